@@ -1,0 +1,69 @@
+# make train [ARGS="overrides"]     make test [ARGS="options of pytest"]     make lint
+#
+# Every path is relative, since make cannot handle a path with a space in it.
+PYTHON ?= python3
+ARGS ?=
+PY := .venv/bin/python
+STAMP := .venv/.installed
+
+.PHONY: help setup train test lint format pins clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo 'make train [ARGS="data=ml1m data.root=FOLDER"]  set up and train (demo data by default)'
+	@echo 'make test  [ARGS="-k titles"]                   set up and run the tests'
+	@echo 'make lint                                       formatting, lint and types, as in CI'
+	@echo 'make format                                     format and mend what can be mended'
+	@echo 'make setup                                      only create .venv'
+	@echo 'make pins                                       renew constraints.txt (needs uv)'
+	@echo 'make clean                                      remove .venv and caches'
+	@echo 'Another interpreter: make PYTHON=python3.12 ...'
+
+train: $(STAMP)
+	$(PY) train.py $(ARGS)
+
+test: $(STAMP)
+	$(PY) -m pytest $(ARGS)
+
+lint: $(STAMP)
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+
+format: $(STAMP)
+	$(PY) -m ruff format .
+	$(PY) -m ruff check --fix .
+
+setup: $(STAMP)
+
+# .venv is whole or it is made anew: the stamp is written last and holds the folder's path, so an
+# interrupted installation, a moved or copied folder and a removed interpreter are all noticed.
+IGNORED := $(shell [ "`cat $(STAMP) 2>/dev/null`" = "`pwd`" ] && $(PY) -c '' 2>/dev/null || rm -f $(STAMP))
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else \
+	  "Python 3.10 or newer is needed; $(PYTHON) is " + sys.version.split()[0] \
+	  + ". Name another one: make PYTHON=python3.12 ...")'
+	@if uv --version >/dev/null 2>&1; then \
+	  echo 'Creating .venv with uv'; \
+	  uv venv --quiet --clear --python "`$(PYTHON) -c 'import sys; print(sys.executable)'`" .venv && \
+	  uv pip install --python $(PY) --constraint constraints.txt \
+	    --build-constraint constraints.txt --editable '.[dev]'; \
+	else \
+	  echo 'Creating .venv with pip, which takes some minutes (uv, where installed, takes seconds)'; \
+	  $(PYTHON) -m venv --clear .venv && \
+	  PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $(PY) -m pip install \
+	    --disable-pip-version-check --editable '.[dev]'; \
+	fi
+	@pwd > $(STAMP)
+
+# The exact versions for every supported Python and platform, with markers where they differ.
+# torchvision is no dependency; its pin is for those who want it beside this package.
+pins:
+	echo torchvision | uv pip compile pyproject.toml - --extra dev --universal --upgrade \
+	  --python-version 3.10 --no-annotate --no-emit-index-url --no-emit-find-links \
+	  --custom-compile-command 'make pins' --output-file constraints.txt
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,67 @@
+"""Score a checkpoint: ``python evaluate.py ckpt_path=FILE [split=val] [data=ml1m data.root=...]``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+def evaluate(cfg: DictConfig, folder: Path) -> dict[str, float]:
+    """Rebuild the model from the checkpoint alone, score the split, write the files of a report.
+
+    Args:
+        cfg: the composed configuration of conf/evaluate.yaml.
+        folder: where the files go.
+
+    Returns:
+        The metrics.
+    """
+    import torch
+    from hydra.utils import instantiate
+    from rich.console import Console
+
+    from genre_lightning.checkpoint import load_model
+    from genre_lightning.data.datamodule import MovieDataModule
+    from genre_lightning.evaluation import print_genre_table, score_split, write_evaluation
+
+    device = torch.device("cuda" if torch.cuda.is_available() and cfg.device != "cpu" else "cpu")
+    torch.set_float32_matmul_precision("high")
+    model = load_model(cfg.ckpt_path, device)
+    fixed: dict[str, Any] = {
+        "titles": model.titles,
+        "augment": None,
+        "poster_size": model.poster_size,
+        "genres": model.genres,
+        "use_titles": model.network.title is not None,
+        "use_posters": model.network.poster is not None,
+        "batch_size": cfg.batch_size,
+        "cache_dir": cfg.cache_dir,
+    }
+    data = (
+        MovieDataModule(**model.data, **fixed)
+        if cfg.get("data") is None
+        else instantiate(cfg.data, **fixed)
+    )
+    data.setup()
+    scores = score_split(model, data, cfg.split, device)
+    metrics = write_evaluation(folder, model, data, scores)
+    console = Console()
+    print_genre_table(model, scores, console)
+    console.print(f"written to {folder}", soft_wrap=True)
+    return metrics
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
+def main(cfg: DictConfig) -> None:
+    """Evaluate into the run folder that Hydra made."""
+    evaluate(cfg, Path(HydraConfig.get().runtime.output_dir))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""Movie genres from titles and posters.
+
+Importing this package loads nothing heavy: :class:`GenrePredictor`, and PyTorch with it, is
+loaded when it is first asked for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from genre_lightning.predictor import GenrePredictor
+
+__version__ = "0.1.0"
+
+__all__ = ["GenrePredictor", "__version__"]
+
+
+def __getattr__(name: str) -> object:
+    if name == "GenrePredictor":
+        from genre_lightning.predictor import GenrePredictor
+
+        return GenrePredictor
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,84 @@
+"""metrics.csv: one row for each epoch, in the run folder, kept whole over a resume."""
+
+from __future__ import annotations
+
+import csv
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+
+from genre_lightning.data.batch import MovieBatch
+
+
+class History(Callback):
+    """Writes ``metrics.csv`` and measures how fast training runs.
+
+    Lightning's own CSV logger deletes the file it finds, so a resumed run would lose its first
+    epochs. This one keeps the rows before the epoch it goes on with, and replaces the file in one
+    step, so that a kill leaves the old rows or the new ones.
+
+    Args:
+        folder: the run folder.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.path = Path(folder) / "metrics.csv"
+        self.rows: list[dict[str, Any]] = []
+        self.samples = 0
+        self.seconds = 0.0
+        self._started = 0.0
+
+    @property
+    def samples_per_second(self) -> float | None:
+        """Training movies per second of this process, validation left out; None before an epoch."""
+        return self.samples / self.seconds if self.seconds > 0 else None
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.path.exists():
+            with self.path.open(newline="") as file:
+                rows = list(csv.DictReader(file))
+            self.rows = [row for row in rows if int(row["epoch"]) < trainer.current_epoch]
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._started = time.perf_counter()
+        self._batches_ended = self._started
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: MovieBatch,
+        batch_idx: int,
+    ) -> None:
+        self.samples += len(batch)
+        self._batches_ended = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.seconds += self._batches_ended - self._started
+        if not trainer.is_global_zero:
+            return
+        values = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
+        rates = [
+            group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups
+        ]
+        self.rows.append(
+            {
+                "epoch": trainer.current_epoch,
+                "step": trainer.global_step,
+                "seconds": round(time.perf_counter() - self._started, 3),
+                "lr": max(rates),
+                **values,
+            }
+        )
+        columns = list(dict.fromkeys(name for row in self.rows for name in row))
+        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        with temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=columns, restval="")
+            writer.writeheader()
+            writer.writerows(self.rows)
+        os.replace(temporary, self.path)

@@ -1,0 +1,263 @@
+"""Normalisation and random changes of posters, a whole batch at once, on the batch's device."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+#: Mean and standard deviation of ImageNet's RGB channels in 0..1, as the pretrained networks and
+#: the original recipe use them.
+POSTER_MEAN = (0.485, 0.456, 0.406)
+POSTER_STD = (0.229, 0.224, 0.225)
+
+#: Weights of R, G, B in a pixel's brightness (ITU-R BT.601).
+_GRAY = (0.299, 0.587, 0.114)
+
+
+def normalise_posters(posters: Tensor) -> Tensor:
+    """(P, 3, H, W) uint8 to float32 of mean 0 and deviation 1 over ImageNet, channels last kept."""
+    scale, bias, _ = _constants(posters.device)
+    if posters.device.type == "cpu" and posters.is_contiguous(memory_format=torch.channels_last):
+        # Three channels are too short an inner loop for the CPU, a row of W * 3 numbers is not.
+        pixels = posters.permute(0, 2, 3, 1).flatten(2)
+        width = posters.shape[3]
+        rows = torch.mul(pixels, scale.repeat(width)).add_(bias.repeat(width))
+        return rows.view(posters.shape[0], -1, width, 3).permute(0, 3, 1, 2)
+    return torch.mul(posters, scale.view(3, 1, 1)).add_(bias.view(3, 1, 1))
+
+
+class PosterAugment(nn.Module):
+    """Random changes to posters, each poster's drawn on its own, and normalisation.
+
+    In this order: a random part of the poster is stretched to its full size ("random resized crop",
+    Szegedy et al. 2014), mirrored left to right, changed in brightness, contrast and saturation
+    (Howard 2013), normalised, and a random rectangle is replaced by the mean colour ("random
+    erasing", Zhong et al. 2017). Colours are not clipped, so that all of it is one linear map.
+
+    Every poster uses up the same number of random numbers whatever is switched on, so switching
+    one change off leaves the others as they were.
+
+    Args:
+        flip: probability of mirroring.
+        crop: least share of the area to keep; 1 keeps all of it.
+        aspect: how far the part's width : height may be stretched, either way; 1 for not at all.
+        brightness: factor in 1 - brightness to 1 + brightness.
+        contrast: likewise, about the poster's mean brightness.
+        saturation: likewise, about the poster in gray; it costs more time than the others.
+        erase: probability of erasing a rectangle of 2% to 20% of the area.
+
+    Raises:
+        ValueError: naming the argument that is out of range.
+    """
+
+    def __init__(
+        self,
+        flip: float = 0.5,
+        crop: float = 0.6,
+        aspect: float = 1.2,
+        brightness: float = 0.2,
+        contrast: float = 0.2,
+        saturation: float = 0.2,
+        erase: float = 0.0,
+    ) -> None:
+        super().__init__()
+        for name, value, low, high in (
+            ("flip", flip, 0.0, 1.0),
+            ("crop", crop, 0.01, 1.0),
+            ("aspect", aspect, 1.0, 4.0),
+            ("brightness", brightness, 0.0, 1.0),
+            ("contrast", contrast, 0.0, 1.0),
+            ("saturation", saturation, 0.0, 1.0),
+            ("erase", erase, 0.0, 1.0),
+        ):
+            if not low <= value <= high:
+                raise ValueError(f"{name}: {value} is not in {low} to {high}")
+        self.flip = flip
+        self.crop = crop
+        self.aspect = aspect
+        self.brightness = brightness
+        self.contrast = contrast
+        self.saturation = saturation
+        self.erase = erase
+
+    def extra_repr(self) -> str:
+        """The settings, for printing the model."""
+        names = ("flip", "crop", "aspect", "brightness", "contrast", "saturation", "erase")
+        return ", ".join(f"{name}={getattr(self, name)}" for name in names)
+
+    @torch.no_grad()
+    def forward(self, posters: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Change and normalise a batch; nothing waits for the device.
+
+        Args:
+            posters: (P, 3, H, W) uint8.
+            generator: equal states give equal results; on the CPU or on the posters' device.
+
+        Returns: (P, 3, H, W) float32, normalised, channels last in memory.
+        """
+        draws = self.draw(posters, generator)
+        if posters.device.type == "cpu":
+            return _one_by_one(posters, draws)
+        return _all_at_once(posters, draws)
+
+    def draw(self, posters: Tensor, generator: torch.Generator | None = None) -> Draws:
+        """What will happen to each poster, on the posters' device."""
+        num, _, height, width = posters.shape
+        device = posters.device if generator is None else generator.device
+        random = torch.rand(num, 12, generator=generator, device=device)
+        u = list(random.to(posters.device, non_blocking=True).unbind(1))
+
+        mirrored = u[0] < self.flip
+        crop = None
+        if self.crop < 1 or self.aspect > 1:
+            area = self.crop + u[1] * (1 - self.crop)
+            crop = _boxes(area, _stretch(u[2], self.aspect), u[3], u[4], height, width, least=1)
+        erased = None
+        if self.erase > 0:
+            area = (u[9] < self.erase) * (0.02 + u[9] / self.erase * 0.18)
+            erased = _boxes(area, _stretch(u[10], 2.0), u[11], u[8], height, width, least=0)
+        return Draws(mirrored if self.flip > 0 else None, crop, *self._colour(posters, u), erased)
+
+    def _colour(self, posters: Tensor, u: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Colour changes and normalisation as one map of pixels: matrix (P, 3, 3), bias (P, 3)."""
+        brightness = _around_one(u[5], self.brightness)
+        contrast = _around_one(u[6], self.contrast)
+        saturation = _around_one(u[7], self.saturation)[:, None, None]
+        scale, bias, gray = _constants(posters.device)
+
+        same = torch.eye(3, device=posters.device)
+        matrix = saturation * same + (1 - saturation) * gray.expand(3, 3)
+        matrix = (brightness * contrast)[:, None, None] * matrix * scale[:, None]
+        biases = bias.expand(len(posters), 3)
+        if self.contrast > 0:
+            # Every 8th pixel of every 8th row is plenty for a mean.
+            mean = posters[:, :, ::8, ::8].float().mean(dim=(2, 3)).mul(gray).sum(1)
+            biases = biases + ((1 - contrast) * brightness * mean)[:, None] * scale
+        return matrix, biases
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What happens to each of P posters of height H and width W.
+
+    Attributes:
+        mirrored: (P,) bool, or None for no poster.
+        crop: (P, 4) int64, top, left, height and width of the part that is stretched, or None.
+        matrix: (P, 3, 3) float32 and
+        bias: (P, 3) float32: colour = matrix @ RGB in 0..255 + bias, with the normalisation.
+        erased: (P, 4) int64 rectangles, empty ones for nothing to erase, or None.
+    """
+
+    mirrored: Tensor | None
+    crop: Tensor | None
+    matrix: Tensor
+    bias: Tensor
+    erased: Tensor | None
+
+
+@lru_cache(maxsize=16)
+def _constants(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Scale (3,) and bias (3,) that take 0..255 to normalised values, and the gray weights (3,).
+
+    Kept on the device, since copying them there for each batch would wait for the device.
+    """
+    with torch.inference_mode(False):
+        mean, std = torch.tensor(POSTER_MEAN), torch.tensor(POSTER_STD)
+        constants = torch.stack([1 / (255 * std), -mean / std, torch.tensor(_GRAY)]).to(device)
+        return constants[0], constants[1], constants[2]
+
+
+def _around_one(u: Tensor, spread: float) -> Tensor:
+    return 1 + (2 * u - 1) * spread
+
+
+def _stretch(u: Tensor, most: float) -> Tensor:
+    """Width : height in 1 / most to most, both directions equally likely."""
+    return torch.exp((2 * u - 1) * math.log(most))
+
+
+def _boxes(
+    area: Tensor, aspect: Tensor, y: Tensor, x: Tensor, height: int, width: int, least: int
+) -> Tensor:
+    """Rectangles of a share of the area, of an aspect, at a place in 0..1: (P, 4) int64."""
+    tall = (height * (area / aspect).sqrt()).round().clamp(least, height)
+    wide = (width * (area * aspect).sqrt()).round().clamp(least, width)
+    top = torch.minimum((y * (height - tall + 1)).floor(), height - tall)
+    left = torch.minimum((x * (width - wide + 1)).floor(), width - wide)
+    return torch.stack([top, left, tall, wide], dim=1).long()
+
+
+def _one_by_one(posters: Tensor, draws: Draws) -> Tensor:
+    """For the CPU: each poster goes all the way while it is in the cache, resampled as uint8.
+
+    Several times faster there than `_all_at_once`, of which it differs by the rounding to uint8.
+    """
+    num, _, height, width = posters.shape
+    result = torch.empty(
+        (num, 3, height, width), dtype=torch.float32, memory_format=torch.channels_last
+    )
+    # Colour is a matrix product of 3 x 3, far too thin to be fast; k pixels at a time make it
+    # 3k x 3k, block by block the same.
+    k = next(k for k in (8, 4, 2, 1) if height * width % k == 0)
+    blocks = torch.zeros(num, k, 3, k, 3)
+    blocks[:, range(k), :, range(k)] = draws.matrix.transpose(1, 2)
+    matrices = blocks.view(num, 3 * k, 3 * k)
+    biases = draws.bias.repeat(1, k)
+    rows = result.permute(0, 2, 3, 1).view(num, -1, 3 * k)
+    crops = None if draws.crop is None else draws.crop.tolist()
+    mirrored = None if draws.mirrored is None else draws.mirrored.tolist()
+    erased = None if draws.erased is None else draws.erased.tolist()
+    for i in range(num):
+        poster = posters[i : i + 1]
+        if crops is not None:
+            top, left, tall, wide = crops[i]
+            part = poster[:, :, top : top + tall, left : left + wide]
+            poster = F.interpolate(part, (height, width), mode="bilinear", align_corners=False)
+        if mirrored is not None and mirrored[i]:
+            poster = poster.flip(3)
+        pixels = poster.permute(0, 2, 3, 1).reshape(-1, 3 * k).float()
+        torch.addmm(biases[i], pixels, matrices[i], out=rows[i])
+        if erased is not None:
+            top, left, tall, wide = erased[i]
+            result[i, :, top : top + tall, left : left + wide] = 0
+    return result
+
+
+def _all_at_once(posters: Tensor, draws: Draws) -> Tensor:
+    """For an accelerator: a few operations on the whole batch, and nothing read back from it."""
+    num, _, height, width = posters.shape
+    y = torch.arange(height, device=posters.device, dtype=torch.float32).expand(num, -1)
+    x = torch.arange(width, device=posters.device, dtype=torch.float32).expand(num, -1)
+    pixels = posters.float()
+    if draws.crop is not None or draws.mirrored is not None:
+        from_y, from_x = y, x
+        if draws.mirrored is not None:
+            from_x = torch.where(draws.mirrored[:, None], width - 1 - x, x)
+        if draws.crop is not None:
+            from_y = _source(from_y, draws.crop[:, 0], draws.crop[:, 2], height)
+            from_x = _source(from_x, draws.crop[:, 1], draws.crop[:, 3], width)
+        grid_y = ((2 * from_y + 1) / height - 1)[:, :, None].expand(-1, -1, width)
+        grid_x = ((2 * from_x + 1) / width - 1)[:, None, :].expand(-1, height, -1)
+        grid = torch.stack([grid_x, grid_y], dim=3)
+        pixels = F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
+    result = draws.bias[:, :, None, None]
+    for channel in range(3):
+        weight = draws.matrix[:, :, channel, None, None]
+        result = torch.addcmul(result, pixels[:, channel : channel + 1], weight)
+    if draws.erased is not None:
+        top, left, tall, wide = (column[:, None] for column in draws.erased.unbind(1))
+        in_y = (y >= top) & (y < top + tall)
+        in_x = (x >= left) & (x < left + wide)
+        result = result.masked_fill(in_y[:, None, :, None] & in_x[:, None, None, :], 0.0)
+    return result.contiguous(memory_format=torch.channels_last)
+
+
+def _source(place: Tensor, start: Tensor, length: Tensor, size: int) -> Tensor:
+    """Where each of `size` pixels comes from when a part is stretched over them; (P, size)."""
+    inside = (place + 0.5) * (length[:, None] / size) - 0.5
+    return start[:, None] + torch.minimum(inside.clamp(min=0), (length - 1)[:, None])

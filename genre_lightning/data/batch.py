@@ -1,0 +1,185 @@
+"""One batch of movies, gathered at once, and the order in which movies are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from genre_lightning.data.posters import PosterCache
+from genre_lightning.data.titles import SparseTitles
+
+
+@dataclass
+class MovieBatch:
+    """B movies, of which P <= B have a poster.
+
+    Attributes:
+        title_indices: (L,) int64, non-zero TF-IDF columns of all titles, one title after another.
+        title_offsets: (B,) int64, where each title starts in ``title_indices``.
+        title_weights: (L,) float32.
+        posters: (P, 3, H, W) uint8 as gathered, channels last in memory; float32 and normalised
+            once the batch is on its device.
+        poster_rows: (P,) int64, the row of the batch that each poster belongs to.
+        targets: (B, G) float32 multi-hot.
+        rows: (B,) int64, each movie's place in the dataset.
+        seed: of this batch's random augmentation.
+    """
+
+    title_indices: Tensor
+    title_offsets: Tensor
+    title_weights: Tensor
+    posters: Tensor
+    poster_rows: Tensor
+    targets: Tensor
+    rows: Tensor
+    seed: int
+
+    def __len__(self) -> int:
+        return self.targets.shape[0]
+
+    def inputs(self) -> dict[str, Tensor]:
+        """The arguments of :meth:`genre_lightning.models.Fusion.forward`."""
+        names = ("title_indices", "title_offsets", "title_weights", "posters", "poster_rows")
+        return {name: getattr(self, name) for name in names}
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> MovieBatch:
+        """The batch with every tensor on ``device``."""
+        tensors = {
+            field.name: getattr(self, field.name).to(device, non_blocking=non_blocking)
+            for field in fields(self)
+            if field.name != "seed"
+        }
+        return MovieBatch(seed=self.seed, **tensors)
+
+    def pin_memory(self) -> MovieBatch:
+        """The batch in page-locked memory, from where copies to the device needn't be awaited."""
+        tensors = {
+            field.name: getattr(self, field.name).pin_memory()
+            for field in fields(self)
+            if field.name != "seed"
+        }
+        return MovieBatch(seed=self.seed, **tensors)
+
+    def with_posters(self, posters: Tensor) -> MovieBatch:
+        """The batch with other poster pixels."""
+        return replace(self, posters=posters)
+
+
+class MovieBatches(Dataset[MovieBatch]):
+    """Gathers the batch of given rows: no work per movie, no copy of what the batch doesn't need.
+
+    Args:
+        titles: TF-IDF rows of all N movies, or None to leave titles out (every title is empty).
+        posters: the poster cache of all N movies, or None to leave posters out.
+        labels: (N, G) uint8 multi-hot.
+    """
+
+    def __init__(
+        self, titles: SparseTitles | None, posters: PosterCache | None, labels: np.ndarray
+    ) -> None:
+        self.titles = titles
+        self.posters = posters
+        self.labels = labels
+
+    def __getitem__(self, item: tuple[np.ndarray, int]) -> MovieBatch:
+        """The batch of ``(rows, seed)``: rows (B,) int64, seed for its augmentation."""
+        rows, seed = item
+        if self.titles is None:
+            indices = torch.zeros(0, dtype=torch.int64)
+            offsets = torch.zeros(len(rows), dtype=torch.int64)
+            weights = torch.zeros(0)
+        else:
+            taken = self.titles.take(rows)
+            indices = torch.from_numpy(taken.indices.astype(np.int64, copy=False))
+            offsets = torch.from_numpy(taken.indptr[:-1].astype(np.int64, copy=False))
+            weights = torch.from_numpy(taken.weights)
+        if self.posters is None:
+            pixels = np.zeros((0, 1, 1, 3), dtype=np.uint8)
+            poster_rows = np.zeros(0, dtype=np.int64)
+        else:
+            places = self.posters.row[rows]
+            poster_rows = np.flatnonzero(places >= 0)
+            pixels = np.take(self.posters.images, places[poster_rows], axis=0)
+        return MovieBatch(
+            title_indices=indices,
+            title_offsets=offsets,
+            title_weights=weights,
+            posters=torch.from_numpy(pixels).permute(0, 3, 1, 2),
+            poster_rows=torch.from_numpy(poster_rows),
+            targets=torch.from_numpy(self.labels[rows].astype(np.float32)),
+            rows=torch.from_numpy(rows),
+            seed=seed,
+        )
+
+
+class BatchOrder(Sampler[tuple[np.ndarray, int]]):
+    """Which rows make up each batch of an epoch; a pure function of (seed, epoch, rank).
+
+    Nothing is drawn from a global generator, so that a resumed run sees the order, and the
+    augmentation seeds, that an unbroken one would have seen.
+
+    Args:
+        rows: (n,) int64, the split's movies.
+        batch_size: B on each rank.
+        shuffle: another permutation each epoch, and a last batch that is not full is left out (its
+            movies come in other epochs); otherwise in order, and nothing is left out.
+        seed: of the permutations and of the augmentation.
+        rank: this process's number.
+        world_size: number of processes that share an epoch.
+
+    Raises:
+        ValueError: if shuffled batches would leave a rank without a movie.
+    """
+
+    def __init__(
+        self,
+        rows: np.ndarray,
+        batch_size: int,
+        *,
+        shuffle: bool,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"data.batch_size must be at least 1, not {batch_size}")
+        if shuffle and len(rows) < 2 * world_size:
+            raise ValueError(f"{len(rows)} movies are too few to train on {world_size} process(es)")
+        self.rows = rows
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning as each epoch begins."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        if self.shuffle:
+            # A dataset smaller than one batch is one batch.
+            return max(1, len(self.rows) // (self.batch_size * self.world_size))
+        own = len(range(self.rank, len(self.rows), self.world_size))
+        return -(-own // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, int]]:
+        if not self.shuffle:
+            own = self.rows[self.rank :: self.world_size]
+            for batch in range(len(self)):
+                yield own[batch * self.batch_size : (batch + 1) * self.batch_size], 0
+            return
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.rows)
+        own = order[self.rank :: self.world_size]
+        # Without this, ranks of a world that doesn't divide the movies would differ in length.
+        own = own[: len(order) // self.world_size]
+        seeds = np.random.default_rng([self.seed, self.epoch, self.rank, 1])
+        for batch in range(len(self)):
+            rows = own[batch * self.batch_size : (batch + 1) * self.batch_size]
+            yield rows, int(seeds.integers(2**62))

@@ -1,0 +1,265 @@
+"""The LightningDataModule: from a reader's movies to batches on the device."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from rich.table import Table
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from genre_lightning.data.augment import PosterAugment, normalise_posters
+from genre_lightning.data.batch import BatchOrder, MovieBatch, MovieBatches
+from genre_lightning.data.movie import DataError, MovieSet, check_movies, encode_genres
+from genre_lightning.data.posters import PosterCache, open_poster_cache
+from genre_lightning.data.readers import read_movies
+from genre_lightning.data.split import split_movies
+from genre_lightning.data.store import content_key, stored_folder
+from genre_lightning.data.summary import (
+    absent_posters,
+    dataset_table,
+    poster_states,
+    render_table,
+)
+from genre_lightning.data.titles import SparseTitles, TitleVectorizer
+
+#: Part of the key of stored features: raise it when their computation changes.
+FEATURES_VERSION = 1
+
+
+class MovieDataModule(pl.LightningDataModule):
+    """Movies of a dataset as batches for training, validation and test.
+
+    ``setup`` reads the dataset, splits it, fits the title features on train alone and opens the
+    poster cache. What it computes is stored under ``cache_dir`` and found there by later runs.
+
+    Args:
+        reader: short name of a dataset reader, a key of ``readers.READERS``.
+        titles: the vectorizer; fitted on train here unless it already is.
+        augment: random changes to the posters of a training batch; None for none.
+        batch_size: B, on each device.
+        poster_size: H = W of the posters.
+        val_fraction: share of train held out for validation where the dataset names no such split.
+        test_fraction: share of all held out for test where the dataset names no such split.
+        split_seed: of the splits drawn here; apart from ``seed``, so that runs of several seeds are
+            compared on the same movies.
+        seed: of the training order and the augmentation.
+        cache_dir: where poster caches and title features are kept.
+        workers: threads that decode posters; None for one per core.
+        use_titles: False leaves titles out of the batches.
+        use_posters: False leaves posters out, and never opens one.
+        genres: label order to use instead of the dataset's own, which must be a part of it.
+        options: what the reader takes, e.g. ``root``.
+    """
+
+    def __init__(
+        self,
+        reader: str,
+        titles: TitleVectorizer,
+        augment: PosterAugment | None = None,
+        *,
+        batch_size: int = 64,
+        poster_size: int = 256,
+        val_fraction: float = 0.15,
+        test_fraction: float = 0.2,
+        split_seed: int = 0,
+        seed: int = 0,
+        cache_dir: str | Path = "~/.cache/genre-lightning",
+        workers: int | None = None,
+        use_titles: bool = True,
+        use_posters: bool = True,
+        genres: Sequence[str] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self.reader = reader
+        self.options = options
+        self.vectorizer = titles
+        self.augment = augment
+        self.batch_size = batch_size
+        self.poster_size = poster_size
+        self.val_fraction = val_fraction
+        self.test_fraction = test_fraction
+        self.split_seed = split_seed
+        self.seed = seed
+        self.cache_dir = Path(cache_dir).expanduser()
+        self.workers = workers
+        self.use_titles = use_titles
+        self.use_posters = use_posters
+        self.wanted_genres = None if genres is None else tuple(genres)
+        self._movie_set: MovieSet | None = None
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read, split, fit and open; a second call does nothing.
+
+        Raises:
+            DataError: the dataset can't be used, with file, row and column.
+        """
+        if self._movie_set is not None:
+            return
+        movies = read_movies(self.reader, **self.options)
+        check_movies(movies)
+        if self.wanted_genres is not None:
+            movies = _with_genres(movies, self.wanted_genres)
+        self.labels = encode_genres(movies.movies, movies.genres)
+        self.genres = movies.genres
+        self.splits, self.titles = self._features(movies)
+        self.posters: PosterCache | None = None
+        if self.use_posters:
+            self.posters = open_poster_cache(
+                [movie.poster for movie in movies.movies],
+                size=self.poster_size,
+                cache_dir=self.cache_dir,
+                workers=self.workers,
+            )
+        self.batches = MovieBatches(
+            self.titles if self.use_titles else None, self.posters, self.labels
+        )
+        self._movie_set = movies
+
+    def _features(self, movies: MovieSet) -> tuple[dict[str, np.ndarray], SparseTitles]:
+        """Split rows and TF-IDF rows, from the store where an earlier run left them."""
+        texts = [movie.title for movie in movies.movies]
+        given = [movie.split for movie in movies.movies]
+        fractions = (self.val_fraction, self.test_fraction, self.split_seed)
+        split_key = content_key("split", FEATURES_VERSION, given, self.labels, *fractions)
+
+        def build_split(folder: Path) -> None:
+            splits = split_movies(
+                given,
+                self.labels,
+                val_fraction=self.val_fraction,
+                test_fraction=self.test_fraction,
+                seed=self.split_seed,
+            )
+            for name, rows in splits.items():
+                np.save(folder / f"{name}.npy", rows)
+
+        folder = stored_folder(self.cache_dir, "split", split_key, build_split)
+        splits = {name: np.load(folder / f"{name}.npy") for name in ("train", "val", "test")}
+        if self.vectorizer.fitted:  # by the run whose checkpoint is being evaluated
+            return splits, self.vectorizer.transform(texts)
+
+        def build_titles(folder: Path) -> None:
+            self.vectorizer.fit([texts[row] for row in splits["train"]])
+            rows = self.vectorizer.transform(texts)
+            np.save(folder / "indptr.npy", rows.indptr)
+            np.save(folder / "indices.npy", rows.indices)
+            np.save(folder / "weights.npy", rows.weights)
+            (folder / "vectorizer.json").write_text(json.dumps(self.vectorizer.state_dict()))
+
+        title_key = content_key(
+            "titles", FEATURES_VERSION, texts, splits["train"], self.vectorizer.settings()
+        )
+        folder = stored_folder(self.cache_dir, "titles", title_key, build_titles)
+        state = json.loads((folder / "vectorizer.json").read_text())
+        self.vectorizer = TitleVectorizer.from_state_dict(state)
+        parts = (np.load(folder / f"{name}.npy") for name in ("indptr", "indices", "weights"))
+        return splits, SparseTitles(*parts)
+
+    @property
+    def movie_set(self) -> MovieSet:
+        """The movies as the reader gave them, in the order of every ``rows`` array."""
+        if self._movie_set is None:
+            raise RuntimeError("setup() comes first")
+        return self._movie_set
+
+    def genre_counts(self) -> np.ndarray:
+        """(G,) int64: movies of the train split that have each genre."""
+        counts: np.ndarray = self.labels[self.splits["train"]].sum(axis=0, dtype=np.int64)
+        return counts
+
+    def poster_states(self) -> np.ndarray:
+        """(N,) of "present", "missing" or "unreadable".
+
+        Without ``use_posters`` none is opened, and one that is there counts as present.
+        """
+        movies = self.movie_set.movies
+        if self.posters is not None:
+            return poster_states(movies, self.posters.row)
+        there = [movie.poster is not None and movie.poster.exists for movie in movies]
+        return poster_states(movies, np.where(there, 0, -1))
+
+    def summary(self) -> list[Table | str]:
+        """What to show before training: the table of the dataset and every poster left out."""
+        movies = self.movie_set
+        table = dataset_table(movies, self.splits, self.labels, self.poster_states())
+        lines: list[Table | str] = [render_table(table, title=f"Dataset: {self.reader}")]
+        lines += [f"poster not there: {name}" for name in absent_posters(movies.movies)]
+        if self.posters is not None:
+            unreadable = self.posters.unreadable
+            lines += [f"poster unreadable: {name} ({reason})" for name, reason in unreadable]
+        return lines
+
+    def describe(self) -> dict[str, Any]:
+        """Plain data: where the movies came from and how they were prepared, for the checkpoint."""
+        source = {"reader": self.reader, **self.options}
+        for key in ("root", "path"):
+            if source.get(key) is not None:
+                source[key] = str(Path(source[key]).expanduser().resolve())
+        source.pop("download", None)  # a checkpoint must not be able to start a download
+        return {
+            "genres": list(self.genres),
+            "titles": self.vectorizer.state_dict(),
+            "poster_size": self.poster_size,
+            "data": {
+                **source,
+                "val_fraction": self.val_fraction,
+                "test_fraction": self.test_fraction,
+                "split_seed": self.split_seed,
+            },
+        }
+
+    def train_dataloader(self) -> DataLoader[MovieBatch]:
+        return self.loader("train", shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[MovieBatch]:
+        return self.loader("val")
+
+    def test_dataloader(self) -> DataLoader[MovieBatch]:
+        return self.loader("test")
+
+    def loader(self, split: str, shuffle: bool = False) -> DataLoader[MovieBatch]:
+        """Batches of "train", "val" or "test", shared out over the trainer's processes."""
+        trainer = self.trainer
+        order = BatchOrder(
+            self.splits[split],
+            self.batch_size,
+            shuffle=shuffle,
+            seed=self.seed,
+            rank=trainer.global_rank if trainer is not None else 0,
+            world_size=trainer.world_size if trainer is not None else 1,
+        )
+        return DataLoader(
+            self.batches, sampler=order, batch_size=None, pin_memory=torch.cuda.is_available()
+        )
+
+    def on_after_batch_transfer(self, batch: MovieBatch, dataloader_idx: int) -> MovieBatch:
+        """Augment (training only) and normalise the posters, all at once, on the batch's device."""
+        training = self.trainer is not None and bool(self.trainer.training)
+        return batch.with_posters(self.prepare_posters(batch.posters, batch.seed, training))
+
+    def prepare_posters(self, posters: Tensor, seed: int, training: bool) -> Tensor:
+        """(P, 3, H, W) uint8 to normalised float32, augmented from ``seed`` when ``training``."""
+        if training and self.augment is not None and posters.shape[0] > 0:
+            generator = torch.Generator(device=posters.device).manual_seed(seed)
+            augmented: Tensor = self.augment(posters, generator)
+            return augmented
+        return normalise_posters(posters)
+
+
+def _with_genres(movies: MovieSet, wanted: tuple[str, ...]) -> MovieSet:
+    """The same movies with the label order of a trained model."""
+    unknown = [genre for genre in movies.genres if genre not in wanted]
+    if unknown:
+        raise DataError(
+            f"the model does not know the dataset's genre(s) {', '.join(unknown)}; "
+            f"it was trained on {', '.join(wanted)}"
+        )
+    return MovieSet(movies.movies, wanted)

@@ -1,0 +1,182 @@
+"""What every reader hands over: movies with title, poster file and genres; and its checks.
+
+Readers locate, they never open an image: a :class:`PosterFile` says where a poster's bytes lie and
+is enough to fingerprint them (size and stamp) without reading them.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+SPLITS = ("train", "val", "test")
+
+
+class DataError(ValueError):
+    """A dataset that can't be used; the message names file, row, column, and what to do."""
+
+
+@lru_cache(maxsize=4)
+def _open_zip(path: Path, process: int, size: int, modified: int) -> zipfile.ZipFile:
+    """One open archive per process and per version of the file.
+
+    Its directory is parsed once, not once per poster, and ``ZipFile`` guards its file position with
+    a lock, so that threads may share it. Processes may not (a forked one shares the position but
+    not the lock), hence the id.
+    """
+    return zipfile.ZipFile(path)
+
+
+@dataclass(frozen=True, slots=True)
+class PosterFile:
+    """Where a poster's bytes lie: a file, or a member of a zip archive.
+
+    Attributes:
+        path: the file itself, or the archive that holds ``member``.
+        member: name inside the archive, or None for a plain file.
+        size: bytes (uncompressed for a member); -1 when the dataset names a file that is not there.
+        stamp: changes when the content does: ``st_mtime_ns`` of a file, CRC-32 of a member.
+    """
+
+    path: Path
+    member: str | None
+    size: int
+    stamp: int
+
+    @property
+    def name(self) -> str:
+        """How messages call it."""
+        return str(self.path) if self.member is None else f"{self.path}:{self.member}"
+
+    @property
+    def exists(self) -> bool:
+        """False when the dataset names this poster but the file was not there on reading."""
+        return self.size >= 0
+
+    def read_bytes(self) -> bytes:
+        """The encoded image. Safe to call from many threads and processes at once.
+
+        Raises:
+            OSError: the file is gone, unreadable, or the archive or this member of it is damaged.
+        """
+        if self.member is None:
+            return self.path.read_bytes()
+        status = self.path.stat()
+        try:
+            archive = _open_zip(self.path, os.getpid(), status.st_size, status.st_mtime_ns)
+            return archive.read(self.member)
+        except KeyError:
+            raise FileNotFoundError(f"{self.name}: no such member in the archive") from None
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+            # RuntimeError: an encrypted member; its subclass NotImplementedError: an unknown
+            # compression method.
+            raise OSError(f"{self.name}: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Movie:
+    """One movie as the dataset gives it.
+
+    Attributes:
+        id: unique within the dataset.
+        title: as written, e.g. ``"Godfather, The (1972)"``.
+        poster: None when the movie has none.
+        genres: at least one, each one of ``MovieSet.genres``.
+        split: "train", "val", "test", or None when it is still to be assigned.
+        where: the place in its file for messages, e.g. ``"movies_train.dat:17"``.
+    """
+
+    id: str
+    title: str
+    poster: PosterFile | None
+    genres: tuple[str, ...]
+    split: str | None
+    where: str
+
+
+@dataclass(frozen=True)
+class MovieSet:
+    """All movies of a dataset, and its genres in label order.
+
+    Column g of every label array is ``genres[g]``. What a reader returns has passed
+    :func:`check_movies`.
+    """
+
+    movies: list[Movie]
+    genres: tuple[str, ...]
+
+
+def encode_genres(movies: Sequence[Movie], genres: Sequence[str]) -> np.ndarray:
+    """Multi-hot labels, (N, G) uint8: 1 where movie n has ``genres[g]``.
+
+    Raises:
+        DataError: a movie has a genre that is not among ``genres``.
+    """
+    column = {genre: g for g, genre in enumerate(genres)}
+    labels = np.zeros((len(movies), len(genres)), dtype=np.uint8)
+    for row, movie in enumerate(movies):
+        for genre in movie.genres:
+            if genre not in column:
+                raise _unknown_genre(movie, genre, genres)
+            labels[row, column[genre]] = 1
+    return labels
+
+
+def check_movies(movie_set: MovieSet) -> None:
+    """Refuse a dataset that can't be trained on, naming file, row and column.
+
+    Raises:
+        DataError: no movies, no genres or a genre listed twice; a movie without id, title or
+            genres, with an unknown genre or split, or with the id of an earlier one.
+    """
+    genres = movie_set.genres
+    if not movie_set.movies:
+        raise DataError("the dataset has no movies")
+    if not genres:
+        raise DataError("the dataset has no genres, so there is nothing to learn")
+    for genre in genres:
+        if not genre.strip():
+            raise DataError("the dataset's list of genres has an empty name")
+    if len(set(genres)) < len(genres):
+        twice = sorted({genre for genre in genres if genres.count(genre) > 1})
+        raise DataError(f"the dataset lists a genre more than once: {', '.join(twice)}")
+
+    known = set(genres)
+    first_with: dict[str, str] = {}
+    for movie in movie_set.movies:
+        if not movie.id.strip():
+            raise DataError(f"{movie.where}, column id: empty")
+        if movie.id in first_with:
+            raise DataError(
+                f"{movie.where}, column id: {movie.id!r} is already the id at "
+                f"{first_with[movie.id]}"
+            )
+        first_with[movie.id] = movie.where
+        if not movie.title.strip():
+            raise DataError(f"{movie.where}, column title: empty")
+        if not movie.genres:
+            raise DataError(
+                f"{movie.where}, column genres: empty; each movie needs at least one genre"
+            )
+        for genre in movie.genres:
+            if genre not in known:
+                raise _unknown_genre(movie, genre, genres)
+        if movie.split is not None and movie.split not in SPLITS:
+            raise DataError(
+                f"{movie.where}, column split: {movie.split!r} is none of {', '.join(SPLITS)} "
+                "(or empty)"
+            )
+
+
+def _unknown_genre(movie: Movie, genre: str, genres: Sequence[str]) -> DataError:
+    return DataError(
+        f"{movie.where}, column genres: unknown genre {genre!r}; "
+        f"the dataset's genres are {', '.join(genres)}"
+    )

@@ -1,0 +1,209 @@
+"""Folders that are complete or not there: what is built once and reused by every run and sweep job.
+
+A cache folder is named for the content it was built from (`content_key`), is built under a file
+lock in a temporary folder beside it, and gets its name by a rename when it is whole. So a process
+that is killed while it builds leaves nothing that could be mistaken for a cache, and of two
+processes that need the same folder one builds while the other waits and reuses.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import os
+import re
+import shutil
+import struct
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import BaseFileLock, FileLock, Timeout
+
+logger = logging.getLogger(__name__)
+
+_NAME = re.compile(r"[A-Za-z0-9_]+")
+_KEY = re.compile(r"[0-9a-f]{8,128}")
+_LEFTOVER = re.compile(r"\.(?P<folder>[A-Za-z0-9_]+-[0-9a-f]+)\.tmp-[0-9a-f]+")
+_NOT_WRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
+
+
+class CacheError(OSError):
+    """A cache folder cannot be written (no permission, full disk, ...); the message names it."""
+
+
+def content_key(*parts: Any) -> str:
+    """Name content: equal parts give equal keys, in every process and on every machine.
+
+    Each part is plain data (None, bool, int, float, str, bytes, list, tuple, dict, Path) or a numpy
+    array or number, nested at will. Types count (1, 1.0, True and "1" differ); a list and a tuple
+    of the same items do not differ, nor does a dict's order matter.
+
+    Returns: 32 hex digits (BLAKE2b, 128 bits).
+    Raises: TypeError for anything else, so that no object's address or iteration order can get
+        into a key.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    _feed(digest.update, list(parts))
+    return digest.hexdigest()
+
+
+def stored_folder(
+    cache_dir: str | Path,
+    name: str,
+    key: str,
+    build: Callable[[Path], None],
+    check: Callable[[Path], str | None] | None = None,
+) -> Path:
+    """Return the folder `cache_dir/NAME-KEY`, building it first where it is not there.
+
+    Args:
+        cache_dir: where cache folders live; made if needed. It may be read-only when the folder is
+            there already.
+        name: what the folder is for: letters, digits, underscores.
+        key: hex digits that stand for everything the content depends on, see `content_key`.
+        build: fills the empty folder that it is handed. What it raises goes on to the caller, and
+            leaves no folder.
+        check: looks at a folder that is there already and returns what is wrong with it, or None.
+            A wrong one is built anew, and a warning says so. It runs at every call: keep it cheap.
+
+    Raises:
+        CacheError: the folder can't be written.
+    """
+    if not _NAME.fullmatch(name) or not _KEY.fullmatch(key):
+        raise ValueError(f"a cache folder is named by letters and hex digits: {name!r}, {key!r}")
+    cache_dir = Path(cache_dir)
+    folder = cache_dir / f"{name}-{key}"
+    if folder.is_dir() and (check is None or check(folder) is None):
+        return folder  # without the lock: the usual case, and all that a read-only cache can serve
+    lock = _lock(cache_dir, folder.name)
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            logger.info("another process is building %s: waiting for it", folder)
+            lock.acquire()
+    except OSError as error:
+        raise _cache_error(cache_dir, error) from error
+    try:
+        _remove_leftovers(cache_dir, own=folder.name)
+        if folder.is_dir():
+            reason = check(folder) if check is not None else None
+            if reason is None:
+                return folder  # the process we waited for has built it
+            logger.warning("building %s anew: %s", folder, reason)
+        _build(folder, build)
+    except OSError as error:
+        if isinstance(error, CacheError) or not _is_ours(error, cache_dir):
+            raise
+        raise _cache_error(cache_dir, error) from error
+    finally:
+        lock.release()
+    return folder
+
+
+def _build(folder: Path, build: Callable[[Path], None]) -> None:
+    """Build into a temporary folder and give it its name. The caller holds the folder's lock."""
+    temporary = _temporary(folder)
+    temporary.mkdir()
+    try:
+        build(temporary)
+        if folder.is_dir():  # damaged: renamed first, so that nobody sees it half removed
+            damaged = folder.rename(_temporary(folder))
+            shutil.rmtree(damaged, ignore_errors=True)
+        temporary.rename(folder)
+    except BaseException:  # Ctrl-C too: what is half built goes at once
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _remove_leftovers(cache_dir: Path, own: str) -> None:
+    """Remove the temporary folders of killed builders. The caller holds the lock of `own`.
+
+    A builder holds its folder's lock as long as it lives, and the system takes it back when it
+    dies: a temporary folder whose lock is free, or is held by us, has no builder any more.
+    """
+    for path in cache_dir.iterdir():
+        match = _LEFTOVER.fullmatch(path.name)
+        if match is None:
+            continue
+        if match["folder"] == own:
+            shutil.rmtree(path, ignore_errors=True)
+            continue
+        lock = _lock(cache_dir, match["folder"])
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            continue  # its builder is at work
+        except OSError:
+            continue  # another user's: theirs to remove
+        try:
+            shutil.rmtree(path, ignore_errors=True)
+        finally:
+            lock.release()
+
+
+def _temporary(folder: Path) -> Path:
+    return folder.parent / f".{folder.name}.tmp-{uuid.uuid4().hex[:12]}"
+
+
+def _lock(cache_dir: Path, folder_name: str) -> BaseFileLock:
+    return FileLock(cache_dir / f".{folder_name}.lock")
+
+
+def _is_ours(error: OSError, cache_dir: Path) -> bool:
+    """Tell a failure to write the cache from one that the builder had elsewhere."""
+    if error.errno in _NOT_WRITABLE:
+        return True
+    if not isinstance(error.filename, (str, bytes)):
+        return False
+    return Path(os.fsdecode(error.filename)).is_relative_to(cache_dir)
+
+
+def _cache_error(cache_dir: Path, error: OSError) -> CacheError:
+    reason = error.strerror or str(error)
+    return CacheError(
+        f"cannot write the cache folder {cache_dir}: {reason}. "
+        "Make room or give the right to write there, or choose another cache_dir."
+    )
+
+
+def _feed(update: Callable[[bytes], object], part: Any) -> None:
+    """Hash one part as type, length, content: no two different parts give the same bytes."""
+    if isinstance(part, np.generic):
+        part = part.item()
+    if part is None or isinstance(part, (bool, int)):
+        data = repr(part).encode()
+    elif isinstance(part, float):
+        data = struct.pack("<d", part)
+    elif isinstance(part, str):
+        data = part.encode("utf-8", "surrogatepass")  # file names in other encodings carry them
+    elif isinstance(part, bytes):
+        data = part
+    elif isinstance(part, Path):
+        data = os.fsencode(part)
+    elif isinstance(part, (list, tuple)):
+        update(b"list:%d:" % len(part))
+        for item in part:
+            _feed(update, item)
+        return
+    elif isinstance(part, Mapping):
+        update(b"dict:%d:" % len(part))
+        for name in sorted(part):
+            _feed(update, name)
+            _feed(update, part[name])
+        return
+    elif isinstance(part, np.ndarray) and not part.dtype.hasobject:
+        update(f"array:{part.dtype.str}:{part.shape}:".encode())
+        update(np.ascontiguousarray(part).tobytes())
+        return
+    else:
+        kind = type(part).__name__
+        raise TypeError(f"a cache key is made of plain data and numpy arrays, not of {kind}")
+    kind = "path" if isinstance(part, Path) else type(part).__name__
+    update(f"{kind}:{len(data)}:".encode())
+    update(data)

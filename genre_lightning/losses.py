@@ -1,0 +1,385 @@
+"""Losses over genre logits: pure functions, and small modules that hold their numbers.
+
+Legend: B batch, G genres. Every function takes logits (B, G), any float dtype and any real value,
+and targets (B, G) in [0, 1] (multi-hot, or soft), and returns a scalar. Half-precision logits
+(float16, bfloat16) are computed in float32: log-sigmoids of such logits lose the digits that rare
+genres live on. float32 and float64 stay as they are.
+
+``bce_with_logits``, ``focal`` and ``asymmetric`` are means over all B x G cells, so their sizes
+compare and a learning rate carries over; ``cross_entropy`` is a mean over the B movies, as in
+PyTorch.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+CLASS_WEIGHTS = ("balanced", "sqrt")
+
+
+def class_weights(
+    genre_counts: Tensor | Sequence[int],
+    num_movies: int,
+    kind: str,
+    *,
+    max_weight: float = 20.0,
+) -> Tensor:
+    """How much a positive of each genre weighs against a negative, from the training counts.
+
+    Args:
+        genre_counts: (G,) training movies that have the genre.
+        num_movies: training movies in all.
+        kind: "balanced" is negatives / positives (positives and negatives of a genre then weigh the
+            same in sum); "sqrt" is the square root of that, a milder form.
+        max_weight: weights are clipped into [1 / max_weight, max_weight] (before the root), so that
+            a genre of three movies does not outshout all others.
+
+    Returns:
+        (G,) float32, all finite and positive. A genre without a training movie has weight 1: its
+        positives never occur.
+
+    Raises:
+        ValueError: for an unknown kind, or counts outside [0, num_movies].
+    """
+    if kind not in CLASS_WEIGHTS:
+        raise ValueError(f"class_weight is {kind!r}; choose one of {CLASS_WEIGHTS} or null")
+    if max_weight < 1:
+        raise ValueError(f"max_weight is {max_weight}; it must be at least 1")
+    counts = torch.as_tensor(genre_counts, dtype=torch.float64).cpu()
+    if counts.ndim != 1:
+        raise ValueError(f"genre_counts has shape {tuple(counts.shape)}; it must be (G,)")
+    if bool((counts < 0).any()) or bool((counts > num_movies).any()):
+        raise ValueError(
+            f"genre_counts must lie between 0 and num_movies={num_movies}: {counts.tolist()}"
+        )
+    weights = ((num_movies - counts) / counts.clamp(min=1)).clamp(1 / max_weight, max_weight)
+    weights = torch.where(counts > 0, weights, torch.ones_like(weights))
+    return (weights.sqrt() if kind == "sqrt" else weights).float()
+
+
+def bce_with_logits(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    pos_weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Binary cross-entropy, mean over all cells.
+
+    -[w y log s(z) + (1 - y) log(1 - s(z))], s the sigmoid.
+
+    Args:
+        logits: (B, G).
+        targets: (B, G) in [0, 1].
+        pos_weight: (G,) the w of each genre; 1 when None.
+        label_smoothing: e in [0, 1): targets become y (1 - e) + e / 2.
+    """
+    logits, targets = _prepare(logits, targets)
+    if label_smoothing:
+        targets = targets * (1 - label_smoothing) + label_smoothing / 2
+    return F.binary_cross_entropy_with_logits(
+        logits, targets, pos_weight=None if pos_weight is None else pos_weight.to(logits.dtype)
+    )
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, *, weight: Tensor | None = None) -> Tensor:
+    """Softmax cross-entropy of the multi-hot row as it stands: the loss of the original recipe.
+
+    What ``torch.nn.CrossEntropyLoss`` computes when the targets are floats, i.e. class
+    "probabilities": (1 / B) sum_b sum_g -w_g y_bg log softmax(z_b)_g. The rows are not divided by
+    their number of genres: a movie with three genres counts three times, one without any counts
+    nothing (but still in B). The genres compete for one unit of
+    probability and a row's logits may shift together unpunished, so sigmoid(z) is no calibrated
+    probability.
+
+    Args:
+        logits: (B, G).
+        targets: (B, G), one or more ones per row.
+        weight: (G,) the w of each genre; 1 when None.
+    """
+    logits, targets = _prepare(logits, targets)
+    return F.cross_entropy(
+        logits, targets, weight=None if weight is None else weight.to(logits.dtype)
+    )
+
+
+def focal(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    gamma: float = 2.0,
+    alpha: float | None = None,
+    pos_weight: Tensor | None = None,
+) -> Tensor:
+    """Sigmoid focal loss, mean over all cells.
+
+    Lin et al. 2017, "Focal Loss for Dense Object Detection":
+    -[a w y (1 - p)^gamma log p + (1 - a) (1 - y) p^gamma log(1 - p)], p = sigmoid(z); with alpha
+    None both a and 1 - a are 1.
+
+    Args:
+        logits: (B, G).
+        targets: (B, G) in [0, 1].
+        gamma: focusing exponent >= 0; 0 is binary cross-entropy.
+        alpha: weight of positives in [0, 1], its complement for negatives.
+        pos_weight: (G,) further weight of each genre's positives.
+    """
+    logits, targets = _prepare(logits, targets)
+    log_p, log_not_p = F.logsigmoid(logits), F.logsigmoid(-logits)
+    # powers as exp(gamma * log): pow(0, gamma) has an infinite slope for gamma < 1, which times
+    # zero is nan
+    positive = targets * torch.exp(gamma * log_not_p) * log_p
+    negative = (1 - targets) * torch.exp(gamma * log_p) * log_not_p
+    if pos_weight is not None:
+        positive = positive * pos_weight.to(logits.dtype)
+    if alpha is not None:
+        positive, negative = alpha * positive, (1 - alpha) * negative
+    return -(positive + negative).mean()
+
+
+def asymmetric(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    gamma_neg: float = 4.0,
+    gamma_pos: float = 1.0,
+    clip: float = 0.05,
+    pos_weight: Tensor | None = None,
+) -> Tensor:
+    """Asymmetric loss, mean over all cells.
+
+    Ridnik et al. 2021, "Asymmetric Loss For Multi-Label Classification":
+    -[w y (1 - p)^gamma_pos log p + (1 - y) q^gamma_neg log(1 - q)], p = sigmoid(z), q = max(p -
+    clip, 0): easy negatives fade faster than easy positives, and those below ``clip`` count
+    nothing. The authors sum over the cells; this is the mean.
+
+    Args:
+        logits: (B, G).
+        targets: (B, G) in [0, 1].
+        gamma_neg: focusing exponent >= 0 of the negatives.
+        gamma_pos: focusing exponent >= 0 of the positives.
+        clip: probability margin in [0, 1); 0 turns it off.
+        pos_weight: (G,) further weight of each genre's positives.
+    """
+    logits, targets = _prepare(logits, targets)
+    log_p, log_not_p = F.logsigmoid(logits), F.logsigmoid(-logits)
+    positive = targets * torch.exp(gamma_pos * log_not_p) * log_p
+    if clip > 0:
+        # floor above zero: see focal() on pow(0, gamma); log(1 - floor) is exactly 0
+        floor = torch.finfo(logits.dtype).tiny
+        shifted = (torch.sigmoid(logits) - clip).clamp(min=floor)
+        negative = shifted.pow(gamma_neg) * torch.log1p(-shifted)
+    else:
+        negative = torch.exp(gamma_neg * log_p) * log_not_p
+    if pos_weight is not None:
+        positive = positive * pos_weight.to(logits.dtype)
+    return -(positive + (1 - targets) * negative).mean()
+
+
+class BCELoss(nn.Module):
+    """``bce_with_logits`` with its numbers; see ``class_weights`` for the first three arguments."""
+
+    #: How the logits it trains become scores; a key of ``models.ACTIVATIONS``.
+    activation = "sigmoid"
+
+    def __init__(
+        self,
+        genre_counts: Tensor | Sequence[int] | None = None,
+        num_movies: int | None = None,
+        class_weight: str | None = None,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        _check_range("label_smoothing", label_smoothing, 0, 1, open_end=True)
+        self.label_smoothing = label_smoothing
+        self.pos_weight: Tensor | None
+        self.register_buffer(
+            "pos_weight", _weights(genre_counts, num_movies, class_weight), persistent=False
+        )
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss, a scalar, of logits (B, G) and targets (B, G)."""
+        return bce_with_logits(
+            logits, targets, pos_weight=self.pos_weight, label_smoothing=self.label_smoothing
+        )
+
+
+class CrossEntropyLoss(nn.Module):
+    """``cross_entropy`` with its numbers; see ``class_weights`` for the arguments."""
+
+    #: How the logits it trains become scores; a key of ``models.ACTIVATIONS``.
+    activation = "softmax"
+
+    def __init__(
+        self,
+        genre_counts: Tensor | Sequence[int] | None = None,
+        num_movies: int | None = None,
+        class_weight: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.weight: Tensor | None
+        self.register_buffer(
+            "weight", _weights(genre_counts, num_movies, class_weight), persistent=False
+        )
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss, a scalar, of logits (B, G) and targets (B, G)."""
+        return cross_entropy(logits, targets, weight=self.weight)
+
+
+class FocalLoss(nn.Module):
+    """``focal`` with its numbers; see ``class_weights`` for the first three arguments."""
+
+    #: How the logits it trains become scores; a key of ``models.ACTIVATIONS``.
+    activation = "sigmoid"
+
+    def __init__(
+        self,
+        genre_counts: Tensor | Sequence[int] | None = None,
+        num_movies: int | None = None,
+        class_weight: str | None = None,
+        gamma: float = 2.0,
+        alpha: float | None = None,
+    ) -> None:
+        super().__init__()
+        _check_range("gamma", gamma, 0, float("inf"))
+        if alpha is not None:
+            _check_range("alpha", alpha, 0, 1)
+        self.gamma = gamma
+        self.alpha = alpha
+        self.pos_weight: Tensor | None
+        self.register_buffer(
+            "pos_weight", _weights(genre_counts, num_movies, class_weight), persistent=False
+        )
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss, a scalar, of logits (B, G) and targets (B, G)."""
+        return focal(
+            logits, targets, gamma=self.gamma, alpha=self.alpha, pos_weight=self.pos_weight
+        )
+
+
+class AsymmetricLoss(nn.Module):
+    """``asymmetric`` with its numbers; see ``class_weights`` for the first three arguments."""
+
+    #: How the logits it trains become scores; a key of ``models.ACTIVATIONS``.
+    activation = "sigmoid"
+
+    def __init__(
+        self,
+        genre_counts: Tensor | Sequence[int] | None = None,
+        num_movies: int | None = None,
+        class_weight: str | None = None,
+        gamma_neg: float = 4.0,
+        gamma_pos: float = 1.0,
+        clip: float = 0.05,
+    ) -> None:
+        super().__init__()
+        _check_range("gamma_neg", gamma_neg, 0, float("inf"))
+        _check_range("gamma_pos", gamma_pos, 0, float("inf"))
+        _check_range("clip", clip, 0, 1, open_end=True)
+        self.gamma_neg = gamma_neg
+        self.gamma_pos = gamma_pos
+        self.clip = clip
+        self.pos_weight: Tensor | None
+        self.register_buffer(
+            "pos_weight", _weights(genre_counts, num_movies, class_weight), persistent=False
+        )
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss, a scalar, of logits (B, G) and targets (B, G)."""
+        return asymmetric(
+            logits,
+            targets,
+            gamma_neg=self.gamma_neg,
+            gamma_pos=self.gamma_pos,
+            clip=self.clip,
+            pos_weight=self.pos_weight,
+        )
+
+
+#: Every loss by the short name that configs and checkpoints use. A new loss is a line here.
+LOSSES: dict[str, type[nn.Module]] = {
+    "bce": BCELoss,
+    "cross_entropy": CrossEntropyLoss,
+    "focal": FocalLoss,
+    "asymmetric": AsymmetricLoss,
+}
+
+
+def build_loss(
+    name: str,
+    genre_counts: Sequence[int] | None = None,
+    num_movies: int | None = None,
+    **numbers: Any,
+) -> nn.Module:
+    """Build a loss from plain data: what ``conf/loss`` holds and what a checkpoint stores.
+
+    Args:
+        name: a key of ``LOSSES``.
+        genre_counts: (G,) training movies that have each genre; for class weights.
+        num_movies: training movies in all.
+        numbers: the loss's own arguments.
+
+    Returns:
+        The module; its ``description`` is the plain data that builds it again.
+
+    Raises:
+        ValueError: an unknown name or argument, or one of a wrong type or range.
+    """
+    if name not in LOSSES:
+        raise ValueError(f"loss {name!r} is unknown; there is {', '.join(LOSSES)}")
+    parameters = inspect.signature(LOSSES[name]).parameters
+    for key, value in numbers.items():
+        if key not in parameters:
+            raise ValueError(f"loss.{key}: {name} has no such argument; it has {list(parameters)}")
+        if key != "class_weight" and not (value is None or type(value) in (int, float)):
+            raise ValueError(f"loss.{key} must be a number, not {value!r}")
+    if genre_counts is not None and not all(type(count) is int for count in genre_counts):
+        raise ValueError("genre_counts must be whole numbers")
+    loss = LOSSES[name](genre_counts=genre_counts, num_movies=num_movies, **numbers)
+    counts = None if genre_counts is None else list(genre_counts)
+    loss.description = {  # type: ignore[assignment]
+        "name": name,
+        "genre_counts": counts,
+        "num_movies": num_movies,
+        **numbers,
+    }
+    return loss
+
+
+def _prepare(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    if logits.shape != targets.shape or logits.ndim != 2:
+        raise ValueError(
+            f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)} must both be (B, G)"
+        )
+    if logits.dtype in (torch.float16, torch.bfloat16):
+        logits = logits.float()
+    return logits, targets.to(logits.dtype)
+
+
+def _weights(
+    genre_counts: Tensor | Sequence[int] | None, num_movies: int | None, class_weight: str | None
+) -> Tensor | None:
+    if class_weight is None:
+        return None
+    if genre_counts is None or num_movies is None:
+        raise ValueError(
+            f"class_weight={class_weight!r} needs genre_counts and num_movies of the training split"
+        )
+    return class_weights(genre_counts, num_movies, class_weight)
+
+
+def _check_range(
+    name: str, value: float, low: float, high: float, *, open_end: bool = False
+) -> None:
+    if not (low <= value < high if open_end else low <= value <= high):
+        raise ValueError(
+            f"{name} is {value}; it must lie in [{low}, {high}{')' if open_end else ']'}"
+        )

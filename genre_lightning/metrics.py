@@ -1,0 +1,226 @@
+"""Multi-label metrics of genre predictions: pure functions, and a collector of scores.
+
+Legend: N movies, G genres. A genre is predicted iff its score >= its threshold, both as float32.
+Nothing here rounds or averages over batches: the metrics are those of the whole split, equal to
+scikit-learn's with ``zero_division=0``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.functional.classification import (
+    multilabel_average_precision,
+    multilabel_f1_score,
+    multilabel_precision,
+    multilabel_recall,
+)
+from torchmetrics.utilities.data import dim_zero_cat
+
+
+def genre_metrics(scores: Tensor, targets: Tensor, thresholds: Tensor) -> dict[str, float]:
+    """The scores of a whole split as one flat dictionary of floats.
+
+    Args:
+        scores: (N, G) floats in [0, 1].
+        targets: (N, G) zeros and ones of any dtype.
+        thresholds: (G,) floats; a genre is predicted iff score >= threshold.
+
+    Returns:
+        ``f1_micro``, ``f1_macro``, ``f1_weighted`` (by support), ``f1_samples`` (mean F1 of the
+        rows), ``precision_micro``, ``precision_macro``, ``recall_micro``, ``recall_macro`` at
+        ``thresholds``; the same names with ``_at_0.5`` at a fixed 0.5; ``map_micro`` (average
+        precision of all cells as one list) and ``map_macro``. As in scikit-learn with
+        ``zero_division=0``, a genre (or row) without positives and predictions counts as F1 0 in
+        the F1, precision and recall means. ``map_macro`` is the mean over the genres that have a
+        positive, since average precision is undefined for the others. Without any positive in the
+        split both mAP are 0.
+
+    Raises:
+        ValueError: when shapes disagree, N is 0, or values are out of range.
+    """
+    scores, targets, thresholds = _prepare(scores, targets, thresholds)
+    num_genres = scores.shape[1]
+    metrics = _decision_metrics(scores >= thresholds, targets)
+    at_half = _decision_metrics(scores >= 0.5, targets)
+    metrics |= {f"{name}_at_0.5": value for name, value in at_half.items()}
+    precisions = _average_precisions(scores, targets)
+    present = ~precisions.isnan()
+    metrics["map_macro"] = float(precisions[present].mean()) if bool(present.any()) else 0.0
+    metrics["map_micro"] = (
+        float(
+            multilabel_average_precision(
+                scores, targets, num_genres, average="micro", validate_args=False
+            )
+        )
+        if bool(present.any())
+        else 0.0
+    )
+    return metrics
+
+
+def per_genre_metrics(scores: Tensor, targets: Tensor, thresholds: Tensor) -> dict[str, Tensor]:
+    """The scores of each genre, for a table.
+
+    Args:
+        scores: (N, G) floats in [0, 1].
+        targets: (N, G) zeros and ones of any dtype.
+        thresholds: (G,) floats; a genre is predicted iff score >= threshold.
+
+    Returns:
+        Tensors (G,): ``f1``, ``precision``, ``recall`` (float32, 0 where undefined), ``ap``
+        (float32, nan for a genre without positives), ``support`` (int64, positives), ``threshold``
+        (float32).
+
+    Raises:
+        ValueError: as ``genre_metrics``.
+    """
+    scores, targets, thresholds = _prepare(scores, targets, thresholds)
+    num_genres = scores.shape[1]
+    predicted = (scores >= thresholds).long()
+    by_decision = {
+        "f1": multilabel_f1_score,
+        "precision": multilabel_precision,
+        "recall": multilabel_recall,
+    }
+    # reshaped, since torchmetrics makes a scalar of a single genre
+    table = {
+        name: metric(predicted, targets, num_genres, average="none", validate_args=False).reshape(
+            num_genres
+        )
+        for name, metric in by_decision.items()
+    }
+    table["ap"] = _average_precisions(scores, targets)
+    table["support"] = targets.sum(dim=0)
+    table["threshold"] = thresholds
+    return table
+
+
+class ScoreCollector(Metric):
+    """Collects the scores and targets of a split, over batches and processes.
+
+    ``update(scores (B, G), targets (B, G))`` only keeps the tensors, so no step waits for the
+    device. ``compute()`` returns (scores (N, G) float32, targets (N, G) uint8), under DDP in rank
+    order; the ranks may hold different numbers of rows, and some of them none. Both are (0, G)
+    where nothing was collected.
+
+    Args:
+        num_genres: G, which a rank without a batch cannot know from its tensors.
+    """
+
+    full_state_update = False
+    higher_is_better = None
+    is_differentiable = False
+    scores: list[Tensor] | Tensor
+    targets: list[Tensor] | Tensor
+
+    def __init__(self, num_genres: int) -> None:
+        super().__init__()
+        self.num_genres = num_genres
+        self.add_state("scores", default=[], dist_reduce_fx="cat")
+        self.add_state("targets", default=[], dist_reduce_fx="cat")
+
+    def update(self, scores: Tensor, targets: Tensor) -> None:
+        """Keep a batch: scores (B, G) floats in [0, 1], targets (B, G) zeros and ones."""
+        if scores.shape != targets.shape or scores.shape[1:] != (self.num_genres,):
+            raise ValueError(
+                f"scores {tuple(scores.shape)} and targets {tuple(targets.shape)} "
+                f"must both be (B, {self.num_genres})"
+            )
+        self._keep(scores.detach().float(), targets.detach().to(torch.uint8))
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        """Join the states of all processes; torchmetrics calls it around ``compute``."""
+        # left to itself, torchmetrics has a rank without rows send a 1-d float tensor, which the
+        # others cannot join
+        if isinstance(self.scores, list) and not self.scores:
+            self._keep(*self._no_rows())
+        super().sync(*args, **kwargs)
+
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """Return (scores (N, G) float32, targets (N, G) uint8) of all that was collected."""
+        if isinstance(self.scores, list) and not self.scores:
+            return self._no_rows()
+        return dim_zero_cat(self.scores), dim_zero_cat(self.targets)
+
+    def _keep(self, scores: Tensor, targets: Tensor) -> None:
+        assert isinstance(self.scores, list) and isinstance(self.targets, list)
+        self.scores.append(scores)
+        self.targets.append(targets)
+
+    def _no_rows(self) -> tuple[Tensor, Tensor]:
+        shape = (0, self.num_genres)
+        return (
+            torch.zeros(shape, dtype=torch.float32, device=self.device),
+            torch.zeros(shape, dtype=torch.uint8, device=self.device),
+        )
+
+
+def _decision_metrics(predicted: Tensor, targets: Tensor) -> dict[str, float]:
+    # torchmetrics is handed decisions, not scores: its own rule is score > threshold
+    predicted = predicted.long()
+    num_genres = predicted.shape[1]
+    # the mean over rows is macro F1 with rows and genres changed over; torchmetrics' own
+    # "samplewise" fails on a single row
+    by_row = multilabel_f1_score(
+        predicted.T, targets.T, len(predicted), average="macro", validate_args=False
+    )
+    metrics = {"f1_samples": float(by_row)}
+    means: tuple[Literal["micro", "macro", "weighted"], ...] = ("micro", "macro", "weighted")
+    for average in means:
+        metrics[f"f1_{average}"] = float(
+            multilabel_f1_score(
+                predicted, targets, num_genres, average=average, validate_args=False
+            )
+        )
+    unweighted: tuple[Literal["micro", "macro"], ...] = ("micro", "macro")
+    for average in unweighted:
+        metrics[f"precision_{average}"] = float(
+            multilabel_precision(
+                predicted, targets, num_genres, average=average, validate_args=False
+            )
+        )
+        metrics[f"recall_{average}"] = float(
+            multilabel_recall(predicted, targets, num_genres, average=average, validate_args=False)
+        )
+    return metrics
+
+
+def _average_precisions(scores: Tensor, targets: Tensor) -> Tensor:
+    # (G,) float32; nan for a genre without positives, which torchmetrics leaves at -0.0, 0.0 or nan
+    # by version
+    num_genres = scores.shape[1]
+    values = torch.full((num_genres,), float("nan"), device=scores.device)
+    present = (targets.sum(dim=0) > 0).nonzero().squeeze(1)
+    if present.numel():
+        values[present] = multilabel_average_precision(
+            scores[:, present],
+            targets[:, present],
+            int(present.numel()),
+            average="none",
+            validate_args=False,
+        ).float()
+    return values
+
+
+def _prepare(scores: Tensor, targets: Tensor, thresholds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    if scores.ndim != 2 or scores.shape != targets.shape or 0 in scores.shape:
+        raise ValueError(
+            f"scores {tuple(scores.shape)} and targets {tuple(targets.shape)} "
+            "must both be (N, G), neither empty"
+        )
+    if thresholds.shape != scores.shape[1:]:
+        raise ValueError(
+            f"thresholds {tuple(thresholds.shape)} must be (G,) = ({scores.shape[1]},)"
+        )
+    scores = scores.detach().float()
+    # torchmetrics would take scores out of range for logits and squash them, nan passes every
+    # comparison as False
+    if not bool(((scores >= 0) & (scores <= 1)).all()):
+        raise ValueError("scores must lie in [0, 1] and not be nan; pass sigmoid(logits)")
+    if not bool(((targets == 0) | (targets == 1)).all()):
+        raise ValueError("targets must be zeros and ones")
+    return scores, targets.detach().long(), thresholds.detach().float().to(scores.device)

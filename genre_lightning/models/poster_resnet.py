@@ -1,0 +1,104 @@
+"""The poster branch: a small residual network over RGB posters, trained from scratch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions with BatchNorm and a skip connection (He et al. 2016, basic block).
+
+    Args:
+        inputs: channels in.
+        outputs: channels out.
+        stride: of the first convolution; the skip follows with average pooling and a 1x1
+            convolution (ResNet-D, He et al. 2019), so that no pixel is dropped.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(outputs)
+        # A block starts as the identity, which lets a deep stack train from the first step
+        # (Goyal et al. 2017).
+        nn.init.zeros_(self.norm2.weight)
+        skip: list[nn.Module] = []
+        if stride > 1:
+            skip.append(nn.AvgPool2d(stride, ceil_mode=True))
+        if stride > 1 or inputs != outputs:
+            skip += [nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs)]
+        self.skip = nn.Sequential(*skip)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(P, inputs, H, W) to (P, outputs, H / stride, W / stride)."""
+        y = F.relu(self.norm1(self.conv1(x)))
+        return F.relu(self.norm2(self.conv2(y)) + self.skip(x))
+
+
+class PosterResNet(nn.Module):
+    """ResNet-style network: a strided stem, stages of residual blocks, pooling, one linear layer.
+
+    Args:
+        num_genres: G, the number of logits.
+        widths: channels of each stage; each stage after the first halves the resolution.
+        blocks: residual blocks in each stage; as many numbers as ``widths``.
+        stem_stride: how much the first convolution shrinks the poster; its kernel is that wide.
+        dropout: probability of zeroing a pooled channel, in [0, 1).
+
+    Raises:
+        ValueError: if ``widths`` and ``blocks`` differ in length.
+    """
+
+    def __init__(
+        self,
+        num_genres: int,
+        widths: Sequence[int] = (32, 64, 128, 256),
+        blocks: Sequence[int] = (1, 1, 1, 1),
+        stem_stride: int = 4,
+        dropout: float = 0.3,
+    ) -> None:
+        super().__init__()
+        if len(widths) != len(blocks):
+            raise ValueError(f"widths {list(widths)} and blocks {list(blocks)} differ in length")
+        kernel = max(3, stem_stride)
+        self.stem = nn.Sequential(
+            nn.Conv2d(
+                3,
+                widths[0],
+                kernel,
+                stride=stem_stride,
+                padding=(kernel - stem_stride + 1) // 2,
+                bias=False,
+            ),
+            nn.BatchNorm2d(widths[0]),
+            nn.ReLU(),
+        )
+        stages: list[nn.Module] = []
+        inputs = widths[0]
+        for stage, (width, count) in enumerate(zip(widths, blocks, strict=True)):
+            for block in range(count):
+                stride = 2 if stage > 0 and block == 0 else 1
+                stages.append(ResidualBlock(inputs, width, stride))
+                inputs = width
+        self.stages = nn.Sequential(*stages)
+        self.drop = nn.Dropout(dropout)
+        self.head = nn.Linear(inputs, num_genres)
+
+    def forward(self, posters: Tensor) -> Tensor:
+        """Score posters.
+
+        Args:
+            posters: (P, 3, H, W) float, normalised per channel; H and W at least the total stride.
+
+        Returns:
+            (P, G) logits.
+        """
+        features = self.stages(self.stem(posters))
+        logits: Tensor = self.head(self.drop(torch.mean(features, dim=(2, 3))))
+        return logits

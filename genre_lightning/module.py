@@ -1,0 +1,134 @@
+"""The LightningModule: one training step, one validation step, and the thresholds between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from genre_lightning.checkpoint import CHECKPOINT_FORMAT, CHECKPOINT_KEY, keep_paths_inside
+from genre_lightning.data.batch import MovieBatch
+from genre_lightning.metrics import ScoreCollector, genre_metrics
+from genre_lightning.models import ACTIVATIONS, Fusion
+from genre_lightning.thresholds import fit_thresholds
+
+
+class GenreModule(pl.LightningModule):
+    """Trains a network on batches of movies and fits its decision thresholds on validation.
+
+    Logs ``train/loss`` and, for each validation epoch, ``val/`` and every name that
+    :func:`genre_lightning.metrics.genre_metrics` gives.
+
+    Args:
+        network: built by :func:`genre_lightning.models.build_network`.
+        loss: built by :func:`genre_lightning.losses.build_loss`; maps (B, G) logits and (B, G)
+            targets to a scalar, and its ``activation`` names the scores it trains.
+        optimizer: makes an optimizer of parameters.
+        scheduler: makes a per-step schedule of ``(optimizer, total_steps=...)``; None for none.
+        inputs: plain data about how inputs are prepared (``MovieDataModule.describe()``), stored in
+            every checkpoint.
+        thresholds: method of :func:`genre_lightning.thresholds.fit_thresholds`.
+        branch_loss: weight of the losses of each branch alone, added to the loss of the sum, so
+            that neither branch stops learning once the other fits the training movies.
+        channels_last: keep convolutions in the memory layout in which they run fastest.
+        compile: compile both branches with ``torch.compile``.
+    """
+
+    def __init__(
+        self,
+        network: Fusion,
+        loss: nn.Module,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        scheduler: Callable[..., LRScheduler] | None = None,
+        *,
+        inputs: Mapping[str, Any],
+        thresholds: str = "shrunk",
+        branch_loss: float = 0.0,
+        channels_last: bool = True,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        self.network = network.to(memory_format=torch.channels_last) if channels_last else network
+        self.loss = loss
+        self.make_optimizer = optimizer
+        self.make_scheduler = scheduler
+        self.inputs = dict(inputs)
+        self.threshold_method = thresholds
+        self.branch_loss = branch_loss
+        self.activation = str(loss.activation)
+        self.collector = ScoreCollector(network.num_genres)
+        # Not a buffer: weight averaging would average it, and it belongs to the scores just seen.
+        self.thresholds = torch.full((network.num_genres,), 0.5)
+        if compile:
+            for branch in (network.title, network.poster):
+                if branch is not None:
+                    branch.compile()
+
+    def training_step(self, batch: MovieBatch, batch_idx: int) -> Tensor:
+        """The loss of the summed logits, and of each branch where ``branch_loss`` asks for it."""
+        title, poster = self.network.branch_logits(**batch.inputs())
+        loss: Tensor = self.loss(title + poster, batch.targets)
+        if self.branch_loss and self.network.title is not None and self.network.poster is not None:
+            loss = loss + self.branch_loss * self.loss(title, batch.targets)
+            if len(batch.poster_rows):
+                seen = batch.poster_rows
+                loss = loss + self.branch_loss * self.loss(poster[seen], batch.targets[seen])
+        self.log(
+            "train/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch), sync_dist=True
+        )
+        return loss
+
+    def validation_step(self, batch: MovieBatch, batch_idx: int) -> None:
+        """Collect the scores; nothing is computed of them before the epoch's end."""
+        logits = self.network(**batch.inputs())
+        self.log(
+            "val/loss", self.loss(logits, batch.targets), batch_size=len(batch), sync_dist=True
+        )
+        self.collector.update(ACTIVATIONS[self.activation](logits.float()), batch.targets)
+
+    def on_validation_epoch_end(self) -> None:
+        """Fit the thresholds to the collected scores and log every metric."""
+        scores, targets = self.collector.compute()
+        self.collector.reset()
+        self.thresholds = fit_thresholds(scores, targets, method=self.threshold_method).cpu()
+        metrics = genre_metrics(scores, targets, self.thresholds.to(scores.device))
+        # The same numbers on every rank already: the collector has gathered them.
+        self.log_dict(
+            {f"val/{name}": value for name, value in metrics.items()}, rank_zero_only=False
+        )
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.make_optimizer(self.network.parameters())
+        if self.make_scheduler is None:
+            return optimizer
+        steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = self.make_scheduler(optimizer, total_steps=steps)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what rebuilds the model, as plain data."""
+        checkpoint[CHECKPOINT_KEY] = {
+            "format": CHECKPOINT_FORMAT,
+            "network": self.network.description,
+            "activation": self.activation,
+            "loss": self.loss.description,
+            "thresholds": [float(threshold) for threshold in self.thresholds],
+            **self.inputs,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the thresholds of the checkpoint until the next validation."""
+        saver = self.trainer.checkpoint_callback
+        if isinstance(saver, ModelCheckpoint) and saver.dirpath is not None:
+            keep_paths_inside(checkpoint, Path(saver.dirpath))
+        self.thresholds = torch.tensor(checkpoint[CHECKPOINT_KEY]["thresholds"])

@@ -1,0 +1,101 @@
+"""result.json: what became of a run, for people, sweeps and comparisons to read."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from genre_lightning import __version__
+
+PACKAGES = (
+    "torch",
+    "pytorch-lightning",
+    "torchmetrics",
+    "hydra-core",
+    "scikit-learn",
+    "numpy",
+    "pillow",
+)
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python, this package and what its numbers depend on."""
+    others = {name: version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), "genre-lightning": __version__, **others}
+
+
+@contextmanager
+def recorded_run(
+    folder: Path, monitor: str, seed: int, overrides: list[str]
+) -> Iterator[dict[str, Any]]:
+    """Write ``result.json`` when the block ends, however it ends.
+
+    Args:
+        folder: the run folder.
+        monitor: name of the value that tells which checkpoint is best.
+        seed: of the run.
+        overrides: of the command line.
+
+    Yields:
+        The result, for the block to add to. Its status becomes "completed", "interrupted" (Ctrl-C,
+        SIGTERM) or "failed" with the error, which is raised again.
+    """
+    started = time.perf_counter()
+    result: dict[str, Any] = {
+        "status": "failed",
+        "monitor": monitor,
+        "monitor_value": None,
+        "epochs": 0,
+        "seconds": 0.0,
+        "train_samples_per_second": None,
+        "num_parameters": None,
+        "seed": seed,
+        "overrides": overrides,
+        "versions": package_versions(),
+        "wandb_run_id": None,
+        "val": {},
+        "test": {},
+    }
+    try:
+        yield result
+        result["status"] = "completed"
+    except (KeyboardInterrupt, SystemExit):
+        result["status"] = "interrupted"
+        raise
+    except BaseException as error:
+        result["error"] = f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        result["seconds"] = round(time.perf_counter() - started, 3)
+        if int(os.environ.get("LOCAL_RANK", 0)) == 0 and int(os.environ.get("NODE_RANK", 0)) == 0:
+            write_result(folder, result)
+
+
+def write_result(folder: str | Path, result: dict[str, Any]) -> None:
+    """Write ``result.json`` into a run folder, whole or not at all.
+
+    Numbers that JSON has no word for (nan, infinities) become null.
+    """
+    path = Path(folder) / "result.json"
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    text = json.dumps(_finite(result), indent=2, allow_nan=False)
+    temporary.write_text(text + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

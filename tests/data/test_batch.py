@@ -1,0 +1,120 @@
+"""Batches hold what their rows say, and the order of rows is a function of seed, epoch and rank."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from genre_lightning.data.batch import BatchOrder, MovieBatches
+from genre_lightning.data.posters import PosterCache
+from genre_lightning.data.titles import SparseTitles
+
+
+@pytest.fixture
+def dense() -> np.ndarray:
+    generator = np.random.default_rng(0)
+    dense = generator.random((6, 10)).astype(np.float32)
+    dense[generator.random((6, 10)) < 0.6] = 0
+    dense[2] = 0
+    return dense
+
+
+@pytest.fixture
+def batches(dense: np.ndarray, tmp_path: Path) -> MovieBatches:
+    pixels = np.random.default_rng(1).integers(0, 256, (4, 5, 5, 3), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", pixels)
+    cache = PosterCache(
+        images=np.load(tmp_path / "images.npy", mmap_mode="r"),
+        row=np.array([2, -1, 0, 1, -1, 3]),
+        unreadable=[],
+        folder=tmp_path,
+    )
+    indptr = np.concatenate([[0], np.cumsum((dense > 0).sum(axis=1))])
+    rows, columns = np.nonzero(dense)
+    titles = SparseTitles(indptr, columns.astype(np.int32), dense[rows, columns])
+    labels = np.eye(6, dtype=np.uint8)
+    return MovieBatches(titles, cache, labels)
+
+
+def test_a_batch_holds_its_rows_titles_posters_and_labels(
+    batches: MovieBatches, dense: np.ndarray
+) -> None:
+    rows = np.array([5, 1, 2, 0])
+    batch = batches[rows, 7]
+    ends = [*batch.title_offsets.tolist()[1:], len(batch.title_indices)]
+    for place, (row, start, end) in enumerate(
+        zip(rows, batch.title_offsets.tolist(), ends, strict=True)
+    ):
+        vector = np.zeros(10, dtype=np.float32)
+        vector[batch.title_indices[start:end]] = batch.title_weights[start:end]
+        np.testing.assert_array_equal(vector, dense[row])
+        assert batch.targets[place].argmax() == row
+    assert batch.poster_rows.tolist() == [0, 2, 3]
+    assert batches.posters is not None
+    expected = batches.posters.images[[3, 0, 2]].transpose(0, 3, 1, 2)
+    np.testing.assert_array_equal(batch.posters.numpy(), expected)
+    assert batch.posters.is_contiguous(memory_format=torch.channels_last)
+    assert len(batch) == 4 and batch.seed == 7 and batch.rows.tolist() == rows.tolist()
+
+
+def test_absent_parts_are_empty(batches: MovieBatches) -> None:
+    batch = MovieBatches(None, None, batches.labels)[np.array([0, 3]), 0]
+    assert batch.title_offsets.tolist() == [0, 0] and len(batch.title_indices) == 0
+    assert len(batch.posters) == 0 and len(batch.poster_rows) == 0
+
+
+def test_a_shuffled_epoch_draws_each_movie_at_most_once_and_epochs_differ() -> None:
+    order = BatchOrder(np.arange(100, 150), 8, shuffle=True, seed=3)
+    epochs = []
+    for epoch in (0, 1):
+        order.set_epoch(epoch)
+        drawn = np.concatenate([rows for rows, _ in order])
+        assert len(drawn) == 48 == len(set(drawn.tolist()))
+        epochs.append(drawn.tolist())
+    assert epochs[0] != epochs[1]
+
+
+def test_order_and_seeds_depend_on_nothing_but_seed_and_epoch() -> None:
+    first, second = (BatchOrder(np.arange(50), 8, shuffle=True, seed=3) for _ in range(2))
+    for _ in first:  # one has run an epoch before, with global generators in another state
+        np.random.rand()
+    first.set_epoch(5)
+    second.set_epoch(5)
+    for (rows, seed), (other_rows, other_seed) in zip(first, second, strict=True):
+        assert seed == other_seed
+        np.testing.assert_array_equal(rows, other_rows)
+    seeds = [seed for _, seed in first]
+    assert len(set(seeds)) == len(seeds)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("shuffle", [True, False], ids=["train", "val"])
+def test_ranks_share_an_epoch_without_overlap(world_size: int, shuffle: bool) -> None:
+    ranks = [
+        BatchOrder(np.arange(50), 7, shuffle=shuffle, seed=1, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    drawn = [row for order in ranks for rows, _ in order for row in rows.tolist()]
+    assert len(drawn) == len(set(drawn))
+    for order in ranks:
+        assert len(list(order)) == len(order)
+    if shuffle:
+        assert len({len(order) for order in ranks}) == 1  # or a rank would wait for ever
+    else:
+        assert sorted(drawn) == list(range(50))
+
+
+def test_fewer_movies_than_a_batch_are_one_batch() -> None:
+    order = BatchOrder(np.arange(5), 64, shuffle=True)
+    assert [sorted(rows.tolist()) for rows, _ in order] == [[0, 1, 2, 3, 4]]
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch_size", "message"), [(5, 0, "batch_size"), (1, 8, "too few")]
+)
+def test_orders_that_cannot_train_are_refused(rows: int, batch_size: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        BatchOrder(np.arange(rows), batch_size, shuffle=True)

@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import f1_score
+from torch import Tensor
+
+from genre_lightning.thresholds import DEFAULT_METHOD, METHODS, best_f1_cuts, fit_thresholds
+
+
+def random_case(
+    num_rows: int = 120, num_genres: int = 5, seed: int = 0, ties: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Scores that say something, genres from common to rare, the last without a positive."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(num_rows, num_genres, generator=generator) - torch.linspace(
+        0.5, 3.0, num_genres
+    )
+    scores = torch.sigmoid(logits)
+    targets = torch.rand(num_rows, num_genres, generator=generator) < scores
+    targets[:, -1] = False
+    return ((scores * 10).round() / 10 if ties else scores), targets
+
+
+def f1_at(scores: np.ndarray, positives: np.ndarray, cut: float) -> float:
+    said = scores >= np.float32(cut)
+    hits = int((said & positives).sum())
+    return 2 * hits / max(int(said.sum() + positives.sum()), 1)
+
+
+def best_f1_by_trying(scores: Tensor, positives: Tensor) -> float:
+    values, truth = scores.flatten().numpy(), positives.flatten().numpy()
+    return max(f1_at(values, truth, cut) for cut in [*np.unique(values), 2.0])
+
+
+@pytest.mark.parametrize("ties", [False, True], ids=["distinct", "ties"])
+@pytest.mark.parametrize("seed", range(3))
+def test_shared_is_the_best_of_all_cuts_in_micro_f1(seed: int, ties: bool) -> None:
+    scores, targets = random_case(seed=seed, ties=ties)
+    thresholds = fit_thresholds(scores, targets, "shared")
+    assert thresholds.shape == (5,) and thresholds.dtype == torch.float32
+    assert len(set(thresholds.tolist())) == 1
+    reached = f1_score(targets, scores >= thresholds, average="micro")
+    assert reached == pytest.approx(best_f1_by_trying(scores, targets), abs=1e-12)
+
+
+@pytest.mark.parametrize("ties", [False, True], ids=["distinct", "ties"])
+@pytest.mark.parametrize("seed", range(3))
+def test_per_genre_is_the_best_of_all_cuts_of_each_genre(seed: int, ties: bool) -> None:
+    scores, targets = random_case(seed=seed, ties=ties)
+    thresholds = fit_thresholds(scores, targets, "per_genre")
+    for g in range(4):
+        reached = f1_score(targets[:, g], scores[:, g] >= thresholds[g])
+        expected = best_f1_by_trying(scores[:, g], targets[:, g])
+        assert reached == pytest.approx(expected, abs=1e-12), g
+
+
+def test_an_optimum_lies_midway_between_the_scores_it_separates() -> None:
+    scores = torch.tensor([[0.9], [0.6], [0.4], [0.1]])
+    targets = torch.tensor([[1], [1], [0], [0]])
+    assert float(fit_thresholds(scores, targets, "per_genre")) == pytest.approx(0.5)
+    # all taken: half the lowest score
+    assert float(fit_thresholds(scores, torch.ones(4, 1), "per_genre")) == pytest.approx(0.05)
+
+
+def exhaustive_rows() -> list[tuple[list[float], list[int]]]:
+    values = [0.0, 0.5, 1.0]
+    return [
+        (list(scores), list(truth))
+        for scores in itertools.product(values, repeat=3)
+        for truth in itertools.product([0, 1], repeat=3)
+        if any(truth)
+    ]
+
+
+def test_cuts_are_exact_on_every_small_case_with_ties_and_scores_of_0_and_1() -> None:
+    cases = exhaustive_rows()
+    scores = torch.tensor([case[0] for case in cases]).T
+    positives = torch.tensor([case[1] for case in cases]).T.bool()
+    cuts = best_f1_cuts(scores, positives)
+    for c in range(len(cases)):
+        reached = f1_at(scores[:, c].numpy(), positives[:, c].numpy(), float(cuts[c]))
+        assert reached == pytest.approx(best_f1_by_trying(scores[:, c], positives[:, c])), cases[c]
+
+
+@pytest.mark.parametrize("value", [0.3, 1.0, 1e-30, 0.5])
+def test_neighbouring_floats_are_still_separated(value: float) -> None:
+    high = torch.tensor(value)
+    low = torch.nextafter(high, torch.tensor(0.0))
+    scores, targets = torch.stack([low, high]).unsqueeze(1), torch.tensor([[0], [1]])
+    thresholds = fit_thresholds(scores, targets, "per_genre")
+    assert (scores >= thresholds).flatten().tolist() == [False, True]
+
+
+def test_shrunk_lies_between_the_shared_and_the_genres_own() -> None:
+    scores, targets = random_case(400)
+    own = fit_thresholds(scores, targets, "per_genre")
+    shared = fit_thresholds(scores, targets, "shared")
+    shrunk = fit_thresholds(scores, targets, "shrunk", strength=30.0)
+    count = targets.sum(dim=0)
+    for g in range(5):
+        trust = float(count[g] / (count[g] + 30.0))
+        expected = trust * torch.logit(own[g]) + (1 - trust) * torch.logit(shared[g])
+        assert float(torch.logit(shrunk[g])) == pytest.approx(float(expected), abs=1e-4)
+    none = fit_thresholds(scores, targets, "shrunk", strength=0.0)
+    torch.testing.assert_close(none, own)
+    all_of_it = fit_thresholds(scores, targets, "shrunk", strength=1e12)
+    torch.testing.assert_close(all_of_it, shared)
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_a_genre_without_positives_takes_the_shared_threshold(method: str) -> None:
+    scores, targets = random_case()
+    shared = fit_thresholds(scores, targets, "shared")
+    assert float(fit_thresholds(scores, targets, method)[-1]) == pytest.approx(float(shared[-1]))
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_without_any_positive_all_are_one_half(method: str) -> None:
+    thresholds = fit_thresholds(torch.rand(9, 3), torch.zeros(9, 3), method)
+    torch.testing.assert_close(thresholds, torch.full((3,), 0.5))
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize(
+    "scores, targets",
+    [
+        pytest.param(torch.zeros(4, 2), torch.ones(4, 2), id="all-0"),
+        pytest.param(torch.ones(4, 2), torch.eye(4)[:, :2], id="all-1"),
+        pytest.param(torch.full((1, 1), 0.3), torch.ones(1, 1), id="one-cell"),
+        pytest.param(torch.eye(4)[:, :2], torch.eye(4)[:, :2], id="perfect-and-saturated"),
+    ],
+)
+def test_degenerate_scores_give_finite_thresholds_in_range(
+    method: str, scores: Tensor, targets: Tensor
+) -> None:
+    thresholds = fit_thresholds(scores, targets, method)
+    assert bool(((thresholds >= 0) & (thresholds <= 1)).all())
+    if method != "shrunk":
+        expected = f1_score(targets, torch.ones_like(targets), average="micro")
+        assert f1_score(targets, scores >= thresholds, average="micro") >= expected - 1e-9
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_the_order_of_the_movies_and_the_dtype_do_not_matter(method: str) -> None:
+    scores, targets = random_case(ties=True)
+    expected = fit_thresholds(scores, targets, method)
+    order = torch.randperm(len(scores), generator=torch.Generator().manual_seed(3))
+    assert torch.equal(fit_thresholds(scores[order], targets[order], method), expected)
+    assert torch.equal(fit_thresholds(scores.double(), targets.float(), method), expected)
+
+
+def test_the_default_is_one_of_the_methods() -> None:
+    scores, targets = random_case()
+    assert torch.equal(
+        fit_thresholds(scores, targets), fit_thresholds(scores, targets, DEFAULT_METHOD)
+    )
+
+
+@pytest.mark.parametrize(
+    "scores, targets, options, words",
+    [
+        pytest.param([[0.5]], [[1]], {"method": "best"}, "shared", id="method"),
+        pytest.param([[0.5]], [[1]], {"strength": -1.0}, "strength", id="strength"),
+        pytest.param([[3.0]], [[1]], {}, "sigmoid", id="logits"),
+        pytest.param([[float("nan")]], [[1]], {}, "nan", id="nan"),
+        pytest.param([[0.5]], [[2]], {}, "targets", id="targets"),
+        pytest.param([[0.5]], [[1, 0]], {}, r"\(N, G\)", id="shape"),
+        pytest.param([[]], [[]], {}, "empty", id="empty"),
+    ],
+)
+def test_impossible_inputs_are_refused(scores, targets, options, words) -> None:
+    with pytest.raises(ValueError, match=words):
+        fit_thresholds(torch.tensor(scores), torch.tensor(targets), **options)

@@ -1,0 +1,110 @@
+"""Train a genre model: ``python train.py [overrides]``; see conf/train.yaml for every option."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
+    """Fit the configured model, score its best checkpoint, and fill ``result`` as it goes.
+
+    Args:
+        cfg: the composed configuration.
+        folder: the run folder.
+        result: what ``result.json`` will hold.
+    """
+    # Imported here: --help, --cfg and completion answer without waiting for PyTorch.
+    import pytorch_lightning as pl
+    import torch
+    from hydra.utils import instantiate
+    from rich.console import Console
+
+    from genre_lightning.callbacks.history import History
+    from genre_lightning.checkpoint import check_resumable, load_model, read_checkpoint
+    from genre_lightning.evaluation import print_genre_table, score_split, split_metrics
+    from genre_lightning.module import GenreModule
+
+    console = Console()
+    pl.seed_everything(cfg.seed, verbose=False)
+    torch.set_float32_matmul_precision("high")
+
+    data = instantiate(
+        cfg.data,
+        seed=cfg.seed,
+        use_titles=cfg.model.title is not None,
+        use_posters=cfg.model.poster is not None,
+    )
+    data.setup()
+    for part in data.summary():
+        console.print(part)
+    cfg.num_genres = len(data.genres)
+
+    network = instantiate(cfg.model)
+    result["num_parameters"] = sum(parameter.numel() for parameter in network.parameters())
+    counts = data.genre_counts()
+    module = GenreModule(
+        network,
+        instantiate(cfg.loss, genre_counts=counts.tolist(), num_movies=len(data.splits["train"])),
+        instantiate(cfg.optimizer),
+        instantiate(cfg.scheduler),
+        inputs=data.describe(),
+        **cfg.training,
+    )
+    if cfg.ckpt_path is not None:
+        check_resumable(read_checkpoint(cfg.ckpt_path), data.describe(), network)
+
+    history = History(folder)
+    callbacks = [
+        history,
+        *(instantiate(callback) for callback in cfg.callbacks.values() if callback),
+    ]
+    on_gpu = cfg.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    precision = cfg.trainer.precision
+    if precision == "auto":
+        precision = "bf16-mixed" if on_gpu else "32-true"
+    trainer = instantiate(
+        cfg.trainer,
+        precision=precision,
+        callbacks=callbacks,
+        logger=instantiate(cfg.logger) or False,
+    )
+    trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
+
+    best = trainer.checkpoint_callback.best_model_path
+    result["epochs"] = trainer.current_epoch
+    result["train_samples_per_second"] = history.samples_per_second
+    result["best_checkpoint"] = str(Path(best).relative_to(folder)) if best else None
+    if not trainer.is_global_zero or not best:
+        return
+    # Scored as evaluate.py will score it: from the file alone, in float32.
+    device = trainer.strategy.root_device
+    model = load_model(best, device)
+    for split in ("val", "test"):
+        scores = score_split(model, data, split, device)
+        result[split] = split_metrics(model, scores)
+        print_genre_table(model, scores, console)
+    result["monitor_value"] = float(trainer.checkpoint_callback.best_model_score)
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+def main(cfg: DictConfig) -> float | None:
+    """Run one training and leave its story in the run folder; return the monitored value."""
+    from genre_lightning.run_folder import recorded_run
+
+    job = HydraConfig.get()
+    folder = Path(job.runtime.output_dir)
+    with recorded_run(folder, cfg.monitor, cfg.seed, list(job.overrides.task)) as result:
+        train(cfg, folder, result)
+    value: float | None = result.get("monitor_value")
+    return value
+
+
+if __name__ == "__main__":
+    main()
