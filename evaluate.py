@@ -1,4 +1,4 @@
-"""Score a checkpoint: ``python evaluate.py ckpt_path=FILE [split=val] [data=ml1m data.root=...]``."""
+"""Score a checkpoint: ``python evaluate.py ckpt_path=FILE [split=val] [data=ml1m ...]``."""
 
 from __future__ import annotations
 
@@ -60,7 +60,12 @@ def evaluate(cfg: DictConfig, folder: Path) -> dict[str, float]:
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def main(cfg: DictConfig) -> None:
     """Evaluate into the run folder that Hydra made."""
-    evaluate(cfg, Path(HydraConfig.get().runtime.output_dir))
+    from genre_lightning.errors import UserError
+
+    try:
+        evaluate(cfg, Path(HydraConfig.get().runtime.output_dir))
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from None
 
 
 if __name__ == "__main__":

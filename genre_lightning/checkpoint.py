@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from genre_lightning.data.titles import TitleVectorizer
+from genre_lightning.errors import UserError
 from genre_lightning.losses import build_loss
 from genre_lightning.models import ACTIVATIONS, Fusion, build_network
 from genre_lightning.models.fusion import complete_description, sketch_network
@@ -52,7 +53,7 @@ MAX_DEPTH = 32
 POSTER_SIZES = (8, 4096)
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError, ValueError):
     """A file that is no checkpoint of ours, is damaged, or does not fit; the message names it."""
 
 

@@ -14,6 +14,7 @@ FOLDER = Path(__file__).resolve().parent.parent / PACKAGE
 # From the top down. A group's modules may import each other, and any group in a layer above; within
 # a layer the groups do not know each other. A folder's name stands for all modules in it.
 LAYERS: list[dict[str, tuple[str, ...]]] = [
+    {"errors": ("errors",)},
     {
         "movie": ("data.movie",),
         "store": ("data.store",),

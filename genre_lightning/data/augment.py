@@ -23,12 +23,15 @@ def normalise_posters(posters: Tensor) -> Tensor:
     """(P, 3, H, W) uint8 to float32 of mean 0 and deviation 1 over ImageNet, channels last kept."""
     scale, bias, _ = _constants(posters.device)
     if posters.device.type == "cpu" and posters.is_contiguous(memory_format=torch.channels_last):
-        # Three channels are too short an inner loop for the CPU, a row of W * 3 numbers is not.
-        pixels = posters.permute(0, 2, 3, 1).flatten(2)
-        width = posters.shape[3]
-        rows = torch.mul(pixels, scale.repeat(width)).add_(bias.repeat(width))
-        return rows.view(posters.shape[0], -1, width, 3).permute(0, 3, 1, 2)
-    return torch.mul(posters, scale.view(3, 1, 1)).add_(bias.view(3, 1, 1))
+        # One poster at a time, so that it stays in the cache, and a row of W * 3 numbers at a time,
+        # since three channels make a slow inner loop.
+        result = torch.empty_like(posters, dtype=torch.float32)
+        rows = result.permute(0, 2, 3, 1).flatten(2)
+        scale, bias = scale.repeat(posters.shape[3]), bias.repeat(posters.shape[3])
+        for row, pixels in zip(rows, posters.permute(0, 2, 3, 1).flatten(2), strict=True):
+            torch.addcmul(bias, row.copy_(pixels), scale, out=row)
+        return result
+    return torch.addcmul(bias.view(3, 1, 1), posters.float(), scale.view(3, 1, 1))
 
 
 class PosterAugment(nn.Module):
@@ -201,14 +204,10 @@ def _one_by_one(posters: Tensor, draws: Draws) -> Tensor:
     result = torch.empty(
         (num, 3, height, width), dtype=torch.float32, memory_format=torch.channels_last
     )
-    # Colour is a matrix product of 3 x 3, far too thin to be fast; k pixels at a time make it
-    # 3k x 3k, block by block the same.
-    k = next(k for k in (8, 4, 2, 1) if height * width % k == 0)
-    blocks = torch.zeros(num, k, 3, k, 3)
-    blocks[:, range(k), :, range(k)] = draws.matrix.transpose(1, 2)
-    matrices = blocks.view(num, 3 * k, 3 * k)
-    biases = draws.bias.repeat(1, k)
-    rows = result.permute(0, 2, 3, 1).view(num, -1, 3 * k)
+    matrices = draws.matrix.transpose(1, 2).contiguous()
+    biases = draws.bias.repeat(1, width)  # a row at a time: three channels make a slow inner loop
+    rows = result.permute(0, 2, 3, 1)
+    pixels = torch.empty(height, width, 3)
     crops = None if draws.crop is None else draws.crop.tolist()
     mirrored = None if draws.mirrored is None else draws.mirrored.tolist()
     erased = None if draws.erased is None else draws.erased.tolist()
@@ -220,8 +219,9 @@ def _one_by_one(posters: Tensor, draws: Draws) -> Tensor:
             poster = F.interpolate(part, (height, width), mode="bilinear", align_corners=False)
         if mirrored is not None and mirrored[i]:
             poster = poster.flip(3)
-        pixels = poster.permute(0, 2, 3, 1).reshape(-1, 3 * k).float()
-        torch.addmm(biases[i], pixels, matrices[i], out=rows[i])
+        pixels.copy_(poster[0].permute(1, 2, 0))
+        torch.mm(pixels.view(-1, 3), matrices[i], out=rows[i].view(-1, 3))
+        rows[i].view(height, -1).add_(biases[i])
         if erased is not None:
             top, left, tall, wide = erased[i]
             result[i, :, top : top + tall, left : left + wide] = 0

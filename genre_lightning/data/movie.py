@@ -16,10 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
+from genre_lightning.errors import UserError
+
 SPLITS = ("train", "val", "test")
 
 
-class DataError(ValueError):
+class DataError(UserError, ValueError):
     """A dataset that can't be used; the message names file, row, column, and what to do."""
 
 

@@ -23,6 +23,8 @@ from typing import Any
 import numpy as np
 from filelock import BaseFileLock, FileLock, Timeout
 
+from genre_lightning.errors import UserError
+
 logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"[A-Za-z0-9_]+")
@@ -31,7 +33,7 @@ _LEFTOVER = re.compile(r"\.(?P<folder>[A-Za-z0-9_]+-[0-9a-f]+)\.tmp-[0-9a-f]+")
 _NOT_WRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 
 
-class CacheError(OSError):
+class CacheError(UserError, OSError):
     """A cache folder cannot be written (no permission, full disk, ...); the message names it."""
 
 
