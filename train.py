@@ -49,10 +49,15 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
 
     network = instantiate(cfg.model)
     result["num_parameters"] = sum(parameter.numel() for parameter in network.parameters())
-    counts = data.genre_counts()
+    counts = {
+        "genre_counts": data.genre_counts().tolist(),
+        "num_movies": len(data.splits["train"]),
+    }
+    if cfg.start_from_priors:
+        network.start_from_priors(**counts)
     module = GenreModule(
         network,
-        instantiate(cfg.loss, genre_counts=counts.tolist(), num_movies=len(data.splits["train"])),
+        instantiate(cfg.loss, **counts),
         instantiate(cfg.optimizer),
         instantiate(cfg.scheduler),
         inputs=data.describe(),

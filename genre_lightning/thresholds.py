@@ -29,7 +29,7 @@ def fit_thresholds(
     strength: float = 20.0,
     micro_weight: float = 0.6,
 ) -> Tensor:
-    """Fit thresholds (G,) float32 in [0, 1], on the device of ``scores``, to a validation split.
+    """Fit thresholds (G,) float32, on the device of ``scores``, to a validation split.
 
     Args:
         scores: (N, G) floats in [0, 1]; they rank, they need not be calibrated.
@@ -44,7 +44,8 @@ def fit_thresholds(
             genre with that many positives goes about half the way.
         micro_weight: in [0, 1], of "expected" alone.
 
-    A cut lies midway between the two scores it separates. Genres without positives take the shared
+    A cut lies midway between the two scores it separates, so thresholds are in [0, 1]; the float
+    after 1 stands for never, where even scores of 1 are not worth it to "expected". Genres without positives take the shared
     threshold; without a positive anywhere nothing can be fitted and all are 0.5.
 
     Raises:
@@ -96,7 +97,7 @@ def best_f1_cuts(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
     Returns:
         (C,) float32. Of cuts with equal F1 the highest; 0.5 for a column without positives.
     """
-    f1, ordered = _f1_of_cuts(scores, targets)[:2]
+    f1, _, ordered = _f1_of_cuts(scores, targets)
     cuts = _place_cuts(ordered, f1.argmax(axis=0))
     return np.where(targets.any(axis=0), cuts, np.float32(0.5))
 
@@ -106,7 +107,7 @@ def best_mixed_cuts(scores: np.ndarray, targets: np.ndarray, micro_weight: float
 
     By coordinate ascent: one genre at a time takes the best of all its cuts given those of the
     others, until none moves. It starts from each genre's own optimum and from the common cut of
-    ``targets``, and the better end counts. Each genre takes at least its highest score.
+    ``targets``, and the better end counts.
 
     Args:
         scores: (N, G) float32 in [0, 1].
@@ -117,34 +118,34 @@ def best_mixed_cuts(scores: np.ndarray, targets: np.ndarray, micro_weight: float
     Returns:
         (G,) float32.
     """
-    f1, ordered, hits = _f1_of_cuts(scores, targets)
-    num_rows, num_genres = scores.shape
+    f1, hits, ordered = _f1_of_cuts(scores, targets)
+    num_genres = scores.shape[1]
     genres = np.arange(num_genres)
-    taken = np.arange(1, num_rows + 1)
-    positives = hits[-1]
+    counts = np.arange(len(hits))
+    positives = hits[-1].sum()
     allowed = f1 >= 0
 
-    def mixed(cut_rows: np.ndarray) -> float:
-        micro = 2 * hits[cut_rows, genres].sum() / (taken[cut_rows].sum() + positives.sum())
-        return float(micro_weight * micro + (1 - micro_weight) * f1[cut_rows, genres].mean())
+    def mixed(taken: np.ndarray) -> float:
+        micro = 2 * hits[taken, genres].sum() / (taken.sum() + positives)
+        return float(micro_weight * micro + (1 - micro_weight) * f1[taken, genres].mean())
 
-    def ascend(cut_rows: np.ndarray) -> np.ndarray:
+    def ascend(taken: np.ndarray) -> np.ndarray:
         for _ in range(50):  # some 5 are enough
-            before = cut_rows.copy()
+            before = taken.copy()
             for g in range(num_genres):
-                other_hits = hits[cut_rows, genres].sum() - hits[cut_rows[g], g]
-                other_taken = taken[cut_rows].sum() - taken[cut_rows[g]]
-                micro = 2 * (other_hits + hits[:, g]) / (other_taken + taken + positives.sum())
+                other_hits = hits[taken, genres].sum() - hits[taken[g], g]
+                other_taken = taken.sum() - taken[g]
+                micro = 2 * (other_hits + hits[:, g]) / (other_taken + counts + positives)
                 gain = micro_weight * micro + (1 - micro_weight) * f1[:, g] / num_genres
-                cut_rows[g] = np.where(allowed[:, g], gain, -1.0).argmax()
-            if (cut_rows == before).all():
+                taken[g] = np.where(allowed[:, g], gain, -1.0).argmax()
+            if (taken == before).all():
                 break
-        return cut_rows
+        return taken
 
     pooled = np.sort(targets, axis=None)[::-1]
     pooled_f1 = pooled.cumsum() / (np.arange(1, pooled.size + 1) + pooled.sum())
     common = (targets >= pooled[pooled_f1.argmax()]).sum(axis=0)
-    ends = [ascend(f1.argmax(axis=0)), ascend(np.maximum(common, 1) - 1)]
+    ends = [ascend(f1.argmax(axis=0)), ascend(common)]
     return _place_cuts(ordered, max(ends, key=mixed))
 
 
@@ -209,30 +210,31 @@ def calibrate(scores: np.ndarray, targets: np.ndarray, strength: float) -> np.nd
 def _f1_of_cuts(
     scores: np.ndarray, targets: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """F1 (N, C) of taking the k + 1 highest scores, the scores in that order, the hits so far.
+    """F1 (N + 1, C) of taking the k highest scores, the hits among them, and the ordered scores.
 
     F1 is -1 where the next score is equal: no cut can tell the two apart.
     """
     order = np.argsort(-scores, axis=0, kind="stable")
     ordered = np.take_along_axis(scores, order, axis=0)
-    hits = np.take_along_axis(targets, order, axis=0).cumsum(axis=0)
-    taken = np.arange(1, len(scores) + 1)[:, None]
-    f1 = 2 * hits / (taken + hits[-1])
-    f1[:-1][ordered[:-1] == ordered[1:]] = -1
-    return f1, ordered, hits
+    none = np.zeros((1, scores.shape[1]))
+    hits = np.concatenate([none, np.take_along_axis(targets, order, axis=0).cumsum(axis=0)])
+    taken = np.arange(len(hits))[:, None]
+    f1 = 2 * hits / np.maximum(taken + hits[-1], _EPS)
+    f1[1:-1][ordered[:-1] == ordered[1:]] = -1
+    return f1, hits, ordered
 
 
-def _place_cuts(ordered: np.ndarray, last_taken: np.ndarray) -> np.ndarray:
-    """Cuts (C,) float32 under row ``last_taken`` of the descending scores, midway to the next.
+def _place_cuts(ordered: np.ndarray, taken: np.ndarray) -> np.ndarray:
+    """Cuts (C,) float32 that take so many of the descending scores, midway to the next one.
 
-    Where all are taken, the next is 0.
+    Below the last score is 0, above the first the float after 1.
     """
+    above_all = np.full_like(ordered[:1], np.nextafter(np.float32(1), np.float32(2)))
+    bounds = np.concatenate([above_all, ordered, np.zeros_like(ordered[:1])])
     columns = np.arange(ordered.shape[1])
-    high = ordered[last_taken, columns]
-    following = np.concatenate([ordered[1:], np.zeros_like(ordered[:1])])
-    low = following[last_taken, columns]
+    high, low = bounds[taken, columns], bounds[taken + 1, columns]
     cuts = ((low.astype(np.float64) + high) / 2).astype(np.float32)
-    # neighbours in float32 have no number between them: the cut is then the lowest score taken
+    # neighbours in float32 have no number between them: the cut is then the upper one
     return np.where(cuts > low, cuts, high)
 
 

@@ -26,6 +26,12 @@ def composed(name: str, overrides: list[str]) -> DictConfig:
     return cfg
 
 
+def set_output_dir(cfg: DictConfig, folder: Path) -> None:
+    """As Hydra does when a job starts."""
+    OmegaConf.set_readonly(cfg.hydra, False)
+    cfg.hydra.runtime.output_dir = str(folder)
+
+
 def test_none_is_missed() -> None:
     assert len(FILES) >= MINIMUM
     groups = Counter(path.parts[0] for path in FILES if len(path.parts) > 1)
@@ -34,7 +40,18 @@ def test_none_is_missed() -> None:
         assert groups[group] >= 1, f"no option in conf/{group}"
 
 
-@pytest.mark.parametrize("path", FILES, ids=str)
+#: Shared parts: no options of their own, but named in the defaults of every option beside them.
+SHARED = [path for path in FILES if path.stem == "base"]
+
+
+@pytest.mark.parametrize("path", SHARED, ids=str)
+def test_shared_parts_are_used(path: Path) -> None:
+    for option in sorted((CONF / path).parent.glob("*.yaml")):
+        if option.stem != "base":
+            assert "base" in OmegaConf.load(option).defaults
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path not in SHARED], ids=str)
 def test_it_composes_and_builds(path: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     if len(path.parts) == 1 or path.parts[0] == "hydra":
@@ -45,7 +62,7 @@ def test_it_composes_and_builds(path: Path, tmp_path: Path, monkeypatch: Any) ->
         group, _, choice = option.partition("/")
         overrides = [f"{group}={choice}", *REQUIRED.get(option, [])]
     cfg = composed(name, [*overrides, f"hydra.run.dir={tmp_path}"])
-    cfg.hydra.runtime.output_dir = str(tmp_path)
+    set_output_dir(cfg, tmp_path)
     if name == "evaluate":
         assert cfg.ckpt_path == "x.ckpt"
         return
@@ -80,7 +97,7 @@ def test_it_composes_and_builds(path: Path, tmp_path: Path, monkeypatch: Any) ->
 def test_settled_keys_reach_what_they_name(key: str, value: Any, tmp_path: Path) -> None:
     cfg = composed("train", [f"{key}={value}", f"hydra.run.dir={tmp_path}"])
     cfg.num_genres = 3
-    cfg.hydra.runtime.output_dir = str(tmp_path)
+    set_output_dir(cfg, tmp_path)
     assert OmegaConf.select(cfg, key) == value
     if key == "model.dropout":
         description = instantiate(cfg.model).description

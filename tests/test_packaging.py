@@ -51,6 +51,7 @@ def test_installed_version_is_the_one_in_the_source():
 
 
 def declared(extra: str | None = None) -> set[str]:
+    """The distributions that the package asks for, and those that an extra adds."""
     # What only the oldest Python needs is imported there only, and read here everywhere.
     environment = {"extra": extra or "", "python_version": "3.10"}
     return {
@@ -81,7 +82,8 @@ def undeclared_imports(files: list[Path], extra: str | None = None) -> set[str]:
                 names.add(node.module.partition(".")[0])
     ours = {"genre_lightning", "benchmarks", "tests"} | {p.stem for p in REPOSITORY.glob("*.py")}
     foreign = names - ours - STANDARD
-    return {canonicalize_name(DISTRIBUTIONS.get(name, name)) for name in foreign} - declared(extra)
+    needed: set[str] = {canonicalize_name(DISTRIBUTIONS.get(name, name)) for name in foreign}
+    return needed - declared(extra)
 
 
 def test_what_the_package_imports_is_declared():
@@ -99,7 +101,8 @@ def project_files() -> list[Path]:
     if shutil.which("git") is None or not (REPOSITORY / ".git").exists():
         pytest.skip("not a git checkout")
     listing = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        # A clone that belongs to another user is read all the same.
+        ["git", "-c", "safe.directory=*", "ls-files", "-z", "-c", "-o", "--exclude-standard"],
         capture_output=True,
         text=True,
         check=True,

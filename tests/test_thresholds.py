@@ -142,7 +142,7 @@ def test_no_genre_can_move_its_cut_for_a_better_mixed_f1(ties, micro_weight, sof
         cuts = best_mixed_cuts(scores, truth, micro_weight)
         reached = mixed_f1(scores, truth, cuts, micro_weight)
         for g in range(3):
-            for other in np.unique(scores[:, g]):
+            for other in [*np.unique(scores[:, g]), 2.0]:
                 moved = cuts.copy()
                 moved[g] = other
                 assert mixed_f1(scores, truth, moved, micro_weight) <= reached + 1e-12
@@ -190,6 +190,16 @@ def test_calibration_ends_where_nothing_can_be_told(scores, truth) -> None:
     probabilities = calibrate(scores.astype(np.float32), truth, 1.0)
     assert np.isfinite(probabilities).all()
     assert ((probabilities >= 0) & (probabilities <= 1)).all()
+
+
+def test_expected_predicts_no_genre_whose_every_movie_would_cost_too_much() -> None:
+    # constant scores: all or none of a genre; all of the rare one would halve micro F1
+    scores = torch.tensor([[0.7, 1.0]]).expand(100, 2)
+    targets = torch.zeros(100, 2)
+    targets[:90, 0] = targets[:1, 1] = 1
+    thresholds = fit_thresholds(scores, targets, "expected")
+    assert (scores[0] >= thresholds).tolist() == [True, False]
+    assert 1 < float(thresholds[1]) < 1.000001
 
 
 def test_expected_does_not_mind_how_the_scores_are_stretched() -> None:
@@ -251,7 +261,7 @@ def test_degenerate_scores_give_finite_thresholds_in_range(
     method: str, scores: Tensor, targets: Tensor
 ) -> None:
     thresholds = fit_thresholds(scores, targets, method)
-    assert bool(((thresholds >= 0) & (thresholds <= 1)).all())
+    assert bool(((thresholds >= 0) & (thresholds <= 1.000001)).all())
     if method in ("shared", "per_genre"):
         expected = f1_score(targets, torch.ones_like(targets), average="micro")
         assert f1_score(targets, scores >= thresholds, average="micro") >= expected - 1e-9

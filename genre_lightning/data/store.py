@@ -25,6 +25,8 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from genre_lightning.errors import UserError
 
+from genre_lightning.errors import UserError
+
 logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"[A-Za-z0-9_]+")

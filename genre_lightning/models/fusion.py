@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,24 @@ class Fusion(nn.Module):
         self.poster = poster
         #: Plain data that rebuilds this network; set by :func:`build_network`.
         self.description: dict[str, Any] = {}
+
+    @torch.no_grad()
+    def start_from_priors(self, genre_counts: Sequence[int], num_movies: int) -> None:
+        """Set the output bias to the log-odds of each genre among the training movies.
+
+        Otherwise the first steps go into learning that most movies lack most genres, and the rare
+        genres start from a flood of negatives (Lin et al. 2017, section 3.3).
+
+        Args:
+            genre_counts: (G,) training movies that have each genre.
+            num_movies: training movies in all.
+        """
+        counts = torch.tensor(genre_counts, dtype=torch.float32)
+        odds = (counts + 0.5) / (num_movies - counts + 0.5)
+        branches = [branch for branch in (self.title, self.poster) if branch is not None]
+        for branch in branches:
+            nn.init.zeros_(branch.get_parameter("head.bias"))
+        branches[0].get_parameter("head.bias").copy_(odds.log())
 
     def forward(
         self,
@@ -117,13 +135,20 @@ class BranchType:
 BRANCHES: dict[str, BranchType] = {
     "title_mlp": BranchType(
         TitleMLP,
-        {"vocabulary_size": (1, 1_048_576), "hidden": (1, 8192), "dropout": (0.0, 0.99)},
+        {
+            "vocabulary_size": (1, 1_048_576),
+            "hidden": (1, 8192),
+            "dropout": (0.0, 0.99),
+            "skip": (0, 1),
+        },
     ),
     "poster_resnet": BranchType(
         PosterResNet,
         {
             "widths": (1, 4096),
             "blocks": (1, 64),
+            "pool": (1, 16),
+            "stem_kernel": (1, 16),
             "stem_stride": (1, 16),
             "dropout": (0.0, 0.99),
         },
@@ -205,7 +230,7 @@ def _check(key: str, value: Any, default: Any, limits: tuple[float, float]) -> A
         if not isinstance(value, (list, tuple)) or not 1 <= len(value) <= 16:
             raise ValueError(f"{key} must be a list of 1 to 16 numbers, not {value!r}")
         return [_check(key, item, default[0], limits) for item in value]
-    wanted = (int, float) if isinstance(default, float) else (int,)
+    wanted = (int, float) if isinstance(default, float) else (type(default),)
     if type(value) not in wanted:
         raise ValueError(f"{key} must be a {wanted[-1].__name__}, not {value!r}")
     if not limits[0] <= value <= limits[1]:  # also refuses nan

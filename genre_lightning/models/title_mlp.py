@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +18,8 @@ class TitleMLP(nn.Module):
         vocabulary_size: V, the width of the TF-IDF vector.
         hidden: width of the hidden layer.
         dropout: probability of zeroing a hidden unit, in [0, 1).
+        skip: add a linear layer straight from the titles to the logits, which starts at zero: the
+            hidden layer then learns what a linear model can't tell.
     """
 
     def __init__(
@@ -28,15 +28,20 @@ class TitleMLP(nn.Module):
         vocabulary_size: int = 8192,
         hidden: int = 512,
         dropout: float = 0.5,
+        skip: bool = False,
     ) -> None:
         super().__init__()
         self.embed = nn.EmbeddingBag(vocabulary_size, hidden, mode="sum", include_last_offset=False)
         self.norm = nn.BatchNorm1d(hidden)
         self.drop = nn.Dropout(dropout)
         self.head = nn.Linear(hidden, num_genres)
-        # The default N(0, 1) is meant for look-ups; this one is nn.Linear's for V inputs of which
-        # few are non-zero: unit variance of a row of L2 norm 1 would be swamped by nothing.
-        nn.init.normal_(self.embed.weight, std=1.0 / math.sqrt(hidden))
+        # N(0, 1), the default, is meant for look-ups: before BatchNorm only the size of a step
+        # against that of the weight counts, and against such weights the usual steps are too small.
+        nn.init.normal_(self.embed.weight, std=0.05)
+        self.skip: nn.EmbeddingBag | None = None
+        if skip:
+            self.skip = nn.EmbeddingBag(vocabulary_size, num_genres, mode="sum")
+            nn.init.zeros_(self.skip.weight)
 
     def forward(self, indices: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
         """Score titles.
@@ -50,9 +55,10 @@ class TitleMLP(nn.Module):
             (B, G) logits.
         """
         # An embedding bag takes weights of its own dtype only, which autocast does not arrange.
-        hidden = self.embed(
-            indices, offsets, per_sample_weights=weights.to(self.embed.weight.dtype)
-        )
+        weights = weights.to(self.embed.weight.dtype)
+        hidden = self.embed(indices, offsets, per_sample_weights=weights)
         hidden = self.drop(torch.relu(self.norm(hidden)))
         logits: Tensor = self.head(hidden)
+        if self.skip is not None:
+            logits = logits + self.skip(indices, offsets, per_sample_weights=weights)
         return logits
