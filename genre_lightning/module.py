@@ -30,13 +30,19 @@ class GenreModule(pl.LightningModule):
         network: built by :func:`genre_lightning.models.build_network`.
         loss: built by :func:`genre_lightning.losses.build_loss`; maps (B, G) logits and (B, G)
             targets to a scalar, and its ``activation`` names the scores it trains.
-        optimizer: makes an optimizer of parameters.
+        optimizer: makes an optimizer of parameters or of groups of them.
         scheduler: makes a per-step schedule of ``(optimizer, total_steps=...)``; None for none.
         inputs: plain data about how inputs are prepared (``MovieDataModule.describe()``), stored in
             every checkpoint.
         thresholds: method of :func:`genre_lightning.thresholds.fit_thresholds`.
+        title_lr_scale: learning rate of the title branch over that of the poster branch. A sparse
+            linear layer fits the training titles within a few epochs, a convolutional network
+            needs many; at one rate the title branch is overfitted before the poster branch is
+            trained. What weight decay takes off in a step stays the same.
+        decay_vectors: apply weight decay to biases and BatchNorm as well.
         branch_loss: weight of the losses of each branch alone, added to the loss of the sum, so
-            that neither branch stops learning once the other fits the training movies.
+            that neither branch stops learning once the other fits the training movies. The
+            poster's is taken with the genres' priors, which the title branch holds for both.
         channels_last: keep convolutions in the memory layout in which they run fastest.
         compile: compile both branches with ``torch.compile``.
     """
@@ -45,11 +51,13 @@ class GenreModule(pl.LightningModule):
         self,
         network: Fusion,
         loss: nn.Module,
-        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        optimizer: Callable[[Iterable[Any]], Optimizer],
         scheduler: Callable[..., LRScheduler] | None = None,
         *,
         inputs: Mapping[str, Any],
-        thresholds: str = "shrunk",
+        thresholds: str = "expected",
+        title_lr_scale: float = 1.0,
+        decay_vectors: bool = False,
         branch_loss: float = 0.0,
         channels_last: bool = True,
         compile: bool = False,
@@ -61,6 +69,8 @@ class GenreModule(pl.LightningModule):
         self.make_scheduler = scheduler
         self.inputs = dict(inputs)
         self.threshold_method = thresholds
+        self.title_lr_scale = title_lr_scale
+        self.decay_vectors = decay_vectors
         self.branch_loss = branch_loss
         self.activation = str(loss.activation)
         self.collector = ScoreCollector(network.num_genres)
@@ -79,7 +89,8 @@ class GenreModule(pl.LightningModule):
             loss = loss + self.branch_loss * self.loss(title, batch.targets)
             if len(batch.poster_rows):
                 seen = batch.poster_rows
-                loss = loss + self.branch_loss * self.loss(poster[seen], batch.targets[seen])
+                alone = poster[seen] + self.network.prior
+                loss = loss + self.branch_loss * self.loss(alone, batch.targets[seen])
         self.log(
             "train/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch), sync_dist=True
         )
@@ -105,7 +116,8 @@ class GenreModule(pl.LightningModule):
         )
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.make_optimizer(self.network.parameters())
+        defaults = self.make_optimizer(self.network.parameters()).defaults
+        optimizer = self.make_optimizer(self._parameter_groups(defaults))
         if self.make_scheduler is None:
             return optimizer
         steps = int(self.trainer.estimated_stepping_batches)
@@ -114,6 +126,27 @@ class GenreModule(pl.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+    def _parameter_groups(self, defaults: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Each branch's matrices and vectors, with their share of the optimizer's own settings."""
+        groups = []
+        for branch, scale in (
+            (self.network.title, self.title_lr_scale),
+            (self.network.poster, 1.0),
+        ):
+            if branch is None:
+                continue
+            for vectors in (False, True):
+                chosen = [p for p in branch.parameters() if (p.ndim <= 1) == vectors]
+                decay = 0.0 if vectors and not self.decay_vectors else defaults["weight_decay"]
+                groups.append(
+                    {
+                        "params": chosen,
+                        "lr": defaults["lr"] * scale,
+                        "weight_decay": decay / scale,
+                    }
+                )
+        return groups
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what rebuilds the model, as plain data."""

@@ -5,8 +5,16 @@ Legend: N movies, G genres. A genre is predicted iff its score >= its threshold,
 Micro F1 alone asks for one common threshold, macro F1 for one per genre, and a genre with a dozen
 positives in validation cannot tell its own: the cut that happens to suit those twelve buys nothing
 on other movies. Method "expected" therefore takes from the labels only what they can tell, a
-calibration of the scores, and finds the cuts that are best by the calibrated probabilities. See
-``python -m benchmarks.thresholds`` for what each method is worth.
+calibration of the scores, and finds the cuts that are best by the calibrated probabilities.
+
+Fitted on 466 movies of ml1m's training split and scored on the other 2640, mean of 100 draws, with
+scores of a cross-validated logistic regression (``python -m benchmarks.thresholds``):
+
+    method      micro F1   macro F1   mean
+    expected       .431       .258    .344
+    shared         .442       .234    .338
+    shrunk         .426       .243    .335
+    per_genre      .378       .249    .314
 """
 
 from __future__ import annotations
@@ -45,8 +53,9 @@ def fit_thresholds(
         micro_weight: in [0, 1], of "expected" alone.
 
     A cut lies midway between the two scores it separates, so thresholds are in [0, 1]; the float
-    after 1 stands for never, where even scores of 1 are not worth it to "expected". Genres without positives take the shared
-    threshold; without a positive anywhere nothing can be fitted and all are 0.5.
+    after 1 stands for never, where even the highest scores are not worth it to "expected". Genres
+    without positives take the shared threshold; without a positive anywhere nothing can be fitted
+    and all are 0.5.
 
     Raises:
         ValueError: for an unknown method, shapes that disagree, N = 0, or values out of range.

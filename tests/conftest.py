@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,3 +73,90 @@ def ml1m_root() -> Path:
         if folder.exists():
             return folder
     pytest.skip("no real movies here: set GENRE_LIGHTNING_ML1M to the folder or zip of ml1m")
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Writes checkpoints of a tiny fitted-looking model: `make_checkpoint(poster=None)`.
+
+    Arguments: `title` and `poster`, the branches' descriptions or None; `loss`, a loss's name;
+    `vectorizer`, arguments of TitleVectorizer; `seed` of the weights. Size 32, genres Action,
+    Comedy, Drama and Horror.
+    """
+    import torch
+
+    from genre_lightning.checkpoint import CHECKPOINT_FORMAT, CHECKPOINT_KEY
+    from genre_lightning.data.titles import TitleVectorizer
+    from genre_lightning.losses import build_loss
+    from genre_lightning.models import build_network
+
+    genres = ["Action", "Comedy", "Drama", "Horror"]
+    titles = [
+        "Heat (1995)",
+        "Toy Story (1995)",
+        "The Last of the Mohicans (1992)",
+        "Schindler's List (1993)",
+        "Alien (1979)",
+        "Léon: The Professional (1994)",
+        "Face/Off (1997)",
+        "Night of the Living Dead (1968)",
+        "The Big Night (1996)",
+        "2001: A Space Odyssey (1968)",
+        "Dead Man Walking (1995)",
+        "Some Like It Hot (1959)",
+    ]
+
+    def make(
+        title: dict[str, Any] | None = {"hidden": 16},  # noqa: B006 - only read
+        poster: dict[str, Any] | None = {"widths": [4, 8], "blocks": [1, 1]},  # noqa: B006
+        loss: str = "bce",
+        vectorizer: dict[str, Any] | None = None,
+        seed: int = 0,
+    ) -> Path:
+        fitted = TitleVectorizer(**{"vocabulary_size": 512, **(vectorizer or {})}).fit(titles)
+        if title is not None:
+            title = {"name": "title_mlp", "vocabulary_size": fitted.vocabulary_size, **title}
+        if poster is not None:
+            poster = {"name": "poster_resnet", "stem_stride": 2, **poster}
+        generator = torch.Generator().manual_seed(seed)
+        network = build_network(len(genres), title, poster)
+        with torch.no_grad():
+            # As after training: no weight and no statistic is at its start, where much is zero.
+            for name, value in network.state_dict().items():
+                if not value.is_floating_point():
+                    continue
+                drawn = torch.randn(value.shape, generator=generator)
+                if name.endswith("running_var"):
+                    value.copy_(0.5 + drawn.abs())
+                elif "norm" in name and name.endswith("weight"):
+                    value.copy_(1.0 + 0.3 * drawn)
+                else:
+                    value.copy_(drawn * (0.3 if value.dim() == 1 else value[0].numel() ** -0.5))
+        built = build_loss(loss)
+        path = tmp_path_factory.mktemp("checkpoint") / "tiny.ckpt"
+        checkpoint = {
+            "epoch": 1,
+            "global_step": 1,
+            "state_dict": {f"network.{name}": v for name, v in network.state_dict().items()},
+            CHECKPOINT_KEY: {
+                "format": CHECKPOINT_FORMAT,
+                "network": network.description,
+                "activation": built.activation,
+                "loss": built.description,
+                "thresholds": [0.3, 0.5, 0.4, 0.2],
+                "genres": genres,
+                "titles": fitted.state_dict(),
+                "poster_size": 32,
+                "data": {"reader": "demo", "val_fraction": 0.2, "test_fraction": 0.2},
+            },
+        }
+        torch.save(checkpoint, path)
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(make_checkpoint: Callable[..., Path]) -> Path:
+    """A checkpoint with both branches that loads in an instant; not to be changed."""
+    return make_checkpoint()

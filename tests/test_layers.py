@@ -36,7 +36,7 @@ LAYERS: list[dict[str, tuple[str, ...]]] = [
     # A checkpoint knows the features and the network, not the training: what only predicts loads
     # no Lightning.
     {"batch": ("data.batch",), "checkpoint": ("checkpoint",)},
-    {"datamodule": ("data.datamodule",)},
+    {"datamodule": ("data.datamodule",), "explain": ("explain",)},
     {"module": ("module",)},
     {"callbacks": ("callbacks",), "evaluation": ("evaluation",)},
     {"predictor": ("predictor",), "sweep": ("sweep",), "compare": ("compare",)},

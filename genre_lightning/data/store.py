@@ -25,8 +25,6 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from genre_lightning.errors import UserError
 
-from genre_lightning.errors import UserError
-
 logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"[A-Za-z0-9_]+")
@@ -79,7 +77,7 @@ def stored_folder(
     """
     if not _NAME.fullmatch(name) or not _KEY.fullmatch(key):
         raise ValueError(f"a cache folder is named by letters and hex digits: {name!r}, {key!r}")
-    cache_dir = Path(cache_dir)
+    cache_dir = Path(cache_dir).expanduser()
     folder = cache_dir / f"{name}-{key}"
     if folder.is_dir() and (check is None or check(folder) is None):
         return folder  # without the lock: the usual case, and all that a read-only cache can serve

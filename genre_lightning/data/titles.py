@@ -239,6 +239,54 @@ class TitleVectorizer:
         weights = np.concatenate([np.zeros(0, np.float32), *(c[2] for c in chunks)])
         return SparseTitles(indptr, indices, weights)
 
+    def locate(self, text: str) -> list[tuple[int, int, int]]:
+        """Where the terms of a title stand, for explaining what a model makes of it.
+
+        Args:
+            text: a normalised title, the first part of `normalise_title`.
+
+        Returns: (column, start, end) of each known term as often as it occurs: it was read from
+            `text[start:end]`. The spaces around words that "char_wb" adds are not counted, so the
+            padding alone, which can be a term of one character, has start == end.
+        """
+        if self.analyzer == "char_wb":
+            found = []
+            for match in re.finditer(r"\S+", text):
+                padded = f" {match[0]} "
+                shortest = min(self.ngram_range[0], len(padded))
+                for term, start, end in _char_spans(padded, shortest, self.ngram_range[1]):
+                    last = len(padded) - 2
+                    begin, stop = min(max(start - 1, 0), last), max(min(end - 1, last), 0)
+                    found.append((term, match.start() + begin, match.start() + stop))
+        elif self.analyzer == "word":
+            words = list(re.finditer(r"\S+", text))
+            found = [
+                (" ".join(word[0] for word in run), run[0].start(), run[-1].end())
+                for n in range(self.ngram_range[0], min(self.ngram_range[1], len(words)) + 1)
+                for run in (words[start : start + n] for start in range(len(words) - n + 1))
+            ]
+        else:
+            found = list(_char_spans(text, *self.ngram_range))
+        column = self._column
+        return [(column[term], start, end) for term, start, end in found if term in column]
+
+    def name(self, column: int) -> str:
+        """What a column stands for: a term, or the decade's year ("1990"); "" for an unused one.
+
+        Raises:
+            IndexError: there is no such column.
+        """
+        if not 0 <= column < self.vocabulary_size:
+            raise IndexError(f"column {column} of {self.vocabulary_size}")
+        if self.is_decade(column):
+            return str(DECADES[column - self._num_term_columns()])
+        terms = self.terms or []
+        return terms[column] if column < len(terms) else ""
+
+    def is_decade(self, column: int) -> bool:
+        """Whether a column tells the release year and not a term."""
+        return column >= self._num_term_columns()
+
     def state_dict(self) -> dict[str, Any]:
         """Plain data (str, int, float, bool, list) from which `from_state_dict` rebuilds this."""
         return {
@@ -416,6 +464,15 @@ def _word_ngrams(text: str, shortest: int, longest: int) -> Iterator[str]:
 def _char_ngrams(text: str, shortest: int, longest: int) -> Iterator[str]:
     return (
         text[start : start + n]
+        for n in range(shortest, min(longest, len(text)) + 1)
+        for start in range(len(text) - n + 1)
+    )
+
+
+def _char_spans(text: str, shortest: int, longest: int) -> Iterator[tuple[str, int, int]]:
+    """The n-grams of `_char_ngrams` with their places."""
+    return (
+        (text[start : start + n], start, start + n)
         for n in range(shortest, min(longest, len(text)) + 1)
         for start in range(len(text) - n + 1)
     )

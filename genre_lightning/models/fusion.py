@@ -44,6 +44,9 @@ class Fusion(nn.Module):
         self.poster = poster
         #: Plain data that rebuilds this network; set by :func:`build_network`.
         self.description: dict[str, Any] = {}
+        #: (G,) log-odds of the genres in train; zero unless training set them.
+        self.prior: Tensor
+        self.register_buffer("prior", torch.zeros(num_genres), persistent=False)
 
     @torch.no_grad()
     def start_from_priors(self, genre_counts: Sequence[int], num_movies: int) -> None:
@@ -61,7 +64,8 @@ class Fusion(nn.Module):
         branches = [branch for branch in (self.title, self.poster) if branch is not None]
         for branch in branches:
             nn.init.zeros_(branch.get_parameter("head.bias"))
-        branches[0].get_parameter("head.bias").copy_(odds.log())
+        self.prior.copy_(odds.log())
+        branches[0].get_parameter("head.bias").copy_(self.prior)
 
     def forward(
         self,
@@ -150,6 +154,7 @@ BRANCHES: dict[str, BranchType] = {
             "pool": (1, 16),
             "stem_kernel": (1, 16),
             "stem_stride": (1, 16),
+            "first_stride": (1, 4),
             "dropout": (0.0, 0.99),
         },
     ),

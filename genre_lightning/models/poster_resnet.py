@@ -52,6 +52,7 @@ class PosterResNet(nn.Module):
             cost four times less; the posters of a small dataset teach no finer detail.
         stem_kernel: width of the first convolution's kernel.
         stem_stride: stride of the first convolution.
+        first_stride: stride of the first stage.
         dropout: probability of zeroing a pooled channel, in [0, 1).
 
     Raises:
@@ -66,6 +67,7 @@ class PosterResNet(nn.Module):
         pool: int = 1,
         stem_kernel: int = 4,
         stem_stride: int = 4,
+        first_stride: int = 1,
         dropout: float = 0.3,
     ) -> None:
         super().__init__()
@@ -82,7 +84,7 @@ class PosterResNet(nn.Module):
         inputs = widths[0]
         for stage, (width, count) in enumerate(zip(widths, blocks, strict=True)):
             for block in range(count):
-                stride = 2 if stage > 0 and block == 0 else 1
+                stride = (2 if stage > 0 else first_stride) if block == 0 else 1
                 stages.append(ResidualBlock(inputs, width, stride))
                 inputs = width
         self.stages = nn.Sequential(*stages)

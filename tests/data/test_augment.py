@@ -212,7 +212,9 @@ def test_contrast_moves_away_from_the_mean_brightness():
     gray = (pixels * torch.tensor(_GRAY).view(3, 1, 1)).sum(1).mean((1, 2))[:, None, None, None]
     factors = ((result - gray) / (pixels - gray)).flatten(1)
     sure = ((pixels - gray).abs() > 0.05).flatten(1)
-    spread = [(row[keep].max() - row[keep].min()).item() for row, keep in zip(factors, sure)]
+    spread = [
+        (row[keep].max() - row[keep].min()).item() for row, keep in zip(factors, sure, strict=True)
+    ]
     assert max(spread) < 1e-3
     assert 0.7 < factors[sure].min() < 0.75 and 1.25 < factors[sure].max() < 1.3 + 1e-4
 

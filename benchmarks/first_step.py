@@ -1,0 +1,67 @@
+"""How soon a second start trains: command to first training step, beyond the imports.
+
+    python -m benchmarks.first_step --root data/ml1m
+
+By turns: ``train.py`` on a warm cache, ended right after its first training step, and a bare
+import of torch and pytorch_lightning. Ends with one JSON line (see DESIGN): ``figure`` is the
+median of the seconds that training needs beyond the imports, ``ratio`` the median of training over
+imports.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import alternate, hardware, json_line, spread
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+AIM_SECONDS = 2.0
+
+
+def stop_after_first_step() -> Any:
+    """A callback that ends the process, successfully, once one training step is done."""
+    from pytorch_lightning.callbacks import Callback
+
+    class StopAfterFirstStep(Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            os._exit(0)
+
+    return StopAfterFirstStep()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Time both sides and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--root", default="data/ml1m", help="folder or zip of the real movies")
+    parser.add_argument("-n", type=int, default=5)
+    args = parser.parse_args(arguments)
+    os.environ["PYTHONPATH"] = str(REPOSITORY)
+    train = [
+        sys.executable,
+        str(REPOSITORY / "train.py"),
+        "data=ml1m",
+        f"data.root={Path(args.root).resolve()}",
+        "+callbacks.stop._target_=benchmarks.first_step.stop_after_first_step",
+    ]
+    imports = [sys.executable, "-c", "import torch, pytorch_lightning"]
+    seconds = alternate({"train": train, "imports": imports}, args.n)
+    pairs = list(zip(seconds["train"], seconds["imports"], strict=True))
+    beyond = [train - imports for train, imports in pairs]
+    print(f"{hardware()}, n = {args.n}")
+    print("| | median s | min | max |\n| --- | --- | --- | --- |")
+    for name, values in {**seconds, "beyond the imports": beyond}.items():
+        median = statistics.median(values)
+        print(f"| {name} | {median:.2f} | {min(values):.2f} | {max(values):.2f} |")
+    ratio = statistics.median(train / imports for train, imports in pairs)
+    figure = statistics.median(beyond)
+    print(json_line(figure, ratio, args.n, spread(beyond), AIM_SECONDS, unit="s"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""Scores on real movies: trains each variant for each seed and tabulates mean and spread.
+
+    python -m benchmarks.scores --root data/ml1m --variants fusion title poster --seeds 0 1 2
+    python -m benchmarks.scores --root data/ml1m --variants seed --seeds 0
+    python -m benchmarks.scores --root data/ml1m --ablation --split val --seeds 0 1
+
+A run that is completed in the output folder is not run again. Ends with one JSON line (see DESIGN):
+``figure`` is the first variant's mean mAP, ``ratio`` that over the second variant's, ``spread`` the
+standard deviation over seeds, ``aim`` the mAP that fusion is to reach.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import hardware, json_line, spread
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+AIM_MAP = 0.30
+COLUMNS = ("map_macro", "f1_micro", "f1_macro")
+
+#: Every variant by name: overrides of train.py.
+VARIANTS: dict[str, list[str]] = {
+    "fusion": [],
+    "title": ["model=title"],
+    "poster": ["model=poster"],
+    "seed": ["experiment=seed"],
+}
+#: What the default recipe loses without each of its parts.
+ABLATION: dict[str, list[str]] = {
+    "fusion": [],
+    "words": ["data.titles.analyzer=word", "data.titles.ngram_range=[1,1]"],
+    "no_decade": ["data.titles.decade=false"],
+    "no_skip": ["model.title.skip=false"],
+    "no_augment": ["data.augment=null"],
+    "no_branch_loss": ["training.branch_loss=0"],
+    "constant_lr": ["scheduler=constant"],
+    "no_priors": ["start_from_priors=false"],
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training and where it lies."""
+
+    variant: str
+    seed: int
+    folder: Path
+    overrides: list[str]
+
+    def result(self) -> dict[str, Any] | None:
+        """Its result.json, if it is completed."""
+        path = self.folder / "result.json"
+        if not path.exists():
+            return None
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return result if result["status"] == "completed" else None
+
+    def train(self, threads: int) -> dict[str, Any]:
+        """Train it unless it is completed.
+
+        Raises:
+            RuntimeError: training failed; its output is in ``output.txt`` of the run folder.
+        """
+        done = self.result()
+        if done is not None:
+            return done
+        self.folder.mkdir(parents=True, exist_ok=True)
+        command = [
+            sys.executable,
+            str(REPOSITORY / "train.py"),
+            f"seed={self.seed}",
+            f"hydra.run.dir={self.folder}",
+            *self.overrides,
+        ]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        output = self.folder / "output.txt"
+        with output.open("w", encoding="utf-8") as file:
+            subprocess.run(
+                command, env=environment, stdout=file, stderr=subprocess.STDOUT, check=False
+            )
+        done = self.result()
+        if done is None:
+            raise RuntimeError(f"{self.variant} with seed {self.seed} failed: see {output}")
+        print(f"{self.variant} seed {self.seed}: {done['seconds']:.0f} s", flush=True)
+        return done
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train what is missing and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--root", default="data/ml1m", help="folder or zip of the real movies")
+    parser.add_argument("--variants", nargs="+", default=["fusion", "title", "poster"])
+    parser.add_argument(
+        "--ablation", action="store_true", help="the default less each of its parts"
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--split", choices=["val", "test"], default="test")
+    parser.add_argument("--out", default="runs/scores", help="where the run folders go")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time; they share cores")
+    parser.add_argument("--extra", nargs="*", default=[], help="further overrides for every run")
+    args = parser.parse_args(arguments)
+
+    table = ABLATION if args.ablation else VARIANTS
+    names = list(ABLATION) if args.ablation else args.variants
+    unknown = sorted(set(names) - set(table))
+    if unknown:
+        parser.error(f"no variant {unknown[0]!r}; there is {', '.join(table)}")
+    data = ["data=ml1m", f"data.root={Path(args.root).resolve()}"]
+    out = Path(args.out).resolve()
+    runs = [
+        Run(name, seed, out / f"{name}-seed{seed}", [*data, *table[name], *args.extra])
+        for seed in args.seeds
+        for name in names
+    ]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    threads = max(1, (cores or 1) // args.jobs)
+    with ThreadPoolExecutor(args.jobs) as pool:
+        results = dict(
+            zip(
+                ((run.variant, run.seed) for run in runs),
+                pool.map(lambda run: run.train(threads), runs),
+                strict=True,
+            )
+        )
+
+    print(f"\n{args.split}, n = {len(args.seeds)} seed(s), mean ± sd; {hardware()}, ", end="")
+    print(f"{args.jobs} at a time on {threads} thread(s) each")
+    print("| variant | mAP | micro F1 | macro F1 | s a run |\n| --- | --- | --- | --- | --- |")
+    means: dict[str, list[float]] = {}
+    for name in names:
+        chosen = [results[name, seed] for seed in args.seeds]
+        cells = []
+        for column in COLUMNS:
+            values = [run[args.split][column] for run in chosen]
+            means.setdefault(name, []).append(sum(values) / len(values))
+            cells.append(f"{means[name][-1]:.3f} ± {spread(values):.3f}")
+        seconds = sum(run["seconds"] for run in chosen) / len(chosen)
+        print(f"| {name} | {' | '.join(cells)} | {seconds:.0f} |")
+    first = [results[names[0], seed][args.split]["map_macro"] for seed in args.seeds]
+    second = means[names[min(1, len(names) - 1)]][0]
+    print(
+        json_line(
+            means[names[0]][0],
+            means[names[0]][0] / second,
+            len(first),
+            spread(first),
+            AIM_MAP,
+            unit=f"{args.split} mAP",
+            variants=names,
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,251 @@
+"""Charts as inline SVG: a few shapes and classes, whose colours the page's style sheet chooses.
+
+Each function returns markup that is safe to put into a page: text is escaped, numbers are ours. A
+chart has a ``role`` and a name for those who don't see it; its numbers stand in a table or caption.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from markupsafe import Markup, escape
+
+from genre_lightning.report.statistics import Interval, Reliability
+
+_TICKS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A linear scale from numbers to pixels."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def __call__(self, value: float) -> float:
+        share = (value - self.low) / (self.high - self.low)
+        return self.start + share * (self.end - self.start)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One value in a row of :func:`dot_rows`.
+
+    Attributes:
+        kind: CSS class, which gives colour, and shape: "model", "title" and "poster" are dots,
+            "constant" and "prior" are ticks.
+        value: nan is left out.
+        low, high: ends of its interval; nan for none.
+    """
+
+    kind: str
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+
+
+def dot_rows(
+    name: str, rows: Sequence[tuple[str, Sequence[Mark]]], *, width: int = 640, labels: int = 132
+) -> Markup:
+    """A row of marks for each label, over a common axis from 0 to the largest value.
+
+    Args:
+        name: what the chart shows, for those who don't see it.
+        rows: label and marks of each row.
+        width: of the drawing in pixels; it shrinks with the page.
+        labels: pixels for the labels.
+    """
+    values = [v for _, marks in rows for m in marks for v in (m.value, m.high) if v == v]
+    top = max([math.ceil(max(values, default=1.0) * 10 - 1e-9) / 10, 0.1])
+    x = Scale(0.0, top, labels + 8, width - 14)
+    row_height, head = 24, 6
+    bottom = head + row_height * len(rows)
+    parts = []
+    for tenth in range(round(top * 10) + 1):
+        at = x(tenth / 10)
+        parts.append(_line("grid", at, head, at, bottom))
+        parts.append(_text("tick", at, bottom + 14, f"{tenth / 10:.1f}", anchor="middle"))
+    for number, (label, marks) in enumerate(rows):
+        y = head + row_height * (number + 0.5)
+        parts.append(_text("label", labels, y + 4, label, anchor="end"))
+        for mark in marks:
+            parts.append(_mark(mark, x, y))
+    return _svg(name, width, bottom + 20, parts)
+
+
+def _mark(mark: Mark, x: Scale, y: float) -> str:
+    if mark.value != mark.value:
+        return ""
+    at = x(mark.value)
+    if mark.kind in ("constant", "prior"):
+        return _line(f"mark {mark.kind}", at, y - 8, at, y + 8)
+    whisker = ""
+    if mark.low == mark.low:
+        whisker = _line(f"whisker {mark.kind}", x(mark.low), y, x(mark.high), y)
+    if mark.kind == "poster":  # told from the dots without colour
+        side = 7.0
+        shape = f'<rect class="mark poster" x="{at - side / 2:.1f}" y="{y - side / 2:.1f}"'
+        return whisker + shape + f' width="{side}" height="{side}"/>'
+    return whisker + _circle(f"mark {mark.kind}", at, y, 4.5)
+
+
+def small_interval(name: str, value: Interval, *, width: int = 110, height: int = 18) -> Markup:
+    """A dot with its interval on an axis from 0 to 1, to stand in a cell of a table."""
+    x = Scale(0.0, 1.0, 5, width - 5)
+    y = height / 2
+    parts = [_line("grid", x(0), y, x(1), y)]
+    parts += [_line("grid", x(t), y - 3, x(t), y + 3) for t in (0.0, 0.5, 1.0)]
+    parts.append(_mark(Mark("model", value.value, value.low, value.high), x, y))
+    return _svg(name, width, height, parts, css="inline")
+
+
+def precision_recall_panel(
+    name: str,
+    recall: np.ndarray,
+    precision: np.ndarray,
+    prevalence: float,
+    point: tuple[float, float] | None,
+) -> Markup:
+    """A precision-recall curve in steps, on a unit square.
+
+    Args:
+        name: what it shows.
+        recall: (K,) rising.
+        precision: (K,) from the recall before to this one.
+        prevalence: share of positives, what a random order reaches.
+        point: (recall, precision) at the fitted threshold; None where undefined.
+    """
+    frame = _Square(196, 176)
+    path = [f"M{frame.x(0):.1f} {frame.y(precision[0]):.1f}"]
+    at = 0.0
+    for r, p in zip(recall.tolist(), precision.tolist(), strict=True):
+        path.append(f"L{frame.x(at):.1f} {frame.y(p):.1f}L{frame.x(r):.1f} {frame.y(p):.1f}")
+        at = r
+    base = frame.y(prevalence)
+    parts = [
+        *frame.axes("recall", "precision"),
+        _line("chance", frame.x(0), base, frame.x(1), base),
+        f'<path class="curve" d="{"".join(path)}"/>',
+    ]
+    if point is not None:
+        parts.append(_circle("mark model ringed", frame.x(point[0]), frame.y(point[1]), 4.5))
+    return _svg(name, frame.width, frame.height, parts)
+
+
+def reliability_panel(name: str, bins: Reliability, *, large: bool = False) -> Markup:
+    """Frequency over mean score of each bin with its Wilson interval; below, cells in each bin.
+
+    Args:
+        name: what it shows.
+        bins: of :func:`genre_lightning.report.statistics.reliability`.
+        large: twice the size, and the counts with their axis.
+    """
+    frame = _Square(380, 360) if large else _Square(196, 176)
+    strip = 74 if large else 26
+    ink = 1.0 if large else 0.75
+    parts = [
+        *frame.axes("mean score", "share that is true"),
+        _line("chance", frame.x(0), frame.y(0), frame.x(1), frame.y(1)),
+    ]
+    for k in np.flatnonzero(bins.count > 0):
+        x = frame.x(bins.mean_score[k])
+        parts.append(
+            _line("whisker model", x, frame.y(float(bins.low[k])), x, frame.y(float(bins.high[k])))
+        )
+        parts.append(_circle("mark model", x, frame.y(float(bins.frequency[k])), 4.5 * ink))
+    top = frame.height + (8 if large else 2)
+    # counts run over orders of magnitude: most cells of most models lie near 0
+    most = math.log10(1 + int(bins.count.max()))
+    for k, count in enumerate(bins.count.tolist()):
+        size = strip * math.log10(1 + count) / most
+        left, right = frame.x(bins.edges[k]), frame.x(bins.edges[k + 1])
+        parts.append(
+            f'<rect class="count" x="{left + 0.5:.1f}" y="{top + strip - size:.1f}"'
+            f' width="{right - left - 1:.1f}" height="{size:.1f}">'
+            f"<title>{bins.edges[k]:.1f} to {bins.edges[k + 1]:.1f}: {count:,}</title></rect>"
+        )
+    parts.append(_line("axis", frame.x(0), top + strip, frame.x(1), top + strip))
+    if large:
+        for power in range(0, int(most) + 1):
+            y = top + strip - strip * math.log10(1 + 10**power) / most
+            parts.append(_text("tick", frame.x(0) - 5, y + 3, f"{10**power:,}", anchor="end"))
+        parts.append(
+            _text("axis-name", frame.x(0.5), top + strip + 15, "cells per bin, log scale", "middle")
+        )
+    return _svg(name, frame.width, top + strip + (20 if large else 2), parts)
+
+
+def heat_map(name: str, shares: np.ndarray, labels: Sequence[str]) -> Markup:
+    """A square of coloured cells, (G, G) in [0, 1] with nan left blank; rows and columns labelled."""
+    cell = 18
+    edge = 8 + int(6.2 * max(len(label) for label in labels))
+    size = edge + cell * len(labels) + 2
+    parts = []
+    for i, label in enumerate(labels):
+        middle = edge + cell * (i + 0.5)
+        parts.append(_text("tick", edge - 5, middle + 3.5, label, anchor="end"))
+        parts.append(
+            f'<text class="tick" transform="translate({middle + 3.5:.1f} {edge - 5}) rotate(-90)">'
+            f"{escape(label)}</text>"
+        )
+        for j, other in enumerate(labels):
+            share = float(shares[i, j])
+            place = f'x="{edge + cell * j}" y="{edge + cell * i}" width="{cell}" height="{cell}"'
+            if share != share:
+                parts.append(f'<rect class="cell none" {place}/>')
+                continue
+            parts.append(
+                f'<rect class="cell" style="--v:{share:.2f}" {place}>'
+                f"<title>{escape(label)}, {escape(other)}: {share:.0%}</title></rect>"
+            )
+    return _svg(name, size, size, parts)
+
+
+class _Square:
+    """A unit square with ticks on both axes."""
+
+    def __init__(self, width: int, height: int) -> None:
+        self.width, self.height = width, height
+        self.x = Scale(0.0, 1.0, 36, width - 8)
+        self.y = Scale(0.0, 1.0, height - 32, 8)
+
+    def axes(self, x_name: str, y_name: str) -> Iterable[str]:
+        left, right, low, high = self.x(0), self.x(1), self.y(0), self.y(1)
+        for tick in _TICKS:
+            yield _line("grid", left, self.y(tick), right, self.y(tick))
+            yield _line("grid", self.x(tick), low, self.x(tick), high)
+        for tick, text in ((0.0, "0"), (0.5, "0.5"), (1.0, "1")):
+            yield _text("tick", self.x(tick), low + 13, text, "middle")
+            yield _text("tick", left - 5, self.y(tick) + 3.5, text, "end")
+        yield _text("axis-name", (left + right) / 2, low + 27, x_name, "middle")
+        yield (
+            f'<text class="axis-name" text-anchor="middle"'
+            f' transform="translate(10 {(low + high) / 2:.1f}) rotate(-90)">{escape(y_name)}</text>'
+        )
+
+
+def _svg(name: str, width: float, height: float, parts: Iterable[str], css: str = "") -> Markup:
+    extra = f' class="{css}"' if css else ""
+    return Markup(  # every part is made in this file, its texts escaped
+        f'<svg role="img"{extra} aria-label="{escape(name)}" viewBox="0 0 {width:g} {height:g}"'
+        f' width="{width:g}" height="{height:g}">{"".join(parts)}</svg>'
+    )
+
+
+def _line(css: str, x1: float, y1: float, x2: float, y2: float) -> str:
+    return f'<line class="{css}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
+
+
+def _circle(css: str, x: float, y: float, radius: float) -> str:
+    return f'<circle class="{css}" cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}"/>'
+
+
+def _text(css: str, x: float, y: float, text: str, anchor: str = "start") -> str:
+    return (
+        f'<text class="{css}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+    )
