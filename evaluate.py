@@ -44,14 +44,14 @@ def evaluate(cfg: DictConfig, folder: Path) -> dict[str, float]:
         "cache_dir": cfg.cache_dir,
     }
     data = (
-        MovieDataModule(**model.data, **fixed)
+        MovieDataModule.from_description(model.data, **fixed)
         if cfg.get("data") is None
         else instantiate(cfg.data, **fixed)
     )
     data.setup()
     scores = score_split(model, data, cfg.split, device)
     metrics = write_evaluation(folder, model, data, scores)
-    console = Console()
+    console = Console(markup=False, emoji=False)  # names are shown as they are
     print_genre_table(model, scores, console)
     console.print(f"written to {folder}", soft_wrap=True)
     return metrics

@@ -28,11 +28,12 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     from rich.console import Console
 
     from genre_lightning.callbacks.history import History
-    from genre_lightning.checkpoint import check_resumable, load_model, read_checkpoint
+    from genre_lightning.checkpoint import CheckpointError, check_resumable, load_model
     from genre_lightning.evaluation import print_genre_table, score_split, split_metrics
     from genre_lightning.module import GenreModule
 
-    console = Console()
+    # Names of genres and files are shown as they are, not read as markup.
+    console = Console(markup=False, emoji=False)
     pl.seed_everything(cfg.seed, verbose=False)
     torch.set_float32_matmul_precision("high")
 
@@ -64,7 +65,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         **cfg.training,
     )
     if cfg.ckpt_path is not None:
-        check_resumable(read_checkpoint(cfg.ckpt_path), data.describe(), network)
+        check_resumable(cfg.ckpt_path, data.describe(), network)
 
     history = History(folder)
     callbacks = [
@@ -81,7 +82,12 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         callbacks=callbacks,
         logger=instantiate(cfg.logger) or False,
     )
-    trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
+    except (ArithmeticError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        if cfg.ckpt_path is None or history.started:
+            raise
+        raise CheckpointError(f"{cfg.ckpt_path}: can't go on from it: {error}") from error
 
     best = trainer.checkpoint_callback.best_model_path
     result["epochs"] = trainer.current_epoch

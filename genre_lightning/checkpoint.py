@@ -8,7 +8,6 @@ weights in the file don't account for, and either gives a model or raises :class
 
 from __future__ import annotations
 
-import math
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from genre_lightning.archive import ArchiveError, check_archive
 from genre_lightning.data.titles import TitleVectorizer
 from genre_lightning.errors import UserError
 from genre_lightning.losses import build_loss
-from genre_lightning.models import ACTIVATIONS, Fusion, build_network
+from genre_lightning.models import ACTIVATIONS, Fusion, PosterResNet
 from genre_lightning.models.fusion import complete_description, sketch_network
 
 CHECKPOINT_KEY = "genre_lightning"
@@ -79,11 +78,12 @@ class TrainedModel:
     data: dict[str, Any]
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, mmap: bool = False) -> dict[str, Any]:
     """Read and check a checkpoint file.
 
     Args:
         path: of the file.
+        mmap: leave the tensors in the file until they are looked at; it must not change meanwhile.
 
     Returns:
         Its entries: numbers, strings, lists, dicts and CPU tensors; the ``genre_lightning`` entry
@@ -94,7 +94,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        return _check(_load(path))
+        return _check(_load(path, mmap))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error.__cause__
 
@@ -105,15 +105,24 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> TrainedM
     Raises:
         CheckpointError: see :func:`read_checkpoint`.
     """
-    return rebuild(read_checkpoint(path), device)
+    # Mapped into memory: a checkpoint holds the optimizer's state too, twice the size of the weights,
+    # and that part is then not read. The weights are copied before this returns.
+    return rebuild(read_checkpoint(path, mmap=True), device)
 
 
 def rebuild(checkpoint: Mapping[str, Any], device: torch.device | str = "cpu") -> TrainedModel:
     """The model of what :func:`read_checkpoint` gave."""
     card = checkpoint[CHECKPOINT_KEY]
-    network = build_network(**card["network"])
-    network.load_state_dict(network_weights(checkpoint["state_dict"]))
-    network.eval().to(device=device).to(memory_format=torch.channels_last)
+    # The sketch takes over copies of the weights: none is drawn, only to be overwritten.
+    network = sketch_network(card["network"])
+    network.description = card["network"]
+    wanted = network.state_dict()
+    weights = {
+        name: value.to(device=device, dtype=wanted[name].dtype, copy=True)
+        for name, value in network_weights(checkpoint["state_dict"]).items()
+    }
+    network.load_state_dict(weights, assign=True)
+    network.eval().to(memory_format=torch.channels_last)
     return TrainedModel(
         network=network,
         activation=card["activation"],
@@ -132,23 +141,23 @@ def network_weights(state: Mapping[str, Any]) -> dict[str, Any]:
     return {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
 
 
-def check_resumable(
-    checkpoint: Mapping[str, Any], inputs: Mapping[str, Any], network: Fusion
-) -> None:
-    """Refuse to resume a run whose model or data differ from the checkpoint's.
+def check_resumable(path: str | Path, inputs: Mapping[str, Any], network: Fusion) -> None:
+    """Refuse to resume from a bad file, or one whose model or data differ from this run's.
 
     Args:
-        checkpoint: of :func:`read_checkpoint`.
+        path: of the checkpoint.
         inputs: ``MovieDataModule.describe()`` of the run that would go on.
         network: of that run.
 
     Raises:
-        CheckpointError: naming what differs.
+        CheckpointError: naming the file and what differs.
     """
+    checkpoint = read_checkpoint(path)
     card = checkpoint[CHECKPOINT_KEY]
-    for entry in ("optimizer_states", "lr_schedulers", "loops", "callbacks"):
-        if entry not in checkpoint:
-            raise CheckpointError(f"it has no {entry!r}, so training can't go on from it")
+    entries = {"optimizer_states": list, "lr_schedulers": list, "loops": dict, "callbacks": dict}
+    for entry, kind in entries.items():
+        if not isinstance(checkpoint.get(entry), kind):
+            raise CheckpointError(f"{path}: it has no {entry!r}, so training can't go on from it")
     for key, ours in (
         ("genres", list(inputs["genres"])),
         ("poster_size", inputs["poster_size"]),
@@ -157,8 +166,9 @@ def check_resumable(
     ):
         if card[key] != ours:
             raise CheckpointError(
-                f"its {key} differ from this run's ({_difference(card[key], ours)}); resume with "
-                "the data and model it was trained with, or start anew without ckpt_path"
+                f"{path}: its {key} differ from this run's ({_difference(card[key], ours)}); "
+                "resume with the data and model it was trained with, or start anew without "
+                "ckpt_path"
             )
 
 
@@ -169,39 +179,50 @@ def _difference(theirs: Any, ours: Any, key: str = "") -> str:
                 return _difference(theirs.get(name), ours.get(name), f"{key}.{name}".strip("."))
     if isinstance(theirs, list) and isinstance(ours, list) and max(len(theirs), len(ours)) > 32:
         return f"{key or 'list'}: {len(theirs)} and {len(ours)} entries, not the same"
-    return f"{key or 'value'}: {theirs!r} there, {ours!r} here"
+    return f"{key or 'value'}: {theirs!r:.500} there, {ours!r:.500} here"
 
 
 def keep_paths_inside(checkpoint: dict[str, Any], folder: Path) -> None:
-    """Make the file paths that ModelCheckpoint stored point into ``folder``, by file name.
+    """Make ModelCheckpoint go on with the checkpoints of ``folder`` alone, found by file name.
 
-    Lightning deletes the file that was best before once a better one is written, at the path the
-    checkpoint names: a stranger's checkpoint could name any file, and a moved run names old places.
+    Lightning deletes the file that was best before, with all that is in it, once a better one is
+    written, at the path the checkpoint names: a stranger's checkpoint could name any, and that of
+    a moved run names old places. A best file that isn't in the folder is forgotten, so that the
+    best epoch of a run that goes on elsewhere is one whose file is there.
 
     Args:
         checkpoint: of :func:`read_checkpoint`, changed in place.
         folder: of this run's checkpoints.
     """
-    for name, state in checkpoint.get("callbacks", {}).items():
-        if not str(name).startswith("ModelCheckpoint"):
+
+    def inside(file: Any) -> str:
+        place = folder / Path(str(file)).name
+        return str(place) if place.suffix == ".ckpt" and place.is_file() else ""
+
+    for state in checkpoint["callbacks"].values():
+        if not isinstance(state, dict) or "best_k_models" not in state:
             continue
-        state["dirpath"] = str(folder)
+        scores = state["best_k_models"] if isinstance(state["best_k_models"], dict) else {}
+        state["best_k_models"] = {
+            inside(file): score
+            for file, score in scores.items()
+            if inside(file) and isinstance(score, Tensor) and score.numel() == 1
+        }
         for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
-            if state.get(key):
-                state[key] = str(folder / Path(str(state[key])).name)
-        if isinstance(state.get("best_k_models"), dict):
-            state["best_k_models"] = {
-                str(folder / Path(str(file)).name): score
-                for file, score in state["best_k_models"].items()
-            }
+            state[key] = inside(state.get(key, ""))
+        known = state["best_model_path"] in state["best_k_models"]
+        # Of a state that names another folder Lightning takes no more than best_model_path.
+        state["dirpath"] = str(folder) if known else ""
+        if not known:
+            state["best_model_path"] = ""
 
 
-def _load(path: Path) -> Any:
+def _load(path: Path, mmap: bool) -> Any:
     if not path.is_file():
         raise CheckpointError("there is no such file")
     try:
         check_archive(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except ArchiveError as error:
         raise CheckpointError(str(error)) from error
     except OSError as error:
@@ -232,28 +253,13 @@ def _check(checkpoint: Any) -> dict[str, Any]:
         )
     unknown = sorted(str(key) for key in checkpoint if key not in KNOWN_ENTRIES)
     if unknown:
-        raise CheckpointError(f"it has entries that training never writes: {', '.join(unknown)}")
+        raise CheckpointError(
+            f"it has entries that training never writes: {', '.join(unknown):.200}"
+        )
     card = checkpoint[CHECKPOINT_KEY]
     if not isinstance(card, dict):
         raise CheckpointError(f"{CHECKPOINT_KEY} is not a mapping")
-    if card.get("format") != CHECKPOINT_FORMAT:
-        raise CheckpointError(
-            f"its format is {card.get('format')!r}; this version reads {CHECKPOINT_FORMAT}"
-        )
-    _check_card(card)
-    try:
-        description = complete_description(**_mapping(card, "network"))
-        sketch = sketch_network(description)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"its network can't be rebuilt: {error}") from error
-    if description["num_genres"] != len(card["genres"]):
-        raise CheckpointError(
-            f"its network has {description['num_genres']} outputs for {len(card['genres'])} genres"
-        )
-    title = description["title"]
-    if title is not None and title["vocabulary_size"] != card["titles"].get("vocabulary_size"):
-        raise CheckpointError("its title branch and its vocabulary differ in width")
-    card["network"] = description
+    sketch = check_card(card)
     _check_weights(checkpoint.get("state_dict"), sketch.state_dict())
     return checkpoint
 
@@ -265,49 +271,101 @@ def _mapping(card: Mapping[str, Any], key: str) -> dict[str, Any]:
     return value
 
 
-def _check_card(card: Mapping[str, Any]) -> None:
+def check_card(card: dict[str, Any]) -> Fusion:
+    """Check the description of a model: a file's on reading, and a run's own before it starts.
+
+    Args:
+        card: the ``genre_lightning`` entry; its network's description is completed in place.
+
+    Returns:
+        The network without memory for its weights.
+
+    Raises:
+        CheckpointError: naming what a model can't be rebuilt from.
+    """
+    if card.get("format") != CHECKPOINT_FORMAT:
+        raise CheckpointError(
+            f"its format is {card.get('format')!r:.100}; this version reads {CHECKPOINT_FORMAT}"
+        )
+    _check_values(card)
+    size = card["poster_size"]
+    try:
+        description = complete_description(**_mapping(card, "network"))
+        sketch = sketch_network(description).eval()
+        if isinstance(sketch.poster, PosterResNet) and size < sketch.poster.least_size:
+            raise ValueError(
+                f"posters of {size} x {size} are smaller than {sketch.poster.least_size}, the least "
+                "that its poster branch takes"
+            )
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"its network can't be rebuilt: {str(error)[:500]}") from error
+    if description["num_genres"] != len(card["genres"]):
+        raise CheckpointError(
+            f"its network has {description['num_genres']} outputs for {len(card['genres'])} genres"
+        )
+    title = description["title"]
+    if title is not None and title["vocabulary_size"] != card["titles"]["vocabulary_size"]:
+        raise CheckpointError("its title branch and its vocabulary differ in width")
+    card["network"] = description
+    return sketch
+
+
+def _check_values(card: Mapping[str, Any]) -> None:
     genres = card.get("genres")
     if (
         not isinstance(genres, list)
         or not genres
-        or not all(isinstance(genre, str) and genre for genre in genres)
+        # Names are shown on terminals, which take some characters for commands.
+        or not all(isinstance(genre, str) and genre and genre.isprintable() for genre in genres)
         or len(set(genres)) != len(genres)
     ):
         raise CheckpointError("its genres are not a list of distinct names")
     thresholds = card.get("thresholds")
     if not isinstance(thresholds, list) or len(thresholds) != len(genres):
         raise CheckpointError("it does not have one threshold for each genre")
-    if not all(type(t) is float and math.isfinite(t) for t in thresholds):
-        raise CheckpointError("its thresholds are not finite numbers")
-    if card.get("activation") not in ACTIVATIONS:
-        raise CheckpointError(f"its activation {card.get('activation')!r} is unknown")
+    if not all(type(t) is float and 0 <= t <= 1 for t in thresholds):
+        raise CheckpointError("its thresholds are not numbers in 0..1")
+    activation = card.get("activation")
+    if type(activation) is not str or activation not in ACTIVATIONS:
+        raise CheckpointError(f"its activation {activation!r:.100} is unknown")
     size = card.get("poster_size")
     if type(size) is not int or not POSTER_SIZES[0] <= size <= POSTER_SIZES[1]:
-        raise CheckpointError(f"its poster_size {size!r} is outside {POSTER_SIZES}")
-    _mapping(card, "data")
+        raise CheckpointError(f"its poster_size {size!r:.100} is outside {POSTER_SIZES}")
+    data = _mapping(card, "data")
+    if not all(type(v) in (str, int, float, bool, type(None)) for v in data.values()):
+        raise CheckpointError("its data is not described by names and numbers")
+    loss = _mapping(card, "loss")
     try:
-        build_loss(**_mapping(card, "loss"))
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"its loss can't be rebuilt: {error}") from error
+        built = build_loss(**loss)
+        # Weights of another number of genres are noticed here, not when a split is scored.
+        built(torch.zeros(1, len(genres)), torch.zeros(1, len(genres)))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"its loss can't be rebuilt: {str(error)[:500]}") from error
+    if built.activation != activation:
+        raise CheckpointError(f"its activation {activation!r} is not that of its loss")
     try:
         TitleVectorizer.from_state_dict(_mapping(card, "titles"))
     except ValueError as error:
-        raise CheckpointError(f"its title features can't be rebuilt: {error}") from error
+        raise CheckpointError(f"its title features can't be rebuilt: {str(error)[:500]}") from error
 
 
 def _check_weights(state: Any, wanted: Mapping[str, Tensor]) -> None:
-    if not isinstance(state, dict):
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         raise CheckpointError("it has no weights")
+    if not all(name.startswith("network.") for name in state):
+        raise CheckpointError("it has weights of more than a network")
     weights = network_weights(state)
     missing, unknown = sorted(set(wanted) - set(weights)), sorted(set(weights) - set(wanted))
     if missing or unknown:
-        raise CheckpointError(f"its weights don't fit its network: {(missing or unknown)[0]}")
+        raise CheckpointError(f"its weights don't fit its network: {(missing or unknown)[0]:.200}")
     for name, sketch in wanted.items():
         value = weights[name]
         if not isinstance(value, Tensor) or value.shape != sketch.shape:
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise CheckpointError(f"its weight {name} is {shape}, not {tuple(sketch.shape)}")
-        if value.is_floating_point() != sketch.is_floating_point():
+        if value.dtype != sketch.dtype:
             raise CheckpointError(f"its weight {name} is {value.dtype}, not {sketch.dtype}")
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise CheckpointError(f"its weight {name} holds numbers that are not finite")
+        if name.endswith("running_var") and bool((value < 0).any()):
+            raise CheckpointError(f"its weight {name} is a variance below zero")

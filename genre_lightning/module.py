@@ -13,11 +13,21 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from genre_lightning.checkpoint import CHECKPOINT_FORMAT, CHECKPOINT_KEY, keep_paths_inside
+from genre_lightning.checkpoint import (
+    CHECKPOINT_FORMAT,
+    CHECKPOINT_KEY,
+    check_card,
+    keep_paths_inside,
+)
 from genre_lightning.data.batch import MovieBatch
+from genre_lightning.errors import UserError
 from genre_lightning.metrics import ScoreCollector, genre_metrics
 from genre_lightning.models import ACTIVATIONS, Fusion
 from genre_lightning.thresholds import fit_thresholds
+
+
+class DivergedError(UserError):
+    """Training that went to infinity; the message says when and what to change."""
 
 
 class GenreModule(pl.LightningModule):
@@ -76,6 +86,7 @@ class GenreModule(pl.LightningModule):
         self.collector = ScoreCollector(network.num_genres)
         # Not a buffer: weight averaging would average it, and it belongs to the scores just seen.
         self.thresholds = torch.full((network.num_genres,), 0.5)
+        check_card(self._card())
         if compile:
             for branch in (network.title, network.poster):
                 if branch is not None:
@@ -104,10 +115,22 @@ class GenreModule(pl.LightningModule):
         )
         self.collector.update(ACTIVATIONS[self.activation](logits.float()), batch.targets)
 
+    def on_train_epoch_end(self) -> None:
+        """Stop a training that has diverged."""
+        self._check_finite(self.trainer.callback_metrics["train/loss"])
+
+    def _check_finite(self, values: Tensor) -> None:
+        if not bool(torch.isfinite(values).all()):
+            raise DivergedError(
+                f"training has diverged: the loss is not finite at epoch {self.current_epoch}. "
+                "Lower optimizer.lr, or bound the steps by trainer.gradient_clip_val=1"
+            )
+
     def on_validation_epoch_end(self) -> None:
         """Fit the thresholds to the collected scores and log every metric."""
         scores, targets = self.collector.compute()
         self.collector.reset()
+        self._check_finite(scores)
         self.thresholds = fit_thresholds(scores, targets, method=self.threshold_method).cpu()
         metrics = genre_metrics(scores, targets, self.thresholds.to(scores.device))
         # The same numbers on every rank already: the collector has gathered them.
@@ -150,7 +173,10 @@ class GenreModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what rebuilds the model, as plain data."""
-        checkpoint[CHECKPOINT_KEY] = {
+        checkpoint[CHECKPOINT_KEY] = self._card()
+
+    def _card(self) -> dict[str, Any]:
+        return {
             "format": CHECKPOINT_FORMAT,
             "network": self.network.description,
             "activation": self.activation,

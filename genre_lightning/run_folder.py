@@ -6,6 +6,8 @@ import json
 import math
 import os
 import platform
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,7 +67,8 @@ def recorded_run(
         "test": {},
     }
     try:
-        yield result
+        with _sigterm_raises():
+            yield result
         result["status"] = "completed"
     except (KeyboardInterrupt, SystemExit):
         result["status"] = "interrupted"
@@ -77,6 +80,26 @@ def recorded_run(
         result["seconds"] = round(time.perf_counter() - started, 3)
         if int(os.environ.get("LOCAL_RANK", 0)) == 0 and int(os.environ.get("NODE_RANK", 0)) == 0:
             write_result(folder, result)
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Let SIGTERM end the block by SystemExit, where it would end the process on the spot.
+
+    Not under Slurm, where Lightning answers the signal by queueing the job again.
+    """
+    if threading.current_thread() is not threading.main_thread() or "SLURM_JOB_ID" in os.environ:
+        yield
+        return
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def write_result(folder: str | Path, result: dict[str, Any]) -> None:

@@ -160,3 +160,67 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
 def tiny_checkpoint(make_checkpoint: Callable[..., Path]) -> Path:
     """A checkpoint with both branches that loads in an instant; not to be changed."""
     return make_checkpoint()
+
+
+#: Enough to go through every step of training in a second, and to learn nothing.
+TINY = (
+    "++data.num_movies=120",
+    "++data.poster_height=48",
+    "data.poster_size=32",
+    "data.workers=1",
+    "data.titles.vocabulary_size=256",
+    "trainer.accelerator=cpu",
+    "trainer.max_epochs=2",
+    "callbacks.progress_bar=null",
+)
+TINY_TITLE = ("model.title.hidden=8",)
+TINY_POSTER = ("model.poster.widths=[4,8]", "model.poster.blocks=[1,1]", "model.poster.pool=1")
+
+
+@pytest.fixture(scope="session")
+def tiny_overrides() -> Callable[..., list[str]]:
+    """Overrides of a tiny run, `tiny_overrides("seed=1", model="title")`, for either way below."""
+
+    def overrides(*more: str, model: str = "fusion") -> list[str]:
+        title = TINY_TITLE if model != "poster" else ()
+        poster = TINY_POSTER if model != "title" else ()
+        return [f"model={model}", *TINY, *title, *poster, *more]
+
+    return overrides
+
+
+@pytest.fixture(scope="session")
+def train_here(repository: Path) -> Callable[[Path, list[str]], dict[str, Any]]:
+    """Trains in this process as train.py does: `train_here(folder, overrides)` gives the result."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import open_dict
+
+    def run(folder: Path, overrides: list[str]) -> dict[str, Any]:
+        from genre_lightning.run_folder import recorded_run
+        from train import train
+
+        folder.mkdir(parents=True, exist_ok=True)
+        with initialize_config_dir(str(repository / "conf"), version_base="1.3"):
+            cfg = compose("train", overrides, return_hydra_config=True)
+        with open_dict(cfg):
+            cfg.hydra.runtime.output_dir = str(folder)
+            HydraConfig.instance().set_config(cfg)
+            del cfg.hydra
+        with recorded_run(folder, cfg.monitor, cfg.seed, overrides) as result:
+            train(cfg, folder, result)
+        return result
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def trained_run(
+    train_here: Callable[[Path, list[str]], dict[str, Any]],
+    tiny_overrides: Callable[..., list[str]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """The folder of a tiny fusion run, with its checkpoints; not to be changed."""
+    folder = tmp_path_factory.mktemp("runs") / "trained"
+    train_here(folder, tiny_overrides())
+    return folder

@@ -16,6 +16,7 @@ FOLDER = Path(__file__).resolve().parent.parent / PACKAGE
 LAYERS: list[dict[str, tuple[str, ...]]] = [
     {"errors": ("errors",)},
     {
+        "archive": ("archive",),
         "movie": ("data.movie",),
         "store": ("data.store",),
         "models": ("models",),

@@ -23,6 +23,9 @@ class History(Callback):
 
     Args:
         folder: the run folder.
+
+    Attributes:
+        started: a first epoch is about to begin; what was to be restored is.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -30,6 +33,7 @@ class History(Callback):
         self.rows: list[dict[str, Any]] = []
         self.samples = 0
         self.seconds = 0.0
+        self.started = False
         self._started = 0.0
 
     @property
@@ -37,8 +41,9 @@ class History(Callback):
         """Training movies per second of this process, validation left out; None before an epoch."""
         return self.samples / self.seconds if self.seconds > 0 else None
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.path.exists():
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.started = True
+        if trainer.ckpt_path is not None and self.path.exists():
             with self.path.open(newline="") as file:
                 rows = list(csv.DictReader(file))
             self.rows = [row for row in rows if int(row["epoch"]) < trainer.current_epoch]

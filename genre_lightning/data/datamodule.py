@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from genre_lightning.data.augment import PosterAugment, normalise_posters
 from genre_lightning.data.batch import BatchOrder, MovieBatch, MovieBatches
 from genre_lightning.data.movie import DataError, MovieSet, check_movies, encode_genres
 from genre_lightning.data.posters import PosterCache, open_poster_cache
-from genre_lightning.data.readers import read_movies
+from genre_lightning.data.readers import READERS, read_movies
 from genre_lightning.data.split import split_movies
 from genre_lightning.data.store import content_key, stored_folder
 from genre_lightning.data.summary import (
@@ -31,6 +32,10 @@ from genre_lightning.data.titles import SparseTitles, TitleVectorizer
 
 #: Part of the key of stored features: raise it when their computation changes.
 FEATURES_VERSION = 1
+#: Options of readers that are paths.
+PLACES = ("root", "path")
+#: Options that a checkpoint does not tell and must not: it can't start a download.
+NOT_DESCRIBED = ("download",)
 
 
 class MovieDataModule(pl.LightningDataModule):
@@ -79,7 +84,10 @@ class MovieDataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         self.reader = reader
-        self.options = options
+        self.options = {
+            name: str(Path(value).expanduser()) if name in PLACES and value is not None else value
+            for name, value in options.items()
+        }
         self.vectorizer = titles
         self.augment = augment
         self.batch_size = batch_size
@@ -94,6 +102,47 @@ class MovieDataModule(pl.LightningDataModule):
         self.use_posters = use_posters
         self.wanted_genres = None if genres is None else tuple(genres)
         self._movie_set: MovieSet | None = None
+
+    @classmethod
+    def from_description(
+        cls, description: Mapping[str, Any], *, cache_dir: str | Path, **arguments: Any
+    ) -> MovieDataModule:
+        """The dataset that a checkpoint was trained on.
+
+        Args:
+            description: the ``data`` of :meth:`describe`, maybe a stranger's: nothing is done with
+                it but to read movies that are there, and to make some demo movies in ``cache_dir``.
+            cache_dir: see the class.
+            arguments: of the class; those in ``description`` excepted.
+
+        Raises:
+            DataError: it describes no dataset, or one that isn't there.
+        """
+        source = dict(description)
+        reader = source.pop("reader", None)
+        if reader not in READERS:
+            raise DataError(f"the checkpoint's dataset is of an unknown kind, {reader!r:.100}")
+        if reader == "demo":  # made here, wherever it was made then
+            source["root"] = str(cache_dir)
+        own = inspect.signature(cls).parameters
+        known = {
+            **{name: own[name] for name in ("val_fraction", "test_fraction", "split_seed")},
+            **inspect.signature(READERS[reader]).parameters,
+        }
+        for name, value in source.items():
+            default = known[name].default if name in known else None
+            wanted = type(default) if isinstance(default, (bool, int, float)) else str
+            fits = type(value) is wanted or (wanted is float and type(value) is int)
+            if name not in known or name in NOT_DESCRIBED or not fits:
+                raise DataError(
+                    f"the checkpoint's dataset has an option {name!r:.100} that no {reader} has"
+                )
+            if name in PLACES and reader != "demo" and not _is_there(value):
+                raise DataError(
+                    f"the checkpoint was trained on movies at {value:.500}, where there are none; "
+                    f"say where they are: data={reader} data.{name}=..."
+                )
+        return cls(reader, cache_dir=cache_dir, **arguments, **source)
 
     def setup(self, stage: str | None = None) -> None:
         """Read, split, fit and open; a second call does nothing.
@@ -200,10 +249,11 @@ class MovieDataModule(pl.LightningDataModule):
     def describe(self) -> dict[str, Any]:
         """Plain data: where the movies came from and how they were prepared, for the checkpoint."""
         source = {"reader": self.reader, **self.options}
-        for key in ("root", "path"):
+        for key in PLACES:
             if source.get(key) is not None:
-                source[key] = str(Path(source[key]).expanduser().resolve())
-        source.pop("download", None)  # a checkpoint must not be able to start a download
+                source[key] = str(Path(source[key]).resolve())
+        for key in NOT_DESCRIBED:
+            source.pop(key, None)
         return {
             "genres": list(self.genres),
             "titles": self.vectorizer.state_dict(),
@@ -252,6 +302,14 @@ class MovieDataModule(pl.LightningDataModule):
             augmented: Tensor = self.augment(posters, generator)
             return augmented
         return normalise_posters(posters)
+
+
+def _is_there(place: str) -> bool:
+    """Whether a path names a file or a folder, not a device or a pipe that never ends."""
+    try:
+        return Path(place).is_file() or Path(place).is_dir()
+    except (OSError, ValueError):  # too long, or with a character that no path has
+        return False
 
 
 def _with_genres(movies: MovieSet, wanted: tuple[str, ...]) -> MovieSet:

@@ -105,7 +105,7 @@ def read_demo(
 
     Args:
         root: where the drawn posters are kept.
-        num_movies: at least 20.
+        num_movies: 20 to 100,000.
         seed: of everything that is drawn by chance.
         poster_height: pixels; the width is two thirds of it.
         missing_posters: share of the movies without a poster.
@@ -115,8 +115,8 @@ def read_demo(
         DataError: an option out of its range.
         OSError: the posters can't be written.
     """
-    if num_movies < 20:
-        raise DataError(f"data.num_movies={num_movies}: the demo needs at least 20 movies")
+    if not 20 <= num_movies <= 100_000:
+        raise DataError(f"data.num_movies={num_movies} must lie between 20 and 100,000")
     if not 32 <= poster_height <= 2048:
         raise DataError(f"data.poster_height={poster_height} must lie between 32 and 2048")
     if not 0.0 <= missing_posters <= 1.0:

@@ -60,7 +60,7 @@ class PosterError(ValueError):
     """A poster that can't be decoded rightly; the message is the reason, without the name."""
 
 
-def decode_poster(source: bytes | Path | Image.Image, size: int) -> np.ndarray:
+def decode_poster(source: bytes | str | Path | Image.Image, size: int) -> np.ndarray:
     """Decode a poster to (size, size, 3) uint8 RGB, squashed to a square as in the original recipe.
 
     Grayscale, palette and CMYK become RGB, 16 bits become 8, transparent parts become white, the
@@ -71,7 +71,7 @@ def decode_poster(source: bytes | Path | Image.Image, size: int) -> np.ndarray:
     for an image that is already open.
 
     Args:
-        source: an encoded image, a file with one, or an open one, which is not changed (but its
+        source: an encoded image, the way to one, or an open one, which is not changed (but its
             pixels are loaded).
         size: height and width of the result in pixels.
 
@@ -80,8 +80,8 @@ def decode_poster(source: bytes | Path | Image.Image, size: int) -> np.ndarray:
             pixels, pixel values of unknown range.
         OSError: the file can't be read. That says nothing about the poster.
     """
-    if isinstance(source, Path):
-        with source.open("rb") as file:
+    if isinstance(source, (str, Path)):
+        with Path(source).open("rb") as file:
             source = file.read(MAX_FILE_BYTES + 1)
     if isinstance(source, bytes) and len(source) > MAX_FILE_BYTES:
         raise PosterError(f"more than {MAX_FILE_BYTES:,} bytes")

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from genre_lightning.models.poster_resnet import PosterResNet
 from genre_lightning.models.title_mlp import TitleMLP
@@ -267,13 +268,31 @@ def build_network(
     return network
 
 
+class _Undrawn(TorchFunctionMode):
+    """Leaves weights as they are instead of drawing them.
+
+    On the meta device there is nothing to draw, and asking for it makes PyTorch import its compiler,
+    which takes longer than importing PyTorch itself.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        # Most of torch.nn.init asks here as a whole, the rest for the method it comes down to.
+        from_init = getattr(func, "__module__", None) == "torch.nn.init"
+        if from_init or func in (Tensor.normal_, Tensor.uniform_):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
 def sketch_network(description: Mapping[str, Any]) -> Fusion:
     """The network of a complete description without memory for its weights (meta device).
 
     Raises:
         ValueError: it would have more than ``MAX_PARAMETERS`` parameters.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), _Undrawn():
         sketch = _assemble(description)
     parameters = sum(parameter.numel() for parameter in sketch.parameters())
     if parameters > MAX_PARAMETERS:

@@ -75,6 +75,8 @@ class PosterResNet(nn.Module):
             raise ValueError(f"widths {list(widths)} and blocks {list(blocks)} differ in length")
         self.pool = nn.AvgPool2d(pool) if pool > 1 else nn.Identity()
         padding = max(0, stem_kernel - stem_stride + 1) // 2
+        #: The smallest H and W of which a pixel is left over; the stages always leave one.
+        self.least_size = pool * max(1, stem_kernel - 2 * padding)
         self.stem = nn.Sequential(
             nn.Conv2d(3, widths[0], stem_kernel, stem_stride, padding, bias=False),
             nn.BatchNorm2d(widths[0]),
@@ -98,7 +100,7 @@ class PosterResNet(nn.Module):
         """Score posters.
 
         Args:
-            posters: (P, 3, H, W) float, normalised per channel; H and W at least the total stride.
+            posters: (P, 3, H, W) float, normalised per channel; H and W at least ``least_size``.
 
         Returns:
             (P, G) logits.

@@ -5,17 +5,15 @@ from __future__ import annotations
 import base64
 import io
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from PIL import Image
 
 from genre_lightning.checkpoint import TrainedModel
 from genre_lightning.data.datamodule import MovieDataModule
 from genre_lightning.data.movie import PosterFile
-from genre_lightning.data.posters import PosterError, decode_poster
+from genre_lightning.data.posters import FORMATS, PosterError, decode_poster
 from genre_lightning.evaluation import SplitScores
 from genre_lightning.explain import overlay, poster_heat_maps, score_parts, title_contributions
 from genre_lightning.models import TitleMLP
@@ -23,10 +21,11 @@ from genre_lightning.models import TitleMLP
 #: Pixels of a thumbnail's height; twice as many as the page shows.
 _HEIGHT = 240
 _QUALITY = 72
+_ORIENTATION_TAG = 0x0112
 _EPS = 1e-6
 _WORDS = 5
-#: Genres shown of one movie beyond the true and the predicted ones: none, but at least this many.
-_LEAST_GENRES = 3
+#: A card shows the true, the predicted and this many of the likeliest genres.
+_LIKELIEST = 3
 
 
 @dataclass(frozen=True)
@@ -151,7 +150,7 @@ def make_card(model: TrainedModel, data: MovieDataModule, scores: SplitScores, p
     predicted = values >= thresholds
     shown = truth | predicted
     order = np.argsort(-values, kind="stable").tolist()
-    for g in order[:_LEAST_GENRES]:
+    for g in order[:_LIKELIEST]:
         shown[g] = True
     verdicts = {(True, True): "hit", (False, True): "invented", (True, False): "missed"}
     seen = _seen_by_model(data, row)
@@ -222,7 +221,7 @@ def thumbnail(poster: PosterFile) -> tuple[Image.Image | None, str]:
     try:
         data = poster.read_bytes()
         pixels = decode_poster(data, _HEIGHT)
-        width, height = poster_size(data)
+        width, height = _upright_size(data)
     except FileNotFoundError:
         return None, "poster not there"
     except (OSError, PosterError):
@@ -233,10 +232,13 @@ def thumbnail(poster: PosterFile) -> tuple[Image.Image | None, str]:
     return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC), ""
 
 
-def poster_size(data: bytes) -> tuple[int, int]:
+def _upright_size(data: bytes) -> tuple[int, int]:
     """Width and height of an image that ``decode_poster`` has read, as it is seen upright."""
-    with Image.open(io.BytesIO(data)) as image:
-        turned = image.getexif().get(0x0112) in (5, 6, 7, 8)
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        try:
+            turned = image.getexif().get(_ORIENTATION_TAG) in (5, 6, 7, 8)
+        except Exception:  # noqa: BLE001 - on a damaged block Pillow's reader raises anything
+            turned = False
         return (image.height, image.width) if turned else (image.width, image.height)
 
 
@@ -251,13 +253,10 @@ def make_gallery(
     model: TrainedModel, data: MovieDataModule, scores: SplitScores, count: int
 ) -> dict[str, list[Card]]:
     """The cards of each list of :func:`most_confident`."""
-    picks: dict[str, Sequence[Pick]] = dict(
-        most_confident(
-            scores.scores.numpy(), scores.targets.numpy(), model.thresholds.numpy(), count
-        )
+    picks = most_confident(
+        scores.scores.numpy(), scores.targets.numpy(), model.thresholds.numpy(), count
     )
-    with torch.random.fork_rng(devices=[]):
-        return {
-            name: [make_card(model, data, scores, pick) for pick in chosen]
-            for name, chosen in picks.items()
-        }
+    return {
+        name: [make_card(model, data, scores, pick) for pick in chosen]
+        for name, chosen in picks.items()
+    }

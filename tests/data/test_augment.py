@@ -13,7 +13,7 @@ from genre_lightning.data.augment import (
     POSTER_STD,
     PosterAugment,
     _all_at_once,
-    _one_by_one,
+    _few_at_a_time,
     normalise_posters,
 )
 
@@ -131,7 +131,7 @@ SETTINGS = {
 def test_the_ways_for_cpu_and_accelerator_agree(setting, height_width):
     posters = noise(16, *height_width)
     draws = PosterAugment(**SETTINGS[setting]).draw(posters, seeded())
-    cpu, accelerator = _one_by_one(posters, draws), _all_at_once(posters, draws)
+    cpu, accelerator = _few_at_a_time(posters, draws), _all_at_once(posters, draws)
     assert accelerator.is_contiguous(memory_format=torch.channels_last)
     # Colours change by up to brightness * contrast * saturation after the rounding to uint8.
     torch.testing.assert_close(cpu, accelerator, atol=1.2 * STEP * 1.5**3, rtol=0)
