@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,16 +14,19 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
-def evaluate(cfg: DictConfig, folder: Path) -> dict[str, float]:
-    """Rebuild the model from the checkpoint alone, score the split, write the files of a report.
+def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> dict[str, float]:
+    """Rebuild the model from the checkpoint alone, score the split, write numbers and report.
 
     Args:
         cfg: the composed configuration of conf/evaluate.yaml.
         folder: where the files go.
+        overrides: of the command line, for the report to name.
 
     Returns:
         The metrics.
     """
+    from datetime import datetime
+
     import torch
     from hydra.utils import instantiate
     from rich.console import Console
@@ -29,6 +34,7 @@ def evaluate(cfg: DictConfig, folder: Path) -> dict[str, float]:
     from genre_lightning.checkpoint import load_model
     from genre_lightning.data.datamodule import MovieDataModule
     from genre_lightning.evaluation import print_genre_table, score_split, write_evaluation
+    from genre_lightning.report.page import Origin, write_report
 
     device = torch.device("cuda" if torch.cuda.is_available() and cfg.device != "cpu" else "cpu")
     torch.set_float32_matmul_precision("high")
@@ -51,6 +57,15 @@ def evaluate(cfg: DictConfig, folder: Path) -> dict[str, float]:
     data.setup()
     scores = score_split(model, data, cfg.split, device)
     metrics = write_evaluation(folder, model, data, scores)
+    validation = scores if cfg.split == "val" else None
+    if validation is None and model.network.title is not None and model.network.poster is not None:
+        validation = score_split(model, data, "val", device)  # to compare the branches fairly
+    origin = Origin(
+        checkpoint=Path(cfg.ckpt_path),
+        command=shlex.join(["python", "evaluate.py", *overrides]),
+        created=datetime.now().astimezone(),
+    )
+    write_report(folder / "report.html", model, data, scores, origin, validation)
     console = Console(markup=False, emoji=False)  # names are shown as they are
     print_genre_table(model, scores, console)
     console.print(f"written to {folder}", soft_wrap=True)
@@ -63,7 +78,8 @@ def main(cfg: DictConfig) -> None:
     from genre_lightning.errors import UserError
 
     try:
-        evaluate(cfg, Path(HydraConfig.get().runtime.output_dir))
+        run = HydraConfig.get()
+        evaluate(cfg, Path(run.runtime.output_dir), run.overrides.task)
     except UserError as error:
         raise SystemExit(f"error: {error}") from None
 

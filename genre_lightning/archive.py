@@ -19,8 +19,10 @@ from typing import Any, BinaryIO
 
 MAX_PLAIN_BYTES = 64 * 2**20
 #: Items and characters of the plain data, repeated ones counted each time: a few lists that hold
-#: each other many times over have more of them than there are atoms.
-MAX_PLAIN_ITEMS = 2 * MAX_PLAIN_BYTES
+#: each other many times over have more of them than there are atoms. The largest vocabulary is two
+#: lists of a million.
+MAX_ITEMS = 5_000_000
+MAX_CHARACTERS = 2 * MAX_PLAIN_BYTES
 MAX_DEPTH = 32
 #: By such keys Hydra and Lightning are told what to import.
 FORBIDDEN_KEYS = frozenset({"_target_", "_instantiator", "_partial_", "_args_", "_recursive_"})
@@ -281,13 +283,14 @@ class _PlainCheck:
 
     def __init__(self) -> None:
         self.items = 0
+        self.characters = 0
 
     def check(self, value: Any, where: str, depth: int = 0) -> None:
         """Raise ArchiveError, naming the place, for what is not plain."""
         if depth > MAX_DEPTH:
             raise ArchiveError(f"{where:.80}... is nested too deeply")
-        self.items += len(value) + 1 if isinstance(value, str) else 1
-        if self.items > MAX_PLAIN_ITEMS:
+        self.items += 1
+        if self.items > MAX_ITEMS or self.characters > MAX_CHARACTERS:
             raise ArchiveError("its plain data is larger than that of any honest checkpoint")
         if isinstance(value, dict):
             for key, item in value.items():
@@ -301,6 +304,7 @@ class _PlainCheck:
             for item in value:
                 self.check(item, where, depth + 1)
         elif isinstance(value, str):
+            self.characters += len(value)
             if not value.isascii() and _SURROGATE.search(value):
                 raise ArchiveError(f"{where} has a string that is not text")
         elif isinstance(value, int):

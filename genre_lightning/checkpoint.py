@@ -105,8 +105,8 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> TrainedM
     Raises:
         CheckpointError: see :func:`read_checkpoint`.
     """
-    # Mapped into memory: a checkpoint holds the optimizer's state too, twice the size of the weights,
-    # and that part is then not read. The weights are copied before this returns.
+    # Mapped into memory: the optimizer's state, twice the size of the weights, is then not read.
+    # The weights are copied before this returns.
     return rebuild(read_checkpoint(path, mmap=True), device)
 
 
@@ -218,9 +218,9 @@ def keep_paths_inside(checkpoint: dict[str, Any], folder: Path) -> None:
 
 
 def _load(path: Path, mmap: bool) -> Any:
-    if not path.is_file():
-        raise CheckpointError("there is no such file")
     try:
+        if not path.is_file():
+            raise CheckpointError("there is no such file")
         check_archive(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except ArchiveError as error:
@@ -294,8 +294,8 @@ def check_card(card: dict[str, Any]) -> Fusion:
         sketch = sketch_network(description).eval()
         if isinstance(sketch.poster, PosterResNet) and size < sketch.poster.least_size:
             raise ValueError(
-                f"posters of {size} x {size} are smaller than {sketch.poster.least_size}, the least "
-                "that its poster branch takes"
+                f"posters of {size} x {size} are too small for its poster branch, which takes no "
+                f"less than {sketch.poster.least_size}"
             )
     except (TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"its network can't be rebuilt: {str(error)[:500]}") from error
@@ -337,8 +337,9 @@ def _check_values(card: Mapping[str, Any]) -> None:
     loss = _mapping(card, "loss")
     try:
         built = build_loss(**loss)
-        # Weights of another number of genres are noticed here, not when a split is scored.
-        built(torch.zeros(1, len(genres)), torch.zeros(1, len(genres)))
+        counts = loss.get("genre_counts")
+        if counts is not None and len(counts) != len(genres):
+            raise ValueError(f"{len(counts)} genre_counts for {len(genres)} genres")
     except (TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"its loss can't be rebuilt: {str(error)[:500]}") from error
     if built.activation != activation:

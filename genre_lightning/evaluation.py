@@ -61,8 +61,9 @@ def score_split(
         batch = batch.to(device)
         batch = batch.with_posters(data.prepare_posters(batch.posters, batch.seed, training=False))
         title, poster = model.network.branch_logits(**batch.inputs())
+        logits = model.network.prior + title + poster
         parts["rows"].append(batch.rows)
-        parts["scores"].append(ACTIVATIONS[model.activation](title + poster))
+        parts["scores"].append(ACTIVATIONS[model.activation](logits))
         parts["targets"].append(batch.targets)
         parts["title_logits"].append(title)
         parts["poster_logits"].append(poster)
@@ -73,7 +74,8 @@ def score_split(
 def split_metrics(model: TrainedModel, scores: SplitScores) -> dict[str, float]:
     """Every metric at the thresholds of the checkpoint, ``loss`` and ``num_movies``."""
     metrics = genre_metrics(scores.scores, scores.targets, model.thresholds)
-    loss = build_loss(**model.loss)(scores.title_logits + scores.poster_logits, scores.targets)
+    logits = model.network.prior.cpu() + scores.title_logits + scores.poster_logits
+    loss = build_loss(**model.loss)(logits, scores.targets)
     return {**metrics, "loss": float(loss), "num_movies": len(scores.rows)}
 
 

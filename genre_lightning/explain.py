@@ -10,9 +10,11 @@ evidence lies and don't add up to anything.
 from __future__ import annotations
 
 import copy
+import io
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -28,6 +30,8 @@ from genre_lightning.models import TitleMLP
 
 #: How far parts may be from their sum: rounding of float32 logits.
 _TOLERANCE = 1e-4
+
+_ORIENTATION_TAG = 0x0112  # of EXIF
 
 #: Colours of a heat map from cold to hot, evenly spaced: matplotlib's "inferno", whose lightness
 #: grows evenly and which colour-blind people read as well.
@@ -129,12 +133,12 @@ def score_parts(model: TrainedModel, title: str | None, poster: np.ndarray | Non
     Raises:
         ValueError: the poster is no such array.
     """
-    zeros = np.zeros(len(model.genres))
-    bias, title_part, poster_part = zeros, zeros, zeros
+    bias = _float64(model.network.prior)
+    title_part = poster_part = np.zeros(len(model.genres))
     with torch.inference_mode():
         if model.network.title is not None:
             empty, whole = _title_logits(model, ["", title or ""])
-            bias, title_part = empty, whole - empty
+            bias, title_part = bias + empty, whole - empty
         if model.network.poster is not None and poster is not None:
             pixels = _poster_input(model, poster)
             poster_part = _float64(model.network.poster(pixels).float())[0]
@@ -246,6 +250,48 @@ def overlay(poster: np.ndarray, heat: np.ndarray, strength: float = 0.65) -> Ima
     alpha = strength * (0.25 + 0.75 * share)
     mixed = base * (1 - alpha) + colours * alpha
     return Image.fromarray(np.clip(np.round(mixed), 0, 255).astype(np.uint8))
+
+
+def heat_pictures(
+    model: TrainedModel,
+    poster: bytes | Path | Image.Image,
+    genres: Sequence[int],
+    side: int = 512,
+) -> list[Image.Image]:
+    """A poster in its own proportions with each of K genres' heat map laid over it.
+
+    Args:
+        model: as for :func:`poster_heat_maps`.
+        poster: as for :func:`genre_lightning.data.posters.decode_poster`, whose errors it raises.
+        genres: places of K genres in the model's genres.
+        side: the longer side of the pictures in pixels.
+
+    Returns:
+        K RGB pictures.
+    """
+    heat = poster_heat_maps(model, decode_poster(poster, model.poster_size), genres)
+    # Both are squares here: posters are decoded squashed. The proportions come back at the end.
+    shown = decode_poster(poster, side)
+    width, height = _proportions(poster)
+    scale = side / max(width, height)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    pictures = []
+    for values in heat:
+        big = Image.fromarray(values).resize((side, side), Image.Resampling.BILINEAR)
+        picture = overlay(shown, np.asarray(big))
+        pictures.append(picture.resize(size, Image.Resampling.LANCZOS))
+    return pictures
+
+
+def _proportions(poster: bytes | Path | Image.Image) -> tuple[int, int]:
+    """Width and height of a poster that could be decoded, upright."""
+    if isinstance(poster, Image.Image):
+        size, exif = poster.size, poster.getexif()
+    else:
+        with Image.open(io.BytesIO(poster) if isinstance(poster, bytes) else poster) as image:
+            size, exif = image.size, image.getexif()
+    turned = exif.get(_ORIENTATION_TAG) in (5, 6, 7, 8)
+    return (size[1], size[0]) if turned else size
 
 
 def _float64(values: Tensor) -> np.ndarray:

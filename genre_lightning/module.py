@@ -52,7 +52,7 @@ class GenreModule(pl.LightningModule):
         decay_vectors: apply weight decay to biases and BatchNorm as well.
         branch_loss: weight of the losses of each branch alone, added to the loss of the sum, so
             that neither branch stops learning once the other fits the training movies. The
-            poster's is taken with the genres' priors, which the title branch holds for both.
+            poster's is taken over the movies that have one.
         channels_last: keep convolutions in the memory layout in which they run fastest.
         compile: compile both branches with ``torch.compile``.
     """
@@ -95,13 +95,14 @@ class GenreModule(pl.LightningModule):
     def training_step(self, batch: MovieBatch, batch_idx: int) -> Tensor:
         """The loss of the summed logits, and of each branch where ``branch_loss`` asks for it."""
         title, poster = self.network.branch_logits(**batch.inputs())
-        loss: Tensor = self.loss(title + poster, batch.targets)
+        prior = self.network.prior
+        loss: Tensor = self.loss(prior + title + poster, batch.targets)
         if self.branch_loss and self.network.title is not None and self.network.poster is not None:
-            loss = loss + self.branch_loss * self.loss(title, batch.targets)
+            loss = loss + self.branch_loss * self.loss(prior + title, batch.targets)
             if len(batch.poster_rows):
                 seen = batch.poster_rows
-                alone = poster[seen] + self.network.prior
-                loss = loss + self.branch_loss * self.loss(alone, batch.targets[seen])
+                alone = self.loss((prior + poster)[seen], batch.targets[seen])
+                loss = loss + self.branch_loss * alone
         self.log(
             "train/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch), sync_dist=True
         )

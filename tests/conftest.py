@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import shutil
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 # Networks in tests are tiny: more threads only wait for each other. Set before torch is imported,
 # and inherited by the commands that tests start.
@@ -73,6 +77,23 @@ def ml1m_root() -> Path:
         if folder.exists():
             return folder
     pytest.skip("no real movies here: set GENRE_LIGHTNING_ML1M to the folder or zip of ml1m")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium of this machine; where there is none, its tests are skipped."""
+    from playwright.sync_api import sync_playwright
+
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    found = next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        pytest.skip(f"no Chromium here: none of {', '.join(names)} is installed")
+    with sync_playwright() as playwright:
+        # what else a browser does on its own behalf would be noise in a test of requests
+        quiet = ["--disable-quic", "--no-first-run", "--disable-background-networking"]
+        chromium = playwright.chromium.launch(executable_path=found, args=quiet)
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture(scope="session")
@@ -172,6 +193,7 @@ TINY = (
     "trainer.accelerator=cpu",
     "trainer.max_epochs=2",
     "callbacks.progress_bar=null",
+    "++trainer.enable_progress_bar=false",
 )
 TINY_TITLE = ("model.title.hidden=8",)
 TINY_POSTER = ("model.poster.widths=[4,8]", "model.poster.blocks=[1,1]", "model.poster.pool=1")

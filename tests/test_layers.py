@@ -40,7 +40,12 @@ LAYERS: list[dict[str, tuple[str, ...]]] = [
     {"datamodule": ("data.datamodule",), "explain": ("explain",)},
     {"module": ("module",)},
     {"callbacks": ("callbacks",), "evaluation": ("evaluation",)},
-    {"predictor": ("predictor",), "sweep": ("sweep",), "compare": ("compare",)},
+    {
+        "predictor": ("predictor",),
+        "sweep": ("sweep",),
+        "compare": ("compare",),
+        "report": ("report",),
+    },
     {"predict": ("predict",), "demo": ("demo",)},
 ]
 # They name what the package offers and hold no code of their own.

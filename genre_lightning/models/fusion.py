@@ -45,28 +45,28 @@ class Fusion(nn.Module):
         self.poster = poster
         #: Plain data that rebuilds this network; set by :func:`build_network`.
         self.description: dict[str, Any] = {}
-        #: (G,) log-odds of the genres in train; zero unless training set them.
+        #: (G,) what every movie's logits start from; zero unless training set it. Constant.
         self.prior: Tensor
-        self.register_buffer("prior", torch.zeros(num_genres), persistent=False)
+        self.register_buffer("prior", torch.zeros(num_genres))
 
     @torch.no_grad()
     def start_from_priors(self, genre_counts: Sequence[int], num_movies: int) -> None:
-        """Set the output bias to the log-odds of each genre among the training movies.
+        """Let the logits start from the log-odds of each genre among the training movies.
 
         Otherwise the first steps go into learning that most movies lack most genres, and the rare
-        genres start from a flood of negatives (Lin et al. 2017, section 3.3).
+        genres start from a flood of negatives (Lin et al. 2017, section 3.3). A movie about which
+        the branches know nothing, as one without a poster in a poster-only network, then scores as
+        often as the genre occurs. The output biases of the branches start from zero.
 
         Args:
             genre_counts: (G,) training movies that have each genre.
             num_movies: training movies in all.
         """
         counts = torch.tensor(genre_counts, dtype=torch.float32)
-        odds = (counts + 0.5) / (num_movies - counts + 0.5)
-        branches = [branch for branch in (self.title, self.poster) if branch is not None]
-        for branch in branches:
-            nn.init.zeros_(branch.get_parameter("head.bias"))
-        self.prior.copy_(odds.log())
-        branches[0].get_parameter("head.bias").copy_(self.prior)
+        self.prior.copy_(((counts + 0.5) / (num_movies - counts + 0.5)).log())
+        for branch in (self.title, self.poster):
+            if branch is not None:
+                nn.init.zeros_(branch.get_parameter("head.bias"))
 
     def forward(
         self,
@@ -86,12 +86,12 @@ class Fusion(nn.Module):
             poster_rows: (P,) int64, the row in [0, B) of each poster, without repeats.
 
         Returns:
-            (B, G) float32 logits, the sum of the branches'.
+            (B, G) float32 logits, the sum of the branches' and the prior.
         """
         title, poster = self.branch_logits(
             title_indices, title_offsets, title_weights, posters, poster_rows
         )
-        return title + poster
+        return self.prior + title + poster
 
     def branch_logits(
         self,
@@ -271,8 +271,8 @@ def build_network(
 class _Undrawn(TorchFunctionMode):
     """Leaves weights as they are instead of drawing them.
 
-    On the meta device there is nothing to draw, and asking for it makes PyTorch import its compiler,
-    which takes longer than importing PyTorch itself.
+    On the meta device there is nothing to draw, and asking for it makes PyTorch import its
+    compiler, which takes longer than importing PyTorch itself.
     """
 
     def __torch_function__(

@@ -49,49 +49,58 @@ class Mark:
     high: float = math.nan
 
 
-def dot_rows(
-    name: str, rows: Sequence[tuple[str, Sequence[Mark]]], *, width: int = 640, labels: int = 132
-) -> Markup:
+def dot_rows(name: str, rows: Sequence[tuple[str, Sequence[Mark]]]) -> Markup:
     """A row of marks for each label, over a common axis from 0 to the largest value.
+
+    Labels are text of the page beside a drawing that takes what width there is, so that they keep
+    their size on a phone.
 
     Args:
         name: what the chart shows, for those who don't see it.
         rows: label and marks of each row.
-        width: of the drawing in pixels; it shrinks with the page.
-        labels: pixels for the labels.
     """
     values = [v for _, marks in rows for m in marks for v in (m.value, m.high) if v == v]
-    top = max([math.ceil(max(values, default=1.0) * 10 - 1e-9) / 10, 0.1])
-    x = Scale(0.0, top, labels + 8, width - 14)
-    row_height, head = 24, 6
-    bottom = head + row_height * len(rows)
+    top = max(math.ceil(max(values, default=1.0) * 10 - 1e-9) / 10, 0.1)
+    ticks = [tenth / 10 for tenth in range(round(top * 10) + 1)]
+    height = 24
     parts = []
-    for tenth in range(round(top * 10) + 1):
-        at = x(tenth / 10)
-        parts.append(_line("grid", at, head, at, bottom))
-        parts.append(_text("tick", at, bottom + 14, f"{tenth / 10:.1f}", anchor="middle"))
-    for number, (label, marks) in enumerate(rows):
-        y = head + row_height * (number + 0.5)
-        parts.append(_text("label", labels, y + 4, label, anchor="end"))
-        for mark in marks:
-            parts.append(_mark(mark, x, y))
-    return _svg(name, width, bottom + 20, parts)
+    for label, marks in rows:
+        lines = [_share_line("grid", tick / top, tick / top, 0, height) for tick in ticks]
+        drawn = [_share_mark(mark, top, height / 2) for mark in marks]
+        parts.append(
+            f'<span class="row-label">{escape(label)}</span>'
+            f'<svg aria-hidden="true" height="{height}">{"".join(lines + drawn)}</svg>'
+        )
+    numbers = "".join(
+        f'<text class="tick{" half" if tenth % 2 else ""}" x="{100 * tick / top:.2f}%" y="13"'
+        f' text-anchor="middle">{tick:.1f}</text>'
+        for tenth, tick in enumerate(ticks)
+    )
+    parts.append(f'<span></span><svg aria-hidden="true" height="16">{numbers}</svg>')
+    return Markup(
+        f'<div class="dot-rows" role="img" aria-label="{escape(name)}">{"".join(parts)}</div>'
+    )
 
 
-def _mark(mark: Mark, x: Scale, y: float) -> str:
+def _share_line(css: str, x1: float, x2: float, y1: float, y2: float) -> str:
+    return (
+        f'<line class="{css}" x1="{100 * x1:.2f}%" x2="{100 * x2:.2f}%" y1="{y1:g}" y2="{y2:g}"/>'
+    )
+
+
+def _share_mark(mark: Mark, top: float, y: float) -> str:
     if mark.value != mark.value:
         return ""
-    at = x(mark.value)
+    at = mark.value / top
     if mark.kind in ("constant", "prior"):
-        return _line(f"mark {mark.kind}", at, y - 8, at, y + 8)
+        return _share_line(f"mark {mark.kind}", at, at, y - 8, y + 8)
     whisker = ""
     if mark.low == mark.low:
-        whisker = _line(f"whisker {mark.kind}", x(mark.low), y, x(mark.high), y)
+        whisker = _share_line(f"whisker {mark.kind}", mark.low / top, mark.high / top, y, y)
+    shape = f'<circle class="mark {mark.kind}" r="4.5"/>'
     if mark.kind == "poster":  # told from the dots without colour
-        side = 7.0
-        shape = f'<rect class="mark poster" x="{at - side / 2:.1f}" y="{y - side / 2:.1f}"'
-        return whisker + shape + f' width="{side}" height="{side}"/>'
-    return whisker + _circle(f"mark {mark.kind}", at, y, 4.5)
+        shape = '<rect class="mark poster" x="-3.5" y="-3.5" width="7" height="7"/>'
+    return f'{whisker}<svg class="at" x="{100 * at:.2f}%" y="{y:g}">{shape}</svg>'
 
 
 def small_interval(name: str, value: Interval, *, width: int = 110, height: int = 18) -> Markup:
@@ -100,7 +109,8 @@ def small_interval(name: str, value: Interval, *, width: int = 110, height: int 
     y = height / 2
     parts = [_line("grid", x(0), y, x(1), y)]
     parts += [_line("grid", x(t), y - 3, x(t), y + 3) for t in (0.0, 0.5, 1.0)]
-    parts.append(_mark(Mark("model", value.value, value.low, value.high), x, y))
+    parts.append(_line("whisker model", x(value.low), y, x(value.high), y))
+    parts.append(_circle("mark model", x(value.value), y, 4.5))
     return _svg(name, width, height, parts, css="inline")
 
 
@@ -181,9 +191,9 @@ def reliability_panel(name: str, bins: Reliability, *, large: bool = False) -> M
 
 
 def heat_map(name: str, shares: np.ndarray, labels: Sequence[str]) -> Markup:
-    """A square of coloured cells, (G, G) in [0, 1] with nan left blank; rows and columns labelled."""
-    cell = 18
-    edge = 8 + int(6.2 * max(len(label) for label in labels))
+    """A square of labelled, coloured cells: (G, G) in [0, 1], nan left blank."""
+    cell = 18 if len(labels) <= 20 else 14
+    edge = 10 + int(6.6 * max(len(label) for label in labels))
     size = edge + cell * len(labels) + 2
     parts = []
     for i, label in enumerate(labels):

@@ -23,7 +23,9 @@ _HEIGHT = 240
 _QUALITY = 72
 _ORIENTATION_TAG = 0x0112
 _EPS = 1e-6
+#: Words shown of a title, each of at least so much that two digits tell it from nothing.
 _WORDS = 5
+_SHOWN = 0.005
 #: A card shows the true, the predicted and this many of the likeliest genres.
 _LIKELIEST = 3
 
@@ -127,7 +129,10 @@ class Explanation:
 
 @dataclass(frozen=True)
 class Card:
-    """What the gallery says of one movie; images are data: URIs, None where there is none."""
+    """What the gallery says of one movie; images are data: URIs, None where there is none.
+
+    ``nothing_speaks`` is True where a poster was seen and no place in it speaks for the genre.
+    """
 
     title: str
     genre: str
@@ -138,6 +143,7 @@ class Card:
     poster: str | None
     no_poster: str
     heat: str | None
+    nothing_speaks: bool
     explanation: Explanation
 
 
@@ -154,11 +160,13 @@ def make_card(model: TrainedModel, data: MovieDataModule, scores: SplitScores, p
         shown[g] = True
     verdicts = {(True, True): "hit", (False, True): "invented", (True, False): "missed"}
     seen = _seen_by_model(data, row)
-    heat = None
+    heat, nothing_speaks = None, False
     poster, reason = (None, "no poster") if movie.poster is None else thumbnail(movie.poster)
     if seen is not None and model.network.poster is not None and poster is not None:
         (place,) = poster_heat_maps(model, seen, [pick.genre])
-        heat = overlay(seen, place).resize(poster.size, Image.Resampling.BICUBIC)
+        nothing_speaks = not place.any()
+        if not nothing_speaks:
+            heat = overlay(seen, place).resize(poster.size, Image.Resampling.BICUBIC)
     return Card(
         title=movie.title,
         genre=model.genres[pick.genre],
@@ -178,6 +186,7 @@ def make_card(model: TrainedModel, data: MovieDataModule, scores: SplitScores, p
         poster=None if poster is None else data_uri(poster),
         no_poster=reason,
         heat=None if heat is None else data_uri(heat),
+        nothing_speaks=nothing_speaks,
         explanation=explain_genre(model, movie.title, seen, pick.genre),
     )
 
@@ -198,8 +207,9 @@ def explain_genre(
     others = 0.0
     if isinstance(model.network.title, TitleMLP):
         ranked = title_contributions(model, title).ranked(genre)
-        words = [(part.text, float(part.contributions[genre])) for part in ranked[:_WORDS]]
-        others = sum(float(part.contributions[genre]) for part in ranked[_WORDS:])
+        added = [(part.text, float(part.contributions[genre])) for part in ranked]
+        words = [(text, value) for text, value in added[:_WORDS] if abs(value) >= _SHOWN]
+        others = sum(value for _, value in added[len(words) :])
     return Explanation(
         logit=float(parts.logits[genre]),
         bias=float(parts.bias[genre]),

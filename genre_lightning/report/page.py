@@ -205,8 +205,8 @@ def _facts(
     )
     branches = [name for name in ("title", "poster") if getattr(model.network, name) is not None]
     digest = hashlib.sha256(origin.checkpoint.read_bytes()).hexdigest()[:12]
-    source = data.options.get("root") or data.options.get("path")
-    name = data.reader if source is None else f"{data.reader} ({Path(str(source)).name})"
+    source = Path(str(data.options.get("root") or data.options.get("path") or data.reader)).name
+    name = data.reader if source == data.reader else f"{data.reader} ({source})"
     return [
         ("Movies", f"{len(scores.rows):,}, the {_split_name(scores.split)} split"),
         ("Data set", f"{name}: {len(data.movie_set.movies):,} movies"),
@@ -284,7 +284,6 @@ def _overall(
             for row in rows
             if row["key"].startswith(("f1", "map"))
         ],
-        labels=150,
     )
     return {
         "rows": rows,
@@ -390,10 +389,9 @@ def _bin_rows(bins: Reliability) -> list[dict[str, Any]]:
 
 
 def _pairs(model: TrainedModel, scores: SplitScores, order: np.ndarray) -> dict[str, Any]:
-    kept = np.sort(order)  # label order reads like an index
-    names = [model.genres[g] for g in kept]
-    true = (scores.targets.numpy() > 0)[:, kept]
-    predicted = (scores.scores >= model.thresholds).numpy()[:, kept]
+    names = [model.genres[g] for g in order]
+    true = (scores.targets.numpy() > 0)[:, order]
+    predicted = (scores.scores >= model.thresholds).numpy()[:, order]
     true_pairs = cooccurrence(true, true)
     predicted_pairs = cooccurrence(predicted, predicted)
     crossed = cooccurrence(true, predicted)
@@ -495,10 +493,10 @@ def _branches(
 
 
 def _branch_answers(model: TrainedModel, scores: SplitScores) -> dict[str, Tensor]:
-    activation = ACTIVATIONS[model.activation]
+    activation, prior = ACTIVATIONS[model.activation], model.network.prior.cpu()
     return {
-        "title": activation(scores.title_logits),
-        "poster": activation(scores.poster_logits),
+        "title": activation(prior + scores.title_logits),
+        "poster": activation(prior + scores.poster_logits),
         "both": scores.scores,
     }
 

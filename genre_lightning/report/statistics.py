@@ -179,10 +179,10 @@ def interval(
 ) -> Interval:
     """The basic bootstrap interval of an estimate: the resamples' quantiles, mirrored in it.
 
-    Mirrored, since a resample repeats movies, which makes average precision of rare genres come out
-    too high, just as in the sample itself: over 120 simulated splits of 400 movies and 12 genres the
-    plain percentile interval of macro mAP held the truth 39% of the time, this one 94%
-    (``tests/test_report_statistics.py`` has a short version).
+    Mirrored, since a resample repeats movies, which makes average precision of rare genres come
+    out too high, just as in the sample itself: over 120 simulated splits of 400 movies and 12
+    genres the plain percentile interval of macro mAP held the truth 39% of the time, this one 94%
+    (``tests/report/test_statistics.py`` has a short version).
 
     Args:
         value: the estimate; it always lies inside.
@@ -280,7 +280,7 @@ def reliability(scores: np.ndarray, targets: np.ndarray, num_bins: int = 10) -> 
 def precision_recall_steps(
     scores: np.ndarray, targets: np.ndarray, most: int = 120
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The precision-recall curve of one genre as steps: at ``recall[k]`` precision ``precision[k]``.
+    """The precision-recall curve of one genre, as steps.
 
     Precision from ``recall[k - 1]`` to ``recall[k]`` is ``precision[k]``, without interpolation
     (Davis & Goadrich 2006), so the area under the steps is the average precision; thinning
@@ -312,7 +312,7 @@ def precision_recall_steps(
 
 
 def cooccurrence(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """(G, G) int64: movies that have genre i in ``first`` and genre j in ``second``, both (N, G)."""
+    """(G, G) int64: movies with genre i in ``first`` and genre j in ``second``, both (N, G)."""
     product = np.asarray(first, dtype=np.float64).T @ np.asarray(second, dtype=np.float64)
     return np.rint(product).astype(np.int64)
 

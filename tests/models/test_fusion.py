@@ -50,6 +50,13 @@ def test_other_movies_posters_do_not_change_a_movie() -> None:
     assert not torch.allclose(before[3], after[3])
 
 
+def test_a_movie_of_which_nothing_is_known_scores_as_often_as_the_genre_occurs() -> None:
+    network = build_network(3, None, POSTER, dropout=0.0).eval()
+    network.start_from_priors([50, 5, 0], 100)
+    scores = torch.sigmoid(network(**batch()))[[0, 2]]
+    torch.testing.assert_close(scores, torch.tensor([[0.5, 5.5 / 101, 0.5 / 101]] * 2))
+
+
 def test_a_batch_without_posters_still_gives_every_parameter_a_gradient() -> None:
     network = build_network(3, TITLE, POSTER)
     network(**batch(posters=0)).sum().backward()

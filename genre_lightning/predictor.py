@@ -1,0 +1,381 @@
+"""Titles and posters to scores: a trained model as a function.
+
+What a prediction needs is imported here and no more: neither Lightning nor scikit-learn, so that
+one prediction starts about as fast as PyTorch itself.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image
+
+from genre_lightning.checkpoint import TrainedModel, load_model
+from genre_lightning.data.augment import normalise_posters
+from genre_lightning.data.posters import PosterError, decode_poster
+from genre_lightning.errors import UserError
+from genre_lightning.models import ACTIVATIONS
+
+#: A poster: a file's path, an encoded image, or an open one.
+PosterSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image
+#: A movie: title and poster, None for what there is not.
+TitleAndPoster: TypeAlias = tuple[str | None, PosterSource | None]
+
+#: Movies that go through the network at once. More is not faster on a CPU, and needs more memory.
+BATCH_SIZE = 32
+
+
+class PredictionError(UserError, ValueError):
+    """A movie of which the model can see nothing; the message says which one and why."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A model's answer for one movie.
+
+    Attributes:
+        title: as given.
+        genres: those whose score reaches their threshold, the highest score first.
+        scores: of every genre, in the model's order, each in [0, 1]; empty if the model could see
+            nothing of the movie, which ``problem`` then tells.
+        problem: why the poster, or the whole movie, was left out; None if nothing was.
+    """
+
+    title: str | None
+    genres: tuple[str, ...]
+    scores: dict[str, float]
+    problem: str | None = None
+
+    def ranked(self) -> list[tuple[str, float]]:
+        """All genres with their scores, the highest first."""
+        return sorted(self.scores.items(), key=lambda item: -item[1])
+
+
+class GenrePredictor:
+    """Predicts genres of movies from titles, posters or both.
+
+    One predictor serves any number of threads at once. Posters are decoded by threads of its own
+    while the network works on those before.
+
+    Args:
+        model: of :func:`genre_lightning.checkpoint.load_model`.
+        workers: threads that decode posters; None for one per core.
+    """
+
+    def __init__(self, model: TrainedModel, workers: int | None = None) -> None:
+        if workers is not None and workers < 1:
+            raise ValueError(f"workers must be at least 1, not {workers}")
+        self.model = model
+        self.workers = workers or _num_cores()
+        self._device = next(model.network.parameters()).device
+        self._thresholds = model.thresholds.numpy()
+        self._pool: ThreadPoolExecutor | None = None
+        self._lock = threading.Lock()
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: str | os.PathLike[str],
+        device: str | torch.device = "auto",
+        workers: int | None = None,
+    ) -> GenrePredictor:
+        """Load a predictor from a checkpoint file alone.
+
+        Args:
+            path: such as ``runs/.../checkpoints/best.ckpt``. The file may come from a stranger:
+                nothing in it is run.
+            device: "auto" for a GPU where there is one, or any device of PyTorch.
+            workers: threads that decode posters; None for one per core.
+
+        Raises:
+            CheckpointError: it is no checkpoint of this project, or damaged.
+            PredictionError: there is no such device.
+        """
+        return cls(load_model(Path(path), _find_device(device)), workers)
+
+    @property
+    def genres(self) -> tuple[str, ...]:
+        """The G genres it knows about, in the order of :meth:`scores`."""
+        return self.model.genres
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """The score from which on each genre is predicted."""
+        return dict(zip(self.genres, self.model.thresholds.tolist(), strict=True))
+
+    @property
+    def uses_titles(self) -> bool:
+        """Whether the model has a title branch."""
+        return self.model.network.title is not None
+
+    @property
+    def uses_posters(self) -> bool:
+        """Whether the model has a poster branch."""
+        return self.model.network.poster is not None
+
+    def predict(
+        self,
+        titles: Sequence[str | None] | None,
+        posters: Sequence[PosterSource | None] | None = None,
+        errors: str = "raise",
+    ) -> list[Prediction]:
+        """Predict the genres of N movies.
+
+        Args:
+            titles: N titles, best with the year, "Heat (1995)"; None or "" for a movie without.
+                None in place of the list for none at all.
+            posters: N posters: paths, encoded images, open images; None for a movie without.
+            errors: "raise", or "report" to go on without a poster that can't be read and to say
+                so in the prediction's ``problem``.
+
+        Returns:
+            N predictions, in order.
+
+        Raises:
+            PosterError: a poster can't be read; names it. Not with errors="report".
+            PredictionError: the model can't see anything of a movie: it has neither title nor
+                poster, or only the one that the model has no branch for. Not with errors="report".
+            ValueError: titles and posters differ in number; titles (or posters) for a model that
+                has no branch for them; an unknown value of ``errors``.
+            TypeError: something is no title or no poster.
+        """
+        return list(self.stream(self._pairs(titles, posters), errors))
+
+    def scores(
+        self,
+        titles: Sequence[str | None] | None,
+        posters: Sequence[PosterSource | None] | None = None,
+    ) -> np.ndarray:
+        """(N, G) float32 scores in [0, 1] of N movies; arguments and errors of :meth:`predict`."""
+        found = [scores for _, scores, _ in self._scored(self._pairs(titles, posters), True)]
+        return np.array(found, dtype=np.float32).reshape(len(found), len(self.genres))
+
+    def stream(
+        self, movies: Iterable[TitleAndPoster], errors: str = "raise"
+    ) -> Iterator[Prediction]:
+        """Predict the genres of any number of movies, in memory that does not grow with them.
+
+        Args:
+            movies: (title, poster) of each; consumed a few batches ahead of the predictions.
+            errors: as for :meth:`predict`.
+
+        Yields:
+            Predictions, in order.
+
+        Raises:
+            Exception: those of :meth:`predict`.
+        """
+        if errors not in ("raise", "report"):
+            raise ValueError(f'errors is "raise" or "report", not {errors!r}')
+        for title, scores, problem in self._scored(movies, errors == "raise"):
+            if scores is None:
+                yield Prediction(title, (), {}, problem)
+                continue
+            values = dict(zip(self.genres, scores.tolist(), strict=True))
+            reached = np.flatnonzero(scores >= self._thresholds)
+            order = sorted(reached.tolist(), key=lambda genre: -scores[genre])
+            yield Prediction(title, tuple(self.genres[g] for g in order), values, problem)
+
+    def decode(self, poster: PosterSource) -> np.ndarray:
+        """The poster as the network sees it: (H, W, 3) uint8 RGB of the model's size.
+
+        Raises:
+            PosterError: it can't be read; names it.
+            TypeError: it is no poster.
+        """
+        return self._decode(poster, None)
+
+    def _decode(self, poster: PosterSource, number: int | None) -> np.ndarray:
+        try:
+            if isinstance(poster, (str, os.PathLike)):
+                return decode_poster(Path(poster), self.model.poster_size)
+            return decode_poster(poster, self.model.poster_size)
+        except PosterError as error:
+            raise PosterError(f"{_name(poster, number)}: {error}") from error
+        except OSError as error:
+            reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
+            raise PosterError(f"{_name(poster, number)}: can't be read ({reason})") from error
+
+    def _pairs(
+        self,
+        titles: Sequence[str | None] | None,
+        posters: Sequence[PosterSource | None] | None,
+    ) -> Iterator[TitleAndPoster]:
+        for name, values in (("titles", titles), ("posters", posters)):
+            if isinstance(values, (str, bytes, os.PathLike, Image.Image)):
+                raise TypeError(f"{name} must be a list, also for a single movie: [{values!r}]")
+        if titles is None and posters is None:
+            raise ValueError("neither titles nor posters are given")
+        titles = [None] * len(posters or ()) if titles is None else titles
+        posters = [None] * len(titles) if posters is None else posters
+        if len(titles) != len(posters):
+            raise ValueError(f"{len(titles)} titles, but {len(posters)} posters")
+        return zip(titles, posters, strict=True)
+
+    def _check(self, number: int, title: str | None, poster: PosterSource | None) -> None:
+        """Refuse what is no title and no poster, and what the model has no branch for."""
+        if not isinstance(title, (str, type(None))):
+            raise TypeError(f"title {number} is a {type(title).__name__}, not a string")
+        if not isinstance(poster, (str, os.PathLike, bytes, Image.Image, type(None))):
+            raise TypeError(
+                f"poster {number} is a {type(poster).__name__}, not a path, bytes or an image"
+            )
+        for given, used, what in (
+            (title, self.uses_titles, "title"),
+            (poster, self.uses_posters, "poster"),
+        ):
+            if given and not used:
+                raise PredictionError(
+                    f"movie {number} has a {what}, and this model has no {what} branch: "
+                    f"leave {what}s out (None) to predict without them"
+                )
+
+    def _scored(
+        self, movies: Iterable[TitleAndPoster], strict: bool
+    ) -> Iterator[tuple[str | None, np.ndarray | None, str | None]]:
+        """Title, (G,) scores and problem of each movie; the next posters are decoded meanwhile."""
+        numbered = enumerate(movies, 1)
+        waiting: deque[list[_Pending]] = deque()
+        ahead = 1 + -(-2 * self.workers // BATCH_SIZE)
+        try:
+            while True:
+                while len(waiting) < ahead:
+                    chunk = list(islice(numbered, BATCH_SIZE))
+                    if not chunk:
+                        break
+                    waiting.append([])
+                    for number, (title, poster) in chunk:
+                        self._check(number, title, poster)
+                        decoded = (
+                            None if poster is None else self._begin(number, poster, len(chunk))
+                        )
+                        waiting[-1].append(_Pending(number, title, decoded))
+                if not waiting:
+                    return
+                yield from self._finish(waiting.popleft(), strict)
+        finally:
+            for chunk in waiting:
+                for pending in chunk:
+                    if isinstance(pending.poster, Future):
+                        pending.poster.cancel()
+
+    def _begin(self, number: int, poster: PosterSource, movies: int) -> Future[np.ndarray]:
+        """Start decoding a poster; a single movie's is decoded at once, which needs no threads."""
+        if movies > 1:
+            return self._decoders().submit(self._decode, poster, number)
+        decoded: Future[np.ndarray] = Future()
+        try:
+            decoded.set_result(self._decode(poster, number))
+        except PosterError as error:
+            decoded.set_exception(error)
+        return decoded
+
+    def _finish(
+        self, chunk: Sequence[_Pending], strict: bool
+    ) -> Iterator[tuple[str | None, np.ndarray | None, str | None]]:
+        problems: list[str | None] = [None] * len(chunk)
+        pixels: list[np.ndarray] = []
+        poster_rows: list[int] = []
+        seen: list[int] = []
+        titles: list[str] = []
+        for place, pending in enumerate(chunk):
+            found = None
+            if pending.poster is not None:
+                try:
+                    found = pending.poster.result()
+                except PosterError as error:
+                    if strict:
+                        raise
+                    problems[place] = str(error)
+            if not pending.title and found is None:
+                nothing = f"no {' and no '.join(self._needs())} to go by"
+                if strict:
+                    raise PredictionError(f"movie {pending.number}: {nothing}")
+                problems[place] = f"{problems[place]}; {nothing}" if problems[place] else nothing
+                continue
+            if found is not None:
+                poster_rows.append(len(seen))
+                pixels.append(found)
+            seen.append(place)
+            titles.append(pending.title or "")
+        scores = self._score(titles, pixels, poster_rows)
+        rows: list[np.ndarray | None] = [None] * len(chunk)
+        for place, row in zip(seen, scores, strict=True):
+            rows[place] = row
+        for pending, values, problem in zip(chunk, rows, problems, strict=True):
+            yield pending.title, values, problem
+
+    def _needs(self) -> list[str]:
+        used = (("title", self.uses_titles), ("poster", self.uses_posters))
+        return [what for what, yes in used if yes]
+
+    @torch.inference_mode()
+    def _score(
+        self, titles: Sequence[str], pixels: Sequence[np.ndarray], poster_rows: Sequence[int]
+    ) -> np.ndarray:
+        """(B, G) float32 scores of B titles, of which P have a poster."""
+        size = self.model.poster_size
+        features = self.model.titles.transform(titles)
+        stacked = np.stack(pixels) if pixels else np.zeros((0, size, size, 3), dtype=np.uint8)
+        posters = torch.from_numpy(stacked).to(self._device).permute(0, 3, 1, 2)
+        logits = self.model.network(
+            torch.from_numpy(features.indices.astype(np.int64)).to(self._device),
+            torch.from_numpy(features.indptr[:-1]).to(self._device),
+            torch.from_numpy(features.weights).to(self._device),
+            normalise_posters(posters),
+            torch.tensor(poster_rows, dtype=torch.int64, device=self._device),
+        )
+        scores = ACTIVATIONS[self.model.activation](logits.float())
+        return np.asarray(scores.cpu().numpy())
+
+    def _decoders(self) -> ThreadPoolExecutor:
+        with self._lock:
+            if self._pool is None:
+                Image.init()  # loads the formats: not while several threads ask for them
+                self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="posters")
+            return self._pool
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """A movie whose poster may still be being decoded."""
+
+    number: int
+    title: str | None
+    poster: Future[np.ndarray] | None
+
+
+def _find_device(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise PredictionError(f"device {str(device)!r} can't be used here ({reason})") from error
+    return found
+
+
+def _name(poster: PosterSource, number: int | None) -> str:
+    """How messages call a poster, the one of the movie of this number."""
+    if isinstance(poster, (str, os.PathLike)):
+        return os.fspath(poster)
+    name = getattr(poster, "filename", None) or "the image"
+    return f"{name}" if number is None else f"{name} of movie {number}"
+
+
+def _num_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

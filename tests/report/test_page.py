@@ -1,0 +1,296 @@
+"""The page: complete, inert, and seen in a real browser."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from playwright.sync_api import Browser, Page
+
+import genre_lightning.report
+from genre_lightning.metrics import genre_metrics
+from genre_lightning.report.page import number, render_report, signed, write_report
+
+SECTIONS = ["overall", "genres", "curves", "calibration", "pairs", "branches", "gallery", "method"]
+
+
+def render(case: Any) -> str:
+    return render_report(case.model, case.data, case.scores, case.origin, case.validation)
+
+
+@pytest.fixture(scope="module")
+def page_file(case: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    write_report(path, case.model, case.data, case.scores, case.origin, case.validation)
+    assert [file.name for file in path.parent.iterdir()] == ["report.html"]
+    return path
+
+
+class Reader(HTMLParser):
+    """Elements with their attributes, and the text of the page."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data.strip())
+
+
+def test_numbers_on_the_page_are_those_of_the_metrics(case: Any, page_file: Path):
+    texts = Reader(page_file.read_text("utf-8")).texts
+    metrics = genre_metrics(case.scores.scores, case.scores.targets, case.model.thresholds)
+    for name in ("f1_micro", "f1_macro", "map_macro", "f1_samples_at_0.5", "recall_macro_at_0.5"):
+        assert f"{metrics[name]:.3f}" in texts, name
+    assert any("n = 24, 1000 resamples, seed 0" in text for text in texts)
+    assert "python evaluate.py ckpt_path=a.ckpt 'data.path=<my> files.csv'" in texts
+    assert "2025-03-04 05:06 UTC" in texts
+    assert "18 present, 5 missing, 1 unreadable" in texts
+
+
+def test_the_page_asks_for_nothing_from_outside(page_file: Path):
+    html = page_file.read_text("utf-8")
+    assert len(html.encode()) < 3_000_000
+    for tag, attributes in Reader(html).elements:
+        for name in ("src", "href", "srcset", "action", "data", "poster"):
+            value = attributes.get(name)
+            assert value is None or value.startswith(("data:", "#")), (tag, name, value[:80])
+    assert "url(" not in html and "@import" not in html
+    assert "default-src 'none'" in html
+
+
+def test_names_stay_text(page_file: Path):
+    reader = Reader(page_file.read_text("utf-8"))
+    assert sum(tag == "script" for tag, _ in reader.elements) == 1
+    assert {a["src"][:10] for tag, a in reader.elements if tag == "img" and a["src"]} == {
+        "data:image"
+    }
+    assert not any(name.startswith("on") for _, a in reader.elements for name in a)
+    assert any("<script>window.hit=1</script>" in text for text in reader.texts)
+    assert any("{{ 7 * 7 }}" in text for text in reader.texts)
+
+
+def test_a_genre_without_positives_shows_dashes(page_file: Path):
+    html = page_file.read_text("utf-8")
+    row = html[html.index('<th scope="row">Horror</th>') :].partition("</tr>")[0]
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", row)
+    f1, _, _, recall, ap, support = cells[:6]
+    assert (f1, recall, ap, support) == ("–", "–", "–", "0")
+    assert "no movie of this split has it" in html
+
+
+@pytest.mark.parametrize(
+    ("title", "poster"), [(True, False), (False, True)], ids=["title", "poster"]
+)
+def test_a_model_of_one_branch_has_a_report(
+    make_case: Callable[..., Any], title: bool, poster: bool
+):
+    case = make_case(["Action", "Comedy", "Drama"], title=title, poster=poster)
+    html = render_report(case.model, case.data, case.scores, case.origin)
+    assert f"has a {'title' if title else 'poster'} branch only" in html
+    ids = {attributes.get("id") for _, attributes in Reader(html).elements}
+    assert ids >= set(SECTIONS)
+    assert ("Grad-CAM), bright" in html) == poster
+
+
+def test_two_branches_need_the_validation_split(case: Any):
+    with pytest.raises(ValueError, match="validation split"):
+        render_report(case.model, case.data, case.scores, case.origin)
+
+
+def test_branches_are_compared_with_and_without_posters(page_file: Path):
+    html = page_file.read_text("utf-8")
+    groups = re.findall(r'colspan="7">([^<]*)<', html)
+    assert groups == ["All movies, n = 24", "With a poster, n = 18", "Without a poster, n = 6"]
+    assert html.count("Gain from posters") == 2
+
+
+def test_many_genres_stay_small(make_case: Callable[..., Any]):
+    case = make_case([f"Genre number {g}" for g in range(60)], poster=False)
+    html = render(case)
+    assert "the 40 most frequent of 60" in html and "28 most frequent of 60" in html
+    assert len(html.encode()) < 3_000_000
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_flattering_splits_are_said_to_be(case: Any, split: str):
+    other = replace(case.scores, split=split)
+    html = render_report(case.model, case.data, other, case.origin, case.validation)
+    assert ("flatter" in html) == (split != "test")
+
+
+def test_softmax_scores_are_not_called_probabilities(case: Any):
+    model = replace(case.model, activation="softmax")
+    scores = replace(
+        case.scores,
+        scores=torch.softmax(case.scores.title_logits + case.scores.poster_logits, dim=1),
+    )
+    html = render_report(model, case.data, scores, case.origin, case.validation)
+    assert "not meant as a probability" in html
+
+
+def test_numbers_are_written_for_people():
+    assert [number(float("nan")), number(0.12345)] == ["–", "0.123"]
+    assert [signed(-0.5), signed(0.25), signed(-0.001)] == ["−0.50", "+0.25", "0.00"]
+
+
+def test_every_file_of_the_report_is_part_of_the_package(repository: Path):
+    patterns = re.search(
+        r"^genre_lightning = (\[.*\])$", (repository / "pyproject.toml").read_text("utf-8"), re.M
+    )
+    assert patterns is not None
+    folder = Path(next(iter(genre_lightning.report.__path__)))
+    for path in folder.iterdir():
+        if path.is_file() and path.suffix != ".py":
+            assert f'"report/*{path.suffix}"' in patterns[1]
+
+
+def test_evaluate_writes_the_report_beside_the_numbers(
+    case: Any, make_checkpoint: Callable[..., Path], repository: Path, tmp_path: Path
+):
+    from hydra import compose, initialize_config_dir
+
+    from evaluate import evaluate
+
+    manifest = tmp_path / "movies.csv"
+    text = case.manifest.read_text("utf-8").replace(case.model.genres[2], "Drama")
+    manifest.write_text(text.replace(case.model.genres[2].replace('"', '""'), "Drama"), "utf-8")
+    overrides = [f"ckpt_path={make_checkpoint()}", "data=manifest", f"data.path={manifest}"]
+    with initialize_config_dir(str(repository / "conf"), version_base="1.3"):
+        cfg = compose("evaluate", overrides)
+    metrics = evaluate(cfg, tmp_path / "out", overrides)
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {"metrics.json", "per_genre.csv", "predictions.csv", "report.html"}
+    html = (tmp_path / "out" / "report.html").read_text("utf-8")
+    assert f"{metrics['f1_micro']:.3f}" in html
+    assert "python evaluate.py ckpt_path=" in html
+
+
+@pytest.fixture
+def open_page(browser: Browser, page_file: Path) -> Iterator[Callable[..., Page]]:
+    """Opens the report, offline; when the test is over nothing may have gone wrong in it."""
+    troubles: list[str] = []
+    requests: list[str] = []
+    contexts = []
+
+    def open_it(width: int = 1200, scheme: str = "light", script: bool = True) -> Page:
+        context = browser.new_context(
+            viewport={"width": width, "height": 800},
+            color_scheme="dark" if scheme == "dark" else "light",
+            offline=True,
+            java_script_enabled=script,
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: troubles.append(message.text))
+        page.on("pageerror", lambda error: troubles.append(str(error)))
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto(page_file.as_uri())
+        return page
+
+    yield open_it
+    for context in contexts:
+        context.close()
+    assert troubles == []
+    assert [url for url in requests if not url.startswith("data:")] == [page_file.as_uri()]
+
+
+def test_browser_shows_it_whole_and_runs_nothing_of_a_title(open_page: Callable[..., Page]):
+    page = open_page()
+    assert page.evaluate("window.hit") is None
+    assert page.locator("h1").inner_text() == "How well genres are predicted"
+    broken = "[...document.images].filter((image) => !image.naturalWidth).length"
+    assert page.evaluate(broken) == 0 and page.locator(".card img").count() > 0
+    for name in SECTIONS:
+        assert page.locator(f"#{name}").is_visible(), name
+    for link in page.locator("nav a").all():
+        assert page.locator(str(link.get_attribute("href"))).count() == 1
+    assert page.locator("svg").count() > 10
+
+
+def column(page: Page, number: int) -> list[str]:
+    cells = page.locator(f"#genre-table tbody tr > :nth-child({number})")
+    return [text.strip() for text in cells.all_inner_texts()]
+
+
+def test_browser_sorts_by_a_click(open_page: Callable[..., Page]):
+    page = open_page()
+    heading = page.locator("#genre-table thead th", has_text="AP")
+    assert column(page, 7) == sorted(column(page, 7), key=int, reverse=True)  # by support at first
+    heading.get_by_role("button").click()
+    down = column(page, 6)
+    assert heading.get_attribute("aria-sort") == "descending"
+    assert down == [*sorted(down[:-1], reverse=True), "–"]
+    heading.get_by_role("button").press("Enter")
+    up = column(page, 6)
+    assert heading.get_attribute("aria-sort") == "ascending"
+    assert up == [*sorted(down[:-1]), "–"]  # what is undefined stays last
+    page.locator("#genre-table thead th", has_text="Genre").get_by_role("button").click()
+    assert column(page, 1)[-3:] == ["Action", "Comedy", "Horror"]
+    assert page.locator("#genre-table [aria-sort]").count() == 1
+
+
+@pytest.mark.parametrize("width", [320, 375, 768])
+def test_browser_never_scrolls_the_page_sideways(open_page: Callable[..., Page], width: int):
+    page = open_page(width)
+    for summary in page.locator("summary").all():
+        summary.click()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    small = """[...document.querySelectorAll("body *")].filter((each) =>
+        each.childElementCount === 0 && each.textContent.trim() && !each.closest("svg")
+        && each.getBoundingClientRect().width
+        && parseFloat(getComputedStyle(each).fontSize) < 11.5).length"""
+    assert page.evaluate(small) == 0
+
+
+# WCAG 2.2: contrast of every text with what lies behind it, painted to learn what mixes come to.
+CONTRAST = """() => {
+  const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
+  const paint = (colours) => {
+    canvas.clearRect(0, 0, 1, 1);
+    for (const colour of colours) { canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1); }
+    return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3);
+  };
+  const light = (rgb) => rgb
+    .map((c) => c / 255).map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+  const low = [];
+  for (const each of document.querySelectorAll("body *")) {
+    const own = [...each.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim());
+    if (!own || ["SCRIPT", "STYLE", "title"].includes(each.tagName)) continue;
+    const behind = [];
+    for (let e = each; e; e = e.parentElement) behind.unshift(getComputedStyle(e).backgroundColor);
+    const style = getComputedStyle(each);
+    const ink = each.closest("svg") ? style.fill : style.color;
+    const [a, b] = [light(paint(behind)), light(paint([...behind, ink]))];
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (ratio < 4.5) low.push([each.outerHTML.slice(0, 120), ratio]);
+  }
+  return low;
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_browser_shows_legible_text_by_day_and_night(open_page: Callable[..., Page], scheme: str):
+    page = open_page(scheme=scheme)
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    channels = [int(channel) for channel in re.findall(r"\d+", background)]
+    assert max(channels) < 64 if scheme == "dark" else min(channels) > 224
+    assert page.evaluate(CONTRAST) == []
+
+
+def test_browser_without_scripts_shows_the_same(open_page: Callable[..., Page]):
+    page = open_page(script=False)
+    assert page.locator("#genre-table tbody tr").count() == 4
+    assert page.locator("#genre-table button").count() == 0
