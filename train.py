@@ -84,7 +84,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     )
     try:
         trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
-    except (ArithmeticError, LookupError, TypeError, ValueError, RuntimeError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
         if cfg.ckpt_path is None or history.started:
             raise
         raise CheckpointError(f"{cfg.ckpt_path}: can't go on from it: {error}") from error

@@ -40,12 +40,9 @@ ABLATION: dict[str, list[str]] = {
     "fusion": [],
     "words": ["data.titles.analyzer=word", "data.titles.ngram_range=[1,1]"],
     "no_decade": ["data.titles.decade=false"],
-    "title_skip": ["model.title.skip=true"],
     "no_augment": ["data.augment=null"],
     "no_branch_loss": ["training.branch_loss=0"],
-    "constant_lr": ["scheduler=constant"],
     "one_lr": ["training.title_lr_scale=1"],
-    "no_priors": ["start_from_priors=false"],
 }
 
 

@@ -174,7 +174,8 @@ def check_resumable(path: str | Path, inputs: Mapping[str, Any], network: Fusion
 
 def _difference(theirs: Any, ours: Any, key: str = "") -> str:
     if isinstance(theirs, Mapping) and isinstance(ours, Mapping):
-        for name in sorted(set(theirs) | set(ours)):
+        names = sorted(set(theirs) | set(ours))
+        for name in sorted(names, key=lambda name: isinstance(ours.get(name), list)):
             if theirs.get(name) != ours.get(name):
                 return _difference(theirs.get(name), ours.get(name), f"{key}.{name}".strip("."))
     if isinstance(theirs, list) and isinstance(ours, list) and max(len(theirs), len(ours)) > 32:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from genre_lightning import __version__
 from genre_lightning.checkpoint import TrainedModel
-from genre_lightning.data.augment import POSTER_MEAN, POSTER_STD
+from genre_lightning.data.augment import POSTER_MEAN, POSTER_STD, normalise_posters
 from genre_lightning.errors import UserError
 from genre_lightning.models import ACTIVATIONS, TitleMLP
 
@@ -79,7 +79,7 @@ def export_onnx(model: TrainedModel, path: Path) -> Exported:
     missing = [name for name in _PACKAGES if find_spec(name) is None]
     if missing:
         raise ExportError(
-            f"{', '.join(missing)} must be installed to export: pip install 'genre-lightning[export]'"
+            f"{', '.join(missing)} must be installed to export: pip install -e '.[export]'"
         )
     if path.suffix != ".onnx":
         raise ExportError(f"{path}: the name must end in .onnx")
@@ -170,3 +170,106 @@ class ExportedNetwork(nn.Module):
             rows = torch.cat([poster_rows, -torch.ones(1, dtype=torch.int64)])
             logits = logits + (rows[None, :] == movies).float() @ self.poster(pixels)
         return logits, self.activation(logits)
+
+
+def _write_graph(
+    graph: ExportedNetwork, model: TrainedModel, path: Path, metadata: dict[str, Any]
+) -> None:
+    """Trace the network into an ONNX file that holds its weights and metadata."""
+    import onnx
+
+    dim = torch.export.Dim
+    movies, terms, posters = dim("movies", min=1), dim("terms"), dim("posters")
+    shapes = ({0: terms}, {0: movies}, {0: terms}, {0: posters}, {0: posters})
+    sample = _batch(model, ["Heat (1995)", "Toy Story (1995)", "Alien (1979)"], [0, 2])
+    said = io.StringIO()  # the exporter reports its progress
+    with contextlib.redirect_stdout(said), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about its own future
+        program = torch.onnx.export(
+            graph,
+            sample,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(INPUTS),
+            output_names=list(OUTPUTS),
+            dynamic_shapes=shapes,
+            external_data=False,
+            verbose=False,
+        )
+    if program is None:
+        raise ExportError("PyTorch's exporter gave no graph")
+    proto = program.model_proto
+    for key, value in metadata.items():
+        entry = proto.metadata_props.add()
+        entry.key = key
+        entry.value = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    onnx.save(proto, path)
+
+
+def _check(graph: ExportedNetwork, model: TrainedModel, path: Path) -> tuple[int, float]:
+    """Compare the file with the model itself; the number of movies and the largest difference."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    movies, worst = 0, 0.0
+    for inputs in _batches(model):
+        with torch.inference_mode():
+            expected = _reference(model, inputs)
+            traced = graph(*inputs)[0]
+        known = {entry.name for entry in session.get_inputs()}
+        feed = dict(zip(INPUTS, (value.numpy() for value in inputs), strict=True))
+        logits, scores = session.run(
+            list(OUTPUTS), {name: value for name, value in feed.items() if name in known}
+        )
+        wanted = ACTIVATIONS[model.activation](expected).numpy()
+        differences = (
+            np.abs(logits - expected.numpy()).max(),
+            np.abs(traced.numpy() - expected.numpy()).max(),
+            np.abs(scores - wanted).max(),
+        )
+        movies += len(logits)
+        worst = max(worst, *map(float, differences))
+    if not worst <= TOLERANCE:
+        raise ExportError(f"the graph's logits differ from PyTorch's by {worst:.2g}: not written")
+    return movies, worst
+
+
+def _reference(model: TrainedModel, inputs: Sequence[Tensor]) -> Tensor:
+    """(B, G) logits of the network itself."""
+    indices, offsets, weights, posters, rows = inputs
+    logits: Tensor = model.network(
+        indices, offsets, weights, normalise_posters(posters.permute(0, 3, 1, 2)), rows
+    )
+    return logits.float()
+
+
+def _batches(model: TrainedModel) -> Iterator[tuple[Tensor, ...]]:
+    """Batches of every kind: one movie and many, with and without titles and posters."""
+    terms = model.titles.terms or ["a"]
+    many = [f"{terms[n * 7919 % len(terms)]} {n} ({1920 + n})" for n in range(24)]
+    yield _batch(model, ["Heat (1995)"], [0])
+    yield _batch(model, ["Heat (1995)"], [])
+    yield _batch(model, [""], [0])
+    yield _batch(model, [""], [])
+    yield _batch(model, ["", "Alien (1979)", "", "Toy Story (1995)", ""], [4, 1])
+    yield _batch(model, many, list(range(1, 24, 2)))
+
+
+def _batch(
+    model: TrainedModel, titles: Sequence[str], poster_rows: Sequence[int]
+) -> tuple[Tensor, ...]:
+    """Inputs of the graph for these titles, with posters of noise in these rows."""
+    features = model.titles.transform(titles)
+    size = model.poster_size
+    drawn = np.random.default_rng(0).integers(
+        0, 256, (len(poster_rows), size, size, 3), dtype=np.uint8
+    )
+    return (
+        torch.from_numpy(features.indices.astype(np.int64)),
+        torch.from_numpy(features.indptr[:-1]),
+        torch.from_numpy(features.weights),
+        torch.from_numpy(drawn),
+        torch.tensor(list(poster_rows), dtype=torch.int64),
+    )

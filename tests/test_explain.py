@@ -11,8 +11,10 @@ from PIL import Image
 from torch import nn
 
 from genre_lightning.checkpoint import TrainedModel, load_model
+from genre_lightning.data.augment import normalise_posters
 from genre_lightning.data.titles import TitleVectorizer
 from genre_lightning.explain import (
+    heat_pictures,
     overlay,
     poster_heat_maps,
     score_parts,
@@ -210,6 +212,21 @@ def test_parts_of_a_score_add_up(tiny: TrainedModel, title: str | None, with_pos
     np.testing.assert_array_equal(parts.bias, score_parts(tiny, "", None).logits)
 
 
+def test_parts_add_up_to_what_the_network_answers(tiny: TrainedModel):
+    row = tiny.titles.transform(["Heat (1995)"])
+    pixels = normalise_posters(torch.from_numpy(poster()).permute(2, 0, 1)[None])
+    logits = tiny.network(
+        torch.from_numpy(row.indices.astype(np.int64)),
+        torch.zeros(1, dtype=torch.int64),
+        torch.from_numpy(row.weights),
+        pixels,
+        torch.zeros(1, dtype=torch.int64),
+    )[0]
+    parts = score_parts(tiny, "Heat (1995)", poster())
+    np.testing.assert_allclose(parts.logits, logits.detach().numpy(), atol=1e-5)
+    assert tiny.network.prior.all()
+
+
 def test_words_add_up_to_the_titles_part(tiny: TrainedModel):
     title = TITLES["repeated word"]
     explained = title_contributions(tiny, title)
@@ -249,7 +266,8 @@ def test_heat_maps_equal_class_activation_maps(tiny: TrainedModel):
         weights = network.head.weight[genre].detach()
         small = torch.relu((features * weights[:, None, None]).sum(0))
         big = nn.functional.interpolate(small[None, None], (32, 32), mode="bilinear")[0, 0]
-        np.testing.assert_allclose(found, (big / big.max()).numpy(), atol=1e-5)
+        np.testing.assert_allclose(found, (big / big.max().clamp(min=1e-9)).numpy(), atol=1e-5)
+    assert heat.any()
 
 
 def test_heat_maps_have_the_posters_size(tiny: TrainedModel):
@@ -322,3 +340,19 @@ def test_an_overlay_is_hot_where_the_map_is(tiny: TrainedModel):
     assert pixels[:, 24:].mean() > 1.5 * pixels[:, :24].mean()
     with pytest.raises(ValueError, match="heat map of"):
         overlay(poster(), heat)
+
+
+@pytest.mark.parametrize("kind", ["path", "bytes", "image"])
+def test_heat_pictures_keep_the_posters_proportions(tiny: TrainedModel, tmp_path: Path, kind: str):
+    picture = Image.fromarray(poster(size=(90, 60)))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side: upright it is 90 wide and 60 high
+    path = tmp_path / "poster.png"
+    picture.save(path, exif=exif)
+    if kind == "image":
+        with Image.open(path) as image:
+            found = heat_pictures(tiny, image, [0, 3], side=120)
+    else:
+        found = heat_pictures(tiny, path if kind == "path" else path.read_bytes(), [0, 3], side=120)
+    assert [image.size for image in found] == [(120, 80), (120, 80)]
+    assert {image.mode for image in found} == {"RGB"}

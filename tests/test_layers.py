@@ -42,6 +42,7 @@ LAYERS: list[dict[str, tuple[str, ...]]] = [
     {"callbacks": ("callbacks",), "evaluation": ("evaluation",)},
     {
         "predictor": ("predictor",),
+        "export": ("export",),
         "sweep": ("sweep",),
         "compare": ("compare",),
         "report": ("report",),

@@ -152,6 +152,8 @@ class MovieDataModule(pl.LightningDataModule):
         """
         if self._movie_set is not None:
             return
+        if not 0 <= self.split_seed < 2**32:
+            raise DataError(f"data.split_seed={self.split_seed} must lie between 0 and 2**32 - 1")
         movies = read_movies(self.reader, **self.options)
         check_movies(movies)
         if self.wanted_genres is not None:

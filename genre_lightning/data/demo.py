@@ -11,6 +11,7 @@ Same seed, same titles, genres and drawings on every machine: no font, no file i
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -143,8 +144,13 @@ def read_demo(
             for _ in pool.map(draw, with_poster.tolist()):
                 pass
 
+    def check(folder: Path) -> str | None:
+        there = set(os.listdir(folder))
+        gone = [i for i in with_poster.tolist() if _poster_name(i) not in there]
+        return f"{len(gone)} posters are gone, {_poster_name(gone[0])} first" if gone else None
+
     key = content_key("demo", DRAWING, num_movies, seed, poster_height, float(missing_posters))
-    folder = stored_folder(root, "demo", key, build)
+    folder = stored_folder(root, "demo", key, build, check)
     posters = {index: _poster_file(folder / _poster_name(index)) for index in with_poster.tolist()}
     movies = [
         Movie(

@@ -256,7 +256,7 @@ def _find_prefix(root: Path, members: dict[str, zipfile.ZipInfo]) -> str:
 def _poster_key(name: str) -> tuple[str, int] | None:
     """(movie id, rank of the suffix), or None when it is not ID.jpg."""
     movie_id, suffix = os.path.splitext(name)
-    if not movie_id.isdigit() or suffix.lower() not in POSTER_SUFFIXES:
+    if not (movie_id.isascii() and movie_id.isdigit()) or suffix.lower() not in POSTER_SUFFIXES:
         return None
     return movie_id, POSTER_SUFFIXES.index(suffix.lower())
 

@@ -141,6 +141,11 @@ def check_movies(movie_set: MovieSet) -> None:
     genres = movie_set.genres
     if not movie_set.movies:
         raise DataError("the dataset has no movies")
+    for movie in movie_set.movies:  # first, as a reader may have taken the genres from the movies
+        if not movie.genres:
+            raise DataError(
+                f"{movie.where}, column genres: empty; each movie needs at least one genre"
+            )
     if not genres:
         raise DataError("the dataset has no genres, so there is nothing to learn")
     for genre in genres:
@@ -163,10 +168,6 @@ def check_movies(movie_set: MovieSet) -> None:
         first_with[movie.id] = movie.where
         if not movie.title.strip():
             raise DataError(f"{movie.where}, column title: empty")
-        if not movie.genres:
-            raise DataError(
-                f"{movie.where}, column genres: empty; each movie needs at least one genre"
-            )
         for genre in movie.genres:
             if genre not in known:
                 raise _unknown_genre(movie, genre, genres)

@@ -162,7 +162,7 @@ def reliability_panel(name: str, bins: Reliability, *, large: bool = False) -> M
         *frame.axes("mean score", "share that is true"),
         _line("chance", frame.x(0), frame.y(0), frame.x(1), frame.y(1)),
     ]
-    for k in np.flatnonzero(bins.count > 0):
+    for k in np.flatnonzero(bins.count > 0).tolist():
         x = frame.x(bins.mean_score[k])
         parts.append(
             _line("whisker model", x, frame.y(float(bins.low[k])), x, frame.y(float(bins.high[k])))

@@ -48,7 +48,7 @@ METRICS = {
     "f1_micro": "F1, micro",
     "f1_macro": "F1, macro",
     "f1_samples": "F1, mean over movies",
-    "f1_weighted": "F1, weighted by support",
+    "f1_weighted": "F1, weighted",
     "precision_micro": "Precision, micro",
     "precision_macro": "Precision, macro",
     "recall_micro": "Recall, micro",
@@ -256,7 +256,7 @@ def _overall(
         "constant": genre_metrics(constant.expand(everywhere), scores.targets, half_way),
         "prior": genre_metrics(prior.expand(everywhere), scores.targets, cuts),
     }
-    rows = []
+    rows: list[dict[str, Any]] = []
     for key, label in METRICS.items():
         ranking = key.startswith("map")
         half_value = metrics[key if ranking else f"{key}_at_0.5"]
@@ -301,7 +301,7 @@ def _genre_table(
     predicted = (scores.scores >= model.thresholds).sum(dim=0).tolist()
     rows = []
     for g in order.tolist():
-        row = {name: column[g].item() for name, column in columns.items()}
+        row: dict[str, Any] = {name: column[g].item() for name, column in columns.items()}
         # a metric counts as 0 in the averages where it is undefined, but is not shown as one
         if not row["support"]:
             row["recall"] = row["f1"] = math.nan
@@ -493,6 +493,7 @@ def _branches(
 
 
 def _branch_answers(model: TrainedModel, scores: SplitScores) -> dict[str, Tensor]:
+    """Scores (N, G) of the prior with the title, with the poster, and with both."""
     activation, prior = ACTIVATIONS[model.activation], model.network.prior.cpu()
     return {
         "title": activation(prior + scores.title_logits),

@@ -1,0 +1,235 @@
+"""evaluate.py gives the numbers that training printed, from the checkpoint alone."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from sklearn.metrics import average_precision_score, f1_score
+
+from genre_lightning.checkpoint import CHECKPOINT_KEY, CheckpointError, load_model
+from genre_lightning.data.datamodule import MovieDataModule
+from genre_lightning.data.movie import DataError
+from genre_lightning.evaluation import score_split, split_metrics
+
+Evaluate = Callable[..., dict[str, float]]
+
+
+@pytest.fixture
+def evaluate_here(repository: Path, tmp_path: Path) -> Evaluate:
+    """Evaluates in this process; the files go to `tmp_path / "evaluation"`."""
+
+    def run(path: Path, *overrides: str) -> dict[str, float]:
+        from evaluate import evaluate
+
+        with initialize_config_dir(str(repository / "conf"), version_base="1.3"):
+            cfg = compose("evaluate", [f"ckpt_path={path}", "device=cpu", *overrides])
+        return evaluate(cfg, tmp_path / "evaluation")
+
+    return run
+
+
+def best(run: Path) -> Path:
+    return run / "checkpoints" / "best.ckpt"
+
+
+def recorded(run: Path) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads((run / "result.json").read_text("utf-8"))
+    return result
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_as_a_user_from_another_folder(trained_run: Path, repository: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved.ckpt"
+    shutil.copy(best(trained_run), moved)
+    env = {**os.environ, "GENRE_LIGHTNING_CACHE": str(tmp_path / "new cache")}
+    done = subprocess.run(
+        [sys.executable, str(repository / "evaluate.py"), "ckpt_path=moved.ckpt",
+         "hydra.run.dir=out", "device=cpu"],
+        cwd=tmp_path, env=env, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text("utf-8"))
+    assert found == recorded(trained_run)["test"]
+    for name in ("per_genre.csv", "predictions.csv", "report.html"):
+        assert (tmp_path / "out" / name).is_file()
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_the_numbers_of_training(split: str, trained_run: Path, evaluate_here: Evaluate) -> None:
+    assert evaluate_here(best(trained_run), f"split={split}") == recorded(trained_run)[split]
+
+
+def test_the_same_data_given_again(trained_run: Path, evaluate_here: Evaluate) -> None:
+    again = ["data=demo", "++data.num_movies=120", "++data.poster_height=48"]
+    assert evaluate_here(best(trained_run), *again) == recorded(trained_run)["test"]
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_the_batch_size_changes_nothing_to_speak_of(
+    size: int, trained_run: Path, evaluate_here: Evaluate
+) -> None:
+    found = evaluate_here(best(trained_run), f"batch_size={size}")
+    assert found == pytest.approx(recorded(trained_run)["test"], abs=1e-5)
+
+
+def test_the_files_agree_with_scikit_learn(
+    trained_run: Path, evaluate_here: Evaluate, tmp_path: Path
+) -> None:
+    found = evaluate_here(best(trained_run))
+    model = load_model(best(trained_run))
+    rows = table(tmp_path / "evaluation" / "predictions.csv")
+    scores = np.array([[float(row[genre]) for genre in model.genres] for row in rows])
+    true, predicted = (
+        np.array([[genre in row[column].split("|") for genre in model.genres] for row in rows])
+        for column in ("true", "predicted")
+    )
+    assert len(rows) == found["num_movies"] == 24
+    near = np.abs(scores - model.thresholds.numpy()) < 1e-6
+    np.testing.assert_array_equal(predicted | near, (scores >= model.thresholds.numpy()) | near)
+    for average in ("micro", "macro", "weighted", "samples"):
+        expected = f1_score(true, predicted, average=average, zero_division=0)
+        assert found[f"f1_{average}"] == pytest.approx(expected, abs=1e-6)
+    for row, column in zip(table(tmp_path / "evaluation" / "per_genre.csv"), range(8), strict=True):
+        assert row["genre"] == model.genres[column]
+        assert int(float(row["support"])) == true[:, column].sum()
+        assert float(row["threshold"]) == pytest.approx(float(model.thresholds[column]))
+        if true[:, column].any():
+            expected = average_precision_score(true[:, column], scores[:, column])
+            assert float(row["ap"]) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.fixture
+def manifest(trained_run: Path, tmp_path: Path) -> Callable[[list[str]], Path]:
+    """A dataset of other movies with the given genres, the posters of some missing."""
+
+    def write(genres: list[str]) -> Path:
+        from PIL import Image
+
+        folder = tmp_path / "own"
+        folder.mkdir()
+        with (folder / "own.csv").open("w", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerow(["title", "poster", "genres", "id"])
+            for n in range(30):
+                Image.new("RGB", (20, 30), (8 * n, 99, 50)).save(folder / f"{n}.png")
+                poster = "" if n % 3 == 0 else f"{n}.png"
+                rows.writerow([f"Lost Kiss {n} (1970)", poster, genres[n % len(genres)], f"m{n}"])
+        return folder / "own.csv"
+
+    return write
+
+
+def test_other_data_with_genres_in_another_order(
+    trained_run: Path, evaluate_here: Evaluate, manifest: Any, tmp_path: Path
+) -> None:
+    genres = ["Western", "Comedy", "Action"]
+    path = manifest(genres)
+    found = evaluate_here(best(trained_run), "data=manifest", f"data.path={path}")
+    assert found["num_movies"] == 6
+    for row in table(tmp_path / "evaluation" / "predictions.csv"):
+        assert row["true"] == genres[int(row["id"][1:]) % 3]
+        assert row["has_poster"] == str(int(int(row["id"][1:]) % 3 != 0))
+    written = (tmp_path / "evaluation" / "metrics.json").read_text("utf-8")
+    json.loads(written, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    by_genre = {row["genre"]: row for row in table(tmp_path / "evaluation" / "per_genre.csv")}
+    assert sum(int(float(row["support"])) for row in by_genre.values()) == 6
+    assert int(float(by_genre["Drama"]["support"])) == 0
+
+
+def test_an_unknown_genre_is_named(
+    trained_run: Path, evaluate_here: Evaluate, manifest: Any
+) -> None:
+    path = manifest(["Comedy", "Heist"])
+    with pytest.raises(DataError, match=r"does not know the dataset's genre\(s\) Heist"):
+        evaluate_here(best(trained_run), "data=manifest", f"data.path={path}")
+
+
+def test_a_missing_poster_adds_nothing(trained_run: Path, manifest: Any, tmp_path: Path) -> None:
+    model = load_model(best(trained_run))
+    data = MovieDataModule(
+        "manifest", model.titles, path=str(manifest(["Comedy"])), genres=model.genres,
+        poster_size=model.poster_size, cache_dir=tmp_path / "cache", test_fraction=0.5,
+    )  # fmt: skip
+    data.setup()
+    scores = score_split(model, data, "test")
+    missing = torch.from_numpy(data.poster_states()[scores.rows.numpy()] != "present")
+    assert 0 < missing.sum() < len(missing)
+    assert not scores.poster_logits[missing].any()
+    assert scores.poster_logits[~missing].any(dim=1).all()
+    assert scores.title_logits.any(dim=1).all()
+
+
+def test_a_model_does_not_depend_on_the_order_of_its_genres(
+    trained_run: Path, tmp_path: Path
+) -> None:
+    checkpoint = torch.load(best(trained_run), weights_only=True)
+    card, state = checkpoint[CHECKPOINT_KEY], checkpoint["state_dict"]
+    order = torch.tensor([3, 1, 0, 2, 7, 6, 5, 4])
+    card["genres"] = [card["genres"][g] for g in order]
+    card["thresholds"] = [card["thresholds"][g] for g in order]
+    if card["loss"]["genre_counts"]:
+        card["loss"]["genre_counts"] = [card["loss"]["genre_counts"][g] for g in order]
+    original = load_model(best(trained_run))
+    turned = 0
+    for name, value in state.items():
+        if any(part in name for part in ("head.", "prior")):
+            state[name], turned = value[order], turned + 1
+        elif "title.skip" in name and value.ndim == 2:
+            state[name], turned = value[:, order], turned + 1
+    assert turned >= 4
+    torch.save(checkpoint, tmp_path / "reordered.ckpt")
+    reordered = load_model(tmp_path / "reordered.ckpt")
+    metrics = []
+    for model in (original, reordered):
+        fixed: dict[str, Any] = {"titles": model.titles, "genres": model.genres, "poster_size": 32}
+        data = MovieDataModule.from_description(model.data, cache_dir=tmp_path / "cache", **fixed)
+        data.setup()
+        metrics.append(split_metrics(model, score_split(model, data, "test")))
+    assert metrics[1] == pytest.approx(metrics[0], abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["missing.ckpt", "."])
+def test_no_checkpoint(name: str, evaluate_here: Evaluate, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such file"):
+        evaluate_here(tmp_path / name)
+
+
+def test_names_are_not_read_as_markup(
+    trained_run: Path, evaluate_here: Evaluate, tmp_path: Path, capsys: Any
+) -> None:
+    checkpoint = torch.load(best(trained_run), weights_only=True)
+    genres = checkpoint[CHECKPOINT_KEY]["genres"]
+    model = load_model(best(trained_run))
+    data = MovieDataModule.from_description(
+        model.data, cache_dir=tmp_path / "cache", titles=model.titles, poster_size=32
+    )
+    data.setup()
+    path = tmp_path / "own.csv"
+    renamed = {genre: f"[/{genre}]" for genre in genres}
+    checkpoint[CHECKPOINT_KEY]["genres"] = [renamed[genre] for genre in genres]
+    torch.save(checkpoint, tmp_path / "markup.ckpt")
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["title", "poster", "genres"])
+        for movie in data.movie_set.movies:
+            rows.writerow([movie.title, "", "|".join(renamed[g] for g in movie.genres)])
+    found = evaluate_here(tmp_path / "markup.ckpt", "data=manifest", f"data.path={path}")
+    assert "[/Comedy]" in capsys.readouterr().out
+    assert not any(math.isnan(value) for value in found.values())

@@ -1,0 +1,355 @@
+"""train.py end to end: what it leaves behind, how it ends, how it goes on."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from genre_lightning.checkpoint import CHECKPOINT_KEY, CheckpointError, load_model
+from genre_lightning.module import DivergedError
+
+Train = Callable[[Path, list[str]], dict[str, Any]]
+Overrides = Callable[..., list[str]]
+
+METRICS = {
+    *(
+        f"{name}_{average}{suffix}"
+        for name in ("f1", "precision", "recall")
+        for average in ("micro", "macro")
+        for suffix in ("", "_at_0.5")
+    ),
+    "f1_samples",
+    "f1_weighted",
+    "f1_samples_at_0.5",
+    "f1_weighted_at_0.5",
+    "map_macro",
+    "map_micro",
+    "loss",
+}
+
+
+def recorded(folder: Path) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads((folder / "result.json").read_text("utf-8"))
+    return result
+
+
+def started(repository: Path, overrides: list[str], cwd: Path) -> subprocess.Popen[str]:
+    """The command, as a user starts it from any folder."""
+    env = {**os.environ}
+    env.pop("HYDRA_FULL_ERROR", None)
+    return subprocess.Popen(
+        [sys.executable, str(repository / "train.py"), *overrides],
+        cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def test_what_a_run_leaves(trained_run: Path) -> None:
+    for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "metrics.csv", "result.json"):
+        assert (trained_run / name).is_file()
+    found = recorded(trained_run)
+    assert found["status"] == "completed" and found["monitor"] == "val/map_macro"
+    assert found["epochs"] == 2 and found["seed"] == 0
+    assert found["train_samples_per_second"] > 0 and found["seconds"] > 0
+    model = load_model(trained_run / "checkpoints" / "best.ckpt")
+    assert found["num_parameters"] == sum(p.numel() for p in model.network.parameters())
+    for split in ("val", "test"):
+        assert set(found[split]) >= METRICS
+        assert all(isinstance(value, (int, float)) for value in found[split].values())
+    assert found["test"]["num_movies"] == 24
+    # What is best by the monitor is what was scored.
+    with (trained_run / "metrics.csv").open(newline="") as file:
+        best = max(float(row["val/map_macro"]) for row in csv.DictReader(file))
+    assert found["monitor_value"] == pytest.approx(best)
+    assert found["val"]["map_macro"] == pytest.approx(best)
+
+
+def test_a_sweep_as_a_user_starts_it(
+    repository: Path, tiny_overrides: Overrides, tmp_path: Path
+) -> None:
+    sweep = tmp_path / "a sweep"
+    overrides = tiny_overrides(model="title")[1:]
+    # A job fails: the other is done nevertheless, and the sweep as a whole has failed.
+    job = ["-m", "optimizer.lr=1e30,1e-2", f"hydra.sweep.dir={sweep}", "model=title"]
+    silent = "hydra.job.config.override_dirname.exclude_keys=[{}]".format(
+        ",".join(o.partition("=")[0].lstrip("+") for o in overrides)
+    )
+    process = started(repository, [*job, silent, *overrides], tmp_path)
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode != 0, output
+    diverged, completed = (
+        recorded(sweep / f"model=title,optimizer.lr={lr}") for lr in ("1e+30", "0.01")
+    )
+    assert diverged["status"] == "failed" and "not finite at epoch 0" in diverged["error"], errors
+    assert completed["status"] == "completed" and set(completed["test"]) >= METRICS
+    assert "optimizer.lr=0.01" in completed["overrides"]
+    assert sum(path.is_dir() for path in sweep.iterdir()) == 2
+    assert not any(path.name == "runs" for path in tmp_path.iterdir())
+
+
+def test_ctrl_c_is_an_interruption(
+    repository: Path, tiny_overrides: Overrides, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    endless = ["trainer.max_epochs=100000", "callbacks.early_stopping=null"]
+    process = started(
+        repository,
+        [f"hydra.run.dir={folder}", *tiny_overrides(*endless, model="title")],
+        tmp_path,
+    )
+    try:
+        deadline = time.monotonic() + 240
+        while not (folder / "metrics.csv").exists():
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode not in (0, None)
+    found = recorded(folder)
+    assert found["status"] == "interrupted" and found["test"] == {}
+    load_model(folder / "checkpoints" / "last.ckpt")  # whole, and to go on from
+
+
+def test_a_hostile_checkpoint_is_not_resumed(
+    repository: Path, trained_run: Path, tiny_overrides: Overrides, tmp_path: Path
+) -> None:
+    class Payload:
+        def __reduce__(self) -> Any:
+            return os.system, (f"touch {tmp_path}/marker",)
+
+    checkpoint = torch.load(trained_run / "checkpoints" / "last.ckpt", weights_only=True)
+    checkpoint["callbacks"]["x"] = Payload()
+    torch.save(checkpoint, tmp_path / "hostile.ckpt")
+    overrides = ["hydra.run.dir=run", "ckpt_path=hostile.ckpt", *tiny_overrides()]
+    process = started(repository, overrides, tmp_path)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert "error: hostile.ckpt: refused: it names code" in errors
+    assert "Traceback" not in errors and "weights_only=False" not in errors
+    assert not (tmp_path / "marker").exists()
+    found = recorded(tmp_path / "run")
+    assert found["status"] == "failed" and "hostile.ckpt" in found["error"]
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+# In this process, since importing takes longer than training.
+
+
+def test_a_seed_tells_all(
+    train_here: Train, tiny_overrides: Overrides, trained_run: Path, tmp_path: Path
+) -> None:
+    first = recorded(trained_run)
+    same = train_here(tmp_path / "same", tiny_overrides())
+    other = train_here(tmp_path / "other", tiny_overrides("seed=1"))
+    for key in ("val", "test", "monitor_value", "num_parameters"):
+        assert same[key] == first[key]
+    assert other["test"]["loss"] != first["test"]["loss"]
+    one, two, three = (
+        load_model(folder / "checkpoints" / "best.ckpt").network.state_dict()
+        for folder in (trained_run, tmp_path / "same", tmp_path / "other")
+    )
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert not all(torch.equal(one[name], three[name]) for name in one)
+
+
+def test_one_branch_leaves_the_other_alone(
+    train_here: Train, tiny_overrides: Overrides, tmp_path: Path
+) -> None:
+    cache = f"data.cache_dir={tmp_path}/cache"
+    result = train_here(tmp_path / "title", tiny_overrides(cache, model="title"))
+    assert result["test"] and not list((tmp_path / "cache").glob("posters-*"))
+    result = train_here(tmp_path / "poster", tiny_overrides(cache, model="poster"))
+    assert result["test"] and list((tmp_path / "cache").glob("posters-*"))
+    network = load_model(tmp_path / "poster" / "checkpoints" / "best.ckpt").network
+    assert network.title is None and network.poster is not None
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "focal", "asymmetric"])
+def test_other_losses(loss: str, train_here: Train, tiny_overrides: Overrides, tmp_path: Path):
+    overrides = tiny_overrides(f"loss={loss}", "loss.class_weight=sqrt", model="title")
+    if loss == "cross_entropy":
+        overrides.remove("loss.class_weight=sqrt")
+    result = train_here(tmp_path, overrides)
+    assert result["status"] == "completed" and result["val"]["loss"] > 0
+
+
+def test_a_training_that_diverges_says_so(
+    train_here: Train, tiny_overrides: Overrides, tmp_path: Path
+) -> None:
+    with pytest.raises(DivergedError, match=r"not finite at epoch 0.*optimizer\.lr"):
+        train_here(tmp_path, tiny_overrides("optimizer.lr=1e30"))
+    assert recorded(tmp_path)["status"] == "failed"
+    assert not list(tmp_path.rglob("best*.ckpt"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.reader=nothing", "no reader 'nothing'"),
+        ("++data.nothing=1", "no option 'nothing'"),
+        ("data.val_fraction=0", "val_fraction"),
+        ("model.title.name=os.system", "os.system"),
+        ("data.poster_size=5000", "poster_size"),
+        ("monitor=val/nothing", "val/nothing"),
+        ("training.thresholds=nothing", "nothing"),
+    ],
+    ids=lambda value: value.partition("=")[0],
+)
+def test_a_bad_option_fails(
+    override: str, message: str, train_here: Train, tiny_overrides: Overrides, tmp_path: Path
+) -> None:
+    with pytest.raises(Exception, match=message):
+        train_here(tmp_path, tiny_overrides("++data.num_movies=30", override, model="title"))
+    found = recorded(tmp_path)
+    assert found["status"] == "failed" and message.strip("'") in found["error"]
+
+
+# Going on.
+
+
+def resume(path: Path, *more: str) -> list[str]:
+    return [f"ckpt_path={path}", "trainer.max_epochs=3", *more]
+
+
+def test_a_run_goes_on_elsewhere(
+    train_here: Train, tiny_overrides: Overrides, trained_run: Path, tmp_path: Path
+) -> None:
+    # The best so far lies in the old folder: here the best is one of the epochs run here.
+    checkpoint = torch.load(trained_run / "checkpoints" / "last.ckpt", weights_only=True)
+    (name,) = (key for key in checkpoint["callbacks"] if key.startswith("ModelCheckpoint"))
+    checkpoint["callbacks"][name]["best_model_score"] = torch.tensor(2.0)
+    torch.save(checkpoint, tmp_path / "last.ckpt")
+    result = train_here(tmp_path / "run", tiny_overrides(*resume(tmp_path / "last.ckpt")))
+    assert result["status"] == "completed" and set(result["test"]) >= METRICS
+    assert result["epochs"] == 3 and 0 < result["monitor_value"] <= 1
+    with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["2"]
+
+
+@pytest.mark.parametrize("named", ["{victim}", "{folder}/checkpoints/..", "{folder}/result.json"])
+def test_going_on_deletes_nothing(
+    named: str, train_here: Train, tiny_overrides: Overrides, trained_run: Path, tmp_path: Path
+) -> None:
+    # Lightning deletes what was best before, and the checkpoint says which file that is.
+    folder, victim = tmp_path / "run", tmp_path / "victim.ckpt"
+    shutil.copytree(trained_run, folder)
+    victim.write_text("precious")
+    name = named.format(victim=victim, folder=folder)
+    last = folder / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(last, weights_only=True)
+    (key,) = (key for key in checkpoint["callbacks"] if key.startswith("ModelCheckpoint"))
+    worst = torch.tensor(-1.0)
+    checkpoint["callbacks"][key].update(
+        dirpath=str(folder / "checkpoints"),
+        best_model_path=name,
+        best_model_score=worst,
+        kth_best_model_path=name,
+        kth_value=worst,
+        last_model_path=name,
+        best_k_models={name: worst},
+    )
+    torch.save(checkpoint, last)
+    train_here(folder, tiny_overrides(*resume(last)))
+    assert victim.read_text() == "precious"
+    for file in ("result.json", "metrics.csv", "checkpoints/best.ckpt", "checkpoints/last.ckpt"):
+        assert (folder / file).is_file()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.title.hidden=16", r"its network differ.*title\.hidden: 8 there, 16 here"),
+        ("data.split_seed=1", r"its titles differ"),
+        ("data.titles.vocabulary_size=300", r"vocabulary_size: 256 there, 300 here"),
+        ("data.poster_size=48", r"its poster_size differ.*32 there, 48 here"),
+        ("model=title", r"its network differ.*poster"),
+    ],
+    ids=lambda value: value.partition("=")[0] if "=" in value else "",
+)
+def test_another_model_does_not_go_on(
+    override: str, message: str, train_here: Train, tiny_overrides: Overrides,
+    trained_run: Path, tmp_path: Path,
+) -> None:  # fmt: skip
+    path = trained_run / "checkpoints" / "last.ckpt"
+    kind = "title" if override == "model=title" else "fusion"
+    more = [] if kind == "title" else [override]
+    with pytest.raises(CheckpointError, match=message) as caught:
+        train_here(tmp_path, tiny_overrides(*resume(path), *more, model=kind))
+    assert str(path) in str(caught.value)
+
+
+def bad_optimizer(checkpoint: dict[str, Any]) -> None:
+    checkpoint["optimizer_states"][0]["param_groups"][0]["params"] = [0]
+
+
+def bad_loops(checkpoint: dict[str, Any]) -> None:
+    checkpoint["loops"] = {"fit_loop": {"epoch_progress": "x"}}
+
+
+def bad_schedule(checkpoint: dict[str, Any]) -> None:
+    checkpoint["lr_schedulers"] = [1]
+
+
+def bad_version(checkpoint: dict[str, Any]) -> None:
+    checkpoint["pytorch-lightning_version"] = "not one"
+
+
+def no_state(checkpoint: dict[str, Any]) -> None:
+    del checkpoint["optimizer_states"]
+
+
+@pytest.mark.parametrize("change", [bad_optimizer, bad_loops, bad_schedule, bad_version, no_state])
+def test_a_state_that_fits_nothing_is_refused(
+    change: Callable[[dict[str, Any]], None], train_here: Train, tiny_overrides: Overrides,
+    trained_run: Path, tmp_path: Path,
+) -> None:  # fmt: skip
+    checkpoint = torch.load(trained_run / "checkpoints" / "last.ckpt", weights_only=True)
+    change(checkpoint)
+    torch.save(checkpoint, tmp_path / "odd.ckpt")
+    with pytest.raises(CheckpointError, match=r"odd\.ckpt"):
+        train_here(tmp_path / "run", tiny_overrides(*resume(tmp_path / "odd.ckpt")))
+
+
+# The bench: only title and poster together tell all.
+
+
+def test_the_sum_beats_either_branch(train_here: Train, tmp_path: Path) -> None:
+    small = [
+        "++data.num_movies=800",
+        "++data.poster_height=64",
+        "data.poster_size=64",
+        "data.titles.vocabulary_size=2048",
+        "trainer.max_epochs=8",
+        "trainer.accelerator=cpu",
+        "callbacks.progress_bar=null",
+        "++trainer.enable_progress_bar=false",
+    ]
+    poster = ["model.poster.widths=[16,32,64,128]", "model.poster.pool=1"]
+    scores = {}
+    for model in ("fusion", "title", "poster"):
+        overrides = [f"model={model}", *small, *(poster if model != "title" else [])]
+        scores[model] = train_here(tmp_path / model, overrides)["test"]
+    for metric in ("map_macro", "f1_macro", "f1_micro"):
+        alone = max(scores["title"][metric], scores["poster"][metric])
+        assert scores["fusion"][metric] > alone + 0.08, metric
+
+
+def test_a_checkpoint_says_what_it_is(trained_run: Path) -> None:
+    for name in ("best", "last"):
+        checkpoint = torch.load(trained_run / "checkpoints" / f"{name}.ckpt", weights_only=True)
+        described = checkpoint[CHECKPOINT_KEY]["data"]
+        assert described["reader"] == "demo" and described["num_movies"] == 120
