@@ -224,6 +224,8 @@ def _load(path: Path, mmap: bool) -> Any:
             raise CheckpointError("there is no such file")
         check_archive(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except CheckpointError:
+        raise
     except ArchiveError as error:
         raise CheckpointError(str(error)) from error
     except OSError as error:

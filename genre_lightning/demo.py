@@ -34,7 +34,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import errno
+import importlib
 import io
 import ipaddress
 import os
@@ -52,7 +54,6 @@ from urllib.parse import urlsplit
 from genre_lightning.errors import UserError
 
 if TYPE_CHECKING:
-    from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import Response
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -114,8 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command until Ctrl-C.
 
     Returns:
-        0 after Ctrl-C; 1 for what the user can mend, with a message on standard error. Exits with
-        2 where the arguments make no sense.
+        0 after Ctrl-C, 130 for one before the page was there; 1 for what the user can mend, with a
+        message on standard error. Exits with 2 where the arguments make no sense.
     """
     options = _parser().parse_args(arguments)
     try:
@@ -124,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        return 0
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -184,14 +185,15 @@ def _serve(options: argparse.Namespace) -> int:
         if options.browser and _has_screen():
             # On its own thread: some browsers are waited for.
             threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
-        build_server(app).run(sockets=[listener])
+        with contextlib.suppress(KeyboardInterrupt):  # raised once all is ended in order
+            build_server(app).run(sockets=[listener])
     return 0
 
 
 def _check_extra() -> None:
     for name in ("starlette", "uvicorn"):
         try:
-            __import__(name)
+            importlib.import_module(name)
         except ModuleNotFoundError as error:
             raise DemoError(
                 f"genre-demo needs {error.name}, which is not installed: "
@@ -242,7 +244,7 @@ def _has_screen() -> bool:
     return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
-def build_server(app: Starlette) -> Server:
+def build_server(app: ASGIApp) -> Server:
     """The server of the page, for sockets handed to its ``run``. It logs nothing but failures."""
     import uvicorn
 
@@ -261,7 +263,7 @@ def build_server(app: Starlette) -> Server:
     )
 
 
-def build_app(predictor: GenrePredictor, checkpoint: str, hosts: Sequence[str] = ()) -> Starlette:
+def build_app(predictor: GenrePredictor, checkpoint: str, hosts: Sequence[str] = ()) -> ASGIApp:
     """The page and its API as an ASGI application.
 
     Args:
@@ -271,7 +273,6 @@ def build_app(predictor: GenrePredictor, checkpoint: str, hosts: Sequence[str] =
     """
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
-    from starlette.middleware import Middleware
     from starlette.requests import ClientDisconnect
     from starlette.responses import JSONResponse, Response
     from starlette.routing import Route
@@ -317,14 +318,13 @@ def build_app(predictor: GenrePredictor, checkpoint: str, hosts: Sequence[str] =
     def failed(request: Request, error: Exception) -> Response:
         return _error(500, "failed", "The model failed on this movie; the terminal says more.")
 
-    return Starlette(
+    app = Starlette(
         routes=[
             *(Route(path, page_file(*file)) for path, file in _FILES.items()),
             Route("/api/model", model),
             Route("/api/predict", predict, methods=["POST"]),
             Route("/api/heat", heat, methods=["POST"]),
         ],
-        middleware=[Middleware(_Guard, names=hosts)],
         exception_handlers={
             ApiError: refused,
             HTTPException: not_found,
@@ -332,6 +332,7 @@ def build_app(predictor: GenrePredictor, checkpoint: str, hosts: Sequence[str] =
             Exception: failed,
         },
     )
+    return _Guard(app, hosts)  # outermost, so that failures too have its headers
 
 
 class _Guard:
@@ -468,9 +469,7 @@ def explain_movie(predictor: GenrePredictor, title: str, poster: bytes | None) -
                     "text": part.text,
                     "kind": part.kind,
                     "span": part.span,
-                    "adds": dict(
-                        zip(predictor.genres, part.contributions.tolist(), strict=True)
-                    ),
+                    "adds": dict(zip(predictor.genres, part.contributions.tolist(), strict=True)),
                 }
                 for part in found.parts
             ]

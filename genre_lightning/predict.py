@@ -405,13 +405,10 @@ class _Rows:
     """The rows of a CSV file, kept from when they are read until their prediction is there."""
 
     def __init__(self, file: IO[bytes], path: Path) -> None:
-        import codecs
         from collections import deque
 
-        # Decoded line by line, by hand: a text file can't tell how far it has been read.
-        decoder = codecs.getreader("utf-8-sig")(file)
         self.path = path
-        self.reader = csv.reader(decoder, strict=True)
+        self.reader = csv.reader(self._lines(file), strict=True)
         self.waiting: deque[list[str]] = deque()
         self.header = self._next() or []
         for name in self.header:
@@ -446,13 +443,19 @@ class _Rows:
         """The row that the next prediction belongs to."""
         return self.waiting.popleft()
 
+    def _lines(self, file: IO[bytes]) -> Iterator[str]:
+        # Decoded one by one, so that the line that can't be is known by its number.
+        for number, line in enumerate(file, 1):
+            try:
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise CommandError(
+                    f"{self.path}:{number}: this line is not UTF-8 ({error.reason})"
+                ) from error
+
     def _next(self) -> list[str] | None:
         try:
             return next(self.reader, None)
-        except UnicodeDecodeError as error:
-            raise CommandError(
-                f"{self.path}: it is not UTF-8 after line {self.reader.line_num} ({error.reason})"
-            ) from error
         except csv.Error as error:
             raise CommandError(f"{self.path}:{self.reader.line_num}: {error}") from error
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TypeAlias
 
@@ -162,7 +162,7 @@ class GenrePredictor:
 
     def stream(
         self, movies: Iterable[TitleAndPoster], errors: str = "raise"
-    ) -> Iterator[Prediction]:
+    ) -> Generator[Prediction, None, None]:
         """Predict the genres of any number of movies, in memory that does not grow with them.
 
         Args:
@@ -264,10 +264,9 @@ class GenrePredictor:
                     return
                 yield from self._finish(waiting.popleft(), strict)
         finally:
-            for chunk in waiting:
-                for pending in chunk:
-                    if isinstance(pending.poster, Future):
-                        pending.poster.cancel()
+            for pending in chain.from_iterable(waiting):
+                if pending.poster is not None:
+                    pending.poster.cancel()
 
     def _begin(self, number: int, poster: PosterSource, movies: int) -> Future[np.ndarray]:
         """Start decoding a poster; a single movie's is decoded at once, which needs no threads."""

@@ -5,6 +5,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -120,7 +121,8 @@ def test_batches_change_nothing(predictor: GenrePredictor, posters: list[Path]):
 def test_a_poster_may_come_in_every_form(predictor: GenrePredictor, posters: list[Path], kind: str):
     path = posters[1]
     with Image.open(path) as image:
-        source = {"path": path, "string": str(path), "bytes": path.read_bytes(), "image": image}
+        source: dict[str, Any] = {"path": path, "string": str(path), "image": image}
+        source["bytes"] = path.read_bytes()
         found = predictor.scores(None, [source[kind]])
     np.testing.assert_allclose(found[0], expected_scores(predictor, None, path), atol=1e-5)
 

@@ -110,7 +110,7 @@ def test_ctrl_c_is_an_interruption(
     )
     try:
         deadline = time.monotonic() + 240
-        while not (folder / "metrics.csv").exists():
+        while not (folder / "checkpoints" / "last.ckpt").exists():
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.05)

@@ -3,7 +3,8 @@
 "use strict";
 
 const at = (id) => document.getElementById(id);
-const narrow = matchMedia("(max-width: 43.99rem)");
+const narrow = matchMedia("(max-width: 65.99rem)"); // no column for the reasons, as in page.css
+const onePerRow = matchMedia("(max-width: 43.99rem)");
 
 let model = null; // what /api/model says
 let poster = null; // the File chosen
@@ -196,9 +197,20 @@ function tell() {
   at("why-place").append(why); // out of the list, before that is replaced
   at("bars").replaceChildren(...answer.genres.map(row));
   at("genres").hidden = false;
-  const still = answer.genres.find((genre) => genre.name === chosen);
-  const begin = still && still.predicted ? still : answer.genres.find((genre) => genre.predicted) ?? answer.genres[0];
-  pick(begin.name);
+  // Where the reasons stand among the genres, they'd hide them unasked.
+  if (narrow.matches) {
+    chosen = null;
+    why.hidden = true;
+  } else {
+    pick(first());
+  }
+  if (onePerRow.matches) at("answer").scrollIntoView();
+}
+
+/** The genre to explain unasked: the one explained before if it is named again, or the first. */
+function first() {
+  const still = answer.genres.find((genre) => genre.name === chosen && genre.predicted);
+  return still?.name ?? answer.predicted[0] ?? answer.genres[0].name;
 }
 
 function row(genre) {
@@ -248,7 +260,9 @@ function place(item) {
   if (narrow.matches && scrolled) scrollBy(0, item.getBoundingClientRect().top - before);
 }
 narrow.addEventListener("change", () => {
-  if (answer) place(document.querySelector("#bars .chosen"));
+  if (!answer) return;
+  if (chosen !== null) place(document.querySelector("#bars .chosen"));
+  else pick(first());
 });
 
 function explain(genre) {
@@ -258,13 +272,13 @@ function explain(genre) {
   at("why-score").textContent =
     `Score ${score.toFixed(2)}, ${genre.predicted ? "at or above" : "below"} its threshold of ${threshold.toFixed(2)}.`;
 
-  const parts = [["bias", "Any movie", genre.bias]];
+  const parts = [["bias", "Bias", genre.bias]];
   if (model.uses_titles) parts.push(["title", answer.title === null ? "No title" : "Title", genre.title]);
   if (model.uses_posters) parts.push(["poster", answer.poster ? "Poster" : "No poster", genre.poster]);
   parts.push(["total", "Sum", genre.logit]);
   swings(at("parts"), parts);
   at("parts-hint").textContent =
-    "The parts add up exactly. " +
+    "Bias is what the model says of any movie; the parts add up exactly. " +
     (model.activation === "softmax"
       ? "The sums of all genres share a total of 1 among them (softmax); the score is this genre's share."
       : "The sum becomes the score by the logistic function: 0 is a score of 0.50.");

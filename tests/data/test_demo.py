@@ -188,4 +188,5 @@ def test_fewer_posters_share_the_drawing(tmp_path):
     some = read_demo(tmp_path, **SMALL, missing_posters=0.5).movies
     assert [m.title for m in full] == [m.title for m in some]
     for one, other in zip(full, some, strict=True):
+        assert one.poster is not None
         assert other.poster is None or other.poster.read_bytes() == one.poster.read_bytes()
