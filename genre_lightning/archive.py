@@ -1,7 +1,7 @@
 """The container of a checkpoint: a zip with one pickle of plain data and the bytes of tensors.
 
 ``torch.load(weights_only=True)`` runs no code that a file names, and yet a file can do harm to it:
-exhaust memory or time, or, in versions before 2.15, have it read beyond a tensor's bytes. So the
+exhaust memory or time, or, where its version compares no sizes, have it read past the data. So the
 file is looked through first, by an interpreter that knows what ``torch.save`` writes and makes
 nothing but strings, numbers and containers of them.
 """
@@ -13,6 +13,7 @@ import pickletools
 import re
 import struct
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -62,6 +63,7 @@ def check_archive(path: Path) -> None:
             _check_directory(file)
             with zipfile.ZipFile(file) as archive:
                 records = _check_entries(archive, path.stat().st_size)
+                _check_places(file, records.values(), archive.start_dir)
                 data = archive.read(records["data.pkl"])
     except (zipfile.BadZipFile, struct.error, RuntimeError, ValueError, EOFError) as error:
         if isinstance(error, ArchiveError):
@@ -129,6 +131,17 @@ def _check_entries(archive: zipfile.ZipFile, file_size: int) -> dict[str, zipfil
     return records
 
 
+def _check_places(file: BinaryIO, entries: Iterable[zipfile.ZipInfo], end: int) -> None:
+    """Each entry's bytes lie before the directory: torch maps them into memory unread."""
+    for entry in entries:
+        file.seek(entry.header_offset)
+        header = file.read(30)
+        name_length, extra_length = struct.unpack("<HH", header[26:30])
+        start = entry.header_offset + 30 + name_length + extra_length
+        if header[:4] != b"PK\3\4" or start + entry.file_size > end:
+            raise ArchiveError(f"its entry {entry.filename!r:.100} is not where it should be")
+
+
 @dataclass(frozen=True)
 class _Global:
     name: str
@@ -158,6 +171,7 @@ class _Interpreter:
 
     def run(self, data: bytes) -> Any:
         """The plain data, a stand-in for each tensor."""
+        argument: Any
         for opcode, argument, _ in pickletools.genops(data):
             name = opcode.name
             if name in _NUMBERS_AND_STRINGS:

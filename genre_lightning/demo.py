@@ -22,8 +22,8 @@ programs can use as well:
 
 Errors have a status from 400 on and the body ``{"error": {"code": ..., "message": ...}}``; codes:
 ``nothing_given``, ``no_branch``, ``title_too_long``, ``too_large``, ``not_an_image``,
-``unknown_genre``, ``not_explained``, ``wrong_host``, ``wrong_origin``, ``http`` and ``failed``. With
-curl: ``curl --data-binary @heat.jpg "http://127.0.0.1:7860/api/predict?title=Heat+(1995)"``.
+``unknown_genre``, ``not_explained``, ``wrong_host``, ``wrong_origin``, ``http`` and ``failed``.
+With curl: ``curl --data-binary @heat.jpg "http://127.0.0.1:7860/api/predict?title=Heat+(1995)"``.
 
 A poster is the whole body, not a part of a form: so it is counted as it comes in, refused as soon
 as it is too large, and kept in memory alone, where a form's parts would go to temporary files.
@@ -310,7 +310,7 @@ def build_app(predictor: GenrePredictor, checkpoint: str, hosts: Sequence[str] =
 
     def not_found(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return _error(error.status_code, "http", f"{request.url.path}: {error.detail}")
+        return _error(error.status_code, "http", f"{error.detail}.")
 
     def gone(request: Request, error: Exception) -> Response:
         return Response(status_code=400)  # nobody reads it

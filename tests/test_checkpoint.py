@@ -580,6 +580,17 @@ def test_an_archive_has_one_of_each_entry(name: str, honest: Path, tmp_path: Pat
         load_model(path)
 
 
+def test_an_entry_lies_within_the_file(honest: Path, tmp_path: Path) -> None:
+    data = bytearray(honest.read_bytes())
+    with zipfile.ZipFile(honest) as archive:
+        last = [entry for entry in archive.infolist() if "/data/" in entry.filename][-1]
+    data[last.header_offset + 28 : last.header_offset + 30] = b"\xff\xff"  # length of a field
+    path = tmp_path / "beyond.ckpt"
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match="is not where it should be"):
+        load_model(path)
+
+
 def test_flipped_bytes_give_a_model_or_a_refusal(honest: Path, tmp_path: Path) -> None:
     data = honest.read_bytes()
     with zipfile.ZipFile(honest) as archive:

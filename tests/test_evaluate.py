@@ -207,9 +207,7 @@ def test_a_model_does_not_depend_on_the_order_of_its_genres(
 
 @pytest.mark.parametrize("name", ["missing.ckpt", "."])
 def test_no_checkpoint(name: str, evaluate_here: Evaluate, tmp_path: Path) -> None:
-    with pytest.raises(
-        CheckpointError, match=r"ckpt: there is no such file$|\.: there is|there is no such file$"
-    ):
+    with pytest.raises(CheckpointError, match="there is no such file"):
         evaluate_here(tmp_path / name)
 
 

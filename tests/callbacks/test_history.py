@@ -41,7 +41,8 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 def test_rows_of_epochs(tmp_path: Path) -> None:
     history = History(tmp_path)
-    assert history.samples_per_second is None
+    before = history.samples_per_second
+    assert before is None
     history.on_train_start(trainer(0), None)  # type: ignore[arg-type]
     run_epoch(history, trainer(0, loss=1.0))
     run_epoch(history, trainer(1, loss=0.5, late=3.0))
@@ -52,7 +53,7 @@ def test_rows_of_epochs(tmp_path: Path) -> None:
     assert [row["late"] for row in found] == ["", "3.0"]
     assert found[0]["lr"] == "0.2"
     assert history.samples == 20
-    assert history.samples_per_second is not None and history.samples_per_second > 0
+    assert (history.samples_per_second or 0) > 0
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
 
 
