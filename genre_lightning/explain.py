@@ -31,6 +31,9 @@ from genre_lightning.models import TitleMLP
 #: How far parts may be from their sum: rounding of float32 logits.
 _TOLERANCE = 1e-4
 
+#: The least height and width of features from which a heat map is made, where there are any such.
+_LEAST_PLACES = 7
+
 _ORIENTATION_TAG = 0x0112  # of EXIF
 
 #: Colours of a heat map from cold to hot, evenly spaced: matplotlib's "inferno", whose lightness
@@ -189,9 +192,11 @@ def title_contributions(model: TrainedModel, title: str) -> TitleExplanation:
 def poster_heat_maps(model: TrainedModel, poster: np.ndarray, genres: Sequence[int]) -> np.ndarray:
     """Grad-CAM: where in a poster the evidence for each of K genres lies.
 
-    Taken at ``PosterResNet.stages``, the last features that still have a place. Only evidence for a
-    genre is shown; each map is scaled to a maximum of 1, so maps tell places and not amounts (those
-    are in :func:`score_parts`). A map of zeros says that nothing speaks for the genre.
+    Taken at the deepest block of ``PosterResNet.stages`` whose features still have 7 x 7 places (as
+    in the paper's networks), not at the last one, which may have 2 x 2: those tell little of where,
+    and blanking what they call hot lowers the logit less. Only evidence for a genre is shown; each
+    map is scaled to a maximum of 1, so maps tell places and not amounts (those are in
+    :func:`score_parts`). A map of zeros says that nothing speaks for the genre.
 
     Args:
         model: in evaluation mode, as ``load_model`` gives it.
@@ -425,27 +430,34 @@ def _word_spans(
 
 
 class _Tap(nn.Module):
-    """Runs a module without gradients and keeps its output, from which gradients start."""
+    """Runs blocks one after another, keeping the features from which gradients are wanted."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, blocks: nn.Sequential) -> None:
         super().__init__()
-        self.module = module
+        self.blocks = blocks
         self.features = torch.zeros(0)
 
     def forward(self, x: Tensor) -> Tensor:
+        outputs = []
         with torch.no_grad():
-            features: Tensor = self.module(x)
-        self.features = features.detach().requires_grad_()
-        return self.features
+            for block in self.blocks:
+                outputs.append(block(outputs[-1] if outputs else x))
+        fine = [n for n, y in enumerate(outputs) if min(y.shape[2:]) >= _LEAST_PLACES]
+        chosen = fine[-1] if fine else 0
+        self.features = outputs[chosen].detach().requires_grad_()
+        y = self.features
+        for block in self.blocks[chosen + 1 :]:
+            y = block(y)
+        return y
 
 
 def _tapped(poster: nn.Module) -> tuple[nn.Module, _Tap]:
-    """A copy of the poster branch, sharing its weights, whose ``stages`` keep their output.
+    """A copy of the poster branch, sharing its weights, whose ``stages`` keep their features.
 
     A hook on the branch itself would also see what other threads run through it.
     """
     stages = getattr(poster, "stages", None)
-    if not isinstance(stages, nn.Module):
+    if not isinstance(stages, nn.Sequential):
         raise TypeError(f"{type(poster).__name__} has no stages to take features from")
     tap = _Tap(stages)
     probe = copy.copy(poster)

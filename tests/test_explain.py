@@ -270,6 +270,25 @@ def test_heat_maps_equal_class_activation_maps(tiny: TrainedModel):
     assert heat.any()
 
 
+def test_heat_maps_are_taken_where_places_are_left(make_checkpoint: Callable[..., Path]):
+    # 32 x 32 pixels are 16 x 16, 8 x 8 and 4 x 4 places after the three stages.
+    model = load_model(make_checkpoint(poster={"widths": [4, 6, 8], "blocks": [1, 1, 1]}, seed=5))
+    network = model.network.poster
+    assert isinstance(network, PosterResNet)
+    pixels = poster()
+    inputs = normalise_posters(torch.from_numpy(pixels).permute(2, 0, 1)[None])
+    features = network.stages[:2](network.stem(inputs)).detach().requires_grad_()
+    assert features.shape[2:] == (8, 8)
+    logits = network.head(network.stages[2](features).mean(dim=(2, 3)))
+    for genre in range(4):
+        (gradient,) = torch.autograd.grad(logits[0, genre], features, retain_graph=True)
+        weights = gradient[0].mean(dim=(1, 2))
+        small = torch.relu((features[0].detach() * weights[:, None, None]).sum(0))
+        big = nn.functional.interpolate(small[None, None], (32, 32), mode="bilinear")[0, 0]
+        found = poster_heat_maps(model, pixels, [genre])[0]
+        np.testing.assert_allclose(found, (big / big.max()).numpy(), atol=1e-5)
+
+
 def test_heat_maps_have_the_posters_size(tiny: TrainedModel):
     heat = poster_heat_maps(tiny, poster(size=(90, 60)), [0, 1, 2, 3])
     assert heat.shape == (4, 90, 60)
