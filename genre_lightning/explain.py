@@ -438,7 +438,7 @@ class _Tap(nn.Module):
         self.features = torch.zeros(0)
 
     def forward(self, x: Tensor) -> Tensor:
-        outputs = []
+        outputs: list[Tensor] = []
         with torch.no_grad():
             for block in self.blocks:
                 outputs.append(block(outputs[-1] if outputs else x))

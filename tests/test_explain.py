@@ -280,13 +280,16 @@ def test_heat_maps_are_taken_where_places_are_left(make_checkpoint: Callable[...
     features = network.stages[:2](network.stem(inputs)).detach().requires_grad_()
     assert features.shape[2:] == (8, 8)
     logits = network.head(network.stages[2](features).mean(dim=(2, 3)))
+    hot = 0
     for genre in range(4):
         (gradient,) = torch.autograd.grad(logits[0, genre], features, retain_graph=True)
         weights = gradient[0].mean(dim=(1, 2))
         small = torch.relu((features[0].detach() * weights[:, None, None]).sum(0))
         big = nn.functional.interpolate(small[None, None], (32, 32), mode="bilinear")[0, 0]
         found = poster_heat_maps(model, pixels, [genre])[0]
-        np.testing.assert_allclose(found, (big / big.max()).numpy(), atol=1e-5)
+        np.testing.assert_allclose(found, (big / big.max().clamp(min=1e-9)).numpy(), atol=1e-5)
+        hot += bool(found.any())
+    assert hot > 0
 
 
 def test_heat_maps_have_the_posters_size(tiny: TrainedModel):

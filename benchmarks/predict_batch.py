@@ -1,0 +1,96 @@
+"""How many movies a second are predicted from a folder of posters, beside decoding them alone.
+
+    python -m benchmarks.predict_batch
+    python -m benchmarks.predict_batch --checkpoint runs/.../best.ckpt --folder posters/
+
+By turns in one process, over the same files, with the same number of threads: prediction from titles
+and files (:meth:`GenrePredictor.stream`), decoding the files alone, and the network alone on posters
+already decoded. Ends with one JSON line (see DESIGN): ``figure`` is the median of movies predicted a
+second; ``ratio`` is the median over turns of the decoding's time over the prediction's less the
+network's, so 1 where prediction costs nothing but decoding and the network. ``plain_ratio`` counts
+the network in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from benchmarks.measure import hardware, json_line, spread
+from benchmarks.untrained import draw_posters, write_checkpoint
+
+AIM = 0.85
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Time the three and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--checkpoint", type=Path, help="default: the default model, untrained")
+    parser.add_argument("--folder", type=Path, help="of posters; default: 512 that are drawn")
+    parser.add_argument("--workers", type=int, help="threads that decode; default: one per core")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("-n", type=int, default=9)
+    args = parser.parse_args(arguments)
+
+    from genre_lightning import GenrePredictor
+    from genre_lightning.predictor import BATCH_SIZE
+
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = args.checkpoint or write_checkpoint(Path(folder) / "model.ckpt")
+        if args.folder is None:
+            paths = draw_posters(Path(folder) / "posters", 512)
+        else:
+            paths = sorted(args.folder.glob("*.jpg"))
+        predictor = GenrePredictor.from_checkpoint(checkpoint, args.device, args.workers)
+        movies = [(path.stem, path) for path in paths]
+        batches = [movies[i : i + BATCH_SIZE] for i in range(0, len(movies), BATCH_SIZE)]
+        decoded = [[predictor.decode(path) for _, path in batch] for batch in batches[:8]]
+
+        def predict() -> None:
+            for _ in predictor.stream(movies, errors="report"):
+                pass
+
+        def decode() -> None:
+            with ThreadPoolExecutor(predictor.workers) as pool:
+                for _ in pool.map(predictor.decode, paths):
+                    pass
+
+        def compute() -> None:
+            for number, batch in enumerate(batches):
+                pixels = decoded[number % len(decoded)][: len(batch)]
+                titles = [title for title, _ in batch]
+                predictor._score(titles, pixels, range(len(pixels)))
+
+        sides: dict[str, Callable[[], None]] = {
+            "prediction": predict,
+            "decoding alone": decode,
+            "network alone": compute,
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in sides}
+        for turn in range(args.n + 1):
+            for name, run in sides.items():
+                started = time.perf_counter()
+                run()
+                if turn > 0:
+                    seconds[name].append(time.perf_counter() - started)
+    print(f"{hardware()}, {predictor.workers} threads, {len(paths)} posters, n = {args.n}")
+    print("| | movies/s | min | max |\n| --- | --- | --- | --- |")
+    for name, values in seconds.items():
+        rates = [len(paths) / value for value in values]
+        print(f"| {name} | {statistics.median(rates):.0f} | {min(rates):.0f} | {max(rates):.0f} |")
+    turns = list(zip(*seconds.values(), strict=True))
+    ratios = [decoding / (whole - network) for whole, decoding, network in turns]
+    plain = statistics.median(decoding / whole for whole, decoding, _ in turns)
+    figure = len(paths) / statistics.median(seconds["prediction"])
+    ratio = statistics.median(ratios)
+    line = json_line(figure, ratio, args.n, spread(ratios), AIM, unit="movies/s", plain_ratio=plain)
+    print(line)
+
+
+if __name__ == "__main__":
+    main()

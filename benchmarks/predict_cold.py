@@ -1,0 +1,63 @@
+"""How soon one prediction is there: the command genre-predict against a bare ``import torch``.
+
+    python -m benchmarks.predict_cold
+    python -m benchmarks.predict_cold --checkpoint runs/.../best.ckpt --poster heat.jpg
+
+By turns, each in a process of its own: ``genre-predict CKPT --title ... --poster ...`` from start
+to exit, and ``import torch``. Ends with one JSON line (see DESIGN): ``figure`` is the median of the
+command's seconds, ``ratio`` the median over turns of the command's time over the import's, and
+``spread`` the ratio's standard deviation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.measure import alternate, hardware, json_line, spread
+from benchmarks.untrained import draw_posters, write_checkpoint
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+AIM = 1.3
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Time both sides and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--checkpoint", type=Path, help="default: the default model, untrained")
+    parser.add_argument("--poster", type=Path, help="default: one that is drawn")
+    parser.add_argument("--title", default="Avengers: Endgame (2019)")
+    parser.add_argument("-n", type=int, default=15)
+    args = parser.parse_args(arguments)
+    os.environ["PYTHONPATH"] = str(REPOSITORY)
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = args.checkpoint or write_checkpoint(Path(folder) / "model.ckpt")
+        poster = args.poster or draw_posters(Path(folder) / "posters", 1)[0]
+        if "PYTHONDONTWRITEBYTECODE" in os.environ or "PYTHONPYCACHEPREFIX" in os.environ:
+            # Compiling PyTorch's sources on every start would hide what is measured here.
+            os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+            os.environ["PYTHONPYCACHEPREFIX"] = str(Path(folder) / "bytecode")
+        predict = [sys.executable, "-m", "genre_lightning.predict", str(checkpoint)]
+        commands = {
+            "genre-predict": [*predict, "--title", args.title, "--poster", str(poster)],
+            "import torch": [sys.executable, "-c", "import torch"],
+        }
+        seconds = alternate(commands, args.n)
+    ratios = [a / b for a, b in zip(*seconds.values(), strict=True)]
+    print(f"{hardware()}, n = {args.n}")
+    print("| | median s | min | max |\n| --- | --- | --- | --- |")
+    for name, values in seconds.items():
+        median = statistics.median(values)
+        print(f"| {name} | {median:.3f} | {min(values):.3f} | {max(values):.3f} |")
+    figure = statistics.median(seconds["genre-predict"])
+    ratio = statistics.median(ratios)
+    print(json_line(figure, ratio, args.n, spread(ratios), AIM, unit="s"))
+
+
+if __name__ == "__main__":
+    main()

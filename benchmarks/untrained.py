@@ -1,0 +1,102 @@
+"""What prediction is timed on: a checkpoint of the default model, untrained, and drawn posters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def write_checkpoint(path: Path, num_genres: int = 18) -> Path:
+    """A file as training writes it, with the sizes of ``conf`` and Adam's two moments."""
+    import torch
+    from omegaconf import OmegaConf
+
+    from genre_lightning.checkpoint import CHECKPOINT_FORMAT, CHECKPOINT_KEY
+    from genre_lightning.data.titles import TitleVectorizer
+    from genre_lightning.losses import build_loss
+    from genre_lightning.models import build_network
+
+    conf = OmegaConf.create(
+        {
+            "data": OmegaConf.load(REPOSITORY / "conf" / "data" / "base.yaml"),
+            "model": OmegaConf.load(REPOSITORY / "conf" / "model" / "fusion.yaml"),
+            "num_genres": num_genres,
+        }
+    )
+    model: Any = OmegaConf.to_container(conf["model"], resolve=True)
+    titles: Any = OmegaConf.to_container(conf["data"]["titles"], resolve=True)
+    keys = ("_target_", "_convert_")
+    vectorizer = TitleVectorizer(**{k: v for k, v in titles.items() if k not in keys})
+    network = build_network(**{k: v for k, v in model.items() if k not in keys})
+    loss = build_loss("bce")
+    torch.save(
+        {
+            "epoch": 1,
+            "global_step": 1,
+            "state_dict": {f"network.{k}": v for k, v in network.state_dict().items()},
+            "optimizer_states": [
+                {
+                    "state": {
+                        n: {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+                        for n, p in enumerate(network.parameters())
+                    }
+                }
+            ],
+            CHECKPOINT_KEY: {
+                "format": CHECKPOINT_FORMAT,
+                "network": network.description,
+                "activation": loss.activation,
+                "loss": loss.description,
+                "thresholds": [0.5] * num_genres,
+                "genres": [f"Genre {g}" for g in range(num_genres)],
+                "titles": vectorizer.fit(compose_titles(4000)).state_dict(),
+                "poster_size": int(conf["data"]["poster_size"]),
+                "data": {"reader": "demo", "val_fraction": 0.15, "test_fraction": 0.2},
+            },
+        },
+        path,
+    )
+    return path
+
+
+def compose_titles(count: int, seed: int = 0) -> list[str]:
+    """Titles of made-up words, 1 to 4 of them and a year."""
+    rng = np.random.default_rng(seed)
+    onsets = [*"bcdfghjklmnprstvw", "br", "ch", "cl", "dr", "gr", "sh", "st", "th", "tr"]
+    rhymes = ["a", "all", "an", "ar", "e", "en", "er", "est", "ing", "o", "on", "or", "u", "un"]
+
+    def word() -> str:
+        parts = [rng.choice(onsets) + rng.choice(rhymes) for _ in range(rng.integers(1, 4))]
+        return "".join(parts).title()
+
+    return [
+        " ".join(word() for _ in range(rng.integers(1, 5))) + f" ({rng.integers(1920, 2001)})"
+        for _ in range(count)
+    ]
+
+
+def draw_posters(folder: Path, count: int, seed: int = 0) -> list[Path]:
+    """JPEG files of the size and weight of real ones (300 x 448, 31 kB), named by title."""
+    from PIL import Image
+
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    width, height = 300, 448
+    paths = []
+    for number, title in enumerate(compose_titles(count, seed=seed + 1)):
+        # Coarse and fine structure: flat colours would decode too fast.
+        pixels = np.zeros((height, width, 3), dtype=np.float32)
+        for cells, strength in ((6, 90.0), (40, 50.0), (160, 20.0)):
+            noise = rng.normal(size=(cells, cells, 3)).astype(np.float32)
+            part = [
+                np.asarray(Image.fromarray(noise[..., c]).resize((width, height))) for c in range(3)
+            ]
+            pixels += strength * np.stack(part, axis=-1)
+        image = Image.fromarray(np.clip(pixels + 128, 0, 255).astype(np.uint8))
+        paths.append(folder / f"{number} {title}.jpg")
+        image.save(paths[-1], quality=75)
+    return paths
