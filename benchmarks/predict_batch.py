@@ -3,12 +3,12 @@
     python -m benchmarks.predict_batch
     python -m benchmarks.predict_batch --checkpoint runs/.../best.ckpt --folder posters/
 
-By turns in one process, over the same files, with the same number of threads: prediction from titles
-and files (:meth:`GenrePredictor.stream`), decoding the files alone, and the network alone on posters
-already decoded. Ends with one JSON line (see DESIGN): ``figure`` is the median of movies predicted a
-second; ``ratio`` is the median over turns of the decoding's time over the prediction's less the
-network's, so 1 where prediction costs nothing but decoding and the network. ``plain_ratio`` counts
-the network in.
+By turns in one process, over the same files and on the same number of threads: prediction from
+titles and files (:meth:`GenrePredictor.stream`), decoding the files alone, and the network alone on
+posters already decoded. Ends with one JSON line (see DESIGN): ``figure`` is the median of movies
+predicted a second; ``ratio`` is the median over turns of the decoding's time over the prediction's
+less the network's, so 1 where prediction costs nothing but decoding and the network; and
+``plain_ratio`` counts the network in.
 """
 
 from __future__ import annotations
@@ -37,15 +37,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("-n", type=int, default=9)
     args = parser.parse_args(arguments)
 
+    import torch
+
     from genre_lightning import GenrePredictor
     from genre_lightning.predictor import BATCH_SIZE
 
+    torch.set_num_threads(1)  # as in the predictor's own threads
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = args.checkpoint or write_checkpoint(Path(folder) / "model.ckpt")
         if args.folder is None:
             paths = draw_posters(Path(folder) / "posters", 512)
         else:
             paths = sorted(args.folder.glob("*.jpg"))
+            if not paths:
+                parser.error(f"{args.folder} has no .jpg in it")
         predictor = GenrePredictor.from_checkpoint(checkpoint, args.device, args.workers)
         movies = [(path.stem, path) for path in paths]
         batches = [movies[i : i + BATCH_SIZE] for i in range(0, len(movies), BATCH_SIZE)]
@@ -60,11 +65,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 for _ in pool.map(predictor.decode, paths):
                     pass
 
+        def score(number: int) -> None:
+            batch = batches[number]
+            pixels = decoded[number % len(decoded)][: len(batch)]
+            predictor._score([title for title, _ in batch], pixels, range(len(pixels)))
+
         def compute() -> None:
-            for number, batch in enumerate(batches):
-                pixels = decoded[number % len(decoded)][: len(batch)]
-                titles = [title for title, _ in batch]
-                predictor._score(titles, pixels, range(len(pixels)))
+            with ThreadPoolExecutor(predictor.workers) as pool:
+                for _ in pool.map(score, range(len(batches))):
+                    pass
 
         sides: dict[str, Callable[[], None]] = {
             "prediction": predict,

@@ -83,8 +83,12 @@ def _predict(arguments: Sequence[str]) -> int:
     # Starting a GPU takes longer than one movie takes without it.
     device = options.device or ("cpu" if one else "auto")
 
+    import torch
+
     from genre_lightning.predictor import GenrePredictor
 
+    # One movie is done before a second thread has started; many are spread by the predictor.
+    torch.set_num_threads(1)
     predictor = GenrePredictor.from_checkpoint(options.checkpoint, device, options.workers)
     if one:
         _predict_one(predictor, options)

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import TypeAlias
 
@@ -31,8 +31,11 @@ PosterSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image
 #: A movie: title and poster, None for what there is not.
 TitleAndPoster: TypeAlias = tuple[str | None, PosterSource | None]
 
+#: Title, (G,) scores and problem of a movie.
+_Answer: TypeAlias = tuple[str | None, np.ndarray | None, str | None]
+
 #: Movies that go through the network at once. More is not faster on a CPU, and needs more memory.
-BATCH_SIZE = 32
+BATCH_SIZE = 16
 
 
 class PredictionError(UserError, ValueError):
@@ -64,12 +67,12 @@ class Prediction:
 class GenrePredictor:
     """Predicts genres of movies from titles, posters or both.
 
-    One predictor serves any number of threads at once. Posters are decoded by threads of its own
-    while the network works on those before.
+    One predictor serves any number of threads at once. More than one movie is spread over threads
+    of its own, each of which decodes and scores a batch on one core.
 
     Args:
         model: of :func:`genre_lightning.checkpoint.load_model`.
-        workers: threads that decode posters; None for one per core.
+        workers: threads that decode and score; None for one per core.
     """
 
     def __init__(self, model: TrainedModel, workers: int | None = None) -> None:
@@ -95,7 +98,7 @@ class GenrePredictor:
             path: such as ``runs/.../checkpoints/best.ckpt``. The file may come from a stranger:
                 nothing in it is run.
             device: "auto" for a GPU where there is one, or any device of PyTorch.
-            workers: threads that decode posters; None for one per core.
+            workers: threads that decode and score; None for one per core.
 
         Raises:
             CheckpointError: it is no checkpoint of this project, or damaged.
@@ -149,7 +152,8 @@ class GenrePredictor:
                 has no branch for them; an unknown value of ``errors``.
             TypeError: something is no title or no poster.
         """
-        return list(self.stream(self._pairs(titles, posters), errors))
+        pairs = self._pairs(titles, posters)
+        return list(self._predictions(pairs, errors, self._share(len(pairs))))
 
     def scores(
         self,
@@ -157,7 +161,8 @@ class GenrePredictor:
         posters: Sequence[PosterSource | None] | None = None,
     ) -> np.ndarray:
         """(N, G) float32 scores in [0, 1] of N movies; arguments and errors of :meth:`predict`."""
-        found = [scores for _, scores, _ in self._scored(self._pairs(titles, posters), True)]
+        pairs = self._pairs(titles, posters)
+        found = [scores for _, scores, _ in self._scored(pairs, True, self._share(len(pairs)))]
         return np.array(found, dtype=np.float32).reshape(len(found), len(self.genres))
 
     def stream(
@@ -175,16 +180,7 @@ class GenrePredictor:
         Raises:
             Exception: those of :meth:`predict`.
         """
-        if errors not in ("raise", "report"):
-            raise ValueError(f'errors is "raise" or "report", not {errors!r}')
-        for title, scores, problem in self._scored(movies, errors == "raise"):
-            if scores is None:
-                yield Prediction(title, (), {}, problem)
-                continue
-            values = dict(zip(self.genres, scores.tolist(), strict=True))
-            reached = np.flatnonzero(scores >= self._thresholds)
-            order = sorted(reached.tolist(), key=lambda genre: -scores[genre])
-            yield Prediction(title, tuple(self.genres[g] for g in order), values, problem)
+        return self._predictions(movies, errors, BATCH_SIZE)
 
     def decode(self, poster: PosterSource) -> np.ndarray:
         """The poster as the network sees it: (H, W, 3) uint8 RGB of the model's size.
@@ -206,11 +202,29 @@ class GenrePredictor:
             reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
             raise PosterError(f"{_name(poster, number)}: can't be read ({reason})") from error
 
+    def _predictions(
+        self, movies: Iterable[TitleAndPoster], errors: str, batch_size: int
+    ) -> Generator[Prediction, None, None]:
+        if errors not in ("raise", "report"):
+            raise ValueError(f'errors is "raise" or "report", not {errors!r}')
+        for title, scores, problem in self._scored(movies, errors == "raise", batch_size):
+            if scores is None:
+                yield Prediction(title, (), {}, problem)
+                continue
+            values = dict(zip(self.genres, scores.tolist(), strict=True))
+            reached = np.flatnonzero(scores >= self._thresholds)
+            order = sorted(reached.tolist(), key=lambda genre: -scores[genre])
+            yield Prediction(title, tuple(self.genres[g] for g in order), values, problem)
+
+    def _share(self, movies: int) -> int:
+        """The batch size that gives every worker some of a known number of movies."""
+        return max(1, min(BATCH_SIZE, -(-movies // self.workers)))
+
     def _pairs(
         self,
         titles: Sequence[str | None] | None,
         posters: Sequence[PosterSource | None] | None,
-    ) -> Iterator[TitleAndPoster]:
+    ) -> list[TitleAndPoster]:
         for name, values in (("titles", titles), ("posters", posters)):
             if isinstance(values, (str, bytes, os.PathLike, Image.Image)):
                 raise TypeError(f"{name} must be a list, also for a single movie: [{values!r}]")
@@ -220,7 +234,7 @@ class GenrePredictor:
         posters = [None] * len(titles) if posters is None else posters
         if len(titles) != len(posters):
             raise ValueError(f"{len(titles)} titles, but {len(posters)} posters")
-        return zip(titles, posters, strict=True)
+        return list(zip(titles, posters, strict=True))
 
     def _check(self, number: int, title: str | None, poster: PosterSource | None) -> None:
         """Refuse what is no title and no poster, and what the model has no branch for."""
@@ -241,78 +255,61 @@ class GenrePredictor:
                 )
 
     def _scored(
-        self, movies: Iterable[TitleAndPoster], strict: bool
-    ) -> Iterator[tuple[str | None, np.ndarray | None, str | None]]:
-        """Title, (G,) scores and problem of each movie; the next posters are decoded meanwhile."""
+        self, movies: Iterable[TitleAndPoster], strict: bool, batch_size: int = BATCH_SIZE
+    ) -> Iterator[_Answer]:
+        """Answers in order; a worker takes a batch all the way, a few are begun ahead."""
         numbered = enumerate(movies, 1)
-        waiting: deque[list[_Pending]] = deque()
-        ahead = 1 + -(-2 * self.workers // BATCH_SIZE)
+        waiting: deque[Future[list[_Answer]]] = deque()
         try:
             while True:
-                while len(waiting) < ahead:
-                    chunk = list(islice(numbered, BATCH_SIZE))
-                    if not chunk:
+                while len(waiting) <= self.workers:
+                    batch = list(islice(numbered, batch_size))
+                    if not batch:
                         break
-                    waiting.append([])
-                    for number, (title, poster) in chunk:
-                        self._check(number, title, poster)
-                        decoded = (
-                            None if poster is None else self._begin(number, poster, len(chunk))
-                        )
-                        waiting[-1].append(_Pending(number, title, decoded))
+                    if not waiting and len(batch) == 1:  # a single movie needs no threads
+                        yield from self._answer(batch, strict)
+                        continue
+                    waiting.append(self._workers().submit(self._answer, batch, strict))
                 if not waiting:
                     return
-                yield from self._finish(waiting.popleft(), strict)
+                yield from waiting.popleft().result()
         finally:
-            for pending in chain.from_iterable(waiting):
-                if pending.poster is not None:
-                    pending.poster.cancel()
+            for future in waiting:
+                future.cancel()
 
-    def _begin(self, number: int, poster: PosterSource, movies: int) -> Future[np.ndarray]:
-        """Start decoding a poster; a single movie's is decoded at once, which needs no threads."""
-        if movies > 1:
-            return self._decoders().submit(self._decode, poster, number)
-        decoded: Future[np.ndarray] = Future()
-        try:
-            decoded.set_result(self._decode(poster, number))
-        except PosterError as error:
-            decoded.set_exception(error)
-        return decoded
-
-    def _finish(
-        self, chunk: Sequence[_Pending], strict: bool
-    ) -> Iterator[tuple[str | None, np.ndarray | None, str | None]]:
-        problems: list[str | None] = [None] * len(chunk)
+    def _answer(self, batch: Sequence[tuple[int, TitleAndPoster]], strict: bool) -> list[_Answer]:
+        """Decode and score a batch of numbered movies."""
+        problems: list[str | None] = [None] * len(batch)
         pixels: list[np.ndarray] = []
         poster_rows: list[int] = []
         seen: list[int] = []
         titles: list[str] = []
-        for place, pending in enumerate(chunk):
+        for place, (number, (title, poster)) in enumerate(batch):
+            self._check(number, title, poster)
             found = None
-            if pending.poster is not None:
+            if poster is not None:
                 try:
-                    found = pending.poster.result()
+                    found = self._decode(poster, number)
                 except PosterError as error:
                     if strict:
                         raise
                     problems[place] = str(error)
-            if not pending.title and found is None:
+            if not title and found is None:
                 nothing = f"no {' and no '.join(self._needs())} to go by"
                 if strict:
-                    raise PredictionError(f"movie {pending.number}: {nothing}")
+                    raise PredictionError(f"movie {number}: {nothing}")
                 problems[place] = f"{problems[place]}; {nothing}" if problems[place] else nothing
                 continue
             if found is not None:
                 poster_rows.append(len(seen))
                 pixels.append(found)
             seen.append(place)
-            titles.append(pending.title or "")
-        scores = self._score(titles, pixels, poster_rows)
-        rows: list[np.ndarray | None] = [None] * len(chunk)
-        for place, row in zip(seen, scores, strict=True):
-            rows[place] = row
-        for pending, values, problem in zip(chunk, rows, problems, strict=True):
-            yield pending.title, values, problem
+            titles.append(title or "")
+        scores: list[np.ndarray | None] = [None] * len(batch)
+        for place, row in zip(seen, self._score(titles, pixels, poster_rows), strict=True):
+            scores[place] = row
+        given = [title for _, (title, _) in batch]
+        return list(zip(given, scores, problems, strict=True))
 
     def _needs(self) -> list[str]:
         used = (("title", self.uses_titles), ("poster", self.uses_posters))
@@ -337,21 +334,29 @@ class GenrePredictor:
         scores = ACTIVATIONS[self.model.activation](logits.float())
         return np.asarray(scores.cpu().numpy())
 
-    def _decoders(self) -> ThreadPoolExecutor:
+    def _workers(self) -> ThreadPoolExecutor:
         with self._lock:
             if self._pool is None:
                 Image.init()  # loads the formats: not while several threads ask for them
-                self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="posters")
+                self._pool = ThreadPoolExecutor(
+                    self.workers,
+                    thread_name_prefix="genre-predictor",
+                    initializer=_take_one_core,
+                    initargs=(torch.get_num_threads(),),
+                )
             return self._pool
 
 
-@dataclass(frozen=True, slots=True)
-class _Pending:
-    """A movie whose poster may still be being decoded."""
+def _take_one_core(others: int) -> None:
+    """Have PyTorch compute on this thread alone, and on as many as before for all other threads.
 
-    number: int
-    title: str | None
-    poster: Future[np.ndarray] | None
+    Workers that each compute on every core wait for each other most of the time.
+    """
+    torch.set_num_threads(1)
+    # The number is this thread's, and of every thread that has not asked for it yet.
+    thread = threading.Thread(target=torch.set_num_threads, args=(others,))
+    thread.start()
+    thread.join()
 
 
 def _find_device(device: str | torch.device) -> torch.device:

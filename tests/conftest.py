@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import shutil
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -82,18 +81,14 @@ def ml1m_root() -> Path:
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """A headless Chromium of this machine; where there is none, its tests are skipped."""
-    from playwright.sync_api import sync_playwright
+    from docs.browser import BrowserError, find_chromium, open_chromium
 
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    found = next(filter(None, map(shutil.which, names)), None)
-    if found is None:
-        pytest.skip(f"no Chromium here: none of {', '.join(names)} is installed")
-    with sync_playwright() as playwright:
-        # what else a browser does on its own behalf would be noise in a test of requests
-        quiet = ["--disable-quic", "--no-first-run", "--disable-background-networking"]
-        chromium = playwright.chromium.launch(executable_path=found, args=quiet)
+    try:
+        find_chromium()
+    except BrowserError as error:
+        pytest.skip(str(error))
+    with open_chromium() as chromium:
         yield chromium
-        chromium.close()
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,7 @@ import pytest
 from PIL import Image, ImageDraw
 from playwright.sync_api import Browser, Page, Request, expect
 
+from docs.browser import serve_demo
 from genre_lightning import GenrePredictor, demo
 from genre_lightning.demo import MAX_POSTER_BYTES, MAX_TITLE_CHARACTERS
 
@@ -71,22 +72,8 @@ class Served:
 
 @contextmanager
 def serving(predictor: GenrePredictor) -> Iterator[Served]:
-    listener = demo.open_port("127.0.0.1", 0)
-    listener.listen()
-    server = demo.build_server(demo.build_app(predictor, "tiny.ckpt", ["movies.example"]))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-
-    def stop() -> None:
-        server.should_exit = True
-        thread.join(20)
-        listener.close()
-
-    thread.start()
-    try:
-        yield Served(listener.getsockname()[1], stop)
-    finally:
-        stop()
-    assert not thread.is_alive()
+    with serve_demo(predictor, "tiny.ckpt", ["movies.example"]) as (port, stop):
+        yield Served(port, stop)
 
 
 @pytest.fixture(scope="module")

@@ -89,7 +89,7 @@ def broken_rules(source: str, module: str, is_folder: bool = False) -> list[str]
         return [f"{module} is in no layer: enter it in LAYERS"]
     broken = []
     for line, name in imports(source, module, is_folder):
-        if name.split(".")[0] in ("train", "evaluate", "benchmarks", "tests"):
+        if name.split(".")[0] in ("train", "evaluate", "benchmarks", "docs", "tests"):
             broken.append(f"{module}:{line} imports {name}, which lies outside of the package")
         if name != PACKAGE and not name.startswith(f"{PACKAGE}."):
             continue

@@ -80,7 +80,9 @@ def undeclared_imports(files: list[Path], extra: str | None = None) -> set[str]:
                 names |= {alias.name.partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
                 names.add(node.module.partition(".")[0])
-    ours = {"genre_lightning", "benchmarks", "tests"} | {p.stem for p in REPOSITORY.glob("*.py")}
+    ours = {"genre_lightning", "benchmarks", "docs", "tests"} | {
+        p.stem for p in REPOSITORY.glob("*.py")
+    }
     foreign = names - ours - STANDARD
     needed: set[str] = {canonicalize_name(DISTRIBUTIONS.get(name, name)) for name in foreign}
     return needed - declared(extra)
@@ -95,8 +97,12 @@ def test_what_the_package_imports_is_declared():
         assert undeclared_imports([path], extra) == set()
 
 
-def test_what_the_tests_and_benchmarks_import_is_declared():
-    files = [*REPOSITORY.glob("tests/**/*.py"), *REPOSITORY.glob("benchmarks/**/*.py")]
+def test_what_the_other_folders_import_is_declared():
+    files = [
+        path
+        for folder in ("tests", "benchmarks", "docs")
+        for path in REPOSITORY.glob(f"{folder}/**/*.py")
+    ]
     assert undeclared_imports(files, extra="dev") == set()
 
 

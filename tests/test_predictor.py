@@ -283,3 +283,22 @@ print(*[name for name in heavy if name in set(sys.modules) - before])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_predicting_leaves_pytorchs_threads_to_the_caller(
+    tiny_checkpoint: Path, posters: list[Path]
+):
+    code = f"""
+import threading
+import torch
+torch.set_num_threads(3)
+from genre_lightning import GenrePredictor
+predictor = GenrePredictor.from_checkpoint({str(tiny_checkpoint)!r}, device="cpu", workers=2)
+predictor.predict(None, [{str(posters[0])!r}] * 5)
+print(torch.get_num_threads())
+thread = threading.Thread(target=lambda: print(torch.get_num_threads()))
+thread.start()
+thread.join()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["3", "3"]
