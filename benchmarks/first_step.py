@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"data.root={Path(args.root).resolve()}",
         "+callbacks.stop._target_=benchmarks.first_step.stop_after_first_step",
     ]
-    imports = [sys.executable, "-c", "import torch, pytorch_lightning"]
+    imports = [sys.executable, "-c", "import os, torch, pytorch_lightning; os._exit(0)"]
     seconds = alternate({"train": train, "imports": imports}, args.n)
     pairs = list(zip(seconds["train"], seconds["imports"], strict=True))
     beyond = [train - imports for train, imports in pairs]
