@@ -8,7 +8,7 @@ by mAP on validation; thresholds fitted on validation by the models' own method,
 next to it; then scored once on the split. With ``--split val`` C and thresholds are fitted to the
 very movies that are scored, so these numbers flatter.
 
-Ends with one JSON line (see DESIGN): ``figure`` is the best mAP of a baseline, ``ratio`` that over
+Ends with one JSON line: ``figure`` is the best mAP of a baseline, ``ratio`` that over
 the mAP of the prior, ``n`` the movies scored, ``aim`` the mAP that fusion is to reach. There is no
 chance in it, so ``spread`` is 0.
 """

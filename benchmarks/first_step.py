@@ -3,7 +3,7 @@
     python -m benchmarks.first_step --root data/ml1m
 
 By turns: ``train.py`` on a warm cache, ended right after its first training step, and a bare
-import of torch and pytorch_lightning. Ends with one JSON line (see DESIGN): ``figure`` is the
+import of torch and pytorch_lightning. Ends with one JSON line: ``figure`` is the
 median of the seconds that training needs beyond the imports, ``ratio`` the median of training over
 imports.
 """

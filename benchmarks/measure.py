@@ -41,7 +41,7 @@ def hardware() -> str:
 def json_line(
     figure: float, ratio: float, n: int, spread: float, aim: float, **more: object
 ) -> str:
-    """The last line a benchmark prints; the keys are DESIGN's, further ones say what it was."""
+    """The last line a benchmark prints; all benchmarks share these keys."""
     line = {"figure": figure, "ratio": ratio, "n": n, "spread": spread, "aim": aim, **more}
     rounded = {
         key: round(value, 5) if isinstance(value, float) else value for key, value in line.items()

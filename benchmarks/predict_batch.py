@@ -5,7 +5,7 @@
 
 By turns in one process, over the same files and on the same number of threads: prediction from
 titles and files (:meth:`GenrePredictor.stream`), decoding the files alone, and the network alone on
-posters already decoded. Ends with one JSON line (see DESIGN): ``figure`` is the median of movies
+posters already decoded. Ends with one JSON line: ``figure`` is the median of movies
 predicted a second; ``ratio`` is the median over turns of the decoding's time over the prediction's
 less the network's, so 1 where prediction costs nothing but decoding and the network; and
 ``plain_ratio`` counts the network in.

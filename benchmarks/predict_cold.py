@@ -4,7 +4,7 @@
     python -m benchmarks.predict_cold --checkpoint runs/.../best.ckpt --poster heat.jpg
 
 By turns, each in a process of its own: ``genre-predict CKPT --title ... --poster ...`` from start
-to exit, and ``import torch``. Ends with one JSON line (see DESIGN): ``figure`` is the median of the
+to exit, and ``import torch``. Ends with one JSON line: ``figure`` is the median of the
 command's seconds, ``ratio`` the median over turns of the command's time over the import's, and
 ``spread`` the ratio's standard deviation.
 """

@@ -4,7 +4,7 @@
     python -m benchmarks.scores --root data/ml1m --variants seed --seeds 0
     python -m benchmarks.scores --root data/ml1m --ablation --split val --seeds 0 1
 
-A run that is completed in the output folder is not run again. Ends with one JSON line (see DESIGN):
+A run that is completed in the output folder is not run again. Ends with one JSON line:
 ``figure`` is the first variant's mean mAP, ``ratio`` that over the second variant's, ``spread`` the
 standard deviation over seeds, ``aim`` the mAP that fusion is to reach.
 """

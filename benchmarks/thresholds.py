@@ -6,7 +6,7 @@ Uses the training split alone, never the test split: scores of all training movi
 cross-validation of a logistic regression on titles. Then, over and over: thresholds are fitted on a
 random draw of as many movies as a validation split has, and scored on all the others.
 
-Ends with one JSON line (see DESIGN): ``figure`` is the default method's mean of micro and macro F1,
+Ends with one JSON line: ``figure`` is the default method's mean of micro and macro F1,
 ``ratio`` that over the better of "shared" and "per_genre", ``n`` the draws, ``spread`` the standard
 deviation over the draws, ``aim`` the ratio to reach.
 """
