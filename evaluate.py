@@ -34,9 +34,10 @@ def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> di
     from genre_lightning.checkpoint import load_model
     from genre_lightning.data.datamodule import MovieDataModule
     from genre_lightning.evaluation import print_genre_table, score_split, write_evaluation
+    from genre_lightning.predictor import find_device
     from genre_lightning.report.page import Origin, write_report
 
-    device = torch.device("cuda" if torch.cuda.is_available() and cfg.device != "cpu" else "cpu")
+    device = find_device(cfg.device)
     torch.set_float32_matmul_precision("high")
     model = load_model(cfg.ckpt_path, device)
     fixed: dict[str, Any] = {

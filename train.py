@@ -48,6 +48,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         console.print(part)
     cfg.num_genres = len(data.genres)
 
+    inputs = data.describe()
     network = instantiate(cfg.model)
     result["num_parameters"] = sum(parameter.numel() for parameter in network.parameters())
     counts = {
@@ -61,11 +62,11 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         instantiate(cfg.loss, **counts),
         instantiate(cfg.optimizer),
         instantiate(cfg.scheduler),
-        inputs=data.describe(),
+        inputs=inputs,
         **cfg.training,
     )
     if cfg.ckpt_path is not None:
-        check_resumable(cfg.ckpt_path, data.describe(), network)
+        check_resumable(cfg.ckpt_path, inputs, network)
 
     history = History(folder)
     callbacks = [

@@ -18,6 +18,7 @@ from genre_lightning.data.datamodule import MovieDataModule
 from genre_lightning.losses import build_loss
 from genre_lightning.metrics import genre_metrics, per_genre_metrics
 from genre_lightning.models import ACTIVATIONS
+from genre_lightning.run_folder import whole_file
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class SplitScores:
     Attributes:
         split: "train", "val" or "test".
         rows: (N,) int64, each movie's place in the dataset.
+        logits: (N, G) float32, the prior and both branches' parts summed.
         scores: (N, G) float32 in [0, 1].
         targets: (N, G) float32 multi-hot.
         title_logits: (N, G) float32, the title branch's part of the summed logits.
@@ -35,6 +37,7 @@ class SplitScores:
 
     split: str
     rows: Tensor
+    logits: Tensor
     scores: Tensor
     targets: Tensor
     title_logits: Tensor
@@ -53,9 +56,8 @@ def score_split(
         split: "train", "val" or "test".
         device: where to compute.
     """
-    parts: dict[str, list[Tensor]] = {
-        name: [] for name in ("rows", "scores", "targets", "title_logits", "poster_logits")
-    }
+    names = ("rows", "logits", "scores", "targets", "title_logits", "poster_logits")
+    parts: dict[str, list[Tensor]] = {name: [] for name in names}
     model.network.eval()
     for batch in data.loader(split):
         batch = batch.to(device)
@@ -63,6 +65,7 @@ def score_split(
         title, poster = model.network.branch_logits(**batch.inputs())
         logits = model.network.prior + title + poster
         parts["rows"].append(batch.rows)
+        parts["logits"].append(logits)
         parts["scores"].append(ACTIVATIONS[model.activation](logits))
         parts["targets"].append(batch.targets)
         parts["title_logits"].append(title)
@@ -74,8 +77,7 @@ def score_split(
 def split_metrics(model: TrainedModel, scores: SplitScores) -> dict[str, float]:
     """Every metric at the thresholds of the checkpoint, ``loss`` and ``num_movies``."""
     metrics = genre_metrics(scores.scores, scores.targets, model.thresholds)
-    logits = model.network.prior.cpu() + scores.title_logits + scores.poster_logits
-    loss = build_loss(**model.loss)(logits, scores.targets)
+    loss = build_loss(**model.loss)(scores.logits, scores.targets)
     return {**metrics, "loss": float(loss), "num_movies": len(scores.rows)}
 
 
@@ -124,14 +126,15 @@ def write_evaluation(
     """
     folder.mkdir(parents=True, exist_ok=True)
     metrics = split_metrics(model, scores)
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    with whole_file(folder / "metrics.json") as file:
+        file.write(json.dumps(metrics, indent=2) + "\n")
     rows = genre_rows(model, scores)
-    with (folder / "per_genre.csv").open("w", newline="", encoding="utf-8") as file:
+    with whole_file(folder / "per_genre.csv") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
     movies = data.movie_set.movies
-    with (folder / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
+    with whole_file(folder / "predictions.csv") as file:
         table = csv.writer(file)
         table.writerow(["id", "title", "true", "predicted", "has_poster", *model.genres])
         has_poster = data.poster_states() == "present"

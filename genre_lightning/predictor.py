@@ -104,7 +104,7 @@ class GenrePredictor:
             CheckpointError: it is no checkpoint of this project, or damaged.
             PredictionError: there is no such device.
         """
-        return cls(load_model(Path(path), _find_device(device)), workers)
+        return cls(load_model(Path(path), find_device(device)), workers)
 
     @property
     def genres(self) -> tuple[str, ...]:
@@ -359,7 +359,12 @@ def _take_one_core(others: int) -> None:
     thread.join()
 
 
-def _find_device(device: str | torch.device) -> torch.device:
+def find_device(device: str | torch.device) -> torch.device:
+    """Where to compute: "auto" is a GPU where there is one.
+
+    Raises:
+        PredictionError: there is no such device.
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -1,4 +1,4 @@
-"""result.json: what became of a run, for people, sweeps and comparisons to read."""
+"""Files of a run folder: written whole or not at all; result.json says what became of the run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from genre_lightning import __version__
 
@@ -102,16 +102,29 @@ def _sigterm_raises() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+@contextmanager
+def whole_file(path: Path) -> Iterator[TextIO]:
+    """Open a text file that appears under its name once it is whole, and not otherwise.
+
+    Whatever stood there before stays until then, also when the block raises or is killed.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            yield file
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def write_result(folder: str | Path, result: dict[str, Any]) -> None:
     """Write ``result.json`` into a run folder, whole or not at all.
 
     Numbers that JSON has no word for (nan, infinities) become null.
     """
-    path = Path(folder) / "result.json"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     text = json.dumps(_finite(result), indent=2, allow_nan=False)
-    temporary.write_text(text + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    with whole_file(Path(folder) / "result.json") as file:
+        file.write(text + "\n")
 
 
 def _finite(value: Any) -> Any:

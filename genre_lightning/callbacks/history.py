@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
 from genre_lightning.data.batch import MovieBatch
+from genre_lightning.run_folder import whole_file
 
 
 class History(Callback):
@@ -34,7 +34,7 @@ class History(Callback):
         self.samples = 0
         self.seconds = 0.0
         self.started = False
-        self._started = 0.0
+        self._epoch_began = 0.0
 
     @property
     def samples_per_second(self) -> float | None:
@@ -49,8 +49,8 @@ class History(Callback):
             self.rows = [row for row in rows if int(row["epoch"]) < trainer.current_epoch]
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._started = time.perf_counter()
-        self._batches_ended = self._started
+        self._epoch_began = time.perf_counter()
+        self._batches_ended = self._epoch_began
 
     def on_train_batch_end(
         self,
@@ -64,7 +64,7 @@ class History(Callback):
         self._batches_ended = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.seconds += self._batches_ended - self._started
+        self.seconds += self._batches_ended - self._epoch_began
         if not trainer.is_global_zero:
             return
         values = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
@@ -75,15 +75,13 @@ class History(Callback):
             {
                 "epoch": trainer.current_epoch,
                 "step": trainer.global_step,
-                "seconds": round(time.perf_counter() - self._started, 3),
+                "seconds": round(time.perf_counter() - self._epoch_began, 3),
                 "lr": max(rates),
                 **values,
             }
         )
         columns = list(dict.fromkeys(name for row in self.rows for name in row))
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        with temporary.open("w", newline="") as file:
+        with whole_file(self.path) as file:
             writer = csv.DictWriter(file, fieldnames=columns, restval="")
             writer.writeheader()
             writer.writerows(self.rows)
-        os.replace(temporary, self.path)

@@ -269,24 +269,31 @@ class MovieDataModule(pl.LightningDataModule):
         }
 
     def train_dataloader(self) -> DataLoader[MovieBatch]:
-        return self.loader("train", shuffle=True)
+        return self.loader("train", True, *self._share())
 
     def val_dataloader(self) -> DataLoader[MovieBatch]:
-        return self.loader("val")
+        return self.loader("val", False, *self._share())
 
     def test_dataloader(self) -> DataLoader[MovieBatch]:
-        return self.loader("test")
+        return self.loader("test", False, *self._share())
 
-    def loader(self, split: str, shuffle: bool = False) -> DataLoader[MovieBatch]:
-        """Batches of "train", "val" or "test", shared out over the trainer's processes."""
-        trainer = self.trainer
+    def _share(self) -> tuple[int, int]:
+        """This process's rank and the number of processes."""
+        if self.trainer is None:
+            return 0, 1
+        return self.trainer.global_rank, self.trainer.world_size
+
+    def loader(
+        self, split: str, shuffle: bool = False, rank: int = 0, world_size: int = 1
+    ) -> DataLoader[MovieBatch]:
+        """Batches of "train", "val" or "test": all of it, or one process's share."""
         order = BatchOrder(
             self.splits[split],
             self.batch_size,
             shuffle=shuffle,
             seed=self.seed,
-            rank=trainer.global_rank if trainer is not None else 0,
-            world_size=trainer.world_size if trainer is not None else 1,
+            rank=rank,
+            world_size=world_size,
         )
         return DataLoader(
             self.batches, sampler=order, batch_size=None, pin_memory=torch.cuda.is_available()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -40,7 +39,7 @@ from genre_lightning.report.statistics import (
     reliability,
     row_shares,
 )
-from genre_lightning.run_folder import package_versions
+from genre_lightning.run_folder import package_versions, whole_file
 from genre_lightning.thresholds import DEFAULT_METHOD, fit_thresholds
 
 #: Of the overall table, in its order.
@@ -103,9 +102,8 @@ def write_report(
         ValueError: a model of two branches without ``validation``.
     """
     html = render_report(model, data, scores, origin, validation, seed)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(html, encoding="utf-8")
-    os.replace(temporary, path)
+    with whole_file(path) as file:
+        file.write(html)
 
 
 def render_report(
