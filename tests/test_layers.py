@@ -44,7 +44,7 @@ LAYERS: list[dict[str, tuple[str, ...]]] = [
         "predictor": ("predictor",),
         "export": ("export",),
         "sweep": ("sweep",),
-        "compare": ("compare",),
+        "compare": ("compare", "comparison"),
         "report": ("report",),
     },
     {"predict": ("predict",), "demo": ("demo",)},
