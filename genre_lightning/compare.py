@@ -7,12 +7,12 @@ import csv
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from genre_lightning.comparison.ranking import SEED, Comparison, compare_runs, setting_of
+from genre_lightning.comparison.ranking import SEED, Comparison, compare_runs
 from genre_lightning.comparison.runs import (
-    Run,
     Setting,
     find_runs,
     is_run_folder,
@@ -20,6 +20,7 @@ from genre_lightning.comparison.runs import (
     printable,
     shown_setting,
 )
+from genre_lightning.comparison.text import best_run, describe, shown_time, shown_value
 from genre_lightning.errors import UserError
 from genre_lightning.run_folder import whole_file
 
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
 #: Characters of an error in the terminal and in leaderboard.md.
 MOST_OF_ERROR = 160
-#: Beyond this a run is called by its folder rather than by its settings.
-MOST_KEYS_TOLD = 4
 CSV_RESULTS = ("seconds", "train_samples_per_second", "num_parameters")
 
 
@@ -49,11 +48,16 @@ def compare(
 
 def write_leaderboard(folder: Path, comparison: Comparison) -> None:
     """Write ``leaderboard.csv``, ``.md`` and ``.html`` into a folder, each whole or not at all."""
+    from genre_lightning.comparison.page import render_leaderboard
+
     folder.mkdir(parents=True, exist_ok=True)
     with whole_file(folder / "leaderboard.csv") as csv_file:
         csv.writer(csv_file).writerows(csv_rows(comparison))
     with whole_file(folder / "leaderboard.md") as md_file:
         md_file.write(markdown(comparison))
+    html = render_leaderboard(comparison, datetime.now().astimezone())
+    with whole_file(folder / "leaderboard.html") as html_file:
+        html_file.write(html)
 
 
 def print_leaderboard(comparison: Comparison, console: Console) -> None:
@@ -94,14 +98,6 @@ def print_leaderboard(comparison: Comparison, console: Console) -> None:
         console.print(Text(f"Note: {note}"), soft_wrap=True)
 
 
-def best_run(comparison: Comparison) -> Run | None:
-    """The best run of the best group; None where none is finished."""
-    sign = 1 if comparison.mode == "max" else -1
-    runs = [run for run in comparison.groups[0].runs if run.completed]
-    values = [(value, run) for run in runs if (value := run.value(comparison.metric)) is not None]
-    return max(values, key=lambda each: sign * each[0])[1] if values else None
-
-
 def ranked_table(comparison: Comparison, keys: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     """Heads and rows of text, a row for each group that has a rank; these keys are columns."""
     heads = ["rank", *(map(comparison.key_label, keys) if keys else ["run"]), comparison.metric]
@@ -140,17 +136,6 @@ def unfinished_table(comparison: Comparison) -> tuple[list[str], list[list[str]]
         if not run.completed
     ]
     return ["status", "run", "epochs", "best so far", "error"], rows
-
-
-def describe(run: Run, comparison: Comparison) -> str:
-    """What tells a run from the others: "lr=0.001 dropout=0.3 seed=1", or its name."""
-    parts = [
-        f"{comparison.key_label(key)}={shown_setting(setting_of(run, key))}"
-        for key in comparison.keys
-    ]
-    if comparison.has_spread and SEED in run.settings:
-        parts.append(f"{SEED}={shown_setting(run.settings[SEED])}")
-    return run.name if not parts or len(comparison.keys) > MOST_KEYS_TOLD else " ".join(parts)
 
 
 def csv_rows(comparison: Comparison) -> Iterator[list[object]]:
@@ -197,21 +182,6 @@ def _markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iter
 def _in_markdown(text: str) -> str:
     text = text.replace("&", "&amp;").replace("<", "&lt;")
     return re.sub(r"([\\`*_|\[\]~])", r"\\\1", text)
-
-
-def shown_value(value: float | None) -> str:
-    """A metric as in a table: four decimals; a dash for none."""
-    if value is None:
-        return "–"
-    return f"{value:.4f}" if abs(value) < 1000 else f"{value:.4g}"
-
-
-def shown_time(seconds: float) -> str:
-    """A duration for people: 42 s, 4 min, 1 h 05."""
-    if seconds < 99.5:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d}"
 
 
 def _width(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
