@@ -128,6 +128,8 @@ class Run:
 
 def printable(text: str) -> str:
     """Text whose control characters, which a terminal obeys, are escaped as in Python."""
+    if text.isprintable():
+        return text
     return "".join(
         each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
     )
@@ -163,33 +165,29 @@ def find_runs(folders: Sequence[Path]) -> list[Run]:
         if not folder.is_dir():
             raise UserError(f"{folder} is no folder")
         found |= dict.fromkeys(_run_folders(folder.resolve()))
-    if not found:
+    paths = sorted(found)
+    base = Path(os.path.commonpath({path.parent for path in paths})) if paths else Path()
+    names = [printable(path.relative_to(base).as_posix()) for path in paths]
+    runs = [run for path, name in zip(paths, names, strict=True) if (run := read_run(path, name))]
+    if not runs:
         raise UserError(
             f"no run in {', '.join(map(str, folders))}: a run's folder holds "
             f"{', '.join(MARKS)} or {HISTORY}"
         )
-    paths = sorted(found)
-    parents = {path.parent for path in paths}
-    base = Path(os.path.commonpath(parents))
-    return [
-        run
-        for path in paths
-        if (run := read_run(path, printable(path.relative_to(base).as_posix())))
-    ]
+    return runs
 
 
 def _run_folders(tree: Path) -> Iterator[Path]:
-    within: list[Path] = []  # runs, whose loggers may write a metrics.csv further down
+    within: set[Path] = set()  # runs, whose loggers may write a metrics.csv further down
     for name, folders, _ in os.walk(tree):
         folder = Path(name)
         folders[:] = sorted(
             each for each in folders if not each.startswith(".") and each not in NOT_SEARCHED
         )
         if is_run_folder(folder) and (
-            not any(run in folder.parents for run in within)
-            or any((folder / mark).exists() for mark in MARKS)
+            within.isdisjoint(folder.parents) or any((folder / mark).exists() for mark in MARKS)
         ):
-            within.append(folder)
+            within.add(folder)
             yield folder
 
 
