@@ -62,6 +62,7 @@ def write_leaderboard(folder: Path, comparison: Comparison) -> None:
 
 def print_leaderboard(comparison: Comparison, console: Console) -> None:
     """Print the ranked table, what is unfinished and why, and where the best one lies."""
+    from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
 
@@ -83,14 +84,10 @@ def print_leaderboard(comparison: Comparison, console: Console) -> None:
             f"The runs differ in {len(comparison.keys) - len(keys)} more settings, for which the "
             "terminal is too narrow: the leaderboard's files have them all"
         )
-    heads, rows = unfinished_table(comparison)
-    if rows:
-        table = Table(title="Not finished", title_justify="left")
-        for head in heads:
-            table.add_column(head, overflow="fold")
-        for row in rows:
-            table.add_row(*map(Text, row))
-        console.print(table)
+    for status, name, epochs, so_far, error in unfinished_table(comparison)[1]:
+        console.print(Text(f"{status}: {name}, epochs: {epochs}, best so far: {so_far}"))
+        if error:
+            console.print(Padding(Text(error), (0, 0, 0, 4)))
     best = best_run(comparison)
     if best is not None:
         console.print(Text(f"Best: {printable(str(best.folder))}"), soft_wrap=True)

@@ -137,8 +137,9 @@ def spread(rows: Sequence[tuple[Mark, Sequence[float]]]) -> Markup:
         f'<div class="spread-row" aria-hidden="true"><span></span>'
         f'<svg height="16">{numbers}</svg></div>'
     )
+    stacked = " stacked" if max(len(mark.name) for mark, _ in rows) > 22 else ""
     return Markup(
-        f'<div class="spread" role="img" aria-label="Values of each run, by settings">'
+        f'<div class="spread{stacked}" role="img" aria-label="Values of each run, by settings">'
         f"{''.join(parts)}</div>"
     )
 

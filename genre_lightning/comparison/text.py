@@ -37,6 +37,15 @@ def group_name(group: Group, comparison: Comparison) -> str:
     return ", ".join(parts) or ("all runs" if len(group.runs) > 1 else group.runs[0].name)
 
 
+def short_name(group: Group, comparison: Comparison) -> str:
+    """Its name or, where that is long, the values alone: "0.3 · 0.001 · bce"."""
+    if len(comparison.keys) <= 2:
+        return group_name(group, comparison)
+    if len(comparison.keys) <= MOST_KEYS_TOLD:
+        return " · ".join(map(shown_setting, group.settings))
+    return group.runs[0].name
+
+
 def shown_value(value: float | None) -> str:
     """A metric as in a table: four decimals; a dash for none."""
     if value is None:
