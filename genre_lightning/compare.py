@@ -154,7 +154,7 @@ def csv_rows(comparison: Comparison) -> Iterator[list[object]]:
             yield [
                 group.rank, run.name, run.status, run.value(metric), group.mean, group.sd,
                 len(group.values), *map(_cell, group.settings),
-                _cell(run.settings.get(SEED, run.result.get(SEED))), run.epochs, run.best_epoch,
+                _cell(run.seed), run.epochs, run.best_epoch,
                 *map(run.number, CSV_RESULTS), *map(run.value, [*names, *extra]),
                 run.error, printable(str(run.folder)),
             ]  # fmt: skip

@@ -275,6 +275,24 @@ def test_where_nothing_has_finished_nothing_has_a_rank(tmp_path: Path):
     assert [row["rank"] for row in read_csv(tmp_path)] == ["", ""]
 
 
+def test_runs_without_a_config_are_told_apart_by_their_overrides(tmp_path: Path):
+    for number, lr in enumerate(("1e-3", "0.01")):
+        folder = write_run(tmp_path / str(number), overrides=[f"optimizer.lr={lr}", "seed=3"])
+        shutil.rmtree(folder / ".hydra")
+    whole = write_run(tmp_path / "whole", {"optimizer.lr": 0.001, "seed": 4})
+    (whole / ".hydra" / "hydra.yaml").unlink()
+    found = compare([tmp_path])
+    assert found.keys == ("optimizer.lr",)
+    assert {group.settings[0]: len(group.runs) for group in found.groups} == {0.001: 2, 0.01: 1}
+
+
+def test_a_repeated_seed_is_said(tmp_path: Path):
+    for name in ("a", "b"):
+        write_run(tmp_path / name, {"seed": 1})
+    (note,) = compare([tmp_path]).notes
+    assert note.startswith("1 run repeats")
+
+
 def test_ties_share_a_rank(tmp_path: Path):
     for lr, value in ((0.1, 0.5), (0.2, 0.7), (0.3, 0.7), (0.4, 0.6)):
         write_run(tmp_path / str(lr), {"optimizer.lr": lr}, [value])
@@ -327,6 +345,9 @@ DAMAGE: dict[str, tuple[str, bytes]] = {
     "no mapping": (".hydra/config.yaml", b"- 1"),
     "aliases": (".hydra/config.yaml", b"a: &a [1]\nb: [*a, *a]"),
     "no text": (".hydra/overrides.yaml", b"\xff\xfe\x00"),
+    "no choices": (".hydra/hydra.yaml", b"hydra: {}"),
+    "deep": (".hydra/config.yaml", b"{a: " * 3000 + b"1" + b"}" * 3000),
+    "deep JSON": ("result.json", b"[" * 100_000),
     "no row": ("metrics.csv", b"epoch,val/map_macro\nx,0.5\n0,0.3\n"),
     "no table": ("metrics.csv", b"\xff\xfe\x00\n"),
 }

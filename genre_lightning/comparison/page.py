@@ -12,7 +12,6 @@ from markupsafe import Markup
 from genre_lightning.comparison import charts
 from genre_lightning.comparison.charts import Mark
 from genre_lightning.comparison.ranking import (
-    SEED,
     Comparison,
     Group,
     setting_of,
@@ -85,7 +84,7 @@ def render_leaderboard(comparison: Comparison, made: datetime) -> str:
         else "",
         shades=shades,
         counts=counts,
-        seeds=sorted({run.settings.get(SEED) for run in comparison.runs}, key=setting_order),
+        seeds=sorted({run.seed for run in comparison.runs}, key=setting_order),
         heat=grid,
         parallel=_parallel(comparison, shades)
         if several and comparison.keys and not grid

@@ -23,8 +23,8 @@ def describe(run: Run, comparison: Comparison) -> str:
         f"{comparison.key_label(key)}={shown_setting(setting_of(run, key))}"
         for key in comparison.keys
     ]
-    if comparison.has_spread and SEED in run.settings:
-        parts.append(f"{SEED}={shown_setting(run.settings[SEED])}")
+    if comparison.has_spread and run.seed is not None:
+        parts.append(f"{SEED}={shown_setting(run.seed)}")
     return run.name if not parts or len(comparison.keys) > MOST_KEYS_TOLD else " ".join(parts)
 
 
