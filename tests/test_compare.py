@@ -262,7 +262,7 @@ def test_keys_that_do_not_fit_are_left_to_the_files(tmp_path: Path, wide: bool):
     for number in range(3):
         write_run(tmp_path / str(number), dict.fromkeys(keys, number))
     text = printed(compare([tmp_path]), 1000 if wide else 90)
-    assert ("more settings" in text) is not wide
+    assert ("No room here" in text) is not wide
 
 
 def test_where_nothing_has_finished_nothing_has_a_rank(tmp_path: Path):
