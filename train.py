@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -34,7 +34,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     from rich.console import Console
 
     from genre_lightning.callbacks.history import History
-    from genre_lightning.callbacks.resume import Resume, WholeFileIO, run_settings
+    from genre_lightning.callbacks.resume import Resume, WholeFileIO, epochs_done, run_settings
     from genre_lightning.checkpoint import (
         TRAINING_KEY,
         CheckpointError,
@@ -97,7 +97,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         plugins=[WholeFileIO()],
     )
     settings = run_settings(
-        OmegaConf.to_container(cfg, resolve=True),
+        cast("dict[str, Any]", OmegaConf.to_container(cfg, resolve=True)),
         precision=precision,
         world_size=trainer.num_nodes * trainer.num_devices,
     )
@@ -117,7 +117,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         raise CheckpointError(f"{ckpt_path}: can't go on from it: {error}") from error
 
     best = trainer.checkpoint_callback.best_model_path
-    result["epochs"] = trainer.fit_loop.epoch_progress.current.processed
+    result["epochs"] = epochs_done(trainer)
     result["train_samples_per_second"] = history.samples_per_second
     result["best_checkpoint"] = str(Path(best).relative_to(folder)) if best else None
     if not trainer.is_global_zero or not best:

@@ -148,7 +148,7 @@ def network_weights(state: Mapping[str, Any]) -> dict[str, Any]:
 def check_resumable(
     path: str | Path, inputs: Mapping[str, Any], network: Fusion, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Refuse to resume from a bad file, or one whose model, data or settings differ from this run's.
+    """Refuse to resume from a bad file, or one whose model, data or settings differ from ours.
 
     Args:
         path: of the checkpoint.

@@ -153,11 +153,12 @@ class Resume(Checkpoint):
 
     def _process_state(self, trainer: pl.Trainer, module: Any) -> dict[str, Any]:
         version, keys, gauss = random.getstate()
-        kind, words, *numbers = np.random.get_state()
-        state = {
+        kind, words, *numbers = np.random.get_state(legacy=True)
+        state: dict[str, Any] = {
             "python": [version, list(keys), gauss],
-            "numpy": [kind, words.tolist(), *numbers],
+            "numpy": [kind, np.asarray(words).tolist(), *numbers],
             "torch": torch.get_rng_state(),
+            "position": trainer.train_dataloader.state_dict(),
         }
         device = trainer.strategy.root_device.type
         if device != "cpu":
@@ -186,6 +187,8 @@ class Resume(Checkpoint):
             {name: torch.tensor(value) for name, value in saved["metrics"].items()}
         )
         state = saved["processes"][trainer.global_rank]
+        # Lightning would do so, had it not made the loader earlier, to count the steps.
+        trainer.train_dataloader.load_state_dict(state["position"])
         if "train_loss" in state:
             for held, value in zip(_sums(module), state["train_loss"], strict=True):
                 held.fill_(value)
@@ -233,7 +236,7 @@ class Resume(Checkpoint):
             trainer.save_checkpoint(self.path)
             if is_first_process():
                 seconds = round(self._seconds + time.perf_counter() - self._began, 3)
-                epochs = trainer.fit_loop.epoch_progress.current.processed
+                epochs = epochs_done(trainer)
                 write_result(self.folder, {**self.result, "seconds": seconds, "epochs": epochs})
         if stop:
             raise Interrupted(128 + (self.signal or signal.SIGTERM))
@@ -270,6 +273,15 @@ class Resume(Checkpoint):
             batches = trainer.fit_loop.batch_idx + 1
             if not trainer.is_last_batch and batches % trainer.accumulate_grad_batches == 0:
                 trainer.save_checkpoint(self.path)
+
+
+def epochs_done(trainer: pl.Trainer) -> int:
+    """Epochs that are done, also where a run was resumed after its last one.
+
+    The trainer's ``current_epoch`` is one behind then.
+    """
+    progress: Any = trainer.fit_loop.epoch_progress.current
+    return int(progress.processed)
 
 
 def _sums(module: Any) -> tuple[torch.Tensor, torch.Tensor]:
