@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
 import signal
 from collections.abc import Callable
 from multiprocessing.context import ForkServerProcess
@@ -72,8 +73,8 @@ def _child(
         train_in(repository, folder, overrides)
 
 
-def kill_at(moment: int) -> None:
-    """Have this process killed, as by kill -9, in its so-manieth training or validation step."""
+def at_step(moment: int, action: Callable[[], None]) -> pytest.MonkeyPatch:
+    """Do something in the so-manieth training or validation step from now; undo() ends it."""
     from genre_lightning.module import GenreModule
 
     count = 0
@@ -83,10 +84,28 @@ def kill_at(moment: int) -> None:
             nonlocal count
             count += 1
             if count == moment:
-                os.kill(os.getpid(), signal.SIGKILL)
+                action()
             return step(*arguments)
 
         return run
 
+    patch = pytest.MonkeyPatch()
     for name in ("training_step", "validation_step"):
-        setattr(GenreModule, name, counted(getattr(GenreModule, name)))
+        patch.setattr(GenreModule, name, counted(getattr(GenreModule, name)))
+    return patch
+
+
+def kill_at(moment: int) -> None:
+    """Have this process killed, as by kill -9, at that step."""
+    at_step(moment, lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def kill_while_saving_after(moment: int, size: int) -> None:
+    """Have this process killed by the kernel once it has written so many bytes to a file."""
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores it
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+    at_step(moment, limit)
