@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytorch_lightning as pl
@@ -19,7 +19,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from genre_lightning.checkpoint import TRAINING_KEY
-from genre_lightning.data.batch import MovieBatch
+from genre_lightning.data.batch import MovieBatch, MovieLoader
 from genre_lightning.run_folder import is_first_process, under_slurm, whole_file, write_result
 
 #: Settings that may differ on resume: how long, where, who looks on. Each stands for all below it.
@@ -158,7 +158,7 @@ class Resume(Checkpoint):
             "python": [version, list(keys), gauss],
             "numpy": [kind, np.asarray(words).tolist(), *numbers],
             "torch": torch.get_rng_state(),
-            "position": trainer.train_dataloader.state_dict(),
+            "position": _loader(trainer).state_dict(),
         }
         device = trainer.strategy.root_device.type
         if device != "cpu":
@@ -188,7 +188,7 @@ class Resume(Checkpoint):
         )
         state = saved["processes"][trainer.global_rank]
         # Lightning would do so, had it not made the loader earlier, to count the steps.
-        trainer.train_dataloader.load_state_dict(state["position"])
+        _loader(trainer).load_state_dict(state["position"])
         if "train_loss" in state:
             for held, value in zip(_sums(module), state["train_loss"], strict=True):
                 held.fill_(value)
@@ -282,6 +282,10 @@ def epochs_done(trainer: pl.Trainer) -> int:
     """
     progress: Any = trainer.fit_loop.epoch_progress.current
     return int(progress.processed)
+
+
+def _loader(trainer: pl.Trainer) -> MovieLoader:
+    return cast("MovieLoader", trainer.train_dataloader)
 
 
 def _sums(module: Any) -> tuple[torch.Tensor, torch.Tensor]:
