@@ -105,7 +105,9 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     if cfg.ckpt_path is not None:
         ckpt_path = find_checkpoint(cfg.ckpt_path, folder)
         checkpoint = check_resumable(ckpt_path, inputs, network, settings)
-        result["wandb_run_id"] = checkpoint[TRAINING_KEY].get("wandb_run_id")
+        result["wandb_run_id"] = (
+            checkpoint[TRAINING_KEY].get("wandb_run_id") or result["wandb_run_id"]
+        )
         if is_first_process():
             copy_best(checkpoint, ckpt_path, folder / "checkpoints")
     trainer.callbacks.append(Resume(folder, result, settings, cfg.checkpoint_every_n_steps))
@@ -136,13 +138,12 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
 def main(cfg: DictConfig) -> float | None:
     """Run one training and leave its story in the run folder; return the monitored value."""
     from genre_lightning.errors import UserError
-    from genre_lightning.run_folder import check_unused, recorded_run
+    from genre_lightning.run_folder import recorded_run, starting_point
 
     job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)
     try:
-        if cfg.ckpt_path is None:
-            check_unused(folder)
+        cfg.ckpt_path = starting_point(cfg.ckpt_path, folder)
         with recorded_run(folder, cfg.monitor, cfg.seed, list(job.overrides.task)) as result:
             train(cfg, folder, result)
     except UserError as error:

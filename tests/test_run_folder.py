@@ -13,12 +13,12 @@ import pytest
 
 from genre_lightning.errors import UserError
 from genre_lightning.run_folder import (
-    check_unused,
     find_checkpoint,
     is_running,
     read_result,
     recorded_run,
     run_directory,
+    starting_point,
     write_result,
 )
 
@@ -115,6 +115,24 @@ def test_attempts_add_up(tmp_path: Path) -> None:
     assert found["status"] == "completed" and "error" not in found
 
 
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_completed_run_stays_so_until_it_goes_on(begun: bool, tmp_path: Path) -> None:
+    with recorded_run(tmp_path, "m", 0, []) as result:
+        result["test"] = {"loss": 0.5}
+    before = recorded(tmp_path)
+    with pytest.raises(UserError), recorded_run(tmp_path, "m", 0, []) as result:
+        assert recorded(tmp_path) == before
+        if begun:
+            write_result(tmp_path, result)
+            assert recorded(tmp_path)["status"] == "interrupted"
+        raise UserError("why")
+    found = recorded(tmp_path)
+    if begun:
+        assert found["status"] == "failed" and found["attempts"] == 2 and found["test"] == {}
+    else:
+        assert found == before
+
+
 @pytest.mark.parametrize("text", ["", "[1]", "{}", '{"status": "odd"}', "\xff"], ids=repr)
 def test_what_is_no_result(text: str, tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text(text, "latin-1")
@@ -185,13 +203,23 @@ def test_where_it_goes_on(
 
 @pytest.mark.parametrize("status", ["completed", "interrupted", "failed", None])
 @pytest.mark.parametrize("last", [True, False], ids=["checkpoint", "none"])
-def test_nothing_is_overwritten(status: str | None, last: bool, tmp_path: Path) -> None:
+def test_nothing_is_overwritten(
+    status: str | None, last: bool, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
     if status is not None:
         write_result(tmp_path, {"status": status})
     if last:
         saved(tmp_path, 0)
+    assert starting_point("last", tmp_path) == "last"
     if not last and status != "completed":
-        check_unused(tmp_path)
+        assert starting_point(None, tmp_path) is None
         return
     with pytest.raises(UserError, match=rf"{tmp_path} holds a run already.*ckpt_path={tmp_path}"):
-        check_unused(tmp_path)
+        starting_point(None, tmp_path)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    if status == "completed":
+        with pytest.raises(UserError, match="holds a run already"):
+            starting_point(None, tmp_path)
+    else:
+        assert starting_point(None, tmp_path) == "last"

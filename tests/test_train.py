@@ -298,6 +298,17 @@ def test_another_model_does_not_go_on(
     assert str(path) in str(caught.value)
 
 
+def test_fewer_epochs_than_it_has_are_refused(
+    train_here: Train, tiny_overrides: Overrides, trained_run: Path, tmp_path: Path
+) -> None:
+    path = trained_run / "checkpoints" / "last.ckpt"
+    overrides = tiny_overrides(f"ckpt_path={path}", "trainer.max_epochs=1")
+    with pytest.raises(
+        CheckpointError, match=r"last\.ckpt: can't go on from it: it has 2 epochs.*max_epochs=1"
+    ):
+        train_here(tmp_path, overrides)
+
+
 def bad_optimizer(checkpoint: dict[str, Any]) -> None:
     checkpoint["optimizer_states"][0]["param_groups"][0]["params"] = [0]
 
