@@ -187,8 +187,11 @@ def check_resumable(
                 "ckpt_path"
             )
     theirs = checkpoint[TRAINING_KEY].get("settings")
-    if not isinstance(theirs, dict):
-        raise CheckpointError(f"{path}: it has no settings, so training can't go on from it")
+    run_id = checkpoint[TRAINING_KEY].get("wandb_run_id", 0)
+    if not isinstance(theirs, dict) or not isinstance(run_id, str | None):
+        raise CheckpointError(
+            f"{path}: its {TRAINING_KEY} is damaged: training can't go on from it"
+        )
     absent = object()
     changed = [
         f"{name} ({_shown(theirs, name)} there, {_shown(settings, name)} here)"

@@ -176,8 +176,9 @@ class Resume(Checkpoint):
         self._restored = checkpoint[TRAINING_KEY]
         trainer.should_stop = bool(self._restored["should_stop"])
         done = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-        if 0 <= (trainer.max_epochs or 0) < done:
-            raise ValueError(f"it has {done} epochs, and trainer.max_epochs={trainer.max_epochs}")
+        most = trainer.max_epochs
+        if most is not None and 0 <= most < done:
+            raise ValueError(f"it has {done} epochs, and trainer.max_epochs={most}")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._restored is not None:
