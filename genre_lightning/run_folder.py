@@ -33,6 +33,7 @@ PACKAGES = (
 )
 STATUSES = ("completed", "failed", "interrupted")
 LOCK = ".lock"
+LAST = "checkpoints/last.ckpt"
 #: No space, no quota, no larger file allowed.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -50,8 +51,10 @@ def recorded_run(
     """Keep ``result.json`` true while the block runs and when it ends, however it ends.
 
     The file is written at once, with the status "interrupted": what is true should the process be
-    killed. While the block runs the folder is locked, which :func:`is_running` sees. Of several
-    processes that train together only the first locks and writes.
+    killed. One that says "completed" stays until the block, going on with that run, has written
+    something, so that an attempt which is refused changes nothing. While the block runs the folder
+    is locked, which :func:`is_running` sees. Of several processes that train together only the
+    first locks and writes.
 
     Args:
         folder: the run folder.
@@ -92,7 +95,8 @@ def recorded_run(
         result["attempts"] = int(earlier.get("attempts") or 0) + 1
         result["seconds"] = before = float(earlier.get("seconds") or 0.0)
         result["wandb_run_id"] = earlier.get("wandb_run_id")
-        write_result(folder, result)
+        if earlier.get("status") != "completed":
+            write_result(folder, result)
         started = time.perf_counter()
         try:
             yield result
@@ -105,16 +109,23 @@ def recorded_run(
             raise
         finally:
             result["seconds"] = round(before + time.perf_counter() - started, 3)
+            done = result["status"] == "completed"
             # Where the disk is full the file goes on saying "interrupted", which is no lie, and the
             # error that is under way tells more than one about this file.
-            with suppress(*() if result["status"] == "completed" else (OSError, UserError)):
-                write_result(folder, result)
+            with suppress(*() if done else (OSError, UserError)):
+                if done or earlier.get("status") != "completed" or read_result(folder) != earlier:
+                    write_result(folder, result)
 
 
 def is_first_process() -> bool:
     """Whether this is the first, or the only one, of the processes that train together."""
     names = ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK")
     return all(int(os.environ.get(name, 0)) == 0 for name in names)
+
+
+def under_slurm() -> bool:
+    """Whether this is a job of Slurm, whose signals mean other things."""
+    return "SLURM_JOB_ID" in os.environ
 
 
 def is_running(folder: str | Path) -> bool:
@@ -132,6 +143,72 @@ def is_running(folder: str | Path) -> bool:
         return True
     except OSError:
         return False
+
+
+def newest_checkpoint(place: Path) -> Path | None:
+    """The ``last.ckpt`` of a run folder, or the newest one of the run folders anywhere below it."""
+    own = place / LAST
+    found = [own] if own.is_file() else place.rglob(LAST)
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def find_checkpoint(ckpt_path: str | Path, folder: Path) -> Path:
+    """The file that the option ``ckpt_path`` means.
+
+    Args:
+        ckpt_path: a file; a folder, for the newest run in it; or "last", for this run's own.
+        folder: of this run.
+
+    Raises:
+        UserError: there is none.
+    """
+    last = str(ckpt_path) == "last"
+    place = folder if last else Path(ckpt_path)
+    if last or place.is_dir():
+        found = newest_checkpoint(place)
+        if found is None or (last and found != place / LAST):
+            raise UserError(
+                f"ckpt_path={ckpt_path}: there is no {LAST} in {place}{'' if last else ' or below'}"
+                ", so nothing to go on from"
+            )
+        return found
+    return place
+
+
+def run_directory(ckpt_path: str | None, default: str) -> str:
+    """Where a single run is to write: in the folder of the run that ``ckpt_path`` names.
+
+    Args:
+        ckpt_path: "last" for the newest under ``runs``, or a folder for the newest in it. A file is
+            only where a run begins, and one that isn't there is named later.
+        default: the folder for all others.
+    """
+    place = Path("runs" if ckpt_path == "last" else ckpt_path or "")
+    found = newest_checkpoint(place) if ckpt_path and place.is_dir() else None
+    return default if found is None else str(found.parent.parent)
+
+
+def starting_point(ckpt_path: str | None, folder: Path) -> str | None:
+    """The ``ckpt_path`` that a run in this folder begins with.
+
+    A new run is refused in a folder that holds one, unless Slurm has queued the same job again:
+    then it goes on.
+
+    Raises:
+        UserError: naming the folder and what to do.
+    """
+    if ckpt_path is not None:
+        return ckpt_path
+    status = (read_result(folder) or {}).get("status")
+    last = (folder / LAST).is_file()
+    if status != "completed" and last and int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0:
+        return "last"
+    if status == "completed" or last:
+        raise UserError(
+            f"{folder} holds a run already ({status or 'without a result.json'}): name another "
+            f"folder by hydra.run.dir, or go on with it by ckpt_path={folder}"
+        )
+    return None
 
 
 @contextmanager
@@ -157,7 +234,7 @@ def _signals_raise() -> Iterator[None]:
 
     Not SIGTERM under Slurm, where Lightning answers the signal by queueing the job again.
     """
-    signals = [signal.SIGINT, *([] if "SLURM_JOB_ID" in os.environ else [signal.SIGTERM])]
+    signals = [signal.SIGINT, *([] if under_slurm() else [signal.SIGTERM])]
     if threading.current_thread() is not threading.main_thread():
         signals = []
 
