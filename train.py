@@ -31,9 +31,10 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     from genre_lightning.checkpoint import CheckpointError, check_resumable, load_model
     from genre_lightning.evaluation import print_genre_table, score_split, split_metrics
     from genre_lightning.module import GenreModule
+    from genre_lightning.run_folder import is_first_process
 
     # Names of genres and files are shown as they are, not read as markup.
-    console = Console(markup=False, emoji=False)
+    console = Console(markup=False, emoji=False, quiet=not is_first_process())
     pl.seed_everything(cfg.seed, verbose=False)
     torch.set_float32_matmul_precision("high")
 
@@ -109,12 +110,19 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float | None:
     """Run one training and leave its story in the run folder; return the monitored value."""
+    from genre_lightning import processes
     from genre_lightning.errors import UserError
-    from genre_lightning.run_folder import recorded_run
+    from genre_lightning.run_folder import read_result, recorded_run
 
     job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)
     try:
+        processes.check_started(job)
+        count = processes.processes_to_start(cfg.trainer)
+        if count > 0:
+            processes.run_in_processes(count, __file__, cfg, folder)
+            result = read_result(folder) or {}
+            return result.get("monitor_value")
         with recorded_run(folder, cfg.monitor, cfg.seed, list(job.overrides.task)) as result:
             train(cfg, folder, result)
     except UserError as error:

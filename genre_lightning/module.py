@@ -134,10 +134,10 @@ class GenreModule(pl.LightningModule):
         self._check_finite(scores)
         self.thresholds = fit_thresholds(scores, targets, method=self.threshold_method).cpu()
         metrics = genre_metrics(scores, targets, self.thresholds.to(scores.device))
-        # The same numbers on every rank already: the collector has gathered them.
-        self.log_dict(
-            {f"val/{name}": value for name, value in metrics.items()}, rank_zero_only=False
-        )
+        # The same numbers on every rank already, since the collector has gathered them; Lightning
+        # wants them reduced, and the largest of equal numbers is that number to the last bit.
+        values = {f"val/{name}": value for name, value in metrics.items()}
+        self.log_dict(values, sync_dist=True, reduce_fx="max")
 
     def configure_optimizers(self) -> Any:
         defaults = self.make_optimizer(self.network.parameters()).defaults

@@ -33,6 +33,7 @@ LAYERS: list[dict[str, tuple[str, ...]]] = [
         "posters": ("data.posters",),
         "augment": ("data.augment",),
         "summary": ("data.summary",),
+        "processes": ("processes",),
     },
     # A checkpoint knows the features and the network, not the training: what only predicts loads
     # no Lightning.
