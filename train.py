@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
+
+from genre_lightning.sweep import run_job
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -109,28 +109,8 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float | None:
-    """Run one training and leave its story in the run folder; return the monitored value."""
-    from genre_lightning import processes
-    from genre_lightning.errors import UserError
-    from genre_lightning.run_folder import read_result, recorded_run
-
-    job = HydraConfig.get()
-    folder = Path(job.runtime.output_dir)
-    try:
-        processes.check_started(job)
-        count = processes.processes_to_start(cfg.trainer)
-        if count > 0:
-            processes.run_in_processes(count, __file__, cfg, folder)
-            result = read_result(folder) or {}
-            return result.get("monitor_value")
-        with recorded_run(folder, cfg.monitor, cfg.seed, list(job.overrides.task)) as result:
-            train(cfg, folder, result)
-    except UserError as error:
-        if job.mode == RunMode.MULTIRUN:
-            raise  # the other jobs of a sweep go on
-        raise SystemExit(f"error: {error}") from None
-    value: float | None = result.get("monitor_value")
-    return value
+    """Run one training, by itself or as a job of a sweep; return the monitored value."""
+    return run_job(cfg, train)
 
 
 if __name__ == "__main__":

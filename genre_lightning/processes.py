@@ -71,6 +71,11 @@ def _are_started() -> bool:
     return "RANK" in os.environ or by_srun
 
 
+def is_member() -> bool:
+    """Whether this process is one of those of :func:`run_in_processes`."""
+    return MARK in os.environ
+
+
 def check_started(job: Any) -> None:
     """Refuse what processes that torchrun or srun has started can't do together.
 
@@ -80,7 +85,7 @@ def check_started(job: Any) -> None:
     Raises:
         UserError: they would write to different folders, or run the same sweep several times.
     """
-    if not _are_started() or MARK in os.environ:
+    if not _are_started() or is_member():
         return
     if job.mode == RunMode.MULTIRUN:
         raise UserError(
@@ -93,7 +98,9 @@ def check_started(job: Any) -> None:
         )
 
 
-def run_in_processes(count: int, script: str | Path, cfg: DictConfig, folder: Path) -> None:
+def run_in_processes(
+    count: int, script: str | Path, cfg: DictConfig, folder: Path
+) -> dict[str, Any]:
     """Run this job in ``count`` processes on this machine, and wait until all have ended.
 
     Every process calls the entry script's main function with ``cfg``, under the ``HydraConfig`` of
@@ -104,6 +111,9 @@ def run_in_processes(count: int, script: str | Path, cfg: DictConfig, folder: Pa
         script: the entry script, decorated by ``hydra.main``.
         cfg: the job's configuration, without Hydra's own.
         folder: the run folder, in which the first of them records the run.
+
+    Returns:
+        What it has recorded.
 
     Raises:
         ProcessError: one has failed, and so have all; ``result.json`` names the error.
@@ -125,6 +135,8 @@ def run_in_processes(count: int, script: str | Path, cfg: DictConfig, folder: Pa
             env=env,
             # Never written to: it ends when this process does, which the others see.
             stdin=subprocess.PIPE,
+            stdout=sys.stdout,  # which may be a file by now
+            stderr=sys.stderr,
         )
         try:
             status = agent.wait()
@@ -135,12 +147,12 @@ def run_in_processes(count: int, script: str | Path, cfg: DictConfig, folder: Pa
         finally:
             assert agent.stdin is not None
             agent.stdin.close()
+        result = read_result(folder) or {}
         if status != 0:
             error = _first_error(error_file)
-            write_result(
-                folder, {**(read_result(folder) or {}), "status": "failed", "error": error}
-            )
+            write_result(folder, {**result, "status": "failed", "error": error})
             raise ProcessError(error)
+        return result
 
 
 def _first_error(file: Path) -> str:
@@ -165,12 +177,7 @@ def main() -> None:
     cfg = copy.deepcopy(job)
     with open_dict(cfg):
         del cfg["hydra"]
-    try:
-        runpy.run_path(script)["main"](cfg)
-    except SystemExit as end:
-        if isinstance(end.code, str):  # a message for the terminal, of which torchrun knows nothing
-            raise ProcessError(end.code.removeprefix("error: ")) from None
-        raise
+    runpy.run_path(script)["main"](cfg)
 
 
 def _end_with_starter() -> None:

@@ -6,6 +6,7 @@ import csv
 import json
 import multiprocessing
 import os
+import runpy
 import signal
 import socket
 import subprocess
@@ -50,8 +51,13 @@ def in_two(function: Callable[..., None], *arguments: Any) -> list[int | None]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    # By path, since a test is no module that another process can import.
     ranks = [
-        FORKS.Process(target=_as_rank, args=(rank, port, function, *arguments)) for rank in (0, 1)
+        FORKS.Process(
+            target=runpy.run_path,
+            args=(__file__, {"CALL": (rank, port, function.__name__, *arguments)}, "rank"),
+        )
+        for rank in (0, 1)
     ]
     for process in ranks:
         process.start()
@@ -63,13 +69,13 @@ def in_two(function: Callable[..., None], *arguments: Any) -> list[int | None]:
     return codes
 
 
-def _as_rank(rank: int, port: int, function: Callable[..., None], *arguments: Any) -> None:
+def _as_rank(rank: int, port: int, function: str, *arguments: Any) -> None:
     # As on two machines with one process each: the local rank is 0 on both.
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": "0", "GROUP_RANK": str(rank), "WORLD_SIZE": "2",
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test",
     }  # fmt: skip
-    function(rank, *arguments)
+    globals()[function](rank, *arguments)
 
 
 def fit(
@@ -327,3 +333,7 @@ def test_a_sweep_of_runs_in_two_processes(
     for name, value in found["val"].items():
         if name != "num_movies":
             assert float(best[f"val/{name}"]) == pytest.approx(value, rel=1e-5), name
+
+
+if __name__ == "rank":
+    _as_rank(*globals()["CALL"])
