@@ -170,6 +170,11 @@ def _is_harmless(key: str) -> bool:
 # Jobs.
 
 
+def job_label(overrides: Sequence[str], sweep: Path) -> str:
+    """What the terminal calls a job: its overrides of the swept keys."""
+    return _chosen(overrides, _command(sweep)["keys"]) or "defaults"
+
+
 def _command(sweep: Path) -> dict[str, Any]:
     """What the command that runs a sweep has written for its jobs."""
     command: dict[str, Any] = json.loads((sweep / "sweep.json").read_text("utf-8"))
@@ -247,7 +252,7 @@ def _run_in_sweep(cfg: DictConfig, train: Train, folder: Path) -> float | None:
     sweep = Path(job.runtime.cwd) / job.sweep.dir
     command = _command(sweep)
     journal = Journal(sweep)
-    label = _chosen(job.overrides.task, command["keys"]) or folder.name
+    label = job_label(job.overrides.task, sweep)
 
     def tell(status: str, **more: Any) -> None:
         if is_first_process():
@@ -279,7 +284,9 @@ def _run_in_sweep(cfg: DictConfig, train: Train, folder: Path) -> float | None:
             _own_gpu(cfg, job.job.num),
         ):
             result = _run(cfg, train, folder)
-        tell("completed", resumed=epochs, seconds=result["seconds"], **_score(result))
+        pruned = bool(result.get("pruned"))
+        seconds = result["seconds"]
+        tell("completed", resumed=epochs, seconds=seconds, pruned=pruned, **_score(result))
         value = result["monitor_value"]
         return value
     except (KeyboardInterrupt, SystemExit) as stop:
@@ -503,6 +510,8 @@ class SweepCallback(Callback):
 def line(event: Mapping[str, Any], number: int, total: int) -> str:
     """What the terminal shows of a job that has ended."""
     parts = [f"[{number}/{total}] {event['job']}"]
+    if event.get("pruned"):
+        parts.append("pruned")
     if event["status"] not in ("completed", "failed"):
         parts.append(event["status"])
     if event["status"] == "failed":

@@ -34,6 +34,7 @@ LAYERS: list[dict[str, tuple[str, ...]]] = [
         "augment": ("data.augment",),
         "summary": ("data.summary",),
         "processes": ("processes",),
+        "study": ("study",),
     },
     # A checkpoint knows the features and the network, not the training: what only predicts loads
     # no Lightning.
