@@ -447,7 +447,7 @@ class SweepCallback(Callback):
     def _show(self) -> None:
         events = self.journal.read()
         for event in events[self.shown :]:
-            if event["status"] in ("started", "stopping"):
+            if event["status"] in ("started", "stopping", "not started"):
                 continue
             self.ended += 1
             print(line(event, self.ended, self.total), file=self.terminal, flush=True)
