@@ -28,12 +28,14 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     from rich.console import Console
 
     from genre_lightning.callbacks.history import History
+    from genre_lightning.callbacks.pruning import Pruning
     from genre_lightning.checkpoint import CheckpointError, check_resumable, load_model
     from genre_lightning.evaluation import print_genre_table, score_split, split_metrics
     from genre_lightning.module import GenreModule
+    from genre_lightning.run_folder import is_first_process
 
     # Names of genres and files are shown as they are, not read as markup.
-    console = Console(markup=False, emoji=False)
+    console = Console(markup=False, emoji=False, quiet=not is_first_process())
     pl.seed_everything(cfg.seed, verbose=False)
     torch.set_float32_matmul_precision("high")
 
@@ -92,6 +94,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
 
     best = trainer.checkpoint_callback.best_model_path
     result["epochs"] = trainer.current_epoch
+    result["pruned"] = any(isinstance(c, Pruning) and c.pruned for c in callbacks)
     result["train_samples_per_second"] = history.samples_per_second
     result["best_checkpoint"] = str(Path(best).relative_to(folder)) if best else None
     if not trainer.is_global_zero or not best:

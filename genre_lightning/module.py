@@ -12,6 +12,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import MeanMetric
 
 from genre_lightning.checkpoint import (
     CHECKPOINT_FORMAT,
@@ -84,6 +85,8 @@ class GenreModule(pl.LightningModule):
         self.branch_loss = branch_loss
         self.activation = str(loss.activation)
         self.collector = ScoreCollector(network.num_genres)
+        # Lightning's own mean rounds where processes have different numbers of movies.
+        self.val_loss = MeanMetric(nan_strategy="disable")
         # Not a buffer: weight averaging would average it, and it belongs to the scores just seen.
         self.thresholds = torch.full((network.num_genres,), 0.5)
         check_card(self._card())
@@ -111,9 +114,7 @@ class GenreModule(pl.LightningModule):
     def validation_step(self, batch: MovieBatch, batch_idx: int) -> None:
         """Collect the scores; nothing is computed of them before the epoch's end."""
         logits = self.network(**batch.inputs())
-        self.log(
-            "val/loss", self.loss(logits, batch.targets), batch_size=len(batch), sync_dist=True
-        )
+        self.val_loss.update(self.loss(logits, batch.targets), weight=len(batch))
         self.collector.update(ACTIVATIONS[self.activation](logits.float()), batch.targets)
 
     def on_train_epoch_end(self) -> None:
@@ -134,10 +135,12 @@ class GenreModule(pl.LightningModule):
         self._check_finite(scores)
         self.thresholds = fit_thresholds(scores, targets, method=self.threshold_method).cpu()
         metrics = genre_metrics(scores, targets, self.thresholds.to(scores.device))
-        # The same numbers on every rank already: the collector has gathered them.
-        self.log_dict(
-            {f"val/{name}": value for name, value in metrics.items()}, rank_zero_only=False
-        )
+        # The same numbers on every rank already, since the collector has gathered them; Lightning
+        # wants them reduced, and the largest of equal numbers is that number to the last bit.
+        metrics["loss"] = float(self.val_loss.compute())
+        self.val_loss.reset()
+        values = {f"val/{name}": value for name, value in metrics.items()}
+        self.log_dict(values, sync_dist=True, reduce_fx="max")
 
     def configure_optimizers(self) -> Any:
         defaults = self.make_optimizer(self.network.parameters()).defaults

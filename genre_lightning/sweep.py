@@ -12,6 +12,7 @@ import atexit
 import csv
 import gc
 import hashlib
+import inspect
 import json
 import logging
 import math
@@ -40,6 +41,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from genre_lightning.devices import claimed, claims_folder, gpu_names
 from genre_lightning.errors import UserError
+from genre_lightning.processes import (
+    check_started,
+    is_member,
+    processes_to_start,
+    run_in_processes,
+)
 from genre_lightning.run_folder import (
     is_first_process,
     is_running,
@@ -163,6 +170,11 @@ def _is_harmless(key: str) -> bool:
 # Jobs.
 
 
+def job_label(overrides: Sequence[str], sweep: Path) -> str:
+    """What the terminal calls a job: its overrides of the swept keys."""
+    return _chosen(overrides, _command(sweep)["keys"]) or "defaults"
+
+
 def _command(sweep: Path) -> dict[str, Any]:
     """What the command that runs a sweep has written for its jobs."""
     command: dict[str, Any] = json.loads((sweep / "sweep.json").read_text("utf-8"))
@@ -210,24 +222,37 @@ def run_job(cfg: DictConfig, train: Train) -> float | None:
     """
     job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)
-    if job.mode == RunMode.MULTIRUN:
+    if job.mode == RunMode.MULTIRUN and not is_member():
+        check_started(job)
         return _run_in_sweep(cfg, train, folder)
     try:
-        with recorded_run(folder, cfg.monitor, cfg.seed, list(job.overrides.task)) as result:
-            train(cfg, folder, result)
+        check_started(job)
+        result = _run(cfg, train, folder)
     except UserError as error:
+        if is_member():
+            raise
         raise SystemExit(f"error: {error}") from None
     value: float | None = result["monitor_value"]
     return value
+
+
+def _run(cfg: DictConfig, train: Train, folder: Path) -> Mapping[str, Any]:
+    """Train here, or in as many processes as the trainer asks for; give what was recorded."""
+    count = processes_to_start(cfg.trainer)
+    if count > 0:
+        return run_in_processes(count, inspect.getfile(train), cfg, folder)
+    job = HydraConfig.get()
+    with recorded_run(folder, cfg.monitor, cfg.seed, list(job.overrides.task)) as result:
+        train(cfg, folder, result)
+    return result
 
 
 def _run_in_sweep(cfg: DictConfig, train: Train, folder: Path) -> float | None:
     job = HydraConfig.get()
     sweep = Path(job.runtime.cwd) / job.sweep.dir
     command = _command(sweep)
-    overrides = list(job.overrides.task)
     journal = Journal(sweep)
-    label = _chosen(overrides, command["keys"]) or folder.name
+    label = job_label(job.overrides.task, sweep)
 
     def tell(status: str, **more: Any) -> None:
         if is_first_process():
@@ -236,7 +261,6 @@ def _run_in_sweep(cfg: DictConfig, train: Train, folder: Path) -> float | None:
     cfg.sweep.name = command["name"]
     OmegaConf.update(cfg, "callbacks.progress_bar", None, force_add=True)
     OmegaConf.update(cfg, "trainer.enable_progress_bar", False, force_add=True)
-    result: dict[str, Any] = {}
     try:
         earlier = read_result(folder)
         if earlier is not None and earlier["status"] == "completed":
@@ -257,11 +281,12 @@ def _run_in_sweep(cfg: DictConfig, train: Train, folder: Path) -> float | None:
             epochs = _epochs(folder)
         with (
             _output_into(folder / f"{job.job.name}.log"),
-            recorded_run(folder, cfg.monitor, cfg.seed, overrides) as result,
             _own_gpu(cfg, job.job.num),
         ):
-            train(cfg, folder, result)
-        tell("completed", resumed=epochs, seconds=result["seconds"], **_score(result))
+            result = _run(cfg, train, folder)
+        pruned = bool(result.get("pruned"))
+        seconds = result["seconds"]
+        tell("completed", resumed=epochs, seconds=seconds, pruned=pruned, **_score(result))
         value = result["monitor_value"]
         return value
     except (KeyboardInterrupt, SystemExit) as stop:
@@ -272,7 +297,7 @@ def _run_in_sweep(cfg: DictConfig, train: Train, folder: Path) -> float | None:
             tell("stopping", code=stop.code if isinstance(stop, SystemExit) else 130)
         return None
     except Exception as error:  # noqa: BLE001 - recorded and told at the end: the others go on
-        tell("failed", error=result.get("error") or f"{type(error).__name__}: {error}")
+        tell("failed", error=f"{type(error).__name__}: {error}")
         if cfg.sweep.fail_fast and not is_first_process():
             raise SystemExit(1) from error  # the first process starts no further job either
         return None
@@ -459,7 +484,9 @@ class SweepCallback(Callback):
         events = self.journal.read()
         ended = {event.get("folder") for event in events if event["status"] != "started"}
         for event in events:
-            elsewhere = event.get("pid") != os.getpid() and event.get("host") == socket.gethostname()
+            elsewhere = (
+                event.get("pid") != os.getpid() and event.get("host") == socket.gethostname()
+            )
             if event["status"] == "started" and event["folder"] not in ended and elsewhere:
                 try:
                     os.kill(event["pid"], signal.SIGTERM)
@@ -483,6 +510,8 @@ class SweepCallback(Callback):
 def line(event: Mapping[str, Any], number: int, total: int) -> str:
     """What the terminal shows of a job that has ended."""
     parts = [f"[{number}/{total}] {event['job']}"]
+    if event.get("pruned"):
+        parts.append("pruned")
     if event["status"] not in ("completed", "failed"):
         parts.append(event["status"])
     if event["status"] == "failed":

@@ -25,6 +25,7 @@ LAYERS: list[dict[str, tuple[str, ...]]] = [
         "thresholds": ("thresholds",),
         "schedule": ("schedule",),
         "run folder": ("run_folder",),
+        "page": ("page",),
     },
     {
         "readers": ("data.readers", "data.ml1m", "data.manifest", "data.demo"),
@@ -33,6 +34,8 @@ LAYERS: list[dict[str, tuple[str, ...]]] = [
         "posters": ("data.posters",),
         "augment": ("data.augment",),
         "summary": ("data.summary",),
+        "processes": ("processes",),
+        "study": ("study",),
     },
     # A checkpoint knows the features and the network, not the training: what only predicts loads
     # no Lightning.
@@ -44,7 +47,7 @@ LAYERS: list[dict[str, tuple[str, ...]]] = [
         "predictor": ("predictor",),
         "export": ("export",),
         "sweep": ("sweep",),
-        "compare": ("compare",),
+        "compare": ("compare", "comparison"),
         "report": ("report",),
     },
     {"predict": ("predict",), "demo": ("demo",)},

@@ -13,6 +13,8 @@ import pytest
 import torch
 from playwright.sync_api import Browser, Page
 
+import genre_lightning.comparison
+import genre_lightning.page
 import genre_lightning.report
 from genre_lightning.metrics import genre_metrics
 from genre_lightning.report.page import number, render_report, signed, write_report
@@ -145,15 +147,15 @@ def test_numbers_are_written_for_people():
     assert [signed(-0.5), signed(0.25), signed(-0.001)] == ["−0.50", "+0.25", "0.00"]
 
 
-def test_every_file_of_the_report_is_part_of_the_package(repository: Path):
+def test_every_file_of_a_page_is_part_of_the_package(repository: Path):
     patterns = re.search(
         r"^genre_lightning = (\[.*\])$", (repository / "pyproject.toml").read_text("utf-8"), re.M
     )
     assert patterns is not None
-    folder = Path(next(iter(genre_lightning.report.__path__)))
-    for path in folder.iterdir():
-        if path.is_file() and path.suffix != ".py":
-            assert f'"report/*{path.suffix}"' in patterns[1]
+    for package in (genre_lightning.page, genre_lightning.report, genre_lightning.comparison):
+        for path in Path(next(iter(package.__path__))).iterdir():
+            if path.is_file() and path.suffix != ".py":
+                assert f'"*/*{path.suffix}"' in patterns[1]
 
 
 def test_evaluate_writes_the_report_beside_the_numbers(
