@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import hydra
+from omegaconf import OmegaConf
 
+from genre_lightning.run_folder import run_directory
 from genre_lightning.sweep import run_job
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+# conf/hydra/default.yaml: where the run is that is to go on.
+OmegaConf.register_new_resolver("run_folder", run_directory, use_cache=True, replace=True)
 
 
 def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
@@ -29,10 +34,18 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
 
     from genre_lightning.callbacks.history import History
     from genre_lightning.callbacks.pruning import Pruning
-    from genre_lightning.checkpoint import CheckpointError, check_resumable, load_model
+    from genre_lightning.callbacks.resume import Resume, WholeFileIO, epochs_done, run_settings
+    from genre_lightning.checkpoint import (
+        TRAINING_KEY,
+        CheckpointError,
+        check_resumable,
+        copy_best,
+        load_model,
+    )
+    from genre_lightning.errors import UserError
     from genre_lightning.evaluation import print_genre_table, score_split, split_metrics
     from genre_lightning.module import GenreModule
-    from genre_lightning.run_folder import is_first_process
+    from genre_lightning.run_folder import find_checkpoint, is_first_process
 
     # Names of genres and files are shown as they are, not read as markup.
     console = Console(markup=False, emoji=False, quiet=not is_first_process())
@@ -67,33 +80,44 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         inputs=inputs,
         **cfg.training,
     )
-    if cfg.ckpt_path is not None:
-        check_resumable(cfg.ckpt_path, inputs, network)
-
+    on_gpu = cfg.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    precision = cfg.trainer.precision
+    if precision == "auto":
+        precision = "bf16-mixed" if on_gpu else "32-true"
     history = History(folder)
     callbacks = [
         history,
         *(instantiate(callback) for callback in cfg.callbacks.values() if callback),
     ]
-    on_gpu = cfg.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    precision = cfg.trainer.precision
-    if precision == "auto":
-        precision = "bf16-mixed" if on_gpu else "32-true"
     trainer = instantiate(
         cfg.trainer,
         precision=precision,
         callbacks=callbacks,
         logger=instantiate(cfg.logger) or False,
+        plugins=[WholeFileIO()],
     )
+    settings = run_settings(
+        cast("dict[str, Any]", OmegaConf.to_container(cfg, resolve=True)),
+        precision=precision,
+        world_size=trainer.num_nodes * trainer.num_devices,
+    )
+    ckpt_path = None
+    if cfg.ckpt_path is not None:
+        ckpt_path = find_checkpoint(cfg.ckpt_path, folder)
+        checkpoint = check_resumable(ckpt_path, inputs, network, settings)
+        result["wandb_run_id"] = checkpoint[TRAINING_KEY].get("wandb_run_id")
+        if is_first_process():
+            copy_best(checkpoint, ckpt_path, folder / "checkpoints")
+    trainer.callbacks.append(Resume(folder, result, settings, cfg.checkpoint_every_n_steps))
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
+        trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
     except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
-        if cfg.ckpt_path is None or history.started:
+        if ckpt_path is None or history.started or isinstance(error, UserError):
             raise
-        raise CheckpointError(f"{cfg.ckpt_path}: can't go on from it: {error}") from error
+        raise CheckpointError(f"{ckpt_path}: can't go on from it: {error}") from error
 
     best = trainer.checkpoint_callback.best_model_path
-    result["epochs"] = trainer.current_epoch
+    result["epochs"] = epochs_done(trainer)
     result["pruned"] = any(isinstance(c, Pruning) and c.pruned for c in callbacks)
     result["train_samples_per_second"] = history.samples_per_second
     result["best_checkpoint"] = str(Path(best).relative_to(folder)) if best else None

@@ -20,7 +20,7 @@ from genre_lightning.comparison.runs import (
     printable,
     shown_setting,
 )
-from genre_lightning.comparison.text import best_run, describe, shown_time, shown_value
+from genre_lightning.comparison.text import best_run, describe, group_name, shown_time, shown_value
 from genre_lightning.errors import UserError
 from genre_lightning.run_folder import whole_file
 
@@ -109,7 +109,11 @@ def ranked_table(comparison: Comparison, keys: Sequence[str]) -> tuple[list[str]
         if group.rank is None or group.mean is None:
             continue
         row = [str(group.rank)]
-        row += map(shown_setting, group.settings[: len(keys)]) if keys else [group.runs[0].name]
+        row += (
+            map(shown_setting, group.settings[: len(keys)])
+            if keys
+            else [group_name(group, comparison)]
+        )
         row.append(shown_value(group.mean))
         if comparison.has_spread:
             count, total = len(group.values), len(group.runs)

@@ -48,6 +48,7 @@ from genre_lightning.processes import (
     run_in_processes,
 )
 from genre_lightning.run_folder import (
+    check_unused,
     is_first_process,
     is_running,
     read_result,
@@ -58,6 +59,7 @@ from genre_lightning.run_folder import (
 #: Keys, and all below them, that change no result: folders are not named by them.
 HARMLESS = (
     "callbacks.progress_bar",
+    "checkpoint_every_n_steps",
     "ckpt_path",
     "data.cache_dir",
     "data.workers",
@@ -227,6 +229,8 @@ def run_job(cfg: DictConfig, train: Train) -> float | None:
         return _run_in_sweep(cfg, train, folder)
     try:
         check_started(job)
+        if cfg.ckpt_path is None and not is_member():
+            check_unused(folder)
         result = _run(cfg, train, folder)
     except UserError as error:
         if is_member():
@@ -472,7 +476,7 @@ class SweepCallback(Callback):
     def _show(self) -> None:
         events = self.journal.read()
         for event in events[self.shown :]:
-            if event["status"] in ("started", "stopping"):
+            if event["status"] in ("started", "stopping", "not started"):
                 continue
             self.ended += 1
             print(line(event, self.ended, self.total), file=self.terminal, flush=True)

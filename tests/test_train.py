@@ -237,7 +237,7 @@ def test_a_run_goes_on_elsewhere(
     assert result["status"] == "completed" and set(result["test"]) >= METRICS
     assert result["epochs"] == 3 and 0 < result["monitor_value"] <= 1
     with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
-        assert [row["epoch"] for row in csv.DictReader(file)] == ["2"]
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "1", "2"]
 
 
 @pytest.mark.parametrize("named", ["{victim}", "{folder}/checkpoints/..", "{folder}/result.json"])

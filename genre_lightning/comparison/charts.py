@@ -52,27 +52,32 @@ class Mark:
         return f'<g class="{css}" data-g="{self.group}"{run}{style}>'
 
 
-def curves(name: str, series: Sequence[tuple[Mark, Sequence[tuple[float, float]]]]) -> Markup:
+def curves(
+    name: str,
+    series: Sequence[tuple[Mark, Sequence[tuple[float, float]]]],
+    large: bool = False,
+) -> Markup:
     """Lines over epochs. A run that has not finished ends in a ring.
 
     Args:
         name: of the value.
         series: (epoch, value) of each run, by epoch.
+        large: twice the size.
     """
-    width, height = 430, 270
+    width, height = (620, 474) if large else (330, 214)
     values = [y for _, points in series for _, y in points]
     low, high = _frame(values)
     epochs = max((x for _, points in series for x, _ in points), default=1)
     ticks = _ticks(low, high, 5)
     low, high = min(low, ticks[0]), max(high, ticks[-1])
-    x = Scale(min(1, epochs - 1), epochs, 52, width - 12)
-    y = Scale(low, high, height - 36, 10)
+    x = Scale(min(1, epochs - 1), epochs, 62 if large else 44, width - 8)
+    y = Scale(low, high, height - (48 if large else 34), 10)
     parts = []
     for tick in ticks:
         parts.append(line("grid", x.start, y(tick), x.end, y(tick)))
         parts.append(words("tick", x.start - 7, y(tick) + 3.5, _shown(tick, ticks), "end"))
     for tick in _whole_ticks(x.low, epochs):
-        parts.append(words("tick", x(tick), y.start + 16, f"{tick}", "middle"))
+        parts.append(words("tick", x(tick), y.start + (20 if large else 15), f"{tick}", "middle"))
     parts.append(line("axis", x.start, y.start, x.end, y.start))
     parts.append(words("axis-name", (x.start + x.end) / 2, height - 3, "epoch", "middle"))
     parts.append(
@@ -92,7 +97,7 @@ def curves(name: str, series: Sequence[tuple[Mark, Sequence[tuple[float, float]]
             parts.append(circle("end", x(points[-1][0]), y(points[-1][1]), 3.2))
         parts.append(f"<title>{escape(mark.name)}</title></g>")
     parts.append("</svg>")
-    return svg(f"{name} by epoch", width, height, parts, css="curves")
+    return svg(f"{name} by epoch", width, height, parts, css="curves large" if large else "curves")
 
 
 def spread(rows: Sequence[tuple[Mark, Sequence[float]]]) -> Markup:
@@ -151,8 +156,8 @@ def parallel(
         rows: settings, in the order of the keys, and mean of each group; a group without a mean
             ends before the last axis.
     """
-    gap = 132
-    width, height = 64 + gap * len(keys) + 80, 330
+    gap = min(max(790 / len(keys), 120), 260)
+    width, height = 64 + gap * len(keys) + 80, 360
     top, bottom = 34.0, height - 18.0
     axes = [_Axis([settings[k] for _, settings, _ in rows], bottom, top) for k in range(len(keys))]
     means = [mean for _, _, mean in rows if mean is not None]

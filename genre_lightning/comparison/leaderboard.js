@@ -56,9 +56,10 @@
   const nearest = (drawing, event) => {
     let best = null;
     let least = 14;
-    for (const path of drawing.querySelectorAll(".run .curve")) {
-      const matrix = path.getScreenCTM().inverse();
-      const at = new DOMPoint(event.clientX, event.clientY).matrixTransform(matrix);
+    const paths = drawing.querySelectorAll(".run .curve");
+    if (!paths.length) return null;
+    const at = new DOMPoint(event.clientX, event.clientY).matrixTransform(paths[0].getScreenCTM().inverse());
+    for (const path of paths) {
       for (const { x, y } of points(path)) {
         const distance = Math.hypot(x - at.x, y - at.y);
         if (distance < least) [least, best] = [distance, path.parentNode];
@@ -67,7 +68,7 @@
     return best;
   };
   const meant = (event) => {
-    const drawing = event.target.closest("svg.curves, svg.parallel, .plot");
+    const drawing = event.target.closest("svg.curves, svg.parallel");
     return drawing ? nearest(drawing, event) : event.target.closest("[data-g]");
   };
   let last = null;
@@ -75,7 +76,7 @@
     if (part !== last) point((last = part));
   };
   document.addEventListener("pointermove", (event) => event.pointerType === "mouse" && change(meant(event)));
-  document.addEventListener("pointerleave", () => change(null));
+  document.documentElement.addEventListener("pointerleave", () => change(null));
   document.addEventListener("focusin", (event) => {
     if (event.target.matches(":focus-visible")) change(event.target.closest("[data-g]"));
   });

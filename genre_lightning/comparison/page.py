@@ -18,13 +18,13 @@ from genre_lightning.comparison.ranking import (
     setting_order,
 )
 from genre_lightning.comparison.runs import Run, Setting, shown_setting
-from genre_lightning.comparison.text import best_run, describe, shown_time, shown_value
+from genre_lightning.comparison.text import best_run, describe, group_name, shown_time, shown_value
 from genre_lightning.page.document import render_page
 
 #: Rows of the chart of the spread.
 MOST_SPREAD = 40
 #: Buttons below the curves.
-MOST_NAMED = 16
+MOST_NAMED = 12
 #: A map of more values on one side is no longer read.
 MOST_SIDE = 14
 
@@ -126,15 +126,6 @@ def heat_map(comparison: Comparison) -> HeatMap | None:
     )
 
 
-def group_name(group: Group, comparison: Comparison) -> str:
-    """Its settings, "lr 0.001, dropout 0.3"; without any, the name of its first run."""
-    parts = [
-        f"{comparison.key_label(key)} {shown_setting(value)}"
-        for key, value in zip(comparison.keys, group.settings, strict=True)
-    ]
-    return ", ".join(parts) or ("all runs" if len(group.runs) > 1 else group.runs[0].name)
-
-
 def _seconds(run: Run) -> float:
     return run.number("seconds") or 0.0
 
@@ -144,19 +135,18 @@ def _is_number(value: Setting) -> bool:
 
 
 def _curves(comparison: Comparison, shades: list[float | None]) -> list[tuple[str, Markup]]:
-    panels = []
+    runs = [
+        (run, Mark(g, number, shades[g], describe(run, comparison), run.status))
+        for number, (g, run) in enumerate(run_rows(comparison))
+    ]
+    panels: list[tuple[str, Markup]] = []
     for metric in dict.fromkeys([comparison.metric, "val/loss", "train/loss"]):
-        series = []
-        number = 0
-        for g, group in enumerate(comparison.groups):
-            for run in group.runs:
-                name = describe(run, comparison)
-                mark = Mark(g, number, shades[g], name, run.status)
-                points = [(row["epoch"] + 1, row[metric]) for row in run.history if metric in row]
-                series.append((mark, points))
-                number += 1
+        series = [
+            (mark, [(row["epoch"] + 1, row[metric]) for row in run.history if metric in row])
+            for run, mark in runs
+        ]
         if any(points for _, points in series):
-            panels.append((metric, charts.curves(metric, series)))
+            panels.append((metric, charts.curves(metric, series, large=not panels)))
     return panels
 
 

@@ -83,7 +83,9 @@ class Comparison:
     def key_label(self, key: str) -> str:
         """The shortest end of a key that tells it from the others: "lr" of "optimizer.lr"."""
         parts = key.split(".")
-        for count in range(1, len(parts) + 1):
+        # "name" and "_target_" say nothing without what they are the name of
+        least = 2 if parts[-1] in ("name", "_target_") else 1
+        for count in range(least, len(parts) + 1):
             label = ".".join(parts[-count:])
             if sum(f".{other}".endswith(f".{label}") for other in self.keys) == 1:
                 return label
@@ -167,6 +169,8 @@ def swept_keys(runs: Sequence[Run]) -> list[str]:
 
     def differs(key: str) -> bool:
         told = {_same(each[key]) for each in known if key in each}
+        if key in groups:
+            return len(told) > 1
         return len(told) > 1 or len({_same(each.get(key)) for each in whole}) > 1
 
     def follows(key: str, choices: Sequence[str]) -> bool:

@@ -292,12 +292,12 @@ def _setting(value: Any) -> Setting:
 
 
 def shown_setting(value: Setting) -> str:
-    """A setting as people write it: 0.001, 1e-05, true, null."""
+    """A setting as people write it, numbers to four digits: 0.001, 1e-05, true, null."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _override_pairs(overrides: list[Any]) -> dict[str, Setting]:

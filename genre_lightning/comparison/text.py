@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from genre_lightning.comparison.ranking import SEED, Comparison, setting_of
+from genre_lightning.comparison.ranking import SEED, Comparison, Group, setting_of
 from genre_lightning.comparison.runs import Run, shown_setting
 
 #: Beyond this a run is called by its folder rather than by its settings.
@@ -26,6 +26,15 @@ def describe(run: Run, comparison: Comparison) -> str:
     if comparison.has_spread and SEED in run.settings:
         parts.append(f"{SEED}={shown_setting(run.settings[SEED])}")
     return run.name if not parts or len(comparison.keys) > MOST_KEYS_TOLD else " ".join(parts)
+
+
+def group_name(group: Group, comparison: Comparison) -> str:
+    """Its settings, "lr 0.001, dropout 0.3"; without any, the name of its first run."""
+    parts = [
+        f"{comparison.key_label(key)} {shown_setting(value)}"
+        for key, value in zip(comparison.keys, group.settings, strict=True)
+    ]
+    return ", ".join(parts) or ("all runs" if len(group.runs) > 1 else group.runs[0].name)
 
 
 def shown_value(value: float | None) -> str:
