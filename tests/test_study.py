@@ -250,7 +250,7 @@ def test_a_study_that_is_killed_and_continued(command: list[str], tmp_path: Path
         for path, time in before.items()
         if json.loads(path.read_text("utf-8"))["status"] == "completed"
     }
-    assert len(read(folder)) == len(before) == len(done) + 1
+    assert 2 <= len(done) < 6 and len(before) <= len(read(folder)) < 6
 
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=500)
     assert ended.returncode == 0, ended.stderr
@@ -262,10 +262,8 @@ def test_a_study_that_is_killed_and_continued(command: list[str], tmp_path: Path
     assert len(kept) == 6
     # What the study says is what the runs say.
     for trial in kept:
-        name = ",".join(f"{key}={value}" for key, value in sorted(trial.params.items()))
-        (result,) = [r for r in found if f"optimizer.lr={trial.params['optimizer.lr']}" in
-                     r["overrides"]]  # fmt: skip
-        assert (folder / name).is_dir(), name
+        drawn = {f"{key}={value}" for key, value in trial.params.items()}
+        (result,) = (result for result in found if drawn <= set(result["overrides"]))
         assert result["pruned"] == (trial.state == TrialState.PRUNED)
         assert result["epochs"] == len(trial.intermediate_values)
         assert (result["epochs"] < 12) == result["pruned"]
