@@ -254,6 +254,7 @@ def test_a_study_that_is_killed_and_continued(command: list[str], tmp_path: Path
 
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=500)
     assert ended.returncode == 0, ended.stderr
+    assert f"{len(done)} already finished" in ended.stdout
     assert all(path.stat().st_mtime_ns == time for path, time in done.items())
     assert set(before) <= set(folder.glob("*/result.json"))
     found = results(folder)
@@ -272,21 +273,16 @@ def test_a_study_that_is_killed_and_continued(command: list[str], tmp_path: Path
     assert any(result["pruned"] for result in found)
     assert (folder / "leaderboard.csv").is_file()
 
-    # Again: nothing is left to do.
-    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert again.returncode == 0 and "6 already finished" in again.stdout
-    assert len(read(folder)) == 6
-
 
 def test_trials_in_parallel_of_which_one_fails(command: list[str], tmp_path: Path) -> None:
     command = [
-        *command, "sweep.n_trials=3", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2",
+        *command, "sweep.n_trials=2", "sweep.seed=1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2",
         "optimizer.lr=choice(1e30,1e-2)", "model.dropout=0.3",
     ]  # fmt: skip
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=500)
     assert ended.returncode == 1
-    states = Counter(trial.state for trial in read(tmp_path / "study"))
-    assert set(states) == {TrialState.COMPLETE, TrialState.FAIL} and states.total() == 3
+    states = {trial.state for trial in read(tmp_path / "study")}
+    assert states == {TrialState.COMPLETE, TrialState.FAIL}
     assert "not finite at epoch 0" in ended.stdout
     for trial in read(tmp_path / "study"):
         assert set(trial.params) == {"optimizer.lr", "optimizer.weight_decay"}
