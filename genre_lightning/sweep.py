@@ -1,9 +1,8 @@
-"""Sweeps that can be continued: what a job does before and after it trains, and what the sweep does.
+"""Sweeps that can be continued: what a job does beside training, and a sweep beside its jobs.
 
 Hydra's sweepers and launchers are used as they are. Every job decides for itself, from its folder,
-whether it has to run, so the same holds in one process, in several and on a cluster. The names of
-folders come from the command, by the resolvers below, and never from the time: the same command
-finds what it left. Nothing heavy is imported before a job really trains.
+whether it has to run, so the same holds in one process, in several and on a cluster. Nothing heavy
+is imported before a job really trains.
 """
 
 from __future__ import annotations
@@ -11,13 +10,11 @@ from __future__ import annotations
 import atexit
 import csv
 import gc
-import hashlib
 import inspect
 import json
 import logging
 import math
 import os
-import re
 import signal
 import socket
 import sys
@@ -31,9 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
@@ -41,6 +36,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from genre_lightning.devices import claimed, claims_folder, gpu_names
 from genre_lightning.errors import UserError
+from genre_lightning.naming import (
+    chosen_overrides,
+    is_harmless,
+    key_of,
+    parsed,
+    read_command,
+    sweep_name,
+)
 from genre_lightning.processes import (
     check_started,
     is_member,
@@ -49,124 +52,16 @@ from genre_lightning.processes import (
 )
 from genre_lightning.run_folder import (
     check_unused,
-    is_first_process,
     is_running,
     read_result,
     recorded_run,
     whole_file,
 )
 
-#: Keys, and all below them, that change no result: folders are not named by them.
-HARMLESS = (
-    "callbacks.progress_bar",
-    "checkpoint_every_n_steps",
-    "ckpt_path",
-    "data.cache_dir",
-    "data.workers",
-    "logger",
-    "sweep",
-    "trainer.enable_progress_bar",
-)
-#: Bytes of a folder's name: file systems take 255.
-LONGEST_NAME = 200
 #: Seconds between two looks at what the jobs have written.
 PATIENCE = 0.2
 
 Train = Callable[[DictConfig, Path, dict[str, Any]], None]
-
-
-# Names of folders.
-
-
-def folder_name(text: str) -> str:
-    """A name for a folder that can still be read; different texts give different names.
-
-    Characters that are trouble in file names become "-", and what is too long is cut; a hash after
-    "~", which is such a character, then tells the names apart.
-    """
-    name = re.sub(r"[^\w.,=+@()\[\]-]", "-", text)
-    if name != text or len(name.encode()) > LONGEST_NAME:
-        digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
-        cut = name.encode("utf-8", "replace")[: LONGEST_NAME - len(digest) - 1]
-        name = f"{cut.decode('utf-8', 'ignore')}~{digest}"
-    return name or "defaults"
-
-
-def sweep_name(given: str | None, overrides: Sequence[str], sweeper: Mapping[str, Any]) -> str:
-    """The name of a sweep: the one given, else made from the command.
-
-    It holds the keys that are swept, not their values, so that values can be added, and key=value
-    for the others, so that sweeps with different settings are kept apart. A ready-made sweep has
-    its own name for its keys.
-    """
-    if given is not None:
-        return given
-    ready = sweeper.get("params") or {}
-    named, parts = [], []
-    for override in _parsed(overrides):
-        key = _key(override)
-        if key == "sweep":
-            named.append(_value(override))
-        elif override.is_sweep_override() and (key in ready or _is_harmless(key)):
-            continue
-        elif not _is_harmless(key):
-            swept = override.is_sweep_override()
-            parts.append(key if swept else f"{key}={_value(override)}")
-    return folder_name(",".join([*named, *sorted(parts)]))
-
-
-def job_folder(overrides: Sequence[str], sweep: str) -> str:
-    """The name of a job's folder, from its overrides, sorted.
-
-    Those that are the same for all jobs are in the sweep's name, and only there; unless it was
-    given another one, by which it can be continued with other settings.
-
-    Args:
-        overrides: of the job.
-        sweep: the sweep's folder.
-    """
-    command = _command(Path(sweep))
-    return folder_name(_chosen(overrides, command["keys"] if command["named_by_command"] else None))
-
-
-def unless_finished(name: str, mode: RunMode | None, folder: str) -> str | None:
-    """``name``; None for a job of a sweep that is finished, whose folder stays as it is."""
-    result = read_result(folder) if mode == RunMode.MULTIRUN else None
-    return None if result is not None and result["status"] == "completed" else name
-
-
-# Cached: Hydra hands what the sweep has resolved on to its jobs, as it does for ${now:}. This
-# module is imported wherever a job runs, since Hydra sends the callback below along.
-OmegaConf.register_new_resolver("sweep_name", sweep_name, use_cache=True, replace=True)
-OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
-OmegaConf.register_new_resolver("unless_finished", unless_finished, replace=True)
-
-
-def _parsed(overrides: Iterable[str]) -> list[Override]:
-    loader = GlobalHydra.instance().config_loader() if GlobalHydra().is_initialized() else None
-    parsed: list[Override] = OverridesParser.create(loader).parse_overrides(list(overrides))
-    return parsed
-
-
-def _key(override: Override) -> str:
-    key: str = override.get_key_element().lstrip("+")
-    return key
-
-
-def _value(override: Override) -> str:
-    value: str = override.get_value_element_as_str()
-    return value
-
-
-def _chosen(overrides: Sequence[str], keys: Sequence[str] | None) -> str:
-    """The overrides of some keys; for None of all that can change a result."""
-    values = {_key(override): _value(override) for override in _parsed(overrides)}
-    chosen = [key for key in sorted(values) if not _is_harmless(key)] if keys is None else keys
-    return ",".join(f"{key}={values[key]}" for key in sorted(chosen) if key in values)
-
-
-def _is_harmless(key: str) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in HARMLESS)
 
 
 # Jobs.
@@ -174,13 +69,7 @@ def _is_harmless(key: str) -> bool:
 
 def job_label(overrides: Sequence[str], sweep: Path) -> str:
     """What the terminal calls a job: its overrides of the swept keys."""
-    return _chosen(overrides, _command(sweep)["keys"]) or "defaults"
-
-
-def _command(sweep: Path) -> dict[str, Any]:
-    """What the command that runs a sweep has written for its jobs."""
-    command: dict[str, Any] = json.loads((sweep / "sweep.json").read_text("utf-8"))
-    return command
+    return chosen_overrides(overrides, read_command(sweep)["keys"]) or "defaults"
 
 
 class Journal:
@@ -225,7 +114,6 @@ def run_job(cfg: DictConfig, train: Train) -> float | None:
     job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)
     if job.mode == RunMode.MULTIRUN and not is_member():
-        check_started(job)
         return _run_in_sweep(cfg, train, folder)
     try:
         check_started(job)
@@ -254,13 +142,12 @@ def _run(cfg: DictConfig, train: Train, folder: Path) -> Mapping[str, Any]:
 def _run_in_sweep(cfg: DictConfig, train: Train, folder: Path) -> float | None:
     job = HydraConfig.get()
     sweep = Path(job.runtime.cwd) / job.sweep.dir
-    command = _command(sweep)
+    command = read_command(sweep)
     journal = Journal(sweep)
     label = job_label(job.overrides.task, sweep)
 
     def tell(status: str, **more: Any) -> None:
-        if is_first_process():
-            journal.write(status, job=label, folder=folder.name, **more)
+        journal.write(status, job=label, folder=folder.name, **more)
 
     cfg.sweep.name = command["name"]
     OmegaConf.update(cfg, "callbacks.progress_bar", None, force_add=True)
@@ -274,7 +161,7 @@ def _run_in_sweep(cfg: DictConfig, train: Train, folder: Path) -> float | None:
         if journal.is_stopped(cfg.sweep.fail_fast):
             tell("not started")
             return None
-        if is_first_process() and is_running(folder):
+        if is_running(folder):
             tell("running elsewhere")
             return None
         tell("started", pid=os.getpid(), host=socket.gethostname())
@@ -302,8 +189,6 @@ def _run_in_sweep(cfg: DictConfig, train: Train, folder: Path) -> float | None:
         return None
     except Exception as error:  # noqa: BLE001 - recorded and told at the end: the others go on
         tell("failed", error=f"{type(error).__name__}: {error}")
-        if cfg.sweep.fail_fast and not is_first_process():
-            raise SystemExit(1) from error  # the first process starts no further job either
         return None
     finally:
         _free_memory()
@@ -329,13 +214,13 @@ def _output_into(path: Path) -> Iterator[None]:
     for handler in root.handlers[:]:
         if type(handler) is logging.StreamHandler:
             root.removeHandler(handler)  # Hydra puts it back after the job
-    with path.open("a", encoding="utf-8", buffering=1) as file:
-        with redirect_stdout(file), redirect_stderr(file):
-            try:
-                yield
-            except Exception:
-                traceback.print_exc()
-                raise
+    file = path.open("a", encoding="utf-8", buffering=1)
+    with file, redirect_stdout(file), redirect_stderr(file):
+        try:
+            yield
+        except Exception:
+            traceback.print_exc()
+            raise
 
 
 @contextmanager
@@ -375,18 +260,20 @@ class SweepCallback(Callback):
         return SweepCallback, ()  # the copies that go to other processes watch nothing
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        if not is_first_process():
-            return
+        try:
+            check_started(config.hydra)
+        except UserError as error:
+            raise SystemExit(f"error: {error}") from None
         sweeper = config.hydra.sweeper
         params = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
         task = list(config.hydra.overrides.task)
-        overrides = {_key(override): override for override in _parsed([*params, *task])}
+        overrides = {key_of(override): override for override in parsed([*params, *task])}
         keys = [
             key
             for key, override in overrides.items()
             if override.is_sweep_override() or key in (sweeper.get("params") or {})
         ]
-        for key in filter(_is_harmless, keys):
+        for key in filter(is_harmless, keys):
             raise SystemExit(f"error: {key} changes no result, so there is no sweep over it")
         self.folder = Path(config.hydra.sweep.dir)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -423,8 +310,6 @@ class SweepCallback(Callback):
                 self.handlers[number] = signal.signal(number, self._stop)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        if not is_first_process():
-            return
         self._restore_signals()
         self.over.set()
         self.thread.join()

@@ -73,9 +73,10 @@ class OptunaSweeper(Sweeper):
             raise SystemExit(f"error: {error}") from None
 
     def _sweep(self, arguments: Sequence[str]) -> list[JobReturn]:
+        from genre_lightning.naming import job_folder, sweep_name
         from genre_lightning.run_folder import read_result
         from genre_lightning.study import Trials, distribution
-        from genre_lightning.sweep import Journal, job_folder, job_label, sweep_name
+        from genre_lightning.sweep import Journal, job_label
 
         ready = [f"{key}={value}" for key, value in self.params.items()]
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)

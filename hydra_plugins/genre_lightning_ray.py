@@ -1,4 +1,4 @@
-"""A Hydra launcher on Ray. (hydra-ray-launcher pins joblib and cloudpickle to old versions.)"""
+"""A Hydra launcher on Ray, since hydra-ray-launcher pins joblib and cloudpickle to old versions."""
 
 from __future__ import annotations
 
