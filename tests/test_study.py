@@ -277,7 +277,8 @@ def test_a_study_that_is_killed_and_continued(command: list[str], tmp_path: Path
 def test_trials_in_parallel_of_which_one_fails(command: list[str], tmp_path: Path) -> None:
     command = [
         *command, "sweep.n_trials=2", "sweep.seed=1",
-        "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "optimizer.lr=choice(1e30,1e-2)", "model.dropout=0.3",
+        "hydra/launcher=joblib", "hydra.launcher.n_jobs=2",
+        "optimizer.lr=choice(1e30,1e-2)", "model.dropout=0.3",
     ]  # fmt: skip
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=500)
     assert ended.returncode == 1
