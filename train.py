@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from genre_lightning.run_folder import run_directory
+from genre_lightning.sweep import run_job
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -34,6 +33,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     from rich.console import Console
 
     from genre_lightning.callbacks.history import History
+    from genre_lightning.callbacks.pruning import Pruning
     from genre_lightning.callbacks.resume import Resume, WholeFileIO, epochs_done, run_settings
     from genre_lightning.checkpoint import (
         TRAINING_KEY,
@@ -48,7 +48,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     from genre_lightning.run_folder import find_checkpoint, is_first_process
 
     # Names of genres and files are shown as they are, not read as markup.
-    console = Console(markup=False, emoji=False)
+    console = Console(markup=False, emoji=False, quiet=not is_first_process())
     pl.seed_everything(cfg.seed, verbose=False)
     torch.set_float32_matmul_precision("high")
 
@@ -118,6 +118,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
 
     best = trainer.checkpoint_callback.best_model_path
     result["epochs"] = epochs_done(trainer)
+    result["pruned"] = any(isinstance(c, Pruning) and c.pruned for c in callbacks)
     result["train_samples_per_second"] = history.samples_per_second
     result["best_checkpoint"] = str(Path(best).relative_to(folder)) if best else None
     if not trainer.is_global_zero or not best:
@@ -134,22 +135,8 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float | None:
-    """Run one training and leave its story in the run folder; return the monitored value."""
-    from genre_lightning.errors import UserError
-    from genre_lightning.run_folder import recorded_run, starting_point
-
-    job = HydraConfig.get()
-    folder = Path(job.runtime.output_dir)
-    try:
-        cfg.ckpt_path = starting_point(cfg.ckpt_path, folder)
-        with recorded_run(folder, cfg.monitor, cfg.seed, list(job.overrides.task)) as result:
-            train(cfg, folder, result)
-    except UserError as error:
-        if job.mode == RunMode.MULTIRUN:
-            raise  # the other jobs of a sweep go on
-        raise SystemExit(f"error: {error}") from None
-    value: float | None = result.get("monitor_value")
-    return value
+    """Run one training, by itself or as a job of a sweep; return the monitored value."""
+    return run_job(cfg, train)
 
 
 if __name__ == "__main__":

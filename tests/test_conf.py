@@ -12,6 +12,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+import genre_lightning.naming  # noqa: F401 - the resolvers
+
 CONF = Path(__file__).resolve().parent.parent / "conf"
 FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
 #: Groups whose file is one option of train.yaml; what stands alone is composed by itself.

@@ -25,6 +25,7 @@ LAYERS: list[dict[str, tuple[str, ...]]] = [
         "thresholds": ("thresholds",),
         "schedule": ("schedule",),
         "run folder": ("run_folder",),
+        "devices": ("devices",),
         "page": ("page",),
     },
     {
@@ -34,6 +35,9 @@ LAYERS: list[dict[str, tuple[str, ...]]] = [
         "posters": ("data.posters",),
         "augment": ("data.augment",),
         "summary": ("data.summary",),
+        "naming": ("naming",),
+        "processes": ("processes",),
+        "study": ("study",),
     },
     # A checkpoint knows the features and the network, not the training: what only predicts loads
     # no Lightning.
@@ -44,11 +48,10 @@ LAYERS: list[dict[str, tuple[str, ...]]] = [
     {
         "predictor": ("predictor",),
         "export": ("export",),
-        "sweep": ("sweep",),
         "compare": ("compare", "comparison"),
         "report": ("report",),
     },
-    {"predict": ("predict",), "demo": ("demo",)},
+    {"predict": ("predict",), "demo": ("demo",), "sweep": ("sweep",)},
 ]
 # They name what the package offers and hold no code of their own.
 NAMESPACES = ("", "data")

@@ -41,7 +41,7 @@ class History(Callback):
 
     @property
     def samples_per_second(self) -> float | None:
-        """Training movies per second of this process, validation left out; None before an epoch."""
+        """Training movies per second, validation left out; None before an epoch."""
         return self.samples / self.seconds if self.seconds > 0 else None
 
     def state_dict(self) -> dict[str, Any]:
@@ -87,7 +87,7 @@ class History(Callback):
         batch: MovieBatch,
         batch_idx: int,
     ) -> None:
-        self.samples += len(batch)
+        self.samples += len(batch) * trainer.world_size
         self._batches_ended = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

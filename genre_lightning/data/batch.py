@@ -127,13 +127,15 @@ class BatchOrder(Sampler[tuple[np.ndarray, int]]):
         rows: (n,) int64, the split's movies.
         batch_size: B on each rank.
         shuffle: another permutation each epoch, and a last batch that is not full is left out (its
-            movies come in other epochs); otherwise in order, and nothing is left out.
+            movies come in other epochs); otherwise in order, and nothing is left out. Either way
+            every rank has the same number of batches, none of them empty, since each batch is a
+            meeting of all ranks.
         seed: of the permutations and of the augmentation.
         rank: this process's number.
         world_size: number of processes that share an epoch.
 
     Raises:
-        ValueError: if shuffled batches would leave a rank without a movie.
+        ValueError: if a rank would have a batch without a movie.
     """
 
     def __init__(
@@ -157,6 +159,11 @@ class BatchOrder(Sampler[tuple[np.ndarray, int]]):
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
+        if world_size > 1 and len(rows) // world_size < len(self):
+            raise ValueError(
+                f"{len(rows)} movies can't be shared out over {world_size} processes in batches of "
+                f"{batch_size}: take fewer processes or a larger data.batch_size"
+            )
         self._given = 0
         self._given_before = (0, 0)
 
@@ -183,14 +190,14 @@ class BatchOrder(Sampler[tuple[np.ndarray, int]]):
         if self.shuffle:
             # A dataset smaller than one batch is one batch.
             return max(1, len(self.rows) // (self.batch_size * self.world_size))
-        own = len(range(self.rank, len(self.rows), self.world_size))
-        return -(-own // self.batch_size)
+        largest_share = -(-len(self.rows) // self.world_size)
+        return -(-largest_share // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, int]]:
         if not self.shuffle:
             own = self.rows[self.rank :: self.world_size]
-            for batch in range(len(self)):
-                yield own[batch * self.batch_size : (batch + 1) * self.batch_size], 0
+            for rows in np.array_split(own, len(self)) if len(self) else ():
+                yield rows, 0
             return
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.rows)
         own = order[self.rank :: self.world_size]

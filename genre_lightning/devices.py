@@ -1,0 +1,55 @@
+"""Which GPU a job of a sweep trains on, where several jobs of one machine run side by side."""
+
+from __future__ import annotations
+
+import getpass
+import itertools
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+
+@contextmanager
+def claimed(names: Sequence[str], folder: Path, start: int = 0) -> Iterator[int]:
+    """Hold one of several devices, one that fewest hold, while the block runs.
+
+    A claim is a lock on a file, so that of a process that dies goes back by itself.
+
+    Args:
+        names: of the devices; the same device has the same name in every process.
+        folder: of the lock files, shared by all that claim; made if needed.
+        start: where in ``names`` to begin looking, e.g. the job's number.
+
+    Yields:
+        An index into ``names``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for holders in itertools.count():
+        for step in range(len(names)):
+            index = (start + step) % len(names)
+            lock = FileLock(folder / f"{names[index]}.{holders}", timeout=0)
+            try:
+                lock.acquire()
+            except Timeout:
+                continue
+            try:
+                yield index
+            finally:
+                lock.release()
+            return
+
+
+def gpu_names(count: int) -> list[str]:
+    """Names of this process's GPUs: those of CUDA_VISIBLE_DEVICES where it is set."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    numbers = visible.split(",") if visible else [str(number) for number in range(count)]
+    return [f"gpu-{number.strip()}" for number in numbers[:count]]
+
+
+def claims_folder() -> Path:
+    """This machine's folder for this user's claims: GPUs are shared between sweeps, too."""
+    return Path(tempfile.gettempdir()) / f"genre-lightning-{getpass.getuser()}"

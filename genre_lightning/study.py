@@ -1,0 +1,192 @@
+"""A study: trials chosen by Optuna and kept in a sqlite file, so that it can be continued."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+from hydra.core.override_parser.types import IntervalSweep, Override
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import FrozenTrial, TrialState
+
+from genre_lightning.errors import UserError
+
+FILE = "study.db"
+NAME = "study"
+#: Seconds to wait for another process that writes the file.
+PATIENCE = 60
+
+# Of a sweep the terminal shows one line a job, and what Optuna says can be read in the file.
+optuna.logging.set_verbosity(logging.WARNING)
+
+
+def storage(folder: Path) -> optuna.storages.RDBStorage:
+    """The study file of a sweep's folder, made if needed."""
+    return optuna.storages.RDBStorage(
+        f"sqlite:///{(folder / FILE).resolve()}",
+        engine_kwargs={"connect_args": {"timeout": PATIENCE}},
+    )
+
+
+class RoundingSampler(optuna.samplers.TPESampler):
+    """TPE whose numbers have four digits, since folders are named by them."""
+
+    def sample_relative(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        search_space: dict[str, BaseDistribution],
+    ) -> dict[str, Any]:
+        values = super().sample_relative(study, trial, search_space)
+        return {name: _rounded(value, search_space[name]) for name, value in values.items()}
+
+    def sample_independent(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        value = super().sample_independent(study, trial, param_name, param_distribution)
+        return _rounded(value, param_distribution)
+
+
+def _rounded(value: Any, distribution: BaseDistribution) -> Any:
+    if not isinstance(distribution, FloatDistribution):
+        return value
+    return min(max(float(f"{value:.4g}"), distribution.low), distribution.high)
+
+
+def distribution(override: Override) -> BaseDistribution:
+    """What an override of a sweep draws values from.
+
+    ``interval(a, b)`` is a range of numbers, ``tag(log, interval(a, b))`` one on a logarithmic
+    scale, ``int(interval(a, b))`` one of whole numbers; everything else, ``choice(a, b)`` and
+    ``range(a, b)`` included, is a choice without an order.
+
+    Raises:
+        UserError: it is no range, e.g. since it ends where it begins, or before.
+    """
+    sweep: Any = override.value()  # which has no types
+    if not isinstance(override.value(), IntervalSweep):
+        return CategoricalDistribution(tuple(override.sweep_string_iterator()))
+    kind = IntDistribution if isinstance(sweep.start, int) else FloatDistribution
+    try:
+        return kind(sweep.start, sweep.end, log="log" in sweep.tags)
+    except ValueError as error:
+        raise UserError(f"{override.input_line}: {error}") from error
+
+
+class Trials:
+    """The trials of one command that runs a study.
+
+    Args:
+        folder: the sweep's.
+        command: what must be the same for trials to be compared; that of the first command counts.
+        space: distributions of the parameters.
+        maximize: whether more of the monitored value is better.
+        startup_trials: drawn at random before TPE begins.
+        seed: of the sampler; the same trials are drawn whether the study is interrupted or not.
+
+    Raises:
+        UserError: the study in this folder is of another command.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        command: str,
+        space: Mapping[str, BaseDistribution],
+        *,
+        maximize: bool,
+        startup_trials: int,
+        seed: int,
+    ) -> None:
+        self.folder = folder
+        self.space = dict(space)
+        self.startup_trials = startup_trials
+        self.seed = seed
+        self.study = optuna.create_study(
+            storage=storage(folder),
+            study_name=NAME,
+            direction="maximize" if maximize else "minimize",
+            load_if_exists=True,
+        )
+        first = self.study.user_attrs.get("command", command)
+        if first != command:
+            raise UserError(
+                f"{folder / FILE} is a study of {first}, not of {command}, and their values can't "
+                "be compared: name another folder by sweep.name"
+            )
+        self.study.set_user_attr("command", command)
+        for trial in self.unfinished():
+            if set(trial.params) != set(space):  # killed while its values were drawn
+                self.study.tell(trial.number, state=TrialState.FAIL)
+        for trial in self._of(TrialState.FAIL):
+            if trial.number not in self._repeated():
+                self.study.enqueue_trial(trial.params, user_attrs={"again": trial.number})
+
+    def _of(self, *states: TrialState) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False, states=states)
+
+    def _repeated(self) -> set[int]:
+        """Failed trials that have been, or will be, tried again as others."""
+        trials = self.study.get_trials(deepcopy=False)
+        return {trial.user_attrs["again"] for trial in trials if "again" in trial.user_attrs}
+
+    def finished(self) -> list[FrozenTrial]:
+        """Those with a value, pruned ones included, oldest first."""
+        return self._of(TrialState.COMPLETE, TrialState.PRUNED)
+
+    def unfinished(self) -> list[FrozenTrial]:
+        """Those that were begun, oldest first."""
+        return self._of(TrialState.RUNNING)
+
+    def ask(self, total: int) -> bool:
+        """Begin another trial, unless there are ``total`` already.
+
+        Raises:
+            UserError: the choices of a parameter are not those of earlier trials.
+        """
+        begun = len(self.study.get_trials(deepcopy=False)) - len(self._of(TrialState.WAITING))
+        repeated = len(self._repeated())
+        if begun - repeated >= total:
+            return False
+        self.study.sampler = RoundingSampler(
+            n_startup_trials=self.startup_trials, seed=self.seed + begun
+        )
+        try:
+            self.study.ask(self.space)
+        except ValueError as error:
+            raise UserError(
+                f"{self.folder / FILE}: the search space has changed ({error}): name another "
+                "folder by sweep.name"
+            ) from error
+        return True
+
+    def tell(self, number: int, result: Mapping[str, Any]) -> bool:
+        """Record what became of a trial.
+
+        Args:
+            number: of the trial.
+            result: what ``result.json`` of its run holds, maybe nothing.
+
+        Returns:
+            Whether it has ended; an interrupted one has not.
+        """
+        if result.get("status") == "failed":
+            self.study.tell(number, state=TrialState.FAIL)
+        elif result.get("status") == "completed":
+            if result.get("pruned"):
+                self.study.tell(number, state=TrialState.PRUNED)
+            else:
+                self.study.tell(number, result["monitor_value"])
+        return result.get("status") in ("failed", "completed")

@@ -1,0 +1,133 @@
+"""A Hydra sweeper on Optuna.
+
+hydra-optuna-sweeper takes Optuna 2, whose sqlite files fail with today's SQLAlchemy, prunes nothing
+and ends the sweep at the first trial that fails.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+
+class OptunaSweeper(Sweeper):
+    """Runs the trials of a study as jobs of a sweep.
+
+    Args:
+        params: the search space, overrides with ``interval``, ``choice`` and the like by key;
+            overrides of the command line come before it.
+        n_trials: of the study in all, those of earlier commands included.
+        startup_trials: drawn at random before TPE begins.
+        mode: "max" or "min", which way the monitored value is better.
+        seed: of the draws.
+        parallel: trials that are chosen and launched together; -1 for one per core.
+    """
+
+    def __init__(
+        self,
+        params: Mapping[str, str],
+        n_trials: int,
+        startup_trials: int,
+        mode: str,
+        seed: int,
+        parallel: int,
+    ) -> None:
+        self.params = dict(params)
+        self.n_trials = n_trials
+        self.startup_trials = startup_trials
+        self.mode = mode
+        self.seed = seed
+        self.parallel = parallel if parallel > 0 else os.cpu_count() or 1
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        self.hydra_context = hydra_context
+        self.config = config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> list[JobReturn]:
+        # Hydra imports this module at every start.
+        from genre_lightning.errors import UserError
+
+        try:
+            return self._sweep(arguments)
+        except ModuleNotFoundError as error:
+            if error.name != "optuna":
+                raise
+            raise SystemExit(
+                'error: this sweep needs Optuna: pip install "genre-lightning[optuna]"'
+            ) from None
+        except UserError as error:
+            raise SystemExit(f"error: {error}") from None
+
+    def _sweep(self, arguments: Sequence[str]) -> list[JobReturn]:
+        from genre_lightning.naming import job_folder, sweep_name
+        from genre_lightning.run_folder import read_result
+        from genre_lightning.study import Trials, distribution
+        from genre_lightning.sweep import Journal, job_label
+
+        ready = [f"{key}={value}" for key, value in self.params.items()]
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        overrides = {
+            str(override.get_key_element()): override
+            for override in parser.parse_overrides([*ready, *arguments])
+        }
+        space = {key: distribution(o) for key, o in overrides.items() if o.is_sweep_override()}
+        fixed = [str(o.input_line) for o in overrides.values() if not o.is_sweep_override()]
+        sweep = Path(self.config.hydra.sweep.dir)
+        trials = Trials(
+            sweep,
+            sweep_name(None, arguments, {"params": self.params}),
+            space,
+            maximize=self.mode == "max",
+            startup_trials=self.startup_trials,
+            seed=self.seed,
+        )
+
+        def job(trial: Any) -> list[str]:
+            return [*fixed, *(f"{key}={value}" for key, value in trial.params.items())]
+
+        def folder(trial: Any) -> Path:
+            return sweep / job_folder(job(trial), str(sweep))
+
+        journal = Journal(sweep)
+        for trial in trials.finished():
+            journal.write(
+                "already finished",
+                job=job_label(job(trial), sweep),
+                folder=folder(trial).name,
+                monitor=self.config.monitor,
+                monitor_value=trial.value,
+            )
+        returns: list[JobReturn] = []
+        while not journal.is_stopped(self.config.sweep.fail_fast):
+            while len(trials.unfinished()) < self.parallel and trials.ask(self.n_trials):
+                pass
+            batch = consecutive(trials.unfinished())[: self.parallel]
+            if not batch:
+                break
+            # A job's number is its trial's, by which it reports to the study.
+            returns += self.launcher.launch(
+                [job(trial) for trial in batch], initial_job_idx=batch[0].number
+            )
+            told = [trials.tell(t.number, read_result(folder(t)) or {}) for t in batch]
+            if not any(told):
+                break
+        return returns
+
+
+def consecutive(trials: Sequence[Any]) -> list[Any]:
+    """The first trials, as far as their numbers follow one another."""
+    return [trial for place, trial in enumerate(trials) if trial.number == trials[0].number + place]
