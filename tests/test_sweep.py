@@ -296,7 +296,7 @@ def test_a_sweep_that_is_interrupted_and_killed_goes_on(
     command: Callable[..., Any], tmp_path: Path
 ) -> None:
     sweep = tmp_path / "runs" / "sweeps" / "s"
-    long = ("trainer.max_epochs=120", "callbacks.early_stopping=null")
+    long = ("trainer.max_epochs=60", "callbacks.early_stopping=null")
     values = "optimizer.lr=1e-2,1e-3"
 
     def is_training(lr: str) -> Callable[[], bool]:
@@ -330,9 +330,9 @@ def test_a_sweep_that_is_interrupted_and_killed_goes_on(
     assert "Traceback" not in errors
     assert contents(jobs(sweep)["0.01"]) == finished
     resumed = recorded(jobs(sweep)["0.001"])
-    assert (resumed["status"], resumed["epochs"], resumed["attempts"]) == ("completed", 120, 2)
+    assert (resumed["status"], resumed["epochs"], resumed["attempts"]) == ("completed", 60, 2)
     rows = (jobs(sweep)["0.001"] / "metrics.csv").read_text().splitlines()
-    assert len(rows) == 121
+    assert len(rows) == 61
 
 
 LAUNCHERS = {
