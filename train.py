@@ -105,7 +105,9 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     if cfg.ckpt_path is not None:
         ckpt_path = find_checkpoint(cfg.ckpt_path, folder)
         checkpoint = check_resumable(ckpt_path, inputs, network, settings)
-        result["wandb_run_id"] = checkpoint[TRAINING_KEY].get("wandb_run_id")
+        result["wandb_run_id"] = (
+            checkpoint[TRAINING_KEY].get("wandb_run_id") or result["wandb_run_id"]
+        )
         if is_first_process():
             copy_best(checkpoint, ckpt_path, folder / "checkpoints")
     trainer.callbacks.append(Resume(folder, result, settings, cfg.checkpoint_every_n_steps))

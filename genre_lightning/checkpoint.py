@@ -282,13 +282,15 @@ def keep_paths_inside(checkpoint: dict[str, Any], folder: Path) -> None:
     for key, state in _saver_states(checkpoint):
         best = _best_inside(key, state, folder)
         name = "" if best is None else str(best)
-        state["best_k_models"] = {} if best is None else {name: state["best_model_score"]}
+        score = None if best is None else state["best_model_score"]
         state["best_model_path"] = state["kth_best_model_path"] = name
+        state["best_model_score"] = score
+        state["best_k_models"] = {} if best is None else {name: score}
+        state.pop("kth_value", None)
         if best is not None:
-            state["kth_value"] = state["best_model_score"]
+            state["kth_value"] = score
         state["last_model_path"] = ""
-        # Of a state that names another folder Lightning takes no more than best_model_path.
-        state["dirpath"] = "" if best is None else str(folder)
+        state["dirpath"] = str(folder)
 
 
 def _load(path: Path, mmap: bool) -> Any:

@@ -20,7 +20,7 @@ import torch
 from genre_lightning.callbacks.resume import Interrupted
 from genre_lightning.checkpoint import CheckpointError, copy_best, load_model, read_checkpoint
 from genre_lightning.errors import UserError
-from tests.training import at_step, kill_at, kill_while_saving_after, train_apart
+from tests.training import at_step, kill_at, kill_while_saving_after, slurm, train_apart
 
 Train = Callable[[Path, list[str]], dict[str, Any]]
 Overrides = Callable[..., list[str]]
@@ -190,6 +190,28 @@ def test_a_second_signal_ends_it_at_once(
     assert recorded(tmp_path)["status"] == "interrupted"
     assert not (tmp_path / "checkpoints").exists()
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_slurm_queues_it_again(
+    unbroken: Path, repository: Path, tiny_overrides: Overrides, tmp_path: Path
+) -> None:
+    folder, queued = tmp_path / "run", tmp_path / "queued"
+    tool = tmp_path / "scontrol"
+    tool.write_text(f'#!/bin/sh\necho "$@" > {queued}\n')
+    tool.chmod(0o755)
+    overrides = tiny_overrides(*SMALL_BATCHES)
+    process = train_apart(repository, folder, overrides, slurm, tmp_path)
+    process.join()
+    log = folder.with_name("run.log").read_text()
+    assert process.exitcode == 143 and recorded(folder)["status"] == "interrupted", log
+    assert queued.read_text() == "requeue 7\n", log
+    # Lightning's own file, of a whole step, and where no other run takes it for its own.
+    assert read_checkpoint(folder / "hpc_ckpt_1.ckpt")["global_step"] == 3
+    assert read_checkpoint(folder / "checkpoints" / "last.ckpt")["global_step"] == 5
+    process = train_apart(repository, folder, [*overrides, "ckpt_path=last"])
+    process.join()
+    assert process.exitcode == 0, folder.with_name("run.log").read_text()
+    assert_same_run(unbroken, folder)
 
 
 # A disk that fills up.

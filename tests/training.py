@@ -100,6 +100,17 @@ def kill_at(moment: int) -> None:
     at_step(moment, lambda: os.kill(os.getpid(), signal.SIGKILL))
 
 
+def slurm(tools: Path) -> None:
+    """Be a job of Slurm, whose signals come in the third and in the fifth step."""
+    os.environ.update(
+        SLURM_JOB_ID="7", SLURM_JOB_NAME="train", SLURM_NTASKS="1", SLURM_PROCID="0",
+        SLURM_LOCALID="0", SLURM_NODEID="0", SLURM_NNODES="1",
+        PATH=f"{tools}{os.pathsep}{os.environ['PATH']}",
+    )  # fmt: skip
+    at_step(3, lambda: os.kill(os.getpid(), signal.SIGUSR1))
+    at_step(5, lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+
 def kill_while_saving_after(moment: int, size: int) -> None:
     """Have this process killed by the kernel once it has written so many bytes to a file."""
 
