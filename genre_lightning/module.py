@@ -12,7 +12,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, SumMetric
 
 from genre_lightning.checkpoint import (
     CHECKPOINT_FORMAT,
@@ -87,8 +87,9 @@ class GenreModule(pl.LightningModule):
         self.collector = ScoreCollector(network.num_genres)
         # A metric of our own, whose sums a checkpoint in mid-epoch can take along.
         self.train_loss = MeanMetric(nan_strategy="disable")
-        # Lightning's own mean rounds where processes have different numbers of movies.
-        self.val_loss = MeanMetric(nan_strategy="disable")
+        # Lightning's mean, and that of torchmetrics without its checks, are wrong where processes
+        # have different numbers of movies.
+        self.val_loss = SumMetric(nan_strategy="disable")
         # Not a buffer: weight averaging would average it, and it belongs to the scores just seen.
         self.thresholds = torch.full((network.num_genres,), 0.5)
         check_card(self._card())
@@ -115,7 +116,7 @@ class GenreModule(pl.LightningModule):
     def validation_step(self, batch: MovieBatch, batch_idx: int) -> None:
         """Collect the scores; nothing is computed of them before the epoch's end."""
         logits = self.network(**batch.inputs())
-        self.val_loss.update(self.loss(logits, batch.targets), weight=len(batch))
+        self.val_loss.update(self.loss(logits, batch.targets) * len(batch))
         self.collector.update(ACTIVATIONS[self.activation](logits.float()), batch.targets)
 
     def on_train_epoch_end(self) -> None:
@@ -138,7 +139,7 @@ class GenreModule(pl.LightningModule):
         metrics = genre_metrics(scores, targets, self.thresholds.to(scores.device))
         # The same numbers on every rank already, since the collector has gathered them; Lightning
         # wants them reduced, and the largest of equal numbers is that number to the last bit.
-        metrics["loss"] = float(self.val_loss.compute())
+        metrics["loss"] = float(self.val_loss.compute()) / len(targets)
         self.val_loss.reset()
         values = {f"val/{name}": value for name, value in metrics.items()}
         self.log_dict(values, sync_dist=True, reduce_fx="max")

@@ -26,7 +26,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
 from genre_lightning.errors import UserError
-from genre_lightning.run_folder import read_result, write_result
+from genre_lightning.run_folder import read_result, signals_raise, write_result
 
 #: Set in the processes that :func:`run_in_processes` starts.
 MARK = "GENRE_LIGHTNING_PROCESS"
@@ -104,7 +104,8 @@ def run_in_processes(
     """Run this job in ``count`` processes on this machine, and wait until all have ended.
 
     Every process calls the entry script's main function with ``cfg``, under the ``HydraConfig`` of
-    this one. Should this process be killed, they end as well.
+    this one. Ctrl-C and SIGTERM let them save and end; should this process be killed, they end as
+    well.
 
     Args:
         count: number of processes.
@@ -137,9 +138,12 @@ def run_in_processes(
             stdin=subprocess.PIPE,
             stdout=sys.stdout,  # which may be a file by now
             stderr=sys.stderr,
+            # Ctrl-C reaches this process alone, which hands it on as SIGTERM.
+            start_new_session=True,
         )
         try:
-            status = agent.wait()
+            with signals_raise():
+                status = agent.wait()
         except BaseException:
             agent.terminate()
             agent.wait()
@@ -172,7 +176,8 @@ def main() -> None:
     threading.Thread(target=_end_with_starter, daemon=True).start()
     job = pickle.loads(Path(job_file).read_bytes())  # noqa: S301 - written by run_in_processes
     setup_globals()
-    configure_log(job.hydra.job_logging, job.hydra.verbose)
+    if job.hydra.mode == RunMode.RUN:  # of a sweep's job all output goes into the log already
+        configure_log(job.hydra.job_logging, job.hydra.verbose)
     HydraConfig.instance().set_config(job)
     cfg = copy.deepcopy(job)
     with open_dict(cfg):

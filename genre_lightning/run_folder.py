@@ -87,10 +87,10 @@ def recorded_run(
         "test": {},
     }
     if not is_first_process():
-        with _signals_raise():
+        with signals_raise():
             yield result
         return
-    with _lock(folder), _signals_raise():
+    with _lock(folder), signals_raise():
         earlier = read_result(folder) or {}
         result["attempts"] = int(earlier.get("attempts") or 0) + 1
         result["seconds"] = before = float(earlier.get("seconds") or 0.0)
@@ -229,7 +229,7 @@ def _lock(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _signals_raise() -> Iterator[None]:
+def signals_raise() -> Iterator[None]:
     """Let SIGTERM and Ctrl-C end the block by SystemExit, with the exit code of such an end.
 
     Not SIGTERM under Slurm, where Lightning answers the signal by queueing the job again.

@@ -75,12 +75,12 @@ def distribution(override: Override) -> BaseDistribution:
     Raises:
         UserError: it is no range, e.g. since it ends where it begins, or before.
     """
-    sweep = override.value()
-    if not isinstance(sweep, IntervalSweep):
+    sweep: Any = override.value()  # which has no types
+    if not isinstance(override.value(), IntervalSweep):
         return CategoricalDistribution(tuple(override.sweep_string_iterator()))
-    kind = IntDistribution if type(sweep.start) is int else FloatDistribution
+    kind = IntDistribution if isinstance(sweep.start, int) else FloatDistribution
     try:
-        return kind(sweep.start, sweep.end, log="log" in sweep.tags)  # type: ignore[arg-type]
+        return kind(sweep.start, sweep.end, log="log" in sweep.tags)
     except ValueError as error:
         raise UserError(f"{override.input_line}: {error}") from error
 

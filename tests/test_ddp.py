@@ -276,7 +276,7 @@ def test_one_that_fails_ends_all(start: Any, tmp_path: Path) -> None:
     assert ended(int((tmp_path / "0.pid").read_text()))
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
 def test_they_end_with_the_process_that_started_them(
     number: int, start: Any, tmp_path: Path
 ) -> None:

@@ -26,6 +26,7 @@ from genre_lightning.run_folder import is_first_process, under_slurm, whole_file
 HARMLESS = (
     "callbacks.checkpoint.dirpath",
     "callbacks.progress_bar",
+    "callbacks.pruning",
     "checkpoint_every_n_steps",
     "ckpt_path",
     "data.cache_dir",
