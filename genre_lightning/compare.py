@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 #: Characters of an error in the terminal and in leaderboard.md.
 MOST_OF_ERROR = 160
+#: Of groups and of unfinished runs in the terminal; the files have all.
+MOST_ROWS = 30
+MOST_UNFINISHED = 10
 CSV_RESULTS = ("seconds", "train_samples_per_second", "num_parameters")
 
 
@@ -61,36 +64,42 @@ def write_leaderboard(folder: Path, comparison: Comparison) -> None:
 
 
 def print_leaderboard(comparison: Comparison, console: Console) -> None:
-    """Print the ranked table, what is unfinished and why, and where the best one lies."""
+    """Print the best groups, what is unfinished and why, and where the best run lies.
+
+    Columns that do not fit are left out: time and epochs first, then settings from the last.
+    """
+    from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
 
-    keys = list(comparison.keys)
-    heads, rows = ranked_table(comparison, keys)
-    while keys and _width(heads, rows) > console.width:
-        keys.pop()
-        heads, rows = ranked_table(comparison, keys)
+    heads, rows = ranked_table(comparison)
+    shown = [heads, *rows[:MOST_ROWS]]
+    keys = len(comparison.keys)
+    for column in (len(heads) - 1, len(heads) - 2, *range(keys, 0, -1)):
+        if _width(shown) <= console.width:
+            break
+        shown = [[*row[:column], *row[column + 1 :]] for row in shown]
+        keys -= column <= keys
     better = "higher" if comparison.mode == "max" else "lower"
     table = Table(title=Text(f"{comparison.metric}, {better} is better"), title_justify="left")
-    for head in heads:
+    for head in shown[0]:
         table.add_column(Text(head), justify="left" if head == "run" else "right", overflow="fold")
-    for row in rows:
+    for row in shown[1:]:
         table.add_row(*map(Text, row))
     if rows:
         console.print(table)
-    if len(keys) < len(comparison.keys):
-        console.print(
-            f"The runs differ in {len(comparison.keys) - len(keys)} more settings, for which the "
-            "terminal is too narrow: the leaderboard's files have them all"
-        )
-    heads, rows = unfinished_table(comparison)
-    if rows:
-        table = Table(title="Not finished", title_justify="left")
-        for head in heads:
-            table.add_column(head, overflow="fold")
-        for row in rows:
-            table.add_row(*map(Text, row))
-        console.print(table)
+    if len(rows) > MOST_ROWS:
+        console.print(f"and {len(rows) - MOST_ROWS} more, in the leaderboard's files")
+    if keys < len(comparison.keys):
+        left_out = ", ".join(comparison.keys[keys:])
+        console.print(Text(f"No room here, but in the leaderboard's files: {left_out}"))
+    unfinished = unfinished_table(comparison)[1]
+    for status, name, epochs, so_far, error in unfinished[:MOST_UNFINISHED]:
+        console.print(Text(f"{status}: {name}, epochs: {epochs}, best so far: {so_far}"))
+        if error:
+            console.print(Padding(Text(error), (0, 0, 0, 4)))
+    if len(unfinished) > MOST_UNFINISHED:
+        console.print(f"and {len(unfinished) - MOST_UNFINISHED} more have not finished")
     best = best_run(comparison)
     if best is not None:
         console.print(Text(f"Best: {printable(str(best.folder))}"), soft_wrap=True)
@@ -98,9 +107,10 @@ def print_leaderboard(comparison: Comparison, console: Console) -> None:
         console.print(Text(f"Note: {note}"), soft_wrap=True)
 
 
-def ranked_table(comparison: Comparison, keys: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """Heads and rows of text, a row for each group that has a rank; these keys are columns."""
-    heads = ["rank", *(map(comparison.key_label, keys) if keys else ["run"]), comparison.metric]
+def ranked_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows of text, a row for each group that has a rank: rank, settings, the rest."""
+    labels = [*map(comparison.key_label, comparison.keys)] or ["run"]
+    heads = ["rank", *labels, comparison.metric]
     if comparison.has_spread:
         heads += ["sd", "n"]
     heads += [*comparison.columns, "epochs", "time"]
@@ -109,11 +119,7 @@ def ranked_table(comparison: Comparison, keys: Sequence[str]) -> tuple[list[str]
         if group.rank is None or group.mean is None:
             continue
         row = [str(group.rank)]
-        row += (
-            map(shown_setting, group.settings[: len(keys)])
-            if keys
-            else [group_name(group, comparison)]
-        )
+        row += [*map(shown_setting, group.settings)] or [group_name(group, comparison)]
         row.append(shown_value(group.mean))
         if comparison.has_spread:
             count, total = len(group.values), len(group.runs)
@@ -157,7 +163,7 @@ def csv_rows(comparison: Comparison) -> Iterator[list[object]]:
             yield [
                 group.rank, run.name, run.status, run.value(metric), group.mean, group.sd,
                 len(group.values), *map(_cell, group.settings),
-                _cell(run.settings.get(SEED, run.result.get(SEED))), run.epochs, run.best_epoch,
+                _cell(run.seed), run.epochs, run.best_epoch,
                 *map(run.number, CSV_RESULTS), *map(run.value, [*names, *extra]),
                 run.error, printable(str(run.folder)),
             ]  # fmt: skip
@@ -166,7 +172,7 @@ def csv_rows(comparison: Comparison) -> Iterator[list[object]]:
 def markdown(comparison: Comparison) -> str:
     """The ranked table, and what is unfinished, as Markdown to paste."""
     better = "higher" if comparison.mode == "max" else "lower"
-    heads, rows = ranked_table(comparison, comparison.keys)
+    heads, rows = ranked_table(comparison)
     parts = [f"{_in_markdown(comparison.metric)}, {better} is better", ""]
     parts += _markdown_table(heads, rows)
     heads, rows = unfinished_table(comparison)
@@ -188,9 +194,8 @@ def _in_markdown(text: str) -> str:
     return re.sub(r"([\\`*_|\[\]~])", r"\\\1", text)
 
 
-def _width(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
-    columns = zip(heads, *rows, strict=True)
-    return 1 + sum(3 + max(map(len, cells)) for cells in columns)
+def _width(rows: Sequence[Sequence[str]]) -> int:
+    return 1 + sum(3 + max(map(len, cells)) for cells in zip(*rows, strict=True))
 
 
 def _range(counts: Sequence[int]) -> str:

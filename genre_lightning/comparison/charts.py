@@ -83,7 +83,7 @@ def curves(
     parts.append(
         f'<svg class="plot" x="{x.start}" y="{y.end}" width="{x.end - x.start}"'
         f' height="{y.start - y.end}" viewBox="{x.start} {y.end} {x.end - x.start}'
-        f' {y.start - y.end}">'
+        f' {y.start - y.end}"><g class="lines">'
     )
     # the best last, on top of the others
     for mark, points in sorted(series, key=lambda each: each[0].shade or -1.0):
@@ -96,7 +96,7 @@ def curves(
         if len(points) == 1 or mark.status != "completed":
             parts.append(circle("end", x(points[-1][0]), y(points[-1][1]), 3.2))
         parts.append(f"<title>{escape(mark.name)}</title></g>")
-    parts.append("</svg>")
+    parts.append("</g></svg>")
     return svg(f"{name} by epoch", width, height, parts, css="curves large" if large else "curves")
 
 
@@ -137,8 +137,9 @@ def spread(rows: Sequence[tuple[Mark, Sequence[float]]]) -> Markup:
         f'<div class="spread-row" aria-hidden="true"><span></span>'
         f'<svg height="16">{numbers}</svg></div>'
     )
+    stacked = " stacked" if max(len(mark.name) for mark, _ in rows) > 22 else ""
     return Markup(
-        f'<div class="spread" role="img" aria-label="Values of each run, by settings">'
+        f'<div class="spread{stacked}" role="img" aria-label="Values of each run, by settings">'
         f"{''.join(parts)}</div>"
     )
 
@@ -162,7 +163,7 @@ def parallel(
     axes = [_Axis([settings[k] for _, settings, _ in rows], bottom, top) for k in range(len(keys))]
     means = [mean for _, _, mean in rows if mean is not None]
     last = _Axis(list(means), bottom, top, scaled=True) if means else None
-    parts = []
+    parts = ['<g class="lines">']
     for mark, settings, mean in sorted(rows, key=lambda each: each[0].shade or -1.0):
         points = [(64 + gap * k, axis(settings[k])) for k, axis in enumerate(axes)]
         if mean is not None and last is not None:
@@ -174,6 +175,7 @@ def parallel(
         parts.append(
             f'{mark.opening}<path class="curve" d="{path}"/><title>{escape(mark.name)}</title></g>'
         )
+    parts.append("</g>")
     named = [*zip(keys, axes, strict=True), *([(metric, last)] if last else [])]
     for number, (name, axis) in enumerate(named):
         x = 64 + gap * number

@@ -15,7 +15,10 @@
       const { g, r } = part.dataset;
       // a single run is meant only where a row or a curve of it is pointed at
       const other = pointed?.r !== undefined && pointed.g === g && !kept.has(g) && r !== undefined && r !== pointed.r;
-      part.classList.toggle("on", groups.has(g) && !other);
+      const on = groups.has(g) && !other;
+      // a lit line lies on top of the others
+      if (on && !part.matches(".on") && part.parentNode.matches(".lines")) part.parentNode.append(part);
+      part.classList.toggle("on", on);
       part.classList.toggle("kept", kept.has(g));
       if (part.matches("button")) part.setAttribute("aria-pressed", kept.has(g));
     }

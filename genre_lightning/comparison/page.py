@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,14 +12,21 @@ from markupsafe import Markup
 from genre_lightning.comparison import charts
 from genre_lightning.comparison.charts import Mark
 from genre_lightning.comparison.ranking import (
-    SEED,
     Comparison,
     Group,
     setting_of,
     setting_order,
 )
 from genre_lightning.comparison.runs import Run, Setting, shown_setting
-from genre_lightning.comparison.text import best_run, describe, group_name, shown_time, shown_value
+from genre_lightning.comparison.text import (
+    MOST_KEYS_TOLD,
+    best_run,
+    describe,
+    group_name,
+    short_name,
+    shown_time,
+    shown_value,
+)
 from genre_lightning.page.document import render_page
 
 #: Rows of the chart of the spread.
@@ -61,6 +69,7 @@ def render_leaderboard(comparison: Comparison, made: datetime) -> str:
             "setting": shown_setting,
             "time": shown_time,
             "seconds_of": _seconds,
+            "breakable": _breakable,
         },
         comparison=comparison,
         labels=[comparison.key_label(key) for key in comparison.keys],
@@ -69,9 +78,13 @@ def render_leaderboard(comparison: Comparison, made: datetime) -> str:
             for k in range(len(comparison.keys))
         ],
         names=[group_name(group, comparison) for group in comparison.groups],
+        short_names=[short_name(group, comparison) for group in comparison.groups],
+        short_head=" · ".join(map(comparison.key_label, comparison.keys))
+        if 2 < len(comparison.keys) <= MOST_KEYS_TOLD
+        else "",
         shades=shades,
         counts=counts,
-        seeds=sorted({run.settings.get(SEED) for run in comparison.runs}, key=setting_order),
+        seeds=sorted({run.seed for run in comparison.runs}, key=setting_order),
         heat=grid,
         parallel=_parallel(comparison, shades)
         if several and comparison.keys and not grid
@@ -130,6 +143,11 @@ def _seconds(run: Run) -> float:
     return run.number("seconds") or 0.0
 
 
+def _breakable(name: str) -> Markup:
+    """A path, to be broken between its settings rather than within one."""
+    return Markup("<wbr>").join(re.split(r"(?<=[,/])", name))
+
+
 def _is_number(value: Setting) -> bool:
     return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
 
@@ -153,7 +171,7 @@ def _curves(comparison: Comparison, shades: list[float | None]) -> list[tuple[st
 def _spread(comparison: Comparison, ranked: list[Group], shades: list[float | None]) -> Markup:
     return charts.spread(
         [
-            (Mark(g, None, shades[g], group_name(group, comparison)), group.values)
+            (Mark(g, None, shades[g], short_name(group, comparison)), group.values)
             for g, group in enumerate(ranked[:MOST_SPREAD])
         ]
     )

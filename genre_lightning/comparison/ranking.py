@@ -219,7 +219,7 @@ def _parts(runs: Sequence[Run], keys: Sequence[str]) -> list[list[Run]]:
         return tuple(setting_order(setting_of(run, key)) for key in keys)
 
     def in_part(run: Run) -> tuple[tuple[int, float, str], str]:
-        return setting_order(run.settings.get(SEED)), run.name
+        return setting_order(run.seed), run.name
 
     ordered = sorted(runs, key=place)
     return [sorted(part, key=in_part) for _, part in groupby(ordered, key=place)]
@@ -258,10 +258,9 @@ def _doubts(groups: Sequence[Group]) -> list[str]:
         )
     again = 0
     for group in groups:
-        seeds = [
-            run.settings.get(SEED, run.result.get(SEED)) for run in group.runs if run.completed
-        ]
+        seeds = [run.seed for run in group.runs if run.completed]
         again += len(seeds) - len(set(seeds))
     if again:
-        doubts.append(f"{again} runs repeat the settings and the seed of another.")
+        runs = "1 run repeats" if again == 1 else f"{again} runs repeat"
+        doubts.append(f"{runs} the settings and the seed of another.")
     return doubts

@@ -6,9 +6,8 @@ A folder may be a stranger's: what can't be read becomes a note that names the f
 from __future__ import annotations
 
 import csv
-import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,6 +76,11 @@ class Run:
         return str(mode) if mode in ("max", "min") else usual_mode(self.monitor or "")
 
     @property
+    def seed(self) -> Setting:
+        """Of its random numbers; None where it is not told."""
+        return self.settings.get("seed", _setting(self.result.get("seed")))
+
+    @property
     def error(self) -> str | None:
         """What it failed of, in one line."""
         error = self.result.get("error")
@@ -128,6 +132,8 @@ class Run:
 
 def printable(text: str) -> str:
     """Text whose control characters, which a terminal obeys, are escaped as in Python."""
+    if text.isprintable():
+        return text
     return "".join(
         each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
     )
@@ -163,33 +169,29 @@ def find_runs(folders: Sequence[Path]) -> list[Run]:
         if not folder.is_dir():
             raise UserError(f"{folder} is no folder")
         found |= dict.fromkeys(_run_folders(folder.resolve()))
-    if not found:
+    paths = sorted(found)
+    base = Path(os.path.commonpath({path.parent for path in paths})) if paths else Path()
+    names = [printable(path.relative_to(base).as_posix()) for path in paths]
+    runs = [run for path, name in zip(paths, names, strict=True) if (run := read_run(path, name))]
+    if not runs:
         raise UserError(
             f"no run in {', '.join(map(str, folders))}: a run's folder holds "
             f"{', '.join(MARKS)} or {HISTORY}"
         )
-    paths = sorted(found)
-    parents = {path.parent for path in paths}
-    base = Path(os.path.commonpath(parents))
-    return [
-        run
-        for path in paths
-        if (run := read_run(path, printable(path.relative_to(base).as_posix())))
-    ]
+    return runs
 
 
 def _run_folders(tree: Path) -> Iterator[Path]:
-    within: list[Path] = []  # runs, whose loggers may write a metrics.csv further down
+    within: set[Path] = set()  # runs, whose loggers may write a metrics.csv further down
     for name, folders, _ in os.walk(tree):
         folder = Path(name)
         folders[:] = sorted(
             each for each in folders if not each.startswith(".") and each not in NOT_SEARCHED
         )
         if is_run_folder(folder) and (
-            not any(run in folder.parents for run in within)
-            or any((folder / mark).exists() for mark in MARKS)
+            within.isdisjoint(folder.parents) or any((folder / mark).exists() for mark in MARKS)
         ):
-            within.append(folder)
+            within.add(folder)
             yield folder
 
 
@@ -205,10 +207,12 @@ def read_run(folder: Path, name: str) -> Run | None:
     try:
         result = read_result(folder)
         status = "interrupted" if result is None else str(result["status"])
-    except UserError as error:
-        notes.append(str(error))
+    except (UserError, RecursionError) as error:
+        notes.append(
+            str(error) if isinstance(error, UserError) else f"{folder / MARKS[0]}: {error}"
+        )
         status = "damaged"
-    config = _read_yaml(folder / ".hydra" / "config.yaml", dict, notes)
+    config = _read_yaml(folder / ".hydra" / "config.yaml", _flatten, notes)
     history = _read_history(folder / HISTORY, notes)
     if (
         result is None
@@ -218,22 +222,18 @@ def read_run(folder: Path, name: str) -> Run | None:
         and "monitor" not in config
     ):
         return None
-    overrides = _read_yaml(folder / ".hydra" / "overrides.yaml", list, notes)
-    given = overrides or (result or {}).get("overrides")
-    pairs = _override_pairs(given if isinstance(given, list) else [])
-    hydra = _read_yaml(folder / ".hydra" / "hydra.yaml", dict, notes) or {}
-    node: Any = hydra.get("hydra")
-    for key in ("runtime", "choices"):
-        node = node.get(key) if isinstance(node, dict) else None
+    pairs = _read_yaml(folder / ".hydra" / "overrides.yaml", _override_pairs, notes)
+    choices = _read_yaml(folder / ".hydra" / "hydra.yaml", _choices, notes)
+    if pairs is None:
+        given = (result or {}).get("overrides")
+        pairs = _override_pairs(given) if isinstance(given, list) else {}
     return Run(
         folder=folder,
         name=name,
         status="running" if is_running(folder) else status,
         result=result or {},
-        settings=dict(_flatten(config)) if config else pairs,
-        choices={printable(str(k)): _setting(v) for k, v in node.items()}
-        if isinstance(node, dict)
-        else {},
+        settings=config or pairs,
+        choices=choices or {},
         overridden=frozenset(pairs),
         has_config=bool(config),
         history=history,
@@ -241,8 +241,10 @@ def read_run(folder: Path, name: str) -> Run | None:
     )
 
 
-def _read_yaml(path: Path, kind: type, notes: list[str]) -> Any:
-    """A config as plain data; None where there is none, or none to be read, which is noted."""
+def _read_yaml(
+    path: Path, convert: Callable[[Any], dict[str, Setting]], notes: list[str]
+) -> dict[str, Setting] | None:
+    """What a config says; None where there is none, or none to be read, which is noted."""
     try:
         text = path.read_text("utf-8")
     except FileNotFoundError:
@@ -257,22 +259,32 @@ def _read_yaml(path: Path, kind: type, notes: list[str]) -> Any:
         # Hydra writes none, and aliases of aliases make a small file a huge tree
         if "*" in text and any(isinstance(e, yaml.AliasEvent) for e in yaml.parse(text, loader)):
             raise ValueError("it has YAML aliases")
-        found = yaml.load(text, loader)
-        if not isinstance(found, kind):
-            raise ValueError(f"it is not a {kind.__name__}")
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        return convert(yaml.load(text, loader))
+    except (
+        yaml.YAMLError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+        RecursionError,
+    ) as error:
+        reason = " ".join(str(error).split())
         notes.append(f"{path} is no config of a run: {reason}")
         return None
-    return found
 
 
-def _flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, Setting]]:
+def _flatten(node: Any, prefix: str = "") -> dict[str, Setting]:
+    flat: dict[str, Setting] = {}
     for key, value in node.items():
         if isinstance(value, dict) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
+            flat |= _flatten(value, f"{prefix}{key}.")
         else:
-            yield printable(f"{prefix}{key}"), _setting(value)
+            flat[printable(f"{prefix}{key}")] = _setting(value)
+    return flat
+
+
+def _choices(hydra: Any) -> dict[str, Setting]:
+    return _flatten(hydra["hydra"]["runtime"]["choices"])
 
 
 def _setting(value: Any) -> Setting:
@@ -300,7 +312,9 @@ def shown_setting(value: Setting) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _override_pairs(overrides: list[Any]) -> dict[str, Setting]:
+def _override_pairs(overrides: Any) -> dict[str, Setting]:
+    if not isinstance(overrides, list):
+        raise TypeError(f"a list is expected, not {type(overrides).__name__}")
     pairs = {}
     for override in overrides:
         key, equals, value = str(override).partition("=")
@@ -347,11 +361,11 @@ def _is_count(value: float | None) -> bool:
 
 
 def _number(value: Any) -> float | None:
-    """As a finite float; None for anything else."""
+    """As a float of a size that can be drawn; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     try:
         number = float(value)
     except (ValueError, OverflowError):
         return None
-    return number if math.isfinite(number) else None
+    return number if abs(number) < 1e100 else None

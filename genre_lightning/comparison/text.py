@@ -23,8 +23,8 @@ def describe(run: Run, comparison: Comparison) -> str:
         f"{comparison.key_label(key)}={shown_setting(setting_of(run, key))}"
         for key in comparison.keys
     ]
-    if comparison.has_spread and SEED in run.settings:
-        parts.append(f"{SEED}={shown_setting(run.settings[SEED])}")
+    if comparison.has_spread and run.seed is not None:
+        parts.append(f"{SEED}={shown_setting(run.seed)}")
     return run.name if not parts or len(comparison.keys) > MOST_KEYS_TOLD else " ".join(parts)
 
 
@@ -35,6 +35,15 @@ def group_name(group: Group, comparison: Comparison) -> str:
         for key, value in zip(comparison.keys, group.settings, strict=True)
     ]
     return ", ".join(parts) or ("all runs" if len(group.runs) > 1 else group.runs[0].name)
+
+
+def short_name(group: Group, comparison: Comparison) -> str:
+    """Its name or, where that is long, the values alone: "0.3 · 0.001 · bce"."""
+    if len(comparison.keys) <= 2:
+        return group_name(group, comparison)
+    if len(comparison.keys) <= MOST_KEYS_TOLD:
+        return " · ".join(map(shown_setting, group.settings))
+    return group.runs[0].name
 
 
 def shown_value(value: float | None) -> str:
