@@ -346,9 +346,6 @@ class SweepCallback(Callback):
         if resumed:
             parts.append(f"{resumed} of them resumed")
         print(f"{self.folder}: {', '.join(parts)}")
-        for event in events:
-            if event["status"] == "failed":
-                print(f"failed: {event['job']}: {' '.join(event['error'].split())}")
         if set(counts) <= {"completed", "already finished"}:
             return 0
         print("The same command goes on from here: what is finished is not run again.", flush=True)
