@@ -51,10 +51,10 @@ from genre_lightning.processes import (
     run_in_processes,
 )
 from genre_lightning.run_folder import (
-    check_unused,
     is_running,
     read_result,
     recorded_run,
+    starting_point,
     whole_file,
 )
 
@@ -117,8 +117,8 @@ def run_job(cfg: DictConfig, train: Train) -> float | None:
         return _run_in_sweep(cfg, train, folder)
     try:
         check_started(job)
-        if cfg.ckpt_path is None and not is_member():
-            check_unused(folder)
+        if not is_member():
+            cfg.ckpt_path = starting_point(cfg.ckpt_path, folder)
         result = _run(cfg, train, folder)
     except UserError as error:
         if is_member():
@@ -346,9 +346,6 @@ class SweepCallback(Callback):
         if resumed:
             parts.append(f"{resumed} of them resumed")
         print(f"{self.folder}: {', '.join(parts)}")
-        for event in events:
-            if event["status"] == "failed":
-                print(f"failed: {event['job']}: {' '.join(event['error'].split())}")
         if set(counts) <= {"completed", "already finished"}:
             return 0
         print("The same command goes on from here: what is finished is not run again.", flush=True)

@@ -122,7 +122,7 @@ def test_a_failing_job_is_named_and_the_others_go_on(sweep_here: Sweep, tmp_path
     assert [text.split()[0] for text in ended] == ["[1/4]", "[2/4]", "[3/4]", "[4/4]"]
     assert "model.dropout=0.1,optimizer.lr=0.01  val/map_macro 0." in ended[2]
     named = [text for text in lines if text.startswith("failed: ")]
-    assert len(named) == 3 and "not finite" in named[0]
+    assert len(named) == 3 and "not finite" in output
     assert "1 completed" in output and "3 failed" in output
     # Tables, warnings and tracebacks are in the job's folder, and nothing is left behind.
     assert "Dataset" not in output and "Traceback" not in output and "HYDRA" not in output
@@ -296,7 +296,7 @@ def test_a_sweep_that_is_interrupted_and_killed_goes_on(
     command: Callable[..., Any], tmp_path: Path
 ) -> None:
     sweep = tmp_path / "runs" / "sweeps" / "s"
-    long = ("trainer.max_epochs=120", "callbacks.early_stopping=null")
+    long = ("trainer.max_epochs=60", "callbacks.early_stopping=null")
     values = "optimizer.lr=1e-2,1e-3"
 
     def is_training(lr: str) -> Callable[[], bool]:
@@ -326,13 +326,13 @@ def test_a_sweep_that_is_interrupted_and_killed_goes_on(
     output, errors = process.communicate(timeout=240)
     assert process.returncode == 1, errors
     assert "[1/3] optimizer.lr=0.01  already finished" in output
-    assert "(resumed after" in output and "failed: optimizer.lr=1e+30: " in output
+    assert "(resumed after" in output and "optimizer.lr=1e+30  failed: " in output
     assert "Traceback" not in errors
     assert contents(jobs(sweep)["0.01"]) == finished
     resumed = recorded(jobs(sweep)["0.001"])
-    assert (resumed["status"], resumed["epochs"], resumed["attempts"]) == ("completed", 120, 2)
+    assert (resumed["status"], resumed["epochs"], resumed["attempts"]) == ("completed", 60, 2)
     rows = (jobs(sweep)["0.001"] / "metrics.csv").read_text().splitlines()
-    assert len(rows) == 121
+    assert len(rows) == 61
 
 
 LAUNCHERS = {
@@ -353,7 +353,7 @@ def test_jobs_side_by_side(
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 1, errors
     assert "1 completed, 1 failed" in output or "1 failed, 1 completed" in output
-    assert "failed: optimizer.lr=1e+30: DivergedError" in output
+    assert "optimizer.lr=1e+30  failed: DivergedError: " in output
     found = jobs(tmp_path / "runs" / "sweeps" / "s")
     assert {lr: recorded(folder)["status"] for lr, folder in found.items()} == {
         "0.01": "completed",
@@ -366,7 +366,7 @@ def test_the_launcher_for_slurm_can_be_configured(repository: Path) -> None:
     with initialize_config_dir(str(repository / "conf"), version_base="1.3"):
         overrides = ["hydra/launcher=submitit_slurm", "hydra.launcher.gpus_per_task=1"]
         cfg = compose("train", [*overrides, "sweep.name=s"], return_hydra_config=True)
-    launcher = Plugins.instance().instantiate_launcher(
+    launcher: Any = Plugins.instance().instantiate_launcher(
         hydra_context=HydraContext(config_loader=None, callbacks=None),  # type: ignore[arg-type]
         task_function=lambda cfg: None,
         config=cfg,

@@ -75,29 +75,6 @@ def test_what_a_run_leaves(trained_run: Path) -> None:
     assert found["val"]["map_macro"] == pytest.approx(best)
 
 
-def test_a_sweep_as_a_user_starts_it(
-    repository: Path, tiny_overrides: Overrides, tmp_path: Path
-) -> None:
-    sweep = tmp_path / "a sweep"
-    overrides = tiny_overrides(model="title")[1:]
-    # A job fails: the other is done nevertheless, and the sweep as a whole has failed.
-    job = ["-m", "optimizer.lr=1e30,1e-2", f"hydra.sweep.dir={sweep}", "model=title"]
-    silent = "hydra.job.config.override_dirname.exclude_keys=[{}]".format(
-        ",".join(o.partition("=")[0].lstrip("+") for o in overrides)
-    )
-    process = started(repository, [*job, silent, *overrides], tmp_path)
-    output, errors = process.communicate(timeout=300)
-    assert process.returncode != 0, output
-    diverged, completed = (
-        recorded(sweep / f"model=title,optimizer.lr={lr}") for lr in ("1e+30", "0.01")
-    )
-    assert diverged["status"] == "failed" and "not finite at epoch 0" in diverged["error"], errors
-    assert completed["status"] == "completed" and set(completed["test"]) >= METRICS
-    assert "optimizer.lr=0.01" in completed["overrides"]
-    assert sum(path.is_dir() for path in sweep.iterdir()) == 2
-    assert not any(path.name == "runs" for path in tmp_path.iterdir())
-
-
 def test_ctrl_c_is_an_interruption_to_go_on_after(
     repository: Path, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
