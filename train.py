@@ -27,9 +27,11 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     from hydra.utils import instantiate
     from rich.console import Console
 
+    from genre_lightning.callbacks.epoch_log import EpochLog
     from genre_lightning.callbacks.history import History
     from genre_lightning.checkpoint import CheckpointError, check_resumable, load_model
     from genre_lightning.evaluation import print_genre_table, score_split, split_metrics
+    from genre_lightning.loggers import log_outcome, open_loggers
     from genre_lightning.module import GenreModule
 
     # Names of genres and files are shown as they are, not read as markup.
@@ -71,39 +73,42 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     history = History(folder)
     callbacks = [
         history,
+        EpochLog(history),
         *(instantiate(callback) for callback in cfg.callbacks.values() if callback),
     ]
     on_gpu = cfg.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     precision = cfg.trainer.precision
     if precision == "auto":
         precision = "bf16-mixed" if on_gpu else "32-true"
-    trainer = instantiate(
-        cfg.trainer,
-        precision=precision,
-        callbacks=callbacks,
-        logger=instantiate(cfg.logger) or False,
-    )
-    try:
-        trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
-    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
-        if cfg.ckpt_path is None or history.started:
-            raise
-        raise CheckpointError(f"{cfg.ckpt_path}: can't go on from it: {error}") from error
+    with open_loggers(cfg, folder, result) as loggers:
+        trainer = instantiate(
+            cfg.trainer,
+            precision=precision,
+            callbacks=callbacks,
+            logger=loggers,
+        )
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
+        except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+            if cfg.ckpt_path is None or history.started:
+                raise
+            raise CheckpointError(f"{cfg.ckpt_path}: can't go on from it: {error}") from error
 
-    best = trainer.checkpoint_callback.best_model_path
-    result["epochs"] = trainer.current_epoch
-    result["train_samples_per_second"] = history.samples_per_second
-    result["best_checkpoint"] = str(Path(best).relative_to(folder)) if best else None
-    if not trainer.is_global_zero or not best:
-        return
-    # Scored as evaluate.py will score it: from the file alone, in float32.
-    device = trainer.strategy.root_device
-    model = load_model(best, device)
-    for split in ("val", "test"):
-        scores = score_split(model, data, split, device)
-        result[split] = split_metrics(model, scores)
-        print_genre_table(model, scores, console)
-    result["monitor_value"] = float(trainer.checkpoint_callback.best_model_score)
+        best = trainer.checkpoint_callback.best_model_path
+        result["epochs"] = trainer.current_epoch
+        result["train_samples_per_second"] = history.samples_per_second
+        result["best_checkpoint"] = str(Path(best).relative_to(folder)) if best else None
+        if not trainer.is_global_zero or not best:
+            return
+        # Scored as evaluate.py will score it: from the file alone, in float32.
+        device = trainer.strategy.root_device
+        model = load_model(best, device)
+        scores = {split: score_split(model, data, split, device) for split in ("val", "test")}
+        for split, found in scores.items():
+            result[split] = split_metrics(model, found)
+            print_genre_table(model, found, console)
+        result["monitor_value"] = float(trainer.checkpoint_callback.best_model_score)
+        log_outcome(loggers, trainer.global_step, model, data, scores, result, Path(best))
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")

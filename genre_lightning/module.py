@@ -33,8 +33,9 @@ class DivergedError(UserError):
 class GenreModule(pl.LightningModule):
     """Trains a network on batches of movies and fits its decision thresholds on validation.
 
-    Logs ``train/loss`` and, for each validation epoch, ``val/`` and every name that
-    :func:`genre_lightning.metrics.genre_metrics` gives.
+    Its metrics are ``train/loss`` and, for each validation epoch, ``val/`` and every name that
+    :func:`genre_lightning.metrics.genre_metrics` gives. Loggers get them from
+    :class:`genre_lightning.callbacks.epoch_log.EpochLog`, not from Lightning.
 
     Args:
         network: built by :func:`genre_lightning.models.build_network`.
@@ -104,7 +105,13 @@ class GenreModule(pl.LightningModule):
                 alone = self.loss((prior + poster)[seen], batch.targets[seen])
                 loss = loss + self.branch_loss * alone
         self.log(
-            "train/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch), sync_dist=True
+            "train/loss",
+            loss,
+            on_step=False,
+            on_epoch=True,
+            batch_size=len(batch),
+            sync_dist=True,
+            logger=False,
         )
         return loss
 
@@ -112,7 +119,11 @@ class GenreModule(pl.LightningModule):
         """Collect the scores; nothing is computed of them before the epoch's end."""
         logits = self.network(**batch.inputs())
         self.log(
-            "val/loss", self.loss(logits, batch.targets), batch_size=len(batch), sync_dist=True
+            "val/loss",
+            self.loss(logits, batch.targets),
+            batch_size=len(batch),
+            sync_dist=True,
+            logger=False,
         )
         self.collector.update(ACTIVATIONS[self.activation](logits.float()), batch.targets)
 
@@ -136,7 +147,9 @@ class GenreModule(pl.LightningModule):
         metrics = genre_metrics(scores, targets, self.thresholds.to(scores.device))
         # The same numbers on every rank already: the collector has gathered them.
         self.log_dict(
-            {f"val/{name}": value for name, value in metrics.items()}, rank_zero_only=False
+            {f"val/{name}": value for name, value in metrics.items()},
+            rank_zero_only=False,
+            logger=False,
         )
 
     def configure_optimizers(self) -> Any:

@@ -47,7 +47,8 @@ LAYERS: list[dict[str, tuple[str, ...]]] = [
         "compare": ("compare",),
         "report": ("report",),
     },
-    {"predict": ("predict",), "demo": ("demo",)},
+    {"wandb_report": ("wandb_report",), "predict": ("predict",), "demo": ("demo",)},
+    {"loggers": ("loggers",)},
 ]
 # They name what the package offers and hold no code of their own.
 NAMESPACES = ("", "data")
