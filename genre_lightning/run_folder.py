@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import platform
+import shutil
 import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any, BinaryIO, Literal, TextIO, overload
+
+from filelock import FileLock, Timeout
 
 from genre_lightning import __version__
+from genre_lightning.errors import UserError
 
 PACKAGES = (
     "torch",
@@ -26,6 +31,10 @@ PACKAGES = (
     "numpy",
     "pillow",
 )
+STATUSES = ("completed", "failed", "interrupted")
+LOCK = ".lock"
+#: No space, no quota, no larger file allowed.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def package_versions() -> dict[str, str]:
@@ -38,7 +47,11 @@ def package_versions() -> dict[str, str]:
 def recorded_run(
     folder: Path, monitor: str, seed: int, overrides: list[str]
 ) -> Iterator[dict[str, Any]]:
-    """Write ``result.json`` when the block ends, however it ends.
+    """Keep ``result.json`` true while the block runs and when it ends, however it ends.
+
+    The file is written at once, with the status "interrupted": what is true should the process be
+    killed. While the block runs the folder is locked, which :func:`is_running` sees. Of several
+    processes that train together only the first locks and writes.
 
     Args:
         folder: the run folder.
@@ -48,14 +61,18 @@ def recorded_run(
 
     Yields:
         The result, for the block to add to. Its status becomes "completed", "interrupted" (Ctrl-C,
-        SIGTERM) or "failed" with the error, which is raised again.
+        SIGTERM) or "failed" with the error, which is raised again. ``seconds``, ``attempts`` and
+        ``wandb_run_id`` go on from those of an earlier attempt in the same folder.
+
+    Raises:
+        UserError: another process runs in this folder, or its ``result.json`` is not ours.
     """
-    started = time.perf_counter()
     result: dict[str, Any] = {
-        "status": "failed",
+        "status": "interrupted",
         "monitor": monitor,
         "monitor_value": None,
         "epochs": 0,
+        "attempts": 1,
         "seconds": 0.0,
         "train_samples_per_second": None,
         "num_parameters": None,
@@ -66,55 +83,148 @@ def recorded_run(
         "val": {},
         "test": {},
     }
-    try:
-        with _sigterm_raises():
+    if not is_first_process():
+        with _signals_raise():
             yield result
-        result["status"] = "completed"
-    except (KeyboardInterrupt, SystemExit):
-        result["status"] = "interrupted"
-        raise
-    except BaseException as error:
-        result["error"] = f"{type(error).__name__}: {error}"
-        raise
-    finally:
-        result["seconds"] = round(time.perf_counter() - started, 3)
-        if int(os.environ.get("LOCAL_RANK", 0)) == 0 and int(os.environ.get("NODE_RANK", 0)) == 0:
-            write_result(folder, result)
+        return
+    with _lock(folder), _signals_raise():
+        earlier = read_result(folder) or {}
+        result["attempts"] = int(earlier.get("attempts") or 0) + 1
+        result["seconds"] = before = float(earlier.get("seconds") or 0.0)
+        result["wandb_run_id"] = earlier.get("wandb_run_id")
+        write_result(folder, result)
+        started = time.perf_counter()
+        try:
+            yield result
+            result["status"] = "completed"
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            result["status"] = "failed"
+            result["error"] = f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            result["seconds"] = round(before + time.perf_counter() - started, 3)
+            # Where the disk is full the file goes on saying "interrupted", which is no lie, and the
+            # error that is under way tells more than one about this file.
+            with suppress(*() if result["status"] == "completed" else (OSError, UserError)):
+                write_result(folder, result)
+
+
+def is_first_process() -> bool:
+    """Whether this is the first, or the only one, of the processes that train together."""
+    names = ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK")
+    return all(int(os.environ.get(name, 0)) == 0 for name in names)
+
+
+def is_running(folder: str | Path) -> bool:
+    """Whether a process is training in this run folder now.
+
+    A folder that may not be written is taken for one at rest.
+    """
+    path = Path(folder) / LOCK
+    if not path.exists():
+        return False
+    try:
+        with FileLock(path, timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:
+        return False
 
 
 @contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """Let SIGTERM end the block by SystemExit, where it would end the process on the spot.
-
-    Not under Slurm, where Lightning answers the signal by queueing the job again.
-    """
-    if threading.current_thread() is not threading.main_thread() or "SLURM_JOB_ID" in os.environ:
+def _lock(folder: Path) -> Iterator[None]:
+    # A moment's patience: is_running takes the lock to try it.
+    lock = FileLock(folder / LOCK, timeout=2)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(
+            f"another process is training in {folder}: wait for it or stop it, or name another "
+            "folder by hydra.run.dir"
+        ) from None
+    try:
         yield
-        return
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _signals_raise() -> Iterator[None]:
+    """Let SIGTERM and Ctrl-C end the block by SystemExit, with the exit code of such an end.
+
+    Not SIGTERM under Slurm, where Lightning answers the signal by queueing the job again.
+    """
+    signals = [signal.SIGINT, *([] if "SLURM_JOB_ID" in os.environ else [signal.SIGTERM])]
+    if threading.current_thread() is not threading.main_thread():
+        signals = []
 
     def leave(number: int, frame: object) -> None:
         raise SystemExit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, leave)
+    before = {number: signal.signal(number, leave) for number in signals}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-@contextmanager
-def whole_file(path: Path) -> Iterator[TextIO]:
-    """Open a text file that appears under its name once it is whole, and not otherwise.
+@overload
+def whole_file(path: Path, mode: Literal["w"] = "w") -> AbstractContextManager[TextIO]: ...
+@overload
+def whole_file(path: Path, mode: Literal["wb"]) -> AbstractContextManager[BinaryIO]: ...
+@contextmanager  # type: ignore[misc]
+def whole_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Open a file that appears under its name once it is whole, and not otherwise.
 
     Whatever stood there before stays until then, also when the block raises or is killed.
+
+    Args:
+        path: of the file.
+        mode: "w" for UTF-8 text, "wb" for bytes.
+
+    Raises:
+        UserError: the disk is full; the message names the file and the space that is left.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
     try:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
+        with temporary.open(mode, **text) as file:  # type: ignore[call-overload]
             yield file
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        free = shutil.disk_usage(path.parent).free
+        raise UserError(
+            f"{path} could not be written: {error.strerror} ({free / 2**20:,.0f} MiB free there). "
+            "What stood there before is intact"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_result(folder: str | Path) -> dict[str, Any] | None:
+    """What ``result.json`` of a run folder says; None where there is none.
+
+    Raises:
+        UserError: it is not JSON, or not a run's result; the message names the file.
+    """
+    path = Path(folder) / "result.json"
+    try:
+        result = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} can't be read: {error}") from error
+    if not isinstance(result, dict) or result.get("status") not in STATUSES:
+        raise UserError(f"{path} is not the result of a run: it has no status of {STATUSES}")
+    return result
 
 
 def write_result(folder: str | Path, result: dict[str, Any]) -> None:

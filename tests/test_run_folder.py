@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from genre_lightning.run_folder import recorded_run, write_result
+from genre_lightning.errors import UserError
+from genre_lightning.run_folder import is_running, read_result, recorded_run, write_result
 
 KEYS = {
     "status", "monitor", "monitor_value", "epochs", "seconds", "train_samples_per_second",
-    "num_parameters", "seed", "overrides", "versions", "wandb_run_id", "val", "test",
+    "num_parameters", "seed", "overrides", "versions", "wandb_run_id", "val", "test", "attempts",
 }  # fmt: skip
 
 
@@ -54,15 +55,16 @@ def test_other_ends(error: BaseException, status: str, tmp_path: Path) -> None:
         assert found["error"] == f"{type(error).__name__}: {error}"
 
 
-def test_sigterm_is_an_interruption(tmp_path: Path, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
+def test_a_signal_is_an_interruption(number: int, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(number)
     with pytest.raises(SystemExit) as caught, recorded_run(tmp_path, "m", 0, []):
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         signal.pause()
-    assert caught.value.code == 128 + signal.SIGTERM
+    assert caught.value.code == 128 + number
     assert recorded(tmp_path)["status"] == "interrupted"
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(number) is before
 
 
 def test_slurm_keeps_its_own_way_with_sigterm(tmp_path: Path, monkeypatch: Any) -> None:
@@ -72,12 +74,44 @@ def test_slurm_keeps_its_own_way_with_sigterm(tmp_path: Path, monkeypatch: Any) 
         assert signal.getsignal(signal.SIGTERM) is before
 
 
-@pytest.mark.parametrize("variable", ["LOCAL_RANK", "NODE_RANK"])
+@pytest.mark.parametrize("variable", ["LOCAL_RANK", "NODE_RANK", "RANK", "SLURM_PROCID"])
 def test_one_process_of_many_writes(variable: str, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv(variable, "1")
     with recorded_run(tmp_path, "m", 0, []):
-        pass
-    assert not (tmp_path / "result.json").exists()
+        assert not is_running(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_while_it_runs(tmp_path: Path) -> None:
+    assert not is_running(tmp_path) and read_result(tmp_path) is None
+    with recorded_run(tmp_path, "m", 0, []):
+        assert is_running(tmp_path)
+        assert recorded(tmp_path)["status"] == "interrupted"  # true, were it killed now
+        with (
+            pytest.raises(UserError, match=f"another process is training in {tmp_path}"),
+            recorded_run(tmp_path, "m", 1, []),
+        ):
+            pytest.fail("two runs in one folder")
+    assert not is_running(tmp_path) and recorded(tmp_path)["status"] == "completed"
+
+
+def test_attempts_add_up(tmp_path: Path) -> None:
+    with pytest.raises(ValueError), recorded_run(tmp_path, "m", 0, []) as result:
+        result["wandb_run_id"] = "abc"
+        raise ValueError
+    write_result(tmp_path, {**recorded(tmp_path), "seconds": 100.0})
+    with recorded_run(tmp_path, "m", 0, []) as result:
+        assert result["wandb_run_id"] == "abc"
+    found = recorded(tmp_path)
+    assert found["attempts"] == 2 and 100 <= found["seconds"] < 200
+    assert found["status"] == "completed" and "error" not in found
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{}", '{"status": "odd"}', "\xff"], ids=repr)
+def test_what_is_no_result(text: str, tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text(text, "latin-1")
+    with pytest.raises(UserError, match=str(tmp_path / "result.json")):
+        read_result(tmp_path)
 
 
 def test_it_is_json_and_whole(tmp_path: Path) -> None:
