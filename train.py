@@ -8,9 +8,15 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from omegaconf import OmegaConf
+
+from genre_lightning.run_folder import run_directory
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+# conf/hydra/default.yaml: where the run is that is to go on.
+OmegaConf.register_new_resolver("run_folder", run_directory, use_cache=True, replace=True)
 
 
 def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
@@ -29,10 +35,19 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
 
     from genre_lightning.callbacks.epoch_log import EpochLog
     from genre_lightning.callbacks.history import History
-    from genre_lightning.checkpoint import CheckpointError, check_resumable, load_model
+    from genre_lightning.callbacks.resume import Resume, WholeFileIO, run_settings
+    from genre_lightning.checkpoint import (
+        TRAINING_KEY,
+        CheckpointError,
+        check_resumable,
+        copy_best,
+        load_model,
+    )
+    from genre_lightning.errors import UserError
     from genre_lightning.evaluation import print_genre_table, score_split, split_metrics
     from genre_lightning.loggers import log_outcome, open_loggers
     from genre_lightning.module import GenreModule
+    from genre_lightning.run_folder import find_checkpoint, is_first_process
 
     # Names of genres and files are shown as they are, not read as markup.
     console = Console(markup=False, emoji=False)
@@ -67,35 +82,47 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         inputs=inputs,
         **cfg.training,
     )
-    if cfg.ckpt_path is not None:
-        check_resumable(cfg.ckpt_path, inputs, network)
-
+    on_gpu = cfg.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    precision = cfg.trainer.precision
+    if precision == "auto":
+        precision = "bf16-mixed" if on_gpu else "32-true"
     history = History(folder)
     callbacks = [
         history,
         EpochLog(history),
         *(instantiate(callback) for callback in cfg.callbacks.values() if callback),
     ]
-    on_gpu = cfg.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    precision = cfg.trainer.precision
-    if precision == "auto":
-        precision = "bf16-mixed" if on_gpu else "32-true"
-    with open_loggers(cfg, folder, result) as loggers:
-        trainer = instantiate(
-            cfg.trainer,
-            precision=precision,
-            callbacks=callbacks,
-            logger=loggers,
-        )
+    trainer = instantiate(
+        cfg.trainer,
+        precision=precision,
+        callbacks=callbacks,
+        logger=False,
+        plugins=[WholeFileIO()],
+    )
+    settings = run_settings(
+        OmegaConf.to_container(cfg, resolve=True),
+        precision=precision,
+        world_size=trainer.num_nodes * trainer.num_devices,
+    )
+    ckpt_path = None
+    if cfg.ckpt_path is not None:
+        ckpt_path = find_checkpoint(cfg.ckpt_path, folder)
+        checkpoint = check_resumable(ckpt_path, inputs, network, settings)
+        earlier_run = checkpoint[TRAINING_KEY].get("wandb_run_id")
+        result["wandb_run_id"] = result["wandb_run_id"] or earlier_run
+        if is_first_process():
+            copy_best(checkpoint, ckpt_path, folder / "checkpoints")
+    trainer.callbacks.append(Resume(folder, result, settings, cfg.checkpoint_every_n_steps))
+    with open_loggers(cfg, folder, result) as trainer.loggers:
         try:
-            trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
+            trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
         except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
-            if cfg.ckpt_path is None or history.started:
+            if ckpt_path is None or history.started or isinstance(error, UserError):
                 raise
-            raise CheckpointError(f"{cfg.ckpt_path}: can't go on from it: {error}") from error
+            raise CheckpointError(f"{ckpt_path}: can't go on from it: {error}") from error
 
         best = trainer.checkpoint_callback.best_model_path
-        result["epochs"] = trainer.current_epoch
+        result["epochs"] = trainer.fit_loop.epoch_progress.current.processed
         result["train_samples_per_second"] = history.samples_per_second
         result["best_checkpoint"] = str(Path(best).relative_to(folder)) if best else None
         if not trainer.is_global_zero or not best:
@@ -108,18 +135,20 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
             result[split] = split_metrics(model, found)
             print_genre_table(model, found, console)
         result["monitor_value"] = float(trainer.checkpoint_callback.best_model_score)
-        log_outcome(loggers, trainer.global_step, model, data, scores, result, Path(best))
+        log_outcome(trainer.loggers, trainer.global_step, model, data, scores, result, Path(best))
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float | None:
     """Run one training and leave its story in the run folder; return the monitored value."""
     from genre_lightning.errors import UserError
-    from genre_lightning.run_folder import recorded_run
+    from genre_lightning.run_folder import check_unused, recorded_run
 
     job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)
     try:
+        if cfg.ckpt_path is None:
+            check_unused(folder)
         with recorded_run(folder, cfg.monitor, cfg.seed, list(job.overrides.task)) as result:
             train(cfg, folder, result)
     except UserError as error:

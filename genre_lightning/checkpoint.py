@@ -23,15 +23,19 @@ from genre_lightning.errors import UserError
 from genre_lightning.losses import build_loss
 from genre_lightning.models import ACTIVATIONS, Fusion, PosterResNet
 from genre_lightning.models.fusion import complete_description, sketch_network
+from genre_lightning.run_folder import whole_file
 
 CHECKPOINT_KEY = "genre_lightning"
 CHECKPOINT_FORMAT = 1
+#: What training goes on with, beyond what Lightning saves (callbacks/resume.py).
+TRAINING_KEY = "training_state"
 
 #: Everything the trainer writes. An entry beyond these was put there by somebody else: Lightning
 #: acts on some (``hyper_parameters`` with an ``_instantiator``), so none is let through.
 KNOWN_ENTRIES = frozenset(
     {
         CHECKPOINT_KEY,
+        TRAINING_KEY,
         "epoch",
         "global_step",
         "pytorch-lightning_version",
@@ -141,20 +145,32 @@ def network_weights(state: Mapping[str, Any]) -> dict[str, Any]:
     return {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
 
 
-def check_resumable(path: str | Path, inputs: Mapping[str, Any], network: Fusion) -> None:
-    """Refuse to resume from a bad file, or one whose model or data differ from this run's.
+def check_resumable(
+    path: str | Path, inputs: Mapping[str, Any], network: Fusion, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Refuse to resume from a bad file, or one whose model, data or settings differ from this run's.
 
     Args:
         path: of the checkpoint.
         inputs: ``MovieDataModule.describe()`` of the run that would go on.
         network: of that run.
+        settings: of that run, from :func:`genre_lightning.callbacks.resume.run_settings`.
+
+    Returns:
+        The checkpoint.
 
     Raises:
-        CheckpointError: naming the file and what differs.
+        CheckpointError: naming the file and what differs, with both values.
     """
     checkpoint = read_checkpoint(path)
     card = checkpoint[CHECKPOINT_KEY]
-    entries = {"optimizer_states": list, "lr_schedulers": list, "loops": dict, "callbacks": dict}
+    entries = {
+        "optimizer_states": list,
+        "lr_schedulers": list,
+        "loops": dict,
+        "callbacks": dict,
+        TRAINING_KEY: dict,
+    }
     for entry, kind in entries.items():
         if not isinstance(checkpoint.get(entry), kind):
             raise CheckpointError(f"{path}: it has no {entry!r}, so training can't go on from it")
@@ -170,6 +186,74 @@ def check_resumable(path: str | Path, inputs: Mapping[str, Any], network: Fusion
                 "resume with the data and model it was trained with, or start anew without "
                 "ckpt_path"
             )
+    theirs = checkpoint[TRAINING_KEY].get("settings")
+    if not isinstance(theirs, dict):
+        raise CheckpointError(f"{path}: it has no settings, so training can't go on from it")
+    absent = object()
+    changed = [
+        f"{name} ({_shown(theirs, name)} there, {_shown(settings, name)} here)"
+        for name in sorted({*theirs, *settings})
+        if theirs.get(name, absent) != settings.get(name, absent)
+    ]
+    if changed:
+        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+        raise CheckpointError(
+            f"{path}: these settings differ from this run's: {', '.join(changed[:5])}{more}; "
+            "give the same ones, or start anew without ckpt_path"
+        )
+    return checkpoint
+
+
+def _shown(settings: Mapping[str, Any], name: str) -> str:
+    return f"{settings[name]!r:.100}" if name in settings else "not set"
+
+
+def copy_best(checkpoint: Mapping[str, Any], path: str | Path, folder: Path) -> None:
+    """Take the best checkpoint so far along, where a run goes on in another folder.
+
+    Copied is the file beside ``path`` that has the name, and the score inside, that ``checkpoint``
+    tells, if it is a checkpoint of ours. Any other is left where it is, and forgotten.
+
+    Args:
+        checkpoint: of :func:`check_resumable`.
+        path: its file.
+        folder: of this run's checkpoints.
+    """
+    beside = Path(path).resolve().parent
+    if beside == folder.resolve():
+        return
+    for key, state in _saver_states(checkpoint):
+        best = _best_inside(key, state, beside)
+        if best is not None and not (folder / best.name).exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            with whole_file(folder / best.name, "wb") as file:
+                file.write(best.read_bytes())
+
+
+def _saver_states(checkpoint: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The states of ModelCheckpoint callbacks, by their keys."""
+    return [
+        (key, state)
+        for key, state in checkpoint["callbacks"].items()
+        if isinstance(state, dict) and "best_k_models" in state
+    ]
+
+
+def _best_inside(key: str, state: Mapping[str, Any], folder: Path) -> Path | None:
+    """The best checkpoint by its name in ``folder``, if that is the very one ``state`` knows.
+
+    After a kill it can be one that was saved later: its own record of the score tells.
+    """
+    place = folder / Path(str(state.get("best_model_path", ""))).name
+    if place.suffix != ".ckpt" or not place.is_file():
+        return None
+    try:
+        own = read_checkpoint(place, mmap=True).get("callbacks", {}).get(key, {})
+    except (CheckpointError, AttributeError):
+        return None
+    scores = own.get("best_model_score"), state.get("best_model_score")
+    same = all(isinstance(s, Tensor) and s.numel() == 1 for s in scores) and scores[0] == scores[1]
+    return place if same else None
 
 
 def _difference(theirs: Any, ours: Any, key: str = "") -> str:
@@ -188,34 +272,23 @@ def keep_paths_inside(checkpoint: dict[str, Any], folder: Path) -> None:
 
     Lightning deletes the file that was best before, with all that is in it, once a better one is
     written, at the path the checkpoint names: a stranger's checkpoint could name any, and that of
-    a moved run names old places. A best file that isn't in the folder is forgotten, so that the
-    best epoch of a run that goes on elsewhere is one whose file is there.
+    a moved run names old places. A best file that isn't in the folder, or that was saved later, is
+    forgotten: the epochs that follow make another.
 
     Args:
         checkpoint: of :func:`read_checkpoint`, changed in place.
         folder: of this run's checkpoints.
     """
-
-    def inside(file: Any) -> str:
-        place = folder / Path(str(file)).name
-        return str(place) if place.suffix == ".ckpt" and place.is_file() else ""
-
-    for state in checkpoint["callbacks"].values():
-        if not isinstance(state, dict) or "best_k_models" not in state:
-            continue
-        scores = state["best_k_models"] if isinstance(state["best_k_models"], dict) else {}
-        state["best_k_models"] = {
-            inside(file): score
-            for file, score in scores.items()
-            if inside(file) and isinstance(score, Tensor) and score.numel() == 1
-        }
-        for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
-            state[key] = inside(state.get(key, ""))
-        known = state["best_model_path"] in state["best_k_models"]
+    for key, state in _saver_states(checkpoint):
+        best = _best_inside(key, state, folder)
+        name = "" if best is None else str(best)
+        state["best_k_models"] = {} if best is None else {name: state["best_model_score"]}
+        state["best_model_path"] = state["kth_best_model_path"] = name
+        if best is not None:
+            state["kth_value"] = state["best_model_score"]
+        state["last_model_path"] = ""
         # Of a state that names another folder Lightning takes no more than best_model_path.
-        state["dirpath"] = str(folder) if known else ""
-        if not known:
-            state["best_model_path"] = ""
+        state["dirpath"] = "" if best is None else str(folder)
 
 
 def _load(path: Path, mmap: bool) -> Any:

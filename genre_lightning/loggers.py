@@ -22,11 +22,11 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from rich.console import Console
 
 from genre_lightning.callbacks.epoch_log import WANDB_STEP
-from genre_lightning.checkpoint import TrainedModel, read_checkpoint
+from genre_lightning.checkpoint import TrainedModel
 from genre_lightning.data.datamodule import MovieDataModule
 from genre_lightning.errors import UserError
 from genre_lightning.evaluation import SplitScores
-from genre_lightning.run_folder import write_result
+from genre_lightning.run_folder import is_first_process, write_result
 
 if TYPE_CHECKING:
     from wandb import Run
@@ -49,6 +49,9 @@ class RunLogger(WandbLogger):
         posters: validation movies in the table of posters.
         log_checkpoint: upload ``best.ckpt`` as an artifact.
         arguments: of ``WandbLogger`` and ``wandb.init``.
+
+    Attributes:
+        goes_on: an earlier attempt at this training has logged to the run.
     """
 
     def __init__(
@@ -77,13 +80,18 @@ class RunLogger(WandbLogger):
         del self._wandb_init["anonymous"]  # deprecated, whatever its value
         self.posters = posters
         self.log_checkpoint = log_checkpoint
+        self.goes_on = False
 
-    @property
-    def goes_on(self) -> bool:
-        """Whether a training that is resumed goes on in its run."""
-        return bool(self._wandb_init["resume"] != "never")
+    def choose_id(self, earlier: str | None) -> str:
+        """The run's id: the configured one, that of the training that goes on, or a new one."""
+        if self._wandb_init["resume"] == "never":
+            earlier = None
+        chosen: str = self._wandb_init["id"] or earlier or _new_id()
+        self.goes_on = chosen == earlier
+        self._wandb_init["id"] = chosen
+        return chosen
 
-    def begin(self, run_id: str, name: str | None, group: str | None) -> Run:
+    def begin(self, name: str | None, group: str | None) -> Run:
         """Start the run, or go on with it; name and group count where the config has none.
 
         Raises:
@@ -92,7 +100,7 @@ class RunLogger(WandbLogger):
         import wandb
 
         known = self._wandb_init
-        known.update(id=run_id, name=known["name"] or name, group=known["group"] or group)
+        known.update(name=known["name"] or name, group=known["group"] or group)
         try:
             return self.experiment
         except wandb.Error as error:
@@ -168,16 +176,15 @@ def open_loggers(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> Itera
 
 
 def _begin(logger: Logger, cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
-    if not _is_rank_zero():
+    if not is_first_process():
         return
     settings = flat_config(cfg)
     if isinstance(logger, TensorBoardLogger):
         logger.log_hyperparams(settings, {f"best/{cfg.monitor}": float("nan")})
     elif isinstance(logger, RunLogger):
-        earlier = _earlier_id(cfg.ckpt_path, result) if logger.goes_on else None
-        result["wandb_run_id"] = logger.version or earlier or _new_id()
+        result["wandb_run_id"] = logger.choose_id(result["wandb_run_id"])
         write_result(folder, result)
-        run = logger.begin(result["wandb_run_id"], run_name(result["overrides"]), _sweep_name(cfg))
+        run = logger.begin(run_name(result["overrides"]), _sweep_name(cfg))
         run.define_metric(cfg.monitor, step_metric=WANDB_STEP, summary=cfg.monitor_mode)
         logger.log_hyperparams(settings)
         if run.url:
@@ -266,15 +273,6 @@ def _sweep_name(cfg: DictConfig) -> str | None:
     return str(named) if named else Path(HydraConfig.get().sweep.dir).name
 
 
-def _earlier_id(ckpt_path: str | None, result: Mapping[str, Any]) -> str | None:
-    """The W&B run of the training that goes on: of an earlier attempt here, or the checkpoint's."""
-    found = result.get("wandb_run_id")
-    if found is None and ckpt_path is not None:
-        state = read_checkpoint(ckpt_path, mmap=True).get("training_state")
-        found = state.get("wandb_run_id") if isinstance(state, dict) else None
-    return found
-
-
 def _new_id() -> str:
     return "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8))
 
@@ -287,10 +285,6 @@ def _wandb_mode(offline: bool | None) -> str | None:
     if os.environ.get("WANDB_MODE") or wandb.login(prompt=False):
         return None  # as WANDB_MODE or `wandb offline` say
     return "offline"
-
-
-def _is_rank_zero() -> bool:
-    return rank_zero_only.rank == 0 and int(os.environ.get("NODE_RANK", 0)) == 0
 
 
 def _say(line: str) -> None:

@@ -12,6 +12,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import MeanMetric
 
 from genre_lightning.checkpoint import (
     CHECKPOINT_FORMAT,
@@ -85,6 +86,8 @@ class GenreModule(pl.LightningModule):
         self.branch_loss = branch_loss
         self.activation = str(loss.activation)
         self.collector = ScoreCollector(network.num_genres)
+        # A metric of our own, whose sums a checkpoint in mid-epoch can take along.
+        self.train_loss = MeanMetric(nan_strategy="disable")
         # Not a buffer: weight averaging would average it, and it belongs to the scores just seen.
         self.thresholds = torch.full((network.num_genres,), 0.5)
         check_card(self._card())
@@ -104,15 +107,8 @@ class GenreModule(pl.LightningModule):
                 seen = batch.poster_rows
                 alone = self.loss((prior + poster)[seen], batch.targets[seen])
                 loss = loss + self.branch_loss * alone
-        self.log(
-            "train/loss",
-            loss,
-            on_step=False,
-            on_epoch=True,
-            batch_size=len(batch),
-            sync_dist=True,
-            logger=False,
-        )
+        self.train_loss.update(loss.detach())  # all batches are of one size
+        self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, logger=False)
         return loss
 
     def validation_step(self, batch: MovieBatch, batch_idx: int) -> None:

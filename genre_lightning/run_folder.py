@@ -33,6 +33,7 @@ PACKAGES = (
 )
 STATUSES = ("completed", "failed", "interrupted")
 LOCK = ".lock"
+LAST = "checkpoints/last.ckpt"
 #: No space, no quota, no larger file allowed.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -117,6 +118,11 @@ def is_first_process() -> bool:
     return all(int(os.environ.get(name, 0)) == 0 for name in names)
 
 
+def under_slurm() -> bool:
+    """Whether this is a job of Slurm, whose signals mean other things."""
+    return "SLURM_JOB_ID" in os.environ
+
+
 def is_running(folder: str | Path) -> bool:
     """Whether a process is training in this run folder now.
 
@@ -132,6 +138,63 @@ def is_running(folder: str | Path) -> bool:
         return True
     except OSError:
         return False
+
+
+def newest_checkpoint(place: Path) -> Path | None:
+    """The ``last.ckpt`` of a run folder, or the newest one of the run folders anywhere below it."""
+    own = place / LAST
+    found = [own] if own.is_file() else place.rglob(LAST)
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def find_checkpoint(ckpt_path: str | Path, folder: Path) -> Path:
+    """The file that the option ``ckpt_path`` means.
+
+    Args:
+        ckpt_path: a file; a folder, for the newest run in it; or "last", for this run's own.
+        folder: of this run.
+
+    Raises:
+        UserError: there is none.
+    """
+    last = str(ckpt_path) == "last"
+    place = folder if last else Path(ckpt_path)
+    if last or place.is_dir():
+        found = newest_checkpoint(place)
+        if found is None or (last and found != place / LAST):
+            raise UserError(
+                f"ckpt_path={ckpt_path}: there is no {LAST} in {place}{'' if last else ' or below'}"
+                ", so nothing to go on from"
+            )
+        return found
+    return place
+
+
+def run_directory(ckpt_path: str | None, default: str) -> str:
+    """Where a single run is to write: in the folder of the run that ``ckpt_path`` names.
+
+    Args:
+        ckpt_path: "last" for the newest under ``runs``, or a folder for the newest in it. A file is
+            only where a run begins, and one that isn't there is named later.
+        default: the folder for all others.
+    """
+    place = Path("runs" if ckpt_path == "last" else ckpt_path or "")
+    found = newest_checkpoint(place) if ckpt_path and place.is_dir() else None
+    return default if found is None else str(found.parent.parent)
+
+
+def check_unused(folder: Path) -> None:
+    """Refuse a new run in a folder that holds one.
+
+    Raises:
+        UserError: naming the folder and what to do.
+    """
+    status = (read_result(folder) or {}).get("status")
+    if status == "completed" or (folder / LAST).is_file():
+        raise UserError(
+            f"{folder} holds a run already ({status or 'without a result.json'}): name another "
+            f"folder by hydra.run.dir, or go on with it by ckpt_path={folder}"
+        )
 
 
 @contextmanager
@@ -157,7 +220,7 @@ def _signals_raise() -> Iterator[None]:
 
     Not SIGTERM under Slurm, where Lightning answers the signal by queueing the job again.
     """
-    signals = [signal.SIGINT, *([] if "SLURM_JOB_ID" in os.environ else [signal.SIGTERM])]
+    signals = [signal.SIGINT, *([] if under_slurm() else [signal.SIGTERM])]
     if threading.current_thread() is not threading.main_thread():
         signals = []
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+import csv
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -20,9 +20,9 @@ WANDB_STEP = "trainer/global_step"
 class EpochLog(Callback):
     """Logs each epoch's row of ``metrics.csv``, one row and one moment for all loggers.
 
-    Lightning logs the metrics of an epoch in two parts, the second of them after the checkpoint
-    is written, so that a kill in between leaves a hole. A row here is logged before that; one that
-    a logger has lost in a kill is given to it again.
+    Lightning logs the metrics of an epoch in two parts, the second of them after the checkpoint is
+    written, so that a kill in between leaves a hole. Here a row is logged before that. Where a run
+    goes on, a logger gets what it does not have yet of the rows before and of those run again.
 
     Args:
         history: what writes ``metrics.csv``; it comes before this callback.
@@ -30,35 +30,43 @@ class EpochLog(Callback):
 
     def __init__(self, history: History) -> None:
         self.history = history
-        self.logged: dict[int, float] = {}
+        self.found: list[int] = []
+        self.logged: list[float] = []
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        # Before History takes away the rows of epochs that are to be run again.
+        if self.history.path.exists():
+            with self.history.path.open(newline="") as file:
+                self.found = [int(row["step"]) for row in csv.DictReader(file)]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        for number, logger in enumerate(trainer.loggers):
-            self.logged[number] = _logged_until(logger, self.history)
-            for row in self.history.rows:
-                self._log(number, logger, row)
+        kept = int(self.history.rows[-1]["step"]) if self.history.rows else -1
+        if self.found and self.found[-1] > kept:
+            self.found.pop()  # the process may have ended between writing it and logging it
+        here = self.found[-1] if self.found else -1
+        for logger in trainer.loggers:
+            if isinstance(logger, CSVLogger):
+                logged = -1.0  # it begins its file anew
+            elif not isinstance(logger, WandbLogger):
+                logged = here
+            elif logger.experiment.resumed:
+                logged = float(logger.experiment.summary.get(WANDB_STEP, -1))
+            else:  # offline, or a server that does not say
+                logged = max(here, kept) if getattr(logger, "goes_on", True) else -1
+            self.logged.append(logged)
+        for row in self.history.rows:
+            self._log(trainer.loggers, row)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
-        for number, logger in enumerate(trainer.loggers):
-            self._log(number, logger, self.history.rows[-1])
+        if trainer.is_global_zero:
+            self._log(trainer.loggers, self.history.rows[-1])
 
-    def _log(self, number: int, logger: Logger, row: Mapping[str, Any]) -> None:
+    def _log(self, loggers: Sequence[Logger], row: Mapping[str, Any]) -> None:
         values = {name: float(value) for name, value in row.items() if value not in ("", None)}
         step = int(values.pop("step"))
-        if step <= self.logged[number]:
-            return
-        logger.log_metrics(values, step=step)
-        logger.save()
-
-
-def _logged_until(logger: Logger, history: History) -> float:
-    """The step of the last row that the logger has from an earlier attempt at this run."""
-    if isinstance(logger, CSVLogger):
-        return -math.inf  # it begins its file anew
-    if isinstance(logger, WandbLogger) and logger.experiment.resumed:
-        return float(logger.experiment.summary.get(WANDB_STEP, -math.inf))
-    return float(history.rows[-1]["step"]) if history.rows else -math.inf
+        for logger, logged in zip(loggers, self.logged, strict=True):
+            if step > logged:
+                logger.log_metrics(values, step=step)
+                logger.save()

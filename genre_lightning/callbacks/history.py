@@ -19,13 +19,14 @@ class History(Callback):
 
     Lightning's own CSV logger deletes the file it finds, so a resumed run would lose its first
     epochs. This one keeps the rows before the epoch it goes on with, and replaces the file in one
-    step, so that a kill leaves the old rows or the new ones.
+    step, so that a kill leaves the old rows or the new ones. The rows are part of each checkpoint,
+    so that they go on in another folder as well, and none is left of an epoch to be run again.
 
     Args:
         folder: the run folder.
 
     Attributes:
-        started: a first epoch is about to begin; what was to be restored is.
+        started: a first batch has begun; what was to be restored is.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -35,22 +36,48 @@ class History(Callback):
         self.seconds = 0.0
         self.started = False
         self._epoch_began = 0.0
+        self._batches_ended = 0.0
+        self._epoch_before = 0.0
 
     @property
     def samples_per_second(self) -> float | None:
         """Training movies per second of this process, validation left out; None before an epoch."""
         return self.samples / self.seconds if self.seconds > 0 else None
 
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "rows": self.rows,
+            "samples": self.samples,
+            "seconds": self.seconds,
+            "epoch_seconds": self._elapsed(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = [dict(row) for row in state_dict["rows"]]
+        self.samples = state_dict["samples"]
+        self.seconds = state_dict["seconds"]
+        self._epoch_before = state_dict["epoch_seconds"]
+
+    def _elapsed(self) -> float:
+        """Seconds of the epoch in progress, 0 between epochs."""
+        now = time.perf_counter()
+        return self._epoch_before + (now - self._epoch_began if self._epoch_began else 0.0)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.rows and trainer.is_global_zero:
+            self._write()
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.started = True
-        if trainer.ckpt_path is not None and self.path.exists():
-            with self.path.open(newline="") as file:
-                rows = list(csv.DictReader(file))
-            self.rows = [row for row in rows if int(row["epoch"]) < trainer.current_epoch]
+        self._epoch_began = self._batches_ended = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._epoch_began = time.perf_counter()
-        self._batches_ended = self._epoch_began
+        self._epoch_began = self._batches_ended = time.perf_counter()
+        self._epoch_before = 0.0
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: MovieBatch, batch_idx: int
+    ) -> None:
+        self.started = True
 
     def on_train_batch_end(
         self,
@@ -65,8 +92,8 @@ class History(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.seconds += self._batches_ended - self._epoch_began
-        if not trainer.is_global_zero:
-            return
+        seconds = self._elapsed()
+        self._epoch_began = self._epoch_before = 0.0
         values = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
         rates = [
             group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups
@@ -75,11 +102,15 @@ class History(Callback):
             {
                 "epoch": trainer.current_epoch,
                 "step": trainer.global_step,
-                "seconds": round(time.perf_counter() - self._epoch_began, 3),
+                "seconds": round(seconds, 3),
                 "lr": max(rates),
                 **values,
             }
         )
+        if trainer.is_global_zero:
+            self._write()
+
+    def _write(self) -> None:
         columns = list(dict.fromkeys(name for row in self.rows for name in row))
         with whole_file(self.path) as file:
             writer = csv.DictWriter(file, fieldnames=columns, restval="")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from genre_lightning.data.posters import PosterCache
 from genre_lightning.data.titles import SparseTitles
@@ -157,6 +157,23 @@ class BatchOrder(Sampler[tuple[np.ndarray, int]]):
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
+        self._given = 0
+        self._given_before = (0, 0)
+
+    def state_dict(self) -> dict[str, int]:
+        """The epoch and how many of its batches were given, by one pass in one process."""
+        return {"epoch": self.epoch, "given": self._given}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Leave out, in that epoch, the batches that were given before.
+
+        Raises:
+            ValueError: the epoch has fewer batches.
+        """
+        epoch, given = int(state["epoch"]), int(state["given"])
+        if not 0 <= given <= len(self):
+            raise ValueError(f"batch {given} of an epoch of {len(self)}")
+        self._given_before = (epoch, given)
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning as each epoch begins."""
@@ -180,6 +197,22 @@ class BatchOrder(Sampler[tuple[np.ndarray, int]]):
         # Without this, ranks of a world that doesn't divide the movies would differ in length.
         own = own[: len(order) // self.world_size]
         seeds = np.random.default_rng([self.seed, self.epoch, self.rank, 1])
+        epoch, given = self._given_before
+        first = given if epoch == self.epoch else 0
         for batch in range(len(self)):
             rows = own[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield rows, int(seeds.integers(2**62))
+            seed = int(seeds.integers(2**62))
+            if batch >= first:
+                self._given = batch + 1
+                yield rows, seed
+
+
+class MovieLoader(DataLoader[MovieBatch]):
+    """A loader over a :class:`BatchOrder` that Lightning can save and go on with in mid-epoch."""
+
+    def state_dict(self) -> dict[str, int]:
+        state: dict[str, int] = self.sampler.state_dict()  # type: ignore[attr-defined]
+        return state
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        self.sampler.load_state_dict(state)  # type: ignore[attr-defined]

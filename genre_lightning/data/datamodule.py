@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from genre_lightning.data.augment import PosterAugment, normalise_posters
-from genre_lightning.data.batch import BatchOrder, MovieBatch, MovieBatches
+from genre_lightning.data.batch import BatchOrder, MovieBatch, MovieBatches, MovieLoader
 from genre_lightning.data.movie import DataError, MovieSet, check_movies, encode_genres
 from genre_lightning.data.posters import PosterCache, open_poster_cache
 from genre_lightning.data.readers import READERS, read_movies
@@ -295,8 +295,13 @@ class MovieDataModule(pl.LightningDataModule):
             rank=rank,
             world_size=world_size,
         )
-        return DataLoader(
-            self.batches, sampler=order, batch_size=None, pin_memory=torch.cuda.is_available()
+        return MovieLoader(
+            self.batches,
+            sampler=order,
+            batch_size=None,
+            pin_memory=torch.cuda.is_available(),
+            # Or each pass would draw from the global generator, and a resumed run make more passes.
+            generator=torch.Generator(),
         )
 
     def on_after_batch_transfer(self, batch: MovieBatch, dataloader_idx: int) -> MovieBatch:

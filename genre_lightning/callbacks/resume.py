@@ -1,0 +1,277 @@
+"""Going on exactly where a training stopped: what is saved beyond Lightning's own, when and how."""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+from genre_lightning.checkpoint import TRAINING_KEY
+from genre_lightning.data.batch import MovieBatch
+from genre_lightning.run_folder import is_first_process, under_slurm, whole_file, write_result
+
+#: Settings that may differ on resume: how long, where, who looks on. Each stands for all below it.
+HARMLESS = (
+    "callbacks.checkpoint.dirpath",
+    "callbacks.progress_bar",
+    "checkpoint_every_n_steps",
+    "ckpt_path",
+    "data.cache_dir",
+    "data.download",
+    "data.path",
+    "data.root",
+    "data.workers",
+    "logger",
+    "sweep",
+    "trainer.accelerator",
+    "trainer.default_root_dir",
+    "trainer.devices",
+    "trainer.enable_checkpointing",
+    "trainer.enable_model_summary",
+    "trainer.enable_progress_bar",
+    "trainer.log_every_n_steps",
+    "trainer.logger",
+    "trainer.max_epochs",
+    "trainer.max_steps",
+    "trainer.max_time",
+    "trainer.num_nodes",
+    "trainer.profiler",
+    "trainer.strategy",
+)
+
+
+class Interrupted(SystemExit):
+    """A signal ended the training, after its step was finished and saved."""
+
+
+def run_settings(config: Mapping[str, Any], *, precision: str, world_size: int) -> dict[str, Any]:
+    """What of a configuration must be the same for a run to go on, under flat dotted names.
+
+    Args:
+        config: plain data, resolved.
+        precision: the one that "auto" became.
+        world_size: number of processes that train together.
+    """
+    flat: dict[str, Any] = {}
+
+    def add(name: str, value: Any) -> None:
+        if any(name == key or name.startswith(f"{key}.") for key in HARMLESS):
+            return
+        if isinstance(value, Mapping):
+            for key, item in value.items():
+                add(f"{name}.{key}".strip("."), item)
+        else:
+            flat[name] = value
+
+    add("", config)
+    return {**flat, "trainer.precision": precision, "number of processes": world_size}
+
+
+class WholeFileIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and moves it there when it is whole and on the disk.
+
+    Lightning's own way moves it from the folder for temporary files, often another file system,
+    where moving is copying and a kill leaves half a file.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path, "wb") as file:
+            torch.save(checkpoint, file)
+
+
+class Resume(Checkpoint):
+    """Keeps ``checkpoints/last.ckpt`` at the newest state from which a run can go on exactly.
+
+    It is written at the end of each epoch, every ``every_n_steps`` optimizer steps, and at the end
+    of the step in which SIGTERM or Ctrl-C arrives, which then ends the run by
+    :class:`Interrupted`; a second signal ends it at once. A state between a batch and the
+    validation that follows it is never saved, since Lightning can't go on from there: what is due
+    then is saved after the validation.
+
+    Every checkpoint, the best one's as well, gets an entry of plain data with what Lightning leaves
+    out: the state of all random generators and the sums behind ``train/loss``, of each process;
+    the last metrics; whether the training was stopped early; the settings; the W&B run.
+
+    Args:
+        folder: the run folder.
+        result: what ``result.json`` will hold; its W&B run is stored as well.
+        settings: from :func:`run_settings`.
+        every_n_steps: None for no more than each epoch.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        result: dict[str, Any],
+        settings: Mapping[str, Any],
+        every_n_steps: int | None = None,
+    ) -> None:
+        self.folder = Path(folder)
+        self.result = result
+        self.settings = dict(settings)
+        self.every_n_steps = every_n_steps
+        self.path = self.folder / "checkpoints" / "last.ckpt"
+        self.signal: int | None = None
+        self._restored: dict[str, Any] | None = None
+        self._handlers: dict[int, Any] = {}
+        self._began = time.perf_counter()
+        self._seconds = float(result.get("seconds") or 0.0)
+
+    # What is saved, and how it comes back.
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        own = self._process_state(trainer, pl_module)
+        ranks = [own]
+        if trainer.world_size > 1:
+            ranks = [{}] * trainer.world_size
+            torch.distributed.all_gather_object(ranks, own)
+        checkpoint[TRAINING_KEY] = {
+            "settings": self.settings,
+            "wandb_run_id": self.result.get("wandb_run_id"),
+            "should_stop": trainer.should_stop,
+            "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
+            "processes": ranks,
+        }
+
+    def _process_state(self, trainer: pl.Trainer, module: Any) -> dict[str, Any]:
+        version, keys, gauss = random.getstate()
+        kind, words, *numbers = np.random.get_state()
+        state = {
+            "python": [version, list(keys), gauss],
+            "numpy": [kind, words.tolist(), *numbers],
+            "torch": torch.get_rng_state(),
+        }
+        device = trainer.strategy.root_device.type
+        if device != "cpu":
+            state[device] = getattr(torch, device).get_rng_state()
+        if not trainer.is_last_batch:
+            state["train_loss"] = [float(value) for value in _sums(module)]
+        return state
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._restored = checkpoint[TRAINING_KEY]
+        trainer.should_stop = bool(self._restored["should_stop"])
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._restored is not None:
+            self._restore(trainer, pl_module, self._restored)
+            self._restored = None
+        if trainer.is_global_zero:
+            for leftover in self.path.parent.glob(".*.ckpt.*"):  # of a kill while saving
+                leftover.unlink()
+        self._catch_signals()
+
+    def _restore(self, trainer: pl.Trainer, module: Any, saved: dict[str, Any]) -> None:
+        trainer.callback_metrics.update(
+            {name: torch.tensor(value) for name, value in saved["metrics"].items()}
+        )
+        state = saved["processes"][trainer.global_rank]
+        if "train_loss" in state:
+            for held, value in zip(_sums(module), state["train_loss"], strict=True):
+                held.fill_(value)
+        version, keys, gauss = state["python"]
+        random.setstate((version, tuple(keys), gauss))
+        kind, words, *numbers = state["numpy"]
+        np.random.set_state((kind, np.array(words, dtype=np.uint32), *numbers))
+        torch.set_rng_state(state["torch"])
+        device = trainer.strategy.root_device.type
+        if device in state:  # not where it was trained on another kind of device
+            getattr(torch, device).set_rng_state(state[device])
+
+    # When it is saved.
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: MovieBatch,
+        batch_idx: int,
+    ) -> None:
+        if self._between_steps(trainer, batch_idx):
+            due = self.every_n_steps and trainer.global_step % self.every_n_steps == 0
+            self._save(trainer, bool(due))
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._save(trainer, due=True)
+
+    def _between_steps(self, trainer: pl.Trainer, batch_idx: int) -> bool:
+        """Whether the optimizer has taken this batch in and the next thing is another batch."""
+        done = batch_idx + 1
+        if trainer.is_last_batch or done % trainer.accumulate_grad_batches:
+            return False
+        if trainer.check_val_every_n_epoch is None:
+            done = trainer.fit_loop.total_batch_idx + 1
+        every = trainer.val_check_batch
+        return not every or done % every != 0
+
+    def _save(self, trainer: pl.Trainer, due: bool) -> None:
+        stop = self.signal is not None
+        if trainer.world_size > 1:  # one process's signal ends all, at the same step
+            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
+        if due or stop:
+            trainer.save_checkpoint(self.path)
+            if is_first_process():
+                seconds = round(self._seconds + time.perf_counter() - self._began, 3)
+                epochs = trainer.fit_loop.epoch_progress.current.processed
+                write_result(self.folder, {**self.result, "seconds": seconds, "epochs": epochs})
+        if stop:
+            raise Interrupted(128 + (self.signal or signal.SIGTERM))
+
+    # Signals.
+
+    def _catch_signals(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            # Under Slurm Lightning queues the job again, see on_exception.
+            caught = [signal.SIGINT] if under_slurm() else [signal.SIGINT, signal.SIGTERM]
+            self._handlers = {number: signal.signal(number, self._caught) for number in caught}
+
+    def _caught(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
+            raise Interrupted(128 + number)
+        self.signal = number
+        if is_first_process():
+            print("\nstopping after this step; once more to stop at once", flush=True)
+
+    def _release_signals(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._release_signals()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        self._release_signals()
+        # Lightning raises it itself after a step's end, where we left it the signal.
+        if isinstance(exception, SIGTERMException) and trainer.world_size == 1:
+            batches = trainer.fit_loop.batch_idx + 1
+            if not trainer.is_last_batch and batches % trainer.accumulate_grad_batches == 0:
+                trainer.save_checkpoint(self.path)
+
+
+def _sums(module: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    mean = module.train_loss
+    return mean.mean_value, mean.weight
