@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
-from lightning_utilities.core.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 
 from genre_lightning.callbacks.epoch_log import WANDB_STEP
@@ -108,10 +108,9 @@ class RunLogger(WandbLogger):
                 f"W&B: {error}; logger.wandb.offline=true logs to the run folder instead"
             ) from error
 
+    @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log one row at once, at W&B's own step of the same number wherever that is free."""
-        if rank_zero_only.rank != 0:
-            return
         run = self.experiment
         if step is None:
             run.log(dict(metrics))
@@ -184,11 +183,9 @@ def _begin(logger: Logger, cfg: DictConfig, folder: Path, result: dict[str, Any]
     elif isinstance(logger, RunLogger):
         result["wandb_run_id"] = logger.choose_id(result["wandb_run_id"])
         write_result(folder, result)
-        run = logger.begin(run_name(result["overrides"]), _sweep_name(cfg))
+        run = logger.begin(*_name_and_group(cfg, folder, result["overrides"]))
         run.define_metric(cfg.monitor, step_metric=WANDB_STEP, summary=cfg.monitor_mode)
         logger.log_hyperparams(settings)
-        if run.url:
-            _say(f"W&B: {run.url}")
     else:
         with warnings.catch_warnings():
             # The rows of a resumed run are all given to it again.
@@ -266,11 +263,15 @@ def run_name(overrides: Sequence[str]) -> str | None:
     return ",".join(sorted(told))[:_NAME_LENGTH] or None
 
 
-def _sweep_name(cfg: DictConfig) -> str | None:
-    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
-        return None
+def _name_and_group(
+    cfg: DictConfig, folder: Path, overrides: Sequence[str]
+) -> tuple[str | None, str | None]:
+    """A job of a sweep is named as its folder, which is named by its overrides."""
+    hydra = HydraConfig.get() if HydraConfig.initialized() else None
+    if hydra is None or hydra.mode != RunMode.MULTIRUN:
+        return run_name(overrides), None
     named = OmegaConf.select(cfg, "sweep.name")
-    return str(named) if named else Path(HydraConfig.get().sweep.dir).name
+    return folder.name[:_NAME_LENGTH], str(named or Path(hydra.sweep.dir).name)
 
 
 def _new_id() -> str:

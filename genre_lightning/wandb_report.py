@@ -60,7 +60,13 @@ def poster_table(
         return ", ".join(genre for genre, on in zip(model.genres, mask, strict=True) if on)
 
     table = wandb.Table(
-        columns=[*([] if cache is None else ["poster"]), "title", "true", "predicted", *model.genres]
+        columns=[
+            *([] if cache is None else ["poster"]),
+            "title",
+            "true",
+            "predicted",
+            *model.genres,
+        ]
     )
     for place in shown.tolist():
         row = int(rows[place])
@@ -70,7 +76,9 @@ def poster_table(
             else [wandb.Image(np.array(cache.images[cache.row[row]]), file_type="jpg")]
         )
         told = (names(scores.targets[place] > 0), names(predicted[place]))
-        table.add_data(*poster, data.movie_set.movies[row].title, *told, *scores.scores[place].tolist())
+        table.add_data(
+            *poster, data.movie_set.movies[row].title, *told, *scores.scores[place].tolist()
+        )
     return table
 
 
