@@ -100,7 +100,7 @@ class RunLogger(WandbLogger):
         import wandb
 
         known = self._wandb_init
-        known.update(name=known["name"] or name, group=known["group"] or group)
+        known.update(name=known.get("name") or name, group=known.get("group") or group)
         try:
             return self.experiment
         except wandb.Error as error:

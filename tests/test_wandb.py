@@ -141,7 +141,14 @@ def test_tables_curves_and_checkpoint(two_jobs: list[Any]) -> None:
         found: dict[str, Any] = json.loads((run / "files" / report[f"{key}.path"]).read_text())
         return found
 
-    posters = table("val_best/posters")
+    artifacts = {artifact["name"]: artifact for artifact in record.artifacts}
+    (staged,) = (
+        a
+        for name, a in artifacts.items()
+        if name.startswith(f"run-{result['wandb_run_id']}-val_bestposters")
+    )
+    files = {entry["path"]: Path(entry["local_path"]) for entry in staged["manifest"]["contents"]}
+    posters = json.loads(files["val_best/posters.table.json"].read_text())
     genres = table("val_best/genres")
     assert posters["columns"][:4] == ["poster", "title", "true", "predicted"]
     names = [row[0] for row in genres["data"]]
@@ -149,7 +156,8 @@ def test_tables_curves_and_checkpoint(two_jobs: list[Any]) -> None:
     assert genres["columns"] == ["genre", "f1", "precision", "recall", "ap", "support", "threshold"]
     thresholds = [row[-1] for row in genres["data"]]
     for image, title, true, predicted, *scores in posters["data"]:
-        assert image["_type"] == "image-file" and image["path"].endswith(".jpg")
+        assert image["_type"] == "image-file"
+        assert files[image["path"]].read_bytes()[:2] == b"\xff\xd8"  # a JPEG
         assert title and set(filter(None, true.split(", "))) <= set(names)
         above = [n for n, s, t in zip(names, scores, thresholds, strict=True) if s >= t]
         assert predicted == ", ".join(above)
@@ -166,16 +174,12 @@ def test_tables_curves_and_checkpoint(two_jobs: list[Any]) -> None:
         previous = recall
     assert previous == 1 and area == pytest.approx(result["val"]["map_micro"])
 
-    contents = {entry["name"]: entry for entry in record.artifacts}
-    model = contents[f"model-{result['wandb_run_id']}"]
-    assert model["type"] == "model" and model["aliases"] == ["best", "latest"]
+    model = artifacts[f"model-{result['wandb_run_id']}"]
+    assert model["type"] == "model" and set(model["aliases"]) == {"best", "latest"}
     (entry,) = model["manifest"]["contents"]
     assert entry["path"] == "best.ckpt"
     assert Path(entry["local_path"]).read_bytes() == (folder / "checkpoints/best.ckpt").read_bytes()
     assert json.loads(model["metadata"])["test/f1_micro"] == result["test"]["f1_micro"]
-    (staged,) = (c for n, c in contents.items() if n.endswith("posters") or "posters-" in n)
-    files = [Path(c["local_path"]) for c in staged["manifest"]["contents"]]
-    assert len([file for file in files if file.read_bytes()[:2] == b"\xff\xd8"]) == 5
 
 
 # How a run ends and goes on.
@@ -289,13 +293,18 @@ def test_which_run_goes_on(
 # Killed.
 
 
+def clean_environment(more: dict[str, str]) -> dict[str, str]:
+    """Without the W&B service of this process, which started processes would share."""
+    return {**{k: v for k, v in os.environ.items() if k != "WANDB_SERVICE"}, **more}
+
+
 def killed_run(
     repository: Path, folder: Path, overrides: list[str], epochs: int, env: dict[str, str]
 ) -> None:
     """Starts train.py and kills it once so many epochs are done."""
     process = subprocess.Popen(
         [sys.executable, str(repository / "train.py"), f"hydra.run.dir={folder}", *overrides],
-        cwd=folder.parent, env={**os.environ, **env}, text=True,
+        cwd=folder.parent, env=clean_environment(env), text=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     )  # fmt: skip
     metrics = folder / "metrics.csv"
@@ -311,7 +320,7 @@ def killed_run(
 
 
 #: Slow enough to be killed in the middle.
-EPOCHS = 40
+EPOCHS = 12
 LONG = ("logger=wandb", f"trainer.max_epochs={EPOCHS}", "callbacks.early_stopping=null",
         "++data.num_movies=300")  # fmt: skip
 
@@ -325,7 +334,7 @@ def killed_and_resumed(
 ) -> Path:
     folder = tmp_path_factory.mktemp("killed") / "run"
     overrides = tiny_overrides(*LONG)
-    killed_run(repository, folder, overrides, 3, {"WANDB_MODE": "offline"})
+    killed_run(repository, folder, overrides, 2, {"WANDB_MODE": "offline"})
     shutil.copytree(folder, folder.with_name("as killed"))
     train_here(folder, [*overrides, f"ckpt_path={folder}/checkpoints/last.ckpt"])
     return folder
@@ -441,7 +450,7 @@ def test_a_killed_run_goes_on_in_its_run_online(
 ) -> None:
     overrides = [*tiny_overrides(*LONG, model="title"), "logger.wandb.name=killed and resumed"]
     folder = tmp_path / "run"
-    killed_run(repository, folder, overrides, 3, server.env)
+    killed_run(repository, folder, overrides, 2, server.env)
     time.sleep(1)
     before = server.query("SELECT run_id, state FROM runs")
     (run_id,) = (found for found, _ in before)
@@ -449,7 +458,7 @@ def test_a_killed_run_goes_on_in_its_run_online(
     subprocess.run(
         [sys.executable, str(repository / "train.py"), *overrides, f"hydra.run.dir={folder}",
          f"ckpt_path={folder}/checkpoints/last.ckpt"],
-        cwd=tmp_path, env={**os.environ, **server.env}, check=True, capture_output=True,
+        cwd=tmp_path, env=clean_environment(server.env), check=True, capture_output=True,
     )  # fmt: skip
     ((found, name, state, summary),) = server.query(
         "SELECT run_id, display_name, state, summary_json FROM runs"
@@ -459,12 +468,12 @@ def test_a_killed_run_goes_on_in_its_run_online(
     assert json.loads(summary)["test/f1_micro"] == pytest.approx(result["test"]["f1_micro"])
     steps = server.epochs(run_id)
     assert sorted(set(steps)) == steps, "no epoch twice"
-    assert steps[-1] == max(steps) and len(steps) > 3
+    assert len(steps) >= EPOCHS - 1
 
 
 def test_synced_folders_of_a_killed_run_join(server: Server, killed_and_resumed: Path) -> None:
     folders = offline_folders(killed_and_resumed)
-    env = {**os.environ, **server.env}
+    env = clean_environment(server.env)
     subprocess.run([WANDB, "sync", *folders], env=env, check=True, capture_output=True)
     run_id = json.loads((killed_and_resumed / "result.json").read_text())["wandb_run_id"]
     assert len(server.query("SELECT * FROM runs WHERE run_id = ?", run_id)) == 1
