@@ -25,6 +25,7 @@ LAYERS: list[dict[str, tuple[str, ...]]] = [
         "thresholds": ("thresholds",),
         "schedule": ("schedule",),
         "run folder": ("run_folder",),
+        "page": ("page",),
     },
     {
         "readers": ("data.readers", "data.ml1m", "data.manifest", "data.demo"),
@@ -44,7 +45,7 @@ LAYERS: list[dict[str, tuple[str, ...]]] = [
         "predictor": ("predictor",),
         "export": ("export",),
         "sweep": ("sweep",),
-        "compare": ("compare",),
+        "compare": ("compare", "comparison"),
         "report": ("report",),
     },
     {"wandb_report": ("wandb_report",), "predict": ("predict",), "demo": ("demo",)},

@@ -67,6 +67,7 @@ DISTRIBUTIONS = {
     "hydra": "hydra-core",
     "iterstrat": "iterative-stratification",
     "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
 }
 STANDARD = sys.stdlib_module_names | {"tomllib"}  # of Python 3.11
 

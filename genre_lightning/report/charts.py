@@ -13,23 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup, escape
 
+from genre_lightning.page.svg import Scale, circle, line, svg, words
 from genre_lightning.report.statistics import Interval, Reliability
 
 _TICKS = (0.0, 0.25, 0.5, 0.75, 1.0)
-
-
-@dataclass(frozen=True)
-class Scale:
-    """A linear scale from numbers to pixels."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-
-    def __call__(self, value: float) -> float:
-        share = (value - self.low) / (self.high - self.low)
-        return self.start + share * (self.end - self.start)
 
 
 @dataclass(frozen=True)
@@ -107,11 +94,11 @@ def small_interval(name: str, value: Interval, *, width: int = 110, height: int 
     """A dot with its interval on an axis from 0 to 1, to stand in a cell of a table."""
     x = Scale(0.0, 1.0, 5, width - 5)
     y = height / 2
-    parts = [_line("grid", x(0), y, x(1), y)]
-    parts += [_line("grid", x(t), y - 3, x(t), y + 3) for t in (0.0, 0.5, 1.0)]
-    parts.append(_line("whisker model", x(value.low), y, x(value.high), y))
-    parts.append(_circle("mark model", x(value.value), y, 4.5))
-    return _svg(name, width, height, parts, css="inline")
+    parts = [line("grid", x(0), y, x(1), y)]
+    parts += [line("grid", x(t), y - 3, x(t), y + 3) for t in (0.0, 0.5, 1.0)]
+    parts.append(line("whisker model", x(value.low), y, x(value.high), y))
+    parts.append(circle("mark model", x(value.value), y, 4.5))
+    return svg(name, width, height, parts, css="inline")
 
 
 def precision_recall_panel(
@@ -139,12 +126,12 @@ def precision_recall_panel(
     base = frame.y(prevalence)
     parts = [
         *frame.axes("recall", "precision"),
-        _line("chance", frame.x(0), base, frame.x(1), base),
+        line("chance", frame.x(0), base, frame.x(1), base),
         f'<path class="curve" d="{"".join(path)}"/>',
     ]
     if point is not None:
-        parts.append(_circle("mark model ringed", frame.x(point[0]), frame.y(point[1]), 4.5))
-    return _svg(name, frame.width, frame.height, parts)
+        parts.append(circle("mark model ringed", frame.x(point[0]), frame.y(point[1]), 4.5))
+    return svg(name, frame.width, frame.height, parts)
 
 
 def reliability_panel(name: str, bins: Reliability, *, large: bool = False) -> Markup:
@@ -160,14 +147,14 @@ def reliability_panel(name: str, bins: Reliability, *, large: bool = False) -> M
     ink = 1.0 if large else 0.75
     parts = [
         *frame.axes("mean score", "share that is true"),
-        _line("chance", frame.x(0), frame.y(0), frame.x(1), frame.y(1)),
+        line("chance", frame.x(0), frame.y(0), frame.x(1), frame.y(1)),
     ]
     for k in np.flatnonzero(bins.count > 0).tolist():
         x = frame.x(bins.mean_score[k])
         parts.append(
-            _line("whisker model", x, frame.y(float(bins.low[k])), x, frame.y(float(bins.high[k])))
+            line("whisker model", x, frame.y(float(bins.low[k])), x, frame.y(float(bins.high[k])))
         )
-        parts.append(_circle("mark model", x, frame.y(float(bins.frequency[k])), 4.5 * ink))
+        parts.append(circle("mark model", x, frame.y(float(bins.frequency[k])), 4.5 * ink))
     top = frame.height + (8 if large else 2)
     # counts run over orders of magnitude: most cells of most models lie near 0
     most = math.log10(1 + int(bins.count.max()))
@@ -179,15 +166,15 @@ def reliability_panel(name: str, bins: Reliability, *, large: bool = False) -> M
             f' width="{right - left - 1:.1f}" height="{size:.1f}">'
             f"<title>{bins.edges[k]:.1f} to {bins.edges[k + 1]:.1f}: {count:,}</title></rect>"
         )
-    parts.append(_line("axis", frame.x(0), top + strip, frame.x(1), top + strip))
+    parts.append(line("axis", frame.x(0), top + strip, frame.x(1), top + strip))
     if large:
         for power in range(0, int(most) + 1):
             y = top + strip - strip * math.log10(1 + 10**power) / most
-            parts.append(_text("tick", frame.x(0) - 5, y + 3, f"{10**power:,}", anchor="end"))
+            parts.append(words("tick", frame.x(0) - 5, y + 3, f"{10**power:,}", anchor="end"))
         parts.append(
-            _text("axis-name", frame.x(0.5), top + strip + 15, "cells per bin, log scale", "middle")
+            words("axis-name", frame.x(0.5), top + strip + 15, "cells per bin, log scale", "middle")
         )
-    return _svg(name, frame.width, top + strip + (20 if large else 2), parts)
+    return svg(name, frame.width, top + strip + (20 if large else 2), parts)
 
 
 def heat_map(name: str, shares: np.ndarray, labels: Sequence[str]) -> Markup:
@@ -198,7 +185,7 @@ def heat_map(name: str, shares: np.ndarray, labels: Sequence[str]) -> Markup:
     parts = []
     for i, label in enumerate(labels):
         middle = edge + cell * (i + 0.5)
-        parts.append(_text("tick", edge - 5, middle + 3.5, label, anchor="end"))
+        parts.append(words("tick", edge - 5, middle + 3.5, label, anchor="end"))
         parts.append(
             f'<text class="tick" transform="translate({middle + 3.5:.1f} {edge - 5}) rotate(-90)">'
             f"{escape(label)}</text>"
@@ -213,7 +200,7 @@ def heat_map(name: str, shares: np.ndarray, labels: Sequence[str]) -> Markup:
                 f'<rect class="cell" style="--v:{share:.2f}" {place}>'
                 f"<title>{escape(label)}, {escape(other)}: {share:.0%}</title></rect>"
             )
-    return _svg(name, size, size, parts)
+    return svg(name, size, size, parts)
 
 
 class _Square:
@@ -227,35 +214,13 @@ class _Square:
     def axes(self, x_name: str, y_name: str) -> Iterable[str]:
         left, right, low, high = self.x(0), self.x(1), self.y(0), self.y(1)
         for tick in _TICKS:
-            yield _line("grid", left, self.y(tick), right, self.y(tick))
-            yield _line("grid", self.x(tick), low, self.x(tick), high)
+            yield line("grid", left, self.y(tick), right, self.y(tick))
+            yield line("grid", self.x(tick), low, self.x(tick), high)
         for tick, text in ((0.0, "0"), (0.5, "0.5"), (1.0, "1")):
-            yield _text("tick", self.x(tick), low + 13, text, "middle")
-            yield _text("tick", left - 5, self.y(tick) + 3.5, text, "end")
-        yield _text("axis-name", (left + right) / 2, low + 27, x_name, "middle")
+            yield words("tick", self.x(tick), low + 13, text, "middle")
+            yield words("tick", left - 5, self.y(tick) + 3.5, text, "end")
+        yield words("axis-name", (left + right) / 2, low + 27, x_name, "middle")
         yield (
             f'<text class="axis-name" text-anchor="middle"'
             f' transform="translate(10 {(low + high) / 2:.1f}) rotate(-90)">{escape(y_name)}</text>'
         )
-
-
-def _svg(name: str, width: float, height: float, parts: Iterable[str], css: str = "") -> Markup:
-    extra = f' class="{css}"' if css else ""
-    return Markup(  # every part is made in this file, its texts escaped
-        f'<svg role="img"{extra} aria-label="{escape(name)}" viewBox="0 0 {width:g} {height:g}"'
-        f' width="{width:g}" height="{height:g}">{"".join(parts)}</svg>'
-    )
-
-
-def _line(css: str, x1: float, y1: float, x2: float, y2: float) -> str:
-    return f'<line class="{css}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
-
-
-def _circle(css: str, x: float, y: float, radius: float) -> str:
-    return f'<circle class="{css}" cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}"/>'
-
-
-def _text(css: str, x: float, y: float, text: str, anchor: str = "start") -> str:
-    return (
-        f'<text class="{css}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
-    )

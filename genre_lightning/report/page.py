@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from torch import Tensor
 
@@ -23,6 +20,7 @@ from genre_lightning.data.datamodule import MovieDataModule
 from genre_lightning.evaluation import SplitScores
 from genre_lightning.metrics import genre_metrics, per_genre_metrics
 from genre_lightning.models import ACTIVATIONS
+from genre_lightning.page.document import render_page
 from genre_lightning.report import charts
 from genre_lightning.report.charts import Mark
 from genre_lightning.report.gallery import make_gallery
@@ -119,20 +117,10 @@ def render_report(
     fitted = _bootstrap(scores.scores, scores.targets, model.thresholds, resamples, seed)
     support = scores.targets.sum(dim=0).long().numpy()
     by_support = np.argsort(-support, kind="stable")
-    style, script = (_asset(f"report.{kind}") for kind in ("css", "js"))
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    environment = Environment(
-        loader=PackageLoader("genre_lightning.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": number, "signed": signed, "span": span}
-    return environment.get_template("report.html.j2").render(
-        style=Markup(style),
-        script=Markup(script),
-        script_hash=digest,
+    return render_page(
+        "genre_lightning.report",
+        "report",
+        filters={"number": number, "signed": signed, "span": span},
         facts=_facts(model, data, scores, origin),
         caution=_caution(model, data, scores.split),
         split=_split_name(scores.split),
@@ -174,10 +162,6 @@ def signed(value: float, digits: int = 2) -> str:
 def span(value: Interval, show: Any = number) -> str:
     """The ends of an interval; nothing where it is undefined."""
     return "" if math.isnan(value.low) else f"{show(value.low)} to {show(value.high)}"
-
-
-def _asset(name: str) -> str:
-    return (resources.files("genre_lightning.report") / name).read_text(encoding="utf-8")
 
 
 def _split_name(split: str) -> str:

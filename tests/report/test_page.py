@@ -13,9 +13,12 @@ import pytest
 import torch
 from playwright.sync_api import Browser, Page
 
+import genre_lightning.comparison
+import genre_lightning.page
 import genre_lightning.report
 from genre_lightning.metrics import genre_metrics
 from genre_lightning.report.page import number, render_report, signed, write_report
+from tests.pages import CONTRAST
 
 SECTIONS = ["overall", "genres", "curves", "calibration", "pairs", "branches", "gallery", "method"]
 
@@ -145,15 +148,15 @@ def test_numbers_are_written_for_people():
     assert [signed(-0.5), signed(0.25), signed(-0.001)] == ["−0.50", "+0.25", "0.00"]
 
 
-def test_every_file_of_the_report_is_part_of_the_package(repository: Path):
+def test_every_file_of_a_page_is_part_of_the_package(repository: Path):
     patterns = re.search(
         r"^genre_lightning = (\[.*\])$", (repository / "pyproject.toml").read_text("utf-8"), re.M
     )
     assert patterns is not None
-    folder = Path(next(iter(genre_lightning.report.__path__)))
-    for path in folder.iterdir():
-        if path.is_file() and path.suffix != ".py":
-            assert f'"report/*{path.suffix}"' in patterns[1]
+    for package in (genre_lightning.page, genre_lightning.report, genre_lightning.comparison):
+        for path in Path(next(iter(package.__path__))).iterdir():
+            if path.is_file() and path.suffix != ".py":
+                assert f'"*/*{path.suffix}"' in patterns[1]
 
 
 def test_evaluate_writes_the_report_beside_the_numbers(
@@ -252,33 +255,6 @@ def test_browser_never_scrolls_the_page_sideways(open_page: Callable[..., Page],
         && each.getBoundingClientRect().width
         && parseFloat(getComputedStyle(each).fontSize) < 11.5).length"""
     assert page.evaluate(small) == 0
-
-
-# WCAG 2.2: contrast of every text with what lies behind it, painted to learn what mixes come to.
-CONTRAST = """() => {
-  const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
-  const paint = (colours) => {
-    canvas.clearRect(0, 0, 1, 1);
-    for (const colour of colours) { canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1); }
-    return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3);
-  };
-  const light = (rgb) => rgb
-    .map((c) => c / 255).map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4))
-    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
-  const low = [];
-  for (const each of document.querySelectorAll("body *")) {
-    const own = [...each.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim());
-    if (!own || ["SCRIPT", "STYLE", "title"].includes(each.tagName)) continue;
-    const behind = [];
-    for (let e = each; e; e = e.parentElement) behind.unshift(getComputedStyle(e).backgroundColor);
-    const style = getComputedStyle(each);
-    const ink = each.closest("svg") ? style.fill : style.color;
-    const [a, b] = [light(paint(behind)), light(paint([...behind, ink]))];
-    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-    if (ratio < 4.5) low.push([each.outerHTML.slice(0, 120), ratio]);
-  }
-  return low;
-}"""
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -1,0 +1,274 @@
+"""Charts of a leaderboard as inline SVG; whatever belongs to a group of runs carries its number.
+
+``data-g`` is the group, ``data-r`` the run, by which the page's script lights up what belongs
+together. ``--v`` from 0 to 1 is the colour: how good the group is.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from markupsafe import Markup, escape
+
+from genre_lightning.comparison.ranking import setting_order
+from genre_lightning.comparison.runs import Setting, shown_setting
+from genre_lightning.page.svg import Scale, circle, line, svg, words
+
+#: A curve of more points looks the same.
+MOST_POINTS = 200
+#: An axis of so many values names each of them; one of more numbers has a scale.
+MOST_NAMED = 9
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What a chart draws for a run or a group.
+
+    Attributes:
+        group: its number.
+        run: its number; None for a whole group.
+        shade: from 0, worst, to 1, best; None without a rank.
+        name: what it is called.
+        status: of the run or group.
+    """
+
+    group: int
+    run: int | None
+    shade: float | None
+    name: str
+    status: str = "completed"
+
+    @property
+    def opening(self) -> str:
+        """The tag of the SVG group, with its title."""
+        run = "" if self.run is None else f' data-r="{self.run}"'
+        style = "" if self.shade is None else f' style="--v:{self.shade:.3f}"'
+        css = "run" + (" unranked" if self.shade is None else "")
+        css += "" if self.status == "completed" else " unfinished"
+        return f'<g class="{css}" data-g="{self.group}"{run}{style}>'
+
+
+def curves(
+    name: str,
+    series: Sequence[tuple[Mark, Sequence[tuple[float, float]]]],
+    large: bool = False,
+) -> Markup:
+    """Lines over epochs. A run that has not finished ends in a ring.
+
+    Args:
+        name: of the value.
+        series: (epoch, value) of each run, by epoch.
+        large: twice the size.
+    """
+    width, height = (620, 474) if large else (330, 214)
+    values = [y for _, points in series for _, y in points]
+    low, high = _frame(values)
+    epochs = max((x for _, points in series for x, _ in points), default=1)
+    ticks = _ticks(low, high, 5)
+    low, high = min(low, ticks[0]), max(high, ticks[-1])
+    x = Scale(min(1, epochs - 1), epochs, 62 if large else 44, width - 8)
+    y = Scale(low, high, height - (48 if large else 34), 10)
+    parts = []
+    for tick in ticks:
+        parts.append(line("grid", x.start, y(tick), x.end, y(tick)))
+        parts.append(words("tick", x.start - 7, y(tick) + 3.5, _shown(tick, ticks), "end"))
+    for tick in _whole_ticks(x.low, epochs):
+        parts.append(words("tick", x(tick), y.start + (20 if large else 15), f"{tick}", "middle"))
+    parts.append(line("axis", x.start, y.start, x.end, y.start))
+    parts.append(words("axis-name", (x.start + x.end) / 2, height - 3, "epoch", "middle"))
+    parts.append(
+        f'<svg class="plot" x="{x.start}" y="{y.end}" width="{x.end - x.start}"'
+        f' height="{y.start - y.end}" viewBox="{x.start} {y.end} {x.end - x.start}'
+        f' {y.start - y.end}"><g class="lines">'
+    )
+    # the best last, on top of the others
+    for mark, points in sorted(series, key=lambda each: each[0].shade or -1.0):
+        if not points:
+            continue
+        step = math.ceil(len(points) / MOST_POINTS)
+        drawn = [*points[:-1:step], points[-1]]
+        path = "L".join(f"{x(epoch):.1f} {y(value):.1f}" for epoch, value in drawn)
+        parts.append(f'{mark.opening}<path class="curve" d="M{path}"/>')
+        if len(points) == 1 or mark.status != "completed":
+            parts.append(circle("end", x(points[-1][0]), y(points[-1][1]), 3.2))
+        parts.append(f"<title>{escape(mark.name)}</title></g>")
+    parts.append("</g></svg>")
+    return svg(f"{name} by epoch", width, height, parts, css="curves large" if large else "curves")
+
+
+def spread(rows: Sequence[tuple[Mark, Sequence[float]]]) -> Markup:
+    """A row for each group: a dot for each run, a tick at their mean, a line of one sd each way."""
+    low, high = _frame([value for _, values in rows for value in values])
+    ticks = _ticks(low, high, 6)
+    x = Scale(min(low, ticks[0]), max(high, ticks[-1]), 0, 100)
+    height = 26
+    grid = "".join(
+        f'<line class="grid" x1="{x(t):.2f}%" x2="{x(t):.2f}%" y1="0" y2="{height}"/>'
+        for t in ticks
+    )
+    parts = []
+    for mark, values in rows:
+        drawn = []
+        mean = statistics.fmean(values)
+        if len(values) > 1:
+            sd = statistics.stdev(values)
+            ends = (max(mean - sd, x.low), min(mean + sd, x.high))
+            drawn.append(
+                f'<line class="whisker" x1="{x(ends[0]):.2f}%" x2="{x(ends[1]):.2f}%"'
+                f' y1="{height / 2}" y2="{height / 2}"/>'
+                f'<line class="mean" x1="{x(mean):.2f}%" x2="{x(mean):.2f}%" y1="5" y2="21"/>'
+            )
+        drawn += [f'<circle class="dot" cx="{x(v):.2f}%" cy="{height / 2}" r="4"/>' for v in values]
+        parts.append(
+            f'<div class="spread-row" data-g="{mark.group}"><span class="row-label">'
+            f'{escape(mark.name)}</span><svg height="{height}" aria-hidden="true">{grid}'
+            f"{mark.opening}{''.join(drawn)}</g></svg></div>"
+        )
+    numbers = "".join(
+        f'<text class="tick{" half" if number % 2 else ""}" x="{x(tick):.2f}%" y="13"'
+        f' text-anchor="middle">{_shown(tick, ticks)}</text>'
+        for number, tick in enumerate(ticks)
+    )
+    parts.append(
+        f'<div class="spread-row" aria-hidden="true"><span></span>'
+        f'<svg height="16">{numbers}</svg></div>'
+    )
+    stacked = " stacked" if max(len(mark.name) for mark, _ in rows) > 22 else ""
+    return Markup(
+        f'<div class="spread{stacked}" role="img" aria-label="Values of each run, by settings">'
+        f"{''.join(parts)}</div>"
+    )
+
+
+def parallel(
+    keys: Sequence[str],
+    metric: str,
+    rows: Sequence[tuple[Mark, Sequence[Setting], float | None]],
+) -> Markup:
+    """Parallel coordinates: an axis for each key and, last, the metric; a line for each group.
+
+    Args:
+        keys: their labels.
+        metric: its name.
+        rows: settings, in the order of the keys, and mean of each group; a group without a mean
+            ends before the last axis.
+    """
+    gap = min(max(790 / len(keys), 120), 260)
+    width, height = 64 + gap * len(keys) + 80, 360
+    top, bottom = 34.0, height - 18.0
+    axes = [_Axis([settings[k] for _, settings, _ in rows], bottom, top) for k in range(len(keys))]
+    means = [mean for _, _, mean in rows if mean is not None]
+    last = _Axis(list(means), bottom, top, scaled=True) if means else None
+    parts = ['<g class="lines">']
+    for mark, settings, mean in sorted(rows, key=lambda each: each[0].shade or -1.0):
+        points = [(64 + gap * k, axis(settings[k])) for k, axis in enumerate(axes)]
+        if mean is not None and last is not None:
+            points.append((64 + gap * len(keys), last(mean)))
+        path = f"M{points[0][0]:.1f} {points[0][1]:.1f}"
+        for (x0, y0), (x1, y1) in pairwise(points):
+            middle = (x0 + x1) / 2
+            path += f"C{middle:.1f} {y0:.1f} {middle:.1f} {y1:.1f} {x1:.1f} {y1:.1f}"
+        parts.append(
+            f'{mark.opening}<path class="curve" d="{path}"/><title>{escape(mark.name)}</title></g>'
+        )
+    parts.append("</g>")
+    named = [*zip(keys, axes, strict=True), *([(metric, last)] if last else [])]
+    for number, (name, axis) in enumerate(named):
+        x = 64 + gap * number
+        parts.append(line("axis", x, top, x, bottom))
+        parts.append(words("label", x, 16, name if len(name) < 20 else f"{name[:18]}…", "middle"))
+        for at, text in axis.ticks():
+            parts.append(line("axis", x - 3, at, x + 3, at))
+            parts.append(words("tick halo", x + 7, at + 3.5, text))
+    return svg("Settings and metric of each group of runs", width, height, parts, css="parallel")
+
+
+class _Axis:
+    """Numbers on a scale, logarithmic over decades; few values, or text, at even distances."""
+
+    def __init__(
+        self, values: Sequence[Setting], start: float, end: float, scaled: bool = False
+    ) -> None:
+        distinct = sorted(set(values), key=setting_order)
+        numbers = [v for v in distinct if isinstance(v, (int, float)) and not isinstance(v, bool)]
+        self.named = distinct
+        self.scale: Scale | None = None
+        if len(numbers) == len(distinct) and (scaled or len(distinct) > MOST_NAMED):
+            low, high = float(min(numbers)), float(max(numbers))
+            self.log = not scaled and low > 0 and high / low >= 10
+            if self.log:
+                low, high = math.log10(low), math.log10(high)
+            if high == low:
+                low, high = low - 0.5, high + 0.5
+            self.scale = Scale(low, high, start, end)
+        else:
+            self.even = Scale(-0.5, len(distinct) - 0.5, start, end)
+
+    def __call__(self, value: Setting) -> float:
+        if self.scale is None:
+            return self.even(self.named.index(value))
+        number = float(value)  # type: ignore[arg-type]
+        return self.scale(math.log10(number) if self.log else number)
+
+    def ticks(self) -> Iterator[tuple[float, str]]:
+        if self.scale is None:
+            step = math.ceil(len(self.named) / 16)
+            for number in range(0, len(self.named), step):
+                text = shown_setting(self.named[number])
+                short = text if len(text) < 15 else f"{text[:13]}…"
+                yield self.even(number), "–" if self.named[number] is None else short
+            return
+        low, high = self.scale.low, self.scale.high
+        if not self.log:
+            ticks = [tick for tick in _ticks(low, high, 5) if low <= tick <= high]
+            yield from ((self.scale(tick), _shown(tick, ticks)) for tick in ticks)
+            return
+        decades = range(math.ceil(low - 1e-9), math.floor(high + 1e-9) + 1)
+        steps = (1,) if len(decades) > 2 else (1, 2, 5)
+        for decade in range(math.floor(low), math.floor(high + 1e-9) + 1):
+            for step in steps:
+                at = decade + math.log10(step)
+                if low - 1e-9 <= at <= high + 1e-9:
+                    yield self.scale(at), f"{step * 10.0**decade:.6g}"
+
+
+def _frame(values: Sequence[float]) -> tuple[float, float]:
+    """Ends of an axis: of all values, unless a few lie so far off that the rest would be flat."""
+    if not values:
+        return 0.0, 1.0
+    ordered = sorted(values)
+    low, high = ordered[0], ordered[-1]
+    usual = ordered[int(0.95 * (len(ordered) - 1))]
+    if high - low > 5 * (usual - low) > 0:
+        high = low + 1.3 * (usual - low)
+    if high == low:
+        margin = abs(high) * 0.05 or 0.5
+        return low - margin, high + margin
+    return low, high
+
+
+def _ticks(low: float, high: float, count: int) -> list[float]:
+    """About so many round numbers around [low, high]."""
+    raw = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [number * step for number in range(first, last + 1)]
+
+
+def _whole_ticks(low: float, high: float) -> list[int]:
+    step = max(round(_ticks(0, max(high - low, 1), 6)[1]), 1)
+    first = math.ceil(low / step) * step
+    ticks = [*range(first, int(high) + 1, step)]
+    return ticks if step == 1 or low % step == 0 else [math.ceil(low), *ticks]
+
+
+def _shown(tick: float, ticks: Sequence[float]) -> str:
+    step = abs(ticks[1] - ticks[0]) if len(ticks) > 1 else abs(tick) or 1.0
+    if max(map(abs, ticks)) >= 1e5 or step < 1e-6:
+        return f"{tick:.3g}"
+    return f"{tick:.{max(0, -math.floor(math.log10(step) + 1e-9))}f}".replace("-", "−")

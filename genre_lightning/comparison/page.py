@@ -1,0 +1,193 @@
+"""leaderboard.html: one self-contained file with the ranked table and the charts of all runs."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from datetime import datetime
+
+from markupsafe import Markup
+
+from genre_lightning.comparison import charts
+from genre_lightning.comparison.charts import Mark
+from genre_lightning.comparison.ranking import (
+    Comparison,
+    Group,
+    setting_of,
+    setting_order,
+)
+from genre_lightning.comparison.runs import Run, Setting, shown_setting
+from genre_lightning.comparison.text import (
+    MOST_KEYS_TOLD,
+    best_run,
+    describe,
+    group_name,
+    short_name,
+    shown_time,
+    shown_value,
+)
+from genre_lightning.page.document import render_page
+
+#: Rows of the chart of the spread.
+MOST_SPREAD = 40
+#: Buttons below the curves.
+MOST_NAMED = 12
+#: A map of more values on one side is no longer read.
+MOST_SIDE = 14
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """Groups by two settings.
+
+    Attributes:
+        row_key, column_key: their labels.
+        columns: values of the second setting.
+        rows: value of the first setting, and the number of the group in each column; None where
+            there is none.
+    """
+
+    row_key: str
+    column_key: str
+    columns: list[Setting]
+    rows: list[tuple[Setting, list[int | None]]]
+
+
+def render_leaderboard(comparison: Comparison, made: datetime) -> str:
+    """The page as HTML."""
+    shades = group_shades(comparison)
+    grid = heat_map(comparison)
+    several = len(comparison.groups) > 1
+    ranked = [group for group in comparison.groups if group.rank is not None]
+    counts = Counter(run.status for run in comparison.runs)
+    return render_page(
+        "genre_lightning.comparison",
+        "leaderboard",
+        filters={
+            "value": shown_value,
+            "setting": shown_setting,
+            "time": shown_time,
+            "seconds_of": _seconds,
+            "breakable": _breakable,
+        },
+        comparison=comparison,
+        labels=[comparison.key_label(key) for key in comparison.keys],
+        numeric=[
+            all(_is_number(group.settings[k]) for group in comparison.groups)
+            for k in range(len(comparison.keys))
+        ],
+        names=[group_name(group, comparison) for group in comparison.groups],
+        short_names=[short_name(group, comparison) for group in comparison.groups],
+        short_head=" · ".join(map(comparison.key_label, comparison.keys))
+        if 2 < len(comparison.keys) <= MOST_KEYS_TOLD
+        else "",
+        shades=shades,
+        counts=counts,
+        seeds=sorted({run.seed for run in comparison.runs}, key=setting_order),
+        heat=grid,
+        parallel=_parallel(comparison, shades)
+        if several and comparison.keys and not grid
+        else None,
+        spread=_spread(comparison, ranked, shades) if ranked else None,
+        most_spread=MOST_SPREAD,
+        most_named=MOST_NAMED,
+        curves=_curves(comparison, shades),
+        unfinished=[run for run in comparison.runs if not run.completed],
+        describe=lambda run: describe(run, comparison),
+        setting_of=setting_of,
+        run_rows=run_rows(comparison),
+        best=best_run(comparison),
+        seconds=sum(map(_seconds, comparison.runs)),
+        made=made.strftime("%Y-%m-%d %H:%M %Z").strip(),
+    )
+
+
+def group_shades(comparison: Comparison) -> list[float | None]:
+    """How good each group is, from 0, the worst mean, to 1, the best; None without a mean."""
+    means = [group.mean for group in comparison.groups if group.mean is not None]
+    if not means:
+        return [None] * len(comparison.groups)
+    worst, best = (min(means), max(means)) if comparison.mode == "max" else (max(means), min(means))
+    return [
+        None
+        if group.mean is None
+        else 1.0
+        if best == worst
+        else (group.mean - worst) / (best - worst)
+        for group in comparison.groups
+    ]
+
+
+def heat_map(comparison: Comparison) -> HeatMap | None:
+    """For exactly two swept keys whose values were tried together; else None."""
+    if len(comparison.keys) != 2:
+        return None
+    rows, columns = (
+        sorted({group.settings[k] for group in comparison.groups}, key=setting_order)
+        for k in (0, 1)
+    )
+    cells = len(rows) * len(columns)
+    if max(len(rows), len(columns)) > MOST_SIDE or 2 * len(comparison.groups) < cells:
+        return None
+    places = {group.settings: number for number, group in enumerate(comparison.groups)}
+    return HeatMap(
+        comparison.key_label(comparison.keys[0]),
+        comparison.key_label(comparison.keys[1]),
+        columns,
+        [(row, [places.get((row, column)) for column in columns]) for row in rows],
+    )
+
+
+def _seconds(run: Run) -> float:
+    return run.number("seconds") or 0.0
+
+
+def _breakable(name: str) -> Markup:
+    """A path, to be broken between its settings rather than within one."""
+    return Markup("<wbr>").join(re.split(r"(?<=[,/])", name))
+
+
+def _is_number(value: Setting) -> bool:
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+
+
+def _curves(comparison: Comparison, shades: list[float | None]) -> list[tuple[str, Markup]]:
+    runs = [
+        (run, Mark(g, number, shades[g], describe(run, comparison), run.status))
+        for number, (g, run) in enumerate(run_rows(comparison))
+    ]
+    panels: list[tuple[str, Markup]] = []
+    for metric in dict.fromkeys([comparison.metric, "val/loss", "train/loss"]):
+        series = [
+            (mark, [(row["epoch"] + 1, row[metric]) for row in run.history if metric in row])
+            for run, mark in runs
+        ]
+        if any(points for _, points in series):
+            panels.append((metric, charts.curves(metric, series, large=not panels)))
+    return panels
+
+
+def _spread(comparison: Comparison, ranked: list[Group], shades: list[float | None]) -> Markup:
+    return charts.spread(
+        [
+            (Mark(g, None, shades[g], short_name(group, comparison)), group.values)
+            for g, group in enumerate(ranked[:MOST_SPREAD])
+        ]
+    )
+
+
+def _parallel(comparison: Comparison, shades: list[float | None]) -> Markup:
+    return charts.parallel(
+        [comparison.key_label(key) for key in comparison.keys],
+        comparison.metric,
+        [
+            (Mark(g, None, shades[g], group_name(group, comparison)), group.settings, group.mean)
+            for g, group in enumerate(comparison.groups)
+        ],
+    )
+
+
+def run_rows(comparison: Comparison) -> list[tuple[int, Run]]:
+    """Each run with the number of its group."""
+    return [(g, run) for g, group in enumerate(comparison.groups) for run in group.runs]

@@ -1,0 +1,266 @@
+"""Runs side by side: what was swept, runs that differ by the seed alone as one, the best first."""
+
+from __future__ import annotations
+
+import fnmatch
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+from genre_lightning.comparison.runs import UNFINISHED, Run, Setting, metric_names, usual_mode
+from genre_lightning.errors import UserError
+
+SEED = "seed"
+#: Where things lie and how they look, which makes no other experiment.
+PLACES = (
+    "ckpt_path", "*.cache_dir", "*.dirpath", "*.save_dir", "*.default_root_dir",
+    "hydra", "hydra[./]*", "logger", "logger.*", "sweep", "sweep.*",
+    "callbacks.progress_bar*", "*.enable_progress_bar", "monitor", "monitor_mode",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs with the same settings, up to the seed.
+
+    Attributes:
+        settings: values of the swept keys, in their order.
+        runs: its runs, by seed.
+        values: the metric of the completed ones that have it, in their order.
+        mean: of the values; None where there are none.
+        sd: sample standard deviation of the values; None for fewer than two.
+        rank: 1 is best, ties share one; None without a mean.
+    """
+
+    settings: tuple[Setting, ...]
+    runs: tuple[Run, ...]
+    values: tuple[float, ...]
+    mean: float | None
+    sd: float | None
+    rank: int | None = None
+
+    @property
+    def status(self) -> str:
+        """That of the first run which is not completed, if there is one."""
+        return next((run.status for run in self.runs if not run.completed), "completed")
+
+    def mean_of(self, metric: str) -> float | None:
+        """Mean of another metric over the completed runs that have it."""
+        found = [run.value(metric) for run in self.runs if run.completed]
+        values = [value for value in found if value is not None]
+        return statistics.fmean(values) if values else None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a leaderboard shows.
+
+    Attributes:
+        runs: all of them, those of the best group first.
+        groups: ranked ones first, the others after.
+        keys: swept keys, the seed left out.
+        metric: what ranks, such as "val/map_macro".
+        mode: "max" or "min", which way is better.
+        columns: further metrics that were asked for.
+        notes: what the reader has to know, one sentence each.
+    """
+
+    runs: tuple[Run, ...]
+    groups: tuple[Group, ...]
+    keys: tuple[str, ...]
+    metric: str
+    mode: str
+    columns: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def has_spread(self) -> bool:
+        """Whether any settings were run more than once."""
+        return any(len(group.runs) > 1 for group in self.groups)
+
+    def key_label(self, key: str) -> str:
+        """The shortest end of a key that tells it from the others: "lr" of "optimizer.lr"."""
+        parts = key.split(".")
+        # "name" and "_target_" say nothing without what they are the name of
+        least = 2 if parts[-1] in ("name", "_target_") else 1
+        for count in range(least, len(parts) + 1):
+            label = ".".join(parts[-count:])
+            if sum(f".{other}".endswith(f".{label}") for other in self.keys) == 1:
+                return label
+        return key
+
+
+def compare_runs(
+    runs: Sequence[Run],
+    metric: str | None = None,
+    mode: str | None = None,
+    columns: Sequence[str] = (),
+) -> Comparison:
+    """Rank runs by a metric of their best epoch.
+
+    Args:
+        runs: at least one.
+        metric: default: the value that the runs watch; where they watch different ones, what most
+            of them do, which is noted.
+        mode: "max" or "min"; default: the runs' own ``monitor_mode`` where they watch the metric,
+            else "min" for a loss and "max" for a score.
+        columns: further metrics to show.
+
+    Raises:
+        UserError: no run tells what it watches, or none knows the metric that was asked for.
+    """
+    notes = [note for run in runs for note in run.notes]
+    watched = Counter(run.monitor for run in runs if run.monitor)
+    if metric is None:
+        if not watched:
+            raise UserError("no run tells what it monitors: name a metric by --metric NAME")
+        metric = watched.most_common(1)[0][0]
+        if len(watched) > 1:
+            counts = ", ".join(f"{name} in {count}" for name, count in watched.items())
+            notes.append(
+                f"The runs monitor different values ({counts}); ranked by {metric}. "
+                "--metric NAME chooses another."
+            )
+    elif all(run.value(metric) is None for run in runs):
+        raise UserError(
+            f"no run has {metric}; there are: {', '.join(metric_names(runs)) or 'none'}"
+        )
+    if mode is None:
+        modes = Counter(run.mode for run in runs if run.monitor == metric)
+        mode = modes.most_common(1)[0][0] if modes else usual_mode(metric)
+        if len(modes) > 1:
+            notes.append(
+                f"The runs disagree whether {metric} is to be small or large: {mode} taken."
+            )
+    if metric.startswith("test/"):
+        notes.append(
+            "Ranked by the test split: what is chosen this way is no longer tested by it. "
+            "Choose by the validation split."
+        )
+    keys = swept_keys(runs)
+    groups = _rank([_group(keys, tuple(part), metric) for part in _parts(runs, keys)], mode)
+    notes += _doubts(groups)
+    return Comparison(
+        runs=tuple(run for group in groups for run in group.runs),
+        groups=tuple(groups),
+        keys=tuple(keys),
+        metric=metric,
+        mode=mode,
+        columns=tuple(columns),
+        notes=tuple(notes),
+    )
+
+
+def swept_keys(runs: Sequence[Run]) -> list[str]:
+    """Keys in which the runs differ, the seed left out.
+
+    Config groups come first ("model"), then what command lines name, then the rest.
+
+    A choice of a group changes many keys at once (``model=title`` all of ``model.poster``). Such
+    keys are left out unless a command line names them.
+    """
+    known = [{**run.settings, **run.choices} for run in runs]
+    whole = [each for each, run in zip(known, runs, strict=True) if run.has_config] or known
+    groups = {key: None for run in runs for key in run.choices}
+    names = {key: None for each in known for key in each}
+    named = {key for run in runs for key in run.overridden}
+
+    def differs(key: str) -> bool:
+        told = {_same(each[key]) for each in known if key in each}
+        if key in groups:
+            return len(told) > 1
+        return len(told) > 1 or len({_same(each.get(key)) for each in whole}) > 1
+
+    def follows(key: str, choices: Sequence[str]) -> bool:
+        by_choice: dict[object, set[object]] = {}
+        for each in whole:
+            choice = tuple(_same(each.get(name)) for name in choices)
+            by_choice.setdefault(choice, set()).add(_same(each.get(key)))
+        return all(len(values) == 1 for values in by_choice.values())
+
+    def is_place(key: str) -> bool:
+        return key == SEED or any(fnmatch.fnmatchcase(key, pattern) for pattern in PLACES)
+
+    different = [key for key in names if not is_place(key) and differs(key)]
+    # an experiment chooses for other groups, so it comes first
+    first = sorted((key for key in different if key in groups), key=lambda key: key != "experiment")
+    choices: list[str] = []
+    for key in first:
+        if key in named or not (choices and follows(key, choices)):
+            choices.append(key)
+    rest = [
+        key
+        for key in different
+        if key not in groups and (key in named or not (choices and follows(key, choices)))
+    ]
+    return [*choices, *sorted(rest, key=lambda key: key not in named)]
+
+
+def setting_of(run: Run, key: str) -> Setting:
+    """A swept key's value in a run; None where it has none."""
+    return run.choices[key] if key in run.choices else run.settings.get(key)
+
+
+def setting_order(value: Setting) -> tuple[int, float, str]:
+    """Sorts settings: numbers by size, then text, what is not set last."""
+    if isinstance(value, (bool, str)):
+        return 1, 0.0, str(value)
+    return (2, 0.0, "") if value is None else (0, float(value), "")
+
+
+def _same(value: Setting) -> object:
+    return type(value) is bool, value  # True is no 1
+
+
+def _parts(runs: Sequence[Run], keys: Sequence[str]) -> list[list[Run]]:
+    def place(run: Run) -> tuple[tuple[int, float, str], ...]:
+        return tuple(setting_order(setting_of(run, key)) for key in keys)
+
+    def in_part(run: Run) -> tuple[tuple[int, float, str], str]:
+        return setting_order(run.seed), run.name
+
+    ordered = sorted(runs, key=place)
+    return [sorted(part, key=in_part) for _, part in groupby(ordered, key=place)]
+
+
+def _group(keys: Sequence[str], runs: tuple[Run, ...], metric: str) -> Group:
+    found = [run.value(metric) for run in runs if run.completed]
+    values = tuple(value for value in found if value is not None)
+    return Group(
+        settings=tuple(setting_of(runs[0], key) for key in keys),
+        runs=runs,
+        values=values,
+        mean=statistics.fmean(values) if values else None,
+        sd=statistics.stdev(values) if len(values) > 1 else None,
+    )
+
+
+def _rank(groups: Sequence[Group], mode: str) -> list[Group]:
+    sign = -1 if mode == "max" else 1
+    ranked = sorted((g for g in groups if g.mean is not None), key=lambda g: sign * (g.mean or 0.0))
+    means = [group.mean for group in ranked]
+    order = (*UNFINISHED, "completed")
+    others = sorted((g for g in groups if g.mean is None), key=lambda g: order.index(g.status))
+    return [
+        *(replace(group, rank=means.index(group.mean) + 1) for group in ranked),
+        *others,
+    ]
+
+
+def _doubts(groups: Sequence[Group]) -> list[str]:
+    doubts = []
+    sizes = {len(group.values) for group in groups if group.values}
+    if len(sizes) > 1:
+        doubts.append(
+            f"Means are over {min(sizes)} to {max(sizes)} runs: those over few are less sure."
+        )
+    again = 0
+    for group in groups:
+        seeds = [run.seed for run in group.runs if run.completed]
+        again += len(seeds) - len(set(seeds))
+    if again:
+        runs = "1 run repeats" if again == 1 else f"{again} runs repeat"
+        doubts.append(f"{runs} the settings and the seed of another.")
+    return doubts

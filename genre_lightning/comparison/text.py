@@ -1,0 +1,61 @@
+"""Runs and numbers in words, the same in the terminal, in Markdown and on the page."""
+
+from __future__ import annotations
+
+from genre_lightning.comparison.ranking import SEED, Comparison, Group, setting_of
+from genre_lightning.comparison.runs import Run, shown_setting
+
+#: Beyond this a run is called by its folder rather than by its settings.
+MOST_KEYS_TOLD = 4
+
+
+def best_run(comparison: Comparison) -> Run | None:
+    """The best run of the best group; None where none is finished."""
+    sign = 1 if comparison.mode == "max" else -1
+    runs = [run for run in comparison.groups[0].runs if run.completed]
+    values = [(value, run) for run in runs if (value := run.value(comparison.metric)) is not None]
+    return max(values, key=lambda each: sign * each[0])[1] if values else None
+
+
+def describe(run: Run, comparison: Comparison) -> str:
+    """What tells a run from the others: "lr=0.001 dropout=0.3 seed=1", or its name."""
+    parts = [
+        f"{comparison.key_label(key)}={shown_setting(setting_of(run, key))}"
+        for key in comparison.keys
+    ]
+    if comparison.has_spread and run.seed is not None:
+        parts.append(f"{SEED}={shown_setting(run.seed)}")
+    return run.name if not parts or len(comparison.keys) > MOST_KEYS_TOLD else " ".join(parts)
+
+
+def group_name(group: Group, comparison: Comparison) -> str:
+    """Its settings, "lr 0.001, dropout 0.3"; without any, the name of its first run."""
+    parts = [
+        f"{comparison.key_label(key)} {shown_setting(value)}"
+        for key, value in zip(comparison.keys, group.settings, strict=True)
+    ]
+    return ", ".join(parts) or ("all runs" if len(group.runs) > 1 else group.runs[0].name)
+
+
+def short_name(group: Group, comparison: Comparison) -> str:
+    """Its name or, where that is long, the values alone: "0.3 · 0.001 · bce"."""
+    if len(comparison.keys) <= 2:
+        return group_name(group, comparison)
+    if len(comparison.keys) <= MOST_KEYS_TOLD:
+        return " · ".join(map(shown_setting, group.settings))
+    return group.runs[0].name
+
+
+def shown_value(value: float | None) -> str:
+    """A metric as in a table: four decimals; a dash for none."""
+    if value is None:
+        return "–"
+    return f"{value:.4f}" if abs(value) < 1000 else f"{value:.4g}"
+
+
+def shown_time(seconds: float) -> str:
+    """A duration for people: 42 s, 4 min, 1 h 05."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d}"
