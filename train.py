@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -35,7 +35,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
 
     from genre_lightning.callbacks.epoch_log import EpochLog
     from genre_lightning.callbacks.history import History
-    from genre_lightning.callbacks.resume import Resume, WholeFileIO, run_settings
+    from genre_lightning.callbacks.resume import Resume, WholeFileIO, epochs_done, run_settings
     from genre_lightning.checkpoint import (
         TRAINING_KEY,
         CheckpointError,
@@ -96,11 +96,11 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         cfg.trainer,
         precision=precision,
         callbacks=callbacks,
-        logger=False,
+        logger=False,  # see open_loggers
         plugins=[WholeFileIO()],
     )
     settings = run_settings(
-        OmegaConf.to_container(cfg, resolve=True),
+        cast("dict[str, Any]", OmegaConf.to_container(cfg, resolve=True)),
         precision=precision,
         world_size=trainer.num_nodes * trainer.num_devices,
     )
@@ -108,8 +108,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     if cfg.ckpt_path is not None:
         ckpt_path = find_checkpoint(cfg.ckpt_path, folder)
         checkpoint = check_resumable(ckpt_path, inputs, network, settings)
-        earlier_run = checkpoint[TRAINING_KEY].get("wandb_run_id")
-        result["wandb_run_id"] = result["wandb_run_id"] or earlier_run
+        result["wandb_run_id"] = result["wandb_run_id"] or checkpoint[TRAINING_KEY]["wandb_run_id"]
         if is_first_process():
             copy_best(checkpoint, ckpt_path, folder / "checkpoints")
     trainer.callbacks.append(Resume(folder, result, settings, cfg.checkpoint_every_n_steps))
@@ -122,7 +121,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
             raise CheckpointError(f"{ckpt_path}: can't go on from it: {error}") from error
 
         best = trainer.checkpoint_callback.best_model_path
-        result["epochs"] = trainer.fit_loop.epoch_progress.current.processed
+        result["epochs"] = epochs_done(trainer)
         result["train_samples_per_second"] = history.samples_per_second
         result["best_checkpoint"] = str(Path(best).relative_to(folder)) if best else None
         if not trainer.is_global_zero or not best:
@@ -142,13 +141,12 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
 def main(cfg: DictConfig) -> float | None:
     """Run one training and leave its story in the run folder; return the monitored value."""
     from genre_lightning.errors import UserError
-    from genre_lightning.run_folder import check_unused, recorded_run
+    from genre_lightning.run_folder import recorded_run, starting_point
 
     job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)
     try:
-        if cfg.ckpt_path is None:
-            check_unused(folder)
+        cfg.ckpt_path = starting_point(cfg.ckpt_path, folder)
         with recorded_run(folder, cfg.monitor, cfg.seed, list(job.overrides.task)) as result:
             train(cfg, folder, result)
     except UserError as error:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import hardware, json_line, spread
+from genre_lightning.run_folder import LAST
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 AIM_MAP = 0.30
@@ -80,6 +81,8 @@ class Run:
             f"hydra.run.dir={self.folder}",
             *self.overrides,
         ]
+        if (self.folder / LAST).is_file():  # it was interrupted
+            command.append("ckpt_path=last")
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         output = self.folder / "output.txt"
         with output.open("w", encoding="utf-8") as file:

@@ -148,7 +148,7 @@ def network_weights(state: Mapping[str, Any]) -> dict[str, Any]:
 def check_resumable(
     path: str | Path, inputs: Mapping[str, Any], network: Fusion, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Refuse to resume from a bad file, or one whose model, data or settings differ from this run's.
+    """Refuse to resume from a bad file, or one whose model, data or settings differ from ours.
 
     Args:
         path: of the checkpoint.
@@ -187,8 +187,11 @@ def check_resumable(
                 "ckpt_path"
             )
     theirs = checkpoint[TRAINING_KEY].get("settings")
-    if not isinstance(theirs, dict):
-        raise CheckpointError(f"{path}: it has no settings, so training can't go on from it")
+    run_id = checkpoint[TRAINING_KEY].get("wandb_run_id", 0)
+    if not isinstance(theirs, dict) or not isinstance(run_id, str | None):
+        raise CheckpointError(
+            f"{path}: its {TRAINING_KEY} is damaged: training can't go on from it"
+        )
     absent = object()
     changed = [
         f"{name} ({_shown(theirs, name)} there, {_shown(settings, name)} here)"
@@ -282,13 +285,15 @@ def keep_paths_inside(checkpoint: dict[str, Any], folder: Path) -> None:
     for key, state in _saver_states(checkpoint):
         best = _best_inside(key, state, folder)
         name = "" if best is None else str(best)
-        state["best_k_models"] = {} if best is None else {name: state["best_model_score"]}
+        score = None if best is None else state["best_model_score"]
         state["best_model_path"] = state["kth_best_model_path"] = name
+        state["best_model_score"] = score
+        state["best_k_models"] = {} if best is None else {name: score}
+        state.pop("kth_value", None)
         if best is not None:
-            state["kth_value"] = state["best_model_score"]
+            state["kth_value"] = score
         state["last_model_path"] = ""
-        # Of a state that names another folder Lightning takes no more than best_model_path.
-        state["dirpath"] = "" if best is None else str(folder)
+        state["dirpath"] = str(folder)
 
 
 def _load(path: Path, mmap: bool) -> Any:

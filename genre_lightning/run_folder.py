@@ -51,8 +51,10 @@ def recorded_run(
     """Keep ``result.json`` true while the block runs and when it ends, however it ends.
 
     The file is written at once, with the status "interrupted": what is true should the process be
-    killed. While the block runs the folder is locked, which :func:`is_running` sees. Of several
-    processes that train together only the first locks and writes.
+    killed. One that says "completed" stays until the block, going on with that run, has written
+    something, so that an attempt which is refused changes nothing. While the block runs the folder
+    is locked, which :func:`is_running` sees. Of several processes that train together only the
+    first locks and writes.
 
     Args:
         folder: the run folder.
@@ -93,7 +95,8 @@ def recorded_run(
         result["attempts"] = int(earlier.get("attempts") or 0) + 1
         result["seconds"] = before = float(earlier.get("seconds") or 0.0)
         result["wandb_run_id"] = earlier.get("wandb_run_id")
-        write_result(folder, result)
+        if earlier.get("status") != "completed":
+            write_result(folder, result)
         started = time.perf_counter()
         try:
             yield result
@@ -106,10 +109,12 @@ def recorded_run(
             raise
         finally:
             result["seconds"] = round(before + time.perf_counter() - started, 3)
+            done = result["status"] == "completed"
             # Where the disk is full the file goes on saying "interrupted", which is no lie, and the
             # error that is under way tells more than one about this file.
-            with suppress(*() if result["status"] == "completed" else (OSError, UserError)):
-                write_result(folder, result)
+            with suppress(*() if done else (OSError, UserError)):
+                if done or earlier.get("status") != "completed" or read_result(folder) != earlier:
+                    write_result(folder, result)
 
 
 def is_first_process() -> bool:
@@ -183,18 +188,27 @@ def run_directory(ckpt_path: str | None, default: str) -> str:
     return default if found is None else str(found.parent.parent)
 
 
-def check_unused(folder: Path) -> None:
-    """Refuse a new run in a folder that holds one.
+def starting_point(ckpt_path: str | None, folder: Path) -> str | None:
+    """The ``ckpt_path`` that a run in this folder begins with.
+
+    A new run is refused in a folder that holds one, unless Slurm has queued the same job again:
+    then it goes on.
 
     Raises:
         UserError: naming the folder and what to do.
     """
+    if ckpt_path is not None:
+        return ckpt_path
     status = (read_result(folder) or {}).get("status")
-    if status == "completed" or (folder / LAST).is_file():
+    last = (folder / LAST).is_file()
+    if status != "completed" and last and int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0:
+        return "last"
+    if status == "completed" or last:
         raise UserError(
             f"{folder} holds a run already ({status or 'without a result.json'}): name another "
             f"folder by hydra.run.dir, or go on with it by ckpt_path={folder}"
         )
+    return None
 
 
 @contextmanager

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.training import train_in
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
@@ -209,24 +211,9 @@ def tiny_overrides() -> Callable[..., list[str]]:
 @pytest.fixture(scope="session")
 def train_here(repository: Path) -> Callable[[Path, list[str]], dict[str, Any]]:
     """Trains in this process as train.py does: `train_here(folder, overrides)` gives the result."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.hydra_config import HydraConfig
-    from omegaconf import open_dict
 
     def run(folder: Path, overrides: list[str]) -> dict[str, Any]:
-        from genre_lightning.run_folder import recorded_run
-        from train import train
-
-        folder.mkdir(parents=True, exist_ok=True)
-        with initialize_config_dir(str(repository / "conf"), version_base="1.3"):
-            cfg = compose("train", overrides, return_hydra_config=True)
-        with open_dict(cfg):
-            cfg.hydra.runtime.output_dir = str(folder)
-            HydraConfig.instance().set_config(cfg)
-            del cfg.hydra
-        with recorded_run(folder, cfg.monitor, cfg.seed, overrides) as result:
-            train(cfg, folder, result)
-        return result
+        return train_in(repository, folder, overrides)
 
     return run
 

@@ -661,7 +661,7 @@ def test_no_file_outside_of_the_folder_is_named(named: str, tmp_path: Path) -> N
     for file in (victim, folder / "best.ckpt", folder / "notes.txt"):
         file.touch()
     name = named.format(victim=victim, folder=folder)
-    state = {
+    state: dict[str, Any] = {
         "dirpath": "/",
         "best_model_score": torch.tensor(0.0),
         "best_model_path": name,
@@ -672,22 +672,27 @@ def test_no_file_outside_of_the_folder_is_named(named: str, tmp_path: Path) -> N
     }
     checkpoint: dict[str, Any] = {"callbacks": {"AnyCheckpoint": state, "x": 1}}
     keep_paths_inside(checkpoint, folder)
-    assert state["best_k_models"] == {}
-    assert not state["best_model_path"] and not state["last_model_path"]
-    assert state["dirpath"] != str(folder)
+    assert state["best_k_models"] == {} and state["best_model_score"] is None
+    assert not any(state[f"{which}_model_path"] for which in ("best", "kth_best", "last"))
+    assert state["dirpath"] == str(folder)
 
 
-def test_the_folders_own_best_is_kept(tmp_path: Path) -> None:
-    (tmp_path / "best.ckpt").touch()
+@pytest.mark.parametrize("score", [0.5, 0.75], ids=["the one", "saved later"])
+def test_the_folders_own_best_is_kept(score: float, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    checkpoint = read_checkpoint(tiny_checkpoint)
+    checkpoint["callbacks"] = {"ModelCheckpoint{}": {"best_model_score": torch.tensor(score)}}
+    best = tmp_path / "best.ckpt"
+    torch.save(checkpoint, best)
     state = {
         "dirpath": "/old/place",
+        "best_model_score": torch.tensor(0.5),
         "best_model_path": "/old/place/best.ckpt",
         "best_k_models": {"/old/place/best.ckpt": torch.tensor(0.5)},
     }
     keep_paths_inside({"callbacks": {"ModelCheckpoint{}": state}}, tmp_path)
-    best = str(tmp_path / "best.ckpt")
-    assert state["dirpath"] == str(tmp_path) and state["best_model_path"] == best
-    assert state["best_k_models"] == {best: torch.tensor(0.5)}
+    assert state["dirpath"] == str(tmp_path)
+    assert state["best_model_path"] == (str(best) if score == 0.5 else "")
+    assert state["best_k_models"] == ({str(best): torch.tensor(0.5)} if score == 0.5 else {})
 
 
 def test_reading_does_not_change_the_file(honest: Path) -> None:

@@ -98,19 +98,14 @@ def test_a_sweep_as_a_user_starts_it(
     assert not any(path.name == "runs" for path in tmp_path.iterdir())
 
 
-def test_ctrl_c_is_an_interruption(
+def test_ctrl_c_is_an_interruption_to_go_on_after(
     repository: Path, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "run"
-    endless = ["trainer.max_epochs=100000", "callbacks.early_stopping=null"]
-    process = started(
-        repository,
-        [f"hydra.run.dir={folder}", *tiny_overrides(*endless, model="title")],
-        tmp_path,
-    )
+    overrides = tiny_overrides("callbacks.early_stopping=null", model="title")
+    process = started(repository, [*overrides, "trainer.max_epochs=100000"], tmp_path)
     try:
         deadline = time.monotonic() + 240
-        while not (folder / "checkpoints" / "last.ckpt").exists():
+        while not (found := list(tmp_path.glob("runs/*/*/checkpoints/last.ckpt"))):
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -118,10 +113,21 @@ def test_ctrl_c_is_an_interruption(
         process.communicate(timeout=120)
     finally:
         process.kill()
-    assert process.returncode not in (0, None)
-    found = recorded(folder)
-    assert found["status"] == "interrupted" and found["test"] == {}
-    load_model(folder / "checkpoints" / "last.ckpt")  # whole, and to go on from
+    assert process.returncode == 128 + signal.SIGINT
+    folder = found[0].parent.parent
+    result = recorded(folder)
+    assert result["status"] == "interrupted" and result["test"] == {}
+    epochs = torch.load(found[0], weights_only=True)["epoch"] + 1
+    # In its own folder, though the time is another.
+    process = started(
+        repository, [*overrides, f"trainer.max_epochs={epochs}", "ckpt_path=last"], tmp_path
+    )
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    result = recorded(folder)
+    assert result["status"] == "completed" and result["epochs"] == epochs
+    assert result["attempts"] == 2 and set(result["test"]) >= METRICS
+    assert list(tmp_path.glob("runs/*/*")) == [folder]
 
 
 def test_a_hostile_checkpoint_is_not_resumed(
@@ -237,7 +243,7 @@ def test_a_run_goes_on_elsewhere(
     assert result["status"] == "completed" and set(result["test"]) >= METRICS
     assert result["epochs"] == 3 and 0 < result["monitor_value"] <= 1
     with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
-        assert [row["epoch"] for row in csv.DictReader(file)] == ["2"]
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "1", "2"]
 
 
 @pytest.mark.parametrize("named", ["{victim}", "{folder}/checkpoints/..", "{folder}/result.json"])
@@ -290,6 +296,17 @@ def test_another_model_does_not_go_on(
     with pytest.raises(CheckpointError, match=message) as caught:
         train_here(tmp_path, tiny_overrides(*resume(path), *more, model=kind))
     assert str(path) in str(caught.value)
+
+
+def test_fewer_epochs_than_it_has_are_refused(
+    train_here: Train, tiny_overrides: Overrides, trained_run: Path, tmp_path: Path
+) -> None:
+    path = trained_run / "checkpoints" / "last.ckpt"
+    overrides = tiny_overrides(f"ckpt_path={path}", "trainer.max_epochs=1")
+    with pytest.raises(
+        CheckpointError, match=r"last\.ckpt: can't go on from it: it has 2 epochs.*max_epochs=1"
+    ):
+        train_here(tmp_path, overrides)
 
 
 def bad_optimizer(checkpoint: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytorch_lightning as pl
@@ -19,7 +19,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from genre_lightning.checkpoint import TRAINING_KEY
-from genre_lightning.data.batch import MovieBatch
+from genre_lightning.data.batch import MovieBatch, MovieLoader
 from genre_lightning.run_folder import is_first_process, under_slurm, whole_file, write_result
 
 #: Settings that may differ on resume: how long, where, who looks on. Each stands for all below it.
@@ -100,7 +100,9 @@ class Resume(Checkpoint):
 
     It is written at the end of each epoch, every ``every_n_steps`` optimizer steps, and at the end
     of the step in which SIGTERM or Ctrl-C arrives, which then ends the run by
-    :class:`Interrupted`; a second signal ends it at once. A state between a batch and the
+    :class:`Interrupted`; a second signal ends it at once. Under Slurm Lightning answers SIGTERM,
+    and the signal on which it queues the job again; the latter is held back to a step's end. A
+    state between a batch and the
     validation that follows it is never saved, since Lightning can't go on from there: what is due
     then is saved after the validation.
 
@@ -130,6 +132,7 @@ class Resume(Checkpoint):
         self.signal: int | None = None
         self._restored: dict[str, Any] | None = None
         self._handlers: dict[int, Any] = {}
+        self._held_back: int | None = None
         self._began = time.perf_counter()
         self._seconds = float(result.get("seconds") or 0.0)
 
@@ -153,11 +156,12 @@ class Resume(Checkpoint):
 
     def _process_state(self, trainer: pl.Trainer, module: Any) -> dict[str, Any]:
         version, keys, gauss = random.getstate()
-        kind, words, *numbers = np.random.get_state()
-        state = {
+        kind, words, *numbers = np.random.get_state(legacy=True)
+        state: dict[str, Any] = {
             "python": [version, list(keys), gauss],
-            "numpy": [kind, words.tolist(), *numbers],
+            "numpy": [kind, np.asarray(words).tolist(), *numbers],
             "torch": torch.get_rng_state(),
+            "position": _loader(trainer).state_dict(),
         }
         device = trainer.strategy.root_device.type
         if device != "cpu":
@@ -171,6 +175,10 @@ class Resume(Checkpoint):
     ) -> None:
         self._restored = checkpoint[TRAINING_KEY]
         trainer.should_stop = bool(self._restored["should_stop"])
+        done = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+        most = trainer.max_epochs
+        if most is not None and 0 <= most < done:
+            raise ValueError(f"it has {done} epochs, and trainer.max_epochs={most}")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._restored is not None:
@@ -186,6 +194,8 @@ class Resume(Checkpoint):
             {name: torch.tensor(value) for name, value in saved["metrics"].items()}
         )
         state = saved["processes"][trainer.global_rank]
+        # Lightning would do so, had it not made the loader earlier, to count the steps.
+        _loader(trainer).load_state_dict(state["position"])
         if "train_loss" in state:
             for held, value in zip(_sums(module), state["train_loss"], strict=True):
                 held.fill_(value)
@@ -229,22 +239,29 @@ class Resume(Checkpoint):
         stop = self.signal is not None
         if trainer.world_size > 1:  # one process's signal ends all, at the same step
             stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
-        if due or stop:
+        if due or stop or self._held_back is not None:
             trainer.save_checkpoint(self.path)
             if is_first_process():
                 seconds = round(self._seconds + time.perf_counter() - self._began, 3)
-                epochs = trainer.fit_loop.epoch_progress.current.processed
+                epochs = epochs_done(trainer)
                 write_result(self.folder, {**self.result, "seconds": seconds, "epochs": epochs})
+        if self._held_back is not None:
+            number, self._held_back = self._held_back, None
+            self._handlers[number](number, None)
         if stop:
             raise Interrupted(128 + (self.signal or signal.SIGTERM))
 
     # Signals.
 
     def _catch_signals(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            # Under Slurm Lightning queues the job again, see on_exception.
-            caught = [signal.SIGINT] if under_slurm() else [signal.SIGINT, signal.SIGTERM]
-            self._handlers = {number: signal.signal(number, self._caught) for number in caught}
+        if threading.current_thread() is not threading.main_thread():
+            return
+        caught = [signal.SIGINT] if under_slurm() else [signal.SIGINT, signal.SIGTERM]
+        self._handlers = {number: signal.signal(number, self._caught) for number in caught}
+        for number in (signal.SIGUSR1, signal.SIGUSR2) if under_slurm() else ():
+            # Lightning would save its own checkpoint at once, in the midst of a step.
+            if type(signal.getsignal(number)).__module__.startswith("pytorch_lightning"):
+                self._handlers[number] = signal.signal(number, self._hold_back)
 
     def _caught(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None:
@@ -252,6 +269,9 @@ class Resume(Checkpoint):
         self.signal = number
         if is_first_process():
             print("\nstopping after this step; once more to stop at once", flush=True)
+
+    def _hold_back(self, number: int, frame: FrameType | None) -> None:
+        self._held_back = number
 
     def _release_signals(self) -> None:
         for number, handler in self._handlers.items():
@@ -265,11 +285,27 @@ class Resume(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         self._release_signals()
-        # Lightning raises it itself after a step's end, where we left it the signal.
-        if isinstance(exception, SIGTERMException) and trainer.world_size == 1:
+        if not isinstance(exception, SIGTERMException):
+            return
+        # Lightning raises it at a step's end, where SIGTERM was left to it, and means exit code 0.
+        exception.code = 128 + signal.SIGTERM
+        if trainer.world_size == 1:
             batches = trainer.fit_loop.batch_idx + 1
             if not trainer.is_last_batch and batches % trainer.accumulate_grad_batches == 0:
                 trainer.save_checkpoint(self.path)
+
+
+def epochs_done(trainer: pl.Trainer) -> int:
+    """Epochs that are done, also where a run was resumed after its last one.
+
+    The trainer's ``current_epoch`` is one behind then.
+    """
+    progress: Any = trainer.fit_loop.epoch_progress.current
+    return int(progress.processed)
+
+
+def _loader(trainer: pl.Trainer) -> MovieLoader:
+    return cast("MovieLoader", trainer.train_dataloader)
 
 
 def _sums(module: Any) -> tuple[torch.Tensor, torch.Tensor]:

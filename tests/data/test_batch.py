@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from genre_lightning.data.batch import BatchOrder, MovieBatches
+from genre_lightning.data.batch import BatchOrder, MovieBatches, MovieLoader
 from genre_lightning.data.posters import PosterCache
 from genre_lightning.data.titles import SparseTitles
 
@@ -88,6 +88,39 @@ def test_order_and_seeds_depend_on_nothing_but_seed_and_epoch() -> None:
         np.testing.assert_array_equal(rows, other_rows)
     seeds = [seed for _, seed in first]
     assert len(set(seeds)) == len(seeds)
+
+
+@pytest.mark.parametrize("given", [0, 1, 4, 6])
+def test_an_epoch_goes_on_where_it_stopped(given: int) -> None:
+    first, second = (BatchOrder(np.arange(50), 8, shuffle=True, seed=3) for _ in range(2))
+    first.set_epoch(2)
+    batches = iter(first)
+    for _ in range(given):
+        next(batches)
+    second.load_state_dict(first.state_dict())
+    second.set_epoch(2)
+    rest = list(second)
+    assert len(rest) == len(second) - given
+    for (rows, seed), (other_rows, other_seed) in zip(batches, rest, strict=True):
+        assert seed == other_seed
+        np.testing.assert_array_equal(rows, other_rows)
+    second.set_epoch(3)
+    assert len(list(second)) == len(second)
+    with pytest.raises(ValueError, match="batch 7 of an epoch of 6"):
+        second.load_state_dict({"epoch": 2, "given": 7})
+
+
+def test_a_loader_draws_nothing_from_the_global_generator(batches: MovieBatches) -> None:
+    loader = MovieLoader(
+        batches,
+        sampler=BatchOrder(np.arange(6), 2, shuffle=True),
+        batch_size=None,
+        generator=torch.Generator(),
+    )
+    before = torch.get_rng_state()
+    assert [len(batch) for batch in loader] == [2, 2, 2]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert loader.state_dict() == {"epoch": 0, "given": 3}
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])

@@ -1,0 +1,122 @@
+"""Training in this process, or in one of its own that can be killed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+import signal
+from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def train_in(repository: Path, folder: Path, overrides: list[str]) -> dict[str, Any]:
+    """Train as train.py does, without the time it takes to start: the result."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import open_dict
+
+    from genre_lightning.run_folder import recorded_run
+    from train import train
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with initialize_config_dir(str(repository / "conf"), version_base="1.3"):
+        cfg = compose("train", overrides, return_hydra_config=True)
+    with open_dict(cfg):
+        cfg.hydra.runtime.output_dir = str(folder)
+        HydraConfig.instance().set_config(cfg)
+        del cfg.hydra
+    with recorded_run(folder, cfg.monitor, cfg.seed, overrides) as result:
+        train(cfg, folder, result)
+    return result
+
+
+def train_apart(
+    repository: Path,
+    folder: Path,
+    overrides: list[str],
+    before: Callable[..., None] | None = None,
+    *arguments: Any,
+) -> ForkServerProcess:
+    """Start :func:`train_in` in a process of its own, forked from one that has all imported.
+
+    ``before(*arguments)``, of an importable module, is called there first.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.preloaded"])
+    process = context.Process(
+        target=_child, args=(repository, folder, overrides, before, arguments), daemon=True
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        # The first call starts the process that forks, which does not take over sys.path.
+        patch.setenv("PYTHONPATH", str(repository), prepend=os.pathsep)
+        process.start()
+    return process
+
+
+def _child(
+    repository: Path,
+    folder: Path,
+    overrides: list[str],
+    before: Callable[..., None] | None,
+    arguments: tuple[Any, ...],
+) -> None:
+    if before is not None:
+        before(*arguments)
+    with (folder.parent / f"{folder.name}.log").open("a") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+        train_in(repository, folder, overrides)
+
+
+def at_step(moment: int, action: Callable[[], None]) -> pytest.MonkeyPatch:
+    """Do something in the so-manieth training or validation step from now; undo() ends it."""
+    from genre_lightning.module import GenreModule
+
+    count = 0
+
+    def counted(step: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count == moment:
+                action()
+            return step(*arguments)
+
+        return run
+
+    patch = pytest.MonkeyPatch()
+    for name in ("training_step", "validation_step"):
+        patch.setattr(GenreModule, name, counted(getattr(GenreModule, name)))
+    return patch
+
+
+def kill_at(moment: int) -> None:
+    """Have this process killed, as by kill -9, at that step."""
+    at_step(moment, lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def slurm(tools: Path) -> None:
+    """Be a job of Slurm, whose signals come in the third and in the fifth step."""
+    os.environ.update(
+        SLURM_JOB_ID="7", SLURM_JOB_NAME="train", SLURM_NTASKS="1", SLURM_PROCID="0",
+        SLURM_LOCALID="0", SLURM_NODEID="0", SLURM_NNODES="1",
+        PATH=f"{tools}{os.pathsep}{os.environ['PATH']}",
+    )  # fmt: skip
+    at_step(3, lambda: os.kill(os.getpid(), signal.SIGUSR1))
+    at_step(5, lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+
+def kill_while_saving_after(moment: int, size: int) -> None:
+    """Have this process killed by the kernel once it has written so many bytes to a file."""
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores it
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+    at_step(moment, limit)
