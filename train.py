@@ -32,6 +32,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     from hydra.utils import instantiate
     from rich.console import Console
 
+    from genre_lightning.callbacks.epoch_log import EpochLog
     from genre_lightning.callbacks.history import History
     from genre_lightning.callbacks.pruning import Pruning
     from genre_lightning.callbacks.resume import Resume, WholeFileIO, epochs_done, run_settings
@@ -44,6 +45,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     )
     from genre_lightning.errors import UserError
     from genre_lightning.evaluation import print_genre_table, score_split, split_metrics
+    from genre_lightning.loggers import log_outcome, open_loggers
     from genre_lightning.module import GenreModule
     from genre_lightning.run_folder import find_checkpoint, is_first_process
 
@@ -87,13 +89,14 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     history = History(folder)
     callbacks = [
         history,
+        EpochLog(history),
         *(instantiate(callback) for callback in cfg.callbacks.values() if callback),
     ]
     trainer = instantiate(
         cfg.trainer,
         precision=precision,
         callbacks=callbacks,
-        logger=instantiate(cfg.logger) or False,
+        logger=False,  # see open_loggers
         plugins=[WholeFileIO()],
     )
     settings = run_settings(
@@ -105,32 +108,34 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     if cfg.ckpt_path is not None:
         ckpt_path = find_checkpoint(cfg.ckpt_path, folder)
         checkpoint = check_resumable(ckpt_path, inputs, network, settings)
-        result["wandb_run_id"] = checkpoint[TRAINING_KEY]["wandb_run_id"] or result["wandb_run_id"]
+        result["wandb_run_id"] = result["wandb_run_id"] or checkpoint[TRAINING_KEY]["wandb_run_id"]
         if is_first_process():
             copy_best(checkpoint, ckpt_path, folder / "checkpoints")
     trainer.callbacks.append(Resume(folder, result, settings, cfg.checkpoint_every_n_steps))
-    try:
-        trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
-    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
-        if ckpt_path is None or history.started or isinstance(error, UserError):
-            raise
-        raise CheckpointError(f"{ckpt_path}: can't go on from it: {error}") from error
+    with open_loggers(cfg, folder, result) as trainer.loggers:
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+        except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+            if ckpt_path is None or history.started or isinstance(error, UserError):
+                raise
+            raise CheckpointError(f"{ckpt_path}: can't go on from it: {error}") from error
 
-    best = trainer.checkpoint_callback.best_model_path
-    result["epochs"] = epochs_done(trainer)
-    result["pruned"] = any(isinstance(c, Pruning) and c.pruned for c in callbacks)
-    result["train_samples_per_second"] = history.samples_per_second
-    result["best_checkpoint"] = str(Path(best).relative_to(folder)) if best else None
-    if not trainer.is_global_zero or not best:
-        return
-    # Scored as evaluate.py will score it: from the file alone, in float32.
-    device = trainer.strategy.root_device
-    model = load_model(best, device)
-    for split in ("val", "test"):
-        scores = score_split(model, data, split, device)
-        result[split] = split_metrics(model, scores)
-        print_genre_table(model, scores, console)
-    result["monitor_value"] = float(trainer.checkpoint_callback.best_model_score)
+        best = trainer.checkpoint_callback.best_model_path
+        result["epochs"] = epochs_done(trainer)
+        result["pruned"] = any(isinstance(c, Pruning) and c.pruned for c in callbacks)
+        result["train_samples_per_second"] = history.samples_per_second
+        result["best_checkpoint"] = str(Path(best).relative_to(folder)) if best else None
+        if not trainer.is_global_zero or not best:
+            return
+        # Scored as evaluate.py will score it: from the file alone, in float32.
+        device = trainer.strategy.root_device
+        model = load_model(best, device)
+        scores = {split: score_split(model, data, split, device) for split in ("val", "test")}
+        for split, found in scores.items():
+            result[split] = split_metrics(model, found)
+            print_genre_table(model, found, console)
+        result["monitor_value"] = float(trainer.checkpoint_callback.best_model_score)
+        log_outcome(trainer.loggers, trainer.global_step, model, data, scores, result, Path(best))
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")

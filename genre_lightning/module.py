@@ -34,8 +34,9 @@ class DivergedError(UserError):
 class GenreModule(pl.LightningModule):
     """Trains a network on batches of movies and fits its decision thresholds on validation.
 
-    Logs ``train/loss`` and, for each validation epoch, ``val/`` and every name that
-    :func:`genre_lightning.metrics.genre_metrics` gives.
+    Its metrics are ``train/loss`` and, for each validation epoch, ``val/`` and every name that
+    :func:`genre_lightning.metrics.genre_metrics` gives. Loggers get them from
+    :class:`genre_lightning.callbacks.epoch_log.EpochLog`, not from Lightning.
 
     Args:
         network: built by :func:`genre_lightning.models.build_network`.
@@ -110,7 +111,7 @@ class GenreModule(pl.LightningModule):
                 alone = self.loss((prior + poster)[seen], batch.targets[seen])
                 loss = loss + self.branch_loss * alone
         self.train_loss.update(loss.detach())  # all batches are of one size
-        self.log("train/loss", self.train_loss, on_step=False, on_epoch=True)
+        self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, logger=False)
         return loss
 
     def validation_step(self, batch: MovieBatch, batch_idx: int) -> None:
@@ -142,7 +143,7 @@ class GenreModule(pl.LightningModule):
         metrics["loss"] = float(self.val_loss.compute()) / len(targets)
         self.val_loss.reset()
         values = {f"val/{name}": value for name, value in metrics.items()}
-        self.log_dict(values, sync_dist=True, reduce_fx="max")
+        self.log_dict(values, sync_dist=True, reduce_fx="max", logger=False)
 
     def configure_optimizers(self) -> Any:
         defaults = self.make_optimizer(self.network.parameters()).defaults

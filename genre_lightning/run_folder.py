@@ -64,8 +64,8 @@ def recorded_run(
 
     Yields:
         The result, for the block to add to. Its status becomes "completed", "interrupted" (Ctrl-C,
-        SIGTERM) or "failed" with the error, which is raised again. ``seconds``, ``attempts`` and
-        ``wandb_run_id`` go on from those of an earlier attempt in the same folder.
+        SIGTERM) or "failed" with the error, which is raised again. ``epochs``, ``seconds``, ``attempts``
+        and ``wandb_run_id`` go on from those of an earlier attempt in the same folder.
 
     Raises:
         UserError: another process runs in this folder, or its ``result.json`` is not ours.
@@ -94,6 +94,7 @@ def recorded_run(
         earlier = read_result(folder) or {}
         result["attempts"] = int(earlier.get("attempts") or 0) + 1
         result["seconds"] = before = float(earlier.get("seconds") or 0.0)
+        result["epochs"] = int(earlier.get("epochs") or 0)
         result["wandb_run_id"] = earlier.get("wandb_run_id")
         if earlier.get("status") != "completed":
             write_result(folder, result)

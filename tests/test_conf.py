@@ -32,6 +32,7 @@ def set_output_dir(cfg: DictConfig, folder: Path) -> None:
     """As Hydra does when a job starts."""
     OmegaConf.set_readonly(cfg.hydra, False)
     cfg.hydra.runtime.output_dir = str(folder)
+    HydraConfig.instance().set_config(cfg)
 
 
 def test_none_is_missed() -> None:

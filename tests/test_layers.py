@@ -51,7 +51,13 @@ LAYERS: list[dict[str, tuple[str, ...]]] = [
         "compare": ("compare", "comparison"),
         "report": ("report",),
     },
-    {"predict": ("predict",), "demo": ("demo",), "sweep": ("sweep",)},
+    {
+        "wandb_report": ("wandb_report",),
+        "predict": ("predict",),
+        "demo": ("demo",),
+        "sweep": ("sweep",),
+    },
+    {"loggers": ("loggers",)},
 ]
 # They name what the package offers and hold no code of their own.
 NAMESPACES = ("", "data")

@@ -244,8 +244,8 @@ class Resume(Checkpoint):
             trainer.save_checkpoint(self.path)
             if is_first_process():
                 seconds = round(self._seconds + time.perf_counter() - self._began, 3)
-                epochs = epochs_done(trainer)
-                write_result(self.folder, {**self.result, "seconds": seconds, "epochs": epochs})
+                self.result["epochs"] = epochs_done(trainer)
+                write_result(self.folder, {**self.result, "seconds": seconds})
         if self._held_back is not None:
             number, self._held_back = self._held_back, None
             self._handlers[number](number, None)
