@@ -5,9 +5,9 @@
 
 Makes up movies (titles of made-up words, 18 genres, a small poster each, listed in a CSV), and for
 each number, in a process of its own, times the parts of `MovieDataModule.setup` on an empty cache,
-then `setup` as a whole on the warm one. All imports are done before the clock starts. Memory is the
-peak of what the process holds in private memory, less what it held after the imports and less what
-it still holds at the end (titles, labels, features). Ends with one JSON line: ``figure`` is the
+then `setup` as a whole on the warm one. All imports are done before the clock starts. Memory, on
+Linux alone, is the process's peak, less what it held after the imports and less the private memory
+that `setup` leaves behind (titles, labels, features). Ends with one JSON line: ``figure`` is the
 seconds of a warm start at the greatest number, ``ratio`` its cost per movie on an empty cache
 over that at the smallest number (medians of the turns), ``growth`` the same ratio of each part.
 """
@@ -99,7 +99,7 @@ def time_parts(manifest: Path, cache_dir: Path) -> dict[str, float]:
         ("posters", "open_poster_cache"),
     ):
         setattr(datamodule, attribute, clock(name, getattr(datamodule, attribute)))
-    before = _private_mib()
+    before, private = _resident_mib("VmRSS"), _resident_mib("RssAnon")
     data = datamodule.MovieDataModule(
         "manifest",
         TitleVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True, decade=True),
@@ -119,17 +119,14 @@ def time_parts(manifest: Path, cache_dir: Path) -> dict[str, float]:
         "setup": setup,
         "peak_mib": peak,
         "before_mib": before,
-        "held_mib": _private_mib() - before,
+        "held_mib": _resident_mib("RssAnon") - private,
     }
 
 
-def _private_mib() -> float:
-    """Private memory of this process; pages of mapped files don't count."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    line = next(x for x in status.read_text().splitlines() if x.startswith("RssAnon"))
-    return int(line.split()[1]) / 1024
+def _resident_mib(field: str) -> float:
+    """Memory of this process: ``VmRSS``, all of it, or ``RssAnon``, without mapped files (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1]) / 1024
 
 
 def run_part(manifest: Path, cache_dir: Path) -> dict[str, float]:
