@@ -124,7 +124,7 @@ def time_parts(manifest: Path, cache_dir: Path) -> dict[str, float]:
 
 
 def _resident_mib(field: str) -> float:
-    """Memory of this process: ``VmRSS``, all of it, or ``RssAnon``, without mapped files (Linux)."""
+    """Memory of this process: ``VmRSS`` is all of it, ``RssAnon`` without mapped files."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(field)).split()[1]) / 1024
 
