@@ -18,9 +18,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import alternate, hardware, json_line, spread
+from benchmarks.measure import (
+    REPOSITORY,
+    alternate,
+    json_line,
+    print_table,
+    spread,
+)
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 AIM_SECONDS = 2.0
 
 
@@ -39,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Time both sides and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", default="data/ml1m", help="folder or zip of the real movies")
-    parser.add_argument("-n", type=int, default=5)
+    parser.add_argument("-n", "--n", type=int, default=5)
     args = parser.parse_args(arguments)
     os.environ["PYTHONPATH"] = str(REPOSITORY)
     train = [
@@ -53,14 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     seconds = alternate({"train": train, "imports": imports}, args.n)
     pairs = list(zip(seconds["train"], seconds["imports"], strict=True))
     beyond = [train - imports for train, imports in pairs]
-    print(f"{hardware()}, n = {args.n}")
-    print("| | median s | min | max |\n| --- | --- | --- | --- |")
-    for name, values in {**seconds, "beyond the imports": beyond}.items():
-        median = statistics.median(values)
-        print(f"| {name} | {median:.2f} | {min(values):.2f} | {max(values):.2f} |")
+    print_table({**seconds, "beyond the imports": beyond}, "s", digits=2)
     ratio = statistics.median(train / imports for train, imports in pairs)
     figure = statistics.median(beyond)
-    print(json_line(figure, ratio, args.n, spread(beyond), AIM_SECONDS, unit="s"))
+    print(json_line(figure, ratio, args.n, spread(beyond), AIM_SECONDS, unit="s", aim_is="at most"))
 
 
 if __name__ == "__main__":

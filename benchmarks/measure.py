@@ -1,45 +1,126 @@
-"""Timing two commands by turns, and the JSON line that every benchmark ends with."""
+"""What all benchmarks share: sides timed by turns, one table, and the JSON line they end with."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
 
 
-def alternate(commands: Mapping[str, Sequence[str]], n: int) -> dict[str, list[float]]:
-    """Wall seconds of each command, run by turns ``n`` times after one run that is not counted.
+def argument_parser(description: str | None, n: int, *, training: bool) -> argparse.ArgumentParser:
+    """The options that benchmarks have in common.
+
+    Args:
+        description: the module's docstring, of which ``--help`` shows all.
+        n: how many turns are counted by default.
+        training: whether movies are needed: ``--root`` names real ones (demo data otherwise), and
+            any further argument is an override of the configuration.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("-n", "--n", type=_turns, default=n, help=f"turns; default {n}")
+    if training:
+        parser.add_argument("--root", type=Path, help="ml1m, folder or zip; default: demo data")
+        parser.add_argument("overrides", nargs="*", help="as for train.py: data.batch_size=256")
+    return parser
+
+
+def _turns(text: str) -> int:
+    turns = int(text)
+    if turns < 1:
+        raise argparse.ArgumentTypeError("at least 1 turn")
+    return turns
+
+
+def by_turns(
+    sides: Mapping[str, Callable[[], float | None]], n: int, uncounted: int = 1
+) -> dict[str, list[float]]:
+    """Seconds of each side, run by turns ``n`` times after ``uncounted`` ones.
 
     Turns, since a shared machine drifts: what slows one side slows the other beside it.
 
-    Raises:
-        RuntimeError: a command failed; with the end of what it printed.
+    Args:
+        sides: name to what is run; a number that it returns counts instead of its wall time.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in commands}
-    for turn in range(n + 1):
-        for name, command in commands.items():
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(n + uncounted):
+        for name, run in sides.items():
             started = time.perf_counter()
-            done = subprocess.run(list(command), capture_output=True, text=True, check=False)
-            elapsed = time.perf_counter() - started
-            if done.returncode != 0:
-                raise RuntimeError(f"{name} failed:\n{done.stderr[-2000:]}")
-            if turn > 0:
+            own = run()
+            elapsed = time.perf_counter() - started if own is None else own
+            if turn >= uncounted:
                 seconds[name].append(elapsed)
     return seconds
 
 
+def alternate(commands: Mapping[str, Sequence[str]], n: int) -> dict[str, list[float]]:
+    """:func:`by_turns` of commands, each in a process of its own.
+
+    Raises:
+        RuntimeError: a command failed; with the end of what it printed.
+    """
+
+    def runner(name: str, command: Sequence[str]) -> Callable[[], None]:
+        def run() -> None:
+            done = subprocess.run(list(command), capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                raise RuntimeError(f"{name} failed:\n{done.stderr[-2000:]}")
+
+        return run
+
+    return by_turns({name: runner(name, command) for name, command in commands.items()}, n)
+
+
+def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
+    """One ratio a turn."""
+    return [a / b for a, b in zip(above, below, strict=True)]
+
+
+def print_table(
+    values: Mapping[str, Sequence[float]], unit: str, note: str = "", digits: int = 3
+) -> None:
+    """The hardware, then median, least and most of each side as a Markdown table."""
+    n = max(map(len, values.values()))
+    print(f"{hardware()}, n = {n}{', ' if note else ''}{note}")
+    print(f"| | median {unit} | min | max |\n| --- | --- | --- | --- |")
+    for name, side in values.items():
+        cells = (statistics.median(side), min(side), max(side))
+        print(f"| {name} | {' | '.join(f'{cell:.{digits}f}' for cell in cells)} |")
+
+
 def hardware() -> str:
     """What the figures were taken on, in words."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{cores} CPU core(s), {platform.machine()}, Python {platform.python_version()}"
+    words = f"{num_cores()} CPU core(s), {platform.machine()}, Python {platform.python_version()}"
+    return words if _gpu() is None else f"{words}, {_gpu()}"
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _gpu() -> str | None:
+    """The GPU that this process has used, if any; no import for a benchmark of imports."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return None
+    return str(torch.cuda.get_device_name())
 
 
 def json_line(
-    figure: float, ratio: float, n: int, spread: float, aim: float, **more: object
+    figure: float, ratio: float | None, n: int, spread: float, aim: float, **more: object
 ) -> str:
     """The last line a benchmark prints; all benchmarks share these keys."""
     line = {"figure": figure, "ratio": ratio, "n": n, "spread": spread, "aim": aim, **more}

@@ -19,10 +19,15 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.measure import alternate, hardware, json_line, spread
+from benchmarks.measure import (
+    REPOSITORY,
+    alternate,
+    json_line,
+    print_table,
+    spread,
+)
 from benchmarks.untrained import draw_posters, write_checkpoint
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 AIM = 1.3
 
 
@@ -32,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--checkpoint", type=Path, help="default: the default model, untrained")
     parser.add_argument("--poster", type=Path, help="default: one that is drawn")
     parser.add_argument("--title", default="Avengers: Endgame (2019)")
-    parser.add_argument("-n", type=int, default=15)
+    parser.add_argument("-n", "--n", type=int, default=15)
     args = parser.parse_args(arguments)
     os.environ["PYTHONPATH"] = str(REPOSITORY)
     with tempfile.TemporaryDirectory() as folder:
@@ -49,14 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         }
         seconds = alternate(commands, args.n)
     ratios = [a / b for a, b in zip(*seconds.values(), strict=True)]
-    print(f"{hardware()}, n = {args.n}")
-    print("| | median s | min | max |\n| --- | --- | --- | --- |")
-    for name, values in seconds.items():
-        median = statistics.median(values)
-        print(f"| {name} | {median:.3f} | {min(values):.3f} | {max(values):.3f} |")
+    print_table(seconds, "s")
     figure = statistics.median(seconds["genre-predict"])
     ratio = statistics.median(ratios)
-    print(json_line(figure, ratio, args.n, spread(ratios), AIM, unit="s"))
+    print(json_line(figure, ratio, args.n, spread(ratios), AIM, unit="s", aim_is="at most"))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+from benchmarks.measure import REPOSITORY
+from genre_lightning.data.movie import PosterFile
 
 
 def write_checkpoint(path: Path, num_genres: int = 18) -> Path:
@@ -100,3 +101,9 @@ def draw_posters(folder: Path, count: int, seed: int = 0) -> list[Path]:
         paths.append(folder / f"{number} {title}.jpg")
         image.save(paths[-1], quality=75)
     return paths
+
+
+def poster_file(path: Path) -> PosterFile:
+    """A poster as a reader would have found it."""
+    found = path.stat()
+    return PosterFile(path, None, found.st_size, found.st_mtime_ns)

@@ -1,0 +1,93 @@
+"""How much of the time a training step waits for its data.
+
+    python -m benchmarks.feed --root data/ml1m
+    python -m benchmarks.feed --root data/ml1m data.batch_size=256
+
+In one `trainer.fit`, epochs by turns: of training batches (gathered, copied to the device,
+augmented) and of one such batch that is there already, again and again. Validation is off. Ends
+with one JSON line: ``figure`` is the median of training samples a second on the real batches,
+``ratio`` the median over turns of that over the resident batch's.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+import pytorch_lightning as pl
+from torch.utils.data import DataLoader
+
+from benchmarks.measure import argument_parser, json_line, print_table, ratios, spread
+from benchmarks.training import (
+    EpochTimer,
+    build,
+    compose_config,
+    device_of,
+    make_trainer,
+    typical_batch,
+)
+from genre_lightning.data.batch import MovieBatch
+from genre_lightning.data.datamodule import MovieDataModule
+
+AIM_CPU, AIM_GPU = 0.97, 0.95
+
+
+class Turns(pl.LightningDataModule):
+    """Epochs of the training split, by turns with epochs of one batch that is on its device."""
+
+    def __init__(self, data: MovieDataModule, resident: MovieBatch) -> None:
+        super().__init__()
+        self.data = data
+        self.resident = resident
+
+    def train_dataloader(self) -> DataLoader[MovieBatch]:
+        real = self.data.loader("train", shuffle=True)
+        if self.trainer is not None and self.trainer.current_epoch % 2:
+            return DataLoader([self.resident] * len(real), batch_size=None)  # type: ignore[arg-type]
+        return real
+
+    def on_after_batch_transfer(self, batch: MovieBatch, dataloader_idx: int) -> MovieBatch:
+        if batch.posters.is_floating_point():
+            return batch
+        return batch.with_posters(self.data.prepare_posters(batch.posters, batch.seed, True))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Time both sides and print the table."""
+    args = argument_parser(__doc__, n=5, training=True).parse_args(arguments)
+    cfg = compose_config(args.root, args.overrides)
+    data, module = build(cfg)
+    device = device_of(cfg)
+    timer = EpochTimer()
+    trainer = make_trainer(
+        cfg,
+        [timer],
+        max_epochs=2 * (args.n + 1),
+        limit_val_batches=0,
+        reload_dataloaders_every_n_epochs=1,
+    )
+    trainer.fit(module, datamodule=Turns(data, typical_batch(data, device)))
+    samples = len(data.loader("train", shuffle=True)) * min(
+        data.batch_size, len(data.splits["train"])
+    )
+    rates = {
+        "real batches": [samples / seconds for seconds in timer.seconds[2::2]],
+        "one resident batch": [samples / seconds for seconds in timer.seconds[3::2]],
+    }
+    print_table(rates, "samples/s", f"{device}, batch {data.batch_size}", digits=1)
+    found = ratios(*rates.values())
+    print(
+        json_line(
+            statistics.median(rates["real batches"]),
+            statistics.median(found),
+            args.n,
+            spread(found),
+            AIM_CPU if device.type == "cpu" else AIM_GPU,
+            unit="samples/s",
+            aim_is="at least",
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

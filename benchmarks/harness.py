@@ -1,0 +1,134 @@
+"""What Lightning, callbacks, metrics and logging cost beside a bare PyTorch loop.
+
+    python -m benchmarks.harness --root data/ml1m
+
+By turns: `trainer.fit` with everything that train.py gives it (checkpoints of every epoch, metrics,
+thresholds, history), and a loop of the same network, optimizer, precision and batches that trains
+as many epochs and scores validation after each. Ends with one JSON line: ``figure`` is the median
+of training samples a second of `trainer.fit`, validation and all, ``ratio`` the median over turns
+of the loop's seconds over those of `trainer.fit`.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from benchmarks.measure import (
+    argument_parser,
+    by_turns,
+    json_line,
+    print_table,
+    ratios,
+    spread,
+)
+from benchmarks.training import (
+    build,
+    compose_config,
+    device_of,
+    make_optimizer,
+    make_trainer,
+    synchronise,
+    training_loss,
+)
+from genre_lightning.callbacks.history import History
+from genre_lightning.data.batch import BatchOrder
+
+AIM_CPU, AIM_GPU = 0.97, 0.95
+
+
+def fit(cfg: DictConfig, epochs: int) -> float:
+    """Seconds of `trainer.fit` in a folder of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        cfg.callbacks.checkpoint.dirpath = str(Path(folder) / "checkpoints")
+        data, module = build(cfg)
+        callbacks = [
+            History(Path(folder)),
+            *(instantiate(callback) for callback in cfg.callbacks.values() if callback),
+        ]
+        trainer = make_trainer(cfg, callbacks, max_epochs=epochs, enable_checkpointing=True)
+        started = time.perf_counter()
+        trainer.fit(module, datamodule=data)
+        synchronise()
+        return time.perf_counter() - started
+
+
+def loop(cfg: DictConfig, epochs: int) -> float:
+    """Seconds of the same epochs, written out."""
+    data, module = build(cfg)
+    device = device_of(cfg)
+    module.to(device)
+    network = module.network
+    train, val = data.loader("train", shuffle=True), data.loader("val")
+    order = cast(BatchOrder, train.sampler)
+    optimizer = make_optimizer(module)
+    make_schedule = instantiate(cfg.scheduler)
+    schedule = make_schedule and make_schedule(optimizer, total_steps=epochs * len(train))
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+    started = time.perf_counter()
+    for epoch in range(epochs):
+        network.train()
+        order.set_epoch(epoch)
+        for batch in train:
+            batch = batch.to(device, non_blocking=True)
+            batch = batch.with_posters(data.prepare_posters(batch.posters, batch.seed, True))
+            optimizer.zero_grad()
+            with autocast:
+                loss = training_loss(module, batch)
+            loss.backward()
+            optimizer.step()
+            if schedule is not None:
+                schedule.step()
+        network.eval()
+        total = torch.zeros((), device=device)
+        with torch.inference_mode(), autocast:
+            for batch in val:
+                batch = batch.to(device, non_blocking=True)
+                batch = batch.with_posters(data.prepare_posters(batch.posters, 0, False))
+                total += module.loss(network(**batch.inputs()), batch.targets)
+    synchronise()
+    return time.perf_counter() - started
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Time both sides and print the table."""
+    parser = argument_parser(__doc__, n=5, training=True)
+    parser.add_argument("--epochs", type=int, default=2, help="of each side in a turn; default 2")
+    args = parser.parse_args(arguments)
+    overrides = ["callbacks.progress_bar=null", *args.overrides]
+    cfg = compose_config(args.root, overrides)
+    seconds = by_turns(
+        {
+            "trainer.fit": lambda: fit(cfg, args.epochs),
+            "bare loop": lambda: loop(cfg, args.epochs),
+        },
+        args.n,
+    )
+    data, _ = build(cfg)
+    device = device_of(cfg)
+    print_table(seconds, "s", f"{args.epochs} epochs, {device}, batch {data.batch_size}")
+    samples = args.epochs * len(data.splits["train"])
+    found = ratios(seconds["bare loop"], seconds["trainer.fit"])
+    print(
+        json_line(
+            samples / statistics.median(seconds["trainer.fit"]),
+            statistics.median(found),
+            args.n,
+            spread(found),
+            AIM_CPU if device.type == "cpu" else AIM_GPU,
+            unit="samples/s",
+            aim_is="at least",
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""How reader, split, title features and poster cache grow with the number of movies.
+
+    python -m benchmarks.scale
+    python -m benchmarks.scale --sizes 1000 10000
+
+Makes up movies (titles of made-up words, 18 genres, a small poster each, listed in a CSV), and for
+each number, in a process of its own, times the parts of `MovieDataModule.setup` on an empty cache,
+then `setup` as a whole on the warm one. All imports are done before the clock starts. Memory, on
+Linux alone, is the process's peak, less what it held after the imports and less the private memory
+that `setup` leaves behind (titles, labels, features). Ends with one JSON line: ``figure`` is the
+seconds of a warm start at the greatest number, ``ratio`` its cost per movie on an empty cache
+over that at the smallest number (medians of the turns), ``growth`` the same ratio of each part.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.measure import REPOSITORY, argument_parser, hardware, json_line, ratios, spread
+
+AIM = 1.3
+AIM_WARM_SECONDS = 5.0
+SIZES = (1_000, 10_000, 100_000)
+NUM_GENRES = 18
+SIDE = 32  # of the cached posters: 100,000 of them are 300 MB
+DRAWINGS = 64  # different ones, each under as many names as it takes
+PARTS = ("reader", "split", "titles", "posters")
+
+
+def make_movies(folder: Path, count: int, seed: int = 0) -> Path:
+    """Write posters and the CSV that lists them; returns the CSV."""
+    from PIL import Image
+
+    from benchmarks.untrained import compose_titles
+
+    rng = np.random.default_rng(seed)
+    posters = folder / "posters"
+    posters.mkdir(parents=True)
+    drawings = []
+    for number in range(min(DRAWINGS, count)):
+        pixels = rng.integers(0, 256, (72, 48, 3), dtype=np.uint8)
+        drawings.append(folder / f"drawing{number}.jpg")
+        Image.fromarray(pixels).save(drawings[-1], quality=75)
+    # Few movies have rare genres, as in real data.
+    chance = 0.4 / np.arange(1, NUM_GENRES + 1)
+    with (folder / "movies.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "title", "poster", "genres"])
+        for number, title in enumerate(compose_titles(count, seed)):
+            if number % 10_000 == 0:  # a folder of 100,000 is slow on some disks
+                (posters / str(number // 10_000)).mkdir()
+            poster = posters / str(number // 10_000) / f"{number}.jpg"
+            shutil.copyfile(drawings[number % len(drawings)], poster)
+            has = np.flatnonzero(rng.random(NUM_GENRES) < chance)
+            genres = "|".join(f"Genre {g}" for g in (has if len(has) else [0]))
+            writer.writerow([number, title, poster.relative_to(folder), genres])
+    return folder / "movies.csv"
+
+
+def time_parts(manifest: Path, cache_dir: Path) -> dict[str, float]:
+    """Seconds of each part, run one after the other, and MiB; in a fresh process."""
+    # What is imported late counts as an import, not as the work of whoever comes first.
+    import iterstrat.ml_stratifiers  # noqa: F401
+    import pytorch_lightning  # noqa: F401
+    import sklearn.feature_extraction.text  # noqa: F401
+
+    from genre_lightning.data import datamodule
+    from genre_lightning.data.titles import TitleVectorizer
+
+    spent: dict[str, float] = {}
+
+    def clock(name: str, function: Any) -> Any:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            started = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                spent[name] = spent.get(name, 0.0) + time.perf_counter() - started
+
+        return timed
+
+    for name, attribute in (
+        ("reader", "read_movies"),
+        ("split", "split_movies"),
+        ("posters", "open_poster_cache"),
+    ):
+        setattr(datamodule, attribute, clock(name, getattr(datamodule, attribute)))
+    before, private = _resident_mib("VmRSS"), _resident_mib("RssAnon")
+    data = datamodule.MovieDataModule(
+        "manifest",
+        TitleVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True, decade=True),
+        poster_size=SIDE,
+        cache_dir=cache_dir,
+        path=str(manifest),
+    )
+    started = time.perf_counter()
+    data.setup()
+    setup = time.perf_counter() - started
+    # What is left is the title features, with keys and labels, which cost next to nothing.
+    rest = setup - sum(spent.values())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {
+        **{name: spent.get(name, 0.0) for name in ("reader", "split", "posters")},
+        "titles": rest,
+        "setup": setup,
+        "peak_mib": peak,
+        "before_mib": before,
+        "held_mib": _resident_mib("RssAnon") - private,
+    }
+
+
+def _resident_mib(field: str) -> float:
+    """Memory of this process: ``VmRSS`` is all of it, ``RssAnon`` without mapped files."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1]) / 1024
+
+
+def run_part(manifest: Path, cache_dir: Path) -> dict[str, float]:
+    """:func:`time_parts` in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.scale", "--time", str(manifest), str(cache_dir)]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode != 0:
+        raise RuntimeError(f"failed:\n{done.stderr[-2000:]}")
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Time all numbers by turns and print the table."""
+    parser = argument_parser(__doc__, n=3, training=False)
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="numbers of movies")
+    parser.add_argument("--time", type=Path, nargs=2, help="time one; used by itself")
+    args = parser.parse_args(arguments)
+    if args.time is not None:
+        print(json.dumps(time_parts(*args.time)))
+        return
+    cold: dict[int, list[dict[str, float]]] = {size: [] for size in args.sizes}
+    warm: dict[int, list[dict[str, float]]] = {size: [] for size in args.sizes}
+    with tempfile.TemporaryDirectory() as folder:
+        manifests = {size: make_movies(Path(folder) / str(size), size) for size in args.sizes}
+        for _ in range(args.n):
+            for size, manifest in manifests.items():
+                with tempfile.TemporaryDirectory(dir=folder) as cache_dir:
+                    cold[size].append(run_part(manifest, Path(cache_dir)))
+                    warm[size].append(run_part(manifest, Path(cache_dir)))
+
+    def median(runs: Sequence[dict[str, float]], key: str) -> float:
+        return statistics.median(run[key] for run in runs)
+
+    print(f"{hardware()}, n = {args.n}; microseconds a movie on an empty cache, seconds, MiB")
+    print(f"| movies | {' | '.join(PARTS)} | all | warm start s | held MiB | peak beyond MiB |")
+    print("| --- " * (len(PARTS) + 5) + "|")
+    for size in args.sizes:
+        cells = [f"{1e6 * median(cold[size], part) / size:.0f}" for part in (*PARTS, "setup")]
+        beyond = [run["peak_mib"] - run["before_mib"] - run["held_mib"] for run in cold[size]]
+        cells += [
+            f"{median(warm[size], 'setup'):.2f}",
+            f"{median(cold[size], 'held_mib'):.0f}",
+            f"{statistics.median(beyond):.0f}",
+        ]
+        print(f"| {size} | {' | '.join(cells)} |")
+    least, most = min(args.sizes), max(args.sizes)
+    per_movie = {
+        size: {part: [run[part] / size for run in cold[size]] for part in (*PARTS, "setup")}
+        for size in (least, most)
+    }
+    found = ratios(per_movie[most]["setup"], per_movie[least]["setup"])
+    print(
+        json_line(
+            median(warm[most], "setup"),
+            statistics.median(found),
+            args.n,
+            spread(found),
+            AIM,
+            unit="s",
+            aim_is="at most",
+            aim_warm_seconds=AIM_WARM_SECONDS,
+            growth={
+                part: round(
+                    statistics.median(ratios(per_movie[most][part], per_movie[least][part])), 3
+                )
+                for part in PARTS
+            },
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

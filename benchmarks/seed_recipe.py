@@ -1,0 +1,62 @@
+"""The original recipe from start to end: one command's seconds.
+
+    python -m benchmarks.seed_recipe --root data/ml1m    all 50 epochs, 15 to 25 min on 2 cores
+    python -m benchmarks.seed_recipe --epochs 2            a check that it runs; no figure
+
+Times `python train.py experiment=seed`, imports, validation, checkpoints and scoring included, with
+the poster cache warm. Ends with one JSON line: ``figure`` is the median of its seconds, ``ratio``
+that over 30 minutes, its author's figure for 50 epochs on a T4; it is null for another number of
+epochs, since a part of a run says too little about the whole.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.measure import REPOSITORY, argument_parser, json_line, print_table, spread
+from benchmarks.training import build, compose_config, data_overrides, device_of
+
+EPOCHS = 50
+AUTHORS_SECONDS = 1800.0
+AIM_GPU_SECONDS = 60.0
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train, and print the table."""
+    parser = argument_parser(__doc__, n=1, training=True)
+    parser.add_argument("--epochs", type=int, default=EPOCHS)
+    args = parser.parse_args(arguments)
+    overrides = ["experiment=seed", f"trainer.max_epochs={args.epochs}", *args.overrides]
+    cfg = compose_config(args.root, overrides)
+    build(cfg)  # fills the cache
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    seconds = []
+    for _ in range(args.n):
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, str(REPOSITORY / "train.py"), *data_overrides(args.root)]
+            command += [*overrides, f"hydra.run.dir={Path(folder) / 'run'}"]
+            started = time.perf_counter()
+            done = subprocess.run(
+                command, env=environment, capture_output=True, text=True, check=False
+            )
+            seconds.append(time.perf_counter() - started)
+            if done.returncode != 0:
+                raise RuntimeError(f"failed:\n{done.stderr[-2000:]}")
+    device = device_of(cfg)
+    print_table({f"{args.epochs} epochs": seconds}, "s", str(device), digits=0)
+    whole = args.epochs == EPOCHS
+    figure = statistics.median(seconds)
+    aim = 1.0 if device.type == "cpu" else AIM_GPU_SECONDS / AUTHORS_SECONDS
+    ratio = figure / AUTHORS_SECONDS if whole else None
+    print(json_line(figure, ratio, args.n, spread(seconds), aim, unit="s", aim_is="at most"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""One step of the default network (forward, backward, optimizer) in each layout and optimizer.
+
+    python -m benchmarks.step --root data/ml1m
+    python -m benchmarks.step --root data/ml1m --compile
+
+By turns on one resident batch: eager, NCHW, float32 with the plain optimizer; channels last; the
+optimizer fused; both; with ``--compile`` compiled as well (compiling is not counted); and on a GPU
+all of it in bf16. The figures choose the defaults of ``conf``. Ends with one JSON line: ``figure``
+is the median of the fastest side's milliseconds a step, ``ratio`` the median over turns of the
+plain side's time over it, ``variants`` that ratio for every side. ``aim`` is 1, that of a report:
+the fastest is no slower than the plain one.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from omegaconf import DictConfig, open_dict
+
+from benchmarks.measure import (
+    argument_parser,
+    by_turns,
+    json_line,
+    print_table,
+    ratios,
+    spread,
+)
+from benchmarks.training import (
+    build,
+    compose_config,
+    device_of,
+    make_optimizer,
+    synchronise,
+    training_loss,
+    typical_batch,
+)
+
+PLAIN = "eager, NCHW, float32"
+
+
+def make_side(
+    cfg: DictConfig, steps: int, *, channels_last: bool, fused: bool, bf16: bool, compiled: bool
+) -> Callable[[], float]:
+    """Makes a network and gives what times ``steps`` steps of it: seconds a step."""
+    cfg = cfg.copy()
+    with open_dict(cfg):
+        cfg.training.channels_last = channels_last
+        cfg.training.compile = compiled
+        cfg.optimizer.fused = fused
+    data, module = build(cfg)
+    device = device_of(cfg)
+    module.to(device)
+    batch = typical_batch(data, device)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    if len(batch.posters):
+        batch = batch.with_posters(batch.posters.contiguous(memory_format=layout))
+    optimizer = make_optimizer(module)
+
+    def run() -> float:
+        synchronise()
+        started = time.perf_counter()
+        for _ in range(steps):
+            optimizer.zero_grad()
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                loss = training_loss(module, batch)
+            loss.backward()
+            optimizer.step()
+        synchronise()
+        return (time.perf_counter() - started) / steps
+
+    return run
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Time every side and print the table."""
+    parser = argument_parser(__doc__, n=9, training=True)
+    parser.add_argument("--steps", type=int, default=10, help="of each side in a turn; default 10")
+    parser.add_argument("--compile", action="store_true", help="the compiled network as well")
+    args = parser.parse_args(arguments)
+    cfg = compose_config(args.root, args.overrides)
+    device = device_of(cfg)
+    sides: dict[str, Callable[[], float]] = {}
+    for bf16 in (False, True) if device.type == "cuda" else (False,):
+        for compiled in (False, True) if args.compile else (False,):
+            for channels_last in (False, True):
+                for fused in (False, True):
+                    parts = [
+                        "compiled" if compiled else "eager",
+                        "channels last" if channels_last else "NCHW",
+                        "bf16" if bf16 else "float32",
+                        *(["fused optimizer"] if fused else []),
+                    ]
+                    sides[", ".join(parts)] = make_side(
+                        cfg,
+                        args.steps,
+                        channels_last=channels_last,
+                        fused=fused,
+                        bf16=bf16,
+                        compiled=compiled,
+                    )
+    seconds = by_turns(sides, args.n)
+    milliseconds = {name: [1000 * value for value in side] for name, side in seconds.items()}
+    print_table(milliseconds, "ms a step", f"{device}, batch {cfg.data.batch_size}", digits=1)
+    gains = {name: ratios(seconds[PLAIN], side) for name, side in seconds.items()}
+    print("| | times as fast as the plain one, median | sd |\n| --- | --- | --- |")
+    for name, gain in gains.items():
+        print(f"| {name} | {statistics.median(gain):.3f} | {spread(gain):.3f} |")
+    best = max(gains, key=lambda name: statistics.median(gains[name]))
+    print(
+        json_line(
+            statistics.median(milliseconds[best]),
+            statistics.median(gains[best]),
+            args.n,
+            spread(gains[best]),
+            1.0,
+            unit="ms",
+            aim_is="at least",
+            fastest=best,
+            variants={name: round(statistics.median(gain), 4) for name, gain in gains.items()},
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""What a sweep costs beyond its trainings: six jobs of one command against the sum of their fits.
+
+    python -m benchmarks.sweep --root data/ml1m
+
+Times `python train.py -m` over six seeds, from start to end, and within it each `trainer.fit`. By
+turns with it the imports that any one training needs are timed and taken off, once. Ends with one
+JSON line: ``figure`` is the median of the command's seconds, ``ratio`` the median over turns of the
+command less the imports over the sum of the six fits, and ``plain_ratio`` counts the imports in.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytorch_lightning as pl
+
+from benchmarks.measure import (
+    REPOSITORY,
+    argument_parser,
+    json_line,
+    print_table,
+    ratios,
+    spread,
+)
+from benchmarks.training import build, compose_config, data_overrides, synchronise
+
+AIM = 1.03
+SEEDS = range(6)
+
+
+class FitTimer(pl.Callback):
+    """Appends the seconds of each fit to a file."""
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._started = time.perf_counter()
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        synchronise()
+        with self.path.open("a") as file:
+            file.write(f"{time.perf_counter() - self._started}\n")
+
+
+def timed(command: Sequence[str]) -> float:
+    """Wall seconds of a command.
+
+    Raises:
+        RuntimeError: it failed; with the end of what it printed.
+    """
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    started = time.perf_counter()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"failed:\n{(done.stderr or done.stdout)[-2000:]}")
+    return time.perf_counter() - started
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Time both sides and print the table."""
+    parser = argument_parser(__doc__, n=3, training=True)
+    parser.add_argument("--epochs", type=int, default=4, help="of each job; default 4")
+    args = parser.parse_args(arguments)
+    overrides = [f"trainer.max_epochs={args.epochs}", *args.overrides]
+    build(compose_config(args.root, overrides))  # fills the cache
+    seconds: dict[str, list[float]] = {"command": [], "imports": [], "six fits": []}
+    imports = [sys.executable, "-c", "import hydra, torch, pytorch_lightning"]
+    for _ in range(args.n):
+        with tempfile.TemporaryDirectory() as folder:
+            fits = Path(folder) / "fits"
+            seconds["imports"].append(timed(imports))
+            command = [sys.executable, str(REPOSITORY / "train.py"), "-m"]
+            command += [*data_overrides(args.root), *overrides]
+            command += [
+                f"seed={','.join(map(str, SEEDS))}",
+                f"hydra.sweep.dir={Path(folder) / 'sweep'}",
+                "+callbacks.fit_timer._target_=benchmarks.sweep.FitTimer",
+                f"+callbacks.fit_timer.path={fits}",
+            ]
+            seconds["command"].append(timed(command))
+            each = [float(line) for line in fits.read_text().split()]
+            if len(each) != len(SEEDS):
+                raise RuntimeError(f"{len(each)} fits of {len(SEEDS)} were done")
+            seconds["six fits"].append(sum(each))
+    print_table(seconds, "s", f"{args.epochs} epochs a job", digits=2)
+    less = [a - b for a, b in zip(seconds["command"], seconds["imports"], strict=True)]
+    found = ratios(less, seconds["six fits"])
+    print(
+        json_line(
+            statistics.median(seconds["command"]),
+            statistics.median(found),
+            args.n,
+            spread(found),
+            AIM,
+            unit="s",
+            aim_is="at most",
+            plain_ratio=statistics.median(ratios(seconds["command"], seconds["six fits"])),
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

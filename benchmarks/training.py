@@ -1,0 +1,134 @@
+"""Data, network and step as train.py makes them, for the benchmarks of training."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import Tensor
+from torch.optim import Optimizer
+
+from benchmarks.measure import REPOSITORY
+from genre_lightning.data.batch import MovieBatch
+from genre_lightning.data.datamodule import MovieDataModule
+from genre_lightning.module import GenreModule
+
+
+def data_overrides(root: Path | None) -> list[str]:
+    """The overrides that choose the real movies at ``root``, or demo data."""
+    return ["data=demo"] if root is None else ["data=ml1m", f"data.root={root.resolve()}"]
+
+
+def compose_config(root: Path | None, overrides: Sequence[str]) -> DictConfig:
+    """What ``train.py`` would compose."""
+    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+        return compose("train", [*data_overrides(root), *overrides])
+
+
+def build(cfg: DictConfig) -> tuple[MovieDataModule, GenreModule]:
+    """Data, set up, and an untrained module, as ``train.py`` makes them."""
+    pl.seed_everything(cfg.seed, verbose=False)
+    torch.set_float32_matmul_precision("high")
+    data = instantiate(
+        cfg.data,
+        seed=cfg.seed,
+        use_titles=cfg.model.title is not None,
+        use_posters=cfg.model.poster is not None,
+    )
+    data.setup()
+    cfg.num_genres = len(data.genres)
+    counts = {
+        "genre_counts": data.genre_counts().tolist(),
+        "num_movies": len(data.splits["train"]),
+    }
+    network = instantiate(cfg.model)
+    if cfg.start_from_priors:
+        network.start_from_priors(**counts)
+    module = GenreModule(
+        network,
+        instantiate(cfg.loss, **counts),
+        instantiate(cfg.optimizer),
+        instantiate(cfg.scheduler),
+        inputs=data.describe(),
+        **cfg.training,
+    )
+    return data, module
+
+
+def device_of(cfg: DictConfig) -> torch.device:
+    """Where ``train.py`` would train."""
+    wanted = cfg.trainer.accelerator in ("auto", "gpu", "cuda")
+    return torch.device("cuda" if wanted and torch.cuda.is_available() else "cpu")
+
+
+def make_trainer(cfg: DictConfig, callbacks: Sequence[pl.Callback], **more: Any) -> pl.Trainer:
+    """The configured trainer with ``train.py``'s choice of precision, and without a console."""
+    precision = cfg.trainer.precision
+    if precision == "auto":
+        precision = "bf16-mixed" if device_of(cfg).type == "cuda" else "32-true"
+    quiet = {"enable_progress_bar": False, "logger": False, "enable_checkpointing": False}
+    trainer: pl.Trainer = instantiate(
+        cfg.trainer, precision=precision, callbacks=list(callbacks), **{**quiet, **more}
+    )
+    return trainer
+
+
+class EpochTimer(pl.Callback):
+    """Seconds of each epoch's training steps, validation left out."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        synchronise()
+        self._started = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        synchronise()
+        self.seconds.append(time.perf_counter() - self._started)
+
+
+def synchronise() -> None:
+    """Wait for what the GPU still has to do."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def make_optimizer(module: GenreModule) -> Optimizer:
+    """The optimizer that Lightning would be given."""
+    defaults = module.make_optimizer(module.network.parameters()).defaults
+    return module.make_optimizer(module._parameter_groups(defaults))
+
+
+def training_loss(module: GenreModule, batch: MovieBatch) -> Tensor:
+    """The loss of ``GenreModule.training_step``, without logging it."""
+    title, poster = module.network.branch_logits(**batch.inputs())
+    prior = module.network.prior
+    loss: Tensor = module.loss(prior + title + poster, batch.targets)
+    if (
+        module.branch_loss
+        and module.network.title is not None
+        and module.network.poster is not None
+    ):
+        seen = batch.poster_rows
+        loss = loss + module.branch_loss * module.loss(prior + title, batch.targets)
+        loss = loss + module.branch_loss * module.loss((prior + poster)[seen], batch.targets[seen])
+    return loss
+
+
+def typical_batch(data: MovieDataModule, device: torch.device) -> MovieBatch:
+    """A training batch, augmented and on its device, with as many posters as the mean batch."""
+    rows = data.splits["train"]
+    share = 1.0 if data.posters is None else float((data.posters.row[rows] >= 0).mean())
+    wanted = round(share * data.batch_size)
+    batch = min(
+        data.loader("train", shuffle=True), key=lambda batch: abs(len(batch.posters) - wanted)
+    ).to(device)
+    return batch.with_posters(data.prepare_posters(batch.posters, batch.seed, training=True))

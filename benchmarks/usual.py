@@ -1,0 +1,221 @@
+"""One training epoch, beside the way everybody writes it.
+
+    python -m benchmarks.usual --root data/ml1m
+
+The usual way: a Dataset that opens, decodes and resizes one poster per item with Pillow (a random
+part of it, mirrored at random, as our own augmentation), a dense vector of V numbers per title,
+default collate, and a plain loop. Same network, batch, image size, loss, optimizer and precision; a
+movie without a poster gets a black one, whose logits are left out. By turns: an epoch of
+`trainer.fit`, posters in the cache, and a usual epoch with 0, 1, 2 and 4 workers that live on from
+epoch to epoch. Ends with one JSON line: ``figure`` is the median of our seconds an epoch, ``ratio``
+the median over turns of the best worker number's seconds over ours.
+"""
+
+from __future__ import annotations
+
+import io
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from benchmarks.measure import (
+    argument_parser,
+    by_turns,
+    json_line,
+    print_table,
+    ratios,
+    spread,
+)
+from benchmarks.training import (
+    EpochTimer,
+    build,
+    compose_config,
+    device_of,
+    make_trainer,
+    synchronise,
+)
+from genre_lightning.data.augment import POSTER_MEAN, POSTER_STD
+from genre_lightning.data.datamodule import MovieDataModule
+from genre_lightning.data.posters import PosterError
+
+AIM_CPU, AIM_GPU = 1.25, 10.0
+WORKERS = (0, 1, 2, 4)
+
+
+class UsualDataset(Dataset[dict[str, Tensor]]):
+    """One movie per item, made when it is asked for."""
+
+    def __init__(self, data: MovieDataModule) -> None:
+        rows = data.splits["train"]
+        self.posters = [data.movie_set.movies[row].poster for row in rows]
+        self.titles = data.titles.take(rows)
+        self.labels = torch.from_numpy(data.labels[rows].astype(np.float32))
+        self.vocabulary_size = data.vectorizer.vocabulary_size
+        self.size = data.poster_size
+        self.crop = 1.0 if data.augment is None else data.augment.crop
+        self.mirror = 0.0 if data.augment is None else data.augment.flip
+        self.mean = torch.tensor(POSTER_MEAN).view(3, 1, 1)
+        self.std = torch.tensor(POSTER_STD).view(3, 1, 1)
+
+    def __len__(self) -> int:
+        return len(self.posters)
+
+    def __getitem__(self, item: int) -> dict[str, Tensor]:
+        title = torch.zeros(self.vocabulary_size)
+        start, end = self.titles.indptr[item : item + 2]
+        title[self.titles.indices[start:end]] = torch.from_numpy(self.titles.weights[start:end])
+        poster = self.poster(item)
+        seen = poster is not None
+        if poster is None:
+            poster = torch.zeros(3, self.size, self.size)
+        return {
+            "title": title,
+            "poster": poster,
+            "seen": torch.tensor(seen),
+            "targets": self.labels[item],
+        }
+
+    def poster(self, item: int) -> Tensor | None:
+        """(3, H, W) float32, or None where there is none that can be opened."""
+        file = self.posters[item]
+        if file is None or not file.exists:
+            return None
+        try:
+            if file.member is None:
+                image = Image.open(file.path).convert("RGB")
+            else:
+                image = Image.open(io.BytesIO(file.read_bytes())).convert("RGB")
+        except (OSError, PosterError):
+            return None
+        part = (self.crop + (1 - self.crop) * float(torch.rand(()))) ** 0.5
+        wide, tall = part * image.width, part * image.height
+        left = float(torch.rand(())) * (image.width - wide)
+        top = float(torch.rand(())) * (image.height - tall)
+        image = image.resize(
+            (self.size, self.size),
+            Image.Resampling.BILINEAR,
+            box=(left, top, left + wide, top + tall),
+        )
+        if float(torch.rand(())) < self.mirror:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div(255)
+        return (pixels - self.mean) / self.std
+
+
+class UsualNetwork(nn.Module):
+    """The configured network with a dense first title layer and a poster for every movie."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        title = network.title
+        embed = title.embed
+        self.first = nn.Linear(embed.num_embeddings, embed.embedding_dim, bias=False)
+        self.rest = nn.Sequential(title.norm, nn.ReLU(), title.drop, title.head)
+        self.poster = network.poster
+
+    def forward(self, title: Tensor, poster: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, G) logits of either branch, of (B, V), (B, 3, H, W) and (B,) bool."""
+        return self.rest(self.first(title)), self.poster(poster) * seen[:, None]
+
+
+def usual_epoch(
+    cfg: DictConfig, data: MovieDataModule, workers: int, limit: int | None
+) -> Callable[[], float]:
+    """Makes network and loader and gives what times an epoch of them."""
+    _, module = build(cfg)
+    device = device_of(cfg)
+    network = UsualNetwork(module.network).to(device).to(memory_format=torch.channels_last)
+    optimizer = module.make_optimizer(network.parameters())
+    loader = DataLoader(
+        UsualDataset(data),
+        batch_size=data.batch_size,
+        shuffle=True,
+        drop_last=len(data.splits["train"]) >= data.batch_size,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=device.type == "cuda",
+    )
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+
+    def run() -> float:
+        network.train()
+        synchronise()
+        started = time.perf_counter()
+        for number, batch in enumerate(loader):
+            if number == limit:
+                break
+            title, poster, seen, targets = (
+                value.to(device, non_blocking=True) for value in batch.values()
+            )
+            optimizer.zero_grad()
+            with autocast:
+                of_title, of_poster = network(title, poster, seen)
+                loss = module.loss(of_title + of_poster, targets)
+                if module.branch_loss:
+                    loss = loss + module.branch_loss * module.loss(of_title, targets)
+                    alone = module.loss(of_poster[seen], targets[seen])
+                    loss = loss + module.branch_loss * alone
+            loss.backward()
+            optimizer.step()
+        synchronise()
+        return time.perf_counter() - started
+
+    return run
+
+
+def our_epoch(cfg: DictConfig, limit: int | None) -> float:
+    """Seconds of one epoch of `trainer.fit`."""
+    data, module = build(cfg)
+    timer = EpochTimer()
+    trainer = make_trainer(
+        cfg, [timer], max_epochs=1, limit_val_batches=0, limit_train_batches=limit
+    )
+    trainer.fit(module, datamodule=data)
+    return timer.seconds[0]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Time all sides and print the table."""
+    parser = argument_parser(__doc__, n=3, training=True)
+    parser.add_argument("--workers", type=int, nargs="+", default=WORKERS)
+    parser.add_argument("--limit", type=int, help="batches of an epoch; default: all of it")
+    args = parser.parse_args(arguments)
+    cfg = compose_config(args.root, args.overrides)
+    data, _ = build(cfg)
+    if cfg.model.title is None or cfg.model.poster is None:
+        parser.error("this compares networks of both branches")
+    if cfg.model.title.skip:
+        parser.error("the usual network has no skip: model.title.skip=false")
+    sides: dict[str, Callable[[], float]] = {"ours": lambda: our_epoch(cfg, args.limit)}
+    for workers in args.workers:
+        sides[f"usual, {workers} workers"] = usual_epoch(cfg, data, workers, args.limit)
+    seconds = by_turns(sides, args.n)
+    device = device_of(cfg)
+    note = f"{device}, batch {data.batch_size}, {data.poster_size} x {data.poster_size}"
+    print_table(seconds, "s an epoch", note, digits=2)
+    best = min(list(seconds)[1:], key=lambda name: statistics.median(seconds[name]))
+    found = ratios(seconds[best], seconds["ours"])
+    print(
+        json_line(
+            statistics.median(seconds["ours"]),
+            statistics.median(found),
+            args.n,
+            spread(found),
+            AIM_CPU if device.type == "cpu" else AIM_GPU,
+            unit="s",
+            aim_is="at least",
+            best=best,
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import all as every
+from benchmarks.measure import REPOSITORY, alternate, by_turns
+from benchmarks.title_layer import dense_titles
+from benchmarks.training import build, compose_config, training_loss, typical_batch
+from benchmarks.usual import UsualDataset, UsualNetwork
+
+KEYS = {"figure", "ratio", "n", "spread", "aim", "unit", "aim_is"}
+OWN_ARGUMENTS = {
+    "feed": [],
+    "harness": ["--epochs", "1"],
+    "usual": ["--workers", "0", "--limit", "2"],
+    "step": ["--steps", "1"],
+    "title_layer": ["--steps", "2"],
+}
+
+
+def last_line(capsys: pytest.CaptureFixture) -> dict:
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def hold(line: dict, n: int) -> None:
+    assert set(line) >= KEYS
+    assert line["n"] == n
+    assert line["figure"] > 0
+    assert line["ratio"] > 0
+    assert line["aim_is"] in ("at least", "at most")
+
+
+@pytest.mark.parametrize("name", OWN_ARGUMENTS)
+def test_benchmarks_of_training_end_with_their_figure(
+    name: str, tiny_overrides: Callable[..., list[str]], capsys: pytest.CaptureFixture
+):
+    module = importlib.import_module(f"benchmarks.{name}")
+    module.main(["-n", "1", *OWN_ARGUMENTS[name], "--", *tiny_overrides()[1:]])
+    hold(last_line(capsys), 1)
+
+
+def test_the_figure_of_the_cache(capsys: pytest.CaptureFixture):
+    from benchmarks import cache
+
+    cache.main(["-n", "1", "--posters", "4", "--size", "16"])
+    hold(last_line(capsys), 1)
+
+
+def test_the_figure_of_the_scale(capsys: pytest.CaptureFixture):
+    from benchmarks import scale
+
+    scale.main(["-n", "1", "--sizes", "60"])
+    line = last_line(capsys)
+    hold(line, 1)
+    assert line["growth"] == dict.fromkeys(scale.PARTS, 1.0)
+
+
+@pytest.mark.parametrize("name", every.BENCHMARKS)
+def test_every_benchmark_explains_itself(name: str, capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit) as stopped:
+        importlib.import_module(f"benchmarks.{name}").main(["--help"])
+    assert stopped.value.code == 0
+    assert "-n" in capsys.readouterr().out
+
+
+def test_the_runner_knows_every_benchmark_of_speed():
+    others = {"all", "baselines", "measure", "scores", "text_models", "thresholds"}
+    others |= {"training", "untrained", "__init__"}
+    there = {path.stem for path in (REPOSITORY / "benchmarks").glob("*.py")}
+    assert set(every.BENCHMARKS) == there - others
+
+
+def test_the_table_says_whether_the_aim_is_reached():
+    line = {"figure": 1.5, "ratio": 1.2, "n": 3, "spread": 0.1, "unit": "s", "aim": 1.3}
+    assert every.reached("start", {**line, "aim_is": "at most"})
+    assert not every.reached("start", {**line, "aim_is": "at least"})
+    assert not every.reached("first_step", {**line, "aim_is": "at most"})
+    assert not every.reached("seed_recipe", {**line, "ratio": None, "aim_is": "at most"})
+    row = every.table_row("start", {**line, "aim_is": "at most"})
+    assert row.endswith("| 1.5 s | 1.2 | at most 1.3 | yes | 3, 0.1 |")
+
+
+def test_sides_take_turns_and_first_ones_do_not_count():
+    order = []
+
+    def b() -> float:
+        order.append("b")
+        return 7.0
+
+    seconds = by_turns({"a": lambda: order.append("a"), "b": b}, 2)
+    assert order == ["a", "b"] * 3
+    assert seconds["b"] == [7.0, 7.0]
+    assert len(seconds["a"]) == 2
+
+
+def test_a_command_that_fails_is_no_figure():
+    with pytest.raises(RuntimeError, match="broken failed"):
+        alternate({"broken": ["false"]}, 1)
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_overrides: Callable[..., list[str]]):
+    return build(compose_config(None, tiny_overrides("model.dropout=0", "data.augment=null")))
+
+
+def test_the_bare_loss_is_that_of_the_training_step(tiny, monkeypatch: pytest.MonkeyPatch):
+    data, module = tiny
+    monkeypatch.setattr(module, "log", lambda *_, **__: None)
+    batch = typical_batch(data, torch.device("cpu"))
+    torch.testing.assert_close(training_loss(module, batch), module.training_step(batch, 0))
+
+
+def test_the_usual_network_computes_what_ours_does(tiny):
+    data, module = tiny
+    network = module.network
+    rows = data.splits["train"][:16]
+    batch = data.batches[rows, 0]
+    batch = batch.with_posters(data.prepare_posters(batch.posters, 0, False))
+    usual = UsualNetwork(network).eval()
+    network.eval()
+    with torch.no_grad():
+        usual.first.weight.copy_(network.title.embed.weight.T)
+        title, poster = network.branch_logits(**batch.inputs())
+        dense = dense_titles(batch, data.vectorizer.vocabulary_size)
+        pixels = torch.zeros(len(rows), *batch.posters.shape[1:])
+        pixels[batch.poster_rows] = batch.posters
+        seen = torch.zeros(len(rows), dtype=torch.bool)
+        seen[batch.poster_rows] = True
+        usual_title, usual_poster = usual(dense, pixels, seen)
+    torch.testing.assert_close(usual_title, title)
+    torch.testing.assert_close(usual_poster, poster)
+    network.train()
+
+
+def test_the_usual_items_are_the_movies_of_our_batches(tiny):
+    data, _ = tiny
+    items = UsualDataset(data)
+    rows = data.splits["train"]
+    batch = data.batches[rows, 0]
+    ours = data.prepare_posters(batch.posters, 0, False)
+    torch.testing.assert_close(
+        torch.stack([items[i]["title"] for i in range(len(rows))]),
+        dense_titles(batch, data.vectorizer.vocabulary_size),
+    )
+    place = {int(row): number for number, row in enumerate(batch.poster_rows)}
+    for i in range(8):
+        assert bool(items[i]["seen"]) == (i in place)
+        if i in place:  # other filters: alike, not equal
+            difference = (items[i]["poster"] - ours[place[i]]).abs().mean()
+            assert difference < 0.2
+
+
+def test_made_up_movies_are_read_as_they_were_written(tmp_path: Path):
+    from benchmarks.scale import NUM_GENRES, make_movies
+    from genre_lightning.data.manifest import read_manifest
+
+    movies = read_manifest(make_movies(tmp_path, 200))
+    assert len(movies.movies) == 200
+    assert len(movies.genres) <= NUM_GENRES
+    assert all(movie.poster is not None and movie.poster.exists for movie in movies.movies)
