@@ -64,8 +64,8 @@ def recorded_run(
 
     Yields:
         The result, for the block to add to. Its status becomes "completed", "interrupted" (Ctrl-C,
-        SIGTERM) or "failed" with the error, which is raised again. ``epochs``, ``seconds``, ``attempts``
-        and ``wandb_run_id`` go on from those of an earlier attempt in the same folder.
+        SIGTERM) or "failed" with the error, which is raised again. ``epochs``, ``seconds``,
+        ``attempts`` and ``wandb_run_id`` go on from those of an earlier attempt in this folder.
 
     Raises:
         UserError: another process runs in this folder, or its ``result.json`` is not ours.
