@@ -39,7 +39,9 @@ from benchmarks.training import (
     synchronise,
     training_loss,
 )
+from genre_lightning.callbacks.epoch_log import EpochLog
 from genre_lightning.callbacks.history import History
+from genre_lightning.callbacks.resume import Resume, WholeFileIO
 from genre_lightning.data.batch import BatchOrder
 
 AIM_CPU, AIM_GPU = 0.97, 0.95
@@ -50,11 +52,21 @@ def fit(cfg: DictConfig, epochs: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         cfg.callbacks.checkpoint.dirpath = str(Path(folder) / "checkpoints")
         data, module = build(cfg)
+        history = History(Path(folder))
+        result = {"wandb_run_id": None}
         callbacks = [
-            History(Path(folder)),
+            history,
+            EpochLog(history),
             *(instantiate(callback) for callback in cfg.callbacks.values() if callback),
+            Resume(Path(folder), result, settings={}, every_n_steps=None),
         ]
-        trainer = make_trainer(cfg, callbacks, max_epochs=epochs, enable_checkpointing=True)
+        trainer = make_trainer(
+            cfg,
+            callbacks,
+            max_epochs=epochs,
+            enable_checkpointing=True,
+            plugins=[WholeFileIO()],
+        )
         started = time.perf_counter()
         trainer.fit(module, datamodule=data)
         synchronise()

@@ -73,7 +73,12 @@ def make_trainer(cfg: DictConfig, callbacks: Sequence[pl.Callback], **more: Any)
     precision = cfg.trainer.precision
     if precision == "auto":
         precision = "bf16-mixed" if device_of(cfg).type == "cuda" else "32-true"
-    quiet = {"enable_progress_bar": False, "logger": False, "enable_checkpointing": False}
+    quiet = {
+        "enable_progress_bar": False,
+        "logger": False,
+        "enable_checkpointing": False,
+        "default_root_dir": None,  # that of a run
+    }
     trainer: pl.Trainer = instantiate(
         cfg.trainer, precision=precision, callbacks=list(callbacks), **{**quiet, **more}
     )

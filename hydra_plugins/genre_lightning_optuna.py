@@ -78,6 +78,7 @@ class OptunaSweeper(Sweeper):
         from genre_lightning.study import Trials, distribution
         from genre_lightning.sweep import Journal, job_label
 
+        assert self.hydra_context and self.config and self.launcher  # setup comes first
         ready = [f"{key}={value}" for key, value in self.params.items()]
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         overrides = {

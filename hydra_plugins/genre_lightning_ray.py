@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, configure_log, run_job, setup_globals
@@ -22,8 +22,8 @@ class RayLauncher(Launcher):
     """
 
     def __init__(self, init: DictConfig, job: DictConfig) -> None:
-        self.init = OmegaConf.to_container(init, resolve=True)
-        self.job = OmegaConf.to_container(job, resolve=True)
+        self.init = _plain(init)
+        self.job = _plain(job)
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -50,6 +50,10 @@ class RayLauncher(Launcher):
             ])  # fmt: skip
         finally:
             ray.shutdown()
+
+
+def _plain(options: DictConfig) -> dict[str, Any]:
+    return cast("dict[str, Any]", OmegaConf.to_container(options, resolve=True))
 
 
 def _run(

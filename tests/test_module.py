@@ -157,7 +157,8 @@ def test_validation_loss_is_a_mean_over_movies(
     module = make()
     data.batch_size, before = 5, data.batch_size
     try:
-        (found,) = trainer(tmp_path).validate(module, data, verbose=False)
+        runner = trainer(tmp_path)
+        runner.validate(module, data, verbose=False)
     finally:
         data.batch_size = before
     assert len(data.splits["val"]) % 5
@@ -166,7 +167,7 @@ def test_validation_loss_is_a_mean_over_movies(
     assert len(batch) == len(data.splits["val"])
     with torch.inference_mode():
         loss = F.binary_cross_entropy_with_logits(module.network(**batch.inputs()), batch.targets)
-    assert found["val/loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert runner.callback_metrics["val/loss"].item() == pytest.approx(loss.item(), rel=1e-5)
 
 
 def test_bfloat16_steps(

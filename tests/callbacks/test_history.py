@@ -22,6 +22,7 @@ def trainer(epoch: int, resumed: bool = False, rank: int = 0, **metrics: float) 
         global_step=10 * (epoch + 1),
         ckpt_path="x.ckpt" if resumed else None,
         is_global_zero=rank == 0,
+        world_size=1,
         callback_metrics={name: torch.tensor(value) for name, value in metrics.items()},
         optimizers=[SimpleNamespace(param_groups=[{"lr": 0.1}, {"lr": 0.2}])],
     )
