@@ -2,9 +2,11 @@
 
     python -m docs.screenshots
     python -m docs.screenshots --checkpoint RUN/checkpoints/best.ckpt --out docs
+    python -m docs.screenshots --sweep runs/sweeps/lr_dropout
 
 Without a checkpoint it first trains the default recipe, a minute or two. Only movies that are drawn
-on the spot may be seen in the pictures, so the checkpoint must be one of ``data=demo``.
+on the spot may be seen in the pictures, so the checkpoint must be one of ``data=demo``. With a
+sweep only its leaderboard is taken, which shows no movie.
 """
 
 from __future__ import annotations
@@ -182,6 +184,24 @@ def shoot_demo(
         page.close()
 
 
+def shoot_leaderboard(browser: Browser, sweep: Path, out: Path) -> None:
+    """Write ``leaderboard.png`` from a sweep's folder.
+
+    Raises:
+        ScreenshotError: it has no leaderboard.
+    """
+    page_file = sweep / "leaderboard.html"
+    if not page_file.is_file():
+        raise ScreenshotError(f"there is no {page_file}: genre-compare {sweep} writes it")
+    out.mkdir(parents=True, exist_ok=True)
+    page = open_page(browser, page_file.resolve().as_uri())
+    page.add_style_tag(content="nav { display: none; }")
+    # It ends with the chart of the swept keys, where there are two.
+    last = page.locator("section:has(#curves), section:has(#settings)").last
+    shoot(page, page.locator("h1"), last, out / "leaderboard.png")
+    page.close()
+
+
 def take_all(browser: Browser, checkpoint: Path, folder: Path, out: Path) -> None:
     """Evaluate a checkpoint into ``folder`` and write the three pictures into ``out``.
 
@@ -211,11 +231,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m docs.screenshots", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--checkpoint", type=Path, help="of data=demo; default: train one")
+    parser.add_argument("--sweep", type=Path, help="folder of a sweep, for its leaderboard alone")
     parser.add_argument("--out", type=Path, default=Path("docs"), help="where the pictures go")
     args = parser.parse_args(arguments)
     try:
         # The browser first: without one nothing is trained in vain.
         with open_chromium() as browser, tempfile.TemporaryDirectory() as folder:
+            if args.sweep is not None:
+                shoot_leaderboard(browser, args.sweep, args.out)
+                return 0
             checkpoint = args.checkpoint or train_demo(Path(folder) / "run")
             take_all(browser, checkpoint, Path(folder) / "evaluation", args.out)
     except UserError as error:

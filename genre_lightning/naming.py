@@ -19,7 +19,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from genre_lightning.errors import UserError
-from genre_lightning.run_folder import read_result
+from genre_lightning.run_folder import read_result, starting_point
 
 #: Keys, and all below them, that change no result: folders are not named by them.
 HARMLESS = (
@@ -27,6 +27,8 @@ HARMLESS = (
     "checkpoint_every_n_steps",
     "ckpt_path",
     "data.cache_dir",
+    "data.device_resident",
+    "data.resident_share",
     "data.workers",
     "logger",
     "sweep",
@@ -88,12 +90,20 @@ def job_folder(overrides: Sequence[str], sweep: str) -> str:
     return folder_name(chosen_overrides(overrides, keys))
 
 
-def unless_finished(name: str, mode: RunMode | None, folder: str) -> str | None:
-    """``name``; None for a job of a sweep that is finished, whose folder stays as it is."""
+def unless_finished(
+    name: str, mode: RunMode | None, folder: str, ckpt_path: str | None = None
+) -> str | None:
+    """``name``; None where nothing will run, so that the folder stays as it is.
+
+    That is a job of a sweep that is finished, and a single run in a folder that holds another.
+    """
     try:
-        result = read_result(folder) if mode == RunMode.MULTIRUN else None
+        if mode != RunMode.MULTIRUN:
+            starting_point(ckpt_path, Path(folder))
+            return name
+        result = read_result(folder)
     except UserError:
-        return name  # the job will say so
+        return name if mode == RunMode.MULTIRUN else None  # the job will say so
     return None if result is not None and result["status"] == "completed" else name
 
 

@@ -107,6 +107,23 @@ def test_ctrl_c_is_an_interruption_to_go_on_after(
     assert list(tmp_path.glob("runs/*/*")) == [folder]
 
 
+def test_a_folder_with_a_run_is_left_as_it_is(
+    repository: Path, trained_run: Path, tiny_overrides: Overrides, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(trained_run, folder)
+    (folder / ".hydra").mkdir()
+    (folder / ".hydra" / "config.yaml").write_text("of the run that is there")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    process = started(
+        repository, [f"hydra.run.dir={folder}", *tiny_overrides("optimizer.lr=0.123")], tmp_path
+    )
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 1 and f"error: {folder} holds a run already" in errors
+    (folder / "train.log").unlink()  # opened by Hydra, empty
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
 def test_a_hostile_checkpoint_is_not_resumed(
     repository: Path, trained_run: Path, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:

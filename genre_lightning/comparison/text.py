@@ -54,8 +54,8 @@ def shown_value(value: float | None) -> str:
 
 
 def shown_time(seconds: float) -> str:
-    """A duration for people: 42 s, 4 min, 1 h 05."""
-    if seconds < 99.5:
+    """A duration for people: 420 s, 14 min, 2 h 05; runs of some minutes are told apart."""
+    if seconds < 600:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d}"

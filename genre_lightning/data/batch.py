@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,21 +24,26 @@ class MovieBatch:
         title_offsets: (B,) int64, where each title starts in ``title_indices``.
         title_weights: (L,) float32.
         posters: (P, 3, H, W) uint8 as gathered, channels last in memory; float32 and normalised
-            once the batch is on its device.
+            once the batch is on its device. Empty, (0, 3, H, W), while they wait in ``resident``.
+        poster_places: (P,) int64, each poster's place in the cache.
         poster_rows: (P,) int64, the row of the batch that each poster belongs to.
         targets: (B, G) float32 multi-hot.
         rows: (B,) int64, each movie's place in the dataset.
         seed: of this batch's random augmentation.
+        resident: all posters of the cache, (N, H, W, 3) uint8, on the device on which the batch
+            will be: there, :meth:`to` takes its posters from it.
     """
 
     title_indices: Tensor
     title_offsets: Tensor
     title_weights: Tensor
     posters: Tensor
+    poster_places: Tensor
     poster_rows: Tensor
     targets: Tensor
     rows: Tensor
     seed: int
+    resident: Tensor | None = None
 
     def __len__(self) -> int:
         return self.targets.shape[0]
@@ -48,22 +54,27 @@ class MovieBatch:
         return {name: getattr(self, name) for name in names}
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> MovieBatch:
-        """The batch with every tensor on ``device``."""
-        tensors = {
-            field.name: getattr(self, field.name).to(device, non_blocking=non_blocking)
-            for field in fields(self)
-            if field.name != "seed"
-        }
-        return MovieBatch(seed=self.seed, **tensors)
+        """The batch with every tensor on ``device``.
+
+        Raises:
+            ValueError: its posters wait on another device.
+        """
+        moved = self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        if self.resident is None:
+            return moved
+        if moved.rows.device != self.resident.device:
+            raise ValueError(f"posters are resident on {self.resident.device}, not on {device}")
+        pixels = self.resident.index_select(0, moved.poster_places)
+        return replace(moved, posters=pixels.permute(0, 3, 1, 2), resident=None)
 
     def pin_memory(self) -> MovieBatch:
         """The batch in page-locked memory, from where copies to the device needn't be awaited."""
-        tensors = {
-            field.name: getattr(self, field.name).pin_memory()
-            for field in fields(self)
-            if field.name != "seed"
-        }
-        return MovieBatch(seed=self.seed, **tensors)
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> MovieBatch:
+        names = {field.name for field in fields(self)} - {"seed", "resident"}
+        changed: dict[str, Any] = {name: change(getattr(self, name)) for name in names}
+        return replace(self, **changed)
 
     def with_posters(self, posters: Tensor) -> MovieBatch:
         """The batch with other poster pixels."""
@@ -77,6 +88,10 @@ class MovieBatches(Dataset[MovieBatch]):
         titles: TF-IDF rows of all N movies, or None to leave titles out (every title is empty).
         posters: the poster cache of all N movies, or None to leave posters out.
         labels: (N, G) uint8 multi-hot.
+
+    Attributes:
+        resident: the cache's pixels on the training device, (P, H, W, 3) uint8; None leaves it to
+            each batch to carry its own there.
     """
 
     def __init__(
@@ -85,6 +100,7 @@ class MovieBatches(Dataset[MovieBatch]):
         self.titles = titles
         self.posters = posters
         self.labels = labels
+        self.resident: Tensor | None = None
 
     def __getitem__(self, item: tuple[np.ndarray, int]) -> MovieBatch:
         """The batch of ``(rows, seed)``: rows (B,) int64, seed for its augmentation."""
@@ -100,20 +116,24 @@ class MovieBatches(Dataset[MovieBatch]):
             weights = torch.from_numpy(taken.weights)
         if self.posters is None:
             pixels = np.zeros((0, 1, 1, 3), dtype=np.uint8)
-            poster_rows = np.zeros(0, dtype=np.int64)
+            places = poster_rows = np.zeros(0, dtype=np.int64)
         else:
             places = self.posters.row[rows]
             poster_rows = np.flatnonzero(places >= 0)
-            pixels = np.take(self.posters.images, places[poster_rows], axis=0)
+            places = places[poster_rows]
+            taken_here = places if self.resident is None else places[:0]
+            pixels = np.take(self.posters.images, taken_here, axis=0)
         return MovieBatch(
             title_indices=indices,
             title_offsets=offsets,
             title_weights=weights,
             posters=torch.from_numpy(pixels).permute(0, 3, 1, 2),
+            poster_places=torch.from_numpy(places),
             poster_rows=torch.from_numpy(poster_rows),
             targets=torch.from_numpy(self.labels[rows].astype(np.float32)),
             rows=torch.from_numpy(rows),
             seed=seed,
+            resident=self.resident if len(places) else None,
         )
 
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from genre_lightning.data.augment import PosterAugment, normalise_posters
 from genre_lightning.data.batch import BatchOrder, MovieBatch, MovieBatches, MovieLoader
 from genre_lightning.data.movie import DataError, MovieSet, check_movies, encode_genres
-from genre_lightning.data.posters import PosterCache, open_poster_cache
+from genre_lightning.data.posters import PosterCache, open_poster_cache, to_device
 from genre_lightning.data.readers import READERS, read_movies
 from genre_lightning.data.split import split_movies
 from genre_lightning.data.store import content_key, stored_folder
@@ -57,6 +57,10 @@ class MovieDataModule(pl.LightningDataModule):
         seed: of the training order and the augmentation.
         cache_dir: where poster caches and title features are kept.
         workers: threads that decode posters; None for one per core.
+        device_resident: keep all posters in the memory of the device that trains, so that a batch
+            is one gather there. "auto" does on a GPU of whose free memory they take no more than
+            ``resident_share``; True does in any case, False never.
+        resident_share: in 0 to 1, for "auto".
         use_titles: False leaves titles out of the batches.
         use_posters: False leaves posters out, and never opens one.
         genres: label order to use instead of the dataset's own, which must be a part of it.
@@ -77,12 +81,18 @@ class MovieDataModule(pl.LightningDataModule):
         seed: int = 0,
         cache_dir: str | Path = "~/.cache/genre-lightning",
         workers: int | None = None,
+        device_resident: bool | str = "auto",
+        resident_share: float = 0.25,
         use_titles: bool = True,
         use_posters: bool = True,
         genres: Sequence[str] | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
+        if device_resident not in ("auto", True, False):
+            raise DataError(f"data.device_resident={device_resident!r} must be auto, true or false")
+        if not 0 <= resident_share <= 1:
+            raise DataError(f"data.resident_share={resident_share} must lie between 0 and 1")
         self.reader = reader
         self.options = {
             name: str(Path(value).expanduser()) if name in PLACES and value is not None else value
@@ -98,6 +108,8 @@ class MovieDataModule(pl.LightningDataModule):
         self.seed = seed
         self.cache_dir = Path(cache_dir).expanduser()
         self.workers = workers
+        self.device_resident = device_resident
+        self.resident_share = resident_share
         self.use_titles = use_titles
         self.use_posters = use_posters
         self.wanted_genres = None if genres is None else tuple(genres)
@@ -145,13 +157,18 @@ class MovieDataModule(pl.LightningDataModule):
         return cls(reader, cache_dir=cache_dir, **arguments, **source)
 
     def setup(self, stage: str | None = None) -> None:
-        """Read, split, fit and open; a second call does nothing.
+        """Read, split, fit and open, once; where a trainer fits, carry posters to its device.
 
         Raises:
-            DataError: the dataset can't be used, with file, row and column.
+            DataError: the dataset can't be used, with file, row and column; or the posters, with
+                ``device_resident=True``, don't fit on the device.
         """
-        if self._movie_set is not None:
-            return
+        if self._movie_set is None:
+            self._open()
+        if self.trainer is not None and stage == "fit":
+            self.make_resident(self.trainer.strategy.root_device)
+
+    def _open(self) -> None:
         if not 0 <= self.split_seed < 2**32:
             raise DataError(f"data.split_seed={self.split_seed} must lie between 0 and 2**32 - 1")
         movies = read_movies(self.reader, **self.options)
@@ -213,6 +230,35 @@ class MovieDataModule(pl.LightningDataModule):
         self.vectorizer = TitleVectorizer.from_state_dict(state)
         parts = (np.load(folder / f"{name}.npy") for name in ("indptr", "indices", "weights"))
         return splits, SparseTitles(*parts)
+
+    def make_resident(self, device: torch.device) -> None:
+        """Carry the posters to a device, if ``device_resident`` is for it; batches then go there.
+
+        Raises:
+            DataError: they don't fit.
+        """
+        self.batches.resident = None
+        if self.posters is None or self.device_resident is False:
+            return
+        images = self.posters.images
+        if self.device_resident == "auto":
+            if device.type != "cuda":
+                return
+            free, _ = torch.cuda.mem_get_info(device)
+            if images.nbytes > self.resident_share * free:
+                return
+        try:
+            self.batches.resident = to_device(images, device)
+        except torch.OutOfMemoryError as error:
+            raise DataError(
+                f"the posters, {images.nbytes / 2**30:.1f} GiB, don't fit into the memory of "
+                f"{device}: data.device_resident=false leaves them outside"
+            ) from error
+
+    def teardown(self, stage: str) -> None:
+        """Give the device's memory back."""
+        if stage == "fit":
+            self.batches.resident = None
 
     @property
     def movie_set(self) -> MovieSet:

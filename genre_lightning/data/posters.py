@@ -16,13 +16,16 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from genre_lightning.data.movie import PosterFile
 from genre_lightning.data.store import content_key, stored_folder
+
+if TYPE_CHECKING:
+    import torch
 
 #: Part of every cache's key: raise it when `decode_poster` gives other pixels than before.
 DECODER_VERSION = 1
@@ -40,6 +43,9 @@ MAX_FILE_BYTES = 256 * 2**20
 #: grow with the number of threads.
 _LARGE_PIXELS = 8_000_000
 _large = threading.Lock()
+
+#: So much is carried to a device at a time.
+_PART_BYTES = 64 * 2**20
 
 _IMAGES, _META = "images.u8", "meta.json"
 
@@ -231,6 +237,24 @@ def open_poster_cache(
     row = np.where(named >= 0, found[named], -1) if files else named
     unreadable = [(files[index].name, reason) for index, reason, _ in masked]
     return _reopen(folder, meta["count"], size, row, unreadable)
+
+
+def to_device(images: np.ndarray, device: torch.device) -> torch.Tensor:
+    """A copy of the pixels of a cache on a device: the same shape, uint8.
+
+    Read a part at a time, so that no second copy of all is made in the computer's memory.
+
+    Raises:
+        torch.OutOfMemoryError: there is no room on the device.
+    """
+    import torch  # whoever only decodes a poster does without
+
+    copy = torch.empty(images.shape, dtype=torch.uint8, device=device)
+    size = max(1, _PART_BYTES * len(images) // max(1, images.nbytes))
+    for start in range(0, len(images), size):
+        part = np.array(images[start : start + size])  # one that may be written, as PyTorch wants
+        copy[start : start + size] = torch.from_numpy(part)
+    return copy
 
 
 def _reopen(

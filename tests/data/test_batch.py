@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from genre_lightning.data.batch import BatchOrder, MovieBatches, MovieLoader
-from genre_lightning.data.posters import PosterCache
+from genre_lightning.data.posters import PosterCache, to_device
 from genre_lightning.data.titles import SparseTitles
 
 
@@ -58,6 +59,33 @@ def test_a_batch_holds_its_rows_titles_posters_and_labels(
     np.testing.assert_array_equal(batch.posters.numpy(), expected)
     assert batch.posters.is_contiguous(memory_format=torch.channels_last)
     assert len(batch) == 4 and batch.seed == 7 and batch.rows.tolist() == rows.tolist()
+
+
+def test_posters_that_are_resident_are_taken_where_the_batch_goes(batches: MovieBatches) -> None:
+    assert batches.posters is not None
+    rows = np.array([5, 1, 2, 0])
+    carried = batches[rows, 7].to("cpu")
+    batches.resident = to_device(batches.posters.images, torch.device("cpu"))
+    waiting = batches[rows, 7]
+    assert len(waiting.posters) == 0 and waiting.poster_rows.tolist() == [0, 2, 3]
+    taken = waiting.to("cpu")
+    assert taken.resident is None
+    for field in fields(carried):
+        one, other = (getattr(batch, field.name) for batch in (carried, taken))
+        same = torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+        assert same, field.name
+    assert taken.posters.is_contiguous(memory_format=torch.channels_last)
+    without = batches[np.array([1, 4]), 7].to("cpu")
+    assert without.posters.shape == (0, 3, 5, 5)
+    with pytest.raises(ValueError, match="resident on cpu, not on meta"):
+        waiting.to("meta")
+
+
+def test_pixels_reach_a_device_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 4, 4, 3), dtype=np.uint8)
+    monkeypatch.setattr("genre_lightning.data.posters._PART_BYTES", 100)  # two posters
+    assert torch.equal(to_device(pixels, torch.device("cpu")), torch.from_numpy(pixels))
+    assert len(to_device(pixels[:0], torch.device("cpu"))) == 0
 
 
 def test_absent_parts_are_empty(batches: MovieBatches) -> None:

@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from PIL import Image
 
 from genre_lightning.data.augment import PosterAugment, normalise_posters
+from genre_lightning.data.batch import MovieBatch
 from genre_lightning.data.datamodule import MovieDataModule
 from genre_lightning.data.movie import DataError
 from genre_lightning.data.titles import TitleVectorizer
@@ -193,6 +195,69 @@ def test_preparing_posters_leaves_the_rest(write: Write, tmp_path: Path) -> None
         assert getattr(prepared, name) is getattr(batch, name)
     nothing = data.prepare_posters(batch.posters[:0], 1, training=True)
     assert nothing.shape == (0, *batch.posters.shape[1:])
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_resident_posters_train_the_same(kept: bool, write: Write, tmp_path: Path) -> None:
+    def trained(device_resident: bool | str) -> tuple[list[torch.Tensor], list[int]]:
+        data = module(
+            write(f"movies-{device_resident}"), tmp_path / "cache",
+            augment=PosterAugment(), device_resident=device_resident,
+        )  # fmt: skip
+        network = Seen()
+        trainer = pl.Trainer(
+            max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+            num_sanity_val_steps=0,
+        )  # fmt: skip
+        trainer.fit(network, datamodule=data)
+        assert data.batches.resident is None  # given back
+        return network.posters, network.carried
+
+    expected, carried = trained(False)
+    assert min(carried) > 0
+    found, carried = trained(True if kept else "auto")  # without a GPU they stay where they are
+    assert (max(carried) == 0) == kept
+    assert len(found) == len(expected) == 8  # two epochs of three batches and a validation's
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+
+
+class Seen(pl.LightningModule):
+    """Keeps the posters of every batch, and how many came with it from the loader."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.posters: list[torch.Tensor] = []
+        self.carried: list[int] = []
+
+    def on_before_batch_transfer(self, batch: MovieBatch, dataloader_idx: int) -> MovieBatch:
+        self.carried.append(len(batch.posters))
+        return batch
+
+    def training_step(self, batch: MovieBatch, batch_idx: int) -> torch.Tensor:
+        self.posters.append(batch.posters)
+        return self.weight * batch.posters.mean()
+
+    def validation_step(self, batch: MovieBatch, batch_idx: int) -> None:
+        self.posters.append(batch.posters)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device_resident": "yes"}, "data.device_resident='yes' must be auto, true or false"),
+        ({"resident_share": 1.5}, "data.resident_share=1.5 must lie between 0 and 1"),
+    ],
+)
+def test_resident_options_out_of_range(
+    options: dict[str, Any], message: str, write: Write, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=message):
+        module(write("movies"), tmp_path / "cache", **options)
 
 
 @pytest.mark.parametrize("left_out", ["titles", "posters"])

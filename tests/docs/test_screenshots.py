@@ -9,8 +9,18 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser
 
-from docs.screenshots import MAX_BYTES, WIDTH, ScreenshotError, check_drawn, main, take_all
+from docs.screenshots import (
+    MAX_BYTES,
+    WIDTH,
+    ScreenshotError,
+    check_drawn,
+    main,
+    shoot_leaderboard,
+    take_all,
+)
 from genre_lightning.checkpoint import load_model
+from genre_lightning.compare import main as compare
+from genre_lightning.run_folder import write_result
 
 
 def test_three_pictures_of_a_trained_model(browser: Browser, trained_run: Path, tmp_path: Path):
@@ -24,6 +34,26 @@ def test_three_pictures_of_a_trained_model(browser: Browser, trained_run: Path, 
             colours = picture.convert("RGB").getcolors(256)
             assert colours is not None and len(colours) > 20, path.name
         assert path.stat().st_size <= MAX_BYTES
+
+
+def test_the_picture_of_a_leaderboard(browser: Browser, tmp_path: Path):
+    for number, lr in enumerate((0.1, 0.2)):
+        run = tmp_path / "sweep" / f"optimizer.lr={lr}"
+        (run / ".hydra").mkdir(parents=True)
+        (run / ".hydra" / "config.yaml").write_text(
+            f"monitor: val/loss\nmonitor_mode: min\noptimizer: {{lr: {lr}}}\nseed: 0\n"
+        )
+        (run / "metrics.csv").write_text(f"epoch,step,val/loss\n0,1,{number + 2}\n1,2,{number}\n")
+        write_result(run, {
+            "status": "completed", "monitor": "val/loss", "monitor_value": number, "epochs": 2,
+            "seconds": 3.0, "seed": 0, "overrides": [f"optimizer.lr={lr}"], "val": {}, "test": {},
+        })  # fmt: skip
+    with pytest.raises(ScreenshotError, match="genre-compare"):
+        shoot_leaderboard(browser, tmp_path / "sweep", tmp_path)
+    compare([str(tmp_path / "sweep")])
+    shoot_leaderboard(browser, tmp_path / "sweep", tmp_path)
+    with Image.open(tmp_path / "leaderboard.png") as picture:
+        assert picture.width == WIDTH and picture.height > 500
 
 
 def test_a_model_of_other_movies_is_refused(tiny_checkpoint: Path):
