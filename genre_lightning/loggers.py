@@ -26,6 +26,7 @@ from genre_lightning.checkpoint import TrainedModel
 from genre_lightning.data.datamodule import MovieDataModule
 from genre_lightning.errors import UserError
 from genre_lightning.evaluation import SplitScores
+from genre_lightning.naming import chosen_overrides, read_command
 from genre_lightning.run_folder import is_first_process, write_result
 
 if TYPE_CHECKING:
@@ -266,12 +267,13 @@ def run_name(overrides: Sequence[str]) -> str | None:
 def _name_and_group(
     cfg: DictConfig, folder: Path, overrides: Sequence[str]
 ) -> tuple[str | None, str | None]:
-    """A job of a sweep is named as its folder, which is named by its overrides."""
+    """A job of a sweep is named by its overrides of the swept keys, as in the terminal."""
     hydra = HydraConfig.get() if HydraConfig.initialized() else None
     if hydra is None or hydra.mode != RunMode.MULTIRUN:
         return run_name(overrides), None
+    name = chosen_overrides(overrides, read_command(folder.parent)["keys"])
     named = OmegaConf.select(cfg, "sweep.name")
-    return folder.name[:_NAME_LENGTH], str(named or Path(hydra.sweep.dir).name)
+    return name[:_NAME_LENGTH] or None, str(named or folder.parent.name)
 
 
 def _new_id() -> str:

@@ -22,6 +22,7 @@ from hydra.core.plugins import Plugins
 from hydra.types import HydraContext
 
 from genre_lightning.sweep import Journal, line
+from tests.test_wandb import only_record
 
 Overrides = Callable[..., list[str]]
 Sweep = Callable[..., tuple[int, str]]
@@ -162,6 +163,23 @@ def test_the_ready_made_sweep(sweep_here: Sweep, repository: Path) -> None:
     with initialize_config_dir(str(repository / "conf"), version_base="1.3"):
         sweeper = compose("train", ["sweep=lr_dropout"], return_hydra_config=True).hydra.sweeper
     assert [len(values.split(",")) for values in sweeper.params.values()] == [3, 3]
+
+
+def test_every_job_is_a_run_of_its_own_in_wandb(sweep_here: Sweep, tmp_path: Path) -> None:
+    code, _ = sweep_here(
+        "-m", "optimizer.lr=1e-2,1e-3", "logger=wandb", "logger.wandb.offline=true"
+    )
+    assert code == 0
+    ids = set()
+    for lr, folder in jobs(tmp_path / "runs" / "sweeps" / "s").items():
+        record = only_record(folder)
+        assert record.config["optimizer.lr"] == float(lr)
+        assert record.config["sweep.name"] == record.run["run_group"] == "s"
+        assert record.run["display_name"] == f"optimizer.lr={lr}"
+        assert record.summary["test/map_macro"] == recorded(folder)["test"]["map_macro"]
+        ids.add(record.run["run_id"])
+        assert record.run["run_id"] == recorded(folder)["wandb_run_id"]
+    assert len(ids) == 2
 
 
 def test_fail_fast_starts_no_other(sweep_here: Sweep, tmp_path: Path) -> None:

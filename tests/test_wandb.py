@@ -74,6 +74,8 @@ def two_jobs(
     train_here: Train, tiny_overrides: Overrides, tmp_path_factory: pytest.TempPathFactory
 ) -> list[tuple[Path, dict[str, Any]]]:
     sweep = tmp_path_factory.mktemp("runs") / "dropout and lr"
+    sweep.mkdir()
+    (sweep / "sweep.json").write_text(json.dumps({"keys": ["optimizer.lr"]}))
     jobs = []
     for lr in ("0.001", "0.002"):
         folder = sweep / f"optimizer.lr={lr}"
@@ -102,7 +104,7 @@ def test_each_job_is_a_run_with_its_own_config(two_jobs: list[Any]) -> None:
         assert record.config["model.dropout"] == 0.3
         assert record.config["data.reader"] == "demo" and record.config["model.num_genres"] > 1
         assert not any(name.startswith("logger") for name in record.config)
-        assert record.run["run_group"] in ("dropout and lr", "default")
+        assert record.run["run_group"] == "dropout and lr"
         assert record.run["job_type"] == "train" and record.run["project"] == "genre-lightning"
         assert record.run["tags"] == ["tiny", "demo"]
         assert record.run["display_name"] == folder.name
