@@ -6,7 +6,7 @@ ARGS ?=
 PY := .venv/bin/python
 STAMP := .venv/.installed
 
-.PHONY: help setup train test lint format pins clean
+.PHONY: help setup train test lint format bench pins clean
 .DELETE_ON_ERROR:
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo 'make test  [ARGS="-k titles"]                   set up and run the tests'
 	@echo 'make lint                                       formatting, lint and types, as in CI'
 	@echo 'make format                                     format and mend what can be mended'
+	@echo 'make bench [ARGS="--root FOLDER"]               every benchmark of speed, and their table'
 	@echo 'make setup                                      only create .venv'
 	@echo 'make pins                                       renew constraints.txt (needs uv)'
 	@echo 'make clean                                      remove .venv and caches'
@@ -33,6 +34,9 @@ lint: $(STAMP)
 format: $(STAMP)
 	$(PY) -m ruff format .
 	$(PY) -m ruff check --fix .
+
+bench: $(STAMP)
+	$(PY) -m benchmarks.all $(ARGS)
 
 setup: $(STAMP)
 
