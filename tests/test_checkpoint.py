@@ -383,7 +383,6 @@ BAD_VALUES: dict[str, tuple[Change, str]] = {
     "poster pool": (card("poster_pool", value=33), "poster_pool 33 is outside 1 to 32"),
     "poster pool is zero": (card("poster_pool", value=0), "poster_pool 0"),
     "poster pool is text": (card("poster_pool", value="4"), "poster_pool"),
-    "nothing is left of a poster": (card("poster_pool", value=32), "too small"),
     "loss argument": (card("loss", "x", value=1), "loss"),
     "loss of other genres": (
         card("loss", value={"name": "bce", "class_weight": "sqrt", "genre_counts": [1], "num_movies": 2}),  # noqa: E501

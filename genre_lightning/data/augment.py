@@ -55,16 +55,19 @@ def _pooled(posters: Tensor, pool: int) -> Tensor:
     channels_last = posters.is_contiguous(memory_format=torch.channels_last)
     if posters.device.type != "cpu" or not channels_last or pool**2 * 255 >= 2**15:
         return F.avg_pool2d(posters.float(), pool)
-    # Several times faster than the general way: whole rows are summed, as small integers.
+    # Several times faster than the general way: whole rows are summed, as small integers, also
+    # along themselves, and what is wanted is picked out at the end.
     rows = posters[:, :, : high * pool, : wide * pool].permute(0, 2, 3, 1)
     lines = rows.reshape(num, high, pool, wide * pool * 3)
     total = lines[:, :, 0].to(torch.int16)
     for line in lines.unbind(2)[1:]:
         total += line
-    squares = total.view(num, high, wide, pool, 3)
-    summed = squares[:, :, :, 0].to(torch.float32)
-    for column in squares.unbind(3)[1:]:
-        summed += column
+    length = 3 * (wide * pool - pool + 1)
+    run = total[:, :, :length].clone()
+    for column in range(1, pool):
+        run += total[:, :, 3 * column : 3 * column + length]
+    strides = (high * length, length, 3 * pool, 1)
+    summed = run.as_strided((num, high, wide, 3), strides).to(torch.float32)
     return summed.mul_(1 / pool**2).permute(0, 3, 1, 2)
 
 
@@ -75,7 +78,9 @@ class PosterAugment(nn.Module):
     Szegedy et al. 2014), mirrored left to right, changed in brightness, contrast and saturation
     (Howard 2013), normalised, and a random rectangle is replaced by the mean colour ("random
     erasing", Zhong et al. 2017). Colours are not clipped, so that all of it is one linear map.
-    Resampling is bilinear and stretched where it shrinks (antialiased).
+    Where the result is smaller than the poster, the part is stretched to no less than half the
+    poster's size and then averaged, so that every pixel counts and edges stay sharp (a wider
+    filter, ``antialias=True``, cost .003 of validation mAP on ml1m, six seeds).
 
     Every poster uses up the same number of random numbers whatever is switched on, so switching
     one change off leaves the others as they were.
@@ -137,7 +142,7 @@ class PosterAugment(nn.Module):
         Args:
             posters: (P, 3, H, W) uint8.
             generator: equal states give equal results; on the CPU or on the posters' device.
-            pool: as for :func:`normalise_posters`; a part is stretched to the small size at once.
+            pool: as for :func:`normalise_posters`.
 
         Returns: (P, 3, H // pool, W // pool) float32, normalised, channels last in memory.
 
@@ -265,16 +270,18 @@ def _few_at_a_time(posters: Tensor, draws: Draws, pool: int) -> Tensor:
 def _resample(posters: Tensor, draws: Draws, pool: int) -> Tensor:
     """Crop, mirror and shrink: (P, 3, H // pool, W // pool), channels last in memory.
 
-    uint8, or float32 where there is nothing to crop but something to shrink.
+    uint8, or float32 where something was averaged.
     """
     boxes = None if draws.crop is None else draws.crop.tolist()
     if boxes is None:
-        posters = _pooled(posters, pool)
         if draws.mirrored is None:
-            return posters.contiguous(memory_format=torch.channels_last)
-        pool = 1
-    num, _, height, width = posters.shape
-    size = height // pool, width // pool
+            return _pooled(posters, pool).contiguous(memory_format=torch.channels_last)
+        posters, squares = _pooled(posters, pool), 1
+        size = posters.shape[2:]
+    else:
+        squares = _squares(pool)
+        size = torch.Size(side // pool * squares for side in posters.shape[2:])
+    num = len(posters)
     result = torch.empty((num, *size, 3), dtype=posters.dtype).permute(0, 3, 1, 2)
     mirrored = [False] * num if draws.mirrored is None else draws.mirrored.tolist()
     for i in range(num):
@@ -284,9 +291,17 @@ def _resample(posters: Tensor, draws: Draws, pool: int) -> Tensor:
             part = part[:, :, top : top + tall, left : left + wide]
             # Left to itself it would copy it too, several times slower.
             part = part.contiguous(memory_format=torch.channels_last)
-            part = F.interpolate(part, size, mode="bilinear", align_corners=False, antialias=True)
+            part = F.interpolate(part, size, mode="bilinear", align_corners=False)
         result[i : i + 1] = part.flip(3) if mirrored[i] else part
-    return result
+    return _pooled(result, squares)
+
+
+def _squares(pool: int) -> int:
+    """Side of the squares that are averaged after a part was stretched.
+
+    Bilinear interpolation looks at two pixels a side, so it may shrink to a half at most.
+    """
+    return (pool + 1) // 2
 
 
 def _recolour(posters: Tensor, draws: Draws) -> Tensor:
@@ -341,23 +356,24 @@ def _stretched(posters: Tensor, draws: Draws, pool: int) -> Tensor:
     assert draws.crop is not None
     num, _, height, width = posters.shape
     top, left, tall, wide = draws.crop.unbind(1)
-    down = _bilinear(top, tall, height, height // pool)
-    across = _bilinear(left, wide, width, width // pool)
+    down = _weights(top, tall, height, pool)
+    across = _weights(left, wide, width, pool)
     lines = posters.permute(0, 2, 3, 1).flatten(2).float()
     rows = torch.bmm(down, lines).view(num, -1, width, 3)
     columns = torch.bmm(across, rows.transpose(1, 2).flatten(2)).view(num, width // pool, -1, 3)
     return columns.permute(0, 3, 2, 1)
 
 
-def _bilinear(start: Tensor, length: Tensor, size: int, out: int) -> Tensor:
-    """Weights (P, out, size) float32 that stretch a part of ``size`` pixels over ``out``.
+def _weights(start: Tensor, length: Tensor, size: int, pool: int) -> Tensor:
+    """What each of ``size`` pixels counts in each one of the result: (P, size // pool, size).
 
-    Those of ``F.interpolate(mode="bilinear", antialias=True)``: triangles about the place that a
-    pixel of the result comes from, as wide as the pixels are apart there, but no less than one.
+    Those of ``F.interpolate(mode="bilinear")`` of a part, and of averaging after it.
     """
+    squares = _squares(pool)
+    out = size // pool * squares
     step = (length / out)[:, None, None]
-    centre = (torch.arange(out, device=start.device) + 0.5)[:, None] * step
-    place = torch.arange(size, device=start.device) - start[:, None, None] + 0.5
-    weights = (1 - (place - centre).abs() / step.clamp(min=1)).clamp(min=0)
-    weights = weights * ((place > 0) & (place < length[:, None, None]))
-    return weights / weights.sum(2, keepdim=True)
+    centre = (torch.arange(out, device=start.device) + 0.5)[:, None] * step - 0.5
+    inside = torch.minimum(centre.clamp(min=0), (length - 1)[:, None, None])
+    place = torch.arange(size, device=start.device) - start[:, None, None]
+    weights = (1 - (place - inside).abs()).clamp(min=0)
+    return weights.view(len(start), -1, squares, size).mean(2)

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 from genre_lightning.data.augment import (
@@ -201,20 +201,30 @@ def test_crop_stretches_a_part_over_the_whole():
         np.testing.assert_allclose(found.numpy(), wanted, atol=1.01)
 
 
-@pytest.mark.parametrize("pool", [2, 4])
-def test_a_crop_goes_to_the_small_size_at_once(pool):
+@pytest.mark.parametrize(("pool", "squares"), [(2, 1), (3, 2), (4, 2)])
+def test_a_crop_is_stretched_and_averaged(pool, squares):
     augment = PosterAugment(**{**OFF, "crop": 0.4, "aspect": 1.5})
-    posters = noise(6, 64, 48)
+    posters = noise(6, 24, 36)
     crop = augment.draw(posters, seeded(), pool).crop
     result = colours(augment(posters, seeded(), pool)) * 255
-    assert crop is not None and result.shape == (6, 3, 64 // pool, 48 // pool)
+    high, broad = 24 // pool, 36 // pool
+    assert crop is not None and result.shape == (6, 3, high, broad)
     for poster, (top, left, tall, wide), found in zip(posters, crop.tolist(), result, strict=True):
-        part = poster.permute(1, 2, 0).numpy()[top : top + tall, left : left + wide]
-        small = Image.fromarray(np.ascontiguousarray(part)).resize(
-            (48 // pool, 64 // pool), Image.Resampling.BILINEAR
-        )
-        wanted = np.asarray(small).astype(float).transpose(2, 0, 1)
+        part = poster.permute(1, 2, 0).numpy()[top : top + tall, left : left + wide].astype(float)
+        large = stretched(part, high * squares, broad * squares)
+        wanted = large.reshape(high, squares, broad, squares, 3).mean((1, 3)).transpose(2, 0, 1)
         np.testing.assert_allclose(found.numpy(), wanted, atol=1.01)
+
+
+@pytest.mark.parametrize("pool", [2, 4])
+def test_the_whole_poster_as_a_crop_is_the_mean_of_squares(pool):
+    posters = noise(5, 32, 24)
+    whole = torch.tensor([[0, 0, 32, 24]]).expand(5, -1)
+    off = PosterAugment(**OFF).draw(posters, seeded(), pool)
+    draws = dataclasses.replace(off, crop=whole)
+    wanted = normalise_posters(posters, pool)
+    torch.testing.assert_close(_all_at_once(posters, draws, pool), wanted, atol=1e-5, rtol=0)
+    torch.testing.assert_close(_few_at_a_time(posters, draws, pool), wanted, atol=1.01 * STEP, rtol=0)
 
 
 def test_crops_lie_inside_and_keep_the_share_and_aspect_asked_for():
