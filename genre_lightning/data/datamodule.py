@@ -349,6 +349,7 @@ class MovieDataModule(pl.LightningDataModule):
             seed=self.seed,
             rank=rank,
             world_size=world_size,
+            announce=self.batches.read_ahead,
         )
         return MovieLoader(
             self.batches,

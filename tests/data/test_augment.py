@@ -224,7 +224,9 @@ def test_the_whole_poster_as_a_crop_is_the_mean_of_squares(pool):
     draws = dataclasses.replace(off, crop=whole)
     wanted = normalise_posters(posters, pool)
     torch.testing.assert_close(_all_at_once(posters, draws, pool), wanted, atol=1e-5, rtol=0)
-    torch.testing.assert_close(_few_at_a_time(posters, draws, pool), wanted, atol=1.01 * STEP, rtol=0)
+    torch.testing.assert_close(
+        _few_at_a_time(posters, draws, pool), wanted, atol=1.01 * STEP, rtol=0
+    )
 
 
 def test_crops_lie_inside_and_keep_the_share_and_aspect_asked_for():
