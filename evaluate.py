@@ -44,6 +44,7 @@ def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> di
         "titles": model.titles,
         "augment": None,
         "poster_size": model.poster_size,
+        "poster_pool": model.poster_pool,
         "genres": model.genres,
         "use_titles": model.network.title is not None,
         "use_posters": model.network.poster is not None,

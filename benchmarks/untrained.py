@@ -56,6 +56,7 @@ def write_checkpoint(path: Path, num_genres: int = 18) -> Path:
                 "genres": [f"Genre {g}" for g in range(num_genres)],
                 "titles": vectorizer.fit(compose_titles(4000)).state_dict(),
                 "poster_size": int(conf["data"]["poster_size"]),
+                "poster_pool": int(conf["data"]["poster_pool"]),
                 "data": {"reader": "demo", "val_fraction": 0.15, "test_fraction": 0.2},
             },
         },

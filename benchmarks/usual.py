@@ -113,8 +113,9 @@ class UsualDataset(Dataset[dict[str, Tensor]]):
 class UsualNetwork(nn.Module):
     """The configured network with a dense first title layer and a poster for every movie."""
 
-    def __init__(self, network: Any) -> None:
+    def __init__(self, network: Any, pool: int) -> None:
         super().__init__()
+        self.pool = nn.AvgPool2d(pool)
         title = network.title
         embed = title.embed
         self.first = nn.Linear(embed.num_embeddings, embed.embedding_dim, bias=False)
@@ -123,7 +124,7 @@ class UsualNetwork(nn.Module):
 
     def forward(self, title: Tensor, poster: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
         """(B, G) logits of either branch, of (B, V), (B, 3, H, W) and (B,) bool."""
-        return self.rest(self.first(title)), self.poster(poster) * seen[:, None]
+        return self.rest(self.first(title)), self.poster(self.pool(poster)) * seen[:, None]
 
 
 def usual_epoch(
@@ -132,7 +133,11 @@ def usual_epoch(
     """Makes network and loader and gives what times an epoch of them."""
     _, module = build(cfg)
     device = device_of(cfg)
-    network = UsualNetwork(module.network).to(device).to(memory_format=torch.channels_last)
+    network = (
+        UsualNetwork(module.network, data.poster_pool)
+        .to(device)
+        .to(memory_format=torch.channels_last)
+    )
     optimizer = module.make_optimizer(network.parameters())
     loader = DataLoader(
         UsualDataset(data),

@@ -26,7 +26,7 @@ from genre_lightning.models.fusion import complete_description, sketch_network
 from genre_lightning.run_folder import whole_file
 
 CHECKPOINT_KEY = "genre_lightning"
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2
 #: What training goes on with, beyond what Lightning saves (callbacks/resume.py).
 TRAINING_KEY = "training_state"
 
@@ -69,6 +69,7 @@ class TrainedModel:
         thresholds: (G,) float32, on the CPU; a genre is predicted where its score reaches its own.
         titles: the fitted vectorizer.
         poster_size: H = W of the posters.
+        poster_pool: side of the squares of pixels that are averaged before the network sees them.
         data: plain description of the dataset it was trained on; a claim of the file, not checked.
     """
 
@@ -79,6 +80,7 @@ class TrainedModel:
     thresholds: Tensor
     titles: TitleVectorizer
     poster_size: int
+    poster_pool: int
     data: dict[str, Any]
 
 
@@ -135,6 +137,7 @@ def rebuild(checkpoint: Mapping[str, Any], device: torch.device | str = "cpu") -
         thresholds=torch.tensor(card["thresholds"], dtype=torch.float32),
         titles=TitleVectorizer.from_state_dict(card["titles"]),
         poster_size=card["poster_size"],
+        poster_pool=card["poster_pool"],
         data=dict(card["data"]),
     )
 
@@ -177,6 +180,7 @@ def check_resumable(
     for key, ours in (
         ("genres", list(inputs["genres"])),
         ("poster_size", inputs["poster_size"]),
+        ("poster_pool", inputs["poster_pool"]),
         ("titles", inputs["titles"]),
         ("network", network.description),
     ):
@@ -369,14 +373,14 @@ def check_card(card: dict[str, Any]) -> Fusion:
             f"its format is {card.get('format')!r:.100}; this version reads {CHECKPOINT_FORMAT}"
         )
     _check_values(card)
-    size = card["poster_size"]
+    size = card["poster_size"] // card["poster_pool"]
     try:
         description = complete_description(**_mapping(card, "network"))
         sketch = sketch_network(description).eval()
         if isinstance(sketch.poster, PosterResNet) and size < sketch.poster.least_size:
             raise ValueError(
-                f"posters of {size} x {size} are too small for its poster branch, which takes no "
-                f"less than {sketch.poster.least_size}"
+                f"posters of {size} x {size} pixels are too small for its poster branch, which "
+                f"takes no less than {sketch.poster.least_size}"
             )
     except (TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"its network can't be rebuilt: {str(error)[:500]}") from error
@@ -412,6 +416,9 @@ def _check_values(card: Mapping[str, Any]) -> None:
     size = card.get("poster_size")
     if type(size) is not int or not POSTER_SIZES[0] <= size <= POSTER_SIZES[1]:
         raise CheckpointError(f"its poster_size {size!r:.100} is outside {POSTER_SIZES}")
+    pool = card.get("poster_pool")
+    if type(pool) is not int or not 1 <= pool <= size:
+        raise CheckpointError(f"its poster_pool {pool!r:.100} is outside 1 to {size}")
     data = _mapping(card, "data")
     if not all(type(v) in (str, int, float, bool, type(None)) for v in data.values()):
         raise CheckpointError("its data is not described by names and numbers")

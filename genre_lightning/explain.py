@@ -320,7 +320,7 @@ def _title_logits(model: TrainedModel, titles: Sequence[str]) -> np.ndarray:
 
 
 def _poster_input(model: TrainedModel, poster: np.ndarray) -> Tensor:
-    """(H, W, 3) uint8 to (1, 3, size, size) float32, normalised, on the model's device."""
+    """(H, W, 3) uint8 to (1, 3, h, w) float32, normalised, on the model's device."""
     if poster.ndim != 3 or poster.shape[2] != 3 or poster.dtype != np.uint8:
         raise ValueError(f"a poster is (H, W, 3) uint8, not {poster.shape} {poster.dtype}")
     size = model.poster_size
@@ -328,7 +328,7 @@ def _poster_input(model: TrainedModel, poster: np.ndarray) -> Tensor:
         poster = decode_poster(Image.fromarray(poster), size)
     device = next(model.network.parameters()).device
     pixels = torch.from_numpy(np.array(poster))[None].permute(0, 3, 1, 2)
-    return normalise_posters(pixels.to(device))
+    return normalise_posters(pixels.to(device), model.poster_pool)
 
 
 def _integrated_gradients(branch: TitleMLP, columns: Tensor, weights: Tensor) -> np.ndarray:

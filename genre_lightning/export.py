@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genre_lightning import __version__
@@ -132,6 +133,7 @@ class ExportedNetwork(nn.Module):
             raise ExportError(f"a {type(network.title).__name__} can't be exported")
         self.title = network.title
         self.poster = network.poster
+        self.pool = model.poster_pool
         self.activation = ACTIVATIONS[model.activation]
         self.prior: Tensor
         self.register_buffer("prior", network.prior.detach().float().cpu().clone())
@@ -167,6 +169,7 @@ class ExportedNetwork(nn.Module):
             blank = torch.zeros_like(posters[:1].sum(0, keepdim=True, dtype=torch.int64))
             pixels = torch.cat([posters.float(), blank.float()])
             pixels = (pixels * self.scale - self.shift).permute(0, 3, 1, 2)
+            pixels = F.avg_pool2d(pixels, self.pool)
             rows = torch.cat([poster_rows, -torch.ones(1, dtype=torch.int64)])
             logits = logits + (rows[None, :] == movies).float() @ self.poster(pixels)
         return logits, self.activation(logits)
@@ -240,7 +243,11 @@ def _reference(model: TrainedModel, inputs: Sequence[Tensor]) -> Tensor:
     """(B, G) logits of the network itself."""
     indices, offsets, weights, posters, rows = inputs
     logits: Tensor = model.network(
-        indices, offsets, weights, normalise_posters(posters.permute(0, 3, 1, 2)), rows
+        indices,
+        offsets,
+        weights,
+        normalise_posters(posters.permute(0, 3, 1, 2), model.poster_pool),
+        rows,
     )
     return logits.float()
 

@@ -328,7 +328,7 @@ class GenrePredictor:
             torch.from_numpy(features.indices.astype(np.int64)).to(self._device),
             torch.from_numpy(features.indptr[:-1]).to(self._device),
             torch.from_numpy(features.weights).to(self._device),
-            normalise_posters(posters),
+            normalise_posters(posters, self.model.poster_pool),
             torch.tensor(poster_rows, dtype=torch.int64, device=self._device),
         )
         scores = ACTIVATIONS[self.model.activation](logits.float())

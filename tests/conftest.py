@@ -98,8 +98,8 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
     """Writes checkpoints of a tiny fitted-looking model: `make_checkpoint(poster=None)`.
 
     Arguments: `title` and `poster`, the branches' descriptions or None; `loss`, a loss's name;
-    `vectorizer`, arguments of TitleVectorizer; `seed` of the weights. Size 32, genres Action,
-    Comedy, Drama and Horror.
+    `vectorizer`, arguments of TitleVectorizer; `seed` of the weights; `pool`, poster_pool.
+    Size 32, genres Action, Comedy, Drama and Horror.
     """
     import torch
 
@@ -130,6 +130,7 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
         loss: str = "bce",
         vectorizer: dict[str, Any] | None = None,
         seed: int = 0,
+        pool: int = 1,
     ) -> Path:
         fitted = TitleVectorizer(**{"vocabulary_size": 512, **(vectorizer or {})}).fit(titles)
         if title is not None:
@@ -165,6 +166,7 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
                 "genres": genres,
                 "titles": fitted.state_dict(),
                 "poster_size": 32,
+                "poster_pool": pool,
                 "data": {"reader": "demo", "val_fraction": 0.2, "test_fraction": 0.2},
             },
         }
@@ -193,7 +195,7 @@ TINY = (
     "++trainer.enable_progress_bar=false",
 )
 TINY_TITLE = ("model.title.hidden=8",)
-TINY_POSTER = ("model.poster.widths=[4,8]", "model.poster.blocks=[1,1]", "model.poster.pool=1")
+TINY_POSTER = ("model.poster.widths=[4,8]", "model.poster.blocks=[1,1]", "data.poster_pool=1")
 
 
 @pytest.fixture(scope="session")

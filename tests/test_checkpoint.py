@@ -120,7 +120,7 @@ def test_it_is_plain_data_for_torch(honest: Path) -> None:
     assert "hyper_parameters" not in checkpoint
     assert set(checkpoint[CHECKPOINT_KEY]) == {
         "format", "network", "activation", "loss", "thresholds",
-        "genres", "titles", "poster_size", "data",
+        "genres", "titles", "poster_size", "poster_pool", "data",
     }  # fmt: skip
 
 
@@ -380,6 +380,9 @@ BAD_VALUES: dict[str, tuple[Change, str]] = {
     "thresholds are text": (card("thresholds", value="abcdefgh"), "threshold"),
     "poster size": (card("poster_size", value=1), "poster_size"),
     "poster size is text": (card("poster_size", value="32"), "poster_size"),
+    "poster pool": (card("poster_pool", value=33), "poster_pool 33 is outside 1 to 32"),
+    "poster pool is zero": (card("poster_pool", value=0), "poster_pool 0"),
+    "poster pool is text": (card("poster_pool", value="4"), "poster_pool"),
     "loss argument": (card("loss", "x", value=1), "loss"),
     "loss of other genres": (
         card("loss", value={"name": "bce", "class_weight": "sqrt", "genre_counts": [1], "num_movies": 2}),  # noqa: E501

@@ -14,6 +14,7 @@ from PIL import Image
 
 from genre_lightning import GenrePredictor
 from genre_lightning.checkpoint import CheckpointError
+from genre_lightning.data.augment import POSTER_MEAN, POSTER_STD
 from genre_lightning.data.posters import PosterError, decode_poster
 from genre_lightning.explain import score_parts
 from genre_lightning.predictor import BATCH_SIZE, PredictionError
@@ -61,6 +62,22 @@ def test_scores_are_those_of_the_model(predictor: GenrePredictor, posters: list[
     assert found.dtype == np.float32
     for row, title, poster in zip(found, titles, images, strict=True):
         np.testing.assert_allclose(row, expected_scores(predictor, title, poster), atol=1e-5)
+
+
+def test_pixels_are_averaged_as_the_checkpoint_says(
+    make_checkpoint: Callable[..., Path], posters: list[Path]
+) -> None:
+    predictor = GenrePredictor.from_checkpoint(make_checkpoint(title=None, pool=2), "cpu")
+    pixels = np.stack([decode_poster(poster, 32) for poster in posters[:3]]) / 255.0
+    small = pixels.reshape(3, 16, 2, 16, 2, 3).mean((2, 4))
+    normalised = (small - POSTER_MEAN) / POSTER_STD
+    network = predictor.model.network
+    assert network.poster is not None
+    with torch.inference_mode():
+        images = torch.from_numpy(normalised).float().permute(0, 3, 1, 2)
+        logits = network.poster(images) + network.prior
+    wanted = torch.sigmoid(logits).numpy()
+    np.testing.assert_allclose(predictor.scores(None, posters[:3]), wanted, atol=1e-5)
 
 
 def test_titles_or_posters_may_be_left_out_as_a_whole(

@@ -349,7 +349,7 @@ def test_the_sum_beats_either_branch(train_here: Train, tmp_path: Path) -> None:
         "callbacks.progress_bar=null",
         "++trainer.enable_progress_bar=false",
     ]
-    poster = ["model.poster.widths=[16,32,64,128]", "model.poster.pool=1"]
+    poster = ["model.poster.widths=[16,32,64,128]", "data.poster_pool=1"]
     scores = {}
     for model in ("fusion", "title", "poster"):
         overrides = [f"model={model}", *small, *(poster if model != "title" else [])]

@@ -23,19 +23,52 @@ _GRAY = (0.299, 0.587, 0.114)
 _CHUNK = 8
 
 
-def normalise_posters(posters: Tensor) -> Tensor:
-    """(P, 3, H, W) uint8 to float32 of mean 0 and deviation 1 over ImageNet, channels last kept."""
-    scale, bias, _ = _constants(posters.device)
-    if posters.device.type == "cpu" and posters.is_contiguous(memory_format=torch.channels_last):
+def normalise_posters(posters: Tensor, pool: int = 1) -> Tensor:
+    """Posters as the network takes them, of mean 0 and deviation 1 over ImageNet.
+
+    Args:
+        posters: (P, 3, H, W) uint8.
+        pool: side of the squares of pixels that are averaged; rows and columns that fill none are
+            left out.
+
+    Returns: (P, 3, H // pool, W // pool) float32, channels last in memory where ``posters`` is.
+    """
+    pixels, scale, bias = _pooled(posters, pool), *_constants(posters.device)[:2]
+    if pixels.device.type == "cpu" and pixels.is_contiguous(memory_format=torch.channels_last):
         # A row of W * 3 numbers at a time, since three channels make a slow inner loop.
-        result = torch.empty_like(posters, dtype=torch.float32)
+        result = torch.empty_like(pixels, dtype=torch.float32)
         rows = result.permute(0, 2, 3, 1).flatten(2)
-        scale, bias = scale.repeat(posters.shape[3]), bias.repeat(posters.shape[3])
-        pixels = posters.permute(0, 2, 3, 1).flatten(2)
-        for part, source in zip(rows.split(_CHUNK), pixels.split(_CHUNK), strict=True):
+        scale, bias = scale.repeat(pixels.shape[3]), bias.repeat(pixels.shape[3])
+        given = pixels.permute(0, 2, 3, 1).flatten(2)
+        for part, source in zip(rows.split(_CHUNK), given.split(_CHUNK), strict=True):
             torch.addcmul(bias, part.copy_(source), scale, out=part)
         return result
-    return torch.addcmul(bias.view(3, 1, 1), posters.float(), scale.view(3, 1, 1))
+    return torch.addcmul(bias.view(3, 1, 1), pixels.float(), scale.view(3, 1, 1))
+
+
+def _pooled(posters: Tensor, pool: int) -> Tensor:
+    """Squares of pixels averaged: (P, 3, H // pool, W // pool) float32; without, as they are."""
+    if pool == 1:
+        return posters
+    num, _, height, width = posters.shape
+    high, wide = height // pool, width // pool
+    channels_last = posters.is_contiguous(memory_format=torch.channels_last)
+    if posters.device.type != "cpu" or not channels_last or pool**2 * 255 >= 2**15:
+        return F.avg_pool2d(posters.float(), pool)
+    # Several times faster than the general way: whole rows are summed, as small integers, also
+    # along themselves, and what is wanted is picked out at the end.
+    rows = posters[:, :, : high * pool, : wide * pool].permute(0, 2, 3, 1)
+    lines = rows.reshape(num, high, pool, wide * pool * 3)
+    total = lines[:, :, 0].to(torch.int16)
+    for line in lines.unbind(2)[1:]:
+        total += line
+    length = 3 * (wide * pool - pool + 1)
+    run = total[:, :, :length].clone()
+    for column in range(1, pool):
+        run += total[:, :, 3 * column : 3 * column + length]
+    strides = (high * length, length, 3 * pool, 1)
+    summed = run.as_strided((num, high, wide, 3), strides).to(torch.float32)
+    return summed.mul_(1 / pool**2).permute(0, 3, 1, 2)
 
 
 class PosterAugment(nn.Module):
@@ -45,6 +78,9 @@ class PosterAugment(nn.Module):
     Szegedy et al. 2014), mirrored left to right, changed in brightness, contrast and saturation
     (Howard 2013), normalised, and a random rectangle is replaced by the mean colour ("random
     erasing", Zhong et al. 2017). Colours are not clipped, so that all of it is one linear map.
+    Where the result is smaller than the poster, the part is stretched to no less than half the
+    poster's size and then averaged, so that every pixel counts and edges stay sharp (a wider
+    filter, ``antialias=True``, cost .003 of validation mAP on ml1m, six seeds).
 
     Every poster uses up the same number of random numbers whatever is switched on, so switching
     one change off leaves the others as they were.
@@ -98,14 +134,17 @@ class PosterAugment(nn.Module):
         return ", ".join(f"{name}={getattr(self, name)}" for name in names)
 
     @torch.no_grad()
-    def forward(self, posters: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def forward(
+        self, posters: Tensor, generator: torch.Generator | None = None, pool: int = 1
+    ) -> Tensor:
         """Change and normalise a batch; nothing waits for the device.
 
         Args:
             posters: (P, 3, H, W) uint8.
             generator: equal states give equal results; on the CPU or on the posters' device.
+            pool: as for :func:`normalise_posters`.
 
-        Returns: (P, 3, H, W) float32, normalised, channels last in memory.
+        Returns: (P, 3, H // pool, W // pool) float32, normalised, channels last in memory.
 
         Raises:
             ValueError: the posters have another shape or type.
@@ -114,12 +153,14 @@ class PosterAugment(nn.Module):
             raise ValueError(
                 f"posters must be uint8 (P, 3, H, W), not {posters.dtype} {tuple(posters.shape)}"
             )
-        draws = self.draw(posters, generator)
+        draws = self.draw(posters, generator, pool)
         if posters.device.type == "cpu":
-            return _few_at_a_time(posters, draws)
-        return _all_at_once(posters, draws)
+            return _few_at_a_time(posters, draws, pool)
+        return _all_at_once(posters, draws, pool)
 
-    def draw(self, posters: Tensor, generator: torch.Generator | None = None) -> Draws:
+    def draw(
+        self, posters: Tensor, generator: torch.Generator | None = None, pool: int = 1
+    ) -> Draws:
         """What will happen to each poster, on the posters' device."""
         num, _, height, width = posters.shape
         device = posters.device if generator is None else generator.device
@@ -134,7 +175,8 @@ class PosterAugment(nn.Module):
         erased = None
         if self.erase > 0:
             area = (u[9] < self.erase) * (0.02 + u[9] / self.erase * 0.18)
-            erased = _boxes(area, _stretch(u[10], 2.0), u[11], u[8], height, width, least=0)
+            size = height // pool, width // pool
+            erased = _boxes(area, _stretch(u[10], 2.0), u[11], u[8], *size, least=0)
         return Draws(mirrored if self.flip > 0 else None, crop, *self._colour(posters, u), erased)
 
     def _colour(self, posters: Tensor, u: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -164,7 +206,7 @@ class Draws:
         crop: (P, 4) int64, top, left, height and width of the part that is stretched, or None.
         matrix: (P, 3, 3) float32 and
         bias: (P, 3) float32: colour = matrix @ RGB in 0..255 + bias, with the normalisation.
-        erased: (P, 4) int64 rectangles, empty ones for nothing to erase, or None.
+        erased: (P, 4) int64 rectangles of the result, empty ones for nothing to erase, or None.
     """
 
     mirrored: Tensor | None
@@ -206,12 +248,12 @@ def _boxes(
     return torch.stack([top, left, tall, wide], dim=1).long()
 
 
-def _few_at_a_time(posters: Tensor, draws: Draws) -> Tensor:
+def _few_at_a_time(posters: Tensor, draws: Draws, pool: int) -> Tensor:
     """For the CPU: a few posters at a time go all the way while in its cache, resampled as uint8.
 
     Several times faster there than `_all_at_once`, of which it differs by the rounding to uint8.
     """
-    resampled = _resample(posters, draws)
+    resampled = _resample(posters, draws, pool)
     scale, bias, _ = _constants(posters.device)
     if torch.equal(draws.matrix, scale.diag().expand_as(draws.matrix)) and torch.equal(
         draws.bias, bias.expand_as(draws.bias)
@@ -225,25 +267,45 @@ def _few_at_a_time(posters: Tensor, draws: Draws) -> Tensor:
     return result
 
 
-def _resample(posters: Tensor, draws: Draws) -> Tensor:
-    """Crop and mirror: (P, 3, H, W) uint8, channels last in memory."""
-    num, _, height, width = posters.shape
-    result = torch.empty_like(posters, memory_format=torch.channels_last)
-    boxes = None if draws.crop is None else draws.crop.tolist()
-    mirrored = [False] * num if draws.mirrored is None else draws.mirrored.tolist()
+def _resample(posters: Tensor, draws: Draws, pool: int) -> Tensor:
+    """Crop, mirror and shrink: (P, 3, H // pool, W // pool), channels last in memory.
 
+    uint8, or float32 where something was averaged.
+    """
+    boxes = None if draws.crop is None else draws.crop.tolist()
+    if boxes is None:
+        if draws.mirrored is None:
+            return _pooled(posters, pool).contiguous(memory_format=torch.channels_last)
+        posters, squares = _pooled(posters, pool), 1
+        size = posters.shape[2:]
+    else:
+        squares = _squares(pool)
+        size = torch.Size(side // pool * squares for side in posters.shape[2:])
+    num = len(posters)
+    result = torch.empty((num, *size, 3), dtype=posters.dtype).permute(0, 3, 1, 2)
+    mirrored = [False] * num if draws.mirrored is None else draws.mirrored.tolist()
     for i in range(num):
         part = posters[i : i + 1]
         if boxes is not None:
             top, left, tall, wide = boxes[i]
             part = part[:, :, top : top + tall, left : left + wide]
-            part = F.interpolate(part, (height, width), mode="bilinear", align_corners=False)
+            # Left to itself it would copy it too, several times slower.
+            part = part.contiguous(memory_format=torch.channels_last)
+            part = F.interpolate(part, size, mode="bilinear", align_corners=False)
         result[i : i + 1] = part.flip(3) if mirrored[i] else part
-    return result
+    return _pooled(result, squares)
+
+
+def _squares(pool: int) -> int:
+    """Side of the squares that are averaged after a part was stretched.
+
+    Bilinear interpolation looks at two pixels a side, so it may shrink to a half at most.
+    """
+    return (pool + 1) // 2
 
 
 def _recolour(posters: Tensor, draws: Draws) -> Tensor:
-    """Colour changes and normalisation of (P, 3, H, W) uint8 to float32, channels last."""
+    """Colour changes and normalisation of (P, 3, H, W) to float32, channels last."""
     num, _, height, width = posters.shape
     result = torch.empty_like(posters, dtype=torch.float32)
     # A product with 3 x 3 is too thin to be fast; k pixels at a time, with the matrix k times along
@@ -268,28 +330,20 @@ def _recolour(posters: Tensor, draws: Draws) -> Tensor:
     return result
 
 
-def _all_at_once(posters: Tensor, draws: Draws) -> Tensor:
+def _all_at_once(posters: Tensor, draws: Draws, pool: int) -> Tensor:
     """For an accelerator: a few operations on the whole batch, and nothing read back from it."""
-    num, _, height, width = posters.shape
-    y = torch.arange(height, device=posters.device, dtype=torch.float32).expand(num, -1)
-    x = torch.arange(width, device=posters.device, dtype=torch.float32).expand(num, -1)
-    pixels = posters.float()
-    if draws.crop is not None or draws.mirrored is not None:
-        from_y, from_x = y, x
-        if draws.mirrored is not None:
-            from_x = torch.where(draws.mirrored[:, None], width - 1 - x, x)
-        if draws.crop is not None:
-            from_y = _source(from_y, draws.crop[:, 0], draws.crop[:, 2], height)
-            from_x = _source(from_x, draws.crop[:, 1], draws.crop[:, 3], width)
-        grid_y = ((2 * from_y + 1) / height - 1)[:, :, None].expand(-1, -1, width)
-        grid_x = ((2 * from_x + 1) / width - 1)[:, None, :].expand(-1, height, -1)
-        grid = torch.stack([grid_x, grid_y], dim=3)
-        pixels = F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
+    pixels = _stretched(posters, draws, pool) if draws.crop is not None else _pooled(posters, pool)
+    pixels = pixels.float()
+    if draws.mirrored is not None:
+        pixels = torch.where(draws.mirrored[:, None, None, None], pixels.flip(3), pixels)
+    num, _, height, width = pixels.shape
     result = draws.bias[:, :, None, None]
     for channel in range(3):
         weight = draws.matrix[:, :, channel, None, None]
         result = torch.addcmul(result, pixels[:, channel : channel + 1], weight)
     if draws.erased is not None:
+        y = torch.arange(height, device=posters.device).expand(num, -1)
+        x = torch.arange(width, device=posters.device).expand(num, -1)
         top, left, tall, wide = (column[:, None] for column in draws.erased.unbind(1))
         in_y = (y >= top) & (y < top + tall)
         in_x = (x >= left) & (x < left + wide)
@@ -297,7 +351,29 @@ def _all_at_once(posters: Tensor, draws: Draws) -> Tensor:
     return result.contiguous(memory_format=torch.channels_last)
 
 
-def _source(place: Tensor, start: Tensor, length: Tensor, size: int) -> Tensor:
-    """Where each of `size` pixels comes from when a part is stretched over them; (P, size)."""
-    inside = (place + 0.5) * (length[:, None] / size) - 0.5
-    return start[:, None] + torch.minimum(inside.clamp(min=0), (length - 1)[:, None])
+def _stretched(posters: Tensor, draws: Draws, pool: int) -> Tensor:
+    """The parts that are kept, at the size of the result: two products a poster."""
+    assert draws.crop is not None
+    num, _, height, width = posters.shape
+    top, left, tall, wide = draws.crop.unbind(1)
+    down = _weights(top, tall, height, pool)
+    across = _weights(left, wide, width, pool)
+    lines = posters.permute(0, 2, 3, 1).flatten(2).float()
+    rows = torch.bmm(down, lines).view(num, -1, width, 3)
+    columns = torch.bmm(across, rows.transpose(1, 2).flatten(2)).view(num, width // pool, -1, 3)
+    return columns.permute(0, 3, 2, 1)
+
+
+def _weights(start: Tensor, length: Tensor, size: int, pool: int) -> Tensor:
+    """What each of ``size`` pixels counts in each one of the result: (P, size // pool, size).
+
+    Those of ``F.interpolate(mode="bilinear")`` of a part, and of averaging after it.
+    """
+    squares = _squares(pool)
+    out = size // pool * squares
+    step = (length / out)[:, None, None]
+    centre = (torch.arange(out, device=start.device) + 0.5)[:, None] * step - 0.5
+    inside = torch.minimum(centre.clamp(min=0), (length - 1)[:, None, None])
+    place = torch.arange(size, device=start.device) - start[:, None, None]
+    weights = (1 - (place - inside).abs()).clamp(min=0)
+    return weights.view(len(start), -1, squares, size).mean(2)

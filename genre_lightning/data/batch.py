@@ -102,6 +102,12 @@ class MovieBatches(Dataset[MovieBatch]):
         self.labels = labels
         self.resident: Tensor | None = None
 
+    def read_ahead(self, rows: np.ndarray) -> None:
+        """Have the system begin to read the posters of these rows, without waiting for them."""
+        if self.posters is not None and self.resident is None:
+            places = self.posters.row[rows]
+            self.posters.read_ahead(places[places >= 0])
+
     def __getitem__(self, item: tuple[np.ndarray, int]) -> MovieBatch:
         """The batch of ``(rows, seed)``: rows (B,) int64, seed for its augmentation."""
         rows, seed = item
@@ -153,6 +159,7 @@ class BatchOrder(Sampler[tuple[np.ndarray, int]]):
         seed: of the permutations and of the augmentation.
         rank: this process's number.
         world_size: number of processes that share an epoch.
+        announce: is told the rows of a shuffled batch while the one before it is in use.
 
     Raises:
         ValueError: if a rank would have a batch without a movie.
@@ -167,6 +174,7 @@ class BatchOrder(Sampler[tuple[np.ndarray, int]]):
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        announce: Callable[[np.ndarray], None] | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"data.batch_size must be at least 1, not {batch_size}")
@@ -178,6 +186,7 @@ class BatchOrder(Sampler[tuple[np.ndarray, int]]):
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
+        self.announce = announce
         self.epoch = 0
         if world_size > 1 and len(rows) // world_size < len(self):
             raise ValueError(
@@ -227,9 +236,12 @@ class BatchOrder(Sampler[tuple[np.ndarray, int]]):
         epoch, given = self._given_before
         first = given if epoch == self.epoch else 0
         for batch in range(len(self)):
-            rows = own[batch * self.batch_size : (batch + 1) * self.batch_size]
+            start, end = batch * self.batch_size, (batch + 1) * self.batch_size
+            rows = own[start:end]
             seed = int(seeds.integers(2**62))
             if batch >= first:
+                if self.announce is not None and batch + 1 < len(self):
+                    self.announce(own[end : end + self.batch_size])
                 self._given = batch + 1
                 yield rows, seed
 

@@ -50,6 +50,7 @@ class MovieDataModule(pl.LightningDataModule):
         augment: random changes to the posters of a training batch; None for none.
         batch_size: B, on each device.
         poster_size: H = W of the posters.
+        poster_pool: side of the squares of pixels that are averaged before the network sees them.
         val_fraction: share of train held out for validation where the dataset names no such split.
         test_fraction: share of all held out for test where the dataset names no such split.
         split_seed: of the splits drawn here; apart from ``seed``, so that runs of several seeds are
@@ -75,6 +76,7 @@ class MovieDataModule(pl.LightningDataModule):
         *,
         batch_size: int = 64,
         poster_size: int = 256,
+        poster_pool: int = 1,
         val_fraction: float = 0.15,
         test_fraction: float = 0.2,
         split_seed: int = 0,
@@ -91,6 +93,11 @@ class MovieDataModule(pl.LightningDataModule):
         super().__init__()
         if device_resident not in ("auto", True, False):
             raise DataError(f"data.device_resident={device_resident!r} must be auto, true or false")
+        if not 1 <= poster_pool <= poster_size:
+            raise DataError(
+                f"data.poster_pool={poster_pool} must lie between 1 and data.poster_size, "
+                f"{poster_size}"
+            )
         if not 0 <= resident_share <= 1:
             raise DataError(f"data.resident_share={resident_share} must lie between 0 and 1")
         self.reader = reader
@@ -102,6 +109,7 @@ class MovieDataModule(pl.LightningDataModule):
         self.augment = augment
         self.batch_size = batch_size
         self.poster_size = poster_size
+        self.poster_pool = poster_pool
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
         self.split_seed = split_seed
@@ -306,6 +314,7 @@ class MovieDataModule(pl.LightningDataModule):
             "genres": list(self.genres),
             "titles": self.vectorizer.state_dict(),
             "poster_size": self.poster_size,
+            "poster_pool": self.poster_pool,
             "data": {
                 **source,
                 "val_fraction": self.val_fraction,
@@ -340,6 +349,7 @@ class MovieDataModule(pl.LightningDataModule):
             seed=self.seed,
             rank=rank,
             world_size=world_size,
+            announce=self.batches.read_ahead,
         )
         return MovieLoader(
             self.batches,
@@ -356,12 +366,15 @@ class MovieDataModule(pl.LightningDataModule):
         return batch.with_posters(self.prepare_posters(batch.posters, batch.seed, training))
 
     def prepare_posters(self, posters: Tensor, seed: int, training: bool) -> Tensor:
-        """(P, 3, H, W) uint8 to normalised float32, augmented from ``seed`` when ``training``."""
+        """(P, 3, H, W) uint8 as the network takes them, augmented from ``seed`` when ``training``.
+
+        Returns: (P, 3, H // poster_pool, W // poster_pool) float32, normalised.
+        """
         if training and self.augment is not None and posters.shape[0] > 0:
             generator = torch.Generator(device=posters.device).manual_seed(seed)
-            augmented: Tensor = self.augment(posters, generator)
+            augmented: Tensor = self.augment(posters, generator, self.poster_pool)
             return augmented
-        return normalise_posters(posters)
+        return normalise_posters(posters, self.poster_pool)
 
 
 def _is_there(place: str) -> bool:

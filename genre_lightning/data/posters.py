@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import mmap
 import os
 import threading
 from collections import deque
@@ -174,6 +175,22 @@ class PosterCache:
     row: np.ndarray
     unreadable: list[tuple[str, str]]
     folder: Path
+
+    def read_ahead(self, places: np.ndarray) -> None:
+        """Have the system begin to read some images into memory, where they are not there yet.
+
+        Without it every page of a cache that is larger than the memory is waited for.
+
+        Args:
+            places: of the images.
+        """
+        pages = getattr(self.images, "_mmap", None)
+        if pages is None or not hasattr(mmap, "MADV_WILLNEED"):  # not on Windows
+            return
+        size = self.images[0].nbytes
+        for place in places.tolist():
+            start = place * size // mmap.PAGESIZE * mmap.PAGESIZE
+            pages.madvise(mmap.MADV_WILLNEED, start, (place + 1) * size - start)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # To another process goes the way to the pixels, not a copy of them.

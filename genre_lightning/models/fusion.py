@@ -152,7 +152,6 @@ BRANCHES: dict[str, BranchType] = {
         {
             "widths": (1, 4096),
             "blocks": (1, 64),
-            "pool": (1, 16),
             "stem_kernel": (1, 16),
             "stem_stride": (1, 16),
             "first_stride": (1, 4),

@@ -48,8 +48,6 @@ class PosterResNet(nn.Module):
         num_genres: G, the number of logits.
         widths: channels of each stage; each stage after the first halves the resolution.
         blocks: residual blocks in each stage; as many numbers as ``widths``.
-        pool: side of the squares that are averaged before anything else. Four times fewer pixels
-            cost four times less; the posters of a small dataset teach no finer detail.
         stem_kernel: width of the first convolution's kernel.
         stem_stride: stride of the first convolution.
         first_stride: stride of the first stage.
@@ -64,7 +62,6 @@ class PosterResNet(nn.Module):
         num_genres: int,
         widths: Sequence[int] = (32, 64, 128, 256),
         blocks: Sequence[int] = (1, 1, 1, 1),
-        pool: int = 1,
         stem_kernel: int = 4,
         stem_stride: int = 4,
         first_stride: int = 1,
@@ -73,10 +70,9 @@ class PosterResNet(nn.Module):
         super().__init__()
         if len(widths) != len(blocks):
             raise ValueError(f"widths {list(widths)} and blocks {list(blocks)} differ in length")
-        self.pool = nn.AvgPool2d(pool) if pool > 1 else nn.Identity()
         padding = max(0, stem_kernel - stem_stride + 1) // 2
         #: The smallest H and W of which a pixel is left over; the stages always leave one.
-        self.least_size = pool * max(1, stem_kernel - 2 * padding)
+        self.least_size = max(1, stem_kernel - 2 * padding)
         self.stem = nn.Sequential(
             nn.Conv2d(3, widths[0], stem_kernel, stem_stride, padding, bias=False),
             nn.BatchNorm2d(widths[0]),
@@ -105,6 +101,6 @@ class PosterResNet(nn.Module):
         Returns:
             (P, G) logits.
         """
-        features = self.stages(self.stem(self.pool(posters)))
+        features = self.stages(self.stem(posters))
         logits: Tensor = self.head(self.drop(torch.mean(features, dim=(2, 3))))
         return logits

@@ -122,7 +122,7 @@ def test_the_usual_network_computes_what_ours_does(tiny):
     rows = data.splits["train"][:16]
     batch = data.batches[rows, 0]
     batch = batch.with_posters(data.prepare_posters(batch.posters, 0, False))
-    usual = UsualNetwork(network).eval()
+    usual = UsualNetwork(network, 1).eval()
     network.eval()
     with torch.no_grad():
         usual.first.weight.copy_(network.title.embed.weight.T)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -60,9 +61,24 @@ def test_normalising_is_mean_and_deviation(layout, num):
     np.testing.assert_allclose(result.numpy(), wanted, atol=1e-6)
 
 
-def test_switched_off_it_only_normalises():
-    result = PosterAugment(**OFF)(noise(), seeded())
-    torch.testing.assert_close(result, normalise_posters(noise()), atol=1e-5, rtol=1e-5)
+@pytest.mark.parametrize("pool", [2, 3, 4, 7, 12])
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
+def test_pooling_is_the_mean_of_squares(layout, pool):
+    # 12 x 12 white pixels sum up to more than 16 bits hold.
+    posters = noise(3, 25, 38).clamp(min=200).contiguous(memory_format=layout)
+    result = normalise_posters(posters, pool)
+    high, wide = 25 // pool, 38 // pool
+    squares = posters[:, :, : high * pool, : wide * pool].numpy().astype(float)
+    means = squares.reshape(3, 3, high, pool, wide, pool).mean((3, 5))
+    assert result.dtype == torch.float32 and result.shape == (3, 3, high, wide)
+    np.testing.assert_allclose(colours(result).numpy() * 255, means, atol=1e-3)
+    assert normalise_posters(posters[:0], pool).shape == (0, 3, high, wide)
+
+
+@pytest.mark.parametrize("pool", [1, 4])
+def test_switched_off_it_only_normalises(pool):
+    result = PosterAugment(**OFF)(noise(), seeded(), pool)
+    torch.testing.assert_close(result, normalise_posters(noise(), pool), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
@@ -126,12 +142,15 @@ SETTINGS = {
 }
 
 
+@pytest.mark.parametrize("pool", [1, 4])
 @pytest.mark.parametrize("height_width", [(32, 32), (24, 16), (5, 7)], ids=str)
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_the_ways_for_cpu_and_accelerator_agree(setting, height_width):
+def test_the_ways_for_cpu_and_accelerator_agree(setting, height_width, pool):
     posters = noise(16, *height_width)
-    draws = PosterAugment(**SETTINGS[setting]).draw(posters, seeded())
-    cpu, accelerator = _few_at_a_time(posters, draws), _all_at_once(posters, draws)
+    draws = PosterAugment(**SETTINGS[setting]).draw(posters, seeded(), pool)
+    cpu, accelerator = _few_at_a_time(posters, draws, pool), _all_at_once(posters, draws, pool)
+    assert cpu.shape == (16, 3, *(side // pool for side in height_width))
+    assert cpu.is_contiguous(memory_format=torch.channels_last)
     assert accelerator.is_contiguous(memory_format=torch.channels_last)
     # Colours change by up to brightness * contrast * saturation after the rounding to uint8.
     torch.testing.assert_close(cpu, accelerator, atol=1.2 * STEP * 1.5**3, rtol=0)
@@ -141,8 +160,10 @@ def test_the_ways_for_cpu_and_accelerator_agree(setting, height_width):
 def test_nothing_is_read_back_from_the_device():
     # A tensor on "meta" has a shape and no numbers: reading one back is an error.
     posters = torch.empty(4, 3, 16, 16, dtype=torch.uint8, device="meta")
-    assert PosterAugment(erase=0.5)(posters).shape == posters.shape
-    assert normalise_posters(posters).shape == posters.shape
+    for pool in (1, 4):
+        shape = (4, 3, 16 // pool, 16 // pool)
+        assert PosterAugment(erase=0.5)(posters, pool=pool).shape == shape
+        assert normalise_posters(posters, pool).shape == shape
 
 
 def test_flip_mirrors_left_to_right():
@@ -178,6 +199,34 @@ def test_crop_stretches_a_part_over_the_whole():
         part = poster.permute(1, 2, 0).numpy()[top : top + tall, left : left + wide].astype(float)
         wanted = stretched(part, 13, 11).transpose(2, 0, 1)
         np.testing.assert_allclose(found.numpy(), wanted, atol=1.01)
+
+
+@pytest.mark.parametrize(("pool", "squares"), [(2, 1), (3, 2), (4, 2)])
+def test_a_crop_is_stretched_and_averaged(pool, squares):
+    augment = PosterAugment(**{**OFF, "crop": 0.4, "aspect": 1.5})
+    posters = noise(6, 24, 36)
+    crop = augment.draw(posters, seeded(), pool).crop
+    result = colours(augment(posters, seeded(), pool)) * 255
+    high, broad = 24 // pool, 36 // pool
+    assert crop is not None and result.shape == (6, 3, high, broad)
+    for poster, (top, left, tall, wide), found in zip(posters, crop.tolist(), result, strict=True):
+        part = poster.permute(1, 2, 0).numpy()[top : top + tall, left : left + wide].astype(float)
+        large = stretched(part, high * squares, broad * squares)
+        wanted = large.reshape(high, squares, broad, squares, 3).mean((1, 3)).transpose(2, 0, 1)
+        np.testing.assert_allclose(found.numpy(), wanted, atol=1.01)
+
+
+@pytest.mark.parametrize("pool", [2, 4])
+def test_the_whole_poster_as_a_crop_is_the_mean_of_squares(pool):
+    posters = noise(5, 32, 24)
+    whole = torch.tensor([[0, 0, 32, 24]]).expand(5, -1)
+    off = PosterAugment(**OFF).draw(posters, seeded(), pool)
+    draws = dataclasses.replace(off, crop=whole)
+    wanted = normalise_posters(posters, pool)
+    torch.testing.assert_close(_all_at_once(posters, draws, pool), wanted, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        _few_at_a_time(posters, draws, pool), wanted, atol=1.01 * STEP, rtol=0
+    )
 
 
 def test_crops_lie_inside_and_keep_the_share_and_aspect_asked_for():

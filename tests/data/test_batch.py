@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+import os
+import sys
+import time
 from dataclasses import fields
 from pathlib import Path
 
@@ -116,6 +121,52 @@ def test_order_and_seeds_depend_on_nothing_but_seed_and_epoch() -> None:
         np.testing.assert_array_equal(rows, other_rows)
     seeds = [seed for _, seed in first]
     assert len(set(seeds)) == len(seeds)
+
+
+@pytest.mark.parametrize("given", [0, 3])
+def test_a_batch_is_announced_while_the_one_before_is_in_use(given: int) -> None:
+    announced: list[list[int]] = []
+    order = BatchOrder(
+        np.arange(50), 8, shuffle=True, announce=lambda rows: announced.append(rows.tolist())
+    )
+    order.load_state_dict({"epoch": 0, "given": given})
+    for number, (rows, _) in enumerate(order):
+        assert len(announced) == min(number + 1, len(order) - given - 1)
+        if number:
+            assert announced[number - 1] == rows.tolist()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel what is in memory")
+def test_posters_are_read_ahead(tmp_path: Path) -> None:
+    side = 300  # no multiple of a page
+    images = np.memmap(tmp_path / "images", np.uint8, "w+", shape=(9, side, side, 3))
+    images[:] = 7
+    images.flush()
+    images = np.memmap(tmp_path / "images", np.uint8, "r", shape=images.shape)
+    cache = PosterCache(images, np.array([0, -1, 8, 5]), [], tmp_path)
+
+    def in_memory(place: int) -> float:
+        size, page = images[0].nbytes, mmap.PAGESIZE
+        start = images.ctypes.data + place * size
+        begin, end = start // page * page, start + size
+        pages = (ctypes.c_ubyte * -(-(end - begin) // page))()
+        libc = ctypes.CDLL(None, use_errno=True)
+        failed = libc.mincore(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), pages)
+        assert failed == 0, os.strerror(ctypes.get_errno())
+        return float(np.mean([value & 1 for value in pages]))
+
+    with (tmp_path / "images").open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if in_memory(5) > 0.2:
+        pytest.skip("this file system keeps its files in memory")
+    batches = MovieBatches(None, cache, np.zeros((4, 1), np.uint8))
+    batches.read_ahead(np.array([1, 2, 3]))
+    deadline = time.monotonic() + 30
+    while min(in_memory(8), in_memory(5)) < 1:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert in_memory(2) < 0.2
 
 
 @pytest.mark.parametrize("given", [0, 1, 4, 6])

@@ -250,10 +250,11 @@ class Seen(pl.LightningModule):
     ("options", "message"),
     [
         ({"device_resident": "yes"}, "data.device_resident='yes' must be auto, true or false"),
+        ({"poster_pool": 9}, "data.poster_pool=9 must lie between 1 and data.poster_size, 8"),
         ({"resident_share": 1.5}, "data.resident_share=1.5 must lie between 0 and 1"),
     ],
 )
-def test_resident_options_out_of_range(
+def test_options_out_of_range(
     options: dict[str, Any], message: str, write: Write, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match=message):

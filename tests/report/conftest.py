@@ -67,6 +67,7 @@ def make_case(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Case]:
             thresholds=torch.full((len(genres),), 0.45),
             titles=titles,
             poster_size=32,
+            poster_pool=1,
             data={"reader": "manifest", "path": str(manifest)},
         )
         data = MovieDataModule(
