@@ -35,6 +35,8 @@ from genre_lightning.evaluation import score_split, split_metrics
 from genre_lightning.losses import build_loss
 from genre_lightning.models import build_network
 from genre_lightning.module import GenreModule
+from genre_lightning.run_folder import is_running
+from tests.test_resume import assert_same_run
 
 # Two processes that share a training as torchrun starts them, forked from one that has imported
 # everything already.
@@ -319,7 +321,7 @@ def test_a_sweep_of_runs_in_two_processes(
     model = load_model(folder / "checkpoints" / "best.ckpt")
     data = MovieDataModule.from_description(
         model.data, titles=model.titles, poster_size=model.poster_size, genres=model.genres,
-        cache_dir=os.environ["GENRE_LIGHTNING_CACHE"],
+        poster_pool=model.poster_pool, cache_dir=os.environ["GENRE_LIGHTNING_CACHE"],
     )  # fmt: skip
     data.setup()
     assert len(data.splits["val"]) % 2 == 1
@@ -333,6 +335,39 @@ def test_a_sweep_of_runs_in_two_processes(
     for name, value in found["val"].items():
         if name != "num_movies":
             assert float(best[f"val/{name}"]) == pytest.approx(value, rel=1e-5), name
+
+
+def test_two_processes_that_are_killed_go_on_as_if_they_had_not_been(
+    repository: Path, tiny_overrides: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    def started(*more: str) -> subprocess.Popen[bytes]:
+        overrides = tiny_overrides("trainer=ddp", "trainer.devices=2", "data.batch_size=4", *more)
+        with (tmp_path / "log").open("a") as log:
+            return subprocess.Popen(
+                [sys.executable, str(repository / "train.py"), *overrides],
+                cwd=tmp_path, stdout=log, stderr=log,
+            )  # fmt: skip
+
+    folder, last = tmp_path / "killed", tmp_path / "killed" / "checkpoints" / "last.ckpt"
+    often = ["trainer.max_epochs=3", "checkpoint_every_n_steps=4"]
+    process = started(f"hydra.run.dir={folder}", *often)
+    deadline = time.monotonic() + 240
+    while not last.exists():
+        assert process.poll() is None and time.monotonic() < deadline, (
+            tmp_path / "log"
+        ).read_text()
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert torch.load(last, weights_only=True)["global_step"] < 3 * 10
+    assert json.loads((folder / "result.json").read_text())["status"] == "interrupted"
+    while is_running(folder):  # the others are ending
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert started(f"ckpt_path={folder}", *often).wait(300) == 0, (tmp_path / "log").read_text()
+    other = tmp_path / "unbroken"
+    assert started(f"hydra.run.dir={other}", *often).wait(300) == 0, (tmp_path / "log").read_text()
+    assert_same_run(folder, other)
 
 
 if __name__ == "rank":
