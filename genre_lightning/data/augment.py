@@ -52,6 +52,8 @@ def _pooled(posters: Tensor, pool: int) -> Tensor:
         return posters
     num, _, height, width = posters.shape
     high, wide = height // pool, width // pool
+    if num == 0:  # of any size: a batch without posters has them of one pixel
+        return posters.new_zeros((0, 3, high, wide), dtype=torch.float32)
     channels_last = posters.is_contiguous(memory_format=torch.channels_last)
     if posters.device.type != "cpu" or not channels_last or pool**2 * 255 >= 2**15:
         return F.avg_pool2d(posters.float(), pool)

@@ -73,6 +73,7 @@ def test_pooling_is_the_mean_of_squares(layout, pool):
     assert result.dtype == torch.float32 and result.shape == (3, 3, high, wide)
     np.testing.assert_allclose(colours(result).numpy() * 255, means, atol=1e-3)
     assert normalise_posters(posters[:0], pool).shape == (0, 3, high, wide)
+    assert normalise_posters(posters[:0, :, :1, :1], pool).shape == (0, 3, 0, 0)
 
 
 @pytest.mark.parametrize("pool", [1, 4])
