@@ -10,8 +10,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 
 @contextmanager
 def claimed(names: Sequence[str], folder: Path, start: int = 0) -> Iterator[int]:
@@ -27,6 +25,8 @@ def claimed(names: Sequence[str], folder: Path, start: int = 0) -> Iterator[int]
     Yields:
         An index into ``names``.
     """
+    from filelock import FileLock, Timeout  # few jobs have several GPUs to choose from
+
     folder.mkdir(parents=True, exist_ok=True)
     for holders in itertools.count():
         for step in range(len(names)):

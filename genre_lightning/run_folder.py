@@ -13,11 +13,8 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Literal, TextIO, overload
-
-from filelock import FileLock, Timeout
 
 from genre_lightning import __version__
 from genre_lightning.errors import UserError
@@ -40,6 +37,8 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 def package_versions() -> dict[str, str]:
     """Versions of Python, this package and what its numbers depend on."""
+    from importlib.metadata import version
+
     others = {name: version(name) for name in PACKAGES}
     return {"python": platform.python_version(), "genre-lightning": __version__, **others}
 
@@ -137,6 +136,8 @@ def is_running(folder: str | Path) -> bool:
     path = Path(folder) / LOCK
     if not path.exists():
         return False
+    from filelock import FileLock, Timeout  # whoever asks for help or the config does without
+
     try:
         with FileLock(path, timeout=0):
             return False
@@ -214,6 +215,8 @@ def starting_point(ckpt_path: str | None, folder: Path) -> str | None:
 
 @contextmanager
 def _lock(folder: Path) -> Iterator[None]:
+    from filelock import FileLock, Timeout
+
     # A moment's patience: is_running takes the lock to try it.
     lock = FileLock(folder / LOCK, timeout=2)
     try:

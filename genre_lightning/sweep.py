@@ -27,7 +27,6 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
@@ -260,6 +259,8 @@ class SweepCallback(Callback):
         return SweepCallback, ()  # the copies that go to other processes watch nothing
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        from filelock import FileLock, Timeout  # a single run, or none, does without
+
         try:
             check_started(config.hydra)
         except UserError as error:
