@@ -187,7 +187,6 @@ TINY = (
     "++data.num_movies=120",
     "++data.poster_height=48",
     "data.poster_size=32",
-    "data.poster_pool=1",
     "data.workers=1",
     "data.titles.vocabulary_size=256",
     "trainer.accelerator=cpu",
@@ -196,7 +195,7 @@ TINY = (
     "++trainer.enable_progress_bar=false",
 )
 TINY_TITLE = ("model.title.hidden=8",)
-TINY_POSTER = ("model.poster.widths=[4,8]", "model.poster.blocks=[1,1]")
+TINY_POSTER = ("model.poster.widths=[4,8]", "model.poster.blocks=[1,1]", "data.poster_pool=1")
 
 
 @pytest.fixture(scope="session")

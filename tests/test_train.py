@@ -286,7 +286,7 @@ def test_another_model_does_not_go_on(
 ) -> None:  # fmt: skip
     path = trained_run / "checkpoints" / "last.ckpt"
     kind = "title" if override == "model=title" else "fusion"
-    more = [] if kind == "title" else [override]
+    more = ["data.poster_pool=1"] if kind == "title" else [override]
     with pytest.raises(CheckpointError, match=message) as caught:
         train_here(tmp_path, tiny_overrides(*resume(path), *more, model=kind))
     assert str(path) in str(caught.value)
