@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from benchmarks.measure import argument_parser, json_line, print_table, ratios, spread
 from benchmarks.training import (
     EpochTimer,
+    aim_against_arithmetic,
     build,
     compose_config,
     device_of,
@@ -28,8 +29,6 @@ from benchmarks.training import (
 )
 from genre_lightning.data.batch import MovieBatch
 from genre_lightning.data.datamodule import MovieDataModule
-
-AIM_CPU, AIM_GPU = 0.97, 0.95
 
 
 class Turns(pl.LightningDataModule):
@@ -82,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             statistics.median(found),
             args.n,
             spread(found),
-            AIM_CPU if device.type == "cpu" else AIM_GPU,
+            aim_against_arithmetic(device),
             unit="samples/s",
             aim_is="at least",
         )

@@ -31,6 +31,7 @@ from benchmarks.measure import (
     spread,
 )
 from benchmarks.training import (
+    aim_against_arithmetic,
     build,
     compose_config,
     device_of,
@@ -43,8 +44,6 @@ from genre_lightning.callbacks.epoch_log import EpochLog
 from genre_lightning.callbacks.history import History
 from genre_lightning.callbacks.resume import Resume, WholeFileIO
 from genre_lightning.data.batch import BatchOrder
-
-AIM_CPU, AIM_GPU = 0.97, 0.95
 
 
 def fit(cfg: DictConfig, epochs: int) -> float:
@@ -135,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             statistics.median(found),
             args.n,
             spread(found),
-            AIM_CPU if device.type == "cpu" else AIM_GPU,
+            aim_against_arithmetic(device),
             unit="samples/s",
             aim_is="at least",
         )

@@ -33,7 +33,8 @@ def normalise_posters(posters: Tensor, pool: int = 1) -> Tensor:
 
     Returns: (P, 3, H // pool, W // pool) float32, channels last in memory where ``posters`` is.
     """
-    pixels, scale, bias = _pooled(posters, pool), *_constants(posters.device)[:2]
+    pixels = _pooled(posters, pool)
+    scale, bias, _ = _constants(posters.device)
     if pixels.device.type == "cpu" and pixels.is_contiguous(memory_format=torch.channels_last):
         # A row of W * 3 numbers at a time, since three channels make a slow inner loop.
         result = torch.empty_like(pixels, dtype=torch.float32)
