@@ -41,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argument_parser(__doc__, n=5, training=False)
     parser.add_argument("--root", type=Path, help="ml1m, folder or zip; default: drawn posters")
     parser.add_argument("--posters", type=int, default=512, help="how many are drawn; default 512")
-    parser.add_argument("--size", type=int, default=256, help="H = W of the cache; default 256")
+    parser.add_argument("--size", type=int, default=256, help="H = W; default 256")
+    parser.add_argument("--shrink", type=int, default=2, help="as the default recipe; default 2")
     args = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         if args.root is None:
@@ -53,11 +54,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         def build() -> None:
             with tempfile.TemporaryDirectory(dir=folder) as cache_dir:
-                open_poster_cache(files, size=args.size, cache_dir=cache_dir, progress=False)
+                open_poster_cache(
+                    files,
+                    size=args.size,
+                    shrink=args.shrink,
+                    cache_dir=cache_dir,
+                    progress=False,
+                )
 
         def decode_one(file: PosterFile) -> None:
             with suppress(PosterError):  # what can't be decoded costs the cache as much
-                decode_poster(file.read_bytes(), args.size)
+                decode_poster(file.read_bytes(), args.size, args.shrink)
 
         def decode(threads: int) -> None:
             with ThreadPoolExecutor(threads) as pool:

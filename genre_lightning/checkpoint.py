@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 from genre_lightning.archive import ArchiveError, check_archive
+from genre_lightning.data.augment import normalise_posters
+from genre_lightning.data.posters import pool_stages
 from genre_lightning.data.titles import TitleVectorizer
 from genre_lightning.errors import UserError
 from genre_lightning.losses import build_loss
@@ -68,7 +70,7 @@ class TrainedModel:
         genres: G names, in the order of the logits.
         thresholds: (G,) float32, on the CPU; a genre is predicted where its score reaches its own.
         titles: the fitted vectorizer.
-        poster_size: H = W of the posters.
+        poster_size: H = W to which posters are decoded.
         poster_pool: side of the squares of pixels that are averaged before the network sees them.
         data: plain description of the dataset it was trained on; a claim of the file, not checked.
     """
@@ -82,6 +84,21 @@ class TrainedModel:
     poster_size: int
     poster_pool: int
     data: dict[str, Any]
+
+    @property
+    def poster_shrink(self) -> int:
+        """The part of ``poster_pool`` that ``decode_poster`` does."""
+        return pool_stages(self.poster_pool)[0]
+
+    def normalise(self, posters: Tensor) -> Tensor:
+        """Posters as the network takes them.
+
+        Args:
+            posters: (P, 3, H, W) uint8, decoded at ``poster_size`` and ``poster_shrink``.
+
+        Returns: (P, 3, h, w) float32; h = w = poster_size // poster_pool.
+        """
+        return normalise_posters(posters, pool_stages(self.poster_pool)[1])
 
 
 def read_checkpoint(path: str | Path, mmap: bool = False) -> dict[str, Any]:
@@ -417,8 +434,10 @@ def _check_values(card: Mapping[str, Any]) -> None:
     if type(size) is not int or not POSTER_SIZES[0] <= size <= POSTER_SIZES[1]:
         raise CheckpointError(f"its poster_size {size!r:.100} is outside {POSTER_SIZES}")
     pool = card.get("poster_pool")
-    if type(pool) is not int or not 1 <= pool <= size:
-        raise CheckpointError(f"its poster_pool {pool!r:.100} is outside 1 to {size}")
+    if type(pool) is not int or not 1 <= pool <= size or (pool > 1 and pool % 2):
+        raise CheckpointError(
+            f"its poster_pool {pool!r:.100} is neither 1 nor an even number up to {size}"
+        )
     data = _mapping(card, "data")
     if not all(type(v) in (str, int, float, bool, type(None)) for v in data.values()):
         raise CheckpointError("its data is not described by names and numbers")

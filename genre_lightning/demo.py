@@ -528,11 +528,12 @@ def _check_movie(predictor: GenrePredictor, title: str, poster: bytes | None) ->
 
 
 def _decode(predictor: GenrePredictor, poster: bytes) -> Any:
-    """(H, W, 3) uint8 RGB of the model's size, as the network sees it."""
+    """(H, W, 3) uint8 RGB, as the model takes it."""
     from genre_lightning.data.posters import PosterError, decode_poster
 
     try:
-        return decode_poster(poster, predictor.model.poster_size)
+        model = predictor.model
+        return decode_poster(poster, model.poster_size, model.poster_shrink)
     except PosterError as error:
         raise ApiError(
             415, "not_an_image", f"This file can't be read as a picture: {error}."

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genre_lightning.checkpoint import TrainedModel
-from genre_lightning.data.augment import normalise_posters
 from genre_lightning.data.posters import decode_poster
 from genre_lightning.data.titles import TitleVectorizer, normalise_title
 from genre_lightning.models import TitleMLP
@@ -274,7 +273,8 @@ def heat_pictures(
     Returns:
         K RGB pictures.
     """
-    heat = poster_heat_maps(model, decode_poster(poster, model.poster_size), genres)
+    pixels = decode_poster(poster, model.poster_size, model.poster_shrink)
+    heat = poster_heat_maps(model, pixels, genres)
     # Both are squares here: posters are decoded squashed. The proportions come back at the end.
     shown = decode_poster(poster, side)
     width, height = _proportions(poster)
@@ -323,12 +323,12 @@ def _poster_input(model: TrainedModel, poster: np.ndarray) -> Tensor:
     """(H, W, 3) uint8 to (1, 3, h, w) float32, normalised, on the model's device."""
     if poster.ndim != 3 or poster.shape[2] != 3 or poster.dtype != np.uint8:
         raise ValueError(f"a poster is (H, W, 3) uint8, not {poster.shape} {poster.dtype}")
-    size = model.poster_size
-    if poster.shape[:2] != (size, size):
-        poster = decode_poster(Image.fromarray(poster), size)
+    side = model.poster_size // model.poster_shrink
+    if poster.shape[:2] != (side, side):
+        poster = decode_poster(Image.fromarray(poster), model.poster_size, model.poster_shrink)
     device = next(model.network.parameters()).device
     pixels = torch.from_numpy(np.array(poster))[None].permute(0, 3, 1, 2)
-    return normalise_posters(pixels.to(device), model.poster_pool)
+    return model.normalise(pixels.to(device))
 
 
 def _integrated_gradients(branch: TitleMLP, columns: Tensor, weights: Tensor) -> np.ndarray:

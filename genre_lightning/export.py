@@ -23,11 +23,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 from genre_lightning import __version__
 from genre_lightning.checkpoint import TrainedModel
-from genre_lightning.data.augment import POSTER_MEAN, POSTER_STD, normalise_posters
+from genre_lightning.data.augment import POSTER_MEAN, POSTER_STD
+from genre_lightning.data.posters import decode_poster
 from genre_lightning.errors import UserError
 from genre_lightning.models import ACTIVATIONS, TitleMLP
 
@@ -133,7 +135,8 @@ class ExportedNetwork(nn.Module):
             raise ExportError(f"a {type(network.title).__name__} can't be exported")
         self.title = network.title
         self.poster = network.poster
-        self.pool = model.poster_pool
+        self.shrink = model.poster_shrink
+        self.rest = model.poster_pool // model.poster_shrink
         self.activation = ACTIVATIONS[model.activation]
         self.prior: Tensor
         self.register_buffer("prior", network.prior.detach().float().cpu().clone())
@@ -167,9 +170,11 @@ class ExportedNetwork(nn.Module):
         if self.poster is not None:
             # A runtime need not take a batch of none: a black poster that belongs to no movie.
             blank = torch.zeros_like(posters[:1].sum(0, keepdim=True, dtype=torch.int64))
-            pixels = torch.cat([posters.float(), blank.float()])
-            pixels = (pixels * self.scale - self.shift).permute(0, 3, 1, 2)
-            pixels = F.avg_pool2d(pixels, self.pool)
+            pixels = torch.cat([posters.float(), blank.float()]).permute(0, 3, 1, 2)
+            # Rounded as decode_poster does, whose pixels are whole numbers.
+            pixels = (F.avg_pool2d(pixels, self.shrink) + 0.5).floor()
+            pixels = F.avg_pool2d(pixels, self.rest)
+            pixels = pixels * self.scale.view(3, 1, 1) - self.shift.view(3, 1, 1)
             rows = torch.cat([poster_rows, -torch.ones(1, dtype=torch.int64)])
             logits = logits + (rows[None, :] == movies).float() @ self.poster(pixels)
         return logits, self.activation(logits)
@@ -242,12 +247,15 @@ def _check(graph: ExportedNetwork, model: TrainedModel, path: Path) -> tuple[int
 def _reference(model: TrainedModel, inputs: Sequence[Tensor]) -> Tensor:
     """(B, G) logits of the network itself."""
     indices, offsets, weights, posters, rows = inputs
+    side = model.poster_size // model.poster_shrink
+    pixels = torch.zeros(len(posters), side, side, 3, dtype=torch.uint8)
+    for place, poster in enumerate(posters.numpy()):
+        image = Image.fromarray(poster)
+        pixels[place] = torch.from_numpy(
+            decode_poster(image, model.poster_size, model.poster_shrink)
+        )
     logits: Tensor = model.network(
-        indices,
-        offsets,
-        weights,
-        normalise_posters(posters.permute(0, 3, 1, 2), model.poster_pool),
-        rows,
+        indices, offsets, weights, model.normalise(pixels.permute(0, 3, 1, 2)), rows
     )
     return logits.float()
 

@@ -21,7 +21,6 @@ import torch
 from PIL import Image
 
 from genre_lightning.checkpoint import TrainedModel, load_model
-from genre_lightning.data.augment import normalise_posters
 from genre_lightning.data.posters import PosterError, decode_poster
 from genre_lightning.errors import UserError
 from genre_lightning.models import ACTIVATIONS
@@ -183,7 +182,7 @@ class GenrePredictor:
         return self._predictions(movies, errors, BATCH_SIZE)
 
     def decode(self, poster: PosterSource) -> np.ndarray:
-        """The poster as the network sees it: (H, W, 3) uint8 RGB of the model's size.
+        """The poster as the model takes it: (H, W, 3) uint8 RGB of its size, shrunk.
 
         Raises:
             PosterError: it can't be read; names it.
@@ -193,9 +192,8 @@ class GenrePredictor:
 
     def _decode(self, poster: PosterSource, number: int | None) -> np.ndarray:
         try:
-            if isinstance(poster, (str, os.PathLike)):
-                return decode_poster(Path(poster), self.model.poster_size)
-            return decode_poster(poster, self.model.poster_size)
+            source = Path(poster) if isinstance(poster, (str, os.PathLike)) else poster
+            return decode_poster(source, self.model.poster_size, self.model.poster_shrink)
         except PosterError as error:
             raise PosterError(f"{_name(poster, number)}: {error}") from error
         except OSError as error:
@@ -320,15 +318,15 @@ class GenrePredictor:
         self, titles: Sequence[str], pixels: Sequence[np.ndarray], poster_rows: Sequence[int]
     ) -> np.ndarray:
         """(B, G) float32 scores of B titles, of which P have a poster."""
-        size = self.model.poster_size
+        side = self.model.poster_size // self.model.poster_shrink
         features = self.model.titles.transform(titles)
-        stacked = np.stack(pixels) if pixels else np.zeros((0, size, size, 3), dtype=np.uint8)
+        stacked = np.stack(pixels) if pixels else np.zeros((0, side, side, 3), dtype=np.uint8)
         posters = torch.from_numpy(stacked).to(self._device).permute(0, 3, 1, 2)
         logits = self.model.network(
             torch.from_numpy(features.indices.astype(np.int64)).to(self._device),
             torch.from_numpy(features.indptr[:-1]).to(self._device),
             torch.from_numpy(features.weights).to(self._device),
-            normalise_posters(posters, self.model.poster_pool),
+            self.model.normalise(posters),
             torch.tensor(poster_rows, dtype=torch.int64, device=self._device),
         )
         scores = ACTIVATIONS[self.model.activation](logits.float())

@@ -18,7 +18,7 @@ from genre_lightning.predict import main
 MODELS: dict[str, dict[str, Any]] = {
     "fusion": {"title": {"hidden": 16, "skip": True}},
     "title": {"poster": None},
-    "poster": {"title": None, "loss": "cross_entropy", "pool": 2},
+    "poster": {"title": None, "loss": "cross_entropy", "pool": 4},
 }
 
 

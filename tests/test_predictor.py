@@ -64,13 +64,17 @@ def test_scores_are_those_of_the_model(predictor: GenrePredictor, posters: list[
         np.testing.assert_allclose(row, expected_scores(predictor, title, poster), atol=1e-5)
 
 
+@pytest.mark.parametrize("pool", [2, 4])
 def test_pixels_are_averaged_as_the_checkpoint_says(
-    make_checkpoint: Callable[..., Path], posters: list[Path]
+    make_checkpoint: Callable[..., Path], posters: list[Path], pool: int
 ) -> None:
-    predictor = GenrePredictor.from_checkpoint(make_checkpoint(title=None, pool=2), "cpu")
-    pixels = np.stack([decode_poster(poster, 32) for poster in posters[:3]]) / 255.0
-    small = pixels.reshape(3, 16, 2, 16, 2, 3).mean((2, 4))
-    normalised = (small - POSTER_MEAN) / POSTER_STD
+    predictor = GenrePredictor.from_checkpoint(make_checkpoint(title=None, pool=pool), "cpu")
+    small = np.stack([decode_poster(poster, 32) for poster in posters[:3]]).astype(float)
+    if pool == 4:
+        small = np.floor(small.reshape(3, 16, 2, 16, 2, 3).mean((2, 4)) + 0.5)
+    half = len(small[0]) // 2
+    small = small.reshape(3, half, 2, half, 2, 3).mean((2, 4))
+    normalised = (small / 255 - POSTER_MEAN) / POSTER_STD
     network = predictor.model.network
     assert network.poster is not None
     with torch.inference_mode():

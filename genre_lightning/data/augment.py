@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 
 import torch
@@ -18,9 +18,9 @@ POSTER_STD = (0.229, 0.224, 0.225)
 #: Weights of R, G, B in a pixel's brightness (ITU-R BT.601).
 _GRAY = (0.299, 0.587, 0.114)
 
-#: On the CPU so many posters go through all operations together: few enough to stay in its cache,
-#: enough not to wait for its threads all the time.
-_CHUNK = 8
+#: Pixels that go through all operations together on a CPU: few enough to stay in its cache, enough
+#: for the work to outweigh the calls.
+_PIXELS = 2**17
 
 
 def normalise_posters(posters: Tensor, pool: int = 1) -> Tensor:
@@ -41,7 +41,7 @@ def normalise_posters(posters: Tensor, pool: int = 1) -> Tensor:
         rows = result.permute(0, 2, 3, 1).flatten(2)
         scale, bias = scale.repeat(pixels.shape[3]), bias.repeat(pixels.shape[3])
         given = pixels.permute(0, 2, 3, 1).flatten(2)
-        for part, source in zip(rows.split(_CHUNK), given.split(_CHUNK), strict=True):
+        for part, source in zip(rows.split(8), given.split(8), strict=True):
             torch.addcmul(bias, part.copy_(source), scale, out=part)
         return result
     return torch.addcmul(bias.view(3, 1, 1), pixels.float(), scale.view(3, 1, 1))
@@ -81,9 +81,8 @@ class PosterAugment(nn.Module):
     Szegedy et al. 2014), mirrored left to right, changed in brightness, contrast and saturation
     (Howard 2013), normalised, and a random rectangle is replaced by the mean colour ("random
     erasing", Zhong et al. 2017). Colours are not clipped, so that all of it is one linear map.
-    Where the result is smaller than the poster, the part is stretched to no less than half the
-    poster's size and then averaged, so that every pixel counts and edges stay sharp (a wider
-    filter, ``antialias=True``, cost .003 of validation mAP on ml1m, six seeds).
+    Where the result is smaller than the poster, ``pool`` pixels a side to one, the part is
+    stretched to it by plain bilinear interpolation, which looks at two pixels a side.
 
     Every poster uses up the same number of random numbers whatever is switched on, so switching
     one change off leaves the others as they were.
@@ -145,21 +144,29 @@ class PosterAugment(nn.Module):
         Args:
             posters: (P, 3, H, W) uint8.
             generator: equal states give equal results; on the CPU or on the posters' device.
-            pool: as for :func:`normalise_posters`.
+            pool: as for :func:`normalise_posters`, 1 or 2.
 
         Returns: (P, 3, H // pool, W // pool) float32, normalised, channels last in memory.
 
         Raises:
-            ValueError: the posters have another shape or type.
+            ValueError: the posters have another shape or type, or pool is neither.
         """
         if posters.dtype != torch.uint8 or posters.ndim != 4 or posters.shape[1] != 3:
             raise ValueError(
                 f"posters must be uint8 (P, 3, H, W), not {posters.dtype} {tuple(posters.shape)}"
             )
+        if pool not in (1, 2):
+            raise ValueError(f"pool must be 1 or 2, not {pool}")
         draws = self.draw(posters, generator, pool)
-        if posters.device.type == "cpu":
-            return _few_at_a_time(posters, draws, pool)
-        return _all_at_once(posters, draws, pool)
+        num, _, height, width = posters.shape
+        size = (num, height // pool, width // pool, 3)
+        result = torch.empty(size, device=posters.device).permute(0, 3, 1, 2)
+        few = num if posters.device.type != "cpu" else _PIXELS // (size[1] * size[2])
+        few = max(1, few)
+        for start in range(0, num, few):
+            part = slice(start, start + few)
+            result[part] = _changed(posters[part], draws.part(part), pool)
+        return result
 
     def draw(
         self, posters: Tensor, generator: torch.Generator | None = None, pool: int = 1
@@ -182,8 +189,10 @@ class PosterAugment(nn.Module):
             erased = _boxes(area, _stretch(u[10], 2.0), u[11], u[8], *size, least=0)
         return Draws(mirrored if self.flip > 0 else None, crop, *self._colour(posters, u), erased)
 
-    def _colour(self, posters: Tensor, u: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def _colour(self, posters: Tensor, u: list[Tensor]) -> tuple[Tensor | None, Tensor | None]:
         """Colour changes and normalisation as one map of pixels: matrix (P, 3, 3), bias (P, 3)."""
+        if not (self.brightness or self.contrast or self.saturation):
+            return None, None
         brightness = _around_one(u[5], self.brightness)
         contrast = _around_one(u[6], self.contrast)
         saturation = _around_one(u[7], self.saturation)[:, None, None]
@@ -208,15 +217,21 @@ class Draws:
         mirrored: (P,) bool, or None for no poster.
         crop: (P, 4) int64, top, left, height and width of the part that is stretched, or None.
         matrix: (P, 3, 3) float32 and
-        bias: (P, 3) float32: colour = matrix @ RGB in 0..255 + bias, with the normalisation.
+        bias: (P, 3) float32: colour = matrix @ RGB in 0..255 + bias, with the normalisation; or
+            None, where there is no more than that.
         erased: (P, 4) int64 rectangles of the result, empty ones for nothing to erase, or None.
     """
 
     mirrored: Tensor | None
     crop: Tensor | None
-    matrix: Tensor
-    bias: Tensor
+    matrix: Tensor | None
+    bias: Tensor | None
     erased: Tensor | None
+
+    def part(self, some: slice) -> Draws:
+        """What happens to some of the posters."""
+        values = (getattr(self, field.name) for field in fields(self))
+        return Draws(*(None if value is None else value[some] for value in values))
 
 
 @lru_cache(maxsize=16)
@@ -251,132 +266,55 @@ def _boxes(
     return torch.stack([top, left, tall, wide], dim=1).long()
 
 
-def _few_at_a_time(posters: Tensor, draws: Draws, pool: int) -> Tensor:
-    """For the CPU: a few posters at a time go all the way while in its cache, resampled as uint8.
-
-    Several times faster there than `_all_at_once`, of which it differs by the rounding to uint8.
-    """
-    resampled = _resample(posters, draws, pool)
-    scale, bias, _ = _constants(posters.device)
-    if torch.equal(draws.matrix, scale.diag().expand_as(draws.matrix)) and torch.equal(
-        draws.bias, bias.expand_as(draws.bias)
-    ):
-        result = normalise_posters(resampled)  # the colours stay: three times faster than a product
+def _changed(posters: Tensor, draws: Draws, pool: int) -> Tensor:
+    """The changes themselves, in a few operations that read nothing back from the device."""
+    if draws.crop is None:
+        pixels = _pooled(posters, pool).float()
+        if draws.mirrored is not None:
+            pixels = torch.where(draws.mirrored[:, None, None, None], pixels.flip(3), pixels)
     else:
-        result = _recolour(resampled, draws)
+        pixels = _stretched(posters, draws.crop, draws.mirrored, pool)
+    result = _coloured(pixels, draws)
     if draws.erased is not None:
-        for i, (top, left, tall, wide) in enumerate(draws.erased.tolist()):
-            result[i, :, top : top + tall, left : left + wide] = 0
-    return result
-
-
-def _resample(posters: Tensor, draws: Draws, pool: int) -> Tensor:
-    """Crop, mirror and shrink: (P, 3, H // pool, W // pool), channels last in memory.
-
-    uint8, or float32 where something was averaged.
-    """
-    boxes = None if draws.crop is None else draws.crop.tolist()
-    if boxes is None:
-        if draws.mirrored is None:
-            return _pooled(posters, pool).contiguous(memory_format=torch.channels_last)
-        posters, squares = _pooled(posters, pool), 1
-        size = posters.shape[2:]
-    else:
-        squares = _squares(pool)
-        size = torch.Size(side // pool * squares for side in posters.shape[2:])
-    num = len(posters)
-    result = torch.empty((num, *size, 3), dtype=posters.dtype).permute(0, 3, 1, 2)
-    mirrored = [False] * num if draws.mirrored is None else draws.mirrored.tolist()
-    for i in range(num):
-        part = posters[i : i + 1]
-        if boxes is not None:
-            top, left, tall, wide = boxes[i]
-            part = part[:, :, top : top + tall, left : left + wide]
-            # Left to itself it would copy it too, several times slower.
-            part = part.contiguous(memory_format=torch.channels_last)
-            part = F.interpolate(part, size, mode="bilinear", align_corners=False)
-        result[i : i + 1] = part.flip(3) if mirrored[i] else part
-    return _pooled(result, squares)
-
-
-def _squares(pool: int) -> int:
-    """Side of the squares that are averaged after a part was stretched.
-
-    Bilinear interpolation looks at two pixels a side, so it may shrink to a half at most.
-    """
-    return (pool + 1) // 2
-
-
-def _recolour(posters: Tensor, draws: Draws) -> Tensor:
-    """Colour changes and normalisation of (P, 3, H, W) to float32, channels last."""
-    num, _, height, width = posters.shape
-    result = torch.empty_like(posters, dtype=torch.float32)
-    # A product with 3 x 3 is too thin to be fast; k pixels at a time, with the matrix k times along
-    # the diagonal, are the same.
-    k = 4 if height * width % 4 == 0 else 1
-    blocks = torch.zeros(num, k, 3, k, 3)
-    blocks[:, range(k), :, range(k)] = draws.matrix.transpose(1, 2)
-    matrices = blocks.view(num, 3 * k, 3 * k)
-    biases = draws.bias.repeat(1, width)[:, None]  # a row at a time, as in normalise_posters
-    rows, pixels = result.permute(0, 2, 3, 1), posters.permute(0, 2, 3, 1)
-    space = torch.empty(min(num, _CHUNK), height, width, 3)
-    for start in range(0, num, _CHUNK):
-        chunk = slice(start, min(start + _CHUNK, num))
-        source = space[: chunk.stop - start].copy_(pixels[chunk])
-        target = rows[chunk]
-        torch.bmm(
-            source.view(len(source), -1, 3 * k),
-            matrices[chunk],
-            out=target.view(len(target), -1, 3 * k),
-        )
-        target.flatten(2).add_(biases[chunk])
-    return result
-
-
-def _all_at_once(posters: Tensor, draws: Draws, pool: int) -> Tensor:
-    """For an accelerator: a few operations on the whole batch, and nothing read back from it."""
-    pixels = _stretched(posters, draws, pool) if draws.crop is not None else _pooled(posters, pool)
-    pixels = pixels.float()
-    if draws.mirrored is not None:
-        pixels = torch.where(draws.mirrored[:, None, None, None], pixels.flip(3), pixels)
-    num, _, height, width = pixels.shape
-    result = draws.bias[:, :, None, None]
-    for channel in range(3):
-        weight = draws.matrix[:, :, channel, None, None]
-        result = torch.addcmul(result, pixels[:, channel : channel + 1], weight)
-    if draws.erased is not None:
-        y = torch.arange(height, device=posters.device).expand(num, -1)
-        x = torch.arange(width, device=posters.device).expand(num, -1)
+        y = torch.arange(pixels.shape[2], device=posters.device)
+        x = torch.arange(pixels.shape[3], device=posters.device)
         top, left, tall, wide = (column[:, None] for column in draws.erased.unbind(1))
         in_y = (y >= top) & (y < top + tall)
         in_x = (x >= left) & (x < left + wide)
         result = result.masked_fill(in_y[:, None, :, None] & in_x[:, None, None, :], 0.0)
-    return result.contiguous(memory_format=torch.channels_last)
+    return result
 
 
-def _stretched(posters: Tensor, draws: Draws, pool: int) -> Tensor:
-    """The parts that are kept, at the size of the result: two products a poster."""
-    assert draws.crop is not None
-    num, _, height, width = posters.shape
-    top, left, tall, wide = draws.crop.unbind(1)
-    down = _weights(top, tall, height, pool)
-    across = _weights(left, wide, width, pool)
-    lines = posters.permute(0, 2, 3, 1).flatten(2).float()
-    rows = torch.bmm(down, lines).view(num, -1, width, 3)
-    columns = torch.bmm(across, rows.transpose(1, 2).flatten(2)).view(num, width // pool, -1, 3)
-    return columns.permute(0, 3, 2, 1)
+def _coloured(pixels: Tensor, draws: Draws) -> Tensor:
+    if draws.matrix is None or draws.bias is None:
+        scale, bias, _ = _constants(pixels.device)
+        return torch.addcmul(bias.view(3, 1, 1), pixels, scale.view(3, 1, 1))
+    result = draws.bias[:, :, None, None]
+    for channel in range(3):  # not a product of matrices: those of a GPU may be of few digits
+        weight = draws.matrix[:, :, channel, None, None]
+        result = torch.addcmul(result, pixels[:, channel : channel + 1], weight)
+    return result
 
 
-def _weights(start: Tensor, length: Tensor, size: int, pool: int) -> Tensor:
-    """What each of ``size`` pixels counts in each one of the result: (P, size // pool, size).
+def _stretched(posters: Tensor, crop: Tensor, mirrored: Tensor | None, pool: int) -> Tensor:
+    """The parts that are kept, mirrored, at the size of the result: float32.
 
-    Those of ``F.interpolate(mode="bilinear")`` of a part, and of averaging after it.
+    The numbers of ``F.interpolate(mode="bilinear")`` of each part.
     """
-    squares = _squares(pool)
-    out = size // pool * squares
-    step = (length / out)[:, None, None]
-    centre = (torch.arange(out, device=start.device) + 0.5)[:, None] * step - 0.5
-    inside = torch.minimum(centre.clamp(min=0), (length - 1)[:, None, None])
-    place = torch.arange(size, device=start.device) - start[:, None, None]
-    weights = (1 - (place - inside).abs()).clamp(min=0)
-    return weights.view(len(start), -1, squares, size).mean(2)
+    num, _, height, width = posters.shape
+    top, left, tall, wide = crop.unbind(1)
+    y = _places(top, tall, height, height // pool)
+    x = _places(left, wide, width, width // pool)
+    if mirrored is not None:
+        x = torch.where(mirrored[:, None], x.flip(1), x)
+    shape = (num, height // pool, width // pool)
+    grid = torch.stack([x[:, None].expand(shape), y[:, :, None].expand(shape)], dim=3)
+    return F.grid_sample(posters.float(), grid, padding_mode="border", align_corners=False)
+
+
+def _places(start: Tensor, length: Tensor, size: int, out: int) -> Tensor:
+    """Where each of ``out`` pixels lies in a part of ``size``, from -1 to 1: (P, out) float32."""
+    step = (length / out)[:, None]
+    inside = (torch.arange(out, device=start.device) + 0.5) * step - 0.5
+    inside = torch.minimum(inside.clamp(min=0), (length - 1)[:, None])
+    return (2 * (start[:, None] + inside) + 1) / size - 1

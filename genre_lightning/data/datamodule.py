@@ -18,7 +18,12 @@ from torch.utils.data import DataLoader
 from genre_lightning.data.augment import PosterAugment, normalise_posters
 from genre_lightning.data.batch import BatchOrder, MovieBatch, MovieBatches, MovieLoader
 from genre_lightning.data.movie import DataError, MovieSet, check_movies, encode_genres
-from genre_lightning.data.posters import PosterCache, open_poster_cache, to_device
+from genre_lightning.data.posters import (
+    PosterCache,
+    open_poster_cache,
+    pool_stages,
+    to_device,
+)
 from genre_lightning.data.readers import READERS, read_movies
 from genre_lightning.data.split import split_movies
 from genre_lightning.data.store import content_key, stored_folder
@@ -49,8 +54,9 @@ class MovieDataModule(pl.LightningDataModule):
         titles: the vectorizer; fitted on train here unless it already is.
         augment: random changes to the posters of a training batch; None for none.
         batch_size: B, on each device.
-        poster_size: H = W of the posters.
-        poster_pool: side of the squares of pixels that are averaged before the network sees them.
+        poster_size: H = W to which posters are decoded.
+        poster_pool: side of the squares of pixels that are averaged before the network sees them,
+            1 or an even number; half of it on decoding, see ``posters.pool_stages``.
         val_fraction: share of train held out for validation where the dataset names no such split.
         test_fraction: share of all held out for test where the dataset names no such split.
         split_seed: of the splits drawn here; apart from ``seed``, so that runs of several seeds are
@@ -93,10 +99,10 @@ class MovieDataModule(pl.LightningDataModule):
         super().__init__()
         if device_resident not in ("auto", True, False):
             raise DataError(f"data.device_resident={device_resident!r} must be auto, true or false")
-        if not 1 <= poster_pool <= poster_size:
+        if not 1 <= poster_pool <= poster_size or (poster_pool > 1 and poster_pool % 2):
             raise DataError(
-                f"data.poster_pool={poster_pool} must lie between 1 and data.poster_size, "
-                f"{poster_size}"
+                f"data.poster_pool={poster_pool} must be 1 or an even number up to "
+                f"data.poster_size, {poster_size}"
             )
         if not 0 <= resident_share <= 1:
             raise DataError(f"data.resident_share={resident_share} must lie between 0 and 1")
@@ -191,6 +197,7 @@ class MovieDataModule(pl.LightningDataModule):
             self.posters = open_poster_cache(
                 [movie.poster for movie in movies.movies],
                 size=self.poster_size,
+                shrink=pool_stages(self.poster_pool)[0],
                 cache_dir=self.cache_dir,
                 workers=self.workers,
             )
@@ -366,15 +373,21 @@ class MovieDataModule(pl.LightningDataModule):
         return batch.with_posters(self.prepare_posters(batch.posters, batch.seed, training))
 
     def prepare_posters(self, posters: Tensor, seed: int, training: bool) -> Tensor:
-        """(P, 3, H, W) uint8 as the network takes them, augmented from ``seed`` when ``training``.
+        """Posters of the cache as the network takes them, augmented when ``training``.
 
-        Returns: (P, 3, H // poster_pool, W // poster_pool) float32, normalised.
+        Args:
+            posters: (P, 3, H, W) uint8.
+            seed: of the augmentation.
+            training: whether it is used at all.
+
+        Returns: (P, 3, h, w) float32, normalised; h = w = poster_size // poster_pool.
         """
+        rest = pool_stages(self.poster_pool)[1]
         if training and self.augment is not None and posters.shape[0] > 0:
             generator = torch.Generator(device=posters.device).manual_seed(seed)
-            augmented: Tensor = self.augment(posters, generator, self.poster_pool)
+            augmented: Tensor = self.augment(posters, generator, rest)
             return augmented
-        return normalise_posters(posters, self.poster_pool)
+        return normalise_posters(posters, rest)
 
 
 def _is_there(place: str) -> bool:

@@ -67,7 +67,24 @@ class PosterError(ValueError):
     """A poster that can't be decoded rightly; the message is the reason, without the name."""
 
 
-def decode_poster(source: bytes | str | Path | Image.Image, size: int) -> np.ndarray:
+def pool_stages(pool: int) -> tuple[int, int]:
+    """How the averaging of ``poster_pool`` x ``poster_pool`` pixels is shared out.
+
+    Returns:
+        The side of the squares that :func:`decode_poster` averages, and of those left to the batch.
+        Two are, so that a random crop is stretched from more pixels than it becomes.
+
+    Raises:
+        ValueError: neither 1 nor an even number.
+    """
+    if pool != 1 and (pool < 2 or pool % 2):
+        raise ValueError(f"poster_pool must be 1 or an even number, not {pool}")
+    return (1, 1) if pool == 1 else (pool // 2, 2)
+
+
+def decode_poster(
+    source: bytes | str | Path | Image.Image, size: int, shrink: int = 1
+) -> np.ndarray:
     """Decode a poster to (size, size, 3) uint8 RGB, squashed to a square as in the original recipe.
 
     Grayscale, palette and CMYK become RGB, 16 bits become 8, transparent parts become white, the
@@ -80,7 +97,9 @@ def decode_poster(source: bytes | str | Path | Image.Image, size: int) -> np.nda
     Args:
         source: an encoded image, the way to one, or an open one, which is not changed (but its
             pixels are loaded).
-        size: height and width of the result in pixels.
+        size: height and width in pixels.
+        shrink: side of the squares of pixels that are averaged then, each mean rounded: the result
+            is (size // shrink, size // shrink, 3).
 
     Raises:
         PosterError: not an image of a known format, truncated or damaged, more than `MAX_PIXELS`
@@ -94,16 +113,16 @@ def decode_poster(source: bytes | str | Path | Image.Image, size: int) -> np.nda
         raise PosterError(f"more than {MAX_FILE_BYTES:,} bytes")
     try:
         if isinstance(source, Image.Image):
-            return _pixels(source, size, opened_here=False)
+            return _pixels(source, size, shrink, opened_here=False)
         with Image.open(io.BytesIO(source), formats=FORMATS) as image:
-            return _pixels(image, size, opened_here=True)
+            return _pixels(image, size, shrink, opened_here=True)
     except PosterError:
         raise
     except Exception as error:  # on a damaged file Pillow raises anything
         raise PosterError(_reason(error, empty=source == b"")) from error
 
 
-def _pixels(image: Image.Image, size: int, *, opened_here: bool) -> np.ndarray:
+def _pixels(image: Image.Image, size: int, shrink: int, *, opened_here: bool) -> np.ndarray:
     pixels = image.width * image.height
     if pixels > MAX_PIXELS:
         raise PosterError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
@@ -122,6 +141,9 @@ def _pixels(image: Image.Image, size: int, *, opened_here: bool) -> np.ndarray:
     if orientation in _UPRIGHT:
         # After squashing to a square: turning commutes with it, and there is less to turn.
         small = small.transpose(_UPRIGHT[orientation])
+    if shrink > 1:
+        whole = size // shrink * shrink
+        small = small.reduce(shrink, box=(0, 0, whole, whole))
     return np.array(small)
 
 
@@ -194,14 +216,15 @@ class PosterCache:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # To another process goes the way to the pixels, not a copy of them.
-        size = self.images.shape[1]
-        return _reopen, (self.folder, len(self.images), size, self.row, self.unreadable)
+        side = self.images.shape[1]
+        return _reopen, (self.folder, len(self.images), side, self.row, self.unreadable)
 
 
 def open_poster_cache(
     posters: Sequence[PosterFile | None],
     *,
     size: int,
+    shrink: int = 1,
     cache_dir: str | Path,
     workers: int | None = None,
     progress: bool = True,
@@ -214,16 +237,19 @@ def open_poster_cache(
     Args:
         posters: of N movies, None for a movie without.
         size: H = W of the decoded posters.
+        shrink: as for :func:`decode_poster`; the cache holds what is left.
         cache_dir: the folder under which caches are kept; safe to share between processes.
         workers: threads that decode; None for one per core.
         progress: show a bar on standard error while decoding, if that is a terminal.
 
     Raises:
         CacheError: the cache can't be written.
-        ValueError: size or workers below 1.
+        ValueError: shrink not in 1 to size, or workers below 1.
     """
-    if size < 1 or (workers is not None and workers < 1):
-        raise ValueError(f"size ({size}) and workers ({workers}) must be at least 1")
+    if not 1 <= shrink <= size:
+        raise ValueError(f"shrink ({shrink}) must lie between 1 and size ({size})")
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers ({workers}) must be at least 1")
     places = _places(posters)
     unique: dict[str, int] = {}
     files: list[PosterFile] = []
@@ -234,15 +260,16 @@ def open_poster_cache(
     key = content_key(
         DECODER_VERSION,
         size,
+        shrink,
         list(unique),
         np.array([(file.size, file.stamp) for file in files], dtype=np.int64),
     )
 
     def build(folder: Path) -> None:
-        _decode_all(files, folder, size, workers or _num_cores(), progress)
+        _decode_all(files, folder, (size, shrink), workers or _num_cores(), progress)
 
     folder = stored_folder(
-        cache_dir, "posters", key, build, lambda folder: _damage(folder, files, size)
+        cache_dir, "posters", key, build, lambda folder: _damage(folder, files, size // shrink)
     )
     meta = _read_meta(folder)
     found = np.full(len(files), -1, dtype=np.int64)
@@ -253,7 +280,7 @@ def open_poster_cache(
     named = np.array([unique.get(place, -1) for place in places], dtype=np.int64)
     row = np.where(named >= 0, found[named], -1) if files else named
     unreadable = [(files[index].name, reason) for index, reason, _ in masked]
-    return _reopen(folder, meta["count"], size, row, unreadable)
+    return _reopen(folder, meta["count"], size // shrink, row, unreadable)
 
 
 def to_device(images: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -275,9 +302,9 @@ def to_device(images: np.ndarray, device: torch.device) -> torch.Tensor:
 
 
 def _reopen(
-    folder: Path, count: int, size: int, row: np.ndarray, unreadable: list[tuple[str, str]]
+    folder: Path, count: int, side: int, row: np.ndarray, unreadable: list[tuple[str, str]]
 ) -> PosterCache:
-    shape = (count, size, size, 3)
+    shape = (count, side, side, 3)
     if count:
         images: np.ndarray = np.memmap(folder / _IMAGES, dtype=np.uint8, mode="r", shape=shape)
     else:  # an empty file can't be mapped
@@ -302,7 +329,7 @@ def _places(posters: Sequence[PosterFile | None]) -> list[str]:
 
 
 def _decode_all(
-    files: Sequence[PosterFile], folder: Path, size: int, workers: int, progress: bool
+    files: Sequence[PosterFile], folder: Path, size: tuple[int, int], workers: int, progress: bool
 ) -> None:
     """Fill a cache folder: the pixels one after another, then what is masked and why."""
     # Here, since one prediction decodes a poster too, without a bar and in a hurry.
@@ -333,7 +360,7 @@ def _decode_all(
 
 
 def _in_order(
-    files: Sequence[PosterFile], size: int, workers: int
+    files: Sequence[PosterFile], size: tuple[int, int], workers: int
 ) -> Iterator[np.ndarray | tuple[str, bool]]:
     """Decode on several threads (Pillow works outside the interpreter's lock), a few ahead."""
     Image.init()  # loads the formats: not while several threads ask for them
@@ -350,7 +377,7 @@ def _in_order(
         pool.shutdown(cancel_futures=True)
 
 
-def _decode_file(file: PosterFile, size: int) -> np.ndarray | tuple[str, bool]:
+def _decode_file(file: PosterFile, size: tuple[int, int]) -> np.ndarray | tuple[str, bool]:
     """Pixels, or why there are none and whether trying again later may help."""
     if not file.exists:
         return "no such file", False
@@ -361,7 +388,7 @@ def _decode_file(file: PosterFile, size: int) -> np.ndarray | tuple[str, bool]:
     except OSError as error:
         return f"can't be read: {error.strerror or error}", True
     try:
-        return decode_poster(data, size)
+        return decode_poster(data, *size)
     except PosterError as error:
         return str(error), False
 
@@ -371,7 +398,7 @@ def _read_meta(folder: Path) -> dict[str, Any]:
     return {"count": int(meta["count"]), "masked": [tuple(item) for item in meta["masked"]]}
 
 
-def _damage(folder: Path, files: Sequence[PosterFile], size: int) -> str | None:
+def _damage(folder: Path, files: Sequence[PosterFile], side: int) -> str | None:
     """Why a cache folder can't be used, or None: files cut short, posters readable by now."""
     try:
         meta = _read_meta(folder)
@@ -380,7 +407,7 @@ def _damage(folder: Path, files: Sequence[PosterFile], size: int) -> str | None:
         return f"damaged ({error})"
     if meta["count"] + len(meta["masked"]) != len(files):
         return f"it has {meta['count']} posters and {len(meta['masked'])} masked, of {len(files)}"
-    wanted = meta["count"] * size * size * 3
+    wanted = meta["count"] * side * side * 3
     if found != wanted:
         return f"{_IMAGES} has {found:,} bytes, not {wanted:,}"
     for index, _, again in meta["masked"]:

@@ -6,15 +6,16 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+import genre_lightning.data.augment as augment_module
 from genre_lightning.data.augment import (
     _GRAY,
     POSTER_MEAN,
     POSTER_STD,
     PosterAugment,
-    _all_at_once,
-    _few_at_a_time,
+    _changed,
     normalise_posters,
 )
 
@@ -28,8 +29,6 @@ OFF = {
     "erase": 0.0,
 }
 MEAN, STD = torch.tensor(POSTER_MEAN).view(3, 1, 1), torch.tensor(POSTER_STD).view(3, 1, 1)
-# One step of uint8 in the normalised channel that is stretched most.
-STEP = 1 / 255 / min(POSTER_STD)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -76,7 +75,7 @@ def test_pooling_is_the_mean_of_squares(layout, pool):
     assert normalise_posters(posters[:0, :, :1, :1], pool).shape == (0, 3, 0, 0)
 
 
-@pytest.mark.parametrize("pool", [1, 4])
+@pytest.mark.parametrize("pool", [1, 2])
 def test_switched_off_it_only_normalises(pool):
     result = PosterAugment(**OFF)(noise(), seeded(), pool)
     torch.testing.assert_close(result, normalise_posters(noise(), pool), atol=1e-5, rtol=1e-5)
@@ -129,7 +128,10 @@ def test_switching_one_change_off_leaves_the_others(off):
             continue
         assert torch.equal(getattr(full, name), getattr(less, name)), name
     if off in places:
-        assert torch.equal(full.matrix, less.matrix) and torch.equal(full.bias, less.bias)
+        assert full.matrix is not None and less.matrix is not None
+        assert full.bias is not None and less.bias is not None
+        assert torch.equal(full.matrix, less.matrix)
+        assert torch.equal(full.bias, less.bias)
 
 
 SETTINGS = {
@@ -143,25 +145,44 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("pool", [1, 4])
+@pytest.mark.parametrize("pool", [1, 2])
 @pytest.mark.parametrize("height_width", [(32, 32), (24, 16), (5, 7)], ids=str)
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_the_ways_for_cpu_and_accelerator_agree(setting, height_width, pool):
-    posters = noise(16, *height_width)
-    draws = PosterAugment(**SETTINGS[setting]).draw(posters, seeded(), pool)
-    cpu, accelerator = _few_at_a_time(posters, draws, pool), _all_at_once(posters, draws, pool)
-    assert cpu.shape == (16, 3, *(side // pool for side in height_width))
-    assert cpu.is_contiguous(memory_format=torch.channels_last)
-    assert accelerator.is_contiguous(memory_format=torch.channels_last)
-    # Colours change by up to brightness * contrast * saturation after the rounding to uint8.
-    torch.testing.assert_close(cpu, accelerator, atol=1.2 * STEP * 1.5**3, rtol=0)
-    assert (cpu - accelerator).abs().mean() < 0.6 * STEP
+def test_each_poster_is_changed_as_drawn(setting, height_width, pool, monkeypatch):
+    monkeypatch.setattr(augment_module, "_PIXELS", 2000)  # a few posters at a time
+    posters = noise(20, *height_width)
+    augment = PosterAugment(**SETTINGS[setting])
+    draws = augment.draw(posters, seeded(), pool)
+    result = augment(posters, seeded(), pool)
+    size = [side // pool for side in height_width]
+    assert result.shape == (20, 3, *size)
+    assert result.is_contiguous(memory_format=torch.channels_last)
+    for n, poster in enumerate(posters.double()):
+        part = poster
+        if draws.crop is not None:
+            top, left, tall, wide = draws.crop[n].tolist()
+            part = poster[:, top : top + tall, left : left + wide]
+            part = F.interpolate(part[None], size, mode="bilinear", align_corners=False)[0]
+        elif pool > 1:
+            part = F.avg_pool2d(part, pool)
+        if draws.mirrored is not None and draws.mirrored[n]:
+            part = part.flip(2)
+        if draws.matrix is None:
+            wanted = (part / 255 - MEAN) / STD
+        else:
+            wanted = torch.einsum("ij,jhw->ihw", draws.matrix[n].double(), part)
+            assert draws.bias is not None
+            wanted += draws.bias[n][:, None, None]
+        if draws.erased is not None:
+            top, left, tall, wide = draws.erased[n].tolist()
+            wanted[:, top : top + tall, left : left + wide] = 0
+        torch.testing.assert_close(result[n].double(), wanted, atol=5e-4, rtol=0)
 
 
 def test_nothing_is_read_back_from_the_device():
     # A tensor on "meta" has a shape and no numbers: reading one back is an error.
     posters = torch.empty(4, 3, 16, 16, dtype=torch.uint8, device="meta")
-    for pool in (1, 4):
+    for pool in (1, 2):
         shape = (4, 3, 16 // pool, 16 // pool)
         assert PosterAugment(erase=0.5)(posters, pool=pool).shape == shape
         assert normalise_posters(posters, pool).shape == shape
@@ -199,35 +220,32 @@ def test_crop_stretches_a_part_over_the_whole():
     for poster, (top, left, tall, wide), found in zip(posters, crop.tolist(), result, strict=True):
         part = poster.permute(1, 2, 0).numpy()[top : top + tall, left : left + wide].astype(float)
         wanted = stretched(part, 13, 11).transpose(2, 0, 1)
-        np.testing.assert_allclose(found.numpy(), wanted, atol=1.01)
+        np.testing.assert_allclose(found.numpy(), wanted, atol=0.02)
 
 
-@pytest.mark.parametrize(("pool", "squares"), [(2, 1), (3, 2), (4, 2)])
-def test_a_crop_is_stretched_and_averaged(pool, squares):
+def test_a_crop_is_stretched_to_half_the_size():
     augment = PosterAugment(**{**OFF, "crop": 0.4, "aspect": 1.5})
     posters = noise(6, 24, 36)
-    crop = augment.draw(posters, seeded(), pool).crop
-    result = colours(augment(posters, seeded(), pool)) * 255
-    high, broad = 24 // pool, 36 // pool
-    assert crop is not None and result.shape == (6, 3, high, broad)
+    crop = augment.draw(posters, seeded(), 2).crop
+    result = colours(augment(posters, seeded(), 2)) * 255
+    assert crop is not None and result.shape == (6, 3, 12, 18)
     for poster, (top, left, tall, wide), found in zip(posters, crop.tolist(), result, strict=True):
         part = poster.permute(1, 2, 0).numpy()[top : top + tall, left : left + wide].astype(float)
-        large = stretched(part, high * squares, broad * squares)
-        wanted = large.reshape(high, squares, broad, squares, 3).mean((1, 3)).transpose(2, 0, 1)
-        np.testing.assert_allclose(found.numpy(), wanted, atol=1.01)
+        wanted = stretched(part, 12, 18).transpose(2, 0, 1)
+        np.testing.assert_allclose(found.numpy(), wanted, atol=0.02)
 
 
-@pytest.mark.parametrize("pool", [2, 4])
-def test_the_whole_poster_as_a_crop_is_the_mean_of_squares(pool):
+def test_the_whole_poster_as_a_crop_is_the_mean_of_squares():
     posters = noise(5, 32, 24)
     whole = torch.tensor([[0, 0, 32, 24]]).expand(5, -1)
-    off = PosterAugment(**OFF).draw(posters, seeded(), pool)
-    draws = dataclasses.replace(off, crop=whole)
-    wanted = normalise_posters(posters, pool)
-    torch.testing.assert_close(_all_at_once(posters, draws, pool), wanted, atol=1e-5, rtol=0)
-    torch.testing.assert_close(
-        _few_at_a_time(posters, draws, pool), wanted, atol=1.01 * STEP, rtol=0
-    )
+    off = PosterAugment(**OFF).draw(posters, seeded(), 2)
+    result = _changed(posters, dataclasses.replace(off, crop=whole), 2)
+    torch.testing.assert_close(result, normalise_posters(posters, 2), atol=1e-4, rtol=0)
+
+
+def test_it_does_not_average_more_than_it_can():
+    with pytest.raises(ValueError, match="pool must be 1 or 2, not 4"):
+        PosterAugment()(noise(), seeded(), 4)
 
 
 def test_crops_lie_inside_and_keep_the_share_and_aspect_asked_for():

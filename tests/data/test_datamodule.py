@@ -250,7 +250,8 @@ class Seen(pl.LightningModule):
     ("options", "message"),
     [
         ({"device_resident": "yes"}, "data.device_resident='yes' must be auto, true or false"),
-        ({"poster_pool": 9}, "data.poster_pool=9 must lie between 1 and data.poster_size, 8"),
+        ({"poster_pool": 10}, "data.poster_pool=10 must be 1 or an even number up to .*, 8"),
+        ({"poster_pool": 3}, "data.poster_pool=3 must be 1 or an even number"),
         ({"resident_share": 1.5}, "data.resident_share=1.5 must lie between 0 and 1"),
     ],
 )

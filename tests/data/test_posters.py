@@ -27,6 +27,7 @@ from genre_lightning.data.posters import (
     PosterError,
     decode_poster,
     open_poster_cache,
+    pool_stages,
 )
 from genre_lightning.data.store import CacheError
 
@@ -232,6 +233,22 @@ def test_tiny_and_thin_posters(size):
     np.testing.assert_array_equal(pixels, np.broadcast_to(RED, (32, 32, 3)))
 
 
+@pytest.mark.parametrize(("size", "shrink"), [(32, 2), (33, 2), (35, 4), (32, 32)])
+def test_shrinking_is_the_rounded_mean_of_squares(size, shrink):
+    whole = decode_poster(encoded(NOISE), size)
+    side = size // shrink
+    squares = whole[: side * shrink, : side * shrink].reshape(side, shrink, side, shrink, 3)
+    wanted = np.floor(squares.mean((1, 3)) + 0.5)
+    np.testing.assert_array_equal(decode_poster(encoded(NOISE), size, shrink), wanted)
+
+
+def test_the_averaging_is_shared_out():
+    assert [pool_stages(pool) for pool in (1, 2, 4, 6)] == [(1, 1), (1, 2), (2, 2), (3, 2)]
+    for pool in (0, -2, 3):
+        with pytest.raises(ValueError, match=f"1 or an even number, not {pool}"):
+            pool_stages(pool)
+
+
 def test_a_large_jpeg_looks_as_if_decoded_whole():
     y, x = np.mgrid[0:1200, 0:800]
     waves = [127 + 100 * np.sin(x / 40 + phase) * np.cos(y / 60) for phase in (0, 1, 2)]
@@ -367,9 +384,9 @@ def decodes(monkeypatch) -> list[bytes]:
     """What has been handed to the decoder."""
     seen: list[bytes] = []
 
-    def counting(source: bytes, size: int) -> np.ndarray:
+    def counting(source: bytes, size: int, shrink: int) -> np.ndarray:
         seen.append(source)
-        return decode_poster(source, size)
+        return decode_poster(source, size, shrink)
 
     monkeypatch.setattr(posters_module, "decode_poster", counting)
     return seen
@@ -392,11 +409,11 @@ def test_pixels_are_those_of_decode_poster(tmp_path):
     for n in range(30):
         (tmp_path / f"{n}.jpg").write_bytes(encoded(NOISE.rotate(n), "JPEG"))
     files = [locate(tmp_path / f"{n}.jpg") for n in range(30)]
-    cache = open_cache(files, tmp_path / "cache", size=16, workers=4)
-    for n, file in enumerate(files):
-        np.testing.assert_array_equal(
-            cache.images[cache.row[n]], decode_poster(file.read_bytes(), 16)
-        )
+    for shrink in (1, 2):  # each in a cache of its own
+        cache = open_poster_cache(files, size=16, shrink=shrink, cache_dir=tmp_path, workers=4)
+        for n, file in enumerate(files):
+            wanted = decode_poster(file.read_bytes(), 16, shrink)
+            np.testing.assert_array_equal(cache.images[cache.row[n]], wanted)
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -536,10 +553,10 @@ def test_to_another_process_goes_the_way_to_the_pixels(tmp_path):
     np.testing.assert_array_equal(received.row, cache.row)
 
 
-@pytest.mark.parametrize("wrong", [{"size": 0}, {"workers": 0}], ids=str)
+@pytest.mark.parametrize("wrong", [{"size": 0}, {"shrink": 9}, {"workers": 0}], ids=str)
 def test_senseless_numbers_are_refused(tmp_path, wrong):
-    with pytest.raises(ValueError, match="at least 1"):
-        open_cache([], tmp_path, **wrong)
+    with pytest.raises(ValueError, match="at least 1|between 1 and"):
+        open_poster_cache([], cache_dir=tmp_path, **{"size": 8, **wrong})
 
 
 def test_a_bar_is_shown_on_a_terminal_only(tmp_path, capfd):
