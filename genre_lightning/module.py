@@ -88,6 +88,7 @@ class GenreModule(pl.LightningModule):
         self.collector = ScoreCollector(network.num_genres)
         # A metric of our own, whose sums a checkpoint in mid-epoch can take along.
         self.train_loss = MeanMetric(nan_strategy="disable")
+        self._train_loss_logged = False
         # Lightning's mean, and that of torchmetrics without its checks, are wrong where processes
         # have different numbers of movies.
         self.val_loss = SumMetric(nan_strategy="disable")
@@ -98,6 +99,12 @@ class GenreModule(pl.LightningModule):
             for branch in (network.title, network.poster):
                 if branch is not None:
                     branch.compile()
+
+    def on_train_start(self) -> None:
+        self._train_loss_logged = False
+
+    def on_train_epoch_start(self) -> None:
+        self._train_loss_logged = False
 
     def training_step(self, batch: MovieBatch, batch_idx: int) -> Tensor:
         """The loss of the summed logits, and of each branch where ``branch_loss`` asks for it."""
@@ -111,7 +118,10 @@ class GenreModule(pl.LightningModule):
                 alone = self.loss((prior + poster)[seen], batch.targets[seen])
                 loss = loss + self.branch_loss * alone
         self.train_loss.update(loss.detach())  # all batches are of one size
-        self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, logger=False)
+        if not self._train_loss_logged:
+            # Once: at the epoch's end Lightning asks the metric, and each call takes a millisecond.
+            self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, logger=False)
+            self._train_loss_logged = True
         return loss
 
     def validation_step(self, batch: MovieBatch, batch_idx: int) -> None:

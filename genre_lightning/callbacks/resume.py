@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import threading
@@ -87,7 +88,12 @@ class WholeFileIO(TorchCheckpointIO):
 
     Lightning's own way moves it from the folder for temporary files, often another file system,
     where moving is copying and a kill leaves half a file.
+
+    Attributes:
+        newest: the file written last and its ``TRAINING_KEY`` entry.
     """
+
+    newest: tuple[Path, Any] | None = None
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
@@ -96,6 +102,24 @@ class WholeFileIO(TorchCheckpointIO):
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path, "wb") as file:
             torch.save(checkpoint, file)
+        self.newest = path, checkpoint.get(TRAINING_KEY)
+
+    def link(self, path: Path) -> bool:
+        """Give the newest file a second name; whether the file system can.
+
+        The two part as soon as one of them is written again, since that makes another file.
+        """
+        if self.newest is None:
+            return False
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            os.link(self.newest[0], temporary)
+            os.replace(temporary, path)
+        except OSError:
+            return False
+        finally:
+            temporary.unlink(missing_ok=True)
+        return True
 
 
 class Resume(Checkpoint):
@@ -134,6 +158,7 @@ class Resume(Checkpoint):
         self.path = self.folder / "checkpoints" / "last.ckpt"
         self.signal: int | None = None
         self._restored: dict[str, Any] | None = None
+        self._newest: tuple[Any, Any] | None = None
         self._handlers: dict[int, Any] = {}
         self._held_back: int | None = None
         self._began = time.perf_counter()
@@ -149,13 +174,14 @@ class Resume(Checkpoint):
         if trainer.world_size > 1:
             ranks = [{}] * trainer.world_size
             torch.distributed.all_gather_object(ranks, own)
-        checkpoint[TRAINING_KEY] = {
+        checkpoint[TRAINING_KEY] = entry = {
             "settings": self.settings,
             "wandb_run_id": self.result.get("wandb_run_id"),
             "should_stop": trainer.should_stop,
             "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
             "processes": ranks,
         }
+        self._newest = _moment(trainer), entry
 
     def _process_state(self, trainer: pl.Trainer, module: Any) -> dict[str, Any]:
         version, keys, gauss = random.getstate()
@@ -226,7 +252,21 @@ class Resume(Checkpoint):
             self._save(trainer, bool(due))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._save(trainer, due=True)
+        self._save(trainer, due=True, epoch_end=True)
+
+    def _write(self, trainer: pl.Trainer, epoch_end: bool) -> None:
+        """Write the state; or link to it, where this epoch's end was just saved as the best."""
+        if epoch_end and self._newest is not None and self._newest[0] == _moment(trainer):
+            io = trainer.strategy.checkpoint_io
+            linked = (
+                isinstance(io, WholeFileIO)
+                and io.newest is not None  # only the first process writes
+                and io.newest[1] is self._newest[1]
+                and io.link(self.path)
+            )
+            if trainer.strategy.broadcast(linked):
+                return
+        trainer.save_checkpoint(self.path)
 
     def _between_steps(self, trainer: pl.Trainer, batch_idx: int) -> bool:
         """Whether the optimizer has taken this batch in and the next thing is another batch."""
@@ -238,12 +278,12 @@ class Resume(Checkpoint):
         every = trainer.val_check_batch
         return not every or done % every != 0
 
-    def _save(self, trainer: pl.Trainer, due: bool) -> None:
+    def _save(self, trainer: pl.Trainer, due: bool, epoch_end: bool = False) -> None:
         stop = self.signal is not None
         if trainer.world_size > 1:  # one process's signal ends all, at the same step
             stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
         if due or stop or self._held_back is not None:
-            trainer.save_checkpoint(self.path)
+            self._write(trainer, epoch_end)
             if is_first_process():
                 seconds = round(self._seconds + time.perf_counter() - self._began, 3)
                 self.result["epochs"] = epochs_done(trainer)
@@ -305,6 +345,11 @@ def epochs_done(trainer: pl.Trainer) -> int:
     """
     progress: Any = trainer.fit_loop.epoch_progress.current
     return int(progress.processed)
+
+
+def _moment(trainer: pl.Trainer) -> tuple[int, int]:
+    """Optimizer steps and epochs that are done."""
+    return trainer.global_step, epochs_done(trainer)
 
 
 def _loader(trainer: pl.Trainer) -> MovieLoader:

@@ -555,7 +555,7 @@ def test_to_another_process_goes_the_way_to_the_pixels(tmp_path):
 
 @pytest.mark.parametrize("wrong", [{"size": 0}, {"shrink": 9}, {"workers": 0}], ids=str)
 def test_senseless_numbers_are_refused(tmp_path, wrong):
-    with pytest.raises(ValueError, match="at least 1|between 1 and"):
+    with pytest.raises(ValueError, match=r"at least 1|between 1 and"):
         open_poster_cache([], cache_dir=tmp_path, **{"size": 8, **wrong})
 
 
