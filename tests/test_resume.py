@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import random
@@ -289,6 +290,31 @@ def test_the_best_goes_along(
     for key in ("val", "test", "monitor_value", "epochs"):
         assert result[key] == first[key]
     assert list(differences(checkpoint(tmp_path, "best"), checkpoint(trained_run, "best"))) == []
+
+
+def test_a_state_that_is_last_and_best_is_written_once(
+    train_here: Train, tiny_overrides: Overrides, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The first epoch is the best so far.
+    one, two = tmp_path / "one", tmp_path / "two"
+    train_here(one, tiny_overrides("trainer.max_epochs=1"))
+    last, best = (one / "checkpoints" / f"{name}.ckpt" for name in ("last", "best"))
+    assert last.samefile(best)
+
+    def refuse(source: Path, target: Path) -> None:
+        raise OSError(errno.EPERM, "no hard links here")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "link", refuse)
+        train_here(two, tiny_overrides("trainer.max_epochs=1"))
+    assert not (two / "checkpoints" / "last.ckpt").samefile(two / "checkpoints" / "best.ckpt")
+    assert_same_run(one, two)
+    # What is written later leaves the other name alone.
+    third, content = tmp_path / "third name", last.read_bytes()
+    os.link(last, third)
+    train_here(one, tiny_overrides(f"ckpt_path={last}", "trainer.max_epochs=3"))
+    assert checkpoint(one)["epoch"] == 2
+    assert third.read_bytes() == content
 
 
 @pytest.mark.parametrize("which", ["stranger", "other score", "no checkpoint", "absent"])
