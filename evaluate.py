@@ -57,11 +57,12 @@ def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> di
         else instantiate(cfg.data, **fixed)
     )
     data.setup()
-    scores = score_split(model, data, cfg.split, device)
+    scores = score_split(model, data, cfg.split, device, cfg.batch_size)
     metrics = write_evaluation(folder, model, data, scores)
     validation = scores if cfg.split == "val" else None
     if validation is None and model.network.title is not None and model.network.poster is not None:
-        validation = score_split(model, data, "val", device)  # to compare the branches fairly
+        # To compare the branches fairly.
+        validation = score_split(model, data, "val", device, cfg.batch_size)
     origin = Origin(
         checkpoint=Path(cfg.ckpt_path),
         command=shlex.join(["python", "evaluate.py", *overrides]),

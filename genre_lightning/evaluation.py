@@ -20,6 +20,9 @@ from genre_lightning.metrics import genre_metrics, per_genre_metrics
 from genre_lightning.models import ACTIVATIONS
 from genre_lightning.run_folder import whole_file
 
+#: Movies scored at once, the same after training as in evaluate.py: then all digits are the same.
+BATCH_SIZE = 64
+
 
 @dataclass(frozen=True)
 class SplitScores:
@@ -46,7 +49,11 @@ class SplitScores:
 
 @torch.inference_mode()
 def score_split(
-    model: TrainedModel, data: MovieDataModule, split: str, device: torch.device | str = "cpu"
+    model: TrainedModel,
+    data: MovieDataModule,
+    split: str,
+    device: torch.device | str = "cpu",
+    batch_size: int = BATCH_SIZE,
 ) -> SplitScores:
     """Score every movie of a split, in float32 and without augmentation.
 
@@ -55,11 +62,12 @@ def score_split(
         data: set up with the model's genres and vectorizer.
         split: "train", "val" or "test".
         device: where to compute.
+        batch_size: another one may change the last digit.
     """
     names = ("rows", "logits", "scores", "targets", "title_logits", "poster_logits")
     parts: dict[str, list[Tensor]] = {name: [] for name in names}
     model.network.eval()
-    for batch in data.loader(split):
+    for batch in data.loader(split, batch_size=batch_size):
         batch = batch.to(device)
         batch = batch.with_posters(data.prepare_posters(batch.posters, batch.seed, training=False))
         title, poster = model.network.branch_logits(**batch.inputs())

@@ -346,12 +346,20 @@ class MovieDataModule(pl.LightningDataModule):
         return self.trainer.global_rank, self.trainer.world_size
 
     def loader(
-        self, split: str, shuffle: bool = False, rank: int = 0, world_size: int = 1
+        self,
+        split: str,
+        shuffle: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+        batch_size: int | None = None,
     ) -> DataLoader[MovieBatch]:
-        """Batches of "train", "val" or "test": all of it, or one process's share."""
+        """Batches of "train", "val" or "test": all of it, or one process's share.
+
+        Their size is ``self.batch_size`` unless another is given.
+        """
         order = BatchOrder(
             self.splits[split],
-            self.batch_size,
+            batch_size or self.batch_size,
             shuffle=shuffle,
             seed=self.seed,
             rank=rank,
