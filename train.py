@@ -14,8 +14,67 @@ from genre_lightning.sweep import run_job
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from genre_lightning.data.datamodule import MovieDataModule
+    from genre_lightning.module import GenreModule
+
 # conf/hydra/default.yaml: where the run is that is to go on.
 OmegaConf.register_new_resolver("run_folder", run_directory, use_cache=True, replace=True)
+
+
+def make_data(cfg: DictConfig) -> MovieDataModule:
+    """The configured data, set up; all random generators are seeded before."""
+    import pytorch_lightning as pl
+    from hydra.utils import instantiate
+
+    pl.seed_everything(cfg.seed, verbose=False)
+    data: MovieDataModule = instantiate(
+        cfg.data,
+        seed=cfg.seed,
+        use_titles=cfg.model.title is not None,
+        use_posters=cfg.model.poster is not None,
+    )
+    data.setup()
+    return data
+
+
+def make_module(cfg: DictConfig, data: MovieDataModule) -> GenreModule:
+    """The configured network, loss and optimizer for these data; fills in ``cfg.num_genres``."""
+    import torch
+    from hydra.utils import instantiate
+
+    from genre_lightning.module import GenreModule
+
+    torch.set_float32_matmul_precision("high")
+    cfg.num_genres = len(data.genres)
+    network = instantiate(cfg.model)
+    counts = {
+        "genre_counts": data.genre_counts().tolist(),
+        "num_movies": len(data.splits["train"]),
+    }
+    if cfg.start_from_priors:
+        network.start_from_priors(**counts)
+    return GenreModule(
+        network,
+        instantiate(cfg.loss, **counts),
+        instantiate(cfg.optimizer),
+        instantiate(cfg.scheduler),
+        inputs=data.describe(),
+        **cfg.training,
+    )
+
+
+def trains_on_gpu(cfg: DictConfig) -> bool:
+    """Whether the configured trainer will choose a GPU."""
+    import torch
+
+    return cfg.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+
+
+def chosen_precision(cfg: DictConfig) -> str:
+    """The trainer's precision; "auto" is bfloat16 on a GPU and float32 on a CPU."""
+    if cfg.trainer.precision != "auto":
+        return str(cfg.trainer.precision)
+    return "bf16-mixed" if trains_on_gpu(cfg) else "32-true"
 
 
 def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
@@ -27,8 +86,6 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         result: what ``result.json`` will hold.
     """
     # Imported here: --help, --cfg and completion answer without waiting for PyTorch.
-    import pytorch_lightning as pl
-    import torch
     from hydra.utils import instantiate
     from rich.console import Console
 
@@ -46,46 +103,17 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     from genre_lightning.errors import UserError
     from genre_lightning.evaluation import print_genre_table, score_split, split_metrics
     from genre_lightning.loggers import log_outcome, open_loggers
-    from genre_lightning.module import GenreModule
     from genre_lightning.run_folder import find_checkpoint, is_first_process
 
     # Names of genres and files are shown as they are, not read as markup.
     console = Console(markup=False, emoji=False, quiet=not is_first_process())
-    pl.seed_everything(cfg.seed, verbose=False)
-    torch.set_float32_matmul_precision("high")
-
-    data = instantiate(
-        cfg.data,
-        seed=cfg.seed,
-        use_titles=cfg.model.title is not None,
-        use_posters=cfg.model.poster is not None,
-    )
-    data.setup()
+    data = make_data(cfg)
     for part in data.summary():
         console.print(part)
-    cfg.num_genres = len(data.genres)
-
-    inputs = data.describe()
-    network = instantiate(cfg.model)
+    module = make_module(cfg, data)
+    network = module.network
     result["num_parameters"] = sum(parameter.numel() for parameter in network.parameters())
-    counts = {
-        "genre_counts": data.genre_counts().tolist(),
-        "num_movies": len(data.splits["train"]),
-    }
-    if cfg.start_from_priors:
-        network.start_from_priors(**counts)
-    module = GenreModule(
-        network,
-        instantiate(cfg.loss, **counts),
-        instantiate(cfg.optimizer),
-        instantiate(cfg.scheduler),
-        inputs=inputs,
-        **cfg.training,
-    )
-    on_gpu = cfg.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    precision = cfg.trainer.precision
-    if precision == "auto":
-        precision = "bf16-mixed" if on_gpu else "32-true"
+    precision = chosen_precision(cfg)
     history = History(folder)
     callbacks = [
         history,
@@ -107,7 +135,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     ckpt_path = None
     if cfg.ckpt_path is not None:
         ckpt_path = find_checkpoint(cfg.ckpt_path, folder)
-        checkpoint = check_resumable(ckpt_path, inputs, network, settings)
+        checkpoint = check_resumable(ckpt_path, data.describe(), network, settings)
         result["wandb_run_id"] = result["wandb_run_id"] or checkpoint[TRAINING_KEY]["wandb_run_id"]
         if is_first_process():
             copy_best(checkpoint, ckpt_path, folder / "checkpoints")

@@ -19,6 +19,7 @@ from benchmarks.measure import REPOSITORY
 from genre_lightning.data.batch import MovieBatch
 from genre_lightning.data.datamodule import MovieDataModule
 from genre_lightning.module import GenreModule
+from train import chosen_precision, make_data, make_module, trains_on_gpu
 
 
 def data_overrides(root: Path | None) -> list[str]:
@@ -33,39 +34,14 @@ def compose_config(root: Path | None, overrides: Sequence[str]) -> DictConfig:
 
 
 def build(cfg: DictConfig) -> tuple[MovieDataModule, GenreModule]:
-    """Data, set up, and an untrained module, as ``train.py`` makes them."""
-    pl.seed_everything(cfg.seed, verbose=False)
-    torch.set_float32_matmul_precision("high")
-    data = instantiate(
-        cfg.data,
-        seed=cfg.seed,
-        use_titles=cfg.model.title is not None,
-        use_posters=cfg.model.poster is not None,
-    )
-    data.setup()
-    cfg.num_genres = len(data.genres)
-    counts = {
-        "genre_counts": data.genre_counts().tolist(),
-        "num_movies": len(data.splits["train"]),
-    }
-    network = instantiate(cfg.model)
-    if cfg.start_from_priors:
-        network.start_from_priors(**counts)
-    module = GenreModule(
-        network,
-        instantiate(cfg.loss, **counts),
-        instantiate(cfg.optimizer),
-        instantiate(cfg.scheduler),
-        inputs=data.describe(),
-        **cfg.training,
-    )
-    return data, module
+    """Data, set up, and an untrained module."""
+    data = make_data(cfg)
+    return data, make_module(cfg, data)
 
 
 def device_of(cfg: DictConfig) -> torch.device:
     """Where ``train.py`` would train."""
-    wanted = cfg.trainer.accelerator in ("auto", "gpu", "cuda")
-    return torch.device("cuda" if wanted and torch.cuda.is_available() else "cpu")
+    return torch.device("cuda" if trains_on_gpu(cfg) else "cpu")
 
 
 def aim_against_arithmetic(device: torch.device) -> float:
@@ -75,9 +51,6 @@ def aim_against_arithmetic(device: torch.device) -> float:
 
 def make_trainer(cfg: DictConfig, callbacks: Sequence[pl.Callback], **more: Any) -> pl.Trainer:
     """The configured trainer with ``train.py``'s choice of precision, and without a console."""
-    precision = cfg.trainer.precision
-    if precision == "auto":
-        precision = "bf16-mixed" if device_of(cfg).type == "cuda" else "32-true"
     quiet = {
         "enable_progress_bar": False,
         "logger": False,
@@ -85,7 +58,10 @@ def make_trainer(cfg: DictConfig, callbacks: Sequence[pl.Callback], **more: Any)
         "default_root_dir": None,  # that of a run
     }
     trainer: pl.Trainer = instantiate(
-        cfg.trainer, precision=precision, callbacks=list(callbacks), **{**quiet, **more}
+        cfg.trainer,
+        precision=chosen_precision(cfg),
+        callbacks=list(callbacks),
+        **{**quiet, **more},
     )
     return trainer
 

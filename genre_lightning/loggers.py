@@ -27,7 +27,7 @@ from genre_lightning.data.datamodule import MovieDataModule
 from genre_lightning.errors import UserError
 from genre_lightning.evaluation import SplitScores
 from genre_lightning.naming import chosen_overrides, read_command
-from genre_lightning.run_folder import is_first_process, write_result
+from genre_lightning.run_folder import flat_settings, is_first_process, write_result
 
 if TYPE_CHECKING:
     from wandb import Run
@@ -239,18 +239,11 @@ def flat_config(cfg: DictConfig) -> dict[str, Any]:
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
     plain.pop("logger", None)
-    flat: dict[str, Any] = {}
-
-    def add(prefix: str, value: Any) -> None:
-        if isinstance(value, dict) and value:
-            for key, item in value.items():
-                if key not in ("_partial_", "_convert_"):
-                    add(f"{prefix}.{key}" if prefix else str(key), item)
-        else:
-            flat[prefix] = value
-
-    add("", plain)
-    return flat
+    return {
+        name: value
+        for name, value in flat_settings(plain).items()
+        if name.rpartition(".")[2] not in ("_partial_", "_convert_")
+    }
 
 
 def run_name(overrides: Sequence[str]) -> str | None:

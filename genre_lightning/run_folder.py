@@ -11,7 +11,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Literal, TextIO, overload
@@ -115,6 +115,22 @@ def recorded_run(
             with suppress(*() if done else (OSError, UserError)):
                 if done or earlier.get("status") != "completed" or read_result(folder) != earlier:
                     write_result(folder, result)
+
+
+def flat_settings(config: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested configuration under flat dotted names: ``optimizer.lr``, ``model.dropout``.
+
+    Args:
+        config: plain data; a list, and a mapping without entries, is a value.
+        prefix: put before each name.
+    """
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flat_settings(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
 
 
 def is_first_process() -> bool:

@@ -21,7 +21,13 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from genre_lightning.checkpoint import TRAINING_KEY
 from genre_lightning.data.batch import MovieBatch, MovieLoader
-from genre_lightning.run_folder import is_first_process, under_slurm, whole_file, write_result
+from genre_lightning.run_folder import (
+    flat_settings,
+    is_first_process,
+    under_slurm,
+    whole_file,
+    write_result,
+)
 
 #: Settings that may differ on resume: how long, where, who looks on. Each stands for all below it.
 HARMLESS = (
@@ -68,19 +74,12 @@ def run_settings(config: Mapping[str, Any], *, precision: str, world_size: int) 
         precision: the one that "auto" became.
         world_size: number of processes that train together.
     """
-    flat: dict[str, Any] = {}
-
-    def add(name: str, value: Any) -> None:
-        if any(name == key or name.startswith(f"{key}.") for key in HARMLESS):
-            return
-        if isinstance(value, Mapping):
-            for key, item in value.items():
-                add(f"{name}.{key}".strip("."), item)
-        else:
-            flat[name] = value
-
-    add("", config)
-    return {**flat, "trainer.precision": precision, "number of processes": world_size}
+    settings = {
+        name: value
+        for name, value in flat_settings(config).items()
+        if value != {} and not any(name == key or name.startswith(f"{key}.") for key in HARMLESS)
+    }
+    return {**settings, "trainer.precision": precision, "number of processes": world_size}
 
 
 class WholeFileIO(TorchCheckpointIO):

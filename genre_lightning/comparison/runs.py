@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from genre_lightning.errors import UserError
-from genre_lightning.run_folder import is_running, read_result
+from genre_lightning.run_folder import flat_settings, is_running, read_result
 
 #: A setting: what YAML knows, lists and the like as text.
 Setting = bool | int | float | str | None
@@ -212,7 +212,7 @@ def read_run(folder: Path, name: str) -> Run | None:
             str(error) if isinstance(error, UserError) else f"{folder / MARKS[0]}: {error}"
         )
         status = "damaged"
-    config = _read_yaml(folder / ".hydra" / "config.yaml", _flatten, notes)
+    config = _read_yaml(folder / ".hydra" / "config.yaml", _settings, notes)
     history = _read_history(folder / HISTORY, notes)
     if (
         result is None
@@ -273,18 +273,12 @@ def _read_yaml(
         return None
 
 
-def _flatten(node: Any, prefix: str = "") -> dict[str, Setting]:
-    flat: dict[str, Setting] = {}
-    for key, value in node.items():
-        if isinstance(value, dict) and value:
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[printable(f"{prefix}{key}")] = _setting(value)
-    return flat
+def _settings(config: Any) -> dict[str, Setting]:
+    return {printable(name): _setting(value) for name, value in flat_settings(config).items()}
 
 
 def _choices(hydra: Any) -> dict[str, Setting]:
-    return _flatten(hydra["hydra"]["runtime"]["choices"])
+    return _settings(hydra["hydra"]["runtime"]["choices"])
 
 
 def _setting(value: Any) -> Setting:
