@@ -2,6 +2,7 @@
 
     python -m benchmarks.scores --root data/ml1m --variants fusion title poster --seeds 0 1 2
     python -m benchmarks.scores --root data/ml1m --variants seed --seeds 0
+    python -m benchmarks.scores --root data/ml1m --variants fast fusion --split val
     python -m benchmarks.scores --root data/ml1m --ablation --split val --seeds 0 1
 
 A run that is completed in the output folder is not run again. Ends with one JSON line:
@@ -34,6 +35,7 @@ VARIANTS: dict[str, list[str]] = {
     "fusion": [],
     "title": ["model=title"],
     "poster": ["model=poster"],
+    "fast": ["experiment=fast"],
     "seed": ["experiment=seed"],
 }
 #: The default recipe with one part changed.
