@@ -135,7 +135,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     ckpt_path = None
     if cfg.ckpt_path is not None:
         ckpt_path = find_checkpoint(cfg.ckpt_path, folder)
-        checkpoint = check_resumable(ckpt_path, data.describe(), network, settings)
+        checkpoint = check_resumable(ckpt_path, module.inputs, network, settings)
         result["wandb_run_id"] = result["wandb_run_id"] or checkpoint[TRAINING_KEY]["wandb_run_id"]
         if is_first_process():
             copy_best(checkpoint, ckpt_path, folder / "checkpoints")
