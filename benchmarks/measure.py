@@ -120,7 +120,7 @@ def _gpu() -> str | None:
 
 
 def json_line(
-    figure: float, ratio: float | None, n: int, spread: float, aim: float, **more: object
+    figure: float, ratio: float | None, n: int, spread: float, aim: float | None, **more: object
 ) -> str:
     """The last line a benchmark prints; all benchmarks share these keys."""
     line = {"figure": figure, "ratio": ratio, "n": n, "spread": spread, "aim": aim, **more}

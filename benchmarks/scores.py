@@ -2,7 +2,7 @@
 
     python -m benchmarks.scores --root data/ml1m --variants fusion title poster --seeds 0 1 2
     python -m benchmarks.scores --root data/ml1m --variants seed --seeds 0
-    python -m benchmarks.scores --root data/ml1m --variants fast fusion --split val
+    python -m benchmarks.scores --root data/ml1m --variants fusion former fast --split val
     python -m benchmarks.scores --root data/ml1m --ablation --split val --seeds 0 1
 
 A run that is completed in the output folder is not run again. Ends with one JSON line:
@@ -36,6 +36,18 @@ VARIANTS: dict[str, list[str]] = {
     "title": ["model=title"],
     "poster": ["model=poster"],
     "fast": ["experiment=fast"],
+    # The default before posters were averaged to 32x32 and the title network was widened.
+    "former": [
+        "data.poster_pool=4",
+        "model.dropout=0.4",
+        "model.title.hidden=256",
+        "model.poster.widths=[32,64,128,256]",
+        "model.poster.stem_kernel=5",
+        "model.poster.stem_stride=2",
+        "optimizer.lr=2e-3",
+        "optimizer.weight_decay=0.1",
+        "trainer.max_epochs=16",
+    ],
     "seed": ["experiment=seed"],
 }
 #: The default recipe with one part changed.
@@ -46,6 +58,12 @@ ABLATION: dict[str, list[str]] = {
     "no_augment": ["data.augment=null"],
     "no_branch_loss": ["training.branch_loss=0"],
     "one_lr": ["training.title_lr_scale=1"],
+    "hidden_256": ["model.title.hidden=256"],
+    "posters_64": [
+        "data.poster_pool=4",
+        "model.poster.stem_kernel=5",
+        "model.poster.stem_stride=2",
+    ],
 }
 
 

@@ -70,7 +70,7 @@ def test_files_of_a_run_that_goes_on(
     assert [value for _, value in shown] == pytest.approx([value for _, value in wanted])
     for name in ("tensorboard", "csv"):
         settings = dict(OmegaConf.load(tmp_path / name / "hparams.yaml"))
-        assert settings["optimizer.lr"] == 2e-3 and "model.dropout" in settings
+        assert settings["optimizer.lr"] == 3e-3 and "model.dropout" in settings
 
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()

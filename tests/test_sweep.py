@@ -159,7 +159,7 @@ def test_what_is_finished_is_not_touched(
 
 def test_the_ready_made_sweep(sweep_here: Sweep, repository: Path) -> None:
     code, output = sweep_here("sweep=lr_dropout", "optimizer.lr=1e-2")
-    assert code == 0 and "[3/3] model.dropout=0.6" in output
+    assert code == 0 and "[3/3] model.dropout=0.7" in output
     with initialize_config_dir(str(repository / "conf"), version_base="1.3"):
         sweeper = compose("train", ["sweep=lr_dropout"], return_hydra_config=True).hydra.sweeper
     assert [len(values.split(",")) for values in sweeper.params.values()] == [3, 3]

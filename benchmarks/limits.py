@@ -1,0 +1,243 @@
+"""Where a training step goes, and how far each part is from what the device can do.
+
+    python -m benchmarks.limits --root data/ml1m
+    python -m benchmarks.limits --root data/ml1m data.batch_size=256
+
+The roofline model (Williams et al. 2009): an operation can't be faster than its arithmetic at the
+device's matrix rate, nor than its bytes at the memory's bandwidth. Both are measured here, by turns
+with the step (forward, backward, optimizer, on one resident batch, in the precision of training).
+Arithmetic is counted by PyTorch's FLOP counter; the bytes are those of the tensors that an
+operation is given and makes, each read or written once, so what stays in a cache may well be
+faster, and operations that are fused need fewer. The times of the parts are a profiler's, which
+slows the step a little. Ends with one JSON line: ``figure`` is the median of the milliseconds of a
+step, ``ratio`` the median over turns of the least time over it; there is no aim.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.measure import argument_parser, by_turns, json_line, print_table, ratios, spread
+from benchmarks.training import (
+    build,
+    compose_config,
+    device_of,
+    make_optimizer,
+    synchronise,
+    training_loss,
+    typical_batch,
+)
+from train import chosen_precision
+
+#: Parts of a step, by what the names of their operations contain; all others are the last one.
+PARTS = {
+    "convolutions": ("convolution",),
+    "BatchNorm": ("batch_norm",),
+    "sparse title layer": ("embedding",),
+    "optimizer": ("adam", "sgd", "Optimizer.step", "foreach"),
+    "linear layers": ("mm", "linear"),
+}
+OTHER = "all other operations"
+OUTSIDE = "outside of operations"
+
+
+def part_of(names: Iterable[str]) -> str:
+    """The part of a step that an operation belongs to.
+
+    Args:
+        names: its own, then those of what called it.
+    """
+    for name in names:
+        for part, words in PARTS.items():
+            if any(word in name for word in words):
+                return part
+    return OTHER
+
+
+class ByteCounter(TorchDispatchMode):
+    """Counts the bytes that each operation reads and writes, while it is active.
+
+    Attributes:
+        bytes: of each operation, by its name.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes: dict[str, int] = defaultdict(int)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        schema = func._schema
+        given = dict(zip((argument.name for argument in schema.arguments), args, strict=False))
+        given.update(kwargs)
+        aliased = [output.alias_info for output in schema.returns]
+        if any(info is not None and not info.is_write for info in aliased):
+            return result  # a view moves nothing
+        count = 0
+        for argument in schema.arguments:
+            written = argument.alias_info is not None and argument.alias_info.is_write
+            # What is written over is read as well, unless all it gets is a value; and a fused
+            # optimizer writes into the gradients only where a scaler is at work.
+            once = func._opname in ("zero_", "fill_", "copy_") or argument.name == "grads"
+            times = 2 if written and not once else 1
+            count += times * _bytes(given.get(argument.name))
+        if not any(info is not None for info in aliased):
+            count += _bytes(result)
+        self.bytes[str(func._opname)] += count
+        return result
+
+
+def _bytes(value: Any) -> int:
+    tensors = (leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def least_seconds(
+    run: Callable[[], object], flops_per_second: float, bytes_per_second: float
+) -> dict[str, tuple[float, float, float]]:
+    """What a step counts, by part: FLOP, bytes and the seconds that they need at least."""
+    with FlopCounterMode(display=False) as flops, ByteCounter() as moved:
+        run()
+    counted = {str(op).split(".")[-1]: n for op, n in flops.get_flop_counts()["Global"].items()}
+    parts: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
+    for name in {*counted, *moved.bytes}:
+        operations, size = float(counted.get(name, 0)), float(moved.bytes.get(name, 0))
+        least = max(operations / flops_per_second, size / bytes_per_second)
+        sums = parts[part_of([name])]
+        for place, value in enumerate((operations, size, least)):
+            sums[place] += value
+    return {part: (sums[0], sums[1], sums[2]) for part, sums in parts.items()}
+
+
+def profiled(run: Callable[[], None], steps: int, device: torch.device) -> dict[str, float]:
+    """Seconds that the parts of a step take on the device, and what of it lies outside of them."""
+    activities = [ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+    synchronise()
+    with profile(activities=activities) as profiler:
+        started = time.perf_counter()
+        for _ in range(steps):
+            run()
+        synchronise()
+        elapsed = time.perf_counter() - started
+    seconds: dict[str, float] = defaultdict(float)
+    for event in profiler.events() or []:
+        if "::" not in event.name or event.name.startswith("autograd::"):
+            continue
+        callers, caller = [event.name], event.cpu_parent
+        while caller is not None:
+            callers.append(caller.name)
+            caller = caller.cpu_parent
+        own = event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
+        seconds[part_of(callers)] += own / 1e6 / steps
+    seconds[OUTSIDE] = elapsed / steps - sum(seconds.values())
+    return dict(seconds)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure step and limits and print both tables."""
+    parser = argument_parser(__doc__, n=9, training=True)
+    parser.add_argument("--steps", type=int, default=10, help="in a turn; default 10")
+    args = parser.parse_args(arguments)
+    cfg = compose_config(args.root, args.overrides)
+    data, module = build(cfg)
+    device = device_of(cfg)
+    module.to(device)
+    batch = typical_batch(data, device)
+    if len(batch.posters):
+        batch = batch.with_posters(batch.posters.contiguous(memory_format=torch.channels_last))
+    optimizer = make_optimizer(module)
+    bf16 = chosen_precision(cfg) == "bf16-mixed"
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            loss = training_loss(module, batch)
+        loss.backward()
+        optimizer.step()
+
+    width = 1024 if device.type == "cpu" else 8192
+    matrix = torch.rand(width, width, device=device, dtype=torch.bfloat16 if bf16 else None)
+    block = torch.rand(2**26, device=device)
+    other = torch.empty_like(block)
+
+    def timed(run: Callable[[], object], times: int) -> Callable[[], float]:
+        def side() -> float:
+            synchronise()
+            started = time.perf_counter()
+            for _ in range(times):
+                run()
+            synchronise()
+            return (time.perf_counter() - started) / times
+
+        return side
+
+    seconds = by_turns(
+        {
+            "step": timed(step, args.steps),
+            "matrix product": timed(lambda: matrix @ matrix, 10),
+            "copy": timed(lambda: other.copy_(block), 3),
+        },
+        args.n,
+    )
+    milliseconds = {name: [1000 * value for value in side] for name, side in seconds.items()}
+    note = f"{device}, batch {cfg.data.batch_size}, {len(batch.posters)} posters"
+    print_table(milliseconds, "ms", note, digits=2)
+    rates = [2 * width**3 / value for value in seconds["matrix product"]]
+    bandwidths = [2 * block.numel() * block.element_size() / value for value in seconds["copy"]]
+    rate, bandwidth = statistics.median(rates), statistics.median(bandwidths)
+    kind = "bfloat16" if bf16 else "float32"
+    print(f"{kind} matrices: {rate / 1e12:.3f} TFLOP/s; memory: {bandwidth / 1e9:.1f} GB/s\n")
+
+    taken = profiled(step, args.steps, device)
+    least = least_seconds(step, rate, bandwidth)
+    print("| | ms, profiled | GFLOP | MB | least ms | least / profiled |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for part in sorted(taken, key=lambda part: -taken[part]):
+        operations, size, needed = least.get(part, (0.0, 0.0, 0.0))
+        cells = [f"{1000 * taken[part]:.2f}"]
+        if part != OUTSIDE:
+            cells += [f"{operations / 1e9:.3f}", f"{size / 1e6:.1f}", f"{1000 * needed:.2f}"]
+            cells.append(f"{needed / taken[part]:.2f}")
+        print(f"| {part} | {' | '.join([*cells, '', '', '', ''][:5])} |")
+    totals = [sum(values) for values in zip(*least.values(), strict=True)]
+    whole = sum(taken.values())
+    print(
+        f"| the step | {1000 * whole:.2f} | {totals[0] / 1e9:.3f} | {totals[1] / 1e6:.1f} "
+        f"| {1000 * totals[2]:.2f} | {totals[2] / whole:.2f} |"
+    )
+    shares = ratios([totals[2]] * args.n, seconds["step"])
+    print(
+        json_line(
+            statistics.median(milliseconds["step"]),
+            statistics.median(shares),
+            args.n,
+            spread(shares),
+            None,
+            unit="ms",
+            flop=totals[0],
+            bytes=totals[1],
+            flop_per_second=rate,
+            bytes_per_second=bandwidth,
+            profiled_ms={part: round(1000 * value, 3) for part, value in taken.items()},
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

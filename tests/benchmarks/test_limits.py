@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from benchmarks.limits import OTHER, OUTSIDE, ByteCounter, least_seconds, main, part_of
+
+X, Y = torch.ones(100), torch.ones(100)
+
+
+@pytest.mark.parametrize(
+    ("run", "count"),
+    [
+        pytest.param(lambda: X + Y, 1200, id="two are read and one is made"),
+        pytest.param(lambda: X.clone().mul_(2), 800 + 800, id="in place it is read and written"),
+        pytest.param(lambda: torch.empty(100).zero_(), 400 + 400, id="zeros read nothing"),
+        pytest.param(lambda: X.view(10, 10).t()[:3], 0, id="a view moves nothing"),
+        pytest.param(lambda: X.double(), 400 + 800, id="of another size"),
+        pytest.param(lambda: torch.stack([X, Y]), 800 + 800, id="a list of them"),
+        pytest.param(lambda: torch.addcmul(X, X, Y), 4 * 400, id="each argument counts"),
+    ],
+)
+def test_bytes_of_operations(run: Callable[[], Tensor], count: int) -> None:
+    with ByteCounter() as counter:
+        run()
+    assert sum(counter.bytes.values()) == count
+
+
+def test_an_optimizer_reads_four_numbers_a_weight_and_writes_three() -> None:
+    weight = nn.Parameter(torch.ones(1000))
+    optimizer = torch.optim.AdamW([weight], fused=True)
+    weight.grad = torch.ones(1000)
+    optimizer.step()
+    with ByteCounter() as counter:
+        optimizer.step()
+    rest = counter.bytes["_fused_adamw_"] - 7 * 4 * 1000
+    assert 0 <= rest < 64  # the number of the step
+
+
+def test_the_least_time_is_that_of_the_slower_limit() -> None:
+    a, b = torch.ones(64, 32), torch.ones(32, 16)
+    flop, size = 2 * 64 * 32 * 16, 4 * (64 * 32 + 32 * 16 + 64 * 16)
+    for rate, bandwidth, seconds in ((1.0, 1e9, flop / 1), (1e9, 1.0, size / 1)):
+        parts = least_seconds(lambda: torch.mm(a, b), rate, bandwidth)
+        assert parts == {"linear layers": (flop, size, seconds)}
+
+
+def test_the_arithmetic_of_a_backward_pass_counts() -> None:
+    conv, x = nn.Conv2d(3, 8, 3, padding=1, bias=False), torch.ones(2, 3, 16, 16)
+    x.requires_grad_()
+    flop, _, _ = least_seconds(lambda: conv(x).sum().backward(), 1.0, 1.0)["convolutions"]
+    assert flop == 3 * 2 * (2 * 8 * 16 * 16) * (3 * 3 * 3)
+
+
+def test_an_operation_belongs_to_what_called_it() -> None:
+    assert part_of(["aten::fill_", "aten::_embedding_bag_dense_backward"]) == "sparse title layer"
+    assert part_of(["aten::native_batch_norm_backward"]) == "BatchNorm"
+    assert part_of(["aten::fill_", "aten::zeros"]) == OTHER
+
+
+def test_the_report(
+    tiny_overrides: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["-n", "1", "--steps", "1", "--", *tiny_overrides()[1:]])
+    lines = capsys.readouterr().out.splitlines()
+    line = json.loads(lines[-1])
+    assert line["n"] == 1 and line["aim"] is None and 0 < line["ratio"] < 1
+    parts = line["profiled_ms"]
+    assert {"convolutions", "BatchNorm", "sparse title layer", "optimizer", OUTSIDE} <= set(parts)
+    assert all(value > 0 for value in parts.values())
+    table = [row for row in lines if row.startswith("| ") and not row.startswith("| ---")]
+    assert len({row.count("|") for row in table[5:]}) == 1
