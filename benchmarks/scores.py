@@ -44,6 +44,7 @@ VARIANTS: dict[str, list[str]] = {
         "model.poster.widths=[32,64,128,256]",
         "model.poster.stem_kernel=5",
         "model.poster.stem_stride=2",
+        "model.poster.first_stride=2",
         "optimizer.lr=2e-3",
         "optimizer.weight_decay=0.1",
         "trainer.max_epochs=16",
@@ -62,7 +63,7 @@ ABLATION: dict[str, list[str]] = {
     "posters_64": [
         "data.poster_pool=4",
         "model.poster.stem_kernel=5",
-        "model.poster.stem_stride=2",
+        "model.poster.first_stride=2",
     ],
 }
 
