@@ -292,6 +292,21 @@ def test_the_best_goes_along(
     assert list(differences(checkpoint(tmp_path, "best"), checkpoint(trained_run, "best"))) == []
 
 
+def test_the_score_saved_last_goes_along(
+    train_here: Train, tiny_overrides: Overrides, tmp_path: Path
+) -> None:
+    # The second epoch, after resuming, is no better than the first, so it saves no best: no score
+    # reaches .5.
+    monitor = "monitor=val/f1_micro_at_0.5"
+    overrides = tiny_overrides("optimizer.lr=1e-9", monitor, model="title")
+    first = train_here(tmp_path, [*overrides, "trainer.max_epochs=1"])
+    train_here(tmp_path, [*overrides, "trainer.max_epochs=2", "ckpt_path=last"])
+    assert len(rows(tmp_path)) == 2
+    states = checkpoint(tmp_path, "last")["callbacks"]
+    saver = next(state for name, state in states.items() if name.startswith("ModelCheckpoint"))
+    assert saver["current_score"] == first["monitor_value"]
+
+
 def test_a_state_that_is_last_and_best_is_written_once(
     train_here: Train, tiny_overrides: Overrides, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -342,8 +357,8 @@ def test_a_doubtful_best_is_left(
     [
         ("seed=1", r"seed \(0 there, 1 here\)"),
         ("data.batch_size=16", r"data\.batch_size \(32 there, 16 here\)"),
-        ("model.dropout=0.1", r"dropout: 0\.4 there, 0\.1 here"),
-        ("optimizer.lr=0.5", r"optimizer\.lr \(0\.002 there, 0\.5 here\)"),
+        ("model.dropout=0.1", r"dropout: 0\.5 there, 0\.1 here"),
+        ("optimizer.lr=0.5", r"optimizer\.lr \(0\.003 there, 0\.5 here\)"),
         (
             "optimizer=sgd",
             r"optimizer\._target_ \('torch\.optim\.AdamW' there, 'torch\.optim\.SGD' h",

@@ -15,7 +15,7 @@ from typing import Any, cast
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
@@ -203,6 +203,10 @@ class Resume(Checkpoint):
     ) -> None:
         self._restored = checkpoint[TRAINING_KEY]
         trainer.should_stop = bool(self._restored["should_stop"])
+        saver = trainer.checkpoint_callback
+        if isinstance(saver, ModelCheckpoint):  # it saves this, and does not load it
+            state = checkpoint["callbacks"].get(saver.state_key, {})
+            saver.current_score = state.get("current_score")
         done = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
         most = trainer.max_epochs
         if most is not None and 0 <= most < done:
