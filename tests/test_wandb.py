@@ -470,7 +470,9 @@ def test_a_killed_run_goes_on_in_its_run_online(
     assert json.loads(summary)["test/f1_micro"] == pytest.approx(result["test"]["f1_micro"])
     steps = server.epochs(run_id)
     assert sorted(set(steps)) == steps, "no epoch twice"
-    assert len(steps) >= EPOCHS - 1
+    # W&B sends every few seconds: of the two epochs before the kill this server may have none, and
+    # it does not say what it has.
+    assert len(steps) >= EPOCHS - 2
 
 
 def test_synced_folders_of_a_killed_run_join(server: Server, killed_and_resumed: Path) -> None:
