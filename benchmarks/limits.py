@@ -30,13 +30,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import argument_parser, by_turns, json_line, print_table, ratios, spread
 from benchmarks.training import (
-    build,
     compose_config,
     device_of,
-    make_optimizer,
+    repeated,
+    resident_step,
     synchronise,
-    training_loss,
-    typical_batch,
 )
 from train import chosen_precision
 
@@ -50,6 +48,7 @@ PARTS = {
 }
 OTHER = "all other operations"
 OUTSIDE = "outside of operations"
+WHOLE = "the step"
 
 
 def part_of(names: Iterable[str]) -> str:
@@ -155,43 +154,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=10, help="in a turn; default 10")
     args = parser.parse_args(arguments)
     cfg = compose_config(args.root, args.overrides)
-    data, module = build(cfg)
     device = device_of(cfg)
-    module.to(device)
-    batch = typical_batch(data, device)
-    if len(batch.posters):
-        batch = batch.with_posters(batch.posters.contiguous(memory_format=torch.channels_last))
-    optimizer = make_optimizer(module)
     bf16 = chosen_precision(cfg) == "bf16-mixed"
-
-    def step() -> None:
-        optimizer.zero_grad()
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            loss = training_loss(module, batch)
-        loss.backward()
-        optimizer.step()
+    step, batch = resident_step(cfg, bf16=bf16)
 
     width = 1024 if device.type == "cpu" else 8192
     matrix = torch.rand(width, width, device=device, dtype=torch.bfloat16 if bf16 else None)
     block = torch.rand(2**26, device=device)
     other = torch.empty_like(block)
 
-    def timed(run: Callable[[], object], times: int) -> Callable[[], float]:
-        def side() -> float:
-            synchronise()
-            started = time.perf_counter()
-            for _ in range(times):
-                run()
-            synchronise()
-            return (time.perf_counter() - started) / times
-
-        return side
-
     seconds = by_turns(
         {
-            "step": timed(step, args.steps),
-            "matrix product": timed(lambda: matrix @ matrix, 10),
-            "copy": timed(lambda: other.copy_(block), 3),
+            "step": repeated(step, args.steps),
+            "matrix product": repeated(lambda: matrix @ matrix, 10),
+            "copy": repeated(lambda: other.copy_(block), 3),
         },
         args.n,
     )
@@ -206,21 +182,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     taken = profiled(step, args.steps, device)
     least = least_seconds(step, rate, bandwidth)
+    totals = [sum(values) for values in zip(*least.values(), strict=True)]
+    counted = {**least, WHOLE: totals}
+    order = sorted(taken, key=lambda part: -taken[part])
     print("| | ms, profiled | GFLOP | MB | least ms | least / profiled |")
     print("| --- | --- | --- | --- | --- | --- |")
-    for part in sorted(taken, key=lambda part: -taken[part]):
-        operations, size, needed = least.get(part, (0.0, 0.0, 0.0))
-        cells = [f"{1000 * taken[part]:.2f}"]
-        if part != OUTSIDE:
-            cells += [f"{operations / 1e9:.3f}", f"{size / 1e6:.1f}", f"{1000 * needed:.2f}"]
-            cells.append(f"{needed / taken[part]:.2f}")
-        print(f"| {part} | {' | '.join([*cells, '', '', '', ''][:5])} |")
-    totals = [sum(values) for values in zip(*least.values(), strict=True)]
-    whole = sum(taken.values())
-    print(
-        f"| the step | {1000 * whole:.2f} | {totals[0] / 1e9:.3f} | {totals[1] / 1e6:.1f} "
-        f"| {1000 * totals[2]:.2f} | {totals[2] / whole:.2f} |"
-    )
+    for part, spent in [*((part, taken[part]) for part in order), (WHOLE, sum(taken.values()))]:
+        cells = [f"{1000 * spent:.2f}", "", "", "", ""]
+        if part in counted:
+            operations, size, needed = counted[part]
+            cells[1:3] = f"{operations / 1e9:.3f}", f"{size / 1e6:.1f}"
+            cells[3:5] = f"{1000 * needed:.2f}", f"{needed / spent:.2f}"
+        print(f"| {part} | {' | '.join(cells)} |")
     shares = ratios([totals[2]] * args.n, seconds["step"])
     print(
         json_line(

@@ -14,10 +14,8 @@ the fastest is no slower than the plain one.
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 
-import torch
 from omegaconf import DictConfig, open_dict
 
 from benchmarks.measure import (
@@ -28,15 +26,7 @@ from benchmarks.measure import (
     ratios,
     spread,
 )
-from benchmarks.training import (
-    build,
-    compose_config,
-    device_of,
-    make_optimizer,
-    synchronise,
-    training_loss,
-    typical_batch,
-)
+from benchmarks.training import compose_config, device_of, repeated, resident_step
 
 PLAIN = "eager, NCHW, float32"
 
@@ -50,28 +40,8 @@ def make_side(
         cfg.training.channels_last = channels_last
         cfg.training.compile = compiled
         cfg.optimizer.fused = fused
-    data, module = build(cfg)
-    device = device_of(cfg)
-    module.to(device)
-    batch = typical_batch(data, device)
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    if len(batch.posters):
-        batch = batch.with_posters(batch.posters.contiguous(memory_format=layout))
-    optimizer = make_optimizer(module)
-
-    def run() -> float:
-        synchronise()
-        started = time.perf_counter()
-        for _ in range(steps):
-            optimizer.zero_grad()
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                loss = training_loss(module, batch)
-            loss.backward()
-            optimizer.step()
-        synchronise()
-        return (time.perf_counter() - started) / steps
-
-    return run
+    step, _ = resident_step(cfg, bf16=bf16)
+    return repeated(step, steps)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

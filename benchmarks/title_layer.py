@@ -12,7 +12,6 @@ over turns of the dense layer's time over the branch's.
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 
 import torch
@@ -26,7 +25,7 @@ from benchmarks.measure import (
     ratios,
     spread,
 )
-from benchmarks.training import build, compose_config, device_of, synchronise, typical_batch
+from benchmarks.training import build, compose_config, device_of, repeated, typical_batch
 from genre_lightning.data.batch import MovieBatch
 
 AIM = 5.0
@@ -60,16 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     linear = nn.Linear(width, cfg.model.title.hidden, bias=False).to(device)
 
     def timed(module: nn.Module, *inputs: Tensor) -> Callable[[], float]:
-        def run() -> float:
-            synchronise()
-            started = time.perf_counter()
-            for _ in range(args.steps):
-                module.zero_grad()
-                module(*inputs).sum().backward()
-            synchronise()
-            return (time.perf_counter() - started) / args.steps
+        def run() -> None:
+            module.zero_grad()
+            module(*inputs).sum().backward()
 
-        return run
+        return repeated(run, args.steps)
 
     titles = (batch.title_indices, batch.title_offsets, batch.title_weights)
     sides = {"sparse branch": timed(branch, *titles), "dense layer": timed(linear, dense)}

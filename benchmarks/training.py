@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,46 @@ def training_loss(module: GenreModule, batch: MovieBatch) -> Tensor:
         loss = loss + module.branch_loss * module.loss(prior + title, batch.targets)
         loss = loss + module.branch_loss * module.loss((prior + poster)[seen], batch.targets[seen])
     return loss
+
+
+def resident_step(cfg: DictConfig, *, bf16: bool) -> tuple[Callable[[], None], MovieBatch]:
+    """What does one step (forward, backward, optimizer) on a batch on its device; and that batch.
+
+    Args:
+        cfg: of the network, the optimizer and the memory layout.
+        bf16: compute in bfloat16 where that is safe.
+    """
+    data, module = build(cfg)
+    device = device_of(cfg)
+    module.to(device)
+    batch = typical_batch(data, device)
+    layout = torch.channels_last if cfg.training.channels_last else torch.contiguous_format
+    if len(batch.posters):
+        batch = batch.with_posters(batch.posters.contiguous(memory_format=layout))
+    optimizer = make_optimizer(module)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            loss = training_loss(module, batch)
+        loss.backward()
+        optimizer.step()
+
+    return step, batch
+
+
+def repeated(run: Callable[[], object], times: int) -> Callable[[], float]:
+    """A side for ``by_turns``: runs it so many times; gives the seconds of one, the GPU's too."""
+
+    def side() -> float:
+        synchronise()
+        started = time.perf_counter()
+        for _ in range(times):
+            run()
+        synchronise()
+        return (time.perf_counter() - started) / times
+
+    return side
 
 
 def typical_batch(data: MovieDataModule, device: torch.device) -> MovieBatch:
