@@ -40,15 +40,10 @@ class Turns(pl.LightningDataModule):
         self.resident = resident
 
     def train_dataloader(self) -> DataLoader[MovieBatch]:
-        real = self.data.loader("train", shuffle=True)
+        real = self.data.loader("train", shuffle=True, device=self.resident.rows.device)
         if self.trainer is not None and self.trainer.current_epoch % 2:
             return DataLoader([self.resident] * len(real), batch_size=None)  # type: ignore[arg-type]
         return real
-
-    def on_after_batch_transfer(self, batch: MovieBatch, dataloader_idx: int) -> MovieBatch:
-        if batch.posters.is_floating_point():
-            return batch
-        return batch.with_posters(self.data.prepare_posters(batch.posters, batch.seed, True))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -16,7 +16,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 import torch
 from hydra.utils import instantiate
@@ -43,7 +42,6 @@ from benchmarks.training import (
 from genre_lightning.callbacks.epoch_log import EpochLog
 from genre_lightning.callbacks.history import History
 from genre_lightning.callbacks.resume import Resume, WholeFileIO
-from genre_lightning.data.batch import BatchOrder
 
 
 def fit(cfg: DictConfig, epochs: int) -> float:
@@ -78,8 +76,8 @@ def loop(cfg: DictConfig, epochs: int) -> float:
     device = device_of(cfg)
     module.to(device)
     network = module.network
-    train, val = data.loader("train", shuffle=True), data.loader("val")
-    order = cast(BatchOrder, train.sampler)
+    train = data.loader("train", shuffle=True, device=device)
+    val = data.loader("val", device=device)
     optimizer = make_optimizer(module)
     make_schedule = instantiate(cfg.scheduler)
     schedule = make_schedule and make_schedule(optimizer, total_steps=epochs * len(train))
@@ -87,10 +85,8 @@ def loop(cfg: DictConfig, epochs: int) -> float:
     started = time.perf_counter()
     for epoch in range(epochs):
         network.train()
-        order.set_epoch(epoch)
+        train.order.set_epoch(epoch)
         for batch in train:
-            batch = batch.to(device, non_blocking=True)
-            batch = batch.with_posters(data.prepare_posters(batch.posters, batch.seed, True))
             optimizer.zero_grad()
             with autocast:
                 loss = training_loss(module, batch)
@@ -102,8 +98,6 @@ def loop(cfg: DictConfig, epochs: int) -> float:
         total = torch.zeros((), device=device)
         with torch.inference_mode(), autocast:
             for batch in val:
-                batch = batch.to(device, non_blocking=True)
-                batch = batch.with_posters(data.prepare_posters(batch.posters, 0, False))
                 total += module.loss(network(**batch.inputs()), batch.targets)
     synchronise()
     return time.perf_counter() - started

@@ -67,9 +67,7 @@ def score_split(
     names = ("rows", "logits", "scores", "targets", "title_logits", "poster_logits")
     parts: dict[str, list[Tensor]] = {name: [] for name in names}
     model.network.eval()
-    for batch in data.loader(split, batch_size=batch_size):
-        batch = batch.to(device)
-        batch = batch.with_posters(data.prepare_posters(batch.posters, batch.seed, training=False))
+    for batch in data.loader(split, batch_size=batch_size, device=device):
         title, poster = model.network.branch_logits(**batch.inputs())
         logits = model.network.prior + title + poster
         parts["rows"].append(batch.rows)

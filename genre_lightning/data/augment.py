@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+#: One for all posters, None for the device's own, or (number of posters, theirs) after each other.
+Generators: TypeAlias = torch.Generator | Sequence[tuple[int, torch.Generator | None]] | None
 
 #: Mean and standard deviation of ImageNet's RGB channels in 0..1, as the pretrained networks and
 #: the original recipe use them.
@@ -136,14 +141,13 @@ class PosterAugment(nn.Module):
         return ", ".join(f"{name}={getattr(self, name)}" for name in names)
 
     @torch.no_grad()
-    def forward(
-        self, posters: Tensor, generator: torch.Generator | None = None, pool: int = 1
-    ) -> Tensor:
+    def forward(self, posters: Tensor, generator: Generators = None, pool: int = 1) -> Tensor:
         """Change and normalise a batch; nothing waits for the device.
 
         Args:
             posters: (P, 3, H, W) uint8.
-            generator: equal states give equal results; on the CPU or on the posters' device.
+            generator: equal states give equal results; on the CPU or on the posters' device. For
+                several batches in one: each one's own, with the number of its posters.
             pool: as for :func:`normalise_posters`, 1 or 2.
 
         Returns: (P, 3, H // pool, W // pool) float32, normalised, channels last in memory.
@@ -168,14 +172,16 @@ class PosterAugment(nn.Module):
             result[part] = _changed(posters[part], draws.part(part), pool)
         return result
 
-    def draw(
-        self, posters: Tensor, generator: torch.Generator | None = None, pool: int = 1
-    ) -> Draws:
+    def draw(self, posters: Tensor, generator: Generators = None, pool: int = 1) -> Draws:
         """What will happen to each poster, on the posters' device."""
-        num, _, height, width = posters.shape
-        device = posters.device if generator is None else generator.device
-        random = torch.rand(num, 12, generator=generator, device=device)
-        u = list(random.to(posters.device, non_blocking=True).unbind(1))
+        _, _, height, width = posters.shape
+        if not isinstance(generator, Sequence):
+            generator = [(len(posters), generator)]
+        drawn = [
+            torch.rand(num, 12, generator=one, device=posters.device if one is None else one.device)
+            for num, one in generator
+        ]
+        u = list(torch.cat(drawn).to(posters.device, non_blocking=True).unbind(1))
 
         mirrored = u[0] < self.flip
         crop = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -59,6 +59,8 @@ class MovieBatch:
         Raises:
             ValueError: its posters wait on another device.
         """
+        if self.resident is None and self.rows.device == torch.device(device):
+            return self
         moved = self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
         if self.resident is None:
             return moved
@@ -79,6 +81,48 @@ class MovieBatch:
     def with_posters(self, posters: Tensor) -> MovieBatch:
         """The batch with other poster pixels."""
         return replace(self, posters=posters)
+
+
+@dataclass
+class BatchGroup:
+    """K batches end to end, so that one gather, one copy and one augmentation serve all of them.
+
+    Attributes:
+        joined: all their movies, titles and posters in one, but for ``title_offsets`` and
+            ``poster_rows``, which count from where each batch begins.
+        sizes: of each batch, the number of its movies, title entries and posters.
+        seeds: of each batch's random augmentation.
+    """
+
+    joined: MovieBatch
+    sizes: list[tuple[int, int, int]]
+    seeds: list[int]
+
+    def batches(self) -> list[MovieBatch]:
+        """The batches one by one, each a view of its part."""
+        movies, entries, posters = (list(sizes) for sizes in zip(*self.sizes, strict=True))
+        lengths = {
+            "title_indices": entries,
+            "title_offsets": movies,
+            "title_weights": entries,
+            # Those that wait in ``resident`` are none in each batch.
+            "posters": posters if len(self.joined.posters) else [0] * len(posters),
+            "poster_places": posters,
+            "poster_rows": posters,
+            "targets": movies,
+            "rows": movies,
+        }
+        columns = {
+            name: getattr(self.joined, name).split(length) for name, length in lengths.items()
+        }
+        return [
+            MovieBatch(
+                **{name: parts[number] for name, parts in columns.items()},
+                seed=seed,
+                resident=self.joined.resident if posters[number] else None,
+            )
+            for number, seed in enumerate(self.seeds)
+        ]
 
 
 class MovieBatches(Dataset[MovieBatch]):
@@ -110,26 +154,40 @@ class MovieBatches(Dataset[MovieBatch]):
 
     def __getitem__(self, item: tuple[np.ndarray, int]) -> MovieBatch:
         """The batch of ``(rows, seed)``: rows (B,) int64, seed for its augmentation."""
-        rows, seed = item
+        (batch,) = self.gather([item]).batches()
+        return batch
+
+    def gather(self, items: Sequence[tuple[np.ndarray, int]]) -> BatchGroup:
+        """The batches of several ``(rows, seed)``, as :meth:`__getitem__` gives each."""
+        rows = np.concatenate([rows for rows, _ in items])
+        counts = np.array([len(rows) for rows, _ in items])
+        ends = np.cumsum(counts)
+        begins = ends - counts
         if self.titles is None:
             indices = torch.zeros(0, dtype=torch.int64)
             offsets = torch.zeros(len(rows), dtype=torch.int64)
             weights = torch.zeros(0)
+            entries = np.zeros_like(counts)
         else:
             taken = self.titles.take(rows)
+            entries = taken.indptr[ends] - taken.indptr[begins]
+            within = taken.indptr[:-1] - np.repeat(taken.indptr[begins], counts)
             indices = torch.from_numpy(taken.indices.astype(np.int64, copy=False))
-            offsets = torch.from_numpy(taken.indptr[:-1].astype(np.int64, copy=False))
+            offsets = torch.from_numpy(within.astype(np.int64, copy=False))
             weights = torch.from_numpy(taken.weights)
         if self.posters is None:
             pixels = np.zeros((0, 1, 1, 3), dtype=np.uint8)
             places = poster_rows = np.zeros(0, dtype=np.int64)
+            seen = np.zeros_like(counts)
         else:
             places = self.posters.row[rows]
             poster_rows = np.flatnonzero(places >= 0)
             places = places[poster_rows]
+            seen = np.diff(np.searchsorted(poster_rows, ends), prepend=0)
+            poster_rows -= np.repeat(begins, seen)
             taken_here = places if self.resident is None else places[:0]
             pixels = np.take(self.posters.images, taken_here, axis=0)
-        return MovieBatch(
+        joined = MovieBatch(
             title_indices=indices,
             title_offsets=offsets,
             title_weights=weights,
@@ -138,9 +196,14 @@ class MovieBatches(Dataset[MovieBatch]):
             poster_rows=torch.from_numpy(poster_rows),
             targets=torch.from_numpy(self.labels[rows].astype(np.float32)),
             rows=torch.from_numpy(rows),
-            seed=seed,
+            seed=items[0][1],
             resident=self.resident if len(places) else None,
         )
+        sizes = [
+            (int(movies), int(words), int(posters))
+            for movies, words, posters in zip(counts, entries, seen, strict=True)
+        ]
+        return BatchGroup(joined, sizes, [seed for _, seed in items])
 
 
 class BatchOrder(Sampler[tuple[np.ndarray, int]]):
@@ -159,7 +222,9 @@ class BatchOrder(Sampler[tuple[np.ndarray, int]]):
         seed: of the permutations and of the augmentation.
         rank: this process's number.
         world_size: number of processes that share an epoch.
-        announce: is told the rows of a shuffled batch while the one before it is in use.
+
+    Attributes:
+        given: how many of the epoch's batches were handed out; whoever does so counts them.
 
     Raises:
         ValueError: if a rank would have a batch without a movie.
@@ -174,7 +239,6 @@ class BatchOrder(Sampler[tuple[np.ndarray, int]]):
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
-        announce: Callable[[np.ndarray], None] | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"data.batch_size must be at least 1, not {batch_size}")
@@ -186,19 +250,18 @@ class BatchOrder(Sampler[tuple[np.ndarray, int]]):
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
-        self.announce = announce
         self.epoch = 0
         if world_size > 1 and len(rows) // world_size < len(self):
             raise ValueError(
                 f"{len(rows)} movies can't be shared out over {world_size} processes in batches of "
                 f"{batch_size}: take fewer processes or a larger data.batch_size"
             )
-        self._given = 0
+        self.given = 0
         self._given_before = (0, 0)
 
     def state_dict(self) -> dict[str, int]:
         """The epoch and how many of its batches were given, by one pass in one process."""
-        return {"epoch": self.epoch, "given": self._given}
+        return {"epoch": self.epoch, "given": self.given}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Leave out, in that epoch, the batches that were given before.
@@ -222,36 +285,86 @@ class BatchOrder(Sampler[tuple[np.ndarray, int]]):
         largest_share = -(-len(self.rows) // self.world_size)
         return -(-largest_share // self.batch_size)
 
+    @property
+    def first(self) -> int:
+        """The number of the epoch's batch to begin with."""
+        epoch, given = self._given_before
+        return given if epoch == self.epoch else 0
+
     def __iter__(self) -> Iterator[tuple[np.ndarray, int]]:
+        return iter(self.whole()[self.first :])
+
+    def whole(self) -> list[tuple[np.ndarray, int]]:
+        """Every batch of the epoch: its rows, (B,) int64, and the seed of its augmentation."""
         if not self.shuffle:
             own = self.rows[self.rank :: self.world_size]
-            for rows in np.array_split(own, len(self)) if len(self) else ():
-                yield rows, 0
-            return
+            return [(rows, 0) for rows in np.array_split(own, len(self))] if len(self) else []
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.rows)
         own = order[self.rank :: self.world_size]
         # Without this, ranks of a world that doesn't divide the movies would differ in length.
         own = own[: len(order) // self.world_size]
         seeds = np.random.default_rng([self.seed, self.epoch, self.rank, 1])
-        epoch, given = self._given_before
-        first = given if epoch == self.epoch else 0
-        for batch in range(len(self)):
-            start, end = batch * self.batch_size, (batch + 1) * self.batch_size
-            rows = own[start:end]
-            seed = int(seeds.integers(2**62))
-            if batch >= first:
-                if self.announce is not None and batch + 1 < len(self):
-                    self.announce(own[end : end + self.batch_size])
-                self._given = batch + 1
-                yield rows, seed
+        starts = range(0, len(self) * self.batch_size, self.batch_size)
+        return [(own[at : at + self.batch_size], int(seeds.integers(2**62))) for at in starts]
 
 
 class MovieLoader(DataLoader[MovieBatch]):
-    """A loader over a :class:`BatchOrder` that Lightning can save and go on with in mid-epoch."""
+    """Batches in a :class:`BatchOrder`; Lightning can save it and go on with it in mid-epoch.
+
+    Batches are gathered and prepared a few together, since most of that work takes as long for one
+    as for several. Groups begin at the same batches wherever an epoch is taken up, so a resumed
+    run computes each batch among the same others.
+
+    Args:
+        batches: of all movies.
+        order: which of them, and when.
+        prepare: what is done to each group; None for nothing.
+        together: number of batches in a group.
+    """
+
+    def __init__(
+        self,
+        batches: MovieBatches,
+        order: BatchOrder,
+        prepare: Callable[[BatchGroup], BatchGroup] | None = None,
+        together: int = 1,
+    ) -> None:
+        super().__init__(
+            batches,
+            sampler=order,
+            batch_size=None,
+            pin_memory=torch.cuda.is_available(),
+            # Or a pass might draw from the global generator, and a resumed run makes more passes.
+            generator=torch.Generator(),
+        )
+        self.batches = batches
+        self.order = order
+        self.prepare = prepare
+        self.together = together
+
+    def __iter__(self) -> Iterator[MovieBatch]:  # type: ignore[override]
+        """The epoch's batches; while a group is in use, the posters of the next are asked for."""
+        items, first = self.order.whole(), self.order.first
+        groups = [items[at : at + self.together] for at in range(0, len(items), self.together)]
+        for number, group in enumerate(groups):
+            begin = number * self.together
+            if begin + len(group) <= first:
+                continue
+            if self.order.shuffle and number + 1 < len(groups):
+                self.batches.read_ahead(np.concatenate([rows for rows, _ in groups[number + 1]]))
+            for place, batch in enumerate(self._ready(group), begin):
+                if place >= first:
+                    self.order.given = place + 1
+                    yield batch
+
+    def _ready(self, items: list[tuple[np.ndarray, int]]) -> list[MovieBatch]:
+        group = self.batches.gather(items)
+        if self.pin_memory:
+            group = replace(group, joined=group.joined.pin_memory())
+        return (group if self.prepare is None else self.prepare(group)).batches()
 
     def state_dict(self) -> dict[str, int]:
-        state: dict[str, int] = self.sampler.state_dict()  # type: ignore[attr-defined]
-        return state
+        return self.order.state_dict()
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        self.sampler.load_state_dict(state)  # type: ignore[attr-defined]
+        self.order.load_state_dict(state)

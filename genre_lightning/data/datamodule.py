@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,14 @@ import pytorch_lightning as pl
 import torch
 from rich.table import Table
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from genre_lightning.data.augment import PosterAugment, normalise_posters
-from genre_lightning.data.batch import BatchOrder, MovieBatch, MovieBatches, MovieLoader
+from genre_lightning.data.batch import (
+    BatchGroup,
+    BatchOrder,
+    MovieBatches,
+    MovieLoader,
+)
 from genre_lightning.data.movie import DataError, MovieSet, check_movies, encode_genres
 from genre_lightning.data.posters import (
     PosterCache,
@@ -37,6 +42,10 @@ from genre_lightning.data.titles import SparseTitles, TitleVectorizer
 
 #: Part of the key of stored features: raise it when their computation changes.
 FEATURES_VERSION = 1
+#: Batches that are gathered and prepared at once: at most so many, and of so many pixels as the
+#: network sees them, 3 MiB of float32 by default.
+TOGETHER = 16
+TOGETHER_PIXELS = 2**18
 #: Options of readers that are paths.
 PLACES = ("root", "path")
 #: Options that a checkpoint does not tell and must not: it can't start a download.
@@ -330,20 +339,26 @@ class MovieDataModule(pl.LightningDataModule):
             },
         }
 
-    def train_dataloader(self) -> DataLoader[MovieBatch]:
-        return self.loader("train", True, *self._share())
+    def train_dataloader(self) -> MovieLoader:
+        return self._own_loader("train", shuffle=True)
 
-    def val_dataloader(self) -> DataLoader[MovieBatch]:
-        return self.loader("val", False, *self._share())
+    def val_dataloader(self) -> MovieLoader:
+        return self._own_loader("val", shuffle=False)
 
-    def test_dataloader(self) -> DataLoader[MovieBatch]:
-        return self.loader("test", False, *self._share())
+    def test_dataloader(self) -> MovieLoader:
+        return self._own_loader("test", shuffle=False)
 
-    def _share(self) -> tuple[int, int]:
-        """This process's rank and the number of processes."""
+    def _own_loader(self, split: str, shuffle: bool) -> MovieLoader:
+        """This process's share, on its device."""
         if self.trainer is None:
-            return 0, 1
-        return self.trainer.global_rank, self.trainer.world_size
+            return self.loader(split, shuffle)
+        return self.loader(
+            split,
+            shuffle,
+            self.trainer.global_rank,
+            self.trainer.world_size,
+            device=self.trainer.strategy.root_device,
+        )
 
     def loader(
         self,
@@ -352,33 +367,44 @@ class MovieDataModule(pl.LightningDataModule):
         rank: int = 0,
         world_size: int = 1,
         batch_size: int | None = None,
-    ) -> DataLoader[MovieBatch]:
+        device: torch.device | str | None = None,
+    ) -> MovieLoader:
         """Batches of "train", "val" or "test": all of it, or one process's share.
 
-        Their size is ``self.batch_size`` unless another is given.
+        Args:
+            split: its name.
+            shuffle: in another order each epoch and with augmented posters, to train on.
+            rank: this process's number.
+            world_size: number of processes that share an epoch.
+            batch_size: ``self.batch_size`` unless given.
+            device: the batches come on this device, their posters prepared there; None for batches
+                as they are gathered.
         """
+        batch_size = batch_size or self.batch_size
         order = BatchOrder(
             self.splits[split],
-            batch_size or self.batch_size,
+            batch_size,
             shuffle=shuffle,
             seed=self.seed,
             rank=rank,
             world_size=world_size,
-            announce=self.batches.read_ahead,
         )
+        if device is None:
+            return MovieLoader(self.batches, order)
+        place = torch.device(device)
+        pixels = batch_size * (self.poster_size // self.poster_pool) ** 2
+        together = max(1, min(TOGETHER, TOGETHER_PIXELS // pixels))
         return MovieLoader(
-            self.batches,
-            sampler=order,
-            batch_size=None,
-            pin_memory=torch.cuda.is_available(),
-            # Or each pass would draw from the global generator, and a resumed run make more passes.
-            generator=torch.Generator(),
+            self.batches, order, lambda group: self._prepare(group, place, shuffle), together
         )
 
-    def on_after_batch_transfer(self, batch: MovieBatch, dataloader_idx: int) -> MovieBatch:
-        """Augment (training only) and normalise the posters, all at once, on the batch's device."""
-        training = self.trainer is not None and bool(self.trainer.training)
-        return batch.with_posters(self.prepare_posters(batch.posters, batch.seed, training))
+    def _prepare(self, group: BatchGroup, device: torch.device, training: bool) -> BatchGroup:
+        """Carry a group to a device and make its posters what the network takes, all at once."""
+        joined = group.joined.to(device, non_blocking=True)
+        numbers = [posters for _, _, posters in group.sizes]
+        seeds = list(zip(numbers, group.seeds, strict=True))
+        posters = self._prepare_posters(joined.posters, seeds, training)
+        return replace(group, joined=joined.with_posters(posters))
 
     def prepare_posters(self, posters: Tensor, seed: int, training: bool) -> Tensor:
         """Posters of the cache as the network takes them, augmented when ``training``.
@@ -390,10 +416,19 @@ class MovieDataModule(pl.LightningDataModule):
 
         Returns: (P, 3, h, w) float32, normalised; h = w = poster_size // poster_pool.
         """
+        return self._prepare_posters(posters, [(len(posters), seed)], training)
+
+    def _prepare_posters(
+        self, posters: Tensor, seeds: Sequence[tuple[int, int]], training: bool
+    ) -> Tensor:
+        """Likewise, where a number of posters each have their seed."""
         rest = pool_stages(self.poster_pool)[1]
-        if training and self.augment is not None and posters.shape[0] > 0:
-            generator = torch.Generator(device=posters.device).manual_seed(seed)
-            augmented: Tensor = self.augment(posters, generator, rest)
+        if training and self.augment is not None and len(posters) > 0:
+            generators = [
+                (number, torch.Generator(device=posters.device).manual_seed(seed))
+                for number, seed in seeds
+            ]
+            augmented: Tensor = self.augment(posters, generators, rest)
             return augmented
         return normalise_posters(posters, rest)
 

@@ -7,14 +7,14 @@ import mmap
 import os
 import sys
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from genre_lightning.data.batch import BatchOrder, MovieBatches, MovieLoader
+from genre_lightning.data.batch import BatchGroup, BatchOrder, MovieBatch, MovieBatches, MovieLoader
 from genre_lightning.data.posters import PosterCache, to_device
 from genre_lightning.data.titles import SparseTitles
 
@@ -123,17 +123,58 @@ def test_order_and_seeds_depend_on_nothing_but_seed_and_epoch() -> None:
     assert len(set(seeds)) == len(seeds)
 
 
-@pytest.mark.parametrize("given", [0, 3])
-def test_a_batch_is_announced_while_the_one_before_is_in_use(given: int) -> None:
+@pytest.fixture
+def many(dense: np.ndarray, batches: MovieBatches) -> MovieBatches:
+    """50 movies: each of the six, again and again."""
+    assert batches.posters is not None and batches.titles is not None
+    rows = np.arange(50) % 6
+    cache = replace(batches.posters, row=batches.posters.row[rows])
+    return MovieBatches(batches.titles.take(rows), cache, np.eye(50, dtype=np.uint8))
+
+
+def same(one: MovieBatch, other: MovieBatch) -> bool:
+    pairs = [(getattr(one, field.name), getattr(other, field.name)) for field in fields(one)]
+    return all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in pairs)
+
+
+@pytest.mark.parametrize("resident", [False, True])
+@pytest.mark.parametrize("left_out", ["nothing", "titles", "posters"])
+def test_batches_gathered_together_are_those_gathered_alone(
+    left_out: str, resident: bool, many: MovieBatches
+) -> None:
+    if left_out == "titles":
+        many.titles = None
+    elif left_out == "posters":
+        many.posters = None
+    elif resident:
+        assert many.posters is not None
+        many.resident = to_device(many.posters.images, torch.device("cpu"))
+    # The second has neither title nor poster, the last is smaller.
+    items = [
+        (np.array(rows), seed) for seed, rows in enumerate([[5, 1, 2], [4, 10], [0, 1, 3], [7]])
+    ]
+    group = many.gather(items)
+    for moved in (False, True):
+        found = replace(group, joined=group.joined.to("cpu")) if moved else group
+        alone = [many[item].to("cpu") if moved else many[item] for item in items]
+        assert [batch.seed for batch in found.batches()] == [0, 1, 2, 3]
+        assert all(same(*pair) for pair in zip(found.batches(), alone, strict=True))
+
+
+@pytest.mark.parametrize("given", [0, 3, 4])
+def test_a_group_is_announced_while_the_one_before_is_in_use(
+    given: int, many: MovieBatches, monkeypatch: pytest.MonkeyPatch
+) -> None:
     announced: list[list[int]] = []
-    order = BatchOrder(
-        np.arange(50), 8, shuffle=True, announce=lambda rows: announced.append(rows.tolist())
-    )
-    order.load_state_dict({"epoch": 0, "given": given})
-    for number, (rows, _) in enumerate(order):
-        assert len(announced) == min(number + 1, len(order) - given - 1)
-        if number:
-            assert announced[number - 1] == rows.tolist()
+    monkeypatch.setattr(many, "read_ahead", lambda rows: announced.append(rows.tolist()))
+    loader = MovieLoader(many, BatchOrder(np.arange(50), 8, shuffle=True), together=2)
+    loader.load_state_dict({"epoch": 0, "given": given})
+    first = given // 2  # the group to begin with
+    seen: dict[int, list[int]] = {}
+    for number, batch in enumerate(loader, given):
+        seen.setdefault(number // 2, []).extend(batch.rows.tolist())
+        assert len(announced) == min(number // 2 - first + 1, 2 - first)
+    assert announced == [seen[group] for group in range(first + 1, 3)]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel what is in memory")
@@ -169,33 +210,42 @@ def test_posters_are_read_ahead(tmp_path: Path) -> None:
     assert in_memory(2) < 0.2
 
 
+@pytest.mark.parametrize("together", [1, 4])
 @pytest.mark.parametrize("given", [0, 1, 4, 6])
-def test_an_epoch_goes_on_where_it_stopped(given: int) -> None:
-    first, second = (BatchOrder(np.arange(50), 8, shuffle=True, seed=3) for _ in range(2))
-    first.set_epoch(2)
+def test_an_epoch_goes_on_where_it_stopped(given: int, together: int, many: MovieBatches) -> None:
+    groups: list[list[int]] = []
+
+    def prepare(group: BatchGroup) -> BatchGroup:
+        groups.append(group.seeds)
+        return group
+
+    first, second = (
+        MovieLoader(many, BatchOrder(np.arange(50), 8, shuffle=True, seed=3), prepare, together)
+        for _ in range(2)
+    )
+    first.order.set_epoch(2)
     batches = iter(first)
     for _ in range(given):
         next(batches)
-    second.load_state_dict(first.state_dict())
-    second.set_epoch(2)
-    rest = list(second)
-    assert len(rest) == len(second) - given
-    for (rows, seed), (other_rows, other_seed) in zip(batches, rest, strict=True):
-        assert seed == other_seed
-        np.testing.assert_array_equal(rows, other_rows)
-    second.set_epoch(3)
-    assert len(list(second)) == len(second)
+    state = first.state_dict()
+    assert state == {"epoch": 2, "given": given}
+    rest = list(batches)
+    unbroken = list(groups)
+    groups.clear()
+    second.load_state_dict(state)
+    second.order.set_epoch(2)
+    assert len(list(second.order)) == len(rest) == 6 - given
+    assert all(same(*pair) for pair in zip(second, rest, strict=True))
+    # Each batch among the same others, since sums may differ in the last bit otherwise.
+    assert groups == (unbroken[given // together :] if given < 6 else [])
+    second.order.set_epoch(3)
+    assert len(list(second)) == len(second) == 6
     with pytest.raises(ValueError, match="batch 7 of an epoch of 6"):
         second.load_state_dict({"epoch": 2, "given": 7})
 
 
 def test_a_loader_draws_nothing_from_the_global_generator(batches: MovieBatches) -> None:
-    loader = MovieLoader(
-        batches,
-        sampler=BatchOrder(np.arange(6), 2, shuffle=True),
-        batch_size=None,
-        generator=torch.Generator(),
-    )
+    loader = MovieLoader(batches, BatchOrder(np.arange(6), 2, shuffle=True))
     before = torch.get_rng_state()
     assert [len(batch) for batch in loader] == [2, 2, 2]
     assert torch.equal(torch.get_rng_state(), before)

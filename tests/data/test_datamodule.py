@@ -18,7 +18,7 @@ from PIL import Image
 
 from genre_lightning.data.augment import PosterAugment, normalise_posters
 from genre_lightning.data.batch import MovieBatch
-from genre_lightning.data.datamodule import MovieDataModule
+from genre_lightning.data.datamodule import TOGETHER, MovieDataModule
 from genre_lightning.data.movie import DataError
 from genre_lightning.data.titles import TitleVectorizer
 
@@ -180,6 +180,30 @@ def test_memory_does_not_grow_with_the_pixels(tmp_path: Path) -> None:
     assert own_memory() - before < 3 * 2**20
 
 
+def test_batches_prepared_together_are_those_prepared_alone(write: Write, tmp_path: Path) -> None:
+    augment = PosterAugment(crop=0.4, erase=0.5)
+    data = module(write("movies"), tmp_path / "cache", augment=augment, batch_size=2)
+    data.setup()
+    for training in (True, False):
+        split = "train" if training else "val"
+        gathered = list(data.loader(split, training))
+        ready = list(data.loader(split, training, device="cpu"))
+        assert data.loader(split, training, device="cpu").together == TOGETHER
+        assert len(gathered) > 1
+        for alone, batch in zip(gathered, ready, strict=True):
+            wanted = data.prepare_posters(alone.posters, alone.seed, training)
+            assert torch.equal(batch.posters, wanted)
+            assert torch.equal(batch.title_offsets, alone.title_offsets)
+            assert torch.equal(batch.poster_rows, alone.poster_rows)
+            assert batch.posters.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_large_posters_are_prepared_by_the_batch(write: Write, tmp_path: Path) -> None:
+    data = module(write("movies"), tmp_path / "cache", poster_size=512, batch_size=2)
+    data.setup()
+    assert data.loader("train", True, device="cpu").together == 1
+
+
 def test_preparing_posters_leaves_the_rest(write: Write, tmp_path: Path) -> None:
     data = module(write("movies"), tmp_path / "cache", augment=PosterAugment())
     data.setup()
@@ -199,7 +223,7 @@ def test_preparing_posters_leaves_the_rest(write: Write, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("kept", [True, False])
 def test_resident_posters_train_the_same(kept: bool, write: Write, tmp_path: Path) -> None:
-    def trained(device_resident: bool | str) -> tuple[list[torch.Tensor], list[int]]:
+    def trained(device_resident: bool | str) -> tuple[list[torch.Tensor], set[bool]]:
         data = module(
             write(f"movies-{device_resident}"), tmp_path / "cache",
             augment=PosterAugment(), device_resident=device_resident,
@@ -212,30 +236,28 @@ def test_resident_posters_train_the_same(kept: bool, write: Write, tmp_path: Pat
         )  # fmt: skip
         trainer.fit(network, datamodule=data)
         assert data.batches.resident is None  # given back
-        return network.posters, network.carried
+        return network.posters, network.resident
 
-    expected, carried = trained(False)
-    assert min(carried) > 0
-    found, carried = trained(True if kept else "auto")  # without a GPU they stay where they are
-    assert (max(carried) == 0) == kept
+    expected, resident = trained(False)
+    assert resident == {False}
+    found, resident = trained(True if kept else "auto")  # without a GPU they stay where they are
+    assert resident == {kept}
     assert len(found) == len(expected) == 8  # two epochs of three batches and a validation's
     assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
 
 
 class Seen(pl.LightningModule):
-    """Keeps the posters of every batch, and how many came with it from the loader."""
+    """Keeps the posters of every batch, and whether the cache was resident in training."""
 
     def __init__(self) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(()))
         self.posters: list[torch.Tensor] = []
-        self.carried: list[int] = []
-
-    def on_before_batch_transfer(self, batch: MovieBatch, dataloader_idx: int) -> MovieBatch:
-        self.carried.append(len(batch.posters))
-        return batch
+        self.resident: set[bool] = set()
 
     def training_step(self, batch: MovieBatch, batch_idx: int) -> torch.Tensor:
+        data: Any = self.trainer
+        self.resident.add(data.datamodule.batches.resident is not None)
         self.posters.append(batch.posters)
         return self.weight * batch.posters.mean()
 
