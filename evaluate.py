@@ -70,7 +70,7 @@ def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> di
     )
     write_report(folder / "report.html", model, data, scores, origin, validation)
     console = Console(markup=False, emoji=False)  # names are shown as they are
-    print_genre_table(model, scores, console)
+    print_genre_table(model, scores, metrics, console)
     console.print(f"written to {folder}", soft_wrap=True)
     return metrics
 

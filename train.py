@@ -161,7 +161,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         scores = {split: score_split(model, data, split, device) for split in ("val", "test")}
         for split, found in scores.items():
             result[split] = split_metrics(model, found)
-            print_genre_table(model, found, console)
+            print_genre_table(model, found, result[split], console)
         result["monitor_value"] = float(trainer.checkpoint_callback.best_model_score)
         log_outcome(trainer.loggers, trainer.global_step, model, data, scores, result, Path(best))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,8 +97,10 @@ def genre_rows(model: TrainedModel, scores: SplitScores) -> list[dict[str, Any]]
     ]
 
 
-def print_genre_table(model: TrainedModel, scores: SplitScores, console: Console) -> None:
-    """The table per genre, most frequent genre first, and the averages below it."""
+def print_genre_table(
+    model: TrainedModel, scores: SplitScores, metrics: Mapping[str, float], console: Console
+) -> None:
+    """The table per genre, most frequent genre first, and the averages of ``metrics`` below it."""
     rows = sorted(genre_rows(model, scores), key=lambda row: -row["support"])
     table = Table(title=f"{scores.split}: {len(scores.rows)} movies")
     table.add_column("genre")
@@ -114,7 +117,6 @@ def print_genre_table(model: TrainedModel, scores: SplitScores, console: Console
             for name in names
         ]
         table.add_row(row["genre"], *cells)
-    metrics = split_metrics(model, scores)
     table.add_section()
     for average in ("micro", "macro"):
         cells = [f"{metrics[f'{name}_{average}']:.3f}" for name in ("f1", "precision", "recall")]

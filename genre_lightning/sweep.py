@@ -24,6 +24,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -240,11 +241,16 @@ def _own_gpu(cfg: DictConfig, number: int) -> Iterator[None]:
 def _free_memory() -> None:
     """Give back what the job held; its network and data are rings of references."""
     gc.collect()
-    if gc.get_freeze_count() == 0:
-        gc.freeze()  # what the imports made stays: looking through it took .2 s a job
+    _keep_imports()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
+
+
+@cache
+def _keep_imports() -> None:
+    """Once: what the imports made stays, and looking through it took .2 s a job."""
+    gc.freeze()
 
 
 # The sweep.
