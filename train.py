@@ -77,6 +77,19 @@ def chosen_precision(cfg: DictConfig) -> str:
     return "bf16-mixed" if trains_on_gpu(cfg) else "32-true"
 
 
+def saves_in_background(cfg: DictConfig) -> bool:
+    """Whether checkpoints are written while training goes on; "auto" is on a GPU alone.
+
+    On a CPU the thread that writes and the training share the cores, and nothing is won.
+    """
+    from genre_lightning.errors import UserError
+
+    wanted = cfg.checkpoint_in_background
+    if wanted not in ("auto", True, False):
+        raise UserError(f"checkpoint_in_background={wanted} must be auto, true or false")
+    return trains_on_gpu(cfg) if wanted == "auto" else wanted is True
+
+
 def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     """Fit the configured model, score its best checkpoint, and fill ``result`` as it goes.
 
@@ -89,10 +102,11 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     from hydra.utils import instantiate
     from rich.console import Console
 
+    from genre_lightning.callbacks.checkpoint_io import WholeFileIO
     from genre_lightning.callbacks.epoch_log import EpochLog
     from genre_lightning.callbacks.history import History
     from genre_lightning.callbacks.pruning import Pruning
-    from genre_lightning.callbacks.resume import Resume, WholeFileIO, epochs_done, run_settings
+    from genre_lightning.callbacks.resume import Resume, epochs_done, run_settings
     from genre_lightning.checkpoint import (
         TRAINING_KEY,
         CheckpointError,
@@ -125,7 +139,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         precision=precision,
         callbacks=callbacks,
         logger=False,  # see open_loggers
-        plugins=[WholeFileIO()],
+        plugins=[WholeFileIO(saves_in_background(cfg))],
     )
     settings = run_settings(
         cast("dict[str, Any]", OmegaConf.to_container(cfg, resolve=True)),

@@ -39,9 +39,11 @@ from benchmarks.training import (
     synchronise,
     training_loss,
 )
+from genre_lightning.callbacks.checkpoint_io import WholeFileIO
 from genre_lightning.callbacks.epoch_log import EpochLog
 from genre_lightning.callbacks.history import History
-from genre_lightning.callbacks.resume import Resume, WholeFileIO
+from genre_lightning.callbacks.resume import Resume
+from train import saves_in_background
 
 
 def fit(cfg: DictConfig, epochs: int) -> float:
@@ -62,7 +64,7 @@ def fit(cfg: DictConfig, epochs: int) -> float:
             callbacks,
             max_epochs=epochs,
             enable_checkpointing=True,
-            plugins=[WholeFileIO()],
+            plugins=[WholeFileIO(saves_in_background(cfg))],
         )
         started = time.perf_counter()
         trainer.fit(module, datamodule=data)

@@ -25,6 +25,7 @@ from genre_lightning.run_folder import read_result, starting_point
 HARMLESS = (
     "callbacks.progress_bar",
     "checkpoint_every_n_steps",
+    "checkpoint_in_background",
     "ckpt_path",
     "data.cache_dir",
     "data.device_resident",

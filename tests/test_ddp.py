@@ -350,7 +350,7 @@ def test_two_processes_that_are_killed_go_on_as_if_they_had_not_been(
 
     folder, last = tmp_path / "killed", tmp_path / "killed" / "checkpoints" / "last.ckpt"
     often = ["trainer.max_epochs=3", "checkpoint_every_n_steps=4"]
-    process = started(f"hydra.run.dir={folder}", *often)
+    process = started(f"hydra.run.dir={folder}", *often, "checkpoint_in_background=true")
     deadline = time.monotonic() + 240
     while not last.exists():
         assert process.poll() is None and time.monotonic() < deadline, (

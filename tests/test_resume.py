@@ -21,10 +21,20 @@ import torch
 from genre_lightning.callbacks.resume import Interrupted
 from genre_lightning.checkpoint import CheckpointError, copy_best, load_model, read_checkpoint
 from genre_lightning.errors import UserError
-from tests.training import at_step, kill_at, kill_while_saving_after, slurm, train_apart
+from tests.training import (
+    at_step,
+    kill_at,
+    kill_while_saving_after,
+    limit_files,
+    slurm,
+    train_apart,
+)
 
 Train = Callable[[Path, list[str]], dict[str, Any]]
 Overrides = Callable[..., list[str]]
+BACKGROUND = pytest.mark.parametrize(
+    "background", [False, True], ids=["at once", "in the background"]
+)
 #: Ten batches an epoch, with dropout, augmentation and a schedule.
 SMALL_BATCHES = ("data.batch_size=8", "trainer.max_epochs=4")
 
@@ -94,17 +104,20 @@ def unbroken(
     return folder
 
 
+@BACKGROUND
 def test_killed_again_and_again(
-    unbroken: Path, repository: Path, tiny_overrides: Overrides, tmp_path: Path
+    background: bool, unbroken: Path, repository: Path, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
     seed = random.SystemRandom().randrange(10**6)
     print(f"moments drawn from seed {seed}")
     draw = random.Random(seed)
     folder = tmp_path / "killed"
-    overrides = tiny_overrides(*SMALL_BATCHES, "checkpoint_every_n_steps=3")
+    overrides = tiny_overrides(
+        *SMALL_BATCHES, "checkpoint_every_n_steps=3", f"checkpoint_in_background={background}"
+    )
     kills = 0
     while True:
-        moment = draw.randrange(4, 16) if kills < 6 else 10**6
+        moment = draw.randrange(4, 16) if kills < (4 if background else 6) else 10**6
         print(f"kill in step {moment} of attempt {kills + 1}")
         last = folder / "checkpoints" / "last.ckpt"
         more = [f"ckpt_path={last}"] if last.exists() else []
@@ -115,19 +128,25 @@ def test_killed_again_and_again(
         assert process.exitcode == -9, folder.with_name("killed.log").read_text()
         assert recorded(folder)["status"] == "interrupted"
         kills += 1
+        if background and not last.exists():  # the first state was not yet on the disk
+            shutil.rmtree(folder)
+            kills = 0
     assert kills >= 3
     assert recorded(folder)["attempts"] == kills + 1
     assert_same_run(unbroken, folder)
 
 
+@BACKGROUND
 def test_killed_while_saving(
-    unbroken: Path, repository: Path, tiny_overrides: Overrides, tmp_path: Path
+    background: bool, unbroken: Path, repository: Path, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
     folder = tmp_path / "killed"
     last = folder / "checkpoints" / "last.ckpt"
-    overrides = tiny_overrides(*SMALL_BATCHES, "checkpoint_every_n_steps=2")
+    overrides = tiny_overrides(
+        *SMALL_BATCHES, "checkpoint_every_n_steps=2", f"checkpoint_in_background={background}"
+    )
     half = (unbroken / "checkpoints" / "last.ckpt").stat().st_size // 2
-    process = train_apart(repository, folder, overrides, kill_while_saving_after, 4, half)
+    process = train_apart(repository, folder, overrides, kill_while_saving_after, 4, half, last)
     process.join()
     assert process.exitcode == -signal.SIGXFSZ, folder.with_name("killed.log").read_text()
     (part,) = last.parent.glob(".*")
@@ -148,11 +167,12 @@ def interrupt(number: int, times: int = 1) -> Callable[[], None]:
     return send
 
 
+@BACKGROUND
 def test_signals_finish_and_save_the_step(
-    unbroken: Path, train_here: Train, tiny_overrides: Overrides, tmp_path: Path
+    background: bool, unbroken: Path, train_here: Train, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
     last = tmp_path / "checkpoints" / "last.ckpt"
-    overrides = tiny_overrides(*SMALL_BATCHES)
+    overrides = tiny_overrides(*SMALL_BATCHES, f"checkpoint_in_background={background}")
     steps = len(range(0, 9))  # batches of an epoch
     more: list[str] = []
     # In mid-epoch; in the last batch of an epoch and in the validation after it, where the epoch
@@ -193,14 +213,17 @@ def test_a_second_signal_ends_it_at_once(
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
 
 
+@BACKGROUND
 def test_slurm_queues_it_again(
-    unbroken: Path, repository: Path, tiny_overrides: Overrides, tmp_path: Path
+    background: bool, unbroken: Path, repository: Path, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
     folder, queued = tmp_path / "run", tmp_path / "queued"
     tool = tmp_path / "scontrol"
-    tool.write_text(f'#!/bin/sh\necho "$@" > {queued}\n')
+    last = folder / "checkpoints" / "last.ckpt"
+    then = tmp_path / "last.ckpt when it was queued"
+    tool.write_text(f'#!/bin/sh\necho "$@" > "{queued}"; cp "{last}" "{then}"\n')
     tool.chmod(0o755)
-    overrides = tiny_overrides(*SMALL_BATCHES)
+    overrides = tiny_overrides(*SMALL_BATCHES, f"checkpoint_in_background={background}")
     process = train_apart(repository, folder, overrides, slurm, tmp_path)
     process.join()
     log = folder.with_name("run.log").read_text()
@@ -208,7 +231,8 @@ def test_slurm_queues_it_again(
     assert queued.read_text() == "requeue 7\n", log
     # Lightning's own file, of a whole step, and where no other run takes it for its own.
     assert read_checkpoint(folder / "hpc_ckpt_1.ckpt")["global_step"] == 3
-    assert read_checkpoint(folder / "checkpoints" / "last.ckpt")["global_step"] == 5
+    assert read_checkpoint(then)["global_step"] == 3
+    assert read_checkpoint(last)["global_step"] == 5
     process = train_apart(repository, folder, [*overrides, "ckpt_path=last"])
     process.join()
     assert process.exitcode == 0, folder.with_name("run.log").read_text()
@@ -226,13 +250,17 @@ def assert_full_disk_is_told(folder: Path, train: Callable[[], Any]) -> None:
     assert not list(folder.rglob(".*.*.*"))
 
 
+@BACKGROUND
 def test_files_that_may_not_grow(
-    unbroken: Path, train_here: Train, tiny_overrides: Overrides, tmp_path: Path
+    background: bool, unbroken: Path, train_here: Train, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
-    overrides = tiny_overrides(*SMALL_BATCHES, "checkpoint_every_n_steps=2")
+    overrides = tiny_overrides(
+        *SMALL_BATCHES, "checkpoint_every_n_steps=2", f"checkpoint_in_background={background}"
+    )
     half = (unbroken / "checkpoints" / "last.ckpt").stat().st_size // 2
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    patch = at_step(4, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (half, before[1])))
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    patch = at_step(4, lambda: limit_files(half, last))
     try:
         assert_full_disk_is_told(tmp_path, lambda: train_here(tmp_path, overrides))
     finally:
@@ -240,11 +268,12 @@ def test_files_that_may_not_grow(
         patch.undo()
     found = recorded(tmp_path)
     assert found["status"] == "failed" and "last.ckpt" in found["error"]
-    assert read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["global_step"] == 2
+    assert read_checkpoint(last)["global_step"] == 2
 
 
+@BACKGROUND
 def test_a_full_disk(
-    unbroken: Path, train_here: Train, tiny_overrides: Overrides, tmp_path: Path
+    background: bool, unbroken: Path, train_here: Train, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
     size = int(2.5 * (unbroken / "checkpoints" / "last.ckpt").stat().st_size)
     disk = tmp_path / "disk"
@@ -254,7 +283,9 @@ def test_a_full_disk(
         pytest.skip("no disk of our own: mounting is not allowed here")
     try:
         folder = disk / "run"
-        overrides = tiny_overrides(*SMALL_BATCHES, "checkpoint_every_n_steps=2")
+        overrides = tiny_overrides(
+            *SMALL_BATCHES, "checkpoint_every_n_steps=2", f"checkpoint_in_background={background}"
+        )
         assert_full_disk_is_told(folder, lambda: train_here(folder, overrides))
         assert recorded(folder)["status"] in ("failed", "interrupted")
     finally:
@@ -307,12 +338,15 @@ def test_the_score_saved_last_goes_along(
     assert saver["current_score"] == first["monitor_value"]
 
 
+@BACKGROUND
 def test_a_state_that_is_last_and_best_is_written_once(
-    train_here: Train, tiny_overrides: Overrides, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    background: bool, train_here: Train, tiny_overrides: Overrides, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     # The first epoch is the best so far.
     one, two = tmp_path / "one", tmp_path / "two"
-    train_here(one, tiny_overrides("trainer.max_epochs=1"))
+    how = f"checkpoint_in_background={background}"
+    train_here(one, tiny_overrides("trainer.max_epochs=1", how))
     last, best = (one / "checkpoints" / f"{name}.ckpt" for name in ("last", "best"))
     assert last.samefile(best)
 
@@ -321,7 +355,7 @@ def test_a_state_that_is_last_and_best_is_written_once(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "link", refuse)
-        train_here(two, tiny_overrides("trainer.max_epochs=1"))
+        train_here(two, tiny_overrides("trainer.max_epochs=1", how))
     assert not (two / "checkpoints" / "last.ckpt").samefile(two / "checkpoints" / "best.ckpt")
     assert_same_run(one, two)
     # What is written later leaves the other name alone.

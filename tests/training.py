@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import time
 from collections.abc import Callable
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -111,12 +112,22 @@ def slurm(tools: Path) -> None:
     at_step(5, lambda: os.kill(os.getpid(), signal.SIGTERM))
 
 
-def kill_while_saving_after(moment: int, size: int) -> None:
+def limit_files(size: int, first: Path) -> None:
+    """Let no file grow beyond so many bytes, once this one, written in the background, is there."""
+    deadline = time.monotonic() + 60
+    while not first.exists():
+        assert time.monotonic() < deadline, f"{first} was not written"
+        time.sleep(0.01)
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
+
+
+def kill_while_saving_after(moment: int, size: int, first: Path) -> None:
     """Have this process killed by the kernel once it has written so many bytes to a file."""
 
     def limit() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores it
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+        limit_files(size, first)
 
     at_step(moment, limit)

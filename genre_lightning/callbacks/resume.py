@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import threading
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
@@ -16,16 +16,15 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
-from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+from genre_lightning.callbacks.checkpoint_io import WholeFileIO
 from genre_lightning.checkpoint import TRAINING_KEY
 from genre_lightning.data.batch import MovieBatch, MovieLoader
 from genre_lightning.run_folder import (
     flat_settings,
     is_first_process,
     under_slurm,
-    whole_file,
     write_result,
 )
 
@@ -35,6 +34,7 @@ HARMLESS = (
     "callbacks.progress_bar",
     "callbacks.pruning",
     "checkpoint_every_n_steps",
+    "checkpoint_in_background",
     "ckpt_path",
     "data.cache_dir",
     "data.device_resident",
@@ -80,45 +80,6 @@ def run_settings(config: Mapping[str, Any], *, precision: str, world_size: int) 
         if value != {} and not any(name == key or name.startswith(f"{key}.") for key in HARMLESS)
     }
     return {**settings, "trainer.precision": precision, "number of processes": world_size}
-
-
-class WholeFileIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and moves it there when it is whole and on the disk.
-
-    Lightning's own way moves it from the folder for temporary files, often another file system,
-    where moving is copying and a kill leaves half a file.
-
-    Attributes:
-        newest: the file written last and its ``TRAINING_KEY`` entry.
-    """
-
-    newest: tuple[Path, Any] | None = None
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
-    ) -> None:
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path, "wb") as file:
-            torch.save(checkpoint, file)
-        self.newest = path, checkpoint.get(TRAINING_KEY)
-
-    def link(self, path: Path) -> bool:
-        """Give the newest file a second name; whether the file system can.
-
-        The two part as soon as one of them is written again, since that makes another file.
-        """
-        if self.newest is None:
-            return False
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            os.link(self.newest[0], temporary)
-            os.replace(temporary, path)
-        except OSError:
-            return False
-        finally:
-            temporary.unlink(missing_ok=True)
-        return True
 
 
 class Resume(Checkpoint):
@@ -261,12 +222,11 @@ class Resume(Checkpoint):
         """Write the state; or link to it, where this epoch's end was just saved as the best."""
         if epoch_end and self._newest is not None and self._newest[0] == _moment(trainer):
             io = trainer.strategy.checkpoint_io
-            linked = (
-                isinstance(io, WholeFileIO)
-                and io.newest is not None  # only the first process writes
-                and io.newest[1] is self._newest[1]
-                and io.link(self.path)
-            )
+            linked = False
+            if isinstance(io, WholeFileIO) and io.newest is not None:  # in the first process alone
+                linked = io.newest[1] is self._newest[1]
+                if linked:
+                    io.link(self.path)
             if trainer.strategy.broadcast(linked):
                 return
         trainer.save_checkpoint(self.path)
@@ -287,10 +247,17 @@ class Resume(Checkpoint):
             stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
         if due or stop or self._held_back is not None:
             self._write(trainer, epoch_end)
+            io = trainer.strategy.checkpoint_io
             if is_first_process():
                 seconds = round(self._seconds + time.perf_counter() - self._began, 3)
                 self.result["epochs"] = epochs_done(trainer)
-                write_result(self.folder, {**self.result, "seconds": seconds})
+                record = partial(write_result, self.folder, {**self.result, "seconds": seconds})
+                if isinstance(io, WholeFileIO):
+                    io.then(record)  # what it tells is on the disk before
+                else:
+                    record()
+            if isinstance(io, WholeFileIO) and (stop or self._held_back is not None):
+                io.finish()
         if self._held_back is not None:
             number, self._held_back = self._held_back, None
             self._handlers[number](number, None)
