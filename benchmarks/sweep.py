@@ -1,6 +1,7 @@
 """What a sweep costs beyond its trainings: six jobs of one command against the sum of their fits.
 
     python -m benchmarks.sweep --root data/ml1m
+    python -m benchmarks.sweep --root data/ml1m --epochs 4
 
 Times `python train.py -m` over six seeds, from start to end, and within it each `trainer.fit`. By
 turns with it the imports that any one training needs are timed and taken off, once. Ends with one
@@ -67,10 +68,13 @@ def timed(command: Sequence[str]) -> float:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Time both sides and print the table."""
     parser = argument_parser(__doc__, n=3, training=True)
-    parser.add_argument("--epochs", type=int, default=4, help="of each job; default 4")
+    parser.add_argument("--epochs", type=int, help="of each job; default: the recipe's")
     args = parser.parse_args(arguments)
-    overrides = [f"trainer.max_epochs={args.epochs}", *args.overrides]
-    build(compose_config(args.root, overrides))  # fills the cache
+    overrides = list(args.overrides)
+    if args.epochs is not None:
+        overrides.append(f"trainer.max_epochs={args.epochs}")
+    cfg = compose_config(args.root, overrides)
+    build(cfg)  # fills the cache
     seconds: dict[str, list[float]] = {"command": [], "imports": [], "six fits": []}
     imports = [sys.executable, "-c", "import hydra, torch, pytorch_lightning"]
     for _ in range(args.n):
@@ -90,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if len(each) != len(SEEDS):
                 raise RuntimeError(f"{len(each)} fits of {len(SEEDS)} were done")
             seconds["six fits"].append(sum(each))
-    print_table(seconds, "s", f"{args.epochs} epochs a job", digits=2)
+    print_table(seconds, "s", f"{cfg.trainer.max_epochs} epochs a job", digits=2)
     less = [a - b for a, b in zip(seconds["command"], seconds["imports"], strict=True)]
     found = ratios(less, seconds["six fits"])
     print(
