@@ -202,6 +202,7 @@ def test_large_posters_are_prepared_by_the_batch(write: Write, tmp_path: Path) -
     data = module(write("movies"), tmp_path / "cache", poster_size=512, batch_size=2)
     data.setup()
     assert data.loader("train", True, device="cpu").together == 1
+    assert data.loader("train", True, device="meta").together == 8
 
 
 def test_preparing_posters_leaves_the_rest(write: Write, tmp_path: Path) -> None:
