@@ -44,7 +44,7 @@ from genre_lightning.data.titles import SparseTitles, TitleVectorizer
 FEATURES_VERSION = 1
 #: Batches that are gathered and prepared at once: at most so many,
 TOGETHER = 16
-#: and of so many pixels as the network sees them: on a CPU 3 MiB of float32, which stay in its cache,
+#: and of so many pixels as the network sees them: on a CPU 3 MiB of float32, which its cache holds,
 TOGETHER_PIXELS = 2**18
 #: elsewhere 48 MiB.
 TOGETHER_PIXELS_ON_DEVICE = 2**22
