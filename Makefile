@@ -5,6 +5,9 @@ PYTHON ?= python3
 ARGS ?=
 PY := .venv/bin/python
 STAMP := .venv/.installed
+# Where Python keeps no bytecode, every start would compile PyTorch's sources anew: seven seconds.
+# pip compiles in any case.
+COMPILE := $(if $(PYTHONDONTWRITEBYTECODE),--compile-bytecode)
 
 .PHONY: help setup train test lint format bench pins clean
 .DELETE_ON_ERROR:
@@ -51,7 +54,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@if uv --version >/dev/null 2>&1; then \
 	  echo 'Creating .venv with uv'; \
 	  uv venv --quiet --clear --python "`$(PYTHON) -c 'import sys; print(sys.executable)'`" .venv && \
-	  uv pip install --python $(PY) --constraint constraints.txt \
+	  uv pip install $(COMPILE) --python $(PY) --constraint constraints.txt \
 	    --build-constraint constraints.txt --editable '.[dev]'; \
 	else \
 	  echo 'Creating .venv with pip, which takes some minutes (uv, where installed, takes seconds)'; \

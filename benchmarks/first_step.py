@@ -46,7 +46,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--root", default="data/ml1m", help="folder or zip of the real movies")
     parser.add_argument("-n", "--n", type=int, default=5)
     args = parser.parse_args(arguments)
-    os.environ["PYTHONPATH"] = str(REPOSITORY)
     train = [
         sys.executable,
         str(REPOSITORY / "train.py"),

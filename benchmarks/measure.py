@@ -6,11 +6,15 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -69,16 +73,36 @@ def alternate(commands: Mapping[str, Sequence[str]], n: int) -> dict[str, list[f
     Raises:
         RuntimeError: a command failed; with the end of what it printed.
     """
+    with environment_of_commands() as environment:
+        sides = {name: partial(run, command, environment) for name, command in commands.items()}
+        return by_turns(sides, n)
 
-    def runner(name: str, command: Sequence[str]) -> Callable[[], None]:
-        def run() -> None:
-            done = subprocess.run(list(command), capture_output=True, text=True, check=False)
-            if done.returncode != 0:
-                raise RuntimeError(f"{name} failed:\n{done.stderr[-2000:]}")
 
-        return run
+def run(command: Sequence[str], environment: Mapping[str, str]) -> None:
+    """Run a command to its end.
 
-    return by_turns({name: runner(name, command) for name, command in commands.items()}, n)
+    Raises:
+        RuntimeError: it failed; with the end of what it printed.
+    """
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        printed = (done.stderr or done.stdout)[-2000:]
+        raise RuntimeError(f"{shlex.join(command)} failed:\n{printed}")
+
+
+@contextmanager
+def environment_of_commands() -> Iterator[dict[str, str]]:
+    """The environment for timed commands: this package is found, and modules are found compiled.
+
+    Compiled they are for every user from the second start on. Where Python is told to leave no
+    bytecode it would be the compiling of PyTorch's sources that is measured: 7 s on each start.
+    """
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    if environment.pop("PYTHONDONTWRITEBYTECODE", None) is None:
+        yield environment
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield {**environment, "PYTHONPYCACHEPREFIX": folder}
 
 
 def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:

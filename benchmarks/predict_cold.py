@@ -12,7 +12,6 @@ command's seconds, ``ratio`` the median over turns of the command's time over th
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import sys
 import tempfile
@@ -20,7 +19,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.measure import (
-    REPOSITORY,
     alternate,
     json_line,
     print_table,
@@ -39,14 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--title", default="Avengers: Endgame (2019)")
     parser.add_argument("-n", "--n", type=int, default=15)
     args = parser.parse_args(arguments)
-    os.environ["PYTHONPATH"] = str(REPOSITORY)
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = args.checkpoint or write_checkpoint(Path(folder) / "model.ckpt")
         poster = args.poster or draw_posters(Path(folder) / "posters", 1)[0]
-        if "PYTHONDONTWRITEBYTECODE" in os.environ or "PYTHONPYCACHEPREFIX" in os.environ:
-            # Compiling PyTorch's sources on every start would hide what is measured here.
-            os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-            os.environ["PYTHONPYCACHEPREFIX"] = str(Path(folder) / "bytecode")
         predict = [sys.executable, "-m", "genre_lightning.predict", str(checkpoint)]
         commands = {
             "genre-predict": [*predict, "--title", args.title, "--poster", str(poster)],

@@ -8,7 +8,6 @@ command's seconds, ``ratio`` the median over turns of the command's time over th
 
 from __future__ import annotations
 
-import os
 import statistics
 import sys
 from collections.abc import Sequence
@@ -29,7 +28,6 @@ AIM = 1.5
 def main(arguments: Sequence[str] | None = None) -> None:
     """Time both sides and print the table."""
     args = argument_parser(__doc__, n=15, training=False).parse_args(arguments)
-    os.environ["PYTHONPATH"] = str(REPOSITORY)
     commands = {
         "train.py --cfg job": [sys.executable, str(REPOSITORY / "train.py"), "--cfg", "job"],
         "import hydra": [sys.executable, "-c", "import hydra"],

@@ -11,13 +11,11 @@ command less the imports over the sum of the six fits, and ``plain_ratio`` count
 
 from __future__ import annotations
 
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -25,9 +23,11 @@ import pytorch_lightning as pl
 from benchmarks.measure import (
     REPOSITORY,
     argument_parser,
+    environment_of_commands,
     json_line,
     print_table,
     ratios,
+    run,
     spread,
 )
 from benchmarks.training import build, compose_config, data_overrides, synchronise
@@ -51,17 +51,10 @@ class FitTimer(pl.Callback):
             file.write(f"{time.perf_counter() - self._started}\n")
 
 
-def timed(command: Sequence[str]) -> float:
-    """Wall seconds of a command.
-
-    Raises:
-        RuntimeError: it failed; with the end of what it printed.
-    """
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+def timed(command: Sequence[str], environment: Mapping[str, str]) -> float:
+    """Wall seconds of a command."""
     started = time.perf_counter()
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise RuntimeError(f"failed:\n{(done.stderr or done.stdout)[-2000:]}")
+    run(command, environment)
     return time.perf_counter() - started
 
 
@@ -77,19 +70,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     build(cfg)  # fills the cache
     seconds: dict[str, list[float]] = {"command": [], "imports": [], "six fits": []}
     imports = [sys.executable, "-c", "import hydra, torch, pytorch_lightning"]
-    for _ in range(args.n):
-        with tempfile.TemporaryDirectory() as folder:
-            fits = Path(folder) / "fits"
-            seconds["imports"].append(timed(imports))
-            command = [sys.executable, str(REPOSITORY / "train.py"), "-m"]
-            command += [*data_overrides(args.root), *overrides]
-            command += [
+    train = [sys.executable, str(REPOSITORY / "train.py"), *data_overrides(args.root)]
+    train += overrides
+    with tempfile.TemporaryDirectory() as place, environment_of_commands() as environment:
+        # Uncounted: compiles what it imports.
+        run([*train, "trainer.max_epochs=1", f"hydra.run.dir={place}/first"], environment)
+        for turn in range(args.n):
+            fits = Path(place) / f"fits-{turn}"
+            seconds["imports"].append(timed(imports, environment))
+            command = [
+                *train,
+                "-m",
                 f"seed={','.join(map(str, SEEDS))}",
-                f"hydra.sweep.dir={Path(folder) / 'sweep'}",
+                f"hydra.sweep.dir={place}/sweep-{turn}",
                 "+callbacks.fit_timer._target_=benchmarks.sweep.FitTimer",
                 f"+callbacks.fit_timer.path={fits}",
             ]
-            seconds["command"].append(timed(command))
+            seconds["command"].append(timed(command, environment))
             each = [float(line) for line in fits.read_text().split()]
             if len(each) != len(SEEDS):
                 raise RuntimeError(f"{len(each)} fits of {len(SEEDS)} were done")

@@ -17,7 +17,7 @@ def write_checkpoint(path: Path, num_genres: int = 18) -> Path:
     from omegaconf import OmegaConf
 
     from genre_lightning.checkpoint import CHECKPOINT_FORMAT, CHECKPOINT_KEY
-    from genre_lightning.data.titles import TitleVectorizer
+    from genre_lightning.data.titles import TitleVectorizer, state_to_json
     from genre_lightning.losses import build_loss
     from genre_lightning.models import build_network
 
@@ -32,6 +32,7 @@ def write_checkpoint(path: Path, num_genres: int = 18) -> Path:
     titles: Any = OmegaConf.to_container(conf["data"]["titles"], resolve=True)
     keys = ("_target_", "_convert_")
     vectorizer = TitleVectorizer(**{k: v for k, v in titles.items() if k not in keys})
+    vectorizer.fit(compose_titles(4000))
     network = build_network(**{k: v for k, v in model.items() if k not in keys})
     loss = build_loss("bce")
     torch.save(
@@ -54,7 +55,7 @@ def write_checkpoint(path: Path, num_genres: int = 18) -> Path:
                 "loss": loss.description,
                 "thresholds": [0.5] * num_genres,
                 "genres": [f"Genre {g}" for g in range(num_genres)],
-                "titles": vectorizer.fit(compose_titles(4000)).state_dict(),
+                "titles": state_to_json(vectorizer.state_dict()),
                 "poster_size": int(conf["data"]["poster_size"]),
                 "poster_pool": int(conf["data"]["poster_pool"]),
                 "data": {"reader": "demo", "val_fraction": 0.15, "test_fraction": 0.2},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from genre_lightning.checkpoint import (
     keep_paths_inside,
 )
 from genre_lightning.data.batch import MovieBatch
+from genre_lightning.data.titles import state_to_json
 from genre_lightning.errors import UserError
 from genre_lightning.metrics import ScoreCollector, genre_metrics
 from genre_lightning.models import ACTIVATIONS, Fusion
@@ -190,7 +192,12 @@ class GenreModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what rebuilds the model, as plain data."""
-        checkpoint[CHECKPOINT_KEY] = self._card()
+        checkpoint[CHECKPOINT_KEY] = {**self._card(), "titles": self._titles}
+
+    @cached_property
+    def _titles(self) -> str:
+        """The title features as a file has them."""
+        return state_to_json(self.inputs["titles"])
 
     def _card(self) -> dict[str, Any]:
         return {

@@ -104,7 +104,7 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
     import torch
 
     from genre_lightning.checkpoint import CHECKPOINT_FORMAT, CHECKPOINT_KEY
-    from genre_lightning.data.titles import TitleVectorizer
+    from genre_lightning.data.titles import TitleVectorizer, state_to_json
     from genre_lightning.losses import build_loss
     from genre_lightning.models import build_network
 
@@ -164,7 +164,7 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
                 "loss": built.description,
                 "thresholds": [0.3, 0.5, 0.4, 0.2],
                 "genres": genres,
-                "titles": fitted.state_dict(),
+                "titles": state_to_json(fitted.state_dict()),
                 "poster_size": 32,
                 "poster_pool": pool,
                 "data": {"reader": "demo", "val_fraction": 0.2, "test_fraction": 0.2},

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import inspect
 import io
+import json
 import os
 import pickle
+import re
 import resource
 import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +41,20 @@ def honest(trained_run: Path) -> Path:
 
 @pytest.fixture
 def forged(honest: Path, tmp_path: Path) -> Callable[[Change], Path]:
-    """Writes the honest checkpoint with a change: `forged(lambda c: c.pop("state_dict"))`."""
+    """Writes the honest checkpoint with a change: `forged(lambda c: c.pop("state_dict"))`.
+
+    The change finds the title features as a mapping. They are written as a string again, unless
+    there is something in them that JSON can't say.
+    """
 
     def forge(change: Change) -> Path:
         checkpoint = torch.load(honest, weights_only=True)
+        description = checkpoint[CHECKPOINT_KEY]
+        description["titles"] = json.loads(description["titles"])
         change(checkpoint)
+        if checkpoint.get(CHECKPOINT_KEY) is description and "titles" in description:
+            with suppress(TypeError):
+                description["titles"] = json.dumps(description["titles"], ensure_ascii=False)
         path = tmp_path / "forged.ckpt"
         torch.save(checkpoint, path)
         return path
@@ -167,6 +178,17 @@ def test_a_rebuilt_model_does_not_share_memory_with_the_file(honest: Path, tmp_p
     before = logits(model)
     copy.write_bytes(b"")
     assert torch.equal(logits(model), before)
+
+
+def test_the_format_before_is_still_read(honest: Path, tmp_path: Path) -> None:
+    checkpoint = torch.load(honest, weights_only=True)
+    description = checkpoint[CHECKPOINT_KEY]
+    assert type(description["titles"]) is str
+    description.update(format=2, titles=json.loads(description["titles"]))
+    torch.save(checkpoint, tmp_path / "older.ckpt")
+    older, now = load_model(tmp_path / "older.ckpt"), load_model(honest)
+    assert older.titles.state_dict() == now.titles.state_dict()
+    assert torch.equal(logits(older), logits(now))
 
 
 # Payloads.
@@ -413,6 +435,40 @@ def test_bad_values_are_refused(
 ) -> None:
     with pytest.raises(CheckpointError, match=message) as caught:
         load_model(forged(change))
+    assert "forged.ckpt" in str(caught.value)
+    assert len(str(caught.value)) < 2000
+
+
+BAD_JSON: dict[str, Callable[[str], str]] = {
+    "empty": lambda text: "",
+    "cut off": lambda text: text[: len(text) // 2],
+    "two values": lambda text: text + "0",
+    "a list": lambda text: "[]",
+    "a number": lambda text: "7",
+    "an escape": lambda text: text.replace('"terms": ["', '"terms": ["\\u001b'),
+    "a surrogate by escape": lambda text: text.replace('"terms": ["', '"terms": ["\\ud800'),
+    "a line break": lambda text: text.replace('"terms": ["', '"terms": ["\n'),
+    "not a number": lambda text: re.sub(r'"idf": \[[^,]*', '"idf": [NaN', text),
+    "a long number": lambda text: text.replace('"years": [', f'"years": [{"9" * 10**5}, '),
+    "deep": lambda text: "[" * 10**6 + "]" * 10**6,
+    "many lists": lambda text: "[" + "[]," * 10**7 + "0]",
+    "many numbers": lambda text: "[" + "7e1," * 10**7 + "0]",
+    "a key of code": lambda text: text.replace('"terms"', '"_target_": "os.system", "terms"'),
+}
+
+
+@pytest.mark.parametrize("change", BAD_JSON.values(), ids=list(BAD_JSON))
+def test_bad_json_is_refused_without_memory(
+    change: Callable[[str], str], honest: Path, tmp_path: Path
+) -> None:
+    checkpoint = torch.load(honest, weights_only=True)
+    before = checkpoint[CHECKPOINT_KEY]["titles"]
+    checkpoint[CHECKPOINT_KEY]["titles"] = change(before)
+    assert checkpoint[CHECKPOINT_KEY]["titles"] != before
+    path = tmp_path / "forged.ckpt"
+    torch.save(checkpoint, path)
+    with little_memory(), pytest.raises(CheckpointError, match="title") as caught:
+        load_model(path)
     assert "forged.ckpt" in str(caught.value)
     assert len(str(caught.value)) < 2000
 

@@ -7,9 +7,10 @@ checkpoint.
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -26,6 +27,7 @@ MAX_NGRAM = 32
 MAX_TERM_CHARACTERS = 2**26
 
 _STATE_VERSION = 1
+_STATE_BRACKETS = 5  # around all, and the lists ngram_range, terms, idf and years
 _CHUNK = 4096  # titles turned into numbers at once: bounds the memory of transform
 
 # "(1999)", also "( 1999 )", "[1999]", "(1999/I)" and the years of a series, "(1999-2003)".
@@ -306,16 +308,16 @@ class TitleVectorizer:
         """
         if not isinstance(state, Mapping):
             raise ValueError(f"title vectorizer: a mapping is needed, not {type(state).__name__}")
-        types: dict[str, type | tuple[type, ...]] = {
-            "version": int,
-            "vocabulary_size": int,
-            "analyzer": str,
-            "ngram_range": list,
-            "sublinear_tf": bool,
-            "decade": bool,
-            "decade_weight": float,
+        types: dict[str, tuple[type, ...]] = {
+            "version": (int,),
+            "vocabulary_size": (int,),
+            "analyzer": (str,),
+            "ngram_range": (list,),
+            "sublinear_tf": (bool,),
+            "decade": (bool,),
+            "decade_weight": (float,),
             "terms": (list, type(None)),
-            "idf": list,
+            "idf": (list,),
             "years": (list, type(None)),
         }
         for key in (*types, *state):
@@ -323,14 +325,13 @@ class TitleVectorizer:
                 raise ValueError(f"title vectorizer: {key} is missing")
             if key not in types:
                 raise ValueError(f"title vectorizer: unknown key {key!r:.100}")
-            _check_type(key, state[key], types[key])
+            _check_types(key, [state[key]], *types[key])
         if state["version"] != _STATE_VERSION:
             raise ValueError(
                 f"title vectorizer: version {state['version']} is not {_STATE_VERSION}, "
                 "the one that this program writes"
             )
-        for item in state["ngram_range"]:
-            _check_type("ngram_range", item, int)
+        _check_types("ngram_range", state["ngram_range"], int)
         names = ("vocabulary_size", "analyzer", "ngram_range", "sublinear_tf", "decade")
         try:
             vectorizer = cls(
@@ -341,13 +342,11 @@ class TitleVectorizer:
         if state["terms"] is not None:
             years = state["years"]
             if years is not None:
-                for year in years:
-                    _check_type("years", year, int)
+                _check_types("years", years, int)
                 if len(years) != 2 or not 1800 <= years[0] <= years[1] <= 2099:
                     raise ValueError("title vectorizer: years are not two in 1800 to 2099")
                 years = (years[0], years[1])
-            for value in state["idf"]:
-                _check_type("idf", value, float)
+            _check_types("idf", state["idf"], float)
             vectorizer._set(state["terms"], state["idf"], years)
         elif state["idf"] or state["years"]:
             raise ValueError("title vectorizer: idf and years, but no terms")
@@ -365,8 +364,7 @@ class TitleVectorizer:
             )
         if len(idf) != len(terms):
             raise ValueError(f"title vectorizer: {len(idf)} idf for {len(terms)} terms")
-        for term in terms:
-            _check_type("terms", term, str)
+        _check_types("terms", terms, str)
         if not all(terms) or len(set(terms)) < len(terms):
             raise ValueError("title vectorizer: terms has an empty one or one twice")
         if sum(map(len, terms)) > MAX_TERM_CHARACTERS:
@@ -486,9 +484,30 @@ def _char_wb_ngrams(text: str, shortest: int, longest: int) -> Iterator[str]:
     )
 
 
-def _check_type(key: str, value: Any, wanted: type | tuple[type, ...]) -> None:
+def state_to_json(state: Mapping[str, Any]) -> str:
+    """What `TitleVectorizer.state_dict` gave, as one string."""
+    return json.dumps(state, ensure_ascii=False)
+
+
+def state_from_json(text: str) -> Any:
+    """What `state_to_json` wrote, read from what may be a stranger's file.
+
+    Raises:
+        ValueError: it is no JSON, or holds what no state does.
+    """
+    # A term is of letters, digits, marks and spaces: none of these characters is ever in one.
+    if "\\" in text or text.count("[") + text.count("{") > _STATE_BRACKETS:
+        raise ValueError("title vectorizer: its JSON is not that of a vectorizer's state")
+    if text.count(",") > 3 * MAX_VOCABULARY_SIZE:
+        raise ValueError("title vectorizer: its JSON has more items than any vocabulary")
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"title vectorizer: {error!s:.200}") from None
+
+
+def _check_types(key: str, values: Iterable[Any], *allowed: type) -> None:
     """Exact types: True is an int for isinstance, and a subclass may override anything."""
-    allowed = wanted if isinstance(wanted, tuple) else (wanted,)
-    if type(value) not in allowed:
+    for kind in set(map(type, values)).difference(allowed):
         names = " or ".join("None" if t is type(None) else t.__name__ for t in allowed)
-        raise ValueError(f"title vectorizer: {key} needs {names}, not {type(value).__name__}")
+        raise ValueError(f"title vectorizer: {key} needs {names}, not {kind.__name__}")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -100,8 +101,27 @@ def test_sides_take_turns_and_first_ones_do_not_count():
 
 
 def test_a_command_that_fails_is_no_figure():
-    with pytest.raises(RuntimeError, match="broken failed"):
-        alternate({"broken": ["false"]}, 1)
+    with pytest.raises(RuntimeError, match="failed:\nthe reason"):
+        alternate({"broken": [sys.executable, "-c", "raise SystemExit('the reason')"]}, 1)
+
+
+def test_commands_find_modules_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    folder = tmp_path / "modules"
+    folder.mkdir()
+    (folder / "own.py").write_text("")
+    program = f"""
+import os, sys
+sys.path[0] = {str(folder)!r}
+compiled = os.path.exists(__import__("importlib.util").util.find_spec("own").cached)
+import own
+with open({str(tmp_path / "seen")!r}, "a") as file:
+    print(compiled, file=file)
+"""
+    alternate({"imports": [sys.executable, "-c", program]}, 2)
+    # The first turn is not counted.
+    assert (tmp_path / "seen").read_text().split() == ["False", "True", "True"]
+    assert [path.name for path in folder.iterdir()] == ["own.py"]
 
 
 @pytest.fixture(scope="module")
