@@ -11,16 +11,22 @@ epochs, since a part of a run says too little about the whole.
 
 from __future__ import annotations
 
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.measure import REPOSITORY, argument_parser, json_line, print_table, spread
+from benchmarks.measure import (
+    REPOSITORY,
+    argument_parser,
+    environment_of_commands,
+    json_line,
+    print_table,
+    run,
+    spread,
+)
 from benchmarks.training import build, compose_config, data_overrides, device_of
 
 EPOCHS = 50
@@ -36,19 +42,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     overrides = ["experiment=seed", f"trainer.max_epochs={args.epochs}", *args.overrides]
     cfg = compose_config(args.root, overrides)
     build(cfg)  # fills the cache
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     seconds = []
     for _ in range(args.n):
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, environment_of_commands() as environment:
             command = [sys.executable, str(REPOSITORY / "train.py"), *data_overrides(args.root)]
             command += [*overrides, f"hydra.run.dir={Path(folder) / 'run'}"]
             started = time.perf_counter()
-            done = subprocess.run(
-                command, env=environment, capture_output=True, text=True, check=False
-            )
+            run(command, environment)
             seconds.append(time.perf_counter() - started)
-            if done.returncode != 0:
-                raise RuntimeError(f"failed:\n{done.stderr[-2000:]}")
     device = device_of(cfg)
     print_table({f"{args.epochs} epochs": seconds}, "s", str(device), digits=0)
     whole = args.epochs == EPOCHS

@@ -80,11 +80,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             seconds["imports"].append(timed(imports, environment))
             command = [
                 *train,
-                "-m",
                 f"seed={','.join(map(str, SEEDS))}",
                 f"hydra.sweep.dir={place}/sweep-{turn}",
                 "+callbacks.fit_timer._target_=benchmarks.sweep.FitTimer",
                 f"+callbacks.fit_timer.path={fits}",
+                "-m",
             ]
             seconds["command"].append(timed(command, environment))
             each = [float(line) for line in fits.read_text().split()]

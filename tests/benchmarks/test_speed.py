@@ -46,6 +46,17 @@ def test_benchmarks_of_training_end_with_their_figure(
     hold(last_line(capsys), 1)
 
 
+def test_the_figure_of_a_sweep(
+    tiny_overrides: Callable[..., list[str]], capsys: pytest.CaptureFixture
+):
+    from benchmarks import sweep
+
+    sweep.main(["-n", "1", "--epochs", "1", "--", *tiny_overrides()[1:]])
+    line = last_line(capsys)
+    hold(line, 1)
+    assert 1 < line["ratio"] < line["plain_ratio"]
+
+
 def test_the_figure_of_the_cache(capsys: pytest.CaptureFixture):
     from benchmarks import cache
 
