@@ -11,12 +11,16 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torchmetrics import Metric
 
 from genre_lightning.checkpoint import CHECKPOINT_KEY, CheckpointError
 from genre_lightning.data.datamodule import MovieDataModule
 from genre_lightning.data.titles import TitleVectorizer
-from genre_lightning.losses import build_loss
+from genre_lightning.losses import LOSSES, build_loss
 from genre_lightning.models import build_network
 from genre_lightning.module import DivergedError, GenreModule
 from genre_lightning.schedule import warmup_cosine
@@ -112,6 +116,70 @@ def test_one_branch_has_one_loss(
         module.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
         losses.append(module.training_step(batch, 0))
     assert torch.equal(*losses)
+
+
+class Waits(TorchDispatchMode):
+    """Notes what lets a GPU run empty: numbers read back from it, or copied to it at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        devices = {arg.device.type for arg in args if isinstance(arg, torch.Tensor)}
+        try:
+            result = func(*args, **(kwargs or {}))
+        except DataDependentOutputException:
+            self.found.append(str(func))
+            raise
+        if isinstance(result, torch.Tensor) and devices == {"cpu"} != {result.device.type}:
+            self.found.append(str(func))
+        return result
+
+
+GPU = torch.device("cuda:0")
+
+
+def empty_on_gpu(like: torch.Tensor) -> torch.Tensor:
+    return torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=GPU)
+
+
+def put_on_gpu(module: GenreModule) -> None:
+    # Module.to can't make fake parameters of real ones.
+    for part in module.modules():
+        for name, parameter in part._parameters.items():
+            if parameter is not None:
+                part._parameters[name] = nn.Parameter(empty_on_gpu(parameter.detach()))
+        for name, buffer in part._buffers.items():
+            if buffer is not None:
+                part._buffers[name] = empty_on_gpu(buffer)
+        if isinstance(part, Metric):
+            part._device = GPU
+            for name, start in part._defaults.items():
+                if isinstance(start, torch.Tensor):
+                    setattr(part, name, empty_on_gpu(start))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_on_a_gpu_a_step_waits_for_nothing(
+    loss: str, make: Callable[..., GenreModule], data: MovieDataModule
+) -> None:
+    # Fake tensors know their device, have no numbers, and need no GPU: mixing devices and reading
+    # a number are errors.
+    module = make(loss=loss, branch_loss=0.5)
+    module._train_loss_logged = True  # there is no trainer to log to
+    ready = prepared(data)
+    waits = Waits()
+    with FakeTensorMode(allow_non_fake_inputs=True), waits:
+        put_on_gpu(module)
+        batch = ready._each(empty_on_gpu)
+        assert module.training_step(batch, 0).device == GPU
+        module.eval()
+        with torch.no_grad():
+            module.validation_step(batch, 0)
+    assert waits.found == []
 
 
 def test_a_batch_without_posters(make: Callable[..., GenreModule], data: MovieDataModule) -> None:
