@@ -251,6 +251,8 @@ def _free_memory() -> None:
 def _keep_imports() -> None:
     """Once: what the imports made stays, and looking through it took .2 s a job."""
     gc.freeze()
+    # Or it would not be freed at the end, and extension modules complain of that line by line.
+    atexit.register(gc.unfreeze)
 
 
 # The sweep.

@@ -371,6 +371,7 @@ def test_jobs_side_by_side(
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 1, errors
     assert "1 completed, 1 failed" in output or "1 failed, 1 completed" in output
+    assert "leaked" not in output + errors  # nanobind's word for what is not freed at the end
     assert "optimizer.lr=1e+30  failed: DivergedError: " in output
     found = jobs(tmp_path / "runs" / "sweeps" / "s")
     assert {lr: recorded(folder)["status"] for lr, folder in found.items()} == {
