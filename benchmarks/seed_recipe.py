@@ -1,6 +1,6 @@
 """The original recipe from start to end: one command's seconds.
 
-    python -m benchmarks.seed_recipe --root data/ml1m    all 50 epochs, 15 to 25 min on 2 cores
+    python -m benchmarks.seed_recipe --root data/ml1m    all 50 epochs, 14 min on 2 cores
     python -m benchmarks.seed_recipe --epochs 2            a check that it runs; no figure
 
 Times `python train.py experiment=seed`, imports, validation, checkpoints and scoring included, with
