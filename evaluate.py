@@ -78,8 +78,10 @@ def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> di
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def main(cfg: DictConfig) -> None:
     """Evaluate into the run folder that Hydra made."""
+    from genre_lightning.devices import limit_spinning
     from genre_lightning.errors import UserError
 
+    limit_spinning()
     try:
         run = HydraConfig.get()
         evaluate(cfg, Path(run.runtime.output_dir), run.overrides.task)

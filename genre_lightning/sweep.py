@@ -34,7 +34,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from genre_lightning.devices import claimed, claims_folder, gpu_names
+from genre_lightning.devices import claimed, claims_folder, gpu_names, limit_spinning
 from genre_lightning.errors import UserError
 from genre_lightning.naming import (
     chosen_overrides,
@@ -111,6 +111,7 @@ def run_job(cfg: DictConfig, train: Train) -> float | None:
     Returns:
         The monitored value; None for a job without one.
     """
+    limit_spinning()
     job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)
     if job.mode == RunMode.MULTIRUN and not is_member():
