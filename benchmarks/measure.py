@@ -78,8 +78,8 @@ def alternate(commands: Mapping[str, Sequence[str]], n: int) -> dict[str, list[f
         return by_turns(sides, n)
 
 
-def run(command: Sequence[str], environment: Mapping[str, str]) -> None:
-    """Run a command to its end.
+def output_of(command: Sequence[str], environment: Mapping[str, str]) -> str:
+    """Run a command to its end; what it has printed, but for errors.
 
     Raises:
         RuntimeError: it failed; with the end of what it printed.
@@ -88,6 +88,12 @@ def run(command: Sequence[str], environment: Mapping[str, str]) -> None:
     if done.returncode != 0:
         printed = (done.stderr or done.stdout)[-2000:]
         raise RuntimeError(f"{shlex.join(command)} failed:\n{printed}")
+    return done.stdout
+
+
+def run(command: Sequence[str], environment: Mapping[str, str]) -> None:
+    """Likewise, giving nothing."""
+    output_of(command, environment)
 
 
 @contextmanager

@@ -16,21 +16,27 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import resource
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.measure import REPOSITORY, argument_parser, hardware, json_line, ratios, spread
+from benchmarks.measure import (
+    argument_parser,
+    environment_of_commands,
+    hardware,
+    json_line,
+    output_of,
+    ratios,
+    spread,
+)
 
 AIM = 1.3
 AIM_WARM_SECONDS = 5.0
@@ -129,14 +135,10 @@ def _resident_mib(field: str) -> float:
     return int(next(line for line in lines if line.startswith(field)).split()[1]) / 1024
 
 
-def run_part(manifest: Path, cache_dir: Path) -> dict[str, float]:
+def run_part(manifest: Path, cache_dir: Path, environment: Mapping[str, str]) -> dict[str, float]:
     """:func:`time_parts` in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.scale", "--time", str(manifest), str(cache_dir)]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    if done.returncode != 0:
-        raise RuntimeError(f"failed:\n{done.stderr[-2000:]}")
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, float] = json.loads(output_of(command, environment).splitlines()[-1])
     return found
 
 
@@ -151,13 +153,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     cold: dict[int, list[dict[str, float]]] = {size: [] for size in args.sizes}
     warm: dict[int, list[dict[str, float]]] = {size: [] for size in args.sizes}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, environment_of_commands() as environment:
         manifests = {size: make_movies(Path(folder) / str(size), size) for size in args.sizes}
         for _ in range(args.n):
             for size, manifest in manifests.items():
                 with tempfile.TemporaryDirectory(dir=folder) as cache_dir:
-                    cold[size].append(run_part(manifest, Path(cache_dir)))
-                    warm[size].append(run_part(manifest, Path(cache_dir)))
+                    cold[size].append(run_part(manifest, Path(cache_dir), environment))
+                    warm[size].append(run_part(manifest, Path(cache_dir), environment))
 
     def median(runs: Sequence[dict[str, float]], key: str) -> float:
         return statistics.median(run[key] for run in runs)

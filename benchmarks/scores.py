@@ -17,16 +17,21 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import hardware, json_line, spread
+from benchmarks.measure import (
+    REPOSITORY,
+    environment_of_commands,
+    hardware,
+    json_line,
+    spread,
+)
 from genre_lightning.run_folder import LAST
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 AIM_MAP = 0.30
 COLUMNS = ("map_macro", "f1_micro", "f1_macro")
 
@@ -85,7 +90,7 @@ class Run:
         result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return result if result["status"] == "completed" else None
 
-    def train(self, threads: int) -> dict[str, Any]:
+    def train(self, environment: Mapping[str, str]) -> dict[str, Any]:
         """Train it unless it is completed.
 
         Raises:
@@ -104,7 +109,6 @@ class Run:
         ]
         if (self.folder / LAST).is_file():  # it was interrupted
             command.append("ckpt_path=last")
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         output = self.folder / "output.txt"
         with output.open("w", encoding="utf-8") as file:
             subprocess.run(
@@ -144,11 +148,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = max(1, (cores or 1) // args.jobs)
-    with ThreadPoolExecutor(args.jobs) as pool:
+    with environment_of_commands() as environment, ThreadPoolExecutor(args.jobs) as pool:
+        environment["OMP_NUM_THREADS"] = str(threads)
         results = dict(
             zip(
                 ((run.variant, run.seed) for run in runs),
-                pool.map(lambda run: run.train(threads), runs),
+                pool.map(lambda run: run.train(environment), runs),
                 strict=True,
             )
         )

@@ -44,6 +44,17 @@ def private_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
         yield
 
 
+@pytest.fixture
+def openmp_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Started commands are told nothing of OpenMP's waiting, and print what it goes by.
+
+    It does so as it is loaded, with PyTorch.
+    """
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("OMP_DISPLAY_ENV", "VERBOSE")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def offline() -> Iterator[None]:
     """Refuses connections to other machines; those to this one stay possible."""
