@@ -31,10 +31,10 @@ def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> di
     from hydra.utils import instantiate
     from rich.console import Console
 
-    from genre_lightning.checkpoint import load_model
+    from genre_lightning.checkpoint.model import load_model
     from genre_lightning.data.datamodule import MovieDataModule
-    from genre_lightning.evaluation import print_genre_table, score_split, write_evaluation
-    from genre_lightning.predictor import find_device
+    from genre_lightning.predicting.predictor import find_device
+    from genre_lightning.report.evaluation import print_genre_table, score_split, write_evaluation
     from genre_lightning.report.page import Origin, write_report
 
     device = find_device(cfg.device)
@@ -78,8 +78,8 @@ def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> di
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def main(cfg: DictConfig) -> None:
     """Evaluate into the run folder that Hydra made."""
-    from genre_lightning.devices import limit_spinning
     from genre_lightning.errors import UserError
+    from genre_lightning.runs.devices import limit_spinning
 
     limit_spinning()
     try:

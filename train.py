@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, cast
 import hydra
 from omegaconf import OmegaConf
 
-from genre_lightning.run_folder import run_directory
-from genre_lightning.sweep import run_job
+from genre_lightning.runs.folder import run_directory
+from genre_lightning.sweeps.sweep import run_job
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from genre_lightning.data.datamodule import MovieDataModule
-    from genre_lightning.module import GenreModule
+    from genre_lightning.training.module import GenreModule
 
 # conf/hydra/default.yaml: where the run is that is to go on.
 OmegaConf.register_new_resolver("run_folder", run_directory, use_cache=True, replace=True)
@@ -42,7 +42,7 @@ def make_module(cfg: DictConfig, data: MovieDataModule) -> GenreModule:
     import torch
     from hydra.utils import instantiate
 
-    from genre_lightning.module import GenreModule
+    from genre_lightning.training.module import GenreModule
 
     torch.set_float32_matmul_precision("high")
     cfg.num_genres = len(data.genres)
@@ -102,12 +102,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     from hydra.utils import instantiate
     from rich.console import Console
 
-    from genre_lightning.callbacks.checkpoint_io import WholeFileIO
-    from genre_lightning.callbacks.epoch_log import EpochLog
-    from genre_lightning.callbacks.history import History
-    from genre_lightning.callbacks.pruning import Pruning
-    from genre_lightning.callbacks.resume import Resume, epochs_done, run_settings
-    from genre_lightning.checkpoint import (
+    from genre_lightning.checkpoint.model import (
         TRAINING_KEY,
         CheckpointError,
         check_resumable,
@@ -115,9 +110,14 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         load_model,
     )
     from genre_lightning.errors import UserError
-    from genre_lightning.evaluation import print_genre_table, score_split, split_metrics
-    from genre_lightning.loggers import log_outcome, open_loggers
-    from genre_lightning.run_folder import find_checkpoint, is_first_process
+    from genre_lightning.report.evaluation import print_genre_table, score_split, split_metrics
+    from genre_lightning.runs.folder import find_checkpoint, is_first_process
+    from genre_lightning.tracking.loggers import log_outcome, open_loggers
+    from genre_lightning.training.callbacks.checkpoint_io import WholeFileIO
+    from genre_lightning.training.callbacks.epoch_log import EpochLog
+    from genre_lightning.training.callbacks.history import History
+    from genre_lightning.training.callbacks.pruning import Pruning
+    from genre_lightning.training.callbacks.resume import Resume, epochs_done, run_settings
 
     # Names of genres and files are shown as they are, not read as markup.
     console = Console(markup=False, emoji=False, quiet=not is_first_process())

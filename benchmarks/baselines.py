@@ -26,11 +26,11 @@ import torch
 from sklearn.metrics import average_precision_score
 
 from benchmarks.text_models import FEATURES, regression_scores, title_features
-from genre_lightning.data.movie import MovieSet, encode_genres
-from genre_lightning.data.readers import read_movies
-from genre_lightning.data.split import split_movies
-from genre_lightning.metrics import genre_metrics
-from genre_lightning.thresholds import DEFAULT_METHOD, fit_thresholds
+from genre_lightning.movies.movie import MovieSet, encode_genres
+from genre_lightning.movies.readers import read_movies
+from genre_lightning.movies.split import split_movies
+from genre_lightning.scoring.metrics import genre_metrics
+from genre_lightning.scoring.thresholds import DEFAULT_METHOD, fit_thresholds
 
 CONSTANT_GENRES = ("Drama", "Comedy")
 C_VALUES = (0.3, 1.0, 3.0, 10.0, 30.0)

@@ -29,9 +29,9 @@ from benchmarks.measure import (
     spread,
 )
 from benchmarks.untrained import draw_posters, poster_file
-from genre_lightning.data.movie import PosterFile
-from genre_lightning.data.posters import PosterError, decode_poster, open_poster_cache
-from genre_lightning.data.readers import read_movies
+from genre_lightning.inputs.posters import PosterError, decode_poster, open_poster_cache
+from genre_lightning.movies.movie import PosterFile
+from genre_lightning.movies.readers import read_movies
 
 AIM = 0.9
 

@@ -39,10 +39,10 @@ from benchmarks.training import (
     synchronise,
     training_loss,
 )
-from genre_lightning.callbacks.checkpoint_io import WholeFileIO
-from genre_lightning.callbacks.epoch_log import EpochLog
-from genre_lightning.callbacks.history import History
-from genre_lightning.callbacks.resume import Resume
+from genre_lightning.training.callbacks.checkpoint_io import WholeFileIO
+from genre_lightning.training.callbacks.epoch_log import EpochLog
+from genre_lightning.training.callbacks.history import History
+from genre_lightning.training.callbacks.resume import Resume
 from train import saves_in_background
 
 

@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     import torch
 
     from genre_lightning import GenrePredictor
-    from genre_lightning.predictor import BATCH_SIZE
+    from genre_lightning.predicting.predictor import BATCH_SIZE
 
     torch.set_num_threads(1)  # as in the predictor's own threads
     with tempfile.TemporaryDirectory() as folder:

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = args.checkpoint or write_checkpoint(Path(folder) / "model.ckpt")
         poster = args.poster or draw_posters(Path(folder) / "posters", 1)[0]
-        predict = [sys.executable, "-m", "genre_lightning.predict", str(checkpoint)]
+        predict = [sys.executable, "-m", "genre_lightning.predicting.command", str(checkpoint)]
         commands = {
             "genre-predict": [*predict, "--title", args.title, "--poster", str(poster)],
             "import torch": [sys.executable, "-c", "import torch"],

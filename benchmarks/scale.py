@@ -85,7 +85,7 @@ def time_parts(manifest: Path, cache_dir: Path) -> dict[str, float]:
     import sklearn.feature_extraction.text  # noqa: F401
 
     from genre_lightning.data import datamodule
-    from genre_lightning.data.titles import TitleVectorizer
+    from genre_lightning.inputs.terms import TitleVectorizer
 
     spent: dict[str, float] = {}
 

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 from sklearn.linear_model import LogisticRegression
 
-from genre_lightning.data.titles import TitleVectorizer
+from genre_lightning.inputs.terms import TitleVectorizer
 
 FEATURES: dict[str, Callable[[], TitleVectorizer]] = {
     "word": lambda: TitleVectorizer(analyzer="word", ngram_range=(1, 1), decade=False),

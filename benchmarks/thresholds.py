@@ -23,9 +23,9 @@ from sklearn.metrics import f1_score
 from sklearn.model_selection import KFold
 
 from benchmarks.text_models import FEATURES, regression_scores, title_features
-from genre_lightning.data.movie import MovieSet, encode_genres
-from genre_lightning.data.readers import read_movies
-from genre_lightning.thresholds import DEFAULT_METHOD, METHODS, fit_thresholds
+from genre_lightning.movies.movie import MovieSet, encode_genres
+from genre_lightning.movies.readers import read_movies
+from genre_lightning.scoring.thresholds import DEFAULT_METHOD, METHODS, fit_thresholds
 
 AIM_RATIO = 1.0
 

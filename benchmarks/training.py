@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from benchmarks.measure import REPOSITORY
 from genre_lightning.data.batch import MovieBatch
 from genre_lightning.data.datamodule import MovieDataModule
-from genre_lightning.module import GenreModule
+from genre_lightning.training.module import GenreModule
 from train import chosen_precision, make_data, make_module, trains_on_gpu
 
 

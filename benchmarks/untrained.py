@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measure import REPOSITORY
-from genre_lightning.data.movie import PosterFile
+from genre_lightning.movies.movie import PosterFile
 
 
 def write_checkpoint(path: Path, num_genres: int = 18) -> Path:
@@ -16,10 +16,10 @@ def write_checkpoint(path: Path, num_genres: int = 18) -> Path:
     import torch
     from omegaconf import OmegaConf
 
-    from genre_lightning.checkpoint import CHECKPOINT_FORMAT, CHECKPOINT_KEY
-    from genre_lightning.data.titles import TitleVectorizer, state_to_json
-    from genre_lightning.losses import build_loss
+    from genre_lightning.checkpoint.model import CHECKPOINT_FORMAT, CHECKPOINT_KEY
+    from genre_lightning.inputs.terms import TitleVectorizer, state_to_json
     from genre_lightning.models import build_network
+    from genre_lightning.scoring.losses import build_loss
 
     conf = OmegaConf.create(
         {

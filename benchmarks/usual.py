@@ -42,9 +42,9 @@ from benchmarks.training import (
     make_trainer,
     synchronise,
 )
-from genre_lightning.data.augment import POSTER_MEAN, POSTER_STD
 from genre_lightning.data.datamodule import MovieDataModule
-from genre_lightning.data.posters import PosterError
+from genre_lightning.inputs.augment import POSTER_MEAN, POSTER_STD
+from genre_lightning.inputs.posters import PosterError
 
 AIM_CPU, AIM_GPU = 1.25, 10.0
 WORKERS = (0, 1, 2, 4)

@@ -13,7 +13,7 @@ from genre_lightning.errors import UserError
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-    from genre_lightning.predictor import GenrePredictor
+    from genre_lightning.predicting.predictor import GenrePredictor
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -71,7 +71,7 @@ def serve_demo(
     Yields:
         The port on 127.0.0.1, and what ends the server; it is ended anyway.
     """
-    from genre_lightning import demo
+    from genre_lightning.webapp import server as demo
 
     listener = demo.open_port("127.0.0.1", 0)
     listener.listen()

@@ -27,11 +27,11 @@ from playwright.sync_api import Browser, Locator, Page, expect
 
 from docs.browser import open_chromium, serve_demo
 from evaluate import evaluate
-from genre_lightning.checkpoint import TrainedModel, load_model
-from genre_lightning.data.demo import POSTER_GENRES, TITLE_GENRES, read_demo
-from genre_lightning.data.movie import Movie
+from genre_lightning.checkpoint.model import TrainedModel, load_model
 from genre_lightning.errors import UserError
-from genre_lightning.predictor import GenrePredictor
+from genre_lightning.movies.demo import POSTER_GENRES, TITLE_GENRES, read_demo
+from genre_lightning.movies.movie import Movie
+from genre_lightning.predicting.predictor import GenrePredictor
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 #: CSS pixels, each one pixel of the picture.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from genre_lightning.predictor import GenrePredictor
+    from genre_lightning.predicting.predictor import GenrePredictor
 
 __version__ = "0.1.0"
 
@@ -18,7 +18,7 @@ __all__ = ["GenrePredictor", "__version__"]
 
 def __getattr__(name: str) -> object:
     if name == "GenrePredictor":
-        from genre_lightning.predictor import GenrePredictor
+        from genre_lightning.predicting.predictor import GenrePredictor
 
         return GenrePredictor
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

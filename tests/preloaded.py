@@ -8,8 +8,8 @@ import hydra  # noqa: F401
 import pytorch_lightning  # noqa: F401
 import rich.console  # noqa: F401
 
-import genre_lightning.callbacks.resume
 import genre_lightning.data.datamodule
-import genre_lightning.evaluation
-import genre_lightning.module  # noqa: F401
+import genre_lightning.report.evaluation
+import genre_lightning.training.callbacks.resume
+import genre_lightning.training.module  # noqa: F401
 import train  # noqa: F401

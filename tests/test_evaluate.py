@@ -19,10 +19,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from sklearn.metrics import average_precision_score, f1_score
 
-from genre_lightning.checkpoint import CHECKPOINT_KEY, CheckpointError, load_model
+from genre_lightning.checkpoint.model import CHECKPOINT_KEY, CheckpointError, load_model
 from genre_lightning.data.datamodule import MovieDataModule
-from genre_lightning.data.movie import DataError
-from genre_lightning.evaluation import score_split, split_metrics
+from genre_lightning.movies.movie import DataError
+from genre_lightning.report.evaluation import score_split, split_metrics
 
 Evaluate = Callable[..., dict[str, float]]
 

@@ -21,7 +21,7 @@ def train_in(repository: Path, folder: Path, overrides: list[str]) -> dict[str, 
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import open_dict
 
-    from genre_lightning.run_folder import recorded_run
+    from genre_lightning.runs.folder import recorded_run
     from train import train
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -76,7 +76,7 @@ def _child(
 
 def at_step(moment: int, action: Callable[[], None]) -> pytest.MonkeyPatch:
     """Do something in the so-manieth training or validation step from now; undo() ends it."""
-    from genre_lightning.module import GenreModule
+    from genre_lightning.training.module import GenreModule
 
     count = 0
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from genre_lightning.data.posters import PosterCache
-from genre_lightning.data.titles import SparseTitles
+from genre_lightning.inputs.posters import PosterCache
+from genre_lightning.inputs.terms import SparseTitles
 
 
 @dataclass

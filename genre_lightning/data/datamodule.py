@@ -15,30 +15,30 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from genre_lightning.data.augment import PosterAugment, normalise_posters
 from genre_lightning.data.batch import (
     BatchGroup,
     BatchOrder,
     MovieBatches,
     MovieLoader,
 )
-from genre_lightning.data.movie import DataError, MovieSet, check_movies, encode_genres
-from genre_lightning.data.posters import (
+from genre_lightning.inputs.augment import PosterAugment, normalise_posters
+from genre_lightning.inputs.posters import (
     PosterCache,
     open_poster_cache,
     pool_stages,
     to_device,
 )
-from genre_lightning.data.readers import READERS, read_movies
-from genre_lightning.data.split import split_movies
-from genre_lightning.data.store import content_key, stored_folder
-from genre_lightning.data.summary import (
+from genre_lightning.inputs.store import content_key, stored_folder
+from genre_lightning.inputs.terms import SparseTitles, TitleVectorizer
+from genre_lightning.movies.movie import DataError, MovieSet, check_movies, encode_genres
+from genre_lightning.movies.readers import READERS, read_movies
+from genre_lightning.movies.split import split_movies
+from genre_lightning.movies.summary import (
     absent_posters,
     dataset_table,
     poster_states,
     render_table,
 )
-from genre_lightning.data.titles import SparseTitles, TitleVectorizer
 
 #: Part of the key of stored features: raise it when their computation changes.
 FEATURES_VERSION = 1

@@ -2,7 +2,7 @@
 
 from genre_lightning.models.fusion import ACTIVATIONS, BRANCHES, BranchType, Fusion, build_network
 from genre_lightning.models.poster_resnet import PosterResNet
-from genre_lightning.models.title_mlp import TitleMLP
+from genre_lightning.models.terms_mlp import TitleMLP
 
 __all__ = [
     "ACTIVATIONS",

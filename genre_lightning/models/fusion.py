@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from genre_lightning.models.poster_resnet import PosterResNet
-from genre_lightning.models.title_mlp import TitleMLP
+from genre_lightning.models.terms_mlp import TitleMLP
 
 #: How a (B, G) array of logits becomes scores in [0, 1], by the name a checkpoint stores.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {

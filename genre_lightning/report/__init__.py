@@ -1,1 +1,0 @@
-"""The evaluation report: its numbers, its charts, its gallery and the page they stand on."""

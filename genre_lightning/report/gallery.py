@@ -10,13 +10,18 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from genre_lightning.checkpoint import TrainedModel
+from genre_lightning.checkpoint.model import TrainedModel
 from genre_lightning.data.datamodule import MovieDataModule
-from genre_lightning.data.movie import PosterFile
-from genre_lightning.data.posters import FORMATS, PosterError, decode_poster
-from genre_lightning.evaluation import SplitScores
-from genre_lightning.explain import overlay, poster_heat_maps, score_parts, title_contributions
+from genre_lightning.explain.parts import (
+    overlay,
+    poster_heat_maps,
+    score_parts,
+    title_contributions,
+)
+from genre_lightning.inputs.posters import FORMATS, PosterError, decode_poster
 from genre_lightning.models import TitleMLP
+from genre_lightning.movies.movie import PosterFile
+from genre_lightning.report.evaluation import SplitScores
 
 #: Pixels of a thumbnail's height; twice as many as the page shows.
 _HEIGHT = 240

@@ -15,14 +15,14 @@ import torch
 from markupsafe import Markup
 from torch import Tensor
 
-from genre_lightning.checkpoint import TrainedModel
+from genre_lightning.checkpoint.model import TrainedModel
 from genre_lightning.data.datamodule import MovieDataModule
-from genre_lightning.evaluation import SplitScores
-from genre_lightning.metrics import genre_metrics, per_genre_metrics
+from genre_lightning.files import whole_file
 from genre_lightning.models import ACTIVATIONS
 from genre_lightning.page.document import render_page
 from genre_lightning.report import charts
 from genre_lightning.report.charts import Mark
+from genre_lightning.report.evaluation import SplitScores
 from genre_lightning.report.gallery import make_gallery
 from genre_lightning.report.statistics import (
     Bootstrap,
@@ -37,8 +37,9 @@ from genre_lightning.report.statistics import (
     reliability,
     row_shares,
 )
-from genre_lightning.run_folder import package_versions, whole_file
-from genre_lightning.thresholds import DEFAULT_METHOD, fit_thresholds
+from genre_lightning.runs.folder import package_versions
+from genre_lightning.scoring.metrics import genre_metrics, per_genre_metrics
+from genre_lightning.scoring.thresholds import DEFAULT_METHOD, fit_thresholds
 
 #: Of the overall table, in its order.
 METRICS = {
@@ -90,7 +91,7 @@ def write_report(
         path: of the file.
         model: whose scores these are.
         data: set up, with the model's genres.
-        scores: of :func:`genre_lightning.evaluation.score_split`.
+        scores: of :func:`genre_lightning.report.evaluation.score_split`.
         origin: of the report.
         validation: scores of the validation split, to fit thresholds for each branch alone; a model
             of one branch needs none.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import baselines, thresholds
-from genre_lightning.data.movie import Movie, MovieSet
+from genre_lightning.movies.movie import Movie, MovieSet
 
 GENRES = ("Comedy", "Drama", "Horror")
 WORDS = {"Comedy": "wedding party fool", "Drama": "letter river mother", "Horror": "ghost blood"}

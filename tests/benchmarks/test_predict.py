@@ -8,7 +8,7 @@ from PIL import Image
 
 from benchmarks import predict_batch
 from benchmarks.untrained import draw_posters, write_checkpoint
-from genre_lightning.checkpoint import load_model
+from genre_lightning.checkpoint.model import load_model
 
 
 def test_the_untrained_model_has_the_sizes_of_the_configuration(tmp_path: Path):

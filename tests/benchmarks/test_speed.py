@@ -189,7 +189,7 @@ def test_the_usual_items_are_the_movies_of_our_batches(tiny):
 
 def test_made_up_movies_are_read_as_they_were_written(tmp_path: Path):
     from benchmarks.scale import NUM_GENRES, make_movies
-    from genre_lightning.data.manifest import read_manifest
+    from genre_lightning.movies.manifest import read_manifest
 
     movies = read_manifest(make_movies(tmp_path, 200))
     assert len(movies.movies) == 200

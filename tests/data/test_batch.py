@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from genre_lightning.data.batch import BatchGroup, BatchOrder, MovieBatch, MovieBatches, MovieLoader
-from genre_lightning.data.posters import PosterCache, to_device
-from genre_lightning.data.titles import SparseTitles
+from genre_lightning.inputs.posters import PosterCache, to_device
+from genre_lightning.inputs.terms import SparseTitles
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_posters_that_are_resident_are_taken_where_the_batch_goes(batches: Movie
 
 def test_pixels_reach_a_device_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (7, 4, 4, 3), dtype=np.uint8)
-    monkeypatch.setattr("genre_lightning.data.posters._PART_BYTES", 100)  # two posters
+    monkeypatch.setattr("genre_lightning.inputs.posters._PART_BYTES", 100)  # two posters
     assert torch.equal(to_device(pixels, torch.device("cpu")), torch.from_numpy(pixels))
     assert len(to_device(pixels[:0], torch.device("cpu"))) == 0
 

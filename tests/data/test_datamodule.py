@@ -16,11 +16,11 @@ import pytorch_lightning as pl
 import torch
 from PIL import Image
 
-from genre_lightning.data.augment import PosterAugment, normalise_posters
 from genre_lightning.data.batch import MovieBatch
 from genre_lightning.data.datamodule import TOGETHER, MovieDataModule
-from genre_lightning.data.movie import DataError
-from genre_lightning.data.titles import TitleVectorizer
+from genre_lightning.inputs.augment import PosterAugment, normalise_posters
+from genre_lightning.inputs.terms import TitleVectorizer
+from genre_lightning.movies.movie import DataError
 
 SPLITS = ["train"] * 12 + ["val"] * 4 + ["test"] * 4
 WORDS = ("love ", "war ", "space ", "ghost ", "train ", "river ")

@@ -18,9 +18,9 @@ from docs.screenshots import (
     shoot_leaderboard,
     take_all,
 )
-from genre_lightning.checkpoint import load_model
-from genre_lightning.compare import main as compare
-from genre_lightning.run_folder import write_result
+from genre_lightning.checkpoint.model import load_model
+from genre_lightning.comparison.command import main as compare
+from genre_lightning.runs.folder import write_result
 
 
 def test_three_pictures_of_a_trained_model(browser: Browser, trained_run: Path, tmp_path: Path):

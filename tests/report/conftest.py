@@ -13,11 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-from genre_lightning.checkpoint import TrainedModel
+from genre_lightning.checkpoint.model import TrainedModel
 from genre_lightning.data.datamodule import MovieDataModule
-from genre_lightning.data.titles import TitleVectorizer
-from genre_lightning.evaluation import SplitScores, score_split
+from genre_lightning.inputs.terms import TitleVectorizer
 from genre_lightning.models import build_network
+from genre_lightning.report.evaluation import SplitScores, score_split
 from genre_lightning.report.page import Origin
 
 HOSTILE = '<script>window.hit=1</script><img src=x onerror="window.hit=1"> "Heat" & {{ 7 * 7 }}'

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from genre_lightning.data.movie import PosterFile
+from genre_lightning.movies.movie import PosterFile
 from genre_lightning.report.gallery import (
     Pick,
     explain_genre,

@@ -16,8 +16,8 @@ from playwright.sync_api import Browser, Page
 import genre_lightning.comparison
 import genre_lightning.page
 import genre_lightning.report
-from genre_lightning.metrics import genre_metrics
 from genre_lightning.report.page import number, render_report, signed, write_report
+from genre_lightning.scoring.metrics import genre_metrics
 from tests.pages import CONTRAST
 
 SECTIONS = ["overall", "genres", "curves", "calibration", "pairs", "branches", "gallery", "method"]

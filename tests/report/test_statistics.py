@@ -15,7 +15,6 @@ from sklearn.metrics import (
     recall_score,
 )
 
-from genre_lightning.metrics import genre_metrics
 from genre_lightning.report import statistics
 from genre_lightning.report.statistics import (
     best_constant,
@@ -28,6 +27,7 @@ from genre_lightning.report.statistics import (
     resample_counts,
     row_shares,
 )
+from genre_lightning.scoring.metrics import genre_metrics
 
 
 def draw(num_movies: int, prevalence: list[float], seed: int, digits: int = 8):

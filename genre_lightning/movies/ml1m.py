@@ -1,0 +1,375 @@
+"""Reader for MovieLens-1M with posters, as the original project ships it; and its download.
+
+Two layouts, in a folder or in the zip itself, at the top or below any single prefix such as
+``content/dataset``::
+
+    movies_train.dat  movies_test.dat  [genres.txt]  ml1m-images/ID.jpg
+    movies.dat                         [genres.txt]  ml1m-images/ID.jpg
+
+A row of a ``.dat`` file is ``ID::Title (Year)::Genre|Genre``. The second layout is MovieLens-1M as
+GroupLens gives it, with posters added: it has no split of its own, and is latin-1, not UTF-8.
+
+Source: F. M. Harper, J. A. Konstan, "The MovieLens Datasets", ACM TiiS 5(4), 2015.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from genre_lightning.movies.movie import DataError, Movie, MovieSet, PosterFile, check_movies
+
+DRIVE_ID = "1hUqu1mbFeTEfBvl-7fc56fHFfCSzIktD"
+DRIVE_PAGE = f"https://drive.google.com/file/d/{DRIVE_ID}/view"
+LAYOUT = (
+    "movies_train.dat, movies_test.dat, genres.txt and ml1m-images/ID.jpg "
+    "(or movies.dat and ml1m-images/ID.jpg), at the top or below one prefix such as content/dataset"
+)
+SPLIT_FILES = {"movies_train.dat": "train", "movies_test.dat": "test"}
+WHOLE_FILE = "movies.dat"
+GENRES_FILE = "genres.txt"
+POSTER_FOLDERS = ("ml1m-images", "images", "posters")
+POSTER_SUFFIXES = (".jpg", ".jpeg", ".png")  # the first one there is taken
+MAX_PREFIX_DEPTH = 8
+# The original zip holds 3 259 files and 95 MB; an archive far beyond that is not it.
+MAX_ARCHIVE_FILES = 100_000
+MAX_ARCHIVE_BYTES = 4 << 30
+
+
+def read_ml1m(root: str | Path, download: bool = False) -> MovieSet:
+    """Find the movies of MovieLens-1M.
+
+    Args:
+        root: the dataset's folder, or its zip (posters are then read out of the zip).
+        download: when there is nothing at ``root``, fetch the original zip to it first.
+
+    Raises:
+        DataError: nothing there, another layout, or a row that can't be used.
+    """
+    root = Path(root).expanduser()
+    if not root.exists():
+        if not download:
+            raise DataError(
+                f"there is no dataset at {root}. Either let it be fetched with data.download=true, "
+                f"or point data.root at your own copy, a folder or a zip with {LAYOUT}"
+            )
+        download_ml1m(root)
+    source = _open_source(root)
+
+    names = [name for name in SPLIT_FILES if name in source.texts]
+    if len(names) == 1:
+        absent = next(name for name in SPLIT_FILES if name not in source.texts)
+        raise DataError(f"{source.name} has {names[0]} but no {absent}; expected: {LAYOUT}")
+    movies: list[Movie] = []
+    for name in names or [WHOLE_FILE]:
+        split = SPLIT_FILES.get(name)
+        movies += _parse_movies(_decode(source.texts[name]), name, split, source.posters)
+    if GENRES_FILE in source.texts:
+        genres = _parse_genres(_decode(source.texts[GENRES_FILE]))
+    else:
+        genres = tuple(sorted({genre for movie in movies for genre in movie.genres}))
+    movie_set = MovieSet(movies, genres)
+    check_movies(movie_set)
+    return movie_set
+
+
+def _parse_movies(
+    text: str, name: str, split: str | None, posters: dict[str, PosterFile]
+) -> list[Movie]:
+    """One movie per ``ID::Title::Genre|Genre`` row; blank rows are skipped, but counted."""
+    movies = []
+    for number, row in enumerate(_lines(text), start=1):
+        if not row.strip():
+            continue
+        where = f"{name}:{number}"
+        # Counted from both ends, as a title may hold "::" itself.
+        movie_id, _, rest = row.partition("::")
+        title, separator, labels = rest.rpartition("::")
+        if not separator:
+            raise DataError(f"{where}: expected ID::Title::Genre|Genre, got {row[:120]!r}")
+        movie_id = movie_id.strip()
+        if not (movie_id.isascii() and movie_id.isdigit()):
+            raise DataError(f"{where}, column id: {movie_id!r} is not a number")
+        genres = tuple(genre.strip() for genre in labels.split("|") if genre.strip())
+        movies.append(Movie(movie_id, title.strip(), posters.get(movie_id), genres, split, where))
+    return movies
+
+
+def _parse_genres(text: str) -> tuple[str, ...]:
+    genres: list[str] = []
+    for number, row in enumerate(_lines(text), start=1):
+        genre = row.strip()
+        if genre in genres:
+            raise DataError(f"{GENRES_FILE}:{number}: {genre!r} is listed more than once")
+        if genre:
+            genres.append(genre)
+    if not genres:
+        raise DataError(f"{GENRES_FILE} is empty; list one genre per line, or remove the file")
+    return tuple(genres)
+
+
+def _decode(data: bytes) -> str:
+    """UTF-8 (with or without a BOM), and latin-1 only where that fails."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
+
+
+def _lines(text: str) -> list[str]:
+    # Not str.splitlines: that also breaks a row at U+0085, a byte that latin-1 text may hold.
+    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Folder or zip alike: the text files there are, and the posters by movie id."""
+
+    name: str
+    texts: dict[str, bytes]
+    posters: dict[str, PosterFile]
+
+
+def _open_source(root: Path) -> _Source:
+    if root.is_dir():
+        return _open_folder(root)
+    if zipfile.is_zipfile(root):
+        return _open_archive(root)
+    raise DataError(f"{root} is neither a folder nor a zip; expected one with {LAYOUT}")
+
+
+def _is_dataset(names: set[str]) -> bool:
+    return WHOLE_FILE in names or any(name in names for name in SPLIT_FILES)
+
+
+def _no_dataset(name: str | Path) -> DataError:
+    return DataError(
+        f"{name} has none of {', '.join([*SPLIT_FILES, WHOLE_FILE])}; expected: {LAYOUT}"
+    )
+
+
+def _no_posters(name: str | Path) -> DataError:
+    return DataError(
+        f"{name} has no folder of posters ({' or '.join(POSTER_FOLDERS)}, holding ID.jpg). "
+        f"To go on with titles alone, make an empty folder {POSTER_FOLDERS[0]} there"
+    )
+
+
+def _open_folder(root: Path) -> _Source:
+    base = _find_base(root)
+    texts = {
+        name: (base / name).read_bytes()
+        for name in (*SPLIT_FILES, WHOLE_FILE, GENRES_FILE)
+        if (base / name).is_file()
+    }
+    folder = next((base / name for name in POSTER_FOLDERS if (base / name).is_dir()), None)
+    if folder is None:
+        raise _no_posters(base)
+    ranked: dict[str, tuple[int, PosterFile]] = {}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            key = _poster_key(entry.name)
+            if key is not None and entry.is_file():
+                status = entry.stat()
+                poster = PosterFile(folder / entry.name, None, status.st_size, status.st_mtime_ns)
+                _keep_best(ranked, key, poster)
+    return _Source(str(base), texts, {movie_id: poster for movie_id, (_, poster) in ranked.items()})
+
+
+def _find_base(root: Path) -> Path:
+    """The folder of the .dat files: root, root/content/dataset, or below single folders."""
+    base = root
+    for _ in range(MAX_PREFIX_DEPTH):
+        for candidate in (base, base / "content" / "dataset"):
+            if _is_dataset(_file_names(candidate)):
+                return candidate
+        with os.scandir(base) as entries:
+            inner = [entry.name for entry in entries if entry.is_dir() and _is_visible(entry.name)]
+        if len(inner) != 1:
+            break
+        base = base / inner[0]
+    raise _no_dataset(root)
+
+
+def _file_names(folder: Path) -> set[str]:
+    return {name for name in (*SPLIT_FILES, WHOLE_FILE) if (folder / name).is_file()}
+
+
+def _is_visible(name: str) -> bool:
+    return not name.startswith((".", "__MACOSX"))
+
+
+def _open_archive(root: Path) -> _Source:
+    try:
+        with zipfile.ZipFile(root) as archive:
+            members = {info.filename: info for info in archive.infolist()}
+            base = _find_prefix(root, members)
+            texts = {
+                name: archive.read(base + name)
+                for name in (*SPLIT_FILES, WHOLE_FILE, GENRES_FILE)
+                if base + name in members
+            }
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+        raise DataError(f"{root} can't be read as a zip ({error}); fetch it again") from error
+    for folder in POSTER_FOLDERS:
+        prefix = f"{base}{folder}/"
+        if any(name.startswith(prefix) for name in members):
+            break
+    else:
+        raise _no_posters(f"{root}:{base}")
+    ranked: dict[str, tuple[int, PosterFile]] = {}
+    for name, info in members.items():
+        key = _poster_key(name[len(prefix) :]) if name.startswith(prefix) else None
+        if key is not None:
+            _keep_best(ranked, key, PosterFile(root, name, info.file_size, info.CRC))
+    return _Source(
+        f"{root}:{base}", texts, {movie_id: poster for movie_id, (_, poster) in ranked.items()}
+    )
+
+
+def _find_prefix(root: Path, members: dict[str, zipfile.ZipInfo]) -> str:
+    """What comes before the .dat files' names in the zip, "" or ending in "/"."""
+    prefixes = {
+        name[: len(name) - len(PurePosixPath(name).name)]
+        for name in members
+        if _is_dataset({PurePosixPath(name).name}) and _is_visible(name)
+    }
+    if not prefixes:
+        raise _no_dataset(root)
+    depth = min(prefix.count("/") for prefix in prefixes)
+    shallowest = sorted(prefix for prefix in prefixes if prefix.count("/") == depth)
+    if len(shallowest) > 1:
+        raise DataError(
+            f"{root} holds more than one dataset, in {' and '.join(shallowest)}; unpack it and "
+            "point data.root at one of them"
+        )
+    return shallowest[0]
+
+
+def _poster_key(name: str) -> tuple[str, int] | None:
+    """(movie id, rank of the suffix), or None when it is not ID.jpg."""
+    movie_id, suffix = os.path.splitext(name)
+    if not (movie_id.isascii() and movie_id.isdigit()) or suffix.lower() not in POSTER_SUFFIXES:
+        return None
+    return movie_id, POSTER_SUFFIXES.index(suffix.lower())
+
+
+def _keep_best(
+    ranked: dict[str, tuple[int, PosterFile]], key: tuple[str, int], poster: PosterFile
+) -> None:
+    movie_id, rank = key
+    if movie_id not in ranked or rank < ranked[movie_id][0]:
+        ranked[movie_id] = (rank, poster)
+
+
+# --- download ---------------------------------------------------------------------------------
+
+
+def fetch_from_drive(target: Path) -> None:
+    """Write the original zip to ``target``.
+
+    Raises:
+        DataError: it can't be fetched; says what to fetch by hand.
+    """
+    import gdown  # here alone: nobody else needs it
+
+    try:
+        # (connect, read) seconds: a network that swallows packets must end in a message too.
+        gdown.download(id=DRIVE_ID, output=str(target), use_cookies=False, timeout=(10, 60))
+    except (OSError, gdown.exceptions.DownloadError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise DataError(f"the download failed ({reason[0][:300]})") from error
+
+
+def download_ml1m(root: Path, fetch: Callable[[Path], None] = fetch_from_drive) -> None:
+    """Fetch the zip and put it at ``root``: as it is if ``root`` ends in .zip, unpacked otherwise.
+
+    ``root`` is there whole or not at all: all work is done in a temporary folder beside it, which
+    is renamed at the end.
+
+    Args:
+        root: must not exist yet.
+        fetch: writes the zip to the path it is given.
+
+    Raises:
+        DataError: the zip can't be fetched, or is not the dataset, or tries to leave its folder.
+    """
+    try:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as temporary:
+            archive = Path(temporary) / "dataset.zip"
+            fetch(archive)
+            if not zipfile.is_zipfile(archive):
+                raise DataError("what was fetched is not a zip (a page of Google's, perhaps)")
+            if root.suffix.lower() == ".zip":
+                _open_archive(archive)
+                os.replace(archive, root)
+                return
+            folder = Path(temporary) / "dataset"
+            unpack(archive, folder)
+            _find_base(folder)
+            try:
+                folder.rename(root)
+            except OSError:
+                # Another process was quicker; what it put there was as whole as this.
+                if not root.is_dir():
+                    raise
+    except (DataError, OSError) as error:
+        raise DataError(
+            f"could not fetch the dataset to {root}: {error}. By hand: fetch the zip from "
+            f"{DRIVE_PAGE} and point data.root at it, or unpack it to {root}; "
+            f"expected in it: {LAYOUT}"
+        ) from error
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack a zip from a stranger into a new folder.
+
+    Raises:
+        DataError: an entry would leave the folder, is a link or another special file, comes twice,
+            is damaged, or the whole is absurdly large. What was unpacked so far is left in
+            ``folder``, for the caller to throw away.
+    """
+    folder.mkdir()
+    try:
+        with zipfile.ZipFile(archive) as source:
+            infos = source.infolist()
+            # Declared sizes will do: ZipFile never gives out more than an entry declares.
+            total = sum(info.file_size for info in infos)
+            if len(infos) > MAX_ARCHIVE_FILES or total > MAX_ARCHIVE_BYTES:
+                raise DataError(
+                    f"the zip is absurdly large ({len(infos)} files, {total} bytes; at most "
+                    f"{MAX_ARCHIVE_FILES} files, {MAX_ARCHIVE_BYTES} bytes are unpacked)"
+                )
+            for info in infos:
+                _refuse_unsafe(info)
+            for info in infos:
+                target = folder.joinpath(*PurePosixPath(info.filename).parts)
+                if info.is_dir():
+                    target.mkdir(parents=True, exist_ok=True)
+                    continue
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with source.open(info) as reader, target.open("xb") as writer:
+                    shutil.copyfileobj(reader, writer)
+    except FileExistsError as error:
+        raise DataError(f"the zip holds {error.filename!r} twice") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+        raise DataError(f"the zip is damaged ({error})") from error
+
+
+def _refuse_unsafe(info: zipfile.ZipInfo) -> None:
+    name = info.filename
+    path = PurePosixPath(name)
+    # ":" covers drive letters and the hidden streams of NTFS; no name of this dataset has one.
+    if not path.parts or path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name:
+        raise DataError(f"the zip holds an entry that would leave its folder: {name!r}")
+    kind = stat.S_IFMT(info.external_attr >> 16)
+    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+        raise DataError(f"the zip holds a link or special file: {name!r}")

@@ -1,0 +1,160 @@
+"""Scoring a split with a trained model: the numbers, and the files a report is made of."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from genre_lightning.checkpoint.model import TrainedModel
+from genre_lightning.data.datamodule import MovieDataModule
+from genre_lightning.files import whole_file
+from genre_lightning.models import ACTIVATIONS
+from genre_lightning.scoring.losses import build_loss
+from genre_lightning.scoring.metrics import genre_metrics, per_genre_metrics
+
+#: Movies scored at once, the same after training as in evaluate.py: then all digits are the same.
+BATCH_SIZE = 64
+
+
+@dataclass(frozen=True)
+class SplitScores:
+    """A model's answers on the movies of one split.
+
+    Attributes:
+        split: "train", "val" or "test".
+        rows: (N,) int64, each movie's place in the dataset.
+        logits: (N, G) float32, the prior and both branches' parts summed.
+        scores: (N, G) float32 in [0, 1].
+        targets: (N, G) float32 multi-hot.
+        title_logits: (N, G) float32, the title branch's part of the summed logits.
+        poster_logits: (N, G) float32, the poster branch's; zero for a movie without a poster.
+    """
+
+    split: str
+    rows: Tensor
+    logits: Tensor
+    scores: Tensor
+    targets: Tensor
+    title_logits: Tensor
+    poster_logits: Tensor
+
+
+@torch.inference_mode()
+def score_split(
+    model: TrainedModel,
+    data: MovieDataModule,
+    split: str,
+    device: torch.device | str = "cpu",
+    batch_size: int = BATCH_SIZE,
+) -> SplitScores:
+    """Score every movie of a split, in float32 and without augmentation.
+
+    Args:
+        model: as :func:`genre_lightning.checkpoint.model.load_model` gives it, on ``device``.
+        data: set up with the model's genres and vectorizer.
+        split: "train", "val" or "test".
+        device: where to compute.
+        batch_size: another one may change the last digit.
+    """
+    names = ("rows", "logits", "scores", "targets", "title_logits", "poster_logits")
+    parts: dict[str, list[Tensor]] = {name: [] for name in names}
+    model.network.eval()
+    for batch in data.loader(split, batch_size=batch_size, device=device):
+        title, poster = model.network.branch_logits(**batch.inputs())
+        logits = model.network.prior + title + poster
+        parts["rows"].append(batch.rows)
+        parts["logits"].append(logits)
+        parts["scores"].append(ACTIVATIONS[model.activation](logits))
+        parts["targets"].append(batch.targets)
+        parts["title_logits"].append(title)
+        parts["poster_logits"].append(poster)
+    joined = {name: torch.cat(values).cpu() for name, values in parts.items()}
+    return SplitScores(split=split, **joined)
+
+
+def split_metrics(model: TrainedModel, scores: SplitScores) -> dict[str, float]:
+    """Every metric at the thresholds of the checkpoint, ``loss`` and ``num_movies``."""
+    metrics = genre_metrics(scores.scores, scores.targets, model.thresholds)
+    loss = build_loss(**model.loss)(scores.logits, scores.targets)
+    return {**metrics, "loss": float(loss), "num_movies": len(scores.rows)}
+
+
+def genre_rows(model: TrainedModel, scores: SplitScores) -> list[dict[str, Any]]:
+    """One row for each genre: f1, precision, recall, ap, support and threshold."""
+    columns = per_genre_metrics(scores.scores, scores.targets, model.thresholds)
+    return [
+        {"genre": genre, **{name: column[g].item() for name, column in columns.items()}}
+        for g, genre in enumerate(model.genres)
+    ]
+
+
+def print_genre_table(
+    model: TrainedModel, scores: SplitScores, metrics: Mapping[str, float], console: Console
+) -> None:
+    """The table per genre, most frequent genre first, and the averages of ``metrics`` below it."""
+    rows = sorted(genre_rows(model, scores), key=lambda row: -row["support"])
+    table = Table(title=f"{scores.split}: {len(scores.rows)} movies")
+    table.add_column("genre")
+    names = ("f1", "precision", "recall", "ap", "support", "threshold")
+    for name in names:
+        table.add_column(name, justify="right")
+    for row in rows:
+        cells = [
+            f"{row[name]:.0f}"
+            if name == "support"
+            else f"{row[name]:.3f}"
+            if row[name] == row[name]
+            else "-"
+            for name in names
+        ]
+        table.add_row(row["genre"], *cells)
+    table.add_section()
+    for average in ("micro", "macro"):
+        cells = [f"{metrics[f'{name}_{average}']:.3f}" for name in ("f1", "precision", "recall")]
+        table.add_row(f"{average} average", *cells, f"{metrics[f'map_{average}']:.3f}", "", "")
+    console.print(table)
+
+
+def write_evaluation(
+    folder: Path, model: TrainedModel, data: MovieDataModule, scores: SplitScores
+) -> dict[str, float]:
+    """Write ``metrics.json``, ``per_genre.csv`` and ``predictions.csv`` into ``folder``.
+
+    Returns:
+        What ``metrics.json`` holds.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    metrics = split_metrics(model, scores)
+    with whole_file(folder / "metrics.json") as file:
+        file.write(json.dumps(metrics, indent=2) + "\n")
+    rows = genre_rows(model, scores)
+    with whole_file(folder / "per_genre.csv") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    movies = data.movie_set.movies
+    with whole_file(folder / "predictions.csv") as file:
+        table = csv.writer(file)
+        table.writerow(["id", "title", "true", "predicted", "has_poster", *model.genres])
+        has_poster = data.poster_states() == "present"
+        for row, values, target in zip(
+            scores.rows.tolist(), scores.scores, scores.targets, strict=True
+        ):
+            predicted = values >= model.thresholds
+            names = [
+                "|".join(genre for genre, on in zip(model.genres, mask, strict=True) if on)
+                for mask in (target > 0, predicted)
+            ]
+            numbers = [f"{value:.6f}" for value in values.tolist()]
+            movie = movies[row]
+            table.writerow([movie.id, movie.title, *names, int(has_poster[row]), *numbers])
+    return metrics

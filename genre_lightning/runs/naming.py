@@ -1,0 +1,154 @@
+"""Names of a sweep's folders: made from the command and never from the time, to be found again.
+
+The functions here are resolvers in conf/hydra/default.yaml.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+
+from genre_lightning.errors import UserError
+from genre_lightning.runs.folder import read_result, starting_point
+
+#: Keys, and all below them, that change no result: folders are not named by them.
+HARMLESS = (
+    "callbacks.progress_bar",
+    "checkpoint_every_n_steps",
+    "checkpoint_in_background",
+    "ckpt_path",
+    "data.cache_dir",
+    "data.device_resident",
+    "data.resident_share",
+    "data.workers",
+    "logger",
+    "sweep",
+    "trainer.enable_progress_bar",
+)
+#: Bytes of a folder's name: file systems take 255.
+LONGEST_NAME = 200
+
+
+def folder_name(text: str) -> str:
+    """A name for a folder that can still be read; different texts give different names.
+
+    Characters that are trouble in file names become "-", and what is too long is cut; a hash after
+    "~", which is such a character, then tells the names apart.
+    """
+    name = re.sub(r"[^\w.,=+@()\[\]-]", "-", text)
+    if name != text or len(name.encode()) > LONGEST_NAME:
+        digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
+        cut = name.encode("utf-8", "replace")[: LONGEST_NAME - len(digest) - 1]
+        name = f"{cut.decode('utf-8', 'ignore')}~{digest}"
+    return name or "defaults"
+
+
+def sweep_name(given: str | None, overrides: Sequence[str], sweeper: Mapping[str, Any]) -> str:
+    """The name of a sweep: the one given, else made from the command.
+
+    It holds the keys that are swept, not their values, so that values can be added, and key=value
+    for the others, so that sweeps with different settings are kept apart. A ready-made sweep has
+    its own name for its keys.
+    """
+    if given is not None:
+        return given
+    ready = sweeper.get("params") or {}
+    named, parts = [], []
+    for override in parsed(overrides):
+        key = key_of(override)
+        if key == "sweep":
+            named.append(value_of(override))
+        elif override.is_sweep_override() and (key in ready or is_harmless(key)):
+            continue
+        elif not is_harmless(key):
+            swept = override.is_sweep_override()
+            parts.append(key if swept else f"{key}={value_of(override)}")
+    return folder_name(",".join([*named, *sorted(parts)]))
+
+
+def job_folder(overrides: Sequence[str], sweep: str) -> str:
+    """The name of a job's folder, from its overrides, sorted.
+
+    Those that are the same for all jobs are in the sweep's name, and only there; unless it was
+    given another one, by which it can be continued with other settings.
+
+    Args:
+        overrides: of the job.
+        sweep: the sweep's folder.
+    """
+    command = read_command(Path(sweep))
+    keys = command["keys"] if command["named_by_command"] else None
+    return folder_name(chosen_overrides(overrides, keys))
+
+
+def unless_finished(
+    name: str, mode: RunMode | None, folder: str, ckpt_path: str | None = None
+) -> str | None:
+    """``name``; None where nothing will run, so that the folder stays as it is.
+
+    That is a job of a sweep that is finished, and a single run in a folder that holds another.
+    """
+    try:
+        if mode != RunMode.MULTIRUN:
+            starting_point(ckpt_path, Path(folder))
+            return name
+        result = read_result(folder)
+    except UserError:
+        return name if mode == RunMode.MULTIRUN else None  # the job will say so
+    return None if result is not None and result["status"] == "completed" else name
+
+
+# Cached: Hydra hands what the sweep has resolved on to its jobs, as it does for ${now:}. This
+# module is imported wherever a job runs, since Hydra sends the callback below along.
+OmegaConf.register_new_resolver("sweep_name", sweep_name, use_cache=True, replace=True)
+OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
+OmegaConf.register_new_resolver("unless_finished", unless_finished, replace=True)
+
+
+def parsed(overrides: Iterable[str]) -> list[Override]:
+    """Read overrides as Hydra does."""
+    loader = (
+        GlobalHydra.instance().config_loader() if GlobalHydra.instance().is_initialized() else None
+    )
+    found: list[Override] = OverridesParser.create(loader).parse_overrides(list(overrides))
+    return found
+
+
+def key_of(override: Override) -> str:
+    """The key, without "+" for adding it; "~" for removing it stays."""
+    key: str = override.get_key_element().lstrip("+")
+    return key
+
+
+def value_of(override: Override) -> str:
+    """The value, written as Hydra hands it on to jobs: 0.01 for 1e-2."""
+    value: str = override.get_value_element_as_str()
+    return value
+
+
+def chosen_overrides(overrides: Sequence[str], keys: Sequence[str] | None) -> str:
+    """The overrides of some keys; for None of all that can change a result."""
+    values = {key_of(override): value_of(override) for override in parsed(overrides)}
+    chosen = [key for key in sorted(values) if not is_harmless(key)] if keys is None else keys
+    return ",".join(f"{key}={values[key]}" for key in sorted(chosen) if key in values)
+
+
+def is_harmless(key: str) -> bool:
+    """Whether no result depends on a key."""
+    return any(key == name or key.startswith(f"{name}.") for name in HARMLESS)
+
+
+def read_command(sweep: Path) -> dict[str, Any]:
+    """What the command that runs a sweep has written for its jobs."""
+    command: dict[str, Any] = json.loads((sweep / "sweep.json").read_text("utf-8"))
+    return command

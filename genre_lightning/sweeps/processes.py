@@ -1,0 +1,196 @@
+"""Several processes that train one model: how many, and starting those of this machine.
+
+The processes of a run are started by torchrun, which ends all of them once one has failed. Each
+executes the entry script with the very configuration of the job, so that a job of a sweep and a
+single run are started alike.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import pickle
+import runpy
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import configure_log, setup_globals
+from hydra.types import RunMode
+from omegaconf import DictConfig, open_dict
+
+from genre_lightning.errors import UserError
+from genre_lightning.runs.folder import read_result, signals_raise, write_result
+
+#: Set in the processes that :func:`run_in_processes` starts.
+MARK = "GENRE_LIGHTNING_PROCESS"
+
+
+class ProcessError(UserError):
+    """A run of several processes of which one failed; the message is that of the first to fail."""
+
+
+def processes_to_start(trainer: Mapping[str, Any]) -> int:
+    """How many processes this one has to start for a trainer: 0 where it trains by itself.
+
+    Args:
+        trainer: ``cfg.trainer``. Processes are started for a strategy named "ddp...", one for each
+            of ``devices``, unless torchrun or Slurm's srun has started them already.
+
+    Raises:
+        UserError: some are on other machines, where only torchrun or srun starts any.
+    """
+    if not str(trainer.get("strategy", "")).startswith("ddp") or _are_started():
+        return 0
+    if trainer.get("num_nodes", 1) > 1:
+        raise UserError(
+            f"trainer.num_nodes={trainer['num_nodes']}: start the run on every machine, by "
+            "torchrun or by srun, as conf/trainer/ddp_nodes.yaml shows"
+        )
+    devices = trainer["devices"]
+    if isinstance(devices, int) and devices > 0:
+        return devices
+    # Only now: the process that starts others has no other need of it.
+    from pytorch_lightning.accelerators import CPUAccelerator, CUDAAccelerator
+
+    on_gpu = trainer["accelerator"] != "cpu" and CUDAAccelerator.is_available()
+    accelerator: Any = CUDAAccelerator if on_gpu else CPUAccelerator
+    if devices == "auto":
+        return int(accelerator.auto_device_count())
+    return len(accelerator.get_parallel_devices(accelerator.parse_devices(devices)))
+
+
+def _are_started() -> bool:
+    by_srun = int(os.environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in os.environ
+    return "RANK" in os.environ or by_srun
+
+
+def is_member() -> bool:
+    """Whether this process is one of those of :func:`run_in_processes`."""
+    return MARK in os.environ
+
+
+def check_started(job: Any) -> None:
+    """Refuse what processes that torchrun or srun has started can't do together.
+
+    Args:
+        job: ``HydraConfig.get()``.
+
+    Raises:
+        UserError: they would write to different folders, or run the same sweep several times.
+    """
+    if not _are_started() or is_member():
+        return
+    if job.mode == RunMode.MULTIRUN:
+        raise UserError(
+            "a sweep starts the processes of its jobs by itself: run it without torchrun and srun"
+        )
+    if not any(override.startswith("hydra.run.dir=") for override in job.overrides.hydra):
+        raise UserError(
+            "the processes of a run share its folder: name it by hydra.run.dir=FOLDER, since by "
+            "default each would name one after the time at which it started"
+        )
+
+
+def run_in_processes(
+    count: int, script: str | Path, cfg: DictConfig, folder: Path
+) -> dict[str, Any]:
+    """Run this job in ``count`` processes on this machine, and wait until all have ended.
+
+    Every process calls the entry script's main function with ``cfg``, under the ``HydraConfig`` of
+    this one. Ctrl-C and SIGTERM let them save and end; should this process be killed, they end as
+    well.
+
+    Args:
+        count: number of processes.
+        script: the entry script, decorated by ``hydra.main``.
+        cfg: the job's configuration, without Hydra's own.
+        folder: the run folder, in which the first of them records the run.
+
+    Returns:
+        What it has recorded.
+
+    Raises:
+        ProcessError: one has failed, and so have all; ``result.json`` names the error.
+    """
+    job = copy.deepcopy(cfg)
+    with open_dict(job):
+        job.hydra = HydraConfig.get()
+    # Slurm's variables would have Lightning take the processes for tasks of srun.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+    with TemporaryDirectory() as place:
+        job_file, error_file = Path(place) / "job.pickle", Path(place) / "error.json"
+        job_file.write_bytes(pickle.dumps(job))
+        env |= {MARK: "1", "TORCHELASTIC_ERROR_FILE": str(error_file)}
+        agent = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+                *(f"--nproc-per-node={count}", "-m", __name__, str(script), str(job_file)),
+            ],
+            env=env,
+            # Never written to: it ends when this process does, which the others see.
+            stdin=subprocess.PIPE,
+            stdout=sys.stdout,  # which may be a file by now
+            stderr=sys.stderr,
+            # Ctrl-C reaches this process alone, which hands it on as SIGTERM.
+            start_new_session=True,
+        )
+        try:
+            with signals_raise():
+                status = agent.wait()
+        except BaseException:
+            agent.terminate()
+            agent.wait()
+            raise
+        finally:
+            assert agent.stdin is not None
+            agent.stdin.close()
+        result = read_result(folder) or {}
+        if status != 0:
+            error = _first_error(error_file)
+            write_result(folder, {**result, "status": "failed", "error": error})
+            raise ProcessError(error)
+        return result
+
+
+def _first_error(file: Path) -> str:
+    """What torchrun says the processes failed of."""
+    if not file.is_file():
+        return "a process of the run was killed or ended without a word; see its output"
+    return str(json.loads(file.read_text("utf-8"))["message"]["message"])
+
+
+def main() -> None:
+    """What torchrun executes: the entry script's main function, with the configuration handed on.
+
+    An error is left for torchrun and thereby for the process that started it, whose own end is
+    noticed here.
+    """
+    script, job_file = sys.argv[1:]
+    threading.Thread(target=_end_with_starter, daemon=True).start()
+    job = pickle.loads(Path(job_file).read_bytes())  # noqa: S301 - written by run_in_processes
+    setup_globals()
+    if job.hydra.mode == RunMode.RUN:  # of a sweep's job all output goes into the log already
+        configure_log(job.hydra.job_logging, job.hydra.verbose)
+    HydraConfig.instance().set_config(job)
+    cfg = copy.deepcopy(job)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    runpy.run_path(script)["main"](cfg)
+
+
+def _end_with_starter() -> None:
+    os.read(0, 1)  # not sys.stdin, whose lock would be held when the interpreter ends
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    record(main)()

@@ -1,0 +1,287 @@
+"""Loggers beside metrics.csv: opened when a run begins, closed however it ends."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shlex
+import string
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.utilities import rank_zero_only
+from rich.console import Console
+
+from genre_lightning.checkpoint.model import TrainedModel
+from genre_lightning.data.datamodule import MovieDataModule
+from genre_lightning.errors import UserError
+from genre_lightning.report.evaluation import SplitScores
+from genre_lightning.runs.folder import flat_settings, is_first_process, write_result
+from genre_lightning.runs.naming import chosen_overrides, read_command
+from genre_lightning.training.callbacks.epoch_log import WANDB_STEP
+
+if TYPE_CHECKING:
+    from wandb import Run
+
+#: Longer names are refused by W&B.
+_NAME_LENGTH = 128
+#: Seconds after which W&B writes and uploads what it was given. Left to its own 15, a killed
+#: process takes that much of the run with it.
+_FLUSH_SECONDS = 0.1
+_UPLOAD_SECONDS = 2.0
+
+
+class RunLogger(WandbLogger):
+    """Lightning's W&B logger for one run of this project.
+
+    Args:
+        offline: None goes online where there is an account, and leaves it to ``WANDB_MODE`` where
+            that is set.
+        resume: "allow" to go on in the run of the training that is resumed, "never" to begin one.
+        posters: validation movies in the table of posters.
+        log_checkpoint: upload ``best.ckpt`` as an artifact.
+        arguments: of ``WandbLogger`` and ``wandb.init``.
+
+    Attributes:
+        goes_on: an earlier attempt at this training has logged to the run.
+    """
+
+    def __init__(
+        self,
+        *,
+        offline: bool | None = None,
+        resume: str = "allow",
+        posters: int = 32,
+        log_checkpoint: bool = False,
+        **arguments: Any,
+    ) -> None:
+        import wandb
+
+        # Not Lightning's `offline`, which sets WANDB_MODE for every later run of the process.
+        super().__init__(
+            mode=_wandb_mode(offline),
+            resume=resume,
+            settings=wandb.Settings(
+                quiet=True,
+                show_info=False,
+                x_transaction_log_flush_interval=_FLUSH_SECONDS,
+                x_file_stream_transmit_interval=_UPLOAD_SECONDS,
+            ),
+            **arguments,
+        )
+        del self._wandb_init["anonymous"]  # deprecated, whatever its value
+        self.posters = posters
+        self.log_checkpoint = log_checkpoint
+        self.goes_on = False
+
+    def choose_id(self, earlier: str | None) -> str:
+        """The run's id: the configured one, that of the training that goes on, or a new one."""
+        if self._wandb_init["resume"] == "never":
+            earlier = None
+        chosen: str = self._wandb_init["id"] or earlier or _new_id()
+        self.goes_on = chosen == earlier
+        self._wandb_init["id"] = chosen
+        return chosen
+
+    def begin(self, name: str | None, group: str | None) -> Run:
+        """Start the run, or go on with it; name and group count where the config has none.
+
+        Raises:
+            UserError: W&B refuses or can't be reached.
+        """
+        import wandb
+
+        known = self._wandb_init
+        known.update(name=known.get("name") or name, group=known.get("group") or group)
+        try:
+            return self.experiment
+        except wandb.Error as error:
+            raise UserError(
+                f"W&B: {error}; logger.wandb.offline=true logs to the run folder instead"
+            ) from error
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log one row at once, at W&B's own step of the same number wherever that is free."""
+        run = self.experiment
+        if step is None:
+            run.log(dict(metrics))
+        else:
+            run.log({**metrics, WANDB_STEP: step}, step=max(step, run.step), commit=True)
+
+    def finish(self, exit_code: int) -> None:
+        """End the run, so that a later one of this process is one of its own."""
+        run, self._experiment = self._experiment, None
+        if run is None:
+            return
+        offline = run.offline
+        run.finish(exit_code)
+        if offline:
+            folders = sorted(Path(str(self.save_dir), "wandb").glob(f"offline-run-*-{run.id}"))
+            command = shlex.join(["wandb", "sync", *map(str, folders)])
+            _say(f"W&B: logged offline; to upload it: {command}")
+
+
+def tensorboard_logger(save_dir: str, name: str, version: str = "") -> TensorBoardLogger:
+    """Lightning's TensorBoard logger.
+
+    Raises:
+        UserError: TensorBoard is not installed.
+    """
+    if find_spec("tensorboard") is None:
+        raise UserError(
+            "logger=tensorboard needs a package that is not installed: pip install tensorboard"
+        )
+    return TensorBoardLogger(save_dir, name=name, version=version)
+
+
+@contextmanager
+def open_loggers(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> Iterator[list[Logger]]:
+    """Build the loggers of ``cfg.logger`` and give them the configuration.
+
+    Args:
+        cfg: the composed configuration.
+        folder: the run folder.
+        result: of the run; gets the ``wandb_run_id``, in ``result.json`` before W&B starts.
+
+    Yields:
+        The loggers, for the trainer. They are closed after the block: a W&B run ends as finished,
+        failed or interrupted as the block does.
+    """
+    loggers = [instantiate(choice) for choice in (cfg.get("logger") or {}).values() if choice]
+    outcome = 1
+    try:
+        for logger in loggers:
+            _begin(logger, cfg, folder, result)
+        yield loggers
+        outcome = 0
+    except (KeyboardInterrupt, SystemExit):
+        outcome = 255  # as W&B itself reports a Ctrl-C
+        raise
+    finally:
+        for logger in loggers:
+            if isinstance(logger, RunLogger):
+                logger.finish(outcome)
+            else:
+                logger.finalize("failed" if outcome else "success")
+
+
+def _begin(logger: Logger, cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
+    if not is_first_process():
+        return
+    settings = flat_config(cfg)
+    if isinstance(logger, TensorBoardLogger):
+        logger.log_hyperparams(settings, {f"best/{cfg.monitor}": float("nan")})
+    elif isinstance(logger, RunLogger):
+        result["wandb_run_id"] = logger.choose_id(result["wandb_run_id"])
+        write_result(folder, result)
+        run = logger.begin(*_name_and_group(cfg, folder, result["overrides"]))
+        run.define_metric(cfg.monitor, step_metric=WANDB_STEP, summary=cfg.monitor_mode)
+        logger.log_hyperparams(settings)
+    else:
+        with warnings.catch_warnings():
+            # The rows of a resumed run are all given to it again.
+            warnings.filterwarnings("ignore", message="Experiment logs directory .* not empty")
+            logger.log_hyperparams(settings)
+
+
+def log_outcome(
+    loggers: Sequence[Logger],
+    step: int,
+    model: TrainedModel,
+    data: MovieDataModule,
+    scores: Mapping[str, SplitScores],
+    result: Mapping[str, Any],
+    checkpoint: Path,
+) -> None:
+    """Give every logger the scores of the best checkpoint, and W&B tables and curves as well.
+
+    Args:
+        loggers: of :func:`open_loggers`.
+        step: the last one of training.
+        model: of the best checkpoint.
+        data: what it was scored on.
+        scores: of "val" and "test".
+        result: with their metrics and the monitored value.
+        checkpoint: its file.
+    """
+    metrics = {
+        f"{prefix}/{name}": value
+        for prefix, split in (("val_best", "val"), ("test", "test"))
+        for name, value in result[split].items()
+    }
+    for logger in loggers:
+        if isinstance(logger, RunLogger):
+            from genre_lightning.tracking.wandb_report import log_checkpoint, log_report
+
+            run = logger.experiment
+            run.summary.update(metrics)
+            log_report(run, model, data, scores["val"], logger.posters)
+            if logger.log_checkpoint:
+                log_checkpoint(run, checkpoint, metrics)
+        else:
+            best = {f"best/{result['monitor']}": result["monitor_value"]}
+            logger.log_metrics({**metrics, **best}, step=step)
+            logger.save()
+
+
+def flat_config(cfg: DictConfig) -> dict[str, Any]:
+    """The configuration as one flat mapping: ``optimizer.lr``, ``model.dropout``, ..."""
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    plain.pop("logger", None)
+    return {
+        name: value
+        for name, value in flat_settings(plain).items()
+        if name.rpartition(".")[2] not in ("_partial_", "_convert_")
+    }
+
+
+def run_name(overrides: Sequence[str]) -> str | None:
+    """A run's name: its overrides, without those that say where it logs and what it resumes."""
+    told = [
+        override.lstrip("+~")
+        for override in overrides
+        if override.lstrip("+~").partition("=")[0].partition(".")[0]
+        not in ("logger", "hydra", "ckpt_path")
+    ]
+    return ",".join(sorted(told))[:_NAME_LENGTH] or None
+
+
+def _name_and_group(
+    cfg: DictConfig, folder: Path, overrides: Sequence[str]
+) -> tuple[str | None, str | None]:
+    """A job of a sweep is named by its overrides of the swept keys, as in the terminal."""
+    hydra = HydraConfig.get() if HydraConfig.initialized() else None
+    if hydra is None or hydra.mode != RunMode.MULTIRUN:
+        return run_name(overrides), None
+    name = chosen_overrides(overrides, read_command(folder.parent)["keys"])
+    named = OmegaConf.select(cfg, "sweep.name")
+    return name[:_NAME_LENGTH] or None, str(named or folder.parent.name)
+
+
+def _new_id() -> str:
+    return "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8))
+
+
+def _wandb_mode(offline: bool | None) -> str | None:
+    import wandb
+
+    if offline is not None:
+        return "offline" if offline else "online"
+    if os.environ.get("WANDB_MODE") or wandb.login(prompt=False):
+        return None  # as WANDB_MODE or `wandb offline` say
+    return "offline"
+
+
+def _say(line: str) -> None:
+    Console(markup=False, emoji=False, highlight=False).print(line, soft_wrap=True)

@@ -1,0 +1,143 @@
+"""How checkpoints are written: whole files only, and in another thread where that saves time."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+from torch import Tensor
+
+from genre_lightning.checkpoint.model import CHECKPOINT_KEY, TRAINING_KEY
+from genre_lightning.files import whole_file
+
+#: Entries that are made for one checkpoint alone, or never changed.
+_OWN = (CHECKPOINT_KEY, TRAINING_KEY)
+
+
+class WholeFileIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and moves it there when it is whole and on the disk.
+
+    Lightning's own way moves it from the folder for temporary files, often another file system,
+    where moving is copying and a kill leaves half a file. Lightning's ``AsyncCheckpointIO`` writes
+    in another thread and removes at once, so that for a while there is neither the old file nor the
+    new one; here one thread does all of it, in order.
+
+    Args:
+        background: copy the state and write the copy in another thread, while training goes on. No
+            state is copied before the one before it is on the disk. What goes wrong there is raised
+            by the next call, :meth:`teardown` at the latest, and nothing is done after it.
+
+    Attributes:
+        newest: the file written last, or about to be, and its ``TRAINING_KEY`` entry.
+    """
+
+    def __init__(self, background: bool = False) -> None:
+        self.background = background
+        self.newest: tuple[Path, Any] | None = None
+        self._thread: ThreadPoolExecutor | None = None
+        self._asked: list[Future[None]] = []
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        entry = checkpoint.get(TRAINING_KEY)
+        if self.background:
+            self.finish()
+            checkpoint = {
+                key: value if key in _OWN else _copied(value) for key, value in checkpoint.items()
+            }
+        self.then(partial(_write, checkpoint, path))
+        self.newest = path, entry
+
+    def link(self, path: Path) -> None:
+        """Give the newest file a second name, or copy it where the file system has none to give.
+
+        The two part as soon as one of them is written again, since that makes another file.
+        """
+        if self.newest is None:
+            raise RuntimeError("nothing was saved")
+        self.then(partial(_link, self.newest[0], path))
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        self.then(partial(super().remove_checkpoint, path))
+
+    def load_checkpoint(self, *arguments: Any, **options: Any) -> dict[str, Any]:
+        self.finish()
+        loaded: dict[str, Any] = super().load_checkpoint(*arguments, **options)
+        return loaded
+
+    def then(self, work: Callable[[], None]) -> None:
+        """Do something once all that was asked for before is done."""
+        if not self.background:
+            work()
+            return
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
+        before = self._asked[-1] if self._asked else None
+        self._asked.append(self._thread.submit(_unless_failed, before, work))
+
+    def finish(self) -> None:
+        """Wait until all that was asked for is done.
+
+        Raises:
+            UserError: the disk is full; see :func:`genre_lightning.runs.folder.whole_file`.
+            OSError: a file could not be written for another reason.
+        """
+        asked, self._asked = self._asked, []
+        for work in asked:
+            work.result()
+
+    def teardown(self) -> None:
+        """Called by Lightning at the end, whatever ended it."""
+        try:
+            self.finish()
+        finally:
+            if self._thread is not None:
+                self._thread.shutdown()
+                self._thread = None
+
+
+def _unless_failed(before: Future[None] | None, work: Callable[[], None]) -> None:
+    if before is not None:
+        before.result()  # is done: one thread does one after the other
+    work()
+
+
+def _write(checkpoint: dict[str, Any], path: Path) -> None:
+    with whole_file(path, "wb") as file:
+        torch.save(checkpoint, file)
+
+
+def _link(source: Path, path: Path) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        os.link(source, temporary)
+        os.replace(temporary, path)
+    except OSError:  # not every file system has second names
+        with source.open("rb") as content, whole_file(path, "wb") as file:
+            shutil.copyfileobj(content, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _copied(value: Any) -> Any:
+    """The value as it is now, its tensors on the CPU."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        same = copy.copy(value)  # of its class, with the attributes that a state_dict has
+        same.update((key, _copied(item)) for key, item in value.items())
+        return same
+    if isinstance(value, (list, tuple)):
+        return type(value)([_copied(item) for item in value])
+    return value

@@ -1,0 +1,118 @@
+"""metrics.csv: one row for each epoch, in the run folder, kept whole over a resume."""
+
+from __future__ import annotations
+
+import csv
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+
+from genre_lightning.data.batch import MovieBatch
+from genre_lightning.files import whole_file
+
+
+class History(Callback):
+    """Writes ``metrics.csv`` and measures how fast training runs.
+
+    Lightning's own CSV logger deletes the file it finds, so a resumed run would lose its first
+    epochs. This one keeps the rows before the epoch it goes on with, and replaces the file in one
+    step, so that a kill leaves the old rows or the new ones. The rows are part of each checkpoint,
+    so that they go on in another folder as well, and none is left of an epoch to be run again.
+
+    Args:
+        folder: the run folder.
+
+    Attributes:
+        started: a first batch has begun; what was to be restored is.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.path = Path(folder) / "metrics.csv"
+        self.rows: list[dict[str, Any]] = []
+        self.samples = 0
+        self.seconds = 0.0
+        self.started = False
+        self._epoch_began = 0.0
+        self._batches_ended = 0.0
+        self._epoch_before = 0.0
+
+    @property
+    def samples_per_second(self) -> float | None:
+        """Training movies per second, validation left out; None before an epoch."""
+        return self.samples / self.seconds if self.seconds > 0 else None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "rows": self.rows,
+            "samples": self.samples,
+            "seconds": self.seconds,
+            "epoch_seconds": self._elapsed(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = [dict(row) for row in state_dict["rows"]]
+        self.samples = state_dict["samples"]
+        self.seconds = state_dict["seconds"]
+        self._epoch_before = state_dict["epoch_seconds"]
+
+    def _elapsed(self) -> float:
+        """Seconds of the epoch in progress, 0 between epochs."""
+        now = time.perf_counter()
+        return self._epoch_before + (now - self._epoch_began if self._epoch_began else 0.0)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.rows and trainer.is_global_zero:
+            self._write()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._epoch_began = self._batches_ended = time.perf_counter()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._epoch_began = self._batches_ended = time.perf_counter()
+        self._epoch_before = 0.0
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: MovieBatch, batch_idx: int
+    ) -> None:
+        self.started = True
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: MovieBatch,
+        batch_idx: int,
+    ) -> None:
+        self.samples += len(batch) * trainer.world_size
+        self._batches_ended = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.seconds += self._batches_ended - self._epoch_began
+        seconds = self._elapsed()
+        self._epoch_began = self._epoch_before = 0.0
+        values = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
+        rates = [
+            group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups
+        ]
+        self.rows.append(
+            {
+                "epoch": trainer.current_epoch,
+                "step": trainer.global_step,
+                "seconds": round(seconds, 3),
+                "lr": max(rates),
+                **values,
+            }
+        )
+        if trainer.is_global_zero:
+            self._write()
+
+    def _write(self) -> None:
+        columns = list(dict.fromkeys(name for row in self.rows for name in row))
+        with whole_file(self.path) as file:
+            writer = csv.DictWriter(file, fieldnames=columns, restval="")
+            writer.writeheader()
+            writer.writerows(self.rows)

@@ -1,0 +1,331 @@
+"""Going on exactly where a training stopped: what is saved beyond Lightning's own, when and how."""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+import time
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any, cast
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+from genre_lightning.checkpoint.model import TRAINING_KEY
+from genre_lightning.data.batch import MovieBatch, MovieLoader
+from genre_lightning.runs.folder import (
+    flat_settings,
+    is_first_process,
+    under_slurm,
+    write_result,
+)
+from genre_lightning.training.callbacks.checkpoint_io import WholeFileIO
+
+#: Settings that may differ on resume: how long, where, who looks on. Each stands for all below it.
+HARMLESS = (
+    "callbacks.checkpoint.dirpath",
+    "callbacks.progress_bar",
+    "callbacks.pruning",
+    "checkpoint_every_n_steps",
+    "checkpoint_in_background",
+    "ckpt_path",
+    "data.cache_dir",
+    "data.device_resident",
+    "data.download",
+    "data.path",
+    "data.resident_share",
+    "data.root",
+    "data.workers",
+    "logger",
+    "sweep",
+    "trainer.accelerator",
+    "trainer.default_root_dir",
+    "trainer.devices",
+    "trainer.enable_checkpointing",
+    "trainer.enable_model_summary",
+    "trainer.enable_progress_bar",
+    "trainer.log_every_n_steps",
+    "trainer.logger",
+    "trainer.max_epochs",
+    "trainer.max_steps",
+    "trainer.max_time",
+    "trainer.num_nodes",
+    "trainer.profiler",
+    "trainer.strategy",
+)
+
+
+class Interrupted(SystemExit):
+    """A signal ended the training, after its step was finished and saved."""
+
+
+def run_settings(config: Mapping[str, Any], *, precision: str, world_size: int) -> dict[str, Any]:
+    """What of a configuration must be the same for a run to go on, under flat dotted names.
+
+    Args:
+        config: plain data, resolved.
+        precision: the one that "auto" became.
+        world_size: number of processes that train together.
+    """
+    settings = {
+        name: value
+        for name, value in flat_settings(config).items()
+        if value != {} and not any(name == key or name.startswith(f"{key}.") for key in HARMLESS)
+    }
+    return {**settings, "trainer.precision": precision, "number of processes": world_size}
+
+
+class Resume(Checkpoint):
+    """Keeps ``checkpoints/last.ckpt`` at the newest state from which a run can go on exactly.
+
+    It is written at the end of each epoch, every ``every_n_steps`` optimizer steps, and at the end
+    of the step in which SIGTERM or Ctrl-C arrives, which then ends the run by
+    :class:`Interrupted`; a second signal ends it at once. Under Slurm Lightning answers SIGTERM,
+    and the signal on which it queues the job again; the latter is held back to a step's end. A
+    state between a batch and the
+    validation that follows it is never saved, since Lightning can't go on from there: what is due
+    then is saved after the validation.
+
+    Every checkpoint, the best one's as well, gets an entry of plain data with what Lightning leaves
+    out: the state of all random generators and the sums behind ``train/loss``, of each process;
+    the last metrics; whether the training was stopped early; the settings; the W&B run.
+
+    Args:
+        folder: the run folder.
+        result: what ``result.json`` will hold; its W&B run is stored as well.
+        settings: from :func:`run_settings`.
+        every_n_steps: None for no more than each epoch.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        result: dict[str, Any],
+        settings: Mapping[str, Any],
+        every_n_steps: int | None = None,
+    ) -> None:
+        self.folder = Path(folder)
+        self.result = result
+        self.settings = dict(settings)
+        self.every_n_steps = every_n_steps
+        self.path = self.folder / "checkpoints" / "last.ckpt"
+        self.signal: int | None = None
+        self._restored: dict[str, Any] | None = None
+        self._newest: tuple[Any, Any] | None = None
+        self._handlers: dict[int, Any] = {}
+        self._held_back: int | None = None
+        self._began = time.perf_counter()
+        self._seconds = float(result.get("seconds") or 0.0)
+
+    # What is saved, and how it comes back.
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        own = self._process_state(trainer, pl_module)
+        ranks = [own]
+        if trainer.world_size > 1:
+            ranks = [{}] * trainer.world_size
+            torch.distributed.all_gather_object(ranks, own)
+        checkpoint[TRAINING_KEY] = entry = {
+            "settings": self.settings,
+            "wandb_run_id": self.result.get("wandb_run_id"),
+            "should_stop": trainer.should_stop,
+            "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
+            "processes": ranks,
+        }
+        self._newest = _moment(trainer), entry
+
+    def _process_state(self, trainer: pl.Trainer, module: Any) -> dict[str, Any]:
+        version, keys, gauss = random.getstate()
+        kind, words, *numbers = np.random.get_state(legacy=True)
+        state: dict[str, Any] = {
+            "python": [version, list(keys), gauss],
+            "numpy": [kind, np.asarray(words).tolist(), *numbers],
+            "torch": torch.get_rng_state(),
+            "position": _loader(trainer).state_dict(),
+        }
+        device = trainer.strategy.root_device.type
+        if device != "cpu":
+            state[device] = getattr(torch, device).get_rng_state()
+        if not trainer.is_last_batch:
+            state["train_loss"] = [float(value) for value in _sums(module)]
+        return state
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._restored = checkpoint[TRAINING_KEY]
+        trainer.should_stop = bool(self._restored["should_stop"])
+        saver = trainer.checkpoint_callback
+        if isinstance(saver, ModelCheckpoint):  # it saves this, and does not load it
+            state = checkpoint["callbacks"].get(saver.state_key, {})
+            saver.current_score = state.get("current_score")
+        done = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+        most = trainer.max_epochs
+        if most is not None and 0 <= most < done:
+            raise ValueError(f"it has {done} epochs, and trainer.max_epochs={most}")
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._restored is not None:
+            self._restore(trainer, pl_module, self._restored)
+            self._restored = None
+        if trainer.is_global_zero:
+            for leftover in self.path.parent.glob(".*.ckpt.*"):  # of a kill while saving
+                leftover.unlink()
+        self._catch_signals()
+
+    def _restore(self, trainer: pl.Trainer, module: Any, saved: dict[str, Any]) -> None:
+        trainer.callback_metrics.update(
+            {name: torch.tensor(value) for name, value in saved["metrics"].items()}
+        )
+        state = saved["processes"][trainer.global_rank]
+        # Lightning would do so, had it not made the loader earlier, to count the steps.
+        _loader(trainer).load_state_dict(state["position"])
+        if "train_loss" in state:
+            for held, value in zip(_sums(module), state["train_loss"], strict=True):
+                held.fill_(value)
+        version, keys, gauss = state["python"]
+        random.setstate((version, tuple(keys), gauss))
+        kind, words, *numbers = state["numpy"]
+        np.random.set_state((kind, np.array(words, dtype=np.uint32), *numbers))
+        torch.set_rng_state(state["torch"])
+        device = trainer.strategy.root_device.type
+        if device in state:  # not where it was trained on another kind of device
+            getattr(torch, device).set_rng_state(state[device])
+
+    # When it is saved.
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: MovieBatch,
+        batch_idx: int,
+    ) -> None:
+        if self._between_steps(trainer, batch_idx):
+            due = self.every_n_steps and trainer.global_step % self.every_n_steps == 0
+            self._save(trainer, bool(due))
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._save(trainer, due=True, epoch_end=True)
+
+    def _write(self, trainer: pl.Trainer, epoch_end: bool) -> None:
+        """Write the state; or link to it, where this epoch's end was just saved as the best."""
+        if epoch_end and self._newest is not None and self._newest[0] == _moment(trainer):
+            io = trainer.strategy.checkpoint_io
+            linked = False
+            if isinstance(io, WholeFileIO) and io.newest is not None:  # in the first process alone
+                linked = io.newest[1] is self._newest[1]
+                if linked:
+                    io.link(self.path)
+            if trainer.strategy.broadcast(linked):
+                return
+        trainer.save_checkpoint(self.path)
+
+    def _between_steps(self, trainer: pl.Trainer, batch_idx: int) -> bool:
+        """Whether the optimizer has taken this batch in and the next thing is another batch."""
+        done = batch_idx + 1
+        if trainer.is_last_batch or done % trainer.accumulate_grad_batches:
+            return False
+        if trainer.check_val_every_n_epoch is None:
+            done = trainer.fit_loop.total_batch_idx + 1
+        every = trainer.val_check_batch
+        return not every or done % every != 0
+
+    def _save(self, trainer: pl.Trainer, due: bool, epoch_end: bool = False) -> None:
+        stop = self.signal is not None
+        if trainer.world_size > 1:  # one process's signal ends all, at the same step
+            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
+        if due or stop or self._held_back is not None:
+            self._write(trainer, epoch_end)
+            io = trainer.strategy.checkpoint_io
+            if is_first_process():
+                seconds = round(self._seconds + time.perf_counter() - self._began, 3)
+                self.result["epochs"] = epochs_done(trainer)
+                record = partial(write_result, self.folder, {**self.result, "seconds": seconds})
+                if isinstance(io, WholeFileIO):
+                    io.then(record)  # what it tells is on the disk before
+                else:
+                    record()
+            if isinstance(io, WholeFileIO) and (stop or self._held_back is not None):
+                io.finish()
+        if self._held_back is not None:
+            number, self._held_back = self._held_back, None
+            self._handlers[number](number, None)
+        if stop:
+            raise Interrupted(128 + (self.signal or signal.SIGTERM))
+
+    # Signals.
+
+    def _catch_signals(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        caught = [signal.SIGINT] if under_slurm() else [signal.SIGINT, signal.SIGTERM]
+        self._handlers = {number: signal.signal(number, self._caught) for number in caught}
+        for number in (signal.SIGUSR1, signal.SIGUSR2) if under_slurm() else ():
+            # Lightning would save its own checkpoint at once, in the midst of a step.
+            if type(signal.getsignal(number)).__module__.startswith("pytorch_lightning"):
+                self._handlers[number] = signal.signal(number, self._hold_back)
+
+    def _caught(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
+            raise Interrupted(128 + number)
+        self.signal = number
+        if is_first_process():
+            print("\nstopping after this step; once more to stop at once", flush=True)
+
+    def _hold_back(self, number: int, frame: FrameType | None) -> None:
+        self._held_back = number
+
+    def _release_signals(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._release_signals()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        self._release_signals()
+        if not isinstance(exception, SIGTERMException):
+            return
+        # Lightning raises it at a step's end, where SIGTERM was left to it, and means exit code 0.
+        exception.code = 128 + signal.SIGTERM
+        if trainer.world_size == 1:
+            batches = trainer.fit_loop.batch_idx + 1
+            if not trainer.is_last_batch and batches % trainer.accumulate_grad_batches == 0:
+                trainer.save_checkpoint(self.path)
+
+
+def epochs_done(trainer: pl.Trainer) -> int:
+    """Epochs that are done, also where a run was resumed after its last one.
+
+    The trainer's ``current_epoch`` is one behind then.
+    """
+    progress: Any = trainer.fit_loop.epoch_progress.current
+    return int(progress.processed)
+
+
+def _moment(trainer: pl.Trainer) -> tuple[int, int]:
+    """Optimizer steps and epochs that are done."""
+    return trainer.global_step, epochs_done(trainer)
+
+
+def _loader(trainer: pl.Trainer) -> MovieLoader:
+    return cast("MovieLoader", trainer.train_dataloader)
+
+
+def _sums(module: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    mean = module.train_loss
+    return mean.mean_value, mean.weight

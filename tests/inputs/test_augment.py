@@ -1,0 +1,338 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import genre_lightning.inputs.augment as augment_module
+from genre_lightning.inputs.augment import (
+    _GRAY,
+    POSTER_MEAN,
+    POSTER_STD,
+    PosterAugment,
+    _changed,
+    normalise_posters,
+)
+
+OFF = {
+    "flip": 0.0,
+    "crop": 1.0,
+    "aspect": 1.0,
+    "brightness": 0.0,
+    "contrast": 0.0,
+    "saturation": 0.0,
+    "erase": 0.0,
+}
+MEAN, STD = torch.tensor(POSTER_MEAN).view(3, 1, 1), torch.tensor(POSTER_STD).view(3, 1, 1)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def noise(num: int = 8, height: int = 24, width: int = 16) -> Tensor:
+    """(num, 3, height, width) uint8, channels last."""
+    shape = (num, height, width, 3)
+    pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=seeded(7))
+    return pixels.permute(0, 3, 1, 2)
+
+
+def colours(normalised: Tensor) -> Tensor:
+    """Back to 0..1."""
+    return normalised * STD + MEAN
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
+@pytest.mark.parametrize("num", [0, 1, 5])
+def test_normalising_is_mean_and_deviation(layout, num):
+    posters = noise(num).contiguous(memory_format=layout)
+    result = normalise_posters(posters)
+    wanted = (posters.numpy() / 255 - np.array(POSTER_MEAN).reshape(3, 1, 1)) / np.array(
+        POSTER_STD
+    ).reshape(3, 1, 1)
+    assert result.dtype == torch.float32 and result.shape == posters.shape
+    assert result.is_contiguous(memory_format=layout)
+    np.testing.assert_allclose(result.numpy(), wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("pool", [2, 3, 4, 7, 12])
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
+def test_pooling_is_the_mean_of_squares(layout, pool):
+    # 12 x 12 white pixels sum up to more than 16 bits hold.
+    posters = noise(3, 25, 38).clamp(min=200).contiguous(memory_format=layout)
+    result = normalise_posters(posters, pool)
+    high, wide = 25 // pool, 38 // pool
+    squares = posters[:, :, : high * pool, : wide * pool].numpy().astype(float)
+    means = squares.reshape(3, 3, high, pool, wide, pool).mean((3, 5))
+    assert result.dtype == torch.float32 and result.shape == (3, 3, high, wide)
+    np.testing.assert_allclose(colours(result).numpy() * 255, means, atol=1e-3)
+    assert normalise_posters(posters[:0], pool).shape == (0, 3, high, wide)
+    assert normalise_posters(posters[:0, :, :1, :1], pool).shape == (0, 3, 0, 0)
+
+
+@pytest.mark.parametrize("pool", [1, 2])
+def test_switched_off_it_only_normalises(pool):
+    result = PosterAugment(**OFF)(noise(), seeded(), pool)
+    torch.testing.assert_close(result, normalise_posters(noise(), pool), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
+@pytest.mark.parametrize("height_width", [(24, 16), (7, 9), (1, 1)], ids=str)
+@pytest.mark.parametrize("num", [0, 1, 5])
+def test_result_is_float32_and_channels_last(layout, height_width, num):
+    posters = noise(num, *height_width).contiguous(memory_format=layout)
+    before = posters.clone()
+    result = PosterAugment(erase=0.5)(posters, seeded())
+    assert result.dtype == torch.float32 and result.shape == posters.shape
+    assert result.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(posters, before)
+
+
+def test_equal_seeds_give_equal_results_and_leave_the_global_generator():
+    augment = PosterAugment(erase=0.5)
+    state = torch.random.get_rng_state()
+    first = augment(noise(), seeded(3))
+    assert torch.equal(first, augment(noise(), seeded(3)))
+    assert not torch.equal(first, augment(noise(), seeded(4)))
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_each_poster_has_its_own_draw():
+    same = noise(1).expand(16, -1, -1, -1)
+    results = PosterAugment()(same, seeded())
+    assert len({row.numpy().tobytes() for row in results}) == 16
+
+
+def test_a_poster_does_not_depend_on_the_others():
+    posters = noise()
+    changed = posters.clone()
+    changed[[0, 1, 3, 4, 5, 6, 7]] = 255 - changed[[0, 1, 3, 4, 5, 6, 7]]
+    augment = PosterAugment(erase=0.5)
+    assert torch.equal(augment(posters, seeded())[2], augment(changed, seeded())[2])
+
+
+@pytest.mark.parametrize("off", sorted(OFF))
+def test_switching_one_change_off_leaves_the_others(off):
+    everything = {"flip": 0.5, "crop": 0.5, "aspect": 1.3, "erase": 0.5}
+    everything |= {"brightness": 0.3, "contrast": 0.3, "saturation": 0.3}
+    full = PosterAugment(**everything).draw(noise(), seeded())
+    less = PosterAugment(**{**everything, off: OFF[off]}).draw(noise(), seeded())
+    places = {"flip": "mirrored", "crop": "crop", "aspect": "crop", "erase": "erased"}
+    for name in ("mirrored", "crop", "erased"):
+        if name == places.get(off):
+            continue
+        assert torch.equal(getattr(full, name), getattr(less, name)), name
+    if off in places:
+        assert full.matrix is not None and less.matrix is not None
+        assert full.bias is not None and less.bias is not None
+        assert torch.equal(full.matrix, less.matrix)
+        assert torch.equal(full.bias, less.bias)
+
+
+SETTINGS = {
+    "default": {},
+    "all": {"erase": 0.7},
+    "flip": {**OFF, "flip": 0.5},
+    "crop": {**OFF, "crop": 0.3, "aspect": 1.5},
+    "colour": {**OFF, "brightness": 0.5, "contrast": 0.5, "saturation": 0.5},
+    "erase": {**OFF, "erase": 0.7},
+    "off": OFF,
+}
+
+
+@pytest.mark.parametrize("pool", [1, 2])
+@pytest.mark.parametrize("height_width", [(32, 32), (24, 16), (5, 7)], ids=str)
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_each_poster_is_changed_as_drawn(setting, height_width, pool, monkeypatch):
+    monkeypatch.setattr(augment_module, "_PIXELS", 2000)  # a few posters at a time
+    posters = noise(20, *height_width)
+    augment = PosterAugment(**SETTINGS[setting])
+    draws = augment.draw(posters, seeded(), pool)
+    result = augment(posters, seeded(), pool)
+    size = [side // pool for side in height_width]
+    assert result.shape == (20, 3, *size)
+    assert result.is_contiguous(memory_format=torch.channels_last)
+    for n, poster in enumerate(posters.double()):
+        part = poster
+        if draws.crop is not None:
+            top, left, tall, wide = draws.crop[n].tolist()
+            part = poster[:, top : top + tall, left : left + wide]
+            part = F.interpolate(part[None], size, mode="bilinear", align_corners=False)[0]
+        elif pool > 1:
+            part = F.avg_pool2d(part, pool)
+        if draws.mirrored is not None and draws.mirrored[n]:
+            part = part.flip(2)
+        if draws.matrix is None:
+            wanted = (part / 255 - MEAN) / STD
+        else:
+            wanted = torch.einsum("ij,jhw->ihw", draws.matrix[n].double(), part)
+            assert draws.bias is not None
+            wanted += draws.bias[n][:, None, None]
+        if draws.erased is not None:
+            top, left, tall, wide = draws.erased[n].tolist()
+            wanted[:, top : top + tall, left : left + wide] = 0
+        torch.testing.assert_close(result[n].double(), wanted, atol=5e-4, rtol=0)
+
+
+def test_nothing_is_read_back_from_the_device():
+    # A tensor on "meta" has a shape and no numbers: reading one back is an error.
+    posters = torch.empty(4, 3, 16, 16, dtype=torch.uint8, device="meta")
+    for pool in (1, 2):
+        shape = (4, 3, 16 // pool, 16 // pool)
+        assert PosterAugment(erase=0.5)(posters, pool=pool).shape == shape
+        assert normalise_posters(posters, pool).shape == shape
+
+
+def test_flip_mirrors_left_to_right():
+    always = PosterAugment(**{**OFF, "flip": 1.0})(noise(), seeded())
+    torch.testing.assert_close(always, normalise_posters(noise().flip(3)), atol=1e-5, rtol=1e-5)
+    sometimes = PosterAugment(**{**OFF, "flip": 0.25}).draw(noise(1).expand(2000, -1, -1, -1))
+    assert sometimes.mirrored is not None
+    assert 0.2 < sometimes.mirrored.float().mean() < 0.3
+
+
+def stretched(part: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Bilinear enlargement of (h, w, 3), pixel by pixel."""
+    result = np.zeros((height, width, 3))
+    for i in range(height):
+        for j in range(width):
+            y = min(max((i + 0.5) * part.shape[0] / height - 0.5, 0), part.shape[0] - 1)
+            x = min(max((j + 0.5) * part.shape[1] / width - 0.5, 0), part.shape[1] - 1)
+            y0, x0 = math.floor(y), math.floor(x)
+            y1, x1 = min(y0 + 1, part.shape[0] - 1), min(x0 + 1, part.shape[1] - 1)
+            top = part[y0, x0] * (1 - x + x0) + part[y0, x1] * (x - x0)
+            bottom = part[y1, x0] * (1 - x + x0) + part[y1, x1] * (x - x0)
+            result[i, j] = top * (1 - y + y0) + bottom * (y - y0)
+    return result
+
+
+def test_crop_stretches_a_part_over_the_whole():
+    augment = PosterAugment(**{**OFF, "crop": 0.2, "aspect": 1.5})
+    posters = noise(4, 13, 11)
+    crop = augment.draw(posters, seeded()).crop
+    result = colours(augment(posters, seeded())) * 255
+    assert crop is not None
+    for poster, (top, left, tall, wide), found in zip(posters, crop.tolist(), result, strict=True):
+        part = poster.permute(1, 2, 0).numpy()[top : top + tall, left : left + wide].astype(float)
+        wanted = stretched(part, 13, 11).transpose(2, 0, 1)
+        np.testing.assert_allclose(found.numpy(), wanted, atol=0.02)
+
+
+def test_a_crop_is_stretched_to_half_the_size():
+    augment = PosterAugment(**{**OFF, "crop": 0.4, "aspect": 1.5})
+    posters = noise(6, 24, 36)
+    crop = augment.draw(posters, seeded(), 2).crop
+    result = colours(augment(posters, seeded(), 2)) * 255
+    assert crop is not None and result.shape == (6, 3, 12, 18)
+    for poster, (top, left, tall, wide), found in zip(posters, crop.tolist(), result, strict=True):
+        part = poster.permute(1, 2, 0).numpy()[top : top + tall, left : left + wide].astype(float)
+        wanted = stretched(part, 12, 18).transpose(2, 0, 1)
+        np.testing.assert_allclose(found.numpy(), wanted, atol=0.02)
+
+
+def test_the_whole_poster_as_a_crop_is_the_mean_of_squares():
+    posters = noise(5, 32, 24)
+    whole = torch.tensor([[0, 0, 32, 24]]).expand(5, -1)
+    off = PosterAugment(**OFF).draw(posters, seeded(), 2)
+    result = _changed(posters, dataclasses.replace(off, crop=whole), 2)
+    torch.testing.assert_close(result, normalise_posters(posters, 2), atol=1e-4, rtol=0)
+
+
+def test_it_does_not_average_more_than_it_can():
+    with pytest.raises(ValueError, match="pool must be 1 or 2, not 4"):
+        PosterAugment()(noise(), seeded(), 4)
+
+
+def test_crops_lie_inside_and_keep_the_share_and_aspect_asked_for():
+    posters = noise(1, 200, 200).expand(3000, -1, -1, -1)
+    crop = PosterAugment(**{**OFF, "crop": 0.4, "aspect": 1.25}).draw(posters, seeded()).crop
+    assert crop is not None
+    top, left, tall, wide = crop.double().unbind(1)
+    assert (top >= 0).all() and (left >= 0).all()
+    assert (top + tall <= 200).all() and (left + wide <= 200).all()
+    area, aspect = tall * wide / 200**2, wide / tall
+    assert 0.38 < area.min() < 0.45 and 0.95 < area.max() <= 1.0
+    assert 0.78 < aspect.min() < 0.85 and 1.2 < aspect.max() < 1.27
+    # All places are reached, the edges too.
+    slack = 200 - wide
+    assert (left[slack > 20] == 0).any() and (left == slack)[slack > 20].any()
+
+
+def test_brightness_is_one_factor_per_poster():
+    posters = noise(200, 4, 4).clamp(min=50)
+    result = PosterAugment(**{**OFF, "brightness": 0.3})(posters, seeded())
+    factors = (colours(result) / (posters / 255)).flatten(1)
+    torch.testing.assert_close(factors, factors[:, :1].expand_as(factors), atol=1e-4, rtol=0)
+    assert 0.7 - 1e-4 < factors.min() < 0.75 and 1.25 < factors.max() < 1.3 + 1e-4
+
+
+def test_contrast_moves_away_from_the_mean_brightness():
+    # Smooth enough for every 8th pixel to give the mean.
+    posters = (noise(50, 1, 1).float() * 0.5 + 60).to(torch.uint8).repeat(1, 1, 32, 32)
+    posters[:, :, :16] = 20
+    result = colours(PosterAugment(**{**OFF, "contrast": 0.3})(posters, seeded()))
+    pixels = posters / 255
+    gray = (pixels * torch.tensor(_GRAY).view(3, 1, 1)).sum(1).mean((1, 2))[:, None, None, None]
+    factors = ((result - gray) / (pixels - gray)).flatten(1)
+    sure = ((pixels - gray).abs() > 0.05).flatten(1)
+    spread = [
+        (row[keep].max() - row[keep].min()).item() for row, keep in zip(factors, sure, strict=True)
+    ]
+    assert max(spread) < 1e-3
+    assert 0.7 < factors[sure].min() < 0.75 and 1.25 < factors[sure].max() < 1.3 + 1e-4
+
+
+def test_saturation_moves_away_from_gray():
+    posters = noise(50, 6, 6)
+    result = colours(PosterAugment(**{**OFF, "saturation": 0.5})(posters, seeded()))
+    pixels = posters / 255
+    weights = torch.tensor(_GRAY).view(3, 1, 1)
+    gray = (pixels * weights).sum(1, keepdim=True)
+    torch.testing.assert_close((result * weights).sum(1, keepdim=True), gray, atol=1e-4, rtol=0)
+    factors = ((result - gray) / (pixels - gray))[((pixels - gray).abs() > 0.05)]
+    assert 0.5 - 1e-3 < factors.min() < 0.55 and 1.45 < factors.max() < 1.5 + 1e-3
+
+
+def test_gray_posters_stay_gray():
+    posters = noise()[:, :1].expand(-1, 3, -1, -1).contiguous()
+    result = colours(PosterAugment()(posters, seeded()))
+    torch.testing.assert_close(result[:, 0], result[:, 1], atol=1e-4, rtol=0)
+    torch.testing.assert_close(result[:, 0], result[:, 2], atol=1e-4, rtol=0)
+
+
+def test_erasing_puts_the_mean_colour_into_one_rectangle():
+    posters = torch.full((300, 3, 40, 40), 255, dtype=torch.uint8)
+    result = PosterAugment(**{**OFF, "erase": 0.5})(posters, seeded())
+    erased = (result == 0).all(dim=1)
+    assert torch.equal(erased, (result == 0).any(dim=1))
+    some = erased.flatten(1).any(1)
+    assert 0.4 < some.float().mean() < 0.6
+    for mask in erased[some]:
+        rows, columns = mask.any(1), mask.any(0)
+        assert torch.equal(mask, rows[:, None] & columns[None, :])
+        assert 0.01 < mask.float().mean() < 0.22
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"flip": 1.5}, {"crop": 0.0}, {"crop": 2}, {"aspect": 0.5}, {"erase": -1}, {"contrast": 7}],
+    ids=str,
+)
+def test_settings_out_of_range_are_refused_by_name(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        PosterAugment(**wrong)
+
+
+@pytest.mark.parametrize(
+    "posters",
+    [torch.zeros(2, 3, 4, 4), torch.zeros(3, 4, 4, dtype=torch.uint8)],
+    ids=["float", "no batch"],
+)
+def test_other_tensors_are_refused(posters):
+    with pytest.raises(ValueError, match="uint8"):
+        PosterAugment()(posters)

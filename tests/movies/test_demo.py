@@ -1,0 +1,192 @@
+"""The demo dataset: same everywhere, and a fair test bench for two branches."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score
+from sklearn.multiclass import OneVsRestClassifier
+
+from genre_lightning.movies.demo import (
+    GENRES,
+    POSTER_GENRES,
+    TITLE_GENRES,
+    compose_title,
+    draw_labels,
+    draw_poster,
+    read_demo,
+)
+from genre_lightning.movies.movie import DataError, encode_genres
+
+SMALL = {"num_movies": 60, "poster_height": 48}
+GOLDEN_LABELS = [
+    [0, 0, 1, 0, 0, 0, 1, 0],
+    [0, 0, 1, 0, 0, 0, 0, 0],
+    [0, 0, 1, 0, 0, 0, 0, 0],
+    [1, 0, 0, 0, 0, 0, 0, 0],
+    [0, 1, 0, 0, 0, 0, 0, 1],
+]
+GOLDEN_TITLES = [
+    "Alibi, the Lucky Promise, The (2000)",
+    "Broken Silence (1981)",
+    "Walter's Forgiveness (1980)",
+    "Zoë's House (1992)",
+    "Distant Marshal (1956)",
+]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    root = tmp_path_factory.mktemp("demo")
+    return read_demo(root, num_movies=800, poster_height=64)
+
+
+def test_each_genre_shows_in_one_branch_alone():
+    assert sorted((*TITLE_GENRES, *POSTER_GENRES)) == sorted(GENRES)
+    for seed in range(30):
+        same = [
+            [
+                (compose_title(np.random.default_rng(seed), ["Drama", *genres])),
+                (draw_poster(np.random.default_rng(seed), ["Comedy", *others], 48)),
+            ]
+            for genres, others in ([(), ()], [POSTER_GENRES, TITLE_GENRES])
+        ]
+        assert same[0] == same[1]
+
+
+def test_same_seed_same_movies(tmp_path):
+    first = read_demo(tmp_path / "a", **SMALL).movies
+    again = read_demo(tmp_path / "b", **SMALL).movies
+    other = read_demo(tmp_path / "b", **SMALL, seed=1).movies
+    assert [(m.title, m.genres) for m in first] == [(m.title, m.genres) for m in again]
+    assert [(m.title, m.genres) for m in first] != [(m.title, m.genres) for m in other]
+    posters = [m.poster.read_bytes() if m.poster else None for m in first]
+    assert posters == [m.poster.read_bytes() if m.poster else None for m in again]
+    assert posters != [m.poster.read_bytes() if m.poster else None for m in other]
+
+
+def test_titles_and_labels_do_not_change_between_versions():
+    """What numbers in reports stand on: a change must be meant."""
+    rng = np.random.default_rng([0, 0])
+    labels = draw_labels(rng, 5)
+    titles = [compose_title(rng, [GENRES[g] for g in np.flatnonzero(row)]) for row in labels]
+    assert labels.astype(int).tolist() == GOLDEN_LABELS
+    assert titles == GOLDEN_TITLES
+
+
+def test_posters_are_drawn_once(tmp_path):
+    before = [m.poster for m in read_demo(tmp_path, **SMALL).movies]
+    assert [m.poster for m in read_demo(tmp_path, **SMALL).movies] == before  # same time stamps
+
+
+def test_posters_that_are_gone_are_drawn_again(tmp_path, caplog):
+    posters = [m.poster for m in read_demo(tmp_path, **SMALL).movies if m.poster]
+    posters[3].path.unlink()
+    again = [m.poster for m in read_demo(tmp_path, **SMALL).movies if m.poster]
+    assert [p.path for p in again] == [p.path for p in posters]
+    assert "1 posters are gone" in caplog.text
+
+
+def test_posters_are_images_of_the_size(demo):
+    for movie in demo.movies[:30]:
+        if movie.poster:
+            with Image.open(io.BytesIO(movie.poster.read_bytes())) as image:
+                assert (image.size, image.mode, image.format) == ((42, 64), "RGB", "JPEG")
+
+
+def test_it_is_like_real_data(demo):
+    labels = encode_genres(demo.movies, demo.genres).astype(float)
+    assert (labels.sum(axis=1) >= 1).all()
+    share = labels.mean(axis=0)
+    assert share.max() > 4 * share.min() > 0.1
+    correlation = np.corrcoef(labels.T)
+    column = {genre: g for g, genre in enumerate(demo.genres)}
+    assert correlation[column["Comedy"], column["Drama"]] < -0.15
+    assert correlation[column["Action"], column["Thriller"]] > 0.08
+    assert [m.split for m in demo.movies] == ["train"] * 640 + ["test"] * 160
+    missing = sum(m.poster is None for m in demo.movies)
+    assert missing == pytest.approx(80, abs=30)
+    assert all(m.title.endswith(")") and m.title[-6] == "(" for m in demo.movies)
+    assert any(m.title.split(" (")[0].endswith(", The") for m in demo.movies)
+
+
+def test_only_both_together_tell_all(demo):
+    """With linear models from another library: neither branch sees the other's genres."""
+    labels = encode_genres(demo.movies, demo.genres)
+    train = np.array([m.split == "train" for m in demo.movies])
+    titles = np.array([m.title for m in demo.movies])
+    vectorizer = TfidfVectorizer(analyzer="word").fit(titles[train])
+    title = scores(vectorizer.transform(titles), labels, train)
+    poster = scores(np.stack([colours(m.poster) for m in demo.movies]), labels, train)
+    average = {
+        name: dict(
+            zip(
+                demo.genres,
+                average_precision_score(labels[~train], s[~train], average=None),
+                strict=True,
+            )
+        )
+        for name, s in {"title": title, "poster": poster, "sum": title + poster}.items()
+    }
+    for genre in TITLE_GENRES:
+        assert average["title"][genre] > average["poster"][genre] + 0.2, genre
+    for genre in POSTER_GENRES:
+        assert average["poster"][genre] > average["title"][genre] + 0.2, genre
+    means = {name: np.mean(list(values.values())) for name, values in average.items()}
+    assert means["sum"] > max(means["title"], means["poster"]) + 0.15, means
+    assert means["sum"] < 0.97  # nor is it trivial
+
+
+def scores(features, labels, train):
+    """(N, G) log-odds above the prior's, of logistic regressions fitted on the training rows."""
+    model = OneVsRestClassifier(LogisticRegression(C=10.0, max_iter=500))
+    model.fit(features[train], labels[train])
+    prior = labels[train].mean(axis=0)
+    return model.decision_function(features) - np.log(prior / (1 - prior))
+
+
+def colours(poster):
+    """(C,) a histogram of coarse colours, with how much they change from pixel to pixel."""
+    if poster is None:
+        return np.zeros(4**3 + 6)
+    pixels = np.asarray(Image.open(io.BytesIO(poster.read_bytes())), dtype=np.int64)
+    bins = (pixels // 64) @ np.array([16, 4, 1])
+    histogram = np.bincount(bins.ravel(), minlength=64) / bins.size
+    steps = [np.abs(np.diff(pixels, axis=axis)).mean(axis=(0, 1)) / 32 for axis in (0, 1)]
+    return np.concatenate([np.sqrt(histogram), *steps])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        pytest.param({"num_movies": 3}, "num_movies=3", id="few"),
+        pytest.param({"poster_height": 5}, "poster_height=5", id="low"),
+        pytest.param({"missing_posters": 1.5}, "missing_posters=1.5", id="missing"),
+        pytest.param({"test_fraction": 0.0}, "test_fraction=0.0", id="no-test"),
+        pytest.param({"test_fraction": 0.01, "num_movies": 20}, "empty", id="empty-test"),
+    ],
+)
+def test_options_out_of_range(tmp_path, options, message):
+    with pytest.raises(DataError, match=message):
+        read_demo(tmp_path, **options)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_all_or_no_posters(tmp_path, share):
+    movies = read_demo(tmp_path, **SMALL, missing_posters=share).movies
+    assert {m.poster is None for m in movies} == {bool(share)}
+
+
+def test_fewer_posters_share_the_drawing(tmp_path):
+    """The share that is missing changes no other poster and no title."""
+    full = read_demo(tmp_path, **SMALL, missing_posters=0.0).movies
+    some = read_demo(tmp_path, **SMALL, missing_posters=0.5).movies
+    assert [m.title for m in full] == [m.title for m in some]
+    for one, other in zip(full, some, strict=True):
+        assert one.poster is not None
+        assert other.poster is None or other.poster.read_bytes() == one.poster.read_bytes()

@@ -1,0 +1,141 @@
+"""The manifest reader: a user's own CSV."""
+
+from __future__ import annotations
+
+import pytest
+
+from genre_lightning.movies.manifest import read_manifest
+from genre_lightning.movies.movie import DataError
+
+HEADER = "title,poster,genres\n"
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    """Writes a CSV and returns its path."""
+
+    def write(text: str | bytes):
+        path = tmp_path / "movies.csv"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return path
+
+    return write
+
+
+def test_all_columns(manifest, tmp_path):
+    (tmp_path / "art").mkdir()
+    (tmp_path / "art" / "heat.png").write_bytes(b"12345")
+    path = manifest(
+        "id,split,genres,poster,title,rating\n"
+        'x7,train,Crime|Drama,art/heat.png,"Godfather, The (1972)",9\n'
+        "x8,,War,,Das Boot,\n"
+        "x9,test, Drama | War ,art/gone.png,Amélie,8\n"
+        "x1,VAL,Crime,art,Léon,8\n"
+    )
+    movie_set = read_manifest(path)
+    assert movie_set.genres == ("Crime", "Drama", "War")
+    found = [(m.id, m.title, m.genres, m.split, m.where) for m in movie_set.movies]
+    assert found == [
+        ("x7", "Godfather, The (1972)", ("Crime", "Drama"), "train", "movies.csv:2"),
+        ("x8", "Das Boot", ("War",), None, "movies.csv:3"),
+        ("x9", "Amélie", ("Drama", "War"), "test", "movies.csv:4"),
+        ("x1", "Léon", ("Crime",), "val", "movies.csv:5"),
+    ]
+    there, none, gone, folder = (m.poster for m in movie_set.movies)
+    assert none is None
+    assert there is not None and there.exists
+    assert (there.read_bytes(), there.size) == (b"12345", 5)
+    # Kept, so that the table before training can list it by name.
+    assert gone is not None and not gone.exists and gone.name.endswith("gone.png")
+    assert folder is not None and not folder.exists
+
+
+def test_without_optional_columns_the_row_is_the_id(manifest):
+    movie_set = read_manifest(manifest(HEADER + "A,,Drama\nB,,War\n"))
+    assert [(m.id, m.split) for m in movie_set.movies] == [("2", None), ("3", None)]
+
+
+def test_paths_are_relative_to_the_file(manifest, tmp_path, monkeypatch):
+    (tmp_path / "a.jpg").write_bytes(b"a")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    path = manifest(HEADER + f"A,a.jpg,Drama\nB,{tmp_path / 'a.jpg'},Drama\n")
+    monkeypatch.chdir(elsewhere)
+    assert [m.poster is not None and m.poster.exists for m in read_manifest(path).movies] == [
+        True,
+        True,
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param(("\ufeff" + HEADER + "Léon,,Drama\n").encode(), id="bom"),
+        pytest.param((HEADER + "Léon,,Drama\n").replace("\n", "\r\n").encode(), id="crlf"),
+        pytest.param((HEADER + "Léon,,Drama").encode(), id="no-final-newline"),
+        pytest.param(("Title, POSTER ,Genres\n" + " Léon , , Drama \n").encode(), id="blanks"),
+        pytest.param((HEADER + "\n,,\nLéon,,Drama\n\n").encode(), id="blank-rows"),
+    ],
+)
+def test_spellings_of_the_same_file(manifest, text):
+    (movie,) = read_manifest(manifest(text)).movies
+    assert (movie.title, movie.poster, movie.genres) == ("Léon", None, ("Drama",))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        pytest.param("", r"movies\.csv is empty", id="empty"),
+        pytest.param(HEADER, r"no movies", id="header-alone"),
+        pytest.param("title,genres\nA,B\n", r"csv:1: the header has no column poster", id="column"),
+        pytest.param("\ntitle,poster,genres\n", "no column title and no poster", id="blank-first"),
+        pytest.param("title;poster;genres\n", r"separated by commas", id="semicolons"),
+        pytest.param("title,title,poster,genres\n", r"'title' comes more than once", id="double"),
+        pytest.param(HEADER + "A,,Drama\n,,Drama\n", r"csv:3, column title: empty", id="title"),
+        pytest.param(HEADER + "A,,\n", r"csv:2, column genres: empty", id="genres"),
+        pytest.param(HEADER + "A,, | \n", r"csv:2, column genres: empty", id="genres-of-bars"),
+        pytest.param(HEADER + "A,\n", r"csv:2: 2 cells, but the header has 3", id="short"),
+        pytest.param(HEADER + "B, The,,C\n", r"csv:2: 4 cells.*needs quotes", id="comma-in-title"),
+        pytest.param(HEADER + '"A,,Drama\nB,,War\n', r"csv:2 .*unexpected end", id="open-quote"),
+        pytest.param(
+            "title,poster,genres,split\nA,,D,train\nB,,D,dev\n",
+            r"csv:3, column split: 'dev' is none of train, val, test",
+            id="split",
+        ),
+        pytest.param(
+            "id,title,poster,genres\n7,A,,D\n8,B,,D\n7,C,,D\n",
+            r"csv:4, column id: '7' is already the id at movies\.csv:2",
+            id="id-twice",
+        ),
+        pytest.param("id,title,poster,genres\n,A,,D\n", r"csv:2, column id: empty", id="no-id"),
+        pytest.param(HEADER.encode() + b"L\xe9on,,Drama\n", r"not UTF-8 \(line 2", id="latin-1"),
+    ],
+)
+def test_what_cannot_be_read_is_refused(manifest, text, message):
+    with pytest.raises(DataError, match=message):
+        read_manifest(manifest(text))
+
+
+def test_rows_are_counted_as_a_spreadsheet_does(manifest):
+    text = HEADER + '"Two\nlines",,Drama\n\n"And\nthree\nhere",,War\nlast,,\n'
+    with pytest.raises(DataError, match=r"movies\.csv:5 \(line 8\), column genres"):
+        read_manifest(manifest(text))
+
+
+def test_a_cell_with_line_breaks_keeps_its_own_row(manifest):
+    path = manifest(HEADER + '"Two\nlines",,Drama\nB,,War\n')
+    assert [m.id for m in read_manifest(path).movies] == ["2", "3"]
+
+
+def test_no_file_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"can't read the manifest .*none\.csv"):
+        read_manifest(tmp_path / "none.csv")
+
+
+def test_a_poster_that_changes_has_another_stamp(manifest, tmp_path):
+    poster = tmp_path / "a.jpg"
+    poster.write_bytes(b"one")
+    path = manifest(HEADER + "A,a.jpg,Drama\n")
+    before = read_manifest(path).movies[0].poster
+    poster.write_bytes(b"other")
+    assert read_manifest(path).movies[0].poster != before

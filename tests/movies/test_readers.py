@@ -1,0 +1,55 @@
+"""Readers by name."""
+
+from __future__ import annotations
+
+import pytest
+
+from genre_lightning.movies.movie import DataError, MovieSet
+from genre_lightning.movies.readers import READERS, read_movies
+
+
+def test_a_reader_is_found_by_name(tmp_path):
+    path = tmp_path / "movies.csv"
+    path.write_text("title,poster,genres\nHeat,,Crime\n")
+    movie_set = read_movies("manifest", path=path)
+    assert isinstance(movie_set, MovieSet)
+    assert [movie.title for movie in movie_set.movies] == ["Heat"]
+
+
+@pytest.mark.parametrize(
+    ("reader", "options", "message"),
+    [
+        pytest.param("imdb", {}, "no reader 'imdb'; there is demo, ml1m, manifest", id="reader"),
+        pytest.param(
+            "ml1m", {"path": "x"}, "ml1m has no option 'path'; it has root, download", id="option"
+        ),
+        pytest.param("manifest", {}, "needs the option 'path', e.g. data.path=", id="not-given"),
+        pytest.param("ml1m", {"root": None}, "needs the option 'root'", id="given-as-null"),
+    ],
+)
+def test_what_is_not_there_is_answered_with_what_is(reader, options, message):
+    with pytest.raises(DataError, match=message):
+        read_movies(reader, **options)
+
+
+@pytest.mark.parametrize("reader", list(READERS))
+def test_no_reader_opens_a_poster(reader, tmp_path, monkeypatch):
+    """They locate; what a poster holds is found out, and reported, when it is decoded."""
+    if reader == "demo":
+        options: dict[str, object] = {"root": tmp_path, "num_movies": 20, "poster_height": 32}
+        read_movies(reader, **options)  # draws them
+    elif reader == "ml1m":
+        (tmp_path / "movies.dat").write_text("1::Heat::Crime\n")
+        (tmp_path / "ml1m-images").mkdir()
+        (tmp_path / "ml1m-images" / "1.jpg").write_bytes(b"no image")
+        options = {"root": tmp_path}
+    else:
+        (tmp_path / "movies.csv").write_text("title,poster,genres\nHeat,1.jpg,Crime\n")
+        (tmp_path / "1.jpg").write_bytes(b"no image")
+        options = {"path": tmp_path / "movies.csv"}
+
+    def refuse(*_args, **_options):
+        raise AssertionError("a reader opened an image")
+
+    monkeypatch.setattr("PIL.Image.open", refuse)
+    assert any(movie.poster is not None for movie in read_movies(reader, **options).movies)

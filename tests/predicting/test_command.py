@@ -1,0 +1,413 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from genre_lightning import GenrePredictor
+from genre_lightning.predicting.command import main
+
+GENRES = ["Action", "Comedy", "Drama", "Horror"]
+
+
+@pytest.fixture(scope="module")
+def predictor(tiny_checkpoint: Path) -> GenrePredictor:
+    return GenrePredictor.from_checkpoint(tiny_checkpoint, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three posters named by title, one of them broken, and a file that is none."""
+    folder = tmp_path_factory.mktemp("posters")
+    for seed, name in enumerate(["Heat (1995).png", "Alien (1979).JPG"]):
+        pixels = np.random.default_rng(seed).integers(0, 256, (6, 4, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((80, 120)).save(folder / name)
+    (folder / "Toy Story (1995).jpg").write_bytes(b"no image")
+    (folder / "notes.txt").write_text("none")
+    return folder
+
+
+@pytest.fixture
+def table(folder: Path) -> Path:
+    path = folder / "movies.csv"
+    path.write_text(
+        "id,title,poster,note\n"
+        '1,"Heat (1995)","Heat (1995).png",a\n'
+        '2,"Alien (1979)",,"b, and c"\n'
+        '3,,"Alien (1979).JPG",\n'
+        "\n"
+        '4,"Toy Story (1995)","Toy Story (1995).jpg",é\n'
+        "5,,missing.jpg,\n",
+        encoding="utf-8",
+    )
+    return path
+
+
+def test_a_title_prints_all_genres_and_marks_those_predicted(
+    predictor: GenrePredictor, tiny_checkpoint: Path, capsys: pytest.CaptureFixture
+):
+    assert main([str(tiny_checkpoint), "--title", "Heat (1995)"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "Heat (1995)"
+    expected = predictor.predict(["Heat (1995)"])[0]
+    found = [re.fullmatch(r"([* ]) (\w+): (\d\.\d\d)  \(from \d\.\d\d\)", x) for x in lines[1:]]
+    rows = [match.groups() for match in found if match]
+    assert [(name, score) for _, name, score in rows] == [
+        (name, f"{score:.2f}") for name, score in expected.ranked()
+    ]
+    marked = [name for mark, name, _ in rows if mark == "*"]
+    assert tuple(marked) == expected.genres
+    assert 0 < len(marked) < 4
+
+
+@pytest.mark.parametrize("which", ["title", "poster", "both"])
+def test_json_gives_the_predictors_scores(
+    predictor: GenrePredictor,
+    tiny_checkpoint: Path,
+    folder: Path,
+    capsys: pytest.CaptureFixture,
+    which: str,
+):
+    title = None if which == "poster" else "Heat (1995)"
+    poster = None if which == "title" else folder / "Heat (1995).png"
+    arguments = [str(tiny_checkpoint), "--json"]
+    arguments += [] if title is None else ["--title", title]
+    arguments += [] if poster is None else ["--poster", str(poster)]
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1
+    found = json.loads(out)
+    expected = predictor.predict([title], [poster])[0]
+    assert found["scores"] == pytest.approx(expected.scores, abs=1e-5)
+    assert found["genres"] == list(expected.genres)
+    assert found["thresholds"] == pytest.approx(predictor.thresholds, abs=1e-5)
+    assert (found["title"], found["poster"]) == (title, None if poster is None else str(poster))
+    assert found["problem"] is None
+
+
+def test_explaining_in_json_adds_up(
+    tiny_checkpoint: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    poster = folder / "Heat (1995).png"
+    arguments = [str(tiny_checkpoint), "--json", "--explain", "--explain-out", str(tmp_path / "x")]
+    assert main([*arguments, "--title", "Alien Heat (1995)", "--poster", str(poster)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    explained = found["explanation"]["genres"]
+    assert list(explained) == found["genres"]
+    assert explained
+    for genre, parts in explained.items():
+        total = parts["bias"] + parts["title"] + parts["poster"]
+        assert parts["logit"] == pytest.approx(total, abs=1e-5)
+        assert found["scores"][genre] == pytest.approx(1 / (1 + np.exp(-total)), abs=1e-5)
+        assert [word["text"] for word in parts["words"]] == ["Alien", "Heat", "released in 1995"]
+        assert sum(word["adds"] for word in parts["words"]) == pytest.approx(
+            parts["title"], abs=1e-4
+        )
+        with Image.open(parts["heat_map"]) as picture:
+            assert picture.format == "PNG"
+            assert picture.size == (341, 512)
+    assert len(list((tmp_path / "x").iterdir())) == len(explained)
+
+
+def test_explaining_in_words(tiny_checkpoint: Path, folder: Path, capsys: pytest.CaptureFixture):
+    poster = folder / "Heat (1995).png"
+    arguments = [str(tiny_checkpoint), "--title", "Heat (1995)", "--poster", str(poster)]
+    assert main([*arguments, "--explain"]) == 0
+    out = capsys.readouterr().out
+    pattern = r"logit ([+-][\d.]+) = bias ([+-][\d.]+), title ([+-][\d.]+), poster ([+-][\d.]+)"
+    found = re.findall(pattern, out)
+    assert found
+    for logit, *parts in found:
+        assert float(logit) == pytest.approx(sum(map(float, parts)), abs=0.021)
+    assert "Heat " in out
+    assert "released in 1995 " in out
+    maps = sorted(folder.glob("Heat (1995).why-*.png"))
+    assert [f"heat map: {path}" in out for path in maps] == [True] * len(found)
+    for path in maps:
+        path.unlink()
+
+
+def read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        return list(reader.fieldnames or []), list(reader)
+
+
+def test_a_csv_file_is_predicted_row_by_row(
+    predictor: GenrePredictor,
+    tiny_checkpoint: Path,
+    table: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+):
+    out = tmp_path / "out.csv"
+    assert main([str(tiny_checkpoint), "--csv", str(table), "--out", str(out)]) == 0
+    columns, rows = read_csv(out)
+    assert columns == ["id", "title", "poster", "note", "predicted", "problem", *GENRES]
+    assert [row["id"] for row in rows] == ["1", "2", "3", "4", "5"]
+    assert [row["note"] for row in rows] == ["a", "b, and c", "", "é", ""]
+    heat = table.parent / "Heat (1995).png"
+    alien = table.parent / "Alien (1979).JPG"
+    movies = [("Heat (1995)", heat), ("Alien (1979)", None), (None, alien)]
+    movies += [("Toy Story (1995)", None)]  # its poster is broken
+    expected = predictor.predict(*map(list, zip(*movies, strict=True)))  # type: ignore[arg-type]
+    for row, prediction in zip(rows[:4], expected, strict=True):
+        assert row["predicted"] == "|".join(prediction.genres)
+        found = {genre: float(row[genre]) for genre in GENRES}
+        assert found == pytest.approx(prediction.scores, abs=1e-5)
+    assert [bool(row["problem"]) for row in rows] == [False, False, False, True, True]
+    assert "Toy Story (1995).jpg" in rows[3]["problem"]
+    assert "missing.jpg: can't be read (no such file); no title" in rows[4]["problem"]
+    assert (rows[4]["predicted"], [rows[4][genre] for genre in GENRES]) == ("", [""] * 4)
+    assert "5 movies, 2 with a problem" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["out.csv"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_csv_file_may_have_titles_alone(tiny_checkpoint: Path, tmp_path: Path, encoding: str):
+    source = tmp_path / "in.csv"
+    titles = ["Léon (1994)", "M\u2028A\x85S\x1cH", 'two\nlines, and "quotes"', "last"]
+    with source.open("w", encoding=encoding, newline="") as file:
+        csv.writer(file).writerows([["title"], *([title] for title in titles)])
+    out = tmp_path / "out.csv"
+    assert main([str(tiny_checkpoint), "--csv", str(source), "--out", str(out)]) == 0
+    columns, rows = read_csv(out)
+    assert columns == ["title", "predicted", "problem", *GENRES]
+    assert [row["title"] for row in rows] == titles
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "neither a column title nor a column poster"),
+        (b"name,year\nHeat,1995\n", "neither a column title nor a column poster"),
+        (b"title,title\nHeat,Heat\n", "two columns named 'title'"),
+        (b"title,Drama\nHeat,1\n", "column 'Drama' is one that the output adds"),
+        (b"title,id\nHeat\n", r"in\.csv:2: 1 values for 2 columns"),
+        (b"title,id\nHeat,1,2\n", r"in\.csv:2: 3 values for 2 columns"),
+        (b"title\nL\xe9on\n", r"in\.csv:2: this line is not UTF-8"),
+        ("title\nHeat\n".encode("utf-16"), r"in\.csv:1: this line is not UTF-8"),
+        (b"title\rHeat\r", r"in\.csv:1: new-line character"),
+        (b'title\n"Heat\n', r"in\.csv:2: unexpected end of data"),
+    ],
+    ids=[
+        "empty",
+        "columns",
+        "twice",
+        "taken",
+        "short",
+        "long",
+        "latin-1",
+        "utf-16",
+        "old Mac",
+        "quote",
+    ],
+)
+def test_a_bad_csv_file_is_refused_and_leaves_nothing(
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    content: bytes,
+    message: str,
+):
+    source = tmp_path / "in.csv"
+    source.write_bytes(content)
+    out = tmp_path / "out.csv"
+    assert main([str(tiny_checkpoint), "--csv", str(source), "--out", str(out)]) == 1
+    assert re.search(f"^error: .*{message}", capsys.readouterr().err, re.MULTILINE)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.csv"]
+
+
+def test_a_failure_keeps_the_earlier_output(tiny_checkpoint: Path, tmp_path: Path):
+    source, out = tmp_path / "in.csv", tmp_path / "out.csv"
+    out.write_text("as it was")
+    source.write_text("title\n" + "Heat\n" * 100 + '"')
+    assert main([str(tiny_checkpoint), "--csv", str(source), "--out", str(out)]) == 1
+    assert out.read_text() == "as it was"
+
+
+def test_the_output_has_the_permissions_of_a_new_file(tiny_checkpoint: Path, tmp_path: Path):
+    source, out = tmp_path / "in.csv", tmp_path / "out.csv"
+    source.write_text("title\nHeat\n")
+    assert main([str(tiny_checkpoint), "--csv", str(source), "--out", str(out)]) == 0
+    assert out.stat().st_mode == source.stat().st_mode
+
+
+@pytest.mark.skipif(os.name != "posix", reason="ends a process by POSIX signals")
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_a_command_that_is_stopped_leaves_no_output(
+    tiny_checkpoint: Path, tmp_path: Path, how: signal.Signals
+):
+    pipe, out = tmp_path / "in.csv", tmp_path / "out.csv"
+    os.mkfifo(pipe)  # a file that goes on for as long as the test likes
+    command = [sys.executable, "-m", "genre_lightning.predicting.command", str(tiny_checkpoint)]
+    process = subprocess.Popen(
+        [*command, "--csv", str(pipe), "--out", str(out)],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with pipe.open("w") as file:
+        file.write("title\n" + "Heat (1995)\n" * 5000)
+        file.flush()
+        deadline = time.monotonic() + 60
+        while not any(path.stat().st_size > 0 for path in tmp_path.glob(".out.csv.*.part")):
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert not out.exists()
+        process.send_signal(how)
+        _, errors = process.communicate(timeout=60)
+    assert not out.exists()
+    if how is not signal.SIGKILL:
+        assert process.returncode == 130
+        assert [path.name for path in tmp_path.iterdir()] == ["in.csv"]
+        assert "Traceback" not in errors
+
+
+def test_a_folder_is_predicted_by_file_names(
+    predictor: GenrePredictor, tiny_checkpoint: Path, folder: Path, capsys: pytest.CaptureFixture
+):
+    (folder / "movies.csv").unlink(missing_ok=True)
+    assert main([str(tiny_checkpoint), "--folder", str(folder), "--json"]) == 0
+    captured = capsys.readouterr()
+    found = [json.loads(line) for line in captured.out.splitlines()]
+    assert [entry["title"] for entry in found] == [
+        "Alien (1979)",
+        "Heat (1995)",
+        "Toy Story (1995)",
+    ]
+    alien = predictor.predict(["Alien (1979)"], [folder / "Alien (1979).JPG"])[0]
+    assert found[0]["scores"] == pytest.approx(alien.scores, abs=1e-5)
+    assert found[2]["problem"] is not None
+    assert "3 movies, 1 with a problem" in captured.err
+    assert "1 files in" in captured.err
+
+
+def test_a_folder_is_printed_or_written(
+    tiny_checkpoint: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    assert main([str(tiny_checkpoint), "--folder", str(folder)]) == 0
+    printed = capsys.readouterr().out
+    assert [title in printed for title in ("Alien (1979)", "Heat (1995)")] == [True, True]
+    out = tmp_path / "out.csv"
+    assert main([str(tiny_checkpoint), "--folder", str(folder), "--out", str(out)]) == 0
+    columns, rows = read_csv(out)
+    assert columns == ["title", "poster", "predicted", "problem", *GENRES]
+    assert [row["poster"] for row in rows] == [
+        "Alien (1979).JPG",
+        "Heat (1995).png",
+        "Toy Story (1995).jpg",
+    ]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["CKPT"],
+        ["CKPT", "--title", "Heat", "--csv", "in.csv", "--out", "out.csv"],
+        ["CKPT", "--csv", "in.csv"],
+        ["CKPT", "--title", "Heat", "--out", "out.csv"],
+        ["CKPT", "--folder", "x", "--json", "--out", "out.csv"],
+        ["CKPT", "--csv", "in.csv", "--out", "out.csv", "--explain"],
+        ["CKPT", "--title", "Heat", "--explain-out", "x"],
+        ["CKPT", "--title", " "],
+        ["CKPT", "--title", "Heat", "--workers", "0"],
+        ["CKPT", "--titel", "Heat"],
+        ["export", "CKPT"],
+    ],
+    ids=" ".join,
+)
+def test_arguments_that_make_no_sense_exit_with_2(
+    arguments: list[str], capsys: pytest.CaptureFixture
+):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert "genre-predict" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.ckpt", "--title", "Heat"], "nowhere.ckpt"),
+        (["CKPT", "--poster", "nowhere.jpg"], "nowhere.jpg: can't be read (no such file)"),
+        (["CKPT", "--folder", "nowhere"], "nowhere: can't be read"),
+        (["CKPT", "--folder", "EMPTY"], "no poster in it"),
+        (["CKPT", "--csv", "nowhere.csv", "--out", "out.csv"], "nowhere.csv: can't be read"),
+        (["CKPT", "--csv", "IN", "--out", "nowhere/out.csv"], "out.csv: can't be written"),
+        (["CKPT", "--csv", "IN", "--out", "IN"], "is the file that --csv reads"),
+        (["CKPT", "--title", "Heat", "--device", "warp"], "'warp' can't be used"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_what_the_user_can_mend_exits_with_1(
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    arguments: list[str],
+    message: str,
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "EMPTY").mkdir()
+    (tmp_path / "IN").write_text("title\nHeat\n")
+    names = {"CKPT": str(tiny_checkpoint)}
+    assert main([names.get(argument, argument) for argument in arguments]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines()[-1].startswith("error: ")
+    assert message in captured.err
+
+
+def test_a_model_of_one_branch_leaves_the_other_out_aloud(
+    make_checkpoint: Callable[..., Path], folder: Path, capsys: pytest.CaptureFixture
+):
+    poster = str(folder / "Heat (1995).png")
+    title_model, poster_model = str(make_checkpoint(poster=None)), str(make_checkpoint(title=None))
+    assert main([title_model, "--title", "Heat", "--poster", poster]) == 0
+    assert "no poster branch: the poster is left out" in capsys.readouterr().err
+    assert main([poster_model, "--title", "Heat", "--poster", poster, "--json"]) == 0
+    captured = capsys.readouterr()
+    assert "no title branch: the title is left out" in captured.err
+    expected = GenrePredictor.from_checkpoint(poster_model, "cpu").predict(None, [poster])[0]
+    assert json.loads(captured.out)["scores"] == pytest.approx(expected.scores, abs=1e-5)
+    assert main([title_model, "--poster", poster]) == 1
+    assert main([poster_model, "--title", "Heat"]) == 1
+
+
+def test_usage_errors_import_nothing_heavy():
+    code = (
+        "import sys; from genre_lightning.predicting.command import main\n"
+        "try: main(['x.ckpt'])\n"
+        "except SystemExit: print('torch' in sys.modules, 'numpy' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
+
+
+def test_a_reader_that_goes_away_is_no_error(tiny_checkpoint: Path, folder: Path):
+    command = [sys.executable, "-m", "genre_lightning.predicting.command", str(tiny_checkpoint)]
+    process = subprocess.Popen(
+        [*command, "--folder", str(folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert b"Traceback" not in process.stderr.read()
+    process.stderr.close()
+    process.wait(timeout=60)

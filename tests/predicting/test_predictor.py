@@ -1,0 +1,325 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from genre_lightning import GenrePredictor
+from genre_lightning.checkpoint.model import CheckpointError
+from genre_lightning.explain.parts import score_parts
+from genre_lightning.inputs.augment import POSTER_MEAN, POSTER_STD
+from genre_lightning.inputs.posters import PosterError, decode_poster
+from genre_lightning.predicting.predictor import BATCH_SIZE, PredictionError
+
+TITLES = ["Heat (1995)", "Toy Story (1995)", "Alien (1979)", "Night of the Living Dead (1968)"]
+
+
+@pytest.fixture(scope="module")
+def predictor(tiny_checkpoint: Path) -> GenrePredictor:
+    return GenrePredictor.from_checkpoint(tiny_checkpoint, device="cpu", workers=2)
+
+
+@pytest.fixture(scope="module")
+def posters(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("posters")
+    paths = []
+    for seed in range(6):
+        pixels = np.random.default_rng(seed).integers(0, 256, (6, 4, 3), dtype=np.uint8)
+        path = folder / f"{seed}.{'png' if seed % 2 else 'jpg'}"
+        Image.fromarray(pixels).resize((80, 120)).save(path)
+        paths.append(path)
+    return paths
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Path:
+    path = tmp_path / "broken.jpg"
+    path.write_bytes(b"GIF89a, but nothing more")
+    return path
+
+
+def expected_scores(
+    predictor: GenrePredictor, title: str | None, poster: Path | None
+) -> np.ndarray:
+    pixels = None if poster is None else decode_poster(poster, 32)
+    return 1 / (1 + np.exp(-score_parts(predictor.model, title, pixels).logits))
+
+
+@pytest.mark.parametrize("which", ["title", "poster", "both"])
+def test_scores_are_those_of_the_model(predictor: GenrePredictor, posters: list[Path], which: str):
+    titles = [None if which == "poster" else title for title in TITLES]
+    images = [None if which == "title" else poster for poster in posters[:4]]
+    found = predictor.scores(titles, images)
+    assert found.shape == (4, 4)
+    assert found.dtype == np.float32
+    for row, title, poster in zip(found, titles, images, strict=True):
+        np.testing.assert_allclose(row, expected_scores(predictor, title, poster), atol=1e-5)
+
+
+@pytest.mark.parametrize("pool", [2, 4])
+def test_pixels_are_averaged_as_the_checkpoint_says(
+    make_checkpoint: Callable[..., Path], posters: list[Path], pool: int
+) -> None:
+    predictor = GenrePredictor.from_checkpoint(make_checkpoint(title=None, pool=pool), "cpu")
+    small = np.stack([decode_poster(poster, 32) for poster in posters[:3]]).astype(float)
+    if pool == 4:
+        small = np.floor(small.reshape(3, 16, 2, 16, 2, 3).mean((2, 4)) + 0.5)
+    half = len(small[0]) // 2
+    small = small.reshape(3, half, 2, half, 2, 3).mean((2, 4))
+    normalised = (small / 255 - POSTER_MEAN) / POSTER_STD
+    network = predictor.model.network
+    assert network.poster is not None
+    with torch.inference_mode():
+        images = torch.from_numpy(normalised).float().permute(0, 3, 1, 2)
+        logits = network.poster(images) + network.prior
+    wanted = torch.sigmoid(logits).numpy()
+    np.testing.assert_allclose(predictor.scores(None, posters[:3]), wanted, atol=1e-5)
+
+
+def test_titles_or_posters_may_be_left_out_as_a_whole(
+    predictor: GenrePredictor, posters: list[Path]
+):
+    np.testing.assert_allclose(
+        predictor.scores(None, posters[:2]), predictor.scores([None, ""], posters[:2]), atol=1e-6
+    )
+    np.testing.assert_allclose(
+        predictor.scores(TITLES), predictor.scores(TITLES, [None] * 4), atol=1e-6
+    )
+
+
+def test_a_prediction_says_what_the_scores_say(predictor: GenrePredictor, posters: list[Path]):
+    scores = predictor.scores(TITLES, posters[:4])
+    predictions = predictor.predict(TITLES, posters[:4])
+    predicted = 0
+    for title, row, prediction in zip(TITLES, scores, predictions, strict=True):
+        assert prediction.title == title
+        assert prediction.problem is None
+        assert list(prediction.scores) == list(predictor.genres)
+        np.testing.assert_allclose(list(prediction.scores.values()), row, atol=1e-6)
+        reached = {g for g, s in prediction.scores.items() if s >= predictor.thresholds[g]}
+        assert set(prediction.genres) == reached
+        ranking = [genre for genre, _ in prediction.ranked()]
+        assert sorted(row, reverse=True) == pytest.approx([s for _, s in prediction.ranked()])
+        assert list(prediction.genres) == [genre for genre in ranking if genre in reached]
+        predicted += len(reached)
+    assert 0 < predicted < scores.size
+
+
+def test_a_score_at_its_threshold_is_predicted(tiny_checkpoint: Path):
+    predictor = GenrePredictor.from_checkpoint(tiny_checkpoint, device="cpu")
+    scores = torch.from_numpy(predictor.scores(["Heat"])[0])
+    predictor.model.thresholds[:] = scores
+    assert set(predictor.predict(["Heat"])[0].genres) == set(predictor.genres)
+    predictor.model.thresholds[1] = torch.nextafter(scores[1], torch.tensor(1.0))
+    assert "Comedy" not in predictor.predict(["Heat"])[0].genres
+
+
+def test_a_softmax_models_scores_add_up_to_one(make_checkpoint: Callable[..., Path]):
+    predictor = GenrePredictor.from_checkpoint(make_checkpoint(loss="cross_entropy"), "cpu")
+    np.testing.assert_allclose(predictor.scores(TITLES).sum(axis=1), 1.0, atol=1e-5)
+
+
+def test_batches_change_nothing(predictor: GenrePredictor, posters: list[Path]):
+    count = 2 * BATCH_SIZE + 3
+    titles = [None if n % 5 == 0 else TITLES[n % 4] for n in range(count)]
+    images = [None if n % 5 and n % 3 == 0 else posters[n % 6] for n in range(count)]
+    whole = predictor.scores(titles, images)
+    for n in (0, 1, 3, BATCH_SIZE - 1, BATCH_SIZE, count - 1):
+        np.testing.assert_allclose(
+            whole[n], predictor.scores([titles[n]], [images[n]])[0], atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("kind", ["path", "string", "bytes", "image"])
+def test_a_poster_may_come_in_every_form(predictor: GenrePredictor, posters: list[Path], kind: str):
+    path = posters[1]
+    with Image.open(path) as image:
+        source: dict[str, Any] = {"path": path, "string": str(path), "image": image}
+        source["bytes"] = path.read_bytes()
+        found = predictor.scores(None, [source[kind]])
+    np.testing.assert_allclose(found[0], expected_scores(predictor, None, path), atol=1e-5)
+
+
+def test_many_threads_get_their_own_answers(predictor: GenrePredictor, posters: list[Path]):
+    movies = [(TITLES[n % 4], posters[n % 6]) for n in range(12)]
+    expected = [predictor.scores([title], [poster])[0] for title, poster in movies]
+    start = threading.Barrier(12)
+    wrong: list[str] = []
+
+    def work(thread: int) -> None:
+        start.wait()
+        for turn in range(4):
+            order = [(thread + turn + n) % 12 for n in range(1 + thread % 5)]
+            rows = predictor.scores([movies[n][0] for n in order], [movies[n][1] for n in order])
+            for n, row in zip(order, rows, strict=True):
+                if not np.allclose(row, expected[n], atol=1e-5):
+                    wrong.append(f"thread {thread}, movie {n}")
+
+    threads = [threading.Thread(target=work, args=(thread,)) for thread in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+# What goes wrong
+
+
+@pytest.mark.parametrize("others", [0, 3], ids=["alone", "among others"])
+def test_a_broken_poster_is_raised_by_name(
+    predictor: GenrePredictor, posters: list[Path], broken: Path, others: int
+):
+    images = [*posters[:others], broken]
+    with pytest.raises(PosterError, match=r"broken\.jpg: damaged|broken\.jpg: not an image"):
+        predictor.predict(["Heat"] * len(images), images)
+
+
+def test_a_missing_poster_is_raised_by_name(predictor: GenrePredictor, tmp_path: Path):
+    with pytest.raises(PosterError, match=r"nowhere\.jpg: can't be read \(no such file\)"):
+        predictor.predict(["Heat"], [tmp_path / "nowhere.jpg"])
+    with pytest.raises(PosterError, match="can't be read"):
+        predictor.decode(tmp_path)
+
+
+def test_a_nameless_poster_is_raised_by_number(predictor: GenrePredictor, posters: list[Path]):
+    with pytest.raises(PosterError, match="the image of movie 2: empty file"):
+        predictor.predict(None, [posters[0], b""])
+    with pytest.raises(PosterError, match=r"^the image: empty file"):
+        predictor.decode(b"")
+
+
+def test_a_broken_poster_is_reported_and_the_title_counts(
+    predictor: GenrePredictor, posters: list[Path], broken: Path
+):
+    titles = ["Heat (1995)", "Alien (1979)", None]
+    good, bad, nothing = predictor.predict(titles, [posters[0], broken, broken], errors="report")
+    assert good.problem is None
+    assert bad.problem is not None
+    assert "broken.jpg" in bad.problem
+    np.testing.assert_allclose(
+        list(bad.scores.values()), expected_scores(predictor, "Alien (1979)", None), atol=1e-5
+    )
+    assert nothing.problem is not None
+    assert "no title and no poster to go by" in nothing.problem
+    assert (nothing.scores, nothing.genres, nothing.ranked()) == ({}, (), [])
+
+
+def test_a_movie_of_nothing_is_refused_by_number(predictor: GenrePredictor):
+    with pytest.raises(PredictionError, match="movie 2: no title and no poster"):
+        predictor.predict(["Heat", ""])
+
+
+def test_a_model_of_one_branch_says_so(make_checkpoint: Callable[..., Path], posters: list[Path]):
+    title = GenrePredictor.from_checkpoint(make_checkpoint(poster=None), "cpu")
+    assert (title.uses_titles, title.uses_posters) == (True, False)
+    assert title.predict(["Heat"])[0].scores
+    with pytest.raises(PredictionError, match="no poster branch: leave posters out"):
+        title.predict(["Heat"], posters[:1])
+    with pytest.raises(PredictionError, match="movie 1: no title to go by"):
+        title.predict([None])
+    poster = GenrePredictor.from_checkpoint(make_checkpoint(title=None), "cpu")
+    assert (poster.uses_titles, poster.uses_posters) == (False, True)
+    assert poster.predict(None, posters[:1])[0].scores
+    with pytest.raises(PredictionError, match="no title branch: leave titles out"):
+        poster.predict(["Heat"], posters[:1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "text"),
+    [
+        (("Heat",), TypeError, "titles must be a list"),
+        ((["Heat"], "heat.jpg"), TypeError, "posters must be a list"),
+        ((["Heat"], [None, None]), ValueError, "1 titles, but 2 posters"),
+        ((None,), ValueError, "neither titles nor posters"),
+        (([1995],), TypeError, "title 1 is a int"),
+        ((["Heat"], [3]), TypeError, "poster 1 is a int"),
+        ((["Heat"], None, "ignore"), ValueError, "errors is"),
+    ],
+)
+def test_wrong_arguments(predictor: GenrePredictor, arguments: tuple, error: type, text: str):
+    with pytest.raises(error, match=text):
+        predictor.predict(*arguments)
+
+
+def test_no_movies_are_no_predictions(predictor: GenrePredictor):
+    assert predictor.predict([]) == []
+    assert predictor.scores([]).shape == (0, 4)
+
+
+def test_a_stream_reads_a_bounded_way_ahead(predictor: GenrePredictor, posters: list[Path]):
+    read = 0
+
+    def movies() -> Iterator[tuple[str, Path]]:
+        nonlocal read
+        while True:
+            read += 1
+            yield "Heat", posters[read % 6]
+
+    stream = predictor.stream(movies())
+    for _ in range(3):
+        next(stream)
+    assert read <= 4 * BATCH_SIZE
+    stream.close()
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path):
+    path = tmp_path / "model.ckpt"
+    path.write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match=r"model\.ckpt"):
+        GenrePredictor.from_checkpoint(path)
+
+
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99", "meta:x"])
+def test_a_device_that_is_not_there_is_refused(tiny_checkpoint: Path, device: str):
+    with pytest.raises(PredictionError, match="can't be used here"):
+        GenrePredictor.from_checkpoint(tiny_checkpoint, device)
+
+
+def test_workers_are_at_least_one(tiny_checkpoint: Path):
+    with pytest.raises(ValueError, match="at least 1"):
+        GenrePredictor.from_checkpoint(tiny_checkpoint, "cpu", workers=0)
+
+
+def test_predicting_loads_only_what_it_needs(tiny_checkpoint: Path, posters: list[Path]):
+    # Each of these takes longer to import than a prediction takes.
+    code = f"""
+import sys
+import torch
+before = set(sys.modules)
+from genre_lightning import GenrePredictor
+predictor = GenrePredictor.from_checkpoint({str(tiny_checkpoint)!r}, device="cpu")
+predictor.predict(["Heat (1995)"], [{str(posters[0])!r}])
+heavy = ("pytorch_lightning lightning wandb sklearn scipy torchmetrics torchvision hydra omegaconf "
+         "rich sympy torch._dynamo torch._inductor torch.onnx torch.distributed").split()
+print(*[name for name in heavy if name in set(sys.modules) - before])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_predicting_leaves_pytorchs_threads_to_the_caller(
+    tiny_checkpoint: Path, posters: list[Path]
+):
+    code = f"""
+import threading
+import torch
+torch.set_num_threads(3)
+from genre_lightning import GenrePredictor
+predictor = GenrePredictor.from_checkpoint({str(tiny_checkpoint)!r}, device="cpu", workers=2)
+predictor.predict(None, [{str(posters[0])!r}] * 5)
+print(torch.get_num_threads())
+thread = threading.Thread(target=lambda: print(torch.get_num_threads()))
+thread.start()
+thread.join()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["3", "3"]

@@ -1,0 +1,225 @@
+"""result.json tells how a run ended, however it ended."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from genre_lightning.errors import UserError
+from genre_lightning.runs.folder import (
+    find_checkpoint,
+    is_running,
+    read_result,
+    recorded_run,
+    run_directory,
+    starting_point,
+    write_result,
+)
+
+KEYS = {
+    "status", "monitor", "monitor_value", "epochs", "seconds", "train_samples_per_second",
+    "num_parameters", "seed", "overrides", "versions", "wandb_run_id", "val", "test", "attempts",
+}  # fmt: skip
+
+
+def recorded(folder: Path) -> Any:
+    return json.loads((folder / "result.json").read_text("utf-8"))
+
+
+def test_a_completed_run(tmp_path: Path) -> None:
+    with recorded_run(tmp_path, "val/loss", 3, ["seed=3"]) as result:
+        result["val"] = {"loss": 0.5}
+    found = recorded(tmp_path)
+    assert set(found) == KEYS
+    assert found["status"] == "completed" and found["monitor"] == "val/loss"
+    assert found["seed"] == 3 and found["overrides"] == ["seed=3"] and found["val"]["loss"] == 0.5
+    assert found["seconds"] >= 0
+    assert {"python", "torch", "pytorch-lightning", "genre-lightning"} <= set(found["versions"])
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (KeyboardInterrupt(), "interrupted"),
+        (SystemExit(1), "interrupted"),
+        (ValueError("why"), "failed"),
+        (MemoryError(), "failed"),
+    ],
+    ids=lambda value: repr(value),
+)
+def test_other_ends(error: BaseException, status: str, tmp_path: Path) -> None:
+    with pytest.raises(type(error)), recorded_run(tmp_path, "m", 0, []) as result:
+        result["epochs"] = 2
+        raise error
+    found = recorded(tmp_path)
+    assert found["status"] == status and found["epochs"] == 2
+    if status == "failed":
+        assert found["error"] == f"{type(error).__name__}: {error}"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
+def test_a_signal_is_an_interruption(number: int, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as caught, recorded_run(tmp_path, "m", 0, []):
+        os.kill(os.getpid(), number)
+        signal.pause()
+    assert caught.value.code == 128 + number
+    assert recorded(tmp_path)["status"] == "interrupted"
+    assert signal.getsignal(number) is before
+
+
+def test_slurm_keeps_its_own_way_with_sigterm(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    before = signal.getsignal(signal.SIGTERM)
+    with recorded_run(tmp_path, "m", 0, []):
+        assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("variable", ["LOCAL_RANK", "NODE_RANK", "RANK", "SLURM_PROCID"])
+def test_one_process_of_many_writes(variable: str, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv(variable, "1")
+    with recorded_run(tmp_path, "m", 0, []):
+        assert not is_running(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_while_it_runs(tmp_path: Path) -> None:
+    assert not is_running(tmp_path) and read_result(tmp_path) is None
+    with recorded_run(tmp_path, "m", 0, []):
+        assert is_running(tmp_path)
+        assert recorded(tmp_path)["status"] == "interrupted"  # true, were it killed now
+        with (
+            pytest.raises(UserError, match=f"another process is training in {tmp_path}"),
+            recorded_run(tmp_path, "m", 1, []),
+        ):
+            pytest.fail("two runs in one folder")
+    assert not is_running(tmp_path) and recorded(tmp_path)["status"] == "completed"
+
+
+def test_attempts_add_up(tmp_path: Path) -> None:
+    with pytest.raises(ValueError), recorded_run(tmp_path, "m", 0, []) as result:
+        result["wandb_run_id"] = "abc"
+        raise ValueError
+    write_result(tmp_path, {**recorded(tmp_path), "seconds": 100.0})
+    with recorded_run(tmp_path, "m", 0, []) as result:
+        assert result["wandb_run_id"] == "abc"
+    found = recorded(tmp_path)
+    assert found["attempts"] == 2 and 100 <= found["seconds"] < 200
+    assert found["status"] == "completed" and "error" not in found
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_completed_run_stays_so_until_it_goes_on(begun: bool, tmp_path: Path) -> None:
+    with recorded_run(tmp_path, "m", 0, []) as result:
+        result["test"] = {"loss": 0.5}
+    before = recorded(tmp_path)
+    with pytest.raises(UserError), recorded_run(tmp_path, "m", 0, []) as result:
+        assert recorded(tmp_path) == before
+        if begun:
+            write_result(tmp_path, result)
+            assert recorded(tmp_path)["status"] == "interrupted"
+        raise UserError("why")
+    found = recorded(tmp_path)
+    if begun:
+        assert found["status"] == "failed" and found["attempts"] == 2 and found["test"] == {}
+    else:
+        assert found == before
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{}", '{"status": "odd"}', "\xff"], ids=repr)
+def test_what_is_no_result(text: str, tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text(text, "latin-1")
+    with pytest.raises(UserError, match=str(tmp_path / "result.json")):
+        read_result(tmp_path)
+
+
+def test_it_is_json_and_whole(tmp_path: Path) -> None:
+    write_result(tmp_path, {"old": 1})
+    write_result(tmp_path, {"val": {"a": math.nan, "b": [math.inf, 1.0]}, "title": "Zoë"})
+    assert recorded(tmp_path) == {"val": {"a": None, "b": [None, 1.0]}, "title": "Zoë"}
+    with pytest.raises(TypeError):
+        write_result(tmp_path, {"not json": object()})
+    assert recorded(tmp_path)["title"] == "Zoë"
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+
+
+def saved(folder: Path, age: int) -> Path:
+    path = folder / "checkpoints" / "last.ckpt"
+    path.parent.mkdir(parents=True)
+    path.write_text("")
+    os.utime(path, (10**9 - age, 10**9 - age))
+    return path
+
+
+def test_what_to_go_on_from(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    older, newer = (saved(Path("runs", name), age) for name, age in (("a/1", 20), ("b/2", 10)))
+    own = saved(Path("elsewhere"), 30)
+    Path("empty").mkdir()
+    for ckpt_path, folder, expected in (
+        ("last", "elsewhere", own),
+        ("runs", "elsewhere", newer),
+        ("runs/a", "elsewhere", older),
+        ("runs/a/1", "runs/b/2", older),
+        (str(older), "elsewhere", older),
+        ("not/there.ckpt", "elsewhere", Path("not/there.ckpt")),  # named by who reads it
+    ):
+        assert find_checkpoint(ckpt_path, Path(folder)) == expected
+    for ckpt_path, folder in (("last", "new"), ("last", "runs"), ("empty", "new")):
+        with pytest.raises(UserError, match=f"ckpt_path={ckpt_path}: there is no .*last.ckpt in"):
+            find_checkpoint(ckpt_path, Path(folder))
+
+
+@pytest.mark.parametrize(
+    ("ckpt_path", "place"),
+    [
+        (None, "new"),
+        ("last", "runs/b/2"),
+        ("runs/a", "runs/a/1"),
+        ("elsewhere", "elsewhere"),
+        ("runs/a/1/checkpoints/last.ckpt", "new"),
+        ("empty", "new"),
+        ("not/there", "new"),
+    ],
+    ids=str,
+)
+def test_where_it_goes_on(
+    ckpt_path: str | None, place: str, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_directory("last", "new") == "new"
+    for name, age in (("runs/a/1", 20), ("runs/b/2", 10), ("elsewhere", 30)):
+        saved(Path(name), age)
+    Path("empty").mkdir()
+    assert run_directory(ckpt_path, "new") == place
+
+
+@pytest.mark.parametrize("status", ["completed", "interrupted", "failed", None])
+@pytest.mark.parametrize("last", [True, False], ids=["checkpoint", "none"])
+def test_nothing_is_overwritten(
+    status: str | None, last: bool, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
+    if status is not None:
+        write_result(tmp_path, {"status": status})
+    if last:
+        saved(tmp_path, 0)
+    assert starting_point("last", tmp_path) == "last"
+    if not last and status != "completed":
+        assert starting_point(None, tmp_path) is None
+        return
+    with pytest.raises(UserError, match=rf"{tmp_path} holds a run already.*ckpt_path={tmp_path}"):
+        starting_point(None, tmp_path)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    if status == "completed":
+        with pytest.raises(UserError, match="holds a run already"):
+            starting_point(None, tmp_path)
+    else:
+        assert starting_point(None, tmp_path) == "last"

@@ -1,0 +1,82 @@
+"""Names of a sweep's folders."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from genre_lightning.runs.naming import LONGEST_NAME, folder_name, sweep_name
+
+NO_PARAMS: dict[str, Any] = {"params": None}
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("model.dropout=0.1,optimizer.lr=1e-05", "model.dropout=0.1,optimizer.lr=1e-05"),
+        ("model.poster.widths=[4,8]", "model.poster.widths=[4,8]"),
+        ("", "defaults"),
+    ],
+)
+def test_an_easy_name_stays(text: str, name: str) -> None:
+    assert folder_name(text) == name
+
+
+@given(st.lists(st.text("ab/-~é:. $", max_size=LONGEST_NAME * 2), unique=True, max_size=5))
+def test_different_texts_have_different_names(texts: list[str]) -> None:
+    names = {folder_name(text) for text in texts}
+    assert len(names) == len(texts)
+    for name in names:
+        assert 0 < len(name.encode()) <= LONGEST_NAME and name.isprintable()
+        assert not set(name) & set("/\\:*?\"'<>|$ ")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        ["optimizer.lr=1,2,3,4", "model.dropout=0.1,0.2"],
+        ["model.dropout=choice(0.1,0.9)", "optimizer.lr=range(1,4)"],
+        ["logger=csv", "optimizer.lr=1,2", "sweep.fail_fast=true", "model.dropout=0.1,0.2"],
+        ["optimizer.lr=1,2", "model.dropout=0.1,0.2", "data.cache_dir=/elsewhere", "ckpt_path=x"],
+    ],
+    ids=["values", "kinds of values", "logger and order", "places"],
+)
+def test_a_sweep_is_found_again(other: list[str]) -> None:
+    first = sweep_name(None, ["optimizer.lr=1,2", "model.dropout=0.1,0.2"], NO_PARAMS)
+    assert first == "model.dropout,optimizer.lr"
+    assert sweep_name(None, other, NO_PARAMS) == first
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        (["optimizer.lr=1,2", "seed=1"], "optimizer.lr,seed=1"),
+        (["optimizer.lr=1,2", "+seed=1"], "optimizer.lr,seed=1"),
+        (["optimizer.lr=1,2", "trainer.max_epochs=1e1"], "optimizer.lr,trainer.max_epochs=10.0"),
+        (["~callbacks.early_stopping", "seed=1,2"], "seed,-callbacks.early_stopping=~6d5f2b"),
+        (["seed=1"], "seed=1"),
+        ([], "defaults"),
+        (["sweep=lr_dropout"], "lr_dropout"),
+        (["sweep=lr_dropout", "optimizer.lr=1,2,3"], "lr_dropout"),
+        (["sweep=lr_dropout", "optimizer.lr=1"], "lr_dropout,optimizer.lr=1"),
+        (["sweep=lr_dropout", "seed=1,2", "data=ml1m"], "lr_dropout,data=ml1m,seed"),
+    ],
+)
+def test_other_settings_are_another_sweep(overrides: list[str], name: str) -> None:
+    params = {"optimizer.lr": "1,2", "model.dropout": "0.1,0.2"}
+    sweeper = {"params": params} if "sweep=lr_dropout" in overrides else NO_PARAMS
+    found = sweep_name(None, overrides, sweeper)
+    assert found == name or ("~" in name and found.startswith(name.partition("~")[0]))
+
+
+def test_a_path_can_be_in_a_name() -> None:
+    one = sweep_name(None, ["data.path=a/b.csv", "seed=1,2"], NO_PARAMS)
+    two = sweep_name(None, ["data.path=a-b.csv", "seed=1,2"], NO_PARAMS)
+    assert one.startswith("data.path=a-b.csv,seed~") and two == "data.path=a-b.csv,seed"
+
+
+def test_a_name_of_ones_own() -> None:
+    assert sweep_name("mine", ["seed=1,2"], NO_PARAMS) == "mine"

@@ -1,0 +1,310 @@
+"""sweep=optuna: studies that choose, prune, survive and go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import TrialState
+
+from genre_lightning.errors import UserError
+from genre_lightning.sweeps.study import FILE, NAME, Trials, distribution, storage
+from genre_lightning.training.callbacks.pruning import Pruning
+
+Overrides = Callable[..., list[str]]
+LR = {"optimizer.lr": FloatDistribution(1e-4, 1e-1, log=True)}
+
+
+def trials(folder: Path, space: Any = LR, command: str = "a", **more: Any) -> Trials:
+    given: dict[str, Any] = {"maximize": True, "startup_trials": 3, "seed": 0, **more}
+    return Trials(folder, command, space, **given)
+
+
+def completed(value: float, pruned: bool = False) -> dict[str, Any]:
+    return {"status": "completed", "monitor_value": value, "pruned": pruned}
+
+
+def read(folder: Path) -> list[optuna.trial.FrozenTrial]:
+    return optuna.load_study(study_name=NAME, storage=storage(folder)).trials
+
+
+# What is drawn.
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("a=interval(0,1)", FloatDistribution(0.0, 1.0)),
+        ("a=tag(log,interval(1e-4,1e-2))", FloatDistribution(1e-4, 1e-2, log=True)),
+        ("a=int(interval(8,64))", IntDistribution(8, 64)),
+        ("a=int(tag(log,interval(8,64)))", IntDistribution(8, 64, log=True)),
+        ("a=choice(8,16)", CategoricalDistribution(("8", "16"))),
+        ("a=x,y", CategoricalDistribution(("x", "y"))),
+        ("a=range(1,4)", CategoricalDistribution(("1", "2", "3"))),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_spaces_in_hydras_words(text: str, wanted: BaseDistribution) -> None:
+    (override,) = OverridesParser.create().parse_overrides([text])
+    assert distribution(override) == wanted
+
+
+@pytest.mark.parametrize("text", ["a=interval(2,1)", "a=tag(log,interval(0,1))"])
+def test_a_range_that_is_none(text: str) -> None:
+    (override,) = OverridesParser.create().parse_overrides([text])
+    with pytest.raises(UserError, match=text[:10].replace("(", r"\(")):
+        distribution(override)
+
+
+def test_numbers_are_short_and_inside(tmp_path: Path) -> None:
+    space = {"x": FloatDistribution(0.123456, 0.123459), "y": FloatDistribution(1e-5, 1, log=True)}
+    study = trials(tmp_path, space)
+    for number in range(6):
+        assert study.ask(6)
+        study.tell(number, completed(number))
+    for trial in study.finished():
+        assert 0.123456 <= trial.params["x"] <= 0.123459
+        assert trial.params["y"] == float(f"{trial.params['y']:.4g}")
+    assert len({trial.params["y"] for trial in study.finished()}) == 6
+
+
+# Going on.
+
+
+def test_an_interrupted_study_draws_what_an_unbroken_one_does(tmp_path: Path) -> None:
+    def value(trial: optuna.trial.FrozenTrial) -> float:
+        return -abs(trial.params["optimizer.lr"] - 0.003)
+
+    drawn = []
+    for name, parts in (("unbroken", [8]), ("broken", [2, 5, 8])):
+        (tmp_path / name).mkdir()
+        for total in parts:
+            study = trials(tmp_path / name)
+            while study.ask(total):
+                (trial,) = study.unfinished()
+                study.tell(trial.number, completed(value(trial)))
+        drawn.append([trial.params for trial in read(tmp_path / name)])
+    assert len(drawn[0]) == 8 and drawn[0] == drawn[1]
+
+
+def test_what_becomes_of_trials(tmp_path: Path) -> None:
+    study = trials(tmp_path)
+    while study.ask(4):
+        pass
+    assert study.tell(0, completed(0.5)) and study.tell(1, {"status": "failed"})
+    assert not study.tell(2, {"status": "interrupted"}) and not study.tell(3, {})
+    assert [trial.number for trial in study.unfinished()] == [2, 3]
+    failed = read(tmp_path)[1].params
+
+    # Those that were begun are still there; the failed one is tried again, as another.
+    study = trials(tmp_path)
+    assert [trial.number for trial in study.unfinished()] == [2, 3]
+    assert study.ask(4) and not study.ask(4)
+    assert study.unfinished()[-1].params == failed
+    assert study.tell(4, {"status": "failed"}) and not study.ask(4)
+    assert trials(tmp_path).ask(4)
+    assert [trial.params for trial in trials(tmp_path).unfinished()].count(failed) == 1
+
+
+def test_a_trial_that_was_killed_at_birth(tmp_path: Path) -> None:
+    trials(tmp_path).study.ask()  # nothing drawn yet
+    study = trials(tmp_path)
+    assert study.unfinished() == [] and study.ask(1) and not study.ask(1)
+    assert set(study.unfinished()[0].params) == set(LR)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"command": "b"}, r"study of a, not of b.*sweep\.name"),
+        (
+            {"space": {"optimizer.lr": CategoricalDistribution(("1",))}},
+            r"search space.*sweep\.name",
+        ),
+    ],
+    ids=["other-settings", "other-kind-of-space"],
+)
+def test_what_can_not_be_compared_is_refused(change: Any, message: str, tmp_path: Path) -> None:
+    study = trials(tmp_path)
+    study.ask(1)
+    study.tell(0, completed(0.5))
+    with pytest.raises(UserError, match=message):
+        trials(tmp_path, **change).ask(2)
+
+
+# Pruning.
+
+
+class Strategy:
+    def broadcast(self, value: bool) -> bool:
+        return value
+
+
+class Loop:
+    """What the callback sees of a trainer."""
+
+    max_epochs = 10
+    is_global_zero = True
+    strategy = Strategy()
+
+    def __init__(self, epoch: int, value: float) -> None:
+        self.current_epoch = epoch
+        self.callback_metrics = {"val/x": value}
+        self.should_stop = False
+
+
+def report(folder: Path, trial: int, values: list[float], begin: int = 0) -> Pruning:
+    callback = Pruning(folder, trial, "val/x", startup_trials=2, warmup_epochs=1)
+    for epoch, value in enumerate(values, begin):
+        trainer: Any = Loop(epoch, value)
+        callback.on_validation_end(trainer, None)  # type: ignore[arg-type]
+        if trainer.should_stop:
+            break
+    return callback
+
+
+def test_the_median_prunes(tmp_path: Path) -> None:
+    study = trials(tmp_path)
+    for number, values in enumerate(([0.1, 0.2, 0.3], [0.3, 0.4, 0.5], [0.0, 0.0, 0.0])):
+        study.ask(9)
+        pruned = report(tmp_path, number, values).pruned
+        assert study.tell(number, completed(max(values), pruned))
+    states = [trial.state for trial in read(tmp_path)]
+    assert states == [TrialState.COMPLETE, TrialState.COMPLETE, TrialState.PRUNED]
+    # The first epoch is given to all.
+    assert read(tmp_path)[2].intermediate_values == {0: 0.0, 1: 0.0}
+    study.ask(9)
+    assert not report(tmp_path, 3, [0.0, 0.9, 0.9]).pruned
+
+
+def test_an_epoch_is_reported_once(tmp_path: Path) -> None:
+    trials(tmp_path).ask(1)
+    report(tmp_path, 0, [0.1, 0.2])
+    report(tmp_path, 0, [0.7, 0.3], begin=1)
+    assert read(tmp_path)[0].intermediate_values == {0: 0.1, 1: 0.2, 2: 0.3}
+
+
+def test_the_last_epoch_prunes_nothing(tmp_path: Path) -> None:
+    study = trials(tmp_path)
+    for number, value in enumerate((0.5, 0.6, 0.0)):
+        study.ask(9)
+        assert not report(tmp_path, number, [value], begin=9).pruned
+        study.tell(number, completed(value))
+
+
+# As a user starts it.
+
+
+@pytest.fixture
+def command(repository: Path, tiny_overrides: Overrides, tmp_path: Path) -> list[str]:
+    tiny = tiny_overrides("callbacks.early_stopping=null", model="title")
+    return [
+        *(sys.executable, str(repository / "train.py"), "sweep=optuna", *tiny),
+        *("sweep.name=study", "sweep.startup_trials=2", "sweep.warmup_epochs=0"),
+        f"hydra.sweep.dir={tmp_path}/study",
+    ]
+
+
+def results(folder: Path) -> list[dict[str, Any]]:
+    files = sorted(folder.glob("*/result.json"))
+    return [json.loads(file.read_text("utf-8")) for file in files]
+
+
+def test_a_study_that_is_killed_and_continued(command: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    # Low learning rates are hopeless: they end where they began.
+    space = ["optimizer.lr=tag(log,interval(1e-6,3e-2))", "trainer.max_epochs=12"]
+    command = [*command, *space, "sweep.n_trials=6"]
+    process = subprocess.Popen(command, cwd=tmp_path, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 300
+        while sum(found["status"] == "completed" for found in results(folder)) < 2 or not any(
+            found["status"] == "interrupted" for found in results(folder)
+        ):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("*/result.json")}
+    done = {
+        path: time
+        for path, time in before.items()
+        if json.loads(path.read_text("utf-8"))["status"] == "completed"
+    }
+    assert 2 <= len(done) < 6 and len(before) <= len(read(folder)) < 6
+
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=500)
+    assert ended.returncode == 0, ended.stderr
+    assert f"{len(done)} already finished" in ended.stdout
+    assert all(path.stat().st_mtime_ns == time for path, time in done.items())
+    assert set(before) <= set(folder.glob("*/result.json"))
+    found = results(folder)
+    assert Counter(result["status"] for result in found) == {"completed": 6}
+    kept = read(folder)
+    assert len(kept) == 6
+    # What the study says is what the runs say.
+    for trial in kept:
+        drawn = {f"{key}={value}" for key, value in trial.params.items()}
+        (result,) = (result for result in found if drawn <= set(result["overrides"]))
+        assert result["pruned"] == (trial.state == TrialState.PRUNED)
+        assert result["epochs"] == len(trial.intermediate_values)
+        assert (result["epochs"] < 12) == result["pruned"]
+        if not result["pruned"]:
+            assert trial.value == result["monitor_value"]
+    assert any(result["pruned"] for result in found)
+    assert (folder / "leaderboard.csv").is_file()
+
+
+def test_trials_in_parallel_of_which_one_fails(command: list[str], tmp_path: Path) -> None:
+    command = [
+        *command, "sweep.n_trials=2", "sweep.seed=1",
+        "hydra/launcher=joblib", "hydra.launcher.n_jobs=2",
+        "optimizer.lr=choice(1e30,1e-2)", "model.dropout=0.3",
+    ]  # fmt: skip
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=500)
+    assert ended.returncode == 1
+    states = {trial.state for trial in read(tmp_path / "study")}
+    assert states == {TrialState.COMPLETE, TrialState.FAIL}
+    assert "not finite at epoch 0" in ended.stdout
+    for trial in read(tmp_path / "study"):
+        assert set(trial.params) == {"optimizer.lr", "optimizer.weight_decay"}
+
+
+def test_without_optuna_the_error_says_what_to_install(repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "optuna.py").write_text('raise ModuleNotFoundError("none", name="optuna")')
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join((str(tmp_path), str(repository)))}
+    ended = subprocess.run(
+        [sys.executable, str(repository / "train.py"), "sweep=optuna"],
+        cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert ended.returncode == 1
+    assert 'pip install "genre-lightning[optuna]"' in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_the_ready_made_study(repository: Path) -> None:
+    with initialize_config_dir(str(repository / "conf"), version_base="1.3"):
+        cfg = compose("train", ["sweep=optuna", "sweep.n_trials=7"], return_hydra_config=True)
+    sweeper = cfg.hydra.sweeper
+    assert sweeper.n_trials == 7 and sweeper.mode == "max" and sweeper.parallel == 1
+    assert set(sweeper.params) == {"optimizer.lr", "model.dropout", "optimizer.weight_decay"}
+    assert FILE == "study.db"

@@ -1,0 +1,394 @@
+"""Sweeps: what is run, what is not run again, what the terminal and the exit code say."""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+from hydra import compose, initialize_config_dir
+from hydra.core.plugins import Plugins
+from hydra.types import HydraContext
+
+from genre_lightning.sweeps.sweep import Journal, line
+from tests.tracking.test_wandb import only_record
+
+Overrides = Callable[..., list[str]]
+Sweep = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def tiny(tiny_overrides: Overrides) -> list[str]:
+    """A model that trains in an instant."""
+    return tiny_overrides(model="title")
+
+
+@pytest.fixture
+def sweep_here(
+    repository: Path,
+    tiny: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+) -> Iterator[Sweep]:
+    """Runs the command in this process, in `tmp_path`: `sweep_here("seed=0,1")`.
+
+    Gives the exit code and what was printed. The sweep is called "s", the model is tiny.
+    """
+    import train
+
+    conf = str(repository / "conf")
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+
+    def run(*overrides: str, name: str | None = "s") -> tuple[int, str]:
+        named = [] if name is None else [f"sweep.name={name}"]
+        monkeypatch.setattr(
+            sys, "argv", ["train.py", "--config-path", conf, *overrides, *named, *tiny]
+        )
+        monkeypatch.chdir(tmp_path)
+        capsys.readouterr()
+        code: Any = 0
+        try:
+            train.main()
+        except SystemExit as end:
+            code = end.code
+        printed = capsys.readouterr()
+        if isinstance(code, str):
+            return 1, code
+        return code, printed.out + printed.err
+
+    yield run
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def jobs(sweep: Path) -> dict[str, Path]:
+    """The folders of a sweep's jobs, by the value of their learning rate."""
+    return {
+        path.name.partition("optimizer.lr=")[2].split(",")[0]: path
+        for path in sweep.iterdir()
+        if path.is_dir() and path.name != ".submitit"
+    }
+
+
+def recorded(folder: Path) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads((folder / "result.json").read_text("utf-8"))
+    return result
+
+
+def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Every file of a folder, with the time it was last written."""
+    return {
+        str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+# In this process.
+
+
+def test_a_failing_job_is_named_and_the_others_go_on(sweep_here: Sweep, tmp_path: Path) -> None:
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    code, output = sweep_here("-m", "optimizer.lr=1e30,1e-2", "model.dropout=0.1,abc")
+    assert code == 1
+    sweep = tmp_path / "runs" / "sweeps" / "s"
+    states = {}
+    for path in (path for path in sweep.iterdir() if path.is_dir()):
+        result = recorded(path)
+        dropout, lr = (
+            o.partition("=")[2] for o in sorted(result["overrides"]) if "dropout" in o or ".lr" in o
+        )
+        assert f"model.dropout={dropout}" in path.name and f"optimizer.lr={lr}" in path.name
+        states[dropout, lr] = result["status"], result.get("error", "")
+    assert states.pop(("0.1", "0.01")) == ("completed", "")
+    assert len(states) == 3 and {status for status, _ in states.values()} == {"failed"}
+    assert "not finite" in states["0.1", "1e+30"][1] and "abc" not in states["0.1", "1e+30"][1]
+    assert "TypeError" in states["abc", "0.01"][1]
+
+    lines = output.splitlines()
+    ended = [text for text in lines if text.startswith("[")]
+    assert [text.split()[0] for text in ended] == ["[1/4]", "[2/4]", "[3/4]", "[4/4]"]
+    assert "model.dropout=0.1,optimizer.lr=0.01  val/map_macro 0." in ended[2]
+    named = [text for text in lines if text.startswith("failed: ")]
+    assert len(named) == 3 and "not finite" in output
+    assert "1 completed" in output and "3 failed" in output
+    # Tables, warnings and tracebacks are in the job's folder, and nothing is left behind.
+    assert "Dataset" not in output and "Traceback" not in output and "HYDRA" not in output
+    log = (jobs(sweep)["0.01"] / "train.log").read_text("utf-8")
+    assert "Dataset: demo" in log or "Traceback" in log
+    for name in ("leaderboard.csv", "leaderboard.md", "leaderboard.html"):
+        assert (sweep / name).stat().st_size > 0
+    assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+
+def test_what_is_finished_is_not_touched(
+    sweep_here: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Named by the command: the same one finds it, also with more values.
+    assert sweep_here("-m", "optimizer.lr=1e-2,1e-3", name=None)[0] == 0
+    (sweep,) = (tmp_path / "runs" / "sweeps").iterdir()
+    assert set(jobs(sweep)) == {"0.01", "0.001"}
+    assert {path.name for path in jobs(sweep).values()} == {
+        "optimizer.lr=0.01",
+        "optimizer.lr=0.001",
+    }
+    before = {lr: contents(folder) for lr, folder in jobs(sweep).items()}
+    code, output = sweep_here("-m", "optimizer.lr=2e-2,1e-3,1e-2", "logger=none", name=None)
+    assert code == 0 and output.count("already finished  val/map_macro") == 2
+    assert [path.name for path in (tmp_path / "runs" / "sweeps").iterdir()] == [sweep.name]
+    after = {lr: contents(folder) for lr, folder in jobs(sweep).items()}
+    assert recorded(jobs(sweep)["0.02"])["status"] == "completed"
+    assert {lr: after[lr] for lr in before} == before
+    # Nothing holds on to what was trained.
+    gc.collect()
+    assert not [o for o in gc.get_objects() if type(o).__name__ == "GenreModule"]
+
+
+def test_the_ready_made_sweep(sweep_here: Sweep, repository: Path) -> None:
+    code, output = sweep_here("sweep=lr_dropout", "optimizer.lr=1e-2")
+    assert code == 0 and "[3/3] model.dropout=0.7" in output
+    with initialize_config_dir(str(repository / "conf"), version_base="1.3"):
+        sweeper = compose("train", ["sweep=lr_dropout"], return_hydra_config=True).hydra.sweeper
+    assert [len(values.split(",")) for values in sweeper.params.values()] == [3, 3]
+
+
+def test_every_job_is_a_run_of_its_own_in_wandb(sweep_here: Sweep, tmp_path: Path) -> None:
+    code, _ = sweep_here(
+        "-m", "optimizer.lr=1e-2,1e-3", "logger=wandb", "logger.wandb.offline=true"
+    )
+    assert code == 0
+    ids = set()
+    for lr, folder in jobs(tmp_path / "runs" / "sweeps" / "s").items():
+        record = only_record(folder)
+        assert record.config["optimizer.lr"] == float(lr)
+        assert record.config["sweep.name"] == record.run["run_group"] == "s"
+        assert record.run["display_name"] == f"optimizer.lr={lr}"
+        assert record.summary["test/map_macro"] == recorded(folder)["test"]["map_macro"]
+        ids.add(record.run["run_id"])
+        assert record.run["run_id"] == recorded(folder)["wandb_run_id"]
+    assert len(ids) == 2
+
+
+def test_fail_fast_starts_no_other(sweep_here: Sweep, tmp_path: Path) -> None:
+    command = ("-m", "optimizer.lr=1e30,1e-2,1e-3", "sweep.fail_fast=true")
+    code, output = sweep_here(*command)
+    assert code == 1 and "1 failed, 2 not started" in output
+    assert not any((folder / "result.json").exists() for lr, folder in
+                   jobs(tmp_path / "runs/sweeps/s").items() if lr != "1e+30")  # fmt: skip
+    # A failure of an earlier command is tried again, and stops nothing by itself.
+    code, output = sweep_here("-m", "optimizer.lr=1e-2,1e30", "sweep.fail_fast=true")
+    assert code == 1 and "1 completed, 1 failed" in output
+    assert recorded(jobs(tmp_path / "runs/sweeps/s")["1e+30"])["attempts"] == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.cache_dir=a,b"], "data.cache_dir changes no result"),
+        (["logger=none,csv"], "logger changes no result"),
+    ],
+    ids=["cache_dir", "logger"],
+)
+def test_no_sweep_over_what_changes_nothing(
+    overrides: list[str], message: str, sweep_here: Sweep, tmp_path: Path
+) -> None:
+    code, output = sweep_here("-m", *overrides)
+    assert code == 1 and message in output
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_sweep_is_run_by_one_command_at_a_time(sweep_here: Sweep, tmp_path: Path) -> None:
+    sweep = tmp_path / "runs" / "sweeps" / "s"
+    sweep.mkdir(parents=True)
+    with FileLock(sweep / ".sweep.lock"):
+        code, output = sweep_here("-m", "optimizer.lr=1e-2,1e-3")
+    assert code == 1 and "another command is running the sweep runs/sweeps/s" in output
+    assert not jobs(sweep)
+
+
+def test_a_job_that_runs_elsewhere_is_left_alone(sweep_here: Sweep, tmp_path: Path) -> None:
+    sweep = tmp_path / "runs" / "sweeps" / "s"
+    assert sweep_here("-m", "optimizer.lr=1e-2")[0] == 0
+    (folder,) = jobs(sweep).values()
+    (folder / "result.json").unlink()
+    before = contents(folder)
+    with FileLock(folder / ".lock"):
+        code, output = sweep_here("-m", "optimizer.lr=1e-2")
+    assert code == 1 and "running elsewhere" in output
+    assert contents(folder).keys() - before.keys() == set()
+
+
+def test_an_unreadable_result_fails_its_job_alone(sweep_here: Sweep, tmp_path: Path) -> None:
+    assert sweep_here("-m", "optimizer.lr=1e-2")[0] == 0
+    (folder,) = jobs(tmp_path / "runs" / "sweeps" / "s").values()
+    (folder / "result.json").write_text("[]")
+    code, output = sweep_here("-m", "optimizer.lr=1e-2,1e-3")
+    assert code == 1 and "result.json is not the result of a run" in output
+    assert "1 failed, 1 completed" in output
+
+
+@pytest.mark.parametrize(
+    ("event", "text"),
+    [
+        (
+            {"status": "completed", "monitor": "val/map_macro", "monitor_value": 0.2761,
+             "seconds": 63.7, "resumed": None},
+            "[3/9] seed=1  val/map_macro 0.2761  64 s",
+        ),
+        (
+            {"status": "completed", "monitor": "m", "monitor_value": 1, "seconds": 1, "resumed": 3},
+            "[3/9] seed=1  m 1  1 s  (resumed after 3 epochs)",
+        ),
+        (
+            {"status": "already finished", "monitor": "m", "monitor_value": 0.5},
+            "[3/9] seed=1  already finished  m 0.5",
+        ),
+        ({"status": "failed", "error": "E: a\n b"}, "[3/9] seed=1  failed: E: a b"),
+        ({"status": "interrupted"}, "[3/9] seed=1  interrupted"),
+    ],
+    ids=lambda value: value["status"] if isinstance(value, dict) else "",
+)  # fmt: skip
+def test_the_line_of_a_job(event: dict[str, Any], text: str) -> None:
+    assert line({"job": "seed=1", **event}, 3, 9) == text
+
+
+def test_half_a_line_of_the_journal_is_left_for_later(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    assert journal.read() == []
+    journal.write("failed", job="a")
+    with journal.path.open("a") as file:
+        file.write('{"status": "comp')
+    assert [event["status"] for event in journal.read()] == ["failed"]
+    assert journal.is_stopped(fail_fast=True) and not journal.is_stopped(fail_fast=False)
+
+
+# As a user starts it.
+
+
+@pytest.fixture
+def command(repository: Path, tiny: list[str], tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Starts the command in a group of processes of its own, in `tmp_path`."""
+    processes = []
+
+    def start(*overrides: str) -> subprocess.Popen[str]:
+        env = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}
+        process = subprocess.Popen(
+            [sys.executable, str(repository / "train.py"), "-m", "sweep.name=s", *tiny, *overrides],
+            cwd=tmp_path, env=env, text=True, start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+        process.communicate()
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 240
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_sweep_that_is_interrupted_and_killed_goes_on(
+    command: Callable[..., Any], tmp_path: Path
+) -> None:
+    sweep = tmp_path / "runs" / "sweeps" / "s"
+    long = ("trainer.max_epochs=60", "callbacks.early_stopping=null")
+    values = "optimizer.lr=1e-2,1e-3"
+
+    def is_training(lr: str) -> Callable[[], bool]:
+        return lambda: (
+            sweep.exists() and lr in jobs(sweep)
+            and (jobs(sweep)[lr] / "checkpoints" / "last.ckpt").exists()
+        )  # fmt: skip
+
+    process = command(values, *long)
+    wait_for(is_training("0.01"), process)
+    os.killpg(process.pid, signal.SIGINT)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "1 interrupted, 1 not started" in output and "same command" in output
+    assert recorded(jobs(sweep)["0.01"])["status"] == "interrupted"
+
+    process = command(values, *long)
+    wait_for(is_training("0.001"), process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    finished = contents(jobs(sweep)["0.01"])
+    assert recorded(jobs(sweep)["0.01"])["status"] == "completed"
+    assert recorded(jobs(sweep)["0.01"])["attempts"] == 2
+    assert recorded(jobs(sweep)["0.001"])["status"] == "interrupted"
+
+    process = command(f"{values},1e30", *long)
+    output, errors = process.communicate(timeout=240)
+    assert process.returncode == 1, errors
+    assert "[1/3] optimizer.lr=0.01  already finished" in output
+    assert "(resumed after" in output and "optimizer.lr=1e+30  failed: " in output
+    assert "Traceback" not in errors
+    assert contents(jobs(sweep)["0.01"]) == finished
+    resumed = recorded(jobs(sweep)["0.001"])
+    assert (resumed["status"], resumed["epochs"], resumed["attempts"]) == ("completed", 60, 2)
+    rows = (jobs(sweep)["0.001"] / "metrics.csv").read_text().splitlines()
+    assert len(rows) == 61
+
+
+LAUNCHERS = {
+    "joblib": ["hydra.launcher.n_jobs=2"],
+    "submitit_local": [],
+    "ray": ["hydra.launcher.job.num_cpus=0.5"],
+}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_jobs_side_by_side(
+    launcher: str, command: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if importlib.util.find_spec(launcher.partition("_")[0]) is None:
+        pytest.skip(f"{launcher} is not installed")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    process = command("optimizer.lr=1e-2,1e30", f"hydra/launcher={launcher}", *LAUNCHERS[launcher])
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 1, errors
+    assert "1 completed, 1 failed" in output or "1 failed, 1 completed" in output
+    assert "leaked" not in output + errors  # nanobind's word for what is not freed at the end
+    assert "optimizer.lr=1e+30  failed: DivergedError: " in output
+    found = jobs(tmp_path / "runs" / "sweeps" / "s")
+    assert {lr: recorded(folder)["status"] for lr, folder in found.items()} == {
+        "0.01": "completed",
+        "1e+30": "failed",
+    }
+
+
+def test_the_launcher_for_slurm_can_be_configured(repository: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    with initialize_config_dir(str(repository / "conf"), version_base="1.3"):
+        overrides = ["hydra/launcher=submitit_slurm", "hydra.launcher.gpus_per_task=1"]
+        cfg = compose("train", [*overrides, "sweep.name=s"], return_hydra_config=True)
+    launcher: Any = Plugins.instance().instantiate_launcher(
+        hydra_context=HydraContext(config_loader=None, callbacks=None),  # type: ignore[arg-type]
+        task_function=lambda cfg: None,
+        config=cfg,
+    )
+    assert launcher.params["gpus_per_task"] == 1
+    assert launcher.params["submitit_folder"].startswith("runs/sweeps/s/.submitit")

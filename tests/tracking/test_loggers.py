@@ -1,0 +1,193 @@
+"""Loggers by config: several at once, each with every epoch once, also where a run goes on."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from pytorch_lightning.loggers import WandbLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from genre_lightning.errors import UserError
+from genre_lightning.tracking import loggers
+from genre_lightning.tracking.loggers import flat_config, run_name, tensorboard_logger
+from genre_lightning.training.callbacks.epoch_log import EpochLog
+from genre_lightning.training.callbacks.history import History
+
+Train = Callable[[Path, list[str]], dict[str, Any]]
+Overrides = Callable[..., list[str]]
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def scalars(folder: Path, name: str) -> list[tuple[int, float]]:
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars(name)]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "keys"),
+    [
+        ("none", []),
+        ("wandb", ["wandb"]),
+        ("[wandb,tensorboard]", ["wandb", "tensorboard"]),
+        ("[csv,tensorboard,wandb]", ["csv", "tensorboard", "wandb"]),
+    ],
+)
+def test_several_at_once(chosen: str, keys: list[str], repository: Path) -> None:
+    with initialize_config_dir(str(repository / "conf"), version_base="1.3"):
+        cfg = compose("train", [f"logger={chosen}"])
+    assert list(cfg.logger) == keys
+
+
+def test_files_of_a_run_that_goes_on(
+    train_here: Train, tiny_overrides: Overrides, tmp_path: Path
+) -> None:
+    chosen = tiny_overrides("logger=[tensorboard,csv]", model="title")
+    train_here(tmp_path, chosen)
+    last = f"ckpt_path={tmp_path}/checkpoints/last.ckpt"
+    result = train_here(tmp_path, [*chosen, last, "trainer.max_epochs=4"])
+
+    ours = table(tmp_path / "metrics.csv")
+    assert [row["epoch"] for row in ours] == ["0", "1", "2", "3"]
+    wanted = [(int(row["step"]), float(row["val/map_macro"])) for row in ours]
+    # Epochs alone have that column; the last row holds the scores of the best checkpoint.
+    rows = [row for row in table(tmp_path / "csv" / "metrics.csv") if row["val/map_macro"]]
+    assert [(int(row["step"]), float(row["val/map_macro"])) for row in rows] == wanted
+    shown = scalars(tmp_path / "tensorboard", "val/map_macro")
+    assert [step for step, _ in shown] == [step for step, _ in wanted]
+    assert [value for _, value in shown] == pytest.approx([value for _, value in wanted])
+    for name in ("tensorboard", "csv"):
+        settings = dict(OmegaConf.load(tmp_path / name / "hparams.yaml"))
+        assert settings["optimizer.lr"] == 3e-3 and "model.dropout" in settings
+
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    plugin = events.summary_metadata["_hparams_/experiment"].plugin_data
+    assert plugin.plugin_name == "hparams" and b"best/val/map_macro" in plugin.content
+    best = scalars(tmp_path / "tensorboard", "best/val/map_macro")[-1][1]
+    assert best == pytest.approx(result["monitor_value"])
+    test = scalars(tmp_path / "tensorboard", "test/f1_micro")[-1][1]
+    assert test == pytest.approx(result["test"]["f1_micro"])
+
+
+def test_a_run_that_goes_on_elsewhere_brings_its_rows(
+    train_here: Train, tiny_overrides: Overrides, tmp_path: Path
+) -> None:
+    overrides = tiny_overrides("logger=[tensorboard,csv]", model="title")
+    train_here(tmp_path / "first", overrides)
+    shutil.copytree(tmp_path / "first" / "checkpoints", tmp_path / "checkpoints")
+    more = [f"ckpt_path={tmp_path}/checkpoints/last.ckpt", "trainer.max_epochs=3"]
+    train_here(tmp_path / "second", [*overrides, *more])
+    steps = [int(row["step"]) for row in table(tmp_path / "second" / "metrics.csv")]
+    assert len(steps) == 3
+    assert [step for step, _ in scalars(tmp_path / "second" / "tensorboard", "lr")] == steps
+    rows = table(tmp_path / "second" / "csv" / "metrics.csv")
+    assert [int(row["step"]) for row in rows if row["lr"]] == steps
+
+
+def test_tensorboard_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(loggers, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install tensorboard"):
+        tensorboard_logger(str(tmp_path), "tensorboard")
+
+
+def test_flat_config() -> None:
+    cfg = OmegaConf.create(
+        {
+            "seed": 1,
+            "num_genres": 3,
+            "model": {"title": None, "widths": [4, 8], "num_genres": "${num_genres}"},
+            "optimizer": {"_target_": "torch.optim.Adam", "_partial_": True, "lr": 1e-3},
+            "logger": {"wandb": {"entity": "me"}},
+        }
+    )
+    assert flat_config(cfg) == {
+        "seed": 1,
+        "num_genres": 3,
+        "model.title": None,
+        "model.widths": [4, 8],
+        "model.num_genres": 3,
+        "optimizer._target_": "torch.optim.Adam",
+        "optimizer.lr": 1e-3,
+    }
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        ([], None),
+        (["logger=wandb", "hydra.run.dir=x", "logger.wandb.name=y", "ckpt_path=last"], None),
+        (["seed=1", "+model.new=2", "logger=wandb", "loss=focal"], "loss=focal,model.new=2,seed=1"),
+        (["model.title.name=" + "x" * 200], ("model.title.name=" + "x" * 200)[:128]),
+    ],
+    ids=["none", "where it logs", "sorted", "long"],
+)
+def test_run_name(overrides: list[str], name: str | None) -> None:
+    assert run_name(overrides) == name
+
+
+# Which rows a logger gets where a run goes on.
+
+
+class Recorder(WandbLogger):
+    """Looks like a W&B logger of a server that says (`last`) or does not say where it stands."""
+
+    def __init__(self, goes_on: bool, last: int | None) -> None:
+        self.goes_on = goes_on
+        summary = {} if last is None else {"trainer/global_step": last}
+        self._experiment = SimpleNamespace(resumed=last is not None, summary=summary)  # type: ignore[assignment]
+        self.steps: list[int | None] = []
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        assert "step" not in metrics and all(type(value) is float for value in metrics.values())
+        self.steps.append(step)
+
+
+@pytest.mark.parametrize(
+    ("on_disk", "kept", "goes_on", "last", "logged"),
+    [
+        pytest.param([], [], False, None, [10, 20, 30, 40], id="new"),
+        pytest.param([10, 20], [10, 20], True, None, [30, 40], id="offline"),
+        pytest.param([10, 20, 30], [10], True, None, [30, 40], id="offline, again from before"),
+        pytest.param([10, 20], [], True, None, [20, 30, 40], id="offline, from the start"),
+        pytest.param([], [10, 20], True, None, [30, 40], id="offline, in another folder"),
+        pytest.param([10, 20], [10, 20], False, None, [10, 20, 30, 40], id="W&B only from now on"),
+        pytest.param([10, 20], [10, 20], True, 10, [20, 30, 40], id="server lost the last"),
+        pytest.param([10, 20, 30], [10], True, 30, [40], id="server has all"),
+    ],
+)
+def test_each_row_once(
+    on_disk: list[int],
+    kept: list[int],
+    goes_on: bool,
+    last: int | None,
+    logged: list[int],
+    tmp_path: Path,
+) -> None:
+    if on_disk:
+        lines = ["epoch,step,val/loss", *(f"{step // 10 - 1},{step},0.5" for step in on_disk)]
+        (tmp_path / "metrics.csv").write_text("\n".join(lines) + "\n")
+    history = History(tmp_path)
+    logger = Recorder(goes_on, last)
+    trainer: Any = SimpleNamespace(is_global_zero=True, loggers=[logger])
+    module: Any = None
+    callback = EpochLog(history)
+    callback.setup(trainer, module, "fit")
+    history.rows = [{"epoch": step // 10 - 1, "step": step, "val/loss": 0.5} for step in kept]
+    callback.on_train_start(trainer, module)
+    for step in range(10 * len(kept) + 10, 50, 10):
+        history.rows.append({"epoch": step // 10 - 1, "step": step, "val/loss": 0.5})
+        callback.on_train_epoch_end(trainer, module)
+    assert logger.steps == logged

@@ -1,0 +1,125 @@
+"""Checkpoints are written whole, in order, and as the state was when it was to be saved."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from genre_lightning.checkpoint.model import TRAINING_KEY
+from genre_lightning.training.callbacks.checkpoint_io import WholeFileIO
+
+
+@pytest.fixture
+def state() -> dict[str, Any]:
+    """Like Lightning's, with what a step changes in place."""
+    network = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 3), torch.nn.BatchNorm2d(3))
+    network = network.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(network.parameters())
+    network(torch.rand(4, 2, 8, 8)).sum().backward()
+    optimizer.step()
+    return {
+        "state_dict": network.state_dict(),
+        "optimizer_states": [optimizer.state_dict()],
+        "callbacks": {"best": torch.tensor(0.5), "rows": [{"lr": 0.1}], "pair": (1, "two")},
+        TRAINING_KEY: {"seed": 3},
+    }
+
+
+class Gate:
+    """Work that lasts until it is let go on."""
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
+
+    def __call__(self) -> None:
+        assert self.open.wait(60)
+
+
+def test_what_is_written_is_the_state_as_it_was(state: dict[str, Any], tmp_path: Path) -> None:
+    at_once, later = WholeFileIO(), WholeFileIO(background=True)
+    at_once.save_checkpoint(state, tmp_path / "at once")
+    wanted = copy.deepcopy(state["state_dict"])
+    gate = Gate()
+    later.then(gate)
+    # Saved while the gate is shut, and so written after the changes below.
+    asked, later._asked = later._asked, []
+    later.save_checkpoint(state, tmp_path / "later")
+    for tensor in state["state_dict"].values():
+        tensor.zero_()
+    state["optimizer_states"][0]["state"][0]["exp_avg"].zero_()
+    state["callbacks"]["rows"].append({"lr": 0.2})
+    assert not (tmp_path / "later").exists()
+    gate.open.set()
+    later.teardown()
+    assert asked[0].done()
+    one, two = (torch.load(tmp_path / name, weights_only=True) for name in ("at once", "later"))
+    assert torch.equal(two["state_dict"]["0.weight"], wanted["0.weight"])
+    assert isinstance(two["state_dict"], OrderedDict)
+    assert two["state_dict"]._metadata == state["state_dict"]._metadata  # type: ignore[attr-defined]
+    stride = one["state_dict"]["0.weight"].stride()
+    assert two["state_dict"]["0.weight"].stride() == stride
+    # The same file but for the folder's name inside, which is the file's own.
+    assert one.keys() == two.keys() and two["callbacks"] == one["callbacks"]
+    for name, tensor in one["optimizer_states"][0]["state"][0].items():
+        assert torch.equal(tensor, two["optimizer_states"][0]["state"][0][name]), name
+
+
+def test_nothing_is_removed_before_what_replaces_it_is_there(
+    state: dict[str, Any], tmp_path: Path
+) -> None:
+    io = WholeFileIO(background=True)
+    old, new, link = (tmp_path / name for name in ("old", "new", "link"))
+    io.save_checkpoint(state, old)
+    io.finish()
+    gate = Gate()
+    seen: list[list[str]] = []
+    io.then(gate)
+    asked, io._asked = io._asked, []  # or the next would wait for the gate
+    io.save_checkpoint(state, new)
+    io.then(lambda: seen.append(sorted(path.name for path in tmp_path.iterdir())))
+    io.link(link)
+    io.remove_checkpoint(old)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["old"]
+    gate.open.set()
+    io.teardown()
+    assert asked[0].done() and seen == [["new", "old"]]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "new"]
+    assert link.samefile(new)
+
+
+@pytest.mark.parametrize("called", ["save", "teardown", "load"])
+def test_what_went_wrong_is_raised_by_the_next_call(
+    called: str, state: dict[str, Any], tmp_path: Path
+) -> None:
+    io = WholeFileIO(background=True)
+    good, bad, other = (tmp_path / name for name in ("good", "bad", "other"))
+    io.save_checkpoint(state, good)
+    bad.mkdir()
+    (bad / "file").touch()  # a folder that holds something is no place for a file
+    io.save_checkpoint(state, bad)
+    io.remove_checkpoint(good)  # comes after, so it is not done
+    with pytest.raises(OSError, match="bad"):
+        if called == "save":
+            io.save_checkpoint(state, other)
+        elif called == "load":
+            io.load_checkpoint(good)
+        else:
+            io.teardown()
+    assert good.exists() and not other.exists()
+    assert not list(tmp_path.glob(".*"))
+    io.teardown()  # nothing is told twice
+
+
+def test_a_thread_is_not_left_behind(state: dict[str, Any], tmp_path: Path) -> None:
+    before = threading.active_count()
+    io = WholeFileIO(background=True)
+    for _ in range(2):
+        io.save_checkpoint(state, tmp_path / "file")
+        io.teardown()
+        assert threading.active_count() == before

@@ -1,0 +1,117 @@
+"""metrics.csv: a row for each epoch, whole, and kept when a run goes on."""
+
+from __future__ import annotations
+
+import copy
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from genre_lightning.training.callbacks.history import History
+
+
+def trainer(epoch: int, resumed: bool = False, rank: int = 0, **metrics: float) -> Any:
+    """What the callback looks at."""
+    return SimpleNamespace(
+        current_epoch=epoch,
+        global_step=10 * (epoch + 1),
+        ckpt_path="x.ckpt" if resumed else None,
+        is_global_zero=rank == 0,
+        world_size=1,
+        callback_metrics={name: torch.tensor(value) for name, value in metrics.items()},
+        optimizers=[SimpleNamespace(param_groups=[{"lr": 0.1}, {"lr": 0.2}])],
+    )
+
+
+def run_epoch(history: History, state: Any, batches: int = 2) -> None:
+    module: Any = None
+    history.on_train_epoch_start(state, module)
+    for index in range(batches):
+        history.on_train_batch_end(state, module, None, [0] * 5, index)  # type: ignore[arg-type]
+    history.on_train_epoch_end(state, module)
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_rows_of_epochs(tmp_path: Path) -> None:
+    history = History(tmp_path)
+    before = history.samples_per_second
+    assert before is None
+    history.on_train_start(trainer(0), None)  # type: ignore[arg-type]
+    run_epoch(history, trainer(0, loss=1.0))
+    run_epoch(history, trainer(1, loss=0.5, late=3.0))
+    found = rows(tmp_path)
+    assert [row["epoch"] for row in found] == ["0", "1"]
+    assert [row["step"] for row in found] == ["10", "20"]
+    assert [row["loss"] for row in found] == ["1.0", "0.5"]
+    assert [row["late"] for row in found] == ["", "3.0"]
+    assert found[0]["lr"] == "0.2"
+    assert history.samples == 20
+    assert (history.samples_per_second or 0) > 0
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+@pytest.mark.parametrize("resumed", [True, False])
+def test_a_resumed_run_keeps_what_came_before_it(resumed: bool, tmp_path: Path) -> None:
+    first = History(tmp_path)
+    first.on_train_start(trainer(0), None)  # type: ignore[arg-type]
+    for epoch in range(4):
+        run_epoch(first, trainer(epoch, loss=float(epoch)))
+        if epoch == 1:
+            saved = copy.deepcopy(first.state_dict())
+    again = History(tmp_path / "elsewhere")
+    again.path.parent.mkdir()
+    if resumed:
+        again.load_state_dict(saved)
+        again.on_fit_start(trainer(2), None)  # type: ignore[arg-type]
+        assert [row["epoch"] for row in rows(tmp_path / "elsewhere")] == ["0", "1"]
+    again.on_train_start(trainer(2), None)  # type: ignore[arg-type]
+    run_epoch(again, trainer(2, loss=9.0))
+    kept = ["0", "1"] if resumed else []
+    assert [row["epoch"] for row in rows(tmp_path / "elsewhere")] == [*kept, "2"]
+    assert rows(tmp_path / "elsewhere")[-1]["loss"] == "9.0"
+    assert again.samples == (30 if resumed else 10)
+
+
+def test_one_process_of_many_writes(tmp_path: Path) -> None:
+    history = History(tmp_path)
+    history.on_train_start(trainer(0, rank=1), None)  # type: ignore[arg-type]
+    run_epoch(history, trainer(0, rank=1))
+    assert not (tmp_path / "metrics.csv").exists() and history.samples == 10
+
+
+def test_in_a_real_run(trained_run: Path) -> None:
+    found = rows(trained_run)
+    assert [row["epoch"] for row in found] == ["0", "1"]
+    for name in ("train/loss", "val/loss", "val/map_macro", "lr", "seconds"):
+        assert all(float(row[name]) >= 0 for row in found)
+
+
+def test_in_a_real_run_that_goes_on(
+    train_here: Callable[[Path, list[str]], dict[str, Any]],
+    tiny_overrides: Callable[..., list[str]],
+    tmp_path: Path,
+) -> None:
+    # With a schedule that does not ask for the end, a run in two parts is a run in one.
+    fixed = ["scheduler=constant"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train_here(whole, tiny_overrides(*fixed, "trainer.max_epochs=4"))
+    train_here(parts, tiny_overrides(*fixed))
+    before = rows(parts)
+    more = [f"ckpt_path={parts}/checkpoints/last.ckpt", "trainer.max_epochs=4"]
+    result = train_here(parts, tiny_overrides(*fixed, *more))
+    assert result["epochs"] == 4 and result["test"]
+    after, expected = rows(parts), rows(whole)
+    assert after[:2] == before
+    assert [row["epoch"] for row in after] == ["0", "1", "2", "3"]
+    for row, other in zip(after, expected, strict=True):
+        for name in ("train/loss", "val/loss", "val/map_macro", "step", "lr"):
+            assert row[name] == other[name], (row["epoch"], name)

@@ -1,0 +1,374 @@
+"""Several processes that train one model: real ones, joined by gloo on the CPU."""
+
+from __future__ import annotations
+
+import csv
+import json
+import multiprocessing
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from hydra.types import RunMode
+
+from genre_lightning.checkpoint.model import load_model
+from genre_lightning.data.batch import BatchOrder
+from genre_lightning.data.datamodule import MovieDataModule
+from genre_lightning.errors import UserError
+from genre_lightning.inputs.terms import TitleVectorizer
+from genre_lightning.models import build_network
+from genre_lightning.report.evaluation import score_split, split_metrics
+from genre_lightning.runs.folder import is_running
+from genre_lightning.scoring.losses import build_loss
+from genre_lightning.sweeps import processes
+from genre_lightning.training.module import GenreModule
+from tests.training.test_resume import assert_same_run
+
+# Two processes that share a training as torchrun starts them, forked from one that has imported
+# everything already.
+FORKS = multiprocessing.get_context("forkserver")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def preloaded() -> None:
+    FORKS.set_forkserver_preload(["pytorch_lightning", "genre_lightning.data.datamodule"])
+
+
+def in_two(function: Callable[..., None], *arguments: Any) -> list[int | None]:
+    """Call ``function(rank, *arguments)`` in two processes; their exit codes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # By path, since a test is no module that another process can import.
+    ranks = [
+        FORKS.Process(
+            target=runpy.run_path,
+            args=(__file__, {"CALL": (rank, port, function.__name__, *arguments)}, "rank"),
+        )
+        for rank in (0, 1)
+    ]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(240)
+    codes = [process.exitcode for process in ranks]
+    for process in ranks:
+        process.kill()
+    return codes
+
+
+def _as_rank(rank: int, port: int, function: str, *arguments: Any) -> None:
+    # As on two machines with one process each: the local rank is 0 on both.
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": "0", "GROUP_RANK": str(rank), "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test",
+    }  # fmt: skip
+    globals()[function](rank, *arguments)
+
+
+def fit(
+    cache: Path, size: int, nodes: int, **more: Any
+) -> tuple[pl.Trainer, GenreModule, MovieDataModule]:
+    """A title model without anything of which two halves of a batch tell less than the whole."""
+    data = MovieDataModule(
+        "demo", TitleVectorizer(128), batch_size=size, cache_dir=cache, use_posters=False,
+        root=str(cache), num_movies=109, poster_height=32,
+    )  # fmt: skip
+    data.setup()
+    torch.manual_seed(0)
+    title = {"name": "title_mlp", "vocabulary_size": 128, "hidden": 8, "dropout": 0.0}
+    network = build_network(len(data.genres), title)
+    network.get_submodule("title").norm = torch.nn.Identity()
+    optimizer = partial(torch.optim.SGD, lr=0.5, momentum=0.9, weight_decay=0.01)
+    module = GenreModule(network, build_loss("bce"), optimizer, inputs=data.describe())
+    trainer = pl.Trainer(
+        accelerator="cpu", devices=1, num_nodes=nodes, strategy="ddp" if nodes > 1 else "auto",
+        max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, num_sanity_val_steps=0, use_distributed_sampler=False, **more,
+    )  # fmt: skip
+    trainer.fit(module, datamodule=data)
+    return trainer, module, data
+
+
+def half(rank: int, cache: Path, out: Path) -> None:
+    trainer, module, _ = fit(cache, 8, 2)
+    values = {name: value.item() for name, value in trainer.callback_metrics.items()}
+    torch.save((module.network.state_dict(), values, trainer.global_step), out / f"{rank}.pt")
+
+
+def test_two_halves_of_a_batch_train_as_the_whole(tmp_path: Path) -> None:
+    trainer, module, data = fit(tmp_path, 16, 1)
+    # Odd shares: the ranks differ in movies, though not in batches.
+    assert len(data.splits["val"]) % 2 == 1 and trainer.global_step >= 8
+    assert in_two(half, tmp_path, tmp_path) == [0, 0]
+    wanted = {name: value.item() for name, value in trainer.callback_metrics.items()}
+    found = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    for state, values, steps in found:
+        assert steps == trainer.global_step
+        for name, weight in module.network.state_dict().items():
+            torch.testing.assert_close(state[name], weight, rtol=1e-4, atol=1e-6)
+        assert values == pytest.approx(wanted, rel=1e-4)
+    assert found[0][1] == found[1][1], "the ranks would disagree on which epoch is best"
+
+
+def fail_alone(rank: int, cache: Path) -> None:
+    class Failing(pl.Callback):
+        def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+            if trainer.global_rank == 1 and trainer.global_step == 2:
+                raise RuntimeError("this process alone has failed")
+
+    fit(cache, 8, 2, callbacks=[Failing()])
+
+
+def test_the_others_do_not_wait_for_one_that_failed(tmp_path: Path) -> None:
+    codes = in_two(fail_alone, tmp_path)
+    assert all(code not in (0, None) for code in codes), codes
+
+
+# Shares.
+
+
+@pytest.mark.parametrize("shuffle", [False, True], ids=["in-order", "shuffled"])
+@pytest.mark.parametrize(
+    ("movies", "size", "ranks"), [(24, 16, 1), (25, 4, 2), (17, 8, 2), (33, 8, 4), (7, 3, 3)]
+)
+def test_ranks_share_an_epoch(movies: int, size: int, ranks: int, shuffle: bool) -> None:
+    rows = np.arange(movies) + 100
+    orders = [
+        BatchOrder(rows, size, shuffle=shuffle, rank=rank, world_size=ranks)
+        for rank in range(ranks)
+    ]
+    shares = [[batch for batch, _ in order] for order in orders]
+    assert {len(share) for share in shares} == {len(orders[0])}
+    assert all(1 <= len(batch) <= size for share in shares for batch in share)
+    drawn = np.concatenate([batch for share in shares for batch in share])
+    assert len(set(drawn)) == len(drawn) and set(drawn) <= set(rows)
+    if not shuffle:
+        assert set(drawn) == set(rows)
+
+
+@pytest.mark.parametrize(("movies", "size", "ranks"), [(1, 8, 2), (3, 1, 2), (5, 2, 8)])
+def test_shares_that_leave_a_rank_without_movies_are_refused(
+    movies: int, size: int, ranks: int
+) -> None:
+    with pytest.raises(ValueError, match=rf"{movies} movies.*{ranks} process"):
+        BatchOrder(np.arange(movies), size, shuffle=False, rank=0, world_size=ranks)
+
+
+# Starting processes.
+
+
+@pytest.mark.parametrize(
+    ("trainer", "environment", "count"),
+    [
+        ({"devices": 1}, {}, 0),
+        ({"strategy": "auto", "devices": 2}, {}, 0),
+        ({"strategy": "ddp", "devices": 2}, {}, 2),
+        ({"strategy": "ddp_spawn", "devices": "3"}, {}, 3),
+        ({"strategy": "ddp", "devices": "auto"}, {}, 1),
+        ({"strategy": "ddp", "devices": 2}, {"RANK": "0"}, 0),
+        ({"strategy": "ddp", "devices": 2}, {"SLURM_NTASKS": "2", "SLURM_PROCID": "0"}, 0),
+        ({"strategy": "ddp", "devices": 2}, {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, 2),
+    ],
+)
+def test_how_many_processes_are_started(
+    trainer: dict[str, Any], environment: dict[str, str], count: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert processes.processes_to_start({"accelerator": "cpu", **trainer}) == count
+
+
+def test_several_machines_are_not_started_from_one() -> None:
+    with pytest.raises(UserError, match=r"num_nodes=2.*ddp_nodes"):
+        processes.processes_to_start({"strategy": "ddp", "devices": 1, "num_nodes": 2})
+
+
+def test_processes_of_others_need_one_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    def job(mode: RunMode, *overrides: str) -> Any:
+        return SimpleNamespace(mode=mode, overrides=SimpleNamespace(hydra=list(overrides)))
+
+    processes.check_started(job(RunMode.MULTIRUN))
+    monkeypatch.setenv("RANK", "1")
+    processes.check_started(job(RunMode.RUN, "hydra.run.dir=here"))
+    with pytest.raises(UserError, match=r"hydra\.run\.dir=FOLDER"):
+        processes.check_started(job(RunMode.RUN))
+    with pytest.raises(UserError, match="without torchrun"):
+        processes.check_started(job(RunMode.MULTIRUN, "hydra.run.dir=here"))
+
+
+SCRIPT = """
+import os, pathlib, time
+from genre_lightning.errors import UserError
+
+def main(cfg):
+    rank = os.environ["RANK"]
+    pathlib.Path(cfg.folder, f"{rank}.pid").write_text(str(os.getpid()))
+    if cfg.failing and rank == "1":
+        raise UserError("no movies here")
+    time.sleep(600)
+"""
+STARTER = """
+import sys
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import open_dict
+from pathlib import Path
+from genre_lightning.sweeps.processes import run_in_processes
+
+conf, folder, failing = sys.argv[1:]
+with initialize_config_dir(conf, version_base="1.3"):
+    cfg = compose("train", [], return_hydra_config=True)
+with open_dict(cfg):
+    cfg.hydra.runtime.output_dir = folder
+    HydraConfig.instance().set_config(cfg)
+    del cfg.hydra
+    cfg.folder, cfg.failing = folder, failing == "failing"
+run_in_processes(2, f"{folder}/script.py", cfg, Path(folder))
+"""
+
+
+@pytest.fixture
+def start(repository: Path, tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
+    started = []
+
+    def run(how: str) -> subprocess.Popen[str]:
+        (tmp_path / "script.py").write_text(textwrap.dedent(SCRIPT))
+        process = subprocess.Popen(
+            [sys.executable, "-c", STARTER, str(repository / "conf"), str(tmp_path), how],
+            env={**os.environ, "PYTHONPATH": str(repository)}, text=True, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        process.kill()
+
+
+def ended(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def test_one_that_fails_ends_all(start: Any, tmp_path: Path) -> None:
+    process = start("failing")
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 1 and "ProcessError: UserError: no movies here" in errors
+    found = json.loads((tmp_path / "result.json").read_text())
+    assert found["status"] == "failed" and found["error"] == "UserError: no movies here"
+    assert ended(int((tmp_path / "0.pid").read_text()))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
+def test_they_end_with_the_process_that_started_them(
+    number: int, start: Any, tmp_path: Path
+) -> None:
+    process = start("sleeping")
+    deadline = time.monotonic() + 240
+    while len(list(tmp_path.glob("*.pid"))) < 2:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(number)
+    process.wait(60)
+    pids = [int((tmp_path / f"{rank}.pid").read_text()) for rank in (0, 1)]
+    while not all(ended(pid) for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+# As a user starts it.
+
+
+def test_a_sweep_of_runs_in_two_processes(
+    repository: Path, tiny_overrides: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    overrides = tiny_overrides("++data.num_movies=123", "trainer=ddp", "trainer.devices=2",
+                               "data.batch_size=4")  # fmt: skip
+    command = [
+        *(sys.executable, str(repository / "train.py"), "-m", *overrides, "optimizer.lr=1e30,1e-2"),
+        *(f"hydra.sweep.dir={tmp_path}/sweep", "hydra.sweep.subdir=${hydra:job.num}"),
+    ]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=500)
+    assert process.returncode != 0
+    diverged, found = (
+        json.loads((tmp_path / "sweep" / job / "result.json").read_text()) for job in "01"
+    )
+    assert diverged["status"] == "failed" and "not finite at epoch 0" in diverged["error"]
+    assert found["status"] == "completed", process.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["sweep"]
+
+    # One process, the checkpoint and the whole of each split: the same numbers.
+    folder = tmp_path / "sweep" / "1"
+    model = load_model(folder / "checkpoints" / "best.ckpt")
+    data = MovieDataModule.from_description(
+        model.data, titles=model.titles, poster_size=model.poster_size, genres=model.genres,
+        poster_pool=model.poster_pool, cache_dir=os.environ["GENRE_LIGHTNING_CACHE"],
+    )  # fmt: skip
+    data.setup()
+    assert len(data.splits["val"]) % 2 == 1
+    for split in ("val", "test"):
+        assert found[split] == split_metrics(model, score_split(model, data, split))
+    # And those which both processes have logged together.
+    with (folder / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["0", "1"]
+    best = max(rows, key=lambda row: float(row["val/map_macro"]))
+    for name, value in found["val"].items():
+        if name != "num_movies":
+            assert float(best[f"val/{name}"]) == pytest.approx(value, rel=1e-5), name
+
+
+def test_two_processes_that_are_killed_go_on_as_if_they_had_not_been(
+    repository: Path, tiny_overrides: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    def started(*more: str) -> subprocess.Popen[bytes]:
+        overrides = tiny_overrides("trainer=ddp", "trainer.devices=2", "data.batch_size=4", *more)
+        with (tmp_path / "log").open("a") as log:
+            return subprocess.Popen(
+                [sys.executable, str(repository / "train.py"), *overrides],
+                cwd=tmp_path, stdout=log, stderr=log,
+            )  # fmt: skip
+
+    folder, last = tmp_path / "killed", tmp_path / "killed" / "checkpoints" / "last.ckpt"
+    often = ["trainer.max_epochs=3", "checkpoint_every_n_steps=4"]
+    process = started(f"hydra.run.dir={folder}", *often, "checkpoint_in_background=true")
+    deadline = time.monotonic() + 240
+    while not last.exists():
+        assert process.poll() is None and time.monotonic() < deadline, (
+            tmp_path / "log"
+        ).read_text()
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert torch.load(last, weights_only=True)["global_step"] < 3 * 10
+    assert json.loads((folder / "result.json").read_text())["status"] == "interrupted"
+    while is_running(folder):  # the others are ending
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert started(f"ckpt_path={folder}", *often).wait(300) == 0, (tmp_path / "log").read_text()
+    other = tmp_path / "unbroken"
+    assert started(f"hydra.run.dir={other}", *often).wait(300) == 0, (tmp_path / "log").read_text()
+    assert_same_run(folder, other)
+
+
+if __name__ == "rank":
+    _as_rank(*globals()["CALL"])

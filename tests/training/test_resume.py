@@ -1,0 +1,466 @@
+"""A run that is killed, wherever and how often, goes on as if it had not been."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from genre_lightning.checkpoint.model import CheckpointError, copy_best, load_model, read_checkpoint
+from genre_lightning.errors import UserError
+from genre_lightning.training.callbacks.resume import Interrupted
+from tests.training import (
+    at_step,
+    kill_at,
+    kill_while_saving_after,
+    limit_files,
+    slurm,
+    train_apart,
+)
+
+Train = Callable[[Path, list[str]], dict[str, Any]]
+Overrides = Callable[..., list[str]]
+BACKGROUND = pytest.mark.parametrize(
+    "background", [False, True], ids=["at once", "in the background"]
+)
+#: Ten batches an epoch, with dropout, augmentation and a schedule.
+SMALL_BATCHES = ("data.batch_size=8", "trainer.max_epochs=4")
+
+
+def differences(one: Any, other: Any, place: str = "") -> Iterator[str]:
+    """Where two nested containers differ, bit for bit."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in {**one, **other}:
+            if key not in one or key not in other:
+                yield f"{place}.{key} in one alone"
+            else:
+                yield from differences(one[key], other[key], f"{place}.{key}")
+    elif isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        if len(one) != len(other):
+            yield f"{place}: {len(one)} and {len(other)} long"
+        for number, (a, b) in enumerate(zip(one, other, strict=False)):
+            yield from differences(a, b, f"{place}[{number}]")
+    elif isinstance(one, torch.Tensor):
+        if one.dtype != other.dtype or not torch.equal(one, other):
+            yield f"{place}: {one} and {other}"
+    elif one != other:
+        yield f"{place}: {one!r} and {other!r}"
+
+
+def checkpoint(folder: Path, name: str = "last") -> dict[str, Any]:
+    """A checkpoint without times and places."""
+    loaded: dict[str, Any] = torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
+    history = loaded["callbacks"]["History"]
+    del history["seconds"], history["epoch_seconds"]
+    for row in history["rows"]:
+        del row["seconds"]
+    for key, state in loaded["callbacks"].items():
+        if key.startswith("ModelCheckpoint"):
+            del state["dirpath"]
+            state["best_model_path"] = Path(state["best_model_path"]).name
+            state["kth_best_model_path"] = Path(state["kth_best_model_path"]).name
+            state["best_k_models"] = list(state["best_k_models"].values())
+    return loaded
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return [{**row, "seconds": ""} for row in csv.DictReader(file)]
+
+
+def recorded(folder: Path) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads((folder / "result.json").read_text("utf-8"))
+    return result
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    for name in ("last", "best"):
+        assert list(differences(checkpoint(one, name), checkpoint(other, name))) == []
+    assert rows(one) == rows(other)
+    for key in ("status", "val", "test", "monitor_value", "epochs", "num_parameters"):
+        assert recorded(one)[key] == recorded(other)[key], key
+
+
+@pytest.fixture(scope="module")
+def unbroken(
+    repository: Path, tiny_overrides: Overrides, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "unbroken"
+    process = train_apart(repository, folder, tiny_overrides(*SMALL_BATCHES))
+    process.join()
+    assert process.exitcode == 0, folder.with_name("unbroken.log").read_text()
+    return folder
+
+
+@BACKGROUND
+def test_killed_again_and_again(
+    background: bool, unbroken: Path, repository: Path, tiny_overrides: Overrides, tmp_path: Path
+) -> None:
+    seed = random.SystemRandom().randrange(10**6)
+    print(f"moments drawn from seed {seed}")
+    draw = random.Random(seed)
+    folder = tmp_path / "killed"
+    overrides = tiny_overrides(
+        *SMALL_BATCHES, "checkpoint_every_n_steps=3", f"checkpoint_in_background={background}"
+    )
+    kills = 0
+    while True:
+        moment = draw.randrange(4, 16) if kills < (4 if background else 6) else 10**6
+        print(f"kill in step {moment} of attempt {kills + 1}")
+        last = folder / "checkpoints" / "last.ckpt"
+        more = [f"ckpt_path={last}"] if last.exists() else []
+        process = train_apart(repository, folder, [*overrides, *more], kill_at, moment)
+        process.join()
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == -9, folder.with_name("killed.log").read_text()
+        assert recorded(folder)["status"] == "interrupted"
+        kills += 1
+        if background and not last.exists():  # the first state was not yet on the disk
+            shutil.rmtree(folder)
+            kills = 0
+    assert kills >= 3
+    assert recorded(folder)["attempts"] == kills + 1
+    assert_same_run(unbroken, folder)
+
+
+@BACKGROUND
+def test_killed_while_saving(
+    background: bool, unbroken: Path, repository: Path, tiny_overrides: Overrides, tmp_path: Path
+) -> None:
+    folder = tmp_path / "killed"
+    last = folder / "checkpoints" / "last.ckpt"
+    overrides = tiny_overrides(
+        *SMALL_BATCHES, "checkpoint_every_n_steps=2", f"checkpoint_in_background={background}"
+    )
+    half = (unbroken / "checkpoints" / "last.ckpt").stat().st_size // 2
+    process = train_apart(repository, folder, overrides, kill_while_saving_after, 4, half, last)
+    process.join()
+    assert process.exitcode == -signal.SIGXFSZ, folder.with_name("killed.log").read_text()
+    (part,) = last.parent.glob(".*")
+    assert part.stat().st_size == half
+    assert read_checkpoint(last)["global_step"] == 2
+    process = train_apart(repository, folder, [*overrides, f"ckpt_path={last}"])
+    process.join()
+    assert process.exitcode == 0, folder.with_name("killed.log").read_text()
+    assert not list(last.parent.glob(".*"))
+    assert_same_run(unbroken, folder)
+
+
+def interrupt(number: int, times: int = 1) -> Callable[[], None]:
+    def send() -> None:
+        for _ in range(times):
+            os.kill(os.getpid(), number)
+
+    return send
+
+
+@BACKGROUND
+def test_signals_finish_and_save_the_step(
+    background: bool, unbroken: Path, train_here: Train, tiny_overrides: Overrides, tmp_path: Path
+) -> None:
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    overrides = tiny_overrides(*SMALL_BATCHES, f"checkpoint_in_background={background}")
+    steps = len(range(0, 9))  # batches of an epoch
+    more: list[str] = []
+    # In mid-epoch; in the last batch of an epoch and in the validation after it, where the epoch
+    # is brought to its end; in the first batch.
+    for number, moment, step in (
+        (signal.SIGTERM, 4, 4),
+        (signal.SIGINT, steps - 4, steps),
+        (signal.SIGTERM, steps + 2, 2 * steps),
+        (signal.SIGINT, 1, 2 * steps + 1),
+    ):
+        patch = at_step(moment, interrupt(number))
+        try:
+            with pytest.raises(Interrupted) as caught:
+                train_here(tmp_path, [*overrides, *more])
+        finally:
+            patch.undo()
+        assert caught.value.code == 128 + number
+        assert recorded(tmp_path)["status"] == "interrupted"
+        assert read_checkpoint(last)["global_step"] == step
+        more = [f"ckpt_path={tmp_path}"]
+    train_here(tmp_path, [*overrides, *more])
+    assert recorded(tmp_path)["attempts"] == 5
+    assert_same_run(unbroken, tmp_path)
+
+
+def test_a_second_signal_ends_it_at_once(
+    train_here: Train, tiny_overrides: Overrides, tmp_path: Path
+) -> None:
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    patch = at_step(3, interrupt(signal.SIGINT, times=2))
+    try:
+        with pytest.raises(Interrupted):
+            train_here(tmp_path, tiny_overrides(*SMALL_BATCHES, model="title"))
+    finally:
+        patch.undo()
+    assert recorded(tmp_path)["status"] == "interrupted"
+    assert not (tmp_path / "checkpoints").exists()
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+@BACKGROUND
+def test_slurm_queues_it_again(
+    background: bool, unbroken: Path, repository: Path, tiny_overrides: Overrides, tmp_path: Path
+) -> None:
+    folder, queued = tmp_path / "run", tmp_path / "queued"
+    tool = tmp_path / "scontrol"
+    last = folder / "checkpoints" / "last.ckpt"
+    then = tmp_path / "last.ckpt when it was queued"
+    tool.write_text(f'#!/bin/sh\necho "$@" > "{queued}"; cp "{last}" "{then}"\n')
+    tool.chmod(0o755)
+    overrides = tiny_overrides(*SMALL_BATCHES, f"checkpoint_in_background={background}")
+    process = train_apart(repository, folder, overrides, slurm, tmp_path)
+    process.join()
+    log = folder.with_name("run.log").read_text()
+    assert process.exitcode == 143 and recorded(folder)["status"] == "interrupted", log
+    assert queued.read_text() == "requeue 7\n", log
+    # Lightning's own file, of a whole step, and where no other run takes it for its own.
+    assert read_checkpoint(folder / "hpc_ckpt_1.ckpt")["global_step"] == 3
+    assert read_checkpoint(then)["global_step"] == 3
+    assert read_checkpoint(last)["global_step"] == 5
+    process = train_apart(repository, folder, [*overrides, "ckpt_path=last"])
+    process.join()
+    assert process.exitcode == 0, folder.with_name("run.log").read_text()
+    assert_same_run(unbroken, folder)
+
+
+# A disk that fills up.
+
+
+def assert_full_disk_is_told(folder: Path, train: Callable[[], Any]) -> None:
+    with pytest.raises(UserError, match=r"could not be written: .*MiB free") as caught:
+        train()
+    assert str(folder / "checkpoints") in str(caught.value)
+    load_model(folder / "checkpoints" / "last.ckpt")
+    assert not list(folder.rglob(".*.*.*"))
+
+
+@BACKGROUND
+def test_files_that_may_not_grow(
+    background: bool, unbroken: Path, train_here: Train, tiny_overrides: Overrides, tmp_path: Path
+) -> None:
+    overrides = tiny_overrides(
+        *SMALL_BATCHES, "checkpoint_every_n_steps=2", f"checkpoint_in_background={background}"
+    )
+    half = (unbroken / "checkpoints" / "last.ckpt").stat().st_size // 2
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    patch = at_step(4, lambda: limit_files(half, last))
+    try:
+        assert_full_disk_is_told(tmp_path, lambda: train_here(tmp_path, overrides))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        patch.undo()
+    found = recorded(tmp_path)
+    assert found["status"] == "failed" and "last.ckpt" in found["error"]
+    assert read_checkpoint(last)["global_step"] == 2
+
+
+@BACKGROUND
+def test_a_full_disk(
+    background: bool, unbroken: Path, train_here: Train, tiny_overrides: Overrides, tmp_path: Path
+) -> None:
+    size = int(2.5 * (unbroken / "checkpoints" / "last.ckpt").stat().st_size)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("no disk of our own: mounting is not allowed here")
+    try:
+        folder = disk / "run"
+        overrides = tiny_overrides(
+            *SMALL_BATCHES, "checkpoint_every_n_steps=2", f"checkpoint_in_background={background}"
+        )
+        assert_full_disk_is_told(folder, lambda: train_here(folder, overrides))
+        assert recorded(folder)["status"] in ("failed", "interrupted")
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+# What goes along, and what must be the same.
+
+
+def test_a_run_that_was_stopped_early_stays_so(
+    train_here: Train, tiny_overrides: Overrides, tmp_path: Path
+) -> None:
+    overrides = tiny_overrides(
+        "trainer.max_epochs=9", "callbacks.early_stopping.patience=1", "optimizer.lr=1e-9",
+        model="title",
+    )  # fmt: skip
+    first = train_here(tmp_path, overrides)
+    before = rows(tmp_path)
+    assert first["epochs"] == len(before) < 9
+    again = train_here(tmp_path, [*overrides, "ckpt_path=last"])
+    assert rows(tmp_path) == before and again["epochs"] == first["epochs"]
+    for key in ("val", "test", "monitor_value"):
+        assert again[key] == first[key]
+
+
+def test_the_best_goes_along(
+    trained_run: Path, train_here: Train, tiny_overrides: Overrides, tmp_path: Path
+) -> None:
+    # Two epochs there and a third here, of which none is better: lr is 0 by then.
+    first = recorded(trained_run)
+    path = trained_run / "checkpoints" / "last.ckpt"
+    result = train_here(tmp_path, tiny_overrides(f"ckpt_path={path}"))
+    for key in ("val", "test", "monitor_value", "epochs"):
+        assert result[key] == first[key]
+    assert list(differences(checkpoint(tmp_path, "best"), checkpoint(trained_run, "best"))) == []
+
+
+def test_the_score_saved_last_goes_along(
+    train_here: Train, tiny_overrides: Overrides, tmp_path: Path
+) -> None:
+    # The second epoch, after resuming, is no better than the first, so it saves no best: no score
+    # reaches .5.
+    monitor = "monitor=val/f1_micro_at_0.5"
+    overrides = tiny_overrides("optimizer.lr=1e-9", monitor, model="title")
+    first = train_here(tmp_path, [*overrides, "trainer.max_epochs=1"])
+    train_here(tmp_path, [*overrides, "trainer.max_epochs=2", "ckpt_path=last"])
+    assert len(rows(tmp_path)) == 2
+    states = checkpoint(tmp_path, "last")["callbacks"]
+    saver = next(state for name, state in states.items() if name.startswith("ModelCheckpoint"))
+    assert saver["current_score"] == first["monitor_value"]
+
+
+@BACKGROUND
+def test_a_state_that_is_last_and_best_is_written_once(
+    background: bool, train_here: Train, tiny_overrides: Overrides, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    # The first epoch is the best so far.
+    one, two = tmp_path / "one", tmp_path / "two"
+    how = f"checkpoint_in_background={background}"
+    train_here(one, tiny_overrides("trainer.max_epochs=1", how))
+    last, best = (one / "checkpoints" / f"{name}.ckpt" for name in ("last", "best"))
+    assert last.samefile(best)
+
+    def refuse(source: Path, target: Path) -> None:
+        raise OSError(errno.EPERM, "no hard links here")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "link", refuse)
+        train_here(two, tiny_overrides("trainer.max_epochs=1", how))
+    assert not (two / "checkpoints" / "last.ckpt").samefile(two / "checkpoints" / "best.ckpt")
+    assert_same_run(one, two)
+    # What is written later leaves the other name alone.
+    third, content = tmp_path / "third name", last.read_bytes()
+    os.link(last, third)
+    train_here(one, tiny_overrides(f"ckpt_path={last}", "trainer.max_epochs=3"))
+    assert checkpoint(one)["epoch"] == 2
+    assert third.read_bytes() == content
+
+
+@pytest.mark.parametrize("which", ["stranger", "other score", "no checkpoint", "absent"])
+def test_a_doubtful_best_is_left(
+    which: str, trained_run: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(trained_run / "checkpoints", folder)
+    last = read_checkpoint(folder / "last.ckpt")
+    (saver,) = (s for key, s in last["callbacks"].items() if key.startswith("ModelCheckpoint"))
+    if which == "stranger":
+        shutil.copy(tiny_checkpoint, folder / "best.ckpt")
+    elif which == "other score":
+        saver["best_model_score"] = saver["best_model_score"] + 0.5
+    elif which == "no checkpoint":
+        (folder / "best.ckpt").write_text("precious")
+    else:
+        (folder / "best.ckpt").unlink()
+    copy_best(last, folder / "last.ckpt", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed=1", r"seed \(0 there, 1 here\)"),
+        ("data.batch_size=16", r"data\.batch_size \(32 there, 16 here\)"),
+        ("model.dropout=0.1", r"dropout: 0\.5 there, 0\.1 here"),
+        ("optimizer.lr=0.5", r"optimizer\.lr \(0\.003 there, 0\.5 here\)"),
+        (
+            "optimizer=sgd",
+            r"optimizer\._target_ \('torch\.optim\.AdamW' there, 'torch\.optim\.SGD' h",
+        ),
+        ("loss=focal", r"loss\.\w+ \("),
+        ("data.augment=null", r"data\.augment\.\w+ \([^)]* there, not set here\)"),
+        ("trainer.accumulate_grad_batches=2", r"grad_batches \(not set there, 2 here\)"),
+        ("callbacks.early_stopping.patience=3", r"patience \(10 there, 3 here\)"),
+    ],
+    ids=lambda value: value.partition("=")[0],
+)
+def test_other_settings_do_not_go_on(
+    override: str, message: str, train_here: Train, tiny_overrides: Overrides, trained_run: Path,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    path = trained_run / "checkpoints" / "last.ckpt"
+    plus = "++" if override.startswith("trainer.") else ""
+    with pytest.raises(CheckpointError, match=message) as caught:
+        train_here(tmp_path, tiny_overrides(f"ckpt_path={path}", plus + override))
+    assert str(path) in str(caught.value)
+
+
+def test_harmless_settings_may_change(
+    trained_run: Path, train_here: Train, tiny_overrides: Overrides, tmp_path: Path
+) -> None:
+    result = train_here(
+        tmp_path,
+        tiny_overrides(
+            f"ckpt_path={trained_run}", "trainer.max_epochs=3", "checkpoint_every_n_steps=1",
+            "trainer.log_every_n_steps=1", "data.workers=2", f"data.cache_dir={tmp_path}/cache",
+        ),
+    )  # fmt: skip
+    assert result["status"] == "completed" and result["epochs"] == 3
+
+
+def test_deterministic_algorithms(
+    train_here: Train, tiny_overrides: Overrides, tmp_path: Path
+) -> None:
+    try:
+        result = train_here(tmp_path, tiny_overrides("trainer.deterministic=true"))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert result["status"] == "completed"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="takes a GPU")
+def test_on_a_gpu(repository: Path, tiny_overrides: Overrides, tmp_path: Path) -> None:
+    # Within 1e-3 of each weight's scale, where algorithms are deterministic.
+    overrides = [
+        override
+        for override in tiny_overrides(*SMALL_BATCHES, "trainer.deterministic=true")
+        if not override.startswith("trainer.accelerator")
+    ] + ["trainer.accelerator=gpu", "checkpoint_every_n_steps=3"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    last = killed / "checkpoints" / "last.ckpt"
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    for folder, more, arguments, code in (
+        (whole, [], (), 0),
+        (killed, [], (kill_at, 17), -9),
+        (killed, [f"ckpt_path={last}"], (), 0),
+    ):
+        process = train_apart(repository, folder, [*overrides, *more], *arguments)
+        process.join()
+        assert process.exitcode == code, folder.with_name(f"{folder.name}.log").read_text()
+    one, other = (load_model(f / "checkpoints" / "last.ckpt").network for f in (whole, killed))
+    for name, value in one.state_dict().items():
+        torch.testing.assert_close(
+            other.state_dict()[name], value, rtol=0, atol=1e-3 * float(value.abs().max() + 1e-6)
+        )
+    for row, expected in zip(rows(killed), rows(whole), strict=True):
+        assert float(row["val/loss"]) == pytest.approx(float(expected["val/loss"]), rel=1e-3)
