@@ -41,13 +41,8 @@ def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> di
     torch.set_float32_matmul_precision("high")
     model = load_model(cfg.ckpt_path, device)
     fixed: dict[str, Any] = {
-        "titles": model.titles,
-        "augment": None,
-        "poster_size": model.poster_size,
-        "poster_pool": model.poster_pool,
+        "inputs": model.inputs,
         "genres": model.genres,
-        "use_titles": model.network.title is not None,
-        "use_posters": model.network.poster is not None,
         "batch_size": cfg.batch_size,
         "cache_dir": cfg.cache_dir,
     }
@@ -60,7 +55,7 @@ def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> di
     scores = score_split(model, data, cfg.split, device, cfg.batch_size)
     metrics = write_evaluation(folder, model, data, scores)
     validation = scores if cfg.split == "val" else None
-    if validation is None and model.network.title is not None and model.network.poster is not None:
+    if validation is None and len(model.inputs) > 1:
         # To compare the branches fairly.
         validation = score_split(model, data, "val", device, cfg.batch_size)
     origin = Origin(

@@ -21,18 +21,27 @@ if TYPE_CHECKING:
 OmegaConf.register_new_resolver("run_folder", run_directory, use_cache=True, replace=True)
 
 
+def branches(cfg: DictConfig) -> dict[str, Any]:
+    """The configured branches by name, as plain data; those set to null are left out."""
+    from genre_lightning.errors import UserError
+
+    listed = cast("dict[str, Any]", OmegaConf.to_container(cfg.model.branches, resolve=True))
+    found = {name: branch for name, branch in listed.items() if branch is not None}
+    if not found:
+        raise UserError("model/branch lists no branch: such as 'model/branch=[title_tfidf]'")
+    return found
+
+
 def make_data(cfg: DictConfig) -> MovieDataModule:
     """The configured data, set up; all random generators are seeded before."""
     import pytorch_lightning as pl
     from hydra.utils import instantiate
 
+    from genre_lightning.inputs.table import build_input
+
     pl.seed_everything(cfg.seed, verbose=False)
-    data: MovieDataModule = instantiate(
-        cfg.data,
-        seed=cfg.seed,
-        use_titles=cfg.model.title is not None,
-        use_posters=cfg.model.poster is not None,
-    )
+    inputs = {name: build_input(name, branch["input"]) for name, branch in branches(cfg).items()}
+    data: MovieDataModule = instantiate(cfg.data, inputs=inputs, seed=cfg.seed)
     data.setup()
     return data
 
@@ -42,11 +51,18 @@ def make_module(cfg: DictConfig, data: MovieDataModule) -> GenreModule:
     import torch
     from hydra.utils import instantiate
 
+    from genre_lightning.models.networks import build_network
     from genre_lightning.training.module import GenreModule
 
     torch.set_float32_matmul_precision("high")
     cfg.num_genres = len(data.genres)
-    network = instantiate(cfg.model)
+    listed = branches(cfg)
+    network = build_network(
+        cfg.num_genres,
+        {name: branch["network"] for name, branch in listed.items()},
+        data.inputs,
+        cfg.model.dropout,
+    )
     counts = {
         "genre_counts": data.genre_counts().tolist(),
         "num_movies": len(data.splits["train"]),
@@ -59,6 +75,7 @@ def make_module(cfg: DictConfig, data: MovieDataModule) -> GenreModule:
         instantiate(cfg.optimizer),
         instantiate(cfg.scheduler),
         inputs=data.describe(),
+        lr_scales={name: branch.get("lr_scale", 1.0) for name, branch in listed.items()},
         **cfg.training,
     )
 
@@ -102,13 +119,9 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     from hydra.utils import instantiate
     from rich.console import Console
 
-    from genre_lightning.checkpoint.model import (
-        TRAINING_KEY,
-        CheckpointError,
-        check_resumable,
-        copy_best,
-        load_model,
-    )
+    from genre_lightning.checkpoint.card import TRAINING_KEY, CheckpointError
+    from genre_lightning.checkpoint.resuming import check_resumable, copy_best
+    from genre_lightning.checkpoint.model import load_model
     from genre_lightning.errors import UserError
     from genre_lightning.report.evaluation import print_genre_table, score_split, split_metrics
     from genre_lightning.runs.folder import find_checkpoint, is_first_process

@@ -16,9 +16,9 @@ def write_checkpoint(path: Path, num_genres: int = 18) -> Path:
     import torch
     from omegaconf import OmegaConf
 
-    from genre_lightning.checkpoint.model import CHECKPOINT_FORMAT, CHECKPOINT_KEY
+    from genre_lightning.checkpoint.card import CHECKPOINT_FORMAT, CHECKPOINT_KEY
     from genre_lightning.inputs.terms import TitleVectorizer, state_to_json
-    from genre_lightning.models import build_network
+    from genre_lightning.models.networks import build_network
     from genre_lightning.scoring.losses import build_loss
 
     conf = OmegaConf.create(

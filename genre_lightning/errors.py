@@ -1,4 +1,4 @@
-"""The base of every error that is the user's to mend."""
+"""The errors that are the user's to fix."""
 
 from __future__ import annotations
 
@@ -8,3 +8,7 @@ class UserError(Exception):
 
     The message names it and says what to do, so commands print it without a traceback.
     """
+
+
+class InputError(UserError, ValueError):
+    """A movie's title, poster or other column that can't be read; the message is the reason."""

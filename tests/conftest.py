@@ -114,9 +114,9 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
     """
     import torch
 
-    from genre_lightning.checkpoint.model import CHECKPOINT_FORMAT, CHECKPOINT_KEY
+    from genre_lightning.checkpoint.card import CHECKPOINT_FORMAT, CHECKPOINT_KEY
     from genre_lightning.inputs.terms import TitleVectorizer, state_to_json
-    from genre_lightning.models import build_network
+    from genre_lightning.models.networks import build_network
     from genre_lightning.scoring.losses import build_loss
 
     genres = ["Action", "Comedy", "Drama", "Horror"]

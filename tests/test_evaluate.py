@@ -19,7 +19,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from sklearn.metrics import average_precision_score, f1_score
 
-from genre_lightning.checkpoint.model import CHECKPOINT_KEY, CheckpointError, load_model
+from genre_lightning.checkpoint.card import CHECKPOINT_KEY, CheckpointError
+from genre_lightning.checkpoint.model import load_model
 from genre_lightning.data.datamodule import MovieDataModule
 from genre_lightning.movies.movie import DataError
 from genre_lightning.report.evaluation import score_split, split_metrics

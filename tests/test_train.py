@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 import torch
 
-from genre_lightning.checkpoint.model import CHECKPOINT_KEY, CheckpointError, load_model
+from genre_lightning.checkpoint.card import CHECKPOINT_KEY, CheckpointError
+from genre_lightning.checkpoint.model import load_model
 from genre_lightning.training.module import DivergedError
 
 Train = Callable[[Path, list[str]], dict[str, Any]]

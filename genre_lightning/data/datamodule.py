@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,43 +12,35 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from rich.table import Table
-from torch import Tensor
 
-from genre_lightning.data.batch import (
-    BatchGroup,
-    BatchOrder,
-    MovieBatches,
-    MovieLoader,
-)
-from genre_lightning.inputs.augment import PosterAugment, normalise_posters
-from genre_lightning.inputs.posters import (
-    PosterCache,
-    open_poster_cache,
-    pool_stages,
-    to_device,
-)
-from genre_lightning.inputs.store import content_key, stored_folder
-from genre_lightning.inputs.terms import SparseTitles, TitleVectorizer
+from genre_lightning.data.batch import PLACES, BatchGroup, MovieBatches, MovieLoader
+from genre_lightning.data.order import BatchOrder
+from genre_lightning.inputs.input import Features, Input, Store
+from genre_lightning.inputs.part import JoinedPart, Part
+from genre_lightning.inputs.poster_cache import to_device
+from genre_lightning.inputs.table import state_to_text
+from genre_lightning.movies.columns import join_columns
 from genre_lightning.movies.movie import DataError, MovieSet, check_movies, encode_genres
 from genre_lightning.movies.readers import READERS, read_movies
 from genre_lightning.movies.split import split_movies
 from genre_lightning.movies.summary import (
     absent_posters,
+    column_states,
     dataset_table,
-    poster_states,
     render_table,
 )
+from genre_lightning.store import content_key, stored_folder
 
-#: Part of the key of stored features: raise it when their computation changes.
-FEATURES_VERSION = 1
+#: Part of the key of stored splits: raise it when their computation changes.
+SPLIT_VERSION = 1
 #: Batches that are gathered and prepared at once: at most so many,
-TOGETHER = 16
-#: and of so many pixels as the network sees them: on a CPU 3 MiB of float32, which its cache holds,
-TOGETHER_PIXELS = 2**18
-#: elsewhere 48 MiB.
-TOGETHER_PIXELS_ON_DEVICE = 2**22
-#: Options of readers that are paths.
-PLACES = ("root", "path")
+MAX_GROUP = 16
+#: and of so many bytes in each branch as its network sees them: on a CPU what its cache holds,
+GROUP_BYTES = 3 * 2**20
+#: elsewhere more.
+GROUP_BYTES_ON_DEVICE = 48 * 2**20
+#: Options that are paths.
+PATHS = ("root", "path", "columns")
 #: Options that a checkpoint does not tell and must not: it can't start a download.
 NOT_DESCRIBED = ("download",)
 
@@ -57,30 +48,26 @@ NOT_DESCRIBED = ("download",)
 class MovieDataModule(pl.LightningDataModule):
     """Movies of a dataset as batches for training, validation and test.
 
-    ``setup`` reads the dataset, splits it, fits the title features on train alone and opens the
-    poster cache. What it computes is stored under ``cache_dir`` and found there by later runs.
+    ``setup`` reads the dataset, splits it, and opens what each branch's input makes of its column:
+    inputs are fitted on train alone. What is computed is stored under ``cache_dir`` and found there
+    by later runs.
 
     Args:
         reader: short name of a dataset reader, a key of ``readers.READERS``.
-        titles: the vectorizer; fitted on train here unless it already is.
-        augment: random changes to the posters of a training batch; None for none.
+        inputs: of the branches, by branch; fitted here unless they already are.
+        columns: a CSV with an ``id`` and further columns of text to join; None for none.
         batch_size: B, on each device.
-        poster_size: H = W to which posters are decoded.
-        poster_pool: side of the squares of pixels that are averaged before the network sees them,
-            1 or an even number; half of it on decoding, see ``posters.pool_stages``.
         val_fraction: share of train held out for validation where the dataset names no such split.
         test_fraction: share of all held out for test where the dataset names no such split.
         split_seed: of the splits drawn here; apart from ``seed``, so that runs of several seeds are
             compared on the same movies.
-        seed: of the training order and the augmentation.
-        cache_dir: where poster caches and title features are kept.
+        seed: of the training order and the random changes.
+        cache_dir: where posters, features and embeddings are kept.
         workers: threads that decode posters; None for one per core.
-        device_resident: keep all posters in the memory of the device that trains, so that a batch
-            is one gather there. "auto" does on a GPU of whose free memory they take no more than
-            ``resident_share``; True does in any case, False never.
+        device_resident: keep dense features, such as all posters, in the memory of the device that
+            trains, so that a batch is one gather there. "auto" does on a GPU of whose free memory
+            they take no more than ``resident_share``; True does in any case, False never.
         resident_share: in 0 to 1, for "auto".
-        use_titles: False leaves titles out of the batches.
-        use_posters: False leaves posters out, and never opens one.
         genres: label order to use instead of the dataset's own, which must be a part of it.
         options: what the reader takes, e.g. ``root``.
     """
@@ -88,12 +75,10 @@ class MovieDataModule(pl.LightningDataModule):
     def __init__(
         self,
         reader: str,
-        titles: TitleVectorizer,
-        augment: PosterAugment | None = None,
+        inputs: Mapping[str, Input],
+        columns: str | None = None,
         *,
         batch_size: int = 64,
-        poster_size: int = 256,
-        poster_pool: int = 1,
         val_fraction: float = 0.15,
         test_fraction: float = 0.2,
         split_seed: int = 0,
@@ -102,31 +87,19 @@ class MovieDataModule(pl.LightningDataModule):
         workers: int | None = None,
         device_resident: bool | str = "auto",
         resident_share: float = 0.25,
-        use_titles: bool = True,
-        use_posters: bool = True,
         genres: Sequence[str] | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
         if device_resident not in ("auto", True, False):
             raise DataError(f"data.device_resident={device_resident!r} must be auto, true or false")
-        if not 1 <= poster_pool <= poster_size or (poster_pool > 1 and poster_pool % 2):
-            raise DataError(
-                f"data.poster_pool={poster_pool} must be 1 or an even number up to "
-                f"data.poster_size, {poster_size}"
-            )
         if not 0 <= resident_share <= 1:
             raise DataError(f"data.resident_share={resident_share} must lie between 0 and 1")
         self.reader = reader
-        self.options = {
-            name: str(Path(value).expanduser()) if name in PLACES and value is not None else value
-            for name, value in options.items()
-        }
-        self.vectorizer = titles
-        self.augment = augment
+        self.options = {name: _expanded(name, value) for name, value in options.items()}
+        self.columns = _expanded("columns", columns)
+        self.inputs = dict(inputs)
         self.batch_size = batch_size
-        self.poster_size = poster_size
-        self.poster_pool = poster_pool
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
         self.split_seed = split_seed
@@ -135,8 +108,6 @@ class MovieDataModule(pl.LightningDataModule):
         self.workers = workers
         self.device_resident = device_resident
         self.resident_share = resident_share
-        self.use_titles = use_titles
-        self.use_posters = use_posters
         self.wanted_genres = None if genres is None else tuple(genres)
         self._movie_set: MovieSet | None = None
 
@@ -147,8 +118,8 @@ class MovieDataModule(pl.LightningDataModule):
         """The dataset that a checkpoint was trained on.
 
         Args:
-            description: the ``data`` of :meth:`describe`, maybe a stranger's: nothing is done with
-                it but to read movies that are there, and to make some demo movies in ``cache_dir``.
+            description: the ``data`` of :meth:`describe`, maybe untrusted: nothing is done with it
+                but to read movies that are there, and to make some demo movies in ``cache_dir``.
             cache_dir: see the class.
             arguments: of the class; those in ``description`` excepted.
 
@@ -163,7 +134,10 @@ class MovieDataModule(pl.LightningDataModule):
             source["root"] = str(cache_dir)
         own = inspect.signature(cls).parameters
         known = {
-            **{name: own[name] for name in ("val_fraction", "test_fraction", "split_seed")},
+            **{
+                name: own[name]
+                for name in ("columns", "val_fraction", "test_fraction", "split_seed")
+            },
             **inspect.signature(READERS[reader]).parameters,
         }
         for name, value in source.items():
@@ -174,7 +148,7 @@ class MovieDataModule(pl.LightningDataModule):
                 raise DataError(
                     f"the checkpoint's dataset has an option {name!r:.100} that no {reader} has"
                 )
-            if name in PLACES and reader != "demo" and not _is_there(value):
+            if name in PATHS and (reader, name) != ("demo", "root") and not _is_there(value):
                 raise DataError(
                     f"the checkpoint was trained on movies at {value:.500}, where there are none; "
                     f"say where they are: data={reader} data.{name}=..."
@@ -182,10 +156,10 @@ class MovieDataModule(pl.LightningDataModule):
         return cls(reader, cache_dir=cache_dir, **arguments, **source)
 
     def setup(self, stage: str | None = None) -> None:
-        """Read, split, fit and open, once; where a trainer fits, carry posters to its device.
+        """Read, split, fit and open, once; where a trainer fits, carry features to its device.
 
         Raises:
-            DataError: the dataset can't be used, with file, row and column; or the posters, with
+            DataError: the dataset can't be used, with file, row and column; or the features, with
                 ``device_resident=True``, don't fit on the device.
         """
         if self._movie_set is None:
@@ -197,34 +171,29 @@ class MovieDataModule(pl.LightningDataModule):
         if not 0 <= self.split_seed < 2**32:
             raise DataError(f"data.split_seed={self.split_seed} must lie between 0 and 2**32 - 1")
         movies = read_movies(self.reader, **self.options)
+        if self.columns is not None:
+            movies = join_columns(movies, self.columns)
         check_movies(movies)
         if self.wanted_genres is not None:
             movies = _with_genres(movies, self.wanted_genres)
         self.labels = encode_genres(movies.movies, movies.genres)
         self.genres = movies.genres
-        self.splits, self.titles = self._features(movies)
-        self.posters: PosterCache | None = None
-        if self.use_posters:
-            self.posters = open_poster_cache(
-                [movie.poster for movie in movies.movies],
-                size=self.poster_size,
-                shrink=pool_stages(self.poster_pool)[0],
-                cache_dir=self.cache_dir,
-                workers=self.workers,
-            )
-        self.batches = MovieBatches(
-            self.titles if self.use_titles else None, self.posters, self.labels
-        )
+        self.splits = self._split(movies)
+        store = Store(self.cache_dir, self.workers)
+        self.features: dict[str, Features] = {}
+        for branch, given in self.inputs.items():
+            values = self._values(movies, branch)
+            self.features[branch] = given.open(values, self.splits["train"], store)
+        self.batches = MovieBatches(self.features, self.labels)
         self._movie_set = movies
 
-    def _features(self, movies: MovieSet) -> tuple[dict[str, np.ndarray], SparseTitles]:
-        """Split rows and TF-IDF rows, from the store where an earlier run left them."""
-        texts = [movie.title for movie in movies.movies]
+    def _split(self, movies: MovieSet) -> dict[str, np.ndarray]:
+        """Rows of each split, from the store where an earlier run left them."""
         given = [movie.split for movie in movies.movies]
         fractions = (self.val_fraction, self.test_fraction, self.split_seed)
-        split_key = content_key("split", FEATURES_VERSION, given, self.labels, *fractions)
+        key = content_key("split", SPLIT_VERSION, given, self.labels, *fractions)
 
-        def build_split(folder: Path) -> None:
+        def build(folder: Path) -> None:
             splits = split_movies(
                 given,
                 self.labels,
@@ -235,56 +204,60 @@ class MovieDataModule(pl.LightningDataModule):
             for name, rows in splits.items():
                 np.save(folder / f"{name}.npy", rows)
 
-        folder = stored_folder(self.cache_dir, "split", split_key, build_split)
-        splits = {name: np.load(folder / f"{name}.npy") for name in ("train", "val", "test")}
-        if self.vectorizer.fitted:  # by the run whose checkpoint is being evaluated
-            return splits, self.vectorizer.transform(texts)
+        folder = stored_folder(self.cache_dir, "split", key, build)
+        return {name: np.load(folder / f"{name}.npy") for name in ("train", "val", "test")}
 
-        def build_titles(folder: Path) -> None:
-            self.vectorizer.fit([texts[row] for row in splits["train"]])
-            rows = self.vectorizer.transform(texts)
-            np.save(folder / "indptr.npy", rows.indptr)
-            np.save(folder / "indices.npy", rows.indices)
-            np.save(folder / "weights.npy", rows.weights)
-            (folder / "vectorizer.json").write_text(json.dumps(self.vectorizer.state_dict()))
+    def _values(self, movies: MovieSet, branch: str) -> list[Any]:
+        """The column that a branch looks at, None for a movie without.
 
-        title_key = content_key(
-            "titles", FEATURES_VERSION, texts, splits["train"], self.vectorizer.settings()
-        )
-        folder = stored_folder(self.cache_dir, "titles", title_key, build_titles)
-        state = json.loads((folder / "vectorizer.json").read_text())
-        self.vectorizer = TitleVectorizer.from_state_dict(state)
-        parts = (np.load(folder / f"{name}.npy") for name in ("indptr", "indices", "weights"))
-        return splits, SparseTitles(*parts)
+        Raises:
+            DataError: no movie has it, and the branch is still to be trained on it.
+        """
+        column = self.inputs[branch].column
+        values = [movie.value(column) for movie in movies.movies]
+        if all(value is None for value in values) and not self.inputs[branch].fitted:
+            raise DataError(
+                f"the branch {branch} looks at the column {column!r}, which no movie of the "
+                f"dataset has; it has {', '.join(movies.columns())}. Further columns are joined "
+                "by data.columns=FILE.csv"
+            )
+        return values
 
     def make_resident(self, device: torch.device) -> None:
-        """Carry the posters to a device, if ``device_resident`` is for it; batches then go there.
+        """Carry dense features to a device, if ``device_resident`` is for it.
 
         Raises:
             DataError: they don't fit.
         """
-        self.batches.resident = None
-        if self.posters is None or self.device_resident is False:
+        self.batches.resident = {}
+        dense = {
+            name: features.dense
+            for name, features in self.features.items()
+            if features.dense is not None
+        }
+        if not dense or self.device_resident is False:
             return
-        images = self.posters.images
+        size = sum(array.nbytes for array in dense.values())
         if self.device_resident == "auto":
             if device.type != "cuda":
                 return
             free, _ = torch.cuda.mem_get_info(device)
-            if images.nbytes > self.resident_share * free:
+            if size > self.resident_share * free:
                 return
         try:
-            self.batches.resident = to_device(images, device)
+            self.batches.resident = {
+                name: to_device(array, device) for name, array in dense.items()
+            }
         except torch.OutOfMemoryError as error:
             raise DataError(
-                f"the posters, {images.nbytes / 2**30:.1f} GiB, don't fit into the memory of "
+                f"posters and embeddings, {size / 2**30:.1f} GiB, don't fit into the memory of "
                 f"{device}: data.device_resident=false leaves them outside"
             ) from error
 
     def teardown(self, stage: str) -> None:
         """Give the device's memory back."""
         if stage == "fit":
-            self.batches.resident = None
+            self.batches.resident = {}
 
     @property
     def movie_set(self) -> MovieSet:
@@ -298,41 +271,45 @@ class MovieDataModule(pl.LightningDataModule):
         counts: np.ndarray = self.labels[self.splits["train"]].sum(axis=0, dtype=np.int64)
         return counts
 
-    def poster_states(self) -> np.ndarray:
-        """(N,) of "present", "missing" or "unreadable".
+    def states(self, column: str) -> np.ndarray:
+        """(N,) of "present", "missing" or "unreadable": whether each movie has a column.
 
-        Without ``use_posters`` none is opened, and one that is there counts as present.
+        A column that no branch looks at is not opened: what is there counts as present.
         """
-        movies = self.movie_set.movies
-        if self.posters is not None:
-            return poster_states(movies, self.posters.row)
-        there = [movie.poster is not None and movie.poster.exists for movie in movies]
-        return poster_states(movies, np.where(there, 0, -1))
+        place = next(
+            (self.features[b].place for b, one in self.inputs.items() if one.column == column), None
+        )
+        return column_states(self.movie_set.movies, column, place)
 
     def summary(self) -> list[Table | str]:
         """What to show before training: the table of the dataset and every poster left out."""
         movies = self.movie_set
-        table = dataset_table(movies, self.splits, self.labels, self.poster_states())
+        looked_at = [given.column for given in self.inputs.values() if given.of != "id"]
+        shown = dict.fromkeys(["poster", *looked_at])
+        states = {column: self.states(column) for column in shown}
+        table = dataset_table(movies, self.splits, self.labels, states)
         lines: list[Table | str] = [render_table(table, title=f"Dataset: {self.reader}")]
+        lines += movies.notes
         lines += [f"poster not there: {name}" for name in absent_posters(movies.movies)]
-        if self.posters is not None:
-            unreadable = self.posters.unreadable
-            lines += [f"poster unreadable: {name} ({reason})" for name, reason in unreadable]
+        unreadable = dict(
+            entry for features in self.features.values() for entry in features.unreadable
+        )
+        lines += [f"unreadable: {name} ({reason})" for name, reason in unreadable.items()]
         return lines
 
     def describe(self) -> dict[str, Any]:
         """Plain data: where the movies came from and how they were prepared, for the checkpoint."""
         source = {"reader": self.reader, **self.options}
-        for key in PLACES:
+        if self.columns is not None:
+            source["columns"] = self.columns
+        for key in PATHS:
             if source.get(key) is not None:
                 source[key] = str(Path(source[key]).resolve())
         for key in NOT_DESCRIBED:
             source.pop(key, None)
         return {
             "genres": list(self.genres),
-            "titles": self.vectorizer.state_dict(),
-            "poster_size": self.poster_size,
-            "poster_pool": self.poster_pool,
+            "inputs": {name: state_to_text(given) for name, given in self.inputs.items()},
             "data": {
                 **source,
                 "val_fraction": self.val_fraction,
@@ -375,12 +352,12 @@ class MovieDataModule(pl.LightningDataModule):
 
         Args:
             split: its name.
-            shuffle: in another order each epoch and with augmented posters, to train on.
+            shuffle: in another order each epoch and with random changes, to train on.
             rank: this process's number.
             world_size: number of processes that share an epoch.
             batch_size: ``self.batch_size`` unless given.
-            device: the batches come on this device, their posters prepared there; None for batches
-                as they are gathered.
+            device: the batches come on this device, prepared there; None for batches as they are
+                gathered.
         """
         batch_size = batch_size or self.batch_size
         order = BatchOrder(
@@ -394,46 +371,31 @@ class MovieDataModule(pl.LightningDataModule):
         if device is None:
             return MovieLoader(self.batches, order)
         place = torch.device(device)
-        pixels = batch_size * (self.poster_size // self.poster_pool) ** 2
-        most = TOGETHER_PIXELS if place.type == "cpu" else TOGETHER_PIXELS_ON_DEVICE
-        together = max(1, min(TOGETHER, most // pixels))
+        most = GROUP_BYTES if place.type == "cpu" else GROUP_BYTES_ON_DEVICE
+        largest = max((given.bytes_per_movie() for given in self.inputs.values()), default=1)
+        group_size = max(1, min(MAX_GROUP, most // (batch_size * largest)))
         return MovieLoader(
-            self.batches, order, lambda group: self._prepare(group, place, shuffle), together
+            self.batches, order, lambda group: self._prepare(group, place, shuffle), group_size
         )
 
     def _prepare(self, group: BatchGroup, device: torch.device, training: bool) -> BatchGroup:
-        """Carry a group to a device and make its posters what the network takes, all at once."""
-        joined = group.joined.to(device, non_blocking=True)
-        numbers = [posters for _, _, posters in group.sizes]
-        seeds = list(zip(numbers, group.seeds, strict=True))
-        posters = self._prepare_posters(joined.posters, seeds, training)
-        return replace(group, joined=joined.with_posters(posters))
+        """Carry a group to a device and make its numbers what the networks take, all at once."""
+        moved = group.each(lambda tensor: tensor.to(device, non_blocking=True))
+        parts = {}
+        for name, joined in moved.parts.items():
+            numbers = joined.part.numbers
+            if PLACES in numbers:
+                rows = self.batches.resident[name].index_select(0, numbers[PLACES])
+                numbers = {self.features[name].name: rows}
+            seeds = list(zip(joined.counts, group.seeds, strict=True)) if training else None
+            prepared = self.inputs[name].prepare(numbers, seeds)
+            lengths = {key: joined.lengths.get(key, joined.counts) for key in prepared}
+            parts[name] = JoinedPart(Part(joined.part.rows, prepared), joined.counts, lengths)
+        return replace(moved, parts=parts)
 
-    def prepare_posters(self, posters: Tensor, seed: int, training: bool) -> Tensor:
-        """Posters of the cache as the network takes them, augmented when ``training``.
 
-        Args:
-            posters: (P, 3, H, W) uint8.
-            seed: of the augmentation.
-            training: whether it is used at all.
-
-        Returns: (P, 3, h, w) float32, normalised; h = w = poster_size // poster_pool.
-        """
-        return self._prepare_posters(posters, [(len(posters), seed)], training)
-
-    def _prepare_posters(
-        self, posters: Tensor, seeds: Sequence[tuple[int, int]], training: bool
-    ) -> Tensor:
-        """Likewise, where a number of posters each have their seed."""
-        rest = pool_stages(self.poster_pool)[1]
-        if training and self.augment is not None and len(posters) > 0:
-            generators = [
-                (number, torch.Generator(device=posters.device).manual_seed(seed))
-                for number, seed in seeds
-            ]
-            augmented: Tensor = self.augment(posters, generators, rest)
-            return augmented
-        return normalise_posters(posters, rest)
+def _expanded(name: str, value: Any) -> Any:
+    return str(Path(value).expanduser()) if name in PATHS and value is not None else value
 
 
 def _is_there(place: str) -> bool:
@@ -452,4 +414,4 @@ def _with_genres(movies: MovieSet, wanted: tuple[str, ...]) -> MovieSet:
             f"the model does not know the dataset's genre(s) {', '.join(unknown)}; "
             f"it was trained on {', '.join(wanted)}"
         )
-    return MovieSet(movies.movies, wanted)
+    return replace(movies, genres=wanted)

@@ -23,9 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genre_lightning.checkpoint.model import TrainedModel
-from genre_lightning.inputs.posters import decode_poster
+from genre_lightning.inputs.decode import decode_poster
 from genre_lightning.inputs.terms import TitleVectorizer, normalise_title
-from genre_lightning.models import TitleMLP
 
 #: How far parts may be from their sum: rounding of float32 logits.
 _TOLERANCE = 1e-4
@@ -162,8 +161,8 @@ def title_contributions(model: TrainedModel, title: str) -> TitleExplanation:
     branch = model.network.title
     if branch is None:
         raise ValueError("this model has no title branch, so no title can be explained")
-    if not isinstance(branch, TitleMLP):
-        raise TypeError(f"only a TitleMLP can be explained exactly, not {type(branch).__name__}")
+    if not isinstance(branch, TermsMLP):
+        raise TypeError(f"only a TermsMLP can be explained exactly, not {type(branch).__name__}")
     row = model.titles.transform([title])
     columns = row.indices.astype(np.int64)
     with torch.inference_mode():
@@ -175,7 +174,7 @@ def title_contributions(model: TrainedModel, title: str) -> TitleExplanation:
     error = float(np.abs(contributions.sum(0) - total).max(initial=0.0))
     if error > _TOLERANCE * max(1.0, float(np.abs(whole).max(initial=0.0))):
         raise RuntimeError(
-            f"the parts of the title differ from their sum by {error:.2g}: TitleMLP has changed "
+            f"the parts of the title differ from their sum by {error:.2g}: TermsMLP has changed "
             "and explain.py has not"
         )
     names = [
@@ -266,7 +265,7 @@ def heat_pictures(
 
     Args:
         model: as for :func:`poster_heat_maps`.
-        poster: as for :func:`genre_lightning.inputs.posters.decode_poster`, whose errors it raises.
+        poster: as for :func:`genre_lightning.inputs.decode.decode_poster`, whose errors it raises.
         genres: places of K genres in the model's genres.
         side: the longer side of the pictures in pixels.
 
@@ -331,7 +330,7 @@ def _poster_input(model: TrainedModel, poster: np.ndarray) -> Tensor:
     return model.normalise(pixels.to(device))
 
 
-def _integrated_gradients(branch: TitleMLP, columns: Tensor, weights: Tensor) -> np.ndarray:
+def _integrated_gradients(branch: TermsMLP, columns: Tensor, weights: Tensor) -> np.ndarray:
     """(T, G) float64 contributions of T columns; see :func:`title_contributions`.
 
     The branch is ``head(relu(norm(sum of weights * embed)))``, BatchNorm with stored statistics,

@@ -20,26 +20,42 @@ Generators: TypeAlias = torch.Generator | Sequence[tuple[int, torch.Generator | 
 POSTER_MEAN = (0.485, 0.456, 0.406)
 POSTER_STD = (0.229, 0.224, 0.225)
 
-#: Weights of R, G, B in a pixel's brightness (ITU-R BT.601).
-_GRAY = (0.299, 0.587, 0.114)
+#: Random numbers drawn for each poster: more than are used, so that a further change, once there is
+#: one, leaves the draws of the others as they are.
+_DRAWS = 12
 
 #: Pixels that go through all operations together on a CPU: few enough to stay in its cache, enough
 #: for the work to outweigh the calls.
 _PIXELS = 2**17
 
 
-def normalise_posters(posters: Tensor, pool: int = 1) -> Tensor:
-    """Posters as the network takes them, of mean 0 and deviation 1 over ImageNet.
+@dataclass(frozen=True)
+class Colours:
+    """Mean and standard deviation of R, G and B in 0..1, which normalised posters are counted from.
+
+    The default is ImageNet's.
+    """
+
+    mean: tuple[float, ...] = POSTER_MEAN
+    std: tuple[float, ...] = POSTER_STD
+
+
+IMAGENET = Colours()
+
+
+def normalise_posters(posters: Tensor, pool: int = 1, colours: Colours = IMAGENET) -> Tensor:
+    """Posters as the network takes them: of mean 0 and deviation 1 where they are as ``colours``.
 
     Args:
         posters: (P, 3, H, W) uint8.
         pool: side of the squares of pixels that are averaged; rows and columns that fill none are
             left out.
+        colours: what to normalise by.
 
     Returns: (P, 3, H // pool, W // pool) float32, channels last in memory where ``posters`` is.
     """
     pixels = _pooled(posters, pool)
-    scale, bias, _ = _constants(posters.device)
+    scale, bias = _constants(posters.device, colours)
     if pixels.device.type == "cpu" and pixels.is_contiguous(memory_format=torch.channels_last):
         # A row of W * 3 numbers at a time, since three channels make a slow inner loop.
         result = torch.empty_like(pixels, dtype=torch.float32)
@@ -83,11 +99,9 @@ class PosterAugment(nn.Module):
     """Random changes to posters, each poster's drawn on its own, and normalisation.
 
     In this order: a random part of the poster is stretched to its full size ("random resized crop",
-    Szegedy et al. 2014), mirrored left to right, changed in brightness, contrast and saturation
-    (Howard 2013), normalised, and a random rectangle is replaced by the mean colour ("random
-    erasing", Zhong et al. 2017). Colours are not clipped, so that all of it is one linear map.
-    Where the result is smaller than the poster, ``pool`` pixels a side to one, the part is
-    stretched to it by plain bilinear interpolation, which looks at two pixels a side.
+    Szegedy et al. 2014), mirrored left to right, and normalised. Where the result is smaller than
+    the poster, ``pool`` pixels a side to one, the part is stretched to it by plain bilinear
+    interpolation, which looks at two pixels a side.
 
     Every poster uses up the same number of random numbers whatever is switched on, so switching
     one change off leaves the others as they were.
@@ -96,10 +110,7 @@ class PosterAugment(nn.Module):
         flip: probability of mirroring.
         crop: least share of the area to keep; 1 keeps all of it.
         aspect: how far the part's width : height may be stretched, either way; 1 for not at all.
-        brightness: factor in 1 - brightness to 1 + brightness.
-        contrast: likewise, about the poster's mean brightness.
-        saturation: likewise, about the poster in gray; it costs more time than the others.
-        erase: probability of erasing a rectangle of 2% to 20% of the area.
+        colours: what to normalise by.
 
     Raises:
         ValueError: naming the argument that is out of range.
@@ -108,37 +119,26 @@ class PosterAugment(nn.Module):
     def __init__(
         self,
         flip: float = 0.5,
-        crop: float = 0.6,
-        aspect: float = 1.2,
-        brightness: float = 0.2,
-        contrast: float = 0.2,
-        saturation: float = 0.2,
-        erase: float = 0.0,
+        crop: float = 0.7,
+        aspect: float = 1.16,
+        colours: Colours = IMAGENET,
     ) -> None:
         super().__init__()
         for name, value, low, high in (
             ("flip", flip, 0.0, 1.0),
             ("crop", crop, 0.01, 1.0),
             ("aspect", aspect, 1.0, 4.0),
-            ("brightness", brightness, 0.0, 1.0),
-            ("contrast", contrast, 0.0, 1.0),
-            ("saturation", saturation, 0.0, 1.0),
-            ("erase", erase, 0.0, 1.0),
         ):
-            if not low <= value <= high:
+            if type(value) not in (int, float) or not low <= value <= high:
                 raise ValueError(f"{name}: {value} is not in {low} to {high}")
         self.flip = flip
         self.crop = crop
         self.aspect = aspect
-        self.brightness = brightness
-        self.contrast = contrast
-        self.saturation = saturation
-        self.erase = erase
+        self.colours = colours
 
     def extra_repr(self) -> str:
         """The settings, for printing the model."""
-        names = ("flip", "crop", "aspect", "brightness", "contrast", "saturation", "erase")
-        return ", ".join(f"{name}={getattr(self, name)}" for name in names)
+        return f"flip={self.flip}, crop={self.crop}, aspect={self.aspect}"
 
     @torch.no_grad()
     def forward(self, posters: Tensor, generator: Generators = None, pool: int = 1) -> Tensor:
@@ -161,7 +161,7 @@ class PosterAugment(nn.Module):
             )
         if pool not in (1, 2):
             raise ValueError(f"pool must be 1 or 2, not {pool}")
-        draws = self.draw(posters, generator, pool)
+        draws = self.draw(posters, generator)
         num, _, height, width = posters.shape
         size = (num, height // pool, width // pool, 3)
         result = torch.empty(size, device=posters.device).permute(0, 3, 1, 2)
@@ -169,50 +169,38 @@ class PosterAugment(nn.Module):
         few = max(1, few)
         for start in range(0, num, few):
             part = slice(start, start + few)
-            result[part] = _changed(posters[part], draws.part(part), pool)
+            result[part] = self._changed(posters[part], draws.part(part), pool)
         return result
 
-    def draw(self, posters: Tensor, generator: Generators = None, pool: int = 1) -> Draws:
+    def draw(self, posters: Tensor, generator: Generators = None) -> Draws:
         """What will happen to each poster, on the posters' device."""
         _, _, height, width = posters.shape
         if not isinstance(generator, Sequence):
             generator = [(len(posters), generator)]
         drawn = [
-            torch.rand(num, 12, generator=one, device=posters.device if one is None else one.device)
+            torch.rand(
+                num, _DRAWS, generator=one, device=posters.device if one is None else one.device
+            )
             for num, one in generator
         ]
         u = list(torch.cat(drawn).to(posters.device, non_blocking=True).unbind(1))
-
         mirrored = u[0] < self.flip
         crop = None
         if self.crop < 1 or self.aspect > 1:
             area = self.crop + u[1] * (1 - self.crop)
-            crop = _boxes(area, _stretch(u[2], self.aspect), u[3], u[4], height, width, least=1)
-        erased = None
-        if self.erase > 0:
-            area = (u[9] < self.erase) * (0.02 + u[9] / self.erase * 0.18)
-            size = height // pool, width // pool
-            erased = _boxes(area, _stretch(u[10], 2.0), u[11], u[8], *size, least=0)
-        return Draws(mirrored if self.flip > 0 else None, crop, *self._colour(posters, u), erased)
+            crop = _boxes(area, _stretch(u[2], self.aspect), u[3], u[4], height, width)
+        return Draws(mirrored if self.flip > 0 else None, crop)
 
-    def _colour(self, posters: Tensor, u: list[Tensor]) -> tuple[Tensor | None, Tensor | None]:
-        """Colour changes and normalisation as one map of pixels: matrix (P, 3, 3), bias (P, 3)."""
-        if not (self.brightness or self.contrast or self.saturation):
-            return None, None
-        brightness = _around_one(u[5], self.brightness)
-        contrast = _around_one(u[6], self.contrast)
-        saturation = _around_one(u[7], self.saturation)[:, None, None]
-        scale, bias, gray = _constants(posters.device)
-
-        same = torch.eye(3, device=posters.device)
-        matrix = saturation * same + (1 - saturation) * gray.expand(3, 3)
-        matrix = (brightness * contrast)[:, None, None] * matrix * scale[:, None]
-        biases = bias.expand(len(posters), 3)
-        if self.contrast > 0:
-            # Every 8th pixel of every 8th row is plenty for a mean.
-            mean = posters[:, :, ::8, ::8].float().mean(dim=(2, 3)).mul(gray).sum(1)
-            biases = biases + ((1 - contrast) * brightness * mean)[:, None] * scale
-        return matrix, biases
+    def _changed(self, posters: Tensor, draws: Draws, pool: int) -> Tensor:
+        """The changes themselves, in a few operations that read nothing back from the device."""
+        if draws.crop is None:
+            pixels = _pooled(posters, pool).float()
+            if draws.mirrored is not None:
+                pixels = torch.where(draws.mirrored[:, None, None, None], pixels.flip(3), pixels)
+        else:
+            pixels = _stretched(posters, draws.crop, draws.mirrored, pool)
+        scale, bias = _constants(pixels.device, self.colours)
+        return torch.addcmul(bias.view(3, 1, 1), pixels, scale.view(3, 1, 1))
 
 
 @dataclass(frozen=True)
@@ -222,17 +210,10 @@ class Draws:
     Attributes:
         mirrored: (P,) bool, or None for no poster.
         crop: (P, 4) int64, top, left, height and width of the part that is stretched, or None.
-        matrix: (P, 3, 3) float32 and
-        bias: (P, 3) float32: colour = matrix @ RGB in 0..255 + bias, with the normalisation; or
-            None, where there is no more than that.
-        erased: (P, 4) int64 rectangles of the result, empty ones for nothing to erase, or None.
     """
 
     mirrored: Tensor | None
     crop: Tensor | None
-    matrix: Tensor | None
-    bias: Tensor | None
-    erased: Tensor | None
 
     def part(self, some: slice) -> Draws:
         """What happens to some of the posters."""
@@ -241,19 +222,15 @@ class Draws:
 
 
 @lru_cache(maxsize=16)
-def _constants(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Scale (3,) and bias (3,) that take 0..255 to normalised values, and the gray weights (3,).
+def _constants(device: torch.device, colours: Colours) -> tuple[Tensor, Tensor]:
+    """Scale (3,) and bias (3,) that take 0..255 to normalised values.
 
     Kept on the device, since copying them there for each batch would wait for the device.
     """
     with torch.inference_mode(False):
-        mean, std = torch.tensor(POSTER_MEAN), torch.tensor(POSTER_STD)
-        constants = torch.stack([1 / (255 * std), -mean / std, torch.tensor(_GRAY)]).to(device)
-        return constants[0], constants[1], constants[2]
-
-
-def _around_one(u: Tensor, spread: float) -> Tensor:
-    return 1 + (2 * u - 1) * spread
+        mean, std = torch.tensor(colours.mean), torch.tensor(colours.std)
+        constants = torch.stack([1 / (255 * std), -mean / std]).to(device)
+        return constants[0], constants[1]
 
 
 def _stretch(u: Tensor, most: float) -> Tensor:
@@ -261,45 +238,13 @@ def _stretch(u: Tensor, most: float) -> Tensor:
     return torch.exp((2 * u - 1) * math.log(most))
 
 
-def _boxes(
-    area: Tensor, aspect: Tensor, y: Tensor, x: Tensor, height: int, width: int, least: int
-) -> Tensor:
+def _boxes(area: Tensor, aspect: Tensor, y: Tensor, x: Tensor, height: int, width: int) -> Tensor:
     """Rectangles of a share of the area, of an aspect, at a place in 0..1: (P, 4) int64."""
-    tall = (height * (area / aspect).sqrt()).round().clamp(least, height)
-    wide = (width * (area * aspect).sqrt()).round().clamp(least, width)
+    tall = (height * (area / aspect).sqrt()).round().clamp(1, height)
+    wide = (width * (area * aspect).sqrt()).round().clamp(1, width)
     top = torch.minimum((y * (height - tall + 1)).floor(), height - tall)
     left = torch.minimum((x * (width - wide + 1)).floor(), width - wide)
     return torch.stack([top, left, tall, wide], dim=1).long()
-
-
-def _changed(posters: Tensor, draws: Draws, pool: int) -> Tensor:
-    """The changes themselves, in a few operations that read nothing back from the device."""
-    if draws.crop is None:
-        pixels = _pooled(posters, pool).float()
-        if draws.mirrored is not None:
-            pixels = torch.where(draws.mirrored[:, None, None, None], pixels.flip(3), pixels)
-    else:
-        pixels = _stretched(posters, draws.crop, draws.mirrored, pool)
-    result = _coloured(pixels, draws)
-    if draws.erased is not None:
-        y = torch.arange(pixels.shape[2], device=posters.device)
-        x = torch.arange(pixels.shape[3], device=posters.device)
-        top, left, tall, wide = (column[:, None] for column in draws.erased.unbind(1))
-        in_y = (y >= top) & (y < top + tall)
-        in_x = (x >= left) & (x < left + wide)
-        result = result.masked_fill(in_y[:, None, :, None] & in_x[:, None, None, :], 0.0)
-    return result
-
-
-def _coloured(pixels: Tensor, draws: Draws) -> Tensor:
-    if draws.matrix is None or draws.bias is None:
-        scale, bias, _ = _constants(pixels.device)
-        return torch.addcmul(bias.view(3, 1, 1), pixels, scale.view(3, 1, 1))
-    result = draws.bias[:, :, None, None]
-    for channel in range(3):  # not a product of matrices: those of a GPU may be of few digits
-        weight = draws.matrix[:, :, channel, None, None]
-        result = torch.addcmul(result, pixels[:, channel : channel + 1], weight)
-    return result
 
 
 def _stretched(posters: Tensor, crop: Tensor, mirrored: Tensor | None, pool: int) -> Tensor:

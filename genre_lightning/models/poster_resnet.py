@@ -1,4 +1,4 @@
-"""The poster branch: a small residual network over RGB posters, trained from scratch."""
+"""A small residual network over RGB posters, trained from scratch."""
 
 from __future__ import annotations
 
@@ -46,6 +46,7 @@ class PosterResNet(nn.Module):
 
     Args:
         num_genres: G, the number of logits.
+        size: H and W of the posters.
         widths: channels of each stage; each stage after the first halves the resolution.
         blocks: residual blocks in each stage; as many numbers as ``widths``.
         stem_kernel: width of the first convolution's kernel.
@@ -54,16 +55,17 @@ class PosterResNet(nn.Module):
         dropout: probability of zeroing a pooled channel, in [0, 1).
 
     Raises:
-        ValueError: if ``widths`` and ``blocks`` differ in length.
+        ValueError: ``widths`` and ``blocks`` differ in length, or the posters are too small.
     """
 
     def __init__(
         self,
         num_genres: int,
-        widths: Sequence[int] = (32, 64, 128, 256),
+        size: Sequence[int],
+        widths: Sequence[int] = (24, 48, 96, 192),
         blocks: Sequence[int] = (1, 1, 1, 1),
-        stem_kernel: int = 4,
-        stem_stride: int = 4,
+        stem_kernel: int = 3,
+        stem_stride: int = 2,
         first_stride: int = 1,
         dropout: float = 0.3,
     ) -> None:
@@ -71,8 +73,13 @@ class PosterResNet(nn.Module):
         if len(widths) != len(blocks):
             raise ValueError(f"widths {list(widths)} and blocks {list(blocks)} differ in length")
         padding = max(0, stem_kernel - stem_stride + 1) // 2
-        #: The smallest H and W of which a pixel is left over; the stages always leave one.
-        self.least_size = max(1, stem_kernel - 2 * padding)
+        # The stages always leave a pixel, the stem not.
+        least = max(1, stem_kernel - 2 * padding)
+        if len(size) != 2 or min(size) < least:
+            raise ValueError(
+                f"posters of {' x '.join(map(str, size))} pixels are too small: this network "
+                f"takes no less than {least} x {least}"
+            )
         self.stem = nn.Sequential(
             nn.Conv2d(3, widths[0], stem_kernel, stem_stride, padding, bias=False),
             nn.BatchNorm2d(widths[0]),
@@ -92,15 +99,15 @@ class PosterResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, posters: Tensor) -> Tensor:
+    def forward(self, pixels: Tensor) -> Tensor:
         """Score posters.
 
         Args:
-            posters: (P, 3, H, W) float, normalised per channel; H and W at least ``least_size``.
+            pixels: (P, 3, H, W) float, normalised per channel.
 
         Returns:
             (P, G) logits.
         """
-        features = self.stages(self.stem(posters))
+        features = self.stages(self.stem(pixels))
         logits: Tensor = self.head(self.drop(torch.mean(features, dim=(2, 3))))
         return logits

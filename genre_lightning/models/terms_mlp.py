@@ -1,31 +1,33 @@
-"""The title branch: a sparse TF-IDF vector through a small multi-layer perceptron."""
+"""Sparse TF-IDF terms through a small multi-layer perceptron."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
+from genre_lightning.models.batch_norm import batch_norm
 
-class TitleMLP(nn.Module):
-    """Two fully connected layers with BatchNorm, ReLU and Dropout over sparse TF-IDF titles.
 
-    The first layer is the product of a (B, V) TF-IDF matrix with a (V, hidden) weight. A title has
+class TermsMLP(nn.Module):
+    """Two fully connected layers with BatchNorm, ReLU and Dropout over sparse TF-IDF rows.
+
+    The first layer is the product of a (P, V) TF-IDF matrix with a (V, hidden) weight. A title has
     some tens of non-zero columns out of V, so the product is taken as a weighted embedding bag over
-    those alone: the same numbers as ``nn.Linear(V, hidden, bias=False)``, without a (B, V) array.
+    those alone: the same numbers as ``nn.Linear(V, hidden, bias=False)``, without a (P, V) array.
 
     Args:
         num_genres: G, the number of logits.
         vocabulary_size: V, the width of the TF-IDF vector.
         hidden: width of the hidden layer.
         dropout: probability of zeroing a hidden unit, in [0, 1).
-        skip: add a linear layer straight from the titles to the logits, which starts at zero: the
+        skip: add a linear layer straight from the terms to the logits, which starts at zero: the
             hidden layer then learns what a linear model can't tell.
     """
 
     def __init__(
         self,
         num_genres: int,
-        vocabulary_size: int = 8192,
+        vocabulary_size: int,
         hidden: int = 512,
         dropout: float = 0.5,
         skip: bool = False,
@@ -44,20 +46,20 @@ class TitleMLP(nn.Module):
             nn.init.zeros_(self.skip.weight)
 
     def forward(self, indices: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
-        """Score titles.
+        """Score texts.
 
         Args:
-            indices: (L,) int64, the non-zero columns of all B titles, one title after another.
-            offsets: (B,) int64, where each title starts in ``indices``.
+            indices: (L,) int64, the non-zero columns of all P texts, one text after another.
+            offsets: (P,) int64, where each text starts in ``indices``.
             weights: (L,) float32, the TF-IDF weight of each column.
 
         Returns:
-            (B, G) logits.
+            (P, G) logits.
         """
         # An embedding bag takes weights of its own dtype only, which autocast does not arrange.
         weights = weights.to(self.embed.weight.dtype)
         hidden = self.embed(indices, offsets, per_sample_weights=weights)
-        hidden = self.drop(torch.relu(self.norm(hidden)))
+        hidden = self.drop(torch.relu(batch_norm(self.norm, hidden)))
         logits: Tensor = self.head(hidden)
         if self.skip is not None:
             logits = logits + self.skip(indices, offsets, per_sample_weights=weights)

@@ -20,8 +20,15 @@ from statistics import NormalDist
 import numpy as np
 from PIL import Image, ImageDraw
 
-from genre_lightning.inputs.store import content_key, stored_folder
-from genre_lightning.movies.movie import DataError, Movie, MovieSet, PosterFile, check_movies
+from genre_lightning.movies.movie import (
+    DataError,
+    Movie,
+    MovieSet,
+    PosterFile,
+    check_movies,
+    without_empty,
+)
+from genre_lightning.store import content_key, stored_folder
 
 # Goes up whenever the drawing changes, so that posters stored by an earlier version are not used.
 DRAWING = 1
@@ -155,8 +162,7 @@ def read_demo(
     movies = [
         Movie(
             id=str(index + 1),
-            title=titles[index],
-            poster=posters.get(index),
+            columns=without_empty({"title": titles[index], "poster": posters.get(index)}),
             genres=tuple(GENRES[g] for g in np.flatnonzero(labels[index])),
             split="test" if index >= num_movies - num_test else "train",
             where=f"demo:{index + 1}",

@@ -1,18 +1,17 @@
 """Reader for a dataset of one's own: a CSV file with one movie per row.
 
-Columns, in any order, found by the header (others are ignored):
+Columns, in any order, found by the header:
 
 - ``title``
 - ``poster``: a path relative to the CSV's folder, or empty for a movie without one
 - ``genres``: joined by ``|``
 - ``split`` (optional column): train, val, test, or empty to have it assigned
 - ``id`` (optional column): unique; without it the row number is the id
+- every further column is text that a branch can look at, such as ``synopsis``
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import stat
 from pathlib import Path
@@ -24,10 +23,13 @@ from genre_lightning.movies.movie import (
     MovieSet,
     PosterFile,
     check_movies,
+    without_empty,
 )
+from genre_lightning.movies.table import Row, read_table
 
 REQUIRED = ("title", "poster", "genres")
-OPTIONAL = ("split", "id")
+#: Columns that are no text for a branch.
+RESERVED = ("genres", "split", "id")
 
 
 def read_manifest(path: str | Path) -> MovieSet:
@@ -42,10 +44,8 @@ def read_manifest(path: str | Path) -> MovieSet:
             a cell with line breaks in it is still in one row.
     """
     path = Path(path).expanduser()
-    movies = [
-        _parse_row(cells, number, where, path)
-        for number, where, cells in _rows(_read_text(path), path.name)
-    ]
+    _, rows = read_table(path, REQUIRED)
+    movies = [_parse_row(row, path) for row in rows]
     if not movies:
         raise DataError(f"{path.name} has a header but no movies")
     movie_set = MovieSet(movies, tuple(sorted({g for movie in movies for g in movie.genres})))
@@ -53,82 +53,24 @@ def read_manifest(path: str | Path) -> MovieSet:
     return movie_set
 
 
-def _read_text(path: Path) -> str:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"can't read the manifest {path}: {error.strerror}") from error
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{path.name} is not UTF-8 (line {line}, byte {data[error.start]:#04x}); "
-            "save it as UTF-8"
-        ) from error
-
-
-def _rows(text: str, name: str) -> list[tuple[int, str, dict[str, str]]]:
-    """(row number, where, cells by column) of each row that is not blank."""
-    # strict: an unclosed quote is an error, instead of one cell that swallows the rest of the file.
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    rows: list[tuple[int, str, dict[str, str]]] = []
-    columns: list[str] = []
-    number = 0
-    try:
-        for number, cells in enumerate(reader, start=1):
-            cells = [cell.strip() for cell in cells]
-            if number == 1:
-                columns = _check_header(cells, name)
-                continue
-            if not any(cells):
-                continue
-            where = f"{name}:{number}"
-            if reader.line_num != number:  # for those who look at it in a text editor
-                where += f" (line {reader.line_num})"
-            if len(cells) != len(columns):
-                raise DataError(
-                    f"{where}: {len(cells)} cells, but the header has {len(columns)}; "
-                    'a cell with a comma in it needs quotes: "Godfather, The (1972)"'
-                )
-            rows.append((number, where, dict(zip(columns, cells, strict=True))))
-    except csv.Error as error:
-        raise DataError(f"{name}:{number + 1} (line {reader.line_num}): {error}") from error
-    if not columns:
-        raise DataError(f"{name} is empty; its first row must be {','.join(REQUIRED)}")
-    return rows
-
-
-def _check_header(cells: list[str], name: str) -> list[str]:
-    columns = [cell.lower() for cell in cells]
-    for column in (*REQUIRED, *OPTIONAL):
-        if columns.count(column) > 1:
-            raise DataError(f"{name}:1: the column {column!r} comes more than once")
-    missing = [column for column in REQUIRED if column not in columns]
-    if missing:
-        hint = ""
-        if len(columns) == 1 and (";" in columns[0] or "\t" in columns[0]):
-            hint = "; columns are separated by commas"
-        raise DataError(
-            f"{name}:1: the header has no column {' and no '.join(missing)}; "
-            f"it has {', '.join(cells) or 'none'}{hint}"
-        )
-    return columns
-
-
-def _parse_row(cells: dict[str, str], number: int, where: str, manifest: Path) -> Movie:
+def _parse_row(row: Row, manifest: Path) -> Movie:
+    cells = row.cells
     split = cells.get("split", "").lower() or None
     if split is not None and split not in SPLITS:
         raise DataError(
-            f"{where}, column split: {cells['split']!r} is none of {', '.join(SPLITS)} (or empty)"
+            f"{row.where}, column split: {cells['split']!r} is none of {', '.join(SPLITS)} "
+            "(or empty)"
         )
+    columns: dict[str, str | PosterFile | None] = {
+        name: text for name, text in cells.items() if name not in RESERVED
+    }
+    columns["poster"] = _find_poster(manifest.parent, cells["poster"]) if cells["poster"] else None
     return Movie(
-        id=cells.get("id", str(number)),
-        title=cells["title"],
-        poster=_find_poster(manifest.parent, cells["poster"]) if cells["poster"] else None,
+        id=cells.get("id", str(row.number)),
+        columns=without_empty(columns),
         genres=tuple(genre.strip() for genre in cells["genres"].split("|") if genre.strip()),
         split=split,
-        where=where,
+        where=row.where,
     )
 
 

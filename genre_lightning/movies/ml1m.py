@@ -24,7 +24,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from genre_lightning.movies.movie import DataError, Movie, MovieSet, PosterFile, check_movies
+from genre_lightning.movies.movie import (
+    DataError,
+    Movie,
+    MovieSet,
+    PosterFile,
+    check_movies,
+    without_empty,
+)
 
 DRIVE_ID = "1hUqu1mbFeTEfBvl-7fc56fHFfCSzIktD"
 DRIVE_PAGE = f"https://drive.google.com/file/d/{DRIVE_ID}/view"
@@ -98,7 +105,8 @@ def _parse_movies(
         if not (movie_id.isascii() and movie_id.isdigit()):
             raise DataError(f"{where}, column id: {movie_id!r} is not a number")
         genres = tuple(genre.strip() for genre in labels.split("|") if genre.strip())
-        movies.append(Movie(movie_id, title.strip(), posters.get(movie_id), genres, split, where))
+        columns = without_empty({"title": title.strip(), "poster": posters.get(movie_id)})
+        movies.append(Movie(movie_id, columns, genres, split, where))
     return movies
 
 

@@ -1,4 +1,4 @@
-"""What every reader hands over: movies with title, poster file and genres; and its checks.
+"""What every reader hands over: movies with their columns and genres; and its checks.
 
 Readers locate, they never open an image: a :class:`PosterFile` says where a poster's bytes lie and
 is enough to fingerprint them (size and stamp) without reading them.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -88,19 +88,35 @@ class Movie:
 
     Attributes:
         id: unique within the dataset.
-        title: as written, e.g. ``"Godfather, The (1972)"``.
-        poster: None when the movie has none.
+        columns: what there is of it, by column: ``title``, as written ("Godfather, The (1972)"),
+            ``poster``, and any other text. A column that it lacks is not in it.
         genres: at least one, each one of ``MovieSet.genres``.
         split: "train", "val", "test", or None when it is still to be assigned.
         where: the place in its file for messages, e.g. ``"movies_train.dat:17"``.
     """
 
     id: str
-    title: str
-    poster: PosterFile | None
+    columns: Mapping[str, str | PosterFile]
     genres: tuple[str, ...]
     split: str | None
     where: str
+
+    @property
+    def title(self) -> str:
+        """The title; "" for a movie without."""
+        title = self.columns.get("title", "")
+        return title if isinstance(title, str) else ""
+
+    def value(self, column: str) -> str | PosterFile | None:
+        """What a column holds; None for a movie that lacks it. The column "id" is its id."""
+        return self.id if column == "id" else self.columns.get(column)
+
+
+def without_empty(
+    columns: Mapping[str, str | PosterFile | None],
+) -> dict[str, str | PosterFile]:
+    """The columns of a movie that hold something."""
+    return {name: value for name, value in columns.items() if value is not None and value != ""}
 
 
 @dataclass(frozen=True)
@@ -109,10 +125,19 @@ class MovieSet:
 
     Column g of every label array is ``genres[g]``. What a reader returns has passed
     :func:`check_movies`.
+
+    Attributes:
+        notes: what is to be said before training, a sentence each.
     """
 
     movies: list[Movie]
     genres: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    def columns(self) -> tuple[str, ...]:
+        """The columns that at least one movie has, ``title`` and ``poster`` first."""
+        found = {name for movie in self.movies for name in movie.columns}
+        return tuple(sorted(found, key=lambda name: (name != "title", name != "poster", name)))
 
 
 def encode_genres(movies: Sequence[Movie], genres: Sequence[str]) -> np.ndarray:

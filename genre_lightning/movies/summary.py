@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from rich.table import Table
 
-from genre_lightning.movies.movie import Movie, MovieSet
+from genre_lightning.movies.movie import Movie, MovieSet, PosterFile
 
-POSTER_STATES = ("present", "missing", "unreadable")
+STATES = ("present", "missing", "unreadable")
 
 
 @dataclass(frozen=True)
@@ -20,41 +20,44 @@ class DatasetTable:
     Attributes:
         splits: names of the splits.
         movies: movies in each.
-        posters: state ("present", "missing", "unreadable") to movies in each split.
+        columns: column and state ("present", "missing", "unreadable") to movies in each split.
         genres: (genre, movies in each split), in label order.
     """
 
     splits: tuple[str, ...]
     movies: tuple[int, ...]
-    posters: dict[str, tuple[int, ...]]
+    columns: dict[tuple[str, str], tuple[int, ...]]
     genres: tuple[tuple[str, tuple[int, ...]], ...]
 
 
-def poster_states(movies: Sequence[Movie], cache_row: np.ndarray) -> np.ndarray:
-    """(N,) str: what became of each movie's poster.
+def column_states(
+    movies: Sequence[Movie], column: str, place: np.ndarray | None = None
+) -> np.ndarray:
+    """(N,) str: whether each movie has a column: "present", "missing" or "unreadable".
 
     Args:
         movies: N of them.
-        cache_row: (N,) int64, the row in the poster cache, -1 for none.
+        column: its name.
+        place: (N,) int64, -1 for a value that was looked at and could not be read; None where none
+            was looked at.
     """
-    return np.array(
-        [
-            "present"
-            if row >= 0
-            else "missing"
-            if movie.poster is None or not movie.poster.exists
-            else "unreadable"
-            for movie, row in zip(movies, cache_row, strict=True)
-        ]
-    )
+    there = np.array([_is_there(movie, column) for movie in movies], dtype=bool)
+    read = there if place is None else place >= 0
+    return np.where(read, "present", np.where(there, "unreadable", "missing"))
+
+
+def _is_there(movie: Movie, column: str) -> bool:
+    value = movie.value(column)
+    return value.exists if isinstance(value, PosterFile) else bool(value)
 
 
 def absent_posters(movies: Sequence[Movie]) -> list[str]:
     """The posters that the dataset names but that are not there, as ``where: path``."""
     return [
-        f"{movie.where}: {movie.poster.name}"
+        f"{movie.where}: {poster.name}"
         for movie in movies
-        if movie.poster is not None and not movie.poster.exists
+        for poster in movie.columns.values()
+        if isinstance(poster, PosterFile) and not poster.exists
     ]
 
 
@@ -62,29 +65,29 @@ def dataset_table(
     movie_set: MovieSet,
     splits: Mapping[str, np.ndarray],
     labels: np.ndarray,
-    posters: np.ndarray,
+    states: Mapping[str, np.ndarray],
 ) -> DatasetTable:
-    """Count movies, posters and genres in each split.
+    """Count movies, columns and genres in each split.
 
     Args:
         movie_set: N movies, G genres.
         splits: name to row indices.
         labels: (N, G) multi-hot.
-        posters: (N,) str, each one of "present", "missing", "unreadable".
+        states: by column, (N,) str, each one of "present", "missing", "unreadable".
     """
-    unknown = sorted(set(np.unique(posters).tolist()) - set(POSTER_STATES))
-    if unknown:
-        raise ValueError(
-            f"unknown poster state {unknown[0]!r}; there is {', '.join(POSTER_STATES)}"
-        )
+    for column, values in states.items():
+        unknown = sorted(set(np.unique(values).tolist()) - set(STATES))
+        if unknown:
+            raise ValueError(f"{column}: unknown state {unknown[0]!r}; {', '.join(STATES)}")
     rows = list(splits.values())
     counts = [np.asarray(labels[row], dtype=np.int64).sum(axis=0) for row in rows]
     return DatasetTable(
         splits=tuple(splits),
         movies=tuple(len(row) for row in rows),
-        posters={
-            state: tuple(int((posters[row] == state).sum()) for row in rows)
-            for state in POSTER_STATES
+        columns={
+            (column, state): tuple(int((values[row] == state).sum()) for row in rows)
+            for column, values in states.items()
+            for state in STATES
         },
         genres=tuple(
             (genre, tuple(int(count[g]) for count in counts))
@@ -94,18 +97,23 @@ def dataset_table(
 
 
 def render_table(table: DatasetTable, title: str = "Dataset") -> Table:
-    """As a rich table, with a column for each split and one for all."""
+    """As a rich table, with a column for each split and one for all.
+
+    Of posters all three states are shown; of a text that it is missing, where it is.
+    """
     rendered = Table(title=title, title_justify="left")
     rendered.add_column("")
     for split in (*table.splits, "all"):
         rendered.add_column(split, justify="right")
-
-    def add(name: str, counts: tuple[int, ...], end: bool = False) -> None:
-        rendered.add_row(name, *(f"{n:,}" for n in (*counts, sum(counts))), end_section=end)
-
-    add("movies", table.movies, end=True)
-    for state, counts in table.posters.items():
-        add(f"posters {state}", counts, end=state == POSTER_STATES[-1])
+    lines: list[tuple[str, tuple[int, ...]]] = [("movies", table.movies)]
+    for (column, state), counts in table.columns.items():
+        if column == "poster":
+            lines.append((f"posters {state}", counts))
+        elif state == "missing" and any(counts):
+            lines.append((f"without {column}", counts))
+    for position, (name, counts) in enumerate(lines):
+        ends = position in (0, len(lines) - 1)
+        rendered.add_row(name, *(f"{n:,}" for n in (*counts, sum(counts))), end_section=ends)
     for genre, counts in table.genres:
-        add(genre, counts)
+        rendered.add_row(genre, *(f"{n:,}" for n in (*counts, sum(counts))))
     return rendered

@@ -185,7 +185,7 @@ def _export(arguments: Sequence[str]) -> int:
 
 
 def _predict_one(predictor: GenrePredictor, options: argparse.Namespace) -> None:
-    from genre_lightning.inputs.posters import PosterError
+    from genre_lightning.inputs.decode import PosterError
 
     title, poster = options.title, options.poster
     # Said and not refused where the other one is left: the same command then serves every model.

@@ -30,8 +30,8 @@ from genre_lightning import __version__
 from genre_lightning.checkpoint.model import TrainedModel
 from genre_lightning.errors import UserError
 from genre_lightning.inputs.augment import POSTER_MEAN, POSTER_STD
-from genre_lightning.inputs.posters import decode_poster
-from genre_lightning.models import ACTIVATIONS, TitleMLP
+from genre_lightning.inputs.decode import decode_poster
+from genre_lightning.models.fusion import ACTIVATIONS
 
 #: Inputs of the graph: B movies, L terms in their titles, P posters.
 INPUTS = {
@@ -131,7 +131,7 @@ class ExportedNetwork(nn.Module):
     def __init__(self, model: TrainedModel) -> None:
         super().__init__()
         network = model.network
-        if not isinstance(network.title, (TitleMLP, type(None))):
+        if not isinstance(network.title, (TermsMLP, type(None))):
             raise ExportError(f"a {type(network.title).__name__} can't be exported")
         self.title = network.title
         self.poster = network.poster

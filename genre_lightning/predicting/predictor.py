@@ -22,8 +22,8 @@ from PIL import Image
 
 from genre_lightning.checkpoint.model import TrainedModel, load_model
 from genre_lightning.errors import UserError
-from genre_lightning.inputs.posters import PosterError, decode_poster
-from genre_lightning.models import ACTIVATIONS
+from genre_lightning.inputs.decode import PosterError, decode_poster
+from genre_lightning.models.fusion import ACTIVATIONS
 
 #: A poster: a file's path, an encoded image, or an open one.
 PosterSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image

@@ -17,7 +17,7 @@ from torch import Tensor
 from genre_lightning.checkpoint.model import TrainedModel
 from genre_lightning.data.datamodule import MovieDataModule
 from genre_lightning.files import whole_file
-from genre_lightning.models import ACTIVATIONS
+from genre_lightning.models.fusion import ACTIVATIONS
 from genre_lightning.scoring.losses import build_loss
 from genre_lightning.scoring.metrics import genre_metrics, per_genre_metrics
 
@@ -32,11 +32,12 @@ class SplitScores:
     Attributes:
         split: "train", "val" or "test".
         rows: (N,) int64, each movie's place in the dataset.
-        logits: (N, G) float32, the prior and both branches' parts summed.
+        logits: (N, G) float32, the prior and every branch's part summed.
         scores: (N, G) float32 in [0, 1].
         targets: (N, G) float32 multi-hot.
-        title_logits: (N, G) float32, the title branch's part of the summed logits.
-        poster_logits: (N, G) float32, the poster branch's; zero for a movie without a poster.
+        branch_logits: by branch, (N, G) float32, its part of the summed logits; zero for a movie
+            that lacks its column.
+        has: by branch, (N,) bool, whether the movie has its column.
     """
 
     split: str
@@ -44,8 +45,8 @@ class SplitScores:
     logits: Tensor
     scores: Tensor
     targets: Tensor
-    title_logits: Tensor
-    poster_logits: Tensor
+    branch_logits: dict[str, Tensor]
+    has: dict[str, Tensor]
 
 
 @torch.inference_mode()
@@ -65,20 +66,28 @@ def score_split(
         device: where to compute.
         batch_size: another one may change the last digit.
     """
-    names = ("rows", "logits", "scores", "targets", "title_logits", "poster_logits")
-    parts: dict[str, list[Tensor]] = {name: [] for name in names}
+    found: list[tuple[Tensor, ...]] = []
+    branches: dict[str, list[Tensor]] = {name: [] for name in model.inputs}
+    has: dict[str, list[Tensor]] = {name: [] for name in model.inputs}
     model.network.eval()
     for batch in data.loader(split, batch_size=batch_size, device=device):
-        title, poster = model.network.branch_logits(**batch.inputs())
-        logits = model.network.prior + title + poster
-        parts["rows"].append(batch.rows)
-        parts["logits"].append(logits)
-        parts["scores"].append(ACTIVATIONS[model.activation](logits))
-        parts["targets"].append(batch.targets)
-        parts["title_logits"].append(title)
-        parts["poster_logits"].append(poster)
-    joined = {name: torch.cat(values).cpu() for name, values in parts.items()}
-    return SplitScores(split=split, **joined)
+        parts = model.network.branch_logits(batch.parts, len(batch))
+        logits = model.network.total(parts)
+        scores = ACTIVATIONS[model.activation](logits)
+        found.append((batch.rows, logits, scores, batch.targets))
+        for name, part in parts.items():
+            branches[name].append(part)
+            has[name].append(torch.isin(torch.arange(len(batch)), batch.parts[name].rows.cpu()))
+    rows, logits, scores, targets = (torch.cat(column).cpu() for column in zip(*found, strict=True))
+    return SplitScores(
+        split=split,
+        rows=rows,
+        logits=logits,
+        scores=scores,
+        targets=targets,
+        branch_logits={name: torch.cat(values).cpu() for name, values in branches.items()},
+        has={name: torch.cat(values) for name, values in has.items()},
+    )
 
 
 def split_metrics(model: TrainedModel, scores: SplitScores) -> dict[str, float]:
@@ -144,8 +153,10 @@ def write_evaluation(
     movies = data.movie_set.movies
     with whole_file(folder / "predictions.csv") as file:
         table = csv.writer(file)
-        table.writerow(["id", "title", "true", "predicted", "has_poster", *model.genres])
-        has_poster = data.poster_states() == "present"
+        flags = [f"has_{name}" for name in columns]
+        table.writerow(["id", "title", "true", "predicted", *flags, *model.genres])
+        columns = [name for name in model.columns if name != "title"]
+        present = [data.states(name) == "present" for name in columns]
         for row, values, target in zip(
             scores.rows.tolist(), scores.scores, scores.targets, strict=True
         ):
@@ -156,5 +167,6 @@ def write_evaluation(
             ]
             numbers = [f"{value:.6f}" for value in values.tolist()]
             movie = movies[row]
-            table.writerow([movie.id, movie.title, *names, int(has_poster[row]), *numbers])
+            there = [int(states[row]) for states in present]
+            table.writerow([movie.id, movie.title, *names, *there, *numbers])
     return metrics

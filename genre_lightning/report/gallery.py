@@ -18,8 +18,7 @@ from genre_lightning.explain.parts import (
     score_parts,
     title_contributions,
 )
-from genre_lightning.inputs.posters import FORMATS, PosterError, decode_poster
-from genre_lightning.models import TitleMLP
+from genre_lightning.inputs.decode import FORMATS, PosterError, decode_poster
 from genre_lightning.movies.movie import PosterFile
 from genre_lightning.report.evaluation import SplitScores
 
@@ -210,7 +209,7 @@ def explain_genre(
     parts = score_parts(model, title, poster)
     words: list[tuple[str, float]] = []
     others = 0.0
-    if isinstance(model.network.title, TitleMLP):
+    if isinstance(model.network.title, TermsMLP):
         ranked = title_contributions(model, title).ranked(genre)
         added = [(part.text, float(part.contributions[genre])) for part in ranked]
         words = [(text, value) for text, value in added[:_WORDS] if abs(value) >= _SHOWN]

@@ -18,7 +18,7 @@ from torch import Tensor
 from genre_lightning.checkpoint.model import TrainedModel
 from genre_lightning.data.datamodule import MovieDataModule
 from genre_lightning.files import whole_file
-from genre_lightning.models import ACTIVATIONS
+from genre_lightning.models.fusion import ACTIVATIONS
 from genre_lightning.page.document import render_page
 from genre_lightning.report import charts
 from genre_lightning.report.charts import Mark

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric, SumMetric
 
-from genre_lightning.checkpoint.model import (
-    CHECKPOINT_FORMAT,
-    CHECKPOINT_KEY,
-    check_card,
-    keep_paths_inside,
-)
+from genre_lightning.checkpoint.card import CHECKPOINT_FORMAT, CHECKPOINT_KEY, check_card
+from genre_lightning.checkpoint.resuming import keep_paths_inside
 from genre_lightning.data.batch import MovieBatch
 from genre_lightning.errors import UserError
-from genre_lightning.inputs.terms import state_to_json
-from genre_lightning.models import ACTIVATIONS, Fusion
+from genre_lightning.models.fusion import ACTIVATIONS, Fusion
 from genre_lightning.scoring.metrics import ScoreCollector, genre_metrics
 from genre_lightning.scoring.thresholds import fit_thresholds
 
@@ -41,7 +35,7 @@ class GenreModule(pl.LightningModule):
     :class:`genre_lightning.training.callbacks.epoch_log.EpochLog`, not from Lightning.
 
     Args:
-        network: built by :func:`genre_lightning.models.build_network`.
+        network: built by :func:`genre_lightning.models.networks.build_network`.
         loss: built by :func:`genre_lightning.scoring.losses.build_loss`; maps (B, G) logits and
             (B, G) targets to a scalar, and its ``activation`` names the scores it trains.
         optimizer: makes an optimizer of parameters or of groups of them.
@@ -49,16 +43,17 @@ class GenreModule(pl.LightningModule):
         inputs: plain data about how inputs are prepared (``MovieDataModule.describe()``), stored in
             every checkpoint.
         thresholds: method of :func:`genre_lightning.scoring.thresholds.fit_thresholds`.
-        title_lr_scale: learning rate of the title branch over that of the poster branch. A sparse
-            linear layer fits the training titles within a few epochs, a convolutional network
-            needs many; at one rate the title branch is overfitted before the poster branch is
-            trained. What weight decay takes off in a step stays the same.
+        lr_scales: by branch, its learning rate over the optimizer's; 1 for a branch that is not
+            named. What weight decay takes off in a step stays the same. A sparse linear layer fits
+            the training titles within a few epochs, a convolutional network needs many; at one rate
+            the titles are overfitted before the posters are learnt. 0 freezes a branch: its weights
+            and its BatchNorm's statistics stay as they are.
         decay_vectors: apply weight decay to biases and BatchNorm as well.
         branch_loss: weight of the losses of each branch alone, added to the loss of the sum, so
-            that neither branch stops learning once the other fits the training movies. The
-            poster's is taken over the movies that have one.
+            that no branch stops learning once the others fit the training movies. A branch's is
+            taken over the movies that have its column.
         channels_last: keep convolutions in the memory layout in which they run fastest.
-        compile: compile both branches with ``torch.compile``.
+        compile: compile every branch with ``torch.compile``.
     """
 
     def __init__(
@@ -70,7 +65,7 @@ class GenreModule(pl.LightningModule):
         *,
         inputs: Mapping[str, Any],
         thresholds: str = "expected",
-        title_lr_scale: float = 1.0,
+        lr_scales: Mapping[str, float] | None = None,
         decay_vectors: bool = False,
         branch_loss: float = 0.0,
         channels_last: bool = True,
@@ -83,7 +78,8 @@ class GenreModule(pl.LightningModule):
         self.make_scheduler = scheduler
         self.inputs = dict(inputs)
         self.threshold_method = thresholds
-        self.title_lr_scale = title_lr_scale
+        self.lr_scales = dict.fromkeys(network.branches, 1.0) | dict(lr_scales or {})
+        _check_scales(self.lr_scales, list(network.branches))
         self.decay_vectors = decay_vectors
         self.branch_loss = branch_loss
         self.activation = str(loss.activation)
@@ -98,9 +94,20 @@ class GenreModule(pl.LightningModule):
         self.thresholds = torch.full((network.num_genres,), 0.5)
         check_card(self._card())
         if compile:
-            for branch in (network.title, network.poster):
-                if branch is not None:
-                    branch.compile()
+            for branch in network.branches.values():
+                branch.compile()
+        for name in self._frozen():
+            network.branches[name].requires_grad_(False)
+
+    def _frozen(self) -> list[str]:
+        return [name for name, scale in self.lr_scales.items() if scale == 0]
+
+    def train(self, mode: bool = True) -> GenreModule:
+        """Set the mode of all but the frozen branches, which stay as if predicting."""
+        super().train(mode)
+        for name in self._frozen():
+            self.network.branches[name].eval()
+        return self
 
     def on_train_start(self) -> None:
         self._train_loss_logged = False
@@ -110,15 +117,17 @@ class GenreModule(pl.LightningModule):
 
     def training_step(self, batch: MovieBatch, batch_idx: int) -> Tensor:
         """The loss of the summed logits, and of each branch where ``branch_loss`` asks for it."""
-        title, poster = self.network.branch_logits(**batch.inputs())
-        prior = self.network.prior
-        loss: Tensor = self.loss(prior + title + poster, batch.targets)
-        if self.branch_loss and self.network.title is not None and self.network.poster is not None:
-            loss = loss + self.branch_loss * self.loss(prior + title, batch.targets)
-            if len(batch.poster_rows):
-                seen = batch.poster_rows
-                alone = self.loss((prior + poster)[seen], batch.targets[seen])
-                loss = loss + self.branch_loss * alone
+        network, targets = self.network, batch.targets
+        branches = network.branch_logits(batch.parts, len(batch))
+        loss: Tensor = self.loss(network.total(branches), targets)
+        if self.branch_loss and len(branches) > 1:
+            for name, logits in branches.items():
+                rows = batch.parts[name].rows
+                alone, own = network.total({name: logits}), targets
+                if len(rows) < len(batch):
+                    alone, own = alone[rows], targets[rows]
+                if len(rows):
+                    loss = loss + self.branch_loss * self.loss(alone, own)
         self.train_loss.update(loss.detach())  # all batches are of one size
         if not self._train_loss_logged:
             # Once: at the epoch's end Lightning asks the metric, and each call takes a millisecond.
@@ -128,7 +137,7 @@ class GenreModule(pl.LightningModule):
 
     def validation_step(self, batch: MovieBatch, batch_idx: int) -> None:
         """Collect the scores; nothing is computed of them before the epoch's end."""
-        logits = self.network(**batch.inputs())
+        logits = self.network(batch.parts, len(batch))
         self.val_loss.update(self.loss(logits, batch.targets) * len(batch))
         self.collector.update(ACTIVATIONS[self.activation](logits.float()), batch.targets)
 
@@ -172,12 +181,8 @@ class GenreModule(pl.LightningModule):
     def _parameter_groups(self, defaults: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Each branch's matrices and vectors, with their share of the optimizer's own settings."""
         groups = []
-        for branch, scale in (
-            (self.network.title, self.title_lr_scale),
-            (self.network.poster, 1.0),
-        ):
-            if branch is None:
-                continue
+        for name, branch in self.network.branches.items():
+            scale = self.lr_scales[name]
             for vectors in (False, True):
                 chosen = [p for p in branch.parameters() if (p.ndim <= 1) == vectors]
                 decay = 0.0 if vectors and not self.decay_vectors else defaults["weight_decay"]
@@ -185,19 +190,14 @@ class GenreModule(pl.LightningModule):
                     {
                         "params": chosen,
                         "lr": defaults["lr"] * scale,
-                        "weight_decay": decay / scale,
+                        "weight_decay": decay / scale if scale else 0.0,
                     }
                 )
         return groups
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what rebuilds the model, as plain data."""
-        checkpoint[CHECKPOINT_KEY] = {**self._card(), "titles": self._titles}
-
-    @cached_property
-    def _titles(self) -> str:
-        """The title features as a file has them."""
-        return state_to_json(self.inputs["titles"])
+        checkpoint[CHECKPOINT_KEY] = self._card()
 
     def _card(self) -> dict[str, Any]:
         return {
@@ -210,8 +210,18 @@ class GenreModule(pl.LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the thresholds of the checkpoint until the next validation."""
+        """Take up the thresholds of the checkpoint until the next validation."""
         saver = self.trainer.checkpoint_callback
         if isinstance(saver, ModelCheckpoint) and saver.dirpath is not None:
             keep_paths_inside(checkpoint, Path(saver.dirpath))
         self.thresholds = torch.tensor(checkpoint[CHECKPOINT_KEY]["thresholds"])
+
+
+def _check_scales(scales: Mapping[str, float], branches: list[str]) -> None:
+    for name, scale in scales.items():
+        if name not in branches:
+            raise UserError(f"lr_scale of {name}: the model has {', '.join(branches)}")
+        if not isinstance(scale, (int, float)) or not 0 <= scale <= 1e6:
+            raise UserError(f"model.branches.{name}.lr_scale={scale} is not a number from 0 on")
+    if not any(scales.values()):
+        raise UserError("every branch has lr_scale=0, so there is nothing to train")

@@ -529,7 +529,7 @@ def _check_movie(predictor: GenrePredictor, title: str, poster: bytes | None) ->
 
 def _decode(predictor: GenrePredictor, poster: bytes) -> Any:
     """(H, W, 3) uint8 RGB, as the model takes it."""
-    from genre_lightning.inputs.posters import PosterError, decode_poster
+    from genre_lightning.inputs.decode import PosterError, decode_poster
 
     try:
         model = predictor.model

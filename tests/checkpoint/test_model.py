@@ -21,14 +21,9 @@ import numpy as np
 import pytest
 import torch
 
-from genre_lightning.checkpoint.model import (
-    CHECKPOINT_KEY,
-    CheckpointError,
-    TrainedModel,
-    keep_paths_inside,
-    load_model,
-    read_checkpoint,
-)
+from genre_lightning.checkpoint.card import CHECKPOINT_KEY, CheckpointError, read_checkpoint
+from genre_lightning.checkpoint.model import TrainedModel, load_model
+from genre_lightning.checkpoint.resuming import keep_paths_inside
 
 Change = Callable[[dict[str, Any]], Any]
 

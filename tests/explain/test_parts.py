@@ -20,7 +20,7 @@ from genre_lightning.explain.parts import (
 )
 from genre_lightning.inputs.augment import normalise_posters
 from genre_lightning.inputs.terms import TitleVectorizer
-from genre_lightning.models import PosterResNet
+from genre_lightning.models.poster_resnet import PosterResNet
 
 TITLES = {
     "plain": "Heat (1995)",

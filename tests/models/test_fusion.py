@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from genre_lightning.models import BRANCHES, build_network
+from genre_lightning.models.networks import NETWORKS, build_network
 
 TITLE: dict[str, Any] = {"name": "title_mlp", "vocabulary_size": 50, "hidden": 8}
 POSTER: dict[str, Any] = {"name": "poster_resnet", "widths": [4, 8], "blocks": [1, 1]}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from genre_lightning.models import TitleMLP
+from genre_lightning.models.terms_mlp import TermsMLP
 
 
 def sparse(dense: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

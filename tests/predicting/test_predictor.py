@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from genre_lightning import GenrePredictor
-from genre_lightning.checkpoint.model import CheckpointError
+from genre_lightning.checkpoint.card import CheckpointError
 from genre_lightning.explain.parts import score_parts
 from genre_lightning.inputs.augment import POSTER_MEAN, POSTER_STD
 from genre_lightning.inputs.posters import PosterError, decode_poster

@@ -16,7 +16,7 @@ from PIL import Image
 from genre_lightning.checkpoint.model import TrainedModel
 from genre_lightning.data.datamodule import MovieDataModule
 from genre_lightning.inputs.terms import TitleVectorizer
-from genre_lightning.models import build_network
+from genre_lightning.models.networks import build_network
 from genre_lightning.report.evaluation import SplitScores, score_split
 from genre_lightning.report.page import Origin
 

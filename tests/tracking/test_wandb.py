@@ -20,7 +20,7 @@ import torch
 import wandb
 from omegaconf import OmegaConf
 
-from genre_lightning.checkpoint.model import TRAINING_KEY
+from genre_lightning.checkpoint.card import TRAINING_KEY
 from genre_lightning.errors import UserError
 from genre_lightning.tracking.loggers import RunLogger, open_loggers
 from genre_lightning.training.module import DivergedError

@@ -17,10 +17,10 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics import Metric
 
-from genre_lightning.checkpoint.model import CHECKPOINT_KEY, CheckpointError
+from genre_lightning.checkpoint.card import CHECKPOINT_KEY, CheckpointError
 from genre_lightning.data.datamodule import MovieDataModule
 from genre_lightning.inputs.terms import TitleVectorizer
-from genre_lightning.models import build_network
+from genre_lightning.models.networks import build_network
 from genre_lightning.scoring.losses import LOSSES, build_loss
 from genre_lightning.scoring.thresholds import METHODS, fit_thresholds
 from genre_lightning.training.module import DivergedError, GenreModule

@@ -18,7 +18,9 @@ from typing import Any
 import pytest
 import torch
 
-from genre_lightning.checkpoint.model import CheckpointError, copy_best, load_model, read_checkpoint
+from genre_lightning.checkpoint.card import CheckpointError, read_checkpoint
+from genre_lightning.checkpoint.resuming import copy_best
+from genre_lightning.checkpoint.model import load_model
 from genre_lightning.errors import UserError
 from genre_lightning.training.callbacks.resume import Interrupted
 from tests.training import (

@@ -15,7 +15,7 @@ import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from genre_lightning.checkpoint.model import CHECKPOINT_KEY, TRAINING_KEY
+from genre_lightning.checkpoint.card import CHECKPOINT_KEY, TRAINING_KEY
 from genre_lightning.files import whole_file
 
 #: Entries that are made for one checkpoint alone, or never changed.

@@ -18,7 +18,7 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from genre_lightning.checkpoint.model import TRAINING_KEY
+from genre_lightning.checkpoint.card import TRAINING_KEY
 from genre_lightning.data.batch import MovieBatch, MovieLoader
 from genre_lightning.runs.folder import (
     flat_settings,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from genre_lightning.checkpoint.model import TRAINING_KEY
+from genre_lightning.checkpoint.card import TRAINING_KEY
 from genre_lightning.training.callbacks.checkpoint_io import WholeFileIO
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import logging
+import mmap
 import os
 import re
 import shutil
@@ -106,6 +107,24 @@ def stored_folder(
     finally:
         lock.release()
     return folder
+
+
+def advise(array: np.ndarray, rows: np.ndarray) -> None:
+    """Have the system begin to read rows of a memory-mapped array, where it is one.
+
+    Without it every page of a file that is larger than the memory is waited for.
+
+    Args:
+        array: (N, ...).
+        rows: (B,) integers in 0..N-1.
+    """
+    pages = getattr(array, "_mmap", None)
+    if pages is None or not hasattr(mmap, "MADV_WILLNEED"):  # not on Windows
+        return
+    size = array[0].nbytes
+    for row in rows.tolist():
+        start = row * size // mmap.PAGESIZE * mmap.PAGESIZE
+        pages.madvise(mmap.MADV_WILLNEED, start, (row + 1) * size - start)
 
 
 def _build(folder: Path, build: Callable[[Path], None]) -> None:

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from genre_lightning.inputs.terms import (
+from genre_lightning.inputs.vectorizer import (
     DECADES,
-    SparseTitles,
-    TitleVectorizer,
+    SparseRows,
+    TermVectorizer,
     normalise_title,
 )
 
@@ -55,7 +55,7 @@ ANALYZERS = {
 }
 
 
-def dense(titles: SparseTitles, width: int) -> np.ndarray:
+def dense(titles: SparseRows, width: int) -> np.ndarray:
     """(N, V) by the definition of the format; refuses a column given twice."""
     result = np.zeros((len(titles), width), dtype=np.float32)
     for row in range(len(titles)):
@@ -124,7 +124,7 @@ def test_normalising_twice_changes_nothing():
 @pytest.mark.parametrize("name", ANALYZERS)
 def test_equals_scikit_learn(name, width, sublinear):
     analyzer, ngrams = ANALYZERS[name]
-    vectorizer = TitleVectorizer(width, analyzer, ngrams, sublinear, decade=False).fit(TITLES)
+    vectorizer = TermVectorizer(width, analyzer, ngrams, sublinear, decade=False).fit(TITLES)
     oracle = TfidfVectorizer(
         analyzer=analyzer,
         ngram_range=ngrams,
@@ -151,7 +151,7 @@ def test_equals_scikit_learn_on_real_titles(ml1m_root):
     if file is None:
         pytest.skip("the real movies are a zip here")
     titles = [line.split("::")[1] for line in file.read_text("utf-8").splitlines()]
-    vectorizer = TitleVectorizer(2000, decade=False).fit(titles[:400])
+    vectorizer = TermVectorizer(2000, decade=False).fit(titles[:400])
     oracle = TfidfVectorizer(
         analyzer="char_wb", ngram_range=(2, 5), max_features=2000, sublinear_tf=True
     )
@@ -163,7 +163,7 @@ def test_equals_scikit_learn_on_real_titles(ml1m_root):
 
 
 def test_chunks_do_not_show():
-    vectorizer = TitleVectorizer(100).fit(TITLES)
+    vectorizer = TermVectorizer(100).fit(TITLES)
     many = vectorizer.transform(UNSEEN * 600)
     once = dense(vectorizer.transform(UNSEEN), 100)
     assert len(many) == len(UNSEEN) * 600
@@ -188,13 +188,13 @@ def test_chunks_do_not_show():
 )
 def test_decades(year, wanted):
     seen = ["first (1912)", "last (2005)", "other"]
-    vectorizer = TitleVectorizer(50, decade_weight=2.0).fit(seen)
+    vectorizer = TermVectorizer(50, decade_weight=2.0).fit(seen)
     title = "first" if year is None else f"first ({year})"
     row = dense(vectorizer.transform([title]), 50)[0]
     found = dict(zip(DECADES, row[-len(DECADES) :].tolist(), strict=True))
     for centre in DECADES:
         assert found[centre] == pytest.approx(2.0 * wanted.get(centre, 0.0)), centre
-    without = TitleVectorizer(50 - len(DECADES), decade=False).fit(seen)
+    without = TermVectorizer(50 - len(DECADES), decade=False).fit(seen)
     np.testing.assert_array_equal(
         row[: -len(DECADES)], dense(without.transform([title]), 50 - len(DECADES))[0]
     )
@@ -208,18 +208,18 @@ def test_decades(year, wanted):
     ],
 )
 def test_years_outside_of_all_decades_count_as_the_nearest(years, title, centre):
-    row = dense(TitleVectorizer(50).fit(years).transform([title]), 50)[0]
+    row = dense(TermVectorizer(50).fit(years).transform([title]), 50)[0]
     assert row[50 - len(DECADES) + DECADES.index(centre)] == 0.5
     assert np.count_nonzero(row[-len(DECADES) :]) == 1
 
 
 def test_without_any_year_there_are_no_decades():
-    vectorizer = TitleVectorizer(50).fit(["no year", "none"])
+    vectorizer = TermVectorizer(50).fit(["no year", "none"])
     assert not dense(vectorizer.transform(["no year (1990)"]), 50)[:, -len(DECADES) :].any()
 
 
 def test_nothing_depends_on_titles_that_are_only_transformed():
-    vectorizer = TitleVectorizer(200).fit(TITLES)
+    vectorizer = TermVectorizer(200).fit(TITLES)
     before = copy.deepcopy(vectorizer.state_dict())
     alone = dense(vectorizer.transform(TITLES[:1]), 200)
     among = dense(vectorizer.transform([*TITLES[:1], "zebra zebra (2019)", "xxx"]), 200)
@@ -228,7 +228,7 @@ def test_nothing_depends_on_titles_that_are_only_transformed():
 
 
 def test_an_empty_title_and_no_title():
-    vectorizer = TitleVectorizer(100).fit(TITLES)
+    vectorizer = TermVectorizer(100).fit(TITLES)
     assert vectorizer.transform(["", "?"]).indptr.tolist() == [0, 0, 0]
     nothing = vectorizer.transform([])
     assert len(nothing) == 0 and nothing.indptr.tolist() == [0]
@@ -237,20 +237,20 @@ def test_an_empty_title_and_no_title():
 @pytest.mark.parametrize("titles", [[], ["", "?? (1999)"]], ids=["none", "without words"])
 def test_nothing_to_learn_is_refused(titles):
     with pytest.raises(ValueError, match="has a term"):
-        TitleVectorizer(100).fit(titles)
+        TermVectorizer(100).fit(titles)
 
 
 def test_transform_before_fit_is_refused():
-    assert not TitleVectorizer().fitted
+    assert not TermVectorizer().fitted
     with pytest.raises(RuntimeError, match="not fitted"):
-        TitleVectorizer().transform(["a"])
+        TermVectorizer().transform(["a"])
 
 
 @pytest.mark.parametrize(
     "rows", [[], [0], [3, 1, 3], [14, 4, 0], np.arange(15)[::-1]], ids=["none", *"abcd"]
 )
 def test_take(rows):
-    titles = TitleVectorizer(300).fit(TITLES).transform(TITLES)
+    titles = TermVectorizer(300).fit(TITLES).transform(TITLES)
     taken = titles.take(rows)
     wanted = dense(titles, 300)[np.asarray(rows, dtype=np.int64)]
     np.testing.assert_array_equal(dense(taken, 300), wanted)
@@ -259,16 +259,16 @@ def test_take(rows):
 @pytest.mark.parametrize("row", [-1, 15])
 def test_take_refuses_what_is_not_there(row):
     with pytest.raises(IndexError):
-        TitleVectorizer(300).fit(TITLES).transform(TITLES).take([0, row])
+        TermVectorizer(300).fit(TITLES).transform(TITLES).take([0, row])
 
 
 @pytest.mark.parametrize("fitted", [True, False], ids=["fitted", "not fitted"])
 def test_state_survives_json(fitted):
-    vectorizer = TitleVectorizer(300, "char", (1, 4), False, True, 0.25)
+    vectorizer = TermVectorizer(300, "char", (1, 4), False, True, 0.25)
     if fitted:
         vectorizer.fit(TITLES)
     state = json.loads(json.dumps(vectorizer.state_dict()))
-    rebuilt = TitleVectorizer.from_state_dict(state)
+    rebuilt = TermVectorizer.from_state_dict(state)
     assert rebuilt.fitted == fitted
     assert rebuilt.settings() == vectorizer.settings()
     assert rebuilt.state_dict() == vectorizer.state_dict()
@@ -279,7 +279,7 @@ def test_state_survives_json(fitted):
 
 
 def test_the_state_is_a_copy():
-    vectorizer = TitleVectorizer(300).fit(TITLES)
+    vectorizer = TermVectorizer(300).fit(TITLES)
     vectorizer.state_dict()["terms"].clear()
     assert vectorizer.transform(TITLES).indptr[-1] > 0
 
@@ -343,7 +343,7 @@ NAN, INFINITY = float("nan"), float("inf")
     ids=str,
 )
 def test_a_state_that_is_off_is_refused_by_name(key, value):
-    state = TitleVectorizer(300).fit(TITLES).state_dict()
+    state = TermVectorizer(300).fit(TITLES).state_dict()
     replacements = {
         ("terms", "numbers"): [*range(len(state["terms"]))],
         ("terms", "twice"): [state["terms"][1], *state["terms"][1:]],
@@ -359,21 +359,21 @@ def test_a_state_that_is_off_is_refused_by_name(key, value):
     state[key] = replacements.get((key, value), value) if isinstance(value, str) else value
     word = "terms" if key == "vocabulary_size" and value == 40 else key
     with pytest.raises(ValueError, match=word):
-        TitleVectorizer.from_state_dict(state)
+        TermVectorizer.from_state_dict(state)
 
 
-@pytest.mark.parametrize("key", list(TitleVectorizer().state_dict()))
+@pytest.mark.parametrize("key", list(TermVectorizer().state_dict()))
 def test_a_state_with_a_missing_key_is_refused_by_name(key):
-    state = TitleVectorizer(300).fit(TITLES).state_dict()
+    state = TermVectorizer(300).fit(TITLES).state_dict()
     del state[key]
     with pytest.raises(ValueError, match=f"{key} is missing"):
-        TitleVectorizer.from_state_dict(state)
+        TermVectorizer.from_state_dict(state)
 
 
 @pytest.mark.parametrize("state", [None, [], "x", 3], ids=repr)
 def test_a_state_that_is_no_mapping_is_refused(state):
     with pytest.raises(ValueError, match="mapping"):
-        TitleVectorizer.from_state_dict(state)
+        TermVectorizer.from_state_dict(state)
 
 
 @pytest.mark.parametrize(
@@ -389,15 +389,15 @@ def test_a_state_that_is_no_mapping_is_refused(state):
 )
 def test_settings_that_make_no_sense_are_refused_by_name(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        TitleVectorizer(**wrong)
+        TermVectorizer(**wrong)
 
 
 def test_transforming_imports_nothing_heavy():
-    state = json.dumps(TitleVectorizer(300).fit(TITLES).state_dict())
+    state = json.dumps(TermVectorizer(300).fit(TITLES).state_dict())
     program = """
 import json, sys
-from genre_lightning.inputs.terms import TitleVectorizer
-vectorizer = TitleVectorizer.from_state_dict(json.load(sys.stdin))
+from genre_lightning.inputs.vectorizer import TermVectorizer
+vectorizer = TermVectorizer.from_state_dict(json.load(sys.stdin))
 assert len(vectorizer.transform(["Heat (1995)"]).indices)
 print(*({"torch", "sklearn", "scipy", "pandas"} & set(sys.modules)))
 """

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from genre_lightning.errors import UserError
-from genre_lightning.inputs.store import CacheError, content_key, stored_folder
+from genre_lightning.store import CacheError, content_key, stored_folder
 
 KEY = "0123456789abcdef"
 
@@ -125,7 +125,7 @@ def start_builder(cache: Path, key: str, ready: Path, seconds: float) -> subproc
     program = f"""
 import time
 from pathlib import Path
-from genre_lightning.inputs.store import stored_folder
+from genre_lightning.store import stored_folder
 
 def build(folder):
     (folder / "first").write_text("first")
@@ -223,9 +223,7 @@ def test_equal_content_has_equal_keys(left, right):
 
 def test_a_key_is_the_same_in_another_process():
     value = ("x", 1, 2.5, {"b": [None, True], "a": b"\0"})
-    program = (
-        f"from genre_lightning.inputs.store import content_key; print(content_key(*{value!r}))"
-    )
+    program = f"from genre_lightning.store import content_key; print(content_key(*{value!r}))"
     environment = {**os.environ, "PYTHONHASHSEED": "7"}
     output = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True

@@ -28,7 +28,7 @@ from genre_lightning.inputs.posters import (
     open_poster_cache,
     pool_stages,
 )
-from genre_lightning.inputs.store import CacheError
+from genre_lightning.store import CacheError
 from genre_lightning.movies.movie import PosterFile
 
 RED, GREEN, BLUE, WHITE = (220, 30, 40), (20, 200, 60), (30, 40, 210), (255, 255, 255)

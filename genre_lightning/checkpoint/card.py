@@ -1,0 +1,246 @@
+"""What a checkpoint says of its model, checked with suspicion.
+
+A checkpoint is Lightning's own file plus one entry, ``genre_lightning``, which describes the
+network and the inputs by short names and numbers. A file can be untrusted, so reading one never
+imports, instantiates or calls anything that the file names, allocates nothing that the weights in
+the file don't account for, and either gives a checkpoint or raises :class:`CheckpointError`.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genre_lightning.checkpoint.archive import ArchiveError, check_archive
+from genre_lightning.errors import UserError
+from genre_lightning.inputs.input import Input
+from genre_lightning.inputs.table import input_from_text
+from genre_lightning.models.fusion import ACTIVATIONS, Fusion
+from genre_lightning.models.networks import (
+    MAX_BRANCHES,
+    check_fit,
+    complete_description,
+    sketch_network,
+)
+from genre_lightning.scoring.losses import build_loss
+
+CHECKPOINT_KEY = "genre_lightning"
+CHECKPOINT_FORMAT = 4
+#: What training resumes from, beyond what Lightning saves (training/callbacks/resume.py).
+TRAINING_KEY = "training_state"
+
+#: Everything the trainer writes. An entry beyond these was put there by somebody else: Lightning
+#: acts on some (``hyper_parameters`` with an ``_instantiator``), so none is let through.
+KNOWN_ENTRIES = frozenset(
+    {
+        CHECKPOINT_KEY,
+        TRAINING_KEY,
+        "epoch",
+        "global_step",
+        "pytorch-lightning_version",
+        "state_dict",
+        "loops",
+        "callbacks",
+        "optimizer_states",
+        "lr_schedulers",
+        "current_model_state",  # these two by Lightning's weight averaging
+        "averaging_state",
+        "MixedPrecision",
+        "MovieDataModule",
+    }
+)
+
+
+class CheckpointError(UserError, ValueError):
+    """A file that is no checkpoint of ours, is damaged, or does not fit; the message names it."""
+
+
+def read_checkpoint(path: str | Path, mmap: bool = False) -> dict[str, Any]:
+    """Read and check a checkpoint file.
+
+    Args:
+        path: of the file.
+        mmap: leave the tensors in the file until they are looked at; it must not change meanwhile.
+
+    Returns:
+        Its entries: numbers, strings, lists, dicts and CPU tensors; the ``genre_lightning`` entry
+        is complete and consistent with the weights.
+
+    Raises:
+        CheckpointError: for anything but a whole checkpoint of this project.
+    """
+    path = Path(path)
+    try:
+        return _check(_load(path, mmap))
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error.__cause__
+
+
+def network_weights(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The network's part of a GenreModule's ``state_dict``, under the network's own names."""
+    prefix = "network."
+    return {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+
+
+def _load(path: Path, mmap: bool) -> Any:
+    try:
+        if not path.is_file():
+            raise CheckpointError("there is no such file")
+        check_archive(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except CheckpointError:
+        raise
+    except ArchiveError as error:
+        raise CheckpointError(str(error)) from error
+    except OSError as error:
+        raise CheckpointError(f"can't be read: {error.strerror or error}") from error
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        LookupError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        AssertionError,
+    ) as error:
+        # The first line alone: torch goes on to recommend weights_only=False, the very thing
+        # that would run a payload.
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"refused: not loadable as plain data ({reason:.200})") from error
+
+
+def _check(checkpoint: Any) -> dict[str, Any]:
+    if not isinstance(checkpoint, dict):
+        raise CheckpointError(f"it holds a {type(checkpoint).__name__}, not a checkpoint")
+    if CHECKPOINT_KEY not in checkpoint:
+        raise CheckpointError(
+            f"it has no {CHECKPOINT_KEY!r} entry: not a checkpoint of this project"
+        )
+    unknown = sorted(str(key) for key in checkpoint if key not in KNOWN_ENTRIES)
+    if unknown:
+        raise CheckpointError(
+            f"it has entries that training never writes: {', '.join(unknown):.200}"
+        )
+    card = checkpoint[CHECKPOINT_KEY]
+    if not isinstance(card, dict):
+        raise CheckpointError(f"{CHECKPOINT_KEY} is not a mapping")
+    sketch, _ = check_card(card)
+    _check_weights(checkpoint.get("state_dict"), sketch.state_dict())
+    return checkpoint
+
+
+def _mapping(card: Mapping[str, Any], key: str) -> dict[str, Any]:
+    value = card.get(key)
+    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+        raise CheckpointError(f"{CHECKPOINT_KEY}.{key} is missing or not a mapping")
+    return value
+
+
+def check_card(card: dict[str, Any]) -> tuple[Fusion, dict[str, Input]]:
+    """Check the description of a model: a file's on reading, and a run's own before it starts.
+
+    Args:
+        card: the ``genre_lightning`` entry; its network's description is completed in place.
+
+    Returns:
+        The network without memory for its weights, and the inputs by branch.
+
+    Raises:
+        CheckpointError: naming what a model can't be rebuilt from.
+    """
+    if card.get("format") != CHECKPOINT_FORMAT:
+        raise CheckpointError(
+            f"its format is {card.get('format')!r:.100}, and this version reads "
+            f"{CHECKPOINT_FORMAT}: train it again with this version, or use the version that "
+            "wrote it"
+        )
+    _check_values(card)
+    inputs = _check_inputs(card)
+    try:
+        description = complete_description(**_mapping(card, "network"))
+        check_fit(description, inputs)
+        sketch = sketch_network(description).eval()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"its network can't be rebuilt: {str(error)[:500]}") from error
+    if description["num_genres"] != len(card["genres"]):
+        raise CheckpointError(
+            f"its network has {description['num_genres']} outputs for {len(card['genres'])} genres"
+        )
+    card["network"] = description
+    return sketch, inputs
+
+
+def _check_inputs(card: Mapping[str, Any]) -> dict[str, Input]:
+    texts = _mapping(card, "inputs")
+    if len(texts) > MAX_BRANCHES:
+        raise CheckpointError(f"it has {len(texts)} inputs, more than {MAX_BRANCHES}")
+    inputs = {}
+    for name, text in texts.items():
+        try:
+            inputs[name] = input_from_text(text)
+        except (ValueError, OverflowError) as error:
+            reason = str(error)[:500]
+            raise CheckpointError(f"its input {name:.100} can't be rebuilt: {reason}") from error
+    return inputs
+
+
+def _check_values(card: Mapping[str, Any]) -> None:
+    genres = card.get("genres")
+    if (
+        not isinstance(genres, list)
+        or not genres
+        # Names are shown on terminals, which take some characters for commands.
+        or not all(isinstance(genre, str) and genre and genre.isprintable() for genre in genres)
+        or len(set(genres)) != len(genres)
+    ):
+        raise CheckpointError("its genres are not a list of distinct names")
+    thresholds = card.get("thresholds")
+    if not isinstance(thresholds, list) or len(thresholds) != len(genres):
+        raise CheckpointError("it does not have one threshold for each genre")
+    if not all(type(t) is float and 0 <= t <= 1 for t in thresholds):
+        raise CheckpointError("its thresholds are not numbers in 0..1")
+    activation = card.get("activation")
+    if type(activation) is not str or activation not in ACTIVATIONS:
+        raise CheckpointError(f"its activation {activation!r:.100} is unknown")
+    data = _mapping(card, "data")
+    if not all(type(v) in (str, int, float, bool, type(None)) for v in data.values()):
+        raise CheckpointError("its data is not described by names and numbers")
+    loss = _mapping(card, "loss")
+    try:
+        built = build_loss(**loss)
+        counts = loss.get("genre_counts")
+        if counts is not None and len(counts) != len(genres):
+            raise ValueError(f"{len(counts)} genre_counts for {len(genres)} genres")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"its loss can't be rebuilt: {str(error)[:500]}") from error
+    if built.activation != activation:
+        raise CheckpointError(f"its activation {activation!r} is not that of its loss")
+
+
+def _check_weights(state: Any, wanted: Mapping[str, Tensor]) -> None:
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise CheckpointError("it has no weights")
+    if not all(name.startswith("network.") for name in state):
+        raise CheckpointError("it has weights of more than a network")
+    weights = network_weights(state)
+    missing, unknown = sorted(set(wanted) - set(weights)), sorted(set(weights) - set(wanted))
+    if missing or unknown:
+        raise CheckpointError(f"its weights don't fit its network: {(missing or unknown)[0]:.200}")
+    for name, sketch in wanted.items():
+        value = weights[name]
+        if not isinstance(value, Tensor) or value.shape != sketch.shape:
+            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise CheckpointError(f"its weight {name} is {shape}, not {tuple(sketch.shape)}")
+        if value.dtype != sketch.dtype:
+            raise CheckpointError(f"its weight {name} is {value.dtype}, not {sketch.dtype}")
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise CheckpointError(f"its weight {name} holds numbers that are not finite")
+        if name.endswith("running_var") and bool((value < 0).any()):
+            raise CheckpointError(f"its weight {name} is a variance below zero")

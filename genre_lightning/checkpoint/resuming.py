@@ -1,0 +1,175 @@
+"""From which checkpoint a training may resume, and what of it Lightning may act on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from genre_lightning.checkpoint.card import (
+    CHECKPOINT_KEY,
+    TRAINING_KEY,
+    CheckpointError,
+    read_checkpoint,
+)
+from genre_lightning.files import whole_file
+from genre_lightning.models.fusion import Fusion
+
+
+def check_resumable(
+    path: str | Path, inputs: Mapping[str, Any], network: Fusion, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Refuse to resume from a bad file, or one whose model, data or settings differ from ours.
+
+    Args:
+        path: of the checkpoint.
+        inputs: ``MovieDataModule.describe()`` of the run that would resume.
+        network: of that run.
+        settings: of that run, from :func:`genre_lightning.training.callbacks.resume.run_settings`.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        CheckpointError: naming the file and what differs, with both values.
+    """
+    checkpoint = read_checkpoint(path)
+    card = checkpoint[CHECKPOINT_KEY]
+    entries = {
+        "optimizer_states": list,
+        "lr_schedulers": list,
+        "loops": dict,
+        "callbacks": dict,
+        TRAINING_KEY: dict,
+    }
+    for entry, kind in entries.items():
+        if not isinstance(checkpoint.get(entry), kind):
+            raise CheckpointError(f"{path}: it has no {entry!r}, so training can't resume from it")
+    for key, ours in (
+        ("genres", list(inputs["genres"])),
+        ("inputs", dict(inputs["inputs"])),
+        ("network", network.description),
+    ):
+        if card[key] != ours:
+            theirs = card[key]
+            if key == "inputs":
+                theirs, ours = (
+                    {name: json.loads(text) for name, text in texts.items()}
+                    for texts in (theirs, ours)
+                )
+            raise CheckpointError(
+                f"{path}: its {key} differ from this run's ({_difference(theirs, ours)}); "
+                "resume with the data and model it was trained with, or start anew without "
+                "ckpt_path"
+            )
+    theirs = checkpoint[TRAINING_KEY].get("settings")
+    run_id = checkpoint[TRAINING_KEY].get("wandb_run_id", 0)
+    if not isinstance(theirs, dict) or not isinstance(run_id, str | None):
+        raise CheckpointError(
+            f"{path}: its {TRAINING_KEY} is damaged: training can't resume from it"
+        )
+    absent = object()
+    changed = [
+        f"{name} ({_shown(theirs, name)} there, {_shown(settings, name)} here)"
+        for name in sorted({*theirs, *settings})
+        if theirs.get(name, absent) != settings.get(name, absent)
+    ]
+    if changed:
+        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+        raise CheckpointError(
+            f"{path}: these settings differ from this run's: {', '.join(changed[:5])}{more}; "
+            "give the same ones, or start anew without ckpt_path"
+        )
+    return checkpoint
+
+
+def _shown(settings: Mapping[str, Any], name: str) -> str:
+    return f"{settings[name]!r:.100}" if name in settings else "not set"
+
+
+def copy_best(checkpoint: Mapping[str, Any], path: str | Path, folder: Path) -> None:
+    """Take the best checkpoint so far along, where a run resumes in another folder.
+
+    Copied is the file beside ``path`` that has the name, and the score inside, that ``checkpoint``
+    tells, if it is a checkpoint of ours. Any other is left where it is, and forgotten.
+
+    Args:
+        checkpoint: of :func:`check_resumable`.
+        path: its file.
+        folder: of this run's checkpoints.
+    """
+    beside = Path(path).resolve().parent
+    if beside == folder.resolve():
+        return
+    for key, state in _saver_states(checkpoint):
+        best = _best_inside(key, state, beside)
+        if best is not None and not (folder / best.name).exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            with whole_file(folder / best.name, "wb") as file:
+                file.write(best.read_bytes())
+
+
+def _saver_states(checkpoint: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The states of ModelCheckpoint callbacks, by their keys."""
+    return [
+        (key, state)
+        for key, state in checkpoint["callbacks"].items()
+        if isinstance(state, dict) and "best_k_models" in state
+    ]
+
+
+def _best_inside(key: str, state: Mapping[str, Any], folder: Path) -> Path | None:
+    """The best checkpoint by its name in ``folder``, if that is the very one ``state`` knows.
+
+    After a kill it can be one that was saved later: its own record of the score tells.
+    """
+    place = folder / Path(str(state.get("best_model_path", ""))).name
+    if place.suffix != ".ckpt" or not place.is_file():
+        return None
+    try:
+        own = read_checkpoint(place, mmap=True).get("callbacks", {}).get(key, {})
+    except (CheckpointError, AttributeError):
+        return None
+    scores = own.get("best_model_score"), state.get("best_model_score")
+    same = all(isinstance(s, Tensor) and s.numel() == 1 for s in scores) and scores[0] == scores[1]
+    return place if same else None
+
+
+def _difference(theirs: Any, ours: Any, key: str = "") -> str:
+    if isinstance(theirs, Mapping) and isinstance(ours, Mapping):
+        names = sorted(set(theirs) | set(ours))
+        for name in sorted(names, key=lambda name: isinstance(ours.get(name), list)):
+            if theirs.get(name) != ours.get(name):
+                return _difference(theirs.get(name), ours.get(name), f"{key}.{name}".strip("."))
+    if isinstance(theirs, list) and isinstance(ours, list) and max(len(theirs), len(ours)) > 32:
+        return f"{key or 'list'}: {len(theirs)} and {len(ours)} entries, not the same"
+    return f"{key or 'value'}: {theirs!r:.500} there, {ours!r:.500} here"
+
+
+def keep_paths_inside(checkpoint: dict[str, Any], folder: Path) -> None:
+    """Make ModelCheckpoint resume with the checkpoints of ``folder`` alone, found by file name.
+
+    Lightning deletes the file that was best before, with all that is in it, once a better one is
+    written, at the path the checkpoint names: an untrusted checkpoint could name any, and that of
+    a moved run names old places. A best file that isn't in the folder, or that was saved later, is
+    forgotten: the epochs that follow make another.
+
+    Args:
+        checkpoint: of :func:`read_checkpoint`, changed in place.
+        folder: of this run's checkpoints.
+    """
+    for key, state in _saver_states(checkpoint):
+        best = _best_inside(key, state, folder)
+        name = "" if best is None else str(best)
+        score = None if best is None else state["best_model_score"]
+        state["best_model_path"] = state["kth_best_model_path"] = name
+        state["best_model_score"] = score
+        state["best_k_models"] = {} if best is None else {name: score}
+        state.pop("kth_value", None)
+        if best is not None:
+            state["kth_value"] = score
+        state["last_model_path"] = ""
+        state["dirpath"] = str(folder)

@@ -1,0 +1,37 @@
+"""Movies never seen before as the parts of a batch, by the same inputs that training used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from genre_lightning.inputs.input import Input
+from genre_lightning.inputs.part import Part
+
+
+def encode_items(
+    inputs: Mapping[str, Input],
+    items: Mapping[str, Sequence[Any]],
+    device: torch.device | str = "cpu",
+) -> dict[str, Part]:
+    """The prepared parts of B movies.
+
+    Args:
+        inputs: of the model, by branch.
+        items: for each branch, B results of its input's ``read``, None for a movie that lacks the
+            column.
+        device: of the model.
+
+    Returns:
+        What :meth:`genre_lightning.models.fusion.Fusion.forward` takes.
+    """
+    parts = {}
+    for name, given in inputs.items():
+        rows = [row for row, item in enumerate(items[name]) if item is not None]
+        numbers = given.encode([items[name][row] for row in rows])
+        moved = {key: value.to(device) for key, value in numbers.items()}
+        place = torch.tensor(rows, dtype=torch.int64, device=device)
+        parts[name] = Part(place, given.prepare(moved, None))
+    return parts

@@ -1,0 +1,185 @@
+"""The half of a branch that turns a column into numbers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+from torch import Tensor
+
+from genre_lightning.inputs.part import Numbers
+
+#: What a user hands in for a column: a text; or a poster's path, bytes or open image.
+Value = Any
+Self = TypeVar("Self", bound="Input")
+
+
+@dataclass(frozen=True)
+class Store:
+    """Where inputs keep what they have computed.
+
+    Attributes:
+        folder: of all caches; safe to share between processes.
+        workers: threads that decode; None for one per core.
+        progress: show bars on standard error, if that is a terminal.
+    """
+
+    folder: Path
+    workers: int | None = None
+    progress: bool = True
+
+
+class Features(ABC):
+    """An input's numbers of all N movies of a dataset.
+
+    Attributes:
+        place: (N,) int64, where each movie's numbers are; -1 for a movie without.
+        unreadable: name and reason of each value that is there and could not be read.
+        dense: the numbers as one array whose first dimension ``place`` counts, if they are such an
+            array: it can then be kept on the device that trains. None for others.
+        name: of the dense numbers.
+    """
+
+    place: np.ndarray
+    unreadable: Sequence[tuple[str, str]]
+    dense: np.ndarray | None
+    name: str
+
+    @abstractmethod
+    def gather(
+        self, places: np.ndarray, counts: np.ndarray
+    ) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
+        """The numbers of K batches, end to end.
+
+        Args:
+            places: (P,) int64 of the movies that have some, one batch after another.
+            counts: (K,) int64, how many of them are each batch's.
+
+        Returns:
+            The numbers, and for each of them K lengths along its first dimension.
+        """
+
+    @abstractmethod
+    def read_ahead(self, places: np.ndarray) -> None:
+        """Have the system begin to read these places into memory, without waiting for it."""
+
+
+class DenseFeatures(Features):
+    """Numbers that are one array, maybe memory-mapped.
+
+    Args:
+        name: of the network's argument that they are for.
+        dense: (M, ...), a row for each place.
+        place: see :class:`Features`, as the last one.
+    """
+
+    dense: np.ndarray
+
+    def __init__(
+        self,
+        name: str,
+        dense: np.ndarray,
+        place: np.ndarray,
+        unreadable: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        self.name = name
+        self.dense = dense
+        self.place = place
+        self.unreadable = unreadable
+
+    def gather(
+        self, places: np.ndarray, counts: np.ndarray
+    ) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
+        import torch
+
+        taken = np.take(self.dense, places, axis=0)
+        return {self.name: torch.from_numpy(taken)}, {self.name: counts.tolist()}
+
+    def read_ahead(self, places: np.ndarray) -> None:
+        from genre_lightning.store import advise
+
+        advise(self.dense, places)
+
+
+class Input(ABC):
+    """Turns one column into numbers, the same in training, evaluation and prediction.
+
+    What it learns it learns from train alone. What it has learnt is plain data, which a checkpoint
+    carries; the checkpoint may be untrusted, so :meth:`from_state` checks all of it.
+
+    To add one: a final class with these methods, and a line in ``inputs/table.py``.
+
+    Attributes:
+        kind: the short name by which configs and checkpoints call it.
+        gives: what a network must take to fit: "terms", "pixels" or "vectors".
+        of: "text", "poster" or "id", the kind of column it looks at.
+        column: the column's name.
+    """
+
+    kind: ClassVar[str]
+    gives: ClassVar[str]
+    of: ClassVar[str]
+    column: str
+
+    @property
+    @abstractmethod
+    def fitted(self) -> bool:
+        """Whether it can encode: it has learnt from a dataset, or has nothing to learn."""
+
+    @abstractmethod
+    def network_arguments(self) -> dict[str, Any]:
+        """Arguments of every network that takes these numbers, such as their width."""
+
+    @abstractmethod
+    def bytes_per_movie(self) -> int:
+        """About how many bytes a movie's prepared numbers take."""
+
+    @abstractmethod
+    def open(self, values: Sequence[Value | None], train: np.ndarray, store: Store) -> Features:
+        """The numbers of a whole dataset, from the store or computed into it.
+
+        Args:
+            values: of N movies, None for a movie that lacks the column.
+            train: (n,) int64, the movies to learn from; an input that is fitted learns nothing.
+            store: where to look and to write.
+        """
+
+    @abstractmethod
+    def read(self, value: Value) -> Any:
+        """One value of a movie never seen before, checked and decoded.
+
+        Raises:
+            InputError: it can't be read; the message is the reason.
+            TypeError: it is of a type that no such column has.
+        """
+
+    @abstractmethod
+    def encode(self, items: Sequence[Any]) -> dict[str, Tensor]:
+        """The numbers of P values, each from :meth:`read`, as a store would hold them."""
+
+    @abstractmethod
+    def prepare(self, numbers: Numbers, seeds: Sequence[tuple[int, int]] | None) -> Numbers:
+        """The numbers as the network takes them, on the device where they are.
+
+        Args:
+            numbers: of P movies, as gathered or encoded.
+            seeds: for training, where values are varied at random: (number of movies, seed) of one
+                batch after another. None to vary nothing.
+        """
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """All of it as plain data: numbers, strings, None, and lists and dicts of them."""
+
+    @classmethod
+    @abstractmethod
+    def from_state(cls: type[Self], state: Mapping[str, Any]) -> Self:
+        """What :meth:`state` gave, from data that may be untrusted.
+
+        Raises:
+            ValueError: naming the key that is missing, unknown, of a wrong type or out of range.
+        """

@@ -1,0 +1,102 @@
+"""The inputs by name.
+
+To add one, write a final class of :class:`genre_lightning.inputs.input.Input` and list it here.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from genre_lightning.errors import UserError
+from genre_lightning.inputs.input import Input
+from genre_lightning.inputs.pixels import PixelsInput
+from genre_lightning.inputs.terms import TermsInput
+from genre_lightning.inputs.vectorizer import MAX_VOCABULARY_SIZE
+
+INPUTS: dict[str, type[Input]] = {one.kind: one for one in (TermsInput, PixelsInput)}
+
+#: Brackets and commas in the text of an honest state.
+_MAX_BRACKETS = 32
+_MAX_COMMAS = 3 * MAX_VOCABULARY_SIZE
+
+
+def build_input(branch: str, settings: Mapping[str, Any]) -> Input:
+    """Build a branch's input from its configuration.
+
+    Args:
+        branch: name of the branch, for messages.
+        settings: ``kind``, a key of ``INPUTS``, and the arguments of that class.
+
+    Raises:
+        UserError: naming the key that is unknown, missing or out of range.
+    """
+    where = f"model.branches.{branch}.input"
+    kind = settings.get("kind")
+    if kind not in INPUTS:
+        raise UserError(f"{where}.kind={kind} is none of {', '.join(INPUTS)}")
+    made = INPUTS[kind]
+    arguments = {name: value for name, value in settings.items() if name != "kind"}
+    known = inspect.signature(made).parameters
+    for name in arguments:
+        if name not in known:
+            raise UserError(f"{where}.{name}: the input {kind} has {', '.join(known)}")
+    if "column" in arguments and not is_column_name(arguments["column"]):
+        raise UserError(f"{where}.column={arguments['column']!r} is no name of a column")
+    try:
+        return made(**arguments)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}.{error}") from error
+
+
+def is_column_name(name: Any) -> bool:
+    """Whether this can be the name of a column: printable, without what JSON would escape."""
+    return (
+        isinstance(name, str)
+        and 0 < len(name) <= 200
+        and name.isprintable()
+        and not set(name) & set('"\\[]{}')
+    )
+
+
+def state_to_text(given: Input) -> str:
+    """An input's kind and state as one string of JSON.
+
+    One string is read and written in a tenth of the time that its items would take one by one.
+    """
+    return json.dumps({"kind": given.kind, **given.state()}, ensure_ascii=False)
+
+
+def input_from_text(text: Any) -> Input:
+    """What :func:`state_to_text` wrote, from a file that may be untrusted.
+
+    Raises:
+        ValueError: saying what is wrong with it.
+    """
+    if type(text) is not str:
+        raise ValueError(f"a {type(text).__name__}, not a text")
+    # No honest state has a backslash in a string: a term is letters, digits, marks and spaces, and
+    # a column's name is checked. So brackets bound the depth, and commas the number of items.
+    if "\\" in text or text.count("[") + text.count("{") > _MAX_BRACKETS:
+        raise ValueError("its JSON is not that of an input's state")
+    if text.count(",") > _MAX_COMMAS:
+        raise ValueError("its JSON has more items than any vocabulary")
+    try:
+        state = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{error!s:.200}") from None
+    if not isinstance(state, dict):
+        raise ValueError("its JSON is no mapping")
+    kind = state.pop("kind", None)
+    if type(kind) is not str or kind not in INPUTS:
+        raise ValueError(f"its kind {kind!r:.100} is none of {', '.join(INPUTS)}")
+    if not is_column_name(state.get("column")):
+        raise ValueError("its column has no name")
+    try:
+        return INPUTS[kind].from_state(state)
+    except TypeError as error:
+        raise ValueError(str(error)) from None

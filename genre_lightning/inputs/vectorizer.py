@@ -1,0 +1,487 @@
+"""Texts as sparse TF-IDF rows of a fixed width, with a title's release decade in the last columns.
+
+Fitting uses scikit-learn; transforming is plain Python and numpy and gives the same numbers, so
+that prediction starts without importing scikit-learn and a vectorizer is plain data in a
+checkpoint.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+#: Centres of the soft decade features, one column each: the last columns of V.
+DECADES = tuple(range(1910, 2030, 10))
+ANALYZERS = ("word", "char", "char_wb")
+
+#: Limits on what is accepted from an untrusted file.
+MAX_VOCABULARY_SIZE = 2**20
+MAX_NGRAM = 32
+MAX_TERM_CHARACTERS = 2**26
+
+_STATE_VERSION = 1
+_CHUNK = 4096  # titles turned into numbers at once: bounds the memory of transform
+
+# "(1999)", also "( 1999 )", "[1999]", "(1999/I)" and the years of a series, "(1999-2003)".
+_YEAR = re.compile(r"[(\[]\s*(1[89][0-9]{2}|20[0-9]{2})(?:\s*[-‐-―/][^()\[\]]{0,9})?\s*[)\]]")
+
+
+class _Characters(dict[int, str]):
+    """What becomes of each character of a title, decided on first sight, for `str.translate`.
+
+    Letters, digits and combining marks (vowel signs of Indic scripts are marks) stay. Apostrophes,
+    full stops and invisible characters go without a trace ("Schindler's" -> "schindlers", "E.T." ->
+    "et"), any other character leaves a gap ("Face/Off" -> "face off").
+    """
+
+    def __missing__(self, code: int) -> str:
+        character = chr(code)
+        category = unicodedata.category(character)
+        if category[0] in "LNM":
+            result = character
+        elif character in "'’‘`´ʹ." or category == "Cf":
+            result = ""
+        else:
+            result = " "
+        self[code] = result
+        return result
+
+
+_CHARACTERS = _Characters()
+
+
+def normalise_title(title: str) -> tuple[str, int | None]:
+    """Split a title into its words, lowercase without punctuation, and its year.
+
+    `"Godfather, The (1972)"` gives `("godfather the", 1972)`. The year is the last number from 1800
+    to 2099 that stands in brackets of its own; all other digits stay ("2001: A Space Odyssey
+    (1968)", "Blade Runner 2049 (2017)"), and so do other remarks in brackets, without the brackets.
+    Compatibility forms are unified (NFKC: full-width letters, ligatures); accents are kept, since
+    they tell words and languages apart.
+
+    Returns: the words joined by single spaces, maybe ""; the year, or None where there is none.
+    """
+    if not title.isascii():
+        title = unicodedata.normalize("NFKC", title)
+    year = None
+    matches = list(_YEAR.finditer(title))
+    if matches:
+        last = matches[-1]
+        year = int(last[1])
+        title = f"{title[: last.start()]} {title[last.end() :]}"
+    text = title.lower()
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text)
+    return " ".join(text.translate(_CHARACTERS).split()), year
+
+
+@dataclass(frozen=True, slots=True)
+class SparseRows:
+    """N titles as rows of a sparse (N, V) matrix, as in the CSR format.
+
+    Attributes:
+        indptr: (N + 1,) int64, row n is `indices[indptr[n]:indptr[n + 1]]`, and likewise weights.
+        indices: (L,) int32 columns in 0..V-1, ascending in each row.
+        weights: (L,) float32.
+    """
+
+    indptr: np.ndarray
+    indices: np.ndarray
+    weights: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.indptr) - 1
+
+    def take(self, rows: np.ndarray | Sequence[int]) -> SparseRows:
+        """The given rows, (B,) integers in 0..N-1, in the given order.
+
+        Raises:
+            IndexError: a row is not there.
+        """
+        rows = np.asarray(rows, dtype=np.int64)
+        if len(rows) and (rows.min() < 0 or rows.max() >= len(self)):
+            raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(self)} titles")
+        starts = self.indptr[rows]
+        lengths = self.indptr[rows + 1] - starts
+        indptr = np.zeros(len(rows) + 1, dtype=np.int64)
+        np.cumsum(lengths, out=indptr[1:])
+        # The place of each entry: its place in the result, moved by where its row has come from.
+        places = np.arange(indptr[-1]) + np.repeat(starts - indptr[:-1], lengths)
+        return SparseRows(indptr, self.indices[places], self.weights[places])
+
+
+class TermVectorizer:
+    """TF-IDF of normalised titles plus soft decade features, (N, V) with a fixed V.
+
+    The terms' columns come first, unused ones stay empty, and with `decade` the last
+    `len(DECADES)` columns tell the release year: a triangular weight on the two nearest decade
+    centres (1994 is 0.6 of the 1990s and 0.4 of the 2000s). Years are clamped to those seen in
+    fitting, so that a movie of 2024 counts as the newest one that the model has learnt about
+    instead of using columns that it has not. A title without a year has no decade feature.
+
+    TF-IDF is scikit-learn's, with smoothed idf and rows of length 1 (Salton & Buckley 1988, "Term-
+    weighting approaches in automatic text retrieval"); words are whatever stands between spaces, so
+    that one-letter titles ("M", "Z") are not empty.
+
+    Args:
+        vocabulary_size: V, the terms and the decades together.
+        analyzer: "word", "char" (n-grams across words) or "char_wb" (n-grams within words, each
+            padded by a space).
+        ngram_range: shortest and longest n-gram.
+        sublinear_tf: 1 + ln(count) in place of the count.
+        decade: add the decade features.
+        decade_weight: their sum for a title with a year; the TF-IDF part has length 1.
+
+    Raises:
+        ValueError: naming the argument that makes no sense.
+    """
+
+    def __init__(
+        self,
+        vocabulary_size: int = 8192,
+        analyzer: str = "char_wb",
+        ngram_range: Sequence[int] = (2, 5),
+        sublinear_tf: bool = True,
+        decade: bool = True,
+        decade_weight: float = 0.5,
+    ) -> None:
+        if analyzer not in ANALYZERS:
+            raise ValueError(f"analyzer: {analyzer!r} is none of {', '.join(ANALYZERS)}")
+        if len(ngram_range) != 2 or not 1 <= ngram_range[0] <= ngram_range[1] <= MAX_NGRAM:
+            raise ValueError(
+                f"ngram_range: shortest and longest length from 1 to {MAX_NGRAM}, "
+                f"not {list(ngram_range)}"
+            )
+        least = len(DECADES) + 1 if decade else 1
+        if not least <= vocabulary_size <= MAX_VOCABULARY_SIZE:
+            raise ValueError(
+                f"vocabulary_size: {vocabulary_size} is not in {least} to {MAX_VOCABULARY_SIZE}"
+            )
+        if not 0 < decade_weight <= 1000:
+            raise ValueError(f"decade_weight: {decade_weight} is not above 0 and up to 1000")
+        self.vocabulary_size = vocabulary_size
+        self.analyzer = analyzer
+        self.ngram_range = (ngram_range[0], ngram_range[1])
+        self.sublinear_tf = sublinear_tf
+        self.decade = decade
+        self.decade_weight = float(decade_weight)
+        self.terms: list[str] | None = None
+        self._column: dict[str, int] = {}
+        self._idf = np.zeros(0)
+        self._years: tuple[int, int] | None = None
+
+    @property
+    def fitted(self) -> bool:
+        """True once there is a vocabulary."""
+        return self.terms is not None
+
+    def settings(self) -> dict[str, Any]:
+        """The constructor's arguments as plain data."""
+        return {
+            "vocabulary_size": self.vocabulary_size,
+            "analyzer": self.analyzer,
+            "ngram_range": list(self.ngram_range),
+            "sublinear_tf": self.sublinear_tf,
+            "decade": self.decade,
+            "decade_weight": self.decade_weight,
+        }
+
+    def fit(self, titles: Sequence[str]) -> TermVectorizer:
+        """Learn vocabulary, idf and range of years from these titles (those of train alone).
+
+        The vocabulary is the most frequent terms, as many as there are columns.
+
+        Raises:
+            ValueError: there is no term in any title.
+        """
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        parts = [normalise_title(title) for title in titles]
+        texts = [text for text, _ in parts]
+        years = [year for _, year in parts if year is not None]
+        if not any(True for text in texts for _ in self._ngrams(text)):
+            raise ValueError(f"no title of the {len(titles)} given has a term to learn")
+        vectorizer = TfidfVectorizer(
+            analyzer=self.analyzer,
+            tokenizer=str.split if self.analyzer == "word" else None,
+            token_pattern=None,
+            ngram_range=self.ngram_range,
+            lowercase=False,
+            max_features=self._num_term_columns(),
+            sublinear_tf=self.sublinear_tf,
+        )
+        vectorizer.fit(texts)
+        terms = [str(term) for term in vectorizer.get_feature_names_out()]
+        self._set(terms, vectorizer.idf_, (min(years), max(years)) if years else None)
+        return self
+
+    def transform(self, titles: Sequence[str]) -> SparseRows:
+        """Turn N titles into a sparse (N, V) matrix; terms that fitting did not see are left out.
+
+        Raises:
+            RuntimeError: the vectorizer is not fitted.
+        """
+        if self.terms is None:
+            raise RuntimeError("the vectorizer is not fitted yet")
+        chunks = [
+            self._transform_chunk(titles[start : start + _CHUNK])
+            for start in range(0, len(titles), _CHUNK)
+        ]
+        indptr = np.zeros(len(titles) + 1, dtype=np.int64)
+        np.cumsum(np.concatenate([np.zeros(0, np.int64), *(c[0] for c in chunks)]), out=indptr[1:])
+        indices = np.concatenate([np.zeros(0, np.int32), *(c[1] for c in chunks)])
+        weights = np.concatenate([np.zeros(0, np.float32), *(c[2] for c in chunks)])
+        return SparseRows(indptr, indices, weights)
+
+    def locate(self, text: str) -> list[tuple[int, int, int]]:
+        """Where the terms of a title stand, for explaining what a model makes of it.
+
+        Args:
+            text: a normalised title, the first part of `normalise_title`.
+
+        Returns: (column, start, end) of each known term as often as it occurs: it was read from
+            `text[start:end]`. The spaces around words that "char_wb" adds are not counted, so the
+            padding alone, which can be a term of one character, has start == end.
+        """
+        if self.analyzer == "char_wb":
+            found = []
+            for match in re.finditer(r"\S+", text):
+                padded = f" {match[0]} "
+                shortest = min(self.ngram_range[0], len(padded))
+                for term, start, end in _char_spans(padded, shortest, self.ngram_range[1]):
+                    last = len(padded) - 2
+                    begin, stop = min(max(start - 1, 0), last), max(min(end - 1, last), 0)
+                    found.append((term, match.start() + begin, match.start() + stop))
+        elif self.analyzer == "word":
+            words = list(re.finditer(r"\S+", text))
+            found = [
+                (" ".join(word[0] for word in run), run[0].start(), run[-1].end())
+                for n in range(self.ngram_range[0], min(self.ngram_range[1], len(words)) + 1)
+                for run in (words[start : start + n] for start in range(len(words) - n + 1))
+            ]
+        else:
+            found = list(_char_spans(text, *self.ngram_range))
+        column = self._column
+        return [(column[term], start, end) for term, start, end in found if term in column]
+
+    def name(self, column: int) -> str:
+        """What a column stands for: a term, or the decade's year ("1990"); "" for an unused one.
+
+        Raises:
+            IndexError: there is no such column.
+        """
+        if not 0 <= column < self.vocabulary_size:
+            raise IndexError(f"column {column} of {self.vocabulary_size}")
+        if self.is_decade(column):
+            return str(DECADES[column - self._num_term_columns()])
+        terms = self.terms or []
+        return terms[column] if column < len(terms) else ""
+
+    def is_decade(self, column: int) -> bool:
+        """Whether a column tells the release year and not a term."""
+        return column >= self._num_term_columns()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain data (str, int, float, bool, list) from which `from_state_dict` rebuilds this."""
+        return {
+            "version": _STATE_VERSION,
+            **self.settings(),
+            "terms": None if self.terms is None else list(self.terms),
+            "idf": self._idf.tolist(),
+            "years": None if self._years is None else list(self._years),
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> TermVectorizer:
+        """Rebuild a vectorizer from data that may be untrusted.
+
+        Raises:
+            ValueError: naming the key that is missing, unknown, of a wrong type or out of range.
+        """
+        if not isinstance(state, Mapping):
+            raise ValueError(f"terms: a mapping is needed, not {type(state).__name__}")
+        types: dict[str, tuple[type, ...]] = {
+            "version": (int,),
+            "vocabulary_size": (int,),
+            "analyzer": (str,),
+            "ngram_range": (list,),
+            "sublinear_tf": (bool,),
+            "decade": (bool,),
+            "decade_weight": (float,),
+            "terms": (list, type(None)),
+            "idf": (list,),
+            "years": (list, type(None)),
+        }
+        for key in (*types, *state):
+            if key not in state:
+                raise ValueError(f"terms: {key} is missing")
+            if key not in types:
+                raise ValueError(f"terms: unknown key {key!r:.100}")
+            _check_types(key, [state[key]], *types[key])
+        if state["version"] != _STATE_VERSION:
+            raise ValueError(
+                f"terms: version {state['version']} is not {_STATE_VERSION}, "
+                "the one that this program writes"
+            )
+        _check_types("ngram_range", state["ngram_range"], int)
+        names = ("vocabulary_size", "analyzer", "ngram_range", "sublinear_tf", "decade")
+        try:
+            vectorizer = cls(
+                **{name: state[name] for name in names}, decade_weight=state["decade_weight"]
+            )
+        except ValueError as error:
+            raise ValueError(f"terms: {error}") from None
+        if state["terms"] is not None:
+            years = state["years"]
+            if years is not None:
+                _check_types("years", years, int)
+                if len(years) != 2 or not 1800 <= years[0] <= years[1] <= 2099:
+                    raise ValueError("terms: years are not two in 1800 to 2099")
+                years = (years[0], years[1])
+            _check_types("idf", state["idf"], float)
+            vectorizer._set(state["terms"], state["idf"], years)
+        elif state["idf"] or state["years"]:
+            raise ValueError("terms: idf and years, but no terms")
+        return vectorizer
+
+    def _num_term_columns(self) -> int:
+        return self.vocabulary_size - (len(DECADES) if self.decade else 0)
+
+    def _set(
+        self, terms: Sequence[Any], idf: Sequence[float], years: tuple[int, int] | None
+    ) -> None:
+        if not 1 <= len(terms) <= self._num_term_columns():
+            raise ValueError(f"terms: {len(terms)} terms for {self._num_term_columns()} columns")
+        if len(idf) != len(terms):
+            raise ValueError(f"terms: {len(idf)} idf for {len(terms)} terms")
+        _check_types("terms", terms, str)
+        if not all(terms) or len(set(terms)) < len(terms):
+            raise ValueError("terms: terms has an empty one or one twice")
+        if sum(map(len, terms)) > MAX_TERM_CHARACTERS:
+            raise ValueError(f"terms: terms has over {MAX_TERM_CHARACTERS} characters")
+        values = np.asarray(idf, dtype=np.float64)
+        if not np.all((values > 0) & (values < 1e6)):  # false for nan too
+            raise ValueError("terms: idf is not finite, above 0 and under a million")
+        self.terms = list(terms)
+        self._column = {term: column for column, term in enumerate(terms)}
+        self._idf = values
+        self._years = years
+
+    def _transform_chunk(self, titles: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Row lengths (n,) int64, columns (L,) int32 and weights (L,) float32 of a few titles."""
+        column = self._column.get
+        ngrams = self._ngrams
+        # A word's n-grams do not depend on its neighbours: within a chunk each is looked up once.
+        known: dict[str, list[int]] = {}
+        columns: list[int] = []
+        ends = [0]
+        years: list[int | None] = []
+        for title in titles:
+            text, year = normalise_title(title)
+            for piece in text.split() if self.analyzer == "char_wb" else (text,):
+                found = known.get(piece)
+                if found is None:
+                    found = [c for c in map(column, ngrams(piece)) if c is not None]
+                    known[piece] = found
+                columns += found
+            ends.append(len(columns))
+            years.append(year)
+
+        width = self.vocabulary_size
+        bounds = np.array(ends, dtype=np.int64)
+        rows = np.repeat(np.arange(len(titles), dtype=np.int64), bounds[1:] - bounds[:-1])
+        entries, counts = np.unique(
+            rows * width + np.array(columns, dtype=np.int64), return_counts=True
+        )
+        rows, indices = np.divmod(entries, width)
+        weights = counts.astype(np.float64)
+        if self.sublinear_tf:
+            weights = np.log(weights) + 1.0
+        weights *= self._idf[indices]
+        norms = np.sqrt(np.bincount(rows, weights * weights, minlength=len(titles)))
+        weights /= norms[rows]
+        if self.decade and self._years is not None:
+            decade_rows, decade_columns, decade_weights = self._decades(years)
+            rows = np.concatenate([rows, decade_rows])
+            indices = np.concatenate([indices, decade_columns])
+            weights = np.concatenate([weights, decade_weights])
+            order = np.argsort(rows, kind="stable")  # the decades after each row's terms
+            rows, indices, weights = rows[order], indices[order], weights[order]
+        return (
+            np.bincount(rows, minlength=len(titles)).astype(np.int64),
+            indices.astype(np.int32),
+            weights.astype(np.float32),
+        )
+
+    def _decades(self, years: Sequence[int | None]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rows, columns and weights of the decade features of a few titles, all of one length."""
+        if self._years is None:
+            raise RuntimeError("fitting has seen no year")
+        rows = np.array([row for row, year in enumerate(years) if year is not None], dtype=np.int64)
+        known = np.array([year for year in years if year is not None], dtype=np.float64)
+        known = known.clip(*self._years).clip(DECADES[0], DECADES[-1])
+        place = (known - DECADES[0]) / 10.0
+        lower = np.floor(place).astype(np.int64)
+        upper_weight = place - lower
+        # Both neighbours, then without those of weight 0 (a year that is a centre has one).
+        rows = np.repeat(rows, 2)
+        columns = np.stack([lower, lower + 1], axis=1).ravel() + self._num_term_columns()
+        weights = np.stack([1.0 - upper_weight, upper_weight], axis=1).ravel() * self.decade_weight
+        kept = weights > 0
+        return rows[kept], columns[kept], weights[kept]
+
+    def _ngrams(self, text: str) -> Iterator[str]:
+        """The terms of a normalised text, repeated ones repeated, as scikit-learn's analyzers."""
+        make: Callable[[str, int, int], Iterator[str]] = {
+            "word": _word_ngrams,
+            "char": _char_ngrams,
+            "char_wb": _char_wb_ngrams,
+        }[self.analyzer]
+        return make(text, *self.ngram_range)
+
+
+def _word_ngrams(text: str, shortest: int, longest: int) -> Iterator[str]:
+    words = text.split()
+    return (
+        " ".join(words[start : start + n])
+        for n in range(shortest, min(longest, len(words)) + 1)
+        for start in range(len(words) - n + 1)
+    )
+
+
+def _char_ngrams(text: str, shortest: int, longest: int) -> Iterator[str]:
+    return (
+        text[start : start + n]
+        for n in range(shortest, min(longest, len(text)) + 1)
+        for start in range(len(text) - n + 1)
+    )
+
+
+def _char_spans(text: str, shortest: int, longest: int) -> Iterator[tuple[str, int, int]]:
+    """The n-grams of `_char_ngrams` with their places."""
+    return (
+        (text[start : start + n], start, start + n)
+        for n in range(shortest, min(longest, len(text)) + 1)
+        for start in range(len(text) - n + 1)
+    )
+
+
+def _char_wb_ngrams(text: str, shortest: int, longest: int) -> Iterator[str]:
+    return chain.from_iterable(
+        # A word shorter than the shortest n-gram counts once, whole.
+        _char_ngrams(f" {word} ", min(shortest, len(word) + 2), longest)
+        for word in text.split()
+    )
+
+
+def _check_types(key: str, values: Iterable[Any], *allowed: type) -> None:
+    """Exact types: True is an int for isinstance, and a subclass may override anything."""
+    for kind in set(map(type, values)).difference(allowed):
+        names = " or ".join("None" if t is type(None) else t.__name__ for t in allowed)
+        raise ValueError(f"terms: {key} needs {names}, not {kind.__name__}")

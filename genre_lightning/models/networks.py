@@ -1,0 +1,287 @@
+"""The networks by name, and the model that a list of branches describes.
+
+To add a network, write a module whose constructor takes ``num_genres``, what its input gives
+(:meth:`genre_lightning.inputs.input.Input.network_arguments`) and numbers or lists of them, whose
+``forward`` takes the input's numbers by name, and whose last layer is called ``head``; list it
+here.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from genre_lightning.inputs.input import Input
+from genre_lightning.models.fusion import Fusion
+from genre_lightning.models.poster_resnet import PosterResNet
+from genre_lightning.models.terms_mlp import TermsMLP
+
+logger = logging.getLogger(__name__)
+
+MAX_GENRES = 4096
+MAX_BRANCHES = 64
+MAX_PARAMETERS = 500_000_000
+
+_BRANCH_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
+
+
+@dataclass(frozen=True)
+class NetworkType:
+    """A kind of network that a branch can have.
+
+    Attributes:
+        factory: the class; its arguments are plain numbers, and lists of them.
+        takes: what its input must give: "terms", "pixels" or "vectors".
+        limits: inclusive range of each argument, or the words it may be. A description can come
+            from an untrusted checkpoint, so nothing is built that no honest network needs.
+    """
+
+    factory: type[nn.Module]
+    takes: str
+    limits: Mapping[str, tuple[float, float] | tuple[str, ...]]
+
+
+#: Every network by the short name that configs and checkpoints use. A new network is a line here.
+NETWORKS: dict[str, NetworkType] = {
+    "terms_mlp": NetworkType(
+        TermsMLP,
+        "terms",
+        {
+            "vocabulary_size": (1, 1_048_576),
+            "hidden": (1, 8192),
+            "dropout": (0.0, 0.99),
+            "skip": (0, 1),
+        },
+    ),
+    "poster_resnet": NetworkType(
+        PosterResNet,
+        "pixels",
+        {
+            "size": (1, 4096),
+            "widths": (1, 4096),
+            "blocks": (1, 64),
+            "stem_kernel": (1, 16),
+            "stem_stride": (1, 16),
+            "first_stride": (1, 4),
+            "dropout": (0.0, 0.99),
+        },
+    ),
+}
+
+
+def build_network(
+    num_genres: int,
+    branches: Mapping[str, Mapping[str, Any]],
+    inputs: Mapping[str, Input],
+    dropout: float | None = None,
+) -> Fusion:
+    """Build a model from its branches: what ``conf/model`` holds.
+
+    Args:
+        num_genres: G.
+        branches: by branch, ``{"name": a key of NETWORKS, argument: number, ...}``, in the order
+            in which they are summed.
+        inputs: of the same branches; they tell the networks what they will be given.
+        dropout: of the networks that name none of their own.
+
+    Returns:
+        A :class:`Fusion` with freshly initialised weights; its ``description`` is the complete
+        plain data from which :func:`sketch_network` rebuilds it.
+
+    Raises:
+        ValueError: for a bad description, before anything large is allocated.
+    """
+    described = {
+        name: {**_own_arguments(name, network), **inputs[name].network_arguments()}
+        for name, network in branches.items()
+    }
+    description = complete_description(num_genres, described, dropout)
+    check_fit(description, inputs)
+    sketch_network(description)
+    network = _assemble(description)
+    network.description = description
+    return network
+
+
+def _own_arguments(branch: str, network: Mapping[str, Any]) -> dict[str, Any]:
+    """A network's configuration without what belongs to the one that it has taken the place of.
+
+    Whoever names another network on the command line leaves the former one's arguments behind.
+    """
+    kind = NETWORKS.get(network.get("name", ""))
+    if kind is None:
+        return dict(network)
+    left = [
+        argument
+        for argument in network
+        if argument not in kind.limits
+        and any(argument in other.limits for other in NETWORKS.values())
+    ]
+    if left:
+        logger.warning(
+            "model.branches.%s: the network %s takes no %s: left out",
+            branch,
+            network["name"],
+            ", ".join(left),
+        )
+    return {argument: value for argument, value in network.items() if argument not in left}
+
+
+def complete_description(
+    num_genres: Any, branches: Any, dropout: float | None = None
+) -> dict[str, Any]:
+    """Check a model's networks and fill in every default, so that the result alone rebuilds it.
+
+    Args:
+        num_genres: G.
+        branches: by branch, a network's name and arguments, those that its input gives included.
+        dropout: of the networks that name none of their own.
+
+    Returns:
+        Plain data with the keys ``num_genres`` and ``branches``.
+
+    Raises:
+        ValueError: naming the key that is unknown, of a wrong type or out of its range.
+    """
+    if type(num_genres) is not int or not 1 <= num_genres <= MAX_GENRES:
+        raise ValueError(
+            f"num_genres must be a whole number in 1..{MAX_GENRES}, not {num_genres!r}"
+        )
+    if not isinstance(branches, dict) or not 1 <= len(branches) <= MAX_BRANCHES:
+        raise ValueError(f"a model has 1 to {MAX_BRANCHES} branches by name")
+    for name in branches:
+        # A name that a dict's method has can't be a module's.
+        usable = isinstance(name, str) and _BRANCH_NAME.fullmatch(name)
+        if not usable or hasattr(nn.ModuleDict, name):
+            raise ValueError(f"model.branches.{name!s:.100}: a branch can't be called so")
+    return {
+        "num_genres": num_genres,
+        "branches": {
+            name: _complete(f"model.branches.{name}.network", network, dropout)
+            for name, network in branches.items()
+        },
+    }
+
+
+def check_fit(description: Mapping[str, Any], inputs: Mapping[str, Input]) -> None:
+    """Refuse a model whose networks and inputs do not belong together.
+
+    Raises:
+        ValueError: naming the branch.
+    """
+    branches = description["branches"]
+    if list(branches) != list(inputs):
+        raise ValueError(f"its branches are {', '.join(branches)}, its inputs {', '.join(inputs)}")
+    for name, network in branches.items():
+        given, takes = inputs[name], NETWORKS[network["name"]].takes
+        if given.gives != takes:
+            raise ValueError(
+                f"model.branches.{name}: the network {network['name']} takes {takes}, and the "
+                f"input {given.kind} gives {given.gives}"
+            )
+        for argument, value in given.network_arguments().items():
+            if network[argument] != value:
+                raise ValueError(
+                    f"model.branches.{name}: its network is made for {argument} "
+                    f"{network[argument]}, and its input gives {value}"
+                )
+
+
+def _complete(key: str, network: Any, dropout: float | None) -> dict[str, Any]:
+    if not isinstance(network, Mapping):
+        raise ValueError(f"{key} must be a mapping with a name, not {network!r:.100}")
+    name = network.get("name")
+    if not isinstance(name, str) or name not in NETWORKS:
+        raise ValueError(f"{key}.name is {name!r:.100}; there is {', '.join(NETWORKS)}")
+    kind = NETWORKS[name]
+    complete: dict[str, Any] = {"name": name}
+    for argument, parameter in inspect.signature(kind.factory).parameters.items():
+        if argument == "num_genres":
+            continue
+        default = parameter.default
+        if argument == "dropout" and dropout is not None:
+            default = dropout
+        if default is parameter.empty and argument not in network:
+            raise ValueError(f"{key}: {name} needs {argument}")
+        complete[argument] = _check(
+            f"{key}.{argument}", network.get(argument, default), default, kind.limits[argument]
+        )
+    unknown = sorted(set(network) - set(complete))
+    if unknown:
+        options = sorted(set(complete) - {"name"})
+        raise ValueError(f"{key} has no argument {unknown[0]!r}; {name} takes {options}")
+    return complete
+
+
+def _check(key: str, value: Any, default: Any, limits: tuple[Any, ...]) -> Any:
+    """One argument of a network: of its default's type and inside its limits."""
+    if isinstance(limits[0], str):
+        if value not in limits:
+            raise ValueError(f"{key} is {value!r:.100}, none of {', '.join(limits)}")
+        return value
+    if isinstance(default, (list, tuple)) or (
+        default is inspect.Parameter.empty and isinstance(value, (list, tuple))
+    ):
+        if not isinstance(value, (list, tuple)) or not 1 <= len(value) <= 16:
+            raise ValueError(f"{key} must be a list of 1 to 16 numbers, not {value!r:.100}")
+        like = default[0] if isinstance(default, (list, tuple)) else 0
+        return [_check(key, item, like, limits) for item in value]
+    if default is inspect.Parameter.empty:
+        default = 0
+    wanted = (int, float) if isinstance(default, float) else (type(default),)
+    if type(value) not in wanted:
+        raise ValueError(f"{key} must be a {wanted[-1].__name__}, not {value!r:.100}")
+    if not limits[0] <= value <= limits[1]:  # also refuses nan
+        raise ValueError(f"{key} is {value!r}, outside {limits[0]}..{limits[1]}")
+    return float(value) if isinstance(default, float) else value
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves weights as they are instead of drawing them.
+
+    On the meta device there is nothing to draw, and asking for it makes PyTorch import its
+    compiler, which takes longer than importing PyTorch itself.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        # Most of torch.nn.init asks here as a whole, the rest for the method it comes down to.
+        from_init = getattr(func, "__module__", None) == "torch.nn.init"
+        if from_init or func in (Tensor.normal_, Tensor.uniform_):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+def sketch_network(description: Mapping[str, Any]) -> Fusion:
+    """The network of a complete description without memory for its weights (meta device).
+
+    Raises:
+        ValueError: it would have more than ``MAX_PARAMETERS`` parameters.
+    """
+    with torch.device("meta"), _Undrawn():
+        sketch = _assemble(description)
+    parameters = sum(parameter.numel() for parameter in sketch.parameters())
+    if parameters > MAX_PARAMETERS:
+        raise ValueError(
+            f"the network would have {parameters:,} parameters, over {MAX_PARAMETERS:,}"
+        )
+    return sketch
+
+
+def _assemble(description: Mapping[str, Any]) -> Fusion:
+    branches: dict[str, nn.Module] = {}
+    for name, network in description["branches"].items():
+        arguments = {key: value for key, value in network.items() if key != "name"}
+        factory = NETWORKS[network["name"]].factory
+        branches[name] = factory(num_genres=description["num_genres"], **arguments)
+    return Fusion(description["num_genres"], branches)

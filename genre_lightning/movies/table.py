@@ -1,0 +1,108 @@
+"""CSV files of movies: rows by column, errors by row."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from genre_lightning.movies.movie import DataError
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row that is not blank.
+
+    Attributes:
+        number: as a spreadsheet shows it: the header is row 1, and a cell with line breaks in it is
+            still in one row.
+        where: the place for messages, e.g. ``"movies.csv:17"``.
+        cells: text by column, without blanks around it.
+    """
+
+    number: int
+    where: str
+    cells: dict[str, str]
+
+
+def read_table(path: Path, required: Sequence[str]) -> tuple[list[str], list[Row]]:
+    """The columns and rows of a CSV file in UTF-8; names of columns become lower case.
+
+    A column without a name, as spreadsheets and pandas write them, is left out.
+
+    Args:
+        path: of the file.
+        required: columns that have to be there.
+
+    Raises:
+        DataError: no file, another encoding, a column that is missing or there twice, a row with
+            more or fewer cells than the header.
+    """
+    text = _read_text(path)
+    # strict: an unclosed quote is an error, instead of one cell that swallows the rest of the file.
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    number = 0
+    columns: list[str] = []
+    rows: list[Row] = []
+    try:
+        for number, cells in _numbered(reader):
+            if number == 1:
+                columns = _check_header(cells, path.name, required)
+                continue
+            if not any(cells):
+                continue
+            where = f"{path.name}:{number}"
+            if reader.line_num != number:  # for those who look at it in a text editor
+                where += f" (line {reader.line_num})"
+            if len(cells) != len(columns):
+                raise DataError(
+                    f"{where}: {len(cells)} cells, but the header has {len(columns)}; "
+                    'a cell with a comma in it needs quotes: "Godfather, The (1972)"'
+                )
+            named = {name: cell for name, cell in zip(columns, cells, strict=True) if name}
+            rows.append(Row(number, where, named))
+    except csv.Error as error:
+        raise DataError(f"{path.name}:{number + 1} (line {reader.line_num}): {error}") from error
+    if not columns:
+        raise DataError(f"{path.name} is empty; its first row must be {','.join(required)}")
+    return [name for name in columns if name], rows
+
+
+def _numbered(reader: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:
+    for number, cells in enumerate(reader, start=1):
+        yield number, [cell.strip() for cell in cells]
+
+
+def _read_text(path: Path) -> str:
+    try:
+        data = path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"can't read {path}: {reason}") from error
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{path.name} is not UTF-8 (line {line}, byte {data[error.start]:#04x}); "
+            "save it as UTF-8"
+        ) from error
+
+
+def _check_header(cells: list[str], name: str, required: Sequence[str]) -> list[str]:
+    columns = [cell.lower() for cell in cells]
+    for column in columns:
+        if column and columns.count(column) > 1:
+            raise DataError(f"{name}:1: the column {column!r} comes more than once")
+    missing = [column for column in required if column not in columns]
+    if missing:
+        hint = ""
+        if len(columns) == 1 and (";" in columns[0] or "\t" in columns[0]):
+            hint = "; columns are separated by commas"
+        raise DataError(
+            f"{name}:1: the header has no column {' and no '.join(missing)}; "
+            f"it has {', '.join(cells) or 'none'}{hint}"
+        )
+    return columns
