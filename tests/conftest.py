@@ -151,9 +151,8 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
         inputs: dict[str, Input] = {}
         networks: dict[str, dict[str, Any]] = {}
         if title is not None:
-            fitted = TermsInput(
-                "title", **{"vocabulary_size": 512, "decade": True, **(terms or {})}
-            )
+            settings = {"vocabulary_size": 512, "decade": True, **(terms or {})}
+            fitted = TermsInput("title", **settings)
             fitted.vectorizer.fit(titles)
             inputs["title_tfidf"], networks["title_tfidf"] = fitted, {"name": "terms_mlp", **title}
         if poster is not None:

@@ -62,12 +62,8 @@ def test_paths_are_relative_to_the_file(manifest, tmp_path, monkeypatch):
     elsewhere.mkdir()
     path = manifest(HEADER + f"A,a.jpg,Drama\nB,{tmp_path / 'a.jpg'},Drama\n")
     monkeypatch.chdir(elsewhere)
-    assert [
-        poster_of(m) is not None and poster_of(m).exists for m in read_manifest(path).movies
-    ] == [
-        True,
-        True,
-    ]
+    posters = [poster_of(m) for m in read_manifest(path).movies]
+    assert [poster is not None and poster.exists for poster in posters] == [True, True]
 
 
 @pytest.mark.parametrize(
