@@ -217,7 +217,7 @@ def _complete(key: str, network: Any, dropout: float | None) -> dict[str, Any]:
     unknown = sorted(set(network) - set(complete))
     if unknown:
         options = sorted(set(complete) - {"name"})
-        raise ValueError(f"{key} has no argument {unknown[0]!r}; {name} takes {options}")
+        raise ValueError(f"{key} has no argument {unknown[0]!r:.100}; {name} takes {options}")
     return complete
 
 
