@@ -14,8 +14,12 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+
+from genre_lightning.checkpoint.model import TrainedModel
+from genre_lightning.inputs.encode import encode_items
 
 
 def train_in(repository: Path, folder: Path, overrides: list[str]) -> dict[str, Any]:
@@ -188,3 +192,15 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert rows(one) == rows(other)
     for key in ("status", "val", "test", "monitor_value", "epochs", "num_parameters"):
         assert recorded(one)[key] == recorded(other)[key], key
+
+
+def logits(model: TrainedModel) -> torch.Tensor:
+    """What a tiny fusion says of two titles, the first with a poster of 32 x 32."""
+    pixels = (np.arange(32 * 32 * 3).reshape(32, 32, 3) % 7 * 36).astype(np.uint8)
+    items: dict[str, list[Any]] = {
+        "title_tfidf": ["Lost Kiss (1968)", "Sheriff of Ohio, The (1955)"],
+        "poster_resnet": [pixels, None],
+    }
+    with torch.inference_mode():
+        result: torch.Tensor = model.network(encode_items(model.inputs, items), 2)
+    return result
