@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from genre_lightning.inputs.input import Input
+from genre_lightning.models.embedding_head import NORMS, EmbeddingHead
 from genre_lightning.models.fusion import Fusion
 from genre_lightning.models.poster_resnet import PosterResNet
 from genre_lightning.models.terms_mlp import TermsMLP
@@ -71,6 +72,17 @@ NETWORKS: dict[str, NetworkType] = {
             "stem_kernel": (1, 16),
             "stem_stride": (1, 16),
             "first_stride": (1, 4),
+            "dropout": (0.0, 0.99),
+        },
+    ),
+    "embedding_head": NetworkType(
+        EmbeddingHead,
+        "vectors",
+        {
+            "width": (1, 65_536),
+            "hidden": (0, 8192),
+            "norm": NORMS,
+            "input_dropout": (0.0, 0.99),
             "dropout": (0.0, 0.99),
         },
     ),
