@@ -11,17 +11,19 @@ from __future__ import annotations
 import inspect
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from genre_lightning.inputs.encoders import is_image_encoder
 from genre_lightning.inputs.input import Input
 from genre_lightning.models.embedding_head import NORMS, EmbeddingHead
 from genre_lightning.models.fusion import Fusion
+from genre_lightning.models.poster_encoder import PosterEncoder
 from genre_lightning.models.poster_resnet import PosterResNet
 from genre_lightning.models.terms_mlp import TermsMLP
 
@@ -34,6 +36,10 @@ MAX_PARAMETERS = 500_000_000
 _BRANCH_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 
 
+#: See :class:`NetworkType`.
+Limits: TypeAlias = tuple[float, float] | tuple[str, ...] | Callable[[str], bool]
+
+
 @dataclass(frozen=True)
 class NetworkType:
     """A kind of network that a branch can have.
@@ -41,13 +47,14 @@ class NetworkType:
     Attributes:
         factory: the class; its arguments are plain numbers, and lists of them.
         takes: what its input must give: "terms", "pixels" or "vectors".
-        limits: inclusive range of each argument, or the words it may be. A description can come
-            from an untrusted checkpoint, so nothing is built that no honest network needs.
+        limits: inclusive range of each argument, the words it may be, or what tells whether it may
+            be a word. A description can come from an untrusted checkpoint, so nothing is built that
+            no honest network needs.
     """
 
     factory: type[nn.Module]
     takes: str
-    limits: Mapping[str, tuple[float, float] | tuple[str, ...]]
+    limits: Mapping[str, Limits]
 
 
 #: Every network by the short name that configs and checkpoints use. A new network is a line here.
@@ -86,6 +93,18 @@ NETWORKS: dict[str, NetworkType] = {
             "dropout": (0.0, 0.99),
         },
     ),
+    "poster_encoder": NetworkType(
+        PosterEncoder,
+        "pixels",
+        {
+            "size": (1, 4096),
+            "encoder": is_image_encoder,
+            "dropout": (0.0, 0.99),
+            "layer_decay": (0.01, 1.0),
+            "frozen_layers": (0, 1000),
+            "encoder_lr": (0.0, 10.0),
+        },
+    ),
 }
 
 
@@ -120,6 +139,9 @@ def build_network(
     sketch_network(description)
     network = _assemble(description)
     network.description = description
+    for branch in network.branches.values():
+        if isinstance(branch, PosterEncoder):
+            branch.load_pretrained()
     return network
 
 
@@ -233,8 +255,12 @@ def _complete(key: str, network: Any, dropout: float | None) -> dict[str, Any]:
     return complete
 
 
-def _check(key: str, value: Any, default: Any, limits: tuple[Any, ...]) -> Any:
+def _check(key: str, value: Any, default: Any, limits: Limits) -> Any:
     """One argument of a network: of its default's type and inside its limits."""
+    if callable(limits):
+        if type(value) is not str or not limits(value):
+            raise ValueError(f"{key} is {value!r:.100}, which is not known")
+        return value
     if isinstance(limits[0], str):
         if value not in limits:
             raise ValueError(f"{key} is {value!r:.100}, none of {', '.join(limits)}")

@@ -182,17 +182,25 @@ class GenreModule(pl.LightningModule):
         """Each branch's matrices and vectors, with their share of the optimizer's own settings."""
         groups = []
         for name, branch in self.network.branches.items():
-            scale = self.lr_scales[name]
-            for vectors in (False, True):
-                chosen = [p for p in branch.parameters() if (p.ndim <= 1) == vectors]
-                decay = 0.0 if vectors and not self.decay_vectors else defaults["weight_decay"]
-                groups.append(
-                    {
-                        "params": chosen,
-                        "lr": defaults["lr"] * scale,
-                        "weight_decay": decay / scale if scale else 0.0,
-                    }
-                )
+            # A network may have rates of its own, such as less for its first layers.
+            own = branch.lr_scales() if hasattr(branch, "lr_scales") else {}
+            named = list(branch.named_parameters())
+            for share in dict.fromkeys(own.get(key, 1.0) for key, _ in named):
+                scale = self.lr_scales[name] * share
+                for vectors in (False, True):
+                    chosen = [
+                        parameter
+                        for key, parameter in named
+                        if own.get(key, 1.0) == share and (parameter.ndim <= 1) == vectors
+                    ]
+                    decay = 0.0 if vectors and not self.decay_vectors else defaults["weight_decay"]
+                    groups.append(
+                        {
+                            "params": chosen,
+                            "lr": defaults["lr"] * scale,
+                            "weight_decay": decay / scale if scale else 0.0,
+                        }
+                    )
         return groups
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
