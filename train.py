@@ -60,7 +60,7 @@ def make_module(cfg: DictConfig, data: MovieDataModule) -> GenreModule:
         cfg.num_genres,
         {name: branch.network for name, branch in listed.items()},
         data.inputs,
-        cfg.model.dropout,
+        **{key: value for key, value in cfg.model.items() if key != "branches"},
     )
     counts = {
         "genre_counts": data.genre_counts().tolist(),

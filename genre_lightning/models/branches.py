@@ -27,8 +27,8 @@ class Branch:
 def read_branches(listed: Mapping[str, Any]) -> dict[str, Branch]:
     """The branches by name, in their order; those set to null are left out.
 
-    A branch that has ``finetune`` has two forms, ``frozen`` and ``finetuned``; ``encoder`` names the
-    image encoder of both, and posters then are of its size and colours.
+    A branch that has ``finetune`` has two forms, ``frozen`` and ``finetuned``; ``encoder`` names
+    the image encoder of both, and posters then are of its size and colours.
 
     Raises:
         UserError: there is none, or one that is not made of an input and a network.

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from genre_lightning.models.batch_norm import batch_norm
+from genre_lightning.models.members import MemberLinear, averaged
 
 NORMS = ("batch", "layer", "none")
 
@@ -25,6 +26,7 @@ class EmbeddingHead(nn.Module):
             features, "none" nothing.
         input_dropout: probability of zeroing a feature, in [0, 1).
         dropout: probability of zeroing a hidden unit, in [0, 1).
+        members: M, see ``models/members.py``.
     """
 
     def __init__(
@@ -35,16 +37,18 @@ class EmbeddingHead(nn.Module):
         norm: str = "batch",
         input_dropout: float = 0.5,
         dropout: float = 0.5,
+        members: int = 1,
     ) -> None:
         super().__init__()
+        self.members = members
         self.norm: nn.BatchNorm1d | None = None
         if norm == "batch":
             self.norm = nn.BatchNorm1d(width, affine=False)
         self.layer_norm = norm == "layer"
         self.input_drop = nn.Dropout(input_dropout)
-        self.hidden: nn.Linear | None = nn.Linear(width, hidden) if hidden else None
+        self.hidden = MemberLinear(members, width, hidden) if hidden else None
         self.drop = nn.Dropout(dropout)
-        self.head = nn.Linear(hidden or width, num_genres)
+        self.head = MemberLinear(members, hidden or width, num_genres)
         if not hidden:
             # As a logistic regression begins: whatever is not learnt stays nothing.
             nn.init.zeros_(self.head.weight)
@@ -56,15 +60,14 @@ class EmbeddingHead(nn.Module):
             vectors: (P, D) float32.
 
         Returns:
-            (P, G) logits.
+            (P, G) logits; (M, P, G) in training.
         """
         rows = vectors
         if self.norm is not None:
             rows = batch_norm(self.norm, rows)
         elif self.layer_norm:
             rows = nn.functional.layer_norm(rows, rows.shape[1:])
-        rows = self.input_drop(rows)
+        rows = self.input_drop(rows.expand(self.members, -1, -1))
         if self.hidden is not None:
             rows = self.drop(torch.relu(self.hidden(rows)))
-        logits: Tensor = self.head(rows)
-        return logits
+        return averaged(self.head(rows), self.training)

@@ -25,12 +25,14 @@ from genre_lightning.models.embedding_head import NORMS, EmbeddingHead
 from genre_lightning.models.fusion import Fusion
 from genre_lightning.models.poster_encoder import PosterEncoder
 from genre_lightning.models.poster_resnet import PosterResNet
+from genre_lightning.models.terms_linear import TermsLinear
 from genre_lightning.models.terms_mlp import TermsMLP
 
 logger = logging.getLogger(__name__)
 
 MAX_GENRES = 4096
 MAX_BRANCHES = 64
+MAX_MEMBERS = 256
 MAX_PARAMETERS = 500_000_000
 
 _BRANCH_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
@@ -69,6 +71,15 @@ NETWORKS: dict[str, NetworkType] = {
             "skip": (0, 1),
         },
     ),
+    "terms_linear": NetworkType(
+        TermsLinear,
+        "terms",
+        {
+            "vocabulary_size": (1, 1_048_576),
+            "input_dropout": (0.0, 0.99),
+            "members": (1, MAX_MEMBERS),
+        },
+    ),
     "poster_resnet": NetworkType(
         PosterResNet,
         "pixels",
@@ -91,6 +102,7 @@ NETWORKS: dict[str, NetworkType] = {
             "norm": NORMS,
             "input_dropout": (0.0, 0.99),
             "dropout": (0.0, 0.99),
+            "members": (1, MAX_MEMBERS),
         },
     ),
     "poster_encoder": NetworkType(
@@ -112,7 +124,7 @@ def build_network(
     num_genres: int,
     branches: Mapping[str, Mapping[str, Any]],
     inputs: Mapping[str, Input],
-    dropout: float | None = None,
+    **shared: Any,
 ) -> Fusion:
     """Build a model from its branches: what ``conf/model`` holds.
 
@@ -121,7 +133,8 @@ def build_network(
         branches: by branch, ``{"name": a key of NETWORKS, argument: number, ...}``, in the order
             in which they are summed.
         inputs: of the same branches; they tell the networks what they will be given.
-        dropout: of the networks that name none of their own.
+        shared: arguments of every network that takes them and names none of its own, such as
+            ``dropout`` and ``members``; None for none.
 
     Returns:
         A :class:`Fusion` with freshly initialised weights; its ``description`` is the complete
@@ -134,7 +147,7 @@ def build_network(
         name: {**_own_arguments(name, network), **inputs[name].network_arguments()}
         for name, network in branches.items()
     }
-    description = complete_description(num_genres, described, dropout)
+    description = complete_description(num_genres, described, shared)
     check_fit(description, inputs)
     sketch_network(description)
     network = _assemble(description)
@@ -170,14 +183,14 @@ def _own_arguments(branch: str, network: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def complete_description(
-    num_genres: Any, branches: Any, dropout: float | None = None
+    num_genres: Any, branches: Any, shared: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Check a model's networks and fill in every default, so that the result alone rebuilds it.
 
     Args:
         num_genres: G.
         branches: by branch, a network's name and arguments, those that its input gives included.
-        dropout: of the networks that name none of their own.
+        shared: as for :func:`build_network`.
 
     Returns:
         Plain data with the keys ``num_genres`` and ``branches``.
@@ -199,7 +212,7 @@ def complete_description(
     return {
         "num_genres": num_genres,
         "branches": {
-            name: _complete(f"model.branches.{name}.network", network, dropout)
+            name: _complete(f"model.branches.{name}.network", network, shared or {})
             for name, network in branches.items()
         },
     }
@@ -229,7 +242,7 @@ def check_fit(description: Mapping[str, Any], inputs: Mapping[str, Input]) -> No
                 )
 
 
-def _complete(key: str, network: Any, dropout: float | None) -> dict[str, Any]:
+def _complete(key: str, network: Any, shared: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(network, Mapping):
         raise ValueError(f"{key} must be a mapping with a name, not {network!r:.100}")
     name = network.get("name")
@@ -241,8 +254,8 @@ def _complete(key: str, network: Any, dropout: float | None) -> dict[str, Any]:
         if argument == "num_genres":
             continue
         default = parameter.default
-        if argument == "dropout" and dropout is not None:
-            default = dropout
+        if shared.get(argument) is not None:
+            default = _check(f"model.{argument}", shared[argument], default, kind.limits[argument])
         if default is parameter.empty and argument not in network:
             raise ValueError(f"{key}: {name} needs {argument}")
         complete[argument] = _check(
