@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.training import train_in
+from tests.start_training import train_in
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
