@@ -74,7 +74,7 @@ def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> di
 def main(cfg: DictConfig) -> None:
     """Evaluate into the run folder that Hydra made."""
     from genre_lightning.errors import UserError
-    from genre_lightning.runs.devices import limit_spinning
+    from genre_lightning.sweeps.devices import limit_spinning
 
     limit_spinning()
     try:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from genre_lightning.comparison.runs import UNFINISHED, Run, Setting, metric_names, usual_mode
+from genre_lightning.comparison.reading import UNFINISHED, Run, Setting, metric_names, usual_mode
 from genre_lightning.errors import UserError
 
 SEED = "seed"

@@ -19,7 +19,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from genre_lightning.errors import UserError
-from genre_lightning.runs.folder import read_result, starting_point
+from genre_lightning.runs.result import read_result, starting_point
 
 #: Keys, and all below them, that change no result: folders are not named by them.
 HARMLESS = (

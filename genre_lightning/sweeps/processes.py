@@ -26,7 +26,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
 from genre_lightning.errors import UserError
-from genre_lightning.runs.folder import read_result, signals_raise, write_result
+from genre_lightning.runs.result import read_result, signals_raise, write_result
 
 #: Set in the processes that :func:`run_in_processes` starts.
 MARK = "GENRE_LIGHTNING_PROCESS"

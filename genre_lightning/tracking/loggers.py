@@ -25,8 +25,8 @@ from genre_lightning.checkpoint.model import TrainedModel
 from genre_lightning.data.datamodule import MovieDataModule
 from genre_lightning.errors import UserError
 from genre_lightning.report.evaluation import SplitScores
-from genre_lightning.runs.folder import flat_settings, is_first_process, write_result
 from genre_lightning.runs.naming import chosen_overrides, read_command
+from genre_lightning.runs.result import flat_settings, is_first_process, write_result
 from genre_lightning.training.callbacks.epoch_log import WANDB_STEP
 
 if TYPE_CHECKING:

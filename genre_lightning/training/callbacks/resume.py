@@ -20,7 +20,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from genre_lightning.checkpoint.card import TRAINING_KEY
 from genre_lightning.data.batch import MovieBatch, MovieLoader
-from genre_lightning.runs.folder import (
+from genre_lightning.runs.result import (
     flat_settings,
     is_first_process,
     under_slurm,

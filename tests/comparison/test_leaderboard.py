@@ -21,11 +21,11 @@ from filelock import FileLock
 from playwright.sync_api import Browser, Page
 from rich.console import Console
 
-from genre_lightning.comparison import command
-from genre_lightning.comparison.command import compare, print_leaderboard, write_leaderboard
-from genre_lightning.comparison.runs import read_run
+from genre_lightning.comparison import leaderboard as command
+from genre_lightning.comparison.leaderboard import compare, print_leaderboard, write_leaderboard
+from genre_lightning.comparison.reading import read_run
 from genre_lightning.errors import UserError
-from genre_lightning.runs.folder import LOCK, write_result
+from genre_lightning.runs.result import LOCK, write_result
 from tests.pages import CONTRAST
 
 HOSTILE = (
@@ -416,7 +416,7 @@ def test_the_command_writes_into_a_sweep_and_never_into_a_run(
 
 def test_it_needs_neither_torch_nor_lightning(sweep: Path, tmp_path: Path, repository: Path):
     code = (
-        "import sys; from genre_lightning.comparison.command import main;"
+        "import sys; from genre_lightning.comparison.leaderboard import main;"
         f"assert main([{str(sweep)!r}, '--out', {str(tmp_path)!r}]) == 0;"
         "heavy = {'torch', 'pytorch_lightning', 'numpy', 'hydra', 'omegaconf', 'sklearn', 'PIL'};"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"

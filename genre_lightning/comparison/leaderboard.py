@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from genre_lightning.comparison.ranking import SEED, Comparison, compare_runs
-from genre_lightning.comparison.runs import (
+from genre_lightning.comparison.reading import (
     Setting,
     find_runs,
     is_run_folder,

@@ -21,7 +21,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.plugins import Plugins
 from hydra.types import HydraContext
 
-from genre_lightning.sweeps.sweep import Journal, line
+from genre_lightning.sweeps.jobs import Journal, line
 from tests.tracking.test_wandb import only_record
 
 Overrides = Callable[..., list[str]]

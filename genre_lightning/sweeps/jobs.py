@@ -36,8 +36,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from genre_lightning.errors import UserError
 from genre_lightning.files import whole_file
-from genre_lightning.runs.devices import claimed, claims_folder, gpu_names, limit_spinning
-from genre_lightning.runs.folder import is_running, read_result, recorded_run, starting_point
 from genre_lightning.runs.naming import (
     chosen_overrides,
     is_harmless,
@@ -46,6 +44,8 @@ from genre_lightning.runs.naming import (
     read_command,
     sweep_name,
 )
+from genre_lightning.runs.result import is_running, read_result, recorded_run, starting_point
+from genre_lightning.sweeps.devices import claimed, claims_folder, gpu_names, limit_spinning
 from genre_lightning.sweeps.processes import (
     check_started,
     is_member,
@@ -336,7 +336,11 @@ class SweepCallback(Callback):
     def _leaderboard(self) -> None:
         from rich.console import Console
 
-        from genre_lightning.comparison.command import compare, print_leaderboard, write_leaderboard
+        from genre_lightning.comparison.leaderboard import (
+            compare,
+            print_leaderboard,
+            write_leaderboard,
+        )
 
         comparison = compare([self.folder])
         write_leaderboard(self.folder, comparison)

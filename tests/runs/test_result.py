@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from genre_lightning.errors import UserError
-from genre_lightning.runs.folder import (
+from genre_lightning.runs.result import (
     find_checkpoint,
     is_running,
     read_result,

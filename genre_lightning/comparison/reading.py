@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from genre_lightning.errors import UserError
-from genre_lightning.runs.folder import flat_settings, is_running, read_result
+from genre_lightning.runs.result import flat_settings, is_running, read_result
 
 #: A setting: what YAML knows, lists and the like as text.
 Setting = bool | int | float | str | None

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from genre_lightning.runs.devices import claimed, gpu_names
+from genre_lightning.sweeps.devices import claimed, gpu_names
 
 Claim = Callable[[int], tuple[subprocess.Popen[str], int]]
 
 HOLDER = """
 import sys
 from pathlib import Path
-from genre_lightning.runs.devices import claimed
+from genre_lightning.sweeps.devices import claimed
 
 with claimed(["gpu-0", "gpu-1"], Path(sys.argv[1]), int(sys.argv[2])) as index:
     print(index, flush=True)
