@@ -75,7 +75,7 @@ class OptunaSweeper(Sweeper):
     def _sweep(self, arguments: Sequence[str]) -> list[JobReturn]:
         from genre_lightning.runs.naming import job_folder, sweep_name
         from genre_lightning.runs.result import read_result
-        from genre_lightning.sweeps.jobs import Journal, job_label
+        from genre_lightning.sweeps.journal import Journal, job_label
         from genre_lightning.sweeps.study import Trials, distribution
 
         assert self.hydra_context and self.config and self.launcher  # setup comes first

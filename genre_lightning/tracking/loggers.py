@@ -26,7 +26,9 @@ from genre_lightning.data.datamodule import MovieDataModule
 from genre_lightning.errors import UserError
 from genre_lightning.report.evaluation import SplitScores
 from genre_lightning.runs.naming import chosen_overrides, read_command
-from genre_lightning.runs.result import flat_settings, is_first_process, write_result
+from genre_lightning.runs.process import is_first_process
+from genre_lightning.runs.result import write_result
+from genre_lightning.runs.settings import changes_no_result, flat_settings
 from genre_lightning.training.callbacks.epoch_log import WANDB_STEP
 
 if TYPE_CHECKING:
@@ -93,7 +95,7 @@ class RunLogger(WandbLogger):
         return chosen
 
     def begin(self, name: str | None, group: str | None) -> Run:
-        """Start the run, or go on with it; name and group count where the config has none.
+        """Start the run, or resume it; name and group count where the config has none.
 
         Raises:
             UserError: W&B refuses or can't be reached.
@@ -247,12 +249,11 @@ def flat_config(cfg: DictConfig) -> dict[str, Any]:
 
 
 def run_name(overrides: Sequence[str]) -> str | None:
-    """A run's name: its overrides, without those that say where it logs and what it resumes."""
+    """A run's name: its overrides, without those that change no result."""
     told = [
         override.lstrip("+~")
         for override in overrides
-        if override.lstrip("+~").partition("=")[0].partition(".")[0]
-        not in ("logger", "hydra", "ckpt_path")
+        if not changes_no_result(override.lstrip("+~").partition("=")[0])
     ]
     return ",".join(sorted(told))[:_NAME_LENGTH] or None
 

@@ -19,7 +19,7 @@ from docs.screenshots import (
     take_all,
 )
 from genre_lightning.checkpoint.model import load_model
-from genre_lightning.comparison.leaderboard import main as compare
+from genre_lightning.comparison.command import main as compare
 from genre_lightning.runs.result import write_result
 
 

@@ -32,7 +32,7 @@ from genre_lightning.errors import UserError
 from genre_lightning.inputs.terms import TitleVectorizer
 from genre_lightning.models.networks import build_network
 from genre_lightning.report.evaluation import score_split, split_metrics
-from genre_lightning.runs.result import is_running
+from genre_lightning.runs.lock import is_running
 from genre_lightning.scoring.losses import build_loss
 from genre_lightning.sweeps import processes
 from genre_lightning.training.module import GenreModule

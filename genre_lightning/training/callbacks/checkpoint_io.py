@@ -90,7 +90,7 @@ class WholeFileIO(TorchCheckpointIO):
         """Wait until all that was asked for is done.
 
         Raises:
-            UserError: the disk is full; see :func:`genre_lightning.runs.result.whole_file`.
+            UserError: the disk is full; see :func:`genre_lightning.files.whole_file`.
             OSError: a file could not be written for another reason.
         """
         asked, self._asked = self._asked, []

@@ -1,0 +1,87 @@
+"""``genre-compare FOLDER...``: ranks runs and writes a leaderboard."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from genre_lightning.comparison.leaderboard import compare, print_leaderboard, write_leaderboard
+from genre_lightning.comparison.reading import is_run_folder
+from genre_lightning.comparison.run import printable
+from genre_lightning.errors import UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Returns:
+        0; 1 for what the user can fix, with a message on standard error. Exits with 2 where the
+        arguments make no sense.
+    """
+    options = _parser().parse_args(arguments)
+    from rich.console import Console
+
+    try:
+        comparison = compare(options.folders, options.metric, options.mode, options.column)
+        console = Console(emoji=False, highlight=False)
+        print_leaderboard(comparison, console)
+        out = options.out
+        if out is None and len(options.folders) == 1 and not is_run_folder(options.folders[0]):
+            out = options.folders[0]
+        if out is None:
+            console.print("Nothing written: name a folder for leaderboard.html by --out FOLDER")
+        else:
+            write_leaderboard(out, comparison)
+            console.print(
+                f"Written: {printable(str(out / 'leaderboard.html'))}, .csv and .md",
+                markup=False,
+                soft_wrap=True,
+            )
+    except (UserError, OSError) as error:
+        print(f"error: {printable(str(error))}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="genre-compare",
+        description="Rank runs, finished or not, and write leaderboard.csv, .md and .html. It "
+        "reads run folders alone and changes nothing in them.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "folders",
+        metavar="FOLDER",
+        nargs="+",
+        type=Path,
+        help="run folders, the folder of a sweep, or any tree of them",
+    )
+    parser.add_argument(
+        "--metric",
+        metavar="NAME",
+        help="what ranks, such as val/f1_micro; default: what the runs monitor",
+    )
+    parser.add_argument(
+        "--mode", choices=("max", "min"), help="which way is better; default: as the runs say"
+    )
+    parser.add_argument(
+        "--column",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="a further metric to show, such as test/map_macro; can be given several times",
+    )
+    parser.add_argument(
+        "--out",
+        metavar="FOLDER",
+        type=Path,
+        help="where the leaderboard is written; default: FOLDER, where one is given that is no run",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
