@@ -48,13 +48,13 @@ class RunLogger(WandbLogger):
     Args:
         offline: None goes online where there is an account, and leaves it to ``WANDB_MODE`` where
             that is set.
-        resume: "allow" to go on in the run of the training that is resumed, "never" to begin one.
+        resume: "allow" to continue the run of the training that is resumed, "never" to begin one.
         posters: validation movies in the table of posters.
         log_checkpoint: upload ``best.ckpt`` as an artifact.
         arguments: of ``WandbLogger`` and ``wandb.init``.
 
     Attributes:
-        goes_on: an earlier attempt at this training has logged to the run.
+        resumes: an earlier attempt at this training has logged to the run.
     """
 
     def __init__(
@@ -83,14 +83,14 @@ class RunLogger(WandbLogger):
         del self._wandb_init["anonymous"]  # deprecated, whatever its value
         self.posters = posters
         self.log_checkpoint = log_checkpoint
-        self.goes_on = False
+        self.resumes = False
 
     def choose_id(self, earlier: str | None) -> str:
-        """The run's id: the configured one, that of the training that goes on, or a new one."""
+        """The run's id: the configured one, that of the resumed training, or a new one."""
         if self._wandb_init["resume"] == "never":
             earlier = None
         chosen: str = self._wandb_init["id"] or earlier or _new_id()
-        self.goes_on = chosen == earlier
+        self.resumes = chosen == earlier
         self._wandb_init["id"] = chosen
         return chosen
 

@@ -53,7 +53,7 @@ def test_what_to_go_on_from(tmp_path: Path, monkeypatch: Any) -> None:
     ],
     ids=str,
 )
-def test_where_it_goes_on(
+def test_where_it_resumes(
     ckpt_path: str | None, place: str, tmp_path: Path, monkeypatch: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -109,7 +109,7 @@ def test_attempts_add_up(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("begun", [True, False])
-def test_a_completed_run_stays_so_until_it_goes_on(begun: bool, tmp_path: Path) -> None:
+def test_a_completed_run_stays_so_until_it_resumes(begun: bool, tmp_path: Path) -> None:
     with recorded_run(tmp_path, "m", 0, []) as result:
         result["test"] = {"loss": 0.5}
     before = recorded(tmp_path)

@@ -276,7 +276,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> N
         time.sleep(0.02)
 
 
-def test_a_sweep_that_is_interrupted_and_killed_goes_on(
+def test_a_sweep_that_is_interrupted_and_killed_resumes(
     command: Callable[..., Any], tmp_path: Path
 ) -> None:
     sweep = tmp_path / "runs" / "sweeps" / "s"

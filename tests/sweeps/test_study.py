@@ -1,4 +1,4 @@
-"""sweep=optuna: studies that choose, prune, survive and go on."""
+"""sweep=optuna: studies that choose, prune, survive and are continued."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_numbers_are_short_and_inside(tmp_path: Path) -> None:
     assert len({trial.params["y"] for trial in study.finished()}) == 6
 
 
-# Going on.
+# Continued.
 
 
 def test_an_interrupted_study_draws_what_an_unbroken_one_does(tmp_path: Path) -> None:

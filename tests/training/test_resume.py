@@ -1,4 +1,4 @@
-"""A run that is killed, wherever and how often, goes on as if it had not been."""
+"""A run that is killed, wherever and how often, is resumed as if it had not been."""
 
 from __future__ import annotations
 

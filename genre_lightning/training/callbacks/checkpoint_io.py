@@ -31,9 +31,10 @@ class WholeFileIO(TorchCheckpointIO):
     new one; here one thread does all of it, in order.
 
     Args:
-        background: copy the state and write the copy in another thread, while training goes on. No
-            state is copied before the one before it is on the disk. What goes wrong there is raised
-            by the next call, :meth:`teardown` at the latest, and nothing is done after it.
+        background: copy the state and write the copy in another thread, while training
+            continues. No state is copied before the one before it is on the disk. What goes wrong
+            there is raised by the next call, :meth:`teardown` at the latest, and nothing is done
+            after it.
 
     Attributes:
         newest: the file written last, or about to be, and its ``TRAINING_KEY`` entry.

@@ -31,7 +31,7 @@ class Interrupted(SystemExit):
 
 
 def run_settings(config: Mapping[str, Any], *, precision: str, world_size: int) -> dict[str, Any]:
-    """What of a configuration must be the same for a run to go on, under flat dotted names.
+    """What of a configuration must be the same for a run to be resumed, under flat dotted names.
 
     Args:
         config: plain data, resolved.
@@ -47,15 +47,14 @@ def run_settings(config: Mapping[str, Any], *, precision: str, world_size: int) 
 
 
 class Resume(Checkpoint):
-    """Keeps ``checkpoints/last.ckpt`` at the newest state from which a run can go on exactly.
+    """Keeps ``checkpoints/last.ckpt`` at the newest state from which a run can be resumed exactly.
 
     It is written at the end of each epoch, every ``every_n_steps`` optimizer steps, and at the end
     of the step in which SIGTERM or Ctrl-C arrives, which then ends the run by
     :class:`Interrupted`; a second signal ends it at once. Under Slurm Lightning answers SIGTERM,
     and the signal on which it queues the job again; the latter is held back to a step's end. A
-    state between a batch and the
-    validation that follows it is never saved, since Lightning can't go on from there: what is due
-    then is saved after the validation.
+    state between a batch and the validation that follows it is never saved, since Lightning can't
+    resume from there: what is due then is saved after the validation.
 
     Every checkpoint, the best one's as well, gets an entry of plain data with what Lightning leaves
     out: the state of all random generators and the sums behind ``train/loss``, of each process;
