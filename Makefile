@@ -15,6 +15,7 @@ COMPILE := $(if $(PYTHONDONTWRITEBYTECODE),--compile-bytecode)
 help:
 	@echo 'make train [ARGS="data=ml1m data.root=FOLDER"]  set up and train (demo data by default)'
 	@echo 'make test  [ARGS="-k titles"]                   set up and run the tests'
+	@echo "make test  [ARGS=\"-m 'not slow'\"]               run those that take no long time"
 	@echo 'make lint                                       formatting, lint, types and imports, as in CI'
 	@echo 'make format                                     format and fix what can be fixed'
 	@echo 'make bench [ARGS="--root FOLDER"]               every benchmark of speed, and their table'
