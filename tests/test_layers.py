@@ -25,8 +25,8 @@ def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
             "genre_lightning.movies.bad -> genre_lightning.models.fusion (l.2)",
         ),
         (
-            {"inputs/bad.py": "from genre_lightning.models import fusion\n"},
-            "genre_lightning.inputs.bad -> genre_lightning.models.fusion (l.1)",
+            {"data/bad.py": "from genre_lightning.checkpoint import model\n"},
+            "genre_lightning.data.bad -> genre_lightning.checkpoint.model (l.1)",
         ),
         ({"newcomer/__init__.py": ""}, "- genre_lightning.newcomer"),
         ({"runs/bad.py": "import train\n"}, "genre_lightning.runs.bad -> train (l.1)"),
