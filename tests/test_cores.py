@@ -27,6 +27,7 @@ def test_cores_that_it_may_not_use_are_not_counted() -> None:
         os.sched_setaffinity(0, before)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="GNU's OpenMP is that of PyTorch on Linux")
 @pytest.mark.parametrize(
     ("given", "count"),

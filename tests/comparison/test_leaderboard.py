@@ -83,6 +83,7 @@ def test_where_nothing_has_finished_nothing_has_a_rank(tmp_path: Path):
     assert [row["rank"] for row in read_csv(tmp_path)] == ["", ""]
 
 
+@pytest.mark.slow
 def test_real_runs(
     train_here: Callable[[Path, list[str]], dict[str, Any]],
     tiny_overrides: Callable[..., list[str]],

@@ -166,6 +166,7 @@ def test_the_ready_made_sweep(sweep_here: Sweep, repository: Path) -> None:
     assert [len(values.split(",")) for values in sweeper.params.values()] == [3, 3]
 
 
+@pytest.mark.slow
 def test_every_job_is_a_run_of_its_own_in_wandb(sweep_here: Sweep, tmp_path: Path) -> None:
     code, _ = sweep_here(
         "-m", "optimizer.lr=1e-2,1e-3", "logger=wandb", "logger.wandb.offline=true"
@@ -276,6 +277,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> N
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_interrupted_and_killed_resumes(
     command: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -326,6 +328,7 @@ LAUNCHERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_jobs_side_by_side(
     launcher: str, command: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

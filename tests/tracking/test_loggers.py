@@ -51,6 +51,7 @@ def test_several_at_once(chosen: str, keys: list[str], repository: Path) -> None
     assert list(cfg.logger) == keys
 
 
+@pytest.mark.slow
 def test_files_of_a_run_that_resumes(
     train_here: Train, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
@@ -82,6 +83,7 @@ def test_files_of_a_run_that_resumes(
     assert test == pytest.approx(result["test"]["f1_micro"])
 
 
+@pytest.mark.slow
 def test_a_run_that_resumes_elsewhere_brings_its_rows(
     train_here: Train, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:

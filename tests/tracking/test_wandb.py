@@ -93,6 +93,7 @@ def two_jobs(
     return jobs
 
 
+@pytest.mark.slow
 def test_each_job_is_a_run_with_its_own_config(two_jobs: list[Any]) -> None:
     records = [only_record(folder) for folder, _ in two_jobs]
     assert [record.config["optimizer.lr"] for record in records] == [1e-3, 2e-3]
@@ -119,6 +120,7 @@ def test_each_job_is_a_run_with_its_own_config(two_jobs: list[Any]) -> None:
     assert wandb.run is None
 
 
+@pytest.mark.slow
 def test_history_and_summary(two_jobs: list[Any]) -> None:
     folder, result = two_jobs[0]
     record = only_record(folder)
@@ -133,6 +135,7 @@ def test_history_and_summary(two_jobs: list[Any]) -> None:
             assert record.summary[f"{prefix}/{name}"] == pytest.approx(value)
 
 
+@pytest.mark.slow
 def test_tables_curves_and_checkpoint(two_jobs: list[Any]) -> None:
     folder, result = two_jobs[0]
     record = only_record(folder)
@@ -369,6 +372,7 @@ def killed_and_resumed(
     return folder
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_in_its_run(killed_and_resumed: Path) -> None:
     folder = killed_and_resumed
     first, second = (Record(run) for run in offline_folders(folder))
@@ -388,6 +392,7 @@ def test_a_killed_run_resumes_in_its_run(killed_and_resumed: Path) -> None:
     assert len(missing) <= 1, missing
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_first_checkpoint_keeps_its_id(
     killed_and_resumed: Path, train_here: Train, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
@@ -398,6 +403,7 @@ def test_a_run_killed_before_its_first_checkpoint_keeps_its_id(
     assert only_record(tmp_path).run["run_id"] == known["wandb_run_id"]
 
 
+@pytest.mark.slow
 def test_a_run_that_resumes_elsewhere_keeps_its_id(
     killed_and_resumed: Path, train_here: Train, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
@@ -474,6 +480,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
             process.wait(timeout=30)
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_in_its_run_online(
     server: Server, repository: Path, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
@@ -506,6 +513,7 @@ def test_a_killed_run_resumes_in_its_run_online(
     assert len(steps) >= EPOCHS - 1
 
 
+@pytest.mark.slow
 def test_synced_folders_of_a_killed_run_join(server: Server, killed_and_resumed: Path) -> None:
     folders = offline_folders(killed_and_resumed)
     env = clean_environment(server.env)

@@ -106,6 +106,7 @@ def unbroken(
     return folder
 
 
+@pytest.mark.slow
 @BACKGROUND
 def test_killed_again_and_again(
     background: bool, unbroken: Path, repository: Path, tiny_overrides: Overrides, tmp_path: Path
@@ -138,6 +139,7 @@ def test_killed_again_and_again(
     assert_same_run(unbroken, folder)
 
 
+@pytest.mark.slow
 @BACKGROUND
 def test_killed_while_saving(
     background: bool, unbroken: Path, repository: Path, tiny_overrides: Overrides, tmp_path: Path
@@ -169,6 +171,7 @@ def interrupt(number: int, times: int = 1) -> Callable[[], None]:
     return send
 
 
+@pytest.mark.slow
 @BACKGROUND
 def test_signals_finish_and_save_the_step(
     background: bool, unbroken: Path, train_here: Train, tiny_overrides: Overrides, tmp_path: Path
@@ -215,6 +218,7 @@ def test_a_second_signal_ends_it_at_once(
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
 
 
+@pytest.mark.slow
 @BACKGROUND
 def test_slurm_queues_it_again(
     background: bool, unbroken: Path, repository: Path, tiny_overrides: Overrides, tmp_path: Path
