@@ -37,7 +37,7 @@ from genre_lightning.report.statistics import (
     reliability,
     row_shares,
 )
-from genre_lightning.runs.folder import package_versions
+from genre_lightning.runs.result import package_versions
 from genre_lightning.scoring.metrics import genre_metrics, per_genre_metrics
 from genre_lightning.scoring.thresholds import DEFAULT_METHOD, fit_thresholds
 

@@ -62,6 +62,7 @@ def run(path: Path, titles: list[str], posters: dict[int, np.ndarray]) -> dict[s
     return dict(zip(outputs, found, strict=True))
 
 
+@pytest.mark.slow
 def test_the_graph_gives_the_models_numbers(exported: tuple[Path, Path]):
     checkpoint, path = exported
     model = load_model(checkpoint)
@@ -124,6 +125,7 @@ def test_the_traced_operations_are_those_of_the_network(
             np.testing.assert_allclose(logits[row].numpy(), expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_graph_of_other_numbers_is_not_written(
     make_checkpoint: Callable[..., Path],
     tmp_path: Path,
