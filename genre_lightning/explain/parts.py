@@ -88,12 +88,16 @@ def split_logits(model: TrainedModel, logits: Mapping[str, np.ndarray | None]) -
 
 
 def branch_labels(inputs: Mapping[str, Input]) -> dict[str, str]:
-    """What to call each branch: by its column, or by its own name where several look at that."""
+    """What to call each branch: by its column, or by its own name where that says more.
+
+    It does where several branches look at the column, and where they look movies up by their id.
+    """
     columns = [given.column for given in inputs.values()]
 
-    def label(branch: str, column: str) -> str:
+    def label(branch: str, given: Input) -> str:
+        column = given.column
         # Another branch may have the column's name for its own.
-        own = columns.count(column) == 1 and (column not in inputs or branch == column)
-        return column if own else branch
+        clear = columns.count(column) == 1 and (column not in inputs or branch == column)
+        return column if clear and given.of != "id" else branch
 
-    return {branch: label(branch, given.column) for branch, given in inputs.items()}
+    return {branch: label(branch, given) for branch, given in inputs.items()}
