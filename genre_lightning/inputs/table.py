@@ -40,8 +40,8 @@ def build_input(branch: str, settings: Mapping[str, Any]) -> Input:
     """
     where = f"model.branches.{branch}.input"
     kind = settings.get("kind")
-    if kind not in INPUTS:
-        raise UserError(f"{where}.kind={kind} is none of {', '.join(INPUTS)}")
+    if not isinstance(kind, str) or kind not in INPUTS:
+        raise UserError(f"{where}.kind={kind!s:.100} is none of {', '.join(INPUTS)}")
     made = INPUTS[kind]
     arguments = {name: value for name, value in settings.items() if name != "kind"}
     known = inspect.signature(made).parameters
