@@ -15,8 +15,9 @@ from genre_lightning.inputs.input import Input
 from genre_lightning.inputs.pixels import PixelsInput
 from genre_lightning.inputs.terms import TermsInput
 from genre_lightning.inputs.vectorizer import MAX_VOCABULARY_SIZE
+from genre_lightning.inputs.vectors import VectorsInput
 
-INPUTS: dict[str, type[Input]] = {one.kind: one for one in (TermsInput, PixelsInput)}
+INPUTS: dict[str, type[Input]] = {one.kind: one for one in (TermsInput, PixelsInput, VectorsInput)}
 
 #: Brackets and commas in the text of an honest state.
 _MAX_BRACKETS = 32
