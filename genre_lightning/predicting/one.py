@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from genre_lightning.predicting.arguments import PredictOptions
 from genre_lightning.predicting.predictor import POSTER
 
 if TYPE_CHECKING:
-    from genre_lightning.explain.explainer import BranchExplanation
+    from genre_lightning.explain.explainer import BranchExplanation, ImageExplanation
     from genre_lightning.predicting.predictor import GenrePredictor, Prediction
 
 
@@ -88,6 +88,7 @@ def _explain(
         summed, and by branch ``words`` and ``heat_maps``; ``methods``: by branch, how; and
         ``labels``: what people call each branch.
     """
+    from genre_lightning.explain.explainer import ImageExplanation
     from genre_lightning.explain.parts import branch_labels, score_parts
 
     model, thresholds = predictor.model, predictor.thresholds
@@ -116,10 +117,12 @@ def _explain(
         if found is None:
             continue
         methods[branch] = found.method
-        if hasattr(found, "heat_maps"):
+        if isinstance(found, ImageExplanation):
             # More than one branch may look at the same poster.
             several = sum(other.column == given.column for other in model.inputs.values()) > 1
-            files = _save_heat_maps(found, Path(value), names, places, folder, several and branch)
+            poster = Path(value)
+            start = (folder or poster.parent) / (poster.stem + (f".{branch}" if several else ""))
+            files = _save_heat_maps(found, start, names, places)
             for name, path in zip(names, files, strict=True):
                 genres[name]["heat_maps"][branch] = str(path)
         else:
@@ -146,23 +149,18 @@ def _rounded(value: Any) -> float:
 
 
 def _save_heat_maps(
-    found: Any,
-    poster: Path,
-    names: list[str],
-    places: list[int],
-    folder: Path | None,
-    branch: str | bool,
+    found: ImageExplanation, start: Path, names: Sequence[str], places: Sequence[int]
 ) -> list[Path]:
+    """Write a picture for each of K genres; the files' names begin with ``start``."""
     from genre_lightning.explain.pictures import heat_pictures
 
-    folder = poster.parent if folder is None else folder
     paths = []
     for name, picture in zip(names, heat_pictures(found, places), strict=True):
         # A genre's name is whatever the checkpoint says.
         slug = re.sub(r"[^\w-]+", "_", name)[:80]
-        path = folder / f"{poster.stem}.why-{slug}{f'.{branch}' if branch else ''}.png"
+        path = start.with_name(f"{start.name}.why-{slug}.png")
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             picture.save(path)
         except OSError as error:
             raise CommandError(
@@ -188,6 +186,11 @@ def _genre_lines(explanation: Mapping[str, Any], genre: str) -> Iterator[str]:
 
 
 def _method_lines(explanation: Mapping[str, Any]) -> Iterator[str]:
-    yield "Parts add up to the logit."
+    yield "The bias and the parts of the branches add up to the logit."
+    labels = explanation["labels"]
+    pictured = {name for found in explanation["genres"].values() for name in found["heat_maps"]}
     for branch, method in explanation["methods"].items():
-        yield f"{explanation['labels'][branch]}: {method}"
+        if branch in pictured:
+            yield f"{labels[branch]}: the heat map shows where, not how much ({method})"
+        else:
+            yield f"{labels[branch]}: its words add up to its part ({method})"
