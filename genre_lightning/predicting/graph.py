@@ -28,7 +28,9 @@ from genre_lightning.errors import UserError
 from genre_lightning.inputs.input import Input
 from genre_lightning.inputs.pixels import PixelsInput
 from genre_lightning.inputs.terms import TermsInput
+from genre_lightning.inputs.vectors import VectorsInput
 from genre_lightning.models.fusion import ACTIVATIONS
+from genre_lightning.models.terms_linear import TermsLinear
 from genre_lightning.models.terms_mlp import TermsMLP
 
 #: The graph's first input, and what it and the rows of each branch hold.
@@ -148,17 +150,58 @@ class PixelsGraph(InputGraph):
         return list(drawn)
 
 
+@final
+class VectorsGraph(InputGraph):
+    """The user's own vectors go in as they are."""
+
+    def __init__(self, given: VectorsInput) -> None:
+        super().__init__()
+        self.given = given
+        self.width = int(given.network_arguments()["width"])
+        self.sizes = {"vectors": "rows"}
+        self.inputs = {"vectors": f"(P, {self.width}) float32"}
+        self.about = {"width": self.width, "log_odds": given.log_odds}
+        self.files = {}
+
+    def forward(self, *numbers: Tensor) -> Mapping[str, Tensor]:
+        """A vector of zeros comes after the others."""
+        (vectors,) = numbers
+        blank = torch.zeros_like(vectors[:1].sum(0, keepdim=True))
+        return {"vectors": torch.cat([vectors, blank])}
+
+    def numbers(self, values: Sequence[Any]) -> dict[str, Tensor]:
+        return self.given.encode([self.given.read(value) for value in values])
+
+    def examples(self, count: int) -> list[Any]:
+        drawn = np.random.default_rng(0).normal(size=(count, self.width)).astype(np.float32)
+        return list(drawn)
+
+
 #: By kind of input. What isn't here can't be exported yet.
-INPUT_GRAPHS: Mapping[type[Input], type[Any]] = {TermsInput: TermsGraph, PixelsInput: PixelsGraph}
+INPUT_GRAPHS: Mapping[type[Input], type[Any]] = {
+    TermsInput: TermsGraph,
+    PixelsInput: PixelsGraph,
+    VectorsInput: VectorsGraph,
+}
+
+
+def _summed(table: Tensor, indices: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
+    """An embedding bag, which ONNX has not: (P, D) weighted sums of a table's rows.
+
+    The rows are gathered, weighted, and summed by a product with the (P, L) matrix that tells
+    which term is in which text.
+    """
+    # A term is in the last text that starts at or before it.
+    place = torch.ones_like(indices).cumsum(0) - 1
+    text = (place[None, :] >= offsets[:, None]).long().sum(0) - 1
+    texts = torch.ones_like(offsets).cumsum(0) - 1
+    member = (text[None, :] == texts[:, None]).float()
+    return member @ (table[indices] * weights[:, None])
 
 
 @final
 class TermsMLPGraph(nn.Module):
-    """ONNX has no embedding bag.
-
-    The terms' vectors are gathered, weighted, and summed by a product with the (P, L) matrix that
-    tells which term is in which text.
-    """
+    """A :class:`TermsMLP` without embedding bags."""
 
     def __init__(self, network: TermsMLP) -> None:
         super().__init__()
@@ -167,20 +210,33 @@ class TermsMLPGraph(nn.Module):
     def forward(self, indices: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
         """(P, G) logits, as those of the network."""
         network = self.network
-        # A term is in the last text that starts at or before it.
-        place = torch.ones_like(indices).cumsum(0) - 1
-        text = (place[None, :] >= offsets[:, None]).long().sum(0) - 1
-        texts = torch.ones_like(offsets).cumsum(0) - 1
-        member = (text[None, :] == texts[:, None]).float()
-        hidden = member @ (network.embed.weight[indices] * weights[:, None])
+        hidden = _summed(network.embed.weight, indices, offsets, weights)
         logits: Tensor = network.head(torch.relu(network.norm(hidden)))
         if network.skip is not None:
-            logits = logits + member @ (network.skip.weight[indices] * weights[:, None])
+            logits = logits + _summed(network.skip.weight, indices, offsets, weights)
         return logits
 
 
+@final
+class TermsLinearGraph(nn.Module):
+    """A :class:`TermsLinear` without an embedding bag."""
+
+    def __init__(self, network: TermsLinear) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, indices: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
+        """(P, G) logits, as those of the network."""
+        network = self.network
+        logits = _summed(network.embed.weight, indices, offsets, weights) + network.head.bias
+        return logits.view(-1, network.members, network.num_genres).mean(dim=1)
+
+
 #: By class of network. One that isn't here is taken as it is.
-NETWORK_GRAPHS: Mapping[type[nn.Module], type[Any]] = {TermsMLP: TermsMLPGraph}
+NETWORK_GRAPHS: Mapping[type[nn.Module], type[Any]] = {
+    TermsMLP: TermsMLPGraph,
+    TermsLinear: TermsLinearGraph,
+}
 
 
 class ExportedNetwork(nn.Module):

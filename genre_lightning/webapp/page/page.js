@@ -317,6 +317,8 @@ function tell() {
   } else {
     summary.textContent = "No genre reaches its threshold.";
   }
+  const lost = Object.keys(answer.problems).map((name) => name.replaceAll("_", " "));
+  if (lost.length) summary.append(` Told without the ${lost.join(" and the ")}, which can't be read.`);
   const why = at("why");
   at("why-place").append(why); // out of the list, before that is replaced
   at("bars").replaceChildren(...answer.genres.map(row));
@@ -410,7 +412,7 @@ function explain(genre) {
   parts.push(["total", "Sum", genre.logit]);
   swings(at("parts"), parts);
   at("parts-hint").textContent =
-    "Bias is what the model says of any movie; the parts add up exactly. " +
+    "Bias is what the model says of any movie of which it is given the same; the parts add up exactly. " +
     (model.activation === "softmax"
       ? "The sums of all genres share a total of 1 among them (softmax); the score is this genre's share."
       : "The sum becomes the score by the logistic function: 0 is a score of 0.50.");
