@@ -8,28 +8,26 @@ from typing import TYPE_CHECKING, Any, cast
 import hydra
 from omegaconf import OmegaConf
 
-from genre_lightning.runs.folder import run_directory
-from genre_lightning.sweeps.sweep import run_job
+from genre_lightning.runs.places import run_directory
+from genre_lightning.sweeps.jobs import run_job
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from genre_lightning.data.datamodule import MovieDataModule
+    from genre_lightning.models.branches import Branch
     from genre_lightning.training.module import GenreModule
 
 # conf/hydra/default.yaml: where the run is that is to go on.
 OmegaConf.register_new_resolver("run_folder", run_directory, use_cache=True, replace=True)
 
 
-def branches(cfg: DictConfig) -> dict[str, Any]:
-    """The configured branches by name, as plain data; those set to null are left out."""
-    from genre_lightning.errors import UserError
+def listed_branches(cfg: DictConfig) -> dict[str, Branch]:
+    """The configured branches by name."""
+    from genre_lightning.models.branches import read_branches
 
-    listed = cast("dict[str, Any]", OmegaConf.to_container(cfg.model.branches, resolve=True))
-    found = {name: branch for name, branch in listed.items() if branch is not None}
-    if not found:
-        raise UserError("model/branch lists no branch: such as 'model/branch=[title_tfidf]'")
-    return found
+    plain = OmegaConf.to_container(cfg.model.branches, resolve=True)
+    return read_branches(cast("dict[str, Any]", plain))
 
 
 def make_data(cfg: DictConfig) -> MovieDataModule:
@@ -40,7 +38,8 @@ def make_data(cfg: DictConfig) -> MovieDataModule:
     from genre_lightning.inputs.table import build_input
 
     pl.seed_everything(cfg.seed, verbose=False)
-    inputs = {name: build_input(name, branch["input"]) for name, branch in branches(cfg).items()}
+    listed = listed_branches(cfg)
+    inputs = {name: build_input(name, branch.input) for name, branch in listed.items()}
     data: MovieDataModule = instantiate(cfg.data, inputs=inputs, seed=cfg.seed)
     data.setup()
     return data
@@ -56,12 +55,12 @@ def make_module(cfg: DictConfig, data: MovieDataModule) -> GenreModule:
 
     torch.set_float32_matmul_precision("high")
     cfg.num_genres = len(data.genres)
-    listed = branches(cfg)
+    listed = listed_branches(cfg)
     network = build_network(
         cfg.num_genres,
-        {name: branch["network"] for name, branch in listed.items()},
+        {name: branch.network for name, branch in listed.items()},
         data.inputs,
-        cfg.model.dropout,
+        **{key: value for key, value in cfg.model.items() if key != "branches"},
     )
     counts = {
         "genre_counts": data.genre_counts().tolist(),
@@ -75,7 +74,7 @@ def make_module(cfg: DictConfig, data: MovieDataModule) -> GenreModule:
         instantiate(cfg.optimizer),
         instantiate(cfg.scheduler),
         inputs=data.describe(),
-        lr_scales={name: branch.get("lr_scale", 1.0) for name, branch in listed.items()},
+        lr_scales={name: branch.lr_scale for name, branch in listed.items()},
         **cfg.training,
     )
 
@@ -120,11 +119,12 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     from rich.console import Console
 
     from genre_lightning.checkpoint.card import TRAINING_KEY, CheckpointError
-    from genre_lightning.checkpoint.resuming import check_resumable, copy_best
     from genre_lightning.checkpoint.model import load_model
+    from genre_lightning.checkpoint.resuming import check_resumable, copy_best
     from genre_lightning.errors import UserError
     from genre_lightning.report.evaluation import print_genre_table, score_split, split_metrics
-    from genre_lightning.runs.folder import find_checkpoint, is_first_process
+    from genre_lightning.runs.places import find_checkpoint
+    from genre_lightning.runs.process import is_first_process
     from genre_lightning.tracking.loggers import log_outcome, open_loggers
     from genre_lightning.training.callbacks.checkpoint_io import WholeFileIO
     from genre_lightning.training.callbacks.epoch_log import EpochLog

@@ -122,7 +122,7 @@ class Input(ABC):
 
     kind: ClassVar[str]
     gives: ClassVar[str]
-    of: ClassVar[str]
+    of: str
     column: str
 
     @property

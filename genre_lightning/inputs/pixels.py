@@ -77,7 +77,7 @@ class PixelsInput(Input):
 
     kind: ClassVar[str] = "pixels"
     gives: ClassVar[str] = "pixels"
-    of: ClassVar[str] = "poster"
+    of: str = "poster"
 
     def __init__(
         self,

@@ -69,7 +69,7 @@ class TermsInput(Input):
 
     kind: ClassVar[str] = "terms"
     gives: ClassVar[str] = "terms"
-    of: ClassVar[str] = "text"
+    of: str = "text"
 
     def __init__(
         self,

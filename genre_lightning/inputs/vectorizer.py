@@ -18,7 +18,9 @@ import numpy as np
 
 #: Centres of the soft decade features, one column each: the last columns of V.
 DECADES = tuple(range(1910, 2030, 10))
-ANALYZERS = ("word", "char", "char_wb")
+ANALYZERS = ("word", "char", "char_wb", "item")
+#: Between the items of a list, such as a cast: "Tom Hanks|Tim Allen".
+ITEM_SEPARATOR = "|"
 
 #: Limits on what is accepted from an untrusted file.
 MAX_VOCABULARY_SIZE = 2**20
@@ -131,8 +133,9 @@ class TermVectorizer:
 
     Args:
         vocabulary_size: V, the terms and the decades together.
-        analyzer: "word", "char" (n-grams across words) or "char_wb" (n-grams within words, each
-            padded by a space).
+        analyzer: "word", "char" (n-grams across words), "char_wb" (n-grams within words, each
+            padded by a space) or "item" (whole items of a list, such as the names of a cast, with
+            ``|`` between them).
         ngram_range: shortest and longest n-gram.
         sublinear_tf: 1 + ln(count) in place of the count.
         decade: add the decade features.
@@ -202,13 +205,13 @@ class TermVectorizer:
         """
         from sklearn.feature_extraction.text import TfidfVectorizer
 
-        parts = [normalise_title(title) for title in titles]
+        parts = [self.normalise(title) for title in titles]
         texts = [text for text, _ in parts]
         years = [year for _, year in parts if year is not None]
         if not any(True for text in texts for _ in self._ngrams(text)):
-            raise ValueError(f"no title of the {len(titles)} given has a term to learn")
+            raise ValueError(f"no text of the {len(titles)} given has a term to learn")
         vectorizer = TfidfVectorizer(
-            analyzer=self.analyzer,
+            analyzer=_items if self.analyzer == "item" else self.analyzer,
             tokenizer=str.split if self.analyzer == "word" else None,
             token_pattern=None,
             ngram_range=self.ngram_range,
@@ -220,6 +223,13 @@ class TermVectorizer:
         terms = [str(term) for term in vectorizer.get_feature_names_out()]
         self._set(terms, vectorizer.idf_, (min(years), max(years)) if years else None)
         return self
+
+    def normalise(self, text: str) -> tuple[str, int | None]:
+        """A text as its terms are read from it, and its year; see `normalise_title`."""
+        if self.analyzer != "item":
+            return normalise_title(text)
+        items = (normalise_title(item)[0] for item in text.split(ITEM_SEPARATOR))
+        return ITEM_SEPARATOR.join(item for item in items if item), None
 
     def transform(self, titles: Sequence[str]) -> SparseRows:
         """Turn N titles into a sparse (N, V) matrix; terms that fitting did not see are left out.
@@ -243,7 +253,7 @@ class TermVectorizer:
         """Where the terms of a title stand, for explaining what a model makes of it.
 
         Args:
-            text: a normalised title, the first part of `normalise_title`.
+            text: normalised, the first part of `normalise`.
 
         Returns: (column, start, end) of each known term as often as it occurs: it was read from
             `text[start:end]`. The spaces around words that "char_wb" adds are not counted, so the
@@ -265,6 +275,8 @@ class TermVectorizer:
                 for n in range(self.ngram_range[0], min(self.ngram_range[1], len(words)) + 1)
                 for run in (words[start : start + n] for start in range(len(words) - n + 1))
             ]
+        elif self.analyzer == "item":
+            found = [(match[0], *match.span()) for match in re.finditer(r"[^|]+", text)]
         else:
             found = list(_char_spans(text, *self.ngram_range))
         column = self._column
@@ -383,7 +395,7 @@ class TermVectorizer:
         ends = [0]
         years: list[int | None] = []
         for title in titles:
-            text, year = normalise_title(title)
+            text, year = self.normalise(title)
             for piece in text.split() if self.analyzer == "char_wb" else (text,):
                 found = known.get(piece)
                 if found is None:
@@ -442,8 +454,13 @@ class TermVectorizer:
             "word": _word_ngrams,
             "char": _char_ngrams,
             "char_wb": _char_wb_ngrams,
+            "item": lambda text, *_: iter(_items(text)),
         }[self.analyzer]
         return make(text, *self.ngram_range)
+
+
+def _items(text: str) -> list[str]:
+    return text.split(ITEM_SEPARATOR) if text else []
 
 
 def _word_ngrams(text: str, shortest: int, longest: int) -> Iterator[str]:

@@ -89,7 +89,8 @@ class Fusion(nn.Module):
             num_movies: B.
 
         Returns:
-            By branch, (B, G) float32 logits, zero for a movie that lacks the column.
+            By branch, (B, G) float32 logits, zero for a movie that lacks the column. In training
+            a branch of M members gives (M, B, G), see ``models/members.py``.
         """
         return {
             name: self._logits(branch, parts[name], num_movies)
@@ -108,5 +109,5 @@ class Fusion(nn.Module):
         logits: Tensor = branch(**part.numbers).float()
         if len(part) == num_movies:
             return logits
-        everywhere = logits.new_zeros(num_movies, self.num_genres)
-        return everywhere.index_add(0, part.rows, logits)
+        everywhere = logits.new_zeros(*logits.shape[:-2], num_movies, self.num_genres)
+        return everywhere.index_add(-2, part.rows, logits)

@@ -11,26 +11,35 @@ from __future__ import annotations
 import inspect
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from genre_lightning.inputs.encoders import is_image_encoder
 from genre_lightning.inputs.input import Input
+from genre_lightning.models.embedding_head import NORMS, EmbeddingHead
 from genre_lightning.models.fusion import Fusion
+from genre_lightning.models.poster_encoder import PosterEncoder
 from genre_lightning.models.poster_resnet import PosterResNet
+from genre_lightning.models.terms_linear import TermsLinear
 from genre_lightning.models.terms_mlp import TermsMLP
 
 logger = logging.getLogger(__name__)
 
 MAX_GENRES = 4096
 MAX_BRANCHES = 64
+MAX_MEMBERS = 256
 MAX_PARAMETERS = 500_000_000
 
 _BRANCH_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
+
+
+#: See :class:`NetworkType`.
+Limits: TypeAlias = tuple[float, float] | tuple[str, ...] | Callable[[str], bool]
 
 
 @dataclass(frozen=True)
@@ -40,13 +49,14 @@ class NetworkType:
     Attributes:
         factory: the class; its arguments are plain numbers, and lists of them.
         takes: what its input must give: "terms", "pixels" or "vectors".
-        limits: inclusive range of each argument, or the words it may be. A description can come
-            from an untrusted checkpoint, so nothing is built that no honest network needs.
+        limits: inclusive range of each argument, the words it may be, or what tells whether it may
+            be a word. A description can come from an untrusted checkpoint, so nothing is built that
+            no honest network needs.
     """
 
     factory: type[nn.Module]
     takes: str
-    limits: Mapping[str, tuple[float, float] | tuple[str, ...]]
+    limits: Mapping[str, Limits]
 
 
 #: Every network by the short name that configs and checkpoints use. A new network is a line here.
@@ -59,6 +69,15 @@ NETWORKS: dict[str, NetworkType] = {
             "hidden": (1, 8192),
             "dropout": (0.0, 0.99),
             "skip": (0, 1),
+        },
+    ),
+    "terms_linear": NetworkType(
+        TermsLinear,
+        "terms",
+        {
+            "vocabulary_size": (1, 1_048_576),
+            "input_dropout": (0.0, 0.99),
+            "members": (1, MAX_MEMBERS),
         },
     ),
     "poster_resnet": NetworkType(
@@ -74,6 +93,30 @@ NETWORKS: dict[str, NetworkType] = {
             "dropout": (0.0, 0.99),
         },
     ),
+    "embedding_head": NetworkType(
+        EmbeddingHead,
+        "vectors",
+        {
+            "width": (1, 65_536),
+            "hidden": (0, 8192),
+            "norm": NORMS,
+            "input_dropout": (0.0, 0.99),
+            "dropout": (0.0, 0.99),
+            "members": (1, MAX_MEMBERS),
+        },
+    ),
+    "poster_encoder": NetworkType(
+        PosterEncoder,
+        "pixels",
+        {
+            "size": (1, 4096),
+            "encoder": is_image_encoder,
+            "dropout": (0.0, 0.99),
+            "layer_decay": (0.01, 1.0),
+            "frozen_layers": (0, 1000),
+            "encoder_lr": (0.0, 10.0),
+        },
+    ),
 }
 
 
@@ -81,7 +124,7 @@ def build_network(
     num_genres: int,
     branches: Mapping[str, Mapping[str, Any]],
     inputs: Mapping[str, Input],
-    dropout: float | None = None,
+    **shared: Any,
 ) -> Fusion:
     """Build a model from its branches: what ``conf/model`` holds.
 
@@ -90,7 +133,8 @@ def build_network(
         branches: by branch, ``{"name": a key of NETWORKS, argument: number, ...}``, in the order
             in which they are summed.
         inputs: of the same branches; they tell the networks what they will be given.
-        dropout: of the networks that name none of their own.
+        shared: arguments of every network that takes them and names none of its own, such as
+            ``dropout`` and ``members``; None for none.
 
     Returns:
         A :class:`Fusion` with freshly initialised weights; its ``description`` is the complete
@@ -103,11 +147,14 @@ def build_network(
         name: {**_own_arguments(name, network), **inputs[name].network_arguments()}
         for name, network in branches.items()
     }
-    description = complete_description(num_genres, described, dropout)
+    description = complete_description(num_genres, described, shared)
     check_fit(description, inputs)
     sketch_network(description)
     network = _assemble(description)
     network.description = description
+    for branch in network.branches.values():
+        if isinstance(branch, PosterEncoder):
+            branch.load_pretrained()
     return network
 
 
@@ -136,14 +183,14 @@ def _own_arguments(branch: str, network: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def complete_description(
-    num_genres: Any, branches: Any, dropout: float | None = None
+    num_genres: Any, branches: Any, shared: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Check a model's networks and fill in every default, so that the result alone rebuilds it.
 
     Args:
         num_genres: G.
         branches: by branch, a network's name and arguments, those that its input gives included.
-        dropout: of the networks that name none of their own.
+        shared: as for :func:`build_network`.
 
     Returns:
         Plain data with the keys ``num_genres`` and ``branches``.
@@ -165,7 +212,7 @@ def complete_description(
     return {
         "num_genres": num_genres,
         "branches": {
-            name: _complete(f"model.branches.{name}.network", network, dropout)
+            name: _complete(f"model.branches.{name}.network", network, shared or {})
             for name, network in branches.items()
         },
     }
@@ -195,7 +242,7 @@ def check_fit(description: Mapping[str, Any], inputs: Mapping[str, Input]) -> No
                 )
 
 
-def _complete(key: str, network: Any, dropout: float | None) -> dict[str, Any]:
+def _complete(key: str, network: Any, shared: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(network, Mapping):
         raise ValueError(f"{key} must be a mapping with a name, not {network!r:.100}")
     name = network.get("name")
@@ -207,8 +254,8 @@ def _complete(key: str, network: Any, dropout: float | None) -> dict[str, Any]:
         if argument == "num_genres":
             continue
         default = parameter.default
-        if argument == "dropout" and dropout is not None:
-            default = dropout
+        if shared.get(argument) is not None:
+            default = _check(f"model.{argument}", shared[argument], default, kind.limits[argument])
         if default is parameter.empty and argument not in network:
             raise ValueError(f"{key}: {name} needs {argument}")
         complete[argument] = _check(
@@ -221,8 +268,12 @@ def _complete(key: str, network: Any, dropout: float | None) -> dict[str, Any]:
     return complete
 
 
-def _check(key: str, value: Any, default: Any, limits: tuple[Any, ...]) -> Any:
+def _check(key: str, value: Any, default: Any, limits: Limits) -> Any:
     """One argument of a network: of its default's type and inside its limits."""
+    if callable(limits):
+        if type(value) is not str or not limits(value):
+            raise ValueError(f"{key} is {value!r:.100}, which is not known")
+        return value
     if isinstance(limits[0], str):
         if value not in limits:
             raise ValueError(f"{key} is {value!r:.100}, none of {', '.join(limits)}")

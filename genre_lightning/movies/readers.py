@@ -13,12 +13,14 @@ from typing import Any
 from genre_lightning.movies.demo import read_demo
 from genre_lightning.movies.manifest import read_manifest
 from genre_lightning.movies.ml1m import read_ml1m
+from genre_lightning.movies.mmimdb import read_mmimdb
 from genre_lightning.movies.movie import DataError, MovieSet
 
 READERS: dict[str, Callable[..., MovieSet]] = {
     "demo": read_demo,
     "ml1m": read_ml1m,
     "manifest": read_manifest,
+    "mmimdb": read_mmimdb,
 }
 
 

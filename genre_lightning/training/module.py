@@ -52,6 +52,9 @@ class GenreModule(pl.LightningModule):
         branch_loss: weight of the losses of each branch alone, added to the loss of the sum, so
             that no branch stops learning once the others fit the training movies. A branch's is
             taken over the movies that have its column.
+        drop_columns: probability of a movie to lose a column in a step, and with it what every
+            branch says of that column, so that a movie that lacks one in prediction is scored well,
+            too (Neverova et al. 2016, "ModDrop"). No movie loses all that it is looked at by.
         channels_last: keep convolutions in the memory layout in which they run fastest.
         compile: compile every branch with ``torch.compile``.
     """
@@ -68,6 +71,7 @@ class GenreModule(pl.LightningModule):
         lr_scales: Mapping[str, float] | None = None,
         decay_vectors: bool = False,
         branch_loss: float = 0.0,
+        drop_columns: float = 0.0,
         channels_last: bool = True,
         compile: bool = False,
     ) -> None:
@@ -82,6 +86,9 @@ class GenreModule(pl.LightningModule):
         _check_scales(self.lr_scales, list(network.branches))
         self.decay_vectors = decay_vectors
         self.branch_loss = branch_loss
+        if not 0 <= drop_columns < 1:
+            raise UserError(f"training.drop_columns={drop_columns} is not in [0, 1)")
+        self.drop_columns = drop_columns
         self.activation = str(loss.activation)
         self.collector = ScoreCollector(network.num_genres)
         # A metric of our own, whose sums a checkpoint in mid-epoch can take along.
@@ -92,7 +99,8 @@ class GenreModule(pl.LightningModule):
         self.val_loss = SumMetric(nan_strategy="disable")
         # Not a buffer: weight averaging would average it, and it belongs to the scores just seen.
         self.thresholds = torch.full((network.num_genres,), 0.5)
-        check_card(self._card())
+        _, read = check_card(self._card())
+        self.columns = {name: given.column for name, given in read.items()}
         if compile:
             for branch in network.branches.values():
                 branch.compile()
@@ -120,21 +128,45 @@ class GenreModule(pl.LightningModule):
     def training_step(self, batch: MovieBatch, batch_idx: int) -> Tensor:
         """The loss of the summed logits, and of each branch where ``branch_loss`` asks for it."""
         network, targets = self.network, batch.targets
-        branches = network.branch_logits(batch.parts, len(batch))
-        loss: Tensor = self.loss(network.total(branches), targets)
+        branches = self._dropped(network.branch_logits(batch.parts, len(batch)), batch)
+        loss = self._loss(network.total(branches), targets)
         if self.branch_loss and len(branches) > 1:
             for name, logits in branches.items():
                 rows = batch.parts[name].rows
                 alone, own = network.total({name: logits}), targets
                 if len(rows) < len(batch):
-                    alone, own = alone[rows], targets[rows]
+                    alone, own = alone[..., rows, :], targets[rows]
                 if len(rows):
-                    loss = loss + self.branch_loss * self.loss(alone, own)
+                    loss = loss + self.branch_loss * self._loss(alone, own)
         self.train_loss.update(loss.detach())  # all batches are of one size
         if not self._train_loss_logged:
             # Once: at the epoch's end Lightning asks the metric, and each call takes a millisecond.
             self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, logger=False)
             self._train_loss_logged = True
+        return loss
+
+    def _dropped(self, branches: Mapping[str, Tensor], batch: MovieBatch) -> Mapping[str, Tensor]:
+        """What the branches say, without the columns that some movies lose in this step."""
+        if not self.drop_columns or len(set(self.columns.values())) < 2:
+            return branches
+        names = list(dict.fromkeys(self.columns.values()))
+        device = batch.targets.device
+        generator = torch.Generator(device=device).manual_seed(batch.seed)
+        drawn = torch.rand(len(batch), len(names), generator=generator, device=device)
+        kept = drawn >= self.drop_columns
+        # A movie that would lose all of them loses none.
+        kept = (kept | ~kept.any(dim=1, keepdim=True)).float()
+        return {
+            name: logits * kept[:, names.index(self.columns[name])].unsqueeze(-1)
+            for name, logits in branches.items()
+        }
+
+    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The loss of (B, G) logits; of (M, B, G), the mean of the members' own losses."""
+        if logits.ndim == 3:
+            targets = targets.expand(len(logits), -1, -1).flatten(0, 1)
+            logits = logits.flatten(0, 1)
+        loss: Tensor = self.loss(logits, targets)
         return loss
 
     def validation_step(self, batch: MovieBatch, batch_idx: int) -> None:
@@ -184,17 +216,25 @@ class GenreModule(pl.LightningModule):
         """Each branch's matrices and vectors, with their share of the optimizer's own settings."""
         groups = []
         for name, branch in self.network.branches.items():
-            scale = self.lr_scales[name]
-            for vectors in (False, True):
-                chosen = [p for p in branch.parameters() if (p.ndim <= 1) == vectors]
-                decay = 0.0 if vectors and not self.decay_vectors else defaults["weight_decay"]
-                groups.append(
-                    {
-                        "params": chosen,
-                        "lr": defaults["lr"] * scale,
-                        "weight_decay": decay / scale if scale else 0.0,
-                    }
-                )
+            # A network may have rates of its own, such as less for its first layers.
+            own = branch.lr_scales() if hasattr(branch, "lr_scales") else {}
+            named = list(branch.named_parameters())
+            for share in dict.fromkeys(own.get(key, 1.0) for key, _ in named):
+                scale = self.lr_scales[name] * share
+                for vectors in (False, True):
+                    chosen = [
+                        parameter
+                        for key, parameter in named
+                        if own.get(key, 1.0) == share and (parameter.ndim <= 1) == vectors
+                    ]
+                    decay = 0.0 if vectors and not self.decay_vectors else defaults["weight_decay"]
+                    groups.append(
+                        {
+                            "params": chosen,
+                            "lr": defaults["lr"] * scale,
+                            "weight_decay": decay / scale if scale else 0.0,
+                        }
+                    )
         return groups
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -30,7 +30,7 @@ from genre_lightning.errors import UserError
 from genre_lightning.inputs.terms import TermsInput
 from genre_lightning.models.networks import build_network
 from genre_lightning.report.evaluation import score_split, split_metrics
-from genre_lightning.runs.folder import is_running
+from genre_lightning.runs.lock import is_running
 from genre_lightning.scoring.losses import build_loss
 from genre_lightning.sweeps import processes
 from genre_lightning.training.module import GenreModule
@@ -108,6 +108,7 @@ def half(rank: int, cache: Path, out: Path) -> None:
     torch.save((module.network.state_dict(), values, trainer.global_step), out / f"{rank}.pt")
 
 
+@pytest.mark.slow
 def test_two_halves_of_a_batch_train_as_the_whole(tmp_path: Path) -> None:
     trainer, module, data = fit(tmp_path, 16, 1)
     # Odd shares: the ranks differ in movies, though not in batches.
@@ -132,6 +133,7 @@ def fail_alone(rank: int, cache: Path) -> None:
     fit(cache, 8, 2, callbacks=[Failing()])
 
 
+@pytest.mark.slow
 def test_the_others_do_not_wait_for_one_that_failed(tmp_path: Path) -> None:
     codes = in_two(fail_alone, tmp_path)
     assert all(code not in (0, None) for code in codes), codes
@@ -237,6 +239,7 @@ def ended(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
 
+@pytest.mark.slow
 def test_one_that_fails_ends_all(start: Any, tmp_path: Path) -> None:
     process = start("failing")
     _, errors = process.communicate(timeout=300)
@@ -246,6 +249,7 @@ def test_one_that_fails_ends_all(start: Any, tmp_path: Path) -> None:
     assert ended(int((tmp_path / "0.pid").read_text()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
 def test_they_end_with_the_process_that_started_them(
     number: int, start: Any, tmp_path: Path
@@ -266,6 +270,7 @@ def test_they_end_with_the_process_that_started_them(
 # As a user starts it.
 
 
+@pytest.mark.slow
 def test_a_sweep_of_runs_in_two_processes(
     repository: Path, tiny_overrides: Callable[..., list[str]], tmp_path: Path
 ) -> None:
@@ -305,6 +310,7 @@ def test_a_sweep_of_runs_in_two_processes(
             assert float(best[f"val/{name}"]) == pytest.approx(value, rel=1e-5), name
 
 
+@pytest.mark.slow
 def test_two_processes_that_are_killed_go_on_as_if_they_had_not_been(
     repository: Path, tiny_overrides: Callable[..., list[str]], tmp_path: Path
 ) -> None:

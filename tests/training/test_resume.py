@@ -1,4 +1,4 @@
-"""A run that is killed, wherever and how often, goes on as if it had not been."""
+"""A run that is killed, wherever and how often, is resumed as if it had not been."""
 
 from __future__ import annotations
 
@@ -55,6 +55,7 @@ def unbroken(
     return folder
 
 
+@pytest.mark.slow
 @BACKGROUND
 def test_killed_again_and_again(
     background: bool, unbroken: Path, repository: Path, tiny_overrides: Overrides, tmp_path: Path
@@ -87,6 +88,7 @@ def test_killed_again_and_again(
     assert_same_run(unbroken, folder)
 
 
+@pytest.mark.slow
 @BACKGROUND
 def test_killed_while_saving(
     background: bool, unbroken: Path, repository: Path, tiny_overrides: Overrides, tmp_path: Path
@@ -118,6 +120,7 @@ def interrupt(number: int, times: int = 1) -> Callable[[], None]:
     return send
 
 
+@pytest.mark.slow
 @BACKGROUND
 def test_signals_finish_and_save_the_step(
     background: bool, unbroken: Path, train_here: Train, tiny_overrides: Overrides, tmp_path: Path
@@ -164,6 +167,7 @@ def test_a_second_signal_ends_it_at_once(
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
 
 
+@pytest.mark.slow
 @BACKGROUND
 def test_slurm_queues_it_again(
     background: bool, unbroken: Path, repository: Path, tiny_overrides: Overrides, tmp_path: Path

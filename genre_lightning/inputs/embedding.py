@@ -1,0 +1,333 @@
+"""Posters or texts as vectors of a frozen pretrained encoder, computed once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genre_lightning.cores import num_cores
+from genre_lightning.inputs.augment import Colours, PosterAugment
+from genre_lightning.inputs.decode import DECODER_VERSION
+from genre_lightning.inputs.embedding_cache import (
+    Embedded,
+    Source,
+    content_hash,
+    open_embeddings,
+)
+from genre_lightning.inputs.encoders import (
+    EncoderSpec,
+    ImageEncoder,
+    TextEncoder,
+    open_encoder,
+    resolve,
+    trust_from_checkpoint,
+    vouch,
+    vouched,
+    weights_sha256,
+)
+from genre_lightning.inputs.input import DenseFeatures, Features, Input, Store
+from genre_lightning.inputs.part import Numbers
+from genre_lightning.inputs.pixels import read_poster
+from genre_lightning.inputs.poster_cache import decode_files, files_key, places_of, unique_files
+from genre_lightning.movies.movie import PosterFile
+from genre_lightning.store import content_key
+
+#: Part of every cache's key: raise it when the same content gives other vectors than before.
+EMBEDDING_VERSION = 1
+MAX_WIDTH = 65_536
+MAX_VIEWS = 64
+
+_SHA256 = re.compile(r"[0-9a-f]{64}|random-[0-9]{1,10}")
+
+
+@final
+class EmbeddingInput(Input):
+    """A frozen encoder's vector of each poster or text; its network is trained on those alone.
+
+    The numbers are ``vectors``: (P, V, D) float16 as stored, V views of each value, and (P, D)
+    float32 as prepared: one of the views drawn at random in training, the first one otherwise. The
+    first view is the whole poster; the others are random parts of it, every other one mirrored.
+
+    Args:
+        column: name of the column.
+        encoder: as for :func:`genre_lightning.inputs.encoders.resolve`.
+        views: V, of posters; texts have one.
+        size: [H, W] of posters, in place of the encoder's own.
+        stages: of posters, take the mean of every stage's features, too.
+        weights: with ``timm:NAME``, a safetensors file.
+
+    Raises:
+        EncoderError: there is no such encoder.
+        ValueError: naming the argument that is out of range.
+    """
+
+    kind: ClassVar[str] = "embedding"
+    gives: ClassVar[str] = "vectors"
+
+    def __init__(
+        self,
+        column: str,
+        encoder: str,
+        views: int = 1,
+        size: Sequence[int] | None = None,
+        stages: bool = False,
+        weights: str | None = None,
+    ) -> None:
+        spec = resolve(encoder, trusted=True, weights=weights, size=size, stages=stages)
+        vouch(spec)
+        self._set(column, spec, views)
+
+    def _set(self, column: str, spec: EncoderSpec, views: int) -> None:
+        self.column = column
+        self.spec = spec
+        self.of = "poster" if spec.kind == "image" else "text"
+        if type(views) is not int or not 1 <= views <= (MAX_VIEWS if self.of == "poster" else 1):
+            raise ValueError(f"views: {views!r} is not in 1..{MAX_VIEWS}, and 1 for a text")
+        self.views = views
+        self.sha256 = spec.sha256
+        self.width = spec.vector_width
+
+    @property
+    def fitted(self) -> bool:
+        """Whether the weights are known by their hash: nothing else is learnt."""
+        return self.sha256 is not None and self.width is not None
+
+    def network_arguments(self) -> dict[str, Any]:
+        if self.width is None:
+            raise RuntimeError("open() comes first")
+        return {"width": self.width}
+
+    def bytes_per_movie(self) -> int:
+        return 2 * self.views * (self.width or 1)
+
+    def load(self) -> ImageEncoder | TextEncoder:
+        """The encoder itself, with the weights that this input was trained with.
+
+        Raises:
+            EncoderError: it is not there, or its weights are others.
+        """
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        found = open_encoder(self.spec, device, self.sha256)
+        self.sha256, self.width = found.sha256, found.width
+        return found
+
+    def open(self, values: Sequence[Any], train: np.ndarray, store: Store) -> Features:
+        if self.sha256 is None:
+            self.sha256 = weights_sha256(self.spec)
+        if self.width is None:
+            self.load()
+        if self.of == "poster":
+            return self._open_posters(values, store)
+        texts = [value for value in values if value]
+        unique = list(dict.fromkeys(texts))
+        number = {text: index for index, text in enumerate(unique)}
+        source = Source(
+            count=len(unique),
+            hashes=lambda start, stop: [
+                content_hash(text.encode("utf-8", "surrogatepass")) for text in unique[start:stop]
+            ],
+            embed=lambda items: Embedded(self._vectors([unique[i] for i in items]), []),
+            quick_key=[unique],
+        )
+        cache = open_embeddings(
+            source, self._key(), self._shape(), f"embedding {self.column}", store
+        )
+        place = np.array([number[value] if value else -1 for value in values], dtype=np.int64)
+        return DenseFeatures("vectors", cache.vectors, place)
+
+    def _open_posters(self, values: Sequence[PosterFile | None], store: Store) -> Features:
+        files, named = unique_files(values)
+        posters = _Posters(self, files, store)
+        source = Source(
+            count=len(files),
+            hashes=posters.hashes,
+            embed=posters.embed,
+            quick_key=files_key(files),
+            still=posters.still,
+        )
+        cache = open_embeddings(
+            source, self._key(), self._shape(), f"embedding {self.column}", store
+        )
+        place, unreadable = places_of(files, named, cache.masked)
+        return DenseFeatures("vectors", cache.vectors, place, unreadable)
+
+    def _key(self) -> str:
+        how = (EMBEDDING_VERSION, self.sha256, self.views, self.spec.stages)
+        if self.of == "text":
+            return content_key(*how)
+        colours = (list(self.spec.mean or ()), list(self.spec.std or ()))
+        return content_key(*how, DECODER_VERSION, list(self.size), *colours)
+
+    def _shape(self) -> tuple[int, int]:
+        return self.views, int(self.network_arguments()["width"])
+
+    def read(self, value: Any) -> Any:
+        if self.of == "poster":
+            return read_poster(value, self.size)
+        if not isinstance(value, str):
+            raise TypeError(f"a {type(value).__name__}, not a string")
+        return value
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) at which the encoder sees posters."""
+        if self.spec.size is None:
+            raise RuntimeError(f"{self.spec.name} looks at no posters")
+        return self.spec.size
+
+    def encode(self, items: Sequence[Any]) -> dict[str, Tensor]:
+        if not items:
+            empty = torch.zeros(0, 1, int(self.network_arguments()["width"]), dtype=torch.float16)
+            return {"vectors": empty}
+        return {"vectors": torch.from_numpy(self._vectors(items))}
+
+    def _vectors(self, items: Sequence[Any]) -> np.ndarray:
+        """(P, 1, D) float16 of P values, the whole of each."""
+        found = self.load()
+        if isinstance(found, TextEncoder):
+            return _half(found.embed(list(items)), found.name)[:, None]
+        return _half(found.embed(np.stack(items)), found.name)[:, None]
+
+    def embed_views(self, items: Sequence[np.ndarray], hashes: Sequence[bytes]) -> np.ndarray:
+        """(P, V, D) float16 of P posters, all views; which parts they are is told by the hashes."""
+        whole = self._vectors(items)
+        if self.views == 1:
+            return whole
+        found = self.load()
+        if not isinstance(found, ImageEncoder):
+            raise RuntimeError("only posters have views")
+        pixels = torch.from_numpy(np.stack(items)).permute(0, 3, 1, 2)
+        colours = Colours(tuple(found.mean), tuple(found.std))
+        stacked = [whole]
+        for view in range(1, self.views):
+            # The second is the mirrored whole, the rest are parts.
+            crop = 1.0 if view == 1 else 0.6
+            augment = PosterAugment(float(view % 2), crop, 1.0 if view == 1 else 1.16, colours)
+            generators = [
+                (1, torch.Generator().manual_seed(int.from_bytes(one[:7], "little") + view))
+                for one in hashes
+            ]
+            vectors = found.embed_normalised(augment(pixels, generators))
+            stacked.append(_half(vectors, found.name)[:, None])
+        return np.concatenate(stacked, axis=1)
+
+    def prepare(self, numbers: Numbers, seeds: Sequence[tuple[int, int]] | None) -> Numbers:
+        vectors = numbers["vectors"]
+        if seeds is None or vectors.shape[1] == 1 or len(vectors) == 0:
+            return {"vectors": vectors[:, 0].float()}
+        drawn = [
+            torch.randint(
+                vectors.shape[1], (number,), generator=torch.Generator().manual_seed(seed)
+            )
+            for number, seed in seeds
+        ]
+        view = torch.cat(drawn).to(vectors.device, non_blocking=True)
+        row = torch.arange(len(vectors), device=vectors.device)
+        return {"vectors": vectors[row, view].float()}
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "column": self.column,
+            "encoder": self.spec.name,
+            "size": list(self.spec.size) if self.spec.size else None,
+            "stages": self.spec.stages,
+            "views": self.views,
+            "sha256": self.sha256,
+            "width": self.width,
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> EmbeddingInput:
+        known = ("column", "encoder", "size", "stages", "views", "sha256", "width")
+        for name in (*known, *state):
+            if name not in state:
+                raise ValueError(f"{name} is missing")
+            if name not in known:
+                raise ValueError(f"unknown key {name!r:.100}")
+        width = state["width"]
+        if type(width) is not int or not 1 <= width <= MAX_WIDTH:
+            raise ValueError(f"width: {width!r:.100} is not in 1..{MAX_WIDTH}")
+        spec = trust_from_checkpoint(
+            state["encoder"],
+            state["sha256"],
+            size=state["size"],
+            stages=state["stages"],
+            allow=vouched(),
+        )
+        made = cls.__new__(cls)
+        made._set(state["column"], spec, state["views"])
+        if made.width not in (None, width):
+            raise ValueError(f"the encoder {spec.name!r} is not of width {width}")
+        made.width = width
+        return made
+
+
+class _Posters:
+    """The posters of a dataset as items to embed; a few files' bytes are held at a time."""
+
+    def __init__(self, given: EmbeddingInput, files: Sequence[PosterFile], store: Store) -> None:
+        self.given = given
+        self.files = files
+        self.workers = store.workers or num_cores()
+        self._hashes: dict[int, bytes | None] = {}
+
+    def hashes(self, start: int, stop: int) -> list[bytes | None]:
+        self._hashes = {index: self._hash(index) for index in range(start, stop)}
+        return list(self._hashes.values())
+
+    def _hash(self, index: int) -> bytes | None:
+        file = self.files[index]
+        if not file.exists:
+            return None
+        try:
+            return content_hash(file.read_bytes())
+        except OSError:
+            return None  # decoding will say so
+
+    def embed(self, items: Sequence[int]) -> Embedded:
+        files = [self.files[index] for index in items]
+        masked: list[tuple[int, str, bool]] = []
+        found: list[np.ndarray] = []
+        hashes: list[bytes] = []
+        vectors: list[np.ndarray] = []
+        size = self.given.size
+        for place, result in enumerate(decode_files(files, size, 1, self.workers)):
+            if not isinstance(result, np.ndarray):
+                masked.append((place, *result))
+                continue
+            found.append(result)
+            hashes.append(self._hashes[items[place]] or b"\0" * 16)
+            if len(found) == 32:
+                vectors.append(self.given.embed_views(found, hashes))
+                found, hashes = [], []
+        if found:
+            vectors.append(self.given.embed_views(found, hashes))
+        shape = (0, self.given.views, int(self.given.network_arguments()["width"]))
+        empty = np.zeros(shape, dtype=np.float16)
+        return Embedded(np.concatenate([empty, *vectors]), masked)
+
+    def still(self, index: int) -> str | None:
+        try:
+            self.files[index].read_bytes()
+        except OSError:
+            return None
+        return f"{self.files[index].name} could not be read then, and can be now"
+
+
+def _half(vectors: Any, encoder: str) -> np.ndarray:
+    """(P, D) float16 of what an encoder gave.
+
+    Raises:
+        ValueError: a number is not finite, or beyond what float16 holds.
+    """
+    if isinstance(vectors, Tensor):
+        vectors = vectors.cpu().numpy()
+    half: np.ndarray = np.asarray(vectors).astype(np.float16)
+    if not np.isfinite(half).all():
+        raise ValueError(f"the encoder {encoder} gave a number that float16 does not hold")
+    return half

@@ -1,0 +1,260 @@
+"""Embeddings of a dataset, computed once and found again by content.
+
+A cache folder holds the embeddings of one dataset's posters or texts by one encoder, whole or not
+there. What any earlier folder of the same encoder holds is taken from it, so movies that are added
+to a dataset do not make the others be embedded again; and what a killed process had embedded is
+kept in parts, which the next one takes up.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from genre_lightning.inputs.input import Store
+from genre_lightning.inputs.poster_cache import progress_bar
+from genre_lightning.store import content_key, stored_folder
+
+_VECTORS, _HASHES, _META = "vectors.f16", "hashes.npy", "meta.json"
+_HASH_BYTES = 16
+#: Items that are embedded and put on the disk together: what a kill loses at most.
+CHUNK = 256
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Embeddings of a few items.
+
+    Attributes:
+        vectors: (n, V, D) float16 of the items that could be read, in order; V views of each.
+        masked: of the others, position among the items, reason, and whether trying again later may
+            help.
+    """
+
+    vectors: np.ndarray
+    masked: list[tuple[int, str, bool]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """The M items of a dataset.
+
+    Attributes:
+        count: M.
+        hashes: of the content of items start to stop; None for one that can't be read.
+        embed: computes the embeddings of the items at these positions.
+        quick_key: stands for all of the content without reading it: equal keys, equal content.
+        still: why a masked item's folder is out of date, or None; see ``again`` of `Embedded`.
+    """
+
+    count: int
+    hashes: Callable[[int, int], list[bytes | None]]
+    embed: Callable[[Sequence[int]], Embedded]
+    quick_key: Sequence[Any]
+    still: Callable[[int], str | None] = lambda index: None
+
+
+@dataclass(frozen=True)
+class OpenedCache:
+    """What :func:`open_embeddings` gives.
+
+    Attributes:
+        vectors: (n, V, D) float16, memory-mapped.
+        masked: as in :class:`Embedded`, of all items.
+    """
+
+    vectors: np.ndarray
+    masked: list[tuple[int, str, bool]]
+
+
+def content_hash(content: bytes) -> bytes:
+    """What an item is found again by."""
+    return blake2b(content, digest_size=_HASH_BYTES).digest()
+
+
+def open_embeddings(
+    source: Source, encoder_key: str, shape: tuple[int, int], what: str, store: Store
+) -> OpenedCache:
+    """The embeddings of all items, computed where no earlier run has.
+
+    Args:
+        source: the items.
+        encoder_key: of the encoder, its weights and all that is done to an item before.
+        shape: (V, D).
+        what: names the items in the progress bar.
+        store: where caches are kept.
+
+    Raises:
+        CacheError: the cache can't be written.
+    """
+    name = f"embeddings_{encoder_key[:16]}"
+    parts = f"{name}_part"
+
+    def build(folder: Path) -> None:
+        known = _Known(store.folder, (name, parts), shape)
+        masked: list[tuple[int, str, bool]] = []
+        hashes: list[bytes] = []
+        checksum = 0
+        bar = progress_bar(what, store.progress)
+        with (folder / _VECTORS).open("wb") as file, bar:
+            task = bar.add_task(what, total=source.count)
+            for start in range(0, source.count, CHUNK):
+                stop = min(start + CHUNK, source.count)
+                found = source.hashes(start, stop)
+                new = [start + n for n, one in enumerate(found) if one is None or one not in known]
+                unique = _first_of_each(new, found, start)
+                computed = source.embed(unique) if unique else Embedded(np.zeros(0), [])
+                lost = {unique[place]: (reason, again) for place, reason, again in computed.masked}
+                kept = [index for index in unique if index not in lost]
+                own = {found[index - start]: row for row, index in enumerate(kept)}
+                rows = []
+                for index, one in enumerate(found, start):
+                    if index in lost:
+                        masked.append((index, *lost[index]))
+                    elif one is not None and one in own:
+                        rows.append(computed.vectors[own[one]])
+                        hashes.append(one)
+                    elif one is not None and one in known:
+                        rows.append(known[one])
+                        hashes.append(one)
+                    else:  # the same content as one that was masked
+                        first = next(i for i in lost if found[i - start] == one)
+                        masked.append((index, *lost[first]))
+                if kept and stop - start < source.count:
+                    digests = [one for one in own if one is not None]
+                    _keep_part(store.folder, parts, digests, computed.vectors)
+                if rows:
+                    data = np.stack(rows).astype(np.float16).tobytes()
+                    file.write(data)
+                    checksum = zlib.crc32(data, checksum)
+                bar.update(task, completed=stop)
+        np.save(folder / _HASHES, np.frombuffer(b"".join(hashes), dtype=np.uint8))
+        meta = {"count": len(hashes), "shape": list(shape), "crc32": checksum, "masked": masked}
+        (folder / _META).write_text(json.dumps(meta), encoding="utf-8")
+
+    key = content_key(encoder_key, *source.quick_key)
+    folder = stored_folder(
+        store.folder, name, key, build, lambda folder: _damage(folder, source, shape)
+    )
+    for part in store.folder.expanduser().glob(f"{parts}-*"):
+        if not part.name.startswith("."):
+            shutil.rmtree(part, ignore_errors=True)  # all of it is in the whole by now
+    meta = _read_meta(folder)
+    vectors = _map(folder, meta["count"], shape)
+    return OpenedCache(vectors, [(i, reason, again) for i, reason, again in meta["masked"]])
+
+
+class _Known:
+    """Embeddings of earlier folders of the same encoder, by the hash of their content."""
+
+    def __init__(self, cache_dir: Path, names: Sequence[str], shape: tuple[int, int]) -> None:
+        self._found: dict[bytes, tuple[np.ndarray, int]] = {}
+        for name in names:
+            for folder in sorted(cache_dir.expanduser().glob(f"{name}-*")):
+                for digest, place in _readable(folder, shape):
+                    self._found.setdefault(digest, place)
+
+    def __contains__(self, digest: bytes) -> bool:
+        return digest in self._found
+
+    def __getitem__(self, digest: bytes) -> np.ndarray:
+        vectors, row = self._found[digest]
+        found: np.ndarray = vectors[row]
+        return found
+
+
+def _readable(
+    folder: Path, shape: tuple[int, int]
+) -> Iterator[tuple[bytes, tuple[np.ndarray, int]]]:
+    """What a folder holds, by hash; nothing of one that is damaged, or removed meanwhile."""
+    try:
+        meta = _read_meta(folder)
+        if _file_damage(folder, meta, shape) is not None:
+            return
+        digests = np.load(folder / _HASHES, allow_pickle=False).tobytes()
+        vectors = _map(folder, meta["count"], shape)
+    except (OSError, ValueError, TypeError, KeyError):
+        return
+    for row in range(meta["count"]):
+        yield digests[row * _HASH_BYTES : (row + 1) * _HASH_BYTES], (vectors, row)
+
+
+def _first_of_each(new: Sequence[int], found: Sequence[bytes | None], start: int) -> list[int]:
+    """Of items with the same content, the first."""
+    seen: set[bytes] = set()
+    unique = []
+    for index in new:
+        one = found[index - start]
+        if one is None or one not in seen:
+            unique.append(index)
+            if one is not None:
+                seen.add(one)
+    return unique
+
+
+def _keep_part(cache_dir: Path, name: str, digests: list[bytes], vectors: np.ndarray) -> None:
+    """Put a few embeddings on the disk, from where a later build takes them."""
+    data = vectors.astype(np.float16).tobytes()
+
+    def build(folder: Path) -> None:
+        (folder / _VECTORS).write_bytes(data)
+        np.save(folder / _HASHES, np.frombuffer(b"".join(digests), dtype=np.uint8))
+        meta = {
+            "count": len(digests),
+            "shape": list(vectors.shape[1:]),
+            "crc32": zlib.crc32(data),
+            "masked": [],
+        }
+        (folder / _META).write_text(json.dumps(meta), encoding="utf-8")
+
+    stored_folder(cache_dir, name, content_key(digests), build)
+
+
+def _map(folder: Path, count: int, shape: tuple[int, int]) -> np.ndarray:
+    if not count:  # an empty file can't be mapped
+        return np.zeros((0, *shape), dtype=np.float16)
+    return np.memmap(folder / _VECTORS, dtype=np.float16, mode="r", shape=(count, *shape))
+
+
+def _read_meta(folder: Path) -> dict[str, Any]:
+    meta = json.loads((folder / _META).read_text(encoding="utf-8"))
+    return {
+        "count": int(meta["count"]),
+        "shape": tuple(meta["shape"]),
+        "crc32": int(meta["crc32"]),
+        "masked": [(int(i), str(reason), bool(again)) for i, reason, again in meta["masked"]],
+    }
+
+
+def _damage(folder: Path, source: Source, shape: tuple[int, int]) -> str | None:
+    """Why a cache folder can't be used, or None."""
+    try:
+        meta = _read_meta(folder)
+        if meta["count"] + len(meta["masked"]) != source.count:
+            return f"it has {meta['count']} items and {len(meta['masked'])} masked ones"
+        damage = _file_damage(folder, meta, shape)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        return f"damaged ({error})"
+    if damage is not None:
+        return damage
+    return next((why for i, _, again in meta["masked"] if again and (why := source.still(i))), None)
+
+
+def _file_damage(folder: Path, meta: dict[str, Any], shape: tuple[int, int]) -> str | None:
+    wanted = meta["count"] * shape[0] * shape[1] * 2
+    size = (folder / _VECTORS).stat().st_size
+    if meta["shape"] != shape or size != wanted:
+        return f"{_VECTORS} has {size:,} bytes, not {wanted:,}"
+    checksum = 0
+    with (folder / _VECTORS).open("rb") as file:
+        while data := file.read(2**24):
+            checksum = zlib.crc32(data, checksum)
+    return None if checksum == meta["crc32"] else f"{_VECTORS} has changed since it was written"

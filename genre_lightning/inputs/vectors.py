@@ -1,0 +1,202 @@
+"""Numbers that the user brings, by movie id."""
+
+from __future__ import annotations
+
+import csv
+import io
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genre_lightning.errors import InputError
+from genre_lightning.inputs.input import DenseFeatures, Features, Input, Store
+from genre_lightning.inputs.part import Numbers
+
+#: The most numbers a movie may have.
+MAX_WIDTH = 65_536
+
+
+def read_vectors(path: Path) -> tuple[list[str], np.ndarray]:
+    """The ids and vectors of a file.
+
+    Args:
+        path: ``.npz`` with ``ids``, (N,) strings or integers, and ``x``, (N, D) numbers; or
+            ``.csv`` with a header, a column ``id`` and D columns of numbers.
+
+    Returns:
+        N ids, each once, and (N, D) float32.
+
+    Raises:
+        InputError: naming the file, and the row where there is one.
+    """
+    try:
+        ids, x = _read_csv(path) if path.suffix.lower() == ".csv" else _read_npz(path)
+    except OSError as error:
+        raise InputError(f"{path}: can't be read ({error.strerror or error})") from error
+    if x.ndim != 2 or len(x) != len(ids) or not 1 <= x.shape[1] <= MAX_WIDTH:
+        raise InputError(
+            f"{path}: x is {x.shape} for {len(ids)} ids; it must be (N, D), D up to {MAX_WIDTH}"
+        )
+    bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
+    if len(bad):
+        raise InputError(
+            f"{path}: the vector of id {ids[bad[0]]!r} has a number that is not finite"
+        )
+    if len(set(ids)) < len(ids):
+        seen: set[str] = set()
+        twice = next(one for one in ids if one in seen or seen.add(one))  # type: ignore[func-returns-value]
+        raise InputError(f"{path}: the id {twice!r} comes more than once")
+    return ids, x.astype(np.float32)
+
+
+def _read_npz(path: Path) -> tuple[list[str], np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            missing = [name for name in ("ids", "x") if name not in file]
+            if missing:
+                raise InputError(f"{path}: it has no {missing[0]!r}; ids and x are needed")
+            ids, x = file["ids"], file["x"]
+    except (ValueError, zipfile.BadZipFile, EOFError, AttributeError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: not an .npz of plain arrays ({error})") from error
+    if ids.ndim != 1 or ids.dtype.kind not in "USiu" or x.dtype.kind not in "fiu":
+        raise InputError(f"{path}: ids must be strings or integers, and x numbers")
+    names = [one.decode() if isinstance(one, bytes) else str(one) for one in ids.tolist()]
+    return names, x
+
+
+def _read_csv(path: Path) -> tuple[list[str], np.ndarray]:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8") from error
+    ids: list[str] = []
+    rows: list[list[float]] = []
+    number = 1
+    try:
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+        header = [cell.strip().lower() for cell in next(reader, [])]
+        if header.count("id") != 1 or len(header) < 2:
+            raise InputError(f"{path}:1: one column id and columns of numbers are needed")
+        place = header.index("id")
+        for number, cells in enumerate(reader, start=2):
+            if not cells:
+                continue
+            if len(cells) != len(header):
+                raise InputError(
+                    f"{path}:{number}: {len(cells)} cells, but the header has {len(header)}"
+                )
+            ids.append(cells.pop(place).strip())
+            rows.append([float(cell) for cell in cells])
+    except csv.Error as error:
+        raise InputError(f"{path}:{number}: {error}") from error
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}:{number}: {error}") from error
+    return ids, np.array(rows, dtype=np.float64).reshape(len(rows), len(header) - 1)
+
+
+@final
+class VectorsInput(Input):
+    """A vector for each movie that the user's file has one for, found by the movie's id.
+
+    The numbers are ``vectors``, (P, D) float32. A movie that is not in the file, and one that is
+    predicted without an id of the dataset, lacks them.
+
+    Args:
+        path: of the file, see :func:`read_vectors`.
+        log_odds: the file holds probabilities in 0..1, which become their log-odds.
+    """
+
+    kind: ClassVar[str] = "vectors"
+    gives: ClassVar[str] = "vectors"
+    of: str = "id"
+
+    def __init__(self, path: str, log_odds: bool = False) -> None:
+        self.column = "id"
+        if not path or "\\" in path or not path.isprintable():
+            raise ValueError(f"path: {path!r:.200} is no path of a file")
+        self.path = str(Path(path).expanduser().resolve())
+        self.log_odds = log_odds
+        self.width: int | None = None
+
+    @property
+    def fitted(self) -> bool:
+        return self.width is not None
+
+    def network_arguments(self) -> dict[str, Any]:
+        if self.width is None:
+            raise RuntimeError("open() comes first")
+        return {"width": self.width}
+
+    def bytes_per_movie(self) -> int:
+        return 4 * (self.width or 1)
+
+    def open(self, values: Sequence[str | None], train: np.ndarray, store: Store) -> Features:
+        ids, x = read_vectors(Path(self.path))
+        if self.width is not None and x.shape[1] != self.width:
+            raise InputError(f"{self.path}: {x.shape[1]} numbers a movie, trained on {self.width}")
+        self.width = x.shape[1]
+        row = {one: place for place, one in enumerate(ids)}
+        place = np.array([row.get(str(value), -1) for value in values], dtype=np.int64)
+        if len(values) and (place < 0).all():
+            raise InputError(
+                f"{self.path}: none of its {len(ids):,} ids is in the dataset, whose ids are such "
+                f"as {values[0]!r}"
+            )
+        if self.log_odds:
+            if x.min(initial=0) < 0 or x.max(initial=0) > 1:
+                raise InputError(f"{self.path}: log_odds needs probabilities in 0..1")
+            clipped = x.astype(np.float64).clip(0.005, 0.995)
+            x = (np.log(clipped) - np.log1p(-clipped)).astype(np.float32)
+        return DenseFeatures("vectors", x, place)
+
+    def read(self, value: Any) -> np.ndarray:
+        """A vector itself, in the place of an id.
+
+        Raises:
+            TypeError: it is none of D numbers.
+        """
+        vector = np.asarray(value)
+        if vector.dtype.kind not in "fiu" or vector.shape != (self.width,):
+            raise TypeError(f"not a vector of {self.width} numbers")
+        return vector.astype(np.float32)
+
+    def encode(self, items: Sequence[np.ndarray]) -> dict[str, Tensor]:
+        stacked = np.stack(items) if items else np.zeros((0, self.width or 1), dtype=np.float32)
+        return {"vectors": torch.from_numpy(stacked)}
+
+    def prepare(self, numbers: Numbers, seeds: Sequence[tuple[int, int]] | None) -> Numbers:
+        return numbers
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "column": self.column,
+            "path": self.path,
+            "log_odds": self.log_odds,
+            "width": self.width,
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> VectorsInput:
+        known = ("column", "path", "log_odds", "width")
+        for name in (*known, *state):
+            if name not in state:
+                raise ValueError(f"{name} is missing")
+            if name not in known:
+                raise ValueError(f"unknown key {name!r:.100}")
+        if state["column"] != "id" or type(state["log_odds"]) is not bool:
+            raise ValueError("column is not id, or log_odds is not true or false")
+        width = state["width"]
+        if type(width) is not int or not 1 <= width <= MAX_WIDTH:
+            raise ValueError(f"width: {width!r:.100} is not in 1..{MAX_WIDTH}")
+        made = cls(state["path"], state["log_odds"])
+        made.width = width
+        return made

@@ -1,0 +1,75 @@
+"""The branches that a configuration lists: which input and which network each has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from genre_lightning.errors import UserError
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One file of ``conf/model/branch``.
+
+    Attributes:
+        input: ``kind`` and arguments, for :func:`genre_lightning.inputs.table.build_input`.
+        network: ``name`` and arguments, for :func:`genre_lightning.models.networks.build_network`.
+        lr_scale: learning rate over that of the optimizer; 0 freezes the branch.
+    """
+
+    input: Mapping[str, Any]
+    network: Mapping[str, Any]
+    lr_scale: float = 1.0
+
+
+def read_branches(listed: Mapping[str, Any]) -> dict[str, Branch]:
+    """The branches by name, in their order; those set to null are left out.
+
+    A branch that has ``finetune`` has two forms, ``frozen`` and ``finetuned``; ``encoder`` names
+    the image encoder of both, and posters then are of its size and colours.
+
+    Raises:
+        UserError: there is none, or one that is not made of an input and a network.
+    """
+    found = {
+        name: _read(name, dict(branch)) for name, branch in listed.items() if branch is not None
+    }
+    if not found:
+        raise UserError("model/branch lists no branch; give some: 'model/branch=[title_tfidf]'")
+    return found
+
+
+def _read(name: str, branch: dict[str, Any]) -> Branch:
+    where = f"model.branches.{name}"
+    if "finetune" in branch:
+        branch = _one_form(where, branch)
+    for key in ("input", "network"):
+        if not isinstance(branch.get(key), Mapping):
+            raise UserError(f"{where}.{key} must be a mapping, not {branch.get(key)!r}")
+    unknown = sorted(set(branch) - {"input", "network", "lr_scale"})
+    if unknown:
+        raise UserError(f"{where}.{unknown[0]}: a branch has input, network and lr_scale")
+    return Branch(**branch)
+
+
+def _one_form(where: str, branch: dict[str, Any]) -> dict[str, Any]:
+    from genre_lightning.inputs.encoders import resolve
+
+    finetune = branch.pop("finetune")
+    if finetune not in (True, False):
+        raise UserError(f"{where}.finetune={finetune} must be true or false")
+    encoder = branch.pop("encoder")
+    frozen, finetuned = branch.pop("frozen"), branch.pop("finetuned")
+    form = {**branch, **(finetuned if finetune else frozen)}
+    form["input"] = dict(form["input"])
+    if not finetune:
+        form["input"]["encoder"] = encoder
+        return form
+    spec = resolve(encoder, trusted=True)
+    if spec.size is None or spec.mean is None or spec.std is None:
+        raise UserError(f"{where}.encoder={encoder} looks at no posters")
+    form["input"] |= {"size": list(spec.size), "mean": list(spec.mean), "std": list(spec.std)}
+    form["network"] = {**form["network"], "encoder": encoder}
+    return form

@@ -1,0 +1,73 @@
+"""Vectors, such as those of a frozen encoder, to logits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from genre_lightning.models.batch_norm import batch_norm
+from genre_lightning.models.members import MemberLinear, averaged
+
+NORMS = ("batch", "layer", "none")
+
+
+class EmbeddingHead(nn.Module):
+    """A linear layer, or one hidden layer and a linear one, over normalised vectors.
+
+    Encoders give numbers of any size, and a rate and a decay that suit one would not suit another:
+    so each feature is normalised first, by BatchNorm without learnt scale, as linear probes of
+    self-supervised encoders do (He et al. 2022, "Masked autoencoders", appendix A).
+
+    Args:
+        num_genres: G, the number of logits.
+        width: D, of the vectors.
+        hidden: width of the hidden layer; 0 for none.
+        norm: "batch" normalises each feature over the movies, "layer" each vector over its
+            features, "none" nothing.
+        input_dropout: probability of zeroing a feature, in [0, 1).
+        dropout: probability of zeroing a hidden unit, in [0, 1).
+        members: M, see ``models/members.py``.
+    """
+
+    def __init__(
+        self,
+        num_genres: int,
+        width: int,
+        hidden: int = 0,
+        norm: str = "batch",
+        input_dropout: float = 0.5,
+        dropout: float = 0.5,
+        members: int = 1,
+    ) -> None:
+        super().__init__()
+        self.members = members
+        self.norm: nn.BatchNorm1d | None = None
+        if norm == "batch":
+            self.norm = nn.BatchNorm1d(width, affine=False)
+        self.layer_norm = norm == "layer"
+        self.input_drop = nn.Dropout(input_dropout)
+        self.hidden = MemberLinear(members, width, hidden) if hidden else None
+        self.drop = nn.Dropout(dropout)
+        self.head = MemberLinear(members, hidden or width, num_genres)
+        if not hidden:
+            # As a logistic regression begins: whatever is not learnt stays nothing.
+            nn.init.zeros_(self.head.weight)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Score vectors.
+
+        Args:
+            vectors: (P, D) float32.
+
+        Returns:
+            (P, G) logits; (M, P, G) in training.
+        """
+        rows = vectors
+        if self.norm is not None:
+            rows = batch_norm(self.norm, rows)
+        elif self.layer_norm:
+            rows = nn.functional.layer_norm(rows, rows.shape[1:])
+        rows = self.input_drop(rows.expand(self.members, -1, -1))
+        if self.hidden is not None:
+            rows = self.drop(torch.relu(self.hidden(rows)))
+        return averaged(self.head(rows), self.training)

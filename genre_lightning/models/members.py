@@ -1,0 +1,41 @@
+"""Several networks of one kind side by side, averaged where they predict.
+
+Members differ in their first weights and in what dropout draws, and each is trained by a loss of
+its own, so that their mean is better than one of them (Lakshminarayanan et al. 2017, "Simple and
+scalable predictive uncertainty estimation using deep ensembles"). Their logits are averaged, so
+the model stays a sum of branches. They see the same batches, which are gathered once.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class MemberLinear(nn.Module):
+    """M linear layers side by side.
+
+    Args:
+        members: M.
+        width: D, inputs of each.
+        outputs: G, outputs of each.
+    """
+
+    def __init__(self, members: int, width: int, outputs: int) -> None:
+        super().__init__()
+        bound = 1 / math.sqrt(width)
+        self.members = members
+        self.weight = nn.Parameter(torch.empty(members, width, outputs).uniform_(-bound, bound))
+        # Of one dimension, as every bias is: they are not decayed.
+        self.bias = nn.Parameter(torch.empty(members * outputs).uniform_(-bound, bound))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """(M, P, D) to (M, P, G)."""
+        return torch.baddbmm(self.bias.view(self.members, 1, -1), rows, self.weight)
+
+
+def averaged(logits: Tensor, training: bool) -> Tensor:
+    """(M, P, G) logits as they are in training, their mean (P, G) otherwise."""
+    return logits if training else logits.mean(dim=0)

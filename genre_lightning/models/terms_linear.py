@@ -1,0 +1,58 @@
+"""Sparse TF-IDF terms through a linear layer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from genre_lightning.models.members import averaged
+
+
+class _Bias(nn.Module):
+    """What is added whatever the terms are."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+
+class TermsLinear(nn.Module):
+    """A logistic regression over sparse TF-IDF rows.
+
+    Args:
+        num_genres: G, the number of logits.
+        vocabulary_size: V, the width of the TF-IDF vector.
+        input_dropout: probability of leaving out a term, in [0, 1).
+        members: M, see ``models/members.py``.
+    """
+
+    def __init__(
+        self,
+        num_genres: int,
+        vocabulary_size: int,
+        input_dropout: float = 0.2,
+        members: int = 1,
+    ) -> None:
+        super().__init__()
+        self.members = members
+        self.num_genres = num_genres
+        self.input_drop = nn.Dropout(input_dropout)
+        self.embed = nn.EmbeddingBag(vocabulary_size, members * num_genres, mode="sum")
+        nn.init.zeros_(self.embed.weight)
+        self.head = _Bias(members * num_genres)
+
+    def forward(self, indices: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
+        """Score texts.
+
+        Args:
+            indices: (L,) int64, the non-zero columns of all P texts, one text after another.
+            offsets: (P,) int64, where each text starts in ``indices``.
+            weights: (L,) float32, the TF-IDF weight of each column.
+
+        Returns:
+            (P, G) logits; (M, P, G) in training.
+        """
+        weights = self.input_drop(weights.to(self.embed.weight.dtype))
+        logits = self.embed(indices, offsets, per_sample_weights=weights) + self.head.bias
+        logits = logits.view(-1, self.members, self.num_genres).transpose(0, 1)
+        return averaged(logits, self.training)
