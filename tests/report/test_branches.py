@@ -219,6 +219,12 @@ def test_two_branches_on_one_column_are_one_group(three_branches: Any):
     inputs = dict(three_branches.model.inputs)
     inputs["plot"] = inputs["name"]
     scores = three_branches.scores
+    model = replace(three_branches.model, inputs=inputs)
     both = replace(scores, has={**scores.has, "plot": scores.has["name"]})
-    found = movie_groups(replace(three_branches.model, inputs=inputs), both)
+    found = movie_groups(model, both)
     assert [group.name for group in found] == ["All movies", "With poster", "Without poster"]
+    # One of them finds something in some of the values only, as a title's year.
+    some = replace(scores, has={**scores.has, "plot": scores.has["plot"]})
+    found = movie_groups(model, some)
+    names = ["All movies", "With poster and plot", "Without poster", "Without plot"]
+    assert [group.name for group in found] == names
