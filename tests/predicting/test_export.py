@@ -15,6 +15,9 @@ from genre_lightning.inputs.terms import TitleVectorizer
 from genre_lightning.predicting.command import main
 from genre_lightning.predicting.export import ExportedNetwork, export_onnx
 
+# A graph is traced for seconds.
+pytestmark = pytest.mark.slow
+
 MODELS: dict[str, dict[str, Any]] = {
     "fusion": {"title": {"hidden": 16, "skip": True}},
     "title": {"poster": None},
@@ -62,7 +65,6 @@ def run(path: Path, titles: list[str], posters: dict[int, np.ndarray]) -> dict[s
     return dict(zip(outputs, found, strict=True))
 
 
-@pytest.mark.slow
 def test_the_graph_gives_the_models_numbers(exported: tuple[Path, Path]):
     checkpoint, path = exported
     model = load_model(checkpoint)
@@ -125,7 +127,6 @@ def test_the_traced_operations_are_those_of_the_network(
             np.testing.assert_allclose(logits[row].numpy(), expected, atol=1e-4)
 
 
-@pytest.mark.slow
 def test_a_graph_of_other_numbers_is_not_written(
     make_checkpoint: Callable[..., Path],
     tmp_path: Path,
