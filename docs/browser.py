@@ -71,11 +71,12 @@ def serve_demo(
     Yields:
         The port on 127.0.0.1, and what ends the server; it is ended anyway.
     """
-    from genre_lightning.webapp import server as demo
+    from genre_lightning.webapp.app import build_app
+    from genre_lightning.webapp.server import build_server, open_port
 
-    listener = demo.open_port("127.0.0.1", 0)
+    listener = open_port("127.0.0.1", 0)
     listener.listen()
-    server = demo.build_server(demo.build_app(predictor, checkpoint, hosts))
+    server = build_server(build_app(predictor, checkpoint, hosts))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
 
     def stop() -> None:

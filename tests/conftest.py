@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.start_training import train_in
+from tests.running import train_in
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -115,14 +115,18 @@ def browser() -> Iterator[Browser]:
 def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Writes checkpoints of a tiny fitted-looking model: `make_checkpoint(poster=None)`.
 
-    Arguments: `title` and `poster`, the branches' descriptions or None; `loss`, a loss's name;
-    `vectorizer`, arguments of TitleVectorizer; `seed` of the weights; `pool`, poster_pool.
+    Arguments: `title` and `poster`, the networks' descriptions or None for no such branch; `loss`,
+    a loss's name; `terms`, arguments of the title's TermsInput; `pool`, of the poster's pixels;
+    `more`, further branches by name, each an input and a network; `seed` of the weights.
     Size 32, genres Action, Comedy, Drama and Horror.
     """
     import torch
 
     from genre_lightning.checkpoint.card import CHECKPOINT_FORMAT, CHECKPOINT_KEY
-    from genre_lightning.inputs.terms import TitleVectorizer, state_to_json
+    from genre_lightning.inputs.input import Input
+    from genre_lightning.inputs.pixels import PixelsInput
+    from genre_lightning.inputs.table import state_to_text
+    from genre_lightning.inputs.terms import TermsInput
     from genre_lightning.models.networks import build_network
     from genre_lightning.scoring.losses import build_loss
 
@@ -146,17 +150,25 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
         title: dict[str, Any] | None = {"hidden": 16},  # noqa: B006 - only read
         poster: dict[str, Any] | None = {"widths": [4, 8], "blocks": [1, 1]},  # noqa: B006
         loss: str = "bce",
-        vectorizer: dict[str, Any] | None = None,
+        terms: dict[str, Any] | None = None,
         seed: int = 0,
         pool: int = 1,
+        more: dict[str, tuple[Input, dict[str, Any]]] | None = None,
     ) -> Path:
-        fitted = TitleVectorizer(**{"vocabulary_size": 512, **(vectorizer or {})}).fit(titles)
+        inputs: dict[str, Input] = {}
+        networks: dict[str, dict[str, Any]] = {}
         if title is not None:
-            title = {"name": "title_mlp", "vocabulary_size": fitted.vocabulary_size, **title}
+            settings = {"vocabulary_size": 512, "decade": True, **(terms or {})}
+            fitted = TermsInput("title", **settings)
+            fitted.vectorizer.fit(titles)
+            inputs["title_tfidf"], networks["title_tfidf"] = fitted, {"name": "terms_mlp", **title}
         if poster is not None:
-            poster = {"name": "poster_resnet", "stem_stride": 2, **poster}
+            inputs["poster_resnet"] = PixelsInput(size=32, pool=pool)
+            networks["poster_resnet"] = {"name": "poster_resnet", "stem_stride": 2, **poster}
+        for name, (given, network_of_it) in (more or {}).items():
+            inputs[name], networks[name] = given, network_of_it
         generator = torch.Generator().manual_seed(seed)
-        network = build_network(len(genres), title, poster)
+        network = build_network(len(genres), networks, inputs)
         with torch.no_grad():
             # As after training: no weight and no statistic is at its start, where much is zero.
             for name, value in network.state_dict().items():
@@ -182,9 +194,7 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
                 "loss": built.description,
                 "thresholds": [0.3, 0.5, 0.4, 0.2],
                 "genres": genres,
-                "titles": state_to_json(fitted.state_dict()),
-                "poster_size": 32,
-                "poster_pool": pool,
+                "inputs": {name: state_to_text(given) for name, given in inputs.items()},
                 "data": {"reader": "demo", "val_fraction": 0.2, "test_fraction": 0.2},
             },
         }
@@ -204,16 +214,22 @@ def tiny_checkpoint(make_checkpoint: Callable[..., Path]) -> Path:
 TINY = (
     "++data.num_movies=120",
     "++data.poster_height=48",
-    "data.poster_size=32",
     "data.workers=1",
-    "data.titles.vocabulary_size=256",
     "trainer.accelerator=cpu",
     "trainer.max_epochs=2",
     "callbacks.progress_bar=null",
     "++trainer.enable_progress_bar=false",
 )
-TINY_TITLE = ("model.title.hidden=8",)
-TINY_POSTER = ("model.poster.widths=[4,8]", "model.poster.blocks=[1,1]", "data.poster_pool=1")
+TINY_TITLE = (
+    "model.branches.title_tfidf.input.vocabulary_size=256",
+    "model.branches.title_tfidf.network.hidden=8",
+)
+TINY_POSTER = (
+    "model.branches.poster_resnet.input.size=32",
+    "model.branches.poster_resnet.input.pool=1",
+    "model.branches.poster_resnet.network.widths=[4,8]",
+    "model.branches.poster_resnet.network.blocks=[1,1]",
+)
 
 
 @pytest.fixture(scope="session")

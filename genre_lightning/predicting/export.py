@@ -1,9 +1,20 @@
 """A trained model as ONNX, checked against PyTorch before it is kept.
 
-Inputs of the graph are what prediction needs and the network itself takes, except that posters are
-plain pixels (normalising them is part of the graph); see :data:`INPUTS`. Titles are turned into
-numbers outside of it, by the vocabulary in the JSON file beside it:
-``TitleVectorizer.from_state_dict(json.loads(text)["titles"])`` does it, without PyTorch.
+Beside ``model.onnx`` is written ``model.vocabulary.json``, which says all that a program needs to
+use it: ``inputs`` and ``outputs`` of the graph by name, ``genres``, ``thresholds``, and for each
+branch its ``column`` and what turns a value into numbers. Posters are plain pixels. Texts become
+terms outside of the graph, by the branch's ``vectorizer``; without PyTorch, as in these lines::
+
+    import json, numpy as np, onnxruntime
+    from genre_lightning.inputs.vectorizer import TermVectorizer
+    about = json.load(open("model.vocabulary.json"))
+    terms = TermVectorizer.from_state_dict(about["branches"]["title_tfidf"]["vectorizer"])
+    rows = terms.transform(["Heat (1995)"])
+    onnxruntime.InferenceSession("model.onnx").run(["scores"], {
+        "movies": np.arange(1), "title_tfidf.rows": np.arange(1),
+        "title_tfidf.indices": rows.indices.astype("int64"),
+        "title_tfidf.offsets": rows.indptr[:-1], "title_tfidf.weights": rows.weights})
+    # A branch without a value: rows and numbers of length 0.
 """
 
 from __future__ import annotations
@@ -11,10 +22,11 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,34 +34,17 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from genre_lightning import __version__
 from genre_lightning.checkpoint.model import TrainedModel
-from genre_lightning.errors import UserError
-from genre_lightning.inputs.augment import POSTER_MEAN, POSTER_STD
-from genre_lightning.inputs.decode import decode_poster
+from genre_lightning.inputs.encode import encode_items
 from genre_lightning.models.fusion import ACTIVATIONS
+from genre_lightning.predicting.graph import OUTPUTS, ExportedNetwork, ExportError
 
-#: Inputs of the graph: B movies, L terms in their titles, P posters.
-INPUTS = {
-    "title_indices": "(L,) int64, columns of the terms of all titles, one title after another",
-    "title_offsets": "(B,) int64, where each title starts in title_indices",
-    "title_weights": "(L,) float32, the weight of each term",
-    "posters": "(P, H, W, 3) uint8, RGB, of the metadata's poster_size",
-    "poster_rows": "(P,) int64, which of the B movies each poster belongs to",
-}
-#: Outputs: logits (B, G) float32 and scores (B, G) float32 in [0, 1].
-OUTPUTS = ("logits", "scores")
 TOLERANCE = 1e-4
 OPSET = 18
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-
-
-class ExportError(UserError):
-    """A model that can't be exported; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +53,13 @@ class Exported:
 
     Attributes:
         onnx: the graph with its weights.
-        vocabulary: JSON: how titles become inputs; genres, thresholds, activation, poster size.
+        beside: further files; the first is JSON, the vocabulary.
         movies: number of movies it was checked on.
         difference: the largest difference from PyTorch's logits.
     """
 
     onnx: Path
-    vocabulary: Path
+    beside: tuple[Path, ...]
     movies: int
     difference: float
 
@@ -76,8 +71,8 @@ def export_onnx(model: TrainedModel, path: Path) -> Exported:
     nothing is written unless they agree to 1e-4.
 
     Raises:
-        ExportError: a package is missing, the file can't be written, or the graph gives other
-            numbers.
+        ExportError: a package is missing, a branch can't be exported, the file can't be written,
+            or the graph gives other numbers.
     """
     missing = [name for name in _PACKAGES if find_spec(name) is None]
     if missing:
@@ -89,118 +84,74 @@ def export_onnx(model: TrainedModel, path: Path) -> Exported:
     if not path.parent.is_dir():
         raise ExportError(f"{path}: there is no folder {path.parent}")
     graph = ExportedNetwork(model).eval()
-    metadata = describe(model)
-    vocabulary = path.with_suffix(".vocabulary.json")
+    beside = {
+        path.with_suffix(".vocabulary.json").name: json.dumps(
+            describe(model, graph, whole=True), ensure_ascii=False
+        ).encode()
+    }
+    for branch, own in graph.inputs.items():
+        beside |= {f"{path.stem}.{branch}.{name}": data for name, data in own.files.items()}
     try:
         # In a folder of its own, in which the exporter may leave what it likes.
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-            whole, text = Path(folder) / path.name, Path(folder) / vocabulary.name
-            _write_graph(graph, model, whole, metadata)
+            whole = Path(folder) / path.name
+            _write_graph(graph, whole, describe(model, graph))
             movies, difference = _check(graph, model, whole)
-            text.write_text(
-                json.dumps({**metadata, "titles": model.titles.state_dict()}, ensure_ascii=False),
-                encoding="utf-8",
-            )
-            os.replace(whole, path)
-            os.replace(text, vocabulary)
+            for name, data in beside.items():
+                (Path(folder) / name).write_bytes(data)
+            for name in (path.name, *beside):
+                os.replace(Path(folder) / name, path.with_name(name))
     except OSError as error:
         raise ExportError(f"{path}: can't be written ({error.strerror or error})") from error
-    return Exported(path, vocabulary, movies, difference)
+    return Exported(path, tuple(map(path.with_name, beside)), movies, difference)
 
 
-def describe(model: TrainedModel) -> dict[str, Any]:
-    """What a program needs to know to use the graph; plain data."""
+def describe(model: TrainedModel, graph: ExportedNetwork, whole: bool = False) -> dict[str, Any]:
+    """What a program needs to know to use the graph; plain data.
+
+    Args:
+        model: that was exported.
+        graph: of it.
+        whole: with what turns values into numbers, such as the terms of a text.
+    """
+    branches: dict[str, dict[str, Any]] = {
+        name: {"column": given.column, "kind": given.kind, "of": given.of}
+        for name, given in model.inputs.items()
+    }
+    if whole:
+        for name, own in graph.inputs.items():
+            branches[name] |= own.about
     return {
+        "inputs": graph.described_inputs(),
+        "outputs": OUTPUTS,
         "genres": list(model.genres),
         "thresholds": [float(value) for value in model.thresholds],
         "activation": model.activation,
-        "poster_size": model.poster_size,
-        "uses_titles": model.network.title is not None,
-        "uses_posters": model.network.poster is not None,
+        "branches": branches,
         "genre_lightning": __version__,
     }
 
 
-class ExportedNetwork(nn.Module):
-    """The network in operations that ONNX has, with pixels for input and scores for output.
-
-    ONNX has no embedding bag: the terms' vectors are gathered, weighted, and summed by a product
-    with the (B, L) matrix that tells which term is in which title; likewise for posters.
-    """
-
-    def __init__(self, model: TrainedModel) -> None:
-        super().__init__()
-        network = model.network
-        if not isinstance(network.title, (TermsMLP, type(None))):
-            raise ExportError(f"a {type(network.title).__name__} can't be exported")
-        self.title = network.title
-        self.poster = network.poster
-        self.shrink = model.poster_shrink
-        self.rest = model.poster_pool // model.poster_shrink
-        self.activation = ACTIVATIONS[model.activation]
-        self.prior: Tensor
-        self.register_buffer("prior", network.prior.detach().float().cpu().clone())
-        self.scale: Tensor
-        self.register_buffer("scale", 1 / (255 * torch.tensor(POSTER_STD)), persistent=False)
-        self.shift: Tensor
-        mean = torch.tensor(POSTER_MEAN) / torch.tensor(POSTER_STD)
-        self.register_buffer("shift", mean, persistent=False)
-
-    def forward(
-        self,
-        title_indices: Tensor,
-        title_offsets: Tensor,
-        title_weights: Tensor,
-        posters: Tensor,
-        poster_rows: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Logits and scores, both (B, G); see :data:`INPUTS`."""
-        movies = torch.arange(title_offsets.shape[0])[:, None]
-        logits = self.prior + torch.zeros_like(title_offsets, dtype=torch.float32)[:, None]
-        if self.title is not None:
-            # A term is in the last title that starts at or before it.
-            place = torch.arange(title_indices.shape[0])
-            row = (place[None, :] >= title_offsets[:, None]).long().sum(0) - 1
-            member = (row[None, :] == movies).float()
-            weights = title_weights[:, None]
-            hidden = member @ (self.title.embed.weight[title_indices] * weights)
-            logits = logits + self.title.head(torch.relu(self.title.norm(hidden)))
-            if self.title.skip is not None:
-                logits = logits + member @ (self.title.skip.weight[title_indices] * weights)
-        if self.poster is not None:
-            # A runtime need not take a batch of none: a black poster that belongs to no movie.
-            blank = torch.zeros_like(posters[:1].sum(0, keepdim=True, dtype=torch.int64))
-            pixels = torch.cat([posters.float(), blank.float()]).permute(0, 3, 1, 2)
-            # Rounded as decode_poster does, whose pixels are whole numbers.
-            pixels = (F.avg_pool2d(pixels, self.shrink) + 0.5).floor()
-            pixels = F.avg_pool2d(pixels, self.rest)
-            pixels = pixels * self.scale.view(3, 1, 1) - self.shift.view(3, 1, 1)
-            rows = torch.cat([poster_rows, -torch.ones(1, dtype=torch.int64)])
-            logits = logits + (rows[None, :] == movies).float() @ self.poster(pixels)
-        return logits, self.activation(logits)
-
-
-def _write_graph(
-    graph: ExportedNetwork, model: TrainedModel, path: Path, metadata: dict[str, Any]
-) -> None:
+def _write_graph(graph: ExportedNetwork, path: Path, metadata: Mapping[str, Any]) -> None:
     """Trace the network into an ONNX file that holds its weights and metadata."""
     import onnx
 
-    dim = torch.export.Dim
-    movies, terms, posters = dim("movies", min=1), dim("terms"), dim("posters")
-    shapes = ({0: terms}, {0: movies}, {0: terms}, {0: posters}, {0: posters})
-    sample = _batch(model, ["Heat (1995)", "Toy Story (1995)", "Alien (1979)"], [0, 2])
+    movies = _movies(graph, 3)
+    # Two movies of three have each column: no two dimensions are of the same length by rule.
+    sample = graph.feed([movies[0], {}, movies[2]])
+    dims = {name: torch.export.Dim(name) for name in graph.varying()}
+    shapes = [{0: dims[name]} for name in graph.varying()]
     said = io.StringIO()  # the exporter reports its progress
-    with contextlib.redirect_stdout(said), warnings.catch_warnings():
+    with contextlib.redirect_stdout(said), warnings.catch_warnings(), _torchvision_not_missed():
         warnings.simplefilter("ignore")  # about its own future
         program = torch.onnx.export(
             graph,
-            sample,
+            (sample,),
             dynamo=True,
             opset_version=OPSET,
-            input_names=list(INPUTS),
+            input_names=graph.input_names(),
             output_names=list(OUTPUTS),
-            dynamic_shapes=shapes,
+            dynamic_shapes=(shapes,),
             external_data=False,
             verbose=False,
         )
@@ -214,6 +165,21 @@ def _write_graph(
     onnx.save(proto, path)
 
 
+@contextlib.contextmanager
+def _torchvision_not_missed() -> Iterator[None]:
+    """The exporter warns that torchvision's operations can't be exported. We have none of them."""
+
+    def other(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("torchvision is not installed")
+
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    logger.addFilter(other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(other)
+
+
 def _check(graph: ExportedNetwork, model: TrainedModel, path: Path) -> tuple[int, float]:
     """Compare the file with the model itself; the number of movies and the largest difference."""
     import onnxruntime
@@ -221,16 +187,17 @@ def _check(graph: ExportedNetwork, model: TrainedModel, path: Path) -> tuple[int
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = [entry.name for entry in session.get_inputs()]
+    if sorted(names) != sorted(graph.input_names()):
+        raise ExportError(f"the graph's inputs are {', '.join(names)}: not written")
     movies, worst = 0, 0.0
-    for inputs in _batches(model):
+    for batch in _batches(graph):
+        fed = graph.feed(batch)
         with torch.inference_mode():
-            expected = _reference(model, inputs)
-            traced = graph(*inputs)[0]
-        known = {entry.name for entry in session.get_inputs()}
-        feed = dict(zip(INPUTS, (value.numpy() for value in inputs), strict=True))
-        logits, scores = session.run(
-            list(OUTPUTS), {name: value for name, value in feed.items() if name in known}
-        )
+            expected = _reference(model, batch)
+            traced = graph(fed)[0]
+        feed = dict(zip(graph.input_names(), (value.numpy() for value in fed), strict=True))
+        logits, scores = session.run(list(OUTPUTS), feed)
         wanted = ACTIVATIONS[model.activation](expected).numpy()
         differences = (
             np.abs(logits - expected.numpy()).max(),
@@ -244,47 +211,36 @@ def _check(graph: ExportedNetwork, model: TrainedModel, path: Path) -> tuple[int
     return movies, worst
 
 
-def _reference(model: TrainedModel, inputs: Sequence[Tensor]) -> Tensor:
-    """(B, G) logits of the network itself."""
-    indices, offsets, weights, posters, rows = inputs
-    side = model.poster_size // model.poster_shrink
-    pixels = torch.zeros(len(posters), side, side, 3, dtype=torch.uint8)
-    for place, poster in enumerate(posters.numpy()):
-        image = Image.fromarray(poster)
-        pixels[place] = torch.from_numpy(
-            decode_poster(image, model.poster_size, model.poster_shrink)
-        )
-    logits: Tensor = model.network(
-        indices, offsets, weights, model.normalise(pixels.permute(0, 3, 1, 2)), rows
-    )
-    return logits.float()
+def _reference(model: TrainedModel, movies: Sequence[Mapping[str, Any]]) -> Tensor:
+    """(B, G) logits of the network itself, by the way that every prediction takes."""
+    items = {
+        name: [None if movie.get(name) is None else given.read(movie[name]) for movie in movies]
+        for name, given in model.inputs.items()
+    }
+    logits: Tensor = model.network(encode_items(model.inputs, items, model.device), len(movies))
+    return logits.cpu()
 
 
-def _batches(model: TrainedModel) -> Iterator[tuple[Tensor, ...]]:
-    """Batches of every kind: one movie and many, with and without titles and posters."""
-    terms = model.titles.terms or ["a"]
-    many = [f"{terms[n * 7919 % len(terms)]} {n} ({1920 + n})" for n in range(24)]
-    yield _batch(model, ["Heat (1995)"], [0])
-    yield _batch(model, ["Heat (1995)"], [])
-    yield _batch(model, [""], [0])
-    yield _batch(model, [""], [])
-    yield _batch(model, ["", "Alien (1979)", "", "Toy Story (1995)", ""], [4, 1])
-    yield _batch(model, many, list(range(1, 24, 2)))
+def _movies(graph: ExportedNetwork, count: int) -> list[dict[str, Any]]:
+    """Movies that have all columns: their values by branch."""
+    columns = {name: own.examples(count) for name, own in graph.inputs.items()}
+    return [{name: values[n] for name, values in columns.items()} for n in range(count)]
 
 
-def _batch(
-    model: TrainedModel, titles: Sequence[str], poster_rows: Sequence[int]
-) -> tuple[Tensor, ...]:
-    """Inputs of the graph for these titles, with posters of noise in these rows."""
-    features = model.titles.transform(titles)
-    size = model.poster_size
-    drawn = np.random.default_rng(0).integers(
-        0, 256, (len(poster_rows), size, size, 3), dtype=np.uint8
-    )
-    return (
-        torch.from_numpy(features.indices.astype(np.int64)),
-        torch.from_numpy(features.indptr[:-1]),
-        torch.from_numpy(features.weights),
-        torch.from_numpy(drawn),
-        torch.tensor(list(poster_rows), dtype=torch.int64),
-    )
+def _batches(graph: ExportedNetwork) -> Iterator[list[dict[str, Any]]]:
+    """Batches of every kind: one movie and many, with all columns, with some and with none."""
+    many = _movies(graph, 24)
+    yield many[1:2]
+    yield [{}]
+    for branch in graph.inputs:
+        yield [{branch: many[1][branch]}]
+        yield [{name: value for name, value in many[1].items() if name != branch}]
+        # In one movie of each batch only, and not in the first one.
+        yield [{}, {branch: many[0][branch]}, {}]
+    yield [many[4], {}, many[0], many[1], {}]
+    places = {name: place for place, name in enumerate(graph.inputs)}
+    yield [
+        {name: value for name, value in movie.items() if (n + places[name]) % 3}
+        for n, movie in enumerate(many)
+    ]
+    yield many

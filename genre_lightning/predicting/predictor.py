@@ -1,4 +1,4 @@
-"""Titles and posters to scores: a trained model as a function.
+"""Movies to scores: a trained model as a function of titles, posters and other columns.
 
 What a prediction needs is imported here and no more: neither Lightning nor scikit-learn, so that
 one prediction starts about as fast as PyTorch itself.
@@ -9,26 +9,29 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from PIL import Image
 
 from genre_lightning.checkpoint.model import TrainedModel, load_model
-from genre_lightning.errors import UserError
-from genre_lightning.inputs.decode import PosterError, decode_poster
+from genre_lightning.cores import num_cores
+from genre_lightning.errors import InputError, UserError
+from genre_lightning.inputs.encode import encode_items
+from genre_lightning.inputs.input import Value
 from genre_lightning.models.fusion import ACTIVATIONS
 
-#: A poster: a file's path, an encoded image, or an open one.
-PosterSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image
-#: A movie: title and poster, None for what there is not.
-TitleAndPoster: TypeAlias = tuple[str | None, PosterSource | None]
+#: The columns of the arguments ``titles`` and ``posters``.
+TITLE, POSTER = "title", "poster"
+
+#: A movie: its values by column; or title and poster. None for what there is not.
+Movie: TypeAlias = Mapping[str, Value | None] | tuple[Value | None, Value | None]
 
 #: Title, (G,) scores and problem of a movie.
 _Answer: TypeAlias = tuple[str | None, np.ndarray | None, str | None]
@@ -50,7 +53,8 @@ class Prediction:
         genres: those whose score reaches their threshold, the highest score first.
         scores: of every genre, in the model's order, each in [0, 1]; empty if the model could see
             nothing of the movie, which ``problem`` then tells.
-        problem: why the poster, or the whole movie, was left out; None if nothing was.
+        problem: why a poster or another column, or the whole movie, was left out; None if nothing
+            was.
     """
 
     title: str | None
@@ -64,22 +68,22 @@ class Prediction:
 
 
 class GenrePredictor:
-    """Predicts genres of movies from titles, posters or both.
+    """Predicts genres of movies from the columns that a model looks at, or some of them.
 
     One predictor serves any number of threads at once. More than one movie is spread over threads
-    of its own, each of which decodes and scores a batch on one core.
+    of its own, each of which reads and scores a batch on one core.
 
     Args:
         model: of :func:`genre_lightning.checkpoint.model.load_model`.
-        workers: threads that decode and score; None for one per core.
+        workers: threads that read and score; None for one per core.
     """
 
     def __init__(self, model: TrainedModel, workers: int | None = None) -> None:
         if workers is not None and workers < 1:
             raise ValueError(f"workers must be at least 1, not {workers}")
         self.model = model
-        self.workers = workers or _num_cores()
-        self._device = next(model.network.parameters()).device
+        self.workers = workers or num_cores()
+        self._columns = model.columns
         self._thresholds = model.thresholds.numpy()
         self._pool: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
@@ -94,10 +98,10 @@ class GenrePredictor:
         """Load a predictor from a checkpoint file alone.
 
         Args:
-            path: such as ``runs/.../checkpoints/best.ckpt``. The file may come from a stranger:
-                nothing in it is run.
+            path: such as ``runs/.../checkpoints/best.ckpt``. The file may be untrusted: nothing in
+                it is run.
             device: "auto" for a GPU where there is one, or any device of PyTorch.
-            workers: threads that decode and score; None for one per core.
+            workers: threads that read and score; None for one per core.
 
         Raises:
             CheckpointError: it is no checkpoint of this project, or damaged.
@@ -116,61 +120,63 @@ class GenrePredictor:
         return dict(zip(self.genres, self.model.thresholds.tolist(), strict=True))
 
     @property
-    def uses_titles(self) -> bool:
-        """Whether the model has a title branch."""
-        return self.model.network.title is not None
-
-    @property
-    def uses_posters(self) -> bool:
-        """Whether the model has a poster branch."""
-        return self.model.network.poster is not None
+    def columns(self) -> dict[str, str]:
+        """The columns that the model looks at, and what they hold: "text", "poster" or "id"."""
+        return dict(self._columns)
 
     def predict(
         self,
-        titles: Sequence[str | None] | None,
-        posters: Sequence[PosterSource | None] | None = None,
+        /,
+        titles: Sequence[str | None] | None = None,
+        posters: Sequence[Value | None] | None = None,
         errors: str = "raise",
+        **columns: Sequence[Value | None] | None,
     ) -> list[Prediction]:
         """Predict the genres of N movies.
 
         Args:
-            titles: N titles, best with the year, "Heat (1995)"; None or "" for a movie without.
-                None in place of the list for none at all.
-            posters: N posters: paths, encoded images, open images; None for a movie without.
-            errors: "raise", or "report" to go on without a poster that can't be read and to say
-                so in the prediction's ``problem``.
+            titles: N values of the column ``title``, best with the year, "Heat (1995)"; None or ""
+                for a movie without. None in place of the list for none at all.
+            posters: N values of the column ``poster``: paths, encoded images, open images, (H, W,
+                3) uint8 pixels; None for a movie without.
+            errors: "raise", or "report" to go on without a value that can't be read and to say so
+                in the prediction's ``problem``.
+            columns: N values each of further columns, by name: ``synopsis=[...]``.
 
         Returns:
             N predictions, in order.
 
         Raises:
-            PosterError: a poster can't be read; names it. Not with errors="report".
-            PredictionError: the model can't see anything of a movie: it has neither title nor
-                poster, or only the one that the model has no branch for. Not with errors="report".
-            ValueError: titles and posters differ in number; titles (or posters) for a model that
-                has no branch for them; an unknown value of ``errors``.
-            TypeError: something is no title or no poster.
+            InputError: a value can't be read; names it. A PosterError for a poster. Not with
+                errors="report".
+            PredictionError: the model can't see anything of a movie (not with errors="report"); a
+                column that the model does not look at.
+            ValueError: the columns differ in length; an unknown value of ``errors``.
+            TypeError: a value is of a type that its column can't have.
         """
-        pairs = self._pairs(titles, posters)
-        return list(self._predictions(pairs, errors, self._share(len(pairs))))
+        movies = self._movies(titles, posters, columns)
+        return list(self._predictions(movies, errors, self._share(len(movies))))
 
     def scores(
         self,
-        titles: Sequence[str | None] | None,
-        posters: Sequence[PosterSource | None] | None = None,
+        /,
+        titles: Sequence[str | None] | None = None,
+        posters: Sequence[Value | None] | None = None,
+        **columns: Sequence[Value | None] | None,
     ) -> np.ndarray:
         """(N, G) float32 scores in [0, 1] of N movies; arguments and errors of :meth:`predict`."""
-        pairs = self._pairs(titles, posters)
-        found = [scores for _, scores, _ in self._scored(pairs, True, self._share(len(pairs)))]
+        movies = self._movies(titles, posters, columns)
+        found = [scores for _, scores, _ in self._scored(movies, True, self._share(len(movies)))]
         return np.array(found, dtype=np.float32).reshape(len(found), len(self.genres))
 
     def stream(
-        self, movies: Iterable[TitleAndPoster], errors: str = "raise"
+        self, movies: Iterable[Movie], errors: str = "raise"
     ) -> Generator[Prediction, None, None]:
         """Predict the genres of any number of movies, in memory that does not grow with them.
 
         Args:
-            movies: (title, poster) of each; consumed a few batches ahead of the predictions.
+            movies: (title, poster) of each, or its values by column; consumed a few batches ahead
+                of the predictions.
             errors: as for :meth:`predict`.
 
         Yields:
@@ -181,27 +187,8 @@ class GenrePredictor:
         """
         return self._predictions(movies, errors, BATCH_SIZE)
 
-    def decode(self, poster: PosterSource) -> np.ndarray:
-        """The poster as the model takes it: (H, W, 3) uint8 RGB of its size, shrunk.
-
-        Raises:
-            PosterError: it can't be read; names it.
-            TypeError: it is no poster.
-        """
-        return self._decode(poster, None)
-
-    def _decode(self, poster: PosterSource, number: int | None) -> np.ndarray:
-        try:
-            source = Path(poster) if isinstance(poster, (str, os.PathLike)) else poster
-            return decode_poster(source, self.model.poster_size, self.model.poster_shrink)
-        except PosterError as error:
-            raise PosterError(f"{_name(poster, number)}: {error}") from error
-        except OSError as error:
-            reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
-            raise PosterError(f"{_name(poster, number)}: can't be read ({reason})") from error
-
     def _predictions(
-        self, movies: Iterable[TitleAndPoster], errors: str, batch_size: int
+        self, movies: Iterable[Movie], errors: str, batch_size: int
     ) -> Generator[Prediction, None, None]:
         if errors not in ("raise", "report"):
             raise ValueError(f'errors is "raise" or "report", not {errors!r}')
@@ -218,45 +205,42 @@ class GenrePredictor:
         """The batch size that gives every worker some of a known number of movies."""
         return max(1, min(BATCH_SIZE, -(-movies // self.workers)))
 
-    def _pairs(
+    def _movies(
         self,
         titles: Sequence[str | None] | None,
-        posters: Sequence[PosterSource | None] | None,
-    ) -> list[TitleAndPoster]:
-        for name, values in (("titles", titles), ("posters", posters)):
+        posters: Sequence[Value | None] | None,
+        columns: Mapping[str, Sequence[Value | None] | None],
+    ) -> list[Mapping[str, Value | None]]:
+        for name in columns:
+            if name not in self._columns:
+                raise PredictionError(self._unknown(name))
+        # How the caller wrote each column, for messages.
+        given = {"titles": titles, "posters": posters, **columns}
+        lists = {name: values for name, values in given.items() if values is not None}
+        for name, values in lists.items():
             if isinstance(values, (str, bytes, os.PathLike, Image.Image)):
                 raise TypeError(f"{name} must be a list, also for a single movie: [{values!r}]")
-        if titles is None and posters is None:
-            raise ValueError("neither titles nor posters are given")
-        titles = [None] * len(posters or ()) if titles is None else titles
-        posters = [None] * len(titles) if posters is None else posters
-        if len(titles) != len(posters):
-            raise ValueError(f"{len(titles)} titles, but {len(posters)} posters")
-        return list(zip(titles, posters, strict=True))
+        if not lists:
+            raise ValueError(f"none of {listed(['titles', 'posters', *columns], 'and')} is given")
+        (first, count), *others = [(name, len(values)) for name, values in lists.items()]
+        for name, other in others:
+            if other != count:
+                raise ValueError(f"{count} {first}, but {other} {name}")
+        names = {"titles": TITLE, "posters": POSTER}
+        for argument, name in names.items():
+            if argument in lists and name in columns:
+                raise TypeError(f"the column {name} is given twice, as {argument} and as {name}")
+        found = {names.get(name, name): values for name, values in lists.items()}
+        return [{name: values[n] for name, values in found.items()} for n in range(count)]
 
-    def _check(self, number: int, title: str | None, poster: PosterSource | None) -> None:
-        """Refuse what is no title and no poster, and what the model has no branch for."""
-        if not isinstance(title, (str, type(None))):
-            raise TypeError(f"title {number} is a {type(title).__name__}, not a string")
-        if not isinstance(poster, (str, os.PathLike, bytes, Image.Image, type(None))):
-            raise TypeError(
-                f"poster {number} is a {type(poster).__name__}, not a path, bytes or an image"
-            )
-        for given, used, what in (
-            (title, self.uses_titles, "title"),
-            (poster, self.uses_posters, "poster"),
-        ):
-            if given and not used:
-                raise PredictionError(
-                    f"movie {number} has a {what}, and this model has no {what} branch: "
-                    f"leave {what}s out (None) to predict without them"
-                )
+    def _unknown(self, column: str) -> str:
+        return f"the model does not look at {column!r}: it looks at {', '.join(self._columns)}"
 
     def _scored(
-        self, movies: Iterable[TitleAndPoster], strict: bool, batch_size: int = BATCH_SIZE
+        self, movies: Iterable[Movie], strict: bool, batch_size: int = BATCH_SIZE
     ) -> Iterator[_Answer]:
         """Answers in order; a worker takes a batch all the way, a few are begun ahead."""
-        numbered = enumerate(movies, 1)
+        numbered = enumerate(map(_by_column, movies), 1)
         waiting: deque[Future[list[_Answer]]] = deque()
         try:
             while True:
@@ -275,61 +259,69 @@ class GenrePredictor:
             for future in waiting:
                 future.cancel()
 
-    def _answer(self, batch: Sequence[tuple[int, TitleAndPoster]], strict: bool) -> list[_Answer]:
-        """Decode and score a batch of numbered movies."""
-        problems: list[str | None] = [None] * len(batch)
-        pixels: list[np.ndarray] = []
-        poster_rows: list[int] = []
+    def _answer(
+        self, batch: Sequence[tuple[int, Mapping[str, Value | None]]], strict: bool
+    ) -> list[_Answer]:
+        """Read and score a batch of numbered movies."""
+        problems: list[str | None] = []
         seen: list[int] = []
-        titles: list[str] = []
-        for place, (number, (title, poster)) in enumerate(batch):
-            self._check(number, title, poster)
-            found = None
-            if poster is not None:
-                try:
-                    found = self._decode(poster, number)
-                except PosterError as error:
-                    if strict:
-                        raise
-                    problems[place] = str(error)
-            if not title and found is None:
-                nothing = f"no {' and no '.join(self._needs())} to go by"
+        items: dict[str, list[Any]] = {name: [] for name in self.model.inputs}
+        for place, (number, movie) in enumerate(batch):
+            read, unread = self._read(number, movie, strict)
+            reasons = list(unread.values())
+            if any(item is not None for item in read.values()):
+                seen.append(place)
+                for name, item in read.items():
+                    items[name].append(item)
+            else:
+                lacking = [column for column in self._columns if column not in unread]
+                if lacking:
+                    nothing = listed([f"no {column}" for column in lacking], "and")
+                    reasons.append(f"{nothing} to go by")
                 if strict:
-                    raise PredictionError(f"movie {number}: {nothing}")
-                problems[place] = f"{problems[place]}; {nothing}" if problems[place] else nothing
-                continue
-            if found is not None:
-                poster_rows.append(len(seen))
-                pixels.append(found)
-            seen.append(place)
-            titles.append(title or "")
+                    raise PredictionError(f"movie {number}: {'; '.join(reasons)}")
+            problems.append("; ".join(reasons) or None)
         scores: list[np.ndarray | None] = [None] * len(batch)
-        for place, row in zip(seen, self._score(titles, pixels, poster_rows), strict=True):
+        for place, row in zip(seen, self._score(items, len(seen)), strict=True):
             scores[place] = row
-        given = [title for _, (title, _) in batch]
-        return list(zip(given, scores, problems, strict=True))
+        titles = [movie.get(TITLE) for _, movie in batch]
+        return list(zip(titles, scores, problems, strict=True))
 
-    def _needs(self) -> list[str]:
-        used = (("title", self.uses_titles), ("poster", self.uses_posters))
-        return [what for what, yes in used if yes]
+    def _read(
+        self, number: int, movie: Mapping[str, Value | None], strict: bool
+    ) -> tuple[dict[str, Any], dict[str, str]]:
+        """What each branch takes of a movie, None for nothing; and the problem of each column."""
+        for column, value in movie.items():
+            if column not in self._columns and not _is_empty(value):
+                raise PredictionError(
+                    f"movie {number} has a {column}, and {self._unknown(column)}; leave {column} "
+                    "out (None) to predict without it"
+                )
+        read: dict[str, Any] = dict.fromkeys(self.model.inputs)
+        problems: dict[str, str] = {}
+        for branch, given in self.model.inputs.items():
+            column, value = given.column, movie.get(given.column)
+            if _is_empty(value):
+                continue
+            try:
+                read[branch] = given.read(value)
+            except TypeError as error:
+                raise TypeError(f"{column} {number} is {error}") from error
+            except InputError as error:
+                reason = f"{_name(value, column, number, given.of)}: {error}"
+                if strict:
+                    raise type(error)(reason) from error
+                problems.setdefault(column, reason)
+        return read, problems
 
     @torch.inference_mode()
-    def _score(
-        self, titles: Sequence[str], pixels: Sequence[np.ndarray], poster_rows: Sequence[int]
-    ) -> np.ndarray:
-        """(B, G) float32 scores of B titles, of which P have a poster."""
-        side = self.model.poster_size // self.model.poster_shrink
-        features = self.model.titles.transform(titles)
-        stacked = np.stack(pixels) if pixels else np.zeros((0, side, side, 3), dtype=np.uint8)
-        posters = torch.from_numpy(stacked).to(self._device).permute(0, 3, 1, 2)
-        logits = self.model.network(
-            torch.from_numpy(features.indices.astype(np.int64)).to(self._device),
-            torch.from_numpy(features.indptr[:-1]).to(self._device),
-            torch.from_numpy(features.weights).to(self._device),
-            self.model.normalise(posters),
-            torch.tensor(poster_rows, dtype=torch.int64, device=self._device),
-        )
-        scores = ACTIVATIONS[self.model.activation](logits.float())
+    def _score(self, items: Mapping[str, Sequence[Any]], num_movies: int) -> np.ndarray:
+        """(B, G) float32 scores of B movies, of each of which some branch has an item."""
+        if not num_movies:
+            return np.zeros((0, len(self.genres)), dtype=np.float32)
+        parts = encode_items(self.model.inputs, items, self.model.device)
+        logits = self.model.network(parts, num_movies)
+        scores = ACTIVATIONS[self.model.activation](logits)
         return np.asarray(scores.cpu().numpy())
 
     def _workers(self) -> ThreadPoolExecutor:
@@ -374,15 +366,28 @@ def find_device(device: str | torch.device) -> torch.device:
     return found
 
 
-def _name(poster: PosterSource, number: int | None) -> str:
-    """How messages call a poster, the one of the movie of this number."""
-    if isinstance(poster, (str, os.PathLike)):
-        return os.fspath(poster)
-    name = getattr(poster, "filename", None) or "the image"
-    return f"{name}" if number is None else f"{name} of movie {number}"
+def _by_column(movie: Movie) -> Mapping[str, Value | None]:
+    if isinstance(movie, Mapping):
+        return movie
+    title, poster = movie
+    return {TITLE: title, POSTER: poster}
 
 
-def _num_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def _is_empty(value: Value | None) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def _name(value: Value, column: str, number: int, of: str) -> str:
+    """How messages call a value, that of the movie of this number."""
+    if of == "poster":
+        if isinstance(value, (str, os.PathLike)):
+            return os.fspath(value)
+        if name := getattr(value, "filename", None):
+            return f"{name} of movie {number}"
+    return f"the {column} of movie {number}"
+
+
+def listed(names: Sequence[str], last: str) -> str:
+    """Such as "a title, a poster or a synopsis"."""
+    *others, end = names
+    return f"{', '.join(others)} {last} {end}" if others else end

@@ -24,8 +24,8 @@ class Mark:
     """One value in a row of :func:`dot_rows`.
 
     Attributes:
-        kind: CSS class, which gives colour, and shape: "model", "title" and "poster" are dots,
-            "constant" and "prior" are ticks.
+        kind: CSS class, which gives colour, and shape: "model" is a dot, "constant" and "prior" are
+            ticks, those of :func:`branch_kind` are told apart without colour.
         value: nan is left out.
         low, high: ends of its interval; nan for none.
     """
@@ -84,10 +84,34 @@ def _share_mark(mark: Mark, top: float, y: float) -> str:
     whisker = ""
     if mark.low == mark.low:
         whisker = _share_line(f"whisker {mark.kind}", mark.low / top, mark.high / top, y, y)
-    shape = f'<circle class="mark {mark.kind}" r="4.5"/>'
-    if mark.kind == "poster":  # told from the dots without colour
-        shape = '<rect class="mark poster" x="-3.5" y="-3.5" width="7" height="7"/>'
-    return f'{whisker}<svg class="at" x="{100 * at:.2f}%" y="{y:g}">{shape}</svg>'
+    return f'{whisker}<svg class="at" x="{100 * at:.2f}%" y="{y:g}">{_shape(mark.kind)}</svg>'
+
+
+def branch_kind(place: int) -> str:
+    """The kind of the marks of a model's so-manieth branch; after six they come again."""
+    return f"branch{place % 6 + 1}"
+
+
+def _shape(kind: str) -> str:
+    """A mark around the origin."""
+    if kind in ("branch2", "branch5"):
+        return f'<rect class="mark {kind}" x="-3.5" y="-3.5" width="7" height="7"/>'
+    if kind in ("branch3", "branch6"):
+        return f'<path class="mark {kind}" d="M0 -5L5 0L0 5L-5 0Z"/>'
+    if kind == "branch4":
+        return f'<path class="mark {kind}" d="M0 -5L4.8 3.6L-4.8 3.6Z"/>'
+    return f'<circle class="mark {kind}" r="4.5"/>'
+
+
+def legend(kind: str) -> Markup:
+    """A mark for the legend below a chart; "interval" is the model's, with its whisker."""
+    if kind in ("constant", "prior"):
+        drawn = f'<line class="mark {kind}" x1="0" y1="-7" x2="0" y2="7"/>'
+    elif kind == "interval":
+        drawn = line("whisker model", -10, 0, 10, 0) + _shape("model")
+    else:
+        drawn = _shape(kind)
+    return Markup(f'<svg viewBox="-11 -7 22 14" aria-hidden="true">{drawn}</svg>')
 
 
 def small_interval(name: str, value: Interval, *, width: int = 110, height: int = 18) -> Markup:

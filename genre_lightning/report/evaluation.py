@@ -153,9 +153,9 @@ def write_evaluation(
     movies = data.movie_set.movies
     with whole_file(folder / "predictions.csv") as file:
         table = csv.writer(file)
+        columns = [name for name in model.columns if name != "title"]
         flags = [f"has_{name}" for name in columns]
         table.writerow(["id", "title", "true", "predicted", *flags, *model.genres])
-        columns = [name for name in model.columns if name != "title"]
         present = [data.states(name) == "present" for name in columns]
         for row, values, target in zip(
             scores.rows.tolist(), scores.scores, scores.targets, strict=True

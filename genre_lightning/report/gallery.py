@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+import textwrap
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,26 +14,25 @@ from PIL import Image
 
 from genre_lightning.checkpoint.model import TrainedModel
 from genre_lightning.data.datamodule import MovieDataModule
-from genre_lightning.explain.parts import (
-    overlay,
-    poster_heat_maps,
-    score_parts,
-    title_contributions,
-)
-from genre_lightning.inputs.decode import FORMATS, PosterError, decode_poster
-from genre_lightning.movies.movie import PosterFile
+from genre_lightning.explain.explainer import BranchExplanation, ImageExplanation, TextExplanation
+from genre_lightning.explain.parts import ScoreParts, branch_labels, split_logits
+from genre_lightning.explain.pictures import lay_over
+from genre_lightning.explain.table import explain_branch, find_explainer
+from genre_lightning.inputs.decode import PosterError, decode_poster, upright_size
+from genre_lightning.movies.movie import Movie, PosterFile
 from genre_lightning.report.evaluation import SplitScores
 
 #: Pixels of a thumbnail's height; twice as many as the page shows.
 _HEIGHT = 240
 _QUALITY = 72
-_ORIENTATION_TAG = 0x0112
 _EPS = 1e-6
-#: Words shown of a title, each of at least so much that two digits tell it from nothing.
+#: Words shown of a text, each of at least so much that two digits tell it from nothing.
 _WORDS = 5
 _SHOWN = 0.005
 #: A card shows the true, the predicted and this many of the likeliest genres.
 _LIKELIEST = 3
+#: Characters shown of a text that is not the title.
+_SHORT = 160
 
 
 @dataclass(frozen=True)
@@ -120,25 +121,38 @@ class GenreScore:
 
 
 @dataclass(frozen=True)
-class Explanation:
-    """The parts of one genre's logit; None where the model has no such branch."""
+class BranchCard:
+    """What a card says of one branch, for one genre.
 
-    logit: float
-    bias: float
-    title: float | None
-    poster: float | None
+    Attributes:
+        label: what to call the branch.
+        absent: the movie lacks the branch's column.
+        part: what it adds to the logit; 0 where absent.
+        words: of a text, those that add most, and what they add.
+        other_words: what the rest of them add; None where words don't sum to the part.
+        heat: an image with the places that speak for the genre, a data: URI.
+        nothing_speaks: the branch saw an image, and no place in it speaks for the genre.
+    """
+
+    label: str
+    absent: bool
+    part: float
     words: list[tuple[str, float]]
-    other_words: float
+    other_words: float | None
+    heat: str | None
+    nothing_speaks: bool
 
 
 @dataclass(frozen=True)
 class Card:
-    """What the gallery says of one movie; images are data: URIs, None where there is none.
+    """What the gallery says of one movie; the poster is a data: URI, None where there is none.
 
-    ``nothing_speaks`` is True where a poster was seen and no place in it speaks for the genre.
+    ``logit`` is that of ``genre``: the sum of ``bias`` and of the parts of all ``branches``.
+    ``texts`` are the further columns of text that the model looks at, in short.
     """
 
     title: str
+    texts: list[tuple[str, str]]
     genre: str
     score: float
     threshold: float
@@ -146,15 +160,14 @@ class Card:
     genres: list[GenreScore]
     poster: str | None
     no_poster: str
-    heat: str | None
-    nothing_speaks: bool
-    explanation: Explanation
+    logit: float
+    bias: float
+    branches: list[BranchCard]
 
 
 def make_card(model: TrainedModel, data: MovieDataModule, scores: SplitScores, pick: Pick) -> Card:
     """Gather what is shown of a picked movie: its poster, scores and the parts of its logit."""
-    row = int(scores.rows[pick.index])
-    movie = data.movie_set.movies[row]
+    movie = data.movie_set.movies[int(scores.rows[pick.index])]
     values, truth = scores.scores[pick.index].numpy(), scores.targets[pick.index].numpy() > 0
     thresholds = model.thresholds.numpy()
     predicted = values >= thresholds
@@ -163,16 +176,29 @@ def make_card(model: TrainedModel, data: MovieDataModule, scores: SplitScores, p
     for g in order[:_LIKELIEST]:
         shown[g] = True
     verdicts = {(True, True): "hit", (False, True): "invented", (True, False): "missed"}
-    seen = _seen_by_model(data, row)
-    heat, nothing_speaks = None, False
-    poster, reason = (None, "no poster") if movie.poster is None else thumbnail(movie.poster)
-    if seen is not None and model.network.poster is not None and poster is not None:
-        (place,) = poster_heat_maps(model, seen, [pick.genre])
-        nothing_speaks = not place.any()
-        if not nothing_speaks:
-            heat = overlay(seen, place).resize(poster.size, Image.Resampling.BICUBIC)
+    thumbnails = {
+        column: thumbnail(value)
+        for column, value in movie.columns.items()
+        if isinstance(value, PosterFile)
+    }
+    # The first is enough: a movie has one poster.
+    poster, reason = next(iter(thumbnails.values()), (None, "no poster"))
+    has = {branch: bool(rows[pick.index]) for branch, rows in scores.has.items()}
+    parts = split_logits(
+        model,
+        {
+            branch: logits[pick.index].numpy() if has[branch] else None
+            for branch, logits in scores.branch_logits.items()
+        },
+    )
+    pictures = {column: picture for column, (picture, _) in thumbnails.items() if picture}
     return Card(
         title=movie.title,
+        texts=[
+            (column, textwrap.shorten(str(movie.value(column)), _SHORT, placeholder=" …"))
+            for column, kind in model.columns.items()
+            if kind == "text" and column != "title" and movie.value(column)
+        ],
         genre=model.genres[pick.genre],
         score=float(values[pick.genre]),
         threshold=float(thresholds[pick.genre]),
@@ -189,45 +215,64 @@ def make_card(model: TrainedModel, data: MovieDataModule, scores: SplitScores, p
         ],
         poster=None if poster is None else data_uri(poster),
         no_poster=reason,
-        heat=None if heat is None else data_uri(heat),
-        nothing_speaks=nothing_speaks,
-        explanation=explain_genre(model, movie.title, seen, pick.genre),
+        logit=float(parts.logits[pick.genre]),
+        bias=float(parts.bias[pick.genre]),
+        branches=[
+            _branch_card(model, movie, branch, label, has[branch], parts, pick.genre, pictures)
+            for branch, label in branch_labels(model.inputs).items()
+        ],
     )
 
 
-def explain_genre(
-    model: TrainedModel, title: str, poster: np.ndarray | None, genre: int
-) -> Explanation:
-    """Split one genre's logit into bias, title and poster, and the title's part into its words.
-
-    Args:
-        model: on any device.
-        title: as the dataset writes it.
-        poster: (H, W, 3) uint8 as the model sees it, None for none.
-        genre: its place in the model's genres.
-    """
-    parts = score_parts(model, title, poster)
+def _branch_card(
+    model: TrainedModel,
+    movie: Movie,
+    branch: str,
+    label: str,
+    present: bool,
+    parts: ScoreParts,
+    genre: int,
+    pictures: Mapping[str, Image.Image],
+) -> BranchCard:
+    """What is shown of one branch; ``pictures`` are the movie's images, by column."""
+    column = model.inputs[branch].column
     words: list[tuple[str, float]] = []
-    others = 0.0
-    if isinstance(model.network.title, TermsMLP):
-        ranked = title_contributions(model, title).ranked(genre)
-        added = [(part.text, float(part.contributions[genre])) for part in ranked]
-        words = [(text, value) for text, value in added[:_WORDS] if abs(value) >= _SHOWN]
-        others = sum(value for _, value in added[len(words) :])
-    return Explanation(
-        logit=float(parts.logits[genre]),
-        bias=float(parts.bias[genre]),
-        title=None if model.network.title is None else float(parts.title[genre]),
-        poster=None if model.network.poster is None else float(parts.poster[genre]),
+    others = heat = None
+    nothing_speaks = False
+    found = _explain(model, movie, branch) if present else None
+    if isinstance(found, TextExplanation):
+        ranked = found.ranked(genre)
+        words = [(text, value) for text, value in ranked[:_WORDS] if abs(value) >= _SHOWN]
+        if found.exact:
+            others = sum(value for _, value in ranked[len(words) :])
+    elif isinstance(found, ImageExplanation) and column in pictures:
+        (places,) = found.heat_maps([genre])
+        nothing_speaks = not places.any()
+        if not nothing_speaks:
+            picture = pictures[column]
+            heat = data_uri(lay_over(np.asarray(picture), places, picture.size))
+    return BranchCard(
+        label=label,
+        absent=not present,
+        part=float(parts.branches[branch][genre]),
         words=words,
         other_words=others,
+        heat=heat,
+        nothing_speaks=nothing_speaks,
     )
 
 
-def _seen_by_model(data: MovieDataModule, row: int) -> np.ndarray | None:
-    if data.posters is None or data.posters.row[row] < 0:
+def _explain(model: TrainedModel, movie: Movie, branch: str) -> BranchExplanation | None:
+    """The explanation of a branch that looks at this movie; None where there can't be one."""
+    value = movie.value(model.inputs[branch].column)
+    if find_explainer(model, branch) is None:
         return None
-    return np.array(data.posters.images[data.posters.row[row]])
+    if not isinstance(value, PosterFile):
+        return explain_branch(model, branch, value)
+    try:
+        return explain_branch(model, branch, value.read_bytes())
+    except (OSError, PosterError):  # it was there when the cache was made
+        return None
 
 
 def thumbnail(poster: PosterFile) -> tuple[Image.Image | None, str]:
@@ -235,7 +280,7 @@ def thumbnail(poster: PosterFile) -> tuple[Image.Image | None, str]:
     try:
         data = poster.read_bytes()
         pixels = decode_poster(data, _HEIGHT)
-        width, height = _upright_size(data)
+        width, height = upright_size(data)
     except FileNotFoundError:
         return None, "poster not there"
     except (OSError, PosterError):
@@ -244,16 +289,6 @@ def thumbnail(poster: PosterFile) -> tuple[Image.Image | None, str]:
     proportion = min(max(width / height, 0.5), 1.0)
     size = (round(_HEIGHT * proportion), _HEIGHT)
     return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC), ""
-
-
-def _upright_size(data: bytes) -> tuple[int, int]:
-    """Width and height of an image that ``decode_poster`` has read, as it is seen upright."""
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        try:
-            turned = image.getexif().get(_ORIENTATION_TAG) in (5, 6, 7, 8)
-        except Exception:  # noqa: BLE001 - on a damaged block Pillow's reader raises anything
-            turned = False
-        return (image.height, image.width) if turned else (image.width, image.height)
 
 
 def data_uri(image: Image.Image) -> str:

@@ -257,7 +257,7 @@ class GenreModule(pl.LightningModule):
         self.thresholds = torch.tensor(checkpoint[CHECKPOINT_KEY]["thresholds"])
 
 
-def _check_scales(scales: Mapping[str, float], branches: list[str]) -> None:
+def _check_scales(scales: Mapping[str, Any], branches: list[str]) -> None:
     for name, scale in scales.items():
         if name not in branches:
             raise UserError(f"lr_scale of {name}: the model has {', '.join(branches)}")

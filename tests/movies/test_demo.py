@@ -22,6 +22,7 @@ from genre_lightning.movies.demo import (
     read_demo,
 )
 from genre_lightning.movies.movie import DataError, encode_genres
+from tests.datasets import poster_of
 
 SMALL = {"num_movies": 60, "poster_height": 48}
 GOLDEN_LABELS = [
@@ -65,9 +66,9 @@ def test_same_seed_same_movies(tmp_path):
     other = read_demo(tmp_path / "b", **SMALL, seed=1).movies
     assert [(m.title, m.genres) for m in first] == [(m.title, m.genres) for m in again]
     assert [(m.title, m.genres) for m in first] != [(m.title, m.genres) for m in other]
-    posters = [m.poster.read_bytes() if m.poster else None for m in first]
-    assert posters == [m.poster.read_bytes() if m.poster else None for m in again]
-    assert posters != [m.poster.read_bytes() if m.poster else None for m in other]
+    posters = [poster_of(m).read_bytes() if poster_of(m) else None for m in first]
+    assert posters == [poster_of(m).read_bytes() if poster_of(m) else None for m in again]
+    assert posters != [poster_of(m).read_bytes() if poster_of(m) else None for m in other]
 
 
 def test_titles_and_labels_do_not_change_between_versions():
@@ -80,22 +81,22 @@ def test_titles_and_labels_do_not_change_between_versions():
 
 
 def test_posters_are_drawn_once(tmp_path):
-    before = [m.poster for m in read_demo(tmp_path, **SMALL).movies]
-    assert [m.poster for m in read_demo(tmp_path, **SMALL).movies] == before  # same time stamps
+    before = [poster_of(m) for m in read_demo(tmp_path, **SMALL).movies]
+    assert [poster_of(m) for m in read_demo(tmp_path, **SMALL).movies] == before  # same time stamps
 
 
 def test_posters_that_are_gone_are_drawn_again(tmp_path, caplog):
-    posters = [m.poster for m in read_demo(tmp_path, **SMALL).movies if m.poster]
+    posters = [poster_of(m) for m in read_demo(tmp_path, **SMALL).movies if poster_of(m)]
     posters[3].path.unlink()
-    again = [m.poster for m in read_demo(tmp_path, **SMALL).movies if m.poster]
+    again = [poster_of(m) for m in read_demo(tmp_path, **SMALL).movies if poster_of(m)]
     assert [p.path for p in again] == [p.path for p in posters]
     assert "1 posters are gone" in caplog.text
 
 
 def test_posters_are_images_of_the_size(demo):
     for movie in demo.movies[:30]:
-        if movie.poster:
-            with Image.open(io.BytesIO(movie.poster.read_bytes())) as image:
+        if poster_of(movie):
+            with Image.open(io.BytesIO(poster_of(movie).read_bytes())) as image:
                 assert (image.size, image.mode, image.format) == ((42, 64), "RGB", "JPEG")
 
 
@@ -109,7 +110,7 @@ def test_it_is_like_real_data(demo):
     assert correlation[column["Comedy"], column["Drama"]] < -0.15
     assert correlation[column["Action"], column["Thriller"]] > 0.08
     assert [m.split for m in demo.movies] == ["train"] * 640 + ["test"] * 160
-    missing = sum(m.poster is None for m in demo.movies)
+    missing = sum(poster_of(m) is None for m in demo.movies)
     assert missing == pytest.approx(80, abs=30)
     assert all(m.title.endswith(")") and m.title[-6] == "(" for m in demo.movies)
     assert any(m.title.split(" (")[0].endswith(", The") for m in demo.movies)
@@ -122,7 +123,7 @@ def test_only_both_together_tell_all(demo):
     titles = np.array([m.title for m in demo.movies])
     vectorizer = TfidfVectorizer(analyzer="word").fit(titles[train])
     title = scores(vectorizer.transform(titles), labels, train)
-    poster = scores(np.stack([colours(m.poster) for m in demo.movies]), labels, train)
+    poster = scores(np.stack([colours(poster_of(m)) for m in demo.movies]), labels, train)
     average = {
         name: dict(
             zip(
@@ -179,7 +180,7 @@ def test_options_out_of_range(tmp_path, options, message):
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_all_or_no_posters(tmp_path, share):
     movies = read_demo(tmp_path, **SMALL, missing_posters=share).movies
-    assert {m.poster is None for m in movies} == {bool(share)}
+    assert {poster_of(m) is None for m in movies} == {bool(share)}
 
 
 def test_fewer_posters_share_the_drawing(tmp_path):
@@ -188,5 +189,6 @@ def test_fewer_posters_share_the_drawing(tmp_path):
     some = read_demo(tmp_path, **SMALL, missing_posters=0.5).movies
     assert [m.title for m in full] == [m.title for m in some]
     for one, other in zip(full, some, strict=True):
-        assert one.poster is not None
-        assert other.poster is None or other.poster.read_bytes() == one.poster.read_bytes()
+        first, second = poster_of(one), poster_of(other)
+        assert first is not None
+        assert second is None or second.read_bytes() == first.read_bytes()

@@ -6,6 +6,7 @@ import pytest
 
 from genre_lightning.movies.manifest import read_manifest
 from genre_lightning.movies.movie import DataError
+from tests.datasets import poster_of
 
 HEADER = "title,poster,genres\n"
 
@@ -41,7 +42,7 @@ def test_all_columns(manifest, tmp_path):
         ("x9", "Amélie", ("Drama", "War"), "test", "movies.csv:4"),
         ("x1", "Léon", ("Crime",), "val", "movies.csv:5"),
     ]
-    there, none, gone, folder = (m.poster for m in movie_set.movies)
+    there, none, gone, folder = (poster_of(m) for m in movie_set.movies)
     assert none is None
     assert there is not None and there.exists
     assert (there.read_bytes(), there.size) == (b"12345", 5)
@@ -61,10 +62,8 @@ def test_paths_are_relative_to_the_file(manifest, tmp_path, monkeypatch):
     elsewhere.mkdir()
     path = manifest(HEADER + f"A,a.jpg,Drama\nB,{tmp_path / 'a.jpg'},Drama\n")
     monkeypatch.chdir(elsewhere)
-    assert [m.poster is not None and m.poster.exists for m in read_manifest(path).movies] == [
-        True,
-        True,
-    ]
+    posters = [poster_of(m) for m in read_manifest(path).movies]
+    assert [poster is not None and poster.exists for poster in posters] == [True, True]
 
 
 @pytest.mark.parametrize(
@@ -79,7 +78,21 @@ def test_paths_are_relative_to_the_file(manifest, tmp_path, monkeypatch):
 )
 def test_spellings_of_the_same_file(manifest, text):
     (movie,) = read_manifest(manifest(text)).movies
-    assert (movie.title, movie.poster, movie.genres) == ("Léon", None, ("Drama",))
+    assert (movie.title, poster_of(movie), movie.genres) == ("Léon", None, ("Drama",))
+
+
+def test_every_further_column_is_text(manifest):
+    text = "Title,poster,genres,Synopsis,cast,split\nA,,Drama, A thief. ,,\nB,,War,,Pacino,val\n"
+    first, second = read_manifest(manifest(text)).movies
+    assert first.columns == {"title": "A", "synopsis": "A thief."}
+    assert second.columns == {"title": "B", "cast": "Pacino"}
+    assert read_manifest(manifest(text)).columns() == ("title", "cast", "synopsis")
+
+
+def test_columns_without_a_name_are_left_out(manifest):
+    # As pandas writes its index, and spreadsheets columns that were cleared.
+    (movie,) = read_manifest(manifest(",title,poster,genres,,\n0,A,,Drama,,x\n")).movies
+    assert movie.columns == {"title": "A"} and movie.genres == ("Drama",)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +141,7 @@ def test_a_cell_with_line_breaks_keeps_its_own_row(manifest):
 
 
 def test_no_file_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"can't read the manifest .*none\.csv"):
+    with pytest.raises(DataError, match=r"can't read .*none\.csv"):
         read_manifest(tmp_path / "none.csv")
 
 
@@ -136,6 +149,6 @@ def test_a_poster_that_changes_has_another_stamp(manifest, tmp_path):
     poster = tmp_path / "a.jpg"
     poster.write_bytes(b"one")
     path = manifest(HEADER + "A,a.jpg,Drama\n")
-    before = read_manifest(path).movies[0].poster
+    before = poster_of(read_manifest(path).movies[0])
     poster.write_bytes(b"other")
-    assert read_manifest(path).movies[0].poster != before
+    assert poster_of(read_manifest(path).movies[0]) != before

@@ -22,6 +22,7 @@ from genre_lightning.movies.ml1m import (
     unpack,
 )
 from genre_lightning.movies.movie import DataError
+from tests.datasets import poster_of
 
 TRAIN = "1::Toy Story (1995)::Animation|Children's|Comedy\n582::Café au Lait (1993)::Comedy\n"
 TEST = "2::Jumanji (1995)::Adventure|Children's\n"
@@ -74,7 +75,7 @@ def test_movies_of_either_kind_below_any_prefix(tmp_path, kind, prefix):
         ("582", "Café au Lait (1993)", ("Comedy",), "train", at("train", 2)),
         ("2", "Jumanji (1995)", ("Adventure", "Children's"), "test", at("test", 1)),
     ]
-    first, second, third = (m.poster for m in movie_set.movies)
+    first, second, third = (poster_of(m) for m in movie_set.movies)
     assert first is not None and third is not None and second is None
     assert (first.read_bytes(), first.size) == (b"one", 3)
     assert (third.read_bytes(), third.size) == (b"two!", 4)
@@ -91,7 +92,7 @@ def test_the_original_movielens_file(tmp_path, kind):
     assert [m.title for m in movie_set.movies][1] == "Café au Lait (1993)"
     assert {m.split for m in movie_set.movies} == {None}
     assert movie_set.genres == ("Adventure", "Animation", "Children's", "Comedy")
-    assert [m.poster is not None for m in movie_set.movies] == [True, False, True]
+    assert [poster_of(m) is not None for m in movie_set.movies] == [True, False, True]
 
 
 def test_content_dataset_is_found_beside_other_folders(tmp_path):
@@ -210,7 +211,7 @@ def test_what_is_in_the_poster_folder_but_no_poster(tmp_path):
     root = write(tmp_path / "data", files, "folder")
     (root / "ml1m-images" / "1.jpg").unlink()
     (root / "ml1m-images" / "1.jpg").mkdir()
-    posters = {m.id: m.poster for m in read_ml1m(root).movies}
+    posters = {m.id: poster_of(m) for m in read_ml1m(root).movies}
     assert posters["1"] is None
     assert posters["2"] is not None and posters["2"].path.name == "2.jpg"
     assert posters["582"] is not None and posters["582"].path.name == "582.PNG"
@@ -221,7 +222,7 @@ def test_a_poster_that_changes_has_another_stamp(tmp_path):
         before = read_ml1m(write(tmp_path / "data", content(), kind)).movies
         changed = content() | {"ml1m-images/1.jpg": b"ONE"}
         after = read_ml1m(write(tmp_path / "data", changed, kind)).movies
-        assert before[0].poster != after[0].poster
+        assert poster_of(before[0]) != poster_of(after[0])
 
 
 # --- download ---------------------------------------------------------------------------------
@@ -386,8 +387,8 @@ def test_the_real_movies(ml1m_root):
     assert Counter(m.split for m in movies) == {"train": 3106, "test": 777}
     assert len(movie_set.genres) == 18
     assert movie_set.genres[0] == "Crime" and movie_set.genres[-1] == "Children's"
-    assert sum(m.poster is not None for m in movies) == 3256
-    missing = Counter(m.split for m in movies if m.poster is None)
+    assert sum(poster_of(m) is not None for m in movies) == 3256
+    missing = Counter(m.split for m in movies if poster_of(m) is None)
     assert missing == {"train": 504, "test": 123}
     (french,) = [m for m in movies if m.id == "582"]
     assert french.title == "Metisse (Café au Lait) (1993)"

@@ -14,24 +14,13 @@ import pytest
 
 from genre_lightning.movies.movie import (
     DataError,
-    Movie,
     MovieSet,
     PosterFile,
     check_movies,
     encode_genres,
+    without_empty,
 )
-
-
-def movie(**changes):
-    fields = {
-        "id": "1",
-        "title": "Heat (1995)",
-        "poster": None,
-        "genres": ("Action",),
-        "split": None,
-        "where": "movies.dat:1",
-    }
-    return Movie(**{**fields, **changes})
+from tests.datasets import movie
 
 
 def archive_of(path: Path, contents: dict[str, bytes]) -> list[PosterFile]:
@@ -82,6 +71,28 @@ def test_what_cannot_be_trained_on_is_refused(movies, genres, message):
 
 def test_what_can_be_trained_on_passes():
     check_movies(MovieSet([movie(), movie(id="2", split="val")], ("Action", "Never seen")))
+
+
+def test_a_movie_has_what_its_columns_hold():
+    poster = PosterFile(Path("1.jpg"), None, 10, 1)
+    one = movie(poster=poster, columns={"synopsis": "A thief."}, id="7")
+    assert one.title == "Heat (1995)"
+    assert (one.value("poster"), one.value("synopsis")) == (poster, "A thief.")
+    assert one.value("cast") is None and one.value("id") == "7"
+    assert movie(title=poster).title == ""  # a reader's mistake, which check_movies refuses
+
+
+def test_empty_cells_are_no_columns():
+    poster = PosterFile(Path("1.jpg"), None, -1, 0)
+    cells = {"title": "Heat", "synopsis": "", "cast": None, "poster": poster}
+    assert without_empty(cells) == {"title": "Heat", "poster": poster}
+
+
+def test_columns_are_those_that_some_movie_has():
+    poster = PosterFile(Path("1.jpg"), None, 10, 1)
+    movies = [movie(columns={"cast": "Pacino"}), movie(poster=poster, columns={"a": "b"})]
+    assert MovieSet(movies, ("Action",)).columns() == ("title", "poster", "a", "cast")
+    assert MovieSet([movie()], ("Action",)).columns() == ("title",)
 
 
 def test_bytes_of_a_file(tmp_path):

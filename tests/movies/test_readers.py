@@ -6,6 +6,7 @@ import pytest
 
 from genre_lightning.movies.movie import DataError, MovieSet
 from genre_lightning.movies.readers import READERS, read_movies
+from tests.datasets import poster_of
 
 
 def test_a_reader_is_found_by_name(tmp_path):
@@ -52,4 +53,4 @@ def test_no_reader_opens_a_poster(reader, tmp_path, monkeypatch):
         raise AssertionError("a reader opened an image")
 
     monkeypatch.setattr("PIL.Image.open", refuse)
-    assert any(movie.poster is not None for movie in read_movies(reader, **options).movies)
+    assert any(poster_of(movie) is not None for movie in read_movies(reader, **options).movies)

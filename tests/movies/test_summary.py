@@ -9,43 +9,70 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from genre_lightning.movies.movie import Movie, MovieSet, PosterFile
+from genre_lightning.movies.movie import Movie, MovieSet, PosterFile, without_empty
 from genre_lightning.movies.summary import (
+    STATES,
     absent_posters,
+    column_states,
     dataset_table,
-    poster_states,
     render_table,
 )
 
 THERE = PosterFile(Path("1.jpg"), None, 10, 1)
 GONE = PosterFile(Path("gone.jpg"), None, -1, 0)
 MOVIES = [
-    Movie(str(i), f"Movie {i}", poster, ("War",), None, f"movies.csv:{i + 2}")
-    for i, poster in enumerate([THERE, None, GONE, THERE, THERE])
+    Movie(
+        str(i),
+        without_empty({"title": f"Movie {i}", "poster": poster, "synopsis": synopsis}),
+        ("War",),
+        None,
+        f"movies.csv:{i + 2}",
+    )
+    for i, (poster, synopsis) in enumerate(
+        [(THERE, "One."), (None, ""), (GONE, "Three."), (THERE, ""), (THERE, "Five.")]
+    )
 ]
 SPLITS = {"train": np.array([0, 1, 3]), "val": np.array([2]), "test": np.array([4])}
 LABELS = np.array([[1, 0], [1, 1], [0, 1], [1, 0], [1, 1]], dtype=np.uint8)
 
 
+PLACE = np.array([0, -1, -1, -1, 1])
+
+
 @pytest.fixture
 def table():
-    states = poster_states(MOVIES, np.array([0, -1, -1, -1, 1]))
+    states = {
+        "poster": column_states(MOVIES, "poster", PLACE),
+        "title": column_states(MOVIES, "title"),
+        "synopsis": column_states(MOVIES, "synopsis"),
+    }
     return dataset_table(MovieSet(MOVIES, ("War", "Drama")), SPLITS, LABELS, states)
 
 
 def test_states_tell_missing_from_unreadable():
-    states = poster_states(MOVIES, np.array([0, -1, -1, -1, 1]))
+    states = column_states(MOVIES, "poster", PLACE)
     assert states.tolist() == ["present", "missing", "missing", "unreadable", "present"]
+
+
+def test_a_column_that_was_not_opened_is_there_or_missing():
+    states = column_states(MOVIES, "poster")
+    assert states.tolist() == ["present", "missing", "missing", "present", "present"]
+    assert column_states(MOVIES, "synopsis").tolist() == [
+        "present", "missing", "present", "missing", "present",
+    ]  # fmt: skip
+    assert set(column_states(MOVIES, "cast")) == {"missing"}
 
 
 def test_counts_per_split(table):
     assert table.splits == ("train", "val", "test")
     assert table.movies == (3, 1, 1)
-    assert table.posters == {
+    assert {state: table.columns["poster", state] for state in STATES} == {
         "present": (1, 0, 1),
         "missing": (1, 1, 0),
         "unreadable": (1, 0, 0),
     }
+    assert table.columns["synopsis", "missing"] == (2, 0, 0)
+    assert table.columns["title", "present"] == (3, 1, 1)
     assert table.genres == (("War", (3, 0, 1)), ("Drama", (1, 1, 1)))
 
 
@@ -53,7 +80,10 @@ def test_labels_of_bytes_do_not_overflow():
     movies = [MOVIES[0]] * 300
     labels = np.ones((300, 1), dtype=np.uint8)
     table = dataset_table(
-        MovieSet(movies, ("War",)), {"train": np.arange(300)}, labels, np.array(["present"] * 300)
+        MovieSet(movies, ("War",)),
+        {"train": np.arange(300)},
+        labels,
+        {"poster": np.array(["present"] * 300)},
     )
     assert table.genres == (("War", (300,)),)
 
@@ -63,8 +93,10 @@ def test_posters_not_there_are_named():
 
 
 def test_an_unknown_state_is_a_mistake_of_the_caller():
-    with pytest.raises(ValueError, match="unknown poster state 'lost'"):
-        dataset_table(MovieSet(MOVIES, ("War", "Drama")), SPLITS, LABELS, np.array(["lost"] * 5))
+    with pytest.raises(ValueError, match="poster: unknown state 'lost'"):
+        dataset_table(
+            MovieSet(MOVIES, ("War", "Drama")), SPLITS, LABELS, {"poster": np.array(["lost"] * 5)}
+        )
 
 
 def test_the_rendered_table_has_a_column_for_all(table):
@@ -73,4 +105,6 @@ def test_the_rendered_table_has_a_column_for_all(table):
     cells = [line.replace("│", " ").split() for line in console.export_text().splitlines()]
     assert ["movies", "3", "1", "1", "5"] in cells
     assert ["posters", "missing", "1", "1", "0", "2"] in cells
+    assert ["without", "synopsis", "2", "0", "0", "2"] in cells
+    assert not any("title" in line for line in cells)  # every movie has one
     assert ["Drama", "1", "1", "1", "3"] in cells

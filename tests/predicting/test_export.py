@@ -11,17 +11,36 @@ import torch
 
 from genre_lightning.checkpoint.model import load_model
 from genre_lightning.explain.parts import score_parts
-from genre_lightning.inputs.terms import TitleVectorizer
+from genre_lightning.inputs.terms import TermsInput
+from genre_lightning.inputs.vectorizer import TermVectorizer
+from genre_lightning.inputs.vectors import VectorsInput
 from genre_lightning.predicting.command import main
-from genre_lightning.predicting.export import ExportedNetwork, export_onnx
+from genre_lightning.predicting.export import export_onnx
+from genre_lightning.predicting.graph import INPUT_GRAPHS, ExportedNetwork, ExportError
 
 # A graph is traced for seconds.
 pytestmark = pytest.mark.slow
 
-MODELS: dict[str, dict[str, Any]] = {
-    "fusion": {"title": {"hidden": 16, "skip": True}},
-    "title": {"poster": None},
-    "poster": {"title": None, "loss": "cross_entropy", "pool": 4},
+SYNOPSES = ["A thief plans a last heist", "Toys live happily", "A night of terror in space"]
+
+
+def synopsis_branch() -> tuple[TermsInput, dict[str, Any]]:
+    given = TermsInput("synopsis", vocabulary_size=64, analyzer="word", ngram_range=(1, 1))
+    given.vectorizer.fit(SYNOPSES)
+    return given, {"name": "terms_linear", "members": 3}
+
+
+def vectors_branch() -> tuple[VectorsInput, dict[str, Any]]:
+    given = VectorsInput("vectors.npz")
+    given.width = 5
+    return given, {"name": "embedding_head", "hidden": 4, "members": 2}
+
+
+MODELS: dict[str, Callable[[], dict[str, Any]]] = {
+    "fusion": lambda: {"title": {"hidden": 16, "skip": True}},
+    "title": lambda: {"poster": None},
+    "poster": lambda: {"title": None, "loss": "cross_entropy", "pool": 4},
+    "four": lambda: {"more": {"synopsis": synopsis_branch(), "own": vectors_branch()}},
 }
 
 
@@ -38,44 +57,65 @@ def exported(
 ) -> tuple[Path, Path]:
     """A checkpoint and the graph that the command made of it."""
     need_packages()
-    checkpoint = make_checkpoint(**MODELS[request.param], seed=3)
+    checkpoint = make_checkpoint(**MODELS[request.param](), seed=3)
     path = tmp_path_factory.mktemp("onnx") / "model.onnx"
     assert main(["export", str(checkpoint), "--onnx", str(path)]) == 0
     return checkpoint, path
 
 
-def run(path: Path, titles: list[str], posters: dict[int, np.ndarray]) -> dict[str, np.ndarray]:
-    """Use the files as a program without PyTorch would."""
+def run(path: Path, movies: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """Use the files as a program without PyTorch would; movies are values by column."""
     import onnxruntime
 
     about = json.loads(path.with_suffix(".vocabulary.json").read_text("utf-8"))
-    features = TitleVectorizer.from_state_dict(about["titles"]).transform(titles)
-    size = about["poster_size"]
+    feed: dict[str, np.ndarray] = {"movies": np.arange(len(movies))}
+    for branch, facts in about["branches"].items():
+        rows = [row for row, movie in enumerate(movies) if movie.get(facts["column"]) is not None]
+        values = [movies[row][facts["column"]] for row in rows]
+        feed[f"{branch}.rows"] = np.array(rows, dtype=np.int64)
+        if facts["kind"] == "terms":
+            terms = TermVectorizer.from_state_dict(facts["vectorizer"]).transform(values)
+            feed[f"{branch}.indices"] = terms.indices.astype(np.int64)
+            feed[f"{branch}.offsets"] = terms.indptr[:-1]
+            feed[f"{branch}.weights"] = terms.weights
+        elif facts["kind"] == "pixels":
+            pixels = np.array(values, dtype=np.uint8).reshape(-1, *facts["size"], 3)
+            feed[f"{branch}.pixels"] = pixels
+        else:
+            vectors = np.array(values, dtype=np.float32).reshape(-1, facts["width"])
+            feed[f"{branch}.vectors"] = vectors
+    assert set(feed) == set(about["inputs"])
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    feed = {
-        "title_indices": features.indices.astype(np.int64),
-        "title_offsets": features.indptr[:-1],
-        "title_weights": features.weights,
-        "posters": np.array(list(posters.values()), dtype=np.uint8).reshape(-1, size, size, 3),
-        "poster_rows": np.array(list(posters), dtype=np.int64),
-    }
-    known = {entry.name for entry in session.get_inputs()}
     outputs = [entry.name for entry in session.get_outputs()]
-    found = session.run(None, {name: value for name, value in feed.items() if name in known})
-    return dict(zip(outputs, found, strict=True))
+    assert outputs == list(about["outputs"])
+    return dict(zip(outputs, session.run(None, feed), strict=True))
+
+
+def make_movies() -> list[dict[str, Any]]:
+    """Five movies that have some columns, all of them, or none."""
+    rng = np.random.default_rng(0)
+
+    def pixels() -> np.ndarray:
+        return rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+
+    return [
+        {"title": "Heat (1995)", "poster": pixels(), "synopsis": SYNOPSES[0]},
+        {"poster": pixels(), "id": rng.normal(size=5).astype(np.float32)},
+        {"title": "qqq", "synopsis": "qqq"},
+        {"title": "Alien (1979)", "poster": pixels(), "synopsis": SYNOPSES[2], "id": np.ones(5)},
+        {},
+    ]
 
 
 def test_the_graph_gives_the_models_numbers(exported: tuple[Path, Path]):
     checkpoint, path = exported
     model = load_model(checkpoint)
-    rng = np.random.default_rng(0)
-    titles = ["Heat (1995)", "", "Alien (1979)", "qqq", "Toy Story"]
-    posters = {row: rng.integers(0, 256, (32, 32, 3), dtype=np.uint8) for row in (3, 0, 1)}
-    for some in (posters, {}):
-        found = run(path, titles, some)
-        assert found["logits"].shape == found["scores"].shape == (5, 4)
-        for row, title in enumerate(titles):
-            expected = score_parts(model, title, some.get(row)).logits
+    movies = make_movies()
+    for some in (movies, movies[4:], movies[2:3], movies[1:2] * 3):
+        found = run(path, some)
+        assert found["logits"].shape == found["scores"].shape == (len(some), 4)
+        for row, movie in enumerate(some):
+            expected = score_parts(model, movie).logits
             np.testing.assert_allclose(found["logits"][row], expected, atol=1e-4)
             if model.activation == "softmax":
                 scores = np.exp(expected) / np.exp(expected).sum()
@@ -94,37 +134,47 @@ def test_the_metadata_says_how_to_use_it(exported: tuple[Path, Path]):
     beside = json.loads(path.with_suffix(".vocabulary.json").read_text("utf-8"))
     assert json.loads(metadata["genres"]) == beside["genres"] == list(model.genres)
     assert json.loads(metadata["thresholds"]) == pytest.approx(model.thresholds.tolist())
-    assert int(metadata["poster_size"]) == beside["poster_size"] == 32
     assert metadata["activation"] == beside["activation"] == model.activation
-    assert json.loads(metadata["uses_titles"]) is (model.network.title is not None)
+    assert json.loads(metadata["inputs"]) == beside["inputs"]
+    assert {entry.name for entry in session.get_inputs()} == set(beside["inputs"])
+    told = json.loads(metadata["branches"])
+    assert list(told) == list(beside["branches"]) == list(model.inputs)
+    for branch, given in model.inputs.items():
+        assert told[branch] == {"column": given.column, "kind": given.kind, "of": given.of}
     assert sorted(file.name for file in path.parent.iterdir()) == [
         "model.onnx",
         "model.vocabulary.json",
     ]
 
 
-@pytest.mark.parametrize("arguments", MODELS.values(), ids=MODELS.keys())
+@pytest.mark.parametrize("which", MODELS)
 def test_the_traced_operations_are_those_of_the_network(
-    make_checkpoint: Callable[..., Path], arguments: dict[str, Any], tmp_path: Path
+    make_checkpoint: Callable[..., Path], which: str
 ):
     # Also where onnxruntime is not installed: the graph without its runtime.
-    model = load_model(make_checkpoint(**arguments, seed=4))
+    model = load_model(make_checkpoint(**MODELS[which](), seed=4))
     graph = ExportedNetwork(model).eval()
-    titles = ["Heat (1995)", "", "Alien (1979)", ""]
-    poster = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    features = model.titles.transform(titles)
-    for rows in ([2], []):
+    movies = make_movies()
+    by_branch = [
+        {name: movie.get(given.column) for name, given in model.inputs.items()} for movie in movies
+    ]
+    for some in (slice(None), slice(4, 5), slice(1, 2)):
         with torch.inference_mode():
-            logits, _ = graph(
-                torch.from_numpy(features.indices.astype(np.int64)),
-                torch.from_numpy(features.indptr[:-1]),
-                torch.from_numpy(features.weights),
-                torch.from_numpy(np.array([poster] * len(rows)).reshape(-1, 32, 32, 3)).byte(),
-                torch.tensor(rows, dtype=torch.int64),
-            )
-        for row, title in enumerate(titles):
-            expected = score_parts(model, title, poster if row in rows else None).logits
-            np.testing.assert_allclose(logits[row].numpy(), expected, atol=1e-4)
+            logits, _ = graph(graph.feed(by_branch[some]))
+        for row, movie in zip(logits, movies[some], strict=True):
+            expected = score_parts(model, movie).logits
+            np.testing.assert_allclose(row.numpy(), expected, atol=1e-4)
+
+
+def test_a_branch_that_can_not_be_exported_is_named(
+    make_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    need_packages()
+    known = {kind: form for kind, form in INPUT_GRAPHS.items() if kind is not TermsInput}
+    monkeypatch.setattr("genre_lightning.predicting.graph.INPUT_GRAPHS", known)
+    with pytest.raises(ExportError, match=r"branch title_tfidf: .* kind terms can't be exported"):
+        export_onnx(load_model(make_checkpoint()), tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_graph_of_other_numbers_is_not_written(
@@ -165,8 +215,6 @@ def test_a_missing_package_is_named(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    from genre_lightning.predicting.export import ExportError
-
     monkeypatch.setattr("genre_lightning.predicting.export._PACKAGES", ("a_package_of_nobody",))
     with pytest.raises(ExportError, match=r"a_package_of_nobody must be installed .*\[export\]"):
         export_onnx(load_model(tiny_checkpoint), tmp_path / "model.onnx")

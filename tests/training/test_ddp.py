@@ -141,36 +141,6 @@ def test_the_others_do_not_wait_for_one_that_failed(tmp_path: Path) -> None:
     assert all(code not in (0, None) for code in codes), codes
 
 
-# Shares.
-
-
-@pytest.mark.parametrize("shuffle", [False, True], ids=["in-order", "shuffled"])
-@pytest.mark.parametrize(
-    ("movies", "size", "ranks"), [(24, 16, 1), (25, 4, 2), (17, 8, 2), (33, 8, 4), (7, 3, 3)]
-)
-def test_ranks_share_an_epoch(movies: int, size: int, ranks: int, shuffle: bool) -> None:
-    rows = np.arange(movies) + 100
-    orders = [
-        BatchOrder(rows, size, shuffle=shuffle, rank=rank, world_size=ranks)
-        for rank in range(ranks)
-    ]
-    shares = [[batch for batch, _ in order] for order in orders]
-    assert {len(share) for share in shares} == {len(orders[0])}
-    assert all(1 <= len(batch) <= size for share in shares for batch in share)
-    drawn = np.concatenate([batch for share in shares for batch in share])
-    assert len(set(drawn)) == len(drawn) and set(drawn) <= set(rows)
-    if not shuffle:
-        assert set(drawn) == set(rows)
-
-
-@pytest.mark.parametrize(("movies", "size", "ranks"), [(1, 8, 2), (3, 1, 2), (5, 2, 8)])
-def test_shares_that_leave_a_rank_without_movies_are_refused(
-    movies: int, size: int, ranks: int
-) -> None:
-    with pytest.raises(ValueError, match=rf"{movies} movies.*{ranks} process"):
-        BatchOrder(np.arange(movies), size, shuffle=False, rank=0, world_size=ranks)
-
-
 # Starting processes.
 
 

@@ -23,7 +23,7 @@ from genre_lightning.checkpoint.resuming import copy_best
 from genre_lightning.checkpoint.model import load_model
 from genre_lightning.errors import UserError
 from genre_lightning.training.callbacks.resume import Interrupted
-from tests.start_training import (
+from tests.running import (
     at_step,
     kill_at,
     kill_while_saving_after,

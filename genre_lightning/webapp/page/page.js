@@ -1,19 +1,21 @@
-// The page's behaviour: asks the API of genre_lightning/demo.py and shows what it answers.
-// Names and titles come from files and people, so they only ever become text, never markup.
+// The page's behaviour: asks the API of genre_lightning/webapp/api.py and shows what it answers.
+// Names and texts come from files and people, so they only ever become text, never markup.
 "use strict";
 
 const at = (id) => document.getElementById(id);
 const narrow = matchMedia("(max-width: 65.99rem)"); // no column for the reasons, as in page.css
 const onePerRow = matchMedia("(max-width: 43.99rem)");
+const MANY_WORDS = 12; // of a long text, how many are listed
 
 let model = null; // what /api/model says
-let poster = null; // the File chosen
 let answer = null; // what /api/predict says, of `asked`
-let asked = null; // the poster that the answer is about
+let asked = {}; // the files that the answer is about, by column
 let chosen = null; // name of the genre that is explained
 let asking = null; // AbortController of the question under way
-let looking = null; // and of the heat map
-const heats = new Map(); // genre -> address of its heat map
+let looking = null; // and of the heat maps
+let started = null; // the promise of the model
+const fields = new Map(); // column -> its field
+const heats = new Map(); // branch and genre -> address of its heat map
 
 class Problem extends Error {}
 
@@ -24,10 +26,20 @@ function make(tag, className, text) {
   return element;
 }
 
+function copy(id) {
+  return at(id).content.firstElementChild.cloneNode(true);
+}
+
 function signed(value) {
   const text = Math.abs(value).toFixed(2);
   if (Number(text) === 0) return text;
   return (value < 0 ? "\u2212" : "+") + text;
+}
+
+/** A column's name as people write it: "screen_play" is "Screen play". */
+function called(name) {
+  const words = name.replaceAll("_", " ");
+  return words.charAt(0).toUpperCase() + words.slice(1);
 }
 
 /** Asks the server; a Problem says in words for people what went wrong. */
@@ -38,14 +50,7 @@ async function ask(address, options) {
     if (response.ok) return response;
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    if (options?.body) {
-      // A file that was changed or removed after it was chosen fails just as a missing server does.
-      try {
-        await options.body.slice(0, 1).arrayBuffer();
-      } catch {
-        throw new Problem("The poster's file can't be read any more. Choose it again.");
-      }
-    }
+    if (options?.body instanceof Blob) await readable(options.body);
     throw new Problem("The server does not answer. Is genre-demo still running in its terminal?");
   }
   let message = `The server answered with an error (${response.status}).`;
@@ -57,80 +62,193 @@ async function ask(address, options) {
   throw new Problem(message);
 }
 
+/** A file that was changed or removed after it was chosen can't be read any more. */
+async function readable(file) {
+  try {
+    await file.slice(0, 1).arrayBuffer();
+  } catch {
+    throw new Problem("The poster's file can't be read any more. Choose it again.");
+  }
+}
+
+function inBase64(file) {
+  return new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(reader.result.slice(reader.result.indexOf(",") + 1));
+    reader.onerror = () => reject(new Problem("The poster's file can't be read any more. Choose it again."));
+    reader.readAsDataURL(file);
+  });
+}
+
 function complain(message) {
   at("problem").textContent = message;
 }
 
-// ---- the movie
+// ---- the movie: a field for each column that the model looks at
 
-function show(file) {
-  poster = file;
-  const preview = at("preview");
-  if (preview.src) URL.revokeObjectURL(preview.src);
-  preview.removeAttribute("src");
-  preview.hidden = true;
-  if (file) preview.src = URL.createObjectURL(file);
-  at("drop-text").hidden = false;
-  at("remove").hidden = !file;
-  at("poster-hint").textContent = file ? file.name : limit();
-}
-
-function limit() {
-  return model ? `JPEG, PNG, WebP and others, up to ${model.max_poster_bytes / 2 ** 20} MB.` : "";
-}
-
-function choose(files) {
-  complain("");
-  if (!model) return complain("The server has not answered yet. Reload the page to try again.");
-  if (!model.uses_posters) return complain("This model does not look at posters.");
-  if (files.length === 0) return complain("That was no file. Save the picture first, then choose it here.");
-  if (files.length > 1) return complain("One poster at a time, please.");
-  const [file] = files;
-  if (file.size === 0) return complain(`${file.name} is empty.`);
-  if (file.size > model.max_poster_bytes) {
-    const size = (file.size / 2 ** 20).toFixed(1);
-    return complain(`${file.name} is too large: ${size} MB, and a poster may have up to ${model.max_poster_bytes / 2 ** 20} MB.`);
+/** A field of a text. */
+class TextField {
+  constructor({ name, long, year }) {
+    this.name = name;
+    this.box = copy("text-field");
+    this.text = make(long ? "textarea" : "input");
+    this.text.id = `column-${name}`;
+    this.text.maxLength = model.max_characters;
+    this.text.autocomplete = "off";
+    this.text.spellcheck = false;
+    const label = this.box.querySelector("label");
+    label.textContent = called(name);
+    label.htmlFor = this.text.id;
+    label.after(this.text);
+    const hint = this.box.querySelector(".hint");
+    hint.id = `${this.text.id}-hint`;
+    if (long) {
+      this.text.rows = 2;
+      this.text.addEventListener("input", () => this.grow());
+      this.text.addEventListener("keydown", (event) => {
+        if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) at("movie").requestSubmit();
+      });
+    } else {
+      this.text.type = "text";
+      this.text.placeholder = year ? "Heat (1995)" : "";
+    }
+    if (year) {
+      hint.textContent = "Best with the year in brackets.";
+      this.text.setAttribute("aria-describedby", hint.id);
+    } else {
+      hint.remove();
+    }
   }
-  show(file);
-  predict();
+
+  /** As high as its text, up to a height from which on it scrolls (page.css). */
+  grow() {
+    this.text.style.height = "auto";
+    this.text.style.height = `${this.text.scrollHeight + 2}px`;
+  }
+
+  get empty() {
+    return !this.text.value.trim();
+  }
+
+  async value() {
+    return this.text.value;
+  }
+
+  complain() {}
 }
 
-at("preview").addEventListener("load", () => {
-  at("preview").hidden = false;
-  at("drop-text").hidden = true;
-});
-at("poster").addEventListener("change", (event) => {
-  const files = [...event.target.files];
-  event.target.value = ""; // so that the same file can be chosen again
-  if (files.length) choose(files);
-});
-at("remove").addEventListener("click", () => {
-  show(null);
-  complain("");
-  at("poster").focus();
-  if (at("title").value.trim()) predict();
-  else forget();
-});
+/** A field of a picture. */
+class PosterField {
+  constructor({ name }) {
+    this.name = name;
+    this.file = null;
+    this.box = copy("poster-field");
+    const find = (selector) => this.box.querySelector(selector);
+    [this.drop, this.preview, this.dropText] = [".drop", ".preview", ".drop-text"].map(find);
+    [this.input, this.hint, this.remove, this.problem] = ["input", ".hint", ".quiet", ".problem"].map(find);
+    this.input.id = `column-${name}`;
+    this.hint.id = `${this.input.id}-hint`;
+    this.input.setAttribute("aria-describedby", this.hint.id);
+    const label = find("label");
+    label.textContent = called(name);
+    label.htmlFor = this.input.id;
+    this.remove.textContent = `Remove the ${name.replaceAll("_", " ")}`;
+    this.show(null);
+    this.preview.addEventListener("load", () => {
+      this.preview.hidden = false;
+      this.dropText.hidden = true;
+    });
+    this.input.addEventListener("change", () => {
+      const files = [...this.input.files];
+      this.input.value = ""; // so that the same file can be chosen again
+      if (files.length) this.choose(files);
+    });
+    this.remove.addEventListener("click", () => {
+      this.show(null);
+      this.complain("");
+      complain("");
+      this.input.focus();
+      if ([...fields.values()].every((field) => field.empty)) forget();
+      else predict();
+    });
+  }
+
+  get empty() {
+    return this.file === null;
+  }
+
+  async value() {
+    return inBase64(this.file);
+  }
+
+  complain(message) {
+    this.problem.textContent = message;
+  }
+
+  show(file) {
+    this.file = file;
+    if (this.preview.src) URL.revokeObjectURL(this.preview.src);
+    this.preview.removeAttribute("src");
+    this.preview.hidden = true;
+    if (file) this.preview.src = URL.createObjectURL(file);
+    this.dropText.hidden = false;
+    this.remove.hidden = !file;
+    this.hint.textContent = file ? file.name : `JPEG, PNG, WebP and others, up to ${megabytes()} MB.`;
+  }
+
+  choose(files) {
+    this.complain("");
+    complain("");
+    if (files.length === 0) return this.complain("That was no file. Save the picture first, then choose it here.");
+    if (files.length > 1) return this.complain("One picture at a time, please.");
+    const [file] = files;
+    if (file.size === 0) return this.complain(`${file.name} is empty.`);
+    if (file.size > model.max_poster_bytes) {
+      const size = (file.size / 2 ** 20).toFixed(1);
+      return this.complain(`${file.name} is too large: ${size} MB, and a poster may have up to ${megabytes()} MB.`);
+    }
+    this.show(file);
+    predict();
+  }
+}
+
+function megabytes() {
+  return model.max_poster_bytes / 2 ** 20;
+}
+
+/** The poster field that a dropped or pasted picture is for: the one under it, or the first. */
+function pictureField(target) {
+  const posters = [...fields.values()].filter((field) => field instanceof PosterField);
+  return posters.find((field) => field.box.contains(target)) ?? posters[0];
+}
+
+function take(files, target) {
+  if (!model) return complain("The server has not answered yet. Reload the page to try again.");
+  const field = pictureField(target);
+  if (field) field.choose(files);
+  else complain("This model does not look at pictures.");
+}
+
 document.addEventListener("paste", (event) => {
   const files = [...(event.clipboardData?.files ?? [])];
   if (!files.length) return; // text goes where the cursor is
   event.preventDefault();
-  choose(files);
+  take(files, event.target);
 });
 // A picture that misses the field must not replace the page.
 let inside = 0;
 for (const name of ["dragenter", "dragover", "dragleave", "drop"]) {
   document.addEventListener(name, (event) => {
-    const text = event.target.id === "title" && !event.dataTransfer.types.includes("Files");
+    const text = event.target.matches?.("input[type=text], textarea") && !event.dataTransfer.types.includes("Files");
     if (text) return;
     event.preventDefault();
     if (name === "dragenter") inside += 1;
     if (name === "dragleave") inside -= 1;
     if (name === "drop") {
       inside = 0;
-      choose([...event.dataTransfer.files]);
+      take([...event.dataTransfer.files], event.target);
     }
-    at("drop").classList.toggle("over", inside > 0);
+    for (const box of document.querySelectorAll(".drop")) box.classList.toggle("over", inside > 0);
   });
 }
 
@@ -142,16 +260,22 @@ at("movie").addEventListener("submit", (event) => {
 async function predict() {
   asking?.abort();
   const mine = (asking = new AbortController());
-  const about = poster;
-  const title = at("title").value;
   complain("");
   at("answer").setAttribute("aria-busy", "true");
   at("why").setAttribute("aria-busy", "true");
   try {
-    if (!model) await meet();
-    const query = model.uses_titles ? `?title=${encodeURIComponent(title)}` : "";
-    const response = await ask(`api/predict${query}`, { method: "POST", body: about, signal: mine.signal });
-    const found = await response.json();
+    await meet();
+    const about = {};
+    const movie = {};
+    for (const [name, field] of fields) {
+      if (field.empty) continue;
+      if (field instanceof PosterField) about[name] = field.file;
+      movie[name] = await field.value();
+    }
+    if (mine.signal.aborted) return;
+    const options = { method: "POST", body: JSON.stringify(movie), signal: mine.signal };
+    const found = await (await ask("api/predict", options)).json();
+    for (const [name, field] of fields) field.complain(found.problems[name] ?? "");
     answer = found;
     asked = about;
     for (const address of heats.values()) URL.revokeObjectURL(address);
@@ -193,6 +317,8 @@ function tell() {
   } else {
     summary.textContent = "No genre reaches its threshold.";
   }
+  const lost = Object.keys(answer.problems).map((name) => name.replaceAll("_", " "));
+  if (lost.length) summary.append(` Told without the ${lost.join(" and the ")}, which can't be read.`);
   const why = at("why");
   at("why-place").append(why); // out of the list, before that is replaced
   at("bars").replaceChildren(...answer.genres.map(row));
@@ -265,6 +391,11 @@ narrow.addEventListener("change", () => {
   else pick(first());
 });
 
+/** A branch's colour, by its place: page.css has so many. */
+function colour(index) {
+  return `branch-${index % 6}`;
+}
+
 function explain(genre) {
   const { name, score, threshold } = genre;
   at("why").hidden = false;
@@ -273,60 +404,95 @@ function explain(genre) {
     `Score ${score.toFixed(2)}, ${genre.predicted ? "at or above" : "below"} its threshold of ${threshold.toFixed(2)}.`;
 
   const parts = [["bias", "Bias", genre.bias]];
-  if (model.uses_titles) parts.push(["title", answer.title === null ? "No title" : "Title", genre.title]);
-  if (model.uses_posters) parts.push(["poster", answer.poster ? "Poster" : "No poster", genre.poster]);
+  model.branches.forEach((branch, index) => {
+    const seen = branch.name in answer.explanations;
+    const label = seen ? called(branch.label) : `No ${branch.label.replaceAll("_", " ")}`;
+    parts.push([colour(index), label, genre.branches[branch.name]]);
+  });
   parts.push(["total", "Sum", genre.logit]);
   swings(at("parts"), parts);
   at("parts-hint").textContent =
-    "Bias is what the model says of any movie; the parts add up exactly. " +
+    "Bias is what the model says of any movie of which it is given the same; the parts add up exactly. " +
     (model.activation === "softmax"
       ? "The sums of all genres share a total of 1 among them (softmax); the score is this genre's share."
       : "The sum becomes the score by the logistic function: 0 is a score of 0.50.");
 
-  at("why-title").hidden = answer.title === null;
-  if (answer.title !== null) explainTitle(genre);
-
-  at("why-poster").hidden = !answer.poster;
-  if (answer.poster) {
-    const against = genre.poster < 0 ? `As a whole the poster speaks against ${name}; the map shows what speaks for it. ` : "";
-    at("heat-hint").textContent =
-      `${against}Bright: where the poster speaks for ${name} (Grad-CAM). It shows where, not how much.`;
+  const reasons = [];
+  for (const branch of model.branches) {
+    const found = answer.explanations[branch.name];
+    if (!found) continue;
+    if (found.kind === "heat map") reasons.push(heatReason(branch, found, genre));
+    else reasons.push(wordsReason(branch, found, genre));
   }
+  at("reasons").replaceChildren(...reasons);
 }
 
-function explainTitle(genre) {
-  if (answer.words === null) {
-    at("marked").replaceChildren(answer.title);
-    at("words").replaceChildren();
-    at("words-hint").textContent = answer.words_problem;
-    return;
+function wordsReason(branch, found, genre) {
+  const reason = copy("words-reason");
+  reason.dataset.branch = branch.name;
+  const [heading, marked, list, hint] = ["h3", ".marked", ".words", ".hint"].map((each) => reason.querySelector(each));
+  const text = answer.columns[branch.column];
+  const label = branch.label.replaceAll("_", " ");
+  heading.textContent = `Words of the ${label}`;
+  if (found.kind === "none") {
+    heading.textContent = called(branch.label);
+    if (typeof text === "string") marked.textContent = text;
+    list.remove();
+    hint.textContent = found.problem;
+    return reason;
   }
-  const words = answer.words.map((word) => ({ ...word, adds: word.adds[genre.name] }));
-  const most = Math.max(...words.map((word) => Math.abs(word.adds)), 0) || 1;
+  const words = found.parts.map((word) => ({ ...word, adds: word.adds[genre.name] }));
+  mark(marked, text, words);
+  reason.classList.toggle("long", text.length > 120);
+  const ranked = ranking(words);
+  const shown = ranked.slice(0, MANY_WORDS);
+  const rows = shown.map(([word, adds]) => [direction(adds), word, adds]);
+  const rest = ranked.slice(MANY_WORDS);
+  if (rest.length) {
+    const sum = rest.reduce((total, [, adds]) => total + adds, 0);
+    rows.push([direction(sum), `${rest.length} more`, sum]);
+  }
+  swings(list, rows);
+  const known = new Set(ranked.map(([word]) => word.toLowerCase()));
+  const unknown = [...new Set(words.filter((word) => word.adds === 0 && !known.has(word.text.toLowerCase())).map((word) => word.text))];
+  const listed = unknown.slice(0, MANY_WORDS).join(", ") + (unknown.length > MANY_WORDS ? " and others" : "");
+  const nothing = unknown.length ? ` The model knows nothing of: ${listed}.` : "";
+  const sum = signed(genre.branches[branch.name]);
+  hint.textContent = ranked.length
+    ? `They add up to ${found.exact ? "" : "about "}${sum}, what the ${label} adds (${found.method}).${nothing}`
+    : `The model knows none of these words.`;
+  return reason;
+}
 
+/** Each word once, with the sum of what it adds, the most important first. */
+function ranking(words) {
+  const sums = new Map();
+  for (const { text, adds } of words) {
+    const key = text.toLowerCase();
+    const [written, sum] = sums.get(key) ?? [text, 0];
+    sums.set(key, [written, sum + adds]);
+  }
+  return [...sums.values()].filter(([, adds]) => adds !== 0).sort((a, b) => Math.abs(b[1]) - Math.abs(a[1]));
+}
+
+/** Marks the words in their text, as strongly as they count. */
+function mark(place, text, words) {
+  const most = Math.max(...words.map((word) => Math.abs(word.adds)), 0) || 1;
   // Places are counted in characters, of which some are two in a string here.
-  const letters = Array.from(answer.title);
+  const letters = Array.from(text);
   const pieces = [];
   let done = 0;
   for (const word of words.filter((each) => each.span).sort((a, b) => a.span[0] - b.span[0])) {
     const [start, end] = word.span;
     if (start < done) continue;
     pieces.push(letters.slice(done, start).join(""));
-    const mark = make("mark", direction(word.adds), letters.slice(start, end).join(""));
-    mark.style.setProperty("--strength", Math.abs(word.adds) / most);
-    pieces.push(mark);
+    const marked = make("mark", direction(word.adds), letters.slice(start, end).join(""));
+    marked.style.setProperty("--strength", Math.abs(word.adds) / most);
+    pieces.push(marked);
     done = end;
   }
   pieces.push(letters.slice(done).join(""));
-  at("marked").replaceChildren(...pieces);
-
-  const ranked = words.filter((word) => word.adds !== 0).sort((a, b) => Math.abs(b.adds) - Math.abs(a.adds));
-  swings(at("words"), ranked.map((word) => [direction(word.adds), word.text, word.adds]));
-  const unknown = words.filter((word) => word.adds === 0).map((word) => word.text);
-  const rest = unknown.length ? ` The model knows nothing of: ${unknown.join(", ")}.` : "";
-  at("words-hint").textContent = ranked.length
-    ? `They add up to the title's ${signed(genre.title)}, against an empty title (integrated gradients, exact).${rest}`
-    : "The model knows none of this title's words.";
+  place.replaceChildren(...pieces);
 }
 
 function direction(value) {
@@ -353,44 +519,77 @@ function swings(list, rows) {
   );
 }
 
+function heatReason(branch, found, genre) {
+  const reason = copy("heat-reason");
+  reason.dataset.branch = branch.name;
+  const label = branch.label.replaceAll("_", " ");
+  reason.querySelector("h3").textContent = `Where in the ${label}`;
+  reason.querySelector("img").alt = `The ${label}, bright where it speaks for ${genre.name}`;
+  const against =
+    genre.branches[branch.name] < 0
+      ? `As a whole the ${label} speaks against ${genre.name}; the map shows what speaks for it. `
+      : "";
+  reason.querySelector("figcaption").textContent =
+    `${against}Bright: where the ${label} speaks for ${genre.name} (${found.method}). It shows where, not how much.`;
+  return reason;
+}
+
 async function look(genre) {
   looking?.abort();
-  if (!answer.poster) return;
   const mine = (looking = new AbortController());
-  const image = at("heat");
-  image.alt = `The poster, bright where it speaks for ${genre.name}`;
-  at("heat-problem").textContent = "";
-  if (!heats.has(genre.name)) {
+  for (const branch of model.branches) {
+    if (answer.explanations[branch.name]?.kind !== "heat map") continue;
+    await draw(branch, genre, mine);
+    if (looking !== mine) return;
+  }
+}
+
+async function draw(branch, genre, mine) {
+  const reason = [...at("reasons").children].find((each) => each.dataset.branch === branch.name);
+  const image = reason.querySelector("img");
+  const key = JSON.stringify([branch.name, genre.name]);
+  if (!heats.has(key)) {
     image.setAttribute("aria-busy", "true");
     try {
-      const query = `?genre=${encodeURIComponent(genre.name)}`;
-      const response = await ask(`api/heat${query}`, { method: "POST", body: asked, signal: mine.signal });
-      const picture = await response.blob();
+      const query = new URLSearchParams({ branch: branch.name, genre: genre.name });
+      const options = { method: "POST", body: asked[branch.column], signal: mine.signal };
+      const picture = await (await ask(`api/heat?${query}`, options)).blob();
       if (looking !== mine) return;
-      heats.set(genre.name, URL.createObjectURL(picture));
+      heats.set(key, URL.createObjectURL(picture));
     } catch (error) {
       if (error.name === "AbortError") return;
       if (!(error instanceof Problem)) throw error;
-      image.hidden = true;
-      at("heat-problem").textContent = error.message;
+      reason.querySelector(".problem").textContent = error.message;
       return;
     }
   }
-  image.src = heats.get(genre.name);
+  image.src = heats.get(key);
   image.hidden = false;
   image.removeAttribute("aria-busy");
 }
 
 // ---- the model
 
-async function meet() {
+/** Asks once what the model is, and builds a field for each of its columns. */
+function meet() {
+  started ??= greet().catch((error) => {
+    started = null;
+    throw error;
+  });
+  return started;
+}
+
+async function greet() {
   model = await (await ask("api/model")).json();
-  const what = model.uses_titles && model.uses_posters ? "a title, a poster, or both" : model.uses_titles ? "a title" : "a poster";
-  at("about").textContent = `Give ${what}. ${model.checkpoint} names what it sees among ${model.genres.length} genres, and why.`;
-  at("title-field").hidden = !model.uses_titles;
-  at("poster-field").hidden = !model.uses_posters;
-  at("title").maxLength = model.max_title_characters;
-  at("poster-hint").textContent = limit();
+  for (const column of model.columns) {
+    const field = column.of === "poster" ? new PosterField(column) : new TextField(column);
+    fields.set(column.name, field);
+    at("fields").append(field.box);
+  }
+  const names = model.columns.map((column) => column.name.replaceAll("_", " "));
+  const last = names.pop();
+  const what = names.length ? `${names.join(", ")} or ${last}, or ${names.length > 1 ? "several of them" : "both"}` : last;
+  at("about").textContent = `Give the movie's ${what}. ${model.checkpoint} names what it sees among ${model.genres.length} genres, and why.`;
 }
 
 meet().catch((error) => {

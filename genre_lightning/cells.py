@@ -1,0 +1,28 @@
+"""Cells of CSV files for people, which a spreadsheet must not take for formulas.
+
+A spreadsheet runs a cell that begins with = + - @ as a formula, also where it came from a movie's
+title. So what we write for people has an apostrophe before such a text, and our own reader takes it
+off again.
+"""
+
+from __future__ import annotations
+
+import re
+
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+_GUARDED = re.compile(r"'+[=+\-@\t\r]")
+_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
+
+
+def guard(text: str) -> str:
+    """The text as no formula: with an apostrophe before it, where it would be one.
+
+    Numbers are left alone. So that :func:`unguard` gives every text back, one that begins with
+    apostrophes and then such a sign gets a further one.
+    """
+    return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
+
+
+def unguard(text: str) -> str:
+    """What :func:`guard` was given."""
+    return text[1:] if _GUARDED.match(text) else text

@@ -1,0 +1,100 @@
+"""Heat maps as pictures."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from genre_lightning.explain.explainer import ImageExplanation
+from genre_lightning.inputs.decode import upright_size
+from genre_lightning.inputs.input import Value
+from genre_lightning.inputs.pixels import read_poster
+
+#: Colours of a heat map from cold to hot, evenly spaced: matplotlib's "inferno", whose lightness
+#: grows evenly and which colour-blind people read as well.
+_INFERNO = np.array(
+    [
+        (0, 0, 4),
+        (40, 11, 84),
+        (101, 21, 110),
+        (159, 42, 99),
+        (212, 72, 66),
+        (245, 125, 21),
+        (250, 193, 39),
+        (252, 255, 164),
+    ],
+    dtype=np.float32,
+)
+
+
+def heat_pictures(
+    explanation: ImageExplanation, genres: Sequence[int], side: int = 512
+) -> list[Image.Image]:
+    """An image in its own proportions with each of K genres' heat map laid over it.
+
+    Args:
+        explanation: of the image.
+        genres: places of K genres in the model's genres.
+        side: the longer side of the pictures in pixels.
+
+    Returns:
+        K RGB pictures.
+
+    Raises:
+        InputError: the image can't be read.
+        IndexError: there is no such genre.
+    """
+    width, height = proportions(explanation.image)
+    scale = side / max(width, height)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    shown = read_poster(explanation.image, (side, side))
+    return [lay_over(shown, heat, size) for heat in explanation.heat_maps(genres)]
+
+
+def lay_over(image: np.ndarray, heat: np.ndarray, size: tuple[int, int]) -> Image.Image:
+    """A squeezed image with a heat map laid over it, in the proportions that it has.
+
+    Args:
+        image: (H, W, 3) uint8 RGB, the whole image.
+        heat: (h, w) float32 in [0, 1], over the whole image as well.
+        size: width and height of the picture.
+    """
+    height, width = image.shape[:2]
+    big = Image.fromarray(heat).resize((width, height), Image.Resampling.BILINEAR)
+    return overlay(image, np.asarray(big)).resize(size, Image.Resampling.LANCZOS)
+
+
+def overlay(image: np.ndarray, heat: np.ndarray, strength: float = 0.65) -> Image.Image:
+    """An image with a heat map laid over it: where it is cold the image is seen in dim gray.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        heat: (H, W) in [0, 1], one map of :class:`ImageExplanation`.
+        strength: share of the colour where it is hottest, in 0..1.
+
+    Raises:
+        ValueError: they differ in size.
+    """
+    if heat.shape != image.shape[:2]:
+        raise ValueError(f"a heat map of {heat.shape} for an image of {image.shape[:2]}")
+    place = np.clip(heat, 0.0, 1.0) * (len(_INFERNO) - 1)
+    steps = np.arange(len(_INFERNO))
+    colours = np.stack([np.interp(place, steps, _INFERNO[:, c]) for c in range(3)], axis=-1)
+    pixels = image.astype(np.float32)
+    gray = pixels @ np.array((0.299, 0.587, 0.114), dtype=np.float32)
+    share = np.clip(heat, 0.0, 1.0)[..., None]
+    base = 0.75 * gray[..., None] * (1 - share) + pixels * share
+    alpha = strength * (0.25 + 0.75 * share)
+    mixed = base * (1 - alpha) + colours * alpha
+    return Image.fromarray(np.clip(np.round(mixed), 0, 255).astype(np.uint8))
+
+
+def proportions(image: Value) -> tuple[int, int]:
+    """Width and height of an image as one sees it: as for :func:`read_poster`, and readable."""
+    if isinstance(image, np.ndarray):
+        return image.shape[1], image.shape[0]
+    return upright_size(Path(image) if isinstance(image, (str, os.PathLike)) else image)

@@ -1,0 +1,124 @@
+"""Where in a poster a ``PosterResNet`` sees evidence: Grad-CAM (Selvaraju et al. 2017).
+
+Heat maps show where the evidence lies and don't add up to anything.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import ClassVar, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from genre_lightning.checkpoint.model import TrainedModel
+from genre_lightning.explain.explainer import Explainer, ImageExplanation, encode_one
+from genre_lightning.inputs.input import Value
+
+#: The least height and width of features from which a heat map is made, where there are any such.
+_LEAST_PLACES = 7
+
+
+@final
+class PixelsExplainer(Explainer):
+    """Heat maps over a poster.
+
+    Taken at the deepest block of ``PosterResNet.stages`` whose features still have 7 x 7 places (as
+    in the paper's networks), not at the last one, which may have 2 x 2: those tell little of where,
+    and blanking what they call hot lowers the logit less.
+    """
+
+    method: ClassVar[str] = "Grad-CAM"
+    gives: ClassVar[str] = "heat map"
+
+    def baseline(self, model: TrainedModel, branch: str) -> None:
+        """None: no poster says nothing."""
+
+    def explain(self, model: TrainedModel, branch: str, value: Value) -> ImageExplanation:
+        pixels = model.inputs[branch].read(value)
+        network = model.network.branches[branch]
+
+        def heat_maps(genres: Sequence[int]) -> np.ndarray:
+            # Prepared here: tensors of inference mode have no gradients.
+            with torch.inference_mode(False), torch.enable_grad():
+                prepared = encode_one(model, branch, pixels).numbers["pixels"]
+                probe, tap = _tapped(network)
+                logits = probe(prepared)[0]
+                return grad_cam(logits, tap.features, genres, pixels.shape[:2])
+
+        return ImageExplanation(self.method, value, heat_maps)
+
+
+def grad_cam(
+    logits: Tensor, features: Tensor, genres: Sequence[int], size: tuple[int, int]
+) -> np.ndarray:
+    """Grad-CAM: features weighted by how much each channel raises a genre's logit.
+
+    Only evidence for a genre is shown. Each map is scaled to a maximum of 1, so maps tell places
+    and not amounts.
+
+    Args:
+        logits: (G,) computed from ``features``.
+        features: (1, C, h, w), which require gradients.
+        genres: places of K genres.
+        size: H and W of the maps.
+
+    Returns:
+        (K, H, W) float32 in [0, 1]; zeros for a genre that nothing speaks for.
+
+    Raises:
+        IndexError: there is no such genre.
+    """
+    for genre in genres:
+        if not 0 <= genre < len(logits):
+            raise IndexError(f"genre {genre} of {len(logits)}")
+    if not genres:
+        return np.zeros((0, *size), dtype=np.float32)
+    maps = []
+    for genre in genres:
+        (gradient,) = torch.autograd.grad(logits[genre], features, retain_graph=True)
+        weights = gradient.mean(dim=(2, 3), keepdim=True)
+        maps.append(torch.relu((weights * features).sum(1, keepdim=True)).detach())
+    heat = torch.cat(maps).float()
+    heat = F.interpolate(heat, size, mode="bilinear", align_corners=False)
+    heat = heat / heat.amax(dim=(2, 3), keepdim=True).clamp(min=torch.finfo(heat.dtype).tiny)
+    return np.asarray(heat[:, 0].cpu().numpy())
+
+
+class _Tap(nn.Module):
+    """Runs blocks one after another, keeping the features from which gradients are wanted."""
+
+    def __init__(self, blocks: nn.Sequential) -> None:
+        super().__init__()
+        self.blocks = blocks
+        self.features = torch.zeros(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: list[Tensor] = []
+        with torch.no_grad():
+            for block in self.blocks:
+                outputs.append(block(outputs[-1] if outputs else x))
+        fine = [n for n, y in enumerate(outputs) if min(y.shape[2:]) >= _LEAST_PLACES]
+        chosen = fine[-1] if fine else 0
+        self.features = outputs[chosen].detach().requires_grad_()
+        y = self.features
+        for block in self.blocks[chosen + 1 :]:
+            y = block(y)
+        return y
+
+
+def _tapped(network: nn.Module) -> tuple[nn.Module, _Tap]:
+    """A copy of a network, sharing its weights, whose ``stages`` keep their features.
+
+    A hook on the network itself would also see what other threads run through it.
+    """
+    stages = getattr(network, "stages", None)
+    if not isinstance(stages, nn.Sequential):
+        raise TypeError(f"{type(network).__name__} has no stages to take features from")
+    tap = _Tap(stages)
+    probe = copy.copy(network)
+    probe.__dict__["_modules"] = {**network._modules, "stages": tap}
+    return probe, tap

@@ -1,0 +1,70 @@
+"""What can explain a branch, by the kind of its input and the class of its network.
+
+To add one, write a final class of :class:`genre_lightning.explain.explainer.Explainer` and list it
+here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from genre_lightning.checkpoint.model import TrainedModel
+from genre_lightning.explain.explainer import BranchExplanation, Explainer, is_absent
+from genre_lightning.explain.pixels import PixelsExplainer
+from genre_lightning.explain.terms import TermsExplainer
+from genre_lightning.inputs.input import Value
+from genre_lightning.models.poster_resnet import PosterResNet
+from genre_lightning.models.terms_linear import TermsLinear
+from genre_lightning.models.terms_mlp import TermsMLP
+
+#: Kind of the input, kind of its column, class of the network.
+EXPLAINERS: Mapping[tuple[str, str, type[nn.Module]], Explainer] = {
+    ("terms", "text", TermsMLP): TermsExplainer(),
+    ("terms", "text", TermsLinear): TermsExplainer(),
+    ("pixels", "poster", PosterResNet): PixelsExplainer(),
+}
+
+
+def find_explainer(model: TrainedModel, branch: str) -> Explainer | None:
+    """What can explain this branch; None where nothing can.
+
+    Raises:
+        ValueError: the model has no such branch.
+    """
+    if branch not in model.inputs:
+        raise ValueError(
+            f"this model has no branch {branch!r:.100}; it has {', '.join(model.inputs)}"
+        )
+    given = model.inputs[branch]
+    return EXPLAINERS.get((given.kind, given.of, type(model.network.branches[branch])))
+
+
+def explain_branch(
+    model: TrainedModel, branch: str, value: Value | None
+) -> BranchExplanation | None:
+    """Explain what one branch says of a movie.
+
+    Args:
+        model: in evaluation mode, as ``load_model`` gives it.
+        branch: its name.
+        value: of the branch's column; None, or an empty text, for a movie that lacks it.
+
+    Returns:
+        A :class:`~genre_lightning.explain.explainer.TextExplanation` or an
+        :class:`~genre_lightning.explain.explainer.ImageExplanation`; None where the column is
+        absent, so that there is nothing to explain.
+
+    Raises:
+        ValueError: the model has no such branch.
+        TypeError: a branch of this kind can't be explained, or the value is of a wrong type.
+        InputError: the value can't be read.
+    """
+    explainer = find_explainer(model, branch)
+    if explainer is None:
+        network = type(model.network.branches[branch]).__name__
+        raise TypeError(
+            f"branch {branch}: a {network} on {model.inputs[branch].kind} can't be explained"
+        )
+    return None if is_absent(value) else explainer.explain(model, branch, value)

@@ -1,0 +1,262 @@
+"""What each word of a text adds, where its branch is a ``TermsMLP`` or linear on TF-IDF terms.
+
+Integrated Gradients (Sundararajan et al. 2017, "Axiomatic attribution for deep networks") from the
+empty text: the parts sum exactly to the change of the logits.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from typing import ClassVar, final
+
+import numpy as np
+import torch
+
+from genre_lightning.checkpoint.model import TrainedModel
+from genre_lightning.explain.explainer import (
+    Explainer,
+    TextExplanation,
+    TextPart,
+    branch_logits,
+    encode_one,
+    float64,
+)
+from genre_lightning.inputs.input import Value
+from genre_lightning.inputs.terms import TermsInput
+from genre_lightning.inputs.vectorizer import ITEM_SEPARATOR, TermVectorizer, normalise_title
+from genre_lightning.models.terms_linear import TermsLinear
+from genre_lightning.models.terms_mlp import TermsMLP
+
+#: How far parts may be from their sum: rounding of float32 logits.
+_TOLERANCE = 1e-4
+
+
+@final
+class TermsExplainer(Explainer):
+    """The words of a text, or the items of a list, by Integrated Gradients from an empty one."""
+
+    method: ClassVar[str] = "integrated gradients, exact"
+    gives: ClassVar[str] = "words"
+
+    def baseline(self, model: TrainedModel, branch: str) -> np.ndarray:
+        empty: np.ndarray = branch_logits(model, branch, encode_one(model, branch, ""))[0]
+        return empty
+
+    def explain(self, model: TrainedModel, branch: str, value: Value) -> TextExplanation:
+        """See :class:`Explainer`.
+
+        Raises:
+            RuntimeError: the terms do not sum to the branch's part.
+        """
+        given, _ = _halves(model, branch)
+        text = given.read(value)
+        columns, contributions, total = term_contributions(model, branch, text)
+        parts = _words(given.vectorizer, text, columns, contributions)
+        return TextExplanation(self.method, text, parts, True, total)
+
+
+def term_contributions(
+    model: TrainedModel, branch: str, text: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What each term of a text adds to the logits of its branch.
+
+    On the straight way from the empty text to this one every hidden unit's input changes linearly,
+    so a ReLU switches at most once and the gradients' integral has a closed form: nothing is
+    sampled. Of a linear network it is each term's weight.
+
+    Returns:
+        (T,) int64, columns of the vocabulary; (T, G) float64, what each adds; (G,) float64, the
+        logits of the text less those of the empty one, which is what they sum to.
+
+    Raises:
+        RuntimeError: they don't: the network has changed and this file has not.
+    """
+    _, network = _halves(model, branch)
+    part = encode_one(model, branch, text)
+    columns, weights = part.numbers["indices"], part.numbers["weights"]
+    with torch.inference_mode():
+        if isinstance(network, TermsMLP):
+            contributions = _integrated_gradients(network, columns, weights)
+        else:
+            rows = network.embed.weight[columns].double()
+            members = rows.view(len(columns), network.members, network.num_genres)
+            contributions = float64(weights.double()[:, None] * members.mean(dim=1))
+    whole = branch_logits(model, branch, part)[0]
+    total = whole - branch_logits(model, branch, encode_one(model, branch, ""))[0]
+    error = float(np.abs(contributions.sum(0) - total).max(initial=0.0))
+    if error > _TOLERANCE * max(1.0, float(np.abs(whole).max(initial=0.0))):
+        raise RuntimeError(
+            f"the terms of branch {branch} differ from their sum by {error:.2g}: "
+            f"{type(network).__name__} has changed and explain/terms.py has not"
+        )
+    return columns.cpu().numpy(), contributions, total
+
+
+def _halves(model: TrainedModel, branch: str) -> tuple[TermsInput, TermsMLP | TermsLinear]:
+    given, network = model.inputs[branch], model.network.branches[branch]
+    if not isinstance(given, TermsInput) or not isinstance(network, (TermsMLP, TermsLinear)):
+        raise TypeError(f"branch {branch} is neither a TermsMLP nor a TermsLinear on terms")
+    return given, network
+
+
+def _integrated_gradients(
+    network: TermsMLP, columns: torch.Tensor, weights: torch.Tensor
+) -> np.ndarray:
+    """(T, G) float64 contributions of T columns; see :func:`term_contributions`.
+
+    The network is ``head(relu(norm(sum of weights * embed)))``, BatchNorm with stored statistics,
+    plus, where it has a ``skip``, an embedding bag straight to the logits.
+    """
+    weights = weights.double()[:, None]
+    norm = network.norm
+    if norm.running_mean is None or norm.running_var is None:
+        raise TypeError("the BatchNorm of a TermsMLP keeps no statistics")
+    scale = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
+    # Each term's share in the input of each hidden unit, and the input of an empty text.
+    shares = weights * network.embed.weight[columns].double() * scale
+    start = norm.bias.double() - norm.running_mean.double() * scale
+    way = shares.sum(0)
+    # Which share of the way from start to start + way a unit is on, its input above zero.
+    crossing = torch.where(way != 0, -start / way, torch.zeros_like(way)).clamp(0.0, 1.0)
+    on = torch.where(way > 0, 1.0 - crossing, crossing)
+    on = torch.where(way == 0, (start > 0).double(), on)
+    contributions = (shares * on) @ network.head.weight.double().T
+    if network.skip is not None:
+        contributions = contributions + weights * network.skip.weight[columns].double()
+    return float64(contributions)
+
+
+def _words(
+    vectorizer: TermVectorizer, text: str, columns: np.ndarray, contributions: np.ndarray
+) -> tuple[TextPart, ...]:
+    """Sum the terms' (T, G) contributions over the words and the year of a text."""
+    normalised, year = vectorizer.normalise(text)
+    if vectorizer.analyzer == "item":
+        words, spans, year_span = *_item_spans(text), None
+    else:
+        words = normalised.split()
+        spans, year_span = _word_spans(text, words)
+    added = _shared_out(vectorizer, normalised, words, columns, contributions)
+    parts = [
+        TextPart(word if span is None else text[slice(*span)], "word", span, values)
+        for word, span, values in zip(words, spans, added, strict=True)
+    ]
+    of_year = [t for t, column in enumerate(columns.tolist()) if vectorizer.is_decade(column)]
+    if of_year:
+        values = contributions[of_year].sum(0)
+        parts.append(TextPart(f"released in {year}", "year", year_span, values))
+    return tuple(parts)
+
+
+def _shared_out(
+    vectorizer: TermVectorizer,
+    text: str,
+    words: Sequence[str],
+    columns: np.ndarray,
+    contributions: np.ndarray,
+) -> np.ndarray:
+    """(W, G) float64, what each word of a normalised text gets of its terms' contributions.
+
+    A term's contribution is divided among the places where it stands, equally, and there among the
+    words it covers, by characters: an n-gram within a word goes to that word alone.
+    """
+    result = np.zeros((len(words), contributions.shape[1]))
+    located = vectorizer.locate(text)
+    if not located:
+        return result
+    # Number of the word that each character belongs to, -1 for what stands between two.
+    owner = np.full(len(text), -1, dtype=np.int64)
+    lengths = np.array([len(word) for word in words])
+    starts = np.cumsum(lengths + 1) - lengths - 1
+    inside = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    owner[np.repeat(starts, lengths) + inside] = np.repeat(np.arange(len(words)), lengths)
+
+    column, start, end = np.array(located, dtype=np.int64).T
+    spaces = np.array([not (owner[a:b] >= 0).any() for _, a, b in located])
+    # A lone space belongs to the words beside it.
+    start = np.where(spaces, np.maximum(start - 1, 0), start)
+    end = np.where(spaces, np.minimum(end + 1, len(text)), end)
+    # One entry for each character of each occurrence of a term.
+    size = end - start
+    occurrence = np.repeat(np.arange(len(size)), size)
+    character = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size) + start[occurrence]
+    word = owner[character]
+    occurrence, word = occurrence[word >= 0], word[word >= 0]
+    covered = np.bincount(occurrence, minlength=len(size))
+    term = np.searchsorted(columns, column)  # decades, which come last, are not among the located
+    times = np.bincount(term, minlength=len(columns))
+    share = 1.0 / (covered[occurrence] * times[term[occurrence]])
+    # Summed by term and word first: a term covers a word with several characters.
+    pair, place = np.unique(term[occurrence] * len(words) + word, return_inverse=True)
+    terms, owners = np.divmod(pair, len(words))
+    np.add.at(result, owners, np.bincount(place, share)[:, None] * contributions[terms])
+    return result
+
+
+def _item_spans(text: str) -> tuple[list[str], list[tuple[int, int] | None]]:
+    """The normalised items of a list and where they stand in it; empty ones are left out."""
+    names: list[str] = []
+    spans: list[tuple[int, int] | None] = []
+    start = 0
+    for item in text.split(ITEM_SEPARATOR):
+        name, _ = normalise_title(item)
+        if name:
+            begin = start + len(item) - len(item.lstrip())
+            names.append(name)
+            spans.append((begin, start + len(item.rstrip())))
+        start += len(item) + len(ITEM_SEPARATOR)
+    return names, spans
+
+
+def _word_spans(
+    text: str, words: Sequence[str]
+) -> tuple[list[tuple[int, int] | None], tuple[int, int] | None]:
+    """Where the words of a normalised text, and the year left out of it, stand in the text.
+
+    Found by normalising it character by character. Where that gives other words, as it may in
+    scripts whose letters change with their neighbours, nothing is known: None for each.
+    """
+    pieces = {character: _piece(character) for character in set(text)}
+    found: list[tuple[list[str], int, int]] = []
+    open_word = False
+    for index, character in enumerate(text):
+        piece = pieces[character]
+        if piece is None:
+            open_word = False
+        elif piece and open_word:
+            word, start, _ = found[-1]
+            word.append(piece)
+            found[-1] = (word, start, index + 1)
+        elif piece:
+            found.append(([piece], index, index + 1))
+            open_word = True
+    names = [unicodedata.normalize("NFKC", "".join(word)) for word, _, _ in found]
+    extra = len(names) - len(words)
+    if extra < 0:
+        return [None] * len(words), None
+    # All words but the year's are the same before and after it. The year is the last part in
+    # brackets, so of equal words the last one is it.
+    kept = _common(names, words)
+    if kept + _common(names[::-1], words[::-1]) < len(words):
+        return [None] * len(words), None
+    spans = [(start, end) for _, start, end in found]
+    left_out = spans[kept : kept + extra]
+    year = (left_out[0][0], left_out[-1][1]) if left_out else None
+    return [*spans[:kept], *spans[kept + extra :]], year
+
+
+def _piece(character: str) -> str | None:
+    """What becomes of a character of a word, maybe nothing; None for a gap between words."""
+    piece = normalise_title(character)[0]
+    # Between two letters an apostrophe, which leaves nothing, is told from a gap.
+    return None if not piece and " " in normalise_title(f"a{character}b")[0] else piece
+
+
+def _common(first: Sequence[str], second: Sequence[str]) -> int:
+    """How many items two lists have in common from their start."""
+    pairs = zip(first, second, strict=False)
+    return next(
+        (place for place, (one, other) in enumerate(pairs) if one != other),
+        min(len(first), len(second)),
+    )

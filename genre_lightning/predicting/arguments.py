@@ -1,0 +1,211 @@
+"""The arguments of ``genre-predict`` and whether they make sense together.
+
+Nothing heavy is imported here: a slip is told before PyTorch is loaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+_EPILOG = """\
+examples:
+  genre-predict best.ckpt --title "Heat (1995)" --poster heat.jpg
+  genre-predict best.ckpt --title "Heat (1995)" --synopsis "A thief ..." --column cast="Al Pacino"
+  genre-predict best.ckpt --csv movies.csv --out predicted.csv
+  genre-predict best.ckpt --csv - --out - < movies.csv | less
+  genre-predict best.ckpt --folder posters/        (posters/Heat (1995).jpg, ...)
+  genre-predict export best.ckpt --onnx model.onnx
+  genre-predict export best.ckpt --weights slim.ckpt
+"""
+
+#: In the place of a file: standard input and output.
+STREAM = Path("-")
+
+#: Options for one movie, and the columns that they give.
+FLAGS = ("title", "poster", "synopsis")
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """What ``genre-predict`` was asked to do: one movie, a CSV file or a folder.
+
+    Attributes:
+        checkpoint: the file.
+        columns: of one movie, by name, as given; empty for many movies. The poster is a path.
+        csv: to read; ``STREAM`` for standard input.
+        folder: of posters.
+        out: CSV to write; ``STREAM`` for standard output.
+        json: print JSON.
+        explain: say why.
+        explain_out: where heat maps go.
+        device: None to choose.
+        workers: None for one per core.
+    """
+
+    checkpoint: Path
+    columns: dict[str, str]
+    csv: Path | None
+    folder: Path | None
+    out: Path | None
+    json: bool
+    explain: bool
+    explain_out: Path | None
+    device: str | None
+    workers: int | None
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What ``genre-predict export`` was asked to write; at least one of the two."""
+
+    checkpoint: Path
+    onnx: Path | None
+    weights: Path | None
+
+
+def parse_predict(arguments: Sequence[str]) -> PredictOptions:
+    """Parse the arguments; exits with 2 where they make no sense."""
+    parser = _predict_parser()
+    options = parser.parse_args(arguments)
+    given = [(name, getattr(options, name)) for name in FLAGS]
+    pairs = [(name, value) for name, value in given if value is not None] + options.column
+    columns = dict(pairs)
+    for name in columns:
+        if sum(name == other for other, _ in pairs) > 1:
+            parser.error(f"the column {name} is given twice")
+    if bool(columns) + (options.csv is not None) + (options.folder is not None) != 1:
+        parser.error(
+            "give one of: --title, --poster, --synopsis and --column (one movie), --csv, --folder"
+        )
+    if columns:
+        if not any(value.strip() for value in columns.values()):
+            parser.error(f"nothing to go by: {', '.join(columns)} empty")
+        if options.out is not None:
+            parser.error("--out goes with --csv or --folder")
+    else:
+        if options.explain:
+            parser.error("--explain goes with --title, --poster and the like, one movie")
+    if options.csv is not None and options.out is None:
+        parser.error("--csv needs --out, the file to write (- for standard output)")
+    if options.json and options.out is not None:
+        parser.error("--json prints; it does not go with --out")
+    if options.explain_out is not None and not options.explain:
+        parser.error("--explain-out goes with --explain")
+    return PredictOptions(
+        checkpoint=options.checkpoint,
+        columns={name: value for name, value in columns.items() if value.strip()},
+        csv=options.csv,
+        folder=options.folder,
+        out=options.out,
+        json=options.json,
+        explain=options.explain,
+        explain_out=options.explain_out,
+        device=options.device,
+        workers=options.workers,
+    )
+
+
+def parse_export(arguments: Sequence[str]) -> ExportOptions:
+    """Parse the arguments; exits with 2 where they make no sense."""
+    parser = argparse.ArgumentParser(
+        prog="genre-predict export",
+        description="Write a model as ONNX, checked against PyTorch, with its vocabulary as JSON; "
+        "or as a small checkpoint of its weights alone.",
+        allow_abbrev=False,
+    )
+    _add_checkpoint(parser)
+    parser.add_argument("--onnx", type=Path, metavar="FILE.onnx")
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        metavar="FILE.ckpt",
+        help="without the optimizer's state: predicts and evaluates as before, can't be resumed",
+    )
+    options = parser.parse_args(arguments)
+    if options.onnx is None and options.weights is None:
+        parser.error("give --onnx, --weights or both")
+    return ExportOptions(options.checkpoint, options.onnx, options.weights)
+
+
+def _predict_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="genre-predict",
+        description="Predict genres of movies from their titles, posters, synopses, or whatever "
+        "else the model looks at.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    _add_checkpoint(parser)
+    parser.add_argument("--title", help='best with the year: "Heat (1995)"')
+    parser.add_argument("--poster", metavar="FILE", help="an image")
+    parser.add_argument("--synopsis", metavar="TEXT", help="what happens in it")
+    parser.add_argument(
+        "--column",
+        type=_named,
+        action="append",
+        default=[],
+        metavar="NAME=TEXT",
+        help="any other column that the model looks at; may be given several times",
+    )
+    parser.add_argument(
+        "--csv",
+        type=Path,
+        metavar="IN.csv",
+        help="many movies: columns title, poster and any other that the model looks at (each may "
+        "be missing), posters relative to the file; other columns are passed through; - reads "
+        "standard input",
+    )
+    parser.add_argument(
+        "--folder", type=Path, metavar="FOLDER", help="many movies: posters named by title"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="OUT.csv",
+        help="where --csv and --folder write; whole or not at all; - writes to standard output",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON, one line for each movie")
+    parser.add_argument(
+        "--explain", action="store_true", help="say why: parts of each score, words, heat maps"
+    )
+    parser.add_argument(
+        "--explain-out",
+        type=Path,
+        metavar="FOLDER",
+        help="where the heat maps go (default: beside the poster)",
+    )
+    parser.add_argument(
+        "--device", help="such as cpu or cuda (default: cpu for one movie, else a GPU if any)"
+    )
+    parser.add_argument(
+        "--workers",
+        type=_positive,
+        metavar="N",
+        help="threads that read and score (default: one per core)",
+    )
+    return parser
+
+
+def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", metavar="CKPT", type=Path, help="such as .../best.ckpt")
+
+
+def _named(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name.strip() or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=TEXT")
+    return name.strip(), value
+
+
+def _positive(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return value

@@ -1,0 +1,317 @@
+"""A trained model in operations that ONNX has: what prediction does on the device, as one graph.
+
+Inputs of the graph are ``movies`` and, for each branch, ``BRANCH.rows`` and the numbers of its
+input, such as ``title_tfidf.indices``. What an input kind does to them before the network, and
+which of its work is left to whoever uses the graph, stands in one place for each kind:
+:data:`INPUT_GRAPHS`.
+A network that ONNX can't take as it is has another form in :data:`NETWORK_GRAPHS`.
+
+To export a new kind of input, write a final class of :class:`InputGraph` and list it. One with an
+encoder of its own holds that as a submodule and runs it in ``forward``: an image encoder takes
+pixels, a text encoder token ids, and what makes these of a text goes into ``files``, to be written
+beside the graph.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, final
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genre_lightning.checkpoint.model import TrainedModel
+from genre_lightning.errors import UserError
+from genre_lightning.inputs.input import Input
+from genre_lightning.inputs.pixels import PixelsInput
+from genre_lightning.inputs.terms import TermsInput
+from genre_lightning.inputs.vectors import VectorsInput
+from genre_lightning.models.fusion import ACTIVATIONS
+from genre_lightning.models.terms_linear import TermsLinear
+from genre_lightning.models.terms_mlp import TermsMLP
+
+#: The graph's first input, and what it and the rows of each branch hold.
+MOVIES = "movies"
+MOVIES_ARE = "(B,) int64, the numbers 0 to B - 1 of the movies to score"
+ROWS_ARE = "(P,) int64, which of the movies each row of this branch belongs to; none twice"
+#: Outputs of the graph.
+OUTPUTS = {
+    "logits": "(B, G) float32",
+    "scores": "(B, G) float32 in [0, 1]; a genre is predicted from its threshold on",
+}
+
+
+class ExportError(UserError):
+    """A model that can't be exported; the message says what to do."""
+
+
+class InputGraph(nn.Module, ABC):
+    """How one kind of input looks in the graph.
+
+    Attributes:
+        sizes: for each of its numbers, by name, the dimension that varies: "rows" or a word of its
+            own, the same for those that are always as long.
+        inputs: what each of them holds, for whoever uses the graph.
+        about: plain data that whoever uses the graph needs to make them.
+        files: contents of further files by name, to be written beside the graph.
+    """
+
+    sizes: Mapping[str, str]
+    inputs: Mapping[str, str]
+    about: Mapping[str, Any]
+    files: Mapping[str, bytes]
+
+    @abstractmethod
+    def forward(self, *numbers: Tensor) -> Mapping[str, Tensor]:
+        """In the graph: P rows of numbers as given to what the network takes, of P + 1 rows.
+
+        The last one belongs to no movie, so that no operation is ever given none.
+        """
+
+    @abstractmethod
+    def numbers(self, values: Sequence[Any]) -> dict[str, Tensor]:
+        """Outside of it: what the graph takes for P values of the column."""
+
+    @abstractmethod
+    def examples(self, count: int) -> list[Any]:
+        """Values of the column, to trace and to check with."""
+
+
+@final
+class TermsGraph(InputGraph):
+    """Terms are looked up outside of the graph; see :class:`TermsInput` for the numbers."""
+
+    def __init__(self, given: TermsInput) -> None:
+        super().__init__()
+        self.given = given
+        self.sizes = {"indices": "terms", "offsets": "rows", "weights": "terms"}
+        self.inputs = {
+            "indices": "(L,) int64, columns of the terms of all P texts, one text after another",
+            "offsets": "(P,) int64, where each text starts in indices",
+            "weights": "(L,) float32, the weight of each term",
+        }
+        self.about = {"vectorizer": given.vectorizer.state_dict()}
+        self.files = {}
+
+    def forward(self, *numbers: Tensor) -> Mapping[str, Tensor]:
+        """A text without terms comes after the others."""
+        indices, offsets, weights = numbers
+        end = torch.ones_like(indices).sum(0, keepdim=True)
+        return {"indices": indices, "offsets": torch.cat([offsets, end]), "weights": weights}
+
+    def numbers(self, values: Sequence[Any]) -> dict[str, Tensor]:
+        return self.given.encode([self.given.read(value) for value in values])
+
+    def examples(self, count: int) -> list[Any]:
+        terms = self.given.vectorizer.terms or ["a"]
+        known = [f"{terms[n * 7919 % len(terms)]} {n} ({1920 + n % 100})" for n in range(count)]
+        return [*("?", "Heat (1995)"), *known][:count]
+
+
+@final
+class PixelsGraph(InputGraph):
+    """Posters are plain pixels: averaging and normalising them is part of the graph."""
+
+    def __init__(self, given: PixelsInput) -> None:
+        super().__init__()
+        height, width = given.size
+        self.given = given
+        self.sizes = {"pixels": "rows"}
+        self.inputs = {
+            "pixels": f"(P, {height}, {width}, 3) uint8 RGB, each poster stretched to that size"
+        }
+        self.about = {"size": list(given.size)}
+        self.files = {}
+        mean, std = torch.tensor(given.colours.mean), torch.tensor(given.colours.std)
+        self.scale: Tensor
+        self.register_buffer("scale", 1 / (255 * std), persistent=False)
+        self.shift: Tensor
+        self.register_buffer("shift", mean / std, persistent=False)
+
+    def forward(self, *numbers: Tensor) -> Mapping[str, Tensor]:
+        """A black poster comes after the others."""
+        (given,) = numbers
+        blank = torch.zeros_like(given[:1].sum(0, keepdim=True, dtype=torch.int64))
+        pixels = torch.cat([given.float(), blank.float()]).permute(0, 3, 1, 2)
+        # Rounded as on decoding, whose pixels are whole numbers.
+        pixels = (F.avg_pool2d(pixels, self.given.shrink) + 0.5).floor()
+        pixels = F.avg_pool2d(pixels, self.given.rest)
+        return {"pixels": pixels * self.scale.view(3, 1, 1) - self.shift.view(3, 1, 1)}
+
+    def numbers(self, values: Sequence[Any]) -> dict[str, Tensor]:
+        pixels = np.array(values, dtype=np.uint8).reshape(-1, *self.given.size, 3)
+        return {"pixels": torch.from_numpy(pixels)}
+
+    def examples(self, count: int) -> list[Any]:
+        drawn = np.random.default_rng(0).integers(0, 256, (count, *self.given.size, 3), np.uint8)
+        return list(drawn)
+
+
+@final
+class VectorsGraph(InputGraph):
+    """The user's own vectors go in as they are."""
+
+    def __init__(self, given: VectorsInput) -> None:
+        super().__init__()
+        self.given = given
+        self.width = int(given.network_arguments()["width"])
+        self.sizes = {"vectors": "rows"}
+        self.inputs = {"vectors": f"(P, {self.width}) float32"}
+        self.about = {"width": self.width, "log_odds": given.log_odds}
+        self.files = {}
+
+    def forward(self, *numbers: Tensor) -> Mapping[str, Tensor]:
+        """A vector of zeros comes after the others."""
+        (vectors,) = numbers
+        blank = torch.zeros_like(vectors[:1].sum(0, keepdim=True))
+        return {"vectors": torch.cat([vectors, blank])}
+
+    def numbers(self, values: Sequence[Any]) -> dict[str, Tensor]:
+        return self.given.encode([self.given.read(value) for value in values])
+
+    def examples(self, count: int) -> list[Any]:
+        drawn = np.random.default_rng(0).normal(size=(count, self.width)).astype(np.float32)
+        return list(drawn)
+
+
+#: By kind of input. What isn't here can't be exported yet.
+INPUT_GRAPHS: Mapping[type[Input], type[Any]] = {
+    TermsInput: TermsGraph,
+    PixelsInput: PixelsGraph,
+    VectorsInput: VectorsGraph,
+}
+
+
+def _summed(table: Tensor, indices: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
+    """An embedding bag, which ONNX has not: (P, D) weighted sums of a table's rows.
+
+    The rows are gathered, weighted, and summed by a product with the (P, L) matrix that tells
+    which term is in which text.
+    """
+    # A term is in the last text that starts at or before it.
+    place = torch.ones_like(indices).cumsum(0) - 1
+    text = (place[None, :] >= offsets[:, None]).long().sum(0) - 1
+    texts = torch.ones_like(offsets).cumsum(0) - 1
+    member = (text[None, :] == texts[:, None]).float()
+    return member @ (table[indices] * weights[:, None])
+
+
+@final
+class TermsMLPGraph(nn.Module):
+    """A :class:`TermsMLP` without embedding bags."""
+
+    def __init__(self, network: TermsMLP) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, indices: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
+        """(P, G) logits, as those of the network."""
+        network = self.network
+        hidden = _summed(network.embed.weight, indices, offsets, weights)
+        logits: Tensor = network.head(torch.relu(network.norm(hidden)))
+        if network.skip is not None:
+            logits = logits + _summed(network.skip.weight, indices, offsets, weights)
+        return logits
+
+
+@final
+class TermsLinearGraph(nn.Module):
+    """A :class:`TermsLinear` without an embedding bag."""
+
+    def __init__(self, network: TermsLinear) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, indices: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
+        """(P, G) logits, as those of the network."""
+        network = self.network
+        logits = _summed(network.embed.weight, indices, offsets, weights) + network.head.bias
+        return logits.view(-1, network.members, network.num_genres).mean(dim=1)
+
+
+#: By class of network. One that isn't here is taken as it is.
+NETWORK_GRAPHS: Mapping[type[nn.Module], type[Any]] = {
+    TermsMLP: TermsMLPGraph,
+    TermsLinear: TermsLinearGraph,
+}
+
+
+class ExportedNetwork(nn.Module):
+    """A model whose forward takes all the graph's inputs and gives logits and scores.
+
+    Args:
+        model: on the CPU, in evaluation mode.
+
+    Attributes:
+        inputs: by branch, how its input looks in the graph.
+
+    Raises:
+        ExportError: an input is of a kind that can't be exported.
+    """
+
+    def __init__(self, model: TrainedModel) -> None:
+        super().__init__()
+        inputs: dict[str, InputGraph] = {}
+        networks: dict[str, nn.Module] = {}
+        for name, given in model.inputs.items():
+            if type(given) not in INPUT_GRAPHS:
+                raise ExportError(
+                    f"branch {name}: an input of the kind {given.kind} can't be exported yet"
+                )
+            inputs[name] = INPUT_GRAPHS[type(given)](given)
+            network = model.network.branches[name]
+            form = NETWORK_GRAPHS.get(type(network))
+            networks[name] = network if form is None else form(network)
+        self.inputs = inputs
+        # So that the constants of both are in the graph.
+        self.prepare = nn.ModuleDict(inputs)
+        self.networks = nn.ModuleDict(networks)
+        self.activation = ACTIVATIONS[model.activation]
+        self.prior: Tensor
+        self.register_buffer("prior", model.network.prior.detach().float().cpu().clone())
+
+    def input_names(self) -> list[str]:
+        """The names of the graph's inputs, in order."""
+        return [MOVIES, *(name for name in self.described_inputs() if name != MOVIES)]
+
+    def described_inputs(self) -> dict[str, str]:
+        """By name, what each of the graph's inputs holds."""
+        described = {MOVIES: MOVIES_ARE}
+        for branch, graph in self.inputs.items():
+            described[f"{branch}.rows"] = ROWS_ARE
+            described |= {f"{branch}.{name}": text for name, text in graph.inputs.items()}
+        return described
+
+    def varying(self) -> list[str]:
+        """For each of the graph's inputs, a name of its first dimension, which varies."""
+        found = [MOVIES]
+        for branch, graph in self.inputs.items():
+            found.append(f"{branch}_rows")
+            found += [f"{branch}_{size}" for size in graph.sizes.values()]
+        return found
+
+    def feed(self, movies: Sequence[Mapping[str, Any]]) -> list[Tensor]:
+        """The graph's inputs for movies, each its values by branch."""
+        fed = [torch.arange(len(movies))]
+        for branch, graph in self.inputs.items():
+            rows = [row for row, movie in enumerate(movies) if movie.get(branch) is not None]
+            numbers = graph.numbers([movies[row][branch] for row in rows])
+            fed.append(torch.tensor(rows, dtype=torch.int64))
+            fed += [numbers[name] for name in graph.sizes]
+        return fed
+
+    def forward(self, fed: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """(B, G) logits and scores of what :meth:`feed` gives."""
+        movies, *others = fed
+        total = self.prior + torch.zeros_like(movies, dtype=torch.float32)[:, None]
+        for branch, graph in self.inputs.items():
+            rows, *rest = others
+            numbers, others = rest[: len(graph.sizes)], rest[len(graph.sizes) :]
+            logits = self.networks[branch](**graph(*numbers))
+            there = (rows[None, :] == movies[:, None]).float()
+            nobody = torch.zeros_like(movies, dtype=torch.float32)[:, None]
+            total = total + torch.cat([there, nobody], dim=1) @ logits
+        return total, self.activation(total)

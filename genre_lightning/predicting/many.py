@@ -1,0 +1,147 @@
+"""The genres of many movies: of a CSV file, of a folder of posters."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from genre_lightning.cells import guard
+from genre_lightning.predicting.answers import (
+    CommandError,
+    as_json,
+    looks_at,
+    note,
+    note_left_out,
+    short_lines,
+)
+from genre_lightning.predicting.predictor import POSTER, TITLE
+from genre_lightning.predicting.tables import MovieRows, progress, reading, writing
+
+if TYPE_CHECKING:
+    from genre_lightning.predicting.predictor import GenrePredictor, Prediction
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+
+
+def predict_csv(predictor: GenrePredictor, source: Path, out: Path) -> None:
+    """Write a CSV with what it held and the predictions, row by row.
+
+    Args:
+        predictor: of the model.
+        source: CSV to read; ``STREAM`` for standard input.
+        out: CSV to write, another one; ``STREAM`` for standard output.
+
+    Raises:
+        CommandError: it can't be read or written, or has no column that the model looks at.
+    """
+    if out.exists() and source.exists() and out.samefile(source):
+        raise CommandError(f"{out}: --out is the file that --csv reads; name another one")
+    movies = problems = 0
+    with reading(source) as file, progress(file, source) as update:
+        kinds = {name: of for name, of in predictor.columns.items() if of != "id"}
+        rows = MovieRows(file, source, kinds)
+        added = _columns(predictor)
+        for name in added:
+            if name in rows.header:
+                raise CommandError(
+                    f"{rows.name}: column {name!r} is one that the output adds; rename it first"
+                )
+        if not rows.found:
+            raise CommandError(
+                f"{rows.name}: it has none of the columns {', '.join(kinds)} that the model looks "
+                f"at; its first line is {','.join(rows.header)[:200]!r}"
+            )
+        for name in (TITLE, POSTER):
+            if name in rows.header and name not in predictor.columns:
+                note_left_out(predictor, name)
+        with writing(out) as writer:
+            writer.writerow([*map(guard, rows.header), *added])
+            for prediction in predictor.stream(rows.movies(), errors="report"):
+                movies += 1
+                problems += prediction.problem is not None
+                writer.writerow([*map(guard, rows.next_done()), *_cells(predictor, prediction)])
+                update()
+    _print_summary(movies, problems, out)
+
+
+def predict_folder(
+    predictor: GenrePredictor, folder: Path, out: Path | None, json_lines: bool
+) -> None:
+    """Print the genres of each poster of a folder, or write them as CSV.
+
+    Args:
+        predictor: of the model.
+        folder: posters named by title.
+        out: CSV to write; ``STREAM`` for standard output; None to print.
+        json_lines: print JSON.
+
+    Raises:
+        CommandError: it can't be read or written, holds no poster, or the model looks at neither.
+    """
+    try:
+        files = sorted(path for path in folder.iterdir() if path.is_file())
+    except OSError as error:
+        raise CommandError(f"{folder}: can't be read ({error.strerror or error})") from error
+    posters = [path for path in files if path.suffix.lower() in SUFFIXES and path.name[0] != "."]
+    if not posters:
+        raise CommandError(f"{folder}: no poster in it ({', '.join(SUFFIXES)})")
+    if not {TITLE, POSTER} & set(predictor.columns):
+        raise CommandError(
+            f"the model has no branch for titles or posters ({looks_at(predictor)}): "
+            "use --csv in place of --folder"
+        )
+    if len(posters) < len(files):
+        note(f"{len(files) - len(posters)} files in {folder} are no posters: left out")
+    if POSTER not in predictor.columns:
+        note("the model has no branch for posters: it goes by the file names alone")
+
+    def movies() -> Iterator[dict[str, str | Path]]:
+        for path in posters:
+            given = {TITLE: path.stem, POSTER: path}
+            yield {name: value for name, value in given.items() if name in predictor.columns}
+
+    predictions = predictor.stream(movies(), errors="report")
+    problems = 0
+    if out is not None:
+        with writing(out) as writer:
+            writer.writerow([TITLE, POSTER, *_columns(predictor)])
+            for path, prediction in zip(posters, predictions, strict=True):
+                problems += prediction.problem is not None
+                given = [guard(path.stem), guard(path.name)]
+                writer.writerow([*given, *_cells(predictor, prediction)])
+    else:
+        for number, (path, prediction) in enumerate(zip(posters, predictions, strict=True)):
+            problems += prediction.problem is not None
+            if json_lines:
+                given = {TITLE: path.stem, POSTER: str(path)}
+                print(json.dumps(as_json(predictor, prediction, given)))
+                continue
+            if number:
+                print()
+            print(path.stem)
+            for line in short_lines(predictor, prediction):
+                print(line)
+    _print_summary(len(posters), problems, out)
+
+
+def _columns(predictor: GenrePredictor) -> list[str]:
+    return ["predicted", "problem", *map(guard, predictor.genres)]
+
+
+def _cells(predictor: GenrePredictor, prediction: Prediction) -> list[str]:
+    scores = [
+        f"{prediction.scores[genre]:.6f}" if prediction.scores else "" for genre in predictor.genres
+    ]
+    texts = ("|".join(prediction.genres), prediction.problem or "")
+    return [*map(guard, texts), *scores]
+
+
+def _print_summary(movies: int, problems: int, out: Path | None) -> None:
+    text = f"{movies} movies"
+    if problems:
+        text += f", {problems} with a problem (a poster that can't be read, or nothing to go by)"
+    place = "" if out is None or str(out) == "-" else f"; written to {out}"
+    print(text + place, file=sys.stderr)

@@ -1,0 +1,196 @@
+"""The genres of one movie, and why."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from genre_lightning.errors import InputError
+from genre_lightning.predicting.answers import (
+    CommandError,
+    as_json,
+    looks_at,
+    note_left_out,
+    score_line,
+)
+from genre_lightning.predicting.arguments import PredictOptions
+from genre_lightning.predicting.predictor import POSTER
+
+if TYPE_CHECKING:
+    from genre_lightning.explain.explainer import BranchExplanation, ImageExplanation
+    from genre_lightning.predicting.predictor import GenrePredictor, Prediction
+
+
+def predict_one(predictor: GenrePredictor, options: PredictOptions) -> None:
+    """Print the genres of a movie whose columns are arguments.
+
+    Raises:
+        CommandError: the model can see nothing of it, or a column can't be read.
+    """
+    seen = _seen(predictor, options)
+    try:
+        (prediction,) = predictor.stream([seen])
+        explanation = None
+        if options.explain:
+            explanation = _explain(predictor, prediction, seen, options.explain_out)
+    except InputError as error:
+        raise CommandError(str(error)) from error
+    if options.json:
+        entry = as_json(predictor, prediction, options.columns)
+        print(json.dumps(entry | ({"explanation": explanation} if explanation else {})))
+        return
+    print(" + ".join(options.columns.values()))
+    for genre, _ in prediction.ranked():
+        print(score_line(predictor, prediction, genre))
+        if explanation is not None and genre in explanation["genres"]:
+            for line in _genre_lines(explanation, genre):
+                print(f"      {line}")
+    if explanation is not None:
+        for line in _method_lines(explanation):
+            print(line)
+
+
+def _seen(predictor: GenrePredictor, options: PredictOptions) -> dict[str, str]:
+    """Those of the given columns that the model looks at."""
+    kinds = predictor.columns
+    given = options.columns
+    seen = {name: value for name, value in given.items() if name in kinds}
+    for name, value in given.items():
+        if kinds.get(name) == "id":
+            raise CommandError(f"the column {name} is a vector by movie id: it can't be given here")
+        # Also where it is left out: a slip in the name would go unnoticed.
+        if name == POSTER and name not in kinds and not Path(value).exists():
+            raise CommandError(f"{value}: can't be read (no such file)")
+    if not seen:
+        raise CommandError(
+            f"{options.checkpoint} has no branch for {', '.join(given)}: {looks_at(predictor)}"
+        )
+    # Said and not refused where another one is left: the same command then serves every model.
+    for name in given:
+        if name not in kinds:
+            note_left_out(predictor, name)
+    return seen
+
+
+def _explain(
+    predictor: GenrePredictor,
+    prediction: Prediction,
+    columns: Mapping[str, str],
+    folder: Path | None,
+) -> dict[str, Any]:
+    """Explain the predicted genres, or the three nearest to it where none is predicted.
+
+    Returns:
+        ``genres``: for each its ``logit``, which is ``bias`` and the numbers of ``branches``
+        summed, and by branch ``words`` and ``heat_maps``; ``methods``: by branch, how; and
+        ``labels``: what people call each branch.
+    """
+    from genre_lightning.explain.explainer import ImageExplanation
+    from genre_lightning.explain.parts import branch_labels, score_parts
+
+    model, thresholds = predictor.model, predictor.thresholds
+    by_distance = sorted(
+        predictor.genres, key=lambda genre: thresholds[genre] - prediction.scores[genre]
+    )
+    names = list(prediction.genres) or by_distance[:3]
+    places = [predictor.genres.index(name) for name in names]
+    parts = score_parts(model, columns)
+    genres: dict[str, dict[str, Any]] = {
+        name: {
+            "logit": _rounded(parts.logits[place]),
+            "bias": _rounded(parts.bias[place]),
+            "branches": {name: _rounded(part[place]) for name, part in parts.branches.items()},
+            "words": {},
+            "heat_maps": {},
+        }
+        for name, place in zip(names, places, strict=True)
+    }
+    methods: dict[str, str] = {}
+    for branch, given in model.inputs.items():
+        if given.column not in columns:
+            continue
+        value = columns[given.column]
+        found = _branch(predictor, branch, value)
+        if found is None:
+            continue
+        methods[branch] = found.method
+        if isinstance(found, ImageExplanation):
+            # More than one branch may look at the same poster.
+            several = sum(other.column == given.column for other in model.inputs.values()) > 1
+            poster = Path(value)
+            start = (folder or poster.parent) / (poster.stem + (f".{branch}" if several else ""))
+            files = _save_heat_maps(found, start, names, places)
+            for name, path in zip(names, files, strict=True):
+                genres[name]["heat_maps"][branch] = str(path)
+        else:
+            for name, place in zip(names, places, strict=True):
+                genres[name]["words"][branch] = [
+                    {"text": part.text, "adds": _rounded(part.contributions[place])}
+                    for part in found.parts
+                ]
+    return {"genres": genres, "methods": methods, "labels": branch_labels(model.inputs)}
+
+
+def _branch(predictor: GenrePredictor, branch: str, value: str) -> BranchExplanation | None:
+    """What explains a branch; None for one that can't be taken apart."""
+    from genre_lightning.explain.table import explain_branch
+
+    try:
+        return explain_branch(predictor.model, branch, value)
+    except TypeError:
+        return None
+
+
+def _rounded(value: Any) -> float:
+    return round(float(value), 6)
+
+
+def _save_heat_maps(
+    found: ImageExplanation, start: Path, names: Sequence[str], places: Sequence[int]
+) -> list[Path]:
+    """Write a picture for each of K genres; the files' names begin with ``start``."""
+    from genre_lightning.explain.pictures import heat_pictures
+
+    paths = []
+    for name, picture in zip(names, heat_pictures(found, places), strict=True):
+        # A genre's name is whatever the checkpoint says.
+        slug = re.sub(r"[^\w-]+", "_", name)[:80]
+        path = start.with_name(f"{start.name}.why-{slug}.png")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture.save(path)
+        except OSError as error:
+            raise CommandError(
+                f"{path}: can't be written ({error.strerror or error}); "
+                "name another folder with --explain-out"
+            ) from error
+        paths.append(path)
+    return paths
+
+
+def _genre_lines(explanation: Mapping[str, Any], genre: str) -> Iterator[str]:
+    found, labels = explanation["genres"][genre], explanation["labels"]
+    terms = [f"bias {found['bias']:+.2f}"]
+    terms += [f"{labels[name]} {adds:+.2f}" for name, adds in found["branches"].items()]
+    yield f"logit {found['logit']:+.2f} = {', '.join(terms)}"
+    for branch, words in found["words"].items():
+        ranked = sorted(words, key=lambda word: -abs(word["adds"]))
+        if ranked:
+            listed = ", ".join(f"{word['text']} {word['adds']:+.2f}" for word in ranked)
+            yield f"{labels[branch]}: {listed}"
+    for branch, path in found["heat_maps"].items():
+        yield f"heat map of {labels[branch]}: {path}"
+
+
+def _method_lines(explanation: Mapping[str, Any]) -> Iterator[str]:
+    yield "The bias and the parts of the branches add up to the logit."
+    labels = explanation["labels"]
+    pictured = {name for found in explanation["genres"].values() for name in found["heat_maps"]}
+    for branch, method in explanation["methods"].items():
+        if branch in pictured:
+            yield f"{labels[branch]}: the heat map shows where, not how much ({method})"
+        else:
+            yield f"{labels[branch]}: its words add up to its part ({method})"

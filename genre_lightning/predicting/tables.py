@@ -1,0 +1,202 @@
+"""CSV of movies in and out: row by row, in memory that does not grow with the file."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import sys
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from genre_lightning.cells import unguard
+from genre_lightning.predicting.answers import CommandError
+from genre_lightning.predicting.arguments import STREAM
+
+
+class MovieRows:
+    """The rows of a CSV file, kept from when they are read until their prediction is there.
+
+    Names of columns count in any case, as in a dataset. Apostrophes that guard cells against
+    spreadsheets are taken off.
+
+    Args:
+        file: UTF-8, opened for bytes.
+        path: of the file; posters lie relative to it. ``STREAM`` for standard input, whose posters
+            lie relative to the current folder.
+        columns: the columns to look for, and what they hold: "text" or "poster".
+
+    Attributes:
+        name: of the file, for messages.
+        header: names of all its columns, as written.
+        found: by column of ``columns``, its place in a row.
+
+    Raises:
+        CommandError: the header can't be read, or names a column twice.
+    """
+
+    def __init__(self, file: IO[bytes], path: Path, columns: Mapping[str, str]) -> None:
+        self.name = "standard input" if path == STREAM else str(path)
+        self.folder = path.parent
+        self.columns = columns
+        self._reader = csv.reader(self._lines(file), strict=True)
+        self._waiting: deque[list[str]] = deque()
+        self.header = self._next() or []
+        names = [name.strip().lower() for name in self.header]
+        for name in names:
+            if name and names.count(name) > 1:
+                raise CommandError(f"{self.name}: it has two columns named {name!r}")
+        self.found = {
+            column: names.index(column.lower()) for column in columns if column.lower() in names
+        }
+
+    def movies(self) -> Iterator[dict[str, str | Path | None]]:
+        """The columns of each row, None for what is empty."""
+        while (row := self._next()) is not None:
+            if not row:  # an empty line
+                continue
+            if len(row) != len(self.header):
+                raise CommandError(
+                    f"{self.name}:{self._reader.line_num}: {len(row)} values for "
+                    f"{len(self.header)} columns"
+                )
+            self._waiting.append(row)
+            yield {column: self._value(column, row[place]) for column, place in self.found.items()}
+
+    def next_done(self) -> list[str]:
+        """The row that the next prediction belongs to."""
+        return self._waiting.popleft()
+
+    def _value(self, column: str, cell: str) -> str | Path | None:
+        if not cell.strip():
+            return None
+        return self.folder / cell.strip() if self.columns[column] == "poster" else cell
+
+    def _lines(self, file: IO[bytes]) -> Iterator[str]:
+        # Decoded one by one, so that the line that can't be is known by its number.
+        for number, line in enumerate(file, 1):
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise CommandError(
+                    f"{self.name}:{number}: this line is not UTF-8 ({error.reason})"
+                ) from error
+            if "\0" in text:
+                raise CommandError(
+                    f"{self.name}:{number}: this line has a NUL byte, which no text has; save the "
+                    "file as CSV in UTF-8"
+                )
+            yield text
+
+    def _next(self) -> list[str] | None:
+        try:
+            row = next(self._reader, None)
+        except csv.Error as error:
+            raise CommandError(f"{self.name}:{self._reader.line_num}: {error}") from error
+        return None if row is None else [unguard(cell) for cell in row]
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[IO[bytes]]:
+    """A file opened for bytes, or standard input."""
+    if path == STREAM:
+        yield sys.stdin.buffer
+        return
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise CommandError(f"{path}: can't be read ({error.strerror or error})") from error
+    with file:
+        yield file
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Any]:
+    """A CSV writer, to standard output or to a file that is whole or not there.
+
+    It appears under its name once the block has ended, and not if that raises or is killed.
+    """
+    if path == STREAM:
+        yield csv.writer(sys.stdout, lineterminator="\n")
+        sys.stdout.flush()
+        return
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    except OSError as error:
+        raise CommandError(f"{path}: can't be written ({error.strerror or error})") from error
+    temporary = Path(name)
+    done = False
+    try:
+        with (
+            _stopped_in_order(),
+            os.fdopen(handle, "w", encoding="utf-8", newline="") as file,
+        ):
+            yield csv.writer(file)
+            file.flush()
+            os.fsync(handle)
+        _take_default_mode(temporary)
+        os.replace(temporary, path)
+        done = True
+    except OSError as error:
+        raise CommandError(f"{path}: can't be written ({error.strerror or error})") from error
+    finally:
+        if not done:
+            temporary.unlink(missing_ok=True)
+
+
+def _take_default_mode(path: Path) -> None:
+    """The permissions of a file newly made with open(); a temporary one is its owner's alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
+
+
+@contextmanager
+def _stopped_in_order() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does, so that what is half written is cleared away."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        previous = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread, which alone gets signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+@contextmanager
+def progress(file: IO[bytes], path: Path) -> Iterator[Callable[[], None]]:
+    """A bar on standard error, where that is a terminal, by how much of a file has been read."""
+    if path == STREAM or not sys.stderr.isatty():
+        yield lambda: None
+        return
+    import rich.progress
+    from rich.console import Console
+
+    bar = rich.progress.Progress(
+        rich.progress.TextColumn("predicting"),
+        rich.progress.BarColumn(),
+        rich.progress.TaskProgressColumn(),
+        rich.progress.TextColumn("{task.fields[movies]} movies"),
+        rich.progress.TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+    with bar:
+        task = bar.add_task("predicting", total=path.stat().st_size, movies=0)
+        movies = 0
+
+        def update() -> None:
+            nonlocal movies
+            movies += 1
+            bar.update(task, completed=file.tell(), movies=movies)
+
+        yield update

@@ -1,0 +1,44 @@
+"""A checkpoint without what only training needs: a third of the size, or less."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from genre_lightning.checkpoint.card import CHECKPOINT_KEY, read_checkpoint
+from genre_lightning.errors import UserError
+from genre_lightning.files import whole_file
+
+#: What is kept: the weights, what rebuilds the model, and where training stood.
+KEPT = (CHECKPOINT_KEY, "state_dict", "epoch", "global_step", "pytorch-lightning_version")
+
+
+class WeightsError(UserError):
+    """A file that can't be written; the message names it."""
+
+
+def export_weights(source: Path, path: Path) -> None:
+    """Write a checkpoint that predicts and evaluates the same, and from which nothing resumes.
+
+    Args:
+        source: a checkpoint.
+        path: of the file to write, another one; whole or not there.
+
+    Raises:
+        CheckpointError: ``source`` is no checkpoint of this project.
+        WeightsError: ``path`` can't be written.
+    """
+    if path.exists() and source.exists() and path.samefile(source):
+        raise WeightsError(f"{path} is the checkpoint itself; name another file")
+    if path.suffix != ".ckpt":
+        raise WeightsError(f"{path}: the name must end in .ckpt")
+    checkpoint = read_checkpoint(source, mmap=True)
+    slim = {name: checkpoint[name] for name in KEPT if name in checkpoint}
+    # Each tensor on its own: a view would take along all that it is a view of.
+    slim["state_dict"] = {name: value.clone() for name, value in slim["state_dict"].items()}
+    try:
+        with whole_file(path, "wb") as file:
+            torch.save(slim, file)
+    except OSError as error:
+        raise WeightsError(f"{path}: can't be written ({error.strerror or error})") from error

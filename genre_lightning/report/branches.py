@@ -1,0 +1,269 @@
+"""The section "What each branch is worth": each alone, all but each, and all together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from markupsafe import Markup
+from torch import Tensor
+
+from genre_lightning.checkpoint.model import TrainedModel
+from genre_lightning.explain.parts import branch_labels
+from genre_lightning.models.fusion import ACTIVATIONS
+from genre_lightning.report import charts
+from genre_lightning.report.charts import Mark
+from genre_lightning.report.evaluation import SplitScores
+from genre_lightning.report.statistics import Bootstrap, bootstrap, interval
+from genre_lightning.scoring.metrics import genre_metrics, per_genre_metrics
+from genre_lightning.scoring.thresholds import fit_thresholds
+
+#: Columns of the table.
+METRICS = ("map_macro", "f1_macro", "f1_micro")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What some of a model's branches say together, with the prior.
+
+    Attributes:
+        scores: (N, G) float32 in [0, 1].
+        thresholds: (G,) float32, fitted for it on the validation split.
+    """
+
+    scores: Tensor
+    thresholds: Tensor
+
+
+@dataclass(frozen=True)
+class Group:
+    """Movies that have the same columns, more or less.
+
+    Attributes:
+        name: for people.
+        rows: (N,) bool, its movies.
+    """
+
+    name: str
+    rows: Tensor
+
+
+def branch_section(
+    model: TrainedModel,
+    scores: SplitScores,
+    validation: SplitScores | None,
+    fitted: Bootstrap,
+    resamples: int,
+    seed: int,
+    order: Sequence[int],
+) -> dict[str, Any] | None:
+    """What the template shows of each branch; None for a model of one.
+
+    Args:
+        model: whose scores these are.
+        scores: of the split.
+        validation: of the validation split, to fit thresholds.
+        fitted: resamples of the whole model on the whole split.
+        resamples: how many.
+        seed: of the resamples.
+        order: of the genres in the chart.
+
+    Raises:
+        ValueError: a model of several branches without ``validation``.
+    """
+    if len(model.inputs) == 1:
+        return None
+    if validation is None:
+        raise ValueError("a model of several branches needs the scores of the validation split")
+    answers = branch_answers(model, scores, validation)
+    labels = branch_labels(model.inputs)
+    groups = [
+        {
+            "name": group.name,
+            "num_movies": int(group.rows.sum()),
+            "rows": _rows(
+                answers, labels, scores, group.rows, model.thresholds, fitted, resamples, seed
+            ),
+        }
+        for group in movie_groups(model, scores)
+    ]
+    complete = torch.stack(list(scores.has.values())).all(dim=0)
+    return {
+        "groups": groups,
+        "kinds": [(charts.branch_kind(k), label) for k, label in enumerate(labels.values())],
+        "chart": _chart(answers, labels, scores.targets, complete, model, order),
+        "chart_movies": int(complete.sum()),
+    }
+
+
+def branch_answers(
+    model: TrainedModel, scores: SplitScores, validation: SplitScores
+) -> dict[tuple[str, ...], Answer]:
+    """The answers of each branch alone, of all but each, and of all, by their branches.
+
+    Each is the prior and the branches' part of the sum, not a model trained without the others. Its
+    thresholds are fitted on the validation movies that have a column of these branches.
+    """
+    branches = tuple(model.inputs)
+    chosen = [
+        *((branch,) for branch in branches),
+        *(tuple(other for other in branches if other != branch) for branch in branches),
+    ]
+    answers = {}
+    for some in dict.fromkeys(chosen):
+        seen = torch.stack([validation.has[branch] for branch in some]).any(dim=0)
+        thresholds = model.thresholds
+        if bool(seen.any()):
+            found = _scores(model, validation, some)[seen]
+            thresholds = fit_thresholds(found, validation.targets[seen])
+        answers[some] = Answer(_scores(model, scores, some), thresholds)
+    return {**answers, branches: Answer(scores.scores, model.thresholds)}
+
+
+def _scores(model: TrainedModel, scores: SplitScores, branches: Sequence[str]) -> Tensor:
+    chosen = {name: scores.branch_logits[name].to(model.device) for name in branches}
+    with torch.inference_mode():
+        return ACTIVATIONS[model.activation](model.network.total(chosen)).cpu()
+
+
+def movie_groups(model: TrainedModel, scores: SplitScores) -> list[Group]:
+    """All movies; where some lack a column, those that have all, and those that lack each."""
+    has: dict[str, Tensor] = {}
+    for branch, given in model.inputs.items():
+        # What a branch looks up by id is a column of its own.
+        column = branch if given.of == "id" else given.column
+        has[column] = has.get(column, torch.ones_like(scores.has[branch])) & scores.has[branch]
+    groups = [Group("All movies", torch.ones(len(scores.rows), dtype=torch.bool))]
+    lacking = [column for column, rows in has.items() if not bool(rows.all())]
+    complete = torch.stack(list(has.values())).all(dim=0)
+    if lacking:
+        groups.append(Group(f"With {_listed(lacking)}", complete))
+        groups += [Group(f"Without {column}", ~has[column]) for column in lacking]
+    return [
+        group
+        for place, group in enumerate(groups)
+        if place == 0 or (bool(group.rows.any()) and not bool(group.rows.all()))
+    ]
+
+
+def _rows(
+    answers: Mapping[tuple[str, ...], Answer],
+    labels: Mapping[str, str],
+    scores: SplitScores,
+    movies: Tensor,
+    thresholds: Tensor,
+    fitted: Bootstrap,
+    resamples: int,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """The table's rows for a group: answers, then what is gained from each branch."""
+    everything = tuple(labels)
+    present = [name for name in labels if bool(scores.has[name][movies].any())]
+    shown: dict[str, tuple[str, ...]] = {}
+    without: dict[str, tuple[str, ...]] = {}  # which answer lacks each branch
+    if len(present) > 1:
+        for name in present:
+            if bool(scores.has[name][movies].all()):
+                shown[_title(f"{labels[name]} alone")] = (name,)
+        for name in present:
+            others = tuple(other for other in everything if other != name)
+            if len(present) == 2:
+                others = tuple(other for other in present if other != name)
+            else:
+                shown[f"All but {labels[name]}"] = others
+            if others in shown.values():
+                without[name] = others
+    shown[_together([labels[name] for name in present], len(everything))] = everything
+
+    targets = scores.targets[movies]
+    values, resampled = {}, {}
+    for some in shown.values():
+        answer = answers[some]
+        found = answer.scores[movies]
+        values[some] = genre_metrics(found, targets, answer.thresholds)
+        if some == everything and bool(movies.all()):
+            resampled[some] = fitted.metrics
+            continue
+        resampled[some] = bootstrap(
+            found.numpy(),
+            targets.numpy(),
+            answer.thresholds.numpy(),
+            resamples=resamples,
+            seed=seed,
+        ).metrics
+    rows = [
+        {
+            "label": label,
+            "gain": False,
+            "values": [interval(values[some][m], resampled[some][m]) for m in METRICS],
+        }
+        for label, some in shown.items()
+    ]
+    # The same movies are drawn for both, so the differences are paired.
+    rows += [
+        {
+            "label": f"Gain from {labels[name]}",
+            "gain": True,
+            "values": [
+                interval(
+                    values[everything][m] - values[others][m],
+                    resampled[everything][m] - resampled[others][m],
+                    least=-1.0,
+                )
+                for m in METRICS
+            ],
+        }
+        for name, others in without.items()
+    ]
+    return rows
+
+
+def _chart(
+    answers: Mapping[tuple[str, ...], Answer],
+    labels: Mapping[str, str],
+    targets: Tensor,
+    movies: Tensor,
+    model: TrainedModel,
+    order: Sequence[int],
+) -> Markup | None:
+    """Average precision of each genre by each branch alone and by all, on some movies."""
+    if not bool(movies.any()):
+        return None
+    kinds: dict[tuple[str, ...], str] = {
+        (name,): charts.branch_kind(place) for place, name in enumerate(labels)
+    }
+    kinds[tuple(labels)] = "model"
+    precisions = {
+        kind: per_genre_metrics(answers[some].scores[movies], targets[movies], model.thresholds)[
+            "ap"
+        ]
+        for some, kind in kinds.items()
+    }
+    rows = [
+        (model.genres[g], [Mark(kind, ap[g].item()) for kind, ap in precisions.items()])
+        for g in np.asarray(order).tolist()
+        if bool(targets[movies][:, g].any())
+    ]
+    return charts.dot_rows(
+        f"Average precision of each genre by {_listed(list(labels.values()))} alone, and by all",
+        rows,
+    )
+
+
+def _together(present: Sequence[str], branches: int) -> str:
+    """What to call the whole model where a movie has these of its branches' columns."""
+    if len(present) == branches > 2:
+        return "All branches"
+    return _title(" + ".join(present) if len(present) > 1 else f"{(*present, 'prior')[0]} alone")
+
+
+def _title(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names joined by commas and an "and"."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))

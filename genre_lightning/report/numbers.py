@@ -1,0 +1,27 @@
+"""How numbers are written for people."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from genre_lightning.report.statistics import Interval
+
+
+def number(value: float, digits: int = 3) -> str:
+    """As in a table; a dash for nan."""
+    return "–" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """With its sign, a true minus; a dash for nan."""
+    if math.isnan(value):
+        return "–"
+    text = f"{abs(value):.{digits}f}"
+    zero = float(text) == 0
+    return text if zero else f"{'−' if value < 0 else '+'}{text}"
+
+
+def span(value: Interval, show: Any = number) -> str:
+    """The ends of an interval; nothing where it is undefined."""
+    return "" if math.isnan(value.low) else f"{show(value.low)} to {show(value.high)}"

@@ -1,0 +1,101 @@
+"""The section "Overall": every metric with its interval, beside two baselines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from genre_lightning.checkpoint.model import TrainedModel
+from genre_lightning.data.datamodule import MovieDataModule
+from genre_lightning.report import charts
+from genre_lightning.report.charts import Mark
+from genre_lightning.report.evaluation import SplitScores
+from genre_lightning.report.statistics import Bootstrap, best_constant, bootstrap, interval
+from genre_lightning.scoring.metrics import genre_metrics
+from genre_lightning.scoring.thresholds import DEFAULT_METHOD, fit_thresholds
+
+#: Of the overall table, in its order.
+METRICS = {
+    "f1_micro": "F1, micro",
+    "f1_macro": "F1, macro",
+    "f1_samples": "F1, mean over movies",
+    "f1_weighted": "F1, weighted",
+    "precision_micro": "Precision, micro",
+    "precision_macro": "Precision, macro",
+    "recall_micro": "Recall, micro",
+    "recall_macro": "Recall, macro",
+    "map_macro": "mAP, macro",
+    "map_micro": "mAP, micro",
+}
+HEADLINE = ("f1_micro", "f1_macro", "map_macro")
+
+
+def overall_section(
+    model: TrainedModel,
+    data: MovieDataModule,
+    scores: SplitScores,
+    fitted: Bootstrap,
+    resamples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """What the template shows of the whole split; arguments as in ``report/page.py``."""
+    metrics = genre_metrics(scores.scores, scores.targets, model.thresholds)
+    half_way = torch.full_like(model.thresholds, 0.5)
+    at_half = bootstrap(
+        scores.scores.numpy(),
+        scores.targets.numpy(),
+        half_way.numpy(),
+        resamples=resamples,
+        seed=seed,
+    ).metrics
+    train, val = data.splits["train"], data.splits["val"]
+    counts = data.genre_counts()
+    chosen = best_constant(counts, len(train))
+    constant = torch.zeros_like(model.thresholds)
+    constant[torch.from_numpy(chosen)] = 1.0
+    prior = torch.from_numpy((counts / len(train)).astype(np.float32))
+    val_labels = torch.from_numpy(data.labels[val].astype(np.float32))
+    cuts = fit_thresholds(prior.expand(len(val), -1), val_labels, DEFAULT_METHOD)
+    everywhere = scores.targets.shape
+    baselines = {
+        "constant": genre_metrics(constant.expand(everywhere), scores.targets, half_way),
+        "prior": genre_metrics(prior.expand(everywhere), scores.targets, cuts),
+    }
+    rows: list[dict[str, Any]] = []
+    for key, label in METRICS.items():
+        ranking = key.startswith("map")
+        half_value = metrics[key if ranking else f"{key}_at_0.5"]
+        rows.append(
+            {
+                "key": key,
+                "label": label,
+                "fitted": interval(metrics[key], fitted.metrics[key]),
+                "half": None if ranking else interval(half_value, at_half[key]),
+                **{name: values[key] for name, values in baselines.items()},
+                "prior_half": None if ranking else baselines["prior"][f"{key}_at_0.5"],
+            }
+        )
+    chart = charts.dot_rows(
+        "Scores of the model with 95% intervals, beside the constant and the prior baseline",
+        [
+            (
+                row["label"],
+                [
+                    Mark("constant", row["constant"]),
+                    Mark("prior", row["prior"]),
+                    Mark("model", row["fitted"].value, row["fitted"].low, row["fitted"].high),
+                ],
+            )
+            for row in rows
+            if row["key"].startswith(("f1", "map"))
+        ],
+    )
+    return {
+        "rows": rows,
+        "headline": [row for row in rows if row["key"] in HEADLINE],
+        "chart": chart,
+        "constant": [model.genres[g] for g in chosen],
+        "prior": [model.genres[g] for g in np.flatnonzero((prior >= cuts).numpy())],
+    }

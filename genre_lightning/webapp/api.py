@@ -1,0 +1,310 @@
+"""What the page's API answers: the model, a movie's genres and why, a heat map.
+
+Other programs can use it as well. Columns go by their names everywhere.
+
+``GET /api/model``
+    What the model is: ``checkpoint`` (the file's name), ``genres`` (G names), ``activation``,
+    ``max_poster_bytes``, ``max_characters``; ``columns``: for each that can be given ``name``,
+    ``of`` ("text" or "poster"), ``long`` (more than a line) and ``year`` (whether a year in
+    brackets counts); ``branches``: for each ``name``, ``column`` and ``label``.
+
+``POST /api/predict``, a JSON object as the body: texts, and images in base64, by column
+    ``columns``: of each column that the model looks at the text, true for an image, or null;
+    ``problems``: by column, why it was left out; ``predicted`` (names of the genres whose score
+    reaches their threshold, the highest score first) and ``genres``: for each of the G, the highest
+    score first, ``name``, ``score``, ``threshold``, ``predicted``, and the exact parts of its
+    logit: ``logit`` = ``bias`` + the numbers of ``branches``. ``explanations``: for each branch
+    that saw something ``kind``: "words", with ``parts`` that have ``text``, ``kind`` ("word" or
+    "year"), ``span`` (its characters in the text, or null) and ``adds`` (to the logit of each
+    genre, by name) and ``exact`` (whether these sum to the branch's part); "heat map", which
+    ``/api/heat`` draws; or "none", with the reason in ``problem``. The former two have ``method``.
+
+``POST /api/heat?branch=NAME&genre=NAME``, an image file's bytes as the body
+    A PNG: the image with the heat map of this genre laid over it.
+
+Errors have a status from 400 on and the body ``{"error": {"code": ..., "message": ...}}``; codes:
+``nothing_given``, ``no_branch``, ``text_too_long``, ``too_large``, ``not_an_image``,
+``bad_request``, ``unknown_genre``, ``unknown_branch``, ``not_explained``, ``wrong_host``,
+``wrong_origin``, ``http`` and ``failed``. With curl:
+``curl -d '{"title": "Heat (1995)"}' http://127.0.0.1:7860/api/predict``.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from genre_lightning.inputs.terms import TermsInput
+from genre_lightning.predicting.predictor import TITLE, listed
+
+if TYPE_CHECKING:
+    from genre_lightning.predicting.predictor import GenrePredictor
+
+MAX_POSTER_BYTES = 16 * 2**20
+MAX_CHARACTERS = 20_000
+
+#: Longer side of a heat map's picture in pixels: twice as large as it is shown, for sharp screens.
+_PICTURE_SIDE = 512
+
+
+class ApiError(Exception):
+    """A request that can't be answered.
+
+    Args:
+        status: of HTTP.
+        code: for programs, one of those in the module's docstring.
+        message: for people.
+    """
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+
+
+def askable(predictor: GenrePredictor) -> dict[str, str]:
+    """The columns that a page can ask for, and what they hold: "text" or "poster"."""
+    return {name: of for name, of in predictor.columns.items() if of != "id"}
+
+
+def max_body_bytes(predictor: GenrePredictor) -> int:
+    """What the largest honest movie takes: posters in base64, any character escaped."""
+    kinds = list(askable(predictor).values())
+    posters, texts = kinds.count("poster"), kinds.count("text")
+    return posters * (-(-MAX_POSTER_BYTES // 3) * 4) + texts * MAX_CHARACTERS * 12 + 2**16
+
+
+def describe(predictor: GenrePredictor, checkpoint: str) -> dict[str, Any]:
+    """What ``/api/model`` answers, see the module's docstring."""
+    from genre_lightning.explain.parts import branch_labels
+
+    inputs = predictor.model.inputs
+    years = {
+        given.column
+        for given in inputs.values()
+        if isinstance(given, TermsInput) and given.vectorizer.decade
+    }
+    labels = branch_labels(inputs)
+    return {
+        "checkpoint": checkpoint,
+        "genres": list(predictor.genres),
+        "activation": predictor.model.activation,
+        "columns": [
+            {"name": name, "of": of, "long": name != TITLE, "year": name in years}
+            for name, of in askable(predictor).items()
+        ],
+        "branches": [
+            {"name": name, "column": given.column, "label": labels[name]}
+            for name, given in inputs.items()
+        ],
+        "max_poster_bytes": MAX_POSTER_BYTES,
+        "max_characters": MAX_CHARACTERS,
+    }
+
+
+def read_movie(predictor: GenrePredictor, body: bytes) -> dict[str, str | bytes]:
+    """The columns of a request that hold something: texts, and encoded images.
+
+    Raises:
+        ApiError: it is no JSON object of such, or too large.
+    """
+    try:
+        given = json.loads(body or b"{}")
+    except (ValueError, RecursionError) as error:
+        raise ApiError(400, "bad_request", "The body is no JSON.") from error
+    if not isinstance(given, dict):
+        raise ApiError(400, "bad_request", "The body is no JSON object of columns by name.")
+    kinds = askable(predictor)
+    movie: dict[str, str | bytes] = {}
+    for name, value in given.items():
+        if value is None or value == "":
+            continue
+        if not isinstance(value, str):
+            raise ApiError(400, "bad_request", f"The column {name:.100} is no text.")
+        if kinds.get(name) == "poster":
+            movie[name] = _image(name, value)
+            continue
+        if len(value) > MAX_CHARACTERS:
+            raise ApiError(
+                400,
+                "text_too_long",
+                f"The {name:.100} has {len(value):,} characters; up to {MAX_CHARACTERS:,} are "
+                "read.",
+            )
+        if value.strip():
+            movie[name] = value
+    return movie
+
+
+def _image(name: str, text: str) -> bytes:
+    try:
+        image = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ApiError(400, "bad_request", f"The {name} is not in base64.") from error
+    if len(image) > MAX_POSTER_BYTES:
+        raise too_large()
+    return image
+
+
+def too_large() -> ApiError:
+    """What a poster is told that is too large."""
+    return ApiError(
+        413,
+        "too_large",
+        f"This file is too large: a poster may have up to {MAX_POSTER_BYTES // 2**20} MB.",
+    )
+
+
+def explain_movie(predictor: GenrePredictor, movie: Mapping[str, str | bytes]) -> dict[str, Any]:
+    """What ``/api/predict`` answers, see the module's docstring.
+
+    Args:
+        predictor: of the model.
+        movie: texts, and encoded images, by column, none of them empty.
+
+    Raises:
+        ApiError: it can't be answered.
+    """
+    from genre_lightning.explain.parts import score_parts
+
+    kinds = askable(predictor)
+    for name in movie:
+        if name not in kinds:
+            wanted = ", ".join(kinds)
+            message = f"This model has no branch for the {name:.100}: it looks at {wanted}."
+            raise ApiError(422, "no_branch", message)
+    if not movie:
+        raise ApiError(400, "nothing_given", f"There is nothing to go by yet: {_wanted(kinds)}.")
+    problems = _problems(predictor, movie)
+    seen = {name: value for name, value in movie.items() if name not in problems}
+    if not seen:
+        raise ApiError(415, "not_an_image", " ".join(problems.values()))
+    (prediction,) = predictor.stream([seen])
+    parts = score_parts(predictor.model, seen)
+    thresholds = predictor.thresholds
+    genres = []
+    for name, score in prediction.ranked():
+        place = predictor.genres.index(name)
+        genres.append(
+            {
+                "name": name,
+                "score": score,
+                "threshold": thresholds[name],
+                "predicted": name in prediction.genres,
+                "logit": float(parts.logits[place]),
+                "bias": float(parts.bias[place]),
+                "branches": {key: float(part[place]) for key, part in parts.branches.items()},
+            }
+        )
+    return {
+        "columns": {name: _shown(seen.get(name)) for name in kinds},
+        "problems": problems,
+        "predicted": list(prediction.genres),
+        "genres": genres,
+        "explanations": {
+            branch: _explain(predictor, branch, seen[given.column])
+            for branch, given in predictor.model.inputs.items()
+            if given.column in seen
+        },
+    }
+
+
+def _wanted(kinds: Mapping[str, str]) -> str:
+    texts = [name for name, of in kinds.items() if of == "text"]
+    posters = [name for name, of in kinds.items() if of == "poster"]
+    wanted = [f"type the {listed(texts, 'or')}"] if texts else []
+    wanted += [f"choose the {listed(posters, 'or')}"] if posters else []
+    return listed(wanted, "or")
+
+
+def _shown(value: str | bytes | None) -> str | bool | None:
+    return True if isinstance(value, bytes) else value
+
+
+def _problems(predictor: GenrePredictor, movie: Mapping[str, str | bytes]) -> dict[str, str]:
+    """By column, why it can't be read."""
+    from genre_lightning.errors import InputError
+
+    problems: dict[str, str] = {}
+    for given in predictor.model.inputs.values():
+        if given.column not in movie:
+            continue
+        try:
+            given.read(movie[given.column])
+        except InputError as error:
+            what = "This file can't be read as a picture" if given.of == "poster" else "Left out"
+            problems.setdefault(given.column, f"{what}: {error}.")
+    return problems
+
+
+def _explain(predictor: GenrePredictor, branch: str, value: str | bytes) -> dict[str, Any]:
+    from genre_lightning.explain.explainer import ImageExplanation, TextExplanation
+    from genre_lightning.explain.table import explain_branch
+
+    try:
+        found = explain_branch(predictor.model, branch, value)
+    except TypeError as error:
+        return {"kind": "none", "problem": f"{error}."}
+    if isinstance(found, ImageExplanation):
+        return {"kind": "heat map", "method": found.method}
+    assert isinstance(found, TextExplanation)
+    return {
+        "kind": "words",
+        "method": found.method,
+        "exact": found.exact,
+        "parts": [
+            {
+                "text": part.text,
+                "kind": part.kind,
+                "span": part.span,
+                "adds": dict(zip(predictor.genres, part.contributions.tolist(), strict=True)),
+            }
+            for part in found.parts
+        ],
+    }
+
+
+def heat_picture(predictor: GenrePredictor, branch: str, genre: str, image: bytes) -> bytes:
+    """What ``/api/heat`` answers: a PNG.
+
+    Args:
+        predictor: of the model.
+        branch: name of a branch that looks at posters.
+        genre: its name.
+        image: encoded; empty for none.
+
+    Raises:
+        ApiError: it can't be answered.
+    """
+    from genre_lightning.errors import InputError
+    from genre_lightning.explain.explainer import ImageExplanation
+    from genre_lightning.explain.pictures import heat_pictures
+    from genre_lightning.explain.table import explain_branch
+
+    inputs = predictor.model.inputs
+    if genre not in predictor.genres:
+        raise ApiError(404, "unknown_genre", f"The model knows no genre {genre!r:.100}.")
+    if branch not in inputs or inputs[branch].of != "poster":
+        raise ApiError(
+            404, "unknown_branch", f"The model has no branch {branch!r:.100} for posters."
+        )
+    if not image:
+        raise ApiError(400, "nothing_given", "There is no image to draw the heat map on.")
+    try:
+        found = explain_branch(predictor.model, branch, image)
+        if not isinstance(found, ImageExplanation):
+            raise TypeError(f"branch {branch} has no heat maps")
+        pictures = heat_pictures(found, [predictor.genres.index(genre)], _PICTURE_SIDE)
+    except InputError as error:
+        message = f"This file can't be read as a picture: {error}."
+        raise ApiError(415, "not_an_image", message) from error
+    except TypeError as error:
+        raise ApiError(422, "not_explained", f"{error}.") from error
+    png = io.BytesIO()
+    pictures[0].save(png, "PNG", compress_level=1)  # it goes no further than this machine
+    return png.getvalue()

@@ -1,0 +1,184 @@
+"""The page and its API as an ASGI application.
+
+The page is the plain HTML, CSS and JavaScript of ``webapp/page``; ``webapp/api.py`` says what the
+API answers. A request is counted as it comes in, refused as soon as it is too large, and kept in
+memory alone: a poster is never part of a form, whose parts would go to temporary files. Nothing is
+written to disk, logged or sent anywhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import re
+from collections.abc import Callable, Sequence
+from importlib import resources
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+from genre_lightning.webapp import api
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.responses import Response
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from genre_lightning.predicting.predictor import GenrePredictor
+
+_FILES = {
+    "/": ("index.html", "text/html"),
+    "/page.css": ("page.css", "text/css"),
+    "/page.js": ("page.js", "text/javascript"),
+}
+
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    # What people look up is nobody's business later on; and a new version's page is seen at once.
+    "Cache-Control": "no-store",
+}
+
+_Answer = TypeVar("_Answer")
+
+
+def build_app(predictor: GenrePredictor, checkpoint: str, hosts: Sequence[str] = ()) -> ASGIApp:
+    """The page and its API as an ASGI application.
+
+    Args:
+        predictor: of the model to try.
+        checkpoint: what the page calls the model.
+        hosts: names this machine is called by, besides localhost and IP addresses.
+    """
+    from starlette.applications import Starlette
+    from starlette.exceptions import HTTPException
+    from starlette.requests import ClientDisconnect
+    from starlette.responses import JSONResponse, Response
+    from starlette.routing import Route
+
+    # More at once would only take turns on the cores, each with a decoded poster in memory.
+    turns = asyncio.Semaphore(predictor.workers)
+
+    async def in_thread(work: Callable[..., _Answer], *arguments: Any) -> _Answer:
+        from starlette.concurrency import run_in_threadpool
+
+        async with turns:
+            return await run_in_threadpool(work, *arguments)
+
+    def page_file(name: str, kind: str) -> Callable[[Request], Response]:
+        content = (resources.files("genre_lightning.webapp") / "page" / name).read_bytes()
+        return lambda request: Response(content, media_type=kind)
+
+    def model(request: Request) -> Response:
+        return JSONResponse(api.describe(predictor, checkpoint))
+
+    async def predict(request: Request) -> Response:
+        body = await _read_body(request, api.max_body_bytes(predictor))
+        movie = await in_thread(api.read_movie, predictor, body)
+        return JSONResponse(await in_thread(api.explain_movie, predictor, movie))
+
+    async def heat(request: Request) -> Response:
+        branch, genre = (request.query_params.get(name, "") for name in ("branch", "genre"))
+        image = await _read_body(request, api.MAX_POSTER_BYTES)
+        picture = await in_thread(api.heat_picture, predictor, branch, genre, image)
+        return Response(picture, media_type="image/png")
+
+    def refused(request: Request, error: Exception) -> Response:
+        assert isinstance(error, api.ApiError)
+        return _error(error.status, error.code, error.message)
+
+    def not_found(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return _error(error.status_code, "http", f"{error.detail}.")
+
+    def gone(request: Request, error: Exception) -> Response:
+        return Response(status_code=400)  # nobody reads it
+
+    def failed(request: Request, error: Exception) -> Response:
+        return _error(500, "failed", "The model failed on this movie; the terminal says more.")
+
+    app = Starlette(
+        routes=[
+            *(Route(path, page_file(*file)) for path, file in _FILES.items()),
+            Route("/api/model", model),
+            Route("/api/predict", predict, methods=["POST"]),
+            Route("/api/heat", heat, methods=["POST"]),
+        ],
+        exception_handlers={
+            api.ApiError: refused,
+            HTTPException: not_found,
+            ClientDisconnect: gone,
+            Exception: failed,
+        },
+    )
+    return _Guard(app, hosts)  # outermost, so that failures too have its headers
+
+
+class _Guard:
+    """Turns away what other web pages send here, and adds the headers to every answer.
+
+    A page elsewhere can point a name of its own at this machine and then read what it is served
+    (DNS rebinding). That takes a name, so a host is let through if it is an IP address or a name
+    we go by. Such a page can also send without reading: that says so in its Origin.
+    """
+
+    def __init__(self, app: ASGIApp, names: Sequence[str]) -> None:
+        self.app = app
+        self.names = {"localhost", *(name.lower() for name in names)}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                added = [(name.encode(), value.encode()) for name, value in _HEADERS.items()]
+                message = {**message, "headers": [*message["headers"], *added]}
+            await send(message)
+
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        host, origin = headers.get(b"host", ""), headers.get(b"origin")
+        app = self.app
+        if not self._is_ours(host):
+            message = "This page goes by its IP address or localhost, and not by this name."
+            app = _error(400, "wrong_host", message)
+        elif origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+            app = _error(403, "wrong_origin", "Only this page itself may ask.")
+        await app(scope, receive, send_with_headers)
+
+    def _is_ours(self, host: str) -> bool:
+        found = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]]+)(:\d+)?", host)
+        if found is None:
+            return False
+        name = found[1].lower().rstrip(".")
+        if name in self.names:
+            return True
+        try:
+            ipaddress.ip_address(name.strip("[]"))
+        except ValueError:
+            return False
+        return True
+
+
+def _error(status: int, code: str, message: str) -> Response:
+    from starlette.responses import JSONResponse
+
+    return JSONResponse({"error": {"code": code, "message": message}}, status)
+
+
+async def _read_body(request: Request, most: int) -> bytes:
+    """The body; refused as soon as it is known to be too large."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > most:
+        raise api.too_large()
+    received = bytearray()
+    async for chunk in request.stream():
+        received += chunk
+        if len(received) > most:
+            raise api.too_large()
+    return bytes(received)
