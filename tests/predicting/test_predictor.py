@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from genre_lightning.inputs.posters import PosterError, decode_poster
 from PIL import Image
 
 from genre_lightning import GenrePredictor
 from genre_lightning.checkpoint.card import CheckpointError
 from genre_lightning.explain.parts import score_parts
 from genre_lightning.inputs.augment import POSTER_MEAN, POSTER_STD
-from genre_lightning.inputs.posters import PosterError, decode_poster
 from genre_lightning.predicting.predictor import BATCH_SIZE, PredictionError
 
 TITLES = ["Heat (1995)", "Toy Story (1995)", "Alien (1979)", "Night of the Living Dead (1968)"]
