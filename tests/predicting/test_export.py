@@ -18,6 +18,9 @@ from genre_lightning.predicting.command import main
 from genre_lightning.predicting.export import export_onnx
 from genre_lightning.predicting.graph import INPUT_GRAPHS, ExportedNetwork, ExportError
 
+# A graph is traced for seconds.
+pytestmark = pytest.mark.slow
+
 SYNOPSES = ["A thief plans a last heist", "Toys live happily", "A night of terror in space"]
 
 
@@ -104,7 +107,6 @@ def make_movies() -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.slow
 def test_the_graph_gives_the_models_numbers(exported: tuple[Path, Path]):
     checkpoint, path = exported
     model = load_model(checkpoint)
@@ -175,7 +177,6 @@ def test_a_branch_that_can_not_be_exported_is_named(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
 def test_a_graph_of_other_numbers_is_not_written(
     make_checkpoint: Callable[..., Path],
     tmp_path: Path,
