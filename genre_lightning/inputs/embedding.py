@@ -87,7 +87,7 @@ class EmbeddingInput(Input):
         self.spec = spec
         self.of = "poster" if spec.kind == "image" else "text"
         if type(views) is not int or not 1 <= views <= (MAX_VIEWS if self.of == "poster" else 1):
-            raise ValueError(f"views: {views!r} is not in 1..{MAX_VIEWS}, and 1 for a text")
+            raise ValueError(f"views: {views!r:.100} is not in 1..{MAX_VIEWS}, and 1 for a text")
         self.views = views
         self.sha256 = spec.sha256
         self.width = spec.vector_width

@@ -140,6 +140,8 @@ class VectorsInput(Input):
         return 4 * (self.width or 1)
 
     def open(self, values: Sequence[str | None], train: np.ndarray, store: Store) -> Features:
+        if not Path(self.path).is_file():  # a device that never ends, named by a stranger's file
+            raise InputError(f"{self.path}: there is no such file")
         ids, x = read_vectors(Path(self.path))
         if self.width is not None and x.shape[1] != self.width:
             raise InputError(f"{self.path}: {x.shape[1]} numbers a movie, trained on {self.width}")
@@ -167,7 +169,10 @@ class VectorsInput(Input):
         vector = np.asarray(value)
         if vector.dtype.kind not in "fiu" or vector.shape != (self.width,):
             raise TypeError(f"not a vector of {self.width} numbers")
-        return vector.astype(np.float32)
+        vector = vector.astype(np.float32)
+        if not np.isfinite(vector).all():
+            raise InputError("it has a number that is not finite")
+        return vector
 
     def encode(self, items: Sequence[np.ndarray]) -> dict[str, Tensor]:
         stacked = np.stack(items) if items else np.zeros((0, self.width or 1), dtype=np.float32)
@@ -192,6 +197,8 @@ class VectorsInput(Input):
                 raise ValueError(f"{name} is missing")
             if name not in known:
                 raise ValueError(f"unknown key {name!r:.100}")
+        if type(state["path"]) is not str:
+            raise ValueError(f"path: {state['path']!r:.100} is no text")
         if state["column"] != "id" or type(state["log_odds"]) is not bool:
             raise ValueError("column is not id, or log_odds is not true or false")
         width = state["width"]

@@ -38,9 +38,9 @@ class YearInput(Input):
 
     def __init__(self, column: str = "title", spacing: int = 5, width: float = 5.0) -> None:
         if type(spacing) is not int or not 1 <= spacing <= 100:
-            raise ValueError(f"spacing: {spacing!r} is not in 1..100")
+            raise ValueError(f"spacing: {spacing!r:.100} is not in 1..100")
         if type(width) not in (int, float) or not 0.1 <= width <= 100:
-            raise ValueError(f"width: {width!r} is not in 0.1..100")
+            raise ValueError(f"width: {width!r:.100} is not in 0.1..100")
         self.column = column
         self.spacing = spacing
         self.width = float(width)
