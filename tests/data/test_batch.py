@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from genre_lightning.inputs.posters import PosterCache, to_device
 
 from genre_lightning.data.batch import BatchGroup, BatchOrder, MovieBatch, MovieBatches, MovieLoader
+from genre_lightning.inputs.posters import PosterCache, to_device
 from genre_lightning.inputs.terms import SparseTitles
 
 
