@@ -15,8 +15,9 @@ COMPILE := $(if $(PYTHONDONTWRITEBYTECODE),--compile-bytecode)
 help:
 	@echo 'make train [ARGS="data=ml1m data.root=FOLDER"]  set up and train (demo data by default)'
 	@echo 'make test  [ARGS="-k titles"]                   set up and run the tests'
-	@echo 'make lint                                       formatting, lint and types, as in CI'
-	@echo 'make format                                     format and mend what can be mended'
+	@echo "make test  [ARGS=\"-m 'not slow'\"]               run those that take no long time"
+	@echo 'make lint                                       formatting, lint, types and imports, as in CI'
+	@echo 'make format                                     format and fix what can be fixed'
 	@echo 'make bench [ARGS="--root FOLDER"]               every benchmark of speed, and their table'
 	@echo 'make setup                                      only create .venv'
 	@echo 'make pins                                       renew constraints.txt (needs uv)'
@@ -33,6 +34,7 @@ lint: $(STAMP)
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
+	.venv/bin/lint-imports --no-logo --no-cache
 
 format: $(STAMP)
 	$(PY) -m ruff format .
@@ -48,8 +50,8 @@ setup: $(STAMP)
 IGNORED := $(shell [ "`cat $(STAMP) 2>/dev/null`" = "`pwd`" ] && $(PY) -c '' 2>/dev/null || rm -f $(STAMP))
 
 $(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else \
-	  "Python 3.10 or newer is needed; $(PYTHON) is " + sys.version.split()[0] \
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else \
+	  "Python 3.11 or newer is needed; $(PYTHON) is " + sys.version.split()[0] \
 	  + ". Name another one: make PYTHON=python3.12 ...")'
 	@if uv --version >/dev/null 2>&1; then \
 	  echo 'Creating .venv with uv'; \
@@ -68,7 +70,7 @@ $(STAMP): pyproject.toml constraints.txt
 # torchvision is no dependency; its pin is for those who want it beside this package.
 pins:
 	echo torchvision | uv pip compile pyproject.toml - --extra dev --universal --upgrade \
-	  --python-version 3.10 --no-annotate --no-emit-index-url --no-emit-find-links \
+	  --python-version 3.11 --no-annotate --no-emit-index-url --no-emit-find-links \
 	  --custom-compile-command 'make pins' --output-file constraints.txt
 
 clean:

@@ -73,8 +73,8 @@ def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> di
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def main(cfg: DictConfig) -> None:
     """Evaluate into the run folder that Hydra made."""
+    from genre_lightning.cores import limit_spinning
     from genre_lightning.errors import UserError
-    from genre_lightning.runs.devices import limit_spinning
 
     limit_spinning()
     try:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, cast
 import hydra
 from omegaconf import OmegaConf
 
-from genre_lightning.runs.folder import run_directory
-from genre_lightning.sweeps.sweep import run_job
+from genre_lightning.runs.places import run_directory
+from genre_lightning.sweeps.jobs import run_job
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -123,7 +123,8 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     from genre_lightning.checkpoint.resuming import check_resumable, copy_best
     from genre_lightning.errors import UserError
     from genre_lightning.report.evaluation import print_genre_table, score_split, split_metrics
-    from genre_lightning.runs.folder import find_checkpoint, is_first_process
+    from genre_lightning.runs.places import find_checkpoint
+    from genre_lightning.runs.process import is_first_process
     from genre_lightning.tracking.loggers import log_outcome, open_loggers
     from genre_lightning.training.callbacks.checkpoint_io import WholeFileIO
     from genre_lightning.training.callbacks.epoch_log import EpochLog

@@ -23,12 +23,12 @@ from benchmarks.measure import (
     argument_parser,
     by_turns,
     json_line,
-    num_cores,
     print_table,
     ratios,
     spread,
 )
 from benchmarks.untrained import draw_posters, poster_file
+from genre_lightning.cores import num_cores
 from genre_lightning.inputs.posters import PosterError, decode_poster, open_poster_cache
 from genre_lightning.movies.movie import PosterFile
 from genre_lightning.movies.readers import read_movies

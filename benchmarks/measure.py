@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from genre_lightning.cores import num_cores
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -132,13 +134,6 @@ def hardware() -> str:
     """What the figures were taken on, in words."""
     words = f"{num_cores()} CPU core(s), {platform.machine()}, Python {platform.python_version()}"
     return words if _gpu() is None else f"{words}, {_gpu()}"
-
-
-def num_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _gpu() -> str | None:

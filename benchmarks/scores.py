@@ -30,7 +30,7 @@ from benchmarks.measure import (
     json_line,
     spread,
 )
-from genre_lightning.runs.folder import LAST
+from genre_lightning.runs.places import LAST
 
 AIM_MAP = 0.30
 COLUMNS = ("map_macro", "f1_micro", "f1_macro")

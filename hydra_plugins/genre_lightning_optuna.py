@@ -73,10 +73,10 @@ class OptunaSweeper(Sweeper):
             raise SystemExit(f"error: {error}") from None
 
     def _sweep(self, arguments: Sequence[str]) -> list[JobReturn]:
-        from genre_lightning.runs.folder import read_result
         from genre_lightning.runs.naming import job_folder, sweep_name
+        from genre_lightning.runs.result import read_result
+        from genre_lightning.sweeps.journal import Journal, job_label
         from genre_lightning.sweeps.study import Trials, distribution
-        from genre_lightning.sweeps.sweep import Journal, job_label
 
         assert self.hydra_context and self.config and self.launcher  # setup comes first
         ready = [f"{key}={value}" for key, value in self.params.items()]

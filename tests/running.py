@@ -21,7 +21,7 @@ def train_in(repository: Path, folder: Path, overrides: list[str]) -> dict[str, 
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import open_dict
 
-    from genre_lightning.runs.folder import recorded_run
+    from genre_lightning.runs.result import recorded_run
     from train import train
 
     folder.mkdir(parents=True, exist_ok=True)

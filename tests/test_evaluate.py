@@ -56,6 +56,7 @@ def table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_as_a_user_from_another_folder(
     trained_run: Path, repository: Path, tmp_path: Path, openmp_tells: None
 ) -> None:

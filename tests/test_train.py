@@ -76,6 +76,7 @@ def test_what_a_run_leaves(trained_run: Path) -> None:
     assert found["val"]["map_macro"] == pytest.approx(best)
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_an_interruption_to_go_on_after(
     repository: Path, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
@@ -125,6 +126,7 @@ def test_a_folder_with_a_run_is_left_as_it_is(
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_a_hostile_checkpoint_is_not_resumed(
     repository: Path, trained_run: Path, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
@@ -339,6 +341,7 @@ def test_a_state_that_fits_nothing_is_refused(
 # The bench: only title and poster together tell all.
 
 
+@pytest.mark.slow
 def test_the_sum_beats_either_branch(train_here: Train, tmp_path: Path) -> None:
     small = [
         "++data.num_movies=800",

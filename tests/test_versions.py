@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from importlib import metadata
 from pathlib import Path
 
 import pytest
+import tomllib
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"]
@@ -28,7 +23,7 @@ EXTRAS = {
     extra: [Requirement(text) for text in texts]
     for extra, texts in PROJECT["optional-dependencies"].items()
 }
-PYTHONS = ["3.10", "3.11", "3.12", "3.13", "3.14"]
+PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
 PLATFORMS = {
     "linux-x86_64": ("linux", "Linux", "x86_64"),
     "linux-aarch64": ("linux", "Linux", "aarch64"),
@@ -91,7 +86,7 @@ def test_the_second_package_of_lightning_is_not_used():
 
 
 def test_python_floor():
-    assert SpecifierSet(PROJECT["requires-python"]) == SpecifierSet(">=3.10")
+    assert SpecifierSet(PROJECT["requires-python"]) == SpecifierSet(">=3.11")
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)

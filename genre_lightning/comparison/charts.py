@@ -15,7 +15,7 @@ from itertools import pairwise
 from markupsafe import Markup, escape
 
 from genre_lightning.comparison.ranking import setting_order
-from genre_lightning.comparison.runs import Setting, shown_setting
+from genre_lightning.comparison.run import Setting, shown_setting
 from genre_lightning.page.svg import Scale, circle, line, svg, words
 
 #: A curve of more points looks the same.

@@ -17,7 +17,7 @@ from genre_lightning.comparison.ranking import (
     setting_of,
     setting_order,
 )
-from genre_lightning.comparison.runs import Run, Setting, shown_setting
+from genre_lightning.comparison.run import Run, Setting, shown_setting
 from genre_lightning.comparison.text import (
     MOST_KEYS_TOLD,
     best_run,

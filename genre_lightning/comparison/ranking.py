@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import fnmatch
 import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from genre_lightning.comparison.runs import UNFINISHED, Run, Setting, metric_names, usual_mode
+from genre_lightning.comparison.run import UNFINISHED, Run, Setting, metric_names, usual_mode
 from genre_lightning.errors import UserError
+from genre_lightning.runs.settings import changes_no_result
 
 SEED = "seed"
-#: Where things lie and how they look, which makes no other experiment.
-PLACES = (
-    "ckpt_path", "*.cache_dir", "*.dirpath", "*.save_dir", "*.default_root_dir",
-    "hydra", "hydra[./]*", "logger", "logger.*", "sweep", "sweep.*",
-    "callbacks.progress_bar*", "*.enable_progress_bar", "monitor", "monitor_mode",
-)  # fmt: skip
+#: Which epoch is the best one, which a leaderboard is told otherwise.
+MONITORING = ("monitor", "monitor_mode")
 
 
 @dataclass(frozen=True)
@@ -180,10 +176,10 @@ def swept_keys(runs: Sequence[Run]) -> list[str]:
             by_choice.setdefault(choice, set()).add(_same(each.get(key)))
         return all(len(values) == 1 for values in by_choice.values())
 
-    def is_place(key: str) -> bool:
-        return key == SEED or any(fnmatch.fnmatchcase(key, pattern) for pattern in PLACES)
+    def is_compared(key: str) -> bool:
+        return key != SEED and key not in MONITORING and not changes_no_result(key)
 
-    different = [key for key in names if not is_place(key) and differs(key)]
+    different = [key for key in names if is_compared(key) and differs(key)]
     # an experiment chooses for other groups, so it comes first
     first = sorted((key for key in different if key in groups), key=lambda key: key != "experiment")
     choices: list[str] = []

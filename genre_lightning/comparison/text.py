@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from genre_lightning.comparison.ranking import SEED, Comparison, Group, setting_of
-from genre_lightning.comparison.runs import Run, shown_setting
+from genre_lightning.comparison.run import Run, shown_setting
 
 #: Beyond this a run is called by its folder rather than by its settings.
 MOST_KEYS_TOLD = 4

@@ -16,11 +16,13 @@ from genre_lightning.explain.pixels import PixelsExplainer
 from genre_lightning.explain.terms import TermsExplainer
 from genre_lightning.inputs.input import Value
 from genre_lightning.models.poster_resnet import PosterResNet
+from genre_lightning.models.terms_linear import TermsLinear
 from genre_lightning.models.terms_mlp import TermsMLP
 
 #: Kind of the input, kind of its column, class of the network.
 EXPLAINERS: Mapping[tuple[str, str, type[nn.Module]], Explainer] = {
     ("terms", "text", TermsMLP): TermsExplainer(),
+    ("terms", "text", TermsLinear): TermsExplainer(),
     ("pixels", "poster", PosterResNet): PixelsExplainer(),
 }
 

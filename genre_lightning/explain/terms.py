@@ -1,4 +1,4 @@
-"""What each word of a text adds, where its branch is a ``TermsMLP`` on TF-IDF terms.
+"""What each word of a text adds, where its branch is a ``TermsMLP`` or linear on TF-IDF terms.
 
 Integrated Gradients (Sundararajan et al. 2017, "Axiomatic attribution for deep networks") from the
 empty text: the parts sum exactly to the change of the logits.
@@ -24,7 +24,8 @@ from genre_lightning.explain.explainer import (
 )
 from genre_lightning.inputs.input import Value
 from genre_lightning.inputs.terms import TermsInput
-from genre_lightning.inputs.vectorizer import TermVectorizer, normalise_title
+from genre_lightning.inputs.vectorizer import ITEM_SEPARATOR, TermVectorizer, normalise_title
+from genre_lightning.models.terms_linear import TermsLinear
 from genre_lightning.models.terms_mlp import TermsMLP
 
 #: How far parts may be from their sum: rounding of float32 logits.
@@ -33,7 +34,7 @@ _TOLERANCE = 1e-4
 
 @final
 class TermsExplainer(Explainer):
-    """The words of a text by Integrated Gradients from an empty one."""
+    """The words of a text, or the items of a list, by Integrated Gradients from an empty one."""
 
     method: ClassVar[str] = "integrated gradients, exact"
     gives: ClassVar[str] = "words"
@@ -62,7 +63,7 @@ def term_contributions(
 
     On the straight way from the empty text to this one every hidden unit's input changes linearly,
     so a ReLU switches at most once and the gradients' integral has a closed form: nothing is
-    sampled.
+    sampled. Of a linear network it is each term's weight.
 
     Returns:
         (T,) int64, columns of the vocabulary; (T, G) float64, what each adds; (G,) float64, the
@@ -75,22 +76,27 @@ def term_contributions(
     part = encode_one(model, branch, text)
     columns, weights = part.numbers["indices"], part.numbers["weights"]
     with torch.inference_mode():
-        contributions = _integrated_gradients(network, columns, weights)
+        if isinstance(network, TermsMLP):
+            contributions = _integrated_gradients(network, columns, weights)
+        else:
+            rows = network.embed.weight[columns].double()
+            members = rows.view(len(columns), network.members, network.num_genres)
+            contributions = float64(weights.double()[:, None] * members.mean(dim=1))
     whole = branch_logits(model, branch, part)[0]
     total = whole - branch_logits(model, branch, encode_one(model, branch, ""))[0]
     error = float(np.abs(contributions.sum(0) - total).max(initial=0.0))
     if error > _TOLERANCE * max(1.0, float(np.abs(whole).max(initial=0.0))):
         raise RuntimeError(
-            f"the terms of branch {branch} differ from their sum by {error:.2g}: TermsMLP has "
-            "changed and explain/terms.py has not"
+            f"the terms of branch {branch} differ from their sum by {error:.2g}: "
+            f"{type(network).__name__} has changed and explain/terms.py has not"
         )
     return columns.cpu().numpy(), contributions, total
 
 
-def _halves(model: TrainedModel, branch: str) -> tuple[TermsInput, TermsMLP]:
+def _halves(model: TrainedModel, branch: str) -> tuple[TermsInput, TermsMLP | TermsLinear]:
     given, network = model.inputs[branch], model.network.branches[branch]
-    if not isinstance(given, TermsInput) or not isinstance(network, TermsMLP):
-        raise TypeError(f"branch {branch} is no TermsMLP on terms")
+    if not isinstance(given, TermsInput) or not isinstance(network, (TermsMLP, TermsLinear)):
+        raise TypeError(f"branch {branch} is neither a TermsMLP nor a TermsLinear on terms")
     return given, network
 
 
@@ -125,9 +131,12 @@ def _words(
     vectorizer: TermVectorizer, text: str, columns: np.ndarray, contributions: np.ndarray
 ) -> tuple[TextPart, ...]:
     """Sum the terms' (T, G) contributions over the words and the year of a text."""
-    normalised, year = normalise_title(text)
-    words = normalised.split()
-    spans, year_span = _word_spans(text, words)
+    normalised, year = vectorizer.normalise(text)
+    if vectorizer.analyzer == "item":
+        words, spans, year_span = *_item_spans(text), None
+    else:
+        words = normalised.split()
+        spans, year_span = _word_spans(text, words)
     added = _shared_out(vectorizer, normalised, words, columns, contributions)
     parts = [
         TextPart(word if span is None else text[slice(*span)], "word", span, values)
@@ -156,7 +165,7 @@ def _shared_out(
     located = vectorizer.locate(text)
     if not located:
         return result
-    # Number of the word that each character belongs to, -1 for a space.
+    # Number of the word that each character belongs to, -1 for what stands between two.
     owner = np.full(len(text), -1, dtype=np.int64)
     lengths = np.array([len(word) for word in words])
     starts = np.cumsum(lengths + 1) - lengths - 1
@@ -183,6 +192,21 @@ def _shared_out(
     terms, owners = np.divmod(pair, len(words))
     np.add.at(result, owners, np.bincount(place, share)[:, None] * contributions[terms])
     return result
+
+
+def _item_spans(text: str) -> tuple[list[str], list[tuple[int, int] | None]]:
+    """The normalised items of a list and where they stand in it; empty ones are left out."""
+    names: list[str] = []
+    spans: list[tuple[int, int] | None] = []
+    start = 0
+    for item in text.split(ITEM_SEPARATOR):
+        name, _ = normalise_title(item)
+        if name:
+            begin = start + len(item) - len(item.lstrip())
+            names.append(name)
+            spans.append((begin, start + len(item.rstrip())))
+        start += len(item) + len(ITEM_SEPARATOR)
+    return names, spans
 
 
 def _word_spans(

@@ -20,10 +20,15 @@ from genre_lightning.inputs.embedding_cache import (
     open_embeddings,
 )
 from genre_lightning.inputs.encoders import (
+    EncoderSpec,
     ImageEncoder,
     TextEncoder,
-    encoder_facts,
     open_encoder,
+    resolve,
+    trust_from_checkpoint,
+    vouch,
+    vouched,
+    weights_sha256,
 )
 from genre_lightning.inputs.input import DenseFeatures, Features, Input, Store
 from genre_lightning.inputs.part import Numbers
@@ -50,28 +55,40 @@ class EmbeddingInput(Input):
 
     Args:
         column: name of the column.
-        encoder: a short name of ``encoders.ENCODERS``, or one that names a model: see there.
+        encoder: as for :func:`genre_lightning.inputs.encoders.resolve`.
         views: V, of posters; texts have one.
-        sha256: of the weights; None for those that are there. Others are refused.
+        size: [H, W] of posters, in place of the encoder's own.
+        weights: with ``timm:NAME``, a safetensors file.
+
+    Raises:
+        EncoderError: there is no such encoder.
+        ValueError: naming the argument that is out of range.
     """
 
     kind: ClassVar[str] = "embedding"
     gives: ClassVar[str] = "vectors"
 
     def __init__(
-        self, column: str, encoder: str, views: int = 1, sha256: str | None = None
+        self,
+        column: str,
+        encoder: str,
+        views: int = 1,
+        size: Sequence[int] | None = None,
+        weights: str | None = None,
     ) -> None:
-        facts = encoder_facts(encoder)
+        spec = resolve(encoder, trusted=True, weights=weights, size=size)
+        vouch(spec)
+        self._set(column, spec, views)
+
+    def _set(self, column: str, spec: EncoderSpec, views: int) -> None:
         self.column = column
-        self.encoder = encoder
-        self.of = "poster" if facts.kind == "image" else "text"
+        self.spec = spec
+        self.of = "poster" if spec.kind == "image" else "text"
         if type(views) is not int or not 1 <= views <= (MAX_VIEWS if self.of == "poster" else 1):
             raise ValueError(f"views: {views!r} is not in 1..{MAX_VIEWS}, and 1 for a text")
-        if sha256 is not None and not _SHA256.fullmatch(sha256):
-            raise ValueError(f"sha256: {sha256!r:.100} is no SHA-256 in hexadecimal")
         self.views = views
-        self.sha256 = sha256 or facts.sha256
-        self.width = facts.width
+        self.sha256 = spec.sha256
+        self.width = spec.width
 
     @property
     def fitted(self) -> bool:
@@ -93,12 +110,14 @@ class EmbeddingInput(Input):
             EncoderError: it is not there, or its weights are others.
         """
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        found = open_encoder(self.encoder, device=device, expected_sha256=self.sha256)
+        found = open_encoder(self.spec, device, self.sha256)
         self.sha256, self.width = found.sha256, found.width
         return found
 
     def open(self, values: Sequence[Any], train: np.ndarray, store: Store) -> Features:
-        if not self.fitted:
+        if self.sha256 is None:
+            self.sha256 = weights_sha256(self.spec)
+        if self.width is None:
             self.load()
         if self.of == "poster":
             return self._open_posters(values, store)
@@ -136,11 +155,11 @@ class EmbeddingInput(Input):
         return DenseFeatures("vectors", cache.vectors, place, unreadable)
 
     def _key(self) -> str:
-        facts = encoder_facts(self.encoder)
         how = (EMBEDDING_VERSION, self.sha256, self.views)
-        if self.of == "poster":
-            return content_key(*how, DECODER_VERSION, list(facts.size or ()), *_colours(facts))
-        return content_key(*how, facts.max_tokens)
+        if self.of == "text":
+            return content_key(*how)
+        colours = (list(self.spec.mean or ()), list(self.spec.std or ()))
+        return content_key(*how, DECODER_VERSION, list(self.size), *colours)
 
     def _shape(self) -> tuple[int, int]:
         return self.views, int(self.network_arguments()["width"])
@@ -155,10 +174,9 @@ class EmbeddingInput(Input):
     @property
     def size(self) -> tuple[int, int]:
         """(H, W) at which the encoder sees posters."""
-        size = encoder_facts(self.encoder).size
-        if size is None:
-            raise RuntimeError(f"{self.encoder} looks at no posters")
-        return size
+        if self.spec.size is None:
+            raise RuntimeError(f"{self.spec.name} looks at no posters")
+        return self.spec.size
 
     def encode(self, items: Sequence[Any]) -> dict[str, Tensor]:
         if not items:
@@ -171,8 +189,7 @@ class EmbeddingInput(Input):
         found = self.load()
         if isinstance(found, TextEncoder):
             return _half(found.embed(list(items)), found.name)[:, None]
-        pixels = torch.from_numpy(np.stack(items)).permute(0, 3, 1, 2)
-        return _half(found.embed(pixels), found.name)[:, None]
+        return _half(found.embed(np.stack(items)), found.name)[:, None]
 
     def embed_views(self, items: Sequence[np.ndarray], hashes: Sequence[bytes]) -> np.ndarray:
         """(P, V, D) float16 of P posters, all views; which parts they are is told by the hashes."""
@@ -214,8 +231,8 @@ class EmbeddingInput(Input):
     def state(self) -> dict[str, Any]:
         return {
             "column": self.column,
-            "encoder": self.encoder,
-            "of": self.of,
+            "encoder": self.spec.name,
+            "size": list(self.spec.size) if self.spec.size else None,
             "views": self.views,
             "sha256": self.sha256,
             "width": self.width,
@@ -223,20 +240,22 @@ class EmbeddingInput(Input):
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> EmbeddingInput:
-        known = ("column", "encoder", "of", "views", "sha256", "width")
+        known = ("column", "encoder", "size", "views", "sha256", "width")
         for name in (*known, *state):
             if name not in state:
                 raise ValueError(f"{name} is missing")
             if name not in known:
                 raise ValueError(f"unknown key {name!r:.100}")
-        if not all(type(state[name]) is str for name in ("column", "encoder", "sha256")):
-            raise ValueError("column, encoder and sha256 must be texts")
         width = state["width"]
         if type(width) is not int or not 1 <= width <= MAX_WIDTH:
             raise ValueError(f"width: {width!r:.100} is not in 1..{MAX_WIDTH}")
-        made = cls(state["column"], state["encoder"], state["views"], state["sha256"])
-        if made.width not in (None, width) or made.of != state["of"]:
-            raise ValueError(f"the encoder {state['encoder']!r:.100} is not of width {width}")
+        spec = trust_from_checkpoint(
+            state["encoder"], state["sha256"], size=state["size"], allow=vouched()
+        )
+        made = cls.__new__(cls)
+        made._set(state["column"], spec, state["views"])
+        if made.width not in (None, width):
+            raise ValueError(f"the encoder {spec.name!r} is not of width {width}")
         made.width = width
         return made
 
@@ -291,10 +310,6 @@ class _Posters:
         except OSError:
             return None
         return f"{self.files[index].name} could not be read then, and can be now"
-
-
-def _colours(facts: Any) -> tuple[list[float], list[float]]:
-    return list(facts.mean or ()), list(facts.std or ())
 
 
 def _half(vectors: Any, encoder: str) -> np.ndarray:

@@ -92,7 +92,8 @@ class PixelsInput(Input):
         self.size = _size(size)
         if type(pool) is not int or not 1 <= pool <= min(self.size) or (pool > 1 and pool % 2):
             raise ValueError(
-                f"pool: {pool!r} is neither 1 nor an even number up to {min(self.size)}, the size"
+                f"pool: {pool!r:.100} is neither 1 nor an even number up to {min(self.size)}, "
+                "the size"
             )
         self.pool = pool
         self.colours = _colours(mean, std)
@@ -163,6 +164,9 @@ class PixelsInput(Input):
                 raise ValueError(f"{name} is missing")
             if name not in known:
                 raise ValueError(f"unknown key {name!r:.100}")
+        for name in ("size", "mean", "std"):
+            if type(state[name]) is not list:
+                raise ValueError(f"{name}: {state[name]!r:.100} is no list")
         return cls(**state)
 
 

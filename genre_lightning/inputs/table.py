@@ -11,13 +11,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from genre_lightning.errors import UserError
+from genre_lightning.inputs.embedding import EmbeddingInput
 from genre_lightning.inputs.input import Input
 from genre_lightning.inputs.pixels import PixelsInput
 from genre_lightning.inputs.terms import TermsInput
 from genre_lightning.inputs.vectorizer import MAX_VOCABULARY_SIZE
 from genre_lightning.inputs.vectors import VectorsInput
+from genre_lightning.inputs.year import YearInput
 
-INPUTS: dict[str, type[Input]] = {one.kind: one for one in (TermsInput, PixelsInput, VectorsInput)}
+INPUTS: dict[str, type[Input]] = {
+    one.kind: one for one in (TermsInput, PixelsInput, EmbeddingInput, YearInput, VectorsInput)
+}
 
 #: Brackets and commas in the text of an honest state.
 _MAX_BRACKETS = 32
@@ -36,8 +40,8 @@ def build_input(branch: str, settings: Mapping[str, Any]) -> Input:
     """
     where = f"model.branches.{branch}.input"
     kind = settings.get("kind")
-    if kind not in INPUTS:
-        raise UserError(f"{where}.kind={kind} is none of {', '.join(INPUTS)}")
+    if not isinstance(kind, str) or kind not in INPUTS:
+        raise UserError(f"{where}.kind={kind!s:.100} is none of {', '.join(INPUTS)}")
     made = INPUTS[kind]
     arguments = {name: value for name, value in settings.items() if name != "kind"}
     known = inspect.signature(made).parameters

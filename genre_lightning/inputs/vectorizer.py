@@ -155,11 +155,11 @@ class TermVectorizer:
         decade_weight: float = 0.5,
     ) -> None:
         if analyzer not in ANALYZERS:
-            raise ValueError(f"analyzer: {analyzer!r} is none of {', '.join(ANALYZERS)}")
+            raise ValueError(f"analyzer: {analyzer!r:.100} is none of {', '.join(ANALYZERS)}")
         if len(ngram_range) != 2 or not 1 <= ngram_range[0] <= ngram_range[1] <= MAX_NGRAM:
             raise ValueError(
                 f"ngram_range: shortest and longest length from 1 to {MAX_NGRAM}, "
-                f"not {list(ngram_range)}"
+                f"not {list(ngram_range[:9])}"
             )
         least = len(DECADES) + 1 if decade else 1
         if not least <= vocabulary_size <= MAX_VOCABULARY_SIZE:

@@ -121,7 +121,7 @@ class VectorsInput(Input):
 
     def __init__(self, path: str, log_odds: bool = False) -> None:
         self.column = "id"
-        if not isinstance(path, str) or not path or "\\" in path or not path.isprintable():
+        if not path or "\\" in path or not path.isprintable():
             raise ValueError(f"path: {path!r:.200} is no path of a file")
         self.path = str(Path(path).expanduser().resolve())
         self.log_odds = log_odds

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import final
+
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def batch_norm(norm: nn.BatchNorm1d, rows: Tensor) -> Tensor:
@@ -13,8 +16,26 @@ def batch_norm(norm: nn.BatchNorm1d, rows: Tensor) -> Tensor:
     one of its movies has the column.
     """
     if norm.training and len(rows) == 1:
-        return F.batch_norm(
-            rows, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps
-        )
+        return _as_before(norm, rows)
     normalised: Tensor = norm(rows)
     return normalised
+
+
+@final
+class PixelNorm(nn.BatchNorm2d):
+    """BatchNorm of (P, C, H, W); a single pixel by the running statistics, in training too.
+
+    The last layers may see one pixel of each poster, and a part of a batch has one poster where
+    only one of its movies has any.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.training and input.numel() == input.shape[1]:
+            return _as_before(self, input)
+        return super().forward(input)
+
+
+def _as_before(norm: _BatchNorm, values: Tensor) -> Tensor:
+    return F.batch_norm(
+        values, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps
+    )

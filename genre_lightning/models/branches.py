@@ -55,7 +55,7 @@ def _read(name: str, branch: dict[str, Any]) -> Branch:
 
 
 def _one_form(where: str, branch: dict[str, Any]) -> dict[str, Any]:
-    from genre_lightning.inputs.encoders import encoder_facts
+    from genre_lightning.inputs.encoders import resolve
 
     finetune = branch.pop("finetune")
     if finetune not in (True, False):
@@ -67,9 +67,9 @@ def _one_form(where: str, branch: dict[str, Any]) -> dict[str, Any]:
     if not finetune:
         form["input"]["encoder"] = encoder
         return form
-    facts = encoder_facts(encoder)
-    if facts.kind != "image":
+    spec = resolve(encoder, trusted=True)
+    if spec.size is None or spec.mean is None or spec.std is None:
         raise UserError(f"{where}.encoder={encoder} looks at no posters")
-    form["input"] |= {"size": list(facts.size), "mean": list(facts.mean), "std": list(facts.std)}
+    form["input"] |= {"size": list(spec.size), "mean": list(spec.mean), "std": list(spec.std)}
     form["network"] = {**form["network"], "encoder": encoder}
     return form

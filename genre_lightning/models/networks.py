@@ -264,7 +264,7 @@ def _complete(key: str, network: Any, shared: Mapping[str, Any]) -> dict[str, An
     unknown = sorted(set(network) - set(complete))
     if unknown:
         options = sorted(set(complete) - {"name"})
-        raise ValueError(f"{key} has no argument {unknown[0]!r}; {name} takes {options}")
+        raise ValueError(f"{key} has no argument {unknown[0]!r:.100}; {name} takes {options}")
     return complete
 
 

@@ -7,7 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from genre_lightning.inputs.encoders import image_architecture, load_image_weights
+from genre_lightning.inputs.encoders import (
+    architecture_spec,
+    build_image_module,
+    open_encoder,
+    resolve,
+)
 
 
 class PosterEncoder(nn.Module):
@@ -19,7 +24,7 @@ class PosterEncoder(nn.Module):
     Args:
         num_genres: G, the number of logits.
         size: H and W of the posters.
-        encoder: a name that :func:`genre_lightning.inputs.encoders.encoder_facts` knows.
+        encoder: a name that :func:`genre_lightning.inputs.encoders.is_image_encoder` takes.
         dropout: probability of zeroing a pooled feature, in [0, 1).
         layer_decay: learning rate of each layer over that of the layer after it, so that the first
             layers, which know most, change least (Clark et al. 2020, "ELECTRA", section 3.2).
@@ -42,18 +47,20 @@ class PosterEncoder(nn.Module):
         self.layer_decay = layer_decay
         self.frozen_layers = frozen_layers
         self.encoder_lr = encoder_lr
-        self.encoder: nn.Module = image_architecture(encoder, (size[0], size[1]))
+        self.size = (size[0], size[1])
+        self.encoder = build_image_module(architecture_spec(encoder, self.size))
         self.drop = nn.Dropout(dropout)
-        self.head = nn.Linear(int(self.encoder.num_features), num_genres)
+        self.head = nn.Linear(int(self.encoder.head_hidden_size), num_genres)  # type: ignore[arg-type]
         nn.init.zeros_(self.head.weight)
 
     def load_pretrained(self) -> None:
-        """Load the encoder's weights.
+        """Load the encoder's weights, which the user's own configuration names.
 
         Raises:
             EncoderError: they are not there.
         """
-        load_image_weights(self.name, self.encoder)
+        found = open_encoder(resolve(self.name, trusted=True, size=self.size))
+        self.encoder.load_state_dict(found.module.state_dict())
 
     def lr_scales(self) -> dict[str, float]:
         """The learning rate of each parameter of the encoder over that of the head."""

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from genre_lightning.models.batch_norm import PixelNorm
+
 
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions with BatchNorm and a skip connection (He et al. 2016, basic block).
@@ -22,9 +24,9 @@ class ResidualBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
-        self.norm1 = nn.BatchNorm2d(outputs)
+        self.norm1 = PixelNorm(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(outputs)
+        self.norm2 = PixelNorm(outputs)
         # A block starts as the identity, which lets a deep stack train from the first step
         # (Goyal et al. 2017).
         nn.init.zeros_(self.norm2.weight)
@@ -32,7 +34,7 @@ class ResidualBlock(nn.Module):
         if stride > 1:
             skip.append(nn.AvgPool2d(stride, ceil_mode=True))
         if stride > 1 or inputs != outputs:
-            skip += [nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs)]
+            skip += [nn.Conv2d(inputs, outputs, 1, bias=False), PixelNorm(outputs)]
         self.skip = nn.Sequential(*skip)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,7 +84,7 @@ class PosterResNet(nn.Module):
             )
         self.stem = nn.Sequential(
             nn.Conv2d(3, widths[0], stem_kernel, stem_stride, padding, bias=False),
-            nn.BatchNorm2d(widths[0]),
+            PixelNorm(widths[0]),
             nn.ReLU(),
         )
         stages: list[nn.Module] = []

@@ -176,8 +176,7 @@ def _rows(
                 shown[f"All but {labels[name]}"] = others
             if others in shown.values():
                 without[name] = others
-    together = " + ".join(labels[name] for name in present) or "prior"
-    shown[_title(together if len(present) > 1 else f"{together} alone")] = everything
+    shown[_together([labels[name] for name in present], len(everything))] = everything
 
     targets = scores.targets[movies]
     values, resampled = {}, {}
@@ -252,6 +251,13 @@ def _chart(
         f"Average precision of each genre by {_listed(list(labels.values()))} alone, and by all",
         rows,
     )
+
+
+def _together(present: Sequence[str], branches: int) -> str:
+    """What to call the whole model where a movie has these of its branches' columns."""
+    if len(present) == branches > 2:
+        return "All branches"
+    return _title(" + ".join(present) if len(present) > 1 else f"{(*present, 'prior')[0]} alone")
 
 
 def _title(text: str) -> str:

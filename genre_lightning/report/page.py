@@ -22,7 +22,7 @@ from genre_lightning.report.numbers import number, signed, span
 from genre_lightning.report.overall import overall_section
 from genre_lightning.report.per_genre import calibration, curves, genre_table, pairs
 from genre_lightning.report.statistics import bootstrap, num_resamples
-from genre_lightning.runs.folder import package_versions
+from genre_lightning.runs.result import package_versions
 
 #: A chart for each genre, and a square of all pairs, stop being legible and small beyond these.
 MOST_PANELS = 40

@@ -19,22 +19,10 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from genre_lightning.errors import UserError
-from genre_lightning.runs.folder import read_result, starting_point
+from genre_lightning.runs.places import starting_point
+from genre_lightning.runs.result import read_result
+from genre_lightning.runs.settings import changes_no_result
 
-#: Keys, and all below them, that change no result: folders are not named by them.
-HARMLESS = (
-    "callbacks.progress_bar",
-    "checkpoint_every_n_steps",
-    "checkpoint_in_background",
-    "ckpt_path",
-    "data.cache_dir",
-    "data.device_resident",
-    "data.resident_share",
-    "data.workers",
-    "logger",
-    "sweep",
-    "trainer.enable_progress_bar",
-)
 #: Bytes of a folder's name: file systems take 255.
 LONGEST_NAME = 200
 
@@ -68,9 +56,9 @@ def sweep_name(given: str | None, overrides: Sequence[str], sweeper: Mapping[str
         key = key_of(override)
         if key == "sweep":
             named.append(value_of(override))
-        elif override.is_sweep_override() and (key in ready or is_harmless(key)):
+        elif override.is_sweep_override() and (key in ready or changes_no_result(key)):
             continue
-        elif not is_harmless(key):
+        elif not changes_no_result(key):
             swept = override.is_sweep_override()
             parts.append(key if swept else f"{key}={value_of(override)}")
     return folder_name(",".join([*named, *sorted(parts)]))
@@ -109,7 +97,7 @@ def unless_finished(
 
 
 # Cached: Hydra hands what the sweep has resolved on to its jobs, as it does for ${now:}. This
-# module is imported wherever a job runs, since Hydra sends the callback below along.
+# module is imported wherever a job runs, by SweepCallback, which Hydra sends along.
 OmegaConf.register_new_resolver("sweep_name", sweep_name, use_cache=True, replace=True)
 OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
 OmegaConf.register_new_resolver("unless_finished", unless_finished, replace=True)
@@ -139,13 +127,8 @@ def value_of(override: Override) -> str:
 def chosen_overrides(overrides: Sequence[str], keys: Sequence[str] | None) -> str:
     """The overrides of some keys; for None of all that can change a result."""
     values = {key_of(override): value_of(override) for override in parsed(overrides)}
-    chosen = [key for key in sorted(values) if not is_harmless(key)] if keys is None else keys
+    chosen = [key for key in sorted(values) if not changes_no_result(key)] if keys is None else keys
     return ",".join(f"{key}={values[key]}" for key in sorted(chosen) if key in values)
-
-
-def is_harmless(key: str) -> bool:
-    """Whether no result depends on a key."""
-    return any(key == name or key.startswith(f"{name}.") for name in HARMLESS)
 
 
 def read_command(sweep: Path) -> dict[str, Any]:

@@ -26,10 +26,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
 from genre_lightning.errors import UserError
-from genre_lightning.runs.folder import read_result, signals_raise, write_result
+from genre_lightning.runs.process import signals_raise
+from genre_lightning.runs.result import read_result, write_result
 
-#: Set in the processes that :func:`run_in_processes` starts.
-MARK = "GENRE_LIGHTNING_PROCESS"
+#: Environment variable, set in the processes that :func:`run_in_processes` starts.
+MEMBER_VARIABLE = "GENRE_LIGHTNING_PROCESS"
 
 
 class ProcessError(UserError):
@@ -73,7 +74,7 @@ def _are_started() -> bool:
 
 def is_member() -> bool:
     """Whether this process is one of those of :func:`run_in_processes`."""
-    return MARK in os.environ
+    return MEMBER_VARIABLE in os.environ
 
 
 def check_started(job: Any) -> None:
@@ -127,7 +128,7 @@ def run_in_processes(
     with TemporaryDirectory() as place:
         job_file, error_file = Path(place) / "job.pickle", Path(place) / "error.json"
         job_file.write_bytes(pickle.dumps(job))
-        env |= {MARK: "1", "TORCHELASTIC_ERROR_FILE": str(error_file)}
+        env |= {MEMBER_VARIABLE: "1", "TORCHELASTIC_ERROR_FILE": str(error_file)}
         agent = subprocess.Popen(
             [
                 *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
@@ -162,7 +163,7 @@ def run_in_processes(
 def _first_error(file: Path) -> str:
     """What torchrun says the processes failed of."""
     if not file.is_file():
-        return "a process of the run was killed or ended without a word; see its output"
+        return "a process of the run was killed or ended without a message; see its output"
     return str(json.loads(file.read_text("utf-8"))["message"]["message"])
 
 

@@ -22,7 +22,7 @@ from genre_lightning.errors import UserError
 FILE = "study.db"
 NAME = "study"
 #: Seconds to wait for another process that writes the file.
-PATIENCE = 60
+MOST_WAIT = 60
 
 # Of a sweep the terminal shows one line a job, and what Optuna says can be read in the file.
 optuna.logging.set_verbosity(logging.WARNING)
@@ -32,7 +32,7 @@ def storage(folder: Path) -> optuna.storages.RDBStorage:
     """The study file of a sweep's folder, made if needed."""
     return optuna.storages.RDBStorage(
         f"sqlite:///{(folder / FILE).resolve()}",
-        engine_kwargs={"connect_args": {"timeout": PATIENCE}},
+        engine_kwargs={"connect_args": {"timeout": MOST_WAIT}},
     )
 
 

@@ -25,8 +25,10 @@ from genre_lightning.checkpoint.model import TrainedModel
 from genre_lightning.data.datamodule import MovieDataModule
 from genre_lightning.errors import UserError
 from genre_lightning.report.evaluation import SplitScores
-from genre_lightning.runs.folder import flat_settings, is_first_process, write_result
 from genre_lightning.runs.naming import chosen_overrides, read_command
+from genre_lightning.runs.process import is_first_process
+from genre_lightning.runs.result import write_result
+from genre_lightning.runs.settings import changes_no_result, flat_settings
 from genre_lightning.training.callbacks.epoch_log import WANDB_STEP
 
 if TYPE_CHECKING:
@@ -46,13 +48,13 @@ class RunLogger(WandbLogger):
     Args:
         offline: None goes online where there is an account, and leaves it to ``WANDB_MODE`` where
             that is set.
-        resume: "allow" to go on in the run of the training that is resumed, "never" to begin one.
+        resume: "allow" to continue the run of the training that is resumed, "never" to begin one.
         posters: validation movies in the table of posters.
         log_checkpoint: upload ``best.ckpt`` as an artifact.
         arguments: of ``WandbLogger`` and ``wandb.init``.
 
     Attributes:
-        goes_on: an earlier attempt at this training has logged to the run.
+        resumes: an earlier attempt at this training has logged to the run.
     """
 
     def __init__(
@@ -81,19 +83,19 @@ class RunLogger(WandbLogger):
         del self._wandb_init["anonymous"]  # deprecated, whatever its value
         self.posters = posters
         self.log_checkpoint = log_checkpoint
-        self.goes_on = False
+        self.resumes = False
 
     def choose_id(self, earlier: str | None) -> str:
-        """The run's id: the configured one, that of the training that goes on, or a new one."""
+        """The run's id: the configured one, that of the resumed training, or a new one."""
         if self._wandb_init["resume"] == "never":
             earlier = None
         chosen: str = self._wandb_init["id"] or earlier or _new_id()
-        self.goes_on = chosen == earlier
+        self.resumes = chosen == earlier
         self._wandb_init["id"] = chosen
         return chosen
 
     def begin(self, name: str | None, group: str | None) -> Run:
-        """Start the run, or go on with it; name and group count where the config has none.
+        """Start the run, or resume it; name and group count where the config has none.
 
         Raises:
             UserError: W&B refuses or can't be reached.
@@ -247,12 +249,11 @@ def flat_config(cfg: DictConfig) -> dict[str, Any]:
 
 
 def run_name(overrides: Sequence[str]) -> str | None:
-    """A run's name: its overrides, without those that say where it logs and what it resumes."""
+    """A run's name: its overrides, without those that change no result."""
     told = [
         override.lstrip("+~")
         for override in overrides
-        if override.lstrip("+~").partition("=")[0].partition(".")[0]
-        not in ("logger", "hydra", "ckpt_path")
+        if not changes_no_result(override.lstrip("+~").partition("=")[0])
     ]
     return ",".join(sorted(told))[:_NAME_LENGTH] or None
 

@@ -1,4 +1,4 @@
-"""What a finished run shows in W&B: posters with predictions, genres, precision-recall curves."""
+"""What a finished run shows in W&B: movies with predictions, genres, precision-recall curves."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import wandb
 
 from genre_lightning.checkpoint.model import TrainedModel
 from genre_lightning.data.datamodule import MovieDataModule
+from genre_lightning.movies.movie import PosterFile
 from genre_lightning.report.evaluation import SplitScores, genre_rows
+from genre_lightning.report.gallery import thumbnail
 from genre_lightning.report.statistics import precision_recall_steps
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def log_report(
-    run: Run, model: TrainedModel, data: MovieDataModule, scores: SplitScores, posters: int
+    run: Run, model: TrainedModel, data: MovieDataModule, scores: SplitScores, movies: int
 ) -> None:
     """Log tables and curves of the best checkpoint, all in one row.
 
@@ -29,12 +31,12 @@ def log_report(
         model: of the best checkpoint.
         data: what was scored.
         scores: of the validation split.
-        posters: movies in the table of posters.
+        movies: how many to show in the table of movies.
     """
     genres = genre_table(model, scores)
     run.log(
         {
-            "val_best/posters": poster_table(model, data, scores, posters),
+            "val_best/posters": movie_table(model, data, scores, movies),
             "val_best/genres": genres,
             "val_best/f1_by_genre": wandb.plot.bar(genres, "genre", "f1", title="F1 by genre"),
             "val_best/precision_recall": precision_recall_chart(model, scores),
@@ -42,44 +44,43 @@ def log_report(
     )
 
 
-def poster_table(
+def movie_table(
     model: TrainedModel, data: MovieDataModule, scores: SplitScores, count: int
 ) -> wandb.Table:
     """Movies spread evenly over the split, the same ones in every run on the same data.
 
-    Columns: poster (where the run looks at posters; movies without one are then left out), title,
-    true and predicted genres, and each genre's score.
+    They have every column that the model looks at, where there are such movies. Columns: posters
+    and texts that the model looks at, and the title in any case; true and predicted genres, and
+    each genre's score.
     """
-    rows = scores.rows.numpy()
-    cache = data.posters
-    shown = np.arange(len(rows)) if cache is None else np.flatnonzero(cache.row[rows] >= 0)
+    kinds = {name: kind for name, kind in model.columns.items() if kind != "id"}
+    posters = [name for name, kind in kinds.items() if kind == "poster"]
+    texts = ["title", *(name for name in kinds if name not in ("title", *posters))]
+    complete = np.stack([has.numpy() for has in scores.has.values()]).all(axis=0)
+    shown = np.flatnonzero(complete if complete.any() else np.ones_like(complete))
     shown = shown[np.linspace(0, len(shown) - 1, min(count, len(shown))).astype(np.int64)]
     predicted = scores.scores >= model.thresholds
 
     def names(mask: Any) -> str:
         return ", ".join(genre for genre, on in zip(model.genres, mask, strict=True) if on)
 
-    table = wandb.Table(
-        columns=[
-            *([] if cache is None else ["poster"]),
-            "title",
-            "true",
-            "predicted",
-            *model.genres,
-        ]
-    )
+    table = wandb.Table(columns=[*posters, *texts, "true", "predicted", *model.genres])
     for place in shown.tolist():
-        row = int(rows[place])
-        poster = (
-            []
-            if cache is None
-            else [wandb.Image(np.array(cache.images[cache.row[row]]), file_type="jpg")]
-        )
-        told = (names(scores.targets[place] > 0), names(predicted[place]))
+        movie = data.movie_set.movies[int(scores.rows[place])]
         table.add_data(
-            *poster, data.movie_set.movies[row].title, *told, *scores.scores[place].tolist()
+            *(_picture(movie.value(name)) for name in posters),
+            *(movie.value(name) or "" for name in texts),
+            names(scores.targets[place] > 0),
+            names(predicted[place]),
+            *scores.scores[place].tolist(),
         )
     return table
+
+
+def _picture(value: Any) -> wandb.Image | None:
+    """A small picture of a poster; None where it is missing or can't be read."""
+    picture = thumbnail(value)[0] if isinstance(value, PosterFile) else None
+    return None if picture is None else wandb.Image(picture, file_type="jpg")
 
 
 def genre_table(model: TrainedModel, scores: SplitScores) -> wandb.Table:

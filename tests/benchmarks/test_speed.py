@@ -46,6 +46,7 @@ def test_benchmarks_of_training_end_with_their_figure(
     hold(last_line(capsys), 1)
 
 
+@pytest.mark.slow
 def test_the_figure_of_a_sweep(
     tiny_overrides: Callable[..., list[str]], capsys: pytest.CaptureFixture
 ):
@@ -64,6 +65,7 @@ def test_the_figure_of_the_cache(capsys: pytest.CaptureFixture):
     hold(last_line(capsys), 1)
 
 
+@pytest.mark.slow
 def test_the_figure_of_the_scale(capsys: pytest.CaptureFixture):
     from benchmarks import scale
 

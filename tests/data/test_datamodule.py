@@ -17,9 +17,13 @@ import torch
 from PIL import Image
 
 from genre_lightning.data.batch import MovieBatch
-from genre_lightning.data.datamodule import TOGETHER, MovieDataModule
-from genre_lightning.inputs.augment import PosterAugment, normalise_posters
-from genre_lightning.inputs.terms import TitleVectorizer
+from genre_lightning.data.datamodule import MAX_GROUP, MovieDataModule
+from genre_lightning.errors import InputError
+from genre_lightning.inputs.augment import normalise_posters
+from genre_lightning.inputs.input import DenseFeatures, Input
+from genre_lightning.inputs.pixels import PixelsInput
+from genre_lightning.inputs.table import state_to_text
+from genre_lightning.inputs.terms import TermsFeatures, TermsInput
 from genre_lightning.movies.movie import DataError
 
 SPLITS = ["train"] * 12 + ["val"] * 4 + ["test"] * 4
@@ -54,22 +58,54 @@ def write(tmp_path: Path) -> Write:
     return manifest
 
 
-def module(path: Path, cache: Path, **more: Any) -> MovieDataModule:
-    options: dict[str, Any] = {"batch_size": 4, "poster_size": 8, "workers": 1, **more}
-    titles = options.pop("titles", None) or TitleVectorizer(64)
-    return MovieDataModule("manifest", titles, cache_dir=cache, path=str(path), **options)
+AUGMENT = {"flip": 0.5, "crop": 0.4, "aspect": 1.16}
+
+
+def terms(**more: Any) -> TermsInput:
+    return TermsInput("title", **{"vocabulary_size": 64, "decade": True, **more})
+
+
+def pixels(**more: Any) -> PixelsInput:
+    return PixelsInput(**{"size": 8, **more})
+
+
+def module(
+    path: Path, cache: Path, inputs: dict[str, Input] | None = None, **more: Any
+) -> MovieDataModule:
+    options: dict[str, Any] = {"batch_size": 4, "workers": 1, **more}
+    chosen = {"title": terms(), "poster": pixels()} if inputs is None else inputs
+    return MovieDataModule("manifest", chosen, cache_dir=cache, path=str(path), **options)
+
+
+def titles_of(data: MovieDataModule, rows: np.ndarray) -> list[np.ndarray]:
+    features = data.features["title"]
+    assert isinstance(features, TermsFeatures)
+    taken = features.rows.take(features.place[rows])
+    return [taken.indptr, taken.indices, taken.weights]
+
+
+def posters_of(data: MovieDataModule) -> DenseFeatures:
+    features = data.features["poster"]
+    assert isinstance(features, DenseFeatures)
+    return features
 
 
 def train_features(data: MovieDataModule) -> list[np.ndarray]:
     """Titles, posters and labels of the training movies in order."""
-    assert data.posters is not None
     rows = data.splits["train"]
-    taken = data.titles.take(rows)
-    places = data.posters.row[rows]
+    places = posters_of(data).place[rows]
     return [
-        rows, taken.indptr, taken.indices, taken.weights, places >= 0,
-        np.array(data.posters.images[places[places >= 0]]), data.labels[rows],
+        rows, *titles_of(data, rows), places >= 0,
+        np.array(posters_of(data).dense[places[places >= 0]]), data.labels[rows],
     ]  # fmt: skip
+
+
+def states(data: MovieDataModule) -> dict[str, str]:
+    return {name: state_to_text(given) for name, given in data.inputs.items()}
+
+
+def numbers(batch: MovieBatch, branch: str, name: str) -> torch.Tensor:
+    return batch.parts[branch].numbers[name]
 
 
 def test_held_out_movies_change_no_feature(write: Write, tmp_path: Path) -> None:
@@ -80,15 +116,16 @@ def test_held_out_movies_change_no_feature(write: Write, tmp_path: Path) -> None
     # The test is one: what is held out does differ.
     held = one.splits["test"]
     assert [m.title for m in one.movie_set.movies] != [m.title for m in two.movie_set.movies]
-    assert not np.array_equal(one.titles.take(held).weights, two.titles.take(held).weights)
-    assert one.vectorizer.state_dict() == two.vectorizer.state_dict()
+    assert not np.array_equal(titles_of(one, held)[2], titles_of(two, held)[2])
+    assert states(one) == states(two)
     for mine, other in zip(train_features(one), train_features(two), strict=True):
         np.testing.assert_array_equal(mine, other)
     for batch, other_batch in zip(
         one.loader("train", True), two.loader("train", True), strict=True
     ):
-        assert torch.equal(batch.posters, other_batch.posters) and batch.seed == other_batch.seed
-        assert torch.equal(batch.title_weights, other_batch.title_weights)
+        assert batch.seed == other_batch.seed
+        for branch, name in (("poster", "pixels"), ("title", "weights")):
+            assert torch.equal(numbers(batch, branch, name), numbers(other_batch, branch, name))
 
 
 def files(cache: Path) -> dict[str, tuple[int, int]]:
@@ -113,7 +150,7 @@ def test_a_warm_start_does_nothing_again(write: Write, tmp_path: Path, monkeypat
     second.setup()
     for mine, other in zip(train_features(first), train_features(second), strict=True):
         np.testing.assert_array_equal(mine, other)
-    assert second.vectorizer.state_dict() == first.vectorizer.state_dict()
+    assert states(second) == states(first)
     assert files(cache) == before
     with pytest.raises(ImportError):
         module(path, tmp_path / "cold").setup()
@@ -122,12 +159,15 @@ def test_a_warm_start_does_nothing_again(write: Write, tmp_path: Path, monkeypat
 @pytest.mark.parametrize(
     ("change", "new"),
     [
-        ({"titles": TitleVectorizer(65)}, {"titles"}),
-        ({"poster_size": 9}, {"posters"}),
+        ({"inputs": {"title": terms(vocabulary_size=65), "poster": pixels()}}, {"terms"}),
+        ({"inputs": {"title": terms(), "poster": pixels(size=9)}}, {"posters"}),
+        ({"inputs": {"other": terms(), "name": pixels(augment=AUGMENT)}}, set()),
+        ({"inputs": {"title": terms(), "again": terms()}}, set()),
         ({"batch_size": 2}, set()),
         ({"seed": 5}, set()),
+        ({"val_fraction": 0.5}, {"split"}),
     ],
-    ids=["vocabulary", "poster size", "batch size", "seed"],
+    ids=["vocabulary", "poster size", "names", "twice", "batch size", "seed", "fraction"],
 )
 def test_a_setting_remakes_what_depends_on_it(
     change: dict[str, Any], new: set[str], write: Write, tmp_path: Path
@@ -146,9 +186,9 @@ def test_a_second_setup_does_nothing(write: Write, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="setup"):
         _ = data.movie_set
     data.setup("fit")
-    parts = (data.movie_set, data.titles, data.posters, data.batches, data.vectorizer)
+    parts = (data.movie_set, *data.features.values(), data.batches, *data.inputs.values())
     data.setup("test")
-    again = (data.movie_set, data.titles, data.posters, data.batches, data.vectorizer)
+    again = (data.movie_set, *data.features.values(), data.batches, *data.inputs.values())
     assert all(one is two for one, two in zip(parts, again, strict=True))
 
 
@@ -163,9 +203,10 @@ def test_memory_does_not_grow_with_the_pixels(tmp_path: Path) -> None:
             table.writerow(
                 [f"{WORDS[n % 6]}{n}", f"{n}.bmp", "AB"[n % 2], ["train", "val", "test"][n // 900]]
             )
-    data = module(tmp_path / "movies.csv", tmp_path / "cache", poster_size=side, batch_size=16)
+    inputs: dict[str, Input] = {"title": terms(), "poster": pixels(size=side)}
+    data = module(tmp_path / "movies.csv", tmp_path / "cache", inputs, batch_size=16)
     data.setup()
-    assert data.posters is not None and len(data.posters.images) == number
+    assert len(posters_of(data).dense) == number
 
     def own_memory() -> int:
         gc.collect()
@@ -175,51 +216,64 @@ def test_memory_does_not_grow_with_the_pixels(tmp_path: Path) -> None:
     for _ in data.loader("val"):  # what the first batch needs is not the question
         pass
     before = own_memory()
-    seen = sum(batch.posters.shape[0] for batch in data.loader("train", shuffle=True))
+    seen = sum(len(batch.parts["poster"]) for batch in data.loader("train", shuffle=True))
     assert seen * side * side * 3 > 10 * 2**20
     assert own_memory() - before < 3 * 2**20
 
 
 def test_batches_prepared_together_are_those_prepared_alone(write: Write, tmp_path: Path) -> None:
-    augment = PosterAugment(crop=0.4, erase=0.5)
-    data = module(write("movies"), tmp_path / "cache", augment=augment, batch_size=2)
+    given = pixels(augment=AUGMENT)
+    inputs: dict[str, Input] = {"title": terms(), "poster": given}
+    data = module(write("movies"), tmp_path / "cache", inputs, batch_size=2)
     data.setup()
     for training in (True, False):
         split = "train" if training else "val"
         gathered = list(data.loader(split, training))
         ready = list(data.loader(split, training, device="cpu"))
-        assert data.loader(split, training, device="cpu").together == TOGETHER
+        assert data.loader(split, training, device="cpu").group_size == MAX_GROUP
         assert len(gathered) > 1
         for alone, batch in zip(gathered, ready, strict=True):
-            wanted = data.prepare_posters(alone.posters, alone.seed, training)
-            assert torch.equal(batch.posters, wanted)
-            assert torch.equal(batch.title_offsets, alone.title_offsets)
-            assert torch.equal(batch.poster_rows, alone.poster_rows)
-            assert batch.posters.is_contiguous(memory_format=torch.channels_last)
+            part = alone.parts["poster"]
+            seeds = [(len(part), alone.seed)] if training else None
+            wanted = given.prepare(part.numbers, seeds)["pixels"]
+            found = numbers(batch, "poster", "pixels")
+            assert torch.equal(found, wanted) and found.dtype == torch.float32
+            assert torch.equal(batch.parts["poster"].rows, part.rows)
+            assert found.is_contiguous(memory_format=torch.channels_last)
+            for name, value in alone.parts["title"].numbers.items():
+                assert torch.equal(numbers(batch, "title", name), value)
 
 
 def test_large_posters_are_prepared_by_the_batch(write: Write, tmp_path: Path) -> None:
-    data = module(write("movies"), tmp_path / "cache", poster_size=512, batch_size=2)
+    inputs: dict[str, Input] = {"title": terms(), "poster": pixels(size=512)}
+    data = module(write("movies"), tmp_path / "cache", inputs, batch_size=2)
     data.setup()
-    assert data.loader("train", True, device="cpu").together == 1
-    assert data.loader("train", True, device="meta").together == 8
+    assert data.loader("train", True, device="cpu").group_size == 1
+    assert data.loader("train", True, device="meta").group_size == 8
 
 
-def test_preparing_posters_leaves_the_rest(write: Write, tmp_path: Path) -> None:
-    data = module(write("movies"), tmp_path / "cache", augment=PosterAugment())
+def test_training_alone_varies_posters_each_batch_by_its_seed(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = pixels(augment=AUGMENT)
+    data = module(write("movies"), tmp_path / "cache", {"poster": given}, batch_size=2)
     data.setup()
-    batch = next(iter(data.loader("train", shuffle=True)))
-    plain = data.prepare_posters(batch.posters, batch.seed, training=False)
-    torch.testing.assert_close(plain, normalise_posters(batch.posters))
-    changed = data.prepare_posters(batch.posters, batch.seed, training=True)
-    assert changed.dtype == plain.dtype == torch.float32 and not torch.equal(changed, plain)
-    again = data.prepare_posters(batch.posters, batch.seed, training=True)
-    assert torch.equal(changed, again)
-    prepared = batch.with_posters(plain)
-    for name in ("title_indices", "title_weights", "poster_rows", "targets", "rows"):
-        assert getattr(prepared, name) is getattr(batch, name)
-    nothing = data.prepare_posters(batch.posters[:0], 1, training=True)
-    assert nothing.shape == (0, *batch.posters.shape[1:])
+    asked: list[Any] = []
+
+    def prepare(numbers: Any, seeds: Any) -> Any:
+        asked.append(seeds)
+        return PixelsInput.prepare(given, numbers, seeds)
+
+    monkeypatch.setattr(given, "prepare", prepare)
+    stored = next(iter(data.loader("val"))).parts["poster"].numbers["pixels"]
+    plain = next(iter(data.loader("val", device="cpu")))
+    expected = normalise_posters(stored.permute(0, 3, 1, 2))
+    torch.testing.assert_close(numbers(plain, "poster", "pixels"), expected)
+    assert asked == [None]
+    asked.clear()
+    batches = list(data.loader("train", True, device="cpu"))
+    assert asked == [[(len(batch.parts["poster"]), batch.seed) for batch in batches]]
+    assert len({batch.seed for batch in batches}) == len(batches) == 6
 
 
 @pytest.mark.parametrize("kept", [True, False])
@@ -227,7 +281,7 @@ def test_resident_posters_train_the_same(kept: bool, write: Write, tmp_path: Pat
     def trained(device_resident: bool | str) -> tuple[list[torch.Tensor], set[bool]]:
         data = module(
             write(f"movies-{device_resident}"), tmp_path / "cache",
-            augment=PosterAugment(), device_resident=device_resident,
+            {"title": terms(), "poster": pixels(augment=AUGMENT)}, device_resident=device_resident,
         )  # fmt: skip
         network = Seen()
         trainer = pl.Trainer(
@@ -236,7 +290,7 @@ def test_resident_posters_train_the_same(kept: bool, write: Write, tmp_path: Pat
             num_sanity_val_steps=0,
         )  # fmt: skip
         trainer.fit(network, datamodule=data)
-        assert data.batches.resident is None  # given back
+        assert data.batches.resident == {}  # given back
         return network.posters, network.resident
 
     expected, resident = trained(False)
@@ -258,12 +312,12 @@ class Seen(pl.LightningModule):
 
     def training_step(self, batch: MovieBatch, batch_idx: int) -> torch.Tensor:
         data: Any = self.trainer
-        self.resident.add(data.datamodule.batches.resident is not None)
-        self.posters.append(batch.posters)
-        return self.weight * batch.posters.mean()
+        self.resident.add(list(data.datamodule.batches.resident) == ["poster"])
+        self.posters.append(numbers(batch, "poster", "pixels"))
+        return self.weight * self.posters[-1].mean()
 
     def validation_step(self, batch: MovieBatch, batch_idx: int) -> None:
-        self.posters.append(batch.posters)
+        self.posters.append(numbers(batch, "poster", "pixels"))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)
@@ -273,8 +327,6 @@ class Seen(pl.LightningModule):
     ("options", "message"),
     [
         ({"device_resident": "yes"}, "data.device_resident='yes' must be auto, true or false"),
-        ({"poster_pool": 10}, "data.poster_pool=10 must be 1 or an even number up to .*, 8"),
-        ({"poster_pool": 3}, "data.poster_pool=3 must be 1 or an even number"),
         ({"resident_share": 1.5}, "data.resident_share=1.5 must lie between 0 and 1"),
     ],
 )
@@ -285,19 +337,125 @@ def test_options_out_of_range(
         module(write("movies"), tmp_path / "cache", **options)
 
 
-@pytest.mark.parametrize("left_out", ["titles", "posters"])
+@pytest.mark.parametrize("left_out", ["title", "poster"])
 def test_what_is_not_used_is_not_opened(left_out: str, write: Write, tmp_path: Path) -> None:
     path = write("movies")
-    if left_out == "posters":
+    if left_out == "poster":
         for poster in path.parent.glob("*.png"):
             poster.write_bytes(b"not an image")
-    data = module(path, tmp_path / "cache", **{f"use_{left_out}": False})
+    inputs: dict[str, Input] = {"title": terms(), "poster": pixels()}
+    del inputs[left_out]
+    data = module(path, tmp_path / "cache", inputs)
     data.setup()
     batch = next(iter(data.loader("train")))
-    assert len(batch.title_indices if left_out == "titles" else batch.posters) == 0
-    assert len(batch.title_offsets) == len(batch)
-    assert bool(list((tmp_path / "cache").glob("posters-*"))) == (left_out == "titles")
-    assert (data.poster_states() == "present").sum() == 17
+    assert list(batch.parts) == [*inputs]
+    assert bool(list((tmp_path / "cache").glob("posters-*"))) == (left_out == "title")
+    assert bool(list((tmp_path / "cache").glob("terms-*"))) == (left_out == "poster")
+    assert (data.states("poster") == "present").sum() == 17
+
+
+# Further columns.
+
+
+@pytest.fixture
+def columns(tmp_path: Path) -> Path:
+    """A CSV with a synopsis of each third movie, by id: the row's number."""
+    path = tmp_path / "columns.csv"
+    lines = [f"{number + 2},a ghost in {WORDS[number % 6]}" for number in range(0, 20, 3)]
+    path.write_text("\n".join(["id,synopsis", *lines]) + "\n")
+    return path
+
+
+def synopsis(**more: Any) -> TermsInput:
+    return TermsInput("synopsis", 64, "word", (1, 1), **more)
+
+
+def test_joined_columns_reach_the_branches(write: Write, columns: Path, tmp_path: Path) -> None:
+    inputs: dict[str, Input] = {"title": terms(), "plot": synopsis()}
+    data = module(write("movies"), tmp_path / "cache", inputs, columns=str(columns))
+    data.setup()
+    assert (data.features["plot"].place >= 0).tolist() == [n % 3 == 0 for n in range(20)]
+    assert (data.states("synopsis") == "present").sum() == 7
+    batch = data.batches[np.array([1, 3, 0]), 0]
+    assert batch.parts["plot"].rows.tolist() == [1, 2]
+    assert batch.parts["title"].rows.tolist() == [0, 1, 2]
+    # Learnt from train alone.
+    vectorizer = data.inputs["plot"].state()
+    learnt = {WORDS[number % 6].strip() for number in range(0, 12, 3)}
+    assert set(vectorizer["terms"]) == {"a", "ghost", "in"} | learnt
+    described = data.describe()["data"]
+    assert described["columns"] == str(columns.resolve())
+    same = MovieDataModule.from_description(
+        described, inputs=data.inputs, cache_dir=tmp_path / "cache"
+    )
+    same.setup()
+    np.testing.assert_array_equal(same.features["plot"].place, data.features["plot"].place)
+
+
+def test_a_warm_start_of_a_column_does_nothing_again(
+    write: Write, columns: Path, tmp_path: Path
+) -> None:
+    path = write("movies")
+
+    def opened() -> MovieDataModule:
+        data = module(path, tmp_path / "cache", {"plot": synopsis()}, columns=str(columns))
+        data.setup()
+        return data
+
+    first = opened()
+    before = files(tmp_path / "cache")
+    assert states(opened()) == states(first) and files(tmp_path / "cache") == before
+
+
+def test_a_column_that_no_movie_has_is_refused_with_what_there_is(
+    write: Write, tmp_path: Path
+) -> None:
+    data = module(write("movies"), tmp_path / "cache", {"plot": synopsis()})
+    with pytest.raises(
+        DataError,
+        match=r"branch plot looks at the column 'synopsis', which no movie .* has title, poster\. "
+        r".*data\.columns=FILE\.csv",
+    ):
+        data.setup()
+
+
+def test_a_trained_branch_does_without_its_column(
+    write: Write, columns: Path, tmp_path: Path
+) -> None:
+    path = write("movies")
+    trained = module(path, tmp_path / "cache", {"plot": synopsis()}, columns=str(columns))
+    trained.setup()
+    data = module(path, tmp_path / "cache", trained.inputs)
+    data.setup()
+    batch = next(iter(data.loader("test", device="cpu")))
+    assert len(batch.parts["plot"]) == 0 and len(batch) == 4
+    assert set(data.states("synopsis")) == {"missing"}
+
+
+def test_a_column_without_a_word_in_train_is_refused_by_name(write: Write, tmp_path: Path) -> None:
+    path = tmp_path / "columns.csv"
+    path.write_text("id,synopsis\n2,???\n21,held out\n")
+    data = module(write("movies"), tmp_path / "cache", {"plot": synopsis()}, columns=str(path))
+    with pytest.raises(InputError, match="column synopsis: no title of the 1 given has a term"):
+        data.setup()
+
+
+def test_two_branches_may_look_at_one_column(write: Write, tmp_path: Path) -> None:
+    inputs: dict[str, Input] = {
+        "letters": terms(),
+        "words": terms(analyzer="word", ngram_range=(1, 1), decade=False),
+        "small": pixels(),
+        "large": pixels(size=16),
+    }
+    data = module(write("movies"), tmp_path / "cache", inputs)
+    data.setup()
+    batch = data.batches[np.array([0, 1, 2, 3]), 0]
+    for one, two in (("letters", "words"), ("small", "large")):
+        assert torch.equal(batch.parts[one].rows, batch.parts[two].rows)
+    assert not torch.equal(numbers(batch, "letters", "offsets"), numbers(batch, "words", "offsets"))
+    assert numbers(batch, "large", "pixels").shape[1] == 16
+    lines = [line for line in data.summary() if isinstance(line, str)]
+    assert len(lines) == len(set(lines))  # what can't be read is named once
 
 
 # What a checkpoint says about the data.
@@ -309,15 +467,15 @@ def test_it_describes_itself(write: Write, tmp_path: Path, monkeypatch: Any) -> 
     data = module(Path("movies.csv"), tmp_path / "cache", val_fraction=0.25)
     data.setup()
     described = data.describe()
-    assert described["genres"] == ["A", "B"] and described["poster_size"] == 8
-    assert described["titles"] == data.vectorizer.state_dict()
+    assert set(described) == {"genres", "inputs", "data"}
+    assert described["genres"] == ["A", "B"] and described["inputs"] == states(data)
     assert described["data"] == {
         "reader": "manifest", "path": str(path.resolve()),
         "val_fraction": 0.25, "test_fraction": 0.2, "split_seed": 0,
     }  # fmt: skip
     monkeypatch.chdir(tmp_path)
     same = MovieDataModule.from_description(
-        described["data"], titles=data.vectorizer, cache_dir=tmp_path / "cache", poster_size=8
+        described["data"], inputs=data.inputs, cache_dir=tmp_path / "cache"
     )
     same.setup()
     for mine, other in zip(train_features(data), train_features(same), strict=True):
@@ -326,8 +484,8 @@ def test_it_describes_itself(write: Write, tmp_path: Path, monkeypatch: Any) -> 
 
 def test_readers_options_are_described_and_downloads_are_not(tmp_path: Path) -> None:
     data = MovieDataModule(
-        "demo", TitleVectorizer(64), cache_dir=tmp_path, root=str(tmp_path), num_movies=30,
-        missing_posters=1.0, poster_size=8,
+        "demo", {"title": terms()}, cache_dir=tmp_path, root=str(tmp_path), num_movies=30,
+        missing_posters=1.0,
     )  # fmt: skip
     data.setup()
     described = data.describe()["data"]
@@ -341,9 +499,8 @@ def test_a_home_folder_is_meant_by_its_sign(home: str, tmp_path: Path, monkeypat
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     data = MovieDataModule(
-        "demo", TitleVectorizer(64), cache_dir=home, root=home, num_movies=20, poster_size=8,
-        poster_height=32,
-    )  # fmt: skip
+        "demo", {"title": terms()}, cache_dir=home, root=home, num_movies=20, poster_height=32
+    )
     data.setup()
     assert not (tmp_path / "~").exists()
     assert list(Path(home).expanduser().glob("demo-*"))
@@ -362,7 +519,10 @@ def test_a_home_folder_is_meant_by_its_sign(home: str, tmp_path: Path, monkeypat
         ({"reader": "demo", "split_seed": 0.5}, "split_seed"),
         ({"reader": "demo", "split_seed": -1}, "split_seed"),
         ({"reader": "demo", "cache_dir": "/"}, "cache_dir"),
-        ({"reader": "demo", "titles": "x"}, "titles"),
+        ({"reader": "demo", "inputs": "x"}, "inputs"),
+        ({"reader": "demo", "columns": "/dev/zero"}, "/dev/zero"),
+        ({"reader": "demo", "columns": "/does/not/exist"}, "data.columns="),
+        ({"reader": "demo", "columns": ["a"]}, "columns"),
         ({"reader": "demo", "_target_": "os.system"}, "_target_"),
         ({"reader": "ml1m", "root": "/", "download": True}, "download"),
         ({"reader": "ml1m", "root": "/does/not/exist"}, "/does/not/exist.*data=ml1m data.root"),
@@ -384,7 +544,7 @@ def test_a_strangers_description_reads_what_is_there_or_is_refused(
         description = {**description, "path": str(tmp_path / "fifo")}
     with pytest.raises(DataError, match=message):
         MovieDataModule.from_description(
-            description, titles=TitleVectorizer(64), cache_dir=tmp_path, poster_size=8
+            description, inputs={"title": terms()}, cache_dir=tmp_path
         ).setup()
 
 
@@ -392,7 +552,7 @@ def test_a_demo_is_made_in_the_cache_alone(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     MovieDataModule.from_description(
         {"reader": "demo", "num_movies": 20, "poster_height": 32, "root": str(elsewhere)},
-        titles=TitleVectorizer(64), cache_dir=tmp_path / "cache", poster_size=8,
+        inputs={"title": terms()}, cache_dir=tmp_path / "cache",
     ).setup()  # fmt: skip
     assert not elsewhere.exists()
 

@@ -20,7 +20,7 @@ from docs.screenshots import (
 )
 from genre_lightning.checkpoint.model import load_model
 from genre_lightning.comparison.command import main as compare
-from genre_lightning.runs.folder import write_result
+from genre_lightning.runs.result import write_result
 
 
 def test_three_pictures_of_a_trained_model(browser: Browser, trained_run: Path, tmp_path: Path):

@@ -110,7 +110,7 @@ def test_a_poster_does_not_depend_on_the_others():
 
 @pytest.mark.parametrize("off", sorted(OFF))
 def test_switching_one_change_off_leaves_the_others(off):
-    everything = {"flip": 0.5, "crop": 0.5, "aspect": 1.3}
+    everything: dict[str, Any] = {"flip": 0.5, "crop": 0.5, "aspect": 1.3}
     full = PosterAugment(**everything).draw(noise(), seeded())
     less = PosterAugment(**{**everything, off: OFF[off]}).draw(noise(), seeded())
     other = "crop" if off == "flip" else "mirrored"

@@ -1,4 +1,4 @@
-"""The sum of two branches, and what a description may ask for."""
+"""The sum of branches, on parts made by hand."""
 
 from __future__ import annotations
 
@@ -6,109 +6,134 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
-from genre_lightning.models.networks import NETWORKS, build_network
+from genre_lightning.inputs.part import JoinedPart, Part
+from genre_lightning.inputs.pixels import PixelsInput
+from genre_lightning.inputs.terms import TermsInput
+from genre_lightning.models.fusion import Fusion
+from genre_lightning.models.networks import build_network
 
-TITLE: dict[str, Any] = {"name": "title_mlp", "vocabulary_size": 50, "hidden": 8}
-POSTER: dict[str, Any] = {"name": "poster_resnet", "widths": [4, 8], "blocks": [1, 1]}
+INPUTS = {
+    "title": TermsInput("title", 50),
+    "poster": PixelsInput(size=32),
+    "plot": TermsInput("synopsis", 50, "word", (1, 1)),
+}
+NETWORKS: dict[str, dict[str, Any]] = {
+    "title": {"name": "terms_mlp", "hidden": 8},
+    "poster": {"name": "poster_resnet", "widths": [4, 8], "blocks": [1, 1]},
+    "plot": {"name": "terms_mlp", "hidden": 4, "skip": True},
+}
 
 
-def batch(posters: int = 2) -> dict[str, torch.Tensor]:
+def build(*names: str, dropout: float = 0.0) -> Fusion:
+    torch.manual_seed(0)
+    return build_network(
+        3,
+        {name: NETWORKS[name] for name in names},
+        {name: INPUTS[name] for name in names},
+        dropout=dropout,
+    )
+
+
+def batch(posters: int = 2) -> dict[str, Part]:
+    """Four movies: all with a title, two with a poster, none with a synopsis."""
     generator = torch.Generator().manual_seed(1)
+    titles = {
+        "indices": torch.tensor([1, 4, 49, 4, 7]),
+        "offsets": torch.tensor([0, 2, 3, 3]),  # the third title is empty
+        "weights": torch.tensor([0.5, 0.5, 1.0, 0.2, 0.9]),
+    }
+    pixels = torch.randn(posters, 3, 32, 32, generator=generator)
+    nothing = {name: value[:0] for name, value in titles.items()}
     return {
-        "title_indices": torch.tensor([1, 4, 49, 4, 7]),
-        "title_offsets": torch.tensor([0, 2, 3, 3]),  # the third title is empty
-        "title_weights": torch.tensor([0.5, 0.5, 1.0, 0.2, 0.9]),
-        "posters": torch.randn(posters, 3, 32, 32, generator=generator),
-        "poster_rows": torch.tensor([3, 1])[:posters],
+        "title": Part(torch.arange(4), titles),
+        "poster": Part(torch.tensor([1, 3])[:posters], {"pixels": pixels}),
+        "plot": Part(torch.arange(0), nothing),
     }
 
 
 def test_sum_scatters_posters_to_their_rows() -> None:
-    network = build_network(3, TITLE, POSTER, dropout=0.0).eval()
-    inputs = batch()
-    assert network.title is not None and network.poster is not None
-    titles = network.title(*(inputs[f"title_{name}"] for name in ("indices", "offsets", "weights")))
-    posters = network.poster(inputs["posters"])
-    expected = torch.stack([titles[0], titles[1] + posters[1], titles[2], titles[3] + posters[0]])
-    torch.testing.assert_close(network(**inputs), expected)
+    network = build("title", "poster").eval()
+    parts = batch()
+    titles = network.branches["title"](**parts["title"].numbers)
+    posters = network.branches["poster"](**parts["poster"].numbers)
+    expected = torch.stack([titles[0], titles[1] + posters[0], titles[2], titles[3] + posters[1]])
+    torch.testing.assert_close(network(parts, 4), expected)
 
 
 def test_a_missing_poster_adds_exactly_nothing() -> None:
-    network = build_network(3, TITLE, POSTER, dropout=0.0).eval()
-    title, poster = network.branch_logits(**batch())
-    assert torch.equal(poster[[0, 2]], torch.zeros(2, 3))
-    assert torch.equal(network(**batch())[[0, 2]], title[[0, 2]])
+    network = build("title", "poster").eval()
+    said = network.branch_logits(batch(), 4)
+    assert torch.equal(said["poster"][[0, 2]], torch.zeros(2, 3))
+    assert torch.equal(network(batch(), 4)[[0, 2]], said["title"][[0, 2]])
 
 
 def test_other_movies_posters_do_not_change_a_movie() -> None:
-    network = build_network(3, TITLE, POSTER, dropout=0.0).eval()
+    network = build("title", "poster").eval()
     changed = batch()
-    changed["posters"][0] += 1  # belongs to row 3
-    before, after = network(**batch()), network(**changed)
+    changed["poster"].numbers["pixels"][1] += 1  # belongs to row 3
+    before, after = network(batch(), 4), network(changed, 4)
     torch.testing.assert_close(before[:3], after[:3])
     assert not torch.allclose(before[3], after[3])
 
 
+def test_a_column_that_no_movie_of_a_batch_has_changes_no_bit() -> None:
+    network = build("title", "plot").eval()
+    alone = Fusion(3, {"title": network.branches["title"]}).eval()
+    assert torch.equal(network(batch(), 4), alone(batch(), 4))
+
+
 def test_a_movie_of_which_nothing_is_known_scores_as_often_as_the_genre_occurs() -> None:
-    network = build_network(3, None, POSTER, dropout=0.0).eval()
+    network = build("poster").eval()
     network.start_from_priors([50, 5, 0], 100)
-    scores = torch.sigmoid(network(**batch()))[[0, 2]]
+    scores = torch.sigmoid(network(batch(), 4))[[0, 2]]
     torch.testing.assert_close(scores, torch.tensor([[0.5, 5.5 / 101, 0.5 / 101]] * 2))
 
 
 def test_a_batch_without_posters_still_gives_every_parameter_a_gradient() -> None:
-    network = build_network(3, TITLE, POSTER)
-    network(**batch(posters=0)).sum().backward()
+    network = build("title", "poster", "plot")
+    network(batch(posters=0), 4).sum().backward()
     assert all(parameter.grad is not None for parameter in network.parameters())
 
 
-@pytest.mark.parametrize("absent", ["title", "poster"])
-def test_one_branch_alone(absent: str) -> None:
-    parts: dict[str, Any] = {"title": TITLE, "poster": POSTER, absent: None}
-    network = build_network(3, dropout=0.0, **parts).eval()
-    title, poster = network.branch_logits(**batch())
-    assert not {"title": title, "poster": poster}[absent].any()
-    assert network(**batch()).any()
+@pytest.mark.parametrize("name", ["title", "poster"])
+def test_one_branch_alone(name: str) -> None:
+    network = build(name).eval()
+    said = network.branch_logits(batch(), 4)
+    assert list(said) == [name] and torch.equal(network(batch(), 4), said[name])
+    assert said[name].any()
 
 
-@pytest.mark.parametrize("name", sorted(BRANCHES))
-def test_every_number_of_a_branch_has_limits_and_a_default_inside_them(name: str) -> None:
-    key = name.split("_")[0]
-    parts: dict[str, Any] = {key: {"name": name}}
-    described = build_network(2, **parts).description[key]
-    assert set(described) - {"name"} == set(BRANCHES[name].limits)
+def test_branches_are_summed_in_the_order_of_the_list() -> None:
+    # Sums of three floats depend on it in the last bit.
+    forth, back = build("title", "poster", "plot").eval(), build("plot", "poster", "title").eval()
+    assert list(forth.branch_logits(batch(), 4)) == ["title", "poster", "plot"]
+    assert list(back.branch_logits(batch(), 4)) == ["plot", "poster", "title"]
+    said = {"a": torch.tensor([0.1]), "b": torch.tensor([0.2]), "c": torch.tensor([0.3])}
+    one = Fusion(1, {"a": nn.Identity()})
+    total = ((one.prior + said["a"]) + said["b"]) + said["c"]
+    assert torch.equal(one.total(said), total)
+    assert torch.equal(one.total({}), one.prior)
 
 
-def test_description_rebuilds_the_same_network() -> None:
-    network = build_network(3, TITLE, POSTER, dropout=0.4)
-    twin = build_network(**network.description)
-    assert twin.description == network.description
-    assert network.description["title"]["dropout"] == 0.4
-    twin.load_state_dict(network.state_dict())
-    torch.testing.assert_close(twin.eval()(**batch()), network.eval()(**batch()))
+def test_branches_that_train_nothing_need_no_gradient() -> None:
+    network = build("title", "poster")
+    network.branches["poster"].requires_grad_(False)
+    network(batch(posters=0), 4).sum().backward()
+    assert all(p.grad is not None for p in network.branches["title"].parameters())
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"title": None, "poster": None}, "a title branch or a poster branch"),
-        ({"num_genres": 0}, "num_genres"),
-        ({"num_genres": True}, "num_genres"),
-        ({"title": {**TITLE, "hidden": 10**9}}, "model.title.hidden"),
-        ({"title": {**TITLE, "hidden": 8.0}}, "model.title.hidden"),
-        ({"title": {**TITLE, "dropout": float("nan")}}, "model.title.dropout"),
-        ({"title": {**TITLE, "hiden": 8}}, "no argument 'hiden'"),
-        ({"title": {"name": "os.system"}}, "known title branches are"),
-        ({"title": {"name": "poster_resnet"}}, "known title branches are"),
-        ({"poster": {**POSTER, "widths": [4] * 99}}, "model.poster.widths"),
-        ({"poster": {**POSTER, "widths": [4, 10**9]}}, "model.poster.widths"),
-        ({"poster": {**POSTER, "widths": [4]}}, "differ in length"),
-        ({"poster": {**POSTER, "widths": [4096] * 16, "blocks": [64] * 16}}, "parameters"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_bad_descriptions_are_refused_by_key(change: dict[str, Any], message: str) -> None:
-    arguments = {"num_genres": 3, "title": TITLE, "poster": POSTER, **change}
-    with pytest.raises(ValueError, match=message):
-        build_network(**arguments)
+def test_a_network_without_branches_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one branch"):
+        Fusion(3, {})
+
+
+def test_a_part_is_moved_whole() -> None:
+    part = batch()["poster"]
+    moved = part.each(lambda tensor: tensor.to("meta"))
+    assert moved.rows.is_meta and moved.numbers["pixels"].is_meta and len(moved) == len(part) == 2
+    joined = JoinedPart(part, [2, 0], {"pixels": [2, 0]})
+    first, second = joined.each(lambda tensor: tensor + 1).parts()
+    assert first.rows.tolist() == [2, 4] and len(second) == 0
+    assert second.numbers["pixels"].shape == (0, 3, 32, 32)

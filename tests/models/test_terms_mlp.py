@@ -25,7 +25,7 @@ def titles() -> torch.Tensor:
     return dense
 
 
-def dense_twin(model: TitleMLP) -> nn.Sequential:
+def dense_twin(model: TermsMLP) -> nn.Sequential:
     first = nn.Linear(50, 16, bias=False)
     with torch.no_grad():
         first.weight.copy_(model.embed.weight.T)
@@ -34,12 +34,12 @@ def dense_twin(model: TitleMLP) -> nn.Sequential:
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_logits_equal_those_of_the_dense_layers(titles: torch.Tensor, training: bool) -> None:
-    model = TitleMLP(3, vocabulary_size=50, hidden=16, dropout=0.0).train(training)
+    model = TermsMLP(3, vocabulary_size=50, hidden=16, dropout=0.0).train(training)
     torch.testing.assert_close(model(*sparse(titles)), dense_twin(model)(titles))
 
 
 def test_gradient_equals_that_of_the_dense_layer(titles: torch.Tensor) -> None:
-    model = TitleMLP(3, vocabulary_size=50, hidden=16, dropout=0.0)
+    model = TermsMLP(3, vocabulary_size=50, hidden=16, dropout=0.0)
     twin = dense_twin(model)
     model(*sparse(titles)).square().sum().backward()
     sparse_gradient = model.embed.weight.grad
@@ -49,7 +49,7 @@ def test_gradient_equals_that_of_the_dense_layer(titles: torch.Tensor) -> None:
 
 
 def test_autocast_takes_float32_weights(titles: torch.Tensor) -> None:
-    model = TitleMLP(3, vocabulary_size=50, hidden=16).eval()
+    model = TermsMLP(3, vocabulary_size=50, hidden=16).eval()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits = model(*sparse(titles))
     torch.testing.assert_close(logits.float(), model(*sparse(titles)), rtol=0.05, atol=0.05)

@@ -104,6 +104,7 @@ def make_movies() -> list[dict[str, Any]]:
     ]
 
 
+@pytest.mark.slow
 def test_the_graph_gives_the_models_numbers(exported: tuple[Path, Path]):
     checkpoint, path = exported
     model = load_model(checkpoint)
@@ -174,6 +175,7 @@ def test_a_branch_that_can_not_be_exported_is_named(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_graph_of_other_numbers_is_not_written(
     make_checkpoint: Callable[..., Path],
     tmp_path: Path,

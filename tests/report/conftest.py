@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -92,7 +92,7 @@ def make_case(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Case]:
             origin=Origin(
                 checkpoint,
                 "python evaluate.py ckpt_path=a.ckpt 'data.path=<my> files.csv'",
-                datetime(2025, 3, 4, 5, 6, tzinfo=timezone.utc),
+                datetime(2025, 3, 4, 5, 6, tzinfo=UTC),
             ),
             manifest=manifest,
         )

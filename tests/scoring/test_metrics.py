@@ -259,6 +259,7 @@ def rank_results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dic
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RANKS)
 def test_two_processes_give_what_one_gives(name: str, rank_results) -> None:
     scores, targets, thresholds = random_case()

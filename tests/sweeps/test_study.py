@@ -1,4 +1,4 @@
-"""sweep=optuna: studies that choose, prune, survive and go on."""
+"""sweep=optuna: studies that choose, prune, survive and are continued."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_numbers_are_short_and_inside(tmp_path: Path) -> None:
     assert len({trial.params["y"] for trial in study.finished()}) == 6
 
 
-# Going on.
+# Continued.
 
 
 def test_an_interrupted_study_draws_what_an_unbroken_one_does(tmp_path: Path) -> None:
@@ -105,6 +105,7 @@ def test_an_interrupted_study_draws_what_an_unbroken_one_does(tmp_path: Path) ->
     assert len(drawn[0]) == 8 and drawn[0] == drawn[1]
 
 
+@pytest.mark.slow
 def test_what_becomes_of_trials(tmp_path: Path) -> None:
     study = trials(tmp_path)
     while study.ask(4):
@@ -228,6 +229,7 @@ def results(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(file.read_text("utf-8")) for file in files]
 
 
+@pytest.mark.slow
 def test_a_study_that_is_killed_and_continued(command: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "study"
     # Low learning rates are hopeless: they end where they began.
@@ -274,6 +276,7 @@ def test_a_study_that_is_killed_and_continued(command: list[str], tmp_path: Path
     assert (folder / "leaderboard.csv").is_file()
 
 
+@pytest.mark.slow
 def test_trials_in_parallel_of_which_one_fails(command: list[str], tmp_path: Path) -> None:
     command = [
         *command, "sweep.n_trials=2", "sweep.seed=1",

@@ -1,4 +1,4 @@
-"""Loggers by config: several at once, each with every epoch once, also where a run goes on."""
+"""Loggers by config: several at once, each with every epoch once, also where a run is resumed."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ def test_several_at_once(chosen: str, keys: list[str], repository: Path) -> None
     assert list(cfg.logger) == keys
 
 
-def test_files_of_a_run_that_goes_on(
+@pytest.mark.slow
+def test_files_of_a_run_that_resumes(
     train_here: Train, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
     chosen = tiny_overrides("logger=[tensorboard,csv]", model="title")
@@ -82,7 +83,8 @@ def test_files_of_a_run_that_goes_on(
     assert test == pytest.approx(result["test"]["f1_micro"])
 
 
-def test_a_run_that_goes_on_elsewhere_brings_its_rows(
+@pytest.mark.slow
+def test_a_run_that_resumes_elsewhere_brings_its_rows(
     train_here: Train, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
     overrides = tiny_overrides("logger=[tensorboard,csv]", model="title")
@@ -138,14 +140,14 @@ def test_run_name(overrides: list[str], name: str | None) -> None:
     assert run_name(overrides) == name
 
 
-# Which rows a logger gets where a run goes on.
+# Which rows a logger gets where a run is resumed.
 
 
 class Recorder(WandbLogger):
     """Looks like a W&B logger of a server that says (`last`) or does not say where it stands."""
 
-    def __init__(self, goes_on: bool, last: int | None) -> None:
-        self.goes_on = goes_on
+    def __init__(self, resumes: bool, last: int | None) -> None:
+        self.resumes = resumes
         summary = {} if last is None else {"trainer/global_step": last}
         self._experiment = SimpleNamespace(resumed=last is not None, summary=summary)  # type: ignore[assignment]
         self.steps: list[int | None] = []
@@ -156,7 +158,7 @@ class Recorder(WandbLogger):
 
 
 @pytest.mark.parametrize(
-    ("on_disk", "kept", "goes_on", "last", "logged"),
+    ("on_disk", "kept", "resumes", "last", "logged"),
     [
         pytest.param([], [], False, None, [10, 20, 30, 40], id="new"),
         pytest.param([10, 20], [10, 20], True, None, [30, 40], id="offline"),
@@ -171,7 +173,7 @@ class Recorder(WandbLogger):
 def test_each_row_once(
     on_disk: list[int],
     kept: list[int],
-    goes_on: bool,
+    resumes: bool,
     last: int | None,
     logged: list[int],
     tmp_path: Path,
@@ -180,7 +182,7 @@ def test_each_row_once(
         lines = ["epoch,step,val/loss", *(f"{step // 10 - 1},{step},0.5" for step in on_disk)]
         (tmp_path / "metrics.csv").write_text("\n".join(lines) + "\n")
     history = History(tmp_path)
-    logger = Recorder(goes_on, last)
+    logger = Recorder(resumes, last)
     trainer: Any = SimpleNamespace(is_global_zero=True, loggers=[logger])
     module: Any = None
     callback = EpochLog(history)

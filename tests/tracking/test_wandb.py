@@ -93,6 +93,7 @@ def two_jobs(
     return jobs
 
 
+@pytest.mark.slow
 def test_each_job_is_a_run_with_its_own_config(two_jobs: list[Any]) -> None:
     records = [only_record(folder) for folder, _ in two_jobs]
     assert [record.config["optimizer.lr"] for record in records] == [1e-3, 2e-3]
@@ -119,6 +120,7 @@ def test_each_job_is_a_run_with_its_own_config(two_jobs: list[Any]) -> None:
     assert wandb.run is None
 
 
+@pytest.mark.slow
 def test_history_and_summary(two_jobs: list[Any]) -> None:
     folder, result = two_jobs[0]
     record = only_record(folder)
@@ -133,6 +135,7 @@ def test_history_and_summary(two_jobs: list[Any]) -> None:
             assert record.summary[f"{prefix}/{name}"] == pytest.approx(value)
 
 
+@pytest.mark.slow
 def test_tables_curves_and_checkpoint(two_jobs: list[Any]) -> None:
     folder, result = two_jobs[0]
     record = only_record(folder)
@@ -184,7 +187,7 @@ def test_tables_curves_and_checkpoint(two_jobs: list[Any]) -> None:
     assert json.loads(model["metadata"])["test/f1_micro"] == result["test"]["f1_micro"]
 
 
-# How a run ends and goes on.
+# How a run ends and is resumed.
 
 
 def test_a_failed_run_is_one_and_the_next_is_its_own(
@@ -275,7 +278,7 @@ def test_a_server_out_of_reach_is_the_users_to_mend(
 
 
 @pytest.mark.parametrize(
-    ("resume", "configured", "earlier", "goes_on"),
+    ("resume", "configured", "earlier", "resumes"),
     [
         ("allow", None, None, False),
         ("allow", None, "earlier1", True),
@@ -283,12 +286,12 @@ def test_a_server_out_of_reach_is_the_users_to_mend(
         ("never", None, "earlier1", False),
     ],
 )
-def test_which_run_goes_on(
-    resume: str, configured: str | None, earlier: str | None, goes_on: bool, tmp_path: Path
+def test_which_run_resumes(
+    resume: str, configured: str | None, earlier: str | None, resumes: bool, tmp_path: Path
 ) -> None:
     logger = RunLogger(save_dir=str(tmp_path), project="p", resume=resume, id=configured)
     chosen = logger.choose_id(earlier)
-    assert logger.goes_on == goes_on and (chosen == earlier) == goes_on
+    assert logger.resumes == resumes and (chosen == earlier) == resumes
     assert chosen == (configured or chosen) and len(chosen) >= 4
 
 
@@ -369,7 +372,8 @@ def killed_and_resumed(
     return folder
 
 
-def test_a_killed_run_goes_on_in_its_run(killed_and_resumed: Path) -> None:
+@pytest.mark.slow
+def test_a_killed_run_resumes_in_its_run(killed_and_resumed: Path) -> None:
     folder = killed_and_resumed
     first, second = (Record(run) for run in offline_folders(folder))
     known = json.loads((folder.with_name("as killed") / "result.json").read_text())
@@ -388,6 +392,7 @@ def test_a_killed_run_goes_on_in_its_run(killed_and_resumed: Path) -> None:
     assert len(missing) <= 1, missing
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_first_checkpoint_keeps_its_id(
     killed_and_resumed: Path, train_here: Train, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
@@ -398,7 +403,8 @@ def test_a_run_killed_before_its_first_checkpoint_keeps_its_id(
     assert only_record(tmp_path).run["run_id"] == known["wandb_run_id"]
 
 
-def test_a_run_that_goes_on_elsewhere_keeps_its_id(
+@pytest.mark.slow
+def test_a_run_that_resumes_elsewhere_keeps_its_id(
     killed_and_resumed: Path, train_here: Train, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
     last = killed_and_resumed.with_name("as killed") / "checkpoints" / "last.ckpt"
@@ -474,7 +480,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
             process.wait(timeout=30)
 
 
-def test_a_killed_run_goes_on_in_its_run_online(
+@pytest.mark.slow
+def test_a_killed_run_resumes_in_its_run_online(
     server: Server, repository: Path, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
     overrides = [*tiny_overrides(*LONG, model="title"), "logger.wandb.name=killed and resumed"]
@@ -506,6 +513,7 @@ def test_a_killed_run_goes_on_in_its_run_online(
     assert len(steps) >= EPOCHS - 1
 
 
+@pytest.mark.slow
 def test_synced_folders_of_a_killed_run_join(server: Server, killed_and_resumed: Path) -> None:
     folders = offline_folders(killed_and_resumed)
     env = clean_environment(server.env)

@@ -32,7 +32,7 @@ from genre_lightning.errors import UserError
 from genre_lightning.inputs.terms import TitleVectorizer
 from genre_lightning.models.networks import build_network
 from genre_lightning.report.evaluation import score_split, split_metrics
-from genre_lightning.runs.folder import is_running
+from genre_lightning.runs.lock import is_running
 from genre_lightning.scoring.losses import build_loss
 from genre_lightning.sweeps import processes
 from genre_lightning.training.module import GenreModule
@@ -110,6 +110,7 @@ def half(rank: int, cache: Path, out: Path) -> None:
     torch.save((module.network.state_dict(), values, trainer.global_step), out / f"{rank}.pt")
 
 
+@pytest.mark.slow
 def test_two_halves_of_a_batch_train_as_the_whole(tmp_path: Path) -> None:
     trainer, module, data = fit(tmp_path, 16, 1)
     # Odd shares: the ranks differ in movies, though not in batches.
@@ -134,39 +135,10 @@ def fail_alone(rank: int, cache: Path) -> None:
     fit(cache, 8, 2, callbacks=[Failing()])
 
 
+@pytest.mark.slow
 def test_the_others_do_not_wait_for_one_that_failed(tmp_path: Path) -> None:
     codes = in_two(fail_alone, tmp_path)
     assert all(code not in (0, None) for code in codes), codes
-
-
-# Shares.
-
-
-@pytest.mark.parametrize("shuffle", [False, True], ids=["in-order", "shuffled"])
-@pytest.mark.parametrize(
-    ("movies", "size", "ranks"), [(24, 16, 1), (25, 4, 2), (17, 8, 2), (33, 8, 4), (7, 3, 3)]
-)
-def test_ranks_share_an_epoch(movies: int, size: int, ranks: int, shuffle: bool) -> None:
-    rows = np.arange(movies) + 100
-    orders = [
-        BatchOrder(rows, size, shuffle=shuffle, rank=rank, world_size=ranks)
-        for rank in range(ranks)
-    ]
-    shares = [[batch for batch, _ in order] for order in orders]
-    assert {len(share) for share in shares} == {len(orders[0])}
-    assert all(1 <= len(batch) <= size for share in shares for batch in share)
-    drawn = np.concatenate([batch for share in shares for batch in share])
-    assert len(set(drawn)) == len(drawn) and set(drawn) <= set(rows)
-    if not shuffle:
-        assert set(drawn) == set(rows)
-
-
-@pytest.mark.parametrize(("movies", "size", "ranks"), [(1, 8, 2), (3, 1, 2), (5, 2, 8)])
-def test_shares_that_leave_a_rank_without_movies_are_refused(
-    movies: int, size: int, ranks: int
-) -> None:
-    with pytest.raises(ValueError, match=rf"{movies} movies.*{ranks} process"):
-        BatchOrder(np.arange(movies), size, shuffle=False, rank=0, world_size=ranks)
 
 
 # Starting processes.
@@ -269,6 +241,7 @@ def ended(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
 
+@pytest.mark.slow
 def test_one_that_fails_ends_all(start: Any, tmp_path: Path) -> None:
     process = start("failing")
     _, errors = process.communicate(timeout=300)
@@ -278,6 +251,7 @@ def test_one_that_fails_ends_all(start: Any, tmp_path: Path) -> None:
     assert ended(int((tmp_path / "0.pid").read_text()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
 def test_they_end_with_the_process_that_started_them(
     number: int, start: Any, tmp_path: Path
@@ -298,6 +272,7 @@ def test_they_end_with_the_process_that_started_them(
 # As a user starts it.
 
 
+@pytest.mark.slow
 def test_a_sweep_of_runs_in_two_processes(
     repository: Path, tiny_overrides: Callable[..., list[str]], tmp_path: Path
 ) -> None:
@@ -337,6 +312,7 @@ def test_a_sweep_of_runs_in_two_processes(
             assert float(best[f"val/{name}"]) == pytest.approx(value, rel=1e-5), name
 
 
+@pytest.mark.slow
 def test_two_processes_that_are_killed_go_on_as_if_they_had_not_been(
     repository: Path, tiny_overrides: Callable[..., list[str]], tmp_path: Path
 ) -> None:

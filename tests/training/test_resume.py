@@ -1,4 +1,4 @@
-"""A run that is killed, wherever and how often, goes on as if it had not been."""
+"""A run that is killed, wherever and how often, is resumed as if it had not been."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from genre_lightning.checkpoint.resuming import copy_best
 from genre_lightning.checkpoint.model import load_model
 from genre_lightning.errors import UserError
 from genre_lightning.training.callbacks.resume import Interrupted
-from tests.training import (
+from tests.running import (
     at_step,
     kill_at,
     kill_while_saving_after,
@@ -106,6 +106,7 @@ def unbroken(
     return folder
 
 
+@pytest.mark.slow
 @BACKGROUND
 def test_killed_again_and_again(
     background: bool, unbroken: Path, repository: Path, tiny_overrides: Overrides, tmp_path: Path
@@ -138,6 +139,7 @@ def test_killed_again_and_again(
     assert_same_run(unbroken, folder)
 
 
+@pytest.mark.slow
 @BACKGROUND
 def test_killed_while_saving(
     background: bool, unbroken: Path, repository: Path, tiny_overrides: Overrides, tmp_path: Path
@@ -169,6 +171,7 @@ def interrupt(number: int, times: int = 1) -> Callable[[], None]:
     return send
 
 
+@pytest.mark.slow
 @BACKGROUND
 def test_signals_finish_and_save_the_step(
     background: bool, unbroken: Path, train_here: Train, tiny_overrides: Overrides, tmp_path: Path
@@ -215,6 +218,7 @@ def test_a_second_signal_ends_it_at_once(
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
 
 
+@pytest.mark.slow
 @BACKGROUND
 def test_slurm_queues_it_again(
     background: bool, unbroken: Path, repository: Path, tiny_overrides: Overrides, tmp_path: Path

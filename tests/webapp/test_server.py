@@ -19,6 +19,7 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "genre_lightning.webapp.server", *arguments]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="Ctrl-C is sent as a signal")
 def test_the_command_serves_until_ctrl_c(tiny_checkpoint: Path, repository: Path):
     process = subprocess.Popen(

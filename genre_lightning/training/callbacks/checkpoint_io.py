@@ -31,9 +31,10 @@ class WholeFileIO(TorchCheckpointIO):
     new one; here one thread does all of it, in order.
 
     Args:
-        background: copy the state and write the copy in another thread, while training goes on. No
-            state is copied before the one before it is on the disk. What goes wrong there is raised
-            by the next call, :meth:`teardown` at the latest, and nothing is done after it.
+        background: copy the state and write the copy in another thread, while training
+            continues. No state is copied before the one before it is on the disk. What goes wrong
+            there is raised by the next call, :meth:`teardown` at the latest, and nothing is done
+            after it.
 
     Attributes:
         newest: the file written last, or about to be, and its ``TRAINING_KEY`` entry.
@@ -90,7 +91,7 @@ class WholeFileIO(TorchCheckpointIO):
         """Wait until all that was asked for is done.
 
         Raises:
-            UserError: the disk is full; see :func:`genre_lightning.runs.folder.whole_file`.
+            UserError: the disk is full; see :func:`genre_lightning.files.whole_file`.
             OSError: a file could not be written for another reason.
         """
         asked, self._asked = self._asked, []

@@ -22,7 +22,7 @@ class EpochLog(Callback):
 
     Lightning logs the metrics of an epoch in two parts, the second of them after the checkpoint is
     written, so that a kill in between leaves a hole. Here a row is logged before that. Where a run
-    goes on, a logger gets what it does not have yet of the rows before and of those run again.
+    is resumed, a logger gets what it does not have yet of the rows before and of those run again.
 
     Args:
         history: what writes ``metrics.csv``; it comes before this callback.
@@ -54,7 +54,7 @@ class EpochLog(Callback):
             elif logger.experiment.resumed:
                 logged = float(logger.experiment.summary.get(WANDB_STEP, -1))
             else:  # offline, or a server that does not say
-                logged = max(here, kept) if getattr(logger, "goes_on", True) else -1
+                logged = max(here, kept) if getattr(logger, "resumes", True) else -1
             self.logged.append(logged)
         for row in self.history.rows:
             self._log(trainer.loggers, row)

@@ -18,9 +18,10 @@ class History(Callback):
     """Writes ``metrics.csv`` and measures how fast training runs.
 
     Lightning's own CSV logger deletes the file it finds, so a resumed run would lose its first
-    epochs. This one keeps the rows before the epoch it goes on with, and replaces the file in one
+    epochs. This one keeps the rows before the epoch it resumes with, and replaces the file in one
     step, so that a kill leaves the old rows or the new ones. The rows are part of each checkpoint,
-    so that they go on in another folder as well, and none is left of an epoch to be run again.
+    so that a run resumed in another folder keeps them, and none is left of an epoch that is run
+    again.
 
     Args:
         folder: the run folder.

@@ -1,4 +1,4 @@
-"""Going on exactly where a training stopped: what is saved beyond Lightning's own, when and how."""
+"""Resuming a training exactly where it stopped: what is saved beyond Lightning's own, and when."""
 
 from __future__ import annotations
 
@@ -20,46 +20,10 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from genre_lightning.checkpoint.card import TRAINING_KEY
 from genre_lightning.data.batch import MovieBatch, MovieLoader
-from genre_lightning.runs.folder import (
-    flat_settings,
-    is_first_process,
-    under_slurm,
-    write_result,
-)
+from genre_lightning.runs.process import is_first_process, under_slurm
+from genre_lightning.runs.result import write_result
+from genre_lightning.runs.settings import flat_settings, may_change_on_resume
 from genre_lightning.training.callbacks.checkpoint_io import WholeFileIO
-
-#: Settings that may differ on resume: how long, where, who looks on. Each stands for all below it.
-HARMLESS = (
-    "callbacks.checkpoint.dirpath",
-    "callbacks.progress_bar",
-    "callbacks.pruning",
-    "checkpoint_every_n_steps",
-    "checkpoint_in_background",
-    "ckpt_path",
-    "data.cache_dir",
-    "data.device_resident",
-    "data.download",
-    "data.path",
-    "data.resident_share",
-    "data.root",
-    "data.workers",
-    "logger",
-    "sweep",
-    "trainer.accelerator",
-    "trainer.default_root_dir",
-    "trainer.devices",
-    "trainer.enable_checkpointing",
-    "trainer.enable_model_summary",
-    "trainer.enable_progress_bar",
-    "trainer.log_every_n_steps",
-    "trainer.logger",
-    "trainer.max_epochs",
-    "trainer.max_steps",
-    "trainer.max_time",
-    "trainer.num_nodes",
-    "trainer.profiler",
-    "trainer.strategy",
-)
 
 
 class Interrupted(SystemExit):
@@ -67,7 +31,7 @@ class Interrupted(SystemExit):
 
 
 def run_settings(config: Mapping[str, Any], *, precision: str, world_size: int) -> dict[str, Any]:
-    """What of a configuration must be the same for a run to go on, under flat dotted names.
+    """What of a configuration must be the same for a run to be resumed, under flat dotted names.
 
     Args:
         config: plain data, resolved.
@@ -77,21 +41,20 @@ def run_settings(config: Mapping[str, Any], *, precision: str, world_size: int) 
     settings = {
         name: value
         for name, value in flat_settings(config).items()
-        if value != {} and not any(name == key or name.startswith(f"{key}.") for key in HARMLESS)
+        if value != {} and not may_change_on_resume(name)
     }
     return {**settings, "trainer.precision": precision, "number of processes": world_size}
 
 
 class Resume(Checkpoint):
-    """Keeps ``checkpoints/last.ckpt`` at the newest state from which a run can go on exactly.
+    """Keeps ``checkpoints/last.ckpt`` at the newest state from which a run can be resumed exactly.
 
     It is written at the end of each epoch, every ``every_n_steps`` optimizer steps, and at the end
     of the step in which SIGTERM or Ctrl-C arrives, which then ends the run by
     :class:`Interrupted`; a second signal ends it at once. Under Slurm Lightning answers SIGTERM,
     and the signal on which it queues the job again; the latter is held back to a step's end. A
-    state between a batch and the
-    validation that follows it is never saved, since Lightning can't go on from there: what is due
-    then is saved after the validation.
+    state between a batch and the validation that follows it is never saved, since Lightning can't
+    resume from there: what is due then is saved after the validation.
 
     Every checkpoint, the best one's as well, gets an entry of plain data with what Lightning leaves
     out: the state of all random generators and the sums behind ``train/loss``, of each process;

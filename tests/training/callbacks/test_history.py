@@ -1,4 +1,4 @@
-"""metrics.csv: a row for each epoch, whole, and kept when a run goes on."""
+"""metrics.csv: a row for each epoch, whole, and kept when a run is resumed."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_in_a_real_run(trained_run: Path) -> None:
         assert all(float(row[name]) >= 0 for row in found)
 
 
-def test_in_a_real_run_that_goes_on(
+def test_in_a_real_run_that_resumes(
     train_here: Callable[[Path, list[str]], dict[str, Any]],
     tiny_overrides: Callable[..., list[str]],
     tmp_path: Path,

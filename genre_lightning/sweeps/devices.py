@@ -1,4 +1,4 @@
-"""What commands that run side by side on one machine share: its GPUs and its cores."""
+"""Which GPU a job takes, where several jobs run side by side on a machine with several."""
 
 from __future__ import annotations
 
@@ -9,21 +9,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-
-#: Looks that a thread takes before it sleeps: some tens of microseconds.
-SPIN_COUNT = 10_000
-
-
-def limit_spinning() -> None:
-    """Have the threads of one operation sleep where they would wait long for each other.
-
-    To be called before PyTorch is imported. GNU's OpenMP, with which PyTorch computes on Linux,
-    lets them look again and again for milliseconds instead. Where another training has the same
-    cores, the one that is waited for does not run meanwhile, in every operation. What
-    ``GOMP_SPINCOUNT`` or ``OMP_WAIT_POLICY`` says in the environment stands.
-    """
-    if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
-        os.environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
 
 
 @contextmanager

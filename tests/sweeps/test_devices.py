@@ -1,8 +1,7 @@
-"""Claims on GPUs, by real processes and without any GPU; and what OpenMP is told."""
+"""Claims on GPUs, by real processes and without any GPU."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections import Counter
@@ -11,14 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from genre_lightning.runs.devices import claimed, gpu_names
+from genre_lightning.sweeps.devices import claimed, gpu_names
 
 Claim = Callable[[int], tuple[subprocess.Popen[str], int]]
+
 
 HOLDER = """
 import sys
 from pathlib import Path
-from genre_lightning.runs.devices import claimed
+from genre_lightning.sweeps.devices import claimed
 
 with claimed(["gpu-0", "gpu-1"], Path(sys.argv[1]), int(sys.argv[2])) as index:
     print(index, flush=True)
@@ -76,25 +76,3 @@ def test_the_same_gpu_has_the_same_name(
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert gpu_names(2) == names
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="GNU's OpenMP is that of PyTorch on Linux")
-@pytest.mark.parametrize(
-    ("given", "count"),
-    [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")],
-    ids=["nothing set", "count set", "policy set"],
-)
-def test_threads_of_a_training_soon_sleep_unless_told_otherwise(
-    given: dict[str, str],
-    count: str,
-    repository: Path,
-    tiny_overrides: Callable[..., list[str]],
-    tmp_path: Path,
-    openmp_tells: None,
-) -> None:
-    done = subprocess.run(
-        [sys.executable, str(repository / "train.py"), *tiny_overrides(model="title")],
-        cwd=tmp_path, env={**os.environ, **given}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert f"GOMP_SPINCOUNT = '{count}'" in done.stderr

@@ -21,10 +21,11 @@ from hydra import compose, initialize_config_dir
 from hydra.core.plugins import Plugins
 from hydra.types import HydraContext
 
-from genre_lightning.sweeps.sweep import Journal, line
 from tests.tracking.test_wandb import only_record
 
 Overrides = Callable[..., list[str]]
+
+
 Sweep = Callable[..., tuple[int, str]]
 
 
@@ -165,6 +166,7 @@ def test_the_ready_made_sweep(sweep_here: Sweep, repository: Path) -> None:
     assert [len(values.split(",")) for values in sweeper.params.values()] == [3, 3]
 
 
+@pytest.mark.slow
 def test_every_job_is_a_run_of_its_own_in_wandb(sweep_here: Sweep, tmp_path: Path) -> None:
     code, _ = sweep_here(
         "-m", "optimizer.lr=1e-2,1e-3", "logger=wandb", "logger.wandb.offline=true"
@@ -240,41 +242,6 @@ def test_an_unreadable_result_fails_its_job_alone(sweep_here: Sweep, tmp_path: P
     assert "1 failed, 1 completed" in output
 
 
-@pytest.mark.parametrize(
-    ("event", "text"),
-    [
-        (
-            {"status": "completed", "monitor": "val/map_macro", "monitor_value": 0.2761,
-             "seconds": 63.7, "resumed": None},
-            "[3/9] seed=1  val/map_macro 0.2761  64 s",
-        ),
-        (
-            {"status": "completed", "monitor": "m", "monitor_value": 1, "seconds": 1, "resumed": 3},
-            "[3/9] seed=1  m 1  1 s  (resumed after 3 epochs)",
-        ),
-        (
-            {"status": "already finished", "monitor": "m", "monitor_value": 0.5},
-            "[3/9] seed=1  already finished  m 0.5",
-        ),
-        ({"status": "failed", "error": "E: a\n b"}, "[3/9] seed=1  failed: E: a b"),
-        ({"status": "interrupted"}, "[3/9] seed=1  interrupted"),
-    ],
-    ids=lambda value: value["status"] if isinstance(value, dict) else "",
-)  # fmt: skip
-def test_the_line_of_a_job(event: dict[str, Any], text: str) -> None:
-    assert line({"job": "seed=1", **event}, 3, 9) == text
-
-
-def test_half_a_line_of_the_journal_is_left_for_later(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
-    assert journal.read() == []
-    journal.write("failed", job="a")
-    with journal.path.open("a") as file:
-        file.write('{"status": "comp')
-    assert [event["status"] for event in journal.read()] == ["failed"]
-    assert journal.is_stopped(fail_fast=True) and not journal.is_stopped(fail_fast=False)
-
-
 # As a user starts it.
 
 
@@ -310,7 +277,8 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> N
         time.sleep(0.02)
 
 
-def test_a_sweep_that_is_interrupted_and_killed_goes_on(
+@pytest.mark.slow
+def test_a_sweep_that_is_interrupted_and_killed_resumes(
     command: Callable[..., Any], tmp_path: Path
 ) -> None:
     sweep = tmp_path / "runs" / "sweeps" / "s"
@@ -360,6 +328,7 @@ LAUNCHERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_jobs_side_by_side(
     launcher: str, command: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -1,0 +1,203 @@
+"""Run folders as they are found: finished, failed, still running, or damaged. Nothing is written.
+
+A folder may be untrusted: what can't be read becomes a note that names the file.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from genre_lightning.comparison.run import Run, Setting, number_or_none, printable, setting
+from genre_lightning.errors import UserError
+from genre_lightning.runs.lock import is_running
+from genre_lightning.runs.result import read_result
+from genre_lightning.runs.settings import flat_settings
+
+#: Their files are not those of a run, and some loggers' are called the same.
+NOT_SEARCHED = ("checkpoints", "wandb")
+#: A run's folder holds one of these, or at least its history.
+RUN_FILES = ("result.json", ".hydra/overrides.yaml")
+HISTORY = "metrics.csv"
+#: Far more than a config has.
+MOST_BYTES = 4 * 2**20
+
+
+def find_runs(folders: Sequence[Path]) -> list[Run]:
+    """Every run in these folders, once each, in the order of their paths.
+
+    Args:
+        folders: run folders, a sweep's folder, or any tree of them. A run's folder holds
+            one of ``RUN_FILES``, or ``HISTORY`` where it is not below another run's.
+
+    Raises:
+        UserError: a folder does not exist, or there is no run in any.
+    """
+    found: dict[Path, None] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"{folder} is no folder")
+        found |= dict.fromkeys(_run_folders(folder.resolve()))
+    paths = sorted(found)
+    base = Path(os.path.commonpath({path.parent for path in paths})) if paths else Path()
+    names = [printable(path.relative_to(base).as_posix()) for path in paths]
+    runs = [run for path, name in zip(paths, names, strict=True) if (run := read_run(path, name))]
+    if not runs:
+        raise UserError(
+            f"no run in {', '.join(map(str, folders))}: a run's folder holds "
+            f"{', '.join(RUN_FILES)} or {HISTORY}"
+        )
+    return runs
+
+
+def _run_folders(tree: Path) -> Iterator[Path]:
+    within: set[Path] = set()  # runs, whose loggers may write a metrics.csv further down
+    for name, folders, _ in os.walk(tree):
+        folder = Path(name)
+        folders[:] = sorted(
+            each for each in folders if not each.startswith(".") and each not in NOT_SEARCHED
+        )
+        if is_run_folder(folder) and (
+            within.isdisjoint(folder.parents) or any((folder / file).exists() for file in RUN_FILES)
+        ):
+            within.add(folder)
+            yield folder
+
+
+def is_run_folder(folder: Path) -> bool:
+    """Whether a folder holds what a run leaves behind."""
+    return any((folder / name).exists() for name in (*RUN_FILES, HISTORY))
+
+
+def read_run(folder: Path, name: str) -> Run | None:
+    """Read one run folder; None for one of another command, such as evaluate.py."""
+    notes: list[str] = []
+    result: Mapping[str, Any] | None = None
+    try:
+        result = read_result(folder)
+        status = "interrupted" if result is None else str(result["status"])
+    except (UserError, RecursionError) as error:
+        notes.append(
+            str(error) if isinstance(error, UserError) else f"{folder / RUN_FILES[0]}: {error}"
+        )
+        status = "damaged"
+    config = _read_yaml(folder / ".hydra" / "config.yaml", _settings, notes)
+    history = _read_history(folder / HISTORY, notes)
+    if (
+        result is None
+        and status != "damaged"
+        and not history
+        and config
+        and "monitor" not in config
+    ):
+        return None
+    pairs = _read_yaml(folder / ".hydra" / "overrides.yaml", _override_pairs, notes)
+    choices = _read_yaml(folder / ".hydra" / "hydra.yaml", _choices, notes)
+    if pairs is None:
+        given = (result or {}).get("overrides")
+        pairs = _override_pairs(given) if isinstance(given, list) else {}
+    return Run(
+        folder=folder,
+        name=name,
+        status="running" if is_running(folder) else status,
+        result=result or {},
+        settings=config or pairs,
+        choices=choices or {},
+        overridden=frozenset(pairs),
+        has_config=bool(config),
+        history=history,
+        notes=tuple(map(printable, notes)),
+    )
+
+
+def _read_yaml(
+    path: Path, convert: Callable[[Any], dict[str, Setting]], notes: list[str]
+) -> dict[str, Setting] | None:
+    """What a config says; None where there is none, or none to be read, which is noted."""
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        notes.append(f"{path} can't be read: {error}")
+        return None
+    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        if len(text) > MOST_BYTES:
+            raise ValueError(f"it has more than {MOST_BYTES:,} characters")
+        # Hydra writes none, and aliases of aliases make a small file a huge tree
+        if "*" in text and any(isinstance(e, yaml.AliasEvent) for e in yaml.parse(text, loader)):
+            raise ValueError("it has YAML aliases")
+        return convert(yaml.load(text, loader))
+    except (
+        yaml.YAMLError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+        RecursionError,
+    ) as error:
+        reason = " ".join(str(error).split())
+        notes.append(f"{path} is no config of a run: {reason}")
+        return None
+
+
+def _settings(config: Any) -> dict[str, Setting]:
+    return {printable(name): setting(value) for name, value in flat_settings(config).items()}
+
+
+def _choices(hydra: Any) -> dict[str, Setting]:
+    return _settings(hydra["hydra"]["runtime"]["choices"])
+
+
+def _override_pairs(overrides: Any) -> dict[str, Setting]:
+    if not isinstance(overrides, list):
+        raise TypeError(f"a list is expected, not {type(overrides).__name__}")
+    pairs = {}
+    for override in overrides:
+        key, equals, value = str(override).partition("=")
+        if equals:
+            try:
+                parsed = yaml.safe_load(value)
+            except yaml.YAMLError:
+                parsed = value
+            pairs[printable(key.lstrip("+~"))] = setting(parsed)
+    return pairs
+
+
+def _read_history(path: Path, notes: list[str]) -> list[dict[str, float]]:
+    """Rows by epoch. A last row that is being written, and empty cells, are passed over."""
+    rows: dict[float, dict[str, float]] = {}
+    wrong: list[int] = []
+    number = 0
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            for number, cells in enumerate(reader, start=2):
+                row = {}
+                for name, text in cells.items():
+                    value = number_or_none(text)
+                    if name is not None and value is not None:
+                        row[printable(name)] = value
+                if None in cells or None in cells.values() or not _is_count(row.get("epoch")):
+                    wrong.append(number)
+                else:
+                    rows[row["epoch"]] = row
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        notes.append(f"{path} can't be read beyond row {max(number, 1)}: {error}")
+    if wrong and wrong[-1] == number:
+        wrong.pop()
+    if wrong:
+        notes.append(f"{path}: rows that are no epoch were left out, the first is row {wrong[0]}")
+    return [rows[epoch] for epoch in sorted(rows)]
+
+
+def _is_count(value: float | None) -> bool:
+    return value is not None and value >= 0 and value.is_integer()

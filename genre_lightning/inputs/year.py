@@ -1,0 +1,129 @@
+"""The release year that a title tells, as a smooth vector."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genre_lightning.errors import InputError
+from genre_lightning.inputs.input import DenseFeatures, Features, Input, Store
+from genre_lightning.inputs.part import Numbers
+from genre_lightning.inputs.vectorizer import normalise_title
+
+
+@final
+class YearInput(Input):
+    """A title's year as bumps around every few years: near years have like vectors.
+
+    The numbers are ``vectors``, (P, K) float32: Gaussians of the distance to each of K centres,
+    scaled to length 1. Years are clamped to those seen in train, so that a movie of next year
+    counts as the newest one that the model has learnt about. A title without a year has none.
+
+    Args:
+        column: name of the column of titles.
+        spacing: years between two centres.
+        width: standard deviation of a bump, in years.
+
+    Raises:
+        ValueError: naming the argument that is out of range.
+    """
+
+    kind: ClassVar[str] = "year"
+    gives: ClassVar[str] = "vectors"
+    of: str = "text"
+
+    def __init__(self, column: str = "title", spacing: int = 5, width: float = 5.0) -> None:
+        if type(spacing) is not int or not 1 <= spacing <= 100:
+            raise ValueError(f"spacing: {spacing!r} is not in 1..100")
+        if type(width) not in (int, float) or not 0.1 <= width <= 100:
+            raise ValueError(f"width: {width!r} is not in 0.1..100")
+        self.column = column
+        self.spacing = spacing
+        self.width = float(width)
+        self.years: tuple[int, int] | None = None
+
+    @property
+    def fitted(self) -> bool:
+        return self.years is not None
+
+    @property
+    def centres(self) -> np.ndarray:
+        """(K,) float64: years, from the first seen in train to the last."""
+        if self.years is None:
+            raise RuntimeError("open() comes first")
+        first, last = self.years
+        return np.arange(first, last + self.spacing, self.spacing, dtype=np.float64)
+
+    def network_arguments(self) -> dict[str, Any]:
+        return {"width": len(self.centres)}
+
+    def bytes_per_movie(self) -> int:
+        return 256
+
+    def open(self, values: Sequence[str | None], train: np.ndarray, store: Store) -> Features:
+        found = [normalise_title(value)[1] if value else None for value in values]
+        if self.years is None:
+            seen = [year for row in train.tolist() if (year := found[row]) is not None]
+            if not seen:
+                raise InputError(
+                    f"column {self.column}: no text of train has a year in brackets, as in "
+                    '"Heat (1995)"'
+                )
+            self.years = min(seen), max(seen)
+        there = np.array([year is not None for year in found], dtype=bool)
+        place = np.where(there, np.cumsum(there) - 1, -1)
+        return DenseFeatures("vectors", self._bumps([y for y in found if y is not None]), place)
+
+    def read(self, value: Any) -> int | None:
+        """The year of a text; None where it has none, which counts as lacking the column."""
+        if not isinstance(value, str):
+            raise TypeError(f"a {type(value).__name__}, not a string")
+        return normalise_title(value)[1]
+
+    def encode(self, items: Sequence[int]) -> dict[str, Tensor]:
+        return {"vectors": torch.from_numpy(self._bumps(items))}
+
+    def prepare(self, numbers: Numbers, seeds: Sequence[tuple[int, int]] | None) -> Numbers:
+        return numbers
+
+    def _bumps(self, years: Sequence[int]) -> np.ndarray:
+        """(P, K) float32."""
+        if self.years is None:
+            raise RuntimeError("open() comes first")
+        centres = self.centres
+        known = np.array(years, dtype=np.float64).clip(*self.years)
+        bumps = np.exp(-0.5 * ((known[:, None] - centres) / self.width) ** 2)
+        scaled: np.ndarray = bumps / np.linalg.norm(bumps, axis=1, keepdims=True)
+        return scaled.astype(np.float32)
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "column": self.column,
+            "spacing": self.spacing,
+            "width": self.width,
+            "years": None if self.years is None else list(self.years),
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> YearInput:
+        known = ("column", "spacing", "width", "years")
+        for name in (*known, *state):
+            if name not in state:
+                raise ValueError(f"{name} is missing")
+            if name not in known:
+                raise ValueError(f"unknown key {name!r:.100}")
+        made = cls(state["column"], state["spacing"], state["width"])
+        years = state["years"]
+        if (
+            not isinstance(years, list)
+            or len(years) != 2
+            or not all(type(year) is int for year in years)
+            or not 1800 <= years[0] <= years[1] <= 2099
+        ):
+            raise ValueError(f"years: {years!r:.100} are not two in 1800 to 2099")
+        made.years = years[0], years[1]
+        return made

@@ -1,0 +1,54 @@
+"""The lock of a run folder, held while a process trains in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from genre_lightning.errors import UserError
+
+LOCK = ".lock"
+
+
+def is_running(folder: str | Path) -> bool:
+    """Whether a process is training in this run folder now.
+
+    A folder that may not be written is taken for one at rest.
+    """
+    path = Path(folder) / LOCK
+    if not path.exists():
+        return False
+    from filelock import FileLock, Timeout  # whoever asks for help or the config does without
+
+    try:
+        with FileLock(path, timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:
+        return False
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a run folder while the block runs.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    from filelock import FileLock, Timeout
+
+    # Not 0: is_running takes the lock for a moment, to try it.
+    lock = FileLock(folder / LOCK, timeout=2)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(
+            f"another process is training in {folder}: wait for it or stop it, or name another "
+            "folder by hydra.run.dir"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,149 @@
+"""result.json of a run folder: how the run goes, and how it ended, however it ended."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from genre_lightning import __version__
+from genre_lightning.errors import UserError
+from genre_lightning.files import whole_file
+from genre_lightning.runs.lock import locked
+from genre_lightning.runs.process import is_first_process, signals_raise
+
+PACKAGES = (
+    "torch",
+    "pytorch-lightning",
+    "torchmetrics",
+    "hydra-core",
+    "scikit-learn",
+    "numpy",
+    "pillow",
+)
+STATUSES = ("completed", "failed", "interrupted")
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python, this package and what its numbers depend on."""
+    from importlib.metadata import version
+
+    others = {name: version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), "genre-lightning": __version__, **others}
+
+
+@contextmanager
+def recorded_run(
+    folder: Path, monitor: str, seed: int, overrides: list[str]
+) -> Iterator[dict[str, Any]]:
+    """Keep ``result.json`` true while the block runs and when it ends, however it ends.
+
+    The file is written at once, with the status "interrupted": what is true should the process be
+    killed. One that says "completed" stays until the block, which resumes that run, has written
+    something, so that an attempt which is refused changes nothing. While the block runs the folder
+    is locked, see :func:`genre_lightning.runs.lock.is_running`. Of several processes that train
+    together only the first locks and writes.
+
+    Args:
+        folder: the run folder.
+        monitor: name of the value that tells which checkpoint is best.
+        seed: of the run.
+        overrides: of the command line.
+
+    Yields:
+        The result, for the block to add to. Its status becomes "completed", "interrupted" (Ctrl-C,
+        SIGTERM) or "failed" with the error, which is raised again. ``epochs``, ``seconds``,
+        ``attempts`` and ``wandb_run_id`` continue those of an earlier attempt in this folder.
+
+    Raises:
+        UserError: another process runs in this folder, or its ``result.json`` is not ours.
+    """
+    result: dict[str, Any] = {
+        "status": "interrupted",
+        "monitor": monitor,
+        "monitor_value": None,
+        "epochs": 0,
+        "attempts": 1,
+        "seconds": 0.0,
+        "train_samples_per_second": None,
+        "num_parameters": None,
+        "seed": seed,
+        "overrides": overrides,
+        "versions": package_versions(),
+        "wandb_run_id": None,
+        "val": {},
+        "test": {},
+    }
+    if not is_first_process():
+        with signals_raise():
+            yield result
+        return
+    with locked(folder), signals_raise():
+        earlier = read_result(folder) or {}
+        result["attempts"] = int(earlier.get("attempts") or 0) + 1
+        result["seconds"] = before = float(earlier.get("seconds") or 0.0)
+        result["epochs"] = int(earlier.get("epochs") or 0)
+        result["wandb_run_id"] = earlier.get("wandb_run_id")
+        if earlier.get("status") != "completed":
+            write_result(folder, result)
+        started = time.perf_counter()
+        try:
+            yield result
+            result["status"] = "completed"
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            result["status"] = "failed"
+            result["error"] = f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            result["seconds"] = round(before + time.perf_counter() - started, 3)
+            done = result["status"] == "completed"
+            # Where the disk is full the file still says "interrupted", which is true, and the error
+            # that is under way tells more than one about this file.
+            with suppress(*() if done else (OSError, UserError)):
+                if done or earlier.get("status") != "completed" or read_result(folder) != earlier:
+                    write_result(folder, result)
+
+
+def read_result(folder: str | Path) -> dict[str, Any] | None:
+    """What ``result.json`` of a run folder says; None where there is none.
+
+    Raises:
+        UserError: it is not JSON, or not a run's result; the message names the file.
+    """
+    path = Path(folder) / "result.json"
+    try:
+        result = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} can't be read: {error}") from error
+    if not isinstance(result, dict) or result.get("status") not in STATUSES:
+        raise UserError(f"{path} is not the result of a run: it has no status of {STATUSES}")
+    return result
+
+
+def write_result(folder: str | Path, result: dict[str, Any]) -> None:
+    """Write ``result.json`` into a run folder, whole or not at all.
+
+    Numbers that JSON has no word for (nan, infinities) become null.
+    """
+    text = json.dumps(_finite(result), indent=2, allow_nan=False)
+    with whole_file(Path(folder) / "result.json") as file:
+        file.write(text + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,191 @@
+"""What a sweep does beside its jobs: a line for each, signals, the leaderboard, the exit code."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import math
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from genre_lightning.errors import UserError
+from genre_lightning.files import whole_file
+from genre_lightning.runs.naming import key_of, parsed, sweep_name
+from genre_lightning.runs.settings import changes_no_result
+from genre_lightning.sweeps.journal import Journal, line
+from genre_lightning.sweeps.processes import check_started
+
+#: Seconds between two looks at what the jobs have written.
+LOOK_EVERY = 0.2
+
+
+class SweepCallback(Callback):
+    """What a sweep does beside its jobs: a line for each, the leaderboard, the exit code.
+
+    One sweep is run by one command at a time. Ctrl-C and SIGTERM let the running jobs save and end,
+    and start no other; a second one ends all at once.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SweepCallback, ()  # the copies that go to other processes watch nothing
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        from filelock import FileLock, Timeout  # a single run, or none, does without
+
+        try:
+            check_started(config.hydra)
+        except UserError as error:
+            raise SystemExit(f"error: {error}") from None
+        sweeper = config.hydra.sweeper
+        params = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
+        task = list(config.hydra.overrides.task)
+        overrides = {key_of(override): override for override in parsed([*params, *task])}
+        keys = [
+            key
+            for key, override in overrides.items()
+            if override.is_sweep_override() or key in (sweeper.get("params") or {})
+        ]
+        for key in filter(changes_no_result, keys):
+            raise SystemExit(f"error: {key} changes no result, so there is no sweep over it")
+        self.folder = Path(config.hydra.sweep.dir)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.lock = FileLock(self.folder / ".sweep.lock", timeout=0)
+        try:
+            self.lock.acquire()
+        except Timeout:
+            raise SystemExit(f"error: another command is running the sweep {self.folder}") from None
+        self.total = sweeper.get("n_trials") or _number_of_jobs(overrides.values())
+        command = {
+            "name": self.folder.name,
+            "overrides": task,
+            "keys": keys,
+            "named_by_command": self.folder.name == sweep_name(None, task, sweeper),
+            "total": self.total,
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+        }
+        with whole_file(self.folder / "sweep.json") as file:
+            json.dump(command, file, indent=2)
+        self.journal = Journal(self.folder)
+        self.journal.path.unlink(missing_ok=True)
+        self.terminal = sys.stdout  # in a job it is something else
+        self.shown = self.ended = 0
+        print(f"Sweep {self.folder.name}: {self.total} jobs in {self.folder}", flush=True)
+        atexit.register(self._unfinished)
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+        self.thread.start()
+        self.handlers = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.handlers[number] = signal.signal(number, self._stop)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        self._restore_signals()
+        self.over.set()
+        self.thread.join()
+        self._show()
+        atexit.unregister(self._unfinished)
+        try:
+            self._leaderboard()
+        except Exception as error:
+            traceback.print_exc()  # Hydra would make a warning of it
+            raise SystemExit(1) from error
+        finally:
+            self.lock.release()
+        code = self._summary()
+        if code:
+            raise SystemExit(code)
+
+    def _leaderboard(self) -> None:
+        from rich.console import Console
+
+        from genre_lightning.comparison.leaderboard import (
+            compare,
+            print_leaderboard,
+            write_leaderboard,
+        )
+
+        comparison = compare([self.folder])
+        write_leaderboard(self.folder, comparison)
+        print_leaderboard(comparison, Console(markup=False, emoji=False))
+
+    def _summary(self) -> int:
+        """Print what became of the jobs; return the exit code."""
+        events = [event for event in self.journal.read() if event["status"] != "started"]
+        counts = Counter(event["status"] for event in events)
+        stops = [event["code"] for event in events if event["status"] == "stopping"]
+        del counts["stopping"]
+        resumed = sum(event.get("resumed") is not None for event in events)
+        parts = [f"{number} {status}" for status, number in counts.items()]
+        if resumed:
+            parts.append(f"{resumed} of them resumed")
+        print(f"{self.folder}: {', '.join(parts)}")
+        if set(counts) <= {"completed", "already finished"}:
+            return 0
+        print("The same command resumes it: what is finished is not run again.", flush=True)
+        return int(stops[0] or 1) if stops else 1
+
+    def _watch(self) -> None:
+        while not self.over.wait(LOOK_EVERY):
+            self._show()
+
+    def _show(self) -> None:
+        events = self.journal.read()
+        for event in events[self.shown :]:
+            if event["status"] in ("started", "stopping", "not started"):
+                continue
+            self.ended += 1
+            print(line(event, self.ended, self.total), file=self.terminal, flush=True)
+        self.shown = len(events)
+
+    def _stop(self, number: int, frame: object) -> None:
+        self._restore_signals()
+        self.journal.write("stopping", code=128 + number)
+        events = self.journal.read()
+        ended = {event.get("folder") for event in events if event["status"] != "started"}
+        for event in events:
+            elsewhere = (
+                event.get("pid") != os.getpid() and event.get("host") == socket.gethostname()
+            )
+            if event["status"] == "started" and event["folder"] not in ended and elsewhere:
+                try:
+                    os.kill(event["pid"], signal.SIGTERM)
+                except ProcessLookupError:
+                    continue
+        print("Stopping: the running jobs save and end.", file=self.terminal, flush=True)
+
+    def _restore_signals(self) -> None:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
+    def _unfinished(self) -> None:
+        print(
+            "The sweep has not ended. The same command resumes it: what is finished is not run "
+            "again.",
+            file=self.terminal,
+            flush=True,
+        )
+
+
+def _number_of_jobs(overrides: Iterable[Override]) -> int:
+    """Of a grid."""
+    return math.prod(
+        sum(1 for _ in override.sweep_string_iterator()) if override.is_discrete_sweep() else 1
+        for override in overrides
+        if override.is_sweep_override()
+    )

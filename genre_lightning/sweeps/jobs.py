@@ -1,0 +1,203 @@
+"""A job of a sweep, or a single run: whether it has to run, and what it does beside training.
+
+Hydra's sweepers and launchers are used as they are. Every job decides for itself, from its folder,
+whether it has to run, so the same holds in one process, in several and on a cluster. Nothing heavy
+is imported before a job really trains.
+"""
+
+from __future__ import annotations
+
+import atexit
+import csv
+import gc
+import inspect
+import logging
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from genre_lightning.cores import limit_spinning
+from genre_lightning.errors import UserError
+from genre_lightning.runs.lock import is_running
+from genre_lightning.runs.naming import read_command
+from genre_lightning.runs.places import LAST, starting_point
+from genre_lightning.runs.result import read_result, recorded_run
+from genre_lightning.sweeps.devices import claimed, claims_folder, gpu_names
+from genre_lightning.sweeps.journal import Journal, job_label
+from genre_lightning.sweeps.processes import (
+    check_started,
+    is_member,
+    processes_to_start,
+    run_in_processes,
+)
+
+Train = Callable[[DictConfig, Path, dict[str, Any]], None]
+
+
+def run_job(cfg: DictConfig, train: Train) -> float | None:
+    """Run one training, by itself or as a job of a sweep, and leave its story in the run folder.
+
+    A job of a sweep that is finished is not run again, and one that has a ``last.ckpt`` is resumed
+    from it. One that fails is recorded, and the others still run. What it prints goes into a file
+    in its folder.
+
+    Args:
+        cfg: the composed configuration.
+        train: fits the model and fills the result, given configuration, run folder and result.
+
+    Returns:
+        The monitored value; None for a job without one.
+    """
+    limit_spinning()
+    job = HydraConfig.get()
+    folder = Path(job.runtime.output_dir)
+    if job.mode == RunMode.MULTIRUN and not is_member():
+        return _run_in_sweep(cfg, train, folder)
+    try:
+        check_started(job)
+        if not is_member():
+            cfg.ckpt_path = starting_point(cfg.ckpt_path, folder)
+        result = _run(cfg, train, folder)
+    except UserError as error:
+        if is_member():
+            raise
+        raise SystemExit(f"error: {error}") from None
+    value: float | None = result["monitor_value"]
+    return value
+
+
+def _run(cfg: DictConfig, train: Train, folder: Path) -> Mapping[str, Any]:
+    """Train here, or in as many processes as the trainer asks for; give what was recorded."""
+    count = processes_to_start(cfg.trainer)
+    if count > 0:
+        return run_in_processes(count, inspect.getfile(train), cfg, folder)
+    job = HydraConfig.get()
+    with recorded_run(folder, cfg.monitor, cfg.seed, list(job.overrides.task)) as result:
+        train(cfg, folder, result)
+    return result
+
+
+def _run_in_sweep(cfg: DictConfig, train: Train, folder: Path) -> float | None:
+    job = HydraConfig.get()
+    sweep = Path(job.runtime.cwd) / job.sweep.dir
+    command = read_command(sweep)
+    journal = Journal(sweep)
+    label = job_label(job.overrides.task, sweep)
+
+    def tell(status: str, **more: Any) -> None:
+        journal.write(status, job=label, folder=folder.name, **more)
+
+    cfg.sweep.name = command["name"]
+    OmegaConf.update(cfg, "callbacks.progress_bar", None, force_add=True)
+    OmegaConf.update(cfg, "trainer.enable_progress_bar", False, force_add=True)
+    try:
+        earlier = read_result(folder)
+        if earlier is not None and earlier["status"] == "completed":
+            tell("already finished", **_score(earlier))
+            value: float | None = earlier["monitor_value"]
+            return value
+        if journal.is_stopped(cfg.sweep.fail_fast):
+            tell("not started")
+            return None
+        if is_running(folder):
+            tell("running elsewhere")
+            return None
+        tell("started", pid=os.getpid(), host=socket.gethostname())
+        epochs = None
+        last = folder / LAST
+        if last.exists():
+            cfg.ckpt_path = str(last)
+            epochs = _epochs(folder)
+        with (
+            _output_into(folder / f"{job.job.name}.log"),
+            _own_gpu(cfg, job.job.num),
+        ):
+            result = _run(cfg, train, folder)
+        pruned = bool(result.get("pruned"))
+        seconds = result["seconds"]
+        tell("completed", resumed=epochs, seconds=seconds, pruned=pruned, **_score(result))
+        value = result["monitor_value"]
+        return value
+    except (KeyboardInterrupt, SystemExit) as stop:
+        tell("interrupted")
+        if "SLURM_JOB_ID" in os.environ:
+            raise  # the job may be queued again
+        if (os.getpid(), socket.gethostname()) == (command["pid"], command["host"]):
+            tell("stopping", code=stop.code if isinstance(stop, SystemExit) else 130)
+        return None
+    except Exception as error:  # noqa: BLE001 - recorded and told at the end: the others still run
+        tell("failed", error=f"{type(error).__name__}: {error}")
+        return None
+    finally:
+        _free_memory()
+
+
+def _score(result: Mapping[str, Any]) -> dict[str, Any]:
+    return {"monitor": result["monitor"], "monitor_value": result["monitor_value"]}
+
+
+def _epochs(folder: Path) -> int:
+    """Epochs that a run has behind it."""
+    try:
+        with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
+            return sum(1 for _ in csv.DictReader(file))
+    except FileNotFoundError:
+        return 0
+
+
+@contextmanager
+def _output_into(path: Path) -> Iterator[None]:
+    """Send what is printed, warned and raised to a file, to which Hydra already sends the log."""
+    root = logging.getLogger()
+    for handler in root.handlers[:]:
+        if type(handler) is logging.StreamHandler:
+            root.removeHandler(handler)  # Hydra puts it back after the job
+    file = path.open("a", encoding="utf-8", buffering=1)
+    with file, redirect_stdout(file), redirect_stderr(file):
+        try:
+            yield
+        except Exception:
+            traceback.print_exc()
+            raise
+
+
+@contextmanager
+def _own_gpu(cfg: DictConfig, number: int) -> Iterator[None]:
+    """Give the job a GPU that fewest jobs use, where there are several and it wants any one."""
+    import torch
+
+    count = torch.cuda.device_count()
+    wants = cfg.trainer.accelerator in ("auto", "gpu", "cuda") and cfg.trainer.devices in (1, "1")
+    if not wants or count < 2:
+        yield
+        return
+    with claimed(gpu_names(count), claims_folder(), number % count) as index:
+        cfg.trainer.devices = [index]
+        yield
+
+
+def _free_memory() -> None:
+    """Give back what the job held; its network and data are rings of references."""
+    gc.collect()
+    _keep_imports()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+@cache
+def _keep_imports() -> None:
+    """Once: what the imports made stays, and looking through it took .2 s a job."""
+    gc.freeze()
+    # Or it would not be freed at the end, and extension modules complain of that line by line.
+    atexit.register(gc.unfreeze)

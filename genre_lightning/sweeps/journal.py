@@ -1,0 +1,58 @@
+"""jobs.jsonl: what the jobs of a sweep tell each other and the terminal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from genre_lightning.runs.naming import chosen_overrides, read_command
+
+
+class Journal:
+    """What the jobs of one command tell each other and the terminal: a line of JSON for each event.
+
+    Args:
+        sweep: the sweep's folder.
+    """
+
+    def __init__(self, sweep: Path) -> None:
+        self.path = sweep / "jobs.jsonl"
+
+    def write(self, status: str, **event: Any) -> None:
+        line = json.dumps({"status": status, **event}) + "\n"
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(line)  # at once: several processes append
+
+    def read(self) -> list[dict[str, Any]]:
+        text = self.path.read_text("utf-8") if self.path.exists() else ""
+        return [json.loads(line) for line in text.splitlines(True) if line.endswith("\n")]
+
+    def is_stopped(self, fail_fast: bool) -> bool:
+        """Whether no further job is to start."""
+        reasons = {"stopping", "failed"} if fail_fast else {"stopping"}
+        return any(event["status"] in reasons for event in self.read())
+
+
+def job_label(overrides: Sequence[str], sweep: Path) -> str:
+    """What the terminal calls a job: its overrides of the swept keys."""
+    return chosen_overrides(overrides, read_command(sweep)["keys"]) or "defaults"
+
+
+def line(event: Mapping[str, Any], number: int, total: int) -> str:
+    """What the terminal shows of a job that has ended."""
+    parts = [f"[{number}/{total}] {event['job']}"]
+    if event.get("pruned"):
+        parts.append("pruned")
+    if event["status"] not in ("completed", "failed"):
+        parts.append(event["status"])
+    if event["status"] == "failed":
+        parts.append(f"failed: {' '.join(event['error'].split())}")
+    if event.get("monitor_value") is not None:
+        parts.append(f"{event['monitor']} {event['monitor_value']:.4g}")
+    if "seconds" in event:
+        parts.append(f"{event['seconds']:.0f} s")
+    if event.get("resumed") is not None:
+        parts.append(f"(resumed after {event['resumed']} epochs)")
+    return "  ".join(parts)

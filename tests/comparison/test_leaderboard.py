@@ -1,0 +1,104 @@
+"""The leaderboard in the terminal and in its files."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from genre_lightning.comparison.leaderboard import compare, write_leaderboard
+from tests.comparison.written_runs import best_of, printed, read_csv, snapshot, write_run
+
+
+def test_the_terminal_shows_it_within_its_width(sweep: Path):
+    text = printed(compare([sweep]), 80)
+    lines = text.splitlines()
+    table = lines[: next(i for i, line in enumerate(lines) if line.startswith("Note:"))]
+    assert max(len(line) for line in table if not line.startswith("Best:")) <= 80
+    row = next(line for line in lines if re.match(r"│ +1 │", line))
+    assert [cell.strip() for cell in row.strip("│").split("│")][:3] == ["1", "0.5", "0.001"]
+    assert "1 of 2" in text and "\x1b" not in text
+    words = " ".join(text.split())
+    assert "failed: dropout=0.1 lr=0.003 seed=1, epochs: 2 of 4, best so far: 0.1672" in words
+    assert "[red]" in text and "\\x1b[31m" in text
+
+
+def test_csv_and_markdown(sweep: Path, tmp_path: Path):
+    before = snapshot(sweep)
+    found = compare([sweep], columns=["test/map_macro"])
+    write_leaderboard(tmp_path / "new" / "out", found)
+    assert snapshot(sweep) == before
+    rows = read_csv(tmp_path / "new" / "out")
+    assert len(rows) == 18
+    for row in rows:
+        assert float(row["val/map_macro"]) == best_of(sweep / row["run"])
+        group = [
+            float(r["val/map_macro"])
+            for r in rows
+            if r["rank"] == row["rank"] and r["status"] == "completed"
+        ]
+        assert float(row["mean"]) == statistics.fmean(group)
+    assert list(rows[0])[:7] == ["rank", "run", "status", "val/map_macro", "mean", "sd", "n"]
+    assert float(rows[0]["test/map_macro"]) == pytest.approx(best_of(sweep / rows[0]["run"]) - 0.01)
+    failed = next(row for row in rows if row["status"] == "failed")
+    assert (
+        failed["epochs"] == "2"
+        and "second line" in failed["error"]
+        and "\x1b" not in failed["error"]
+    )
+    text = (tmp_path / "new" / "out" / "leaderboard.md").read_text("utf-8")
+    table = text.split("\n\n")[1].splitlines()
+    assert len(table) == 11 and len({len(re.findall(r"(?<!\\)\|", line)) for line in table}) == 1
+    assert "<script" not in text
+
+
+def test_test_scores_never_rank_and_appear_on_request_only(sweep: Path, tmp_path: Path):
+    write_leaderboard(tmp_path, compare([sweep]))
+    for name in ("leaderboard.csv", "leaderboard.md", "leaderboard.html"):
+        assert "test/" not in (tmp_path / name).read_text("utf-8"), name
+    asked = compare([sweep], metric="test/map_macro")
+    assert asked.metric == "test/map_macro" and any("no longer tested" in n for n in asked.notes)
+
+
+@pytest.mark.parametrize("wide", [False, True], ids=["found", "none"])
+def test_keys_that_do_not_fit_are_left_to_the_files(tmp_path: Path, wide: bool):
+    keys = [f"model.a_setting_with_a_name_{k}" for k in range(9)]
+    for number in range(3):
+        write_run(tmp_path / str(number), dict.fromkeys(keys, number))
+    text = printed(compare([tmp_path]), 1000 if wide else 90)
+    assert ("No room here" in text) is not wide
+
+
+def test_where_nothing_has_finished_nothing_has_a_rank(tmp_path: Path):
+    write_run(tmp_path / "a", {"optimizer.lr": 0.1}, [0.5], status="failed", error="Error: x")
+    write_run(tmp_path / "b", {"optimizer.lr": 0.2}, [], status="failed", error="Error: y")
+    found = compare([tmp_path])
+    assert [group.rank for group in found.groups] == [None, None]
+    assert "Error: y" in printed(found) and "Best:" not in printed(found)
+    write_leaderboard(tmp_path, found)
+    assert [row["rank"] for row in read_csv(tmp_path)] == ["", ""]
+
+
+@pytest.mark.slow
+def test_real_runs(
+    train_here: Callable[[Path, list[str]], dict[str, Any]],
+    tiny_overrides: Callable[..., list[str]],
+    tmp_path: Path,
+):
+    expected: dict[float, list[float]] = {}
+    for lr in ("1e-3", "0.01"):
+        for seed in (0, 1):
+            own = [f"optimizer.lr={lr}", f"seed={seed}", "trainer.max_epochs=1"]
+            result = train_here(tmp_path / f"{lr},{seed}", tiny_overrides(*own, model="title"))
+            expected.setdefault(float(lr), []).append(result["monitor_value"])
+    found = compare([tmp_path])
+    assert found.keys == ("optimizer.lr",)
+    means = {group.settings[0]: group.mean for group in found.groups}
+    assert means == {lr: pytest.approx(statistics.fmean(v)) for lr, v in expected.items()}
+    assert means[found.groups[0].settings[0]] == max(means.values())  # type: ignore[type-var]
+    write_leaderboard(tmp_path, found)
+    assert [row["epochs"] for row in read_csv(tmp_path)] == ["1"] * 4

@@ -1,0 +1,167 @@
+"""leaderboard.html in a browser."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page
+
+from genre_lightning.comparison.leaderboard import compare, write_leaderboard
+from tests.comparison.written_runs import HOSTILE, write_run
+from tests.pages import CONTRAST
+
+
+@pytest.fixture(scope="module")
+def pages(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Leaderboards: "grid" of the sweep, "many" of 200 runs over three keys, "one" of one run."""
+    folder = tmp_path_factory.mktemp("pages")
+    hostile = tmp_path_factory.mktemp("hostile")
+    shutil.copytree(sweep, hostile / "sweep")
+    write_run(
+        hostile / "sweep" / "<i>1&",
+        {"model.dropout": 0.1, "optimizer.lr": HOSTILE.replace("/", "")},
+    )
+    many = tmp_path_factory.mktemp("many")
+    for number in range(200):
+        settings = {
+            "optimizer.lr": 10 ** (-4 + number % 37 / 18),
+            "model.dropout": number % 11 / 20,
+            "model.kind": "ab"[number % 2],
+        }
+        values = [0.2 + (number * 7919 % 200) / 1000 * epoch / 30 for epoch in range(30)]
+        write_run(
+            many / f"job{number}", settings, values, status="failed" if number == 7 else "completed"
+        )
+    one = tmp_path_factory.mktemp("one")
+    write_run(one / "run", {}, [0.5])
+    for name, source in (("grid", hostile), ("many", many), ("one", one)):
+        write_leaderboard(folder / name, compare([source]))
+    return {name: folder / name / "leaderboard.html" for name in ("grid", "many", "one")}
+
+
+@pytest.fixture
+def open_page(browser: Browser, pages: dict[str, Path]) -> Iterator[Callable[..., Page]]:
+    """Opens a leaderboard, offline; when the test is over nothing may have gone wrong in it."""
+    troubles: list[str] = []
+    contexts = []
+
+    def open_it(
+        name: str = "grid", width: int = 1200, scheme: str = "light", script: bool = True
+    ) -> Page:
+        context = browser.new_context(
+            viewport={"width": width, "height": 800},
+            color_scheme="dark" if scheme == "dark" else "light",
+            reduced_motion="reduce",
+            offline=True,
+            java_script_enabled=script,
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: troubles.append(message.text))
+        page.on("pageerror", lambda error: troubles.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(pages[name].as_uri())
+        return page
+
+    asked: list[str] = []
+    yield open_it
+    for context in contexts:
+        context.close()
+    assert troubles == []
+    known = {path.as_uri() for path in pages.values()}
+    assert [url for url in asked if not url.startswith("data:") and url not in known] == []
+
+
+def test_browser_shows_it_and_runs_nothing_of_a_run(open_page: Callable[..., Page]):
+    page = open_page()
+    assert page.evaluate("window.hit") is None
+    for name in ("ranking", "curves", "settings", "spread", "unfinished", "runs", "method"):
+        assert page.locator(f"h2#{name}").is_visible(), name
+    assert page.locator("#ranking-table tbody tr").count() == 10
+    assert page.locator(".heat td.cell").count() == 10
+    assert page.locator("svg.curves").count() == 3
+    assert page.locator("svg.curves.large .run").count() == 19
+    assert page.locator(".heat td.best").inner_text().startswith("0.3")
+    assert "{{ 7 * 7 }}" in page.locator(".stopped").inner_text()
+
+
+def test_browser_links_rows_curves_and_cells(open_page: Callable[..., Page]):
+    page = open_page()
+    lit = "[...new Set([...document.querySelectorAll('.on')].map((each) => each.dataset.g))].join()"
+    page.locator("#ranking-table tbody tr").nth(2).hover()
+    assert page.evaluate(lit) == "2" and page.locator("svg.curves .run.on").count() == 6
+    assert page.locator(".readout").inner_text().startswith("dropout")
+    page.locator(".heat td.cell[data-g='4']").click()
+    page.mouse.move(0, 0)
+    assert page.evaluate(lit) == "4"
+    page.locator("#ranking-table tbody tr[data-g='1'] button").focus()
+    page.keyboard.press("Enter")
+    assert page.locator("#ranking-table button[aria-pressed=true]").count() == 2
+    page.keyboard.press("Escape")
+    assert page.evaluate(lit) == "" and page.locator(".readout").is_hidden()
+    spot = page.evaluate(
+        """() => {
+          const path = document.querySelector("svg.large .run[data-g='0'] .curve");
+          path.scrollIntoView({block: "center"});
+          const end = path.getPointAtLength(path.getTotalLength());
+          const {x, y} = end.matrixTransform(path.getScreenCTM());
+          return [x, y];
+        }"""
+    )
+    page.mouse.move(spot[0] - 3, spot[1])
+    assert page.evaluate(lit) == "0"
+
+
+def test_browser_sorts(open_page: Callable[..., Page]):
+    page = open_page("many")
+    page.locator("#ranking-table th", has_text="lr").get_by_role("button").click()
+    column = page.locator("#ranking-table tbody tr > :nth-child(2)")
+    heads = page.locator("#ranking-table thead th").all_inner_texts()
+    place = next(i for i, head in enumerate(heads) if head.startswith("lr")) + 1
+    column = page.locator(f"#ranking-table tbody tr > :nth-child({place})")
+    values = [float(text) for text in column.all_inner_texts()]
+    assert values == sorted(values, reverse=True) and len(values) > 150
+
+
+def test_two_hundred_runs_stay_small(open_page: Callable[..., Page], pages: dict[str, Path]):
+    assert pages["many"].stat().st_size < 1_200_000
+    page = open_page("many")
+    assert (
+        page.locator("svg.parallel .run").count() == page.locator("#ranking-table tbody tr").count()
+    )
+    assert page.locator("svg.curves.large .run").count() == 200
+
+
+def test_one_run_has_a_page(open_page: Callable[..., Page]):
+    page = open_page("one")
+    assert page.locator("#ranking-table tbody tr").count() == 1
+    assert page.locator("h2#settings").count() == 0 and page.locator("svg.curves").count() == 3
+
+
+@pytest.mark.parametrize("width", [320, 375, 768])
+@pytest.mark.parametrize("name", ["grid", "many"])
+def test_browser_never_scrolls_the_page_sideways(
+    open_page: Callable[..., Page], name: str, width: int
+):
+    page = open_page(name, width)
+    for summary in page.locator("summary").all():
+        summary.click()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", ["grid", "many"])
+def test_browser_shows_legible_text_by_day_and_night(
+    open_page: Callable[..., Page], name: str, scheme: str
+):
+    page = open_page(name, scheme=scheme)
+    assert page.evaluate(CONTRAST) == []
+
+
+def test_browser_without_scripts_shows_the_same(open_page: Callable[..., Page]):
+    page = open_page(script=False)
+    assert page.locator("#ranking-table tbody tr").count() == 10
+    assert page.locator("button:visible").count() == 0

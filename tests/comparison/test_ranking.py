@@ -1,0 +1,125 @@
+"""Which settings were swept, which runs are one group, and which group is best."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from genre_lightning.comparison.leaderboard import compare
+from genre_lightning.errors import UserError
+from tests.comparison.written_runs import best_of, write_run
+
+
+def test_groups_are_ranked_by_the_mean_over_seeds(sweep: Path):
+    found = compare([sweep])
+    expected: dict[tuple[float, float], list[float]] = {}
+    for folder in sweep.iterdir():
+        if (folder / "result.json").exists() and "failed" not in (
+            folder / "result.json"
+        ).read_text():
+            parts = dict(part.split("=") for part in folder.name.split(","))
+            key = (float(parts["model.dropout"]), float(parts["optimizer.lr"]))
+            expected.setdefault(key, []).append(best_of(folder))
+    assert found.keys == ("model.dropout", "optimizer.lr") and found.metric == "val/map_macro"
+    assert {group.settings: sorted(group.values) for group in found.groups} == {
+        key: sorted(values) for key, values in expected.items()
+    }
+    for group in found.groups:
+        values = expected[group.settings]  # type: ignore[index]
+        assert group.mean == pytest.approx(sum(values) / len(values), rel=1e-12)
+        if len(values) == 2:  # of two values the sample deviation is their distance over sqrt 2
+            assert group.sd == pytest.approx(abs(values[0] - values[1]) / math.sqrt(2), rel=1e-9)
+        else:
+            assert group.sd is None
+    means = [group.mean for group in found.groups]
+    assert means == sorted(means, reverse=True)  # type: ignore[type-var]
+    assert [group.rank for group in found.groups] == list(range(1, 10))
+    assert {run.status for run in found.runs} == {"completed", "failed", "interrupted"}
+
+
+@pytest.mark.parametrize("same", [("0.001", 1e-3), ("1e-3", 0.001), (1, 1.0), ("1e3", 1000)])
+def test_numbers_are_compared_as_numbers(tmp_path: Path, same: tuple[Any, Any]):
+    for number, value in enumerate(same):
+        write_run(tmp_path / str(number), {"optimizer.lr": value, "seed": number})
+    found = compare([tmp_path])
+    assert found.keys == () and len(found.groups) == 1 and len(found.groups[0].values) == 2
+
+
+def test_what_is_true_is_not_one(tmp_path: Path):
+    write_run(tmp_path / "a", {"model.skip": True})
+    write_run(tmp_path / "b", {"model.skip": 1})
+    assert compare([tmp_path]).keys == ("model.skip",)
+
+
+def test_places_are_no_settings(tmp_path: Path):
+    for name in ("a", "b"):
+        places = {"ckpt_path": name, "data.cache_dir": name, "logger.save_dir": name, "seed": name}
+        write_run(tmp_path / name, places)
+    found = compare([tmp_path])
+    assert found.keys == () and len(found.groups) == 1
+
+
+def test_a_config_group_stands_for_the_keys_it_sets(tmp_path: Path):
+    for model, hidden in (("fusion", 256), ("title", 64)):
+        for lr in (0.1, 0.2):
+            settings = {"model.title.hidden": hidden, "optimizer.lr": lr}
+            folder = write_run(tmp_path / f"{model}{lr}", settings, choices={"model": model})
+            overrides = yaml.safe_dump([f"model={model}", f"optimizer.lr={lr}"])
+            (folder / ".hydra" / "overrides.yaml").write_text(overrides)
+    assert compare([tmp_path]).keys == ("model", "optimizer.lr")
+
+
+def test_runs_without_a_config_are_told_apart_by_their_overrides(tmp_path: Path):
+    for number, lr in enumerate(("1e-3", "0.01")):
+        folder = write_run(tmp_path / str(number), overrides=[f"optimizer.lr={lr}", "seed=3"])
+        shutil.rmtree(folder / ".hydra")
+    whole = write_run(tmp_path / "whole", {"optimizer.lr": 0.001, "seed": 4})
+    (whole / ".hydra" / "hydra.yaml").unlink()
+    found = compare([tmp_path])
+    assert found.keys == ("optimizer.lr",)
+    assert {group.settings[0]: len(group.runs) for group in found.groups} == {0.001: 2, 0.01: 1}
+
+
+def test_a_repeated_seed_is_said(tmp_path: Path):
+    for name in ("a", "b"):
+        write_run(tmp_path / name, {"seed": 1})
+    (note,) = compare([tmp_path]).notes
+    assert note.startswith("1 run repeats")
+
+
+def test_ties_share_a_rank(tmp_path: Path):
+    for lr, value in ((0.1, 0.5), (0.2, 0.7), (0.3, 0.7), (0.4, 0.6)):
+        write_run(tmp_path / str(lr), {"optimizer.lr": lr}, [value])
+    ranks = {group.settings[0]: group.rank for group in compare([tmp_path]).groups}
+    assert ranks == {0.2: 1, 0.3: 1, 0.4: 3, 0.1: 4}
+
+
+def test_a_loss_is_better_when_it_is_smaller(tmp_path: Path):
+    for lr, value in ((0.1, 0.5), (0.2, 0.7)):
+        own = {"optimizer.lr": lr, "monitor": "val/loss", "monitor_mode": "min"}
+        write_run(tmp_path / str(lr), own, [value, 0.9], monitor_value=value)
+    found = compare([tmp_path])
+    assert (found.metric, found.mode) == ("val/loss", "min")
+    assert [group.settings for group in found.groups] == [(0.1,), (0.2,)]
+    # the best epoch is the one with the smallest loss, 1 - value
+    assert [run.best_epoch for run in found.runs] == [2, 2]
+
+
+def test_different_monitors_are_said_and_a_metric_can_be_chosen(tmp_path: Path):
+    write_run(tmp_path / "a", {"optimizer.lr": 0.1}, [0.5])
+    write_run(tmp_path / "b", {"optimizer.lr": 0.2}, [0.6])
+    loss = {"optimizer.lr": 0.3, "monitor": "val/loss", "monitor_mode": "min"}
+    write_run(tmp_path / "c", loss, [0.7], monitor_value=0.3)
+    found = compare([tmp_path])
+    assert found.metric == "val/map_macro" and found.keys == ("optimizer.lr",)
+    assert [group.mean for group in found.groups] == [0.7, 0.6, 0.5]
+    assert any("val/loss in 1" in note for note in found.notes)
+    chosen = compare([tmp_path], metric="val/f1_micro")
+    assert [group.mean for group in chosen.groups] == [0.35, 0.3, 0.25] and chosen.notes == ()
+    with pytest.raises(UserError, match="no run has val/f2; there are: val/f1_micro, val/loss"):
+        compare([tmp_path], metric="val/f2")

@@ -1,0 +1,72 @@
+"""Run folders as they are found: running, damaged, among others."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from genre_lightning.comparison.leaderboard import compare, write_leaderboard
+from genre_lightning.comparison.reading import read_run
+from genre_lightning.runs.lock import LOCK
+from tests.comparison.written_runs import best_of, printed, write_run
+
+
+def test_a_running_run_is_read_while_it_grows(tmp_path: Path):
+    folder = write_run(tmp_path / "a", {}, [0.2, 0.1], status="interrupted")
+    with (folder / "metrics.csv").open("a") as file:
+        file.write("2,24,0.5,0.9")  # cut off within the row
+    lock = folder / LOCK
+    with FileLock(lock):
+        (run,) = compare([folder]).runs
+    assert (run.status, run.epochs, run.best_epoch) == ("running", 2, 1)
+    assert run.value("val/map_macro") == 0.2 and run.notes == ()
+    assert compare([folder]).runs[0].status == "interrupted"
+
+
+DAMAGE: dict[str, tuple[str, bytes]] = {
+    "no JSON": ("result.json", b'{"status": "comp'),
+    "other JSON": ("result.json", b"[1, 2]"),
+    "no YAML": (".hydra/config.yaml", b"a: [1, 2"),
+    "no mapping": (".hydra/config.yaml", b"- 1"),
+    "aliases": (".hydra/config.yaml", b"a: &a [1]\nb: [*a, *a]"),
+    "no text": (".hydra/overrides.yaml", b"\xff\xfe\x00"),
+    "no choices": (".hydra/hydra.yaml", b"hydra: {}"),
+    "deep": (".hydra/config.yaml", b"{a: " * 3000 + b"1" + b"}" * 3000),
+    "deep JSON": ("result.json", b"[" * 100_000),
+    "no row": ("metrics.csv", b"epoch,val/map_macro\nx,0.5\n0,0.3\n"),
+    "no table": ("metrics.csv", b"\xff\xfe\x00\n"),
+}
+
+
+@pytest.mark.parametrize(("name", "content"), DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_file_is_named_and_the_other_runs_are_shown(
+    tmp_path: Path, name: str, content: bytes
+):
+    whole = write_run(tmp_path / "whole", {"optimizer.lr": 0.1})
+    damaged = write_run(tmp_path / "damaged", {"optimizer.lr": 0.2})
+    (damaged / name).write_bytes(content)
+    found = compare([tmp_path])
+    (note,) = [note for note in found.notes if str(damaged / name) in note]
+    assert {run.folder for run in found.runs} == {whole, damaged}
+    assert note in printed(found) or note.replace(" ", "") in printed(found).replace(
+        "\n", ""
+    ).replace(" ", "")
+    assert best_of(whole) in [group.mean for group in found.groups]
+    write_leaderboard(tmp_path, found)
+
+
+def test_only_run_folders_are_taken(tmp_path: Path):
+    run = write_run(tmp_path / "deep" / "er" / "run")
+    for inner in ("wandb/x", "checkpoints", "csv/version_0"):
+        (run / inner).mkdir(parents=True)
+        shutil.copy(run / "metrics.csv", run / inner)
+    evaluation = tmp_path / "evaluation" / ".hydra"
+    evaluation.mkdir(parents=True)
+    (evaluation / "config.yaml").write_text("ckpt_path: a.ckpt\nsplit: test\n")
+    (evaluation / "overrides.yaml").write_text("- ckpt_path=a.ckpt\n")
+    found = compare([tmp_path, run, tmp_path / "deep"])
+    assert [each.folder for each in found.runs] == [run]
+    assert read_run(evaluation.parent, "evaluation") is None

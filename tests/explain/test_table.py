@@ -1,0 +1,118 @@
+"""Explain or refuse: every pair of input and network is in the table, or says that it is not."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from genre_lightning.checkpoint.model import TrainedModel, load_model
+from genre_lightning.errors import InputError
+from genre_lightning.explain.explainer import ImageExplanation, TextExplanation
+from genre_lightning.explain.parts import score_parts
+from genre_lightning.explain.table import EXPLAINERS, explain_branch, find_explainer
+from genre_lightning.inputs.table import INPUTS
+from genre_lightning.models.networks import NETWORKS
+from tests.explain.conftest import POSTER, TITLE, draw_poster
+
+
+class Unknown(nn.Module):
+    """A network that nothing explains."""
+
+    def forward(self, **numbers: Tensor) -> Tensor:
+        return torch.ones(1, 4)
+
+
+@pytest.fixture
+def strange(tiny_checkpoint: Path) -> TrainedModel:
+    """A model whose poster branch is one that nothing explains."""
+    model = load_model(tiny_checkpoint)
+    model.network.branches[POSTER] = Unknown()
+    return model
+
+
+def test_a_branch_that_nothing_explains_is_refused_by_name(strange: TrainedModel):
+    assert find_explainer(strange, POSTER) is None
+    with pytest.raises(TypeError, match=f"branch {POSTER}: a Unknown on pixels can't be explained"):
+        explain_branch(strange, POSTER, draw_poster())
+    assert isinstance(explain_branch(strange, TITLE, "Heat"), TextExplanation)
+
+
+def test_its_part_of_a_score_is_told_all_the_same(strange: TrainedModel):
+    parts = score_parts(strange, {"title": "Heat", "poster": draw_poster()})
+    np.testing.assert_array_equal(parts.branches[POSTER], np.ones(4))
+    np.testing.assert_array_equal(parts.bias, score_parts(strange, {"title": "Heat"}).bias)
+
+
+def test_a_subclass_is_not_taken_for_what_it_derives_from(tiny: TrainedModel):
+    model = copy.copy(tiny)
+    network = copy.copy(tiny.network)
+    network._modules = dict(network._modules)
+    kind = type(tiny.network.branches[TITLE])
+    other = copy.copy(tiny.network.branches[TITLE])
+    other.__class__ = type("Other", (kind,), {})
+    network._modules["branches"] = nn.ModuleDict({**tiny.network.branches, TITLE: other})
+    object.__setattr__(model, "network", network)
+    with pytest.raises(TypeError, match="a Other on terms"):
+        explain_branch(model, TITLE, "Heat")
+
+
+@pytest.mark.parametrize("name", ["nothing", "title", "__class__", ""])
+def test_a_branch_that_is_not_there_is_refused(tiny: TrainedModel, name: str):
+    with pytest.raises(ValueError, match=f"no branch '{name}'; it has {TITLE}, {POSTER}"):
+        explain_branch(tiny, name, "Heat")
+
+
+@pytest.mark.parametrize("branch", [TITLE, POSTER])
+@pytest.mark.parametrize("value", [None, ""])
+def test_there_is_nothing_to_explain_of_an_absent_column(
+    tiny: TrainedModel, branch: str, value: str | None
+):
+    assert explain_branch(tiny, branch, value) is None
+
+
+def test_a_poster_that_cannot_be_read_is_refused(tiny: TrainedModel, tmp_path: Path):
+    for bad in (b"no picture", tmp_path / "none.png"):
+        with pytest.raises(InputError):
+            explain_branch(tiny, POSTER, bad)
+
+
+def test_explaining_leaves_the_model_as_it_was(tiny_checkpoint: Path):
+    model = load_model(tiny_checkpoint)
+    before = {name: value.clone() for name, value in model.network.state_dict().items()}
+    found = explain_branch(model, POSTER, draw_poster())
+    assert isinstance(found, ImageExplanation)
+    found.heat_maps([0])
+    explain_branch(model, TITLE, "Heat")
+    after = model.network.state_dict()
+    assert list(before) == list(after)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert all(parameter.grad is None for parameter in model.network.parameters())
+
+
+def test_the_table_names_what_there_is():
+    networks = {network.factory for network in NETWORKS.values()}
+    for (kind, of, network), explainer in EXPLAINERS.items():
+        assert kind in INPUTS and network in networks and of in ("text", "poster")
+        assert explainer.gives in ("words", "heat map") and explainer.method
+
+
+@pytest.mark.parametrize("gives", ["words", "heat map"])
+def test_explanations_are_of_the_kind_that_the_explainer_says(
+    gives: str, make_checkpoint: Callable[..., Path]
+):
+    model = load_model(make_checkpoint())
+    values: dict[str, Any] = {"words": "Heat (1995)", "heat map": draw_poster()}
+    kinds = {"words": TextExplanation, "heat map": ImageExplanation}
+    for branch in model.inputs:
+        explainer = find_explainer(model, branch)
+        assert explainer is not None
+        if explainer.gives == gives:
+            found = explain_branch(model, branch, values[gives])
+            assert isinstance(found, kinds[gives]) and found.method == explainer.method

@@ -1,0 +1,188 @@
+"""What a description of branches may ask for."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+
+from genre_lightning.inputs.pixels import PixelsInput
+from genre_lightning.inputs.terms import TermsInput
+from genre_lightning.models.networks import (
+    MAX_BRANCHES,
+    build_network,
+    check_fit,
+    complete_description,
+    sketch_network,
+)
+from tests.memory import little_memory
+
+TITLE: dict[str, Any] = {"name": "terms_mlp", "hidden": 8}
+POSTER: dict[str, Any] = {"name": "poster_resnet", "widths": [4, 8], "blocks": [1, 1]}
+INPUTS = {"title": TermsInput("title", 50), "poster": PixelsInput(size=32)}
+DESCRIBED = {"title": {**TITLE, "vocabulary_size": 50}, "poster": {**POSTER, "size": [32, 32]}}
+
+
+def test_description_rebuilds_the_same_network() -> None:
+    network = build_network(3, {"title": TITLE, "poster": POSTER}, INPUTS, dropout=0.4)
+    described = network.description["branches"]
+    assert described["title"] == {
+        "name": "terms_mlp", "vocabulary_size": 50, "hidden": 8, "dropout": 0.4, "skip": False,
+    }  # fmt: skip
+    assert described["poster"]["size"] == [32, 32] and described["poster"]["dropout"] == 0.4
+    assert complete_description(**network.description) == network.description
+    twin = sketch_network(network.description)
+    twin.load_state_dict(network.state_dict(), assign=True)
+    assert list(twin.state_dict()) == list(network.state_dict())
+
+
+def test_a_network_names_its_own_dropout() -> None:
+    networks = {"title": {**TITLE, "dropout": 0.1}, "poster": POSTER}
+    described = build_network(3, networks, INPUTS, dropout=0.7).description["branches"]
+    assert (described["title"]["dropout"], described["poster"]["dropout"]) == (0.1, 0.7)
+    described = build_network(3, networks, INPUTS).description["branches"]
+    assert (described["title"]["dropout"], described["poster"]["dropout"]) == (0.1, 0.3)
+
+
+def test_two_branches_of_one_column_differ() -> None:
+    networks = {"words": TITLE, "letters": {**TITLE, "hidden": 4}}
+    inputs = {"words": TermsInput("title", 50), "letters": TermsInput("title", 30)}
+    network = build_network(3, networks, inputs)
+    described = network.description["branches"]
+    assert [one["vocabulary_size"] for one in described.values()] == [50, 30]
+    assert not {id(p) for p in network.branches["words"].parameters()} & {
+        id(p) for p in network.branches["letters"].parameters()
+    }
+
+
+def test_weights_are_drawn_in_the_order_of_the_list() -> None:
+    torch.manual_seed(0)
+    forth = build_network(3, {"title": TITLE, "poster": POSTER}, INPUTS)
+    torch.manual_seed(0)
+    back = build_network(
+        3, {"poster": POSTER, "title": TITLE}, dict(reversed(list(INPUTS.items())))
+    )
+    torch.manual_seed(0)
+    alone = build_network(3, {"title": TITLE}, {"title": INPUTS["title"]})
+    assert list(back.branches) == ["poster", "title"]
+    name = "branches.title.head.weight"
+    weights = [network.state_dict()[name] for network in (forth, alone, back)]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+
+
+# Another network by name on the command line leaves the former one's arguments behind.
+
+
+def test_arguments_of_another_network_are_left_out_with_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    left = {"name": "terms_mlp", "hidden": 4, "widths": [24, 48], "stem_kernel": 3}
+    with caplog.at_level(logging.WARNING):
+        network = build_network(3, {"title": left}, {"title": INPUTS["title"]})
+    assert caplog.messages == [
+        "model.branches.title: the network terms_mlp takes no widths, stem_kernel: left out"
+    ]
+    assert network.description["branches"]["title"]["hidden"] == 4
+
+
+def test_arguments_of_no_network_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"branches\.title\.network has no argument 'hiden'"):
+        build_network(3, {"title": {"name": "terms_mlp", "hiden": 8}}, {"title": INPUTS["title"]})
+
+
+def test_an_argument_that_the_input_gives_is_not_ones_own() -> None:
+    # What the configuration says of the width gives way to what there is.
+    network = build_network(
+        3, {"title": {**TITLE, "vocabulary_size": 99}}, {"title": INPUTS["title"]}
+    )
+    assert network.description["branches"]["title"]["vocabulary_size"] == 50
+
+
+# What fits together.
+
+
+@pytest.mark.parametrize(
+    ("branches", "inputs", "message"),
+    [
+        ({"title": POSTER}, {"title": INPUTS["title"]}, "has no argument 'vocabulary_size'|needs"),
+        ({"poster": TITLE}, {"poster": INPUTS["poster"]}, "has no argument 'size'|needs"),
+    ],
+    ids=["pixels of a title", "terms of a poster"],
+)
+def test_a_network_that_takes_something_else_is_refused(
+    branches: Any, inputs: Any, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_network(3, branches, inputs)
+
+
+def test_inputs_and_networks_are_of_the_same_branches_in_the_same_order() -> None:
+    description = complete_description(3, DESCRIBED)
+    check_fit(description, INPUTS)
+    for inputs in ({"title": INPUTS["title"]}, dict(reversed(list(INPUTS.items())))):
+        with pytest.raises(ValueError, match="its branches are title, poster, its inputs"):
+            check_fit(description, inputs)
+    swapped = {"title": INPUTS["poster"], "poster": INPUTS["title"]}
+    with pytest.raises(ValueError, match=r"branches\.title: the network terms_mlp takes terms"):
+        check_fit(description, swapped)
+
+
+LARGE_STEM = {"stem_kernel": 16, "stem_stride": 16}
+TITLE_OF_50, POSTER_OF_32 = DESCRIBED["title"], DESCRIBED["poster"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_genres": 0}, "num_genres"),
+        ({"num_genres": True}, "num_genres"),
+        ({"num_genres": 10**7}, "num_genres"),
+        ({"branches": {}}, "1 to 64 branches"),
+        ({"branches": None}, "1 to 64 branches"),
+        ({"branches": [TITLE_OF_50]}, "1 to 64 branches"),
+        ({"branches": {f"b{n}": TITLE_OF_50 for n in range(MAX_BRANCHES + 1)}}, "1 to 64 branch"),
+        ({"branches": {"title": None}}, r"branches\.title\.network must be a mapping"),
+        ({"branches": {"a.b": TITLE_OF_50}}, r"model\.branches\.a\.b: a branch can't be called so"),
+        ({"branches": {"": TITLE_OF_50}}, "a branch can't be called so"),
+        ({"branches": {7: TITLE_OF_50}}, "a branch can't be called so"),
+        ({"branches": {"x" * 99: TITLE_OF_50}}, "a branch can't be called so"),
+        ({"branches": {"_title": TITLE_OF_50}}, "a branch can't be called so"),
+        ({"branches": {"keys": TITLE_OF_50}}, "a branch can't be called so"),
+        ({"branches": {"train": TITLE_OF_50}}, "a branch can't be called so"),
+        ({"title": {**TITLE_OF_50, "hidden": 10**9}}, r"branches\.title\.network\.hidden"),
+        ({"title": {**TITLE_OF_50, "hidden": 8.0}}, r"title\.network\.hidden must be a int"),
+        ({"title": {**TITLE_OF_50, "dropout": float("nan")}}, r"title\.network\.dropout"),
+        ({"title": {**TITLE_OF_50, "skip": 1}}, r"title\.network\.skip must be a bool"),
+        ({"title": {**TITLE_OF_50, "hiden": 8}}, "no argument 'hiden'"),
+        ({"title": {"name": "os.system"}}, r"network\.name is 'os.system'; there is terms_mlp"),
+        ({"title": {"name": ["terms_mlp"]}}, r"network\.name"),
+        ({"title": TITLE}, "terms_mlp needs vocabulary_size"),
+        ({"poster": POSTER}, "poster_resnet needs size"),
+        ({"poster": {**POSTER_OF_32, "widths": [4] * 99}}, r"poster\.network\.widths"),
+        ({"poster": {**POSTER_OF_32, "widths": [4, 10**9]}}, r"poster\.network\.widths"),
+        ({"poster": {**POSTER_OF_32, "widths": 4}}, r"poster\.network\.widths"),
+        ({"poster": {**POSTER_OF_32, "size": [32, 10**9]}}, r"poster\.network\.size"),
+        ({"poster": {**POSTER_OF_32, "size": 32}}, "size|len"),
+        ({"poster": {**POSTER_OF_32, "size": [32]}}, "too small"),
+        ({"poster": {**POSTER_OF_32, "size": [9, 9], **LARGE_STEM}}, "too small"),
+        ({"poster": {**POSTER_OF_32, "widths": [4]}}, "differ in length"),
+        ({"poster": {**POSTER_OF_32, "widths": [4096] * 16, "blocks": [64] * 16}}, "parameters"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_bad_descriptions_are_refused_by_key(change: dict[str, Any], message: str) -> None:
+    branches = {**DESCRIBED, **{k: v for k, v in change.items() if k in DESCRIBED}}
+    arguments: dict[str, Any] = {"num_genres": 3, "branches": branches}
+    arguments |= {key: value for key, value in change.items() if key in arguments}
+    with little_memory(), pytest.raises((ValueError, TypeError), match=message) as caught:
+        sketch_network(complete_description(**arguments))
+    assert len(str(caught.value)) < 1000
+
+
+def test_the_largest_model_that_is_described_needs_no_memory() -> None:
+    wide = {"name": "terms_mlp", "vocabulary_size": 2**20, "hidden": 400}
+    with little_memory():
+        sketch = sketch_network(complete_description(4, {"title": wide}))
+    assert sum(p.numel() for p in sketch.parameters()) > 4 * 10**8

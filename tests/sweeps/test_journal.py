@@ -1,0 +1,45 @@
+"""What jobs tell each other and the terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from genre_lightning.sweeps.journal import Journal, line
+
+
+@pytest.mark.parametrize(
+    ("event", "text"),
+    [
+        (
+            {"status": "completed", "monitor": "val/map_macro", "monitor_value": 0.2761,
+             "seconds": 63.7, "resumed": None},
+            "[3/9] seed=1  val/map_macro 0.2761  64 s",
+        ),
+        (
+            {"status": "completed", "monitor": "m", "monitor_value": 1, "seconds": 1, "resumed": 3},
+            "[3/9] seed=1  m 1  1 s  (resumed after 3 epochs)",
+        ),
+        (
+            {"status": "already finished", "monitor": "m", "monitor_value": 0.5},
+            "[3/9] seed=1  already finished  m 0.5",
+        ),
+        ({"status": "failed", "error": "E: a\n b"}, "[3/9] seed=1  failed: E: a b"),
+        ({"status": "interrupted"}, "[3/9] seed=1  interrupted"),
+    ],
+    ids=lambda value: value["status"] if isinstance(value, dict) else "",
+)  # fmt: skip
+def test_the_line_of_a_job(event: dict[str, Any], text: str) -> None:
+    assert line({"job": "seed=1", **event}, 3, 9) == text
+
+
+def test_half_a_line_of_the_journal_is_left_for_later(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    assert journal.read() == []
+    journal.write("failed", job="a")
+    with journal.path.open("a") as file:
+        file.write('{"status": "comp')
+    assert [event["status"] for event in journal.read()] == ["failed"]
+    assert journal.is_stopped(fail_fast=True) and not journal.is_stopped(fail_fast=False)
