@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -558,9 +559,9 @@ def test_a_slim_checkpoint_predicts_the_same_and_can_not_be_resumed(
     scores = [
         GenrePredictor.from_checkpoint(path, "cpu").scores(["Heat"]) for path in (source, slim)
     ]
-    np.testing.assert_array_equal(*scores)
+    np.testing.assert_array_equal(scores[0], scores[1])
     model = load_model(slim)
-    inputs = {"genres": [], "inputs": {}}
+    inputs: dict[str, Any] = {"genres": [], "inputs": {}}
     with pytest.raises(CheckpointError, match=r"slim\.ckpt: it has no .* can't resume"):
         check_resumable(slim, inputs, model.network, {})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best.ckpt", "slim.ckpt"]

@@ -200,7 +200,7 @@ def test_a_nameless_poster_is_raised_by_number(predictor: GenrePredictor, poster
     with pytest.raises(PosterError, match="the poster of movie 2: empty file"):
         predictor.predict(None, [posters[0], b""])
     with Image.open(posters[0]) as image:
-        image.filename = "named.jpg"  # type: ignore[attr-defined]
+        image.filename = "named.jpg"
         image.load = lambda: 1 / 0  # type: ignore[method-assign, assignment, return-value]
         with pytest.raises(PosterError, match=r"named\.jpg of movie 1: damaged"):
             predictor.predict(None, [image])
@@ -266,7 +266,7 @@ def wider(make_checkpoint: Callable[..., Path]) -> GenrePredictor:
 
 def test_columns_go_by_name(wider: GenrePredictor, posters: list[Path]):
     assert wider.columns == {"title": "text", "poster": "poster", "synopsis": "text"}
-    columns = {
+    columns: dict[str, list[Any]] = {
         "title": [TITLES[0], None, TITLES[1], None, ""],
         "poster": [posters[0], None, None, posters[1], posters[2]],
         "synopsis": [SYNOPSES[0], SYNOPSES[1], None, SYNOPSES[2], "  "],

@@ -176,7 +176,7 @@ def test_a_column_that_the_model_does_not_look_at(
     other = {"title": "poster", "poster": "title"}[column]
     only = GenrePredictor.from_checkpoint(make_checkpoint(**{column: None}), "cpu")
     with serving(only) as server:
-        given = {"title": "Heat", "poster": poster}
+        given: dict[str, str | bytes] = {"title": "Heat", "poster": poster}
         answer = server.ask("POST", "/api/predict", movie(**{column: given[column]}))
         assert (answer.status, answer.code) == (422, "no_branch")
         message = answer.json()["error"]["message"]
