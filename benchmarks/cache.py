@@ -19,6 +19,8 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from genre_lightning.inputs.posters import PosterError, decode_poster, open_poster_cache
+
 from benchmarks.measure import (
     argument_parser,
     by_turns,
@@ -29,7 +31,6 @@ from benchmarks.measure import (
 )
 from benchmarks.untrained import draw_posters, poster_file
 from genre_lightning.cores import num_cores
-from genre_lightning.inputs.posters import PosterError, decode_poster, open_poster_cache
 from genre_lightning.movies.movie import PosterFile
 from genre_lightning.movies.readers import read_movies
 

@@ -58,6 +58,7 @@ class EmbeddingInput(Input):
         encoder: as for :func:`genre_lightning.inputs.encoders.resolve`.
         views: V, of posters; texts have one.
         size: [H, W] of posters, in place of the encoder's own.
+        stages: of posters, take the mean of every stage's features, too.
         weights: with ``timm:NAME``, a safetensors file.
 
     Raises:
@@ -74,9 +75,10 @@ class EmbeddingInput(Input):
         encoder: str,
         views: int = 1,
         size: Sequence[int] | None = None,
+        stages: bool = False,
         weights: str | None = None,
     ) -> None:
-        spec = resolve(encoder, trusted=True, weights=weights, size=size)
+        spec = resolve(encoder, trusted=True, weights=weights, size=size, stages=stages)
         vouch(spec)
         self._set(column, spec, views)
 
@@ -88,7 +90,7 @@ class EmbeddingInput(Input):
             raise ValueError(f"views: {views!r} is not in 1..{MAX_VIEWS}, and 1 for a text")
         self.views = views
         self.sha256 = spec.sha256
-        self.width = spec.width
+        self.width = spec.vector_width
 
     @property
     def fitted(self) -> bool:
@@ -155,7 +157,7 @@ class EmbeddingInput(Input):
         return DenseFeatures("vectors", cache.vectors, place, unreadable)
 
     def _key(self) -> str:
-        how = (EMBEDDING_VERSION, self.sha256, self.views)
+        how = (EMBEDDING_VERSION, self.sha256, self.views, self.spec.stages)
         if self.of == "text":
             return content_key(*how)
         colours = (list(self.spec.mean or ()), list(self.spec.std or ()))
@@ -233,6 +235,7 @@ class EmbeddingInput(Input):
             "column": self.column,
             "encoder": self.spec.name,
             "size": list(self.spec.size) if self.spec.size else None,
+            "stages": self.spec.stages,
             "views": self.views,
             "sha256": self.sha256,
             "width": self.width,
@@ -240,7 +243,7 @@ class EmbeddingInput(Input):
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> EmbeddingInput:
-        known = ("column", "encoder", "size", "views", "sha256", "width")
+        known = ("column", "encoder", "size", "stages", "views", "sha256", "width")
         for name in (*known, *state):
             if name not in state:
                 raise ValueError(f"{name} is missing")
@@ -250,7 +253,11 @@ class EmbeddingInput(Input):
         if type(width) is not int or not 1 <= width <= MAX_WIDTH:
             raise ValueError(f"width: {width!r:.100} is not in 1..{MAX_WIDTH}")
         spec = trust_from_checkpoint(
-            state["encoder"], state["sha256"], size=state["size"], allow=vouched()
+            state["encoder"],
+            state["sha256"],
+            size=state["size"],
+            stages=state["stages"],
+            allow=vouched(),
         )
         made = cls.__new__(cls)
         made._set(state["column"], spec, state["views"])

@@ -41,6 +41,9 @@ GPU_TOKENS = 65_536
 #: Texts that are tokenised before any of them is embedded.
 _TEXTS = 4_096
 
+#: Of a network of tokens the last few blocks are taken for stages: each is as wide as the vector.
+_TOKEN_STAGES = 4
+
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _RANDOM = re.compile(r"random-[0-9]{1,10}")
 
@@ -109,6 +112,8 @@ class EncoderSpec:
         mean: of R, G and B in 0..1, which pixels are counted from.
         std: likewise the standard deviation.
         interpolation: of the resizing, in timm's words.
+        stages: the vector holds the mean of every stage's features, too, not of the last alone.
+        stage_widths: of the stages, so that D is known before anything is imported; None for not.
         download: whether weights that are not on this machine may be fetched. A checkpoint can't
             start a download.
     """
@@ -124,7 +129,18 @@ class EncoderSpec:
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     interpolation: str | None = None
+    stages: bool = False
+    stage_widths: tuple[int, ...] | None = None
     download: bool = True
+
+    @property
+    def vector_width(self) -> int | None:
+        """D, with the stages where they are asked for; None where it is known once opened."""
+        if not self.stages:
+            return self.width
+        if self.width is None or self.stage_widths is None:
+            return None
+        return self.width + sum(self.stage_widths)
 
 
 # The EfficientNet-Lite networks were trained on (x - 127) / 128 of pixels in 0..255, see MEAN_RGB
@@ -135,7 +151,9 @@ _LITE_MEAN = (127 / 255,) * 3
 _LITE_STD = (128 / 255,) * 3
 
 
-def _lite(number: int, file: str, sha256: str, size: tuple[int, int]) -> EncoderSpec:
+def _lite(
+    number: int, file: str, sha256: str, size: tuple[int, int], stage_widths: tuple[int, ...]
+) -> EncoderSpec:
     return EncoderSpec(
         name=f"lite{number}",
         kind="image",
@@ -152,6 +170,7 @@ def _lite(number: int, file: str, sha256: str, size: tuple[int, int]) -> Encoder
         mean=_LITE_MEAN,
         std=_LITE_STD,
         interpolation="bicubic",
+        stage_widths=stage_widths,
     )
 
 
@@ -174,6 +193,7 @@ def _tower(
         mean=mean,
         std=std,
         interpolation="bicubic",
+        stage_widths=(width,) * _TOKEN_STAGES,
     )
 
 
@@ -188,12 +208,14 @@ ENCODERS: dict[str, EncoderSpec] = {
             "efficientnet-lite0-57934424.pth",
             "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
             (336, 224),
+            (16, 24, 40, 112, 320),
         ),
         _lite(
             2,
             "efficientnet-lite2-9656183e.pth",
             "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
             (384, 256),
+            (16, 24, 48, 120, 352),
         ),
         # Wang et al. 2020, trained on pairs of sentences (Reimers and Gurevych 2019).
         EncoderSpec(
@@ -247,6 +269,7 @@ def resolve(
     allow: Mapping[str, EncoderSpec] | None = None,
     weights: str | Path | None = None,
     size: Sequence[int] | None = None,
+    stages: bool = False,
 ) -> EncoderSpec:
     """Find out what an encoder's name stands for.
 
@@ -265,6 +288,7 @@ def resolve(
         allow: encoders that the user vouches for, by the name that a checkpoint has for them.
         weights: with ``timm:NAME``, the safetensors file.
         size: (H, W) of posters, in place of the encoder's own.
+        stages: see :class:`EncoderSpec`.
 
     Raises:
         EncoderError: naming what is unknown or refused, and what to do.
@@ -293,6 +317,9 @@ def resolve(
         )
     if weights is not None and not name.startswith("timm:"):
         raise EncoderError(f"only timm:NAME takes weights, not the encoder {name!r:.200}")
+    if type(stages) is not bool or (stages and spec.kind != "image"):
+        raise EncoderError(f"stages is {stages!r:.80}: true or false, and only of posters")
+    spec = replace(spec, stages=stages)
     return spec if size is None else _resized(spec, size)
 
 
@@ -301,6 +328,7 @@ def trust_from_checkpoint(
     sha256: Any,
     *,
     size: Any = None,
+    stages: Any = False,
     allow: Mapping[str, EncoderSpec] | None = None,
 ) -> EncoderSpec:
     """The encoder that a checkpoint was trained with. The checkpoint may be a stranger's.
@@ -309,13 +337,14 @@ def trust_from_checkpoint(
         name: as recorded, :attr:`EncoderSpec.name`.
         sha256: as recorded, ``encoder.sha256``; :func:`open_encoder` then opens these weights only.
         size: (H, W) as recorded, None for the encoder's own.
+        stages: as recorded.
         allow: as for :func:`resolve`.
 
     Raises:
         EncoderError: no such encoder, one that the user has to name, or a hash that isn't one or
             isn't that of the known weights.
     """
-    spec = resolve(name, trusted=False, allow=allow, size=size)
+    spec = resolve(name, trusted=False, allow=allow, size=size, stages=stages)
     if not isinstance(sha256, str) or not (_SHA256.fullmatch(sha256) or _RANDOM.fullmatch(sha256)):
         raise EncoderError(f"the checkpoint has {sha256!r:.80} for the weights of encoder {name!r}")
     if spec.sha256 is not None:
@@ -807,7 +836,7 @@ class ImageEncoder:
     Attributes:
         name: as checkpoints record it.
         sha256: of the weights, see :func:`hash_weights`; or ``random-SEED``.
-        width: D.
+        width: D, with the stages where the spec asks for them.
         size: (H, W) of the posters it takes.
         mean, std: of R, G and B in 0..1.
         module: maps (P, 3, H, W) normalised float32 to (P, D); in evaluation mode, without
@@ -840,6 +869,12 @@ class ImageEncoder:
         shift = -torch.tensor(self.mean, dtype=torch.float64) * 255.0 * scale
         self._scale = scale.float().reshape(1, 3, 1, 1).to(device)
         self._shift = shift.float().reshape(1, 3, 1, 1).to(device)
+        if spec.stages:
+            with torch.inference_mode():
+                blank = torch.zeros(1, *self.size, 3, dtype=torch.uint8)
+                self.width = self.vectors(self.normalise(blank)).shape[1]
+            if spec.vector_width not in (None, self.width):
+                raise EncoderError(f"the encoder {spec.name!r} gives {self.width} numbers")
 
     def normalise(self, pixels: np.ndarray | Tensor) -> Tensor:
         """Pixels as the network takes them.
@@ -869,6 +904,24 @@ class ImageEncoder:
         pixels = pixels.to(self.device, torch.float32, memory_format=torch.channels_last)
         return pixels * self._scale + self._shift
 
+    def vectors(self, posters: Tensor) -> Tensor:
+        """The network itself.
+
+        Args:
+            posters: (P, 3, H, W) float32, normalised; they go through it at once.
+
+        Returns: (P, D) float32: the pooled features, and then, with ``stages``, the mean over all
+            places of each stage's features, from the first to the last. What the network pools
+            tells objects; colours and textures, which tell genres, are in its earlier stages.
+        """
+        if not self.spec.stages:
+            pooled: Tensor = self.module(posters)
+            return pooled
+        stages = _TOKEN_STAGES if self._layout == "NLC" else None
+        last, between = self.module.forward_intermediates(posters, indices=stages)  # type: ignore[operator]
+        pooled = self.module.forward_head(last)  # type: ignore[operator]
+        return torch.cat([pooled, *(seen.mean(dim=(2, 3)) for seen in between)], dim=1)
+
     def embed(self, pixels: np.ndarray | Tensor) -> Tensor:
         """Turn posters into vectors.
 
@@ -884,7 +937,7 @@ class ImageEncoder:
         vectors = torch.empty((len(pixels), self.width), device=self.device)
         with torch.inference_mode():
             for start in range(0, len(pixels), batch):
-                seen = self.module(self.normalise(pixels[start : start + batch]))
+                seen = self.vectors(self.normalise(pixels[start : start + batch]))
                 vectors[start : start + batch] = seen
         return vectors
 
@@ -898,7 +951,7 @@ class ImageEncoder:
         """
         batch = CPU_POSTERS if self.device.type == "cpu" else GPU_POSTERS
         with torch.inference_mode():
-            parts = [self.module(some.to(self.device)) for some in posters.split(batch)]
+            parts = [self.vectors(some.to(self.device)) for some in posters.split(batch)]
         return torch.cat(parts)
 
     @torch.no_grad()
@@ -1146,6 +1199,8 @@ def _open_text(
     folder = find_weights(spec)
     _check_text_folder(folder)
     library = _import("sentence_transformers", spec.name)
+    # Its line for every model that it loads tells where, and training logs at that level.
+    logging.getLogger("sentence_transformers").setLevel(logging.WARNING)
     with _without_progress_bar():
         try:
             model = library.SentenceTransformer(

@@ -19,14 +19,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
 from hydra.types import RunMode
 
 from genre_lightning.checkpoint.model import load_model
-from genre_lightning.data.batch import BatchOrder
 from genre_lightning.data.datamodule import MovieDataModule
 from genre_lightning.errors import UserError
 from genre_lightning.inputs.terms import TitleVectorizer

@@ -19,8 +19,8 @@ import pytest
 import torch
 
 from genre_lightning.checkpoint.card import CheckpointError, read_checkpoint
-from genre_lightning.checkpoint.resuming import copy_best
 from genre_lightning.checkpoint.model import load_model
+from genre_lightning.checkpoint.resuming import copy_best
 from genre_lightning.errors import UserError
 from genre_lightning.training.callbacks.resume import Interrupted
 from tests.running import (
