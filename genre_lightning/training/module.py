@@ -217,7 +217,8 @@ class GenreModule(pl.LightningModule):
         groups = []
         for name, branch in self.network.branches.items():
             # A network may have rates of its own, such as less for its first layers.
-            own = branch.lr_scales() if hasattr(branch, "lr_scales") else {}
+            find_scales = getattr(branch, "lr_scales", None)
+            own = find_scales() if callable(find_scales) else {}
             named = list(branch.named_parameters())
             for share in dict.fromkeys(own.get(key, 1.0) for key, _ in named):
                 scale = self.lr_scales[name] * share
