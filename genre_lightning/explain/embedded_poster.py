@@ -25,6 +25,9 @@ from genre_lightning.inputs.encoders import ImageEncoder
 from genre_lightning.inputs.input import Value
 from genre_lightning.models.embedding_head import EmbeddingHead
 
+#: Side in pixels of the squares of a poster that are shown as one place.
+_CELL = 16
+
 
 @final
 class EmbeddedPosterExplainer(Explainer):
@@ -44,7 +47,11 @@ class EmbeddedPosterExplainer(Explainer):
 
         def heat_maps(genres: Sequence[int]) -> np.ndarray:
             check_genres(genres, len(model.genres))
-            return scale_heat(evidence(model, branch, pixels, genres), pixels.shape[:2])
+            found = torch.from_numpy(evidence(model, branch, pixels, genres))
+            # The first levels tell single pixels, for and against side by side.
+            height, width = (max(1, side // _CELL) for side in pixels.shape[:2])
+            cells = F.adaptive_avg_pool2d(found[None], (height, width))[0]
+            return scale_heat(cells, pixels.shape[:2])
 
         return ImageExplanation(self.method, value, heat_maps)
 
