@@ -182,6 +182,13 @@ def _predict_parser() -> argparse.ArgumentParser:
         "--device", help="such as cpu or cuda (default: cpu for one movie, else a GPU if any)"
     )
     parser.add_argument(
+        "--encoder",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a pretrained encoder beyond our own table that the checkpoint may use",
+    )
+    parser.add_argument(
         "--workers",
         type=_positive,
         metavar="N",
