@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import importlib.util
 import json
+import logging
 import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
