@@ -38,9 +38,9 @@ class YearInput(Input):
 
     def __init__(self, column: str = "title", spacing: int = 5, width: float = 5.0) -> None:
         if type(spacing) is not int or not 1 <= spacing <= 100:
-            raise ValueError(f"spacing: {spacing!r} is not in 1..100")
+            raise ValueError(f"spacing: {spacing!r:.100} is not in 1..100")
         if type(width) not in (int, float) or not 0.1 <= width <= 100:
-            raise ValueError(f"width: {width!r} is not in 0.1..100")
+            raise ValueError(f"width: {width!r:.100} is not in 0.1..100")
         self.column = column
         self.spacing = spacing
         self.width = float(width)
@@ -96,7 +96,9 @@ class YearInput(Input):
             raise RuntimeError("open() comes first")
         centres = self.centres
         known = np.array(years, dtype=np.float64).clip(*self.years)
-        bumps = np.exp(-0.5 * ((known[:, None] - centres) / self.width) ** 2)
+        exponent = -0.5 * ((known[:, None] - centres) / self.width) ** 2
+        # The nearest one counts 1: far from all of them, narrow bumps would be no numbers at all.
+        bumps = np.exp(exponent - exponent.max(axis=1, keepdims=True, initial=-np.inf))
         scaled: np.ndarray = bumps / np.linalg.norm(bumps, axis=1, keepdims=True)
         return scaled.astype(np.float32)
 
