@@ -152,11 +152,14 @@ class GenreModule(pl.LightningModule):
         generator = torch.Generator(device=device).manual_seed(batch.seed)
         drawn = torch.rand(len(batch), len(names), generator=generator, device=device)
         kept = drawn >= self.drop_columns
-        # A movie that would lose all of them loses none.
-        kept = (kept | ~kept.any(dim=1, keepdim=True)).float()
+        column = {name: names.index(self.columns[name]) for name in branches}
+        there = torch.zeros_like(kept)
+        for name, number in column.items():
+            there[batch.parts[name].rows, number] = True
+        # A movie that would lose all that it has loses nothing.
+        kept = (kept | ~(kept & there).any(dim=1, keepdim=True)).float()
         return {
-            name: logits * kept[:, names.index(self.columns[name])].unsqueeze(-1)
-            for name, logits in branches.items()
+            name: logits * kept[:, column[name]].unsqueeze(-1) for name, logits in branches.items()
         }
 
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
