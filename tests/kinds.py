@@ -14,12 +14,15 @@ import numpy as np
 import torch
 from PIL import Image
 
+from genre_lightning.inputs.embedding import EmbeddingInput
 from genre_lightning.inputs.encode import encode_items
 from genre_lightning.inputs.input import Features, Input, Store
 from genre_lightning.inputs.part import Part
 from genre_lightning.inputs.pixels import PixelsInput
 from genre_lightning.inputs.table import INPUTS
 from genre_lightning.inputs.terms import TermsInput
+from genre_lightning.inputs.vectors import VectorsInput
+from genre_lightning.inputs.year import YearInput
 from genre_lightning.models.networks import NETWORKS
 from tests.pictures import locate
 
@@ -33,14 +36,14 @@ class Kind:
     """An input of one kind.
 
     Attributes:
-        make: it, not fitted yet.
+        make: it, not fitted yet, in the folder that ``values`` was given.
         values: what the column of six movies holds, as a reader gives it; None for the second and
             the last.
         given: the same, as a user hands it in.
         unreadable: values that ``read`` refuses.
     """
 
-    make: Callable[[], Input]
+    make: Callable[[Path], Input]
     values: Callable[[Path], list[Any]]
     given: Callable[[Path], list[Any]]
     unreadable: tuple[Any, ...]
@@ -65,22 +68,65 @@ def _poster_files(folder: Path) -> list[Any]:
     return [None if path is None else locate(path) for path in _draw_posters(folder)]
 
 
+def _dated_titles(folder: Path) -> list[Any]:
+    years = (1995, None, 1985, 1990, 2003, None)
+    return [None if year is None else f"Heat ({year})" for year in years]
+
+
+def _write_vectors(folder: Path) -> Path:
+    path = folder / "vectors.npz"
+    if not path.exists():
+        x = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+        np.savez(path, ids=np.array(["id 3", "id 0", "id 4", "id 2"]), x=x)
+    return path
+
+
+def _ids(folder: Path) -> list[Any]:
+    return [f"id {n}" for n in range(NUM_MOVIES)]
+
+
+def _vectors(folder: Path) -> list[Any]:
+    with np.load(_write_vectors(folder)) as file:
+        row = dict(zip(file["ids"].tolist(), file["x"], strict=True))
+    return [row.get(one) for one in _ids(folder)]
+
+
 KINDS: dict[str, Kind] = {
     "terms": Kind(
-        lambda: TermsInput("title", 64, decade=True), _titles, _titles, (7, b"bytes", ["a"])
+        lambda folder: TermsInput("title", 64, decade=True), _titles, _titles, (7, b"bytes", ["a"])
     ),
     "pixels": Kind(
-        lambda: PixelsInput(size=16, pool=2, augment={"flip": 0.5, "crop": 0.5, "aspect": 1.2}),
+        lambda folder: PixelsInput(
+            size=32, pool=2, augment={"flip": 0.5, "crop": 0.5, "aspect": 1.2}
+        ),
         _poster_files,
         _draw_posters,
         (7, b"no image", "/no/such/file.jpg", np.zeros((4, 4), np.uint8), ["a"]),
+    ),
+    "embedding": Kind(
+        lambda folder: EmbeddingInput("poster", "lite0", size=[32, 16]),
+        _poster_files,
+        _draw_posters,
+        (7, b"no image", "/no/such/file.jpg", np.zeros((4, 4), np.uint8), ["a"]),
+    ),
+    "year": Kind(
+        lambda folder: YearInput("title"), _dated_titles, _dated_titles, (7, b"bytes", ["a"])
+    ),
+    "vectors": Kind(
+        lambda folder: VectorsInput(str(_write_vectors(folder))),
+        _ids,
+        _vectors,
+        (7, "id 0", b"bytes", [1.0, 2.0], ["a", "b", "c"]),
     ),
 }
 
 #: Arguments that make each network small.
 SMALL: dict[str, dict[str, Any]] = {
     "terms_mlp": {"hidden": 6, "skip": True},
+    "terms_linear": {"members": 2},
     "poster_resnet": {"widths": [4, 6], "blocks": [1, 1]},
+    "embedding_head": {"hidden": 6, "members": 2},
+    "poster_encoder": {"encoder": "lite0"},
 }
 
 
@@ -119,7 +165,7 @@ class Opened:
 
 def opened(kind: str, folder: Path) -> Opened:
     store = Store(folder / "cache", workers=1, progress=False)
-    one, values = KINDS[kind].make(), KINDS[kind].values(folder)
+    one, values = KINDS[kind].make(folder), KINDS[kind].values(folder)
     features = one.open(values, TRAIN, store)
     return Opened(one, features, KINDS[kind].given(folder), store, values)
 

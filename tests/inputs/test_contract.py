@@ -137,20 +137,20 @@ def test_no_movie_at_all(one: Opened) -> None:
 
 
 def test_nothing_but_train_is_learnt_from(kind: str, one: Opened, tmp_path: Path) -> None:
-    other = KINDS[kind].make()
+    other = KINDS[kind].make(tmp_path)
     values = list(one.values)
     values[3] = values[2]  # held out
     other.open(values, TRAIN, one.store)
     assert state_to_text(other) == state_to_text(one.input)
 
 
-def test_a_second_opening_finds_the_same(kind: str, one: Opened) -> None:
+def test_a_second_opening_finds_the_same(kind: str, one: Opened, tmp_path: Path) -> None:
     def files() -> dict[str, int]:
         found = [path for path in one.store.folder.rglob("*") if path.suffix != ".lock"]
         return {str(path): path.stat().st_mtime_ns for path in found if path.is_file()}
 
     before = files()
-    again = KINDS[kind].make()
+    again = KINDS[kind].make(tmp_path)
     features = again.open(one.values, TRAIN, one.store)
     np.testing.assert_array_equal(features.place, one.features.place)
     numbers, lengths = features.gather(features.place[[0, 2, 3, 4]], np.array([3, 1]))
