@@ -60,7 +60,8 @@ def make_module(cfg: DictConfig, data: MovieDataModule) -> GenreModule:
         cfg.num_genres,
         {name: branch.network for name, branch in listed.items()},
         data.inputs,
-        **{key: value for key, value in cfg.model.items() if key != "branches"},
+        dropout=cfg.model.dropout,
+        members=cfg.model.members,
     )
     counts = {
         "genre_counts": data.genre_counts().tolist(),

@@ -19,9 +19,13 @@ import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.measure import by_turns, json_line, print_table, spread
 from benchmarks.untrained import draw_posters, write_checkpoint
+
+if TYPE_CHECKING:
+    from genre_lightning import GenrePredictor
 
 AIM = 0.85
 
@@ -53,21 +57,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
         predictor = GenrePredictor.from_checkpoint(checkpoint, args.device, args.workers)
         movies = [(path.stem, path) for path in paths]
         batches = [movies[i : i + BATCH_SIZE] for i in range(0, len(movies), BATCH_SIZE)]
-        decoded = [[predictor.decode(path) for _, path in batch] for batch in batches[:8]]
+        posters = [given for given in predictor.model.inputs.values() if given.of == "poster"]
+        read = [_read(predictor, batch) for batch in batches[:8]]
 
         def predict() -> None:
             for _ in predictor.stream(movies, errors="report"):
                 pass
 
+        def decode_one(path: Path) -> None:
+            for given in posters:
+                given.read(path)
+
         def decode() -> None:
             with ThreadPoolExecutor(predictor.workers) as pool:
-                for _ in pool.map(predictor.decode, paths):
+                for _ in pool.map(decode_one, paths):
                     pass
 
         def score(number: int) -> None:
-            batch = batches[number]
-            pixels = decoded[number % len(decoded)][: len(batch)]
-            predictor._score([title for title, _ in batch], pixels, range(len(pixels)))
+            items = read[number % len(read)]
+            count = len(batches[number])
+            predictor._score({name: values[:count] for name, values in items.items()}, count)
 
         def compute() -> None:
             with ThreadPoolExecutor(predictor.workers) as pool:
@@ -99,6 +108,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
             plain_ratio=plain,
         )
     )
+
+
+def _read(predictor: GenrePredictor, batch: Sequence[tuple[str, Path]]) -> dict[str, list[Any]]:
+    """What each branch takes of a batch's titles and posters."""
+    from genre_lightning.predicting.predictor import POSTER, TITLE
+
+    movies = [{TITLE: title, POSTER: path} for title, path in batch]
+    return {
+        name: [given.read(movie[given.column]) for movie in movies]
+        for name, given in predictor.model.inputs.items()
+    }
 
 
 if __name__ == "__main__":

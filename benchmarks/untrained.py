@@ -14,26 +14,26 @@ from genre_lightning.movies.movie import PosterFile
 def write_checkpoint(path: Path, num_genres: int = 18) -> Path:
     """A file as training writes it, with the sizes of ``conf`` and Adam's two moments."""
     import torch
+    from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
     from genre_lightning.checkpoint.card import CHECKPOINT_FORMAT, CHECKPOINT_KEY
-    from genre_lightning.inputs.terms import TitleVectorizer, state_to_json
+    from genre_lightning.inputs.table import build_input, state_to_text
+    from genre_lightning.inputs.terms import TermsInput
+    from genre_lightning.models.branches import read_branches
     from genre_lightning.models.networks import build_network
     from genre_lightning.scoring.losses import build_loss
 
-    conf = OmegaConf.create(
-        {
-            "data": OmegaConf.load(REPOSITORY / "conf" / "data" / "base.yaml"),
-            "model": OmegaConf.load(REPOSITORY / "conf" / "model" / "fusion.yaml"),
-            "num_genres": num_genres,
-        }
-    )
-    model: Any = OmegaConf.to_container(conf["model"], resolve=True)
-    titles: Any = OmegaConf.to_container(conf["data"]["titles"], resolve=True)
-    keys = ("_target_", "_convert_")
-    vectorizer = TitleVectorizer(**{k: v for k, v in titles.items() if k not in keys})
-    vectorizer.fit(compose_titles(4000))
-    network = build_network(**{k: v for k, v in model.items() if k not in keys})
+    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+        cfg = compose("train")
+    model: Any = OmegaConf.to_container(cfg.model, resolve=True)
+    listed = read_branches(model.pop("branches"))
+    inputs = {name: build_input(name, branch.input) for name, branch in listed.items()}
+    for given in inputs.values():
+        if isinstance(given, TermsInput):
+            given.vectorizer.fit(compose_titles(4000))
+    networks = {name: branch.network for name, branch in listed.items()}
+    network = build_network(num_genres, networks, inputs, **model)
     loss = build_loss("bce")
     torch.save(
         {
@@ -55,9 +55,7 @@ def write_checkpoint(path: Path, num_genres: int = 18) -> Path:
                 "loss": loss.description,
                 "thresholds": [0.5] * num_genres,
                 "genres": [f"Genre {g}" for g in range(num_genres)],
-                "titles": state_to_json(vectorizer.state_dict()),
-                "poster_size": int(conf["data"]["poster_size"]),
-                "poster_pool": int(conf["data"]["poster_pool"]),
+                "inputs": {name: state_to_text(given) for name, given in inputs.items()},
                 "data": {"reader": "demo", "val_fraction": 0.15, "test_fraction": 0.2},
             },
         },

@@ -30,8 +30,8 @@ from evaluate import evaluate
 from genre_lightning.checkpoint.model import TrainedModel, load_model
 from genre_lightning.errors import UserError
 from genre_lightning.movies.demo import POSTER_GENRES, TITLE_GENRES, read_demo
-from genre_lightning.movies.movie import Movie
-from genre_lightning.predicting.predictor import GenrePredictor
+from genre_lightning.movies.movie import Movie, PosterFile
+from genre_lightning.predicting.predictor import POSTER, TITLE, GenrePredictor
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 #: CSS pixels, each one pixel of the picture.
@@ -71,7 +71,7 @@ def check_drawn(model: TrainedModel, checkpoint: Path) -> None:
     """Refuse a model of other movies than the drawn ones.
 
     Raises:
-        ScreenshotError: it was trained on other movies, or lacks a branch.
+        ScreenshotError: it was trained on other movies, or looks at other columns than these two.
     """
     reader = model.data.get("reader")
     if reader != "demo":
@@ -79,8 +79,9 @@ def check_drawn(model: TrainedModel, checkpoint: Path) -> None:
             f"{checkpoint} was trained on data={reader}, whose posters are not ours to show; "
             "give one of data=demo, or none to train one"
         )
-    if model.network.title is None or model.network.poster is None:
-        raise ScreenshotError(f"{checkpoint} has one branch only; give one of model=fusion")
+    if set(model.columns) != {TITLE, POSTER}:
+        seen = ", ".join(model.columns)
+        raise ScreenshotError(f"{checkpoint} looks at {seen}; give one of model=fusion")
 
 
 def choose_movie(predictor: GenrePredictor, movies: Sequence[Movie]) -> tuple[Movie, str]:
@@ -96,7 +97,7 @@ def choose_movie(predictor: GenrePredictor, movies: Sequence[Movie]) -> tuple[Mo
         movie
         for movie in movies
         if movie.split == "test"
-        and movie.poster is not None
+        and POSTER in movie.columns
         and set(movie.genres) & set(TITLE_GENRES)
         and set(movie.genres) & set(POSTER_GENRES)
     ]
@@ -121,8 +122,9 @@ def choose_movie(predictor: GenrePredictor, movies: Sequence[Movie]) -> tuple[Mo
 
 def poster_path(movie: Movie) -> Path:
     """The file of a demo movie's poster, which it must have."""
-    assert movie.poster is not None
-    return movie.poster.path
+    poster = movie.columns[POSTER]
+    assert isinstance(poster, PosterFile)
+    return poster.path
 
 
 def open_page(browser: Browser, url: str) -> Page:
@@ -175,10 +177,10 @@ def shoot_demo(
     with serve_demo(predictor, "best.ckpt") as (port, _):
         page = open_page(browser, f"http://127.0.0.1:{port}/")
         page.get_by_label("Title").fill(movie.title)
-        page.locator("#poster").set_input_files(poster_path(movie))
+        page.locator("#column-poster").set_input_files(poster_path(movie))
         page.locator("#bars label", has_text=genre).click()
         expect(page.locator("#why-heading")).to_contain_text(genre)
-        page.locator(f"#heat[src^=blob][alt*='{genre}']:not([aria-busy])").wait_for()
+        page.locator(f".heat[src^=blob][alt*='{genre}']:not([aria-busy])").wait_for()
         page.mouse.move(0, 0)
         shoot(page, page.locator("h1"), page.locator("main"), path)
         page.close()
@@ -226,7 +228,7 @@ def take_all(browser: Browser, checkpoint: Path, folder: Path, out: Path) -> Non
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Take the pictures; 1 for what the user can mend, with a message on standard error."""
+    """Take the pictures; 1 for what the user can fix, with a message on standard error."""
     parser = argparse.ArgumentParser(
         prog="python -m docs.screenshots", description=__doc__.splitlines()[0]
     )

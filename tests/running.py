@@ -1,18 +1,25 @@
-"""Training in this process, or in one of its own that can be killed."""
+"""Training in this process, or in one of its own that can be killed; and what runs left."""
 
 from __future__ import annotations
 
+import csv
+import json
 import multiprocessing
 import os
 import resource
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+
+from genre_lightning.checkpoint.model import TrainedModel
+from genre_lightning.inputs.encode import encode_items
 
 
 def train_in(repository: Path, folder: Path, overrides: list[str]) -> dict[str, Any]:
@@ -131,3 +138,69 @@ def kill_while_saving_after(moment: int, size: int, first: Path) -> None:
         limit_files(size, first)
 
     at_step(moment, limit)
+
+
+def differences(one: Any, other: Any, place: str = "") -> Iterator[str]:
+    """Where two nested containers differ, bit for bit."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in {**one, **other}:
+            if key not in one or key not in other:
+                yield f"{place}.{key} in one alone"
+            else:
+                yield from differences(one[key], other[key], f"{place}.{key}")
+    elif isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        if len(one) != len(other):
+            yield f"{place}: {len(one)} and {len(other)} long"
+        for number, (a, b) in enumerate(zip(one, other, strict=False)):
+            yield from differences(a, b, f"{place}[{number}]")
+    elif isinstance(one, torch.Tensor):
+        if one.dtype != other.dtype or not torch.equal(one, other):
+            yield f"{place}: {one} and {other}"
+    elif one != other:
+        yield f"{place}: {one!r} and {other!r}"
+
+
+def checkpoint(folder: Path, name: str = "last") -> dict[str, Any]:
+    """A checkpoint without times and places."""
+    loaded: dict[str, Any] = torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
+    history = loaded["callbacks"]["History"]
+    del history["seconds"], history["epoch_seconds"]
+    for row in history["rows"]:
+        del row["seconds"]
+    for key, state in loaded["callbacks"].items():
+        if key.startswith("ModelCheckpoint"):
+            del state["dirpath"]
+            state["best_model_path"] = Path(state["best_model_path"]).name
+            state["kth_best_model_path"] = Path(state["kth_best_model_path"]).name
+            state["best_k_models"] = list(state["best_k_models"].values())
+    return loaded
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return [{**row, "seconds": ""} for row in csv.DictReader(file)]
+
+
+def recorded(folder: Path) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads((folder / "result.json").read_text("utf-8"))
+    return result
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    for name in ("last", "best"):
+        assert list(differences(checkpoint(one, name), checkpoint(other, name))) == []
+    assert rows(one) == rows(other)
+    for key in ("status", "val", "test", "monitor_value", "epochs", "num_parameters"):
+        assert recorded(one)[key] == recorded(other)[key], key
+
+
+def logits(model: TrainedModel) -> torch.Tensor:
+    """What a tiny fusion says of two titles, the first with a poster of 32 x 32."""
+    pixels = (np.arange(32 * 32 * 3).reshape(32, 32, 3) % 7 * 36).astype(np.uint8)
+    items: dict[str, list[Any]] = {
+        "title_tfidf": ["Lost Kiss (1968)", "Sheriff of Ohio, The (1955)"],
+        "poster_resnet": [pixels, None],
+    }
+    with torch.inference_mode():
+        result: torch.Tensor = model.network(encode_items(model.inputs, items), 2)
+    return result

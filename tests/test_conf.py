@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 import genre_lightning.runs.naming  # noqa: F401 - the resolvers
+from genre_lightning.data.datamodule import MovieDataModule
+from genre_lightning.inputs.table import INPUTS, build_input
+from genre_lightning.models.networks import NETWORKS, NetworkType, build_network
+from train import branches
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
-#: Groups whose file is one option of train.yaml; what stands alone is composed by itself.
-REQUIRED = {"data/manifest": ["data.path=movies.csv"]}
-MINIMUM = 24
+#: What has to be given beside the option.
+REQUIRED = {
+    "data/manifest": ["data.path=movies.csv"],
+    "model/branch/text": ["model.branches.text.input.column=cast"],
+}
+MINIMUM = 40
+#: A list of branches is one option's value: each file is composed as a list of its own.
+BRANCHES = [path for path in FILES if path.parts[:2] == ("model", "branch")]
+#: Shared parts: no options of their own, but named in the defaults of every option beside them.
+SHARED = [path for path in FILES if path.stem == "base"]
 
 
 def composed(name: str, overrides: list[str]) -> DictConfig:
@@ -35,16 +51,24 @@ def set_output_dir(cfg: DictConfig, folder: Path) -> None:
     HydraConfig.instance().set_config(cfg)
 
 
+def described(cfg: DictConfig) -> dict[str, Any]:
+    """The branches of a configuration as a model's description, built without data."""
+    listed = branches(cfg)
+    inputs = {name: build_input(name, branch["input"]) for name, branch in listed.items()}
+    networks = {name: branch["network"] for name, branch in listed.items()}
+    network = build_network(3, networks, inputs, dropout=cfg.model.dropout)
+    found: dict[str, Any] = network.description["branches"]
+    return found
+
+
 def test_none_is_missed() -> None:
-    assert len(FILES) >= MINIMUM
+    assert len(FILES) >= MINIMUM and len(BRANCHES) >= 6
     groups = Counter(path.parts[0] for path in FILES if len(path.parts) > 1)
     for group in ("data", "model", "loss", "optimizer", "scheduler", "trainer", "callbacks",
-                  "logger", "experiment"):  # fmt: skip
+                  "logger", "experiment", "sweep", "hydra"):  # fmt: skip
         assert groups[group] >= 1, f"no option in conf/{group}"
-
-
-#: Shared parts: no options of their own, but named in the defaults of every option beside them.
-SHARED = [path for path in FILES if path.stem == "base"]
+    for option in REQUIRED:
+        assert Path(f"{option}.yaml") in FILES
 
 
 @pytest.mark.parametrize("path", SHARED, ids=str)
@@ -57,13 +81,16 @@ def test_shared_parts_are_used(path: Path) -> None:
 @pytest.mark.parametrize("path", [path for path in FILES if path not in SHARED], ids=str)
 def test_it_composes_and_builds(path: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
-    if len(path.parts) == 1 or path.parts[0] == "hydra":
+    option = path.with_suffix("").as_posix()
+    group, _, choice = option.rpartition("/")
+    if len(path.parts) == 1 or path.parts == ("hydra", path.name):
         name = "evaluate" if "evaluate" in path.stem else "train"
         overrides = ["ckpt_path=x.ckpt"] if name == "evaluate" else []
+    elif path in BRANCHES:
+        name, overrides = "train", [f"{group}=[{choice}]"]
     else:
-        name, option = "train", path.with_suffix("").as_posix()
-        group, _, choice = option.partition("/")
-        overrides = [f"{group}={choice}", *REQUIRED.get(option, [])]
+        name, overrides = "train", [f"{group}={choice}"]
+    overrides += REQUIRED.get(option, [])
     cfg = composed(name, [*overrides, f"hydra.run.dir={tmp_path}"])
     set_output_dir(cfg, tmp_path)
     if name == "evaluate":
@@ -71,8 +98,11 @@ def test_it_composes_and_builds(path: Path, tmp_path: Path, monkeypatch: Any) ->
         return
     cfg.num_genres = 3
     built = 0
-    extra = {"loss": {"genre_counts": [1, 2, 3], "num_movies": 4}}
-    for group in ("data", "model", "loss", "optimizer", "scheduler", "trainer", "logger"):
+    extra: dict[str, dict[str, Any]] = {
+        "loss": {"genre_counts": [1, 2, 3], "num_movies": 4},
+        "data": {"inputs": {}},
+    }
+    for group in ("data", "loss", "optimizer", "scheduler", "trainer", "logger"):
         if cfg[group]:
             if group == "trainer":
                 instantiate(cfg.trainer, precision="32-true", accelerator="cpu")
@@ -81,8 +111,24 @@ def test_it_composes_and_builds(path: Path, tmp_path: Path, monkeypatch: Any) ->
             built += 1
     for callback in cfg.callbacks.values():
         built += instantiate(callback) is not None
-    assert built >= 8
+    names = list(described(cfg))
+    assert names and built >= 7
+    if path in BRANCHES:
+        assert names == [path.stem]
     OmegaConf.resolve(cfg[group])
+
+
+@pytest.mark.parametrize("path", BRANCHES, ids=str)
+def test_a_branch_names_only_what_its_input_and_network_take(path: Path) -> None:
+    text = (CONF / path).read_text()
+    assert text.startswith(f"# @package model.branches.{path.stem}\n")
+    branch = OmegaConf.to_container(OmegaConf.load(CONF / path))
+    assert isinstance(branch, dict) and set(branch) == {"input", "network", "lr_scale"}
+    kind, name = branch["input"].pop("kind"), branch["network"].pop("name")
+    assert set(branch["input"]) <= set(inspect.signature(INPUTS[kind]).parameters)
+    # All but what the input gives and what model.dropout is for: one can see what there is to set.
+    given = {"vocabulary_size", "size", "width", "dropout"}
+    assert set(branch["network"]) == set(NETWORKS[name].limits) - given
 
 
 @pytest.mark.parametrize(
@@ -95,6 +141,7 @@ def test_it_composes_and_builds(path: Path, tmp_path: Path, monkeypatch: Any) ->
         ("trainer.max_epochs", 2),
         ("seed", 9),
         ("monitor", "val/f1_macro"),
+        ("data.columns", "columns.csv"),
     ],
 )
 def test_settled_keys_reach_what_they_name(key: str, value: Any, tmp_path: Path) -> None:
@@ -103,7 +150,88 @@ def test_settled_keys_reach_what_they_name(key: str, value: Any, tmp_path: Path)
     set_output_dir(cfg, tmp_path)
     assert OmegaConf.select(cfg, key) == value
     if key == "model.dropout":
-        description = instantiate(cfg.model).description
-        assert description["title"]["dropout"] == description["poster"]["dropout"] == value
+        assert [network["dropout"] for network in described(cfg).values()] == [value, value]
     if key == "monitor":
         assert cfg.callbacks.checkpoint.monitor == cfg.callbacks.early_stopping.monitor == value
+    if key == "data.columns":
+        data = instantiate(cfg.data, inputs={})
+        assert isinstance(data, MovieDataModule) and data.columns == value
+
+
+# Lists of branches.
+
+
+@pytest.mark.parametrize(
+    ("overrides", "names"),
+    [
+        ([], ["title_tfidf", "poster_resnet"]),
+        (["model=title"], ["title_tfidf"]),
+        (["model=poster"], ["poster_resnet"]),
+        (["model=original"], ["title_words", "poster_original"]),
+        (["experiment=seed"], ["title_words", "poster_original"]),
+        (["model/branch=[poster_resnet,title_tfidf]"], ["poster_resnet", "title_tfidf"]),
+        (["model/branch=[synopsis_tfidf]"], ["synopsis_tfidf"]),
+        (["model=title", "model/branch=[title_words,title_tfidf]"], ["title_words", "title_tfidf"]),
+        (
+            ["model/branch=[title_tfidf,poster_resnet,synopsis_tfidf]"],
+            ["title_tfidf", "poster_resnet", "synopsis_tfidf"],
+        ),
+        (["model.branches.poster_resnet=null"], ["title_tfidf"]),
+    ],
+    ids=lambda value: ",".join(value) if isinstance(value, list) else "",
+)
+def test_the_list_is_the_order_of_the_branches(overrides: list[str], names: list[str]) -> None:
+    assert list(described(composed("train", overrides))) == names
+
+
+def test_a_branch_of_ones_own_on_the_command_line() -> None:
+    cfg = composed(
+        "train",
+        [
+            "model=title",
+            "+model.branches.cast={input: {kind: terms, column: cast}, network: {name: terms_mlp}}",
+        ],
+    )
+    assert list(described(cfg)) == ["title_tfidf", "cast"]
+
+
+class OfPixels(nn.Module):
+    """Another network of posters."""
+
+    def __init__(self, num_genres: int, size: Sequence[int], hidden: int = 4) -> None:
+        super().__init__()
+        self.head = nn.Linear(hidden, num_genres)
+
+
+def test_a_network_by_another_name_is_built_with_a_warning(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(NETWORKS, "terms_other", NETWORKS["terms_mlp"])
+    cfg = composed("train", ["model.branches.title_tfidf.network.name=terms_other"])
+    assert described(cfg)["title_tfidf"]["name"] == "terms_other" and not caplog.messages
+    # The ResNet's arguments stay in the configuration, and are left out.
+    limits = {"size": (1, 4096), "hidden": (1, 9)}
+    monkeypatch.setitem(NETWORKS, "pixels_mlp", NetworkType(OfPixels, "pixels", limits))
+    cfg = composed("train", ["model.branches.poster_resnet.network.name=pixels_mlp"])
+    assert described(cfg)["poster_resnet"] == {"name": "pixels_mlp", "size": [32, 32], "hidden": 4}
+    assert caplog.messages == [
+        "model.branches.poster_resnet: the network pixels_mlp takes no "
+        "widths, blocks, stem_kernel, stem_stride, first_stride: left out"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sweep", "jobs"),
+    [
+        (
+            ["model/branch=[title_tfidf],[poster_resnet],[title_tfidf,poster_resnet]"],
+            [["title_tfidf"], ["poster_resnet"], ["title_tfidf", "poster_resnet"]],
+        ),
+        (["model=title,fusion", "seed=0"], [["title_tfidf"], ["title_tfidf", "poster_resnet"]]),
+    ],
+    ids=["lists", "ready lists"],
+)
+def test_a_sweep_over_lists_composes(sweep: list[str], jobs: list[list[str]]) -> None:
+    parsed = OverridesParser.create().parse_overrides(sweep)
+    (batch,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+    assert [list(described(composed("train", list(job)))) for job in batch] == jobs

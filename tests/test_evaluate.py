@@ -101,6 +101,7 @@ def test_the_files_agree_with_scikit_learn(
     found = evaluate_here(best(trained_run))
     model = load_model(best(trained_run))
     rows = table(tmp_path / "evaluation" / "predictions.csv")
+    assert list(rows[0]) == ["id", "title", "true", "predicted", "has_poster", *model.genres]
     scores = np.array([[float(row[genre]) for genre in model.genres] for row in rows])
     true, predicted = (
         np.array([[genre in row[column].split("|") for genre in model.genres] for row in rows])
@@ -170,16 +171,21 @@ def test_an_unknown_genre_is_named(
 def test_a_missing_poster_adds_nothing(trained_run: Path, manifest: Any, tmp_path: Path) -> None:
     model = load_model(best(trained_run))
     data = MovieDataModule(
-        "manifest", model.titles, path=str(manifest(["Comedy"])), genres=model.genres,
-        poster_size=model.poster_size, cache_dir=tmp_path / "cache", test_fraction=0.5,
+        "manifest", model.inputs, path=str(manifest(["Comedy"])), genres=model.genres,
+        cache_dir=tmp_path / "cache", test_fraction=0.5,
     )  # fmt: skip
     data.setup()
     scores = score_split(model, data, "test")
-    missing = torch.from_numpy(data.poster_states()[scores.rows.numpy()] != "present")
+    missing = torch.from_numpy(data.states("poster")[scores.rows.numpy()] != "present")
     assert 0 < missing.sum() < len(missing)
-    assert not scores.poster_logits[missing].any()
-    assert scores.poster_logits[~missing].any(dim=1).all()
-    assert scores.title_logits.any(dim=1).all()
+    title, poster = (scores.branch_logits[name] for name in ("title_tfidf", "poster_resnet"))
+    assert not poster[missing].any() and poster[~missing].any(dim=1).all()
+    assert title.any(dim=1).all() and scores.has["title_tfidf"].all()
+    assert torch.equal(scores.has["poster_resnet"], ~missing)
+    # Their logits are those of the others, to the last bit.
+    prior = model.network.prior
+    assert torch.equal(scores.logits[missing], (prior + title)[missing])
+    assert torch.equal(scores.logits, prior + title + poster)
 
 
 def test_a_model_does_not_depend_on_the_order_of_its_genres(
@@ -197,14 +203,14 @@ def test_a_model_does_not_depend_on_the_order_of_its_genres(
     for name, value in state.items():
         if any(part in name for part in ("head.", "prior")):
             state[name], turned = value[order], turned + 1
-        elif "title.skip" in name and value.ndim == 2:
+        elif ".skip." in name and value.ndim == 2:
             state[name], turned = value[:, order], turned + 1
     assert turned >= 4
     torch.save(checkpoint, tmp_path / "reordered.ckpt")
     reordered = load_model(tmp_path / "reordered.ckpt")
     metrics = []
     for model in (original, reordered):
-        fixed: dict[str, Any] = {"titles": model.titles, "genres": model.genres, "poster_size": 32}
+        fixed: dict[str, Any] = {"inputs": model.inputs, "genres": model.genres}
         data = MovieDataModule.from_description(model.data, cache_dir=tmp_path / "cache", **fixed)
         data.setup()
         metrics.append(split_metrics(model, score_split(model, data, "test")))
@@ -224,7 +230,7 @@ def test_names_are_not_read_as_markup(
     genres = checkpoint[CHECKPOINT_KEY]["genres"]
     model = load_model(best(trained_run))
     data = MovieDataModule.from_description(
-        model.data, cache_dir=tmp_path / "cache", titles=model.titles, poster_size=32
+        model.data, cache_dir=tmp_path / "cache", inputs=model.inputs
     )
     data.setup()
     path = tmp_path / "own.csv"

@@ -19,6 +19,8 @@ import torch
 
 from genre_lightning.checkpoint.card import CHECKPOINT_KEY, CheckpointError
 from genre_lightning.checkpoint.model import load_model
+from genre_lightning.data.datamodule import MovieDataModule
+from genre_lightning.report.evaluation import score_split
 from genre_lightning.training.module import DivergedError
 
 Train = Callable[[Path, list[str]], dict[str, Any]]
@@ -178,7 +180,7 @@ def test_one_branch_leaves_the_other_alone(
     result = train_here(tmp_path / "poster", tiny_overrides(cache, model="poster"))
     assert result["test"] and list((tmp_path / "cache").glob("posters-*"))
     network = load_model(tmp_path / "poster" / "checkpoints" / "best.ckpt").network
-    assert network.title is None and network.poster is not None
+    assert list(network.branches) == ["poster_resnet"]
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "focal", "asymmetric"])
@@ -205,18 +207,26 @@ def test_a_training_that_diverges_says_so(
         ("data.reader=nothing", "no reader 'nothing'"),
         ("++data.nothing=1", "no option 'nothing'"),
         ("data.val_fraction=0", "val_fraction"),
-        ("model.title.name=os.system", "os.system"),
-        ("data.poster_size=5000", "poster_size"),
+        ("model.branches.title_tfidf.network.name=os.system", "os.system"),
+        ("model.branches.title_tfidf.network.hiden=8", "no argument 'hiden'"),
+        ("model.branches.title_tfidf.input.kind=os.system", "os.system"),
+        ("model.branches.title_tfidf.input.column=cast", "'cast', which no movie"),
+        ("model.branches.title_tfidf.input.analyzer=letters", "analyzer: 'letters'"),
+        ("model.branches.title_tfidf.lr_scale=-1", "lr_scale=-1"),
+        ("model.branches.title_tfidf.lr_scale=0", "nothing to train"),
+        ("model.branches.title_tfidf=null", "no branch"),
+        ("data.columns=none.csv", "can't read none.csv"),
         ("monitor=val/nothing", "val/nothing"),
         ("training.thresholds=nothing", "nothing"),
     ],
-    ids=lambda value: value.partition("=")[0],
+    ids=lambda value: value if "=" in value else "",
 )
 def test_a_bad_option_fails(
     override: str, message: str, train_here: Train, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
     with pytest.raises(Exception, match=message):
-        train_here(tmp_path, tiny_overrides("++data.num_movies=30", override, model="title"))
+        plus = "++" if override.split("=")[0].endswith("hiden") else ""
+        train_here(tmp_path, tiny_overrides("++data.num_movies=30", plus + override, model="title"))
     found = recorded(tmp_path)
     assert found["status"] == "failed" and message.strip("'") in found["error"]
 
@@ -275,11 +285,20 @@ def test_going_on_deletes_nothing(
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model.title.hidden=16", r"its network differ.*title\.hidden: 8 there, 16 here"),
-        ("data.split_seed=1", r"its titles differ"),
-        ("data.titles.vocabulary_size=300", r"vocabulary_size: 256 there, 300 here"),
-        ("data.poster_size=48", r"its poster_size differ.*32 there, 48 here"),
-        ("model=title", r"its network differ.*poster"),
+        (
+            "model.branches.title_tfidf.network.hidden=16",
+            r"its network differ.*title_tfidf\.hidden: 8 there, 16 here",
+        ),
+        ("data.split_seed=1", r"its inputs differ.*title_tfidf"),
+        (
+            "model.branches.title_tfidf.input.vocabulary_size=300",
+            r"its inputs differ.*vocabulary_size: 256 there, 300 here",
+        ),
+        (
+            "model.branches.poster_resnet.input.size=48",
+            r"inputs differ.*size: \[32, 32\] there",
+        ),
+        ("model=title", r"its inputs differ.*poster_resnet"),
     ],
     ids=lambda value: value.partition("=")[0] if "=" in value else "",
 )
@@ -289,7 +308,7 @@ def test_another_model_does_not_go_on(
 ) -> None:  # fmt: skip
     path = trained_run / "checkpoints" / "last.ckpt"
     kind = "title" if override == "model=title" else "fusion"
-    more = ["data.poster_pool=1"] if kind == "title" else [override]
+    more = [] if kind == "title" else [override]
     with pytest.raises(CheckpointError, match=message) as caught:
         train_here(tmp_path, tiny_overrides(*resume(path), *more, model=kind))
     assert str(path) in str(caught.value)
@@ -346,17 +365,23 @@ def test_the_sum_beats_either_branch(train_here: Train, tmp_path: Path) -> None:
     small = [
         "++data.num_movies=800",
         "++data.poster_height=64",
-        "data.poster_size=64",
-        "data.titles.vocabulary_size=2048",
         "trainer.max_epochs=8",
         "trainer.accelerator=cpu",
         "callbacks.progress_bar=null",
         "++trainer.enable_progress_bar=false",
     ]
-    poster = ["model.poster.widths=[16,32,64,128]", "data.poster_pool=1"]
+    own = {
+        "title": ["model.branches.title_tfidf.input.vocabulary_size=2048"],
+        "poster": [
+            "model.branches.poster_resnet.input.size=64",
+            "model.branches.poster_resnet.input.pool=1",
+            "model.branches.poster_resnet.network.widths=[16,32,64,128]",
+        ],
+    }
+    own["fusion"] = own["title"] + own["poster"]
     scores = {}
     for model in ("fusion", "title", "poster"):
-        overrides = [f"model={model}", *small, *(poster if model != "title" else [])]
+        overrides = [f"model={model}", *small, *own[model]]
         scores[model] = train_here(tmp_path / model, overrides)["test"]
     for metric in ("map_macro", "f1_macro", "f1_micro"):
         alone = max(scores["title"][metric], scores["poster"][metric])
@@ -368,3 +393,109 @@ def test_a_checkpoint_says_what_it_is(trained_run: Path) -> None:
         checkpoint = torch.load(trained_run / "checkpoints" / f"{name}.ckpt", weights_only=True)
         described = checkpoint[CHECKPOINT_KEY]["data"]
         assert described["reader"] == "demo" and described["num_movies"] == 120
+
+
+# Lists of branches.
+
+
+@pytest.fixture
+def synopses(tmp_path: Path) -> Path:
+    """A CSV of the tiny demo's movies: the words of their genres, for each second one."""
+    from genre_lightning.movies.demo import read_demo
+
+    cache = os.environ["GENRE_LIGHTNING_CACHE"]
+    movies = read_demo(cache, num_movies=120, poster_height=48).movies
+    path = tmp_path / "columns.csv"
+    with path.open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["id", "synopsis"])
+        for movie in movies[::2]:
+            table.writerow([movie.id, f"a story of {' and '.join(movie.genres)}"])
+    return path
+
+
+def three(synopses: Path, *more: str) -> list[str]:
+    """The tiny fusion with a branch of synopses that half of the movies lack."""
+    return [
+        f"data.columns={synopses}",
+        "model/branch=[title_tfidf,poster_resnet,synopsis_tfidf]",
+        "model.branches.synopsis_tfidf.input.vocabulary_size=64",
+        "model.branches.synopsis_tfidf.network.hidden=8",
+        *more,
+    ]
+
+
+def test_a_column_of_ones_own_is_a_branch(
+    train_here: Train, tiny_overrides: Overrides, synopses: Path, tmp_path: Path
+) -> None:
+    overrides = tiny_overrides(*three(synopses))
+    result = train_here(tmp_path / "run", overrides)
+    assert result["status"] == "completed" and set(result["test"]) >= METRICS
+    model = load_model(tmp_path / "run" / "checkpoints" / "best.ckpt")
+    assert list(model.network.branches) == ["title_tfidf", "poster_resnet", "synopsis_tfidf"]
+    assert model.columns == {"title": "text", "poster": "poster", "synopsis": "text"}
+    assert model.data["columns"] == str(synopses.resolve())
+    # A movie without gets exactly nothing from that branch.
+    data = MovieDataModule.from_description(
+        model.data, inputs=model.inputs, cache_dir=os.environ["GENRE_LIGHTNING_CACHE"]
+    )
+    data.setup()
+    scores = score_split(model, data, "test")
+    has = scores.has["synopsis_tfidf"]
+    assert 0 < has.sum() < len(has)
+    assert has.tolist() == (data.states("synopsis")[scores.rows] == "present").tolist()
+    own = scores.branch_logits["synopsis_tfidf"]
+    assert not own[~has].any() and own[has].any(dim=1).all()
+    others = model.network.total(
+        {name: part for name, part in scores.branch_logits.items() if name != "synopsis_tfidf"}
+    )
+    assert torch.equal(scores.logits[~has], others[~has])
+
+
+def test_the_order_of_the_list_is_the_order_of_the_sum(
+    train_here: Train, tiny_overrides: Overrides, tmp_path: Path
+) -> None:
+    overrides = tiny_overrides("model/branch=[poster_resnet,title_tfidf]")
+    train_here(tmp_path, overrides)
+    network = load_model(tmp_path / "checkpoints" / "best.ckpt").network
+    assert list(network.branches) == ["poster_resnet", "title_tfidf"]
+    assert list(network.description["branches"]) == ["poster_resnet", "title_tfidf"]
+
+
+def test_two_branches_look_at_one_column(
+    train_here: Train, tiny_overrides: Overrides, tmp_path: Path
+) -> None:
+    overrides = tiny_overrides(
+        "model/branch=[title_tfidf,title_words]",
+        "model.branches.title_words.input.vocabulary_size=64",
+        "model.branches.title_words.network.hidden=4",
+        model="title",
+    )
+    result = train_here(tmp_path, overrides)
+    model = load_model(tmp_path / "checkpoints" / "best.ckpt")
+    assert result["status"] == "completed" and model.columns == {"title": "text"}
+    assert [given.column for given in model.inputs.values()] == ["title", "title"]
+
+
+def test_another_network_by_name_leaves_the_formers_arguments(
+    train_here: Train, tiny_overrides: Overrides, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from genre_lightning.models import networks
+
+    small = type("Small", (networks.TermsMLP,), {})
+    one = networks.NETWORKS["terms_mlp"]
+    limits = {name: limit for name, limit in one.limits.items() if name != "skip"}
+
+    def build(num_genres: int, vocabulary_size: int, hidden: int = 4, dropout: float = 0.5) -> Any:
+        return small(num_genres, vocabulary_size, hidden, dropout)
+
+    with pytest.MonkeyPatch.context() as patch:
+        kind = networks.NetworkType(build, "terms", limits)  # type: ignore[arg-type]
+        patch.setitem(networks.NETWORKS, "terms_small", kind)
+        name = "model.branches.title_tfidf.network.name=terms_small"
+        train_here(tmp_path, tiny_overrides(name, model="title"))
+        assert "model.branches.title_tfidf: the network terms_small takes no skip: left out" in (
+            caplog.text
+        )
+        network = load_model(tmp_path / "checkpoints" / "best.ckpt").network
+    assert network.description["branches"]["title_tfidf"]["name"] == "terms_small"

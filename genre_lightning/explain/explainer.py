@@ -116,8 +116,8 @@ class Explainer(ABC):
         """
 
     @abstractmethod
-    def explain(self, model: TrainedModel, branch: str, value: Value) -> BranchExplanation:
-        """Explain what a branch says of a value.
+    def explain(self, model: TrainedModel, branch: str, value: Value) -> BranchExplanation | None:
+        """Explain what a branch says of a value; None where its input finds nothing in it.
 
         Args:
             model: in evaluation mode, as ``load_model`` gives it.

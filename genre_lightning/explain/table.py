@@ -14,7 +14,9 @@ from genre_lightning.checkpoint.model import TrainedModel
 from genre_lightning.explain.explainer import BranchExplanation, Explainer, is_absent
 from genre_lightning.explain.pixels import PixelsExplainer
 from genre_lightning.explain.terms import TermsExplainer
+from genre_lightning.explain.year import YearExplainer
 from genre_lightning.inputs.input import Value
+from genre_lightning.models.embedding_head import EmbeddingHead
 from genre_lightning.models.poster_resnet import PosterResNet
 from genre_lightning.models.terms_linear import TermsLinear
 from genre_lightning.models.terms_mlp import TermsMLP
@@ -23,6 +25,7 @@ from genre_lightning.models.terms_mlp import TermsMLP
 EXPLAINERS: Mapping[tuple[str, str, type[nn.Module]], Explainer] = {
     ("terms", "text", TermsMLP): TermsExplainer(),
     ("terms", "text", TermsLinear): TermsExplainer(),
+    ("year", "text", EmbeddingHead): YearExplainer(),
     ("pixels", "poster", PosterResNet): PixelsExplainer(),
 }
 
@@ -54,7 +57,7 @@ def explain_branch(
     Returns:
         A :class:`~genre_lightning.explain.explainer.TextExplanation` or an
         :class:`~genre_lightning.explain.explainer.ImageExplanation`; None where the column is
-        absent, so that there is nothing to explain.
+        absent, or the branch's input finds nothing in it: there is nothing to explain.
 
     Raises:
         ValueError: the model has no such branch.

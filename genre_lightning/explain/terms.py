@@ -136,7 +136,7 @@ def _words(
         words, spans, year_span = *_item_spans(text), None
     else:
         words = normalised.split()
-        spans, year_span = _word_spans(text, words)
+        spans, year_span = word_spans(text, words)
     added = _shared_out(vectorizer, normalised, words, columns, contributions)
     parts = [
         TextPart(word if span is None else text[slice(*span)], "word", span, values)
@@ -209,7 +209,7 @@ def _item_spans(text: str) -> tuple[list[str], list[tuple[int, int] | None]]:
     return names, spans
 
 
-def _word_spans(
+def word_spans(
     text: str, words: Sequence[str]
 ) -> tuple[list[tuple[int, int] | None], tuple[int, int] | None]:
     """Where the words of a normalised text, and the year left out of it, stand in the text.

@@ -22,12 +22,12 @@ from genre_lightning.inputs.input import Store
 from genre_lightning.inputs.poster_cache import progress_bar
 from genre_lightning.store import content_key, remove_stored, stored_folder
 
-_VECTORS, _HASHES, _META = "vectors.f16", "hashes.npy", "meta.json"
+_VECTORS, _HASHES, _META = "vectors.f16", "hashes.b16", "meta.json"
 _HASH_BYTES = 16
 #: In the place of the hash of an item that has none; no content has it.
 _UNKNOWN = bytes(_HASH_BYTES)
 #: What reading a damaged folder raises.
-_DAMAGED = (OSError, ValueError, TypeError, LookupError, EOFError)
+_DAMAGED = (OSError, ValueError, TypeError, LookupError)
 #: Items that are embedded and put on the disk together: what a kill loses at most.
 CHUNK = 256
 
@@ -119,15 +119,20 @@ def open_embeddings(
                 kept = [index for index in unique if index not in lost]
                 row_of = {index: row for row, index in enumerate(kept)}
                 # What could be read only the second time has no hash to be found again by.
-                own = {one: i for i in kept if (one := found[i - start]) is not None}
+                own: dict[bytes, int] = {
+                    one: i for i in kept if (one := found[i - start]) is not None
+                }
                 rows = []
                 for index, one in enumerate(found, start):
                     if index in lost:
                         masked.append((index, *lost[index]))
-                    elif index in row_of or one in own:
-                        rows.append(computed.vectors[row_of[own.get(one, index)]])
-                        hashes.append(one or _UNKNOWN)
-                    elif one is not None and one in known:
+                    elif one is None:
+                        rows.append(computed.vectors[row_of[index]])
+                        hashes.append(_UNKNOWN)
+                    elif one in own:
+                        rows.append(computed.vectors[row_of[own[one]]])
+                        hashes.append(one)
+                    elif one in known:
                         rows.append(known[one])
                         hashes.append(one)
                     else:  # the same content as one that was masked
@@ -142,7 +147,7 @@ def open_embeddings(
                     file.write(data)
                     checksum = zlib.crc32(data, checksum)
                 bar.update(task, completed=stop)
-        np.save(folder / _HASHES, np.frombuffer(b"".join(hashes), dtype=np.uint8))
+        (folder / _HASHES).write_bytes(b"".join(hashes))
         meta = {"count": len(hashes), "shape": list(shape), "crc32": checksum, "masked": masked}
         (folder / _META).write_text(json.dumps(meta), encoding="utf-8")
 
@@ -199,7 +204,7 @@ def _readable(
 
 
 def _read_hashes(folder: Path) -> list[bytes]:
-    data = np.load(folder / _HASHES, allow_pickle=False).tobytes()
+    data = (folder / _HASHES).read_bytes()
     return [data[start : start + _HASH_BYTES] for start in range(0, len(data), _HASH_BYTES)]
 
 
@@ -223,7 +228,7 @@ def _keep_part(cache_dir: Path, name: str, digests: list[bytes], vectors: np.nda
 
     def build(folder: Path) -> None:
         (folder / _VECTORS).write_bytes(data)
-        np.save(folder / _HASHES, np.frombuffer(b"".join(digests), dtype=np.uint8))
+        (folder / _HASHES).write_bytes(b"".join(digests))
         meta = {
             "count": len(digests),
             "shape": list(vectors.shape[1:]),

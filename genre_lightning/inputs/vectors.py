@@ -47,7 +47,7 @@ def read_vectors(path: Path) -> tuple[list[str], np.ndarray]:
     Raises:
         InputError: naming the file, and the row where there is one.
     """
-    if not path.is_file():
+    if not path.is_file():  # a device that never ends, named by a stranger's checkpoint
         raise InputError(f"{path}: there is no such file")
     try:
         ids, x = _read_csv(path) if path.suffix.lower() == ".csv" else _read_npz(path)
@@ -146,7 +146,7 @@ class VectorsInput(Input):
 
     def _set(self, path: str, log_odds: bool) -> None:
         # A checkpoint holds it as JSON without anything escaped.
-        usable = isinstance(path, str) and path.isprintable() and not set(path) & set('"\\[]{}')
+        usable = path.isprintable() and not set(path) & set('"\\[]{}')
         if not usable or not Path(path).is_absolute() or len(path) > 4096:
             raise ValueError(
                 f'path: {path!r:.200} is no path of a file, or has one of " \\ [ ] {{ }} in it'
@@ -198,7 +198,10 @@ class VectorsInput(Input):
         vector = np.asarray(value)
         if vector.dtype.kind not in "fiu" or vector.shape != (self.width,):
             raise TypeError(f"not a vector of {self.width} numbers")
-        return vector.astype(np.float32)
+        vector = vector.astype(np.float32)
+        if not np.isfinite(vector).all():
+            raise InputError("it has a number that is not finite")
+        return vector
 
     def encode(self, items: Sequence[np.ndarray]) -> dict[str, Tensor]:
         stacked = np.stack(items) if items else np.zeros((0, self.width or 1), dtype=np.float32)
@@ -223,6 +226,8 @@ class VectorsInput(Input):
                 raise ValueError(f"{name} is missing")
             if name not in known:
                 raise ValueError(f"unknown key {name!r:.100}")
+        if type(state["path"]) is not str:
+            raise ValueError(f"path: {state['path']!r:.100} is no text")
         if state["column"] != "id":
             raise ValueError(f"column: {state['column']!r:.100} is not id")
         width = state["width"]

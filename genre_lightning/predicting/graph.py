@@ -29,6 +29,7 @@ from genre_lightning.inputs.input import Input
 from genre_lightning.inputs.pixels import PixelsInput
 from genre_lightning.inputs.terms import TermsInput
 from genre_lightning.inputs.vectors import VectorsInput
+from genre_lightning.inputs.year import YearInput
 from genre_lightning.models.fusion import ACTIVATIONS
 from genre_lightning.models.terms_linear import TermsLinear
 from genre_lightning.models.terms_mlp import TermsMLP
@@ -150,17 +151,15 @@ class PixelsGraph(InputGraph):
         return list(drawn)
 
 
-@final
-class VectorsGraph(InputGraph):
-    """The user's own vectors go in as they are."""
+class _RowsOfNumbers(InputGraph, ABC):
+    """Vectors are made outside of the graph and go in as they are."""
 
-    def __init__(self, given: VectorsInput) -> None:
+    def __init__(self, given: Input, what: str) -> None:
         super().__init__()
         self.given = given
         self.width = int(given.network_arguments()["width"])
         self.sizes = {"vectors": "rows"}
-        self.inputs = {"vectors": f"(P, {self.width}) float32"}
-        self.about = {"width": self.width, "log_odds": given.log_odds}
+        self.inputs = {"vectors": f"(P, {self.width}) float32, {what}"}
         self.files = {}
 
     def forward(self, *numbers: Tensor) -> Mapping[str, Tensor]:
@@ -172,9 +171,38 @@ class VectorsGraph(InputGraph):
     def numbers(self, values: Sequence[Any]) -> dict[str, Tensor]:
         return self.given.encode([self.given.read(value) for value in values])
 
+
+@final
+class VectorsGraph(_RowsOfNumbers):
+    """Vectors of the user's own."""
+
+    def __init__(self, given: VectorsInput) -> None:
+        super().__init__(given, "of the file that the model was trained with")
+        self.about = {"width": self.width, "log_odds": given.log_odds}
+
     def examples(self, count: int) -> list[Any]:
         drawn = np.random.default_rng(0).normal(size=(count, self.width)).astype(np.float32)
         return list(drawn)
+
+
+@final
+class YearGraph(_RowsOfNumbers):
+    """Years that titles tell, as bumps."""
+
+    def __init__(self, given: YearInput) -> None:
+        super().__init__(
+            given,
+            "for each centre exp(-(year - centre)^2 / (2 deviation^2)), scaled to length 1; years "
+            "before the first or after the last count as these",
+        )
+        self.about = {
+            "centres": given.centres.tolist(),
+            "deviation": given.width,
+            "years": list(given.years or ()),
+        }
+
+    def examples(self, count: int) -> list[Any]:
+        return [f"A ({1895 + 7 * n % 140})" for n in range(count)]
 
 
 #: By kind of input. What isn't here can't be exported yet.
@@ -182,6 +210,7 @@ INPUT_GRAPHS: Mapping[type[Input], type[Any]] = {
     TermsInput: TermsGraph,
     PixelsInput: PixelsGraph,
     VectorsInput: VectorsGraph,
+    YearInput: YearGraph,
 }
 
 

@@ -100,7 +100,7 @@ def predict_folder(
 
     def movies() -> Iterator[dict[str, str | Path]]:
         for path in posters:
-            given = {TITLE: path.stem, POSTER: path}
+            given: dict[str, str | Path] = {TITLE: path.stem, POSTER: path}
             yield {name: value for name, value in given.items() if name in predictor.columns}
 
     predictions = predictor.stream(movies(), errors="report")
@@ -110,8 +110,8 @@ def predict_folder(
             writer.writerow([TITLE, POSTER, *_columns(predictor)])
             for path, prediction in zip(posters, predictions, strict=True):
                 problems += prediction.problem is not None
-                given = [guard(path.stem), guard(path.name)]
-                writer.writerow([*given, *_cells(predictor, prediction)])
+                names = [guard(path.stem), guard(path.name)]
+                writer.writerow([*names, *_cells(predictor, prediction)])
     else:
         for number, (path, prediction) in enumerate(zip(posters, predictions, strict=True)):
             problems += prediction.problem is not None

@@ -133,9 +133,14 @@ def movie_groups(model: TrainedModel, scores: SplitScores) -> list[Group]:
     """All movies; where some lack a column, those that have all, and those that lack each."""
     has: dict[str, Tensor] = {}
     for branch, given in model.inputs.items():
-        # What a branch looks up by id is a column of its own.
-        column = branch if given.of == "id" else given.column
-        has[column] = has.get(column, torch.ones_like(scores.has[branch])) & scores.has[branch]
+        rows = scores.has[branch]
+        alike = all(
+            torch.equal(rows, scores.has[other])
+            for other, one in model.inputs.items()
+            if one.column == given.column
+        )
+        # What a branch looks up by id, or finds in some values only, is a column of its own.
+        has[given.column if alike and given.of != "id" else branch] = rows
     groups = [Group("All movies", torch.ones(len(scores.rows), dtype=torch.bool))]
     lacking = [column for column, rows in has.items() if not bool(rows.all())]
     complete = torch.stack(list(has.values())).all(dim=0)

@@ -106,6 +106,8 @@ class GenreModule(pl.LightningModule):
                 branch.compile()
         for name in self._frozen():
             network.branches[name].requires_grad_(False)
+        # Lightning leaves the modes as it finds them.
+        self.train()
 
     def _frozen(self) -> list[str]:
         return [name for name, scale in self.lr_scales.items() if scale == 0]

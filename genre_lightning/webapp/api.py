@@ -180,11 +180,13 @@ def explain_movie(predictor: GenrePredictor, movie: Mapping[str, str | bytes]) -
             raise ApiError(422, "no_branch", message)
     if not movie:
         raise ApiError(400, "nothing_given", f"There is nothing to go by yet: {_wanted(kinds)}.")
-    problems = _problems(predictor, movie)
+    seeing, problems = _look(predictor, movie)
     seen = {name: value for name, value in movie.items() if name not in problems}
     if not seen:
         raise ApiError(415, "not_an_image", " ".join(problems.values()))
-    (prediction,) = predictor.stream([seen])
+    (prediction,) = predictor.stream([seen], errors="report")
+    if not prediction.scores:  # such as a title without a year, where that alone counts
+        raise ApiError(400, "nothing_given", f"There is {prediction.problem}.")
     parts = score_parts(predictor.model, seen)
     thresholds = predictor.thresholds
     genres = []
@@ -207,9 +209,8 @@ def explain_movie(predictor: GenrePredictor, movie: Mapping[str, str | bytes]) -
         "predicted": list(prediction.genres),
         "genres": genres,
         "explanations": {
-            branch: _explain(predictor, branch, seen[given.column])
-            for branch, given in predictor.model.inputs.items()
-            if given.column in seen
+            branch: _explain(predictor, branch, seen[predictor.model.inputs[branch].column])
+            for branch in seeing
         },
     }
 
@@ -226,20 +227,25 @@ def _shown(value: str | bytes | None) -> str | bool | None:
     return True if isinstance(value, bytes) else value
 
 
-def _problems(predictor: GenrePredictor, movie: Mapping[str, str | bytes]) -> dict[str, str]:
-    """By column, why it can't be read."""
+def _look(
+    predictor: GenrePredictor, movie: Mapping[str, str | bytes]
+) -> tuple[list[str], dict[str, str]]:
+    """The branches that see something of a movie; and by column, why it can't be read."""
     from genre_lightning.errors import InputError
 
+    seeing: list[str] = []
     problems: dict[str, str] = {}
-    for given in predictor.model.inputs.values():
+    for branch, given in predictor.model.inputs.items():
         if given.column not in movie:
             continue
         try:
-            given.read(movie[given.column])
+            if given.read(movie[given.column]) is not None:
+                seeing.append(branch)
         except InputError as error:
             what = "This file can't be read as a picture" if given.of == "poster" else "Left out"
             problems.setdefault(given.column, f"{what}: {error}.")
-    return problems
+    inputs = predictor.model.inputs
+    return [branch for branch in seeing if inputs[branch].column not in problems], problems
 
 
 def _explain(predictor: GenrePredictor, branch: str, value: str | bytes) -> dict[str, Any]:

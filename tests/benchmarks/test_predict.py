@@ -9,15 +9,16 @@ from PIL import Image
 from benchmarks import predict_batch
 from benchmarks.untrained import draw_posters, write_checkpoint
 from genre_lightning.checkpoint.model import load_model
+from genre_lightning.inputs.pixels import PixelsInput
 
 
 def test_the_untrained_model_has_the_sizes_of_the_configuration(tmp_path: Path):
     model = load_model(write_checkpoint(tmp_path / "model.ckpt"))
     assert len(model.genres) == 18
-    assert model.poster_size == 256
-    assert model.titles.vocabulary_size == 8192
-    assert model.network.title is not None
-    assert model.network.poster is not None
+    titles, posters = model.inputs["title_tfidf"], model.inputs["poster_resnet"]
+    assert titles.network_arguments() == {"vocabulary_size": 8192}
+    assert isinstance(posters, PixelsInput) and posters.size == (256, 256)
+    assert list(model.network.branches) == ["title_tfidf", "poster_resnet"]
 
 
 def test_drawn_posters_are_like_real_ones(tmp_path: Path):

@@ -115,4 +115,5 @@ def test_explanations_are_of_the_kind_that_the_explainer_says(
         assert explainer is not None
         if explainer.gives == gives:
             found = explain_branch(model, branch, values[gives])
-            assert isinstance(found, kinds[gives]) and found.method == explainer.method
+            assert found is not None and isinstance(found, kinds[gives])
+            assert found.method == explainer.method

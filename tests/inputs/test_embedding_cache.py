@@ -211,7 +211,7 @@ def test_a_damaged_part_is_embedded_again(tmp_path: Path) -> None:
     process.join()
     first, second = sorted((tmp_path / "cache").glob("*_part-*"))
     flip(first / "vectors.f16")
-    (second / "hashes.npy").write_bytes(b"")
+    (second / "hashes.b16").write_bytes(b"")
     items = Counted(names(3 * CHUNK))
     check(items, tmp_path)
     assert items.embedded == names(3 * CHUNK)
@@ -314,7 +314,7 @@ def test_damage_is_noticed_and_mended(
 
 
 @pytest.mark.parametrize(
-    "content", [None, b"", b"\x93NUMPY", b"no array"], ids=["gone", "empty", "begun", "text"]
+    "content", [None, b"", b"x" * 95], ids=["gone", "empty", "too short"]
 )
 def test_without_hashes_it_is_good_for_its_own_dataset(
     content: bytes | None, tmp_path: Path
@@ -322,9 +322,9 @@ def test_without_hashes_it_is_good_for_its_own_dataset(
     items = Counted(names(6))
     opened(items, tmp_path)
     (folder,) = folders(tmp_path)
-    (folder / "hashes.npy").unlink()
+    (folder / "hashes.b16").unlink()
     if content is not None:
-        (folder / "hashes.npy").write_bytes(content)
+        (folder / "hashes.b16").write_bytes(content)
     other = Counted(names(7))
     check(other, tmp_path)
     assert other.embedded == names(7)
@@ -344,7 +344,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
         pytest.skip("no disk of our own: mounting is not allowed here")
     yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+    # Arrays mapped into memory hold it until they are gone.
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 def test_a_full_disk_is_told_and_leaves_nothing_half(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import re
@@ -10,12 +11,18 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from genre_lightning import GenrePredictor
+from genre_lightning.checkpoint.card import CheckpointError
+from genre_lightning.checkpoint.model import load_model
+from genre_lightning.checkpoint.resuming import check_resumable
+from genre_lightning.inputs.terms import TermsInput
 from genre_lightning.predicting.command import main
 
 GENRES = ["Action", "Comedy", "Drama", "Horror"]
@@ -106,15 +113,19 @@ def test_explaining_in_json_adds_up(
     explained = found["explanation"]["genres"]
     assert list(explained) == found["genres"]
     assert explained
+    labels = found["explanation"]["labels"]
+    assert labels == {"title_tfidf": "title", "poster_resnet": "poster"}
+    assert set(found["explanation"]["methods"]) == set(labels)
     for genre, parts in explained.items():
-        total = parts["bias"] + parts["title"] + parts["poster"]
+        total = parts["bias"] + sum(parts["branches"].values())
         assert parts["logit"] == pytest.approx(total, abs=1e-5)
         assert found["scores"][genre] == pytest.approx(1 / (1 + np.exp(-total)), abs=1e-5)
-        assert [word["text"] for word in parts["words"]] == ["Alien", "Heat", "released in 1995"]
-        assert sum(word["adds"] for word in parts["words"]) == pytest.approx(
-            parts["title"], abs=1e-4
+        words = parts["words"]["title_tfidf"]
+        assert [word["text"] for word in words] == ["Alien", "Heat", "released in 1995"]
+        assert sum(word["adds"] for word in words) == pytest.approx(
+            parts["branches"]["title_tfidf"], abs=1e-4
         )
-        with Image.open(parts["heat_map"]) as picture:
+        with Image.open(parts["heat_maps"]["poster_resnet"]) as picture:
             assert picture.format == "PNG"
             assert picture.size == (341, 512)
     assert len(list((tmp_path / "x").iterdir())) == len(explained)
@@ -133,9 +144,24 @@ def test_explaining_in_words(tiny_checkpoint: Path, folder: Path, capsys: pytest
     assert "Heat " in out
     assert "released in 1995 " in out
     maps = sorted(folder.glob("Heat (1995).why-*.png"))
-    assert [f"heat map: {path}" in out for path in maps] == [True] * len(found)
+    assert [f"heat map of poster: {path}" in out for path in maps] == [True] * len(found)
     for path in maps:
         path.unlink()
+
+
+def test_a_branch_that_can_not_be_explained_has_its_part(
+    predictor: GenrePredictor,
+    tiny_checkpoint: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr("genre_lightning.explain.table.EXPLAINERS", {})
+    assert main([str(tiny_checkpoint), "--title", "Heat (1995)", "--explain", "--json"]) == 0
+    explanation = json.loads(capsys.readouterr().out)["explanation"]
+    assert explanation["methods"] == {}
+    for parts in explanation["genres"].values():
+        assert parts["words"] == parts["heat_maps"] == {}
+        assert parts["branches"]["title_tfidf"] != 0
 
 
 def read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
@@ -168,7 +194,9 @@ def test_a_csv_file_is_predicted_row_by_row(
         assert found == pytest.approx(prediction.scores, abs=1e-5)
     assert [bool(row["problem"]) for row in rows] == [False, False, False, True, True]
     assert "Toy Story (1995).jpg" in rows[3]["problem"]
-    assert "missing.jpg: can't be read (no such file); no title" in rows[4]["problem"]
+    assert rows[4]["problem"].endswith(
+        "missing.jpg: can't be read (no such file); no title to go by"
+    )
     assert (rows[4]["predicted"], [rows[4][genre] for genre in GENRES]) == ("", [""] * 4)
     assert "5 movies, 2 with a problem" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["out.csv"]
@@ -190,8 +218,8 @@ def test_a_csv_file_may_have_titles_alone(tiny_checkpoint: Path, tmp_path: Path,
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "neither a column title nor a column poster"),
-        (b"name,year\nHeat,1995\n", "neither a column title nor a column poster"),
+        (b"", "none of the columns title, poster that the model looks at"),
+        (b"name,year\nHeat,1995\n", "none of the columns title, poster that the model looks at"),
         (b"title,title\nHeat,Heat\n", "two columns named 'title'"),
         (b"title,Drama\nHeat,1\n", "column 'Drama' is one that the output adds"),
         (b"title,id\nHeat\n", r"in\.csv:2: 1 values for 2 columns"),
@@ -200,6 +228,8 @@ def test_a_csv_file_may_have_titles_alone(tiny_checkpoint: Path, tmp_path: Path,
         ("title\nHeat\n".encode("utf-16"), r"in\.csv:1: this line is not UTF-8"),
         (b"title\rHeat\r", r"in\.csv:1: new-line character"),
         (b'title\n"Heat\n', r"in\.csv:2: unexpected end of data"),
+        (b"title,poster\nHeat,a\0b.jpg\n", r"in\.csv:2: this line has a NUL byte"),
+        (b"ti\0tle\nHeat\n", r"in\.csv:1: this line has a NUL byte"),
     ],
     ids=[
         "empty",
@@ -212,6 +242,8 @@ def test_a_csv_file_may_have_titles_alone(tiny_checkpoint: Path, tmp_path: Path,
         "utf-16",
         "old Mac",
         "quote",
+        "NUL in a path",
+        "NUL in the header",
     ],
 )
 def test_a_bad_csv_file_is_refused_and_leaves_nothing(
@@ -295,11 +327,21 @@ def test_a_folder_is_predicted_by_file_names(
 
 
 def test_a_folder_is_printed_or_written(
-    tiny_checkpoint: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    predictor: GenrePredictor,
+    tiny_checkpoint: Path,
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
 ):
     assert main([str(tiny_checkpoint), "--folder", str(folder)]) == 0
     printed = capsys.readouterr().out
     assert [title in printed for title in ("Alien (1979)", "Heat (1995)")] == [True, True]
+    # The genres predicted, or the likeliest one.
+    alien = printed.split("\n\n")[0].splitlines()
+    (wanted,) = predictor.predict(["Alien (1979)"], [folder / "Alien (1979).JPG"])
+    assert [line[2:].split(":")[0] for line in alien[1:]] == (
+        list(wanted.genres) or [wanted.ranked()[0][0]]
+    )
     out = tmp_path / "out.csv"
     assert main([str(tiny_checkpoint), "--folder", str(folder), "--out", str(out)]) == 0
     columns, rows = read_csv(out)
@@ -325,6 +367,12 @@ def test_a_folder_is_printed_or_written(
         ["CKPT", "--title", " "],
         ["CKPT", "--title", "Heat", "--workers", "0"],
         ["CKPT", "--titel", "Heat"],
+        ["CKPT", "--column", "synopsis"],
+        ["CKPT", "--column", "=x"],
+        ["CKPT", "--title", "Heat", "--column", "title=Heat"],
+        ["CKPT", "--column", "cast=a", "--column", "cast=b"],
+        ["CKPT", "--synopsis", "x", "--folder", "y"],
+        ["CKPT", "--synopsis", " "],
         ["export", "CKPT"],
     ],
     ids=" ".join,
@@ -349,10 +397,11 @@ def test_arguments_that_make_no_sense_exit_with_2(
         (["CKPT", "--csv", "IN", "--out", "nowhere/out.csv"], "out.csv: can't be written"),
         (["CKPT", "--csv", "IN", "--out", "IN"], "is the file that --csv reads"),
         (["CKPT", "--title", "Heat", "--device", "warp"], "'warp' can't be used"),
+        (["CKPT", "--synopsis", "A thief."], "no branch for synopsis: it looks at title, poster"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
-def test_what_the_user_can_mend_exits_with_1(
+def test_what_the_user_can_fix_exits_with_1(
     tiny_checkpoint: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -377,14 +426,163 @@ def test_a_model_of_one_branch_leaves_the_other_out_aloud(
     poster = str(folder / "Heat (1995).png")
     title_model, poster_model = str(make_checkpoint(poster=None)), str(make_checkpoint(title=None))
     assert main([title_model, "--title", "Heat", "--poster", poster]) == 0
-    assert "no poster branch: the poster is left out" in capsys.readouterr().err
+    assert (
+        "no branch for the column poster (it looks at title): left out" in capsys.readouterr().err
+    )
     assert main([poster_model, "--title", "Heat", "--poster", poster, "--json"]) == 0
     captured = capsys.readouterr()
-    assert "no title branch: the title is left out" in captured.err
+    assert "no branch for the column title (it looks at poster): left out" in captured.err
     expected = GenrePredictor.from_checkpoint(poster_model, "cpu").predict(None, [poster])[0]
     assert json.loads(captured.out)["scores"] == pytest.approx(expected.scores, abs=1e-5)
     assert main([title_model, "--poster", poster]) == 1
     assert main([poster_model, "--title", "Heat"]) == 1
+
+
+def test_a_poster_that_is_not_there_is_an_error_also_where_none_is_looked_at(
+    make_checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture
+):
+    model = str(make_checkpoint(poster=None))
+    assert main([model, "--title", "Heat", "--poster", "nonesuch.jpg"]) == 1
+    captured = capsys.readouterr()
+    assert captured.err == "error: nonesuch.jpg: can't be read (no such file)\n"
+    assert captured.out == ""
+
+
+# Any columns
+
+
+@pytest.fixture(scope="module")
+def wider(make_checkpoint: Callable[..., Path]) -> Path:
+    """A checkpoint that looks at title, poster, synopsis and cast."""
+    more = {}
+    for name in ("synopsis", "cast"):
+        given = TermsInput(name, vocabulary_size=64, analyzer="word", ngram_range=(1, 1))
+        given.vectorizer.fit(["A thief plans a heist", "Al Pacino", "Toys live"])
+        more[name] = (given, {"name": "terms_mlp", "hidden": 8})
+    return make_checkpoint(more=more, seed=2)
+
+
+def test_one_movie_by_any_columns(wider: Path, capsys: pytest.CaptureFixture):
+    columns = {"title": "Heat (1995)", "synopsis": "A thief", "cast": "Pacino=Al"}
+    arguments = ["--title", columns["title"], "--synopsis", columns["synopsis"]]
+    assert main([str(wider), *arguments, "--column", f"cast={columns['cast']}", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    (expected,) = GenrePredictor.from_checkpoint(wider, "cpu").stream([columns])
+    assert found["scores"] == pytest.approx(expected.scores, abs=1e-5)
+    assert {name: found[name] for name in (*columns, "poster")} == {**columns, "poster": None}
+    assert main([str(wider), "--column", "title=Heat (1995)", "--column", "mood=dark"]) == 0
+    captured = capsys.readouterr()
+    assert "no branch for the column mood" in captured.err
+    assert captured.out.startswith("Heat (1995) + dark\n")
+
+
+def test_a_csv_file_gives_columns_by_name_in_any_case(wider: Path, tmp_path: Path):
+    source, out = tmp_path / "in.csv", tmp_path / "out.csv"
+    source.write_text(
+        "Cast,note,Title ,synopsis\nAl Pacino,a,Heat (1995),A thief\n,b,,Toys live\n,c,Alien,\n"
+    )
+    assert main([str(wider), "--csv", str(source), "--out", str(out)]) == 0
+    columns, rows = read_csv(out)
+    assert columns == ["Cast", "note", "Title ", "synopsis", "predicted", "problem", *GENRES]
+    movies = [
+        {"title": "Heat (1995)", "synopsis": "A thief", "cast": "Al Pacino"},
+        {"synopsis": "Toys live"},
+        {"title": "Alien"},
+    ]
+    expected = GenrePredictor.from_checkpoint(wider, "cpu").stream(movies)
+    for row, prediction in zip(rows, expected, strict=True):
+        found = {genre: float(row[genre]) for genre in GENRES}
+        assert found == pytest.approx(prediction.scores, abs=1e-5)
+
+
+def test_pipes(
+    wider: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+):
+    class Standard:
+        buffer = io.BytesIO("title\nHeat (1995)\nLéon\n".encode())
+
+    monkeypatch.setattr(sys, "stdin", Standard)
+    monkeypatch.chdir(tmp_path)
+    assert main([str(wider), "--csv", "-", "--out", "-"]) == 0
+    captured = capsys.readouterr()
+    rows = list(csv.DictReader(io.StringIO(captured.out)))
+    assert [row["title"] for row in rows] == ["Heat (1995)", "Léon"]
+    (expected, _) = GenrePredictor.from_checkpoint(wider, "cpu").predict(["Heat (1995)", "Léon"])
+    assert float(rows[0]["Drama"]) == pytest.approx(expected.scores["Drama"], abs=1e-5)
+    assert captured.err == "2 movies\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_standard_input_is_named(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    class Standard:
+        buffer = io.BytesIO(b"title\nHeat,1\n")
+
+    monkeypatch.setattr(sys, "stdin", Standard)
+    assert main([str(tiny_checkpoint), "--csv", "-", "--out", "-"]) == 1
+    assert "error: standard input:2: 2 values for 1 columns" in capsys.readouterr().err
+
+
+def test_what_a_spreadsheet_would_run_is_guarded_and_read_back(
+    tiny_checkpoint: Path, tmp_path: Path
+):
+    titles = ["=1+2", "+x", "-y", "@sum", "'=1", "-5", "Heat"]
+    source, out, again = (tmp_path / name for name in ("in.csv", "out.csv", "again.csv"))
+    with source.open("w", newline="") as file:
+        csv.writer(file).writerows([["title"], *([title] for title in titles)])
+    assert main([str(tiny_checkpoint), "--csv", str(source), "--out", str(out)]) == 0
+    rows = [row["title"] for row in read_csv(out)[1]]
+    # The reader took the apostrophe of '=1 for a guard.
+    assert rows == ["'=1+2", "'+x", "'-y", "'@sum", "'=1", "-5", "Heat"]
+    with out.open(newline="") as file:
+        titles_alone = [[row[0]] for row in csv.reader(file)]
+    with source.open("w", newline="") as file:
+        csv.writer(file).writerows(titles_alone)
+    assert main([str(tiny_checkpoint), "--csv", str(source), "--out", str(again)]) == 0
+    assert again.read_text() == out.read_text()
+
+
+def test_a_slim_checkpoint_predicts_the_same_and_can_not_be_resumed(
+    tmp_path: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture
+):
+    whole = torch.load(tiny_checkpoint, weights_only=True)
+    whole |= {"optimizer_states": [{"state": torch.zeros(100_000)}], "callbacks": {}}
+    source, slim = tmp_path / "best.ckpt", tmp_path / "slim.ckpt"
+    torch.save(whole, source)
+    assert main(["export", str(source), "--weights", str(slim)]) == 0
+    assert slim.stat().st_size < source.stat().st_size - 300_000
+    assert "slim.ckpt" in capsys.readouterr().out
+    scores = [
+        GenrePredictor.from_checkpoint(path, "cpu").scores(["Heat"]) for path in (source, slim)
+    ]
+    np.testing.assert_array_equal(scores[0], scores[1])
+    model = load_model(slim)
+    inputs: dict[str, Any] = {"genres": [], "inputs": {}}
+    with pytest.raises(CheckpointError, match=r"slim\.ckpt: it has no .* can't resume"):
+        check_resumable(slim, inputs, model.network, {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.ckpt", "slim.ckpt"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("best.ckpt", "is the checkpoint itself"),
+        ("slim.pt", "must end in .ckpt"),
+        ("nowhere/slim.ckpt", "can't be written"),
+    ],
+)
+def test_a_slim_checkpoint_needs_a_place_of_its_own(
+    tmp_path: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture, name: str, message: str
+):
+    source = tmp_path / "best.ckpt"
+    source.write_bytes(tiny_checkpoint.read_bytes())
+    assert main(["export", str(source), "--weights", str(tmp_path / name)]) == 1
+    assert message in capsys.readouterr().err
+    assert source.read_bytes() == tiny_checkpoint.read_bytes()
 
 
 def test_usage_errors_import_nothing_heavy():

@@ -10,13 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from genre_lightning.inputs.posters import PosterError, decode_poster
 from PIL import Image
 
 from genre_lightning import GenrePredictor
 from genre_lightning.checkpoint.card import CheckpointError
+from genre_lightning.errors import InputError
 from genre_lightning.explain.parts import score_parts
 from genre_lightning.inputs.augment import POSTER_MEAN, POSTER_STD
+from genre_lightning.inputs.decode import PosterError, decode_poster
+from genre_lightning.inputs.pixels import PixelsInput
+from genre_lightning.inputs.terms import TermsInput
 from genre_lightning.predicting.predictor import BATCH_SIZE, PredictionError
 
 TITLES = ["Heat (1995)", "Toy Story (1995)", "Alien (1979)", "Night of the Living Dead (1968)"]
@@ -49,8 +52,11 @@ def broken(tmp_path: Path) -> Path:
 def expected_scores(
     predictor: GenrePredictor, title: str | None, poster: Path | None
 ) -> np.ndarray:
-    pixels = None if poster is None else decode_poster(poster, 32)
-    return 1 / (1 + np.exp(-score_parts(predictor.model, title, pixels).logits))
+    return expected_of(predictor, {"title": title, "poster": poster})
+
+
+def expected_of(predictor: GenrePredictor, columns: dict[str, Any]) -> np.ndarray:
+    return 1 / (1 + np.exp(-score_parts(predictor.model, columns).logits))
 
 
 @pytest.mark.parametrize("which", ["title", "poster", "both"])
@@ -76,10 +82,9 @@ def test_pixels_are_averaged_as_the_checkpoint_says(
     small = small.reshape(3, half, 2, half, 2, 3).mean((2, 4))
     normalised = (small / 255 - POSTER_MEAN) / POSTER_STD
     network = predictor.model.network
-    assert network.poster is not None
     with torch.inference_mode():
         images = torch.from_numpy(normalised).float().permute(0, 3, 1, 2)
-        logits = network.poster(images) + network.prior
+        logits = network.branches["poster_resnet"](images) + network.prior
     wanted = torch.sigmoid(logits).numpy()
     np.testing.assert_allclose(predictor.scores(None, posters[:3]), wanted, atol=1e-5)
 
@@ -138,12 +143,13 @@ def test_batches_change_nothing(predictor: GenrePredictor, posters: list[Path]):
         )
 
 
-@pytest.mark.parametrize("kind", ["path", "string", "bytes", "image"])
+@pytest.mark.parametrize("kind", ["path", "string", "bytes", "image", "pixels"])
 def test_a_poster_may_come_in_every_form(predictor: GenrePredictor, posters: list[Path], kind: str):
     path = posters[1]
     with Image.open(path) as image:
         source: dict[str, Any] = {"path": path, "string": str(path), "image": image}
         source["bytes"] = path.read_bytes()
+        source["pixels"] = decode_poster(path, 32)
         found = predictor.scores(None, [source[kind]])
     np.testing.assert_allclose(found[0], expected_scores(predictor, None, path), atol=1e-5)
 
@@ -187,14 +193,17 @@ def test_a_missing_poster_is_raised_by_name(predictor: GenrePredictor, tmp_path:
     with pytest.raises(PosterError, match=r"nowhere\.jpg: can't be read \(no such file\)"):
         predictor.predict(["Heat"], [tmp_path / "nowhere.jpg"])
     with pytest.raises(PosterError, match="can't be read"):
-        predictor.decode(tmp_path)
+        predictor.predict(None, [tmp_path])
 
 
 def test_a_nameless_poster_is_raised_by_number(predictor: GenrePredictor, posters: list[Path]):
-    with pytest.raises(PosterError, match="the image of movie 2: empty file"):
+    with pytest.raises(PosterError, match="the poster of movie 2: empty file"):
         predictor.predict(None, [posters[0], b""])
-    with pytest.raises(PosterError, match=r"^the image: empty file"):
-        predictor.decode(b"")
+    with Image.open(posters[0]) as image:
+        image.filename = "named.jpg"
+        image.load = lambda: 1 / 0  # type: ignore[method-assign, assignment, return-value]
+        with pytest.raises(PosterError, match=r"named\.jpg of movie 1: damaged"):
+            predictor.predict(None, [image])
 
 
 def test_a_broken_poster_is_reported_and_the_title_counts(
@@ -209,7 +218,9 @@ def test_a_broken_poster_is_reported_and_the_title_counts(
         list(bad.scores.values()), expected_scores(predictor, "Alien (1979)", None), atol=1e-5
     )
     assert nothing.problem is not None
-    assert "no title and no poster to go by" in nothing.problem
+    # Named once: why it can't be read, and what else there is not.
+    assert nothing.problem.endswith("; no title to go by")
+    assert nothing.problem.count("broken.jpg") == 1 and "no poster" not in nothing.problem
     assert (nothing.scores, nothing.genres, nothing.ranked()) == ({}, (), [])
 
 
@@ -220,17 +231,115 @@ def test_a_movie_of_nothing_is_refused_by_number(predictor: GenrePredictor):
 
 def test_a_model_of_one_branch_says_so(make_checkpoint: Callable[..., Path], posters: list[Path]):
     title = GenrePredictor.from_checkpoint(make_checkpoint(poster=None), "cpu")
-    assert (title.uses_titles, title.uses_posters) == (True, False)
+    assert title.columns == {"title": "text"}
     assert title.predict(["Heat"])[0].scores
-    with pytest.raises(PredictionError, match="no poster branch: leave posters out"):
+    assert title.predict(["Heat"], [None])[0].scores
+    with pytest.raises(PredictionError, match=r"movie 1 has a poster, .* leave poster out"):
         title.predict(["Heat"], posters[:1])
     with pytest.raises(PredictionError, match="movie 1: no title to go by"):
         title.predict([None])
     poster = GenrePredictor.from_checkpoint(make_checkpoint(title=None), "cpu")
-    assert (poster.uses_titles, poster.uses_posters) == (False, True)
+    assert poster.columns == {"poster": "poster"}
     assert poster.predict(None, posters[:1])[0].scores
-    with pytest.raises(PredictionError, match="no title branch: leave titles out"):
+    with pytest.raises(PredictionError, match="it looks at poster; leave title out"):
         poster.predict(["Heat"], posters[:1])
+
+
+# Any columns
+
+
+SYNOPSES = ["A thief plans a last heist.", "Toys live happily.", "A night of terror in space."]
+
+
+@pytest.fixture(scope="module")
+def wider(make_checkpoint: Callable[..., Path]) -> GenrePredictor:
+    """Looks at title, poster, synopsis, and at the poster a second time, in another size."""
+    synopsis = TermsInput("synopsis", vocabulary_size=64, analyzer="word", ngram_range=(1, 1))
+    synopsis.vectorizer.fit(SYNOPSES)
+    small = {"name": "poster_resnet", "widths": [4], "blocks": [1]}
+    more = {
+        "plot": (synopsis, {"name": "terms_mlp", "hidden": 8}),
+        "small": (PixelsInput(size=[16, 24]), small),
+    }
+    return GenrePredictor.from_checkpoint(make_checkpoint(more=more, seed=1), "cpu", workers=2)
+
+
+def test_columns_go_by_name(wider: GenrePredictor, posters: list[Path]):
+    assert wider.columns == {"title": "text", "poster": "poster", "synopsis": "text"}
+    columns: dict[str, list[Any]] = {
+        "title": [TITLES[0], None, TITLES[1], None, ""],
+        "poster": [posters[0], None, None, posters[1], posters[2]],
+        "synopsis": [SYNOPSES[0], SYNOPSES[1], None, SYNOPSES[2], "  "],
+    }
+    movies = [{name: values[n] for name, values in columns.items()} for n in range(5)]
+    wanted = [expected_of(wider, {**movie, "synopsis": movie["synopsis"] if n < 4 else None})
+              for n, movie in enumerate(movies)]  # fmt: skip
+    found = wider.scores(columns["title"], columns["poster"], synopsis=columns["synopsis"])
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    streamed = list(wider.stream(movies))
+    np.testing.assert_allclose([list(p.scores.values()) for p in streamed], wanted, atol=1e-5)
+    assert [prediction.title for prediction in streamed] == columns["title"]
+    alone = wider.scores(synopsis=SYNOPSES)
+    np.testing.assert_allclose(
+        alone, [expected_of(wider, {"synopsis": text}) for text in SYNOPSES], atol=1e-5
+    )
+
+
+def test_streams_take_pairs_beside_mappings(wider: GenrePredictor, posters: list[Path]):
+    pair, mapping = wider.stream([("Heat", posters[0]), {"title": "Heat", "poster": posters[0]}])
+    assert pair.scores == pytest.approx(mapping.scores, abs=1e-6)
+
+
+def test_a_column_that_no_branch_looks_at_is_refused(wider: GenrePredictor):
+    with pytest.raises(ValueError, match="'synposis': it looks at title, poster, synopsis"):
+        wider.predict(["Heat"], synposis=["A thief."])
+    with pytest.raises(PredictionError, match=r"movie 2 has a cast, .* it looks at title, poster"):
+        list(wider.stream([{"title": "Heat", "cast": None}, {"title": "Heat", "cast": "Pacino"}]))
+
+
+def test_two_branches_on_a_poster_name_its_problem_once(wider: GenrePredictor, broken: Path):
+    (found,) = wider.predict(["Heat"], [broken], errors="report")
+    assert found.scores == pytest.approx(wider.predict(["Heat"])[0].scores, abs=1e-6)
+    assert found.problem is not None and found.problem.count("broken.jpg") == 1
+    (nothing,) = wider.predict(None, [broken], errors="report")
+    assert nothing.problem is not None
+    assert nothing.problem.endswith("; no title and no synopsis to go by")
+
+
+def test_a_branch_reads_each_value_and_encodes_each_batch_once(
+    make_checkpoint: Callable[..., Path], posters: list[Path], monkeypatch: pytest.MonkeyPatch
+):
+    predictor = GenrePredictor.from_checkpoint(make_checkpoint(), "cpu", workers=1)
+    read: list[Any] = []
+    encoded: list[int] = []
+    for given in predictor.model.inputs.values():
+
+        def reading(value: Any, given: Any = given, plain: Any = given.read) -> Any:
+            read.append(value)
+            return plain(value)
+
+        def encoding(items: Any, plain: Any = given.encode) -> Any:
+            encoded.append(len(items))
+            return plain(items)
+
+        monkeypatch.setattr(given, "read", reading)
+        monkeypatch.setattr(given, "encode", encoding)
+    list(predictor.stream(("Heat", posters[n % 6]) for n in range(2 * BATCH_SIZE)))
+    assert encoded == [BATCH_SIZE] * 4
+    assert len(read) == 4 * BATCH_SIZE
+
+
+def test_an_unreadable_text_is_named_by_column(
+    make_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+):
+    predictor = GenrePredictor.from_checkpoint(make_checkpoint(), "cpu", workers=1)
+
+    def refuse(value: Any) -> Any:
+        raise InputError("too strange")
+
+    monkeypatch.setattr(predictor.model.inputs["title_tfidf"], "read", refuse)
+    with pytest.raises(InputError, match="the title of movie 1: too strange"):
+        predictor.predict(["Heat"])
 
 
 @pytest.mark.parametrize(
@@ -239,7 +348,7 @@ def test_a_model_of_one_branch_says_so(make_checkpoint: Callable[..., Path], pos
         (("Heat",), TypeError, "titles must be a list"),
         ((["Heat"], "heat.jpg"), TypeError, "posters must be a list"),
         ((["Heat"], [None, None]), ValueError, "1 titles, but 2 posters"),
-        ((None,), ValueError, "neither titles nor posters"),
+        ((None,), ValueError, "none of titles and posters is given"),
         (([1995],), TypeError, "title 1 is a int"),
         ((["Heat"], [3]), TypeError, "poster 1 is a int"),
         ((["Heat"], None, "ignore"), ValueError, "errors is"),
@@ -248,6 +357,15 @@ def test_a_model_of_one_branch_says_so(make_checkpoint: Callable[..., Path], pos
 def test_wrong_arguments(predictor: GenrePredictor, arguments: tuple, error: type, text: str):
     with pytest.raises(error, match=text):
         predictor.predict(*arguments)
+
+
+def test_columns_that_differ_or_come_twice(wider: GenrePredictor):
+    with pytest.raises(ValueError, match="2 titles, but 1 synopsis"):
+        wider.predict(["Heat", "Alien"], synopsis=["A thief."])
+    with pytest.raises(TypeError, match="synopsis must be a list"):
+        wider.predict(["Heat"], synopsis="A thief.")
+    with pytest.raises(TypeError, match="title is given twice, as titles and as title"):
+        wider.predict(["Heat"], title=["Heat"])
 
 
 def test_no_movies_are_no_predictions(predictor: GenrePredictor):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,12 +16,15 @@ from PIL import Image
 
 from genre_lightning.checkpoint.model import TrainedModel
 from genre_lightning.data.datamodule import MovieDataModule
-from genre_lightning.inputs.terms import TitleVectorizer
+from genre_lightning.inputs.input import Input
+from genre_lightning.inputs.pixels import PixelsInput
+from genre_lightning.inputs.terms import TermsInput
 from genre_lightning.models.networks import build_network
 from genre_lightning.report.evaluation import SplitScores, score_split
 from genre_lightning.report.page import Origin
 
 HOSTILE = '<script>window.hit=1</script><img src=x onerror="window.hit=1"> "Heat" & {{ 7 * 7 }}'
+GENRES = ["Action", "Comedy", '<i onmouseover="window.hit=1">Dra"ma</i>', "Horror"]
 
 
 @dataclass(frozen=True)
@@ -35,50 +39,62 @@ class Case:
     manifest: Path
 
 
+def text_input(column: str, seen: Sequence[str], decade: bool) -> TermsInput:
+    given = TermsInput(column, vocabulary_size=256, decade=decade)
+    given.vectorizer.fit(seen)
+    return given
+
+
+def make_branches(names: Sequence[str]) -> dict[str, tuple[Input, dict[str, Any]]]:
+    """The input and the network of each: "name", "picture" and "plot" look at a column each."""
+    words: dict[str, Any] = {"name": "terms_mlp", "hidden": 8}
+    resnet: dict[str, Any] = {"name": "poster_resnet", "widths": [4, 8], "blocks": [1, 1]}
+    made: dict[str, Callable[[], tuple[Input, dict[str, Any]]]] = {
+        "name": lambda: (
+            text_input("title", [HOSTILE, "Heat (1995)", "Alien (1979)"], decade=True),
+            words,
+        ),
+        "picture": lambda: (PixelsInput(size=32), {**resnet, "stem_stride": 2}),
+        "plot": lambda: (text_input("synopsis", [plot(n) for n in range(24)], decade=False), words),
+    }
+    return {name: made[name]() for name in names}
+
+
 @pytest.fixture(scope="session")
 def make_case(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Case]:
-    """`make_case(genres, title=True, poster=True)`: the last genre never occurs in the test split.
+    """`make_case(genres, branches)`: the last genre never occurs in the test split.
 
-    Of the 24 movies of each split some have no poster, one a damaged and one an absent file.
+    Branches are some of those of `make_branches`. Of the 24 movies of each split some have no
+    poster, one a damaged and one an absent file; others, and one of those, have no synopsis.
     """
 
-    def make(genres: Sequence[str], title: bool = True, poster: bool = True, seed: int = 0) -> Case:
+    def make(
+        genres: Sequence[str], branches: Sequence[str] = ("name", "picture"), seed: int = 0
+    ) -> Case:
         folder = tmp_path_factory.mktemp("case")
         manifest = write_movies(folder, genres, seed)
-        titles = TitleVectorizer(vocabulary_size=256).fit([HOSTILE, "Heat (1995)", "Alien (1979)"])
+        made = make_branches(branches)
+        inputs = {name: given for name, (given, _) in made.items()}
         torch.manual_seed(seed)
-        network = build_network(
-            len(genres),
-            {"name": "title_mlp", "vocabulary_size": titles.vocabulary_size, "hidden": 8}
-            if title
-            else None,
-            {"name": "poster_resnet", "widths": [4, 8], "blocks": [1, 1], "stem_stride": 2}
-            if poster
-            else None,
-        )
-        for head in (network.title, network.poster):
-            if head is not None:
-                torch.nn.init.normal_(head.get_parameter("head.weight"), std=2.0)
+        network = build_network(len(genres), {name: net for name, (_, net) in made.items()}, inputs)
+        for branch in network.branches.values():
+            torch.nn.init.normal_(branch.get_parameter("head.weight"), std=2.0)
+        network.prior.copy_(torch.linspace(-1, 0.5, len(genres)))
         model = TrainedModel(
             network=network.eval(),
             activation="sigmoid",
             loss={"name": "bce"},
             genres=tuple(genres),
             thresholds=torch.full((len(genres),), 0.45),
-            titles=titles,
-            poster_size=32,
-            poster_pool=1,
+            inputs=inputs,
             data={"reader": "manifest", "path": str(manifest)},
         )
         data = MovieDataModule(
             "manifest",
-            titles,
+            inputs,
             path=str(manifest),
             genres=genres,
-            poster_size=32,
             workers=1,
-            use_titles=title,
-            use_posters=poster,
             cache_dir=folder / "cache",
         )
         data.setup()
@@ -100,12 +116,17 @@ def make_case(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Case]:
     return make
 
 
+def plot(number: int) -> str:
+    words = ["space", "crew", "cop", "beast", "wedding", "war", "song", "ghost", HOSTILE]
+    return " ".join(words[(number * k) % len(words)] for k in range(1, 30)) + f" {number}."
+
+
 def write_movies(folder: Path, genres: Sequence[str], seed: int) -> Path:
     generator = np.random.default_rng(seed)
     path = folder / "movies.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
-        table.writerow(["id", "title", "poster", "genres", "split"])
+        table.writerow(["id", "title", "poster", "synopsis", "genres", "split"])
         for split in ("train", "val", "test"):
             # every genre occurs in train, so that the dataset knows it
             for number in range(24):
@@ -123,6 +144,7 @@ def write_movies(folder: Path, genres: Sequence[str], seed: int) -> Path:
                         f"{split}{number}",
                         f"{HOSTILE} {number} ({1950 + number})",
                         "" if number % 6 == 5 else name,
+                        "" if number % 8 in (1, 5) else plot(number),
                         "|".join(genres[g] for g in sorted(chosen)),
                         split,
                     ]
@@ -131,6 +153,12 @@ def write_movies(folder: Path, genres: Sequence[str], seed: int) -> Path:
 
 
 @pytest.fixture(scope="session")
-def case(make_case: Callable[..., Case]) -> Case:
-    """Both branches; a genre's name is hostile as well."""
-    return make_case(["Action", "Comedy", '<i onmouseover="window.hit=1">Dra"ma</i>', "Horror"])
+def two_branches(make_case: Callable[..., Case]) -> Case:
+    """On title and poster; a genre's name is hostile as well."""
+    return make_case(GENRES)
+
+
+@pytest.fixture(scope="session")
+def three_branches(make_case: Callable[..., Case]) -> Case:
+    """On two columns of text and one of posters."""
+    return make_case(GENRES, ["name", "picture", "plot"], seed=1)

@@ -9,12 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch import Tensor, nn
 
+from genre_lightning.explain.parts import score_parts
 from genre_lightning.movies.movie import PosterFile
 from genre_lightning.report.gallery import (
+    BranchCard,
+    Card,
     Pick,
-    explain_genre,
     make_card,
     margins,
     most_confident,
@@ -65,26 +69,76 @@ def test_nothing_to_show_is_no_error():
     assert found == {"right": [], "invented": [], "missed": []}
 
 
-def test_parts_of_an_explanation_add_up(case: Any):
-    pixels = np.random.default_rng(1).integers(256, size=(32, 32, 3), dtype=np.uint8)
-    for index in (0, 7):
-        title = case.data.movie_set.movies[index].title
-        for genre in range(4):
-            found = explain_genre(case.model, title, pixels, genre)
-            assert found.title is not None and found.poster is not None
-            assert found.bias + found.title + found.poster == pytest.approx(found.logit)
-            words = sum(value for _, value in found.words) + found.other_words
-            assert words == pytest.approx(found.title, abs=1e-4)
+def card_of(case: Any, number: int, genre: int = 0) -> Card:
+    return make_card(case.model, case.data, case.scores, Pick(number, genre))
 
 
-def test_a_card_explains_the_score_it_shows(case: Any):
-    card = make_card(case.model, case.data, case.scores, Pick(0, 1))
-    assert card.score == pytest.approx(1 / (1 + np.exp(-card.explanation.logit)), abs=1e-5)
+def by_label(card: Card) -> dict[str, BranchCard]:
+    return {branch.label: branch for branch in card.branches}
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_parts_of_an_explanation_add_up(three_branches: Any, number: int):
+    movie = three_branches.data.movie_set.movies[int(three_branches.scores.rows[number])]
+    values = {
+        name: value.path if isinstance(value, PosterFile) else value
+        for name, value in movie.columns.items()
+        if not (isinstance(value, PosterFile) and number in (3, 4))
+    }
+    expected = score_parts(three_branches.model, values)
+    for genre in range(4):
+        card = card_of(three_branches, number, genre)
+        assert card.bias == pytest.approx(expected.bias[genre], abs=1e-5)
+        assert card.bias + sum(b.part for b in card.branches) == pytest.approx(card.logit)
+        assert list(by_label(card)) == ["title", "poster", "synopsis"]
+        for branch, part in zip(card.branches, expected.branches.values(), strict=True):
+            assert branch.part == pytest.approx(part[genre], abs=1e-4)
+            if branch.label != "poster" and not branch.absent:
+                assert branch.other_words is not None
+                words = sum(value for _, value in branch.words) + branch.other_words
+                assert words == pytest.approx(branch.part, abs=1e-4)
+
+
+@pytest.mark.parametrize("which", ["two_branches", "three_branches"])
+def test_a_card_explains_the_score_it_shows(which: str, request: pytest.FixtureRequest):
+    case = request.getfixturevalue(which)
+    card = card_of(case, 0, 1)
+    assert card.score == pytest.approx(1 / (1 + np.exp(-card.logit)), abs=1e-5)
     movie = case.data.movie_set.movies[int(case.scores.rows[0])]
     assert card.true_genres == list(movie.genres)
     assert {g.genre for g in card.genres if g.verdict in ("hit", "missed")} == set(movie.genres)
     shown = [g.score for g in card.genres]
     assert shown == sorted(shown, reverse=True)
+
+
+def test_texts_that_the_model_looks_at_are_shown_in_short(two_branches: Any, three_branches: Any):
+    assert card_of(two_branches, 0).texts == []
+    ((column, text),) = card_of(three_branches, 0).texts
+    movie = three_branches.data.movie_set.movies[int(three_branches.scores.rows[0])]
+    assert column == "synopsis" and len(text) <= 160 and text.endswith(" …")
+    assert movie.value("synopsis").startswith(text[:-2])
+    assert card_of(three_branches, 1).texts == []  # this one has none
+
+
+def test_a_column_that_a_movie_lacks_adds_nothing(three_branches: Any):
+    found = by_label(card_of(three_branches, 5))  # neither poster nor synopsis
+    assert [branch.absent for branch in found.values()] == [False, True, True]
+    for name in ("poster", "synopsis"):
+        assert (found[name].part, found[name].words, found[name].heat) == (0.0, [], None)
+    assert found["title"].words
+
+
+def test_a_branch_that_nothing_explains_still_has_its_part(make_case: Any):
+    class Unknown(nn.Module):
+        def forward(self, **numbers: Tensor) -> Tensor:
+            return torch.ones(1, 3)
+
+    case = make_case(["Action", "Comedy", "Drama"])
+    expected = by_label(card_of(case, 0))
+    case.model.network.branches["picture"] = Unknown()
+    found = by_label(card_of(case, 0))
+    assert found["poster"].part == pytest.approx(expected["poster"].part)
+    assert found["poster"].heat is None and not found["poster"].nothing_speaks
 
 
 def open_uri(uri: str) -> Image.Image:
@@ -97,18 +151,28 @@ def open_uri(uri: str) -> Image.Image:
     ("number", "what"),
     [(0, ""), (3, "poster unreadable"), (4, "poster not there"), (5, "no poster")],
 )
-def test_cards_say_why_there_is_no_poster(case: Any, number: int, what: str):
-    card = make_card(case.model, case.data, case.scores, Pick(number, 0))
-    assert card.no_poster == what
+def test_cards_say_why_there_is_no_poster(two_branches: Any, number: int, what: str):
+    card = card_of(two_branches, number)
+    found = by_label(card)["poster"]
+    assert card.no_poster == what and found.absent == bool(what)
     if what:
-        assert card.poster is None and card.heat is None and not card.nothing_speaks
-        assert card.explanation.poster == 0.0
+        assert card.poster is None and found.heat is None and not found.nothing_speaks
+        assert found.part == 0.0
         return
     assert card.poster is not None
     assert open_uri(card.poster).size == (160, 240)  # of 40 x 60
-    if card.heat is not None:
-        assert open_uri(card.heat).size == (160, 240)
-    assert (card.heat is None) == card.nothing_speaks
+    if found.heat is not None:
+        assert open_uri(found.heat).size == (160, 240)
+    assert (found.heat is None) == found.nothing_speaks
+
+
+def test_a_poster_that_has_gone_since_has_no_heat_map(make_case: Any):
+    case = make_case(["Action", "Comedy", "Drama"])
+    (case.manifest.parent / "test0.png").unlink()
+    card = card_of(case, 0)
+    found = by_label(card)["poster"]
+    assert card.no_poster == "poster not there" and found.heat is None
+    assert not found.absent and found.part != 0.0
 
 
 def save(path: Path, size: tuple[int, int], **options: Any) -> PosterFile:

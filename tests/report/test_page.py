@@ -16,7 +16,8 @@ from playwright.sync_api import Browser, Page
 import genre_lightning.comparison
 import genre_lightning.page
 import genre_lightning.report
-from genre_lightning.report.page import number, render_report, signed, write_report
+from genre_lightning.report.numbers import number, signed
+from genre_lightning.report.page import render_report, write_report
 from genre_lightning.scoring.metrics import genre_metrics
 from tests.pages import CONTRAST
 
@@ -25,6 +26,12 @@ SECTIONS = ["overall", "genres", "curves", "calibration", "pairs", "branches", "
 
 def render(case: Any) -> str:
     return render_report(case.model, case.data, case.scores, case.origin, case.validation)
+
+
+@pytest.fixture(scope="module", params=["two", "three"])
+def case(request: pytest.FixtureRequest) -> Any:
+    """Models of two and of three branches: whatever holds of a page holds of both."""
+    return request.getfixturevalue(f"{request.param}_branches")
 
 
 @pytest.fixture(scope="module")
@@ -93,34 +100,51 @@ def test_a_genre_without_positives_shows_dashes(page_file: Path):
     assert "no movie of this split has it" in html
 
 
-@pytest.mark.parametrize(
-    ("title", "poster"), [(True, False), (False, True)], ids=["title", "poster"]
-)
-def test_a_model_of_one_branch_has_a_report(
-    make_case: Callable[..., Any], title: bool, poster: bool
-):
-    case = make_case(["Action", "Comedy", "Drama"], title=title, poster=poster)
+@pytest.mark.parametrize("branch", ["name", "picture", "plot"])
+def test_a_model_of_one_branch_has_a_report(make_case: Callable[..., Any], branch: str):
+    case = make_case(["Action", "Comedy", "Drama"], [branch])
     html = render_report(case.model, case.data, case.scores, case.origin)
-    assert f"has a {'title' if title else 'poster'} branch only" in html
+    assert f"has the branch {branch} only" in html
     ids = {attributes.get("id") for _, attributes in Reader(html).elements}
     assert ids >= set(SECTIONS)
-    assert ("Grad-CAM), bright" in html) == poster
+    assert ("Grad-CAM), bright" in html) == (branch == "picture")
+    assert ("(integrated gradients, exact)" in html) == (branch != "picture")
 
 
-def test_two_branches_need_the_validation_split(case: Any):
+def test_several_branches_need_the_validation_split(case: Any):
     with pytest.raises(ValueError, match="validation split"):
         render_report(case.model, case.data, case.scores, case.origin)
 
 
-def test_branches_are_compared_with_and_without_posters(page_file: Path):
-    html = page_file.read_text("utf-8")
-    groups = re.findall(r'colspan="7">([^<]*)<', html)
-    assert groups == ["All movies, n = 24", "With a poster, n = 18", "Without a poster, n = 6"]
-    assert html.count("Gain from posters") == 2
+def groups(html: str) -> list[str]:
+    return re.findall(r'colspan="7">([^<]*)<', html)
+
+
+def test_two_branches_are_compared_with_and_without_posters(two_branches: Any):
+    html = render(two_branches)
+    assert groups(html) == ["All movies, n = 24", "With poster, n = 18", "Without poster, n = 6"]
+    assert html.count("Gain from poster") == 2
+    assert html.count("<span>no poster</span>") > 0
+
+
+def test_three_branches_are_compared_over_what_movies_lack(three_branches: Any):
+    html = render(three_branches)
+    assert groups(html) == [
+        "All movies, n = 24",
+        "With poster and synopsis, n = 14",
+        "Without poster, n = 6",
+        "Without synopsis, n = 6",
+    ]
+    texts = Reader(html).texts
+    assert "name + picture + plot" in texts
+    assert "18 present, 6 missing" in texts  # synopses
+    labels = ["title alone", "poster alone", "synopsis alone", "all"]
+    assert [text for text in texts if text in labels] == labels  # the chart's legend
+    assert html.count('aria-label="Words of synopsis"') > 0
 
 
 def test_many_genres_stay_small(make_case: Callable[..., Any]):
-    case = make_case([f"Genre number {g}" for g in range(60)], poster=False)
+    case = make_case([f"Genre number {g}" for g in range(60)], ["name"])
     html = render(case)
     assert "the 40 most frequent of 60" in html and "28 most frequent of 60" in html
     assert len(html.encode()) < 3_000_000
@@ -137,7 +161,7 @@ def test_softmax_scores_are_not_called_probabilities(case: Any):
     model = replace(case.model, activation="softmax")
     scores = replace(
         case.scores,
-        scores=torch.softmax(case.scores.title_logits + case.scores.poster_logits, dim=1),
+        scores=torch.softmax(case.scores.logits, dim=1),
     )
     html = render_report(model, case.data, scores, case.origin, case.validation)
     assert "not meant as a probability" in html

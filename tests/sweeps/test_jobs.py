@@ -101,6 +101,7 @@ def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
 # In this process.
 
 
+@pytest.mark.slow
 def test_a_failing_job_is_named_and_the_others_go_on(sweep_here: Sweep, tmp_path: Path) -> None:
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     code, output = sweep_here("-m", "optimizer.lr=1e30,1e-2", "model.dropout=0.1,abc")
@@ -184,6 +185,7 @@ def test_every_job_is_a_run_of_its_own_in_wandb(sweep_here: Sweep, tmp_path: Pat
     assert len(ids) == 2
 
 
+@pytest.mark.slow
 def test_fail_fast_starts_no_other(sweep_here: Sweep, tmp_path: Path) -> None:
     command = ("-m", "optimizer.lr=1e30,1e-2,1e-3", "sweep.fail_fast=true")
     code, output = sweep_here(*command)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from omegaconf import OmegaConf
 from genre_lightning.checkpoint.card import TRAINING_KEY
 from genre_lightning.errors import UserError
 from genre_lightning.tracking.loggers import RunLogger, open_loggers
+from genre_lightning.tracking.wandb_report import movie_table
 from genre_lightning.training.module import DivergedError
 
 Train = Callable[[Path, list[str]], dict[str, Any]]
@@ -103,7 +105,7 @@ def test_each_job_is_a_run_with_its_own_config(two_jobs: list[Any]) -> None:
     assert records[0].run["run_id"] != records[1].run["run_id"]
     for record, (folder, result) in zip(records, two_jobs, strict=True):
         assert record.config["model.dropout"] == 0.3
-        assert record.config["data.reader"] == "demo" and record.config["model.num_genres"] > 1
+        assert record.config["data.reader"] == "demo" and record.config["num_genres"] > 1
         assert not any(name.startswith("logger") for name in record.config)
         assert record.run["run_group"] == "dropout and lr"
         assert record.run["job_type"] == "train" and record.run["project"] == "genre-lightning"
@@ -187,6 +189,46 @@ def test_tables_curves_and_checkpoint(two_jobs: list[Any]) -> None:
     assert json.loads(model["metadata"])["test/f1_micro"] == result["test"]["f1_micro"]
 
 
+def test_movies_are_shown_by_the_columns_that_the_model_looks_at(three_branches: Any) -> None:
+    case = three_branches
+    table = movie_table(case.model, case.data, case.scores, 5)
+    genres = list(case.model.genres)
+    assert table.columns == ["poster", "title", "synopsis", "true", "predicted", *genres]
+    assert len(table.data) == 5
+    movies = {movie.title: movie for movie in case.data.movie_set.movies if movie.split == "test"}
+    rows = {int(row): place for place, row in enumerate(case.scores.rows)}
+    for image, title, synopsis, true, predicted, *scores in table.data:
+        movie = movies[title]
+        place = rows[case.data.movie_set.movies.index(movie)]
+        assert isinstance(image, wandb.Image) and synopsis == movie.value("synopsis")
+        assert true == ", ".join(genre for genre in genres if genre in movie.genres)
+        assert scores == case.scores.scores[place].tolist()
+        above = [n for n, s, t in zip(genres, scores, case.model.thresholds, strict=True) if s >= t]
+        assert predicted == ", ".join(above)
+
+
+@pytest.mark.parametrize(
+    ("branches", "columns"),
+    [(["name"], ["title"]), (["picture"], ["poster", "title"]), (["plot"], ["title", "synopsis"])],
+)
+def test_the_title_is_shown_in_any_case(
+    make_case: Callable[..., Any], branches: list[str], columns: list[str]
+) -> None:
+    case = make_case(["Action", "Comedy", "Drama"], branches)
+    table = movie_table(case.model, case.data, case.scores, 100)
+    assert table.columns[:-5] == columns
+    assert len(table.data) == int(case.scores.has[branches[0]].sum())
+
+
+def test_movies_are_shown_where_none_has_every_column(three_branches: Any) -> None:
+    nothing = torch.zeros_like(three_branches.scores.has["plot"])
+    scores = replace(three_branches.scores, has={**three_branches.scores.has, "plot": nothing})
+    table = movie_table(three_branches.model, three_branches.data, scores, 100)
+    assert len(table.data) == 24
+    # Four name no poster, one names one that is not there, one a damaged one.
+    assert sum(row[0] is None for row in table.data) == 6
+
+
 # How a run ends and is resumed.
 
 
@@ -264,7 +306,7 @@ def test_online_or_offline(
     assert logger._wandb_init["mode"] == mode
 
 
-def test_a_server_out_of_reach_is_the_users_to_mend(
+def test_a_server_out_of_reach_is_the_users_to_fix(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(**arguments: Any) -> None:

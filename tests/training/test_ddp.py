@@ -27,14 +27,14 @@ from hydra.types import RunMode
 from genre_lightning.checkpoint.model import load_model
 from genre_lightning.data.datamodule import MovieDataModule
 from genre_lightning.errors import UserError
-from genre_lightning.inputs.terms import TitleVectorizer
+from genre_lightning.inputs.terms import TermsInput
 from genre_lightning.models.networks import build_network
 from genre_lightning.report.evaluation import score_split, split_metrics
 from genre_lightning.runs.lock import is_running
 from genre_lightning.scoring.losses import build_loss
 from genre_lightning.sweeps import processes
 from genre_lightning.training.module import GenreModule
-from tests.training.test_resume import assert_same_run
+from tests.running import assert_same_run
 
 # Two processes that share a training as torchrun starts them, forked from one that has imported
 # everything already.
@@ -83,14 +83,14 @@ def fit(
 ) -> tuple[pl.Trainer, GenreModule, MovieDataModule]:
     """A title model without anything of which two halves of a batch tell less than the whole."""
     data = MovieDataModule(
-        "demo", TitleVectorizer(128), batch_size=size, cache_dir=cache, use_posters=False,
-        root=str(cache), num_movies=109, poster_height=32,
+        "demo", {"title": TermsInput("title", 128, decade=True)}, batch_size=size,
+        cache_dir=cache, root=str(cache), num_movies=109, poster_height=32,
     )  # fmt: skip
     data.setup()
     torch.manual_seed(0)
-    title = {"name": "title_mlp", "vocabulary_size": 128, "hidden": 8, "dropout": 0.0}
-    network = build_network(len(data.genres), title)
-    network.get_submodule("title").norm = torch.nn.Identity()
+    title = {"name": "terms_mlp", "hidden": 8, "dropout": 0.0}
+    network = build_network(len(data.genres), {"title": title}, data.inputs)
+    network.get_submodule("branches.title").norm = torch.nn.Identity()
     optimizer = partial(torch.optim.SGD, lr=0.5, momentum=0.9, weight_decay=0.01)
     module = GenreModule(network, build_loss("bce"), optimizer, inputs=data.describe())
     trainer = pl.Trainer(
@@ -293,8 +293,8 @@ def test_a_sweep_of_runs_in_two_processes(
     folder = tmp_path / "sweep" / "1"
     model = load_model(folder / "checkpoints" / "best.ckpt")
     data = MovieDataModule.from_description(
-        model.data, titles=model.titles, poster_size=model.poster_size, genres=model.genres,
-        poster_pool=model.poster_pool, cache_dir=os.environ["GENRE_LIGHTNING_CACHE"],
+        model.data, inputs=model.inputs, genres=model.genres,
+        cache_dir=os.environ["GENRE_LIGHTNING_CACHE"],
     )  # fmt: skip
     data.setup()
     assert len(data.splits["val"]) % 2 == 1

@@ -18,15 +18,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics import Metric
 
 from genre_lightning.checkpoint.card import CHECKPOINT_KEY, CheckpointError
+from genre_lightning.data.batch import MovieBatch
 from genre_lightning.data.datamodule import MovieDataModule
-from genre_lightning.inputs.terms import TitleVectorizer
+from genre_lightning.errors import UserError
+from genre_lightning.inputs.input import Input
+from genre_lightning.inputs.pixels import PixelsInput
+from genre_lightning.inputs.terms import TermsInput
 from genre_lightning.models.networks import build_network
 from genre_lightning.scoring.losses import LOSSES, build_loss
 from genre_lightning.scoring.thresholds import METHODS, fit_thresholds
 from genre_lightning.training.module import DivergedError, GenreModule
 from genre_lightning.training.schedule import warmup_cosine
 
-TITLE = {"name": "title_mlp", "vocabulary_size": 128, "hidden": 8, "dropout": 0.0}
+TITLE = {"name": "terms_mlp", "hidden": 8, "dropout": 0.0}
 POSTER = {
     "name": "poster_resnet", "widths": [4, 8], "blocks": [1, 1], "stem_stride": 4, "dropout": 0.0,
 }  # fmt: skip
@@ -35,9 +39,13 @@ POSTER = {
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> MovieDataModule:
     cache = tmp_path_factory.mktemp("cache")
+    inputs: dict[str, Input] = {
+        "title": TermsInput("title", 128, decade=True),
+        "poster": PixelsInput(size=32),
+    }
     data = MovieDataModule(
-        "demo", TitleVectorizer(128), batch_size=16, poster_size=32, cache_dir=cache,
-        root=str(cache), num_movies=100, poster_height=32, missing_posters=0.3,
+        "demo", inputs, batch_size=16, cache_dir=cache, root=str(cache), num_movies=100,
+        poster_height=32, missing_posters=0.3,
     )  # fmt: skip
     data.setup()
     return data
@@ -52,17 +60,22 @@ def detached(data: MovieDataModule) -> Iterator[None]:
 @pytest.fixture
 def make(data: MovieDataModule) -> Callable[..., GenreModule]:
     def module(
-        title: Any = TITLE, poster: Any = POSTER, loss: str = "bce", lr: float = 0.01, **more: Any
+        *names: str, loss: str = "bce", lr: float = 0.01, describe: Any = None, **more: Any
     ) -> GenreModule:
         torch.manual_seed(0)
-        network = build_network(len(data.genres), title, poster)
+        chosen = names or ("title", "poster")
+        networks = {name: {"title": TITLE, "poster": POSTER}[name] for name in chosen}
+        described = data.describe() if describe is None else describe
+        described["inputs"] = {name: described["inputs"][name] for name in chosen}
+        inputs = {name: data.inputs[name] for name in chosen}
+        network = build_network(len(data.genres), networks, inputs)
         network.start_from_priors(data.genre_counts().tolist(), len(data.splits["train"]))
         return GenreModule(
             network,
             build_loss(loss),
             partial(torch.optim.AdamW, lr=lr, weight_decay=0.1),
             partial(warmup_cosine, warmup_fraction=0.1),
-            inputs=data.describe(),
+            inputs=described,
             **more,
         )
 
@@ -78,9 +91,15 @@ def trainer(folder: Path, **more: Any) -> pl.Trainer:
     return pl.Trainer(**{**options, **more})
 
 
-def prepared(data: MovieDataModule, split: str = "train") -> Any:
-    batch = next(iter(data.loader(split)))
-    return batch.with_posters(data.prepare_posters(batch.posters, 0, training=False))
+def prepared(data: MovieDataModule, split: str = "train") -> MovieBatch:
+    return next(iter(data.loader(split, device="cpu")))
+
+
+def some(data: MovieDataModule, rows: list[int]) -> MovieBatch:
+    """A prepared batch of these movies."""
+    group = data.batches.gather([(np.array(rows), 0)])
+    (batch,) = data._prepare(group, torch.device("cpu"), False).batches()
+    return batch
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.5])
@@ -90,29 +109,31 @@ def test_the_loss_of_a_step(
     module = make(branch_loss=weight).eval()
     module.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
     batch = prepared(data)
-    assert 0 < len(batch.poster_rows) < len(batch)
+    seen = batch.parts["poster"].rows
+    assert 0 < len(seen) < len(batch)
     found = module.training_step(batch, 0)
 
-    title, poster = module.network.branch_logits(**batch.inputs())
-    prior = module.network.prior
-    expected = F.binary_cross_entropy_with_logits(module.network(**batch.inputs()), batch.targets)
+    said = module.network.branch_logits(batch.parts, len(batch))
+    title, poster, prior = said["title"], said["poster"], module.network.prior
+    summed = module.network(batch.parts, len(batch))
+    expected = F.binary_cross_entropy_with_logits(summed, batch.targets)
     expected = expected + weight * F.binary_cross_entropy_with_logits(title + prior, batch.targets)
     cells = [
         F.binary_cross_entropy_with_logits(poster[row] + prior, batch.targets[row])
-        for row in batch.poster_rows.tolist()
+        for row in seen.tolist()
     ]
     expected = expected + weight * sum(cells) / len(cells)
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("branches", [(TITLE, None), (None, POSTER)], ids=["title", "poster"])
+@pytest.mark.parametrize("branch", ["title", "poster"])
 def test_one_branch_has_one_loss(
-    branches: Any, make: Callable[..., GenreModule], data: MovieDataModule
+    branch: str, make: Callable[..., GenreModule], data: MovieDataModule
 ) -> None:
     batch = prepared(data)
     losses = []
     for weight in (0.0, 0.5):
-        module = make(*branches, branch_loss=weight).eval()
+        module = make(branch, branch_loss=weight).eval()
         module.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
         losses.append(module.training_step(batch, 0))
     assert torch.equal(*losses)
@@ -178,18 +199,25 @@ def test_on_a_gpu_a_step_waits_for_nothing(
     assert waits.found == []
 
 
-def test_a_batch_without_posters(make: Callable[..., GenreModule], data: MovieDataModule) -> None:
+@pytest.mark.parametrize("posters", [0, 1, 2])
+def test_a_batch_with_few_posters_or_none(
+    posters: int, make: Callable[..., GenreModule], data: MovieDataModule
+) -> None:
     module = make(branch_loss=0.5)
     module.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
-    rows = [row for row in data.splits["train"] if data.posters and data.posters.row[row] < 0]
-    batch = data.batches[(np.array(rows), 0)]
-    batch = batch.with_posters(data.prepare_posters(batch.posters, 0, training=True))
-    assert len(batch.poster_rows) == 0
+    place = data.features["poster"].place
+    without = [row for row in data.splits["train"].tolist() if place[row] < 0]
+    seen = [row for row in data.splits["train"].tolist() if place[row] >= 0]
+    batch = some(data, [*without[:5], *seen[:posters]])
+    assert len(batch.parts["poster"]) == posters and len(batch) == 5 + posters
     loss = module.training_step(batch, 0)
     loss.backward()
     # Every parameter has a gradient, as distributed training waits for.
-    assert all(parameter.grad is not None for parameter in module.parameters())
+    for parameter in module.parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all()
     assert torch.isfinite(loss)
+    weights = module.network.branches["poster"].state_dict().values()
+    assert all(value.isfinite().all() for value in weights)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -202,9 +230,8 @@ def test_thresholds_are_those_of_the_validation_scores(
     module.eval()
     scores, targets = [], []
     with torch.inference_mode():
-        for batch in data.loader("val"):
-            batch = batch.with_posters(data.prepare_posters(batch.posters, 0, training=False))
-            scores.append(torch.sigmoid(module.network(**batch.inputs())))
+        for batch in data.loader("val", device="cpu"):
+            scores.append(torch.sigmoid(module.network(batch.parts, len(batch))))
             targets.append(batch.targets)
     expected = fit_thresholds(torch.cat(scores), torch.cat(targets), method=method)
     torch.testing.assert_close(module.thresholds, expected)
@@ -230,7 +257,8 @@ def test_validation_loss_is_a_mean_over_movies(
     batch = prepared(data, "val")
     assert len(batch) == len(data.splits["val"])
     with torch.inference_mode():
-        loss = F.binary_cross_entropy_with_logits(module.network(**batch.inputs()), batch.targets)
+        logits = module.network(batch.parts, len(batch))
+        loss = F.binary_cross_entropy_with_logits(logits, batch.targets)
     assert runner.callback_metrics["val/loss"].item() == pytest.approx(loss.item(), rel=1e-5)
 
 
@@ -252,18 +280,98 @@ def test_divergence_is_told(
         trainer(tmp_path).fit(module, data)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"genres": ["a", "a"]}, "genres"),
+        ({"genres": ["a"]}, "one threshold for each genre"),
+        ({"data": {"root": {}}}, "data"),
+    ],
+    ids=["genres", "fewer genres", "data"],
+)
 def test_what_could_not_be_read_again_is_not_trained(
-    make: Callable[..., GenreModule], data: MovieDataModule, monkeypatch: Any
+    change: dict[str, Any], message: str, make: Callable[..., GenreModule], data: MovieDataModule
 ) -> None:
-    monkeypatch.setattr(data, "poster_size", 5000)
-    with pytest.raises(CheckpointError, match="poster_size 5000"):
-        make()
+    with pytest.raises(CheckpointError, match=message):
+        make(describe={**data.describe(), **change})
 
 
-def test_every_parameter_is_trained_once(make: Callable[..., GenreModule]) -> None:
-    for branches in ((TITLE, POSTER), (TITLE, None), (None, POSTER)):
-        module = make(*branches, title_lr_scale=0.25)
-        groups = module._parameter_groups({"lr": 0.01, "weight_decay": 0.1})
-        found = [parameter for group in groups for parameter in group["params"]]
-        assert len(found) == len({id(parameter) for parameter in found})
-        assert {id(p) for p in found} == {id(p) for p in module.network.parameters()}
+BRANCHES = [("title", "poster"), ("poster", "title"), ("title",), ("poster",)]
+
+
+@pytest.mark.parametrize("names", BRANCHES, ids="-".join)
+def test_every_parameter_is_trained_once(
+    names: tuple[str, ...], make: Callable[..., GenreModule]
+) -> None:
+    module = make(*names, lr_scales={"title": 0.25} if "title" in names else {})
+    groups = module._parameter_groups({"lr": 0.01, "weight_decay": 0.1})
+    found = [parameter for group in groups for parameter in group["params"]]
+    assert len(found) == len({id(parameter) for parameter in found})
+    # In the order of the list, as the optimizer's state is stored.
+    own = [p for name in names for p in module.network.branches[name].parameters()]
+    assert {id(p) for p in found} == {id(p) for p in own} and len(groups) == 2 * len(names)
+
+
+@pytest.mark.parametrize("decay_vectors", [False, True])
+def test_a_branch_has_its_share_of_the_rate_and_the_same_decay(
+    decay_vectors: bool, make: Callable[..., GenreModule]
+) -> None:
+    module = make(lr_scales={"title": 0.25}, decay_vectors=decay_vectors)
+    for group in module._parameter_groups({"lr": 0.01, "weight_decay": 0.1}):
+        (name,) = (
+            name
+            for name, branch in module.network.branches.items()
+            if any(group["params"][0] is parameter for parameter in branch.parameters())
+        )
+        vectors = group["params"][0].ndim <= 1
+        assert all((parameter.ndim <= 1) == vectors for parameter in group["params"])
+        assert group["lr"] == pytest.approx(0.01 * (0.25 if name == "title" else 1))
+        taken_off = 0.01 * (0.1 if decay_vectors or not vectors else 0.0)
+        assert group["lr"] * group["weight_decay"] == pytest.approx(taken_off)
+
+
+def state_of(module: GenreModule, branch: str) -> dict[str, torch.Tensor]:
+    found = module.network.branches[branch].state_dict()
+    return {name: value.clone() for name, value in found.items()}
+
+
+@pytest.mark.parametrize("frozen", ["title", "poster"])
+def test_a_scale_of_nothing_freezes_a_branch(
+    frozen: str, make: Callable[..., GenreModule], data: MovieDataModule, tmp_path: Path
+) -> None:
+    other = "poster" if frozen == "title" else "title"
+    module = make(lr_scales={frozen: 0}, branch_loss=0.5)
+    before = {name: state_of(module, name) for name in (frozen, other)}
+    trainer(tmp_path, max_epochs=2).fit(module, data)
+    # Weights and the statistics of BatchNorm; those of the other branch have moved.
+    after = state_of(module, frozen)
+    assert any("running_mean" in name for name in after)
+    assert all(torch.equal(before[frozen][name], after[name]) for name in after)
+    moved = state_of(module, other)
+    assert not any(
+        torch.equal(before[other][name], moved[name]) for name in moved if "bias" in name
+    )
+    assert not module.network.branches[frozen].training
+    module.train()
+    assert module.network.branches[other].training
+    assert not module.network.branches[frozen].training
+
+
+@pytest.mark.parametrize(
+    ("scales", "message"),
+    [
+        ({"title": -1.0}, r"model\.branches\.title\.lr_scale=-1.0"),
+        ({"title": float("nan")}, r"model\.branches\.title\.lr_scale=nan"),
+        ({"title": float("inf")}, r"model\.branches\.title\.lr_scale=inf"),
+        ({"title": "fast"}, r"model\.branches\.title\.lr_scale=fast"),
+        ({"title": None}, r"model\.branches\.title\.lr_scale=None"),
+        ({"cast": 1.0}, "lr_scale of cast: the model has title, poster"),
+        ({"title": 0, "poster": 0.0}, "every branch has lr_scale=0"),
+    ],
+    ids=repr,
+)
+def test_scales_that_make_no_sense_are_refused(
+    scales: dict[str, Any], message: str, make: Callable[..., GenreModule]
+) -> None:
+    with pytest.raises(UserError, match=message):
+        make(lr_scales=scales)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import errno
-import json
 import os
 import random
 import resource
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +22,15 @@ from genre_lightning.checkpoint.resuming import copy_best
 from genre_lightning.errors import UserError
 from genre_lightning.training.callbacks.resume import Interrupted
 from tests.running import (
+    assert_same_run,
     at_step,
+    checkpoint,
+    differences,
     kill_at,
     kill_while_saving_after,
     limit_files,
+    recorded,
+    rows,
     slurm,
     train_apart,
 )
@@ -39,60 +42,6 @@ BACKGROUND = pytest.mark.parametrize(
 )
 #: Ten batches an epoch, with dropout, augmentation and a schedule.
 SMALL_BATCHES = ("data.batch_size=8", "trainer.max_epochs=4")
-
-
-def differences(one: Any, other: Any, place: str = "") -> Iterator[str]:
-    """Where two nested containers differ, bit for bit."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        for key in {**one, **other}:
-            if key not in one or key not in other:
-                yield f"{place}.{key} in one alone"
-            else:
-                yield from differences(one[key], other[key], f"{place}.{key}")
-    elif isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
-        if len(one) != len(other):
-            yield f"{place}: {len(one)} and {len(other)} long"
-        for number, (a, b) in enumerate(zip(one, other, strict=False)):
-            yield from differences(a, b, f"{place}[{number}]")
-    elif isinstance(one, torch.Tensor):
-        if one.dtype != other.dtype or not torch.equal(one, other):
-            yield f"{place}: {one} and {other}"
-    elif one != other:
-        yield f"{place}: {one!r} and {other!r}"
-
-
-def checkpoint(folder: Path, name: str = "last") -> dict[str, Any]:
-    """A checkpoint without times and places."""
-    loaded: dict[str, Any] = torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
-    history = loaded["callbacks"]["History"]
-    del history["seconds"], history["epoch_seconds"]
-    for row in history["rows"]:
-        del row["seconds"]
-    for key, state in loaded["callbacks"].items():
-        if key.startswith("ModelCheckpoint"):
-            del state["dirpath"]
-            state["best_model_path"] = Path(state["best_model_path"]).name
-            state["kth_best_model_path"] = Path(state["kth_best_model_path"]).name
-            state["best_k_models"] = list(state["best_k_models"].values())
-    return loaded
-
-
-def rows(folder: Path) -> list[dict[str, str]]:
-    with (folder / "metrics.csv").open(newline="") as file:
-        return [{**row, "seconds": ""} for row in csv.DictReader(file)]
-
-
-def recorded(folder: Path) -> dict[str, Any]:
-    result: dict[str, Any] = json.loads((folder / "result.json").read_text("utf-8"))
-    return result
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    for name in ("last", "best"):
-        assert list(differences(checkpoint(one, name), checkpoint(other, name))) == []
-    assert rows(one) == rows(other)
-    for key in ("status", "val", "test", "monitor_value", "epochs", "num_parameters"):
-        assert recorded(one)[key] == recorded(other)[key], key
 
 
 @pytest.fixture(scope="module")
@@ -404,7 +353,11 @@ def test_a_doubtful_best_is_left(
             r"optimizer\._target_ \('torch\.optim\.AdamW' there, 'torch\.optim\.SGD' h",
         ),
         ("loss=focal", r"loss\.\w+ \("),
-        ("data.augment=null", r"data\.augment\.\w+ \([^)]* there, not set here\)"),
+        (
+            "model.branches.poster_resnet.input.augment=null",
+            r"poster_resnet\.input\.augment\.\w+ \([^)]* there, not set here\)",
+        ),
+        ("model.branches.title_tfidf.lr_scale=0", r"title_tfidf\.lr_scale \(0\.15 there, 0 here\)"),
         ("trainer.accumulate_grad_batches=2", r"grad_batches \(not set there, 2 here\)"),
         ("callbacks.early_stopping.patience=3", r"patience \(10 there, 3 here\)"),
     ],
@@ -419,6 +372,36 @@ def test_other_settings_do_not_go_on(
     with pytest.raises(CheckpointError, match=message) as caught:
         train_here(tmp_path, tiny_overrides(f"ckpt_path={path}", plus + override))
     assert str(path) in str(caught.value)
+
+
+def test_a_frozen_branch_goes_on_exactly(
+    repository: Path, tiny_overrides: Overrides, tmp_path: Path
+) -> None:
+    frozen = "model.branches.title_tfidf.lr_scale=0"
+    overrides = tiny_overrides(*SMALL_BATCHES, "trainer.max_epochs=2", frozen)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    last = killed / "checkpoints" / "last.ckpt"
+    often = [*overrides, "checkpoint_every_n_steps=3"]
+    for folder, given, arguments, code in (
+        (whole, overrides, (), 0),
+        (killed, often, (kill_at, 8), -9),
+        (killed, [*often, f"ckpt_path={last}"], (), 0),
+    ):
+        process = train_apart(repository, folder, given, *arguments)
+        process.join()
+        assert process.exitcode == code, folder.with_name(f"{folder.name}.log").read_text()
+    assert_same_run(whole, killed)
+    # Weights and statistics are those that were drawn; weight averaging leaves them, too.
+    first = tiny_overrides("trainer.max_epochs=1", "++trainer.limit_train_batches=1", frozen)
+    process = train_apart(repository, tmp_path / "first", first)
+    process.join()
+    states = [
+        read_checkpoint(folder / "checkpoints" / "last.ckpt")["state_dict"]
+        for folder in (whole, tmp_path / "first")
+    ]
+    own = [name for name in states[0] if "title_tfidf" in name]
+    assert own and all(torch.equal(states[0][name], states[1][name]) for name in own)
+    assert not all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
 def test_harmless_settings_may_change(

@@ -412,7 +412,7 @@ function explain(genre) {
   parts.push(["total", "Sum", genre.logit]);
   swings(at("parts"), parts);
   at("parts-hint").textContent =
-    "Bias is what the model says of any movie of which it is given the same; the parts add up exactly. " +
+    "Bias is what the model says of any movie that has these columns, before it looks at them; the parts add up exactly. " +
     (model.activation === "softmax"
       ? "The sums of all genres share a total of 1 among them (softmax); the score is this genre's share."
       : "The sum becomes the score by the logistic function: 0 is a score of 0.50.");
@@ -486,7 +486,8 @@ function mark(place, text, words) {
     const [start, end] = word.span;
     if (start < done) continue;
     pieces.push(letters.slice(done, start).join(""));
-    const marked = make("mark", direction(word.adds), letters.slice(start, end).join(""));
+    const strong = Math.abs(word.adds) >= most / 10; // in a long text nearly every word adds a little
+    const marked = make("mark", strong ? direction(word.adds) : "", letters.slice(start, end).join(""));
     marked.style.setProperty("--strength", Math.abs(word.adds) / most);
     pieces.push(marked);
     done = end;

@@ -1,0 +1,37 @@
+"""What the release year of a title adds, where a branch looks at nothing else of it."""
+
+from __future__ import annotations
+
+from typing import ClassVar, final
+
+from genre_lightning.checkpoint.model import TrainedModel
+from genre_lightning.explain.explainer import (
+    Explainer,
+    TextExplanation,
+    TextPart,
+    branch_logits,
+    encode_one,
+)
+from genre_lightning.explain.terms import word_spans
+from genre_lightning.inputs.input import Value
+from genre_lightning.inputs.vectorizer import normalise_title
+
+
+@final
+class YearExplainer(Explainer):
+    """The year is all that the branch sees, so the branch's part is the year's."""
+
+    method: ClassVar[str] = "the year alone, exact"
+    gives: ClassVar[str] = "words"
+
+    def baseline(self, model: TrainedModel, branch: str) -> None:
+        """None: no year says nothing."""
+
+    def explain(self, model: TrainedModel, branch: str, value: Value) -> TextExplanation | None:
+        year = model.inputs[branch].read(value)
+        if year is None:
+            return None
+        total = branch_logits(model, branch, encode_one(model, branch, year))[0]
+        _, span = word_spans(value, normalise_title(value)[0].split())
+        part = TextPart(f"released in {year}", "year", span, total)
+        return TextExplanation(self.method, value, (part,), True, total)

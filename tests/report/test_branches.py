@@ -1,0 +1,230 @@
+"""What each branch is worth, against plain loops and scikit-learn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import average_precision_score, f1_score
+
+from genre_lightning.report.branches import branch_answers, branch_section, movie_groups
+from genre_lightning.report.statistics import Bootstrap, bootstrap
+from genre_lightning.scoring.thresholds import fit_thresholds
+
+RESAMPLES = 50
+
+
+def resampled(case: Any) -> Bootstrap:
+    scores, targets = case.scores.scores.numpy(), case.scores.targets.numpy()
+    return bootstrap(scores, targets, case.model.thresholds.numpy(), resamples=RESAMPLES, seed=3)
+
+
+def section(case: Any) -> dict[str, Any]:
+    found = branch_section(
+        case.model,
+        case.scores,
+        case.validation,
+        resampled(case),
+        RESAMPLES,
+        3,
+        range(len(case.model.genres)),
+    )
+    assert found is not None
+    return found
+
+
+def rows_of(case: Any) -> dict[str, dict[str, Any]]:
+    """By group, the rows by label."""
+    return {
+        group["name"]: {row["label"]: row for row in group["rows"]}
+        for group in section(case)["groups"]
+    }
+
+
+def loop_scores(case: Any, split: Any, branches: tuple[str, ...]) -> np.ndarray:
+    """(N, G), movie by movie: the sigmoid of the prior and of what these branches add."""
+    rows = []
+    for movie in range(len(split.rows)):
+        logits = case.model.network.prior.numpy().astype(np.float64)
+        for branch in branches:
+            if split.has[branch][movie]:
+                logits = logits + split.branch_logits[branch][movie].numpy()
+        rows.append(1 / (1 + np.exp(-logits)))
+    return np.array(rows)
+
+
+@pytest.mark.parametrize("which", ["two_branches", "three_branches"])
+def test_answers_are_sums_of_some_branches(which: str, request: pytest.FixtureRequest):
+    case = request.getfixturevalue(which)
+    names = tuple(case.model.inputs)
+    answers = branch_answers(case.model, case.scores, case.validation)
+    alone = {(name,) for name in names}
+    all_but = {tuple(other for other in names if other != name) for name in names}
+    assert set(answers) == alone | all_but | {names}
+    for branches, answer in answers.items():
+        expected = loop_scores(case, case.scores, branches)
+        np.testing.assert_allclose(answer.scores.numpy(), expected, atol=1e-5)
+
+
+def test_thresholds_are_fitted_where_there_is_an_answer(three_branches: Any):
+    case, validation = three_branches, three_branches.validation
+    answers = branch_answers(case.model, case.scores, validation)
+    for branches, answer in answers.items():
+        if len(branches) == 3:
+            assert torch.equal(answer.thresholds, case.model.thresholds)
+            continue
+        seen = [
+            movie
+            for movie in range(len(validation.rows))
+            if any(bool(validation.has[branch][movie]) for branch in branches)
+        ]
+        scores = torch.from_numpy(loop_scores(case, validation, branches)[seen]).float()
+        expected = fit_thresholds(scores, validation.targets[seen])
+        np.testing.assert_allclose(answer.thresholds.numpy(), expected.numpy(), atol=1e-5)
+    assert len(fit_thresholds(validation.scores, validation.targets)) == 4
+
+
+@pytest.mark.parametrize("which", ["two_branches", "three_branches"])
+def test_numbers_are_those_of_scikit_learn_on_each_group(
+    which: str, request: pytest.FixtureRequest
+):
+    case = request.getfixturevalue(which)
+    answers = branch_answers(case.model, case.scores, case.validation)
+    names = tuple(case.model.inputs)
+    labels = {"Title alone": "name", "Poster alone": "picture", "Synopsis alone": "plot"}
+    checked = 0
+    table = rows_of(case)
+    for group in movie_groups(case.model, case.scores):
+        for label, row in table[group.name].items():
+            branches = (labels[label],) if label in labels else names
+            if label.startswith("All but "):
+                left_out = labels[f"{label[8:].capitalize()} alone"]
+                branches = tuple(name for name in names if name != left_out)
+            if row["gain"] or (which, group.name) == ("two_branches", "Without poster"):
+                continue
+            answer = answers[branches]
+            scores = answer.scores[group.rows].numpy()
+            targets = case.scores.targets[group.rows].numpy()
+            predicted = scores >= answer.thresholds.numpy()
+            occurring = targets.any(axis=0)
+            expected = [
+                np.mean(
+                    [
+                        average_precision_score(targets[:, g], scores[:, g])
+                        for g in np.flatnonzero(occurring)
+                    ]
+                ),
+                f1_score(targets, predicted, average="macro", zero_division=0),
+                f1_score(targets, predicted, average="micro", zero_division=0),
+            ]
+            found = [value.value for value in row["values"]]
+            np.testing.assert_allclose(found, expected, atol=1e-5)
+            checked += 1
+    assert checked == (5 if which == "two_branches" else 16)
+
+
+def test_gains_are_paired_differences(three_branches: Any):
+    for rows in rows_of(three_branches).values():
+        for label, row in rows.items():
+            if not row["gain"]:
+                continue
+            name = label.removeprefix("Gain from ")
+            whole = next(r for key, r in rows.items() if "branches" in key or " + " in key)
+            without = rows.get(f"All but {name}")
+            if without is None:
+                (without,) = (
+                    r
+                    for key, r in rows.items()
+                    if key.endswith(" alone") and key != f"{name.capitalize()} alone"
+                )
+            for gain, a, b in zip(row["values"], whole["values"], without["values"], strict=True):
+                assert gain.value == pytest.approx(a.value - b.value)
+                assert gain.low <= gain.value <= gain.high
+
+
+def test_what_is_shown_of_each_group(two_branches: Any, three_branches: Any):
+    two = {name: list(rows) for name, rows in rows_of(two_branches).items()}
+    assert two == {
+        "All movies": ["Title alone", "Title + poster", "Gain from poster"],
+        "With poster": [
+            "Title alone",
+            "Poster alone",
+            "Title + poster",
+            "Gain from title",
+            "Gain from poster",
+        ],
+        "Without poster": ["Title alone"],
+    }
+    three = {name: list(rows) for name, rows in rows_of(three_branches).items()}
+    everything = [
+        "Title alone",
+        "Poster alone",
+        "Synopsis alone",
+        "All but title",
+        "All but poster",
+        "All but synopsis",
+        "All branches",
+        "Gain from title",
+        "Gain from poster",
+        "Gain from synopsis",
+    ]
+    assert three == {
+        "All movies": [row for row in everything if row not in everything[1:3]],
+        "With poster and synopsis": everything,
+        "Without poster": ["Title alone", "Title + synopsis", "Gain from synopsis"],
+        "Without synopsis": ["Title alone", "Title + poster", "Gain from poster"],
+    }
+
+
+def test_the_whole_model_without_a_column_is_the_model_itself(two_branches: Any):
+    """Its thresholds are the checkpoint's, not those fitted for the title alone."""
+    case = two_branches
+    lacks = ~case.scores.has["picture"]
+    (row,) = rows_of(case)["Without poster"].values()
+    predicted = case.scores.scores[lacks] >= case.model.thresholds
+    expected = f1_score(case.scores.targets[lacks], predicted, average="macro", zero_division=0)
+    assert row["values"][1].value == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_column_that_no_movie_has(three_branches: Any):
+    nothing = torch.zeros_like(three_branches.scores.has["plot"])
+    zeros = torch.zeros_like(three_branches.scores.logits)
+    lacking = replace(
+        three_branches.scores,
+        has={**three_branches.scores.has, "plot": nothing},
+        branch_logits={**three_branches.scores.branch_logits, "plot": zeros},
+    )
+    case = replace(three_branches, scores=lacking)
+    found = section(case)
+    assert [group["name"] for group in found["groups"]] == ["All movies", "Without poster"]
+    assert found["chart"] is None and found["chart_movies"] == 0
+    assert "All but synopsis" not in rows_of(case)["All movies"]
+
+
+def test_movies_with_nothing_are_scored_by_the_prior(make_case: Callable[..., Any]):
+    case = make_case(["Action", "Comedy", "Drama"], ["picture", "plot"])
+    rows = rows_of(case)
+    assert list(rows["Without poster"]) == ["Synopsis alone"]
+    nothing = torch.zeros_like(case.scores.has["plot"])
+    has = dict.fromkeys(case.scores.has, nothing)
+    bare = replace(case, scores=replace(case.scores, has=has))
+    assert list(rows_of(bare)["All movies"]) == ["Prior alone"]
+
+
+def test_two_branches_on_one_column_are_one_group(three_branches: Any):
+    inputs = dict(three_branches.model.inputs)
+    inputs["plot"] = inputs["name"]
+    scores = three_branches.scores
+    model = replace(three_branches.model, inputs=inputs)
+    both = replace(scores, has={**scores.has, "plot": scores.has["name"]})
+    found = movie_groups(model, both)
+    assert [group.name for group in found] == ["All movies", "With poster", "Without poster"]
+    # One of them finds something in some of the values only, as a title's year.
+    some = replace(scores, has={**scores.has, "plot": scores.has["plot"]})
+    found = movie_groups(model, some)
+    names = ["All movies", "With poster and plot", "Without poster", "Without plot"]
+    assert [group.name for group in found] == names

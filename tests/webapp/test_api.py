@@ -1,0 +1,185 @@
+"""What the API answers, over real connections."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from genre_lightning import GenrePredictor
+from genre_lightning.webapp.api import MAX_CHARACTERS, MAX_POSTER_BYTES
+from tests.webapp.serving import Served, movie, serving
+
+HEAT = "/api/heat?branch=poster_resnet"
+
+
+@pytest.mark.parametrize(
+    ("with_title", "with_poster"),
+    [(True, True), (True, False), (False, True)],
+    ids=["both", "title", "poster"],
+)
+def test_scores_are_the_predictors_and_parts_add_up(
+    served: Served, predictor: GenrePredictor, poster: bytes, with_title: bool, with_poster: bool
+):
+    title = "Léon: The Professional (1994)" if with_title else None
+    image = poster if with_poster else None
+    answer = served.ask("POST", "/api/predict", movie(title=title, poster=image))
+    assert answer.status == 200
+    found = answer.json()
+    (wanted,) = predictor.predict([title], [image])
+    assert found["columns"] == {"title": title, "poster": True if with_poster else None}
+    assert found["problems"] == {}
+    assert found["predicted"] == list(wanted.genres)
+    assert [genre["name"] for genre in found["genres"]] == [name for name, _ in wanted.ranked()]
+    explained = found["explanations"]
+    assert set(explained) == {
+        *(["title_tfidf"] if with_title else []),
+        *(["poster_resnet"] if with_poster else []),
+    }
+    for genre in found["genres"]:
+        name, branches = genre["name"], genre["branches"]
+        assert genre["score"] == pytest.approx(wanted.scores[name], abs=1e-6)
+        assert genre["threshold"] == predictor.thresholds[name]
+        assert genre["predicted"] == (name in wanted.genres)
+        parts = genre["bias"] + sum(branches.values())
+        assert parts == pytest.approx(genre["logit"], abs=1e-9)
+        assert 1 / (1 + np.exp(-parts)) == pytest.approx(genre["score"], abs=1e-5)
+        assert (branches["poster_resnet"] != 0) == with_poster
+        assert (branches["title_tfidf"] != 0) == with_title
+        if with_title:
+            words = sum(word["adds"][name] for word in explained["title_tfidf"]["parts"])
+            assert words == pytest.approx(branches["title_tfidf"], abs=1e-4)
+    if title is not None:
+        assert explained["title_tfidf"]["kind"] == "words" and explained["title_tfidf"]["exact"]
+        parts = explained["title_tfidf"]["parts"]
+        words = [word["text"] for word in parts if word["kind"] == "word"]
+        assert words == ["Léon", "The", "Professional"]
+        assert all(title[slice(*word["span"])] in word["text"] for word in parts)
+    if with_poster:
+        assert explained["poster_resnet"]["kind"] == "heat map"
+
+
+def test_a_model_of_more_columns_is_asked_by_their_names(wider: GenrePredictor, poster: bytes):
+    with serving(wider) as server:
+        model = server.ask("GET", "/api/model").json()
+        assert [(one["name"], one["of"]) for one in model["columns"]] == [
+            ("title", "text"),
+            ("poster", "poster"),
+            ("synopsis", "text"),
+        ]
+        assert [(one["long"], one["year"]) for one in model["columns"]] == [
+            (False, True),
+            (True, False),
+            (True, False),
+        ]
+        assert {one["name"]: one["label"] for one in model["branches"]} == {
+            "title_tfidf": "title",
+            "poster_resnet": "poster",
+            "plot": "synopsis",
+        }
+        body = movie(synopsis="A thief.", poster=poster)
+        found = server.ask("POST", "/api/predict", body).json()
+        assert found["columns"] == {"title": None, "poster": True, "synopsis": "A thief."}
+        assert set(found["explanations"]) == {"poster_resnet", "plot"}
+        (wanted,) = wider.predict(None, [poster], synopsis=["A thief."])
+        scores = {genre["name"]: genre["score"] for genre in found["genres"]}
+        assert scores == pytest.approx(wanted.scores, abs=1e-6)
+        message = server.ask("POST", "/api/predict").json()["error"]["message"]
+        assert "type the title or synopsis or choose the poster" in message
+
+
+def test_a_broken_poster_leaves_the_title_its_answer(served: Served, predictor: GenrePredictor):
+    body = movie(title="Heat (1995)", poster=b"a text and no picture")
+    answer = served.ask("POST", "/api/predict", body)
+    assert answer.status == 200
+    found = answer.json()
+    assert found["columns"] == {"title": "Heat (1995)", "poster": None}
+    assert list(found["problems"]) == ["poster"]
+    assert found["problems"]["poster"].startswith("This file can't be read as a picture: not an")
+    assert list(found["explanations"]) == ["title_tfidf"]
+    (wanted,) = predictor.predict(["Heat (1995)"])
+    assert {g["name"]: g["score"] for g in found["genres"]} == pytest.approx(wanted.scores)
+
+
+def test_a_branch_that_can_not_be_explained_says_why(
+    served: Served, poster: bytes, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("genre_lightning.explain.table.EXPLAINERS", {})
+    found = served.ask("POST", "/api/predict", movie(title="Heat")).json()
+    assert found["explanations"]["title_tfidf"]["kind"] == "none"
+    assert "can't be explained" in found["explanations"]["title_tfidf"]["problem"]
+    answer = served.ask("POST", "/api/heat?branch=poster_resnet&genre=Action", poster)
+    assert (answer.status, answer.code) == (422, "not_explained")
+
+
+def test_what_the_model_is(served: Served, predictor: GenrePredictor):
+    found = served.ask("GET", "/api/model").json()
+    assert found["genres"] == list(predictor.genres)
+    assert found["checkpoint"] == "tiny.ckpt"
+    assert [column["name"] for column in found["columns"]] == ["title", "poster"]
+    assert found["max_poster_bytes"] == MAX_POSTER_BYTES
+
+
+def test_heat_maps_have_the_posters_proportions_and_differ(served: Served, poster: bytes):
+    pictures = []
+    for genre in ("Action", "Comedy"):
+        answer = served.ask("POST", f"/api/heat?branch=poster_resnet&genre={genre}", poster)
+        assert answer.status == 200 and answer.headers["content-type"] == "image/png"
+        with Image.open(io.BytesIO(answer.body)) as image:
+            assert image.width / image.height == pytest.approx(120 / 180, abs=0.01)
+            pictures.append(np.asarray(image))
+    assert (pictures[0] != pictures[1]).any()
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "code"),
+    [
+        ("/api/predict", None, 400, "nothing_given"),
+        ("/api/predict", movie(title="  ", poster=None), 400, "nothing_given"),
+        ("/api/predict", movie(title="a" * (MAX_CHARACTERS + 1)), 400, "text_too_long"),
+        ("/api/predict", movie(poster=b"a text and no picture"), 415, "not_an_image"),
+        ("/api/predict", movie(poster=b"\x89PNG\r\n\x1a\n"), 415, "not_an_image"),
+        ("/api/predict", movie(title="Heat", cast="Pacino"), 422, "no_branch"),
+        ("/api/predict", b"no JSON", 400, "bad_request"),
+        ("/api/predict", b"\xff\xfe", 400, "bad_request"),
+        ("/api/predict", b"[" * 100_000, 400, "bad_request"),
+        ("/api/predict", b"[]", 400, "bad_request"),
+        ("/api/predict", b'{"title": 7}', 400, "bad_request"),
+        ("/api/predict", b'{"poster": "no base64!"}', 400, "bad_request"),
+        ("/api/predict", '{"poster": "é"}'.encode(), 400, "bad_request"),
+        (HEAT + "&genre=Action", b"a text and no picture", 415, "not_an_image"),
+        (HEAT + "&genre=Action", None, 400, "nothing_given"),
+        (HEAT + "&genre=Tragedy", b"x", 404, "unknown_genre"),
+        ("/api/heat", b"x", 404, "unknown_genre"),
+        ("/api/heat?genre=Action", b"x", 404, "unknown_branch"),
+        ("/api/heat?genre=Action&branch=title_tfidf", b"x", 404, "unknown_branch"),
+        ("/api/other", None, 404, "http"),
+        ("/", None, 405, "http"),
+        ("/../demo.py", None, 404, "http"),
+    ],
+)
+def test_what_can_not_be_answered(
+    served: Served, path: str, body: bytes | str | None, status: int, code: str
+):
+    answer = served.ask("POST", path, body)
+    assert (answer.status, answer.code) == (status, code)
+
+
+@pytest.mark.parametrize("column", ["title", "poster"])
+def test_a_column_that_the_model_does_not_look_at(
+    make_checkpoint: Callable[..., Path], poster: bytes, column: str
+):
+    other = {"title": "poster", "poster": "title"}[column]
+    only = GenrePredictor.from_checkpoint(make_checkpoint(**{column: None}), "cpu")
+    with serving(only) as server:
+        given: dict[str, str | bytes] = {"title": "Heat", "poster": poster}
+        answer = server.ask("POST", "/api/predict", movie(**{column: given[column]}))
+        assert (answer.status, answer.code) == (422, "no_branch")
+        message = answer.json()["error"]["message"]
+        assert message == f"This model has no branch for the {column}: it looks at {other}."
+        empty = server.ask("POST", "/api/predict").json()["error"]["message"]
+        assert f"the {other}" in empty and f"the {column}" not in empty

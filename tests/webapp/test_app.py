@@ -1,0 +1,148 @@
+"""What is let in, how much of it, and what every answer carries."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from genre_lightning import GenrePredictor
+from genre_lightning.webapp import api
+from genre_lightning.webapp.api import MAX_POSTER_BYTES, max_body_bytes
+from tests.webapp.serving import Answer, Served, movie, serving
+
+
+def test_a_declared_size_above_the_limit_is_refused_before_any_of_it_is_sent(
+    served: Served, predictor: GenrePredictor
+):
+    with socket.create_connection(("127.0.0.1", served.port), 20) as connection:
+        connection.sendall(
+            b"POST /api/predict HTTP/1.1\r\nHost: localhost\r\n"
+            b"Content-Length: %d\r\n\r\n" % (max_body_bytes(predictor) + 1)
+        )
+        assert connection.recv(100).startswith(b"HTTP/1.1 413 ")
+
+
+def test_an_undeclared_size_is_refused_once_above_the_limit(
+    served: Served, predictor: GenrePredictor
+):
+    chunk = b"\0" * 2**20
+    with socket.create_connection(("127.0.0.1", served.port), 20) as connection:
+        connection.sendall(
+            b"POST /api/predict HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
+        # Never ended: an answer comes because the limit is passed, not because all was read.
+        for _ in range(max_body_bytes(predictor) // len(chunk) + 1):
+            connection.sendall(b"%x\r\n%b\r\n" % (len(chunk), chunk))
+        assert connection.recv(100).startswith(b"HTTP/1.1 413 ")
+
+
+def test_a_poster_just_within_the_limit_is_read_and_none_goes_to_disk(
+    served: Served, poster: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a temporary file was asked for")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    monkeypatch.setattr("tempfile.NamedTemporaryFile", refuse)
+    padded = poster + b"\0" * (MAX_POSTER_BYTES - len(poster))
+    answer = served.ask("POST", "/api/predict", movie(poster=padded))
+    assert answer.status == 200 and answer.json()["problems"] == {}
+    answer = served.ask("POST", "/api/predict", movie(poster=padded + b"\0"))
+    assert (answer.status, answer.code) == (413, "too_large")
+    query = "/api/heat?branch=poster_resnet&genre=Action"
+    assert served.ask("POST", query, padded).status == 200
+    assert served.ask("POST", query, padded + b"\0").status == 413
+
+
+def test_a_client_that_leaves_does_no_harm(served: Served, capfd: pytest.CaptureFixture[str]):
+    with socket.create_connection(("127.0.0.1", served.port), 20) as connection:
+        connection.sendall(
+            b"POST /api/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\nhalf"
+        )
+    assert served.ask("POST", "/api/predict", movie(title="Heat")).status == 200
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:7860", 200),
+        ("localhost", 200),
+        ("LOCALHOST:1", 200),
+        ("[::1]:7860", 200),
+        ("192.168.7.7:80", 200),
+        ("movies.example:7860", 200),
+        ("evil.example", 400),
+        ("127.0.0.1.evil.example", 400),
+        ("localhost.evil.example:7860", 400),
+        ("evil.example:7860@127.0.0.1", 400),
+        ("", 400),
+    ],
+)
+def test_only_names_of_this_machine_are_answered(served: Served, host: str, status: int):
+    answer = served.ask("GET", "/api/model", headers={"Host": host})
+    assert answer.status == status
+    assert status == 200 or answer.code == "wrong_host"
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [("http://127.0.0.1:7860", 200), ("https://evil.example", 403), ("null", 403)],
+)
+def test_other_web_pages_may_not_ask(served: Served, origin: str, status: int):
+    headers = {"Host": "127.0.0.1:7860", "Origin": origin}
+    answer = served.ask("POST", "/api/predict", movie(title="Heat"), headers)
+    assert answer.status == status
+
+
+@pytest.mark.parametrize("path", ["/", "/page.css", "/page.js", "/api/model", "/nowhere"])
+def test_every_answer_forbids_other_sources(served: Served, path: str):
+    headers = {name.lower(): value for name, value in served.ask("GET", path).headers.items()}
+    policy = headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "unsafe" not in policy and "http" not in policy
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["cache-control"] == "no-store"
+    assert "access-control-allow-origin" not in headers and "server" not in headers
+
+
+def test_a_failure_is_told_and_does_not_end_the_server(
+    make_checkpoint: Callable[..., Path], capfd: pytest.CaptureFixture[str]
+):
+    broken = GenrePredictor.from_checkpoint(make_checkpoint(), "cpu")
+    for value in broken.model.network.branches["title_tfidf"].parameters():
+        value.data = value.data[:0]
+    with serving(broken) as server:
+        answer = server.ask("POST", "/api/predict", movie(title="Heat"))
+        assert (answer.status, answer.code) == (500, "failed")
+        assert "content-security-policy" in {name.lower() for name in answer.headers}
+        assert server.ask("GET", "/").status == 200
+    assert "Traceback" in capfd.readouterr().err
+
+
+def test_others_are_answered_while_a_prediction_runs(
+    served: Served, poster: bytes, predictor: GenrePredictor, monkeypatch: pytest.MonkeyPatch
+):
+    begun, go_on = threading.Event(), threading.Event()
+
+    def wait(*_: Any) -> Any:
+        begun.set()
+        assert go_on.wait(20)
+        return {"waited": True}
+
+    monkeypatch.setattr(api, "explain_movie", wait)
+    answers: list[Answer] = []
+    asking = threading.Thread(
+        target=lambda: answers.append(served.ask("POST", "/api/predict", movie(poster=poster)))
+    )
+    asking.start()
+    assert begun.wait(20)
+    assert served.ask("GET", "/api/model").status == 200
+    assert not answers
+    go_on.set()
+    asking.join(20)
+    assert answers[0].json() == {"waited": True}

@@ -1,0 +1,317 @@
+"""The page, as a person uses it: its look in a real browser."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from playwright.sync_api import Browser, Page, Request, expect
+
+from genre_lightning import GenrePredictor
+from genre_lightning.webapp import api
+from genre_lightning.webapp.api import MAX_POSTER_BYTES
+from tests.webapp.serving import Served, serving
+
+HOSTILE = '<img src=x onerror="window.hit=1"><script>window.hit=1</script> & "Heat" (1995)'
+
+
+@pytest.fixture
+def page(browser: Browser, served: Served) -> Iterator[Page]:
+    """The page, opened; afterwards nothing may have gone elsewhere or wrong."""
+    with open_page(browser, served.url) as opened:
+        yield opened
+
+
+@contextmanager
+def open_page(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
+    context = browser.new_context(**options)
+    context.set_default_timeout(10_000)
+    opened = context.new_page()
+    asked: list[Request] = []
+    errors: list[str] = []
+    context.on("request", lambda request: asked.append(request))
+    opened.on("pageerror", lambda error: errors.append(str(error)))
+    opened.on(
+        "console",
+        # Answers from 400 on are logged by the browser itself.
+        lambda message: (
+            errors.append(message.text)
+            if message.type == "error" and "Failed to load resource" not in message.text
+            else None
+        ),
+    )
+    opened.goto(url)
+    expect(opened.locator("#about")).to_contain_text("4 genres")
+    try:
+        yield opened
+        here = urlsplit(url).netloc
+        for request in asked:
+            parts = urlsplit(request.url)
+            assert parts.scheme in ("blob", "data") or parts.netloc == here, request.url
+        assert errors == []
+        assert not opened.evaluate("() => 'hit' in window")
+    finally:
+        context.close()
+
+
+def ask(page: Page, title: str) -> None:
+    page.get_by_label("Title").fill(title)
+    page.keyboard.press("Enter")
+
+
+def number(text: str) -> float:
+    return float(text.replace("−", "-"))
+
+
+def column(page: Page, rows: str) -> dict[str, float]:
+    names = page.locator(f"{rows} .name").all_inner_texts()
+    values = page.locator(f"{rows} .value").all_inner_texts()
+    return dict(zip(names, map(number, values), strict=True))
+
+
+def test_title_and_poster_give_bars_and_reasons(
+    page: Page, poster_file: Path, poster: bytes, predictor: GenrePredictor
+):
+    title = "Night of the Living Dead (1968)"
+    page.get_by_label("Title").fill(title)
+    page.get_by_label("Poster", exact=True).set_input_files(poster_file)
+    expect(page.locator(".preview")).to_be_visible()
+    page.get_by_role("button", name="Name the genres").click()
+    (wanted,) = predictor.predict([title], [poster])
+    for name in wanted.genres:
+        expect(page.get_by_role("status")).to_contain_text(name)
+    expect(page.locator("#bars li")).to_have_count(4)
+    assert column(page, "#bars") == {name: round(s, 2) for name, s in wanted.ranked()}
+    named = page.locator("#bars .named .name").all_inner_texts()
+    assert set(named) == set(wanted.genres)
+    for name, score in wanted.scores.items():
+        bar = page.locator("#bars li", has_text=name).locator(".bar")
+        drawn = bar.evaluate("(e) => [e.style.getPropertyValue('--score'), e.offsetWidth]")
+        assert float(drawn[0]) == pytest.approx(score, abs=1e-6) and drawn[1] > 50
+
+    other = next(name for name, _ in reversed(wanted.ranked()))
+    page.locator("#bars label", has_text=other).click()
+    expect(page.get_by_role("heading", name=f"Why {other}")).to_be_visible()
+    expect(page.locator("#why-score")).to_contain_text(f"{wanted.scores[other]:.2f}")
+    parts = column(page, "#parts")
+    assert list(parts) == ["Bias", "Title", "Poster", "Sum"]
+    assert sum(parts.values()) - 2 * parts["Sum"] == pytest.approx(0, abs=0.021)
+    assert 1 / (1 + np.exp(-parts["Sum"])) == pytest.approx(wanted.scores[other], abs=0.005)
+    words = column(page, ".words")
+    assert {"Living", "Dead", "Night", "the", "of"} <= set(words)
+    assert sum(words.values()) == pytest.approx(parts["Title"], abs=0.005 * (len(words) + 1))
+    sizes = [abs(value) for value in words.values()]
+    assert sizes == sorted(sizes, reverse=True)
+    assert page.locator(".marked").inner_text() == title
+    assert page.locator(".marked mark", has_text="Living").count() == 1
+    heat = page.get_by_alt_text(f"bright where it speaks for {other}")
+    expect(heat).to_have_attribute("src", re.compile("^blob:"))
+    assert heat.evaluate("(image) => image.decode().then(() => image.naturalHeight)") == 512
+
+
+def test_the_keyboard_is_enough(page: Page):
+    page.keyboard.press("Tab")
+    expect(page.get_by_label("Title")).to_be_focused()
+    page.keyboard.type("Alien (1979)")
+    page.keyboard.press("Enter")
+    expect(page.locator("#why-heading")).to_be_visible()
+    first = page.locator("#bars .chosen .name").inner_text()
+    for _ in range(3):  # poster, button, genres
+        page.keyboard.press("Tab")
+    expect(page.locator("#bars .chosen input")).to_be_focused()
+    page.keyboard.press("ArrowDown")
+    chosen = page.locator("#bars .chosen")
+    expect(chosen.locator("input")).to_be_focused()
+    name = chosen.locator(".name").inner_text()
+    assert name != first
+    expect(page.locator("#why-heading")).to_contain_text(name)
+    expect(page.get_by_role("radio", name=re.compile(f"^{name} .*threshold"))).to_be_checked()
+
+
+def test_a_file_that_is_no_picture(page: Page, tmp_path: Path):
+    path = tmp_path / "notes.txt"
+    path.write_text("no picture at all")
+    ask(page, "Heat (1995)")
+    expect(page.locator("#genres")).to_be_visible()
+    page.get_by_label("Poster", exact=True).set_input_files(path)
+    problem = page.get_by_role("alert").first
+    expect(problem).to_contain_text("can't be read as a picture")
+    # The title has its answer all the same.
+    expect(page.locator("#genres")).to_be_visible()
+    expect(page.locator("#summary")).to_contain_text("without the poster, which can't be read")
+    expect(page.locator(".marked")).to_have_text("Heat (1995)")
+    assert list(column(page, "#parts")) == ["Bias", "Title", "No poster", "Sum"]
+    page.get_by_role("button", name="Remove the poster").click()
+    expect(problem).to_be_empty()
+    expect(page.locator("#summary")).not_to_contain_text("without")
+    page.get_by_label("Title").fill("")
+    page.get_by_label("Poster", exact=True).set_input_files(path)
+    expect(page.locator("#problem")).to_contain_text("can't be read as a picture")
+    expect(page.locator("#genres")).to_be_hidden()
+
+
+def test_too_large_and_empty_files_and_nothing_at_all(page: Page, tmp_path: Path):
+    large, empty = tmp_path / "large.png", tmp_path / "empty.png"
+    with large.open("wb") as file:
+        file.truncate(MAX_POSTER_BYTES + 1)
+    empty.touch()
+    alert = page.get_by_role("alert").first
+    page.get_by_role("button", name="Name the genres").click()
+    expect(page.locator("#problem")).to_contain_text("type the title or choose the poster")
+    page.get_by_label("Poster", exact=True).set_input_files(large)
+    expect(alert).to_contain_text("large.png is too large")
+    page.get_by_label("Poster", exact=True).set_input_files(empty)
+    expect(alert).to_contain_text("empty.png is empty")
+
+
+def test_a_poster_can_be_dropped(page: Page, poster: bytes):
+    data = page.evaluate_handle(
+        """(bytes) => {
+            const data = new DataTransfer();
+            data.items.add(new File([new Uint8Array(bytes)], "dropped.png", {type: "image/png"}));
+            return data;
+        }""",
+        list(poster),
+    )
+    page.dispatch_event(".drop", "drop", {"dataTransfer": data})
+    expect(page.locator(".preview")).to_be_visible()
+    expect(page.locator("#column-poster-hint")).to_have_text("dropped.png")
+    expect(page.locator(".heat")).to_have_attribute("src", re.compile("^blob:"))
+    assert list(column(page, "#parts")) == ["Bias", "No title", "Poster", "Sum"]
+    assert page.locator(".reason").count() == 1
+
+
+@pytest.mark.parametrize(
+    "title",
+    [HOSTILE, "中文 🎬🎬 Alien", "ﬁve of Łódź (1995)", "?!"],
+    ids=["markup", "beyond 16 bits", "ligature", "no words"],
+)
+def test_any_title_is_text_and_stays_itself(page: Page, title: str):
+    ask(page, title)
+    expect(page.locator(".marked")).to_have_text(title)
+    assert page.locator("#why img[src=x], #why script").count() == 0
+
+
+def test_a_server_that_is_gone(browser: Browser, predictor: GenrePredictor):
+    with serving(predictor) as server, open_page(browser, server.url) as page:
+        server.stop()
+        ask(page, "Heat (1995)")
+        expect(page.locator("#problem")).to_contain_text("Is genre-demo still running")
+
+
+def test_a_slow_answer_does_not_overtake_the_next(
+    page: Page, served: Served, monkeypatch: pytest.MonkeyPatch
+):
+    explain, slow = api.explain_movie, threading.Event()
+
+    def delayed(predictor: GenrePredictor, movie: dict[str, Any]) -> Any:
+        if movie["title"] == "Slow":
+            assert slow.wait(20)
+        return explain(predictor, movie)
+
+    monkeypatch.setattr(api, "explain_movie", delayed)
+    ask(page, "Slow")
+    expect(page.locator("#answer")).to_have_attribute("aria-busy", "true")
+    ask(page, "Quick")
+    expect(page.locator(".marked")).to_have_text("Quick")
+    slow.set()
+    page.wait_for_load_state("networkidle")
+    expect(page.locator(".marked")).to_have_text("Quick")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_on_a_phone_the_reasons_stand_under_their_genre(
+    browser: Browser, served: Served, poster_file: Path, scheme: str
+):
+    options = {"viewport": {"width": 375, "height": 812}, "color_scheme": scheme}
+    with open_page(browser, served.url, has_touch=True, is_mobile=True, **options) as page:
+        page.get_by_label("Poster", exact=True).set_input_files(poster_file)
+        expect(page.locator("#genres")).to_be_visible()
+        expect(page.locator("#why")).to_be_hidden()
+        labels = page.locator("#bars label")
+        labels.nth(0).tap()
+        expect(page.locator("#bars li").nth(0).locator("#why")).to_be_visible()
+        expect(page.locator(".heat")).to_have_attribute("src", re.compile("^blob:"))
+        labels.nth(2).scroll_into_view_if_needed()
+        before = labels.nth(2).bounding_box()
+        labels.nth(2).tap()
+        expect(page.locator("#bars li").nth(2).locator("#why")).to_be_visible()
+        after = labels.nth(2).bounding_box()
+        assert before is not None and after is not None
+        assert after["y"] == pytest.approx(before["y"], abs=2), "it moved away from the finger"
+        width = page.evaluate("() => document.documentElement.scrollWidth")
+        assert width == 375, "the page can be pushed sideways"
+        assert contrast(page, "body") >= 7
+        assert contrast(page, "#why .hint") >= 4.5
+
+
+def contrast(page: Page, selector: str) -> float:
+    """Contrast of text to the page, by WCAG 2: (L1 + 0.05) / (L2 + 0.05)."""
+    colours = page.evaluate(
+        """(selector) => [
+            getComputedStyle(document.querySelector(selector)).color,
+            getComputedStyle(document.body).backgroundColor,
+        ]""",
+        selector,
+    )
+    light = []
+    for colour in colours:
+        values = np.array([int(v) for v in re.findall(r"\d+", colour)[:3]]) / 255
+        linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+        light.append(float(linear @ np.array([0.2126, 0.7152, 0.0722])))
+    return (max(light) + 0.05) / (min(light) + 0.05)
+
+
+def test_only_what_the_model_looks_at_is_asked_for(
+    browser: Browser, make_checkpoint: Callable[..., Path]
+):
+    titles_only = GenrePredictor.from_checkpoint(make_checkpoint(poster=None), "cpu")
+    with serving(titles_only) as server, open_page(browser, server.url) as page:
+        assert page.get_by_label("Poster", exact=True).count() == 0
+        ask(page, "Heat (1995)")
+        expect(page.locator("#why-heading")).to_be_visible()
+        assert list(column(page, "#parts")) == ["Bias", "Title", "Sum"]
+
+
+def test_every_column_of_the_model_has_a_field_and_reasons(
+    browser: Browser, wider: GenrePredictor, poster_file: Path, poster: bytes
+):
+    with serving(wider) as server, open_page(browser, server.url) as page:
+        expect(page.locator("#about")).to_contain_text("title, poster or synopsis, or several")
+        page.get_by_label("Synopsis").fill("A thief plans a last heist.\nAgain.")
+        page.get_by_label("Synopsis").press("Enter")  # a new line: a text may have several
+        expect(page.locator("#genres")).to_be_hidden()
+        page.get_by_label("Synopsis").press("Control+Enter")
+        expect(page.locator("#genres")).to_be_visible()
+        assert list(column(page, "#parts")) == ["Bias", "No title", "No poster", "Synopsis", "Sum"]
+        page.get_by_label("Poster", exact=True).set_input_files(poster_file)
+        expect(page.locator("figure.reason")).to_be_visible()
+        headings = page.locator(".reason h3").all_inner_texts()
+        assert headings == ["Where in the poster", "Words of the synopsis"]
+        text = page.get_by_label("Synopsis").input_value()
+        (wanted,) = wider.predict(None, [poster], synopsis=[text])
+        assert column(page, "#bars") == {name: round(s, 2) for name, s in wanted.ranked()}
+        expect(page.locator(".marked")).to_have_text(text.strip())
+        assert "thief" in column(page, ".words")
+
+
+def test_of_a_long_text_the_words_that_matter_are_listed(browser: Browser, wider: GenrePredictor):
+    known = "A thief plans a last heist. Toys live happily. "
+    with serving(wider) as server, open_page(browser, server.url) as page:
+        page.get_by_label("Synopsis").fill(known * 30 + "Unknown " + "words " * 20)
+        page.get_by_role("button", name="Name the genres").click()
+        expect(page.locator("#genres")).to_be_visible()
+        words = column(page, ".words")
+        assert len(words) == len({word.lower() for word in words}) <= 13
+        parts = column(page, "#parts")
+        assert sum(words.values()) == pytest.approx(parts["Synopsis"], abs=0.07)
+        expect(page.locator(".reason .hint")).to_contain_text("knows nothing of: Unknown, words")
+        field = page.get_by_label("Synopsis").bounding_box()
+        assert field is not None and field["height"] <= 300
