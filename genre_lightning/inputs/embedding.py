@@ -19,6 +19,7 @@ from genre_lightning.inputs.embedding_cache import (
     open_embeddings,
 )
 from genre_lightning.inputs.encoders import (
+    EncoderError,
     EncoderSpec,
     ImageEncoder,
     TextEncoder,
@@ -327,11 +328,12 @@ def _half(vectors: Any, encoder: str) -> np.ndarray:
     """(P, D) float16 of what an encoder gave.
 
     Raises:
-        ValueError: a number is not finite, or beyond what float16 holds.
+        EncoderError: a number is not finite, or beyond what float16 holds.
     """
     if isinstance(vectors, Tensor):
         vectors = vectors.cpu().numpy()
-    half: np.ndarray = np.asarray(vectors).astype(np.float16)
+    with np.errstate(over="ignore"):
+        half: np.ndarray = np.asarray(vectors).astype(np.float16)
     if not np.isfinite(half).all():
-        raise ValueError(f"the encoder {encoder} gave a number that float16 does not hold")
+        raise EncoderError(f"the encoder {encoder} gave a number that float16 does not hold")
     return half
