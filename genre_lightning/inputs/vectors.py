@@ -96,28 +96,27 @@ def _read_csv(path: Path) -> tuple[list[str], np.ndarray]:
         raise InputError(f"{path}: not UTF-8") from error
     ids: list[str] = []
     rows: list[list[float]] = []
-    number = 1
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
-        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
         header = [cell.strip().lower() for cell in next(reader, [])]
         if header.count("id") != 1 or len(header) < 2:
             raise InputError(f"{path}:1: one column id and columns of numbers are needed")
         place = header.index("id")
-        for number, cells in enumerate(reader, start=2):
+        for cells in reader:
             if not cells:
                 continue
             if len(cells) != len(header):
                 raise InputError(
-                    f"{path}:{number}: {len(cells)} cells, but the header has {len(header)}"
+                    f"{path}:{reader.line_num}: {len(cells)} cells, but the header has {len(header)}"
                 )
             ids.append(cells.pop(place).strip())
             rows.append([float(cell) for cell in cells])
     except csv.Error as error:
-        raise InputError(f"{path}:{number}: {error}") from error
+        raise InputError(f"{path}:{reader.line_num}: {error}") from error
     except ValueError as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path}:{number}: {error}") from error
+        raise InputError(f"{path}:{reader.line_num}: {error}") from error
     return ids, np.array(rows, dtype=np.float64).reshape(len(rows), len(header) - 1)
 
 
@@ -138,6 +137,8 @@ class VectorsInput(Input):
     of: str = "id"
 
     def __init__(self, path: str, log_odds: bool = False) -> None:
+        if not path:
+            raise ValueError("path: the file is not named")
         try:
             absolute = str(Path(path).expanduser().resolve())
         except (OSError, RuntimeError, TypeError, ValueError):  # a loop of links, an unknown ~user
