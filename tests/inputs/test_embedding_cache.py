@@ -194,12 +194,12 @@ def test_a_killed_build_is_taken_up(kill_in: int, tmp_path: Path) -> None:
 def test_parts_of_another_dataset_stay(tmp_path: Path) -> None:
     process = start(tmp_path, 4 * CHUNK, 4, tmp_path / "log")
     process.join()
-    parts = set((tmp_path / "cache").glob("*_part-*"))
+    parts = set((tmp_path / "cache").glob("embeddings*_part-*"))
     assert len(parts) == 3
     # A smaller dataset, embedded and opened again.
     for _ in range(2):
         check(Counted(names(3 * CHUNK, 100)), tmp_path)
-        assert set((tmp_path / "cache").glob("*_part-*")) == parts
+        assert set((tmp_path / "cache").glob("embeddings*_part-*")) == parts
     items = Counted(names(4 * CHUNK))
     check(items, tmp_path)
     assert items.embedded == names(CHUNK, 3 * CHUNK)
@@ -209,7 +209,7 @@ def test_parts_of_another_dataset_stay(tmp_path: Path) -> None:
 def test_a_damaged_part_is_embedded_again(tmp_path: Path) -> None:
     process = start(tmp_path, 3 * CHUNK, 3, tmp_path / "log")
     process.join()
-    first, second = sorted((tmp_path / "cache").glob("*_part-*"))
+    first, second = sorted((tmp_path / "cache").glob("embeddings*_part-*"))
     flip(first / "vectors.f16")
     (second / "hashes.b16").write_bytes(b"")
     items = Counted(names(3 * CHUNK))
@@ -313,9 +313,7 @@ def test_damage_is_noticed_and_mended(
     assert caplog.text == ""
 
 
-@pytest.mark.parametrize(
-    "content", [None, b"", b"x" * 95], ids=["gone", "empty", "too short"]
-)
+@pytest.mark.parametrize("content", [None, b"", b"x" * 95], ids=["gone", "empty", "too short"])
 def test_without_hashes_it_is_good_for_its_own_dataset(
     content: bytes | None, tmp_path: Path
 ) -> None:
