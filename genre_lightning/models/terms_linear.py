@@ -52,7 +52,21 @@ class TermsLinear(nn.Module):
         Returns:
             (P, G) logits; (M, P, G) in training.
         """
-        weights = self.input_drop(weights.to(self.embed.weight.dtype))
-        logits = self.embed(indices, offsets, per_sample_weights=weights) + self.head.bias
-        logits = logits.view(-1, self.members, self.num_genres).transpose(0, 1)
+        weights = weights.to(self.embed.weight.dtype)
+        if self.training and self.members > 1:
+            sums = self._varied(indices, offsets, weights)
+        else:
+            weights = self.input_drop(weights)
+            sums = self.embed(indices, offsets, per_sample_weights=weights)
+        logits = (sums + self.head.bias).view(-1, self.members, self.num_genres).transpose(0, 1)
         return averaged(logits, self.training)
+
+    def _varied(self, indices: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
+        """(P, M * G) where each member leaves out terms of its own: they start from one point."""
+        drawn = self.input_drop(weights[:, None, None].expand(-1, self.members, 1))
+        terms = nn.functional.embedding(indices, self.embed.weight)
+        terms = (terms.view(-1, self.members, self.num_genres) * drawn).flatten(1)
+        number = torch.bucketize(
+            torch.arange(len(indices), device=offsets.device), offsets, right=True
+        )
+        return terms.new_zeros(len(offsets), terms.shape[1]).index_add(0, number - 1, terms)
