@@ -106,9 +106,8 @@ def _read_csv(path: Path) -> tuple[list[str], np.ndarray]:
             if not cells:
                 continue
             if len(cells) != len(header):
-                raise InputError(
-                    f"{path}:{reader.line_num}: {len(cells)} cells, but the header has {len(header)}"
-                )
+                found = f"{len(cells)} cells, but the header has {len(header)}"
+                raise InputError(f"{path}:{reader.line_num}: {found}")
             ids.append(cells.pop(place).strip())
             rows.append([float(cell) for cell in cells])
     except csv.Error as error:
