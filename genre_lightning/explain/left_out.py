@@ -23,7 +23,7 @@ from genre_lightning.inputs.input import Value
 #: seconds of MiniLM on one core. A text of more than 140 words loses several of them at once.
 MAX_TEXTS, MAX_WORDS = 400, 20_000
 
-# What is between spaces and dashes; in scripts that are written without them, kana and Han, each character.
+# What is between spaces and dashes. In scripts written without them, each character: kana and Han.
 _WRITTEN = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\s\u2013\u2014\u3040-\u30ff\u3400-\u9fff]+")
 _WORD = re.compile(r"\w(?:.*\w)?", re.DOTALL)
 
