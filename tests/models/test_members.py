@@ -86,8 +86,11 @@ def test_with_and_without_members_sum(data: MovieDataModule) -> None:
     g = len(data.genres)
     shapes = {name: tuple(logits.shape) for name, logits in said.items()}
     assert shapes == {
-        "terms": (3, len(some), g), "year": (3, len(some), g), "mlp": (len(some), g), "poster": (len(some), g)
-    }  # fmt: skip
+        "terms": (3, len(some), g),
+        "year": (3, len(some), g),
+        "mlp": (len(some), g),
+        "poster": (len(some), g),
+    }
     total = made.total(said)
     assert total.shape == (3, len(some), g)
     for m in range(3):
@@ -153,7 +156,7 @@ def test_the_loss_is_the_mean_of_the_members_own(data: MovieDataModule, branch_l
                     for m in range(3)
                 ]
             )
-    assert float(found) == pytest.approx(wanted, rel=1e-5)
+    assert found.item() == pytest.approx(wanted, rel=1e-5)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
