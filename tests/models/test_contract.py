@@ -20,11 +20,16 @@ from genre_lightning.models.networks import (
     complete_description,
     sketch_network,
 )
-from tests.kinds import KINDS, SMALL, Opened, drawn, fits, opened
+from tests.kinds import KINDS, SMALL, Opened, drawn, fits, opened, without_weights
 from tests.memory import little_memory
 
 PAIRS = [(kind, name) for name in NETWORKS for kind in fits(name)]
 GENRES = 3
+
+
+@pytest.fixture(autouse=True)
+def small_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_weights(monkeypatch)
 
 
 @pytest.fixture(params=PAIRS, ids="-".join)
