@@ -75,6 +75,7 @@ def make_module(cfg: DictConfig, data: MovieDataModule) -> GenreModule:
         instantiate(cfg.optimizer),
         instantiate(cfg.scheduler),
         inputs=data.describe(),
+        folds=data.folds if data.validates_by_folds else 1,
         lr_scales={name: branch.lr_scale for name, branch in listed.items()},
         **cfg.training,
     )

@@ -109,6 +109,25 @@ def stored_folder(
     return folder
 
 
+def remove_stored(folder: Path) -> None:
+    """Remove a folder of :func:`stored_folder` and its lock, where nobody builds it right now.
+
+    One that can't be removed, as in a cache that is read-only, stays.
+    """
+    lock = _lock(folder.parent, folder.name)
+    try:
+        lock.acquire(timeout=0)
+    except (Timeout, OSError):
+        return
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        Path(lock.lock_file).unlink(missing_ok=True)
+    except OSError:
+        pass
+    finally:
+        lock.release()
+
+
 def advise(array: np.ndarray, rows: np.ndarray) -> None:
     """Have the system begin to read rows of a memory-mapped array, where it is one.
 

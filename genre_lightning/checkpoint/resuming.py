@@ -56,10 +56,7 @@ def check_resumable(
         if card[key] != ours:
             theirs = card[key]
             if key == "inputs":
-                theirs, ours = (
-                    {name: json.loads(text) for name, text in texts.items()}
-                    for texts in (theirs, ours)
-                )
+                theirs, ours = _read_states(theirs), _read_states(inputs["inputs"])
             raise CheckpointError(
                 f"{path}: its {key} differ from this run's ({_difference(theirs, ours)}); "
                 "resume with the data and model it was trained with, or start anew without "
@@ -84,6 +81,10 @@ def check_resumable(
             "give the same ones, or start anew without ckpt_path"
         )
     return checkpoint
+
+
+def _read_states(texts: Mapping[str, str]) -> dict[str, Any]:
+    return {name: json.loads(text) for name, text in texts.items()}
 
 
 def _shown(settings: Mapping[str, Any], name: str) -> str:

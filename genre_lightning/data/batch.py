@@ -26,12 +26,14 @@ class MovieBatch:
         parts: what each branch takes of them, by branch.
         targets: (B, G) float32 multi-hot.
         rows: (B,) int64, each movie's place in the dataset.
+        folds: (B,) int64, the fold of train that each is in; -1 for none.
         seed: of this batch's random changes.
     """
 
     parts: Mapping[str, Part]
     targets: Tensor
     rows: Tensor
+    folds: Tensor
     seed: int
 
     def __len__(self) -> int:
@@ -49,7 +51,13 @@ class MovieBatch:
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> MovieBatch:
         parts = {name: part.each(change) for name, part in self.parts.items()}
-        return replace(self, parts=parts, targets=change(self.targets), rows=change(self.rows))
+        return replace(
+            self,
+            parts=parts,
+            targets=change(self.targets),
+            rows=change(self.rows),
+            folds=change(self.folds),
+        )
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,7 @@ class BatchGroup:
         parts: of all their movies, by branch.
         targets: (N, G) float32 of all their N movies.
         rows: (N,) int64.
+        folds: (N,) int64.
         sizes: movies of each batch.
         seeds: of each batch's random changes.
     """
@@ -67,16 +76,20 @@ class BatchGroup:
     parts: Mapping[str, JoinedPart]
     targets: Tensor
     rows: Tensor
+    folds: Tensor
     sizes: Sequence[int]
     seeds: Sequence[int]
 
     def batches(self) -> list[MovieBatch]:
         """The batches one by one, each a view of its share."""
         parts = {name: joined.parts() for name, joined in self.parts.items()}
-        targets, rows = self.targets.split(list(self.sizes)), self.rows.split(list(self.sizes))
+        sizes = list(self.sizes)
+        columns = [column.split(sizes) for column in (self.targets, self.rows, self.folds)]
         return [
             MovieBatch(
-                {name: shares[k] for name, shares in parts.items()}, targets[k], rows[k], seed
+                {name: shares[k] for name, shares in parts.items()},
+                *(column[k] for column in columns),
+                seed=seed,
             )
             for k, seed in enumerate(self.seeds)
         ]
@@ -84,7 +97,13 @@ class BatchGroup:
     def each(self, change: Callable[[Tensor], Tensor]) -> BatchGroup:
         """The same with every tensor changed, such as moved to a device."""
         parts = {name: joined.each(change) for name, joined in self.parts.items()}
-        return replace(self, parts=parts, targets=change(self.targets), rows=change(self.rows))
+        return replace(
+            self,
+            parts=parts,
+            targets=change(self.targets),
+            rows=change(self.rows),
+            folds=change(self.folds),
+        )
 
 
 class MovieBatches(Dataset[MovieBatch]):
@@ -93,15 +112,22 @@ class MovieBatches(Dataset[MovieBatch]):
     Args:
         features: of all N movies, by branch.
         labels: (N, G) uint8 multi-hot.
+        folds: (N,) int64, the fold of train that each movie is in; None for no folds.
 
     Attributes:
         resident: dense features that are on the training device as a whole, by branch. Batches
             then hold their ``places`` in place of the numbers.
     """
 
-    def __init__(self, features: Mapping[str, Features], labels: np.ndarray) -> None:
+    def __init__(
+        self,
+        features: Mapping[str, Features],
+        labels: np.ndarray,
+        folds: np.ndarray | None = None,
+    ) -> None:
         self.features = dict(features)
         self.labels = labels
+        self.folds = np.full(len(labels), -1, dtype=np.int64) if folds is None else folds
         self.resident: dict[str, Tensor] = {}
 
     def read_ahead(self, rows: np.ndarray) -> None:
@@ -125,6 +151,7 @@ class MovieBatches(Dataset[MovieBatch]):
             {name: self._part(name, rows, ends, ends - sizes) for name in self.features},
             targets=torch.from_numpy(self.labels[rows].astype(np.float32)),
             rows=torch.from_numpy(rows),
+            folds=torch.from_numpy(self.folds[rows]),
             sizes=sizes.tolist(),
             seeds=[seed for _, seed in items],
         )

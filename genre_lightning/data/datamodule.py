@@ -22,7 +22,7 @@ from genre_lightning.inputs.table import state_to_text
 from genre_lightning.movies.columns import join_columns
 from genre_lightning.movies.movie import DataError, MovieSet, check_movies, encode_genres
 from genre_lightning.movies.readers import READERS, read_movies
-from genre_lightning.movies.split import split_movies
+from genre_lightning.movies.split import fold_movies, split_movies
 from genre_lightning.movies.summary import (
     absent_posters,
     column_states,
@@ -32,13 +32,14 @@ from genre_lightning.movies.summary import (
 from genre_lightning.store import content_key, stored_folder
 
 #: Part of the key of stored splits: raise it when their computation changes.
-SPLIT_VERSION = 1
+SPLIT_VERSION = 2
 #: Batches that are gathered and prepared at once: at most so many,
 MAX_GROUP = 16
 #: and of so many bytes in each branch as its network sees them: on a CPU what its cache holds,
 GROUP_BYTES = 3 * 2**20
 #: elsewhere more.
 GROUP_BYTES_ON_DEVICE = 48 * 2**20
+MAX_FOLDS = 64
 #: Options that are paths.
 PATHS = ("root", "path", "columns")
 #: Options that a checkpoint does not tell and must not: it can't start a download.
@@ -59,6 +60,8 @@ class MovieDataModule(pl.LightningDataModule):
         batch_size: B, on each device.
         val_fraction: share of train held out for validation where the dataset names no such split.
         test_fraction: share of all held out for test where the dataset names no such split.
+        folds: K > 1 validates by K folds of train instead of by a part that is held out, where the
+            dataset names no validation split: see ``models/members.py``. 1 holds out.
         split_seed: of the splits drawn here; apart from ``seed``, so that runs of several seeds are
             compared on the same movies.
         seed: of the training order and the random changes.
@@ -81,6 +84,7 @@ class MovieDataModule(pl.LightningDataModule):
         batch_size: int = 64,
         val_fraction: float = 0.15,
         test_fraction: float = 0.2,
+        folds: int = 1,
         split_seed: int = 0,
         seed: int = 0,
         cache_dir: str | Path = "~/.cache/genre-lightning",
@@ -102,6 +106,9 @@ class MovieDataModule(pl.LightningDataModule):
         self.batch_size = batch_size
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
+        if type(folds) is not int or not 1 <= folds <= MAX_FOLDS:
+            raise DataError(f"data.folds={folds} must be a whole number in 1..{MAX_FOLDS}")
+        self.folds = folds
         self.split_seed = split_seed
         self.seed = seed
         self.cache_dir = Path(cache_dir).expanduser()
@@ -136,7 +143,7 @@ class MovieDataModule(pl.LightningDataModule):
         known = {
             **{
                 name: own[name]
-                for name in ("columns", "val_fraction", "test_fraction", "split_seed")
+                for name in ("columns", "val_fraction", "test_fraction", "folds", "split_seed")
             },
             **inspect.signature(READERS[reader]).parameters,
         }
@@ -178,34 +185,49 @@ class MovieDataModule(pl.LightningDataModule):
             movies = _with_genres(movies, self.wanted_genres)
         self.labels = encode_genres(movies.movies, movies.genres)
         self.genres = movies.genres
-        self.splits = self._split(movies)
+        self.splits, fold = self._split(movies)
         store = Store(self.cache_dir, self.workers)
         self.features: dict[str, Features] = {}
         for branch, given in self.inputs.items():
             values = self._values(movies, branch)
             self.features[branch] = given.open(values, self.splits["train"], store)
-        self.batches = MovieBatches(self.features, self.labels)
+        self.batches = MovieBatches(self.features, self.labels, fold)
         self._movie_set = movies
 
-    def _split(self, movies: MovieSet) -> dict[str, np.ndarray]:
-        """Rows of each split, from the store where an earlier run left them."""
+    def _split(self, movies: MovieSet) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Rows of each split, from the store where an earlier run left them; folds of train."""
         given = [movie.split for movie in movies.movies]
-        fractions = (self.val_fraction, self.test_fraction, self.split_seed)
-        key = content_key("split", SPLIT_VERSION, given, self.labels, *fractions)
+        by_folds = self.folds > 1 and "val" not in given
+        held_out = None if by_folds else self.val_fraction
+        fractions = (held_out, self.test_fraction, self.split_seed)
+        folds = (self.folds,) if by_folds else ()
+        key = content_key("split", SPLIT_VERSION, given, self.labels, *fractions, *folds)
 
         def build(folder: Path) -> None:
             splits = split_movies(
                 given,
                 self.labels,
-                val_fraction=self.val_fraction,
+                val_fraction=held_out,
                 test_fraction=self.test_fraction,
                 seed=self.split_seed,
             )
+            fold = np.full(len(given), -1, dtype=np.int64)
+            if by_folds:
+                train = splits["train"]
+                fold[train] = fold_movies(self.labels[train], self.folds, self.split_seed)
+                splits["val"] = train
+            np.save(folder / "fold.npy", fold)
             for name, rows in splits.items():
                 np.save(folder / f"{name}.npy", rows)
 
         folder = stored_folder(self.cache_dir, "split", key, build)
-        return {name: np.load(folder / f"{name}.npy") for name in ("train", "val", "test")}
+        splits = {name: np.load(folder / f"{name}.npy") for name in ("train", "val", "test")}
+        return splits, np.load(folder / "fold.npy")
+
+    @property
+    def validates_by_folds(self) -> bool:
+        """Whether validation is all of train, each movie by the member that has not learnt it."""
+        return bool((self.batches.folds >= 0).any())
 
     def _values(self, movies: MovieSet, branch: str) -> list[Any]:
         """The column that a branch looks at, None for a movie without.
@@ -287,8 +309,13 @@ class MovieDataModule(pl.LightningDataModule):
         looked_at = [given.column for given in self.inputs.values() if given.of != "id"]
         shown = dict.fromkeys(["poster", *looked_at])
         states = {column: self.states(column) for column in shown}
-        table = dataset_table(movies, self.splits, self.labels, states)
+        splits = dict(self.splits)
+        if self.validates_by_folds:
+            splits.pop("val")
+        table = dataset_table(movies, splits, self.labels, states)
         lines: list[Table | str] = [render_table(table, title=f"Dataset: {self.reader}")]
+        if self.validates_by_folds:
+            lines.append(f"validation: {self.folds} folds of train")
         lines += movies.notes
         lines += [f"poster not there: {name}" for name in absent_posters(movies.movies)]
         unreadable = dict(
@@ -314,6 +341,7 @@ class MovieDataModule(pl.LightningDataModule):
                 **source,
                 "val_fraction": self.val_fraction,
                 "test_fraction": self.test_fraction,
+                "folds": self.folds,
                 "split_seed": self.split_seed,
             },
         }

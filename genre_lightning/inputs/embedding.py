@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, final
 
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from genre_lightning.cores import num_cores
 from genre_lightning.inputs.augment import Colours, PosterAugment
-from genre_lightning.inputs.decode import DECODER_VERSION
+from genre_lightning.inputs.decode import DECODER_VERSION, MAX_FILE_BYTES
 from genre_lightning.inputs.embedding_cache import (
     Embedded,
     Source,
@@ -20,6 +19,7 @@ from genre_lightning.inputs.embedding_cache import (
     open_embeddings,
 )
 from genre_lightning.inputs.encoders import (
+    EncoderError,
     EncoderSpec,
     ImageEncoder,
     TextEncoder,
@@ -41,8 +41,6 @@ from genre_lightning.store import content_key
 EMBEDDING_VERSION = 1
 MAX_WIDTH = 65_536
 MAX_VIEWS = 64
-
-_SHA256 = re.compile(r"[0-9a-f]{64}|random-[0-9]{1,10}")
 
 
 @final
@@ -83,6 +81,9 @@ class EmbeddingInput(Input):
         self._set(column, spec, views)
 
     def _set(self, column: str, spec: EncoderSpec, views: int) -> None:
+        # A checkpoint holds it as JSON without anything escaped.
+        if not spec.name.isprintable() or set(spec.name) & set('"\\[]{}'):
+            raise ValueError(f"encoder: {spec.name!r:.200} can't be the name of one")
         self.column = column
         self.spec = spec
         self.of = "poster" if spec.kind == "image" else "text"
@@ -157,7 +158,9 @@ class EmbeddingInput(Input):
         return DenseFeatures("vectors", cache.vectors, place, unreadable)
 
     def _key(self) -> str:
-        how = (EMBEDDING_VERSION, self.sha256, self.views, self.spec.stages)
+        # The same weights fit architectures that differ in padding.
+        architecture = self.spec.architecture
+        how = (EMBEDDING_VERSION, self.sha256, architecture, self.views, self.spec.stages)
         if self.of == "text":
             return content_key(*how)
         colours = (list(self.spec.mean or ()), list(self.spec.std or ()))
@@ -259,6 +262,8 @@ class EmbeddingInput(Input):
             stages=state["stages"],
             allow=vouched(),
         )
+        if spec.kind == "image" and state["size"] is None:
+            raise ValueError("size: posters have one")
         made = cls.__new__(cls)
         made._set(state["column"], spec, state["views"])
         if made.width not in (None, width):
@@ -282,12 +287,12 @@ class _Posters:
 
     def _hash(self, index: int) -> bytes | None:
         file = self.files[index]
-        if not file.exists:
-            return None
+        if not file.exists or file.size > MAX_FILE_BYTES:
+            return None  # decoding will say so
         try:
             return content_hash(file.read_bytes())
         except OSError:
-            return None  # decoding will say so
+            return None
 
     def embed(self, items: Sequence[int]) -> Embedded:
         files = [self.files[index] for index in items]
@@ -323,11 +328,12 @@ def _half(vectors: Any, encoder: str) -> np.ndarray:
     """(P, D) float16 of what an encoder gave.
 
     Raises:
-        ValueError: a number is not finite, or beyond what float16 holds.
+        EncoderError: a number is not finite, or beyond what float16 holds.
     """
     if isinstance(vectors, Tensor):
         vectors = vectors.cpu().numpy()
-    half: np.ndarray = np.asarray(vectors).astype(np.float16)
+    with np.errstate(over="ignore"):
+        half: np.ndarray = np.asarray(vectors).astype(np.float16)
     if not np.isfinite(half).all():
-        raise ValueError(f"the encoder {encoder} gave a number that float16 does not hold")
+        raise EncoderError(f"the encoder {encoder} gave a number that float16 does not hold")
     return half

@@ -9,7 +9,6 @@ kept in parts, which the next one takes up.
 from __future__ import annotations
 
 import json
-import shutil
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,10 +20,14 @@ import numpy as np
 
 from genre_lightning.inputs.input import Store
 from genre_lightning.inputs.poster_cache import progress_bar
-from genre_lightning.store import content_key, stored_folder
+from genre_lightning.store import content_key, remove_stored, stored_folder
 
-_VECTORS, _HASHES, _META = "vectors.f16", "hashes.npy", "meta.json"
+_VECTORS, _HASHES, _META = "vectors.f16", "hashes.b16", "meta.json"
 _HASH_BYTES = 16
+#: In the place of the hash of an item that has none; no content has it.
+_UNKNOWN = bytes(_HASH_BYTES)
+#: What reading a damaged folder raises.
+_DAMAGED = (OSError, ValueError, TypeError, LookupError)
 #: Items that are embedded and put on the disk together: what a kill loses at most.
 CHUNK = 256
 
@@ -114,29 +117,37 @@ def open_embeddings(
                 computed = source.embed(unique) if unique else Embedded(np.zeros(0), [])
                 lost = {unique[place]: (reason, again) for place, reason, again in computed.masked}
                 kept = [index for index in unique if index not in lost]
-                own = {found[index - start]: row for row, index in enumerate(kept)}
+                row_of = {index: row for row, index in enumerate(kept)}
+                # What could be read only the second time has no hash to be found again by.
+                own: dict[bytes, int] = {
+                    one: i for i in kept if (one := found[i - start]) is not None
+                }
                 rows = []
                 for index, one in enumerate(found, start):
                     if index in lost:
                         masked.append((index, *lost[index]))
-                    elif one is not None and one in own:
-                        rows.append(computed.vectors[own[one]])
+                    elif one is None:
+                        rows.append(computed.vectors[row_of[index]])
+                        hashes.append(_UNKNOWN)
+                    elif one in own:
+                        rows.append(computed.vectors[row_of[own[one]]])
                         hashes.append(one)
-                    elif one is not None and one in known:
+                    elif one in known:
                         rows.append(known[one])
                         hashes.append(one)
                     else:  # the same content as one that was masked
                         first = next(i for i in lost if found[i - start] == one)
                         masked.append((index, *lost[first]))
-                if kept and stop - start < source.count:
-                    digests = [one for one in own if one is not None]
-                    _keep_part(store.folder, parts, digests, computed.vectors)
+                if own and stop - start < source.count:
+                    chosen = computed.vectors[[row_of[index] for index in own.values()]]
+                    part = _keep_part(store.folder, parts, list(own), chosen)
+                    known.add(part)
                 if rows:
                     data = np.stack(rows).astype(np.float16).tobytes()
                     file.write(data)
                     checksum = zlib.crc32(data, checksum)
                 bar.update(task, completed=stop)
-        np.save(folder / _HASHES, np.frombuffer(b"".join(hashes), dtype=np.uint8))
+        (folder / _HASHES).write_bytes(b"".join(hashes))
         meta = {"count": len(hashes), "shape": list(shape), "crc32": checksum, "masked": masked}
         (folder / _META).write_text(json.dumps(meta), encoding="utf-8")
 
@@ -144,9 +155,7 @@ def open_embeddings(
     folder = stored_folder(
         store.folder, name, key, build, lambda folder: _damage(folder, source, shape)
     )
-    for part in store.folder.expanduser().glob(f"{parts}-*"):
-        if not part.name.startswith("."):
-            shutil.rmtree(part, ignore_errors=True)  # all of it is in the whole by now
+    _remove_parts(store.folder.expanduser(), parts, folder)
     meta = _read_meta(folder)
     vectors = _map(folder, meta["count"], shape)
     return OpenedCache(vectors, [(i, reason, again) for i, reason, again in meta["masked"]])
@@ -157,10 +166,15 @@ class _Known:
 
     def __init__(self, cache_dir: Path, names: Sequence[str], shape: tuple[int, int]) -> None:
         self._found: dict[bytes, tuple[np.ndarray, int]] = {}
+        self._shape = shape
         for name in names:
             for folder in sorted(cache_dir.expanduser().glob(f"{name}-*")):
-                for digest, place in _readable(folder, shape):
-                    self._found.setdefault(digest, place)
+                self.add(folder)
+
+    def add(self, folder: Path) -> None:
+        """Take in what a folder holds."""
+        for digest, place in _readable(folder, self._shape):
+            self._found.setdefault(digest, place)
 
     def __contains__(self, digest: bytes) -> bool:
         return digest in self._found
@@ -179,12 +193,19 @@ def _readable(
         meta = _read_meta(folder)
         if _file_damage(folder, meta, shape) is not None:
             return
-        digests = np.load(folder / _HASHES, allow_pickle=False).tobytes()
+        digests = _read_hashes(folder)
         vectors = _map(folder, meta["count"], shape)
-    except (OSError, ValueError, TypeError, KeyError):
+    except _DAMAGED:
         return
-    for row in range(meta["count"]):
-        yield digests[row * _HASH_BYTES : (row + 1) * _HASH_BYTES], (vectors, row)
+    if len(digests) == meta["count"]:
+        for row, digest in enumerate(digests):
+            if digest != _UNKNOWN:
+                yield digest, (vectors, row)
+
+
+def _read_hashes(folder: Path) -> list[bytes]:
+    data = (folder / _HASHES).read_bytes()
+    return [data[start : start + _HASH_BYTES] for start in range(0, len(data), _HASH_BYTES)]
 
 
 def _first_of_each(new: Sequence[int], found: Sequence[bytes | None], start: int) -> list[int]:
@@ -200,13 +221,14 @@ def _first_of_each(new: Sequence[int], found: Sequence[bytes | None], start: int
     return unique
 
 
-def _keep_part(cache_dir: Path, name: str, digests: list[bytes], vectors: np.ndarray) -> None:
+def _keep_part(cache_dir: Path, name: str, digests: list[bytes], vectors: np.ndarray) -> Path:
     """Put a few embeddings on the disk, from where a later build takes them."""
+    shape = (int(vectors.shape[1]), int(vectors.shape[2]))
     data = vectors.astype(np.float16).tobytes()
 
     def build(folder: Path) -> None:
         (folder / _VECTORS).write_bytes(data)
-        np.save(folder / _HASHES, np.frombuffer(b"".join(digests), dtype=np.uint8))
+        (folder / _HASHES).write_bytes(b"".join(digests))
         meta = {
             "count": len(digests),
             "shape": list(vectors.shape[1:]),
@@ -215,7 +237,31 @@ def _keep_part(cache_dir: Path, name: str, digests: list[bytes], vectors: np.nda
         }
         (folder / _META).write_text(json.dumps(meta), encoding="utf-8")
 
-    stored_folder(cache_dir, name, content_key(digests), build)
+    def check(folder: Path) -> str | None:
+        try:
+            return _file_damage(folder, _read_meta(folder), shape)
+        except _DAMAGED as error:
+            return f"damaged ({error})"
+
+    return stored_folder(cache_dir, name, content_key(digests), build, check)
+
+
+def _remove_parts(cache_dir: Path, name: str, whole: Path) -> None:
+    """Remove the parts that a folder holds all of: another dataset's may still be needed."""
+    found = list(cache_dir.glob(f"{name}-*"))
+    if not found:
+        return
+    try:
+        held = set(_read_hashes(whole))
+    except _DAMAGED:
+        return
+    for part in found:
+        try:
+            if not held.issuperset(_read_hashes(part)):
+                continue
+        except _DAMAGED:
+            pass  # of no use to anybody
+        remove_stored(part)
 
 
 def _map(folder: Path, count: int, shape: tuple[int, int]) -> np.ndarray:
@@ -241,7 +287,7 @@ def _damage(folder: Path, source: Source, shape: tuple[int, int]) -> str | None:
         if meta["count"] + len(meta["masked"]) != source.count:
             return f"it has {meta['count']} items and {len(meta['masked'])} masked ones"
         damage = _file_damage(folder, meta, shape)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except _DAMAGED as error:
         return f"damaged ({error})"
     if damage is not None:
         return damage

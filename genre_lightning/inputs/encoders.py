@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import importlib.util
 import json
+import logging
 import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -276,7 +277,7 @@ def resolve(
     A user's own config may name
 
     - a short name out of :data:`ENCODERS`;
-    - ``timm:NAME``, any of ``timm.list_models(pretrained=True)`` (this imports timm), with
+    - ``timm:NAME``, or NAME alone, any of ``timm.list_models(pretrained=True)`` (this imports timm), with
       ``weights`` from a safetensors file of his or from the hub;
     - ``st:ORGANISATION/NAME@COMMIT``, a sentence-transformers model at the hub;
     - ``folder:PATH``, a folder that sentence-transformers reads, with safetensors in it.
@@ -304,7 +305,7 @@ def resolve(
             f"the encoder {name!r:.200} is none of {sorted(ENCODERS)}, and a checkpoint can't start a "
             "download or name a file: name the encoder yourself to use it"
         )
-    elif name.startswith("timm:"):
+    elif name.startswith("timm:") or ":" not in name:
         spec = _timm_spec(name.removeprefix("timm:"), weights)
     elif name.startswith("st:"):
         spec = _hub_text_spec(name)
@@ -315,7 +316,7 @@ def resolve(
             f"unknown encoder {name!r:.200}: it is one of {sorted(ENCODERS)}, timm:NAME, "
             "st:ORGANISATION/NAME@COMMIT or folder:PATH"
         )
-    if weights is not None and not name.startswith("timm:"):
+    if weights is not None and not spec.name.startswith("timm:"):
         raise EncoderError(f"only timm:NAME takes weights, not the encoder {name!r:.200}")
     if type(stages) is not bool or (stages and spec.kind != "image"):
         raise EncoderError(f"stages is {stages!r:.80}: true or false, and only of posters")
@@ -380,8 +381,8 @@ def _timm_spec(name: str, weights: str | Path | None) -> EncoderSpec:
 
             near = difflib.get_close_matches(name, known, n=3)
             raise EncoderError(
-                f"timm has no pretrained model {name!r}"
-                + (f"; did you mean {' or '.join(near)}?" if near else "")
+                f"the encoder {name!r} is none of {sorted(ENCODERS)}, and timm has no pretrained "
+                "model of that name" + (f"; did you mean {' or '.join(near)}?" if near else "")
             )
         name = tagged
     config = timm.get_pretrained_cfg(name)

@@ -48,8 +48,11 @@ def read_poster(value: Any, size: tuple[int, int], shrink: int = 1) -> np.ndarra
         raise TypeError(f"a {type(value).__name__}, not a path, bytes or an image")
     try:
         return decode_poster(value, size, shrink)
-    except OSError as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
+    except PosterError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        missing = isinstance(error, FileNotFoundError)
+        reason = "no such file" if missing else getattr(error, "strerror", None) or error
         raise PosterError(f"can't be read ({reason})") from error
 
 

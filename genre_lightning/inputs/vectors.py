@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, final
@@ -20,6 +21,18 @@ from genre_lightning.inputs.part import Numbers
 #: The most numbers a movie may have.
 MAX_WIDTH = 65_536
 
+#: What reading a file raises that is no .npz, or a damaged one.
+_NO_ARRAYS = (
+    ValueError,
+    TypeError,
+    AttributeError,
+    EOFError,
+    MemoryError,
+    NotImplementedError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
 
 def read_vectors(path: Path) -> tuple[list[str], np.ndarray]:
     """The ids and vectors of a file.
@@ -34,6 +47,8 @@ def read_vectors(path: Path) -> tuple[list[str], np.ndarray]:
     Raises:
         InputError: naming the file, and the row where there is one.
     """
+    if not path.is_file():  # a device that never ends, named by a stranger's checkpoint
+        raise InputError(f"{path}: there is no such file")
     try:
         ids, x = _read_csv(path) if path.suffix.lower() == ".csv" else _read_npz(path)
     except OSError as error:
@@ -42,16 +57,19 @@ def read_vectors(path: Path) -> tuple[list[str], np.ndarray]:
         raise InputError(
             f"{path}: x is {x.shape} for {len(ids)} ids; it must be (N, D), D up to {MAX_WIDTH}"
         )
+    with np.errstate(over="ignore"):
+        x = x.astype(np.float32)
     bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
     if len(bad):
         raise InputError(
-            f"{path}: the vector of id {ids[bad[0]]!r} has a number that is not finite"
+            f"{path}: the vector of id {ids[bad[0]]!r:.200} has a number that is not finite, or "
+            "too large for float32"
         )
     if len(set(ids)) < len(ids):
         seen: set[str] = set()
         twice = next(one for one in ids if one in seen or seen.add(one))  # type: ignore[func-returns-value]
-        raise InputError(f"{path}: the id {twice!r} comes more than once")
-    return ids, x.astype(np.float32)
+        raise InputError(f"{path}: the id {twice!r:.200} comes more than once")
+    return ids, x
 
 
 def _read_npz(path: Path) -> tuple[list[str], np.ndarray]:
@@ -61,13 +79,13 @@ def _read_npz(path: Path) -> tuple[list[str], np.ndarray]:
             if missing:
                 raise InputError(f"{path}: it has no {missing[0]!r}; ids and x are needed")
             ids, x = file["ids"], file["x"]
-    except (ValueError, zipfile.BadZipFile, EOFError, AttributeError, TypeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: not an .npz of plain arrays ({error})") from error
-    if ids.ndim != 1 or ids.dtype.kind not in "USiu" or x.dtype.kind not in "fiu":
-        raise InputError(f"{path}: ids must be strings or integers, and x numbers")
-    names = [one.decode() if isinstance(one, bytes) else str(one) for one in ids.tolist()]
+        if ids.ndim != 1 or ids.dtype.kind not in "USiu" or x.dtype.kind not in "fiu":
+            raise InputError(f"{path}: ids must be strings or integers, and x numbers")
+        names = [one.decode() if isinstance(one, bytes) else str(one) for one in ids.tolist()]
+    except InputError:
+        raise
+    except _NO_ARRAYS as error:
+        raise InputError(f"{path}: not an .npz of plain arrays ({error!s:.300})") from error
     return names, x
 
 
@@ -78,28 +96,26 @@ def _read_csv(path: Path) -> tuple[list[str], np.ndarray]:
         raise InputError(f"{path}: not UTF-8") from error
     ids: list[str] = []
     rows: list[list[float]] = []
-    number = 1
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
-        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
         header = [cell.strip().lower() for cell in next(reader, [])]
         if header.count("id") != 1 or len(header) < 2:
             raise InputError(f"{path}:1: one column id and columns of numbers are needed")
         place = header.index("id")
-        for number, cells in enumerate(reader, start=2):
+        for cells in reader:
             if not cells:
                 continue
             if len(cells) != len(header):
-                raise InputError(
-                    f"{path}:{number}: {len(cells)} cells, but the header has {len(header)}"
-                )
+                found = f"{len(cells)} cells, but the header has {len(header)}"
+                raise InputError(f"{path}:{reader.line_num}: {found}")
             ids.append(cells.pop(place).strip())
             rows.append([float(cell) for cell in cells])
     except csv.Error as error:
-        raise InputError(f"{path}:{number}: {error}") from error
+        raise InputError(f"{path}:{reader.line_num}: {error}") from error
     except ValueError as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path}:{number}: {error}") from error
+        raise InputError(f"{path}:{reader.line_num}: {error}") from error
     return ids, np.array(rows, dtype=np.float64).reshape(len(rows), len(header) - 1)
 
 
@@ -120,10 +136,25 @@ class VectorsInput(Input):
     of: str = "id"
 
     def __init__(self, path: str, log_odds: bool = False) -> None:
+        if not path:
+            raise ValueError("path: the file is not named")
+        try:
+            absolute = str(Path(path).expanduser().resolve())
+        except (OSError, RuntimeError, TypeError, ValueError):  # a loop of links, an unknown ~user
+            raise ValueError(f"path: {path!r:.200} is no path of a file") from None
+        self._set(absolute, log_odds)
+
+    def _set(self, path: str, log_odds: bool) -> None:
+        # A checkpoint holds it as JSON without anything escaped.
+        usable = path.isprintable() and not set(path) & set('"\\[]{}')
+        if not usable or not Path(path).is_absolute() or len(path) > 4096:
+            raise ValueError(
+                f'path: {path!r:.200} is no path of a file, or has one of " \\ [ ] {{ }} in it'
+            )
+        if type(log_odds) is not bool:
+            raise ValueError(f"log_odds: {log_odds!r:.100} is neither true nor false")
         self.column = "id"
-        if not path or "\\" in path or not path.isprintable():
-            raise ValueError(f"path: {path!r:.200} is no path of a file")
-        self.path = str(Path(path).expanduser().resolve())
+        self.path = path
         self.log_odds = log_odds
         self.width: int | None = None
 
@@ -140,8 +171,6 @@ class VectorsInput(Input):
         return 4 * (self.width or 1)
 
     def open(self, values: Sequence[str | None], train: np.ndarray, store: Store) -> Features:
-        if not Path(self.path).is_file():  # a device that never ends, named by a stranger's file
-            raise InputError(f"{self.path}: there is no such file")
         ids, x = read_vectors(Path(self.path))
         if self.width is not None and x.shape[1] != self.width:
             raise InputError(f"{self.path}: {x.shape[1]} numbers a movie, trained on {self.width}")
@@ -199,11 +228,12 @@ class VectorsInput(Input):
                 raise ValueError(f"unknown key {name!r:.100}")
         if type(state["path"]) is not str:
             raise ValueError(f"path: {state['path']!r:.100} is no text")
-        if state["column"] != "id" or type(state["log_odds"]) is not bool:
-            raise ValueError("column is not id, or log_odds is not true or false")
+        if state["column"] != "id":
+            raise ValueError(f"column: {state['column']!r:.100} is not id")
         width = state["width"]
         if type(width) is not int or not 1 <= width <= MAX_WIDTH:
             raise ValueError(f"width: {width!r:.100} is not in 1..{MAX_WIDTH}")
-        made = cls(state["path"], state["log_odds"])
+        made = cls.__new__(cls)
+        made._set(state["path"], state["log_odds"])
         made.width = width
         return made

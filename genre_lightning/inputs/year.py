@@ -96,7 +96,9 @@ class YearInput(Input):
             raise RuntimeError("open() comes first")
         centres = self.centres
         known = np.array(years, dtype=np.float64).clip(*self.years)
-        bumps = np.exp(-0.5 * ((known[:, None] - centres) / self.width) ** 2)
+        exponent = -0.5 * ((known[:, None] - centres) / self.width) ** 2
+        # The nearest one counts 1: far from all of them, narrow bumps would be no numbers at all.
+        bumps = np.exp(exponent - exponent.max(axis=1, keepdims=True, initial=-np.inf))
         scaled: np.ndarray = bumps / np.linalg.norm(bumps, axis=1, keepdims=True)
         return scaled.astype(np.float32)
 

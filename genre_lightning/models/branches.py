@@ -28,7 +28,8 @@ def read_branches(listed: Mapping[str, Any]) -> dict[str, Branch]:
     """The branches by name, in their order; those set to null are left out.
 
     A branch that has ``finetune`` has two forms, ``frozen`` and ``finetuned``; ``encoder`` names
-    the image encoder of both, and posters then are of its size and colours.
+    the image encoder of both, and posters then are of its size and colours, unless the form's input
+    names others.
 
     Raises:
         UserError: there is none, or one that is not made of an input and a network.
@@ -70,6 +71,7 @@ def _one_form(where: str, branch: dict[str, Any]) -> dict[str, Any]:
     spec = resolve(encoder, trusted=True)
     if spec.size is None or spec.mean is None or spec.std is None:
         raise UserError(f"{where}.encoder={encoder} looks at no posters")
-    form["input"] |= {"size": list(spec.size), "mean": list(spec.mean), "std": list(spec.std)}
+    own = {"size": list(spec.size), "mean": list(spec.mean), "std": list(spec.std)}
+    form["input"] = own | form["input"]
     form["network"] = {**form["network"], "encoder": encoder}
     return form

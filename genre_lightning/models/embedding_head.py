@@ -53,14 +53,14 @@ class EmbeddingHead(nn.Module):
             # As a logistic regression begins: whatever is not learnt stays nothing.
             nn.init.zeros_(self.head.weight)
 
-    def forward(self, vectors: Tensor) -> Tensor:
+    def forward(self, vectors: Tensor, apart: bool = False) -> Tensor:
         """Score vectors.
 
         Args:
             vectors: (P, D) float32.
 
         Returns:
-            (P, G) logits; (M, P, G) in training.
+            (P, G) logits; the members' own, (M, P, G), where they are wanted ``apart``.
         """
         rows = vectors
         if self.norm is not None:
@@ -70,4 +70,4 @@ class EmbeddingHead(nn.Module):
         rows = self.input_drop(rows.expand(self.members, -1, -1))
         if self.hidden is not None:
             rows = self.drop(torch.relu(self.hidden(rows)))
-        return averaged(self.head(rows), self.training)
+        return averaged(self.head(rows), apart)

@@ -62,17 +62,20 @@ class Fusion(nn.Module):
         for branch in self.branches.values():
             nn.init.zeros_(branch.get_parameter("head.bias"))
 
-    def forward(self, parts: Mapping[str, Part], num_movies: int) -> Tensor:
+    def forward(
+        self, parts: Mapping[str, Part], num_movies: int, folds: Tensor | None = None
+    ) -> Tensor:
         """Score a batch.
 
         Args:
             parts: prepared, by branch.
             num_movies: B.
+            folds: see :meth:`branch_logits`.
 
         Returns:
             (B, G) logits.
         """
-        return self.total(self.branch_logits(parts, num_movies))
+        return self.total(self.branch_logits(parts, num_movies, folds))
 
     def total(self, branch_logits: Mapping[str, Tensor]) -> Tensor:
         """(B, G) logits: the prior and what each branch says, summed. The only place that sums."""
@@ -81,23 +84,29 @@ class Fusion(nn.Module):
             total = total + logits
         return total
 
-    def branch_logits(self, parts: Mapping[str, Part], num_movies: int) -> dict[str, Tensor]:
+    def branch_logits(
+        self, parts: Mapping[str, Part], num_movies: int, folds: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """What each branch says.
 
         Args:
             parts: prepared, by branch.
             num_movies: B.
+            folds: (B,) int64, for validation by folds: the member that has not learnt from a movie
+                speaks alone of it; -1 for a movie of which all speak. None where all speak of all.
 
         Returns:
             By branch, (B, G) float32 logits, zero for a movie that lacks the column. In training
             a branch of M members gives (M, B, G), see ``models/members.py``.
         """
         return {
-            name: self._logits(branch, parts[name], num_movies)
+            name: self._logits(branch, parts[name], num_movies, folds)
             for name, branch in self.branches.items()
         }
 
-    def _logits(self, branch: nn.Module, part: Part, num_movies: int) -> Tensor:
+    def _logits(
+        self, branch: nn.Module, part: Part, num_movies: int, folds: Tensor | None
+    ) -> Tensor:
         if len(part) == 0:
             nothing = torch.zeros(num_movies, self.num_genres, device=self.prior.device)
             if not torch.is_grad_enabled():
@@ -106,8 +115,23 @@ class Fusion(nn.Module):
             # one whose share of the batch lacks the column.
             used = [parameter.sum() for parameter in branch.parameters() if parameter.requires_grad]
             return nothing + 0.0 * torch.stack(used).sum() if used else nothing
-        logits: Tensor = branch(**part.numbers).float()
+        apart = num_members(branch) > 1 and (self.training or folds is not None)
+        logits: Tensor = branch(**part.numbers, **({"apart": True} if apart else {})).float()
+        if apart and not self.training and folds is not None:
+            logits = _of_fold(logits, folds[part.rows])
         if len(part) == num_movies:
             return logits
         everywhere = logits.new_zeros(*logits.shape[:-2], num_movies, self.num_genres)
         return everywhere.index_add(-2, part.rows, logits)
+
+
+def num_members(branch: nn.Module) -> int:
+    """M of a branch; 1 for a network that has no members."""
+    return int(getattr(branch, "members", 1))
+
+
+def _of_fold(logits: Tensor, folds: Tensor) -> Tensor:
+    """(P, G): of the members' (M, P, G) logits those of member ``folds``, the mean for -1."""
+    rows = torch.arange(len(folds), device=folds.device)
+    own = logits[folds.clamp(min=0), rows]
+    return torch.where(folds[:, None] >= 0, own, logits.mean(dim=0))

@@ -4,6 +4,9 @@ Members differ in their first weights and in what dropout draws, and each is tra
 its own, so that their mean is better than one of them (Lakshminarayanan et al. 2017, "Simple and
 scalable predictive uncertainty estimation using deep ensembles"). Their logits are averaged, so
 the model stays a sum of branches. They see the same batches, which are gathered once.
+
+With ``data.folds`` each member also leaves out one fold of train, on which it alone is validated
+("cross-fitting"): all of train is learnt from, and all of it is honest validation.
 """
 
 from __future__ import annotations
@@ -36,6 +39,6 @@ class MemberLinear(nn.Module):
         return torch.baddbmm(self.bias.view(self.members, 1, -1), rows, self.weight)
 
 
-def averaged(logits: Tensor, training: bool) -> Tensor:
-    """(M, P, G) logits as they are in training, their mean (P, G) otherwise."""
-    return logits if training else logits.mean(dim=0)
+def averaged(logits: Tensor, apart: bool) -> Tensor:
+    """(M, P, G) logits as they are where they are wanted ``apart``, else their mean (P, G)."""
+    return logits if apart else logits.mean(dim=0)

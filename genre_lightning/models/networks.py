@@ -149,6 +149,12 @@ def build_network(
     }
     description = complete_description(num_genres, described, shared)
     check_fit(description, inputs)
+    members = {network.get("members", 1) for network in description["branches"].values()} - {1}
+    if len(members) > 1:
+        raise ValueError(
+            f"model.members: the branches have {' and '.join(map(str, sorted(members)))} members; "
+            "those that have more than one must have as many, since each one is trained on the sum"
+        )
     sketch_network(description)
     network = _assemble(description)
     network.description = description

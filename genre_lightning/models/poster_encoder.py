@@ -52,6 +52,7 @@ class PosterEncoder(nn.Module):
         self.drop = nn.Dropout(dropout)
         self.head = nn.Linear(int(self.encoder.head_hidden_size), num_genres)  # type: ignore[arg-type]
         nn.init.zeros_(self.head.weight)
+        self.train()  # Lightning leaves the modes as it finds them
 
     def load_pretrained(self) -> None:
         """Load the encoder's weights, which the user's own configuration names.
@@ -67,13 +68,17 @@ class PosterEncoder(nn.Module):
         from timm.optim import param_groups_layer_decay
 
         names = {id(parameter): name for name, parameter in self.encoder.named_parameters()}
-        groups = param_groups_layer_decay(self.encoder, layer_decay=self.layer_decay)
-        scales = [group["lr_scale"] for group in groups]
-        frozen = sorted(set(scales))[: self.frozen_layers]
+
+        def by_name(layer_decay: float) -> dict[str, float]:
+            groups = param_groups_layer_decay(self.encoder, layer_decay=layer_decay)
+            return {names[id(p)]: group["lr_scale"] for group in groups for p in group["params"]}
+
+        # Any decay below 1 tells one layer from the other.
+        order = by_name(0.5)
+        frozen = sorted(set(order.values()))[: self.frozen_layers]
         return {
-            f"encoder.{names[id(parameter)]}": 0.0 if scale in frozen else scale * self.encoder_lr
-            for group, scale in zip(groups, scales, strict=True)
-            for parameter in group["params"]
+            f"encoder.{name}": 0.0 if order[name] in frozen else scale * self.encoder_lr
+            for name, scale in by_name(self.layer_decay).items()
         }
 
     def train(self, mode: bool = True) -> PosterEncoder:

@@ -41,7 +41,9 @@ class TermsLinear(nn.Module):
         nn.init.zeros_(self.embed.weight)
         self.head = _Bias(members * num_genres)
 
-    def forward(self, indices: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
+    def forward(
+        self, indices: Tensor, offsets: Tensor, weights: Tensor, apart: bool = False
+    ) -> Tensor:
         """Score texts.
 
         Args:
@@ -50,9 +52,23 @@ class TermsLinear(nn.Module):
             weights: (L,) float32, the TF-IDF weight of each column.
 
         Returns:
-            (P, G) logits; (M, P, G) in training.
+            (P, G) logits; the members' own, (M, P, G), where they are wanted ``apart``.
         """
-        weights = self.input_drop(weights.to(self.embed.weight.dtype))
-        logits = self.embed(indices, offsets, per_sample_weights=weights) + self.head.bias
-        logits = logits.view(-1, self.members, self.num_genres).transpose(0, 1)
-        return averaged(logits, self.training)
+        weights = weights.to(self.embed.weight.dtype)
+        if self.training and self.members > 1:
+            sums = self._varied(indices, offsets, weights)
+        else:
+            weights = self.input_drop(weights)
+            sums = self.embed(indices, offsets, per_sample_weights=weights)
+        logits = (sums + self.head.bias).view(-1, self.members, self.num_genres).transpose(0, 1)
+        return averaged(logits, apart)
+
+    def _varied(self, indices: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
+        """(P, M * G) where each member leaves out terms of its own: they start from one point."""
+        drawn = self.input_drop(weights[:, None, None].expand(-1, self.members, 1))
+        terms = nn.functional.embedding(indices, self.embed.weight)
+        terms = (terms.view(-1, self.members, self.num_genres) * drawn).flatten(1)
+        number = torch.bucketize(
+            torch.arange(len(indices), device=offsets.device), offsets, right=True
+        )
+        return terms.new_zeros(len(offsets), terms.shape[1]).index_add(0, number - 1, terms)

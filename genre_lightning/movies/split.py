@@ -17,7 +17,7 @@ def split_movies(
     splits: Sequence[str | None],
     labels: np.ndarray,
     *,
-    val_fraction: float,
+    val_fraction: float | None,
     test_fraction: float,
     seed: int,
 ) -> dict[str, np.ndarray]:
@@ -34,11 +34,13 @@ def split_movies(
         splits: (N,) "train", "val", "test" or None (unassigned).
         labels: (N, G) multi-hot.
         val_fraction: of the training movies, in (0, 1); not used where the dataset has a val split.
+            None to take none.
         test_fraction: of the unassigned movies, in (0, 1); not used where it has a test split.
         seed: of the drawing.
 
     Returns:
-        "train", "val", "test" to sorted int64 row indices: disjoint, not empty, covering all rows.
+        "train", "val", "test" to sorted int64 row indices: disjoint, covering all rows, and
+        not empty but for a validation split that was not to be taken.
 
     Raises:
         DataError: a fraction outside (0, 1), an unknown split, or a split that would be empty.
@@ -62,7 +64,7 @@ def split_movies(
     rows["train"] = np.sort(np.concatenate([rows["train"], unassigned]))
     if not len(rows["train"]):
         raise DataError("the train split is empty: every movie is marked val or test")
-    if not len(rows["val"]):
+    if not len(rows["val"]) and val_fraction is not None:
         rows["train"], rows["val"] = _take(rows["train"], labels, "val", val_fraction, seed)
     return {split: rows[split].astype(np.int64) for split in SPLITS}
 
@@ -84,6 +86,30 @@ def _take(
         )
     taken = stratified_subset(labels[rows], count, seed)
     return rows[~taken], rows[taken]
+
+
+def fold_movies(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """(N,) int64: the fold of each movie, with about the same share of each label in all of them.
+
+    Args:
+        labels: (N, G) multi-hot.
+        folds: K, 2 to N.
+        seed: same labels, K and seed, same folds.
+
+    Raises:
+        DataError: there are fewer movies than folds.
+    """
+    from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
+
+    if len(labels) < folds:
+        raise DataError(f"data.folds={folds}, and there are {len(labels)} movies to train on")
+    present = np.asarray(labels) != 0
+    padded = np.concatenate([present, np.zeros((len(present), 2), dtype=bool)], axis=1)
+    splitter = MultilabelStratifiedKFold(folds, shuffle=True, random_state=seed)
+    fold = np.full(len(present), -1, dtype=np.int64)
+    for number, (_, rows) in enumerate(splitter.split(np.zeros(len(present)), padded.astype(int))):
+        fold[rows] = number
+    return fold
 
 
 def stratified_subset(labels: np.ndarray, count: int, seed: int) -> np.ndarray:

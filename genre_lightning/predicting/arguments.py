@@ -43,6 +43,7 @@ class PredictOptions:
         explain_out: where heat maps go.
         device: None to choose.
         workers: None for one per core.
+        encoder: names of encoders that the checkpoint may use beyond our own table.
     """
 
     checkpoint: Path
@@ -55,6 +56,7 @@ class PredictOptions:
     explain_out: Path | None
     device: str | None
     workers: int | None
+    encoder: list[str]
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ def parse_predict(arguments: Sequence[str]) -> PredictOptions:
         explain_out=options.explain_out,
         device=options.device,
         workers=options.workers,
+        encoder=options.encoder,
     )
 
 
@@ -180,6 +183,13 @@ def _predict_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--device", help="such as cpu or cuda (default: cpu for one movie, else a GPU if any)"
+    )
+    parser.add_argument(
+        "--encoder",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a pretrained encoder beyond our own table that the checkpoint may use",
     )
     parser.add_argument(
         "--workers",

@@ -47,7 +47,9 @@ def _predict(arguments: Sequence[str]) -> int:
 
     # One movie is done before a second thread has started; many are spread by the predictor.
     torch.set_num_threads(1)
-    predictor = GenrePredictor.from_checkpoint(options.checkpoint, device, options.workers)
+    predictor = GenrePredictor.from_checkpoint(
+        options.checkpoint, device, options.workers, options.encoder
+    )
     if options.columns:
         from genre_lightning.predicting.one import predict_one
 

@@ -24,6 +24,7 @@ from genre_lightning.checkpoint.model import TrainedModel, load_model
 from genre_lightning.cores import num_cores
 from genre_lightning.errors import InputError, UserError
 from genre_lightning.inputs.encode import encode_items
+from genre_lightning.inputs.encoders import resolve, vouch
 from genre_lightning.inputs.input import Value
 from genre_lightning.models.fusion import ACTIVATIONS
 
@@ -94,6 +95,7 @@ class GenrePredictor:
         path: str | os.PathLike[str],
         device: str | torch.device = "auto",
         workers: int | None = None,
+        encoders: Sequence[str] = (),
     ) -> GenrePredictor:
         """Load a predictor from a checkpoint file alone.
 
@@ -102,11 +104,15 @@ class GenrePredictor:
                 it is run.
             device: "auto" for a GPU where there is one, or any device of PyTorch.
             workers: threads that read and score; None for one per core.
+            encoders: names of pretrained encoders beyond our own table that you let it use, as in
+                the configuration it was trained with: ``timm:resnet18.a1_in1k``.
 
         Raises:
             CheckpointError: it is no checkpoint of this project, or damaged.
             PredictionError: there is no such device.
         """
+        for name in encoders:
+            vouch(resolve(name, trusted=True))
         return cls(load_model(Path(path), find_device(device)), workers)
 
     @property

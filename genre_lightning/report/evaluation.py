@@ -71,7 +71,8 @@ def score_split(
     has: dict[str, list[Tensor]] = {name: [] for name in model.inputs}
     model.network.eval()
     for batch in data.loader(split, batch_size=batch_size, device=device):
-        parts = model.network.branch_logits(batch.parts, len(batch))
+        folds = batch.folds if split != "test" and data.validates_by_folds else None
+        parts = model.network.branch_logits(batch.parts, len(batch), folds)
         logits = model.network.total(parts)
         scores = ACTIVATIONS[model.activation](logits)
         found.append((batch.rows, logits, scores, batch.targets))

@@ -18,7 +18,7 @@ from genre_lightning.checkpoint.card import CHECKPOINT_FORMAT, CHECKPOINT_KEY, c
 from genre_lightning.checkpoint.resuming import keep_paths_inside
 from genre_lightning.data.batch import MovieBatch
 from genre_lightning.errors import UserError
-from genre_lightning.models.fusion import ACTIVATIONS, Fusion
+from genre_lightning.models.fusion import ACTIVATIONS, Fusion, num_members
 from genre_lightning.scoring.metrics import ScoreCollector, genre_metrics
 from genre_lightning.scoring.thresholds import fit_thresholds
 
@@ -55,6 +55,7 @@ class GenreModule(pl.LightningModule):
         drop_columns: probability of a movie to lose a column in a step, and with it what every
             branch says of that column, so that a movie that lacks one in prediction is scored well,
             too (Neverova et al. 2016, "ModDrop"). No movie loses all that it is looked at by.
+        folds: of train by which is validated, as the batches tell; 1 for none.
         channels_last: keep convolutions in the memory layout in which they run fastest.
         compile: compile every branch with ``torch.compile``.
     """
@@ -72,6 +73,7 @@ class GenreModule(pl.LightningModule):
         decay_vectors: bool = False,
         branch_loss: float = 0.0,
         drop_columns: float = 0.0,
+        folds: int = 1,
         channels_last: bool = True,
         compile: bool = False,
     ) -> None:
@@ -86,6 +88,14 @@ class GenreModule(pl.LightningModule):
         _check_scales(self.lr_scales, list(network.branches))
         self.decay_vectors = decay_vectors
         self.branch_loss = branch_loss
+        self.by_folds = folds > 1
+        for name, branch in network.branches.items():
+            if self.by_folds and num_members(branch) != folds:
+                raise UserError(
+                    f"data.folds={folds}: the branch {name} has {num_members(branch)} member(s), "
+                    f"and each fold needs one; set model.members={folds}, list branches whose "
+                    "networks have members, or set data.folds=1"
+                )
         if not 0 <= drop_columns < 1:
             raise UserError(f"training.drop_columns={drop_columns} is not in [0, 1)")
         self.drop_columns = drop_columns
@@ -139,15 +149,15 @@ class GenreModule(pl.LightningModule):
         """The loss of the summed logits, and of each branch where ``branch_loss`` asks for it."""
         network, targets = self.network, batch.targets
         branches = self._dropped(network.branch_logits(batch.parts, len(batch)), batch)
-        loss = self._loss(network.total(branches), targets)
+        loss = self._loss(network.total(branches), targets, batch.folds)
         if self.branch_loss and len(branches) > 1:
             for name, logits in branches.items():
                 rows = batch.parts[name].rows
-                alone, own = network.total({name: logits}), targets
+                alone, own, folds = network.total({name: logits}), targets, batch.folds
                 if len(rows) < len(batch):
-                    alone, own = alone[..., rows, :], targets[rows]
+                    alone, own, folds = alone[..., rows, :], targets[rows], folds[rows]
                 if len(rows):
-                    loss = loss + self.branch_loss * self._loss(alone, own)
+                    loss = loss + self.branch_loss * self._loss(alone, own, folds)
         return loss
 
     def _dropped(self, branches: Mapping[str, Tensor], batch: MovieBatch) -> Mapping[str, Tensor]:
@@ -159,24 +169,35 @@ class GenreModule(pl.LightningModule):
         generator = torch.Generator(device=device).manual_seed(batch.seed)
         drawn = torch.rand(len(batch), len(names), generator=generator, device=device)
         kept = drawn >= self.drop_columns
-        # A movie that would lose all of them loses none.
-        kept = (kept | ~kept.any(dim=1, keepdim=True)).float()
+        column = {name: names.index(self.columns[name]) for name in branches}
+        there = torch.zeros_like(kept)
+        for name, number in column.items():
+            there[batch.parts[name].rows, number] = True
+        # A movie that would lose all that it has loses nothing.
+        kept = (kept | ~(kept & there).any(dim=1, keepdim=True)).float()
         return {
-            name: logits * kept[:, names.index(self.columns[name])].unsqueeze(-1)
-            for name, logits in branches.items()
+            name: logits * kept[:, column[name]].unsqueeze(-1) for name, logits in branches.items()
         }
 
-    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The loss of (B, G) logits; of (M, B, G), the mean of the members' own losses."""
+    def _loss(self, logits: Tensor, targets: Tensor, folds: Tensor) -> Tensor:
+        """The loss of (B, G) logits; of (M, B, G), the mean over the members.
+
+        A member has no loss on the movies of its own fold.
+        """
         if logits.ndim == 3:
-            targets = targets.expand(len(logits), -1, -1).flatten(0, 1)
-            logits = logits.flatten(0, 1)
+            targets = targets.expand(len(logits), -1, -1)
+            if self.by_folds:
+                member = torch.arange(len(logits), device=logits.device)
+                learnt = folds != member[:, None]
+                logits, targets = logits[learnt], targets[learnt]
+            else:
+                logits, targets = logits.flatten(0, 1), targets.flatten(0, 1)
         loss: Tensor = self.loss(logits, targets)
         return loss
 
     def validation_step(self, batch: MovieBatch, batch_idx: int) -> None:
         """Collect the scores; nothing is computed of them before the epoch's end."""
-        logits = self.network(batch.parts, len(batch))
+        logits = self.network(batch.parts, len(batch), batch.folds if self.by_folds else None)
         self.val_loss.update(self.loss(logits, batch.targets) * len(batch))
         self.collector.update(ACTIVATIONS[self.activation](logits.float()), batch.targets)
 
@@ -222,7 +243,8 @@ class GenreModule(pl.LightningModule):
         groups = []
         for name, branch in self.network.branches.items():
             # A network may have rates of its own, such as less for its first layers.
-            own = branch.lr_scales() if hasattr(branch, "lr_scales") else {}
+            find_scales = getattr(branch, "lr_scales", None)
+            own = find_scales() if callable(find_scales) else {}
             named = list(branch.named_parameters())
             for share in dict.fromkeys(own.get(key, 1.0) for key, _ in named):
                 scale = self.lr_scales[name] * share

@@ -68,6 +68,13 @@ def _parser() -> argparse.ArgumentParser:
         "--device", default="cpu", help="cpu (default), cuda, or auto for a GPU where there is one"
     )
     parser.add_argument(
+        "--encoder",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a pretrained encoder beyond our own table that the checkpoint may use",
+    )
+    parser.add_argument(
         "--no-browser",
         dest="browser",
         action="store_false",
@@ -90,7 +97,9 @@ def _serve(options: argparse.Namespace) -> int:
         from genre_lightning.predicting.predictor import GenrePredictor
         from genre_lightning.webapp.app import build_app
 
-        predictor = GenrePredictor.from_checkpoint(options.checkpoint, options.device)
+        predictor = GenrePredictor.from_checkpoint(
+            options.checkpoint, options.device, encoders=options.encoder
+        )
         app = build_app(predictor, options.checkpoint.name, [options.host, socket.gethostname()])
         address, port = listener.getsockname()[:2]
         url = page_url(address, port)

@@ -276,6 +276,7 @@ def test_the_output_has_the_permissions_of_a_new_file(tiny_checkpoint: Path, tmp
     assert out.stat().st_mode == source.stat().st_mode
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="ends a process by POSIX signals")
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_a_command_that_is_stopped_leaves_no_output(
@@ -585,6 +586,7 @@ def test_a_slim_checkpoint_needs_a_place_of_its_own(
     assert source.read_bytes() == tiny_checkpoint.read_bytes()
 
 
+@pytest.mark.slow
 def test_usage_errors_import_nothing_heavy():
     code = (
         "import sys; from genre_lightning.predicting.command import main\n"
@@ -595,6 +597,7 @@ def test_usage_errors_import_nothing_heavy():
     assert done.stdout.split() == ["False", "False"]
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_is_no_error(tiny_checkpoint: Path, folder: Path):
     command = [sys.executable, "-m", "genre_lightning.predicting.command", str(tiny_checkpoint)]
     process = subprocess.Popen(

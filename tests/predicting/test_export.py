@@ -142,6 +142,7 @@ def test_the_graph_gives_the_models_numbers(exported: tuple[Path, Path]):
             np.testing.assert_allclose(found["scores"][row], scores, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_metadata_says_how_to_use_it(exported: tuple[Path, Path]):
     import onnxruntime
 

@@ -1,0 +1,86 @@
+"""A text or image encoder of a few numbers, which counts what it embeds."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genre_lightning.inputs.embedding_cache import Embedded, Source, content_hash
+
+WIDTH = 5
+
+
+def vector(content: bytes, views: int = 1) -> np.ndarray:
+    """(V, D) float16 that depend on the content alone."""
+    seed = int.from_bytes(hashlib.sha256(content).digest()[:8], "little")
+    drawn = np.random.default_rng(seed).normal(size=(views, WIDTH))
+    return drawn.astype(np.float16)
+
+
+def plain_loop(contents: Sequence[bytes], views: int = 1) -> np.ndarray:
+    """(N, V, D): what a cache of these items has to hold."""
+    rows = [vector(content, views) for content in contents]
+    return np.stack(rows) if rows else np.zeros((0, views, WIDTH), dtype=np.float16)
+
+
+class Counted:
+    """Items that are bytes, and how often each was embedded.
+
+    Attributes:
+        embedded: contents, in the order in which they were embedded.
+        before: called before a few items are embedded.
+        unreadable: contents that can't be read, with whether trying again may help.
+        unhashed: contents that can't be read to be hashed, and can be when they are embedded.
+    """
+
+    def __init__(self, contents: Sequence[bytes], views: int = 1) -> None:
+        self.contents = list(contents)
+        self.views = views
+        self.embedded: list[bytes] = []
+        self.before: Callable[[], None] = lambda: None
+        self.unreadable: dict[bytes, bool] = {}
+        self.unhashed: set[bytes] = set()
+
+    def hashes(self, start: int, stop: int) -> list[bytes | None]:
+        return [
+            None if c in self.unhashed or self.unreadable.get(c) else content_hash(c)
+            for c in self.contents[start:stop]
+        ]
+
+    def embed(self, items: Sequence[int]) -> Embedded:
+        self.before()
+        contents = [self.contents[index] for index in items]
+        self.embedded += contents
+        masked = [
+            (place, f"{one.decode()} is broken", self.unreadable[one])
+            for place, one in enumerate(contents)
+            if one in self.unreadable
+        ]
+        kept = [one for one in contents if one not in self.unreadable]
+        return Embedded(plain_loop(kept, self.views), masked)
+
+    def still(self, index: int) -> str | None:
+        one = self.contents[index]
+        return None if one in self.unreadable else f"{one.decode()} can be read now"
+
+    def source(self) -> Source:
+        return Source(len(self.contents), self.hashes, self.embed, [self.contents], self.still)
+
+
+class FakeText:
+    """In the place of a text encoder."""
+
+    def __init__(self) -> None:
+        self.name = "minilm"
+        self.sha256 = "0" * 64
+        self.width = WIDTH
+        self.calls: list[Any] = []
+
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        self.calls += texts
+        return torch.from_numpy(plain_loop([t.encode() for t in texts])[:, 0]).float()

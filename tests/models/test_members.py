@@ -1,0 +1,188 @@
+"""Several networks side by side, through the whole of a model."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from genre_lightning.data.batch import MovieBatch
+from genre_lightning.data.datamodule import MovieDataModule
+from genre_lightning.inputs.pixels import PixelsInput
+from genre_lightning.inputs.terms import TermsInput
+from genre_lightning.inputs.year import YearInput
+from genre_lightning.models.fusion import Fusion
+from genre_lightning.models.networks import build_network
+from genre_lightning.scoring.losses import LOSSES, build_loss
+from genre_lightning.training.module import GenreModule
+
+NETWORKS: dict[str, dict[str, Any]] = {
+    "terms": {"name": "terms_linear"},
+    "year": {"name": "embedding_head", "hidden": 4},
+    "mlp": {"name": "terms_mlp", "hidden": 4},
+    "poster": {"name": "poster_resnet", "widths": [4], "blocks": [1], "stem_stride": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> MovieDataModule:
+    cache = tmp_path_factory.mktemp("cache")
+    data = MovieDataModule(
+        "demo",
+        {
+            "terms": TermsInput("title", 128),
+            "year": YearInput("title"),
+            "mlp": TermsInput("title", 128, decade=True),
+            "poster": PixelsInput(size=16),
+        },
+        batch_size=16,
+        cache_dir=cache,
+        root=str(cache),
+        num_movies=100,
+        poster_height=32,
+        missing_posters=0.3,
+    )
+    data.setup()
+    return data
+
+
+def network(data: MovieDataModule, members: int, **more: Any) -> Fusion:
+    torch.manual_seed(0)
+    networks = {name: {**one, **more.get(name, {})} for name, one in NETWORKS.items()}
+    made = build_network(len(data.genres), networks, data.inputs, members=members, dropout=0.0)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.normal_(0.0, 0.3)
+    return made
+
+
+def batch(data: MovieDataModule) -> MovieBatch:
+    return next(iter(data.loader("train", device="cpu")))
+
+
+def test_models_members_reach_every_network_that_has_them(data: MovieDataModule) -> None:
+    described = network(data, 3).description["branches"]
+    found = {name: one.get("members") for name, one in described.items()}
+    assert found == {"terms": 3, "year": 3, "mlp": None, "poster": None}
+    own = network(data, 3, terms={"members": 1}).description["branches"]
+    assert own["terms"]["members"] == 1 and own["year"]["members"] == 3
+
+
+def test_branches_of_different_numbers_of_members_are_refused(data: MovieDataModule) -> None:
+    with pytest.raises(ValueError, match=r"model\.members: the branches have 2 and 3 members"):
+        network(data, 3, terms={"members": 2})
+
+
+def test_with_and_without_members_sum(data: MovieDataModule) -> None:
+    made, some = network(data, 3), batch(data)
+    assert 0 < len(some.parts["poster"]) < len(some)
+    made.train()
+    said = made.branch_logits(some.parts, len(some))
+    g = len(data.genres)
+    shapes = {name: tuple(logits.shape) for name, logits in said.items()}
+    assert shapes == {
+        "terms": (3, len(some), g), "year": (3, len(some), g), "mlp": (len(some), g), "poster": (len(some), g)
+    }  # fmt: skip
+    total = made.total(said)
+    assert total.shape == (3, len(some), g)
+    for m in range(3):
+        alone = made.prior + said["terms"][m] + said["year"][m] + said["mlp"] + said["poster"]
+        torch.testing.assert_close(total[m], alone)
+
+
+def test_predicting_averages_the_logits(data: MovieDataModule) -> None:
+    made, some = network(data, 3), batch(data)
+    made.eval()
+    predicted = made(some.parts, len(some))
+    for module in made.branches.values():
+        if hasattr(module, "members"):
+            module.training = True  # without the dropout of the layers inside
+    torch.testing.assert_close(made(some.parts, len(some)).mean(0), predicted, atol=1e-5, rtol=1e-5)
+
+
+def module(data: MovieDataModule, made: Fusion, loss: str = "bce", **more: Any) -> GenreModule:
+    counts = {"genre_counts": data.genre_counts().tolist(), "num_movies": 70}
+    try:
+        built = build_loss(loss, **counts)
+    except (TypeError, ValueError):
+        built = build_loss(loss)
+    optimizer = partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1)
+    return GenreModule(made, built, optimizer, inputs=data.describe(), **more)
+
+
+@pytest.mark.parametrize("branch_loss", [0.0, 0.5])
+def test_the_loss_is_the_mean_of_the_members_own(data: MovieDataModule, branch_loss: float) -> None:
+    made, some = network(data, 3), batch(data)
+    own = module(data, made, branch_loss=branch_loss)
+    own.log = lambda *arguments, **named: None  # type: ignore[method-assign]
+    for one in made.modules():
+        if isinstance(one, torch.nn.Dropout):
+            one.p = 0.0
+    found = own.training_step(some, 0)
+    with torch.no_grad():
+        said = made.branch_logits(some.parts, len(some))
+
+    def member(name: str, m: int) -> torch.Tensor:
+        return said[name][m] if said[name].ndim == 3 else said[name]
+
+    wanted = np.mean(
+        [
+            float(
+                F.binary_cross_entropy_with_logits(
+                    made.prior + sum(member(name, m) for name in said), some.targets
+                )
+            )
+            for m in range(3)
+        ]
+    )
+    if branch_loss:
+        for name in said:
+            rows = some.parts[name].rows
+            wanted += branch_loss * np.mean(
+                [
+                    float(
+                        F.binary_cross_entropy_with_logits(
+                            (made.prior + member(name, m))[rows], some.targets[rows]
+                        )
+                    )
+                    for m in range(3)
+                ]
+            )
+    assert float(found) == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_takes_members(data: MovieDataModule, loss: str) -> None:
+    own = module(data, network(data, 2), loss)
+    g = len(data.genres)
+    logits, targets = torch.randn(2, 5, g), (torch.rand(5, g) < 0.3).float()
+    each = [float(own.loss(logits[m], targets)) for m in range(2)]
+    assert float(own._loss(logits, targets)) == pytest.approx(np.mean(each), rel=1e-5)
+
+
+def test_no_gradient_of_one_member_reaches_another(data: MovieDataModule) -> None:
+    made, some = network(data, 3), batch(data)
+    made.train()
+    total = made.total(made.branch_logits(some.parts, len(some)))
+    total[1].square().sum().backward()
+    head = made.branches["year"].get_parameter("head.weight").grad
+    assert head is not None and head[1].any() and not head[[0, 2]].any()
+
+
+def test_a_checkpoint_with_members_rebuilds(data: MovieDataModule, tmp_path: Path) -> None:
+    from genre_lightning.checkpoint.card import CHECKPOINT_KEY
+    from genre_lightning.checkpoint.model import load_model
+
+    made, some = network(data, 3), batch(data)
+    own = module(data, made)
+    checkpoint: dict[str, Any] = {
+        "epoch": 0, "global_step": 0, "state_dict": own.state_dict(), CHECKPOINT_KEY: own._card(),
+    }  # fmt: skip
+    torch.save(checkpoint, tmp_path / "m.ckpt")
+    loaded = load_model(tmp_path / "m.ckpt").network
+    assert torch.equal(loaded(some.parts, len(some)), made.eval()(some.parts, len(some)))
