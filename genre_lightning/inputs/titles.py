@@ -8,7 +8,8 @@ from genre_lightning.inputs.vectorizer import YEAR
 
 #: Articles that catalogues put behind: "Godfather, The".
 _ARTICLES = (
-    "the a an la le les l' un une el los las il lo gli der die das ein eine den det het".split()
+    *("the", "a", "an", "la", "le", "les", "l'", "un", "une", "el", "los", "las"),
+    *("il", "lo", "gli", "der", "die", "das", "ein", "eine", "den", "det", "het"),
 )
 _BEHIND = re.compile(
     rf"([^()\[\]]+?),\s+({'|'.join(_ARTICLES)})(?=\s*(?:[(\[]|[)\]]|$))", re.IGNORECASE
