@@ -198,10 +198,18 @@ class EmbeddingInput(Input):
 
     def _vectors(self, items: Sequence[Any]) -> np.ndarray:
         """(P, 1, D) float16 of P values, the whole of each."""
+        return _half(self.vectors(items), self.spec.name)[:, None]
+
+    def vectors(self, items: Sequence[Any]) -> Tensor:
+        """(P, D) float32 of P values as the encoder gives them, before they are rounded to store.
+
+        Args:
+            items: at least one, each from :meth:`read`.
+        """
         found = self.load()
         if isinstance(found, TextEncoder):
-            return _half(found.embed(list(items)), found.name)[:, None]
-        return _half(found.embed(np.stack(items)), found.name)[:, None]
+            return found.embed(list(items))
+        return found.embed(np.stack(items))
 
     def embed_views(self, items: Sequence[np.ndarray], hashes: Sequence[bytes]) -> np.ndarray:
         """(P, V, D) float16 of P posters, all views; which parts they are is told by the hashes."""

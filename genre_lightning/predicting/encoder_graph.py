@@ -9,10 +9,12 @@ from typing import Any, final
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from genre_lightning.inputs.embedding import EmbeddingInput
 from genre_lightning.inputs.encoders import ImageEncoder, TextEncoder
+from genre_lightning.inputs.part import Numbers
 from genre_lightning.predicting.input_graph import InputGraph
 
 #: What Hugging Face's libraries, also those of other languages, make a tokenizer of.
@@ -61,6 +63,9 @@ class EmbeddedPosterGraph(InputGraph):
         pixels = np.array([self.given.read(value) for value in values], dtype=np.uint8)
         return {"pixels": torch.from_numpy(pixels.reshape(-1, *self.encoder.size, 3))}
 
+    def reference(self, values: Sequence[Any]) -> Numbers:
+        return _not_rounded(self.given, values)
+
     def examples(self, count: int) -> list[Any]:
         # Blocks of few colours are more like posters than noise, which all encoders find alike.
         height, width = self.encoder.size
@@ -101,8 +106,8 @@ class EmbeddedTextGraph(InputGraph):
     def forward(self, *numbers: Tensor) -> Mapping[str, Tensor]:
         """A text of padding comes after the others."""
         ids, mask, offsets = numbers
-        blank = torch.zeros_like(ids[:1].sum(0, keepdim=True))
-        chunks = self.module(torch.cat([ids, blank]), torch.cat([mask, blank + 1]))
+        one_more = (0, 0, 0, 1)
+        chunks = self.module(F.pad(ids, one_more), F.pad(mask, one_more, value=1))
         count = torch.ones_like(ids[:, 0]).sum(0, keepdim=True)
         starts = torch.cat([offsets, count])
         # A chunk is of the last text that starts at or before it; a text's vector is their mean.
@@ -124,6 +129,9 @@ class EmbeddedTextGraph(InputGraph):
             "offsets": torch.from_numpy(offsets.astype(np.int64)),
         }
 
+    def reference(self, values: Sequence[Any]) -> Numbers:
+        return _not_rounded(self.given, values)
+
     def examples(self, count: int) -> list[Any]:
         words = ("A thief", "a cop", "two sisters", "love", "war", "in space", "hunts", "and", "?")
         lengths = (3, 40, 250, 1)
@@ -131,3 +139,13 @@ class EmbeddedTextGraph(InputGraph):
             " ".join(words[(n + 5 * k) % len(words)] for k in range(lengths[n % len(lengths)]))
             for n in range(1, count + 1)
         ]
+
+
+def _not_rounded(given: EmbeddingInput, values: Sequence[Any]) -> Numbers:
+    """As prediction does it, but for the rounding to what a store holds, which no graph can follow.
+
+    Two libraries that differ in the last digit may round a number either way.
+    """
+    if not values:
+        return given.prepare(given.encode([]), None)
+    return {"vectors": given.vectors([given.read(value) for value in values])}

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from genre_lightning.checkpoint.model import TrainedModel
 from genre_lightning.inputs.embedding import EmbeddingInput
 from genre_lightning.inputs.input import Input
+from genre_lightning.inputs.part import Numbers
 from genre_lightning.inputs.pixels import PixelsInput
 from genre_lightning.inputs.terms import TermsInput
 from genre_lightning.inputs.vectors import VectorsInput
@@ -32,7 +33,7 @@ from genre_lightning.models.fusion import ACTIVATIONS
 from genre_lightning.models.terms_linear import TermsLinear
 from genre_lightning.models.terms_mlp import TermsMLP
 from genre_lightning.predicting.encoder_graph import embedding_graph
-from genre_lightning.predicting.input_graph import ExportError, InputGraph
+from genre_lightning.predicting.input_graph import ExportError, InputGraph, as_predicted
 
 #: The graph's first input, and what it and the rows of each branch hold.
 MOVIES = "movies"
@@ -69,6 +70,9 @@ class TermsGraph(InputGraph):
 
     def numbers(self, values: Sequence[Any]) -> dict[str, Tensor]:
         return self.given.encode([self.given.read(value) for value in values])
+
+    def reference(self, values: Sequence[Any]) -> Numbers:
+        return as_predicted(self.given, values)
 
     def examples(self, count: int) -> list[Any]:
         terms = self.given.vectorizer.terms or ["a"]
@@ -110,6 +114,9 @@ class PixelsGraph(InputGraph):
         pixels = np.array(values, dtype=np.uint8).reshape(-1, *self.given.size, 3)
         return {"pixels": torch.from_numpy(pixels)}
 
+    def reference(self, values: Sequence[Any]) -> Numbers:
+        return as_predicted(self.given, values)
+
     def examples(self, count: int) -> list[Any]:
         drawn = np.random.default_rng(0).integers(0, 256, (count, *self.given.size, 3), np.uint8)
         return list(drawn)
@@ -134,6 +141,9 @@ class _RowsOfNumbers(InputGraph, ABC):
 
     def numbers(self, values: Sequence[Any]) -> dict[str, Tensor]:
         return self.given.encode([self.given.read(value) for value in values])
+
+    def reference(self, values: Sequence[Any]) -> Numbers:
+        return as_predicted(self.given, values)
 
 
 @final

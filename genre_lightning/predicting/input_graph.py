@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from genre_lightning.errors import UserError
+from genre_lightning.inputs.input import Input
+from genre_lightning.inputs.part import Numbers
 
 
 class ExportError(UserError):
@@ -26,7 +28,7 @@ class InputGraph(nn.Module, ABC):
         files: contents of further files by name, to be written beside the graph.
     """
 
-    sizes: Mapping[str, str]
+    sizes: Mapping[str, tuple[str, ...]]
     inputs: Mapping[str, str]
     about: Mapping[str, Any]
     files: Mapping[str, bytes]
@@ -43,5 +45,14 @@ class InputGraph(nn.Module, ABC):
         """Outside of it: what the graph takes for P values of the column."""
 
     @abstractmethod
+    def reference(self, values: Sequence[Any]) -> Numbers:
+        """By the input itself: what the network is given for P values of the column."""
+
+    @abstractmethod
     def examples(self, count: int) -> list[Any]:
         """Values of the column, to trace and to check with."""
+
+
+def as_predicted(given: Input, values: Sequence[Any]) -> Numbers:
+    """What every prediction gives a network for P values of a column."""
+    return given.prepare(given.encode([given.read(value) for value in values]), None)
