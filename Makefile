@@ -72,9 +72,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@pwd > $(STAMP)
 
 # The exact versions for every supported Python and platform, with markers where they differ.
-# torchvision is no dependency; its pin is for those who want it beside this package.
 pins:
-	echo torchvision | uv pip compile pyproject.toml - --extra dev --universal --upgrade \
+	uv pip compile pyproject.toml --extra dev --universal --upgrade \
 	  --python-version 3.11 --no-annotate --no-emit-index-url --no-emit-find-links \
 	  --custom-compile-command 'make pins' --output-file constraints.txt
 

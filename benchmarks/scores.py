@@ -35,6 +35,7 @@ from genre_lightning.runs.places import LAST
 AIM_MAP = 0.30
 COLUMNS = ("map_macro", "f1_micro", "f1_macro")
 
+TITLE, POSTER = "model.branches.title_tfidf", "model.branches.poster_resnet"
 #: Every variant by name: overrides of train.py.
 VARIANTS: dict[str, list[str]] = {
     "fusion": [],
@@ -43,13 +44,13 @@ VARIANTS: dict[str, list[str]] = {
     "fast": ["experiment=fast"],
     # The default before posters were averaged to 32x32 and the title network was widened.
     "former": [
-        "data.poster_pool=4",
+        f"{POSTER}.input.pool=4",
         "model.dropout=0.4",
-        "model.title.hidden=256",
-        "model.poster.widths=[32,64,128,256]",
-        "model.poster.stem_kernel=5",
-        "model.poster.stem_stride=2",
-        "model.poster.first_stride=2",
+        f"{TITLE}.network.hidden=256",
+        f"{POSTER}.network.widths=[32,64,128,256]",
+        f"{POSTER}.network.stem_kernel=5",
+        f"{POSTER}.network.stem_stride=2",
+        f"{POSTER}.network.first_stride=2",
         "optimizer.lr=2e-3",
         "optimizer.weight_decay=0.1",
         "trainer.max_epochs=16",
@@ -59,16 +60,16 @@ VARIANTS: dict[str, list[str]] = {
 #: The default recipe with one part changed.
 ABLATION: dict[str, list[str]] = {
     "fusion": [],
-    "words": ["data.titles.analyzer=word", "data.titles.ngram_range=[1,1]"],
-    "no_decade": ["data.titles.decade=false"],
-    "no_augment": ["data.augment=null"],
+    "words": [f"{TITLE}.input.analyzer=word", f"{TITLE}.input.ngram_range=[1,1]"],
+    "no_decade": [f"{TITLE}.input.decade=false"],
+    "no_augment": [f"{POSTER}.input.augment=null"],
     "no_branch_loss": ["training.branch_loss=0"],
-    "one_lr": ["training.title_lr_scale=1"],
-    "hidden_256": ["model.title.hidden=256"],
+    "one_lr": [f"{TITLE}.lr_scale=1"],
+    "hidden_256": [f"{TITLE}.network.hidden=256"],
     "posters_64": [
-        "data.poster_pool=4",
-        "model.poster.stem_kernel=5",
-        "model.poster.first_stride=2",
+        f"{POSTER}.input.pool=4",
+        f"{POSTER}.network.stem_kernel=5",
+        f"{POSTER}.network.first_stride=2",
     ],
 }
 

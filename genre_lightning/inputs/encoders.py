@@ -617,7 +617,8 @@ def open_encoder(
     """
     spec = encoder if isinstance(encoder, EncoderSpec) else resolve(encoder)
     device = torch.device(device)
-    with _LOCK:
+    # Kept for others, some of whom want gradients: tensors of inference mode have none.
+    with _LOCK, torch.inference_mode(False):
         # Who asks, and for which hash, doesn't change what the weights are.
         same = replace(spec, sha256=None, download=True)
         key = (same, str(device), seed if random_weights else None)
@@ -928,8 +929,7 @@ class ImageEncoder:
         if not self.spec.stages:
             pooled: Tensor = self.module(posters)
             return pooled
-        stages = _TOKEN_STAGES if self._layout == "NLC" else None
-        last, between = self.module.forward_intermediates(posters, indices=stages)  # type: ignore[operator]
+        last, between = self._stages(posters)
         pooled = self.module.forward_head(last)  # type: ignore[operator]
         return torch.cat([pooled, *(seen.mean(dim=(2, 3)) for seen in between)], dim=1)
 
@@ -967,11 +967,7 @@ class ImageEncoder:
 
     @torch.no_grad()
     def feature_map(self, pixels: np.ndarray | Tensor) -> Features:
-        """What the network sees before it pools, for a heat map.
-
-        Of a convolutional network this is its last layer. A vision transformer that reads its class
-        token alone is taken one block earlier, since nothing at other places reaches its output
-        after that.
+        """What the network sees before it pools, see :func:`places_seen`.
 
         Args:
             pixels: as for :meth:`normalise`; all go through the network at once.
@@ -979,63 +975,104 @@ class ImageEncoder:
         Raises:
             EncoderError: the architecture has no such map.
         """
-        x = self.normalise(pixels)
-        if not self._reads_token:
-            seen = self.module.forward_features(x)  # type: ignore[operator]
-            return self._as_features(seen)
-        caught: list[Tensor] = []
-        last = self.module.get_submodule("blocks")[-1]  # type: ignore[index]
-        hook = last.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
-        try:
-            self.module.forward_features(x)  # type: ignore[operator]
-        finally:
-            hook.remove()
-        return self._as_features(caught[0])
+        return places_seen(self.module, self.normalise(pixels), self.name)
 
     def head(self, features: Features) -> Tensor:
-        """(P, D) float32, the vectors of posters from their :meth:`feature_map`.
+        """(P, D) float32, the pooled part of the vectors of posters from their feature map.
 
-        Gradients reach the features; :meth:`embed` gives the same numbers but for rounding.
+        Gradients reach the features; without stages, :meth:`embed` gives the same numbers but for
+        rounding.
         """
-        seen = features.map
-        if self._layout == "NHWC":
-            seen = seen.permute(0, 2, 3, 1)
-        elif self._layout == "NLC":
-            seen = seen.flatten(2).transpose(1, 2)
-            if features.prefix is not None:
-                seen = torch.cat([features.prefix, seen], dim=1)
-        if self._reads_token:
-            seen = self.module.get_submodule("blocks")[-1](seen)  # type: ignore[index]
-            seen = self.module.get_submodule("norm")(seen)
-        vectors: Tensor = self.module.forward_head(seen)  # type: ignore[operator]
-        return vectors
+        return pool_places(self.module, features)
 
-    @property
-    def _layout(self) -> str:
-        """How the features lie in memory: NCHW, NHWC or NLC (tokens)."""
-        if hasattr(self.module, "num_prefix_tokens"):
-            return "NLC"
-        return str(getattr(self.module, "output_fmt", "NCHW"))
+    @torch.no_grad()
+    def stage_maps(self, pixels: np.ndarray | Tensor) -> list[Tensor]:
+        """The features whose means over all places are the rest of the vectors, with ``stages``.
 
-    @property
-    def _reads_token(self) -> bool:
-        return getattr(self.module, "global_pool", None) == "token"
+        Args:
+            pixels: as for :meth:`normalise`; all go through the network at once.
 
-    def _as_features(self, seen: Tensor) -> Features:
-        if self._layout == "NHWC":
-            seen = seen.permute(0, 3, 1, 2)
-        if self._layout != "NLC":
-            if seen.ndim != 4:
-                raise EncoderError(f"the encoder {self.name!r} has no map to draw on a poster")
-            return Features(seen)
-        prefix = int(self.module.num_prefix_tokens)  # type: ignore[arg-type]
-        grid = self.module.get_submodule("patch_embed").grid_size
-        if type(self.module).__name__ != "VisionTransformer" or seen.shape[1] != prefix + (
-            grid[0] * grid[1]  # type: ignore[index]
-        ):
-            raise EncoderError(f"the encoder {self.name!r} has no map to draw on a poster")
-        places = seen[:, prefix:].transpose(1, 2).unflatten(2, tuple(grid))  # type: ignore[arg-type]
-        return Features(places, seen[:, :prefix] if prefix else None)
+        Returns: (P, C, h, w) float32 of each stage, from the first to the last; none without
+            ``stages``.
+        """
+        return self._stages(self.normalise(pixels))[1] if self.spec.stages else []
+
+    def _stages(self, posters: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The network's features as ``forward_head`` takes them, and those of each stage."""
+        indices = _TOKEN_STAGES if _layout(self.module) == "NLC" else None
+        last, between = self.module.forward_intermediates(posters, indices=indices)  # type: ignore[operator]
+        return last, list(between)
+
+
+def places_seen(module: nn.Module, posters: Tensor, name: str) -> Features:
+    """What an image network of timm sees before it pools, for a heat map.
+
+    Of a convolutional network this is its last layer. A vision transformer that reads its class
+    token alone is taken one block earlier, since nothing at other places reaches its output after
+    that.
+
+    Args:
+        module: the network.
+        posters: (P, 3, H, W) float32, normalised.
+        name: what messages call it.
+
+    Raises:
+        EncoderError: the architecture has no such map.
+    """
+    if not _reads_token(module):
+        return _as_features(module, module.forward_features(posters), name)  # type: ignore[operator]
+    caught: list[Tensor] = []
+    last = module.get_submodule("blocks")[-1]  # type: ignore[index]
+    hook = last.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
+    try:
+        module.forward_features(posters)  # type: ignore[operator]
+    finally:
+        hook.remove()
+    return _as_features(module, caught[0], name)
+
+
+def pool_places(module: nn.Module, features: Features) -> Tensor:
+    """(P, D) float32, what the network makes of what :func:`places_seen` gave."""
+    seen = features.map
+    if _layout(module) == "NHWC":
+        seen = seen.permute(0, 2, 3, 1)
+    elif _layout(module) == "NLC":
+        seen = seen.flatten(2).transpose(1, 2)
+        if features.prefix is not None:
+            seen = torch.cat([features.prefix, seen], dim=1)
+    if _reads_token(module):
+        seen = module.get_submodule("blocks")[-1](seen)  # type: ignore[index]
+        seen = module.get_submodule("norm")(seen)
+    vectors: Tensor = module.forward_head(seen)  # type: ignore[operator]
+    return vectors
+
+
+def _layout(module: nn.Module) -> str:
+    """How the features lie in memory: NCHW, NHWC or NLC (tokens)."""
+    if hasattr(module, "num_prefix_tokens"):
+        return "NLC"
+    return str(getattr(module, "output_fmt", "NCHW"))
+
+
+def _reads_token(module: nn.Module) -> bool:
+    return getattr(module, "global_pool", None) == "token"
+
+
+def _as_features(module: nn.Module, seen: Tensor, name: str) -> Features:
+    if _layout(module) == "NHWC":
+        seen = seen.permute(0, 3, 1, 2)
+    if _layout(module) != "NLC":
+        if seen.ndim != 4:
+            raise EncoderError(f"the encoder {name!r} has no map to draw on a poster")
+        return Features(seen)
+    prefix = int(module.num_prefix_tokens)  # type: ignore[arg-type]
+    grid = module.get_submodule("patch_embed").grid_size
+    if type(module).__name__ != "VisionTransformer" or seen.shape[1] != prefix + (
+        grid[0] * grid[1]  # type: ignore[index]
+    ):
+        raise EncoderError(f"the encoder {name!r} has no map to draw on a poster")
+    places = seen[:, prefix:].transpose(1, 2).unflatten(2, tuple(grid))  # type: ignore[arg-type]
+    return Features(places, seen[:, :prefix] if prefix else None)
 
 
 # ----------------------------------------------------------------------------------------- texts
@@ -1150,6 +1187,20 @@ class TextEncoder:
         rows = [row for row, chunks in enumerate(texts_chunks) for _ in chunks]
         ids, mask = self._pad([chunk for chunks in texts_chunks for chunk in chunks])
         return Tokens(ids, mask, np.array(rows, dtype=np.int64))
+
+    def tokens_described(self) -> dict[str, Any]:
+        """What a program without this library needs beside the tokenizer to do as :meth:`tokenize`.
+
+        ``prompt`` is put before every text, ``prefix`` and ``suffix`` are ids of tokens around
+        every chunk, which has up to ``max_tokens`` with them; ``padding`` is the id of padding.
+        """
+        return {
+            "prompt": self._prompt,
+            "prefix": list(self._prefix),
+            "suffix": list(self._suffix),
+            "max_tokens": self.max_tokens,
+            "padding": self._padding,
+        }
 
     def save_tokenizer(self, folder: str | Path) -> None:
         """Write the tokenizer as Hugging Face's libraries read it (``tokenizer.json``)."""

@@ -332,6 +332,23 @@ def sketch_network(description: Mapping[str, Any]) -> Fusion:
     return sketch
 
 
+def fill_constants(network: Fusion) -> None:
+    """Compute what a sketch lacks after its weights are loaded, on the device of those.
+
+    Some image encoders have buffers that follow from the architecture, such as positions within a
+    window. No checkpoint holds them.
+    """
+    left = [name for name, buffer in network.named_buffers() if buffer.is_meta]
+    if not left:
+        return
+    with torch.random.fork_rng(devices=[]):
+        computed = dict(_assemble(network.description).named_buffers())
+    for name in left:
+        owner, _, own = name.rpartition(".")
+        value = computed[name].to(network.prior.device)
+        network.get_submodule(owner).register_buffer(own, value, persistent=False)
+
+
 def _assemble(description: Mapping[str, Any]) -> Fusion:
     branches: dict[str, nn.Module] = {}
     for name, network in description["branches"].items():

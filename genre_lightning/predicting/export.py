@@ -40,7 +40,8 @@ from genre_lightning import __version__
 from genre_lightning.checkpoint.model import TrainedModel
 from genre_lightning.inputs.encode import encode_items
 from genre_lightning.models.fusion import ACTIVATIONS
-from genre_lightning.predicting.graph import OUTPUTS, ExportedNetwork, ExportError
+from genre_lightning.predicting.graph import OUTPUTS, ExportedNetwork
+from genre_lightning.predicting.input_graph import ExportError
 
 TOLERANCE = 1e-4
 OPSET = 18
@@ -139,8 +140,8 @@ def _write_graph(graph: ExportedNetwork, path: Path, metadata: Mapping[str, Any]
     movies = _movies(graph, 3)
     # Two movies of three have each column: no two dimensions are of the same length by rule.
     sample = graph.feed([movies[0], {}, movies[2]])
-    dims = {name: torch.export.Dim(name) for name in graph.varying()}
-    shapes = [{0: dims[name]} for name in graph.varying()]
+    dims = {name: torch.export.Dim(name) for names in graph.varying() for name in names}
+    shapes = [{axis: dims[n] for axis, n in enumerate(names)} for names in graph.varying()]
     said = io.StringIO()  # the exporter reports its progress
     with contextlib.redirect_stdout(said), warnings.catch_warnings(), _torchvision_not_missed():
         warnings.simplefilter("ignore")  # about its own future
