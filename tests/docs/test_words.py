@@ -126,7 +126,7 @@ def all_commands() -> dict[str, list[str]]:
     """Every command of the pages by page and text."""
     found = {}
     for page in TEXTS:
-        text = page.read_text("utf-8")
+        text = page.read_text("utf-8").replace("\\\n", " ")
         lines = [line for block in fenced(text, "sh") for line in block.splitlines()]
         lines += re.findall(r"^    ((?:make|python|genre-)\S* .*)$", text, re.MULTILINE)
         starts = ("python ", "genre-", "make ", "pip ", "pytest ")
