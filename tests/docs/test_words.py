@@ -296,7 +296,7 @@ def test_every_extra_is_there() -> None:
 def test_every_file_is_there(page: Path) -> None:
     tops = "benchmarks|conf|docs|genre_lightning|hydra_plugins|tests"
     text = page.read_text("utf-8")
-    for code in [*inline(text), *re.findall(r"pytest (tests/\S+)", text)]:
+    for code in [*inline(text), *re.findall(r"pytest (tests/[\w./-]+)", text)]:
         if re.fullmatch(rf"(?:{tops})/[\w./-]*", code) and not PLACEHOLDER.search(code):
             assert (REPOSITORY / code).exists() or code in MADE, code
         elif re.fullmatch(r"[\w-]+\.(?:py|toml)", code):
