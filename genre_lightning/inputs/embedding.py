@@ -92,7 +92,7 @@ class EmbeddingInput(Input):
         self.of = "poster" if spec.kind == "image" else "text"
         if type(views) is not int or not 1 <= views <= (MAX_VIEWS if self.of == "poster" else 1):
             raise ValueError(f"views: {views!r:.100} is not in 1..{MAX_VIEWS}, and 1 for a text")
-        if type(natural) is not bool or (natural and self.of == "poster"):
+        if natural not in (False, self.of == "text"):
             raise ValueError(f"natural: {natural!r} is not true or false, and only of texts")
         self.views = views
         self.natural = natural

@@ -7,8 +7,13 @@ import re
 from genre_lightning.inputs.vectorizer import YEAR
 
 #: Articles that catalogues put behind: "Godfather, The".
-_ARTICLES = "the|a|an|la|le|les|l'|un|une|el|los|las|il|lo|gli|i|der|die|das|ein|eine|den|det|de|het|o|os|as"
-_BEHIND = re.compile(rf"([^()\[\]]+?),\s+({_ARTICLES})(?=\s*(?:[(\[]|[)\]]|$))", re.IGNORECASE)
+_ARTICLES = (
+    *("the", "a", "an", "la", "le", "les", "l'", "un", "une", "el", "los", "las"),
+    *("il", "lo", "gli", "der", "die", "das", "ein", "eine", "den", "det", "het"),
+)
+_BEHIND = re.compile(
+    rf"([^()\[\]]+?),\s+({'|'.join(_ARTICLES)})(?=\s*(?:[(\[]|[)\]]|$))", re.IGNORECASE
+)
 
 
 def natural_title(title: str) -> str:
