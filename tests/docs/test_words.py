@@ -123,7 +123,7 @@ def split_commands(line: str) -> Iterator[list[str]]:
 
 
 def all_commands() -> dict[str, list[str]]:
-    """Every command of the pages by page and text."""
+    """Every command of the pages, by the first page that has it and its text."""
     found = {}
     for page in TEXTS:
         text = page.read_text("utf-8").replace("\\\n", " ")
@@ -137,7 +137,7 @@ def all_commands() -> dict[str, list[str]]:
             for command in split_commands(line):
                 while command and re.match(r"[A-Z_]+=", command[0]):
                     del command[0]
-                if command:
+                if command and command not in found.values():
                     found[f"{page.name}: {shlex.join(command)}"] = command
     return found
 
@@ -161,7 +161,7 @@ def composed(config: str, overrides: list[str]) -> DictConfig:
 
 
 def jobs(overrides: list[str]) -> list[list[str]]:
-    """The overrides of each job of a sweep; one value of each range that Optuna would search."""
+    """Overrides of jobs of a sweep; one value of each range that Optuna would search."""
     parsed = OverridesParser.create().parse_overrides(overrides)
     plain = [
         override
@@ -170,7 +170,10 @@ def jobs(overrides: list[str]) -> list[list[str]]:
     ]
     ranges = [f"{o.get_key_element()}=0.001" for o in parsed if o not in plain]
     (batch,) = BasicSweeper.split_arguments(plain, max_batch_size=None)
-    return [[*job, *ranges] for job in batch]
+    first = batch[0]
+    # Every value once, not every pair of values.
+    chosen = [job for job in batch if sum(map(str.__ne__, job, first)) <= 1]
+    return [[*job, *ranges] for job in chosen]
 
 
 def flat(cfg: DictConfig) -> list[tuple[str, Any]]:
