@@ -124,7 +124,7 @@ def split_commands(line: str) -> Iterator[list[str]]:
 
 def all_commands() -> dict[str, list[str]]:
     """Every command of the pages, by the first page that has it and its text."""
-    found = {}
+    found: dict[str, list[str]] = {}
     for page in TEXTS:
         text = page.read_text("utf-8").replace("\\\n", " ")
         lines = [line for block in fenced(text, "sh") for line in block.splitlines()]
