@@ -19,8 +19,6 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from genre_lightning.inputs.posters import PosterError, decode_poster, open_poster_cache
-
 from benchmarks.measure import (
     argument_parser,
     by_turns,
@@ -31,6 +29,9 @@ from benchmarks.measure import (
 )
 from benchmarks.untrained import draw_posters, poster_file
 from genre_lightning.cores import num_cores
+from genre_lightning.inputs.decode import PosterError, decode_poster
+from genre_lightning.inputs.input import Store
+from genre_lightning.inputs.poster_cache import open_poster_cache
 from genre_lightning.movies.movie import PosterFile
 from genre_lightning.movies.readers import read_movies
 
@@ -51,16 +52,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             files = [poster_file(path) for path in drawn]
         else:
             movies = read_movies("ml1m", root=str(args.root)).movies
-            files = [m.poster for m in movies if m.poster is not None and m.poster.exists]
+            posters = [movie.value("poster") for movie in movies]
+            files = [p for p in posters if isinstance(p, PosterFile) and p.exists]
 
         def build() -> None:
             with tempfile.TemporaryDirectory(dir=folder) as cache_dir:
                 open_poster_cache(
                     files,
-                    size=args.size,
+                    size=(args.size, args.size),
                     shrink=args.shrink,
-                    cache_dir=cache_dir,
-                    progress=False,
+                    store=Store(Path(cache_dir), progress=False),
                 )
 
         def decode_one(file: PosterFile) -> None:

@@ -37,7 +37,6 @@ from benchmarks.training import (
     make_optimizer,
     make_trainer,
     synchronise,
-    training_loss,
 )
 from genre_lightning.training.callbacks.checkpoint_io import WholeFileIO
 from genre_lightning.training.callbacks.epoch_log import EpochLog
@@ -91,7 +90,7 @@ def loop(cfg: DictConfig, epochs: int) -> float:
         for batch in train:
             optimizer.zero_grad()
             with autocast:
-                loss = training_loss(module, batch)
+                loss = module.batch_loss(batch)
             loss.backward()
             optimizer.step()
             if schedule is not None:
@@ -100,7 +99,7 @@ def loop(cfg: DictConfig, epochs: int) -> float:
         total = torch.zeros((), device=device)
         with torch.inference_mode(), autocast:
             for batch in val:
-                total += module.loss(network(**batch.inputs()), batch.targets)
+                total += module.loss(network(batch.parts, len(batch)), batch.targets)
     synchronise()
     return time.perf_counter() - started
 

@@ -42,7 +42,7 @@ from train import chosen_precision
 PARTS = {
     "convolutions": ("convolution",),
     "BatchNorm": ("batch_norm",),
-    "sparse title layer": ("embedding",),
+    "sparse layers": ("embedding",),
     "optimizer": ("adam", "sgd", "Optimizer.step", "foreach"),
     "linear layers": ("mm", "linear"),
 }
@@ -172,7 +172,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         args.n,
     )
     milliseconds = {name: [1000 * value for value in side] for name, side in seconds.items()}
-    note = f"{device}, batch {cfg.data.batch_size}, {len(batch.posters)} posters"
+    seen = ", ".join(f"{name} {len(part)}" for name, part in batch.parts.items())
+    note = f"{device}, batch {cfg.data.batch_size}, of which {seen}"
     print_table(milliseconds, "ms", note, digits=2)
     rates = [2 * width**3 / value for value in seconds["matrix product"]]
     bandwidths = [2 * block.numel() * block.element_size() / value for value in seconds["copy"]]

@@ -85,7 +85,8 @@ def time_parts(manifest: Path, cache_dir: Path) -> dict[str, float]:
     import sklearn.feature_extraction.text  # noqa: F401
 
     from genre_lightning.data import datamodule
-    from genre_lightning.inputs.terms import TitleVectorizer
+    from genre_lightning.inputs import pixels
+    from genre_lightning.inputs.terms import TermsInput
 
     spent: dict[str, float] = {}
 
@@ -99,17 +100,19 @@ def time_parts(manifest: Path, cache_dir: Path) -> dict[str, float]:
 
         return timed
 
-    for name, attribute in (
-        ("reader", "read_movies"),
-        ("split", "split_movies"),
-        ("posters", "open_poster_cache"),
+    for name, module, attribute in (
+        ("reader", datamodule, "read_movies"),
+        ("split", datamodule, "split_movies"),
+        ("posters", pixels, "open_poster_cache"),
     ):
-        setattr(datamodule, attribute, clock(name, getattr(datamodule, attribute)))
+        setattr(module, attribute, clock(name, getattr(module, attribute)))
     before, private = _resident_mib("VmRSS"), _resident_mib("RssAnon")
     data = datamodule.MovieDataModule(
         "manifest",
-        TitleVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True, decade=True),
-        poster_size=SIDE,
+        {
+            "title": TermsInput("title", 8192, "char_wb", (2, 5), sublinear_tf=True, decade=True),
+            "poster": pixels.PixelsInput(size=SIDE),
+        },
         cache_dir=cache_dir,
         path=str(manifest),
     )

@@ -11,12 +11,12 @@ import numpy as np
 from scipy.sparse import csr_matrix
 from sklearn.linear_model import LogisticRegression
 
-from genre_lightning.inputs.terms import TitleVectorizer
+from genre_lightning.inputs.vectorizer import TermVectorizer
 
-FEATURES: dict[str, Callable[[], TitleVectorizer]] = {
-    "word": lambda: TitleVectorizer(analyzer="word", ngram_range=(1, 1), decade=False),
-    "char": lambda: TitleVectorizer(analyzer="char_wb", ngram_range=(2, 5), decade=False),
-    "char + decade": lambda: TitleVectorizer(analyzer="char_wb", ngram_range=(2, 5), decade=True),
+FEATURES: dict[str, Callable[[], TermVectorizer]] = {
+    "word": lambda: TermVectorizer(analyzer="word", ngram_range=(1, 1), decade=False),
+    "char": lambda: TermVectorizer(analyzer="char_wb", ngram_range=(2, 5), decade=False),
+    "char + decade": lambda: TermVectorizer(analyzer="char_wb", ngram_range=(2, 5), decade=True),
 }
 
 

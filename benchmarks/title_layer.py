@@ -3,8 +3,8 @@
     python -m benchmarks.title_layer --root data/ml1m
     python -m benchmarks.title_layer --root data/ml1m data.batch_size=64
 
-By turns on one training batch: the whole title branch of the configured model, and nothing but the
-first layer of the usual one, ``nn.Linear(V, hidden)`` on a dense (B, V) array that is there before.
+By turns on one training batch: the whole of the first branch with a ``terms_mlp``, and nothing but
+the first layer of the usual one, ``nn.Linear(V, hidden)`` on a dense (B, V) array that is there.
 Ends with one JSON line: ``figure`` is the median of the branch's milliseconds, ``ratio`` the median
 over turns of the dense layer's time over the branch's.
 """
@@ -26,19 +26,29 @@ from benchmarks.measure import (
     spread,
 )
 from benchmarks.training import build, compose_config, device_of, repeated, typical_batch
-from genre_lightning.data.batch import MovieBatch
+from genre_lightning.inputs.part import Part
+from genre_lightning.models.fusion import Fusion
+from genre_lightning.models.terms_mlp import TermsMLP
 
 AIM = 5.0
 
 
-def dense_titles(batch: MovieBatch, vocabulary_size: int) -> Tensor:
-    """(B, V) float32 of the batch's sparse titles."""
-    ends = batch.title_offsets.new_tensor([len(batch.title_indices)])
-    lengths = torch.diff(batch.title_offsets, append=ends)
-    rows = torch.repeat_interleave(torch.arange(len(batch), device=lengths.device), lengths)
-    dense = torch.zeros(len(batch), vocabulary_size, device=lengths.device)
-    dense[rows, batch.title_indices] = batch.title_weights
+def dense_terms(part: Part, width: int) -> Tensor:
+    """(P, V) float32 of a part's sparse terms."""
+    indices, offsets = part.numbers["indices"], part.numbers["offsets"]
+    lengths = torch.diff(offsets, append=offsets.new_tensor([len(indices)]))
+    rows = torch.repeat_interleave(torch.arange(len(part), device=lengths.device), lengths)
+    dense = torch.zeros(len(part), width, device=lengths.device)
+    dense[rows, indices] = part.numbers["weights"]
     return dense
+
+
+def first_terms_mlp(network: Fusion) -> tuple[str, TermsMLP | None]:
+    """The first branch whose network is one, with its name; "" and None where none is."""
+    for name, branch in network.branches.items():
+        if isinstance(branch, TermsMLP):
+            return name, branch
+    return "", None
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -50,26 +60,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
     data, module = build(cfg)
     device = device_of(cfg)
     batch = typical_batch(data, device)
-    branch = module.network.title
+    name, branch = first_terms_mlp(module.network)
     if branch is None:
-        parser.error("the model has no title branch")
+        parser.error("no branch of the model has a terms_mlp")
     branch.to(device)
-    width = data.vectorizer.vocabulary_size
-    dense = dense_titles(batch, width)
-    linear = nn.Linear(width, cfg.model.title.hidden, bias=False).to(device)
+    part = batch.parts[name]
+    width, hidden = branch.embed.num_embeddings, branch.embed.embedding_dim
+    dense = dense_terms(part, width)
+    linear = nn.Linear(width, hidden, bias=False).to(device)
 
-    def timed(module: nn.Module, *inputs: Tensor) -> Callable[[], float]:
+    def timed(module: nn.Module, **inputs: Tensor) -> Callable[[], float]:
         def run() -> None:
             module.zero_grad()
-            module(*inputs).sum().backward()
+            module(**inputs).sum().backward()
 
         return repeated(run, args.steps)
 
-    titles = (batch.title_indices, batch.title_offsets, batch.title_weights)
-    sides = {"sparse branch": timed(branch, *titles), "dense layer": timed(linear, dense)}
+    sides = {
+        "sparse branch": timed(branch, **part.numbers),
+        "dense layer": timed(linear, input=dense),
+    }
     seconds = by_turns(sides, args.n)
     milliseconds = {name: [1000 * value for value in side] for name, side in seconds.items()}
-    print_table(milliseconds, "ms", f"{device}, batch {len(batch)}, V = {width}")
+    print_table(milliseconds, "ms", f"{device}, {name}, batch {len(part)}, V = {width}")
     found = ratios(seconds["dense layer"], seconds["sparse branch"])
     print(
         json_line(

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from torch import Tensor
 from torch.optim import Optimizer
 
 from benchmarks.measure import REPOSITORY
@@ -93,22 +94,6 @@ def make_optimizer(module: GenreModule) -> Optimizer:
     return module.make_optimizer(module._parameter_groups(defaults))
 
 
-def training_loss(module: GenreModule, batch: MovieBatch) -> Tensor:
-    """The loss of ``GenreModule.training_step``, without logging it."""
-    title, poster = module.network.branch_logits(**batch.inputs())
-    prior = module.network.prior
-    loss: Tensor = module.loss(prior + title + poster, batch.targets)
-    if (
-        module.branch_loss
-        and module.network.title is not None
-        and module.network.poster is not None
-    ):
-        seen = batch.poster_rows
-        loss = loss + module.branch_loss * module.loss(prior + title, batch.targets)
-        loss = loss + module.branch_loss * module.loss((prior + poster)[seen], batch.targets[seen])
-    return loss
-
-
 def resident_step(cfg: DictConfig, *, bf16: bool) -> tuple[Callable[[], None], MovieBatch]:
     """What does one step (forward, backward, optimizer) on a batch on its device; and that batch.
 
@@ -121,14 +106,17 @@ def resident_step(cfg: DictConfig, *, bf16: bool) -> tuple[Callable[[], None], M
     module.to(device)
     batch = typical_batch(data, device)
     layout = torch.channels_last if cfg.training.channels_last else torch.contiguous_format
-    if len(batch.posters):
-        batch = batch.with_posters(batch.posters.contiguous(memory_format=layout))
+    parts = {
+        name: part.each(lambda x: x.contiguous(memory_format=layout) if x.ndim == 4 else x)
+        for name, part in batch.parts.items()
+    }
+    batch = replace(batch, parts=parts)
     optimizer = make_optimizer(module)
 
     def step() -> None:
         optimizer.zero_grad()
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            loss = training_loss(module, batch)
+            loss = module.batch_loss(batch)
         loss.backward()
         optimizer.step()
 
@@ -150,11 +138,14 @@ def repeated(run: Callable[[], object], times: int) -> Callable[[], float]:
 
 
 def typical_batch(data: MovieDataModule, device: torch.device) -> MovieBatch:
-    """A training batch, augmented and on its device, with as many posters as the mean batch."""
-    rows = data.splits["train"]
-    share = 1.0 if data.posters is None else float((data.posters.row[rows] >= 0).mean())
-    wanted = round(share * data.batch_size)
-    batch = min(
-        data.loader("train", shuffle=True), key=lambda batch: abs(len(batch.posters) - wanted)
-    ).to(device)
-    return batch.with_posters(data.prepare_posters(batch.posters, batch.seed, training=True))
+    """A training batch, prepared on its device, with columns as often as in the mean batch."""
+    loader = data.loader("train", shuffle=True, device=device)
+    there = [features.place >= 0 for features in data.features.values()]
+    wanted = [has[data.splits["train"]].mean() * data.batch_size for has in there]
+
+    def distance(item: tuple[np.ndarray, int]) -> float:
+        rows, _ = item
+        return sum(abs(has[rows].sum() - own) for has, own in zip(there, wanted, strict=True))
+
+    (batch,) = loader.ready([min(loader.order.whole(), key=distance)])
+    return batch

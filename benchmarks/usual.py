@@ -17,7 +17,6 @@ import io
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -43,11 +42,48 @@ from benchmarks.training import (
     synchronise,
 )
 from genre_lightning.data.datamodule import MovieDataModule
-from genre_lightning.inputs.augment import POSTER_MEAN, POSTER_STD
-from genre_lightning.inputs.posters import PosterError
+from genre_lightning.inputs.decode import PosterError
+from genre_lightning.inputs.pixels import PixelsInput
+from genre_lightning.inputs.terms import TermsFeatures
+from genre_lightning.models.fusion import Fusion
+from genre_lightning.models.terms_mlp import TermsMLP
+from genre_lightning.movies.movie import PosterFile
 
 AIM_CPU, AIM_GPU = 1.25, 10.0
 WORKERS = (0, 1, 2, 4)
+
+
+def title_and_poster(data: MovieDataModule) -> tuple[str, str]:
+    """The branches that are compared.
+
+    Raises:
+        ValueError: others are configured.
+    """
+    kinds = [given.kind for given in data.inputs.values()]
+    if kinds != ["terms", "pixels"]:
+        raise ValueError("this compares models of one branch of terms and one of pixels")
+    title, poster = data.inputs
+    return title, poster
+
+
+def pixels_of(data: MovieDataModule) -> PixelsInput:
+    """How the posters are prepared."""
+    pixels = data.inputs[title_and_poster(data)[1]]
+    if not isinstance(pixels, PixelsInput):
+        raise TypeError("posters are compared as pixels")
+    return pixels
+
+
+def usual_network(network: Fusion, data: MovieDataModule) -> UsualNetwork:
+    """The usual way to write the same network.
+
+    Raises:
+        ValueError: it has what the usual one has not.
+    """
+    title, poster = (network.branches[name] for name in title_and_poster(data))
+    if not isinstance(title, TermsMLP) or title.skip is not None:
+        raise ValueError("the usual network is a terms_mlp without skip")
+    return UsualNetwork(title, poster, pixels_of(data).pool)
 
 
 class UsualDataset(Dataset[dict[str, Tensor]]):
@@ -55,15 +91,20 @@ class UsualDataset(Dataset[dict[str, Tensor]]):
 
     def __init__(self, data: MovieDataModule) -> None:
         rows = data.splits["train"]
-        self.posters = [data.movie_set.movies[row].poster for row in rows]
-        self.titles = data.titles.take(rows)
+        title, _ = title_and_poster(data)
+        self.posters = [data.movie_set.movies[row].value("poster") for row in rows]
+        features = data.features[title]
+        if not isinstance(features, TermsFeatures):
+            raise TypeError("titles are compared as terms")
+        self.titles = features.rows.take(features.place[rows])
         self.labels = torch.from_numpy(data.labels[rows].astype(np.float32))
-        self.vocabulary_size = data.vectorizer.vocabulary_size
-        self.size = data.poster_size
-        self.crop = 1.0 if data.augment is None else data.augment.crop
-        self.mirror = 0.0 if data.augment is None else data.augment.flip
-        self.mean = torch.tensor(POSTER_MEAN).view(3, 1, 1)
-        self.std = torch.tensor(POSTER_STD).view(3, 1, 1)
+        self.vocabulary_size = data.inputs[title].network_arguments()["vocabulary_size"]
+        pixels = pixels_of(data)
+        self.size = pixels.size[0]
+        self.crop = 1.0 if pixels.augment is None else pixels.augment.crop
+        self.mirror = 0.0 if pixels.augment is None else pixels.augment.flip
+        self.mean = torch.tensor(pixels.colours.mean).view(3, 1, 1)
+        self.std = torch.tensor(pixels.colours.std).view(3, 1, 1)
 
     def __len__(self) -> int:
         return len(self.posters)
@@ -86,7 +127,7 @@ class UsualDataset(Dataset[dict[str, Tensor]]):
     def poster(self, item: int) -> Tensor | None:
         """(3, H, W) float32, or None where there is none that can be opened."""
         file = self.posters[item]
-        if file is None or not file.exists:
+        if not isinstance(file, PosterFile) or not file.exists:
             return None
         try:
             if file.member is None:
@@ -113,14 +154,13 @@ class UsualDataset(Dataset[dict[str, Tensor]]):
 class UsualNetwork(nn.Module):
     """The configured network with a dense first title layer and a poster for every movie."""
 
-    def __init__(self, network: Any, pool: int) -> None:
+    def __init__(self, title: TermsMLP, poster: nn.Module, pool: int) -> None:
         super().__init__()
         self.pool = nn.AvgPool2d(pool)
-        title = network.title
         embed = title.embed
         self.first = nn.Linear(embed.num_embeddings, embed.embedding_dim, bias=False)
         self.rest = nn.Sequential(title.norm, nn.ReLU(), title.drop, title.head)
-        self.poster = network.poster
+        self.poster = poster
 
     def forward(self, title: Tensor, poster: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
         """(B, G) logits of either branch, of (B, V), (B, 3, H, W) and (B,) bool."""
@@ -133,11 +173,9 @@ def usual_epoch(
     """Makes network and loader and gives what times an epoch of them."""
     _, module = build(cfg)
     device = device_of(cfg)
-    network = (
-        UsualNetwork(module.network, data.poster_pool)
-        .to(device)
-        .to(memory_format=torch.channels_last)
-    )
+    network = usual_network(module.network, data).to(device).to(memory_format=torch.channels_last)
+    # The total of what the branches say: the prior and their sum.
+    total = module.network.to(device).total
     optimizer = module.make_optimizer(network.parameters())
     loader = DataLoader(
         UsualDataset(data),
@@ -163,11 +201,13 @@ def usual_epoch(
             optimizer.zero_grad()
             with autocast:
                 of_title, of_poster = network(title, poster, seen)
-                loss = module.loss(of_title + of_poster, targets)
+                loss = module.loss(total({"title": of_title, "poster": of_poster}), targets)
                 if module.branch_loss:
-                    loss = loss + module.branch_loss * module.loss(of_title, targets)
-                    alone = module.loss(of_poster[seen], targets[seen])
+                    alone = module.loss(total({"title": of_title}), targets)
                     loss = loss + module.branch_loss * alone
+                    if bool(seen.any()):  # the mean of nothing is no number
+                        alone = module.loss(total({"poster": of_poster})[seen], targets[seen])
+                        loss = loss + module.branch_loss * alone
             loss.backward()
             optimizer.step()
         synchronise()
@@ -195,16 +235,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     cfg = compose_config(args.root, args.overrides)
     data, _ = build(cfg)
-    if cfg.model.title is None or cfg.model.poster is None:
-        parser.error("this compares networks of both branches")
-    if cfg.model.title.skip:
-        parser.error("the usual network has no skip: model.title.skip=false")
+    try:
+        title_and_poster(data)
+    except ValueError as error:
+        parser.error(str(error))
     sides: dict[str, Callable[[], float]] = {"ours": lambda: our_epoch(cfg, args.limit)}
     for workers in args.workers:
         sides[f"usual, {workers} workers"] = usual_epoch(cfg, data, workers, args.limit)
     seconds = by_turns(sides, args.n)
     device = device_of(cfg)
-    note = f"{device}, batch {data.batch_size}, {data.poster_size} x {data.poster_size}"
+    side = pixels_of(data).size[0]
+    note = f"{device}, batch {data.batch_size}, {side} x {side}"
     print_table(seconds, "s an epoch", note, digits=2)
     best = min(list(seconds)[1:], key=lambda name: statistics.median(seconds[name]))
     found = ratios(seconds[best], seconds["ours"])

@@ -80,7 +80,7 @@ def described(cfg: DictConfig) -> dict[str, Any]:
         if isinstance(given, (VectorsInput, YearInput, EmbeddingInput)):
             learn(given)
     networks = {name: branch.network for name, branch in listed.items()}
-    shared = {key: value for key, value in cfg.model.items() if key != "branches"}
+    shared = {key: cfg.model[key] for key in ("dropout", "members")}
     network = build_network(3, networks, inputs, **shared)
     found: dict[str, Any] = network.description["branches"]
     return found

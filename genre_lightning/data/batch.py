@@ -221,12 +221,13 @@ class MovieLoader(DataLoader[MovieBatch]):
                 continue
             if self.order.shuffle and number + 1 < len(groups):
                 self.batches.read_ahead(np.concatenate([rows for rows, _ in groups[number + 1]]))
-            for place, batch in enumerate(self._ready(group), begin):
+            for place, batch in enumerate(self.ready(group), begin):
                 if place >= first:
                     self.order.given = place + 1
                     yield batch
 
-    def _ready(self, items: list[tuple[np.ndarray, int]]) -> list[MovieBatch]:
+    def ready(self, items: Sequence[tuple[np.ndarray, int]]) -> list[MovieBatch]:
+        """The batches of some items of the order, gathered and prepared together."""
         group = self.batches.gather(items)
         if self.pin_memory:
             group = group.each(Tensor.pin_memory)

@@ -136,6 +136,16 @@ class GenreModule(pl.LightningModule):
         self._train_loss_logged = False
 
     def training_step(self, batch: MovieBatch, batch_idx: int) -> Tensor:
+        """The loss of a batch, and the mean of them over the epoch."""
+        loss = self.batch_loss(batch)
+        self.train_loss.update(loss.detach())  # all batches are of one size
+        if not self._train_loss_logged:
+            # Once: at the epoch's end Lightning asks the metric, and each call takes a millisecond.
+            self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, logger=False)
+            self._train_loss_logged = True
+        return loss
+
+    def batch_loss(self, batch: MovieBatch) -> Tensor:
         """The loss of the summed logits, and of each branch where ``branch_loss`` asks for it."""
         network, targets = self.network, batch.targets
         branches = self._dropped(network.branch_logits(batch.parts, len(batch)), batch)
@@ -148,11 +158,6 @@ class GenreModule(pl.LightningModule):
                     alone, own, folds = alone[..., rows, :], targets[rows], folds[rows]
                 if len(rows):
                     loss = loss + self.branch_loss * self._loss(alone, own, folds)
-        self.train_loss.update(loss.detach())  # all batches are of one size
-        if not self._train_loss_logged:
-            # Once: at the epoch's end Lightning asks the metric, and each call takes a millisecond.
-            self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, logger=False)
-            self._train_loss_logged = True
         return loss
 
     def _dropped(self, branches: Mapping[str, Tensor], batch: MovieBatch) -> Mapping[str, Tensor]:

@@ -22,7 +22,7 @@ def made_up_movies(num_movies: int = 300) -> MovieSet:
         words.append(str(generator.choice(["the", "night", "of", "blue"])))
         split = "test" if i % 5 == 0 else "train"
         title = f"{' '.join(words)} {i} ({1950 + i % 50})"
-        movies.append(Movie(str(i), title, None, genres, split, f"made up:{i}"))
+        movies.append(Movie(str(i), {"title": title}, genres, split, f"made up:{i}"))
     return MovieSet(movies, GENRES)
 
 
@@ -74,7 +74,7 @@ def test_the_test_split_has_no_say_in_what_is_chosen() -> None:
     changed = [
         movie
         if movie.split != "test"
-        else Movie(movie.id, "unlike all others", None, ("Horror",), "test", movie.where)
+        else Movie(movie.id, {"title": "unlike all others"}, ("Horror",), "test", movie.where)
         for movie in movie_set.movies
     ]
     settings = [

@@ -57,7 +57,7 @@ def test_the_arithmetic_of_a_backward_pass_counts() -> None:
 
 
 def test_an_operation_belongs_to_what_called_it() -> None:
-    assert part_of(["aten::fill_", "aten::_embedding_bag_dense_backward"]) == "sparse title layer"
+    assert part_of(["aten::fill_", "aten::_embedding_bag_dense_backward"]) == "sparse layers"
     assert part_of(["aten::native_batch_norm_backward"]) == "BatchNorm"
     assert part_of(["aten::fill_", "aten::zeros"]) == OTHER
 
@@ -70,7 +70,7 @@ def test_the_report(
     line = json.loads(lines[-1])
     assert line["n"] == 1 and line["aim"] is None and 0 < line["ratio"] < 1
     parts = line["profiled_ms"]
-    assert {"convolutions", "BatchNorm", "sparse title layer", "optimizer", OUTSIDE} <= set(parts)
+    assert {"convolutions", "BatchNorm", "sparse layers", "optimizer", OUTSIDE} <= set(parts)
     assert all(value > 0 for value in parts.values())
     table = [row for row in lines if row.startswith("| ") and not row.startswith("| ---")]
     assert len({row.count("|") for row in table[5:]}) == 1

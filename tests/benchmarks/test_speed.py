@@ -6,14 +6,19 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from benchmarks import all as every
 from benchmarks.measure import REPOSITORY, alternate, by_turns
-from benchmarks.title_layer import dense_titles
-from benchmarks.training import build, compose_config, training_loss, typical_batch
-from benchmarks.usual import UsualDataset, UsualNetwork
+from benchmarks.title_layer import dense_terms
+from benchmarks.training import build, compose_config, typical_batch
+from benchmarks.usual import UsualDataset, usual_network
+from genre_lightning.data.batch import MovieBatch
+from genre_lightning.data.datamodule import MovieDataModule
+from tests.datasets import poster_of
 
 KEYS = {"figure", "ratio", "n", "spread", "aim", "unit", "aim_is"}
 OWN_ARGUMENTS = {
@@ -139,35 +144,46 @@ with open({str(tmp_path / "seen")!r}, "a") as file:
 
 @pytest.fixture(scope="module")
 def tiny(tiny_overrides: Callable[..., list[str]]):
-    return build(compose_config(None, tiny_overrides("model.dropout=0", "data.augment=null")))
+    return build(
+        compose_config(
+            None,
+            tiny_overrides("model.dropout=0", "model.branches.poster_resnet.input.augment=null"),
+        )
+    )
 
 
-def test_the_bare_loss_is_that_of_the_training_step(tiny, monkeypatch: pytest.MonkeyPatch):
-    data, module = tiny
-    monkeypatch.setattr(module, "log", lambda *_, **__: None)
+def of(data: MovieDataModule, rows: np.ndarray) -> MovieBatch:
+    """These movies as a batch that is ready."""
+    (batch,) = data.loader("train", device="cpu").ready([(rows, 0)])
+    return batch
+
+
+def test_the_typical_batch_has_posters_as_often_as_all(tiny):
+    data, _ = tiny
     batch = typical_batch(data, torch.device("cpu"))
-    torch.testing.assert_close(training_loss(module, batch), module.training_step(batch, 0))
+    share = (data.features["poster_resnet"].place[data.splits["train"]] >= 0).mean()
+    assert len(batch) == data.batch_size
+    assert abs(len(batch.parts["poster_resnet"]) - share * len(batch)) < 3
+    assert len(batch.parts["title_tfidf"]) == len(batch)
 
 
 def test_the_usual_network_computes_what_ours_does(tiny):
     data, module = tiny
     network = module.network
-    rows = data.splits["train"][:16]
-    batch = data.batches[rows, 0]
-    batch = batch.with_posters(data.prepare_posters(batch.posters, 0, False))
-    usual = UsualNetwork(network, 1).eval()
+    batch = of(data, data.splits["train"][:16])
+    title, poster = batch.parts["title_tfidf"], batch.parts["poster_resnet"]
+    usual = usual_network(network, data).eval()
     network.eval()
     with torch.no_grad():
-        usual.first.weight.copy_(network.title.embed.weight.T)
-        title, poster = network.branch_logits(**batch.inputs())
-        dense = dense_titles(batch, data.vectorizer.vocabulary_size)
-        pixels = torch.zeros(len(rows), *batch.posters.shape[1:])
-        pixels[batch.poster_rows] = batch.posters
-        seen = torch.zeros(len(rows), dtype=torch.bool)
-        seen[batch.poster_rows] = True
-        usual_title, usual_poster = usual(dense, pixels, seen)
-    torch.testing.assert_close(usual_title, title)
-    torch.testing.assert_close(usual_poster, poster)
+        usual.first.weight.copy_(network.branches["title_tfidf"].embed.weight.T)
+        said = network.branch_logits(batch.parts, len(batch))
+        pixels = torch.zeros(len(batch), *poster.numbers["pixels"].shape[1:])
+        pixels[poster.rows] = poster.numbers["pixels"]
+        seen = torch.zeros(len(batch), dtype=torch.bool)
+        seen[poster.rows] = True
+        usual_title, usual_poster = usual(dense_terms(title, 256), pixels, seen)
+    torch.testing.assert_close(usual_title, said["title_tfidf"])
+    torch.testing.assert_close(usual_poster, said["poster_resnet"])
     network.train()
 
 
@@ -175,18 +191,54 @@ def test_the_usual_items_are_the_movies_of_our_batches(tiny):
     data, _ = tiny
     items = UsualDataset(data)
     rows = data.splits["train"]
-    batch = data.batches[rows, 0]
-    ours = data.prepare_posters(batch.posters, 0, False)
+    batch = of(data, rows)
     torch.testing.assert_close(
         torch.stack([items[i]["title"] for i in range(len(rows))]),
-        dense_titles(batch, data.vectorizer.vocabulary_size),
+        dense_terms(batch.parts["title_tfidf"], 256),
     )
-    place = {int(row): number for number, row in enumerate(batch.poster_rows)}
+    poster = batch.parts["poster_resnet"]
+    place = {int(row): number for number, row in enumerate(poster.rows)}
     for i in range(8):
         assert bool(items[i]["seen"]) == (i in place)
         if i in place:  # other filters: alike, not equal
-            difference = (items[i]["poster"] - ours[place[i]]).abs().mean()
+            difference = (items[i]["poster"] - poster.numbers["pixels"][place[i]]).abs().mean()
             assert difference < 0.2
+
+
+def test_the_usual_way_trains_on_batches_without_a_poster(
+    tiny_overrides: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+):
+    from benchmarks.usual import usual_epoch
+
+    cfg = compose_config(None, tiny_overrides())
+    data, module = build(cfg)
+    monkeypatch.setattr("benchmarks.usual.build", lambda cfg: (data, module))
+    monkeypatch.setattr(UsualDataset, "poster", lambda self, item: None)
+    usual_epoch(cfg, data, 0, 2)()
+    assert all(parameter.isfinite().all() for parameter in module.network.parameters())
+
+
+def test_what_is_not_compared_is_refused(
+    tiny_overrides: Callable[..., list[str]], capsys: pytest.CaptureFixture
+):
+    from benchmarks import title_layer, usual
+
+    for benchmark, model in ((usual, "title"), (title_layer, "poster")):
+        with pytest.raises(SystemExit):
+            benchmark.main(["-n", "1", "--", *tiny_overrides(model=model)])
+        assert "branch" in capsys.readouterr().err
+
+
+def test_the_variants_of_the_scores_compose():
+    from benchmarks.scores import ABLATION, VARIANTS
+
+    for overrides in [*VARIANTS.values(), *ABLATION.values()]:
+        cfg = compose_config(None, overrides)
+        for override in overrides:
+            key, _, _ = override.partition("=")
+            if key not in ("model", "experiment"):
+                given = OmegaConf.select(OmegaConf.from_dotlist([override]), key)
+                assert OmegaConf.select(cfg, key) == given, override
 
 
 def test_made_up_movies_are_read_as_they_were_written(tmp_path: Path):
@@ -196,4 +248,4 @@ def test_made_up_movies_are_read_as_they_were_written(tmp_path: Path):
     movies = read_manifest(make_movies(tmp_path, 200))
     assert len(movies.movies) == 200
     assert len(movies.genres) <= NUM_GENRES
-    assert all(movie.poster is not None and movie.poster.exists for movie in movies.movies)
+    assert all(poster is not None and poster.exists for poster in map(poster_of, movies.movies))

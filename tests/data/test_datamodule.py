@@ -436,7 +436,7 @@ def test_a_column_without_a_word_in_train_is_refused_by_name(write: Write, tmp_p
     path = tmp_path / "columns.csv"
     path.write_text("id,synopsis\n2,???\n21,held out\n")
     data = module(write("movies"), tmp_path / "cache", {"plot": synopsis()}, columns=str(path))
-    with pytest.raises(InputError, match="column synopsis: no title of the 1 given has a term"):
+    with pytest.raises(InputError, match="column synopsis: no text of the 1 given has a term"):
         data.setup()
 
 
@@ -471,7 +471,7 @@ def test_it_describes_itself(write: Write, tmp_path: Path, monkeypatch: Any) -> 
     assert described["genres"] == ["A", "B"] and described["inputs"] == states(data)
     assert described["data"] == {
         "reader": "manifest", "path": str(path.resolve()),
-        "val_fraction": 0.25, "test_fraction": 0.2, "split_seed": 0,
+        "val_fraction": 0.25, "test_fraction": 0.2, "split_seed": 0, "folds": 1,
     }  # fmt: skip
     monkeypatch.chdir(tmp_path)
     same = MovieDataModule.from_description(

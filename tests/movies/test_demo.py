@@ -66,9 +66,9 @@ def test_same_seed_same_movies(tmp_path):
     other = read_demo(tmp_path / "b", **SMALL, seed=1).movies
     assert [(m.title, m.genres) for m in first] == [(m.title, m.genres) for m in again]
     assert [(m.title, m.genres) for m in first] != [(m.title, m.genres) for m in other]
-    posters = [poster_of(m).read_bytes() if poster_of(m) else None for m in first]
-    assert posters == [poster_of(m).read_bytes() if poster_of(m) else None for m in again]
-    assert posters != [poster_of(m).read_bytes() if poster_of(m) else None for m in other]
+    posters = [poster and poster.read_bytes() for poster in map(poster_of, first)]
+    assert posters == [poster and poster.read_bytes() for poster in map(poster_of, again)]
+    assert posters != [poster and poster.read_bytes() for poster in map(poster_of, other)]
 
 
 def test_titles_and_labels_do_not_change_between_versions():
@@ -86,17 +86,18 @@ def test_posters_are_drawn_once(tmp_path):
 
 
 def test_posters_that_are_gone_are_drawn_again(tmp_path, caplog):
-    posters = [poster_of(m) for m in read_demo(tmp_path, **SMALL).movies if poster_of(m)]
+    posters = [p for p in map(poster_of, read_demo(tmp_path, **SMALL).movies) if p]
     posters[3].path.unlink()
-    again = [poster_of(m) for m in read_demo(tmp_path, **SMALL).movies if poster_of(m)]
+    again = [p for p in map(poster_of, read_demo(tmp_path, **SMALL).movies) if p]
     assert [p.path for p in again] == [p.path for p in posters]
     assert "1 posters are gone" in caplog.text
 
 
 def test_posters_are_images_of_the_size(demo):
     for movie in demo.movies[:30]:
-        if poster_of(movie):
-            with Image.open(io.BytesIO(poster_of(movie).read_bytes())) as image:
+        poster = poster_of(movie)
+        if poster is not None:
+            with Image.open(io.BytesIO(poster.read_bytes())) as image:
                 assert (image.size, image.mode, image.format) == ((42, 64), "RGB", "JPEG")
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from genre_lightning.movies.mmimdb import GENRES, read_mmimdb
 from genre_lightning.movies.movie import DataError
 
-MOVIES = {
+MOVIES: dict[str, dict[str, Any]] = {
     "0000008": {"title": "Carmencita", "year": 1894, "genres": ["Documentary", "Short"],
                 "plot": ["She dances.", "She dances before a camera, in a long dress."]},
     "0468569": {"title": "The Dark Knight", "year": 2008, "genres": ["Action", "News", "Drama"],

@@ -44,6 +44,12 @@ def test_no_reader_opens_a_poster(reader, tmp_path, monkeypatch):
         (tmp_path / "ml1m-images").mkdir()
         (tmp_path / "ml1m-images" / "1.jpg").write_bytes(b"no image")
         options = {"root": tmp_path}
+    elif reader == "mmimdb":
+        (tmp_path / "split.json").write_text('{"train": ["1"], "dev": [], "test": []}')
+        (tmp_path / "dataset").mkdir()
+        (tmp_path / "dataset" / "1.json").write_text('{"title": "Heat", "genres": ["Crime"]}')
+        (tmp_path / "dataset" / "1.jpeg").write_bytes(b"no image")
+        options = {"root": tmp_path}
     else:
         (tmp_path / "movies.csv").write_text("title,poster,genres\nHeat,1.jpg,Crime\n")
         (tmp_path / "1.jpg").write_bytes(b"no image")
