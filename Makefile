@@ -9,7 +9,7 @@ STAMP := .venv/.installed
 # pip compiles in any case.
 COMPILE := $(if $(PYTHONDONTWRITEBYTECODE),--compile-bytecode)
 
-.PHONY: help setup train test lint format bench pins clean
+.PHONY: help setup train test lint format bench docs pins clean
 .DELETE_ON_ERROR:
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo 'make lint                                       formatting, lint, types and imports, as in CI'
 	@echo 'make format                                     format and fix what can be fixed'
 	@echo 'make bench [ARGS="--root FOLDER"]               every benchmark of speed, and their table'
+	@echo 'make docs                                       the documentation as a site, in build/site'
 	@echo 'make setup                                      only create .venv'
 	@echo 'make pins                                       renew constraints.txt (needs uv)'
 	@echo 'make clean                                      remove .venv and caches'
@@ -42,6 +43,10 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	$(PY) -m benchmarks.all $(ARGS)
+
+# Strict: a link to a page that is not there fails. Nothing is fetched when the site is viewed.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 setup: $(STAMP)
 
@@ -67,9 +72,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@pwd > $(STAMP)
 
 # The exact versions for every supported Python and platform, with markers where they differ.
-# torchvision is no dependency; its pin is for those who want it beside this package.
 pins:
-	echo torchvision | uv pip compile pyproject.toml - --extra dev --universal --upgrade \
+	uv pip compile pyproject.toml --extra dev --universal --upgrade \
 	  --python-version 3.11 --no-annotate --no-emit-index-url --no-emit-find-links \
 	  --custom-compile-command 'make pins' --output-file constraints.txt
 

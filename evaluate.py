@@ -37,12 +37,14 @@ def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> di
     from genre_lightning.predicting.predictor import find_device
     from genre_lightning.report.evaluation import print_genre_table, score_split, write_evaluation
     from genre_lightning.report.page import Origin, write_report
+    from genre_lightning.runs.places import best_checkpoint
 
     for name in cfg.encoders:
         vouch(resolve(name, trusted=True))
     device = find_device(cfg.device)
     torch.set_float32_matmul_precision("high")
-    model = load_model(cfg.ckpt_path, device)
+    checkpoint = best_checkpoint(cfg.ckpt_path)
+    model = load_model(checkpoint, device)
     fixed: dict[str, Any] = {
         "inputs": model.inputs,
         "genres": model.genres,
@@ -62,7 +64,7 @@ def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> di
         # To compare the branches fairly.
         validation = score_split(model, data, "val", device, cfg.batch_size)
     origin = Origin(
-        checkpoint=Path(cfg.ckpt_path),
+        checkpoint=checkpoint,
         command=shlex.join(["python", "evaluate.py", *overrides]),
         created=datetime.now().astimezone(),
     )

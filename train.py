@@ -32,12 +32,15 @@ def listed_branches(cfg: DictConfig) -> dict[str, Branch]:
 
 def make_data(cfg: DictConfig) -> MovieDataModule:
     """The configured data, set up; all random generators are seeded before."""
-    import pytorch_lightning as pl
     from hydra.utils import instantiate
 
     from genre_lightning.inputs.table import build_input
+    from genre_lightning.lean_imports import load_lightning
 
-    pl.seed_everything(cfg.seed, verbose=False)
+    load_lightning()
+    from pytorch_lightning import seed_everything
+
+    seed_everything(cfg.seed, verbose=False)
     listed = listed_branches(cfg)
     inputs = {name: build_input(name, branch.input) for name, branch in listed.items()}
     data: MovieDataModule = instantiate(cfg.data, inputs=inputs, seed=cfg.seed)

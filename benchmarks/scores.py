@@ -4,6 +4,8 @@
     python -m benchmarks.scores --root data/ml1m --variants seed --seeds 0
     python -m benchmarks.scores --root data/ml1m --variants fusion former fast --split val
     python -m benchmarks.scores --root data/ml1m --ablation --split val --seeds 0 1
+    python -m benchmarks.scores --root data/ml1m --columns FILE.csv --variants full everything
+    python -m benchmarks.scores --root data/ml1m --columns FILE.csv --branches --split val
 
 A run that is completed in the output folder is not run again. Ends with one JSON line:
 ``figure`` is the first variant's mean mAP, ``ratio`` that over the second variant's, ``spread`` the
@@ -35,6 +37,11 @@ from genre_lightning.runs.places import LAST
 AIM_MAP = 0.30
 COLUMNS = ("map_macro", "f1_micro", "f1_macro")
 
+#: The branches of model=full.
+FULL = (
+    *("title_linear", "title_year", "title_minilm", "poster_lite2"),
+    *("synopsis_tfidf", "synopsis_minilm"),
+)
 TITLE, POSTER = "model.branches.title_tfidf", "model.branches.poster_resnet"
 #: Every variant by name: overrides of train.py.
 VARIANTS: dict[str, list[str]] = {
@@ -56,6 +63,22 @@ VARIANTS: dict[str, list[str]] = {
         "trainer.max_epochs=16",
     ],
     "seed": ["experiment=seed"],
+    "pretrained": ["model=pretrained"],
+    # These need --columns, a file with synopsis, cast and director.
+    "full": ["model=full"],
+    "everything": ["model=full", f"model/branch=[{','.join([*FULL, 'cast', 'director'])}]"],
+}
+#: What each branch of model=full is worth: alone, and all without it.
+BRANCHES: dict[str, list[str]] = {
+    "full": ["model=full"],
+    **{f"only_{name}": ["model=full", f"model/branch=[{name}]"] for name in FULL},
+    **{
+        f"without_{name}": [
+            "model=full",
+            f"model/branch=[{','.join(other for other in FULL if other != name)}]",
+        ]
+        for name in FULL
+    },
 }
 #: The default recipe with one part changed.
 ABLATION: dict[str, list[str]] = {
@@ -128,6 +151,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--root", default="data/ml1m", help="folder or zip of the real movies")
     parser.add_argument("--variants", nargs="+", default=["fusion", "title", "poster"])
     parser.add_argument("--ablation", action="store_true", help="the default with one part changed")
+    parser.add_argument("--branches", action="store_true", help="each branch of model=full")
+    parser.add_argument("--columns", help="CSV with synopsis, cast and director by id")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--split", choices=["val", "test"], default="test")
     parser.add_argument("--out", default="runs/scores", help="where the run folders go")
@@ -135,12 +160,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--extra", nargs="*", default=[], help="further overrides for every run")
     args = parser.parse_args(arguments)
 
-    table = ABLATION if args.ablation else VARIANTS
-    names = list(ABLATION) if args.ablation else args.variants
+    table = ABLATION if args.ablation else BRANCHES if args.branches else VARIANTS
+    names = args.variants if table is VARIANTS else list(table)
     unknown = sorted(set(names) - set(table))
     if unknown:
         parser.error(f"no variant {unknown[0]!r}; there is {', '.join(table)}")
     data = ["data=ml1m", f"data.root={Path(args.root).resolve()}"]
+    if args.columns:
+        data.append(f"data.columns={Path(args.columns).resolve()}")
     out = Path(args.out).resolve()
     runs = [
         Run(name, seed, out / f"{name}-seed{seed}", [*data, *table[name], *args.extra])

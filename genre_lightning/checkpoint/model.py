@@ -18,6 +18,7 @@ from genre_lightning.checkpoint.card import (
 )
 from genre_lightning.inputs.input import Input
 from genre_lightning.models.fusion import Fusion
+from genre_lightning.models.networks import fill_constants
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ def rebuild(checkpoint: Mapping[str, Any], device: torch.device | str = "cpu") -
         for name, value in network_weights(checkpoint["state_dict"]).items()
     }
     network.load_state_dict(weights, assign=True)
+    fill_constants(network)
     network.eval().to(memory_format=torch.channels_last)
     return TrainedModel(
         network=network,

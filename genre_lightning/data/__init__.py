@@ -1,1 +1,5 @@
-"""From movies on disk to batches; import what you need from its modules."""
+"""Batches of movies. Lightning is imported here first, and lean."""
+
+from genre_lightning.lean_imports import load_lightning
+
+load_lightning()

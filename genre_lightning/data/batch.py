@@ -84,12 +84,16 @@ class BatchGroup:
         """The batches one by one, each a view of its share."""
         parts = {name: joined.parts() for name, joined in self.parts.items()}
         sizes = list(self.sizes)
-        columns = [column.split(sizes) for column in (self.targets, self.rows, self.folds)]
+        targets, rows, folds = (
+            column.split(sizes) for column in (self.targets, self.rows, self.folds)
+        )
         return [
             MovieBatch(
                 {name: shares[k] for name, shares in parts.items()},
-                *(column[k] for column in columns),
-                seed=seed,
+                targets[k],
+                rows[k],
+                folds[k],
+                seed,
             )
             for k, seed in enumerate(self.seeds)
         ]

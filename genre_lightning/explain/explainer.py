@@ -42,8 +42,8 @@ class TextExplanation:
     Attributes:
         method: how it was found, for people, such as "integrated gradients, exact".
         text: as given.
-        parts: words in their order, then the year where there is one that the model looks at. A
-            word that the model does not know is there with zeros.
+        parts: words, or groups of them, in their order, then the year where there is one that the
+            model looks at. A word that the model does not know is there with zeros.
         exact: whether the parts sum to ``total``.
         total: (G,) float64, the branch's part of the score.
     """
@@ -116,13 +116,18 @@ class Explainer(ABC):
         """
 
     @abstractmethod
-    def explain(self, model: TrainedModel, branch: str, value: Value) -> BranchExplanation | None:
+    def explain(
+        self, model: TrainedModel, branch: str, value: Value, budget: int | None = None
+    ) -> BranchExplanation | None:
         """Explain what a branch says of a value; None where its input finds nothing in it.
 
         Args:
             model: in evaluation mode, as ``load_model`` gives it.
             branch: its name.
             value: of the branch's column, as for the ``read`` of its input, whose errors it raises.
+            budget: the most values that may be encoded for it, where many explanations are wanted;
+                what can't be told word by word is then told by groups of words. None for the
+                explainer's own limit.
         """
 
 

@@ -12,10 +12,10 @@ from typing import ClassVar, final
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from genre_lightning.checkpoint.model import TrainedModel
 from genre_lightning.explain.explainer import Explainer, ImageExplanation, encode_one
+from genre_lightning.explain.heat import check_genres, scale_heat
 from genre_lightning.inputs.input import Value
 
 #: The least height and width of features from which a heat map is made, where there are any such.
@@ -37,7 +37,9 @@ class PixelsExplainer(Explainer):
     def baseline(self, model: TrainedModel, branch: str) -> None:
         """None: no poster says nothing."""
 
-    def explain(self, model: TrainedModel, branch: str, value: Value) -> ImageExplanation:
+    def explain(
+        self, model: TrainedModel, branch: str, value: Value, budget: int | None = None
+    ) -> ImageExplanation:
         pixels = model.inputs[branch].read(value)
         network = model.network.branches[branch]
 
@@ -57,9 +59,6 @@ def grad_cam(
 ) -> np.ndarray:
     """Grad-CAM: features weighted by how much each channel raises a genre's logit.
 
-    Only evidence for a genre is shown. Each map is scaled to a maximum of 1, so maps tell places
-    and not amounts.
-
     Args:
         logits: (G,) computed from ``features``.
         features: (1, C, h, w), which require gradients.
@@ -67,25 +66,18 @@ def grad_cam(
         size: H and W of the maps.
 
     Returns:
-        (K, H, W) float32 in [0, 1]; zeros for a genre that nothing speaks for.
+        (K, H, W) float32 in [0, 1], see :func:`genre_lightning.explain.heat.scale_heat`.
 
     Raises:
         IndexError: there is no such genre.
     """
-    for genre in genres:
-        if not 0 <= genre < len(logits):
-            raise IndexError(f"genre {genre} of {len(logits)}")
-    if not genres:
-        return np.zeros((0, *size), dtype=np.float32)
-    maps = []
+    check_genres(genres, len(logits))
+    maps = [torch.zeros(0, *features.shape[2:])]
     for genre in genres:
         (gradient,) = torch.autograd.grad(logits[genre], features, retain_graph=True)
         weights = gradient.mean(dim=(2, 3), keepdim=True)
-        maps.append(torch.relu((weights * features).sum(1, keepdim=True)).detach())
-    heat = torch.cat(maps).float()
-    heat = F.interpolate(heat, size, mode="bilinear", align_corners=False)
-    heat = heat / heat.amax(dim=(2, 3), keepdim=True).clamp(min=torch.finfo(heat.dtype).tiny)
-    return np.asarray(heat[:, 0].cpu().numpy())
+        maps.append((weights * features).sum(1).detach().cpu())
+    return scale_heat(torch.cat(maps), size)
 
 
 class _Tap(nn.Module):

@@ -11,12 +11,16 @@ from collections.abc import Mapping
 from torch import nn
 
 from genre_lightning.checkpoint.model import TrainedModel
+from genre_lightning.explain.embedded_poster import EmbeddedPosterExplainer
 from genre_lightning.explain.explainer import BranchExplanation, Explainer, is_absent
+from genre_lightning.explain.left_out import LeftOutExplainer
 from genre_lightning.explain.pixels import PixelsExplainer
+from genre_lightning.explain.poster_encoder import PosterEncoderExplainer
 from genre_lightning.explain.terms import TermsExplainer
 from genre_lightning.explain.year import YearExplainer
 from genre_lightning.inputs.input import Value
 from genre_lightning.models.embedding_head import EmbeddingHead
+from genre_lightning.models.poster_encoder import PosterEncoder
 from genre_lightning.models.poster_resnet import PosterResNet
 from genre_lightning.models.terms_linear import TermsLinear
 from genre_lightning.models.terms_mlp import TermsMLP
@@ -26,7 +30,10 @@ EXPLAINERS: Mapping[tuple[str, str, type[nn.Module]], Explainer] = {
     ("terms", "text", TermsMLP): TermsExplainer(),
     ("terms", "text", TermsLinear): TermsExplainer(),
     ("year", "text", EmbeddingHead): YearExplainer(),
+    ("embedding", "text", EmbeddingHead): LeftOutExplainer(),
+    ("embedding", "poster", EmbeddingHead): EmbeddedPosterExplainer(),
     ("pixels", "poster", PosterResNet): PixelsExplainer(),
+    ("pixels", "poster", PosterEncoder): PosterEncoderExplainer(),
 }
 
 
@@ -45,7 +52,7 @@ def find_explainer(model: TrainedModel, branch: str) -> Explainer | None:
 
 
 def explain_branch(
-    model: TrainedModel, branch: str, value: Value | None
+    model: TrainedModel, branch: str, value: Value | None, budget: int | None = None
 ) -> BranchExplanation | None:
     """Explain what one branch says of a movie.
 
@@ -53,6 +60,7 @@ def explain_branch(
         model: in evaluation mode, as ``load_model`` gives it.
         branch: its name.
         value: of the branch's column; None, or an empty text, for a movie that lacks it.
+        budget: see :meth:`Explainer.explain`.
 
     Returns:
         A :class:`~genre_lightning.explain.explainer.TextExplanation` or an
@@ -70,4 +78,4 @@ def explain_branch(
         raise TypeError(
             f"branch {branch}: a {network} on {model.inputs[branch].kind} can't be explained"
         )
-    return None if is_absent(value) else explainer.explain(model, branch, value)
+    return None if is_absent(value) else explainer.explain(model, branch, value, budget)

@@ -43,7 +43,9 @@ class TermsExplainer(Explainer):
         empty: np.ndarray = branch_logits(model, branch, encode_one(model, branch, ""))[0]
         return empty
 
-    def explain(self, model: TrainedModel, branch: str, value: Value) -> TextExplanation:
+    def explain(
+        self, model: TrainedModel, branch: str, value: Value, budget: int | None = None
+    ) -> TextExplanation:
         """See :class:`Explainer`.
 
         Raises:

@@ -27,7 +27,9 @@ class YearExplainer(Explainer):
     def baseline(self, model: TrainedModel, branch: str) -> None:
         """None: no year says nothing."""
 
-    def explain(self, model: TrainedModel, branch: str, value: Value) -> TextExplanation | None:
+    def explain(
+        self, model: TrainedModel, branch: str, value: Value, budget: int | None = None
+    ) -> TextExplanation | None:
         year = model.inputs[branch].read(value)
         if year is None:
             return None

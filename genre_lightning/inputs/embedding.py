@@ -34,6 +34,7 @@ from genre_lightning.inputs.input import DenseFeatures, Features, Input, Store
 from genre_lightning.inputs.part import Numbers
 from genre_lightning.inputs.pixels import read_poster
 from genre_lightning.inputs.poster_cache import decode_files, files_key, places_of, unique_files
+from genre_lightning.inputs.titles import natural_title
 from genre_lightning.movies.movie import PosterFile
 from genre_lightning.store import content_key
 
@@ -57,6 +58,7 @@ class EmbeddingInput(Input):
         views: V, of posters; texts have one.
         size: [H, W] of posters, in place of the encoder's own.
         stages: of posters, take the mean of every stage's features, too.
+        natural: of titles, embed them as one says them: see ``inputs/titles.py``.
         weights: with ``timm:NAME``, a safetensors file.
 
     Raises:
@@ -74,13 +76,14 @@ class EmbeddingInput(Input):
         views: int = 1,
         size: Sequence[int] | None = None,
         stages: bool = False,
+        natural: bool = False,
         weights: str | None = None,
     ) -> None:
         spec = resolve(encoder, trusted=True, weights=weights, size=size, stages=stages)
         vouch(spec)
-        self._set(column, spec, views)
+        self._set(column, spec, views, natural)
 
-    def _set(self, column: str, spec: EncoderSpec, views: int) -> None:
+    def _set(self, column: str, spec: EncoderSpec, views: int, natural: bool) -> None:
         # A checkpoint holds it as JSON without anything escaped.
         if not spec.name.isprintable() or set(spec.name) & set('"\\[]{}'):
             raise ValueError(f"encoder: {spec.name!r:.200} can't be the name of one")
@@ -89,7 +92,10 @@ class EmbeddingInput(Input):
         self.of = "poster" if spec.kind == "image" else "text"
         if type(views) is not int or not 1 <= views <= (MAX_VIEWS if self.of == "poster" else 1):
             raise ValueError(f"views: {views!r:.100} is not in 1..{MAX_VIEWS}, and 1 for a text")
+        if natural not in (False, self.of == "text"):
+            raise ValueError(f"natural: {natural!r} is not true or false, and only of texts")
         self.views = views
+        self.natural = natural
         self.sha256 = spec.sha256
         self.width = spec.vector_width
 
@@ -124,7 +130,8 @@ class EmbeddingInput(Input):
             self.load()
         if self.of == "poster":
             return self._open_posters(values, store)
-        texts = [value for value in values if value]
+        said = [None if value is None else self.read(value) for value in values]
+        texts = [value for value in said if value]
         unique = list(dict.fromkeys(texts))
         number = {text: index for index, text in enumerate(unique)}
         source = Source(
@@ -138,7 +145,7 @@ class EmbeddingInput(Input):
         cache = open_embeddings(
             source, self._key(), self._shape(), f"embedding {self.column}", store
         )
-        place = np.array([number[value] if value else -1 for value in values], dtype=np.int64)
+        place = np.array([number[value] if value else -1 for value in said], dtype=np.int64)
         return DenseFeatures("vectors", cache.vectors, place)
 
     def _open_posters(self, values: Sequence[PosterFile | None], store: Store) -> Features:
@@ -174,7 +181,7 @@ class EmbeddingInput(Input):
             return read_poster(value, self.size)
         if not isinstance(value, str):
             raise TypeError(f"a {type(value).__name__}, not a string")
-        return value
+        return natural_title(value) if self.natural else value
 
     @property
     def size(self) -> tuple[int, int]:
@@ -191,10 +198,18 @@ class EmbeddingInput(Input):
 
     def _vectors(self, items: Sequence[Any]) -> np.ndarray:
         """(P, 1, D) float16 of P values, the whole of each."""
+        return _half(self.vectors(items), self.spec.name)[:, None]
+
+    def vectors(self, items: Sequence[Any]) -> Tensor:
+        """(P, D) float32 of P values as the encoder gives them, before they are rounded to store.
+
+        Args:
+            items: at least one, each from :meth:`read`.
+        """
         found = self.load()
         if isinstance(found, TextEncoder):
-            return _half(found.embed(list(items)), found.name)[:, None]
-        return _half(found.embed(np.stack(items)), found.name)[:, None]
+            return found.embed(list(items))
+        return found.embed(np.stack(items))
 
     def embed_views(self, items: Sequence[np.ndarray], hashes: Sequence[bytes]) -> np.ndarray:
         """(P, V, D) float16 of P posters, all views; which parts they are is told by the hashes."""
@@ -240,13 +255,14 @@ class EmbeddingInput(Input):
             "size": list(self.spec.size) if self.spec.size else None,
             "stages": self.spec.stages,
             "views": self.views,
+            "natural": self.natural,
             "sha256": self.sha256,
             "width": self.width,
         }
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> EmbeddingInput:
-        known = ("column", "encoder", "size", "stages", "views", "sha256", "width")
+        known = ("column", "encoder", "size", "stages", "views", "natural", "sha256", "width")
         for name in (*known, *state):
             if name not in state:
                 raise ValueError(f"{name} is missing")
@@ -265,7 +281,7 @@ class EmbeddingInput(Input):
         if spec.kind == "image" and state["size"] is None:
             raise ValueError("size: posters have one")
         made = cls.__new__(cls)
-        made._set(state["column"], spec, state["views"])
+        made._set(state["column"], spec, state["views"], state["natural"])
         if made.width not in (None, width):
             raise ValueError(f"the encoder {spec.name!r} is not of width {width}")
         made.width = width

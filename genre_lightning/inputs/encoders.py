@@ -10,12 +10,15 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import io
+import itertools
 import json
 import logging
 import re
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -30,13 +33,13 @@ from genre_lightning.errors import UserError
 #: Height and width that a poster may be asked to have, in pixels. A checkpoint may name them too.
 SIDES = (16, 1024)
 
-#: Posters that go through the network together. More of them leave a CPU's cache: 32 at once take
-#: twice as long a poster as 8.
-CPU_POSTERS = 8
+#: Posters that go through the network together. More of them leave a CPU's cache: lite2 takes 25 ms
+#: a poster two at a time, and 54 sixteen at a time.
+CPU_POSTERS = 2
 GPU_POSTERS = 128
 
 #: Tokens, padding included, that go through the network together.
-CPU_TOKENS = 2_048
+CPU_TOKENS = 1_024
 GPU_TOKENS = 65_536
 
 #: Texts that are tokenised before any of them is embedded.
@@ -270,15 +273,15 @@ def resolve(
     allow: Mapping[str, EncoderSpec] | None = None,
     weights: str | Path | None = None,
     size: Sequence[int] | None = None,
-    stages: bool = False,
+    stages: Any = False,
 ) -> EncoderSpec:
     """Find out what an encoder's name stands for.
 
     A user's own config may name
 
     - a short name out of :data:`ENCODERS`;
-    - ``timm:NAME``, or NAME alone, any of ``timm.list_models(pretrained=True)`` (this imports timm), with
-      ``weights`` from a safetensors file of his or from the hub;
+    - ``timm:NAME``, or NAME alone, any of ``timm.list_models(pretrained=True)`` (this imports
+      timm), with ``weights`` from a safetensors file of his or from the hub;
     - ``st:ORGANISATION/NAME@COMMIT``, a sentence-transformers model at the hub;
     - ``folder:PATH``, a folder that sentence-transformers reads, with safetensors in it.
 
@@ -302,8 +305,8 @@ def resolve(
         spec = ENCODERS[name] if trusted else replace(ENCODERS[name], download=False)
     elif not trusted:
         raise EncoderError(
-            f"the encoder {name!r:.200} is none of {sorted(ENCODERS)}, and a checkpoint can't start a "
-            "download or name a file: name the encoder yourself to use it"
+            f"the encoder {name!r:.200} is none of {sorted(ENCODERS)}, and a checkpoint can't "
+            "start a download or name a file: name the encoder yourself to use it"
         )
     elif name.startswith("timm:") or ":" not in name:
         spec = _timm_spec(name.removeprefix("timm:"), weights)
@@ -318,7 +321,7 @@ def resolve(
         )
     if weights is not None and not spec.name.startswith("timm:"):
         raise EncoderError(f"only timm:NAME takes weights, not the encoder {name!r:.200}")
-    if type(stages) is not bool or (stages and spec.kind != "image"):
+    if not isinstance(stages, bool) or (stages and spec.kind != "image"):
         raise EncoderError(f"stages is {stages!r:.80}: true or false, and only of posters")
     spec = replace(spec, stages=stages)
     return spec if size is None else _resized(spec, size)
@@ -373,8 +376,9 @@ def _timm_spec(name: str, weights: str | Path | None) -> EncoderSpec:
     timm = _import("timm", f"timm:{name}")
     known = timm.list_models(pretrained=True)
     if name not in known:
-        default = timm.get_pretrained_cfg(name, allow_unregistered=True)
         # Without a tag, timm's default; recorded with it, since timm may change its mind.
+        untagged = "." not in name and timm.is_model(name)
+        default = timm.get_pretrained_cfg(name) if untagged else None
         tagged = f"{name}.{default.tag}" if default is not None and default.tag else name
         if tagged not in known:
             import difflib
@@ -519,8 +523,8 @@ def _find_at_hub(spec: EncoderSpec, origin: Hub) -> Path:
     except (OSError, hub.errors.EntryNotFoundError, *_http_errors()) as error:
         raise EncoderError(
             f"the weights of encoder {spec.name!r} are not on this machine and can't be downloaded "
-            f"from {origin.repository} at the Hugging Face hub ({type(error).__name__}): connect to "
-            "it once"
+            f"from {origin.repository} at the Hugging Face hub ({type(error).__name__}): connect "
+            "to it once"
             + (", or pass weights=FILE.safetensors with timm:NAME" if spec.kind == "image" else "")
         ) from error
 
@@ -537,9 +541,9 @@ def _http_errors() -> tuple[type[Exception], ...]:
 def hash_weights(path: Path) -> str:
     """SHA-256 of an encoder's weights, 64 hex digits.
 
-    Of a file, that of its content. Of a text encoder's folder, that of the lines which ``sha256sum``
-    prints for its files in the order of their names: weights, tokenizer and settings, since each of
-    them changes the vectors.
+    Of a file, that of its content. Of a text encoder's folder, that of the lines which
+    ``sha256sum`` prints for its files in the order of their names: weights, tokenizer and settings,
+    since each of them changes the vectors.
     """
     if path.is_file():
         return _hash_file(path)
@@ -578,8 +582,8 @@ def _compare(spec: EncoderSpec, found: str, wanted: str) -> None:
         package = f" ({spec.origin.package})" if isinstance(spec.origin, Packaged) else ""
         raise EncoderError(
             f"the weights of encoder {spec.name!r}{package} have the SHA-256 {found}, and those "
-            f"wanted, with which the checkpoint was trained, have {wanted}: install those, or train "
-            "anew"
+            f"wanted, with which the checkpoint was trained, have {wanted}: install those, or "
+            "train anew"
         )
 
 
@@ -613,15 +617,14 @@ def open_encoder(
     """
     spec = encoder if isinstance(encoder, EncoderSpec) else resolve(encoder)
     device = torch.device(device)
-    with _LOCK:
-        # What the hash is expected to be says nothing of what the weights are.
-        key = (replace(spec, sha256=None), str(device), seed if random_weights else None)
+    # Kept for others, some of whom want gradients: tensors of inference mode have none.
+    with _LOCK, torch.inference_mode(False):
+        # Who asks, and for which hash, doesn't change what the weights are.
+        same = replace(spec, sha256=None, download=True)
+        key = (same, str(device), seed if random_weights else None)
         opened = _OPEN.get(key)
         if opened is None:
-            if random_weights:
-                sha256 = f"random-{seed}"
-            else:
-                sha256 = hash_weights(find_weights(spec))
+            sha256 = f"random-{seed}" if random_weights else hash_weights(find_weights(spec))
             # Before the libraries are imported, which takes seconds.
             _check_hash(spec, sha256, expected_sha256, random_weights)
             build = _open_image if spec.kind == "image" else _open_text
@@ -717,10 +720,18 @@ def _create(spec: EncoderSpec, **arguments: Any) -> nn.Module:
     except (AssertionError, TypeError, ValueError) as error:
         if spec.size == tuple(config.input_size[1:]):
             raise
-        raise EncoderError(
-            f"the encoder {spec.name!r} doesn't take posters of {spec.size}: {error}"
-        ) from error
+        raise _wrong_size(spec, str(error)) from error
+    patches = getattr(module, "patch_embed", None)
+    # Otherwise it would show at the first poster.
+    if spec.size is not None and getattr(patches, "strict_img_size", False):
+        patch: tuple[int, int] = patches.patch_size  # type: ignore[union-attr]
+        if any(side % part for side, part in zip(spec.size, patch, strict=True)):
+            raise _wrong_size(spec, f"each side is a multiple of {patch[0]}")
     return module
+
+
+def _wrong_size(spec: EncoderSpec, reason: str) -> EncoderError:
+    return EncoderError(f"the encoder {spec.name!r} doesn't take posters of {spec.size}: {reason}")
 
 
 def _open_image(
@@ -793,7 +804,7 @@ def _load_safetensors(spec: EncoderSpec, path: Path) -> nn.Module:
     name = classifier if isinstance(classifier, str) else (classifier or ("",))[0]
     with safetensors.safe_open(path, framework="pt") as file:
         rows = next(
-            (file.get_slice(key).get_shape()[0] for key in file.keys() if key == f"{name}.weight"),
+            (file.get_slice(key).get_shape()[0] for key in file.keys() if key == f"{name}.weight"),  # noqa: SIM118 - no mapping
             0,
         )
     # Built with as many classes as the file has, every tensor has to fit. With another number timm
@@ -858,7 +869,7 @@ class ImageEncoder:
         self.mean = spec.mean
         self.std = spec.std
         self.device = device
-        # With channels last in memory a convolution on a CPU takes two thirds of the time.
+        # Convolutions on a CPU are faster with channels last in memory.
         self.module = _freeze(module).to(memory_format=torch.channels_last)
         self.width = int(module.head_hidden_size)  # type: ignore[arg-type] # of every timm model
         if spec.width is not None and spec.width != self.width:
@@ -918,8 +929,7 @@ class ImageEncoder:
         if not self.spec.stages:
             pooled: Tensor = self.module(posters)
             return pooled
-        stages = _TOKEN_STAGES if self._layout == "NLC" else None
-        last, between = self.module.forward_intermediates(posters, indices=stages)  # type: ignore[operator]
+        last, between = self._stages(posters)
         pooled = self.module.forward_head(last)  # type: ignore[operator]
         return torch.cat([pooled, *(seen.mean(dim=(2, 3)) for seen in between)], dim=1)
 
@@ -957,11 +967,7 @@ class ImageEncoder:
 
     @torch.no_grad()
     def feature_map(self, pixels: np.ndarray | Tensor) -> Features:
-        """What the network sees before it pools, for a heat map.
-
-        Of a convolutional network this is its last layer. A vision transformer that reads its class
-        token alone is taken one block earlier, since nothing at other places reaches its output
-        after that.
+        """What the network sees before it pools, see :func:`places_seen`.
 
         Args:
             pixels: as for :meth:`normalise`; all go through the network at once.
@@ -969,63 +975,104 @@ class ImageEncoder:
         Raises:
             EncoderError: the architecture has no such map.
         """
-        x = self.normalise(pixels)
-        if not self._reads_token:
-            seen = self.module.forward_features(x)  # type: ignore[operator]
-            return self._as_features(seen)
-        caught: list[Tensor] = []
-        last = self.module.get_submodule("blocks")[-1]  # type: ignore[index]
-        hook = last.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
-        try:
-            self.module.forward_features(x)  # type: ignore[operator]
-        finally:
-            hook.remove()
-        return self._as_features(caught[0])
+        return places_seen(self.module, self.normalise(pixels), self.name)
 
     def head(self, features: Features) -> Tensor:
-        """(P, D) float32, the vectors of posters from their :meth:`feature_map`.
+        """(P, D) float32, the pooled part of the vectors of posters from their feature map.
 
-        Gradients reach the features; :meth:`embed` gives the same numbers but for rounding.
+        Gradients reach the features; without stages, :meth:`embed` gives the same numbers but for
+        rounding.
         """
-        seen = features.map
-        if self._layout == "NHWC":
-            seen = seen.permute(0, 2, 3, 1)
-        elif self._layout == "NLC":
-            seen = seen.flatten(2).transpose(1, 2)
-            if features.prefix is not None:
-                seen = torch.cat([features.prefix, seen], dim=1)
-        if self._reads_token:
-            seen = self.module.get_submodule("blocks")[-1](seen)  # type: ignore[index]
-            seen = self.module.get_submodule("norm")(seen)
-        vectors: Tensor = self.module.forward_head(seen)  # type: ignore[operator]
-        return vectors
+        return pool_places(self.module, features)
 
-    @property
-    def _layout(self) -> str:
-        """How the features lie in memory: NCHW, NHWC or NLC (tokens)."""
-        if hasattr(self.module, "num_prefix_tokens"):
-            return "NLC"
-        return str(getattr(self.module, "output_fmt", "NCHW"))
+    @torch.no_grad()
+    def stage_maps(self, pixels: np.ndarray | Tensor) -> list[Tensor]:
+        """The features whose means over all places are the rest of the vectors, with ``stages``.
 
-    @property
-    def _reads_token(self) -> bool:
-        return getattr(self.module, "global_pool", None) == "token"
+        Args:
+            pixels: as for :meth:`normalise`; all go through the network at once.
 
-    def _as_features(self, seen: Tensor) -> Features:
-        if self._layout == "NHWC":
-            seen = seen.permute(0, 3, 1, 2)
-        if self._layout != "NLC":
-            if seen.ndim != 4:
-                raise EncoderError(f"the encoder {self.name!r} has no map to draw on a poster")
-            return Features(seen)
-        prefix = int(self.module.num_prefix_tokens)  # type: ignore[arg-type]
-        grid = self.module.get_submodule("patch_embed").grid_size
-        if type(self.module).__name__ != "VisionTransformer" or seen.shape[1] != prefix + (
-            grid[0] * grid[1]  # type: ignore[index]
-        ):
-            raise EncoderError(f"the encoder {self.name!r} has no map to draw on a poster")
-        places = seen[:, prefix:].transpose(1, 2).unflatten(2, tuple(grid))  # type: ignore[arg-type]
-        return Features(places, seen[:, :prefix] if prefix else None)
+        Returns: (P, C, h, w) float32 of each stage, from the first to the last; none without
+            ``stages``.
+        """
+        return self._stages(self.normalise(pixels))[1] if self.spec.stages else []
+
+    def _stages(self, posters: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The network's features as ``forward_head`` takes them, and those of each stage."""
+        indices = _TOKEN_STAGES if _layout(self.module) == "NLC" else None
+        last, between = self.module.forward_intermediates(posters, indices=indices)  # type: ignore[operator]
+        return last, list(between)
+
+
+def places_seen(module: nn.Module, posters: Tensor, name: str) -> Features:
+    """What an image network of timm sees before it pools, for a heat map.
+
+    Of a convolutional network this is its last layer. A vision transformer that reads its class
+    token alone is taken one block earlier, since nothing at other places reaches its output after
+    that.
+
+    Args:
+        module: the network.
+        posters: (P, 3, H, W) float32, normalised.
+        name: what messages call it.
+
+    Raises:
+        EncoderError: the architecture has no such map.
+    """
+    if not _reads_token(module):
+        return _as_features(module, module.forward_features(posters), name)  # type: ignore[operator]
+    caught: list[Tensor] = []
+    last = module.get_submodule("blocks")[-1]  # type: ignore[index]
+    hook = last.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
+    try:
+        module.forward_features(posters)  # type: ignore[operator]
+    finally:
+        hook.remove()
+    return _as_features(module, caught[0], name)
+
+
+def pool_places(module: nn.Module, features: Features) -> Tensor:
+    """(P, D) float32, what the network makes of what :func:`places_seen` gave."""
+    seen = features.map
+    if _layout(module) == "NHWC":
+        seen = seen.permute(0, 2, 3, 1)
+    elif _layout(module) == "NLC":
+        seen = seen.flatten(2).transpose(1, 2)
+        if features.prefix is not None:
+            seen = torch.cat([features.prefix, seen], dim=1)
+    if _reads_token(module):
+        seen = module.get_submodule("blocks")[-1](seen)  # type: ignore[index]
+        seen = module.get_submodule("norm")(seen)
+    vectors: Tensor = module.forward_head(seen)  # type: ignore[operator]
+    return vectors
+
+
+def _layout(module: nn.Module) -> str:
+    """How the features lie in memory: NCHW, NHWC or NLC (tokens)."""
+    if hasattr(module, "num_prefix_tokens"):
+        return "NLC"
+    return str(getattr(module, "output_fmt", "NCHW"))
+
+
+def _reads_token(module: nn.Module) -> bool:
+    return getattr(module, "global_pool", None) == "token"
+
+
+def _as_features(module: nn.Module, seen: Tensor, name: str) -> Features:
+    if _layout(module) == "NHWC":
+        seen = seen.permute(0, 3, 1, 2)
+    if _layout(module) != "NLC":
+        if seen.ndim != 4:
+            raise EncoderError(f"the encoder {name!r} has no map to draw on a poster")
+        return Features(seen)
+    prefix = int(module.num_prefix_tokens)  # type: ignore[arg-type]
+    grid = module.get_submodule("patch_embed").grid_size
+    if type(module).__name__ != "VisionTransformer" or seen.shape[1] != prefix + (
+        grid[0] * grid[1]  # type: ignore[index]
+    ):
+        raise EncoderError(f"the encoder {name!r} has no map to draw on a poster")
+    places = seen[:, prefix:].transpose(1, 2).unflatten(2, tuple(grid))  # type: ignore[arg-type]
+    return Features(places, seen[:, :prefix] if prefix else None)
 
 
 # ----------------------------------------------------------------------------------------- texts
@@ -1087,6 +1134,8 @@ class TextEncoder:
             )
         self.module = _freeze(TextModule(model))
         self._tokenizer = model.tokenizer
+        # A tokenizer changes as it is used, and refuses where two threads use it.
+        self._lock = threading.Lock()
         self._prompt = model.prompts.get(model.default_prompt_name) or ""
         self._prefix, self._suffix = self._special_tokens()
         self.max_tokens = int(model.max_seq_length or 512)
@@ -1139,6 +1188,20 @@ class TextEncoder:
         ids, mask = self._pad([chunk for chunks in texts_chunks for chunk in chunks])
         return Tokens(ids, mask, np.array(rows, dtype=np.int64))
 
+    def tokens_described(self) -> dict[str, Any]:
+        """What a program without this library needs beside the tokenizer to do as :meth:`tokenize`.
+
+        ``prompt`` is put before every text, ``prefix`` and ``suffix`` are ids of tokens around
+        every chunk, which has up to ``max_tokens`` with them; ``padding`` is the id of padding.
+        """
+        return {
+            "prompt": self._prompt,
+            "prefix": list(self._prefix),
+            "suffix": list(self._suffix),
+            "max_tokens": self.max_tokens,
+            "padding": self._padding,
+        }
+
     def save_tokenizer(self, folder: str | Path) -> None:
         """Write the tokenizer as Hugging Face's libraries read it (``tokenizer.json``)."""
         self._tokenizer.save_pretrained(str(folder))
@@ -1151,27 +1214,28 @@ class TextEncoder:
         result = []
         for ids in all_ids:
             count = max(1, -(-len(ids) // self._room))
-            ends = [len(ids) * (number + 1) // count for number in range(count)]
-            begins = [0, *ends[:-1]]
+            length, longer = divmod(len(ids), count)
+            starts = [number * length + min(number, longer) for number in range(count + 1)]
             result.append(
                 [
-                    [*self._prefix, *ids[begin:end], *self._suffix]
-                    for begin, end in zip(begins, ends, strict=True)
+                    [*self._prefix, *ids[start:end], *self._suffix]
+                    for start, end in itertools.pairwise(starts)
                 ]
             )
         return result
 
     def _ids(self, texts: list[str], special: bool) -> list[list[int]]:
         # verbose=False: it is known that texts may be longer than the network takes.
-        encoded = self._tokenizer(
-            texts,
-            add_special_tokens=special,
-            truncation=False,
-            padding=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )
+        with self._lock:
+            encoded = self._tokenizer(
+                texts,
+                add_special_tokens=special,
+                truncation=False,
+                padding=False,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+                verbose=False,
+            )
         ids: list[list[int]] = encoded["input_ids"]
         return ids
 
@@ -1199,7 +1263,8 @@ def _open_text(
 ) -> TextEncoder:
     folder = find_weights(spec)
     _check_text_folder(folder)
-    library = _import("sentence_transformers", spec.name)
+    with _without_wandb_line():
+        library = _import("sentence_transformers", spec.name)
     # Its line for every model that it loads tells where, and training logs at that level.
     logging.getLogger("sentence_transformers").setLevel(logging.WARNING)
     with _without_progress_bar():
@@ -1249,11 +1314,19 @@ def _draw_weights(model: nn.Module, seed: int) -> None:
 
 
 @contextmanager
-def _without_progress_bar() -> Iterator[None]:
-    """Transformers draws one for reading a file, which takes a moment, and has no argument for it.
+def _without_wandb_line() -> Iterator[None]:
+    """Keep off stdout what transformers prints on import where ``WANDB_MODE`` is offline."""
+    said = io.StringIO()
+    try:
+        with redirect_stdout(said):
+            yield
+    finally:
+        sys.stdout.write(said.getvalue().replace("[INFO] Running in WANDB offline mode\n", ""))
 
-    What it says of the weights at INFO and of unused ones is not hidden: neither occurs.
-    """
+
+@contextmanager
+def _without_progress_bar() -> Iterator[None]:
+    """Hide the bar that transformers draws as it reads a file: there is no argument for it."""
     settings = importlib.import_module("transformers.utils.logging")
     before = settings.is_progress_bar_enabled()
     settings.disable_progress_bar()

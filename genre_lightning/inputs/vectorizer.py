@@ -31,7 +31,7 @@ _STATE_VERSION = 1
 _CHUNK = 4096  # titles turned into numbers at once: bounds the memory of transform
 
 # "(1999)", also "( 1999 )", "[1999]", "(1999/I)" and the years of a series, "(1999-2003)".
-_YEAR = re.compile(r"[(\[]\s*(1[89][0-9]{2}|20[0-9]{2})(?:\s*[-‐-―/][^()\[\]]{0,9})?\s*[)\]]")
+YEAR = re.compile(r"[(\[]\s*(1[89][0-9]{2}|20[0-9]{2})(?:\s*[-‐-―/][^()\[\]]{0,9})?\s*[)\]]")
 
 
 class _Characters(dict[int, str]):
@@ -72,7 +72,7 @@ def normalise_title(title: str) -> tuple[str, int | None]:
     if not title.isascii():
         title = unicodedata.normalize("NFKC", title)
     year = None
-    matches = list(_YEAR.finditer(title))
+    matches = list(YEAR.finditer(title))
     if matches:
         last = matches[-1]
         year = int(last[1])

@@ -60,7 +60,8 @@ class Fusion(nn.Module):
         counts = torch.tensor(genre_counts, dtype=torch.float32)
         self.prior.copy_(((counts + 0.5) / (num_movies - counts + 0.5)).log())
         for branch in self.branches.values():
-            nn.init.zeros_(branch.get_parameter("head.bias"))
+            for network in getattr(branch, "networks", [branch]):
+                nn.init.zeros_(network.get_parameter("head.bias"))
 
     def forward(
         self, parts: Mapping[str, Part], num_movies: int, folds: Tensor | None = None

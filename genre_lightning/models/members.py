@@ -12,6 +12,7 @@ With ``data.folds`` each member also leaves out one fold of train, on which it a
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -42,3 +43,28 @@ class MemberLinear(nn.Module):
 def averaged(logits: Tensor, apart: bool) -> Tensor:
     """(M, P, G) logits as they are where they are wanted ``apart``, else their mean (P, G)."""
     return logits if apart else logits.mean(dim=0)
+
+
+class Copies(nn.Module):
+    """M networks side by side, for a class that has no members of its own.
+
+    Args:
+        networks: M of one class and size, each with first weights of its own.
+    """
+
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.members = len(networks)
+        self.networks = nn.ModuleList(networks)
+
+    def lr_scales(self) -> dict[str, float]:
+        """The learning rates that the networks ask for, by the names of parameters here."""
+        return {
+            f"networks.{number}.{name}": scale
+            for number, network in enumerate(self.networks)
+            for name, scale in getattr(network, "lr_scales", dict)().items()
+        }
+
+    def forward(self, apart: bool = False, **numbers: Tensor) -> Tensor:
+        """(P, G) logits of an input's numbers; the members' own, (M, P, G), where ``apart``."""
+        return averaged(torch.stack([network(**numbers) for network in self.networks]), apart)

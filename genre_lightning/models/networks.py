@@ -13,6 +13,7 @@ import logging
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -23,6 +24,7 @@ from genre_lightning.inputs.encoders import is_image_encoder
 from genre_lightning.inputs.input import Input
 from genre_lightning.models.embedding_head import NORMS, EmbeddingHead
 from genre_lightning.models.fusion import Fusion
+from genre_lightning.models.members import Copies
 from genre_lightning.models.poster_encoder import PosterEncoder
 from genre_lightning.models.poster_resnet import PosterResNet
 from genre_lightning.models.terms_linear import TermsLinear
@@ -158,9 +160,9 @@ def build_network(
     sketch_network(description)
     network = _assemble(description)
     network.description = description
-    for branch in network.branches.values():
-        if isinstance(branch, PosterEncoder):
-            branch.load_pretrained()
+    for module in network.modules():
+        if isinstance(module, PosterEncoder):
+            module.load_pretrained()
     return network
 
 
@@ -175,7 +177,7 @@ def _own_arguments(branch: str, network: Mapping[str, Any]) -> dict[str, Any]:
     left = [
         argument
         for argument in network
-        if argument not in kind.limits
+        if argument not in {*kind.limits, "members"}
         and any(argument in other.limits for other in NETWORKS.values())
     ]
     if left:
@@ -269,7 +271,13 @@ def _complete(key: str, network: Any, shared: Mapping[str, Any]) -> dict[str, An
         complete[argument] = _check(
             f"{key}.{argument}", network.get(argument, default), default, kind.limits[argument]
         )
-    unknown = sorted(set(network) - set(complete))
+    if "members" not in kind.limits:
+        # A network whose class has none of its own is copied; one copy needs no word.
+        members = network.get("members", shared.get("members") or 1)
+        members = _check(f"{key}.members", members, 1, (1, MAX_MEMBERS))
+        if members > 1:
+            complete["members"] = members
+    unknown = sorted(set(network) - {*complete, "members"})
     if unknown:
         options = sorted(set(complete) - {"name"})
         raise ValueError(f"{key} has no argument {unknown[0]!r:.100}; {name} takes {options}")
@@ -332,10 +340,31 @@ def sketch_network(description: Mapping[str, Any]) -> Fusion:
     return sketch
 
 
+def fill_constants(network: Fusion) -> None:
+    """Compute what a sketch lacks after its weights are loaded, on the device of those.
+
+    Some image encoders have buffers that follow from the architecture, such as positions within a
+    window. No checkpoint holds them.
+    """
+    left = [name for name, buffer in network.named_buffers() if buffer.is_meta]
+    if not left:
+        return
+    with torch.random.fork_rng(devices=[]):
+        computed = dict(_assemble(network.description).named_buffers())
+    for name in left:
+        owner, _, own = name.rpartition(".")
+        value = computed[name].to(network.prior.device)
+        network.get_submodule(owner).register_buffer(own, value, persistent=False)
+
+
 def _assemble(description: Mapping[str, Any]) -> Fusion:
     branches: dict[str, nn.Module] = {}
     for name, network in description["branches"].items():
         arguments = {key: value for key, value in network.items() if key != "name"}
-        factory = NETWORKS[network["name"]].factory
-        branches[name] = factory(num_genres=description["num_genres"], **arguments)
+        kind = NETWORKS[network["name"]]
+        made = partial(kind.factory, num_genres=description["num_genres"])
+        copies = 1 if "members" in kind.limits else arguments.pop("members", 1)
+        branches[name] = (
+            made(**arguments) if copies == 1 else Copies([made(**arguments) for _ in range(copies)])
+        )
     return Fusion(description["num_genres"], branches)

@@ -201,7 +201,12 @@ def _predict_parser() -> argparse.ArgumentParser:
 
 
 def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", metavar="CKPT", type=Path, help="such as .../best.ckpt")
+    parser.add_argument(
+        "checkpoint",
+        metavar="CKPT",
+        type=Path,
+        help="such as .../best.ckpt; a run folder, a folder of runs, or last",
+    )
 
 
 def _named(text: str) -> tuple[str, str]:

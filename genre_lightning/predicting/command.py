@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from genre_lightning.errors import UserError
 from genre_lightning.predicting.arguments import parse_export, parse_predict
+from genre_lightning.runs.places import best_checkpoint
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,7 +49,7 @@ def _predict(arguments: Sequence[str]) -> int:
     # One movie is done before a second thread has started; many are spread by the predictor.
     torch.set_num_threads(1)
     predictor = GenrePredictor.from_checkpoint(
-        options.checkpoint, device, options.workers, options.encoder
+        best_checkpoint(options.checkpoint), device, options.workers, options.encoder
     )
     if options.columns:
         from genre_lightning.predicting.one import predict_one
@@ -67,17 +68,18 @@ def _predict(arguments: Sequence[str]) -> int:
 
 def _export(arguments: Sequence[str]) -> int:
     options = parse_export(arguments)
+    checkpoint = best_checkpoint(options.checkpoint)
     if options.weights is not None:
         from genre_lightning.predicting.weights import export_weights
 
-        export_weights(options.checkpoint, options.weights)
-        before, after = options.checkpoint.stat().st_size, options.weights.stat().st_size
+        export_weights(checkpoint, options.weights)
+        before, after = checkpoint.stat().st_size, options.weights.stat().st_size
         print(f"{options.weights} ({after / 2**20:.1f} MiB of {before / 2**20:.1f})")
     if options.onnx is not None:
         from genre_lightning.checkpoint.model import load_model
         from genre_lightning.predicting.export import export_onnx
 
-        exported = export_onnx(load_model(options.checkpoint), options.onnx)
+        exported = export_onnx(load_model(checkpoint), options.onnx)
         print(f"{exported.onnx} ({exported.onnx.stat().st_size / 2**20:.1f} MiB)")
         for path in exported.beside:
             print(path)

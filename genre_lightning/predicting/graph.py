@@ -6,16 +6,14 @@ which of its work is left to whoever uses the graph, stands in one place for eac
 :data:`INPUT_GRAPHS`.
 A network that ONNX can't take as it is has another form in :data:`NETWORK_GRAPHS`.
 
-To export a new kind of input, write a final class of :class:`InputGraph` and list it. One with an
-encoder of its own holds that as a submodule and runs it in ``forward``: an image encoder takes
-pixels, a text encoder token ids, and what makes these of a text goes into ``files``, to be written
-beside the graph.
+To export a new kind of input, write a final class of
+:class:`genre_lightning.predicting.input_graph.InputGraph` and list it.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from abc import ABC
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
 import numpy as np
@@ -24,8 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genre_lightning.checkpoint.model import TrainedModel
-from genre_lightning.errors import UserError
+from genre_lightning.inputs.embedding import EmbeddingInput
 from genre_lightning.inputs.input import Input
+from genre_lightning.inputs.part import Numbers
 from genre_lightning.inputs.pixels import PixelsInput
 from genre_lightning.inputs.terms import TermsInput
 from genre_lightning.inputs.vectors import VectorsInput
@@ -33,6 +32,8 @@ from genre_lightning.inputs.year import YearInput
 from genre_lightning.models.fusion import ACTIVATIONS
 from genre_lightning.models.terms_linear import TermsLinear
 from genre_lightning.models.terms_mlp import TermsMLP
+from genre_lightning.predicting.encoder_graph import embedding_graph
+from genre_lightning.predicting.input_graph import ExportError, InputGraph, as_predicted
 
 #: The graph's first input, and what it and the rows of each branch hold.
 MOVIES = "movies"
@@ -45,42 +46,6 @@ OUTPUTS = {
 }
 
 
-class ExportError(UserError):
-    """A model that can't be exported; the message says what to do."""
-
-
-class InputGraph(nn.Module, ABC):
-    """How one kind of input looks in the graph.
-
-    Attributes:
-        sizes: for each of its numbers, by name, the dimension that varies: "rows" or a word of its
-            own, the same for those that are always as long.
-        inputs: what each of them holds, for whoever uses the graph.
-        about: plain data that whoever uses the graph needs to make them.
-        files: contents of further files by name, to be written beside the graph.
-    """
-
-    sizes: Mapping[str, str]
-    inputs: Mapping[str, str]
-    about: Mapping[str, Any]
-    files: Mapping[str, bytes]
-
-    @abstractmethod
-    def forward(self, *numbers: Tensor) -> Mapping[str, Tensor]:
-        """In the graph: P rows of numbers as given to what the network takes, of P + 1 rows.
-
-        The last one belongs to no movie, so that no operation is ever given none.
-        """
-
-    @abstractmethod
-    def numbers(self, values: Sequence[Any]) -> dict[str, Tensor]:
-        """Outside of it: what the graph takes for P values of the column."""
-
-    @abstractmethod
-    def examples(self, count: int) -> list[Any]:
-        """Values of the column, to trace and to check with."""
-
-
 @final
 class TermsGraph(InputGraph):
     """Terms are looked up outside of the graph; see :class:`TermsInput` for the numbers."""
@@ -88,7 +53,7 @@ class TermsGraph(InputGraph):
     def __init__(self, given: TermsInput) -> None:
         super().__init__()
         self.given = given
-        self.sizes = {"indices": "terms", "offsets": "rows", "weights": "terms"}
+        self.sizes = {"indices": ("terms",), "offsets": ("rows",), "weights": ("terms",)}
         self.inputs = {
             "indices": "(L,) int64, columns of the terms of all P texts, one text after another",
             "offsets": "(P,) int64, where each text starts in indices",
@@ -106,6 +71,9 @@ class TermsGraph(InputGraph):
     def numbers(self, values: Sequence[Any]) -> dict[str, Tensor]:
         return self.given.encode([self.given.read(value) for value in values])
 
+    def reference(self, values: Sequence[Any]) -> Numbers:
+        return as_predicted(self.given, values)
+
     def examples(self, count: int) -> list[Any]:
         terms = self.given.vectorizer.terms or ["a"]
         known = [f"{terms[n * 7919 % len(terms)]} {n} ({1920 + n % 100})" for n in range(count)]
@@ -120,7 +88,7 @@ class PixelsGraph(InputGraph):
         super().__init__()
         height, width = given.size
         self.given = given
-        self.sizes = {"pixels": "rows"}
+        self.sizes = {"pixels": ("rows",)}
         self.inputs = {
             "pixels": f"(P, {height}, {width}, 3) uint8 RGB, each poster stretched to that size"
         }
@@ -146,6 +114,9 @@ class PixelsGraph(InputGraph):
         pixels = np.array(values, dtype=np.uint8).reshape(-1, *self.given.size, 3)
         return {"pixels": torch.from_numpy(pixels)}
 
+    def reference(self, values: Sequence[Any]) -> Numbers:
+        return as_predicted(self.given, values)
+
     def examples(self, count: int) -> list[Any]:
         drawn = np.random.default_rng(0).integers(0, 256, (count, *self.given.size, 3), np.uint8)
         return list(drawn)
@@ -158,7 +129,7 @@ class _RowsOfNumbers(InputGraph, ABC):
         super().__init__()
         self.given = given
         self.width = int(given.network_arguments()["width"])
-        self.sizes = {"vectors": "rows"}
+        self.sizes = {"vectors": ("rows",)}
         self.inputs = {"vectors": f"(P, {self.width}) float32, {what}"}
         self.files = {}
 
@@ -170,6 +141,9 @@ class _RowsOfNumbers(InputGraph, ABC):
 
     def numbers(self, values: Sequence[Any]) -> dict[str, Tensor]:
         return self.given.encode([self.given.read(value) for value in values])
+
+    def reference(self, values: Sequence[Any]) -> Numbers:
+        return as_predicted(self.given, values)
 
 
 @final
@@ -206,11 +180,12 @@ class YearGraph(_RowsOfNumbers):
 
 
 #: By kind of input. What isn't here can't be exported yet.
-INPUT_GRAPHS: Mapping[type[Input], type[Any]] = {
+INPUT_GRAPHS: Mapping[type[Input], Callable[[Any], InputGraph]] = {
     TermsInput: TermsGraph,
     PixelsInput: PixelsGraph,
     VectorsInput: VectorsGraph,
     YearInput: YearGraph,
+    EmbeddingInput: embedding_graph,
 }
 
 
@@ -314,12 +289,12 @@ class ExportedNetwork(nn.Module):
             described |= {f"{branch}.{name}": text for name, text in graph.inputs.items()}
         return described
 
-    def varying(self) -> list[str]:
-        """For each of the graph's inputs, a name of its first dimension, which varies."""
-        found = [MOVIES]
+    def varying(self) -> list[tuple[str, ...]]:
+        """For each of the graph's inputs, names of its first dimensions, which vary."""
+        found: list[tuple[str, ...]] = [(MOVIES,)]
         for branch, graph in self.inputs.items():
-            found.append(f"{branch}_rows")
-            found += [f"{branch}_{size}" for size in graph.sizes.values()]
+            found.append((f"{branch}_rows",))
+            found += [tuple(f"{branch}_{size}" for size in sizes) for sizes in graph.sizes.values()]
         return found
 
     def feed(self, movies: Sequence[Mapping[str, Any]]) -> list[Tensor]:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from genre_lightning.explain.explainer import BranchExplanation, ImageExplanation
     from genre_lightning.predicting.predictor import GenrePredictor, Prediction
 
+#: Words of a text that are printed for a genre; JSON has all.
+_WORDS = 12
+
 
 def predict_one(predictor: GenrePredictor, options: PredictOptions) -> None:
     """Print the genres of a movie whose columns are arguments.
@@ -85,8 +88,9 @@ def _explain(
 
     Returns:
         ``genres``: for each its ``logit``, which is ``bias`` and the numbers of ``branches``
-        summed, and by branch ``words`` and ``heat_maps``; ``methods``: by branch, how; and
-        ``labels``: what people call each branch.
+        summed, and by branch ``words`` and ``heat_maps``; ``methods``: by branch, how;
+        ``exact``: the branches whose words sum to their part; and ``labels``: what people call each
+        branch.
     """
     from genre_lightning.explain.explainer import ImageExplanation
     from genre_lightning.explain.parts import branch_labels, score_parts
@@ -109,6 +113,7 @@ def _explain(
         for name, place in zip(names, places, strict=True)
     }
     methods: dict[str, str] = {}
+    exact: list[str] = []
     for branch, given in model.inputs.items():
         if given.column not in columns:
             continue
@@ -126,12 +131,19 @@ def _explain(
             for name, path in zip(names, files, strict=True):
                 genres[name]["heat_maps"][branch] = str(path)
         else:
+            if found.exact:
+                exact.append(branch)
             for name, place in zip(names, places, strict=True):
                 genres[name]["words"][branch] = [
                     {"text": part.text, "adds": _rounded(part.contributions[place])}
                     for part in found.parts
                 ]
-    return {"genres": genres, "methods": methods, "labels": branch_labels(model.inputs)}
+    return {
+        "genres": genres,
+        "methods": methods,
+        "exact": exact,
+        "labels": branch_labels(model.inputs),
+    }
 
 
 def _branch(predictor: GenrePredictor, branch: str, value: str) -> BranchExplanation | None:
@@ -177,10 +189,16 @@ def _genre_lines(explanation: Mapping[str, Any], genre: str) -> Iterator[str]:
     terms += [f"{labels[name]} {adds:+.2f}" for name, adds in found["branches"].items()]
     yield f"logit {found['logit']:+.2f} = {', '.join(terms)}"
     for branch, words in found["words"].items():
-        ranked = sorted(words, key=lambda word: -abs(word["adds"]))
-        if ranked:
-            listed = ", ".join(f"{word['text']} {word['adds']:+.2f}" for word in ranked)
-            yield f"{labels[branch]}: {listed}"
+        sums: dict[str, float] = {}
+        for word in words:
+            sums[word["text"]] = sums.get(word["text"], 0.0) + word["adds"]
+        ranked = sorted(sums.items(), key=lambda word: -abs(word[1]))
+        told = [f"{text} {adds:+.2f}" for text, adds in ranked[:_WORDS]]
+        if rest := ranked[_WORDS:]:
+            others = f" {sum(adds for _, adds in rest):+.2f}"
+            told.append(f"{len(rest)} more" + (others if branch in explanation["exact"] else ""))
+        if told:
+            yield f"{labels[branch]}: {', '.join(told)}"
     for branch, path in found["heat_maps"].items():
         yield f"heat map of {labels[branch]}: {path}"
 
@@ -192,5 +210,7 @@ def _method_lines(explanation: Mapping[str, Any]) -> Iterator[str]:
     for branch, method in explanation["methods"].items():
         if branch in pictured:
             yield f"{labels[branch]}: the heat map shows where, not how much ({method})"
-        else:
+        elif branch in explanation["exact"]:
             yield f"{labels[branch]}: its words add up to its part ({method})"
+        else:
+            yield f"{labels[branch]}: its words don't add up to its part ({method})"

@@ -31,6 +31,8 @@ _WORDS = 5
 _SHOWN = 0.005
 #: A card shows the true, the predicted and this many of the likeliest genres.
 _LIKELIEST = 3
+#: Texts that may be embedded to explain one branch of a card: two dozen cards take half a minute.
+_TEXTS = 24
 #: Characters shown of a text that is not the title.
 _SHORT = 160
 
@@ -268,7 +270,7 @@ def _explain(model: TrainedModel, movie: Movie, branch: str) -> BranchExplanatio
     if find_explainer(model, branch) is None:
         return None
     if not isinstance(value, PosterFile):
-        return explain_branch(model, branch, value)
+        return explain_branch(model, branch, value, _TEXTS)
     try:
         return explain_branch(model, branch, value.read_bytes())
     except (OSError, PosterError):  # it was there when the cache was made

@@ -8,6 +8,7 @@ from pathlib import Path
 from genre_lightning.errors import UserError
 from genre_lightning.runs.result import read_result
 
+BEST = "checkpoints/best.ckpt"
 LAST = "checkpoints/last.ckpt"
 
 
@@ -39,6 +40,55 @@ def find_checkpoint(ckpt_path: str | Path, folder: Path) -> Path:
             )
         return found
     return place
+
+
+def best_checkpoint(ckpt_path: str | Path) -> Path:
+    """The file that is scored, or predicts, where ``ckpt_path`` is given.
+
+    Args:
+        ckpt_path: a file; a run folder, for its best checkpoint; a folder of runs, such as a
+            sweep's, for that of its best run by the monitored value; or "last", for the best
+            checkpoint of the newest run under ``runs``.
+
+    Raises:
+        UserError: there is none, or the runs in the folder monitored different values.
+    """
+    last = str(ckpt_path) == "last"
+    place = Path("runs") if last else Path(ckpt_path)
+    if place.is_file() or not (last or place.is_dir()):
+        return place
+    own = place / BEST
+    if own.is_file():
+        return own
+    found = list(place.rglob(BEST)) if place.is_dir() else []
+    if not found:
+        raise UserError(f"ckpt_path={ckpt_path}: there is no {BEST} in {place} or below")
+    if last:
+        return max(found, key=lambda path: path.stat().st_mtime)
+    return _best_of(found, ckpt_path)
+
+
+def _best_of(found: list[Path], ckpt_path: str | Path) -> Path:
+    """Of several runs' best checkpoints that of the best run which has completed."""
+    results = {path: read_result(path.parent.parent) for path in found}
+    scored = {
+        path: result
+        for path, result in results.items()
+        if result is not None
+        and result["status"] == "completed"
+        and result.get("monitor_value") is not None
+    }
+    if not scored:
+        raise UserError(f"ckpt_path={ckpt_path}: no run in it has completed; name a file")
+    monitors = sorted({str(result["monitor"]) for result in scored.values()})
+    if len(monitors) > 1:
+        raise UserError(
+            f"ckpt_path={ckpt_path}: its runs monitored {' and '.join(monitors)}, which can't be "
+            "compared; name one of the runs"
+        )
+    # Of the names that are monitored, only losses are better where they are lower.
+    sign = -1.0 if monitors[0].rpartition("/")[2].startswith("loss") else 1.0
+    return max(scored, key=lambda path: sign * float(scored[path]["monitor_value"]))
 
 
 def run_directory(ckpt_path: str | None, default: str) -> str:

@@ -49,6 +49,8 @@ MAX_CHARACTERS = 20_000
 
 #: Longer side of a heat map's picture in pixels: twice as large as it is shown, for sharp screens.
 _PICTURE_SIDE = 512
+#: Texts that may be embedded to explain one branch: the page waits for the answer.
+_TEXTS = 48
 
 
 class ApiError(Exception):
@@ -253,7 +255,7 @@ def _explain(predictor: GenrePredictor, branch: str, value: str | bytes) -> dict
     from genre_lightning.explain.table import explain_branch
 
     try:
-        found = explain_branch(predictor.model, branch, value)
+        found = explain_branch(predictor.model, branch, value, _TEXTS)
     except TypeError as error:
         return {"kind": "none", "problem": f"{error}."}
     if isinstance(found, ImageExplanation):

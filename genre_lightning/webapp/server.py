@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from genre_lightning.errors import UserError
+from genre_lightning.runs.places import best_checkpoint
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -54,7 +55,12 @@ def _parser() -> argparse.ArgumentParser:
         "genres and why. It sends nothing anywhere and keeps nothing. Ctrl-C ends it.",
         allow_abbrev=False,
     )
-    parser.add_argument("checkpoint", metavar="CKPT", type=Path, help="such as .../best.ckpt")
+    parser.add_argument(
+        "checkpoint",
+        metavar="CKPT",
+        type=Path,
+        help="such as .../best.ckpt; a run folder, a folder of runs, or last",
+    )
     parser.add_argument(
         "--port", type=_port, default=7860, help="default 7860; 0 takes any that is free"
     )
@@ -97,10 +103,11 @@ def _serve(options: argparse.Namespace) -> int:
         from genre_lightning.predicting.predictor import GenrePredictor
         from genre_lightning.webapp.app import build_app
 
+        checkpoint = best_checkpoint(options.checkpoint)
         predictor = GenrePredictor.from_checkpoint(
-            options.checkpoint, options.device, encoders=options.encoder
+            checkpoint, options.device, encoders=options.encoder
         )
-        app = build_app(predictor, options.checkpoint.name, [options.host, socket.gethostname()])
+        app = build_app(predictor, checkpoint.name, [options.host, socket.gethostname()])
         address, port = listener.getsockname()[:2]
         url = page_url(address, port)
         if not ipaddress.ip_address(address).is_loopback:
@@ -110,7 +117,7 @@ def _serve(options: argparse.Namespace) -> int:
             )
         # From here on a browser that comes too early waits instead of being turned away.
         listener.listen()
-        print(f"{options.checkpoint.name} can be tried at {url} (Ctrl-C ends)", flush=True)
+        print(f"{checkpoint.name} can be tried at {url} (Ctrl-C ends)", flush=True)
         if options.browser and _has_screen():
             # On its own thread: some browsers are waited for.
             threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()

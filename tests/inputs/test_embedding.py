@@ -216,7 +216,7 @@ def test_unreadable_posters_are_masked_and_named(
     assert features.dense is not None
     np.testing.assert_array_equal(
         features.dense,
-        lite0().open(posters[:2], ALL[:2], store).dense,  # type: ignore[arg-type]
+        lite0().open(posters[:2], ALL[:2], store).dense,
     )
 
 
@@ -365,9 +365,9 @@ def test_other_weights_are_refused_naming_both_hashes(monkeypatch: pytest.Monkey
     monkeypatch.setitem(encoders.ENCODERS, "lite0", replace(ENCODERS["lite0"], sha256=None))
     given = input_from_text(json.dumps(state))
     assert isinstance(given, EmbeddingInput)
-    with pytest.raises(UserError, match=trained) as caught:
+    with pytest.raises(UserError, match=trained) as refused:
         given.load()
-    assert here in str(caught.value)
+    assert here in str(refused.value)
 
 
 def random_timm(monkeypatch: pytest.MonkeyPatch) -> EmbeddingInput:
@@ -417,7 +417,7 @@ def test_a_name_that_a_checkpoint_can_not_hold_is_refused_at_once(tmp_path: Path
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"encoder": "nothing"}, r"model\.branches\.b\.input: unknown encoder 'nothing'"),
+        ({"encoder": "nothing"}, r"model\.branches\.b\.input: .*encoder 'nothing'"),
         ({"encoder": "minilm", "size": [64, 64]}, "size"),
         ({"encoder": "minilm", "stages": True}, "stages"),
         ({"encoder": "lite0", "weights": "x"}, "weights"),

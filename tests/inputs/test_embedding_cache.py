@@ -155,7 +155,7 @@ def test_one_beside_it_that_stays_unreadable(which: str, tmp_path: Path) -> None
 
 
 def _build(folder: Path, count: int, kill_in: int | None, log: Path, wait: float = 0.0) -> None:
-    embedding_cache.CHUNK = CHUNK  # type: ignore[misc]
+    embedding_cache.CHUNK = CHUNK
     items = Counted(names(count))
     calls = 0
 

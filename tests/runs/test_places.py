@@ -9,7 +9,12 @@ from typing import Any
 import pytest
 
 from genre_lightning.errors import UserError
-from genre_lightning.runs.places import find_checkpoint, run_directory, starting_point
+from genre_lightning.runs.places import (
+    best_checkpoint,
+    find_checkpoint,
+    run_directory,
+    starting_point,
+)
 from genre_lightning.runs.result import write_result
 
 
@@ -86,3 +91,50 @@ def test_nothing_is_overwritten(
             starting_point(None, tmp_path)
     else:
         assert starting_point(None, tmp_path) == "last"
+
+
+def scored(folder: Path, value: float | None, monitor: str = "val/map_macro", **more: Any) -> Path:
+    path = folder / "checkpoints" / "best.ckpt"
+    path.parent.mkdir(parents=True)
+    path.write_text("")
+    result = {"status": "completed", "monitor": monitor, "monitor_value": value, **more}
+    write_result(folder, result)
+    return path
+
+
+def test_which_checkpoint_is_scored(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    sweep = Path("runs/sweeps/lr")
+    scored(sweep / "optimizer.lr=1", 0.2)
+    best = scored(sweep / "optimizer.lr=2", 0.3)
+    scored(sweep / "optimizer.lr=3", 0.9, status="failed")
+    scored(sweep / "optimizer.lr=4", None)
+    newest = scored(Path("runs/2026/x"), 0.1)
+    os.utime(newest, (2 * 10**9, 2 * 10**9))
+    for ckpt_path, expected in (
+        (str(best), best),
+        (str(best.parent.parent), best),
+        (str(sweep), best),
+        ("last", newest),
+        ("not/there.ckpt", Path("not/there.ckpt")),
+    ):
+        assert best_checkpoint(ckpt_path) == expected
+
+
+def test_the_lowest_loss_is_best(tmp_path: Path) -> None:
+    low = scored(tmp_path / "a", 0.1, "val/loss")
+    scored(tmp_path / "b", 0.2, "val/loss")
+    assert best_checkpoint(tmp_path) == low
+
+
+def test_no_best_checkpoint(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"ckpt_path=last: there is no checkpoints/best\.ckpt"):
+        best_checkpoint("last")
+    scored(tmp_path / "a", 0.1, status="interrupted")
+    with pytest.raises(UserError, match="no run in it has completed"):
+        best_checkpoint(tmp_path)
+    scored(tmp_path / "b", 0.1)
+    scored(tmp_path / "c", 0.1, "val/f1_micro")
+    with pytest.raises(UserError, match="val/f1_micro and val/map_macro"):
+        best_checkpoint(tmp_path)

@@ -448,7 +448,7 @@ function wordsReason(branch, found, genre) {
   const shown = ranked.slice(0, MANY_WORDS);
   const rows = shown.map(([word, adds]) => [direction(adds), word, adds]);
   const rest = ranked.slice(MANY_WORDS);
-  if (rest.length) {
+  if (rest.length && found.exact) {
     const sum = rest.reduce((total, [, adds]) => total + adds, 0);
     rows.push([direction(sum), `${rest.length} more`, sum]);
   }
@@ -459,7 +459,9 @@ function wordsReason(branch, found, genre) {
   const nothing = unknown.length ? ` The model knows nothing of: ${listed}.` : "";
   const sum = signed(genre.branches[branch.name]);
   hint.textContent = ranked.length
-    ? `They add up to ${found.exact ? "" : "about "}${sum}, what the ${label} adds (${found.method}).${nothing}`
+    ? found.exact
+      ? `They add up to ${sum}, what the ${label} adds (${found.method}).${nothing}`
+      : `The ${label} adds ${sum} as a whole; its words don't add up to that (${found.method}).`
     : `The model knows none of these words.`;
   return reason;
 }

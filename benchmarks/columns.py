@@ -1,0 +1,72 @@
+"""What a model scores where movies lack columns: ``python -m benchmarks.columns CKPT [CKPT ...]``.
+
+Every subset of the columns that the model looks at is tried: the others are taken from all movies
+of the split. Thresholds stay those of the checkpoint. Several checkpoints, such as those of several
+seeds, give mean and standard deviation.
+"""
+
+from __future__ import annotations
+
+import argparse
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.measure import json_line, spread
+from genre_lightning.checkpoint.model import TrainedModel, load_model
+from genre_lightning.data.datamodule import MovieDataModule
+from genre_lightning.report.evaluation import score_split, split_metrics
+
+METRICS = ("map_macro", "f1_micro", "f1_macro")
+
+
+def subsets(columns: list[str]) -> list[tuple[str, ...]]:
+    """Every subset that is not empty, the smallest first."""
+    return [chosen for size in range(1, len(columns) + 1) for chosen in combinations(columns, size)]
+
+
+def score_subset(
+    model: TrainedModel, data: MovieDataModule, present: tuple[str, ...], split: str
+) -> list[float]:
+    """The metrics of a split of whose movies only these columns are seen."""
+    places = {name: features.place for name, features in data.features.items()}
+    try:
+        for name, given in model.inputs.items():
+            if given.column not in present:
+                data.features[name].place = np.full_like(places[name], -1)
+        metrics = split_metrics(model, score_split(model, data, split))
+    finally:
+        for name, place in places.items():
+            data.features[name].place = place
+    return [metrics[name] for name in METRICS]
+
+
+def main() -> None:
+    """Print a Markdown table and one line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkpoints", nargs="+", type=Path, metavar="CKPT")
+    parser.add_argument("--split", default="test", choices=("train", "val", "test"))
+    parser.add_argument("--cache-dir", default="~/.cache/genre-lightning")
+    options = parser.parse_args()
+    found: dict[tuple[str, ...], list[list[float]]] = {}
+    for path in options.checkpoints:
+        model = load_model(path)
+        data = MovieDataModule.from_description(
+            model.data, cache_dir=options.cache_dir, inputs=model.inputs, genres=model.genres
+        )
+        data.setup()
+        for present in subsets(list(dict.fromkeys(model.columns))):
+            found.setdefault(present, []).append(score_subset(model, data, present, options.split))
+    print("| columns | mAP | micro F1 | macro F1 |\n| --- | --- | --- | --- |")
+    for present, rows in found.items():
+        values = np.array(rows)
+        means, deviations = values.mean(axis=0), values.std(axis=0, ddof=min(1, len(rows) - 1))
+        cells = [f"{m:.3f} ± {d:.3f}" for m, d in zip(means, deviations, strict=True)]
+        print(f"| {' + '.join(present)} | {' | '.join(cells)} |")
+    whole = [row[0] for row in list(found.values())[-1]]
+    print(json_line(sum(whole) / len(whole), None, len(whole), spread(whole), None))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""Frozen encoders in an exported graph: posters go in as pixels, texts as token ids."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from genre_lightning.inputs.embedding import EmbeddingInput
+from genre_lightning.inputs.encoders import ImageEncoder, TextEncoder
+from genre_lightning.inputs.part import Numbers
+from genre_lightning.predicting.input_graph import InputGraph
+
+#: What Hugging Face's libraries, also those of other languages, make a tokenizer of.
+TOKENIZER = "tokenizer.json"
+
+
+def embedding_graph(given: EmbeddingInput) -> InputGraph:
+    """The graph of an encoder of posters or of texts."""
+    encoder = given.load()
+    if isinstance(encoder, ImageEncoder):
+        return EmbeddedPosterGraph(given, encoder)
+    return EmbeddedTextGraph(given, encoder)
+
+
+@final
+class EmbeddedPosterGraph(InputGraph):
+    """Posters are plain pixels of the encoder's size; normalising them is part of the graph."""
+
+    def __init__(self, given: EmbeddingInput, encoder: ImageEncoder) -> None:
+        super().__init__()
+        height, width = encoder.size
+        self.given = given
+        self.encoder = encoder
+        self.module = encoder.module  # so that its weights are found
+        self.sizes = {"pixels": ("rows",)}
+        self.inputs = {
+            "pixels": f"(P, {height}, {width}, 3) uint8 RGB, each poster stretched to that size"
+        }
+        self.about = {"encoder": encoder.name, "size": list(encoder.size)}
+        self.files = {}
+        mean, std = torch.tensor(encoder.mean), torch.tensor(encoder.std)
+        self.scale: Tensor
+        self.register_buffer("scale", 1 / (255 * std), persistent=False)
+        self.shift: Tensor
+        self.register_buffer("shift", mean / std, persistent=False)
+
+    def forward(self, *numbers: Tensor) -> Mapping[str, Tensor]:
+        """A black poster comes after the others."""
+        (given,) = numbers
+        blank = torch.zeros_like(given[:1].sum(0, keepdim=True, dtype=torch.int64))
+        pixels = torch.cat([given.float(), blank.float()]).permute(0, 3, 1, 2)
+        pixels = pixels * self.scale.view(3, 1, 1) - self.shift.view(3, 1, 1)
+        return {"vectors": self.encoder.vectors(pixels)}
+
+    def numbers(self, values: Sequence[Any]) -> dict[str, Tensor]:
+        pixels = np.array([self.given.read(value) for value in values], dtype=np.uint8)
+        return {"pixels": torch.from_numpy(pixels.reshape(-1, *self.encoder.size, 3))}
+
+    def reference(self, values: Sequence[Any]) -> Numbers:
+        return _not_rounded(self.given, values)
+
+    def examples(self, count: int) -> list[Any]:
+        # Blocks of few colours are more like posters than noise, which all encoders find alike.
+        height, width = self.encoder.size
+        drawn = np.random.default_rng(0).integers(0, 256, (count, 6, 4, 3), np.uint8)
+        rows, columns = np.arange(height) * 6 // height, np.arange(width) * 4 // width
+        return list(drawn[:, rows][:, :, columns])
+
+
+@final
+class EmbeddedTextGraph(InputGraph):
+    """Texts are tokenised outside of the graph, by the tokenizer that is written beside it."""
+
+    def __init__(self, given: EmbeddingInput, encoder: TextEncoder) -> None:
+        super().__init__()
+        self.given = given
+        self.encoder = encoder
+        self.module = encoder.module
+        self.sizes = {
+            "input_ids": ("chunks", "tokens"),
+            "attention_mask": ("chunks", "tokens"),
+            "offsets": ("rows",),
+        }
+        self.inputs = {
+            "input_ids": (
+                "(C, L) int64, L at least 1: the tokens of each text between prefix and suffix, "
+                "padded. With n tokens over max_tokens less prefix and suffix, r, a text is cut "
+                "into c = ceil(n / r) chunks: chunk k is tokens floor(n k / c) to "
+                "floor(n (k + 1) / c). All chunks of a text one after another"
+            ),
+            "attention_mask": "(C, L) int64, 1 for a token and 0 for padding",
+            "offsets": "(P,) int64, where each text starts among the chunks",
+        }
+        self.about = {"encoder": encoder.name, **encoder.tokens_described()}
+        with tempfile.TemporaryDirectory() as folder:
+            encoder.save_tokenizer(folder)
+            self.files = {TOKENIZER: (Path(folder) / TOKENIZER).read_bytes()}
+
+    def forward(self, *numbers: Tensor) -> Mapping[str, Tensor]:
+        """A text of padding comes after the others."""
+        ids, mask, offsets = numbers
+        one_more = (0, 0, 0, 1)
+        chunks = self.module(F.pad(ids, one_more), F.pad(mask, one_more, value=1))
+        count = torch.ones_like(ids[:, 0]).sum(0, keepdim=True)
+        starts = torch.cat([offsets, count])
+        # A chunk is of the last text that starts at or before it; a text's vector is their mean.
+        place = torch.ones_like(chunks[:, 0]).cumsum(0) - 1
+        text = (place[None, :] >= starts[:, None]).long().sum(0) - 1
+        texts = torch.ones_like(starts).cumsum(0) - 1
+        member = (text[None, :] == texts[:, None]).float()
+        return {"vectors": member @ chunks / member.sum(1, keepdim=True)}
+
+    def numbers(self, values: Sequence[Any]) -> dict[str, Tensor]:
+        tokens = self.encoder.tokenize([self.given.read(value) for value in values])
+        ids, mask = tokens.input_ids, tokens.attention_mask
+        if not len(ids):
+            ids = mask = np.zeros((0, 1), dtype=np.int64)
+        offsets = np.searchsorted(tokens.rows, np.arange(len(values)))
+        return {
+            "input_ids": torch.from_numpy(ids),
+            "attention_mask": torch.from_numpy(mask),
+            "offsets": torch.from_numpy(offsets.astype(np.int64)),
+        }
+
+    def reference(self, values: Sequence[Any]) -> Numbers:
+        return _not_rounded(self.given, values)
+
+    def examples(self, count: int) -> list[Any]:
+        words = ("A thief", "a cop", "two sisters", "love", "war", "in space", "hunts", "and", "?")
+        lengths = (3, 40, 250, 1)
+        return [
+            " ".join(words[(n + 5 * k) % len(words)] for k in range(lengths[n % len(lengths)]))
+            for n in range(1, count + 1)
+        ]
+
+
+def _not_rounded(given: EmbeddingInput, values: Sequence[Any]) -> Numbers:
+    """As prediction does it, but for the rounding to what a store holds, which no graph can follow.
+
+    Two libraries that differ in the last digit may round a number either way.
+    """
+    if not values:
+        return given.prepare(given.encode([]), None)
+    return {"vectors": given.vectors([given.read(value) for value in values])}

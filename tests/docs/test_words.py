@@ -1,0 +1,493 @@
+"""README and docs: every command composes or parses, everything they name is there."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import json
+import re
+import shlex
+import textwrap
+import tomllib
+from argparse import ArgumentParser
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+import genre_lightning.runs.naming  # noqa: F401 - the resolvers
+import train
+from genre_lightning.comparison import command as comparing
+from genre_lightning.inputs.encoders import ENCODERS
+from genre_lightning.inputs.input import Input, Store
+from genre_lightning.inputs.table import INPUTS
+from genre_lightning.models.networks import NETWORKS
+from genre_lightning.movies.columns import join_columns
+from genre_lightning.movies.manifest import read_manifest
+from genre_lightning.movies.readers import READERS
+from genre_lightning.predicting.arguments import parse_export, parse_predict
+from genre_lightning.scoring import losses
+from genre_lightning.scoring.losses import LOSSES
+from genre_lightning.webapp import server
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CONF = REPOSITORY / "conf"
+README = REPOSITORY / "README.md"
+EXTENDING = REPOSITORY / "docs" / "extending.md"
+PAGES = [README, *sorted((REPOSITORY / "docs").glob("*.md"))]
+#: These as well are read, but the changelog names keys and files that are gone.
+TEXTS = [*PAGES, REPOSITORY / "CONTRIBUTING.md", REPOSITORY / "CHANGELOG.md"]
+MAX_WORDS = 1000
+FORBIDDEN = ("a stranger's", "mend", "mends", "goes on with", "hopeless")
+#: In the place of a name that the reader gives.
+PLACEHOLDER = re.compile(r"\b(NAME|KEY|OTHER|VALUE|K)\b|\.\.\.")
+#: What the steps of extending.md write, and names of other branches that they make.
+MADE = {
+    "conf/data/jsonl.yaml",
+    "conf/loss/soft_f1.yaml",
+    "conf/model/branch/poster_lite1.yaml",
+    "conf/model/branch/tagline.yaml",
+    "conf/model/branch/title_length.yaml",
+    "genre_lightning/inputs/length.py",
+    "genre_lightning/models/embedding_residual.py",
+    "genre_lightning/movies/jsonl.py",
+}
+#: Look like keys and are none.
+NO_KEYS = ("model.branches.tagline", "model.vocabulary.json", "trainer.fit")
+MADE_OPTIONS = ("jsonl", "soft_f1", "title_length", "poster_lite1")
+#: Groups of the configuration whose options are named like data=demo.
+GROUPS = (
+    "callbacks", "data", "experiment", "logger", "loss", "model", "optimizer", "scheduler",
+    "sweep", "trainer",
+)  # fmt: skip
+#: Configurations in which a key may be.
+PLACES: list[list[str]] = [
+    [],
+    ["trainer=ddp"],
+    ["trainer=ddp_nodes"],
+    ["logger=wandb"],
+    ["sweep=optuna"],
+    ["data=ml1m"],
+    ["data=manifest"],
+]
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(REPOSITORY))
+
+
+def fenced(text: str, language: str) -> list[str]:
+    """The contents of a page's code blocks."""
+    pattern = rf"^( *)```{language}\n(.*?)^\1```$"
+    return [
+        textwrap.dedent(block) for _, block in re.findall(pattern, text, re.DOTALL | re.MULTILINE)
+    ]
+
+
+def inline(text: str) -> list[str]:
+    """What stands in backquotes outside of blocks, line breaks as spaces."""
+    prose = re.sub(r"^ *```.*?^ *```$", "", text, flags=re.DOTALL | re.MULTILINE)
+    return [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose)]
+
+
+def split_commands(line: str) -> Iterator[list[str]]:
+    """The commands of a line of a shell, without comments and redirections."""
+    command: list[str] = []
+    lexer = shlex.shlex(line, posix=True, punctuation_chars="<>|&;")
+    lexer.whitespace_split = True
+    tokens = list(lexer)
+    position = 0
+    while position < len(tokens):
+        token = tokens[position]
+        if token in ("&&", ";", "|", "&"):
+            yield command
+            command = []
+        elif token in ("<", ">"):
+            position += 1
+        else:
+            command.append(token)
+        position += 1
+    if command:
+        yield command
+
+
+def all_commands() -> dict[str, list[str]]:
+    """Every command of the pages, by the first page that has it and its text."""
+    found: dict[str, list[str]] = {}
+    for page in TEXTS:
+        text = page.read_text("utf-8").replace("\\\n", " ")
+        lines = [line for block in fenced(text, "sh") for line in block.splitlines()]
+        lines += re.findall(r"^    ((?:make|python|genre-)\S* .*)$", text, re.MULTILINE)
+        starts = ("python ", "genre-", "make ", "pip ", "pytest ")
+        # A heading of troubleshooting.md is a message.
+        said = re.sub(r"^#.*$", "", text, flags=re.MULTILINE)
+        lines += [code for code in inline(said) if code.startswith(starts) and " " in code]
+        for line in lines:
+            for command in split_commands(line):
+                while command and re.match(r"[A-Z_]+=", command[0]):
+                    del command[0]
+                if command and command not in found.values():
+                    found[f"{page.name}: {shlex.join(command)}"] = command
+    return found
+
+
+COMMANDS = all_commands()
+
+
+def of(*programs: str) -> list[Any]:
+    """The commands that begin with these words."""
+    size = len(programs)
+    return [
+        pytest.param(command[size:], id=where)
+        for where, command in COMMANDS.items()
+        if tuple(command[:size]) == programs
+    ]
+
+
+def composed(config: str, overrides: list[str]) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(config, overrides, return_hydra_config=True)
+
+
+def jobs(overrides: list[str]) -> list[list[str]]:
+    """Overrides of jobs of a sweep; one value of each range that Optuna would search."""
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    plain = [
+        override
+        for override in parsed
+        if not override.is_sweep_override() or override.is_choice_sweep()
+    ]
+    ranges = [f"{o.get_key_element()}=0.001" for o in parsed if o not in plain]
+    (batch,) = BasicSweeper.split_arguments(plain, max_batch_size=None)
+    first = batch[0]
+    # Every value once, not every pair of values.
+    chosen = [job for job in batch if sum(map(str.__ne__, job, first)) <= 1]
+    return [[*job, *ranges] for job in chosen]
+
+
+def flat(cfg: DictConfig) -> list[tuple[str, Any]]:
+    """Every dotted key but Hydra's own, groups included, with what it holds."""
+    found: list[tuple[str, Any]] = []
+
+    def walk(node: Any, prefix: str) -> None:
+        for key, value in node.items() if isinstance(node, dict) else ():
+            if f"{prefix}{key}" != "hydra":
+                found.append((f"{prefix}{key}", value))
+                walk(value, f"{prefix}{key}.")
+
+    walk(OmegaConf.to_container(cfg, resolve=False), "")
+    return found
+
+
+@pytest.fixture(scope="module")
+def keys() -> set[str]:
+    """Every dotted key that some configuration has."""
+    found: set[str] = set()
+    branches = [f"model/branch=[{path.stem}]" for path in (CONF / "model" / "branch").iterdir()]
+    for overrides in [*PLACES, *([branch] for branch in branches)]:
+        found |= {key for key, _ in flat(composed("train", overrides))}
+    return found
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.read_text("utf-8").split()) <= MAX_WORDS
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=name_of)
+def test_no_word_is_forbidden(page: Path) -> None:
+    text = " ".join(page.read_text("utf-8").lower().split())
+    assert [word for word in FORBIDDEN if re.search(rf"\b{re.escape(word)}\b", text)] == []
+
+
+@pytest.mark.parametrize("arguments", of("python", "train.py"))
+def test_a_training_composes(arguments: list[str]) -> None:
+    overrides = [one for one in arguments if not one.startswith("-")]
+    if "--cfg" in arguments:
+        overrides.remove("job")
+    unknown = {one for one in arguments if one.startswith("-")} - {"-m", "--help", "--cfg"}
+    assert not unknown
+    overrides = [re.sub(r"=\.\.\.$", "=FOLDER", override) for override in overrides]
+    made = any(option in override for option in MADE_OPTIONS for override in overrides)
+    if made:
+        pytest.skip("of the steps of extending.md, which are run below")
+    for job in jobs(overrides) if overrides else [[]]:
+        cfg = composed("train", job)
+        missing = {key for key, value in flat(cfg) if value == "???"}
+        assert missing == {"num_genres"}, f"{missing} must be given"
+        assert train.listed_branches(cfg)
+
+
+@pytest.mark.parametrize("arguments", of("python", "evaluate.py"))
+def test_an_evaluation_composes(arguments: list[str]) -> None:
+    arguments = [re.sub(r"=\.\.\.$", "=FILE", argument) for argument in arguments]
+    cfg = composed("evaluate", arguments)
+    assert cfg.split in ("train", "val", "test") and cfg.ckpt_path
+
+
+@pytest.mark.parametrize("arguments", of("genre-predict"))
+def test_a_prediction_parses(arguments: list[str]) -> None:
+    arguments = [re.sub(r"^CKPT$", "best.ckpt", argument) for argument in arguments]
+    if arguments[:1] == ["export"]:
+        parse_export(arguments[1:])
+    elif arguments[:1] == ["best.ckpt"] and set(arguments[1::2]) == {"--encoder"}:
+        parse_predict([*arguments, "--title", "Heat (1995)"])
+    else:
+        parse_predict(arguments)
+
+
+@pytest.mark.parametrize(
+    ("parser", "arguments"),
+    [
+        pytest.param(parser, *one.values, id=one.id)
+        for program, parser in (
+            ("genre-compare", comparing._parser()),
+            ("genre-demo", server._parser()),
+        )
+        for one in of(program)
+    ],
+)
+def test_a_command_parses(parser: ArgumentParser, arguments: list[str]) -> None:
+    parser.parse_args(arguments)
+
+
+@pytest.mark.parametrize("arguments", of("python", "-m"))
+def test_a_module_is_there_with_its_options(arguments: list[str]) -> None:
+    module = arguments[0].replace("benchmarks.NAME", "benchmarks.feed")
+    spec = importlib.util.find_spec(module)
+    assert spec is not None and spec.origin is not None
+    if module == "venv":
+        return
+    sources = Path(spec.origin).read_text("utf-8")
+    sources += (REPOSITORY / "benchmarks" / "measure.py").read_text("utf-8")
+    for option in arguments[1:]:
+        assert not option.startswith("--") or f'"{option}"' in sources, option
+
+
+@pytest.mark.parametrize("arguments", of("make"))
+def test_a_target_is_there(arguments: list[str]) -> None:
+    makefile = (REPOSITORY / "Makefile").read_text("utf-8")
+    targets = [argument for argument in arguments if "=" not in argument]
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+
+
+def test_every_extra_is_there() -> None:
+    text = "".join(page.read_text("utf-8") for page in TEXTS)
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"]
+    named = {
+        extra for group in re.findall(r"\.\[([\w,]+)\]|lightning\[([\w,]+)\]", text)
+        for extra in "".join(group).split(",")
+    }  # fmt: skip
+    assert named and named <= set(project["optional-dependencies"])
+    started = (REPOSITORY / "docs" / "getting-started.md").read_text("utf-8")
+    for extra in project["optional-dependencies"]:
+        assert f"`{extra}`" in started
+
+
+@pytest.mark.parametrize("page", [*PAGES, REPOSITORY / "CONTRIBUTING.md"], ids=name_of)
+def test_every_file_is_there(page: Path) -> None:
+    tops = "benchmarks|conf|docs|genre_lightning|hydra_plugins|tests"
+    text = page.read_text("utf-8")
+    for code in [*inline(text), *re.findall(r"pytest (tests/[\w./-]+)", text)]:
+        if re.fullmatch(rf"(?:{tops})/[\w./-]*", code) and not PLACEHOLDER.search(code):
+            assert (REPOSITORY / code).exists() or code in MADE, code
+        elif re.fullmatch(r"[\w-]+\.(?:py|toml)", code):
+            assert (REPOSITORY / code).exists() or any(REPOSITORY.glob(f"genre_lightning/*/{code}"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_key_and_option_is_there(page: Path, keys: set[str]) -> None:
+    for code in inline(page.read_text("utf-8")):
+        for word in code.split():
+            key, _, value = word.strip("'\"").partition("=")
+            if PLACEHOLDER.search(key) or key.startswith("+") or key in NO_KEYS:
+                continue
+            if re.fullmatch(rf"(?:{'|'.join(GROUPS)}|training)(?:\.\w+)+", key):
+                assert key in keys, f"{code}: there is no {key}"
+            elif key in GROUPS and re.fullmatch(r"\w+", value):
+                option = CONF / key / f"{value}.yaml"
+                known = option.exists() or value in MADE_OPTIONS or PLACEHOLDER.search(value)
+                assert known, f"{code}: there is no {option}"
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=name_of)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    text = page.read_text("utf-8")
+    linked = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'(?:src|href)="([^"]+)"', text)
+    for link in linked:
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.is_file(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", target.read_text("utf-8"), re.MULTILINE)
+            anchors = {
+                re.sub(r"\s+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower())
+                for heading in headings
+            }
+            assert anchor in anchors, link
+
+
+def test_the_page_of_branches_has_all_and_no_other() -> None:
+    text = (REPOSITORY / "docs" / "branches-and-encoders.md").read_text("utf-8")
+    table = text[text.index("| branch | column |") : text.index("### Your own vectors")]
+    first = [row.split("|")[1] for row in table.splitlines()[2:] if row.startswith("|")]
+    named = {name for cell in first for name in re.findall(r"`(\w+)`", cell)}
+    assert named == {path.stem for path in (CONF / "model" / "branch").iterdir()}
+    encoders = text[text.index("| name | of | network |") : text.index("The packages come with")]
+    assert set(re.findall(r"^\| `(\w+)`", encoders, re.MULTILINE)) == set(ENCODERS)
+
+
+def test_the_scale_of_each_branch_is_as_the_page_says() -> None:
+    text = (REPOSITORY / "docs" / "branches-and-encoders.md").read_text("utf-8")
+    for path in (CONF / "model" / "branch").iterdir():
+        row = next(row for row in text.splitlines() if row.startswith("|") and f"`{path.stem}`" in
+                   row.split("|")[1] and row.count("|") == 7)  # fmt: skip
+        assert float(row.split("|")[5]) == yaml.safe_load(path.read_text("utf-8"))["lr_scale"], row
+
+
+def test_the_page_of_design_names_every_input_and_network() -> None:
+    text = (REPOSITORY / "docs" / "design.md").read_text("utf-8")
+    for name in (*INPUTS, *NETWORKS):
+        assert f"`{name}`" in text
+    for name in [path.name for path in (REPOSITORY / "genre_lightning").iterdir()]:
+        assert name.startswith(("_", "py.typed")) or re.search(rf"\b{re.escape(name)}", text), name
+
+
+def test_the_csv_files_can_be_read(tmp_path: Path) -> None:
+    (first, *_) = fenced(README.read_text("utf-8"), "csv")
+    (own, columns) = fenced((REPOSITORY / "docs" / "your-data.md").read_text("utf-8"), "csv")
+    assert own == first
+    (tmp_path / "movies.csv").write_text(first, encoding="utf-8")
+    movies = read_manifest(tmp_path / "movies.csv")
+    assert len(first.splitlines()) == 4 and len(movies.movies) == 3
+    assert movies.columns() == ("title", "poster", "synopsis")
+    (tmp_path / "more.csv").write_text(columns.replace("synopsis,", "plot,"), encoding="utf-8")
+    joined = join_columns(movies, tmp_path / "more.csv")
+    assert {"director", "cast", "plot"} <= set(joined.columns())
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=name_of)
+def test_code_compiles(page: Path) -> None:
+    text = page.read_text("utf-8")
+    for block in fenced(text, "python"):
+        # An entry of a table, as in NETWORKS, is none by itself.
+        source = f"_ = {{{block}}}" if re.match(r'"\w+": ', block) else block
+        compile(source, name_of(page), "exec")
+    for block in fenced(text, "yaml"):
+        assert yaml.safe_load(block)
+
+
+def extending(start: str) -> str:
+    """The block of extending.md that begins so."""
+    blocks = fenced(EXTENDING.read_text("utf-8"), "python")
+    (found,) = [block for block in blocks if block.startswith(start)]
+    return found
+
+
+def executed(source: str, name: str) -> ModuleType:
+    module = ModuleType(name)
+    exec(compile(source, name, "exec"), module.__dict__)  # noqa: S102 - our own page
+    return module
+
+
+def test_the_dataset_of_the_page_is_read(tmp_path: Path) -> None:
+    module = executed(extending('"""Reader for one JSON'), "jsonl")
+    (tmp_path / "1.jpg").write_bytes(b"jpeg")
+    rows = [
+        {"id": 1, "title": "Heat (1995)", "genres": ["Crime"], "poster": "1.jpg"},
+        {"id": 2, "title": "Alien (1979)", "genres": ["Sci-Fi"], "poster": "2.jpg"},
+    ]
+    path = tmp_path / "movies.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    movies = module.read_jsonl(path)
+    assert movies.genres == ("Crime", "Sci-Fi")
+    assert [movie.columns["poster"].exists for movie in movies.movies] == [True, False]
+    block = next(b for b in fenced(EXTENDING.read_text("utf-8"), "yaml") if "reader: jsonl" in b)
+    assert set(yaml.safe_load(block)) == {"defaults", "reader", "path"}
+
+
+def test_the_input_of_the_page_works(tmp_path: Path) -> None:
+    made: type[Input] = executed(extending('"""How long a text is'), "length").LengthInput
+    given = made.from_state(made(column="title").state())  # type: ignore[call-arg]
+    values = ["Heat (1995)", None, "Up"]
+    features = given.open(values, np.array([0, 2]), Store(tmp_path))
+    assert features.place.tolist() == [0, -1, 1] and features.dense is not None
+    encoded = given.encode([given.read("Heat (1995)"), given.read("Up")])
+    assert np.array_equal(encoded["vectors"].numpy(), features.dense)
+    assert given.encode([])["vectors"].shape == (0, 2)
+    with pytest.raises(TypeError):
+        given.read(7)
+    with pytest.raises(ValueError, match="its keys"):
+        made.from_state({"column": "title", "more": 1})
+
+
+def test_the_network_of_the_page_works() -> None:
+    made = executed(extending('"""Vectors through a residual'), "residual").EmbeddingResidual
+    network: nn.Module = made(num_genres=3, width=5, hidden=4)
+    assert network(torch.zeros(2, 5)).shape == (2, 3)
+    assert network.get_parameter("head.bias").shape == (3,)
+
+
+def test_the_loss_of_the_page_works() -> None:
+    names = dict(vars(losses))
+    exec(extending("def soft_f1("), names)  # noqa: S102 - our own page
+    loss = names["SoftF1Loss"](genre_counts=[1, 1], num_movies=2)
+    targets = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    assert loss(40 * (targets - 0.5), targets) == pytest.approx(0, abs=1e-6)
+    assert loss.activation == "sigmoid"
+
+
+def test_the_tables_of_the_page_are_there() -> None:
+    text = EXTENDING.read_text("utf-8")
+    tables = re.findall(r"`([A-Z_]+)` in\s+`(genre_lightning/[\w/]+)\.py`", text)
+    tables += [("LOSSES", "genre_lightning/scoring/losses")]
+    assert {name for name, _ in tables} >= {"READERS", "INPUTS", "NETWORKS", "ENCODERS"}
+    for name, module in tables:
+        assert hasattr(importlib.import_module(module.replace("/", ".")), name)
+    assert not {"jsonl"} & set(READERS) and not {"soft_f1"} & set(LOSSES)
+    for name, module in re.findall(r"`([A-Z_]+)` \(`(genre_lightning/[\w/]+)\.py`\)", text):
+        assert hasattr(importlib.import_module(module.replace("/", ".")), name)
+
+
+def messages() -> str:
+    """All texts of the sources, "..." in place of what is filled in."""
+    found = []
+    files = [*REPOSITORY.glob("genre_lightning/**/*.py"), *REPOSITORY.glob("hydra_plugins/*.py")]
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+            elif isinstance(node, ast.JoinedStr):
+                parts = [
+                    part.value if isinstance(part, ast.Constant) else "..." for part in node.values
+                ]
+                found.append("".join(map(str, parts)))
+    return "\n".join([*found, (REPOSITORY / "Makefile").read_text("utf-8")])
+
+
+def test_every_error_message_is_said() -> None:
+    text = (REPOSITORY / "docs" / "troubleshooting.md").read_text("utf-8")
+    said = messages()
+    of_hydra = ("Could not override '...'", "Missing mandatory value: ...")
+    headings = [line for line in text.splitlines() if line.startswith("### ")]
+    named = [code for heading in headings for code in re.findall(r"`([^`]+)`", heading)]
+    assert len(named) > 20
+    for message in named:
+        if message in of_hydra:
+            continue
+        pieces = [piece.strip() for piece in re.split(r"\.\.\.|'\?\?\?'", message)]
+        for piece in pieces:
+            assert piece in said, f"{message}: nothing says {piece!r}"

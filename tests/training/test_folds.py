@@ -1,0 +1,164 @@
+"""Validation by folds of train: who has learnt from which movie, and who speaks of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from genre_lightning.data.datamodule import MovieDataModule
+from genre_lightning.errors import UserError
+from genre_lightning.inputs.input import Input
+from genre_lightning.inputs.part import Part
+from genre_lightning.inputs.terms import TermsInput
+from genre_lightning.inputs.year import YearInput
+from genre_lightning.models.fusion import Fusion
+from genre_lightning.models.networks import build_network
+from genre_lightning.movies.movie import DataError
+from genre_lightning.movies.split import fold_movies
+from genre_lightning.scoring.losses import build_loss
+from genre_lightning.training.module import GenreModule
+
+FOLDS = 3
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> MovieDataModule:
+    inputs: dict[str, Input] = {"words": TermsInput("title", 256), "year": YearInput()}
+    made = MovieDataModule(
+        "demo",
+        inputs,
+        root=str(tmp_path),
+        num_movies=90,
+        poster_height=32,
+        folds=FOLDS,
+        batch_size=16,
+        cache_dir=tmp_path,
+    )
+    made.setup()
+    return made
+
+
+def network_of(data: MovieDataModule, members: int = FOLDS) -> Fusion:
+    branches = {
+        "words": {"name": "terms_linear", "input_dropout": 0.0},
+        "year": {"name": "embedding_head", "norm": "none", "input_dropout": 0.0},
+    }
+    return build_network(len(data.genres), branches, data.inputs, members=members)
+
+
+def module_of(data: MovieDataModule, network: Fusion, **changes: Any) -> GenreModule:
+    counts = {"genre_counts": data.genre_counts().tolist(), "num_movies": len(data.splits["train"])}
+    arguments: dict[str, Any] = {"folds": FOLDS, "branch_loss": 0.5, **changes}
+    return GenreModule(
+        network,
+        build_loss("bce", **counts),
+        lambda groups: torch.optim.SGD(groups, lr=0.1, weight_decay=0.0),
+        inputs=data.describe(),
+        **arguments,
+    )
+
+
+def test_every_train_movie_validates_and_is_in_one_fold(data: MovieDataModule):
+    train, val, test = (data.splits[name] for name in ("train", "val", "test"))
+    assert val.tolist() == train.tolist()
+    assert not set(train) & set(test)
+    assert data.validates_by_folds
+    fold = data.batches.folds
+    assert set(fold[train]) == set(range(FOLDS))
+    assert set(fold[test]) == {-1}
+    sizes = np.bincount(fold[train])
+    assert sizes.max() - sizes.min() <= 0.2 * len(train)
+
+
+def test_folds_have_the_shares_of_each_label():
+    rng = np.random.default_rng(0)
+    labels = (rng.random((400, 5)) < [0.5, 0.3, 0.2, 0.1, 0.05]).astype(np.uint8)
+    fold = fold_movies(labels, 4, seed=1)
+    assert np.array_equal(fold, fold_movies(labels, 4, seed=1))
+    whole = labels.sum(axis=0)
+    for number in range(4):
+        assert np.abs(labels[fold == number].sum(axis=0) - whole / 4).max() <= 3
+
+
+def test_a_member_has_no_gradient_from_its_own_fold(data: MovieDataModule):
+    network = network_of(data)
+    module = module_of(data, network)
+    rows = data.splits["train"]
+    own = rows[data.batches.folds[rows] == 1]
+    (batch,) = data._prepare(data.batches.gather([(own, 0)]), torch.device("cpu"), True).batches()
+    network.train()
+    logits = network.total(network.branch_logits(batch.parts, len(batch)))
+    module._loss(logits, batch.targets, batch.folds).backward()
+    head = network.branches["year"].get_parameter("head.weight")
+    assert head.grad is not None
+    assert head.grad[1].abs().max() == 0
+    assert head.grad[0].abs().max() > 0
+    assert head.grad[2].abs().max() > 0
+
+
+def test_the_loss_is_that_of_a_plain_loop(data: MovieDataModule):
+    network = network_of(data)
+    module = module_of(data, network)
+    torch.manual_seed(0)
+    logits = torch.randn(FOLDS, 7, len(data.genres))
+    targets = (torch.rand(7, len(data.genres)) < 0.3).float()
+    folds = torch.tensor([0, 1, 2, 0, 1, 2, -1])
+    cells = [
+        nn.functional.binary_cross_entropy_with_logits(logits[m, b], targets[b], reduction="none")
+        for m in range(FOLDS)
+        for b in range(7)
+        if int(folds[b]) != m
+    ]
+    expected = torch.stack(cells).mean()
+    assert torch.allclose(module._loss(logits, targets, folds), expected, atol=1e-6)
+
+
+def test_in_validation_the_member_that_is_blind_to_a_movie_speaks_alone(data: MovieDataModule):
+    network = network_of(data)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.normal_()
+    network.eval()
+    batch = next(iter(data.loader("val", device="cpu")))
+
+    def apart(name: str, part: Part) -> Tensor:
+        logits: Tensor = network.branches[name](**part.numbers, apart=True)
+        everywhere = torch.zeros(FOLDS, len(batch), len(data.genres))
+        everywhere[:, part.rows] = logits
+        return everywhere
+
+    total = network.prior + sum(apart(name, part) for name, part in batch.parts.items())
+    expected = torch.stack([total[int(fold), row] for row, fold in enumerate(batch.folds)])
+    found = network(batch.parts, len(batch), batch.folds)
+    assert torch.allclose(found, expected, atol=1e-5)
+    mean = network(batch.parts, len(batch))
+    assert torch.allclose(mean, total.mean(dim=0), atol=1e-5)
+
+
+def test_members_and_folds_must_agree(data: MovieDataModule):
+    with pytest.raises(UserError, match=r"data\.folds=3.*words.*2 member.*model.members=3"):
+        module_of(data, network_of(data, members=2))
+
+
+def test_a_dataset_with_a_validation_split_of_its_own_keeps_it(tmp_path: Path):
+    rows = [f"Movie {n} ({1950 + n}),,Drama|War,{split}" for n, split in enumerate(
+        ["train"] * 8 + ["val"] * 4 + ["test"] * 4
+    )]  # fmt: skip
+    path = tmp_path / "movies.csv"
+    path.write_text("title,poster,genres,split\n" + "\n".join(rows), "utf-8")
+    inputs: dict[str, Input] = {"year": YearInput()}
+    data = MovieDataModule("manifest", inputs, path=str(path), folds=4, cache_dir=tmp_path)
+    data.setup()
+    assert not data.validates_by_folds
+    assert len(data.splits["val"]) == 4
+
+
+@pytest.mark.parametrize("folds", [0, 65, 2.5, True])
+def test_an_odd_number_of_folds_is_refused(folds: Any):
+    with pytest.raises(DataError, match=r"data\.folds"):
+        MovieDataModule("demo", {}, folds=folds)
