@@ -91,9 +91,9 @@ class EmbeddedTextGraph(InputGraph):
         self.inputs = {
             "input_ids": (
                 "(C, L) int64, L at least 1: the tokens of each text between prefix and suffix, "
-                "padded. With n tokens over max_tokens less prefix and suffix, r, a text is cut "
-                "into c = ceil(n / r) chunks: chunk k is tokens floor(n k / c) to "
-                "floor(n (k + 1) / c). All chunks of a text one after another"
+                "padded. More than r tokens, which is max_tokens less prefix and suffix, are cut into c "
+                "= ceil(n / r) chunks: the first n mod c of them are of floor(n / c) + 1 tokens, "
+                "the others of floor(n / c). All chunks of a text one after another"
             ),
             "attention_mask": "(C, L) int64, 1 for a token and 0 for padding",
             "offsets": "(P,) int64, where each text starts among the chunks",
