@@ -420,7 +420,6 @@ def three(synopses: Path, *more: str) -> list[str]:
         f"data.columns={synopses}",
         "model/branch=[title_tfidf,poster_resnet,synopsis_tfidf]",
         "model.branches.synopsis_tfidf.input.vocabulary_size=64",
-        "model.branches.synopsis_tfidf.network.hidden=8",
         *more,
     ]
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from genre_lightning.comparison.run import UNFINISHED, Run, Setting, metric_names, usual_mode
+from genre_lightning.comparison.run import UNFINISHED, Run, Setting, metric_names
 from genre_lightning.errors import UserError
-from genre_lightning.runs.settings import changes_no_result
+from genre_lightning.runs.settings import changes_no_result, usual_mode
 
 SEED = "seed"
 #: Which epoch is the best one, which a leaderboard is told otherwise.

@@ -107,7 +107,7 @@ def read_run(folder: Path, name: str) -> Run | None:
         status="running" if is_running(folder) else status,
         result=result or {},
         settings=config or pairs,
-        choices=choices or {},
+        choices=(choices or {}) | _branches(config or {}),
         overridden=frozenset(pairs),
         has_config=bool(config),
         history=history,
@@ -153,6 +153,15 @@ def _settings(config: Any) -> dict[str, Setting]:
 
 def _choices(hydra: Any) -> dict[str, Setting]:
     return _settings(hydra["hydra"]["runtime"]["choices"])
+
+
+def _branches(settings: Mapping[str, Setting]) -> dict[str, Setting]:
+    """The list of branches as a choice: Hydra records none of a group that takes lists."""
+    prefix = "model.branches."
+    names = dict.fromkeys(
+        name.removeprefix(prefix).partition(".")[0] for name in settings if name.startswith(prefix)
+    )
+    return {"model/branch": " + ".join(names)} if names else {}
 
 
 def _override_pairs(overrides: Any) -> dict[str, Setting]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from genre_lightning.runs.settings import usual_mode
+
 #: A setting: what YAML knows, lists and the like as text.
 Setting = bool | int | float | str | None
 #: The order in which they are told after the finished ones.
@@ -120,11 +122,6 @@ def printable(text: str) -> str:
     return "".join(
         each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
     )
-
-
-def usual_mode(metric: str) -> str:
-    """Which way is better: "min" for losses, "max" for scores."""
-    return "min" if metric.endswith("loss") else "max"
 
 
 def metric_names(runs: Sequence[Run]) -> list[str]:

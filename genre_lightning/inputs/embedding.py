@@ -93,7 +93,7 @@ class EmbeddingInput(Input):
         if type(views) is not int or not 1 <= views <= (MAX_VIEWS if self.of == "poster" else 1):
             raise ValueError(f"views: {views!r:.100} is not in 1..{MAX_VIEWS}, and 1 for a text")
         if natural not in (False, self.of == "text"):
-            raise ValueError(f"natural: {natural!r} is not true or false, and only of texts")
+            raise ValueError(f"natural: {natural!r:.100} is not true or false, and only of texts")
         self.views = views
         self.natural = natural
         self.sha256 = spec.sha256

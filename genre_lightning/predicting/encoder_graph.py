@@ -99,6 +99,8 @@ class EmbeddedTextGraph(InputGraph):
             "offsets": "(P,) int64, where each text starts among the chunks",
         }
         self.about = {"encoder": encoder.name, **encoder.tokens_described()}
+        if given.natural:
+            self.about |= {"title": "as one says it: see natural_title in inputs/titles.py"}
         with tempfile.TemporaryDirectory() as folder:
             encoder.save_tokenizer(folder)
             self.files = {TOKENIZER: (Path(folder) / TOKENIZER).read_bytes()}

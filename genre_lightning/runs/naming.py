@@ -60,7 +60,7 @@ def sweep_name(given: str | None, overrides: Sequence[str], sweeper: Mapping[str
             continue
         elif not changes_no_result(key):
             swept = override.is_sweep_override()
-            parts.append(key if swept else f"{key}={value_of(override)}")
+            parts.append(_shown(key) if swept else f"{_shown(key)}={value_of(override)}")
     return folder_name(",".join([*named, *sorted(parts)]))
 
 
@@ -124,11 +124,16 @@ def value_of(override: Override) -> str:
     return value
 
 
+def _shown(key: str) -> str:
+    """A key as a folder is named by it: without the slash of the group that lists branches."""
+    return "branch" if key == "model/branch" else key
+
+
 def chosen_overrides(overrides: Sequence[str], keys: Sequence[str] | None) -> str:
     """The overrides of some keys; for None of all that can change a result."""
     values = {key_of(override): value_of(override) for override in parsed(overrides)}
     chosen = [key for key in sorted(values) if not changes_no_result(key)] if keys is None else keys
-    return ",".join(f"{key}={values[key]}" for key in sorted(chosen) if key in values)
+    return ",".join(f"{_shown(key)}={values[key]}" for key in sorted(chosen) if key in values)
 
 
 def read_command(sweep: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from genre_lightning.errors import UserError
 from genre_lightning.runs.result import read_result
+from genre_lightning.runs.settings import usual_mode
 
 BEST = "checkpoints/best.ckpt"
 LAST = "checkpoints/last.ckpt"
@@ -86,8 +87,7 @@ def _best_of(found: list[Path], ckpt_path: str | Path) -> Path:
             f"ckpt_path={ckpt_path}: its runs monitored {' and '.join(monitors)}, which can't be "
             "compared; name one of the runs"
         )
-    # Of the names that are monitored, only losses are better where they are lower.
-    sign = -1.0 if monitors[0].rpartition("/")[2].startswith("loss") else 1.0
+    sign = -1.0 if usual_mode(monitors[0]) == "min" else 1.0
     return max(scored, key=lambda path: sign * float(scored[path]["monitor_value"]))
 
 

@@ -81,3 +81,8 @@ def flat_settings(config: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def usual_mode(metric: str) -> str:
+    """Which way is better: "min" for losses, "max" for scores."""
+    return "min" if metric.endswith("loss") else "max"

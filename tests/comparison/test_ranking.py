@@ -123,3 +123,22 @@ def test_different_monitors_are_said_and_a_metric_can_be_chosen(tmp_path: Path):
     assert [group.mean for group in chosen.groups] == [0.35, 0.3, 0.25] and chosen.notes == ()
     with pytest.raises(UserError, match="no run has val/f2; there are: val/f1_micro, val/loss"):
         compare([tmp_path], metric="val/f2")
+
+
+def test_lists_of_branches_are_one_key(tmp_path: Path) -> None:
+    """Not every setting of every branch that one of the runs lacks."""
+    title = {"input": {"kind": "terms", "column": "title"}, "lr_scale": 0.15}
+    poster = {"input": {"kind": "pixels", "column": "poster"}, "lr_scale": 1.0}
+    for name, branches in (
+        ("title", {"title_tfidf": title}),
+        ("poster", {"poster_resnet": poster}),
+        ("both", {"title_tfidf": title, "poster_resnet": poster}),
+    ):
+        write_run(tmp_path / name, {"model.branches": branches})
+    found = compare([tmp_path])
+    assert found.keys == ("model/branch",)
+    assert {group.settings for group in found.groups} == {
+        ("title_tfidf",),
+        ("poster_resnet",),
+        ("title_tfidf + poster_resnet",),
+    }

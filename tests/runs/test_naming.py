@@ -58,6 +58,8 @@ def test_a_sweep_is_found_again(other: list[str]) -> None:
         (["optimizer.lr=1,2", "trainer.max_epochs=1e1"], "optimizer.lr,trainer.max_epochs=10.0"),
         (["~callbacks.early_stopping", "seed=1,2"], "seed,-callbacks.early_stopping=~6d5f2b"),
         (["seed=1"], "seed=1"),
+        (["model/branch=[title_tfidf],[poster_resnet]"], "branch"),
+        (["model/branch=[title_tfidf]", "seed=1,2"], "branch=[title_tfidf],seed"),
         ([], "defaults"),
         (["sweep=lr_dropout"], "lr_dropout"),
         (["sweep=lr_dropout", "optimizer.lr=1,2,3"], "lr_dropout"),

@@ -374,6 +374,7 @@ def test_other_settings_do_not_go_on(
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_frozen_branch_goes_on_exactly(
     repository: Path, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
