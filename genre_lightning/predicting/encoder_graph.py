@@ -92,8 +92,8 @@ class EmbeddedTextGraph(InputGraph):
             "input_ids": (
                 "(C, L) int64, L at least 1: the tokens of each text between prefix and suffix, "
                 "padded. More than r tokens, which is max_tokens less prefix and suffix, are cut "
-                "into c = ceil(n / r) chunks: the first n mod c of them are of floor(n / c) + 1 tokens, "
-                "the others of floor(n / c). All chunks of a text one after another"
+                "into c = ceil(n / r) chunks: the first n mod c of them are of floor(n / c) + 1 "
+                "tokens, the others of floor(n / c). All chunks of a text one after another"
             ),
             "attention_mask": "(C, L) int64, 1 for a token and 0 for padding",
             "offsets": "(P,) int64, where each text starts among the chunks",
