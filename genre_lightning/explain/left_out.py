@@ -42,7 +42,9 @@ class LeftOutExplainer(Explainer):
     def explain(
         self, model: TrainedModel, branch: str, value: Value, budget: int | None = None
     ) -> TextExplanation:
-        text = model.inputs[branch].read(value)
+        given = {branch: model.inputs[branch]}
+        # What the encoder sees, such as a title with its article in front.
+        text = given[branch].read(value)
         words = find_words(text)
         most = min(budget or MAX_TEXTS, MAX_TEXTS, MAX_WORDS // max(1, len(words)))
         groups = group_words(words, most)
@@ -50,18 +52,43 @@ class LeftOutExplainer(Explainer):
         # All in one call of the encoder, which makes batches of them. A text of which nothing is
         # left counts as absent: the branch then says nothing, beyond its baseline.
         asked = [text, *(left for left in without if left)]
-        given = {branch: model.inputs[branch]}
         part = encode_items(given, {branch: asked}, model.device)[branch]
         whole, *found = branch_logits(model, branch, part)
         baseline = self.baseline(model, branch)
         nothing = np.zeros_like(whole) if baseline is None else baseline
         seen = iter(found)
+        spans = as_given(value, text, groups)
         parts = []
-        for group, left in zip(groups, without, strict=True):
-            span = group[0][0], group[-1][1]
+        for group, left, span in zip(groups, without, spans, strict=True):
             lost = whole - (next(seen) if left else nothing)
-            parts.append(TextPart(text[slice(*span)], "word", span, lost))
-        return TextExplanation(self.method, text, tuple(parts), False, whole - nothing)
+            parts.append(TextPart(text[group[0][0] : group[-1][1]], "word", span, lost))
+        return TextExplanation(self.method, value, tuple(parts), False, whole - nothing)
+
+
+def as_given(
+    given: str, seen: str, groups: Sequence[Sequence[tuple[int, int]]]
+) -> list[tuple[int, int] | None]:
+    """Where groups of words of the text that the encoder sees stand in the text as given.
+
+    Words are the same in both, in another order maybe, and some may be left out; of equal ones the
+    first is the first. None for words that stand apart or are not in it.
+    """
+    if given == seen:
+        return [(group[0][0], group[-1][1]) for group in groups]
+    words = find_words(given)
+    left = {
+        text: [n for n, w in enumerate(words) if given[slice(*w)] == text]
+        for text in {given[slice(*word)] for word in words}
+    }
+    spans: list[tuple[int, int] | None] = []
+    for group in groups:
+        places = [(left.get(seen[slice(*word)]) or [-1]).pop(0) for word in group]
+        together = places == list(range(places[0], places[0] + len(places)))
+        if together and places[0] >= 0:
+            spans.append((words[places[0]][0], words[places[-1]][1]))
+        else:
+            spans.append(None)
+    return spans
 
 
 def find_words(text: str) -> list[tuple[int, int]]:

