@@ -90,7 +90,7 @@ def test_every_benchmark_explains_itself(name: str, capsys: pytest.CaptureFixtur
 
 def test_the_runner_knows_every_benchmark_of_speed():
     others = {"all", "baselines", "limits", "measure", "scores", "text_models", "thresholds"}
-    others |= {"training", "untrained", "__init__"}
+    others |= {"columns", "training", "untrained", "__init__"}
     there = {path.stem for path in (REPOSITORY / "benchmarks").glob("*.py")}
     assert set(every.BENCHMARKS) == there - others
 
@@ -230,13 +230,15 @@ def test_what_is_not_compared_is_refused(
 
 
 def test_the_variants_of_the_scores_compose():
-    from benchmarks.scores import ABLATION, VARIANTS
+    from benchmarks.scores import ABLATION, BRANCHES, VARIANTS
 
-    for overrides in [*VARIANTS.values(), *ABLATION.values()]:
+    for overrides in [*VARIANTS.values(), *ABLATION.values(), *BRANCHES.values()]:
         cfg = compose_config(None, overrides)
         for override in overrides:
-            key, _, _ = override.partition("=")
-            if key not in ("model", "experiment"):
+            key, _, value = override.partition("=")
+            if key == "model/branch":
+                assert list(cfg.model.branches) == value.strip("[]").split(",")
+            elif key not in ("model", "experiment"):
                 given = OmegaConf.select(OmegaConf.from_dotlist([override]), key)
                 assert OmegaConf.select(cfg, key) == given, override
 
