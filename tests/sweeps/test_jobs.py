@@ -76,12 +76,15 @@ def sweep_here(
 
 
 def jobs(sweep: Path) -> dict[str, Path]:
-    """The folders of a sweep's jobs, by the value of their learning rate."""
-    return {
-        path.name.partition("optimizer.lr=")[2].split(",")[0]: path
-        for path in sweep.iterdir()
-        if path.is_dir() and path.name != ".submitit"
-    }
+    """The folders of a sweep's jobs that have begun, by the value of their learning rate."""
+    found = {}
+    for path in sweep.iterdir():
+        # Not by the folder's name, which is cut where it is long.
+        overrides = path / ".hydra" / "overrides.yaml"
+        if overrides.is_file():
+            _, _, rest = overrides.read_text("utf-8").partition("optimizer.lr=")
+            found[rest.partition("\n")[0]] = path
+    return found
 
 
 def recorded(folder: Path) -> dict[str, Any]:
@@ -118,7 +121,7 @@ def test_a_failing_job_is_named_and_the_others_go_on(sweep_here: Sweep, tmp_path
     assert states.pop(("0.1", "0.01")) == ("completed", "")
     assert len(states) == 3 and {status for status, _ in states.values()} == {"failed"}
     assert "not finite" in states["0.1", "1e+30"][1] and "abc" not in states["0.1", "1e+30"][1]
-    assert "TypeError" in states["abc", "0.01"][1]
+    assert "model.dropout must be a float" in states["abc", "0.01"][1]
 
     lines = output.splitlines()
     ended = [text for text in lines if text.startswith("[")]
