@@ -22,6 +22,7 @@ from sklearn.metrics import average_precision_score, f1_score
 from genre_lightning.checkpoint.card import CHECKPOINT_KEY, CheckpointError
 from genre_lightning.checkpoint.model import load_model
 from genre_lightning.data.datamodule import MovieDataModule
+from genre_lightning.errors import UserError
 from genre_lightning.movies.movie import DataError
 from genre_lightning.report.evaluation import score_split, split_metrics
 
@@ -217,10 +218,18 @@ def test_a_model_does_not_depend_on_the_order_of_its_genres(
     assert metrics[1] == pytest.approx(metrics[0], abs=1e-5)
 
 
-@pytest.mark.parametrize("name", ["missing.ckpt", "."])
-def test_no_checkpoint(name: str, evaluate_here: Evaluate, tmp_path: Path) -> None:
+def test_no_checkpoint(evaluate_here: Evaluate, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="there is no such file"):
-        evaluate_here(tmp_path / name)
+        evaluate_here(tmp_path / "missing.ckpt")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"there is no checkpoints/best\.ckpt in .*empty"):
+        evaluate_here(tmp_path / "empty")
+
+
+def test_a_run_folder_is_scored_by_its_best_checkpoint(
+    trained_run: Path, evaluate_here: Evaluate
+) -> None:
+    assert evaluate_here(trained_run) == evaluate_here(best(trained_run))
 
 
 def test_names_are_not_read_as_markup(

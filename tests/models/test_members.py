@@ -68,7 +68,7 @@ def batch(data: MovieDataModule) -> MovieBatch:
 def test_models_members_reach_every_network_that_has_them(data: MovieDataModule) -> None:
     described = network(data, 3).description["branches"]
     found = {name: one.get("members") for name, one in described.items()}
-    assert found == {"terms": 3, "year": 3, "mlp": None, "poster": None}
+    assert found == {"terms": 3, "year": 3, "mlp": 3, "poster": 3}
     own = network(data, 3, terms={"members": 1}).description["branches"]
     assert own["terms"]["members"] == 1 and own["year"]["members"] == 3
 
@@ -79,7 +79,8 @@ def test_branches_of_different_numbers_of_members_are_refused(data: MovieDataMod
 
 
 def test_with_and_without_members_sum(data: MovieDataModule) -> None:
-    made, some = network(data, 3), batch(data)
+    single = {"mlp": {"members": 1}, "poster": {"members": 1}}
+    made, some = network(data, 3, **single), batch(data)
     assert 0 < len(some.parts["poster"]) < len(some)
     made.train()
     said = made.branch_logits(some.parts, len(some))
