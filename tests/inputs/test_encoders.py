@@ -147,10 +147,11 @@ def test_lite_computes_what_the_package_s_own_network_computes(name: str):
         torch.testing.assert_close(
             encoder.module.forward_features(x),  # type: ignore[operator]
             expected,
-            atol=1e-5,
+            # With wrong padding they differ by more than 0.1; rounding depends on what ran before.
+            atol=1e-4,
             rtol=0,
         )
-        torch.testing.assert_close(encoder.module(x), expected.mean((2, 3)), atol=1e-5, rtol=0)
+        torch.testing.assert_close(encoder.module(x), expected.mean((2, 3)), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("name", LITES)
