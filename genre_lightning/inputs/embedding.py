@@ -30,7 +30,7 @@ from genre_lightning.inputs.encoders import (
     vouched,
     weights_sha256,
 )
-from genre_lightning.inputs.input import DenseFeatures, Features, Input, Store
+from genre_lightning.inputs.input import DenseFeatures, Features, Input, Store, check_keys
 from genre_lightning.inputs.part import Numbers
 from genre_lightning.inputs.pixels import read_poster
 from genre_lightning.inputs.poster_cache import decode_files, files_key, places_of, unique_files
@@ -262,12 +262,9 @@ class EmbeddingInput(Input):
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> EmbeddingInput:
-        known = ("column", "encoder", "size", "stages", "views", "natural", "sha256", "width")
-        for name in (*known, *state):
-            if name not in state:
-                raise ValueError(f"{name} is missing")
-            if name not in known:
-                raise ValueError(f"unknown key {name!r:.100}")
+        check_keys(
+            state, ("column", "encoder", "size", "stages", "views", "natural", "sha256", "width")
+        )
         width = state["width"]
         if type(width) is not int or not 1 <= width <= MAX_WIDTH:
             raise ValueError(f"width: {width!r:.100} is not in 1..{MAX_WIDTH}")

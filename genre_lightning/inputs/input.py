@@ -183,3 +183,16 @@ class Input(ABC):
         Raises:
             ValueError: naming the key that is missing, unknown, of a wrong type or out of range.
         """
+
+
+def check_keys(state: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Refuse a state that lacks a key, or has one that its input does not write.
+
+    Raises:
+        ValueError: naming the key.
+    """
+    for name in (*known, *state):
+        if name not in state:
+            raise ValueError(f"{name} is missing")
+        if name not in known:
+            raise ValueError(f"unknown key {name!r:.100}")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from genre_lightning.inputs.augment import Colours, PosterAugment, normalise_posters
 from genre_lightning.inputs.decode import PosterError, decode_poster
-from genre_lightning.inputs.input import Features, Input, Store
+from genre_lightning.inputs.input import Features, Input, Store, check_keys
 from genre_lightning.inputs.part import Numbers
 from genre_lightning.inputs.poster_cache import open_poster_cache
 
@@ -161,12 +161,7 @@ class PixelsInput(Input):
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> PixelsInput:
-        known = ("column", "size", "pool", "mean", "std")
-        for name in (*known, *state):
-            if name not in state:
-                raise ValueError(f"{name} is missing")
-            if name not in known:
-                raise ValueError(f"unknown key {name!r:.100}")
+        check_keys(state, ("column", "size", "pool", "mean", "std"))
         for name in ("size", "mean", "std"):
             if type(state[name]) is not list:
                 raise ValueError(f"{name}: {state[name]!r:.100} is no list")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from genre_lightning.errors import InputError
-from genre_lightning.inputs.input import DenseFeatures, Features, Input, Store
+from genre_lightning.inputs.input import DenseFeatures, Features, Input, Store, check_keys
 from genre_lightning.inputs.part import Numbers
 
 #: The most numbers a movie may have.
@@ -220,12 +220,7 @@ class VectorsInput(Input):
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> VectorsInput:
-        known = ("column", "path", "log_odds", "width")
-        for name in (*known, *state):
-            if name not in state:
-                raise ValueError(f"{name} is missing")
-            if name not in known:
-                raise ValueError(f"unknown key {name!r:.100}")
+        check_keys(state, ("column", "path", "log_odds", "width"))
         if type(state["path"]) is not str:
             raise ValueError(f"path: {state['path']!r:.100} is no text")
         if state["column"] != "id":

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from genre_lightning.errors import InputError
-from genre_lightning.inputs.input import DenseFeatures, Features, Input, Store
+from genre_lightning.inputs.input import DenseFeatures, Features, Input, Store, check_keys
 from genre_lightning.inputs.part import Numbers
 from genre_lightning.inputs.vectorizer import normalise_title
 
@@ -112,12 +112,7 @@ class YearInput(Input):
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> YearInput:
-        known = ("column", "spacing", "width", "years")
-        for name in (*known, *state):
-            if name not in state:
-                raise ValueError(f"{name} is missing")
-            if name not in known:
-                raise ValueError(f"unknown key {name!r:.100}")
+        check_keys(state, ("column", "spacing", "width", "years"))
         made = cls(state["column"], state["spacing"], state["width"])
         years = state["years"]
         if (
