@@ -1,4 +1,4 @@
-"""What is known of settings by their names: which change no result, and which a resume may change.
+"""Settings by their names: which change no result, which a resume may change, which are paths.
 
 A setting is called by its dotted name in the configuration, ``optimizer.lr``.
 """
@@ -48,6 +48,21 @@ RESUMABLE = (
     "trainer.num_nodes",
     "trainer.strategy",
 )
+#: Name a file or a folder.
+PATHS = (
+    "*.cache_dir",
+    "*.default_root_dir",
+    "*.dirpath",
+    "*.input.path",
+    "*.save_dir",
+    "cache_dir",
+    "ckpt_path",
+    "data.columns",
+    "data.path",
+    "data.root",
+    "hydra.run.dir",
+    "hydra.sweep.dir",
+)
 
 
 def changes_no_result(name: str) -> bool:
@@ -58,6 +73,11 @@ def changes_no_result(name: str) -> bool:
 def may_change_on_resume(name: str) -> bool:
     """Whether a run can be resumed with another value of this setting."""
     return _is_one_of(name, (*NO_RESULT, *RESUMABLE))
+
+
+def is_path(name: str) -> bool:
+    """Whether the value of this setting names a file or a folder."""
+    return _is_one_of(name, PATHS)
 
 
 def _is_one_of(name: str, patterns: Iterable[str]) -> bool:
