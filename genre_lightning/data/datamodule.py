@@ -326,11 +326,10 @@ class MovieDataModule(pl.LightningDataModule):
 
     def describe(self) -> dict[str, Any]:
         """Plain data: where the movies came from and how they were prepared, for the checkpoint."""
-        source = {"reader": self.reader, **self.options}
-        if self.columns is not None:
-            source["columns"] = self.columns
+        given = {"reader": self.reader, **self.options, "columns": self.columns}
+        source = {name: value for name, value in given.items() if value is not None}
         for key in PATHS:
-            if source.get(key) is not None:
+            if key in source:
                 source[key] = str(Path(source[key]).resolve())
         for key in NOT_DESCRIBED:
             source.pop(key, None)

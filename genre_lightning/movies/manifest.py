@@ -4,7 +4,7 @@ Columns, in any order, found by the header:
 
 - ``title``
 - ``poster``: a path relative to the CSV's folder, or empty for a movie without one
-- ``genres``: joined by ``|``
+- ``genres``: joined by ``|``, ``Action|Comedy``, or by what ``genre_separator`` says
 - ``split`` (optional column): train, val, test, or empty to have it assigned
 - ``id`` (optional column): unique; without it the row number is the id
 - every further column is text that a branch can look at, such as ``synopsis``
@@ -13,7 +13,9 @@ Columns, in any order, found by the header:
 from __future__ import annotations
 
 import os
+import re
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 from genre_lightning.movies.movie import (
@@ -30,22 +32,45 @@ from genre_lightning.movies.table import Row, read_table
 REQUIRED = ("title", "poster", "genres")
 #: Columns that are no text for a branch.
 RESERVED = ("genres", "split", "id")
+#: What joins genres, unless another separator is given.
+SEPARATOR = "|"
+#: What else is found between genres, and looked for.
+OTHER_SEPARATORS = (",", ";", "/")
+#: Another separator explains the column far better where it leaves no more than this share of the
+#: genres,
+FEWER_GENRES = 0.75
+#: and ours is in no more than this share of the cells that it is in.
+FEWER_CELLS = 0.1
 
 
-def read_manifest(path: str | Path) -> MovieSet:
+def read_manifest(path: str | Path, genre_separator: str | None = None) -> MovieSet:
     """Find the movies that a CSV lists; the genres are those that occur in it, sorted.
 
     A poster that is named but not there is kept, with ``PosterFile.exists`` False, so that it can
     be listed by name.
 
+    Args:
+        path: of the file.
+        genre_separator: what joins the genres of a movie; None for ``|``, and a look at whether
+            another one is meant.
+
     Raises:
-        DataError: no file, another encoding than UTF-8, a column missing in the header, or a row
-            that can't be used. Row numbers are those a spreadsheet shows: the header is row 1, and
-            a cell with line breaks in it is still in one row.
+        DataError: no file, another encoding than UTF-8, a column missing in the header, a row that
+            can't be used, or genres that are joined by something else. Row numbers are those a
+            spreadsheet shows: the header is row 1, and a cell with line breaks in it is still in
+            one row.
     """
     path = Path(path).expanduser()
     _, rows = read_table(path, REQUIRED)
-    movies = [_parse_row(row, path) for row in rows]
+    if genre_separator is None:
+        _check_separator(rows)
+    elif not isinstance(genre_separator, str) or not genre_separator:
+        raise DataError(
+            f"data.genre_separator={genre_separator} must be text that stands between genres, "
+            f"such as {SEPARATOR}"
+        )
+    separator = genre_separator or SEPARATOR
+    movies = [_parse_row(row, path, separator) for row in rows]
     if not movies:
         raise DataError(f"{path.name} has a header but no movies")
     movie_set = MovieSet(movies, tuple(sorted({g for movie in movies for g in movie.genres})))
@@ -53,7 +78,46 @@ def read_manifest(path: str | Path) -> MovieSet:
     return movie_set
 
 
-def _parse_row(row: Row, manifest: Path) -> Movie:
+def _check_separator(rows: Sequence[Row]) -> None:
+    """Refuse genres that are joined by something else than ``|``, as far as that can be told.
+
+    A genre may well have a comma or a slash in its name. But where such a character joins genres,
+    splitting there leaves far fewer of them.
+    """
+    for row in rows:
+        if re.match(r"\[\s*[\"'{]", row.cells["genres"]):
+            raise DataError(
+                f"{row.where}, column genres: {row.cells['genres']!r:.80} is a list as programs "
+                f"write it; write its genres joined by {SEPARATOR}, as in Action|Comedy"
+            )
+
+    def found(separator: str) -> tuple[set[str], list[Row]]:
+        genres = {g for row in rows for g in _split_genres(row.cells["genres"], separator)}
+        return genres, [row for row in rows if separator in row.cells["genres"]]
+
+    ours, our_rows = found(SEPARATOR)
+    others = {separator: found(separator) for separator in OTHER_SEPARATORS}
+    best = min(others, key=lambda separator: len(others[separator][0]))
+    genres, joined = others[best]
+    fewer = len(genres) <= FEWER_GENRES * len(ours)
+    if not joined or not fewer or len(our_rows) > FEWER_CELLS * len(joined):
+        return
+    look = f"and {len(joined) - 1:,} more look" if len(joined) > 1 else "looks"
+    raise DataError(
+        f"{joined[0].where}, column genres: {joined[0].cells['genres']!r:.80} {look} like genres "
+        f"joined by {best!r}, not by {SEPARATOR!r}. Have them split there by "
+        f"\"data.genre_separator='{best}'\" ({len(genres):,} genres instead of {len(ours):,}), or "
+        f"taken as they are by \"data.genre_separator='{SEPARATOR}'\""
+    )
+
+
+def _split_genres(cell: str, separator: str) -> tuple[str, ...]:
+    # Blanks around it, ", " as well as ",", are no part of a separator that has anything else.
+    parts = cell.split(separator.strip() or separator)
+    return tuple(part.strip() for part in parts if part.strip())
+
+
+def _parse_row(row: Row, manifest: Path, separator: str) -> Movie:
     cells = row.cells
     split = cells.get("split", "").lower() or None
     if split is not None and split not in SPLITS:
@@ -68,7 +132,7 @@ def _parse_row(row: Row, manifest: Path) -> Movie:
     return Movie(
         id=cells.get("id", str(row.number)),
         columns=without_empty(columns),
-        genres=tuple(genre.strip() for genre in cells["genres"].split("|") if genre.strip()),
+        genres=_split_genres(cells["genres"], separator),
         split=split,
         where=row.where,
     )

@@ -37,6 +37,7 @@ NO_RESULT = (
 #: Change a result, yet may be others when a run is resumed: how long, and on what, it trains.
 RESUMABLE = (
     "callbacks.pruning",
+    "data.genre_separator",
     "data.path",
     "data.root",
     "trainer.accelerator",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
+
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from genre_lightning.movies.manifest import read_manifest
 from genre_lightning.movies.movie import DataError
@@ -152,3 +155,56 @@ def test_a_poster_that_changes_has_another_stamp(manifest, tmp_path):
     before = poster_of(read_manifest(path).movies[0])
     poster.write_bytes(b"other")
     assert poster_of(read_manifest(path).movies[0]) != before
+
+
+def genres_of(cells: list[str]) -> str:
+    return HEADER + "".join(f'M{n},,"{cell}"\n' for n, cell in enumerate(cells))
+
+
+#: Of five genres, as a table of a user's has them.
+MOVIES = [
+    *(["Action"], ["Drama"], ["Action", "Comedy"], ["Comedy", "Drama"], ["War"], ["Drama", "War"]),
+    *(["Action", "War"], ["Crime", "Drama"], ["Action", "Comedy", "Crime"], ["Crime"]),
+]
+
+
+@pytest.mark.parametrize("joint", [",", ", ", ";", " ; ", "/"])
+def test_another_separator_is_told_and_can_be_pasted(manifest, joint):
+    path = manifest(genres_of([joint.join(genres) for genres in MOVIES]))
+    with pytest.raises(DataError, match=r"movies\.csv:4, column genres: .*and 5 more") as caught:
+        read_manifest(path)
+    message = str(caught.value)
+    assert "(5 genres instead of 10)" in message
+    other, ours = (word for word in shlex.split(message) if word.startswith("data.genre_separator"))
+    separators = [OverridesParser.create().parse_override(o).value() for o in (other, ours)]
+    assert separators == [joint.strip(), "|"]
+    found = read_manifest(path, separators[0])
+    assert [list(movie.genres) for movie in found.movies] == MOVIES
+    # The way out for names that look like that.
+    assert len(read_manifest(path, separators[1]).genres) == 10
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        pytest.param(["|".join(genres) for genres in MOVIES], id="ours"),
+        pytest.param(["Music, Dance", "Kids, Family", "War", "Kids, Family"], id="commas-in-names"),
+        pytest.param(["Sci-Fi/Fantasy|War", "Drama", "Sci-Fi/Fantasy|Drama"], id="slash-in-a-name"),
+        pytest.param(["Sci-Fi/Fantasy", "Sci-Fi", "Fantasy", "War", "Drama"], id="one-is-a-few"),
+    ],
+)
+def test_names_with_such_characters_stay_whole(manifest, cells):
+    found = read_manifest(manifest(genres_of(cells))).movies
+    assert ["|".join(movie.genres) for movie in found] == cells
+
+
+def test_a_list_as_programs_write_it_is_refused(manifest):
+    text = genres_of(["['Action', 'Comedy']", "['Drama']"])
+    with pytest.raises(DataError, match=r"csv:2, column genres: .* is a list as programs write it"):
+        read_manifest(manifest(text))
+
+
+@pytest.mark.parametrize("separator", ["", 5])
+def test_a_separator_that_is_none_is_refused(manifest, separator):
+    with pytest.raises(DataError, match=r"data\.genre_separator=.* must be text"):
+        read_manifest(manifest(genres_of(["War"])), separator)
