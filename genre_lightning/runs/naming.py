@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
@@ -21,19 +21,23 @@ from omegaconf import OmegaConf
 from genre_lightning.errors import UserError
 from genre_lightning.runs.places import starting_point
 from genre_lightning.runs.result import read_result
-from genre_lightning.runs.settings import changes_no_result
+from genre_lightning.runs.settings import changes_no_result, is_path
 
 #: Bytes of a folder's name: file systems take 255.
 LONGEST_NAME = 200
 
 
-def folder_name(text: str) -> str:
+def folder_name(text: str, shown: str | None = None) -> str:
     """A name for a folder that can still be read; different texts give different names.
 
     Characters that are trouble in file names become "-", and what is too long is cut; a hash after
     "~", which is such a character, then tells the names apart.
+
+    Args:
+        text: what is named.
+        shown: what can be read of it, where that is less.
     """
-    name = re.sub(r"[^\w.,=+@()\[\]-]", "-", text)
+    name = re.sub(r"[^\w.,=+@()\[\]-]", "-", text if shown is None else shown)
     if name != text or len(name.encode()) > LONGEST_NAME:
         digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
         cut = name.encode("utf-8", "replace")[: LONGEST_NAME - len(digest) - 1]
@@ -46,37 +50,49 @@ def sweep_name(given: str | None, overrides: Sequence[str], sweeper: Mapping[str
 
     It holds the keys that are swept, not their values, so that values can be added, and key=value
     for the others, so that sweeps with different settings are kept apart. A ready-made sweep has
-    its own name for its keys.
+    its own name for its keys. Of a path only its end can be read.
     """
     if given is not None:
         return given
     ready = sweeper.get("params") or {}
-    named, parts = [], []
+    named: list[str] = []
+    swept: list[str] = []
+    others: dict[str, str] = {}
     for override in parsed(overrides):
         key = key_of(override)
         if key == "sweep":
             named.append(value_of(override))
         elif override.is_sweep_override() and (key in ready or changes_no_result(key)):
             continue
+        elif override.is_sweep_override():
+            swept.append(_shown(key))
         elif not changes_no_result(key):
-            swept = override.is_sweep_override()
-            parts.append(_shown(key) if swept else f"{_shown(key)}={value_of(override)}")
-    return folder_name(",".join([*named, *sorted(parts)]))
+            others[key] = value_of(override)
+
+    def joined(values: Mapping[str, str]) -> str:
+        return ",".join([*named, *sorted([*swept, *_pairs(values)])])
+
+    return folder_name(joined(others), joined(_without_folders(others)))
 
 
 def job_folder(overrides: Sequence[str], sweep: str) -> str:
     """The name of a job's folder, from its overrides, sorted.
 
-    Those that are the same for all jobs are in the sweep's name, and only there; unless it was
-    given another one, by which it can be continued with other settings.
+    What was the same for all jobs of the sweep's first command is left out. A later command may
+    have other settings, where the sweep was given a name: its jobs are named by what differs from
+    the first one's, ``key=default`` for what it leaves out. Of a path only its end can be read.
 
     Args:
         overrides: of the job.
         sweep: the sweep's folder.
     """
-    command = read_command(Path(sweep))
-    keys = command["keys"] if command["named_by_command"] else None
-    return folder_name(chosen_overrides(overrides, keys))
+    first = read_command(Path(sweep))["fixed"]
+    own = result_settings(parsed(overrides))
+    differ = {key: value for key, value in own.items() if first.get(key) != value}
+    differ |= {key: "default" for key in first if key not in own}
+    return folder_name(
+        ",".join(sorted(_pairs(differ))), ",".join(sorted(_pairs(_without_folders(differ))))
+    )
 
 
 def unless_finished(
@@ -129,11 +145,31 @@ def _shown(key: str) -> str:
     return "branch" if key == "model/branch" else key
 
 
-def chosen_overrides(overrides: Sequence[str], keys: Sequence[str] | None) -> str:
-    """The overrides of some keys; for None of all that can change a result."""
+def _pairs(values: Mapping[str, str]) -> list[str]:
+    return [f"{_shown(key)}={value}" for key, value in values.items()]
+
+
+def _without_folders(values: Mapping[str, str]) -> dict[str, str]:
+    """The values, of paths only their last part."""
+    return {
+        key: PurePath(value.strip("'\"")).name if is_path(key) else value
+        for key, value in values.items()
+    }
+
+
+def result_settings(overrides: Iterable[Override]) -> dict[str, str]:
+    """Values by key, of those overrides that change a result and are no sweep."""
+    return {
+        key: value_of(override)
+        for override in overrides
+        if not override.is_sweep_override() and not changes_no_result(key := key_of(override))
+    }
+
+
+def chosen_overrides(overrides: Sequence[str], keys: Sequence[str]) -> str:
+    """The overrides of some keys, as the terminal and W&B call a job."""
     values = {key_of(override): value_of(override) for override in parsed(overrides)}
-    chosen = [key for key in sorted(values) if not changes_no_result(key)] if keys is None else keys
-    return ",".join(f"{_shown(key)}={values[key]}" for key in sorted(chosen) if key in values)
+    return ",".join(f"{_shown(key)}={values[key]}" for key in sorted(keys) if key in values)
 
 
 def read_command(sweep: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,14 @@ from omegaconf import DictConfig
 
 from genre_lightning.errors import UserError
 from genre_lightning.files import whole_file
-from genre_lightning.runs.naming import key_of, parsed, sweep_name
+from genre_lightning.runs.commands import shell_command
+from genre_lightning.runs.naming import key_of, parsed, read_command, result_settings
 from genre_lightning.runs.settings import changes_no_result
 from genre_lightning.sweeps.journal import Journal, line
 from genre_lightning.sweeps.processes import check_started
 
+#: Files of a sweep's folder that are there before any job is.
+WRITTEN = ("multirun.yaml", "sweep.json", "study.db", ".sweep.lock")
 #: Seconds between two looks at what the jobs have written.
 LOOK_EVERY = 0.2
 
@@ -53,14 +57,11 @@ class SweepCallback(Callback):
         params = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
         task = list(config.hydra.overrides.task)
         overrides = {key_of(override): override for override in parsed([*params, *task])}
-        keys = [
-            key
-            for key, override in overrides.items()
-            if override.is_sweep_override() or key in (sweeper.get("params") or {})
-        ]
+        keys = [key for key, override in overrides.items() if override.is_sweep_override()]
         for key in filter(changes_no_result, keys):
             raise SystemExit(f"error: {key} changes no result, so there is no sweep over it")
         self.folder = Path(config.hydra.sweep.dir)
+        self.made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         self.folder.mkdir(parents=True, exist_ok=True)
         self.lock = FileLock(self.folder / ".sweep.lock", timeout=0)
         try:
@@ -72,7 +73,7 @@ class SweepCallback(Callback):
             "name": self.folder.name,
             "overrides": task,
             "keys": keys,
-            "named_by_command": self.folder.name == sweep_name(None, task, sweeper),
+            "fixed": self._first_fixed(overrides.values()),
             "total": self.total,
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "pid": os.getpid(),
@@ -84,7 +85,6 @@ class SweepCallback(Callback):
         self.journal.path.unlink(missing_ok=True)
         self.terminal = sys.stdout  # in a job it is something else
         self.shown = self.ended = 0
-        print(f"Sweep {self.folder.name}: {self.total} jobs in {self.folder}", flush=True)
         atexit.register(self._unfinished)
         self.over = threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)
@@ -134,7 +134,7 @@ class SweepCallback(Callback):
         parts = [f"{number} {status}" for status, number in counts.items()]
         if resumed:
             parts.append(f"{resumed} of them resumed")
-        print(f"{self.folder}: {', '.join(parts)}")
+        print(f"{shell_command(self.folder)}: {', '.join(parts)}")
         if set(counts) <= {"completed", "already finished"}:
             return 0
         print("The same command resumes it: what is finished is not run again.", flush=True)
@@ -146,6 +146,10 @@ class SweepCallback(Callback):
 
     def _show(self) -> None:
         events = self.journal.read()
+        if events and not self.shown:
+            place = shell_command(self.folder)
+            text = f"Sweep {self.folder.name}: {self.total} jobs in {place}"
+            print(text, file=self.terminal, flush=True)
         for event in events[self.shown :]:
             if event["status"] in ("started", "stopping", "not started"):
                 continue
@@ -174,12 +178,34 @@ class SweepCallback(Callback):
             signal.signal(number, handler)
 
     def _unfinished(self) -> None:
+        if not self.journal.read():
+            self._undo()
+            return
         print(
             "The sweep has not ended. The same command resumes it: what is finished is not run "
             "again.",
             file=self.terminal,
             flush=True,
         )
+
+    def _undo(self) -> None:
+        """Leave nothing of a sweep whose first job could not even be configured."""
+        self.lock.release()
+        if self.folder not in self.made:
+            return
+        for name in WRITTEN:
+            (self.folder / name).unlink(missing_ok=True)
+        with suppress(OSError):  # no longer empty: someone else needs it
+            for path in self.made:
+                path.rmdir()
+
+    def _first_fixed(self, overrides: Iterable[Override]) -> dict[str, str]:
+        """What was the same for all jobs of the first command that ran this sweep."""
+        try:
+            fixed: dict[str, str] = read_command(self.folder).get("fixed", {})
+        except FileNotFoundError:
+            return result_settings(overrides)
+        return fixed
 
 
 def _number_of_jobs(overrides: Iterable[Override]) -> int:

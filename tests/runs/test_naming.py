@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genre_lightning.runs.naming import LONGEST_NAME, folder_name, sweep_name
+from genre_lightning.runs.naming import LONGEST_NAME, folder_name, job_folder, sweep_name
 
 NO_PARAMS: dict[str, Any] = {"params": None}
 
@@ -74,11 +76,34 @@ def test_other_settings_are_another_sweep(overrides: list[str], name: str) -> No
     assert found == name or ("~" in name and found.startswith(name.partition("~")[0]))
 
 
-def test_a_path_can_be_in_a_name() -> None:
+def test_of_a_path_its_end_is_in_a_name() -> None:
     one = sweep_name(None, ["data.path=a/b.csv", "seed=1,2"], NO_PARAMS)
-    two = sweep_name(None, ["data.path=a-b.csv", "seed=1,2"], NO_PARAMS)
-    assert one.startswith("data.path=a-b.csv,seed~") and two == "data.path=a-b.csv,seed"
+    two = sweep_name(None, ["data.path=c/b.csv", "seed=1,2"], NO_PARAMS)
+    three = sweep_name(None, ["data.path=b.csv", "seed=1,2"], NO_PARAMS)
+    assert one.startswith("data.path=b.csv,seed~") and two.startswith("data.path=b.csv,seed~")
+    assert one != two and three == "data.path=b.csv,seed"
 
 
 def test_a_name_of_ones_own() -> None:
     assert sweep_name("mine", ["seed=1,2"], NO_PARAMS) == "mine"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        (["data=ml1m", "data.root=/a/ml1m", "seed=3", "optimizer.lr=0.01"], "optimizer.lr=0.01"),
+        (["data=ml1m", "data.root=/a/ml1m", "seed=3", "hydra.verbose=true"], "defaults"),
+        (["data=ml1m", "data.root=/a/ml1m", "seed=4"], "seed=4"),
+        (["data=ml1m", "data.root=/a/ml1m"], "seed=default"),
+        (["data=ml1m", "data.root=/b/c", "seed=3"], "data.root=c~"),
+        (["data=ml1m", "data.root='/b/c'", "seed=3"], "data.root=c~"),
+        (["data=ml1m", "data.root=c", "seed=3"], "data.root=c"),
+    ],
+)
+def test_a_job_is_named_by_what_differs_from_the_first_command(
+    overrides: list[str], name: str, tmp_path: Path
+) -> None:
+    fixed = {"data": "ml1m", "data.root": "/a/ml1m", "seed": "3"}
+    (tmp_path / "sweep.json").write_text(json.dumps({"fixed": fixed}))
+    found = job_folder(overrides, str(tmp_path))
+    assert found == name or (name.endswith("~") and found.startswith(name))

@@ -217,6 +217,30 @@ def test_no_sweep_over_what_changes_nothing(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("sweep", [[], ["hydra/sweeper=optuna"]], ids=["grid", "optuna"])
+def test_a_slip_in_a_key_leaves_nothing(
+    sweep: list[str], command: Callable[..., Any], tmp_path: Path
+) -> None:
+    process = command("optimizer.lrr=1e-2,1e-3", *sweep)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 1 and "optimizer.lrr" in output + errors
+    assert "resumes it" not in output and "Sweep s" not in output
+    assert not (tmp_path / "runs").exists()
+
+
+def test_names_of_jobs_leave_out_what_is_the_same(sweep_here: Sweep, tmp_path: Path) -> None:
+    sweep = tmp_path / "runs" / "sweeps" / "s"
+    assert sweep_here("-m", "optimizer.lr=1e-2,1e-3", "seed=1")[0] == 0
+    assert {path.name for path in jobs(sweep).values()} == {
+        "optimizer.lr=0.01",
+        "optimizer.lr=0.001",
+    }
+    # Found again where the seed, too, is swept; a job of another is told apart.
+    code, output = sweep_here("-m", "optimizer.lr=1e-2", "seed=1,2")
+    assert code == 0 and "[1/2] seed=1  already finished" in output
+    assert (sweep / "optimizer.lr=0.01,seed=2" / "result.json").exists()
+
+
 def test_a_sweep_is_run_by_one_command_at_a_time(sweep_here: Sweep, tmp_path: Path) -> None:
     sweep = tmp_path / "runs" / "sweeps" / "s"
     sweep.mkdir(parents=True)
