@@ -8,20 +8,26 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from markupsafe import Markup, escape
 
 from genre_lightning.comparison.ranking import setting_order
-from genre_lightning.comparison.run import Setting, shown_setting
+from genre_lightning.comparison.run import Setting, setting, shown_setting
 from genre_lightning.page.svg import Scale, circle, line, svg, words
 
 #: A curve of more points looks the same.
 MOST_POINTS = 200
-#: An axis of so many values names each of them; one of more numbers has a scale.
+#: An axis of so many numbers names each of them, where they lie this far apart in pixels; one of
+#: more has round numbers.
 MOST_NAMED = 9
+LEAST_GAP = 15
+#: Positive numbers are on a logarithmic scale where the largest is this many times the smallest,
+DECADES = 100
+#: or this many times, and they lie more evenly there.
+EVEN_LOGS = 4
 
 
 @dataclass(frozen=True)
@@ -148,6 +154,7 @@ def parallel(
     keys: Sequence[str],
     metric: str,
     rows: Sequence[tuple[Mark, Sequence[Setting], float | None]],
+    log_scales: Mapping[str, bool] | None = None,
 ) -> Markup:
     """Parallel coordinates: an axis for each key and, last, the metric; a line for each group.
 
@@ -156,13 +163,17 @@ def parallel(
         metric: its name.
         rows: settings, in the order of the keys, and mean of each group; a group without a mean
             ends before the last axis.
+        log_scales: whether the scale of a key is logarithmic, as far as that is known.
     """
     gap = min(max(790 / len(keys), 120), 260)
     width, height = 64 + gap * len(keys) + 80, 360
     top, bottom = 34.0, height - 18.0
-    axes = [_Axis([settings[k] for _, settings, _ in rows], bottom, top) for k in range(len(keys))]
+    axes = [
+        _Axis([settings[k] for _, settings, _ in rows], bottom, top, (log_scales or {}).get(key))
+        for k, key in enumerate(keys)
+    ]
     means = [mean for _, _, mean in rows if mean is not None]
-    last = _Axis(list(means), bottom, top, scaled=True) if means else None
+    last = _Axis(list(means), bottom, top, logs=False) if means else None
     parts = ['<g class="lines">']
     for mark, settings, mean in sorted(rows, key=lambda each: each[0].shade or -1.0):
         points = [(64 + gap * k, axis(settings[k])) for k, axis in enumerate(axes)]
@@ -188,33 +199,43 @@ def parallel(
 
 
 class _Axis:
-    """Numbers on a scale, logarithmic over decades; few values, or text, at even distances."""
+    """Numbers on a scale; text, and truth values, at even distances. What is not set is below.
+
+    Args:
+        values: of all lines.
+        start: its lower end in pixels.
+        end: its upper end.
+        logs: whether its scale is logarithmic; None to decide by the numbers.
+    """
 
     def __init__(
-        self, values: Sequence[Setting], start: float, end: float, scaled: bool = False
+        self, values: Sequence[Setting], start: float, end: float, logs: bool | None = None
     ) -> None:
         distinct = sorted(set(values), key=setting_order)
-        numbers = [v for v in distinct if isinstance(v, (int, float)) and not isinstance(v, bool)]
+        numbers = [float(v) for v in distinct if type(v) in (int, float)]  # no bool
+        self.start = start
         self.named = distinct
         self.scale: Scale | None = None
-        if len(numbers) == len(distinct) and (scaled or len(distinct) > MOST_NAMED):
-            low, high = float(min(numbers)), float(max(numbers))
-            self.log = not scaled and low > 0 and high / low >= 10
-            if self.log:
-                low, high = math.log10(low), math.log10(high)
-            if high == low:
-                low, high = low - 0.5, high + 0.5
-            self.scale = Scale(low, high, start, end)
-        else:
-            self.even = Scale(-0.5, len(distinct) - 0.5, start, end)
+        self.even = Scale(-0.5, len(distinct) - 0.5, start, end)
+        if not numbers or len(numbers) + (None in distinct) < len(distinct):
+            return
+        self.numbers = numbers
+        self.log = numbers[0] > 0 and (_look_drawn_from_logs(numbers) if logs is None else logs)
+        low, high = self._measure(numbers[0]), self._measure(numbers[-1])
+        if high == low:
+            low, high = low - 0.5, high + 0.5
+        self.scale = Scale(low, high, start - (30 if None in distinct else 0), end)
+
+    def _measure(self, number: float) -> float:
+        return math.log10(number) if self.log else number
 
     def __call__(self, value: Setting) -> float:
         if self.scale is None:
             return self.even(self.named.index(value))
-        number = float(value)  # type: ignore[arg-type]
-        return self.scale(math.log10(number) if self.log else number)
+        return self.start if value is None else self.scale(self._measure(float(value)))
 
     def ticks(self) -> Iterator[tuple[float, str]]:
+        """Places and texts along it."""
         if self.scale is None:
             step = math.ceil(len(self.named) / 16)
             for number in range(0, len(self.named), step):
@@ -222,18 +243,45 @@ class _Axis:
                 short = text if len(text) < 15 else f"{text[:13]}…"
                 yield self.even(number), "–" if self.named[number] is None else short
             return
+        if None in self.named:
+            yield self.start, "–"
+        places = [self(number) for number in self.numbers]
+        gaps = [below - above for below, above in pairwise(places)]
+        if len(places) <= MOST_NAMED and min(gaps, default=LEAST_GAP) >= LEAST_GAP:
+            yield from zip(places, map(shown_setting, map(setting, self.numbers)), strict=True)
+            return
         low, high = self.scale.low, self.scale.high
         if not self.log:
             ticks = [tick for tick in _ticks(low, high, 5) if low <= tick <= high]
             yield from ((self.scale(tick), _shown(tick, ticks)) for tick in ticks)
             return
-        decades = range(math.ceil(low - 1e-9), math.floor(high + 1e-9) + 1)
-        steps = (1,) if len(decades) > 2 else (1, 2, 5)
-        for decade in range(math.floor(low), math.floor(high + 1e-9) + 1):
-            for step in steps:
-                at = decade + math.log10(step)
-                if low - 1e-9 <= at <= high + 1e-9:
-                    yield self.scale(at), f"{step * 10.0**decade:.6g}"
+        for number in _log_ticks(low, high):
+            yield self.scale(math.log10(number)), f"{number:.6g}"
+
+
+def _look_drawn_from_logs(numbers: Sequence[float]) -> bool:
+    """Whether positive numbers, ascending, are rather on a logarithmic scale than on a linear one."""
+    share = numbers[-1] / numbers[0]
+    if len(numbers) < 3 or share < EVEN_LOGS:
+        return False  # of two numbers the axis looks the same either way
+    logs = list(map(math.log, numbers))
+    return share >= DECADES or _unevenness(logs) < _unevenness(numbers)
+
+
+def _unevenness(numbers: Sequence[float]) -> float:
+    """Of the gaps between ascending numbers: their standard deviation in means."""
+    gaps = [above - below for below, above in pairwise(numbers)]
+    return statistics.pstdev(gaps) / statistics.fmean(gaps)
+
+
+def _log_ticks(low: float, high: float) -> Iterator[float]:
+    """Round numbers whose logarithms to base 10 lie in [low, high], few where that is wide."""
+    decades = range(math.floor(low), math.floor(high + 1e-9) + 1)
+    steps = (1,) if len(decades) > 4 else (1, 2, 5)
+    for decade in decades:
+        for step in steps:
+            if low - 1e-9 <= decade + math.log10(step) <= high + 1e-9:
+                yield step * 10.0**decade
 
 
 def _frame(values: Sequence[float]) -> tuple[float, float]:

@@ -11,6 +11,7 @@ from genre_lightning.comparison.leaderboard import compare, print_leaderboard, w
 from genre_lightning.comparison.reading import is_run_folder
 from genre_lightning.comparison.run import printable
 from genre_lightning.errors import UserError
+from genre_lightning.runs.commands import shell_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             write_leaderboard(out, comparison)
             console.print(
-                f"Written: {printable(str(out / 'leaderboard.html'))}, .csv and .md",
+                f"Written: {shell_command(printable(str(out / 'leaderboard.html')))}, .csv and .md",
                 markup=False,
                 soft_wrap=True,
             )

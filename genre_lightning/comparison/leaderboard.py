@@ -12,8 +12,15 @@ from typing import TYPE_CHECKING
 from genre_lightning.comparison.ranking import SEED, Comparison, compare_runs
 from genre_lightning.comparison.reading import find_runs
 from genre_lightning.comparison.run import Setting, metric_names, printable, shown_setting
-from genre_lightning.comparison.text import best_run, describe, group_name, shown_time, shown_value
+from genre_lightning.comparison.text import (
+    best_run,
+    data_name,
+    describe,
+    shown_time,
+    shown_value,
+)
 from genre_lightning.files import whole_file
+from genre_lightning.runs.commands import shell_command
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,6 +30,12 @@ MOST_OF_ERROR = 160
 #: Of groups and of unfinished runs in the terminal; the files have all.
 MOST_ROWS = 30
 MOST_UNFINISHED = 10
+#: Of a run's name in the terminal: where there is room for more it has it, and it is never shorter.
+LEAST_NAME = 16
+#: Head of the column with names of runs.
+RUN = "run"
+#: The setting that stays where there is no room for all.
+LR = "optimizer.lr"
 CSV_RESULTS = ("seconds", "train_samples_per_second", "num_parameters")
 
 
@@ -57,33 +70,28 @@ def write_leaderboard(folder: Path, comparison: Comparison) -> None:
 def print_leaderboard(comparison: Comparison, console: Console) -> None:
     """Print the best groups, what is unfinished and why, and where the best run lies.
 
-    Columns that do not fit are left out: time and epochs first, then settings from the last.
+    What does not fit is left out: time and epochs first, then further metrics and settings from the
+    last, but for the learning rate; and names of runs are shortened.
     """
     from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
 
-    heads, rows = ranked_table(comparison)
-    shown = [heads, *rows[:MOST_ROWS]]
-    keys = len(comparison.keys)
-    for column in (len(heads) - 1, len(heads) - 2, *range(keys, 0, -1)):
-        if _width(shown) <= console.width:
-            break
-        shown = [[*row[:column], *row[column + 1 :]] for row in shown]
-        keys -= column <= keys
+    table = ranked_table(comparison)
+    keep = ("rank", RUN, comparison.key_label(LR), comparison.metric)
+    columns, left_out = _fitting([table[0], *table[1][:MOST_ROWS]], console.width, keep)
     better = "higher" if comparison.mode == "max" else "lower"
-    table = Table(title=Text(f"{comparison.metric}, {better} is better"), title_justify="left")
-    for head in shown[0]:
-        table.add_column(Text(head), justify="left" if head == "run" else "right", overflow="fold")
-    for row in shown[1:]:
-        table.add_row(*map(Text, row))
-    if rows:
-        console.print(table)
-    if len(rows) > MOST_ROWS:
-        console.print(f"and {len(rows) - MOST_ROWS} more, in the leaderboard's files")
-    if keys < len(comparison.keys):
-        left_out = ", ".join(comparison.keys[keys:])
-        console.print(Text(f"No room here, but in the leaderboard's files: {left_out}"))
+    shown = Table(title=Text(f"{comparison.metric}, {better} is better"), title_justify="left")
+    for head, *_ in columns:
+        shown.add_column(Text(head), justify="left" if head == RUN else "right", overflow="fold")
+    for cells in list(zip(*columns, strict=True))[1:]:
+        shown.add_row(*map(Text, cells))
+    if table[1]:
+        console.print(shown)
+    if len(table[1]) > MOST_ROWS:
+        console.print(f"and {len(table[1]) - MOST_ROWS} more, in the leaderboard's files")
+    if left_out:
+        console.print(Text(f"No room here, but in the leaderboard's files: {', '.join(left_out)}"))
     unfinished = unfinished_table(comparison)[1]
     for status, name, epochs, so_far, error in unfinished[:MOST_UNFINISHED]:
         console.print(Text(f"{status}: {name}, epochs: {epochs}, best so far: {so_far}"))
@@ -91,36 +99,80 @@ def print_leaderboard(comparison: Comparison, console: Console) -> None:
             console.print(Padding(Text(error), (0, 0, 0, 4)))
     if len(unfinished) > MOST_UNFINISHED:
         console.print(f"and {len(unfinished) - MOST_UNFINISHED} more have not finished")
-    best = best_run(comparison)
-    if best is not None:
-        console.print(Text(f"Best: {printable(str(best.folder))}"), soft_wrap=True)
+    for group in comparison.firsts:
+        of_data = data_name(group, comparison)
+        place = shell_command(printable(str(best_run(group, comparison).folder)))
+        console.print(Text(f"Best{of_data and f' of {of_data}'}: {place}"), soft_wrap=True)
     for note in comparison.notes:
         console.print(Text(f"Note: {note}"), soft_wrap=True)
 
 
 def ranked_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Heads and rows of text, a row for each group that has a rank: rank, settings, the rest."""
-    labels = [*map(comparison.key_label, comparison.keys)] or ["run"]
-    heads = ["rank", *labels, comparison.metric]
+    """Heads and rows of text, a row for each group that has a rank: rank, run, settings, the rest.
+
+    Settings are those in which these groups differ.
+    """
+    ranked = [group for group in comparison.groups if group.rank is not None]
+    settings = list(zip(*(group.settings for group in ranked), strict=True))
+    columns: list[list[str]] = [
+        ["rank", *(str(group.rank) for group in ranked)],
+        [RUN, *(best_run(group, comparison).name for group in ranked)],
+    ]
+    for key, values in zip(comparison.keys, settings, strict=False):
+        texts = list(map(shown_setting, values))
+        if len(set(texts)) > 1 or len(ranked) == 1:
+            columns.append([comparison.key_label(key), *texts])
+    columns.append([comparison.metric, *(shown_value(group.mean) for group in ranked)])
     if comparison.has_spread:
-        heads += ["sd", "n"]
-    heads += [*comparison.columns, "epochs", "time"]
-    rows = []
-    for group in comparison.groups:
-        if group.rank is None or group.mean is None:
-            continue
-        row = [str(group.rank)]
-        row += [*map(shown_setting, group.settings)] or [group_name(group, comparison)]
-        row.append(shown_value(group.mean))
-        if comparison.has_spread:
-            count, total = len(group.values), len(group.runs)
-            row += [shown_value(group.sd), f"{count}" if count == total else f"{count} of {total}"]
-        row += [shown_value(group.mean_of(column)) for column in comparison.columns]
-        row.append(_range([run.epochs for run in group.runs if run.completed]))
-        seconds = [run.number("seconds") for run in group.runs if run.completed]
-        row.append(shown_time(sum(filter(None, seconds)) / len(seconds)))
-        rows.append(row)
+        sizes = [(len(group.values), len(group.runs)) for group in ranked]
+        columns.append(["sd", *(shown_value(group.sd) for group in ranked)])
+        columns.append(["n", *(f"{n}" if n == of else f"{n} of {of}" for n, of in sizes)])
+    for name in comparison.columns:
+        columns.append([name, *(shown_value(group.mean_of(name)) for group in ranked)])
+    done = [[run for run in group.runs if run.completed] for group in ranked]
+    columns.append(["epochs", *(_range([run.epochs for run in runs]) for runs in done)])
+    seconds = [sum(run.number("seconds") or 0.0 for run in runs) / len(runs) for runs in done]
+    columns.append(["time", *map(shown_time, seconds)])
+    heads, *rows = map(list, zip(*columns, strict=True))
     return heads, rows
+
+
+def _fitting(
+    rows: Sequence[Sequence[str]], width: int, keep: Sequence[str]
+) -> tuple[list[list[str]], list[str]]:
+    """The columns that fit into a width, and the heads of those that don't.
+
+    Args:
+        rows: the heads first.
+        width: of the terminal, in characters.
+        keep: heads of columns that stay.
+    """
+    columns = [list(cells) for cells in zip(*rows, strict=True)]
+    names = next(column for column in columns if column[0] == RUN)
+    left_out: list[str] = []
+
+    def room() -> int:
+        """For the names of runs."""
+        others = [column for column in columns if column is not names]
+        return width - 1 - 3 - sum(3 + max(map(len, column)) for column in others)
+
+    for column in reversed(columns[:]):
+        if room() >= min(LEAST_NAME, max(map(len, names))):
+            break
+        if column[0] not in keep:
+            columns.remove(column)
+            left_out.insert(0, column[0])
+    most = max(room(), LEAST_NAME)
+    names[:] = [_in_the_middle(name, most) for name in names]
+    return columns, left_out
+
+
+def _in_the_middle(text: str, most: int) -> str:
+    """Text without its middle, where it is longer: what tells runs apart is at either end."""
+    if len(text) <= most:
+        return text
+    end = (most - 1) // 2
+    return f"{text[: most - 1 - end]}…{text[-end:]}"
 
 
 def unfinished_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
@@ -136,24 +188,28 @@ def unfinished_table(comparison: Comparison) -> tuple[list[str], list[list[str]]
         for run in comparison.runs
         if not run.completed
     ]
-    return ["status", "run", "epochs", "best so far", "error"], rows
+    return ["status", RUN, "epochs", "best so far", "error"], rows
 
 
 def csv_rows(comparison: Comparison) -> Iterator[list[object]]:
-    """A head, then one row for each run, at full precision."""
+    """A head, then one row for each run, at full precision.
+
+    A run that is not completed has no part in its group's rank, mean and sd, and a row without.
+    """
     metric = comparison.metric
     runs = comparison.runs
     names = [name for name in metric_names(runs) if name != metric]
     extra = [name for name in comparison.columns if name not in (metric, *names)]
     yield [
-        "rank", "run", "status", metric, "mean", "sd", "n", *comparison.keys, SEED, "epochs",
+        "rank", RUN, "status", metric, "mean", "sd", "n", *comparison.keys, SEED, "epochs",
         "best_epoch", *CSV_RESULTS, *names, *extra, "error", "folder",
     ]  # fmt: skip
     for group in comparison.groups:
         for run in group.runs:
+            of_group = [group.mean, group.sd, len(group.values)] if run.completed else [None] * 3
             yield [
-                group.rank, run.name, run.status, run.value(metric), group.mean, group.sd,
-                len(group.values), *map(_cell, group.settings),
+                group.rank_of(run), run.name, run.status, run.value(metric), *of_group,
+                *map(_cell, group.settings),
                 _cell(run.seed), run.epochs, run.best_epoch,
                 *map(run.number, CSV_RESULTS), *map(run.value, [*names, *extra]),
                 run.error, printable(str(run.folder)),
@@ -175,7 +231,7 @@ def markdown(comparison: Comparison) -> str:
 
 
 def _markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    sides = ["---" if head in ("run", "status", "error") else "---:" for head in heads]
+    sides = ["---" if head in (RUN, "status", "error") else "---:" for head in heads]
     for cells in (map(_in_markdown, heads), sides, *(map(_in_markdown, row) for row in rows)):
         yield f"| {' | '.join(cells)} |"
 
@@ -183,10 +239,6 @@ def _markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iter
 def _in_markdown(text: str) -> str:
     text = text.replace("&", "&amp;").replace("<", "&lt;")
     return re.sub(r"([\\`*_|\[\]~])", r"\\\1", text)
-
-
-def _width(rows: Sequence[Sequence[str]]) -> int:
-    return 1 + sum(3 + max(map(len, cells)) for cells in zip(*rows, strict=True))
 
 
 def _range(counts: Sequence[int]) -> str:

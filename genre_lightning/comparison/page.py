@@ -20,7 +20,7 @@ from genre_lightning.comparison.ranking import (
 from genre_lightning.comparison.run import Run, Setting, shown_setting
 from genre_lightning.comparison.text import (
     MOST_KEYS_TOLD,
-    best_run,
+    data_name,
     describe,
     group_name,
     short_name,
@@ -95,28 +95,32 @@ def render_leaderboard(comparison: Comparison, made: datetime) -> str:
         curves=_curves(comparison, shades),
         unfinished=[run for run in comparison.runs if not run.completed],
         describe=lambda run: describe(run, comparison),
+        data_name=lambda group: data_name(group, comparison),
         setting_of=setting_of,
         run_rows=run_rows(comparison),
-        best=best_run(comparison),
         seconds=sum(map(_seconds, comparison.runs)),
         made=made.strftime("%Y-%m-%d %H:%M %Z").strip(),
     )
 
 
 def group_shades(comparison: Comparison) -> list[float | None]:
-    """How good each group is, from 0, the worst mean, to 1, the best; None without a mean."""
-    means = [group.mean for group in comparison.groups if group.mean is not None]
-    if not means:
-        return [None] * len(comparison.groups)
-    worst, best = (min(means), max(means)) if comparison.mode == "max" else (max(means), min(means))
-    return [
-        None
-        if group.mean is None
-        else 1.0
-        if best == worst
-        else (group.mean - worst) / (best - worst)
-        for group in comparison.groups
-    ]
+    """How good each group is, from 0, the worst mean, to 1, the best on the same data.
+
+    None without a mean.
+    """
+    means: dict[int, list[float]] = {}
+    for group in comparison.groups:
+        if group.mean is not None:
+            means.setdefault(group.data, []).append(group.mean)
+
+    def shade(group: Group) -> float | None:
+        if group.mean is None:
+            return None
+        low, high = min(means[group.data]), max(means[group.data])
+        share = 1.0 if low == high else (group.mean - low) / (high - low)
+        return share if comparison.mode == "max" or low == high else 1.0 - share
+
+    return [shade(group) for group in comparison.groups]
 
 
 def heat_map(comparison: Comparison) -> HeatMap | None:
@@ -185,6 +189,7 @@ def _parallel(comparison: Comparison, shades: list[float | None]) -> Markup:
             (Mark(g, None, shades[g], group_name(group, comparison)), group.settings, group.mean)
             for g, group in enumerate(comparison.groups)
         ],
+        {comparison.key_label(key): logs for key, logs in comparison.log_scales.items()},
     )
 
 

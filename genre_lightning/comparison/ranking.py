@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from pathlib import Path
 
 from genre_lightning.comparison.run import UNFINISHED, Run, Setting, metric_names
 from genre_lightning.errors import UserError
-from genre_lightning.runs.settings import changes_no_result, usual_mode
+from genre_lightning.runs.settings import changes_no_result, is_path, usual_mode
 
 SEED = "seed"
+#: What these say of data leaves the movies that are scored, and their genres, as they are.
+SAME_MOVIES = ("data.batch_size", "data.columns")
 #: Which epoch is the best one, which a leaderboard is told otherwise.
 MONITORING = ("monitor", "monitor_mode")
 
@@ -27,7 +31,8 @@ class Group:
         values: the metric of the completed ones that have it, in their order.
         mean: of the values; None where there are none.
         sd: sample standard deviation of the values; None for fewer than two.
-        rank: 1 is best, ties share one; None without a mean.
+        data: a number for the movies that it was scored on.
+        rank: among those on the same movies; 1 is best, ties share one; None without a mean.
     """
 
     settings: tuple[Setting, ...]
@@ -35,7 +40,17 @@ class Group:
     values: tuple[float, ...]
     mean: float | None
     sd: float | None
+    data: int = 0
     rank: int | None = None
+
+    @property
+    def named_by(self) -> Run:
+        """The run whose folder stands for all: the first that is completed, if there is one."""
+        return next((run for run in self.runs if run.completed), self.runs[0])
+
+    def rank_of(self, run: Run) -> int | None:
+        """The group's rank, which a run that is not completed has no part in."""
+        return self.rank if run.completed else None
 
     @property
     def status(self) -> str:
@@ -55,8 +70,9 @@ class Comparison:
 
     Attributes:
         runs: all of them, those of the best group first.
-        groups: ranked ones first, the others after.
+        groups: ranked ones first, the others after. Those on other movies have ranks of their own.
         keys: swept keys, the seed left out.
+        data_keys: those of them that say on which movies a run is; empty where all are on the same.
         metric: what ranks, such as "val/map_macro".
         mode: "max" or "min", which way is better.
         columns: further metrics that were asked for.
@@ -66,6 +82,7 @@ class Comparison:
     runs: tuple[Run, ...]
     groups: tuple[Group, ...]
     keys: tuple[str, ...]
+    data_keys: tuple[str, ...]
     metric: str
     mode: str
     columns: tuple[str, ...]
@@ -75,6 +92,20 @@ class Comparison:
     def has_spread(self) -> bool:
         """Whether any settings were run more than once."""
         return any(len(group.runs) > 1 for group in self.groups)
+
+    @property
+    def firsts(self) -> list[Group]:
+        """The best group on each dataset."""
+        best: dict[int, Group] = {}
+        for group in self.groups:
+            if group.rank is not None:
+                best.setdefault(group.data, group)
+        return list(best.values())
+
+    @property
+    def log_scales(self) -> dict[str, bool]:
+        """Keys that a sweep has drawn from a range, and whether its scale was logarithmic."""
+        return {key: logs for run in self.runs for key, logs in run.log_scales.items()}
 
     def key_label(self, key: str) -> str:
         """The shortest end of a key that tells it from the others: "lr" of "optimizer.lr"."""
@@ -136,12 +167,20 @@ def compare_runs(
             "Choose by the validation split."
         )
     keys = swept_keys(runs)
-    groups = _rank([_group(keys, tuple(part), metric) for part in _parts(runs, keys)], mode)
+    data, differing = datasets(runs)
+    groups = _rank([_group(keys, tuple(part), metric, data) for part in _parts(runs, keys)], mode)
     notes += _doubts(groups)
+    data_keys = [key for key in keys if key == "data" or key in differing] or differing
+    if differing:
+        notes.append(
+            f"The runs are on different data ({', '.join(data_keys)}), whose scores can't be "
+            "compared: each has ranks of its own."
+        )
     return Comparison(
         runs=tuple(run for group in groups for run in group.runs),
         groups=tuple(groups),
         keys=tuple(keys),
+        data_keys=tuple(data_keys) if differing else (),
         metric=metric,
         mode=mode,
         columns=tuple(columns),
@@ -221,7 +260,50 @@ def _parts(runs: Sequence[Run], keys: Sequence[str]) -> list[list[Run]]:
     return [sorted(part, key=in_part) for _, part in groupby(ordered, key=place)]
 
 
-def _group(keys: Sequence[str], runs: tuple[Run, ...], metric: str) -> Group:
+def tells_data(key: str) -> bool:
+    """Whether a setting says which movies, genres and splits there are."""
+    group, _, name = key.partition(".")
+    same = key in SAME_MOVIES or name.startswith("_") or changes_no_result(key)
+    return group == "data" and name != "" and not same
+
+
+def datasets(runs: Sequence[Run]) -> tuple[dict[Path, int], list[str]]:
+    """A number for the movies that each run is scored on, by its folder; and what tells them apart.
+
+    Runs are on the same movies as far as their settings tell. A setting that some of them lack,
+    older ones perhaps, counts only where the others differ in it. A path is the same however it is
+    written.
+    """
+    told = [
+        {
+            key: _place(value, run) if is_path(key) else _same(value)
+            for key, value in run.settings.items()
+            if tells_data(key)
+        }
+        for run in runs
+    ]
+    keys = [
+        key
+        for key in dict.fromkeys(key for each in told for key in each)
+        if len({each[key] for each in told if key in each}) > 1
+    ]
+    numbers: dict[tuple[object, ...], int] = {}
+    by_folder = {
+        run.folder: numbers.setdefault(tuple(map(each.get, keys)), len(numbers))
+        for run, each in zip(runs, told, strict=True)
+    }
+    return by_folder, keys
+
+
+def _place(value: Setting, run: Run) -> object:
+    if not isinstance(value, str):
+        return value
+    return os.path.normpath(os.path.join(run.started_in, os.path.expanduser(value)))
+
+
+def _group(
+    keys: Sequence[str], runs: tuple[Run, ...], metric: str, data: Mapping[Path, int]
+) -> Group:
     found = [run.value(metric) for run in runs if run.completed]
     values = tuple(value for value in found if value is not None)
     return Group(
@@ -230,19 +312,22 @@ def _group(keys: Sequence[str], runs: tuple[Run, ...], metric: str) -> Group:
         values=values,
         mean=statistics.fmean(values) if values else None,
         sd=statistics.stdev(values) if len(values) > 1 else None,
+        data=data[runs[0].folder],
     )
 
 
 def _rank(groups: Sequence[Group], mode: str) -> list[Group]:
+    """Ranked, one dataset after another, and then what has no rank."""
     sign = -1 if mode == "max" else 1
-    ranked = sorted((g for g in groups if g.mean is not None), key=lambda g: sign * (g.mean or 0.0))
-    means = [group.mean for group in ranked]
+    ranked: list[Group] = []
+    for data in sorted({group.data for group in groups}):
+        own = [group for group in groups if group.data == data and group.mean is not None]
+        own.sort(key=lambda group: sign * (group.mean or 0.0))
+        means = [group.mean for group in own]
+        ranked += [replace(group, rank=means.index(group.mean) + 1) for group in own]
     order = (*UNFINISHED, "completed")
     others = sorted((g for g in groups if g.mean is None), key=lambda g: order.index(g.status))
-    return [
-        *(replace(group, rank=means.index(group.mean) + 1) for group in ranked),
-        *others,
-    ]
+    return [*ranked, *others]
 
 
 def _doubts(groups: Sequence[Group]) -> list[str]:

@@ -6,7 +6,9 @@ A folder may be untrusted: what can't be read becomes a note that names the file
 from __future__ import annotations
 
 import csv
+import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,15 +19,23 @@ from genre_lightning.comparison.run import Run, Setting, number_or_none, printab
 from genre_lightning.errors import UserError
 from genre_lightning.runs.lock import is_running
 from genre_lightning.runs.result import read_result
-from genre_lightning.runs.settings import flat_settings
+from genre_lightning.runs.settings import changes_no_result, flat_settings
 
 #: Their files are not those of a run, and some loggers' are called the same.
 NOT_SEARCHED = ("checkpoints", "wandb")
 #: A run's folder holds one of these, or at least its history.
 RUN_FILES = ("result.json", ".hydra/overrides.yaml")
 HISTORY = "metrics.csv"
+#: Before the names of config groups in what Hydra says of a run.
+CHOICE = "choices."
+#: Of the sweep that a run is a job of, in the folder around it.
+SWEEP = "sweep.json"
 #: Far more than a config has.
 MOST_BYTES = 4 * 2**20
+#: A value that is another setting's: ${optimizer.lr}, ${oc.select:model.recipe.folds,1}.
+ELSEWHERE = re.compile(r"\$\{(?:(oc\.select):)?\s*([\w./-]+)\s*(?:,([^${}]*))?\}")
+#: Such settings refer to others; more than this is a circle.
+MOST_STEPS = 8
 
 
 def find_runs(folders: Sequence[Path]) -> list[Run]:
@@ -97,7 +107,12 @@ def read_run(folder: Path, name: str) -> Run | None:
     ):
         return None
     pairs = _read_yaml(folder / ".hydra" / "overrides.yaml", _override_pairs, notes)
-    choices = _read_yaml(folder / ".hydra" / "hydra.yaml", _choices, notes)
+    runtime = _read_yaml(folder / ".hydra" / "hydra.yaml", _runtime, notes) or {}
+    choices = {
+        name.removeprefix(CHOICE): value
+        for name, value in runtime.items()
+        if name.startswith(CHOICE)
+    }
     if pairs is None:
         given = (result or {}).get("overrides")
         pairs = _override_pairs(given) if isinstance(given, list) else {}
@@ -107,10 +122,12 @@ def read_run(folder: Path, name: str) -> Run | None:
         status="running" if is_running(folder) else status,
         result=result or {},
         settings=config or pairs,
-        choices=(choices or {}) | _branches(config or {}),
+        choices=choices | _branches(config or {}),
         overridden=frozenset(pairs),
         has_config=bool(config),
         history=history,
+        started_in=str(runtime.get("cwd", "")),
+        log_scales=_log_scales(folder.parent),
         notes=tuple(map(printable, notes)),
     )
 
@@ -148,11 +165,56 @@ def _read_yaml(
 
 
 def _settings(config: Any) -> dict[str, Setting]:
-    return {printable(name): setting(value) for name, value in flat_settings(config).items()}
+    """Under flat names. A value that stands elsewhere is looked up, and left out if it can't be.
+
+    Not by OmegaConf, which would put this machine's environment into a page, if a config asked.
+    """
+    flat = flat_settings(config)
+    found = {}
+    for name, value in flat.items():
+        known, value = _looked_up(value, flat)
+        if known:
+            found[printable(name)] = setting(value)
+    return found
 
 
-def _choices(hydra: Any) -> dict[str, Setting]:
-    return _settings(hydra["hydra"]["runtime"]["choices"])
+def _looked_up(value: Any, flat: Mapping[str, Any]) -> tuple[bool, Any]:
+    """Whether a value is known, and which it is; that of a place, such as a cache, is not."""
+    for _ in range(MOST_STEPS):
+        if not isinstance(value, str) or "${" not in value:
+            return True, value
+        reference = ELSEWHERE.fullmatch(value)
+        if reference is None:
+            return False, None
+        selects, name, default = reference.groups()
+        if changes_no_result(name):
+            return False, None
+        if name in flat:
+            value = flat[name]
+        elif selects:
+            value = None if default is None else yaml.safe_load(default)
+        else:
+            return False, None
+    return False, None
+
+
+def _runtime(hydra: Any) -> dict[str, Setting]:
+    return _settings(hydra["hydra"]["runtime"])
+
+
+def _log_scales(sweep: Path) -> dict[str, bool]:
+    """Keys that a sweep draws from a range, and whether by logarithms; none where it is no sweep.
+
+    What can't be read is passed over: it only chooses the scale of an axis.
+    """
+    path = sweep / SWEEP
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            return {}
+        scales = json.loads(path.read_text("utf-8"))["log_scales"]
+        return {printable(str(key)): bool(logs) for key, logs in scales.items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return {}
 
 
 def _branches(settings: Mapping[str, Setting]) -> dict[str, Setting]:

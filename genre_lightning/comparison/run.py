@@ -29,6 +29,8 @@ class Run:
         choices: the config groups' choices, "model" to "fusion".
         overridden: keys named on its command line.
         has_config: the settings are all settings.
+        started_in: the folder from which relative paths count; "" where it is not told.
+        log_scales: keys that its sweep draws from a range, and whether its scale is logarithmic.
         history: rows of ``metrics.csv`` by epoch, numbers that are not there left out.
         notes: what could not be read, one sentence each.
     """
@@ -41,6 +43,8 @@ class Run:
     choices: Mapping[str, Setting] = field(default_factory=dict)
     overridden: frozenset[str] = frozenset()
     has_config: bool = False
+    started_in: str = ""
+    log_scales: Mapping[str, bool] = field(default_factory=dict)
     history: Sequence[Mapping[str, float]] = ()
     notes: tuple[str, ...] = ()
 

@@ -9,12 +9,21 @@ from genre_lightning.comparison.run import Run, shown_setting
 MOST_KEYS_TOLD = 4
 
 
-def best_run(comparison: Comparison) -> Run | None:
-    """The best run of the best group; None where none is finished."""
+def best_run(group: Group, comparison: Comparison) -> Run:
+    """The best run of a group that has a rank."""
     sign = 1 if comparison.mode == "max" else -1
-    runs = [run for run in comparison.groups[0].runs if run.completed]
+    runs = [run for run in group.runs if run.completed]
     values = [(value, run) for run in runs if (value := run.value(comparison.metric)) is not None]
-    return max(values, key=lambda each: sign * each[0])[1] if values else None
+    return max(values, key=lambda each: sign * each[0])[1]
+
+
+def data_name(group: Group, comparison: Comparison) -> str:
+    """What tells its data from those of others, "data=ml1m"; "" where all are on the same."""
+    run = group.named_by
+    return " ".join(
+        f"{comparison.key_label(key)}={shown_setting(setting_of(run, key))}"
+        for key in comparison.data_keys
+    )
 
 
 def describe(run: Run, comparison: Comparison) -> str:
@@ -29,12 +38,12 @@ def describe(run: Run, comparison: Comparison) -> str:
 
 
 def group_name(group: Group, comparison: Comparison) -> str:
-    """Its settings, "lr 0.001, dropout 0.3"; without any, the name of its first run."""
+    """Its settings, "lr 0.001, dropout 0.3"; without any, the name of a run."""
     parts = [
         f"{comparison.key_label(key)} {shown_setting(value)}"
         for key, value in zip(comparison.keys, group.settings, strict=True)
     ]
-    return ", ".join(parts) or ("all runs" if len(group.runs) > 1 else group.runs[0].name)
+    return ", ".join(parts) or ("all runs" if len(group.runs) > 1 else group.named_by.name)
 
 
 def short_name(group: Group, comparison: Comparison) -> str:
@@ -43,7 +52,7 @@ def short_name(group: Group, comparison: Comparison) -> str:
         return group_name(group, comparison)
     if len(comparison.keys) <= MOST_KEYS_TOLD:
         return " · ".join(map(shown_setting, group.settings))
-    return group.runs[0].name
+    return group.named_by.name
 
 
 def shown_value(value: float | None) -> str:

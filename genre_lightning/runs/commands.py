@@ -9,10 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Quote, QuotedString, Sweep
-from hydra.errors import HydraException
-
 from genre_lightning.runs.settings import changes_no_result, is_path
 
 #: Characters that mean something to a shell within double quotes too.
@@ -38,6 +34,8 @@ def _quoted(word: str) -> str:
 
 def override(key: str, value: str | Path) -> str:
     """``key=value`` that Hydra reads as this very text: quoted where it has to be."""
+    from hydra.core.override_parser.types import Quote, QuotedString  # not for a shell's sake
+
     text = str(value)
     if "${" not in text and _is_read_as_it_is(text):
         return f"{key}={text}"
@@ -57,6 +55,9 @@ def with_paths_quoted(arguments: Sequence[str]) -> list[str]:
 
 
 def _with_path_quoted(argument: str) -> str:
+    from hydra.core.override_parser.types import Sweep
+    from hydra.errors import HydraException
+
     key, _, value = argument.partition("=")
     name = key.lstrip("+")
     if not value or not is_path(name):
@@ -71,6 +72,8 @@ def _with_path_quoted(argument: str) -> str:
 
 
 def _is_read_as_it_is(text: str) -> bool:
+    from hydra.errors import HydraException
+
     try:
         return bool(_read_value(text) == text)
     except HydraException:
@@ -83,4 +86,6 @@ def _read_value(text: str) -> Any:
     Raises:
         HydraException: it can't be read.
     """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
     return OverridesParser.create().parse_override(f"key={text}").value()

@@ -13,7 +13,7 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,7 @@ class SweepCallback(Callback):
             "name": self.folder.name,
             "overrides": task,
             "keys": keys,
+            "log_scales": _log_scales(overrides),
             "fixed": self._first_fixed(overrides.values()),
             "total": self.total,
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -206,6 +207,14 @@ class SweepCallback(Callback):
         except FileNotFoundError:
             return result_settings(overrides)
         return fixed
+
+
+def _log_scales(overrides: Mapping[str, Override]) -> dict[str, bool]:
+    """Keys that are drawn from a range, and whether its scale is logarithmic."""
+    drawn: dict[str, Any] = {
+        key: override.value() for key, override in overrides.items() if override.is_interval_sweep()
+    }
+    return {key: "log" in values.tags for key, values in drawn.items()}
 
 
 def _number_of_jobs(overrides: Iterable[Override]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,10 @@ def test_the_terminal_shows_it_within_its_width(sweep: Path):
     table = lines[: next(i for i, line in enumerate(lines) if line.startswith("Note:"))]
     assert max(len(line) for line in table if not line.startswith("Best:")) <= 80
     row = next(line for line in lines if re.match(r"│ +1 │", line))
-    assert [cell.strip() for cell in row.strip("│").split("│")][:3] == ["1", "0.5", "0.001"]
+    cells = [cell.strip() for cell in row.strip("│").split("│")]
+    best = max(map(best_of, sweep.glob("model.dropout=0.5,optimizer.lr=0.001,*")))
+    assert cells[0] == "1" and cells[1].startswith("model.dropo") and "…" in cells[1]
+    assert cells[2:4] == ["0.5", "0.001"] and abs(float(cells[4]) - best) < 0.01
     assert "1 of 2" in text and "\x1b" not in text
     words = " ".join(text.split())
     assert "failed: dropout=0.1 lr=0.003 seed=1, epochs: 2 of 4, best so far: 0.1672" in words
@@ -36,12 +40,11 @@ def test_csv_and_markdown(sweep: Path, tmp_path: Path):
     assert len(rows) == 18
     for row in rows:
         assert float(row["val/map_macro"]) == best_of(sweep / row["run"])
-        group = [
-            float(r["val/map_macro"])
-            for r in rows
-            if r["rank"] == row["rank"] and r["status"] == "completed"
-        ]
-        assert float(row["mean"]) == statistics.fmean(group)
+        group = [float(r["val/map_macro"]) for r in rows if r["rank"] == row["rank"]]
+        if row["status"] == "completed":
+            assert float(row["mean"]) == statistics.fmean(group)
+        else:  # though others of its settings have a rank
+            assert [row[name] for name in ("rank", "mean", "sd", "n")] == [""] * 4
     assert list(rows[0])[:7] == ["rank", "run", "status", "val/map_macro", "mean", "sd", "n"]
     assert float(rows[0]["test/map_macro"]) == pytest.approx(best_of(sweep / rows[0]["run"]) - 0.01)
     failed = next(row for row in rows if row["status"] == "failed")
@@ -62,6 +65,33 @@ def test_test_scores_never_rank_and_appear_on_request_only(sweep: Path, tmp_path
         assert "test/" not in (tmp_path / name).read_text("utf-8"), name
     asked = compare([sweep], metric="test/map_macro")
     assert asked.metric == "test/map_macro" and any("no longer tested" in n for n in asked.notes)
+
+
+def test_what_stays_at_80_columns(tmp_path: Path):
+    names = [f"a_run_with_quite_a_long_name_{k}" for k in range(3)]
+    for number, name in enumerate(names):
+        settings = {
+            "optimizer.lr": 10.0**-number, "optimizer.weight_decay": number, "data.crop": number,
+            "model.a_long_name_of_a_key": number, "zzz.same_where_it_ended": 7,
+        }  # fmt: skip
+        write_run(tmp_path / name, settings, [0.1 + number / 10])
+    write_run(tmp_path / "failed", {"zzz.same_where_it_ended": 8}, [], status="failed", error="E")
+    text = printed(compare([tmp_path]), 80)
+    rows = [line.strip("│ ").split("│") for line in text.splitlines() if line.startswith("│")]
+    heads = [line for line in text.splitlines() if "rank" in line][0]
+    assert all(name in heads for name in ("run", " lr ", "val/map_macro"))
+    assert "same_where_it_ended" not in heads
+    best = [cell.strip() for cell in rows[0]]
+    assert best[0] == "1" and best[1].startswith("a_run") and best[1].endswith("_2")
+    assert "0.01" in best and "0.3000" in best
+    assert all(len(line) <= 80 for line in text.splitlines() if line.startswith("│"))
+
+
+def test_the_best_can_be_pasted(tmp_path: Path):
+    write_run(tmp_path / "branch=[a,b] x=1" / "run")
+    (line,) = [each for each in printed(compare([tmp_path])).splitlines() if "Best" in each]
+    label, place = shlex.split(line)
+    assert (label, Path(place)) == ("Best:", tmp_path / "branch=[a,b] x=1" / "run")
 
 
 @pytest.mark.parametrize("wide", [False, True], ids=["found", "none"])

@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 from genre_lightning.comparison.leaderboard import compare
+from genre_lightning.comparison.page import group_shades
 from genre_lightning.errors import UserError
-from tests.comparison.written_runs import best_of, write_run
+from tests.comparison.written_runs import best_of, printed, write_run
 
 
 def test_groups_are_ranked_by_the_mean_over_seeds(sweep: Path):
@@ -142,3 +143,49 @@ def test_lists_of_branches_are_one_key(tmp_path: Path) -> None:
         ("poster_resnet",),
         ("title_tfidf + poster_resnet",),
     }
+
+
+# What each run is scored on.
+
+
+def test_runs_on_different_data_have_ranks_of_their_own(tmp_path: Path):
+    for number, (reader, lr) in enumerate([("demo", 1), ("demo", 2), ("ml1m", 1), ("ml1m", 2)]):
+        settings = {"data.reader": reader, "optimizer.lr": lr, "data.batch_size": number}
+        write_run(tmp_path / str(number), settings, [number / 10], choices={"data": reader})
+    found = compare([tmp_path])
+    assert found.data_keys == ("data",) and any("different data (data)" in n for n in found.notes)
+    assert [(g.rank, g.runs[0].name) for g in found.groups] == [
+        (1, "1"), (2, "0"), (1, "3"), (2, "2"),
+    ]  # fmt: skip
+    assert [group.runs[0].name for group in found.firsts] == ["1", "3"]
+    assert group_shades(found) == [1.0, 0.0, 1.0, 0.0]
+    text = printed(found)
+    assert f"Best of data=demo: {tmp_path}/1" in text and f"Best of data=ml1m: {tmp_path}/3" in text
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        pytest.param({"data.split_seed": 0}, {"data.split_seed": 1}, False, id="split"),
+        pytest.param({"data.folds": 1}, {"data.folds": 5}, False, id="folds"),
+        pytest.param({"data.root": "a"}, {"data.root": "b"}, False, id="root"),
+        pytest.param({"data.root": "a"}, {"data.root": "./x/../a"}, True, id="spelling"),
+        pytest.param({"data.root": "a"}, {"data.root": "/started/here/a"}, True, id="absolute"),
+        pytest.param({"data.columns": None}, {"data.columns": "a.csv"}, True, id="columns"),
+        pytest.param({"data.batch_size": 8}, {"data.batch_size": 9}, True, id="batch"),
+        pytest.param({"data.cache_dir": "a"}, {"data.cache_dir": "b"}, True, id="cache"),
+        pytest.param({"data.new": 1}, {}, True, id="older"),
+    ],
+)
+def test_what_makes_data_different(
+    tmp_path: Path, one: dict[str, Any], other: dict[str, Any], same: bool
+):
+    for name, settings in (("a", one), ("b", other)):
+        folder = write_run(tmp_path / name, {"data.root": "${data.cache_dir}", **settings})
+        file = folder / ".hydra" / "hydra.yaml"
+        hydra = yaml.safe_load(file.read_text())
+        hydra["hydra"]["runtime"]["cwd"] = "/started/here"
+        file.write_text(yaml.safe_dump(hydra))
+    found = compare([tmp_path])
+    assert (len({group.data for group in found.groups}) == 1) is same
+    assert any("different data" in note for note in found.notes) is not same

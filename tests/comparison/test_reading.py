@@ -70,3 +70,29 @@ def test_only_run_folders_are_taken(tmp_path: Path):
     found = compare([tmp_path, run, tmp_path / "deep"])
     assert [each.folder for each in found.runs] == [run]
     assert read_run(evaluation.parent, "evaluation") is None
+
+
+def test_a_value_that_stands_elsewhere_is_looked_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("A_SECRET", "told")
+    settings = {
+        "model.recipe": {"lr": 0.25, "chain": "${optimizer.lr}"},
+        "optimizer.lr": "${model.recipe.lr}",
+        "model.lr": "${model.recipe.chain}",
+        "data.folds": "${oc.select:model.recipe.folds,1}",
+        "data.rows": "${oc.select:model.recipe.lr, 7}",
+        "data.root": "${data.cache_dir}",
+        "data.secret": "${oc.env:A_SECRET}",
+        "data.part": "a/${optimizer.lr}",
+        "data.circle": "${data.circle}",
+        "data.none": "${data.nowhere}",
+    }
+    run = read_run(write_run(tmp_path / "run", settings), "run")
+    assert run is not None
+    known = {name: run.settings[name] for name in ("optimizer.lr", "model.lr", "data.rows")}
+    assert set(known.values()) == {0.25} and run.settings["data.folds"] == 1
+    # What is not known is left out: places, the environment, text around it, circles.
+    for name in ("root", "secret", "part", "circle", "none"):
+        assert f"data.{name}" not in run.settings
+    assert "told" not in str(run) and "${" not in str(run.settings)
