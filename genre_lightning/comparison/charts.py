@@ -260,7 +260,7 @@ class _Axis:
 
 
 def _look_drawn_from_logs(numbers: Sequence[float]) -> bool:
-    """Whether positive numbers, ascending, are rather on a logarithmic scale than on a linear one."""
+    """Whether positive numbers, ascending, are rather on a logarithmic scale than a linear one."""
     share = numbers[-1] / numbers[0]
     if len(numbers) < 3 or share < EVEN_LOGS:
         return False  # of two numbers the axis looks the same either way

@@ -78,7 +78,7 @@ def test_what_stays_at_80_columns(tmp_path: Path):
     write_run(tmp_path / "failed", {"zzz.same_where_it_ended": 8}, [], status="failed", error="E")
     text = printed(compare([tmp_path]), 80)
     rows = [line.strip("│ ").split("│") for line in text.splitlines() if line.startswith("│")]
-    heads = [line for line in text.splitlines() if "rank" in line][0]
+    heads = next(line for line in text.splitlines() if "rank" in line)
     assert all(name in heads for name in ("run", " lr ", "val/map_macro"))
     assert "same_where_it_ended" not in heads
     best = [cell.strip() for cell in rows[0]]
