@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -43,21 +44,11 @@ class MovieBatch:
         """The batch with every tensor on ``device``."""
         if self.rows.device == torch.device(device):
             return self
-        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return with_each(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> MovieBatch:
         """The batch in page-locked memory, from where copies to the device needn't be awaited."""
-        return self._each(Tensor.pin_memory)
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> MovieBatch:
-        parts = {name: part.each(change) for name, part in self.parts.items()}
-        return replace(
-            self,
-            parts=parts,
-            targets=change(self.targets),
-            rows=change(self.rows),
-            folds=change(self.folds),
-        )
+        return with_each(self, Tensor.pin_memory)
 
 
 @dataclass(frozen=True)
@@ -98,16 +89,19 @@ class BatchGroup:
             for k, seed in enumerate(self.seeds)
         ]
 
-    def each(self, change: Callable[[Tensor], Tensor]) -> BatchGroup:
-        """The same with every tensor changed, such as moved to a device."""
-        parts = {name: joined.each(change) for name, joined in self.parts.items()}
-        return replace(
-            self,
-            parts=parts,
-            targets=change(self.targets),
-            rows=change(self.rows),
-            folds=change(self.folds),
-        )
+
+_Movies = TypeVar("_Movies", MovieBatch, BatchGroup)
+
+
+def with_each(movies: _Movies, change: Callable[[Tensor], Tensor]) -> _Movies:
+    """A batch, or a group, with every tensor changed, such as moved to a device."""
+    return replace(
+        movies,
+        parts={name: part.each(change) for name, part in movies.parts.items()},
+        targets=change(movies.targets),
+        rows=change(movies.rows),
+        folds=change(movies.folds),
+    )
 
 
 class MovieBatches(Dataset[MovieBatch]):
@@ -230,7 +224,7 @@ class MovieLoader(DataLoader[MovieBatch]):
         """The batches of some items of the order, gathered and prepared together."""
         group = self.batches.gather(items)
         if self.pin_memory:
-            group = group.each(Tensor.pin_memory)
+            group = with_each(group, Tensor.pin_memory)
         return (group if self.prepare is None else self.prepare(group)).batches()
 
     def state_dict(self) -> dict[str, int]:

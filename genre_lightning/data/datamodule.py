@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 import torch
 from rich.table import Table
 
-from genre_lightning.data.batch import PLACES, BatchGroup, MovieBatches, MovieLoader
+from genre_lightning.data.batch import PLACES, BatchGroup, MovieBatches, MovieLoader, with_each
 from genre_lightning.data.order import BatchOrder
 from genre_lightning.inputs.input import Features, Input, Store
 from genre_lightning.inputs.part import JoinedPart, Part
@@ -407,7 +407,7 @@ class MovieDataModule(pl.LightningDataModule):
 
     def _prepare(self, group: BatchGroup, device: torch.device, training: bool) -> BatchGroup:
         """Carry a group to a device and make its numbers what the networks take, all at once."""
-        moved = group.each(lambda tensor: tensor.to(device, non_blocking=True))
+        moved = with_each(group, lambda tensor: tensor.to(device, non_blocking=True))
         parts = {}
         for name, joined in moved.parts.items():
             numbers = joined.part.numbers

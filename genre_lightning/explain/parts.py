@@ -13,9 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from genre_lightning.checkpoint.model import TrainedModel
-from genre_lightning.explain.explainer import branch_logits, encode_one, float64, read_columns
+from genre_lightning.explain.explainer import branch_logits, float64, read_columns
 from genre_lightning.explain.table import find_explainer
+from genre_lightning.inputs.encode import encode_items
 from genre_lightning.inputs.input import Input, Value
+from genre_lightning.inputs.part import Part
 
 
 @dataclass(frozen=True)
@@ -52,14 +54,22 @@ def score_parts(model: TrainedModel, columns: Mapping[str, Value | None]) -> Sco
         InputError: a value can't be read.
         TypeError: a value is of a type that no such column has.
     """
-    items = read_columns(model, columns)
+    items = {branch: [item] for branch, item in read_columns(model, columns).items()}
+    return split_encoded(model, encode_items(model.inputs, items, model.device))
+
+
+def split_encoded(model: TrainedModel, parts: Mapping[str, Part]) -> ScoreParts:
+    """The parts of a score of a movie that is encoded already.
+
+    Args:
+        model: in evaluation mode.
+        parts: of one movie, of :func:`genre_lightning.inputs.encode.encode_items`.
+    """
     return split_logits(
         model,
         {
-            branch: None
-            if item is None
-            else branch_logits(model, branch, encode_one(model, branch, item))[0]
-            for branch, item in items.items()
+            branch: branch_logits(model, branch, part)[0] if len(part) else None
+            for branch, part in parts.items()
         },
     )
 

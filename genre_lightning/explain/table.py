@@ -13,9 +13,8 @@ from torch import nn
 from genre_lightning.checkpoint.model import TrainedModel
 from genre_lightning.explain.embedded_poster import EmbeddedPosterExplainer
 from genre_lightning.explain.explainer import BranchExplanation, Explainer, is_absent
+from genre_lightning.explain.grad_cam import GradCamExplainer, see_encoder, see_stages
 from genre_lightning.explain.left_out import LeftOutExplainer
-from genre_lightning.explain.pixels import PixelsExplainer
-from genre_lightning.explain.poster_encoder import PosterEncoderExplainer
 from genre_lightning.explain.terms import TermsExplainer
 from genre_lightning.explain.year import YearExplainer
 from genre_lightning.inputs.input import Value
@@ -32,8 +31,8 @@ EXPLAINERS: Mapping[tuple[str, str, type[nn.Module]], Explainer] = {
     ("year", "text", EmbeddingHead): YearExplainer(),
     ("embedding", "text", EmbeddingHead): LeftOutExplainer(),
     ("embedding", "poster", EmbeddingHead): EmbeddedPosterExplainer(),
-    ("pixels", "poster", PosterResNet): PixelsExplainer(),
-    ("pixels", "poster", PosterEncoder): PosterEncoderExplainer(),
+    ("pixels", "poster", PosterResNet): GradCamExplainer(see_stages),
+    ("pixels", "poster", PosterEncoder): GradCamExplainer(see_encoder),
 }
 
 

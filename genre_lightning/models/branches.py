@@ -71,7 +71,8 @@ def _one_form(where: str, branch: dict[str, Any]) -> dict[str, Any]:
     spec = resolve(encoder, trusted=True)
     if spec.size is None or spec.mean is None or spec.std is None:
         raise UserError(f"{where}.encoder={encoder} looks at no posters")
-    own = {"size": list(spec.size), "mean": list(spec.mean), "std": list(spec.std)}
-    form["input"] = own | form["input"]
+    for name, own in (("size", spec.size), ("mean", spec.mean), ("std", spec.std)):
+        if form["input"].get(name) is None:
+            form["input"][name] = list(own)
     form["network"] = {**form["network"], "encoder": encoder}
     return form

@@ -119,7 +119,7 @@ def parse_export(arguments: Sequence[str]) -> ExportOptions:
         "or as a small checkpoint of its weights alone.",
         allow_abbrev=False,
     )
-    _add_checkpoint(parser)
+    add_checkpoint(parser)
     parser.add_argument("--onnx", type=Path, metavar="FILE.onnx")
     parser.add_argument(
         "--weights",
@@ -142,7 +142,7 @@ def _predict_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    _add_checkpoint(parser)
+    add_checkpoint(parser)
     parser.add_argument("--title", help='best with the year: "Heat (1995)"')
     parser.add_argument("--poster", metavar="FILE", help="an image")
     parser.add_argument("--synopsis", metavar="TEXT", help="what happens in it")
@@ -184,13 +184,7 @@ def _predict_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--device", help="such as cpu or cuda (default: cpu for one movie, else a GPU if any)"
     )
-    parser.add_argument(
-        "--encoder",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="a pretrained encoder beyond our own table that the checkpoint may use",
-    )
+    add_encoder(parser)
     parser.add_argument(
         "--workers",
         type=_positive,
@@ -200,12 +194,24 @@ def _predict_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """The argument ``checkpoint``, for :func:`genre_lightning.runs.places.best_checkpoint`."""
     parser.add_argument(
         "checkpoint",
         metavar="CKPT",
         type=Path,
         help="such as .../best.ckpt; a run folder, a folder of runs, or last",
+    )
+
+
+def add_encoder(parser: argparse.ArgumentParser) -> None:
+    """The option ``--encoder``, for the ``encoders`` of ``GenrePredictor.from_checkpoint``."""
+    parser.add_argument(
+        "--encoder",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a pretrained encoder beyond our own table that the checkpoint may use",
     )
 
 

@@ -26,6 +26,7 @@ from genre_lightning.errors import InputError, UserError
 from genre_lightning.inputs.encode import encode_items
 from genre_lightning.inputs.encoders import resolve, vouch
 from genre_lightning.inputs.input import Value
+from genre_lightning.inputs.part import Part
 from genre_lightning.models.fusion import ACTIVATIONS
 
 #: The columns of the arguments ``titles`` and ``posters``.
@@ -202,10 +203,23 @@ class GenrePredictor:
             if scores is None:
                 yield Prediction(title, (), {}, problem)
                 continue
-            values = dict(zip(self.genres, scores.tolist(), strict=True))
-            reached = np.flatnonzero(scores >= self._thresholds)
-            order = sorted(reached.tolist(), key=lambda genre: -scores[genre])
-            yield Prediction(title, tuple(self.genres[g] for g in order), values, problem)
+            yield self._prediction(title, scores, problem)
+
+    def predict_encoded(self, title: str | None, parts: Mapping[str, Part]) -> Prediction:
+        """Predict the genres of one movie that is encoded already.
+
+        Args:
+            title: for the prediction to name.
+            parts: of one movie, of :func:`genre_lightning.inputs.encode.encode_items`.
+        """
+        (scores,) = self._score_encoded(parts, 1)
+        return self._prediction(title, scores, None)
+
+    def _prediction(self, title: str | None, scores: np.ndarray, problem: str | None) -> Prediction:
+        values = dict(zip(self.genres, scores.tolist(), strict=True))
+        reached = np.flatnonzero(scores >= self._thresholds)
+        order = sorted(reached.tolist(), key=lambda genre: -scores[genre])
+        return Prediction(title, tuple(self.genres[g] for g in order), values, problem)
 
     def _share(self, movies: int) -> int:
         """The batch size that gives every worker some of a known number of movies."""
@@ -282,8 +296,7 @@ class GenrePredictor:
             else:
                 lacking = [column for column in self._columns if column not in unread]
                 if lacking:
-                    nothing = listed([f"no {column}" for column in lacking], "and")
-                    reasons.append(f"{nothing} to go by")
+                    reasons.append(nothing_of(lacking))
                 if strict:
                     raise PredictionError(f"movie {number}: {'; '.join(reasons)}")
             problems.append("; ".join(reasons) or None)
@@ -320,12 +333,15 @@ class GenrePredictor:
                 problems.setdefault(column, reason)
         return read, problems
 
-    @torch.inference_mode()
     def _score(self, items: Mapping[str, Sequence[Any]], num_movies: int) -> np.ndarray:
         """(B, G) float32 scores of B movies, of each of which some branch has an item."""
         if not num_movies:
             return np.zeros((0, len(self.genres)), dtype=np.float32)
         parts = encode_items(self.model.inputs, items, self.model.device)
+        return self._score_encoded(parts, num_movies)
+
+    @torch.inference_mode()
+    def _score_encoded(self, parts: Mapping[str, Part], num_movies: int) -> np.ndarray:
         logits = self.model.network(parts, num_movies)
         scores = ACTIVATIONS[self.model.activation](logits)
         return np.asarray(scores.cpu().numpy())
@@ -391,6 +407,11 @@ def _name(value: Value, column: str, number: int, of: str) -> str:
         if name := getattr(value, "filename", None):
             return f"{name} of movie {number}"
     return f"the {column} of movie {number}"
+
+
+def nothing_of(columns: Sequence[str]) -> str:
+    """Why a movie can't be predicted that has none of these: "no title and no poster to go by"."""
+    return f"{listed([f'no {column}' for column in columns], 'and')} to go by"
 
 
 def listed(names: Sequence[str], last: str) -> str:

@@ -39,7 +39,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from genre_lightning.inputs.terms import TermsInput
-from genre_lightning.predicting.predictor import TITLE, listed
+from genre_lightning.predicting.predictor import TITLE, listed, nothing_of
 
 if TYPE_CHECKING:
     from genre_lightning.predicting.predictor import GenrePredictor
@@ -172,7 +172,8 @@ def explain_movie(predictor: GenrePredictor, movie: Mapping[str, str | bytes]) -
     Raises:
         ApiError: it can't be answered.
     """
-    from genre_lightning.explain.parts import score_parts
+    from genre_lightning.explain.parts import split_encoded
+    from genre_lightning.inputs.encode import encode_items
 
     kinds = askable(predictor)
     for name in movie:
@@ -182,14 +183,21 @@ def explain_movie(predictor: GenrePredictor, movie: Mapping[str, str | bytes]) -
             raise ApiError(422, "no_branch", message)
     if not movie:
         raise ApiError(400, "nothing_given", f"There is nothing to go by yet: {_wanted(kinds)}.")
-    seeing, problems = _look(predictor, movie)
+    model = predictor.model
+    items, problems = _read(predictor, movie)
     seen = {name: value for name, value in movie.items() if name not in problems}
     if not seen:
         raise ApiError(415, "not_an_image", " ".join(problems.values()))
-    (prediction,) = predictor.stream([seen], errors="report")
-    if not prediction.scores:  # such as a title without a year, where that alone counts
-        raise ApiError(400, "nothing_given", f"There is {prediction.problem}.")
-    parts = score_parts(predictor.model, seen)
+    seeing = [branch for branch, item in items.items() if item is not None]
+    if not seeing:  # such as a title without a year, where that alone counts
+        raise ApiError(400, "nothing_given", f"There is {nothing_of(list(kinds))}.")
+    # Once: a pretrained encoder takes longer than all the rest.
+    encoded = encode_items(
+        model.inputs, {branch: [item] for branch, item in items.items()}, model.device
+    )
+    title = movie.get(TITLE)
+    prediction = predictor.predict_encoded(title if isinstance(title, str) else None, encoded)
+    parts = split_encoded(model, encoded)
     thresholds = predictor.thresholds
     genres = []
     for name, score in prediction.ranked():
@@ -211,7 +219,7 @@ def explain_movie(predictor: GenrePredictor, movie: Mapping[str, str | bytes]) -
         "predicted": list(prediction.genres),
         "genres": genres,
         "explanations": {
-            branch: _explain(predictor, branch, seen[predictor.model.inputs[branch].column])
+            branch: _explain(predictor, branch, seen[model.inputs[branch].column])
             for branch in seeing
         },
     }
@@ -229,37 +237,40 @@ def _shown(value: str | bytes | None) -> str | bool | None:
     return True if isinstance(value, bytes) else value
 
 
-def _look(
+def _read(
     predictor: GenrePredictor, movie: Mapping[str, str | bytes]
-) -> tuple[list[str], dict[str, str]]:
-    """The branches that see something of a movie; and by column, why it can't be read."""
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """What each branch sees of a movie, None for nothing; and by column, why it can't be read."""
     from genre_lightning.errors import InputError
 
-    seeing: list[str] = []
+    inputs = predictor.model.inputs
+    items: dict[str, Any] = dict.fromkeys(inputs)
     problems: dict[str, str] = {}
-    for branch, given in predictor.model.inputs.items():
+    for branch, given in inputs.items():
         if given.column not in movie:
             continue
         try:
-            if given.read(movie[given.column]) is not None:
-                seeing.append(branch)
+            items[branch] = given.read(movie[given.column])
         except InputError as error:
             what = "This file can't be read as a picture" if given.of == "poster" else "Left out"
             problems.setdefault(given.column, f"{what}: {error}.")
-    inputs = predictor.model.inputs
-    return [branch for branch in seeing if inputs[branch].column not in problems], problems
+    for branch, given in inputs.items():
+        if given.column in problems:  # also where another branch could read it
+            items[branch] = None
+    return items, problems
 
 
 def _explain(predictor: GenrePredictor, branch: str, value: str | bytes) -> dict[str, Any]:
-    from genre_lightning.explain.explainer import ImageExplanation, TextExplanation
-    from genre_lightning.explain.table import explain_branch
+    from genre_lightning.explain.explainer import TextExplanation
+    from genre_lightning.explain.table import explain_branch, find_explainer
 
+    explainer = find_explainer(predictor.model, branch)
+    if explainer is not None and explainer.gives == "heat map":
+        return {"kind": "heat map", "method": explainer.method}
     try:
         found = explain_branch(predictor.model, branch, value, _TEXTS)
     except TypeError as error:
         return {"kind": "none", "problem": f"{error}."}
-    if isinstance(found, ImageExplanation):
-        return {"kind": "heat map", "method": found.method}
     assert isinstance(found, TextExplanation)
     return {
         "kind": "words",

@@ -13,10 +13,10 @@ import sys
 import threading
 import webbrowser
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from genre_lightning.errors import UserError
+from genre_lightning.predicting.arguments import add_checkpoint, add_encoder
 from genre_lightning.runs.places import best_checkpoint
 
 if TYPE_CHECKING:
@@ -55,12 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         "genres and why. It sends nothing anywhere and keeps nothing. Ctrl-C ends it.",
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "checkpoint",
-        metavar="CKPT",
-        type=Path,
-        help="such as .../best.ckpt; a run folder, a folder of runs, or last",
-    )
+    add_checkpoint(parser)
     parser.add_argument(
         "--port", type=_port, default=7860, help="default 7860; 0 takes any that is free"
     )
@@ -73,13 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--device", default="cpu", help="cpu (default), cuda, or auto for a GPU where there is one"
     )
-    parser.add_argument(
-        "--encoder",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="a pretrained encoder beyond our own table that the checkpoint may use",
-    )
+    add_encoder(parser)
     parser.add_argument(
         "--no-browser",
         dest="browser",

@@ -20,6 +20,7 @@ from genre_lightning.models.fusion import Fusion
 from genre_lightning.models.networks import build_network
 from genre_lightning.scoring.losses import LOSSES, build_loss
 from genre_lightning.training.module import GenreModule
+from tests.drawn import drawn_data
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "terms": {"name": "terms_linear"},
@@ -31,24 +32,14 @@ NETWORKS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> MovieDataModule:
+    inputs = {
+        "terms": TermsInput("title", 128),
+        "year": YearInput("title"),
+        "mlp": TermsInput("title", 128, decade=True),
+        "poster": PixelsInput(size=16),
+    }
     cache = tmp_path_factory.mktemp("cache")
-    data = MovieDataModule(
-        "demo",
-        {
-            "terms": TermsInput("title", 128),
-            "year": YearInput("title"),
-            "mlp": TermsInput("title", 128, decade=True),
-            "poster": PixelsInput(size=16),
-        },
-        batch_size=16,
-        cache_dir=cache,
-        root=str(cache),
-        num_movies=100,
-        poster_height=32,
-        missing_posters=0.3,
-    )
-    data.setup()
-    return data
+    return drawn_data(cache, inputs, batch_size=16, num_movies=100, missing_posters=0.3)
 
 
 def network(data: MovieDataModule, members: int, **more: Any) -> Fusion:

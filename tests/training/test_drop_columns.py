@@ -18,6 +18,7 @@ from genre_lightning.inputs.year import YearInput
 from genre_lightning.models.networks import build_network
 from genre_lightning.scoring.losses import build_loss
 from genre_lightning.training.module import GenreModule
+from tests.drawn import drawn_data
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "terms": {"name": "terms_linear", "members": 2},
@@ -28,23 +29,13 @@ NETWORKS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> MovieDataModule:
+    inputs = {
+        "terms": TermsInput("title", 128),
+        "year": YearInput("title"),
+        "poster": PixelsInput(size=16),
+    }
     cache = tmp_path_factory.mktemp("cache")
-    data = MovieDataModule(
-        "demo",
-        {
-            "terms": TermsInput("title", 128),
-            "year": YearInput("title"),
-            "poster": PixelsInput(size=16),
-        },
-        batch_size=256,
-        cache_dir=cache,
-        root=str(cache),
-        num_movies=300,
-        poster_height=32,
-        missing_posters=0.4,
-    )
-    data.setup()
-    return data
+    return drawn_data(cache, inputs, batch_size=256, num_movies=300, missing_posters=0.4)
 
 
 @pytest.fixture(scope="module")

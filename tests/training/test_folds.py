@@ -22,6 +22,7 @@ from genre_lightning.movies.movie import DataError
 from genre_lightning.movies.split import fold_movies
 from genre_lightning.scoring.losses import build_loss
 from genre_lightning.training.module import GenreModule
+from tests.drawn import drawn_data
 
 FOLDS = 3
 
@@ -29,18 +30,7 @@ FOLDS = 3
 @pytest.fixture
 def data(tmp_path: Path) -> MovieDataModule:
     inputs: dict[str, Input] = {"words": TermsInput("title", 256), "year": YearInput()}
-    made = MovieDataModule(
-        "demo",
-        inputs,
-        root=str(tmp_path),
-        num_movies=90,
-        poster_height=32,
-        folds=FOLDS,
-        batch_size=16,
-        cache_dir=tmp_path,
-    )
-    made.setup()
-    return made
+    return drawn_data(tmp_path, inputs, num_movies=90, folds=FOLDS, batch_size=16)
 
 
 def network_of(data: MovieDataModule, members: int = FOLDS) -> Fusion:

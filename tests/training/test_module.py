@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics import Metric
 
 from genre_lightning.checkpoint.card import CHECKPOINT_KEY, CheckpointError
-from genre_lightning.data.batch import MovieBatch
+from genre_lightning.data.batch import MovieBatch, with_each
 from genre_lightning.data.datamodule import MovieDataModule
 from genre_lightning.errors import UserError
 from genre_lightning.inputs.input import Input
@@ -29,6 +29,7 @@ from genre_lightning.scoring.losses import LOSSES, build_loss
 from genre_lightning.scoring.thresholds import METHODS, fit_thresholds
 from genre_lightning.training.module import DivergedError, GenreModule
 from genre_lightning.training.schedule import warmup_cosine
+from tests.drawn import drawn_data
 
 TITLE = {"name": "terms_mlp", "hidden": 8, "dropout": 0.0}
 POSTER = {
@@ -43,12 +44,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> MovieDataModule:
         "title": TermsInput("title", 128, decade=True),
         "poster": PixelsInput(size=32),
     }
-    data = MovieDataModule(
-        "demo", inputs, batch_size=16, cache_dir=cache, root=str(cache), num_movies=100,
-        poster_height=32, missing_posters=0.3,
-    )  # fmt: skip
-    data.setup()
-    return data
+    return drawn_data(cache, inputs, batch_size=16, num_movies=100, missing_posters=0.3)
 
 
 @pytest.fixture(autouse=True)
@@ -191,7 +187,7 @@ def test_on_a_gpu_a_step_waits_for_nothing(
     waits = Waits()
     with FakeTensorMode(allow_non_fake_inputs=True), waits:
         put_on_gpu(module)
-        batch = ready._each(empty_on_gpu)
+        batch = with_each(ready, empty_on_gpu)
         assert module.training_step(batch, 0).device == GPU
         module.eval()
         with torch.no_grad():

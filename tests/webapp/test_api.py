@@ -105,6 +105,27 @@ def test_a_broken_poster_leaves_the_title_its_answer(served: Served, predictor: 
     assert {g["name"]: g["score"] for g in found["genres"]} == pytest.approx(wanted.scores)
 
 
+def test_a_poster_is_read_and_encoded_once(
+    served: Served, predictor: GenrePredictor, poster: bytes, monkeypatch: pytest.MonkeyPatch
+):
+    given = type(predictor.model.inputs["poster_resnet"])
+    calls = []
+
+    def counted(name: str) -> Callable[..., object]:
+        own = getattr(given, name)
+
+        def call(self: object, value: object) -> object:
+            calls.append(name)
+            return own(self, value)
+
+        return call
+
+    for name in ("read", "encode"):
+        monkeypatch.setattr(given, name, counted(name))
+    answer = served.ask("POST", "/api/predict", movie(title="Heat", poster=poster))
+    assert answer.status == 200 and calls == ["read", "encode"]
+
+
 def test_a_branch_that_can_not_be_explained_says_why(
     served: Served, poster: bytes, monkeypatch: pytest.MonkeyPatch
 ):

@@ -1,4 +1,4 @@
-"""Where in a poster a ``PosterResNet`` sees evidence: Grad-CAM (Selvaraju et al. 2017).
+"""Where in a poster a network on its pixels sees evidence: Grad-CAM (Selvaraju et al. 2017).
 
 Heat maps show where the evidence lies and don't add up to anything.
 """
@@ -6,8 +6,8 @@ Heat maps show where the evidence lies and don't add up to anything.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import ClassVar, final
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, final
 
 import numpy as np
 import torch
@@ -16,23 +16,29 @@ from torch import Tensor, nn
 from genre_lightning.checkpoint.model import TrainedModel
 from genre_lightning.explain.explainer import Explainer, ImageExplanation, encode_one
 from genre_lightning.explain.heat import check_genres, scale_heat
+from genre_lightning.inputs.encoders import places_seen, pool_places
 from genre_lightning.inputs.input import Value
+from genre_lightning.models.poster_encoder import PosterEncoder
+from genre_lightning.models.poster_resnet import PosterResNet
 
 #: The least height and width of features from which a heat map is made, where there are any such.
 _LEAST_PLACES = 7
 
 
 @final
-class PixelsExplainer(Explainer):
+class GradCamExplainer(Explainer):
     """Heat maps over a poster.
 
-    Taken at the deepest block of ``PosterResNet.stages`` whose features still have 7 x 7 places (as
-    in the paper's networks), not at the last one, which may have 2 x 2: those tell little of where,
-    and blanking what they call hot lowers the logit less.
+    Args:
+        see: a network and one prepared poster, (1, 3, H, W), to the features (1, C, h, w) at which
+            the maps are taken, which require gradients, and the logits (G,) computed from them.
     """
 
     method: ClassVar[str] = "Grad-CAM"
     gives: ClassVar[str] = "heat map"
+
+    def __init__(self, see: Callable[[Any, Tensor], tuple[Tensor, Tensor]]) -> None:
+        self.see = see
 
     def baseline(self, model: TrainedModel, branch: str) -> None:
         """None: no poster says nothing."""
@@ -47,9 +53,8 @@ class PixelsExplainer(Explainer):
             # Prepared here: tensors of inference mode have no gradients.
             with torch.inference_mode(False), torch.enable_grad():
                 prepared = encode_one(model, branch, pixels).numbers["pixels"]
-                probe, tap = _tapped(network)
-                logits = probe(prepared)[0]
-                return grad_cam(logits, tap.features, genres, pixels.shape[:2])
+                features, logits = self.see(network, prepared)
+                return grad_cam(logits, features, genres, pixels.shape[:2])
 
         return ImageExplanation(self.method, value, heat_maps)
 
@@ -80,6 +85,27 @@ def grad_cam(
     return scale_heat(torch.cat(maps), size)
 
 
+def see_stages(network: PosterResNet, prepared: Tensor) -> tuple[Tensor, Tensor]:
+    """For :class:`GradCamExplainer`, of a ``PosterResNet``.
+
+    Taken at the deepest block of its stages whose features still have 7 x 7 places (as in the
+    paper's networks), not at the last one, which may have 2 x 2: those tell little of where, and
+    blanking what they call hot lowers the logit less.
+    """
+    probe, tap = _tapped(network)
+    logits = probe(prepared)[0]
+    return tap.features, logits
+
+
+def see_encoder(network: PosterEncoder, prepared: Tensor) -> tuple[Tensor, Tensor]:
+    """For :class:`GradCamExplainer`, of a ``PosterEncoder``: before its encoder pools."""
+    with torch.no_grad():
+        seen = places_seen(network.encoder, prepared, network.name)
+    features = seen.map.detach().clone().requires_grad_()
+    pooled = pool_places(network.encoder, seen._replace(map=features))
+    return features, network.head(torch.flatten(pooled, 1))[0]
+
+
 class _Tap(nn.Module):
     """Runs blocks one after another, keeping the features from which gradients are wanted."""
 
@@ -102,15 +128,12 @@ class _Tap(nn.Module):
         return y
 
 
-def _tapped(network: nn.Module) -> tuple[nn.Module, _Tap]:
+def _tapped(network: PosterResNet) -> tuple[PosterResNet, _Tap]:
     """A copy of a network, sharing its weights, whose ``stages`` keep their features.
 
     A hook on the network itself would also see what other threads run through it.
     """
-    stages = getattr(network, "stages", None)
-    if not isinstance(stages, nn.Sequential):
-        raise TypeError(f"{type(network).__name__} has no stages to take features from")
-    tap = _Tap(stages)
+    tap = _Tap(network.stages)
     probe = copy.copy(network)
     probe.__dict__["_modules"] = {**network._modules, "stages": tap}
     return probe, tap
