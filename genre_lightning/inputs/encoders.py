@@ -335,7 +335,7 @@ def trust_from_checkpoint(
     stages: Any = False,
     allow: Mapping[str, EncoderSpec] | None = None,
 ) -> EncoderSpec:
-    """The encoder that a checkpoint was trained with. The checkpoint may be a stranger's.
+    """The encoder that a checkpoint was trained with. The checkpoint may be untrusted.
 
     Args:
         name: as recorded, :attr:`EncoderSpec.name`.

@@ -47,7 +47,7 @@ def read_vectors(path: Path) -> tuple[list[str], np.ndarray]:
     Raises:
         InputError: naming the file, and the row where there is one.
     """
-    if not path.is_file():  # a device that never ends, named by a stranger's checkpoint
+    if not path.is_file():  # a device that never ends, named by an untrusted checkpoint
         raise InputError(f"{path}: there is no such file")
     try:
         ids, x = _read_csv(path) if path.suffix.lower() == ".csv" else _read_npz(path)

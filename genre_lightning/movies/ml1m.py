@@ -338,7 +338,7 @@ def download_ml1m(root: Path, fetch: Callable[[Path], None] = fetch_from_drive) 
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack a zip from a stranger into a new folder.
+    """Unpack an untrusted zip into a new folder.
 
     Raises:
         DataError: an entry would leave the folder, is a link or another special file, comes twice,

@@ -89,7 +89,7 @@ def turn_inputs(checkpoint: dict[str, Any]) -> None:
         inputs[name] = inputs.pop(name)
 
 
-#: A state of a stranger's own.
+#: A state that no input of ours has.
 INPUT = state_to_text(TermsInput("title", 16))
 
 
@@ -338,7 +338,7 @@ BAD_VALUES: dict[str, tuple[Change, str]] = {
     ),
     "weight missing": (drop("state_dict", BIAS), "head.bias"),
     "weight too many": (resized("network.branches.title_tfidf.extra", 1), "title_tfidf.extra"),
-    "weight of a stranger": (resized("other.weight", 1), "more than a network"),
+    "weight of no layer": (resized("other.weight", 1), "more than a network"),
     "weights by number": (put("state_dict", 0, value=torch.zeros(1)), "no weights"),
     "no weights": (put("state_dict", value=[]), "no weights"),
     "stride 0": (put("state_dict", BIAS, value=torch.zeros(1).expand(8)), "claims more numbers"),

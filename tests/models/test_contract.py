@@ -173,7 +173,7 @@ def test_models_dropout_reaches_it_where_it_names_none(pair: tuple[str, str], on
         assert p in rates, name
 
 
-# A description from a stranger.
+# An untrusted description.
 
 ABSURD: list[Any] = [
     None, True, "x", "os.system", -1, 10**9, 10**30, 1e308, float("nan"), float("inf"), [], [[]],

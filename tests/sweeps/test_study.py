@@ -232,7 +232,7 @@ def results(folder: Path) -> list[dict[str, Any]]:
 @pytest.mark.slow
 def test_a_study_that_is_killed_and_continued(command: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "study"
-    # Low learning rates are hopeless: they end where they began.
+    # Low learning rates learn nothing: they end where they began.
     space = ["optimizer.lr=tag(log,interval(1e-6,3e-2))", "trainer.max_epochs=12"]
     command = [*command, *space, "sweep.n_trials=6"]
     process = subprocess.Popen(command, cwd=tmp_path, start_new_session=True)

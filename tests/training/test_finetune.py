@@ -31,7 +31,7 @@ FROZEN = 5
 def finetuned(tiny_overrides: Overrides, *more: str) -> list[str]:
     return tiny_overrides(
         "model/branch=[title_tfidf,poster_timm]", f"{POSTER}.finetune=true",
-        f"+{POSTER}.finetuned.input.size=[48,32]",
+        f"{POSTER}.finetuned.input.size=[48,32]",
         f"{POSTER}.finetuned.network.frozen_layers={FROZEN}",
         "data.batch_size=16", *more, model="title",
     )  # fmt: skip

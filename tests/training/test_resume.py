@@ -321,7 +321,7 @@ def test_a_state_that_is_last_and_best_is_written_once(
     assert third.read_bytes() == content
 
 
-@pytest.mark.parametrize("which", ["stranger", "other score", "no checkpoint", "absent"])
+@pytest.mark.parametrize("which", ["other network", "other score", "no checkpoint", "absent"])
 def test_a_doubtful_best_is_left(
     which: str, trained_run: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -329,7 +329,7 @@ def test_a_doubtful_best_is_left(
     shutil.copytree(trained_run / "checkpoints", folder)
     last = read_checkpoint(folder / "last.ckpt")
     (saver,) = (s for key, s in last["callbacks"].items() if key.startswith("ModelCheckpoint"))
-    if which == "stranger":
+    if which == "other network":
         shutil.copy(tiny_checkpoint, folder / "best.ckpt")
     elif which == "other score":
         saver["best_model_score"] = saver["best_model_score"] + 0.5

@@ -1,4 +1,4 @@
-"""Stopping the runs of a study that are hopeless."""
+"""Stopping the runs of a study that are worse than most others."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ class Pruning(Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         last = trainer.max_epochs is not None and trainer.current_epoch + 1 == trainer.max_epochs
-        hopeless = trainer.is_global_zero and self._is_hopeless(trainer) and not last
-        if trainer.strategy.broadcast(hopeless):
+        prune = trainer.is_global_zero and self._should_prune(trainer) and not last
+        if trainer.strategy.broadcast(prune):
             self.pruned = True
             trainer.should_stop = True
 
-    def _is_hopeless(self, trainer: pl.Trainer) -> bool:
+    def _should_prune(self, trainer: pl.Trainer) -> bool:
         from optuna import load_study
         from optuna.trial import Trial
 
