@@ -100,7 +100,7 @@ class EmbeddedTextGraph(InputGraph):
         }
         self.about = {"encoder": encoder.name, **encoder.tokens_described()}
         if given.natural:
-            self.about |= {"title": "as one says it: see natural_title in inputs/titles.py"}
+            self.about |= {"title": "as one says it: see docs/deployment.md"}
         with tempfile.TemporaryDirectory() as folder:
             encoder.save_tokenizer(folder)
             self.files = {TOKENIZER: (Path(folder) / TOKENIZER).read_bytes()}
