@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +36,7 @@ def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> di
     from genre_lightning.predicting.predictor import find_device
     from genre_lightning.report.evaluation import print_genre_table, score_split, write_evaluation
     from genre_lightning.report.page import Origin, write_report
+    from genre_lightning.runs.commands import shell_command
     from genre_lightning.runs.places import best_checkpoint
 
     for name in cfg.encoders:
@@ -65,13 +65,13 @@ def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> di
         validation = score_split(model, data, "val", device, cfg.batch_size)
     origin = Origin(
         checkpoint=checkpoint,
-        command=shlex.join(["python", "evaluate.py", *overrides]),
+        command=shell_command("python", "evaluate.py", *overrides),
         created=datetime.now().astimezone(),
     )
     write_report(folder / "report.html", model, data, scores, origin, validation)
     console = Console(markup=False, emoji=False)  # names are shown as they are
     print_genre_table(model, scores, metrics, console)
-    console.print(f"written to {folder}", soft_wrap=True)
+    console.print(f"written to {shell_command(folder)}", soft_wrap=True)
     return metrics
 
 

@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import platform
-import shlex
 import statistics
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from genre_lightning.cores import num_cores
+from genre_lightning.runs.commands import shell_command
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -89,7 +89,7 @@ def output_of(command: Sequence[str], environment: Mapping[str, str]) -> str:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         printed = (done.stderr or done.stdout)[-2000:]
-        raise RuntimeError(f"{shlex.join(command)} failed:\n{printed}")
+        raise RuntimeError(f"{shell_command(*command)} failed:\n{printed}")
     return done.stdout
 
 

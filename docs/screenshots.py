@@ -21,7 +21,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
-from hydra.core.override_parser.types import Quote, QuotedString
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect
 
@@ -32,6 +31,7 @@ from genre_lightning.errors import UserError
 from genre_lightning.movies.demo import POSTER_GENRES, TITLE_GENRES, read_demo
 from genre_lightning.movies.movie import Movie, PosterFile
 from genre_lightning.predicting.predictor import POSTER, TITLE, GenrePredictor
+from genre_lightning.runs.commands import override, shell_command
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 #: CSS pixels, each one pixel of the picture.
@@ -59,8 +59,8 @@ def train_demo(folder: Path) -> Path:
     Raises:
         ScreenshotError: training failed, after saying why.
     """
-    place = QuotedString(str(folder), Quote.single).with_quotes()
-    command = [sys.executable, str(REPOSITORY / "train.py"), "data=demo", f"hydra.run.dir={place}"]
+    script = str(REPOSITORY / "train.py")
+    command = [sys.executable, script, "data=demo", override("hydra.run.dir", folder)]
     done = subprocess.run(command, check=False)
     if done.returncode != 0:
         raise ScreenshotError(f"train.py ended with {done.returncode}; what it said is above")
@@ -194,7 +194,9 @@ def shoot_leaderboard(browser: Browser, sweep: Path, out: Path) -> None:
     """
     page_file = sweep / "leaderboard.html"
     if not page_file.is_file():
-        raise ScreenshotError(f"there is no {page_file}: genre-compare {sweep} writes it")
+        raise ScreenshotError(
+            f"there is no {page_file}: {shell_command('genre-compare', sweep)} writes it"
+        )
     out.mkdir(parents=True, exist_ok=True)
     page = open_page(browser, page_file.resolve().as_uri())
     page.add_style_tag(content="nav { display: none; }")

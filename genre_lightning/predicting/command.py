@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from genre_lightning.errors import UserError
 from genre_lightning.predicting.arguments import parse_export, parse_predict
+from genre_lightning.runs.commands import shell_command
 from genre_lightning.runs.places import best_checkpoint
 
 
@@ -74,15 +75,15 @@ def _export(arguments: Sequence[str]) -> int:
 
         export_weights(checkpoint, options.weights)
         before, after = checkpoint.stat().st_size, options.weights.stat().st_size
-        print(f"{options.weights} ({after / 2**20:.1f} MiB of {before / 2**20:.1f})")
+        print(f"{shell_command(options.weights)} ({after / 2**20:.1f} MiB of {before / 2**20:.1f})")
     if options.onnx is not None:
         from genre_lightning.checkpoint.model import load_model
         from genre_lightning.predicting.export import export_onnx
 
         exported = export_onnx(load_model(checkpoint), options.onnx)
-        print(f"{exported.onnx} ({exported.onnx.stat().st_size / 2**20:.1f} MiB)")
+        print(f"{shell_command(exported.onnx)} ({exported.onnx.stat().st_size / 2**20:.1f} MiB)")
         for path in exported.beside:
-            print(path)
+            print(shell_command(path))
         print(
             f"checked on {exported.movies} movies: logits differ from PyTorch's "
             f"by {exported.difference:.1e} at most"

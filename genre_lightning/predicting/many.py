@@ -19,6 +19,7 @@ from genre_lightning.predicting.answers import (
 )
 from genre_lightning.predicting.predictor import POSTER, TITLE
 from genre_lightning.predicting.tables import MovieRows, progress, reading, writing
+from genre_lightning.runs.commands import shell_command
 
 if TYPE_CHECKING:
     from genre_lightning.predicting.predictor import GenrePredictor, Prediction
@@ -143,5 +144,5 @@ def _print_summary(movies: int, problems: int, out: Path | None) -> None:
     text = f"{movies} movies"
     if problems:
         text += f", {problems} with a problem (a poster that can't be read, or nothing to go by)"
-    place = "" if out is None or str(out) == "-" else f"; written to {out}"
+    place = "" if out is None or str(out) == "-" else f"; written to {shell_command(out)}"
     print(text + place, file=sys.stderr)

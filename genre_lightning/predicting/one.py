@@ -18,6 +18,7 @@ from genre_lightning.predicting.answers import (
 )
 from genre_lightning.predicting.arguments import PredictOptions
 from genre_lightning.predicting.predictor import POSTER
+from genre_lightning.runs.commands import shell_command
 
 if TYPE_CHECKING:
     from genre_lightning.explain.explainer import BranchExplanation, ImageExplanation
@@ -200,7 +201,7 @@ def _genre_lines(explanation: Mapping[str, Any], genre: str) -> Iterator[str]:
         if told:
             yield f"{labels[branch]}: {', '.join(told)}"
     for branch, path in found["heat_maps"].items():
-        yield f"heat map of {labels[branch]}: {path}"
+        yield f"heat map of {labels[branch]}: {shell_command(path)}"
 
 
 def _method_lines(explanation: Mapping[str, Any]) -> Iterator[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import shlex
 import string
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from genre_lightning.checkpoint.model import TrainedModel
 from genre_lightning.data.datamodule import MovieDataModule
 from genre_lightning.errors import UserError
 from genre_lightning.report.evaluation import SplitScores
+from genre_lightning.runs.commands import shell_command
 from genre_lightning.runs.naming import chosen_overrides, read_command
 from genre_lightning.runs.process import is_first_process
 from genre_lightning.runs.result import write_result
@@ -129,7 +129,7 @@ class RunLogger(WandbLogger):
         run.finish(exit_code)
         if offline:
             folders = sorted(Path(str(self.save_dir), "wandb").glob(f"offline-run-*-{run.id}"))
-            command = shlex.join(["wandb", "sync", *map(str, folders)])
+            command = shell_command("wandb", "sync", *folders)
             _say(f"W&B: logged offline; to upload it: {command}")
 
 
