@@ -57,7 +57,7 @@ def test_names_lie_at_even_distances(values: list[Any]):
 
 
 def test_what_is_not_set_lies_below_the_numbers():
-    places = heights([None, 0.1, 0.2, 0.4])
+    places = heights([None, 0, 0.1, 0.3])
     assert places[0] == 0 and places[1] > 0.05
     steps = [places[2] - places[1], places[3] - places[2]]
     assert steps[1] == pytest.approx(2 * steps[0], abs=0.005)

@@ -151,7 +151,10 @@ def test_lists_of_branches_are_one_key(tmp_path: Path) -> None:
 def test_runs_on_different_data_have_ranks_of_their_own(tmp_path: Path):
     for number, (reader, lr) in enumerate([("demo", 1), ("demo", 2), ("ml1m", 1), ("ml1m", 2)]):
         settings = {"data.reader": reader, "optimizer.lr": lr, "data.batch_size": number}
-        write_run(tmp_path / str(number), settings, [number / 10], choices={"data": reader})
+        folder = tmp_path / str(number)
+        write_run(folder, settings, [number / 10], choices={"data": reader})
+        overrides = yaml.safe_dump([f"data={reader}", f"optimizer.lr={lr}"])
+        (folder / ".hydra" / "overrides.yaml").write_text(overrides)
     found = compare([tmp_path])
     assert found.data_keys == ("data",) and any("different data (data)" in n for n in found.notes)
     assert [(g.rank, g.runs[0].name) for g in found.groups] == [

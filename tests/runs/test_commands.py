@@ -46,7 +46,7 @@ def test_a_real_shell_and_hydra_together() -> None:
     [
         ("runs/first/checkpoints/best.ckpt", "ckpt_path=runs/first/checkpoints/best.ckpt"),
         ("runs/s/a=0.3,b=1", "\"ckpt_path='runs/s/a=0.3,b=1'\""),
-        ("my runs/first", "\"ckpt_path='my runs/first'\""),
+        ("my runs/first", "'ckpt_path=my runs/first'"),
     ],
 )
 def test_quotes_are_only_where_they_have_to_be(path: str, printed: str) -> None:
