@@ -217,7 +217,8 @@ def test_no_sweep_over_what_changes_nothing(
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("sweep", [[], ["hydra/sweeper=optuna"]], ids=["grid", "optuna"])
+@pytest.mark.slow
+@pytest.mark.parametrize("sweep", [[], ["sweep=optuna"]], ids=["grid", "optuna"])
 def test_a_slip_in_a_key_leaves_nothing(
     sweep: list[str], command: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -228,6 +229,7 @@ def test_a_slip_in_a_key_leaves_nothing(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_names_of_jobs_leave_out_what_is_the_same(sweep_here: Sweep, tmp_path: Path) -> None:
     sweep = tmp_path / "runs" / "sweeps" / "s"
     assert sweep_here("-m", "optimizer.lr=1e-2,1e-3", "seed=1")[0] == 0
