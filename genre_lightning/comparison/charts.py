@@ -24,6 +24,8 @@ MOST_POINTS = 200
 #: more has round numbers.
 MOST_NAMED = 9
 LEAST_GAP = 15
+#: More axes than this need a wider drawing.
+MANY_AXES = 6
 #: Positive numbers are on a logarithmic scale where the largest is this many times the smallest,
 DECADES = 100
 #: or this many times, and they lie more evenly there.
@@ -165,6 +167,7 @@ def parallel(
             ends before the last axis.
         log_scales: whether the scale of a key is logarithmic, as far as that is known.
     """
+    css = "parallel many" if len(keys) > MANY_AXES else "parallel"
     gap = min(max(790 / len(keys), 120), 260)
     width, height = 64 + gap * len(keys) + 80, 360
     top, bottom = 34.0, height - 18.0
@@ -195,7 +198,7 @@ def parallel(
         for at, text in axis.ticks():
             parts.append(line("axis", x - 3, at, x + 3, at))
             parts.append(words("tick halo", x + 7, at + 3.5, text))
-    return svg("Settings and metric of each group of runs", width, height, parts, css="parallel")
+    return svg("Settings and metric of each group of runs", width, height, parts, css=css)
 
 
 class _Axis:

@@ -102,12 +102,12 @@ def _check_separator(rows: Sequence[Row]) -> None:
     fewer = len(genres) <= FEWER_GENRES * len(ours)
     if not joined or not fewer or len(our_rows) > FEWER_CELLS * len(joined):
         return
-    look = f"and {len(joined) - 1:,} more look" if len(joined) > 1 else "looks"
+    more = f" and {len(joined) - 1:,} more" if len(joined) > 1 else ""
     raise DataError(
-        f"{joined[0].where}, column genres: {joined[0].cells['genres']!r:.80} {look} like genres "
-        f"joined by {best!r}, not by {SEPARATOR!r}. Have them split there by "
-        f"\"data.genre_separator='{best}'\" ({len(genres):,} genres instead of {len(ours):,}), or "
-        f"taken as they are by \"data.genre_separator='{SEPARATOR}'\""
+        f"{joined[0].where}, column genres: {joined[0].cells['genres']!r:.80}{more}: "
+        f"genres seem to be joined by {best!r} here, not by {SEPARATOR!r}. Have them split there "
+        f"by \"data.genre_separator='{best}'\" ({len(genres):,} genres instead of "
+        f"{len(ours):,}), or taken as they are by \"data.genre_separator='{SEPARATOR}'\""
     )
 
 

@@ -85,6 +85,7 @@ def described(text: str, state: dict[str, Any]) -> dict[int, float]:
     return weights
 
 
+@pytest.mark.filterwarnings("ignore:The parameter 'ngram_range' will not be used")
 @pytest.mark.parametrize("sublinear_tf", [False, True])
 @pytest.mark.parametrize("analyzer", ANALYZERS)
 def test_terms_are_what_the_page_says(analyzer: str, sublinear_tf: bool) -> None:
@@ -101,7 +102,7 @@ def test_terms_are_what_the_page_says(analyzer: str, sublinear_tf: bool) -> None
         assert columns == sorted(columns)
         assert own == pytest.approx(described(title, state), rel=1e-6), title
         entries += len(own)
-    assert entries > 40
+    assert entries > (15 if analyzer == "item" else 40)
 
 
 @pytest.mark.parametrize("title", TITLES)
