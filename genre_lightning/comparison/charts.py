@@ -215,7 +215,9 @@ class _Axis:
         self, values: Sequence[Setting], start: float, end: float, logs: bool | None = None
     ) -> None:
         distinct = sorted(set(values), key=setting_order)
-        numbers = [float(v) for v in distinct if type(v) in (int, float)]  # no bool
+        numbers = [
+            float(v) for v in distinct if isinstance(v, (int, float)) and not isinstance(v, bool)
+        ]
         self.start = start
         self.named = distinct
         self.scale: Scale | None = None
@@ -235,7 +237,9 @@ class _Axis:
     def __call__(self, value: Setting) -> float:
         if self.scale is None:
             return self.even(self.named.index(value))
-        return self.start if value is None else self.scale(self._measure(float(value)))
+        if value is None:
+            return self.start
+        return self.scale(self._measure(float(value)))
 
     def ticks(self) -> Iterator[tuple[float, str]]:
         """Places and texts along it."""
@@ -258,8 +262,8 @@ class _Axis:
             ticks = [tick for tick in _ticks(low, high, 5) if low <= tick <= high]
             yield from ((self.scale(tick), _shown(tick, ticks)) for tick in ticks)
             return
-        for number in _log_ticks(low, high):
-            yield self.scale(math.log10(number)), f"{number:.6g}"
+        for tick in _log_ticks(low, high):
+            yield self.scale(math.log10(tick)), f"{tick:.6g}"
 
 
 def _look_drawn_from_logs(numbers: Sequence[float]) -> bool:

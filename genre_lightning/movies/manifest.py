@@ -17,6 +17,7 @@ import re
 import stat
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from genre_lightning.movies.movie import (
     SPLITS,
@@ -64,18 +65,21 @@ def read_manifest(path: str | Path, genre_separator: str | None = None) -> Movie
     _, rows = read_table(path, REQUIRED)
     if genre_separator is None:
         _check_separator(rows)
-    elif not isinstance(genre_separator, str) or not genre_separator:
-        raise DataError(
-            f"data.genre_separator={genre_separator} must be text that stands between genres, "
-            f"such as {SEPARATOR}"
-        )
-    separator = genre_separator or SEPARATOR
+    separator = SEPARATOR if genre_separator is None else _checked_separator(genre_separator)
     movies = [_parse_row(row, path, separator) for row in rows]
     if not movies:
         raise DataError(f"{path.name} has a header but no movies")
     movie_set = MovieSet(movies, tuple(sorted({g for movie in movies for g in movie.genres})))
     check_movies(movie_set)
     return movie_set
+
+
+def _checked_separator(given: Any) -> str:
+    if isinstance(given, str) and given:
+        return given
+    raise DataError(
+        f"data.genre_separator={given} must be text that stands between genres, such as {SEPARATOR}"
+    )
 
 
 def _check_separator(rows: Sequence[Row]) -> None:

@@ -176,7 +176,7 @@ def test_another_separator_is_told_and_can_be_pasted(manifest, joint):
     message = str(caught.value)
     assert "(5 genres instead of 10)" in message
     other, ours = (word for word in shlex.split(message) if word.startswith("data.genre_separator"))
-    separators = [OverridesParser.create().parse_override(o).value() for o in (other, ours)]
+    separators = [str(OverridesParser.create().parse_override(o).value()) for o in (other, ours)]
     assert separators == [joint.strip(), "|"]
     found = read_manifest(path, separators[0])
     assert [list(movie.genres) for movie in found.movies] == MOVIES
