@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -145,7 +146,9 @@ def test_explaining_in_words(tiny_checkpoint: Path, folder: Path, capsys: pytest
     assert "Heat " in out
     assert "released in 1995 " in out
     maps = sorted(folder.glob("Heat (1995).why-*.png"))
-    assert [f"heat map of poster: {path}" in out for path in maps] == [True] * len(found)
+    assert [f"heat map of poster: {shlex.quote(str(path))}" in out for path in maps] == [
+        True
+    ] * len(found)
     for path in maps:
         path.unlink()
 
