@@ -9,7 +9,7 @@ STAMP := .venv/.installed
 # pip compiles in any case.
 COMPILE := $(if $(PYTHONDONTWRITEBYTECODE),--compile-bytecode)
 
-.PHONY: help setup train test lint format bench docs pins clean
+.PHONY: help setup train test lint format bench docs dist pins clean
 .DELETE_ON_ERROR:
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo 'make format                                     format and fix what can be fixed'
 	@echo 'make bench [ARGS="--root FOLDER"]               every benchmark of speed, and their table'
 	@echo 'make docs                                       the documentation as a site, in build/site'
+	@echo 'make dist                                       an sdist and a wheel, in dist/'
 	@echo 'make setup                                      only create .venv'
 	@echo 'make pins                                       renew constraints.txt (needs uv)'
 	@echo 'make clean                                      remove .venv and caches'
@@ -47,6 +48,12 @@ bench: $(STAMP)
 # Strict: a link to a page that is not there fails. Nothing is fetched when the site is viewed.
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+
+# Built anew: setuptools takes along whatever an earlier build has left.
+dist: $(STAMP)
+	rm -rf build/lib build/bdist.* dist
+	$(PY) -m build --no-isolation
+	$(PY) -m twine check --strict dist/*
 
 setup: $(STAMP)
 

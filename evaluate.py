@@ -6,11 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
+
+from genre_lightning.runs.command_line import command
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+#: Beside this file, wherever it is installed: the command is also called genre-evaluate.
+CONF = Path(__file__).resolve().with_name("conf")
 
 
 def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> dict[str, float]:
@@ -75,7 +79,7 @@ def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> di
     return metrics
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
+@command(CONF, "evaluate")
 def main(cfg: DictConfig) -> None:
     """Evaluate into the run folder that Hydra made."""
     from genre_lightning.cores import limit_spinning

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import hydra
 from omegaconf import OmegaConf
 
+from genre_lightning.runs.command_line import command
+from genre_lightning.runs.earlier import with_earlier_overrides
 from genre_lightning.runs.places import run_directory
 from genre_lightning.sweeps.jobs import run_job
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from genre_lightning.models.branches import Branch
     from genre_lightning.training.module import GenreModule
 
+#: Beside this file, wherever it is installed: the command is also called genre-train.
+CONF = Path(__file__).resolve().with_name("conf")
 # conf/hydra/default.yaml: where the run is that is to go on.
 OmegaConf.register_new_resolver("run_folder", run_directory, use_cache=True, replace=True)
 
@@ -128,7 +131,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     from genre_lightning.checkpoint.resuming import check_resumable, copy_best
     from genre_lightning.errors import UserError
     from genre_lightning.report.evaluation import print_genre_table, score_split, split_metrics
-    from genre_lightning.runs.places import find_checkpoint
+    from genre_lightning.runs.places import last_checkpoint
     from genre_lightning.runs.process import is_first_process
     from genre_lightning.tracking.loggers import log_outcome, open_loggers
     from genre_lightning.training.callbacks.checkpoint_io import WholeFileIO
@@ -166,7 +169,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     )
     ckpt_path = None
     if cfg.ckpt_path is not None:
-        ckpt_path = find_checkpoint(cfg.ckpt_path, folder)
+        ckpt_path = last_checkpoint(cfg.ckpt_path, folder)
         checkpoint = check_resumable(ckpt_path, module.inputs, network, settings)
         result["wandb_run_id"] = result["wandb_run_id"] or checkpoint[TRAINING_KEY]["wandb_run_id"]
         if is_first_process():
@@ -198,7 +201,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         log_outcome(trainer.loggers, trainer.global_step, model, data, scores, result, Path(best))
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+@command(CONF, "train", with_earlier_overrides)
 def main(cfg: DictConfig) -> float | None:
     """Run one training, by itself or as a job of a sweep; return the monitored value."""
     return run_job(cfg, train)

@@ -1,7 +1,7 @@
 """Movie genres from titles and posters.
 
 Importing this package loads nothing heavy: :class:`GenrePredictor`, and PyTorch with it, is
-loaded when it is first asked for.
+loaded when it is first asked for, and so is :func:`train`.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from genre_lightning.predicting.predictor import GenrePredictor
+    from genre_lightning.scripts.from_python import TrainedRun, train
 
 __version__ = "0.1.0"
 
-__all__ = ["GenrePredictor", "__version__"]
+__all__ = ["GenrePredictor", "TrainedRun", "__version__", "train"]
 
 
 def __getattr__(name: str) -> object:
@@ -21,6 +22,10 @@ def __getattr__(name: str) -> object:
         from genre_lightning.predicting.predictor import GenrePredictor
 
         return GenrePredictor
+    if name in ("TrainedRun", "train"):
+        from genre_lightning.scripts import from_python
+
+        return getattr(from_python, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -10,5 +10,9 @@ class UserError(Exception):
     """
 
 
+class SettingError(UserError, ValueError):
+    """A setting that can't be used; the message names it, its value and what it has to be."""
+
+
 class InputError(UserError, ValueError):
     """A movie's title, poster or other column that can't be read; the message is the reason."""

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import ast
+import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
+import zipfile
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
@@ -103,7 +108,7 @@ def test_what_the_package_imports_is_declared():
         *REPOSITORY.glob("genre_lightning/**/*.py"),
         *REPOSITORY.glob("hydra_plugins/*.py"),
         *REPOSITORY.glob("*.py"),
-    }
+    } - {REPOSITORY / "setup.py"}  # which the build's own environment runs
     for pattern, extra in WITH_EXTRA.items():
         files = set(REPOSITORY.glob(pattern))
         assert files, f"there is no {pattern}"
@@ -169,6 +174,136 @@ def test_no_file_names_a_folder_of_one_machine_or_a_registry():
 )
 def test_the_rule_on_machines_finds_what_it_should(line: str, bound: bool):
     assert bool(BOUND_TO_A_MACHINE.search(line)) is bound
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """An sdist, and the wheel that is built from it, by their suffixes."""
+    source = tmp_path_factory.mktemp("source")
+    for name in BUILT_FROM:
+        path = REPOSITORY / name
+        if path.is_dir():
+            shutil.copytree(path, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(path, source / name)
+    subprocess.run(
+        [sys.executable, "-m", "build", "--no-isolation", "--outdir", "dist"],
+        check=True, cwd=source, capture_output=True,
+    )  # fmt: skip
+    return {path.suffix: path for path in (source / "dist").iterdir()}
+
+
+#: What a package is built from; all else is left out of the copy.
+BUILT_FROM = (
+    "LICENSE", "MANIFEST.in", "README.md", "conf", "evaluate.py", "genre_lightning",
+    "hydra_plugins", "pyproject.toml", "setup.py", "train.py",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_what_is_built_could_be_published(built: dict[str, Path]):
+    assert set(built) == {".gz", ".whl"}
+    done = subprocess.run(
+        [sys.executable, "-m", "twine", "check", "--strict", *map(str, built.values())],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    with zipfile.ZipFile(built[".whl"]) as wheel:
+        names = set(wheel.namelist())
+        place = "genre_lightning/scripts"
+        for path in [*REPOSITORY.glob("conf/**/*.yaml"), *map(REPOSITORY.joinpath, SCRIPTS)]:
+            name = path.relative_to(REPOSITORY).as_posix()
+            assert wheel.read(f"{place}/{name}") == path.read_bytes()
+    tops = {name.partition("/")[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {
+        "genre_lightning", "hydra_plugins",
+    }  # fmt: skip
+    # All that the package has in a clone, but for what Python makes of it.
+    for folder in ("genre_lightning", "hydra_plugins"):
+        for path in REPOSITORY.glob(f"{folder}/**/*"):
+            if path.is_file() and "__pycache__" not in path.parts:
+                assert path.relative_to(REPOSITORY).as_posix() in names
+
+
+SCRIPTS = ("train.py", "evaluate.py")
+
+
+@pytest.fixture(scope="module")
+def installed(built: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The commands of an environment of its own in which the wheel is installed.
+
+    What the package needs it takes from the environment of the tests, where this package is
+    not: an editable installation is found by a file that only its own environment reads.
+    """
+    place = tmp_path_factory.mktemp("environment")
+    subprocess.run([sys.executable, "-m", "venv", str(place)], check=True)
+    commands = place / "bin"
+    ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    (own,) = subprocess.run(
+        [str(commands / "python"), "-c", ask], check=True, capture_output=True, text=True
+    ).stdout.splitlines()
+    Path(own, "needed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    subprocess.run(
+        [
+            *(str(commands / "python"), "-m", "pip", "install", "--quiet"),
+            *("--no-index", "--no-deps", "--ignore-installed", str(built[".whl"])),
+        ],
+        check=True,
+    )
+    return commands
+
+
+def run_installed(command: Path, *arguments: str, cwd: Path) -> str:
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [str(command), *arguments], cwd=cwd, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_who_installs_the_wheel_trains_in_an_empty_folder(
+    installed: Path, tiny_overrides: Callable[..., list[str]], tmp_path: Path
+):
+    assert "model/branch: " in run_installed(installed / "genre-train", "--help", cwd=tmp_path)
+    assert "split" in run_installed(installed / "genre-evaluate", "--help", cwd=tmp_path)
+    own = tmp_path / "own" / "model" / "branch"
+    own.mkdir(parents=True)
+    branch = (REPOSITORY / "conf/model/branch/title_tfidf.yaml").read_text("utf-8")
+    (own / "mine.yaml").write_text(branch.replace("title_tfidf", "mine"), "utf-8")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    overrides = [text.replace("title_tfidf", "mine") for text in tiny_overrides(model="title")]
+    run_installed(
+        installed / "genre-train", "--config-dir", "../own", "model/branch=[mine]", *overrides,
+        cwd=empty,
+    )  # fmt: skip
+    (run,) = empty.glob("runs/*/*")
+    result = json.loads((run / "result.json").read_text("utf-8"))
+    assert result["status"] == "completed" and result["test"]["num_movies"] == 24
+    run_installed(
+        installed / "genre-evaluate", f"ckpt_path={run}", "hydra.run.dir=scored", cwd=empty
+    )
+    assert json.loads((empty / "scored" / "metrics.json").read_text("utf-8")) == result["test"]
+
+
+PLUGINS = """
+import genre_lightning
+from hydra.core.plugins import Plugins
+from hydra.plugins.plugin import Plugin
+print(genre_lightning.__file__)
+for plugin in Plugins.instance().discover(Plugin):
+    print(plugin.__module__)
+"""
+
+
+@pytest.mark.slow
+def test_hydra_finds_the_plugins_of_the_wheel(installed: Path, tmp_path: Path):
+    file, *found = run_installed(installed / "python", "-c", PLUGINS, cwd=tmp_path).splitlines()
+    assert Path(file).is_relative_to(installed.parent)
+    names = ("genre_lightning_optuna", "genre_lightning_ray")
+    assert {f"hydra_plugins.{name}" for name in names} <= set(found)
 
 
 def test_license_and_types_are_part_of_the_package():

@@ -13,74 +13,91 @@ BEST = "checkpoints/best.ckpt"
 LAST = "checkpoints/last.ckpt"
 
 
-def newest_checkpoint(place: Path) -> Path | None:
-    """The ``last.ckpt`` of a run folder, or the newest one of the run folders anywhere below it."""
-    own = place / LAST
-    found = [own] if own.is_file() else place.rglob(LAST)
-    return max(found, key=lambda path: path.stat().st_mtime, default=None)
-
-
-def find_checkpoint(ckpt_path: str | Path, folder: Path) -> Path:
-    """The file that the option ``ckpt_path`` means.
+def meant_run(ckpt_path: str | Path, file: str) -> Path | None:
+    """The run folder that ``ckpt_path`` means: one rule for every command.
 
     Args:
-        ckpt_path: a file; a folder, for the newest run in it; or "last", for this run's own.
+        ckpt_path: a run folder; a folder of runs, such as a sweep's, for its best run by the
+            monitored value; or "last", for the newest run under ``runs`` that has the file and is
+            no job of a sweep.
+        file: the checkpoint that is needed of it, ``BEST`` or ``LAST``.
+
+    Returns:
+        None for a file, and for what is not there.
+
+    Raises:
+        UserError: no run is meant, or it can't be told which.
+    """
+    if str(ckpt_path) == "last":
+        runs = [path for path in Path("runs").rglob(file) if not _is_job(path.parent.parent)]
+        if not runs:
+            raise UserError(
+                f"ckpt_path=last: no run under {Path('runs').absolute()} has a {file} (jobs of "
+                "sweeps are not meant)"
+            )
+        return max(runs, key=lambda path: path.stat().st_mtime).parent.parent
+    place = Path(ckpt_path)
+    if not place.is_dir():
+        return None
+    if (place / file).is_file():
+        return place
+    runs = [] if (place / "result.json").is_file() else list(place.rglob(file))
+    if not runs:
+        raise UserError(f"ckpt_path={ckpt_path}: there is no {file} in {place} or below")
+    return runs[0].parent.parent if len(runs) == 1 else _best_of(runs, ckpt_path)
+
+
+def _is_job(run: Path) -> bool:
+    """Whether a run is a job of a sweep."""
+    return (run.parent / "sweep.json").is_file()
+
+
+def last_checkpoint(ckpt_path: str | Path, folder: Path) -> Path:
+    """The file from which a training resumes.
+
+    Args:
+        ckpt_path: a file, or what :func:`meant_run` takes; "last" is this run's own by now, since
+            :func:`run_directory` has chosen its folder.
         folder: of this run.
 
     Raises:
         UserError: there is none.
     """
-    last = str(ckpt_path) == "last"
-    place = folder if last else Path(ckpt_path)
-    if last or place.is_dir():
-        found = newest_checkpoint(place)
-        if found is None or (last and found != place / LAST):
-            raise UserError(
-                f"ckpt_path={ckpt_path}: there is no {LAST} in {place}{'' if last else ' or below'}"
-                ", so nothing to resume"
-            )
-        return found
-    return place
+    run = folder if str(ckpt_path) == "last" else meant_run(ckpt_path, LAST)
+    if run is None:
+        return Path(ckpt_path)
+    if not (run / LAST).is_file():
+        raise UserError(f"ckpt_path={ckpt_path}: there is no {LAST} in {run}, so nothing to resume")
+    return run / LAST
 
 
 def best_checkpoint(ckpt_path: str | Path) -> Path:
     """The file that is scored, or predicts, where ``ckpt_path`` is given.
 
     Args:
-        ckpt_path: a file; a run folder, for its best checkpoint; a folder of runs, such as a
-            sweep's, for that of its best run by the monitored value; or "last", for the best
-            checkpoint of the newest run under ``runs``.
+        ckpt_path: a file, or what :func:`meant_run` takes.
 
     Raises:
         UserError: there is none, or the runs in the folder monitored different values.
     """
-    last = str(ckpt_path) == "last"
-    place = Path("runs") if last else Path(ckpt_path)
-    if place.is_file() or not (last or place.is_dir()):
-        return place
-    own = place / BEST
-    if own.is_file():
-        return own
-    found = list(place.rglob(BEST)) if place.is_dir() else []
-    if not found:
-        raise UserError(f"ckpt_path={ckpt_path}: there is no {BEST} in {place} or below")
-    if last:
-        return max(found, key=lambda path: path.stat().st_mtime)
-    return _best_of(found, ckpt_path)
+    run = meant_run(ckpt_path, BEST)
+    return Path(ckpt_path) if run is None else run / BEST
 
 
 def _best_of(found: list[Path], ckpt_path: str | Path) -> Path:
-    """Of several runs' best checkpoints that of the best run which has completed."""
-    results = {path: read_result(path.parent.parent) for path in found}
+    """Of several runs, by their checkpoints, the best one that has completed."""
+    results = {path.parent.parent: read_result(path.parent.parent) for path in found}
     scored = {
-        path: result
-        for path, result in results.items()
+        run: result
+        for run, result in results.items()
         if result is not None
         and result["status"] == "completed"
         and result.get("monitor_value") is not None
     }
     if not scored:
-        raise UserError(f"ckpt_path={ckpt_path}: no run in it has completed; name a file")
+        raise UserError(
+            f"ckpt_path={ckpt_path}: no run in it has completed; name one of its {len(found)} runs"
+        )
     monitors = sorted({str(result["monitor"]) for result in scored.values()})
     if len(monitors) > 1:
         raise UserError(
@@ -88,20 +105,22 @@ def _best_of(found: list[Path], ckpt_path: str | Path) -> Path:
             "compared; name one of the runs"
         )
     sign = -1.0 if usual_mode(monitors[0]) == "min" else 1.0
-    return max(scored, key=lambda path: sign * float(scored[path]["monitor_value"]))
+    return max(scored, key=lambda run: sign * float(scored[run]["monitor_value"]))
 
 
 def run_directory(ckpt_path: str | None, default: str) -> str:
-    """Where a single run is to write: in the folder of the run that ``ckpt_path`` names.
+    """Where a single run is to write: in the folder of the run that ``ckpt_path`` means.
 
     Args:
-        ckpt_path: "last" for the newest under ``runs``, or a folder for the newest in it. A file is
-            only where a run begins, and one that isn't there is named later.
+        ckpt_path: what :func:`meant_run` takes. A file is only where a run begins, and what isn't
+            there is named later.
         default: the folder for all others.
     """
-    place = Path("runs" if ckpt_path == "last" else ckpt_path or "")
-    found = newest_checkpoint(place) if ckpt_path and place.is_dir() else None
-    return default if found is None else str(found.parent.parent)
+    try:
+        run = None if ckpt_path is None else meant_run(ckpt_path, LAST)
+    except UserError:
+        run = None
+    return default if run is None else str(run)
 
 
 def starting_point(ckpt_path: str | None, folder: Path) -> str | None:

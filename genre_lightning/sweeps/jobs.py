@@ -28,9 +28,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from genre_lightning.cores import limit_spinning
 from genre_lightning.errors import UserError
+from genre_lightning.runs.ending import ending, how_to_resume
 from genre_lightning.runs.lock import is_running
 from genre_lightning.runs.naming import read_command
 from genre_lightning.runs.places import LAST, starting_point
+from genre_lightning.runs.process import is_first_process
 from genre_lightning.runs.result import read_result, recorded_run
 from genre_lightning.sweeps.devices import claimed, claims_folder, gpu_names
 from genre_lightning.sweeps.journal import Journal, job_label
@@ -63,17 +65,42 @@ def run_job(cfg: DictConfig, train: Train) -> float | None:
     folder = Path(job.runtime.output_dir)
     if job.mode == RunMode.MULTIRUN and not is_member():
         return _run_in_sweep(cfg, train, folder)
+    talks = is_first_process() and not is_member()
     try:
-        check_started(job)
-        if not is_member():
-            cfg.ckpt_path = starting_point(cfg.ckpt_path, folder)
-        result = _run(cfg, train, folder)
+        result = run_once(cfg, train)
     except UserError as error:
         if is_member():
             raise
         raise SystemExit(f"error: {error}") from None
+    except SystemExit:
+        if talks:
+            print(how_to_resume(folder), flush=True)
+        raise
+    if talks:
+        print(ending(folder, result, cfg), flush=True)
     value: float | None = result["monitor_value"]
     return value
+
+
+def run_once(cfg: DictConfig, train: Train) -> Mapping[str, Any]:
+    """Run one training that is no job of a sweep.
+
+    Args:
+        cfg: see :func:`run_job`.
+        train: see :func:`run_job`.
+
+    Returns:
+        What its ``result.json`` holds.
+
+    Raises:
+        UserError: it can't be run here, or with these settings.
+    """
+    job = HydraConfig.get()
+    folder = Path(job.runtime.output_dir)
+    check_started(job)
+    if not is_member():
+        cfg.ckpt_path = starting_point(cfg.ckpt_path, folder)
+    return _run(cfg, train, folder)
 
 
 def _run(cfg: DictConfig, train: Train, folder: Path) -> Mapping[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 from genre_lightning.errors import UserError
 from genre_lightning.runs.places import (
     best_checkpoint,
-    find_checkpoint,
+    last_checkpoint,
     run_directory,
     starting_point,
 )
@@ -26,47 +26,67 @@ def saved(folder: Path, age: int) -> Path:
     return path
 
 
-def test_what_to_go_on_from(tmp_path: Path, monkeypatch: Any) -> None:
+def in_sweep(folder: Path) -> None:
+    (folder.parent / "sweep.json").write_text("{}")
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs, a sweep whose jobs are newer than them, and a run without a checkpoint."""
     monkeypatch.chdir(tmp_path)
-    older, newer = (saved(Path("runs", name), age) for name, age in (("a/1", 20), ("b/2", 10)))
-    own = saved(Path("elsewhere"), 30)
+    for name, age in (("runs/a/1", 20), ("runs/b/2", 10), ("elsewhere", 30)):
+        saved(Path(name), age)
+    for name, age, value in (("x=1", 2, 0.3), ("x=2", 1, 0.2), ("x=3", 0, None)):
+        folder = Path("runs/sweeps/s", name)
+        saved(folder, age)
+        status = "interrupted" if value is None else "completed"
+        write_result(folder, {"status": status, "monitor": "val/loss", "monitor_value": value})
+        in_sweep(folder)
+    Path("runs/failed").mkdir()
+    write_result(Path("runs/failed"), {"status": "failed"})
     Path("empty").mkdir()
-    for ckpt_path, folder, expected in (
-        ("last", "elsewhere", own),
-        ("runs", "elsewhere", newer),
-        ("runs/a", "elsewhere", older),
-        ("runs/a/1", "runs/b/2", older),
-        (str(older), "elsewhere", older),
-        ("not/there.ckpt", "elsewhere", Path("not/there.ckpt")),  # named by who reads it
-    ):
-        assert find_checkpoint(ckpt_path, Path(folder)) == expected
-    for ckpt_path, folder in (("last", "new"), ("last", "runs"), ("empty", "new")):
-        with pytest.raises(UserError, match=f"ckpt_path={ckpt_path}: there is no .*last.ckpt in"):
-            find_checkpoint(ckpt_path, Path(folder))
 
 
 @pytest.mark.parametrize(
     ("ckpt_path", "place"),
     [
-        (None, "new"),
         ("last", "runs/b/2"),
         ("runs/a", "runs/a/1"),
+        ("runs/a/1", "runs/a/1"),
         ("elsewhere", "elsewhere"),
-        ("runs/a/1/checkpoints/last.ckpt", "new"),
-        ("empty", "new"),
-        ("not/there", "new"),
+        # The best of a sweep: the least loss.
+        ("runs/sweeps/s", "runs/sweeps/s/x=2"),
+        ("runs/sweeps/s/x=3", "runs/sweeps/s/x=3"),
     ],
-    ids=str,
 )
-def test_where_it_resumes(
-    ckpt_path: str | None, place: str, tmp_path: Path, monkeypatch: Any
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert run_directory("last", "new") == "new"
-    for name, age in (("runs/a/1", 20), ("runs/b/2", 10), ("elsewhere", 30)):
-        saved(Path(name), age)
-    Path("empty").mkdir()
+def test_the_run_that_resumes(ckpt_path: str, place: str, runs: None) -> None:
     assert run_directory(ckpt_path, "new") == place
+    assert last_checkpoint(ckpt_path, Path(place)) == Path(place, "checkpoints", "last.ckpt")
+
+
+@pytest.mark.parametrize(
+    "ckpt_path", [None, "runs/a/1/checkpoints/last.ckpt", "not/there.ckpt", "empty", "runs/failed"]
+)
+def test_all_else_is_a_new_run(ckpt_path: str | None, runs: None) -> None:
+    assert run_directory(ckpt_path, "new") == "new"
+
+
+@pytest.mark.parametrize(
+    ("ckpt_path", "message"),
+    [
+        ("empty", r"there is no checkpoints/last\.ckpt in empty or below"),
+        ("runs/failed", r"there is no checkpoints/last\.ckpt in runs/failed or below"),
+        ("last", r"there is no checkpoints/last\.ckpt in new, so nothing to resume"),
+    ],
+)
+def test_nothing_to_resume(ckpt_path: str, message: str, runs: None) -> None:
+    with pytest.raises(UserError, match=f"ckpt_path={ckpt_path}: {message}"):
+        last_checkpoint(ckpt_path, Path("new"))
+
+
+def test_a_file_is_what_it_is(runs: None) -> None:
+    for name in ("runs/a/1/checkpoints/last.ckpt", "not/there.ckpt"):
+        assert last_checkpoint(name, Path("new")) == Path(name)
 
 
 @pytest.mark.parametrize("status", ["completed", "interrupted", "failed", None])
@@ -109,8 +129,9 @@ def test_which_checkpoint_is_scored(tmp_path: Path, monkeypatch: Any) -> None:
     best = scored(sweep / "optimizer.lr=2", 0.3)
     scored(sweep / "optimizer.lr=3", 0.9, status="failed")
     scored(sweep / "optimizer.lr=4", None)
+    in_sweep(sweep / "optimizer.lr=1")
     newest = scored(Path("runs/2026/x"), 0.1)
-    os.utime(newest, (2 * 10**9, 2 * 10**9))
+    os.utime(newest, (10**9, 10**9))  # older than the jobs, which are not meant by last
     for ckpt_path, expected in (
         (str(best), best),
         (str(best.parent.parent), best),
@@ -129,9 +150,13 @@ def test_the_lowest_loss_is_best(tmp_path: Path) -> None:
 
 def test_no_best_checkpoint(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"ckpt_path=last: there is no checkpoints/best\.ckpt"):
+    with pytest.raises(
+        UserError, match=r"ckpt_path=last: no run under .*runs has a checkpoints/best"
+    ):
         best_checkpoint("last")
     scored(tmp_path / "a", 0.1, status="interrupted")
+    assert best_checkpoint(tmp_path).is_relative_to(tmp_path / "a")  # there is no other
+    scored(tmp_path / "d", 0.1, status="failed")
     with pytest.raises(UserError, match="no run in it has completed"):
         best_checkpoint(tmp_path)
     scored(tmp_path / "b", 0.1)

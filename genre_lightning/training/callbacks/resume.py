@@ -192,7 +192,7 @@ class Resume(Checkpoint):
                     io.link(self.path)
             if trainer.strategy.broadcast(linked):
                 return
-        trainer.save_checkpoint(self.path)
+        trainer.save_checkpoint(self.path, weights_only=False)
 
     def _between_steps(self, trainer: pl.Trainer, batch_idx: int) -> bool:
         """Whether the optimizer has taken this batch in and the next thing is another batch."""
@@ -268,7 +268,7 @@ class Resume(Checkpoint):
         if trainer.world_size == 1:
             batches = trainer.fit_loop.batch_idx + 1
             if not trainer.is_last_batch and batches % trainer.accumulate_grad_batches == 0:
-                trainer.save_checkpoint(self.path)
+                trainer.save_checkpoint(self.path, weights_only=False)
 
 
 def epochs_done(trainer: pl.Trainer) -> int:

@@ -1,0 +1,152 @@
+"""train.py and evaluate.py as commands: their arguments, and how they end where they can't run."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from genre_lightning.errors import UserError
+from genre_lightning.runs.checks import check_folder, check_settings
+from genre_lightning.runs.commands import with_paths_quoted
+from genre_lightning.runs.places import best_checkpoint, last_checkpoint, starting_point
+from genre_lightning.runs.slips import VERSION_BASE, sentence
+
+#: With "1" Hydra raises what it would print, and the traceback of everything is shown.
+FULL_ERROR = "HYDRA_FULL_ERROR"
+
+
+class Refused(SystemExit):
+    """An error of the user's, where only the end of the process gets past Hydra.
+
+    Hydra makes warnings of the exceptions that its callbacks raise.
+    """
+
+    def __init__(self, error: UserError) -> None:
+        super().__init__(f"error: {error}")
+        self.error = error
+
+
+@contextmanager
+def plain_errors(conf: str | Path, config: str, arguments: Sequence[str]) -> Iterator[None]:
+    """Make a :class:`UserError` of what Hydra says about an override or a configuration.
+
+    Args:
+        conf: the folder of the configuration.
+        config: its name there.
+        arguments: of the command.
+    """
+    try:
+        yield
+    except Refused as refused:
+        raise refused.error from None
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(sentence(error, conf, config, arguments)) from error
+
+
+def command(
+    conf: str | Path,
+    config: str,
+    prepare: Callable[[Sequence[str]], list[str]] = list,
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Make a command of a function: ``hydra.main``, which ends with one sentence for a slip.
+
+    The traceback is shown where ``HYDRA_FULL_ERROR=1`` is set. Called with a configuration, the
+    function is run with it, as ``hydra.main`` has it.
+
+    Args:
+        conf: the folder of the configuration.
+        config: its name there.
+        prepare: makes the arguments of those given, in which paths are quoted for Hydra by then.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        main = hydra.main(version_base=VERSION_BASE, config_path=str(conf), config_name=config)(
+            function
+        )
+
+        @functools.wraps(function)
+        def run(cfg: DictConfig | None = None) -> Any:
+            if cfg is not None:
+                return function(cfg)
+            given, shown = sys.argv[1:], os.environ.get(FULL_ERROR)
+            os.environ[FULL_ERROR] = "1"  # so that it comes here instead of being printed
+            try:
+                sys.argv[1:] = prepare(with_paths_quoted(given))
+                with plain_errors(conf, config, sys.argv[1:]):
+                    main()
+            except UserError as error:
+                if shown == "1" and error.__cause__ is not None:
+                    raise
+                raise SystemExit(f"error: {error}") from None
+            except BrokenPipeError:
+                # Who reads the output has had enough. Python would complain again at its end.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                raise SystemExit(1) from None
+            finally:
+                sys.argv[1:] = given
+                os.environ.pop(FULL_ERROR)
+                if shown is not None:
+                    os.environ[FULL_ERROR] = shown
+
+        return run
+
+    return decorate
+
+
+class CheckTraining(Callback):
+    """Refuses what the configuration of train.py tells to be wrong, before a folder is made."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        with _refusing():
+            check_settings(config)
+            folder = _folder(config, "run")
+            check_folder(folder)
+            start = starting_point(config.ckpt_path, folder)
+            if start is not None:
+                _check_file(last_checkpoint(start, folder))
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        with _refusing():
+            check_settings(config)
+            check_folder(_folder(config, "sweep"))
+
+
+class CheckEvaluation(Callback):
+    """Refuses what the configuration of evaluate.py tells to be wrong."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        with _refusing():
+            check_settings(config)
+            check_folder(_folder(config, "run"))
+            _check_file(best_checkpoint(config.ckpt_path))
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        raise Refused(error) from None
+
+
+def _check_file(checkpoint: Path) -> None:
+    if not checkpoint.is_file():
+        raise UserError(f"{checkpoint}: there is no such file")
+
+
+def _folder(config: DictConfig, kind: str) -> Path:
+    """Where Hydra will write."""
+    HydraConfig.instance().set_config(config)  # as it does, to resolve ${hydra:...}
+    return Path(config.hydra[kind].dir)

@@ -1,0 +1,100 @@
+"""What the terminal shows when a run has ended: where it is, and the commands that follow."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from genre_lightning.runs.commands import override, shell_command
+from genre_lightning.runs.places import LAST
+
+
+def ending(folder: Path, result: Mapping[str, Any], cfg: DictConfig) -> str:
+    """The last lines of a run that has completed.
+
+    Args:
+        folder: the run folder.
+        result: what its ``result.json`` holds.
+        cfg: its configuration, for the columns that the model looks at.
+    """
+    place = shown(folder)
+    epochs = result["epochs"]
+    lines = [f"Run: {shell_command(place)} ({epochs} epochs, {result['seconds']:.0f} s)"]
+    if not result.get("best_checkpoint"):
+        return lines[0]
+    checkpoint = place / result["best_checkpoint"]
+    score = f"{result['monitor']} {result['monitor_value']:.4f}"
+    runs = Path("runs") if place.parts[0] == "runs" else place.parent
+    commands = (
+        shell_command(*script("evaluate"), override("ckpt_path", checkpoint)),
+        shell_command(*program("genre-predict"), checkpoint, *_movie(cfg)),
+        shell_command(*program("genre-compare"), runs),
+    )
+    lines += [
+        f"Best checkpoint, {score}: {shell_command(checkpoint)}",
+        "Next:",
+        *(f"  {command}" for command in commands),
+    ]
+    return "\n".join(lines)
+
+
+def how_to_resume(folder: Path) -> str:
+    """The last lines of a run that was interrupted."""
+    if not (folder / LAST).is_file():
+        return f"Interrupted before anything was saved in {shell_command(shown(folder))}"
+    command = shell_command(*script("train"), override("ckpt_path", shown(folder)))
+    return f"Interrupted. To resume it:\n  {command}"
+
+
+def shown(path: Path) -> Path:
+    """A path as one reads it: relative where it is below the current folder."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) and path != here else path
+
+
+def script(name: str) -> list[str]:
+    """The command of train.py or evaluate.py, called as this process was.
+
+    Args:
+        name: "train" or "evaluate".
+    """
+    called = Path(sys.argv[0])
+    if called.suffix != ".py":
+        return program(f"genre-{name}")
+    found = shutil.which("python")
+    is_ours = found is not None and Path(found).parent == Path(sys.executable).parent
+    place = shown((Path.cwd() / called).with_name(f"{name}.py"))
+    return ["python" if is_ours else str(shown(Path(sys.executable))), str(place)]
+
+
+def program(name: str) -> list[str]:
+    """A command that is installed with the package: its name, with its folder where need be."""
+    beside = Path(sys.executable).with_name(name)
+    found = shutil.which(name)
+    if beside.exists() and (found is None or Path(found) != beside):
+        return [str(shown(beside))]
+    return [name]
+
+
+def _movie(cfg: DictConfig) -> list[str]:
+    """Options of genre-predict for a movie that the model can look at."""
+    branches = OmegaConf.to_container(cfg.model.branches, resolve=True)
+    columns = set(_columns(branches))
+    if "title" in columns:
+        return ["--title", "Heat (1995)"]
+    if "poster" in columns:
+        return ["--poster", "POSTER.jpg"]
+    return [word for column in sorted(columns) for word in ("--column", f"{column}=TEXT")][:2]
+
+
+def _columns(value: Any) -> Iterator[str]:
+    parts: Iterable[Any] = value.values() if isinstance(value, Mapping) else ()
+    if isinstance(value, Mapping) and isinstance(value.get("column"), str):
+        yield value["column"]
+    for part in parts:
+        yield from _columns(part)

@@ -1,0 +1,113 @@
+"""What Hydra refuses, as one sentence that names the nearest right name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.compose import compose
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import (
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from hydra.initialize import initialize_config_dir
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from genre_lightning.errors import UserError
+from genre_lightning.runs.checks import meant, nearest
+
+#: Of Hydra, whose behaviour the configuration is written for.
+VERSION_BASE = "1.3"
+
+
+def sentence(error: Exception, conf: str | Path, config: str, arguments: Sequence[str]) -> str:
+    """What is wrong with a command, for its user.
+
+    Args:
+        error: of Hydra or of OmegaConf.
+        conf: the folder of the configuration.
+        config: the name of the configuration in it: "train".
+        arguments: of the command, overrides among them.
+    """
+    if isinstance(error, OverrideParseException):
+        return (
+            f"{error.override} can't be read: an override is key=value, and a value that has "
+            "blanks, commas, brackets or = in it stands in quotes of its own, \"key='a, b'\""
+        )
+    if isinstance(error, InstantiationException) and isinstance(error.__cause__, UserError):
+        return str(error.__cause__)
+    text = str(error)
+    # One option, or one of a list of them.
+    found = re.search(r"Could not (?:find|load) '([\w/]+)/([^/']+)'", text)
+    if isinstance(error, MissingConfigException) and found:
+        return _no_option(found[1], found[2], conf)
+    if found := re.match(r"Could not override '(.+?)'", text):
+        return _unknown(found[1], conf, config, arguments)
+    if found := re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(.+?)'", text):
+        return f"{found[1]} names several values: -m sweeps over them, and key=[a,b] is a list"
+    if isinstance(error.__cause__, OmegaConfBaseException):
+        text = f"{text}: {error.__cause__}"
+    # OmegaConf adds lines about its own types.
+    lines = [
+        line for line in text.splitlines() if not re.match(r"\s*(object_type|reference_type)", line)
+    ]
+    return " ".join(" ".join(lines).split())
+
+
+def _no_option(group: str, option: str, conf: str | Path) -> str:
+    with initialize_config_dir(str(conf), version_base=VERSION_BASE):
+        options = GlobalHydra.instance().config_loader().get_group_options(group)
+    return (
+        f"{group}={option}: there is no such option{meant(nearest(option, options))}; there is "
+        f"{', '.join(options)}"
+    )
+
+
+def _unknown(key: str, conf: str | Path, config: str, arguments: Sequence[str]) -> str:
+    others = [one for one in arguments if re.match(r"[\w+~]", one) and not _sets(one, key)]
+    with initialize_config_dir(str(conf), version_base=VERSION_BASE):
+        try:
+            composed = compose(config, others, return_hydra_config=True)
+        except HydraException:  # of another slip, which is named once this one is gone
+            composed = compose(config, return_hydra_config=True)
+        groups = list(_groups(GlobalHydra.instance().config_loader()))
+    plain = OmegaConf.to_container(composed, resolve=False)
+    assert isinstance(plain, dict)
+    known = [*groups, *_keys(plain)]
+    parent, _, own = key.rpartition(".")
+    beside = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == parent]
+    close = nearest(own, beside)
+    if close is not None:
+        return f"there is no setting {key}{meant(f'{parent}.{close}'.strip('.'))}"
+    if parent and beside:
+        has = f"{parent} has {', '.join(beside)}"
+        return f"there is no setting {key}; {has}, and +{key}=... adds one"
+    close = nearest(key, known, likeness=0.75)
+    if close is not None:
+        return f"there is no setting {key}{meant(close)}"
+    return f"there is no setting {key}; --help shows all, and +{key}=... adds one"
+
+
+def _sets(argument: str, key: str) -> bool:
+    return argument.lstrip("+~").partition("=")[0] == key
+
+
+def _keys(config: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in config.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from _keys(value, f"{prefix}{key}.")
+
+
+def _groups(loader: ConfigLoader, parent: str = "") -> Iterator[str]:
+    for name in loader.list_groups(parent):
+        group = f"{parent}/{name}" if parent else name
+        yield group
+        yield from _groups(loader, group)

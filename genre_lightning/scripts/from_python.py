@@ -1,0 +1,114 @@
+"""``genre_lightning.train``: what train.py does, called from Python."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.initialize import initialize_config_dir
+from hydra.types import RunMode
+
+from genre_lightning.cores import limit_spinning
+from genre_lightning.errors import UserError
+from genre_lightning.runs.command_line import plain_errors
+from genre_lightning.runs.commands import with_paths_quoted
+from genre_lightning.runs.earlier import with_earlier_overrides
+from genre_lightning.runs.places import BEST
+from genre_lightning.runs.slips import VERSION_BASE
+from genre_lightning.scripts import CONF
+from genre_lightning.sweeps.jobs import run_once
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from genre_lightning.predicting.predictor import GenrePredictor
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A training that has ended.
+
+    Attributes:
+        folder: the run folder.
+        result: what its ``result.json`` holds.
+    """
+
+    folder: Path
+    result: Mapping[str, Any]
+
+    @property
+    def checkpoint(self) -> Path:
+        """The best checkpoint."""
+        return self.folder / BEST
+
+    def predictor(self, device: str = "auto") -> GenrePredictor:
+        """The trained model, to predict with.
+
+        Args:
+            device: "cpu", "cuda", ...; "auto" is a GPU where there is one.
+        """
+        from genre_lightning.predicting.predictor import GenrePredictor
+
+        return GenrePredictor.from_checkpoint(self.checkpoint, device)
+
+
+def train(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> TrainedRun:
+    """Train as ``python train.py`` and ``genre-train`` do, in this process.
+
+    The run folder is under ``runs/`` in the current folder, unless ``hydra.run.dir=`` names another
+    one. Logging stays as the calling program has it, so no ``train.log`` is written.
+
+    Args:
+        overrides: those of the command line, without quotes for a shell:
+            ``["data=manifest", "data.path=movies.csv", "model/branch=[title_tfidf]"]``.
+        config_dir: a folder of your own with further options, such as ``model/branch/mine.yaml``.
+
+    Returns:
+        The run.
+
+    Raises:
+        UserError: an override, the data or another setting can't be used; the message says why.
+        KeyboardInterrupt: Ctrl-C; the run is saved, and ``ckpt_path=`` of its folder resumes it.
+    """
+    limit_spinning()
+    # Its place depends on whether this is a clone; see scripts/__init__.py.
+    script = importlib.import_module("genre_lightning.scripts.train")
+    ended: list[TrainedRun] = []
+    refused: list[UserError] = []
+
+    def job(cfg: DictConfig) -> None:
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        try:
+            ended.append(TrainedRun(folder, run_once(cfg, script.train)))
+        except UserError as error:
+            refused.append(error)  # Hydra would print a line of its own about it
+
+    given = with_earlier_overrides(with_paths_quoted(overrides))
+    if given[:1] == ["--config-dir"]:
+        config_dir = config_dir or given[1]
+        given = given[2:]
+    if config_dir is not None:
+        place = str(Path(config_dir).resolve()).replace("'", "\\'")
+        given.append(f"hydra.searchpath=['file://{place}']")
+    try:
+        with (
+            plain_errors(CONF, "train", given),
+            initialize_config_dir(str(CONF), version_base=VERSION_BASE, job_name="train"),
+        ):
+            hydra = GlobalHydra.instance().hydra
+            assert hydra is not None
+            if hydra.get_mode("train", given) == RunMode.MULTIRUN:
+                raise UserError("genre_lightning.train trains one run; a sweep: genre-train -m")
+            hydra.run("train", job, given, with_log_configuration=False)
+    except SystemExit as end:
+        if end.code == 130:
+            raise KeyboardInterrupt from end
+        raise
+    if refused:
+        raise refused[0]
+    return ended[0]

@@ -1,0 +1,80 @@
+"""What the terminal shows of a training: a line an epoch, with the loss and the score."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from torch import Tensor
+
+#: Batches after which the loss is read: on a GPU that waits for the device.
+READ_EVERY = 10
+
+
+class Progress(RichProgressBar):
+    """Lightning's bar, with the training loss, the monitored value and the best one so far.
+
+    The line of an epoch stays when it has ended. The loss is that of the last batches while an
+    epoch lasts, and the epoch's mean at its end.
+
+    Args:
+        monitor: name of the value that tells the best checkpoint.
+    """
+
+    def __init__(self, monitor: str) -> None:
+        super().__init__(refresh_rate=10, leave=True)
+        self.monitor = monitor
+        self.loss: float | None = None
+
+    def configure_columns(self, trainer: pl.Trainer) -> list[ProgressColumn]:
+        return [
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=10),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        ]
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        if batch_idx % READ_EVERY == 0 and self.is_enabled:
+            loss = outputs["loss"] if isinstance(outputs, dict) else outputs
+            self.loss = float(loss)
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        mean = trainer.callback_metrics.get("train/loss")
+        if mean is not None:
+            self.loss = float(mean)
+        super().on_train_epoch_end(trainer, pl_module)
+
+    def get_metrics(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        value = trainer.callback_metrics.get(self.monitor)
+        values = {"loss": self.loss, self.monitor: value, "best": self._best(trainer, value)}
+        return {name: float(value) for name, value in values.items() if value is not None}
+
+    def _best(self, trainer: pl.Trainer, value: Tensor | None) -> float | Tensor | None:
+        """Of this epoch and of those before; the checkpoint is saved later in an epoch."""
+        saver = trainer.checkpoint_callback
+        if not isinstance(saver, ModelCheckpoint) or saver.best_model_score is None:
+            return value
+        before = saver.best_model_score
+        if value is None:
+            return before
+        better = max if saver.mode == "max" else min
+        return better(float(before), float(value))

@@ -1,0 +1,112 @@
+"""Slips: one sentence, before PyTorch is imported and before a folder is made."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from genre_lightning.scoring.names import MONITORED
+
+#: Runs a script with the arguments of each line in turn, and tells how it ends.
+DRIVER = """
+import importlib, json, sys
+sys.path.insert(0, {repository!r})
+for name, arguments in json.loads(sys.stdin.read()):
+    sys.argv = [name + ".py", *arguments]
+    try:
+        importlib.import_module(name).main()
+        said = "it runs"
+    except SystemExit as end:
+        said = str(end.code)
+    print(json.dumps(said))
+print(json.dumps("torch" in sys.modules))
+"""
+
+SLIPS = {
+    "optimizer.lr=abc": "optimizer.lr=abc must be a number above 0",
+    "optimizer.lr=-1": "optimizer.lr=-1 must be a number above 0",
+    "optimizer.lr=nan": "optimizer.lr=nan must be a number above 0",
+    "optimizer.weight_decay=-1": "optimizer.weight_decay=-1 must be a number from 0 on",
+    "seed=-1": "seed=-1 must be a whole number from 0 to 2**32 - 1",
+    "data.batch_size=0": "data.batch_size=0 must be a whole number from 1 on",
+    "data.batch_size=2.5": "data.batch_size=2.5 must be a whole number from 1 on",
+    "trainer.max_epochs=abc": "trainer.max_epochs=abc must be a whole number from 1 on",
+    "trainer.max_epochs=0": "trainer.max_epochs=0 must be a whole number from 1 on",
+    "model.dropout=1.5": "model.dropout=1.5 must be a number from 0 to less than 1",
+    "monitor=val/f1": "monitor=val/f1 is no value of the validation; did you mean val/f1_m",
+    "monitor=val/loss": "add monitor_mode=min",
+    "data=manifest": "data.path has to be given: data.path=...",
+    "callbacks.checkpoint=null": "callbacks.checkpoint can't be left out",
+    "optimizer.lrr=1": "there is no setting optimizer.lrr; did you mean optimizer.lr?",
+    "optimzer.lr=1": "there is no setting optimzer.lr; did you mean optimizer.lr?",
+    "optimzer=adam": "there is no setting optimzer; did you mean optimizer?",
+    "model/brnch=[title_tfidf]": "there is no setting model/brnch; did you mean model/branch?",
+    "optimizer=adamx": "optimizer=adamx: there is no such option; did you mean adam",
+    "model/branch=[title_tfid]": "did you mean title_tfidf?",
+    "hydra.run.dri=x": "did you mean hydra.run.dir?",
+    "zzz=1": "there is no setting zzz; --help shows all, and +zzz=... adds one",
+    "model.branches.title_tfidf.zzz=1": "title_tfidf.zzz; model.branches.title_tfidf has input",
+    "optimizer.lr=1,2": "optimizer.lr=1,2 names several values: -m sweeps over them",
+    "seed={": "seed={ can't be read: an override is key=value",
+    "ckpt_path=none.ckpt": "none.ckpt: there is no such file",
+    "ckpt_path=last": "ckpt_path=last: no run under ",
+    "hydra.run.dir=file/run": "file is no folder: name another folder",
+}
+EVALUATIONS = {
+    "": "ckpt_path has to be given: ckpt_path=...",
+    "ckpt_path=none.ckpt": "none.ckpt: there is no such file",
+    "split=tset": "split=tset must be train, val or test; did you mean test?",
+    "batch_size=0": "batch_size=0 must be a whole number from 1 on",
+    "splt=val": "there is no setting splt; did you mean split?",
+}
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], str]:
+    """What each slip ends with, all of them in one process; and whether it has imported PyTorch."""
+    repository = Path(__file__).resolve().parents[2]
+    folder = tmp_path_factory.mktemp("slips")
+    (folder / "file").write_text("")
+    calls = [("train", [slip]) for slip in SLIPS]
+    calls += [
+        ("evaluate", [slip, *(["ckpt_path=file"] if "ckpt" not in slip else [])] if slip else [])
+        for slip in EVALUATIONS
+    ]
+    env = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER.format(repository=str(repository))],
+        input=json.dumps(calls), capture_output=True, text=True, cwd=folder, env=env,
+    )  # fmt: skip
+    assert done.returncode == 0 and done.stderr == "", done.stdout + done.stderr
+    *ends, torch = map(json.loads, done.stdout.splitlines())
+    assert not torch and [path.name for path in folder.iterdir()] == ["file"]
+    names = [("train", slip) for slip in SLIPS] + [("evaluate", slip) for slip in EVALUATIONS]
+    return dict(zip(names, ends, strict=True))
+
+
+@pytest.mark.parametrize("slip", SLIPS)
+def test_a_slip_of_a_training_is_one_sentence(slip: str, said: dict[tuple[str, str], str]) -> None:
+    text = said["train", slip]
+    assert text.startswith("error: ") and SLIPS[slip] in text and "\n" not in text
+
+
+@pytest.mark.parametrize("slip", EVALUATIONS)
+def test_a_slip_of_an_evaluation_is_one_sentence(
+    slip: str, said: dict[tuple[str, str], str]
+) -> None:
+    text = said["evaluate", slip]
+    assert text.startswith("error: ") and EVALUATIONS[slip] in text and "\n" not in text
+
+
+def test_what_can_be_monitored_is_what_validation_gives() -> None:
+    import torch
+
+    from genre_lightning.scoring.metrics import genre_metrics
+
+    found = genre_metrics(torch.rand(4, 3), torch.eye(4, 3), torch.full((3,), 0.5))
+    assert {f"val/{name}" for name in (*found, "loss")} == set(MONITORED)

@@ -1,0 +1,75 @@
+"""genre_lightning.train: a training, called from Python."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+import genre_lightning
+from genre_lightning.errors import UserError
+
+Overrides = Callable[..., list[str]]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_it_trains_as_often_as_it_is_called(tiny_overrides: Overrides, tmp_path: Path) -> None:
+    handlers = logging.getLogger().handlers[:]
+    first = genre_lightning.train(tiny_overrides(model="title"))
+    second = genre_lightning.train(tiny_overrides("hydra.run.dir=named", model="title"))
+    assert first.folder.is_relative_to(tmp_path / "runs") and second.folder == tmp_path / "named"
+    for run in (first, second):
+        written = json.loads((run.folder / "result.json").read_text("utf-8"))
+        assert written["status"] == "completed" and written == run.result
+        assert (run.folder / ".hydra" / "overrides.yaml").is_file()
+    assert first.result["test"] == second.result["test"]
+    (prediction,) = second.predictor("cpu").predict(["Lost Kiss (1968)"])
+    assert len(prediction.scores) == 8
+    # The calling program's logging and Hydra are as before.
+    assert logging.getLogger().handlers == handlers
+    assert not GlobalHydra.instance().is_initialized()
+
+
+def test_options_of_ones_own_are_found(
+    tiny_overrides: Overrides, repository: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "it's [mine], all" / "model" / "branch"
+    own.mkdir(parents=True)
+    branch = (repository / "conf/model/branch/title_tfidf.yaml").read_text("utf-8")
+    (own / "mine.yaml").write_text(branch.replace("title_tfidf", "mine"), "utf-8")
+    overrides = [text.replace("title_tfidf", "mine") for text in tiny_overrides(model="title")]
+    run = genre_lightning.train(
+        ["model/branch=[mine]", "trainer.max_epochs=1", *overrides], own.parent.parent
+    )
+    assert list(run.predictor("cpu").model.inputs) == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["optimizer.lrr=1"], "lrr"),
+        (["data.columns=none.csv"], "none.csv"),
+        (["ckpt_path=none.ckpt"], "none.ckpt"),
+        (["sweep=lr_dropout"], "trains one run"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_what_cannot_be_trained_is_an_error(
+    overrides: list[str], message: str, tiny_overrides: Overrides
+) -> None:
+    with pytest.raises(UserError, match=message):
+        genre_lightning.train([*tiny_overrides(model="title"), *overrides])
+    assert not GlobalHydra.instance().is_initialized()
+
+
+def test_one_run_is_not_trained_over_another(trained_run: Path) -> None:
+    with pytest.raises(UserError, match="holds a run already"):
+        genre_lightning.train([f"hydra.run.dir={trained_run}"])
