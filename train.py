@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import OmegaConf
 
+from genre_lightning.runs.checks import refused_settings
 from genre_lightning.runs.command_line import command
 from genre_lightning.runs.earlier import with_earlier_overrides
 from genre_lightning.runs.places import run_directory
@@ -44,9 +45,10 @@ def make_data(cfg: DictConfig) -> MovieDataModule:
     from pytorch_lightning import seed_everything
 
     seed_everything(cfg.seed, verbose=False)
-    listed = listed_branches(cfg)
-    inputs = {name: build_input(name, branch.input) for name, branch in listed.items()}
-    data: MovieDataModule = instantiate(cfg.data, inputs=inputs, seed=cfg.seed)
+    with refused_settings("data"):
+        listed = listed_branches(cfg)
+        inputs = {name: build_input(name, branch.input) for name, branch in listed.items()}
+        data: MovieDataModule = instantiate(cfg.data, inputs=inputs, seed=cfg.seed)
     data.setup()
     return data
 
@@ -62,29 +64,33 @@ def make_module(cfg: DictConfig, data: MovieDataModule) -> GenreModule:
     torch.set_float32_matmul_precision("high")
     cfg.num_genres = len(data.genres)
     listed = listed_branches(cfg)
-    network = build_network(
-        cfg.num_genres,
-        {name: branch.network for name, branch in listed.items()},
-        data.inputs,
-        dropout=cfg.model.dropout,
-        members=cfg.model.members,
-    )
     counts = {
         "genre_counts": data.genre_counts().tolist(),
         "num_movies": len(data.splits["train"]),
     }
+    with refused_settings("model"):
+        network = build_network(
+            cfg.num_genres,
+            {name: branch.network for name, branch in listed.items()},
+            data.inputs,
+            dropout=cfg.model.dropout,
+            members=cfg.model.members,
+        )
     if cfg.start_from_priors:
         network.start_from_priors(**counts)
-    return GenreModule(
-        network,
-        instantiate(cfg.loss, **counts),
-        instantiate(cfg.optimizer),
-        instantiate(cfg.scheduler),
-        inputs=data.describe(),
-        folds=data.folds if data.validates_by_folds else 1,
-        lr_scales={name: branch.lr_scale for name, branch in listed.items()},
-        **cfg.training,
-    )
+    with refused_settings("loss"):
+        loss = instantiate(cfg.loss, **counts)
+    with refused_settings("training"):
+        return GenreModule(
+            network,
+            loss,
+            instantiate(cfg.optimizer),
+            instantiate(cfg.scheduler),
+            inputs=data.describe(),
+            folds=data.folds if data.validates_by_folds else 1,
+            lr_scales={name: branch.lr_scale for name, branch in listed.items()},
+            **cfg.training,
+        )
 
 
 def trains_on_gpu(cfg: DictConfig) -> bool:
@@ -150,18 +156,17 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     result["num_parameters"] = sum(parameter.numel() for parameter in network.parameters())
     precision = chosen_precision(cfg)
     history = History(folder)
-    callbacks = [
-        history,
-        EpochLog(history),
-        *(instantiate(callback) for callback in cfg.callbacks.values() if callback),
-    ]
-    trainer = instantiate(
-        cfg.trainer,
-        precision=precision,
-        callbacks=callbacks,
-        logger=False,  # see open_loggers
-        plugins=[WholeFileIO(saves_in_background(cfg))],
-    )
+    callbacks = [history, EpochLog(history)]
+    with refused_settings("callbacks"):
+        callbacks += [instantiate(callback) for callback in cfg.callbacks.values() if callback]
+    with refused_settings("trainer"):
+        trainer = instantiate(
+            cfg.trainer,
+            precision=precision,
+            callbacks=callbacks,
+            logger=False,  # see open_loggers
+            plugins=[WholeFileIO(saves_in_background(cfg))],
+        )
     settings = run_settings(
         cast("dict[str, Any]", OmegaConf.to_container(cfg, resolve=True)),
         precision=precision,
@@ -188,6 +193,8 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         result["pruned"] = any(isinstance(c, Pruning) and c.pruned for c in callbacks)
         result["train_samples_per_second"] = history.samples_per_second
         result["best_checkpoint"] = str(Path(best).relative_to(folder)) if best else None
+        if not best and not trainer.fast_dev_run:
+            raise UserError("no epoch was trained and validated, so there is no checkpoint")
         if not trainer.is_global_zero or not best:
             return
         # Scored as evaluate.py will score it: from the file alone, in float32.

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from torch.utils.data import Sampler
 
+from genre_lightning.errors import SettingError
+
 
 class BatchOrder(Sampler[tuple[np.ndarray, int]]):
     """Which rows make up each batch of an epoch; a pure function of (seed, epoch, rank).
@@ -29,7 +31,7 @@ class BatchOrder(Sampler[tuple[np.ndarray, int]]):
         given: how many of the epoch's batches were handed out; whoever does so counts them.
 
     Raises:
-        ValueError: if a rank would have a batch without a movie.
+        SettingError: if a rank would have a batch without a movie.
     """
 
     def __init__(
@@ -43,9 +45,11 @@ class BatchOrder(Sampler[tuple[np.ndarray, int]]):
         world_size: int = 1,
     ) -> None:
         if batch_size < 1:
-            raise ValueError(f"data.batch_size must be at least 1, not {batch_size}")
+            raise SettingError(f"data.batch_size must be at least 1, not {batch_size}")
         if shuffle and len(rows) < 2 * world_size:
-            raise ValueError(f"{len(rows)} movies are too few to train on {world_size} process(es)")
+            raise SettingError(
+                f"{len(rows)} movies are too few to train on {world_size} process(es)"
+            )
         self.rows = rows
         self.batch_size = batch_size
         self.shuffle = shuffle
@@ -54,7 +58,7 @@ class BatchOrder(Sampler[tuple[np.ndarray, int]]):
         self.world_size = world_size
         self.epoch = 0
         if world_size > 1 and len(rows) // world_size < len(self):
-            raise ValueError(
+            raise SettingError(
                 f"{len(rows)} movies can't be shared out over {world_size} processes in batches of "
                 f"{batch_size}: take fewer processes or a larger data.batch_size"
             )

@@ -6,12 +6,13 @@ import difflib
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from genre_lightning.errors import SettingError
+from genre_lightning.errors import SettingError, UserError
 from genre_lightning.runs.settings import usual_mode
 from genre_lightning.scoring.names import MONITORED
 
@@ -135,6 +136,30 @@ def check_folder(folder: str | Path) -> None:
     else:
         return
     raise SettingError(f"the run can't be written to {folder}, since {reason}: name another folder")
+
+
+@contextmanager
+def refused_settings(part: str) -> Iterator[None]:
+    """Let what a constructor says about its arguments, which are settings, be the user's to fix.
+
+    Args:
+        part: of the configuration, where the message does not name the setting.
+
+    Raises:
+        SettingError: for what it raised.
+    """
+    from hydra.errors import InstantiationException
+
+    try:
+        yield
+    except InstantiationException as error:
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        raise SettingError(f"{part}: {error.__cause__ or error}") from error
+    except (TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise SettingError(str(error) if "." in str(error) else f"{part}: {error}") from error
 
 
 def nearest(name: str, known: Iterable[str], likeness: float = 0.6) -> str | None:

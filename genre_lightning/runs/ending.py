@@ -69,7 +69,7 @@ def script(name: str) -> list[str]:
     found = shutil.which("python")
     is_ours = found is not None and Path(found).parent == Path(sys.executable).parent
     place = shown((Path.cwd() / called).with_name(f"{name}.py"))
-    return ["python" if is_ours else str(shown(Path(sys.executable))), str(place)]
+    return ["python" if is_ours else _executable(Path(sys.executable)), str(place)]
 
 
 def program(name: str) -> list[str]:
@@ -77,8 +77,14 @@ def program(name: str) -> list[str]:
     beside = Path(sys.executable).with_name(name)
     found = shutil.which(name)
     if beside.exists() and (found is None or Path(found) != beside):
-        return [str(shown(beside))]
+        return [_executable(beside)]
     return [name]
+
+
+def _executable(path: Path) -> str:
+    """A program by its path, which has a slash in it so that a shell doesn't look elsewhere."""
+    place = shown(path)
+    return str(place) if len(place.parts) > 1 else f"./{place}"
 
 
 def _movie(cfg: DictConfig) -> list[str]:

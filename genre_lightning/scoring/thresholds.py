@@ -23,6 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genre_lightning.errors import SettingError
+
 METHODS = ("expected", "shrunk", "shared", "per_genre")
 DEFAULT_METHOD = "expected"
 # Probabilities are kept this far from 0 and 1 before a logit is taken of them.
@@ -61,7 +63,7 @@ def fit_thresholds(
         ValueError: for an unknown method, shapes that disagree, N = 0, or values out of range.
     """
     if method not in METHODS:
-        raise ValueError(f"threshold method {method!r} is unknown; choose one of {METHODS}")
+        raise SettingError(f"threshold method {method!r} is unknown; choose one of {METHODS}")
     if not strength >= 0:
         raise ValueError(f"strength is {strength}; it must be at least 0")
     if not 0 <= micro_weight <= 1:

@@ -28,6 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from genre_lightning.cores import limit_spinning
 from genre_lightning.errors import UserError
+from genre_lightning.quiet import quiet_libraries
 from genre_lightning.runs.ending import ending, how_to_resume
 from genre_lightning.runs.lock import is_running
 from genre_lightning.runs.naming import read_command
@@ -109,7 +110,8 @@ def _run(cfg: DictConfig, train: Train, folder: Path) -> Mapping[str, Any]:
     if count > 0:
         return run_in_processes(count, inspect.getfile(train), cfg, folder)
     job = HydraConfig.get()
-    with recorded_run(folder, cfg.monitor, cfg.seed, list(job.overrides.task)) as result:
+    overrides = list(job.overrides.task)
+    with recorded_run(folder, cfg.monitor, cfg.seed, overrides) as result, quiet_libraries():
         train(cfg, folder, result)
     return result
 

@@ -17,7 +17,7 @@ from torchmetrics import MeanMetric, SumMetric
 from genre_lightning.checkpoint.card import CHECKPOINT_FORMAT, CHECKPOINT_KEY, check_card
 from genre_lightning.checkpoint.resuming import keep_paths_inside
 from genre_lightning.data.batch import MovieBatch
-from genre_lightning.errors import UserError
+from genre_lightning.errors import SettingError, UserError
 from genre_lightning.models.fusion import ACTIVATIONS, Fusion, num_members
 from genre_lightning.scoring.metrics import ScoreCollector, genre_metrics
 from genre_lightning.scoring.thresholds import fit_thresholds
@@ -227,8 +227,11 @@ class GenreModule(pl.LightningModule):
         self.log_dict(values, sync_dist=True, reduce_fx="max", logger=False)
 
     def configure_optimizers(self) -> Any:
-        defaults = self.make_optimizer(self.network.parameters()).defaults
-        optimizer = self.make_optimizer(self._parameter_groups(defaults))
+        try:
+            defaults = self.make_optimizer(self.network.parameters()).defaults
+            optimizer = self.make_optimizer(self._parameter_groups(defaults))
+        except (TypeError, ValueError) as error:
+            raise SettingError(f"optimizer: {error}") from error
         if self.make_scheduler is None:
             return optimizer
         steps = int(self.trainer.estimated_stepping_batches)

@@ -1,0 +1,71 @@
+"""The last lines of a run."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from genre_lightning.runs.ending import ending, how_to_resume
+
+RESULT = {
+    "epochs": 3,
+    "seconds": 4.4,
+    "monitor": "val/loss",
+    "monitor_value": 0.25,
+    "best_checkpoint": "checkpoints/best.ckpt",
+}
+
+
+def looks_at(*columns: str) -> Any:
+    branches = {name: {"input": {"column": name}} for name in columns}
+    return OmegaConf.create({"model": {"branches": branches}})
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Called as genre-train, where nothing is installed beside the interpreter."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/genre-train"])
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+
+
+def test_what_comes_next(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "day" / "one"
+    assert ending(folder, RESULT, looks_at("title", "poster")).splitlines() == [
+        "Run: runs/day/one (3 epochs, 4 s)",
+        "Best checkpoint, val/loss 0.2500: runs/day/one/checkpoints/best.ckpt",
+        "Next:",
+        "  genre-evaluate ckpt_path=runs/day/one/checkpoints/best.ckpt",
+        "  genre-predict runs/day/one/checkpoints/best.ckpt --title 'Heat (1995)'",
+        "  genre-compare runs",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("columns", "options"),
+    [
+        (("poster", "synopsis"), "--poster POSTER.jpg"),
+        (("plot", "synopsis"), "--column plot=TEXT"),
+    ],
+)
+def test_of_a_column_that_the_model_looks_at(columns: tuple[str, ...], options: str) -> None:
+    lines = ending(Path("/elsewhere/one"), RESULT, looks_at(*columns)).splitlines()
+    assert lines[4] == f"  genre-predict /elsewhere/one/checkpoints/best.ckpt {options}"
+    assert lines[5] == "  genre-compare /elsewhere"
+
+
+def test_how_to_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "a=1,b"
+    assert how_to_resume(folder) == "Interrupted before anything was saved in a=1,b"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints" / "last.ckpt").write_text("")
+    _, command = how_to_resume(folder).splitlines()
+    assert command == "  genre-train \"ckpt_path='a=1,b'\""
+    # As train.py was called, by an interpreter that is not the shell's.
+    monkeypatch.setattr(sys, "argv", ["clone/train.py"])
+    _, command = how_to_resume(folder).splitlines()
+    assert command == "  ./python clone/train.py \"ckpt_path='a=1,b'\""
