@@ -58,6 +58,7 @@ def make_module(cfg: DictConfig, data: MovieDataModule) -> GenreModule:
     import torch
     from hydra.utils import instantiate
 
+    from genre_lightning.models.batch_norm import check_batch_size
     from genre_lightning.models.networks import build_network
     from genre_lightning.training.module import GenreModule
 
@@ -76,6 +77,7 @@ def make_module(cfg: DictConfig, data: MovieDataModule) -> GenreModule:
             dropout=cfg.model.dropout,
             members=cfg.model.members,
         )
+    check_batch_size(network.branches, data.batch_size)
     if cfg.start_from_priors:
         network.start_from_priors(**counts)
     with refused_settings("loss"):

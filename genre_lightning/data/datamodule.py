@@ -316,6 +316,12 @@ class MovieDataModule(pl.LightningDataModule):
         lines: list[Table | str] = [render_table(table, title=f"Dataset: {self.reader}")]
         if self.validates_by_folds:
             lines.append(f"validation: {self.folds} folds of train")
+        learnt_from = len(self.splits["train"])
+        if self.batch_size > learnt_from:
+            lines.append(
+                f"data.batch_size={self.batch_size} is more than the {learnt_from} movies of "
+                "train: an epoch is one batch of all of them"
+            )
         lines += movies.notes
         lines += [f"poster not there: {name}" for name in absent_posters(movies.movies)]
         unreadable = dict(

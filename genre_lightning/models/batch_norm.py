@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import final
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from genre_lightning.errors import SettingError
+
+
+def check_batch_size(branches: Mapping[str, nn.Module], batch_size: int) -> None:
+    """Refuse to train BatchNorm of vectors on single movies, whose statistics it would never learn.
+
+    Raises:
+        SettingError: naming the branches that have one.
+    """
+    normed = [
+        name
+        for name, branch in branches.items()
+        if any(isinstance(module, nn.BatchNorm1d) for module in branch.modules())
+    ]
+    if batch_size == 1 and normed:
+        raise SettingError(
+            f"data.batch_size=1: the BatchNorm of {', '.join(normed)} needs at least 2 movies in a "
+            "batch"
+        )
 
 
 def batch_norm(norm: nn.BatchNorm1d, rows: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ def _at_least(low: int) -> Callable[[Any], bool]:
 
 #: What a setting has to be, if it is there and not null: in words, and what tells.
 RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "callbacks.early_stopping.patience": ("a whole number from 0 on", _at_least(0)),
     "checkpoint_every_n_steps": ("a whole number from 1 on, or null", _at_least(1)),
     "batch_size": ("a whole number from 1 on", _at_least(1)),
     "data.batch_size": ("a whole number from 1 on", _at_least(1)),

@@ -29,6 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 from genre_lightning.cores import limit_spinning
 from genre_lightning.errors import UserError
 from genre_lightning.quiet import quiet_libraries
+from genre_lightning.runs.checks import check_settings
 from genre_lightning.runs.ending import ending, how_to_resume
 from genre_lightning.runs.lock import is_running
 from genre_lightning.runs.naming import read_command
@@ -112,6 +113,7 @@ def _run(cfg: DictConfig, train: Train, folder: Path) -> Mapping[str, Any]:
     job = HydraConfig.get()
     overrides = list(job.overrides.task)
     with recorded_run(folder, cfg.monitor, cfg.seed, overrides) as result, quiet_libraries():
+        check_settings(cfg)  # of a job of a sweep they are known only now
         train(cfg, folder, result)
     return result
 

@@ -235,7 +235,10 @@ class GenreModule(pl.LightningModule):
         if self.make_scheduler is None:
             return optimizer
         steps = int(self.trainer.estimated_stepping_batches)
-        scheduler = self.make_scheduler(optimizer, total_steps=steps)
+        try:
+            scheduler = self.make_scheduler(optimizer, total_steps=steps)
+        except (TypeError, ValueError) as error:
+            raise SettingError(f"scheduler: {error}") from error
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
