@@ -30,6 +30,8 @@ def with_earlier_overrides(arguments: Sequence[str]) -> list[str]:
     Raises:
         UserError: no run is meant; or what is written of it can't be taken over.
     """
+    if not any(argument.startswith("ckpt_path=") for argument in arguments):
+        return list(arguments)
     given = {override.key_or_group: override for override in _overrides(arguments)}
     chosen = given.get("ckpt_path")
     if chosen is None or {"-m", "--multirun"} & set(arguments):

@@ -33,6 +33,12 @@ def test_it_trains_as_often_as_it_is_called(tiny_overrides: Overrides, tmp_path:
     assert first.result["test"] == second.result["test"]
     (prediction,) = second.predictor("cpu").predict(["Lost Kiss (1968)"])
     assert len(prediction.scores) == 8
+    # Resumed by its folder, it has its own settings, which are changed within what may change.
+    resumed = genre_lightning.train(["ckpt_path=named", "trainer.max_epochs=3"])
+    assert resumed.folder == second.folder and resumed.result["epochs"] == 3
+    assert resumed.result["num_parameters"] == second.result["num_parameters"]
+    with pytest.raises(UserError, match=r"settings differ.*optimizer\.lr .* there, 0\.5 here"):
+        genre_lightning.train(["ckpt_path=named", "trainer.max_epochs=4", "optimizer.lr=0.5"])
     # The calling program's logging and Hydra are as before.
     assert logging.getLogger().handlers == handlers
     assert not GlobalHydra.instance().is_initialized()
