@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import final
 
 from torch import Tensor, nn
@@ -12,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from genre_lightning.errors import SettingError
 
 
-def check_batch_size(branches: Mapping[str, nn.Module], batch_size: int) -> None:
+def check_batch_size(branches: nn.ModuleDict, batch_size: int) -> None:
     """Refuse to train BatchNorm of vectors on single movies, whose statistics it would never learn.
 
     Raises:
