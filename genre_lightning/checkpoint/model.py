@@ -33,6 +33,7 @@ class TrainedModel:
         thresholds: (G,) float32, on the CPU; a genre is predicted where its score reaches its own.
         inputs: by branch, fitted.
         data: plain description of the dataset it was trained on; a claim of the file, not checked.
+        shows: the columns it looks at and what they hold, where its inputs do not tell them.
     """
 
     network: Fusion
@@ -42,6 +43,7 @@ class TrainedModel:
     thresholds: Tensor
     inputs: dict[str, Input]
     data: dict[str, Any]
+    shows: dict[str, str] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -51,6 +53,8 @@ class TrainedModel:
     @property
     def columns(self) -> dict[str, str]:
         """The columns that the model looks at, and what they hold: "text", "poster" or "id"."""
+        if self.shows is not None:
+            return dict(self.shows)
         return {given.column: given.of for given in self.inputs.values()}
 
 

@@ -9,13 +9,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from genre_lightning.comparison.ranking import SEED, Comparison, compare_runs
+from genre_lightning.comparison.ranking import COSTS, SEED, Comparison, compare_runs
 from genre_lightning.comparison.reading import find_runs
 from genre_lightning.comparison.run import Setting, metric_names, printable, shown_setting
 from genre_lightning.comparison.text import (
     best_run,
     data_name,
     describe,
+    shown_cost,
     shown_time,
     shown_value,
 )
@@ -36,7 +37,7 @@ LEAST_NAME = 16
 RUN = "run"
 #: The setting that stays where there is no room for all.
 LR = "optimizer.lr"
-CSV_RESULTS = ("seconds", "train_samples_per_second", "num_parameters")
+CSV_RESULTS = ("seconds", "train_samples_per_second", "num_parameters", *COSTS)
 
 
 def compare(
@@ -129,6 +130,8 @@ def ranked_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
         columns.append(["n", *(f"{n}" if n == of else f"{n} of {of}" for n, of in sizes)])
     for name in comparison.columns:
         columns.append([name, *(shown_value(group.mean_of(name)) for group in ranked)])
+    for name, heading in comparison.costs.items():
+        columns.append([heading, *(shown_cost(group.mean_number(name)) for group in ranked)])
     done = [[run for run in group.runs if run.completed] for group in ranked]
     columns.append(["epochs", *(_range([run.epochs for run in runs]) for runs in done)])
     seconds = [sum(run.number("seconds") or 0.0 for run in runs) / len(runs) for runs in done]

@@ -24,6 +24,7 @@ from genre_lightning.comparison.text import (
     describe,
     group_name,
     short_name,
+    shown_cost,
     shown_time,
     shown_value,
 )
@@ -68,6 +69,7 @@ def render_leaderboard(comparison: Comparison, made: datetime) -> str:
             "value": shown_value,
             "setting": shown_setting,
             "time": shown_time,
+            "cost": shown_cost,
             "seconds_of": _seconds,
             "breakable": _breakable,
         },

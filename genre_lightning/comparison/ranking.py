@@ -10,13 +10,21 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
-from genre_lightning.comparison.run import UNFINISHED, Run, Setting, metric_names
+from genre_lightning.comparison.run import (
+    UNFINISHED,
+    Run,
+    Setting,
+    metric_names,
+    number_or_none,
+)
 from genre_lightning.errors import UserError
 from genre_lightning.runs.settings import changes_no_result, is_path, usual_mode
 
 SEED = "seed"
 #: What these say of data leaves the movies that are scored, and their genres, as they are.
 SAME_MOVIES = ("data.batch_size", "data.columns")
+#: Of a language model's run: names in ``result.json``, and headings.
+COSTS = {"tokens_per_movie": "tokens a movie", "seconds_per_movie": "seconds a movie"}
 #: Which epoch is the best one, which a leaderboard is told otherwise.
 MONITORING = ("monitor", "monitor_mode")
 
@@ -63,6 +71,12 @@ class Group:
         values = [value for value in found if value is not None]
         return statistics.fmean(values) if values else None
 
+    def mean_number(self, name: str) -> float | None:
+        """Mean of a number of ``result.json`` over the completed runs that have it."""
+        found = [run.number(name) for run in self.runs if run.completed]
+        values = [value for value in found if value is not None]
+        return statistics.fmean(values) if values else None
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -106,6 +120,15 @@ class Comparison:
     def log_scales(self) -> dict[str, bool]:
         """Keys that a sweep has drawn from a range, and whether its scale was logarithmic."""
         return {key: logs for run in self.runs for key, logs in run.log_scales.items()}
+
+    @property
+    def costs(self) -> dict[str, str]:
+        """What a movie took, where any run tells: names in ``result.json``, and their headings."""
+        return {
+            name: heading
+            for name, heading in COSTS.items()
+            if any(run.number(name) is not None for run in self.runs)
+        }
 
     def key_label(self, key: str) -> str:
         """The shortest end of a key that tells it from the others: "lr" of "optimizer.lr"."""
@@ -169,7 +192,7 @@ def compare_runs(
     keys = swept_keys(runs)
     data, differing = datasets(runs)
     groups = _rank([_group(keys, tuple(part), metric, data) for part in _parts(runs, keys)], mode)
-    notes += _doubts(groups)
+    notes += [*_doubts(groups), *_other_movies(groups, metric)]
     data_keys = [key for key in keys if key == "data" or key in differing] or differing
     if differing:
         notes.append(
@@ -328,6 +351,24 @@ def _rank(groups: Sequence[Group], mode: str) -> list[Group]:
     order = (*UNFINISHED, "completed")
     others = sorted((g for g in groups if g.mean is None), key=lambda g: order.index(g.status))
     return [*ranked, *others]
+
+
+def _other_movies(groups: Sequence[Group], metric: str) -> list[str]:
+    """That the metric is over fewer movies in some runs on the same data."""
+    split = metric.partition("/")[0]
+    counts: dict[int, set[float]] = {}
+    for group in groups:
+        for run in group.runs:
+            scores = run.result.get(split)
+            number = scores.get("num_movies") if isinstance(scores, Mapping) else None
+            if run.completed and (count := number_or_none(number)) is not None:
+                counts.setdefault(group.data, set()).add(count)
+    return [
+        f"{metric} is over {min(found):,.0f} to {max(found):,.0f} movies: values over different "
+        "movies can't be compared exactly."
+        for found in counts.values()
+        if len(found) > 1
+    ]
 
 
 def _doubts(groups: Sequence[Group]) -> list[str]:

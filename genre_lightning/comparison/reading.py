@@ -30,6 +30,8 @@ HISTORY = "metrics.csv"
 CHOICE = "choices."
 #: Of the sweep that a run is a job of, in the folder around it.
 SWEEP = "sweep.json"
+#: The key of conf/ask.yaml that names what genre-ask asks.
+LANGUAGE_MODEL = "model.name"
 #: Far more than a config has.
 MOST_BYTES = 4 * 2**20
 #: A value that is another setting's: ${optimizer.lr}, ${oc.select:model.recipe.folds,1}.
@@ -116,6 +118,12 @@ def read_run(folder: Path, name: str) -> Run | None:
     if pairs is None:
         given = (result or {}).get("overrides")
         pairs = _override_pairs(given) if isinstance(given, list) else {}
+    # A language model is named where others are chosen from conf/model.
+    named = {**pairs, **(config or {})}.get(LANGUAGE_MODEL)
+    if named is not None:
+        choices = {**(choices or {}), "model": named}
+        for settings in (config, pairs):
+            (settings or {}).pop(LANGUAGE_MODEL, None)
     return Run(
         folder=folder,
         name=name,

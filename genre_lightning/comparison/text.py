@@ -62,6 +62,13 @@ def shown_value(value: float | None) -> str:
     return f"{value:.4f}" if abs(value) < 1000 else f"{value:.4g}"
 
 
+def shown_cost(value: float | None) -> str:
+    """Tokens or seconds of a movie, to three digits: 1,240, 612, 0.35; a dash for none."""
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def shown_time(seconds: float) -> str:
     """A duration for people: 420 s, 14 min, 2 h 05; runs of some minutes are told apart."""
     if seconds < 600:

@@ -20,6 +20,8 @@ from genre_lightning.inputs.part import Numbers
 
 #: The most numbers a movie may have.
 MAX_WIDTH = 65_536
+#: Probabilities are kept this far from 0 and 1 before their log-odds are taken.
+LEAST_PROBABILITY = 0.005
 
 #: What reading a file raises that is no .npz, or a damaged one.
 _NO_ARRAYS = (
@@ -119,6 +121,13 @@ def _read_csv(path: Path) -> tuple[list[str], np.ndarray]:
     return ids, np.array(rows, dtype=np.float64).reshape(len(rows), len(header) - 1)
 
 
+def _log_odds(x: np.ndarray) -> np.ndarray:
+    """Of probabilities in 0..1, as float32."""
+    clipped = x.astype(np.float64).clip(LEAST_PROBABILITY, 1 - LEAST_PROBABILITY)
+    odds: np.ndarray = (np.log(clipped) - np.log1p(-clipped)).astype(np.float32)
+    return odds
+
+
 @final
 class VectorsInput(Input):
     """A vector for each movie that the user's file has one for, found by the movie's id.
@@ -185,12 +194,11 @@ class VectorsInput(Input):
         if self.log_odds:
             if x.min(initial=0) < 0 or x.max(initial=0) > 1:
                 raise InputError(f"{self.path}: log_odds needs probabilities in 0..1")
-            clipped = x.astype(np.float64).clip(0.005, 0.995)
-            x = (np.log(clipped) - np.log1p(-clipped)).astype(np.float32)
+            x = _log_odds(x)
         return DenseFeatures("vectors", x, place)
 
     def read(self, value: Any) -> np.ndarray:
-        """A vector itself, in the place of an id.
+        """A vector itself, in the place of an id; of probabilities where the file holds them.
 
         Raises:
             TypeError: it is none of D numbers.
@@ -201,6 +209,10 @@ class VectorsInput(Input):
         vector = vector.astype(np.float32)
         if not np.isfinite(vector).all():
             raise InputError("it has a number that is not finite")
+        if self.log_odds:
+            if vector.min() < 0 or vector.max() > 1:
+                raise InputError("log_odds needs probabilities in 0..1")
+            vector = _log_odds(vector)
         return vector
 
     def encode(self, items: Sequence[np.ndarray]) -> dict[str, Tensor]:

@@ -29,7 +29,7 @@ def read_branches(listed: Mapping[str, Any]) -> dict[str, Branch]:
 
     A branch that has ``finetune`` has two forms, ``frozen`` and ``finetuned``; ``encoder`` names
     the image encoder of both, and posters then are of its size and colours, unless the form's input
-    names others.
+    names others. A branch that reads a file may name it by ``path``, without ``input``.
 
     Raises:
         UserError: there is none, or one that is not made of an input and a network.
@@ -46,6 +46,8 @@ def _read(name: str, branch: dict[str, Any]) -> Branch:
     where = f"model.branches.{name}"
     if "finetune" in branch:
         branch = _one_form(where, branch)
+    if "path" in branch and isinstance(branch.get("input"), Mapping):
+        branch["input"] = {**branch["input"], "path": branch.pop("path")}
     for key in ("input", "network"):
         if not isinstance(branch.get(key), Mapping):
             raise UserError(f"{where}.{key} must be a mapping, not {branch.get(key)!r}")

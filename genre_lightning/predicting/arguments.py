@@ -17,6 +17,7 @@ examples:
   genre-predict best.ckpt --csv movies.csv --out predicted.csv
   genre-predict best.ckpt --csv - --out - < movies.csv | less
   genre-predict best.ckpt --folder posters/        (posters/Heat (1995).jpg, ...)
+  genre-predict best.ckpt --title "Heat (1995)" --ask runs/asks/NAME
   genre-predict export best.ckpt --onnx model.onnx
   genre-predict export best.ckpt --weights slim.ckpt
 """
@@ -44,6 +45,9 @@ class PredictOptions:
         device: None to choose.
         workers: None for one per core.
         encoder: names of encoders that the checkpoint may use beyond our own table.
+        ask: run folder of genre-ask whose server is asked about the movies; None to ask nobody.
+        ask_url: of that server, where it is another one by now.
+        api_key_env: name of the environment variable that holds its key.
     """
 
     checkpoint: Path
@@ -57,6 +61,9 @@ class PredictOptions:
     device: str | None
     workers: int | None
     encoder: list[str]
+    ask: Path | None = None
+    ask_url: str | None = None
+    api_key_env: str | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,8 @@ def parse_predict(arguments: Sequence[str]) -> PredictOptions:
         parser.error("--json prints; it does not go with --out")
     if options.explain_out is not None and not options.explain:
         parser.error("--explain-out goes with --explain")
+    if options.ask is None and (options.ask_url or options.api_key_env):
+        parser.error("--ask-url and --api-key-env go with --ask")
     return PredictOptions(
         checkpoint=options.checkpoint,
         columns={name: value for name, value in columns.items() if value.strip()},
@@ -108,6 +117,9 @@ def parse_predict(arguments: Sequence[str]) -> PredictOptions:
         device=options.device,
         workers=options.workers,
         encoder=options.encoder,
+        ask=options.ask,
+        ask_url=options.ask_url,
+        api_key_env=options.api_key_env,
     )
 
 
@@ -185,6 +197,19 @@ def _predict_parser() -> argparse.ArgumentParser:
         "--device", help="such as cpu or cuda (default: cpu for one movie, else a GPU if any)"
     )
     add_encoder(parser)
+    parser.add_argument(
+        "--ask",
+        type=Path,
+        metavar="RUN",
+        help="for a model with the branch `answers`: ask the language model about the movies, as "
+        "this run folder of genre-ask did",
+    )
+    parser.add_argument(
+        "--ask-url", metavar="URL", help="where its server is now (default: as in the run)"
+    )
+    parser.add_argument(
+        "--api-key-env", metavar="NAME", help="environment variable that holds its API key"
+    )
     parser.add_argument(
         "--workers",
         type=_positive,

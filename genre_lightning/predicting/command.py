@@ -52,18 +52,23 @@ def _predict(arguments: Sequence[str]) -> int:
     predictor = GenrePredictor.from_checkpoint(
         best_checkpoint(options.checkpoint), device, options.workers, options.encoder
     )
+    asked = None
+    if options.ask is not None:
+        from genre_lightning.predicting.asked import AskedMovies
+
+        asked = AskedMovies(predictor, options.ask, options.ask_url, options.api_key_env)
     if options.columns:
         from genre_lightning.predicting.one import predict_one
 
-        predict_one(predictor, options)
+        predict_one(predictor, options, asked)
     else:
         from genre_lightning.predicting.many import predict_csv, predict_folder
 
         if options.csv is not None:
             assert options.out is not None
-            predict_csv(predictor, options.csv, options.out)
+            predict_csv(predictor, options.csv, options.out, asked)
         elif options.folder is not None:
-            predict_folder(predictor, options.folder, options.out, options.json)
+            predict_folder(predictor, options.folder, options.out, options.json, asked)
     return 0
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from genre_lightning.cells import guard
 from genre_lightning.predicting.answers import (
@@ -22,18 +22,22 @@ from genre_lightning.predicting.tables import MovieRows, progress, reading, writ
 from genre_lightning.runs.commands import shell_command
 
 if TYPE_CHECKING:
+    from genre_lightning.predicting.asked import AskedMovies
     from genre_lightning.predicting.predictor import GenrePredictor, Prediction
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 
 
-def predict_csv(predictor: GenrePredictor, source: Path, out: Path) -> None:
+def predict_csv(
+    predictor: GenrePredictor, source: Path, out: Path, asked: AskedMovies | None = None
+) -> None:
     """Write a CSV with what it held and the predictions, row by row.
 
     Args:
         predictor: of the model.
         source: CSV to read; ``STREAM`` for standard input.
         out: CSV to write, another one; ``STREAM`` for standard output.
+        asked: asks a language model about the movies; None to ask nobody.
 
     Raises:
         CommandError: it can't be read or written, or has no column that the model looks at.
@@ -42,7 +46,7 @@ def predict_csv(predictor: GenrePredictor, source: Path, out: Path) -> None:
         raise CommandError(f"{out}: --out is the file that --csv reads; name another one")
     movies = problems = 0
     with reading(source) as file, progress(file, source) as update:
-        kinds = {name: of for name, of in predictor.columns.items() if of != "id"}
+        kinds = _columns_of_use(predictor, asked)
         rows = MovieRows(file, source, kinds)
         added = _columns(predictor)
         for name in added:
@@ -56,11 +60,11 @@ def predict_csv(predictor: GenrePredictor, source: Path, out: Path) -> None:
                 f"at; its first line is {','.join(rows.header)[:200]!r}"
             )
         for name in (TITLE, POSTER):
-            if name in rows.header and name not in predictor.columns:
+            if name in rows.header and name not in kinds:
                 note_left_out(predictor, name)
         with writing(out) as writer:
             writer.writerow([*map(guard, rows.header), *added])
-            for prediction in predictor.stream(rows.movies(), errors="report"):
+            for prediction in _predictions(predictor, rows.movies(), asked):
                 movies += 1
                 problems += prediction.problem is not None
                 writer.writerow([*map(guard, rows.next_done()), *_cells(predictor, prediction)])
@@ -69,7 +73,11 @@ def predict_csv(predictor: GenrePredictor, source: Path, out: Path) -> None:
 
 
 def predict_folder(
-    predictor: GenrePredictor, folder: Path, out: Path | None, json_lines: bool
+    predictor: GenrePredictor,
+    folder: Path,
+    out: Path | None,
+    json_lines: bool,
+    asked: AskedMovies | None = None,
 ) -> None:
     """Print the genres of each poster of a folder, or write them as CSV.
 
@@ -78,6 +86,7 @@ def predict_folder(
         folder: posters named by title.
         out: CSV to write; ``STREAM`` for standard output; None to print.
         json_lines: print JSON.
+        asked: asks a language model about the movies; None to ask nobody.
 
     Raises:
         CommandError: it can't be read or written, holds no poster, or the model looks at neither.
@@ -89,22 +98,23 @@ def predict_folder(
     posters = [path for path in files if path.suffix.lower() in SUFFIXES and path.name[0] != "."]
     if not posters:
         raise CommandError(f"{folder}: no poster in it ({', '.join(SUFFIXES)})")
-    if not {TITLE, POSTER} & set(predictor.columns):
+    of_use = _columns_of_use(predictor, asked)
+    if not {TITLE, POSTER} & set(of_use):
         raise CommandError(
             f"the model has no branch for titles or posters ({looks_at(predictor)}): "
             "use --csv in place of --folder"
         )
     if len(posters) < len(files):
         note(f"{len(files) - len(posters)} files in {folder} are no posters: left out")
-    if POSTER not in predictor.columns:
+    if POSTER not in of_use:
         note("the model has no branch for posters: it goes by the file names alone")
 
     def movies() -> Iterator[dict[str, str | Path]]:
         for path in posters:
             given: dict[str, str | Path] = {TITLE: path.stem, POSTER: path}
-            yield {name: value for name, value in given.items() if name in predictor.columns}
+            yield {name: value for name, value in given.items() if name in of_use}
 
-    predictions = predictor.stream(movies(), errors="report")
+    predictions = _predictions(predictor, movies(), asked)
     problems = 0
     if out is not None:
         with writing(out) as writer:
@@ -126,6 +136,21 @@ def predict_folder(
             for line in short_lines(predictor, prediction):
                 print(line)
     _print_summary(len(posters), problems, out)
+
+
+def _columns_of_use(predictor: GenrePredictor, asked: AskedMovies | None) -> dict[str, str]:
+    """The columns that somebody looks at, and what they hold: "text" or "poster"."""
+    if asked is not None:
+        return asked.columns
+    return {name: of for name, of in predictor.columns.items() if of != "id"}
+
+
+def _predictions(
+    predictor: GenrePredictor, movies: Iterable[Mapping[str, Any]], asked: AskedMovies | None
+) -> Iterator[Prediction]:
+    if asked is None:
+        return predictor.stream(movies, errors="report")
+    return (prediction for prediction, _ in asked.predictions(movies, errors="report"))
 
 
 def _columns(predictor: GenrePredictor) -> list[str]:

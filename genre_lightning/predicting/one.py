@@ -8,11 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from genre_lightning.comparison.run import printable
 from genre_lightning.errors import InputError
 from genre_lightning.predicting.answers import (
     CommandError,
     as_json,
     looks_at,
+    note,
     note_left_out,
     score_line,
 )
@@ -22,20 +24,34 @@ from genre_lightning.runs.commands import shell_command
 
 if TYPE_CHECKING:
     from genre_lightning.explain.explainer import BranchExplanation, ImageExplanation
+    from genre_lightning.predicting.asked import AskedMovies
     from genre_lightning.predicting.predictor import GenrePredictor, Prediction
 
 #: Words of a text that are printed for a genre; JSON has all.
 _WORDS = 12
 
 
-def predict_one(predictor: GenrePredictor, options: PredictOptions) -> None:
+def predict_one(
+    predictor: GenrePredictor, options: PredictOptions, asked: AskedMovies | None = None
+) -> None:
     """Print the genres of a movie whose columns are arguments.
+
+    Args:
+        predictor: of the model.
+        options: of the command.
+        asked: asks a language model about the movie; None to ask nobody.
 
     Raises:
         CommandError: the model can see nothing of it, or a column can't be read.
     """
-    seen = _seen(predictor, options)
+    kinds = predictor.columns if asked is None else {**predictor.columns, **asked.shows}
+    seen: dict[str, Any] = _seen(predictor, options, kinds)
+    why = ""
     try:
+        if asked is not None:
+            seen, why, problem = asked.with_answer(seen)
+            if problem:
+                note(f"no answer: {problem}")
         (prediction,) = predictor.stream([seen])
         explanation = None
         if options.explain:
@@ -44,9 +60,13 @@ def predict_one(predictor: GenrePredictor, options: PredictOptions) -> None:
         raise CommandError(str(error)) from error
     if options.json:
         entry = as_json(predictor, prediction, options.columns)
+        if asked is not None:
+            entry["why"] = why or None
         print(json.dumps(entry | ({"explanation": explanation} if explanation else {})))
         return
     print(" + ".join(options.columns.values()))
+    if asked is not None and why:
+        print(f"{asked.questioner.model}: {printable(' '.join(why.split()))}")
     for genre, _ in prediction.ranked():
         print(score_line(predictor, prediction, genre))
         if explanation is not None and genre in explanation["genres"]:
@@ -57,9 +77,10 @@ def predict_one(predictor: GenrePredictor, options: PredictOptions) -> None:
             print(line)
 
 
-def _seen(predictor: GenrePredictor, options: PredictOptions) -> dict[str, str]:
-    """Those of the given columns that the model looks at."""
-    kinds = predictor.columns
+def _seen(
+    predictor: GenrePredictor, options: PredictOptions, kinds: Mapping[str, str]
+) -> dict[str, str]:
+    """Those of the given columns that are of use, by what they hold."""
     given = options.columns
     seen = {name: value for name, value in given.items() if name in kinds}
     for name, value in given.items():

@@ -150,7 +150,7 @@ class Card:
     """What the gallery says of one movie; the poster is a data: URI, None where there is none.
 
     ``logit`` is that of ``genre``: the sum of ``bias`` and of the parts of all ``branches``.
-    ``texts`` are the further columns of text that the model looks at, in short.
+    ``texts`` are the further columns of text that the model looks at, in short, and remarks.
     """
 
     title: str
@@ -167,9 +167,24 @@ class Card:
     branches: list[BranchCard]
 
 
-def make_card(model: TrainedModel, data: MovieDataModule, scores: SplitScores, pick: Pick) -> Card:
-    """Gather what is shown of a picked movie: its poster, scores and the parts of its logit."""
-    movie = data.movie_set.movies[int(scores.rows[pick.index])]
+def make_card(
+    model: TrainedModel,
+    data: MovieDataModule,
+    scores: SplitScores,
+    pick: Pick,
+    remarks: Mapping[str, Mapping[int, str]] | None = None,
+) -> Card:
+    """Gather what is shown of a picked movie: its poster, scores and the parts of its logit.
+
+    Args:
+        model: whose scores these are.
+        data: set up.
+        scores: of the split.
+        pick: the movie.
+        remarks: what is said besides, under a heading each, by the movie's place in the dataset.
+    """
+    row = int(scores.rows[pick.index])
+    movie = data.movie_set.movies[row]
     values, truth = scores.scores[pick.index].numpy(), scores.targets[pick.index].numpy() > 0
     thresholds = model.thresholds.numpy()
     predicted = values >= thresholds
@@ -200,7 +215,8 @@ def make_card(model: TrainedModel, data: MovieDataModule, scores: SplitScores, p
             (column, textwrap.shorten(str(movie.value(column)), _SHORT, placeholder=" …"))
             for column, kind in model.columns.items()
             if kind == "text" and column != "title" and movie.value(column)
-        ],
+        ]
+        + [(heading, said[row]) for heading, said in (remarks or {}).items() if said.get(row)],
         genre=model.genres[pick.genre],
         score=float(values[pick.genre]),
         threshold=float(thresholds[pick.genre]),
@@ -301,13 +317,25 @@ def data_uri(image: Image.Image) -> str:
 
 
 def make_gallery(
-    model: TrainedModel, data: MovieDataModule, scores: SplitScores, count: int
+    model: TrainedModel,
+    data: MovieDataModule,
+    scores: SplitScores,
+    count: int,
+    remarks: Mapping[str, Mapping[int, str]] | None = None,
 ) -> dict[str, list[Card]]:
-    """The cards of each list of :func:`most_confident`."""
-    picks = most_confident(
-        scores.scores.numpy(), scores.targets.numpy(), model.thresholds.numpy(), count
-    )
+    """The cards of each list of :func:`most_confident`; ``remarks`` as in :func:`make_card`.
+
+    Movies of which a language model said nothing are not among them.
+    """
+    values, truth = scores.scores.numpy(), scores.targets.numpy()
+    places = np.arange(len(values))
+    if remarks is not None:
+        places = np.flatnonzero(np.stack([has.numpy() for has in scores.has.values()]).any(axis=0))
+    picks = most_confident(values[places], truth[places], model.thresholds.numpy(), count)
     return {
-        name: [make_card(model, data, scores, pick) for pick in chosen]
+        name: [
+            make_card(model, data, scores, Pick(int(places[one.index]), one.genre), remarks)
+            for one in chosen
+        ]
         for name, chosen in picks.items()
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -35,14 +36,23 @@ class Origin:
     """Where a report comes from, to be read on it.
 
     Attributes:
-        checkpoint: the file.
+        checkpoint: the file; of a language model, that of its answers.
         command: what makes the report again.
         created: when it was made.
+        name: what scored the movies; "" for the file's name.
+        facts: more to say at the top, a name and a value each.
     """
 
     checkpoint: Path
     command: str
     created: datetime
+    name: str = ""
+    facts: Sequence[tuple[str, str]] = ()
+
+    @property
+    def scorer(self) -> str:
+        """What scored the movies, in words."""
+        return self.name or self.checkpoint.name
 
 
 def write_report(
@@ -53,6 +63,7 @@ def write_report(
     origin: Origin,
     validation: SplitScores | None = None,
     seed: int = 0,
+    remarks: Mapping[str, Mapping[int, str]] | None = None,
 ) -> None:
     """Write ``report.html``, whole or not at all: one file that opens without a network.
 
@@ -65,11 +76,13 @@ def write_report(
         validation: scores of the validation split, to fit thresholds for each branch alone; a model
             of one branch needs none.
         seed: of the bootstrap.
+        remarks: what the gallery says of movies besides, under a heading each, by the movie's place
+            in the dataset.
 
     Raises:
         ValueError: a model of several branches without ``validation``.
     """
-    html = render_report(model, data, scores, origin, validation, seed)
+    html = render_report(model, data, scores, origin, validation, seed, remarks)
     with whole_file(path) as file:
         file.write(html)
 
@@ -81,6 +94,7 @@ def render_report(
     origin: Origin,
     validation: SplitScores | None = None,
     seed: int = 0,
+    remarks: Mapping[str, Mapping[int, str]] | None = None,
 ) -> str:
     """The report as HTML; arguments are those of :func:`write_report`."""
     resamples = num_resamples(*scores.scores.shape)
@@ -119,7 +133,7 @@ def render_report(
         num_genres=len(model.genres),
         most_panels=MOST_PANELS,
         most_paired=MOST_PAIRED,
-        gallery=make_gallery(model, data, scores, GALLERY),
+        gallery=make_gallery(model, data, scores, GALLERY, remarks),
         methods=_methods(model),
     )
 
@@ -152,8 +166,12 @@ def _facts(
             for column, kind in model.columns.items()
             if kind != "id"
         ),
-        ("Model", " + ".join(model.inputs)),
-        ("Checkpoint", f"{origin.checkpoint.name}, SHA-256 {digest}…"),
+        ("Model", origin.name or " + ".join(model.inputs)),
+        *origin.facts,
+        (
+            "Answers" if origin.name else "Checkpoint",
+            f"{origin.checkpoint.name}, SHA-256 {digest}…",
+        ),
         ("Made", origin.created.strftime("%Y-%m-%d %H:%M %Z").strip()),
     ]
 

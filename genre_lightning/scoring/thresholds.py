@@ -19,6 +19,8 @@ scores of a cross-validated logistic regression (``python -m benchmarks.threshol
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -27,6 +29,8 @@ from genre_lightning.errors import SettingError
 
 METHODS = ("expected", "shrunk", "shared", "per_genre")
 DEFAULT_METHOD = "expected"
+#: Of "shrunk" and "expected": a genre with that many positives goes about half the way.
+STRENGTH = 20.0
 # Probabilities are kept this far from 0 and 1 before a logit is taken of them.
 _EPS = 1e-6
 
@@ -36,7 +40,7 @@ def fit_thresholds(
     targets: Tensor,
     method: str = DEFAULT_METHOD,
     *,
-    strength: float = 20.0,
+    strength: float = STRENGTH,
     micro_weight: float = 0.6,
 ) -> Tensor:
     """Fit thresholds (G,) float32, on the device of ``scores``, to a validation split.
@@ -161,7 +165,37 @@ def best_mixed_cuts(scores: np.ndarray, targets: np.ndarray, micro_weight: float
 
 
 def calibrate(scores: np.ndarray, targets: np.ndarray, strength: float) -> np.ndarray:
-    """Probabilities (N, G) float64 that fit the targets, from scores that need not.
+    """Probabilities (N, G) float64 that fit the targets; see :func:`fit_calibration`."""
+    return _sigmoid(fit_calibration(scores, targets, strength).logits(scores))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What turns scores into probabilities: sigmoid(slope (logit(score) - mean) / sd + offsets).
+
+    Attributes:
+        mean, sd: of the logits of the scores that it was fitted to.
+        slope: common to all genres.
+        offset: likewise.
+        offsets: (G,) float64, of each genre, beside that.
+    """
+
+    mean: float
+    sd: float
+    slope: float
+    offset: float
+    offsets: np.ndarray
+
+    def logits(self, scores: np.ndarray) -> np.ndarray:
+        """(N, G) float64 calibrated logits of scores (N, G) in [0, 1]."""
+        standard = (_logit(scores) - self.mean) / self.sd
+        return self.slope * standard + self.offset + self.offsets
+
+
+def fit_calibration(
+    scores: np.ndarray, targets: np.ndarray, strength: float = STRENGTH
+) -> Calibration:
+    """Fit probabilities to targets, from scores that need not be any.
 
     One logistic regression over all cells, sigmoid(a logit(score) + b + c_g), after Platt 1999,
     "Probabilistic Outputs for Support Vector Machines". Slope and offset are common to all genres;
@@ -174,7 +208,8 @@ def calibrate(scores: np.ndarray, targets: np.ndarray, strength: float) -> np.nd
         strength: at least 0.
     """
     logits = _logit(scores)
-    logits = (logits - logits.mean()) / max(float(logits.std()), _EPS)
+    mean, sd = logits.mean(), max(float(logits.std()), _EPS)
+    logits = (logits - mean) / sd
     num_genres = logits.shape[1]
     # parameters: a, b, c_1 ... c_G; the small ridge keeps a finite where the scores tell all
     precision = np.concatenate([[1e-2, 1e-2], np.full(num_genres, strength + 1e-2)])
@@ -215,7 +250,7 @@ def calibrate(scores: np.ndarray, targets: np.ndarray, strength: float) -> np.nd
         while cost(parameters - size * step) > now - 1e-4 * size * decrease and size > 1e-9:
             size /= 2
         parameters = parameters - size * step
-    return _sigmoid(cells(parameters))
+    return Calibration(mean, sd, parameters[0], parameters[1], parameters[2:])
 
 
 def _f1_of_cuts(

@@ -100,14 +100,15 @@ def run_once(cfg: DictConfig, train: Train) -> Mapping[str, Any]:
     job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)
     check_started(job)
-    if not is_member():
+    # What can't be resumed from a checkpoint, such as genre-ask, goes on in its folder.
+    if not is_member() and "ckpt_path" in cfg:
         cfg.ckpt_path = starting_point(cfg.ckpt_path, folder)
     return _run(cfg, train, folder)
 
 
 def _run(cfg: DictConfig, train: Train, folder: Path) -> Mapping[str, Any]:
     """Train here, or in as many processes as the trainer asks for; give what was recorded."""
-    count = processes_to_start(cfg.trainer)
+    count = processes_to_start(cfg.get("trainer") or {})
     if count > 0:
         return run_in_processes(count, inspect.getfile(train), cfg, folder)
     job = HydraConfig.get()
@@ -129,8 +130,9 @@ def _run_in_sweep(cfg: DictConfig, train: Train, folder: Path) -> float | None:
         journal.write(status, job=label, folder=folder.name, **more)
 
     cfg.sweep.name = command["name"]
-    OmegaConf.update(cfg, "callbacks.progress_bar", None, force_add=True)
-    OmegaConf.update(cfg, "trainer.enable_progress_bar", False, force_add=True)
+    if cfg.get("trainer") is not None:
+        OmegaConf.update(cfg, "callbacks.progress_bar", None, force_add=True)
+        OmegaConf.update(cfg, "trainer.enable_progress_bar", False, force_add=True)
     try:
         earlier = read_result(folder)
         if earlier is not None and earlier["status"] == "completed":
@@ -205,6 +207,9 @@ def _output_into(path: Path) -> Iterator[None]:
 @contextmanager
 def _own_gpu(cfg: DictConfig, number: int) -> Iterator[None]:
     """Give the job a GPU that fewest jobs use, where there are several and it wants any one."""
+    if cfg.get("trainer") is None:
+        yield
+        return
     import torch
 
     count = torch.cuda.device_count()

@@ -1,0 +1,124 @@
+"""What a model has to answer, and whether it did: a JSON object, or a yes or no for each genre."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from genre_lightning.errors import UserError
+
+#: The key beside the genres.
+WHY = "why"
+HIGHEST = 100
+#: Characters of a ``why`` that are kept.
+MOST_OF_WHY = 1000
+
+_THOUGHT = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
+_FENCE = re.compile(r"\A\s*```(?:json)?\s*\n(.*?)\n?```\s*\Z", re.DOTALL)
+
+
+class Misfit(Exception):
+    """An answer that can't be used; the message is the reason."""
+
+
+def check_genres(genres: Sequence[str]) -> None:
+    """Refuse genres that can't be the keys of an answer.
+
+    Raises:
+        UserError: one is called like the key beside them.
+    """
+    if WHY in genres:
+        raise UserError(f"a genre of the dataset is called {WHY!r}, as is a key of the answers")
+
+
+def answer_schema(genres: Sequence[str], why_max_length: int | None = None) -> dict[str, Any]:
+    """The JSON schema of an answer: flat, each genre a whole number in 0..100, and ``why``.
+
+    Args:
+        genres: in the order in which they are answered.
+        why_max_length: characters of ``why``; None to set no limit, since some servers refuse one.
+    """
+    why: dict[str, Any] = {"type": "string"}
+    if why_max_length is not None:
+        why["maxLength"] = why_max_length
+    number = {"type": "integer", "minimum": 0, "maximum": HIGHEST}
+    return {
+        "type": "object",
+        "properties": {**{genre: dict(number) for genre in genres}, WHY: why},
+        "required": [*genres, WHY],
+        "additionalProperties": False,
+    }
+
+
+def read_answer(content: str, genres: Sequence[str]) -> tuple[tuple[float, ...], str]:
+    """Check an answer against the schema, since some servers accept one and ignore it.
+
+    A thought before it and a fence of Markdown around it are passed over.
+
+    Returns:
+        G scores in 0..1, and why.
+
+    Raises:
+        Misfit: it does not fit.
+    """
+    text = _THOUGHT.sub("", content)
+    fenced = _FENCE.match(text)
+    try:
+        pairs = json.loads(fenced[1] if fenced else text, object_pairs_hook=list)
+    except (ValueError, RecursionError):
+        raise Misfit(f"no JSON: {_shown(content)}") from None
+    if not isinstance(pairs, list) or not all(isinstance(pair, tuple) for pair in pairs):
+        raise Misfit(f"no JSON object: {_shown(content)}")
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise Misfit("a key comes twice")
+    wanted = {*genres, WHY}
+    missing = [name for name in (*genres, WHY) if name not in found]
+    if missing:
+        raise Misfit(f"no key {missing[0]!r}")
+    if unknown := [name for name in found if name not in wanted]:
+        raise Misfit(f"an unknown key {_shown(unknown[0])}")
+    why = found[WHY]
+    if not isinstance(why, str):
+        raise Misfit(f"{WHY!r} is no text")
+    # Halves of a surrogate pair are in no text that can be written.
+    said = why.encode("utf-8", "replace").decode("utf-8").strip()[:MOST_OF_WHY]
+    return tuple(_score(genre, found[genre]) for genre in genres), said
+
+
+def _score(genre: str, value: Any) -> float:
+    # As JSON schema has it, 85.0 is an integer and true is none.
+    whole = type(value) is int or (type(value) is float and value.is_integer())
+    if not whole or not 0 <= value <= HIGHEST:
+        raise Misfit(f"{genre!r} is {_shown(json.dumps(value))}, no whole number in 0..{HIGHEST}")
+    return float(value) / HIGHEST
+
+
+def yes_share(tokens: Sequence[tuple[str, float]]) -> float:
+    """The probability of yes among yes and no.
+
+    Args:
+        tokens: what could have come first in the answer, with their log-probabilities. Several
+            may stand for the same word: "Yes", " yes".
+
+    Raises:
+        Misfit: neither is among them.
+    """
+    sums = {"yes": 0.0, "no": 0.0}
+    for token, logprob in tokens:
+        word = token.strip().strip(".\"'").lower()
+        if word in sums and math.isfinite(logprob):
+            sums[word] += math.exp(min(logprob, 0.0))
+    total = sum(sums.values())
+    if not total:
+        likeliest = max(tokens, key=lambda pair: pair[1], default=("", 0.0))[0]
+        raise Misfit(f"neither yes nor no is likely; the likeliest beginning is {likeliest!r:.50}")
+    return sums["yes"] / total
+
+
+def _shown(text: str) -> str:
+    """The beginning of what a model wrote, in one line."""
+    return repr(" ".join(text.split())[:80])

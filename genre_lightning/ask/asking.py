@@ -1,0 +1,426 @@
+"""Asking about movies: so many requests at once, each answer on the disk before it counts."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias, TypeVar, final
+
+from genre_lightning.ask.answer import Misfit, read_answer, yes_share
+from genre_lightning.ask.book import AnswerBook, Record
+from genre_lightning.ask.pace import Spent, Stopped
+from genre_lightning.ask.poster import SentPoster
+from genre_lightning.ask.question import Questioner
+from genre_lightning.ask.server import (
+    ChatServer,
+    Reply,
+    RequestRefused,
+    ServerError,
+    Unanswered,
+    cancel_all,
+)
+from genre_lightning.cores import num_cores
+from genre_lightning.errors import UserError
+from genre_lightning.inputs.decode import PosterError
+from genre_lightning.movies.movie import Movie, PosterFile
+
+#: A server that refuses so many requests before it has answered any refuses them all.
+REFUSED_AT_FIRST = 3
+#: Threads that decode and encode posters.
+MOST_ENCODERS = 4
+
+#: Is given a movie's number and what was found of it.
+Tell = Callable[[int, Record], None]
+Read = TypeVar("Read")
+Item = TypeVar("Item")
+#: Movies by number, and None at the end.
+_Queue: TypeAlias = "asyncio.Queue[tuple[int, Item] | None]"
+
+
+class Interrupted(SystemExit):
+    """The user has ended the command, by a signal; the code is that of such an end."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A movie that is to be asked about.
+
+    Attributes:
+        id: of the movie.
+        key: see :meth:`genre_lightning.ask.question.Questioner.key`.
+        texts: that are shown, by column.
+        poster: that is shown; None for none.
+        fingerprint: of the poster; None for none.
+    """
+
+    id: str
+    key: str
+    texts: Mapping[str, str]
+    poster: SentPoster | None
+    fingerprint: str | None
+
+
+@dataclass
+class _Used:
+    """What the replies about one movie have taken together."""
+
+    asks: int = 0
+    seconds: float = 0.0
+    tokens: dict[str, int | None] = field(default_factory=dict)
+
+    def add(self, reply: Reply) -> None:
+        self.asks += 1
+        self.seconds += reply.seconds
+        for name in ("prompt_tokens", "completion_tokens"):
+            count, before = getattr(reply, name), self.tokens.get(name)
+            self.tokens[name] = before if count is None else (before or 0) + count
+
+
+@final
+class Asker:
+    """Asks a server about movies.
+
+    Args:
+        questioner: makes the questions.
+        server: entered, see :class:`~genre_lightning.ask.server.ChatServer`.
+        book: where answers are found and kept; None to keep none.
+        concurrency: requests at once.
+        ask_again: how often an answer that does not fit is asked for again.
+        again_temperature: of those requests.
+        give_up_after: movies without an answer, one after another; None for never.
+        say: shows a line to the user.
+
+    Attributes:
+        unreadable: posters that could not be read, by name, with the reason.
+
+    Raises:
+        UserError: a number out of its range.
+    """
+
+    def __init__(
+        self,
+        questioner: Questioner,
+        server: ChatServer,
+        book: AnswerBook | None = None,
+        *,
+        concurrency: int = 8,
+        ask_again: int = 2,
+        again_temperature: float = 0.7,
+        give_up_after: int | None = 10,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        for name, number, least in (
+            ("server.concurrency", concurrency, 1),
+            ("ask_again", ask_again, 0),
+            ("server.give_up_after", 1 if give_up_after is None else give_up_after, 1),
+        ):
+            if type(number) is not int or number < least:
+                raise UserError(f"{name}={number} must be a whole number of at least {least}")
+        if type(again_temperature) not in (int, float) or not 0 <= again_temperature <= 2:
+            raise UserError(f"again_temperature={again_temperature} must lie between 0 and 2")
+        self.questioner = questioner
+        self.server = server
+        self.book = book
+        self.concurrency = concurrency
+        self.ask_again = ask_again
+        self.again_temperature = again_temperature
+        self.give_up_after = give_up_after
+        self.say = say
+        self.unreadable: dict[str, str] = {}
+        self._encoders = ThreadPoolExecutor(
+            min(MOST_ENCODERS, num_cores()), thread_name_prefix="poster-encoder"
+        )
+        self._in_a_row = 0
+        self._under_way = 0
+        self._had_tokens = False
+        self._end: UserError | None = None
+        self._stop_code = 0
+
+    def close(self) -> None:
+        """End its threads."""
+        self._encoders.shutdown(cancel_futures=True)
+
+    async def run(self, movies: Iterable[Movie], tell: Tell) -> None:
+        """Ask about movies, in memory that does not grow with their number.
+
+        Args:
+            movies: consumed a few ahead of the requests.
+            tell: is given each movie's number and record, when that is on the disk.
+
+        Raises:
+            ServerError: the server can't be asked; what was answered is kept, as for the others.
+            UserError: nothing more may be asked, or too many movies had no answer.
+            Interrupted: by Ctrl-C or SIGTERM. Requests under way were waited for, unless it came
+                twice.
+        """
+        ready: _Queue[Question] = asyncio.Queue(self.concurrency)
+        found: _Queue[Record] = asyncio.Queue(4 * self.concurrency)
+        numbered = enumerate(movies)
+        feeders = [
+            asyncio.create_task(self._feed(numbered, ready, found)) for _ in range(MOST_ENCODERS)
+        ]
+        workers = [asyncio.create_task(self._work(ready, found)) for _ in range(self.concurrency)]
+        writer = asyncio.create_task(self._write(found, tell))
+
+        async def finish() -> None:
+            await asyncio.gather(*feeders)
+            for _ in workers:
+                await ready.put(None)
+            await asyncio.gather(*workers)
+            await found.put(None)
+
+        tasks = [*feeders, *workers, asyncio.create_task(finish())]
+        over = asyncio.ensure_future(
+            asyncio.wait([*tasks, writer], return_when=asyncio.FIRST_EXCEPTION)
+        )
+        try:
+            with self._signals(over):
+                await over
+        except asyncio.CancelledError:
+            if not self._stop_code:
+                raise
+        finally:
+            await cancel_all(tasks)
+            if not writer.done():
+                await found.put(None)
+            await asyncio.gather(writer, return_exceptions=True)
+        for task in (writer, *tasks):
+            if not task.cancelled() and (error := task.exception()) is not None:
+                raise error
+        if self._stop_code:
+            raise Interrupted(self._stop_code)
+        if self._end is not None:
+            raise self._end
+
+    @contextmanager
+    def _signals(self, over: asyncio.Future[Any]) -> Iterator[None]:
+        """Ctrl-C and SIGTERM let what is under way end; a second one does not wait for it."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        loop = asyncio.get_running_loop()
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def stop(number: int) -> None:
+            if self._stop_code:
+                over.cancel()
+                return
+            self._stop_code = 128 + number
+            self.server.pace.stop.set()
+            if self._under_way:
+                self.say(
+                    f"Stopping: waiting for {self._under_way} answers under way; Ctrl-C again "
+                    "does without them."
+                )
+
+        for number in before:
+            loop.add_signal_handler(number, stop, number)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                loop.remove_signal_handler(number)
+                signal.signal(number, handler)
+
+    async def _feed(
+        self,
+        numbered: Iterator[tuple[int, Movie]],
+        ready: _Queue[Question],
+        found: _Queue[Record],
+    ) -> None:
+        """Look movies up, and make questions of those that are not answered yet."""
+        for number, movie in numbered:
+            if self.server.pace.stop.is_set():
+                return
+            looked_up = await self.look_up(movie)
+            if isinstance(looked_up, Record):
+                await found.put((number, looked_up))
+            else:
+                await ready.put((number, looked_up))
+
+    async def _work(self, ready: _Queue[Question], found: _Queue[Record]) -> None:
+        """Ask one question after another."""
+        stop = self.server.pace.stop
+        while (entry := await ready.get()) is not None:
+            number, question = entry
+            if stop.is_set():
+                continue
+            self._under_way += 1
+            try:
+                record = await self.ask(question)
+            except Stopped:
+                continue
+            except Spent as error:
+                self._give_up(error)
+                continue
+            finally:
+                self._under_way -= 1
+            await found.put((number, record))
+            self._count_failure(record)
+
+    async def _write(self, found: _Queue[Record], tell: Tell) -> None:
+        """Bring records to the disk, as many at once as there are, and tell of them then."""
+        entry = await found.get()
+        while entry is not None:
+            entries = [entry]
+            while not found.empty() and (entry := found.get_nowait()) is not None:
+                entries.append(entry)
+            if self.book is not None:
+                new = [one for _, one in entries if one.key and not self.book.is_own(one.key)]
+                if new:
+                    await asyncio.to_thread(self.book.add, new)
+            for number, record in entries:
+                tell(number, record)
+            if entry is None:
+                return
+            entry = await found.get()
+
+    def _count_failure(self, record: Record) -> None:
+        """End the run where movie after movie has no answer."""
+        self._in_a_row = self._in_a_row + 1 if record.failed is not None else 0
+        if not self.server.answered and self._in_a_row >= REFUSED_AT_FIRST:
+            self._give_up(ServerError(f"{self.server.base_url}: {record.failed}"))
+        elif self.give_up_after is not None and self._in_a_row >= self.give_up_after:
+            self._give_up(
+                UserError(
+                    f"{self._in_a_row} movies one after another had no usable answer, the last one "
+                    f"since {record.failed}; server.give_up_after=null goes on all the same"
+                )
+            )
+
+    def _give_up(self, error: UserError) -> None:
+        """Begin no further request."""
+        self._end = self._end or error
+        self.server.pace.stop.set()
+
+    async def look_up(self, movie: Movie) -> Question | Record:
+        """The answer about a movie that is there already, or the question that is to be asked.
+
+        A movie that has none of the columns that are shown is recorded as failed.
+        """
+        texts = self.questioner.texts(movie)
+        poster = self.questioner.poster_of(movie)
+        sent, fingerprint = None, None
+        if poster is not None:
+            fingerprint = self.questioner.poster.fingerprint(poster)
+            # Not decoded again for an answer that is there.
+            image = None if self.book is None else self.book.images.get(fingerprint)
+            if image is not None and (record := self._find(movie.id, texts, image)) is not None:
+                return record
+            sent = await self.encode(poster)
+        if sent is None:
+            fingerprint = None
+        if not texts and sent is None:
+            nothing = " and ".join(f"no {name}" for name in self.questioner.show)
+            return Record(movie.id, "", None, failed=f"it has {nothing} to show")
+        digest = None if sent is None else sent.digest
+        record = self._find(movie.id, texts, digest)
+        if record is not None:
+            return record
+        key = self.questioner.key(movie.id, texts, digest)
+        return Question(movie.id, key, texts, sent, fingerprint)
+
+    def _find(self, movie_id: str, texts: Mapping[str, str], image: str | None) -> Record | None:
+        if self.book is None:
+            return None
+        record = self.book.find(self.questioner.key(movie_id, texts, image))
+        if record is None or set(record.scores or ()) != set(self.questioner.genres):
+            return None
+        return replace(record, id=movie_id)
+
+    async def encode(self, poster: PosterFile) -> SentPoster | None:
+        """A poster as it is sent; None for one that can't be read, which is noted."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._encoders, self._encode, poster)
+
+    def _encode(self, poster: PosterFile) -> SentPoster | None:
+        try:
+            return self.questioner.poster.encode(poster.read_bytes())
+        except (OSError, PosterError) as error:
+            self.unreadable[poster.name] = str(error)
+            return None
+
+    async def ask(self, question: Question) -> Record:
+        """Ask about one movie, again where an answer does not fit.
+
+        Raises:
+            ServerError, Spent, Stopped: as by the server.
+        """
+        used = _Used()
+        genres = self.questioner.genres
+        scores: dict[str, float] | None = None
+        why, failed = "", None
+        bodies = self.questioner.bodies(question.id, question.texts, question.poster)
+        try:
+            if self.questioner.answers == "json":
+                found, why = await self._fitting(next(bodies), self._read_json, used)
+                scores = dict(zip(genres, found, strict=True))
+            else:
+                shares = [await self._fitting(body, self._read_token, used) for body in bodies]
+                scores = dict(zip(genres, shares, strict=True))
+        except Misfit as error:
+            failed = f"its answer does not fit: {error}"
+        except (RequestRefused, Unanswered) as error:
+            failed = str(error)
+        return Record(
+            id=question.id,
+            key=question.key,
+            scores=scores,
+            why=why,
+            failed=failed,
+            asks=used.asks,
+            prompt_tokens=used.tokens.get("prompt_tokens"),
+            completion_tokens=used.tokens.get("completion_tokens"),
+            seconds=round(used.seconds, 3),
+            poster=question.fingerprint,
+            image=None if question.poster is None else question.poster.digest,
+        )
+
+    async def _fitting(
+        self, body: Mapping[str, Any], read: Callable[[Reply], Read], used: _Used
+    ) -> Read:
+        """What is read of the first reply that fits."""
+        for again in range(self.ask_again + 1):
+            reply = await self.server.chat(self._varied(body, again))
+            used.add(reply)
+            try:
+                return read(reply)
+            except Misfit:
+                if again == self.ask_again:
+                    raise
+        raise AssertionError("unreachable")
+
+    def _varied(self, body: Mapping[str, Any], again: int) -> Mapping[str, Any]:
+        """The same request, and by chance another answer."""
+        if not again:
+            return body
+        varied = dict(body)
+        if type(body.get("seed")) is int:
+            varied["seed"] = body["seed"] + again
+        # Not where a probability is asked for, which some servers give at this temperature.
+        if "temperature" in body and self.questioner.answers == "json":
+            varied["temperature"] = self.again_temperature
+        return varied
+
+    def _read_json(self, reply: Reply) -> tuple[tuple[float, ...], str]:
+        if reply.finish_reason == "length":
+            raise Misfit("it was cut off (finish_reason=length); parameters.max_tokens allows more")
+        if reply.content is None:
+            raise Misfit(f"it has no text (finish_reason={reply.finish_reason!s:.50})")
+        return read_answer(reply.content, self.questioner.genres)
+
+    def _read_token(self, reply: Reply) -> float:
+        if reply.tokens is None:
+            if not self._had_tokens:
+                raise ServerError(
+                    f"{self.server.base_url} gives no probabilities of tokens, which "
+                    "answers=logprobs needs: answers=json does without"
+                )
+            raise Misfit("it has no probabilities of tokens")
+        self._had_tokens = True
+        return yes_share(reply.tokens)

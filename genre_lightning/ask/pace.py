@@ -1,0 +1,155 @@
+"""How fast requests may follow each other, and how many there may be."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from genre_lightning.errors import UserError
+
+MINUTE = 60.0
+
+
+class Stopped(Exception):
+    """The user ends the command, while it waits."""
+
+
+class Spent(UserError):
+    """As many requests or tokens as were allowed have been used."""
+
+
+@dataclass
+class Turn:
+    """A request: when it was allowed, and the tokens it took, expected until they are known."""
+
+    at: float
+    tokens: float
+
+
+class Pace:
+    """Limits on requests and on tokens, in any minute and in all. Retries are requests, too.
+
+    Args:
+        requests_per_minute: None for no limit, as for the others.
+        tokens_per_minute: of prompts and answers together. What a request will take is not known
+            before: the mean of those before it is expected.
+        max_requests: of this command in all.
+        max_tokens: of this command in all; requests under way may take some more.
+        clock: seconds.
+
+    Attributes:
+        stop: set to end all waiting.
+        requests: how many there were.
+        tokens: how many they took, as far as is known.
+
+    Raises:
+        UserError: a limit that is no whole number of at least 1.
+    """
+
+    def __init__(
+        self,
+        requests_per_minute: int | None = None,
+        tokens_per_minute: int | None = None,
+        max_requests: int | None = None,
+        max_tokens: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        limits = {
+            "requests_per_minute": requests_per_minute,
+            "tokens_per_minute": tokens_per_minute,
+            "max_requests": max_requests,
+            "max_tokens": max_tokens,
+        }
+        for name, limit in limits.items():
+            if limit is not None and (type(limit) is not int or limit < 1):
+                raise UserError(f"server.{name}={limit} must be a whole number of at least 1")
+        self.requests_per_minute = requests_per_minute
+        self.tokens_per_minute = tokens_per_minute
+        self.max_requests = max_requests
+        self.max_tokens = max_tokens
+        self.stop = asyncio.Event()
+        self.requests = 0
+        self.tokens = 0
+        self._told = 0
+        self._clock = clock
+        self._not_before = float("-inf")
+        self._recent: deque[Turn] = deque()
+        self._order = asyncio.Lock()
+
+    async def turn(self) -> Turn:
+        """Wait until a request may be sent.
+
+        Raises:
+            Spent: no more are allowed.
+            Stopped: while waiting.
+        """
+        async with self._order:
+            while True:
+                self._check_total()
+                seconds = self.wait()
+                if seconds <= 0:
+                    break
+                await self.pause(seconds)
+            turn = Turn(self._clock(), self._expected())
+            self._recent.append(turn)
+            self.requests += 1
+            return turn
+
+    def took(self, turn: Turn, tokens: int | None) -> None:
+        """Say how many tokens a request has taken; None where the server does not tell."""
+        if tokens is None:
+            return
+        turn.tokens = tokens
+        self.tokens += tokens
+        self._told += 1
+
+    def hold(self, seconds: float) -> None:
+        """Let no request begin for so long."""
+        self._not_before = max(self._not_before, self._clock() + seconds)
+
+    def wait(self) -> float:
+        """Seconds until a request may be sent, as far as is known now."""
+        now = self._clock()
+        while self._recent and self._recent[0].at <= now - MINUTE:
+            self._recent.popleft()
+        free = self._not_before
+        limit = self.requests_per_minute
+        if limit is not None and len(self._recent) >= limit:
+            free = max(free, self._recent[len(self._recent) - limit].at + MINUTE)
+        if self.tokens_per_minute is not None:
+            excess = sum(turn.tokens for turn in self._recent) + self._expected()
+            excess -= self.tokens_per_minute
+            for turn in self._recent:
+                if excess <= 0:
+                    break
+                excess -= turn.tokens
+                free = max(free, turn.at + MINUTE)
+        return free - now
+
+    async def pause(self, seconds: float) -> None:
+        """Sleep.
+
+        Raises:
+            Stopped: at once when ``stop`` is set.
+        """
+        try:
+            await asyncio.wait_for(self.stop.wait(), seconds)
+        except TimeoutError:
+            return
+        raise Stopped
+
+    def _expected(self) -> float:
+        return self.tokens / self._told if self._told else 0.0
+
+    def _check_total(self) -> None:
+        if self.stop.is_set():
+            raise Stopped
+        for name, used, limit in (
+            ("max_requests", self.requests, self.max_requests),
+            ("max_tokens", self.tokens, self.max_tokens),
+        ):
+            if limit is not None and used >= limit:
+                raise Spent(f"server.{name}={limit} is used up")

@@ -1,0 +1,81 @@
+"""A poster as the server is sent it: a JPEG inside of a data: URL."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+from dataclasses import dataclass
+
+from PIL import Image
+
+from genre_lightning.errors import UserError
+from genre_lightning.inputs.decode import DECODER_VERSION, decode_poster, upright_size
+from genre_lightning.movies.movie import PosterFile
+from genre_lightning.store import content_key
+
+#: Vision models cut an image into squares of up to so many pixels, and refuse less than one.
+LEAST_SIDE = 28
+MOST_SIDE = 4096
+
+
+@dataclass(frozen=True)
+class SentPoster:
+    """An encoded poster.
+
+    Attributes:
+        url: the data: URL.
+        digest: of the JPEG, 32 hex digits.
+    """
+
+    url: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class PosterFormat:
+    """How posters are sent.
+
+    Attributes:
+        side: pixels of the longer side; a smaller poster is not enlarged.
+        quality: of the JPEG, 1 to 95.
+
+    Raises:
+        UserError: one of them is out of its range.
+    """
+
+    side: int = 512
+    quality: int = 85
+
+    def __post_init__(self) -> None:
+        if type(self.side) is not int or not LEAST_SIDE <= self.side <= MOST_SIDE:
+            raise UserError(
+                f"poster.side={self.side} must be a whole number in {LEAST_SIDE}..{MOST_SIDE}"
+            )
+        if type(self.quality) is not int or not 1 <= self.quality <= 95:
+            raise UserError(f"poster.quality={self.quality} must be a whole number in 1..95")
+
+    def fingerprint(self, poster: PosterFile) -> str:
+        """32 hex digits that stand for the JPEG, without reading the poster."""
+        name, size, stamp = poster.name, poster.size, poster.stamp
+        return content_key("poster", name, size, stamp, self.side, self.quality, DECODER_VERSION)
+
+    def encode(self, data: bytes) -> SentPoster:
+        """Decode a poster and write it as a JPEG in its own proportions.
+
+        Raises:
+            PosterError: it can't be decoded.
+        """
+        # Decoded first: what can't be is named by the reason, and its size is not asked for.
+        decode_poster(data, LEAST_SIDE)
+        width, height = upright_size(data)
+        scale = min(1.0, self.side / max(width, height))
+        size = tuple(max(LEAST_SIDE, round(side * scale)) for side in (height, width))
+        pixels = decode_poster(data, (size[0], size[1]))
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "JPEG", quality=self.quality)
+        jpeg = buffer.getvalue()
+        return SentPoster(
+            "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii"),
+            hashlib.blake2b(jpeg, digest_size=16).hexdigest(),
+        )

@@ -1,0 +1,319 @@
+"""What is asked about a movie: messages by a template, the answer's form, and the parameters."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, final
+
+from jinja2 import StrictUndefined, TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from genre_lightning.ask.answer import HIGHEST, WHY, answer_schema, check_genres
+from genre_lightning.ask.poster import PosterFormat, SentPoster
+from genre_lightning.errors import UserError
+from genre_lightning.movies.movie import Movie, PosterFile
+from genre_lightning.store import content_key
+
+#: Part of every question's key: raise it when the same settings ask something else than before.
+QUESTION_VERSION = 1
+#: Each genre 0 to 100 in one JSON object; or yes or no for each genre, by the token's probability.
+ANSWERS = ("json", "logprobs")
+POSTER = "poster"
+MOST_EXAMPLES = 64
+
+
+@dataclass(frozen=True)
+class Example:
+    """A movie of train with its genres, shown before the question.
+
+    Attributes:
+        id: of the movie, about which it is not shown.
+        columns: texts by column.
+        genres: its own.
+        poster: as it is sent; None for none.
+    """
+
+    id: str
+    columns: Mapping[str, str]
+    genres: tuple[str, ...]
+    poster: SentPoster | None = None
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A file of ``conf/prompt``.
+
+    Attributes:
+        name: of the variant.
+        system: Jinja template of the first message, given ``genres``, ``definitions``, ``answers``
+            ("json" or "logprobs") and ``why``, the name of that key.
+        user: likewise of the question, given also ``columns``, the texts by name, ``poster``,
+            whether one is shown, and ``genre``, the one in question, or None for all.
+        examples: how many movies of train are shown, with their genres.
+        example_posters: show their posters, too, where posters are shown.
+        definitions: what genres mean, by genre.
+    """
+
+    name: str
+    system: str
+    user: str
+    examples: int = 0
+    example_posters: bool = False
+    definitions: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if type(self.examples) is not int or not 0 <= self.examples <= MOST_EXAMPLES:
+            raise UserError(f"prompt.examples={self.examples} is not in 0..{MOST_EXAMPLES}")
+
+
+@final
+class Questioner:
+    """Makes questions about movies, the same for the same movie and settings.
+
+    Args:
+        base_url: of the server, part of every key.
+        model: its name there.
+        genres: G, in the dataset's order.
+        show: columns of a movie that are shown, "poster" as an image.
+        prompt: templates.
+        examples: movies of train; one more than are shown, to take the place of the movie asked
+            about.
+        answers: one of ``ANSWERS``.
+        parameters: of each request, such as temperature and max_tokens; null leaves one out.
+        why_max_length: see :func:`genre_lightning.ask.answer.answer_schema`.
+        top_logprobs: tokens whose probabilities are asked for.
+        poster: how posters are sent.
+
+    Raises:
+        UserError: something of it can't be used, named as in the configuration.
+    """
+
+    def __init__(
+        self,
+        *,
+        base_url: str,
+        model: str,
+        genres: Sequence[str],
+        show: Sequence[str],
+        prompt: Prompt,
+        examples: Sequence[Example] = (),
+        answers: str = "json",
+        parameters: Mapping[str, Any] | None = None,
+        why_max_length: int | None = None,
+        top_logprobs: int = 20,
+        poster: PosterFormat | None = None,
+    ) -> None:
+        check_genres(genres)
+        if answers not in ANSWERS:
+            raise UserError(f"answers={answers} is none of {', '.join(ANSWERS)}")
+        if not show or len(set(show)) < len(show):
+            raise UserError(f"show={list(show)} must name one or more columns, each once")
+        if why_max_length is not None and (type(why_max_length) is not int or why_max_length < 1):
+            raise UserError(f"why_max_length={why_max_length} must be a whole number above 0")
+        if type(top_logprobs) is not int or top_logprobs < 2:
+            raise UserError(f"top_logprobs={top_logprobs} must be a whole number of at least 2")
+        self.base_url = base_url
+        self.model = model
+        self.genres = tuple(genres)
+        self.show = tuple(show)
+        self.prompt = prompt
+        self.examples = tuple(examples)
+        self.answers = answers
+        self.parameters = {k: v for k, v in (parameters or {}).items() if v is not None}
+        self.why_max_length = why_max_length
+        self.top_logprobs = top_logprobs
+        self.poster = poster or PosterFormat()
+        taken = {"model", "messages", "stream", "response_format", "logprobs", "top_logprobs"}
+        for name in sorted(taken & set(self.parameters)):
+            raise UserError(f"parameters.{name}: that is set by the command itself")
+        environment = ImmutableSandboxedEnvironment(
+            undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        )
+        try:
+            self._system = environment.from_string(prompt.system)
+            self._user = environment.from_string(prompt.user)
+        except TemplateError as error:
+            raise UserError(f"prompt={prompt.name}: no Jinja template: {error}") from error
+        # Once, so that a template that names something unknown is told before anything is asked.
+        self._render(Movie("", dict.fromkeys(self.show, ""), (), None, ""))
+
+    def _render(self, movie: Movie) -> None:
+        self.messages(self.texts(movie) or {"title": ""}, None, self.genres[0])
+
+    def texts(self, movie: Movie) -> dict[str, str]:
+        """The columns of a movie that are shown as text."""
+        shown = {name: movie.value(name) for name in self.show}
+        return {name: text for name, text in shown.items() if isinstance(text, str) and text}
+
+    def poster_of(self, movie: Movie) -> PosterFile | None:
+        """The poster that is to be shown; None for a movie without, or where none is shown."""
+        poster = movie.value(POSTER) if POSTER in self.show else None
+        return poster if isinstance(poster, PosterFile) and poster.exists else None
+
+    def bodies(
+        self, movie_id: str, texts: Mapping[str, str], poster: SentPoster | None
+    ) -> Iterator[dict[str, Any]]:
+        """The requests for a movie: one, or one for each genre."""
+        if self.answers == "json":
+            schema = answer_schema(self.genres, self.why_max_length)
+            named = {"name": "genres", "strict": True, "schema": schema}
+            yield {
+                "model": self.model,
+                "messages": self.messages(texts, poster, None, movie_id),
+                **self.parameters,
+                "response_format": {"type": "json_schema", "json_schema": named},
+            }
+            return
+        for genre in self.genres:
+            yield {
+                "model": self.model,
+                "messages": self.messages(texts, poster, genre, movie_id),
+                **self.parameters,
+                self._limit(): 1,
+                "logprobs": True,
+                "top_logprobs": self.top_logprobs,
+            }
+
+    def _limit(self) -> str:
+        """The parameter that limits the answer's length, as it is called for this model."""
+        newer = "max_completion_tokens"
+        return newer if newer in self.parameters else "max_tokens"
+
+    def messages(
+        self,
+        texts: Mapping[str, str],
+        poster: SentPoster | None,
+        genre: str | None,
+        movie_id: str = "",
+    ) -> list[dict[str, Any]]:
+        """What is said to the model.
+
+        Args:
+            texts: of the movie, by column.
+            poster: of the movie; None for none.
+            genre: the one in question; None for all.
+            movie_id: of the movie, which is none of the examples.
+
+        Raises:
+            UserError: a template names something that there is not.
+        """
+        given = {
+            "genres": list(self.genres),
+            "definitions": {g: d for g, d in self.prompt.definitions.items() if g in self.genres},
+            "answers": self.answers,
+            "why": WHY,
+        }
+        others = [example for example in self.examples if example.id != movie_id]
+        try:
+            system = self._system.render(given).strip()
+            said: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
+            for example in others[: self.prompt.examples]:
+                said.append(self._turn(given, example.columns, example.poster, genre))
+                said.append({"role": "assistant", "content": self._right(example, genre)})
+            said.append(self._turn(given, texts, poster, genre))
+        except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
+            raise UserError(f"prompt={self.prompt.name}: {error}") from error
+        return said
+
+    def _turn(
+        self,
+        given: Mapping[str, Any],
+        texts: Mapping[str, str],
+        poster: SentPoster | None,
+        genre: str | None,
+    ) -> dict[str, Any]:
+        text = self._user.render(
+            {**given, "columns": dict(texts), "poster": poster is not None, "genre": genre}
+        ).strip()
+        if poster is None:
+            # A plain text is understood by servers of models without eyes as well.
+            return {"role": "user", "content": text}
+        image = {"type": "image_url", "image_url": {"url": poster.url}}
+        return {"role": "user", "content": [{"type": "text", "text": text}, image]}
+
+    def _right(self, example: Example, genre: str | None) -> str:
+        if genre is not None:
+            return "yes" if genre in example.genres else "no"
+        numbers = {name: HIGHEST * (name in example.genres) for name in self.genres}
+        why = f"It is known as {', '.join(example.genres)}."
+        return json.dumps({**numbers, WHY: why}, ensure_ascii=False)
+
+    def key(self, movie_id: str, texts: Mapping[str, str], image: str | None) -> str:
+        """Stands for URL, model, messages and parameters; images count by their digests.
+
+        Args:
+            movie_id: of the movie.
+            texts: of the movie, by column.
+            image: digest of its poster as it is sent; None for none.
+        """
+        sent = None if image is None else SentPoster(image, image)
+        shown = [
+            None if one.poster is None else one.poster.digest
+            for one in self.examples
+            if one.id != movie_id
+        ]
+        bodies = list(self.bodies(movie_id, texts, sent))
+        for body in bodies:
+            _replace_images(body["messages"][:-1], iter(shown))
+        return content_key("question", QUESTION_VERSION, self.base_url, self.answers, bodies)
+
+    def to_plain(self) -> dict[str, Any]:
+        """All that makes the same questions again, as JSON; no key is in it."""
+        return {
+            "base_url": self.base_url,
+            "model": self.model,
+            "genres": list(self.genres),
+            "show": list(self.show),
+            "prompt": {**vars(self.prompt), "definitions": dict(self.prompt.definitions)},
+            "examples": [
+                {
+                    "id": one.id,
+                    "columns": dict(one.columns),
+                    "genres": list(one.genres),
+                    "poster": None if one.poster is None else vars(one.poster),
+                }
+                for one in self.examples
+            ],
+            "answers": self.answers,
+            "parameters": self.parameters,
+            "why_max_length": self.why_max_length,
+            "top_logprobs": self.top_logprobs,
+            "poster": vars(self.poster),
+        }
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> Questioner:
+        """What :meth:`to_plain` gave.
+
+        Raises:
+            TypeError, LookupError, ValueError, UserError: it is something else.
+        """
+        examples = [
+            Example(
+                one["id"],
+                one["columns"],
+                tuple(one["genres"]),
+                None if one["poster"] is None else SentPoster(**one["poster"]),
+            )
+            for one in plain["examples"]
+        ]
+        return cls(
+            **{
+                **plain,
+                "prompt": Prompt(**plain["prompt"]),
+                "poster": PosterFormat(**plain["poster"]),
+                "examples": examples,
+            }
+        )
+
+
+def _replace_images(messages: Sequence[Mapping[str, Any]], digests: Iterator[str | None]) -> None:
+    """Put digests in the place of the examples' images, in place."""
+    for message in messages:
+        if message["role"] != "user":
+            continue
+        digest = next(digests)
+        if digest is not None:
+            message["content"][1]["image_url"]["url"] = digest

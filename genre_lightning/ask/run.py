@@ -1,0 +1,373 @@
+"""A run of questions over a dataset: which movies, which examples, and what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from genre_lightning.ask.asking import Asker, Interrupted
+from genre_lightning.ask.book import NAME, AnswerBook, Record
+from genre_lightning.ask.pace import Pace
+from genre_lightning.ask.poster import PosterFormat
+from genre_lightning.ask.question import POSTER, Example, Prompt, Questioner
+from genre_lightning.ask.server import ChatServer, ServerError, read_key
+from genre_lightning.errors import UserError
+from genre_lightning.files import whole_file
+from genre_lightning.inputs.decode import PosterError
+from genre_lightning.movies.movie import Movie, MovieSet, PosterFile
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+#: What makes the same questions again, in a run folder.
+ASKED = "asked.json"
+#: Movies without an answer that are named in the terminal.
+MOST_NAMED = 5
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """The part ``server`` of conf/ask.yaml, where each is explained; None for no limit."""
+
+    concurrency: int = 8
+    timeout: float = 300
+    retries: int = 6
+    longest_wait: float = 600
+    give_up_after: int | None = 10
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    max_requests: int | None = None
+    max_tokens: int | None = None
+
+    def pace(self) -> Pace:
+        """Its limits."""
+        return Pace(
+            self.requests_per_minute, self.tokens_per_minute, self.max_requests, self.max_tokens
+        )
+
+
+@dataclass
+class Answers:
+    """What was found of the movies of a dataset.
+
+    Attributes:
+        scores: (N, G) float32 in [0, 1] of all N movies of the dataset, nan where there is none.
+        keys: of the questions that were answered, by the movie's place.
+        failed: why there is no answer, by the movie's place.
+        found: how many were there already.
+        prompt_tokens: of all movies, whenever they were asked; as far as the server told.
+        completion_tokens: likewise.
+        seconds: of all replies.
+        told: how many movies' tokens are known.
+        asked: how many had a reply.
+    """
+
+    scores: np.ndarray
+    keys: dict[int, str] = field(default_factory=dict)
+    failed: dict[int, str] = field(default_factory=dict)
+    found: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    seconds: float = 0.0
+    told: int = 0
+    asked: int = 0
+
+    @property
+    def tokens_per_movie(self) -> float | None:
+        """Prompt and answer together; None where the server tells of none."""
+        return (self.prompt_tokens + self.completion_tokens) / self.told if self.told else None
+
+    @property
+    def seconds_per_movie(self) -> float | None:
+        """From sending to the end of the reply, all requests of a movie; None for none."""
+        return self.seconds / self.asked if self.asked else None
+
+    def add(self, row: int, record: Record, genres: Sequence[str]) -> None:
+        """Note what was found of the movie at this place."""
+        if record.scores is None:
+            self.failed[row] = record.failed or "it has no answer"
+        else:
+            self.scores[row] = [record.scores[genre] for genre in genres]
+            self.keys[row] = record.key
+        self.asked += record.asks > 0
+        self.seconds += record.seconds
+        self.told += record.tokens is not None
+        self.prompt_tokens += record.prompt_tokens or 0
+        self.completion_tokens += record.completion_tokens or 0
+
+
+def choose_rows(rows: np.ndarray, limit: int | None, name: str, least: int = 1) -> np.ndarray:
+    """So many movies of a split, the same ones for the same number, and of fewer a part of them.
+
+    Args:
+        rows: (N,) int64, sorted.
+        limit: None for all.
+        name: of the option, for messages.
+        least: that it may be.
+
+    Raises:
+        UserError: it is no such number.
+    """
+    if limit is None:
+        return rows
+    if type(limit) is not int or limit < least:
+        raise UserError(f"{name}={limit} must be a whole number of at least {least}, or null")
+    drawn: np.ndarray = np.random.default_rng(0).permutation(len(rows))[:limit]
+    return np.sort(rows[drawn])
+
+
+def check_shown(movies: MovieSet, show: Sequence[str]) -> None:
+    """Refuse columns that the dataset does not have.
+
+    Raises:
+        UserError: naming those that there are.
+    """
+    for name in show:
+        if name not in movies.columns():
+            raise UserError(
+                f"show: no movie of the dataset has a column {name!r}; it has "
+                f"{', '.join(movies.columns())}. Further columns are joined by "
+                "data.columns=FILE.csv"
+            )
+
+
+def draw_examples(
+    movies: Sequence[Movie],
+    train: np.ndarray,
+    prompt: Prompt,
+    show: Sequence[str],
+    poster: PosterFormat,
+    seed: int,
+) -> list[Example]:
+    """Movies of train to show before the question, which have all that is shown of a movie.
+
+    One more than the prompt asks for: where one of them is itself asked about, it stands in.
+
+    Args:
+        movies: of the dataset.
+        train: (n,) int64, places of the movies to draw from.
+        prompt: says how many, and whether with posters.
+        show: columns that are shown.
+        poster: how posters are sent.
+        seed: of the drawing.
+
+    Raises:
+        UserError: there are too few, or nothing of them would be shown.
+    """
+    if not prompt.examples:
+        return []
+    texts = [name for name in show if name != POSTER]
+    pictured = prompt.example_posters and POSTER in show
+    if not texts and not pictured:
+        raise UserError(
+            f"prompt={prompt.name} shows examples, and with show=[{POSTER}] there is nothing of "
+            "them to see: prompt.example_posters=true shows their posters"
+        )
+    examples: list[Example] = []
+    for row in np.random.default_rng(seed).permutation(train).tolist():
+        movie = movies[row]
+        columns = {name: movie.value(name) for name in texts}
+        if not all(isinstance(text, str) and text for text in columns.values()):
+            continue
+        sent = None
+        if pictured:
+            file = movie.value(POSTER)
+            if not isinstance(file, PosterFile) or not file.exists:
+                continue
+            try:
+                sent = poster.encode(file.read_bytes())
+            except (OSError, PosterError):
+                continue
+        named = {name: str(text) for name, text in columns.items()}
+        examples.append(Example(movie.id, named, movie.genres, sent))
+        if len(examples) > prompt.examples:
+            return examples
+    raise UserError(
+        f"prompt.examples={prompt.examples}: only {len(examples)} movies of train have all of "
+        f"{', '.join(show)}, and one more than the examples is needed"
+    )
+
+
+def open_book(folder: Path, reuse: str | None) -> AnswerBook:
+    """The answers of a run folder, and those of the runs below ``reuse``."""
+    own = folder / NAME
+    others: list[Path] = []
+    if reuse is not None and Path(reuse).is_dir():
+        found = (path for path in Path(reuse).rglob(NAME) if path.resolve() != own.resolve())
+        others = sorted(found, key=lambda path: path.stat().st_mtime)
+    return AnswerBook(own, others)
+
+
+def save_questioner(folder: Path, questioner: Questioner, **more: Any) -> None:
+    """Write what makes the same questions again; ``more`` are arguments of the asker."""
+    with whole_file(folder / ASKED) as file:
+        file.write(json.dumps({"questioner": questioner.to_plain(), **more}, indent=2) + "\n")
+
+
+def load_questioner(folder: Path) -> tuple[Questioner, dict[str, Any]]:
+    """What :func:`save_questioner` wrote.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    path = folder / ASKED
+    try:
+        plain = json.loads(path.read_text("utf-8"))
+        return Questioner.from_plain(plain.pop("questioner")), plain
+    except FileNotFoundError:
+        raise UserError(f"{folder}: there is no {ASKED}, so it is no run of genre-ask") from None
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise UserError(f"{path}: can't be used: {str(error)[:300]}") from error
+
+
+@contextmanager
+def progress_bar(console: Console, total: int, answers: Answers) -> Iterator[Any]:
+    """A bar with movies, tokens and time left, where the console is a terminal.
+
+    Yields:
+        A function to call after each movie.
+    """
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    bar = Progress(
+        TextColumn("asking"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("movies, {task.fields[tokens]:,} tokens, {task.fields[failed]} without answer"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    with bar:
+        task = bar.add_task("asking", total=total, tokens=0, failed=0)
+
+        def update() -> None:
+            tokens = answers.prompt_tokens + answers.completion_tokens
+            bar.update(task, advance=1, tokens=tokens, failed=len(answers.failed))
+
+        yield update
+
+
+def ask_rows(
+    movies: MovieSet,
+    rows: np.ndarray,
+    questioner: Questioner,
+    book: AnswerBook,
+    settings: ServerSettings,
+    console: Console,
+    *,
+    api_key_env: str | None = None,
+    ask_again: int = 2,
+    again_temperature: float = 0.7,
+) -> Answers:
+    """Ask about movies of a dataset; those that the book knows are not asked about again.
+
+    Args:
+        movies: of the dataset.
+        rows: (n,) int64, places of those to ask about.
+        questioner: makes the questions.
+        book: of the run.
+        settings: of the server.
+        console: where the bar is shown.
+        api_key_env: name of the environment variable that holds the key.
+        ask_again: see :class:`~genre_lightning.ask.asking.Asker`, as the next one.
+        again_temperature: likewise.
+
+    Raises:
+        UserError: the server can't be asked, or no more; the message says how to go on.
+        Interrupted: by the user.
+    """
+    genres = questioner.genres
+    answers = Answers(np.full((len(movies.movies), len(genres)), np.nan, dtype=np.float32))
+    server = ChatServer(
+        questioner.base_url,
+        api_key=read_key(api_key_env),
+        key_name=api_key_env,
+        pace=settings.pace(),
+        timeout=settings.timeout,
+        retries=settings.retries,
+        longest_wait=settings.longest_wait,
+    )
+    asker = Asker(
+        questioner,
+        server,
+        book,
+        concurrency=settings.concurrency,
+        ask_again=ask_again,
+        again_temperature=again_temperature,
+        give_up_after=settings.give_up_after,
+        say=console.print,
+    )
+    known = len(book)
+
+    async def run() -> None:
+        async with server:
+            with progress_bar(console, len(rows), answers) as update:
+
+                def tell(number: int, record: Record) -> None:
+                    answers.add(int(rows[number]), record, genres)
+                    update()
+
+                await asker.run((movies.movies[row] for row in rows.tolist()), tell)
+
+    try:
+        asyncio.run(run())
+    except Interrupted:
+        console.print(f"Stopped. {_kept(answers, rows, book)}", soft_wrap=True)
+        raise
+    except UserError as error:
+        if not answers.keys:
+            raise
+        raise type(error)(f"{error}. {_kept(answers, rows, book)}") from error
+    finally:
+        asker.close()
+        for name, reason in asker.unreadable.items():
+            console.print(f"unreadable, not shown: {name} ({reason})", soft_wrap=True)
+    answers.found = min(known, len(answers.keys))
+    if not answers.keys:
+        reason = next(iter(answers.failed.values()), "there is none")
+        raise ServerError(f"{questioner.base_url}: no movie was answered; the first: {reason}")
+    return answers
+
+
+def _kept(answers: Answers, rows: np.ndarray, book: AnswerBook) -> str:
+    return (
+        f"{len(answers.keys):,} of {len(rows):,} movies are answered, in {book.path}; the same "
+        "command goes on from there"
+    )
+
+
+def unanswered_line(movies: MovieSet, split: str, rows: np.ndarray, answers: Answers) -> str | None:
+    """What to say of movies without an answer; None where there are none."""
+    failed = [row for row in rows.tolist() if row in answers.failed]
+    if not failed:
+        return None
+    named = [f"{movies.movies[row].id} ({answers.failed[row]})" for row in failed[:MOST_NAMED]]
+    more = f" and {len(failed) - MOST_NAMED} more" if len(failed) > MOST_NAMED else ""
+    return (
+        f"{split}: {len(failed):,} of {len(rows):,} movies have no answer and count as wrong: "
+        f"{'; '.join(named)}{more}"
+    )
+
+
+def whys(answers: Answers, book: AnswerBook, rows: np.ndarray) -> Mapping[int, str]:
+    """What the model gave as its reason, by the movie's place."""
+    found = {}
+    for row in rows.tolist():
+        record = book.find(answers.keys[row]) if row in answers.keys else None
+        if record is not None and record.why:
+            found[row] = record.why
+    return found

@@ -1,0 +1,152 @@
+"""A language model's answers scored as a trained model's: calibrated, with fitted thresholds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genre_lightning.ask.question import POSTER, Questioner
+from genre_lightning.checkpoint.model import TrainedModel
+from genre_lightning.data.datamodule import MovieDataModule
+from genre_lightning.errors import UserError
+from genre_lightning.files import whole_file
+from genre_lightning.inputs.vectors import LEAST_PROBABILITY, VectorsInput
+from genre_lightning.models.fusion import ACTIVATIONS
+from genre_lightning.models.networks import build_network
+from genre_lightning.report.evaluation import SplitScores
+from genre_lightning.scoring.thresholds import Calibration, fit_calibration, fit_thresholds
+
+#: The one branch of the model that the answers are.
+BRANCH = "answers"
+FILE = "answers.npz"
+#: What a movie without an answer scores, for the loss; for all else it scores 0.
+_NOTHING = 1e-6
+
+
+def save_answers(path: Path, ids: Sequence[str], scores: np.ndarray, genres: Sequence[str]) -> None:
+    """Write the answers as the input ``vectors`` reads them; movies without one are left out.
+
+    Args:
+        path: of the ``.npz``.
+        ids: of N movies.
+        scores: (N, G) float32 in [0, 1]; a row of nan for a movie without an answer.
+        genres: G names, in the order of the columns.
+    """
+    answered = ~np.isnan(scores).any(axis=1)
+    with whole_file(path, "wb") as file:
+        np.savez(
+            file,
+            ids=np.array([one for one, has in zip(ids, answered, strict=True) if has], dtype=str),
+            x=scores[answered],
+            genres=np.array(genres, dtype=str),
+        )
+
+
+def calibrated(
+    questioner: Questioner, data: MovieDataModule, rows: np.ndarray, scores: np.ndarray, path: Path
+) -> TrainedModel:
+    """The model that the answers are, calibrated on validation movies, thresholds and all.
+
+    A linear one: a slope that all genres share, and an offset for each. Movies without an answer
+    tell it nothing.
+
+    Args:
+        questioner: whose answers they are.
+        data: set up.
+        rows: (N,) int64, places of the validation movies that were asked about.
+        scores: (N, G) float32 in [0, 1]; a row of nan for a movie without an answer.
+        path: of the answers' file.
+
+    Raises:
+        UserError: no validation movie was answered.
+    """
+    answered = ~np.isnan(scores).any(axis=1)
+    if not answered.any():
+        raise UserError(
+            f"none of the {len(rows):,} validation movies has an answer, and thresholds are fitted "
+            "on them"
+        )
+    given = VectorsInput(str(path))
+    given.width = len(questioner.genres)
+    network = build_network(
+        len(questioner.genres),
+        {BRANCH: {"name": "embedding_head", "hidden": 0, "norm": "none", "input_dropout": 0.0}},
+        {BRANCH: given},
+    ).eval()
+    model = TrainedModel(
+        network=network,
+        activation="sigmoid",
+        loss={"name": "bce"},
+        genres=questioner.genres,
+        thresholds=torch.full((len(questioner.genres),), 0.5),
+        inputs={BRANCH: given},
+        data=data.describe()["data"],
+        shows={name: "poster" if name == POSTER else "text" for name in questioner.show},
+    )
+    found = _clipped(scores[answered], questioner.answers)
+    targets = data.labels[rows[answered]].astype(np.float64)
+    _set(model, fit_calibration(found, targets))
+    values, labels = score_answers(model, questioner, data, "val", rows, scores), answered
+    model.thresholds.copy_(fit_thresholds(values.scores[labels], values.targets[labels]))
+    return model
+
+
+def _set(model: TrainedModel, calibration: Calibration) -> None:
+    """Make the network compute calibrated logits of log-odds."""
+    slope = calibration.slope / calibration.sd
+    head = model.network.branches[BRANCH]
+    with torch.no_grad():
+        weight = torch.eye(len(model.genres)) * slope
+        head.get_parameter("head.weight").copy_(weight[None])
+        head.get_parameter("head.bias").zero_()
+        bias = calibration.offset + calibration.offsets - slope * calibration.mean
+        model.network.prior.copy_(torch.from_numpy(bias))
+
+
+def _clipped(scores: np.ndarray, answers: str) -> np.ndarray:
+    """Scores kept from 0 and 1: those that are rounded by half of what they are rounded to."""
+    least = LEAST_PROBABILITY if answers == "json" else _NOTHING
+    return scores.clip(least, 1 - least)
+
+
+def score_answers(
+    model: TrainedModel,
+    questioner: Questioner,
+    data: MovieDataModule,
+    split: str,
+    rows: np.ndarray,
+    scores: np.ndarray,
+) -> SplitScores:
+    """The answers about movies of one split, as those of a trained model.
+
+    A movie without an answer scores 0 for every genre, so that none is predicted.
+
+    Args:
+        model: of :func:`calibrated`.
+        questioner: whose answers they are.
+        data: set up.
+        split: "train", "val" or "test".
+        rows: (N,) int64, places of the movies that were asked about.
+        scores: (N, G) float32 in [0, 1]; a row of nan for a movie without an answer.
+    """
+    has = torch.from_numpy(~np.isnan(scores).any(axis=1))
+    clipped = torch.from_numpy(_clipped(np.nan_to_num(scores, nan=0.5), questioner.answers))
+    with torch.inference_mode():
+        part: Tensor = model.network.branches[BRANCH](vectors=torch.logit(clipped.double()).float())
+        part = part * has[:, None]
+        logits = model.network.total({BRANCH: part})
+        logits = torch.where(has[:, None], logits, torch.logit(torch.tensor(_NOTHING)))
+        found = ACTIVATIONS[model.activation](logits) * has[:, None]
+    return SplitScores(
+        split=split,
+        rows=torch.from_numpy(rows),
+        logits=logits,
+        scores=found,
+        targets=torch.from_numpy(data.labels[rows].astype(np.float32)),
+        branch_logits={BRANCH: part},
+        has={BRANCH: has},
+    )

@@ -1,0 +1,408 @@
+"""An OpenAI-compatible server: requests, one layer of retries, and errors in its own words."""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import ipaddress
+import json
+import os
+import random
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self, final
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from genre_lightning.ask.pace import Pace
+from genre_lightning.errors import UserError
+
+#: Bytes of an answer that are read; one of a few hundred tokens has some thousands.
+MOST_BYTES = 16 * 2**20
+#: Characters of the server's words in a message.
+MOST_WORDS = 300
+#: Seconds before the second try, and the most that the doubling comes to.
+FIRST_WAIT, LONGEST_BACKOFF = 1.0, 60.0
+#: Too early, too many, or the server's own trouble: the same request may be answered later.
+_LATER = (408, 409, 425, 429)
+_HTML = re.compile(r"\s*<(?:!doctype|html)", re.IGNORECASE)
+_TAGS = re.compile(r"<(?:style|script).*?</(?:style|script)>|<[^>]*>", re.DOTALL | re.IGNORECASE)
+
+
+class ServerError(UserError):
+    """A server that can't be asked anything: wrong address, key, model; or it has gone."""
+
+
+class RequestRefused(Exception):
+    """The server refuses this request, and maybe this one alone; the message has its words."""
+
+
+class Unanswered(Exception):
+    """A request had no answer however often it was tried; the message has the last reason."""
+
+
+class _TryAgain(Exception):
+    """A try that may go better later; ``wait`` is for how long the server says, in seconds."""
+
+    def __init__(self, reason: str, wait: float | None = None) -> None:
+        super().__init__(reason)
+        self.wait = wait
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a server answered.
+
+    Attributes:
+        content: the text; None for none, such as a refusal.
+        finish_reason: "stop", "length", ..., as the server says.
+        tokens: what could have come first, with log-probabilities; None where it does not tell.
+        prompt_tokens: as it counts them; None where it does not.
+        completion_tokens: likewise.
+        seconds: from sending to the end of the answer.
+    """
+
+    content: str | None
+    finish_reason: str | None
+    tokens: list[tuple[str, float]] | None
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    seconds: float
+
+
+def check_url(base_url: str) -> str:
+    """The address without a slash at its end.
+
+    Raises:
+        UserError: it is none of http or https, or has a password or anything after the path in it.
+    """
+    if type(base_url) is not str or not base_url.isprintable() or " " in base_url:
+        raise UserError(f"base_url={base_url!r:.200} is no address of a server")
+    try:
+        parts = urlsplit(base_url)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        raise UserError(f"base_url is no address of a server: {error}") from None
+    if parts.username is not None or parts.password is not None:
+        raise UserError(
+            "base_url has a name or a password in it, which would be written down: leave them out; "
+            "a key goes into an environment variable that api_key_env names"
+        )
+    if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment:
+        raise UserError(
+            f"base_url={base_url} is no address of a server, such as http://127.0.0.1:8000/v1"
+        )
+    return base_url.rstrip("/")
+
+
+def read_key(variable: str | None) -> str | None:
+    """The API key that an environment variable holds; None where no variable is named.
+
+    Raises:
+        UserError: it is not set, or no key; the message has its name alone.
+    """
+    if variable is None:
+        return None
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise UserError(f"api_key_env={variable}: there is no such environment variable, or empty")
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise UserError(f"api_key_env={variable}: what it holds is no key")
+    return key
+
+
+@final
+class ChatServer:
+    """A client of ``BASE_URL/chat/completions``, to be used as an async context.
+
+    Requests that fail for a while, such as by a dropped connection or a server's 429 or 503, are
+    tried again after a wait that doubles, or after the time that the server names. This is the only
+    place that tries again.
+
+    Args:
+        base_url: up to and including ``/v1``.
+        api_key: sent to this address alone; taken out of whatever the server says.
+        pace: limits.
+        timeout: seconds for one answer.
+        retries: further tries of a request.
+        longest_wait: seconds; a server that asks for more ends the command.
+        key_name: of the environment variable, for messages.
+
+    Attributes:
+        answered: whether the server has answered any request.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        api_key: str | None = None,
+        pace: Pace | None = None,
+        timeout: float = 300.0,
+        retries: int = 6,
+        longest_wait: float = 600.0,
+        key_name: str | None = None,
+    ) -> None:
+        self.base_url = check_url(base_url)
+        for name, value in (("timeout", timeout), ("longest_wait", longest_wait)):
+            if type(value) not in (int, float) or not value > 0:
+                raise UserError(f"server.{name}={value} must be a number above 0")
+        if type(retries) is not int or retries < 0:
+            raise UserError(f"server.retries={retries} must be a whole number of at least 0")
+        self._key = api_key
+        self._key_name = key_name
+        self.pace = pace or Pace()
+        self.timeout = timeout
+        self.retries = retries
+        self.longest_wait = longest_wait
+        self.answered = False
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        headers = {} if self._key is None else {"Authorization": f"Bearer {self._key}"}
+        self._session = aiohttp.ClientSession(
+            headers=headers,
+            timeout=aiohttp.ClientTimeout(total=self.timeout),
+            # How many requests there are at once is the caller's to say.
+            connector=aiohttp.TCPConnector(limit=0),
+            # A proxy of the environment, but not to this machine.
+            trust_env=not _is_here(self.base_url),
+        )
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        assert self._session is not None
+        await self._session.close()
+
+    async def chat(self, body: Mapping[str, Any]) -> Reply:
+        """Send a request and wait for its answer.
+
+        Args:
+            body: of the request, as JSON.
+
+        Raises:
+            ServerError: this server can't be asked.
+            RequestRefused: this can't be asked.
+            Unanswered: however often it is asked.
+            Spent: no more requests are allowed.
+            Stopped: while waiting to send it.
+        """
+        for attempt in range(self.retries + 1):
+            turn = await self.pace.turn()
+            started = time.monotonic()
+            try:
+                data = await self._post(body)
+                reply = _reply(data, time.monotonic() - started)
+            except _TryAgain as error:
+                if attempt == self.retries:
+                    raise Unanswered(str(error)) from None
+                await self._wait(error, attempt)
+                continue
+            self.answered = True
+            counts = (reply.prompt_tokens, reply.completion_tokens)
+            told = None if counts == (None, None) else sum(filter(None, counts))
+            self.pace.took(turn, told)
+            return reply
+        raise AssertionError("unreachable")
+
+    async def _wait(self, error: _TryAgain, attempt: int) -> None:
+        if error.wait is None:
+            longest = min(LONGEST_BACKOFF, FIRST_WAIT * 2**attempt)
+            # At random, so that requests that failed together are not sent together again.
+            await self.pause(longest * random.uniform(0.5, 1.0))
+            return
+        if error.wait > self.longest_wait:
+            raise ServerError(
+                f"{self.base_url} asks to wait {error.wait:,.0f} seconds, longer than "
+                f"server.longest_wait={self.longest_wait:g}: {error}"
+            )
+        self.pace.hold(error.wait)
+        await self.pause(error.wait)
+
+    async def pause(self, seconds: float) -> None:
+        """Wait for a retry; Stopped ends it."""
+        await self.pace.pause(seconds)
+
+    async def _post(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What the server answers to one try, as JSON."""
+        assert self._session is not None
+        url = f"{self.base_url}/chat/completions"
+        try:
+            async with self._session.post(url, json=body, allow_redirects=False) as response:
+                text = await self._text(response)
+                status, headers = response.status, response.headers
+        except TimeoutError:
+            raise _TryAgain(f"no answer within {self.timeout:g} seconds") from None
+        except (aiohttp.ClientConnectorError, aiohttp.InvalidURL) as error:
+            reason = self._hidden(f"{self.base_url} can't be reached ({error})")
+            if not self.answered:
+                raise ServerError(
+                    f"{reason}: is the server running, and is base_url its address?"
+                ) from None
+            raise _TryAgain(reason) from None
+        except (aiohttp.ClientError, ConnectionError) as error:
+            reason = self._hidden(str(error) or type(error).__name__)
+            raise _TryAgain(f"the connection broke ({reason})") from None
+        if status != 200:
+            raise await self._refusal(status, text, headers)
+        return self._json(text)
+
+    async def _text(self, response: aiohttp.ClientResponse) -> str:
+        parts: list[bytes] = []
+        size = 0
+        async for part in response.content.iter_chunked(2**16):
+            size += len(part)
+            if size > MOST_BYTES:
+                raise _TryAgain(f"its answer has more than {MOST_BYTES:,} bytes")
+            parts.append(part)
+        return self._hidden(b"".join(parts).decode("utf-8", "replace"))
+
+    def _json(self, text: str) -> Mapping[str, Any]:
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError):
+            if _HTML.match(text) and not self.answered:
+                raise ServerError(
+                    f"{self.base_url} answers with a web page, not with JSON ({_plain(text)}): "
+                    "is base_url right? It usually ends in /v1"
+                ) from None
+            raise _TryAgain(f"its answer is no whole JSON: {_plain(text)}") from None
+        if not isinstance(data, dict):
+            raise _TryAgain(f"its answer is no JSON object: {_plain(text)}")
+        if data.get("error"):
+            raise _TryAgain(f"the server says: {server_words(text)}")
+        return data
+
+    async def _refusal(self, status: int, text: str, headers: Mapping[str, str]) -> Exception:
+        """What an answer other than 200 means."""
+        words = f"{status}, {server_words(text) or 'without a word'}"
+        if status in (401, 403):
+            key = (
+                "it may want a key: name the environment variable that holds one by api_key_env"
+                if self._key is None
+                else f"it refuses the key in {self._key_name or 'the environment'}"
+            )
+            return ServerError(f"{self.base_url}: {key} (the server says: {words})")
+        if status in (404, 405, 501) or 300 <= status < 400:
+            if location := headers.get("Location"):
+                words += f", go to {self._hidden(location)[:MOST_WORDS]}"
+            return ServerError(
+                f"{self.base_url} has no such model, or no chat/completions{await self._models()}; "
+                f"base_url usually ends in /v1 (the server says: {words})"
+            )
+        # llama.cpp refuses an image with a 500.
+        if (status < 500 and status not in _LATER) or re.search(r"not support", text):
+            return RequestRefused(f"the server says: {words}")
+        return _TryAgain(f"the server says: {words}", retry_after(headers))
+
+    async def _models(self) -> str:
+        """The server's models, to be told where one is not there; nothing if it does not say."""
+        assert self._session is not None
+        try:
+            async with self._session.get(
+                f"{self.base_url}/models",
+                allow_redirects=False,
+                timeout=aiohttp.ClientTimeout(total=min(10.0, self.timeout)),
+            ) as response:
+                listed = json.loads(await self._text(response))["data"]
+            names = [str(entry["id"])[:80] for entry in listed][:8]
+        except (aiohttp.ClientError, TimeoutError, OSError, LookupError, TypeError, ValueError):
+            return ""
+        except _TryAgain:
+            return ""
+        return f" (it has {', '.join(names)})" if names else ""
+
+    def _hidden(self, text: str) -> str:
+        """Text without the key, which a server may repeat."""
+        return text if self._key is None else text.replace(self._key, "[key]")
+
+
+def _is_here(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def server_words(text: str) -> str:
+    """What a server says is wrong, in one line: the message of its JSON, else its text."""
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError):
+        return _plain(text)
+    for name in ("error", "detail", "message"):
+        if isinstance(data, dict) and data.get(name):
+            data = data[name]
+    return _plain(data if isinstance(data, str) else json.dumps(data))
+
+
+def _plain(text: str) -> str:
+    """Text without tags and control characters, shortened."""
+    words = " ".join(_TAGS.sub(" ", text).split())
+    shown = "".join(c if c.isprintable() else "?" for c in words)
+    return shown if len(shown) <= MOST_WORDS else f"{shown[: MOST_WORDS - 1]}…"
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that a server asks to wait, as a number or as a date; None where it does not."""
+    for name, unit in (("retry-after-ms", 1000.0), ("Retry-After", 1.0)):
+        value = headers.get(name, "").strip()
+        if re.fullmatch(r"\d{1,12}(\.\d+)?", value):
+            return float(value) / unit
+        if unit == 1.0 and value:
+            try:
+                return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+            except (ValueError, OverflowError):
+                return None
+    return None
+
+
+def _reply(data: Mapping[str, Any], seconds: float) -> Reply:
+    """A reply of what the server sent, of which nothing is taken for granted."""
+    choices = data.get("choices")
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        raise _TryAgain("its answer has no choices")
+    choice = choices[0]
+    message = choice.get("message")
+    content = message.get("content") if isinstance(message, dict) else None
+    usage = data.get("usage")
+    usage = usage if isinstance(usage, dict) else {}
+    finish = choice.get("finish_reason")
+    return Reply(
+        content=content if isinstance(content, str) else None,
+        finish_reason=finish if isinstance(finish, str) else None,
+        tokens=_first_tokens(choice.get("logprobs")),
+        prompt_tokens=_count(usage.get("prompt_tokens")),
+        completion_tokens=_count(usage.get("completion_tokens")),
+        seconds=seconds,
+    )
+
+
+def _count(value: Any) -> int | None:
+    return value if type(value) is int and value >= 0 else None
+
+
+def _first_tokens(logprobs: Any) -> list[tuple[str, float]] | None:
+    """The likeliest tokens in the first place, as OpenAI's format has them."""
+    try:
+        listed = logprobs["content"][0]["top_logprobs"]
+        return [(str(entry["token"]), float(entry["logprob"])) for entry in listed] or None
+    except (LookupError, TypeError, ValueError):
+        return None
+
+
+async def cancel_all(tasks: list[asyncio.Task[Any]]) -> None:
+    """End tasks and wait until they have ended."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

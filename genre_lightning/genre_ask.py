@@ -1,0 +1,209 @@
+"""Ask a language model for genres: ``genre-ask model=NAME base_url=URL``; see conf/ask.yaml."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import hydra
+from omegaconf import OmegaConf
+
+import genre_lightning.runs.naming  # noqa: F401 - the resolvers of conf/hydra/ask.yaml
+from genre_lightning.sweeps.jobs import run_job
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+
+
+def long_form(override: str) -> str:
+    """``model=NAME`` is short for ``model.name=NAME``: Hydra would look for a file NAME.yaml."""
+    return re.sub(r"^model=", "model.name=", override)
+
+
+def ask(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
+    """Ask about the configured movies, score the answers, and fill ``result`` as it goes.
+
+    Args:
+        cfg: the composed configuration.
+        folder: the run folder.
+        result: what ``result.json`` will hold.
+    """
+    # Imported here: --help, --cfg and completion answer without waiting for PyTorch.
+    from datetime import datetime
+
+    import numpy as np
+    from hydra.utils import instantiate
+    from rich.console import Console
+
+    from genre_lightning.ask.poster import PosterFormat
+    from genre_lightning.ask.question import Prompt, Questioner
+    from genre_lightning.ask.run import (
+        ServerSettings,
+        ask_rows,
+        check_shown,
+        choose_rows,
+        draw_examples,
+        open_book,
+        save_questioner,
+        unanswered_line,
+        whys,
+    )
+    from genre_lightning.ask.scoring import FILE, calibrated, save_answers, score_answers
+    from genre_lightning.ask.server import check_url, read_key
+    from genre_lightning.errors import UserError
+    from genre_lightning.lean_imports import load_lightning
+
+    load_lightning()
+
+    from genre_lightning.data.datamodule import MovieDataModule
+    from genre_lightning.report.evaluation import (
+        print_genre_table,
+        split_metrics,
+        write_evaluation,
+    )
+    from genre_lightning.report.page import Origin, write_report
+    from genre_lightning.tracking.loggers import log_outcome, open_loggers
+
+    console = Console(markup=False, emoji=False, highlight=False)
+    plain = cast("dict[str, Any]", OmegaConf.to_container(cfg, resolve=True))
+    read_key(cfg.api_key_env)
+    if cfg.split not in ("val", "test"):
+        raise UserError(f"split={cfg.split} must be val or test")
+    data: MovieDataModule = instantiate(cfg.data, inputs={}, seed=cfg.seed)
+    if data.folds > 1:
+        raise UserError("data.folds: a language model is not trained on folds; leave it out")
+    data.setup()
+    for part in data.summary():
+        console.print(part)
+    movies = data.movie_set
+    check_shown(movies, plain["show"])
+    rows = {
+        "val": choose_rows(data.splits["val"], cfg.val_limit, "val_limit"),
+        "train": choose_rows(data.splits["train"], cfg.train_limit, "train_limit", 0),
+        cfg.split: choose_rows(data.splits[cfg.split], cfg.limit, "limit"),
+    }
+    prompt, poster = Prompt(**plain["prompt"]), PosterFormat(**plain["poster"])
+    questioner = Questioner(
+        base_url=check_url(cfg.base_url),
+        model=str(cfg.model.name),
+        genres=data.genres,
+        show=plain["show"],
+        prompt=prompt,
+        examples=draw_examples(
+            movies.movies, data.splits["train"], prompt, plain["show"], poster, cfg.seed
+        ),
+        answers=cfg.answers,
+        parameters=plain["parameters"],
+        why_max_length=cfg.why_max_length,
+        top_logprobs=cfg.top_logprobs,
+        poster=poster,
+    )
+    again = {"ask_again": cfg.ask_again, "again_temperature": cfg.again_temperature}
+    save_questioner(folder, questioner, **again)
+    with open_loggers(cfg, folder, result) as loggers, open_book(folder, cfg.reuse) as book:
+        everything = np.concatenate([rows["val"], *(r for s, r in rows.items() if s != "val")])
+        answers = ask_rows(
+            movies,
+            everything,
+            questioner,
+            book,
+            ServerSettings(**plain["server"]),
+            console,
+            api_key_env=cfg.api_key_env,
+            **again,
+        )
+        ids = [movie.id for movie in movies.movies]
+        save_answers(folder / FILE, ids, answers.scores, data.genres)
+        for name in ("prompt_tokens", "completion_tokens", "tokens_per_movie", "seconds_per_movie"):
+            result[name] = getattr(answers, name)
+        result["unanswered"] = {
+            split: sum(row in answers.failed for row in part.tolist())
+            for split, part in rows.items()
+        }
+
+        model = calibrated(
+            questioner, data, rows["val"], answers.scores[rows["val"]], folder / FILE
+        )
+        scores = {
+            split: score_answers(
+                model, questioner, data, split, rows[split], answers.scores[rows[split]]
+            )
+            for split in dict.fromkeys(("val", cfg.split))
+        }
+        for split, found in scores.items():
+            result[split] = split_metrics(model, found)
+            print_genre_table(model, found, result[split], console)
+        for split, part in rows.items():
+            if line := unanswered_line(movies, split, part, answers):
+                console.print(line, soft_wrap=True)
+        result["monitor_value"] = monitored(cfg.monitor, result["val"])
+
+        scored = scores[cfg.split]
+        write_evaluation(folder, model, data, scored)
+        origin = Origin(
+            checkpoint=folder / FILE,
+            command=shlex.join(["genre-ask", *result["overrides"]]),
+            created=datetime.now().astimezone(),
+            name=questioner.model,
+            facts=facts(questioner, result, cfg.split),
+        )
+        remarks = {"why": whys(answers, book, rows[cfg.split])}
+        write_report(folder / "report.html", model, data, scored, origin, remarks=remarks)
+        for logger in loggers:
+            logger.log_metrics({cfg.monitor: result["monitor_value"]}, step=0)
+        log_outcome(loggers, 0, model, data, scores, result, folder / FILE)
+    console.print(f"written to {folder}", soft_wrap=True)
+
+
+def monitored(monitor: str, metrics: dict[str, float]) -> float:
+    """The validation metric that ``monitor`` names.
+
+    Raises:
+        UserError: there is no such metric.
+    """
+    from genre_lightning.errors import UserError
+
+    split, _, name = monitor.partition("/")
+    if split != "val" or name not in metrics:
+        raise UserError(f"monitor={monitor}: there are {', '.join(f'val/{m}' for m in metrics)}")
+    return metrics[name]
+
+
+def facts(questioner: Any, result: dict[str, Any], split: str) -> list[tuple[str, str]]:
+    """What the report says at its top of how the model was asked."""
+    told = [
+        ("Server", questioner.base_url),
+        ("Shown", ", ".join(questioner.show)),
+        ("Asked", f"prompt {questioner.prompt.name}, answers {questioner.answers}"),
+    ]
+    tokens, seconds = result["tokens_per_movie"], result["seconds_per_movie"]
+    cost = [
+        *([] if tokens is None else [f"{tokens:,.0f} tokens"]),
+        *([] if seconds is None else [f"{seconds:.2f} s"]),
+    ]
+    if cost:
+        told.append(("A movie takes", ", ".join(cost)))
+    count = result["unanswered"][split]
+    told.append(("No answer", f"{count:,}, which count as wrong" if count else "none"))
+    return told
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="ask")
+def _run(cfg: DictConfig) -> float | None:
+    """Ask by itself or as a job of a sweep; return the monitored value."""
+    return run_job(cfg, ask)
+
+
+def main() -> None:
+    """Run the command."""
+    sys.argv[1:] = map(long_form, sys.argv[1:])
+    _run()
+
+
+if __name__ == "__main__":
+    main()
