@@ -386,9 +386,9 @@ class Asker:
     ) -> Read:
         """What is read of the first reply that fits."""
         for again in range(self.ask_again + 1):
-            reply = await self.server.chat(self._varied(body, again))
-            used.add(reply)
             try:
+                reply = await self.server.chat(self._varied(body, again))
+                used.add(reply)
                 return read(reply)
             except Misfit:
                 if again == self.ask_again:

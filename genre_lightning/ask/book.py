@@ -191,19 +191,22 @@ def _read(line: bytes) -> Record | None:
     return record if _is_sound(record) else None
 
 
-def _is_sound(record: Record) -> bool:
+def _is_sound(record: Any) -> bool:
+    """Whether every field of what was read is of the type that it should be."""
+
     def number(value: Any) -> bool:
         return type(value) in (int, float) and 0 <= value < float("inf")
 
-    scores = record.scores
+    texts = (record.id, record.key, record.why)
+    maybe_texts = (record.failed, record.poster, record.image)
+    counts = (record.prompt_tokens, record.completion_tokens)
+    scores = {} if record.scores is None else record.scores
     return (
-        all(type(text) is str for text in (record.id, record.key, record.why))
-        and all(text is None or type(text) is str for text in
-                (record.failed, record.poster, record.image))
-        and (scores is None or (isinstance(scores, dict)
-             and all(number(v) and v <= 1 for v in scores.values())))
+        all(type(text) is str for text in texts)
+        and all(text is None or type(text) is str for text in maybe_texts)
+        and isinstance(scores, dict)
+        and all(number(score) and score <= 1 for score in scores.values())
         and type(record.asks) is int
         and number(record.seconds)
-        and all(count is None or (type(count) is int and count >= 0)
-                for count in (record.prompt_tokens, record.completion_tokens))
-    )  # fmt: skip
+        and all(count is None or (type(count) is int and count >= 0) for count in counts)
+    )

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
+from genre_lightning.ask.answer import Misfit
 from genre_lightning.ask.pace import Pace
 from genre_lightning.errors import UserError
 
@@ -192,6 +193,7 @@ class ChatServer:
         Raises:
             ServerError: this server can't be asked.
             RequestRefused: this can't be asked.
+            Misfit: the server itself refuses what the model answered.
             Unanswered: however often it is asked.
             Spent: no more requests are allowed.
             Stopped: while waiting to send it.
@@ -299,7 +301,10 @@ class ChatServer:
                 f"{self.base_url} has no such model, or no chat/completions{await self._models()}; "
                 f"base_url usually ends in /v1 (the server says: {words})"
             )
-        # llama.cpp refuses an image with a 500.
+        # llama.cpp says so with a 500, of an answer that was cut off, too.
+        if re.search(r"model produced output", text):
+            return Misfit(f"the server says: {words}")
+        # And it refuses an image with one.
         if (status < 500 and status not in _LATER) or re.search(r"not support", text):
             return RequestRefused(f"the server says: {words}")
         return _TryAgain(f"the server says: {words}", retry_after(headers))

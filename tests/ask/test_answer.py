@@ -1,0 +1,96 @@
+"""What fits the schema and what does not, and probabilities of yes."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from genre_lightning.ask.answer import (
+    Misfit,
+    answer_schema,
+    check_genres,
+    read_answer,
+    yes_share,
+)
+from genre_lightning.errors import UserError
+
+GENRES = ("Action", "Children's", "Film-Noir")
+FITS = {"Action": 0, "Children's": 100, "Film-Noir": 7, "why": "It is dark."}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        json.dumps(FITS),
+        json.dumps(dict(reversed(FITS.items())), indent=2),
+        "```json\n" + json.dumps(FITS) + "\n```",
+        "```\n" + json.dumps(FITS) + "```",
+        "<think>It may {be} dark.</think>\n" + json.dumps(FITS),
+        json.dumps({**FITS, "Film-Noir": 7.0}),
+    ],
+    ids=["plain", "in another order", "fenced", "fenced closely", "after a thought", "7.0"],
+)
+def test_what_fits(content: str) -> None:
+    assert read_answer(content, GENRES) == ((0.0, 1.0, 0.07), "It is dark.")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("", "no JSON"),
+        ("It is a dark film.", "no JSON: 'It is a dark film.'"),
+        (json.dumps(FITS)[:-5], "no JSON"),
+        (json.dumps(FITS) + " I hope this helps.", "no JSON"),
+        ("[1, 2]", "no JSON object"),
+        ("7", "no JSON object"),
+        ("[" * 100_000, "no JSON"),
+        ("{}", "no key 'Action'"),
+        (json.dumps({**FITS, "Western": 3}), "an unknown key 'Western'"),
+        (json.dumps({k: v for k, v in FITS.items() if k != "why"}), "no key 'why'"),
+        (json.dumps({**FITS, "why": None}), "'why' is no text"),
+        (json.dumps({**FITS, "Action": 101}), "'Action' is '101'"),
+        (json.dumps({**FITS, "Action": -1}), "no whole number in 0..100"),
+        (json.dumps({**FITS, "Action": 0.5}), "no whole number"),
+        (json.dumps({**FITS, "Action": "90"}), "no whole number"),
+        (json.dumps({**FITS, "Action": True}), "no whole number"),
+        (json.dumps({**FITS, "Action": math.nan}), "no whole number"),
+        (json.dumps({**FITS, "Action": None}), "no whole number"),
+        (json.dumps({**FITS, "Action": {"score": 3}}), "no whole number"),
+        ('{"Action": 1, ' + json.dumps(FITS)[1:], "a key comes twice"),
+    ],
+)
+def test_what_does_not_fit(content: str, reason: str) -> None:
+    with pytest.raises(Misfit) as caught:
+        read_answer(content, GENRES)
+    assert reason in str(caught.value) and len(str(caught.value)) < 200
+
+
+def test_half_a_surrogate_pair_can_be_written_down() -> None:
+    content = json.dumps(FITS).replace("dark", "\\ud83d dark")
+    _, why = read_answer(content, GENRES)
+    assert why == "It is ? dark." and why.encode()
+
+
+def test_the_schema_is_flat_and_strict() -> None:
+    schema = answer_schema(GENRES, why_max_length=40)
+    assert list(schema["properties"]) == schema["required"] == [*GENRES, "why"]
+    assert schema["additionalProperties"] is False
+    assert schema["properties"]["Action"] == {"type": "integer", "minimum": 0, "maximum": 100}
+    assert schema["properties"]["why"] == {"type": "string", "maxLength": 40}
+    assert "maxLength" not in answer_schema(GENRES)["properties"]["why"]
+
+
+def test_a_genre_called_as_the_reason_is_refused() -> None:
+    with pytest.raises(UserError, match="'why'"):
+        check_genres(["Drama", "why"])
+
+
+def test_yes_is_renormalised_over_the_spellings_of_yes_and_no() -> None:
+    tokens = {"Yes": 0.3, " yes": 0.1, "NO": 0.15, "no.": 0.05, "Maybe": 0.4}
+    logs = [(token, math.log(share)) for token, share in tokens.items()]
+    assert yes_share(logs) == pytest.approx(0.4 / 0.6)
+    assert yes_share([("no", 0.0), ("yes", -math.inf)]) == 0.0
+    with pytest.raises(Misfit, match="neither yes nor no .* 'Maybe'"):
+        yes_share([("Maybe", -0.1), ("Yet", -3.0)])

@@ -1,0 +1,106 @@
+"""Limits, against a clock that the test turns."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from genre_lightning.ask.pace import Pace, Spent, Stopped
+from genre_lightning.errors import UserError
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def run_requests(pace: Pace, clock: Clock, count: int, tokens: int | None = None) -> list[float]:
+    """When requests were allowed, one after the other, each sent as soon as it may be."""
+    allowed = []
+
+    async def run() -> None:
+        async def turned(seconds: float) -> None:
+            clock.now += seconds
+
+        pace.pause = turned  # type: ignore[method-assign]
+        for _ in range(count):
+            turn = await pace.turn()
+            allowed.append(clock.now)
+            pace.took(turn, tokens)
+            clock.now += 0.5
+
+    asyncio.run(run())
+    return allowed
+
+
+def most_within_a_minute(times: list[float]) -> int:
+    return max(sum(start <= time < start + 60 for time in times) for start in times)
+
+
+def test_no_minute_has_more_requests_than_the_limit() -> None:
+    clock = Clock()
+    times = run_requests(Pace(requests_per_minute=7, clock=clock), clock, 30)
+    assert most_within_a_minute(times) == 7
+    # Nor are they later than they need to be.
+    assert times[-1] - times[0] == pytest.approx(4 * 60 + 0.5)
+
+
+def test_no_minute_takes_more_tokens_than_the_limit() -> None:
+    clock = Clock()
+    times = run_requests(Pace(tokens_per_minute=1000, clock=clock), clock, 20, tokens=300)
+    assert 300 * most_within_a_minute(times) <= 1000 < 300 * (most_within_a_minute(times) + 1)
+
+
+def test_a_request_larger_than_the_limit_is_sent_once_the_minute_is_empty() -> None:
+    clock = Clock()
+    times = run_requests(Pace(tokens_per_minute=100, clock=clock), clock, 3, tokens=300)
+    assert [round(b - a) for a, b in zip(times, times[1:], strict=False)] == [60, 60]
+
+
+def test_without_limits_nothing_waits() -> None:
+    clock = Clock()
+    times = run_requests(Pace(clock=clock), clock, 100, tokens=10_000)
+    assert times[-1] - times[0] == pytest.approx(99 * 0.5)
+
+
+@pytest.mark.parametrize(
+    ("limits", "count"), [({"max_requests": 5}, 5), ({"max_tokens": 1000}, 4)]
+)
+def test_what_is_allowed_in_all(limits: dict[str, int], count: int) -> None:
+    clock = Clock()
+    pace = Pace(**limits, clock=clock)
+    with pytest.raises(Spent, match=f"server.{next(iter(limits))}=.* is used up"):
+        run_requests(pace, clock, 100, tokens=300)
+    assert pace.requests == count
+
+
+def test_all_wait_while_the_server_wants_them_to() -> None:
+    clock = Clock()
+    pace = Pace(clock=clock)
+    pace.hold(12.0)
+    assert run_requests(pace, clock, 2) == [1012.0, 1012.5]
+
+
+def test_a_stop_ends_waiting() -> None:
+    async def run() -> None:
+        pace = Pace()
+        pace.hold(3600)
+        waiting = asyncio.create_task(pace.turn())
+        await asyncio.sleep(0)
+        pace.stop.set()
+        with pytest.raises(Stopped):
+            await asyncio.wait_for(waiting, 5)
+        with pytest.raises(Stopped):
+            await pace.turn()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("limit", [0, -1, 1.5, True, "9"])
+def test_a_limit_that_is_none(limit: object) -> None:
+    with pytest.raises(UserError, match="server.requests_per_minute=.* whole number"):
+        Pace(requests_per_minute=limit)  # type: ignore[arg-type]
