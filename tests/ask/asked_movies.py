@@ -1,0 +1,103 @@
+"""Movies to ask about, and what asks about them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import OmegaConf
+from PIL import Image
+
+from genre_lightning.ask.asking import Asker
+from genre_lightning.ask.book import AnswerBook, Record
+from genre_lightning.ask.pace import Pace
+from genre_lightning.ask.question import Prompt, Questioner
+from genre_lightning.ask.server import ChatServer
+from genre_lightning.movies.movie import Movie, PosterFile
+from tests.ask.loopback import GENRES, Loopback
+
+PROMPTS = Path(__file__).resolve().parents[2] / "conf" / "prompt"
+
+
+def prompt(name: str = "zero_shot", **more: Any) -> Prompt:
+    """A variant of conf/prompt."""
+    files = [OmegaConf.load(PROMPTS / f"{each}.yaml") for each in dict.fromkeys(("zero_shot", name))]
+    plain: Any = OmegaConf.to_container(OmegaConf.merge(*files))
+    plain.pop("defaults", None)
+    return Prompt(**{**plain, **more})
+
+
+def questioner(**more: Any) -> Questioner:
+    settings = {
+        "base_url": "http://127.0.0.1:1/v1",
+        "model": "m",
+        "genres": GENRES,
+        "show": ["title", "poster"],
+        "prompt": prompt(),
+        "parameters": {"temperature": 0, "max_tokens": 300, "seed": 5},
+    }
+    return Questioner(**{**settings, **more})
+
+
+def located(path: Path) -> PosterFile:
+    status = path.stat()
+    return PosterFile(path, None, status.st_size, status.st_mtime_ns)
+
+
+def drawn(path: Path, size: tuple[int, int] = (40, 60), seed: int = 0) -> PosterFile:
+    """A poster of noise, width and height."""
+    noise = np.random.default_rng(seed).integers(256, size=(size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    return located(path)
+
+
+def movie(number: int, poster: PosterFile | None = None, **columns: str) -> Movie:
+    given: dict[str, str | PosterFile] = {"title": f"Movie {number} (1990)", **columns}
+    if poster is not None:
+        given["poster"] = poster
+    return Movie(str(number), given, (GENRES[number % 4],), None, "")
+
+
+def ask(
+    loopback: Loopback | str,
+    movies: Sequence[Movie],
+    path: Path | None = None,
+    *,
+    pace: Pace | None = None,
+    retries: int = 2,
+    timeout: float = 30,
+    concurrency: int = 4,
+    ask_again: int = 2,
+    give_up_after: int | None = 10,
+    found: dict[int, Record] | None = None,
+    others: Sequence[Path] = (),
+    **settings: Any,
+) -> dict[int, Record]:
+    """What is found of movies, by number; in ``found`` also where it ends with an error."""
+    url = loopback if isinstance(loopback, str) else loopback.url
+    found = {} if found is None else found
+    server = ChatServer(url, pace=pace, retries=retries, timeout=timeout)
+    book = None if path is None else AnswerBook(path, others)
+    asker = Asker(
+        questioner(base_url=url, **settings),
+        server,
+        book,
+        concurrency=concurrency,
+        ask_again=ask_again,
+        give_up_after=give_up_after,
+    )
+
+    async def run() -> None:
+        async with server:
+            await asker.run(iter(movies), found.__setitem__)
+
+    try:
+        asyncio.run(run())
+    finally:
+        asker.close()
+        if book is not None:
+            book.__exit__()
+    return found

@@ -1,0 +1,260 @@
+"""What is asked: prompts in their variants, examples, the schema, and keys that tell them apart."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from genre_lightning.ask.answer import read_answer
+from genre_lightning.ask.poster import PosterFormat
+from genre_lightning.ask.question import Example, Prompt, Questioner
+from genre_lightning.ask.run import choose_rows, draw_examples
+from genre_lightning.errors import UserError
+from genre_lightning.inputs.decode import PosterError
+from genre_lightning.movies import demo, mmimdb
+from genre_lightning.movies.ml1m import read_ml1m
+from tests.ask.asked_movies import drawn, movie, prompt, questioner
+from tests.ask.loopback import GENRES
+
+
+def asked(given: Questioner, number: int = 7, **columns: str) -> list[dict[str, Any]]:
+    one = movie(number, **columns)
+    return list(given.bodies(one.id, given.texts(one), None))
+
+
+def text_of(body: dict[str, Any]) -> str:
+    return "\n".join(str(message["content"]) for message in body["messages"])
+
+
+@pytest.mark.parametrize("size", [(600, 900), (900, 600), (40, 60), (2000, 3)])
+def test_a_poster_keeps_its_proportions(size: tuple[int, int], tmp_path: Path) -> None:
+    poster = drawn(tmp_path / "a.png", size)
+    sent = PosterFormat(side=300).encode(poster.read_bytes())
+    head, _, data = sent.url.partition(",")
+    image = Image.open(io.BytesIO(base64.b64decode(data)))
+    assert head == "data:image/jpeg;base64" and image.format == "JPEG"
+    if min(size) < 28:
+        assert image.size == (300, 28)
+    elif max(size) <= 300:
+        assert image.size == size
+    else:
+        assert max(image.size) == 300
+        assert image.width / image.height == pytest.approx(size[0] / size[1], rel=0.01)
+
+
+def test_a_poster_looks_the_same(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 255, 400, dtype=np.uint8)
+    pixels = np.stack([np.tile(ramp, (300, 1))] * 3, axis=2)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    data = PosterFormat(side=200).encode((tmp_path / "a.png").read_bytes()).url.partition(",")[2]
+    found = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))), dtype=float)
+    wanted = np.linspace(0, 255, 200)
+    assert np.abs(found[..., 0] - wanted).max() < 6
+
+
+def test_what_is_no_poster(tmp_path: Path) -> None:
+    with pytest.raises(PosterError):
+        PosterFormat().encode(b"no image")
+    for bad in ({"side": 3}, {"side": 10_000}, {"quality": 0}, {"side": "512"}):
+        with pytest.raises(UserError, match=r"poster\."):
+            PosterFormat(**bad)  # type: ignore[arg-type]
+
+
+def test_a_fingerprint_changes_with_file_and_format(tmp_path: Path) -> None:
+    one, other = drawn(tmp_path / "a.png"), drawn(tmp_path / "b.png")
+    kinds = [PosterFormat(), PosterFormat(side=100), PosterFormat(quality=50)]
+    found = {kind.fingerprint(poster) for kind in kinds for poster in (one, other)}
+    assert len(found) == 6 and PosterFormat().fingerprint(one) in found
+
+
+def test_zero_shot_shows_the_columns_that_are_chosen(tmp_path: Path) -> None:
+    given = questioner(show=["title", "synopsis"])
+    (body,) = asked(given, synopsis="A {{ thief }} plans.", cast="Nobody")
+    text = text_of(body)
+    assert "Title: Movie 7 (1990)" in text and "Synopsis: A {{ thief }} plans." in text
+    assert "Nobody" not in text and "poster" not in text and ", ".join(GENRES) in text
+    assert body["messages"][-1]["content"].count("\n\n") == 0
+    assert body["model"] == "m" and body["max_tokens"] == 300
+    schema = body["response_format"]["json_schema"]
+    assert schema["strict"] is True and list(schema["schema"]["properties"]) == [*GENRES, "why"]
+
+
+def test_a_poster_is_shown_as_an_image(tmp_path: Path) -> None:
+    given = questioner(show=["poster"])
+    sent = given.poster.encode(drawn(tmp_path / "a.png").read_bytes())
+    (body,) = given.bodies("7", {}, sent)
+    text, image = body["messages"][-1]["content"]
+    assert image == {"type": "image_url", "image_url": {"url": sent.url}}
+    assert "poster" in text["text"] and "Movie" not in text["text"]
+
+
+def test_parameters_of_null_are_left_out_and_others_added() -> None:
+    (body,) = asked(questioner(parameters={"temperature": None, "top_p": 0.5}))
+    assert "temperature" not in body and body["top_p"] == 0.5
+    with pytest.raises(UserError, match="parameters.stream"):
+        questioner(parameters={"stream": True})
+
+
+def test_definitions_are_those_of_the_datasets_genres() -> None:
+    (body,) = asked(questioner(prompt=prompt("definitions")))
+    text = text_of(body)
+    assert "- Horror: meant to frighten" in text and "Western" not in text
+
+
+def test_every_genre_of_demo_and_mmimdb_has_a_definition() -> None:
+    assert set(demo.GENRES) | set(mmimdb.GENRES) <= set(prompt("definitions").definitions)
+
+
+def test_every_genre_of_movielens_has_a_definition(ml1m_root: Path) -> None:
+    assert set(read_ml1m(ml1m_root).genres) <= set(prompt("definitions").definitions)
+
+
+def examples(given: Prompt, show: tuple[str, ...] = ("title",), seed: int = 0) -> list[Example]:
+    movies = [movie(number) for number in range(40)]
+    train = np.arange(0, 40, 2)
+    return draw_examples(movies, train, given, show, PosterFormat(), seed)
+
+
+def test_examples_are_of_train_alone_and_drawn_by_the_seed() -> None:
+    given = prompt("few_shot")
+    drawn_ids = [[one.id for one in examples(given, seed=seed)] for seed in (0, 0, 1)]
+    assert drawn_ids[0] == drawn_ids[1] != drawn_ids[2]
+    assert all(int(each) % 2 == 0 for each in drawn_ids[0]) and len(set(drawn_ids[0])) == 9
+
+
+def test_few_shot_shows_examples_with_answers_that_fit() -> None:
+    shown = examples(prompt("few_shot"))
+    (body,) = asked(questioner(prompt=prompt("few_shot"), examples=shown, show=["title"]))
+    turns = body["messages"][1:-1]
+    assert [turn["role"] for turn in turns] == ["user", "assistant"] * 8
+    for place, example in enumerate(shown[:8]):
+        assert example.columns["title"] in turns[2 * place]["content"]
+        scores, _ = read_answer(turns[2 * place + 1]["content"], GENRES)
+        named = {g for g, s in zip(GENRES, scores, strict=True) if s == 1}
+        assert named == set(example.genres)
+
+
+def test_a_movie_is_no_example_of_itself() -> None:
+    shown = examples(prompt("few_shot"))
+    given = questioner(prompt=prompt("few_shot"), examples=shown, show=["title"])
+    inside, outside = shown[3].id, "1"
+    for number in (inside, outside):
+        (body,) = asked(given, int(number))
+        titles = [m["content"] for m in body["messages"] if m["role"] == "user"]
+        assert len(titles) == 9
+        assert sum(f"Movie {number} (1990)" in title for title in titles) == 1
+        assert sum(shown[8].columns["title"] in title for title in titles) == (number == inside)
+
+
+def test_examples_with_posters_are_encoded_once(tmp_path: Path) -> None:
+    posters = [drawn(tmp_path / f"{n}.png", seed=n) for n in range(4)]
+    movies = [movie(n, posters[n] if n < 3 else None) for n in range(4)]
+    given = prompt("few_shot", examples=2, example_posters=True)
+    shown = draw_examples(movies, np.arange(4), given, ["poster"], PosterFormat(), 0)
+    assert {one.id for one in shown} == {"0", "1", "2"}
+    (body,) = asked(questioner(prompt=given, examples=shown, show=["poster"]))
+    sent = [m["content"][1]["image_url"]["url"] for m in body["messages"][1:-1:2]]
+    assert sent == [one.poster.url for one in shown[:2] if one.poster is not None]
+
+
+def test_examples_of_which_nothing_could_be_seen() -> None:
+    with pytest.raises(UserError, match="prompt.example_posters=true"):
+        examples(prompt("few_shot"), show=("poster",))
+    with pytest.raises(UserError, match="only 20 movies of train"):
+        examples(prompt("few_shot", examples=20))
+
+
+def test_logprobs_asks_about_each_genre() -> None:
+    shown = examples(prompt("few_shot"))
+    given = questioner(
+        answers="logprobs", show=["title"], prompt=prompt("few_shot"), examples=shown
+    )
+    bodies = asked(given)
+    assert len(bodies) == 4
+    for genre, body in zip(GENRES, bodies, strict=True):
+        assert f"the genre {genre}?" in body["messages"][-1]["content"]
+        assert (body["max_tokens"], body["logprobs"], body["top_logprobs"]) == (1, True, 20)
+        assert "response_format" not in body and "JSON" not in text_of(body)
+        said = [m["content"] for m in body["messages"] if m["role"] == "assistant"]
+        assert said == ["yes" if genre in one.genres else "no" for one in shown[:8]]
+
+
+def key_of(given: Questioner, image: str | None = "d", **columns: str) -> str:
+    one = movie(7, **columns)
+    return given.key(one.id, given.texts(one), image)
+
+
+def test_a_key_changes_with_whatever_changes_the_question() -> None:
+    keys = [
+        key_of(questioner()),
+        key_of(questioner(), image="e"),
+        key_of(questioner(), image=None),
+        key_of(questioner(), title="Another (1990)"),
+        key_of(questioner(base_url="http://127.0.0.1:2/v1")),
+        key_of(questioner(model="n")),
+        key_of(questioner(genres=GENRES[:3])),
+        key_of(questioner(genres=GENRES[::-1])),
+        key_of(questioner(prompt=prompt("definitions"))),
+        key_of(questioner(parameters={"temperature": 0.5})),
+        key_of(questioner(why_max_length=30)),
+        key_of(questioner(answers="logprobs")),
+        key_of(questioner(prompt=prompt("few_shot"), examples=examples(prompt("few_shot")))),
+    ]
+    assert len(set(keys)) == len(keys)
+    assert key_of(questioner()) == keys[0]
+
+
+def test_what_is_saved_asks_the_same(tmp_path: Path) -> None:
+    posters = [drawn(tmp_path / f"{n}.png", seed=n) for n in range(3)]
+    given = prompt("few_shot", examples=2, example_posters=True)
+    shown = draw_examples(
+        [movie(n, posters[n]) for n in range(3)],
+        np.arange(3),
+        given,
+        ["title", "poster"],
+        PosterFormat(),
+        0,
+    )
+    one = questioner(prompt=given, examples=shown, why_max_length=9)
+    other = Questioner.from_plain(json.loads(json.dumps(one.to_plain())))
+    assert asked(other) == asked(one) and key_of(other) == key_of(one)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"show": []}, "show="),
+        ({"show": ["title", "title"]}, "show="),
+        ({"answers": "words"}, "answers=words is none of json, logprobs"),
+        ({"why_max_length": 0}, "why_max_length=0"),
+        ({"top_logprobs": 1}, "top_logprobs=1"),
+        ({"prompt": Prompt("mine", "{{ genres", "x")}, "prompt=mine: no Jinja template"),
+        ({"prompt": Prompt("mine", "{{ genrez }}", "x")}, "prompt=mine: 'genrez' is undefined"),
+        (
+            {"prompt": Prompt("mine", "{{ genres.__class__.__mro__ }}", "x")},
+            "prompt=mine: .*unsafe",
+        ),
+    ],
+)
+def test_what_can_not_be_asked(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        questioner(**settings)
+
+
+def test_fewer_movies_are_a_part_of_more() -> None:
+    rows = np.arange(100, 200)
+    chosen = [choose_rows(rows, count, "limit") for count in (10, 30, 100, 500)]
+    assert [len(each) for each in chosen] == [10, 30, 100, 100]
+    for fewer, more in zip(chosen, chosen[1:], strict=False):
+        assert set(fewer) <= set(more) and (np.diff(fewer) > 0).all()
+    assert (choose_rows(rows, None, "limit") == rows).all()
+    for bad in (0, -1, 2.5, "9"):
+        with pytest.raises(UserError, match="limit=.* whole number of at least 1"):
+            choose_rows(rows, bad, "limit")  # type: ignore[arg-type]
