@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import hydra
 from omegaconf import OmegaConf
 
-import genre_lightning.runs.naming  # noqa: F401 - the resolvers of conf/hydra/ask.yaml
+from genre_lightning.runs.naming import sweep_name
 from genre_lightning.sweeps.jobs import run_job
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
+#: Characters of a model's name in that of its folder.
+MOST_OF_NAME = 60
+
+
+def ask_folder(model: str, overrides: Sequence[str], sweeper: Mapping[str, Any]) -> str:
+    """The name of a run's folder: the model, and a hash of all that can change an answer.
+
+    In words the overrides would have characters that a path on a command line can't have unquoted.
+    """
+    told = sweep_name(None, overrides, sweeper)
+    digest = hashlib.blake2b(told.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
+    name = re.sub(r"[^\w.-]+", "-", str(model)).strip("-.")[:MOST_OF_NAME]
+    return f"{name or 'model'}-{digest}"
+
+
+# conf/hydra/ask.yaml
+OmegaConf.register_new_resolver("ask_folder", ask_folder, replace=True)
 
 
 def long_form(override: str) -> str:
@@ -126,9 +145,7 @@ def ask(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
             for split, part in rows.items()
         }
 
-        model = calibrated(
-            questioner, data, rows["val"], answers.scores[rows["val"]], folder / FILE
-        )
+        model = calibrated(questioner, data, rows["val"], answers.scores[rows["val"]])
         scores = {
             split: score_answers(
                 model, questioner, data, split, rows[split], answers.scores[rows[split]]

@@ -17,7 +17,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+import genre_lightning.genre_ask
 import genre_lightning.runs.naming  # noqa: F401 - the resolvers
+from genre_lightning.ask.poster import PosterFormat
+from genre_lightning.ask.question import Prompt, Questioner
+from genre_lightning.ask.run import ServerSettings
 from genre_lightning.data.datamodule import MovieDataModule
 from genre_lightning.inputs.embedding import EmbeddingInput
 from genre_lightning.inputs.input import Input
@@ -34,11 +38,13 @@ FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
 REQUIRED = {
     "data/manifest": ["data.path=movies.csv"],
     "data/mmimdb": ["data.root=mmimdb"],
+    "ask": ["base_url=http://127.0.0.1:8000/v1", "model.name=m"],
+    "model/branch/answers": ["model.branches.answers.path=answers.npz"],
     "model/branch/text": ["model.branches.text.input.column=cast"],
     "model/branch/text_tfidf": ["model.branches.text_tfidf.input.column=cast"],
     "model/branch/vectors": ["model.branches.vectors.input.path=vectors.npz"],
 }
-MINIMUM = 59
+MINIMUM = 65
 #: A list of branches is one option's value: each file is composed as a list of its own.
 BRANCHES = [path for path in FILES if path.parts[:2] == ("model", "branch")]
 #: Shared parts: no options of their own, but named in the defaults of every option beside them.
@@ -90,7 +96,7 @@ def test_none_is_missed() -> None:
     assert len(FILES) >= MINIMUM and len(BRANCHES) >= 20
     groups = Counter(path.parts[0] for path in FILES if len(path.parts) > 1)
     for group in ("data", "model", "loss", "optimizer", "scheduler", "trainer", "callbacks",
-                  "logger", "experiment", "sweep", "hydra"):  # fmt: skip
+                  "logger", "experiment", "sweep", "hydra", "prompt"):  # fmt: skip
         assert groups[group] >= 1, f"no option in conf/{group}"
     for option in REQUIRED:
         assert Path(f"{option}.yaml") in FILES
@@ -109,8 +115,11 @@ def test_it_composes_and_builds(path: Path, tmp_path: Path, monkeypatch: Any) ->
     option = path.with_suffix("").as_posix()
     group, _, choice = option.rpartition("/")
     if len(path.parts) == 1 or path.parts == ("hydra", path.name):
-        name = "evaluate" if "evaluate" in path.stem else "train"
+        name = path.stem if path.stem in ("ask", "evaluate") else "train"
         overrides = ["ckpt_path=x.ckpt"] if name == "evaluate" else []
+        overrides += REQUIRED["ask"] if path.parts == ("hydra", "ask.yaml") else []
+    elif group == "prompt":
+        name, overrides = "ask", [f"prompt={choice}", *REQUIRED["ask"]]
     elif path in BRANCHES:
         name, overrides = "train", [f"{group}=[{choice}]"]
     else:
@@ -120,6 +129,18 @@ def test_it_composes_and_builds(path: Path, tmp_path: Path, monkeypatch: Any) ->
     set_output_dir(cfg, tmp_path)
     if name == "evaluate":
         assert cfg.ckpt_path == "x.ckpt"
+        return
+    if name == "ask":
+        own = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+        plain: Any = OmegaConf.to_container(own, resolve=True)
+        instantiate(cfg.data, inputs={})
+        ServerSettings(**plain["server"]).pace()
+        prompt, poster = Prompt(**plain["prompt"]), PosterFormat(**plain["poster"])
+        assert prompt.name == (choice if group == "prompt" else "zero_shot")
+        Questioner(
+            base_url=cfg.base_url, model=cfg.model.name, genres=["Drama"], show=plain["show"],
+            prompt=prompt, answers=cfg.answers, parameters=plain["parameters"], poster=poster,
+        )  # fmt: skip
         return
     cfg.num_genres = 3
     built = 0
@@ -152,6 +173,7 @@ def test_a_branch_names_only_what_its_input_and_network_take(path: Path) -> None
     assert text.startswith(f"# @package model.branches.{path.stem}\n")
     branch = OmegaConf.to_container(OmegaConf.load(CONF / path))
     assert isinstance(branch, dict) and branch.pop("lr_scale") >= 0
+    branch.pop("path", None)  # of the input, see read_branches
     forms = [branch]
     if "finetune" in branch:
         assert set(branch) == {"encoder", "finetune", "frozen", "finetuned"}

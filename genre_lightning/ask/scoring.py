@@ -47,7 +47,7 @@ def save_answers(path: Path, ids: Sequence[str], scores: np.ndarray, genres: Seq
 
 
 def calibrated(
-    questioner: Questioner, data: MovieDataModule, rows: np.ndarray, scores: np.ndarray, path: Path
+    questioner: Questioner, data: MovieDataModule, rows: np.ndarray, scores: np.ndarray
 ) -> TrainedModel:
     """The model that the answers are, calibrated on validation movies, thresholds and all.
 
@@ -59,7 +59,6 @@ def calibrated(
         data: set up.
         rows: (N,) int64, places of the validation movies that were asked about.
         scores: (N, G) float32 in [0, 1]; a row of nan for a movie without an answer.
-        path: of the answers' file.
 
     Raises:
         UserError: no validation movie was answered.
@@ -70,7 +69,7 @@ def calibrated(
             f"none of the {len(rows):,} validation movies has an answer, and thresholds are fitted "
             "on them"
         )
-    given = VectorsInput(str(path))
+    given = VectorsInput(f"/{FILE}")  # not opened: the answers are at hand
     given.width = len(questioner.genres)
     network = build_network(
         len(questioner.genres),
@@ -90,8 +89,10 @@ def calibrated(
     found = _clipped(scores[answered], questioner.answers)
     targets = data.labels[rows[answered]].astype(np.float64)
     _set(model, fit_calibration(found, targets))
-    values, labels = score_answers(model, questioner, data, "val", rows, scores), answered
-    model.thresholds.copy_(fit_thresholds(values.scores[labels], values.targets[labels]))
+    found_scores = score_answers(model, questioner, data, "val", rows, scores)
+    model.thresholds.copy_(
+        fit_thresholds(found_scores.scores[answered], found_scores.targets[answered])
+    )
     return model
 
 

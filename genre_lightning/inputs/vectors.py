@@ -20,6 +20,8 @@ from genre_lightning.inputs.part import Numbers
 
 #: The most numbers a movie may have.
 MAX_WIDTH = 65_536
+#: Opening brackets in a path: folders of sweeps are named by lists, as show=[title,poster].
+MOST_BRACKETS = 8
 #: Probabilities are kept this far from 0 and 1 before their log-odds are taken.
 LEAST_PROBABILITY = 0.005
 
@@ -155,10 +157,12 @@ class VectorsInput(Input):
 
     def _set(self, path: str, log_odds: bool) -> None:
         # A checkpoint holds it as JSON without anything escaped.
-        usable = path.isprintable() and not set(path) & set('"\\[]{}')
+        usable = path.isprintable() and not set(path) & set('"\\')
+        usable = usable and path.count("[") + path.count("{") <= MOST_BRACKETS
         if not usable or not Path(path).is_absolute() or len(path) > 4096:
             raise ValueError(
-                f'path: {path!r:.200} is no path of a file, or has one of " \\ [ ] {{ }} in it'
+                f'path: {path!r:.200} is no path of a file, or has one of " \\ in it, or more than '
+                f"{MOST_BRACKETS} brackets"
             )
         if type(log_odds) is not bool:
             raise ValueError(f"log_odds: {log_odds!r:.100} is neither true nor false")

@@ -24,7 +24,9 @@ PROMPTS = Path(__file__).resolve().parents[2] / "conf" / "prompt"
 
 def prompt(name: str = "zero_shot", **more: Any) -> Prompt:
     """A variant of conf/prompt."""
-    files = [OmegaConf.load(PROMPTS / f"{each}.yaml") for each in dict.fromkeys(("zero_shot", name))]
+    files = [
+        OmegaConf.load(PROMPTS / f"{each}.yaml") for each in dict.fromkeys(("zero_shot", name))
+    ]
     plain: Any = OmegaConf.to_container(OmegaConf.merge(*files))
     plain.pop("defaults", None)
     return Prompt(**{**plain, **more})

@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -165,10 +165,8 @@ def serving(loopback: Loopback) -> Iterator[Loopback]:
             pass
 
         def handle(self) -> None:
-            try:
+            with suppress(ConnectionError):  # whoever asked has gone
                 super().handle()
-            except ConnectionError:
-                pass  # whoever asked has gone
 
     class Server(ThreadingHTTPServer):
         daemon_threads = True

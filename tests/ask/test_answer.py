@@ -83,7 +83,7 @@ def test_the_schema_is_flat_and_strict() -> None:
 
 
 def test_a_genre_called_as_the_reason_is_refused() -> None:
-    with pytest.raises(UserError, match="'why'"):
+    with pytest.raises(UserError, match=r"'why'"):
         check_genres(["Drama", "why"])
 
 
@@ -92,5 +92,5 @@ def test_yes_is_renormalised_over_the_spellings_of_yes_and_no() -> None:
     logs = [(token, math.log(share)) for token, share in tokens.items()]
     assert yes_share(logs) == pytest.approx(0.4 / 0.6)
     assert yes_share([("no", 0.0), ("yes", -math.inf)]) == 0.0
-    with pytest.raises(Misfit, match="neither yes nor no .* 'Maybe'"):
+    with pytest.raises(Misfit, match=r"neither yes nor no .* 'Maybe'"):
         yes_share([("Maybe", -0.1), ("Yet", -3.0)])

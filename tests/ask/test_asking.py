@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from genre_lightning.ask.asking import Asker, Interrupted
 from genre_lightning.ask.book import AnswerBook, Record
 from genre_lightning.ask.pace import Pace, Spent
 from genre_lightning.ask.question import Questioner
-from genre_lightning.ask.server import ServerError
+from genre_lightning.ask.server import ChatServer, ServerError
 from genre_lightning.errors import UserError
 from genre_lightning.movies.movie import Movie
 from tests.ask.asked_movies import ask, drawn, movie, prompt, questioner
@@ -162,7 +162,9 @@ def test_one_movie_that_the_server_refuses_does_not_end_the_run(loopback: Loopba
 
 def test_a_server_that_refuses_the_first_refuses_all(loopback: Loopback) -> None:
     loopback.answer = lambda number, body: Answer(400, body=b'{"error": "no images here"}')
-    with pytest.raises(ServerError, match=f"^{loopback.url}: the server says: 400, no images here"):
+    with pytest.raises(
+        ServerError, match=rf"^{loopback.url}: the server says: 400, no images here"
+    ):
         ask(loopback, MOVIES, concurrency=2)
     assert len(loopback.requests) <= 4
 
@@ -182,7 +184,7 @@ def test_a_server_that_has_gone_ends_the_run_and_what_was_answered_is_kept(
     path = tmp_path / "answers.jsonl"
     loopback.answer = lambda number, body: good(body) if number < 10 else Answer(drop=True)
     found: dict[int, Record] = {}
-    with pytest.raises(UserError, match="one after another"):
+    with pytest.raises(UserError, match=r"one after another"):
         ask(loopback, MOVIES, path, found=found, concurrency=2, retries=1, give_up_after=3)
     answered = [number for number, record in found.items() if record.failed is None]
     assert len(answered) == 10
@@ -192,12 +194,10 @@ def test_a_server_that_has_gone_ends_the_run_and_what_was_answered_is_kept(
     assert len(loopback.requests) - before == 20
 
 
-def test_a_budget_is_kept_and_what_was_paid_for_is_kept(
-    loopback: Loopback, tmp_path: Path
-) -> None:
+def test_a_budget_is_kept_and_what_was_paid_for_is_kept(loopback: Loopback, tmp_path: Path) -> None:
     loopback.answer = lambda number, body: good(body, after=0.05)
     found: dict[int, Record] = {}
-    with pytest.raises(Spent, match="server.max_requests=7 is used up"):
+    with pytest.raises(Spent, match=r"server.max_requests=7 is used up"):
         ask(loopback, MOVIES, tmp_path / "a.jsonl", found=found, pace=Pace(max_requests=7))
     assert len(loopback.requests) == len(found) == 7
     assert all(record.failed is None for record in found.values())
@@ -211,7 +211,7 @@ def test_a_disk_that_is_full_ends_the_run(
 
     monkeypatch.setattr(AnswerBook, "add", full)
     found: dict[int, Record] = {}
-    with pytest.raises(UserError, match="No space left"):
+    with pytest.raises(UserError, match=r"No space left"):
         ask(loopback, MOVIES, tmp_path / "a.jsonl", found=found)
     assert not found
 
@@ -294,7 +294,7 @@ def test_logprobs_give_the_share_of_yes(loopback: Loopback) -> None:
 
 def test_a_server_without_logprobs_is_told_at_once(loopback: Loopback) -> None:
     loopback.answer = lambda number, body: said("Yes")
-    with pytest.raises(ServerError, match="no probabilities of tokens.*answers=json"):
+    with pytest.raises(ServerError, match=r"no probabilities of tokens.*answers=json"):
         ask(loopback, MOVIES, answers="logprobs", show=["title"], concurrency=1)
     assert len(loopback.requests) == 1
 
@@ -332,11 +332,9 @@ def test_llama_gives_probabilities(llama: str) -> None:
     assert len(set(found[0].scores.values())) > 1
 
 
-def test_llama_without_eyes_says_so(
-    start_llama: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_llama_without_eyes_says_so(start_llama: Callable[..., str], tmp_path: Path) -> None:
     movies = [movie(n, drawn(tmp_path / f"{n}.png", seed=n)) for n in range(5)]
-    with pytest.raises(ServerError, match="image input is not supported"):
+    with pytest.raises(ServerError, match=r"image input is not supported"):
         ask(start_llama("--blind"), movies, concurrency=1)
 
 
@@ -345,7 +343,6 @@ def test_memory_does_not_grow_with_the_number_of_movies(
 ) -> None:
     poster = drawn(tmp_path / "a.png", size=(300, 450))
     made: list[int] = []
-    alive = 0
 
     def movies() -> Iterator[Movie]:
         for number in range(120):
@@ -363,14 +360,12 @@ def test_memory_does_not_grow_with_the_number_of_movies(
     monkeypatch.setattr(Questioner, "bodies", counted)
     loopback.answer = lambda number, body: good(body, after=0.005)
     found = ask(loopback, movies(), tmp_path / "a.jsonl", concurrency=4)  # type: ignore[arg-type]
-    assert len(found) == 120 and alive == 0
+    assert len(found) == 120
     # Those being encoded, those waiting and those under way: not all that there are.
     assert most <= 4 + 4 + 4 + 1
 
 
 def test_numbers_out_of_range(loopback: Loopback) -> None:
-    from genre_lightning.ask.server import ChatServer
-
     server = ChatServer(loopback.url)
     for bad in ({"concurrency": 0}, {"ask_again": -1}, {"again_temperature": 3},
                 {"give_up_after": 0}):  # fmt: skip

@@ -111,7 +111,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.M
         book.add([answer("a")])
         before = path.read_bytes()
         monkeypatch.setattr(os, "write", half)
-        with pytest.raises(UserError, match="answers.jsonl can't be written .No space left"):
+        with pytest.raises(UserError, match=r"answers.jsonl can't be written .No space left"):
             book.add([answer("b")])
     assert path.read_bytes() == before
 

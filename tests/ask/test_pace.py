@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 
 import pytest
 
@@ -58,7 +59,7 @@ def test_no_minute_takes_more_tokens_than_the_limit() -> None:
 def test_a_request_larger_than_the_limit_is_sent_once_the_minute_is_empty() -> None:
     clock = Clock()
     times = run_requests(Pace(tokens_per_minute=100, clock=clock), clock, 3, tokens=300)
-    assert [round(b - a) for a, b in zip(times, times[1:], strict=False)] == [60, 60]
+    assert [round(b - a) for a, b in pairwise(times)] == [60, 60]
 
 
 def test_without_limits_nothing_waits() -> None:
@@ -67,13 +68,11 @@ def test_without_limits_nothing_waits() -> None:
     assert times[-1] - times[0] == pytest.approx(99 * 0.5)
 
 
-@pytest.mark.parametrize(
-    ("limits", "count"), [({"max_requests": 5}, 5), ({"max_tokens": 1000}, 4)]
-)
+@pytest.mark.parametrize(("limits", "count"), [({"max_requests": 5}, 5), ({"max_tokens": 1000}, 4)])
 def test_what_is_allowed_in_all(limits: dict[str, int], count: int) -> None:
     clock = Clock()
     pace = Pace(**limits, clock=clock)
-    with pytest.raises(Spent, match=f"server.{next(iter(limits))}=.* is used up"):
+    with pytest.raises(Spent, match=rf"server.{next(iter(limits))}=.* is used up"):
         run_requests(pace, clock, 100, tokens=300)
     assert pace.requests == count
 
@@ -102,5 +101,5 @@ def test_a_stop_ends_waiting() -> None:
 
 @pytest.mark.parametrize("limit", [0, -1, 1.5, True, "9"])
 def test_a_limit_that_is_none(limit: object) -> None:
-    with pytest.raises(UserError, match="server.requests_per_minute=.* whole number"):
+    with pytest.raises(UserError, match=r"server.requests_per_minute=.* whole number"):
         Pace(requests_per_minute=limit)  # type: ignore[arg-type]

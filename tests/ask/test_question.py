@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def test_a_poster_is_shown_as_an_image(tmp_path: Path) -> None:
 def test_parameters_of_null_are_left_out_and_others_added() -> None:
     (body,) = asked(questioner(parameters={"temperature": None, "top_p": 0.5}))
     assert "temperature" not in body and body["top_p"] == 0.5
-    with pytest.raises(UserError, match="parameters.stream"):
+    with pytest.raises(UserError, match=r"parameters.stream"):
         questioner(parameters={"stream": True})
 
 
@@ -165,9 +166,9 @@ def test_examples_with_posters_are_encoded_once(tmp_path: Path) -> None:
 
 
 def test_examples_of_which_nothing_could_be_seen() -> None:
-    with pytest.raises(UserError, match="prompt.example_posters=true"):
+    with pytest.raises(UserError, match=r"prompt.example_posters=true"):
         examples(prompt("few_shot"), show=("poster",))
-    with pytest.raises(UserError, match="only 20 movies of train"):
+    with pytest.raises(UserError, match=r"only 20 movies of train"):
         examples(prompt("few_shot", examples=20))
 
 
@@ -252,9 +253,9 @@ def test_fewer_movies_are_a_part_of_more() -> None:
     rows = np.arange(100, 200)
     chosen = [choose_rows(rows, count, "limit") for count in (10, 30, 100, 500)]
     assert [len(each) for each in chosen] == [10, 30, 100, 100]
-    for fewer, more in zip(chosen, chosen[1:], strict=False):
+    for fewer, more in pairwise(chosen):
         assert set(fewer) <= set(more) and (np.diff(fewer) > 0).all()
     assert (choose_rows(rows, None, "limit") == rows).all()
     for bad in (0, -1, 2.5, "9"):
-        with pytest.raises(UserError, match="limit=.* whole number of at least 1"):
+        with pytest.raises(UserError, match=r"limit=.* whole number of at least 1"):
             choose_rows(rows, bad, "limit")  # type: ignore[arg-type]

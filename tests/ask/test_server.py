@@ -93,7 +93,7 @@ def test_a_web_page_in_the_middle_is_tried_again(loopback: Loopback, quick: None
 
 def test_tries_have_an_end(loopback: Loopback, quick: None) -> None:
     loopback.answer = lambda number, body: Answer(500, body=b'{"error": {"message": "no VRAM"}}')
-    with pytest.raises(Unanswered, match="^the server says: 500, no VRAM$"):
+    with pytest.raises(Unanswered, match=r"^the server says: 500, no VRAM$"):
         chat(loopback, retries=3)
     assert len(loopback.requests) == 4
 
@@ -146,7 +146,7 @@ def test_a_server_that_wants_a_day_ends_the_command(loopback: Loopback) -> None:
     loopback.answer = lambda number, body: Answer(
         429, {"Retry-After": "86400"}, json.dumps(message).encode()
     )
-    with pytest.raises(ServerError, match="asks to wait 86,400 seconds.*Daily quota exceeded"):
+    with pytest.raises(ServerError, match=r"asks to wait 86,400 seconds.*Daily quota exceeded"):
         chat(loopback)
     assert len(loopback.requests) == 1
 
@@ -172,7 +172,7 @@ def test_what_ends_the_command_at_once(
 
 
 def test_a_wrong_path(loopback: Loopback) -> None:
-    with pytest.raises(ServerError, match="usually ends in /v1 .*404, no such path"):
+    with pytest.raises(ServerError, match=r"usually ends in /v1 .*404, no such path"):
         chat(loopback.address)
 
 
@@ -185,7 +185,7 @@ def test_a_web_page(loopback: Loopback) -> None:
 
 def test_a_redirect_is_not_followed(loopback: Loopback) -> None:
     loopback.answer = lambda number, body: Answer(308, {"Location": "https://elsewhere.invalid/v1"})
-    with pytest.raises(ServerError, match="308, .*go to https://elsewhere.invalid/v1"):
+    with pytest.raises(ServerError, match=r"308, .*go to https://elsewhere.invalid/v1"):
         chat(loopback, api_key=KEY)
 
 
@@ -193,7 +193,7 @@ def test_nobody_there() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
-        with pytest.raises(ServerError, match="can't be reached .*is the server running"):
+        with pytest.raises(ServerError, match=r"can't be reached .*is the server running"):
             chat(url)
 
 
@@ -209,7 +209,7 @@ def test_nobody_there() -> None:
 def test_a_refused_request_is_not_sent_again(status: int, text: str, loopback: Loopback) -> None:
     body = json.dumps({"error": {"message": text}}).encode()
     loopback.answer = lambda number, _: Answer(status, body=body)
-    with pytest.raises(RequestRefused, match=f"^the server says: {status}, {text}$"):
+    with pytest.raises(RequestRefused, match=rf"^the server says: {status}, {text}$"):
         chat(loopback)
     assert len(loopback.requests) == 1
 
@@ -247,12 +247,12 @@ def test_limits_count_retries(loopback: Loopback, quick: None) -> None:
     ],
 )  # fmt: skip
 def test_what_is_no_address(url: str) -> None:
-    with pytest.raises(UserError, match="base_url"):
+    with pytest.raises(UserError, match=r"base_url"):
         check_url(url)
 
 
 def test_a_password_in_the_address_is_refused_and_not_repeated() -> None:
-    with pytest.raises(UserError, match="base_url has a name or a password") as caught:
+    with pytest.raises(UserError, match=r"base_url has a name or a password") as caught:
         check_url("http://me:secret@host/v1")
     assert "secret" not in str(caught.value)
 
@@ -260,10 +260,10 @@ def test_a_password_in_the_address_is_refused_and_not_repeated() -> None:
 def test_a_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("THE_KEY", f" {KEY}\n")
     assert read_key("THE_KEY") == KEY and read_key(None) is None
-    with pytest.raises(UserError, match="api_key_env=ANOTHER: there is no such"):
+    with pytest.raises(UserError, match=r"api_key_env=ANOTHER: there is no such"):
         read_key("ANOTHER")
     monkeypatch.setenv("THE_KEY", "two words")
-    with pytest.raises(UserError, match="api_key_env=THE_KEY: what it holds is no key") as caught:
+    with pytest.raises(UserError, match=r"api_key_env=THE_KEY: what it holds is no key") as caught:
         read_key("THE_KEY")
     assert "two words" not in str(caught.value)
 

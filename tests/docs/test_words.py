@@ -29,6 +29,7 @@ from torch import nn
 import genre_lightning.runs.naming  # noqa: F401 - the resolvers
 import train
 from genre_lightning.comparison import command as comparing
+from genre_lightning.genre_ask import long_form
 from genre_lightning.inputs.encoders import ENCODERS
 from genre_lightning.inputs.input import Input, Store
 from genre_lightning.inputs.table import INPUTS
@@ -68,8 +69,8 @@ NO_KEYS = ("model.branches.tagline", "model.vocabulary.json", "trainer.fit")
 MADE_OPTIONS = ("jsonl", "soft_f1", "title_length", "poster_lite1")
 #: Groups of the configuration whose options are named like data=demo.
 GROUPS = (
-    "callbacks", "data", "experiment", "logger", "loss", "model", "optimizer", "scheduler",
-    "sweep", "trainer",
+    "callbacks", "data", "experiment", "logger", "loss", "model", "optimizer", "parameters",
+    "poster", "prompt", "scheduler", "server", "sweep", "trainer",
 )  # fmt: skip
 #: Configurations in which a key may be.
 PLACES: list[list[str]] = [
@@ -197,7 +198,7 @@ def keys() -> set[str]:
     branches = [f"model/branch=[{path.stem}]" for path in (CONF / "model" / "branch").iterdir()]
     for overrides in [*PLACES, *([branch] for branch in branches)]:
         found |= {key for key, _ in flat(composed("train", overrides))}
-    return found
+    return found | {key for key, _ in flat(composed("ask", []))}
 
 
 def test_the_readme_is_short() -> None:
@@ -245,6 +246,17 @@ def test_an_evaluation_composes(arguments: list[str]) -> None:
     arguments = [re.sub(r"=\.\.\.$", "=FILE", argument) for argument in arguments]
     cfg = composed("evaluate", arguments)
     assert cfg.split in ("train", "val", "test") and cfg.ckpt_path
+
+
+@pytest.mark.parametrize("arguments", of("genre-ask"))
+def test_a_question_composes(arguments: list[str]) -> None:
+    arguments = [long_form(argument) for argument in arguments if argument != "-m"]
+    for job in jobs(arguments):
+        if not any(override.startswith("base_url=") for override in job):
+            job = [*job, "base_url=URL", "model.name=NAME"]
+        cfg = composed("ask", job)
+        assert not {key for key, value in flat(cfg) if value == "???"}
+        OmegaConf.to_container(cfg, resolve=False)
 
 
 @pytest.mark.parametrize("arguments", of("genre-predict"))

@@ -1,0 +1,189 @@
+"""How busy genre-ask keeps a server, and whether its memory grows with the number of movies.
+
+    python -m benchmarks.ask
+    python -m benchmarks.ask --movies 800 -n 5
+
+A server in a process of its own takes 200 ms for an answer and gives eight at once, so 40 a second
+is its best rate. Drawn movies with posters are asked about, each a question of its own: posters are
+decoded and encoded, answers checked and brought to the disk, as by the command. Then 10,000 movies
+are asked about at a server that answers at once. Ends with one JSON line: ``figure`` is the median
+of answers a second, ``ratio`` that over the best rate, ``encoded`` the posters encoded for each one
+shown, ``memory_mib`` by how much the most memory that was used grew from 1,000 movies to the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from aiohttp import web
+from rich.console import Console
+
+from benchmarks.measure import REPOSITORY, argument_parser, json_line, print_table, spread
+from genre_lightning.ask.book import NAME, AnswerBook
+from genre_lightning.ask.poster import PosterFormat
+from genre_lightning.ask.question import Prompt, Questioner
+from genre_lightning.ask.run import ServerSettings, ask_rows
+from genre_lightning.movies.demo import read_demo
+from genre_lightning.movies.movie import MovieSet
+
+AIM = 0.95
+SECONDS, AT_ONCE = 0.2, 8
+BEST_RATE = AT_ONCE / SECONDS
+MANY, FEW = 10_000, 1_000
+
+
+async def serve(seconds: float) -> None:
+    """Answer on a free port of this machine, whose address is printed, until it is ended."""
+    places = asyncio.Semaphore(AT_ONCE)
+
+    async def answer(request: web.Request) -> web.Response:
+        body = await request.json()
+        properties = body["response_format"]["json_schema"]["schema"]["properties"]
+        content = {name: "a guess" if name == "why" else 50 for name in properties}
+        async with places:
+            await asyncio.sleep(seconds)
+        message = {"role": "assistant", "content": json.dumps(content)}
+        usage = {"prompt_tokens": 500, "completion_tokens": 100}
+        choices = [{"message": message, "finish_reason": "stop"}]
+        return web.json_response({"choices": choices, "usage": usage})
+
+    app = web.Application(client_max_size=2**24)
+    app.router.add_post("/v1/chat/completions", answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    port = runner.addresses[0][1]
+    print(f"http://127.0.0.1:{port}/v1", flush=True)
+    await asyncio.Event().wait()
+
+
+@contextmanager
+def served(seconds: float) -> Iterator[str]:
+    """The address of such a server in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.ask", "--serve", str(seconds)]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield process.stdout.readline().strip()
+        finally:
+            process.terminate()
+
+
+class CountedFormat(PosterFormat):
+    """Counts what it encodes."""
+
+    count = 0
+
+    def encode(self, data: bytes):  # type: ignore[no-untyped-def]
+        """As it is, counted."""
+        CountedFormat.count += 1
+        return super().encode(data)
+
+
+def ask(url: str, movies: MovieSet, folder: Path) -> float:
+    """Seconds of asking about all movies, into an empty folder."""
+    questioner = Questioner(
+        base_url=url,
+        model="m",
+        genres=movies.genres,
+        show=["title", "poster"],
+        prompt=Prompt("plain", "Judge.", "{{ columns['title'] }}"),
+        poster=CountedFormat(),
+    )
+    with AnswerBook(folder / NAME) as book:
+        started = time.perf_counter()
+        answers = ask_rows(
+            movies,
+            np.arange(len(movies.movies)),
+            questioner,
+            book,
+            ServerSettings(concurrency=AT_ONCE),
+            Console(quiet=True),
+        )
+        seconds = time.perf_counter() - started
+    assert len(answers.keys) == len(movies.movies) and not answers.failed
+    return seconds
+
+
+def repeated(movies: MovieSet, count: int) -> MovieSet:
+    """So many movies with titles of their own, whose posters come again and again."""
+    made = []
+    for number in range(count):
+        movie = movies.movies[number % len(movies.movies)]
+        columns = {**movie.columns, "title": f"{movie.title} {number}"}
+        made.append(replace(movie, id=str(number), columns=columns))
+    return replace(movies, movies=made)
+
+
+def most_memory() -> float:
+    """The most memory that this process has used, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure rate and memory and print both."""
+    parser = argument_parser(__doc__, n=3, training=False)
+    parser.add_argument("--movies", type=int, default=400, help="of a turn; default 400")
+    parser.add_argument("--many", type=int, default=MANY, help=f"for the memory; default {MANY}")
+    parser.add_argument("--serve", type=float, metavar="SECONDS", help="be the server")
+    args = parser.parse_args(arguments)
+    if args.serve is not None:
+        asyncio.run(serve(args.serve))
+        return
+    rates = []
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        movies = read_demo(folder / "cache", num_movies=args.movies)
+        with served(SECONDS) as url:
+            for turn in range(args.n + 1):
+                (own := folder / f"turn-{turn}").mkdir()
+                CountedFormat.count = 0
+                rates.append(args.movies / ask(url, movies, own))
+        shown = sum("poster" in movie.columns for movie in movies.movies)
+        encoded = CountedFormat.count / shown
+        rates = rates[1:]
+        print_table({"answers": rates}, "/s", f"{args.movies} movies, {BEST_RATE:.0f}/s at best")
+        with served(0.0) as url:
+            few = min(FEW, args.many)
+            (folder / "few").mkdir()
+            ask(url, repeated(movies, few), folder / "few")
+            before = most_memory()
+            (folder / "many").mkdir()
+            seconds = ask(url, repeated(movies, args.many), folder / "many")
+        grown = most_memory() - before
+    print(
+        f"{args.many:,} movies in {seconds:.0f} s at a server that answers at once: "
+        f"{grown:.1f} MiB more than {few:,} movies, of {before:.0f}"
+    )
+    shares = [rate / BEST_RATE for rate in rates]
+    print(
+        json_line(
+            statistics.median(rates),
+            statistics.median(shares),
+            args.n,
+            spread(shares),
+            AIM,
+            unit="answers/s",
+            aim_is="at least",
+            encoded=encoded,
+            memory_mib=grown,
+            many=args.many,
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

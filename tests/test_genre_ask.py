@@ -1,0 +1,263 @@
+"""The command: a run folder like a trained run's, that survives kills, and hides the key."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from genre_lightning.comparison.leaderboard import compare, ranked_table
+from genre_lightning.genre_ask import long_form
+from genre_lightning.predicting.command import main as predict
+from tests.ask.conftest import start_llama  # noqa: F401 - a fixture
+from tests.ask.loopback import Answer, Loopback, good, said, serving
+
+KEY = "sk-test-0123456789abcdef"
+SMALL = ("data.num_movies=60", "data.poster_height=48", "data.workers=1")
+
+
+@pytest.fixture
+def loopback() -> Iterator[Loopback]:
+    with serving(Loopback()) as server:
+        yield server
+
+
+def start(folder: Path, url: str, *overrides: str, **environment: str) -> subprocess.Popen[str]:
+    """The command, begun in a folder."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "genre_lightning.genre_ask", *overrides, "model=tiny",
+         f"base_url={url}", *SMALL],
+        cwd=folder,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )  # fmt: skip
+
+
+def ended(process: subprocess.Popen[str], code: int = 0) -> str:
+    """What it printed until its end."""
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == code, out
+    return out
+
+
+def run_folder(folder: Path) -> Path:
+    (found,) = (folder / "runs" / "asks").iterdir()
+    return found
+
+
+def result_of(run: Path) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads((run / "result.json").read_text("utf-8"))
+    return result
+
+
+def test_model_is_short_for_its_name() -> None:
+    assert long_form("model=a,b") == "model.name=a,b"
+    assert [long_form(one) for one in ("model.name=a", "+model=x", "data=demo")] == [
+        "model.name=a", "+model=x", "data=demo",
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_whole_way(
+    loopback: Loopback,
+    tmp_path: Path,
+    train_here: Callable[[Path, list[str]], dict[str, Any]],
+    tiny_overrides: Callable[..., list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Asked, scored, compared, learnt from beside other branches, and asked about new movies."""
+
+    def answer(number: int, body: dict[str, Any]) -> Answer:
+        return said("no JSON") if "Silence" in json.dumps(body["messages"][-1]) else good(body)
+
+    loopback.answer = answer
+    out = ended(
+        start(
+            tmp_path,
+            loopback.url,
+            "train_limit=null",
+            "api_key_env=THE_KEY",
+            "logger=wandb",
+            THE_KEY=KEY,
+        )
+    )
+    run = run_folder(tmp_path)
+    assert all(each.get("Authorization") == f"Bearer {KEY}" for each in loopback.headers)
+    for path in [*run.rglob("*"), *(tmp_path / "runs").rglob("*")]:
+        assert not path.is_file() or KEY.encode() not in path.read_bytes(), path
+    assert KEY not in out
+
+    # What it wrote is what a trained run and evaluate.py write.
+    result = result_of(run)
+    assert result["status"] == "completed" and result["wandb_run_id"]
+    assert result["monitor_value"] == result["val"]["map_macro"]
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics == pytest.approx(result["test"])
+    lines = [json.loads(line) for line in (run / "answers.jsonl").read_text().splitlines()]
+    failed = {line["id"] for line in lines if line["scores"] is None}
+    assert failed and result["unanswered"] and sum(result["unanswered"].values()) == len(failed)
+    answered = [line for line in lines if line["scores"] is not None]
+    assert len(lines) == 60
+    assert result["tokens_per_movie"] == pytest.approx(
+        sum(line["asks"] for line in lines) * 120 / 60
+    )
+    assert result["seconds_per_movie"] == pytest.approx(sum(line["seconds"] for line in lines) / 60)
+    with (run / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 12 and set(rows[0]) >= {"id", "title", "has_poster", "Western"}
+    for row in rows:
+        if row["id"] in failed:
+            assert row["predicted"] == "" and row["Drama"] == "0.000000"
+    with (run / "per_genre.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 8
+    page = (run / "report.html").read_text("utf-8")
+    whys = [line["why"] for line in answered if line["why"] in page]
+    assert whys and ">why</b>" in page and "tokens" in page
+    with np.load(run / "answers.npz") as file:
+        assert set(file["ids"]) == {line["id"] for line in answered}
+        by_id = dict(zip(file["ids"].tolist(), file["x"].tolist(), strict=True))
+    for line in answered:
+        assert by_id[line["id"]] == pytest.approx(list(line["scores"].values()))
+
+    # As a branch.
+    overrides = [*tiny_overrides(model="title")[1:], "++data.num_movies=60"]
+    trained = tmp_path / "runs" / "trained"
+    train_here(
+        trained,
+        ["model/branch=[title_tfidf,answers]", f"model.branches.answers.path='{run}/answers.npz'",
+         *overrides],
+    )  # fmt: skip
+
+    # In a leaderboard.
+    heads, table = ranked_table(compare([run]))
+    shown = dict(zip(heads, table[0], strict=True))
+    assert shown["tokens a movie"] == f"{result['tokens_per_movie']:.0f}"
+    assert float(shown["seconds a movie"]) == pytest.approx(result["seconds_per_movie"], rel=0.01)
+
+    # A new movie.
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    best = str(trained / "checkpoints" / "best.ckpt")
+    before = len(loopback.requests)
+    arguments = [best, "--title", "Lost Kiss (1968)", "--json"]
+    assert predict(arguments) == 0
+    without = json.loads(capsys.readouterr().out)
+    assert len(loopback.requests) == before
+    monkeypatch.setenv("THE_KEY", KEY)
+    for _ in range(2):
+        assert predict([*arguments, "--ask", str(run), "--api-key-env", "THE_KEY"]) == 0
+        asked = json.loads(capsys.readouterr().out)
+    assert len(loopback.requests) == before + 1
+    assert asked["scores"] != without["scores"] and asked["why"].startswith("by ")
+    assert "Title: Lost Kiss (1968)" in loopback.shown()[-1]
+
+
+@pytest.mark.slow
+def test_killed_and_begun_again_each_movie_is_asked_about_once(
+    loopback: Loopback, tmp_path: Path
+) -> None:
+    loopback.answer = lambda number, body: good(body, after=0.25)
+    settings = ("server.concurrency=3", "show=[title]")
+    killed = start(tmp_path, loopback.url, *settings)
+    deadline = time.monotonic() + 60
+    while len(loopback.requests) < 10:
+        assert time.monotonic() < deadline and killed.poll() is None
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    run = run_folder(tmp_path)
+    assert result_of(run)["status"] == "interrupted"
+    kept = (run / "answers.jsonl").read_text().count("\n")
+    loopback.answer = lambda number, body: good(body)
+    ended(start(tmp_path, loopback.url, *settings))
+    counts = Counter(loopback.shown())
+    assert len(counts) == 12 + 7  # test and val
+    again = {text: count for text, count in counts.items() if count > 1}
+    assert len(again) <= 3 and all(count == 2 for count in again.values())
+    assert kept >= 7
+    result = result_of(run)
+    assert (result["status"], result["attempts"]) == ("completed", 2)
+    # And once more: there is nothing left to ask about.
+    before, metrics = len(loopback.requests), result["test"]
+    ended(start(tmp_path, loopback.url, *settings))
+    assert len(loopback.requests) == before and result_of(run)["test"] == metrics
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(loopback: Loopback, tmp_path: Path) -> None:
+    loopback.answer = lambda number, body: good(body, after=0.3)
+    process = start(tmp_path, loopback.url, "server.concurrency=2")
+    while len(loopback.requests) < 4:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out = ended(process, 130)
+    run = run_folder(tmp_path)
+    answered = (run / "answers.jsonl").read_text().count("\n")
+    assert answered == len(loopback.requests)
+    assert f"Stopped. {answered} of 19 movies are answered" in " ".join(out.split())
+    assert "the same command goes on from there" in out and "Traceback" not in out
+    assert result_of(run)["status"] == "interrupted"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("overrides", "status", "message"),
+    [
+        (["show=[synopsis]"], 200, "show: no movie of the dataset has a column 'synopsis'"),
+        (["api_key_env=NO_SUCH_KEY"], 200, "api_key_env=NO_SUCH_KEY: there is no such"),
+        ([], 401, "it may want a key.*401, no key given"),
+    ],
+    ids=["column", "key", "refused"],
+)
+def test_errors_are_one_sentence(
+    overrides: list[str], status: int, message: str, loopback: Loopback, tmp_path: Path
+) -> None:
+    loopback.answer = lambda number, body: Answer(status, body=b'{"error": "no key given"}')
+    out = ended(start(tmp_path, loopback.url, *overrides), 1)
+    last = out.strip().splitlines()[-1]
+    assert re.match(f"error: .*{message}", last) and "Traceback" not in out
+    assert result_of(run_folder(tmp_path))["status"] == "failed"
+
+
+@pytest.mark.slow
+def test_a_sweep_over_what_is_shown_gives_a_row_each(loopback: Loopback, tmp_path: Path) -> None:
+    loopback.answer = lambda number, body: good(body)
+    command = ("-m", "show=[poster],[title,poster]", "sweep.name=leak")
+    out = ended(start(tmp_path, loopback.url, *command))
+    sweep = tmp_path / "runs" / "sweeps" / "leak"
+    jobs = {each.name for each in sweep.iterdir() if each.is_dir()}
+    assert len(jobs) == 2 and (sweep / "leaderboard.html").is_file() and "2 completed" in out
+    with (sweep / "leaderboard.csv").open(newline="") as file:
+        rows = {row["show"]: row for row in csv.DictReader(file)}
+    assert set(rows) == {"[poster]", "[title, poster]"}
+    assert all(float(row["tokens_per_movie"]) > 0 for row in rows.values())
+    before = len(loopback.requests)
+    assert "2 already finished" in ended(start(tmp_path, loopback.url, *command))
+    assert len(loopback.requests) == before
+
+
+@pytest.mark.slow
+def test_llama_is_asked(start_llama: Callable[..., str], tmp_path: Path) -> None:  # noqa: F811
+    """With llama.cpp's own server, whose random model has scores and reasons of its own."""
+    overrides = ("limit=4", "why_max_length=20", "parameters.max_tokens=2000", "data.root=.")
+    out = ended(start(tmp_path, start_llama(), *overrides))
+    run = run_folder(tmp_path)
+    lines = [json.loads(line) for line in (run / "answers.jsonl").read_text().splitlines()]
+    assert len({json.dumps(line["scores"]) for line in lines if line["scores"]}) > 1
+    assert result_of(run)["test"]["num_movies"] == 4 and "written to" in out
