@@ -37,6 +37,7 @@ BENCHMARKS: dict[str, tuple[bool, str]] = {
     "title_layer": (True, "sparse title branch against a dense layer"),
     "scale": (False, "cost per movie, 100,000 against 1,000; warm start"),
     "sweep": (True, "six jobs of a sweep against their fits"),
+    "ask": (False, "answers a second against a server's best rate"),
     "seed_recipe": (True, "the original recipe, 50 epochs, against 30 min"),
 }
 #: Benchmarks whose aim is on the figure, where others have it on the ratio.

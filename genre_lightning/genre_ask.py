@@ -155,8 +155,8 @@ def ask(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         for split, found in scores.items():
             result[split] = split_metrics(model, found)
             print_genre_table(model, found, result[split], console)
-        for split, part in rows.items():
-            if line := unanswered_line(movies, split, part, answers):
+        for split, chosen in rows.items():
+            if line := unanswered_line(movies, split, chosen, answers):
                 console.print(line, soft_wrap=True)
         result["monitor_value"] = monitored(cfg.monitor, result["val"])
 
@@ -171,8 +171,11 @@ def ask(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         )
         remarks = {"why": whys(answers, book, rows[cfg.split])}
         write_report(folder / "report.html", model, data, scored, origin, remarks=remarks)
+        told = {cfg.monitor: result["monitor_value"]}
+        costs = {name: result[name] for name in ("tokens_per_movie", "seconds_per_movie")}
+        told |= {name: value for name, value in costs.items() if value is not None}
         for logger in loggers:
-            logger.log_metrics({cfg.monitor: result["monitor_value"]}, step=0)
+            logger.log_metrics(told, step=0)
         log_outcome(loggers, 0, model, data, scores, result, folder / FILE)
     console.print(f"written to {folder}", soft_wrap=True)
 
@@ -210,6 +213,20 @@ def facts(questioner: Any, result: dict[str, Any], split: str) -> list[tuple[str
     return told
 
 
+def check_key(arguments: Sequence[str]) -> None:
+    """Exit where there is no key, before Hydra writes down what may be the key itself."""
+    for argument in arguments:
+        name, _, variable = argument.lstrip("+").partition("=")
+        if name == "api_key_env" and variable not in ("", "null"):
+            from genre_lightning.ask.server import read_key
+            from genre_lightning.errors import UserError
+
+            try:
+                read_key(variable)
+            except UserError as error:
+                raise SystemExit(f"error: {error}") from None
+
+
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="ask")
 def _run(cfg: DictConfig) -> float | None:
     """Ask by itself or as a job of a sweep; return the monitored value."""
@@ -219,6 +236,7 @@ def _run(cfg: DictConfig) -> float | None:
 def main() -> None:
     """Run the command."""
     sys.argv[1:] = map(long_form, sys.argv[1:])
+    check_key(sys.argv[1:])
     _run()
 
 

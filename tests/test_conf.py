@@ -131,7 +131,7 @@ def test_it_composes_and_builds(path: Path, tmp_path: Path, monkeypatch: Any) ->
         assert cfg.ckpt_path == "x.ckpt"
         return
     if name == "ask":
-        own = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+        own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
         plain: Any = OmegaConf.to_container(own, resolve=True)
         instantiate(cfg.data, inputs={})
         ServerSettings(**plain["server"]).pace()

@@ -220,10 +220,9 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(loopback: Loopback, tmp_path:
     ("overrides", "status", "message"),
     [
         (["show=[synopsis]"], 200, "show: no movie of the dataset has a column 'synopsis'"),
-        (["api_key_env=NO_SUCH_KEY"], 200, "api_key_env=NO_SUCH_KEY: there is no such"),
         ([], 401, "it may want a key.*401, no key given"),
     ],
-    ids=["column", "key", "refused"],
+    ids=["column", "refused"],
 )
 def test_errors_are_one_sentence(
     overrides: list[str], status: int, message: str, loopback: Loopback, tmp_path: Path
@@ -233,6 +232,14 @@ def test_errors_are_one_sentence(
     last = out.strip().splitlines()[-1]
     assert re.match(f"error: .*{message}", last) and "Traceback" not in out
     assert result_of(run_folder(tmp_path))["status"] == "failed"
+
+
+@pytest.mark.slow
+def test_a_key_given_in_the_place_of_its_name_is_written_nowhere(tmp_path: Path) -> None:
+    for given in (KEY, "gsk_0123456789", "NO_SUCH_KEY"):
+        out = ended(start(tmp_path, "http://127.0.0.1:1/v1", f"api_key_env={given}"), 1)
+        assert out.startswith("error: api_key_env") and not any(tmp_path.iterdir())
+        assert (given in out) is given.isupper()
 
 
 @pytest.mark.slow

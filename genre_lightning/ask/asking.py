@@ -265,20 +265,19 @@ class Asker:
 
     async def _write(self, found: _Queue[Record], tell: Tell) -> None:
         """Bring records to the disk, as many at once as there are, and tell of them then."""
-        entry = await found.get()
-        while entry is not None:
-            entries = [entry]
-            while not found.empty() and (entry := found.get_nowait()) is not None:
-                entries.append(entry)
+        over = False
+        while not over:
+            entries = [await found.get()]
+            while not found.empty():
+                entries.append(found.get_nowait())
+            over = None in entries
+            there = [entry for entry in entries if entry is not None]
             if self.book is not None:
-                new = [one for _, one in entries if one.key and not self.book.is_own(one.key)]
+                new = [one for _, one in there if one.key and not self.book.is_own(one.key)]
                 if new:
                     await asyncio.to_thread(self.book.add, new)
-            for number, record in entries:
+            for number, record in there:
                 tell(number, record)
-            if entry is None:
-                return
-            entry = await found.get()
 
     def _count_failure(self, record: Record) -> None:
         """End the run where movie after movie has no answer."""

@@ -61,7 +61,6 @@ class Answers:
         scores: (N, G) float32 in [0, 1] of all N movies of the dataset, nan where there is none.
         keys: of the questions that were answered, by the movie's place.
         failed: why there is no answer, by the movie's place.
-        found: how many were there already.
         prompt_tokens: of all movies, whenever they were asked; as far as the server told.
         completion_tokens: likewise.
         seconds: of all replies.
@@ -72,7 +71,6 @@ class Answers:
     scores: np.ndarray
     keys: dict[int, str] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
-    found: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     seconds: float = 0.0
@@ -311,7 +309,6 @@ def ask_rows(
         give_up_after=settings.give_up_after,
         say=console.print,
     )
-    known = len(book)
 
     async def run() -> None:
         async with server:
@@ -336,7 +333,6 @@ def ask_rows(
         asker.close()
         for name, reason in asker.unreadable.items():
             console.print(f"unreadable, not shown: {name} ({reason})", soft_wrap=True)
-    answers.found = min(known, len(answers.keys))
     if not answers.keys:
         reason = next(iter(answers.failed.values()), "there is none")
         raise ServerError(f"{questioner.base_url}: no movie was answered; the first: {reason}")

@@ -104,10 +104,16 @@ def read_key(variable: str | None) -> str | None:
     """The API key that an environment variable holds; None where no variable is named.
 
     Raises:
-        UserError: it is not set, or no key; the message has its name alone.
+        UserError: it is not set, or no key; the message has its name alone, and not even that where
+            it may be the key itself.
     """
     if variable is None:
         return None
+    if type(variable) is not str or not re.fullmatch(r"[A-Z_][A-Z0-9_]{0,63}", variable):
+        raise UserError(
+            "api_key_env must name an environment variable in capitals, such as OPENAI_API_KEY; "
+            "the key itself is given nowhere else"
+        )
     key = os.environ.get(variable, "").strip()
     if not key:
         raise UserError(f"api_key_env={variable}: there is no such environment variable, or empty")

@@ -56,7 +56,7 @@ def drawn(path: Path, size: tuple[int, int] = (40, 60), seed: int = 0) -> Poster
     return located(path)
 
 
-def movie(number: int, poster: PosterFile | None = None, **columns: str) -> Movie:
+def movie(number: int, poster: PosterFile | None = None, /, **columns: str) -> Movie:
     given: dict[str, str | PosterFile] = {"title": f"Movie {number} (1990)", **columns}
     if poster is not None:
         given["poster"] = poster

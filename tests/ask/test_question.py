@@ -26,7 +26,7 @@ from tests.ask.loopback import GENRES
 
 
 def asked(given: Questioner, number: int = 7, **columns: str) -> list[dict[str, Any]]:
-    one = movie(number, **columns)
+    one = movie(number, None, **columns)
     return list(given.bodies(one.id, given.texts(one), None))
 
 
@@ -63,9 +63,10 @@ def test_a_poster_looks_the_same(tmp_path: Path) -> None:
 def test_what_is_no_poster(tmp_path: Path) -> None:
     with pytest.raises(PosterError):
         PosterFormat().encode(b"no image")
-    for bad in ({"side": 3}, {"side": 10_000}, {"quality": 0}, {"side": "512"}):
+    wrong: list[dict[str, Any]] = [{"side": 3}, {"side": 9999}, {"quality": 0}, {"side": "512"}]
+    for bad in wrong:
         with pytest.raises(UserError, match=r"poster\."):
-            PosterFormat(**bad)  # type: ignore[arg-type]
+            PosterFormat(**bad)
 
 
 def test_a_fingerprint_changes_with_file_and_format(tmp_path: Path) -> None:
@@ -188,7 +189,7 @@ def test_logprobs_asks_about_each_genre() -> None:
 
 
 def key_of(given: Questioner, image: str | None = "d", **columns: str) -> str:
-    one = movie(7, **columns)
+    one = movie(7, None, **columns)
     return given.key(one.id, given.texts(one), image)
 
 

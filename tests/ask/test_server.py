@@ -262,6 +262,10 @@ def test_a_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
     assert read_key("THE_KEY") == KEY and read_key(None) is None
     with pytest.raises(UserError, match=r"api_key_env=ANOTHER: there is no such"):
         read_key("ANOTHER")
+    for key in (KEY, "gsk_abc", "", "A" * 65):
+        with pytest.raises(UserError, match=r"api_key_env must name") as caught:
+            read_key(key)
+        assert not key or key not in str(caught.value)
     monkeypatch.setenv("THE_KEY", "two words")
     with pytest.raises(UserError, match=r"api_key_env=THE_KEY: what it holds is no key") as caught:
         read_key("THE_KEY")

@@ -52,6 +52,16 @@ def test_benchmarks_of_training_end_with_their_figure(
 
 
 @pytest.mark.slow
+def test_the_figure_of_asking(capsys: pytest.CaptureFixture):
+    from benchmarks import ask
+
+    ask.main(["-n", "1", "--movies", "24", "--many", "60"])
+    line = last_line(capsys)
+    hold(line, 1)
+    assert line["ratio"] <= 1.0 and line["encoded"] == 1.0
+
+
+@pytest.mark.slow
 def test_the_figure_of_a_sweep(
     tiny_overrides: Callable[..., list[str]], capsys: pytest.CaptureFixture
 ):

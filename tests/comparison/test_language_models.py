@@ -20,9 +20,9 @@ def board(tmp_path: Path) -> Comparison:
     for number, (prompt, value) in enumerate([("zero_shot", 0.5), ("few_shot", 0.2)]):
         write_run(
             tmp_path / f"asked-{number}",
-            {"model": None, "model.name": "some-vl-7b", "prompt.name": prompt},
+            {"model": {"name": "some-vl-7b"}, "prompt.name": prompt},
             (),
-            choices={"prompt": prompt},
+            choices={"prompt": prompt, "model": "none, as in a run of genre-ask"},
             monitor_value=value,
             val={"map_macro": value, "num_movies": 40 + 10 * number},
             tokens_per_movie=1234.4 + number,

@@ -235,3 +235,23 @@ def test_a_folder_whose_name_a_checkpoint_can_not_hold(
     monkeypatch.chdir(folder)
     with pytest.raises(ValueError, match="path"):
         VectorsInput("v.csv")
+
+
+def test_probabilities_of_a_new_movie_become_log_odds_as_those_of_the_file(tmp_path: Path) -> None:
+    p = np.array([[0.25, 1.0, 0.5], [0.0, 0.1, 0.9]])
+    path = saved(tmp_path / "v.npz", ids=IDS["strings"][:2], x=p)
+    given = VectorsInput(str(path), log_odds=True)
+    dense, _ = opened(given, ["7", "x"], tmp_path)
+    np.testing.assert_array_equal(given.read(p[0]), dense[0])
+    with pytest.raises(InputError, match=r"probabilities in 0\.\.1"):
+        given.read([0.5, 1.5, 0.1])
+
+
+def test_a_folder_that_is_named_by_a_list(tmp_path: Path) -> None:
+    folder = tmp_path / "show=[title,poster]"
+    folder.mkdir()
+    given = VectorsInput(str(saved(folder / "v.npz", ids=IDS["strings"], x=X)))
+    opened(given, ["7"], tmp_path)
+    assert state_to_text(input_from_text(state_to_text(given))) == state_to_text(given)
+    with pytest.raises(ValueError, match="brackets"):
+        VectorsInput(str(tmp_path / ("[" * 9)))
