@@ -1,0 +1,152 @@
+"""New movies for a branch of answers: the server is asked where the user says so."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from genre_lightning import GenrePredictor
+from genre_lightning.ask.run import save_questioner
+from genre_lightning.inputs.vectors import VectorsInput
+from genre_lightning.predicting.command import main
+from tests.ask.asked_movies import questioner
+from tests.ask.loopback import GENRES, Answer, Loopback, good, said, scores_of, serving
+
+HEAD = {"name": "embedding_head", "hidden": 0, "norm": "none", "input_dropout": 0.0}
+
+
+@pytest.fixture
+def loopback() -> Iterator[Loopback]:
+    with serving(Loopback()) as server:
+        yield server
+
+
+@pytest.fixture
+def run(loopback: Loopback, tmp_path: Path) -> Path:
+    """What a run of genre-ask leaves behind, as far as it is needed."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    given = questioner(base_url=loopback.url, show=["title"])
+    save_questioner(folder, given, ask_again=0, again_temperature=0.5)
+    return folder
+
+
+@pytest.fixture
+def checkpoint(run: Path, make_checkpoint: Callable[..., Path]) -> Path:
+    return make_checkpoint(poster=None, more={"answers": (answers_of(run), HEAD)})
+
+
+def answers_of(run: Path, width: int = 4) -> VectorsInput:
+    given = VectorsInput(str(run / "answers.npz"), log_odds=True)
+    given.width = width
+    return given
+
+
+def vector(body: dict[str, Any]) -> list[float]:
+    scores = scores_of(body)
+    return [scores[genre] / 100 for genre in GENRES]
+
+
+def test_a_csv_is_asked_about_and_a_movie_without_an_answer_says_so(
+    run: Path, checkpoint: Path, loopback: Loopback, capsys: pytest.CaptureFixture[str]
+) -> None:
+    titles = [f"Heat {number} (1995)" for number in range(9)]
+    table = run.parent / "movies.csv"
+    table.write_text("\n".join(["title", *titles, ""]))
+
+    def answer(number: int, body: dict[str, Any]) -> Answer:
+        return said("No.") if "Heat 4 " in json.dumps(body) else good(body)
+
+    loopback.answer = answer
+    assert main([str(checkpoint), "--csv", str(table), "--out", "-", "--ask", str(run)]) == 0
+    out = capsys.readouterr()
+    rows = list(csv.DictReader(io.StringIO(out.out)))
+    by_title = dict(zip(loopback.shown(), loopback.requests, strict=True))
+    predictor = GenrePredictor.from_checkpoint(checkpoint, device="cpu")
+    assert [row["title"] for row in rows] == titles
+    for title, row in zip(titles, rows, strict=True):
+        if "Heat 4 " in title:
+            assert "no answer: its answer does not fit: no JSON: 'No.'" in row["problem"]
+            (wanted,) = predictor.predict([title])
+        else:
+            body = next(one for text, one in by_title.items() if title in text)
+            (wanted,) = predictor.predict([title], id=[vector(body)])
+            assert row["problem"] == ""
+        for genre in GENRES:
+            assert float(row[genre]) == pytest.approx(wanted.scores[genre], abs=2e-6)
+    assert f"asking m at {loopback.url}" in out.err
+    # Kept in the run folder: nobody is asked twice but about what failed.
+    before = len(loopback.requests)
+    assert main([str(checkpoint), "--csv", str(table), "--out", "-", "--ask", str(run)]) == 0
+    assert len(loopback.requests) == before + 1
+
+
+def test_explained_with_what_the_branch_adds_and_why(
+    run: Path, checkpoint: Path, loopback: Loopback, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(checkpoint), "--title", "Heat (1995)", "--ask", str(run), "--explain"]
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert f"m: {scores_of(loopback.requests[0])['why']}" in out and ", answers " in out
+
+
+def test_the_key_is_the_users_to_name(
+    run: Path, checkpoint: Path, loopback: Loopback, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("A_KEY", "abc")
+    one = [str(checkpoint), "--title", "Heat (1995)", "--ask", str(run)]
+    assert main(one) == 0 and "Authorization" not in loopback.headers[-1]
+    two = [str(checkpoint), "--title", "Alien (1979)", "--ask", str(run)]
+    assert main([*two, "--api-key-env", "A_KEY"]) == 0
+    assert loopback.headers[-1]["Authorization"] == "Bearer abc"
+
+
+def test_another_address(run: Path, checkpoint: Path, loopback: Loopback) -> None:
+    with serving(Loopback()) as other:
+        arguments = [str(checkpoint), "--title", "Heat (1995)", "--ask", str(run)]
+        assert main([*arguments, "--ask-url", other.url]) == 0
+        assert len(other.requests) == 1 and not loopback.requests
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("no branch", "--ask is for a model with one branch of answers; this one has none"),
+        ("genres", "answers are about 4 genres, and the branch answers was trained on 3 numbers"),
+        ("no run", "there is no asked.json, so it is no run of genre-ask"),
+        ("damaged", "asked.json: can't be used"),
+    ],
+)
+def test_what_can_not_be_asked(
+    case: str,
+    message: str,
+    run: Path,
+    checkpoint: Path,
+    make_checkpoint: Callable[..., Path],
+    tiny_checkpoint: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model, folder = checkpoint, run
+    if case == "no branch":
+        model = tiny_checkpoint
+    elif case == "genres":
+        model = make_checkpoint(poster=None, more={"answers": (answers_of(run, 3), HEAD)})
+    elif case == "no run":
+        folder = run.parent
+    else:
+        (run / "asked.json").write_text('{"questioner": {"model": 3}}')
+    assert main([str(model), "--title", "Heat (1995)", "--ask", str(folder)]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_options_that_go_with_it(capsys: pytest.CaptureFixture[str]) -> None:
+    for option in ("--ask-url", "--api-key-env"):
+        with pytest.raises(SystemExit):
+            main(["best.ckpt", "--title", "Heat", option, "X"])
+        assert "go with --ask" in capsys.readouterr().err
