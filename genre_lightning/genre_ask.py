@@ -24,14 +24,14 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 MOST_OF_NAME = 60
 
 
-def ask_folder(model: str, overrides: Sequence[str], sweeper: Mapping[str, Any]) -> str:
+def ask_folder(model: str | None, overrides: Sequence[str], sweeper: Mapping[str, Any]) -> str:
     """The name of a run's folder: the model, and a hash of all that can change an answer.
 
     In words the overrides would have characters that a path on a command line can't have unquoted.
     """
     told = sweep_name(None, overrides, sweeper)
     digest = hashlib.blake2b(told.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
-    name = re.sub(r"[^\w.-]+", "-", str(model)).strip("-.")[:MOST_OF_NAME]
+    name = re.sub(r"[^\w.-]+", "-", str(model or "")).strip("-.")[:MOST_OF_NAME]
     return f"{name or 'model'}-{digest}"
 
 
@@ -91,6 +91,11 @@ def ask(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     console = Console(markup=False, emoji=False, highlight=False)
     plain = cast("dict[str, Any]", OmegaConf.to_container(cfg, resolve=True))
     read_key(cfg.api_key_env)
+    for name, value in (("model", cfg.model.name), ("base_url", cfg.base_url)):
+        if value is None:
+            raise UserError(
+                f"{name} must be given: genre-ask model=NAME base_url=http://127.0.0.1:8000/v1"
+            )
     if cfg.split not in ("val", "test"):
         raise UserError(f"split={cfg.split} must be val or test")
     data: MovieDataModule = instantiate(cfg.data, inputs={}, seed=cfg.seed)

@@ -35,10 +35,11 @@ def loopback() -> Iterator[Loopback]:
 
 
 def start(folder: Path, url: str, *overrides: str, **environment: str) -> subprocess.Popen[str]:
-    """The command, begun in a folder."""
+    """The command, begun in a folder; a "-m" comes first among the overrides."""
+    flags = [one for one in overrides if one == "-m"]
+    others = ["model=tiny", f"base_url={url}", *SMALL, *overrides[len(flags) :]]
     return subprocess.Popen(
-        [sys.executable, "-m", "genre_lightning.genre_ask", *overrides, "model=tiny",
-         f"base_url={url}", *SMALL],
+        [sys.executable, "-m", "genre_lightning.genre_ask", *flags, *others],
         cwd=folder,
         env={**os.environ, **environment},
         stdout=subprocess.PIPE,
@@ -219,10 +220,11 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(loopback: Loopback, tmp_path:
 @pytest.mark.parametrize(
     ("overrides", "status", "message"),
     [
+        (["model.name=null"], 200, "model must be given"),
         (["show=[synopsis]"], 200, "show: no movie of the dataset has a column 'synopsis'"),
         ([], 401, "it may want a key.*401, no key given"),
     ],
-    ids=["column", "refused"],
+    ids=["no model", "column", "refused"],
 )
 def test_errors_are_one_sentence(
     overrides: list[str], status: int, message: str, loopback: Loopback, tmp_path: Path

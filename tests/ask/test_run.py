@@ -1,0 +1,138 @@
+"""What the user sees of a run: the bar, what is unanswered, and how to go on."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from genre_lightning.ask.book import NAME, AnswerBook
+from genre_lightning.ask.pace import Spent
+from genre_lightning.ask.run import (
+    Answers,
+    ServerSettings,
+    ask_rows,
+    check_shown,
+    load_questioner,
+    open_book,
+    save_questioner,
+    unanswered_line,
+    whys,
+)
+from genre_lightning.ask.server import ServerError
+from genre_lightning.errors import UserError
+from genre_lightning.movies.movie import MovieSet
+from tests.ask.asked_movies import movie, questioner
+from tests.ask.loopback import GENRES, Answer, Loopback, good, said, scores_of
+
+MOVIES = MovieSet([movie(number) for number in range(12)], GENRES)
+ROWS = np.arange(2, 12, 2)
+
+
+def asked(
+    loopback: Loopback, folder: Path, terminal: bool = True, **settings: Any
+) -> tuple[Answers, str, AnswerBook]:
+    """The answers, what was shown in the terminal, and the book."""
+    console = Console(
+        file=(out := io.StringIO()), force_terminal=terminal, width=120, highlight=False
+    )
+    with open_book(folder, None) as book:
+        answers = ask_rows(
+            MOVIES,
+            ROWS,
+            questioner(base_url=loopback.url, show=["title"]),
+            book,
+            ServerSettings(**settings),
+            console,
+            ask_again=0,
+        )
+        return answers, re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue()), book
+
+
+def test_the_bar_has_movies_tokens_and_time_left(loopback: Loopback, tmp_path: Path) -> None:
+    loopback.answer = lambda number, body: said("No.") if number == 2 else good(body)
+    answers, shown, book = asked(loopback, tmp_path, concurrency=1)
+    last = shown.replace("\r", "\n").strip().splitlines()[-1]
+    assert re.search(r"asking .* 5/5 movies, 600 tokens, 1 without answer 0:00:00", last)
+    assert answers.tokens_per_movie == 120.0 and answers.asked == 5
+    assert np.isnan(answers.scores).any(axis=1).sum() == 12 - 4
+    # Each in its own row, in the order of the genres.
+    for body in loopback.requests:
+        row = int(body["messages"][-1]["content"].split()[2])
+        if row not in answers.failed:
+            wanted = scores_of(body)
+            np.testing.assert_allclose(
+                answers.scores[row], [wanted[genre] / 100 for genre in GENRES], rtol=1e-6
+            )
+            assert whys(answers, book, np.array([row])) == {row: wanted["why"]}
+    (failed,) = answers.failed
+    line = unanswered_line(MOVIES, "test", ROWS, answers)
+    assert line == (
+        "test: 1 of 5 movies have no answer and count as wrong: "
+        f"{failed} (its answer does not fit: no JSON: 'No.')"
+    )
+    assert unanswered_line(MOVIES, "val", np.array([0]), answers) is None
+
+
+def test_no_bar_in_a_file(loopback: Loopback, tmp_path: Path) -> None:
+    _, shown, _ = asked(loopback, tmp_path, terminal=False)
+    assert "asking" not in shown
+
+
+def test_what_ends_a_run_says_how_to_go_on(loopback: Loopback, tmp_path: Path) -> None:
+    with pytest.raises(Spent, match=r"max_requests=3 is used up\. 3 of 5 movies are answered, in "
+                       r".*answers.jsonl; the same command goes on from there"):  # fmt: skip
+        asked(loopback, tmp_path, max_requests=3)
+    answers, _, _ = asked(loopback, tmp_path, max_requests=3)
+    assert len(answers.keys) == 5 and len(loopback.requests) == 5
+
+
+def test_no_answer_at_all(loopback: Loopback, tmp_path: Path) -> None:
+    loopback.answer = lambda number, body: said("No.")
+    with pytest.raises(ServerError, match=r"no movie was answered; the first: .*no JSON"):
+        asked(loopback, tmp_path)
+
+
+def test_a_server_that_counts_no_tokens(loopback: Loopback, tmp_path: Path) -> None:
+    def answer(number: int, body: dict[str, Any]) -> Answer:
+        told = json.loads(good(body).body)
+        del told["usage"]
+        return Answer(body=json.dumps(told).encode())
+
+    loopback.answer = answer
+    answers, _, _ = asked(loopback, tmp_path)
+    assert answers.tokens_per_movie is None and answers.seconds_per_movie
+
+
+def test_books_of_other_runs_are_found(loopback: Loopback, tmp_path: Path) -> None:
+    asked(loopback, first := _made(tmp_path / "runs" / "asks" / "a"))
+    second = _made(tmp_path / "runs" / "sweeps" / "s" / "b")
+    with open_book(second, str(tmp_path / "runs")) as book:
+        assert len(book) == 5
+    with open_book(second, None) as book:
+        assert len(book) == 0
+    with open_book(first, str(tmp_path / "runs")) as book:
+        assert book.path == first / NAME and len(book) == 5
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    return folder
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    save_questioner(tmp_path, questioner(), ask_again=1)
+    found, more = load_questioner(tmp_path)
+    assert found.to_plain() == questioner().to_plain() and more == {"ask_again": 1}
+
+
+def test_columns_that_there_are_not() -> None:
+    check_shown(MOVIES, ["title"])
+    with pytest.raises(UserError, match=r"show: no movie of the dataset has a column 'poster'"):
+        check_shown(MOVIES, ["title", "poster"])
