@@ -105,9 +105,11 @@ class AnswerBook:
         try:
             with path.open("rb") as file:
                 file.seek(offset)
-                return _read(file.readline(MOST_OF_LINE))
+                record = _read(file.readline(MOST_OF_LINE))
         except OSError as error:
             raise UserError(f"{path}: can't be read ({error.strerror or error})") from error
+        # Another run's file may have become another one meanwhile.
+        return record if record is not None and record.key == key else None
 
     def is_own(self, key: str) -> bool:
         """Whether an answer stands in this run's own file."""

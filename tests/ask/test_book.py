@@ -96,6 +96,9 @@ def test_answers_of_other_runs_are_found_and_told_apart(tmp_path: Path) -> None:
         book.add([answer("a", why="mine")])
         assert book.is_own("a") and book.find("a") == answer("a", why="mine")
     assert other.read_text().count("\n") == 2
+    with AnswerBook(tmp_path / "third.jsonl", [other]) as book:
+        other.write_text(other.read_text().replace('"b"', '"c"'))
+        assert book.find("b") is None and book.find("a") == answer("a")
 
 
 def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
