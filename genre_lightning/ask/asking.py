@@ -309,25 +309,21 @@ class Asker:
             fingerprint = self.questioner.poster.fingerprint(poster)
             # Not decoded again for an answer that is there.
             image = None if self.book is None else self.book.images.get(fingerprint)
-            if image is not None and (record := self._find(movie.id, texts, image)) is not None:
-                return record
+            if image is not None:
+                known = self._find(movie.id, self.questioner.key(movie.id, texts, image))
+                if known is not None:
+                    return known
             sent = await self.encode(poster)
         if sent is None:
             fingerprint = None
         if not texts and sent is None:
             nothing = " and ".join(f"no {name}" for name in self.questioner.show)
             return Record(movie.id, "", None, failed=f"it has {nothing} to show")
-        digest = None if sent is None else sent.digest
-        record = self._find(movie.id, texts, digest)
-        if record is not None:
-            return record
-        key = self.questioner.key(movie.id, texts, digest)
-        return Question(movie.id, key, texts, sent, fingerprint)
+        key = self.questioner.key(movie.id, texts, None if sent is None else sent.digest)
+        return self._find(movie.id, key) or Question(movie.id, key, texts, sent, fingerprint)
 
-    def _find(self, movie_id: str, texts: Mapping[str, str], image: str | None) -> Record | None:
-        if self.book is None:
-            return None
-        record = self.book.find(self.questioner.key(movie_id, texts, image))
+    def _find(self, movie_id: str, key: str) -> Record | None:
+        record = None if self.book is None else self.book.find(key)
         if record is None or set(record.scores or ()) != set(self.questioner.genres):
             return None
         return replace(record, id=movie_id)
