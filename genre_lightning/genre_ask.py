@@ -52,7 +52,21 @@ def ask(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         folder: the run folder.
         result: what ``result.json`` will hold.
     """
-    # Imported here: --help, --cfg and completion answer without waiting for PyTorch.
+    # Imported here: --help, --cfg and completion answer without waiting for PyTorch, and so are
+    # told what is missing.
+    from genre_lightning.ask.server import check_url, read_key
+    from genre_lightning.errors import UserError
+
+    read_key(cfg.api_key_env)
+    for name, value in (("model", cfg.model.name), ("base_url", cfg.base_url)):
+        if value is None:
+            raise UserError(
+                f"{name} must be given: genre-ask model=NAME base_url=http://127.0.0.1:8000/v1"
+            )
+    base_url = check_url(cfg.base_url)
+    if cfg.split not in ("val", "test"):
+        raise UserError(f"split={cfg.split} must be val or test")
+
     from datetime import datetime
 
     import numpy as np
@@ -73,8 +87,6 @@ def ask(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         whys,
     )
     from genre_lightning.ask.scoring import FILE, calibrated, save_answers, score_answers
-    from genre_lightning.ask.server import check_url, read_key
-    from genre_lightning.errors import UserError
     from genre_lightning.lean_imports import load_lightning
 
     load_lightning()
@@ -90,14 +102,6 @@ def ask(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
 
     console = Console(markup=False, emoji=False, highlight=False)
     plain = cast("dict[str, Any]", OmegaConf.to_container(cfg, resolve=True))
-    read_key(cfg.api_key_env)
-    for name, value in (("model", cfg.model.name), ("base_url", cfg.base_url)):
-        if value is None:
-            raise UserError(
-                f"{name} must be given: genre-ask model=NAME base_url=http://127.0.0.1:8000/v1"
-            )
-    if cfg.split not in ("val", "test"):
-        raise UserError(f"split={cfg.split} must be val or test")
     data: MovieDataModule = instantiate(cfg.data, inputs={}, seed=cfg.seed)
     if data.folds > 1:
         raise UserError("data.folds: a language model is not trained on folds; leave it out")
@@ -113,7 +117,7 @@ def ask(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     }
     prompt, poster = Prompt(**plain["prompt"]), PosterFormat(**plain["poster"])
     questioner = Questioner(
-        base_url=check_url(cfg.base_url),
+        base_url=base_url,
         model=str(cfg.model.name),
         genres=data.genres,
         show=plain["show"],

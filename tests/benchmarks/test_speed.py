@@ -58,7 +58,7 @@ def test_the_figure_of_asking(capsys: pytest.CaptureFixture):
     ask.main(["-n", "1", "--movies", "24", "--many", "60"])
     line = last_line(capsys)
     hold(line, 1)
-    assert line["ratio"] <= 1.0 and line["encoded"] == 1.0
+    assert line["of_forty"] <= 1.0 and line["encoded"] == 1.0
 
 
 @pytest.mark.slow
