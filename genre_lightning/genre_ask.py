@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import hydra
 from omegaconf import OmegaConf
 
+from genre_lightning.runs.commands import shell_command, with_paths_quoted
 from genre_lightning.runs.naming import sweep_name
 from genre_lightning.sweeps.jobs import run_job
 
@@ -173,7 +173,7 @@ def ask(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         write_evaluation(folder, model, data, scored)
         origin = Origin(
             checkpoint=folder / FILE,
-            command=shlex.join(["genre-ask", *result["overrides"]]),
+            command=shell_command("genre-ask", *result["overrides"]),
             created=datetime.now().astimezone(),
             name=questioner.model,
             facts=facts(questioner, result, cfg.split),
@@ -186,7 +186,7 @@ def ask(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         for logger in loggers:
             logger.log_metrics(told, step=0)
         log_outcome(loggers, 0, model, data, scores, result, folder / FILE)
-    console.print(f"written to {folder}", soft_wrap=True)
+    console.print(f"written to {shell_command(folder)}", soft_wrap=True)
 
 
 def monitored(monitor: str, metrics: dict[str, float]) -> float:
@@ -244,7 +244,7 @@ def _run(cfg: DictConfig) -> float | None:
 
 def main() -> None:
     """Run the command."""
-    sys.argv[1:] = map(long_form, sys.argv[1:])
+    sys.argv[1:] = with_paths_quoted([*map(long_form, sys.argv[1:])])
     check_key(sys.argv[1:])
     _run()
 

@@ -22,6 +22,7 @@ from genre_lightning.errors import UserError
 from genre_lightning.files import whole_file
 from genre_lightning.inputs.decode import PosterError
 from genre_lightning.movies.movie import Movie, MovieSet, PosterFile
+from genre_lightning.runs.commands import shell_command
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -341,7 +342,8 @@ def ask_rows(
 
 def _kept(answers: Answers, rows: np.ndarray, book: AnswerBook) -> str:
     return (
-        f"{len(answers.keys):,} of {len(rows):,} movies are answered, in {book.path}; the same "
+        f"{len(answers.keys):,} of {len(rows):,} movies are answered, in "
+        f"{shell_command(book.path)}; the same "
         "command goes on from there"
     )
 

@@ -121,7 +121,7 @@ def read_run(folder: Path, name: str) -> Run | None:
     # A language model is named where others are chosen from conf/model.
     named = {**pairs, **(config or {})}.get(LANGUAGE_MODEL)
     if named is not None:
-        choices = {"model": None, **(choices or {})} | {"model": named}
+        choices = {"model": None, **choices} | {"model": named}
         for settings in (config, pairs):
             (settings or {}).pop(LANGUAGE_MODEL, None)
     return Run(

@@ -66,6 +66,8 @@ PATHS = (
     "data.root",
     "hydra.run.dir",
     "hydra.sweep.dir",
+    "model.branches.*.path",
+    "reuse",
 )
 
 
