@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import hydra
 from omegaconf import OmegaConf
 
-from genre_lightning.runs.commands import shell_command, with_paths_quoted
+from genre_lightning.runs.command_line import command
+from genre_lightning.runs.commands import shell_command
 from genre_lightning.runs.naming import sweep_name
+from genre_lightning.scripts import CONF
 from genre_lightning.sweeps.jobs import run_job
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
 #: Characters of a model's name in that of its folder.
 MOST_OF_NAME = 60
 
@@ -222,31 +221,25 @@ def facts(questioner: Any, result: dict[str, Any], split: str) -> list[tuple[str
     return told
 
 
-def check_key(arguments: Sequence[str]) -> None:
-    """Exit where there is no key, before Hydra writes down what may be the key itself."""
+def prepared(arguments: Sequence[str]) -> list[str]:
+    """The arguments as Hydra takes them.
+
+    Raises:
+        UserError: there is no key; before Hydra writes down what may be the key itself.
+    """
     for argument in arguments:
         name, _, variable = argument.lstrip("+").partition("=")
         if name == "api_key_env" and variable not in ("", "null"):
             from genre_lightning.ask.server import read_key
-            from genre_lightning.errors import UserError
 
-            try:
-                read_key(variable)
-            except UserError as error:
-                raise SystemExit(f"error: {error}") from None
+            read_key(variable)
+    return [long_form(argument) for argument in arguments]
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="ask")
-def _run(cfg: DictConfig) -> float | None:
+@command(CONF, "ask", prepared)
+def main(cfg: DictConfig) -> float | None:
     """Ask by itself or as a job of a sweep; return the monitored value."""
     return run_job(cfg, ask)
-
-
-def main() -> None:
-    """Run the command."""
-    sys.argv[1:] = with_paths_quoted([*map(long_form, sys.argv[1:])])
-    check_key(sys.argv[1:])
-    _run()
 
 
 if __name__ == "__main__":

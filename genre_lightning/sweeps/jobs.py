@@ -67,7 +67,8 @@ def run_job(cfg: DictConfig, train: Train) -> float | None:
     folder = Path(job.runtime.output_dir)
     if job.mode == RunMode.MULTIRUN and not is_member():
         return _run_in_sweep(cfg, train, folder)
-    talks = is_first_process() and not is_member()
+    # What is no training, such as genre-ask, says itself how it ended.
+    talks = is_first_process() and not is_member() and "ckpt_path" in cfg
     try:
         result = run_once(cfg, train)
     except UserError as error:
