@@ -39,7 +39,7 @@ class AskedMovies:
         folder: of the run, whose server, model, prompt and parameters are used.
         url: of the server, where it is another one by now; None for the run's.
         api_key_env: name of the environment variable that holds the key. It is not taken from the
-            run's folder, which may be a stranger's.
+            run's folder, which may be untrusted.
 
     Attributes:
         shows: columns that the language model is shown, and what they hold.
