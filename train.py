@@ -91,6 +91,8 @@ def make_module(cfg: DictConfig, data: MovieDataModule) -> GenreModule:
             inputs=data.describe(),
             folds=data.folds if data.validates_by_folds else 1,
             lr_scales={name: branch.lr_scale for name, branch in listed.items()},
+            l2={name: branch.l2 for name, branch in listed.items()},
+            num_movies=counts["num_movies"],
             **cfg.training,
         )
 

@@ -53,7 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"data.root={Path(args.root).resolve()}",
         "+callbacks.stop._target_=benchmarks.first_step.stop_after_first_step",
     ]
-    imports = [sys.executable, "-c", "import os, torch, pytorch_lightning; os._exit(0)"]
+    # As training imports them: without what they would load of torchvision and transformers.
+    libraries = "import torch, pytorch_lightning"
+    lean = "from genre_lightning.lean_imports import load_lightning; load_lightning()"
+    imports = [sys.executable, "-c", f"import os; {lean}; {libraries}; os._exit(0)"]
     seconds = alternate({"train": train, "imports": imports}, args.n)
     pairs = list(zip(seconds["train"], seconds["imports"], strict=True))
     beyond = [train - imports for train, imports in pairs]

@@ -9,7 +9,6 @@ from typing import TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from genre_lightning.data.order import BatchOrder
 from genre_lightning.inputs.input import Features
@@ -104,7 +103,7 @@ def with_each(movies: _Movies, change: Callable[[Tensor], Tensor]) -> _Movies:
     )
 
 
-class MovieBatches(Dataset[MovieBatch]):
+class MovieBatches:
     """Gathers the batch of given rows: no work per movie, no copy of what the batch doesn't need.
 
     Args:
@@ -171,9 +170,10 @@ class MovieBatches(Dataset[MovieBatch]):
         return JoinedPart(Part(torch.from_numpy(within), numbers), counts.tolist(), lengths)
 
 
-class MovieLoader(DataLoader[MovieBatch]):
+class MovieLoader:
     """Batches in a :class:`BatchOrder`; Lightning can save and resume it in mid-epoch.
 
+    No ``DataLoader`` of PyTorch's, which would take workers and samplers that do nothing here.
     Batches are gathered and prepared a few together, since most of that work takes as long for one
     as for several. Groups begin at the same batches wherever an epoch is taken up, so a resumed
     run computes each batch among the same others.
@@ -192,20 +192,20 @@ class MovieLoader(DataLoader[MovieBatch]):
         prepare: Callable[[BatchGroup], BatchGroup] | None = None,
         group_size: int = 1,
     ) -> None:
-        super().__init__(
-            batches,
-            sampler=order,
-            batch_size=None,
-            pin_memory=torch.cuda.is_available(),
-            # Or a pass might draw from the global generator, and a resumed run makes more passes.
-            generator=torch.Generator(),
-        )
         self.batches = batches
         self.order = order
         self.prepare = prepare
         self.group_size = group_size
+        # Lightning tells whatever is called so the number of each epoch, and then asks for a
+        # batch_sampler as well.
+        self.sampler = order
+        self.batch_sampler = None
 
-    def __iter__(self) -> Iterator[MovieBatch]:  # type: ignore[override]
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[MovieBatch]:
         """The epoch's batches; while a group is in use, what the next needs is asked for."""
         items, first = self.order.whole(), self.order.first
         groups = [items[at : at + self.group_size] for at in range(0, len(items), self.group_size)]
@@ -223,7 +223,7 @@ class MovieLoader(DataLoader[MovieBatch]):
     def ready(self, items: Sequence[tuple[np.ndarray, int]]) -> list[MovieBatch]:
         """The batches of some items of the order, gathered and prepared together."""
         group = self.batches.gather(items)
-        if self.pin_memory:
+        if torch.cuda.is_available():
             group = with_each(group, Tensor.pin_memory)
         return (group if self.prepare is None else self.prepare(group)).batches()
 

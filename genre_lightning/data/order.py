@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import numpy as np
-from torch.utils.data import Sampler
 
 from genre_lightning.errors import SettingError
 
 
-class BatchOrder(Sampler[tuple[np.ndarray, int]]):
+class BatchOrder:
     """Which rows make up each batch of an epoch; a pure function of (seed, epoch, rank).
 
     Nothing is drawn from a global generator, so that a resumed run sees the order, and the

@@ -17,11 +17,13 @@ class Branch:
         input: ``kind`` and arguments, for :func:`genre_lightning.inputs.table.build_input`.
         network: ``name`` and arguments, for :func:`genre_lightning.models.networks.build_network`.
         lr_scale: learning rate over that of the optimizer; 0 freezes the branch.
+        l2: of the penalty of ``optimizer=lbfgs``; other optimizers don't look at it.
     """
 
     input: Mapping[str, Any]
     network: Mapping[str, Any]
     lr_scale: float = 1.0
+    l2: float = 1.0
 
 
 def read_branches(listed: Mapping[str, Any]) -> dict[str, Branch]:
@@ -51,9 +53,9 @@ def _read(name: str, branch: dict[str, Any]) -> Branch:
     for key in ("input", "network"):
         if not isinstance(branch.get(key), Mapping):
             raise UserError(f"{where}.{key} must be a mapping, not {branch.get(key)!r}")
-    unknown = sorted(set(branch) - {"input", "network", "lr_scale"})
+    unknown = sorted(set(branch) - {"input", "network", "lr_scale", "l2"})
     if unknown:
-        raise UserError(f"{where}.{unknown[0]}: a branch has input, network and lr_scale")
+        raise UserError(f"{where}.{unknown[0]}: a branch has input, network, lr_scale and l2")
     return Branch(**branch)
 
 

@@ -55,7 +55,7 @@ class TermsLinear(nn.Module):
             (P, G) logits; the members' own, (M, P, G), where they are wanted ``apart``.
         """
         weights = weights.to(self.embed.weight.dtype)
-        if self.training and self.members > 1:
+        if self.members > 1 and self.input_drop.training and self.input_drop.p > 0:
             sums = self._varied(indices, offsets, weights)
         else:
             weights = self.input_drop(weights)

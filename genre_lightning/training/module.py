@@ -21,6 +21,7 @@ from genre_lightning.errors import SettingError, UserError
 from genre_lightning.models.fusion import ACTIVATIONS, Fusion, num_members
 from genre_lightning.scoring.metrics import ScoreCollector, genre_metrics
 from genre_lightning.scoring.thresholds import fit_thresholds
+from genre_lightning.training.lbfgs import LBFGS
 
 
 class DivergedError(UserError):
@@ -48,6 +49,10 @@ class GenreModule(pl.LightningModule):
             the training titles within a few epochs, a convolutional network needs many; at one rate
             the titles are overfitted before the posters are learnt. 0 freezes a branch: its weights
             and its BatchNorm's statistics stay as they are.
+        l2: by branch, what the penalty of its weights is multiplied by where the optimizer is
+            L-BFGS. With 1, and vectors of length 1, a branch is a logistic regression with
+            C = 1 / ``optimizer.weight_decay``.
+        num_movies: of train; L-BFGS needs it.
         decay_vectors: apply weight decay to biases and BatchNorm as well.
         branch_loss: weight of the losses of each branch alone, added to the loss of the sum, so
             that no branch stops learning once the others fit the training movies. A branch's is
@@ -70,6 +75,8 @@ class GenreModule(pl.LightningModule):
         inputs: Mapping[str, Any],
         thresholds: str = "expected",
         lr_scales: Mapping[str, float] | None = None,
+        l2: Mapping[str, float] | None = None,
+        num_movies: int | None = None,
         decay_vectors: bool = False,
         branch_loss: float = 0.0,
         drop_columns: float = 0.0,
@@ -85,7 +92,12 @@ class GenreModule(pl.LightningModule):
         self.inputs = dict(inputs)
         self.threshold_method = thresholds
         self.lr_scales = dict.fromkeys(network.branches, 1.0) | dict(lr_scales or {})
-        _check_scales(self.lr_scales, list(network.branches))
+        _check_scales("lr_scale", self.lr_scales, list(network.branches))
+        if not any(self.lr_scales.values()):
+            raise UserError("every branch has lr_scale=0, so there is nothing to train")
+        self.l2 = dict.fromkeys(network.branches, 1.0) | dict(l2 or {})
+        _check_scales("l2", self.l2, list(network.branches))
+        self.num_movies = num_movies
         self.decay_vectors = decay_vectors
         self.branch_loss = branch_loss
         self.by_folds = folds > 1
@@ -116,6 +128,10 @@ class GenreModule(pl.LightningModule):
                 branch.compile()
         for name in self._frozen():
             network.branches[name].requires_grad_(False)
+        probe = self._built(network.parameters())
+        self.optimizer_defaults = probe.defaults
+        #: Whether training goes to the optimum of one loss, so that nothing may be drawn at random.
+        self.solves = isinstance(probe, LBFGS)
         # Lightning leaves the modes as it finds them.
         self.train()
 
@@ -123,14 +139,28 @@ class GenreModule(pl.LightningModule):
         return [name for name, scale in self.lr_scales.items() if scale == 0]
 
     def train(self, mode: bool = True) -> GenreModule:
-        """Set the mode of all but the frozen branches, which stay as if predicting."""
+        """Set the mode of all but the frozen branches, which stay as if predicting.
+
+        L-BFGS has no use for dropout: each look at the batch would be at another loss.
+        """
         super().train(mode)
         for name in self._frozen():
             self.network.branches[name].eval()
+        if self.solves:
+            for module in self.network.modules():
+                if isinstance(module, nn.Dropout):
+                    module.eval()
         return self
 
     def on_train_start(self) -> None:
         self._train_loss_logged = False
+        if self.solves and self.trainer.num_training_batches > 1:
+            raise UserError(
+                f"optimizer=lbfgs needs all {self.num_movies} training movies in one batch: set "
+                f"data.batch_size={self.num_movies} or more, or take optimizer=adamw"
+            )
+        if self.solves and self.trainer.world_size > 1:
+            raise UserError("optimizer=lbfgs trains in one process: set trainer.devices=1")
 
     def on_train_epoch_start(self) -> None:
         self._train_loss_logged = False
@@ -226,12 +256,14 @@ class GenreModule(pl.LightningModule):
         values = {f"val/{name}": value for name, value in metrics.items()}
         self.log_dict(values, sync_dist=True, reduce_fx="max", logger=False)
 
-    def configure_optimizers(self) -> Any:
+    def _built(self, parameters: Iterable[Any]) -> Optimizer:
         try:
-            defaults = self.make_optimizer(self.network.parameters()).defaults
-            optimizer = self.make_optimizer(self._parameter_groups(defaults))
+            return self.make_optimizer(parameters)
         except (TypeError, ValueError) as error:
             raise SettingError(f"optimizer: {error}") from error
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self._built(self._parameter_groups(self.optimizer_defaults))
         if self.make_scheduler is None:
             return optimizer
         steps = int(self.trainer.estimated_stepping_batches)
@@ -261,14 +293,26 @@ class GenreModule(pl.LightningModule):
                         if own.get(key, 1.0) == share and (parameter.ndim <= 1) == vectors
                     ]
                     decay = 0.0 if vectors and not self.decay_vectors else defaults["weight_decay"]
+                    if self.solves:
+                        decay *= self.l2[name] / self._num_targets()
+                    elif scale:
+                        decay /= scale
                     groups.append(
                         {
                             "params": chosen,
                             "lr": defaults["lr"] * scale,
-                            "weight_decay": decay / scale if scale else 0.0,
+                            "weight_decay": decay if scale else 0.0,
                         }
                     )
         return groups
+
+    def _num_targets(self) -> int:
+        """Targets that an epoch's loss is the mean of, over all members."""
+        if self.num_movies is None:
+            raise ValueError("L-BFGS needs num_movies")
+        members = max(num_members(branch) for branch in self.network.branches.values())
+        # By folds, each movie is left out by one member.
+        return self.num_movies * (members - self.by_folds) * self.network.num_genres
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what rebuilds the model, as plain data."""
@@ -292,11 +336,9 @@ class GenreModule(pl.LightningModule):
         self.thresholds = torch.tensor(checkpoint[CHECKPOINT_KEY]["thresholds"])
 
 
-def _check_scales(scales: Mapping[str, Any], branches: list[str]) -> None:
+def _check_scales(key: str, scales: Mapping[str, Any], branches: list[str]) -> None:
     for name, scale in scales.items():
         if name not in branches:
-            raise UserError(f"lr_scale of {name}: the model has {', '.join(branches)}")
+            raise UserError(f"{key} of {name}: the model has {', '.join(branches)}")
         if not isinstance(scale, (int, float)) or not 0 <= scale <= 1e6:
-            raise UserError(f"model.branches.{name}.lr_scale={scale} is not a number from 0 on")
-    if not any(scales.values()):
-        raise UserError("every branch has lr_scale=0, so there is nothing to train")
+            raise UserError(f"model.branches.{name}.{key}={scale} is not a number from 0 to 1e6")
