@@ -42,6 +42,8 @@ FULL = (
     *("title_linear", "title_year", "title_minilm", "poster_lite2"),
     *("synopsis_tfidf", "synopsis_minilm"),
 )
+#: L-BFGS goes to the same optimum from any seed: what may differ is which folds train has.
+OWN_FOLDS = "data.split_seed=${seed}"
 TITLE, POSTER = "model.branches.title_tfidf", "model.branches.poster_resnet"
 #: Every variant by name: overrides of train.py.
 VARIANTS: dict[str, list[str]] = {
@@ -63,19 +65,24 @@ VARIANTS: dict[str, list[str]] = {
         "trainer.max_epochs=16",
     ],
     "seed": ["experiment=seed"],
-    "pretrained": ["model=pretrained"],
+    "pretrained": ["model=pretrained", OWN_FOLDS],
     # These need --columns, a file with synopsis, cast and director.
-    "full": ["model=full"],
-    "everything": ["model=full", f"model/branch=[{','.join([*FULL, 'cast', 'director'])}]"],
+    "full": ["model=full", OWN_FOLDS],
+    "everything": [
+        "model=full",
+        f"model/branch=[{','.join([*FULL, 'cast', 'director'])}]",
+        OWN_FOLDS,
+    ],
 }
 #: What each branch of model=full is worth: alone, and all without it.
 BRANCHES: dict[str, list[str]] = {
-    "full": ["model=full"],
-    **{f"only_{name}": ["model=full", f"model/branch=[{name}]"] for name in FULL},
+    "full": ["model=full", OWN_FOLDS],
+    **{f"only_{name}": ["model=full", f"model/branch=[{name}]", OWN_FOLDS] for name in FULL},
     **{
         f"without_{name}": [
             "model=full",
             f"model/branch=[{','.join(other for other in FULL if other != name)}]",
+            OWN_FOLDS,
         ]
         for name in FULL
     },

@@ -56,6 +56,10 @@ class EmbeddingHead(nn.Module):
             # As a logistic regression begins: whatever is not learnt stays nothing.
             nn.init.zeros_(self.head.weight)
 
+    def lr_scales(self) -> dict[str, float]:
+        """More for weights of scaled rows, so that a rate means what it would without the scale."""
+        return {"head.weight": 1 / self.scale} if self.scale != 1.0 else {}
+
     def forward(self, vectors: Tensor, apart: bool = False) -> Tensor:
         """Score vectors.
 
