@@ -57,7 +57,7 @@ class MovieDataModule(pl.LightningDataModule):
         reader: short name of a dataset reader, a key of ``readers.READERS``.
         inputs: of the branches, by branch; fitted here unless they already are.
         columns: a CSV with an ``id`` and further columns of text to join; None for none.
-        batch_size: B, on each device.
+        batch_size: B, on each device; None for all of a split in one batch.
         val_fraction: share of train held out for validation where the dataset names no such split.
         test_fraction: share of all held out for test where the dataset names no such split.
         folds: K > 1 validates by K folds of train instead of by a part that is held out, where the
@@ -81,7 +81,7 @@ class MovieDataModule(pl.LightningDataModule):
         inputs: Mapping[str, Input],
         columns: str | None = None,
         *,
-        batch_size: int = 64,
+        batch_size: int | None = 64,
         val_fraction: float = 0.15,
         test_fraction: float = 0.2,
         folds: int = 1,
@@ -317,7 +317,7 @@ class MovieDataModule(pl.LightningDataModule):
         if self.validates_by_folds:
             lines.append(f"validation: {self.folds} folds of train")
         learnt_from = len(self.splits["train"])
-        if self.batch_size > learnt_from:
+        if self.batch_size is not None and self.batch_size > learnt_from:
             lines.append(
                 f"data.batch_size={self.batch_size} is more than the {learnt_from} movies of "
                 "train: an epoch is one batch of all of them"
@@ -392,7 +392,7 @@ class MovieDataModule(pl.LightningDataModule):
             device: the batches come on this device, prepared there; None for batches as they are
                 gathered.
         """
-        batch_size = batch_size or self.batch_size
+        batch_size = batch_size or self.batch_size or max(1, len(self.splits[split]))
         order = BatchOrder(
             self.splits[split],
             batch_size,

@@ -157,7 +157,7 @@ class GenreModule(pl.LightningModule):
         if self.solves and self.trainer.num_training_batches > 1:
             raise UserError(
                 f"optimizer=lbfgs needs all {self.num_movies} training movies in one batch: set "
-                f"data.batch_size={self.num_movies} or more, or take optimizer=adamw"
+                "data.batch_size=null, or take optimizer=adamw"
             )
         if self.solves and self.trainer.world_size > 1:
             raise UserError("optimizer=lbfgs trains in one process: set trainer.devices=1")
