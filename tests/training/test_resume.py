@@ -405,6 +405,36 @@ def test_a_frozen_branch_goes_on_exactly(
     assert not all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
+@pytest.mark.slow
+def test_lbfgs_goes_on_exactly(
+    repository: Path, tiny_overrides: Overrides, tmp_path: Path
+) -> None:
+    """What it knows of the curvature goes along."""
+    overrides = [
+        *(override for override in tiny_overrides() if "model." not in override),
+        "model/branch=[title_linear,title_year]",
+        "model.members=3",
+        "data.folds=3",
+        "data.batch_size=null",
+        "optimizer=lbfgs",
+        "optimizer.max_iter=4",
+        "scheduler=constant",
+        "trainer.max_epochs=4",
+    ]
+    unbroken, folder = tmp_path / "unbroken", tmp_path / "killed"
+    first = train_apart(repository, unbroken, overrides)
+    first.join()
+    assert first.exitcode == 0, unbroken.with_name("unbroken.log").read_text()
+    killed = train_apart(repository, folder, overrides, kill_at, 15)
+    killed.join()
+    assert killed.exitcode == -9, folder.with_name("killed.log").read_text()
+    last = folder / "checkpoints" / "last.ckpt"
+    again = train_apart(repository, folder, [*overrides, f"ckpt_path={last}"])
+    again.join()
+    assert again.exitcode == 0, folder.with_name("killed.log").read_text()
+    assert_same_run(unbroken, folder)
+
+
 def test_harmless_settings_may_change(
     trained_run: Path, train_here: Train, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
