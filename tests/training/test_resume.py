@@ -406,9 +406,7 @@ def test_a_frozen_branch_goes_on_exactly(
 
 
 @pytest.mark.slow
-def test_lbfgs_goes_on_exactly(
-    repository: Path, tiny_overrides: Overrides, tmp_path: Path
-) -> None:
+def test_lbfgs_goes_on_exactly(repository: Path, tiny_overrides: Overrides, tmp_path: Path) -> None:
     """What it knows of the curvature goes along."""
     overrides = [
         *(override for override in tiny_overrides() if "model." not in override),
