@@ -77,7 +77,7 @@ def make_module(cfg: DictConfig, data: MovieDataModule) -> GenreModule:
             dropout=cfg.model.dropout,
             members=cfg.model.members,
         )
-    check_batch_size(network.branches, data.batch_size)
+    check_batch_size(network.branches, data.batch_size_of("train"))
     if cfg.start_from_priors:
         network.start_from_priors(**counts)
     with refused_settings("loss"):

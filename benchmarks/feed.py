@@ -12,7 +12,7 @@ with one JSON line: ``figure`` is the median of training samples a second on the
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader
@@ -39,7 +39,7 @@ class Turns(pl.LightningDataModule):
         self.data = data
         self.resident = resident
 
-    def train_dataloader(self) -> DataLoader[MovieBatch]:
+    def train_dataloader(self) -> Iterable[MovieBatch]:
         real = self.data.loader("train", shuffle=True, device=self.resident.rows.device)
         if self.trainer is not None and self.trainer.current_epoch % 2:
             return DataLoader([self.resident] * len(real), batch_size=None)  # type: ignore[arg-type]
@@ -62,13 +62,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     trainer.fit(module, datamodule=Turns(data, typical_batch(data, device)))
     samples = len(data.loader("train", shuffle=True)) * min(
-        data.batch_size, len(data.splits["train"])
+        data.batch_size_of("train"), len(data.splits["train"])
     )
     rates = {
         "real batches": [samples / seconds for seconds in timer.seconds[2::2]],
         "one resident batch": [samples / seconds for seconds in timer.seconds[3::2]],
     }
-    print_table(rates, "samples/s", f"{device}, batch {data.batch_size}", digits=1)
+    print_table(rates, "samples/s", f"{device}, batch {data.batch_size_of('train')}", digits=1)
     found = ratios(*rates.values())
     print(
         json_line(

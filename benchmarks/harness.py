@@ -120,7 +120,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     data, _ = build(cfg)
     device = device_of(cfg)
-    print_table(seconds, "s", f"{args.epochs} epochs, {device}, batch {data.batch_size}")
+    print_table(
+        seconds, "s", f"{args.epochs} epochs, {device}, batch {data.batch_size_of('train')}"
+    )
     samples = args.epochs * len(data.splits["train"])
     found = ratios(seconds["bare loop"], seconds["trainer.fit"])
     print(

@@ -65,7 +65,7 @@ VARIANTS: dict[str, list[str]] = {
         "trainer.max_epochs=16",
     ],
     "seed": ["experiment=seed"],
-    "pretrained": ["model=pretrained", OWN_FOLDS],
+    "pretrained": ["model=pretrained"],
     # These need --columns, a file with synopsis, cast and director.
     "full": ["model=full", OWN_FOLDS],
     "everything": [

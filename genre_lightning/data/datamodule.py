@@ -392,7 +392,7 @@ class MovieDataModule(pl.LightningDataModule):
             device: the batches come on this device, prepared there; None for batches as they are
                 gathered.
         """
-        batch_size = batch_size or self.batch_size or max(1, len(self.splits[split]))
+        batch_size = batch_size or self.batch_size_of(split)
         order = BatchOrder(
             self.splits[split],
             batch_size,
@@ -410,6 +410,10 @@ class MovieDataModule(pl.LightningDataModule):
         return MovieLoader(
             self.batches, order, lambda group: self._prepare(group, place, shuffle), group_size
         )
+
+    def batch_size_of(self, split: str) -> int:
+        """Movies in a whole batch of a split."""
+        return self.batch_size or max(1, len(self.splits[split]))
 
     def _prepare(self, group: BatchGroup, device: torch.device, training: bool) -> BatchGroup:
         """Carry a group to a device and make its numbers what the networks take, all at once."""

@@ -38,7 +38,7 @@ class LBFGS(torch.optim.LBFGS):
         trained: list[Tensor] = []
         self._penalties: list[float] = []
         for item in params:
-            group = item if isinstance(item, dict) else {"params": [item]}
+            group: dict[str, Any] = item if isinstance(item, dict) else {"params": [item]}
             if group.get("lr", lr) > 0:
                 trained += group["params"]
                 penalty = float(group.get("weight_decay", weight_decay))

@@ -458,7 +458,7 @@ def test_two_branches_may_look_at_one_column(write: Write, tmp_path: Path) -> No
     assert len(lines) == len(set(lines))  # what can't be read is named once
     count = len(data.splits["train"])
     said = f"data.batch_size={data.batch_size} is more than the {count} movies of train"
-    assert any(line.startswith(said) for line in lines) is (data.batch_size > count)
+    assert any(line.startswith(said) for line in lines) is (data.batch_size_of("train") > count)
 
 
 # What a checkpoint says about the data.
