@@ -16,10 +16,6 @@ from tests.running import train_in
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-# Networks in tests are tiny: more threads only wait for each other. Set before torch is imported,
-# and inherited by the commands that tests start.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
