@@ -239,6 +239,7 @@ def test_what_is_not_compared_is_refused(
         assert "branch" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_variants_of_the_scores_compose():
     from benchmarks.scores import ABLATION, BRANCHES, VARIANTS
 

@@ -628,6 +628,7 @@ def test_an_entry_lies_within_the_file(honest: Path, tmp_path: Path) -> None:
         load_model(path)
 
 
+@pytest.mark.slow
 def test_flipped_bytes_give_a_model_or_a_refusal(honest: Path, tmp_path: Path) -> None:
     data = honest.read_bytes()
     with zipfile.ZipFile(honest) as archive:

@@ -288,6 +288,7 @@ def wait_for_reads(folder: Path, num: int, process: subprocess.Popen[str]) -> No
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_of_two_processes_one_builds_and_both_use_it(tmp_path):
     make_posters(tmp_path, 8)
     first = start(tmp_path, 0.2)
@@ -345,6 +346,7 @@ def test_memory_does_not_grow_with_the_number_of_posters(tmp_path):
     assert more - less < 180 * 128 * 128 * 3 / 10
 
 
+@pytest.mark.slow
 def test_real_posters(ml1m_root, tmp_path):
     if ml1m_root.is_file():
         with zipfile.ZipFile(ml1m_root) as archive:
@@ -367,6 +369,7 @@ def test_real_posters(ml1m_root, tmp_path):
     assert colourless == 2
 
 
+@pytest.mark.slow
 def test_importing_is_light():
     program = "import sys, genre_lightning.inputs.poster_cache; print(*sys.modules)"
     output = subprocess.run(
