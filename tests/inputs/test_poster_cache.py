@@ -22,6 +22,7 @@ from genre_lightning.inputs.input import DenseFeatures, Store
 from genre_lightning.inputs.poster_cache import open_poster_cache
 from genre_lightning.movies.movie import PosterFile
 from genre_lightning.store import CacheError
+from tests.forking import Command
 from tests.pictures import BROKEN, NOISE, encoded, locate
 
 
@@ -275,12 +276,11 @@ print(cache.dense[cache.place, 0, 0, 0].tolist())
 """
 
 
-def start(folder: Path, seconds: float) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", PROGRAM, str(folder), str(seconds)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+def start(folder: Path, seconds: float) -> Command:
+    return Command(["-c", PROGRAM, folder, seconds], folder)
 
 
-def wait_for_reads(folder: Path, num: int, process: subprocess.Popen[str]) -> None:
+def wait_for_reads(folder: Path, num: int, process: Command) -> None:
     deadline = time.monotonic() + 60
     reads = folder / "reads"
     while not (reads.exists() and reads.stat().st_size >= num):
@@ -288,7 +288,6 @@ def wait_for_reads(folder: Path, num: int, process: subprocess.Popen[str]) -> No
         time.sleep(0.01)
 
 
-@pytest.mark.slow
 def test_of_two_processes_one_builds_and_both_use_it(tmp_path):
     make_posters(tmp_path, 8)
     first = start(tmp_path, 0.2)
