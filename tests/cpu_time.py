@@ -1,12 +1,11 @@
 """What each test costs in CPU seconds, its child processes included: ``-p tests.cpu_time``.
 
 Unlike wall time this hardly depends on what else the machine does. Prints the sums by file, the
-tests that cost most, and those whose mark `slow` is missing; ``--cpu-time-file`` keeps all.
+tests that cost most, and those whose mark `slow` is missing.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 from collections import defaultdict
@@ -21,10 +20,6 @@ SLOW = 2.0
 
 TICK = os.sysconf("SC_CLK_TCK")
 COSTS = pytest.StashKey[dict[str, float]]()
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--cpu-time-file", type=Path, help="a line of JSON for each test")
 
 
 def spent() -> float:
@@ -85,15 +80,12 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     return report
 
 
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+def pytest_terminal_summary(terminalreporter: Any) -> None:
     costs: dict[str, dict[str, Any]] = defaultdict(dict)
     for reports in terminalreporter.stats.values():
         for report in reports:
             if isinstance(report, pytest.TestReport):
                 costs[report.nodeid].update(report.user_properties)
-    if (file := config.getoption("--cpu-time-file")) is not None:
-        lines = (json.dumps({"test": name, **cost}) for name, cost in costs.items())
-        file.write_text("".join(f"{line}\n" for line in lines))
 
     def whole(cost: dict[str, Any]) -> float:
         return sum(value for name, value in cost.items() if name.startswith("cpu_"))

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.context import ForkServerProcess
@@ -161,5 +162,6 @@ def _run(
             sys.argv = arguments
             runpy.run_path(arguments[0], run_name="__main__")
     finally:
-        # multiprocessing ends a process without.
+        # As the interpreter ends, in place of which multiprocessing calls os._exit.
+        threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
