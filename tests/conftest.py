@@ -16,16 +16,14 @@ from tests.running import train_in
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-# Networks in tests are tiny: more threads only wait for each other. Set before torch is imported,
-# and inherited by the commands that tests start.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests in a browser are slow."""
+    """Tests in a browser are slow; every test has the same name in each process."""
     for item in items:
+        if " at 0x" in item.nodeid:
+            raise pytest.UsageError(f"{item.nodeid}: give this case an id without an address")
         if "browser" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
 

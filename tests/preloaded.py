@@ -1,15 +1,24 @@
-"""Imported once by the process that runs are forked from."""
+"""Imported once by the process that others are forked from: only what every training needs."""
 
-import os
+import gc
+import importlib
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+from genre_lightning.lean_imports import load_lightning
 
-import hydra  # noqa: F401
-import pytorch_lightning  # noqa: F401
-import rich.console  # noqa: F401
+load_lightning()
+for name in (
+    "rich.console",
+    "genre_lightning.comparison.leaderboard",
+    "genre_lightning.data.datamodule",
+    "genre_lightning.predicting.predictor",
+    "genre_lightning.report.evaluation",
+    "genre_lightning.training.callbacks.epoch_log",
+    "genre_lightning.training.callbacks.history",
+    "genre_lightning.training.callbacks.resume",
+    "genre_lightning.training.module",
+    "train",
+):
+    importlib.import_module(name)
 
-import genre_lightning.data.datamodule
-import genre_lightning.report.evaluation
-import genre_lightning.training.callbacks.resume
-import genre_lightning.training.module  # noqa: F401
-import train  # noqa: F401
+# What is here stays, and no collection in a fork copies its memory.
+gc.freeze()

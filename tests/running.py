@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import multiprocessing
 import os
 import resource
 import signal
@@ -20,6 +19,7 @@ import torch
 
 from genre_lightning.checkpoint.model import TrainedModel
 from genre_lightning.inputs.encode import encode_items
+from tests.forking import start_process
 
 
 def train_in(repository: Path, folder: Path, overrides: list[str]) -> dict[str, Any]:
@@ -54,16 +54,7 @@ def train_apart(
 
     ``before(*arguments)``, of an importable module, is called there first.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.preloaded"])
-    process = context.Process(
-        target=_child, args=(repository, folder, overrides, before, arguments), daemon=True
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        # The first call starts the process that forks, which does not take over sys.path.
-        patch.setenv("PYTHONPATH", str(repository), prepend=os.pathsep)
-        process.start()
-    return process
+    return start_process(_child, repository, folder, overrides, before, arguments)
 
 
 def _child(

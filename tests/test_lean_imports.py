@@ -3,7 +3,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
 
+
+@pytest.mark.slow
 def test_lightning_imports_without_what_the_encoders_brought():
     code = (
         "import sys\n"

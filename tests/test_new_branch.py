@@ -122,6 +122,7 @@ SPELLING = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("registered")
 def test_it_goes_from_training_to_the_page(
     train_here: Train, tiny_overrides: Overrides, repository: Path, tmp_path: Path

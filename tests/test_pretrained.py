@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +22,7 @@ from genre_lightning.inputs.table import build_input
 from genre_lightning.models.branches import Branch, read_branches
 from genre_lightning.models.networks import build_network
 from genre_lightning.movies.readers import read_movies
+from tests.forking import Command, run_command
 
 pytest.importorskip("timm")
 pytest.importorskip("sentence_transformers")
@@ -107,6 +106,7 @@ def test_a_branch_sees_movies(option: str, tmp_path: Path, monkeypatch: pytest.M
         assert len(np.unique(np.asarray(features.dense[:, 0]), axis=0)) == len(features.dense)
 
 
+@pytest.mark.slow
 def test_every_encoder_of_the_table_has_been_seen() -> None:
     named = {
         str(branch.input["encoder"])
@@ -155,12 +155,9 @@ runpy.run_path("train.py", run_name="__main__")
 """
 
 
-def run(repository: Path, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(repository: Path, code: str, *arguments: str) -> Command:
     environment = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        cwd=repository, env=environment, capture_output=True, text=True,
-    )  # fmt: skip
+    return run_command(["-c", code, *arguments], repository, environment)
 
 
 @pytest.mark.slow

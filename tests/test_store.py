@@ -231,7 +231,9 @@ def test_a_key_is_the_same_in_another_process():
     assert output.stdout.strip() == content_key(*value)
 
 
-@pytest.mark.parametrize("part", [object(), {1, 2}, np.array([object()])], ids=repr)
+@pytest.mark.parametrize(
+    "part", [object(), {1, 2}, np.array([object()])], ids=["object", "set", "array of objects"]
+)
 def test_what_has_no_stable_content_is_refused(part):
     with pytest.raises(TypeError, match="plain data"):
         content_key(part)

@@ -9,8 +9,6 @@ import re
 import shlex
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +23,7 @@ from genre_lightning.data.datamodule import MovieDataModule
 from genre_lightning.errors import UserError
 from genre_lightning.report.evaluation import score_split
 from genre_lightning.training.module import DivergedError
+from tests.forking import Command
 
 Train = Callable[[Path, list[str]], dict[str, Any]]
 Overrides = Callable[..., list[str]]
@@ -51,14 +50,11 @@ def recorded(folder: Path) -> dict[str, Any]:
     return result
 
 
-def started(repository: Path, overrides: list[str], cwd: Path) -> subprocess.Popen[str]:
+def started(repository: Path, overrides: list[str], cwd: Path) -> Command:
     """The command, as a user starts it from any folder."""
     env = {**os.environ}
     env.pop("HYDRA_FULL_ERROR", None)
-    return subprocess.Popen(
-        [sys.executable, str(repository / "train.py"), *overrides],
-        cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+    return Command([repository / "train.py", *overrides], cwd, env)
 
 
 def test_what_a_run_leaves(trained_run: Path) -> None:
@@ -372,8 +368,9 @@ def test_a_state_that_fits_nothing_is_refused(
 @pytest.mark.slow
 def test_the_sum_beats_either_branch(train_here: Train, tmp_path: Path) -> None:
     small = [
-        "++data.num_movies=800",
-        "++data.poster_height=64",
+        "++data.num_movies=600",
+        "++data.poster_height=48",
+        "data.batch_size=32",
         "trainer.max_epochs=8",
         "trainer.accelerator=cpu",
         "callbacks.progress_bar=null",
@@ -382,9 +379,9 @@ def test_the_sum_beats_either_branch(train_here: Train, tmp_path: Path) -> None:
     own = {
         "title": ["model.branches.title_tfidf.input.vocabulary_size=2048"],
         "poster": [
-            "model.branches.poster_resnet.input.size=64",
+            "model.branches.poster_resnet.input.size=32",
             "model.branches.poster_resnet.input.pool=1",
-            "model.branches.poster_resnet.network.widths=[16,32,64,128]",
+            "model.branches.poster_resnet.network.widths=[8,16,32,64]",
         ],
     }
     own["fusion"] = own["title"] + own["poster"]

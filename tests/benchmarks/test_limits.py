@@ -62,6 +62,7 @@ def test_an_operation_belongs_to_what_called_it() -> None:
     assert part_of(["aten::fill_", "aten::zeros"]) == OTHER
 
 
+@pytest.mark.slow
 def test_the_report(
     tiny_overrides: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,6 +22,7 @@ def honest(trained_run: Path) -> Path:
     return trained_run / "checkpoints" / "last.ckpt"
 
 
+@pytest.mark.slow
 def test_it_rebuilds_alone_in_another_process(
     honest: Path, tmp_path: Path, repository: Path
 ) -> None:

@@ -381,6 +381,7 @@ def random_timm(monkeypatch: pytest.MonkeyPatch) -> EmbeddingInput:
     return EmbeddingInput("poster", "timm:test_resnet.r160_in1k", size=[32, 32])
 
 
+@pytest.mark.slow
 def test_an_encoder_that_the_user_named_is_rebuilt_in_his_process_alone(
     posters: list[PosterFile], store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -34,6 +34,7 @@ from genre_lightning.inputs.encoders import (
     trust_from_checkpoint,
     weights_sha256,
 )
+from tests.forking import run_command
 
 # The extra `pretrained` is part of `dev`: without it these tests fail, they are not skipped.
 LITES = ["lite0", "lite2"]
@@ -68,6 +69,7 @@ def run_python(code: str) -> subprocess.CompletedProcess[str]:
 # ----------------------------------------------------------------------------- start, installation
 
 
+@pytest.mark.slow
 def test_import_is_light():
     done = run_python(
         "import sys, genre_lightning.inputs.encoders as e\n"
@@ -91,8 +93,10 @@ def test_import_is_light():
     ],
     ids=lambda value: str(value),
 )
-def test_what_is_not_installed_is_said_in_one_sentence(encoder: str, absent: str, named: str):
-    done = run_python(
+def test_what_is_not_installed_is_said_in_one_sentence(
+    encoder: str, absent: str, named: str, tmp_path: Path
+):
+    code = (
         "import sys\n"
         "class Absent:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
@@ -105,12 +109,14 @@ def test_what_is_not_installed_is_said_in_one_sentence(encoder: str, absent: str
         "except EncoderError as error:\n"
         "    print(error)\n"
     )
+    done = run_command(["-c", code], tmp_path)
     assert done.stdout == (
         f"the encoder {encoder!r} needs {named}, which is not installed: "
         "pip install 'genre-lightning[pretrained]'\n"
     ), done.stderr
 
 
+@pytest.mark.slow
 def test_opening_prints_nothing_and_asks_no_network():
     done = run_python(
         "import socket\n"

@@ -22,6 +22,7 @@ from genre_lightning.inputs.input import DenseFeatures, Store
 from genre_lightning.inputs.poster_cache import open_poster_cache
 from genre_lightning.movies.movie import PosterFile
 from genre_lightning.store import CacheError
+from tests.forking import Command
 from tests.pictures import BROKEN, NOISE, encoded, locate
 
 
@@ -275,12 +276,11 @@ print(cache.dense[cache.place, 0, 0, 0].tolist())
 """
 
 
-def start(folder: Path, seconds: float) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", PROGRAM, str(folder), str(seconds)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+def start(folder: Path, seconds: float) -> Command:
+    return Command(["-c", PROGRAM, folder, seconds], folder)
 
 
-def wait_for_reads(folder: Path, num: int, process: subprocess.Popen[str]) -> None:
+def wait_for_reads(folder: Path, num: int, process: Command) -> None:
     deadline = time.monotonic() + 60
     reads = folder / "reads"
     while not (reads.exists() and reads.stat().st_size >= num):
@@ -345,6 +345,7 @@ def test_memory_does_not_grow_with_the_number_of_posters(tmp_path):
     assert more - less < 180 * 128 * 128 * 3 / 10
 
 
+@pytest.mark.slow
 def test_real_posters(ml1m_root, tmp_path):
     if ml1m_root.is_file():
         with zipfile.ZipFile(ml1m_root) as archive:
@@ -367,6 +368,7 @@ def test_real_posters(ml1m_root, tmp_path):
     assert colourless == 2
 
 
+@pytest.mark.slow
 def test_importing_is_light():
     program = "import sys, genre_lightning.inputs.poster_cache; print(*sys.modules)"
     output = subprocess.run(

@@ -26,6 +26,7 @@ from genre_lightning.checkpoint.resuming import check_resumable
 from genre_lightning.inputs.embedding import EmbeddingInput
 from genre_lightning.inputs.terms import TermsInput
 from genre_lightning.predicting.command import main
+from tests.forking import Command
 
 GENRES = ["Action", "Comedy", "Drama", "Horror"]
 
@@ -309,12 +310,8 @@ def test_a_command_that_is_stopped_leaves_no_output(
 ):
     pipe, out = tmp_path / "in.csv", tmp_path / "out.csv"
     os.mkfifo(pipe)  # a file that goes on for as long as the test likes
-    command = [sys.executable, "-m", "genre_lightning.predicting.command", str(tiny_checkpoint)]
-    process = subprocess.Popen(
-        [*command, "--csv", str(pipe), "--out", str(out)],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    command = ["-m", "genre_lightning.predicting.command", tiny_checkpoint]
+    process = Command([*command, "--csv", pipe, "--out", out], tmp_path)
     with pipe.open("w") as file:
         file.write("title\n" + "Heat (1995)\n" * 5000)
         file.flush()

@@ -407,6 +407,7 @@ def test_workers_are_at_least_one(tiny_checkpoint: Path):
         GenrePredictor.from_checkpoint(tiny_checkpoint, "cpu", workers=0)
 
 
+@pytest.mark.slow
 def test_predicting_loads_only_what_it_needs(tiny_checkpoint: Path, posters: list[Path]):
     # Each of these takes longer to import than a prediction takes.
     code = f"""
@@ -424,6 +425,7 @@ print(*[name for name in heavy if name in set(sys.modules) - before])
     assert done.stdout.split() == []
 
 
+@pytest.mark.slow
 def test_predicting_leaves_pytorchs_threads_to_the_caller(
     tiny_checkpoint: Path, posters: list[Path]
 ):

@@ -1,11 +1,8 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
 import sys
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +12,7 @@ from sklearn.metrics import average_precision_score, f1_score, precision_score, 
 from torch import Tensor
 
 from genre_lightning.scoring.metrics import ScoreCollector, genre_metrics, per_genre_metrics
+from tests.forking import Command
 
 
 def random_case(num_rows: int = 200, num_genres: int = 6) -> tuple[Tensor, Tensor, Tensor]:
@@ -245,11 +243,7 @@ def collected(rank: int, name: str) -> dict[str, object]:
 def rank_results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, object]]]:
     """What each of two real processes of one gloo group collected, by name of RANKS."""
     folder = tmp_path_factory.mktemp("ranks")
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    processes = [
-        subprocess.Popen([sys.executable, __file__, str(rank), folder], env=environment)
-        for rank in range(2)
-    ]
+    processes = [Command([__file__, rank, folder], folder) for rank in range(2)]
     try:
         assert [process.wait(timeout=300) for process in processes] == [0, 0]
     finally:

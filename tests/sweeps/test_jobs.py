@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.plugins import Plugins
 from hydra.types import HydraContext
 
+from tests.forking import Command
 from tests.tracking.test_wandb import only_record
 
 Overrides = Callable[..., list[str]]
@@ -139,6 +139,7 @@ def test_a_failing_job_is_named_and_the_others_go_on(sweep_here: Sweep, tmp_path
     assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_not_touched(
     sweep_here: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,6 +163,7 @@ def test_what_is_finished_is_not_touched(
     assert not [o for o in gc.get_objects() if type(o).__name__ == "GenreModule"]
 
 
+@pytest.mark.slow
 def test_the_ready_made_sweep(sweep_here: Sweep, repository: Path) -> None:
     code, output = sweep_here("sweep=lr_dropout", "optimizer.lr=1e-2")
     assert code == 0 and "[3/3] model.dropout=0.7" in output
@@ -264,6 +266,7 @@ def test_a_job_that_runs_elsewhere_is_left_alone(sweep_here: Sweep, tmp_path: Pa
     assert contents(folder).keys() - before.keys() == set()
 
 
+@pytest.mark.slow
 def test_an_unreadable_result_fails_its_job_alone(sweep_here: Sweep, tmp_path: Path) -> None:
     assert sweep_here("-m", "optimizer.lr=1e-2")[0] == 0
     (folder,) = jobs(tmp_path / "runs" / "sweeps" / "s").values()
@@ -281,13 +284,10 @@ def command(repository: Path, tiny: list[str], tmp_path: Path) -> Iterator[Calla
     """Starts the command in a group of processes of its own, in `tmp_path`."""
     processes = []
 
-    def start(*overrides: str) -> subprocess.Popen[str]:
+    def start(*overrides: str) -> Command:
         env = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}
-        process = subprocess.Popen(
-            [sys.executable, str(repository / "train.py"), "-m", "sweep.name=s", *tiny, *overrides],
-            cwd=tmp_path, env=env, text=True, start_new_session=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
+        arguments = [repository / "train.py", "-m", "sweep.name=s", *tiny, *overrides]
+        process = Command(arguments, tmp_path, env, start_new_session=True)
         processes.append(process)
         return process
 
@@ -300,7 +300,7 @@ def command(repository: Path, tiny: list[str], tmp_path: Path) -> Iterator[Calla
         process.communicate()
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+def wait_for(condition: Callable[[], bool], process: Command) -> None:
     deadline = time.monotonic() + 240
     while not condition():
         assert process.poll() is None, process.communicate()

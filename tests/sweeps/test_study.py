@@ -28,6 +28,7 @@ from optuna.trial import TrialState
 from genre_lightning.errors import UserError
 from genre_lightning.sweeps.study import FILE, NAME, Trials, distribution, storage
 from genre_lightning.training.callbacks.pruning import Pruning
+from tests.forking import Command, run_command
 
 Overrides = Callable[..., list[str]]
 LR = {"optimizer.lr": FloatDistribution(1e-4, 1e-1, log=True)}
@@ -218,7 +219,7 @@ def test_the_last_epoch_prunes_nothing(tmp_path: Path) -> None:
 def command(repository: Path, tiny_overrides: Overrides, tmp_path: Path) -> list[str]:
     tiny = tiny_overrides("callbacks.early_stopping=null", model="title")
     return [
-        *(sys.executable, str(repository / "train.py"), "sweep=optuna", *tiny),
+        *(str(repository / "train.py"), "sweep=optuna", *tiny),
         *("sweep.name=study", "sweep.startup_trials=2", "sweep.warmup_epochs=0"),
         f"hydra.sweep.dir={tmp_path}/study",
     ]
@@ -235,7 +236,7 @@ def test_a_study_that_is_killed_and_continued(command: list[str], tmp_path: Path
     # Low learning rates learn nothing: they end where they began.
     space = ["optimizer.lr=tag(log,interval(1e-6,3e-2))", "trainer.max_epochs=12"]
     command = [*command, *space, "sweep.n_trials=6"]
-    process = subprocess.Popen(command, cwd=tmp_path, start_new_session=True)
+    process = Command(command, tmp_path, start_new_session=True)
     try:
         deadline = time.monotonic() + 300
         while sum(found["status"] == "completed" for found in results(folder)) < 2 or not any(
@@ -254,7 +255,7 @@ def test_a_study_that_is_killed_and_continued(command: list[str], tmp_path: Path
     }
     assert 2 <= len(done) < 6 and len(before) <= len(read(folder)) < 6
 
-    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=500)
+    ended = run_command(command, tmp_path, timeout=500)
     assert ended.returncode == 0, ended.stderr
     assert f"{len(done)} already finished" in ended.stdout
     assert all(path.stat().st_mtime_ns == time for path, time in done.items())
@@ -283,7 +284,7 @@ def test_trials_in_parallel_of_which_one_fails(command: list[str], tmp_path: Pat
         "hydra/launcher=joblib", "hydra.launcher.n_jobs=2",
         "optimizer.lr=choice(1e30,1e-2)", "model.dropout=0.3",
     ]  # fmt: skip
-    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=500)
+    ended = run_command(command, tmp_path, timeout=500)
     assert ended.returncode == 1
     states = {trial.state for trial in read(tmp_path / "study")}
     assert states == {TrialState.COMPLETE, TrialState.FAIL}

@@ -26,6 +26,7 @@ from genre_lightning.errors import UserError
 from genre_lightning.tracking.loggers import RunLogger, open_loggers
 from genre_lightning.tracking.wandb_report import movie_table
 from genre_lightning.training.module import DivergedError
+from tests.forking import Command, run_command
 
 Train = Callable[[Path, list[str]], dict[str, Any]]
 Overrides = Callable[..., list[str]]
@@ -232,6 +233,7 @@ def test_movies_are_shown_where_none_has_every_column(three_branches: Any) -> No
 # How a run ends and is resumed.
 
 
+@pytest.mark.slow
 def test_a_failed_run_is_one_and_the_next_is_its_own(
     train_here: Train, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
@@ -358,11 +360,8 @@ def killed_run(
     With ``arrived``, which counts the epochs that a server has, the process first stands still
     until all are there: W&B sends every few seconds.
     """
-    process = subprocess.Popen(
-        [sys.executable, str(repository / "train.py"), f"hydra.run.dir={folder}", *overrides],
-        cwd=folder.parent, env=clean_environment(env), text=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-    )  # fmt: skip
+    arguments = [repository / "train.py", f"hydra.run.dir={folder}", *overrides]
+    process = Command(arguments, folder.parent, clean_environment(env))
     metrics = folder / "metrics.csv"
     try:
         deadline = time.monotonic() + 240
@@ -380,11 +379,10 @@ def killed_run(
         process.communicate()
 
 
-def stopped_after_saving(process: subprocess.Popen[str], folder: Path) -> int:
+def stopped_after_saving(process: Command, folder: Path) -> int:
     """Has it stand still where all epochs that it logged are in last.ckpt; how many they are."""
     while True:
-        process.send_signal(signal.SIGSTOP)
-        os.waitpid(process.pid, os.WUNTRACED)
+        process.stop()
         logged = len((folder / "metrics.csv").read_text().splitlines()) - 1
         saved: int = json.loads((folder / "result.json").read_text())["epochs"]
         if logged == saved:
@@ -539,11 +537,12 @@ def test_a_killed_run_resumes_in_its_run_online(
     before = server.query("SELECT run_id, state FROM runs")
     (run_id,) = (found for found, _ in before)
     assert json.loads((folder / "result.json").read_text())["wandb_run_id"] == run_id
-    subprocess.run(
-        [sys.executable, str(repository / "train.py"), *overrides, f"hydra.run.dir={folder}",
+    resumed = run_command(
+        [repository / "train.py", *overrides, f"hydra.run.dir={folder}",
          f"ckpt_path={folder}/checkpoints/last.ckpt"],
-        cwd=tmp_path, env=clean_environment(server.env), check=True, capture_output=True,
+        tmp_path, clean_environment(server.env),
     )  # fmt: skip
+    assert resumed.returncode == 0, resumed.stderr
     ((found, name, state, summary),) = server.query(
         "SELECT run_id, display_name, state, summary_json FROM runs"
     )

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
-import multiprocessing
 import os
 import runpy
 import signal
 import socket
-import subprocess
-import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
@@ -34,33 +31,22 @@ from genre_lightning.runs.lock import is_running
 from genre_lightning.scoring.losses import build_loss
 from genre_lightning.sweeps import processes
 from genre_lightning.training.module import GenreModule
+from tests.forking import Command, run_command, start_process
 from tests.running import assert_same_run
-
-# Two processes that share a training as torchrun starts them, forked from one that has imported
-# everything already.
-FORKS = multiprocessing.get_context("forkserver")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def preloaded() -> None:
-    FORKS.set_forkserver_preload(["pytorch_lightning", "genre_lightning.data.datamodule"])
 
 
 def in_two(function: Callable[..., None], *arguments: Any) -> list[int | None]:
-    """Call ``function(rank, *arguments)`` in two processes; their exit codes."""
+    """Call ``function(rank, *arguments)`` in two processes, as torchrun does; their exit codes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     # By path, since a test is no module that another process can import.
     ranks = [
-        FORKS.Process(
-            target=runpy.run_path,
-            args=(__file__, {"CALL": (rank, port, function.__name__, *arguments)}, "rank"),
+        start_process(
+            runpy.run_path, __file__, {"CALL": (rank, port, function.__name__, *arguments)}, "rank"
         )
         for rank in (0, 1)
     ]
-    for process in ranks:
-        process.start()
     for process in ranks:
         process.join(240)
     codes = [process.exitcode for process in ranks]
@@ -214,15 +200,13 @@ run_in_processes(2, f"{folder}/script.py", cfg, Path(folder))
 
 
 @pytest.fixture
-def start(repository: Path, tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
+def start(repository: Path, tmp_path: Path) -> Iterator[Callable[[str], Command]]:
     started = []
 
-    def run(how: str) -> subprocess.Popen[str]:
+    def run(how: str) -> Command:
         (tmp_path / "script.py").write_text(textwrap.dedent(SCRIPT))
-        process = subprocess.Popen(
-            [sys.executable, "-c", STARTER, str(repository / "conf"), str(tmp_path), how],
-            env={**os.environ, "PYTHONPATH": str(repository)}, text=True, stderr=subprocess.PIPE,
-        )  # fmt: skip
+        env = {**os.environ, "PYTHONPATH": str(repository)}
+        process = Command(["-c", STARTER, repository / "conf", tmp_path, how], repository, env)
         started.append(process)
         return process
 
@@ -277,10 +261,10 @@ def test_a_sweep_of_runs_in_two_processes(
     overrides = tiny_overrides("++data.num_movies=123", "trainer=ddp", "trainer.devices=2",
                                "data.batch_size=4")  # fmt: skip
     command = [
-        *(sys.executable, str(repository / "train.py"), "-m", *overrides, "optimizer.lr=1e30,1e-2"),
+        *(str(repository / "train.py"), "-m", *overrides, "optimizer.lr=1e30,1e-2"),
         *(f"hydra.sweep.dir={tmp_path}/sweep", "hydra.sweep.subdir=${hydra:job.num}"),
     ]
-    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=500)
+    process = run_command(command, tmp_path, timeout=500)
     assert process.returncode != 0
     diverged, found = (
         json.loads((tmp_path / "sweep" / job / "result.json").read_text()) for job in "01"
@@ -314,22 +298,19 @@ def test_a_sweep_of_runs_in_two_processes(
 def test_two_processes_that_are_killed_go_on_as_if_they_had_not_been(
     repository: Path, tiny_overrides: Callable[..., list[str]], tmp_path: Path
 ) -> None:
-    def started(*more: str) -> subprocess.Popen[bytes]:
+    def started(*more: str) -> Command:
         overrides = tiny_overrides("trainer=ddp", "trainer.devices=2", "data.batch_size=4", *more)
-        with (tmp_path / "log").open("a") as log:
-            return subprocess.Popen(
-                [sys.executable, str(repository / "train.py"), *overrides],
-                cwd=tmp_path, stdout=log, stderr=log,
-            )  # fmt: skip
+        return Command([repository / "train.py", *overrides], tmp_path)
+
+    def finish(process: Command) -> None:
+        assert process.wait(300) == 0, process.stdout + process.stderr
 
     folder, last = tmp_path / "killed", tmp_path / "killed" / "checkpoints" / "last.ckpt"
     often = ["trainer.max_epochs=3", "checkpoint_every_n_steps=4"]
     process = started(f"hydra.run.dir={folder}", *often, "checkpoint_in_background=true")
     deadline = time.monotonic() + 240
     while not last.exists():
-        assert process.poll() is None and time.monotonic() < deadline, (
-            tmp_path / "log"
-        ).read_text()
+        assert process.poll() is None and time.monotonic() < deadline, process.stderr
         time.sleep(0.01)
     process.kill()
     process.wait()
@@ -338,9 +319,9 @@ def test_two_processes_that_are_killed_go_on_as_if_they_had_not_been(
     while is_running(folder):  # the others are ending
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    assert started(f"ckpt_path={folder}", *often).wait(300) == 0, (tmp_path / "log").read_text()
+    finish(started(f"ckpt_path={folder}", *often))
     other = tmp_path / "unbroken"
-    assert started(f"hydra.run.dir={other}", *often).wait(300) == 0, (tmp_path / "log").read_text()
+    finish(started(f"hydra.run.dir={other}", *often))
     assert_same_run(folder, other)
 
 
