@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
+from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
 
 from genre_lightning.errors import UserError
@@ -34,6 +36,23 @@ def storage(folder: Path) -> optuna.storages.RDBStorage:
         f"sqlite:///{(folder / FILE).resolve()}",
         engine_kwargs={"connect_args": {"timeout": MOST_WAIT}},
     )
+
+
+@contextmanager
+def study_errors(folder: Path) -> Iterator[None]:
+    """Have what goes wrong with the study file told as an error that names it.
+
+    Raises:
+        UserError: it could not be read or written, e.g. since the disk is full.
+    """
+    try:
+        yield
+    except StorageInternalError as error:
+        reason = getattr(error.__cause__, "orig", None) or error
+        raise UserError(
+            f"{folder / FILE} could not be read or written: {reason}. Where the disk is full, make "
+            "room; what is finished is in the run folders, too"
+        ) from error
 
 
 class RoundingSampler(optuna.samplers.TPESampler):
