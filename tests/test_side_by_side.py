@@ -106,11 +106,12 @@ def test_of_three_that_need_a_cache_two_are_killed_while_they_build_it(
     def printed_by_all() -> str:
         return "".join((tmp_path / f"{run.name}.log").read_text() for run in runs)
 
+    def builders() -> list[str]:
+        return told.read_text().splitlines()
+
     for count in (1, 2):
-        wait_until(
-            lambda count=count: len(told.read_text().splitlines()) == count, 120, printed_by_all
-        )
-        os.kill(int(told.read_text().splitlines()[-1]), signal.SIGKILL)
+        wait_until(partial(_are, builders, count), 120, printed_by_all)
+        os.kill(int(builders()[-1]), signal.SIGKILL)
     for process in processes:
         process.join()
     codes = [process.exitcode for process in processes]

@@ -118,7 +118,7 @@ def start(
 
     def run(*overrides: str, terminal: bool = False) -> Command:
         tiny = tiny_overrides(model="title")
-        line = [sys.executable, str(repository / "train.py"), *tiny, *LONG, *overrides]
+        line = [sys.executable, str(repository / "train.py"), *overrides, *tiny, *LONG]
         commands.append(Command(line, tmp_path, terminal))
         return commands[-1]
 
