@@ -27,7 +27,7 @@ from tests.leftovers import MARK, Started, unfinished_files, wait_until
 pytestmark = pytest.mark.slow
 
 Start = Callable[..., "Command"]
-LONG = ("trainer.max_epochs=60", "callbacks.early_stopping=null")
+LONG = ("trainer.max_epochs=30", "callbacks.early_stopping=null")
 LAUNCHERS = {
     # A worker more than there are jobs: it waits for one.
     "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=3"],
@@ -146,10 +146,11 @@ def status(folder: Path) -> str:
 
 
 def assert_nothing_is_left(command: Command, *runs: Path) -> None:
-    # The page that is closed and the machine that is busy: it takes a moment, and no more.
     command.started.wait_for_the_end(60)
     assert command.started.shared_memory() == []
-    assert os.listdir(command.temporary) == []
+    # PyTorch's own cache of compiled code is one for all runs of a user.
+    left = [name for name in os.listdir(command.temporary) if not name.startswith("torchinductor_")]
+    assert left == []
     for run in runs:
         assert not is_running(run)
 
