@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import getpass
 import importlib.util
 import json
 import os
 import pty
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +18,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from fcntl import ioctl
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import pytest
@@ -46,8 +49,8 @@ class Command:
 
     def __init__(self, command: list[str], folder: Path, terminal: bool) -> None:
         self.folder = folder
-        self.temporary = folder / "temporary"
-        self.temporary.mkdir(exist_ok=True)
+        # Ray's sockets lie in it, and their paths may have 107 bytes.
+        self.temporary = Path(mkdtemp())
         mark = uuid.uuid4().hex
         env = {**os.environ, MARK: mark, "TMPDIR": str(self.temporary), "RAY_AUTH_MODE": "disabled"}
         env.pop("HYDRA_FULL_ERROR", None)
@@ -129,6 +132,7 @@ def start(
         command.process.wait()
         if command.terminal is not None:
             command.terminal.close()
+        shutil.rmtree(command.temporary)
 
 
 def jobs(sweep: Path) -> dict[str, Path]:
@@ -148,9 +152,9 @@ def status(folder: Path) -> str:
 def assert_nothing_is_left(command: Command, *runs: Path) -> None:
     command.started.wait_for_the_end(60)
     assert command.started.shared_memory() == []
-    # PyTorch's own cache of compiled code is one for all runs of a user.
-    left = [name for name in os.listdir(command.temporary) if not name.startswith("torchinductor_")]
-    assert left == []
+    # PyTorch's cache of compiled code is one for all runs of a user; Ray keeps its logs.
+    left = set(os.listdir(command.temporary)) - {f"torchinductor_{getpass.getuser()}", "ray"}
+    assert left == set()
     for run in runs:
         assert not is_running(run)
 
