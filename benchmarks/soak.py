@@ -204,6 +204,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             *(sys.executable, str(REPOSITORY / "train.py"), "-m", *TINY, *args.overrides),
             *(f"optimizer.lr={','.join(rates)}", f"seed=range(0,{args.seeds})"),
             *(f"hydra.sweep.dir={folder}", f"data.cache_dir={place}/cache"),
+            # Hydra composes every job of a batch before it runs the first: 200 take half a minute.
+            "hydra.sweeper.max_batch_size=10",
             "+callbacks.gauge._target_=benchmarks.soak.Gauge",
             f"+callbacks.gauge.path={notes}",
         ]
@@ -213,6 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             left = max(0, jobs // 2 - len(completed(folder)))
             share = 2 * left // (args.kills - kill)
             sweep.kill_after(draw.randint(0, min(share, left)), seconds=2.0)
+            print(f"kill {kill + 1}: {len(completed(folder))} jobs completed", flush=True)
         killed = len(completed(folder))
         before = notes.read_text().splitlines()
         sweep.finish()
