@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.disks import Disk, small_disk
-from tests.running import assert_same_run, command_apart, printed
+from tests.running import assert_same_run, command_apart, printed, recorded, rows
 
 pytestmark = pytest.mark.slow
 
@@ -70,7 +70,7 @@ def test_under_the_run_folder(
 ) -> None:
     whole, most = unbroken
     points = set()
-    for size in steps(8192, most, 9):
+    for size in steps(8192, most, 6):
         place = tmp_path / str(size)
         with small_disk(place / "disk", size) as disk:
             run = disk.folder / "run"
@@ -105,7 +105,7 @@ def test_under_the_cache(repository: Path, tiny_overrides: Overrides, tmp_path: 
         assert code == 0, text
         most = disk.used
     failed = 0
-    for size in steps(8192, most - 4096, 6):
+    for size in steps(8192, most - 4096, 4):
         with small_disk(tmp_path / f"{size}", size) as disk:
             cache, run = disk.folder / "cache", tmp_path / f"run-{size}"
             command = [*base, f"data.cache_dir={cache}", f"hydra.run.dir={run}"]
@@ -119,12 +119,14 @@ def test_under_the_cache(repository: Path, tiny_overrides: Overrides, tmp_path: 
             disk.change(f"size={LARGE}")
             code, text = done(repository, "train", tmp_path / "here", command)
             assert code == 0, text
-            assert_same_run(whole, run)
+            # Not the checkpoints, which tell where the movies are: the demo's are in the cache.
+            assert rows(whole) == rows(run)
+            assert recorded(whole)["test"] == recorded(run)["test"]
             # What was whole is used as it is.
             for path in cache.iterdir():
                 if path.is_dir() and path.name in before:
                     assert path.stat().st_mtime_ns == before[path.name]
-    assert failed >= 5
+    assert failed >= 3
 
 
 def finished(sweep: Path) -> dict[str, dict[str, tuple[bytes, int]]]:
@@ -141,7 +143,7 @@ def finished(sweep: Path) -> dict[str, dict[str, tuple[bytes, int]]]:
 
 
 def test_under_a_sweep(repository: Path, tiny_overrides: Overrides, tmp_path: Path) -> None:
-    base = tiny_overrides("trainer.max_epochs=2", model="title")
+    base = tiny_overrides("trainer.max_epochs=1", model="title")
 
     def line(folder: Path) -> list[str]:
         return ["-m", *base, "seed=1,2,3", f"hydra.sweep.dir={folder}"]
@@ -151,12 +153,14 @@ def test_under_a_sweep(repository: Path, tiny_overrides: Overrides, tmp_path: Pa
         assert code == 0, text
         most = disk.used
     completed = set()
-    for size in steps(8192, most - 4096, 8):
+    for size in steps(8192, most - 4096, 6):
         with small_disk(tmp_path / f"{size}", size) as disk:
             sweep = disk.folder / "sweep"
             code, text = done(repository, "train", tmp_path / "here", line(sweep))
             assert code == 1 and "Traceback" not in text, text
-            assert "No space left on device" in text and "same command" in text, text
+            assert "No space left on device" in text, text
+            if not text.startswith("error: "):
+                assert "The same command resumes it" in text
             assert str(sweep) in text
             before = finished(sweep)
             completed.add(len(before))
@@ -180,7 +184,7 @@ def test_under_an_evaluation(repository: Path, trained_run: Path, tmp_path: Path
         assert code == 0, text
         most, names = disk.used, {path.name for path in (disk.folder / "e").iterdir()}
     with small_disk(tmp_path / "disk", 8192) as disk:
-        for size in steps(8192, most - 4096, 5):
+        for size in steps(8192, most - 4096, 3):
             disk.change(f"size={max(size, disk.used)}")
             code, text = done(repository, "evaluate", tmp_path / "here", line(disk.folder / "e"))
             assert code == 1, text
@@ -200,7 +204,7 @@ def test_under_a_study(repository: Path, tiny_overrides: Overrides, tmp_path: Pa
 
     with small_disk(tmp_path / "disk", 32 * 1024) as disk:
         sweep = disk.folder / "sweep"
-        for size in (32 * 1024, 96 * 1024, 160 * 1024):
+        for size in (32 * 1024, 128 * 1024):
             disk.change(f"size={size}")
             code, text = done(repository, "train", tmp_path / "here", line(sweep))
             assert code == 1 and "Traceback" not in text, text

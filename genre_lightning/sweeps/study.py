@@ -18,6 +18,7 @@ from optuna.distributions import (
 )
 from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import OperationalError
 
 from genre_lightning.errors import UserError
 
@@ -47,8 +48,9 @@ def study_errors(folder: Path) -> Iterator[None]:
     """
     try:
         yield
-    except StorageInternalError as error:
-        reason = getattr(error.__cause__, "orig", None) or error
+    except (StorageInternalError, OperationalError) as error:
+        of_file = error if isinstance(error, OperationalError) else error.__cause__
+        reason = getattr(of_file, "orig", error)
         raise UserError(
             f"{folder / FILE} could not be read or written: {reason}. Where the disk is full, make "
             "room; what is finished is in the run folders, too"
