@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,9 +17,7 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import OperationalError
 
 from genre_lightning.errors import UserError
 
@@ -48,9 +47,13 @@ def study_errors(folder: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (StorageInternalError, OperationalError) as error:
-        of_file = error if isinstance(error, OperationalError) else error.__cause__
-        reason = getattr(of_file, "orig", error)
+    except Exception as error:
+        # Optuna wraps SQLAlchemy's error, which wraps that of sqlite; while it makes the tables it
+        # lets the former through.
+        cause = error.__cause__
+        reason = cause if isinstance(cause, sqlite3.Error) else getattr(cause, "orig", None)
+        if reason is None:
+            raise
         raise UserError(
             f"{folder / FILE} could not be read or written: {reason}. Where the disk is full, make "
             "room; what is finished is in the run folders, too"
