@@ -130,7 +130,7 @@ def _command(
     os.chdir(place)
     if before is not None:
         before(*arguments)
-    sys.argv = [f"{script}.py", "--config-path", str(repository / "conf"), *overrides]
+    sys.argv = [str(repository / f"{script}.py"), *overrides]
     importlib.import_module(script).main()
 
 
