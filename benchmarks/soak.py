@@ -219,24 +219,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
         killed = len(completed(folder))
         before = notes.read_text().splitlines()
         sweep.finish()
+        lines = [line.split() for line in notes.read_text().splitlines()[len(before) :]]
+        # The process with most jobs: with joblib there are several.
+        process, _ = Counter(line[0] for line in lines).most_common(1)[0]
+        own = [(int(memory), int(files)) for number, memory, files in lines if number == process]
+        counted = own[len(own) // 10 :]
+        memory = [float(kib) for kib, _ in counted]
+        files = [number for _, number in own]
+        tenth = max(1, len(memory) // 10)
+        first, last = statistics.fmean(memory[:tenth]), statistics.fmean(memory[-tenth:])
+        growth, error = slope(memory)
+        print(
+            f"memory over {len(memory)} jobs of one process: {first / 1024:.1f} MiB to "
+            f"{last / 1024:.1f} MiB, {growth:+.2f} ± {error:.2f} KiB a job\n"
+            f"open files: {files[0]} to {files[-1]}, at most {max(files)}",
+            flush=True,
+        )
         check_jobs(folder, jobs, sweep.lost)
         check_leaderboard(folder)
-        lines = [line.split() for line in notes.read_text().splitlines()[len(before) :]]
-    # The process with most jobs: with joblib there are several.
-    process, _ = Counter(line[0] for line in lines).most_common(1)[0]
-    own = [(int(memory), int(files)) for number, memory, files in lines if number == process]
-    counted = own[len(own) // 10 :]
-    memory = [float(kib) for kib, _ in counted]
-    files = [number for _, number in own]
-    tenth = max(1, len(memory) // 10)
-    first, last = statistics.fmean(memory[:tenth]), statistics.fmean(memory[-tenth:])
-    growth, error = slope(memory)
     print(
         f"all {jobs} jobs completed, {killed} of them by {args.kills} commands that were killed; "
-        f"the leaderboard is right; {time.perf_counter() - started:.0f} s\n"
-        f"memory over {len(memory)} jobs of one process: {first / 1024:.1f} MiB to "
-        f"{last / 1024:.1f} MiB, {growth:+.2f} ± {error:.2f} KiB a job\n"
-        f"open files: {files[0]} to {files[-1]}, at most {max(files)}"
+        f"nothing is left half written; the leaderboard is right; "
+        f"{time.perf_counter() - started:.0f} s"
     )
     print(
         json_line(

@@ -7,7 +7,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from genre_lightning.files import whole_file
+from genre_lightning.files import remove_unfinished, whole_file
 from genre_lightning.runs.places import CONFIG_FOLDER
 
 
@@ -26,6 +26,7 @@ def write_config(cfg: DictConfig, folder: Path) -> None:
     """
     place = folder / CONFIG_FOLDER
     place.mkdir(exist_ok=True)
+    remove_unfinished(place)
     for name, content in {
         "config.yaml": cfg,
         "hydra.yaml": HydraConfig.instance().cfg,
