@@ -84,11 +84,14 @@ def main(cfg: DictConfig) -> None:
     """Evaluate into the run folder that Hydra made."""
     from genre_lightning.cores import limit_spinning
     from genre_lightning.errors import UserError
+    from genre_lightning.runs.config import write_config
 
     limit_spinning()
     try:
         run = HydraConfig.get()
-        evaluate(cfg, Path(run.runtime.output_dir), run.overrides.task)
+        folder = Path(run.runtime.output_dir)
+        write_config(cfg, folder)
+        evaluate(cfg, folder, run.overrides.task)
     except UserError as error:
         raise SystemExit(f"error: {error}") from None
 

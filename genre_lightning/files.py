@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -14,6 +16,12 @@ from genre_lightning.errors import UserError
 
 #: No space, no quota, no larger file allowed.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+_TEMPORARY = re.compile(r"\..+\.(?P<process>[0-9]+)")
+
+
+class FullDiskError(UserError):
+    """There is no room for a file; the message names it and the space that is left."""
 
 
 @overload
@@ -31,9 +39,9 @@ def whole_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         mode: "w" for UTF-8 text, "wb" for bytes.
 
     Raises:
-        UserError: the disk is full; the message names the file and the space that is left.
+        FullDiskError: the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = temporary_name(path)
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
     try:
         with temporary.open(mode, **text) as file:  # type: ignore[call-overload]
@@ -44,10 +52,87 @@ def whole_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     except OSError as error:
         if error.errno not in FULL:
             raise
-        free = shutil.disk_usage(path.parent).free
-        raise UserError(
-            f"{path} could not be written: {error.strerror} ({free / 2**20:,.0f} MiB free there). "
-            "What stood there before is intact"
-        ) from error
+        raise full_disk(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def temporary_name(path: Path) -> Path:
+    """Where this process writes a file that will have this name once it is whole."""
+    return path.with_name(f".{path.name}.{os.getpid()}")
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove the files that processes which are no more have left half written in a folder."""
+    for path in folder.glob(".*"):
+        match = _TEMPORARY.fullmatch(path.name)
+        if match is not None and not is_alive(int(match["process"])):
+            path.unlink(missing_ok=True)
+
+
+def is_alive(process: int) -> bool:
+    """Whether this machine has a process of this number."""
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
+
+
+def full_disk(path: Path, error: OSError) -> FullDiskError:
+    """What the user is told of a file for which there is no room.
+
+    Args:
+        path: of the file.
+        error: one of ``FULL``.
+    """
+    free = shutil.disk_usage(path.parent).free
+    return FullDiskError(
+        f"{path} could not be written: {error.strerror} ({free / 2**20:,.0f} MiB free there). "
+        "Make room; what stood there before is intact"
+    )
+
+
+class AppendedText(io.TextIOBase):
+    """A UTF-8 text file that is written to at its end.
+
+    Every text is handed to the system at once and in one piece, so that several processes can
+    append, and closing a file on a full disk fails for nothing that was held back.
+
+    Args:
+        path: of the file, made if needed.
+    """
+
+    encoding = "utf-8"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("ab", buffering=0)
+
+    def write(self, text: str) -> int:
+        """Append a text.
+
+        Raises:
+            FullDiskError: the disk is full.
+        """
+        left = memoryview(text.encode("utf-8", "backslashreplace"))
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise full_disk(self.path, error) from error
+        return len(text)
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._file.fileno()
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()

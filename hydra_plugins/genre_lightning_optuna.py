@@ -73,12 +73,19 @@ class OptunaSweeper(Sweeper):
             raise SystemExit(f"error: {error}") from None
 
     def _sweep(self, arguments: Sequence[str]) -> list[JobReturn]:
+        from genre_lightning.sweeps.study import study_errors
+
+        assert self.config  # setup comes first
+        with study_errors(Path(self.config.hydra.sweep.dir)):
+            return self._run_trials(arguments)
+
+    def _run_trials(self, arguments: Sequence[str]) -> list[JobReturn]:
         from genre_lightning.runs.naming import job_folder, sweep_name
         from genre_lightning.runs.result import read_result
         from genre_lightning.sweeps.journal import Journal, job_label
         from genre_lightning.sweeps.study import Trials, distribution
 
-        assert self.hydra_context and self.config and self.launcher  # setup comes first
+        assert self.hydra_context and self.config and self.launcher
         ready = [f"{key}={value}" for key, value in self.params.items()]
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         overrides = {

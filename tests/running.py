@@ -72,6 +72,71 @@ def _child(
         train_in(repository, folder, overrides)
 
 
+def command_apart(
+    repository: Path,
+    script: str,
+    place: Path,
+    overrides: list[str],
+    before: Callable[..., None] | None = None,
+    *arguments: Any,
+) -> ForkServerProcess:
+    """Run train.py or evaluate.py as a user does, in a process forked as by :func:`train_apart`.
+
+    Args:
+        repository: where the scripts are.
+        script: "train" or "evaluate".
+        place: the working directory, made if needed; what is printed goes to a file beside it, see
+            :func:`printed`.
+        overrides: of the command line.
+        before: called there first, with ``arguments``; of an importable module.
+        arguments: of ``before``.
+    """
+    place.mkdir(parents=True, exist_ok=True)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.preloaded"])
+    process = context.Process(
+        target=_command, args=(repository, script, place, overrides, before, arguments), daemon=True
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(repository), prepend=os.pathsep)
+        process.start()
+    return process
+
+
+def _command(
+    repository: Path,
+    script: str,
+    place: Path,
+    overrides: list[str],
+    before: Callable[..., None] | None,
+    arguments: tuple[Any, ...],
+) -> None:
+    import importlib
+    import sys
+
+    log = os.open(_printed(place), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.environ.pop("HYDRA_FULL_ERROR", None)
+    os.chdir(place)
+    if before is not None:
+        before(*arguments)
+    sys.argv = [str(repository / f"{script}.py"), *overrides]
+    importlib.import_module(script).main()
+
+
+def _printed(place: Path) -> Path:
+    return place.with_name(f"{place.name}.printed")
+
+
+def printed(place: Path) -> str:
+    """What the commands in a place have printed since this was last asked."""
+    file = _printed(place)
+    text = file.read_text("utf-8", "replace")
+    file.write_text("")
+    return text
+
+
 def at_step(moment: int, action: Callable[[], None]) -> pytest.MonkeyPatch:
     """Do something in the so-manieth training or validation step from now; undo() ends it."""
     from genre_lightning.training.module import GenreModule

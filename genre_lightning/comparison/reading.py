@@ -18,13 +18,14 @@ import yaml
 from genre_lightning.comparison.run import Run, Setting, number_or_none, printable, setting
 from genre_lightning.errors import UserError
 from genre_lightning.runs.lock import is_running
+from genre_lightning.runs.places import CONFIG_FOLDER
 from genre_lightning.runs.result import read_result
 from genre_lightning.runs.settings import changes_no_result, flat_settings
 
 #: Their files are not those of a run, and some loggers' are called the same.
 NOT_SEARCHED = ("checkpoints", "wandb")
 #: A run's folder holds one of these, or at least its history.
-RUN_FILES = ("result.json", ".hydra/overrides.yaml")
+RUN_FILES = ("result.json", f"{CONFIG_FOLDER}/overrides.yaml")
 HISTORY = "metrics.csv"
 #: Before the names of config groups in what Hydra says of a run.
 CHOICE = "choices."
@@ -98,7 +99,7 @@ def read_run(folder: Path, name: str) -> Run | None:
             str(error) if isinstance(error, UserError) else f"{folder / RUN_FILES[0]}: {error}"
         )
         status = "damaged"
-    config = _read_yaml(folder / ".hydra" / "config.yaml", _settings, notes)
+    config = _read_yaml(folder / CONFIG_FOLDER / "config.yaml", _settings, notes)
     history = _read_history(folder / HISTORY, notes)
     if (
         result is None
@@ -108,8 +109,8 @@ def read_run(folder: Path, name: str) -> Run | None:
         and "monitor" not in config
     ):
         return None
-    pairs = _read_yaml(folder / ".hydra" / "overrides.yaml", _override_pairs, notes)
-    runtime = _read_yaml(folder / ".hydra" / "hydra.yaml", _runtime, notes) or {}
+    pairs = _read_yaml(folder / CONFIG_FOLDER / "overrides.yaml", _override_pairs, notes)
+    runtime = _read_yaml(folder / CONFIG_FOLDER / "hydra.yaml", _runtime, notes) or {}
     choices = {
         name.removeprefix(CHOICE): value
         for name, value in runtime.items()

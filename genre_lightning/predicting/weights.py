@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from genre_lightning.checkpoint.card import CHECKPOINT_KEY, read_checkpoint
+from genre_lightning.checkpoint.writing import write_checkpoint
 from genre_lightning.errors import UserError
-from genre_lightning.files import whole_file
 
 #: What is kept: the weights, what rebuilds the model, and where training stood.
 KEPT = (CHECKPOINT_KEY, "state_dict", "epoch", "global_step", "pytorch-lightning_version")
@@ -38,7 +36,6 @@ def export_weights(source: Path, path: Path) -> None:
     # Each tensor on its own: a view would take along all that it is a view of.
     slim["state_dict"] = {name: value.clone() for name, value in slim["state_dict"].items()}
     try:
-        with whole_file(path, "wb") as file:
-            torch.save(slim, file)
+        write_checkpoint(slim, path)
     except OSError as error:
         raise WeightsError(f"{path}: can't be written ({error.strerror or error})") from error

@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from genre_lightning.errors import UserError
+from genre_lightning.files import FULL, full_disk
 from genre_lightning.runs.checks import check_folder, check_settings
 from genre_lightning.runs.commands import with_paths_quoted
 from genre_lightning.runs.places import best_checkpoint, last_checkpoint, starting_point
@@ -94,6 +95,11 @@ def command(
                 # Who reads the output has had enough. Python would complain again at its end.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 raise SystemExit(1) from None
+            except OSError as error:
+                if error.errno not in FULL:
+                    raise
+                path = Path(str(error.filename or "."))  # of a file that Hydra or a library writes
+                raise SystemExit(f"error: {full_disk(path, error)}") from None
             finally:
                 sys.argv[1:] = given
                 os.environ.pop(FULL_ERROR)

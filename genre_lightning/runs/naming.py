@@ -15,12 +15,8 @@ from typing import Any
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from genre_lightning.errors import UserError
-from genre_lightning.runs.places import starting_point
-from genre_lightning.runs.result import read_result
 from genre_lightning.runs.settings import changes_no_result, is_path
 
 #: Bytes of a folder's name: file systems take 255.
@@ -95,28 +91,10 @@ def job_folder(overrides: Sequence[str], sweep: str) -> str:
     )
 
 
-def unless_finished(
-    name: str, mode: RunMode | None, folder: str, ckpt_path: str | None = None
-) -> str | None:
-    """``name``; None where nothing will run, so that the folder stays as it is.
-
-    That is a job of a sweep that is finished, and a single run in a folder that holds another.
-    """
-    try:
-        if mode != RunMode.MULTIRUN:
-            starting_point(ckpt_path, Path(folder))
-            return name
-        result = read_result(folder)
-    except UserError:
-        return name if mode == RunMode.MULTIRUN else None  # the job will say so
-    return None if result is not None and result["status"] == "completed" else name
-
-
 # Cached: Hydra hands what the sweep has resolved on to its jobs, as it does for ${now:}. This
 # module is imported wherever a job runs, by SweepCallback, which Hydra sends along.
 OmegaConf.register_new_resolver("sweep_name", sweep_name, use_cache=True, replace=True)
 OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
-OmegaConf.register_new_resolver("unless_finished", unless_finished, replace=True)
 
 
 def parsed(overrides: Iterable[str]) -> list[Override]:

@@ -11,6 +11,8 @@ from genre_lightning.runs.settings import usual_mode
 
 BEST = "checkpoints/best.ckpt"
 LAST = "checkpoints/last.ckpt"
+#: Of the composed configuration, as Hydra calls it.
+CONFIG_FOLDER = ".hydra"
 
 
 def meant_run(ckpt_path: str | Path, file: str) -> Path | None:

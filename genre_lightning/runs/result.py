@@ -6,14 +6,14 @@ import json
 import math
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from genre_lightning import __version__
 from genre_lightning.errors import UserError
-from genre_lightning.files import whole_file
+from genre_lightning.files import remove_unfinished, whole_file
 from genre_lightning.runs.lock import locked
 from genre_lightning.runs.process import is_first_process, signals_raise
 
@@ -39,7 +39,11 @@ def package_versions() -> dict[str, str]:
 
 @contextmanager
 def recorded_run(
-    folder: Path, monitor: str, seed: int, overrides: list[str]
+    folder: Path,
+    monitor: str,
+    seed: int,
+    overrides: list[str],
+    ready: Callable[[], object] = lambda: None,
 ) -> Iterator[dict[str, Any]]:
     """Keep ``result.json`` true while the block runs and when it ends, however it ends.
 
@@ -54,10 +58,12 @@ def recorded_run(
         monitor: name of the value that tells which checkpoint is best.
         seed: of the run.
         overrides: of the command line.
+        ready: called once the folder is locked, before anything is changed in it; what it raises
+            leaves the folder as it is.
 
     Yields:
         The result, for the block to add to. Its status becomes "completed", "interrupted" (Ctrl-C,
-        SIGTERM) or "failed" with the error, which is raised again. ``epochs``, ``seconds``,
+        SIGTERM, SIGHUP) or "failed" with the error, which is raised again. ``epochs``, ``seconds``,
         ``attempts`` and ``wandb_run_id`` continue those of an earlier attempt in this folder.
 
     Raises:
@@ -84,6 +90,9 @@ def recorded_run(
             yield result
         return
     with locked(folder), signals_raise():
+        ready()
+        for place in (folder, folder / "checkpoints"):
+            remove_unfinished(place)
         earlier = read_result(folder) or {}
         result["attempts"] = int(earlier.get("attempts") or 0) + 1
         result["seconds"] = before = float(earlier.get("seconds") or 0.0)

@@ -15,17 +15,25 @@ import traceback
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from genre_lightning.errors import UserError
-from genre_lightning.files import whole_file
+from genre_lightning.files import FullDiskError, remove_unfinished, whole_file
 from genre_lightning.runs.commands import shell_command
 from genre_lightning.runs.naming import key_of, parsed, read_command, result_settings
+from genre_lightning.runs.process import (
+    catch_signals,
+    end_with,
+    ending_signals,
+    release_signals,
+    under_slurm,
+)
 from genre_lightning.runs.settings import changes_no_result
 from genre_lightning.sweeps.journal import Journal, line
 from genre_lightning.sweeps.processes import check_started
@@ -34,32 +42,39 @@ from genre_lightning.sweeps.processes import check_started
 WRITTEN = ("multirun.yaml", "sweep.json", "study.db", ".sweep.lock")
 #: Seconds between two looks at what the jobs have written.
 LOOK_EVERY = 0.2
+RESUMES = "The same command resumes it: what is finished is not run again."
 
 
 class SweepCallback(Callback):
     """What a sweep does beside its jobs: a line for each, the leaderboard, the exit code.
 
-    One sweep is run by one command at a time. Ctrl-C and SIGTERM let the running jobs save and end,
-    and start no other; a second one ends all at once.
+    One sweep is run by one command at a time. Ctrl-C, SIGTERM and a terminal that is closed let the
+    running jobs save and end, and start no other; a second Ctrl-C or SIGTERM ends all at once.
+    Should the command be killed, its jobs in other processes of this machine end as well. Not
+    those of Slurm, which are no processes of the command.
     """
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return SweepCallback, ()  # the copies that go to other processes watch nothing
+        # The copies that go to other processes do nothing else.
+        return _in_a_job, (os.getpid(), socket.gethostname())
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        try:
+            self._start(config)
+        except (UserError, OSError) as error:  # of which Hydra would make a warning
+            raise SystemExit(f"error: {error}") from None
+
+    def _start(self, config: DictConfig) -> None:
         from filelock import FileLock, Timeout  # a single run, or none, does without
 
-        try:
-            check_started(config.hydra)
-        except UserError as error:
-            raise SystemExit(f"error: {error}") from None
+        check_started(config.hydra)
         sweeper = config.hydra.sweeper
         params = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
         task = list(config.hydra.overrides.task)
         overrides = {key_of(override): override for override in parsed([*params, *task])}
         keys = [key for key, override in overrides.items() if override.is_sweep_override()]
         for key in filter(changes_no_result, keys):
-            raise SystemExit(f"error: {key} changes no result, so there is no sweep over it")
+            raise UserError(f"{key} changes no result, so there is no sweep over it")
         self.folder = Path(config.hydra.sweep.dir)
         self.made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -67,7 +82,11 @@ class SweepCallback(Callback):
         try:
             self.lock.acquire()
         except Timeout:
-            raise SystemExit(f"error: another command is running the sweep {self.folder}") from None
+            raise UserError(
+                f"another command is running the sweep {self.folder}: wait for it or stop it, or "
+                "name another sweep by sweep.name"
+            ) from None
+        remove_unfinished(self.folder)
         self.total = sweeper.get("n_trials") or _number_of_jobs(overrides.values())
         command = {
             "name": self.folder.name,
@@ -82,6 +101,9 @@ class SweepCallback(Callback):
         }
         with whole_file(self.folder / "sweep.json") as file:
             json.dump(command, file, indent=2)
+        # Hydra does so next, and where the disk is full without a word on what to do.
+        with whole_file(self.folder / "multirun.yaml") as file:
+            file.write(OmegaConf.to_yaml(config))
         self.journal = Journal(self.folder)
         self.journal.path.unlink(missing_ok=True)
         self.terminal = sys.stdout  # in a job it is something else
@@ -90,19 +112,20 @@ class SweepCallback(Callback):
         self.over = threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)
         self.thread.start()
-        self.handlers = {}
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.handlers[number] = signal.signal(number, self._stop)
+        self.handlers = catch_signals({signal.SIGTERM, *ending_signals()}, self._stop)
+        if config.hydra.launcher._target_.endswith(".JoblibLauncher"):
+            _have_workers_end_with_us()
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        self._restore_signals()
+        release_signals(self.handlers)
         self.over.set()
         self.thread.join()
         self._show()
         atexit.unregister(self._unfinished)
         try:
             self._leaderboard()
+        except FullDiskError as error:
+            raise SystemExit(f"error: {error}. {RESUMES}") from None
         except Exception as error:
             traceback.print_exc()  # Hydra would make a warning of it
             raise SystemExit(1) from error
@@ -138,7 +161,7 @@ class SweepCallback(Callback):
         print(f"{shell_command(self.folder)}: {', '.join(parts)}")
         if set(counts) <= {"completed", "already finished"}:
             return 0
-        print("The same command resumes it: what is finished is not run again.", flush=True)
+        print(RESUMES, flush=True)
         return int(stops[0] or 1) if stops else 1
 
     def _watch(self) -> None:
@@ -159,7 +182,7 @@ class SweepCallback(Callback):
         self.shown = len(events)
 
     def _stop(self, number: int, frame: object) -> None:
-        self._restore_signals()
+        release_signals(self.handlers)
         self.journal.write("stopping", code=128 + number)
         events = self.journal.read()
         ended = {event.get("folder") for event in events if event["status"] != "started"}
@@ -174,20 +197,11 @@ class SweepCallback(Callback):
                     continue
         print("Stopping: the running jobs save and end.", file=self.terminal, flush=True)
 
-    def _restore_signals(self) -> None:
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)
-
     def _unfinished(self) -> None:
         if not self.journal.read():
             self._undo()
             return
-        print(
-            "The sweep has not ended. The same command resumes it: what is finished is not run "
-            "again.",
-            file=self.terminal,
-            flush=True,
-        )
+        print(f"The sweep has not ended. {RESUMES}", file=self.terminal, flush=True)
 
     def _undo(self) -> None:
         """Leave nothing of a sweep whose first job could not even be configured."""
@@ -207,6 +221,40 @@ class SweepCallback(Callback):
         except FileNotFoundError:
             return result_settings(overrides)
         return fixed
+
+
+def _in_a_job(command: int, host: str) -> SweepCallback:
+    """What a process that runs a job is given of the callback.
+
+    Args:
+        command: number of the process that runs the sweep.
+        host: its machine.
+    """
+    if host == socket.gethostname() and not under_slurm():
+        end_with(command)
+    return SweepCallback()
+
+
+def _have_workers_end_with_us() -> None:
+    """Have joblib's worker processes end with this one, those that wait for a job as well.
+
+    Left alone, they wait for minutes, or for ever: each of them holds both ends of the pipe that
+    jobs come through, and the lock that they ask before they end may have died with the command.
+    """
+    from joblib import register_parallel_backend
+    from joblib.parallel import LokyBackend
+
+    register_parallel_backend(
+        "loky", partial(LokyBackend, initializer=_begin_worker, initargs=(os.getpid(),))
+    )
+
+
+def _begin_worker(command: int) -> None:
+    end_with(command)
+    # These reach every process of a terminal. The command answers them, and tells the jobs.
+    for name in ("SIGINT", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def _log_scales(overrides: Mapping[str, Override]) -> dict[str, bool]:

@@ -17,7 +17,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from genre_lightning.cores import limit_spinning
 from genre_lightning.errors import UserError
+from genre_lightning.files import FULL, AppendedText, FullDiskError, full_disk
 from genre_lightning.quiet import quiet_libraries
 from genre_lightning.runs.checks import check_settings
-from genre_lightning.runs.ending import ending, how_to_resume
+from genre_lightning.runs.commands import override, shell_command
+from genre_lightning.runs.config import write_config
+from genre_lightning.runs.ending import ending, how_to_resume, shown
 from genre_lightning.runs.lock import is_running
 from genre_lightning.runs.naming import read_command
 from genre_lightning.runs.places import LAST, starting_point
@@ -63,26 +66,44 @@ def run_job(cfg: DictConfig, train: Train) -> float | None:
         The monitored value; None for a job without one.
     """
     limit_spinning()
+    # Where the disk is full the log has a line less: what could not be written ends the run.
+    logging.raiseExceptions = False
     job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)
-    if job.mode == RunMode.MULTIRUN and not is_member():
-        return _run_in_sweep(cfg, train, folder)
     # What is no training, such as genre-ask, says itself how it ended.
     talks = is_first_process() and not is_member() and "ckpt_path" in cfg
+    alone = job.mode != RunMode.MULTIRUN or is_member()
     try:
+        if not alone:
+            return _run_in_sweep(cfg, train, folder)
         result = run_once(cfg, train)
-    except UserError as error:
-        if is_member():
+    except (UserError, OSError) as error:
+        if is_member() or not (isinstance(error, UserError) or error.errno in FULL):
             raise
-        raise SystemExit(f"error: {error}") from None
+        raise SystemExit(f"error: {_told(error, folder, alone)}") from None
     except SystemExit:
-        if talks:
+        if talks and alone:
             print(how_to_resume(folder), flush=True)
         raise
     if talks:
         print(ending(folder, result, cfg), flush=True)
     value: float | None = result["monitor_value"]
     return value
+
+
+def _told(error: UserError | OSError, folder: Path, alone: bool) -> str:
+    """What the user is told of an error: of one of the system as well, and how a run goes on.
+
+    Args:
+        error: either kind.
+        folder: the run folder.
+        alone: the run is no job of a sweep.
+    """
+    if not isinstance(error, UserError):
+        error = full_disk(Path(str(error.filename or folder)), error)
+    if isinstance(error, FullDiskError) and alone and (folder / LAST).is_file():
+        return f"{error}. Then go on by {shell_command(override('ckpt_path', shown(folder)))}"
+    return str(error)
 
 
 def run_once(cfg: DictConfig, train: Train) -> Mapping[str, Any]:
@@ -101,21 +122,40 @@ def run_once(cfg: DictConfig, train: Train) -> Mapping[str, Any]:
     job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)
     check_started(job)
+    found = None if is_member() else read_result(folder)
     # What can't be resumed from a checkpoint, such as genre-ask, goes on in its folder.
     if not is_member() and "ckpt_path" in cfg:
         cfg.ckpt_path = starting_point(cfg.ckpt_path, folder)
-    return _run(cfg, train, folder)
+    return _run(cfg, train, folder, found)
 
 
-def _run(cfg: DictConfig, train: Train, folder: Path) -> Mapping[str, Any]:
-    """Train here, or in as many processes as the trainer asks for; give what was recorded."""
+def _run(
+    cfg: DictConfig, train: Train, folder: Path, found: Mapping[str, Any] | None
+) -> Mapping[str, Any]:
+    """Train here, or in as many processes as the trainer asks for; give what was recorded.
+
+    Args:
+        cfg: the configuration.
+        train: as in :func:`run_job`.
+        folder: the run folder.
+        found: what its ``result.json`` said when it was decided how this run begins.
+    """
     count = processes_to_start(cfg.get("trainer") or {})
     if count > 0:
         return run_in_processes(count, inspect.getfile(train), cfg, folder)
-    job = HydraConfig.get()
-    overrides = list(job.overrides.task)
-    with recorded_run(folder, cfg.monitor, cfg.seed, overrides) as result, quiet_libraries():
+
+    def check_unchanged() -> None:
+        if not is_member() and read_result(folder) != found:
+            raise UserError(
+                f"another process has trained in {folder} just now: give the command again"
+            )
+
+    overrides = list(HydraConfig.get().overrides.task)
+    recorded = recorded_run(folder, cfg.monitor, cfg.seed, overrides, check_unchanged)
+    with recorded as result, quiet_libraries():
         check_settings(cfg)  # of a job of a sweep they are known only now
+        if is_first_process():
+            write_config(cfg, folder)
         train(cfg, folder, result)
     return result
 
@@ -156,7 +196,7 @@ def _run_in_sweep(cfg: DictConfig, train: Train, folder: Path) -> float | None:
             _output_into(folder / f"{job.job.name}.log"),
             _own_gpu(cfg, job.job.num),
         ):
-            result = _run(cfg, train, folder)
+            result = _run(cfg, train, folder, earlier)
         pruned = bool(result.get("pruned"))
         seconds = result["seconds"]
         tell("completed", resumed=epochs, seconds=seconds, pruned=pruned, **_score(result))
@@ -196,12 +236,12 @@ def _output_into(path: Path) -> Iterator[None]:
     for handler in root.handlers[:]:
         if type(handler) is logging.StreamHandler:
             root.removeHandler(handler)  # Hydra puts it back after the job
-    file = path.open("a", encoding="utf-8", buffering=1)
-    with file, redirect_stdout(file), redirect_stderr(file):
+    with AppendedText(path) as file, redirect_stdout(file), redirect_stderr(file):
         try:
             yield
         except Exception:
-            traceback.print_exc()
+            with suppress(FullDiskError):  # the error under way says more
+                traceback.print_exc()
             raise
 
 

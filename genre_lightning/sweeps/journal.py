@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from genre_lightning.files import AppendedText
 from genre_lightning.runs.naming import chosen_overrides, read_command
 
 
@@ -21,13 +24,32 @@ class Journal:
         self.path = sweep / "jobs.jsonl"
 
     def write(self, status: str, **event: Any) -> None:
+        """Append an event.
+
+        Raises:
+            FullDiskError: the disk is full.
+        """
         line = json.dumps({"status": status, **event}) + "\n"
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(line)  # at once: several processes append
+        with AppendedText(self.path) as file:
+            file.write("\n" * self._is_torn() + line)
+
+    def _is_torn(self) -> bool:
+        """Whether the last line is not whole, since the disk was full."""
+        with self.path.open("rb") as file:
+            if not file.seek(0, os.SEEK_END):
+                return False
+            file.seek(-1, os.SEEK_END)
+            return file.read() != b"\n"
 
     def read(self) -> list[dict[str, Any]]:
+        """All events, but for lines that are not whole."""
         text = self.path.read_text("utf-8") if self.path.exists() else ""
-        return [json.loads(line) for line in text.splitlines(True) if line.endswith("\n")]
+        found = []
+        for line in text.splitlines(True):
+            if line.endswith("}\n"):
+                with suppress(json.JSONDecodeError):
+                    found.append(json.loads(line))
+        return found
 
     def is_stopped(self, fail_fast: bool) -> bool:
         """Whether no further job is to start."""

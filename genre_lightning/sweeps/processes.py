@@ -12,10 +12,12 @@ import json
 import os
 import pickle
 import runpy
+import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,6 +28,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
 from genre_lightning.errors import UserError
+from genre_lightning.files import FullDiskError
 from genre_lightning.runs.process import signals_raise
 from genre_lightning.runs.result import read_result, write_result
 
@@ -132,7 +135,9 @@ def run_in_processes(
         agent = subprocess.Popen(
             [
                 *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-                *(f"--nproc-per-node={count}", "-m", __name__, str(script), str(job_file)),
+                # By default in a folder of its own, which it does not remove.
+                *(f"--nproc-per-node={count}", f"--log-dir={place}/logs"),
+                *("-m", __name__, str(script), str(job_file)),
             ],
             env=env,
             # Never written to: it ends when this process does, which the others see.
@@ -155,7 +160,8 @@ def run_in_processes(
         result = read_result(folder) or {}
         if status != 0:
             error = _first_error(error_file)
-            write_result(folder, {**result, "status": "failed", "error": error})
+            with suppress(FullDiskError):  # which the error may tell already
+                write_result(folder, {**result, "status": "failed", "error": error})
             raise ProcessError(error)
         return result
 
@@ -174,7 +180,7 @@ def main() -> None:
     noticed here.
     """
     script, job_file = sys.argv[1:]
-    threading.Thread(target=_end_with_starter, daemon=True).start()
+    threading.Thread(target=_end_with_starter, args=(Path(job_file).parent,), daemon=True).start()
     job = pickle.loads(Path(job_file).read_bytes())  # noqa: S301 - written by run_in_processes
     setup_globals()
     if job.hydra.mode == RunMode.RUN:  # of a sweep's job all output goes into the log already
@@ -186,8 +192,9 @@ def main() -> None:
     runpy.run_path(script)["main"](cfg)
 
 
-def _end_with_starter() -> None:
+def _end_with_starter(place: Path) -> None:
     os.read(0, 1)  # not sys.stdin, whose lock would be held when the interpreter ends
+    shutil.rmtree(place, ignore_errors=True)  # the starter's, which may have been killed
     os._exit(1)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,28 @@ def storage(folder: Path) -> optuna.storages.RDBStorage:
         f"sqlite:///{(folder / FILE).resolve()}",
         engine_kwargs={"connect_args": {"timeout": MOST_WAIT}},
     )
+
+
+@contextmanager
+def study_errors(folder: Path) -> Iterator[None]:
+    """Have what goes wrong with the study file told as an error that names it.
+
+    Raises:
+        UserError: it could not be read or written, e.g. since the disk is full.
+    """
+    try:
+        yield
+    except Exception as error:
+        # Optuna wraps SQLAlchemy's error, which wraps that of sqlite; while it makes the tables it
+        # lets the former through.
+        cause = error.__cause__
+        reason = cause if isinstance(cause, sqlite3.Error) else getattr(cause, "orig", None)
+        if reason is None:
+            raise
+        raise UserError(
+            f"{folder / FILE} could not be read or written: {reason}. Where the disk is full, make "
+            "room; what is finished is in the run folders, too"
+        ) from error
 
 
 class RoundingSampler(optuna.samplers.TPESampler):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from genre_lightning.files import FullDiskError
 from genre_lightning.sweeps.journal import Journal, line
+from tests.disks import small_disk
 
 
 @pytest.mark.parametrize(
@@ -43,3 +46,19 @@ def test_half_a_line_of_the_journal_is_left_for_later(tmp_path: Path) -> None:
         file.write('{"status": "comp')
     assert [event["status"] for event in journal.read()] == ["failed"]
     assert journal.is_stopped(fail_fast=True) and not journal.is_stopped(fail_fast=False)
+
+
+def test_a_line_that_the_disk_had_no_room_for_harms_no_other(tmp_path: Path) -> None:
+    page = os.sysconf("SC_PAGE_SIZE")
+    with small_disk(tmp_path / "disk", page) as disk:
+        journal = Journal(disk.folder)
+        with pytest.raises(FullDiskError, match=r"jobs\.jsonl could not be written"):
+            for number in range(page):
+                journal.write("completed", job=number)
+        torn = journal.path.read_bytes()
+        assert len(torn) == page and not torn.endswith(b"\n")
+        whole = journal.read()
+        assert [event["job"] for event in whole] == list(range(len(whole))) and len(whole) > 50
+        disk.change(f"size={2 * page}")
+        journal.write("failed", job="after")
+        assert [event["job"] for event in journal.read()] == [*range(len(whole)), "after"]

@@ -8,7 +8,6 @@ import random
 import resource
 import shutil
 import signal
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from genre_lightning.checkpoint.model import load_model
 from genre_lightning.checkpoint.resuming import copy_best
 from genre_lightning.errors import UserError
 from genre_lightning.training.callbacks.resume import Interrupted
+from tests.disks import small_disk
 from tests.running import (
     assert_same_run,
     at_step,
@@ -231,20 +231,13 @@ def test_a_full_disk(
     background: bool, unbroken: Path, train_here: Train, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
     size = int(2.5 * (unbroken / "checkpoints" / "last.ckpt").stat().st_size)
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)]
-    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("no disk of our own: mounting is not allowed here")
-    try:
-        folder = disk / "run"
+    with small_disk(tmp_path / "disk", size) as disk:
+        folder = disk.folder / "run"
         overrides = tiny_overrides(
             *SMALL_BATCHES, "checkpoint_every_n_steps=2", f"checkpoint_in_background={background}"
         )
         assert_full_disk_is_told(folder, lambda: train_here(folder, overrides))
         assert recorded(folder)["status"] in ("failed", "interrupted")
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 # What goes along, and what must be the same.

@@ -11,12 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from genre_lightning.checkpoint.card import CHECKPOINT_KEY, TRAINING_KEY
-from genre_lightning.files import whole_file
+from genre_lightning.checkpoint.writing import write_checkpoint
+from genre_lightning.files import temporary_name, whole_file
 
 #: Entries that are made for one checkpoint alone, or never changed.
 _OWN = (CHECKPOINT_KEY, TRAINING_KEY)
@@ -57,7 +57,7 @@ class WholeFileIO(TorchCheckpointIO):
             checkpoint = {
                 key: value if key in _OWN else _copied(value) for key, value in checkpoint.items()
             }
-        self.then(partial(_write, checkpoint, path))
+        self.then(partial(write_checkpoint, checkpoint, path))
         self.newest = path, entry
 
     def link(self, path: Path) -> None:
@@ -91,7 +91,7 @@ class WholeFileIO(TorchCheckpointIO):
         """Wait until all that was asked for is done.
 
         Raises:
-            UserError: the disk is full; see :func:`genre_lightning.files.whole_file`.
+            FullDiskError: the disk is full.
             OSError: a file could not be written for another reason.
         """
         asked, self._asked = self._asked, []
@@ -114,13 +114,8 @@ def _unless_failed(before: Future[None] | None, work: Callable[[], None]) -> Non
     work()
 
 
-def _write(checkpoint: dict[str, Any], path: Path) -> None:
-    with whole_file(path, "wb") as file:
-        torch.save(checkpoint, file)
-
-
 def _link(source: Path, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = temporary_name(path)
     try:
         os.link(source, temporary)
         os.replace(temporary, path)

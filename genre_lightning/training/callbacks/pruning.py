@@ -60,12 +60,13 @@ class Pruning(Callback):
         from optuna import load_study
         from optuna.trial import Trial
 
-        from genre_lightning.sweeps.study import NAME, storage
+        from genre_lightning.sweeps.study import NAME, storage, study_errors
 
-        study = load_study(study_name=NAME, storage=storage(self.folder), pruner=self.pruner)
-        known = study.get_trials(deepcopy=False)[self.trial]
-        trial = Trial(study, known._trial_id)
-        if trainer.current_epoch not in known.intermediate_values:
-            value = float(trainer.callback_metrics[self.monitor])
-            trial.report(value, trainer.current_epoch)
-        return trial.should_prune()
+        with study_errors(self.folder):
+            study = load_study(study_name=NAME, storage=storage(self.folder), pruner=self.pruner)
+            known = study.get_trials(deepcopy=False)[self.trial]
+            trial = Trial(study, known._trial_id)
+            if trainer.current_epoch not in known.intermediate_values:
+                value = float(trainer.callback_metrics[self.monitor])
+                trial.report(value, trainer.current_epoch)
+            return trial.should_prune()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import signal
-import threading
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -20,7 +19,13 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from genre_lightning.checkpoint.card import TRAINING_KEY
 from genre_lightning.data.batch import MovieBatch, MovieLoader
-from genre_lightning.runs.process import is_first_process, under_slurm
+from genre_lightning.runs.process import (
+    catch_signals,
+    ending_signals,
+    is_first_process,
+    release_signals,
+    under_slurm,
+)
 from genre_lightning.runs.result import write_result
 from genre_lightning.runs.settings import flat_settings, may_change_on_resume
 from genre_lightning.training.callbacks.checkpoint_io import WholeFileIO
@@ -50,11 +55,11 @@ class Resume(Checkpoint):
     """Keeps ``checkpoints/last.ckpt`` at the newest state from which a run can be resumed exactly.
 
     It is written at the end of each epoch, every ``every_n_steps`` optimizer steps, and at the end
-    of the step in which SIGTERM or Ctrl-C arrives, which then ends the run by
-    :class:`Interrupted`; a second signal ends it at once. Under Slurm Lightning answers SIGTERM,
-    and the signal on which it queues the job again; the latter is held back to a step's end. A
-    state between a batch and the validation that follows it is never saved, since Lightning can't
-    resume from there: what is due then is saved after the validation.
+    of the step in which SIGTERM, Ctrl-C or SIGHUP arrives, which then ends the run by
+    :class:`Interrupted`; the same signal once more ends it at once. Under Slurm Lightning answers
+    SIGTERM, and the signal on which it queues the job again; the latter is held back to a step's
+    end. A state between a batch and the validation that follows it is never saved, since Lightning
+    can't resume from there: what is due then is saved after the validation.
 
     Every checkpoint, the best one's as well, gets an entry of plain data with what Lightning leaves
     out: the state of all random generators and the sums behind ``train/loss``, of each process;
@@ -230,18 +235,19 @@ class Resume(Checkpoint):
     # Signals.
 
     def _catch_signals(self) -> None:
-        if threading.current_thread() is not threading.main_thread():
+        self._handlers = catch_signals(ending_signals(), self._caught)
+        if not self._handlers or not under_slurm():
             return
-        caught = [signal.SIGINT] if under_slurm() else [signal.SIGINT, signal.SIGTERM]
-        self._handlers = {number: signal.signal(number, self._caught) for number in caught}
-        for number in (signal.SIGUSR1, signal.SIGUSR2) if under_slurm() else ():
+        for number in (signal.SIGUSR1, signal.SIGUSR2):
             # Lightning would save its own checkpoint at once, in the midst of a step.
             if type(signal.getsignal(number)).__module__.startswith("pytorch_lightning"):
                 self._handlers[number] = signal.signal(number, self._hold_back)
 
     def _caught(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
+        if self.signal == number:
             raise Interrupted(128 + number)
+        if self.signal is not None:  # Ctrl-C reaches all processes of a sweep, and is handed on
+            return
         self.signal = number
         if is_first_process():
             print("\nstopping after this step; once more to stop at once", flush=True)
@@ -250,8 +256,7 @@ class Resume(Checkpoint):
         self._held_back = number
 
     def _release_signals(self) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+        release_signals(self._handlers)
         self._handlers = {}
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

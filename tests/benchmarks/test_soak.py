@@ -1,0 +1,56 @@
+"""The soak, on four jobs; and that what it looks for would be found."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.soak import SoakError, check_jobs, check_leaderboard, main, slope
+
+
+def test_the_slope_is_that_of_least_squares() -> None:
+    draw = np.random.default_rng(0)
+    values = 800_000 + 3.5 * np.arange(90) + draw.normal(0, 20, 90)
+    wanted, covariance = np.polyfit(np.arange(90), values, 1, cov=True)
+    found, error = slope(list(values))
+    assert found == pytest.approx(wanted[0], rel=1e-6)
+    assert error == pytest.approx(covariance[0, 0] ** 0.5, rel=1e-6)
+
+
+@pytest.mark.slow
+def test_a_short_one(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    import benchmarks.soak as soak
+
+    kept: list[Path] = []
+
+    def keep(sweep: Path) -> None:
+        check_leaderboard(sweep)
+        kept.append(sweep)
+        # Here, while the sweep is there: a run and a rank that are wrong are found.
+        board = sweep / "leaderboard.csv"
+        text = board.read_text()
+        head, first, *rest = text.splitlines()
+        board.write_text("\n".join([head, *rest]))
+        with pytest.raises(SoakError, match="not those of the runs"):
+            check_leaderboard(sweep)
+        board.write_text("\n".join([head, first.replace("1,", "2,", 1), *rest]))
+        with pytest.raises(SoakError, match="has rank 2"):
+            check_leaderboard(sweep)
+        board.write_text(text)
+        (run,) = {path.parent for path in list(sweep.glob("*/result.json"))[:1]}
+        (run / ".metrics.csv.12345").touch()
+        with pytest.raises(SoakError, match="left half written"):
+            check_jobs(sweep, 4, [])
+        shutil.rmtree(run)
+        with pytest.raises(SoakError, match=r"of 4 jobs \{'completed': 3\}"):
+            check_jobs(sweep, 4, [])
+
+    monkeypatch.setattr(soak, "check_leaderboard", keep)
+    main(["--rates", "2", "--seeds", "2", "--kills", "1", "--draw", "1"])
+    line = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert kept and line["jobs"] == 4 and line["kills"] == 1
+    assert line["n"] >= 1 and 0.5 < line["ratio"] < 2 and line["files"][0] > 3

@@ -1,0 +1,55 @@
+"""A disk that is full at any point of a checkpoint."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from genre_lightning.checkpoint.writing import write_checkpoint
+from genre_lightning.files import FullDiskError
+from tests.disks import small_disk
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def test_a_disk_that_is_full_at_any_point(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    # Tensors of less and more than a page, and of more than a buffer holds.
+    content = {
+        "state_dict": {
+            f"{name}": torch.randn(size, generator=generator)
+            for name, size in enumerate((3, 700, 40_000, 9, 25_000, 1))
+        },
+        "plain": {"genres": ["Action"] * 100},
+    }
+    whole = tmp_path / "whole.ckpt"
+    write_checkpoint(content, whole)
+    before = b"the one before"
+    pages = -(-whole.stat().st_size // PAGE)
+    with small_disk(tmp_path / "disk", PAGE) as disk:
+        path = disk.folder / "last.ckpt"
+        path.write_bytes(before)
+        for size in range(2, pages + 1):
+            disk.change(f"size={size * PAGE}")
+            with pytest.raises(FullDiskError) as caught:
+                write_checkpoint(content, path)
+            message = f"{path} could not be written: No space left on device ("
+            assert str(caught.value).startswith(message), size
+            assert path.read_bytes() == before and os.listdir(disk.folder) == [path.name]
+        disk.change(f"size={(pages + 1) * PAGE}")
+        write_checkpoint(content, path)
+        assert torch.load(path, weights_only=True).keys() == content.keys()
+        assert path.stat().st_size == whole.stat().st_size
+
+
+def test_another_error_is_told_as_it_is(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError):
+        (tmp_path / "folder").mkdir()
+        (tmp_path / "folder" / "file").touch()
+        write_checkpoint({}, tmp_path / "folder")
+    with pytest.raises(AttributeError, match="pickle"):
+        write_checkpoint({"function": lambda: None}, tmp_path / "file.ckpt")
+    assert os.listdir(tmp_path) == ["folder"]

@@ -1,0 +1,269 @@
+"""Commands that are killed, and whose terminal is closed: nothing goes on without them."""
+
+from __future__ import annotations
+
+import getpass
+import importlib.util
+import json
+import os
+import pty
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import termios
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from fcntl import ioctl
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import pytest
+
+from genre_lightning.checkpoint.card import read_checkpoint
+from genre_lightning.runs.lock import is_running
+from tests.leftovers import MARK, Started, unfinished_files, wait_until
+
+pytestmark = pytest.mark.slow
+
+Start = Callable[..., "Command"]
+LONG = ("trainer.max_epochs=30", "callbacks.early_stopping=null")
+LAUNCHERS = {
+    # A worker more than there are jobs: it waits for one.
+    "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=3"],
+    "submitit": ["hydra/launcher=submitit_local"],
+    "ray": ["hydra/launcher=ray", "hydra.launcher.job.num_cpus=0.5"],
+}
+
+
+class Command:
+    """A command as a user starts it, in ``folder``, with a folder for temporary files of its own.
+
+    Attributes:
+        started: its processes.
+        terminal: what its terminal shows, where it has one.
+    """
+
+    def __init__(self, command: list[str], folder: Path, terminal: bool) -> None:
+        self.folder = folder
+        # Ray's sockets lie in it, and their paths may have 107 bytes.
+        self.temporary = Path(mkdtemp())
+        mark = uuid.uuid4().hex
+        env = {**os.environ, MARK: mark, "TMPDIR": str(self.temporary), "RAY_AUTH_MODE": "disabled"}
+        env.pop("HYDRA_FULL_ERROR", None)
+        self.started = Started(mark)
+        self.log = folder / "printed"
+        self.terminal: Terminal | None = None
+        with self.log.open("a") as log:
+            output: Any = log
+            if terminal:
+                screen, output = pty.openpty()
+                self.terminal = Terminal(screen)
+            self.process = subprocess.Popen(
+                command, cwd=folder, env=env, stdin=output if terminal else None, stdout=output,
+                stderr=output, start_new_session=True,
+                preexec_fn=_take_terminal if terminal else None,
+            )  # fmt: skip
+        if terminal:
+            os.close(output)
+
+    def printed(self) -> str:
+        return self.log.read_text()
+
+    def wait_until(self, condition: Callable[[], object]) -> None:
+        wait_until(
+            lambda: condition() or self.process.poll() is not None, 240, lambda: self.printed()
+        )
+        assert self.process.poll() is None, self.printed()
+        self.started.alive()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+class Terminal:
+    """Reads what is printed to a terminal, which would have no room for it all."""
+
+    def __init__(self, screen: int) -> None:
+        self.screen = screen
+        self.closing = threading.Event()
+        self.thread = threading.Thread(target=self._read)
+        self.thread.start()
+
+    def _read(self) -> None:
+        while not self.closing.is_set():
+            if select.select([self.screen], [], [], 0.05)[0]:
+                try:
+                    os.read(self.screen, 2**16)
+                except OSError:  # nobody is at the other end
+                    return
+
+    def close(self) -> None:
+        if not self.closing.is_set():
+            self.closing.set()
+            self.thread.join()
+            os.close(self.screen)
+
+
+def _take_terminal() -> None:
+    ioctl(0, termios.TIOCSCTTY, 0)
+
+
+@pytest.fixture
+def start(
+    repository: Path, tiny_overrides: Callable[..., list[str]], tmp_path: Path
+) -> Iterator[Start]:
+    commands: list[Command] = []
+
+    def run(*overrides: str, terminal: bool = False) -> Command:
+        tiny = tiny_overrides(model="title")
+        line = [sys.executable, str(repository / "train.py"), *overrides, *tiny, *LONG]
+        commands.append(Command(line, tmp_path, terminal))
+        return commands[-1]
+
+    yield run
+    for command in commands:
+        for number in command.started.alive():
+            os.kill(number, signal.SIGKILL)
+        command.process.wait()
+        if command.terminal is not None:
+            command.terminal.close()
+        shutil.rmtree(command.temporary)
+
+
+def jobs(sweep: Path) -> dict[str, Path]:
+    """Folders of jobs by their seed."""
+    found = {}
+    for path in sweep.glob("*/result.json"):
+        result = json.loads(path.read_text())
+        found[str(result["seed"])] = path.parent
+    return found
+
+
+def status(folder: Path) -> str:
+    result: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    return str(result["status"])
+
+
+def assert_nothing_is_left(command: Command, *runs: Path) -> None:
+    command.started.wait_for_the_end(60)
+    assert command.started.shared_memory() == []
+    # PyTorch's cache of compiled code is one for all runs of a user; Ray keeps its logs.
+    left = set(os.listdir(command.temporary)) - {f"torchinductor_{getpass.getuser()}", "ray"}
+    assert left == set()
+    # Threads of a process may take a moment longer than the process, and hold its files.
+    wait_until(lambda: not any(map(is_running, runs)), 20, lambda: f"locked: {runs}")
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_jobs_end_with_the_command(launcher: str, start: Start, tmp_path: Path) -> None:
+    if importlib.util.find_spec(launcher) is None:
+        pytest.skip(f"{launcher} is not installed")
+    sweep = tmp_path / "runs" / "sweeps" / "s"
+    line = ("-m", "sweep.name=s", "seed=1,2", *LAUNCHERS[launcher])
+
+    def are_training() -> bool:
+        found = jobs(sweep).values()
+        return len(found) == 2 and all((f / "checkpoints" / "last.ckpt").exists() for f in found)
+
+    command = start(*line)
+    command.wait_until(are_training)
+    command.kill()
+    assert len(command.started.seen) > 3 and set(map(status, jobs(sweep).values())) == {
+        "interrupted"
+    }
+    assert_nothing_is_left(command, *jobs(sweep).values())
+
+    # The same command goes on.
+    command = start(*line)
+    assert command.process.wait(400) == 0, command.printed()
+    assert set(map(status, jobs(sweep).values())) == {"completed"}
+    assert command.printed().count("(resumed after") == 2
+    assert_nothing_is_left(command)
+    assert unfinished_files(tmp_path) == []
+
+
+def test_workers_that_have_no_job_yet_end(start: Start, tmp_path: Path) -> None:
+    command = start("-m", "sweep.name=s", "seed=1,2", *LAUNCHERS["joblib"])
+    command.wait_until(
+        lambda: sum("popen_loky_posix" in line for line in command.started.alive().values()) == 3
+    )
+    command.kill()
+    assert_nothing_is_left(command)
+
+
+def test_processes_of_a_run_end_with_it(start: Start, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    two = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "data.batch_size=8")
+    last = run / "checkpoints" / "last.ckpt"
+    command = start(f"hydra.run.dir={run}", *two)
+    command.wait_until(last.exists)
+    command.kill()
+    assert len(command.started.seen) >= 4  # torchrun, and the two
+    assert_nothing_is_left(command, run)
+    command = start(f"ckpt_path={run}", *two)
+    assert command.process.wait(400) == 0, command.printed()
+    assert status(run) == "completed"
+    assert_nothing_is_left(command, run)
+    assert unfinished_files(run) == []
+
+
+def hang_up(command: Command) -> None:
+    """Close the terminal: the kernel tells the command, and a shell tells all that it started."""
+    assert command.terminal is not None
+    command.terminal.close()
+    for _ in range(2):
+        os.killpg(command.process.pid, signal.SIGHUP)
+
+
+@pytest.mark.parametrize("how", ["run", "sweep", "joblib"])
+def test_a_closed_terminal_is_an_interruption(how: str, start: Start, tmp_path: Path) -> None:
+    sweep = tmp_path / "runs" / "sweeps" / "s"
+    single = tmp_path / "run"
+    line = ["-m", "sweep.name=s", "seed=1,2"]
+    if how == "joblib":
+        line += LAUNCHERS["joblib"]
+    elif how == "run":
+        line = ["seed=1", f"hydra.run.dir={single}"]
+    count = 2 if how == "joblib" else 1
+
+    def runs() -> list[Path]:
+        found = [single] if how == "run" else jobs(sweep).values()
+        return [folder for folder in found if (folder / "checkpoints" / "last.ckpt").exists()]
+
+    command = start(*line, "checkpoint_every_n_steps=1000", terminal=True)
+    command.wait_until(lambda: len(runs()) == count)
+    hang_up(command)
+    assert command.process.wait(120) == 128 + signal.SIGHUP
+    for folder in runs():
+        assert status(folder) == "interrupted"
+        read_checkpoint(folder / "checkpoints" / "last.ckpt")
+    assert_nothing_is_left(command, *runs())
+    if how == "run":
+        line.append(f"ckpt_path={single}")
+    else:
+        journal = (sweep / "jobs.jsonl").read_text()
+        assert '"failed"' not in journal and journal.count('"interrupted"') == count
+        assert (sweep / "leaderboard.csv").exists()
+    command = start(*line, "checkpoint_every_n_steps=1000")
+    assert command.process.wait(400) == 0, command.printed()
+    assert set(map(status, runs())) == {"completed"}
+
+
+def test_ctrl_c_in_a_terminal_lets_the_jobs_save(start: Start, tmp_path: Path) -> None:
+    # The terminal signals the workers as well; the command then tells the jobs once more.
+    sweep = tmp_path / "runs" / "sweeps" / "s"
+    command = start("-m", "sweep.name=s", "seed=1,2,3,4", *LAUNCHERS["joblib"])
+    command.wait_until(lambda: len(jobs(sweep)) >= 3)
+    command.wait_until(
+        lambda: all((f / "checkpoints" / "last.ckpt").exists() for f in jobs(sweep).values())
+    )
+    os.killpg(command.process.pid, signal.SIGINT)
+    assert command.process.wait(120) == 128 + signal.SIGINT, command.printed()
+    assert "Traceback" not in command.printed() and "not started" in command.printed()
+    assert "interrupted" in set(map(status, jobs(sweep).values())) <= {"interrupted", "completed"}
+    assert_nothing_is_left(command, *jobs(sweep).values())

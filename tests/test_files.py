@@ -1,0 +1,72 @@
+"""Files that are whole or not there, on disks that are full."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from genre_lightning.files import (
+    AppendedText,
+    FullDiskError,
+    is_alive,
+    remove_unfinished,
+    whole_file,
+)
+from tests.disks import small_disk
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def test_no_room_for_a_file(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 3 * PAGE) as disk:
+        path = disk.folder / "file.csv"
+        path.write_text("before")
+        with pytest.raises(FullDiskError) as caught, whole_file(path) as file:
+            file.write("x" * 4 * PAGE)
+        message = str(caught.value)
+        assert message.startswith(f"{path} could not be written: No space left on device (0 MiB")
+        assert path.read_text() == "before" and os.listdir(disk.folder) == ["file.csv"]
+
+
+def test_no_room_for_a_line(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", PAGE) as disk:
+        path = disk.folder / "train.log"
+        with pytest.raises(FullDiskError, match=f"{path} could not"), AppendedText(path) as file:
+            for _ in range(PAGE):
+                file.write("a line of what is printed\n")
+        assert path.stat().st_size == PAGE
+        disk.change(f"size={2 * PAGE}")
+        with AppendedText(path) as file:
+            print("there is room again: é \ud800", file=file)
+        assert path.read_text("utf-8").endswith("there is room again: é \\ud800\n")
+
+
+def test_what_a_killed_process_has_not_finished_is_removed(tmp_path: Path) -> None:
+    program = f"""
+import sys, time
+from pathlib import Path
+from genre_lightning.files import whole_file
+
+with whole_file(Path({str(tmp_path)!r}) / "result.json") as file:
+    file.write("half")
+    print("begun", flush=True)
+    time.sleep(600)
+"""
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "begun\n"
+    kept = {".lock", ".hydra", ".env.local", f".result.json.{os.getpid()}", "result.json.1"}
+    for name in kept:
+        (tmp_path / name).touch()
+    half = f".result.json.{process.pid}"
+    remove_unfinished(tmp_path)
+    assert set(os.listdir(tmp_path)) == {*kept, half}  # it is at work
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not is_alive(process.pid) and is_alive(os.getpid())
+    remove_unfinished(tmp_path)
+    assert set(os.listdir(tmp_path)) == kept

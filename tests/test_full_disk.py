@@ -1,0 +1,216 @@
+"""Disks that are full at any point of a command: a sentence, nothing lost, and it goes on."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.disks import Disk, small_disk
+from tests.running import assert_same_run, command_apart, printed, recorded, rows
+
+pytestmark = pytest.mark.slow
+
+Overrides = Callable[..., list[str]]
+LARGE = 2**30
+
+
+def steps(first: int, last: int, count: int) -> list[int]:
+    """Sizes of disks, in bytes, from one that has room for little to one that lacks little."""
+    return [first + (last - first) * number // (count - 1) for number in range(count)]
+
+
+def told(text: str, disk: Disk) -> str:
+    """The one sentence of an error; it names something on the disk."""
+    assert "Traceback" not in text and "unexpected pos" not in text, text
+    lines = [line for line in text.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, text
+    assert str(disk.folder) in lines[0] and "No space left on device" in lines[0], text
+    return lines[0]
+
+
+def done(repository: Path, script: str, place: Path, overrides: list[str]) -> tuple[int, str]:
+    """Exit code of a command, and what it printed."""
+    process = command_apart(repository, script, place, overrides)
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode, printed(place)
+
+
+@pytest.fixture(scope="module")
+def run_overrides(tiny_overrides: Overrides) -> list[str]:
+    return tiny_overrides("trainer.max_epochs=3", "checkpoint_every_n_steps=1", model="title")
+
+
+@pytest.fixture(scope="module")
+def unbroken(
+    repository: Path, run_overrides: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, int]:
+    """A run on a disk with room, copied from it, and the bytes that it needs there."""
+    place = tmp_path_factory.mktemp("unbroken")
+    with small_disk(place / "disk", LARGE) as disk:
+        run = disk.folder / "run"
+        code, text = done(
+            repository, "train", place / "here", [*run_overrides, f"hydra.run.dir={run}"]
+        )
+        assert code == 0, text
+        shutil.copytree(run, place / "copy")
+        # While one checkpoint is written the one before is still there.
+        most = disk.used + (run / "checkpoints" / "last.ckpt").stat().st_size
+    return place / "copy", most
+
+
+def test_under_the_run_folder(
+    repository: Path, run_overrides: list[str], unbroken: tuple[Path, int], tmp_path: Path
+) -> None:
+    whole, most = unbroken
+    points = set()
+    for size in steps(8192, most, 6):
+        place = tmp_path / str(size)
+        with small_disk(place / "disk", size) as disk:
+            run = disk.folder / "run"
+            command = [*run_overrides, f"hydra.run.dir={run}"]
+            code, text = done(repository, "train", place / "here", command)
+            if code == 0:
+                assert size > 0.8 * most, text
+                continue
+            assert code == 1
+            sentence = told(text, disk)
+            points.add(re.sub(r".*/run/(\S+) could not.*", r"\1", sentence))
+            names = [path.name for path in run.rglob(".*") if path.is_file()]
+            assert set(names) <= {".lock"}, names
+            disk.change(f"size={LARGE}")
+            # The same command; with what the message says where there is a run to go on with.
+            more = re.findall(r"go on by (ckpt_path=\S+)", sentence)
+            assert bool(more) == (run / "checkpoints" / "last.ckpt").exists()
+            code, text = done(repository, "train", place / "here", [*command, *more])
+            assert code == 0, text
+            assert_same_run(whole, run)
+    # It was full at different points.
+    assert len(points) >= 3, points
+    assert {"checkpoints/last.ckpt"} < points, points
+
+
+def test_under_the_cache(repository: Path, tiny_overrides: Overrides, tmp_path: Path) -> None:
+    base = tiny_overrides("trainer.max_epochs=1")
+    with small_disk(tmp_path / "measured", LARGE) as disk:
+        whole = tmp_path / "whole"
+        command = [*base, f"data.cache_dir={disk.folder}/cache", f"hydra.run.dir={whole}"]
+        code, text = done(repository, "train", tmp_path / "here", command)
+        assert code == 0, text
+        most = disk.used
+    failed = 0
+    for size in steps(8192, most - 4096, 4):
+        with small_disk(tmp_path / f"{size}", size) as disk:
+            cache, run = disk.folder / "cache", tmp_path / f"run-{size}"
+            command = [*base, f"data.cache_dir={cache}", f"hydra.run.dir={run}"]
+            code, text = done(repository, "train", tmp_path / "here", command)
+            if code == 0:
+                continue
+            failed += 1
+            told(text, disk)
+            assert not list(cache.glob(".*tmp*"))
+            before = {path.name: path.stat().st_mtime_ns for path in cache.iterdir()}
+            disk.change(f"size={LARGE}")
+            code, text = done(repository, "train", tmp_path / "here", command)
+            assert code == 0, text
+            # Not the checkpoints, which tell where the movies are: the demo's are in the cache.
+            assert rows(whole) == rows(run)
+            assert recorded(whole)["test"] == recorded(run)["test"]
+            # What was whole is used as it is.
+            for path in cache.iterdir():
+                if path.is_dir() and path.name in before:
+                    assert path.stat().st_mtime_ns == before[path.name]
+    assert failed >= 3
+
+
+def finished(sweep: Path) -> dict[str, dict[str, tuple[bytes, int]]]:
+    """Every file of the jobs that have completed, with its content and the time of writing."""
+    found = {}
+    for path in sweep.glob("*/result.json"):
+        if json.loads(path.read_text())["status"] == "completed":
+            found[path.parent.name] = {
+                str(file.relative_to(sweep)): (file.read_bytes(), file.stat().st_mtime_ns)
+                for file in path.parent.rglob("*")
+                if file.is_file() and file.name != ".lock"
+            }
+    return found
+
+
+def test_under_a_sweep(repository: Path, tiny_overrides: Overrides, tmp_path: Path) -> None:
+    base = tiny_overrides("trainer.max_epochs=1", model="title")
+
+    def line(folder: Path) -> list[str]:
+        return ["-m", *base, "seed=1,2,3", f"hydra.sweep.dir={folder}"]
+
+    with small_disk(tmp_path / "measured", LARGE) as disk:
+        code, text = done(repository, "train", tmp_path / "here", line(disk.folder / "sweep"))
+        assert code == 0, text
+        most = disk.used
+    completed = set()
+    for size in steps(8192, most - 4096, 4):
+        with small_disk(tmp_path / f"{size}", size) as disk:
+            sweep = disk.folder / "sweep"
+            code, text = done(repository, "train", tmp_path / "here", line(sweep))
+            assert code == 1 and "Traceback" not in text, text
+            assert "No space left on device" in text, text
+            if not text.startswith("error: "):
+                assert "The same command resumes it" in text
+            assert str(sweep) in text
+            before = finished(sweep)
+            completed.add(len(before))
+            disk.change(f"size={LARGE}")
+            code, text = done(repository, "train", tmp_path / "here", line(sweep))
+            assert code == 0, text
+            after = finished(sweep)
+            assert len(after) == 3 and {name: after[name] for name in before} == before
+            for name in ("leaderboard.csv", "leaderboard.md", "leaderboard.html"):
+                assert (sweep / name).stat().st_size > 0
+            assert len((sweep / "leaderboard.csv").read_text().splitlines()) == 1 + 3
+    assert 0 in completed and len(completed) >= 2
+
+
+def test_under_an_evaluation(repository: Path, trained_run: Path, tmp_path: Path) -> None:
+    def line(folder: Path) -> list[str]:
+        return [f"ckpt_path={trained_run}", f"hydra.run.dir={folder}"]
+
+    with small_disk(tmp_path / "measured", LARGE) as disk:
+        code, text = done(repository, "evaluate", tmp_path / "here", line(disk.folder / "e"))
+        assert code == 0, text
+        most, names = disk.used, {path.name for path in (disk.folder / "e").iterdir()}
+    with small_disk(tmp_path / "disk", 8192) as disk:
+        for size in steps(8192, most - 4096, 3):
+            disk.change(f"size={max(size, disk.used)}")
+            code, text = done(repository, "evaluate", tmp_path / "here", line(disk.folder / "e"))
+            assert code == 1, text
+            told(text, disk)
+        disk.change(f"size={LARGE}")
+        code, text = done(repository, "evaluate", tmp_path / "here", line(disk.folder / "e"))
+        assert code == 0, text
+        assert {path.name for path in (disk.folder / "e").iterdir()} == names
+
+
+def test_under_a_study(repository: Path, tiny_overrides: Overrides, tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    base = tiny_overrides("trainer.max_epochs=1", "sweep.n_trials=2", model="title")
+
+    def line(folder: Path) -> list[str]:
+        return ["sweep=optuna", *base, f"hydra.sweep.dir={folder}"]
+
+    with small_disk(tmp_path / "disk", 32 * 1024) as disk:
+        sweep = disk.folder / "sweep"
+        for size in (32 * 1024, 128 * 1024):
+            disk.change(f"size={size}")
+            code, text = done(repository, "train", tmp_path / "here", line(sweep))
+            assert code == 1 and "Traceback" not in text, text
+            assert str(sweep) in text and re.search("disk is full|No space left", text), text
+        disk.change(f"size={LARGE}")
+        code, text = done(repository, "train", tmp_path / "here", line(sweep))
+        assert code == 0, text
+        results: list[Any] = [json.loads(p.read_text()) for p in sweep.glob("*/result.json")]
+        assert [result["status"] for result in results] == ["completed"] * 2

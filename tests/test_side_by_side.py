@@ -1,0 +1,224 @@
+"""Commands that meet: in one run folder, in one sweep, at one cache; and a cache that goes away."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from tests.disks import Disk, small_disk
+from tests.leftovers import wait_until
+from tests.running import assert_same_run, at_step, command_apart, printed, recorded, train_apart
+
+pytestmark = pytest.mark.slow
+
+Overrides = Callable[..., list[str]]
+
+
+def test_two_commands_in_one_run_folder(
+    repository: Path, tiny_overrides: Overrides, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    places = {seed: tmp_path / f"seed{seed}" for seed in (1, 2)}
+    processes = {
+        seed: command_apart(
+            repository, "train", place,
+            tiny_overrides(f"seed={seed}", f"hydra.run.dir={run}", model="title"),
+        )
+        for seed, place in places.items()
+    }  # fmt: skip
+    for process in processes.values():
+        process.join()
+    codes = {seed: process.exitcode for seed, process in processes.items()}
+    assert sorted(codes.values(), key=str) == [0, 1], [printed(p) for p in places.values()]
+    (won,) = (seed for seed, code in codes.items() if code == 0)
+    (lost,) = (seed for seed, code in codes.items() if code == 1)
+    text = printed(places[lost])
+    (sentence,) = (line for line in text.splitlines() if line.startswith("error: "))
+    assert str(run) in sentence and "Traceback" not in text
+    assert any(
+        words in sentence
+        for words in ("another process is training", "holds a run already", "has trained in")
+    )
+    # All that is there is of the one.
+    result = recorded(run)
+    assert (result["status"], result["seed"], result["attempts"]) == ("completed", won, 1)
+    config = yaml.safe_load((run / ".hydra" / "config.yaml").read_text())
+    assert config["seed"] == won
+    assert f"seed={won}" in yaml.safe_load((run / ".hydra" / "overrides.yaml").read_text())
+
+
+def test_two_commands_for_one_sweep(
+    repository: Path, tiny_overrides: Overrides, tmp_path: Path
+) -> None:
+    line = ["-m", *tiny_overrides(model="title"), "seed=1,2,3", f"hydra.sweep.dir={tmp_path}/sweep"]
+    places = [tmp_path / name for name in ("a", "b")]
+    processes = [command_apart(repository, "train", place, line) for place in places]
+    for process in processes:
+        process.join()
+    texts = [printed(place) for place in places]
+    codes = [process.exitcode for process in processes]
+    assert sorted(codes, key=str) == [0, 1], texts
+    lost = texts[codes.index(1)]
+    assert f"error: another command is running the sweep {tmp_path}/sweep" in lost
+    results = [json.loads(path.read_text()) for path in (tmp_path / "sweep").glob("*/result.json")]
+    assert [(result["status"], result["attempts"]) for result in results] == [("completed", 1)] * 3
+
+
+# A cache.
+
+
+def tell_and_wait(told: Path, builders: int) -> None:
+    """Have the first so many processes that build the poster cache never end it."""
+    from genre_lightning.inputs import poster_cache
+
+    build = poster_cache._decode_all
+
+    def decode_all(*arguments: Any) -> None:
+        build(*arguments)
+        with told.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        if len(told.read_text().splitlines()) <= builders:
+            time.sleep(600)
+
+    poster_cache._decode_all = decode_all  # type: ignore[assignment]
+
+
+def test_of_three_that_need_a_cache_two_are_killed_while_they_build_it(
+    repository: Path, tiny_overrides: Overrides, tmp_path: Path
+) -> None:
+    cache, told = tmp_path / "cache", tmp_path / "told"
+    told.touch()
+    overrides = tiny_overrides("trainer.max_epochs=1", f"data.cache_dir={cache}")
+    runs = [tmp_path / name for name in ("a", "b", "c")]
+    processes = [train_apart(repository, run, overrides, tell_and_wait, told, 2) for run in runs]
+
+    def printed_by_all() -> str:
+        return "".join((tmp_path / f"{run.name}.log").read_text() for run in runs)
+
+    def builders() -> list[str]:
+        return told.read_text().splitlines()
+
+    for count in (1, 2):
+        wait_until(partial(_are, builders, count), 120, printed_by_all)
+        os.kill(int(builders()[-1]), signal.SIGKILL)
+    for process in processes:
+        process.join()
+    codes = [process.exitcode for process in processes]
+    assert sorted(codes, key=str) == [-9, -9, 0], printed_by_all()
+    assert len(builders()) == 3
+    assert not list(cache.glob(".*tmp*"))
+    whole = {path.name for path in cache.iterdir() if path.is_dir()}
+    assert len([name for name in whole if name.startswith("posters-")]) == 1
+    # The others go on with what the third has built.
+    for run, code in zip(runs, codes, strict=True):
+        if code != 0:
+            process = train_apart(repository, run, overrides, tell_and_wait, told, 0)
+            process.join()
+            assert process.exitcode == 0, printed_by_all()
+            assert_same_run(run, runs[codes.index(0)])
+    assert len(builders()) == 3
+
+
+def _are(builders: Callable[[], list[str]], count: int) -> bool:
+    return len(builders()) == count
+
+
+def at_third_step(action: Callable[..., None], *arguments: Any) -> None:
+    at_step(3, lambda: action(*arguments))
+
+
+def test_a_cache_that_is_deleted_during_a_run(
+    repository: Path, tiny_overrides: Overrides, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    overrides = tiny_overrides("trainer.max_epochs=3", f"data.cache_dir={cache}")
+    runs = [tmp_path / name for name in ("unbroken", "without", "again")]
+    for run in runs:
+        more = (at_third_step, shutil.rmtree, cache) if run.name == "without" else ()
+        process = train_apart(repository, run, overrides, *more)
+        process.join()
+        assert process.exitcode == 0, (tmp_path / f"{run.name}.log").read_text()
+        assert cache.exists() == (run.name != "without")
+        assert_same_run(runs[0], run)
+
+
+def test_a_cache_that_becomes_read_only_during_a_run(
+    repository: Path, tiny_overrides: Overrides, tmp_path: Path
+) -> None:
+    whole = tmp_path / "whole"
+    base = tiny_overrides("trainer.max_epochs=3")
+    with small_disk(tmp_path / "disk", 2**28) as disk:
+        base.append(f"data.cache_dir={disk.folder}/cache")
+        run = tmp_path / "run"
+        for folder, more in ((whole, ()), (run, (at_third_step, Disk.change, disk, "ro"))):
+            process = train_apart(repository, folder, base, *more)
+            process.join()
+            assert process.exitcode == 0, (tmp_path / f"{folder.name}.log").read_text()
+        assert_same_run(whole, run)
+        with pytest.raises(OSError, match="Read-only"):
+            (disk.folder / "file").touch()
+
+        # What is there serves, what is not is asked for in a sentence.
+        def code_of(*more: str) -> tuple[int | None, str]:
+            line = [*base, *more, f"hydra.run.dir={tmp_path}/other"]
+            process = command_apart(repository, "train", tmp_path / "here", line)
+            process.join()
+            return process.exitcode, printed(tmp_path / "here")
+
+        larger = "model.branches.poster_resnet.input.size=40"
+        code, text = code_of(larger)
+        assert code == 1 and "Traceback" not in text, text
+        sentence = f"error: cannot write the cache folder {disk.folder}/cache: Read-only file sys"
+        assert sentence in text and "cache_dir" in text
+        disk.change("rw")
+        code, text = code_of(larger)
+        assert code == 0, text
+        disk.change("ro")
+        shutil.rmtree(run)
+        process = train_apart(repository, run, base)
+        process.join()
+        assert process.exitcode == 0
+        assert_same_run(whole, run)
+
+
+def test_a_cache_that_is_deleted_while_it_is_built(
+    repository: Path, tiny_overrides: Overrides, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    line = tiny_overrides("trainer.max_epochs=1", f"data.cache_dir={cache}")
+    line.append(f"hydra.run.dir={tmp_path}/run")
+    process = command_apart(repository, "train", tmp_path / "here", line, delete_when_built, cache)
+    process.join()
+    text = printed(tmp_path / "here")
+    assert process.exitcode == 1 and "Traceback" not in text, text
+    assert f"error: cannot write the cache folder {cache}: No such file or directory" in text
+    process = command_apart(repository, "train", tmp_path / "here", line)
+    process.join()
+    assert process.exitcode == 0, printed(tmp_path / "here")
+    assert recorded(tmp_path / "run")["status"] == "completed"
+    (posters,) = cache.glob("posters-*")
+    assert np.fromfile(posters / "images.u8", np.uint8).size > 0
+
+
+def delete_when_built(cache: Path) -> None:
+    """Take the cache away just before the posters get their name in it."""
+    from genre_lightning.inputs import poster_cache
+
+    build = poster_cache._decode_all
+
+    def decode_all(*arguments: Any) -> None:
+        build(*arguments)
+        shutil.rmtree(cache)
+
+    poster_cache._decode_all = decode_all  # type: ignore[assignment]
