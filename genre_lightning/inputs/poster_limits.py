@@ -31,8 +31,8 @@ MAX_PIXELS = 64_000_000
 #: Each row of an open image costs 16 bytes or more beside its pixels.
 MAX_SIDE = 32_000
 #: Bytes that a file and its pixels may take while they are decoded. What comes on top, of the
-#: libraries and of stretching, stays below a fifth of it.
-MAX_BYTES = 240_000_000
+#: libraries and of stretching, stays below a third of it.
+MAX_BYTES = 220_000_000
 #: Of the decoding thread's own time, so that a busy machine refuses no more than an idle one.
 MAX_SECONDS = 4.0
 
