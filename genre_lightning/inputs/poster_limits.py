@@ -12,13 +12,15 @@ import re
 import struct
 import time
 from collections.abc import Iterator
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from PIL import Image
-from PIL.BmpImagePlugin import BmpImageFile
-from PIL.TiffImagePlugin import TiffImageFile
 
 from genre_lightning.errors import InputError
+
+if TYPE_CHECKING:  # imported by Pillow where a file needs them
+    from PIL.ImageFile import ImageFile
+    from PIL.TiffImagePlugin import TiffImageFile
 
 #: What is opened at all. Left out are formats that no poster comes in, among them EPS, for which
 #: Pillow starts Ghostscript; and AVIF, whose header does not bound what decoding it takes.
@@ -138,9 +140,9 @@ def check_image(image: Image.Image, size: tuple[int, int], further: int = 0) -> 
     each = _MODE_BYTES.get(image.mode, 4)
     if image.format == "WEBP":
         each = _WEBP_BYTES
-    elif isinstance(image, TiffImageFile):
-        each += _tiff_bytes(image)
-    elif isinstance(image, BmpImageFile) and any("rle" in tile.codec_name for tile in image.tile):
+    elif image.format == "TIFF":
+        each += _tiff_bytes(cast("TiffImageFile", image))
+    elif image.format == "BMP" and any("rle" in one[0] for one in cast("ImageFile", image).tile):
         each += _BMP_RLE_BYTES
     needed = image.width * image.height * each + further
     if needed > MAX_BYTES:

@@ -7,6 +7,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -14,11 +15,11 @@ from PIL import Image
 from tests.pictures import NOISE, encoded, with_size
 
 
-def jpeg(image: Image.Image = NOISE, **options: object) -> bytes:
+def jpeg(image: Image.Image = NOISE, **options: Any) -> bytes:
     return encoded(image, "JPEG", **{"quality": 80, **options})
 
 
-def jpeg_with_scans(scans: int, size: tuple[int, int] | None = None, **options: object) -> bytes:
+def jpeg_with_scans(scans: int, size: tuple[int, int] | None = None, **options: Any) -> bytes:
     """A progressive JPEG whose second scan comes again and again; another size in its header."""
     data = jpeg(progressive=True, **options)
     starts = [n for n in range(len(data)) if data[n : n + 2] == b"\xff\xda"]
@@ -174,7 +175,7 @@ PICKLES: dict[str, Callable[[int], bytes]] = {
     "one long list": lambda size: pickle_of(b"]a" * (size // 2), b"]"),
     "dicts in dicts": lambda size: pickle_of(b"}X\x01\0\0\0a" * (size // 7), after=b"s"),
     "lists that hold each other": lambda size: pickle_of(
-        b"".join(b"]q%c(" % n + b"h%c" % (n - 1) * 90 + b"e" for n in range(1, 20)), b"]q\0"
+        b"".join(b"]q%c(" % n + b"h%c" % (n - 1) * 90 + b"e" for n in range(1, 20)), b"(]q\0", b"t"
     ),
     "nothing": lambda size: pickle_of(b"N" * size),
 }
