@@ -1,21 +1,23 @@
-# make train [ARGS="overrides"]     make test [ARGS="options of pytest"]     make lint
+# make train [ARGS="overrides"]     make test [ARGS="options of pytest"]     make lint     make fuzz
 #
 # Every path is relative, since make cannot handle a path with a space in it.
 PYTHON ?= python3
 ARGS ?=
+ROUNDS ?= 100
 PY := .venv/bin/python
 STAMP := .venv/.installed
 # Where Python keeps no bytecode, every start would compile PyTorch's sources anew: seven seconds.
 # pip compiles in any case.
 COMPILE := $(if $(PYTHONDONTWRITEBYTECODE),--compile-bytecode)
 
-.PHONY: help setup train test lint format bench docs dist pins clean
+.PHONY: help setup train test fuzz lint format bench docs dist pins clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make train [ARGS="data=ml1m data.root=FOLDER"]  set up and train (demo data by default)'
 	@echo 'make test  [ARGS="-k titles"]                   set up and run the tests'
 	@echo "make test  [ARGS=\"-m 'not slow'\"]               run those that take no long time"
+	@echo 'make fuzz  [ROUNDS=100]                         damaged and hostile files, so many times the seeds of make test'
 	@echo 'make lint                                       formatting, lint, types and imports, as in CI'
 	@echo 'make format                                     format and fix what can be fixed'
 	@echo 'make bench [ARGS="--root FOLDER"]               every benchmark of speed, and their table'
@@ -31,6 +33,9 @@ train: $(STAMP)
 
 test: $(STAMP)
 	$(PY) -m pytest $(ARGS)
+
+fuzz: $(STAMP)
+	GENRE_LIGHTNING_FUZZ=$(ROUNDS) $(PY) -m pytest tests/fuzz $(ARGS)
 
 lint: $(STAMP)
 	$(PY) -m ruff format --check .

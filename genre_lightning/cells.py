@@ -1,13 +1,14 @@
 """Cells of CSV files for people, which a spreadsheet must not take for formulas.
 
 A spreadsheet runs a cell that begins with = + - @ as a formula, also where it came from a movie's
-title. So what we write for people has an apostrophe before such a text, and our own reader takes it
+title. So what we write for people has an apostrophe before such a text, and our own readers take it
 off again.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 _GUARDED = re.compile(r"'+[=+\-@\t\r]")
@@ -21,6 +22,11 @@ def guard(text: str) -> str:
     apostrophes and then such a sign gets a further one.
     """
     return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
+
+
+def guarded(row: Iterable[object]) -> list[object]:
+    """A row for ``csv.writer``: its texts guarded, its numbers as they are."""
+    return [guard(cell) if isinstance(cell, str) else cell for cell in row]
 
 
 def unguard(text: str) -> str:

@@ -4,12 +4,17 @@ A cache folder is named for the content it was built from (`content_key`), is bu
 lock in a temporary folder beside it, and gets its name by a rename when it is whole. So a process
 that is killed while it builds leaves nothing that could be mistaken for a cache, and of two
 processes that need the same folder one builds while the other waits and reuses.
+
+Each folder has a file with the size and CRC-32 of all others, which are compared whenever it is
+opened: bytes that have flipped since, on a disk or on the way to it, have it built anew.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import io
+import json
 import logging
 import mmap
 import os
@@ -17,7 +22,9 @@ import re
 import shutil
 import struct
 import uuid
+import zlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +38,7 @@ logger = logging.getLogger(__name__)
 _NAME = re.compile(r"[A-Za-z0-9_]+")
 _KEY = re.compile(r"[0-9a-f]{8,128}")
 _LEFTOVER = re.compile(r"\.(?P<folder>[A-Za-z0-9_]+-[0-9a-f]+)\.tmp-[0-9a-f]+")
+_SUMS = "checksums.json"
 _NOT_WRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 
 
@@ -71,7 +79,8 @@ def stored_folder(
         build: fills the empty folder that it is handed. What it raises goes on to the caller, and
             leaves no folder.
         check: looks at a folder that is there already and returns what is wrong with it, or None.
-            A wrong one is built anew, and a warning says so. It runs at every call: keep it cheap.
+            A wrong one is built anew, and a warning says so; so is one whose files have changed
+            since they were written. It runs at every call: keep it cheap.
 
     Raises:
         CacheError: the folder can't be written.
@@ -80,7 +89,12 @@ def stored_folder(
         raise ValueError(f"a cache folder is named by letters and hex digits: {name!r}, {key!r}")
     cache_dir = Path(cache_dir).expanduser()
     folder = cache_dir / f"{name}-{key}"
-    if folder.is_dir() and (check is None or check(folder) is None):
+
+    def wrong() -> str | None:
+        return (check(folder) if check is not None else None) or changed(folder)
+
+    if folder.is_dir() and wrong() is None:
+        _adopt(folder)
         return folder  # without the lock: the usual case, and all that a read-only cache can serve
     lock = _lock(cache_dir, folder.name)
     try:
@@ -95,7 +109,7 @@ def stored_folder(
     try:
         _remove_leftovers(cache_dir, own=folder.name)
         if folder.is_dir():
-            reason = check(folder) if check is not None else None
+            reason = wrong()
             if reason is None:
                 return folder  # the process we waited for has built it
             logger.warning("building %s anew: %s", folder, reason)
@@ -107,6 +121,68 @@ def stored_folder(
     finally:
         lock.release()
     return folder
+
+
+def changed(folder: Path) -> str | None:
+    """Which file of a folder of :func:`stored_folder` is not as it was built; None for no file.
+
+    Nothing is known of a folder that an earlier version built: it has no checksums.
+    """
+    try:
+        sums = json.loads((folder / _SUMS).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        return f"{_SUMS} can't be read ({error})"
+    if not isinstance(sums, dict):
+        return f"{_SUMS} is damaged"
+    for name, wanted in sums.items():
+        try:
+            found = _sum(folder / name)
+        except FileNotFoundError:
+            return f"{name} is gone"
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+            return f"{name} can't be read ({error})"
+        if found != wanted:
+            return f"{name} has changed since it was written"
+    return None
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Write a ``.npy`` file.
+
+    ``np.save`` to a path hides the system's error, such as a full disk, behind one of its own.
+    """
+    content = io.BytesIO()
+    np.save(content, array, allow_pickle=False)
+    path.write_bytes(content.getbuffer())
+
+
+def _sum(path: Path) -> list[int]:
+    """Size and CRC-32."""
+    size = checksum = 0
+    buffer = bytearray(2**20)
+    view = memoryview(buffer)
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            checksum = zlib.crc32(view[:count], checksum)
+            size += count
+    return [size, checksum]
+
+
+def _write_sums(folder: Path) -> None:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != _SUMS)
+    sums = {path.relative_to(folder).as_posix(): _sum(path) for path in paths}
+    temporary = folder / f".{_SUMS}.{os.getpid()}"
+    temporary.write_text(json.dumps(sums), encoding="utf-8")
+    os.replace(temporary, folder / _SUMS)
+
+
+def _adopt(folder: Path) -> None:
+    """Give a folder of an earlier version the checksums that it lacks, where it can be written."""
+    if not (folder / _SUMS).exists():
+        with suppress(OSError):
+            _write_sums(folder)
 
 
 def remove_stored(folder: Path) -> None:
@@ -152,6 +228,7 @@ def _build(folder: Path, build: Callable[[Path], None]) -> None:
     temporary.mkdir()
     try:
         build(temporary)
+        _write_sums(temporary)
         if folder.is_dir():  # damaged: renamed first, so that nobody sees it half removed
             damaged = folder.rename(_temporary(folder))
             shutil.rmtree(damaged, ignore_errors=True)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from genre_lightning.errors import UserError
-from genre_lightning.store import CacheError, content_key, stored_folder
+from genre_lightning.store import CacheError, changed, content_key, save_array, stored_folder
 
 KEY = "0123456789abcdef"
 
@@ -101,6 +101,52 @@ def test_a_damaged_folder_is_built_anew_with_a_warning(tmp_path, caplog):
     assert names(tmp_path) == {folder.name}
 
 
+@pytest.mark.parametrize("damage", ["flipped", "shorter", "gone", "sums"])
+def test_a_changed_file_has_the_folder_built_anew(tmp_path, caplog, damage):
+    folder = stored_folder(tmp_path, "thing", KEY, write("good"))
+    file = folder / "file"
+    if damage == "flipped":
+        file.write_text("gooe")
+    elif damage == "shorter":
+        file.write_text("goo")
+    elif damage == "gone":
+        file.unlink()
+    else:
+        (folder / "checksums.json").write_text("[]")
+    assert changed(folder)
+    with caplog.at_level(logging.WARNING):
+        again = stored_folder(tmp_path, "thing", KEY, write("good"))
+    assert again == folder and file.read_text() == "good" and changed(folder) is None
+    named = "checksums.json" if damage == "sums" else "file"
+    assert f"building {folder} anew: {named} " in caplog.text
+
+
+def test_a_folder_of_an_earlier_version_gets_its_checksums(tmp_path):
+    folder = stored_folder(tmp_path, "thing", KEY, write("good"))
+    (folder / "checksums.json").unlink()
+    assert stored_folder(tmp_path, "thing", KEY, write("other")) == folder
+    (folder / "file").write_text("gooe")
+    assert changed(folder) == "file has changed since it was written"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_an_array_on_a_full_disk_is_the_systems_error(tmp_path):
+    array = np.arange(100_000)
+    save_array(tmp_path / "a.npy", array)
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), array)
+    (tmp_path / "full.npy").symlink_to("/dev/full")
+    with pytest.raises(OSError) as caught:
+        save_array(tmp_path / "full.npy", array)
+    assert caught.value.errno == errno.ENOSPC
+
+    def build(folder: Path) -> None:
+        (folder / "full.npy").symlink_to("/dev/full")
+        save_array(folder / "full.npy", array)
+
+    with pytest.raises(CacheError, match="No space left"):
+        stored_folder(tmp_path, "thing", KEY, build)
+
+
 @pytest.mark.parametrize(("name", "key"), [("a/b", KEY), ("", KEY), ("a", "../x"), ("a", "")])
 def test_a_name_cannot_leave_the_folder(tmp_path, name, key):
     with pytest.raises(ValueError, match="hex digits"):
@@ -153,7 +199,7 @@ def test_what_a_killed_builder_left_is_removed(tmp_path, same_key):
     key = KEY if same_key else KEY[::-1]
     folder = stored_folder(tmp_path / "cache", "thing", key, write("one"))
     assert names(tmp_path / "cache") == {folder.name}
-    assert names(folder) == {"file"}
+    assert names(folder) == {"checksums.json", "file"}
 
 
 def test_a_second_process_waits_for_the_first_and_reuses(tmp_path, caplog):
@@ -165,7 +211,7 @@ def test_a_second_process_waits_for_the_first_and_reuses(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         folder = stored_folder(tmp_path / "cache", "thing", KEY, build)
     assert process.wait() == 0
-    assert names(folder) == {"first", "second"}
+    assert names(folder) == {"checksums.json", "first", "second"}
     assert "waiting" in caplog.text
 
 
@@ -173,7 +219,7 @@ def test_a_builder_at_work_keeps_its_temporary_folder(tmp_path):
     process = start_builder(tmp_path / "cache", KEY, tmp_path / "ready", 0.5)
     stored_folder(tmp_path / "cache", "thing", KEY[::-1], write("one"))
     assert process.wait() == 0
-    assert names(tmp_path / "cache" / f"thing-{KEY}") == {"first", "second"}
+    assert names(tmp_path / "cache" / f"thing-{KEY}") == {"checksums.json", "first", "second"}
 
 
 PARTS = {

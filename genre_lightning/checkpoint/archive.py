@@ -3,7 +3,8 @@
 ``torch.load(weights_only=True)`` runs no code that a file names, and yet a file can do harm to it:
 exhaust memory or time, or, where its version compares no sizes, have it read past the data. So the
 file is looked through first, by an interpreter that knows what ``torch.save`` writes and makes
-nothing but strings, numbers and containers of them.
+nothing but strings, numbers and containers of them. The bytes of the tensors are compared with the
+zip's own checksums, so that a file that has rotted is refused, and not loaded with other weights.
 """
 
 from __future__ import annotations
@@ -13,21 +14,29 @@ import pickletools
 import re
 import struct
 import zipfile
-from collections.abc import Iterable
+import zlib
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 MAX_PLAIN_BYTES = 64 * 2**20
+#: Steps of the pickle, each of which takes about a microsecond, and what lies on its stack: a
+#: pickle of one byte a step is refused after a part of it. A fine-tuned encoder with a thousand
+#: weights has about 80,000 steps; vocabularies are single strings.
+MAX_STEPS = 300_000
+MAX_STACK = 20_000
 #: Items and characters of the plain data, repeated ones counted each time: a few lists that hold
-#: each other many times over have more of them than there are atoms. The largest vocabulary is two
-#: lists of a million.
-MAX_ITEMS = 5_000_000
+#: each other many times over have more of them than there are atoms.
+MAX_ITEMS = 300_000
 MAX_CHARACTERS = 2 * MAX_PLAIN_BYTES
 MAX_DEPTH = 32
+_DATA = "data/"
 #: By such keys Hydra and Lightning are told what to import.
 FORBIDDEN_KEYS = frozenset({"_target_", "_instantiator", "_partial_", "_args_", "_recursive_"})
 
+_HUGE = "its plain data is larger than that of any honest checkpoint"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 _STORAGES = {
@@ -50,12 +59,18 @@ class ArchiveError(ValueError):
     """A file that ``torch.save`` never wrote; the message says what is wrong, without its name."""
 
 
-def check_archive(path: Path) -> None:
+def check_archive(path: Path, unread: Collection[str] = ()) -> None:
     """Look through a file before ``torch.load`` may have it.
+
+    Args:
+        path: of the file.
+        unread: entries whose tensors nobody will look at, and whose bytes are not compared with
+            their checksums.
 
     Raises:
         ArchiveError: it is no zip that ``torch.save`` writes, is compressed, claims more bytes or
-            numbers than it has, or its pickle does more than build plain data and tensors.
+            numbers than it has, its pickle does more than build plain data and tensors, or bytes of
+            it have changed since they were written.
         OSError: it can't be read.
     """
     try:
@@ -63,26 +78,43 @@ def check_archive(path: Path) -> None:
             _check_directory(file)
             with zipfile.ZipFile(file) as archive:
                 records = _check_entries(archive, path.stat().st_size)
-                _check_places(file, records.values(), archive.start_dir)
-                data = archive.read(records["data.pkl"])
+                starts = _check_places(file, records, archive.start_dir)
+                plain = _plain_data(archive.read(records["data.pkl"]), records)
+            keys = set(_storages(plain))
+            if isinstance(plain, dict):
+                keys = {
+                    key
+                    for name, entry in plain.items()
+                    if name not in unread
+                    for key in _storages(entry)
+                }
+            for name, entry in records.items():
+                if not name.startswith(_DATA) or name.removeprefix(_DATA) in keys:
+                    _check_sum(file, starts[name], entry)
     except (zipfile.BadZipFile, struct.error, RuntimeError, ValueError, EOFError) as error:
         if isinstance(error, ArchiveError):
             raise
         raise ArchiveError(f"not a checkpoint, or a damaged one ({error})") from error
+
+
+def _plain_data(data: bytes, records: Mapping[str, zipfile.ZipInfo]) -> Any:
+    """What the pickle builds, checked, a stand-in for each tensor."""
     sizes = {
-        name.removeprefix("data/"): entry.file_size
+        name.removeprefix(_DATA): entry.file_size
         for name, entry in records.items()
-        if name.startswith("data/")
+        if name.startswith(_DATA)
     }
     try:
-        _PlainCheck().check(_Interpreter(sizes).run(data), "checkpoint")
+        plain = _Interpreter(sizes).run(data)
+        _PlainCheck().check(plain, "checkpoint")
+        return plain
     except ArchiveError:
         raise
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ArchiveError(f"its plain data is damaged ({str(error)[:200]})") from error
 
 
-def _check_directory(file: BinaryIO) -> None:
+def _check_directory(file: BufferedReader) -> None:
     """One directory, at the very end, directly after the data: what every zip reader finds.
 
     Readers look for it in different ways, so that a file can be made that shows them different
@@ -127,19 +159,43 @@ def _check_entries(archive: zipfile.ZipFile, file_size: int) -> dict[str, zipfil
     if "data.pkl" not in records:
         raise ArchiveError("it holds no data.pkl")
     if records["data.pkl"].file_size > MAX_PLAIN_BYTES:
-        raise ArchiveError("its plain data is larger than that of any honest checkpoint")
+        raise ArchiveError(_HUGE)
     return records
 
 
-def _check_places(file: BinaryIO, entries: Iterable[zipfile.ZipInfo], end: int) -> None:
-    """Each entry's bytes lie before the directory: torch maps them into memory unread."""
-    for entry in entries:
+def _check_places(
+    file: BufferedReader, records: Mapping[str, zipfile.ZipInfo], end: int
+) -> dict[str, int]:
+    """Each entry's bytes lie before the directory: torch maps them into memory unread.
+
+    Returns:
+        Where they start.
+    """
+    starts = {}
+    for name, entry in records.items():
         file.seek(entry.header_offset)
         header = file.read(30)
         name_length, extra_length = struct.unpack("<HH", header[26:30])
         start = entry.header_offset + 30 + name_length + extra_length
         if header[:4] != b"PK\3\4" or start + entry.file_size > end:
             raise ArchiveError(f"its entry {entry.filename!r:.100} is not where it should be")
+        starts[name] = start
+    return starts
+
+
+def _check_sum(file: BufferedReader, start: int, entry: zipfile.ZipInfo) -> None:
+    """The bytes are those that were written, by the checksum that the zip has of them."""
+    checksum, left = 0, entry.file_size
+    buffer = memoryview(bytearray(min(2**20, max(left, 1))))
+    file.seek(start)
+    while left and (count := file.readinto(buffer[: min(left, len(buffer))])):
+        checksum = zlib.crc32(buffer[:count], checksum)
+        left -= count
+    if left or checksum != entry.CRC:
+        raise ArchiveError(
+            f"damaged: the bytes of its entry {entry.filename!r:.100} have changed since they were "
+            "written; take another copy of it"
+        )
 
 
 @dataclass(frozen=True)
@@ -149,11 +205,27 @@ class _Global:
 
 @dataclass(frozen=True)
 class _Storage:
+    key: str
     numbers: int
 
 
+@dataclass(frozen=True)
 class _TensorStandIn:
-    """Where a tensor will be."""
+    """Where a tensor will be, of the numbers of a storage."""
+
+    key: str
+
+
+def _storages(value: Any) -> Iterator[str]:
+    """Keys of the storages of all tensors in plain data that has been checked."""
+    if isinstance(value, _TensorStandIn):
+        yield value.key
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _storages(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _storages(item)
 
 
 class _Interpreter:
@@ -172,7 +244,9 @@ class _Interpreter:
     def run(self, data: bytes) -> Any:
         """The plain data, a stand-in for each tensor."""
         argument: Any
-        for opcode, argument, _ in pickletools.genops(data):
+        for step, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+            if step > MAX_STEPS or len(self.stack) > MAX_STACK or len(self.marks) > MAX_DEPTH:
+                raise ArchiveError(_HUGE)
             name = opcode.name
             if name in _NUMBERS_AND_STRINGS:
                 self.stack.append(argument)
@@ -254,7 +328,7 @@ class _Interpreter:
                 f"a tensor claims {numbers} numbers, and its record has "
                 f"{self.sizes.get(key, 0)} bytes"
             )
-        self.stack.append(_Storage(numbers))
+        self.stack.append(_Storage(key, numbers))
 
     ACTIONS = {  # noqa: RUF012 - a table of the methods above
         "MARK": lambda self: self.marks.append(len(self.stack)),
@@ -289,7 +363,7 @@ def _check_tensor(
         raise ArchiveError(
             f"a tensor of shape {tuple(shape)[:8]} claims more numbers than it stores"
         )
-    return _TensorStandIn()
+    return _TensorStandIn(storage.key)
 
 
 class _PlainCheck:
@@ -305,7 +379,7 @@ class _PlainCheck:
             raise ArchiveError(f"{where:.80}... is nested too deeply")
         self.items += 1
         if self.items > MAX_ITEMS or self.characters > MAX_CHARACTERS:
-            raise ArchiveError("its plain data is larger than that of any honest checkpoint")
+            raise ArchiveError(_HUGE)
         if isinstance(value, dict):
             for key, item in value.items():
                 if key in FORBIDDEN_KEYS:

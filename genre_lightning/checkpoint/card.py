@@ -55,6 +55,9 @@ KNOWN_ENTRIES = frozenset(
     }
 )
 
+#: What predicting needs nothing of, and is most of the file.
+_LARGE = ("optimizer_states",)
+
 
 class CheckpointError(UserError, ValueError):
     """A file that is no checkpoint of ours, is damaged, or does not fit; the message names it."""
@@ -66,6 +69,8 @@ def read_checkpoint(path: str | Path, mmap: bool = False) -> dict[str, Any]:
     Args:
         path: of the file.
         mmap: leave the tensors in the file until they are looked at; it must not change meanwhile.
+            Those of the optimizer, which are not to be looked at then, may have changed since they
+            were written; any others are refused.
 
     Returns:
         Its entries: numbers, strings, lists, dicts and CPU tensors; the ``genre_lightning`` entry
@@ -91,7 +96,7 @@ def _load(path: Path, mmap: bool) -> Any:
     try:
         if not path.is_file():
             raise CheckpointError("there is no such file")
-        check_archive(path)
+        check_archive(path, _LARGE if mmap else ())
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except CheckpointError:
         raise

@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from genre_lightning.cells import guarded
 from genre_lightning.comparison.ranking import COSTS, SEED, Comparison, compare_runs
 from genre_lightning.comparison.reading import find_runs
 from genre_lightning.comparison.run import Setting, metric_names, printable, shown_setting
@@ -60,7 +61,7 @@ def write_leaderboard(folder: Path, comparison: Comparison) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     with whole_file(folder / "leaderboard.csv") as csv_file:
-        csv.writer(csv_file).writerows(csv_rows(comparison))
+        csv.writer(csv_file).writerows(map(guarded, csv_rows(comparison)))
     with whole_file(folder / "leaderboard.md") as md_file:
         md_file.write(markdown(comparison))
     html = render_leaderboard(comparison, datetime.now().astimezone())

@@ -29,7 +29,7 @@ from genre_lightning.movies.summary import (
     dataset_table,
     render_table,
 )
-from genre_lightning.store import content_key, stored_folder
+from genre_lightning.store import content_key, save_array, stored_folder
 
 #: Part of the key of stored splits: raise it when their computation changes.
 SPLIT_VERSION = 2
@@ -216,9 +216,9 @@ class MovieDataModule(pl.LightningDataModule):
                 train = splits["train"]
                 fold[train] = fold_movies(self.labels[train], self.folds, self.split_seed)
                 splits["val"] = train
-            np.save(folder / "fold.npy", fold)
+            save_array(folder / "fold.npy", fold)
             for name, rows in splits.items():
-                np.save(folder / f"{name}.npy", rows)
+                save_array(folder / f"{name}.npy", rows)
 
         folder = stored_folder(self.cache_dir, "split", key, build)
         splits = {name: np.load(folder / f"{name}.npy") for name in ("train", "val", "test")}

@@ -3,32 +3,36 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from genre_lightning.errors import InputError
+from genre_lightning.inputs.poster_limits import (
+    FORMATS,
+    MAX_FILE_BYTES,
+    MAX_PIXELS,
+    MAX_TABLE_BYTES,
+    MeteredBytes,
+    PosterError,
+    check_file,
+    check_image,
+)
 
 #: Part of every cache's key: raise it when `decode_poster` gives other pixels than before.
 DECODER_VERSION = 1
 
-#: What is opened at all. Left out are formats that no poster comes in, among them EPS, for which
-#: Pillow starts Ghostscript.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-
-#: A poster with more pixels than this is refused by its header, before any of them is decoded
-#: (64 million are A3 at 600 dpi). Pillow's own limit is a global that other code may have lifted.
-MAX_PIXELS = 64_000_000
-MAX_FILE_BYTES = 256 * 2**20
-
-#: Posters above this many pixels are decoded one at a time, so that the memory needed does not
-#: grow with the number of threads.
-_LARGE_PIXELS = 8_000_000
+#: Posters that take more bytes than this are decoded one at a time, so that the memory needed does
+#: not grow with the number of threads.
+_LARGE_BYTES = 32_000_000
 _large = threading.Lock()
+#: Pixels that are converted at a time.
+_BAND_PIXELS = 1_000_000
+#: From 3 on, first averaging whole squares can't be told from doing without.
+_REDUCING_GAP = 3
 
 #: What makes an image upright for each value of the EXIF tag Orientation.
 _ORIENTATION_TAG = 0x0112
@@ -43,10 +47,6 @@ _UPRIGHT = {
 }
 #: Of these, the ones that swap width and height.
 _SIDEWAYS = (5, 6, 7, 8)
-
-
-class PosterError(InputError):
-    """A poster that can't be decoded rightly; the message is the reason, without the name."""
 
 
 def pool_stages(pool: int) -> tuple[int, int]:
@@ -84,25 +84,21 @@ def decode_poster(
             is (H // shrink, W // shrink, 3).
 
     Raises:
-        PosterError: not an image of a known format, truncated or damaged, more than `MAX_PIXELS`
-            pixels, pixel values of unknown range.
+        PosterError: not an image of a known format, truncated or damaged, more work or memory than
+            a poster may cost (``inputs/poster_limits.py``), pixel values of unknown range.
         OSError: the file can't be read. That says nothing about the poster.
     """
     height, width = (size, size) if isinstance(size, int) else size
-    if isinstance(source, (str, Path)):
-        with Path(source).open("rb") as file:
-            source = file.read(MAX_FILE_BYTES + 1)
-    if isinstance(source, bytes) and len(source) > MAX_FILE_BYTES:
-        raise PosterError(f"more than {MAX_FILE_BYTES:,} bytes")
-    try:
-        if isinstance(source, Image.Image):
-            return _pixels(source, (height, width), shrink, opened_here=False)
-        with Image.open(io.BytesIO(source), formats=FORMATS) as image:
-            return _pixels(image, (height, width), shrink, opened_here=True)
-    except PosterError:
-        raise
-    except Exception as error:  # on a damaged file Pillow raises anything
-        raise PosterError(_reason(error, empty=source == b"")) from error
+    if isinstance(source, Image.Image):
+        with _told_reason():
+            needed = check_image(source, source.size)
+            return _pixels(source, (height, width), shrink, needed)
+    data = _read(source)
+    with _told_reason(empty=not data), _opened(data) as (image, further):
+        whole = image.size
+        image.draft(None, (max(height, width), max(height, width)))
+        needed = check_image(image, whole, further)
+        return _pixels(image, (height, width), shrink, needed)
 
 
 def upright_size(source: bytes | Path | Image.Image) -> tuple[int, int]:
@@ -110,31 +106,46 @@ def upright_size(source: bytes | Path | Image.Image) -> tuple[int, int]:
     if isinstance(source, Image.Image):
         size, orientation = source.size, _orientation(source)
     else:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        with _opened(_read(source)) as (image, _):
             size, orientation = image.size, _orientation(image)
     return (size[1], size[0]) if orientation in _SIDEWAYS else size
 
 
-def _pixels(
-    image: Image.Image, size: tuple[int, int], shrink: int, *, opened_here: bool
-) -> np.ndarray:
-    pixels = image.width * image.height
-    if pixels > MAX_PIXELS:
-        raise PosterError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
+def _read(source: bytes | str | Path) -> bytes:
+    if isinstance(source, bytes):
+        return source
+    with Path(source).open("rb") as file:
+        return file.read(MAX_FILE_BYTES + 1)
+
+
+@contextlib.contextmanager
+def _opened(data: bytes) -> Iterator[tuple[Image.Image, int]]:
+    """An image that is not decoded yet, and the bytes that it takes beside its pixels.
+
+    The one place where files of posters are opened.
+    """
+    extra = check_file(data)
+    with Image.open(MeteredBytes(data), formats=FORMATS) as image:
+        yield image, extra + len(data)
+
+
+@contextlib.contextmanager
+def _told_reason(empty: bool = False) -> Iterator[None]:
+    try:
+        yield
+    except PosterError:
+        raise
+    except Exception as error:  # on a damaged file Pillow raises anything
+        raise PosterError(_reason(error, empty)) from error
+
+
+def _pixels(image: Image.Image, size: tuple[int, int], shrink: int, needed: int) -> np.ndarray:
     height, width = size
-    if opened_here:
-        image.draft(None, (max(size), max(size)))
-    large = pixels > 4 * _LARGE_PIXELS or image.width * image.height > _LARGE_PIXELS
-    with _large if large else contextlib.nullcontext():
+    with _large if needed > _LARGE_BYTES else contextlib.nullcontext():
         image.load()
         orientation = _orientation(image)
-        # From reducing_gap 3 on, the shortcut for large images can't be told from doing without.
         turned = orientation in _SIDEWAYS
-        small = _to_8_bit_colour(image).resize(
-            (height, width) if turned else (width, height),
-            Image.Resampling.BICUBIC,
-            reducing_gap=3.0,
-        )
+        small = _stretched(image, (height, width) if turned else (width, height))
     if small.mode == "RGBA":
         small = Image.alpha_composite(Image.new("RGBA", small.size, "white"), small).convert("RGB")
     if orientation in _UPRIGHT:
@@ -146,26 +157,58 @@ def _pixels(
     return np.array(small)
 
 
+def _stretched(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """In RGB or RGBA, bicubic, as ``Image.resize`` with this ``reducing_gap`` gives it.
+
+    A band of rows at a time, so that no second copy of a large image is made.
+    """
+    mode = "RGBA" if image.has_transparency_data else "RGB"
+    premultiplied = {"RGBA": "RGBa", "RGB": "RGB"}[mode]
+    across, down = (
+        int(whole / side / _REDUCING_GAP) or 1 for whole, side in zip(image.size, size, strict=True)
+    )
+    if image.width * image.height <= _BAND_PIXELS:
+        return _to_8_bit_colour(image, mode).resize(
+            size, Image.Resampling.BICUBIC, reducing_gap=_REDUCING_GAP
+        )
+    averaged = across > 1 or down > 1
+    # Not averaged, the rows of each band are stretched, which Pillow does first as well.
+    width = -(-image.width // across) if averaged else size[0]
+    joined = Image.new(premultiplied, (width, -(-image.height // down)))
+    rows = max(1, _BAND_PIXELS // (image.width * down)) * down
+    for top in range(0, image.height, rows):
+        band = image.crop((0, top, image.width, min(top + rows, image.height)))
+        band = _to_8_bit_colour(band, mode).convert(premultiplied)
+        if averaged:
+            band = band.reduce((across, down))
+        else:
+            band = band.resize((width, band.height), Image.Resampling.BICUBIC)
+        joined.paste(band, (0, top // down))
+    box = (0, 0, image.width / across if averaged else width, image.height / down)
+    return joined.resize(size, Image.Resampling.BICUBIC, box=box).convert(mode)
+
+
 def _orientation(image: Image.Image) -> Any:
     """The EXIF orientation, or None; a block that can't be read does not spoil the picture."""
+    if len(image.info.get("exif", b"")) > MAX_TABLE_BYTES:
+        return None
     try:
         return image.getexif().get(_ORIENTATION_TAG)
     except Exception:  # noqa: BLE001 - on a damaged block Pillow's reader raises anything
         return None
 
 
-def _to_8_bit_colour(image: Image.Image) -> Image.Image:
-    """Any mode to RGB, or to RGBA where something is transparent, by rules that keep what one sees.
+def _to_8_bit_colour(image: Image.Image, mode: str) -> Image.Image:
+    """Any mode to RGB, or RGBA, by rules that keep what one sees.
 
     Raises:
         PosterError: numbers of which nobody says which one is white.
     """
     if image.mode.startswith("I;16"):
         values = np.asarray(image).astype(np.float32) / 257.0  # 65535 is white
-        return Image.fromarray(np.round(values).astype(np.uint8)).convert("RGB")
+        return Image.fromarray(np.round(values).astype(np.uint8)).convert(mode)
     if image.mode in ("I", "F"):
         raise PosterError(f"pixel values of unknown range (mode {image.mode})")
-    mode = "RGBA" if image.has_transparency_data else "RGB"
     return image if image.mode == mode else image.convert(mode)
 
 

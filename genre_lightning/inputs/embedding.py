@@ -11,7 +11,7 @@ from torch import Tensor
 
 from genre_lightning.cores import num_cores
 from genre_lightning.inputs.augment import Colours, PosterAugment
-from genre_lightning.inputs.decode import DECODER_VERSION, MAX_FILE_BYTES
+from genre_lightning.inputs.decode import DECODER_VERSION
 from genre_lightning.inputs.embedding_cache import (
     Embedded,
     Source,
@@ -34,6 +34,7 @@ from genre_lightning.inputs.input import DenseFeatures, Features, Input, Store, 
 from genre_lightning.inputs.part import Numbers
 from genre_lightning.inputs.pixels import read_poster
 from genre_lightning.inputs.poster_cache import decode_files, files_key, places_of, unique_files
+from genre_lightning.inputs.poster_limits import MAX_FILE_BYTES
 from genre_lightning.inputs.titles import natural_title
 from genre_lightning.movies.movie import PosterFile
 from genre_lightning.store import content_key

@@ -19,13 +19,9 @@ import numpy as np
 from PIL import Image
 
 from genre_lightning.cores import num_cores
-from genre_lightning.inputs.decode import (
-    DECODER_VERSION,
-    MAX_FILE_BYTES,
-    PosterError,
-    decode_poster,
-)
+from genre_lightning.inputs.decode import DECODER_VERSION, decode_poster
 from genre_lightning.inputs.input import DenseFeatures, Store
+from genre_lightning.inputs.poster_limits import MAX_FILE_BYTES, PosterError
 from genre_lightning.movies.movie import PosterFile
 from genre_lightning.store import content_key, stored_folder
 

@@ -15,7 +15,7 @@ from genre_lightning.errors import InputError
 from genre_lightning.inputs.input import Features, Input, Store
 from genre_lightning.inputs.part import Numbers
 from genre_lightning.inputs.vectorizer import SparseRows, TermVectorizer
-from genre_lightning.store import content_key, stored_folder
+from genre_lightning.store import content_key, save_array, stored_folder
 
 #: Part of the key of stored features: raise it when their computation changes.
 FEATURES_VERSION = 2
@@ -111,9 +111,9 @@ class TermsInput(Input):
             except ValueError as error:
                 raise InputError(f"column {self.column}: {error}") from error
             rows = self.vectorizer.transform(texts)
-            np.save(folder / "indptr.npy", rows.indptr)
-            np.save(folder / "indices.npy", rows.indices)
-            np.save(folder / "weights.npy", rows.weights)
+            save_array(folder / "indptr.npy", rows.indptr)
+            save_array(folder / "indices.npy", rows.indices)
+            save_array(folder / "weights.npy", rows.weights)
             (folder / "vectorizer.json").write_text(
                 json.dumps(self.vectorizer.state_dict()), encoding="utf-8"
             )

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, final
@@ -14,9 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genre_lightning.cells import unguard
 from genre_lightning.errors import InputError
 from genre_lightning.inputs.input import DenseFeatures, Features, Input, Store, check_keys
 from genre_lightning.inputs.part import Numbers
+from genre_lightning.movies.movie import DAMAGED_ZIP
 
 #: The most numbers a movie may have.
 MAX_WIDTH = 65_536
@@ -26,16 +26,7 @@ MOST_BRACKETS = 8
 LEAST_PROBABILITY = 0.005
 
 #: What reading a file raises that is no .npz, or a damaged one.
-_NO_ARRAYS = (
-    ValueError,
-    TypeError,
-    AttributeError,
-    EOFError,
-    MemoryError,
-    NotImplementedError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+_NO_ARRAYS = (*DAMAGED_ZIP, TypeError, AttributeError, MemoryError, SyntaxError, LookupError)
 
 
 def read_vectors(path: Path) -> tuple[list[str], np.ndarray]:
@@ -112,7 +103,7 @@ def _read_csv(path: Path) -> tuple[list[str], np.ndarray]:
             if len(cells) != len(header):
                 found = f"{len(cells)} cells, but the header has {len(header)}"
                 raise InputError(f"{path}:{reader.line_num}: {found}")
-            ids.append(cells.pop(place).strip())
+            ids.append(unguard(cells.pop(place).strip()))
             rows.append([float(cell) for cell in cells])
     except csv.Error as error:
         raise InputError(f"{path}:{reader.line_num}: {error}") from error

@@ -14,17 +14,18 @@ Source: F. M. Harper, J. A. Konstan, "The MovieLens Datasets", ACM TiiS 5(4), 20
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from genre_lightning.movies.movie import (
+    DAMAGED_ZIP,
     DataError,
     Movie,
     MovieSet,
@@ -48,6 +49,8 @@ MAX_PREFIX_DEPTH = 8
 # The original zip holds 3 259 files and 95 MB; an archive far beyond that is not it.
 MAX_ARCHIVE_FILES = 100_000
 MAX_ARCHIVE_BYTES = 4 << 30
+# Its movies_train.dat has 140 kB.
+MAX_TEXT_BYTES = 256 << 20
 
 
 def read_ml1m(root: str | Path, download: bool = False) -> MovieSet:
@@ -219,12 +222,19 @@ def _open_archive(root: Path) -> _Source:
         with zipfile.ZipFile(root) as archive:
             members = {info.filename: info for info in archive.infolist()}
             base = _find_prefix(root, members)
-            texts = {
-                name: archive.read(base + name)
-                for name in (*SPLIT_FILES, WHOLE_FILE, GENRES_FILE)
-                if base + name in members
-            }
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+            names = [
+                name for name in (*SPLIT_FILES, WHOLE_FILE, GENRES_FILE) if base + name in members
+            ]
+            for name in names:
+                if members[base + name].file_size > MAX_TEXT_BYTES:
+                    raise DataError(
+                        f"{root}: {base}{name} has more than {MAX_TEXT_BYTES:,} bytes: it is no "
+                        "list of movies"
+                    )
+            texts = {name: archive.read(base + name) for name in names}
+    except DataError:
+        raise
+    except (OSError, *DAMAGED_ZIP) as error:
         raise DataError(f"{root} can't be read as a zip ({error}); fetch it again") from error
     for folder in POSTER_FOLDERS:
         prefix = f"{base}{folder}/"
@@ -368,7 +378,14 @@ def unpack(archive: Path, folder: Path) -> None:
                     shutil.copyfileobj(reader, writer)
     except FileExistsError as error:
         raise DataError(f"the zip holds {error.filename!r} twice") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+    except DataError:
+        raise
+    except DAMAGED_ZIP as error:
+        raise DataError(f"the zip is damaged ({error})") from error
+    except OSError as error:
+        # bzip2's have no number; a place before the file's beginning is an invalid argument.
+        if error.errno not in (None, errno.EINVAL):
+            raise
         raise DataError(f"the zip is damaged ({error})") from error
 
 

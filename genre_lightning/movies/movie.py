@@ -6,7 +6,9 @@ is enough to fingerprint them (size and stamp) without reading them.
 
 from __future__ import annotations
 
+import lzma
 import os
+import struct
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -19,6 +21,19 @@ import numpy as np
 from genre_lightning.errors import UserError
 
 SPLITS = ("train", "val", "test")
+
+#: What reading a damaged zip raises beyond OSError, which bzip2 raises too. RuntimeError: an
+#: encrypted entry; its subclass NotImplementedError: an unknown method of compression.
+DAMAGED_ZIP = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    OverflowError,
+)
 
 
 class DataError(UserError, ValueError):
@@ -76,9 +91,7 @@ class PosterFile:
             return archive.read(self.member)
         except KeyError:
             raise FileNotFoundError(f"{self.name}: no such member in the archive") from None
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-            # RuntimeError: an encrypted member; its subclass NotImplementedError: an unknown
-            # compression method.
+        except DAMAGED_ZIP as error:
             raise OSError(f"{self.name}: {error}") from error
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from genre_lightning.cells import unguard
 from genre_lightning.movies.movie import DataError
 
 
@@ -19,7 +20,8 @@ class Row:
         number: as a spreadsheet shows it: the header is row 1, and a cell with line breaks in it is
             still in one row.
         where: the place for messages, e.g. ``"movies.csv:17"``.
-        cells: text by column, without blanks around it.
+        cells: text by column, without blanks around it, nor an apostrophe that guards it against
+            spreadsheets.
     """
 
     number: int
@@ -37,8 +39,8 @@ def read_table(path: Path, required: Sequence[str]) -> tuple[list[str], list[Row
         required: columns that have to be there.
 
     Raises:
-        DataError: no file, another encoding, a column that is missing or there twice, a row with
-            more or fewer cells than the header.
+        DataError: no file, another encoding, a NUL byte, a column that is missing or there twice,
+            a row with more or fewer cells than the header.
     """
     text = _read_text(path)
     # strict: an unclosed quote is an error, instead of one cell that swallows the rest of the file.
@@ -72,7 +74,7 @@ def read_table(path: Path, required: Sequence[str]) -> tuple[list[str], list[Row
 
 def _numbered(reader: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:
     for number, cells in enumerate(reader, start=1):
-        yield number, [cell.strip() for cell in cells]
+        yield number, [unguard(cell.strip()).strip() for cell in cells]
 
 
 def _read_text(path: Path) -> str:
@@ -81,6 +83,11 @@ def _read_text(path: Path) -> str:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"can't read {path}: {reason}") from error
+    if b"\0" in data:
+        line = data.count(b"\n", 0, data.index(b"\0")) + 1
+        raise DataError(
+            f"{path.name} has a NUL byte (line {line}), which no text has; save it as CSV in UTF-8"
+        )
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from genre_lightning.cells import guard, guarded
 from genre_lightning.checkpoint.model import TrainedModel
 from genre_lightning.data.datamodule import MovieDataModule
 from genre_lightning.files import whole_file
@@ -150,13 +151,13 @@ def write_evaluation(
     with whole_file(folder / "per_genre.csv") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({**row, "genre": guard(row["genre"])} for row in rows)
     movies = data.movie_set.movies
     with whole_file(folder / "predictions.csv") as file:
         table = csv.writer(file)
         columns = [name for name in model.columns if name != "title"]
         flags = [f"has_{name}" for name in columns]
-        table.writerow(["id", "title", "true", "predicted", *flags, *model.genres])
+        table.writerow(guarded(["id", "title", "true", "predicted", *flags, *model.genres]))
         present = [data.states(name) == "present" for name in columns]
         for row, values, target in zip(
             scores.rows.tolist(), scores.scores, scores.targets, strict=True
@@ -169,5 +170,5 @@ def write_evaluation(
             numbers = [f"{value:.6f}" for value in values.tolist()]
             movie = movies[row]
             there = [int(states[row]) for states in present]
-            table.writerow([movie.id, movie.title, *names, *there, *numbers])
+            table.writerow([*guarded([movie.id, movie.title, *names]), *there, *numbers])
     return metrics

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from genre_lightning.cells import unguard
 from genre_lightning.comparison.leaderboard import compare, write_leaderboard
 from tests.comparison.written_runs import best_of, printed, read_csv, snapshot, write_run
 
@@ -132,3 +133,13 @@ def test_real_runs(
     assert means[found.groups[0].settings[0]] == max(means.values())  # type: ignore[type-var]
     write_leaderboard(tmp_path, found)
     assert [row["epochs"] for row in read_csv(tmp_path)] == ["1"] * 4
+
+
+def test_a_spreadsheet_runs_nothing_of_the_table(tmp_path: Path) -> None:
+    write_run(tmp_path / "=1+1", {"optimizer.lr": 0.1})
+    write_run(tmp_path / "@SUM", {"optimizer.lr": 0.2}, status="failed", error="-cmd|' /C calc'!A0")
+    write_leaderboard(tmp_path / "out", compare([tmp_path]))
+    rows = read_csv(tmp_path / "out")
+    assert {row["run"] for row in rows} == {"'=1+1", "'@SUM"}
+    assert {unguard(row["run"]) for row in rows} == {"=1+1", "@SUM"}
+    assert "'-cmd|' /C calc'!A0" in {row["error"] for row in rows}

@@ -1,0 +1,283 @@
+"""What a poster's file may cost, told before it is decoded: work and memory.
+
+A small file can ask for much: a picture of one colour is compressed to almost nothing, and each of
+the thousand scans of a JPEG goes over all of it. So headers are read first, here. What they can't
+tell is bounded while Pillow reads the file, by :class:`MeteredBytes`.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal, cast
+
+from PIL import Image
+
+from genre_lightning.errors import InputError
+
+if TYPE_CHECKING:  # imported by Pillow where a file needs them
+    from PIL.ImageFile import ImageFile
+    from PIL.TiffImagePlugin import TiffImageFile
+
+#: What is opened at all. Left out are formats that no poster comes in, among them EPS, for which
+#: Pillow starts Ghostscript; and AVIF, whose header does not bound what decoding it takes.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+
+MAX_FILE_BYTES = 96 * 2**20
+#: 64 million pixels are A3 at 600 dpi. Pillow's own limit is a global that other code may have
+#: lifted.
+MAX_PIXELS = 64_000_000
+#: Each row of an open image costs 16 bytes or more beside its pixels.
+MAX_SIDE = 32_000
+#: Bytes that a file and its pixels may take while they are decoded. What comes on top, of the
+#: libraries and of stretching, stays below a third of it.
+MAX_BYTES = 220_000_000
+#: Of the decoding thread's own time, so that a busy machine refuses no more than an idle one.
+MAX_SECONDS = 4.0
+
+#: Encoders write ten scans, and up to some forty where they search for the shortest file.
+MAX_SCANS = 100
+#: Blocks of 8 x 8 that all scans of a JPEG go over: one takes up to a tenth of a microsecond. A
+#: photo of 24 million pixels with full colour and ten scans has 5 million.
+MAX_BLOCKS = 24_000_000
+#: Of the tables of a TIFF, and of EXIF: Pillow makes an object of each number.
+MAX_TABLE_BYTES = 2**20
+
+_BYTES_PER_BLOCK = 64 * 2
+_MODE_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
+#: libwebp holds two canvases; Pillow takes a copy of one, and makes the image of it.
+_WEBP_BYTES = 16
+#: Pillow unpacks it as a bytearray, and takes a copy.
+_BMP_RLE_BYTES = 3
+
+#: A marker in a JPEG that is neither filling, nor part of the data of a scan.
+_MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")
+_TEM, _SOI, _EOI, _SOS, _APP1 = 0x01, 0xD8, 0xD9, 0xDA, 0xE1
+#: DHT, JPG and DAC lie between the markers that begin a frame.
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_BASELINE, _EXTENDED, _PROGRESSIVE = 0xC0, 0xC1, 0xC2
+
+#: Tags of a TIFF, the sizes of the types of numbers, and the ways of compression: none, three of
+#: fax, LZW, two of deflate, PackBits. Others hold a picture of another format, with its own costs.
+_BITS, _COMPRESSION, _ORIENTATION, _SAMPLES, _TILE_SIDES = 258, 259, 274, 277, (322, 323)
+#: Directories within it: EXIF, GPS, interoperability.
+_DIRECTORIES = (34665, 34853, 40965)
+_TYPE_BYTES = {3: 2, 6: 1, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+_TEXT_TYPES = (1, 2, 7)
+_SHORT = 3
+_COMPRESSIONS = (1, 2, 3, 4, 5, 8, 32946, 32773)
+_MAX_TILE_SIDE = 4096
+
+
+class PosterError(InputError):
+    """A poster that can't be decoded rightly; the message is the reason, without the name."""
+
+
+class MeteredBytes(io.BytesIO):
+    """A file in memory that gives out no more once its reader has taken too long.
+
+    Pillow reads in small pieces, and some of its readers are loops in Python that a file can keep
+    busy. The clock is that of the thread, and starts when this is made.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self._end = time.thread_time() + MAX_SECONDS
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """As of any file.
+
+        Raises:
+            PosterError: the thread has worked for more than ``MAX_SECONDS``.
+        """
+        if time.thread_time() > self._end:
+            raise PosterError(f"it takes more than {MAX_SECONDS:.0f} s to decode")
+        return super().read(size)
+
+
+def check_file(data: bytes) -> int:
+    """Look at the headers of a file before Pillow opens it.
+
+    Returns:
+        Bytes that decoding takes beside the file and the pixels.
+
+    Raises:
+        PosterError: it asks for too much.
+    """
+    if len(data) > MAX_FILE_BYTES:
+        raise PosterError(f"more than {MAX_FILE_BYTES:,} bytes")
+    if data[:2] == b"\xff\xd8":
+        return _check_jpeg(data)
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        _check_webp(data)
+    elif data[:2] in (b"II", b"MM"):
+        _check_tiff(data)
+    return 0
+
+
+def check_image(image: Image.Image, size: tuple[int, int], further: int = 0) -> int:
+    """Look at an image that is open, and not decoded yet.
+
+    Args:
+        image: opened, drafted.
+        size: width and height before drafting.
+        further: bytes beside those of the pixels: the file, and what :func:`check_file` told.
+
+    Returns:
+        Bytes that it takes while it is decoded.
+
+    Raises:
+        PosterError: too many pixels, or too many bytes.
+    """
+    width, height = size
+    if width * height > MAX_PIXELS:
+        raise PosterError(f"{width} x {height} pixels, more than {MAX_PIXELS:,}")
+    if max(width, height) > MAX_SIDE:
+        raise PosterError(f"{width} x {height} pixels, a side of more than {MAX_SIDE:,}")
+    each = _MODE_BYTES.get(image.mode, 4)
+    if image.format == "WEBP":
+        each = _WEBP_BYTES
+    elif image.format == "TIFF":
+        each += _tiff_bytes(cast("TiffImageFile", image))
+    elif image.format == "BMP" and any("rle" in one[0] for one in cast("ImageFile", image).tile):
+        each += _BMP_RLE_BYTES
+    needed = image.width * image.height * each + further
+    if needed > MAX_BYTES:
+        raise PosterError(
+            f"{width} x {height} pixels as {image.format or 'an image'} take "
+            f"{needed / 1e6:,.0f} MB, more than {MAX_BYTES / 1e6:,.0f}"
+        )
+    return needed
+
+
+def _check_jpeg(data: bytes) -> int:
+    """Count what the scans go over. What is damaged otherwise, the decoder will say."""
+    blocks_of: dict[int, int] = {}
+    progressive = False
+    scans = visits = exif = held = 0
+    place = 2
+    while (found := _MARKER.search(data, place)) is not None:
+        marker, place = found[1][0], found.end()
+        if marker in (_TEM, _SOI):
+            continue
+        if marker == _EOI:
+            break
+        length = int.from_bytes(data[place : place + 2])
+        body = data[place + 2 : place + length]
+        if length < 2 or len(body) < length - 2:
+            break
+        place += length
+        if marker in _FRAMES:
+            if marker not in (_BASELINE, _EXTENDED, _PROGRESSIVE):
+                raise PosterError(f"a JPEG of a rare kind (SOF{marker - _BASELINE})")
+            if blocks_of:
+                raise PosterError("damaged: a JPEG with two frames")
+            progressive = marker == _PROGRESSIVE
+            blocks_of = _blocks(body)
+        elif marker == _APP1 and body[:4] == b"Exif":
+            exif += len(body)
+            if exif > MAX_TABLE_BYTES:
+                raise PosterError(f"its EXIF takes more than {MAX_TABLE_BYTES:,} bytes")
+        elif marker == _SOS and body:
+            shown = [blocks_of.get(one, MAX_BLOCKS) for one in body[1 : 1 + 2 * body[0] : 2]]
+            scans += 1
+            visits += sum(shown)
+            if progressive or len(shown) < len(blocks_of):
+                held = sum(blocks_of.values()) * _BYTES_PER_BLOCK
+            if scans > MAX_SCANS:
+                raise PosterError(f"a JPEG of more than {MAX_SCANS} scans")
+            if visits > MAX_BLOCKS:
+                raise PosterError(
+                    f"the {scans} scans of a JPEG go over more than {MAX_BLOCKS:,} blocks"
+                )
+    return held
+
+
+def _blocks(frame: bytes) -> dict[int, int]:
+    """Blocks of 8 x 8 of each component, by its number."""
+    if len(frame) < 6 or len(frame) < 6 + 3 * frame[5]:
+        return {}
+    height, width = struct.unpack(">HH", frame[1:5])
+    parts = [frame[6 + 3 * n : 9 + 3 * n] for n in range(frame[5])]
+    sampling = {number: (both >> 4, both & 15) for number, both, _ in parts}
+    across = max((a for a, _ in sampling.values()), default=1) or 1
+    down = max((d for _, d in sampling.values()), default=1) or 1
+    units = -(-width // (8 * across)) * -(-height // (8 * down))
+    return {number: units * a * d for number, (a, d) in sampling.items()}
+
+
+def _check_webp(data: bytes) -> None:
+    """Its canvas is allocated when Pillow opens it."""
+    kind = data[12:16]
+    if len(data) < 30:
+        raise PosterError("damaged: a truncated WebP")
+    if kind == b"VP8X":
+        width, height = (1 + int.from_bytes(data[n : n + 3], "little") for n in (24, 27))
+    elif kind == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    else:
+        width, height = (int.from_bytes(data[n : n + 2], "little") & 0x3FFF for n in (26, 28))
+    needed = width * height * _WEBP_BYTES + 2 * len(data)
+    if needed > MAX_BYTES:
+        raise PosterError(
+            f"{width} x {height} pixels as WEBP take {needed / 1e6:,.0f} MB, more than "
+            f"{MAX_BYTES / 1e6:,.0f}"
+        )
+
+
+def _check_tiff(data: bytes) -> None:
+    """Pillow makes an object of each number in the directories."""
+    order: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
+    if data[:4] not in (b"II*\0", b"MM\0*"):
+        raise PosterError("not an image of a known format: a TIFF of a rare kind")
+    starts, seen, numbers, texts = [int.from_bytes(data[4:8], order)], set[int](), 0, 0
+    while starts:
+        start = starts.pop()
+        if start in seen or len(seen) > len(_DIRECTORIES):
+            raise PosterError("damaged: a TIFF whose directories hold each other")
+        seen.add(start)
+        for tag, kind, many, value in _directory(data, start, order):
+            numbers += many * _TYPE_BYTES.get(kind, 0)
+            texts += many if kind in _TEXT_TYPES else 0
+            if numbers > MAX_TABLE_BYTES or texts > len(data):
+                raise PosterError(f"the tables of a TIFF take more than {MAX_TABLE_BYTES:,} bytes")
+            if tag in _DIRECTORIES:
+                starts.append(value)
+            if len(seen) > 1:
+                continue
+            if tag == _COMPRESSION and value not in _COMPRESSIONS:
+                raise PosterError(f"a TIFF with compression {value}; save it as PNG or JPEG")
+            if tag in _TILE_SIDES and value > _MAX_TILE_SIDE:
+                raise PosterError(f"a TIFF with tiles of more than {_MAX_TILE_SIDE} pixels a side")
+
+
+def _directory(
+    data: bytes, start: int, order: Literal["little", "big"]
+) -> Iterator[tuple[int, int, int, int]]:
+    """Tag, type, count, and value or place of each entry."""
+    count = int.from_bytes(data[start : start + 2], order)
+    for place in range(start + 2, start + 2 + 12 * count, 12):
+        entry = data[place : place + 12]
+        kind = int.from_bytes(entry[2:4], order)
+        value = entry[8:10] if kind == _SHORT else entry[8:12]
+        yield (
+            int.from_bytes(entry[:2], order),
+            kind,
+            int.from_bytes(entry[4:8], order),
+            int.from_bytes(value, order),
+        )
+
+
+def _tiff_bytes(image: TiffImageFile) -> int:
+    """Bytes a pixel that unpacking and turning it take: it may be one strip."""
+    needed = 0
+    if image.info.get("compression") != "raw":
+        bits = image.tag_v2.get(_BITS, (1,))
+        needed += -(-max(sum(bits), bits[0] * image.tag_v2.get(_SAMPLES, 1)) // 8)
+    if image.tag_v2.get(_ORIENTATION, 1) != 1:
+        needed += 4
+    return needed

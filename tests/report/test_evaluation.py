@@ -1,0 +1,37 @@
+"""The files that an evaluation writes for people, in a spreadsheet too."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from genre_lightning.movies.table import read_table
+from genre_lightning.report.evaluation import write_evaluation
+from tests.fuzz.hostile import FORMULAS
+
+
+def test_nothing_in_it_is_a_formula_and_all_is_read_back(
+    make_case: Callable[..., Any], tmp_path: Path
+) -> None:
+    genres = ["=SUM(A1)", "+War", "Drama"]
+    case = make_case(genres, ("name",))
+    rows = case.scores.rows.tolist()
+    movies = case.data.movie_set.movies
+    for row, title in zip(rows, FORMULAS, strict=False):
+        movies[row] = replace(movies[row], id=f"@{row}", columns={"title": title})
+    write_evaluation(tmp_path, case.model, case.data, case.scores)
+    for name in ("predictions.csv", "per_genre.csv"):
+        with (tmp_path / name).open(newline="", encoding="utf-8") as file:
+            cells = [cell for line in csv.reader(file) for cell in line]
+        assert not [cell for cell in cells if cell[:1] in tuple("=+@\t\r")]
+        assert all(float(cell) < 0 for cell in cells if cell[:1] == "-")
+    # Names of columns are lower case to readers of datasets.
+    columns, found = read_table(tmp_path / "predictions.csv", ["title"])
+    assert columns[-3:] == [genre.lower() for genre in genres]
+    assert [row.cells["title"] for row in found[: len(FORMULAS)]] == list(FORMULAS)
+    assert found[0].cells["id"] == f"@{rows[0]}"
+    _, found = read_table(tmp_path / "per_genre.csv", ["genre"])
+    assert [row.cells["genre"] for row in found] == genres
