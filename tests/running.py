@@ -92,15 +92,7 @@ def command_apart(
         arguments: of ``before``.
     """
     place.mkdir(parents=True, exist_ok=True)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.preloaded"])
-    process = context.Process(
-        target=_command, args=(repository, script, place, overrides, before, arguments), daemon=True
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(repository), prepend=os.pathsep)
-        process.start()
-    return process
+    return start_process(_command, repository, script, place, overrides, before, arguments)
 
 
 def _command(
