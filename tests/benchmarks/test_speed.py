@@ -112,7 +112,7 @@ def test_every_benchmark_explains_itself(name: str, capsys: pytest.CaptureFixtur
 
 def test_the_runner_knows_every_benchmark_of_speed():
     others = {"all", "baselines", "limits", "measure", "scores", "text_models", "thresholds"}
-    others |= {"columns", "training", "untrained", "__init__"}
+    others |= {"columns", "soak", "training", "untrained", "__init__"}
     there = {path.stem for path in (REPOSITORY / "benchmarks").glob("*.py")}
     assert set(every.BENCHMARKS) == there - others
 

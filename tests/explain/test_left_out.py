@@ -49,8 +49,8 @@ def one_by_one(model: TrainedModel, branch: str, text: str) -> np.ndarray:
     return logits[0].double().numpy()
 
 
-@pytest.mark.parametrize("branch", ["plot", "bare"])
-def test_words_equal_a_plain_loop(embedded: TrainedModel, branch: str):
+@pytest.mark.parametrize(("branch", "scale"), [("plot", 384**-0.5), ("bare", 1.0)])
+def test_words_equal_a_plain_loop(embedded: TrainedModel, branch: str, scale: float):
     found = explained(embedded, SYNOPSIS, branch)
     whole = one_by_one(embedded, branch, SYNOPSIS)
     # What it is without each word, written out by other means.
@@ -60,9 +60,10 @@ def test_words_equal_a_plain_loop(embedded: TrainedModel, branch: str):
         assert part.text == word.strip(".,;()") and part.kind == "word"
         rest = " ".join(written[:place] + written[place + 1 :])
         lost = whole - one_by_one(embedded, branch, rest)
-        np.testing.assert_allclose(part.contributions, lost, atol=1e-4)  # float16 of the vectors
+        # Vectors are float16, and a linear head sees them scaled.
+        np.testing.assert_allclose(part.contributions, lost, atol=1e-4 * scale)
     assert not found.exact and "leave one out" in found.method
-    assert any(np.abs(part.contributions).max() > 2e-3 for part in found.parts)
+    assert any(np.abs(part.contributions).max() > 2e-3 * scale for part in found.parts)
 
 
 @pytest.mark.parametrize("branch", ["plot", "bare"])
