@@ -62,10 +62,12 @@ def test_a_branch_sees_movies(option: str, tmp_path: Path, monkeypatch: pytest.M
     overrides = [f"model/branch=[{name}]"]
     if name in REQUIRED:
         overrides.append(REQUIRED[name])
-    if name == "vectors":
+    if name in ("vectors", "answers"):
         x = np.random.default_rng(0).normal(size=(3, 4))
+        x = 1 / (1 + np.exp(-x))  # answers are probabilities
         np.savez(tmp_path / "v.npz", ids=np.array(["0", "1", "3"]), x=x)
-        overrides.append(f"model.branches.vectors.input.path={tmp_path / 'v.npz'}")
+        key = "path" if name == "answers" else "input.path"
+        overrides.append(f"model.branches.{name}.{key}={tmp_path / 'v.npz'}")
     if option != name:
         overrides.append(f"model.branches.{name}.finetune=true")
     branch = listed(*overrides)[name]

@@ -262,7 +262,8 @@ def test_the_variants_of_the_scores_compose():
             if key == "model/branch":
                 assert list(cfg.model.branches) == value.strip("[]").split(",")
             elif key not in ("model", "experiment"):
-                given = OmegaConf.select(OmegaConf.from_dotlist([override]), key)
+                written = OmegaConf.merge({"seed": cfg.seed}, OmegaConf.from_dotlist([override]))
+                given = OmegaConf.select(written, key)
                 assert OmegaConf.select(cfg, key) == given, override
 
 
