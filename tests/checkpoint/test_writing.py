@@ -52,6 +52,6 @@ def test_another_error_is_told_as_it_is(tmp_path: Path) -> None:
         (tmp_path / "folder" / "file").touch()
         write_checkpoint({}, tmp_path / "folder")
     # The latter from Python 3.12 on.
-    with pytest.raises((AttributeError, pickle.PicklingError), match="pickle|local object"):
+    with pytest.raises((AttributeError, pickle.PicklingError), match=r"pickle|local object"):
         write_checkpoint({"function": lambda: None}, tmp_path / "file.ckpt")
     assert os.listdir(tmp_path) == ["folder"]
