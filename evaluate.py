@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 
+from genre_lightning.cores import CoreWatch, limit_spinning
 from genre_lightning.runs.command_line import command
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> di
     Returns:
         The metrics.
     """
+    cores = CoreWatch()
     from datetime import datetime
 
     import torch
@@ -43,6 +45,7 @@ def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> di
     from genre_lightning.runs.commands import shell_command
     from genre_lightning.runs.places import best_checkpoint
 
+    cores.set_threads()
     for name in cfg.encoders:
         vouch(resolve(name, trusted=True))
     device = find_device(cfg.device)
@@ -82,7 +85,6 @@ def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> di
 @command(CONF, "evaluate")
 def main(cfg: DictConfig) -> None:
     """Evaluate into the run folder that Hydra made."""
-    from genre_lightning.cores import limit_spinning
     from genre_lightning.errors import UserError
     from genre_lightning.runs.config import write_config
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import OmegaConf
 
+from genre_lightning.cores import CoreWatch
 from genre_lightning.runs.checks import refused_settings
 from genre_lightning.runs.command_line import command
 from genre_lightning.runs.earlier import with_earlier_overrides
@@ -132,6 +133,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         folder: the run folder.
         result: what ``result.json`` will hold.
     """
+    cores = CoreWatch()
     # Imported here: --help, --cfg and completion answer without waiting for PyTorch.
     from hydra.utils import instantiate
     from rich.console import Console
@@ -152,6 +154,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
 
     # Names of genres and files are shown as they are, not read as markup.
     console = Console(markup=False, emoji=False, quiet=not is_first_process())
+    result["threads"] = cores.set_threads()
     data = make_data(cfg)
     for part in data.summary():
         console.print(part)

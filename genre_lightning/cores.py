@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
 
 #: Looks that a thread takes before it sleeps: some tens of microseconds.
 SPIN_COUNT = 10_000
 
+#: What others may use of the cores before a training leaves it to them: a browser is no reason.
+OTHERS_SHARE = 0.25
+
+#: Over less time the use of the cores says nothing.
+LEAST_SECONDS = 0.5
+
+_STAT = Path("/proc/stat")
+
+
+def core_ids() -> set[int]:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
 
 def num_cores() -> int:
     """Number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(core_ids())
 
 
 def limit_spinning() -> None:
@@ -25,3 +42,82 @@ def limit_spinning() -> None:
     """
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
+
+
+@dataclass(frozen=True)
+class CoreUse:
+    """Seconds that the cores of this process have been idle, and that it has computed, until now.
+
+    Attributes:
+        now: seconds of a clock.
+        idle: summed over the cores.
+        own: CPU seconds of this process, and of those of its children that have ended.
+    """
+
+    now: float
+    idle: float
+    own: float
+
+
+def core_use(stat: str | None = None) -> CoreUse | None:
+    """What the cores have done until now; None where the system doesn't tell.
+
+    Args:
+        stat: what ``/proc/stat`` holds; None to read it.
+    """
+    if stat is None:
+        try:
+            stat = _STAT.read_text("ascii")
+        except OSError:
+            return None
+    wanted = {f"cpu{number}" for number in core_ids()}
+    lines = [line.split() for line in stat.splitlines()]
+    # user, nice, system, idle, iowait, ...: a core that waits for a disk is free as well.
+    ticks = sum(int(line[4]) + int(line[5]) for line in lines if line and line[0] in wanted)
+    times = os.times()
+    own = times.user + times.system + times.children_user + times.children_system
+    return CoreUse(time.perf_counter(), ticks / os.sysconf("SC_CLK_TCK"), own)
+
+
+def num_threads(cores: int, before: CoreUse, after: CoreUse) -> int:
+    """Threads for a training: the cores that others leave, and at least one.
+
+    More threads than free cores wait for each other in every operation, which takes longer than
+    one thread would.
+
+    Args:
+        cores: that this process may use.
+        before: their use at the beginning of a time.
+        after: and at its end.
+    """
+    seconds = after.now - before.now
+    if seconds < LEAST_SECONDS:
+        return cores
+    others = cores - (after.idle - before.idle + after.own - before.own) / seconds
+    if others <= OTHERS_SHARE * cores:
+        return cores
+    return max(1, round(cores - others))
+
+
+class CoreWatch:
+    """Looks at the cores while a command imports what it needs, which takes seconds.
+
+    Nothing is watched, and PyTorch's own choice stands, where ``OMP_NUM_THREADS`` says how many
+    threads there are, where PyTorch is there already (a notebook, or the second job of a sweep in
+    one process), and where the system doesn't tell.
+    """
+
+    def __init__(self) -> None:
+        given = "OMP_NUM_THREADS" in os.environ or "torch" in sys.modules
+        self._before = None if given else core_use()
+
+    def set_threads(self) -> int:
+        """Have PyTorch use as many threads as cores were free since then; their number."""
+        import torch
+
+        after = None if self._before is None else core_use()
+        if self._before is not None and after is not None:
+            cores = min(num_cores(), torch.get_num_threads())
+            torch.set_num_threads(num_threads(cores, self._before, after))
+            self._before = None
+        return torch.get_num_threads()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from genre_lightning.cores import num_cores
+from genre_lightning.cores import CoreUse, core_use, num_cores, num_threads
 
 
 def test_cores_that_this_process_may_use() -> None:
@@ -25,6 +26,84 @@ def test_cores_that_it_may_not_use_are_not_counted() -> None:
         assert num_cores() == 1
     finally:
         os.sched_setaffinity(0, before)
+
+
+@pytest.mark.parametrize(
+    ("cores", "idle", "own", "threads"),
+    [
+        (2, 10.0, 10.0, 2),  # nobody else
+        (2, 6.0, 10.0, 2),  # a browser
+        (2, 0.0, 10.0, 1),  # another training of one thread
+        (2, 0.0, 3.0, 1),  # four busy processes
+        (8, 30.0, 10.0, 4),  # another training of four threads
+        (8, 56.0, 10.0, 8),  # another one that begins
+        (1, 0.0, 1.0, 1),
+    ],
+)
+def test_a_training_takes_the_cores_that_others_leave(
+    cores: int, idle: float, own: float, threads: int
+) -> None:
+    before = CoreUse(now=100.0, idle=7.0, own=3.0)
+    after = CoreUse(now=110.0, idle=7.0 + idle, own=3.0 + own)
+    assert num_threads(cores, before, after) == threads
+
+
+def test_a_moment_says_nothing_of_the_cores() -> None:
+    assert num_threads(4, CoreUse(1.0, 0.0, 0.0), CoreUse(1.1, 0.0, 0.0)) == 4
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no such limit here")
+def test_idle_time_is_that_of_the_own_cores() -> None:
+    first = min(os.sched_getaffinity(0))
+    stat = (
+        "cpu  9 9 9 999 9 0 0 0 0 0\n"
+        f"cpu{first} 1 2 3 400 50 6 7 8 0 0\n"
+        f"cpu{first + 1} 1 2 3 4000 500 6 7 8 0 0\nintr 7\n"
+    )
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {first})
+    try:
+        use = core_use(stat)
+    finally:
+        os.sched_setaffinity(0, before)
+    assert use is not None
+    assert use.idle == 450 / os.sysconf("SC_CLK_TCK")
+
+
+WATCH = """
+import sys, time
+from genre_lightning.cores import CoreWatch, num_cores
+watch = CoreWatch()
+ends = time.monotonic() + 1
+while time.monotonic() < ends: pass
+import torch
+print(torch.get_num_threads(), watch.set_threads(), torch.get_num_threads())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what the cores do")
+@pytest.mark.parametrize("given", [None, "2"], ids=["nothing set", "threads set"])
+def test_cores_that_others_keep_busy_are_left_to_them(
+    given: str | None, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    busy = [
+        subprocess.Popen([sys.executable, "-c", "while True: pass"])
+        for _ in range(3 * num_cores())
+    ]
+    try:
+        time.sleep(0.1)
+        printed = subprocess.check_output([sys.executable, "-c", WATCH], cwd=repository, text=True)
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    before, chosen, after = map(int, printed.split())
+    assert chosen == after
+    assert chosen == (1 if given is None else before)
 
 
 @pytest.mark.slow

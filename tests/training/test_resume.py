@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 
 from genre_lightning.checkpoint.card import CheckpointError, read_checkpoint
@@ -424,6 +425,45 @@ def test_lbfgs_goes_on_exactly(repository: Path, tiny_overrides: Overrides, tmp_
     again.join()
     assert again.exitcode == 0, folder.with_name("killed.log").read_text()
     assert_same_run(unbroken, folder)
+
+
+class Threads(pl.Callback):
+    """Notes with how many threads each step is computed."""
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path)
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        with self.path.open("a") as file:
+            file.write(f"{torch.get_num_threads()}\n")
+
+
+def test_as_many_threads_as_before(
+    train_here: Train,
+    tiny_overrides: Overrides,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They decide in which order numbers are added."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    notes = tmp_path / "threads"
+    settings = [
+        *tiny_overrides(model="title"),
+        f"+callbacks.threads._target_={Threads.__module__}.Threads",
+        f"+callbacks.threads.path={notes}",
+    ]
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        result = train_here(tmp_path / "run", [*settings, "trainer.max_epochs=1"])
+        assert result["threads"] == 1
+        torch.set_num_threads(2)
+        resumed = [*settings, "trainer.max_epochs=2", f"ckpt_path={tmp_path / 'run'}"]
+        train_here(tmp_path / "run", resumed)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert set(notes.read_text().split()) == {"1"}
 
 
 def test_harmless_settings_may_change(

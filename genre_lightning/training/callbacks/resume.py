@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import time
@@ -18,6 +19,7 @@ from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from genre_lightning.checkpoint.card import TRAINING_KEY
+from genre_lightning.cores import num_cores
 from genre_lightning.data.batch import MovieBatch, MovieLoader
 from genre_lightning.runs.process import (
     catch_signals,
@@ -62,8 +64,8 @@ class Resume(Checkpoint):
     can't resume from there: what is due then is saved after the validation.
 
     Every checkpoint, the best one's as well, gets an entry of plain data with what Lightning leaves
-    out: the state of all random generators and the sums behind ``train/loss``, of each process;
-    the last metrics; whether the training was stopped early; the settings; the W&B run.
+    out: the state of all random generators, the sums behind ``train/loss`` and the number of threads,
+    of each process; the last metrics; whether the training was stopped early; the settings; the W&B run.
 
     Args:
         folder: the run folder.
@@ -86,6 +88,7 @@ class Resume(Checkpoint):
         self.path = self.folder / "checkpoints" / "last.ckpt"
         self.signal: int | None = None
         self._restored: dict[str, Any] | None = None
+        self._threads_before: int | None = None
         self._newest: tuple[Any, Any] | None = None
         self._handlers: dict[int, Any] = {}
         self._held_back: int | None = None
@@ -119,6 +122,7 @@ class Resume(Checkpoint):
             "numpy": [kind, np.asarray(words).tolist(), *numbers],
             "torch": torch.get_rng_state(),
             "position": _loader(trainer).state_dict(),
+            "threads": torch.get_num_threads(),
         }
         device = trainer.strategy.root_device.type
         if device != "cpu":
@@ -168,6 +172,10 @@ class Resume(Checkpoint):
         device = trainer.strategy.root_device.type
         if device in state:  # not where it was trained on another kind of device
             getattr(torch, device).set_rng_state(state[device])
+        # A sum has another order with another number of threads.
+        if "OMP_NUM_THREADS" not in os.environ and "threads" in state:
+            self._threads_before = torch.get_num_threads()
+            torch.set_num_threads(min(state["threads"], num_cores()))
 
     # When it is saved.
 
@@ -255,17 +263,21 @@ class Resume(Checkpoint):
     def _hold_back(self, number: int, frame: FrameType | None) -> None:
         self._held_back = number
 
-    def _release_signals(self) -> None:
+    def _release(self) -> None:
+        """Signals and threads are as they were before."""
         release_signals(self._handlers)
         self._handlers = {}
+        if self._threads_before is not None:
+            torch.set_num_threads(self._threads_before)
+            self._threads_before = None
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._release_signals()
+        self._release()
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        self._release_signals()
+        self._release()
         if not isinstance(exception, SIGTERMException):
             return
         # Lightning raises it at a step's end, where SIGTERM was left to it, and means exit code 0.
