@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
 
 from lightning_utilities.core.imports import RequirementCache
 from packaging.requirements import Requirement
+
+from genre_lightning import late_compiler
 
 
 @contextmanager
@@ -37,5 +41,27 @@ def without(*packages: str) -> Iterator[None]:
 
 def load_lightning() -> None:
     """Import Lightning and torchmetrics without what this package does not use of them."""
-    with without("torchvision", "transformers"):
+    late_compiler.install()
+    with without("torchvision", "transformers"), _without_signals():
         import torchmetrics  # noqa: F401
+
+
+@contextmanager
+def _without_signals() -> Iterator[None]:
+    """Let torchmetrics find a ``scipy.signal`` that needs no patch, without importing it.
+
+    It gives it back a window that a package for audio needs, and imports statistics, splines and
+    image filters for that. What is imported later finds SciPy's own, unpatched.
+    """
+    name = "scipy.signal"
+    if name in sys.modules:
+        yield
+        return
+    patched = ModuleType(name)
+    vars(patched)["hamming"] = None
+    sys.modules[name] = patched
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+        vars(sys.modules["scipy"]).pop("signal", None)

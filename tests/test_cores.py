@@ -91,8 +91,7 @@ def test_cores_that_others_keep_busy_are_left_to_them(
     if given is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", given)
     busy = [
-        subprocess.Popen([sys.executable, "-c", "while True: pass"])
-        for _ in range(3 * num_cores())
+        subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3 * num_cores())
     ]
     try:
         time.sleep(0.1)

@@ -64,8 +64,9 @@ class Resume(Checkpoint):
     can't resume from there: what is due then is saved after the validation.
 
     Every checkpoint, the best one's as well, gets an entry of plain data with what Lightning leaves
-    out: the state of all random generators, the sums behind ``train/loss`` and the number of threads,
-    of each process; the last metrics; whether the training was stopped early; the settings; the W&B run.
+    out: the state of all random generators, the sums behind ``train/loss`` and the number of
+    threads, of each process; the last metrics; whether the training was stopped early; the
+    settings; the W&B run.
 
     Args:
         folder: the run folder.

@@ -1,0 +1,149 @@
+"""PyTorch's compiler, imported once something really compiles.
+
+Lightning names a class of the compiler as it is imported, and an optimizer calls it in every step
+to say that it is not to be compiled. Either imports ``torch._dynamo``, and with it SymPy, Inductor,
+FSDP, ONNX and thousands of other modules: half of the time that a training takes to start. So a
+module stands in for it that answers these questions as the compiler would, and gives way to the
+real one with the first other question.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+from typing import Any, final
+
+NAME = "torch._dynamo"
+
+
+def install() -> None:
+    """Put the stand-in where PyTorch looks for its compiler, unless that has been imported."""
+    import torch
+
+    if NAME in sys.modules:
+        return
+    stand_in = LateCompiler()
+    sys.modules[NAME] = stand_in
+    torch._dynamo = stand_in
+    sys.meta_path.insert(0, _Submodules())
+    torch.use_deterministic_algorithms = _only_to_change(torch.use_deterministic_algorithms)
+
+
+def _only_to_change(use: Callable[..., None]) -> Callable[..., None]:
+    """``torch.use_deterministic_algorithms``, which imports Inductor to tell it what it is told.
+
+    Every trainer asks for what is so already.
+    """
+
+    @functools.wraps(use)
+    def use_deterministic_algorithms(mode: bool, *, warn_only: bool = False) -> None:
+        import torch
+
+        if mode or torch.are_deterministic_algorithms_enabled():
+            use(mode, warn_only=warn_only)
+
+    return use_deterministic_algorithms
+
+
+def _loaded() -> ModuleType | None:
+    """The compiler, if it has been imported."""
+    module = sys.modules.get(NAME)
+    return None if isinstance(module, LateCompiler) else module
+
+
+def _load() -> ModuleType:
+    """Import the compiler, and let it take its place."""
+    import torch
+
+    if isinstance(sys.modules.get(NAME), LateCompiler):
+        sys.meta_path[:] = [each for each in sys.meta_path if not isinstance(each, _Submodules)]
+        del sys.modules[NAME]
+        vars(torch).pop("_dynamo", None)
+    return importlib.import_module(NAME)
+
+
+class _WhatWasCompiled(type):
+    def __instancecheck__(cls, instance: object) -> bool:
+        module = _loaded()
+        return module is not None and isinstance(instance, module.OptimizedModule)
+
+
+@final
+class _OptimizedModule(metaclass=_WhatWasCompiled):
+    """Of which nothing is an instance, as long as nothing was compiled."""
+
+
+def _disable(
+    fn: Callable[..., Any] | None = None, recursive: bool = True, **options: Any
+) -> Callable[..., Any]:
+    """``torch._dynamo.disable``: a function that is not compiled, once there is a compiler."""
+    if fn is None:
+        return functools.partial(_disable, recursive=recursive, **options)
+    disabled: list[Callable[..., Any]] = []
+
+    @functools.wraps(fn)
+    def uncompiled(*args: Any, **kwargs: Any) -> Any:
+        module = _loaded()
+        if module is None:
+            return fn(*args, **kwargs)
+        if not disabled:
+            disabled.append(module.disable(fn, recursive, **options))
+        return disabled[0](*args, **kwargs)
+
+    return uncompiled
+
+
+def _graph_break(*_: object, **__: object) -> None:
+    """``torch._dynamo.graph_break`` outside of what is compiled: nothing."""
+
+
+@final
+class LateCompiler(ModuleType):
+    """``torch._dynamo`` until it is needed."""
+
+    #: A package, of which :class:`_Submodules` finds the modules.
+    __path__: Sequence[str] = ()
+    OptimizedModule = _OptimizedModule
+    disable = staticmethod(_disable)
+    graph_break = staticmethod(_graph_break)
+
+    def __init__(self) -> None:
+        super().__init__(NAME, __doc__)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(_load(), name)
+
+
+@final
+class _Submodules(MetaPathFinder):
+    """Imports the compiler before a module of it is imported."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if not fullname.startswith(f"{NAME}."):
+            return None
+        compiler = _load()
+        if fullname in sys.modules:
+            return ModuleSpec(fullname, _AlreadyThere(sys.modules[fullname]))
+        return PathFinder.find_spec(fullname, compiler.__path__)
+
+
+@final
+class _AlreadyThere(Loader):
+    """Gives a module that has been imported meanwhile."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self.module = module
+        self.spec = module.__spec__
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return self.module
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__ = self.spec

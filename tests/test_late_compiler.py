@@ -1,0 +1,109 @@
+"""PyTorch's compiler is imported once it compiles, and is then the real one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+START = """
+import sys
+from genre_lightning.lean_imports import load_lightning
+load_lightning()
+import torch
+import pytorch_lightning as pl
+
+def is_there():
+    return "sympy" in sys.modules
+"""
+
+FIT = """
+class Line(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 1)
+    def training_step(self, batch, number):
+        return self.layer(batch).square().mean()
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters())
+
+quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False,
+             enable_model_summary=False, accelerator="cpu", deterministic=False)
+pl.Trainer(max_steps=2, **quiet).fit(Line(), torch.utils.data.DataLoader(torch.ones(4, 2)))
+print(is_there(), "scipy.stats" in sys.modules)
+"""
+
+COMPILE = """
+layer = torch.nn.Linear(3, 2)
+compiled = torch.compile(layer, backend="eager")
+numbers = torch.arange(6.0).view(2, 3)
+print(is_there(), torch.equal(compiled(numbers), layer(numbers)))
+
+from lightning_fabric import wrappers
+from torch._dynamo import OptimizedModule
+print(OptimizedModule is not wrappers.OptimizedModule)
+print([isinstance(compiled, each) for each in (OptimizedModule, wrappers.OptimizedModule)])
+print([isinstance(layer, each) for each in (OptimizedModule, wrappers.OptimizedModule)])
+"""
+
+SUBMODULE = """
+import torch._dynamo.config as config
+print(is_there(), config is sys.modules["torch._dynamo.config"], config is torch._dynamo.config)
+print(type(config.__spec__.loader).__name__, torch._dynamo is sys.modules["torch._dynamo"])
+import torch._dynamo.backends.registry as registry
+print(registry is torch._dynamo.backends.registry)
+"""
+
+DISABLE = """
+seen = []
+
+@torch.compiler.disable
+def apart(x):
+    seen.append(torch.compiler.is_compiling())
+    return x + 1
+
+print(apart(torch.ones(1)).item(), is_there())
+compiled = torch.compile(lambda x: apart(x) * 2, backend="eager")
+print(compiled(torch.ones(1)).item(), is_there(), seen)
+"""
+
+DETERMINISTIC = """
+torch.use_deterministic_algorithms(False)
+print(is_there(), torch.are_deterministic_algorithms_enabled())
+torch.use_deterministic_algorithms(True, warn_only=True)
+print(torch.are_deterministic_algorithms_enabled())
+torch.use_deterministic_algorithms(False)
+print(torch.are_deterministic_algorithms_enabled())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("code", "printed"),
+    [
+        (FIT, "False False"),
+        (COMPILE, "True True|True|[True, True]|[False, False]"),
+        (SUBMODULE, "True True True|SourceFileLoader True|True"),
+        (DISABLE, "2.0 False|4.0 True [False, False]"),
+        (DETERMINISTIC, "False False|True|False"),
+    ],
+    ids=["a training needs none", "compiled", "a module of it", "disabled", "deterministic"],
+)
+def test_in_a_process_of_its_own(code: str, printed: str, repository: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", START + code],
+        cwd=repository, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == printed.split("|")
+
+
+@pytest.mark.slow
+def test_scipy_keeps_its_signals(repository: Path) -> None:
+    code = "import scipy.signal; print(hasattr(scipy.signal, 'convolve'), 'torch' in sys.modules)"
+    printed = subprocess.check_output(
+        [sys.executable, "-c", START + code], cwd=repository, text=True
+    )
+    assert printed == "True True\n"
