@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
@@ -15,18 +15,56 @@ _HERE = "genre_lightning.page"
 
 
 def render_page(
-    package: str, name: str, *, filters: Mapping[str, Callable[..., Any]], **values: Any
+    package: str,
+    name: str,
+    *,
+    filters: Mapping[str, Callable[..., Any]],
+    styles: Sequence[str] = (),
+    **values: Any,
 ) -> str:
     """A page as HTML, by the template ``NAME.html.j2`` of a package, which extends ours.
 
     ``NAME.css`` and ``NAME.js``, where there is one, follow what every page has: the style sheet
     and tables that sort by a click on a heading. No other script runs, nothing is loaded.
+    ``styles`` are further style sheets of this folder, such as "card.css".
     """
     folder = resources.files(package)
-    style = _read(_HERE, "page.css") + _read(package, f"{name}.css")
+    style = "".join(_read(_HERE, sheet) for sheet in ("page.css", *styles))
+    style += _read(package, f"{name}.css")
     script = _read(_HERE, "sort.js")
     if (folder / f"{name}.js").is_file():
         script += _read(package, f"{name}.js")
+    return _render(
+        package,
+        name,
+        filters,
+        style=Markup(style),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        **values,
+    )
+
+
+def render_fragment(
+    package: str,
+    name: str,
+    *,
+    filters: Mapping[str, Callable[..., Any]],
+    styles: Sequence[str] = (),
+    **values: Any,
+) -> str:
+    """A part of somebody else's page, such as an output of a notebook, as HTML.
+
+    The template ``NAME.html.j2`` of a package extends our ``fragment.html.j2``. Styles, those of
+    :func:`render_page` but the page's own, apply to the fragment alone. There is no script.
+    """
+    style = "".join(_read(_HERE, sheet) for sheet in styles) + _read(package, f"{name}.css")
+    return _render(package, name, filters, style=Markup(style), **values)
+
+
+def _render(
+    package: str, name: str, filters: Mapping[str, Callable[..., Any]], **values: Any
+) -> str:
     environment = Environment(
         loader=ChoiceLoader([PackageLoader(package, "."), PackageLoader(_HERE, ".")]),
         autoescape=True,
@@ -35,12 +73,7 @@ def render_page(
         lstrip_blocks=True,
     )
     environment.filters |= filters
-    return environment.get_template(f"{name}.html.j2").render(
-        style=Markup(style),
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        **values,
-    )
+    return environment.get_template(f"{name}.html.j2").render(**values)
 
 
 def _read(package: str, name: str) -> str:

@@ -23,7 +23,7 @@ from genre_lightning.predicting.predictor import POSTER
 from genre_lightning.runs.commands import shell_command
 
 if TYPE_CHECKING:
-    from genre_lightning.explain.explainer import BranchExplanation, ImageExplanation
+    from genre_lightning.explain.explainer import ImageExplanation
     from genre_lightning.predicting.asked import AskedMovies
     from genre_lightning.predicting.predictor import GenrePredictor, Prediction
 
@@ -115,15 +115,13 @@ def _explain(
         branch.
     """
     from genre_lightning.explain.explainer import ImageExplanation
-    from genre_lightning.explain.parts import branch_labels, score_parts
+    from genre_lightning.explain.movie import explain_movie
 
-    model, thresholds = predictor.model, predictor.thresholds
-    by_distance = sorted(
-        predictor.genres, key=lambda genre: thresholds[genre] - prediction.scores[genre]
-    )
-    names = list(prediction.genres) or by_distance[:3]
+    model = predictor.model
+    names = prediction.told_genres()
     places = [predictor.genres.index(name) for name in names]
-    parts = score_parts(model, columns)
+    explanation = explain_movie(model, columns)
+    parts = explanation.parts
     genres: dict[str, dict[str, Any]] = {
         name: {
             "logit": _rounded(parts.logits[place]),
@@ -136,18 +134,13 @@ def _explain(
     }
     methods: dict[str, str] = {}
     exact: list[str] = []
-    for branch, given in model.inputs.items():
-        if given.column not in columns:
-            continue
-        value = columns[given.column]
-        found = _branch(predictor, branch, value)
-        if found is None:
-            continue
+    for branch, found in explanation.branches.items():
+        given = model.inputs[branch]
         methods[branch] = found.method
         if isinstance(found, ImageExplanation):
             # More than one branch may look at the same poster.
             several = sum(other.column == given.column for other in model.inputs.values()) > 1
-            poster = Path(value)
+            poster = Path(columns[given.column])
             start = (folder or poster.parent) / (poster.stem + (f".{branch}" if several else ""))
             files = _save_heat_maps(found, start, names, places)
             for name, path in zip(names, files, strict=True):
@@ -164,18 +157,8 @@ def _explain(
         "genres": genres,
         "methods": methods,
         "exact": exact,
-        "labels": branch_labels(model.inputs),
+        "labels": dict(explanation.labels),
     }
-
-
-def _branch(predictor: GenrePredictor, branch: str, value: str) -> BranchExplanation | None:
-    """What explains a branch; None for one that can't be taken apart."""
-    from genre_lightning.explain.table import explain_branch
-
-    try:
-        return explain_branch(predictor.model, branch, value)
-    except TypeError:
-        return None
 
 
 def _rounded(value: Any) -> float:

@@ -11,10 +11,10 @@ import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -28,6 +28,9 @@ from genre_lightning.inputs.encoders import resolve, vouch
 from genre_lightning.inputs.input import Value
 from genre_lightning.inputs.part import Part
 from genre_lightning.models.fusion import ACTIVATIONS
+
+if TYPE_CHECKING:
+    from genre_lightning.explain.movie import MovieExplanation
 
 #: The columns of the arguments ``titles`` and ``posters``.
 TITLE, POSTER = "title", "poster"
@@ -57,16 +60,34 @@ class Prediction:
             nothing of the movie, which ``problem`` then tells.
         problem: why a poster or another column, or the whole movie, was left out; None if nothing
             was.
+        thresholds: of every genre, the score from which on it is predicted.
+        poster: as given to :meth:`GenrePredictor.predict`, to be shown; None for none.
+        explanation: why, where that was asked for.
+
+    A notebook shows it as a card: the poster, scores with their thresholds, and the explanation.
     """
 
     title: str | None
     genres: tuple[str, ...]
     scores: dict[str, float]
     problem: str | None = None
+    thresholds: Mapping[str, float] = field(default_factory=dict, repr=False, compare=False)
+    poster: Value | None = field(default=None, repr=False, compare=False)
+    explanation: MovieExplanation | None = field(default=None, repr=False, compare=False)
 
     def ranked(self) -> list[tuple[str, float]]:
         """All genres with their scores, the highest first."""
         return sorted(self.scores.items(), key=lambda item: -item[1])
+
+    def told_genres(self) -> list[str]:
+        """The genres to explain: those predicted, or the three nearest to it where none is."""
+        distance = {genre: self.thresholds[genre] - score for genre, score in self.scores.items()}
+        return list(self.genres) or sorted(distance, key=lambda genre: distance[genre])[:3]
+
+    def _repr_html_(self) -> str:
+        from genre_lightning.predicting.shown import as_html
+
+        return as_html(self)
 
 
 class GenrePredictor:
@@ -87,6 +108,7 @@ class GenrePredictor:
         self.workers = workers or num_cores()
         self._columns = model.columns
         self._thresholds = model.thresholds.numpy()
+        self._thresholds_by_genre = self.thresholds
         self._pool: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
 
@@ -137,6 +159,7 @@ class GenrePredictor:
         titles: Sequence[str | None] | None = None,
         posters: Sequence[Value | None] | None = None,
         errors: str = "raise",
+        explain: bool = False,
         **columns: Sequence[Value | None] | None,
     ) -> list[Prediction]:
         """Predict the genres of N movies.
@@ -148,6 +171,8 @@ class GenrePredictor:
                 3) uint8 pixels; None for a movie without.
             errors: "raise", or "report" to go on without a value that can't be read and to say so
                 in the prediction's ``problem``.
+            explain: whether to say why, in each prediction's ``explanation``; it takes longer than
+                predicting.
             columns: N values each of further columns, by name: ``synopsis=[...]``.
 
         Returns:
@@ -162,7 +187,24 @@ class GenrePredictor:
             TypeError: a value is of a type that its column can't have.
         """
         movies = self._movies(titles, posters, columns)
-        return list(self._predictions(movies, errors, self._share(len(movies))))
+        found = list(self._predictions(movies, errors, self._share(len(movies))))
+        return [
+            replace(
+                prediction,
+                poster=movie.get(POSTER),
+                explanation=self._explain(movie) if explain and prediction.scores else None,
+            )
+            for prediction, movie in zip(found, movies, strict=True)
+        ]
+
+    def _explain(self, movie: Mapping[str, Value | None]) -> MovieExplanation:
+        """Why a movie that could be predicted has its scores; what can't be read is left out."""
+        from genre_lightning.explain.movie import explain_movie
+
+        _, unread = self._read(1, movie, strict=False)
+        return explain_movie(
+            self.model, {name: value for name, value in movie.items() if name not in unread}
+        )
 
     def scores(
         self,
@@ -201,7 +243,7 @@ class GenrePredictor:
             raise ValueError(f'errors is "raise" or "report", not {errors!r}')
         for title, scores, problem in self._scored(movies, errors == "raise", batch_size):
             if scores is None:
-                yield Prediction(title, (), {}, problem)
+                yield Prediction(title, (), {}, problem, self._thresholds_by_genre)
                 continue
             yield self._prediction(title, scores, problem)
 
@@ -219,7 +261,8 @@ class GenrePredictor:
         values = dict(zip(self.genres, scores.tolist(), strict=True))
         reached = np.flatnonzero(scores >= self._thresholds)
         order = sorted(reached.tolist(), key=lambda genre: -scores[genre])
-        return Prediction(title, tuple(self.genres[g] for g in order), values, problem)
+        genres = tuple(self.genres[g] for g in order)
+        return Prediction(title, genres, values, problem, self._thresholds_by_genre)
 
     def _share(self, movies: int) -> int:
         """The batch size that gives every worker some of a known number of movies."""

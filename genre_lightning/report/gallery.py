@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import textwrap
 from collections import Counter
 from collections.abc import Mapping
@@ -14,21 +12,15 @@ from PIL import Image
 
 from genre_lightning.checkpoint.model import TrainedModel
 from genre_lightning.data.datamodule import MovieDataModule
-from genre_lightning.explain.explainer import BranchExplanation, ImageExplanation, TextExplanation
-from genre_lightning.explain.parts import ScoreParts, branch_labels, split_logits
-from genre_lightning.explain.pictures import lay_over
+from genre_lightning.explain.explainer import BranchExplanation
+from genre_lightning.explain.parts import branch_labels, split_logits
 from genre_lightning.explain.table import explain_branch, find_explainer
 from genre_lightning.inputs.decode import PosterError, decode_poster, upright_size
 from genre_lightning.movies.movie import Movie, PosterFile
+from genre_lightning.report.card import HEIGHT, BranchCard, as_thumbnail, branch_card, data_uri
 from genre_lightning.report.evaluation import SplitScores
 
-#: Pixels of a thumbnail's height; twice as many as the page shows.
-_HEIGHT = 240
-_QUALITY = 72
 _EPS = 1e-6
-#: Words shown of a text, each of at least so much that two digits tell it from nothing.
-_WORDS = 5
-_SHOWN = 0.005
 #: A card shows the true, the predicted and this many of the likeliest genres.
 _LIKELIEST = 3
 #: Texts that may be embedded to explain one branch of a card: two dozen cards take half a minute.
@@ -123,29 +115,6 @@ class GenreScore:
 
 
 @dataclass(frozen=True)
-class BranchCard:
-    """What a card says of one branch, for one genre.
-
-    Attributes:
-        label: what to call the branch.
-        absent: the movie lacks the branch's column.
-        part: what it adds to the logit; 0 where absent.
-        words: of a text, those that add most, and what they add.
-        other_words: what the rest of them add; None where words don't sum to the part.
-        heat: an image with the places that speak for the genre, a data: URI.
-        nothing_speaks: the branch saw an image, and no place in it speaks for the genre.
-    """
-
-    label: str
-    absent: bool
-    part: float
-    words: list[tuple[str, float]]
-    other_words: float | None
-    heat: str | None
-    nothing_speaks: bool
-
-
-@dataclass(frozen=True)
 class Card:
     """What the gallery says of one movie; the poster is a data: URI, None where there is none.
 
@@ -236,47 +205,16 @@ def make_card(
         logit=float(parts.logits[pick.genre]),
         bias=float(parts.bias[pick.genre]),
         branches=[
-            _branch_card(model, movie, branch, label, has[branch], parts, pick.genre, pictures)
+            branch_card(
+                label,
+                has[branch],
+                float(parts.branches[branch][pick.genre]),
+                pick.genre,
+                _explain(model, movie, branch) if has[branch] else None,
+                pictures.get(model.inputs[branch].column),
+            )
             for branch, label in branch_labels(model.inputs).items()
         ],
-    )
-
-
-def _branch_card(
-    model: TrainedModel,
-    movie: Movie,
-    branch: str,
-    label: str,
-    present: bool,
-    parts: ScoreParts,
-    genre: int,
-    pictures: Mapping[str, Image.Image],
-) -> BranchCard:
-    """What is shown of one branch; ``pictures`` are the movie's images, by column."""
-    column = model.inputs[branch].column
-    words: list[tuple[str, float]] = []
-    others = heat = None
-    nothing_speaks = False
-    found = _explain(model, movie, branch) if present else None
-    if isinstance(found, TextExplanation):
-        ranked = found.ranked(genre)
-        words = [(text, value) for text, value in ranked[:_WORDS] if abs(value) >= _SHOWN]
-        if found.exact:
-            others = sum(value for _, value in ranked[len(words) :])
-    elif isinstance(found, ImageExplanation) and column in pictures:
-        (places,) = found.heat_maps([genre])
-        nothing_speaks = not places.any()
-        if not nothing_speaks:
-            picture = pictures[column]
-            heat = data_uri(lay_over(np.asarray(picture), places, picture.size))
-    return BranchCard(
-        label=label,
-        absent=not present,
-        part=float(parts.branches[branch][genre]),
-        words=words,
-        other_words=others,
-        heat=heat,
-        nothing_speaks=nothing_speaks,
     )
 
 
@@ -297,23 +235,13 @@ def thumbnail(poster: PosterFile) -> tuple[Image.Image | None, str]:
     """A small picture in the poster's own proportions, or None and why there is none."""
     try:
         data = poster.read_bytes()
-        pixels = decode_poster(data, _HEIGHT)
+        pixels = decode_poster(data, HEIGHT)
         width, height = upright_size(data)
     except FileNotFoundError:
         return None, "poster not there"
     except (OSError, PosterError):
         return None, "poster unreadable"
-    # Banners and ribbons are squeezed rather than left to break the page.
-    proportion = min(max(width / height, 0.5), 1.0)
-    size = (round(_HEIGHT * proportion), _HEIGHT)
-    return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC), ""
-
-
-def data_uri(image: Image.Image) -> str:
-    """The image as a JPEG inside of a URI."""
-    buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, "JPEG", quality=_QUALITY, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return as_thumbnail(pixels, width / height), ""
 
 
 def make_gallery(

@@ -111,6 +111,7 @@ def render_report(
     return render_page(
         "genre_lightning.report",
         "report",
+        styles=["card.css"],
         filters={"number": number, "signed": signed, "span": span, "legend_mark": charts.legend},
         facts=_facts(model, data, scores, origin),
         caution=_caution(model, data, scores.split),

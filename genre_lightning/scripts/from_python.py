@@ -17,7 +17,10 @@ from genre_lightning.cores import limit_spinning
 from genre_lightning.errors import UserError
 from genre_lightning.runs.command_line import plain_errors
 from genre_lightning.runs.commands import with_paths_quoted
+from genre_lightning.page.document import render_fragment
+from genre_lightning.report.numbers import number
 from genre_lightning.runs.earlier import with_earlier_overrides
+from genre_lightning.runs.ending import shown
 from genre_lightning.runs.places import BEST
 from genre_lightning.runs.slips import VERSION_BASE
 from genre_lightning.scripts import CONF
@@ -28,10 +31,19 @@ if TYPE_CHECKING:
 
     from genre_lightning.predicting.predictor import GenrePredictor
 
+#: What a notebook shows of a run, by metrics' names; ``result`` has all.
+SHOWN_METRICS = {
+    "map_macro": "mAP, macro",
+    "f1_micro": "F1, micro",
+    "f1_macro": "F1, macro",
+    "precision_micro": "precision, micro",
+    "recall_micro": "recall, micro",
+}
+
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A training that has ended.
+    """A training that has ended. A notebook shows its scores as a table.
 
     Attributes:
         folder: the run folder.
@@ -55,6 +67,21 @@ class TrainedRun:
         from genre_lightning.predicting.predictor import GenrePredictor
 
         return GenrePredictor.from_checkpoint(self.checkpoint, device)
+
+    def _repr_html_(self) -> str:
+        return render_fragment(
+            "genre_lightning.scripts",
+            "run",
+            filters={"number": number},
+            folder=shown(self.folder),
+            result=self.result,
+            metrics=SHOWN_METRICS,
+            splits={
+                name: self.result[split]
+                for split, name in {"val": "validation", "test": "test"}.items()
+                if self.result.get(split)
+            },
+        )
 
 
 def train(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> TrainedRun:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from genre_lightning.explain.parts import score_parts
 from genre_lightning.movies.movie import PosterFile
+from genre_lightning.report.card import BranchCard
 from genre_lightning.report.gallery import (
-    BranchCard,
     Card,
     Pick,
     make_card,

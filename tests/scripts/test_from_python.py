@@ -31,6 +31,11 @@ def test_it_trains_as_often_as_it_is_called(tiny_overrides: Overrides, tmp_path:
         assert written["status"] == "completed" and written == run.result
         assert (run.folder / ".hydra" / "overrides.yaml").is_file()
     assert first.result["test"] == second.result["test"]
+    # A notebook shows the scores.
+    shown = second._repr_html_()
+    assert "<b>named</b> completed: 2 epochs" in shown and str(tmp_path) not in shown
+    for split in ("val", "test"):
+        assert f"<td>{second.result[split]['map_macro']:.3f}</td>" in shown
     (prediction,) = second.predictor("cpu").predict(["Lost Kiss (1968)"])
     assert len(prediction.scores) == 8
     # Resumed by its folder, it has its own settings, which are changed within what may change.

@@ -1,0 +1,92 @@
+"""How a notebook shows a prediction: one movie's card, as HTML that needs nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from genre_lightning.errors import InputError
+from genre_lightning.explain.pictures import proportions
+from genre_lightning.inputs.input import Value
+from genre_lightning.inputs.pixels import read_poster
+from genre_lightning.page.document import render_fragment
+from genre_lightning.report.card import (
+    HEIGHT,
+    BranchCard,
+    as_thumbnail,
+    branch_card,
+    data_uri,
+)
+from genre_lightning.report.numbers import number, signed
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from genre_lightning.explain.movie import MovieExplanation
+    from genre_lightning.predicting.predictor import Prediction
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a genre has its score: its logit is the sum of ``bias`` and the parts of ``branches``."""
+
+    genre: str
+    logit: float
+    bias: float
+    branches: list[BranchCard]
+
+
+def as_html(prediction: Prediction) -> str:
+    """A prediction as a card: poster, scores with thresholds, and why, where that is known."""
+    picture, no_poster = _small(prediction.poster)
+    reasons = []
+    if prediction.explanation is not None:
+        reasons = [
+            _reason(prediction.explanation, genre, picture) for genre in prediction.told_genres()
+        ]
+    methods = {} if prediction.explanation is None else prediction.explanation.branches
+    return render_fragment(
+        "genre_lightning.predicting",
+        "prediction",
+        styles=["card.css"],
+        filters={"number": number, "signed": signed},
+        prediction=prediction,
+        title=prediction.title or "",
+        poster=None if picture is None else data_uri(picture),
+        no_poster=no_poster,
+        reasons=reasons,
+        methods=list(dict.fromkeys(found.method for found in methods.values())),
+    )
+
+
+def _small(poster: Value | None) -> tuple[Image.Image | None, str]:
+    """The poster in small; None where there is none, or it can't be read now, and which of both."""
+    if poster is None:
+        return None, ""
+    try:
+        width, height = proportions(poster)
+        return as_thumbnail(read_poster(poster, (HEIGHT, HEIGHT)), width / height), ""
+    except FileNotFoundError:
+        return None, "poster not there"
+    except (InputError, OSError, ValueError):
+        return None, "poster unreadable"
+
+
+def _reason(explanation: MovieExplanation, genre: str, picture: Image.Image | None) -> Reason:
+    place = explanation.genres.index(genre)
+    return Reason(
+        genre,
+        float(explanation.parts.logits[place]),
+        float(explanation.parts.bias[place]),
+        [
+            branch_card(
+                label,
+                branch not in explanation.absent,
+                float(explanation.parts.branches[branch][place]),
+                place,
+                explanation.branches.get(branch),
+                picture,
+            )
+            for branch, label in explanation.labels.items()
+        ],
+    )
