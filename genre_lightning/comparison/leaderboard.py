@@ -23,6 +23,7 @@ from genre_lightning.comparison.text import (
 )
 from genre_lightning.files import whole_file
 from genre_lightning.runs.commands import shell_command
+from genre_lightning.runs.ending import shown as below_here
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -103,7 +104,7 @@ def print_leaderboard(comparison: Comparison, console: Console) -> None:
         console.print(f"and {len(unfinished) - MOST_UNFINISHED} more have not finished")
     for group in comparison.firsts:
         of_data = data_name(group, comparison)
-        place = shell_command(printable(str(best_run(group, comparison).folder)))
+        place = shell_command(printable(str(below_here(best_run(group, comparison).folder))))
         console.print(Text(f"Best{of_data and f' of {of_data}'}: {place}"), soft_wrap=True)
     for note in comparison.notes:
         console.print(Text(f"Note: {note}"), soft_wrap=True)

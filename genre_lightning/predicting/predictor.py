@@ -85,9 +85,18 @@ class Prediction:
         return list(self.genres) or sorted(distance, key=lambda genre: distance[genre])[:3]
 
     def _repr_html_(self) -> str:
-        from genre_lightning.predicting.shown import as_html
+        from genre_lightning.predicting.shown import card_html
 
-        return as_html(self)
+        return card_html(
+            self.title,
+            self.problem,
+            self.genres,
+            self.ranked(),
+            self.thresholds,
+            self.poster,
+            self.explanation,
+            self.told_genres(),
+        )
 
 
 class GenrePredictor:

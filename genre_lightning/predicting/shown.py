@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,8 +23,8 @@ from genre_lightning.report.numbers import number, signed
 if TYPE_CHECKING:
     from PIL import Image
 
+    from genre_lightning.explain.explainer import BranchExplanation
     from genre_lightning.explain.movie import MovieExplanation
-    from genre_lightning.predicting.predictor import Prediction
 
 
 @dataclass(frozen=True)
@@ -36,22 +37,44 @@ class Reason:
     branches: list[BranchCard]
 
 
-def as_html(prediction: Prediction) -> str:
-    """A prediction as a card: poster, scores with thresholds, and why, where that is known."""
-    picture, no_poster = _small(prediction.poster)
+def card_html(
+    title: str | None,
+    problem: str | None,
+    predicted: Sequence[str],
+    scores: Sequence[tuple[str, float]],
+    thresholds: Mapping[str, float],
+    poster: Value | None,
+    explanation: MovieExplanation | None,
+    explained: Sequence[str],
+) -> str:
+    """A prediction as a card: poster, scores with thresholds, and why, where that is known.
+
+    Args:
+        title: of the movie.
+        problem: what was left out of it.
+        predicted: the genres predicted.
+        scores: of all genres, in the order in which they are shown.
+        thresholds: of all genres.
+        poster: of the movie.
+        explanation: of its scores.
+        explained: the genres whose reasons are shown.
+    """
+    picture, no_poster = _small(poster)
     reasons = []
-    if prediction.explanation is not None:
-        reasons = [
-            _reason(prediction.explanation, genre, picture) for genre in prediction.told_genres()
-        ]
-    methods = {} if prediction.explanation is None else prediction.explanation.branches
+    methods: Mapping[str, BranchExplanation] = {}
+    if explanation is not None:
+        reasons = [_reason(explanation, genre, picture) for genre in explained]
+        methods = explanation.branches
     return render_fragment(
         "genre_lightning.predicting",
         "prediction",
         styles=["card.css"],
         filters={"number": number, "signed": signed},
-        prediction=prediction,
-        title=prediction.title or "",
+        title=title or "",
+        problem=problem,
+        predicted=predicted,
+        scores=scores,
+        thresholds=thresholds,
         poster=None if picture is None else data_uri(picture),
         no_poster=no_poster,
         reasons=reasons,

@@ -15,10 +15,10 @@ from hydra.types import RunMode
 
 from genre_lightning.cores import limit_spinning
 from genre_lightning.errors import UserError
-from genre_lightning.runs.command_line import plain_errors
-from genre_lightning.runs.commands import with_paths_quoted
 from genre_lightning.page.document import render_fragment
 from genre_lightning.report.numbers import number
+from genre_lightning.runs.command_line import plain_errors
+from genre_lightning.runs.commands import with_paths_quoted
 from genre_lightning.runs.earlier import with_earlier_overrides
 from genre_lightning.runs.ending import shown
 from genre_lightning.runs.places import BEST
@@ -41,7 +41,7 @@ SHOWN_METRICS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainedRun:
     """A training that has ended. A notebook shows its scores as a table.
 
@@ -67,6 +67,10 @@ class TrainedRun:
         from genre_lightning.predicting.predictor import GenrePredictor
 
         return GenrePredictor.from_checkpoint(self.checkpoint, device)
+
+    def __repr__(self) -> str:
+        # Without the whole result, which is long.
+        return f"TrainedRun({str(shown(self.folder))!r}, {self.result['status']})"
 
     def _repr_html_(self) -> str:
         return render_fragment(

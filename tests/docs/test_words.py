@@ -321,7 +321,7 @@ def test_every_extra_is_there() -> None:
 
 @pytest.mark.parametrize("page", [*PAGES, REPOSITORY / "CONTRIBUTING.md"], ids=name_of)
 def test_every_file_is_there(page: Path) -> None:
-    tops = "benchmarks|conf|docs|genre_lightning|hydra_plugins|tests"
+    tops = "benchmarks|conf|docs|genre_lightning|hydra_plugins|notebooks|tests"
     text = page.read_text("utf-8")
     for code in [*inline(text), *re.findall(r"pytest (tests/[\w./-]+)", text)]:
         if re.fullmatch(rf"(?:{tops})/[\w./-]*", code) and not PLACEHOLDER.search(code):

@@ -18,7 +18,7 @@ from genre_lightning.errors import InputError
 from genre_lightning.explain.parts import score_parts
 from genre_lightning.predicting.predictor import Prediction
 
-TITLE = "Heat <script>alert(1)</script> & \"Alien\" (1995)"
+TITLE = 'Heat <script>alert(1)</script> & "Alien" (1995)'
 
 
 @pytest.fixture(scope="module")

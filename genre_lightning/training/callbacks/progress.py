@@ -6,6 +6,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
+from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -23,7 +24,8 @@ class Progress(RichProgressBar):
     """Lightning's bar, with the training loss, the monitored value and the best one so far.
 
     The line of an epoch stays when it has ended. The loss is that of the last batches while an
-    epoch lasts, and the epoch's mean at its end.
+    epoch lasts, and the epoch's mean at its end. In a notebook, where a bar would need further
+    packages, there are the lines alone.
 
     Args:
         monitor: name of the value that tells the best checkpoint.
@@ -33,6 +35,9 @@ class Progress(RichProgressBar):
         super().__init__(refresh_rate=10, leave=True)
         self.monitor = monitor
         self.loss: float | None = None
+        self.lines = Console().is_jupyter
+        if self.lines:
+            self.disable()
 
     def configure_columns(self, trainer: pl.Trainer) -> list[ProgressColumn]:
         return [
@@ -59,6 +64,10 @@ class Progress(RichProgressBar):
         mean = trainer.callback_metrics.get("train/loss")
         if mean is not None:
             self.loss = float(mean)
+        if self.lines and trainer.is_global_zero:
+            values = self.get_metrics(trainer, pl_module)
+            told = "  ".join(f"{name}: {value:.3f}" for name, value in values.items())
+            print(f"Epoch {trainer.current_epoch}/{(trainer.max_epochs or 0) - 1}  {told}")
         super().on_train_epoch_end(trainer, pl_module)
 
     def get_metrics(

@@ -1,0 +1,89 @@
+"""The notebook: it runs from top to bottom, and what is stored can be shown to anyone."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import nbformat
+import pytest
+
+from docs.notebook import MAX_BYTES, NOTEBOOK, execute, noise
+
+
+@pytest.fixture(scope="module")
+def stored() -> Any:
+    return nbformat.read(NOTEBOOK, as_version=4)
+
+
+def outputs(notebook: Any) -> list[tuple[int, str]]:
+    """Cells and kinds of their outputs, as shown."""
+    return [
+        (number, kind)
+        for number, cell in enumerate(notebook.cells)
+        for output in cell.get("outputs", ())
+        for kind in output.get("data", {output.get("name", output.output_type): ""})
+    ]
+
+
+def scores(notebook: Any) -> list[str]:
+    """The mAP on the test split of each run that the notebook shows."""
+    return [
+        found[1]
+        for cell in notebook.cells
+        for output in cell.get("outputs", ())
+        if (found := re.search(r"test, \d+ movies</th><td>([\d.]+)<", _html(output)))
+    ]
+
+
+def _html(output: Any) -> str:
+    return str(output.get("data", {}).get("text/html", ""))
+
+
+def test_it_is_stored_with_its_outputs(stored: Any) -> None:
+    nbformat.validate(stored)
+    assert NOTEBOOK.stat().st_size < MAX_BYTES
+    code = [cell for cell in stored.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    kinds = {kind for _, kind in outputs(stored)}
+    assert {"text/html", "image/png", "text/markdown", "stdout"} <= kinds
+    assert len(scores(stored)) == 2
+
+
+def test_nothing_of_a_machine_is_stored(stored: Any) -> None:
+    assert noise(stored) == []
+    text = NOTEBOOK.read_text("utf-8")
+    assert "stderr" not in text and '"execution": {' not in text
+
+
+@pytest.mark.parametrize(
+    ("output", "what"),
+    [
+        ({"output_type": "stream", "name": "stdout", "text": "see /home/me/x.py"}, "/home/me"),
+        ({"output_type": "stream", "name": "stderr", "text": "oh"}, "oh"),
+        (
+            {
+                "output_type": "display_data",
+                "data": {"text/html": "<p>UserWarning"},
+                "metadata": {},
+            },
+            "Warning",
+        ),
+    ],
+    ids=["path", "standard error", "warning"],
+)
+def test_noise_is_found(output: Any, what: str) -> None:
+    cell = nbformat.v4.new_code_cell("1")
+    cell.outputs = [nbformat.from_dict(output)]
+    (found,) = noise(nbformat.v4.new_notebook(cells=[cell]))
+    assert what in found
+
+
+@pytest.mark.slow
+def test_it_runs_from_top_to_bottom(stored: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    made = execute()
+    assert noise(made) == []
+    assert outputs(made) == outputs(stored)
+    for here, there in zip(scores(made), scores(stored), strict=True):
+        assert float(here) == pytest.approx(float(there), abs=0.1)
