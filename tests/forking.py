@@ -137,14 +137,20 @@ def _run(
 ) -> None:
     if start_new_session:
         os.setsid()
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        file = os.open(os.path.join(output, name), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(file, number)
+        os.close(file)
+    run_as_python(arguments, cwd, env)
+
+
+def run_as_python(arguments: list[str], cwd: str, env: Mapping[str, str]) -> None:
+    """Have this forked process be ``python *arguments``; its output goes where 1 and 2 lead."""
     # It may start processes of its own, and in the way that Python would by itself.
     multiprocessing.current_process().daemon = False
     multiprocessing.set_start_method(None, force=True)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number, name in ((1, "stdout"), (2, "stderr")):
-        file = os.open(os.path.join(output, name), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(file, number)
-        os.close(file)
         raw = io.BufferedWriter(io.FileIO(number, "w", closefd=False))
         setattr(sys, name, io.TextIOWrapper(raw, "utf-8", line_buffering=name == "stderr"))
     os.environ.clear()

@@ -66,7 +66,7 @@ MADE = {
 }
 #: Look like keys and are none.
 NO_KEYS = ("model.branches.tagline", "model.vocabulary.json", "trainer.fit")
-MADE_OPTIONS = ("jsonl", "soft_f1", "title_length", "poster_lite1")
+MADE_OPTIONS = ("jsonl", "soft_f1", "title_length", "poster_lite1", "embedding_residual")
 #: Groups of the configuration whose options are named like data=demo.
 GROUPS = (
     "callbacks", "data", "experiment", "logger", "loss", "model", "optimizer", "parameters",
@@ -233,7 +233,7 @@ def test_a_training_composes(arguments: list[str]) -> None:
     overrides = [re.sub(r"=\.\.\.$", "=FOLDER", override) for override in overrides]
     made = any(option in override for option in MADE_OPTIONS for override in overrides)
     if made:
-        pytest.skip("of the steps of extending.md, which are run below")
+        pytest.skip("of the steps of extending.md, which test_blocks.py runs")
     for job in jobs(overrides) if overrides else [[]]:
         cfg = composed("train", job)
         missing = {key for key, value in flat(cfg) if value == "???"}

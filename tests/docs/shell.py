@@ -1,0 +1,166 @@
+"""Blocks of the pages as a reader runs them: by bash, in a folder like a clone.
+
+``python`` and the commands of the package are forked from a process that has imported PyTorch;
+see ``tests/forking.py``. Trainings are made small, see :func:`smaller`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import tomllib
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+
+from tests.forking import REPOSITORY, run_as_python, start_process
+
+#: Added to every training: what a reader types, in a second. Later ones win.
+SMALL = (
+    "trainer.max_epochs=1",
+    "trainer.accelerator=cpu",
+    "data.workers=1",
+    "callbacks.progress_bar=null",
+    "++trainer.enable_progress_bar=false",
+)
+SMALL_DEMO = ("++data.num_movies=120", "++data.poster_height=48")
+#: Of the default model.
+SMALL_FUSION = (
+    "model.branches.title_tfidf.input.vocabulary_size=256",
+    "model.branches.title_tfidf.network.hidden=8",
+    "model.branches.poster_resnet.network.widths=[4,8]",
+    "model.branches.poster_resnet.network.blocks=[1,1]",
+)
+#: Sends its arguments, folder, environment and what 0, 1 and 2 lead to; ends as the command does.
+CLIENT = """\
+#!{python} -IS
+import json, os, socket, sys
+connection = socket.socket(socket.AF_UNIX)
+connection.connect({address!r})
+asked = [os.path.basename(sys.argv[0]), sys.argv[1:], os.getcwd(), dict(os.environ)]
+data = json.dumps(asked).encode()
+socket.send_fds(connection, [len(data).to_bytes(8, "big")], [0, 1, 2])
+connection.sendall(data)
+sys.exit(int(connection.recv(1)[0]))
+"""
+
+
+def smaller(arguments: list[str]) -> list[str]:
+    """The arguments of ``python`` with those that make a training small."""
+    if arguments[:1] != ["train.py"] or {"--help", "--cfg"} & set(arguments):
+        return arguments
+    given = dict(argument.partition("=")[::2] for argument in arguments[1:])
+    more = list(SMALL)
+    if given.get("data", "demo") == "demo":
+        more += SMALL_DEMO
+    if not {"model", "model/branch"} & set(given):
+        more += SMALL_FUSION
+    if "ckpt_path" in given:
+        more.append("trainer.max_epochs=3")
+    if given.get("sweep") == "optuna":
+        more.append("sweep.n_trials=2")
+    return [*arguments, *more]
+
+
+class Shell:
+    """Runs blocks of a shell."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="shell-")
+        self._bin = Path(self._folder.name, "bin")
+        self._bin.mkdir()
+        address = str(Path(self._folder.name, "socket"))
+        project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"]
+        for name in ("python", *project["scripts"]):
+            path = self._bin / name
+            path.write_text(CLIENT.format(python=sys.executable, address=address), "utf-8")
+            path.chmod(0o755)
+        self._server = start_process(_serve, address, project["scripts"])
+        while not os.path.exists(address):
+            self._server.join(0.01)
+            assert self._server.is_alive()
+
+    def run(self, block: str, folder: Path) -> subprocess.CompletedProcess[str]:
+        """Run a block; it ends at the first command that fails."""
+        env = {**os.environ, "PATH": f"{self._bin}{os.pathsep}{os.environ['PATH']}"}
+        env.pop("HYDRA_FULL_ERROR", None)
+        return subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", block],
+            cwd=folder,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=600,
+        )
+
+    def close(self) -> None:
+        self._server.kill()
+        self._server.join()
+        self._folder.cleanup()
+
+
+def make_clone(folder: Path) -> None:
+    """What a clone has and the blocks use."""
+    folder.mkdir(parents=True)
+    for name in ("train.py", "evaluate.py"):
+        shutil.copy(REPOSITORY / name, folder)
+    shutil.copytree(REPOSITORY / "conf", folder / "conf")
+
+
+def _serve(address: str, scripts: Mapping[str, str]) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(address)
+        server.listen()
+        while True:
+            connection, _ = server.accept()
+            with contextlib.suppress(ChildProcessError):
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+            if os.fork() == 0:
+                server.close()
+                os._exit(_answer(connection, scripts))
+            connection.close()
+
+
+def _answer(connection: socket.socket, scripts: Mapping[str, str]) -> int:
+    """Be one command; its status."""
+    header, files, _, _ = socket.recv_fds(connection, 8, 3)
+    with connection.makefile("rb") as stream:
+        asked = json.loads(stream.read(int.from_bytes(header, "big")))
+    program, arguments, cwd, env = asked
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+        os.close(file)
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - open until the end
+    if program == "python":
+        given = smaller(arguments)
+    else:
+        module, _, function = scripts[program].partition(":")
+        code = f"import sys; sys.argv[0] = {program!r}\n"
+        code += f"from {module} import {function}\nsys.exit({function}())"
+        given = ["-c", code, *arguments]
+    status = 0
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        run_as_python(given, cwd, env)
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+    except BaseException:  # noqa: BLE001 - as the interpreter does at the top
+        traceback.print_exc()
+        status = 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    connection.sendall(bytes([status]))
+    return 0

@@ -1,0 +1,321 @@
+"""Every code block of README and docs is run as it stands, or says in a comment why it is not."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from genre_lightning.checkpoint.card import CHECKPOINT_KEY
+from genre_lightning.movies.columns import join_columns
+from genre_lightning.movies.demo import read_demo
+from genre_lightning.movies.manifest import read_manifest
+from tests.docs.blocks import Block, blocks
+from tests.docs.shell import REPOSITORY, SMALL, Shell, make_clone
+
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+#: What is shown and not code: output, drawings, expressions.
+SHOWN = ("text",)
+#: Its files are written and its tables changed as it says, in a copy of the package.
+EXTENDING = REPOSITORY / "docs" / "extending.md"
+#: In place of what a reader fills in; and one seed is enough here.
+FILLED = {
+    "seed=0,1,2": "seed=0",
+    "runs/sweeps/NAME": "runs/sweeps/first",
+    "RUN": "runs/first",
+    "CKPT": "best.ckpt",
+}
+#: Blocks of each language that are run, wholly or in part: no fewer, whoever marks one.
+LEAST = {"sh": 25, "python": 8, "csv": 3, "yaml": 3}
+
+
+def runnable(page: Path) -> list[Block]:
+    return [block for block in blocks(page) if block.language not in SHOWN and block.runnable]
+
+
+def test_every_block_is_run_or_says_why_not() -> None:
+    count: Counter[str] = Counter()
+    for page in PAGES:
+        for block in blocks(page):
+            where = f"{page.name}:{block.line}"
+            assert block.language in (*LEAST, *SHOWN), f"{where}: what language is it?"
+            if block.language in SHOWN:
+                assert not block.reason, f"{where}: nobody would run this"
+                commands = r"^(python (train|evaluate|-m)|genre-\w+ )"
+                assert not re.search(commands, block.text, re.MULTILINE), f"{where}: commands"
+            elif block.runnable.strip():
+                count[block.language] += 1
+            else:
+                assert len(block.reason.split()) > 1, where
+    assert all(count[language] >= least for language, least in LEAST.items()), count
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<!-- not run because -->\n```sh\nls\n```", "not run because"),
+        ("<!-- not run, line 2: too long -->\n```sh\nls\n```", "there are no lines 2-2"),
+        ("<!-- not run: too long -->\n\n```sh\nls\n```", "that no block follows"),
+    ],
+    ids=["form", "line", "away"],
+)
+def test_a_wrong_comment_is_found(text: str, message: str, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(text + "\n", "utf-8")
+    with pytest.raises(ValueError, match=message):
+        blocks(page)
+
+
+def test_lines_are_left_out(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("1\n\n  <!-- not run, lines 1-2: why -->\n  ```sh\n  a\n  b\n  c\n  ```\n")
+    (block,) = blocks(page)
+    assert (block.line, block.runnable, block.reason) == (4, "c\n", "why")
+
+
+@pytest.fixture(scope="module")
+def shell() -> Iterator[Shell]:
+    shell = Shell()
+    yield shell
+    shell.close()
+
+
+@pytest.mark.slow
+def test_a_block_ends_at_a_command_that_fails(shell: Shell, tmp_path: Path) -> None:
+    make_clone(tmp_path / "clone")
+    done = shell.run("echo on\npython train.py optimizer.lrr=1 | cat\necho off", tmp_path / "clone")
+    assert done.returncode == 1
+    assert done.stdout.startswith("on\n") and "lrr" in done.stdout and "off" not in done.stdout
+
+
+@pytest.fixture(scope="module")
+def prepared(shell: Shell, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone with what the blocks name: a trained run, checkpoints, tables and posters."""
+    clone = tmp_path_factory.mktemp("prepared") / "clone"
+    make_clone(clone)
+    movies = read_demo(tmp_path_factory.mktemp("demo"), num_movies=100, poster_height=48).movies
+    (clone / "posters").mkdir()
+    ml1m = clone / "data" / "ml1m"
+    (ml1m / "ml1m-images").mkdir(parents=True)
+    rows: dict[str, list[str]] = {"train": [], "test": []}
+    for movie in movies:
+        rows[str(movie.split)].append(f"{movie.id}::{movie.title}::{'|'.join(movie.genres)}")
+        if poster := movie.value("poster"):
+            shutil.copy(poster.path, clone / "posters")
+            shutil.copy(poster.path, ml1m / "ml1m-images")
+    for split, lines in rows.items():
+        (ml1m / f"movies_{split}.dat").write_text("\n".join(lines) + "\n", "utf-8")
+    write_movies(clone, "|")
+    with (clone / "columns.csv").open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["id", "synopsis", "director", "cast"])
+        table.writerows(
+            [m.id, f"A story of {m.title}.", "Ann Lee", "Bo Ek|Cy Dahl"] for m in movies
+        )
+    # In the folder of posters are those of real titles alone, as --folder wants them.
+    first = next(iter(sorted((clone / "posters").iterdir())))
+    for name in ("heat.jpg", "avengers.jpg"):
+        shutil.copy(first, clone / name)
+    made = shell.run(
+        "python train.py hydra.run.dir=runs/first\n"
+        "python train.py hydra.run.dir=runs/title 'model/branch=[title_tfidf]'\n"
+        "cp runs/first/checkpoints/best.ckpt best.ckpt\n"
+        "cp runs/title/checkpoints/best.ckpt title.ckpt && rm -r runs/title",
+        clone,
+    )
+    assert made.returncode == 0, made.stdout
+    return clone
+
+
+def write_movies(clone: Path, separator: str) -> None:
+    """``movies.csv`` of the movies of ``data/ml1m``, with further columns."""
+    lines = [
+        line.split("::")
+        for split in ("train", "test")
+        for line in (clone / f"data/ml1m/movies_{split}.dat").read_text("utf-8").splitlines()
+    ]
+    with (clone / "movies.csv").open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["title", "poster", "genres", "synopsis", "tagline"])
+        for number, title, genres in lines:
+            poster = f"posters/{number}.jpg"
+            given = [title, poster if (clone / poster).exists() else ""]
+            given += [genres.replace("|", separator), f"A story of {title}.", f"See {title}!"]
+            table.writerow(given)
+
+
+@pytest.fixture
+def clone(prepared: Path, tmp_path: Path) -> Callable[[Path], Path]:
+    """A copy for a page: with a run, unless the page makes it."""
+
+    def make(page: Path) -> Path:
+        folder = tmp_path / "clone"
+        shutil.copytree(prepared, folder)
+        if any("hydra.run.dir=runs/first" in block.runnable for block in blocks(page)):
+            shutil.rmtree(folder / "runs")
+        return folder
+
+    return make
+
+
+def prepare(folder: Path, block: Block) -> None:
+    """What a page says in words before a block."""
+    if "genre_separator" in block.runnable:
+        write_movies(folder, ";")
+    elif "data=manifest" in block.runnable:
+        write_movies(folder, "|")
+    if "--onnx" in block.runnable:  # "For a model with the one branch title_tfidf"
+        shutil.copy(folder / "title.ckpt", folder / "best.ckpt")
+
+
+WITH_COMMANDS = [
+    page
+    for page in PAGES
+    if page != EXTENDING and any(block.language in ("sh", "python") for block in runnable(page))
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda page: page.name)
+def test_the_blocks_of_a_page_run(page: Path, clone: Callable[[Path], Path], shell: Shell) -> None:
+    folder = clone(page)
+    for block in runnable(page):
+        if block.language not in ("sh", "python"):
+            continue
+        prepare(folder, block)
+        text = block.runnable
+        for name, value in FILLED.items():
+            text = re.sub(rf"\b{re.escape(name)}\b", value, text)
+        if block.language == "python":
+            (folder / "block.py").write_text(text, "utf-8")
+            text = "python block.py"
+        done = shell.run(text, folder)
+        assert done.returncode == 0, f"{page.name}:{block.line}\n{text}\n{done.stdout}"
+        assert "Traceback" not in done.stdout and "Warning" not in done.stdout, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("page", "block"),
+    [
+        pytest.param(page, block, id=f"{page.name}:{block.line}")
+        for page in PAGES
+        for block in runnable(page)
+        if block.language == "csv"
+    ],
+)
+def test_a_table_is_read(page: Path, block: Block, tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text(block.runnable, "utf-8")
+    header, *rows = csv.reader(block.runnable.splitlines())
+    assert len(rows) > 1
+    if "title" in header:
+        movies = read_manifest(path)
+        assert len(movies.movies) == len(rows)
+        assert set(movies.columns()) == set(header) - {"genres"}
+    else:
+        movies = join_columns(read_demo(tmp_path, num_movies=20, poster_height=32), path)
+        assert set(header) - {"id"} <= set(movies.columns())
+
+
+def insert(path: Path, before: str, text: str) -> None:
+    source = path.read_text("utf-8")
+    assert source.count(before) == 1, before
+    path.write_text(source.replace(before, text + before), "utf-8")
+
+
+@pytest.mark.slow
+def test_what_extending_adds_trains(clone: Callable[[Path], Path], shell: Shell) -> None:
+    """Its dataset, input, network and loss in one training, of a package that has them."""
+    folder = clone(EXTENDING)
+    package = folder / "genre_lightning"
+    shutil.copytree(REPOSITORY / "genre_lightning", package)
+    text = EXTENDING.read_text("utf-8")
+    left = runnable(EXTENDING)
+
+    def take(start: str) -> str:
+        (found,) = [block for block in left if block.runnable.startswith(start)]
+        left.remove(found)
+        return found.runnable
+
+    def write(name: str, start: str) -> None:
+        assert f"`{name}`" in text
+        (folder / name).write_text(take(start), "utf-8")
+
+    def entry(name: str) -> str:
+        assert f"`{name}`" in text
+        return f"    {name}\n"
+
+    for name, start in (
+        ("genre_lightning/movies/jsonl.py", '"""Reader for one JSON'),
+        ("conf/data/jsonl.yaml", "defaults:"),
+        ("genre_lightning/inputs/length.py", '"""How long a text is'),
+        ("conf/model/branch/title_length.yaml", "# @package model.branches.title_length"),
+        ("genre_lightning/models/embedding_residual.py", '"""Vectors through a residual'),
+        ("conf/loss/soft_f1.yaml", "_target_:"),
+    ):
+        write(name, start)
+    table = package / "movies" / "readers.py"
+    insert(table, "\nREADERS: ", "from genre_lightning.movies.jsonl import read_jsonl\n")
+    insert(table, '    "demo": read_demo,\n', entry('"jsonl": read_jsonl,'))
+    table = package / "inputs" / "table.py"
+    insert(table, "\nINPUTS: ", "from genre_lightning.inputs.length import LengthInput\n")
+    insert(table, "TermsInput, PixelsInput, EmbeddingInput", "LengthInput, ")
+    table = package / "models" / "networks.py"
+    insert(
+        table,
+        "\nNETWORKS: ",
+        "from genre_lightning.models.embedding_residual import EmbeddingResidual\n",
+    )
+    insert(table, '    "terms_mlp": NetworkType(\n', take('"embedding_residual": NetworkType('))
+    table = package / "scoring" / "losses.py"
+    insert(table, "LOSSES: dict", take("def soft_f1(") + "\n\n")
+    insert(table, '    "bce": BCELoss,\n', entry('"soft_f1": SoftF1Loss,'))
+
+    with (folder / "movies.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    with (folder / "movies.jsonl").open("w", encoding="utf-8") as file:
+        for number, row in enumerate(rows):
+            genres = row["genres"].split("|")
+            movie = {"id": number, "title": row["title"], "genres": genres}
+            file.write(json.dumps({**movie, "poster": row["poster"] or None}) + "\n")
+    command = take("python train.py 'model/branch=[title_tfidf,title_year]'").strip()
+    command = command.replace("title_year]", "title_year,title_length]")
+    for given in ("data=jsonl data.path=movies.jsonl", "loss=soft_f1"):
+        assert f"`{given}`" in text
+        command += f" {given}"
+    assert "`'model/branch=[title_tfidf,title_length]'`" in text
+    more = " ".join(map(shlex.quote, SMALL))
+    # A Python of its own, since the one that is forked has the package without these.
+    done = subprocess.run(
+        [
+            "bash",
+            "-euc",
+            f"PATH={Path(sys.executable).parent}:$PATH\n{command} {more} hydra.run.dir=runs/extended",
+        ],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr + done.stdout
+    run = folder / "runs" / "extended"
+    card = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)[CHECKPOINT_KEY]
+    assert '"length"' in card["inputs"]["title_length"]
+    networks = card["network"]["branches"]
+    assert networks["title_year"]["name"] == "embedding_residual"
+    assert (card["loss"]["name"], card["data"]["reader"]) == ("soft_f1", "jsonl")
+
+    for block in left:
+        assert block.language == "sh" and "tagline" in block.runnable, block.line
+        done = shell.run(block.runnable, folder)
+        assert done.returncode == 0, f"{block.line}: {done.stdout}"
+    assert len(left) == 2
