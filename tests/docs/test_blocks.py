@@ -233,6 +233,12 @@ def insert(path: Path, before: str, text: str) -> None:
     path.write_text(source.replace(before, text + before), "utf-8")
 
 
+def add_import(path: Path, module: str, name: str) -> None:
+    source = path.read_text("utf-8")
+    place = source.index("\nfrom genre_lightning.") + 1
+    path.write_text(f"{source[:place]}from {module} import {name}\n{source[place:]}", "utf-8")
+
+
 @pytest.mark.slow
 def test_what_extending_adds_trains(clone: Callable[[Path], Path], shell: Shell) -> None:
     """Its dataset, input, network and loss in one training, of a package that has them."""
@@ -265,17 +271,13 @@ def test_what_extending_adds_trains(clone: Callable[[Path], Path], shell: Shell)
     ):
         write(name, start)
     table = package / "movies" / "readers.py"
-    insert(table, "\nREADERS: ", "from genre_lightning.movies.jsonl import read_jsonl\n")
+    add_import(table, "genre_lightning.movies.jsonl", "read_jsonl")
     insert(table, '    "demo": read_demo,\n', entry('"jsonl": read_jsonl,'))
     table = package / "inputs" / "table.py"
-    insert(table, "\nINPUTS: ", "from genre_lightning.inputs.length import LengthInput\n")
+    add_import(table, "genre_lightning.inputs.length", "LengthInput")
     insert(table, "TermsInput, PixelsInput, EmbeddingInput", "LengthInput, ")
     table = package / "models" / "networks.py"
-    insert(
-        table,
-        "\nNETWORKS: ",
-        "from genre_lightning.models.embedding_residual import EmbeddingResidual\n",
-    )
+    add_import(table, "genre_lightning.models.embedding_residual", "EmbeddingResidual")
     insert(table, '    "terms_mlp": NetworkType(\n', take('"embedding_residual": NetworkType('))
     table = package / "scoring" / "losses.py"
     insert(table, "LOSSES: dict", take("def soft_f1(") + "\n\n")
@@ -294,13 +296,14 @@ def test_what_extending_adds_trains(clone: Callable[[Path], Path], shell: Shell)
         assert f"`{given}`" in text
         command += f" {given}"
     assert "`'model/branch=[title_tfidf,title_length]'`" in text
-    more = " ".join(map(shlex.quote, SMALL))
+    more = shlex.join([*SMALL, "hydra.run.dir=runs/extended"])
+    path = f"PATH={Path(sys.executable).parent}:$PATH"
     # A Python of its own, since the one that is forked has the package without these.
     done = subprocess.run(
         [
             "bash",
             "-euc",
-            f"PATH={Path(sys.executable).parent}:$PATH\n{command} {more} hydra.run.dir=runs/extended",
+            f"{path}\n{command} {more}",
         ],
         cwd=folder,
         capture_output=True,
