@@ -20,6 +20,7 @@ from genre_lightning.checkpoint.card import CHECKPOINT_KEY
 from genre_lightning.movies.columns import join_columns
 from genre_lightning.movies.demo import read_demo
 from genre_lightning.movies.manifest import read_manifest
+from tests.datasets import poster_of
 from tests.docs.blocks import Block, blocks
 from tests.docs.shell import REPOSITORY, SMALL, Shell, make_clone
 
@@ -110,7 +111,7 @@ def prepared(shell: Shell, tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows: dict[str, list[str]] = {"train": [], "test": []}
     for movie in movies:
         rows[str(movie.split)].append(f"{movie.id}::{movie.title}::{'|'.join(movie.genres)}")
-        if poster := movie.value("poster"):
+        if poster := poster_of(movie):
             shutil.copy(poster.path, clone / "posters")
             shutil.copy(poster.path, ml1m / "ml1m-images")
     for split, lines in rows.items():
