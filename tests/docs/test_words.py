@@ -65,7 +65,7 @@ MADE = {
     "genre_lightning/movies/jsonl.py",
 }
 #: Look like keys and are none.
-NO_KEYS = ("model.branches.tagline", "model.vocabulary.json", "trainer.fit")
+NO_KEYS = ("model.branches.tagline", "model.ckpt", "model.vocabulary.json", "trainer.fit")
 MADE_OPTIONS = ("jsonl", "soft_f1", "title_length", "poster_lite1", "embedding_residual")
 #: Groups of the configuration whose options are named like data=demo.
 GROUPS = (
