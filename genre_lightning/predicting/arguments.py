@@ -21,7 +21,7 @@ examples:
   genre-predict export best.ckpt --onnx model.onnx
   genre-predict export best.ckpt --weights slim.ckpt
   genre-predict export best.ckpt --out given-away/   (ONNX, weights and a model card)
-  genre-predict card best.ckpt --out README.md
+  genre-predict card best.ckpt --out card.md
 """
 
 #: In the place of a file: standard input and output.
