@@ -57,6 +57,43 @@ def whole_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Fill a folder that appears under its name once all of it is written, and not otherwise.
+
+    What processes that are no more have left half filled is removed.
+
+    Args:
+        path: of the folder; nothing, or an empty folder, may be there.
+
+    Yields:
+        The folder to fill, beside it.
+
+    Raises:
+        FullDiskError: the disk is full.
+        OSError: ``path`` is there and not empty, or can't be written.
+    """
+    for other in path.parent.glob(f".{path.name}.*"):
+        match = _TEMPORARY.fullmatch(other.name)
+        if match is not None and other.is_dir() and not is_alive(int(match["process"])):
+            shutil.rmtree(other)
+    temporary = temporary_name(path)
+    try:
+        temporary.mkdir()
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as written:
+                    os.fsync(written.fileno())
+        temporary.rename(path)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise full_disk(path, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def temporary_name(path: Path) -> Path:
     """Where this process writes a file that will have this name once it is whole."""
     return path.with_name(f".{path.name}.{os.getpid()}")

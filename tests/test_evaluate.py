@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,7 +25,9 @@ from genre_lightning.checkpoint.model import load_model
 from genre_lightning.data.datamodule import MovieDataModule
 from genre_lightning.errors import UserError
 from genre_lightning.movies.movie import DataError
+from genre_lightning.predicting.model_card import model_card
 from genre_lightning.report.evaluation import score_split, split_metrics
+from genre_lightning.report.overall import METRICS
 
 Evaluate = Callable[..., dict[str, float]]
 
@@ -121,6 +124,23 @@ def test_the_files_agree_with_scikit_learn(
         if true[:, column].any():
             expected = average_precision_score(true[:, column], scores[:, column])
             assert float(row["ap"]) == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_model_card_says_the_same_as_the_report(
+    trained_run: Path, evaluate_here: Evaluate, tmp_path: Path
+) -> None:
+    metrics = evaluate_here(best(trained_run))
+    folder = tmp_path / "evaluation"
+    # As the command writes it.
+    (folder / ".hydra").mkdir()
+    (folder / ".hydra" / "config.yaml").write_text("split: test\ndata: null\n")
+    card = model_card(best(trained_run), [folder])
+    report = (folder / "report.html").read_text("utf-8")
+    text = card.split("### Test split")[1].split("### ")[0]
+    for name in ("f1_micro", "f1_macro", "map_macro", "recall_micro"):
+        row = rf"\| {re.escape(METRICS[name])} \| ([\d.]+) \| ([\d.]+ to [\d.]+) \|"
+        (found,) = re.findall(row, text)
+        assert found[0] == f"{metrics[name]:.3f}" and found[1] in report
 
 
 @pytest.fixture

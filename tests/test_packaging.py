@@ -68,8 +68,10 @@ def declared(extra: str | None = None) -> set[str]:
 # Where the import's name is not the distribution's.
 DISTRIBUTIONS = {
     "PIL": "pillow",
+    "griffe": "griffelib",
     "hydra": "hydra-core",
     "iterstrat": "iterative-stratification",
+    "markdown_it": "markdown-it-py",
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
 }

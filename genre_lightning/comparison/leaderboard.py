@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import re
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -22,6 +21,7 @@ from genre_lightning.comparison.text import (
     shown_value,
 )
 from genre_lightning.files import whole_file
+from genre_lightning.page.markdown import in_markdown, markdown_table
 from genre_lightning.runs.commands import shell_command
 from genre_lightning.runs.ending import shown as below_here
 
@@ -37,6 +37,8 @@ MOST_UNFINISHED = 10
 LEAST_NAME = 16
 #: Head of the column with names of runs.
 RUN = "run"
+#: Heads of the columns that hold no numbers, in leaderboard.md.
+LEFT = (RUN, "status", "error")
 #: The setting that stays where there is no room for all.
 LR = "optimizer.lr"
 CSV_RESULTS = ("seconds", "train_samples_per_second", "num_parameters", *COSTS)
@@ -225,25 +227,14 @@ def markdown(comparison: Comparison) -> str:
     """The ranked table, and what is unfinished, as Markdown to paste."""
     better = "higher" if comparison.mode == "max" else "lower"
     heads, rows = ranked_table(comparison)
-    parts = [f"{_in_markdown(comparison.metric)}, {better} is better", ""]
-    parts += _markdown_table(heads, rows)
+    parts = [f"{in_markdown(comparison.metric)}, {better} is better", ""]
+    parts += markdown_table(heads, rows, LEFT)
     heads, rows = unfinished_table(comparison)
     if rows:
-        parts += ["", "Not finished:", "", *_markdown_table(heads, rows)]
+        parts += ["", "Not finished:", "", *markdown_table(heads, rows, LEFT)]
     for note in comparison.notes:
-        parts += ["", _in_markdown(note)]
+        parts += ["", in_markdown(note)]
     return "\n".join(parts) + "\n"
-
-
-def _markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    sides = ["---" if head in (RUN, "status", "error") else "---:" for head in heads]
-    for cells in (map(_in_markdown, heads), sides, *(map(_in_markdown, row) for row in rows)):
-        yield f"| {' | '.join(cells)} |"
-
-
-def _in_markdown(text: str) -> str:
-    text = text.replace("&", "&amp;").replace("<", "&lt;")
-    return re.sub(r"([\\`*_|\[\]~])", r"\\\1", text)
 
 
 def _range(counts: Sequence[int]) -> str:

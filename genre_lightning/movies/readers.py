@@ -23,6 +23,18 @@ READERS: dict[str, Callable[..., MovieSet]] = {
     "mmimdb": read_mmimdb,
 }
 
+#: What a model that learnt from a dataset has learnt of the world with it, for its model card. A
+#: dataset of the user's own has no entry.
+BIASES: dict[str, str] = {
+    "demo": "Its movies are drawn by a program: titles and posters follow rules that no real movie "
+    "keeps, so the scores say nothing of real movies.",
+    "ml1m": "MovieLens-1M holds the movies that users of a website in the United States rated "
+    "around 2000: titles in English, mostly American movies, none newer, popular ones before all. "
+    "Its genres are those that the website gave, a movie's year is part of its title.",
+    "mmimdb": "MM-IMDb holds movies of MovieLens that IMDb has a poster and a plot of: mostly "
+    "American ones, texts in English, popular ones before all. Its genres are IMDb's.",
+}
+
 
 def read_movies(reader: str, **options: Any) -> MovieSet:
     """Find the movies of a dataset with the reader of that name and its options.

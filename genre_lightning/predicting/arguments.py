@@ -20,6 +20,8 @@ examples:
   genre-predict best.ckpt --title "Heat (1995)" --ask runs/asks/NAME
   genre-predict export best.ckpt --onnx model.onnx
   genre-predict export best.ckpt --weights slim.ckpt
+  genre-predict export best.ckpt --out given-away/   (ONNX, weights and a model card)
+  genre-predict card best.ckpt --out card.md
 """
 
 #: In the place of a file: standard input and output.
@@ -68,11 +70,34 @@ class PredictOptions:
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What ``genre-predict export`` was asked to write; at least one of the two."""
+    """What ``genre-predict export`` was asked to write; at least one of the three."""
 
     checkpoint: Path
     onnx: Path | None
     weights: Path | None
+    out: Path | None = None
+    scores: tuple[Path, ...] = ()
+    licence: str | None = None
+    encoder: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CardOptions:
+    """What ``genre-predict card`` was asked to write.
+
+    Attributes:
+        checkpoint: the file.
+        out: the file to write; None for standard output.
+        scores: folders that evaluate.py wrote, besides those beside the checkpoint.
+        licence: of the model; None for none chosen.
+        encoder: names of encoders that the checkpoint may use beyond our own table.
+    """
+
+    checkpoint: Path
+    out: Path | None
+    scores: tuple[Path, ...]
+    licence: str | None
+    encoder: tuple[str, ...]
 
 
 def parse_predict(arguments: Sequence[str]) -> PredictOptions:
@@ -128,7 +153,8 @@ def parse_export(arguments: Sequence[str]) -> ExportOptions:
     parser = argparse.ArgumentParser(
         prog="genre-predict export",
         description="Write a model as ONNX, checked against PyTorch, with its vocabulary as JSON; "
-        "or as a small checkpoint of its weights alone.",
+        "as a small checkpoint of its weights alone; or as a folder with both and a model card, to "
+        "be given away.",
         allow_abbrev=False,
     )
     add_checkpoint(parser)
@@ -139,10 +165,70 @@ def parse_export(arguments: Sequence[str]) -> ExportOptions:
         metavar="FILE.ckpt",
         help="without the optimizer's state: predicts and evaluates as before, can't be resumed",
     )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="a new folder with model.onnx, its vocabulary and tokenizers, model.ckpt and "
+        "README.md, the model card; whole or not there",
+    )
+    _add_card(parser)
     options = parser.parse_args(arguments)
-    if options.onnx is None and options.weights is None:
-        parser.error("give --onnx, --weights or both")
-    return ExportOptions(options.checkpoint, options.onnx, options.weights)
+    if options.onnx is None and options.weights is None and options.out is None:
+        parser.error("give --onnx, --weights or --out")
+    if options.out is None and (options.scores or options.licence):
+        parser.error("--scores and --licence are for the model card, which goes with --out")
+    return ExportOptions(
+        options.checkpoint,
+        options.onnx,
+        options.weights,
+        options.out,
+        tuple(options.scores),
+        options.licence,
+        tuple(options.encoder),
+    )
+
+
+def parse_card(arguments: Sequence[str]) -> CardOptions:
+    """Parse the arguments; exits with 2 where they make no sense."""
+    parser = argparse.ArgumentParser(
+        prog="genre-predict card",
+        description="Write a model card in Markdown: data, scores, thresholds, encoders and their "
+        "licences, limits. Scores have intervals where an evaluation by evaluate.py lies in the "
+        "run folder, or is named by --scores.",
+        allow_abbrev=False,
+    )
+    add_checkpoint(parser)
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE.md", help="whole or not there (default: printed)"
+    )
+    _add_card(parser)
+    options = parser.parse_args(arguments)
+    return CardOptions(
+        options.checkpoint,
+        options.out,
+        tuple(options.scores),
+        options.licence,
+        tuple(options.encoder),
+    )
+
+
+def _add_card(parser: argparse.ArgumentParser) -> None:
+    """The options of a model card."""
+    parser.add_argument(
+        "--scores",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="that evaluate.py wrote of this checkpoint; may be given several times",
+    )
+    parser.add_argument(
+        "--licence",
+        metavar="ID",
+        help="of the model that you give away, as the card says it: mit, apache-2.0, ...",
+    )
+    add_encoder(parser)
 
 
 def _predict_parser() -> argparse.ArgumentParser:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from genre_lightning.errors import UserError
-from genre_lightning.predicting.arguments import parse_export, parse_predict
+from genre_lightning.predicting.arguments import parse_card, parse_export, parse_predict
 from genre_lightning.runs.commands import shell_command
 from genre_lightning.runs.places import best_checkpoint
 
@@ -26,6 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if arguments[:1] == ["export"]:
             return _export(arguments[1:])
+        if arguments[:1] == ["card"]:
+            return _card(arguments[1:])
         return _predict(arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -75,6 +77,7 @@ def _predict(arguments: Sequence[str]) -> int:
 def _export(arguments: Sequence[str]) -> int:
     options = parse_export(arguments)
     checkpoint = best_checkpoint(options.checkpoint)
+    _vouch(options.encoder)
     if options.weights is not None:
         from genre_lightning.predicting.weights import export_weights
 
@@ -93,7 +96,38 @@ def _export(arguments: Sequence[str]) -> int:
             f"checked on {exported.movies} movies: logits differ from PyTorch's "
             f"by {exported.difference:.1e} at most"
         )
+    if options.out is not None:
+        from genre_lightning.predicting.folder import export_folder
+
+        names = export_folder(checkpoint, options.out, options.scores, options.licence)
+        for name in names:
+            print(shell_command(options.out / name))
     return 0
+
+
+def _card(arguments: Sequence[str]) -> int:
+    options = parse_card(arguments)
+    checkpoint = best_checkpoint(options.checkpoint)
+    _vouch(options.encoder)
+
+    from genre_lightning.predicting.model_card import model_card, write_model_card
+
+    card = model_card(checkpoint, options.scores, options.licence)
+    if options.out is None:
+        sys.stdout.write(card)
+    else:
+        write_model_card(options.out, card)
+        print(shell_command(options.out))
+    return 0
+
+
+def _vouch(encoders: Sequence[str]) -> None:
+    """Let the checkpoint use the encoders that the user has named."""
+    if encoders:
+        from genre_lightning.inputs.encoders import resolve, vouch
+
+        for name in encoders:
+            vouch(resolve(name, trusted=True))
 
 
 if __name__ == "__main__":

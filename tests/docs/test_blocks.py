@@ -162,7 +162,8 @@ def clone(prepared: Path, tmp_path: Path) -> Callable[[Path], Path]:
     def make(page: Path) -> Path:
         folder = tmp_path / "clone"
         shutil.copytree(prepared, folder)
-        if any("hydra.run.dir=runs/first" in block.runnable for block in blocks(page)):
+        makes = re.compile(r"hydra\.run\.dir=runs/first(?!\S)")
+        if any(makes.search(block.runnable) for block in blocks(page)):
             shutil.rmtree(folder / "runs")
         return folder
 

@@ -37,7 +37,7 @@ from genre_lightning.models.networks import NETWORKS
 from genre_lightning.movies.columns import join_columns
 from genre_lightning.movies.manifest import read_manifest
 from genre_lightning.movies.readers import READERS
-from genre_lightning.predicting.arguments import parse_export, parse_predict
+from genre_lightning.predicting.arguments import parse_card, parse_export, parse_predict
 from genre_lightning.scoring import losses
 from genre_lightning.scoring.losses import LOSSES
 from genre_lightning.webapp import server
@@ -65,7 +65,7 @@ MADE = {
     "genre_lightning/movies/jsonl.py",
 }
 #: Look like keys and are none.
-NO_KEYS = ("model.branches.tagline", "model.vocabulary.json", "trainer.fit")
+NO_KEYS = ("model.branches.tagline", "model.ckpt", "model.vocabulary.json", "trainer.fit")
 MADE_OPTIONS = ("jsonl", "soft_f1", "title_length", "poster_lite1", "embedding_residual")
 #: Groups of the configuration whose options are named like data=demo.
 GROUPS = (
@@ -264,6 +264,8 @@ def test_a_prediction_parses(arguments: list[str]) -> None:
     arguments = [re.sub(r"^CKPT$", "best.ckpt", argument) for argument in arguments]
     if arguments[:1] == ["export"]:
         parse_export(arguments[1:])
+    elif arguments[:1] == ["card"]:
+        parse_card(arguments[1:])
     elif arguments[:1] == ["best.ckpt"] and set(arguments[1::2]) == {"--encoder"}:
         parse_predict([*arguments, "--title", "Heat (1995)"])
     else:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -329,3 +330,60 @@ def test_a_trained_encoder_is_in_the_graph(make_checkpoint: Callable[..., Path],
     for row, movie in enumerate(movies):
         np.testing.assert_allclose(found[row], logits_of(model, movie), atol=1e-4)
     assert np.abs(found[0] - found[2]).max() > 0.01
+
+
+@pytest.mark.parametrize("kind", ["title", "text encoder"])
+def test_a_folder_to_give_away_is_complete(
+    kind: str, make_checkpoint: Callable[..., Path], tmp_path: Path
+):
+    need_packages()
+    shape: dict[str, Any] = {"poster": None}
+    if kind == "text encoder":
+        branch = {"title_minilm": encoder_branches()["title_minilm"]}
+        shape |= {"title": None, "more": branch}
+    checkpoint = make_checkpoint(**shape, seed=3)
+    folder = tmp_path / "given away"
+    assert main(["export", str(checkpoint), "--out", str(folder), "--licence", "mit"]) == 0
+    files = {"README.md", "model.ckpt", "model.onnx", "model.vocabulary.json"}
+    if kind == "text encoder":
+        files.add("model.title_minilm.tokenizer.json")
+    assert {path.name for path in folder.iterdir()} == files
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+    card = (folder / "README.md").read_text("utf-8")
+    assert "license: mit" in card and "from_checkpoint('model.ckpt'" in card
+    # The card is of the checkpoint that was trained; the slim one predicts the same.
+    assert hashlib.sha256(checkpoint.read_bytes()).hexdigest() in card
+    given, own = load_model(folder / "model.ckpt"), load_model(checkpoint)
+    assert given.genres == own.genres and torch.equal(given.thresholds, own.thresholds)
+    if kind == "title":
+        movie = {"title": "Heat (1995)"}
+        found = run(folder / "model.onnx", [movie])["logits"][0]
+        np.testing.assert_allclose(found, logits_of(given, movie), atol=1e-4)
+        # What is there stays.
+        assert main(["export", str(checkpoint), "--out", str(folder)]) == 1
+        assert (folder / "README.md").read_text("utf-8") == card
+
+
+def test_a_folder_is_whole_or_not_there(
+    make_checkpoint: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    need_packages()
+    checkpoint = make_checkpoint(poster=None)
+    # Of a process that was killed: its number is none that this machine can have.
+    (tmp_path / ".out.4194305").mkdir()
+    (tmp_path / ".out.4194305" / "model.onnx").write_bytes(b"half")
+    monkeypatch.setattr("genre_lightning.predicting.export.TOLERANCE", -1.0)
+    assert main(["export", str(checkpoint), "--out", str(tmp_path / "out")]) == 1
+    assert "differ from PyTorch's" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    assert main(["export", str(checkpoint), "--out", str(tmp_path / "no" / "out")]) == 1
+    assert "there is no folder" in capsys.readouterr().err
+
+
+def test_a_card_needs_a_folder(tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["export", str(tiny_checkpoint), "--onnx", "x.onnx", "--licence", "mit"])
+    assert "goes with --out" in capsys.readouterr().err

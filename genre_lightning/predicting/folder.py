@@ -1,0 +1,54 @@
+"""A model to be given away: a folder with ONNX, tokenizers, weights and a card."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from genre_lightning.checkpoint.model import load_model
+from genre_lightning.files import whole_folder
+from genre_lightning.predicting.export import export_onnx
+from genre_lightning.predicting.input_graph import ExportError
+from genre_lightning.predicting.model_card import model_card, write_model_card
+from genre_lightning.predicting.weights import export_weights
+
+CARD = "README.md"
+GRAPH = "model.onnx"
+WEIGHTS = "model.ckpt"
+
+
+def export_folder(
+    checkpoint: Path, folder: Path, scores: Sequence[Path] = (), licence: str | None = None
+) -> list[str]:
+    """Write a folder with all that somebody else needs of a model; whole or not there.
+
+    Args:
+        checkpoint: the file.
+        folder: to write; nothing, or an empty folder, may be there.
+        scores: as for :func:`genre_lightning.predicting.model_card.model_card`.
+        licence: likewise.
+
+    Returns:
+        The names of its files: the card ``README.md``, the graph ``model.onnx``, beside it
+        ``model.vocabulary.json`` and a tokenizer for each encoder of texts, and ``model.ckpt``, the
+        checkpoint without what only training needs.
+
+    Raises:
+        CheckpointError: ``checkpoint`` is none of this project.
+        CardError: one of ``scores`` is damaged, or of another model.
+        ExportError: something is there already, can't be exported, or can't be written.
+    """
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ExportError(f"{folder} is there already: name a new folder")
+    if not folder.absolute().parent.is_dir():
+        raise ExportError(f"{folder}: there is no folder {folder.absolute().parent}")
+    try:
+        with whole_folder(folder.absolute()) as place:
+            card = model_card(checkpoint, scores, licence, file=WEIGHTS)
+            write_model_card(place / CARD, card)
+            export_onnx(load_model(checkpoint), place / GRAPH)
+            export_weights(checkpoint, place / WEIGHTS)
+            names = sorted(path.name for path in place.iterdir())
+    except OSError as error:
+        raise ExportError(f"{folder}: can't be written ({error.strerror or error})") from error
+    return names
