@@ -62,9 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     train = train_command(args.root, ["model=pretrained", *args.overrides])
     epochs: list[float] = []
     with tempfile.TemporaryDirectory() as place, environment_of_commands() as environment:
-        modules, folder = f"{place}/modules.json", Path(place) / "run"
+        modules = f"{place}/modules.json"
 
         def whole_run() -> None:
+            folder = Path(place) / f"run-{len(epochs)}"
             run([*train, f"hydra.run.dir={folder}"], environment)
             epochs.append(epoch_seconds(folder))
 

@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for turn in range(args.n):
             sweep = Path(place) / f"sweep-{turn}"
             started = time.perf_counter()
-            run([*train, "-m", *space, *launcher, f"hydra.sweep.dir={sweep}"], environment)
+            run([*train, *space, *launcher, f"hydra.sweep.dir={sweep}", "-m"], environment)
             seconds["command"].append(time.perf_counter() - started)
             with (sweep / "leaderboard.csv").open(newline="", encoding="utf-8") as file:
                 folders = [Path(row["folder"]) for row in csv.DictReader(file)]
