@@ -75,6 +75,8 @@ class MovieDataModule(pl.LightningDataModule):
         options: what the reader takes, e.g. ``root``.
     """
 
+    batches: MovieBatches
+
     def __init__(
         self,
         reader: str,

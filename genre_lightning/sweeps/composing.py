@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from hydra.core.config_loader import ConfigLoader
 from omegaconf import DictConfig
 
 #: Configurations that are kept between the two times that Hydra asks for them, of about 1 MB each.
@@ -28,7 +27,7 @@ def compose_each_job_once() -> Callable[[], None]:
     kept: dict[tuple[int, tuple[str, ...]], DictConfig] = {}
 
     def load_sweep_config(
-        self: ConfigLoader, master_config: DictConfig, sweep_overrides: Sequence[str]
+        self: Any, master_config: DictConfig, sweep_overrides: Sequence[str]
     ) -> DictConfig:
         key = (id(master_config), tuple(sweep_overrides))
         found = kept.pop(key, None)
