@@ -35,6 +35,8 @@ from benchmarks.training import epoch_seconds, train_command
 AIM_SECONDS = 4.0
 IMPORTS = """
 import importlib, json, os, sys
+from genre_lightning.lean_imports import load_lightning
+load_lightning()  # as training imports it
 for name in json.load(open(sys.argv[1])):
     try:
         importlib.import_module(name)
