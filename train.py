@@ -12,7 +12,7 @@ from genre_lightning.runs.checks import refused_settings
 from genre_lightning.runs.command_line import command
 from genre_lightning.runs.earlier import with_earlier_overrides
 from genre_lightning.runs.places import run_directory
-from genre_lightning.sweeps.jobs import run_job
+from genre_lightning.sweeps.jobs import kept_imports, run_job, shared_by_jobs
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -39,18 +39,21 @@ def make_data(cfg: DictConfig) -> MovieDataModule:
     """The configured data, set up; all random generators are seeded before."""
     from hydra.utils import instantiate
 
-    from genre_lightning.inputs.table import build_input
     from genre_lightning.lean_imports import load_lightning
 
     load_lightning()
     from pytorch_lightning import seed_everything
 
+    from genre_lightning.data.sharing import SharedData
+
     seed_everything(cfg.seed, verbose=False)
     with refused_settings("data"):
-        listed = listed_branches(cfg)
-        inputs = {name: build_input(name, branch.input) for name, branch in listed.items()}
+        wanted = {name: branch.input for name, branch in listed_branches(cfg).items()}
+        settings = cast("dict[str, Any]", OmegaConf.to_container(cfg.data, resolve=True))
+        shared: SharedData = shared_by_jobs().setdefault("data", SharedData())
+        inputs = shared.inputs(settings, wanted)
         data: MovieDataModule = instantiate(cfg.data, inputs=inputs, seed=cfg.seed)
-    data.setup()
+    shared.open(data)
     return data
 
 
@@ -135,22 +138,23 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     """
     cores = CoreWatch()
     # Imported here: --help, --cfg and completion answer without waiting for PyTorch.
-    from hydra.utils import instantiate
-    from rich.console import Console
+    with kept_imports():
+        from hydra.utils import instantiate
+        from rich.console import Console
 
-    from genre_lightning.checkpoint.card import TRAINING_KEY, CheckpointError
-    from genre_lightning.checkpoint.model import load_model
-    from genre_lightning.checkpoint.resuming import check_resumable, copy_best
-    from genre_lightning.errors import UserError
-    from genre_lightning.report.evaluation import print_genre_table, score_split, split_metrics
-    from genre_lightning.runs.places import last_checkpoint
-    from genre_lightning.runs.process import is_first_process
-    from genre_lightning.tracking.loggers import log_outcome, open_loggers
-    from genre_lightning.training.callbacks.checkpoint_io import WholeFileIO
-    from genre_lightning.training.callbacks.epoch_log import EpochLog
-    from genre_lightning.training.callbacks.history import History
-    from genre_lightning.training.callbacks.pruning import Pruning
-    from genre_lightning.training.callbacks.resume import Resume, epochs_done, run_settings
+        from genre_lightning.checkpoint.card import TRAINING_KEY, CheckpointError
+        from genre_lightning.checkpoint.model import load_model
+        from genre_lightning.checkpoint.resuming import check_resumable, copy_best
+        from genre_lightning.errors import UserError
+        from genre_lightning.report.evaluation import print_genre_table, score_split, split_metrics
+        from genre_lightning.runs.places import last_checkpoint
+        from genre_lightning.runs.process import is_first_process
+        from genre_lightning.tracking.loggers import log_outcome, open_loggers
+        from genre_lightning.training.callbacks.checkpoint_io import WholeFileIO
+        from genre_lightning.training.callbacks.epoch_log import EpochLog
+        from genre_lightning.training.callbacks.history import History
+        from genre_lightning.training.callbacks.pruning import Pruning
+        from genre_lightning.training.callbacks.resume import Resume, epochs_done, run_settings
 
     # Names of genres and files are shown as they are, not read as markup.
     console = Console(markup=False, emoji=False, quiet=not is_first_process())

@@ -11,6 +11,7 @@ of the loop's seconds over those of `trainer.fit`.
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import tempfile
 import time
@@ -99,7 +100,8 @@ def loop(cfg: DictConfig, epochs: int) -> float:
         total = torch.zeros((), device=device)
         with torch.inference_mode(), autocast:
             for batch in val:
-                total += module.loss(network(batch.parts, len(batch)), batch.targets)
+                folds = batch.folds if module.by_folds else None
+                total += module.loss(network(batch.parts, len(batch), folds), batch.targets)
     synchronise()
     return time.perf_counter() - started
 
@@ -109,8 +111,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argument_parser(__doc__, n=5, training=True)
     parser.add_argument("--epochs", type=int, default=2, help="of each side in a turn; default 2")
     args = parser.parse_args(arguments)
-    overrides = ["callbacks.progress_bar=null", *args.overrides]
-    cfg = compose_config(args.root, overrides)
+    compare_with_loop(args)
+
+
+def compare_with_loop(
+    args: argparse.Namespace, overrides: Sequence[str] = (), aim: float | None = None
+) -> None:
+    """Time `trainer.fit` and the loop by turns; print the table and the JSON line.
+
+    Args:
+        args: the benchmark's, with ``epochs``.
+        overrides: that choose the model; those of ``args`` come after them.
+        aim: of the ratio; the usual one unless given.
+    """
+    cfg = compose_config(args.root, ["callbacks.progress_bar=null", *overrides, *args.overrides])
     seconds = by_turns(
         {
             "trainer.fit": lambda: fit(cfg, args.epochs),
@@ -131,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             statistics.median(found),
             args.n,
             spread(found),
-            aim_against_arithmetic(device),
+            aim_against_arithmetic(device) if aim is None else aim,
             unit="samples/s",
             aim_is="at least",
         )

@@ -21,7 +21,6 @@ from pathlib import Path
 import pytorch_lightning as pl
 
 from benchmarks.measure import (
-    REPOSITORY,
     argument_parser,
     environment_of_commands,
     json_line,
@@ -30,7 +29,7 @@ from benchmarks.measure import (
     run,
     spread,
 )
-from benchmarks.training import build, compose_config, data_overrides, synchronise
+from benchmarks.training import build, compose_config, synchronise, train_command
 
 AIM = 1.03
 SEEDS = range(6)
@@ -70,8 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     build(cfg)  # fills the cache
     seconds: dict[str, list[float]] = {"command": [], "imports": [], "six fits": []}
     imports = [sys.executable, "-c", "import hydra, torch, pytorch_lightning"]
-    train = [sys.executable, str(REPOSITORY / "train.py"), *data_overrides(args.root)]
-    train += overrides
+    train = train_command(args.root, overrides)
     with tempfile.TemporaryDirectory() as place, environment_of_commands() as environment:
         # Uncounted: compiles what it imports.
         run([*train, "trainer.max_epochs=1", f"hydra.run.dir={place}/first"], environment)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -32,6 +34,17 @@ def compose_config(root: Path | None, overrides: Sequence[str]) -> DictConfig:
     """What ``train.py`` would compose."""
     with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
         return compose("train", [*data_overrides(root), *overrides])
+
+
+def train_command(root: Path | None, overrides: Sequence[str]) -> list[str]:
+    """``train.py`` on the real movies at ``root``, or demo data."""
+    return [sys.executable, str(REPOSITORY / "train.py"), *data_overrides(root), *overrides]
+
+
+def epoch_seconds(folder: Path) -> float:
+    """Seconds of a run's epochs, their validation and checkpoints before it included."""
+    with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
+        return sum(float(row["seconds"]) for row in csv.DictReader(file))
 
 
 def build(cfg: DictConfig) -> tuple[MovieDataModule, GenreModule]:

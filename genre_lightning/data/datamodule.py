@@ -75,6 +75,8 @@ class MovieDataModule(pl.LightningDataModule):
         options: what the reader takes, e.g. ``root``.
     """
 
+    batches: MovieBatches
+
     def __init__(
         self,
         reader: str,
@@ -117,6 +119,7 @@ class MovieDataModule(pl.LightningDataModule):
         self.resident_share = resident_share
         self.wanted_genres = None if genres is None else tuple(genres)
         self._movie_set: MovieSet | None = None
+        self._earlier: MovieDataModule | None = None
 
     @classmethod
     def from_description(
@@ -162,6 +165,18 @@ class MovieDataModule(pl.LightningDataModule):
                 )
         return cls(reader, cache_dir=cache_dir, **arguments, **source)
 
+    def share(self, earlier: MovieDataModule) -> None:
+        """Take over what another one has opened, instead of opening it again.
+
+        To be called before :meth:`setup`. The movies and their split are taken, and the numbers of
+        each input object that both have.
+
+        Args:
+            earlier: set up, with the same dataset, split and cache; what may differ is how batches
+                are made, and the branches.
+        """
+        self._earlier = earlier
+
     def setup(self, stage: str | None = None) -> None:
         """Read, split, fit and open, once; where a trainer fits, carry features to its device.
 
@@ -177,22 +192,39 @@ class MovieDataModule(pl.LightningDataModule):
     def _open(self) -> None:
         if not 0 <= self.split_seed < 2**32:
             raise DataError(f"data.split_seed={self.split_seed} must lie between 0 and 2**32 - 1")
+        earlier, self._earlier = self._earlier, None
+        if earlier is None:
+            movies = self._read()
+            self.labels = encode_genres(movies.movies, movies.genres)
+            self.splits, fold = self._split(movies)
+        else:
+            movies, self.labels = earlier.movie_set, earlier.labels
+            self.splits, fold = earlier.splits, earlier.batches.folds
+        self.genres = movies.genres
+        store = Store(self.cache_dir, self.workers)
+        self.features: dict[str, Features] = {}
+        for branch, given in self.inputs.items():
+            found = None if earlier is None else earlier.opened(given)
+            if found is None:
+                values = self._values(movies, branch)
+                found = given.open(values, self.splits["train"], store)
+            self.features[branch] = found
+        self.batches = MovieBatches(self.features, self.labels, fold)
+        self._movie_set = movies
+
+    def opened(self, given: Input) -> Features | None:
+        """What this very input object has made of its column; None where no branch has it."""
+        names = [branch for branch, one in self.inputs.items() if one is given]
+        return self.features[names[0]] if names else None
+
+    def _read(self) -> MovieSet:
         movies = read_movies(self.reader, **self.options)
         if self.columns is not None:
             movies = join_columns(movies, self.columns)
         check_movies(movies)
         if self.wanted_genres is not None:
             movies = _with_genres(movies, self.wanted_genres)
-        self.labels = encode_genres(movies.movies, movies.genres)
-        self.genres = movies.genres
-        self.splits, fold = self._split(movies)
-        store = Store(self.cache_dir, self.workers)
-        self.features: dict[str, Features] = {}
-        for branch, given in self.inputs.items():
-            values = self._values(movies, branch)
-            self.features[branch] = given.open(values, self.splits["train"], store)
-        self.batches = MovieBatches(self.features, self.labels, fold)
-        self._movie_set = movies
+        return movies
 
     def _split(self, movies: MovieSet) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Rows of each split, from the store where an earlier run left them; folds of train."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from genre_lightning.models.batch_norm import batch_norm
+from genre_lightning.models.dropout import Dropout
 from genre_lightning.models.members import MemberLinear, averaged
 
 NORMS = ("batch", "layer", "none")
@@ -48,9 +49,9 @@ class EmbeddingHead(nn.Module):
             self.norm = nn.BatchNorm1d(width, affine=False)
         self.layer_norm = norm == "layer"
         self.scale = 1.0 if hidden or norm == "none" else width**-0.5
-        self.input_drop = nn.Dropout(input_dropout)
+        self.input_drop = Dropout(input_dropout)
         self.hidden = MemberLinear(members, width, hidden) if hidden else None
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
         self.head = MemberLinear(members, hidden or width, num_genres)
         if not hidden:
             # As a logistic regression begins: whatever is not learnt stays nothing.

@@ -13,6 +13,7 @@ from genre_lightning.inputs.encoders import (
     open_encoder,
     resolve,
 )
+from genre_lightning.models.dropout import Dropout
 
 
 class PosterEncoder(nn.Module):
@@ -49,7 +50,7 @@ class PosterEncoder(nn.Module):
         self.encoder_lr = encoder_lr
         self.size = (size[0], size[1])
         self.encoder = build_image_module(architecture_spec(encoder, self.size))
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
         self.head = nn.Linear(int(self.encoder.head_hidden_size), num_genres)  # type: ignore[arg-type]
         nn.init.zeros_(self.head.weight)
         self.train()  # Lightning leaves the modes as it finds them

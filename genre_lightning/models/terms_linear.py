@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from genre_lightning.models.dropout import Dropout
 from genre_lightning.models.members import averaged
 
 
@@ -36,7 +37,7 @@ class TermsLinear(nn.Module):
         super().__init__()
         self.members = members
         self.num_genres = num_genres
-        self.input_drop = nn.Dropout(input_dropout)
+        self.input_drop = Dropout(input_dropout)
         self.embed = nn.EmbeddingBag(vocabulary_size, members * num_genres, mode="sum")
         nn.init.zeros_(self.embed.weight)
         self.head = _Bias(members * num_genres)

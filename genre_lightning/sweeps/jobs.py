@@ -50,6 +50,25 @@ from genre_lightning.sweeps.processes import (
 
 Train = Callable[[DictConfig, Path, dict[str, Any]], None]
 
+#: The sweep whose jobs this process runs, and what they have in common.
+_shared: tuple[Any, dict[str, Any]] = (None, {})
+
+
+def shared_by_jobs() -> dict[str, Any]:
+    """What a job leaves to those of the same command that this process runs after it.
+
+    Empty at the first job. For a run that is no job of a sweep it is a new one at each call.
+    """
+    command, shared = _shared
+    return {} if command is None else shared
+
+
+def _share_within(command: object) -> None:
+    """Forget what jobs of another command have left; None for a run that is no job."""
+    global _shared
+    if command is None or command != _shared[0]:
+        _shared = (command, {})
+
 
 def run_job(cfg: DictConfig, train: Train) -> float | None:
     """Run one training, by itself or as a job of a sweep, and leave its story in the run folder.
@@ -121,6 +140,7 @@ def run_once(cfg: DictConfig, train: Train) -> Mapping[str, Any]:
     """
     job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)
+    _share_within(None)
     check_started(job)
     found = None if is_member() else read_result(folder)
     # What can't be resumed from a checkpoint, such as genre-ask, goes on in its folder.
@@ -164,6 +184,7 @@ def _run_in_sweep(cfg: DictConfig, train: Train, folder: Path) -> float | None:
     job = HydraConfig.get()
     sweep = Path(job.runtime.cwd) / job.sweep.dir
     command = read_command(sweep)
+    _share_within([str(sweep), *(command[key] for key in ("host", "pid", "started"))])
     journal = Journal(sweep)
     label = job_label(job.overrides.task, sweep)
 
@@ -251,7 +272,8 @@ def _own_gpu(cfg: DictConfig, number: int) -> Iterator[None]:
     if cfg.get("trainer") is None:
         yield
         return
-    import torch
+    with kept_imports():
+        import torch
 
     count = torch.cuda.device_count()
     wants = cfg.trainer.accelerator in ("auto", "gpu", "cuda") and cfg.trainer.devices in (1, "1")
@@ -266,15 +288,30 @@ def _own_gpu(cfg: DictConfig, number: int) -> Iterator[None]:
 def _free_memory() -> None:
     """Give back what the job held; its network and data are rings of references."""
     gc.collect()
-    _keep_imports()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
 
 
+@contextmanager
+def kept_imports() -> Iterator[None]:
+    """Import without searching for garbage, and leave what is there by now out of later searches.
+
+    Looking through what PyTorch and Lightning make takes .1 s and more, several times while they
+    are imported, in each training, and once after each job.
+    """
+    known = len(sys.modules)
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+    if len(sys.modules) > known:
+        gc.freeze()
+        _free_at_the_end()
+
+
 @cache
-def _keep_imports() -> None:
-    """Once: what the imports made stays, and looking through it took .2 s a job."""
-    gc.freeze()
+def _free_at_the_end() -> None:
     # Or it would not be freed at the end, and extension modules complain of that line by line.
     atexit.register(gc.unfreeze)

@@ -249,12 +249,16 @@ class GenreModule(pl.LightningModule):
         self._check_finite(scores)
         self.thresholds = fit_thresholds(scores, targets, method=self.threshold_method).cpu()
         metrics = genre_metrics(scores, targets, self.thresholds.to(scores.device))
-        # The same numbers on every rank already, since the collector has gathered them; Lightning
-        # wants them reduced, and the largest of equal numbers is that number to the last bit.
         metrics["loss"] = float(self.val_loss.compute()) / len(targets)
         self.val_loss.reset()
-        values = {f"val/{name}": value for name, value in metrics.items()}
-        self.log_dict(values, sync_dist=True, reduce_fx="max", logger=False)
+        # Not by self.log_dict, whose bookkeeping takes as long as the metrics. The collector has
+        # gathered them, so they are the same on every rank already.
+        self.trainer.callback_metrics.update(
+            {
+                f"val/{name}": torch.tensor(value, device=self.device)
+                for name, value in metrics.items()
+            }
+        )
 
     def _built(self, parameters: Iterable[Any]) -> Optimizer:
         try:

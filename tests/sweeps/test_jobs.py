@@ -392,3 +392,18 @@ def test_the_launcher_for_slurm_can_be_configured(repository: Path) -> None:
     )
     assert launcher.params["gpus_per_task"] == 1
     assert launcher.params["submitit_folder"].startswith("runs/sweeps/s/.submitit")
+
+
+@pytest.mark.slow
+def test_jobs_that_share_what_is_opened_score_as_runs_alone(
+    sweep_here: Sweep, tmp_path: Path
+) -> None:
+    keys = ("val", "test", "monitor_value", "epochs", "num_parameters")
+    assert sweep_here("-m", "seed=0,1", "data.split_seed=0,1")[0] == 0
+    for folder in sorted((tmp_path / "runs/sweeps/s").glob("*/")):
+        told = json.loads((folder / "result.json").read_text())
+        alone = tmp_path / "alone" / folder.name
+        given = [o for o in told["overrides"] if o.startswith(("seed=", "data.split_seed="))]
+        assert sweep_here(*given, f"hydra.run.dir={alone}")[0] == 0
+        again = json.loads((alone / "result.json").read_text())
+        assert {key: told[key] for key in keys} == {key: again[key] for key in keys}

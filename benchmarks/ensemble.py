@@ -1,0 +1,70 @@
+"""What eight networks in one checkpoint cost beside eight runs.
+
+    python -m benchmarks.ensemble --root data/ml1m
+
+By turns: ``train.py model=pretrained data.folds=1`` with ``model.members=8``, to its end, and with
+one member, whose seconds count eight times. Ends with one JSON line: ``figure`` is the median of
+the seconds of the former, ``ratio`` the median over turns of these over eight runs. ``fit_ratio``
+is the same of the epochs alone, without starting and scoring.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.measure import (
+    argument_parser,
+    by_turns,
+    environment_of_commands,
+    json_line,
+    print_table,
+    ratios,
+    run,
+    spread,
+)
+from benchmarks.training import epoch_seconds, train_command
+
+AIM = 0.35
+MEMBERS = 8
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Time both sides and print the table."""
+    parser = argument_parser(__doc__, n=3, training=True)
+    args = parser.parse_args(arguments)
+    train = train_command(args.root, ["model=pretrained", "data.folds=1", *args.overrides])
+    epochs: dict[int, list[float]] = {MEMBERS: [], 1: []}
+    with tempfile.TemporaryDirectory() as place, environment_of_commands() as environment:
+
+        def whole_run(members: int) -> None:
+            folder = Path(place) / f"{members}-{len(epochs[members])}"
+            run([*train, f"model.members={members}", f"hydra.run.dir={folder}"], environment)
+            epochs[members].append(epoch_seconds(folder))
+
+        # Uncounted: fills the caches and compiles what it imports.
+        run([*train, "trainer.max_epochs=1", f"hydra.run.dir={place}/first"], environment)
+        sides = {"one checkpoint": lambda: whole_run(MEMBERS), "one of eight": lambda: whole_run(1)}
+        seconds = by_turns(sides, args.n, uncounted=0)
+    print_table(seconds, "s", f"{MEMBERS} members", digits=2)
+    eight = [MEMBERS * each for each in seconds["one of eight"]]
+    found = ratios(seconds["one checkpoint"], eight)
+    fits = ratios(epochs[MEMBERS], [MEMBERS * each for each in epochs[1]])
+    print(
+        json_line(
+            statistics.median(seconds["one checkpoint"]),
+            statistics.median(found),
+            args.n,
+            spread(found),
+            AIM,
+            unit="s",
+            aim_is="at most",
+            fit_ratio=statistics.median(fits),
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""What a sweep over trainings on cached embeddings takes beyond its epochs: 36 jobs in one command.
+
+    python -m benchmarks.frozen_sweep --root data/ml1m
+    python -m benchmarks.frozen_sweep --root data/ml1m --one-process
+
+Three learning rates, three rates of dropout and four seeds of the branches of ``model=pretrained``,
+one network each and a validation split that is held out. Two jobs run at a time, by joblib, with a
+thread each; or one after another. Ends with one JSON line: ``figure`` is the median of the
+command's seconds, ``ratio`` the median over turns of these over the sum of the jobs' epochs, as
+their metrics.csv tell, shared out over the jobs that run at a time.
+"""
+
+from __future__ import annotations
+
+import csv
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.measure import (
+    argument_parser,
+    environment_of_commands,
+    json_line,
+    print_table,
+    ratios,
+    run,
+    spread,
+)
+from benchmarks.training import epoch_seconds, train_command
+
+AIM = 1.5
+SIDE_BY_SIDE = 2
+RECIPE = ["model=pretrained", "model.members=1", "data.folds=1"]
+SPACE = {
+    "optimizer.lr": ("1e-3", "1.5e-3", "3e-3"),
+    "model.dropout": ("0.3", "0.5", "0.7"),
+    "seed": ("0", "1", "2", "3"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Time the command and print the table."""
+    parser = argument_parser(__doc__, n=3, training=True)
+    parser.add_argument("--one-process", action="store_true", help="the jobs one after another")
+    args = parser.parse_args(arguments)
+    count = 1 if args.one_process else SIDE_BY_SIDE
+    train = train_command(args.root, [*RECIPE, *args.overrides])
+    space = [f"{key}={','.join(values)}" for key, values in SPACE.items()]
+    launcher = ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={count}"] * (count > 1)
+    seconds: dict[str, list[float]] = {"command": [], "epochs of all jobs": []}
+    with tempfile.TemporaryDirectory() as place, environment_of_commands() as environment:
+        # Uncounted: fills the caches and compiles what it imports.
+        run([*train, "trainer.max_epochs=1", f"hydra.run.dir={place}/first"], environment)
+        for turn in range(args.n):
+            sweep = Path(place) / f"sweep-{turn}"
+            started = time.perf_counter()
+            run([*train, *space, *launcher, f"hydra.sweep.dir={sweep}", "-m"], environment)
+            seconds["command"].append(time.perf_counter() - started)
+            with (sweep / "leaderboard.csv").open(newline="", encoding="utf-8") as file:
+                folders = [Path(row["folder"]) for row in csv.DictReader(file)]
+            seconds["epochs of all jobs"].append(sum(map(epoch_seconds, folders)))
+    print_table(seconds, "s", f"{len(folders)} jobs, {count} at a time", digits=1)
+    found = ratios(seconds["command"], [each / count for each in seconds["epochs of all jobs"]])
+    print(
+        json_line(
+            statistics.median(seconds["command"]),
+            statistics.median(found),
+            args.n,
+            spread(found),
+            AIM,
+            unit="s",
+            aim_is="at most",
+            jobs=len(folders),
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

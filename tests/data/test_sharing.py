@@ -1,0 +1,70 @@
+"""Jobs of a sweep that open one dataset: once where it is the same, and again where it is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from genre_lightning.data.datamodule import MovieDataModule
+from genre_lightning.data.sharing import SharedData
+
+TITLE = {"kind": "terms", "column": "title", "vocabulary_size": 64}
+POSTER = {"kind": "pixels", "column": "poster", "size": 16}
+
+
+def opened(
+    shared: SharedData, cache: Path, inputs: dict[str, dict[str, Any]], seed: int = 0, **more: Any
+) -> MovieDataModule:
+    settings = {"reader": "demo", "root": str(cache), "num_movies": 40, "cache_dir": cache, **more}
+    data = MovieDataModule(inputs=shared.inputs(settings, inputs), seed=seed, **settings)
+    shared.open(data)
+    return data
+
+
+def same_batches(one: MovieDataModule, other: MovieDataModule) -> bool:
+    pairs = zip(one.loader("train", True), other.loader("train", True), strict=True)
+    return all(
+        torch.equal(a.rows, b.rows)
+        and torch.equal(a.targets, b.targets)
+        and all(
+            torch.equal(a.parts[branch].numbers[name], numbers)
+            for branch, part in b.parts.items()
+            for name, numbers in part.numbers.items()
+        )
+        for a, b in pairs
+    )
+
+
+def test_what_is_the_same_is_opened_once_and_gives_the_same_batches(tmp_path: Path) -> None:
+    shared = SharedData()
+    first = opened(shared, tmp_path, {"title": TITLE})
+    second = opened(shared, tmp_path, {"title": TITLE}, seed=3, batch_size=8)
+    assert second.movie_set is first.movie_set
+    assert second.features["title"] is first.features["title"]
+    alone = opened(SharedData(), tmp_path, {"title": TITLE}, seed=3, batch_size=8)
+    assert same_batches(second, alone)
+    assert second.describe() == alone.describe()
+
+
+def test_another_branch_is_opened_beside_what_is_known(tmp_path: Path) -> None:
+    shared = SharedData()
+    first = opened(shared, tmp_path, {"title": TITLE})
+    both = opened(shared, tmp_path, {"poster": POSTER, "title": TITLE})
+    assert both.features["title"] is first.features["title"]
+    assert same_batches(both, opened(SharedData(), tmp_path, {"poster": POSTER, "title": TITLE}))
+    other = opened(shared, tmp_path, {"title": {**TITLE, "vocabulary_size": 32}})
+    assert other.inputs["title"].network_arguments() == {"vocabulary_size": 32}
+
+
+def test_another_split_is_learnt_from_anew(tmp_path: Path) -> None:
+    shared = SharedData()
+    first = opened(shared, tmp_path, {"title": TITLE})
+    second = opened(shared, tmp_path, {"title": TITLE}, split_seed=1)
+    assert not np.array_equal(first.splits["train"], second.splits["train"])
+    assert second.inputs["title"] is not first.inputs["title"]
+    alone = opened(SharedData(), tmp_path, {"title": TITLE}, split_seed=1)
+    assert same_batches(second, alone)
+    assert second.describe() == alone.describe()
