@@ -73,7 +73,7 @@ class EmbeddingInput(Input):
         encoder: as for :func:`genre_lightning.inputs.encoders.resolve`.
         views: V, of posters; texts have one.
         size: [H, W] of posters, in place of the encoder's own.
-        stages: of posters, take the mean of every stage's features, too.
+        stages: take the mean of every stage's features, too; of a text, of its last few blocks'.
         natural: of titles, embed them as one says them: see ``inputs/titles.py``.
         weights: with ``timm:NAME``, a safetensors file.
 

@@ -118,7 +118,8 @@ class EncoderSpec:
         mean: of R, G and B in 0..1, which pixels are counted from.
         std: likewise the standard deviation.
         interpolation: of the resizing, in timm's words.
-        stages: the vector holds the mean of every stage's features, too, not of the last alone.
+        stages: the vector holds the mean of every stage's features, too, not of the last alone; of
+            a text, that of the last few blocks.
         stage_widths: of the stages, so that D is known before anything is imported; None for not.
         download: whether weights that are not on this machine may be fetched. A checkpoint can't
             start a download.
@@ -231,6 +232,7 @@ ENCODERS: dict[str, EncoderSpec] = {
             licence="Apache-2.0",
             sha256="cbf231bb01e46b0c7ca39dfada9e563d75f861ec00112bf3eb0d15783c07a480",
             width=384,
+            stage_widths=(384,) * (_TOKEN_STAGES - 1),
         ),
         # These three could be downloaded where no test runs: built and tested with random weights,
         # not scored. Radford et al. 2021: the vector before the projection, as in its linear
@@ -323,8 +325,8 @@ def resolve(
         )
     if weights is not None and not spec.name.startswith("timm:"):
         raise EncoderError(f"only timm:NAME takes weights, not the encoder {name!r:.200}")
-    if not isinstance(stages, bool) or (stages and spec.kind != "image"):
-        raise EncoderError(f"stages is {stages!r:.80}: true or false, and only of posters")
+    if not isinstance(stages, bool):
+        raise EncoderError(f"stages is {stages!r:.80}: true or false")
     spec = replace(spec, stages=stages)
     return spec if size is None else _resized(spec, size)
 
@@ -1115,18 +1117,35 @@ class Tokens(NamedTuple):
 
 @final
 class TextModule(nn.Module):
-    """(C, L) token ids and mask to (C, D) vectors, pooling and normalisation inside; for export."""
+    """(C, L) token ids and mask to (C, D) vectors, pooling and normalisation inside; for export.
 
-    def __init__(self, layers: nn.Module) -> None:
+    Args:
+        layers: of sentence-transformers, the network first.
+        stages: blocks before the last of which each adds the mean over its tokens, of length 1;
+            what the last block is trained for, which texts mean the same, is not all that tells.
+    """
+
+    def __init__(self, layers: nn.Module, stages: int = 0) -> None:
         super().__init__()
         self.layers = layers
+        self.stages = stages
+        if stages:
+            network: Any = next(layers.children())
+            network.auto_model.config.output_hidden_states = True
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(C, L) int64 both to (C, D) float32."""
-        features: dict[str, Tensor] = {"input_ids": input_ids, "attention_mask": attention_mask}
+        features: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
         for layer in self.layers.children():
             features = layer(features)
-        return features["sentence_embedding"].float()
+        vector: Tensor = features["sentence_embedding"].float()
+        if not self.stages:
+            return vector
+        # One more than blocks: the first is what they are given.
+        blocks = features["all_layer_embeddings"][-1 - self.stages : -1]
+        mask = attention_mask.unsqueeze(2).float()
+        means = [(block.float() * mask).sum(1) / mask.sum(1) for block in blocks]
+        return torch.cat([vector, *(nn.functional.normalize(mean) for mean in means)], dim=1)
 
 
 @final
@@ -1137,7 +1156,7 @@ class TextEncoder:
         name: as checkpoints record it.
         sha256: of the weights, tokenizer and settings, see :func:`hash_weights`; or
             ``random-SEED``.
-        width: D.
+        width: D, with the stages where the spec asks for them.
         max_tokens: that it takes at once, special tokens included.
         module: :class:`TextModule`, in evaluation mode, without gradients of its parameters.
         device: where the module is.
@@ -1148,12 +1167,12 @@ class TextEncoder:
         self.name = spec.name
         self.sha256 = sha256
         self.device = device
-        self.width = int(model.get_embedding_dimension())
-        if spec.width is not None and spec.width != self.width:
-            raise EncoderError(
-                f"the encoder {spec.name!r} gives {self.width} numbers, not {spec.width}"
-            )
-        self.module = _freeze(TextModule(model))
+        width = int(model.get_embedding_dimension())
+        if spec.width is not None and spec.width != width:
+            raise EncoderError(f"the encoder {spec.name!r} gives {width} numbers, not {spec.width}")
+        stages = _text_stages(model, spec) if spec.stages else 0
+        self.width = width + stages * _block_width(model) if stages else width
+        self.module = _freeze(TextModule(model, stages))
         self._tokenizer = model.tokenizer
         # A tokenizer changes as it is used, and refuses where two threads use it.
         self._lock = threading.Lock()
@@ -1316,6 +1335,21 @@ def _open_text(
     if seed is not None:
         _draw_weights(model, seed)
     return TextEncoder(spec, model, sha256, device)
+
+
+def _text_stages(model: nn.Module, spec: EncoderSpec) -> int:
+    """How many blocks add their means to a text's vector."""
+    network: Any = next(model.children())
+    blocks = getattr(getattr(network, "auto_model", None), "config", None)
+    count = int(getattr(blocks, "num_hidden_layers", 0))
+    if count < _TOKEN_STAGES:
+        raise EncoderError(f"the encoder {spec.name!r} has no {_TOKEN_STAGES} blocks: stages=false")
+    return _TOKEN_STAGES - 1
+
+
+def _block_width(model: nn.Module) -> int:
+    network: Any = next(model.children())
+    return int(network.auto_model.config.hidden_size)
 
 
 def _check_text_folder(folder: Path) -> None:

@@ -21,7 +21,13 @@ from genre_lightning.errors import UserError
 from genre_lightning.inputs import embedding, encoders
 from genre_lightning.inputs.decode import decode_poster
 from genre_lightning.inputs.embedding import EmbeddingInput
-from genre_lightning.inputs.encoders import ENCODERS, ImageEncoder, open_encoder, resolve
+from genre_lightning.inputs.encoders import (
+    ENCODERS,
+    ImageEncoder,
+    find_weights,
+    open_encoder,
+    resolve,
+)
 from genre_lightning.inputs.input import Store
 from genre_lightning.inputs.table import build_input, input_from_text, state_to_text
 from genre_lightning.movies.movie import PosterFile
@@ -420,7 +426,7 @@ def test_a_name_that_a_checkpoint_can_not_hold_is_refused_at_once(tmp_path: Path
     [
         ({"encoder": "nothing"}, r"model\.branches\.b\.input: .*encoder 'nothing'"),
         ({"encoder": "minilm", "size": [64, 64]}, "size"),
-        ({"encoder": "minilm", "stages": True}, "stages"),
+        ({"encoder": "minilm", "stages": 3}, "stages"),
         ({"encoder": "lite0", "weights": "x"}, "weights"),
         ({"encoder": "timm:resnet18; rm"}, "not the name of one of timm's own models"),
         ({}, "encoder"),
@@ -490,6 +496,29 @@ def test_stages_of_the_users_own_encoders(name: str) -> None:
         between = module.forward_intermediates(x, indices=stages, intermediates_only=True)
         wanted = torch.cat([module(x), *(one.mean(dim=(2, 3)) for one in between)], dim=1)
     torch.testing.assert_close(vectors, wanted, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_stages_of_a_text_are_the_means_of_its_last_blocks() -> None:
+    from transformers import AutoModel, AutoTokenizer
+
+    spec = resolve("minilm", trusted=True, stages=True)
+    texts = ["Heat", "A thief plans one last robbery, and a detective follows him.", ""]
+    found = open_encoder(spec)
+    vectors = found.embed(texts)  # type: ignore[arg-type]
+    assert vectors.shape == (3, spec.vector_width) and found.width == spec.vector_width
+    plain = open_encoder(replace(spec, stages=False)).embed(texts)  # type: ignore[arg-type]
+    torch.testing.assert_close(vectors[:, : plain.shape[1]], plain, atol=1e-5, rtol=1e-4)
+    folder = str(find_weights(spec))
+    tokenizer, network = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder)
+    for row, text in enumerate(texts):
+        with torch.inference_mode():
+            blocks = network(
+                **tokenizer(text, return_tensors="pt"), output_hidden_states=True
+            ).hidden_states
+        means = [blocks[number][0].mean(dim=0) for number in (3, 4, 5)]
+        wanted = torch.cat([mean / mean.norm() for mean in means])
+        torch.testing.assert_close(vectors[row, plain.shape[1] :], wanted, atol=1e-5, rtol=1e-4)
 
 
 def test_posters_that_are_prepared_already() -> None:
