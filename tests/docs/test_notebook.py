@@ -25,7 +25,7 @@ def outputs(notebook: Any) -> list[tuple[int, str]]:
         (number, kind)
         for number, cell in enumerate(notebook.cells)
         for output in cell.get("outputs", ())
-        for kind in output.get("data", {output.get("name", output.output_type): ""})
+        for kind in sorted(output.get("data", {output.get("name", output.output_type): ""}))
     ]
 
 
