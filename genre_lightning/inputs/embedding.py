@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, ClassVar, final
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from genre_lightning.cores import num_cores
@@ -19,6 +21,8 @@ from genre_lightning.inputs.embedding_cache import (
     open_embeddings,
 )
 from genre_lightning.inputs.encoders import (
+    CPU_POSTERS,
+    GPU_POSTERS,
     EncoderError,
     EncoderSpec,
     ImageEncoder,
@@ -31,16 +35,27 @@ from genre_lightning.inputs.encoders import (
     weights_sha256,
 )
 from genre_lightning.inputs.input import DenseFeatures, Features, Input, Store, check_keys
+from genre_lightning.inputs.one_core import one_core_threads
 from genre_lightning.inputs.part import Numbers
 from genre_lightning.inputs.pixels import read_poster
-from genre_lightning.inputs.poster_cache import decode_files, files_key, places_of, unique_files
+from genre_lightning.inputs.poster_cache import (
+    decode_file,
+    decode_files,
+    files_key,
+    places_of,
+    unique_files,
+)
 from genre_lightning.inputs.poster_limits import MAX_FILE_BYTES
 from genre_lightning.inputs.titles import natural_title
 from genre_lightning.movies.movie import PosterFile
 from genre_lightning.store import content_key
 
-#: Part of every cache's key: raise it when the same content gives other vectors than before.
-EMBEDDING_VERSION = 1
+#: Part of every cache's key: raise it when the same content gives other vectors than before. 2 of
+#: posters: BatchNorm folded into convolutions rounds otherwise.
+EMBEDDING_VERSIONS = {"text": 1, "poster": 2}
+#: Texts that are embedded and put on the disk together: so many that they fall into batches of
+#: equal length, and so few characters that a killed process loses seconds.
+_MOST_TEXTS, _MOST_CHARACTERS = 4_096, 250_000
 MAX_WIDTH = 65_536
 MAX_VIEWS = 64
 
@@ -142,6 +157,7 @@ class EmbeddingInput(Input):
             ],
             embed=lambda items: Embedded(self._vectors([unique[i] for i in items]), []),
             quick_key=[unique],
+            chunk=_texts_at_once(unique),
         )
         cache = open_embeddings(
             source, self._key(), self._shape(), f"embedding {self.column}", store
@@ -168,7 +184,7 @@ class EmbeddingInput(Input):
     def _key(self) -> str:
         # The same weights fit architectures that differ in padding.
         architecture = self.spec.architecture
-        how = (EMBEDDING_VERSION, self.sha256, architecture, self.views, self.spec.stages)
+        how = (EMBEDDING_VERSIONS[self.of], self.sha256, architecture, self.views, self.spec.stages)
         if self.of == "text":
             return content_key(*how)
         colours = (list(self.spec.mean or ()), list(self.spec.std or ()))
@@ -309,26 +325,55 @@ class _Posters:
             return None
 
     def embed(self, items: Sequence[int]) -> Embedded:
+        masked: list[tuple[int, str, bool]] = []
+        shape = (0, self.given.views, int(self.given.network_arguments()["width"]))
+        vectors = [np.zeros(shape, dtype=np.float16)]
+        for results in self._groups(items):
+            for place, reason, again in results.masked:
+                masked.append((place, reason, again))
+            vectors.append(results.vectors)
+        return Embedded(np.concatenate(vectors), masked)
+
+    def _groups(self, items: Sequence[int]) -> Iterator[Embedded]:
+        """The items' embeddings, a few at a time; masked ones by their place in ``items``."""
         files = [self.files[index] for index in items]
+        if self.given.load().device.type == "cpu":
+            # Each thread takes a few posters all the way: none waits for another.
+            workers = min(self.workers, torch.get_num_threads())
+            starts = range(0, len(items), CPU_POSTERS)
+            Image.init()  # loads the formats: not while several threads ask for them
+            with one_core_threads(workers, "posters") as pool:
+                yield from pool.map(
+                    lambda start: self._embed_few(
+                        items,
+                        start,
+                        [
+                            decode_file(f, self.given.size)
+                            for f in files[start : start + CPU_POSTERS]
+                        ],
+                    ),
+                    starts,
+                )
+            return
+        decoded = decode_files(files, self.given.size, 1, self.workers)
+        for start in range(0, len(items), GPU_POSTERS):
+            yield self._embed_few(items, start, list(islice(decoded, GPU_POSTERS)))
+
+    def _embed_few(
+        self, items: Sequence[int], start: int, decoded: Sequence[np.ndarray | tuple[str, bool]]
+    ) -> Embedded:
         masked: list[tuple[int, str, bool]] = []
         found: list[np.ndarray] = []
         hashes: list[bytes] = []
-        vectors: list[np.ndarray] = []
-        size = self.given.size
-        for place, result in enumerate(decode_files(files, size, 1, self.workers)):
-            if not isinstance(result, np.ndarray):
+        for place, result in enumerate(decoded, start):
+            if isinstance(result, np.ndarray):
+                found.append(result)
+                hashes.append(self._hashes[items[place]] or b"\0" * 16)
+            else:
                 masked.append((place, *result))
-                continue
-            found.append(result)
-            hashes.append(self._hashes[items[place]] or b"\0" * 16)
-            if len(found) == 32:
-                vectors.append(self.given.embed_views(found, hashes))
-                found, hashes = [], []
-        if found:
-            vectors.append(self.given.embed_views(found, hashes))
         shape = (0, self.given.views, int(self.given.network_arguments()["width"]))
-        empty = np.zeros(shape, dtype=np.float16)
-        return Embedded(np.concatenate([empty, *vectors]), masked)
+        vectors = self.given.embed_views(found, hashes) if found else np.zeros(shape, np.float16)
+        return Embedded(vectors, masked)
 
     def still(self, index: int) -> str | None:
         try:
@@ -336,6 +381,11 @@ class _Posters:
         except OSError:
             return None
         return f"{self.files[index].name} could not be read then, and can be now"
+
+
+def _texts_at_once(texts: Sequence[str]) -> int:
+    characters = sum(map(len, texts))
+    return max(1, min(_MOST_TEXTS, _MOST_CHARACTERS * len(texts) // max(1, characters)))
 
 
 def _half(vectors: Any, encoder: str) -> np.ndarray:

@@ -27,7 +27,8 @@ _HASH_BYTES = 16
 _UNKNOWN = bytes(_HASH_BYTES)
 #: What reading a damaged folder raises.
 _DAMAGED = (OSError, ValueError, TypeError, LookupError)
-#: Items that are embedded and put on the disk together: what a kill loses at most.
+#: Items that are embedded and put on the disk together, unless their source says otherwise: what a
+#: kill loses at most.
 CHUNK = 256
 
 
@@ -55,6 +56,7 @@ class Source:
         embed: computes the embeddings of the items at these positions.
         quick_key: stands for all of the content without reading it: equal keys, equal content.
         still: why a masked item's folder is out of date, or None; see ``again`` of `Embedded`.
+        chunk: items that are embedded and put on the disk together; None for ``CHUNK``.
     """
 
     count: int
@@ -62,6 +64,7 @@ class Source:
     embed: Callable[[Sequence[int]], Embedded]
     quick_key: Sequence[Any]
     still: Callable[[int], str | None] = lambda index: None
+    chunk: int | None = None
 
 
 @dataclass(frozen=True)
@@ -107,8 +110,9 @@ def open_embeddings(
         bar = progress_bar(what, store.progress)
         with (folder / _VECTORS).open("wb") as file, bar:
             task = bar.add_task(what, total=source.count)
-            for start in range(0, source.count, CHUNK):
-                stop = min(start + CHUNK, source.count)
+            chunk = source.chunk or CHUNK
+            for start in range(0, source.count, chunk):
+                stop = min(start + chunk, source.count)
                 found = source.hashes(start, stop)
                 new = [start + n for n, one in enumerate(found) if one is None or one not in known]
                 unique = _first_of_each(new, found, start)

@@ -29,6 +29,8 @@ import torch
 from torch import Tensor, nn
 
 from genre_lightning.errors import UserError
+from genre_lightning.inputs.folding import fold_batch_norms
+from genre_lightning.inputs.one_core import one_core_threads
 
 #: Height and width that a poster may be asked to have, in pixels. A checkpoint may name them too.
 SIDES = (16, 1024)
@@ -871,6 +873,8 @@ class ImageEncoder:
         self.device = device
         # Convolutions on a CPU are faster with channels last in memory.
         self.module = _freeze(module).to(memory_format=torch.channels_last)
+        self._folded: nn.Module | None = None
+        self._lock = threading.Lock()
         self.width = int(module.head_hidden_size)  # type: ignore[arg-type] # of every timm model
         if spec.width is not None and spec.width != self.width:
             raise EncoderError(
@@ -926,11 +930,27 @@ class ImageEncoder:
             places of each stage's features, from the first to the last. What the network pools
             tells objects; colours and textures, which tell genres, are in its earlier stages.
         """
+        return self._vectors_by(self.module, posters)
+
+    def _fast_vectors(self, posters: Tensor) -> Tensor:
+        """:meth:`vectors` but for rounding, for who needs no gradients."""
+        with self._lock:
+            if self.device.type != "cpu":  # where nobody has measured it
+                self._folded = self.module
+            if self._folded is None:
+                generator = torch.Generator().manual_seed(0)
+                drawn = torch.randn((1, 3, *self.size), generator=generator)
+                self._folded = fold_batch_norms(
+                    self.module, drawn.to(self.device, memory_format=torch.channels_last)
+                )
+        return self._vectors_by(self._folded, posters)
+
+    def _vectors_by(self, module: nn.Module, posters: Tensor) -> Tensor:
         if not self.spec.stages:
-            pooled: Tensor = self.module(posters)
+            pooled: Tensor = module(posters)
             return pooled
-        last, between = self._stages(posters)
-        pooled = self.module.forward_head(last)  # type: ignore[operator]
+        last, between = _stages(module, posters)
+        pooled = module.forward_head(last)  # type: ignore[operator]
         return torch.cat([pooled, *(seen.mean(dim=(2, 3)) for seen in between)], dim=1)
 
     def embed(self, pixels: np.ndarray | Tensor) -> Tensor:
@@ -948,7 +968,7 @@ class ImageEncoder:
         vectors = torch.empty((len(pixels), self.width), device=self.device)
         with torch.inference_mode():
             for start in range(0, len(pixels), batch):
-                seen = self.vectors(self.normalise(pixels[start : start + batch]))
+                seen = self._fast_vectors(self.normalise(pixels[start : start + batch]))
                 vectors[start : start + batch] = seen
         return vectors
 
@@ -962,7 +982,7 @@ class ImageEncoder:
         """
         batch = CPU_POSTERS if self.device.type == "cpu" else GPU_POSTERS
         with torch.inference_mode():
-            parts = [self.vectors(some.to(self.device)) for some in posters.split(batch)]
+            parts = [self._fast_vectors(some.to(self.device)) for some in posters.split(batch)]
         return torch.cat(parts)
 
     @torch.no_grad()
@@ -995,13 +1015,14 @@ class ImageEncoder:
         Returns: (P, C, h, w) float32 of each stage, from the first to the last; none without
             ``stages``.
         """
-        return self._stages(self.normalise(pixels))[1] if self.spec.stages else []
+        return _stages(self.module, self.normalise(pixels))[1] if self.spec.stages else []
 
-    def _stages(self, posters: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The network's features as ``forward_head`` takes them, and those of each stage."""
-        indices = _TOKEN_STAGES if _layout(self.module) == "NLC" else None
-        last, between = self.module.forward_intermediates(posters, indices=indices)  # type: ignore[operator]
-        return last, list(between)
+
+def _stages(module: nn.Module, posters: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """A network's features as ``forward_head`` takes them, and those of each stage."""
+    indices = _TOKEN_STAGES if _layout(module) == "NLC" else None
+    last, between = module.forward_intermediates(posters, indices=indices)  # type: ignore[operator]
+    return last, list(between)
 
 
 def places_seen(module: nn.Module, posters: Tensor, name: str) -> Features:
@@ -1167,15 +1188,27 @@ class TextEncoder:
         order = sorted(range(len(chunks)), key=lambda number: len(chunks[number]))
         seen = torch.empty((len(chunks), self.width), device=self.device)
         budget = CPU_TOKENS if self.device.type == "cpu" else GPU_TOKENS
-        with torch.inference_mode():
-            while order:
-                batch = max(1, budget // max(1, len(chunks[order[-1]])))
-                # The longest first: whether there is memory for them shows at once.
-                some, order = order[-batch:], order[:-batch]
-                ids, mask = self._pad([chunks[number] for number in some])
+        batches = []
+        while order:
+            batch = max(1, budget // max(1, len(chunks[order[-1]])))
+            # The longest first: whether there is memory for them shows at once.
+            batches.append(order[-batch:])
+            order = order[:-batch]
+
+        def embed(some: list[int]) -> None:
+            ids, mask = self._pad([chunks[number] for number in some])
+            with torch.inference_mode():
                 seen[some] = self.module(
                     torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
                 )
+
+        workers = min(torch.get_num_threads(), len(batches))
+        if self.device.type == "cpu" and workers > 1:
+            with one_core_threads(workers, "texts") as pool:
+                list(pool.map(embed, batches))
+        else:
+            for some in batches:
+                embed(some)
         index = torch.tensor(rows, dtype=torch.int64, device=self.device)
         counts = torch.bincount(index, minlength=len(texts)).unsqueeze(1)
         sums = torch.zeros((len(texts), self.width), device=self.device).index_add_(0, index, seen)

@@ -216,15 +216,15 @@ def decode_files(
         for file in files:
             if len(waiting) >= 8 * workers:
                 yield waiting.popleft().result()
-            waiting.append(pool.submit(_decode_file, file, size, shrink))
+            waiting.append(pool.submit(decode_file, file, size, shrink))
         while waiting:
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _decode_file(
-    file: PosterFile, size: tuple[int, int], shrink: int
+def decode_file(
+    file: PosterFile, size: tuple[int, int], shrink: int = 1
 ) -> np.ndarray | tuple[str, bool]:
     """Pixels, or why there are none and whether trying again later may help."""
     if not file.exists:

@@ -26,6 +26,7 @@ from genre_lightning.errors import InputError, UserError
 from genre_lightning.inputs.encode import encode_items
 from genre_lightning.inputs.encoders import resolve, vouch
 from genre_lightning.inputs.input import Value
+from genre_lightning.inputs.one_core import one_core_threads
 from genre_lightning.inputs.part import Part
 from genre_lightning.models.fusion import ACTIVATIONS
 
@@ -402,25 +403,8 @@ class GenrePredictor:
         with self._lock:
             if self._pool is None:
                 Image.init()  # loads the formats: not while several threads ask for them
-                self._pool = ThreadPoolExecutor(
-                    self.workers,
-                    thread_name_prefix="genre-predictor",
-                    initializer=_take_one_core,
-                    initargs=(torch.get_num_threads(),),
-                )
+                self._pool = one_core_threads(self.workers, "genre-predictor")
             return self._pool
-
-
-def _take_one_core(others: int) -> None:
-    """Have PyTorch compute on this thread alone, and on as many as before for all other threads.
-
-    Workers that each compute on every core wait for each other most of the time.
-    """
-    torch.set_num_threads(1)
-    # The number is this thread's, and of every thread that has not asked for it yet.
-    thread = threading.Thread(target=torch.set_num_threads, args=(others,))
-    thread.start()
-    thread.join()
 
 
 def find_device(device: str | torch.device) -> torch.device:

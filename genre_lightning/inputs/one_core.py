@@ -1,0 +1,35 @@
+"""Threads that each compute on one core, for work that falls into many equal pieces."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+
+def one_core_threads(workers: int, name: str) -> ThreadPoolExecutor:
+    """Threads on each of which PyTorch computes alone.
+
+    Workers that each compute on every core wait for each other most of the time, and one operation
+    that is shared by all cores waits for the slowest of them.
+
+    Args:
+        workers: how many.
+        name: of the threads.
+    """
+    return ThreadPoolExecutor(
+        workers,
+        thread_name_prefix=name,
+        initializer=_take_one_core,
+        initargs=(torch.get_num_threads(),),
+    )
+
+
+def _take_one_core(others: int) -> None:
+    """Have PyTorch compute on this thread alone, and on as many as before for all other threads."""
+    torch.set_num_threads(1)
+    # The number is this thread's, and of every thread that has not asked for it yet.
+    thread = threading.Thread(target=torch.set_num_threads, args=(others,))
+    thread.start()
+    thread.join()
