@@ -2,12 +2,14 @@
 
     python -m benchmarks.scale
     python -m benchmarks.scale --sizes 1000 10000
+    python -m benchmarks.scale --vectors -n 1          # a million; 5 GiB of memory, 2 of disk
 
 Makes up movies (titles of made-up words, 18 genres, a small poster each, listed in a CSV), and for
 each number, in a process of its own, times the parts of `MovieDataModule.setup` on an empty cache,
 then `setup` as a whole on the warm one. All imports are done before the clock starts. Memory, on
 Linux alone, is the process's peak, less what it held after the imports and less the private memory
-that `setup` leaves behind (titles, labels, features). Ends with one JSON line: ``figure`` is the
+that `setup` leaves behind (titles, labels, features). With ``--vectors`` each movie has a synopsis of some 40 words, too,
+and in place of its poster a vector of 64 numbers, by id, as an encoder's. Ends with one JSON line: ``figure`` is the
 seconds of a warm start at the greatest number, ``ratio`` its cost per movie on an empty cache
 over that at the smallest number (medians of the turns), ``growth`` the same ratio of each part.
 """
@@ -39,12 +41,13 @@ from benchmarks.measure import (
 )
 
 AIM = 1.3
-AIM_WARM_SECONDS = 5.0
-SIZES = (1_000, 10_000, 100_000)
+AIM_WARM_SECONDS = {False: 5.0, True: 20.0}  # without and with --vectors
+SIZES = {False: (1_000, 10_000, 100_000), True: (10_000, 1_000_000)}
+WIDTH = 64  # of the vectors
 NUM_GENRES = 18
 SIDE = 32  # of the cached posters: 100,000 of them are 300 MB
 DRAWINGS = 64  # different ones, each under as many names as it takes
-PARTS = ("reader", "split", "titles", "posters")
+PARTS = ("reader", "split", "texts", "posters")
 
 
 def make_movies(folder: Path, count: int, seed: int = 0) -> Path:
@@ -77,6 +80,34 @@ def make_movies(folder: Path, count: int, seed: int = 0) -> Path:
     return folder / "movies.csv"
 
 
+def make_movies_with_vectors(folder: Path, count: int, seed: int = 0) -> Path:
+    """Write a CSV with titles and synopses, and ``vectors.npz`` beside it; returns the CSV."""
+    from benchmarks.untrained import compose_titles
+
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True)
+    # Drawing every word would take longer than what is timed.
+    phrases = [title.rsplit(" ", 1)[0] for title in compose_titles(20_000, seed)]
+    chance = 0.4 / np.arange(1, NUM_GENRES + 1)
+    with (folder / "movies.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "title", "poster", "genres", "synopsis"])
+        for start in range(0, count, 10_000):
+            size = min(10_000, count - start)
+            has = rng.random((size, NUM_GENRES)) < chance
+            has[~has.any(1), 0] = True
+            drawn = rng.integers(len(phrases), size=(size, 18)).tolist()
+            years = rng.integers(1920, 2001, size).tolist()
+            for row in range(size):
+                first, second, *rest = (phrases[number] for number in drawn[row])
+                genres = "|".join(f"Genre {g}" for g in np.flatnonzero(has[row]))
+                title = f"{first} {second} ({years[row]})"
+                writer.writerow([start + row, title, "", genres, " ".join(rest)])
+    vectors = rng.standard_normal((count, WIDTH), dtype=np.float32)
+    np.savez(folder / "vectors.npz", ids=np.arange(count), x=vectors)
+    return folder / "movies.csv"
+
+
 def time_parts(manifest: Path, cache_dir: Path) -> dict[str, float]:
     """Seconds of each part, run one after the other, and MiB; in a fresh process."""
     # What is imported late counts as an import, not as the work of whoever comes first.
@@ -86,7 +117,9 @@ def time_parts(manifest: Path, cache_dir: Path) -> dict[str, float]:
 
     from genre_lightning.data import datamodule
     from genre_lightning.inputs import pixels
+    from genre_lightning.inputs.input import Input
     from genre_lightning.inputs.terms import TermsInput
+    from genre_lightning.inputs.vectors import VectorsInput
 
     spent: dict[str, float] = {}
 
@@ -100,31 +133,40 @@ def time_parts(manifest: Path, cache_dir: Path) -> dict[str, float]:
 
         return timed
 
+    vectors = manifest.with_name("vectors.npz")
+    posters: tuple[str, Any, str] = ("posters", pixels, "open_poster_cache")
+    if vectors.exists():
+        posters = ("posters", VectorsInput, "open")
     for name, module, attribute in (
         ("reader", datamodule, "read_movies"),
         ("split", datamodule, "split_movies"),
-        ("posters", pixels, "open_poster_cache"),
+        posters,
     ):
         setattr(module, attribute, clock(name, getattr(module, attribute)))
     before, private = _resident_mib("VmRSS"), _resident_mib("RssAnon")
+    inputs: dict[str, Input] = {
+        "title": TermsInput("title", 8192, "char_wb", (2, 5), sublinear_tf=True, decade=True)
+    }
+    if vectors.exists():
+        inputs["synopsis"] = TermsInput("synopsis", 8192, "word", (1, 1), sublinear_tf=True)
+        inputs["poster"] = VectorsInput(str(vectors))
+    else:
+        inputs["poster"] = pixels.PixelsInput(size=SIDE)
     data = datamodule.MovieDataModule(
         "manifest",
-        {
-            "title": TermsInput("title", 8192, "char_wb", (2, 5), sublinear_tf=True, decade=True),
-            "poster": pixels.PixelsInput(size=SIDE),
-        },
+        inputs,
         cache_dir=cache_dir,
         path=str(manifest),
     )
     started = time.perf_counter()
     data.setup()
     setup = time.perf_counter() - started
-    # What is left is the title features, with keys and labels, which cost next to nothing.
+    # What is left is the features of texts, with keys and labels, which cost next to nothing.
     rest = setup - sum(spent.values())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {
         **{name: spent.get(name, 0.0) for name in ("reader", "split", "posters")},
-        "titles": rest,
+        "texts": rest,
         "setup": setup,
         "peak_mib": peak,
         "before_mib": before,
@@ -148,16 +190,19 @@ def run_part(manifest: Path, cache_dir: Path, environment: Mapping[str, str]) ->
 def main(arguments: Sequence[str] | None = None) -> None:
     """Time all numbers by turns and print the table."""
     parser = argument_parser(__doc__, n=3, training=False)
-    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="numbers of movies")
+    parser.add_argument("--sizes", type=int, nargs="+", help="numbers of movies")
+    parser.add_argument("--vectors", action="store_true", help="synopses, and vectors for posters")
     parser.add_argument("--time", type=Path, nargs=2, help="time one; used by itself")
     args = parser.parse_args(arguments)
     if args.time is not None:
         print(json.dumps(time_parts(*args.time)))
         return
+    make = make_movies_with_vectors if args.vectors else make_movies
+    args.sizes = args.sizes or SIZES[args.vectors]
     cold: dict[int, list[dict[str, float]]] = {size: [] for size in args.sizes}
     warm: dict[int, list[dict[str, float]]] = {size: [] for size in args.sizes}
     with tempfile.TemporaryDirectory() as folder, environment_of_commands() as environment:
-        manifests = {size: make_movies(Path(folder) / str(size), size) for size in args.sizes}
+        manifests = {size: make(Path(folder) / str(size), size) for size in args.sizes}
         for _ in range(args.n):
             for size, manifest in manifests.items():
                 with tempfile.TemporaryDirectory(dir=folder) as cache_dir:
@@ -194,7 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             AIM,
             unit="s",
             aim_is="at most",
-            aim_warm_seconds=AIM_WARM_SECONDS,
+            aim_warm_seconds=AIM_WARM_SECONDS[args.vectors],
             growth={
                 part: round(
                     statistics.median(ratios(per_movie[most][part], per_movie[least][part])), 3

@@ -198,6 +198,7 @@ def _rows(
             answer.thresholds.numpy(),
             resamples=resamples,
             seed=seed,
+            micro="map_micro" in METRICS,
         ).metrics
     rows = [
         {
