@@ -30,6 +30,8 @@ BENCHMARKS: dict[str, tuple[bool, str]] = {
     "usual": (True, "an epoch against the usual Dataset and DataLoader"),
     "step": (True, "fastest step against eager, NCHW, float32"),
     "cache": (True, "building the poster cache against decoding alone"),
+    "embed": (True, "filling the embedding cache against the encoder's bare forward"),
+    "report": (False, "a report's seconds beyond scoring the split, over what they may be"),
     "start": (False, "`train.py --cfg job` against `import hydra`"),
     "first_step": (True, "command to first training step beyond the imports"),
     "predict_cold": (False, "one `genre-predict` against `import torch`"),

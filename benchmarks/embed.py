@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name in values:
             fill(name)  # so that the encoder is there
             sides[f"{name}: cache"] = partial(fill, name)
-            sides[f"{name}: bare"] = _best_forward(given[name], values[name])
+            sides[f"{name}: bare"] = best_forward(given[name], values[name])
         seconds = by_turns(sides, args.n)
     rates = {
         name: [len(values[name.split(":")[0]]) / value for value in side]
@@ -113,7 +113,7 @@ def _movies(
     return found[:posters], [movie.title for movie in movies][:titles]
 
 
-def _best_forward(given: EmbeddingInput, values: Sequence[Any]) -> Callable[[], None]:
+def best_forward(given: EmbeddingInput, values: Sequence[Any]) -> Callable[[], None]:
     """The fastest bare forward over all values, of those that were tried once on a share of them.
 
     Args:
@@ -131,7 +131,9 @@ def _best_forward(given: EmbeddingInput, values: Sequence[Any]) -> Callable[[], 
     best = min(trials, key=lambda how: min(seconds[how]))  # type: ignore[index]
     what = "posters" if given.of == "poster" else "tokens"
     shared = "each batch on all cores" if best[1] == 1 else "a batch a core"
-    print(f"bare forward of {given.column}s: {best[0]} {what} at once, {shared}", flush=True)
+    print(
+        f"bare forward of the {given.column} column: {best[0]} {what} at once, {shared}", flush=True
+    )
     return _forward(given, values, *best)
 
 

@@ -8,10 +8,11 @@ Makes up movies (titles of made-up words, 18 genres, a small poster each, listed
 each number, in a process of its own, times the parts of `MovieDataModule.setup` on an empty cache,
 then `setup` as a whole on the warm one. All imports are done before the clock starts. Memory, on
 Linux alone, is the process's peak, less what it held after the imports and less the private memory
-that `setup` leaves behind (titles, labels, features). With ``--vectors`` each movie has a synopsis of some 40 words, too,
-and in place of its poster a vector of 64 numbers, by id, as an encoder's. Ends with one JSON line: ``figure`` is the
-seconds of a warm start at the greatest number, ``ratio`` its cost per movie on an empty cache
-over that at the smallest number (medians of the turns), ``growth`` the same ratio of each part.
+that `setup` leaves behind (titles, labels, features). With ``--vectors`` each movie
+has a synopsis of some 40 words, too, and in place of its poster a vector of 64 numbers, by id, as
+an encoder's. Ends with one JSON line: ``figure`` is the seconds of a warm start at the greatest
+number, ``ratio`` its cost per movie on an empty cache over that at the smallest number (medians of
+the turns), ``growth`` the same ratio of each part.
 """
 
 from __future__ import annotations

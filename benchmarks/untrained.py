@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,29 +13,43 @@ from benchmarks.measure import REPOSITORY
 from genre_lightning.movies.movie import PosterFile
 
 
-def write_checkpoint(path: Path, num_genres: int = 18) -> Path:
-    """A file as training writes it, with the sizes of ``conf`` and Adam's two moments."""
+def write_checkpoint(path: Path, num_genres: int = 18, overrides: Sequence[str] = ()) -> Path:
+    """A file as training writes it, with the sizes of ``conf`` and Adam's two moments.
+
+    Args:
+        path: of the file.
+        num_genres: G.
+        overrides: of the configuration, such as ``model=pretrained``.
+    """
     import torch
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
     from genre_lightning.checkpoint.card import CHECKPOINT_FORMAT, CHECKPOINT_KEY
+    from genre_lightning.inputs.embedding import EmbeddingInput
+    from genre_lightning.inputs.input import Store
     from genre_lightning.inputs.table import build_input, state_to_text
-    from genre_lightning.inputs.terms import TermsInput
     from genre_lightning.models.branches import read_branches
     from genre_lightning.models.networks import build_network
     from genre_lightning.scoring.losses import build_loss
 
     with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
-        cfg = compose("train")
+        cfg = compose("train", list(overrides))
     model: Any = OmegaConf.to_container(cfg.model, resolve=True)
     listed = read_branches(model.pop("branches"))
     inputs = {name: build_input(name, branch.input) for name, branch in listed.items()}
+    titles = compose_titles(4000)
     for given in inputs.values():
-        if isinstance(given, TermsInput):
-            given.vectorizer.fit(compose_titles(4000))
+        if isinstance(given, EmbeddingInput):
+            given.load()
+        elif given.column == "title":
+            train = np.arange(len(titles))
+            with tempfile.TemporaryDirectory() as folder:
+                given.open(titles, train, Store(Path(folder), progress=False))
     networks = {name: branch.network for name, branch in listed.items()}
-    network = build_network(num_genres, networks, inputs, **model)
+    network = build_network(
+        num_genres, networks, inputs, dropout=model["dropout"], members=model["members"]
+    )
     loss = build_loss("bce")
     torch.save(
         {
