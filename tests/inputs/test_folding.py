@@ -1,0 +1,56 @@
+"""BatchNorm folded into convolutions gives the same numbers, and only where it may be folded."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from genre_lightning.inputs.folding import fold_batch_norms
+
+
+class Shared(nn.Module):
+    """A convolution whose output is also used before its BatchNorm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = self.conv(x)
+        return (self.norm(seen) + seen).mean((2, 3))
+
+
+def drawn(module: nn.Module) -> nn.Module:
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.uniform_(layer.running_mean, -2, 2)
+            nn.init.uniform_(layer.running_var, 0.5, 2)
+            nn.init.uniform_(layer.weight, 0.5, 2)
+            nn.init.uniform_(layer.bias, -2, 2)
+    return module.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_folded_is_the_same_function(bias: bool):
+    torch.manual_seed(0)
+    module = drawn(
+        nn.Sequential(nn.Conv2d(3, 4, 3, bias=bias), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten())
+    )
+    posters = torch.randn(2, 3, 8, 6)
+    expected = module(posters)
+    folded = fold_batch_norms(module, posters[:1])
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in folded.modules())
+    torch.testing.assert_close(folded(posters), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(module(posters), expected, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [Shared(), nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3))],
+    ids=["output used twice", "norm before convolution"],
+)
+def test_what_can_not_be_folded_stays(module: nn.Module):
+    module = drawn(module)
+    assert fold_batch_norms(module, torch.randn(1, 3, 8, 6)) is module
