@@ -106,14 +106,14 @@ def _graph_break(*_: object, **__: object) -> None:
 class LateCompiler(ModuleType):
     """``torch._dynamo`` until it is needed."""
 
-    #: A package, of which :class:`_Submodules` finds the modules.
-    __path__: Sequence[str] = ()
     OptimizedModule = _OptimizedModule
     disable = staticmethod(_disable)
     graph_break = staticmethod(_graph_break)
 
     def __init__(self) -> None:
         super().__init__(NAME, __doc__)
+        # A package, of which _Submodules finds the modules.
+        self.__path__ = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(_load(), name)
