@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -55,4 +56,5 @@ class SharedData:
         if earlier is not None:
             data.share(earlier)
         data.setup()
-        self._data = data
+        # Not itself: from fit on it holds the trainer, and with that the network.
+        self._data = copy.copy(data)
