@@ -39,6 +39,7 @@ BENCHMARKS: dict[str, tuple[bool, str]] = {
     "title_layer": (True, "sparse title branch against a dense layer"),
     "scale": (False, "cost per movie, 100,000 against 1,000; warm start"),
     "sweep": (True, "six jobs of a sweep against their fits"),
+    "shared_cores": (True, "two trainings at once against one after the other"),
     "frozen_run": (True, "a run on cached embeddings, beyond its imports"),
     "frozen_sweep": (True, "36 jobs on cached embeddings against their epochs"),
     "frozen_step": (True, "`trainer.fit` on cached embeddings against a bare loop"),

@@ -116,6 +116,9 @@ class LateCompiler(ModuleType):
         self.__path__ = []
 
     def __getattr__(self, name: str) -> Any:
+        # inspect asks every module for its file, in the middle of imports as well.
+        if name.startswith("__"):
+            raise AttributeError(f"module {NAME!r} has no attribute {name!r}")
         return getattr(_load(), name)
 
 

@@ -79,6 +79,16 @@ print(torch.are_deterministic_algorithms_enabled())
 """
 
 
+COMPARE = """
+import inspect
+inspect.getmodule(lambda: 0)
+print(is_there())
+torch.testing.assert_close(torch.ones(2), torch.ones(2))
+from torch.distributed.tensor import DTensor
+print(DTensor.__name__)
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "printed"),
@@ -88,8 +98,16 @@ print(torch.are_deterministic_algorithms_enabled())
         (SUBMODULE, "True True True|SourceFileLoader True|True"),
         (DISABLE, "2.0 False|4.0 True [False, False]"),
         (DETERMINISTIC, "False False|True|False"),
+        (COMPARE, "False|DTensor"),
     ],
-    ids=["a training needs none", "compiled", "a module of it", "disabled", "deterministic"],
+    ids=[
+        "a training needs none",
+        "compiled",
+        "a module of it",
+        "disabled",
+        "deterministic",
+        "compared",
+    ],
 )
 def test_in_a_process_of_its_own(code: str, printed: str, repository: Path) -> None:
     done = subprocess.run(
