@@ -33,6 +33,11 @@ from benchmarks.training import build, compose_config, synchronise, train_comman
 
 AIM = 1.03
 SEEDS = range(6)
+#: As a training imports them.
+IMPORTS = (
+    "import hydra; from genre_lightning.lean_imports import load_lightning; load_lightning(); "
+    "import torch, pytorch_lightning"
+)
 
 
 class FitTimer(pl.Callback):
@@ -68,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cfg = compose_config(args.root, overrides)
     build(cfg)  # fills the cache
     seconds: dict[str, list[float]] = {"command": [], "imports": [], "six fits": []}
-    imports = [sys.executable, "-c", "import hydra, torch, pytorch_lightning"]
+    imports = [sys.executable, "-c", IMPORTS]
     train = train_command(args.root, overrides)
     with tempfile.TemporaryDirectory() as place, environment_of_commands() as environment:
         # Uncounted: compiles what it imports.

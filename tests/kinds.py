@@ -179,6 +179,7 @@ class _Encoder:
     def __init__(self, spec: Any, *arguments: Any) -> None:
         self.name, self.sha256, self.width = spec.name, spec.sha256, spec.width
         self.mean, self.std = spec.mean, spec.std
+        self.device = torch.device("cpu")
 
     def embed(self, posters: np.ndarray) -> np.ndarray:
         pixels = torch.from_numpy(posters).permute(0, 3, 1, 2).float() / 255

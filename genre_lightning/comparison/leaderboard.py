@@ -22,8 +22,7 @@ from genre_lightning.comparison.text import (
 )
 from genre_lightning.files import whole_file
 from genre_lightning.page.markdown import in_markdown, markdown_table
-from genre_lightning.runs.commands import shell_command
-from genre_lightning.runs.ending import shown as below_here
+from genre_lightning.runs.commands import below_here, shell_command
 
 if TYPE_CHECKING:
     from rich.console import Console

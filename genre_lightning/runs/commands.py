@@ -25,6 +25,12 @@ def shell_command(*words: str | Path) -> str:
     return " ".join(_quoted(str(word)) for word in words)
 
 
+def below_here(path: Path) -> Path:
+    """A path as one reads it: relative where it is below the current folder."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) and path != here else path
+
+
 def _quoted(word: str) -> str:
     # Shorter than what shlex makes of a word that is quoted for Hydra already.
     if "'" in word and not NOT_IN_DOUBLE_QUOTES.search(word):

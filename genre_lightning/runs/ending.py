@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from genre_lightning.runs.commands import override, shell_command
+from genre_lightning.runs.commands import below_here, override, shell_command
 from genre_lightning.runs.places import LAST
 
 
@@ -22,7 +22,7 @@ def ending(folder: Path, result: Mapping[str, Any], cfg: DictConfig) -> str:
         result: what its ``result.json`` holds.
         cfg: its configuration, for the columns that the model looks at.
     """
-    place = shown(folder)
+    place = below_here(folder)
     epochs = result["epochs"]
     lines = [f"Run: {shell_command(place)} ({epochs} epochs, {result['seconds']:.0f} s)"]
     if not result.get("best_checkpoint"):
@@ -46,15 +46,9 @@ def ending(folder: Path, result: Mapping[str, Any], cfg: DictConfig) -> str:
 def how_to_resume(folder: Path) -> str:
     """The last lines of a run that was interrupted."""
     if not (folder / LAST).is_file():
-        return f"Interrupted before anything was saved in {shell_command(shown(folder))}"
-    command = shell_command(*script("train"), override("ckpt_path", shown(folder)))
+        return f"Interrupted before anything was saved in {shell_command(below_here(folder))}"
+    command = shell_command(*script("train"), override("ckpt_path", below_here(folder)))
     return f"Interrupted. To resume it:\n  {command}"
-
-
-def shown(path: Path) -> Path:
-    """A path as one reads it: relative where it is below the current folder."""
-    here = Path.cwd()
-    return path.relative_to(here) if path.is_relative_to(here) and path != here else path
 
 
 def script(name: str) -> list[str]:
@@ -68,7 +62,7 @@ def script(name: str) -> list[str]:
         return program(f"genre-{name}")
     found = shutil.which("python")
     is_ours = found is not None and Path(found).parent == Path(sys.executable).parent
-    place = shown((Path.cwd() / called).with_name(f"{name}.py"))
+    place = below_here((Path.cwd() / called).with_name(f"{name}.py"))
     return ["python" if is_ours else _executable(Path(sys.executable)), str(place)]
 
 
@@ -83,7 +77,7 @@ def program(name: str) -> list[str]:
 
 def _executable(path: Path) -> str:
     """A program by its path, which has a slash in it so that a shell doesn't look elsewhere."""
-    place = shown(path)
+    place = below_here(path)
     return str(place) if len(place.parts) > 1 else f"./{place}"
 
 

@@ -18,9 +18,8 @@ from genre_lightning.errors import UserError
 from genre_lightning.page.document import render_fragment
 from genre_lightning.report.numbers import number
 from genre_lightning.runs.command_line import plain_errors
-from genre_lightning.runs.commands import with_paths_quoted
+from genre_lightning.runs.commands import below_here, with_paths_quoted
 from genre_lightning.runs.earlier import with_earlier_overrides
-from genre_lightning.runs.ending import shown
 from genre_lightning.runs.places import BEST
 from genre_lightning.runs.slips import VERSION_BASE
 from genre_lightning.scripts import CONF
@@ -70,14 +69,14 @@ class TrainedRun:
 
     def __repr__(self) -> str:
         # Without the whole result, which is long.
-        return f"TrainedRun({str(shown(self.folder))!r}, {self.result['status']})"
+        return f"TrainedRun({str(below_here(self.folder))!r}, {self.result['status']})"
 
     def _repr_html_(self) -> str:
         return render_fragment(
             "genre_lightning.scripts",
             "run",
             filters={"number": number},
-            folder=shown(self.folder),
+            folder=below_here(self.folder),
             result=self.result,
             metrics=SHOWN_METRICS,
             splits={

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import Override
+from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
@@ -117,6 +118,11 @@ class SweepCallback(Callback):
         self.handlers = catch_signals({signal.SIGTERM, *ending_signals()}, self._stop)
         if config.hydra.launcher._target_.endswith(".JoblibLauncher"):
             _have_workers_end_with_us()
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        # Hydra keeps what every job returns until the end of the sweep. Its configurations, of a
+        # quarter of a megabyte, are asked for by nobody.
+        job_return.cfg = job_return.hydra_cfg = None
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         release_signals(self.handlers)

@@ -31,9 +31,9 @@ from genre_lightning.errors import UserError
 from genre_lightning.files import FULL, AppendedText, FullDiskError, full_disk
 from genre_lightning.quiet import quiet_libraries
 from genre_lightning.runs.checks import check_settings
-from genre_lightning.runs.commands import override, shell_command
+from genre_lightning.runs.commands import below_here, override, shell_command
 from genre_lightning.runs.config import write_config
-from genre_lightning.runs.ending import ending, how_to_resume, shown
+from genre_lightning.runs.ending import ending, how_to_resume
 from genre_lightning.runs.lock import is_running
 from genre_lightning.runs.naming import read_command
 from genre_lightning.runs.places import LAST, starting_point
@@ -121,7 +121,7 @@ def _told(error: UserError | OSError, folder: Path, alone: bool) -> str:
     if not isinstance(error, UserError):
         error = full_disk(Path(str(error.filename or folder)), error)
     if isinstance(error, FullDiskError) and alone and (folder / LAST).is_file():
-        return f"{error}. Then go on by {shell_command(override('ckpt_path', shown(folder)))}"
+        return f"{error}. Then go on by {shell_command(override('ckpt_path', below_here(folder)))}"
     return str(error)
 
 

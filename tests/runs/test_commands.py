@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
@@ -26,6 +26,7 @@ def read(argument: str) -> object:
 
 @given(TEXTS)
 def test_hydra_reads_an_override_as_the_text_it_was_made_of(text: str) -> None:
+    assume(text != "???")  # of which OmegaConf makes "missing", quoted or not
     assert read(override("ckpt_path", text)) == text
 
 
