@@ -40,7 +40,11 @@ SMALL_FUSION = (
 )
 #: Sends its arguments, folder, environment and what 0, 1 and 2 lead to; ends as the command does.
 CLIENT = """\
-#!{python} -IS
+#!/bin/sh
+''':'
+# A line that names the interpreter takes no path with a space.
+exec '{python}' -IS "$0" "$@"
+'''
 import json, os, socket, sys
 connection = socket.socket(socket.AF_UNIX)
 connection.connect({address!r})
