@@ -299,7 +299,7 @@ def test_what_extending_adds_trains(clone: Callable[[Path], Path], shell: Shell)
         command += f" {given}"
     assert "`'model/branch=[title_tfidf,title_length]'`" in text
     more = shlex.join([*SMALL, "hydra.run.dir=runs/extended"])
-    path = f"PATH={Path(sys.executable).parent}:$PATH"
+    path = f"PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
     # A Python of its own, since the one that is forked has the package without these.
     done = subprocess.run(
         [
