@@ -235,7 +235,9 @@ def _open_archive(root: Path) -> _Source:
     except DataError:
         raise
     except (OSError, *DAMAGED_ZIP) as error:
-        raise DataError(f"{root} can't be read as a zip ({error}); fetch it again") from error
+        raise DataError(
+            f"{root} can't be read as a zip ({error!s:.300}); fetch it again"
+        ) from error
     for folder in POSTER_FOLDERS:
         prefix = f"{base}{folder}/"
         if any(name.startswith(prefix) for name in members):
@@ -381,12 +383,12 @@ def unpack(archive: Path, folder: Path) -> None:
     except DataError:
         raise
     except DAMAGED_ZIP as error:
-        raise DataError(f"the zip is damaged ({error})") from error
+        raise DataError(f"the zip is damaged ({error!s:.300})") from error
     except OSError as error:
         # bzip2's have no number; a place before the file's beginning is an invalid argument.
         if error.errno not in (None, errno.EINVAL):
             raise
-        raise DataError(f"the zip is damaged ({error})") from error
+        raise DataError(f"the zip is damaged ({error!s:.300})") from error
 
 
 def _refuse_unsafe(info: zipfile.ZipInfo) -> None:

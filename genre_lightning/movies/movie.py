@@ -92,7 +92,7 @@ class PosterFile:
         except KeyError:
             raise FileNotFoundError(f"{self.name}: no such member in the archive") from None
         except DAMAGED_ZIP as error:
-            raise OSError(f"{self.name}: {error}") from error
+            raise OSError(f"{self.name}: {error!s:.300}") from error
 
 
 @dataclass(frozen=True, slots=True)
