@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 
-from genre_lightning.cores import CoreWatch, limit_spinning
+from genre_lightning.cores import set_threads, share_cores
 from genre_lightning.runs.command_line import command
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> di
     Returns:
         The metrics.
     """
-    cores = CoreWatch()
     from datetime import datetime
 
     import torch
@@ -45,7 +44,7 @@ def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> di
     from genre_lightning.runs.commands import shell_command
     from genre_lightning.runs.places import best_checkpoint
 
-    cores.set_threads()
+    set_threads()
     for name in cfg.encoders:
         vouch(resolve(name, trusted=True))
     device = find_device(cfg.device)
@@ -88,7 +87,7 @@ def main(cfg: DictConfig) -> None:
     from genre_lightning.errors import UserError
     from genre_lightning.runs.config import write_config
 
-    limit_spinning()
+    share_cores()
     try:
         run = HydraConfig.get()
         folder = Path(run.runtime.output_dir)

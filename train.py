@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import OmegaConf
 
-from genre_lightning.cores import CoreWatch
+from genre_lightning.cores import set_threads
 from genre_lightning.runs.checks import refused_settings
 from genre_lightning.runs.command_line import command
 from genre_lightning.runs.earlier import with_earlier_overrides
@@ -136,7 +136,6 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         folder: the run folder.
         result: what ``result.json`` will hold.
     """
-    cores = CoreWatch()
     # Imported here: --help, --cfg and completion answer without waiting for PyTorch.
     with kept_imports():
         from hydra.utils import instantiate
@@ -158,7 +157,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
 
     # Names of genres and files are shown as they are, not read as markup.
     console = Console(markup=False, emoji=False, quiet=not is_first_process())
-    result["threads"] = cores.set_threads()
+    result["threads"] = set_threads()
     data = make_data(cfg)
     for part in data.summary():
         console.print(part)

@@ -99,25 +99,34 @@ def num_threads(cores: int, before: CoreUse, after: CoreUse) -> int:
     return max(1, round(cores - others))
 
 
-class CoreWatch:
-    """Looks at the cores while a command imports what it needs, which takes seconds.
+_at_start: CoreUse | None = None
 
-    Nothing is watched, and PyTorch's own choice stands, where ``OMP_NUM_THREADS`` says how many
-    threads there are, where PyTorch is there already (a notebook, or the second job of a sweep in
-    one process), and where the system doesn't tell.
+
+def share_cores() -> None:
+    """Have this command share the cores with others; to be called before PyTorch is imported.
+
+    Its threads do not spin, see :func:`limit_spinning`, and from now on the cores are watched, for
+    :func:`set_threads`. They are not, and PyTorch's own choice stands, where ``OMP_NUM_THREADS``
+    says how many threads there are, where PyTorch is there already (a notebook, or the second job
+    of a sweep in one process), and where the system doesn't tell.
     """
+    global _at_start
+    limit_spinning()
+    if "OMP_NUM_THREADS" not in os.environ and "torch" not in sys.modules:
+        _at_start = core_use()
 
-    def __init__(self) -> None:
-        given = "OMP_NUM_THREADS" in os.environ or "torch" in sys.modules
-        self._before = None if given else core_use()
 
-    def set_threads(self) -> int:
-        """Have PyTorch use as many threads as cores were free since then; their number."""
-        import torch
+def set_threads() -> int:
+    """Have PyTorch use as many threads as cores were free since :func:`share_cores`; how many.
 
-        after = None if self._before is None else core_use()
-        if self._before is not None and after is not None:
-            cores = min(num_cores(), torch.get_num_threads())
-            torch.set_num_threads(num_threads(cores, self._before, after))
-            self._before = None
-        return torch.get_num_threads()
+    Seconds have gone by then, in which the command imported what it needs.
+    """
+    global _at_start
+    import torch
+
+    after = None if _at_start is None else core_use()
+    if _at_start is not None and after is not None:
+        cores = min(num_cores(), torch.get_num_threads())
+        torch.set_num_threads(num_threads(cores, _at_start, after))
+        _at_start = None
+    return torch.get_num_threads()

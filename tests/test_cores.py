@@ -72,12 +72,12 @@ def test_idle_time_is_that_of_the_own_cores() -> None:
 
 WATCH = """
 import sys, time
-from genre_lightning.cores import CoreWatch, num_cores
-watch = CoreWatch()
+from genre_lightning.cores import share_cores, set_threads
+share_cores()
 ends = time.monotonic() + 1
 while time.monotonic() < ends: pass
 import torch
-print(torch.get_num_threads(), watch.set_threads(), torch.get_num_threads())
+print(torch.get_num_threads(), set_threads(), torch.get_num_threads())
 """
 
 

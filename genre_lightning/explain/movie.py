@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from genre_lightning.checkpoint.model import TrainedModel
-from genre_lightning.explain.explainer import BranchExplanation, is_absent, read_columns
-from genre_lightning.explain.parts import ScoreParts, branch_labels, split_encoded
+from genre_lightning.explain.explainer import BranchExplanation, is_absent
+from genre_lightning.explain.parts import ScoreParts, branch_labels, score_parts
 from genre_lightning.explain.table import explain_branch, find_explainer
-from genre_lightning.inputs.encode import encode_items
 from genre_lightning.inputs.input import Value
 
 
@@ -45,8 +44,7 @@ def explain_movie(model: TrainedModel, columns: Mapping[str, Value | None]) -> M
         InputError: a value can't be read.
         TypeError: a value is of a type that no such column has.
     """
-    items = {branch: [item] for branch, item in read_columns(model, columns).items()}
-    parts = split_encoded(model, encode_items(model.inputs, items, model.device))
+    parts = score_parts(model, columns)
     branches = {}
     absent = set()
     for branch, given in model.inputs.items():

@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.initialize import initialize_config_dir
 from hydra.types import RunMode
 
-from genre_lightning.cores import limit_spinning
+from genre_lightning.cores import share_cores
 from genre_lightning.errors import UserError
 from genre_lightning.page.document import render_fragment
 from genre_lightning.report.numbers import number
@@ -105,7 +105,7 @@ def train(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -
         UserError: an override, the data or another setting can't be used; the message says why.
         KeyboardInterrupt: Ctrl-C; the run is saved, and ``ckpt_path=`` of its folder resumes it.
     """
-    limit_spinning()
+    share_cores()
     # Its place depends on whether this is a clone; see scripts/__init__.py.
     script = importlib.import_module("genre_lightning.scripts.train")
     ended: list[TrainedRun] = []

@@ -26,7 +26,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from genre_lightning.cores import limit_spinning
+from genre_lightning.cores import share_cores
 from genre_lightning.errors import UserError
 from genre_lightning.files import FULL, AppendedText, FullDiskError, full_disk
 from genre_lightning.quiet import quiet_libraries
@@ -84,7 +84,7 @@ def run_job(cfg: DictConfig, train: Train) -> float | None:
     Returns:
         The monitored value; None for a job without one.
     """
-    limit_spinning()
+    share_cores()
     # Where the disk is full the log has a line less: what could not be written ends the run.
     logging.raiseExceptions = False
     job = HydraConfig.get()
