@@ -22,7 +22,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.measure import (
-    REPOSITORY,
     argument_parser,
     by_turns,
     environment_of_commands,
@@ -32,7 +31,7 @@ from benchmarks.measure import (
     run,
     spread,
 )
-from benchmarks.training import data_overrides
+from benchmarks.training import train_command
 
 AIM = 1.1
 LOADED_AIM = 1.2
@@ -75,11 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=4, help="of each training; default 4")
     parser.add_argument("--load", type=int, default=4, help="other processes; default 4")
     args = parser.parse_args(arguments)
-    train = [
-        *(sys.executable, str(REPOSITORY / "train.py"), *data_overrides(args.root)),
-        *args.overrides,
-        f"trainer.max_epochs={args.epochs}",
-    ]
+    train = train_command(args.root, [*args.overrides, f"trainer.max_epochs={args.epochs}"])
     with tempfile.TemporaryDirectory() as place, environment_of_commands() as environment:
         for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
             environment.pop(name, None)

@@ -193,6 +193,10 @@ class EmbeddingInput(Input):
     def _shape(self) -> tuple[int, int]:
         return self.views, int(self.network_arguments()["width"])
 
+    def no_vectors(self) -> np.ndarray:
+        """(0, V, D) float16."""
+        return np.zeros((0, *self._shape()), dtype=np.float16)
+
     def read(self, value: Any) -> Any:
         if self.of == "poster":
             return read_poster(value, self.size)
@@ -326,8 +330,7 @@ class _Posters:
 
     def embed(self, items: Sequence[int]) -> Embedded:
         masked: list[tuple[int, str, bool]] = []
-        shape = (0, self.given.views, int(self.given.network_arguments()["width"]))
-        vectors = [np.zeros(shape, dtype=np.float16)]
+        vectors = [self.given.no_vectors()]
         for results in self._groups(items):
             for place, reason, again in results.masked:
                 masked.append((place, reason, again))
@@ -371,8 +374,7 @@ class _Posters:
                 hashes.append(self._hashes[items[place]] or b"\0" * 16)
             else:
                 masked.append((place, *result))
-        shape = (0, self.given.views, int(self.given.network_arguments()["width"]))
-        vectors = self.given.embed_views(found, hashes) if found else np.zeros(shape, np.float16)
+        vectors = self.given.embed_views(found, hashes) if found else self.given.no_vectors()
         return Embedded(vectors, masked)
 
     def still(self, index: int) -> str | None:

@@ -1170,8 +1170,8 @@ class TextEncoder:
         width = int(model.get_embedding_dimension())
         if spec.width is not None and spec.width != width:
             raise EncoderError(f"the encoder {spec.name!r} gives {width} numbers, not {spec.width}")
-        stages = _text_stages(model, spec) if spec.stages else 0
-        self.width = width + stages * _block_width(model) if stages else width
+        stages, each = _text_stages(model, spec) if spec.stages else (0, 0)
+        self.width = width + stages * each
         self.module = _freeze(TextModule(model, stages))
         self._tokenizer = model.tokenizer
         # A tokenizer changes as it is used, and refuses where two threads use it.
@@ -1337,19 +1337,13 @@ def _open_text(
     return TextEncoder(spec, model, sha256, device)
 
 
-def _text_stages(model: nn.Module, spec: EncoderSpec) -> int:
-    """How many blocks add their means to a text's vector."""
+def _text_stages(model: nn.Module, spec: EncoderSpec) -> tuple[int, int]:
+    """How many blocks add their means to a text's vector, and of how many numbers each."""
     network: Any = next(model.children())
-    blocks = getattr(getattr(network, "auto_model", None), "config", None)
-    count = int(getattr(blocks, "num_hidden_layers", 0))
-    if count < _TOKEN_STAGES:
+    config: Any = getattr(getattr(network, "auto_model", None), "config", None)
+    if int(getattr(config, "num_hidden_layers", 0)) < _TOKEN_STAGES:
         raise EncoderError(f"the encoder {spec.name!r} has no {_TOKEN_STAGES} blocks: stages=false")
-    return _TOKEN_STAGES - 1
-
-
-def _block_width(model: nn.Module) -> int:
-    network: Any = next(model.children())
-    return int(network.auto_model.config.hidden_size)
+    return _TOKEN_STAGES - 1, int(config.hidden_size)
 
 
 def _check_text_folder(folder: Path) -> None:
