@@ -632,7 +632,10 @@ def open_encoder(
             # Before the libraries are imported, which takes seconds.
             _check_hash(spec, sha256, expected_sha256, random_weights)
             build = _open_image if spec.kind == "image" else _open_text
-            opened = build(spec, sha256, device, seed if random_weights else None)
+            # Libraries draw weights before they read them: a training that has to compute vectors
+            # would go on with other random numbers than one that finds them.
+            with torch.random.fork_rng(devices=[]):
+                opened = build(spec, sha256, device, seed if random_weights else None)
             _OPEN[key] = opened
         _check_hash(spec, opened.sha256, expected_sha256, random_weights)
     return opened

@@ -761,3 +761,16 @@ def test_weights_from_the_hub_s_cache(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (seen["repo_id"], seen["revision"]) == ("org/name", COMMIT)
     assert seen["local_files_only"] is True
     assert not any("bin" in pattern or "py" in pattern for pattern in seen["allow_patterns"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lite0", "minilm"])
+def test_opening_takes_no_random_numbers_from_a_training(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that has to compute vectors ends as one that finds them in the cache."""
+    monkeypatch.setattr(encoders, "_OPEN", {})
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    open_encoder(resolve(name, trusted=True))
+    assert torch.equal(torch.get_rng_state(), before)
