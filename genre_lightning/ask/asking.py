@@ -81,6 +81,14 @@ class _Used:
             self.tokens[name] = before if count is None else (before or 0) + count
 
 
+@dataclass(frozen=True)
+class _Found:
+    """A record on its way to the disk."""
+
+    record: Record
+    written: asyncio.Event = field(default_factory=asyncio.Event)
+
+
 @final
 class Asker:
     """Asks a server about movies.
@@ -159,7 +167,7 @@ class Asker:
                 twice.
         """
         ready: _Queue[Question] = asyncio.Queue(self.concurrency)
-        found: _Queue[Record] = asyncio.Queue(4 * self.concurrency)
+        found: _Queue[_Found] = asyncio.Queue(4 * self.concurrency)
         numbered = enumerate(movies)
         feeders = [
             asyncio.create_task(self._feed(numbered, ready, found)) for _ in range(MOST_ENCODERS)
@@ -231,7 +239,7 @@ class Asker:
         self,
         numbered: Iterator[tuple[int, Movie]],
         ready: _Queue[Question],
-        found: _Queue[Record],
+        found: _Queue[_Found],
     ) -> None:
         """Look movies up, and make questions of those that are not answered yet."""
         for number, movie in numbered:
@@ -239,11 +247,11 @@ class Asker:
                 return
             looked_up = await self.look_up(movie)
             if isinstance(looked_up, Record):
-                await found.put((number, looked_up))
+                await found.put((number, _Found(looked_up)))
             else:
                 await ready.put((number, looked_up))
 
-    async def _work(self, ready: _Queue[Question], found: _Queue[Record]) -> None:
+    async def _work(self, ready: _Queue[Question], found: _Queue[_Found]) -> None:
         """Ask one question after another."""
         stop = self.server.pace.stop
         while (entry := await ready.get()) is not None:
@@ -260,10 +268,13 @@ class Asker:
                 continue
             finally:
                 self._under_way -= 1
-            await found.put((number, record))
+            one = _Found(record)
+            await found.put((number, one))
+            # Whoever is killed loses what was under way, `concurrency` answers, and no more.
+            await one.written.wait()
             self._count_failure(record)
 
-    async def _write(self, found: _Queue[Record], tell: Tell) -> None:
+    async def _write(self, found: _Queue[_Found], tell: Tell) -> None:
         """Bring records to the disk, as many at once as there are, and tell of them then."""
         over = False
         while not over:
@@ -273,11 +284,13 @@ class Asker:
             over = None in entries
             there = [entry for entry in entries if entry is not None]
             if self.book is not None:
-                new = [one for _, one in there if one.key and not self.book.is_own(one.key)]
+                records = [one.record for _, one in there]
+                new = [one for one in records if one.key and not self.book.is_own(one.key)]
                 if new:
                     await asyncio.to_thread(self.book.add, new)
-            for number, record in there:
-                tell(number, record)
+            for number, one in there:
+                one.written.set()
+                tell(number, one.record)
 
     def _count_failure(self, record: Record) -> None:
         """End the run where movie after movie has no answer."""
