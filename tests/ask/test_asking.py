@@ -234,6 +234,28 @@ def test_a_movie_counts_only_when_it_is_on_the_disk(
     assert len(found) == 30 and wrong == []
 
 
+def test_no_more_is_asked_than_a_kill_may_lose(
+    loopback: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, fsync = tmp_path / "answers.jsonl", os.fsync
+
+    def slow(file: int) -> None:
+        time.sleep(0.1)
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    unwritten = []
+
+    def answer(number: int, body: dict[str, Any]) -> Answer:
+        written = path.read_text().count("\n") if path.exists() else 0
+        unwritten.append(number + 1 - written)
+        return good(body)
+
+    loopback.answer = answer
+    ask(loopback, MOVIES[:12], path, concurrency=3)
+    assert len(unwritten) == 12 and max(unwritten) == 3
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_waits_for_what_is_under_way(
     number: int, loopback: Loopback, tmp_path: Path, capsys: pytest.CaptureFixture[str]
