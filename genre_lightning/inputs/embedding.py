@@ -58,6 +58,11 @@ EMBEDDING_VERSIONS = {"text": 1, "poster": 2}
 _MOST_TEXTS, _MOST_CHARACTERS = 4_096, 250_000
 MAX_WIDTH = 65_536
 MAX_VIEWS = 64
+MAX_PROMPT = 200
+_KEYS = (
+    *("column", "encoder", "size", "stages", "views", "natural", "prompt"),
+    *("sha256", "width"),
+)
 
 
 @final
@@ -76,6 +81,9 @@ class EmbeddingInput(Input):
         stages: take the mean of every stage's features, too; of a text, of its last few blocks'.
         natural: of titles, embed them as one says them: see ``inputs/titles.py``.
         weights: with ``timm:NAME``, a safetensors file.
+        prompt: put before every text that the encoder embeds, such as "A movie called ": a title
+            alone may be anything. It is no part of the text, in explanations for example. (Radford
+            et al. 2021, section 3.1.4, embed classes in "A photo of a".)
 
     Raises:
         EncoderError: there is no such encoder.
@@ -94,14 +102,14 @@ class EmbeddingInput(Input):
         stages: bool = False,
         natural: bool = False,
         weights: str | None = None,
+        prompt: str = "",
     ) -> None:
         spec = resolve(encoder, trusted=True, weights=weights, size=size, stages=stages)
         vouch(spec)
-        self._set(column, spec, views, natural)
+        self._set(column, spec, views, natural, prompt)
 
-    def _set(self, column: str, spec: EncoderSpec, views: int, natural: bool) -> None:
-        # A checkpoint holds it as JSON without anything escaped.
-        if not spec.name.isprintable() or set(spec.name) & set('"\\[]{}'):
+    def _set(self, column: str, spec: EncoderSpec, views: int, natural: bool, prompt: str) -> None:
+        if not _is_plain(spec.name):
             raise ValueError(f"encoder: {spec.name!r:.200} can't be the name of one")
         self.column = column
         self.spec = spec
@@ -110,8 +118,16 @@ class EmbeddingInput(Input):
             raise ValueError(f"views: {views!r:.100} is not in 1..{MAX_VIEWS}, and 1 for a text")
         if natural not in (False, self.of == "text"):
             raise ValueError(f"natural: {natural!r:.100} is not true or false, and only of texts")
+        if not isinstance(prompt, str) or not _is_plain(prompt) or len(prompt) > MAX_PROMPT:
+            raise ValueError(
+                f"prompt: {prompt!r:.100} is not a text of up to {MAX_PROMPT} characters, without "
+                'quotation marks, backslashes, [], {} and line breaks: "A movie called ", say'
+            )
+        if prompt and self.of != "text":
+            raise ValueError(f"prompt: {prompt!r:.100} stands before a text, not before a poster")
         self.views = views
         self.natural = natural
+        self.prompt = prompt
         self.sha256 = spec.sha256
         self.width = spec.vector_width
 
@@ -186,7 +202,7 @@ class EmbeddingInput(Input):
         architecture = self.spec.architecture
         how = (EMBEDDING_VERSIONS[self.of], self.sha256, architecture, self.views, self.spec.stages)
         if self.of == "text":
-            return content_key(*how)
+            return content_key(*how, self.prompt) if self.prompt else content_key(*how)
         colours = (list(self.spec.mean or ()), list(self.spec.std or ()))
         return content_key(*how, DECODER_VERSION, list(self.size), *colours)
 
@@ -229,8 +245,12 @@ class EmbeddingInput(Input):
         """
         found = self.load()
         if isinstance(found, TextEncoder):
-            return found.embed(list(items))
+            return found.embed(self.prompted(items))
         return found.embed(np.stack(items))
+
+    def prompted(self, items: Sequence[str]) -> list[str]:
+        """Texts from :meth:`read` as the encoder is given them."""
+        return [self.prompt + item for item in items]
 
     def embed_views(self, items: Sequence[np.ndarray], hashes: Sequence[bytes]) -> np.ndarray:
         """(P, V, D) float16 of P posters, all views; which parts they are is told by the hashes."""
@@ -277,15 +297,16 @@ class EmbeddingInput(Input):
             "stages": self.spec.stages,
             "views": self.views,
             "natural": self.natural,
+            "prompt": self.prompt,
             "sha256": self.sha256,
             "width": self.width,
         }
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> EmbeddingInput:
-        check_keys(
-            state, ("column", "encoder", "size", "stages", "views", "natural", "sha256", "width")
-        )
+        # Checkpoints have one since there are prompts.
+        state = {"prompt": "", **state}
+        check_keys(state, _KEYS)
         width = state["width"]
         if type(width) is not int or not 1 <= width <= MAX_WIDTH:
             raise ValueError(f"width: {width!r:.100} is not in 1..{MAX_WIDTH}")
@@ -299,7 +320,7 @@ class EmbeddingInput(Input):
         if spec.kind == "image" and state["size"] is None:
             raise ValueError("size: posters have one")
         made = cls.__new__(cls)
-        made._set(state["column"], spec, state["views"], state["natural"])
+        made._set(state["column"], spec, state["views"], state["natural"], state["prompt"])
         if made.width not in (None, width):
             raise ValueError(f"the encoder {spec.name!r} is not of width {width}")
         made.width = width
@@ -383,6 +404,11 @@ class _Posters:
         except OSError:
             return None
         return f"{self.files[index].name} could not be read then, and can be now"
+
+
+def _is_plain(text: str) -> bool:
+    """Whether a checkpoint can hold a text: as JSON without anything escaped."""
+    return text.isprintable() and not set(text) & set('"\\[]{}')
 
 
 def _texts_at_once(texts: Sequence[str]) -> int:

@@ -14,6 +14,7 @@ import io
 import itertools
 import json
 import logging
+import os
 import re
 import sys
 import threading
@@ -43,6 +44,10 @@ GPU_POSTERS = 128
 #: Tokens, padding included, that go through the network together.
 CPU_TOKENS = 1_024
 GPU_TOKENS = 65_536
+
+#: Environment variable: a folder with weights that are otherwise sought at the hub, by short name:
+#: ``mpnet/``, ``clip.safetensors``. For machines that don't reach it.
+ENCODERS_FOLDER = "GENRE_LIGHTNING_ENCODERS"
 
 #: Texts that are tokenised before any of them is embedded.
 _TEXTS = 4_096
@@ -233,6 +238,19 @@ ENCODERS: dict[str, EncoderSpec] = {
             sha256="cbf231bb01e46b0c7ca39dfada9e563d75f861ec00112bf3eb0d15783c07a480",
             width=384,
             stage_widths=(384,) * (_TOKEN_STAGES - 1),
+        ),
+        # Song et al. 2020, trained on the same pairs: eight times MiniLM's arithmetic.
+        EncoderSpec(
+            name="mpnet",
+            kind="text",
+            origin=Hub(
+                "sentence-transformers/all-mpnet-base-v2",
+                revision="e8c3b32edf5434bc2275fc9bab85f82640a19130",
+            ),
+            licence="Apache-2.0",
+            sha256="e7a70f8bdf68d75ab81ebc6d30ef16eb1d57149482ce8d0c96e5ed0b528a9464",
+            width=768,
+            stage_widths=(768,) * (_TOKEN_STAGES - 1),
         ),
         # These three could be downloaded where no test runs: built and tested with random weights,
         # not scored. Radford et al. 2021: the vector before the projection, as in its linear
@@ -485,6 +503,12 @@ def find_weights(spec: EncoderSpec) -> Path:
 
 
 def _find_at_hub(spec: EncoderSpec, origin: Hub) -> Path:
+    if spec.name in ENCODERS and (folder := os.environ.get(ENCODERS_FOLDER)):
+        path = Path(folder).expanduser() / spec.name
+        if origin.file is not None:
+            path = path.with_name(spec.name + Path(origin.file).suffix)
+        if path.exists():
+            return path
     hub = _import("huggingface_hub", spec.name)
     pinned: dict[str, Any] = {"repo_id": origin.repository, "revision": origin.revision}
 

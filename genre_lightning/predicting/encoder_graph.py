@@ -99,6 +99,7 @@ class EmbeddedTextGraph(InputGraph):
             "offsets": "(P,) int64, where each text starts among the chunks",
         }
         self.about = {"encoder": encoder.name, **encoder.tokens_described()}
+        self.about["prompt"] += given.prompt
         if given.natural:
             self.about |= {"title": "as one says it: see docs/deployment.md"}
         with tempfile.TemporaryDirectory() as folder:
@@ -120,7 +121,8 @@ class EmbeddedTextGraph(InputGraph):
         return {"vectors": member @ chunks / member.sum(1, keepdim=True)}
 
     def numbers(self, values: Sequence[Any]) -> dict[str, Tensor]:
-        tokens = self.encoder.tokenize([self.given.read(value) for value in values])
+        texts = self.given.prompted([self.given.read(value) for value in values])
+        tokens = self.encoder.tokenize(texts)
         ids, mask = tokens.input_ids, tokens.attention_mask
         if not len(ids):
             ids = mask = np.zeros((0, 1), dtype=np.int64)

@@ -27,7 +27,8 @@ def embedded(make_checkpoint: Callable[..., Path]) -> TrainedModel:
         EmbeddingInput("synopsis", "minilm"),
         {"name": "embedding_head", "norm": "none", "hidden": 8},
     )
-    said = (EmbeddingInput("title", "minilm", natural=True), {"name": "embedding_head"})
+    title = EmbeddingInput("title", "minilm", natural=True, prompt="A movie called ")
+    said = (title, {"name": "embedding_head"})
     more = {"plot": plot, "bare": bare, "said": said}
     return load_model(make_checkpoint(more=more, seed=3))
 

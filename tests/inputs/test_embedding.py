@@ -351,8 +351,13 @@ def test_texts_have_one_view() -> None:
         ("stages", 1, "stages"),
         ("views", 0, "views"),
         ("views", 10**9, "views"),
+        ("prompt", 3, "prompt"),
+        ("prompt", "A poster of ", "prompt: .* not before a poster"),
+        ("prompt", "x" * 201, "prompt"),
+        ("prompt", "{}", "prompt"),
+        ("prompt", "a\nb", "not that of an input's state"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:30],
 )
 def test_a_hostile_state_is_refused(key: str, value: Any, message: str) -> None:
     given = lite0()
@@ -428,6 +433,8 @@ def test_a_name_that_a_checkpoint_can_not_hold_is_refused_at_once(tmp_path: Path
         ({"encoder": "minilm", "size": [64, 64]}, "size"),
         ({"encoder": "minilm", "stages": 3}, "stages"),
         ({"encoder": "lite0", "weights": "x"}, "weights"),
+        ({"encoder": "lite0", "prompt": "A poster of "}, "prompt"),
+        ({"encoder": "minilm", "prompt": None}, "prompt"),
         ({"encoder": "timm:resnet18; rm"}, "not the name of one of timm's own models"),
         ({}, "encoder"),
     ],
@@ -436,6 +443,34 @@ def test_a_name_that_a_checkpoint_can_not_hold_is_refused_at_once(tmp_path: Path
 def test_a_configuration_is_refused_by_key(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         build_input("b", {"kind": "embedding", "column": "poster", **settings})
+
+
+# Prompts.
+
+
+def test_a_prompt_stands_before_every_text_and_vectors_are_kept_apart(store: Store) -> None:
+    titles = ["Godfather, The (1972)", None, "", "Alien (1979)"]
+    asked = EmbeddingInput("title", "minilm", natural=True, prompt="A movie called ")
+    bare = EmbeddingInput("title", "minilm", natural=True)
+    found = {given: given.open(titles, ALL, store) for given in (asked, bare, asked)}
+    encoder = open_encoder("minilm")
+    for given, before in ((asked, "A movie called "), (bare, "")):
+        features = found[given]
+        assert features.dense is not None and features.place.tolist() == [0, -1, -1, 1]
+        wanted = encoder.embed([f"{before}The Godfather", f"{before}Alien"])  # type: ignore[arg-type]
+        np.testing.assert_allclose(features.dense[:, 0], wanted, atol=2e-3)
+        np.testing.assert_array_equal(
+            given.encode([given.read(titles[0])])["vectors"][0], features.dense[0]
+        )
+    rebuilt = input_from_text(state_to_text(asked))
+    assert rebuilt.state() == asked.state() and rebuilt.state()["prompt"] == "A movie called "
+
+
+def test_a_checkpoint_of_before_there_were_prompts_has_none() -> None:
+    state = EmbeddingInput("title", "minilm").state()
+    del state["prompt"]
+    rebuilt = input_from_text(json.dumps({"kind": "embedding", **state}))
+    assert isinstance(rebuilt, EmbeddingInput) and rebuilt.prompt == ""
 
 
 # Features of every stage.

@@ -452,7 +452,8 @@ def test_table():
         assert spec.name == name
         assert spec.width is not None
         assert spec.licence is not None
-        assert (spec.sha256 is not None) == isinstance(spec.origin, Packaged)
+        pinned = isinstance(spec.origin, Packaged) or getattr(spec.origin, "revision", None)
+        assert (spec.sha256 is not None) == bool(pinned)
         assert (spec.size is not None) == (spec.kind == "image")
 
 
@@ -742,6 +743,64 @@ def test_weights_that_went_missing(tmp_path: Path):
     spec = replace(ENCODERS["lite2"], origin=Packaged("numpy", "numpy", "models/none.pth"))
     with pytest.raises(EncoderError, match=r"package numpy lacks models/none.pth"):
         find_weights(spec)
+
+
+def small_mpnet(tmp_path: Path) -> Path:
+    """A folder of all-mpnet-base-v2's kind: four blocks of random weights, MiniLM's tokenizer."""
+    from transformers import MPNetConfig, MPNetModel
+
+    folder = copy_minilm(tmp_path / "minilm")
+    config = MPNetConfig(
+        vocab_size=30_522, hidden_size=16, num_hidden_layers=4, num_attention_heads=2,
+        intermediate_size=32, pad_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    MPNetModel(config).save_pretrained(folder)
+    edit_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": 16})
+    return folder.rename(tmp_path / "mpnet")
+
+
+def test_a_folder_in_place_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = small_mpnet(tmp_path)
+    found = hash_weights(folder)
+    monkeypatch.setenv("GENRE_LIGHTNING_ENCODERS", str(tmp_path))
+    for spec in (resolve("mpnet", trusted=True), resolve("mpnet")):
+        assert find_weights(spec) == folder
+        # Whatever lies there, it is all-mpnet-base-v2 or it is refused.
+        with pytest.raises(EncoderError, match=f"{found}.*{ENCODERS['mpnet'].sha256}"):
+            open_encoder(spec)
+    monkeypatch.setitem(
+        ENCODERS,
+        "mpnet",
+        replace(ENCODERS["mpnet"], sha256=found, width=16, stage_widths=(16,) * 3),
+    )
+    encoder = open_encoder(trust_from_checkpoint("mpnet", found, stages=True))
+    assert isinstance(encoder, TextEncoder)
+    assert (encoder.name, encoder.sha256, encoder.width) == ("mpnet", found, 64)
+    from sentence_transformers import SentenceTransformer
+
+    expected = SentenceTransformer(str(folder), device="cpu").encode(SHORT)
+    np.testing.assert_allclose(encoder.embed(SHORT)[:, :16].numpy(), expected, atol=1e-5)
+    # Towers are a file each.
+    (tmp_path / "clip.safetensors").touch()
+    assert find_weights(resolve("clip")) == tmp_path / "clip.safetensors"
+    with pytest.raises(EncoderError, match="the weights of encoder 'siglip' are not on this"):
+        find_weights(resolve("siglip"))
+
+
+def test_mpnet_is_as_sentence_transformers_has_it():
+    try:
+        folder = find_weights(resolve("mpnet"))
+    except EncoderError:
+        pytest.skip("no weights of all-mpnet-base-v2 here: name their folder's parent in "
+                    "GENRE_LIGHTNING_ENCODERS")  # fmt: skip
+    from sentence_transformers import SentenceTransformer
+
+    encoder = open_encoder("mpnet")
+    assert isinstance(encoder, TextEncoder)
+    assert (encoder.width, encoder.max_tokens) == (768, 384)
+    expected = SentenceTransformer(str(folder), device="cpu").encode(SHORT)
+    np.testing.assert_allclose(encoder.embed(SHORT).numpy(), expected, atol=1e-5)
 
 
 def test_weights_from_the_hub_s_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -55,7 +55,10 @@ def encoder_branches() -> dict[str, Any]:
         pytest.importorskip(name, reason=f"{name} is not installed: the extra `pretrained` has it")
     head = {"name": "embedding_head", "members": 2}
     poster = EmbeddingInput("poster", "lite0", size=[32, 32], stages=True)
-    texts = {name: EmbeddingInput(name, "minilm") for name in ("title", "synopsis")}
+    texts = {
+        "title": EmbeddingInput("title", "minilm", prompt="A movie called "),
+        "synopsis": EmbeddingInput("synopsis", "minilm"),
+    }
     return {
         "poster_lite0": (poster, head),
         **{f"{name}_minilm": (given, head) for name, given in texts.items()},
