@@ -118,7 +118,7 @@ class EmbeddingInput(Input):
             raise ValueError(f"views: {views!r:.100} is not in 1..{MAX_VIEWS}, and 1 for a text")
         if natural not in (False, self.of == "text"):
             raise ValueError(f"natural: {natural!r:.100} is not true or false, and only of texts")
-        if not isinstance(prompt, str) or not _is_plain(prompt) or len(prompt) > MAX_PROMPT:
+        if type(prompt) is not str or not _is_plain(prompt) or len(prompt) > MAX_PROMPT:
             raise ValueError(
                 f"prompt: {prompt!r:.100} is not a text of up to {MAX_PROMPT} characters, without "
                 'quotation marks, backslashes, [], {} and line breaks: "A movie called ", say'
