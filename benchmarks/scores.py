@@ -42,6 +42,8 @@ FULL = (
     *("title_linear", "title_year", "title_minilm", "poster_lite2"),
     *("synopsis_tfidf", "synopsis_minilm"),
 )
+#: With cast and director as well.
+EVERYTHING = f"model/branch=[{','.join([*FULL, 'cast', 'director'])}]"
 #: L-BFGS goes to the same optimum from any seed: what may differ is which folds train has.
 OWN_FOLDS = "data.split_seed=${seed}"
 TITLE, POSTER = "model.branches.title_tfidf", "model.branches.poster_resnet"
@@ -66,13 +68,12 @@ VARIANTS: dict[str, list[str]] = {
     ],
     "seed": ["experiment=seed"],
     "pretrained": ["model=pretrained"],
+    "pretrained_mpnet": ["model=pretrained_mpnet"],
     # These need --columns, a file with synopsis, cast and director.
     "full": ["model=full", OWN_FOLDS],
-    "everything": [
-        "model=full",
-        f"model/branch=[{','.join([*FULL, 'cast', 'director'])}]",
-        OWN_FOLDS,
-    ],
+    "full_mpnet": ["model=full_mpnet", OWN_FOLDS],
+    "everything": ["model=full", EVERYTHING, OWN_FOLDS],
+    "everything_mpnet": ["model=full_mpnet", EVERYTHING.replace("minilm", "mpnet"), OWN_FOLDS],
 }
 #: What each branch of model=full is worth: alone, and all without it.
 BRANCHES: dict[str, list[str]] = {

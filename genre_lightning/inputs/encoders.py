@@ -552,9 +552,15 @@ def _find_at_hub(spec: EncoderSpec, origin: Hub) -> Path:
         raise EncoderError(
             f"the weights of encoder {spec.name!r} are not on this machine and can't be downloaded "
             f"from {origin.repository} at the Hugging Face hub ({type(error).__name__}): connect "
-            "to it once"
-            + (", or pass weights=FILE.safetensors with timm:NAME" if spec.kind == "image" else "")
+            f"to it once{_instead(spec)}"
         ) from error
+
+
+def _instead(spec: EncoderSpec) -> str:
+    """What else there is than the hub."""
+    if spec.name in ENCODERS:
+        return f", or name a folder that holds them in {ENCODERS_FOLDER}, see the documentation"
+    return ", or pass weights=FILE.safetensors with timm:NAME" if spec.kind == "image" else ""
 
 
 def _http_errors() -> tuple[type[Exception], ...]:
