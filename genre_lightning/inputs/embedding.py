@@ -59,10 +59,7 @@ _MOST_TEXTS, _MOST_CHARACTERS = 4_096, 250_000
 MAX_WIDTH = 65_536
 MAX_VIEWS = 64
 MAX_PROMPT = 200
-_KEYS = (
-    *("column", "encoder", "size", "stages", "views", "natural", "prompt"),
-    *("sha256", "width"),
-)
+_KEYS = ("column", "encoder", "size", "stages", "views", "natural", "sha256", "width")
 
 
 @final
@@ -297,16 +294,15 @@ class EmbeddingInput(Input):
             "stages": self.spec.stages,
             "views": self.views,
             "natural": self.natural,
-            "prompt": self.prompt,
             "sha256": self.sha256,
             "width": self.width,
+            # As checkpoints were before there were prompts.
+            **({"prompt": self.prompt} if self.prompt else {}),
         }
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> EmbeddingInput:
-        # Checkpoints have one since there are prompts.
-        state = {"prompt": "", **state}
-        check_keys(state, _KEYS)
+        check_keys(state, (*_KEYS, "prompt") if "prompt" in state else _KEYS)
         width = state["width"]
         if type(width) is not int or not 1 <= width <= MAX_WIDTH:
             raise ValueError(f"width: {width!r:.100} is not in 1..{MAX_WIDTH}")
@@ -320,7 +316,7 @@ class EmbeddingInput(Input):
         if spec.kind == "image" and state["size"] is None:
             raise ValueError("size: posters have one")
         made = cls.__new__(cls)
-        made._set(state["column"], spec, state["views"], state["natural"], state["prompt"])
+        made._set(state["column"], spec, state["views"], state["natural"], state.get("prompt", ""))
         if made.width not in (None, width):
             raise ValueError(f"the encoder {spec.name!r} is not of width {width}")
         made.width = width

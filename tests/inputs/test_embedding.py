@@ -468,7 +468,7 @@ def test_a_prompt_stands_before_every_text_and_vectors_are_kept_apart(store: Sto
 
 def test_a_checkpoint_of_before_there_were_prompts_has_none() -> None:
     state = EmbeddingInput("title", "minilm").state()
-    del state["prompt"]
+    assert "prompt" not in state
     rebuilt = input_from_text(json.dumps({"kind": "embedding", **state}))
     assert isinstance(rebuilt, EmbeddingInput) and rebuilt.prompt == ""
 

@@ -35,6 +35,7 @@ from genre_lightning.inputs.encoders import (
     weights_sha256,
 )
 from tests.forking import run_command
+from tests.inputs.small_mpnet import take_small_mpnet, write_small_mpnet
 
 # The extra `pretrained` is part of `dev`: without it these tests fail, they are not skipped.
 LITES = ["lite0", "lite2"]
@@ -747,23 +748,8 @@ def test_weights_that_went_missing(tmp_path: Path):
         find_weights(spec)
 
 
-def small_mpnet(tmp_path: Path) -> Path:
-    """A folder of all-mpnet-base-v2's kind: four blocks of random weights, MiniLM's tokenizer."""
-    from transformers import MPNetConfig, MPNetModel
-
-    folder = copy_minilm(tmp_path / "minilm")
-    config = MPNetConfig(
-        vocab_size=30_522, hidden_size=16, num_hidden_layers=4, num_attention_heads=2,
-        intermediate_size=32, pad_token_id=0,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    MPNetModel(config).save_pretrained(folder)
-    edit_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": 16})
-    return folder.rename(tmp_path / "mpnet")
-
-
 def test_a_folder_in_place_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    folder = small_mpnet(tmp_path)
+    folder = write_small_mpnet(tmp_path / "mpnet")
     found = hash_weights(folder)
     monkeypatch.setenv("GENRE_LIGHTNING_ENCODERS", str(tmp_path))
     for spec in (resolve("mpnet", trusted=True), resolve("mpnet")):
@@ -771,11 +757,7 @@ def test_a_folder_in_place_of_the_hub(tmp_path: Path, monkeypatch: pytest.Monkey
         # Whatever lies there, it is all-mpnet-base-v2 or it is refused.
         with pytest.raises(EncoderError, match=f"{found}.*{ENCODERS['mpnet'].sha256}"):
             open_encoder(spec)
-    monkeypatch.setitem(
-        ENCODERS,
-        "mpnet",
-        replace(ENCODERS["mpnet"], sha256=found, width=16, stage_widths=(16,) * 3),
-    )
+    take_small_mpnet(folder, monkeypatch)
     encoder = open_encoder(trust_from_checkpoint("mpnet", found, stages=True))
     assert isinstance(encoder, TextEncoder)
     assert (encoder.name, encoder.sha256, encoder.width) == ("mpnet", found, 64)
