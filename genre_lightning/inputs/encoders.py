@@ -534,10 +534,11 @@ def _find_at_hub(spec: EncoderSpec, origin: Hub) -> Path:
     except OSError:
         pass
     if not spec.download:
+        file = f" {origin.file}" if origin.file else ""
         at = f" --revision {origin.revision}" if origin.revision else ""
         raise EncoderError(
             f"the weights of encoder {spec.name!r} are not on this machine, and a checkpoint can't "
-            f"start their download: hf download {origin.repository} {origin.file or ''}{at}"
+            f"start their download: hf download {origin.repository}{file}{at}"
         )
     try:
         # Asked once without retries: without a network the download would ask for half a minute.
