@@ -37,13 +37,19 @@ from genre_lightning.runs.places import LAST
 AIM_MAP = 0.30
 COLUMNS = ("map_macro", "f1_micro", "f1_macro")
 
+
+def listed(*branches: str) -> str:
+    """The override that has a model be the sum of these branches."""
+    return f"model/branch=[{','.join(branches)}]"
+
+
 #: The branches of model=full.
 FULL = (
     *("title_linear", "title_year", "title_minilm", "poster_lite2"),
     *("synopsis_tfidf", "synopsis_minilm"),
 )
 #: With cast and director as well.
-EVERYTHING = f"model/branch=[{','.join([*FULL, 'cast', 'director'])}]"
+EVERYTHING = listed(*FULL, "cast", "director")
 #: L-BFGS goes to the same optimum from any seed: what may differ is which folds train has.
 OWN_FOLDS = "data.split_seed=${seed}"
 TITLE, POSTER = "model.branches.title_tfidf", "model.branches.poster_resnet"
@@ -78,11 +84,11 @@ VARIANTS: dict[str, list[str]] = {
 #: What each branch of model=full is worth: alone, and all without it.
 BRANCHES: dict[str, list[str]] = {
     "full": ["model=full", OWN_FOLDS],
-    **{f"only_{name}": ["model=full", f"model/branch=[{name}]", OWN_FOLDS] for name in FULL},
+    **{f"only_{name}": ["model=full", listed(name), OWN_FOLDS] for name in FULL},
     **{
         f"without_{name}": [
             "model=full",
-            f"model/branch=[{','.join(other for other in FULL if other != name)}]",
+            listed(*(other for other in FULL if other != name)),
             OWN_FOLDS,
         ]
         for name in FULL
