@@ -541,7 +541,7 @@ def test_a_home_folder_is_meant_by_its_sign(home: str, tmp_path: Path, monkeypat
     ],
     ids=lambda value: str(value)[:60] if isinstance(value, dict) else "",
 )
-def test_a_strangers_description_reads_what_is_there_or_is_refused(
+def test_an_untrusted_description_reads_what_is_there_or_is_refused(
     description: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     os.mkfifo(tmp_path / "fifo")
