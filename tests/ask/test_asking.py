@@ -253,7 +253,7 @@ def test_no_more_is_asked_than_a_kill_may_lose(
 
     loopback.answer = answer
     ask(loopback, MOVIES[:12], path, concurrency=3)
-    assert len(unwritten) == 12 and max(unwritten) == 3
+    assert len(unwritten) == 12 and max(unwritten) <= 3
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
