@@ -1,4 +1,4 @@
-"""Dropout that draws the numbers of PyTorch's in less time."""
+"""Dropout that draws the numbers of PyTorch's in less time, and one that saves arithmetic."""
 
 from __future__ import annotations
 
@@ -28,6 +28,32 @@ class Dropout(nn.Dropout):
         if not self.training or not 0 < self.p < 1 or not _draws_alike(input):
             return super().forward(input)
         return input * _noise(input, 1 - self.p)
+
+
+class InputDropout(nn.Module):
+    """Leaves out inputs of a layer, the same ones for all rows of a batch.
+
+    So the layer need not be computed for them: with 0.5 it has half of its arithmetic (Graham,
+    Reizenstein & Robinson 2015, "Efficient batchwise dropout training using submatrices").
+
+    Args:
+        p: share of the inputs that are left out, in [0, 1).
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, members: int, width: int, device: torch.device) -> Tensor | None:
+        """(M, K) int64, the inputs of 0 to ``width`` that each member keeps; None for all."""
+        kept = max(1, round(width * (1 - self.p)))
+        if not self.training or kept == width:
+            return None
+        return torch.rand(members, width, device=device).argsort(dim=1)[:, :kept]
+
+
+#: Modules that draw at random in training.
+DROPOUTS = (nn.Dropout, InputDropout)
 
 
 def _draws_alike(values: Tensor) -> bool:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from genre_lightning.models.batch_norm import batch_norm
-from genre_lightning.models.dropout import Dropout
-from genre_lightning.models.members import MemberLinear, averaged
+from genre_lightning.models.dropout import Dropout, InputDropout
+from genre_lightning.models.members import MemberLinear, by_own, said
 
 NORMS = ("batch", "layer", "none")
 
@@ -27,7 +27,7 @@ class EmbeddingHead(nn.Module):
         hidden: width of the hidden layer; 0 for none.
         norm: "batch" normalises each feature over the movies, "layer" each vector over its
             features, "none" nothing.
-        input_dropout: probability of zeroing a feature, in [0, 1).
+        input_dropout: share of the features that a member does not see in a step, in [0, 1).
         dropout: probability of zeroing a hidden unit, in [0, 1).
         members: M, see ``models/members.py``.
     """
@@ -49,7 +49,7 @@ class EmbeddingHead(nn.Module):
             self.norm = nn.BatchNorm1d(width, affine=False)
         self.layer_norm = norm == "layer"
         self.scale = 1.0 if hidden or norm == "none" else width**-0.5
-        self.input_drop = Dropout(input_dropout)
+        self.input_drop = InputDropout(input_dropout)
         self.hidden = MemberLinear(members, width, hidden) if hidden else None
         self.drop = Dropout(dropout)
         self.head = MemberLinear(members, hidden or width, num_genres)
@@ -61,14 +61,15 @@ class EmbeddingHead(nn.Module):
         """More for weights of scaled rows, so that a rate means what it would without the scale."""
         return {"head.weight": 1 / self.scale} if self.scale != 1.0 else {}
 
-    def forward(self, vectors: Tensor, apart: bool = False) -> Tensor:
+    def forward(self, vectors: Tensor, apart: bool = False, own: Tensor | None = None) -> Tensor:
         """Score vectors.
 
         Args:
             vectors: (P, D) float32.
+            apart: see :func:`genre_lightning.models.members.said`; so is ``own``.
 
         Returns:
-            (P, G) logits; the members' own, (M, P, G), where they are wanted ``apart``.
+            (P, G) logits; (M, P, G) where they are wanted ``apart``.
         """
         rows = vectors
         if self.norm is not None:
@@ -77,7 +78,24 @@ class EmbeddingHead(nn.Module):
             rows = nn.functional.layer_norm(rows, rows.shape[1:])
         if self.scale != 1.0:
             rows = rows * self.scale
-        rows = self.input_drop(rows.expand(self.members, -1, -1))
+        if own is not None:
+            return by_own(self._of_one, rows, own, self.members)
+        first = self.head if self.hidden is None else self.hidden
+        width = rows.shape[1]
+        kept = self.input_drop(self.members, width, rows.device)
+        if kept is None:
+            rows = first(rows.expand(self.members, -1, -1))
+        else:
+            # What is seen counts more, so that the sums are of the size they have in prediction.
+            rows = first.of_some(rows * (width / kept.shape[1]), kept)
         if self.hidden is not None:
-            rows = self.drop(torch.relu(self.hidden(rows)))
-        return averaged(self.head(rows), apart)
+            # Drawn once for all members: their hidden units have nothing in common.
+            kept_units = self.drop(rows.new_ones(rows.shape[1:]))
+            rows = self.head(torch.relu(rows) * kept_units)
+        return said(rows, apart, own)
+
+    def _of_one(self, rows: Tensor, member: int) -> Tensor:
+        """(P, D) normalised rows to the (P, G) logits of one member."""
+        if self.hidden is not None:
+            rows = self.drop(torch.relu(self.hidden.of_one(rows, member)))
+        return self.head.of_one(rows, member)

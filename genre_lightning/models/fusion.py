@@ -105,6 +105,17 @@ class Fusion(nn.Module):
             for name, branch in self.branches.items()
         }
 
+    def _wanted(self, branch: nn.Module, part: Part, folds: Tensor | None) -> dict[str, Any]:
+        """What a branch of several members is asked for, see ``members.said``."""
+        if num_members(branch) == 1:
+            return {}
+        if self.training:
+            return {"apart": True}
+        if folds is None:
+            return {}
+        own = folds[part.rows]
+        return {"own": own} if bool((own >= 0).all()) else {"apart": True}
+
     def _logits(
         self, branch: nn.Module, part: Part, num_movies: int, folds: Tensor | None
     ) -> Tensor:
@@ -116,9 +127,8 @@ class Fusion(nn.Module):
             # one whose share of the batch lacks the column.
             used = [parameter.sum() for parameter in branch.parameters() if parameter.requires_grad]
             return nothing + 0.0 * torch.stack(used).sum() if used else nothing
-        apart = num_members(branch) > 1 and (self.training or folds is not None)
-        logits: Tensor = branch(**part.numbers, **({"apart": True} if apart else {})).float()
-        if apart and not self.training and folds is not None:
+        logits: Tensor = branch(**part.numbers, **self._wanted(branch, part, folds)).float()
+        if folds is not None and logits.ndim == 3 and not self.training:
             logits = _of_fold(logits, folds[part.rows])
         if len(part) == num_movies:
             return logits

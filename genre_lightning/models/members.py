@@ -12,7 +12,7 @@ With ``data.folds`` each member also leaves out one fold of train, on which it a
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -39,10 +39,57 @@ class MemberLinear(nn.Module):
         """(M, P, D) to (M, P, G)."""
         return torch.baddbmm(self.bias.view(self.members, 1, -1), rows, self.weight)
 
+    def of_one(self, rows: Tensor, member: int) -> Tensor:
+        """(P, D) to (P, G) by one member."""
+        return torch.addmm(self.bias.view(self.members, -1)[member], rows, self.weight[member])
 
-def averaged(logits: Tensor, apart: bool) -> Tensor:
-    """(M, P, G) logits as they are where they are wanted ``apart``, else their mean (P, G)."""
-    return logits if apart else logits.mean(dim=0)
+    def of_some(self, rows: Tensor, kept: Tensor) -> Tensor:
+        """(P, D) to (M, P, G) by the inputs ``kept`` alone, (M, K) int64, a member's own each."""
+        members, width, outputs = self.weight.shape
+        number = kept + width * torch.arange(members, device=kept.device)[:, None]
+        weight = self.weight.view(-1, outputs).index_select(0, number.flatten())
+        # Gathered from rows of P numbers: single numbers would take several times as long.
+        inputs = rows.t().contiguous()[kept].transpose(1, 2)
+        return torch.baddbmm(
+            self.bias.view(members, 1, -1), inputs, weight.view(members, -1, outputs)
+        )
+
+
+def said(logits: Tensor, apart: bool, own: Tensor | None) -> Tensor:
+    """What is wanted of the members' logits.
+
+    Args:
+        logits: (M, P, G).
+        apart: give them as they are.
+        own: (P,) int64, the member whose logits are taken for each row; None for the mean of all.
+
+    Returns:
+        (P, G); (M, P, G) where they are wanted ``apart``.
+    """
+    if apart:
+        return logits
+    if own is None:
+        return logits.mean(dim=0)
+    return logits[own, torch.arange(len(own), device=own.device)]
+
+
+def by_own(
+    score: Callable[[Tensor, int], Tensor], rows: Tensor, own: Tensor, members: int
+) -> Tensor:
+    """Each row scored by one member.
+
+    Args:
+        score: (P, D) rows and the number of a member to (P, G).
+        rows: (P, D).
+        own: (P,) int64, the member of each.
+        members: M.
+
+    Returns:
+        (P, G).
+    """
+    order = own.argsort()
+    pieces = rows[order].split(torch.bincount(own, minlength=members).tolist())
+    return torch.cat([score(piece, m) for m, piece in enumerate(pieces)])[order.argsort()]
 
 
 class Copies(nn.Module):
@@ -65,6 +112,6 @@ class Copies(nn.Module):
             for name, scale in getattr(network, "lr_scales", dict)().items()
         }
 
-    def forward(self, apart: bool = False, **numbers: Tensor) -> Tensor:
-        """(P, G) logits of an input's numbers; the members' own, (M, P, G), where ``apart``."""
-        return averaged(torch.stack([network(**numbers) for network in self.networks]), apart)
+    def forward(self, apart: bool = False, own: Tensor | None = None, **numbers: Tensor) -> Tensor:
+        """Logits of an input's numbers, see :func:`said`."""
+        return said(torch.stack([network(**numbers) for network in self.networks]), apart, own)

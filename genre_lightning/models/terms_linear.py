@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from genre_lightning.models.dropout import Dropout
-from genre_lightning.models.members import averaged
+from genre_lightning.models.members import said
 
 
 class _Bias(nn.Module):
@@ -43,7 +43,12 @@ class TermsLinear(nn.Module):
         self.head = _Bias(members * num_genres)
 
     def forward(
-        self, indices: Tensor, offsets: Tensor, weights: Tensor, apart: bool = False
+        self,
+        indices: Tensor,
+        offsets: Tensor,
+        weights: Tensor,
+        apart: bool = False,
+        own: Tensor | None = None,
     ) -> Tensor:
         """Score texts.
 
@@ -51,9 +56,10 @@ class TermsLinear(nn.Module):
             indices: (L,) int64, the non-zero columns of all P texts, one text after another.
             offsets: (P,) int64, where each text starts in ``indices``.
             weights: (L,) float32, the TF-IDF weight of each column.
+            apart: see :func:`genre_lightning.models.members.said`; so is ``own``.
 
         Returns:
-            (P, G) logits; the members' own, (M, P, G), where they are wanted ``apart``.
+            (P, G) logits; (M, P, G) where they are wanted ``apart``.
         """
         weights = weights.to(self.embed.weight.dtype)
         if self.members > 1 and self.input_drop.training and self.input_drop.p > 0:
@@ -62,7 +68,7 @@ class TermsLinear(nn.Module):
             weights = self.input_drop(weights)
             sums = self.embed(indices, offsets, per_sample_weights=weights)
         logits = (sums + self.head.bias).view(-1, self.members, self.num_genres).transpose(0, 1)
-        return averaged(logits, apart)
+        return said(logits, apart, own)
 
     def _varied(self, indices: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
         """(P, M * G) where each member leaves out terms of its own: they start from one point."""

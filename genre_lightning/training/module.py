@@ -18,6 +18,7 @@ from genre_lightning.checkpoint.card import CHECKPOINT_FORMAT, CHECKPOINT_KEY, c
 from genre_lightning.checkpoint.resuming import keep_paths_inside
 from genre_lightning.data.batch import MovieBatch
 from genre_lightning.errors import SettingError, UserError
+from genre_lightning.models.dropout import DROPOUTS
 from genre_lightning.models.fusion import ACTIVATIONS, Fusion, num_members
 from genre_lightning.scoring.metrics import ScoreCollector, genre_metrics
 from genre_lightning.scoring.thresholds import fit_thresholds
@@ -148,7 +149,7 @@ class GenreModule(pl.LightningModule):
             self.network.branches[name].eval()
         if self.solves:
             for module in self.network.modules():
-                if isinstance(module, nn.Dropout):
+                if isinstance(module, DROPOUTS):
                     module.eval()
         return self
 

@@ -100,6 +100,43 @@ def test_members_begin_and_drop_out_apart() -> None:
     assert not torch.equal(one, other)
 
 
+@pytest.mark.parametrize("hidden", [0, 4])
+@pytest.mark.parametrize("members", [1, 3])
+def test_left_out_inputs_count_as_zeros_and_the_rest_for_more(hidden: int, members: int) -> None:
+    """Beside the same layers on rows with zeros, in what they give and what they learn."""
+    made = head(hidden=hidden, norm="layer", input_dropout=0.5, members=members).train()
+    first = made.head if made.hidden is None else made.hidden
+    torch.manual_seed(1)
+    kept = made.input_drop(members, D, VECTORS.device)
+    assert kept is not None
+    torch.manual_seed(1)
+    found = made(VECTORS, apart=True)
+    found.square().sum().backward()
+    assert first.weight.grad is not None
+    gradient = first.weight.grad.clone()
+
+    made.zero_grad()
+    rows = nn.functional.layer_norm(VECTORS, (D,)) * made.scale
+    mask = torch.zeros(members, 1, D).scatter(2, kept[:, None], D / kept.shape[1])
+    expected = torch.einsum("mpd,mdh->mph", rows * mask, first.weight)
+    expected = expected + first.bias.view(members, 1, -1)
+    if hidden:
+        expected = torch.einsum("mph,mhg->mpg", expected.relu(), made.head.weight)
+        expected = expected + made.head.bias.view(members, 1, -1)
+    expected.square().sum().backward()
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(gradient, first.weight.grad)
+
+
+@pytest.mark.parametrize("hidden", [0, 4])
+def test_each_row_by_a_member_of_its_own(hidden: int) -> None:
+    made = head(hidden=hidden, members=3).eval()
+    own = torch.arange(len(VECTORS)) % 5 % 3
+    apart = made(VECTORS, apart=True)
+    expected = torch.stack([apart[int(member), row] for row, member in enumerate(own)])
+    torch.testing.assert_close(made(VECTORS, own=own), expected)
+
+
 def test_biases_are_of_one_dimension() -> None:
     for name, parameter in head(hidden=4, members=3).named_parameters():
         assert (parameter.ndim == 1) == name.endswith("bias"), name

@@ -16,6 +16,7 @@ from genre_lightning.data.datamodule import MovieDataModule
 from genre_lightning.inputs.pixels import PixelsInput
 from genre_lightning.inputs.terms import TermsInput
 from genre_lightning.inputs.year import YearInput
+from genre_lightning.models.dropout import DROPOUTS
 from genre_lightning.models.fusion import Fusion
 from genre_lightning.models.networks import build_network
 from genre_lightning.scoring.losses import LOSSES, build_loss
@@ -95,7 +96,7 @@ def test_predicting_averages_the_logits(data: MovieDataModule) -> None:
     made.eval()
     predicted = made(some.parts, len(some))
     for module in made.train().modules():
-        if isinstance(module, torch.nn.Dropout):
+        if isinstance(module, DROPOUTS):
             module.p = 0.0
         elif isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             module.eval()
@@ -120,7 +121,7 @@ def test_the_loss_is_the_mean_of_the_members_own(data: MovieDataModule, branch_l
     own = module(data, made, branch_loss=branch_loss)
     own.log = lambda *arguments, **named: None  # type: ignore[method-assign]
     for one in made.modules():
-        if isinstance(one, torch.nn.Dropout):
+        if isinstance(one, DROPOUTS):
             one.p = 0.0
     found = own.training_step(some, 0)
     with torch.no_grad():

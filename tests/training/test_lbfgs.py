@@ -17,6 +17,7 @@ from genre_lightning.errors import UserError
 from genre_lightning.inputs.input import Input
 from genre_lightning.inputs.terms import TermsInput
 from genre_lightning.inputs.year import YearInput
+from genre_lightning.models.dropout import DROPOUTS
 from genre_lightning.models.networks import build_network
 from genre_lightning.scoring.losses import build_loss
 from genre_lightning.training.lbfgs import LBFGS
@@ -102,7 +103,7 @@ def test_each_member_is_the_logistic_regression_of_its_movies(
     (batch,) = data.batches.gather([(everywhere, 0)]).batches()
     module.network.train()
     for dropout in module.network.modules():
-        if isinstance(dropout, torch.nn.Dropout):
+        if isinstance(dropout, DROPOUTS):
             dropout.eval()
     with torch.no_grad():
         logits = module.network.total(module.network.branch_logits(batch.parts, len(batch)))
