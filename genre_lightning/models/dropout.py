@@ -49,7 +49,8 @@ class InputDropout(nn.Module):
         kept = max(1, round(width * (1 - self.p)))
         if not self.training or kept == width:
             return None
-        return torch.rand(members, width, device=device).argsort(dim=1)[:, :kept]
+        orders = [torch.randperm(width, device=device) for _ in range(members)]
+        return torch.stack(orders)[:, :kept]
 
 
 #: Modules that draw at random in training.

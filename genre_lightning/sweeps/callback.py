@@ -36,7 +36,7 @@ from genre_lightning.runs.process import (
     under_slurm,
 )
 from genre_lightning.runs.settings import changes_no_result
-from genre_lightning.sweeps.composing import compose_each_job_once
+from genre_lightning.sweeps.composing import compose_what_jobs_share_once
 from genre_lightning.sweeps.journal import Journal, line
 from genre_lightning.sweeps.processes import check_started
 
@@ -114,7 +114,7 @@ class SweepCallback(Callback):
         self.over = threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)
         self.thread.start()
-        self.compose_again = compose_each_job_once()
+        self.compose_again = compose_what_jobs_share_once(keep=True)
         self.handlers = catch_signals({signal.SIGTERM, *ending_signals()}, self._stop)
         if config.hydra.launcher._target_.endswith(".JoblibLauncher"):
             _have_workers_end_with_us()

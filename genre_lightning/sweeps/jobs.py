@@ -39,6 +39,7 @@ from genre_lightning.runs.naming import read_command
 from genre_lightning.runs.places import LAST, starting_point
 from genre_lightning.runs.process import is_first_process
 from genre_lightning.runs.result import read_result, recorded_run
+from genre_lightning.sweeps.composing import compose_what_jobs_share_once
 from genre_lightning.sweeps.devices import claimed, claims_folder, gpu_names
 from genre_lightning.sweeps.journal import Journal, job_label
 from genre_lightning.sweeps.processes import (
@@ -184,6 +185,7 @@ def _run_in_sweep(cfg: DictConfig, train: Train, folder: Path) -> float | None:
     job = HydraConfig.get()
     sweep = Path(job.runtime.cwd) / job.sweep.dir
     command = read_command(sweep)
+    compose_what_jobs_share_once(keep=False)  # for the next job of this process, if it is a worker
     _share_within([str(sweep), *(command[key] for key in ("host", "pid", "started"))])
     journal = Journal(sweep)
     label = job_label(job.overrides.task, sweep)

@@ -1,39 +1,121 @@
+"""What is kept of a sweep's configurations, beside what Hydra composes by itself."""
+
 from __future__ import annotations
 
+import pickle
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
+from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-from genre_lightning.sweeps.composing import compose_each_job_once
+from genre_lightning.sweeps.composing import compose_what_jobs_share_once
+
+plain = ConfigLoaderImpl.load_sweep_config
+
+
+@pytest.fixture
+def loader(repository: Path) -> ConfigLoaderImpl:
+    import train  # noqa: F401 - its resolvers
+
+    return ConfigLoaderImpl(create_config_search_path(str(repository / "conf")))
+
+
+@pytest.fixture
+def sharing() -> Iterator[Callable[..., None]]:
+    """Starts what is tested, and ends it after the test."""
+    undos = []
+    yield lambda keep: undos.append(compose_what_jobs_share_once(keep=keep))
+    for undo in undos:
+        undo()
+    assert ConfigLoaderImpl.load_sweep_config is plain
+
+
+def sweep(loader: ConfigLoaderImpl, *overrides: str, folder: str = "s") -> DictConfig:
+    hydra = [f"hydra.sweep.dir={folder}", *overrides]
+    return loader.load_configuration("train", hydra, RunMode.MULTIRUN)
+
+
+def containers(loader: ConfigLoaderImpl, master: DictConfig, jobs: Sequence[list[str]]) -> list:
+    # Unresolved: `now` is another moment in each.
+    return [OmegaConf.to_container(loader.load_sweep_config(master, job)) for job in jobs]
+
+
+JOBS = [
+    ["optimizer.lr=0.1"],
+    ["seed=3", "optimizer.lr=0.2", "model=pretrained"],
+    ["model=pretrained", "optimizer.lr=0.3", "seed=4"],
+    ["model/branch=[title_tfidf]", "model.dropout=0.3"],
+    ["model/branch=[title_tfidf,poster_lite2]", "model.dropout=0.3"],
+    ["+callbacks.more.at=2", "~callbacks.early_stopping", "++data.num_movies=7"],
+    ["optimizer=sgd", "++optimizer.nesterov=true", "hydra.job.chdir=false", "data.root='a b=c,d'"],
+    ["data=ml1m", "data.root=${oc.env:HOME}", "model.branches.title_tfidf.network={hidden: 4}"],
+    ["experiment=fast", "data.batch_size=null", "trainer.max_epochs=3"],
+    ["optimizer.lr=0.1"],
+]
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_every_job_is_what_hydra_composes(
+    keep: bool, loader: ConfigLoaderImpl, sharing: Callable[..., None]
+) -> None:
+    master = sweep(loader)
+    expected = containers(loader, master, JOBS)
+    sharing(keep=keep)
+    assert ConfigLoaderImpl.load_sweep_config is not plain
+    assert containers(loader, master, JOBS) == expected
+    assert containers(loader, master, JOBS) == expected
+    # As in a worker, where each job comes with its own copies.
+    other = pickle.loads(pickle.dumps((loader, master)))
+    assert containers(*other, JOBS) == expected
+
+
+@pytest.mark.parametrize(
+    "job", [["optimiser.lr=1"], ["model=nosuch"], ["optimizer.lr=[1"], ["+seed=3"], ["data@b=demo"]]
+)
+def test_errors_are_hydras(
+    job: list[str], loader: ConfigLoaderImpl, sharing: Callable[..., None]
+) -> None:
+    master = sweep(loader)
+    with pytest.raises(HydraException) as expected:
+        loader.load_sweep_config(master, job)
+    sharing(keep=True)
+    with pytest.raises(type(expected.value)) as found:
+        loader.load_sweep_config(master, job)
+    assert str(found.value) == str(expected.value)
+
+
+def test_another_sweep_of_the_process_has_its_own(
+    loader: ConfigLoaderImpl, sharing: Callable[..., None], tmp_path: Path
+) -> None:
+    sharing(keep=True)
+    folders = []
+    for name, lr in (("one", 0.5), ("two", 0.25)):
+        groups = tmp_path / name / "experiment"
+        groups.mkdir(parents=True)
+        (groups / "mine.yaml").write_text(f"# @package _global_\nseed: 5\noptimizer:\n  lr: {lr}\n")
+        master = sweep(loader, f"hydra.searchpath=[{groups.parent}]", folder=str(tmp_path / name))
+        for seed in (1, 2):
+            cfg = loader.load_sweep_config(master, ["experiment=mine", f"seed={seed}"])
+            folders.append((cfg.optimizer.lr, cfg.seed, cfg.hydra.sweep.dir))
+    one, two = str(tmp_path / "one"), str(tmp_path / "two")
+    assert folders == [(0.5, 1, one), (0.5, 2, one), (0.25, 1, two), (0.25, 2, two)]
 
 
 def test_what_was_composed_to_be_checked_is_launched_and_no_other(
-    repository: Path, monkeypatch: pytest.MonkeyPatch
+    loader: ConfigLoaderImpl, sharing: Callable[..., None]
 ) -> None:
-    import train  # noqa: F401 - its resolvers
-
-    loader = ConfigLoaderImpl(create_config_search_path(str(repository / "conf")))
-    master = loader.load_configuration("train", ["hydra.sweep.dir=s"], RunMode.MULTIRUN)
+    master = sweep(loader)
     jobs = [["optimizer.lr=0.1"], ["optimizer.lr=0.2"]]
-    plain = ConfigLoaderImpl.load_sweep_config
-    wanted = [loader.load_sweep_config(master, job) for job in jobs]
-    undo = compose_each_job_once()
-    try:
-        checked = [loader.load_sweep_config(master, job) for job in jobs]
-        launched = [loader.load_sweep_config(master, job) for job in jobs]
-        assert [one is other for one, other in zip(checked, launched, strict=True)] == [True, True]
-        assert [job.optimizer.lr for job in launched] == [0.1, 0.2]
-        # Unresolved: `now` is another moment in each.
-        assert list(map(OmegaConf.to_container, launched)) == list(
-            map(OmegaConf.to_container, wanted)
-        )
-        # Whoever runs a job a second time is not given what the first has changed.
-        launched[0].seed = 7
-        assert loader.load_sweep_config(master, jobs[0]).seed == 0
-    finally:
-        undo()
-    assert ConfigLoaderImpl.load_sweep_config is plain
+    sharing(keep=True)
+    checked = [loader.load_sweep_config(master, job) for job in jobs]
+    launched = [loader.load_sweep_config(master, job) for job in jobs]
+    assert [one is other for one, other in zip(checked, launched, strict=True)] == [True, True]
+    assert [job.optimizer.lr for job in launched] == [0.1, 0.2]
+    # Whoever runs a job a second time is not given what the first has changed.
+    launched[0].seed = 7
+    assert loader.load_sweep_config(master, jobs[0]).seed == 0
