@@ -34,7 +34,7 @@ AIM = 1.5
 SIDE_BY_SIDE = 2
 RECIPE = ["model=pretrained", "model.members=1", "data.folds=1"]
 SPACE = {
-    "optimizer.lr": ("1e-3", "1.5e-3", "3e-3"),
+    "optimizer.lr": ("1e-3", "2e-3", "4e-3"),
     "model.dropout": ("0.3", "0.5", "0.7"),
     "seed": ("0", "1", "2", "3"),
 }
