@@ -5,15 +5,14 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from genre_lightning.cells import unguard
 from genre_lightning.movies.movie import DataError
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One row that is not blank.
 
     Attributes:
@@ -43,6 +42,7 @@ def read_table(path: Path, required: Sequence[str]) -> tuple[list[str], list[Row
             a row with more or fewer cells than the header.
     """
     text = _read_text(path)
+    file = path.name
     # strict: an unclosed quote is an error, instead of one cell that swallows the rest of the file.
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     number = 0
@@ -51,11 +51,11 @@ def read_table(path: Path, required: Sequence[str]) -> tuple[list[str], list[Row
     try:
         for number, cells in _numbered(reader):
             if number == 1:
-                columns = _check_header(cells, path.name, required)
+                columns = _check_header(cells, file, required)
                 continue
             if not any(cells):
                 continue
-            where = f"{path.name}:{number}"
+            where = f"{file}:{number}"
             if reader.line_num != number:  # for those who look at it in a text editor
                 where += f" (line {reader.line_num})"
             if len(cells) != len(columns):
@@ -66,15 +66,17 @@ def read_table(path: Path, required: Sequence[str]) -> tuple[list[str], list[Row
             named = {name: cell for name, cell in zip(columns, cells, strict=True) if name}
             rows.append(Row(number, where, named))
     except csv.Error as error:
-        raise DataError(f"{path.name}:{number + 1} (line {reader.line_num}): {error}") from error
+        raise DataError(f"{file}:{number + 1} (line {reader.line_num}): {error}") from error
     if not columns:
-        raise DataError(f"{path.name} is empty; its first row must be {','.join(required)}")
+        raise DataError(f"{file} is empty; its first row must be {','.join(required)}")
     return [name for name in columns if name], rows
 
 
 def _numbered(reader: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:
     for number, cells in enumerate(reader, start=1):
-        yield number, [unguard(cell.strip()).strip() for cell in cells]
+        stripped = [cell.strip() for cell in cells]
+        # Few cells are guarded: the rest is not looked at twice.
+        yield number, [unguard(cell).strip() if cell[:1] == "'" else cell for cell in stripped]
 
 
 def _read_text(path: Path) -> str:
