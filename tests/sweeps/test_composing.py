@@ -71,7 +71,7 @@ def test_every_job_is_what_hydra_composes(
     assert containers(loader, master, JOBS) == expected
     # As in a worker, where each job comes with its own copies.
     other = pickle.loads(pickle.dumps((loader, master)))
-    assert containers(*other, JOBS) == expected
+    assert containers(other[0], other[1], JOBS) == expected
 
 
 @pytest.mark.parametrize(
