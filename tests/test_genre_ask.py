@@ -24,6 +24,7 @@ from genre_lightning.genre_ask import long_form
 from genre_lightning.predicting.command import main as predict
 from tests.ask.conftest import start_llama  # noqa: F401 - a fixture
 from tests.ask.loopback import Answer, Loopback, good, said, serving
+from tests.forking import Command
 
 KEY = "sk-test-0123456789abcdef"
 SMALL = ("data.num_movies=60", "data.poster_height=48", "data.workers=1")
@@ -35,25 +36,19 @@ def loopback() -> Iterator[Loopback]:
         yield server
 
 
-def start(folder: Path, url: str, *overrides: str, **environment: str) -> subprocess.Popen[str]:
+def start(folder: Path, url: str, *overrides: str, **environment: str) -> Command:
     """The command, begun in a folder; a "-m" comes first among the overrides."""
     flags = [one for one in overrides if one == "-m"]
     others = ["model=tiny", f"base_url={url}", *SMALL, *overrides[len(flags) :]]
-    return subprocess.Popen(
-        [sys.executable, "-m", "genre_lightning.genre_ask", *flags, *others],
-        cwd=folder,
-        env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )  # fmt: skip
+    arguments = ["-m", "genre_lightning.genre_ask", *flags, *others]
+    return Command(arguments, folder, {**os.environ, **environment})
 
 
-def ended(process: subprocess.Popen[str], code: int = 0) -> str:
-    """What it printed until its end."""
-    out, _ = process.communicate(timeout=120)
-    assert process.returncode == code, out
-    return out
+def ended(process: Command, code: int = 0) -> str:
+    """What it printed until its end, errors last."""
+    out, errors = process.communicate(timeout=120)
+    assert process.returncode == code, out + errors
+    return out + errors
 
 
 def run_folder(folder: Path) -> Path:
@@ -246,6 +241,12 @@ def test_a_key_given_in_the_place_of_its_name_is_written_nowhere(tmp_path: Path)
         out = ended(start(tmp_path, "http://127.0.0.1:1/v1", f"api_key_env={given}"), 1)
         assert out.startswith("error: api_key_env") and not any(tmp_path.iterdir())
         assert (given in out) is given.isupper()
+
+
+def test_it_starts_by_python(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "genre_lightning.genre_ask", f"api_key_env={KEY}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("error: api_key_env"), done.stderr
 
 
 @pytest.mark.slow
