@@ -133,8 +133,9 @@ def test_threads_of_a_training_soon_sleep_unless_told_otherwise(
     tmp_path: Path,
     openmp_tells: None,
 ) -> None:
+    overrides = tiny_overrides("trainer.max_epochs=1", model="title")
     done = subprocess.run(
-        [sys.executable, str(repository / "train.py"), *tiny_overrides("trainer.max_epochs=1", model="title")],
+        [sys.executable, str(repository / "train.py"), *overrides],
         cwd=tmp_path, env={**os.environ, **given}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
