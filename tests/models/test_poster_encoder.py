@@ -150,7 +150,7 @@ def test_a_checkpoint_of_an_encoder_with_constants_rebuilds(
 @pytest.mark.parametrize(
     "encoder", ["minilm", "hf-hub:evil/model", "timm:../../x", "timm:", "/etc/passwd", "st:a/b@1"]
 )
-def test_a_strangers_encoder_is_refused_without_a_look(encoder: str) -> None:
+def test_an_untrusted_encoder_is_refused_without_a_look(encoder: str) -> None:
     from genre_lightning.models.networks import complete_description
 
     with pytest.raises(ValueError, match=r"encoder is .* which is not known"):
