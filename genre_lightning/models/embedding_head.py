@@ -89,9 +89,11 @@ class EmbeddingHead(nn.Module):
             # What is seen counts more, so that the sums are of the size they have in prediction.
             rows = first.of_some(rows * (width / kept.shape[1]), kept)
         if self.hidden is not None:
-            # Drawn once for all members: their hidden units have nothing in common.
-            kept_units = self.drop(rows.new_ones(rows.shape[1:]))
-            rows = self.head(torch.relu(rows) * kept_units)
+            rows = torch.relu(rows)
+            if self.drop.training:
+                # Drawn once for all members: their hidden units have nothing in common.
+                rows = rows * self.drop(rows.new_ones(rows.shape[1:]))
+            rows = self.head(rows)
         return said(rows, apart, own)
 
     def _of_one(self, rows: Tensor, member: int) -> Tensor:
