@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from genre_lightning.checkpoint.archive import ArchiveError, check_archive
-from genre_lightning.errors import UserError
+from genre_lightning.errors import SettingError, UserError
 from genre_lightning.inputs.input import Input
 from genre_lightning.inputs.table import input_from_text
+from genre_lightning.models.cooccurrence import CoOccurrence
 from genre_lightning.models.fusion import ACTIVATIONS, Fusion
 from genre_lightning.models.networks import (
     MAX_BRANCHES,
@@ -28,6 +29,7 @@ from genre_lightning.models.networks import (
     sketch_network,
 )
 from genre_lightning.scoring.losses import build_loss
+from genre_lightning.scoring.thresholds import check_threshold_fit
 
 CHECKPOINT_KEY = "genre_lightning"
 CHECKPOINT_FORMAT = 4
@@ -211,6 +213,15 @@ def _check_values(card: Mapping[str, Any]) -> None:
         raise CheckpointError("it does not have one threshold for each genre")
     if not all(type(t) is float and 0 <= t <= 1 for t in thresholds):
         raise CheckpointError("its thresholds are not numbers in 0..1")
+    try:
+        CoOccurrence.of_lists(card.get("cooccurrence"), len(genres))
+    except ValueError as error:
+        raise CheckpointError(f"its co-occurrence of genres can't be used: {error}") from error
+    try:
+        # Files from before it could be chosen do not say.
+        check_threshold_fit(**card.get("threshold_fit", {}))
+    except (TypeError, SettingError) as error:
+        raise CheckpointError(f"how its thresholds were fitted is not known: {error}") from error
     activation = card.get("activation")
     if type(activation) is not str or activation not in ACTIVATIONS:
         raise CheckpointError(f"its activation {activation!r:.100} is unknown")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from genre_lightning.checkpoint.card import (
     read_checkpoint,
 )
 from genre_lightning.inputs.input import Input
+from genre_lightning.models.cooccurrence import CoOccurrence
 from genre_lightning.models.fusion import Fusion
 from genre_lightning.models.networks import fill_constants
 
@@ -34,6 +35,7 @@ class TrainedModel:
         inputs: by branch, fitted.
         data: plain description of the dataset it was trained on; a claim of the file, not checked.
         shows: the columns it looks at and what they hold, where its inputs do not tell them.
+        threshold_fit: how the thresholds were fitted, arguments of ``fit_thresholds``.
     """
 
     network: Fusion
@@ -44,6 +46,7 @@ class TrainedModel:
     inputs: dict[str, Input]
     data: dict[str, Any]
     shows: dict[str, str] | None = None
+    threshold_fit: dict[str, Any] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -82,6 +85,7 @@ def rebuild(checkpoint: Mapping[str, Any], device: torch.device | str = "cpu") -
     }
     network.load_state_dict(weights, assign=True)
     fill_constants(network)
+    network.cooccurrence = CoOccurrence.of_lists(card.get("cooccurrence"), len(card["genres"]))
     network.eval().to(memory_format=torch.channels_last)
     return TrainedModel(
         network=network,
@@ -91,4 +95,5 @@ def rebuild(checkpoint: Mapping[str, Any], device: torch.device | str = "cpu") -
         thresholds=torch.tensor(card["thresholds"], dtype=torch.float32),
         inputs=inputs,
         data=dict(card["data"]),
+        threshold_fit=dict(card.get("threshold_fit", {})),
     )

@@ -1,16 +1,17 @@
 """What a score is made of: a bias, and what each branch adds.
 
 Logits are summed, so a score splits exactly into what the model says of any movie that has the same
-columns (the bias) and what each branch adds. ``explain/table.py`` takes a branch's part further
-apart.
+columns (the bias), what each branch adds, and what the scores of all genres add to that sum, where
+the model looks at their co-occurrence. ``explain/table.py`` takes a branch's part further apart.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from genre_lightning.checkpoint.model import TrainedModel
 from genre_lightning.explain.explainer import branch_logits, float64, read_columns
@@ -28,18 +29,32 @@ class ScoreParts:
         bias: (G,) float64, the model's prior and the baseline of each branch whose column the
             movie has, such as the logits of an empty text.
         branches: by branch, (G,) float64, what it adds; zeros where the column is absent.
+        cooccurrence: (G,) float64, what the scores of all genres add; None for a model that does
+            not look at them.
     """
 
     bias: np.ndarray
     branches: dict[str, np.ndarray]
+    cooccurrence: np.ndarray | None = None
 
     @property
-    def logits(self) -> np.ndarray:
-        """(G,) float64, the sum."""
+    def total(self) -> np.ndarray:
+        """(G,) float64, the sum of the bias and the branches."""
         total = self.bias
         for part in self.branches.values():
             total = total + part
         return total
+
+    @property
+    def logits(self) -> np.ndarray:
+        """(G,) float64, the sum of all."""
+        return self.total if self.cooccurrence is None else self.total + self.cooccurrence
+
+    def cooccurrence_of(self, genre: int) -> dict[str, float]:
+        """Of the genre at a place, under its name for programs; empty for a model without."""
+        if self.cooccurrence is None:
+            return {}
+        return {"cooccurrence": float(self.cooccurrence[genre])}
 
 
 def score_parts(model: TrainedModel, columns: Mapping[str, Value | None]) -> ScoreParts:
@@ -94,7 +109,11 @@ def split_logits(model: TrainedModel, logits: Mapping[str, np.ndarray | None]) -
         if baseline is not None:
             bias = bias + baseline
             parts[branch] = parts[branch] - baseline
-    return ScoreParts(bias, parts)
+    found = ScoreParts(bias, parts)
+    if model.network.cooccurrence is None:
+        return found
+    total = torch.from_numpy(found.total)[None].float().to(model.device)
+    return replace(found, cooccurrence=float64(model.network.cooccurrence.added(total)[0]))
 
 
 def branch_labels(inputs: Mapping[str, Input]) -> dict[str, str]:

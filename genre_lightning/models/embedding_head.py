@@ -78,7 +78,7 @@ class EmbeddingHead(nn.Module):
             rows = nn.functional.layer_norm(rows, rows.shape[1:])
         if self.scale != 1.0:
             rows = rows * self.scale
-        if own is not None:
+        if own is not None and bool((own >= 0).all()):
             return by_own(self._of_one, rows, own, self.members)
         first = self.head if self.hidden is None else self.hidden
         width = rows.shape[1]

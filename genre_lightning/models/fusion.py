@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from genre_lightning.inputs.part import Part
+from genre_lightning.models.cooccurrence import CoOccurrence
 
 #: How a (B, G) array of logits becomes scores in [0, 1], by the name a checkpoint stores.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -43,6 +44,8 @@ class Fusion(nn.Module):
         #: (G,) what every movie's logits start from; zero unless training set it. Constant.
         self.prior: Tensor
         self.register_buffer("prior", torch.zeros(num_genres))
+        #: What the scores of all genres add to the sum; None unless training found it.
+        self.cooccurrence: CoOccurrence | None = None
 
     @torch.no_grad()
     def start_from_priors(self, genre_counts: Sequence[int], num_movies: int) -> None:
@@ -66,7 +69,7 @@ class Fusion(nn.Module):
     def forward(
         self, parts: Mapping[str, Part], num_movies: int, folds: Tensor | None = None
     ) -> Tensor:
-        """Score a batch.
+        """Score a batch in prediction; training looks at the sum alone.
 
         Args:
             parts: prepared, by branch.
@@ -76,7 +79,7 @@ class Fusion(nn.Module):
         Returns:
             (B, G) logits.
         """
-        return self.total(self.branch_logits(parts, num_movies, folds))
+        return self.related(self.total(self.branch_logits(parts, num_movies, folds)), folds)
 
     def total(self, branch_logits: Mapping[str, Tensor]) -> Tensor:
         """(B, G) logits: the prior and what each branch says, summed. The only place that sums."""
@@ -84,6 +87,15 @@ class Fusion(nn.Module):
         for logits in branch_logits.values():
             total = total + logits
         return total
+
+    def related(self, total: Tensor, folds: Tensor | None = None) -> Tensor:
+        """(B, G) logits of sums: with what the co-occurrence of genres adds, where there is one.
+
+        Args:
+            total: (B, G) sums.
+            folds: see :meth:`branch_logits`.
+        """
+        return total if self.cooccurrence is None else total + self.cooccurrence.added(total, folds)
 
     def branch_logits(
         self, parts: Mapping[str, Part], num_movies: int, folds: Tensor | None = None
@@ -111,10 +123,7 @@ class Fusion(nn.Module):
             return {}
         if self.training:
             return {"apart": True}
-        if folds is None:
-            return {}
-        own = folds[part.rows]
-        return {"own": own} if bool((own >= 0).all()) else {"apart": True}
+        return {} if folds is None else {"own": folds[part.rows]}
 
     def _logits(
         self, branch: nn.Module, part: Part, num_movies: int, folds: Tensor | None
@@ -128,8 +137,6 @@ class Fusion(nn.Module):
             used = [parameter.sum() for parameter in branch.parameters() if parameter.requires_grad]
             return nothing + 0.0 * torch.stack(used).sum() if used else nothing
         logits: Tensor = branch(**part.numbers, **self._wanted(branch, part, folds)).float()
-        if folds is not None and logits.ndim == 3 and not self.training:
-            logits = _of_fold(logits, folds[part.rows])
         if len(part) == num_movies:
             return logits
         everywhere = logits.new_zeros(*logits.shape[:-2], num_movies, self.num_genres)
@@ -139,10 +146,3 @@ class Fusion(nn.Module):
 def num_members(branch: nn.Module) -> int:
     """M of a branch; 1 for a network that has no members."""
     return int(getattr(branch, "members", 1))
-
-
-def _of_fold(logits: Tensor, folds: Tensor) -> Tensor:
-    """(P, G): of the members' (M, P, G) logits those of member ``folds``, the mean for -1."""
-    rows = torch.arange(len(folds), device=folds.device)
-    own = logits[folds.clamp(min=0), rows]
-    return torch.where(folds[:, None] >= 0, own, logits.mean(dim=0))

@@ -61,7 +61,8 @@ def said(logits: Tensor, apart: bool, own: Tensor | None) -> Tensor:
     Args:
         logits: (M, P, G).
         apart: give them as they are.
-        own: (P,) int64, the member whose logits are taken for each row; None for the mean of all.
+        own: (P,) int64, the member whose logits are taken for each row, -1 for the mean of all;
+            None for the mean of all in every row.
 
     Returns:
         (P, G); (M, P, G) where they are wanted ``apart``.
@@ -70,7 +71,8 @@ def said(logits: Tensor, apart: bool, own: Tensor | None) -> Tensor:
         return logits
     if own is None:
         return logits.mean(dim=0)
-    return logits[own, torch.arange(len(own), device=own.device)]
+    one = logits[own, torch.arange(len(own), device=own.device)]
+    return one if bool((own >= 0).all()) else torch.where(own[:, None] < 0, logits.mean(0), one)
 
 
 def by_own(

@@ -276,6 +276,7 @@ class ExportedNetwork(nn.Module):
         self.activation = ACTIVATIONS[model.activation]
         self.prior: Tensor
         self.register_buffer("prior", model.network.prior.detach().float().cpu().clone())
+        self.cooccurrence = model.network.cooccurrence
 
     def input_names(self) -> list[str]:
         """The names of the graph's inputs, in order."""
@@ -318,4 +319,6 @@ class ExportedNetwork(nn.Module):
             there = (rows[None, :] == movies[:, None]).float()
             nobody = torch.zeros_like(movies, dtype=torch.float32)[:, None]
             total = total + torch.cat([there, nobody], dim=1) @ logits
+        if self.cooccurrence is not None:
+            total = total + self.cooccurrence.added(total)
         return total, self.activation(total)

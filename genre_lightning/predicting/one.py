@@ -110,9 +110,9 @@ def _explain(
 
     Returns:
         ``genres``: for each its ``logit``, which is ``bias`` and the numbers of ``branches``
-        summed, and by branch ``words`` and ``heat_maps``; ``methods``: by branch, how;
-        ``exact``: the branches whose words sum to their part; and ``labels``: what people call each
-        branch.
+        summed, with ``cooccurrence`` where the model looks at that, and by branch ``words`` and
+        ``heat_maps``; ``methods``: by branch, how; ``exact``: the branches whose words sum to their
+        part; and ``labels``: what people call each branch.
     """
     from genre_lightning.explain.explainer import ImageExplanation
     from genre_lightning.explain.movie import explain_movie
@@ -127,6 +127,7 @@ def _explain(
             "logit": _rounded(parts.logits[place]),
             "bias": _rounded(parts.bias[place]),
             "branches": {name: _rounded(part[place]) for name, part in parts.branches.items()},
+            **{key: _rounded(part) for key, part in parts.cooccurrence_of(place).items()},
             "words": {},
             "heat_maps": {},
         }
@@ -192,6 +193,8 @@ def _genre_lines(explanation: Mapping[str, Any], genre: str) -> Iterator[str]:
     found, labels = explanation["genres"][genre], explanation["labels"]
     terms = [f"bias {found['bias']:+.2f}"]
     terms += [f"{labels[name]} {adds:+.2f}" for name, adds in found["branches"].items()]
+    if "cooccurrence" in found:
+        terms.append(f"co-occurrence {found['cooccurrence']:+.2f}")
     yield f"logit {found['logit']:+.2f} = {', '.join(terms)}"
     for branch, words in found["words"].items():
         sums: dict[str, float] = {}
@@ -209,7 +212,13 @@ def _genre_lines(explanation: Mapping[str, Any], genre: str) -> Iterator[str]:
 
 
 def _method_lines(explanation: Mapping[str, Any]) -> Iterator[str]:
-    yield "The bias and the parts of the branches add up to the logit."
+    others = any("cooccurrence" in found for found in explanation["genres"].values())
+    yield (
+        "The bias, the parts of the branches and co-occurrence, what the scores of all genres add, "
+        "add up to the logit."
+        if others
+        else "The bias and the parts of the branches add up to the logit."
+    )
     labels = explanation["labels"]
     pictured = {name for found in explanation["genres"].values() for name in found["heat_maps"]}
     for branch, method in explanation["methods"].items():

@@ -16,6 +16,7 @@ from genre_lightning.report.card import (
     BranchCard,
     as_thumbnail,
     branch_card,
+    cooccurrence_card,
     data_uri,
 )
 from genre_lightning.report.numbers import number, signed
@@ -29,7 +30,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reason:
-    """Why a genre has its score: its logit is the sum of ``bias`` and the parts of ``branches``."""
+    """Why a genre has its score: its logit is the sum of ``bias`` and the parts of ``branches``.
+
+    The last of them is co-occurrence, where the model looks at that.
+    """
 
     genre: str
     logit: float
@@ -111,5 +115,6 @@ def _reason(explanation: MovieExplanation, genre: str, picture: Image.Image | No
                 picture,
             )
             for branch, label in explanation.labels.items()
-        ],
+        ]
+        + cooccurrence_card(explanation.parts, place),
     )

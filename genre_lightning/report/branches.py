@@ -118,15 +118,17 @@ def branch_answers(
         thresholds = model.thresholds
         if bool(seen.any()):
             found = _scores(model, validation, some)[seen]
-            thresholds = fit_thresholds(found, validation.targets[seen])
+            thresholds = fit_thresholds(found, validation.targets[seen], **model.threshold_fit)
         answers[some] = Answer(_scores(model, scores, some), thresholds)
     return {**answers, branches: Answer(scores.scores, model.thresholds)}
 
 
 def _scores(model: TrainedModel, scores: SplitScores, branches: Sequence[str]) -> Tensor:
     chosen = {name: scores.branch_logits[name].to(model.device) for name in branches}
+    folds = None if scores.folds is None else scores.folds.to(model.device)
     with torch.inference_mode():
-        return ACTIVATIONS[model.activation](model.network.total(chosen)).cpu()
+        logits = model.network.related(model.network.total(chosen), folds)
+        return ACTIVATIONS[model.activation](logits).cpu()
 
 
 def movie_groups(model: TrainedModel, scores: SplitScores) -> list[Group]:

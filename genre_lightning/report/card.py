@@ -10,11 +10,14 @@ import numpy as np
 from PIL import Image
 
 from genre_lightning.explain.explainer import BranchExplanation, ImageExplanation, TextExplanation
+from genre_lightning.explain.parts import ScoreParts
 from genre_lightning.explain.pictures import lay_over
 
 #: Pixels of a thumbnail's height; twice as many as are shown.
 HEIGHT = 240
 _QUALITY = 72
+#: What people call the part of a score that comes from the scores of all genres.
+CO_OCCURRENCE = "co-occurrence"
 #: Words shown of a text, each of at least so much that two digits tell it from nothing.
 _WORDS = 5
 _SHOWN = 0.005
@@ -83,6 +86,13 @@ def branch_card(
         heat=heat,
         nothing_speaks=nothing_speaks,
     )
+
+
+def cooccurrence_card(parts: ScoreParts, genre: int) -> list[BranchCard]:
+    """What the scores of all genres add to one, as a branch's; nothing where they add nothing."""
+    if parts.cooccurrence is None:
+        return []
+    return [branch_card(CO_OCCURRENCE, True, float(parts.cooccurrence[genre]), genre, None, None)]
 
 
 def as_thumbnail(pixels: np.ndarray, proportion: float) -> Image.Image:

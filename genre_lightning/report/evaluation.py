@@ -33,12 +33,14 @@ class SplitScores:
     Attributes:
         split: "train", "val" or "test".
         rows: (N,) int64, each movie's place in the dataset.
-        logits: (N, G) float32, the prior and every branch's part summed.
+        logits: (N, G) float32, the prior and every branch's part summed, and what co-occurrence
+            adds to that.
         scores: (N, G) float32 in [0, 1].
         targets: (N, G) float32 multi-hot.
         branch_logits: by branch, (N, G) float32, its part of the summed logits; zero for a movie
             that lacks its column.
         has: by branch, (N,) bool, whether the movie has its column.
+        folds: (N,) int64 where each movie was scored by the member of its fold; None otherwise.
     """
 
     split: str
@@ -48,6 +50,7 @@ class SplitScores:
     targets: Tensor
     branch_logits: dict[str, Tensor]
     has: dict[str, Tensor]
+    folds: Tensor | None = None
 
 
 @torch.inference_mode()
@@ -68,14 +71,16 @@ def score_split(
         batch_size: another one may change the last digit.
     """
     found: list[tuple[Tensor, ...]] = []
+    own: list[Tensor] = []
     branches: dict[str, list[Tensor]] = {name: [] for name in model.inputs}
     has: dict[str, list[Tensor]] = {name: [] for name in model.inputs}
     model.network.eval()
     for batch in data.loader(split, batch_size=batch_size, device=device):
         folds = batch.folds if split != "test" and data.validates_by_folds else None
         parts = model.network.branch_logits(batch.parts, len(batch), folds)
-        logits = model.network.total(parts)
+        logits = model.network.related(model.network.total(parts), folds)
         scores = ACTIVATIONS[model.activation](logits)
+        own += [] if folds is None else [folds]
         found.append((batch.rows, logits, scores, batch.targets))
         for name, part in parts.items():
             branches[name].append(part)
@@ -89,6 +94,7 @@ def score_split(
         targets=targets,
         branch_logits={name: torch.cat(values).cpu() for name, values in branches.items()},
         has={name: torch.cat(values) for name, values in has.items()},
+        folds=torch.cat(own).cpu() if own else None,
     )
 
 

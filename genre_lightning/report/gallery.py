@@ -17,7 +17,14 @@ from genre_lightning.explain.parts import branch_labels, split_logits
 from genre_lightning.explain.table import explain_branch, find_explainer
 from genre_lightning.inputs.decode import PosterError, decode_poster, upright_size
 from genre_lightning.movies.movie import Movie, PosterFile
-from genre_lightning.report.card import HEIGHT, BranchCard, as_thumbnail, branch_card, data_uri
+from genre_lightning.report.card import (
+    HEIGHT,
+    BranchCard,
+    as_thumbnail,
+    branch_card,
+    cooccurrence_card,
+    data_uri,
+)
 from genre_lightning.report.evaluation import SplitScores
 
 _EPS = 1e-6
@@ -214,7 +221,8 @@ def make_card(
                 pictures.get(model.inputs[branch].column),
             )
             for branch, label in branch_labels(model.inputs).items()
-        ],
+        ]
+        + cooccurrence_card(parts, pick.genre),
     )
 
 

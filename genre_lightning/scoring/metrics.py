@@ -1,4 +1,4 @@
-"""Multi-label metrics of genre predictions: pure functions, and a collector of scores.
+"""Multi-label metrics of genre predictions: pure functions, and a collector of logits.
 
 Legend: N movies, G genres. A genre is predicted iff its score >= its threshold, both as float32.
 Nothing here rounds or averages over batches: the metrics are those of the whole split, equal to
@@ -99,13 +99,13 @@ def per_genre_metrics(scores: Tensor, targets: Tensor, thresholds: Tensor) -> di
     return table
 
 
-class ScoreCollector(Metric):
-    """Collects the scores and targets of a split, over batches and processes.
+class LogitCollector(Metric):
+    """Collects the logits, targets and folds of a split, over batches and processes.
 
-    ``update(scores (B, G), targets (B, G))`` only keeps the tensors, so no step waits for the
-    device. ``compute()`` returns (scores (N, G) float32, targets (N, G) uint8), under DDP in rank
-    order; the ranks may hold different numbers of rows, and some of them none. Both are (0, G)
-    where nothing was collected.
+    ``update(logits (B, G), targets (B, G), folds (B,))`` only keeps the tensors, so no step waits
+    for the device. ``compute()`` returns (logits (N, G) float32, targets (N, G) uint8, folds (N,)
+    int64), under DDP in rank order; the ranks may hold different numbers of rows, and some of them
+    none. N is 0 where nothing was collected.
 
     Args:
         num_genres: G, which a rank without a batch cannot know from its tensors.
@@ -114,48 +114,51 @@ class ScoreCollector(Metric):
     full_state_update = False
     higher_is_better = None
     is_differentiable = False
-    scores: list[Tensor] | Tensor
+    logits: list[Tensor] | Tensor
     targets: list[Tensor] | Tensor
+    folds: list[Tensor] | Tensor
 
     def __init__(self, num_genres: int) -> None:
         super().__init__()
         self.num_genres = num_genres
-        self.add_state("scores", default=[], dist_reduce_fx="cat")
-        self.add_state("targets", default=[], dist_reduce_fx="cat")
+        for name in ("logits", "targets", "folds"):
+            self.add_state(name, default=[], dist_reduce_fx="cat")
 
-    def update(self, scores: Tensor, targets: Tensor) -> None:
-        """Keep a batch: scores (B, G) floats in [0, 1], targets (B, G) zeros and ones."""
-        if scores.shape != targets.shape or scores.shape[1:] != (self.num_genres,):
+    def update(self, logits: Tensor, targets: Tensor, folds: Tensor) -> None:
+        """Keep a batch: logits (B, G) floats, targets (B, G) zeros and ones, folds (B,) int64."""
+        shape = (len(folds), self.num_genres)
+        if logits.shape != shape or targets.shape != shape:
             raise ValueError(
-                f"scores {tuple(scores.shape)} and targets {tuple(targets.shape)} "
-                f"must both be (B, {self.num_genres})"
+                f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)} must both be "
+                f"{shape}, as there are {len(folds)} folds"
             )
-        self._keep(scores.detach().float(), targets.detach().to(torch.uint8))
+        self._keep(logits.detach().float(), targets.detach().to(torch.uint8), folds)
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
         """Join the states of all processes; torchmetrics calls it around ``compute``."""
         # left to itself, torchmetrics has a rank without rows send a 1-d float tensor, which the
         # others cannot join
-        if isinstance(self.scores, list) and not self.scores:
+        if isinstance(self.logits, list) and not self.logits:
             self._keep(*self._no_rows())
         super().sync(*args, **kwargs)
 
-    def compute(self) -> tuple[Tensor, Tensor]:
-        """Return (scores (N, G) float32, targets (N, G) uint8) of all that was collected."""
-        if isinstance(self.scores, list) and not self.scores:
+    def compute(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (logits (N, G) float32, targets (N, G) uint8, folds (N,) int64) of all."""
+        if isinstance(self.logits, list) and not self.logits:
             return self._no_rows()
-        return dim_zero_cat(self.scores), dim_zero_cat(self.targets)
+        return dim_zero_cat(self.logits), dim_zero_cat(self.targets), dim_zero_cat(self.folds)
 
-    def _keep(self, scores: Tensor, targets: Tensor) -> None:
-        assert isinstance(self.scores, list) and isinstance(self.targets, list)
-        self.scores.append(scores)
-        self.targets.append(targets)
+    def _keep(self, logits: Tensor, targets: Tensor, folds: Tensor) -> None:
+        for state, rows in ((self.logits, logits), (self.targets, targets), (self.folds, folds)):
+            assert isinstance(state, list)
+            state.append(rows)
 
-    def _no_rows(self) -> tuple[Tensor, Tensor]:
+    def _no_rows(self) -> tuple[Tensor, Tensor, Tensor]:
         shape = (0, self.num_genres)
         return (
             torch.zeros(shape, dtype=torch.float32, device=self.device),
             torch.zeros(shape, dtype=torch.uint8, device=self.device),
+            torch.zeros(0, dtype=torch.int64, device=self.device),
         )
 
 

@@ -31,6 +31,8 @@ METHODS = ("expected", "shrunk", "shared", "per_genre")
 DEFAULT_METHOD = "expected"
 #: Of "shrunk" and "expected": a genre with that many positives goes about half the way.
 STRENGTH = 20.0
+#: Of "expected": how much micro F1 counts beside macro F1.
+MICRO_WEIGHT = 0.6
 # Probabilities are kept this far from 0 and 1 before a logit is taken of them.
 _EPS = 1e-6
 
@@ -41,7 +43,7 @@ def fit_thresholds(
     method: str = DEFAULT_METHOD,
     *,
     strength: float = STRENGTH,
-    micro_weight: float = 0.6,
+    micro_weight: float = MICRO_WEIGHT,
 ) -> Tensor:
     """Fit thresholds (G,) float32, on the device of ``scores``, to a validation split.
 
@@ -66,12 +68,9 @@ def fit_thresholds(
     Raises:
         ValueError: for an unknown method, shapes that disagree, N = 0, or values out of range.
     """
-    if method not in METHODS:
-        raise SettingError(f"threshold method {method!r} is unknown; choose one of {METHODS}")
+    check_threshold_fit(method, micro_weight)
     if not strength >= 0:
         raise ValueError(f"strength is {strength}; it must be at least 0")
-    if not 0 <= micro_weight <= 1:
-        raise ValueError(f"micro_weight is {micro_weight}; it must lie in [0, 1]")
     if scores.ndim != 2 or scores.shape != targets.shape or 0 in scores.shape:
         raise ValueError(
             f"scores {tuple(scores.shape)} and targets {tuple(targets.shape)} "
@@ -100,6 +99,18 @@ def fit_thresholds(
                 found = _sigmoid(trust * _logit(found) + (1 - trust) * _logit(shared))
         thresholds[present] = found
     return torch.from_numpy(thresholds.astype(np.float32)).to(scores.device)
+
+
+def check_threshold_fit(method: str = DEFAULT_METHOD, micro_weight: float = MICRO_WEIGHT) -> None:
+    """Refuse what :func:`fit_thresholds` can't take.
+
+    Raises:
+        SettingError: naming it.
+    """
+    if method not in METHODS:
+        raise SettingError(f"threshold method {method!r} is unknown; choose one of {METHODS}")
+    if not isinstance(micro_weight, (int, float)) or not 0 <= micro_weight <= 1:
+        raise SettingError(f"micro_weight={micro_weight!r} is not a number in [0, 1]")
 
 
 def best_f1_cuts(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:

@@ -12,16 +12,18 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics import MeanMetric, SumMetric
+from torchmetrics import MeanMetric
 
 from genre_lightning.checkpoint.card import CHECKPOINT_FORMAT, CHECKPOINT_KEY, check_card
 from genre_lightning.checkpoint.resuming import keep_paths_inside
 from genre_lightning.data.batch import MovieBatch
 from genre_lightning.errors import SettingError, UserError
+from genre_lightning.models.cooccurrence import CoOccurrence
 from genre_lightning.models.dropout import DROPOUTS
 from genre_lightning.models.fusion import ACTIVATIONS, Fusion, num_members
-from genre_lightning.scoring.metrics import ScoreCollector, genre_metrics
-from genre_lightning.scoring.thresholds import fit_thresholds
+from genre_lightning.scoring.cooccurrence import fit_cooccurrence
+from genre_lightning.scoring.metrics import LogitCollector, genre_metrics
+from genre_lightning.scoring.thresholds import MICRO_WEIGHT, check_threshold_fit, fit_thresholds
 from genre_lightning.training.lbfgs import LBFGS
 
 
@@ -45,6 +47,10 @@ class GenreModule(pl.LightningModule):
         inputs: plain data about how inputs are prepared (``MovieDataModule.describe()``), stored in
             every checkpoint.
         thresholds: method of :func:`genre_lightning.scoring.thresholds.fit_thresholds`.
+        micro_weight: likewise.
+        cooccurrence: add to the sum what the scores of all genres say of each, see
+            :mod:`genre_lightning.scoring.cooccurrence`. It is fitted for each fold on all others,
+            so it takes validation by folds (a part of train is too small) and is left out without.
         lr_scales: by branch, its learning rate over the optimizer's; 1 for a branch that is not
             named. What weight decay takes off in a step stays the same. A sparse linear layer fits
             the training titles within a few epochs, a convolutional network needs many; at one rate
@@ -75,6 +81,8 @@ class GenreModule(pl.LightningModule):
         *,
         inputs: Mapping[str, Any],
         thresholds: str = "expected",
+        micro_weight: float = MICRO_WEIGHT,
+        cooccurrence: bool = False,
         lr_scales: Mapping[str, float] | None = None,
         l2: Mapping[str, float] | None = None,
         num_movies: int | None = None,
@@ -91,7 +99,8 @@ class GenreModule(pl.LightningModule):
         self.make_optimizer = optimizer
         self.make_scheduler = scheduler
         self.inputs = dict(inputs)
-        self.threshold_method = thresholds
+        check_threshold_fit(thresholds, micro_weight)
+        self.threshold_fit: dict[str, Any] = {"method": thresholds, "micro_weight": micro_weight}
         self.lr_scales = dict.fromkeys(network.branches, 1.0) | dict(lr_scales or {})
         _check_scales("lr_scale", self.lr_scales, list(network.branches))
         if not any(self.lr_scales.values()):
@@ -113,13 +122,16 @@ class GenreModule(pl.LightningModule):
             raise UserError(f"training.drop_columns={drop_columns} is not in [0, 1)")
         self.drop_columns = drop_columns
         self.activation = str(loss.activation)
-        self.collector = ScoreCollector(network.num_genres)
+        self.cooccurrence = cooccurrence and self.by_folds
+        if self.cooccurrence and self.activation != "sigmoid":
+            raise UserError(
+                "training.cooccurrence=true needs a loss that scores each genre by itself, such as "
+                "loss=bce; set training.cooccurrence=false"
+            )
+        self.collector = LogitCollector(network.num_genres)
         # A metric of our own, whose sums a checkpoint in mid-epoch can take along.
         self.train_loss = MeanMetric(nan_strategy="disable")
         self._train_loss_logged = False
-        # Lightning's mean, and that of torchmetrics without its checks, are wrong where processes
-        # have different numbers of movies.
-        self.val_loss = SumMetric(nan_strategy="disable")
         # Not a buffer: weight averaging would average it, and it belongs to the scores just seen.
         self.thresholds = torch.full((network.num_genres,), 0.5)
         _, read = check_card(self._card())
@@ -227,10 +239,10 @@ class GenreModule(pl.LightningModule):
         return loss
 
     def validation_step(self, batch: MovieBatch, batch_idx: int) -> None:
-        """Collect the scores; nothing is computed of them before the epoch's end."""
-        logits = self.network(batch.parts, len(batch), batch.folds if self.by_folds else None)
-        self.val_loss.update(self.loss(logits, batch.targets) * len(batch))
-        self.collector.update(ACTIVATIONS[self.activation](logits.float()), batch.targets)
+        """Collect the sums; nothing is computed of them before the epoch's end."""
+        folds = batch.folds if self.by_folds else None
+        branches = self.network.branch_logits(batch.parts, len(batch), folds)
+        self.collector.update(self.network.total(branches), batch.targets, batch.folds)
 
     def on_train_epoch_end(self) -> None:
         """Stop a training that has diverged."""
@@ -244,14 +256,17 @@ class GenreModule(pl.LightningModule):
             )
 
     def on_validation_epoch_end(self) -> None:
-        """Fit the thresholds to the collected scores and log every metric."""
-        scores, targets = self.collector.compute()
+        """Fit co-occurrence and thresholds to what was collected, and log every metric."""
+        logits, targets, folds = self.collector.compute()
         self.collector.reset()
-        self._check_finite(scores)
-        self.thresholds = fit_thresholds(scores, targets, method=self.threshold_method).cpu()
+        self._check_finite(logits)
+        if self.cooccurrence:
+            self.network.cooccurrence = fitted_by_folds(logits, targets, folds)
+            logits = self.network.related(logits, folds)
+        scores = ACTIVATIONS[self.activation](logits)
+        self.thresholds = fit_thresholds(scores, targets, **self.threshold_fit).cpu()
         metrics = genre_metrics(scores, targets, self.thresholds.to(scores.device))
-        metrics["loss"] = float(self.val_loss.compute()) / len(targets)
-        self.val_loss.reset()
+        metrics["loss"] = float(self.loss(logits, targets.float()))
         # Not by self.log_dict, whose bookkeeping takes as long as the metrics. The collector has
         # gathered them, so they are the same on every rank already.
         self.trainer.callback_metrics.update(
@@ -324,21 +339,42 @@ class GenreModule(pl.LightningModule):
         checkpoint[CHECKPOINT_KEY] = self._card()
 
     def _card(self) -> dict[str, Any]:
+        cooccurrence = self.network.cooccurrence
         return {
             "format": CHECKPOINT_FORMAT,
             "network": self.network.description,
             "activation": self.activation,
             "loss": self.loss.description,
             "thresholds": [float(threshold) for threshold in self.thresholds],
+            "threshold_fit": self.threshold_fit,
+            "cooccurrence": None if cooccurrence is None else cooccurrence.as_lists(),
             **self.inputs,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the thresholds of the checkpoint until the next validation."""
+        """Take up what the last validation fitted, until the next."""
         saver = self.trainer.checkpoint_callback
         if isinstance(saver, ModelCheckpoint) and saver.dirpath is not None:
             keep_paths_inside(checkpoint, Path(saver.dirpath))
-        self.thresholds = torch.tensor(checkpoint[CHECKPOINT_KEY]["thresholds"])
+        card = checkpoint[CHECKPOINT_KEY]
+        self.thresholds = torch.tensor(card["thresholds"])
+        self.network.cooccurrence = CoOccurrence.of_lists(
+            card.get("cooccurrence"), self.network.num_genres
+        )
+
+
+def fitted_by_folds(logits: Tensor, targets: Tensor, folds: Tensor) -> CoOccurrence:
+    """The co-occurrence of each fold, fitted on the movies of all others.
+
+    Args:
+        logits: (N, G) sums, each of the member that has not learnt from the movie.
+        targets: (N, G) zeros and ones.
+        folds: (N,) int64, from 0.
+    """
+    found, truth, of = (each.cpu().numpy() for each in (logits, targets, folds))
+    return CoOccurrence.of_fits(
+        [fit_cooccurrence(found[of != fold], truth[of != fold]) for fold in range(of.max() + 1)]
+    )
 
 
 def _check_scales(key: str, scales: Mapping[str, Any], branches: list[str]) -> None:

@@ -13,11 +13,12 @@ Other programs can use it as well. Columns go by their names everywhere.
     ``problems``: by column, why it was left out; ``predicted`` (names of the genres whose score
     reaches their threshold, the highest score first) and ``genres``: for each of the G, the highest
     score first, ``name``, ``score``, ``threshold``, ``predicted``, and the exact parts of its
-    logit: ``logit`` = ``bias`` + the numbers of ``branches``. ``explanations``: for each branch
-    that saw something ``kind``: "words", with ``parts`` that have ``text``, ``kind`` ("word" or
-    "year"), ``span`` (its characters in the text, or null) and ``adds`` (to the logit of each
-    genre, by name) and ``exact`` (whether these sum to the branch's part); "heat map", which
-    ``/api/heat`` draws; or "none", with the reason in ``problem``. The former two have ``method``.
+    logit: ``logit`` = ``bias`` + the numbers of ``branches``, + ``cooccurrence`` where the model
+    looks at the scores of all genres. ``explanations``: for each branch that saw something
+    ``kind``: "words", with ``parts`` that have ``text``, ``kind`` ("word" or "year"), ``span`` (its
+    characters in the text, or null) and ``adds`` (to the logit of each genre, by name) and
+    ``exact`` (whether these sum to the branch's part); "heat map", which ``/api/heat`` draws; or
+    "none", with the reason in ``problem``. The former two have ``method``.
 
 ``POST /api/heat?branch=NAME&genre=NAME``, an image file's bytes as the body
     A PNG: the image with the heat map of this genre laid over it.
@@ -211,6 +212,7 @@ def explain_movie(predictor: GenrePredictor, movie: Mapping[str, str | bytes]) -
                 "logit": float(parts.logits[place]),
                 "bias": float(parts.bias[place]),
                 "branches": {key: float(part[place]) for key, part in parts.branches.items()},
+                **parts.cooccurrence_of(place),
             }
         )
     return {

@@ -409,10 +409,12 @@ function explain(genre) {
     const label = seen ? called(branch.label) : `No ${branch.label.replaceAll("_", " ")}`;
     parts.push([colour(index), label, genre.branches[branch.name]]);
   });
+  if (genre.cooccurrence !== undefined) parts.push(["cooccurrence", "Co-occurrence", genre.cooccurrence]);
   parts.push(["total", "Sum", genre.logit]);
   swings(at("parts"), parts);
   at("parts-hint").textContent =
     "Bias is what the model says of any movie that has these columns, before it looks at them; the parts add up exactly. " +
+    (genre.cooccurrence === undefined ? "" : "Co-occurrence is what the scores of all genres add. ") +
     (model.activation === "softmax"
       ? "The sums of all genres share a total of 1 among them (softmax); the score is this genre's share."
       : "The sum becomes the score by the logistic function: 0 is a score of 0.50.");
