@@ -109,11 +109,11 @@ def split_logits(model: TrainedModel, logits: Mapping[str, np.ndarray | None]) -
         if baseline is not None:
             bias = bias + baseline
             parts[branch] = parts[branch] - baseline
-    found = ScoreParts(bias, parts)
+    split = ScoreParts(bias, parts)
     if model.network.cooccurrence is None:
-        return found
-    total = torch.from_numpy(found.total)[None].float().to(model.device)
-    return replace(found, cooccurrence=float64(model.network.cooccurrence.added(total)[0]))
+        return split
+    total = torch.from_numpy(split.total)[None].float().to(model.device)
+    return replace(split, cooccurrence=float64(model.network.cooccurrence.added(total)[0]))
 
 
 def branch_labels(inputs: Mapping[str, Input]) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,12 +28,9 @@ class CoOccurrence:
     offsets: Tensor
 
     @classmethod
-    def of_fits(cls, fits: Sequence[tuple[np.ndarray, np.ndarray]]) -> CoOccurrence:
-        """Those of M pairs of weights (G, G) and offsets (G,)."""
-        weights, offsets = (
-            torch.from_numpy(np.stack(each)).float() for each in zip(*fits, strict=True)
-        )
-        return cls(weights, offsets)
+    def of_arrays(cls, weights: np.ndarray, offsets: np.ndarray) -> CoOccurrence:
+        """Those of (M, G, G) and (M, G) arrays of floats."""
+        return cls(torch.from_numpy(weights).float(), torch.from_numpy(offsets).float())
 
     @classmethod
     def of_lists(cls, lists: Any, num_genres: int) -> CoOccurrence | None:

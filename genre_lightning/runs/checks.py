@@ -55,6 +55,11 @@ RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     "split": ("train, val or test", lambda value: value in SPLITS),
     "sweep.n_trials": ("a whole number from 1 on", _at_least(1)),
+    "training.cooccurrence": ("true or false", lambda value: type(value) is bool),
+    "training.micro_weight": (
+        "a number from 0 to 1",
+        lambda value: _is_number(value) and 0 <= value <= 1,
+    ),
     "trainer.gradient_clip_val": (
         "a number from 0 on, or null",
         lambda value: _is_number(value) and value >= 0,

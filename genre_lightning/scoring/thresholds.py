@@ -109,7 +109,7 @@ def check_threshold_fit(method: str = DEFAULT_METHOD, micro_weight: float = MICR
     """
     if method not in METHODS:
         raise SettingError(f"threshold method {method!r} is unknown; choose one of {METHODS}")
-    if not isinstance(micro_weight, (int, float)) or not 0 <= micro_weight <= 1:
+    if not 0 <= micro_weight <= 1:
         raise SettingError(f"micro_weight={micro_weight!r} is not a number in [0, 1]")
 
 

@@ -21,7 +21,7 @@ from genre_lightning.errors import SettingError, UserError
 from genre_lightning.models.cooccurrence import CoOccurrence
 from genre_lightning.models.dropout import DROPOUTS
 from genre_lightning.models.fusion import ACTIVATIONS, Fusion, num_members
-from genre_lightning.scoring.cooccurrence import fit_cooccurrence
+from genre_lightning.scoring.cooccurrence import fit_cooccurrence_by_folds
 from genre_lightning.scoring.metrics import LogitCollector, genre_metrics
 from genre_lightning.scoring.thresholds import MICRO_WEIGHT, check_threshold_fit, fit_thresholds
 from genre_lightning.training.lbfgs import LBFGS
@@ -261,7 +261,10 @@ class GenreModule(pl.LightningModule):
         self.collector.reset()
         self._check_finite(logits)
         if self.cooccurrence:
-            self.network.cooccurrence = fitted_by_folds(logits, targets, folds)
+            sums, labels, fold = (each.cpu().numpy() for each in (logits, targets, folds))
+            self.network.cooccurrence = CoOccurrence.of_arrays(
+                *fit_cooccurrence_by_folds(sums, labels, fold)
+            )
             logits = self.network.related(logits, folds)
         scores = ACTIVATIONS[self.activation](logits)
         self.thresholds = fit_thresholds(scores, targets, **self.threshold_fit).cpu()
@@ -361,20 +364,6 @@ class GenreModule(pl.LightningModule):
         self.network.cooccurrence = CoOccurrence.of_lists(
             card.get("cooccurrence"), self.network.num_genres
         )
-
-
-def fitted_by_folds(logits: Tensor, targets: Tensor, folds: Tensor) -> CoOccurrence:
-    """The co-occurrence of each fold, fitted on the movies of all others.
-
-    Args:
-        logits: (N, G) sums, each of the member that has not learnt from the movie.
-        targets: (N, G) zeros and ones.
-        folds: (N,) int64, from 0.
-    """
-    found, truth, of = (each.cpu().numpy() for each in (logits, targets, folds))
-    return CoOccurrence.of_fits(
-        [fit_cooccurrence(found[of != fold], truth[of != fold]) for fold in range(of.max() + 1)]
-    )
 
 
 def _check_scales(key: str, scales: Mapping[str, Any], branches: list[str]) -> None:

@@ -117,7 +117,7 @@ def test_it_is_plain_data_for_torch(honest: Path) -> None:
     assert "hyper_parameters" not in checkpoint
     assert set(checkpoint[CHECKPOINT_KEY]) == {
         "format", "network", "activation", "loss", "thresholds",
-        "genres", "inputs", "data",
+        "threshold_fit", "cooccurrence", "genres", "inputs", "data",
     }  # fmt: skip
 
 
@@ -357,6 +357,11 @@ BAD_VALUES: dict[str, tuple[Change, str]] = {
     "threshold inf": (card("thresholds", 0, value=float("inf")), "threshold"),
     "threshold below 0": (card("thresholds", 0, value=-0.1), "threshold"),
     "threshold missing": (card("thresholds", value=[0.5]), "threshold"),
+    "threshold method": (card("threshold_fit", "method", value="no"), "threshold method 'no'"),
+    "threshold weight": (card("threshold_fit", "micro_weight", value=2), "micro_weight=2"),
+    "threshold argument": (card("threshold_fit", "x", value=2), "thresholds were fitted"),
+    "threshold list": (card("threshold_fit", value=[]), "thresholds were fitted"),
+    "co-occurrence": (card("cooccurrence", value={"weights": [], "offsets": []}), "co-occurrence"),
     "thresholds are text": (card("thresholds", value="abcdefgh"), "threshold"),
     "poster size": (poster("size", value=[1, 1]), r"input poster_resnet .*size: \[1, 1\]"),
     "another poster size": (poster("size", value=[48, 48]), r"made for size \[32, 32\]"),

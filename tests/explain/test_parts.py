@@ -41,12 +41,13 @@ def test_parts_of_a_score_add_up(tiny: TrainedModel, title: str | None, with_pos
     assert parts.branches[TITLE].any() == (title == "Heat (1995)")
     assert parts.branches[POSTER].any() == with_poster
     assert parts.bias.dtype == np.float64 and tiny.network.prior.all()
+    assert parts.cooccurrence is None and parts.cooccurrence_of(0) == {}
 
 
 def test_a_movie_without_anything_has_the_prior(three: TrainedModel):
     parts = score_parts(three, {})
     np.testing.assert_array_equal(parts.bias, three.network.prior.double().numpy())
-    np.testing.assert_array_equal(parts.logits, parts.bias)
+    np.testing.assert_array_equal(parts.total, parts.bias)
     assert list(parts.branches) == [TITLE, POSTER, "plot", "other_eye"]
 
 
@@ -67,6 +68,12 @@ def test_parts_add_up_to_what_the_network_answers(three: TrainedModel, absent: t
         logits = three.network(encode_items(three.inputs, items), 1)[0]
     parts = score_parts(three, columns)
     np.testing.assert_allclose(parts.logits, logits.numpy(), atol=1e-5)
+    assert three.network.cooccurrence is not None and parts.cooccurrence is not None
+    related = three.network.cooccurrence
+    scores = 1 / (1 + np.exp(-parts.total))
+    added = scores @ related.weights.mean(dim=0).numpy().T + related.offsets.mean(dim=0).numpy()
+    np.testing.assert_allclose(parts.cooccurrence, added, atol=1e-5)
+    assert parts.cooccurrence_of(2) == {"cooccurrence": parts.cooccurrence[2]}
     assert [bool(part.any()) for part in parts.branches.values()] == [
         given.column in columns for given in three.inputs.values()
     ]

@@ -134,6 +134,26 @@ def test_explaining_in_json_adds_up(
     assert len(list((tmp_path / "x").iterdir())) == len(explained)
 
 
+def test_explaining_says_what_the_scores_of_all_genres_add(
+    make_checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture
+):
+    checkpoint = make_checkpoint(poster=None, seed=4, cooccurrence=True)
+    assert main([str(checkpoint), "--title", "Alien (1979)", "--explain", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    for genre, parts in found["explanation"]["genres"].items():
+        total = parts["bias"] + parts["branches"]["title_tfidf"] + parts["cooccurrence"]
+        assert parts["logit"] == pytest.approx(total, abs=1e-5)
+        assert found["scores"][genre] == pytest.approx(1 / (1 + np.exp(-total)), abs=1e-5)
+    assert main([str(checkpoint), "--title", "Alien (1979)", "--explain"]) == 0
+    out = capsys.readouterr().out
+    number = r"([+-][\d.]+)"
+    pattern = rf"logit {number} = bias {number}, title {number}, co-occurrence {number}"
+    for logit, *terms in re.findall(pattern, out):
+        assert float(logit) == pytest.approx(sum(map(float, terms)), abs=0.021)
+    assert re.search(pattern, out)
+    assert "and co-occurrence, what the scores of all genres add, add up to the logit" in out
+
+
 def test_explaining_in_words(tiny_checkpoint: Path, folder: Path, capsys: pytest.CaptureFixture):
     poster = folder / "Heat (1995).png"
     arguments = [str(tiny_checkpoint), "--title", "Heat (1995)", "--poster", str(poster)]

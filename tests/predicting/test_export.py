@@ -70,7 +70,8 @@ MODELS: dict[str, Callable[[], dict[str, Any]]] = {
     "title": lambda: {"poster": None},
     "poster": lambda: {"title": None, "loss": "cross_entropy", "pool": 4},
     "five": lambda: {
-        "more": {"plot": synopsis_branch(), "own": vectors_branch(), "year": year_branch()}
+        "more": {"plot": synopsis_branch(), "own": vectors_branch(), "year": year_branch()},
+        "cooccurrence": True,
     },
     "encoders": lambda: {"title": None, "poster": None, "more": encoder_branches()},
 }
@@ -90,6 +91,8 @@ def logits_of(model: TrainedModel, movie: dict[str, Any]) -> np.ndarray:
         else:
             numbers = dict(given.prepare(given.encode([item]), None))
         total = total + model.network.branches[branch](**numbers)[0]
+    if model.network.cooccurrence is not None:
+        total = total + model.network.cooccurrence.added(total[None])[0]
     return total.double().numpy()
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score, f1_score
 
+from genre_lightning.models.cooccurrence import CoOccurrence
 from genre_lightning.report.branches import branch_answers, branch_section, movie_groups
 from genre_lightning.report.statistics import Bootstrap, bootstrap
 from genre_lightning.scoring.thresholds import fit_thresholds
@@ -68,6 +69,30 @@ def test_answers_are_sums_of_some_branches(which: str, request: pytest.FixtureRe
     for branches, answer in answers.items():
         expected = loop_scores(case, case.scores, branches)
         np.testing.assert_allclose(answer.scores.numpy(), expected, atol=1e-5)
+
+
+def test_co_occurrence_is_added_to_each_sum_by_the_fold_of_each_movie(
+    three_branches: Any, monkeypatch: pytest.MonkeyPatch
+):
+    case, names = three_branches, tuple(three_branches.model.inputs)
+    related = CoOccurrence(torch.linspace(-2, 2, 32).view(2, 4, 4), torch.eye(2, 4))
+    monkeypatch.setattr(case.model.network, "cooccurrence", related)
+    folds = torch.arange(len(case.scores.rows)) % 2
+    answers = branch_answers(case.model, replace(case.scores, folds=folds), case.validation)
+    for branches in ((names[0],), names[1:]):
+        sums = loop_scores(case, case.scores, branches)
+        for row, fold in enumerate(folds.tolist()):
+            added = related.weights[fold].numpy() @ sums[row] + related.offsets[fold].numpy()
+            logits = np.log(sums[row] / (1 - sums[row])) + added
+            found = answers[branches].scores[row].numpy()
+            np.testing.assert_allclose(found, 1 / (1 + np.exp(-logits)), atol=1e-5)
+
+
+def test_thresholds_are_fitted_as_those_of_the_model_were(three_branches: Any):
+    case, name = three_branches, next(iter(three_branches.model.inputs))
+    model = replace(case.model, threshold_fit={"method": "shared", "micro_weight": 0.4})
+    answer = branch_answers(model, case.scores, case.validation)[(name,)]
+    assert len(set(answer.thresholds.tolist())) == 1
 
 
 def test_thresholds_are_fitted_where_there_is_an_answer(three_branches: Any):

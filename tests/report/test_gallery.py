@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from genre_lightning.explain.parts import score_parts
+from genre_lightning.models.cooccurrence import CoOccurrence
 from genre_lightning.movies.movie import PosterFile
 from genre_lightning.report.card import BranchCard
 from genre_lightning.report.gallery import (
@@ -97,6 +98,21 @@ def test_parts_of_an_explanation_add_up(three_branches: Any, number: int):
                 assert branch.other_words is not None
                 words = sum(value for _, value in branch.words) + branch.other_words
                 assert words == pytest.approx(branch.part, abs=1e-4)
+
+
+def test_what_the_scores_of_all_genres_add_is_one_more_part(
+    three_branches: Any, monkeypatch: pytest.MonkeyPatch
+):
+    related = CoOccurrence(torch.linspace(-2, 2, 16).view(1, 4, 4), torch.ones(1, 4))
+    before = card_of(three_branches, 0, 2)
+    monkeypatch.setattr(three_branches.model.network, "cooccurrence", related)
+    card = card_of(three_branches, 0, 2)
+    *branches, last = card.branches
+    assert branches == before.branches and card.bias == before.bias
+    assert last.label == "co-occurrence" and not last.absent and not last.words
+    assert card.logit == pytest.approx(before.logit + last.part)
+    total = torch.sigmoid(three_branches.scores.logits[0].double())
+    assert last.part == pytest.approx(float(related.weights[0, 2].double() @ total) + 1, abs=1e-5)
 
 
 @pytest.mark.parametrize("which", ["two_branches", "three_branches"])

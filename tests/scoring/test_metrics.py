@@ -11,7 +11,7 @@ import torch.distributed as dist
 from sklearn.metrics import average_precision_score, f1_score, precision_score, recall_score
 from torch import Tensor
 
-from genre_lightning.scoring.metrics import ScoreCollector, genre_metrics, per_genre_metrics
+from genre_lightning.scoring.metrics import LogitCollector, genre_metrics, per_genre_metrics
 from tests.forking import Command
 
 
@@ -184,28 +184,33 @@ def test_impossible_inputs_are_refused(function, scores, targets, thresholds, wo
 
 
 def test_collector_joins_batches_in_order() -> None:
-    scores, targets, _ = random_case()
-    collector = ScoreCollector(num_genres=6)
+    logits, targets, _ = random_case()
+    folds = torch.arange(200) % 5
+    collector = LogitCollector(num_genres=6)
     for rows in torch.arange(200).split(64):
-        collector.update(scores[rows].requires_grad_(True), targets[rows].float())
-    joined_scores, joined_targets = collector.compute()
-    assert torch.equal(joined_scores, scores) and not joined_scores.requires_grad
+        collector.update(logits[rows].requires_grad_(True), targets[rows].float(), folds[rows])
+    joined, joined_targets, joined_folds = collector.compute()
+    assert torch.equal(joined, logits) and not joined.requires_grad
     assert torch.equal(joined_targets, targets.to(torch.uint8))
+    assert torch.equal(joined_folds, folds)
     collector.reset()
-    collector.update(scores[:3].half(), targets[:3])
+    collector.update(logits[:3].half(), targets[:3], folds[:3])
     assert collector.compute()[0].dtype == torch.float32
     assert collector.compute()[0].shape == (3, 6)
 
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_collector_without_a_batch_is_empty() -> None:
-    scores, targets = ScoreCollector(num_genres=4).compute()
-    assert scores.shape == targets.shape == (0, 4)
+    logits, targets, folds = LogitCollector(num_genres=4).compute()
+    assert logits.shape == targets.shape == (0, 4) and folds.shape == (0,)
 
 
-def test_collector_refuses_other_widths() -> None:
-    with pytest.raises(ValueError, match=r"\(B, 4\)"):
-        ScoreCollector(num_genres=4).update(torch.zeros(2, 3), torch.zeros(2, 3))
+@pytest.mark.parametrize("sizes", [(2, 3, 2), (2, 4, 3)], ids=["genres", "folds"])
+def test_collector_refuses_other_widths(sizes: tuple[int, int, int]) -> None:
+    movies, genres, folds = sizes
+    values = torch.zeros(movies, genres)
+    with pytest.raises(ValueError, match=rf"\({folds}, 4\)"):
+        LogitCollector(num_genres=4).update(values, values, torch.zeros(folds))
 
 
 # rows of each rank's batches
@@ -225,17 +230,18 @@ def collect_on_rank(rank: int, folder: str) -> None:
 def collected(rank: int, name: str) -> dict[str, object]:
     scores, targets, thresholds = random_case()
     start = sum(RANKS[name][0]) if rank else 0
-    collector = ScoreCollector(num_genres=6)
+    collector = LogitCollector(num_genres=6)
     for length in RANKS[name][rank]:
         rows = slice(start, start + length)
-        collector.update(scores[rows], targets[rows])
+        collector.update(scores[rows], targets[rows], torch.arange(200)[rows])
         start += length
-    joined_scores, joined_targets = collector.compute()
+    joined_scores, joined_targets, folds = collector.compute()
     return {
         "scores": joined_scores,
         "targets": joined_targets,
+        "folds": folds,
         "metrics": genre_metrics(joined_scores, joined_targets, thresholds),
-        "own_rows": sum(len(part) for part in collector.scores),
+        "own_rows": sum(len(part) for part in collector.logits),
     }
 
 
@@ -261,6 +267,7 @@ def test_two_processes_give_what_one_gives(name: str, rank_results) -> None:
         result = rank_results[rank][name]
         assert torch.equal(result["scores"], scores)
         assert torch.equal(result["targets"], targets.to(torch.uint8))
+        assert torch.equal(result["folds"], torch.arange(200))
         assert result["metrics"] == genre_metrics(scores, targets, thresholds)
         # after compute each rank holds its own rows again, so that the next batch is added to those
         assert result["own_rows"] == sum(RANKS[name][rank])

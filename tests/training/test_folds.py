@@ -7,9 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
+from scipy.special import expit
 from torch import Tensor, nn
 
+from genre_lightning.checkpoint.model import load_model
 from genre_lightning.data.datamodule import MovieDataModule
 from genre_lightning.errors import UserError
 from genre_lightning.inputs.input import Input
@@ -20,7 +23,11 @@ from genre_lightning.models.fusion import Fusion
 from genre_lightning.models.networks import build_network
 from genre_lightning.movies.movie import DataError
 from genre_lightning.movies.split import fold_movies
+from genre_lightning.report.evaluation import score_split, split_metrics
+from genre_lightning.scoring.cooccurrence import fit_cooccurrence
 from genre_lightning.scoring.losses import build_loss
+from genre_lightning.scoring.metrics import genre_metrics
+from genre_lightning.scoring.thresholds import fit_thresholds
 from genre_lightning.training.module import GenreModule
 from tests.drawn import drawn_data
 
@@ -128,6 +135,81 @@ def test_in_validation_the_member_that_is_blind_to_a_movie_speaks_alone(data: Mo
     assert torch.allclose(found, expected, atol=1e-5)
     mean = network(batch.parts, len(batch))
     assert torch.allclose(mean, total.mean(dim=0), atol=1e-5)
+
+
+@pytest.fixture
+def related(data: MovieDataModule, tmp_path: Path) -> tuple[GenreModule, pl.Trainer]:
+    """A module with co-occurrence that was trained for two epochs, and its trainer."""
+    torch.manual_seed(0)
+    module = module_of(data, network_of(data), cooccurrence=True, micro_weight=0.3)
+    trainer = pl.Trainer(
+        default_root_dir=tmp_path, accelerator="cpu", max_epochs=2, logger=False,
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+    )  # fmt: skip
+    trainer.fit(module, data)
+    return module, trainer
+
+
+def test_co_occurrence_of_a_fold_is_fitted_on_the_others(
+    data: MovieDataModule, related: tuple[GenreModule, pl.Trainer]
+):
+    module, trainer = related
+    network = module.network.eval()
+    found = network.cooccurrence
+    assert found is not None and len(found.offsets) == FOLDS
+    rows = data.splits["val"]
+    (batch,) = data.loader("val", batch_size=len(rows), device="cpu")
+    with torch.inference_mode():
+        sums = network.total(network.branch_logits(batch.parts, len(batch), batch.folds))
+        logits = network(batch.parts, len(batch), batch.folds)
+    for fold in range(FOLDS):
+        others, own = batch.folds != fold, batch.folds == fold
+        weights, offsets = fit_cooccurrence(sums[others].numpy(), batch.targets[others].numpy())
+        np.testing.assert_allclose(found.weights[fold], weights, atol=1e-4)
+        np.testing.assert_allclose(found.offsets[fold], offsets, atol=1e-4)
+        expected = sums[own].numpy() + expit(sums[own].numpy()) @ weights.T + offsets
+        np.testing.assert_allclose(logits[own].numpy(), expected, atol=1e-4)
+    scores = torch.sigmoid(logits)
+    thresholds = fit_thresholds(scores, batch.targets, micro_weight=0.3)
+    torch.testing.assert_close(module.thresholds, thresholds)
+    monitored = trainer.callback_metrics
+    for name, value in genre_metrics(scores, batch.targets, thresholds).items():
+        assert float(monitored[f"val/{name}"]) == pytest.approx(value, abs=1e-5), name
+    loss = nn.functional.binary_cross_entropy_with_logits(logits, batch.targets)
+    assert float(monitored["val/loss"]) == pytest.approx(float(loss), rel=1e-5)
+
+
+def test_a_checkpoint_scores_with_it_as_training_did(
+    data: MovieDataModule, related: tuple[GenreModule, pl.Trainer], tmp_path: Path
+):
+    module, trainer = related
+    trainer.save_checkpoint(tmp_path / "best.ckpt")
+    model = load_model(tmp_path / "best.ckpt")
+    assert model.threshold_fit == {"method": "expected", "micro_weight": 0.3}
+    found = split_metrics(model, score_split(model, data, "val"))
+    for name, value in trainer.callback_metrics.items():
+        if name.startswith("val/"):
+            assert found[name.removeprefix("val/")] == pytest.approx(float(value), abs=1e-6), name
+    # Resuming goes on from it, until the next validation.
+    fresh = module_of(data, network_of(data), cooccurrence=True)
+    fresh._trainer = trainer
+    fresh.on_load_checkpoint(torch.load(tmp_path / "best.ckpt", weights_only=True))
+    before, after = module.network.cooccurrence, fresh.network.cooccurrence
+    assert before is not None and after is not None
+    assert torch.equal(after.weights, before.weights) and torch.equal(after.offsets, before.offsets)
+
+
+def test_co_occurrence_needs_folds_and_scores_of_their_own(data: MovieDataModule):
+    assert not module_of(data, network_of(data), folds=1, cooccurrence=True).cooccurrence
+    with pytest.raises(UserError, match=r"training\.cooccurrence=true.*loss=bce"):
+        GenreModule(
+            network_of(data),
+            build_loss("cross_entropy"),
+            lambda groups: torch.optim.SGD(groups, lr=0.1, weight_decay=0.0),
+            inputs=data.describe(),
+            folds=FOLDS,
+            cooccurrence=True,
+        )
 
 
 def test_members_and_folds_must_agree(data: MovieDataModule):

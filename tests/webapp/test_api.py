@@ -88,6 +88,10 @@ def test_a_model_of_more_columns_is_asked_by_their_names(wider: GenrePredictor, 
         (wanted,) = wider.predict(None, [poster], synopsis=["A thief."])
         scores = {genre["name"]: genre["score"] for genre in found["genres"]}
         assert scores == pytest.approx(wanted.scores, abs=1e-6)
+        for genre in found["genres"]:
+            parts = genre["bias"] + sum(genre["branches"].values()) + genre["cooccurrence"]
+            assert parts == pytest.approx(genre["logit"], abs=1e-9)
+            assert 1 / (1 + np.exp(-parts)) == pytest.approx(genre["score"], abs=1e-5)
         message = server.ask("POST", "/api/predict").json()["error"]["message"]
         assert "type the title or synopsis or choose the poster" in message
 

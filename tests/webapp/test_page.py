@@ -290,7 +290,10 @@ def test_every_column_of_the_model_has_a_field_and_reasons(
         expect(page.locator("#genres")).to_be_hidden()
         page.get_by_label("Synopsis").press("Control+Enter")
         expect(page.locator("#genres")).to_be_visible()
-        assert list(column(page, "#parts")) == ["Bias", "No title", "No poster", "Synopsis", "Sum"]
+        assert list(column(page, "#parts")) == [
+            "Bias", "No title", "No poster", "Synopsis", "Co-occurrence", "Sum",
+        ]  # fmt: skip
+        expect(page.locator("#parts-hint")).to_contain_text("what the scores of all genres add")
         page.get_by_label("Poster", exact=True).set_input_files(poster_file)
         expect(page.locator("figure.reason")).to_be_visible()
         headings = page.locator(".reason h3").all_inner_texts()

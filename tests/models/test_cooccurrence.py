@@ -1,0 +1,88 @@
+"""The layer on top of the sum: whose part is taken for which movie, and what is read of a file."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from genre_lightning.models.cooccurrence import CoOccurrence
+from tests.models.test_fusion import batch, build
+
+
+def drawn(members: int = 3, genres: int = 3) -> CoOccurrence:
+    rng = np.random.default_rng(0)
+    weights, offsets = (
+        rng.normal(size=(members, genres, genres)),
+        rng.normal(size=(members, genres)),
+    )
+    return CoOccurrence.of_arrays(weights, offsets)
+
+
+@pytest.mark.parametrize("own", [None, [2, 0, 1, 2], [1, -1, 0, -1]], ids=str)
+def test_what_is_added_is_that_of_a_plain_loop(own: list[int] | None) -> None:
+    found = drawn()
+    total = torch.linspace(-3, 4, 12).reshape(4, 3)
+    added = found.added(total, None if own is None else torch.tensor(own))
+    for row in range(4):
+        member = -1 if own is None else own[row]
+        chosen = range(3) if member < 0 else [member]
+        for genre in range(3):
+            expected = [
+                float(found.offsets[m, genre])
+                + sum(
+                    float(found.weights[m, genre, other])
+                    / (1 + math.exp(-float(total[row, other])))
+                    for other in range(3)
+                )
+                for m in chosen
+            ]
+            assert float(added[row, genre]) == pytest.approx(np.mean(expected), abs=1e-5)
+
+
+def test_the_network_adds_it_to_the_sum_and_training_sees_the_sum() -> None:
+    network = build("title", "poster").eval()
+    parts = batch()
+    sums = network(parts, 4)
+    network.cooccurrence = drawn(genres=network.num_genres)
+    assert torch.equal(network(parts, 4), sums + network.cooccurrence.added(sums))
+    assert torch.equal(network.total(network.branch_logits(parts, 4)), sums)
+    folds = torch.tensor([0, 1, 2, 0])
+    assert torch.equal(network(parts, 4, folds), sums + network.cooccurrence.added(sums, folds))
+    assert not any("cooccurrence" in name for name in network.state_dict())
+
+
+def test_plain_data_brings_it_back_to_the_bit() -> None:
+    found = drawn()
+    again = CoOccurrence.of_lists(copy.deepcopy(found.as_lists()), 3)
+    assert again is not None
+    assert torch.equal(again.weights, found.weights) and torch.equal(again.offsets, found.offsets)
+    assert CoOccurrence.of_lists(None, 3) is None
+
+
+def changed(**entries: Any) -> dict[str, Any]:
+    return {**drawn().as_lists(), **entries}
+
+
+@pytest.mark.parametrize(
+    ("lists", "words"),
+    [
+        pytest.param([1.0], "weights and offsets", id="a list"),
+        pytest.param({"weights": []}, "weights and offsets", id="half of it"),
+        pytest.param(changed(offsets="abc"), "not made of numbers", id="text"),
+        pytest.param(changed(offsets=[[0.0], [0.0, 1.0]]), "not made of numbers", id="ragged"),
+        pytest.param(changed(offsets=[[0.0] * 3] * 2), "its shapes", id="two members and three"),
+        pytest.param(changed(weights=[], offsets=[]), "its shapes", id="no member"),
+        pytest.param(changed(weights=1.0, offsets=1.0), "its shapes", id="numbers"),
+        pytest.param(drawn(genres=4).as_lists(), "3 genres", id="other genres"),
+        pytest.param(changed(offsets=[[math.nan] * 3] * 3), "not finite", id="nan"),
+        pytest.param(changed(offsets=[[1e300] * 3] * 3), "not finite", id="too large"),
+    ],
+)
+def test_anything_else_is_refused(lists: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        CoOccurrence.of_lists(lists, 3)
