@@ -20,7 +20,7 @@ from genre_lightning.inputs.part import JoinedPart, Part
 from genre_lightning.inputs.poster_cache import to_device
 from genre_lightning.inputs.table import state_to_text
 from genre_lightning.movies.columns import join_columns
-from genre_lightning.movies.movie import DataError, MovieSet, check_movies, encode_genres
+from genre_lightning.movies.movie import DataError, MovieSet, encode_genres
 from genre_lightning.movies.readers import READERS, read_movies
 from genre_lightning.movies.split import fold_movies, split_movies
 from genre_lightning.movies.summary import (
@@ -221,7 +221,6 @@ class MovieDataModule(pl.LightningDataModule):
         movies = read_movies(self.reader, **self.options)
         if self.columns is not None:
             movies = join_columns(movies, self.columns)
-        check_movies(movies)
         if self.wanted_genres is not None:
             movies = _with_genres(movies, self.wanted_genres)
         return movies

@@ -27,7 +27,6 @@ from genre_lightning.movies.movie import (
     MovieSet,
     PosterFile,
     check_movies,
-    without_empty,
 )
 from genre_lightning.movies.table import Row, read_table
 
@@ -134,13 +133,14 @@ def _parse_row(row: Row, manifest: Path, separator: str) -> Movie:
             f"{row.where}, column split: {cells['split']!r} is none of {', '.join(SPLITS)} "
             "(or empty)"
         )
-    columns: dict[str, str | PosterFile | None] = {
-        name: text for name, text in cells.items() if name not in RESERVED
+    columns: dict[str, str | PosterFile] = {
+        name: text for name, text in cells.items() if text and name not in RESERVED
     }
-    columns["poster"] = _find_poster(manifest.parent, cells["poster"]) if cells["poster"] else None
+    if cells["poster"]:
+        columns["poster"] = _find_poster(manifest.parent, cells["poster"])
     return Movie(
         id=cells.get("id", str(row.number)),
-        columns=without_empty(columns),
+        columns=columns,
         genres=_split_genres(cells["genres"], separator),
         split=split,
         where=row.where,
