@@ -131,6 +131,7 @@ def render_report(
             model, scores, validation, fitted, resamples, seed, panels.tolist()
         ),
         branch_names=list(model.inputs),
+        related=model.network.cooccurrence is not None,
         num_genres=len(model.genres),
         most_panels=MOST_PANELS,
         most_paired=MOST_PAIRED,

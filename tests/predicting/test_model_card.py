@@ -302,7 +302,10 @@ KINDS: dict[str, Callable[[], dict[str, Any]]] = {
             "poster_timm": (PixelsInput(size=32), {"name": "poster_encoder", "encoder": "lite0"})
         },
     },
-    "others": lambda: {"more": {"year": (_year(), HEAD), "own": (_vectors(), HEAD)}},
+    "others": lambda: {
+        "more": {"year": (_year(), HEAD), "own": (_vectors(), HEAD)},
+        "cooccurrence": True,
+    },
 }
 
 
@@ -319,6 +322,8 @@ def test_every_kind_of_model_has_a_card(
     for name, given in model.inputs.items():
         assert branches[name]["column"] == given.column
         assert branches[name]["network"] in networks.NETWORKS
+    related = "the scores of all genres" in section(card, "## Branches")
+    assert related == (kind == "others")
     encoders = tables(section(card, "## Encoders"))
     expected = {"pretrained": {"lite0", "minilm"}, "finetuned": {"lite0"}}.get(kind, set())
     assert {name for table in encoders for name in table} == expected

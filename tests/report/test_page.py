@@ -16,6 +16,7 @@ from playwright.sync_api import Browser, Page
 import genre_lightning.comparison
 import genre_lightning.page
 import genre_lightning.report
+from genre_lightning.models.cooccurrence import CoOccurrence
 from genre_lightning.report.numbers import number, signed
 from genre_lightning.report.page import render_report, write_report
 from genre_lightning.scoring.metrics import genre_metrics
@@ -165,6 +166,17 @@ def test_softmax_scores_are_not_called_probabilities(case: Any):
     )
     html = render_report(model, case.data, scores, case.origin, case.validation)
     assert "not meant as a probability" in html
+
+
+def test_co_occurrence_is_a_part_of_the_sums_that_are_shown(
+    case: Any, monkeypatch: pytest.MonkeyPatch
+):
+    assert "co-occurrence " not in re.sub(r"<[^>]*>", "", render(case))
+    related = CoOccurrence(torch.ones(1, 4, 4), torch.zeros(1, 4))
+    monkeypatch.setattr(case.model.network, "cooccurrence", related)
+    html = render(case)
+    assert html.count("<span>co-occurrence +") == html.count('<p class="sum">') > 0
+    assert html.count("what the scores of all genres") == 2
 
 
 def test_numbers_are_written_for_people():
