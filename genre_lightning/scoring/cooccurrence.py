@@ -22,6 +22,10 @@ from scipy.special import expit
 #: 300, those from 0.3 to 3 were about equally good.
 STRENGTH = 1.0
 _STEPS = 100
+#: More take too long: what is solved grows with the third power of their number.
+MOST_GENRES = 100
+# Numbers that are held at once: 256 MiB of float64.
+_BLOCK = 2**25
 # Newton's method ends where a step would lower no cost, a sum over movies, by half of this.
 _DECREASE = 1e-10
 
@@ -70,10 +74,10 @@ class _Regressions:
         self.logits, self.targets = logits.astype(np.float64), targets.astype(np.float64)
         self.strength = strength
         self.inputs = np.column_stack([expit(self.logits), np.ones(len(logits))])
-        # Every genre's Hessian is a weighted sum of these, so that all are one matrix product.
         self.upper = np.triu_indices(self.inputs.shape[1])
-        first, second = (self.inputs[:, places] for places in self.upper)
-        self.products = np.ascontiguousarray(first * second)
+        rows = max(1, _BLOCK // len(self.upper[0]))
+        self.blocks = [slice(start, start + rows) for start in range(0, len(logits), rows)]
+        self.kept = self._products(self.blocks[0]) if len(self.blocks) == 1 else None
 
     def solve(self, counted: np.ndarray | None = None, start: np.ndarray | None = None) -> Any:
         """(G, G + 1) weights and offset of each genre.
@@ -103,7 +107,7 @@ class _Regressions:
             left = (scores - self.targets) * counts[:, None]
             gradient = left.T @ self.inputs + self.strength * found
             curvature = scores * (1 - scores) * counts[:, None]
-            hessian[:, self.upper[0], self.upper[1]] = curvature.T @ self.products
+            hessian[:, self.upper[0], self.upper[1]] = self._summed(curvature)
             hessian[:, self.upper[1], self.upper[0]] = hessian[:, self.upper[0], self.upper[1]]
             hessian += self.strength * np.eye(width)
             step = np.linalg.solve(hessian, gradient[:, :, None])[:, :, 0]
@@ -111,6 +115,20 @@ class _Regressions:
                 break
             found -= step
         return found
+
+    def _summed(self, curvature: np.ndarray) -> np.ndarray:
+        """The upper triangles of all Hessians, (G, (G + 1) (G + 2) / 2), without the prior's part.
+
+        Every genre's is a weighted sum of the same products, so that all are one matrix product.
+        """
+        if self.kept is not None:
+            return np.asarray(curvature.T @ self.kept)
+        return sum(curvature[rows].T @ self._products(rows) for rows in self.blocks)
+
+    def _products(self, rows: slice) -> np.ndarray:
+        """(rows, pairs) each input by each other one, for some of the movies."""
+        first, second = (self.inputs[rows, places] for places in self.upper)
+        return np.ascontiguousarray(first * second)
 
 
 def _log_losses(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:

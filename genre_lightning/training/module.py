@@ -21,7 +21,7 @@ from genre_lightning.errors import SettingError, UserError
 from genre_lightning.models.cooccurrence import CoOccurrence
 from genre_lightning.models.dropout import DROPOUTS
 from genre_lightning.models.fusion import ACTIVATIONS, Fusion, num_members
-from genre_lightning.scoring.cooccurrence import fit_cooccurrence_by_folds
+from genre_lightning.scoring.cooccurrence import MOST_GENRES, fit_cooccurrence_by_folds
 from genre_lightning.scoring.metrics import LogitCollector, genre_metrics
 from genre_lightning.scoring.thresholds import MICRO_WEIGHT, check_threshold_fit, fit_thresholds
 from genre_lightning.training.lbfgs import LBFGS
@@ -127,6 +127,11 @@ class GenreModule(pl.LightningModule):
             raise UserError(
                 "training.cooccurrence=true needs a loss that scores each genre by itself, such as "
                 "loss=bce; set training.cooccurrence=false"
+            )
+        if self.cooccurrence and network.num_genres > MOST_GENRES:
+            raise UserError(
+                f"training.cooccurrence=true takes at most {MOST_GENRES} genres, and the dataset "
+                f"has {network.num_genres}; set training.cooccurrence=false"
             )
         self.collector = LogitCollector(network.num_genres)
         # A metric of our own, whose sums a checkpoint in mid-epoch can take along.

@@ -7,6 +7,7 @@ import pytest
 from scipy.optimize import minimize
 from scipy.special import expit
 
+from genre_lightning.scoring import cooccurrence
 from genre_lightning.scoring.cooccurrence import fit_cooccurrence, fit_cooccurrence_by_folds
 
 
@@ -67,6 +68,15 @@ def test_that_of_a_fold_is_the_fit_on_all_others() -> None:
         expected = fit_cooccurrence(logits[folds != fold], labels[folds != fold])
         np.testing.assert_allclose(weights[fold], expected[0], atol=1e-3)
         np.testing.assert_allclose(offsets[fold], expected[1], atol=1e-3)
+
+
+def test_movies_that_are_taken_in_blocks_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, labels = drawn(500, seed=8)
+    expected = fit_cooccurrence(logits, labels)
+    monkeypatch.setattr(cooccurrence, "_BLOCK", 15 * 70)  # of 15 products a movie, 70 movies
+    found = fit_cooccurrence(logits, labels)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-9)
 
 
 def test_genres_that_go_together_are_found_and_help_on_other_movies() -> None:

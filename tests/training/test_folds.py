@@ -199,6 +199,15 @@ def test_a_checkpoint_scores_with_it_as_training_did(
     assert torch.equal(after.weights, before.weights) and torch.equal(after.offsets, before.offsets)
 
 
+def test_co_occurrence_of_too_many_genres_is_refused(
+    data: MovieDataModule, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("genre_lightning.training.module.MOST_GENRES", 7)
+    with pytest.raises(UserError, match=r"at most 7 genres, .* has 8; set training\.cooccurrence"):
+        module_of(data, network_of(data), cooccurrence=True)
+    module_of(data, network_of(data))
+
+
 def test_co_occurrence_needs_folds_and_scores_of_their_own(data: MovieDataModule):
     assert not module_of(data, network_of(data), folds=1, cooccurrence=True).cooccurrence
     with pytest.raises(UserError, match=r"training\.cooccurrence=true.*loss=bce"):
