@@ -20,7 +20,6 @@ from genre_lightning.checkpoint.archive import ArchiveError, check_archive
 from genre_lightning.errors import SettingError, UserError
 from genre_lightning.inputs.input import Input
 from genre_lightning.inputs.table import input_from_text
-from genre_lightning.models.cooccurrence import CoOccurrence
 from genre_lightning.models.fusion import ACTIVATIONS, Fusion
 from genre_lightning.models.networks import (
     MAX_BRANCHES,
@@ -28,6 +27,7 @@ from genre_lightning.models.networks import (
     complete_description,
     sketch_network,
 )
+from genre_lightning.models.stacking import Stacking
 from genre_lightning.scoring.losses import build_loss
 from genre_lightning.scoring.thresholds import check_threshold_fit
 
@@ -180,6 +180,12 @@ def check_card(card: dict[str, Any]) -> tuple[Fusion, dict[str, Input]]:
         raise CheckpointError(
             f"its network has {description['num_genres']} outputs for {len(card['genres'])} genres"
         )
+    try:
+        sketch.stacking = Stacking.of_lists(
+            card.get("stacking"), list(sketch.branches), sketch.num_genres
+        )
+    except ValueError as error:
+        raise CheckpointError(f"its stacking can't be used: {error}") from error
     card["network"] = description
     return sketch, inputs
 
@@ -213,10 +219,6 @@ def _check_values(card: Mapping[str, Any]) -> None:
         raise CheckpointError("it does not have one threshold for each genre")
     if not all(type(t) is float and 0 <= t <= 1 for t in thresholds):
         raise CheckpointError("its thresholds are not numbers in 0..1")
-    try:
-        CoOccurrence.of_lists(card.get("cooccurrence"), len(genres))
-    except ValueError as error:
-        raise CheckpointError(f"its co-occurrence of genres can't be used: {error}") from error
     try:
         # Files from before it could be chosen do not say.
         check_threshold_fit(**card.get("threshold_fit", {}))

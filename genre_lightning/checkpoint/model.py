@@ -17,7 +17,6 @@ from genre_lightning.checkpoint.card import (
     read_checkpoint,
 )
 from genre_lightning.inputs.input import Input
-from genre_lightning.models.cooccurrence import CoOccurrence
 from genre_lightning.models.fusion import Fusion
 from genre_lightning.models.networks import fill_constants
 
@@ -85,7 +84,6 @@ def rebuild(checkpoint: Mapping[str, Any], device: torch.device | str = "cpu") -
     }
     network.load_state_dict(weights, assign=True)
     fill_constants(network)
-    network.cooccurrence = CoOccurrence.of_lists(card.get("cooccurrence"), len(card["genres"]))
     network.eval().to(memory_format=torch.channels_last)
     return TrainedModel(
         network=network,

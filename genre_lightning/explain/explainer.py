@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -53,6 +53,11 @@ class TextExplanation:
     parts: tuple[TextPart, ...]
     exact: bool
     total: np.ndarray
+
+    def weighted(self, weights: np.ndarray) -> TextExplanation:
+        """The same with all that is added multiplied by (G,) weights."""
+        parts = [replace(part, contributions=part.contributions * weights) for part in self.parts]
+        return replace(self, parts=tuple(parts), total=self.total * weights)
 
     def ranked(self, genre: int, count: int | None = None) -> list[tuple[str, float]]:
         """The words that matter most for a genre, for or against it, first.

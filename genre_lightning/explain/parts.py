@@ -1,21 +1,21 @@
 """What a score is made of: a bias, and what each branch adds.
 
 Logits are summed, so a score splits exactly into what the model says of any movie that has the same
-columns (the bias), what each branch adds, and what the scores of all genres add to that sum, where
-the model looks at their co-occurrence. ``explain/table.py`` takes a branch's part further apart.
+columns (the bias), what each branch adds, with the weights that stacking gives it, and what the
+scores of all genres add then. ``explain/table.py`` takes a branch's part further apart.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from genre_lightning.checkpoint.model import TrainedModel
 from genre_lightning.explain.explainer import branch_logits, float64, read_columns
-from genre_lightning.explain.table import find_explainer
+from genre_lightning.explain.table import branch_weights, find_explainer
 from genre_lightning.inputs.encode import encode_items
 from genre_lightning.inputs.input import Input, Value
 from genre_lightning.inputs.part import Part
@@ -29,8 +29,8 @@ class ScoreParts:
         bias: (G,) float64, the model's prior and the baseline of each branch whose column the
             movie has, such as the logits of an empty text.
         branches: by branch, (G,) float64, what it adds; zeros where the column is absent.
-        cooccurrence: (G,) float64, what the scores of all genres add; None for a model that does
-            not look at them.
+        cooccurrence: (G,) float64, what the scores of all genres add; None for a model without
+            stacking.
     """
 
     bias: np.ndarray
@@ -38,17 +38,12 @@ class ScoreParts:
     cooccurrence: np.ndarray | None = None
 
     @property
-    def total(self) -> np.ndarray:
-        """(G,) float64, the sum of the bias and the branches."""
+    def logits(self) -> np.ndarray:
+        """(G,) float64, the sum."""
         total = self.bias
         for part in self.branches.values():
             total = total + part
-        return total
-
-    @property
-    def logits(self) -> np.ndarray:
-        """(G,) float64, the sum of all."""
-        return self.total if self.cooccurrence is None else self.total + self.cooccurrence
+        return total if self.cooccurrence is None else total + self.cooccurrence
 
     def cooccurrence_of(self, genre: int) -> dict[str, float]:
         """Of the genre at a place, under its name for programs; empty for a model without."""
@@ -96,24 +91,26 @@ def split_logits(model: TrainedModel, logits: Mapping[str, np.ndarray | None]) -
         model: in evaluation mode.
         logits: by branch, (G,) of one movie; None where the column is absent.
     """
-    bias = float64(model.network.prior)
+    bias = total = float64(model.network.prior)
     parts = {}
     for branch in model.inputs:
         found = logits[branch]
         parts[branch] = np.zeros_like(bias)
         if found is None:
             continue
+        total = total + found
+        weights = branch_weights(model, branch)
         explainer = find_explainer(model, branch)
         baseline = None if explainer is None else explainer.baseline(model, branch)
-        parts[branch] = found.astype(np.float64)
+        parts[branch] = weights * found
         if baseline is not None:
-            bias = bias + baseline
-            parts[branch] = parts[branch] - baseline
-    split = ScoreParts(bias, parts)
-    if model.network.cooccurrence is None:
-        return split
-    total = torch.from_numpy(split.total)[None].float().to(model.device)
-    return replace(split, cooccurrence=float64(model.network.cooccurrence.added(total)[0]))
+            bias = bias + weights * baseline
+            parts[branch] = parts[branch] - weights * baseline
+    stacking = model.network.stacking
+    if stacking is None:
+        return ScoreParts(bias, parts)
+    added = stacking.cooccurrence(torch.from_numpy(total)[None].float().to(model.device))
+    return ScoreParts(bias, parts, float64(added[0]))
 
 
 def branch_labels(inputs: Mapping[str, Input]) -> dict[str, str]:

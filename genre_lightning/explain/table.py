@@ -8,11 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 from torch import nn
 
 from genre_lightning.checkpoint.model import TrainedModel
 from genre_lightning.explain.embedded_poster import EmbeddedPosterExplainer
-from genre_lightning.explain.explainer import BranchExplanation, Explainer, is_absent
+from genre_lightning.explain.explainer import (
+    BranchExplanation,
+    Explainer,
+    TextExplanation,
+    float64,
+    is_absent,
+)
 from genre_lightning.explain.grad_cam import GradCamExplainer, see_encoder, see_stages
 from genre_lightning.explain.left_out import LeftOutExplainer
 from genre_lightning.explain.terms import TermsExplainer
@@ -77,4 +84,18 @@ def explain_branch(
         raise TypeError(
             f"branch {branch}: a {network} on {model.inputs[branch].kind} can't be explained"
         )
-    return None if is_absent(value) else explainer.explain(model, branch, value, budget)
+    if is_absent(value):
+        return None
+    found = explainer.explain(model, branch, value, budget)
+    return (
+        found.weighted(branch_weights(model, branch))
+        if isinstance(found, TextExplanation)
+        else found
+    )
+
+
+def branch_weights(model: TrainedModel, branch: str) -> np.ndarray:
+    """(G,) float64, what the logits of a branch are multiplied by in prediction."""
+    if model.network.stacking is None:
+        return np.ones(len(model.genres))
+    return float64(model.network.stacking.branches[branch].mean(dim=0))

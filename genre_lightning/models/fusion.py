@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from genre_lightning.inputs.part import Part
-from genre_lightning.models.cooccurrence import CoOccurrence
+from genre_lightning.models.stacking import Stacking
 
 #: How a (B, G) array of logits becomes scores in [0, 1], by the name a checkpoint stores.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -44,8 +44,8 @@ class Fusion(nn.Module):
         #: (G,) what every movie's logits start from; zero unless training set it. Constant.
         self.prior: Tensor
         self.register_buffer("prior", torch.zeros(num_genres))
-        #: What the scores of all genres add to the sum; None unless training found it.
-        self.cooccurrence: CoOccurrence | None = None
+        #: What is added to the sum in prediction; None unless training has fitted it.
+        self.stacking: Stacking | None = None
 
     @torch.no_grad()
     def start_from_priors(self, genre_counts: Sequence[int], num_movies: int) -> None:
@@ -79,7 +79,7 @@ class Fusion(nn.Module):
         Returns:
             (B, G) logits.
         """
-        return self.related(self.total(self.branch_logits(parts, num_movies, folds)), folds)
+        return self.answer(self.branch_logits(parts, num_movies, folds), folds)
 
     def total(self, branch_logits: Mapping[str, Tensor]) -> Tensor:
         """(B, G) logits: the prior and what each branch says, summed. The only place that sums."""
@@ -88,14 +88,17 @@ class Fusion(nn.Module):
             total = total + logits
         return total
 
-    def related(self, total: Tensor, folds: Tensor | None = None) -> Tensor:
-        """(B, G) logits of sums: with what the co-occurrence of genres adds, where there is one.
+    def answer(self, branch_logits: Mapping[str, Tensor], folds: Tensor | None = None) -> Tensor:
+        """(B, G) logits by which a movie is scored: the sum, and what stacking adds to it.
 
         Args:
-            total: (B, G) sums.
+            branch_logits: of all branches or some, (B, G) each.
             folds: see :meth:`branch_logits`.
         """
-        return total if self.cooccurrence is None else total + self.cooccurrence.added(total, folds)
+        total = self.total(branch_logits)
+        if self.stacking is None:
+            return total
+        return total + self.stacking.added(total, branch_logits, folds)
 
     def branch_logits(
         self, parts: Mapping[str, Part], num_movies: int, folds: Tensor | None = None

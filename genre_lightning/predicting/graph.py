@@ -276,7 +276,7 @@ class ExportedNetwork(nn.Module):
         self.activation = ACTIVATIONS[model.activation]
         self.prior: Tensor
         self.register_buffer("prior", model.network.prior.detach().float().cpu().clone())
-        self.cooccurrence = model.network.cooccurrence
+        self.stacking = model.network.stacking
 
     def input_names(self) -> list[str]:
         """The names of the graph's inputs, in order."""
@@ -312,13 +312,15 @@ class ExportedNetwork(nn.Module):
         """(B, G) logits and scores of what :meth:`feed` gives."""
         movies, *others = fed
         total = self.prior + torch.zeros_like(movies, dtype=torch.float32)[:, None]
+        said: dict[str, Tensor] = {}
         for branch, graph in self.inputs.items():
             rows, *rest = others
             numbers, others = rest[: len(graph.sizes)], rest[len(graph.sizes) :]
             logits = self.networks[branch](**graph(*numbers))
             there = (rows[None, :] == movies[:, None]).float()
             nobody = torch.zeros_like(movies, dtype=torch.float32)[:, None]
-            total = total + torch.cat([there, nobody], dim=1) @ logits
-        if self.cooccurrence is not None:
-            total = total + self.cooccurrence.added(total)
+            said[branch] = torch.cat([there, nobody], dim=1) @ logits
+            total = total + said[branch]
+        if self.stacking is not None:
+            total = total + self.stacking.added(total, said)
         return total, self.activation(total)

@@ -199,7 +199,7 @@ def model_card(
             if count < FEW_TO_LEARN
         ],
         "few_to_learn": FEW_TO_LEARN,
-        "related": model.network.cooccurrence is not None,
+        "stacked": model.network.stacking is not None,
         "unsure": _scored_by_few(model, per_genre),
         "few_to_score": FEW_TO_SCORE,
         "bias": BIASES.get(str(model.data.get("reader"))),

@@ -127,8 +127,7 @@ def _scores(model: TrainedModel, scores: SplitScores, branches: Sequence[str]) -
     chosen = {name: scores.branch_logits[name].to(model.device) for name in branches}
     folds = None if scores.folds is None else scores.folds.to(model.device)
     with torch.inference_mode():
-        logits = model.network.related(model.network.total(chosen), folds)
-        return ACTIVATIONS[model.activation](logits).cpu()
+        return ACTIVATIONS[model.activation](model.network.answer(chosen, folds)).cpu()
 
 
 def movie_groups(model: TrainedModel, scores: SplitScores) -> list[Group]:

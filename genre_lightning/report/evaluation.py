@@ -33,8 +33,7 @@ class SplitScores:
     Attributes:
         split: "train", "val" or "test".
         rows: (N,) int64, each movie's place in the dataset.
-        logits: (N, G) float32, the prior and every branch's part summed, and what co-occurrence
-            adds to that.
+        logits: (N, G) float32, the prior and every branch's part summed, and what stacking adds.
         scores: (N, G) float32 in [0, 1].
         targets: (N, G) float32 multi-hot.
         branch_logits: by branch, (N, G) float32, its part of the summed logits; zero for a movie
@@ -78,7 +77,7 @@ def score_split(
     for batch in data.loader(split, batch_size=batch_size, device=device):
         folds = batch.folds if split != "test" and data.validates_by_folds else None
         parts = model.network.branch_logits(batch.parts, len(batch), folds)
-        logits = model.network.related(model.network.total(parts), folds)
+        logits = model.network.answer(parts, folds)
         scores = ACTIVATIONS[model.activation](logits)
         own += [] if folds is None else [folds]
         found.append((batch.rows, logits, scores, batch.targets))

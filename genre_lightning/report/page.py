@@ -131,7 +131,7 @@ def render_report(
             model, scores, validation, fitted, resamples, seed, panels.tolist()
         ),
         branch_names=list(model.inputs),
-        related=model.network.cooccurrence is not None,
+        stacked=model.network.stacking is not None,
         num_genres=len(model.genres),
         most_panels=MOST_PANELS,
         most_paired=MOST_PAIRED,

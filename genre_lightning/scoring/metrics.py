@@ -102,13 +102,14 @@ def per_genre_metrics(scores: Tensor, targets: Tensor, thresholds: Tensor) -> di
 class LogitCollector(Metric):
     """Collects the logits, targets and folds of a split, over batches and processes.
 
-    ``update(logits (B, G), targets (B, G), folds (B,))`` only keeps the tensors, so no step waits
-    for the device. ``compute()`` returns (logits (N, G) float32, targets (N, G) uint8, folds (N,)
-    int64), under DDP in rank order; the ranks may hold different numbers of rows, and some of them
-    none. N is 0 where nothing was collected.
+    ``update(logits (B, K, G), targets (B, G), folds (B,))``, the logits of K branches, only keeps
+    the tensors, so no step waits for the device. ``compute()`` returns (logits (N, K, G) float32,
+    targets (N, G) uint8, folds (N,) int64), under DDP in rank order; the ranks may hold different
+    numbers of rows, and some of them none. N is 0 where nothing was collected.
 
     Args:
-        num_genres: G, which a rank without a batch cannot know from its tensors.
+        num_branches: K, which a rank without a batch cannot know from its tensors.
+        num_genres: G, likewise.
     """
 
     full_state_update = False
@@ -118,19 +119,19 @@ class LogitCollector(Metric):
     targets: list[Tensor] | Tensor
     folds: list[Tensor] | Tensor
 
-    def __init__(self, num_genres: int) -> None:
+    def __init__(self, num_branches: int, num_genres: int) -> None:
         super().__init__()
-        self.num_genres = num_genres
+        self.shape = (num_branches, num_genres)
         for name in ("logits", "targets", "folds"):
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
     def update(self, logits: Tensor, targets: Tensor, folds: Tensor) -> None:
-        """Keep a batch: logits (B, G) floats, targets (B, G) zeros and ones, folds (B,) int64."""
-        shape = (len(folds), self.num_genres)
-        if logits.shape != shape or targets.shape != shape:
+        """Keep a batch: logits (B, K, G) floats, targets (B, G) zeros and ones, folds (B,)."""
+        rows = len(folds)
+        if logits.shape != (rows, *self.shape) or targets.shape != (rows, self.shape[1]):
             raise ValueError(
-                f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)} must both be "
-                f"{shape}, as there are {len(folds)} folds"
+                f"logits {tuple(logits.shape)} must be {(rows, *self.shape)} and targets "
+                f"{tuple(targets.shape)} {(rows, self.shape[1])}, as there are {rows} folds"
             )
         self._keep(logits.detach().float(), targets.detach().to(torch.uint8), folds)
 
@@ -143,7 +144,7 @@ class LogitCollector(Metric):
         super().sync(*args, **kwargs)
 
     def compute(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return (logits (N, G) float32, targets (N, G) uint8, folds (N,) int64) of all."""
+        """Return (logits (N, K, G) float32, targets (N, G) uint8, folds (N,) int64) of all."""
         if isinstance(self.logits, list) and not self.logits:
             return self._no_rows()
         return dim_zero_cat(self.logits), dim_zero_cat(self.targets), dim_zero_cat(self.folds)
@@ -154,10 +155,9 @@ class LogitCollector(Metric):
             state.append(rows)
 
     def _no_rows(self) -> tuple[Tensor, Tensor, Tensor]:
-        shape = (0, self.num_genres)
         return (
-            torch.zeros(shape, dtype=torch.float32, device=self.device),
-            torch.zeros(shape, dtype=torch.uint8, device=self.device),
+            torch.zeros((0, *self.shape), dtype=torch.float32, device=self.device),
+            torch.zeros((0, self.shape[1]), dtype=torch.uint8, device=self.device),
             torch.zeros(0, dtype=torch.int64, device=self.device),
         )
 

@@ -18,11 +18,11 @@ from genre_lightning.checkpoint.card import CHECKPOINT_FORMAT, CHECKPOINT_KEY, c
 from genre_lightning.checkpoint.resuming import keep_paths_inside
 from genre_lightning.data.batch import MovieBatch
 from genre_lightning.errors import SettingError, UserError
-from genre_lightning.models.cooccurrence import CoOccurrence
 from genre_lightning.models.dropout import DROPOUTS
 from genre_lightning.models.fusion import ACTIVATIONS, Fusion, num_members
-from genre_lightning.scoring.cooccurrence import MOST_GENRES, fit_cooccurrence_by_folds
+from genre_lightning.models.stacking import Stacking
 from genre_lightning.scoring.metrics import LogitCollector, genre_metrics
+from genre_lightning.scoring.stacking import MOST_GENRES, fit_stacking_by_folds
 from genre_lightning.scoring.thresholds import MICRO_WEIGHT, check_threshold_fit, fit_thresholds
 from genre_lightning.training.lbfgs import LBFGS
 
@@ -48,9 +48,10 @@ class GenreModule(pl.LightningModule):
             every checkpoint.
         thresholds: method of :func:`genre_lightning.scoring.thresholds.fit_thresholds`.
         micro_weight: likewise.
-        cooccurrence: add to the sum what the scores of all genres say of each, see
-            :mod:`genre_lightning.scoring.cooccurrence`. It is fitted for each fold on all others,
-            so it takes validation by folds (a part of train is too small) and is left out without.
+        stacking: weigh what each branch says of each genre, and add what the scores of all genres
+            say of it, see :mod:`genre_lightning.scoring.stacking`. It is fitted for each fold on
+            all others, so it takes validation by folds (a part of train is too small) and is left
+            out without.
         lr_scales: by branch, its learning rate over the optimizer's; 1 for a branch that is not
             named. What weight decay takes off in a step stays the same. A sparse linear layer fits
             the training titles within a few epochs, a convolutional network needs many; at one rate
@@ -82,7 +83,7 @@ class GenreModule(pl.LightningModule):
         inputs: Mapping[str, Any],
         thresholds: str = "expected",
         micro_weight: float = MICRO_WEIGHT,
-        cooccurrence: bool = False,
+        stacking: bool = False,
         lr_scales: Mapping[str, float] | None = None,
         l2: Mapping[str, float] | None = None,
         num_movies: int | None = None,
@@ -122,18 +123,18 @@ class GenreModule(pl.LightningModule):
             raise UserError(f"training.drop_columns={drop_columns} is not in [0, 1)")
         self.drop_columns = drop_columns
         self.activation = str(loss.activation)
-        self.cooccurrence = cooccurrence and self.by_folds
-        if self.cooccurrence and self.activation != "sigmoid":
+        self.stacks = stacking and self.by_folds
+        if self.stacks and self.activation != "sigmoid":
             raise UserError(
-                "training.cooccurrence=true needs a loss that scores each genre by itself, such as "
-                "loss=bce; set training.cooccurrence=false"
+                "training.stacking=true needs a loss that scores each genre by itself, such as "
+                "loss=bce; set training.stacking=false"
             )
-        if self.cooccurrence and network.num_genres > MOST_GENRES:
+        if self.stacks and network.num_genres > MOST_GENRES:
             raise UserError(
-                f"training.cooccurrence=true takes at most {MOST_GENRES} genres, and the dataset "
-                f"has {network.num_genres}; set training.cooccurrence=false"
+                f"training.stacking=true takes at most {MOST_GENRES} genres, and the dataset "
+                f"has {network.num_genres}; set training.stacking=false"
             )
-        self.collector = LogitCollector(network.num_genres)
+        self.collector = LogitCollector(len(network.branches), network.num_genres)
         # A metric of our own, whose sums a checkpoint in mid-epoch can take along.
         self.train_loss = MeanMetric(nan_strategy="disable")
         self._train_loss_logged = False
@@ -244,10 +245,11 @@ class GenreModule(pl.LightningModule):
         return loss
 
     def validation_step(self, batch: MovieBatch, batch_idx: int) -> None:
-        """Collect the sums; nothing is computed of them before the epoch's end."""
+        """Collect what the branches say; nothing is computed of it before the epoch's end."""
         folds = batch.folds if self.by_folds else None
         branches = self.network.branch_logits(batch.parts, len(batch), folds)
-        self.collector.update(self.network.total(branches), batch.targets, batch.folds)
+        said = torch.stack(list(branches.values()), dim=1)
+        self.collector.update(said, batch.targets, batch.folds)
 
     def on_train_epoch_end(self) -> None:
         """Stop a training that has diverged."""
@@ -261,16 +263,17 @@ class GenreModule(pl.LightningModule):
             )
 
     def on_validation_epoch_end(self) -> None:
-        """Fit co-occurrence and thresholds to what was collected, and log every metric."""
-        logits, targets, folds = self.collector.compute()
+        """Fit stacking and thresholds to what was collected, and log every metric."""
+        said, targets, folds = self.collector.compute()
         self.collector.reset()
-        self._check_finite(logits)
-        if self.cooccurrence:
-            sums, labels, fold = (each.cpu().numpy() for each in (logits, targets, folds))
-            self.network.cooccurrence = CoOccurrence.of_arrays(
-                *fit_cooccurrence_by_folds(sums, labels, fold)
-            )
-            logits = self.network.related(logits, folds)
+        self._check_finite(said)
+        network = self.network
+        branches = dict(zip(network.branches, said.unbind(1), strict=True))
+        if self.stacks:
+            arrays = (network.total(branches), said, targets, folds)
+            found = fit_stacking_by_folds(*(each.cpu().numpy() for each in arrays))
+            network.stacking = Stacking.of_arrays(list(branches), *found)
+        logits = network.answer(branches, folds if self.by_folds else None)
         scores = ACTIVATIONS[self.activation](logits)
         self.thresholds = fit_thresholds(scores, targets, **self.threshold_fit).cpu()
         metrics = genre_metrics(scores, targets, self.thresholds.to(scores.device))
@@ -347,7 +350,7 @@ class GenreModule(pl.LightningModule):
         checkpoint[CHECKPOINT_KEY] = self._card()
 
     def _card(self) -> dict[str, Any]:
-        cooccurrence = self.network.cooccurrence
+        stacking = self.network.stacking
         return {
             "format": CHECKPOINT_FORMAT,
             "network": self.network.description,
@@ -355,7 +358,7 @@ class GenreModule(pl.LightningModule):
             "loss": self.loss.description,
             "thresholds": [float(threshold) for threshold in self.thresholds],
             "threshold_fit": self.threshold_fit,
-            "cooccurrence": None if cooccurrence is None else cooccurrence.as_lists(),
+            "stacking": None if stacking is None else stacking.as_lists(),
             **self.inputs,
         }
 
@@ -366,8 +369,8 @@ class GenreModule(pl.LightningModule):
             keep_paths_inside(checkpoint, Path(saver.dirpath))
         card = checkpoint[CHECKPOINT_KEY]
         self.thresholds = torch.tensor(card["thresholds"])
-        self.network.cooccurrence = CoOccurrence.of_lists(
-            card.get("cooccurrence"), self.network.num_genres
+        self.network.stacking = Stacking.of_lists(
+            card.get("stacking"), list(self.network.branches), self.network.num_genres
         )
 
 

@@ -1,0 +1,123 @@
+"""The layer on top of the sum: weights of the branches, and what the scores of all genres add."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genre_lightning.models.members import said
+
+
+@dataclass(frozen=True)
+class Stacking:
+    """M of them side by side, one for each fold of train; new movies get the mean.
+
+    See :mod:`genre_lightning.scoring.stacking`. No module: it is fitted on validation as the
+    thresholds are, so an optimizer or an average of weights has nothing to do with it.
+
+    Attributes:
+        branches: by branch, (M, G) float32 weights of what it says.
+        genres: (M, G, G) float32; row g is what each genre's score adds to the logit of genre g.
+        offsets: (M, G) float32.
+    """
+
+    branches: dict[str, Tensor]
+    genres: Tensor
+    offsets: Tensor
+
+    @classmethod
+    def of_arrays(
+        cls, names: list[str], branches: np.ndarray, genres: np.ndarray, offsets: np.ndarray
+    ) -> Stacking:
+        """That of (M, K, G), (M, G, G) and (M, G) arrays of floats, and the K branches' names."""
+        of, *rest = (torch.from_numpy(each).float() for each in (branches, genres, offsets))
+        return cls(dict(zip(names, of.unbind(1), strict=True)), *rest)
+
+    @classmethod
+    def of_lists(cls, lists: Any, names: list[str], num_genres: int) -> Stacking | None:
+        """What :meth:`as_lists` made, read with suspicion; None of None.
+
+        Args:
+            lists: of a file.
+            names: of the network's branches.
+            num_genres: G.
+
+        Raises:
+            ValueError: it is anything else, or of other branches or another number of genres.
+        """
+        if lists is None:
+            return None
+        if not isinstance(lists, dict) or set(lists) != {field.name for field in fields(cls)}:
+            raise ValueError("it is not made of branches, genres and offsets")
+        if not isinstance(lists["branches"], dict) or list(lists["branches"]) != names:
+            raise ValueError(f"its branches are not {', '.join(names)}")
+        genres, offsets = _read(lists["genres"]), _read(lists["offsets"])
+        branches = {name: _read(weights) for name, weights in lists["branches"].items()}
+        members = len(offsets) if offsets.ndim else 0
+        shapes = [tuple(each.shape) for each in (genres, offsets, *branches.values())]
+        one = (members, num_genres)
+        if not members or shapes != [(members, num_genres, num_genres), one, *[one] * len(names)]:
+            raise ValueError(f"its shapes {shapes:} are not those of {num_genres} genres")
+        return cls(branches, genres, offsets)
+
+    def as_lists(self) -> dict[str, Any]:
+        """Plain data, for a checkpoint."""
+        return {
+            "branches": {name: weights.tolist() for name, weights in self.branches.items()},
+            "genres": self.genres.tolist(),
+            "offsets": self.offsets.tolist(),
+        }
+
+    def weighted(self, branch: str, logits: Tensor, own: Tensor | None = None) -> Tensor:
+        """What a branch says, with its weights.
+
+        Args:
+            branch: its name.
+            logits: (B, G) what it says.
+            own: (B,) int64, the fold whose weights are taken for each movie, -1 for the mean; None
+                for the mean for all.
+
+        Returns:
+            (B, G).
+        """
+        weights = self.branches[branch].to(logits.device)
+        if own is None:
+            return logits * weights.mean(dim=0)
+        return logits * said(weights[:, None].expand(-1, len(own), -1), apart=False, own=own)
+
+    def cooccurrence(self, total: Tensor, own: Tensor | None = None) -> Tensor:
+        """(B, G) what the scores of all genres add to the logit of each.
+
+        Args:
+            total: (B, G) sums of the prior and the branches, without weights.
+            own: see :meth:`weighted`.
+        """
+        genres, offsets = self.genres.to(total.device), self.offsets.to(total.device)
+        if own is None:
+            return torch.sigmoid(total) @ genres.mean(dim=0).T + offsets.mean(dim=0)
+        each = torch.sigmoid(total) @ genres.transpose(1, 2) + offsets[:, None]
+        return said(each, apart=False, own=own)
+
+    def added(
+        self, total: Tensor, branch_logits: Mapping[str, Tensor], own: Tensor | None = None
+    ) -> Tensor:
+        """(B, G) what is added to the sums ``total`` of some branches."""
+        found = self.cooccurrence(total, own)
+        for name, logits in branch_logits.items():
+            found = found + (self.weighted(name, logits, own) - logits)
+        return found
+
+
+def _read(lists: Any) -> Tensor:
+    try:
+        found = torch.tensor(lists, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise ValueError(f"it is not made of numbers: {error!s:.200}") from error
+    if not bool(found.isfinite().all()):
+        raise ValueError("it holds numbers that are not finite")
+    return found
