@@ -127,7 +127,7 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
     Arguments: `title` and `poster`, the networks' descriptions or None for no such branch; `loss`,
     a loss's name; `terms`, arguments of the title's TermsInput; `pool`, of the poster's pixels;
     `more`, further branches by name, each an input and a network; `seed` of the weights;
-    `cooccurrence`, whether the scores of all genres add something on top.
+    `stacking`, whether there is stacking on top.
     Size 32, genres Action, Comedy, Drama and Horror.
     """
     import torch
@@ -137,8 +137,8 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
     from genre_lightning.inputs.pixels import PixelsInput
     from genre_lightning.inputs.table import state_to_text
     from genre_lightning.inputs.terms import TermsInput
-    from genre_lightning.models.cooccurrence import CoOccurrence
     from genre_lightning.models.networks import build_network
+    from genre_lightning.models.stacking import Stacking
     from genre_lightning.scoring.losses import build_loss
 
     genres = ["Action", "Comedy", "Drama", "Horror"]
@@ -165,7 +165,7 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
         seed: int = 0,
         pool: int = 1,
         more: dict[str, tuple[Input, dict[str, Any]]] | None = None,
-        cooccurrence: bool = False,
+        stacking: bool = False,
     ) -> Path:
         inputs: dict[str, Input] = {}
         networks: dict[str, dict[str, Any]] = {}
@@ -193,8 +193,10 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
                     value.copy_(1.0 + 0.3 * drawn)
                 else:
                     value.copy_(drawn * (0.3 if value.dim() == 1 else value[0].numel() ** -0.5))
-        weights = torch.randn(2, len(genres), len(genres) + 1, generator=generator)
-        related = CoOccurrence(weights[..., :-1], weights[..., -1]).as_lists()
+        drawn = torch.randn(2, len(inputs) + len(genres) + 1, len(genres), generator=generator)
+        of, others, offsets = drawn.split([len(inputs), len(genres), 1], dim=1)
+        branches = dict(zip(inputs, (1 + 0.5 * of).unbind(1), strict=True))
+        stacked = Stacking(branches, others, offsets[:, 0]).as_lists()
         built = build_loss(loss)
         path = tmp_path_factory.mktemp("checkpoint") / "tiny.ckpt"
         checkpoint = {
@@ -207,7 +209,7 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
                 "activation": built.activation,
                 "loss": built.description,
                 "thresholds": [0.3, 0.5, 0.4, 0.2],
-                "cooccurrence": related if cooccurrence else None,
+                "stacking": stacked if stacking else None,
                 "genres": genres,
                 "inputs": {name: state_to_text(given) for name, given in inputs.items()},
                 "data": {"reader": "demo", "val_fraction": 0.2, "test_fraction": 0.2},

@@ -2,7 +2,7 @@
 
 Legend: N movies, G genres, K branches. The sum of branches does not know which of them is to be
 trusted for which genre, nor that a western is seldom a musical. So each genre gets a logistic
-regression on what the branches say of it and on the scores of all genres, with the sum as its start:
+regression on what the branches say of it and the scores of all genres, which starts from the sum:
 
     logit_g = sum_g + sum over k of (branches_kg - 1) said_kg
               + offset_g + sum over h of genres_gh sigmoid(sum_h)

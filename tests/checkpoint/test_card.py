@@ -117,7 +117,7 @@ def test_it_is_plain_data_for_torch(honest: Path) -> None:
     assert "hyper_parameters" not in checkpoint
     assert set(checkpoint[CHECKPOINT_KEY]) == {
         "format", "network", "activation", "loss", "thresholds",
-        "threshold_fit", "cooccurrence", "genres", "inputs", "data",
+        "threshold_fit", "stacking", "genres", "inputs", "data",
     }  # fmt: skip
 
 
@@ -361,7 +361,7 @@ BAD_VALUES: dict[str, tuple[Change, str]] = {
     "threshold weight": (card("threshold_fit", "micro_weight", value=2), "micro_weight=2"),
     "threshold argument": (card("threshold_fit", "x", value=2), "thresholds were fitted"),
     "threshold list": (card("threshold_fit", value=[]), "thresholds were fitted"),
-    "co-occurrence": (card("cooccurrence", value={"weights": [], "offsets": []}), "co-occurrence"),
+    "stacking": (card("stacking", value={"genres": [], "offsets": []}), "its stacking can't be"),
     "thresholds are text": (card("thresholds", value="abcdefgh"), "threshold"),
     "poster size": (poster("size", value=[1, 1]), r"input poster_resnet .*size: \[1, 1\]"),
     "another poster size": (poster("size", value=[48, 48]), r"made for size \[32, 32\]"),

@@ -10,6 +10,7 @@ import torch
 
 from genre_lightning.checkpoint.model import TrainedModel, load_model
 from genre_lightning.explain.parts import branch_labels, score_parts, split_logits
+from genre_lightning.explain.table import branch_weights
 from genre_lightning.inputs.encode import encode_items
 from genre_lightning.inputs.pixels import PixelsInput
 from genre_lightning.inputs.terms import TermsInput
@@ -47,7 +48,8 @@ def test_parts_of_a_score_add_up(tiny: TrainedModel, title: str | None, with_pos
 def test_a_movie_without_anything_has_the_prior(three: TrainedModel):
     parts = score_parts(three, {})
     np.testing.assert_array_equal(parts.bias, three.network.prior.double().numpy())
-    np.testing.assert_array_equal(parts.total, parts.bias)
+    assert parts.cooccurrence is not None
+    np.testing.assert_array_equal(parts.logits, parts.bias + parts.cooccurrence)
     assert list(parts.branches) == [TITLE, POSTER, "plot", "other_eye"]
 
 
@@ -68,10 +70,12 @@ def test_parts_add_up_to_what_the_network_answers(three: TrainedModel, absent: t
         logits = three.network(encode_items(three.inputs, items), 1)[0]
     parts = score_parts(three, columns)
     np.testing.assert_allclose(parts.logits, logits.numpy(), atol=1e-5)
-    assert three.network.cooccurrence is not None and parts.cooccurrence is not None
-    related = three.network.cooccurrence
-    scores = 1 / (1 + np.exp(-parts.total))
-    added = scores @ related.weights.mean(dim=0).numpy().T + related.offsets.mean(dim=0).numpy()
+    assert three.network.stacking is not None and parts.cooccurrence is not None
+    with torch.no_grad():
+        said = three.network.branch_logits(encode_items(three.inputs, items), 1)
+        scores = torch.sigmoid(three.network.total(said))[0].numpy()
+    stacking = three.network.stacking
+    added = scores @ stacking.genres.mean(dim=0).numpy().T + stacking.offsets.mean(dim=0).numpy()
     np.testing.assert_allclose(parts.cooccurrence, added, atol=1e-5)
     assert parts.cooccurrence_of(2) == {"cooccurrence": parts.cooccurrence[2]}
     assert [bool(part.any()) for part in parts.branches.values()] == [
@@ -82,12 +86,14 @@ def test_parts_add_up_to_what_the_network_answers(three: TrainedModel, absent: t
 def test_logits_that_are_there_already_are_split_alike(three: TrainedModel):
     pixels = draw_poster()
     expected = score_parts(three, {"poster": pixels, "synopsis": SYNOPSIS})
+    weights = branch_weights(three, "other_eye")
+    assert np.abs(weights - 1).max() > 0.1
     with torch.no_grad():
         known = {
             TITLE: None,
             POSTER: poster_logits(three.network.branches[POSTER], pixels).numpy(),
             "plot": text_logits(three, "plot", SYNOPSIS).numpy(),
-            "other_eye": expected.branches["other_eye"],
+            "other_eye": expected.branches["other_eye"] / weights,
         }
     found = split_logits(three, known)
     np.testing.assert_allclose(found.bias, expected.bias, atol=1e-6)

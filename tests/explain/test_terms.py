@@ -12,7 +12,7 @@ import torch
 from genre_lightning.checkpoint.model import TrainedModel, load_model
 from genre_lightning.explain.explainer import TextExplanation
 from genre_lightning.explain.parts import score_parts
-from genre_lightning.explain.table import explain_branch
+from genre_lightning.explain.table import branch_weights, explain_branch
 from genre_lightning.explain.terms import term_contributions
 from genre_lightning.inputs.terms import TermsInput
 from genre_lightning.inputs.vectorizer import TermVectorizer, normalise_title
@@ -222,7 +222,9 @@ def test_any_text_column_is_explained(three: TrainedModel):
     for part in found.parts:
         assert part.span is not None and SYNOPSIS[slice(*part.span)] == part.text
     change = text_logits(three, "plot", SYNOPSIS) - text_logits(three, "plot", "")
-    np.testing.assert_allclose(summed(found), change.double().numpy(), atol=1e-4)
+    weighted = change.double().numpy() * branch_weights(three, "plot")
+    np.testing.assert_allclose(summed(found), weighted, atol=1e-4)
+    np.testing.assert_allclose(found.total, weighted, atol=1e-4)
     np.testing.assert_array_equal(found.parts[1].contributions, found.parts[9].contributions)
     unknown = explain(three, "nothing that it knows", "plot")
     assert not summed(unknown).any() and len(unknown.parts) == 4

@@ -10,24 +10,31 @@ import numpy as np
 import pytest
 import torch
 
-from genre_lightning.models.cooccurrence import CoOccurrence
+from genre_lightning.models.stacking import Stacking
 from tests.models.test_fusion import batch, build
 
+NAMES = ["title", "poster"]
 
-def drawn(members: int = 3, genres: int = 3) -> CoOccurrence:
+
+def drawn(members: int = 3, genres: int = 3) -> Stacking:
     rng = np.random.default_rng(0)
-    weights, offsets = (
+    return Stacking.of_arrays(
+        NAMES,
+        1 + rng.normal(size=(members, 2, genres)),
         rng.normal(size=(members, genres, genres)),
         rng.normal(size=(members, genres)),
     )
-    return CoOccurrence.of_arrays(weights, offsets)
 
 
 @pytest.mark.parametrize("own", [None, [2, 0, 1, 2], [1, -1, 0, -1]], ids=str)
-def test_what_is_added_is_that_of_a_plain_loop(own: list[int] | None) -> None:
+@pytest.mark.parametrize("names", [NAMES, ["poster"], []], ids=str)
+def test_what_is_added_is_that_of_a_plain_loop(own: list[int] | None, names: list[str]) -> None:
     found = drawn()
     total = torch.linspace(-3, 4, 12).reshape(4, 3)
-    added = found.added(total, None if own is None else torch.tensor(own))
+    said = {
+        name: torch.linspace(-1, place + 1, 12).reshape(4, 3) for place, name in enumerate(names)
+    }
+    added = found.added(total, said, None if own is None else torch.tensor(own))
     for row in range(4):
         member = -1 if own is None else own[row]
         chosen = range(3) if member < 0 else [member]
@@ -35,9 +42,12 @@ def test_what_is_added_is_that_of_a_plain_loop(own: list[int] | None) -> None:
             expected = [
                 float(found.offsets[m, genre])
                 + sum(
-                    float(found.weights[m, genre, other])
-                    / (1 + math.exp(-float(total[row, other])))
+                    float(found.genres[m, genre, other]) / (1 + math.exp(-float(total[row, other])))
                     for other in range(3)
+                )
+                + sum(
+                    (float(found.branches[name][m, genre]) - 1) * float(said[name][row, genre])
+                    for name in names
                 )
                 for m in chosen
             ]
@@ -47,37 +57,49 @@ def test_what_is_added_is_that_of_a_plain_loop(own: list[int] | None) -> None:
 def test_the_network_adds_it_to_the_sum_and_training_sees_the_sum() -> None:
     network = build("title", "poster").eval()
     parts = batch()
+    said = network.branch_logits(parts, 4)
     sums = network(parts, 4)
-    network.cooccurrence = drawn(genres=network.num_genres)
-    assert torch.equal(network(parts, 4), sums + network.cooccurrence.added(sums))
-    assert torch.equal(network.total(network.branch_logits(parts, 4)), sums)
+    network.stacking = found = drawn(genres=network.num_genres)
+    assert torch.equal(network(parts, 4), sums + found.added(sums, said))
+    assert torch.equal(network.total(said), sums)
     folds = torch.tensor([0, 1, 2, 0])
-    assert torch.equal(network(parts, 4, folds), sums + network.cooccurrence.added(sums, folds))
-    assert not any("cooccurrence" in name for name in network.state_dict())
+    assert torch.equal(network(parts, 4, folds), sums + found.added(sums, said, folds))
+    posters = {"poster": said["poster"]}
+    alone = network.total(posters)
+    assert torch.equal(network.answer(posters), alone + found.added(alone, posters))
+    assert not any("stacking" in name for name in network.state_dict())
 
 
 def test_plain_data_brings_it_back_to_the_bit() -> None:
     found = drawn()
-    again = CoOccurrence.of_lists(copy.deepcopy(found.as_lists()), 3)
+    again = Stacking.of_lists(copy.deepcopy(found.as_lists()), NAMES, 3)
     assert again is not None
-    assert torch.equal(again.weights, found.weights) and torch.equal(again.offsets, found.offsets)
-    assert CoOccurrence.of_lists(None, 3) is None
+    assert torch.equal(again.genres, found.genres) and torch.equal(again.offsets, found.offsets)
+    assert all(torch.equal(again.branches[name], found.branches[name]) for name in NAMES)
+    assert Stacking.of_lists(None, NAMES, 3) is None
 
 
 def changed(**entries: Any) -> dict[str, Any]:
     return {**drawn().as_lists(), **entries}
 
 
+def branches(**entries: Any) -> dict[str, Any]:
+    return changed(branches={**drawn().as_lists()["branches"], **entries})
+
+
 @pytest.mark.parametrize(
     ("lists", "words"),
     [
-        pytest.param([1.0], "weights and offsets", id="a list"),
-        pytest.param({"weights": []}, "weights and offsets", id="half of it"),
+        pytest.param([1.0], "branches, genres and offsets", id="a list"),
+        pytest.param({"genres": []}, "branches, genres and offsets", id="a part of it"),
+        pytest.param(changed(branches=[]), "are not title, poster", id="branches in a list"),
+        pytest.param(branches(plot=[]), "are not title, poster", id="one branch more"),
+        pytest.param(branches(title=[1.0]), "its shapes", id="branch of one number"),
         pytest.param(changed(offsets="abc"), "not made of numbers", id="text"),
         pytest.param(changed(offsets=[[0.0], [0.0, 1.0]]), "not made of numbers", id="ragged"),
         pytest.param(changed(offsets=[[0.0] * 3] * 2), "its shapes", id="two members and three"),
-        pytest.param(changed(weights=[], offsets=[]), "its shapes", id="no member"),
-        pytest.param(changed(weights=1.0, offsets=1.0), "its shapes", id="numbers"),
+        pytest.param(changed(genres=[], offsets=[]), "its shapes", id="no member"),
+        pytest.param(changed(genres=1.0, offsets=1.0), "its shapes", id="numbers"),
         pytest.param(drawn(genres=4).as_lists(), "3 genres", id="other genres"),
         pytest.param(changed(offsets=[[math.nan] * 3] * 3), "not finite", id="nan"),
         pytest.param(changed(offsets=[[1e300] * 3] * 3), "not finite", id="too large"),
@@ -85,4 +107,4 @@ def changed(**entries: Any) -> dict[str, Any]:
 )
 def test_anything_else_is_refused(lists: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        CoOccurrence.of_lists(lists, 3)
+        Stacking.of_lists(lists, NAMES, 3)

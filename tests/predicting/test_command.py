@@ -137,7 +137,7 @@ def test_explaining_in_json_adds_up(
 def test_explaining_says_what_the_scores_of_all_genres_add(
     make_checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture
 ):
-    checkpoint = make_checkpoint(poster=None, seed=4, cooccurrence=True)
+    checkpoint = make_checkpoint(poster=None, seed=4, stacking=True)
     assert main([str(checkpoint), "--title", "Alien (1979)", "--explain", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     for genre, parts in found["explanation"]["genres"].items():

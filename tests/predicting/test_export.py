@@ -71,7 +71,7 @@ MODELS: dict[str, Callable[[], dict[str, Any]]] = {
     "poster": lambda: {"title": None, "loss": "cross_entropy", "pool": 4},
     "five": lambda: {
         "more": {"plot": synopsis_branch(), "own": vectors_branch(), "year": year_branch()},
-        "cooccurrence": True,
+        "stacking": True,
     },
     "encoders": lambda: {"title": None, "poster": None, "more": encoder_branches()},
 }
@@ -80,7 +80,7 @@ MODELS: dict[str, Callable[[], dict[str, Any]]] = {
 @torch.no_grad()
 def logits_of(model: TrainedModel, movie: dict[str, Any]) -> np.ndarray:
     """(G,) by the networks themselves; vectors of encoders as they come, not in float16."""
-    total = model.network.prior
+    said: dict[str, torch.Tensor] = {}
     for branch, given in model.inputs.items():
         value = movie.get(given.column)
         item = None if value is None else given.read(value)
@@ -90,10 +90,11 @@ def logits_of(model: TrainedModel, movie: dict[str, Any]) -> np.ndarray:
             numbers = {"vectors": given.vectors([item])}
         else:
             numbers = dict(given.prepare(given.encode([item]), None))
-        total = total + model.network.branches[branch](**numbers)[0]
-    if model.network.cooccurrence is not None:
-        total = total + model.network.cooccurrence.added(total[None])[0]
-    return total.double().numpy()
+        said[branch] = model.network.branches[branch](**numbers)
+    total = torch.atleast_2d(model.network.total(said))
+    if model.network.stacking is not None:
+        total = total + model.network.stacking.added(total, said)
+    return total[0].double().numpy()
 
 
 def need_packages() -> None:

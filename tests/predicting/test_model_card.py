@@ -304,7 +304,7 @@ KINDS: dict[str, Callable[[], dict[str, Any]]] = {
     },
     "others": lambda: {
         "more": {"year": (_year(), HEAD), "own": (_vectors(), HEAD)},
-        "cooccurrence": True,
+        "stacking": True,
     },
 }
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score, f1_score
 
-from genre_lightning.models.cooccurrence import CoOccurrence
+from genre_lightning.models.stacking import Stacking
 from genre_lightning.report.branches import branch_answers, branch_section, movie_groups
 from genre_lightning.report.statistics import Bootstrap, bootstrap
 from genre_lightning.scoring.thresholds import fit_thresholds
@@ -71,21 +71,25 @@ def test_answers_are_sums_of_some_branches(which: str, request: pytest.FixtureRe
         np.testing.assert_allclose(answer.scores.numpy(), expected, atol=1e-5)
 
 
-def test_co_occurrence_is_added_to_each_sum_by_the_fold_of_each_movie(
+def test_stacking_is_added_to_each_sum_by_the_fold_of_each_movie(
     three_branches: Any, monkeypatch: pytest.MonkeyPatch
 ):
     case, names = three_branches, tuple(three_branches.model.inputs)
-    related = CoOccurrence(torch.linspace(-2, 2, 32).view(2, 4, 4), torch.eye(2, 4))
-    monkeypatch.setattr(case.model.network, "cooccurrence", related)
+    weights = {name: torch.linspace(0.5, 2, 8).view(2, 4) + k for k, name in enumerate(names)}
+    stacking = Stacking(weights, torch.linspace(-2, 2, 32).view(2, 4, 4), torch.eye(2, 4))
+    monkeypatch.setattr(case.model.network, "stacking", stacking)
     folds = torch.arange(len(case.scores.rows)) % 2
     answers = branch_answers(case.model, replace(case.scores, folds=folds), case.validation)
     for branches in ((names[0],), names[1:]):
         sums = loop_scores(case, case.scores, branches)
         for row, fold in enumerate(folds.tolist()):
-            added = related.weights[fold].numpy() @ sums[row] + related.offsets[fold].numpy()
-            logits = np.log(sums[row] / (1 - sums[row])) + added
+            logits = np.log(sums[row] / (1 - sums[row]))
+            logits += stacking.genres[fold].numpy() @ sums[row] + stacking.offsets[fold].numpy()
+            for name in branches:
+                said = case.scores.branch_logits[name][row].numpy()
+                logits += (weights[name][fold].numpy() - 1) * said
             found = answers[branches].scores[row].numpy()
-            np.testing.assert_allclose(found, 1 / (1 + np.exp(-logits)), atol=1e-5)
+            np.testing.assert_allclose(found, 1 / (1 + np.exp(-logits)), atol=1e-4)
 
 
 def test_thresholds_are_fitted_as_those_of_the_model_were(three_branches: Any):

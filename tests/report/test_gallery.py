@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from genre_lightning.explain.parts import score_parts
-from genre_lightning.models.cooccurrence import CoOccurrence
+from genre_lightning.models.stacking import Stacking
 from genre_lightning.movies.movie import PosterFile
 from genre_lightning.report.card import BranchCard
 from genre_lightning.report.gallery import (
@@ -100,19 +100,32 @@ def test_parts_of_an_explanation_add_up(three_branches: Any, number: int):
                 assert words == pytest.approx(branch.part, abs=1e-4)
 
 
-def test_what_the_scores_of_all_genres_add_is_one_more_part(
+def test_stacking_weighs_the_parts_and_adds_one(
     three_branches: Any, monkeypatch: pytest.MonkeyPatch
 ):
-    related = CoOccurrence(torch.linspace(-2, 2, 16).view(1, 4, 4), torch.ones(1, 4))
+    names = list(three_branches.model.inputs)
+    weights = {name: torch.linspace(0.5, 2, 4)[None] + k for k, name in enumerate(names)}
+    stacking = Stacking(weights, torch.linspace(-2, 2, 16).view(1, 4, 4), torch.ones(1, 4))
     before = card_of(three_branches, 0, 2)
-    monkeypatch.setattr(three_branches.model.network, "cooccurrence", related)
+    monkeypatch.setattr(three_branches.model.network, "stacking", stacking)
     card = card_of(three_branches, 0, 2)
     *branches, last = card.branches
-    assert branches == before.branches and card.bias == before.bias
     assert last.label == "co-occurrence" and not last.absent and not last.words
-    assert card.logit == pytest.approx(before.logit + last.part)
-    total = torch.sigmoid(three_branches.scores.logits[0].double())
-    assert last.part == pytest.approx(float(related.weights[0, 2].double() @ total) + 1, abs=1e-5)
+    scores = torch.sigmoid(three_branches.scores.logits[0].double())
+    assert last.part == pytest.approx(float(stacking.genres[0, 2].double() @ scores) + 1, abs=1e-5)
+    for name, branch, plain in zip(names, branches, before.branches, strict=True):
+        weight = float(weights[name][0, 2])
+        assert branch.part == pytest.approx(weight * plain.part, abs=1e-5)
+        if branch.words:
+            assert branch.other_words is not None
+            words = sum(value for _, value in branch.words) + branch.other_words
+            assert words == pytest.approx(branch.part, abs=1e-4)
+    total = card.bias + sum(branch.part for branch in card.branches)
+    assert card.logit == pytest.approx(total)
+    said = {name: each[:1] for name, each in three_branches.scores.branch_logits.items()}
+    assert card.logit == pytest.approx(
+        float(three_branches.model.network.answer(said)[0, 2]), abs=1e-4
+    )
 
 
 @pytest.mark.parametrize("which", ["two_branches", "three_branches"])

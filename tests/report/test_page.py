@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, Page
 import genre_lightning.comparison
 import genre_lightning.page
 import genre_lightning.report
-from genre_lightning.models.cooccurrence import CoOccurrence
+from genre_lightning.models.stacking import Stacking
 from genre_lightning.report.numbers import number, signed
 from genre_lightning.report.page import render_report, write_report
 from genre_lightning.scoring.metrics import genre_metrics
@@ -172,8 +172,9 @@ def test_co_occurrence_is_a_part_of_the_sums_that_are_shown(
     case: Any, monkeypatch: pytest.MonkeyPatch
 ):
     assert "co-occurrence " not in re.sub(r"<[^>]*>", "", render(case))
-    related = CoOccurrence(torch.ones(1, 4, 4), torch.zeros(1, 4))
-    monkeypatch.setattr(case.model.network, "cooccurrence", related)
+    branches = {name: torch.ones(1, 4) for name in case.model.inputs}
+    stacking = Stacking(branches, torch.ones(1, 4, 4), torch.zeros(1, 4))
+    monkeypatch.setattr(case.model.network, "stacking", stacking)
     html = render(case)
     assert html.count("<span>co-occurrence +") == html.count('<p class="sum">') > 0
     assert html.count("what the scores of all genres") == 2

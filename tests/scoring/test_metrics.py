@@ -184,9 +184,10 @@ def test_impossible_inputs_are_refused(function, scores, targets, thresholds, wo
 
 
 def test_collector_joins_batches_in_order() -> None:
-    logits, targets, _ = random_case()
+    scores, targets, _ = random_case()
+    logits = torch.stack([scores, -scores], dim=1)
     folds = torch.arange(200) % 5
-    collector = LogitCollector(num_genres=6)
+    collector = LogitCollector(num_branches=2, num_genres=6)
     for rows in torch.arange(200).split(64):
         collector.update(logits[rows].requires_grad_(True), targets[rows].float(), folds[rows])
     joined, joined_targets, joined_folds = collector.compute()
@@ -196,21 +197,24 @@ def test_collector_joins_batches_in_order() -> None:
     collector.reset()
     collector.update(logits[:3].half(), targets[:3], folds[:3])
     assert collector.compute()[0].dtype == torch.float32
-    assert collector.compute()[0].shape == (3, 6)
+    assert collector.compute()[0].shape == (3, 2, 6)
 
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_collector_without_a_batch_is_empty() -> None:
-    logits, targets, folds = LogitCollector(num_genres=4).compute()
-    assert logits.shape == targets.shape == (0, 4) and folds.shape == (0,)
+    logits, targets, folds = LogitCollector(num_branches=2, num_genres=4).compute()
+    assert logits.shape == (0, 2, 4) and targets.shape == (0, 4) and folds.shape == (0,)
 
 
-@pytest.mark.parametrize("sizes", [(2, 3, 2), (2, 4, 3)], ids=["genres", "folds"])
-def test_collector_refuses_other_widths(sizes: tuple[int, int, int]) -> None:
-    movies, genres, folds = sizes
-    values = torch.zeros(movies, genres)
-    with pytest.raises(ValueError, match=rf"\({folds}, 4\)"):
-        LogitCollector(num_genres=4).update(values, values, torch.zeros(folds))
+@pytest.mark.parametrize(
+    ("branches", "genres", "folds"),
+    [pytest.param(3, 4, 2, id="branches"), pytest.param(2, 3, 2, id="genres"),
+     pytest.param(2, 4, 3, id="folds")],
+)  # fmt: skip
+def test_collector_refuses_other_widths(branches: int, genres: int, folds: int) -> None:
+    logits, targets = torch.zeros(2, branches, genres), torch.zeros(2, genres)
+    with pytest.raises(ValueError, match=rf"must be \({folds}, 2, 4\)"):
+        LogitCollector(2, 4).update(logits, targets, torch.zeros(folds))
 
 
 # rows of each rank's batches
@@ -230,12 +234,13 @@ def collect_on_rank(rank: int, folder: str) -> None:
 def collected(rank: int, name: str) -> dict[str, object]:
     scores, targets, thresholds = random_case()
     start = sum(RANKS[name][0]) if rank else 0
-    collector = LogitCollector(num_genres=6)
+    collector = LogitCollector(num_branches=1, num_genres=6)
     for length in RANKS[name][rank]:
         rows = slice(start, start + length)
-        collector.update(scores[rows], targets[rows], torch.arange(200)[rows])
+        collector.update(scores[rows, None], targets[rows], torch.arange(200)[rows])
         start += length
-    joined_scores, joined_targets, folds = collector.compute()
+    logits, joined_targets, folds = collector.compute()
+    joined_scores = logits[:, 0]
     return {
         "scores": joined_scores,
         "targets": joined_targets,

@@ -1,4 +1,4 @@
-"""What the scores of all genres say of each: against SciPy's optimizer, and on drawn movies."""
+"""What is learnt on top of the sum: against SciPy's optimizer, and on drawn movies."""
 
 from __future__ import annotations
 
@@ -7,23 +7,40 @@ import pytest
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from genre_lightning.scoring import cooccurrence
-from genre_lightning.scoring.cooccurrence import fit_cooccurrence, fit_cooccurrence_by_folds
+from genre_lightning.scoring import stacking
+from genre_lightning.scoring.stacking import Stacked, fit_stacking, fit_stacking_by_folds
 
 
-def drawn(num_movies: int, seed: int, together: float = 3.0) -> tuple[np.ndarray, np.ndarray]:
-    """Logits of four genres that know nothing of each other, and labels of which two go together.
+def drawn(num_movies: int, seed: int, together: float = 3.0) -> tuple[np.ndarray, ...]:
+    """Sums (N, 4), what two branches have in them (N, 2, 4), and labels.
 
-    The second genre is likelier by ``together`` where the first one is there.
+    The sums know nothing of each other, but the second genre is likelier by ``together`` where the
+    first one is there, and of the third what the second branch says is noise.
     """
     rng = np.random.default_rng(seed)
-    logits = rng.normal(-1.0, 1.5, (num_movies, 4))
+    said = rng.normal(-0.5, 1.1, (num_movies, 2, 4))
+    logits = said.sum(axis=1)
     first = rng.random(num_movies) < expit(logits[:, 0])
     chances = expit(logits)
     chances[:, 1] = expit(logits[:, 1] + together * (first - 0.3))
+    chances[:, 2] = expit(said[:, 0, 2])
     labels = rng.random((num_movies, 4)) < chances
     labels[:, 0] = first
-    return logits.astype(np.float32), labels.astype(np.uint8)
+    return logits.astype(np.float32), said.astype(np.float32), labels.astype(np.uint8)
+
+
+def applied(found: Stacked, logits: np.ndarray, said: np.ndarray) -> np.ndarray:
+    """The formula of the module's docstring, genre by genre."""
+    scores = expit(logits.astype(np.float64))
+    return np.column_stack(
+        [
+            logits[:, g]
+            + sum((found.branches[k, g] - 1) * said[:, k, g] for k in range(said.shape[1]))
+            + found.offsets[g]
+            + sum(found.genres[g, h] * scores[:, h] for h in range(logits.shape[1]))
+            for g in range(logits.shape[1])
+        ]
+    )
 
 
 def log_loss(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -31,66 +48,80 @@ def log_loss(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("strength", [0.1, 1.0, 50.0])
-def test_it_is_the_optimum_that_scipy_finds(strength: float) -> None:
-    logits, labels = drawn(300, seed=1)
+def test_it_is_the_optimum_that_scipy_finds(
+    strength: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stacking, "STRENGTH", strength)
+    logits, said, labels = drawn(300, seed=1)
     labels[:, 3] = 0  # a genre that no movie has
-    weights, offsets = fit_cooccurrence(logits, labels, strength)
+    said[::3, 1] = 0  # a column that some movies lack
+    found = fit_stacking(logits, said, labels)
     scores = expit(logits.astype(np.float64))
     for genre in range(4):
 
         def cost(values: np.ndarray, genre: int = genre) -> float:
-            found = logits[:, genre] + scores @ values[:-1] + values[-1]
-            losses = np.logaddexp(0, found) - labels[:, genre] * found
-            return float(losses.sum() + strength / 2 * (values**2).sum())
+            genres, offset, branches = values[:4], values[4], values[5:]
+            sums = logits[:, genre] + scores @ genres + offset + said[:, :, genre] @ branches
+            losses = np.logaddexp(0, sums) - labels[:, genre] * sums
+            prior = strength * (values[:5] ** 2).sum() + 3 * (branches**2).sum()
+            return float(losses.sum() + prior / 2)
 
-        expected = minimize(cost, np.zeros(5), method="BFGS", options={"gtol": 1e-6}).x
-        np.testing.assert_allclose([*weights[genre], offsets[genre]], expected, atol=2e-4)
+        expected = minimize(cost, np.zeros(7), method="BFGS", options={"gtol": 1e-6}).x
+        np.testing.assert_allclose(
+            [*found.genres[genre], found.offsets[genre], *(found.branches[:, genre] - 1)],
+            expected,
+            atol=2e-4,
+        )
 
 
 @pytest.mark.parametrize("scale", [1.0, 60.0])
 def test_far_from_the_start_it_is_still_an_optimum(scale: float) -> None:
     # Sums that are wrong and sure of it: full steps of Newton's method alone go to infinity.
-    logits, labels = drawn(200, seed=2)
+    logits, said, labels = drawn(200, seed=2)
     logits = scale * (0.5 - labels.astype(np.float32)) + 0.1 * logits
-    weights, offsets = fit_cooccurrence(logits, labels)
+    found = fit_stacking(logits, said, labels)
     scores = expit(logits.astype(np.float64))
-    left = expit(logits + scores @ weights.T + offsets) - labels
-    assert np.abs(left.T @ scores + weights).max() < 1e-3
-    assert np.abs(left.sum(axis=0) + offsets).max() < 1e-3
+    left = expit(applied(found, logits, said)) - labels
+    assert np.abs(left.T @ scores + found.genres).max() < 1e-3
+    assert np.abs(left.sum(axis=0) + found.offsets).max() < 1e-3
+    slopes = np.einsum("nkg,ng->kg", said, left) + 3 * (found.branches - 1)
+    assert np.abs(slopes).max() < 1e-3
 
 
 def test_that_of_a_fold_is_the_fit_on_all_others() -> None:
-    logits, labels = drawn(600, seed=6)
+    logits, said, labels = drawn(600, seed=6)
     folds = np.random.default_rng(7).integers(0, 3, 600)
-    weights, offsets = fit_cooccurrence_by_folds(logits, labels, folds)
-    assert weights.shape == (3, 4, 4) and offsets.shape == (3, 4)
+    found = fit_stacking_by_folds(logits, said, labels, folds)
+    assert [part.shape for part in found] == [(3, 2, 4), (3, 4, 4), (3, 4)]
     for fold in range(3):
-        expected = fit_cooccurrence(logits[folds != fold], labels[folds != fold])
-        np.testing.assert_allclose(weights[fold], expected[0], atol=1e-3)
-        np.testing.assert_allclose(offsets[fold], expected[1], atol=1e-3)
+        others = folds != fold
+        expected = fit_stacking(logits[others], said[others], labels[others])
+        for part, wanted in zip(found, expected, strict=True):
+            np.testing.assert_allclose(part[fold], wanted, atol=1e-5)
 
 
 def test_movies_that_are_taken_in_blocks_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    logits, labels = drawn(500, seed=8)
-    expected = fit_cooccurrence(logits, labels)
-    monkeypatch.setattr(cooccurrence, "_BLOCK", 15 * 70)  # of 15 products a movie, 70 movies
-    found = fit_cooccurrence(logits, labels)
-    for one, other in zip(found, expected, strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-9)
+    expected = fit_stacking(*drawn(500, seed=8))
+    monkeypatch.setattr(stacking, "_BLOCK", 15 * 70)  # of 15 products a movie, 70 movies
+    for part, wanted in zip(fit_stacking(*drawn(500, seed=8)), expected, strict=True):
+        np.testing.assert_allclose(part, wanted, atol=1e-9)
 
 
-def test_genres_that_go_together_are_found_and_help_on_other_movies() -> None:
-    weights, offsets = fit_cooccurrence(*drawn(4000, seed=3))
-    assert weights.shape == (4, 4) and offsets.shape == (4,)
-    assert weights[1, 0] > 1.5
-    others = [weights[g, h] for g in range(4) for h in range(4) if g != h and (g, h) != (1, 0)]
-    assert np.abs(others).max() < 0.7
-    logits, labels = drawn(4000, seed=4)
-    found = logits + expit(logits) @ weights.T + offsets
-    assert log_loss(found[:, 1], labels[:, 1]) < log_loss(logits[:, 1], labels[:, 1]) - 0.02
+def test_what_the_sum_does_not_know_is_found_and_helps_on_other_movies() -> None:
+    found = fit_stacking(*drawn(4000, seed=3))
+    assert found.genres[1, 0] > 1.5
+    others = [found.genres[g, h] for g in range(4) for h in range(4) if g != h and g != 1]
+    assert np.abs(others).max() < 0.8
+    assert found.branches[1, 2] < 0.3 and 0.7 < found.branches[0, 2] < 1.3
+    logits, said, labels = drawn(4000, seed=4)
+    stacked = applied(found, logits, said)
+    for genre in (1, 2):
+        before = log_loss(logits[:, genre], labels[:, genre])
+        assert log_loss(stacked[:, genre], labels[:, genre]) < before - 0.02
 
 
 def test_sums_that_say_all_are_left_nearly_as_they_are() -> None:
-    logits, labels = drawn(4000, seed=5, together=0.0)
-    weights, offsets = fit_cooccurrence(logits, labels)
-    assert np.abs(expit(logits) @ weights.T + offsets).max() < 0.6
+    logits, said, labels = drawn(4000, seed=5, together=0.0)
+    found = fit_stacking(logits, said, labels)
+    changed = applied(found, logits, said) - logits
+    assert np.sqrt((changed[:, [0, 1, 3]] ** 2).mean()) < 0.25

@@ -24,9 +24,9 @@ from genre_lightning.models.networks import build_network
 from genre_lightning.movies.movie import DataError
 from genre_lightning.movies.split import fold_movies
 from genre_lightning.report.evaluation import score_split, split_metrics
-from genre_lightning.scoring.cooccurrence import fit_cooccurrence
 from genre_lightning.scoring.losses import build_loss
 from genre_lightning.scoring.metrics import genre_metrics
+from genre_lightning.scoring.stacking import fit_stacking
 from genre_lightning.scoring.thresholds import fit_thresholds
 from genre_lightning.training.module import GenreModule
 from tests.drawn import drawn_data
@@ -138,10 +138,10 @@ def test_in_validation_the_member_that_is_blind_to_a_movie_speaks_alone(data: Mo
 
 
 @pytest.fixture
-def related(data: MovieDataModule, tmp_path: Path) -> tuple[GenreModule, pl.Trainer]:
-    """A module with co-occurrence that was trained for two epochs, and its trainer."""
+def stacked(data: MovieDataModule, tmp_path: Path) -> tuple[GenreModule, pl.Trainer]:
+    """A module with stacking that was trained for two epochs, and its trainer."""
     torch.manual_seed(0)
-    module = module_of(data, network_of(data), cooccurrence=True, micro_weight=0.3)
+    module = module_of(data, network_of(data), stacking=True, micro_weight=0.3)
     trainer = pl.Trainer(
         default_root_dir=tmp_path, accelerator="cpu", max_epochs=2, logger=False,
         enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
@@ -150,25 +150,30 @@ def related(data: MovieDataModule, tmp_path: Path) -> tuple[GenreModule, pl.Trai
     return module, trainer
 
 
-def test_co_occurrence_of_a_fold_is_fitted_on_the_others(
-    data: MovieDataModule, related: tuple[GenreModule, pl.Trainer]
+def test_stacking_of_a_fold_is_fitted_on_the_others(
+    data: MovieDataModule, stacked: tuple[GenreModule, pl.Trainer]
 ):
-    module, trainer = related
+    module, trainer = stacked
     network = module.network.eval()
-    found = network.cooccurrence
+    found = network.stacking
     assert found is not None and len(found.offsets) == FOLDS
     rows = data.splits["val"]
     (batch,) = data.loader("val", batch_size=len(rows), device="cpu")
     with torch.inference_mode():
-        sums = network.total(network.branch_logits(batch.parts, len(batch), batch.folds))
+        branches = network.branch_logits(batch.parts, len(batch), batch.folds)
+        sums, said = network.total(branches), torch.stack(list(branches.values()), dim=1)
         logits = network(batch.parts, len(batch), batch.folds)
     for fold in range(FOLDS):
         others, own = batch.folds != fold, batch.folds == fold
-        weights, offsets = fit_cooccurrence(sums[others].numpy(), batch.targets[others].numpy())
-        np.testing.assert_allclose(found.weights[fold], weights, atol=1e-4)
-        np.testing.assert_allclose(found.offsets[fold], offsets, atol=1e-4)
-        expected = sums[own].numpy() + expit(sums[own].numpy()) @ weights.T + offsets
-        np.testing.assert_allclose(logits[own].numpy(), expected, atol=1e-4)
+        expected = fit_stacking(*(each[others].numpy() for each in (sums, said, batch.targets)))
+        np.testing.assert_allclose(found.genres[fold], expected.genres, atol=1e-4)
+        np.testing.assert_allclose(found.offsets[fold], expected.offsets, atol=1e-4)
+        answer = sums[own].numpy() + expit(sums[own].numpy()) @ expected.genres.T + expected.offsets
+        for place, name in enumerate(branches):
+            weights = expected.branches[place]
+            np.testing.assert_allclose(found.branches[name][fold], weights, atol=1e-4)
+            answer += (weights - 1) * said[own, place].numpy()
+        np.testing.assert_allclose(logits[own].numpy(), answer, atol=1e-3)
     scores = torch.sigmoid(logits)
     thresholds = fit_thresholds(scores, batch.targets, micro_weight=0.3)
     torch.testing.assert_close(module.thresholds, thresholds)
@@ -180,9 +185,9 @@ def test_co_occurrence_of_a_fold_is_fitted_on_the_others(
 
 
 def test_a_checkpoint_scores_with_it_as_training_did(
-    data: MovieDataModule, related: tuple[GenreModule, pl.Trainer], tmp_path: Path
+    data: MovieDataModule, stacked: tuple[GenreModule, pl.Trainer], tmp_path: Path
 ):
-    module, trainer = related
+    module, trainer = stacked
     trainer.save_checkpoint(tmp_path / "best.ckpt")
     model = load_model(tmp_path / "best.ckpt")
     assert model.threshold_fit == {"method": "expected", "micro_weight": 0.3}
@@ -191,33 +196,33 @@ def test_a_checkpoint_scores_with_it_as_training_did(
         if name.startswith("val/"):
             assert found[name.removeprefix("val/")] == pytest.approx(float(value), abs=1e-6), name
     # Resuming goes on from it, until the next validation.
-    fresh = module_of(data, network_of(data), cooccurrence=True)
+    fresh = module_of(data, network_of(data), stacking=True)
     fresh._trainer = trainer
     fresh.on_load_checkpoint(torch.load(tmp_path / "best.ckpt", weights_only=True))
-    before, after = module.network.cooccurrence, fresh.network.cooccurrence
+    before, after = module.network.stacking, fresh.network.stacking
     assert before is not None and after is not None
-    assert torch.equal(after.weights, before.weights) and torch.equal(after.offsets, before.offsets)
+    assert after.as_lists() == before.as_lists()
 
 
-def test_co_occurrence_of_too_many_genres_is_refused(
+def test_stacking_of_too_many_genres_is_refused(
     data: MovieDataModule, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("genre_lightning.training.module.MOST_GENRES", 7)
-    with pytest.raises(UserError, match=r"at most 7 genres, .* has 8; set training\.cooccurrence"):
-        module_of(data, network_of(data), cooccurrence=True)
+    with pytest.raises(UserError, match=r"at most 7 genres, .* has 8; set training\.stacking"):
+        module_of(data, network_of(data), stacking=True)
     module_of(data, network_of(data))
 
 
-def test_co_occurrence_needs_folds_and_scores_of_their_own(data: MovieDataModule):
-    assert not module_of(data, network_of(data), folds=1, cooccurrence=True).cooccurrence
-    with pytest.raises(UserError, match=r"training\.cooccurrence=true.*loss=bce"):
+def test_stacking_needs_folds_and_scores_of_their_own(data: MovieDataModule):
+    assert not module_of(data, network_of(data), folds=1, stacking=True).stacks
+    with pytest.raises(UserError, match=r"training\.stacking=true.*loss=bce"):
         GenreModule(
             network_of(data),
             build_loss("cross_entropy"),
             lambda groups: torch.optim.SGD(groups, lr=0.1, weight_decay=0.0),
             inputs=data.describe(),
             folds=FOLDS,
-            cooccurrence=True,
+            stacking=True,
         )
 
 
