@@ -87,13 +87,12 @@ class _Regressions:
     """
 
     def __init__(self, logits: np.ndarray, said: np.ndarray, targets: np.ndarray) -> None:
-        self.logits, self.targets = logits.astype(np.float64), targets.astype(np.float64)
-        self.said = np.ascontiguousarray(said.transpose(1, 0, 2), dtype=np.float64)
-        self.inputs = np.column_stack([expit(self.logits), np.ones(len(logits))])
-        self.shared = self.inputs.shape[1]
-        self.precision = np.array(
-            [STRENGTH] * self.shared + [BRANCH_STRENGTH] * len(self.said), dtype=np.float64
-        )
+        # Genres come first: (G, N), and (G, N, K) of what the branches say.
+        self.logits, self.targets = logits.T.astype(np.float64), targets.T.astype(np.float64)
+        self.said = np.ascontiguousarray(said.transpose(2, 0, 1), dtype=np.float64)
+        self.inputs = np.column_stack([expit(self.logits).T, np.ones(len(logits))])
+        self.shared, self.branches = self.inputs.shape[1], self.said.shape[2]
+        self.precision = np.repeat([STRENGTH, BRANCH_STRENGTH], [self.shared, self.branches])
         self.upper = np.triu_indices(self.shared)
         rows = max(1, _BLOCK // len(self.upper[0]))
         self.blocks = [slice(start, start + rows) for start in range(0, len(logits), rows)]
@@ -113,16 +112,15 @@ class _Regressions:
             counted: (N,) how much each movie counts; None for 1.
             start: (G, G + 1 + K) where to begin; None for zeros.
         """
-        num_genres, width = self.logits.shape[1], len(self.precision)
-        counts = np.ones(len(self.logits)) if counted is None else counted
-        found = np.zeros((num_genres, width)) if start is None else start.copy()
+        num_genres, num_movies = self.logits.shape
+        counts = np.ones(num_movies) if counted is None else counted
+        found = np.zeros((num_genres, len(self.precision))) if start is None else start.copy()
         now = np.full(num_genres, np.inf)
         step = np.zeros_like(found)
         for _ in range(_STEPS):
-            sums = self.logits + self.inputs @ found[:, : self.shared].T
-            for said, weights in zip(self.said, found[:, self.shared :].T, strict=True):
-                sums += said * weights
-            cost = counts @ _log_losses(sums, self.targets) + found**2 @ self.precision / 2
+            sums = self.logits + found[:, : self.shared] @ self.inputs.T
+            sums += (self.said @ found[:, self.shared :, None])[..., 0]
+            cost = _log_losses(sums, self.targets) @ counts + found**2 @ self.precision / 2
             # A full step can overshoot; half as much for the genres where it did.
             worse = cost > now * (1 + 1e-12)
             if worse.any():
@@ -131,29 +129,28 @@ class _Regressions:
                 continue
             now = cost
             scores = expit(sums)
-            left = (scores - self.targets) * counts[:, None]
+            left = (scores - self.targets) * counts
             gradient = found * self.precision
-            gradient[:, : self.shared] += left.T @ self.inputs
-            for place, said in enumerate(self.said, start=self.shared):
-                gradient[:, place] += (left * said).sum(axis=0)
-            hessian = self._hessian(scores * (1 - scores) * counts[:, None])
-            step = np.linalg.solve(hessian, gradient[:, :, None])[:, :, 0]
+            gradient[:, : self.shared] += left @ self.inputs
+            gradient[:, self.shared :] += (left[:, None] @ self.said)[:, 0]
+            hessian = self._hessian(scores * (1 - scores) * counts)
+            step = np.linalg.solve(hessian, gradient[..., None])[..., 0]
             if (gradient * step).sum(axis=1).max() < _DECREASE:
                 break
             found -= step
         return found
 
     def _hessian(self, curvature: np.ndarray) -> np.ndarray:
-        """(G, W, W) of all genres, W = G + 1 + K, for (N, G) curvatures of the cells."""
-        hessian = np.empty((curvature.shape[1], len(self.precision), len(self.precision)))
-        hessian[:, self.upper[0], self.upper[1]] = self._summed(curvature)
-        for place, said in enumerate(self.said, start=self.shared):
-            bent = curvature * said
-            hessian[:, : self.shared, place] = bent.T @ self.inputs
-            for other, more in enumerate(self.said[place - self.shared :], start=place):
-                hessian[:, place, other] = (bent * more).sum(axis=0)
-        rows, columns = np.triu_indices(len(self.precision))
-        hessian[:, columns, rows] = hessian[:, rows, columns]
+        """(G, W, W) of all genres, W = G + 1 + K, for (G, N) curvatures of the cells."""
+        shared = slice(self.shared)
+        own = slice(self.shared, None)
+        hessian = np.empty((len(curvature), len(self.precision), len(self.precision)))
+        rows, columns = self.upper
+        hessian[:, rows, columns] = hessian[:, columns, rows] = self._summed(curvature)
+        bent = (self.said * curvature[..., None]).transpose(0, 2, 1)
+        hessian[:, own, own] = bent @ self.said
+        hessian[:, own, shared] = bent @ self.inputs
+        hessian[:, shared, own] = hessian[:, own, shared].transpose(0, 2, 1)
         return hessian + np.diag(self.precision)
 
     def _summed(self, curvature: np.ndarray) -> np.ndarray:
@@ -162,8 +159,8 @@ class _Regressions:
         Every genre's is a weighted sum of the same products, so that all are one matrix product.
         """
         if self.kept is not None:
-            return np.asarray(curvature.T @ self.kept)
-        return sum(curvature[rows].T @ self._products(rows) for rows in self.blocks)
+            return np.asarray(curvature @ self.kept)
+        return sum(curvature[:, rows] @ self._products(rows) for rows in self.blocks)
 
     def _products(self, rows: slice) -> np.ndarray:
         """(rows, pairs) each shared input by each other one, for some of the movies."""
@@ -172,6 +169,6 @@ class _Regressions:
 
 
 def _log_losses(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """(N, G) binary cross-entropies."""
+    """Binary cross-entropies, an array of the same shape."""
     # log(1 + exp(z)), in a third of the time of np.logaddexp.
     return np.maximum(logits, 0) + np.log1p(np.exp(-np.abs(logits))) - targets * logits
