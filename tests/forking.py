@@ -17,13 +17,19 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import resource_tracker
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.forked_interpreters import fork_interpreters, show_environment
+
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+#: The variable that the kernel shows of a forked process, whatever it has no room for.
+SHOWN = "GENRE_LIGHTNING_TEST"
 
 
 def start_process(function: Callable[..., Any], *arguments: Any) -> ForkServerProcess:
@@ -141,6 +147,20 @@ def _run(
         file = os.open(os.path.join(output, name), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, number)
         os.close(file)
+    _run_and_fork(arguments, cwd, env)
+
+
+def _run_and_fork(arguments: list[str], cwd: str, env: dict[str, str]) -> None:
+    """:func:`run_as_python`, whose own Python processes are forked as well."""
+    fork_interpreters(_run_and_fork)
+    resource_tracker._resource_tracker.__init__()  # type: ignore[misc]
+    os.environ.clear()
+    if sys.platform == "linux":
+        show_environment({name: env[name] for name in sorted(env, key=SHOWN.__ne__)})
+    tempfile.tempdir = None  # which TMPDIR names
+    if "torch" in sys.modules and "OMP_NUM_THREADS" in env:
+        # As PyTorch is loaded it goes by this, which was another one then.
+        sys.modules["torch"].set_num_threads(int(env["OMP_NUM_THREADS"]))
     run_as_python(arguments, cwd, env)
 
 

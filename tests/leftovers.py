@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.forked_interpreters import TWIN
+from tests.forking import SHOWN
+
 #: An environment variable that started commands hand on to all processes of theirs.
-MARK = "GENRE_LIGHTNING_TEST"
+MARK = SHOWN
 SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -39,7 +42,7 @@ class Started:
             try:
                 state, parent, *rest = _stat(folder)
                 key = int(folder.name), rest[17]
-                if state != "Z":
+                if state != "Z" and (folder / "comm").read_text() != f"{TWIN}\n":
                     commands[key] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
                     parents[key] = int(parent)
                     if self.entry in (folder / "environ").read_bytes().split(b"\0"):
