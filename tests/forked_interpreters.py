@@ -1,8 +1,19 @@
-"""What a forked command starts as ``python ...`` is forked as well, from a twin of its beginning.
+"""What a forked command starts as ``python ...`` is forked as well.
 
 joblib's workers, submitit's jobs and torchrun's processes each import PyTorch and Lightning, 3 CPU
-seconds. Here they are processes like any other, children of the one that started them, with their
-own files, environment and group; only the start of Python and its imports are left out.
+seconds. A command that calls :func:`fork_interpreters` as it begins has a twin, forked there and
+then, which waits. Where the command would have the kernel start Python, it sends the twin what it
+would have given the kernel, and the twin forks.
+
+What such a test proves: how processes work together, wait, are signalled, killed and end. The fork
+is a child of the process that asked, with the files, folder, environment and session that it asked
+for, and begins with nothing of what that process has done since its own beginning.
+
+What it does not prove: that a process finds its modules, sets itself up as it is imported, or goes
+by variables that are read while PyTorch is loaded, since all of that has happened before. So each
+kind of process is also started by Python in some test: joblib's in
+``test_workers_that_have_no_job_yet_end``, submitit's in ``test_jobs_side_by_side``, torchrun's in
+``test_they_end_with_the_process_that_started_them``.
 """
 
 from __future__ import annotations
@@ -17,40 +28,35 @@ import subprocess
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 #: Options of Python between its name and what it runs, which a fork may do without.
 IGNORED_OPTIONS = {"-u", "-s", "-E", "-B", "-I"}
 
-#: Above every number that a started process is promised.
-HIGH = 512
+#: Above every number at which a started process expects a file, and above all that are open.
+HIGH, END = 512, 1024
 
 CLONE_PARENT, SYS_CLONE = 0x00008000, {"x86_64": 56, "aarch64": 220}.get(os.uname().machine)
-PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
+PR_SET_PDEATHSIG = 1
 
-#: What the kernel calls the processes that fork, for tests that look for processes.
-TWIN = "twin"
-
-Run = Callable[[list[str], str, dict[str, str]], None]
+#: Is ``python *arguments`` in a folder, with an environment; gives the status with which it ends.
+Run = Callable[[list[str], str, dict[str, str]], int]
 
 
 def fork_interpreters(run: Run) -> None:
     """From now on have this process fork where it would start Python; other programs start.
 
-    To be called before anything else happens in it: the forks begin as it is now.
+    To be called before anything else happens in it: the forks begin as it is now. Does nothing
+    where processes can't be forked so.
 
     Args:
-        run: what a fork calls, with the arguments of Python, its folder and its environment.
+        run: what a fork calls.
     """
     if sys.platform != "linux" or SYS_CLONE is None:
         return
     ours, theirs = socket.socketpair()
-    # Of this process and no other: it is told of the twin's forks by the kernel, as their parent.
     if os.fork() == 0:
-        ours.close()
         _serve(theirs, run)
     theirs.close()
     import _posixsubprocess
@@ -61,22 +67,26 @@ def fork_interpreters(run: Run) -> None:
     def fork_exec(*given: Any) -> int:
         # The arguments are those of Python's own function, in its order.
         (args, _, close_fds, pass_fds, cwd, env, stdin, _, _, stdout, _, stderr, *_) = given
-        preexec = next((one for one in given[21:] if callable(one)), None)
+        error_pipe, new_session = given[13], given[15]
         arguments = _arguments([os.fsdecode(arg) for arg in args])
-        if arguments is None or not close_fds or preexec is not None:
+        if arguments is None or not close_fds or any(map(callable, given[21:])):  # preexec_fn
             return int(start(*given))
         if env is None:
             variables = dict(os.environ)
         else:
             pairs = (os.fsdecode(entry).partition("=") for entry in env)
             variables = {name: value for name, _, value in pairs}
-        # Not the pipe that ends as the program begins.
-        handed = {0: stdin, 1: stdout, 2: stderr, **{fd: fd for fd in pass_fds if fd != given[13]}}
-        files = [own if number == -1 else number for own, number in handed.items()]
-        request = (arguments, os.fsdecode(cwd or os.getcwd()), variables, list(handed), given[15])
+        # A pipe that tells of a program that can't be started is left out.
+        passed = {number: number for number in pass_fds if number != error_pipe}
+        files = {0: stdin, 1: stdout, 2: stderr, **passed}
+        request = arguments, os.fsdecode(cwd or os.getcwd()), variables, list(files), new_session
         told = pickle.dumps(request)
         with lock:
-            socket.send_fds(ours, [len(told).to_bytes(8, "little")], files)
+            socket.send_fds(
+                ours,
+                [len(told).to_bytes(8, "little")],
+                [number if file == -1 else file for number, file in files.items()],
+            )
             ours.sendall(told)
             return int.from_bytes(_receive(ours, 8), "little")
 
@@ -105,26 +115,26 @@ def _receive(connection: socket.socket, count: int) -> bytes:
 
 
 def _serve(requests: socket.socket, run: Run) -> None:
-    """Fork as the other process asks, until it has ended."""
+    """Be the twin: fork as the other process asks, and end with it."""
+    libc = ctypes.CDLL(None)
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    # What a terminal or killpg tells the command's group is not for this process.
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     handlers = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    libc.prctl(PR_SET_NAME, TWIN.encode())
+    # A pipe that the command closes has no other end here.
+    os.closerange(0, requests.fileno())
+    os.closerange(requests.fileno() + 1, END)
     while True:
-        size, files, _, _ = socket.recv_fds(requests, 8, 64)
-        if not size:
-            os._exit(0)
+        size, files, _, _ = socket.recv_fds(requests, 8, HIGH)
         try:
             request = pickle.loads(_receive(requests, int.from_bytes(size, "little")))
         except EOFError:
             os._exit(0)
         ctypes.pythonapi.PyOS_BeforeFork()
-        # Not os.fork: the child is to be one of the process that asks.
+        # Not os.fork: the fork is to be a child of the process that asks.
         pid = libc.syscall(SYS_CLONE, CLONE_PARENT | signal.SIGCHLD, 0, 0, 0, 0)
         if pid == 0:
             ctypes.pythonapi.PyOS_AfterFork_Child()
-            libc.prctl(PR_SET_NAME, b"python")
             for number, handler in handlers.items():
                 signal.signal(number, handler)
             _begin(files, run, *request)
@@ -143,46 +153,18 @@ def _begin(
     numbers: list[int],
     new_session: bool,
 ) -> None:
-    high = [fcntl.fcntl(file, fcntl.F_DUPFD, HIGH) for file in files]
-    os.closerange(3, HIGH)
-    for file, number in zip(high, numbers, strict=True):
-        os.dup2(file, number)
-    os.closerange(HIGH, max(high) + 1)
+    """Be what was asked for, with each file at its number."""
+    os.chdir(cwd)
     if new_session:
         os.setsid()
-    status = 1
-    try:
-        if arguments[:2] == ["-m", "submitit.local._local"]:
-            _wait_for_the_job(arguments[2])
-        run(arguments, cwd, env)
-        status = 0
-    except SystemExit as end:
-        if end.code is None or isinstance(end.code, int):
-            status = end.code or 0
-        else:
-            print(end.code, file=sys.stderr)
-    except KeyboardInterrupt:
-        traceback.print_exc()
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGINT)
-    except BaseException:  # noqa: BLE001 - printed, as Python does at its end
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-
-
-def show_environment(env: dict[str, str]) -> None:
-    """Have the kernel show another environment, as far as that of the beginning has room for it.
-
-    Nothing reads the old one any more: ``os.environ`` has been filled anew.
-    """
-    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-    start, end = int(fields[47]), int(fields[48])
-    entries = b"".join(os.fsencode(f"{name}={value}") + b"\0" for name, value in env.items())
-    ctypes.memset(start, 0, end - start)
-    ctypes.memmove(start, entries, min(len(entries), end - start - 1))
+    high = [fcntl.fcntl(file, fcntl.F_DUPFD, HIGH) for file in files]
+    os.closerange(0, HIGH)
+    for file, number in zip(high, numbers, strict=True):
+        os.dup2(file, number)
+    os.closerange(HIGH, END)
+    if arguments[:2] == ["-m", "submitit.local._local"]:
+        _wait_for_the_job(arguments[2])
+    os._exit(run(arguments, cwd, env))
 
 
 def _wait_for_the_job(folder: str) -> None:

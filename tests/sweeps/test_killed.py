@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import importlib.util
 import json
@@ -14,7 +15,6 @@ import subprocess
 import sys
 import termios
 import threading
-import uuid
 from collections.abc import Callable, Iterator
 from fcntl import ioctl
 from pathlib import Path
@@ -26,7 +26,7 @@ import pytest
 from genre_lightning.checkpoint.card import read_checkpoint
 from genre_lightning.runs.lock import is_running
 from tests import forking
-from tests.leftovers import MARK, Started, unfinished_files, wait_until
+from tests.leftovers import Started, unfinished_files, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -46,17 +46,16 @@ class Command:
     Attributes:
         started: its processes.
         terminal: what its terminal shows, where it has one.
-        process: the one that is the command itself.
+        process: the command itself; forked, with all Python processes of its own, or started.
     """
 
     def __init__(self, arguments: list[str], folder: Path, terminal: bool, forked: bool) -> None:
         self.folder = folder
         # Ray's sockets lie in it, and their paths may have 107 bytes.
         self.temporary = Path(mkdtemp())
-        mark = uuid.uuid4().hex
-        env = {**os.environ, MARK: mark, "TMPDIR": str(self.temporary), "RAY_AUTH_MODE": "disabled"}
+        env = {**os.environ, "TMPDIR": str(self.temporary), "RAY_AUTH_MODE": "disabled"}
         env.pop("HYDRA_FULL_ERROR", None)
-        self.started = Started(mark)
+        self.started = Started(folder)
         self.log = folder / "printed"
         self.terminal: Terminal | None = None
         self.process: Any
@@ -136,7 +135,8 @@ def start(
     yield run
     for command in commands:
         for number in command.started.alive():
-            os.kill(number, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
         command.process.wait()
         if command.terminal is not None:
             command.terminal.close()
