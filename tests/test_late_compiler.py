@@ -82,6 +82,18 @@ print(torch.are_deterministic_algorithms_enabled())
 """
 
 
+UTILITY = """
+import torchvision
+from torchvision.ops import roi_align
+print(is_there())
+late = sys.modules["torch._dynamo.utils"]
+boxes = torch.tensor([[0.0, 0.0, 0.0, 4.0, 4.0]])
+print(roi_align(torch.ones(1, 1, 4, 4), boxes, 2).mean().item(), late.is_compile_supported("cpu"))
+import torch._dynamo.utils as utils
+print(is_there(), utils is not late, utils is torch._dynamo.utils)
+print(utils.is_compile_supported is not late.is_compile_supported, late.counters is utils.counters)
+"""
+
 COMPARE = """
 import inspect
 inspect.getmodule(lambda: 0)
@@ -101,6 +113,7 @@ print(DTensor.__name__)
         (SUBMODULE, "True True True|SourceFileLoader True|True"),
         (DISABLE, "2.0 False|4.0 True [False, False]"),
         (DETERMINISTIC, "False False|True|False"),
+        (UTILITY, "False|1.0 True|True True True|True True"),
         (COMPARE, "False|DTensor"),
     ],
     ids=[
@@ -109,6 +122,7 @@ print(DTensor.__name__)
         "a module of it",
         "disabled",
         "deterministic",
+        "torchvision's",
         "compared",
     ],
 )
