@@ -31,6 +31,9 @@ help:
 train: $(STAMP)
 	$(PY) train.py $(ARGS)
 
+# Bytecode of the package and the tests stays: each of the many processes would compile them anew.
+test fuzz: export PYTHONDONTWRITEBYTECODE =
+
 test: $(STAMP)
 	$(PY) -m pytest $(ARGS)
 

@@ -106,7 +106,7 @@ def environment_of_commands() -> Iterator[dict[str, str]]:
     bytecode it would be the compiling of PyTorch's sources that is measured: 7 s on each start.
     """
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    if environment.pop("PYTHONDONTWRITEBYTECODE", None) is None:
+    if not environment.pop("PYTHONDONTWRITEBYTECODE", ""):
         yield environment
         return
     with tempfile.TemporaryDirectory() as folder:

@@ -4,7 +4,8 @@ Lightning names a class of the compiler as it is imported, and an optimizer call
 to say that it is not to be compiled. Either imports ``torch._dynamo``, and with it SymPy, Inductor,
 FSDP, ONNX and thousands of other modules: half of the time that a training takes to start. So a
 module stands in for it that answers these questions as the compiler would, and gives way to the
-real one with the first other question.
+real one with the first other question. Likewise torchvision, and with it timm, imports a function
+of ``torch._dynamo.utils`` that it calls in a few of its operations alone.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from types import ModuleType
 from typing import Any, final
 
 NAME = "torch._dynamo"
+UTILS = f"{NAME}.utils"
 
 
 def install() -> None:
@@ -63,6 +65,7 @@ def _load() -> ModuleType:
     if isinstance(sys.modules.get(NAME), LateCompiler):
         sys.meta_path[:] = [each for each in sys.meta_path if not isinstance(each, _Submodules)]
         del sys.modules[NAME]
+        sys.modules.pop(UTILS, None)
         vars(torch).pop("_dynamo", None)
     return importlib.import_module(NAME)
 
@@ -122,15 +125,43 @@ class LateCompiler(ModuleType):
         return getattr(_load(), name)
 
 
+def _is_compile_supported(device_type: Any) -> Any:
+    """``torch._dynamo.utils.is_compile_supported``: whether a device's code can be compiled."""
+    _load()
+    return importlib.import_module(UTILS).is_compile_supported(device_type)
+
+
+# As the real one has it: its answer stands while something is compiled.
+_is_compile_supported._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@final
+class _LateUtils(ModuleType):
+    """``torch._dynamo.utils`` until it is needed."""
+
+    is_compile_supported = staticmethod(_is_compile_supported)
+
+    def __init__(self) -> None:
+        super().__init__(UTILS, __doc__)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(f"module {UTILS!r} has no attribute {name!r}")
+        _load()
+        return getattr(importlib.import_module(UTILS), name)
+
+
 @final
 class _Submodules(MetaPathFinder):
-    """Imports the compiler before a module of it is imported."""
+    """Imports the compiler before a module of it is imported, but for its ``utils``."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         if not fullname.startswith(f"{NAME}."):
             return None
+        if fullname == UTILS:
+            return ModuleSpec(fullname, _AlreadyThere(_LateUtils()))
         compiler = _load()
         if fullname in sys.modules:
             return ModuleSpec(fullname, _AlreadyThere(sys.modules[fullname]))

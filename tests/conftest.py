@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import ipaddress
 import os
 import signal
@@ -28,6 +29,16 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
 def pytest_xdist_auto_num_workers() -> int:
     """One process more than cores: tests also wait, for a command, a browser or a server."""
     return num_cores() + 1
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """No search for garbage among what is imported, which takes a tenth of the time."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -16,12 +16,16 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import resource_tracker
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.forked_interpreters import fork_interpreters
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -50,6 +54,8 @@ class Command:
         cwd: its folder.
         env: its environment; by default that of this process.
         start_new_session: whether it leads a group of processes, for ``os.killpg``.
+        fork_interpreters: whether Python processes that it starts are forked as well, see
+            :mod:`tests.forked_interpreters`.
     """
 
     def __init__(
@@ -58,12 +64,14 @@ class Command:
         cwd: Path,
         env: Mapping[str, str] | None = None,
         start_new_session: bool = False,
+        fork_interpreters: bool = True,
     ) -> None:
         self.args = [str(argument) for argument in arguments]
         self._output = Path(tempfile.mkdtemp(prefix="command-"))
         env = dict(os.environ if env is None else env)
         self._process = start_process(
-            _run, self.args, str(cwd), env, str(self._output), start_new_session
+            *(_run, self.args, str(cwd), env, str(self._output)),
+            *(start_new_session, fork_interpreters),
         )
         assert self._process.pid is not None
         self.pid: int = self._process.pid
@@ -133,7 +141,12 @@ def run_command(
 
 
 def _run(
-    arguments: list[str], cwd: str, env: dict[str, str], output: str, start_new_session: bool
+    arguments: list[str],
+    cwd: str,
+    env: dict[str, str],
+    output: str,
+    start_new_session: bool,
+    forks: bool,
 ) -> None:
     if start_new_session:
         os.setsid()
@@ -141,14 +154,26 @@ def _run(
         file = os.open(os.path.join(output, name), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, number)
         os.close(file)
-    run_as_python(arguments, cwd, env)
+    os._exit((_fork_and_run if forks else run_as_python)(arguments, cwd, env))
 
 
-def run_as_python(arguments: list[str], cwd: str, env: Mapping[str, str]) -> None:
-    """Have this forked process be ``python *arguments``; its output goes where 1 and 2 lead."""
+def _fork_and_run(arguments: list[str], cwd: str, env: dict[str, str]) -> int:
+    """:func:`run_as_python`, with Python processes that are forked, and those of these as well."""
+    fork_interpreters(_fork_and_run)
+    return run_as_python(arguments, cwd, env)
+
+
+def run_as_python(arguments: list[str], cwd: str, env: Mapping[str, str]) -> int:
+    """Have this forked process be ``python *arguments``; its output goes where 1 and 2 lead.
+
+    Returns:
+        The status with which Python would end.
+    """
     # It may start processes of its own, and in the way that Python would by itself.
     multiprocessing.current_process().daemon = False
     multiprocessing.set_start_method(None, force=True)
+    # One that it has to start, and not that of the tests.
+    resource_tracker._resource_tracker.__init__()  # type: ignore[misc]
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number, name in ((1, "stdout"), (2, "stderr")):
         raw = io.BufferedWriter(io.FileIO(number, "w", closefd=False))
@@ -156,7 +181,12 @@ def run_as_python(arguments: list[str], cwd: str, env: Mapping[str, str]) -> Non
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)
+    tempfile.tempdir = None  # TMPDIR may name another
+    if "torch" in sys.modules and "OMP_NUM_THREADS" in env:
+        # PyTorch goes by it as it is loaded, which it has been.
+        sys.modules["torch"].set_num_threads(int(env["OMP_NUM_THREADS"]))
     sys.path[:0] = filter(None, env.get("PYTHONPATH", "").split(os.pathsep))
+    status = 0
     try:
         if arguments[0] == "-m":
             sys.argv = arguments[1:]
@@ -167,7 +197,19 @@ def run_as_python(arguments: list[str], cwd: str, env: Mapping[str, str]) -> Non
         else:
             sys.argv = arguments
             runpy.run_path(arguments[0], run_name="__main__")
-    finally:
-        # As the interpreter ends, in place of which multiprocessing calls os._exit.
-        threading._shutdown()  # type: ignore[attr-defined]
-        atexit._run_exitfuncs()
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException as error:  # noqa: BLE001 - as Python does at the top
+        traceback.print_exc()
+        status = -signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
+    # As Python ends, in place of which os._exit is called.
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if status == -signal.SIGINT:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    return status

@@ -10,49 +10,43 @@ from pathlib import Path
 
 import pytest
 
-#: An environment variable that started commands hand on to all processes of theirs.
-MARK = "GENRE_LIGHTNING_TEST"
 SHARED_MEMORY = Path("/dev/shm")
 
 
 class Started:
-    """The processes of a command: those with a mark in their environment, and their children.
+    """The processes of a command: those whose working directory is its folder.
 
-    The mark alone is not enough, since Ray's workers write a name over their environment.
+    Not by their environment, over which Ray's workers write a name, nor by their parents, who may
+    have ended.
+
+    Args:
+        folder: of this command alone.
 
     Attributes:
-        seen: all that were found, by number and the time at which they began.
+        seen: the numbers of all that were found.
     """
 
-    def __init__(self, mark: str) -> None:
-        if not Path("/proc/self/environ").exists():
-            pytest.skip("processes are found by their environment, on Linux alone")
-        self.entry = f"{MARK}={mark}".encode()
-        self.seen: set[tuple[int, str]] = set()
+    def __init__(self, folder: Path) -> None:
+        if not Path("/proc/self/cwd").exists():
+            pytest.skip("processes are found by their folder, on Linux alone")
+        self.folder = folder.resolve()
+        self.seen: set[int] = set()
 
     def alive(self) -> dict[int, str]:
         """Command lines of those that have not ended, by their numbers."""
-        commands, parents = {}, {}
-        for folder in Path("/proc").iterdir():
-            if not folder.name.isdigit():
+        commands = {}
+        for process in Path("/proc").iterdir():
+            if not process.name.isdigit():
                 continue
             try:
-                state, parent, *rest = _stat(folder)
-                key = int(folder.name), rest[17]
-                if state != "Z":
-                    commands[key] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-                    parents[key] = int(parent)
-                    if self.entry in (folder / "environ").read_bytes().split(b"\0"):
-                        self.seen.add(key)
+                # Of a process that has ended there is neither, though its parent is yet to ask.
+                if Path(os.readlink(process / "cwd")) == self.folder:
+                    line = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                    commands[int(process.name)] = line
             except OSError:
                 continue
-        while True:
-            numbers = {number for number, _ in self.seen & set(commands)}
-            children = {key for key, parent in parents.items() if parent in numbers} - self.seen
-            if not children:
-                break
-            self.seen |= children
-        return {key[0]: commands[key] for key in self.seen & set(commands)}
+        self.seen |= set(commands)
+        return commands
 
     def wait_for_the_end(self, seconds: float) -> None:
         """Fail where one is still there after so long.
@@ -68,15 +62,9 @@ class Started:
     def shared_memory(self) -> list[str]:
         """What is named for one of those that were seen, as semaphores of loky are."""
         names = os.listdir(SHARED_MEMORY) if SHARED_MEMORY.exists() else []
-        numbers = {number for number, _ in self.seen}
         return [
-            name for name in names if numbers & {int(part) for part in re.findall(r"\d+", name)}
+            name for name in names if self.seen & {int(part) for part in re.findall(r"\d+", name)}
         ]
-
-
-def _stat(folder: Path) -> list[str]:
-    """State, parent and the rest of what the kernel says of a process."""
-    return (folder / "stat").read_text().rpartition(")")[2].split()
 
 
 def unfinished_files(folder: Path) -> list[Path]:

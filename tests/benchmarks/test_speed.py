@@ -2,10 +2,8 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import sys
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +19,7 @@ from benchmarks.usual import UsualDataset, usual_network
 from genre_lightning.data.batch import MovieBatch
 from genre_lightning.data.datamodule import MovieDataModule
 from tests.datasets import poster_of
+from tests.forking import run_command
 
 KEYS = {"figure", "ratio", "n", "spread", "aim", "unit", "aim_is"}
 OWN_ARGUMENTS = {
@@ -54,13 +53,17 @@ def test_benchmarks_of_training_end_with_their_figure(
 
 
 @pytest.fixture
-def as_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands find PyTorch compiled where it is installed: elsewhere it would be compiled anew."""
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    for name in ("sweep", "scale"):
-        monkeypatch.setattr(
-            f"benchmarks.{name}.environment_of_commands", lambda: nullcontext(environment)
-        )
+def forked_commands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What is timed is forked from a process that has PyTorch, which is not what is tested here."""
+
+    def output_of(command: Sequence[str], environment: Mapping[str, str]) -> str:
+        assert command[0] == sys.executable
+        done = run_command(command[1:], tmp_path, environment)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    monkeypatch.setattr("benchmarks.measure.output_of", output_of)
+    monkeypatch.setattr("benchmarks.scale.output_of", output_of)
 
 
 @pytest.mark.slow
@@ -75,7 +78,7 @@ def test_the_figure_of_asking(capsys: pytest.CaptureFixture):
 
 @pytest.mark.slow
 def test_the_figure_of_a_sweep(
-    as_installed: None, tiny_overrides: Callable[..., list[str]], capsys: pytest.CaptureFixture
+    forked_commands: None, tiny_overrides: Callable[..., list[str]], capsys: pytest.CaptureFixture
 ):
     from benchmarks import sweep
 
@@ -93,7 +96,7 @@ def test_the_figure_of_the_cache(capsys: pytest.CaptureFixture):
 
 
 @pytest.mark.slow
-def test_the_figure_of_the_scale(as_installed: None, capsys: pytest.CaptureFixture):
+def test_the_figure_of_the_scale(forked_commands: None, capsys: pytest.CaptureFixture):
     from benchmarks import scale
 
     scale.main(["-n", "1", "--sizes", "60"])

@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-import traceback
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -152,19 +151,7 @@ def _answer(connection: socket.socket, scripts: Mapping[str, str]) -> int:
         code = f"import sys; sys.argv[0] = {program!r}\n"
         code += f"from {module} import {function}\nsys.exit({function}())"
         given = ["-c", code, *arguments]
-    status = 0
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    try:
-        run_as_python(given, cwd, env)
-    except SystemExit as end:
-        status = end.code if isinstance(end.code, int) else int(end.code is not None)
-        if isinstance(end.code, str):
-            print(end.code, file=sys.stderr)
-    except BaseException:  # noqa: BLE001 - as the interpreter does at the top
-        traceback.print_exc()
-        status = 1
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+    status = run_as_python(given, cwd, env)
     connection.sendall(bytes([status]))
     return 0

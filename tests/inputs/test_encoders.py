@@ -118,8 +118,8 @@ def test_what_is_not_installed_is_said_in_one_sentence(
 
 
 @pytest.mark.slow
-def test_opening_prints_nothing_and_asks_no_network():
-    done = run_python(
+def test_opening_prints_nothing_and_asks_no_network(tmp_path: Path):
+    code = (
         "import socket\n"
         "def refuse(*args, **kwargs):\n"
         "    print('network', args)\n"
@@ -131,6 +131,7 @@ def test_opening_prints_nothing_and_asks_no_network():
         "image.embed(np.zeros((1, *image.size, 3), dtype=np.uint8))\n"
         "text.embed(['Heat (1995)', 'word ' * 2000])\n"
     )
+    done = run_command(["-c", code], tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 

@@ -22,6 +22,7 @@ from genre_lightning.predicting.command import main
 from genre_lightning.predicting.export import export_onnx
 from genre_lightning.predicting.graph import INPUT_GRAPHS, ExportedNetwork
 from genre_lightning.predicting.input_graph import ExportError
+from tests.inputs.small_mpnet import take_small_mpnet, write_small_mpnet
 
 # A graph is traced for seconds.
 pytestmark = pytest.mark.slow
@@ -202,11 +203,12 @@ def test_the_graph_gives_the_models_numbers(exported: tuple[Path, Path]):
     checkpoint, path = exported
     model = load_model(checkpoint)
     movies = make_movies()
-    for some in (movies, movies[4:], movies[2:3], movies[1:2] * 3):
-        found = run(path, some)
+    logits = [logits_of(model, movie) for movie in movies]
+    for some in ([0, 1, 2, 3, 4], [4], [2], [1, 1, 1]):
+        found = run(path, [movies[number] for number in some])
         assert found["logits"].shape == found["scores"].shape == (len(some), 4)
-        for row, movie in enumerate(some):
-            expected = logits_of(model, movie)
+        for row, number in enumerate(some):
+            expected = logits[number]
             np.testing.assert_allclose(found["logits"][row], expected, atol=1e-4)
             if model.activation == "softmax":
                 scores = np.exp(expected) / np.exp(expected).sum()
@@ -341,19 +343,25 @@ def test_a_trained_encoder_is_in_the_graph(make_checkpoint: Callable[..., Path],
 
 @pytest.mark.parametrize("kind", ["title", "text encoder"])
 def test_a_folder_to_give_away_is_complete(
-    kind: str, make_checkpoint: Callable[..., Path], tmp_path: Path
+    kind: str,
+    make_checkpoint: Callable[..., Path],
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     need_packages()
     shape: dict[str, Any] = {"poster": None}
     if kind == "text encoder":
-        branch = {"title_minilm": encoder_branches()["title_minilm"]}
-        shape |= {"title": None, "more": branch}
+        pytest.importorskip("sentence_transformers")
+        take_small_mpnet(write_small_mpnet(tmp_path_factory.mktemp("e") / "mpnet"), monkeypatch)
+        head = {"name": "embedding_head", "members": 2}
+        shape |= {"title": None, "more": {"title_mpnet": (EmbeddingInput("title", "mpnet"), head)}}
     checkpoint = make_checkpoint(**shape, seed=3)
     folder = tmp_path / "given away"
     assert main(["export", str(checkpoint), "--out", str(folder), "--licence", "mit"]) == 0
     files = {"README.md", "model.ckpt", "model.onnx", "model.vocabulary.json"}
     if kind == "text encoder":
-        files.add("model.title_minilm.tokenizer.json")
+        files.add("model.title_mpnet.tokenizer.json")
     assert {path.name for path in folder.iterdir()} == files
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
     card = (folder / "README.md").read_text("utf-8")

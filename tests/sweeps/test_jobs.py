@@ -284,10 +284,10 @@ def command(repository: Path, tiny: list[str], tmp_path: Path) -> Iterator[Calla
     """Starts the command in a group of processes of its own, in `tmp_path`."""
     processes = []
 
-    def start(*overrides: str) -> Command:
+    def start(*overrides: str, **how: Any) -> Command:
         env = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}
         arguments = [repository / "train.py", "-m", "sweep.name=s", *tiny, *overrides]
-        process = Command(arguments, tmp_path, env, start_new_session=True)
+        process = Command(arguments, tmp_path, env, start_new_session=True, **how)
         processes.append(process)
         return process
 
@@ -367,7 +367,11 @@ def test_jobs_side_by_side(
     if importlib.util.find_spec(launcher.partition("_")[0]) is None:
         pytest.skip(f"{launcher} is not installed")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    process = command("optimizer.lr=1e-2,1e30", f"hydra/launcher={launcher}", *LAUNCHERS[launcher])
+    process = command(
+        "optimizer.lr=1e-2,1e30", f"hydra/launcher={launcher}", *LAUNCHERS[launcher],
+        # joblib's workers are started by Python where they are killed.
+        fork_interpreters=launcher == "joblib",
+    )  # fmt: skip
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 1, errors
     assert "1 completed, 1 failed" in output or "1 failed, 1 completed" in output

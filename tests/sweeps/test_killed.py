@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import importlib.util
 import json
@@ -14,7 +15,6 @@ import subprocess
 import sys
 import termios
 import threading
-import uuid
 from collections.abc import Callable, Iterator
 from fcntl import ioctl
 from pathlib import Path
@@ -25,7 +25,8 @@ import pytest
 
 from genre_lightning.checkpoint.card import read_checkpoint
 from genre_lightning.runs.lock import is_running
-from tests.leftovers import MARK, Started, unfinished_files, wait_until
+from tests import forking
+from tests.leftovers import Started, unfinished_files, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -45,32 +46,38 @@ class Command:
     Attributes:
         started: its processes.
         terminal: what its terminal shows, where it has one.
+        process: the command itself; forked, with all Python processes of its own, or started.
     """
 
-    def __init__(self, command: list[str], folder: Path, terminal: bool) -> None:
+    def __init__(self, arguments: list[str], folder: Path, terminal: bool, forked: bool) -> None:
         self.folder = folder
         # Ray's sockets lie in it, and their paths may have 107 bytes.
         self.temporary = Path(mkdtemp())
-        mark = uuid.uuid4().hex
-        env = {**os.environ, MARK: mark, "TMPDIR": str(self.temporary), "RAY_AUTH_MODE": "disabled"}
+        env = {**os.environ, "TMPDIR": str(self.temporary), "RAY_AUTH_MODE": "disabled"}
         env.pop("HYDRA_FULL_ERROR", None)
-        self.started = Started(mark)
+        self.started = Started(folder)
         self.log = folder / "printed"
         self.terminal: Terminal | None = None
+        self.process: Any
+        if forked:
+            self.process = forking.Command(arguments, folder, env, start_new_session=True)
+            return
         with self.log.open("a") as log:
             output: Any = log
             if terminal:
                 screen, output = pty.openpty()
                 self.terminal = Terminal(screen)
             self.process = subprocess.Popen(
-                command, cwd=folder, env=env, stdin=output if terminal else None, stdout=output,
-                stderr=output, start_new_session=True,
-                preexec_fn=_take_terminal if terminal else None,
+                [sys.executable, *arguments], cwd=folder, env=env,
+                stdin=output if terminal else None, stdout=output, stderr=output,
+                start_new_session=True, preexec_fn=_take_terminal if terminal else None,
             )  # fmt: skip
         if terminal:
             os.close(output)
 
     def printed(self) -> str:
+        if isinstance(self.process, forking.Command):
+            return self.process.stdout + self.process.stderr
         return self.log.read_text()
 
     def wait_until(self, condition: Callable[[], object]) -> None:
@@ -119,16 +126,17 @@ def start(
 ) -> Iterator[Start]:
     commands: list[Command] = []
 
-    def run(*overrides: str, terminal: bool = False) -> Command:
+    def run(*overrides: str, terminal: bool = False, forked: bool = False) -> Command:
         tiny = tiny_overrides(model="title")
-        line = [sys.executable, str(repository / "train.py"), *overrides, *tiny, *LONG]
-        commands.append(Command(line, tmp_path, terminal))
+        line = [str(repository / "train.py"), *overrides, *tiny, *LONG]
+        commands.append(Command(line, tmp_path, terminal, forked))
         return commands[-1]
 
     yield run
     for command in commands:
         for number in command.started.alive():
-            os.kill(number, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
         command.process.wait()
         if command.terminal is not None:
             command.terminal.close()
@@ -170,7 +178,8 @@ def test_jobs_end_with_the_command(launcher: str, start: Start, tmp_path: Path) 
         found = jobs(sweep).values()
         return len(found) == 2 and all((f / "checkpoints" / "last.ckpt").exists() for f in found)
 
-    command = start(*line)
+    forked = launcher != "ray"  # whose own program starts its workers
+    command = start(*line, forked=forked)
     command.wait_until(are_training)
     command.kill()
     assert len(command.started.seen) > 3 and set(map(status, jobs(sweep).values())) == {
@@ -179,7 +188,7 @@ def test_jobs_end_with_the_command(launcher: str, start: Start, tmp_path: Path) 
     assert_nothing_is_left(command, *jobs(sweep).values())
 
     # The same command goes on.
-    command = start(*line)
+    command = start(*line, forked=forked)
     assert command.process.wait(400) == 0, command.printed()
     assert set(map(status, jobs(sweep).values())) == {"completed"}
     assert command.printed().count("(resumed after") == 2
@@ -200,12 +209,12 @@ def test_processes_of_a_run_end_with_it(start: Start, tmp_path: Path) -> None:
     run = tmp_path / "run"
     two = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "data.batch_size=8")
     last = run / "checkpoints" / "last.ckpt"
-    command = start(f"hydra.run.dir={run}", *two)
+    command = start(f"hydra.run.dir={run}", *two, forked=True)
     command.wait_until(last.exists)
     command.kill()
     assert len(command.started.seen) >= 4  # torchrun, and the two
     assert_nothing_is_left(command, run)
-    command = start(f"ckpt_path={run}", *two)
+    command = start(f"ckpt_path={run}", *two, forked=True)
     assert command.process.wait(400) == 0, command.printed()
     assert status(run) == "completed"
     assert_nothing_is_left(command, run)
@@ -249,7 +258,7 @@ def test_a_closed_terminal_is_an_interruption(how: str, start: Start, tmp_path: 
         journal = (sweep / "jobs.jsonl").read_text()
         assert '"failed"' not in journal and journal.count('"interrupted"') == count
         assert (sweep / "leaderboard.csv").exists()
-    command = start(*line, "checkpoint_every_n_steps=1000")
+    command = start(*line, "checkpoint_every_n_steps=1000", forked=True)
     assert command.process.wait(400) == 0, command.printed()
     assert set(map(status, runs())) == {"completed"}
 
@@ -257,7 +266,7 @@ def test_a_closed_terminal_is_an_interruption(how: str, start: Start, tmp_path: 
 def test_ctrl_c_in_a_terminal_lets_the_jobs_save(start: Start, tmp_path: Path) -> None:
     # The terminal signals the workers as well; the command then tells the jobs once more.
     sweep = tmp_path / "runs" / "sweeps" / "s"
-    command = start("-m", "sweep.name=s", "seed=1,2,3,4", *LAUNCHERS["joblib"])
+    command = start("-m", "sweep.name=s", "seed=1,2,3,4", *LAUNCHERS["joblib"], forked=True)
     command.wait_until(lambda: len(jobs(sweep)) >= 3)
     command.wait_until(
         lambda: all((f / "checkpoints" / "last.ckpt").exists() for f in jobs(sweep).values())
