@@ -29,6 +29,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 #: Options of Python between its name and what it runs, which a fork may do without.
@@ -169,9 +170,8 @@ def _begin(
 
 def _wait_for_the_job(folder: str) -> None:
     """submitit writes what its process reads once that has begun: it relies on a slow start."""
-    from submitit.core.utils import JobPaths
-
-    written = JobPaths(folder, str(os.getpid()), 0).submitted_pickle
+    job = str(os.getpid())
+    written = Path(folder.replace("%j", job)) / f"{job}_submitted.pkl"
     deadline = time.monotonic() + 60
     while not written.exists():
         assert time.monotonic() < deadline, f"{written} was not written"
