@@ -84,12 +84,15 @@ def split_encoded(model: TrainedModel, parts: Mapping[str, Part]) -> ScoreParts:
     )
 
 
-def split_logits(model: TrainedModel, logits: Mapping[str, np.ndarray | None]) -> ScoreParts:
+def split_logits(
+    model: TrainedModel, logits: Mapping[str, np.ndarray | None], fold: int | None = None
+) -> ScoreParts:
     """The parts of a score whose branches have been computed already.
 
     Args:
         model: in evaluation mode.
         logits: by branch, (G,) of one movie; None where the column is absent.
+        fold: of the movie, where the member of its fold scored it; None otherwise.
     """
     bias = total = float64(model.network.prior)
     parts = {}
@@ -99,7 +102,7 @@ def split_logits(model: TrainedModel, logits: Mapping[str, np.ndarray | None]) -
         if found is None:
             continue
         total = total + found
-        weights = branch_weights(model, branch)
+        weights = branch_weights(model, branch, fold)
         explainer = find_explainer(model, branch)
         baseline = None if explainer is None else explainer.baseline(model, branch)
         parts[branch] = weights * found
@@ -109,7 +112,9 @@ def split_logits(model: TrainedModel, logits: Mapping[str, np.ndarray | None]) -
     stacking = model.network.stacking
     if stacking is None:
         return ScoreParts(bias, parts)
-    added = stacking.cooccurrence(torch.from_numpy(total)[None].float().to(model.device))
+    sums = torch.from_numpy(total)[None].float().to(model.device)
+    own = None if fold is None else torch.tensor([fold], device=model.device)
+    added = stacking.cooccurrence(sums, own)
     return ScoreParts(bias, parts, float64(added[0]))
 
 

@@ -94,8 +94,15 @@ def explain_branch(
     )
 
 
-def branch_weights(model: TrainedModel, branch: str) -> np.ndarray:
-    """(G,) float64, what the logits of a branch are multiplied by in prediction."""
+def branch_weights(model: TrainedModel, branch: str, fold: int | None = None) -> np.ndarray:
+    """(G,) float64, what the logits of a branch are multiplied by.
+
+    Args:
+        model: whose branch it is.
+        branch: its name.
+        fold: of a movie in validation by folds; None in prediction.
+    """
     if model.network.stacking is None:
         return np.ones(len(model.genres))
-    return float64(model.network.stacking.branches[branch].mean(dim=0))
+    weights = model.network.stacking.branches[branch]
+    return float64(weights.mean(dim=0) if fold is None else weights[fold])

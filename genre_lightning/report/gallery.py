@@ -183,6 +183,7 @@ def make_card(
             branch: logits[pick.index].numpy() if has[branch] else None
             for branch, logits in scores.branch_logits.items()
         },
+        fold=None if scores.folds is None else int(scores.folds[pick.index]),
     )
     pictures = {column: picture for column, (picture, _) in thumbnails.items() if picture}
     return Card(

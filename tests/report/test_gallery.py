@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,22 @@ def test_stacking_weighs_the_parts_and_adds_one(
     assert card.logit == pytest.approx(
         float(three_branches.model.network.answer(said)[0, 2]), abs=1e-4
     )
+
+
+def test_a_movie_of_a_fold_has_the_stacking_of_that_fold(
+    three_branches: Any, monkeypatch: pytest.MonkeyPatch
+):
+    case, network = three_branches, three_branches.model.network
+    weights = {name: torch.linspace(0.5, 2, 8).view(2, 4) for name in case.model.inputs}
+    stacking = Stacking(weights, torch.linspace(-2, 2, 32).view(2, 4, 4), torch.eye(2, 4))
+    monkeypatch.setattr(network, "stacking", stacking)
+    folds = torch.arange(len(case.scores.rows)) % 2
+    scores = replace(case.scores, folds=folds)
+    for number in (2, 3):
+        card = make_card(case.model, case.data, scores, Pick(number, 1))
+        said = {name: each[[number]] for name, each in scores.branch_logits.items()}
+        expected = float(network.answer(said, folds[[number]])[0, 1])
+        assert card.logit == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("which", ["two_branches", "three_branches"])
