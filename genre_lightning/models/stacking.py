@@ -62,7 +62,7 @@ class Stacking:
         shapes = [tuple(each.shape) for each in (genres, offsets, *branches.values())]
         one = (members, num_genres)
         if not members or shapes != [(members, num_genres, num_genres), one, *[one] * len(names)]:
-            raise ValueError(f"its shapes {shapes:} are not those of {num_genres} genres")
+            raise ValueError(f"its shapes {shapes} are not those of {num_genres} genres")
         return cls(branches, genres, offsets)
 
     def as_lists(self) -> dict[str, Any]:

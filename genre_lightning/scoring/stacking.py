@@ -18,6 +18,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import expit
 
+from genre_lightning.scoring.thresholds import log_losses
+
 #: Precision of the Gaussian prior of each offset and of what each genre's score adds, around 0. On
 #: held-out parts of train, of 0.3, 1, 3 and 10 those to 1 were about equally good.
 STRENGTH = 1.0
@@ -120,7 +122,7 @@ class _Regressions:
         for _ in range(_STEPS):
             sums = self.logits + found[:, : self.shared] @ self.inputs.T
             sums += (self.said @ found[:, self.shared :, None])[..., 0]
-            cost = _log_losses(sums, self.targets) @ counts + found**2 @ self.precision / 2
+            cost = log_losses(sums, self.targets) @ counts + found**2 @ self.precision / 2
             # A full step can overshoot; half as much for the genres where it did.
             worse = cost > now * (1 + 1e-12)
             if worse.any():
@@ -166,9 +168,3 @@ class _Regressions:
         """(rows, pairs) each shared input by each other one, for some of the movies."""
         first, second = (self.inputs[rows, places] for places in self.upper)
         return np.ascontiguousarray(first * second)
-
-
-def _log_losses(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Binary cross-entropies, an array of the same shape."""
-    # log(1 + exp(z)), in a third of the time of np.logaddexp.
-    return np.maximum(logits, 0) + np.log1p(np.exp(-np.abs(logits))) - targets * logits
