@@ -1,0 +1,142 @@
+"""One composition a run, and YAML by libyaml, beside what Hydra and OmegaConf do by themselves."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import omegaconf._utils
+import pytest
+import yaml
+from hydra import initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.hydra import Hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+
+from genre_lightning.runs.composing import composed_once, read_by_libyaml
+
+plain_load, plain_yaml = ConfigLoaderImpl.load_configuration, omegaconf._utils.get_yaml_loader
+
+
+@pytest.fixture
+def hydra(repository: Path) -> Iterator[Hydra]:
+    import train  # noqa: F401 - its resolvers
+
+    with initialize_config_dir(str(repository / "conf"), version_base="1.3", job_name="train"):
+        found = GlobalHydra.instance().hydra
+        assert found is not None
+        yield found
+    assert ConfigLoaderImpl.load_configuration is plain_load
+    assert omegaconf._utils.get_yaml_loader is plain_yaml
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[RunMode]]:
+    """The modes in which a configuration was composed."""
+    modes: list[RunMode] = []
+
+    def load(self: Any, config_name: Any, overrides: Any, run_mode: RunMode, **how: Any) -> Any:
+        modes.append(run_mode)
+        return plain_load(self, config_name, overrides, run_mode, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ConfigLoaderImpl, "load_configuration", load)
+        yield modes
+
+
+def composed_to_run(hydra: Hydra, overrides: list[str]) -> Any:
+    cfg = hydra.compose_config("train", overrides, RunMode.RUN)
+    return OmegaConf.to_container(cfg)
+
+
+RUNS: list[list[str]] = [
+    [],
+    ["seed=3", "optimizer.lr=0.2", "model=pretrained"],
+    ["model/branch=[title_tfidf]", "+callbacks.more.at=2", "~callbacks.early_stopping"],
+    ["experiment=fast", "hydra.job.chdir=false", "data.root='a b=c,d'"],
+    ["hydra.mode=RUN", "seed=4"],
+]
+
+
+@pytest.mark.parametrize("overrides", RUNS, ids=["none", "values", "groups", "hydras", "mode"])
+def test_a_run_is_composed_once_and_is_what_hydra_composes(
+    overrides: list[str], hydra: Hydra, loads: list[RunMode]
+) -> None:
+    expected = composed_to_run(hydra, overrides)
+    loads.clear()
+    with composed_once(), read_by_libyaml():
+        assert hydra.get_mode("train", overrides) == RunMode.RUN
+        found = composed_to_run(hydra, overrides)
+    assert (found, loads) == (expected, [RunMode.RUN])
+
+
+def test_what_was_composed_is_for_the_run_that_asked_for_it(hydra: Hydra) -> None:
+    with composed_once():
+        hydra.get_mode("train", ["seed=1"])
+        assert composed_to_run(hydra, ["seed=2"])["seed"] == 2
+        hydra.get_mode("train", ["seed=1"])
+        first = hydra.compose_config("train", ["seed=1"], RunMode.RUN)
+        first.seed = 9
+        assert composed_to_run(hydra, ["seed=1"])["seed"] == 1
+
+
+def test_a_configuration_that_says_it_is_a_sweeps_is_left_to_hydra(hydra: Hydra) -> None:
+    with composed_once():
+        assert hydra.get_mode("train", ["hydra.mode=MULTIRUN", "seed=1,2"]) == RunMode.MULTIRUN
+        assert hydra.get_mode("train", ["seed=1,2"]) is None
+        with pytest.raises(HydraException, match="Ambiguous value"):
+            composed_to_run(hydra, ["seed=1,2"])
+
+
+SCALARS = """
+floats: [1e-3, 1.5, .5, 1_000.5, -.inf, .nan, 3e8]
+whole: [1, 010, 0x1f, 1_000, -3]
+words: [yes, no, on, true, null, ~, 2026-11-25, 1:30, "1", '2', a b, "x: y"]
+interpolated: ${a.b}
+anchors: &one {a: 1}
+again: *one
+merged: {<<: *one, b: 2}
+folded: >
+  two
+  lines
+literal: |
+  two
+  lines
+empty:
+"""
+
+
+def test_libyaml_reads_what_omegaconf_reads(repository: Path) -> None:
+    files = sorted((repository / "conf").rglob("*.yaml"))
+    assert len(files) > 60
+    texts = [SCALARS, *(file.read_text() for file in files)]
+    expected = [repr(yaml.load(text, Loader=plain_yaml())) for text in texts]
+    with read_by_libyaml():
+        fast = omegaconf._utils.get_yaml_loader()
+        assert issubclass(fast, yaml.cyaml.CParser)
+        assert [repr(yaml.load(text, Loader=fast)) for text in texts] == expected
+        assert repr(OmegaConf.create(SCALARS)) == repr(OmegaConf.create(yaml.load(SCALARS, fast)))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: 1\nb: 2\na: 3\n", "found duplicate key a"),
+        ("a: [1\n", r"line 2, column 1"),
+        ("a: !!python/object/apply:os.system [ls]\n", "could not determine a constructor"),
+    ],
+    ids=["twice", "open", "object"],
+)
+def test_libyaml_refuses_what_omegaconf_refuses(text: str, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(textwrap.dedent(text))
+    with pytest.raises(yaml.YAMLError, match=said):
+        OmegaConf.load(file)
+    with read_by_libyaml(), pytest.raises(yaml.YAMLError, match=said) as found:
+        OmegaConf.load(file)
+    assert str(file) in str(found.value)
