@@ -63,6 +63,7 @@ def make_module(cfg: DictConfig, data: MovieDataModule) -> GenreModule:
     from hydra.utils import instantiate
 
     from genre_lightning.models.batch_norm import check_batch_size
+    from genre_lightning.models.label_sets import LabelSets
     from genre_lightning.models.networks import build_network
     from genre_lightning.training.module import GenreModule
 
@@ -84,6 +85,8 @@ def make_module(cfg: DictConfig, data: MovieDataModule) -> GenreModule:
     check_batch_size(network.branches, data.batch_size_of("train"))
     if cfg.start_from_priors:
         network.start_from_priors(**counts)
+    if cfg.label_sets:
+        network.label_sets = LabelSets.of_targets(*data.train_labels())
     with refused_settings("loss"):
         loss = instantiate(cfg.loss, **counts)
     with refused_settings("training"):

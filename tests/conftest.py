@@ -138,9 +138,10 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
     Arguments: `title` and `poster`, the networks' descriptions or None for no such branch; `loss`,
     a loss's name; `terms`, arguments of the title's TermsInput; `pool`, of the poster's pixels;
     `more`, further branches by name, each an input and a network; `seed` of the weights;
-    `stacking`, whether there is stacking on top.
+    `stacking`, whether there is stacking on top; `label_sets`, whether some sets are unlikely.
     Size 32, genres Action, Comedy, Drama and Horror.
     """
+    import numpy as np
     import torch
 
     from genre_lightning.checkpoint.card import CHECKPOINT_FORMAT, CHECKPOINT_KEY
@@ -148,6 +149,7 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
     from genre_lightning.inputs.pixels import PixelsInput
     from genre_lightning.inputs.table import state_to_text
     from genre_lightning.inputs.terms import TermsInput
+    from genre_lightning.models.label_sets import LabelSets
     from genre_lightning.models.networks import build_network
     from genre_lightning.models.stacking import Stacking
     from genre_lightning.scoring.losses import build_loss
@@ -177,6 +179,7 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
         pool: int = 1,
         more: dict[str, tuple[Input, dict[str, Any]]] | None = None,
         stacking: bool = False,
+        label_sets: bool = False,
     ) -> Path:
         inputs: dict[str, Input] = {}
         networks: dict[str, dict[str, Any]] = {}
@@ -208,6 +211,9 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
         of, others, offsets = drawn.split([len(inputs), len(genres), 1], dim=1)
         branches = dict(zip(inputs, (1 + 0.5 * of).unbind(1), strict=True))
         stacked = Stacking(branches, others, offsets[:, 0]).as_lists()
+        # Action alone, with Drama, with Horror; Comedy, and Comedy with Drama.
+        seen = np.array([[1, 0, 0, 0], [1, 0, 1, 0], [1, 0, 0, 1], [0, 1, 0, 0], [0, 1, 1, 0]])
+        sets = LabelSets.of_targets(seen.repeat(4, axis=0), np.arange(20) // 3 % 2)
         built = build_loss(loss)
         path = tmp_path_factory.mktemp("checkpoint") / "tiny.ckpt"
         checkpoint = {
@@ -221,6 +227,7 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
                 "loss": built.description,
                 "thresholds": [0.3, 0.5, 0.4, 0.2],
                 "stacking": stacked if stacking else None,
+                "label_sets": sets.as_lists() if label_sets else None,
                 "genres": genres,
                 "inputs": {name: state_to_text(given) for name, given in inputs.items()},
                 "data": {"reader": "demo", "val_fraction": 0.2, "test_fraction": 0.2},

@@ -21,6 +21,7 @@ from genre_lightning.errors import SettingError, UserError
 from genre_lightning.inputs.input import Input
 from genre_lightning.inputs.table import input_from_text
 from genre_lightning.models.fusion import ACTIVATIONS, Fusion
+from genre_lightning.models.label_sets import LabelSets
 from genre_lightning.models.networks import (
     MAX_BRANCHES,
     check_fit,
@@ -186,6 +187,10 @@ def check_card(card: dict[str, Any]) -> tuple[Fusion, dict[str, Input]]:
         )
     except ValueError as error:
         raise CheckpointError(f"its stacking can't be used: {error}") from error
+    try:
+        sketch.label_sets = LabelSets.of_lists(card.get("label_sets"), sketch.num_genres)
+    except ValueError as error:
+        raise CheckpointError(f"its label sets can't be used: {error}") from error
     card["network"] = description
     return sketch, inputs
 

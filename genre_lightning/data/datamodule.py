@@ -324,6 +324,12 @@ class MovieDataModule(pl.LightningDataModule):
         counts: np.ndarray = self.labels[self.splits["train"]].sum(axis=0, dtype=np.int64)
         return counts
 
+    def train_labels(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """(N, G) genres of the train split, and (N,) the folds by which is validated, if any."""
+        train = self.splits["train"]
+        folds = self.batches.folds[train] if self.validates_by_folds else None
+        return self.labels[train], folds
+
     def states(self, column: str) -> np.ndarray:
         """(N,) of "present", "missing" or "unreadable": whether each movie has a column.
 

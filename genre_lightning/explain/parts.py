@@ -2,7 +2,8 @@
 
 Logits are summed, so a score splits exactly into what the model says of any movie that has the same
 columns (the bias), what each branch adds, with the weights that stacking gives it, and what the
-scores of all genres add then. ``explain/table.py`` takes a branch's part further apart.
+scores of all genres add then, by stacking and by label sets. ``explain/table.py`` takes a branch's
+part further apart.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ class ScoreParts:
         bias: (G,) float64, the model's prior and the baseline of each branch whose column the
             movie has, such as the logits of an empty text.
         branches: by branch, (G,) float64, what it adds; zeros where the column is absent.
-        cooccurrence: (G,) float64, what the scores of all genres add; None for a model without
-            stacking.
+        cooccurrence: (G,) float64, what the scores of all genres add, by stacking and by label
+            sets; None for a model with neither.
     """
 
     bias: np.ndarray
@@ -94,14 +95,14 @@ def split_logits(
         logits: by branch, (G,) of one movie; None where the column is absent.
         fold: of the movie, where the member of its fold scored it; None otherwise.
     """
-    bias = total = float64(model.network.prior)
-    parts = {}
+    bias = float64(model.network.prior)
+    parts, said = {}, {}
     for branch in model.inputs:
         found = logits[branch]
         parts[branch] = np.zeros_like(bias)
+        said[branch] = parts[branch] if found is None else found
         if found is None:
             continue
-        total = total + found
         weights = branch_weights(model, branch, fold)
         explainer = find_explainer(model, branch)
         baseline = None if explainer is None else explainer.baseline(model, branch)
@@ -109,13 +110,15 @@ def split_logits(
         if baseline is not None:
             bias = bias + weights * baseline
             parts[branch] = parts[branch] - weights * baseline
-    stacking = model.network.stacking
-    if stacking is None:
+    if not model.network.relates_genres:
         return ScoreParts(bias, parts)
-    sums = torch.from_numpy(total)[None].float().to(model.device)
+    rows = {
+        branch: torch.from_numpy(found)[None].float().to(model.device)
+        for branch, found in said.items()
+    }
     own = None if fold is None else torch.tensor([fold], device=model.device)
-    added = stacking.cooccurrence(sums, own)
-    return ScoreParts(bias, parts, float64(added[0]))
+    answer = float64(model.network.answer(rows, own)[0])
+    return ScoreParts(bias, parts, answer - ScoreParts(bias, parts).logits)
 
 
 def branch_labels(inputs: Mapping[str, Input]) -> dict[str, str]:

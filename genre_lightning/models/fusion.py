@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from genre_lightning.inputs.part import Part
+from genre_lightning.models.label_sets import LabelSets
 from genre_lightning.models.stacking import Stacking
 
 #: How a (B, G) array of logits becomes scores in [0, 1], by the name a checkpoint stores.
@@ -46,6 +47,13 @@ class Fusion(nn.Module):
         self.register_buffer("prior", torch.zeros(num_genres))
         #: What is added to the sum in prediction; None unless training has fitted it.
         self.stacking: Stacking | None = None
+        #: The sets of genres that a movie may have; None for all.
+        self.label_sets: LabelSets | None = None
+
+    @property
+    def relates_genres(self) -> bool:
+        """Whether a genre's score depends on those of the others."""
+        return self.stacking is not None or self.label_sets is not None
 
     @torch.no_grad()
     def start_from_priors(self, genre_counts: Sequence[int], num_movies: int) -> None:
@@ -89,16 +97,16 @@ class Fusion(nn.Module):
         return total
 
     def answer(self, branch_logits: Mapping[str, Tensor], folds: Tensor | None = None) -> Tensor:
-        """(B, G) logits by which a movie is scored: the sum, and what stacking adds to it.
+        """(B, G) logits by which a movie is scored: the sum, stacking and label sets.
 
         Args:
             branch_logits: of all branches or some, (B, G) each.
             folds: see :meth:`branch_logits`.
         """
-        total = self.total(branch_logits)
-        if self.stacking is None:
-            return total
-        return total + self.stacking.added(total, branch_logits, folds)
+        logits = self.total(branch_logits)
+        if self.stacking is not None:
+            logits = logits + self.stacking.added(logits, branch_logits, folds)
+        return logits if self.label_sets is None else self.label_sets.logits(logits, folds)
 
     def branch_logits(
         self, parts: Mapping[str, Part], num_movies: int, folds: Tensor | None = None

@@ -276,7 +276,7 @@ class ExportedNetwork(nn.Module):
         self.activation = ACTIVATIONS[model.activation]
         self.prior: Tensor
         self.register_buffer("prior", model.network.prior.detach().float().cpu().clone())
-        self.stacking = model.network.stacking
+        self.stacking, self.label_sets = model.network.stacking, model.network.label_sets
 
     def input_names(self) -> list[str]:
         """The names of the graph's inputs, in order."""
@@ -323,4 +323,6 @@ class ExportedNetwork(nn.Module):
             total = total + said[branch]
         if self.stacking is not None:
             total = total + self.stacking.added(total, said)
+        if self.label_sets is not None:
+            total = self.label_sets.logits(total)
         return total, self.activation(total)

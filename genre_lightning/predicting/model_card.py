@@ -200,6 +200,8 @@ def model_card(
         ],
         "few_to_learn": FEW_TO_LEARN,
         "stacked": model.network.stacking is not None,
+        "related": model.network.relates_genres,
+        "label_sets": model.network.label_sets,
         "unsure": _scored_by_few(model, per_genre),
         "few_to_score": FEW_TO_SCORE,
         "bias": BIASES.get(str(model.data.get("reader"))),

@@ -132,6 +132,7 @@ def render_report(
         ),
         branch_names=list(model.inputs),
         stacked=model.network.stacking is not None,
+        related=model.network.relates_genres,
         num_genres=len(model.genres),
         most_panels=MOST_PANELS,
         most_paired=MOST_PAIRED,

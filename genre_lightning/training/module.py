@@ -124,11 +124,15 @@ class GenreModule(pl.LightningModule):
         self.drop_columns = drop_columns
         self.activation = str(loss.activation)
         self.stacks = stacking and self.by_folds
-        if self.stacks and self.activation != "sigmoid":
-            raise UserError(
-                "training.stacking=true needs a loss that scores each genre by itself, such as "
-                "loss=bce; set training.stacking=false"
-            )
+        for key, wanted in (
+            ("training.stacking", self.stacks),
+            ("label_sets", network.label_sets is not None),
+        ):
+            if wanted and self.activation != "sigmoid":
+                raise UserError(
+                    f"{key}=true needs a loss that scores each genre by itself, such as loss=bce; "
+                    f"set {key}=false"
+                )
         if self.stacks and network.num_genres > MOST_GENRES:
             raise UserError(
                 f"training.stacking=true takes at most {MOST_GENRES} genres, and the dataset "
@@ -350,7 +354,7 @@ class GenreModule(pl.LightningModule):
         checkpoint[CHECKPOINT_KEY] = self._card()
 
     def _card(self) -> dict[str, Any]:
-        stacking = self.network.stacking
+        stacking, label_sets = self.network.stacking, self.network.label_sets
         return {
             "format": CHECKPOINT_FORMAT,
             "network": self.network.description,
@@ -359,6 +363,7 @@ class GenreModule(pl.LightningModule):
             "thresholds": [float(threshold) for threshold in self.thresholds],
             "threshold_fit": self.threshold_fit,
             "stacking": None if stacking is None else stacking.as_lists(),
+            "label_sets": None if label_sets is None else label_sets.as_lists(),
             **self.inputs,
         }
 

@@ -117,7 +117,7 @@ def test_it_is_plain_data_for_torch(honest: Path) -> None:
     assert "hyper_parameters" not in checkpoint
     assert set(checkpoint[CHECKPOINT_KEY]) == {
         "format", "network", "activation", "loss", "thresholds",
-        "threshold_fit", "stacking", "genres", "inputs", "data",
+        "threshold_fit", "stacking", "label_sets", "genres", "inputs", "data",
     }  # fmt: skip
 
 
@@ -362,6 +362,11 @@ BAD_VALUES: dict[str, tuple[Change, str]] = {
     "threshold argument": (card("threshold_fit", "x", value=2), "thresholds were fitted"),
     "threshold list": (card("threshold_fit", value=[]), "thresholds were fitted"),
     "stacking": (card("stacking", value={"genres": [], "offsets": []}), "its stacking can't be"),
+    "label sets": (card("label_sets", value={"sets": [[0]]}), "its label sets can't be used"),
+    "label sets of others": (
+        card("label_sets", value={"sets": [[99]], "only": [-1], "unseen": [0.5]}),
+        "its label sets can't be used: a set is not of",
+    ),
     "thresholds are text": (card("thresholds", value="abcdefgh"), "threshold"),
     "poster size": (poster("size", value=[1, 1]), r"input poster_resnet .*size: \[1, 1\]"),
     "another poster size": (poster("size", value=[48, 48]), r"made for size \[32, 32\]"),

@@ -28,7 +28,7 @@ def tiny(tiny_checkpoint: Path) -> TrainedModel:
 
 @pytest.fixture(scope="session")
 def three(make_checkpoint: Callable[..., Path]) -> TrainedModel:
-    """Branches on the synopsis, too, and a second one on the poster, and stacking on top."""
+    """Branches on the synopsis and twice on the poster, with stacking and label sets on top."""
     words = TermsInput("synopsis", vocabulary_size=64, analyzer="word", ngram_range=[1, 1])
     words.vectorizer.fit([SYNOPSIS, "Toys in space", "A cop hunts one thief."])
     more: dict[str, Any] = {
@@ -38,7 +38,7 @@ def three(make_checkpoint: Callable[..., Path]) -> TrainedModel:
             {"name": "poster_resnet", "widths": [4], "blocks": [1]},
         ),
     }
-    return load_model(make_checkpoint(more=more, seed=2, stacking=True))
+    return load_model(make_checkpoint(more=more, seed=2, stacking=True, label_sets=True))
 
 
 def draw_poster(seed: int = 0, size: tuple[int, int] = (32, 32)) -> np.ndarray:

@@ -73,10 +73,17 @@ def test_parts_add_up_to_what_the_network_answers(three: TrainedModel, absent: t
     assert three.network.stacking is not None and parts.cooccurrence is not None
     with torch.no_grad():
         said = three.network.branch_logits(encode_items(three.inputs, items), 1)
-        scores = torch.sigmoid(three.network.total(said))[0].numpy()
-    stacking = three.network.stacking
+        total = three.network.total(said)
+        scores = torch.sigmoid(total)[0].numpy()
+    stacking, sets = three.network.stacking, three.network.label_sets
     added = scores @ stacking.genres.mean(dim=0).numpy().T + stacking.offsets.mean(dim=0).numpy()
-    np.testing.assert_allclose(parts.cooccurrence, added, atol=1e-5)
+    weighted = total[0].numpy() + added
+    for branch, logits in said.items():
+        weighted += (branch_weights(three, branch) - 1) * logits[0].numpy()
+    assert sets is not None
+    answer = sets.logits(torch.from_numpy(weighted)[None])[0].numpy()
+    assert np.abs(answer - weighted).max() > 0.1
+    np.testing.assert_allclose(parts.cooccurrence, added + answer - weighted, atol=1e-4)
     assert parts.cooccurrence_of(2) == {"cooccurrence": parts.cooccurrence[2]}
     assert [bool(part.any()) for part in parts.branches.values()] == [
         given.column in columns for given in three.inputs.values()

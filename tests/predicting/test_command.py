@@ -134,10 +134,11 @@ def test_explaining_in_json_adds_up(
     assert len(list((tmp_path / "x").iterdir())) == len(explained)
 
 
+@pytest.mark.parametrize("by", ["stacking", "label_sets"])
 def test_explaining_says_what_the_scores_of_all_genres_add(
-    make_checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture
+    by: str, make_checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture
 ):
-    checkpoint = make_checkpoint(poster=None, seed=4, stacking=True)
+    checkpoint = make_checkpoint(poster=None, seed=4, **{by: True})
     assert main([str(checkpoint), "--title", "Alien (1979)", "--explain", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     for genre, parts in found["explanation"]["genres"].items():

@@ -73,8 +73,10 @@ MODELS: dict[str, Callable[[], dict[str, Any]]] = {
     "five": lambda: {
         "more": {"plot": synopsis_branch(), "own": vectors_branch(), "year": year_branch()},
         "stacking": True,
+        "label_sets": True,
     },
     "encoders": lambda: {"title": None, "poster": None, "more": encoder_branches()},
+    "sets": lambda: {"poster": None, "label_sets": True},
 }
 
 
@@ -95,6 +97,8 @@ def logits_of(model: TrainedModel, movie: dict[str, Any]) -> np.ndarray:
     total = torch.atleast_2d(model.network.total(said))
     if model.network.stacking is not None:
         total = total + model.network.stacking.added(total, said)
+    if model.network.label_sets is not None:
+        total = model.network.label_sets.logits(total)
     return total[0].double().numpy()
 
 

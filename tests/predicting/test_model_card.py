@@ -306,6 +306,7 @@ KINDS: dict[str, Callable[[], dict[str, Any]]] = {
         "more": {"year": (_year(), HEAD), "own": (_vectors(), HEAD)},
         "stacking": True,
     },
+    "sets": lambda: {"label_sets": True},
 }
 
 
@@ -323,7 +324,8 @@ def test_every_kind_of_model_has_a_card(
         assert branches[name]["column"] == given.column
         assert branches[name]["network"] in networks.NETWORKS
     related = "the scores of all genres" in section(card, "## Branches")
-    assert related == (kind == "others")
+    assert related == (kind in ("others", "sets"))
+    assert ("one of the 5 sets of genres" in section(card, "## Branches")) == (kind == "sets")
     encoders = tables(section(card, "## Encoders"))
     expected = {"pretrained": {"lite0", "minilm"}, "finetuned": {"lite0"}}.get(kind, set())
     assert {name for table in encoders for name in table} == expected

@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from playwright.sync_api import Browser, Page
@@ -16,6 +17,7 @@ from playwright.sync_api import Browser, Page
 import genre_lightning.comparison
 import genre_lightning.page
 import genre_lightning.report
+from genre_lightning.models.label_sets import LabelSets
 from genre_lightning.models.stacking import Stacking
 from genre_lightning.report.numbers import number, signed
 from genre_lightning.report.page import render_report, write_report
@@ -168,13 +170,15 @@ def test_softmax_scores_are_not_called_probabilities(case: Any):
     assert "not meant as a probability" in html
 
 
+@pytest.mark.parametrize("by", ["stacking", "label_sets"])
 def test_co_occurrence_is_a_part_of_the_sums_that_are_shown(
-    case: Any, monkeypatch: pytest.MonkeyPatch
+    by: str, case: Any, monkeypatch: pytest.MonkeyPatch
 ):
     assert "co-occurrence " not in re.sub(r"<[^>]*>", "", render(case))
     branches = {name: torch.ones(1, 4) for name in case.model.inputs}
     stacking = Stacking(branches, torch.ones(1, 4, 4), torch.zeros(1, 4))
-    monkeypatch.setattr(case.model.network, "stacking", stacking)
+    given = {"stacking": stacking, "label_sets": LabelSets.of_targets(np.tri(4, 4))}
+    monkeypatch.setattr(case.model.network, by, given[by])
     html = render(case)
     assert html.count("<span>co-occurrence +") == html.count('<p class="sum">') > 0
     assert html.count("what the scores of all genres") == 2

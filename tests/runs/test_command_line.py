@@ -39,6 +39,7 @@ SLIPS = {
     "trainer.max_epochs=0": "trainer.max_epochs=0 must be a whole number from 1 on",
     "training.micro_weight=2": "training.micro_weight=2 must be a number from 0 to 1",
     "training.stacking=3": "training.stacking=3 must be true or false",
+    "label_sets=1": "label_sets=1 must be true or false",
     "model.dropout=1.5": "model.dropout=1.5 must be a number from 0 to less than 1",
     "monitor=val/f1": "monitor=val/f1 is no value of the validation; did you mean val/f1_m",
     "monitor=val/loss": "add monitor_mode=min",

@@ -20,6 +20,7 @@ from genre_lightning.inputs.part import Part
 from genre_lightning.inputs.terms import TermsInput
 from genre_lightning.inputs.year import YearInput
 from genre_lightning.models.fusion import Fusion
+from genre_lightning.models.label_sets import LabelSets
 from genre_lightning.models.networks import build_network
 from genre_lightning.movies.movie import DataError
 from genre_lightning.movies.split import fold_movies
@@ -202,6 +203,47 @@ def test_a_checkpoint_scores_with_it_as_training_did(
     before, after = module.network.stacking, fresh.network.stacking
     assert before is not None and after is not None
     assert after.as_lists() == before.as_lists()
+
+
+def test_label_sets_of_a_fold_are_those_of_the_others(data: MovieDataModule, tmp_path: Path):
+    network = network_of(data)
+    targets, folds = data.train_labels()
+    assert folds is not None
+    network.label_sets = LabelSets.of_targets(targets, folds)
+    module = module_of(data, network)
+    trainer = pl.Trainer(
+        default_root_dir=tmp_path, accelerator="cpu", max_epochs=2, logger=False,
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+    )  # fmt: skip
+    trainer.fit(module, data)
+    trainer.save_checkpoint(tmp_path / "best.ckpt")
+    model = load_model(tmp_path / "best.ckpt")
+    scores = score_split(model, data, "val")
+    found = split_metrics(model, scores)
+    for name, value in trainer.callback_metrics.items():
+        if name.startswith("val/"):
+            assert found[name.removeprefix("val/")] == pytest.approx(float(value), abs=1e-6), name
+    assert scores.folds is not None
+    sums = model.network.total(scores.branch_logits)
+    train = data.labels[data.splits["train"]]
+    for fold in range(FOLDS):
+        own = scores.folds == fold
+        others = LabelSets.of_targets(train[folds != fold])
+        expected = others.logits(sums[own])
+        torch.testing.assert_close(scores.logits[own], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_label_sets_need_scores_of_their_own(data: MovieDataModule):
+    network = network_of(data)
+    network.label_sets = LabelSets.of_targets(*data.train_labels())
+    with pytest.raises(UserError, match=r"label_sets=true.*loss=bce"):
+        GenreModule(
+            network,
+            build_loss("cross_entropy"),
+            lambda groups: torch.optim.SGD(groups, lr=0.1, weight_decay=0.0),
+            inputs=data.describe(),
+            folds=FOLDS,
+        )
 
 
 def test_stacking_of_too_many_genres_is_refused(
