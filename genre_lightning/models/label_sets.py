@@ -15,6 +15,7 @@ score all sets of at least one genre are possible.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ MOST_SETS = 20_000
 _LEAST = 1e-6
 #: Log-odds below which a probability is exp() of them.
 _NEVER = -20.0
+#: Movies by sets that are looked at together: 64 MiB of float32.
+_BLOCK = 2**24
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,13 @@ class LabelSets:
         Returns:
             (B, G) float32.
         """
+        rows = max(1, _BLOCK // len(self.sets))
+        folds = repeat(None) if own is None else own.split(rows)
+        blocks = [self.of_block(*each) for each in zip(logits.split(rows), folds, strict=False)]
+        return torch.cat(blocks)
+
+    def of_block(self, logits: Tensor, own: Tensor | None = None) -> Tensor:
+        """As :meth:`logits`, of movies for each of which all sets fit into memory."""
         sets, unseen = self.sets.to(logits.device), self.unseen.to(logits.device)
         powers = logits @ sets.T
         if own is None:

@@ -324,5 +324,5 @@ class ExportedNetwork(nn.Module):
         if self.stacking is not None:
             total = total + self.stacking.added(total, said)
         if self.label_sets is not None:
-            total = self.label_sets.logits(total)
+            total = self.label_sets.of_block(total)
         return total, self.activation(total)

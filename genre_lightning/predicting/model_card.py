@@ -51,7 +51,7 @@ FEW_TO_SCORE = 20
 #: Settings of the training that a card shows; the others are told elsewhere on it, or in the run.
 SHOWN = (
     "optimizer.*", "scheduler.*", "loss.*", "training.*", "seed", "monitor", "start_from_priors",
-    "data.batch_size", "model.dropout", "model.members", "model.branches.*.lr_scale",
+    "label_sets", "data.batch_size", "model.dropout", "model.members", "model.branches.*.lr_scale",
     "model.branches.*.l2", "trainer.precision", "trainer.gradient_clip_val", "number of processes",
 )  # fmt: skip
 #: Rounding of the scores in predictions.csv.

@@ -78,6 +78,15 @@ def test_log_odds_are_finite(size: float) -> None:
         assert bool(sets.logits(LOGITS * size, own).isfinite().all())
 
 
+def test_many_movies_are_looked_at_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    sets, own = LabelSets.of_targets(TARGETS, FOLDS), torch.tensor([0, 1, -1, 0])
+    expected = sets.logits(LOGITS), sets.logits(LOGITS, own)
+    monkeypatch.setattr("genre_lightning.models.label_sets._BLOCK", 3 * len(sets.sets))
+    for found, whole in zip((sets.logits(LOGITS), sets.logits(LOGITS, own)), expected, strict=True):
+        torch.testing.assert_close(found, whole)
+    assert sets.logits(LOGITS[:0]).shape == (0, 3)
+
+
 def test_a_dataset_of_one_set() -> None:
     sets = LabelSets.of_targets(np.ones((5, 3)), np.arange(5) % 2)
     assert bool((torch.sigmoid(sets.logits(LOGITS)) > 0.8).all())
