@@ -3,6 +3,7 @@
     python -m benchmarks.scale
     python -m benchmarks.scale --sizes 1000 10000
     python -m benchmarks.scale --vectors -n 1          # a million; 5 GiB of memory, 2 of disk
+    python -m benchmarks.scale --mmimdb                # a folder like MM-IMDb's, of its 25,959
 
 Makes up movies (titles of made-up words, 18 genres, a small poster each, listed in a CSV), and for
 each number, in a process of its own, times the parts of `MovieDataModule.setup` on an empty cache,
@@ -10,9 +11,12 @@ then `setup` as a whole on the warm one. All imports are done before the clock s
 Linux alone, is the process's peak, less what it held after the imports and less the private memory
 that `setup` leaves behind (titles, labels, features). With ``--vectors`` each movie
 has a synopsis of some 40 words, too, and in place of its poster a vector of 64 numbers, by id, as
-an encoder's. Ends with one JSON line: ``figure`` is the seconds of a warm start at the greatest
-number, ``ratio`` its cost per movie on an empty cache over that at the smallest number (medians of
-the turns), ``growth`` the same ratio of each part.
+an encoder's. With ``--mmimdb`` it has a plot of some 100 words, a shorter one, and a poster of
+384x256; the files are in that dataset's layout, and the splits are its own.
+
+Ends with one JSON line: ``figure`` is the seconds of a warm start at the greatest number, ``ratio``
+its cost per movie on an empty cache over that at the smallest number (medians of the turns),
+``growth`` the same ratio of each part.
 """
 
 from __future__ import annotations
@@ -42,8 +46,13 @@ from benchmarks.measure import (
 )
 
 AIM = 1.3
-AIM_WARM_SECONDS = {False: 5.0, True: 20.0}  # without and with --vectors
-SIZES = {False: (1_000, 10_000, 100_000), True: (10_000, 1_000_000)}
+#: Seconds of a warm start at the greatest number, and the numbers, by kind of dataset.
+AIM_WARM_SECONDS = {"posters": 5.0, "vectors": 20.0, "mmimdb": 5.0}
+SIZES = {
+    "posters": (1_000, 10_000, 100_000),
+    "vectors": (10_000, 1_000_000),
+    "mmimdb": (1_000, 25_959),
+}
 WIDTH = 64  # of the vectors
 NUM_GENRES = 18
 SIDE = 32  # of the cached posters: 100,000 of them are 300 MB
@@ -109,6 +118,41 @@ def make_movies_with_vectors(folder: Path, count: int, seed: int = 0) -> Path:
     return folder / "movies.csv"
 
 
+def make_mmimdb(folder: Path, count: int, seed: int = 0) -> Path:
+    """Write a folder in MM-IMDb's layout; returns its ``split.json``."""
+    from benchmarks.untrained import compose_titles
+    from genre_lightning.movies.demo import draw_poster
+    from genre_lightning.movies.mmimdb import GENRES
+
+    rng = np.random.default_rng(seed)
+    dataset = folder / "dataset"
+    dataset.mkdir(parents=True)
+    drawings = [draw_poster(rng, ["Drama"], 384) for _ in range(min(DRAWINGS, count))]
+    names = [*GENRES, "News", "Adult"]
+    chance = 0.4 / np.arange(1, len(names) + 1)
+    titles = list(compose_titles(count + 20_000, seed))
+    phrases = [title.rsplit(" ", 1)[0] for title in titles[count:]]
+    ids = [f"{number:07}" for number in range(count)]
+    for number, movie_id in enumerate(ids):
+        has = np.flatnonzero(rng.random(len(names)) < chance)
+        drawn = [phrases[place] for place in rng.integers(len(phrases), size=40)]
+        entry = {
+            "title": titles[number].rsplit(" ", 1)[0],
+            "year": int(rng.integers(1890, 2018)),
+            "genres": [names[place] for place in has] or ["Drama"],
+            "plot": [" ".join(drawn[:10]), " ".join(drawn)],
+            # As the files have a lot that is not looked at.
+            "cast": [{"name": name, "personID": name} for name in drawn],
+        }
+        (dataset / f"{movie_id}.json").write_text(json.dumps(entry), "utf-8")
+        (dataset / f"{movie_id}.jpeg").write_bytes(drawings[number % len(drawings)])
+    # 15,552, 2,608 and 7,799 of 25,959.
+    first, second = round(0.5991 * count), round(0.6996 * count)
+    splits = {"train": ids[:first], "dev": ids[first:second], "test": ids[second:]}
+    (folder / "split.json").write_text(json.dumps(splits), "utf-8")
+    return folder / "split.json"
+
+
 def time_parts(manifest: Path, cache_dir: Path) -> dict[str, float]:
     """Seconds of each part, run one after the other, and MiB; in a fresh process."""
     # What is imported late counts as an import, not as the work of whoever comes first.
@@ -134,7 +178,7 @@ def time_parts(manifest: Path, cache_dir: Path) -> dict[str, float]:
 
         return timed
 
-    vectors = manifest.with_name("vectors.npz")
+    vectors, mmimdb = manifest.with_name("vectors.npz"), manifest.name == "split.json"
     posters: tuple[str, Any, str] = ("posters", pixels, "open_poster_cache")
     if vectors.exists():
         posters = ("posters", VectorsInput, "open")
@@ -148,17 +192,15 @@ def time_parts(manifest: Path, cache_dir: Path) -> dict[str, float]:
     inputs: dict[str, Input] = {
         "title": TermsInput("title", 8192, "char_wb", (2, 5), sublinear_tf=True, decade=True)
     }
-    if vectors.exists():
+    if vectors.exists() or mmimdb:
         inputs["synopsis"] = TermsInput("synopsis", 8192, "word", (1, 1), sublinear_tf=True)
+    if vectors.exists():
         inputs["poster"] = VectorsInput(str(vectors))
     else:
         inputs["poster"] = pixels.PixelsInput(size=SIDE)
-    data = datamodule.MovieDataModule(
-        "manifest",
-        inputs,
-        cache_dir=cache_dir,
-        path=str(manifest),
-    )
+    reader = "mmimdb" if mmimdb else "manifest"
+    options = {"root": str(manifest.parent)} if mmimdb else {"path": str(manifest)}
+    data = datamodule.MovieDataModule(reader, inputs, cache_dir=cache_dir, **options)
     started = time.perf_counter()
     data.setup()
     setup = time.perf_counter() - started
@@ -192,14 +234,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Time all numbers by turns and print the table."""
     parser = argument_parser(__doc__, n=3, training=False)
     parser.add_argument("--sizes", type=int, nargs="+", help="numbers of movies")
-    parser.add_argument("--vectors", action="store_true", help="synopses, and vectors for posters")
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument("--vectors", action="store_true", help="synopses, and vectors for posters")
+    kinds.add_argument("--mmimdb", action="store_true", help="a folder like that of MM-IMDb")
     parser.add_argument("--time", type=Path, nargs=2, help="time one; used by itself")
     args = parser.parse_args(arguments)
     if args.time is not None:
         print(json.dumps(time_parts(*args.time)))
         return
-    make = make_movies_with_vectors if args.vectors else make_movies
-    args.sizes = args.sizes or SIZES[args.vectors]
+    kind = "vectors" if args.vectors else "mmimdb" if args.mmimdb else "posters"
+    make = {"posters": make_movies, "vectors": make_movies_with_vectors, "mmimdb": make_mmimdb}[
+        kind
+    ]
+    args.sizes = args.sizes or SIZES[kind]
     cold: dict[int, list[dict[str, float]]] = {size: [] for size in args.sizes}
     warm: dict[int, list[dict[str, float]]] = {size: [] for size in args.sizes}
     with tempfile.TemporaryDirectory() as folder, environment_of_commands() as environment:
@@ -240,7 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             AIM,
             unit="s",
             aim_is="at most",
-            aim_warm_seconds=AIM_WARM_SECONDS[args.vectors],
+            aim_warm_seconds=AIM_WARM_SECONDS[kind],
             growth={
                 part: round(
                     statistics.median(ratios(per_movie[most][part], per_movie[least][part])), 3

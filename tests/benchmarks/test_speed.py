@@ -96,10 +96,13 @@ def test_the_figure_of_the_cache(capsys: pytest.CaptureFixture):
 
 
 @pytest.mark.slow
-def test_the_figure_of_the_scale(forked_commands: None, capsys: pytest.CaptureFixture):
+@pytest.mark.parametrize("kind", [[], ["--mmimdb"]], ids=["posters", "mmimdb"])
+def test_the_figure_of_the_scale(
+    kind: list[str], forked_commands: None, capsys: pytest.CaptureFixture
+):
     from benchmarks import scale
 
-    scale.main(["-n", "1", "--sizes", "60"])
+    scale.main(["-n", "1", "--sizes", "60", *kind])
     line = last_line(capsys)
     hold(line, 1)
     assert line["growth"] == dict.fromkeys(scale.PARTS, 1.0)
