@@ -199,7 +199,7 @@ def time_parts(manifest: Path, cache_dir: Path) -> dict[str, float]:
     else:
         inputs["poster"] = pixels.PixelsInput(size=SIDE)
     reader = "mmimdb" if mmimdb else "manifest"
-    options = {"root": str(manifest.parent)} if mmimdb else {"path": str(manifest)}
+    options: dict[str, Any] = {"root": str(manifest.parent)} if mmimdb else {"path": str(manifest)}
     data = datamodule.MovieDataModule(reader, inputs, cache_dir=cache_dir, **options)
     started = time.perf_counter()
     data.setup()
