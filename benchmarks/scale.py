@@ -147,7 +147,7 @@ def make_mmimdb(folder: Path, count: int, seed: int = 0) -> Path:
         (dataset / f"{movie_id}.json").write_text(json.dumps(entry), "utf-8")
         (dataset / f"{movie_id}.jpeg").write_bytes(drawings[number % len(drawings)])
     # 15,552, 2,608 and 7,799 of 25,959.
-    first, second = round(0.5991 * count), round(0.6996 * count)
+    first, second = (count * end // 25_959 for end in (15_552, 18_160))
     splits = {"train": ids[:first], "dev": ids[first:second], "test": ids[second:]}
     (folder / "split.json").write_text(json.dumps(splits), "utf-8")
     return folder / "split.json"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -134,7 +133,7 @@ def test_libyaml_reads_what_omegaconf_reads(repository: Path) -> None:
 )
 def test_libyaml_refuses_what_omegaconf_refuses(text: str, said: str, tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
-    file.write_text(textwrap.dedent(text))
+    file.write_text(text)
     with pytest.raises(yaml.YAMLError, match=said):
         OmegaConf.load(file)
     with read_by_libyaml(), pytest.raises(yaml.YAMLError, match=said) as found:
