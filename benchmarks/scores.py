@@ -45,8 +45,8 @@ def listed(*branches: str) -> str:
 
 #: The branches of model=full.
 FULL = (
-    *("title_linear", "title_year", "title_minilm", "poster_lite2"),
-    *("synopsis_tfidf", "synopsis_minilm"),
+    *("title_linear", "title_year", "title_minilm", "title_gemma", "poster_lite2"),
+    *("synopsis_tfidf", "synopsis_minilm", "synopsis_gemma"),
 )
 #: With cast and director as well.
 EVERYTHING = listed(*FULL, "cast", "director")

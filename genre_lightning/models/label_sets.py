@@ -154,7 +154,7 @@ class LabelSets:
             left_out = (self.only.to(logits.device) == own[:, None]) & (own >= 0)[:, None]
             powers = powers.masked_fill(left_out, -torch.inf)
         among = torch.softmax(powers, dim=1) @ sets
-        others = _at_least_one(logits) if self.never_empty else torch.sigmoid(logits)
+        others = _at_least_one(logits) if self.never_empty else _sigmoid(logits)
         scores = (1 - share) * among + share * others
         return torch.logit(scores, _LEAST)
 
@@ -164,7 +164,12 @@ def _at_least_one(logits: Tensor) -> Tensor:
     # Where none is likely only their proportions matter, and exp() must not make zeros of all.
     likely = logits + (_NEVER - logits.amax(dim=1, keepdim=True)).clamp(min=0)
     nothing = torch.nn.functional.softplus(likely).sum(dim=1, keepdim=True)
-    return torch.sigmoid(likely) / -torch.expm1(-nothing)
+    return _sigmoid(likely) / -torch.expm1(-nothing)
+
+
+def _sigmoid(logits: Tensor) -> Tensor:
+    """The same with the relative precision of small ones kept, as ONNX Runtime's is not."""
+    return torch.exp(-torch.nn.functional.softplus(-logits))
 
 
 def _unseen(counts: np.ndarray, kept: np.ndarray) -> float:

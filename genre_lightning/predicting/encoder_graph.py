@@ -98,10 +98,10 @@ class EmbeddedTextGraph(InputGraph):
             "attention_mask": "(C, L) int64, 1 for a token and 0 for padding",
             "offsets": "(P,) int64, where each text starts among the chunks",
         }
-        self.about = {"encoder": encoder.name, **encoder.tokens_described()}
+        self.about = {"encoder": encoder.name, **encoder.tokens_described(given.prompt_after)}
         self.about["prompt"] += given.prompt
         if given.natural:
-            self.about |= {"title": "as one says it: see docs/deployment.md"}
+            self.about |= {"title": "as one says it: see docs/deployment.md", "year": given.year}
         with tempfile.TemporaryDirectory() as folder:
             encoder.save_tokenizer(folder)
             self.files = {TOKENIZER: (Path(folder) / TOKENIZER).read_bytes()}
@@ -122,7 +122,7 @@ class EmbeddedTextGraph(InputGraph):
 
     def numbers(self, values: Sequence[Any]) -> dict[str, Tensor]:
         texts = self.given.prompted([self.given.read(value) for value in values])
-        tokens = self.encoder.tokenize(texts)
+        tokens = self.encoder.tokenize(texts, self.given.prompt_after)
         ids, mask = tokens.input_ids, tokens.attention_mask
         if not len(ids):
             ids = mask = np.zeros((0, 1), dtype=np.int64)

@@ -81,6 +81,6 @@ class FakeText:
         self.width = WIDTH
         self.calls: list[Any] = []
 
-    def embed(self, texts: Sequence[str]) -> Tensor:
+    def embed(self, texts: Sequence[str], after: str = "") -> Tensor:
         self.calls += texts
         return torch.from_numpy(plain_loop([t.encode() for t in texts])[:, 0]).float()

@@ -24,6 +24,7 @@ from genre_lightning.inputs.embedding import EmbeddingInput
 from genre_lightning.inputs.encoders import (
     ENCODERS,
     ImageEncoder,
+    TextEncoder,
     find_weights,
     open_encoder,
     resolve,
@@ -352,7 +353,11 @@ def test_texts_have_one_view() -> None:
         ("views", 0, "views"),
         ("views", 10**9, "views"),
         ("prompt", 3, "prompt"),
-        ("prompt", "A poster of ", "prompt: .* not before a poster"),
+        ("prompt", "A poster of ", "prompt: .* not to a poster"),
+        ("prompt_after", 3, "prompt_after"),
+        ("prompt_after", ", a poster", "prompt_after: .* not to a poster"),
+        ("year", True, "year: .* only with natural"),
+        ("year", 1, "year"),
         ("prompt", "x" * 201, "prompt"),
         ("prompt", "{}", "prompt"),
         ("prompt", "a\nb", "not that of an input's state"),
@@ -435,6 +440,9 @@ def test_a_name_that_a_checkpoint_can_not_hold_is_refused_at_once(tmp_path: Path
         ({"encoder": "lite0", "weights": "x"}, "weights"),
         ({"encoder": "lite0", "prompt": "A poster of "}, "prompt"),
         ({"encoder": "minilm", "prompt": None}, "prompt"),
+        ({"encoder": "minilm", "prompt_after": None}, "prompt_after"),
+        ({"encoder": "minilm", "year": True}, "year: .* only with natural"),
+        ({"encoder": "minilm", "natural": True, "year": "no"}, "year"),
         ({"encoder": "timm:resnet18; rm"}, "not the name of one of timm's own models"),
         ({}, "encoder"),
     ],
@@ -466,11 +474,33 @@ def test_a_prompt_stands_before_every_text_and_vectors_are_kept_apart(store: Sto
     assert rebuilt.state() == asked.state() and rebuilt.state()["prompt"] == "A movie called "
 
 
+def test_a_prompt_stands_behind_every_text(store: Store) -> None:
+    titles = ["Godfather, The (1972)", None, "Alien"]
+    asked = EmbeddingInput(
+        "title", "minilm", natural=True, year=True, prompt="Is ", prompt_after=" a comedy?"
+    )
+    features = asked.open(titles, ALL, store)
+    encoder = open_encoder("minilm")
+    assert isinstance(encoder, TextEncoder)
+    wanted = encoder.embed(["Is The Godfather (1972) a comedy?", "Is Alien a comedy?"])
+    assert features.dense is not None and features.place.tolist() == [0, -1, 1]
+    np.testing.assert_allclose(features.dense[:, 0], wanted, atol=2e-3)
+    other = EmbeddingInput("title", "minilm", natural=True, year=True, prompt="Is ")
+    again = other.open(titles, ALL, store)
+    assert again.dense is not None and np.abs(again.dense[:] - features.dense[:]).max() > 0.01
+    rebuilt = input_from_text(state_to_text(asked))
+    assert isinstance(rebuilt, EmbeddingInput) and rebuilt.state() == asked.state()
+    np.testing.assert_array_equal(
+        rebuilt.encode([rebuilt.read(titles[0])])["vectors"][0], features.dense[0]
+    )
+
+
 def test_a_checkpoint_of_before_there_were_prompts_has_none() -> None:
     state = EmbeddingInput("title", "minilm").state()
-    assert "prompt" not in state
+    assert not {"prompt", "prompt_after", "year"} & set(state)
     rebuilt = input_from_text(json.dumps({"kind": "embedding", **state}))
-    assert isinstance(rebuilt, EmbeddingInput) and rebuilt.prompt == ""
+    assert isinstance(rebuilt, EmbeddingInput) and not rebuilt.year
+    assert (rebuilt.prompt, rebuilt.prompt_after) == ("", "")
 
 
 # Features of every stage.

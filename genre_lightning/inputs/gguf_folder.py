@@ -1,0 +1,133 @@
+"""A language model's weights out of a GGUF file, as a folder that sentence-transformers reads.
+
+GGUF is llama.cpp's format. transformers takes a minute to read a large vocabulary out of one, and
+for every load anew: so it is done once, and what comes of it is stored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import io
+import json
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from contextlib import redirect_stderr
+from pathlib import Path
+from typing import Any
+
+from genre_lightning.errors import UserError
+from genre_lightning.store import content_key, stored_folder
+
+logger = logging.getLogger(__name__)
+
+#: Part of the folder's key: raise it when the same file becomes another folder than before.
+_VERSION = 1
+#: Tokens that are read at once. Plots are shorter as a rule.
+_MAX_TOKENS = 512
+_WEIGHTS = "model.safetensors"
+
+
+def hash_parts(parts: Sequence[Path]) -> str:
+    """SHA-256 of the file that is cut into these parts, 64 hex digits."""
+    digest = hashlib.sha256()
+    for part in parts:
+        with part.open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def gguf_folder(name: str, parts: Sequence[Path], sha256: str, blocks: int | None) -> Path:
+    """The folder of a model, built first where it is not there.
+
+    It is kept where caches are (``GENRE_LIGHTNING_CACHE``). Weights are float16, whatever they were
+    quantised to. A text's vector is the mean over its tokens, weighted by their place, since the
+    later a token, the more it has read (Muennighoff 2022, SGPT); and then the last token's own.
+
+    Args:
+        name: of the encoder.
+        parts: of the GGUF file, in order.
+        sha256: of the whole, see :func:`hash_parts`.
+        blocks: of the network that are kept, from the first; None for all.
+
+    Raises:
+        UserError: the file has other content.
+        CacheError: the folder can't be written.
+    """
+
+    def build(folder: Path) -> None:
+        if (found := hash_parts(parts)) != sha256:
+            raise UserError(f"{parts[0]} and its other parts: SHA-256 {found}, not {sha256}")
+        logger.info("reading the encoder %s for the first time: up to a minute", name)
+        _build(folder, parts, blocks)
+
+    key = content_key(_VERSION, sha256, blocks)
+    return stored_folder(_cache_dir(), f"encoder_{name}", key, build)
+
+
+def _cache_dir() -> str:
+    return os.environ.get("GENRE_LIGHTNING_CACHE", "~/.cache/genre-lightning")
+
+
+def _build(folder: Path, parts: Sequence[Path], blocks: int | None) -> None:
+    transformers = importlib.import_module("transformers")
+    safetensors = importlib.import_module("safetensors.torch")
+    torch = importlib.import_module("torch")
+    whole = folder / "whole.gguf"
+    with whole.open("wb") as out:
+        for part in parts:
+            with part.open("rb") as file:
+                shutil.copyfileobj(file, out, 2**20)
+    # transformers draws bars here, and can't be told not to.
+    with redirect_stderr(io.StringIO()):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=whole.name)
+        model = transformers.AutoModel.from_pretrained(
+            folder, gguf_file=whole.name, dtype=torch.float32
+        )
+    whole.unlink()
+    tokenizer.save_pretrained(folder)
+    config = model.config
+    kept = config.num_hidden_layers if blocks is None else blocks
+    config.num_hidden_layers = kept
+    # Of models whose blocks are of several kinds.
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:kept]
+    # It would have the weights read as a GGUF file again.
+    del config.quantization_config
+    config.save_pretrained(folder)
+    dropped = tuple(f"layers.{number}." for number in range(kept, len(model.layers)))
+    state = {
+        key: tensor.to(torch.float16).contiguous()
+        for key, tensor in model.state_dict().items()
+        if not key.startswith(dropped)
+    }
+    safetensors.save_file(state, folder / _WEIGHTS, metadata={"format": "pt"})
+    modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
+    _write(
+        folder / "modules.json",
+        [
+            {
+                "idx": number,
+                "name": str(number),
+                "path": path,
+                "type": f"sentence_transformers.models.{kind}",
+            }
+            for number, (path, kind) in enumerate(modules)
+        ],
+    )
+    _write(folder / "sentence_bert_config.json", {"max_seq_length": _MAX_TOKENS})
+    (folder / "1_Pooling").mkdir()
+    _write(
+        folder / "1_Pooling" / "config.json",
+        {
+            "embedding_dimension": config.hidden_size,
+            "pooling_mode": ["weightedmean", "lasttoken"],
+        },
+    )
+
+
+def _write(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2), encoding="utf-8")

@@ -1,0 +1,188 @@
+"""Language models out of GGUF files against llama.cpp, which reads them itself."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import genre_lightning.inputs.encoders as encoders
+from genre_lightning.errors import UserError
+from genre_lightning.inputs.encoders import (
+    EncoderSpec,
+    Gguf,
+    Packaged,
+    TextEncoder,
+    open_encoder,
+    weights_sha256,
+)
+from genre_lightning.inputs.gguf_folder import gguf_folder, hash_parts
+from tests.ask.tiny_llama import LAYERS, write_model
+
+TEXTS = ["Heat", "A thief and a cop, in Los Angeles."]
+
+#: In a process of its own: llama.cpp's server ends with it.
+LLAMA_CPP = """
+import json, sys, urllib.request, xllamacpp
+params = xllamacpp.CommonParams()
+params.model.path = sys.argv[1]
+params.embedding = True
+params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_NONE
+params.n_ctx = params.n_batch = params.n_ubatch = 512
+params.n_parallel = 1
+params.warmup = False
+params.n_gpu_layers = 0
+params.hostnames = ["127.0.0.1"]
+params.port = 0
+server = xllamacpp.Server(params)
+for text in json.loads(sys.argv[2]):
+    asked = json.dumps({"content": text, "embd_normalize": -1}).encode()
+    with urllib.request.urlopen(f"{server.listening_address}/embedding", asked) as answer:
+        print(json.dumps(json.load(answer)[0]["embedding"]))
+"""
+
+
+def llama_cpp(model: Path, texts: list[str]) -> list[np.ndarray]:
+    """(L, D) of each text, what llama.cpp has for its tokens after the last block."""
+    done = subprocess.run(
+        [sys.executable, "-c", LLAMA_CPP, model, json.dumps(texts)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("[[")]
+    return [np.array(json.loads(line), dtype=np.float64) for line in lines]
+
+
+def cut(file: Path, folder: Path, count: int = 3) -> list[Path]:
+    content = file.read_bytes()
+    step = -(-len(content) // count)
+    parts = [folder / f"part{number}" for number in range(count)]
+    for number, part in enumerate(parts):
+        part.write_bytes(content[number * step : (number + 1) * step])
+    return parts
+
+
+def pooled(tokens: np.ndarray) -> np.ndarray:
+    """The mean weighted by place, and the last one."""
+    place = np.arange(1, len(tokens) + 1)
+    return np.concatenate([place @ tokens / place.sum(), tokens[-1]])
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    write_model(path)
+    return path
+
+
+def packaged(
+    model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, blocks: int = LAYERS, **facts: Any
+) -> EncoderSpec:
+    """A model in a package of its own, as those of PyPI are."""
+    package = folder / "tiny_model"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise RuntimeError('imported')", "utf-8")
+    parts = cut(model, package)
+    monkeypatch.syspath_prepend(str(folder))
+    origin = Gguf(
+        tuple(Packaged("tiny-model", "tiny_model", part.name) for part in parts),
+        blocks,
+    )
+    # An encoder that is open is not opened again: each test has one of its own.
+    return EncoderSpec(name=folder.name, kind="text", origin=origin, **facts)
+
+
+@pytest.mark.slow
+def test_vectors_are_those_of_llama_cpp(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = packaged(model, tmp_path, monkeypatch)
+    whole = hashlib.sha256(model.read_bytes()).hexdigest()
+    assert weights_sha256(spec) == whole
+    encoder = open_encoder(spec)
+    assert isinstance(encoder, TextEncoder) and encoder.sha256 == whole
+    for text, vector, tokens in zip(
+        TEXTS, encoder.embed(TEXTS).numpy(), llama_cpp(model, TEXTS), strict=True
+    ):
+        assert len(tokens) > 2 and encoder.tokenize([text]).input_ids.shape == (1, len(tokens))
+        # It keeps keys and values as float16, and we keep weights so.
+        np.testing.assert_allclose(vector, pooled(tokens), atol=2e-2)
+
+
+@pytest.mark.slow
+def test_the_last_blocks_are_left_out(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = packaged(model, tmp_path, monkeypatch, blocks=1)
+    encoder = open_encoder(spec)
+    assert isinstance(encoder, TextEncoder)
+    # The same weights are drawn for what a smaller model has.
+    monkeypatch.setattr("tests.ask.tiny_llama.LAYERS", 1)
+    shorter = tmp_path / "shorter.gguf"
+    write_model(shorter)
+    for vector, tokens in zip(encoder.embed(TEXTS).numpy(), llama_cpp(shorter, TEXTS), strict=True):
+        np.testing.assert_allclose(vector, pooled(tokens), atol=2e-2)
+
+
+@pytest.mark.slow
+def test_a_model_is_made_a_folder_once(
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("GENRE_LIGHTNING_CACHE", str(tmp_path / "cache"))
+    parts = cut(model, tmp_path)
+    sha256 = hash_parts(parts)
+    folder = gguf_folder("tiny", parts, sha256, None)
+    assert capfd.readouterr() == ("", "")
+    assert folder.parent == tmp_path / "cache"
+    assert not list(folder.rglob("*.gguf"))
+    before = (folder / "model.safetensors").stat().st_mtime_ns
+    assert gguf_folder("tiny", parts, sha256, None) == folder
+    assert (folder / "model.safetensors").stat().st_mtime_ns == before
+    # A damaged one is noticed.
+    damaged = bytearray((folder / "model.safetensors").read_bytes())
+    whole = bytes(damaged)
+    damaged[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(damaged)
+    assert gguf_folder("tiny", parts, sha256, None) == folder
+    assert (folder / "model.safetensors").read_bytes() == whole
+
+
+def test_other_content_is_refused_and_leaves_nothing(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GENRE_LIGHTNING_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(UserError, match=f"part0.*{hash_parts([model])}, not {'0' * 64}"):
+        gguf_folder("tiny", cut(model, tmp_path), "0" * 64, None)
+    assert not list((tmp_path / "cache").glob("encoder_*"))
+
+
+def test_a_part_that_is_missing_is_named(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = packaged(model, tmp_path, monkeypatch)
+    (tmp_path / "tiny_model" / "part1").unlink()
+    with pytest.raises(encoders.EncoderError, match=r"tiny-model lacks part1.*install it again"):
+        open_encoder(spec)
+
+
+@pytest.mark.parametrize("library", ["gguf", "accelerate"])
+def test_what_reads_it_is_not_installed(
+    library: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = packaged(model, tmp_path, monkeypatch)
+    found = encoders.importlib.util.find_spec
+    monkeypatch.setattr(
+        encoders.importlib.util, "find_spec", lambda name: None if name == library else found(name)
+    )
+    with pytest.raises(encoders.EncoderError, match=rf"needs {library}.*\[pretrained\]"):
+        open_encoder(spec)
