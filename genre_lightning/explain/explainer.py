@@ -131,8 +131,8 @@ class Explainer(ABC):
             branch: its name.
             value: of the branch's column, as for the ``read`` of its input, whose errors it raises.
             budget: the most values that may be encoded for it, where many explanations are wanted;
-                what can't be told word by word is then told by groups of words. None for the
-                explainer's own limit.
+                what can't be told word by word is then told by groups of words. Of encoders that
+                cost much, fewer are. None for the explainer's own limit.
         """
 
 

@@ -16,12 +16,16 @@ import numpy as np
 from genre_lightning.checkpoint.model import TrainedModel
 from genre_lightning.explain.average import average_logits
 from genre_lightning.explain.explainer import Explainer, TextExplanation, TextPart, branch_logits
+from genre_lightning.inputs.embedding import EmbeddingInput
 from genre_lightning.inputs.encode import encode_items
 from genre_lightning.inputs.input import Value
 
 #: The most texts that are embedded for one explanation, and the most words of them all: some ten
-#: seconds of MiniLM on one core. A text of more than 140 words loses several of them at once.
+#: seconds of MiniLM on one core. A text of more than 140 words loses several of them at once; for
+#: an encoder that costs seven times as much, one of more than 53.
 MAX_TEXTS, MAX_WORDS = 400, 20_000
+#: A budget is of MiniLM's texts. A costlier encoder has fewer, but no less than these.
+MIN_TEXTS = 6
 
 # What is between spaces and dashes. In scripts written without them, each character: kana and Han.
 _WRITTEN = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\s\u2013\u2014\u3040-\u30ff\u3400-\u9fff]+")
@@ -46,7 +50,10 @@ class LeftOutExplainer(Explainer):
         # What the encoder sees, such as a title with its article in front.
         text = given[branch].read(value)
         words = find_words(text)
-        most = min(budget or MAX_TEXTS, MAX_TEXTS, MAX_WORDS // max(1, len(words)))
+        source = given[branch]
+        cost = source.spec.cost if isinstance(source, EmbeddingInput) else 1
+        afforded = max(MIN_TEXTS, budget // cost) if budget and cost > 1 else budget
+        most = min(afforded or MAX_TEXTS, MAX_TEXTS, MAX_WORDS // cost // max(1, len(words)))
         groups = group_words(words, most)
         without = [leave_out(text, group) for group in groups]
         # All in one call of the encoder, which makes batches of them. A text of which nothing is

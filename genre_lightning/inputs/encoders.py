@@ -146,6 +146,7 @@ class EncoderSpec:
         stages: the vector holds the mean of every stage's features, too, not of the last alone; of
             a text, that of the last few blocks.
         stage_widths: of the stages, so that D is known before anything is imported; None for not.
+        cost: of a text encoder, its arithmetic for a token in multiples of MiniLM's.
         download: whether weights that are not on this machine may be fetched. A checkpoint can't
             start a download.
     """
@@ -163,6 +164,7 @@ class EncoderSpec:
     interpolation: str | None = None
     stages: bool = False
     stage_widths: tuple[int, ...] | None = None
+    cost: int = 1
     download: bool = True
 
     @property
@@ -271,6 +273,7 @@ ENCODERS: dict[str, EncoderSpec] = {
             sha256="e7a70f8bdf68d75ab81ebc6d30ef16eb1d57149482ce8d0c96e5ed0b528a9464",
             width=768,
             stage_widths=(768,) * (_TOKEN_STAGES - 1),
+            cost=8,
         ),
         # Gemma Team 2025, a language model: it has read about many of the movies. 13 of its 18
         # blocks, quantised to four bits; under Google's Gemma Terms of Use.
@@ -292,6 +295,7 @@ ENCODERS: dict[str, EncoderSpec] = {
             sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
             width=2 * 640,
             stage_widths=(640,) * (_TOKEN_STAGES - 1),
+            cost=7,
         ),
         # These three could be downloaded where no test runs: built and tested with random weights,
         # not scored. Radford et al. 2021: the vector before the projection, as in its linear

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,20 @@ def test_a_budget_leaves_groups_of_words_out(embedded: TrainedModel):
     last = one_by_one(embedded, "plot", SYNOPSIS.removesuffix(" silent (1979)."))
     whole = one_by_one(embedded, "plot", SYNOPSIS)
     np.testing.assert_allclose(found.parts[-1].contributions, whole - last, atol=1e-4)
+
+
+@pytest.mark.parametrize(("budget", "groups"), [(None, 18), (24, 6), (3, 6)])
+def test_a_costly_encoder_embeds_fewer_texts(
+    budget: int | None, groups: int, embedded: TrainedModel, monkeypatch: pytest.MonkeyPatch
+):
+    given = embedded.inputs["plot"]
+    assert isinstance(given, EmbeddingInput) and given.spec.cost == 1
+    monkeypatch.setattr(given, "spec", replace(given.spec, cost=10))
+    monkeypatch.setattr(left_out, "MAX_WORDS", 10 * 18 * 54)
+    text = " ".join(f"w{n}" for n in range(54))
+    parts = explained(embedded, text, budget=budget).parts
+    assert len(parts) == groups
+    assert " ".join(part.text for part in parts) == text
 
 
 def test_long_texts_are_bounded(embedded: TrainedModel, monkeypatch: pytest.MonkeyPatch):
