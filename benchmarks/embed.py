@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 AIM = 0.93
 POSTERS_AT_ONCE = (1, 2, 4)
-TOKENS_AT_ONCE = (512, 1024)
+TOKENS_AT_ONCE = (512, 1024, 4096)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -47,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--posters", type=int, default=256, help="how many; default 256")
     parser.add_argument("--titles", type=int, default=2048, help="how many; default 2048")
     parser.add_argument("--synopses", type=int, default=192, help="how many; default 192")
+    parser.add_argument("--text-encoder", default="minilm", help="of titles and synopses")
+    parser.add_argument("--prompt-after", default="", help="put behind every text")
     args = parser.parse_args(arguments)
 
     from genre_lightning.inputs.embedding import EmbeddingInput
@@ -54,15 +56,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         posters, titles = _movies(args.root, Path(folder), args.posters, args.titles)
         values: dict[str, Sequence[Any]] = {"posters": posters, "titles": titles}
+
+        def text(column: str) -> EmbeddingInput:
+            return EmbeddingInput(column, args.text_encoder, prompt_after=args.prompt_after)
+
         given = {
             "posters": EmbeddingInput("poster", "lite2", stages=True),
-            "titles": EmbeddingInput("title", "minilm"),
+            "titles": text("title"),
         }
         if args.columns is not None:
             with args.columns.open(newline="", encoding="utf-8") as file:
                 found = [row["synopsis"] for row in csv.DictReader(file) if row["synopsis"]]
             values["synopses"] = found[: args.synopses]
-            given["synopses"] = EmbeddingInput("synopsis", "minilm")
+            given["synopses"] = text("synopsis")
 
         def fill(name: str) -> None:
             with tempfile.TemporaryDirectory(dir=folder) as cache_dir:
@@ -153,7 +159,7 @@ def _forward(
         batches = [(some,) for some in encoder.normalise(pixels).split(size)]
         network: Callable[..., Any] = encoder.vectors
     else:
-        tokens = encoder.tokenize(values)
+        tokens = encoder.tokenize(given.prompted(values), given.prompt_after)
         ids, mask = (torch.from_numpy(part) for part in (tokens.input_ids, tokens.attention_mask))
         lengths = mask.sum(1)
         order = lengths.argsort()

@@ -144,7 +144,7 @@ class EmbeddingInput(Input):
                 raise ValueError(f"{key}: {words!r:.100} is put to a text, not to a poster")
         self.views = views
         self.natural = natural
-        self.year = year
+        self.year = bool(year)
         self.prompt = prompt
         self.prompt_after = prompt_after
         self.sha256 = spec.sha256

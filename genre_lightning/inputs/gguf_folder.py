@@ -18,6 +18,8 @@ from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from genre_lightning.errors import UserError
 from genre_lightning.store import content_key, stored_folder
 
@@ -75,7 +77,6 @@ def _cache_dir() -> str:
 def _build(folder: Path, parts: Sequence[Path], blocks: int | None) -> None:
     transformers = importlib.import_module("transformers")
     safetensors = importlib.import_module("safetensors.torch")
-    torch = importlib.import_module("torch")
     whole = folder / "whole.gguf"
     with whole.open("wb") as out:
         for part in parts:
