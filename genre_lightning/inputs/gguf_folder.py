@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from genre_lightning.errors import UserError
-from genre_lightning.store import content_key, stored_folder
+from genre_lightning.store import DEFAULT_CACHE_DIR, content_key, stored_folder
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ _WEIGHTS = "model.safetensors"
 
 
 def hash_parts(parts: Sequence[Path]) -> str:
-    """SHA-256 of the file that is cut into these parts, 64 hex digits."""
+    """SHA-256 of a file that is cut into these parts, or is the only one: 64 hex digits."""
     digest = hashlib.sha256()
     for part in parts:
         with part.open("rb") as file:
@@ -67,11 +67,8 @@ def gguf_folder(name: str, parts: Sequence[Path], sha256: str, blocks: int | Non
         _build(folder, parts, blocks)
 
     key = content_key(_VERSION, sha256, blocks)
-    return stored_folder(_cache_dir(), f"encoder_{name}", key, build)
-
-
-def _cache_dir() -> str:
-    return os.environ.get("GENRE_LIGHTNING_CACHE", "~/.cache/genre-lightning")
+    cache_dir = os.environ.get("GENRE_LIGHTNING_CACHE", DEFAULT_CACHE_DIR)
+    return stored_folder(cache_dir, f"encoder_{name}", key, build)
 
 
 def _build(folder: Path, parts: Sequence[Path], blocks: int | None) -> None:
