@@ -25,6 +25,7 @@ from genre_lightning.inputs.encoders import (
     GPU_POSTERS,
     EncoderError,
     EncoderSpec,
+    Gguf,
     ImageEncoder,
     TextEncoder,
     open_encoder,
@@ -34,6 +35,7 @@ from genre_lightning.inputs.encoders import (
     vouched,
     weights_sha256,
 )
+from genre_lightning.inputs.gguf_folder import FOLDER_VERSION
 from genre_lightning.inputs.input import DenseFeatures, Features, Input, Store, check_keys
 from genre_lightning.inputs.one_core import one_core_threads
 from genre_lightning.inputs.part import Numbers
@@ -221,7 +223,9 @@ class EmbeddingInput(Input):
         architecture = self.spec.architecture
         how = (EMBEDDING_VERSIONS[self.of], self.sha256, architecture, self.views, self.spec.stages)
         if self.of == "text":
-            return content_key(*how, *self._prompts().values())
+            origin = self.spec.origin
+            made = [FOLDER_VERSION, origin.blocks] if isinstance(origin, Gguf) else []
+            return content_key(*how, *made, *self._prompts().values())
         colours = (list(self.spec.mean or ()), list(self.spec.std or ()))
         return content_key(*how, DECODER_VERSION, list(self.size), *colours)
 

@@ -25,8 +25,9 @@ from genre_lightning.store import DEFAULT_CACHE_DIR, content_key, stored_folder
 
 logger = logging.getLogger(__name__)
 
-#: Part of the folder's key: raise it when the same file becomes another folder than before.
-_VERSION = 1
+#: Part of the keys of the folder and of its vectors: raise it when the same file becomes another
+#: folder than before.
+FOLDER_VERSION = 1
 #: Tokens that are read at once. Plots are shorter as a rule.
 _MAX_TOKENS = 512
 _WEIGHTS = "model.safetensors"
@@ -66,7 +67,7 @@ def gguf_folder(name: str, parts: Sequence[Path], sha256: str, blocks: int | Non
         logger.info("reading the encoder %s for the first time: up to a minute", name)
         _build(folder, parts, blocks)
 
-    key = content_key(_VERSION, sha256, blocks)
+    key = content_key(FOLDER_VERSION, sha256, blocks)
     cache_dir = os.environ.get("GENRE_LIGHTNING_CACHE", DEFAULT_CACHE_DIR)
     return stored_folder(cache_dir, f"encoder_{name}", key, build)
 

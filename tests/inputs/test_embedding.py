@@ -23,6 +23,7 @@ from genre_lightning.inputs.decode import decode_poster
 from genre_lightning.inputs.embedding import EmbeddingInput
 from genre_lightning.inputs.encoders import (
     ENCODERS,
+    Gguf,
     ImageEncoder,
     TextEncoder,
     find_weights,
@@ -198,6 +199,14 @@ def test_architectures_with_the_same_weights_are_told_apart() -> None:
     one = lite0()
     other = lite0()
     other.spec = replace(other.spec, architecture="efficientnet_lite0")
+    assert one._key() != other._key()
+
+
+def test_what_is_kept_of_the_same_language_model_is_told_apart() -> None:
+    one, other = EmbeddingInput("title", "gemma"), EmbeddingInput("title", "gemma")
+    assert one._key() == other._key()
+    assert isinstance(other.spec.origin, Gguf)
+    other.spec = replace(other.spec, origin=replace(other.spec.origin, blocks=5))
     assert one._key() != other._key()
 
 
