@@ -131,6 +131,11 @@ def saves_in_background(cfg: DictConfig) -> bool:
     return trains_on_gpu(cfg) if wanted == "auto" else wanted is True
 
 
+def seconds_between_checkpoints(cfg: DictConfig) -> float:
+    """At least so many; none where the user has said how many steps may be lost."""
+    return 0.0 if cfg.checkpoint_every_n_steps else float(cfg.checkpoint_min_seconds)
+
+
 def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     """Fit the configured model, score its best checkpoint, and fill ``result`` as it goes.
 
@@ -178,7 +183,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
             precision=precision,
             callbacks=callbacks,
             logger=False,  # see open_loggers
-            plugins=[WholeFileIO(saves_in_background(cfg))],
+            plugins=[WholeFileIO(saves_in_background(cfg), seconds_between_checkpoints(cfg))],
         )
     settings = run_settings(
         cast("dict[str, Any]", OmegaConf.to_container(cfg, resolve=True)),

@@ -43,7 +43,7 @@ from genre_lightning.training.callbacks.checkpoint_io import WholeFileIO
 from genre_lightning.training.callbacks.epoch_log import EpochLog
 from genre_lightning.training.callbacks.history import History
 from genre_lightning.training.callbacks.resume import Resume
-from train import saves_in_background
+from train import saves_in_background, seconds_between_checkpoints
 
 
 def fit(cfg: DictConfig, epochs: int) -> float:
@@ -64,7 +64,7 @@ def fit(cfg: DictConfig, epochs: int) -> float:
             callbacks,
             max_epochs=epochs,
             enable_checkpointing=True,
-            plugins=[WholeFileIO(saves_in_background(cfg))],
+            plugins=[WholeFileIO(saves_in_background(cfg), seconds_between_checkpoints(cfg))],
         )
         started = time.perf_counter()
         trainer.fit(module, datamodule=data)

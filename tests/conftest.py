@@ -254,6 +254,8 @@ TINY = (
     "trainer.max_epochs=2",
     "callbacks.progress_bar=null",
     "++trainer.enable_progress_bar=false",
+    # Each epoch is on the disk as it ends.
+    "checkpoint_min_seconds=0",
 )
 TINY_TITLE = (
     "model.branches.title_tfidf.input.vocabulary_size=256",

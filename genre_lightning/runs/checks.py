@@ -31,6 +31,10 @@ def _at_least(low: int) -> Callable[[Any], bool]:
 RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "callbacks.early_stopping.patience": ("a whole number from 0 on", _at_least(0)),
     "checkpoint_every_n_steps": ("a whole number from 1 on, or null", _at_least(1)),
+    "checkpoint_min_seconds": (
+        "a number from 0 on",
+        lambda value: _is_number(value) and value >= 0,
+    ),
     "batch_size": ("a whole number from 1 on", _at_least(1)),
     "data.batch_size": ("a whole number from 1 on", _at_least(1)),
     "data.workers": ("a whole number from 1 on, or null", _at_least(1)),

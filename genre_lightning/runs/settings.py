@@ -21,6 +21,7 @@ NO_RESULT = (
     "callbacks.progress_bar",
     "checkpoint_every_n_steps",
     "checkpoint_in_background",
+    "checkpoint_min_seconds",
     "ckpt_path",
     "data.device_resident",
     "data.download",

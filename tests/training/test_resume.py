@@ -41,6 +41,13 @@ Overrides = Callable[..., list[str]]
 BACKGROUND = pytest.mark.parametrize(
     "background", [False, True], ids=["at once", "in the background"]
 )
+#: After the first epoch nothing is written before the end, unless something asks for it.
+HELD_BACK = "checkpoint_min_seconds=1000"
+WRITTEN = pytest.mark.parametrize(
+    "how",
+    ["checkpoint_in_background=false", "checkpoint_in_background=true", HELD_BACK],
+    ids=["at once", "in the background", "held back"],
+)
 #: Ten batches an epoch, with dropout, augmentation and a schedule.
 SMALL_BATCHES = ("data.batch_size=8", "trainer.max_epochs=4")
 
@@ -113,6 +120,26 @@ def test_killed_while_saving(
     assert_same_run(unbroken, folder)
 
 
+@pytest.mark.slow
+def test_a_kill_loses_what_was_held_back_and_no_more(
+    unbroken: Path, repository: Path, tiny_overrides: Overrides, tmp_path: Path
+) -> None:
+    folder = tmp_path / "killed"
+    overrides = tiny_overrides(*SMALL_BATCHES, HELD_BACK)
+    steps = checkpoint(unbroken)["global_step"] // 4
+    # In the last epoch: three are done, and validated, of which the first is on the disk.
+    process = train_apart(repository, folder, overrides, kill_at, 4 * steps)
+    process.join()
+    assert process.exitcode == -9, folder.with_name("killed.log").read_text()
+    for name in ("last", "best"):
+        state = read_checkpoint(folder / "checkpoints" / f"{name}.ckpt")
+        assert state["global_step"] == steps
+    process = train_apart(repository, folder, [*overrides, "ckpt_path=last"])
+    process.join()
+    assert process.exitcode == 0, folder.with_name("killed.log").read_text()
+    assert_same_run(unbroken, folder)
+
+
 def interrupt(number: int, times: int = 1) -> Callable[[], None]:
     def send() -> None:
         for _ in range(times):
@@ -122,12 +149,12 @@ def interrupt(number: int, times: int = 1) -> Callable[[], None]:
 
 
 @pytest.mark.slow
-@BACKGROUND
+@WRITTEN
 def test_signals_finish_and_save_the_step(
-    background: bool, unbroken: Path, train_here: Train, tiny_overrides: Overrides, tmp_path: Path
+    how: str, unbroken: Path, train_here: Train, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
     last = tmp_path / "checkpoints" / "last.ckpt"
-    overrides = tiny_overrides(*SMALL_BATCHES, f"checkpoint_in_background={background}")
+    overrides = tiny_overrides(*SMALL_BATCHES, how)
     steps = len(range(0, 9))  # batches of an epoch
     more: list[str] = []
     # In mid-epoch; in the last batch of an epoch and in the validation after it, where the epoch
@@ -169,9 +196,9 @@ def test_a_second_signal_ends_it_at_once(
 
 
 @pytest.mark.slow
-@BACKGROUND
+@WRITTEN
 def test_slurm_queues_it_again(
-    background: bool, unbroken: Path, repository: Path, tiny_overrides: Overrides, tmp_path: Path
+    how: str, unbroken: Path, repository: Path, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
     folder, queued = tmp_path / "run", tmp_path / "queued"
     tool = tmp_path / "scontrol"
@@ -179,7 +206,7 @@ def test_slurm_queues_it_again(
     then = tmp_path / "last.ckpt when it was queued"
     tool.write_text(f'#!/bin/sh\necho "$@" > "{queued}"; cp "{last}" "{then}"\n')
     tool.chmod(0o755)
-    overrides = tiny_overrides(*SMALL_BATCHES, f"checkpoint_in_background={background}")
+    overrides = tiny_overrides(*SMALL_BATCHES, how)
     process = train_apart(repository, folder, overrides, slurm, tmp_path)
     process.join()
     log = folder.with_name("run.log").read_text()

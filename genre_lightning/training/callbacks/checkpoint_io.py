@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import shutil
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -30,19 +32,29 @@ class WholeFileIO(TorchCheckpointIO):
     in another thread and removes at once, so that for a while there is neither the old file nor the
     new one; here one thread does all of it, in order.
 
+    Where epochs take less than a second, writing each would take a good part of the time. What is
+    to be saved within ``min_seconds`` of a write is copied and held back, and only the newest of
+    each file is written: with the first state that is saved later, or by :meth:`finish`.
+
     Args:
         background: copy the state and write the copy in another thread, while training
             continues. No state is copied before the one before it is on the disk. What goes wrong
             there is raised by the next call, :meth:`teardown` at the latest, and nothing is done
             after it.
+        min_seconds: between two writes; 0 to write everything at once.
 
     Attributes:
         newest: the file written last, or about to be, and its ``TRAINING_KEY`` entry.
     """
 
-    def __init__(self, background: bool = False) -> None:
+    def __init__(self, background: bool = False, min_seconds: float = 0.0) -> None:
         self.background = background
+        self.min_seconds = min_seconds
         self.newest: tuple[Path, Any] | None = None
+        self._written = -math.inf
+        #: What each file will be: a checkpoint, or None for one that is to be removed.
+        self._held: dict[Path, dict[str, Any] | None] = {}
+        self._after: list[Callable[[], None]] = []
         self._thread: ThreadPoolExecutor | None = None
         self._asked: list[Future[None]] = []
 
@@ -51,14 +63,19 @@ class WholeFileIO(TorchCheckpointIO):
     ) -> None:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        entry = checkpoint.get(TRAINING_KEY)
+        self.newest = path, checkpoint.get(TRAINING_KEY)
+        now = time.monotonic()
+        # A new name is taken at once: Lightning looks which ones are.
+        if now - self._written < self.min_seconds and path.exists():
+            self._held[path] = _state_now(checkpoint)
+            return
+        self._written = now
+        self._held.pop(path, None)
+        self._write_held()
         if self.background:
-            self.finish()
-            checkpoint = {
-                key: value if key in _OWN else _copied(value) for key, value in checkpoint.items()
-            }
-        self.then(partial(write_checkpoint, checkpoint, path))
-        self.newest = path, entry
+            self._wait()
+            checkpoint = _state_now(checkpoint)
+        self._do(partial(write_checkpoint, checkpoint, path))
 
     def link(self, path: Path) -> None:
         """Give the newest file a second name, or copy it where the file system has none to give.
@@ -67,10 +84,18 @@ class WholeFileIO(TorchCheckpointIO):
         """
         if self.newest is None:
             raise RuntimeError("nothing was saved")
-        self.then(partial(_link, self.newest[0], path))
+        newest = self.newest[0]
+        if newest in self._held:
+            self._held[path] = self._held[newest]
+        else:
+            self._held.pop(path, None)
+            self._do(partial(_link, newest, path))
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        self.then(partial(super().remove_checkpoint, path))
+        if self._held:
+            self._held[Path(path)] = None
+        else:
+            self._do(partial(super().remove_checkpoint, path))
 
     def load_checkpoint(self, *arguments: Any, **options: Any) -> dict[str, Any]:
         self.finish()
@@ -78,7 +103,31 @@ class WholeFileIO(TorchCheckpointIO):
         return loaded
 
     def then(self, work: Callable[[], None]) -> None:
-        """Do something once all that was asked for before is done."""
+        """Do something once all that was asked for before is done.
+
+        What is held back with a checkpoint is forgotten once that of a later one is.
+        """
+        if self._held:
+            self._after = [work]
+        else:
+            self._do(work)
+
+    def _write_held(self) -> None:
+        held, self._held = self._held, {}
+        after, self._after = self._after, []
+        written: dict[int, Path] = {}
+        for path, checkpoint in held.items():
+            if checkpoint is None:
+                self._do(partial(super().remove_checkpoint, path))
+            elif id(checkpoint) in written:
+                self._do(partial(_link, written[id(checkpoint)], path))
+            else:
+                written[id(checkpoint)] = path
+                self._do(partial(write_checkpoint, checkpoint, path))
+        for work in after:
+            self._do(work)
+
+    def _do(self, work: Callable[[], None]) -> None:
         if not self.background:
             work()
             return
@@ -88,12 +137,16 @@ class WholeFileIO(TorchCheckpointIO):
         self._asked.append(self._thread.submit(_unless_failed, before, work))
 
     def finish(self) -> None:
-        """Wait until all that was asked for is done.
+        """Write what was held back, and wait until all that was asked for is done.
 
         Raises:
             FullDiskError: the disk is full.
             OSError: a file could not be written for another reason.
         """
+        self._write_held()
+        self._wait()
+
+    def _wait(self) -> None:
         asked, self._asked = self._asked, []
         for work in asked:
             work.result()
@@ -124,6 +177,11 @@ def _link(source: Path, path: Path) -> None:
             shutil.copyfileobj(content, file)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _state_now(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """A copy, which stays as it is while training goes on."""
+    return {key: value if key in _OWN else _copied(value) for key, value in checkpoint.items()}
 
 
 def _copied(value: Any) -> Any:

@@ -56,7 +56,8 @@ def run_settings(config: Mapping[str, Any], *, precision: str, world_size: int) 
 class Resume(Checkpoint):
     """Keeps ``checkpoints/last.ckpt`` at the newest state from which a run can be resumed exactly.
 
-    It is written at the end of each epoch, every ``every_n_steps`` optimizer steps, and at the end
+    It is saved at the end of each epoch (and written then, or a little later, as
+    :class:`WholeFileIO` has it), every ``every_n_steps`` optimizer steps, and at the end
     of the step in which SIGTERM, Ctrl-C or SIGHUP arrives, which then ends the run by
     :class:`Interrupted`; the same signal once more ends it at once. Under Slurm Lightning answers
     SIGTERM, and the signal on which it queues the job again; the latter is held back to a step's
@@ -236,6 +237,8 @@ class Resume(Checkpoint):
             if isinstance(io, WholeFileIO) and (stop or self._held_back is not None):
                 io.finish()
         if self._held_back is not None:
+            if isinstance(io, WholeFileIO):
+                io.min_seconds = 0.0  # the handler saves, and has the job queued again
             number, self._held_back = self._held_back, None
             self._handlers[number](number, None)
         if stop:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections import OrderedDict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from genre_lightning.checkpoint.card import TRAINING_KEY
+from genre_lightning.training.callbacks import checkpoint_io
 from genre_lightning.training.callbacks.checkpoint_io import WholeFileIO
 
 
@@ -91,6 +93,74 @@ def test_nothing_is_removed_before_what_replaces_it_is_there(
     assert asked[0].done() and seen == [["new", "old"]]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "new"]
     assert link.samefile(new)
+
+
+def saved(path: Path) -> Any:
+    return torch.load(path, weights_only=True)["callbacks"]["best"].item()
+
+
+def of_epoch(state: dict[str, Any], score: float) -> dict[str, Any]:
+    """The state, changed in place as a training does."""
+    state["callbacks"]["best"].fill_(score)
+    return state
+
+
+@pytest.mark.parametrize("background", [False, True], ids=["at once", "in the background"])
+def test_what_is_held_back_is_the_newest_of_each_file(
+    background: bool, state: dict[str, Any], tmp_path: Path
+) -> None:
+    io = WholeFileIO(background, min_seconds=1000)
+    best, last, record = (tmp_path / name for name in ("best", "last", "record"))
+
+    def note(score: float) -> None:
+        record.write_text(str(score))
+
+    def epoch(score: float, improved: bool) -> None:
+        io.save_checkpoint(of_epoch(state, score), best if improved else last)
+        if improved:
+            io.link(last)
+        io.then(partial(note, score))
+
+    epoch(0.1, improved=True)
+    io._wait()
+    assert saved(best) == saved(last) == pytest.approx(0.1) and best.samefile(last)
+    epoch(0.2, improved=True)
+    epoch(0.3, improved=False)
+    of_epoch(state, 0.9)
+    assert saved(best) == saved(last) == pytest.approx(0.1) and record.read_text() == "0.1"
+    io.finish()
+    assert saved(best) == pytest.approx(0.2) and saved(last) == pytest.approx(0.3)
+    assert record.read_text() == "0.3"
+    epoch(0.4, improved=False)
+    epoch(0.5, improved=True)
+    # A new name is taken at once, since Lightning numbers what is there.
+    io.save_checkpoint(of_epoch(state, 0.6), tmp_path / "other")
+    io._wait()
+    assert saved(tmp_path / "other") == pytest.approx(0.6)
+    epoch(0.7, improved=True)
+    io.remove_checkpoint(tmp_path / "other")
+    io._wait()
+    assert (tmp_path / "other").exists() and saved(last) == pytest.approx(0.5)
+    io.teardown()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "last", "record"]
+    assert saved(best) == pytest.approx(0.7) and best.samefile(last)
+
+
+def test_what_was_held_back_is_written_with_what_comes_later(
+    state: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(checkpoint_io.time, "monotonic", lambda: now)
+    io = WholeFileIO(min_seconds=2)
+    best, last = tmp_path / "best", tmp_path / "last"
+    for path in (best, last):
+        io.save_checkpoint(of_epoch(state, 0.1), path)
+    now = 101.9
+    io.save_checkpoint(of_epoch(state, 0.2), best)
+    assert saved(best) == pytest.approx(0.1)
+    now = 102.1
+    io.save_checkpoint(of_epoch(state, 0.3), last)
+    assert saved(best) == pytest.approx(0.2) and saved(last) == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize("called", ["save", "teardown", "load"])
