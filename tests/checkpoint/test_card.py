@@ -50,7 +50,7 @@ def forged(content: dict[str, Any], tmp_path: Path) -> Callable[[Change], Path]:
     """
 
     def forge(change: Change) -> Path:
-        checkpoint = copy.deepcopy(content)
+        checkpoint: Any = copy.deepcopy(content)
         description = checkpoint[CHECKPOINT_KEY]
         texts = description["inputs"]
         texts |= {name: json.loads(text) for name, text in texts.items()}
