@@ -19,8 +19,9 @@ def without(*packages: str) -> Iterator[None]:
 
     torchmetrics imports torchvision, and with it PyTorch's compiler, where it is installed, and
     half of transformers, for metrics that nothing here uses. Both belong to the extra
-    ``pretrained``, and would cost every start two seconds. What is imported within stays without
-    its features that need them; what is imported later finds them as always.
+    ``pretrained``, and would cost every start two seconds; matplotlib, to draw metrics, a third of
+    one. What is imported within stays without its features that need them; what is imported later
+    finds them as always.
 
     Args:
         packages: names of projects, as ``"torchvision"``.
@@ -42,7 +43,7 @@ def without(*packages: str) -> Iterator[None]:
 def load_lightning() -> None:
     """Import Lightning and torchmetrics without what this package does not use of them."""
     late_compiler.install()
-    with without("torchvision", "transformers"), _without_signals():
+    with without("torchvision", "transformers", "matplotlib"), _without_signals():
         import torchmetrics  # noqa: F401
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import ipaddress
 import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +19,7 @@ from genre_lightning.cores import num_cores
 from tests.running import train_in
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, BrowserContext
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -33,12 +35,15 @@ def pytest_xdist_auto_num_workers() -> int:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[None]:
-    """No search for garbage among what is imported, which takes a tenth of the time."""
+    """No search for garbage among what is imported and the tests: half a million objects."""
     gc.disable()
     try:
         return (yield)
     finally:
         gc.enable()
+        gc.freeze()
+        # Or it would not be freed at the end, and extension modules complain of that line by line.
+        atexit.register(gc.unfreeze)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -129,6 +134,23 @@ def browser() -> Iterator[Browser]:
         pytest.skip(str(error))
     with open_chromium() as chromium:
         yield chromium
+
+
+@pytest.fixture(scope="session")
+def contexts(browser: Browser) -> Callable[..., BrowserContext]:
+    """`contexts(offline=True)`: what pages are opened in, the same for the same options.
+
+    Each has processes of its own, which cost more than a page does. What pages store in one, the
+    next page finds: a test of that makes its own.
+    """
+
+    @cache
+    def context(**options: Any) -> BrowserContext:
+        made = browser.new_context(**options)
+        made.new_page()  # stays, and with it the process that shows pages
+        return made
+
+    return context
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Imported once by the process that others are forked from: only what every training needs."""
+"""Imported once by the process that others are forked from: what most of them need."""
 
 import gc
 import importlib
@@ -7,7 +7,10 @@ from genre_lightning.lean_imports import load_lightning
 
 load_lightning()
 for name in (
+    "iterstrat.ml_stratifiers",  # of a split that is not in the cache, as those of tests
     "rich.console",
+    "tests.running",  # with pytest, which it needs
+    "genre_lightning.ask.server",
     "genre_lightning.comparison.leaderboard",
     "genre_lightning.data.datamodule",
     "genre_lightning.predicting.predictor",

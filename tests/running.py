@@ -28,11 +28,15 @@ def train_in(repository: Path, folder: Path, overrides: list[str]) -> dict[str, 
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import open_dict
 
+    from genre_lightning.runs.composing import read_by_libyaml
     from genre_lightning.runs.result import recorded_run
     from train import train
 
     folder.mkdir(parents=True, exist_ok=True)
-    with initialize_config_dir(str(repository / "conf"), version_base="1.3"):
+    with (
+        read_by_libyaml(),  # as the command does
+        initialize_config_dir(str(repository / "conf"), version_base="1.3"),
+    ):
         cfg = compose("train", overrides, return_hydra_config=True)
     with open_dict(cfg):
         cfg.hydra.runtime.output_dir = str(folder)

@@ -35,7 +35,7 @@ class Line(pl.LightningModule):
 quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False,
              enable_model_summary=False, accelerator="cpu", deterministic=False)
 pl.Trainer(max_steps=2, **quiet).fit(Line(), torch.utils.data.DataLoader(torch.ones(4, 2)))
-print(is_there(), "scipy.stats" in sys.modules)
+print(is_there(), *(name in sys.modules for name in ("scipy.stats", "matplotlib")))
 """
 
 COMPILE = """
@@ -108,7 +108,7 @@ print(DTensor.__name__)
 @pytest.mark.parametrize(
     ("code", "printed"),
     [
-        (FIT, "False False"),
+        (FIT, "False False False"),
         (COMPILE, "True True|True|[True, True]|[False, False]"),
         (SUBMODULE, "True True True|SourceFileLoader True|True"),
         (DISABLE, "2.0 False|4.0 True [False, False]"),

@@ -17,6 +17,12 @@ def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.fixture(scope="module")
+def without_violation(repository: Path) -> str:
+    """What the command prints of the package as it is."""
+    return lint_imports(repository).stdout
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [
@@ -41,7 +47,7 @@ def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
     ids=["upwards", "sideways", "without a place", "script", "circle"],
 )
 def test_a_violation_is_found(
-    files: dict[str, str], message: str, repository: Path, tmp_path: Path
+    files: dict[str, str], message: str, without_violation: str, repository: Path, tmp_path: Path
 ) -> None:
     shutil.copy(repository / "pyproject.toml", tmp_path)
     shutil.copytree(
@@ -49,7 +55,7 @@ def test_a_violation_is_found(
         tmp_path / "genre_lightning",
         ignore=shutil.ignore_patterns("__pycache__"),
     )
-    assert message not in lint_imports(tmp_path).stdout
+    assert message not in without_violation
     for name, text in files.items():
         path = tmp_path / "genre_lightning" / name
         path.parent.mkdir(exist_ok=True)

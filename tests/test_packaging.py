@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import ensurepip
 import json
 import os
 import re
@@ -238,7 +239,10 @@ def installed(built: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
     not: an editable installation is found by a file that only its own environment reads.
     """
     place = tmp_path_factory.mktemp("environment")
-    subprocess.run([sys.executable, "-m", "venv", str(place)], check=True)
+    # pip runs out of its wheel, where Python has one: unpacking it takes three seconds.
+    pip = next(Path(ensurepip.__file__).parent.glob("_bundled/pip-*.whl"), None)
+    without = [] if pip is None else ["--without-pip"]
+    subprocess.run([sys.executable, "-m", "venv", *without, str(place)], check=True)
     commands = place / "bin"
     ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
     (own,) = subprocess.run(
@@ -251,6 +255,7 @@ def installed(built: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
             *("--no-index", "--no-deps", "--ignore-installed", str(built[".whl"])),
         ],
         check=True,
+        env=dict(os.environ) if pip is None else {**os.environ, "PYTHONPATH": str(pip)},
     )
     return commands
 

@@ -24,9 +24,9 @@ from genre_lightning.models.networks import build_network
 from genre_lightning.movies.readers import read_movies
 from tests.forking import Command, run_command
 from tests.inputs.small_mpnet import take_small_mpnet, write_small_mpnet
+from tests.missing import skip_without
 
-pytest.importorskip("timm")
-pytest.importorskip("sentence_transformers")
+skip_without("timm", "sentence_transformers")
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 OPTIONS = sorted(path.stem for path in (CONF / "model" / "branch").glob("*.yaml"))

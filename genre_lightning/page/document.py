@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from importlib import resources
 from typing import Any
 
@@ -65,6 +66,13 @@ def render_fragment(
 def _render(
     package: str, name: str, filters: Mapping[str, Callable[..., Any]], **values: Any
 ) -> str:
+    environment = _environment(package, tuple(filters.items()))
+    return environment.get_template(f"{name}.html.j2").render(**values)
+
+
+@lru_cache(maxsize=8)
+def _environment(package: str, filters: tuple[tuple[str, Callable[..., Any]], ...]) -> Environment:
+    """What templates are compiled in, once for all pages of a kind."""
     environment = Environment(
         loader=ChoiceLoader([PackageLoader(package, "."), PackageLoader(_HERE, ".")]),
         autoescape=True,
@@ -72,8 +80,8 @@ def _render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= filters
-    return environment.get_template(f"{name}.html.j2").render(**values)
+    environment.filters |= dict(filters)
+    return environment
 
 
 def _read(package: str, name: str) -> str:

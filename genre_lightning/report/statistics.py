@@ -56,10 +56,19 @@ def resample_counts(num_movies: int, resamples: int, seed: int) -> Iterator[np.n
     The same arguments give the same draws, so metrics of two predictions for the same movies are
     paired, resample by resample.
     """
+    for block in _draw(num_movies, resamples, seed, most=1):
+        yield from block
+
+
+def _draw(num_movies: int, resamples: int, seed: int, most: int) -> Iterator[np.ndarray]:
+    """Yield (K, N) float32, K <= ``most``: the resamples of :func:`resample_counts` in blocks."""
     generator = np.random.default_rng(seed)
-    for _ in range(resamples):
-        drawn = generator.integers(num_movies, size=num_movies)
-        yield np.bincount(drawn, minlength=num_movies).astype(np.float32)
+    for start in range(0, resamples, most):
+        k = min(most, resamples - start)
+        drawn = generator.integers(num_movies, size=(k, num_movies))
+        drawn += np.arange(k)[:, None] * num_movies  # a range of numbers for each resample
+        counts = np.bincount(drawn.ravel(), minlength=k * num_movies)
+        yield counts.reshape(k, num_movies).astype(np.float32)
 
 
 def bootstrap(
@@ -102,11 +111,11 @@ def bootstrap(
     f1_samples = np.empty(resamples)
     ap = np.empty((resamples, num_genres))
     map_micro = np.full(resamples, np.nan)
-    draws = resample_counts(num_movies, resamples, seed)
     block = max(1, _BLOCK // (num_movies * num_genres))
-    for start in range(0, resamples, block):
-        stop = min(start + block, resamples)
-        weights = np.stack([next(draws) for _ in range(start, stop)], axis=1)
+    stop = 0
+    for drawn in _draw(num_movies, resamples, seed, most=block):
+        start, stop = stop, stop + len(drawn)
+        weights = np.ascontiguousarray(drawn.T)
         counts[start:stop] = weights.T @ table
         f1_samples[start:stop] = weights.T @ row_f1.astype(np.float32) / num_movies
         for g, ranking in enumerate(rankings):

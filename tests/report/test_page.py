@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import BrowserContext, Page
 
 import genre_lightning.comparison
 import genre_lightning.page
@@ -172,9 +172,9 @@ def test_softmax_scores_are_not_called_probabilities(case: Any):
 
 @pytest.mark.parametrize("by", ["stacking", "label_sets"])
 def test_co_occurrence_is_a_part_of_the_sums_that_are_shown(
-    by: str, case: Any, monkeypatch: pytest.MonkeyPatch
+    by: str, case: Any, page_file: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    assert "co-occurrence " not in re.sub(r"<[^>]*>", "", render(case))
+    assert "co-occurrence " not in re.sub(r"<[^>]*>", "", page_file.read_text("utf-8"))
     branches = {name: torch.ones(1, 4) for name in case.model.inputs}
     stacking = Stacking(branches, torch.ones(1, 4, 4), torch.zeros(1, 4))
     given = {"stacking": stacking, "label_sets": LabelSets.of_targets(np.tri(4, 4))}
@@ -222,21 +222,19 @@ def test_evaluate_writes_the_report_beside_the_numbers(
 
 
 @pytest.fixture
-def open_page(browser: Browser, page_file: Path) -> Iterator[Callable[..., Page]]:
+def open_page(
+    contexts: Callable[..., BrowserContext], page_file: Path
+) -> Iterator[Callable[..., Page]]:
     """Opens the report, offline; when the test is over nothing may have gone wrong in it."""
     troubles: list[str] = []
     requests: list[str] = []
-    contexts = []
+    pages = []
 
     def open_it(width: int = 1200, scheme: str = "light", script: bool = True) -> Page:
-        context = browser.new_context(
-            viewport={"width": width, "height": 800},
-            color_scheme="dark" if scheme == "dark" else "light",
-            offline=True,
-            java_script_enabled=script,
-        )
-        contexts.append(context)
-        page = context.new_page()
+        page = contexts(offline=True, java_script_enabled=script).new_page()
+        pages.append(page)
+        page.set_viewport_size({"width": width, "height": 800})
+        page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
         page.on("console", lambda message: troubles.append(message.text))
         page.on("pageerror", lambda error: troubles.append(str(error)))
         page.on("request", lambda request: requests.append(request.url))
@@ -244,8 +242,8 @@ def open_page(browser: Browser, page_file: Path) -> Iterator[Callable[..., Page]
         return page
 
     yield open_it
-    for context in contexts:
-        context.close()
+    for page in pages:
+        page.close()
     assert troubles == []
     assert [url for url in requests if not url.startswith("data:")] == [page_file.as_uri()]
 

