@@ -6,6 +6,7 @@ import importlib
 from hydra import compose, initialize_config_dir
 
 from genre_lightning.lean_imports import load_lightning
+from genre_lightning.runs.composing import faster_configuration
 
 load_lightning()
 for name in (
@@ -39,9 +40,12 @@ for name in (
 ):
     importlib.import_module(name)
 
-# Hydra looks for its plugins once in a process, and its parser learns from what it has parsed.
+# Hydra looks for its plugins once in a process, and its parsers learn from what they have parsed.
 conf = importlib.import_module("train").CONF
-with initialize_config_dir(str(conf), version_base="1.3"):
+with (
+    faster_configuration(),
+    initialize_config_dir(str(conf), version_base="1.3"),
+):
     compose("train", ["model=fusion", "++data.num_movies=120"], return_hydra_config=True)
 
 # What is here stays, and no collection in a fork copies its memory.
