@@ -69,13 +69,14 @@ class Command:
         start_new_session: bool = False,
         fork_interpreters: bool = True,
         terminal: str | None = None,
+        by_python: int = 0,
     ) -> None:
         self.args = [str(argument) for argument in arguments]
         self._output = Path(tempfile.mkdtemp(prefix="command-"))
         env = dict(os.environ if env is None else env)
         self._process = start_process(
             *(_run, self.args, str(cwd), env, str(self._output)),
-            *(start_new_session, fork_interpreters, terminal),
+            *(start_new_session, by_python if fork_interpreters else None, terminal),
         )
         assert self._process.pid is not None
         self.pid: int = self._process.pid
@@ -150,19 +151,21 @@ def _run(
     env: dict[str, str],
     output: str,
     start_new_session: bool,
-    forks: bool,
+    by_python: int | None,
     terminal: str | None,
 ) -> None:
     if start_new_session:
         os.setsid()
     if terminal is not None:
         take_terminal(terminal)
-        os._exit((_fork_and_run if forks else run_as_python)(arguments, cwd, env))
-    for number, name in ((1, "stdout"), (2, "stderr")):
-        file = os.open(os.path.join(output, name), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(file, number)
-        os.close(file)
-    os._exit((_fork_and_run if forks else run_as_python)(arguments, cwd, env))
+    else:
+        for number, name in ((1, "stdout"), (2, "stderr")):
+            file = os.open(os.path.join(output, name), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(file, number)
+            os.close(file)
+    if by_python is not None:
+        fork_interpreters(_fork_and_run, by_python)
+    os._exit(run_as_python(arguments, cwd, env))
 
 
 def take_terminal(path: str) -> None:
