@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from importlib.metadata import EntryPoints, entry_points
 from types import ModuleType
 
 from lightning_utilities.core.imports import RequirementCache
@@ -44,6 +46,22 @@ def load_lightning() -> None:
     late_compiler.install()
     with without("torchvision", "transformers"), _without_signals():
         import torchmetrics  # noqa: F401
+
+
+def look_for_plugins_once() -> None:
+    """Have Lightning look once in a process for packages that add callbacks to every trainer.
+
+    For each trainer it would read what all installed packages say of themselves again: .01 s of
+    each job of a sweep.
+    """
+    from lightning_fabric.utilities import registry
+
+    vars(registry)["entry_points"] = _entry_points
+
+
+@cache
+def _entry_points(*, group: str) -> EntryPoints:
+    return entry_points(group=group)
 
 
 @contextmanager
