@@ -54,9 +54,10 @@ def look_for_plugins_once() -> None:
     For each trainer it would read what all installed packages say of themselves again: .01 s of
     each job of a sweep.
     """
-    from lightning_fabric.utilities import registry
+    from pytorch_lightning.trainer.connectors import callback_connector
 
-    vars(registry)["entry_points"] = _entry_points
+    # In the names of the module that defines it, which is of a package that Lightning brings.
+    vars(callback_connector)["_load_external_callbacks"].__globals__["entry_points"] = _entry_points
 
 
 @cache

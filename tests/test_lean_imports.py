@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import pytorch_lightning as pl
-from lightning_fabric.utilities import registry
+from pytorch_lightning.trainer.connectors import callback_connector
 
 from genre_lightning import lean_imports
 
@@ -43,7 +43,8 @@ def test_plugins_of_lightning_are_looked_for_once(monkeypatch: pytest.MonkeyPatc
         groups.append(group)
         return [Plugin()]
 
-    monkeypatch.setattr(registry, "entry_points", registry.entry_points)
+    names = vars(callback_connector)["_load_external_callbacks"].__globals__
+    monkeypatch.setitem(names, "entry_points", names["entry_points"])
     monkeypatch.setattr(lean_imports, "entry_points", entry_points)
     lean_imports._entry_points.cache_clear()
     try:
