@@ -153,6 +153,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         from genre_lightning.checkpoint.model import load_model
         from genre_lightning.checkpoint.resuming import check_resumable, copy_best
         from genre_lightning.errors import UserError
+        from genre_lightning.lean_imports import look_for_plugins_once
         from genre_lightning.report.evaluation import print_genre_table, score_split, split_metrics
         from genre_lightning.runs.places import last_checkpoint
         from genre_lightning.runs.process import is_first_process
@@ -177,6 +178,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     callbacks = [history, EpochLog(history)]
     with refused_settings("callbacks"):
         callbacks += [instantiate(callback) for callback in cfg.callbacks.values() if callback]
+    look_for_plugins_once()
     with refused_settings("trainer"):
         trainer = instantiate(
             cfg.trainer,

@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from benchmarks.measure import REPOSITORY
 from genre_lightning.data.batch import MovieBatch
 from genre_lightning.data.datamodule import MovieDataModule
+from genre_lightning.runs.composing import faster_configuration
 from genre_lightning.training.module import GenreModule
 from train import chosen_precision, make_data, make_module, trains_on_gpu
 
@@ -32,7 +33,10 @@ def data_overrides(root: Path | None) -> list[str]:
 
 def compose_config(root: Path | None, overrides: Sequence[str]) -> DictConfig:
     """What ``train.py`` would compose."""
-    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+    with (
+        faster_configuration(),
+        initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"),
+    ):
         return compose("train", [*data_overrides(root), *overrides])
 
 

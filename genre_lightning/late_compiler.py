@@ -4,7 +4,8 @@ Lightning names a class of the compiler as it is imported, and an optimizer call
 to say that it is not to be compiled. Either imports ``torch._dynamo``, and with it SymPy, Inductor,
 FSDP, ONNX and thousands of other modules: half of the time that a training takes to start. So a
 module stands in for it that answers these questions as the compiler would, and gives way to the
-real one with the first other question. Likewise torchvision, and with it timm, imports a function
+real one with the first other question. So it is with the processes of a training that join each
+other, which ask for its plans with them. Likewise torchvision, and with it timm, imports a function
 of ``torch._dynamo.utils`` that it calls in a few of its operations alone.
 """
 
@@ -106,12 +107,28 @@ def _graph_break(*_: object, **__: object) -> None:
 
 
 @final
+class _LateTraceRules:
+    """``torch._dynamo.trace_rules`` until it is needed."""
+
+    @staticmethod
+    def clear_lru_cache() -> None:
+        """Forget what was found out while something was compiled: nothing."""
+        module = _loaded()
+        if module is not None:
+            module.trace_rules.clear_lru_cache()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(_load().trace_rules, name)
+
+
+@final
 class LateCompiler(ModuleType):
     """``torch._dynamo`` until it is needed."""
 
     OptimizedModule = _OptimizedModule
     disable = staticmethod(_disable)
     graph_break = staticmethod(_graph_break)
+    trace_rules = _LateTraceRules()
 
     def __init__(self) -> None:
         super().__init__(NAME, __doc__)
@@ -122,6 +139,8 @@ class LateCompiler(ModuleType):
         # inspect asks every module for its file, in the middle of imports as well.
         if name.startswith("__"):
             raise AttributeError(f"module {NAME!r} has no attribute {name!r}")
+        if name == "utils" and _loaded() is None:
+            return importlib.import_module(UTILS)
         return getattr(_load(), name)
 
 
@@ -135,11 +154,23 @@ def _is_compile_supported(device_type: Any) -> Any:
 _is_compile_supported._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+def _get_optimize_ddp_mode() -> str:
+    """``torch._dynamo.utils.get_optimize_ddp_mode``: how what is compiled works with DDP.
+
+    The compiler's default, since whoever sets it imports the compiler.
+    """
+    if _loaded() is None:
+        return "ddp_optimizer"
+    mode: str = importlib.import_module(UTILS).get_optimize_ddp_mode()
+    return mode
+
+
 @final
 class _LateUtils(ModuleType):
     """``torch._dynamo.utils`` until it is needed."""
 
     is_compile_supported = staticmethod(_is_compile_supported)
+    get_optimize_ddp_mode = staticmethod(_get_optimize_ddp_mode)
 
     def __init__(self) -> None:
         super().__init__(UTILS, __doc__)
@@ -175,9 +206,11 @@ class _AlreadyThere(Loader):
     def __init__(self, module: ModuleType) -> None:
         self.module = module
         self.spec = module.__spec__
+        # Python would load it a second time by its own spec. Not setattr: some modules refuse it.
+        vars(module)["__spec__"] = None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         return self.module
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__spec__ = self.spec
+        vars(module)["__spec__"] = self.spec

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from importlib.metadata import EntryPoints, entry_points
 from types import ModuleType
 
 from lightning_utilities.core.imports import RequirementCache
@@ -45,6 +47,25 @@ def load_lightning() -> None:
     late_compiler.install()
     with without("torchvision", "transformers", "matplotlib"), _without_signals():
         import torchmetrics  # noqa: F401
+
+
+def look_for_plugins_once() -> None:
+    """Have Lightning look once in a process for packages that add callbacks to every trainer.
+
+    For each trainer it would read what all installed packages say of themselves again: .01 s of
+    each job of a sweep.
+    """
+    from pytorch_lightning.trainer.connectors import callback_connector
+
+    # In the names of the module that defines it, which is of a package that Lightning brings.
+    look = vars(callback_connector).get("_load_external_callbacks")
+    if look is not None and "entry_points" in look.__globals__:  # not so in every version
+        look.__globals__["entry_points"] = _entry_points
+
+
+@cache
+def _entry_points(*, group: str) -> EntryPoints:
+    return entry_points(group=group)
 
 
 @contextmanager

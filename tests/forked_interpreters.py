@@ -45,7 +45,7 @@ PR_SET_PDEATHSIG = 1
 Run = Callable[[list[str], str, dict[str, str]], int]
 
 
-def fork_interpreters(run: Run) -> None:
+def fork_interpreters(run: Run, by_python: int = 0) -> None:
     """From now on have this process fork where it would start Python; other programs start.
 
     To be called before anything else happens in it: the forks begin as it is now. Does nothing
@@ -53,6 +53,7 @@ def fork_interpreters(run: Run) -> None:
 
     Args:
         run: what a fork calls.
+        by_python: so many are started by Python first.
     """
     if sys.platform != "linux" or SYS_CLONE is None:
         return
@@ -72,6 +73,11 @@ def fork_interpreters(run: Run) -> None:
         arguments = _arguments([os.fsdecode(arg) for arg in args])
         if arguments is None or not close_fds or any(map(callable, given[21:])):  # preexec_fn
             return int(start(*given))
+        nonlocal by_python
+        with lock:
+            by_python -= 1
+            if by_python >= 0:
+                return int(start(*given))
         if env is None:
             variables = dict(os.environ)
         else:

@@ -14,10 +14,12 @@ import signal
 import subprocess
 import sys
 import tempfile
+import termios
 import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from fcntl import ioctl
 from multiprocessing import resource_tracker
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -54,6 +56,7 @@ class Command:
         cwd: its folder.
         env: its environment; by default that of this process.
         start_new_session: whether it leads a group of processes, for ``os.killpg``.
+        terminal: path of one that is its own from then on; what it prints goes there alone.
         fork_interpreters: whether Python processes that it starts are forked as well, see
             :mod:`tests.forked_interpreters`.
     """
@@ -65,13 +68,15 @@ class Command:
         env: Mapping[str, str] | None = None,
         start_new_session: bool = False,
         fork_interpreters: bool = True,
+        terminal: str | None = None,
+        by_python: int = 0,
     ) -> None:
         self.args = [str(argument) for argument in arguments]
         self._output = Path(tempfile.mkdtemp(prefix="command-"))
         env = dict(os.environ if env is None else env)
         self._process = start_process(
             *(_run, self.args, str(cwd), env, str(self._output)),
-            *(start_new_session, fork_interpreters),
+            *(start_new_session, by_python if fork_interpreters else None, terminal),
         )
         assert self._process.pid is not None
         self.pid: int = self._process.pid
@@ -146,15 +151,30 @@ def _run(
     env: dict[str, str],
     output: str,
     start_new_session: bool,
-    forks: bool,
+    by_python: int | None,
+    terminal: str | None,
 ) -> None:
     if start_new_session:
         os.setsid()
-    for number, name in ((1, "stdout"), (2, "stderr")):
-        file = os.open(os.path.join(output, name), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(file, number)
-        os.close(file)
-    os._exit((_fork_and_run if forks else run_as_python)(arguments, cwd, env))
+    if terminal is not None:
+        take_terminal(terminal)
+    else:
+        for number, name in ((1, "stdout"), (2, "stderr")):
+            file = os.open(os.path.join(output, name), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(file, number)
+            os.close(file)
+    if by_python is not None:
+        fork_interpreters(_fork_and_run, by_python)
+    os._exit(run_as_python(arguments, cwd, env))
+
+
+def take_terminal(path: str) -> None:
+    """Have a terminal for this process, which leads a session, and for those that it starts."""
+    screen = os.open(path, os.O_RDWR)
+    ioctl(screen, termios.TIOCSCTTY, 0)
+    for number in range(3):
+        os.dup2(screen, number)
+    os.close(screen)
 
 
 def _fork_and_run(arguments: list[str], cwd: str, env: dict[str, str]) -> int:

@@ -3,25 +3,52 @@
 import gc
 import importlib
 
+from hydra import compose, initialize_config_dir
+
 from genre_lightning.lean_imports import load_lightning
+from genre_lightning.runs.composing import faster_configuration
 
 load_lightning()
 for name in (
+    "PIL.JpegImagePlugin",
     "iterstrat.ml_stratifiers",  # of a split that is not in the cache, as those of tests
+    "jinja2",
     "rich.console",
+    "scipy.sparse",
+    "fsspec.implementations.chained",
+    "torch.nested._internal.nested_tensor",
+    "torch.utils._device",
+    "torch.utils.serialization",
     "tests.running",  # with pytest, which it needs
     "genre_lightning.ask.server",
+    "genre_lightning.comparison.charts",
     "genre_lightning.comparison.leaderboard",
+    "genre_lightning.comparison.page",
     "genre_lightning.data.datamodule",
+    "genre_lightning.data.sharing",
+    "genre_lightning.models.branches",
     "genre_lightning.predicting.predictor",
     "genre_lightning.report.evaluation",
+    "genre_lightning.report.page",
+    "genre_lightning.sweeps.callback",
+    "genre_lightning.tracking.loggers",
     "genre_lightning.training.callbacks.epoch_log",
     "genre_lightning.training.callbacks.history",
+    "genre_lightning.training.callbacks.pruning",
     "genre_lightning.training.callbacks.resume",
     "genre_lightning.training.module",
+    "genre_lightning.training.schedule",
     "train",
 ):
     importlib.import_module(name)
+
+# Hydra looks for its plugins once in a process, and its parsers learn from what they have parsed.
+conf = importlib.import_module("train").CONF
+with (
+    faster_configuration(),
+    initialize_config_dir(str(conf), version_base="1.3"),
+):
+    compose("train", ["model=fusion", "++data.num_movies=120"], return_hydra_config=True)
 
 # What is here stays, and no collection in a fork copies its memory.
 gc.freeze()

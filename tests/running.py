@@ -28,22 +28,25 @@ def train_in(repository: Path, folder: Path, overrides: list[str]) -> dict[str, 
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import open_dict
 
-    from genre_lightning.runs.composing import read_by_libyaml
+    from genre_lightning.runs.composing import faster_configuration
     from genre_lightning.runs.result import recorded_run
     from train import train
 
     folder.mkdir(parents=True, exist_ok=True)
-    with (
-        read_by_libyaml(),  # as the command does
-        initialize_config_dir(str(repository / "conf"), version_base="1.3"),
-    ):
-        cfg = compose("train", overrides, return_hydra_config=True)
-    with open_dict(cfg):
-        cfg.hydra.runtime.output_dir = str(folder)
-        HydraConfig.instance().set_config(cfg)
-        del cfg.hydra
-    with recorded_run(folder, cfg.monitor, cfg.seed, overrides) as result:
-        train(cfg, folder, result)
+    before = HydraConfig.instance().cfg
+    with faster_configuration():
+        with initialize_config_dir(str(repository / "conf"), version_base="1.3"):
+            cfg = compose("train", overrides, return_hydra_config=True)
+        with open_dict(cfg):
+            cfg.hydra.runtime.output_dir = str(folder)
+            HydraConfig.instance().set_config(cfg)
+            del cfg.hydra
+        try:
+            with recorded_run(folder, cfg.monitor, cfg.seed, overrides) as result:
+                train(cfg, folder, result)
+        finally:
+            # What it says of a sweep is not for the tests that follow.
+            HydraConfig.instance().cfg = before
     return result
 
 

@@ -56,7 +56,7 @@ import torch._dynamo.config as config
 print(is_there(), config is sys.modules["torch._dynamo.config"], config is torch._dynamo.config)
 print(type(config.__spec__.loader).__name__, torch._dynamo is sys.modules["torch._dynamo"])
 import torch._dynamo.backends.registry as registry
-print(registry is torch._dynamo.backends.registry)
+print(registry is torch._dynamo.backends.registry, torch._dynamo.utils.config is config)
 """
 
 DISABLE = """
@@ -94,6 +94,31 @@ print(is_there(), utils is not late, utils is torch._dynamo.utils)
 print(utils.is_compile_supported is not late.is_compile_supported, late.counters is utils.counters)
 """
 
+TOGETHER = """
+import socket
+import torch.distributed as distributed
+from torch.nn.parallel import DistributedDataParallel
+
+with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", world_size=1, rank=0)
+layer = DistributedDataParallel(torch.nn.Linear(2, 1))
+layer(torch.ones(1, 2)).sum().backward()
+distributed.destroy_process_group()
+late, rules = torch._dynamo.utils, torch._dynamo.trace_rules
+mode = late.get_optimize_ddp_mode()
+print(is_there(), layer._use_python_reducer, mode)
+import torch._dynamo.config
+print(is_there(), torch._dynamo.utils is not late, late.get_optimize_ddp_mode() == mode)
+torch._dynamo.config.optimize_ddp = False
+print(late.get_optimize_ddp_mode(), rules.LEGACY_MOD_INLINELIST
+      is torch._dynamo.trace_rules.LEGACY_MOD_INLINELIST)
+found = torch._dynamo.trace_rules.get_mod_inlinelist()
+rules.clear_lru_cache()
+print(torch._dynamo.trace_rules.get_mod_inlinelist.cache_info().currsize)
+"""
+
 COMPARE = """
 import inspect
 inspect.getmodule(lambda: 0)
@@ -110,10 +135,11 @@ print(DTensor.__name__)
     [
         (FIT, "False False False"),
         (COMPILE, "True True|True|[True, True]|[False, False]"),
-        (SUBMODULE, "True True True|SourceFileLoader True|True"),
+        (SUBMODULE, "True True True|SourceFileLoader True|True True"),
         (DISABLE, "2.0 False|4.0 True [False, False]"),
         (DETERMINISTIC, "False False|True|False"),
         (UTILITY, "False|1.0 True|True True True|True True"),
+        (TOGETHER, "False False ddp_optimizer|True True True|no_optimization True|0"),
         (COMPARE, "False|DTensor"),
     ],
     ids=[
@@ -123,6 +149,7 @@ print(DTensor.__name__)
         "disabled",
         "deterministic",
         "torchvision's",
+        "processes together",
         "compared",
     ],
 )

@@ -6,7 +6,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,11 @@ from genre_lightning.errors import UserError
 from genre_lightning.files import FULL, full_disk
 from genre_lightning.runs.checks import check_folder, check_settings
 from genre_lightning.runs.commands import with_paths_quoted
-from genre_lightning.runs.composing import composed_once, read_by_libyaml
+from genre_lightning.runs.composing import (
+    composed_once,
+    faster_configuration,
+    known_to_be_a_sweep,
+)
 from genre_lightning.runs.places import best_checkpoint, last_checkpoint, starting_point
 from genre_lightning.runs.slips import VERSION_BASE, sentence
 
@@ -86,11 +90,15 @@ def command(
             os.environ[FULL_ERROR] = "1"  # so that it comes here instead of being printed
             try:
                 sys.argv[1:] = prepare(with_paths_quoted(given))
-                options = any(argument.startswith("-") for argument in sys.argv[1:])
+                options = {argument for argument in sys.argv[1:] if argument.startswith("-")}
+                composing: Callable[[], AbstractContextManager[None]]
+                composing = nullcontext if options else composed_once
+                if options & {"-m", "--multirun"}:
+                    composing = known_to_be_a_sweep
                 with (
                     plain_errors(conf, config, sys.argv[1:]),
-                    read_by_libyaml(),
-                    nullcontext() if options else composed_once(),
+                    faster_configuration(),
+                    composing(),
                 ):
                     main()
             except UserError as error:

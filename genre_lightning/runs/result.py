@@ -8,6 +8,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,15 @@ STATUSES = ("completed", "failed", "interrupted")
 
 def package_versions() -> dict[str, str]:
     """Versions of Python, this package and what its numbers depend on."""
+    return {"python": platform.python_version(), "genre-lightning": __version__, **_installed()}
+
+
+@cache
+def _installed() -> dict[str, str]:
+    # Files are read for it, and for each job of a sweep they would be read again.
     from importlib.metadata import version
 
-    others = {name: version(name) for name in PACKAGES}
-    return {"python": platform.python_version(), "genre-lightning": __version__, **others}
+    return {name: version(name) for name in PACKAGES}
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from genre_lightning.page.document import render_fragment
 from genre_lightning.report.numbers import number
 from genre_lightning.runs.command_line import plain_errors
 from genre_lightning.runs.commands import below_here, with_paths_quoted
-from genre_lightning.runs.composing import composed_once, read_by_libyaml
+from genre_lightning.runs.composing import composed_once, faster_configuration
 from genre_lightning.runs.earlier import with_earlier_overrides
 from genre_lightning.runs.places import BEST
 from genre_lightning.runs.slips import VERSION_BASE
@@ -129,7 +129,7 @@ def train(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -
     try:
         with (
             plain_errors(CONF, "train", given),
-            read_by_libyaml(),
+            faster_configuration(),
             composed_once(),
             initialize_config_dir(str(CONF), version_base=VERSION_BASE, job_name="train"),
         ):

@@ -30,12 +30,34 @@ MOST_WAIT = 60
 optuna.logging.set_verbosity(logging.WARNING)
 
 
+#: Study files, by what tells one from another, that this process has found to be whole.
+_known: set[tuple[Path, int, int]] = set()
+
+
 def storage(folder: Path) -> optuna.storages.RDBStorage:
-    """The study file of a sweep's folder, made if needed."""
-    return optuna.storages.RDBStorage(
-        f"sqlite:///{(folder / FILE).resolve()}",
+    """The study file of a sweep's folder, made if needed.
+
+    Each epoch of a trial opens it. Whether it has all tables and is of this version of Optuna, for
+    which Optuna executes twenty scripts in .1 s, is asked at the first time alone.
+    """
+    file = (folder / FILE).resolve()
+    known = _identity(file) in _known
+    found = optuna.storages.RDBStorage(
+        f"sqlite:///{file}",
         engine_kwargs={"connect_args": {"timeout": MOST_WAIT}},
+        skip_compatibility_check=known,
+        skip_table_creation=known,
     )
+    _known.add(_identity(file))
+    return found
+
+
+def _identity(file: Path) -> tuple[Path, int, int]:
+    try:
+        status = file.stat()
+    except FileNotFoundError:
+        return file, 0, 0
+    return file, status.st_dev, status.st_ino
 
 
 @contextmanager

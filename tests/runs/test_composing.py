@@ -1,4 +1,4 @@
-"""One composition a run, and YAML by libyaml, beside what Hydra and OmegaConf do by themselves."""
+"""One composition a command, and faster parsing, beside what Hydra and OmegaConf do themselves."""
 
 from __future__ import annotations
 
@@ -7,17 +7,27 @@ from pathlib import Path
 from typing import Any
 
 import omegaconf._utils
+import omegaconf.omegaconf
 import pytest
 import yaml
 from hydra import initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, read_write
+from omegaconf.errors import GrammarParseError
 
-from genre_lightning.runs.composing import composed_once, read_by_libyaml
+from genre_lightning.runs.composing import (
+    composed_once,
+    faster_configuration,
+    interpolations_parsed_once,
+    known_to_be_a_sweep,
+    read_by_libyaml,
+    written_by_libyaml,
+)
 
 plain_load, plain_yaml = ConfigLoaderImpl.load_configuration, omegaconf._utils.get_yaml_loader
 
@@ -92,6 +102,49 @@ def test_a_configuration_that_says_it_is_a_sweeps_is_left_to_hydra(hydra: Hydra)
             composed_to_run(hydra, ["seed=1,2"])
 
 
+def test_a_command_of_a_sweep_composes_no_configuration_to_know_that(
+    hydra: Hydra, loads: list[RunMode]
+) -> None:
+    with known_to_be_a_sweep():
+        # With None, Hydra goes by -m.
+        assert hydra.get_mode("train", ["seed=1,2"]) is None
+    assert loads == []
+
+
+@pytest.mark.parametrize("overrides", RUNS, ids=["none", "values", "groups", "hydras", "mode"])
+def test_interpolations_stand_for_the_same(
+    overrides: list[str], hydra: Hydra, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
+
+    def resolved() -> Any:
+        cfg = hydra.compose_config("train", [*overrides, "monitor=val/loss"], RunMode.RUN)
+        with read_write(cfg.hydra.runtime):
+            cfg.hydra.runtime.output_dir = "runs"
+        HydraConfig.instance().set_config(cfg)
+        own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+        return OmegaConf.to_container(own, resolve=True)
+
+    expected = resolved()
+    assert expected["callbacks"]["checkpoint"]["monitor"] == "val/loss"
+    with interpolations_parsed_once():
+        assert resolved() == expected
+        assert resolved() == expected
+
+
+def test_an_interpolation_that_was_parsed_is_resolved_each_time() -> None:
+    with interpolations_parsed_once():
+        cfg = OmegaConf.create({"a": 1, "b": "${a}", "c": "x${.a}${b}"})
+        assert (cfg.b, cfg.c) == (1, "x11")
+        cfg.a = 2
+        assert (cfg.b, cfg.c) == (2, "x22")
+        other = OmegaConf.create({"a": [3], "b": "${a}"})
+        assert other.b == [3]
+        for _ in range(2):
+            with pytest.raises(GrammarParseError):
+                OmegaConf.create({"a": "${"})
+
+
 SCALARS = """
 floats: [1e-3, 1.5, .5, 1_000.5, -.inf, .nan, 3e8]
 whole: [1, 010, 0x1f, 1_000, -3]
@@ -120,6 +173,35 @@ def test_libyaml_reads_what_omegaconf_reads(repository: Path) -> None:
         assert issubclass(fast, yaml.cyaml.CParser)
         assert [repr(yaml.load(text, Loader=fast)) for text in texts] == expected
         assert repr(OmegaConf.create(SCALARS)) == repr(OmegaConf.create(yaml.load(SCALARS, fast)))
+
+
+@pytest.mark.parametrize("overrides", RUNS, ids=["none", "values", "groups", "hydras", "mode"])
+def test_libyaml_writes_what_omegaconf_writes(overrides: list[str], hydra: Hydra) -> None:
+    cfg = hydra.compose_config("train", overrides, RunMode.RUN)
+    own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    plain = OmegaConf.to_yaml(own)
+    with written_by_libyaml():
+        assert omegaconf.omegaconf.get_omega_conf_dumper().__name__ == "LibYamlDumper"
+        assert OmegaConf.to_yaml(own) == plain
+        # Hydra's has long texts, which have their line breaks elsewhere.
+        written = OmegaConf.to_yaml(cfg)
+    assert OmegaConf.to_container(OmegaConf.create(written)) == OmegaConf.to_container(
+        OmegaConf.create(OmegaConf.to_yaml(cfg))
+    )
+
+
+def test_libyaml_writes_any_text() -> None:
+    texts = [
+        *("", " ", "a: b", "# c", "yes", "1e3", "08", "null", "~", "'", '"', "a\nb", "Léon 🎬"),
+        *("x" * 200, "word " * 50, "[1", "{", "- a", "\t", "?", "!a", "&a", "*a", "%", "${.0}"),
+    ]
+    numbers = [1, 1.5, 1e-3, float("inf"), True, None]
+    cfg = OmegaConf.create({"texts": texts, "numbers": numbers})
+    with written_by_libyaml():
+        written = OmegaConf.to_yaml(cfg)
+    assert OmegaConf.create(written) == cfg
+    with faster_configuration():
+        assert OmegaConf.create(OmegaConf.to_yaml(cfg)) == cfg
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -13,13 +14,31 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from genre_lightning.runs.composing import faster_configuration
 from genre_lightning.sweeps.composing import compose_what_jobs_share_once
 
 plain = ConfigLoaderImpl.load_sweep_config
 
 
+@pytest.fixture(autouse=True, scope="module")
+def as_in_commands() -> Iterator[None]:
+    with faster_configuration():
+        yield
+
+
+@pytest.fixture(scope="module")
+def by_hydra(repository: Path) -> list[Any]:
+    """The jobs as Hydra composes them."""
+    loader = loader_of(repository)
+    return containers(loader, sweep(loader), JOBS)
+
+
 @pytest.fixture
 def loader(repository: Path) -> ConfigLoaderImpl:
+    return loader_of(repository)
+
+
+def loader_of(repository: Path) -> ConfigLoaderImpl:
     import train  # noqa: F401 - its resolvers
 
     return ConfigLoaderImpl(create_config_search_path(str(repository / "conf")))
@@ -61,17 +80,16 @@ JOBS = [
 
 @pytest.mark.parametrize("keep", [True, False])
 def test_every_job_is_what_hydra_composes(
-    keep: bool, loader: ConfigLoaderImpl, sharing: Callable[..., None]
+    keep: bool, loader: ConfigLoaderImpl, sharing: Callable[..., None], by_hydra: list[Any]
 ) -> None:
     master = sweep(loader)
-    expected = containers(loader, master, JOBS)
     sharing(keep=keep)
     assert ConfigLoaderImpl.load_sweep_config is not plain
-    assert containers(loader, master, JOBS) == expected
-    assert containers(loader, master, JOBS) == expected
+    assert containers(loader, master, JOBS) == by_hydra
+    assert containers(loader, master, JOBS) == by_hydra
     # As in a worker, where each job comes with its own copies.
     other = pickle.loads(pickle.dumps((loader, master)))
-    assert containers(other[0], other[1], JOBS) == expected
+    assert containers(other[0], other[1], JOBS) == by_hydra
 
 
 @pytest.mark.parametrize(

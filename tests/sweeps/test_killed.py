@@ -13,10 +13,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import termios
 import threading
 from collections.abc import Callable, Iterator
-from fcntl import ioctl
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -59,21 +57,22 @@ class Command:
         self.log = folder / "printed"
         self.terminal: Terminal | None = None
         self.process: Any
-        if forked:
-            self.process = forking.Command(arguments, folder, env, start_new_session=True)
-            return
-        with self.log.open("a") as log:
-            output: Any = log
-            if terminal:
-                screen, output = pty.openpty()
-                self.terminal = Terminal(screen)
-            self.process = subprocess.Popen(
-                [sys.executable, *arguments], cwd=folder, env=env,
-                stdin=output if terminal else None, stdout=output, stderr=output,
-                start_new_session=True, preexec_fn=_take_terminal if terminal else None,
-            )  # fmt: skip
+        path = None
         if terminal:
-            os.close(output)
+            screen, output = pty.openpty()
+            path = os.ttyname(output)
+            self.terminal = Terminal(screen, output)
+        if forked:
+            self.process = forking.Command(
+                arguments, folder, env, start_new_session=True, terminal=path
+            )
+        else:
+            with self.log.open("a") as log:
+                self.process = subprocess.Popen(
+                    [sys.executable, *arguments], cwd=folder, env=env, stdout=log, stderr=log,
+                    start_new_session=True,
+                    preexec_fn=None if path is None else lambda: forking.take_terminal(path),
+                )  # fmt: skip
 
     def printed(self) -> str:
         if isinstance(self.process, forking.Command):
@@ -95,8 +94,10 @@ class Command:
 class Terminal:
     """Reads what is printed to a terminal, which would have no room for it all."""
 
-    def __init__(self, screen: int) -> None:
+    def __init__(self, screen: int, output: int) -> None:
         self.screen = screen
+        #: The other end, without which there is no terminal until a command has it.
+        self.output = output
         self.closing = threading.Event()
         self.thread = threading.Thread(target=self._read)
         self.thread.start()
@@ -114,10 +115,7 @@ class Terminal:
             self.closing.set()
             self.thread.join()
             os.close(self.screen)
-
-
-def _take_terminal() -> None:
-    ioctl(0, termios.TIOCSCTTY, 0)
+            os.close(self.output)
 
 
 @pytest.fixture
@@ -244,7 +242,8 @@ def test_a_closed_terminal_is_an_interruption(how: str, start: Start, tmp_path: 
         found = [single] if how == "run" else jobs(sweep).values()
         return [folder for folder in found if (folder / "checkpoints" / "last.ckpt").exists()]
 
-    command = start(*line, "checkpoint_every_n_steps=1000", terminal=True)
+    # Once by Python, which sets itself up at a terminal.
+    command = start(*line, "checkpoint_every_n_steps=1000", terminal=True, forked=how != "run")
     command.wait_until(lambda: len(runs()) == count)
     hang_up(command)
     assert command.process.wait(120) == 128 + signal.SIGHUP

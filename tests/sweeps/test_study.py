@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -73,6 +75,27 @@ def test_a_range_that_is_none(text: str) -> None:
     (override,) = OverridesParser.create().parse_overrides([text])
     with pytest.raises(UserError, match=text[:10].replace("(", r"\(")):
         distribution(override)
+
+
+def test_a_study_file_that_is_made_anew_is_whole(tmp_path: Path) -> None:
+    for _ in range(2):
+        for _ in range(2):
+            trials(tmp_path)
+            assert read(tmp_path) == []
+        (tmp_path / FILE).rename(tmp_path / "another")
+
+
+def test_a_study_of_another_optuna_is_refused(tmp_path: Path) -> None:
+    for name in ("known", "other"):
+        (tmp_path / name).mkdir()
+        trials(tmp_path / name)
+    shutil.copy(tmp_path / "other" / FILE, tmp_path / "known" / "new")
+    with sqlite3.connect(tmp_path / "known" / "new") as connection:
+        connection.execute("UPDATE alembic_version SET version_num = 'v99'")
+    connection.close()
+    (tmp_path / "known" / "new").replace(tmp_path / "known" / FILE)
+    with pytest.raises(RuntimeError, match="no longer compatible"):
+        storage(tmp_path / "known")
 
 
 def test_numbers_are_short_and_inside(tmp_path: Path) -> None:
