@@ -2,11 +2,14 @@
 
 import gc
 import importlib
+import sys
 
 from genre_lightning.lean_imports import load_lightning
 
 load_lightning()
 for name in (
+    "PIL.Image",
+    "iterstrat.ml_stratifiers",  # with scikit-learn: a new dataset is split
     "rich.console",
     "genre_lightning.comparison.leaderboard",
     "genre_lightning.data.datamodule",
@@ -19,6 +22,7 @@ for name in (
     "train",
 ):
     importlib.import_module(name)
+sys.modules["PIL.Image"].init()  # its formats
 
 # What is here stays, and no collection in a fork copies its memory.
 gc.freeze()
