@@ -2,6 +2,7 @@
 
 import gc
 import importlib
+import sys
 
 from hydra import compose, initialize_config_dir
 
@@ -10,8 +11,8 @@ from genre_lightning.runs.composing import faster_configuration
 
 load_lightning()
 for name in (
-    "PIL.JpegImagePlugin",
-    "iterstrat.ml_stratifiers",  # of a split that is not in the cache, as those of tests
+    "PIL.Image",
+    "iterstrat.ml_stratifiers",  # with scikit-learn: a new dataset is split
     "jinja2",
     "rich.console",
     "scipy.sparse",
@@ -41,6 +42,7 @@ for name in (
     "train",
 ):
     importlib.import_module(name)
+sys.modules["PIL.Image"].init()  # its formats
 
 # Hydra looks for its plugins once in a process, and its parsers learn from what they have parsed.
 conf = importlib.import_module("train").CONF

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import os
 import resource
 import signal
+import sys
 import time
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -79,6 +82,53 @@ def _child(
         train_in(repository, folder, overrides)
 
 
+def train_in_turn(
+    repository: Path, runs: Sequence[tuple[Path, list[str], tuple[Any, ...]]], module: str
+) -> list[int]:
+    """Runs of :func:`train_apart`, one after another, each in a process of its own.
+
+    They are forked from one that has imported a further module, which takes seconds.
+
+    Args:
+        repository: where the scripts are.
+        runs: for each its folder, its overrides, and what is called first with its arguments.
+        module: that all of them need.
+
+    Returns:
+        With what each ended: a status, or the signal with a minus.
+    """
+    statuses = runs[0][0].with_name("statuses.json")
+    process = start_process(_turns, repository, runs, module, statuses)
+    process.join()
+    assert process.exitcode == 0, f"{module} can't be imported"
+    ended: list[int] = json.loads(statuses.read_text("utf-8"))
+    return ended
+
+
+def _turns(
+    repository: Path,
+    runs: Sequence[tuple[Path, list[str], tuple[Any, ...]]],
+    module: str,
+    statuses: Path,
+) -> None:
+    importlib.import_module(module)
+    ended = []
+    for folder, overrides, before in runs:
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                _child(repository, folder, overrides, before[0] if before else None, before[1:])
+                status = 0
+            except BaseException:  # noqa: BLE001 - as multiprocessing does it
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(status)
+        ended.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    statuses.write_text(json.dumps(ended), "utf-8")
+
+
 def command_apart(
     repository: Path,
     script: str,
@@ -110,9 +160,6 @@ def _command(
     before: Callable[..., None] | None,
     arguments: tuple[Any, ...],
 ) -> None:
-    import importlib
-    import sys
-
     log = os.open(_printed(place), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)

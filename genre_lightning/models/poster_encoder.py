@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,20 +67,19 @@ class PosterEncoder(nn.Module):
 
     def lr_scales(self) -> dict[str, float]:
         """The learning rate of each parameter of the encoder over that of the head."""
-        from timm.optim import param_groups_layer_decay
-
-        names = {id(parameter): name for name, parameter in self.encoder.named_parameters()}
-
-        def by_name(layer_decay: float) -> dict[str, float]:
-            groups = param_groups_layer_decay(self.encoder, layer_decay=layer_decay)
-            return {names[id(p)]: group["lr_scale"] for group in groups for p in group["params"]}
-
-        # Any decay below 1 tells one layer from the other.
-        order = by_name(0.5)
-        frozen = sorted(set(order.values()))[: self.frozen_layers]
+        layers = _layers(self.encoder)
+        last = max(layers.values())
+        place = {
+            name: layers.get(name, last)
+            for name, parameter in self.encoder.named_parameters()
+            if parameter.requires_grad
+        }
+        frozen = sorted(set(place.values()))[: self.frozen_layers]
         return {
-            f"encoder.{name}": 0.0 if order[name] in frozen else scale * self.encoder_lr
-            for name, scale in by_name(self.layer_decay).items()
+            f"encoder.{name}": 0.0
+            if layer in frozen
+            else self.layer_decay ** (last - layer) * self.encoder_lr
+            for name, layer in place.items()
         }
 
     def train(self, mode: bool = True) -> PosterEncoder:
@@ -102,3 +102,19 @@ class PosterEncoder(nn.Module):
         features: Tensor = self.encoder(pixels)
         logits: Tensor = self.head(self.drop(torch.flatten(features, 1)))
         return logits
+
+
+def _layers(encoder: Any) -> dict[str, int]:
+    """Which layer each parameter is of, counted from the posters on, as timm has it.
+
+    By ``timm.optim``, whose import takes 2 seconds, only where timm doesn't know the network.
+    """
+    if hasattr(encoder, "group_matcher"):
+        from timm.models import group_parameters
+
+        matcher = encoder.group_matcher(coarse=False)
+        layers: dict[str, int] = group_parameters(encoder, matcher, reverse=True)
+        return layers
+    from timm.optim._param_groups import auto_group_layers
+
+    return dict(auto_group_layers(encoder))

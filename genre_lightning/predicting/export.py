@@ -198,6 +198,8 @@ def _check(graph: ExportedNetwork, model: TrainedModel, path: Path) -> tuple[int
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    # Not one for each core, which wait for work without a pause.
+    options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [entry.name for entry in session.get_inputs()]
     if sorted(names) != sorted(graph.input_names()):
@@ -254,7 +256,7 @@ def _batches(graph: ExportedNetwork) -> Iterator[list[dict[str, Any]]]:
         yield [{name: value for name, value in many[1].items() if name != branch}]
         # In one movie of each batch only, and not in the first one.
         yield [{}, {branch: many[0][branch]}, {}]
-    yield [many[4], {}, many[0], many[1], {}]
+    yield [many[5], {}, many[0], many[1], {}]
     places = {name: place for place, name in enumerate(graph.inputs)}
     yield [
         {name: value for name, value in movie.items() if (n + places[name]) % 3}

@@ -7,6 +7,7 @@ see ``tests/forking.py``. Trainings are made small, see :func:`smaller`.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ import tempfile
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from tests.forking import REPOSITORY, run_as_python, start_process
 
@@ -29,7 +31,7 @@ SMALL = (
     "callbacks.progress_bar=null",
     "++trainer.enable_progress_bar=false",
 )
-SMALL_DEMO = ("++data.num_movies=120", "++data.poster_height=48")
+SMALL_DEMO = ("++data.num_movies=60", "++data.poster_height=48")
 #: Of the default model.
 SMALL_FUSION = (
     "model.branches.title_tfidf.input.vocabulary_size=256",
@@ -37,6 +39,11 @@ SMALL_FUSION = (
     "model.branches.poster_resnet.network.widths=[4,8]",
     "model.branches.poster_resnet.network.blocks=[1,1]",
 )
+#: What commands with such an argument import, a second or more: so that it is there for the next.
+LARGE = {
+    "export": ("onnxruntime", "onnxscript.optimizer", "torch.onnx.ops", "torch.export._trace"),
+    "sweep=optuna": ("genre_lightning.sweeps.study",),
+}
 #: Sends its arguments, folder, environment and what 0, 1 and 2 lead to; ends as the command does.
 CLIENT = """\
 #!/bin/sh
@@ -125,20 +132,27 @@ def _serve(address: str, scripts: Mapping[str, str]) -> None:
         server.listen()
         while True:
             connection, _ = server.accept()
+            header, files, _, _ = socket.recv_fds(connection, 8, 3)
+            with connection.makefile("rb") as stream:
+                asked = json.loads(stream.read(int.from_bytes(header, "big")))
+            for argument in asked[1]:
+                for name in LARGE.get(argument, ()):
+                    importlib.import_module(name)
             with contextlib.suppress(ChildProcessError):
                 while os.waitpid(-1, os.WNOHANG)[0]:
                     pass
             if os.fork() == 0:
                 server.close()
-                os._exit(_answer(connection, scripts))
+                os._exit(_answer(connection, files, asked, scripts))
             connection.close()
+            for file in files:
+                os.close(file)
 
 
-def _answer(connection: socket.socket, scripts: Mapping[str, str]) -> int:
+def _answer(
+    connection: socket.socket, files: list[int], asked: list[Any], scripts: Mapping[str, str]
+) -> int:
     """Be one command; its status."""
-    header, files, _, _ = socket.recv_fds(connection, 8, 3)
-    with connection.makefile("rb") as stream:
-        asked = json.loads(stream.read(int.from_bytes(header, "big")))
     program, arguments, cwd, env = asked
     for number, file in enumerate(files):
         os.dup2(file, number)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 
@@ -22,7 +23,11 @@ from genre_lightning.inputs.encoders import (
     open_encoder,
     weights_sha256,
 )
-from genre_lightning.inputs.gguf_folder import gguf_folder, hash_parts
+from genre_lightning.inputs.gguf_folder import (
+    gguf_folder,
+    hash_parts,
+    write_without_vocabulary,
+)
 from tests.ask.tiny_llama import LAYERS, write_model
 
 TEXTS = ["Heat", "A thief and a cop, in Los Angeles."]
@@ -155,6 +160,51 @@ def test_a_model_is_made_a_folder_once(
     (folder / "model.safetensors").write_bytes(damaged)
     assert gguf_folder("tiny", parts, sha256, None) == folder
     assert (folder / "model.safetensors").read_bytes() == whole
+
+
+@pytest.mark.parametrize("counted", [True, False])
+@pytest.mark.parametrize("alignment", [None, 64])
+def test_the_copy_without_a_vocabulary_is_otherwise_the_same(
+    counted: bool, alignment: int | None, tmp_path: Path
+) -> None:
+    whole, network = tmp_path / "whole.gguf", tmp_path / "network.gguf"
+    writer = gguf.GGUFWriter(whole, "llama")
+    if alignment is not None:
+        writer.add_custom_alignment(alignment)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_array("llama.kinds", [1, 2, 3])
+    writer.add_token_list(["<s>", "Häuser", "a"])
+    writer.add_token_scores([0.0, -1.0, -2.0])
+    writer.add_add_bos_token(True)
+    writer.add_bos_token_id(0)
+    if counted:
+        writer.add_vocab_size(5)
+    draw = np.random.default_rng(0)
+    for name, shape in (("one", (3, 5)), ("two", (7,)), ("three", (2, 2, 2))):
+        writer.add_tensor(name, draw.normal(size=shape).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    write_without_vocabulary(whole, network)
+    one, other = gguf.GGUFReader(whole), gguf.GGUFReader(network)
+    expected = {name: field.contents() for name, field in one.fields.items()}
+    expected = {name: value for name, value in expected.items() if not name.startswith("GGUF.")}
+    del expected["tokenizer.ggml.tokens"], expected["tokenizer.ggml.scores"]
+    expected.setdefault("llama.vocab_size", 3)
+    found = {name: field.contents() for name, field in other.fields.items()}
+    assert {n: value for n, value in found.items() if not n.startswith("GGUF.")} == expected
+    assert other.alignment == one.alignment == (alignment or 32)
+    assert [tensor.name for tensor in other.tensors] == ["one", "two", "three"]
+    for given, copied in zip(one.tensors, other.tensors, strict=True):
+        assert copied.tensor_type == given.tensor_type
+        np.testing.assert_array_equal(copied.data, given.data)
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "whole").write_bytes(b"PK" + bytes(30))
+    with pytest.raises(UserError, match="not a GGUF file"):
+        write_without_vocabulary(tmp_path / "whole", tmp_path / "network")
 
 
 def test_other_content_is_refused_and_leaves_nothing(

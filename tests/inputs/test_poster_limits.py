@@ -21,8 +21,10 @@ from tests.fuzz.hostile import HONEST, POSTERS, bmp_in_runs, jpeg_with_scans, pn
 from tests.pictures import encoded, locate
 
 #: Decodes files and tells of each the reason or None, and the memory beyond what there was before.
+#: Beside each is written what became of it.
 PROGRAM = """
 import json, sys
+import numpy as np
 from genre_lightning.inputs.decode import decode_poster
 from genre_lightning.inputs.poster_limits import PosterError
 from PIL import Image
@@ -38,11 +40,12 @@ found = {}
 for path in sys.argv[1:]:
     open("/proc/self/clear_refs", "w").write("5")
     try:
-        decode_poster(path, 256)
-        reason = None
+        decoded, reason = decode_poster(path, 256), None
     except PosterError as error:
-        reason = str(error)
+        decoded, reason = None, str(error)
     found[path] = reason, memory("VmHWM") - before
+    if decoded is not None:
+        np.save(path + ".npy", decoded)
 print(json.dumps(found))
 """
 
@@ -134,7 +137,7 @@ def test_a_photo_of_24_million_pixels_is_decoded_in_little_memory(tmp_path: Path
         assert reason is None, name
         assert taken < 300e6, name
     for name in ("progressive", "baseline", "png"):
-        assert np.abs(decode_poster(files[name], 256) - small).mean() < 3, name
+        assert np.abs(np.load(f"{files[name]}.npy") - small).mean() < 3, name
 
 
 @pytest.mark.parametrize("size", [16, 150], ids=["averaged", "stretched"])

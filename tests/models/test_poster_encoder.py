@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 from typing import Any
 
 import pytest
@@ -76,13 +77,19 @@ def test_rates_by_layer(frozen_layers: int, layer_decay: float) -> None:
     assert found == pytest.approx(wanted)
 
 
-@pytest.mark.parametrize("name", ["test_vit.r160_in1k", "test_convnext.r160_in1k"])
-def test_rates_of_timms_own_grouping(name: str) -> None:
+@pytest.mark.parametrize(
+    "which", ["test_vit.r160_in1k", "test_convnext.r160_in1k", "test_vit.r160_in1k, by its names"]
+)
+def test_rates_of_timms_own_grouping(which: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import timm
 
+    name = which.split(",")[0]
+    if name != which:  # a network that doesn't tell its layers
+        monkeypatch.delattr(type(timm.create_model(name.split(".")[0])), "group_matcher")
     made = PosterEncoder(3, [160, 160], f"timm:{name}", layer_decay=0.5, encoder_lr=1.0)
     fresh = timm.create_model(name.split(".")[0], num_classes=0)
-    groups = timm.optim.param_groups_layer_decay(fresh, layer_decay=0.5)
+    optim = importlib.import_module("timm.optim")
+    groups = optim.param_groups_layer_decay(fresh, layer_decay=0.5)
     scale = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
     wanted = {f"encoder.{key}": scale[id(p)] for key, p in fresh.named_parameters()}
     assert made.lr_scales() == wanted and len(set(wanted.values())) > 2

