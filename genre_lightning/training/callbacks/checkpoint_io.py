@@ -67,7 +67,7 @@ class WholeFileIO(TorchCheckpointIO):
         now = time.monotonic()
         # A new name is taken at once: Lightning looks which ones are.
         if now - self._written < self.min_seconds and path.exists():
-            self._held[path] = _state_now(checkpoint)
+            self._hold(path, _state_now(checkpoint))
             return
         self._written = now
         self._held.pop(path, None)
@@ -86,14 +86,14 @@ class WholeFileIO(TorchCheckpointIO):
             raise RuntimeError("nothing was saved")
         newest = self.newest[0]
         if newest in self._held:
-            self._held[path] = self._held[newest]
+            self._hold(path, self._held[newest])
         else:
             self._held.pop(path, None)
             self._do(partial(_link, newest, path))
 
     def remove_checkpoint(self, path: str | Path) -> None:
         if self._held:
-            self._held[Path(path)] = None
+            self._hold(Path(path), None)
         else:
             self._do(partial(super().remove_checkpoint, path))
 
@@ -111,6 +111,11 @@ class WholeFileIO(TorchCheckpointIO):
             self._after = [work]
         else:
             self._do(work)
+
+    def _hold(self, path: Path, checkpoint: dict[str, Any] | None) -> None:
+        # At the end: what a file tells of another one is on the disk before it.
+        self._held.pop(path, None)
+        self._held[path] = checkpoint
 
     def _write_held(self) -> None:
         held, self._held = self._held, {}

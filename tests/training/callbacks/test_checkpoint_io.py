@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import threading
 from collections import OrderedDict
 from functools import partial
@@ -161,6 +162,30 @@ def test_what_was_held_back_is_written_with_what_comes_later(
     now = 102.1
     io.save_checkpoint(of_epoch(state, 0.3), last)
     assert saved(best) == pytest.approx(0.2) and saved(last) == pytest.approx(0.3)
+
+
+def test_the_best_is_on_the_disk_before_the_last_that_tells_its_score(
+    state: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    io = WholeFileIO(min_seconds=1000)
+    best, last = tmp_path / "best", tmp_path / "last"
+    for path in (best, last):
+        io.save_checkpoint(state, path)
+    # Three epochs, of which the second is the best.
+    io.save_checkpoint(state, last)
+    io.save_checkpoint(state, best)
+    io.link(last)
+    io.save_checkpoint(state, last)
+    written: list[str] = []
+    replace = os.replace
+
+    def watched(source: Path, target: Path) -> None:
+        written.append(Path(target).name)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", watched)
+    io.finish()
+    assert written == ["best", "last"]
 
 
 @pytest.mark.parametrize("called", ["save", "teardown", "load"])
