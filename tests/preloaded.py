@@ -2,6 +2,7 @@
 
 import gc
 import importlib
+import importlib.util
 import sys
 
 from hydra import compose, initialize_config_dir
@@ -42,6 +43,15 @@ for name in (
     "train",
 ):
     importlib.import_module(name)
+if importlib.util.find_spec("optuna") is not None:
+    for name in (
+        "optuna.samplers._tpe.sampler",
+        "optuna.storages._rdb.storage",
+        "alembic.command",
+        "sqlalchemy.dialects.sqlite.pysqlite",
+        "genre_lightning.sweeps.study",
+    ):
+        importlib.import_module(name)
 sys.modules["PIL.Image"].init()  # its formats
 
 # Hydra looks for its plugins once in a process, and its parsers learn from what they have parsed.

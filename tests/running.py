@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 
 from genre_lightning.checkpoint.model import TrainedModel
@@ -203,6 +204,13 @@ def at_step(moment: int, action: Callable[[], None]) -> pytest.MonkeyPatch:
     for name in ("training_step", "validation_step"):
         patch.setattr(GenreModule, name, counted(getattr(GenreModule, name)))
     return patch
+
+
+class SlowEpochs(pl.Callback):
+    """Makes epochs long enough to be killed in, by waiting; it takes no core's time."""
+
+    def on_train_epoch_start(self, *_: Any) -> None:
+        time.sleep(0.1)
 
 
 def kill_at(moment: int) -> None:

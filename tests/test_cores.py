@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from genre_lightning.cores import CoreUse, core_use, num_cores, num_threads
+from tests.forking import Command, run_command
+from tests.openmp import told_by_openmp
 
 
 def test_cores_that_this_process_may_use() -> None:
@@ -70,11 +72,15 @@ def test_idle_time_is_that_of_the_own_cores() -> None:
     assert use.idle == 450 / os.sysconf("SC_CLK_TCK")
 
 
+#: Where PyTorch is there from the beginning, as in a forked process, it comes in the same place.
 WATCH = """
-import time
+import sys, time
+there = sys.modules.pop("torch", None)
 from genre_lightning.cores import LEAST_SECONDS, share_cores, set_threads
 share_cores()
 ends = time.monotonic() + LEAST_SECONDS
+if there:
+    sys.modules["torch"] = there
 import torch
 while time.monotonic() < ends: time.sleep(0.01)
 print(torch.get_num_threads(), set_threads(), torch.get_num_threads())
@@ -85,7 +91,7 @@ print(torch.get_num_threads(), set_threads(), torch.get_num_threads())
 def beside_busy_processes(repository: Path) -> dict[str | None, list[int]]:
     """What two commands print on cores that are busy: without OMP_NUM_THREADS, and with "2"."""
     env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    given: dict[str | None, dict[str, str]] = {None: {}, "2": {"OMP_NUM_THREADS": "2"}}
+    run_command(["-c", ""], repository)  # the process that forks is there before they are
     # They take what the two leave of the cores, and hardly hold them up.
     busy = [
         subprocess.Popen(["nice", "-n", "19", sys.executable, "-c", "while True: pass"])
@@ -93,14 +99,13 @@ def beside_busy_processes(repository: Path) -> dict[str | None, list[int]]:
     ]
     try:
         time.sleep(0.1)
-        watching = {
-            key: subprocess.Popen(
-                [sys.executable, "-c", WATCH], cwd=repository, env=env | more, text=True,
-                stdout=subprocess.PIPE,
-            )
-            for key, more in given.items()
-        }  # fmt: skip
-        return {key: [*map(int, one.communicate()[0].split())] for key, one in watching.items()}
+        # PyTorch takes the set number as it is loaded, or is told it by the process that forks.
+        told = Command(["-c", WATCH], repository, {**env, "OMP_NUM_THREADS": "2"})
+        chosen = subprocess.run(
+            [sys.executable, "-c", WATCH], cwd=repository, env=env, text=True, capture_output=True
+        )
+        printed = {None: chosen.stdout, "2": told.communicate()[0]}
+        return {given: [*map(int, text.split())] for given, text in printed.items()}
     finally:
         for process in busy:
             process.kill()
@@ -133,10 +138,8 @@ def test_threads_of_a_training_soon_sleep_unless_told_otherwise(
     tmp_path: Path,
     openmp_tells: None,
 ) -> None:
-    overrides = tiny_overrides("trainer.max_epochs=1", model="title")
-    done = subprocess.run(
-        [sys.executable, str(repository / "train.py"), *overrides],
-        cwd=tmp_path, env={**os.environ, **given}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert f"GOMP_SPINCOUNT = '{count}'" in done.stderr
+    command = repository / "train.py", tiny_overrides("trainer.max_epochs=1", model="title")
+    env = {**os.environ, **given}
+    # One is a whole training: PyTorch loads what the others load.
+    told = told_by_openmp(*command, tmp_path, env, whole=not given)
+    assert f"GOMP_SPINCOUNT = '{count}'" in told

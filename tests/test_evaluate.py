@@ -8,7 +8,6 @@ import math
 import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +27,8 @@ from genre_lightning.movies.movie import DataError
 from genre_lightning.predicting.model_card import model_card
 from genre_lightning.report.evaluation import score_split, split_metrics
 from genre_lightning.report.overall import METRICS
+from tests.forking import run_command
+from tests.openmp import told_by_openmp
 
 Evaluate = Callable[..., dict[str, float]]
 
@@ -67,18 +68,18 @@ def test_as_a_user_from_another_folder(
     moved = tmp_path / "moved.ckpt"
     shutil.copy(best(trained_run), moved)
     env = {**os.environ, "GENRE_LIGHTNING_CACHE": str(tmp_path / "new cache")}
-    done = subprocess.run(
-        [sys.executable, str(repository / "evaluate.py"), "ckpt_path=moved.ckpt",
-         "hydra.run.dir=out", "device=cpu"],
-        cwd=tmp_path, env=env, capture_output=True, text=True,
-    )  # fmt: skip
+    # By Python it is also run in the tests of the terminal and of the package.
+    script = repository / "evaluate.py"
+    overrides = ["ckpt_path=moved.ckpt", "hydra.run.dir=out", "device=cpu"]
+    done = run_command([script, *overrides], tmp_path, env)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "out" / "metrics.json").read_text("utf-8"))
     assert found == recorded(trained_run)["test"]
     for name in ("per_genre.csv", "predictions.csv", "report.html"):
         assert (tmp_path / "out" / name).is_file()
     if sys.platform == "linux":  # where PyTorch has GNU's OpenMP, which tells what it goes by
-        assert "GOMP_SPINCOUNT = '10000'" in done.stderr
+        told = told_by_openmp(script, overrides, tmp_path, env)
+        assert "GOMP_SPINCOUNT = '10000'" in told
 
 
 @pytest.mark.parametrize("split", ["val", "test"])

@@ -371,7 +371,7 @@ def test_the_sum_beats_either_branch(train_here: Train, tmp_path: Path) -> None:
         "++data.num_movies=600",
         "++data.poster_height=48",
         "data.batch_size=32",
-        "trainer.max_epochs=8",
+        "trainer.max_epochs=4",
         "trainer.accelerator=cpu",
         "callbacks.progress_bar=null",
         "++trainer.enable_progress_bar=false",

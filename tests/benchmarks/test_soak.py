@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks.soak import SoakError, check_jobs, check_leaderboard, main, slope
+from benchmarks.measure import REPOSITORY
+from benchmarks.soak import SoakError, Sweep, check_jobs, check_leaderboard, main, slope
+from tests.forking import Command
 
 
 def test_the_slope_is_that_of_least_squares() -> None:
@@ -24,6 +27,12 @@ def test_the_slope_is_that_of_least_squares() -> None:
 @pytest.mark.slow
 def test_a_short_one(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     import benchmarks.soak as soak
+
+    def start(sweep: Sweep) -> Command:
+        # That is killed in the middle, which it could be wherever it comes from: importing takes
+        # longer than the jobs.
+        assert sweep.command[0] == sys.executable
+        return Command(sweep.command[1:], REPOSITORY, sweep.environment)
 
     kept: list[Path] = []
 
@@ -49,6 +58,7 @@ def test_a_short_one(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPa
         with pytest.raises(SoakError, match=r"of 4 jobs \{'completed': 3\}"):
             check_jobs(sweep, 4, [])
 
+    monkeypatch.setattr(Sweep, "_start", start)
     monkeypatch.setattr(soak, "check_leaderboard", keep)
     main(["--rates", "2", "--seeds", "2", "--kills", "1", "--draw", "1"])
     line = json.loads(capsys.readouterr().out.splitlines()[-1])

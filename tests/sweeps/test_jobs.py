@@ -313,7 +313,11 @@ def test_a_sweep_that_is_interrupted_and_killed_resumes(
     command: Callable[..., Any], tmp_path: Path
 ) -> None:
     sweep = tmp_path / "runs" / "sweeps" / "s"
-    long = ("trainer.max_epochs=60", "callbacks.early_stopping=null")
+    epochs = 12
+    long = (
+        *(f"trainer.max_epochs={epochs}", "callbacks.early_stopping=null"),
+        "++callbacks.slow._target_=tests.running.SlowEpochs",
+    )
     values = "optimizer.lr=1e-2,1e-3"
 
     def is_training(lr: str) -> Callable[[], bool]:
@@ -347,9 +351,9 @@ def test_a_sweep_that_is_interrupted_and_killed_resumes(
     assert "Traceback" not in errors
     assert contents(jobs(sweep)["0.01"]) == finished
     resumed = recorded(jobs(sweep)["0.001"])
-    assert (resumed["status"], resumed["epochs"], resumed["attempts"]) == ("completed", 60, 2)
+    assert (resumed["status"], resumed["epochs"], resumed["attempts"]) == ("completed", epochs, 2)
     rows = (jobs(sweep)["0.001"] / "metrics.csv").read_text().splitlines()
-    assert len(rows) == 61
+    assert len(rows) == 1 + epochs
 
 
 LAUNCHERS = {

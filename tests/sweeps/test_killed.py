@@ -29,7 +29,11 @@ from tests.leftovers import Started, unfinished_files, wait_until
 pytestmark = pytest.mark.slow
 
 Start = Callable[..., "Command"]
-LONG = ("trainer.max_epochs=30", "callbacks.early_stopping=null")
+REPOSITORY = Path(__file__).resolve().parents[2]
+#: Epochs of a run that goes on by the name of its folder, whose overrides may name no code.
+LONG = 30
+#: As long, in epochs that wait.
+SLOW = (8, "++callbacks.slow._target_=tests.running.SlowEpochs")
 LAUNCHERS = {
     # A worker more than there are jobs: it waits for one.
     "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=3"],
@@ -52,6 +56,8 @@ class Command:
         # Ray's sockets lie in it, and their paths may have 107 bytes.
         self.temporary = Path(mkdtemp())
         env = {**os.environ, "TMPDIR": str(self.temporary), "RAY_AUTH_MODE": "disabled"}
+        # Where the callback is that makes epochs slow.
+        env["PYTHONPATH"] = str(REPOSITORY)
         env.pop("HYDRA_FULL_ERROR", None)
         self.started = Started(folder)
         self.log = folder / "printed"
@@ -124,9 +130,12 @@ def start(
 ) -> Iterator[Start]:
     commands: list[Command] = []
 
-    def run(*overrides: str, terminal: bool = False, forked: bool = False) -> Command:
-        tiny = tiny_overrides(model="title")
-        line = [str(repository / "train.py"), *overrides, *tiny, *LONG]
+    def run(
+        *overrides: str, terminal: bool = False, forked: bool = False, epochs: int | None = None
+    ) -> Command:
+        count, *slow = SLOW if epochs is None else (epochs,)
+        long = tiny_overrides(f"trainer.max_epochs={count}", *slow, model="title")
+        line = [str(repository / "train.py"), *overrides, *long, "callbacks.early_stopping=null"]
         commands.append(Command(line, tmp_path, terminal, forked))
         return commands[-1]
 
@@ -207,12 +216,13 @@ def test_processes_of_a_run_end_with_it(start: Start, tmp_path: Path) -> None:
     run = tmp_path / "run"
     two = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "data.batch_size=8")
     last = run / "checkpoints" / "last.ckpt"
-    command = start(f"hydra.run.dir={run}", *two, forked=True)
+    command = start(f"hydra.run.dir={run}", *two, forked=True, epochs=LONG)
     command.wait_until(last.exists)
     command.kill()
     assert len(command.started.seen) >= 4  # torchrun, and the two
     assert_nothing_is_left(command, run)
-    command = start(f"ckpt_path={run}", *two, forked=True)
+    more = read_checkpoint(last)["epoch"] + 3
+    command = start(f"ckpt_path={run}", *two, forked=True, epochs=more)
     assert command.process.wait(400) == 0, command.printed()
     assert status(run) == "completed"
     assert_nothing_is_left(command, run)
@@ -243,7 +253,9 @@ def test_a_closed_terminal_is_an_interruption(how: str, start: Start, tmp_path: 
         return [folder for folder in found if (folder / "checkpoints" / "last.ckpt").exists()]
 
     # Once by Python, which sets itself up at a terminal.
-    command = start(*line, "checkpoint_every_n_steps=1000", terminal=True, forked=how != "run")
+    every = "checkpoint_every_n_steps=1000"
+    epochs = LONG if how == "run" else None
+    command = start(*line, every, terminal=True, forked=how != "run", epochs=epochs)
     command.wait_until(lambda: len(runs()) == count)
     hang_up(command)
     assert command.process.wait(120) == 128 + signal.SIGHUP
@@ -253,11 +265,12 @@ def test_a_closed_terminal_is_an_interruption(how: str, start: Start, tmp_path: 
     assert_nothing_is_left(command, *runs())
     if how == "run":
         line.append(f"ckpt_path={single}")
+        epochs = read_checkpoint(single / "checkpoints" / "last.ckpt")["epoch"] + 3
     else:
         journal = (sweep / "jobs.jsonl").read_text()
         assert '"failed"' not in journal and journal.count('"interrupted"') == count
         assert (sweep / "leaderboard.csv").exists()
-    command = start(*line, "checkpoint_every_n_steps=1000", forked=True)
+    command = start(*line, every, forked=True, epochs=epochs)
     assert command.process.wait(400) == 0, command.printed()
     assert set(map(status, runs())) == {"completed"}
 

@@ -257,8 +257,9 @@ def results(folder: Path) -> list[dict[str, Any]]:
 def test_a_study_that_is_killed_and_continued(command: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "study"
     # Low learning rates learn nothing: they end where they began.
-    space = ["optimizer.lr=tag(log,interval(1e-6,3e-2))", "trainer.max_epochs=12"]
-    command = [*command, *space, "sweep.n_trials=6"]
+    space = ["optimizer.lr=tag(log,interval(1e-6,3e-2))", "trainer.max_epochs=5"]
+    slow = "++callbacks.slow._target_=tests.running.SlowEpochs"
+    command = [*command, *space, slow, "sweep.n_trials=6"]
     process = Command(command, tmp_path, start_new_session=True)
     try:
         deadline = time.monotonic() + 300
@@ -293,7 +294,7 @@ def test_a_study_that_is_killed_and_continued(command: list[str], tmp_path: Path
         (result,) = (result for result in found if drawn <= set(result["overrides"]))
         assert result["pruned"] == (trial.state == TrialState.PRUNED)
         assert result["epochs"] == len(trial.intermediate_values)
-        assert (result["epochs"] < 12) == result["pruned"]
+        assert (result["epochs"] < 5) == result["pruned"]
         if not result["pruned"]:
             assert trial.value == result["monitor_value"]
     assert any(result["pruned"] for result in found)

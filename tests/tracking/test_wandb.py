@@ -391,10 +391,10 @@ def stopped_after_saving(process: Command, folder: Path) -> int:
         time.sleep(0.01)
 
 
-#: Slow enough to be killed in the middle.
-EPOCHS = 12
+#: Slow enough to be killed in the middle, and for W&B to write each before the next is there.
+EPOCHS = 8
 LONG = ("logger=wandb", f"trainer.max_epochs={EPOCHS}", "callbacks.early_stopping=null",
-        "++data.num_movies=300")  # fmt: skip
+        "++callbacks.slow._target_=tests.running.SlowEpochs")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
