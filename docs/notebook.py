@@ -6,9 +6,7 @@ It runs offline, in a folder of its own, in a new kernel of this Python.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import nbformat
@@ -23,19 +21,13 @@ MAX_BYTES = 400_000
 NOISE = re.compile(r"/(?:home|root|tmp|usr|var|work|Users|private)/[\w.-]+|Warning\b|\bWARN")
 
 
-def execute(replaced: Mapping[str, str] = MappingProxyType({})) -> Any:
+def execute() -> Any:
     """The notebook, run from top to bottom.
-
-    Args:
-        replaced: texts of its code, each with what is run in its place.
 
     Raises:
         nbclient.exceptions.CellExecutionError: a cell fails; the message has its traceback.
     """
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    for cell in notebook.cells:
-        for text, other in replaced.items():
-            cell.source = cell.source.replace(text, other)
     # Times and the name of the kernel would change with every run.
     client = NotebookClient(
         notebook,

@@ -7,6 +7,7 @@ see ``tests/forking.py``. Trainings are made small, see :func:`smaller`.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -41,8 +42,15 @@ SMALL_FUSION = (
 )
 #: What commands with such an argument import, a second or more: so that it is there for the next.
 LARGE = {
-    "export": ("onnxruntime", "onnxscript.optimizer", "torch.onnx.ops", "torch.export._trace"),
-    "sweep=optuna": ("genre_lightning.sweeps.study",),
+    "export": (
+        *("onnxruntime", "onnxscript.optimizer", "torch.onnx.ops", "torch.export._trace"),
+        *("torch.onnx._internal.exporter._core", "onnxscript.function_libs.torch_lib.ops"),
+        "sympy.tensor.tensor",
+    ),
+    "sweep=optuna": (
+        *("genre_lightning.sweeps.study", "alembic.command", "alembic.migration"),
+        *("alembic.config", "sqlalchemy.dialects.sqlite"),
+    ),
 }
 #: Sends its arguments, folder, environment and what 0, 1 and 2 lead to; ends as the command does.
 CLIENT = """\
@@ -86,7 +94,7 @@ class Shell:
         self._folder = tempfile.TemporaryDirectory(prefix="shell-")
         self._bin = Path(self._folder.name, "bin")
         self._bin.mkdir()
-        address = str(Path(self._folder.name, "socket"))
+        address = self._address = str(Path(self._folder.name, "socket"))
         project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"]
         for name in ("python", *project["scripts"]):
             path = self._bin / name
@@ -112,7 +120,26 @@ class Shell:
             timeout=600,
         )
 
+    def kernels(self, folder: Path) -> Path:
+        """For ``JUPYTER_PATH``: a folder by which kernels are forked, and what they start as well.
+
+        They have ``sys.executable`` where the client is, where a notebook looks for commands.
+        """
+        kernel = folder / "kernels" / "python3"
+        kernel.mkdir(parents=True)
+        python = str(self._bin / "python")
+        code = f"import sys; sys.executable = {python!r}\n"
+        code += "from ipykernel.kernelapp import launch_new_instance\nlaunch_new_instance()"
+        argv = [python, "-c", code, "-f", "{connection_file}"]
+        spec = {"argv": argv, "display_name": "Python 3", "language": "python"}
+        (kernel / "kernel.json").write_text(json.dumps(spec), "utf-8")
+        return folder
+
     def close(self) -> None:
+        """Have no process left; what they took is known to the one that started them."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(self._address)
+        self._server.join(60)
         self._server.kill()
         self._server.join()
         self._folder.cleanup()
@@ -133,11 +160,14 @@ def _serve(address: str, scripts: Mapping[str, str]) -> None:
         while True:
             connection, _ = server.accept()
             header, files, _, _ = socket.recv_fds(connection, 8, 3)
+            if not header:
+                break
             with connection.makefile("rb") as stream:
                 asked = json.loads(stream.read(int.from_bytes(header, "big")))
             for argument in asked[1]:
                 for name in LARGE.get(argument, ()):
                     importlib.import_module(name)
+                    gc.freeze()  # as tests.preloaded does
             with contextlib.suppress(ChildProcessError):
                 while os.waitpid(-1, os.WNOHANG)[0]:
                     pass
@@ -147,6 +177,9 @@ def _serve(address: str, scripts: Mapping[str, str]) -> None:
             connection.close()
             for file in files:
                 os.close(file)
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.wait()
 
 
 def _answer(
@@ -167,5 +200,6 @@ def _answer(
         given = ["-c", code, *arguments]
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     status = run_as_python(given, cwd, env)
-    connection.sendall(bytes([status]))
+    with contextlib.suppress(BrokenPipeError):  # a kernel's client may have been killed
+        connection.sendall(bytes([status]))
     return 0
