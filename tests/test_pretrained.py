@@ -135,15 +135,13 @@ def test_a_branch_sees_movies(
 
 @pytest.mark.slow
 def test_every_encoder_of_the_table_has_been_seen() -> None:
+    branches = listed(
+        f"model/branch=[{','.join(OPTIONS)}]", *REQUIRED.values(),
+        "model.branches.vectors.input.path=x",
+    )  # fmt: skip
+    assert set(branches) == set(OPTIONS)
     named = {
-        str(branch.input["encoder"])
-        for option in OPTIONS
-        for branch in listed(
-            f"model/branch=[{option}]",
-            *([REQUIRED[option]] if option in REQUIRED else []),
-            *(["model.branches.vectors.input.path=x"] if option == "vectors" else []),
-        ).values()
-        if "encoder" in branch.input
+        str(branch.input["encoder"]) for branch in branches.values() if "encoder" in branch.input
     }
     assert named == set(ENCODERS)
 

