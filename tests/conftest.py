@@ -29,8 +29,8 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Twice as many processes as cores: half of a test's time it waits, for a command or a disk."""
-    return 2 * num_cores()
+    """One process more than cores: tests also wait, for a command, a browser or a server."""
+    return num_cores() + 1
 
 
 @pytest.hookimpl(wrapper=True)
