@@ -63,19 +63,20 @@ class WholeFileIO(TorchCheckpointIO):
     ) -> None:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.newest = path, checkpoint.get(TRAINING_KEY)
+        entry = checkpoint.get(TRAINING_KEY)
         now = time.monotonic()
         # A new name is taken at once: Lightning looks which ones are.
         if now - self._written < self.min_seconds and path.exists():
             self._hold(path, _state_now(checkpoint))
-            return
-        self._written = now
-        self._held.pop(path, None)
-        self._write_held()
-        if self.background:
-            self._wait()
-            checkpoint = _state_now(checkpoint)
-        self._do(partial(write_checkpoint, checkpoint, path))
+        else:
+            self._written = now
+            self._held.pop(path, None)
+            self._write_held()
+            if self.background:
+                self._wait()
+                checkpoint = _state_now(checkpoint)
+            self._do(partial(write_checkpoint, checkpoint, path))
+        self.newest = path, entry
 
     def link(self, path: Path) -> None:
         """Give the newest file a second name, or copy it where the file system has none to give.
