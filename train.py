@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from genre_lightning.data.datamodule import MovieDataModule
     from genre_lightning.models.branches import Branch
+    from genre_lightning.training.callbacks.checkpoint_io import WholeFileIO
     from genre_lightning.training.module import GenreModule
 
 #: Beside this file, wherever it is installed: the command is also called genre-train.
@@ -131,9 +132,13 @@ def saves_in_background(cfg: DictConfig) -> bool:
     return trains_on_gpu(cfg) if wanted == "auto" else wanted is True
 
 
-def seconds_between_checkpoints(cfg: DictConfig) -> float:
-    """At least so many; none where the user has said how many steps may be lost."""
-    return 0.0 if cfg.checkpoint_every_n_steps else float(cfg.checkpoint_min_seconds)
+def make_checkpoint_io(cfg: DictConfig) -> WholeFileIO:
+    """What writes the configured checkpoints."""
+    from genre_lightning.training.callbacks.checkpoint_io import WholeFileIO
+
+    # Nothing is held back where the user has said how many steps may be lost.
+    seconds = 0.0 if cfg.checkpoint_every_n_steps else float(cfg.checkpoint_min_seconds)
+    return WholeFileIO(saves_in_background(cfg), seconds)
 
 
 def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
@@ -158,7 +163,6 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         from genre_lightning.runs.places import last_checkpoint
         from genre_lightning.runs.process import is_first_process
         from genre_lightning.tracking.loggers import log_outcome, open_loggers
-        from genre_lightning.training.callbacks.checkpoint_io import WholeFileIO
         from genre_lightning.training.callbacks.epoch_log import EpochLog
         from genre_lightning.training.callbacks.history import History
         from genre_lightning.training.callbacks.pruning import Pruning
@@ -185,7 +189,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
             precision=precision,
             callbacks=callbacks,
             logger=False,  # see open_loggers
-            plugins=[WholeFileIO(saves_in_background(cfg), seconds_between_checkpoints(cfg))],
+            plugins=[make_checkpoint_io(cfg)],
         )
     settings = run_settings(
         cast("dict[str, Any]", OmegaConf.to_container(cfg, resolve=True)),

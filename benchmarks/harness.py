@@ -39,11 +39,10 @@ from benchmarks.training import (
     make_trainer,
     synchronise,
 )
-from genre_lightning.training.callbacks.checkpoint_io import WholeFileIO
 from genre_lightning.training.callbacks.epoch_log import EpochLog
 from genre_lightning.training.callbacks.history import History
 from genre_lightning.training.callbacks.resume import Resume
-from train import saves_in_background, seconds_between_checkpoints
+from train import make_checkpoint_io
 
 
 def fit(cfg: DictConfig, epochs: int) -> float:
@@ -64,7 +63,7 @@ def fit(cfg: DictConfig, epochs: int) -> float:
             callbacks,
             max_epochs=epochs,
             enable_checkpointing=True,
-            plugins=[WholeFileIO(saves_in_background(cfg), seconds_between_checkpoints(cfg))],
+            plugins=[make_checkpoint_io(cfg)],
         )
         started = time.perf_counter()
         trainer.fit(module, datamodule=data)

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from genre_lightning.errors import UserError
-from genre_lightning.inputs.folding import fold_batch_norms
+from genre_lightning.inputs.folding import drawn_posters, fold_batch_norms
 from genre_lightning.inputs.gguf_folder import gguf_folder, hash_parts
 from genre_lightning.inputs.one_core import one_core_threads
 
@@ -1055,8 +1055,7 @@ class ImageEncoder:
             if self.device.type != "cpu":  # where nobody has measured it
                 self._folded = self.module
             if self._folded is None:
-                generator = torch.Generator().manual_seed(0)
-                drawn = torch.randn((1, 3, *self.size), generator=generator)
+                drawn = drawn_posters(self.size)
                 self._folded = fold_batch_norms(
                     self.module, drawn.to(self.device, memory_format=torch.channels_last)
                 )

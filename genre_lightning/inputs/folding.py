@@ -20,6 +20,12 @@ _NORMS = ("BatchNorm2d", "BatchNormAct2d")
 _TOLERANCE = 1e-4
 
 
+def drawn_posters(size: tuple[int, int]) -> Tensor:
+    """(1, 3, H, W) float32, always the same: what a network is tried on."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn((1, 3, *size), generator=generator)
+
+
 @torch.no_grad()
 def fold_batch_norms(module: nn.Module, posters: Tensor) -> nn.Module:
     """A copy with every BatchNorm folded that takes what a convolution gave, and nothing else.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from genre_lightning.inputs.embedding import EmbeddingInput
 from genre_lightning.inputs.encoders import ImageEncoder, TextEncoder
-from genre_lightning.inputs.folding import fold_batch_norms
+from genre_lightning.inputs.folding import drawn_posters, fold_batch_norms
 from genre_lightning.inputs.part import Numbers
 from genre_lightning.models.poster_encoder import PosterEncoder
 from genre_lightning.predicting.input_graph import InputGraph
@@ -38,8 +38,7 @@ def traced_quickly(module: nn.Module, size: tuple[int, int]) -> nn.Module:
     The exporter takes long over each BatchNorm, over what is computed in place, and over tensors
     with channels last in memory. None of it is of use in a graph.
     """
-    generator = torch.Generator().manual_seed(0)
-    quick = fold_batch_norms(module, torch.randn((1, 3, *size), generator=generator))
+    quick = fold_batch_norms(module, drawn_posters(size))
     if quick is module:
         quick = copy.deepcopy(module)
     for layer in quick.modules():
