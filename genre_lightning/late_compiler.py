@@ -6,7 +6,8 @@ FSDP, ONNX and thousands of other modules: half of the time that a training take
 module stands in for it that answers these questions as the compiler would, and gives way to the
 real one with the first other question. So it is with the processes of a training that join each
 other, which ask for its plans with them. Likewise torchvision, and with it timm, imports a function
-of ``torch._dynamo.utils`` that it calls in a few of its operations alone.
+of ``torch._dynamo.utils`` that it calls in a few of its operations alone, and transformers marks
+some functions for the compiler.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from typing import Any, final
 
 NAME = "torch._dynamo"
 UTILS = f"{NAME}.utils"
+#: A module of the compiler that needs no other, of which transformers imports a class.
+APART = f"{NAME}._trace_wrapped_higher_order_op"
 
 
 def install() -> None:
@@ -68,7 +71,13 @@ def _load() -> ModuleType:
         del sys.modules[NAME]
         sys.modules.pop(UTILS, None)
         vars(torch).pop("_dynamo", None)
-    return importlib.import_module(NAME)
+    module = importlib.import_module(NAME)
+    while _TOLD:
+        name, fn = _TOLD.pop(0)
+        getattr(module, name)(fn)
+    if APART in sys.modules:
+        setattr(module, APART.rpartition(".")[2], sys.modules[APART])
+    return module
 
 
 class _WhatWasCompiled(type):
@@ -102,6 +111,24 @@ def _disable(
     return uncompiled
 
 
+#: What the compiler is to be told of functions once it is there: by which of its decorators.
+_TOLD: list[tuple[str, Callable[..., Any]]] = []
+
+
+def _late_decorator(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A decorator that gives the function as it is, and tells the compiler of it later."""
+
+    def decorate(fn: Callable[..., Any]) -> Callable[..., Any]:
+        module = _loaded()
+        if module is not None:
+            decorated: Callable[..., Any] = getattr(module, name)(fn)
+            return decorated
+        _TOLD.append((name, fn))
+        return fn
+
+    return decorate
+
+
 def _graph_break(*_: object, **__: object) -> None:
     """``torch._dynamo.graph_break`` outside of what is compiled: nothing."""
 
@@ -128,6 +155,8 @@ class LateCompiler(ModuleType):
     OptimizedModule = _OptimizedModule
     disable = staticmethod(_disable)
     graph_break = staticmethod(_graph_break)
+    allow_in_graph = staticmethod(_late_decorator("allow_in_graph"))
+    assume_constant_result = staticmethod(_late_decorator("assume_constant_result"))
     trace_rules = _LateTraceRules()
 
     def __init__(self) -> None:
@@ -184,7 +213,7 @@ class _LateUtils(ModuleType):
 
 @final
 class _Submodules(MetaPathFinder):
-    """Imports the compiler before a module of it is imported, but for its ``utils``."""
+    """Imports the compiler before a module of it is imported, but for the two above."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -193,6 +222,10 @@ class _Submodules(MetaPathFinder):
             return None
         if fullname == UTILS:
             return ModuleSpec(fullname, _AlreadyThere(_LateUtils()))
+        if fullname == APART:
+            import torch
+
+            return PathFinder.find_spec(fullname, [f"{torch.__path__[0]}/_dynamo"])
         compiler = _load()
         if fullname in sys.modules:
             return ModuleSpec(fullname, _AlreadyThere(sys.modules[fullname]))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from importlib.machinery import ModuleSpec
 from importlib.metadata import EntryPoints, entry_points
 from types import ModuleType
+from typing import Any
 
 from lightning_utilities.core.imports import RequirementCache
 from packaging.requirements import Requirement
@@ -69,21 +72,64 @@ def _entry_points(*, group: str) -> EntryPoints:
 
 
 @contextmanager
+def without_wandb() -> Iterator[None]:
+    """Let timm import as if W&B were not installed, whose import takes .3 s of a core.
+
+    timm would log to it, which nothing here has it do.
+    """
+    with _standing_in({"wandb": None}):
+        yield
+
+
+@contextmanager
+def late_scikit_learn() -> Iterator[None]:
+    """Let sentence-transformers import without scikit-learn, and with it half of SciPy: .8 s.
+
+    It makes use of one function, which imports them once it is called.
+
+    Raises:
+        ImportError: within, of another version that makes use of more.
+    """
+    package, metrics = ModuleType("sklearn"), ModuleType("sklearn.metrics")
+    vars(package).update(__path__=[], metrics=metrics)
+    vars(metrics)["pairwise_distances"] = _pairwise_distances
+    for module in (package, metrics):
+        module.__spec__ = ModuleSpec(module.__name__, None)
+    with _standing_in({"sklearn": package, "sklearn.metrics": metrics}):
+        yield
+
+
+def _pairwise_distances(*arguments: Any, **options: Any) -> Any:
+    return importlib.import_module("sklearn.metrics").pairwise_distances(*arguments, **options)
+
+
+@contextmanager
 def _without_signals() -> Iterator[None]:
     """Let torchmetrics find a ``scipy.signal`` that needs no patch, without importing it.
 
     It gives it back a window that a package for audio needs, and imports statistics, splines and
     image filters for that. What is imported later finds SciPy's own, unpatched.
     """
-    name = "scipy.signal"
-    if name in sys.modules:
+    patched = ModuleType("scipy.signal")
+    vars(patched)["hamming"] = None
+    with _standing_in({"scipy.signal": patched}):
+        yield
+
+
+@contextmanager
+def _standing_in(modules: dict[str, ModuleType | None]) -> Iterator[None]:
+    """Have imports find these modules, None for none of that name, unless they are imported."""
+    if not modules.keys().isdisjoint(sys.modules):
         yield
         return
-    patched = ModuleType(name)
-    vars(patched)["hamming"] = None
-    sys.modules[name] = patched
+    known: dict[str, Any] = sys.modules
+    known.update(modules)
     try:
         yield
     finally:
-        del sys.modules[name]
-        vars(sys.modules["scipy"]).pop("signal", None)
+        for name, module in modules.items():
+            del known[name]
+            package, _, own = name.rpartition(".")
+            # Where an import puts it, too.
+            if module is not None and vars(known.get(package, sys)).get(own) is module:
+                del vars(known[package])[own]

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from xdist import is_xdist_controller
 
 from genre_lightning.cores import num_cores
-from tests.running import train_in
+from genre_lightning.lean_imports import load_lightning
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext
@@ -34,14 +35,18 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_collection() -> Iterator[None]:
-    """No search for garbage among what is imported, which takes a tenth of the time.
+def pytest_collection(session: pytest.Session) -> Iterator[None]:
+    """Import as commands do, and without searching for garbage, which takes a tenth of the time.
+
+    PyTorch's compiler, 3 s of a core in each process, then comes where a test compiles.
 
     What is there by then, half a million objects, stays, and is left out of later searches: it
     would make each of them last long, and a job of a sweep ends with one.
     """
     gc.disable()
     try:
+        if not is_xdist_controller(session):
+            load_lightning()
         return (yield)
     finally:
         gc.enable()
@@ -312,6 +317,8 @@ def train_here(repository: Path) -> Callable[[Path, list[str]], dict[str, Any]]:
     """Trains in this process as train.py does: `train_here(folder, overrides)` gives the result."""
 
     def run(folder: Path, overrides: list[str]) -> dict[str, Any]:
+        from tests.running import train_in
+
         return train_in(repository, folder, overrides)
 
     return run

@@ -119,6 +119,36 @@ rules.clear_lru_cache()
 print(torch._dynamo.trace_rules.get_mod_inlinelist.cache_info().currsize)
 """
 
+MARKED = """
+import inspect
+
+@torch._dynamo.allow_in_graph
+def apart(x):
+    return x + len(inspect.stack()[0].function)  # which the compiler could not follow
+
+calls = []
+
+@torch._dynamo.assume_constant_result
+def once():
+    calls.append(1)
+    return len(calls)
+
+print(apart(torch.ones(1)).item(), once(), is_there())
+compiled = torch.compile(lambda x: apart(x) * once(), backend="eager", fullgraph=True)
+print(compiled(torch.ones(1)).item(), compiled(torch.ones(1)).item(), calls, is_there())
+torch._dynamo.allow_in_graph([torch.sin])
+"""
+
+APART = """
+from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex as index
+places = torch.arange(3)
+with index():
+    found = torch.vmap(lambda place: torch.arange(3.0)[place])(places)
+print(found.tolist(), "torch._dynamo.convert_frame" in sys.modules)
+import torch._dynamo.config
+print(torch._dynamo._trace_wrapped_higher_order_op.TransformGetItemToIndex is index)
+"""
+
 COMPARE = """
 import inspect
 inspect.getmodule(lambda: 0)
@@ -140,6 +170,8 @@ print(DTensor.__name__)
         (DETERMINISTIC, "False False|True|False"),
         (UTILITY, "False|1.0 True|True True True|True True"),
         (TOGETHER, "False False ddp_optimizer|True True True|no_optimization True|0"),
+        (MARKED, "6.0 1 False|12.0 12.0 [1, 1] True"),
+        (APART, "[0.0, 1.0, 2.0] False|True"),
         (COMPARE, "False|DTensor"),
     ],
     ids=[
@@ -150,6 +182,8 @@ print(DTensor.__name__)
         "deterministic",
         "torchvision's",
         "processes together",
+        "marked for it",
+        "a module that needs no other",
         "compared",
     ],
 )

@@ -34,6 +34,7 @@ from genre_lightning.errors import UserError
 from genre_lightning.inputs.folding import drawn_posters, fold_batch_norms
 from genre_lightning.inputs.gguf_folder import gguf_folder, hash_parts
 from genre_lightning.inputs.one_core import one_core_threads
+from genre_lightning.lean_imports import late_scikit_learn, without_wandb
 
 #: Height and width that a poster may be asked to have, in pixels. A checkpoint may name them too.
 SIDES = (16, 1024)
@@ -756,10 +757,20 @@ def _check_hash(spec: EncoderSpec, found: str, expected: str | None, random_weig
 
 def _import(name: str, encoder: str) -> ModuleType:
     try:
-        return importlib.import_module(name)
+        with without_wandb():
+            return importlib.import_module(name)
     except ModuleNotFoundError as error:
         # Named is what is missing, which may be what the library itself needs.
         raise _missing((error.name or name).split(".")[0], encoder) from error
+
+
+def _import_sentence_transformers(encoder: str) -> ModuleType:
+    try:
+        with late_scikit_learn():
+            return _import("sentence_transformers", encoder)
+    except (ImportError, EncoderError):
+        # A version that needs more of scikit-learn, or there is none.
+        return _import("sentence_transformers", encoder)
 
 
 def _missing(package: str, encoder: str) -> EncoderError:
@@ -1434,7 +1445,7 @@ def _open_text(
     folder = find_weights(spec)
     _check_text_folder(folder)
     with _without_wandb_line():
-        library = _import("sentence_transformers", spec.name)
+        library = _import_sentence_transformers(spec.name)
     # Its line for every model that it loads tells where, and training logs at that level.
     logging.getLogger("sentence_transformers").setLevel(logging.WARNING)
     with _without_progress_bar():

@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 #: Part of the keys of the folder and of its vectors: raise it when the same file becomes another
 #: folder than before.
 FOLDER_VERSION = 1
+#: Part of the folder's key alone: raise it when it is another that gives the same vectors.
+FOLDER_FORM = 2
 #: Tokens that are read at once. Plots are shorter as a rule.
 _MAX_TOKENS = 512
 _WEIGHTS = "model.safetensors"
@@ -68,7 +70,7 @@ def gguf_folder(name: str, parts: Sequence[Path], sha256: str, blocks: int | Non
         logger.info("reading the encoder %s for the first time: up to half a minute", name)
         _build(folder, parts, blocks)
 
-    key = content_key(FOLDER_VERSION, sha256, blocks)
+    key = content_key(FOLDER_VERSION, FOLDER_FORM, sha256, blocks)
     cache_dir = os.environ.get("GENRE_LIGHTNING_CACHE", DEFAULT_CACHE_DIR)
     return stored_folder(cache_dir, f"encoder_{name}", key, build)
 
@@ -94,7 +96,7 @@ def _build(folder: Path, parts: Sequence[Path], blocks: int | None) -> None:
         tokenizer = _read_tokenizer(whole, model.config.model_type)
     whole.unlink()
     network.unlink()
-    tokenizer.save_pretrained(folder)
+    _save_tokenizer(tokenizer, folder)
     config = model.config
     kept = config.num_hidden_layers if blocks is None else blocks
     config.num_hidden_layers = kept
@@ -143,6 +145,25 @@ def _read_tokenizer(whole: Path, kind: str) -> Any:
         return auto.from_pretrained(whole.parent, tokenizer_type=kind, **given)
     except ValueError:  # it has no tokenizer of that name
         return auto.from_pretrained(whole.parent, **given)
+
+
+def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Write a tokenizer in the form that transformers opens soonest.
+
+    Where the settings name a model's class, it takes ``tokenizer.json`` apart and builds the same
+    anew, and where they list no added tokens, it reads the file a second time for them: 2.7 s of a
+    core for the 262,144 tokens of Gemma, in place of 1.3.
+    """
+    tokenizer.save_pretrained(folder)
+    added = json.loads((folder / "tokenizer.json").read_text("utf-8"))["added_tokens"]
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text("utf-8"))
+    settings |= {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "padding_side": tokenizer.padding_side,
+        "added_tokens_decoder": {token.pop("id"): token for token in added},
+    }
+    _write(path, settings)
 
 
 def _write(path: Path, content: Any) -> None:

@@ -22,8 +22,10 @@ from genre_lightning.models.fusion import ACTIVATIONS
 from genre_lightning.scoring.losses import build_loss
 from genre_lightning.scoring.metrics import genre_metrics, per_genre_metrics
 
-#: Movies scored at once, the same after training as in evaluate.py: then all digits are the same.
-BATCH_SIZE = 64
+#: Movies scored at once, the same after training as in evaluate.py, so that all digits are the
+#: same: what takes as much as 64 posters of an encoder, but no fewer and no more than these.
+SCORED_BYTES = 64 * (3 * 4 * 384 * 256)
+LEAST_SCORED, MOST_SCORED = 64, 1024
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def score_split(
     data: MovieDataModule,
     split: str,
     device: torch.device | str = "cpu",
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
 ) -> SplitScores:
     """Score every movie of a split, in float32 and without augmentation.
 
@@ -67,8 +69,11 @@ def score_split(
         data: set up with the model's genres and vectorizer.
         split: "train", "val" or "test".
         device: where to compute.
-        batch_size: another one may change the last digit.
+        batch_size: None for one that suits the inputs; another may change the last digit.
     """
+    if batch_size is None:
+        largest = max(given.bytes_per_movie() for given in model.inputs.values())
+        batch_size = max(LEAST_SCORED, min(MOST_SCORED, SCORED_BYTES // largest))
     found: list[tuple[Tensor, ...]] = []
     own: list[Tensor] = []
     branches: dict[str, list[Tensor]] = {name: [] for name in model.inputs}

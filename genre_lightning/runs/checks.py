@@ -35,7 +35,7 @@ RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
         "a number from 0 on",
         lambda value: _is_number(value) and value >= 0,
     ),
-    "batch_size": ("a whole number from 1 on", _at_least(1)),
+    "batch_size": ("a whole number from 1 on, or null", _at_least(1)),
     "data.batch_size": ("a whole number from 1 on", _at_least(1)),
     "data.workers": ("a whole number from 1 on, or null", _at_least(1)),
     "model.dropout": (

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
@@ -89,7 +90,7 @@ def command(
             given, shown = sys.argv[1:], os.environ.get(FULL_ERROR)
             os.environ[FULL_ERROR] = "1"  # so that it comes here instead of being printed
             try:
-                sys.argv[1:] = prepare(with_paths_quoted(given))
+                sys.argv[1:] = prepare(with_paths_quoted(_overrides_first(given)))
                 options = {argument for argument in sys.argv[1:] if argument.startswith("-")}
                 composing: Callable[[], AbstractContextManager[None]]
                 composing = nullcontext if options else composed_once
@@ -123,6 +124,18 @@ def command(
         return run
 
     return decorate
+
+
+def _overrides_first(arguments: Sequence[str]) -> list[str]:
+    """Arguments in an order that Hydra reads: it refuses ``model=title -m seed=1,2``."""
+    options = list(arguments)
+    parsed = get_args_parser().parse_intermixed_args(options)
+    modes = [f"--{name}" for name in ("run", "multirun", "cfg", "info") if getattr(parsed, name)]
+    if len(modes) > 1:
+        raise UserError(f"{' and '.join(modes)} exclude each other: leave one out")
+    for override in parsed.overrides:
+        options.remove(override)
+    return [*parsed.overrides, *options]
 
 
 class CheckTraining(Callback):

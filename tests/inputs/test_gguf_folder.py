@@ -162,6 +162,23 @@ def test_a_model_is_made_a_folder_once(
     assert (folder / "model.safetensors").read_bytes() == whole
 
 
+@pytest.mark.slow
+def test_the_tokenizer_is_the_one_of_the_file(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoTokenizer
+
+    monkeypatch.setenv("GENRE_LIGHTNING_CACHE", str(tmp_path / "cache"))
+    parts = cut(model, tmp_path)
+    folder = gguf_folder("tiny", parts, hash_parts(parts), None)
+    ours = AutoTokenizer.from_pretrained(folder)
+    theirs = AutoTokenizer.from_pretrained(model.parent, gguf_file=model.name)
+    assert ours.backend_tokenizer.to_str() == theirs.backend_tokenizer.to_str()
+    assert ours.padding_side == theirs.padding_side
+    assert ours.special_tokens_map == theirs.special_tokens_map
+    assert ours.added_tokens_decoder == theirs.added_tokens_decoder
+
+
 @pytest.mark.parametrize("counted", [True, False])
 @pytest.mark.parametrize("alignment", [None, 64])
 def test_the_copy_without_a_vocabulary_is_otherwise_the_same(

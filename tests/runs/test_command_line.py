@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from genre_lightning.scoring.names import MONITORED
+from tests.forking import run_command
 
 #: Runs a script with the arguments of each line in turn, and tells how it ends.
 DRIVER = """
@@ -104,6 +106,29 @@ def test_a_slip_of_an_evaluation_is_one_sentence(
 ) -> None:
     text = said["evaluate", slip]
     assert text.startswith("error: ") and EVALUATIONS[slip] in text and "\n" not in text
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "model=title --cfg job seed=3",
+        "--cfg job model=title seed=3",
+        "model=title seed=3 -c job",
+        "model=title --config-dir more --cfg job seed=3",
+    ],
+)
+def test_options_stand_anywhere(arguments: str, repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    shown = run_command([repository / "train.py", *arguments.split()], tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    cfg = OmegaConf.create(shown.stdout)
+    assert cfg.seed == 3 and list(cfg.model.branches) == ["title_tfidf"]
+
+
+def test_a_sweep_is_not_printed_as_a_configuration(repository: Path, tmp_path: Path) -> None:
+    ended = run_command([repository / "train.py", "-m", "seed=1,2", "--cfg", "job"], tmp_path)
+    said = "error: --multirun and --cfg exclude each other: leave one out"
+    assert ended.returncode == 1 and ended.stderr.strip() == said
 
 
 def test_what_can_be_monitored_is_what_validation_gives() -> None:
