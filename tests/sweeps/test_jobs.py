@@ -70,7 +70,7 @@ def sweep_here(
             return 1, code
         return code, printed.out + printed.err
 
-    # Each job ends with a search for garbage, which need not look at what tests before have imported.
+    # Each job ends with a search for garbage, which need not look at what earlier tests imported.
     gc.freeze()
     yield run
     root.handlers[:] = handlers
