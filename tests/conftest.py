@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from xdist import is_xdist_controller
 
 from genre_lightning.cores import num_cores
 from genre_lightning.lean_imports import load_lightning
@@ -45,7 +44,8 @@ def pytest_collection(session: pytest.Session) -> Iterator[None]:
     """
     gc.disable()
     try:
-        if not is_xdist_controller(session):
+        # The process that only hands out tests to others needs nothing of it.
+        if not session.config.pluginmanager.has_plugin("dsession"):
             load_lightning()
         return (yield)
     finally:
