@@ -48,7 +48,7 @@ FULL = (
     *("title_linear", "title_year", "title_minilm", "title_gemma", "poster_lite2"),
     *("synopsis_tfidf", "synopsis_minilm", "synopsis_gemma"),
 )
-#: With cast and director as well.
+#: With cast and director as terms alone.
 EVERYTHING = listed(*FULL, "cast", "director")
 #: L-BFGS goes to the same optimum from any seed: what may differ is which folds train has.
 OWN_FOLDS = "data.split_seed=${seed}"
@@ -78,6 +78,7 @@ VARIANTS: dict[str, list[str]] = {
     # These need --columns, a file with synopsis, cast and director.
     "full": ["model=full", OWN_FOLDS],
     "full_mpnet": ["model=full_mpnet", OWN_FOLDS],
+    "full_credits": ["model=full_credits", OWN_FOLDS],
     "everything": ["model=full", EVERYTHING, OWN_FOLDS],
     "everything_mpnet": ["model=full_mpnet", EVERYTHING.replace("minilm", "mpnet"), OWN_FOLDS],
 }
