@@ -27,8 +27,9 @@ MAX_TEXTS, MAX_WORDS = 400, 20_000
 #: A budget is of MiniLM's texts. A costlier encoder has fewer, but no less than these.
 MIN_TEXTS = 6
 
-# What is between spaces and dashes. In scripts written without them, each character: kana and Han.
-_WRITTEN = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\s\u2013\u2014\u3040-\u30ff\u3400-\u9fff]+")
+# What is between spaces, dashes and the bars of a list of names. In scripts written without them,
+# each character: kana and Han.
+_WRITTEN = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\s|\u2013\u2014\u3040-\u30ff\u3400-\u9fff]+")
 _WORD = re.compile(r"\w(?:.*\w)?", re.DOTALL)
 
 
