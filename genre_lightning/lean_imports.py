@@ -128,6 +128,8 @@ def _standing_in(modules: dict[str, ModuleType | None]) -> Iterator[None]:
         yield
     finally:
         for name, module in modules.items():
+            if known.get(name, known) is not module:
+                continue
             del known[name]
             package, _, own = name.rpartition(".")
             # Where an import puts it, too.
