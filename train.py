@@ -83,7 +83,7 @@ def make_module(cfg: DictConfig, data: MovieDataModule) -> GenreModule:
             dropout=cfg.model.dropout,
             members=cfg.model.members,
         )
-    check_batch_size(network.branches, data.batch_size_of("train"))
+    check_batch_size(network.branches, data.batch_trained_on())
     if cfg.start_from_priors:
         network.start_from_priors(**counts)
     if cfg.label_sets:

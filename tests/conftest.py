@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import gc
 import ipaddress
@@ -130,6 +131,22 @@ def ml1m_root() -> Path:
         if folder.exists():
             return folder
     pytest.skip("no real movies here: set GENRE_LIGHTNING_ML1M to the folder or zip of ml1m")
+
+
+@pytest.fixture(autouse=True)
+def apart_from_the_browser(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Lets tests without a browser run coroutines of their own.
+
+    The driver of one that is open keeps its event loop running in this thread, and `asyncio.run`
+    refuses to begin inside of another.
+    """
+    if "browser" in request.fixturenames:
+        yield
+        return
+    running = asyncio.events._get_running_loop()
+    asyncio.events._set_running_loop(None)
+    yield
+    asyncio.events._set_running_loop(running)
 
 
 @pytest.fixture(scope="session")

@@ -39,6 +39,11 @@ MAX_GROUP = 16
 GROUP_BYTES = 3 * 2**20
 #: elsewhere more.
 GROUP_BYTES_ON_DEVICE = 48 * 2**20
+#: Movies in a batch that is only scored, the same in training, after it and in evaluate.py, so that
+#: all digits are the same: what takes as much as 64 posters of an encoder, but no fewer and no more
+#: than these.
+SCORED_BYTES = 64 * (3 * 4 * 384 * 256)
+LEAST_SCORED, MOST_SCORED = 64, 1024
 MAX_FOLDS = 64
 #: Options that are paths.
 PATHS = ("root", "path", "columns")
@@ -57,7 +62,8 @@ class MovieDataModule(pl.LightningDataModule):
         reader: short name of a dataset reader, a key of ``readers.READERS``.
         inputs: of the branches, by branch; fitted here unless they already are.
         columns: a CSV with an ``id`` and further columns of text to join; None for none.
-        batch_size: B, on each device; None for all of a split in one batch.
+        batch_size: B of training, on each device; None for all of it in one batch. Validation and
+            test take batches that suit the inputs, see :meth:`scored_at_once`.
         val_fraction: share of train held out for validation where the dataset names no such split.
         test_fraction: share of all held out for test where the dataset names no such split.
         folds: K > 1 validates by K folds of train instead of by a part that is held out, where the
@@ -425,11 +431,12 @@ class MovieDataModule(pl.LightningDataModule):
             shuffle: in another order each epoch and with random changes, to train on.
             rank: this process's number.
             world_size: number of processes that share an epoch.
-            batch_size: ``self.batch_size`` unless given.
+            batch_size: if not given that of training where it is shuffled, and otherwise
+                :meth:`scored_at_once`.
             device: the batches come on this device, prepared there; None for batches as they are
                 gathered.
         """
-        batch_size = batch_size or self.batch_size_of(split)
+        batch_size = batch_size or (self.batch_trained_on() if shuffle else self.scored_at_once())
         order = BatchOrder(
             self.splits[split],
             batch_size,
@@ -442,15 +449,22 @@ class MovieDataModule(pl.LightningDataModule):
             return MovieLoader(self.batches, order)
         place = torch.device(device)
         most = GROUP_BYTES if place.type == "cpu" else GROUP_BYTES_ON_DEVICE
-        largest = max((given.bytes_per_movie() for given in self.inputs.values()), default=1)
-        group_size = max(1, min(MAX_GROUP, most // (batch_size * largest)))
+        group_size = max(1, min(MAX_GROUP, most // (batch_size * self._largest())))
         return MovieLoader(
             self.batches, order, lambda group: self._prepare(group, place, shuffle), group_size
         )
 
-    def batch_size_of(self, split: str) -> int:
-        """Movies in a whole batch of a split."""
-        return self.batch_size or max(1, len(self.splits[split]))
+    def batch_trained_on(self) -> int:
+        """Movies in a whole batch of training."""
+        return self.batch_size or max(1, len(self.splits["train"]))
+
+    def scored_at_once(self) -> int:
+        """Movies in a whole batch of validation or test."""
+        return max(LEAST_SCORED, min(MOST_SCORED, SCORED_BYTES // self._largest()))
+
+    def _largest(self) -> int:
+        """Bytes of a movie in the branch that takes most."""
+        return max((given.bytes_per_movie() for given in self.inputs.values()), default=1)
 
     def _prepare(self, group: BatchGroup, device: torch.device, training: bool) -> BatchGroup:
         """Carry a group to a device and make its numbers what the networks take, all at once."""

@@ -22,11 +22,6 @@ from genre_lightning.models.fusion import ACTIVATIONS
 from genre_lightning.scoring.losses import build_loss
 from genre_lightning.scoring.metrics import genre_metrics, per_genre_metrics
 
-#: Movies scored at once, the same after training as in evaluate.py, so that all digits are the
-#: same: what takes as much as 64 posters of an encoder, but no fewer and no more than these.
-SCORED_BYTES = 64 * (3 * 4 * 384 * 256)
-LEAST_SCORED, MOST_SCORED = 64, 1024
-
 
 @dataclass(frozen=True)
 class SplitScores:
@@ -69,11 +64,8 @@ def score_split(
         data: set up with the model's genres and vectorizer.
         split: "train", "val" or "test".
         device: where to compute.
-        batch_size: None for one that suits the inputs; another may change the last digit.
+        batch_size: None for that of validation; another may change the last digit.
     """
-    if batch_size is None:
-        largest = max(given.bytes_per_movie() for given in model.inputs.values())
-        batch_size = max(LEAST_SCORED, min(MOST_SCORED, SCORED_BYTES // largest))
     found: list[tuple[Tensor, ...]] = []
     own: list[Tensor] = []
     branches: dict[str, list[Tensor]] = {name: [] for name in model.inputs}

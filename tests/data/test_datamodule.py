@@ -229,9 +229,10 @@ def test_batches_prepared_together_are_those_prepared_alone(write: Write, tmp_pa
     data.setup()
     for training in (True, False):
         split = "train" if training else "val"
-        gathered = list(data.loader(split, training))
-        ready = list(data.loader(split, training, device="cpu"))
-        assert data.loader(split, training, device="cpu").group_size == MAX_GROUP
+        gathered = list(data.loader(split, training, batch_size=2))
+        together = data.loader(split, training, batch_size=2, device="cpu")
+        ready = list(together)
+        assert together.group_size == MAX_GROUP
         assert len(gathered) > 1
         for alone, batch in zip(gathered, ready, strict=True):
             part = alone.parts["poster"]
@@ -459,7 +460,7 @@ def test_two_branches_may_look_at_one_column(write: Write, tmp_path: Path) -> No
     assert len(lines) == len(set(lines))  # what can't be read is named once
     count = len(data.splits["train"])
     said = f"data.batch_size={data.batch_size} is more than the {count} movies of train"
-    assert any(line.startswith(said) for line in lines) is (data.batch_size_of("train") > count)
+    assert any(line.startswith(said) for line in lines) is (data.batch_trained_on() > count)
 
 
 # What a checkpoint says about the data.

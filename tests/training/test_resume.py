@@ -162,7 +162,7 @@ def test_signals_finish_and_save_the_step(
     for number, moment, step in (
         (signal.SIGTERM, 4, 4),
         (signal.SIGINT, steps - 4, steps),
-        (signal.SIGTERM, steps + 2, 2 * steps),
+        (signal.SIGTERM, steps + 1, 2 * steps),
         (signal.SIGINT, 1, 2 * steps + 1),
     ):
         patch = at_step(moment, interrupt(number))
