@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 #: Where caches are unless the user says otherwise.
 DEFAULT_CACHE_DIR = "~/.cache/genre-lightning"
+#: Arrays of fewer bytes stay in memory once they were read, on any machine that trains.
+SMALL_BYTES = 64 * 2**20
 
 _NAME = re.compile(r"[A-Za-z0-9_]+")
 _KEY = re.compile(r"[0-9a-f]{8,128}")
@@ -208,17 +210,18 @@ def remove_stored(folder: Path) -> None:
 
 
 def advise(array: np.ndarray, rows: np.ndarray) -> None:
-    """Have the system begin to read rows of a memory-mapped array, where it is one.
+    """Have the system begin to read rows of a memory-mapped array, where it is a large one.
 
-    Without it every page of a file that is larger than the memory is waited for.
+    Without it every page of a file that is larger than the memory is waited for. A small one is in
+    memory since its checksum was compared, and asking for each row would take longer than reading.
 
     Args:
         array: (N, ...).
         rows: (B,) integers in 0..N-1.
     """
     pages = getattr(array, "_mmap", None)
-    if pages is None or not hasattr(mmap, "MADV_WILLNEED"):  # not on Windows
-        return
+    if pages is None or array.nbytes < SMALL_BYTES or not hasattr(mmap, "MADV_WILLNEED"):
+        return  # the last is so on Windows
     size = array[0].nbytes
     for row in rows.tolist():
         start = row * size // mmap.PAGESIZE * mmap.PAGESIZE

@@ -45,10 +45,6 @@ class MovieBatch:
             return self
         return with_each(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
-    def pin_memory(self) -> MovieBatch:
-        """The batch in page-locked memory, from where copies to the device needn't be awaited."""
-        return with_each(self, Tensor.pin_memory)
-
 
 @dataclass(frozen=True)
 class BatchGroup:
@@ -223,8 +219,6 @@ class MovieLoader:
     def ready(self, items: Sequence[tuple[np.ndarray, int]]) -> list[MovieBatch]:
         """The batches of some items of the order, gathered and prepared together."""
         group = self.batches.gather(items)
-        if torch.cuda.is_available():
-            group = with_each(group, Tensor.pin_memory)
         return (group if self.prepare is None else self.prepare(group)).batches()
 
     def state_dict(self) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Dropout that draws the numbers of PyTorch's in less time, and one that saves arithmetic."""
+"""Dropout that draws the numbers of PyTorch's in less time, and two that save arithmetic."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 #: PyTorch makes a number in [0, 1) of the last so many of 64 random bits.
 _BITS = 53
 _MASK = np.int64(2**_BITS - 1)
+#: Bounds of whole numbers of 64 random bits, as ``Tensor.random_`` takes them.
+_ALL_BITS = (torch.iinfo(torch.int64).min, None)
 #: Numbers drawn at once: in 8 bytes each they stay in a core's cache.
 _CHUNK = 65_536
 
@@ -28,6 +30,22 @@ class Dropout(nn.Dropout):
         if not self.training or not 0 < self.p < 1 or not _draws_alike(input):
             return super().forward(input)
         return input * _noise(input, 1 - self.p)
+
+
+class MemberDropout(nn.Dropout):
+    """Zeroes hidden units of members that are computed side by side, the same places in all.
+
+    Their units have nothing in common, so what is drawn once serves them all. On a CPU four numbers
+    are made of 64 random bits, which takes a fifth of :class:`Dropout`'s time.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., P, H) hidden units, some of them zeroed and the others enlarged."""
+        if not self.training or not 0 < self.p < 1:
+            return super().forward(input)
+        if input.device.type != "cpu":
+            return input * super().forward(input.new_ones(input.shape[-2:]))
+        return input * _coarse_noise(input, 1 - self.p)
 
 
 class InputDropout(nn.Module):
@@ -55,6 +73,16 @@ class InputDropout(nn.Module):
 
 #: Modules that draw at random in training.
 DROPOUTS = (nn.Dropout, InputDropout)
+
+
+def _coarse_noise(members: Tensor, kept: float) -> Tensor:
+    """As :func:`_noise`, for one of the members, of 16 bits a number."""
+    shape = members.shape[-2:]
+    drawn = torch.empty(-(-shape.numel() // 4), dtype=torch.int64).random_(*_ALL_BITS)
+    below = max(1, round(kept * 2**16))
+    bits = drawn.numpy().view(np.uint16)[: shape.numel()]
+    noise = torch.from_numpy(bits < below).view(shape).to(members.dtype)
+    return noise.mul_(2**16 / below)
 
 
 def _draws_alike(values: Tensor) -> bool:

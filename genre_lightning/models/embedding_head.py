@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from genre_lightning.models.batch_norm import batch_norm
-from genre_lightning.models.dropout import Dropout, InputDropout
+from genre_lightning.models.dropout import InputDropout, MemberDropout
 from genre_lightning.models.members import MemberLinear, by_own, said
 
 NORMS = ("batch", "layer", "none")
@@ -51,7 +51,7 @@ class EmbeddingHead(nn.Module):
         self.scale = 1.0 if hidden or norm == "none" else width**-0.5
         self.input_drop = InputDropout(input_dropout)
         self.hidden = MemberLinear(members, width, hidden) if hidden else None
-        self.drop = Dropout(dropout)
+        self.drop = MemberDropout(dropout)
         self.head = MemberLinear(members, hidden or width, num_genres)
         if not hidden:
             # As a logistic regression begins: whatever is not learnt stays nothing.
@@ -81,19 +81,13 @@ class EmbeddingHead(nn.Module):
         if own is not None and bool((own >= 0).all()):
             return by_own(self._of_one, rows, own, self.members)
         first = self.head if self.hidden is None else self.hidden
-        width = rows.shape[1]
-        kept = self.input_drop(self.members, width, rows.device)
+        kept = self.input_drop(self.members, rows.shape[1], rows.device)
         if kept is None:
             rows = first(rows.expand(self.members, -1, -1))
         else:
-            # What is seen counts more, so that the sums are of the size they have in prediction.
-            rows = first.of_some(rows * (width / kept.shape[1]), kept)
+            rows = first.of_some(rows, kept)
         if self.hidden is not None:
-            rows = torch.relu(rows)
-            if self.drop.training:
-                # Drawn once for all members: their hidden units have nothing in common.
-                rows = rows * self.drop(rows.new_ones(rows.shape[1:]))
-            rows = self.head(rows)
+            rows = self.head(self.drop(torch.relu(rows)))
         return said(rows, apart, own)
 
     def _of_one(self, rows: Tensor, member: int) -> Tensor:

@@ -44,14 +44,20 @@ class MemberLinear(nn.Module):
         return torch.addmm(self.bias.view(self.members, -1)[member], rows, self.weight[member])
 
     def of_some(self, rows: Tensor, kept: Tensor) -> Tensor:
-        """(P, D) to (M, P, G) by the inputs ``kept`` alone, (M, K) int64, a member's own each."""
+        """(P, D) to (M, P, G) by the inputs ``kept`` alone, (M, K) int64, a member's own each.
+
+        They count D / K times, so that the sums are of the size that they have by all inputs.
+        """
         members, width, outputs = self.weight.shape
         number = kept + width * torch.arange(members, device=kept.device)[:, None]
         weight = self.weight.view(-1, outputs).index_select(0, number.flatten())
-        # Gathered from rows of P numbers: single numbers would take several times as long.
-        inputs = rows.t().contiguous()[kept].transpose(1, 2)
+        # By index_select: indexing by brackets takes several times as long along a row.
+        inputs = rows.index_select(1, kept.flatten()).view(len(rows), members, -1).transpose(0, 1)
         return torch.baddbmm(
-            self.bias.view(members, 1, -1), inputs, weight.view(members, -1, outputs)
+            self.bias.view(members, 1, -1),
+            inputs,
+            weight.view(members, -1, outputs),
+            alpha=width / kept.shape[1],
         )
 
 

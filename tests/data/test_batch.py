@@ -19,6 +19,7 @@ from genre_lightning.inputs.input import DenseFeatures
 from genre_lightning.inputs.poster_cache import to_device
 from genre_lightning.inputs.terms import TermsFeatures
 from genre_lightning.inputs.vectorizer import SparseRows
+from genre_lightning.store import SMALL_BYTES
 
 #: Place of each movie's title, of five, and poster, of four; -1 for none.
 TITLES = np.array([0, 1, 2, 3, -1, 4])
@@ -186,7 +187,8 @@ def test_a_group_is_announced_while_the_one_before_is_in_use(
 @pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel what is in memory")
 def test_posters_are_read_ahead(tmp_path: Path) -> None:
     side = 300  # no multiple of a page
-    images = np.memmap(tmp_path / "images", np.uint8, "w+", shape=(9, side, side, 3))
+    count = 1 + SMALL_BYTES // side**2 // 3
+    images = np.memmap(tmp_path / "images", np.uint8, "w+", shape=(count, side, side, 3))
     images[:] = 7
     images.flush()
     images = np.memmap(tmp_path / "images", np.uint8, "r", shape=images.shape)
