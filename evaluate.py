@@ -37,7 +37,7 @@ def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> di
 
     from genre_lightning.checkpoint.model import load_model
     from genre_lightning.data.datamodule import MovieDataModule
-    from genre_lightning.inputs.encoders import resolve, vouch
+    from genre_lightning.inputs.encoders.table import resolve, vouch
     from genre_lightning.predicting.predictor import find_device
     from genre_lightning.report.evaluation import print_genre_table, score_split, write_evaluation
     from genre_lightning.report.page import Origin, write_report

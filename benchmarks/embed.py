@@ -149,7 +149,7 @@ def _forward(
     """The network on ready batches of so many posters or tokens; 1 worker computes on all cores."""
     import torch
 
-    from genre_lightning.inputs.encoders import ImageEncoder
+    from genre_lightning.inputs.encoders.images import ImageEncoder
     from genre_lightning.inputs.one_core import one_core_threads
 
     encoder = given.load()

@@ -15,7 +15,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from genre_lightning.inputs import embedding
-from genre_lightning.inputs.encoders import ENCODERS, Gguf, Packaged, find_weights, open_encoder
+from genre_lightning.inputs.encoders.opening import open_encoder
+from genre_lightning.inputs.encoders.spec import Gguf, Packaged
+from genre_lightning.inputs.encoders.table import ENCODERS
+from genre_lightning.inputs.encoders.weights import find_weights
 from genre_lightning.inputs.input import Store
 from genre_lightning.inputs.part import Part
 from genre_lightning.inputs.table import build_input
@@ -23,7 +26,7 @@ from genre_lightning.models.branches import Branch, read_branches
 from genre_lightning.models.networks import build_network
 from genre_lightning.movies.readers import read_movies
 from tests.forking import Command, run_command
-from tests.inputs.small_mpnet import take_small_mpnet, write_small_mpnet
+from tests.inputs.encoders.small_mpnet import take_small_mpnet, write_small_mpnet
 from tests.missing import skip_without
 
 skip_without("timm", "sentence_transformers")

@@ -21,7 +21,7 @@ from genre_lightning.explain.average import average_logits, average_vector
 from genre_lightning.explain.explainer import Explainer, ImageExplanation
 from genre_lightning.explain.heat import check_genres, scale_heat
 from genre_lightning.inputs.embedding import EmbeddingInput
-from genre_lightning.inputs.encoders import ImageEncoder
+from genre_lightning.inputs.encoders.images import ImageEncoder
 from genre_lightning.inputs.input import Value
 from genre_lightning.models.embedding_head import EmbeddingHead
 

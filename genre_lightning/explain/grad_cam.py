@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from genre_lightning.checkpoint.model import TrainedModel
 from genre_lightning.explain.explainer import Explainer, ImageExplanation, encode_one
 from genre_lightning.explain.heat import check_genres, scale_heat
-from genre_lightning.inputs.encoders import places_seen, pool_places
+from genre_lightning.inputs.encoders.images import places_seen, pool_places
 from genre_lightning.inputs.input import Value
 from genre_lightning.models.poster_encoder import PosterEncoder
 from genre_lightning.models.poster_resnet import PosterResNet

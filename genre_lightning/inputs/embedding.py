@@ -20,22 +20,13 @@ from genre_lightning.inputs.embedding_cache import (
     content_hash,
     open_embeddings,
 )
-from genre_lightning.inputs.encoders import (
-    CPU_POSTERS,
-    GPU_POSTERS,
-    EncoderError,
-    EncoderSpec,
-    Gguf,
-    ImageEncoder,
-    TextEncoder,
-    open_encoder,
-    resolve,
-    trust_from_checkpoint,
-    vouch,
-    vouched,
-    weights_sha256,
-)
-from genre_lightning.inputs.gguf_folder import FOLDER_VERSION
+from genre_lightning.inputs.encoders.gguf_folder import FOLDER_VERSION
+from genre_lightning.inputs.encoders.images import CPU_POSTERS, GPU_POSTERS, ImageEncoder
+from genre_lightning.inputs.encoders.opening import open_encoder
+from genre_lightning.inputs.encoders.spec import EncoderError, EncoderSpec, Gguf
+from genre_lightning.inputs.encoders.table import resolve, trust_from_checkpoint, vouch, vouched
+from genre_lightning.inputs.encoders.texts import TextEncoder
+from genre_lightning.inputs.encoders.weights import weights_sha256
 from genre_lightning.inputs.input import DenseFeatures, Features, Input, Store, check_keys
 from genre_lightning.inputs.one_core import one_core_threads
 from genre_lightning.inputs.part import Numbers

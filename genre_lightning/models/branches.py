@@ -60,7 +60,7 @@ def _read(name: str, branch: dict[str, Any]) -> Branch:
 
 
 def _one_form(where: str, branch: dict[str, Any]) -> dict[str, Any]:
-    from genre_lightning.inputs.encoders import resolve
+    from genre_lightning.inputs.encoders.table import resolve
 
     finetune = branch.pop("finetune")
     if finetune not in (True, False):

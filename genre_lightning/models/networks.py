@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from genre_lightning.inputs.encoders import is_image_encoder
+from genre_lightning.inputs.encoders.table import is_image_encoder
 from genre_lightning.inputs.input import Input
 from genre_lightning.models.embedding_head import NORMS, EmbeddingHead
 from genre_lightning.models.fusion import Fusion

@@ -8,12 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genre_lightning.inputs.encoders import (
-    architecture_spec,
-    build_image_module,
-    open_encoder,
-    resolve,
-)
+from genre_lightning.inputs.encoders.images import build_image_module
+from genre_lightning.inputs.encoders.opening import open_encoder
+from genre_lightning.inputs.encoders.table import architecture_spec, resolve
 from genre_lightning.models.dropout import Dropout
 
 

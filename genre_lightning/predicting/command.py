@@ -124,7 +124,7 @@ def _card(arguments: Sequence[str]) -> int:
 def _vouch(encoders: Sequence[str]) -> None:
     """Let the checkpoint use the encoders that the user has named."""
     if encoders:
-        from genre_lightning.inputs.encoders import resolve, vouch
+        from genre_lightning.inputs.encoders.table import resolve, vouch
 
         for name in encoders:
             vouch(resolve(name, trusted=True))

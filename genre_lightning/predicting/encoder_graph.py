@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genre_lightning.inputs.embedding import EmbeddingInput
-from genre_lightning.inputs.encoders import ImageEncoder, TextEncoder
-from genre_lightning.inputs.folding import drawn_posters, fold_batch_norms
+from genre_lightning.inputs.encoders.folding import drawn_posters, fold_batch_norms
+from genre_lightning.inputs.encoders.images import ImageEncoder
+from genre_lightning.inputs.encoders.texts import TextEncoder
 from genre_lightning.inputs.part import Numbers
 from genre_lightning.models.poster_encoder import PosterEncoder
 from genre_lightning.predicting.input_graph import InputGraph

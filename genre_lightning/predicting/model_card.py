@@ -33,7 +33,8 @@ from genre_lightning.comparison.reading import find_runs, is_run_folder
 from genre_lightning.comparison.run import Run, number_or_none, printable
 from genre_lightning.errors import UserError
 from genre_lightning.files import whole_file
-from genre_lightning.inputs.encoders import ENCODERS, EncoderSpec, Hub, Packaged
+from genre_lightning.inputs.encoders.spec import EncoderSpec, Hub, Packaged
+from genre_lightning.inputs.encoders.table import ENCODERS
 from genre_lightning.movies.readers import BIASES
 from genre_lightning.page.markdown import code, in_markdown, markdown_table
 from genre_lightning.report.numbers import number, span

@@ -24,7 +24,7 @@ from genre_lightning.checkpoint.model import TrainedModel, load_model
 from genre_lightning.cores import num_cores
 from genre_lightning.errors import InputError, UserError
 from genre_lightning.inputs.encode import encode_items
-from genre_lightning.inputs.encoders import resolve, vouch
+from genre_lightning.inputs.encoders.table import resolve, vouch
 from genre_lightning.inputs.input import Value
 from genre_lightning.inputs.one_core import one_core_threads
 from genre_lightning.inputs.part import Part

@@ -30,7 +30,7 @@ import genre_lightning.runs.naming  # noqa: F401 - the resolvers
 import train
 from genre_lightning.comparison import command as comparing
 from genre_lightning.genre_ask import long_form
-from genre_lightning.inputs.encoders import ENCODERS
+from genre_lightning.inputs.encoders.table import ENCODERS
 from genre_lightning.inputs.input import Input, Store
 from genre_lightning.inputs.table import INPUTS
 from genre_lightning.models.networks import NETWORKS

@@ -15,7 +15,9 @@ from genre_lightning.explain.parts import score_parts
 from genre_lightning.explain.table import explain_branch
 from genre_lightning.inputs import embedding
 from genre_lightning.inputs.embedding import EmbeddingInput
-from genre_lightning.inputs.encoders import EncoderSpec, ImageEncoder, Local, open_encoder
+from genre_lightning.inputs.encoders.images import ImageEncoder
+from genre_lightning.inputs.encoders.opening import open_encoder
+from genre_lightning.inputs.encoders.spec import EncoderSpec, Local
 from tests.explain.conftest import draw_poster
 from tests.missing import skip_without
 

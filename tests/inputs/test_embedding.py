@@ -18,18 +18,15 @@ import torch
 from PIL import Image
 
 from genre_lightning.errors import UserError
-from genre_lightning.inputs import embedding, encoders
+from genre_lightning.inputs import embedding
 from genre_lightning.inputs.decode import decode_poster
 from genre_lightning.inputs.embedding import EmbeddingInput
-from genre_lightning.inputs.encoders import (
-    ENCODERS,
-    Gguf,
-    ImageEncoder,
-    TextEncoder,
-    find_weights,
-    open_encoder,
-    resolve,
-)
+from genre_lightning.inputs.encoders.images import ImageEncoder
+from genre_lightning.inputs.encoders.opening import open_encoder
+from genre_lightning.inputs.encoders.spec import Gguf
+from genre_lightning.inputs.encoders.table import ENCODERS, resolve
+from genre_lightning.inputs.encoders.texts import TextEncoder
+from genre_lightning.inputs.encoders.weights import find_weights
 from genre_lightning.inputs.input import Store
 from genre_lightning.inputs.table import build_input, input_from_text, state_to_text
 from genre_lightning.movies.movie import PosterFile
@@ -79,7 +76,7 @@ def ulps(one: Any, other: Any) -> int:
 def fake_text(monkeypatch: pytest.MonkeyPatch) -> FakeText:
     fake = FakeText()
     spec = replace(ENCODERS["minilm"], sha256=fake.sha256, width=WIDTH)
-    monkeypatch.setitem(encoders.ENCODERS, "minilm", spec)
+    monkeypatch.setitem(ENCODERS, "minilm", spec)
     monkeypatch.setattr(embedding, "open_encoder", lambda *arguments: fake)
     monkeypatch.setattr(embedding, "TextEncoder", FakeText)
     return fake
@@ -387,7 +384,7 @@ def test_other_weights_are_refused_naming_both_hashes(monkeypatch: pytest.Monkey
         input_from_text(json.dumps(state))
     assert here is not None and here in str(caught.value)
     # An encoder whose hash the table doesn't know is compared when it is opened.
-    monkeypatch.setitem(encoders.ENCODERS, "lite0", replace(ENCODERS["lite0"], sha256=None))
+    monkeypatch.setitem(ENCODERS, "lite0", replace(ENCODERS["lite0"], sha256=None))
     given = input_from_text(json.dumps(state))
     assert isinstance(given, EmbeddingInput)
     with pytest.raises(UserError, match=trained) as refused:

@@ -13,7 +13,9 @@ from torch import nn
 from genre_lightning.checkpoint.card import CHECKPOINT_FORMAT, CHECKPOINT_KEY
 from genre_lightning.checkpoint.model import rebuild
 from genre_lightning.errors import UserError
-from genre_lightning.inputs.encoders import ImageEncoder, open_encoder, resolve
+from genre_lightning.inputs.encoders.images import ImageEncoder
+from genre_lightning.inputs.encoders.opening import open_encoder
+from genre_lightning.inputs.encoders.table import resolve
 from genre_lightning.inputs.input import Input
 from genre_lightning.inputs.pixels import PixelsInput
 from genre_lightning.inputs.table import state_to_text

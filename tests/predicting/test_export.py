@@ -22,7 +22,7 @@ from genre_lightning.predicting.command import main
 from genre_lightning.predicting.export import export_onnx
 from genre_lightning.predicting.graph import INPUT_GRAPHS, ExportedNetwork
 from genre_lightning.predicting.input_graph import ExportError
-from tests.inputs.small_mpnet import take_small_mpnet, write_small_mpnet
+from tests.inputs.encoders.small_mpnet import take_small_mpnet, write_small_mpnet
 
 # A graph is traced for seconds.
 pytestmark = pytest.mark.slow

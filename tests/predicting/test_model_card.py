@@ -22,7 +22,7 @@ from sklearn.metrics import average_precision_score, f1_score
 
 from genre_lightning.checkpoint.model import load_model
 from genre_lightning.inputs.embedding import EmbeddingInput
-from genre_lightning.inputs.encoders import ENCODERS
+from genre_lightning.inputs.encoders.table import ENCODERS
 from genre_lightning.inputs.pixels import PixelsInput
 from genre_lightning.inputs.vectors import VectorsInput
 from genre_lightning.inputs.year import YearInput

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from genre_lightning.checkpoint.model import load_model
-from genre_lightning.inputs import encoders
-from genre_lightning.inputs.encoders import ImageEncoder, open_encoder, resolve
+from genre_lightning.inputs.encoders import images
+from genre_lightning.inputs.encoders.images import ImageEncoder
+from genre_lightning.inputs.encoders.opening import open_encoder
+from genre_lightning.inputs.encoders.table import resolve
 from genre_lightning.models.poster_encoder import PosterEncoder
 from genre_lightning.report.evaluation import score_split
 from genre_lightning.training.module import GenreModule
@@ -122,7 +124,7 @@ def test_the_checkpoint_rebuilds_without_the_weights_package(
 ) -> None:
     from genre_lightning.data.datamodule import MovieDataModule
 
-    monkeypatch.setattr(encoders, "find_weights", lambda spec: pytest.fail("looked for weights"))
+    monkeypatch.setattr(images, "find_weights", lambda spec: pytest.fail("looked for weights"))
     model = load_model(run[0] / "checkpoints" / "best.ckpt")
     data = MovieDataModule.from_description(
         model.data, cache_dir=tmp_path, inputs=model.inputs, genres=model.genres

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import subprocess
 import sys
@@ -13,21 +14,16 @@ import gguf
 import numpy as np
 import pytest
 
-import genre_lightning.inputs.encoders as encoders
 from genre_lightning.errors import UserError
-from genre_lightning.inputs.encoders import (
-    EncoderSpec,
-    Gguf,
-    Packaged,
-    TextEncoder,
-    open_encoder,
-    weights_sha256,
-)
-from genre_lightning.inputs.gguf_folder import (
+from genre_lightning.inputs.encoders.gguf_folder import (
     gguf_folder,
     hash_parts,
     write_without_vocabulary,
 )
+from genre_lightning.inputs.encoders.opening import open_encoder
+from genre_lightning.inputs.encoders.spec import EncoderError, EncoderSpec, Gguf, Packaged
+from genre_lightning.inputs.encoders.texts import TextEncoder
+from genre_lightning.inputs.encoders.weights import weights_sha256
 from tests.ask.tiny_llama import LAYERS, write_model
 
 TEXTS = ["Heat", "A thief and a cop, in Los Angeles."]
@@ -238,7 +234,7 @@ def test_a_part_that_is_missing_is_named(
 ) -> None:
     spec = packaged(model, tmp_path, monkeypatch)
     (tmp_path / "tiny_model" / "part1").unlink()
-    with pytest.raises(encoders.EncoderError, match=r"tiny-model lacks part1.*install it again"):
+    with pytest.raises(EncoderError, match=r"tiny-model lacks part1.*install it again"):
         open_encoder(spec)
 
 
@@ -247,9 +243,9 @@ def test_what_reads_it_is_not_installed(
     library: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = packaged(model, tmp_path, monkeypatch)
-    found = encoders.importlib.util.find_spec
+    found = importlib.util.find_spec
     monkeypatch.setattr(
-        encoders.importlib.util, "find_spec", lambda name: None if name == library else found(name)
+        importlib.util, "find_spec", lambda name: None if name == library else found(name)
     )
-    with pytest.raises(encoders.EncoderError, match=rf"needs {library}.*\[pretrained\]"):
+    with pytest.raises(EncoderError, match=rf"needs {library}.*\[pretrained\]"):
         open_encoder(spec)

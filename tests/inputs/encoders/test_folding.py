@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from genre_lightning.inputs.folding import fold_batch_norms
+from genre_lightning.inputs.encoders.folding import fold_batch_norms
 
 
 class Shared(nn.Module):

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from genre_lightning.inputs.encoders import ENCODERS, find_weights, hash_weights
+from genre_lightning.inputs.encoders.table import ENCODERS
+from genre_lightning.inputs.encoders.weights import find_weights, hash_weights
 
 WIDTH = 16
 

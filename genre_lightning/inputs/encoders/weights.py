@@ -1,0 +1,180 @@
+"""The weights of pretrained encoders: where they are, how they come here, and their hash."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from genre_lightning.inputs.encoders.gguf_folder import gguf_folder, hash_parts
+from genre_lightning.inputs.encoders.libraries import find_module, import_library, not_installed
+from genre_lightning.inputs.encoders.spec import (
+    EncoderError,
+    EncoderSpec,
+    Gguf,
+    Hub,
+    Local,
+    Packaged,
+)
+from genre_lightning.inputs.encoders.table import ENCODERS
+
+#: Environment variable: a folder with weights that are otherwise sought at the hub, by short name:
+#: ``mpnet/``, ``clip.safetensors``. For machines that don't reach it.
+ENCODERS_FOLDER = "GENRE_LIGHTNING_ENCODERS"
+
+
+def find_weights(spec: EncoderSpec) -> Path:
+    """The weights' file, or the folder of a text encoder; downloaded first where that is allowed.
+
+    Raises:
+        EncoderError: not on this machine; the message says what to do.
+    """
+    origin = spec.origin
+    if isinstance(origin, Local):
+        path = Path(origin.path)
+        if not path.exists():
+            raise EncoderError(f"the weights of encoder {spec.name!r} are not at {path}")
+        return path
+    if isinstance(origin, Packaged):
+        return _find_packaged(spec, origin)
+    if isinstance(origin, Gguf):
+        parts = _find_parts(spec, origin)
+        for library in ("gguf", "accelerate"):
+            if find_module(library) is None:
+                raise not_installed(library, spec.name)
+        import_library("transformers", spec.name)
+        return gguf_folder(spec.name, parts, spec.sha256 or hash_parts(parts), origin.blocks)
+    return _find_at_hub(spec, origin)
+
+
+def _find_packaged(spec: EncoderSpec, origin: Packaged) -> Path:
+    found = find_module(origin.module)
+    if found is None or not found.submodule_search_locations:
+        raise not_installed(origin.package, spec.name)
+    path = Path(found.submodule_search_locations[0]) / origin.path
+    if not path.exists():
+        raise EncoderError(
+            f"the package {origin.package} lacks {origin.path}, the weights of encoder "
+            f"{spec.name!r}: install it again"
+        )
+    return path
+
+
+def _find_parts(spec: EncoderSpec, origin: Gguf) -> list[Path]:
+    return [_find_packaged(spec, part) for part in origin.parts]
+
+
+def _find_at_hub(spec: EncoderSpec, origin: Hub) -> Path:
+    if spec.name in ENCODERS and (folder := os.environ.get(ENCODERS_FOLDER)):
+        path = Path(folder).expanduser() / spec.name
+        if origin.file is not None:
+            path = path.with_name(spec.name + Path(origin.file).suffix)
+        if path.exists():
+            return path
+    hub = import_library("huggingface_hub", spec.name)
+    pinned: dict[str, Any] = {"repo_id": origin.repository, "revision": origin.revision}
+
+    def fetch(local_files_only: bool) -> Path:
+        if origin.file is not None:
+            return Path(
+                hub.hf_hub_download(
+                    filename=origin.file, local_files_only=local_files_only, **pinned
+                )
+            )
+        # No code and no pickles: what these patterns leave out is not even fetched.
+        return Path(
+            hub.snapshot_download(
+                allow_patterns=["*.json", "*.txt", "*.safetensors", "*.model"],
+                ignore_patterns=["onnx/*", "openvino/*"],
+                local_files_only=local_files_only,
+                **pinned,
+            )
+        )
+
+    try:
+        return fetch(local_files_only=True)
+    except OSError:
+        pass
+    if not spec.download:
+        file = f" {origin.file}" if origin.file else ""
+        at = f" --revision {origin.revision}" if origin.revision else ""
+        raise EncoderError(
+            f"the weights of encoder {spec.name!r} are not on this machine, and a checkpoint can't "
+            f"start their download: hf download {origin.repository}{file}{at}"
+        )
+    try:
+        # Asked once without retries: without a network the download would ask for half a minute.
+        url = hub.hf_hub_url(
+            filename=origin.file or "modules.json", **{k: v for k, v in pinned.items() if v}
+        )
+        hub.get_hf_file_metadata(url)
+        return fetch(local_files_only=False)
+    # The hub's errors are OSErrors, except for a failed connection (of its HTTP library) and a file
+    # that is not in the repository.
+    except (OSError, hub.errors.EntryNotFoundError, *_http_errors()) as error:
+        raise EncoderError(
+            f"the weights of encoder {spec.name!r} are not on this machine and can't be downloaded "
+            f"from {origin.repository} at the Hugging Face hub ({type(error).__name__}): connect "
+            f"to it once{_instead(spec)}"
+        ) from error
+
+
+def _instead(spec: EncoderSpec) -> str:
+    """What else there is than the hub."""
+    if spec.name in ENCODERS:
+        return f", or name a folder that holds them in {ENCODERS_FOLDER}, see the documentation"
+    return ", or pass weights=FILE.safetensors with timm:NAME" if spec.kind == "image" else ""
+
+
+def _http_errors() -> tuple[type[Exception], ...]:
+    """The base error of the HTTP library that huggingface_hub uses, whichever that is."""
+    found: list[type[Exception]] = []
+    for name in ("httpx2", "httpx"):
+        if importlib.util.find_spec(name) is not None:
+            found.append(importlib.import_module(name).HTTPError)
+    return tuple(found)
+
+
+def hash_weights(path: Path) -> str:
+    """SHA-256 of an encoder's weights, 64 hex digits.
+
+    Of a file, that of its content. Of a text encoder's folder, that of the lines which
+    ``sha256sum`` prints for its files in the order of their names: weights, tokenizer and settings,
+    since each of them changes the vectors.
+    """
+    if path.is_file():
+        return hash_parts([path])
+    lines = [f"{hash_parts([path / name])}  {name}\n" for name in text_files(path)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def weights_sha256(spec: EncoderSpec) -> str:
+    """The hash of an encoder's weights without opening it; a key for what was computed with them.
+
+    Known at once for packaged weights; otherwise the files are read (and downloaded where allowed).
+    """
+    return spec.sha256 if spec.sha256 is not None else found_sha256(spec)
+
+
+def found_sha256(spec: EncoderSpec) -> str:
+    """The hash of the weights that are found: of a GGUF file, not of what it is turned into."""
+    if isinstance(spec.origin, Gguf):
+        return hash_parts(_find_parts(spec, spec.origin))
+    return hash_weights(find_weights(spec))
+
+
+def text_files(folder: Path) -> list[str]:
+    """Names of the files of a text encoder's folder that shape its vectors, sorted."""
+    modules = json.loads((folder / "modules.json").read_text("utf-8"))
+    parts = {"", *(str(module.get("path", "")) for module in modules)}
+    names = {
+        path.relative_to(folder).as_posix()
+        for part in parts
+        for path in (folder / part).glob("*")
+        if path.suffix in (".json", ".txt", ".safetensors", ".model") and path.is_file()
+    }
+    return sorted(names)
