@@ -54,7 +54,6 @@ def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> di
     fixed: dict[str, Any] = {
         "inputs": model.inputs,
         "genres": model.genres,
-        "batch_size": cfg.batch_size,
         "cache_dir": cfg.cache_dir,
     }
     data = (

@@ -83,7 +83,7 @@ def make_module(cfg: DictConfig, data: MovieDataModule) -> GenreModule:
             dropout=cfg.model.dropout,
             members=cfg.model.members,
         )
-    check_batch_size(network.branches, data.batch_trained_on())
+    check_batch_size(network.branches, data.train_batch_size())
     if cfg.start_from_priors:
         network.start_from_priors(**counts)
     if cfg.label_sets:
@@ -124,12 +124,8 @@ def saves_in_background(cfg: DictConfig) -> bool:
 
     On a CPU the thread that writes and the training share the cores, and nothing is won.
     """
-    from genre_lightning.errors import UserError
-
     wanted = cfg.checkpoint_in_background
-    if wanted not in ("auto", True, False):
-        raise UserError(f"checkpoint_in_background={wanted} must be auto, true or false")
-    return trains_on_gpu(cfg) if wanted == "auto" else wanted is True
+    return trains_on_gpu(cfg) if wanted == "auto" else bool(wanted)
 
 
 def make_checkpoint_io(cfg: DictConfig) -> WholeFileIO:

@@ -62,13 +62,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     trainer.fit(module, datamodule=Turns(data, typical_batch(data, device)))
     samples = len(data.loader("train", shuffle=True)) * min(
-        data.batch_trained_on(), len(data.splits["train"])
+        data.train_batch_size(), len(data.splits["train"])
     )
     rates = {
         "real batches": [samples / seconds for seconds in timer.seconds[2::2]],
         "one resident batch": [samples / seconds for seconds in timer.seconds[3::2]],
     }
-    print_table(rates, "samples/s", f"{device}, batch {data.batch_trained_on()}", digits=1)
+    print_table(rates, "samples/s", f"{device}, batch {data.train_batch_size()}", digits=1)
     found = ratios(*rates.values())
     print(
         json_line(

@@ -133,7 +133,7 @@ def compare_with_loop(
     )
     data, _ = build(cfg)
     device = device_of(cfg)
-    print_table(seconds, "s", f"{args.epochs} epochs, {device}, batch {data.batch_trained_on()}")
+    print_table(seconds, "s", f"{args.epochs} epochs, {device}, batch {data.train_batch_size()}")
     samples = args.epochs * len(data.splits["train"])
     found = ratios(seconds["bare loop"], seconds["trainer.fit"])
     print(

@@ -158,7 +158,7 @@ def typical_batch(data: MovieDataModule, device: torch.device) -> MovieBatch:
     """A training batch, prepared on its device, with columns as often as in the mean batch."""
     loader = data.loader("train", shuffle=True, device=device)
     there = [features.place >= 0 for features in data.features.values()]
-    wanted = [has[data.splits["train"]].mean() * data.batch_trained_on() for has in there]
+    wanted = [has[data.splits["train"]].mean() * data.train_batch_size() for has in there]
 
     def distance(item: tuple[np.ndarray, int]) -> float:
         rows, _ = item

@@ -179,9 +179,9 @@ def usual_epoch(
     optimizer = module.make_optimizer(network.parameters())
     loader = DataLoader(
         UsualDataset(data),
-        batch_size=data.batch_trained_on(),
+        batch_size=data.train_batch_size(),
         shuffle=True,
-        drop_last=len(data.splits["train"]) >= data.batch_trained_on(),
+        drop_last=len(data.splits["train"]) >= data.train_batch_size(),
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=device.type == "cuda",
@@ -245,7 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     seconds = by_turns(sides, args.n)
     device = device_of(cfg)
     side = pixels_of(data).size[0]
-    note = f"{device}, batch {data.batch_trained_on()}, {side} x {side}"
+    note = f"{device}, batch {data.train_batch_size()}, {side} x {side}"
     print_table(seconds, "s an epoch", note, digits=2)
     best = min(list(seconds)[1:], key=lambda name: statistics.median(seconds[name]))
     found = ratios(seconds[best], seconds["ours"])

@@ -218,14 +218,18 @@ def kill_at(moment: int) -> None:
     at_step(moment, lambda: os.kill(os.getpid(), signal.SIGKILL))
 
 
-def slurm(tools: Path) -> None:
-    """Be a job of Slurm, whose signals come in the third and in the fifth step."""
+def slurm(tools: Path, task: int = 0, tasks: int = 1, port: int = 0) -> None:
+    """Be a task of a job of Slurm, whose signals come in the third and in the fifth step.
+
+    Of several tasks the last is told in the third to queue the job again, and the others later.
+    """
     os.environ.update(
-        SLURM_JOB_ID="7", SLURM_JOB_NAME="train", SLURM_NTASKS="1", SLURM_PROCID="0",
-        SLURM_LOCALID="0", SLURM_NODEID="0", SLURM_NNODES="1",
+        SLURM_JOB_ID="7", SLURM_JOB_NAME="train", SLURM_NTASKS=str(tasks), SLURM_PROCID=str(task),
+        SLURM_LOCALID=str(task), SLURM_NODEID="0", SLURM_NNODES="1",
+        SLURM_NTASKS_PER_NODE=str(tasks), MASTER_PORT=str(port),
         PATH=f"{tools}{os.pathsep}{os.environ['PATH']}",
     )  # fmt: skip
-    at_step(3, lambda: os.kill(os.getpid(), signal.SIGUSR1))
+    at_step(3 if task == tasks - 1 else 4, lambda: os.kill(os.getpid(), signal.SIGUSR1))
     at_step(5, lambda: os.kill(os.getpid(), signal.SIGTERM))
 
 

@@ -27,7 +27,7 @@ class TrainedModel:
 
     Attributes:
         network: in evaluation mode, on the device asked for.
-        activation: key of ``models.ACTIVATIONS`` that turns logits into scores.
+        activation: key of ``models.fusion.ACTIVATIONS`` that turns logits into scores.
         loss: description of the loss it was trained with, for ``losses.build_loss``.
         genres: G names, in the order of the logits.
         thresholds: (G,) float32, on the CPU; a genre is predicted where its score reaches its own.

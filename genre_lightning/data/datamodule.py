@@ -40,11 +40,10 @@ MAX_GROUP = 16
 GROUP_BYTES = 3 * 2**20
 #: elsewhere more.
 GROUP_BYTES_ON_DEVICE = 48 * 2**20
-#: Movies in a batch that is only scored, the same in training, after it and in evaluate.py, so that
-#: all digits are the same: what takes as much as 64 posters of an encoder, but no fewer and no more
-#: than these.
-SCORED_BYTES = 64 * (3 * 4 * 384 * 256)
-LEAST_SCORED, MOST_SCORED = 64, 1024
+#: A batch that is only scored takes as many bytes as 64 posters of an encoder,
+EVAL_BYTES = 64 * (3 * 4 * 384 * 256)
+#: and holds at most so many movies.
+MOST_EVAL = 1024
 MAX_FOLDS = 64
 #: Options that are paths.
 PATHS = ("root", "path", "columns")
@@ -64,7 +63,7 @@ class MovieDataModule(pl.LightningDataModule):
         inputs: of the branches, by branch; fitted here unless they already are.
         columns: a CSV with an ``id`` and further columns of text to join; None for none.
         batch_size: B of training, on each device; None for all of it in one batch. Validation and
-            test take batches that suit the inputs, see :meth:`scored_at_once`.
+            test take batches that suit the inputs, see :meth:`eval_batch_size`.
         val_fraction: share of train held out for validation where the dataset names no such split.
         test_fraction: share of all held out for test where the dataset names no such split.
         folds: K > 1 validates by K folds of train instead of by a part that is held out, where the
@@ -104,7 +103,7 @@ class MovieDataModule(pl.LightningDataModule):
         **options: Any,
     ) -> None:
         super().__init__()
-        if device_resident not in ("auto", True, False):
+        if device_resident != "auto" and type(device_resident) is not bool:
             raise DataError(f"data.device_resident={device_resident!r} must be auto, true or false")
         if not 0 <= resident_share <= 1:
             raise DataError(f"data.resident_share={resident_share} must lie between 0 and 1")
@@ -401,9 +400,6 @@ class MovieDataModule(pl.LightningDataModule):
     def val_dataloader(self) -> MovieLoader:
         return self._own_loader("val", shuffle=False)
 
-    def test_dataloader(self) -> MovieLoader:
-        return self._own_loader("test", shuffle=False)
-
     def _own_loader(self, split: str, shuffle: bool) -> MovieLoader:
         """This process's share, on its device."""
         if self.trainer is None:
@@ -433,11 +429,11 @@ class MovieDataModule(pl.LightningDataModule):
             rank: this process's number.
             world_size: number of processes that share an epoch.
             batch_size: if not given that of training where it is shuffled, and otherwise
-                :meth:`scored_at_once`.
+                :meth:`eval_batch_size`.
             device: the batches come on this device, prepared there; None for batches as they are
                 gathered.
         """
-        batch_size = batch_size or (self.batch_trained_on() if shuffle else self.scored_at_once())
+        batch_size = batch_size or (self.train_batch_size() if shuffle else self.eval_batch_size())
         order = BatchOrder(
             self.splits[split],
             batch_size,
@@ -455,13 +451,16 @@ class MovieDataModule(pl.LightningDataModule):
             self.batches, order, lambda group: self._prepare(group, place, shuffle), group_size
         )
 
-    def batch_trained_on(self) -> int:
+    def train_batch_size(self) -> int:
         """Movies in a whole batch of training."""
         return self.batch_size or max(1, len(self.splits["train"]))
 
-    def scored_at_once(self) -> int:
-        """Movies in a whole batch of validation or test."""
-        return max(LEAST_SCORED, min(MOST_SCORED, SCORED_BYTES // self._largest()))
+    def eval_batch_size(self) -> int:
+        """Movies in a whole batch of validation or test.
+
+        The same in training, after it and in evaluate.py, so that all digits are the same.
+        """
+        return max(1, min(MOST_EVAL, EVAL_BYTES // self._largest()))
 
     def _largest(self) -> int:
         """Bytes of a movie in the branch that takes most."""

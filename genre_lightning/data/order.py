@@ -59,7 +59,7 @@ class BatchOrder:
         if world_size > 1 and len(rows) // world_size < len(self):
             raise SettingError(
                 f"{len(rows)} movies can't be shared out over {world_size} processes in batches of "
-                f"{batch_size}: take fewer processes or a larger data.batch_size"
+                f"{batch_size}: take fewer processes, or another data.batch_size in training"
             )
         self.given = 0
         self._given_before = (0, 0)

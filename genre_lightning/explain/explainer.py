@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from genre_lightning.checkpoint.model import TrainedModel
-from genre_lightning.inputs.encode import encode_items
+from genre_lightning.inputs.encode import encode_items, is_absent
 from genre_lightning.inputs.input import Value
 from genre_lightning.inputs.part import Part
 
@@ -134,11 +134,6 @@ class Explainer(ABC):
                 what can't be told word by word is then told by groups of words. Of encoders that
                 cost much, fewer are. None for the explainer's own limit.
         """
-
-
-def is_absent(value: Value | None) -> bool:
-    """Whether a movie with this value lacks the column."""
-    return value is None or (isinstance(value, str) and not value)
 
 
 def read_columns(model: TrainedModel, columns: Mapping[str, Value | None]) -> dict[str, Any]:

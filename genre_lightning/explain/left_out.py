@@ -46,10 +46,12 @@ class LeftOutExplainer(Explainer):
 
     def explain(
         self, model: TrainedModel, branch: str, value: Value, budget: int | None = None
-    ) -> TextExplanation:
+    ) -> TextExplanation | None:
         given = {branch: model.inputs[branch]}
         # What the encoder sees, such as a title with its article in front.
         text = given[branch].read(value)
+        if text is None:
+            return None
         words = find_words(text)
         source = given[branch]
         cost = source.spec.cost if isinstance(source, EmbeddingInput) else 1

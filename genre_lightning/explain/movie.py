@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from genre_lightning.checkpoint.model import TrainedModel
-from genre_lightning.explain.explainer import BranchExplanation, is_absent
+from genre_lightning.explain.explainer import BranchExplanation
 from genre_lightning.explain.parts import ScoreParts, branch_labels, score_parts
 from genre_lightning.explain.table import explain_branch, find_explainer
+from genre_lightning.inputs.encode import is_absent
 from genre_lightning.inputs.input import Value
 
 

@@ -18,12 +18,12 @@ from genre_lightning.explain.explainer import (
     Explainer,
     TextExplanation,
     float64,
-    is_absent,
 )
 from genre_lightning.explain.grad_cam import GradCamExplainer, see_encoder, see_stages
 from genre_lightning.explain.left_out import LeftOutExplainer
 from genre_lightning.explain.terms import TermsExplainer
 from genre_lightning.explain.year import YearExplainer
+from genre_lightning.inputs.encode import is_absent
 from genre_lightning.inputs.input import Value
 from genre_lightning.models.embedding_head import EmbeddingHead
 from genre_lightning.models.poster_encoder import PosterEncoder

@@ -49,21 +49,6 @@ _UPRIGHT = {
 _SIDEWAYS = (5, 6, 7, 8)
 
 
-def pool_stages(pool: int) -> tuple[int, int]:
-    """How the averaging of ``poster_pool`` x ``poster_pool`` pixels is shared out.
-
-    Returns:
-        The side of the squares that :func:`decode_poster` averages, and of those left to the batch.
-        Two are, so that a random crop is stretched from more pixels than it becomes.
-
-    Raises:
-        ValueError: neither 1 nor an even number.
-    """
-    if pool != 1 and (pool < 2 or pool % 2):
-        raise ValueError(f"poster_pool must be 1 or an even number, not {pool}")
-    return (1, 1) if pool == 1 else (pool // 2, 2)
-
-
 def decode_poster(
     source: bytes | str | Path | Image.Image, size: int | tuple[int, int], shrink: int = 1
 ) -> np.ndarray:

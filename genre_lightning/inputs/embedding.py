@@ -27,7 +27,14 @@ from genre_lightning.inputs.encoders.spec import EncoderError, EncoderSpec, Gguf
 from genre_lightning.inputs.encoders.table import resolve, trust_from_checkpoint, vouch, vouched
 from genre_lightning.inputs.encoders.texts import TextEncoder
 from genre_lightning.inputs.encoders.weights import weights_sha256
-from genre_lightning.inputs.input import DenseFeatures, Features, Input, Store, check_keys
+from genre_lightning.inputs.input import (
+    MAX_WIDTH,
+    DenseFeatures,
+    Features,
+    Input,
+    Store,
+    check_keys,
+)
 from genre_lightning.inputs.one_core import one_core_threads
 from genre_lightning.inputs.part import Numbers
 from genre_lightning.inputs.pixels import read_poster
@@ -49,7 +56,6 @@ EMBEDDING_VERSIONS = {"text": 1, "poster": 2}
 #: Texts that are embedded and put on the disk together: so many that they fall into batches of
 #: equal length, and so few characters that a killed process loses seconds.
 _MOST_TEXTS, _MOST_CHARACTERS = 4_096, 250_000
-MAX_WIDTH = 65_536
 MAX_VIEWS = 64
 MAX_PROMPT = 200
 _KEYS = ("column", "encoder", "size", "stages", "views", "natural", "sha256", "width")
@@ -67,7 +73,7 @@ class EmbeddingInput(Input):
 
     Args:
         column: name of the column.
-        encoder: as for :func:`genre_lightning.inputs.encoders.resolve`.
+        encoder: as for :func:`genre_lightning.inputs.encoders.table.resolve`.
         views: V, of posters; texts have one.
         size: [H, W] of posters, in place of the encoder's own.
         stages: take the mean of every stage's features, too; of a text, of its last few blocks'.
@@ -122,10 +128,15 @@ class EmbeddingInput(Input):
         self.of = "poster" if spec.kind == "image" else "text"
         if type(views) is not int or not 1 <= views <= (MAX_VIEWS if self.of == "poster" else 1):
             raise ValueError(f"views: {views!r:.100} is not in 1..{MAX_VIEWS}, and 1 for a text")
-        if natural not in (False, self.of == "text"):
-            raise ValueError(f"natural: {natural!r:.100} is not true or false, and only of texts")
-        if year not in (False, natural):
-            raise ValueError(f"year: {year!r:.100} is not true or false, and only with natural")
+        # From an untrusted checkpoint it may be anything.
+        flags: dict[str, Any] = {"natural": natural, "year": year}
+        for key, flag in flags.items():
+            if type(flag) is not bool:
+                raise ValueError(f"{key}: {flag!r:.100} is not true or false")
+        if natural and self.of != "text":
+            raise ValueError("natural: true is only of texts")
+        if year and not natural:
+            raise ValueError("year: true is only with natural")
         for key, words in (("prompt", prompt), ("prompt_after", prompt_after)):
             if type(words) is not str or not _is_plain(words) or len(words) > MAX_PROMPT:
                 raise ValueError(
@@ -154,7 +165,7 @@ class EmbeddingInput(Input):
         return {"width": self.width}
 
     def bytes_per_movie(self) -> int:
-        return 2 * self.views * (self.width or 1)
+        return max(2 * self.views, 4) * (self.width or 1)
 
     def load(self) -> ImageEncoder | TextEncoder:
         """The encoder itself, with the weights that this input was trained with.
@@ -175,7 +186,7 @@ class EmbeddingInput(Input):
         if self.of == "poster":
             return self._open_posters(values, store)
         said = [None if value is None else self.read(value) for value in values]
-        texts = [value for value in said if value]
+        texts = [value for value in said if value is not None]
         unique = list(dict.fromkeys(texts))
         number = {text: index for index, text in enumerate(unique)}
         source = Source(
@@ -190,7 +201,7 @@ class EmbeddingInput(Input):
         cache = open_embeddings(
             source, self._key(), self._shape(), f"embedding {self.column}", store
         )
-        place = np.array([number[value] if value else -1 for value in said], dtype=np.int64)
+        place = np.array([-1 if value is None else number[value] for value in said], np.int64)
         return DenseFeatures("vectors", cache.vectors, place)
 
     def _open_posters(self, values: Sequence[PosterFile | None], store: Store) -> Features:
@@ -239,7 +250,8 @@ class EmbeddingInput(Input):
             return read_poster(value, self.size)
         if not isinstance(value, str):
             raise TypeError(f"a {type(value).__name__}, not a string")
-        return natural_title(value, self.year) if self.natural else value
+        text = natural_title(value, self.year) if self.natural else value
+        return text if text.strip() else None
 
     @property
     def size(self) -> tuple[int, int]:

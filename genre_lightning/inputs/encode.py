@@ -7,8 +7,13 @@ from typing import Any
 
 import torch
 
-from genre_lightning.inputs.input import Input
+from genre_lightning.inputs.input import Input, Value
 from genre_lightning.inputs.part import Part
+
+
+def is_absent(value: Value | None) -> bool:
+    """Whether a movie with this value lacks the column: there is none, or a blank text."""
+    return value is None or (isinstance(value, str) and not value.strip())
 
 
 def encode_items(

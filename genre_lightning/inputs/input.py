@@ -15,6 +15,8 @@ from genre_lightning.inputs.part import Numbers
 
 #: What a user hands in for a column: a text; or a poster's path, bytes or open image.
 Value = Any
+#: The most numbers of a movie's vector.
+MAX_WIDTH = 65_536
 Self = TypeVar("Self", bound="Input")
 
 
@@ -151,6 +153,8 @@ class Input(ABC):
     @abstractmethod
     def read(self, value: Value) -> Any:
         """One value of a movie never seen before, checked and decoded.
+
+        None where the input finds nothing in it: the movie then counts as lacking the column.
 
         Raises:
             InputError: it can't be read; the message is the reason.

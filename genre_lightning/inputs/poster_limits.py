@@ -25,6 +25,8 @@ if TYPE_CHECKING:  # imported by Pillow where a file needs them
 #: What is opened at all. Left out are formats that no poster comes in, among them EPS, for which
 #: Pillow starts Ghostscript; and AVIF, whose header does not bound what decoding it takes.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+#: Of the files that hold them.
+POSTER_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 MAX_FILE_BYTES = 96 * 2**20
 #: 64 million pixels are A3 at 600 dpi. Pillow's own limit is a global that other code may have

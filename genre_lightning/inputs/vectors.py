@@ -14,12 +14,17 @@ from torch import Tensor
 
 from genre_lightning.cells import unguard
 from genre_lightning.errors import InputError
-from genre_lightning.inputs.input import DenseFeatures, Features, Input, Store, check_keys
+from genre_lightning.inputs.input import (
+    MAX_WIDTH,
+    DenseFeatures,
+    Features,
+    Input,
+    Store,
+    check_keys,
+)
 from genre_lightning.inputs.part import Numbers
 from genre_lightning.movies.movie import DAMAGED_ZIP
 
-#: The most numbers a movie may have.
-MAX_WIDTH = 65_536
 #: Opening brackets in a path: folders of sweeps are named by lists, as show=[title,poster].
 MOST_BRACKETS = 8
 #: Probabilities are kept this far from 0 and 1 before their log-odds are taken.

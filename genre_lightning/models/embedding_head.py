@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from genre_lightning.models.batch_norm import batch_norm
-from genre_lightning.models.dropout import InputDropout, MemberDropout
+from genre_lightning.models.dropout import Dropout, InputDropout
 from genre_lightning.models.members import MemberLinear, by_own, said
 
 NORMS = ("batch", "layer", "none")
@@ -51,7 +51,7 @@ class EmbeddingHead(nn.Module):
         self.scale = 1.0 if hidden or norm == "none" else width**-0.5
         self.input_drop = InputDropout(input_dropout)
         self.hidden = MemberLinear(members, width, hidden) if hidden else None
-        self.drop = MemberDropout(dropout)
+        self.drop = Dropout(dropout)
         self.head = MemberLinear(members, hidden or width, num_genres)
         if not hidden:
             # As a logistic regression begins: whatever is not learnt stays nothing.
@@ -87,7 +87,11 @@ class EmbeddingHead(nn.Module):
         else:
             rows = first.of_some(rows, kept)
         if self.hidden is not None:
-            rows = self.head(self.drop(torch.relu(rows)))
+            rows = torch.relu(rows)
+            if self.drop.training:
+                # Drawn once for all members: their hidden units have nothing in common.
+                rows = rows * self.drop(rows.new_ones(rows.shape[1:]))
+            rows = self.head(rows)
         return said(rows, apart, own)
 
     def _of_one(self, rows: Tensor, member: int) -> Tensor:

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from genre_lightning.inputs.encoders.table import is_image_encoder
-from genre_lightning.inputs.input import Input
+from genre_lightning.inputs.input import MAX_WIDTH, Input
+from genre_lightning.inputs.vectorizer import MAX_VOCABULARY_SIZE
 from genre_lightning.models.embedding_head import NORMS, EmbeddingHead
 from genre_lightning.models.fusion import Fusion
 from genre_lightning.models.members import Copies
@@ -67,7 +68,7 @@ NETWORKS: dict[str, NetworkType] = {
         TermsMLP,
         "terms",
         {
-            "vocabulary_size": (1, 1_048_576),
+            "vocabulary_size": (1, MAX_VOCABULARY_SIZE),
             "hidden": (1, 8192),
             "dropout": (0.0, 0.99),
             "skip": (0, 1),
@@ -77,7 +78,7 @@ NETWORKS: dict[str, NetworkType] = {
         TermsLinear,
         "terms",
         {
-            "vocabulary_size": (1, 1_048_576),
+            "vocabulary_size": (1, MAX_VOCABULARY_SIZE),
             "input_dropout": (0.0, 0.99),
             "members": (1, MAX_MEMBERS),
         },
@@ -99,7 +100,7 @@ NETWORKS: dict[str, NetworkType] = {
         EmbeddingHead,
         "vectors",
         {
-            "width": (1, 65_536),
+            "width": (1, MAX_WIDTH),
             "hidden": (0, 8192),
             "norm": NORMS,
             "input_dropout": (0.0, 0.99),

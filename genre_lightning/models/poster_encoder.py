@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from genre_lightning.inputs.encoders.images import build_image_module
 from genre_lightning.inputs.encoders.opening import open_encoder
 from genre_lightning.inputs.encoders.table import architecture_spec, resolve
-from genre_lightning.models.dropout import Dropout
 
 
 class PosterEncoder(nn.Module):
@@ -23,7 +22,7 @@ class PosterEncoder(nn.Module):
     Args:
         num_genres: G, the number of logits.
         size: H and W of the posters.
-        encoder: a name that :func:`genre_lightning.inputs.encoders.is_image_encoder` takes.
+        encoder: a name that :func:`genre_lightning.inputs.encoders.table.is_image_encoder` takes.
         dropout: probability of zeroing a pooled feature, in [0, 1).
         layer_decay: learning rate of each layer over that of the layer after it, so that the first
             layers, which know most, change least (Clark et al. 2020, "ELECTRA", section 3.2).
@@ -48,7 +47,7 @@ class PosterEncoder(nn.Module):
         self.encoder_lr = encoder_lr
         self.size = (size[0], size[1])
         self.encoder = build_image_module(architecture_spec(encoder, self.size))
-        self.drop = Dropout(dropout)
+        self.drop = nn.Dropout(dropout)
         self.head = nn.Linear(int(self.encoder.head_hidden_size), num_genres)  # type: ignore[arg-type]
         nn.init.zeros_(self.head.weight)
         self.train()  # Lightning leaves the modes as it finds them

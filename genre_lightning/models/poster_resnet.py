@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genre_lightning.models.batch_norm import PixelNorm
-from genre_lightning.models.dropout import Dropout
 
 
 class ResidualBlock(nn.Module):
@@ -96,7 +95,7 @@ class PosterResNet(nn.Module):
                 stages.append(ResidualBlock(inputs, width, stride))
                 inputs = width
         self.stages = nn.Sequential(*stages)
-        self.drop = Dropout(dropout)
+        self.drop = nn.Dropout(dropout)
         self.head = nn.Linear(inputs, num_genres)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

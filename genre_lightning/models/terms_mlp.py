@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from genre_lightning.models.batch_norm import batch_norm
-from genre_lightning.models.dropout import Dropout
 
 
 class TermsMLP(nn.Module):
@@ -36,7 +35,7 @@ class TermsMLP(nn.Module):
         super().__init__()
         self.embed = nn.EmbeddingBag(vocabulary_size, hidden, mode="sum", include_last_offset=False)
         self.norm = nn.BatchNorm1d(hidden)
-        self.drop = Dropout(dropout)
+        self.drop = nn.Dropout(dropout)
         self.head = nn.Linear(hidden, num_genres)
         # N(0, 1), the default, is meant for look-ups: before BatchNorm only the size of a step
         # against that of the weight counts, and against such weights the usual steps are too small.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genre_lightning.cells import guard
+from genre_lightning.inputs.poster_limits import POSTER_SUFFIXES
 from genre_lightning.predicting.answers import (
     CommandError,
     as_json,
@@ -24,8 +25,6 @@ from genre_lightning.runs.commands import shell_command
 if TYPE_CHECKING:
     from genre_lightning.predicting.asked import AskedMovies
     from genre_lightning.predicting.predictor import GenrePredictor, Prediction
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 
 
 def predict_csv(
@@ -95,9 +94,11 @@ def predict_folder(
         files = sorted(path for path in folder.iterdir() if path.is_file())
     except OSError as error:
         raise CommandError(f"{folder}: can't be read ({error.strerror or error})") from error
-    posters = [path for path in files if path.suffix.lower() in SUFFIXES and path.name[0] != "."]
+    posters = [
+        path for path in files if path.suffix.lower() in POSTER_SUFFIXES and path.name[0] != "."
+    ]
     if not posters:
-        raise CommandError(f"{folder}: no poster in it ({', '.join(SUFFIXES)})")
+        raise CommandError(f"{folder}: no poster in it ({', '.join(POSTER_SUFFIXES)})")
     of_use = _columns_of_use(predictor, asked)
     if not {TITLE, POSTER} & set(of_use):
         raise CommandError(

@@ -23,7 +23,7 @@ from PIL import Image
 from genre_lightning.checkpoint.model import TrainedModel, load_model
 from genre_lightning.cores import num_cores
 from genre_lightning.errors import InputError, UserError
-from genre_lightning.inputs.encode import encode_items
+from genre_lightning.inputs.encode import encode_items, is_absent
 from genre_lightning.inputs.encoders.table import resolve, vouch
 from genre_lightning.inputs.input import Value
 from genre_lightning.inputs.one_core import one_core_threads
@@ -364,7 +364,7 @@ class GenrePredictor:
     ) -> tuple[dict[str, Any], dict[str, str]]:
         """What each branch takes of a movie, None for nothing; and the problem of each column."""
         for column, value in movie.items():
-            if column not in self._columns and not _is_empty(value):
+            if column not in self._columns and not is_absent(value):
                 raise PredictionError(
                     f"movie {number} has a {column}, and {self._unknown(column)}; leave {column} "
                     "out (None) to predict without it"
@@ -373,7 +373,7 @@ class GenrePredictor:
         problems: dict[str, str] = {}
         for branch, given in self.model.inputs.items():
             column, value = given.column, movie.get(given.column)
-            if _is_empty(value):
+            if is_absent(value):
                 continue
             try:
                 read[branch] = given.read(value)
@@ -429,10 +429,6 @@ def _by_column(movie: Movie) -> Mapping[str, Value | None]:
         return movie
     title, poster = movie
     return {TITLE: title, POSTER: poster}
-
-
-def _is_empty(value: Value | None) -> bool:
-    return value is None or (isinstance(value, str) and not value.strip())
 
 
 def _name(value: Value, column: str, number: int, of: str) -> str:

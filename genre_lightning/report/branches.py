@@ -84,9 +84,7 @@ def branch_section(
         {
             "name": group.name,
             "num_movies": int(group.rows.sum()),
-            "rows": _rows(
-                answers, labels, scores, group.rows, model.thresholds, fitted, resamples, seed
-            ),
+            "rows": _rows(answers, labels, scores, group.rows, fitted, resamples, seed),
         }
         for group in movie_groups(model, scores)
     ]
@@ -160,7 +158,6 @@ def _rows(
     labels: Mapping[str, str],
     scores: SplitScores,
     movies: Tensor,
-    thresholds: Tensor,
     fitted: Bootstrap,
     resamples: int,
     seed: int,

@@ -30,7 +30,7 @@ class SplitScores:
     Attributes:
         split: "train", "val" or "test".
         rows: (N,) int64, each movie's place in the dataset.
-        logits: (N, G) float32, the prior and every branch's part summed, and what stacking adds.
+        logits: (N, G) float32, of ``Fusion.answer``.
         scores: (N, G) float32 in [0, 1].
         targets: (N, G) float32 multi-hot.
         branch_logits: by branch, (N, G) float32, its part of the summed logits; zero for a movie
@@ -61,7 +61,7 @@ def score_split(
 
     Args:
         model: as :func:`genre_lightning.checkpoint.model.load_model` gives it, on ``device``.
-        data: set up with the model's genres and vectorizer.
+        data: set up with the model's genres and inputs.
         split: "train", "val" or "test".
         device: where to compute.
         batch_size: None for that of validation; another may change the last digit.

@@ -27,6 +27,10 @@ def _at_least(low: int) -> Callable[[Any], bool]:
     return lambda value: type(value) is int and value >= low
 
 
+def _is_automatic(value: Any) -> bool:
+    return value == "auto" or type(value) is bool
+
+
 #: What a setting has to be, if it is there and not null: in words, and what tells.
 RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "callbacks.early_stopping.patience": ("a whole number from 0 on", _at_least(0)),
@@ -36,7 +40,9 @@ RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
         lambda value: _is_number(value) and value >= 0,
     ),
     "batch_size": ("a whole number from 1 on, or null", _at_least(1)),
-    "data.batch_size": ("a whole number from 1 on", _at_least(1)),
+    "checkpoint_in_background": ("auto, true or false", _is_automatic),
+    "data.batch_size": ("a whole number from 1 on, or null", _at_least(1)),
+    "data.device_resident": ("auto, true or false", _is_automatic),
     "data.workers": ("a whole number from 1 on, or null", _at_least(1)),
     "model.dropout": (
         "a number from 0 to less than 1",

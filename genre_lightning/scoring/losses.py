@@ -185,7 +185,7 @@ def asymmetric(
 class BCELoss(nn.Module):
     """``bce_with_logits`` with its numbers; see ``class_weights`` for the first three arguments."""
 
-    #: How the logits it trains become scores; a key of ``models.ACTIVATIONS``.
+    #: How the logits it trains become scores; a key of ``models.fusion.ACTIVATIONS``.
     activation = "sigmoid"
 
     def __init__(
@@ -213,7 +213,7 @@ class BCELoss(nn.Module):
 class CrossEntropyLoss(nn.Module):
     """``cross_entropy`` with its numbers; see ``class_weights`` for the arguments."""
 
-    #: How the logits it trains become scores; a key of ``models.ACTIVATIONS``.
+    #: How the logits it trains become scores; a key of ``models.fusion.ACTIVATIONS``.
     activation = "softmax"
 
     def __init__(
@@ -236,7 +236,7 @@ class CrossEntropyLoss(nn.Module):
 class FocalLoss(nn.Module):
     """``focal`` with its numbers; see ``class_weights`` for the first three arguments."""
 
-    #: How the logits it trains become scores; a key of ``models.ACTIVATIONS``.
+    #: How the logits it trains become scores; a key of ``models.fusion.ACTIVATIONS``.
     activation = "sigmoid"
 
     def __init__(
@@ -268,7 +268,7 @@ class FocalLoss(nn.Module):
 class AsymmetricLoss(nn.Module):
     """``asymmetric`` with its numbers; see ``class_weights`` for the first three arguments."""
 
-    #: How the logits it trains become scores; a key of ``models.ACTIVATIONS``.
+    #: How the logits it trains become scores; a key of ``models.fusion.ACTIVATIONS``.
     activation = "sigmoid"
 
     def __init__(

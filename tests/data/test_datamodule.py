@@ -246,6 +246,22 @@ def test_batches_prepared_together_are_those_prepared_alone(write: Write, tmp_pa
                 assert torch.equal(numbers(batch, "title", name), value)
 
 
+def test_scoring_takes_batches_that_suit_the_inputs(write: Write, tmp_path: Path) -> None:
+    path = write("movies")
+    batches = {
+        side: module(path, tmp_path / "cache", {"title": terms(), "poster": pixels(size=side)})
+        for side in (64, 256, 1024)
+    }
+    # 64 posters of 384 x 256 in float32 and their like; no more than 1,024.
+    assert {side: data.eval_batch_size() for side, data in batches.items()} == {
+        64: 1024, 256: 64 * 384 // 256, 1024: 64 * 384 * 256 // 1024**2,
+    }  # fmt: skip
+    data = module(path, tmp_path / "cache", {"title": terms()}, batch_size=2)
+    data.setup()
+    assert [len(batch) for batch in data.loader("val")] == [len(data.splits["val"])]
+    assert max(len(batch) for batch in data.loader("train", True)) == 2
+
+
 def test_large_posters_are_prepared_by_the_batch(write: Write, tmp_path: Path) -> None:
     inputs: dict[str, Input] = {"title": terms(), "poster": pixels(size=512)}
     data = module(write("movies"), tmp_path / "cache", inputs, batch_size=2)
@@ -329,6 +345,7 @@ class Seen(pl.LightningModule):
     ("options", "message"),
     [
         ({"device_resident": "yes"}, "data.device_resident='yes' must be auto, true or false"),
+        ({"device_resident": 0}, "data.device_resident=0 must be auto, true or false"),
         ({"resident_share": 1.5}, "data.resident_share=1.5 must lie between 0 and 1"),
     ],
 )
@@ -460,7 +477,7 @@ def test_two_branches_may_look_at_one_column(write: Write, tmp_path: Path) -> No
     assert len(lines) == len(set(lines))  # what can't be read is named once
     count = len(data.splits["train"])
     said = f"data.batch_size={data.batch_size} is more than the {count} movies of train"
-    assert any(line.startswith(said) for line in lines) is (data.batch_trained_on() > count)
+    assert any(line.startswith(said) for line in lines) is (data.train_batch_size() > count)
 
 
 # What a checkpoint says about the data.

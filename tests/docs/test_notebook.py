@@ -92,12 +92,16 @@ def forked_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     """Kernels, and the commands of their cells, find PyTorch and Lightning imported."""
     shell = Shell()
     monkeypatch.setenv("JUPYTER_PATH", str(shell.kernels(tmp_path)))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     yield
     shell.close()
 
 
-def test_its_first_cells_run_in_a_kernel_that_python_starts(stored: Any) -> None:
+def test_its_first_cells_run_in_a_kernel_that_python_starts(
+    stored: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where ``import genre_lightning`` has all to find, and "!" is to find our commands."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     first = nbformat.v4.new_notebook(cells=stored.cells[:2])
     first.cells.append(nbformat.v4.new_code_cell("!command -v genre-train\nsys.executable"))
     NotebookClient(first, kernel_name="python3", coalesce_streams=True).execute()

@@ -449,6 +449,8 @@ def test_a_name_that_a_checkpoint_can_not_hold_is_refused_at_once(tmp_path: Path
         ({"encoder": "minilm", "prompt_after": None}, "prompt_after"),
         ({"encoder": "minilm", "year": True}, "year: .* only with natural"),
         ({"encoder": "minilm", "natural": True, "year": "no"}, "year"),
+        ({"encoder": "minilm", "natural": 1}, "natural"),
+        ({"encoder": "minilm", "natural": True, "year": 1}, "year"),
         ({"encoder": "timm:resnet18; rm"}, "not the name of one of timm's own models"),
         ({}, "encoder"),
     ],
@@ -476,6 +478,10 @@ def test_a_prompt_stands_before_every_text_and_vectors_are_kept_apart(store: Sto
         np.testing.assert_array_equal(
             given.encode([given.read(titles[0])])["vectors"][0], features.dense[0]
         )
+    # A title of nothing but its year has no name: the same in a dataset as in a prediction.
+    for given in (asked, bare):
+        assert given.read("(1995)") is None and given.read("  ") is None
+        assert given.open(["(1995)", "  "], ALL[:2], store).place.tolist() == [-1, -1]
     rebuilt = input_from_text(state_to_text(asked))
     assert rebuilt.state() == asked.state() and rebuilt.state()["prompt"] == "A movie called "
 

@@ -15,6 +15,7 @@ from PIL import Image
 from genre_lightning import GenrePredictor
 from genre_lightning.checkpoint.card import CheckpointError
 from genre_lightning.errors import InputError
+from genre_lightning.explain.movie import explain_movie
 from genre_lightning.explain.parts import score_parts
 from genre_lightning.inputs.augment import POSTER_MEAN, POSTER_STD
 from genre_lightning.inputs.decode import PosterError, decode_poster
@@ -284,6 +285,16 @@ def test_columns_go_by_name(wider: GenrePredictor, posters: list[Path]):
     np.testing.assert_allclose(
         alone, [expected_of(wider, {"synopsis": text}) for text in SYNOPSES], atol=1e-5
     )
+
+
+@pytest.mark.parametrize("nothing", ["", "  ", "\n\t", None])
+def test_an_explanation_adds_up_to_the_score_where_a_text_is_blank(
+    wider: GenrePredictor, nothing: str | None
+):
+    (score,) = wider.scores([nothing], synopsis=[SYNOPSES[0]])
+    explained = explain_movie(wider.model, {"title": nothing, "synopsis": SYNOPSES[0]})
+    assert explained.absent == {"title_tfidf", "poster_resnet", "small"}
+    np.testing.assert_allclose(1 / (1 + np.exp(-explained.parts.logits)), score, atol=1e-6)
 
 
 def test_streams_take_pairs_beside_mappings(wider: GenrePredictor, posters: list[Path]):

@@ -8,6 +8,7 @@ import random
 import resource
 import shutil
 import signal
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -220,6 +221,35 @@ def test_slurm_queues_it_again(
     process.join()
     assert process.exitcode == 0, folder.with_name("run.log").read_text()
     assert_same_run(unbroken, folder)
+
+
+@pytest.mark.slow
+def test_slurm_queues_it_again_once_whichever_task_it_tells_first(
+    repository: Path, tiny_overrides: Overrides, tmp_path: Path
+) -> None:
+    folder, queued, tool = tmp_path / "run", tmp_path / "queued", tmp_path / "scontrol"
+    tool.write_text(f'#!/bin/sh\necho "$@" >> "{queued}"\n')
+    tool.chmod(0o755)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    overrides = tiny_overrides(
+        *SMALL_BATCHES, "trainer.devices=2", "+trainer.strategy=ddp", model="title"
+    )
+    tasks = [
+        train_apart(repository, folder, overrides, slurm, tmp_path, task, 2, port)
+        for task in range(2)
+    ]
+    for process in tasks:
+        process.join(120)
+    codes = [process.exitcode for process in tasks]
+    for process in tasks:
+        process.kill()
+    log = folder.with_name("run.log").read_text()
+    assert codes == [143, 143], log
+    assert queued.read_text() == "requeue 7\n", log
+    assert read_checkpoint(folder / "hpc_ckpt_1.ckpt")["global_step"] == 3
+    assert read_checkpoint(folder / "checkpoints" / "last.ckpt")["global_step"] == 5
 
 
 # A disk that fills up.

@@ -192,7 +192,8 @@ class ImageEncoder:
 
     Attributes:
         name: as checkpoints record it.
-        sha256: of the weights, see :func:`hash_weights`; or ``random-SEED``.
+        sha256: of the weights, see :func:`genre_lightning.inputs.encoders.weights.hash_weights`; or
+            ``random-SEED``.
         width: D, with the stages where the spec asks for them.
         size: (H, W) of the posters it takes.
         mean, std: of R, G and B in 0..1.

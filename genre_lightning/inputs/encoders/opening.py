@@ -28,7 +28,9 @@ def open_encoder(
     """Load an encoder, once a process: the same one is given back to whoever asks again.
 
     Args:
-        encoder: what :func:`resolve` or :func:`trust_from_checkpoint` gave, or a short name.
+        encoder: what :func:`genre_lightning.inputs.encoders.table.resolve` or
+            :func:`genre_lightning.inputs.encoders.table.trust_from_checkpoint` gave, or a
+            short name.
         device: where it computes.
         expected_sha256: of the weights; None for those of the table, if it names any.
         random_weights: the real architecture with random weights, for tests. Its hash is

@@ -87,7 +87,8 @@ class EncoderSpec:
         kind: of the column that it embeds.
         origin: where the weights are.
         licence: of the weights, as an SPDX identifier; None where it isn't known.
-        sha256: of the weights, see :func:`hash_weights`; None for "recorded when first opened".
+        sha256: of the weights, see :func:`genre_lightning.inputs.encoders.weights.hash_weights`;
+            None for "recorded when first opened".
         width: D; None for the user's own encoders, known once opened.
         architecture: timm's name of an image network.
         size: (H, W) in pixels that posters are resized to, their aspect not kept.

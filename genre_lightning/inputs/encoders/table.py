@@ -257,7 +257,8 @@ def trust_from_checkpoint(
 
     Args:
         name: as recorded, :attr:`EncoderSpec.name`.
-        sha256: as recorded, ``encoder.sha256``; :func:`open_encoder` then opens these weights only.
+        sha256: as recorded, ``encoder.sha256``; with it
+            :func:`genre_lightning.inputs.encoders.opening.open_encoder` opens these weights only.
         size: (H, W) as recorded, None for the encoder's own.
         stages: as recorded.
         allow: as for :func:`resolve`.
@@ -374,7 +375,7 @@ def is_image_encoder(name: str) -> bool:
 
 
 def architecture_spec(name: str, size: tuple[int, int]) -> EncoderSpec:
-    """What :func:`build_image_module` needs of a name that :func:`is_image_encoder` takes.
+    """What an image network without weights needs of a name, see :func:`is_image_encoder`.
 
     The name may be untrusted: nothing but a network without weights can be made of it.
     """

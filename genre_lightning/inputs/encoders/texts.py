@@ -84,8 +84,8 @@ class TextEncoder:
 
     Attributes:
         name: as checkpoints record it.
-        sha256: of the weights, tokenizer and settings, see :func:`hash_weights`; or
-            ``random-SEED``.
+        sha256: of the weights, tokenizer and settings, see
+            :func:`genre_lightning.inputs.encoders.weights.hash_weights`; or ``random-SEED``.
         width: D, with the stages where the spec asks for them.
         max_tokens: that it takes at once, special tokens included.
         module: :class:`TextModule`, in evaluation mode, without gradients of its parameters.

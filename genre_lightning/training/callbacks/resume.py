@@ -93,7 +93,9 @@ class Resume(Checkpoint):
         self._threads_before: int | None = None
         self._newest: tuple[Any, Any] | None = None
         self._handlers: dict[int, Any] = {}
-        self._held_back: int | None = None
+        #: Lightning's handlers by which Slurm queues a job again, until one was called.
+        self._queuing: dict[int, Any] = {}
+        self._queue_again = False
         self._began = time.perf_counter()
         self._seconds = float(result.get("seconds") or 0.0)
 
@@ -220,12 +222,15 @@ class Resume(Checkpoint):
         return not every or done % every != 0
 
     def _save(self, trainer: pl.Trainer, due: bool, epoch_end: bool = False) -> None:
-        stop = self.signal is not None
-        if trainer.world_size > 1:  # one process's signal ends all, at the same step
+        # Looked at once: another signal may come at any moment.
+        stop, queue = self.signal is not None, self._queue_again
+        if trainer.world_size > 1:  # what one process was told all do, at the same step
             stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
-        if due or stop or self._held_back is not None:
+            if self._queuing:
+                queue = trainer.strategy.reduce_boolean_decision(queue, all=False)
+        io = trainer.strategy.checkpoint_io
+        if due or stop or queue:
             self._write(trainer, epoch_end)
-            io = trainer.strategy.checkpoint_io
             if is_first_process():
                 seconds = round(self._seconds + time.perf_counter() - self._began, 3)
                 self.result["epochs"] = epochs_done(trainer)
@@ -234,13 +239,14 @@ class Resume(Checkpoint):
                     io.then(record)  # what it tells is on the disk before
                 else:
                     record()
-            if isinstance(io, WholeFileIO) and (stop or self._held_back is not None):
+            if isinstance(io, WholeFileIO) and (stop or queue):
                 io.finish()
-        if self._held_back is not None:
+        if queue:
             if isinstance(io, WholeFileIO):
                 io.min_seconds = 0.0  # the handler saves, and has the job queued again
-            number, self._held_back = self._held_back, None
-            self._handlers[number](number, None)
+            (number, handler), *_ = self._queuing.items()
+            self._queue_again, self._queuing = False, {}  # once is enough
+            handler(number, None)
         if stop:
             raise Interrupted(128 + (self.signal or signal.SIGTERM))
 
@@ -254,6 +260,7 @@ class Resume(Checkpoint):
             # Lightning would save its own checkpoint at once, in the midst of a step.
             if type(signal.getsignal(number)).__module__.startswith("pytorch_lightning"):
                 self._handlers[number] = signal.signal(number, self._hold_back)
+                self._queuing[number] = self._handlers[number]
 
     def _caught(self, number: int, frame: FrameType | None) -> None:
         if self.signal == number:
@@ -265,7 +272,7 @@ class Resume(Checkpoint):
             print("\nstopping after this step; once more to stop at once", flush=True)
 
     def _hold_back(self, number: int, frame: FrameType | None) -> None:
-        self._held_back = number
+        self._queue_again = bool(self._queuing)
 
     def _release(self) -> None:
         """Signals and threads are as they were before."""
