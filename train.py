@@ -148,12 +148,13 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     # Imported here: --help, --cfg and completion answer without waiting for PyTorch.
     with kept_imports():
         from hydra.utils import instantiate
+        from lightning_fabric.utilities.exceptions import MisconfigurationException
         from rich.console import Console
 
         from genre_lightning.checkpoint.card import TRAINING_KEY, CheckpointError
         from genre_lightning.checkpoint.model import load_model
         from genre_lightning.checkpoint.resuming import check_resumable, copy_best
-        from genre_lightning.errors import UserError
+        from genre_lightning.errors import SettingError, UserError
         from genre_lightning.lean_imports import look_for_plugins_once
         from genre_lightning.report.evaluation import print_genre_table, score_split, split_metrics
         from genre_lightning.runs.places import last_checkpoint
@@ -203,6 +204,8 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     with open_loggers(cfg, folder, result) as trainer.loggers:
         try:
             trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+        except MisconfigurationException as error:
+            raise SettingError(f"trainer: {error}") from error
         except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
             if ckpt_path is None or history.started or isinstance(error, UserError):
                 raise
@@ -214,7 +217,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         result["train_samples_per_second"] = history.samples_per_second
         result["best_checkpoint"] = str(Path(best).relative_to(folder)) if best else None
         if not best and not trainer.fast_dev_run:
-            raise UserError("no epoch was trained and validated, so there is no checkpoint")
+            raise UserError("no epoch was validated, so there is no best checkpoint")
         if not trainer.is_global_zero or not best:
             return
         # Scored as evaluate.py will score it: from the file alone, in float32.

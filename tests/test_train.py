@@ -20,7 +20,7 @@ import torch
 from genre_lightning.checkpoint.card import CHECKPOINT_KEY, CheckpointError
 from genre_lightning.checkpoint.model import load_model
 from genre_lightning.data.datamodule import MovieDataModule
-from genre_lightning.errors import UserError
+from genre_lightning.errors import SettingError, UserError
 from genre_lightning.report.evaluation import score_split
 from genre_lightning.training.module import DivergedError
 from tests.forking import Command
@@ -504,3 +504,21 @@ def test_another_network_by_name_leaves_the_formers_arguments(
         )
         network = load_model(tmp_path / "checkpoints" / "best.ckpt").network
     assert network.description["branches"]["title_tfidf"]["name"] == "terms_small"
+
+
+def test_a_share_of_less_than_a_batch_is_refused_in_one_sentence(
+    train_here: Train, tiny_overrides: Overrides, tmp_path: Path
+) -> None:
+    overrides = tiny_overrides("+trainer.limit_train_batches=0.01", model="title")
+    with pytest.raises(SettingError, match=r"^trainer: .*0\.01 \* \d+ < 1"):
+        train_here(tmp_path, overrides)
+
+
+def test_a_training_that_ends_within_its_first_epoch_keeps_its_steps(
+    train_here: Train, tiny_overrides: Overrides, tmp_path: Path
+) -> None:
+    overrides = tiny_overrides("data.batch_size=8", "+trainer.max_steps=2", model="title")
+    with pytest.raises(UserError, match="no epoch was validated, so there is no best checkpoint"):
+        train_here(tmp_path, overrides)
+    last = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 2

@@ -178,7 +178,9 @@ def compare_runs(
             f"no run has {metric}; there are: {', '.join(metric_names(runs)) or 'none'}"
         )
     if mode is None:
-        modes = Counter(run.mode for run in runs if run.monitor == metric)
+        # A run without a value, as one whose settings were refused, has no say.
+        told = [run for run in runs if run.monitor == metric]
+        modes = Counter(run.mode for run in told if run.value(metric) is not None)
         mode = modes.most_common(1)[0][0] if modes else usual_mode(metric)
         if len(modes) > 1:
             notes.append(

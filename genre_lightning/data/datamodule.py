@@ -398,9 +398,12 @@ class MovieDataModule(pl.LightningDataModule):
         return self._own_loader("train", shuffle=True)
 
     def val_dataloader(self) -> MovieLoader:
-        return self._own_loader("val", shuffle=False)
+        # A part of validation is told in batches, of which there are then as many as in training.
+        limit = 1.0 if self.trainer is None else self.trainer.limit_val_batches
+        whole = isinstance(limit, float) and limit == 1.0
+        return self._own_loader("val", False, None if whole else self.train_batch_size())
 
-    def _own_loader(self, split: str, shuffle: bool) -> MovieLoader:
+    def _own_loader(self, split: str, shuffle: bool, batch_size: int | None = None) -> MovieLoader:
         """This process's share, on its device."""
         if self.trainer is None:
             return self.loader(split, shuffle)
@@ -409,7 +412,8 @@ class MovieDataModule(pl.LightningDataModule):
             shuffle,
             self.trainer.global_rank,
             self.trainer.world_size,
-            device=self.trainer.strategy.root_device,
+            batch_size,
+            self.trainer.strategy.root_device,
         )
 
     def loader(

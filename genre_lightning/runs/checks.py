@@ -31,6 +31,8 @@ def _is_automatic(value: Any) -> bool:
     return value == "auto" or type(value) is bool
 
 
+_SHARE = ("a number from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1)
+
 #: What a setting has to be, if it is there and not null: in words, and what tells.
 RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "callbacks.early_stopping.patience": ("a whole number from 0 on", _at_least(0)),
@@ -50,6 +52,7 @@ RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     "model.members": ("a whole number from 1 on", _at_least(1)),
     "monitor_mode": ("max or min", lambda value: value in ("max", "min")),
+    "callbacks.early_stopping.mode": ("max or min", lambda value: value in ("max", "min")),
     "optimizer.lr": ("a number above 0", lambda value: _is_number(value) and value > 0),
     "optimizer.momentum": (
         "a number from 0 to less than 1",
@@ -59,6 +62,8 @@ RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
         "a number from 0 on",
         lambda value: _is_number(value) and value >= 0,
     ),
+    "scheduler.warmup_fraction": _SHARE,
+    "scheduler.final_fraction": _SHARE,
     "seed": (
         "a whole number from 0 to 2**32 - 1",
         lambda value: type(value) is int and 0 <= value < 2**32,
@@ -67,13 +72,16 @@ RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "sweep.n_trials": ("a whole number from 1 on", _at_least(1)),
     "label_sets": ("true or false", lambda value: type(value) is bool),
     "training.stacking": ("true or false", lambda value: type(value) is bool),
-    "training.micro_weight": (
-        "a number from 0 to 1",
-        lambda value: _is_number(value) and 0 <= value <= 1,
-    ),
+    "training.micro_weight": _SHARE,
+    "trainer.accumulate_grad_batches": ("a whole number from 1 on", _at_least(1)),
+    "trainer.check_val_every_n_epoch": ("a whole number from 1 on, or null", _at_least(1)),
     "trainer.gradient_clip_val": (
         "a number from 0 on, or null",
         lambda value: _is_number(value) and value >= 0,
+    ),
+    "trainer.precision": (
+        "auto, 32-true, 16-mixed or bf16-mixed",
+        lambda value: str(value) not in ("64", "64-true", "16-true", "bf16-true"),
     ),
     "trainer.max_epochs": (
         "a whole number from 1 on, or -1 for no end",
@@ -86,6 +94,21 @@ RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
 }
 #: Filled in by the run itself.
 FILLED_IN = ("num_genres",)
+#: Of what no training can do without.
+NEEDED = (
+    "data", "model", "loss", "optimizer", "scheduler", "trainer", "callbacks", "training",
+    "monitor", "monitor_mode", "seed",
+)  # fmt: skip
+#: What a run is known by, and what to do instead of changing it.
+_KEPT = "a run keeps best.ckpt, of its best epoch, and last.ckpt, of its newest"
+FIXED: dict[str, tuple[Any, str]] = {
+    "monitor": ("${monitor}", "set monitor"),
+    "mode": ("${monitor_mode}", "set monitor_mode"),
+    "dirpath": ("${hydra:runtime.output_dir}/checkpoints", "set hydra.run.dir"),
+    "filename": ("best", _KEPT),
+    "save_top_k": (1, _KEPT),
+    "save_last": (False, _KEPT),
+}
 
 
 def check_settings(cfg: DictConfig) -> None:
@@ -100,6 +123,10 @@ def check_settings(cfg: DictConfig) -> None:
     plain = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(plain, dict)
     plain.pop("hydra", None)
+    if "num_genres" in plain:  # of a training
+        for key in NEEDED:
+            if plain.get(key) is None:
+                raise SettingError(f"{key} can't be left out of a training")
     for key in _missing(plain):
         if key not in FILLED_IN:
             raise SettingError(f"{key} has to be given: {key}=...")
@@ -109,11 +136,24 @@ def check_settings(cfg: DictConfig) -> None:
             close = nearest(str(value), SPLITS) if key == "split" else None
             raise SettingError(f"{key}={value} must be {words}{meant(close)}")
     if "monitor" in plain:
-        _check_monitor(cfg.monitor, cfg.monitor_mode)
-    if "callbacks" in plain and not (plain["callbacks"] or {}).get("checkpoint"):
+        _check_monitor(cfg.monitor, cfg.monitor_mode, "")
+    if "callbacks" in plain:
+        _check_callbacks(cfg, plain["callbacks"])
+
+
+def _check_callbacks(cfg: DictConfig, callbacks: Mapping[str, Any]) -> None:
+    checkpoint = callbacks.get("checkpoint")
+    if not checkpoint:
         raise SettingError(
             "callbacks.checkpoint can't be left out: nothing would be kept of the training"
         )
+    for key, (fixed, instead) in FIXED.items():
+        value = checkpoint.get(key)
+        if value != fixed or type(value) is not type(fixed):
+            raise SettingError(f"callbacks.checkpoint.{key}={value} can't be set: {instead}")
+    if callbacks.get("early_stopping"):
+        stopping = cfg.callbacks.early_stopping
+        _check_monitor(stopping.monitor, stopping.mode, "callbacks.early_stopping.")
 
 
 def _missing(config: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
@@ -124,17 +164,18 @@ def _missing(config: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{key}"
 
 
-def _check_monitor(monitor: Any, mode: str) -> None:
+def _check_monitor(monitor: Any, mode: str, of: str) -> None:
     if monitor not in MONITORED:
         close = nearest(str(monitor), MONITORED)
         raise SettingError(
-            f"monitor={monitor} is no value of the validation{meant(close)}; there is "
+            f"{of}monitor={monitor} is no value of the validation{meant(close)}; there is "
             f"{', '.join(MONITORED)}"
         )
     if mode != usual_mode(monitor):
+        key, does = (f"{of}mode", "stop at") if of else ("monitor_mode", "keep")
         raise SettingError(
-            f"monitor={monitor} with monitor_mode={mode} would keep the worst epoch: add "
-            f"monitor_mode={usual_mode(monitor)}"
+            f"{of}monitor={monitor} with {key}={mode} would {does} the worst epoch: add "
+            f"{key}={usual_mode(monitor)}"
         )
 
 

@@ -60,6 +60,13 @@ def plain_errors(conf: str | Path, config: str, arguments: Sequence[str]) -> Ite
         raise refused.error from None
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(sentence(error, conf, config, arguments)) from error
+    except ValueError as error:
+        if "Config group override must be" not in str(error):
+            raise
+        raise UserError(
+            "a group of the configuration is one of its files or a list of them, not null or a "
+            "number: leave the override out, or the group by ~GROUP"
+        ) from error
 
 
 def command(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from genre_lightning.files import remove_unfinished, whole_file
-from genre_lightning.runs.places import CONFIG_FOLDER
+from genre_lightning.runs.places import CONFIG_FOLDER, LAST
 
 
 def write_config(cfg: DictConfig, folder: Path) -> None:
@@ -27,10 +29,39 @@ def write_config(cfg: DictConfig, folder: Path) -> None:
     place = folder / CONFIG_FOLDER
     place.mkdir(exist_ok=True)
     remove_unfinished(place)
-    for name, content in {
-        "config.yaml": cfg,
-        "hydra.yaml": HydraConfig.instance().cfg,
-        "overrides.yaml": HydraConfig.get().overrides.task,
-    }.items():
-        with whole_file(place / name) as file:
-            file.write(OmegaConf.to_yaml(content))
+    _write(
+        {
+            place / "config.yaml": OmegaConf.to_yaml(cfg),
+            place / "hydra.yaml": OmegaConf.to_yaml(HydraConfig.instance().cfg),
+            place / "overrides.yaml": OmegaConf.to_yaml(HydraConfig.get().overrides.task),
+        }
+    )
+
+
+@contextmanager
+def written_config(cfg: DictConfig, folder: Path) -> Iterator[None]:
+    """Have them written as an attempt to train begins, which the block is.
+
+    By these files the run goes on from its newest checkpoint. So where the block fails before it
+    has written another, as for a setting that can't be changed, those of before come back.
+    """
+    last, place = folder / LAST, folder / CONFIG_FOLDER
+    newest = _written_at(last)
+    before = {path: path.read_text("utf-8") for path in place.glob("*.yaml")} if newest else {}
+    write_config(cfg, folder)
+    try:
+        yield
+    except BaseException:
+        if newest == _written_at(last):
+            _write(before)
+        raise
+
+
+def _written_at(path: Path) -> int | None:
+    return path.stat().st_mtime_ns if path.is_file() else None
+
+
+def _write(files: Mapping[Path, str]) -> None:
+    for path, text in files.items():
+        with whole_file(path) as file:
+            file.write(text)

@@ -17,7 +17,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from genre_lightning.files import FULL, AppendedText, FullDiskError, full_disk
 from genre_lightning.quiet import quiet_libraries
 from genre_lightning.runs.checks import check_settings
 from genre_lightning.runs.commands import below_here, override, shell_command
-from genre_lightning.runs.config import write_config
+from genre_lightning.runs.config import written_config
 from genre_lightning.runs.ending import ending, how_to_resume
 from genre_lightning.runs.lock import is_running
 from genre_lightning.runs.naming import read_command
@@ -175,9 +175,8 @@ def _run(
     recorded = recorded_run(folder, cfg.monitor, cfg.seed, overrides, check_unchanged)
     with recorded as result, quiet_libraries():
         check_settings(cfg)  # of a job of a sweep they are known only now
-        if is_first_process():
-            write_config(cfg, folder)
-        train(cfg, folder, result)
+        with written_config(cfg, folder) if is_first_process() else nullcontext():
+            train(cfg, folder, result)
     return result
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -301,9 +302,13 @@ class GenreModule(pl.LightningModule):
         optimizer = self._built(self._parameter_groups(self.optimizer_defaults))
         if self.make_scheduler is None:
             return optimizer
-        steps = int(self.trainer.estimated_stepping_batches)
+        steps = self.trainer.estimated_stepping_batches
+        if math.isinf(steps):
+            raise SettingError(
+                "trainer.max_epochs=-1: the scheduler needs to know an end: add trainer.max_steps"
+            )
         try:
-            scheduler = self.make_scheduler(optimizer, total_steps=steps)
+            scheduler = self.make_scheduler(optimizer, total_steps=int(steps))
         except (TypeError, ValueError) as error:
             raise SettingError(f"scheduler: {error}") from error
         return {

@@ -262,6 +262,37 @@ def test_scoring_takes_batches_that_suit_the_inputs(write: Write, tmp_path: Path
     assert max(len(batch) for batch in data.loader("train", True)) == 2
 
 
+@pytest.mark.parametrize(
+    ("more", "sizes"),
+    [
+        ({}, [7]),
+        ({"limit_val_batches": 1.0}, [7]),
+        ({"limit_val_batches": 1}, [2]),
+        ({"limit_val_batches": 0.5}, [2, 2]),
+        ({"overfit_batches": 0.5}, [2, 2]),
+    ],
+    ids=str,
+)
+def test_a_part_of_validation_is_counted_in_batches_of_training(
+    more: dict[str, Any], sizes: list[int], write: Write, tmp_path: Path
+) -> None:
+    data = module(write("movies"), tmp_path / "cache", {"title": terms()}, batch_size=2)
+    data.setup()
+    data.splits["val"] = np.arange(7)
+    seen: list[int] = []
+
+    class Model(pl.LightningModule):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            seen.append(len(batch))
+
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, **more,
+    )  # fmt: skip
+    trainer.validate(Model(), datamodule=data, verbose=False)
+    assert seen == sizes
+
+
 def test_large_posters_are_prepared_by_the_batch(write: Write, tmp_path: Path) -> None:
     inputs: dict[str, Input] = {"title": terms(), "poster": pixels(size=512)}
     data = module(write("movies"), tmp_path / "cache", inputs, batch_size=2)

@@ -7,30 +7,73 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import open_dict
+from omegaconf import DictConfig, open_dict
 
 from genre_lightning.comparison.reading import read_run
-from genre_lightning.runs.config import write_config
+from genre_lightning.runs.config import written_config
+
+
+def composed(repository: Path, overrides: list[str]) -> DictConfig:
+    with initialize_config_dir(str(repository / "conf"), version_base="1.3"):
+        cfg = compose("train", overrides, return_hydra_config=True)
+    with open_dict(cfg):
+        HydraConfig.instance().set_config(cfg)
+        del cfg.hydra
+    return cfg
+
+
+def asked(folder: Path) -> list[str]:
+    overrides: list[str] = yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text())
+    return overrides
 
 
 def test_what_is_written_is_what_a_comparison_reads(repository: Path, tmp_path: Path) -> None:
-    with initialize_config_dir(str(repository / "conf"), version_base="1.3"):
-        cfg = compose("train", ["optimizer.lr=0.125", "loss=focal"], return_hydra_config=True)
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     (tmp_path / ".hydra").mkdir()
     (tmp_path / ".hydra" / f".config.yaml.{ended.pid}").write_text("half of")
-    with open_dict(cfg):
-        HydraConfig.instance().set_config(cfg)
-        del cfg.hydra
-    write_config(cfg, tmp_path)
+    cfg = composed(repository, ["optimizer.lr=0.125", "loss=focal"])
+    with written_config(cfg, tmp_path):
+        pass
     names = {"config.yaml", "hydra.yaml", "overrides.yaml"}
     assert set(os.listdir(tmp_path / ".hydra")) == names
-    overrides = yaml.safe_load((tmp_path / ".hydra" / "overrides.yaml").read_text())
-    assert overrides == ["optimizer.lr=0.125", "loss=focal"]
+    assert asked(tmp_path) == ["optimizer.lr=0.125", "loss=focal"]
     run = read_run(tmp_path, "run")
     assert run is not None and run.has_config and run.notes == ()
     assert run.settings["optimizer.lr"] == 0.125 and run.choices["loss"] == "focal"
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_attempt_that_saves_no_checkpoint_leaves_the_configuration_of_the_one_there_is(
+    error: type[BaseException], repository: Path, tmp_path: Path
+) -> None:
+    last = tmp_path / "checkpoints" / "last.ckpt"
+
+    def attempt(rate: str, checkpoint: str | None) -> None:
+        overrides = [f"optimizer.lr={rate}"]
+        with (
+            pytest.raises(error, match=rate),
+            written_config(composed(repository, overrides), tmp_path),
+        ):
+            assert asked(tmp_path) == overrides
+            if checkpoint is not None:
+                last.parent.mkdir(exist_ok=True)
+                last.write_text(checkpoint)
+                os.utime(last, ns=(int(checkpoint), int(checkpoint)))
+            raise error(rate)
+
+    # Of the first attempt it stays in any case: it says what was asked for.
+    for rate, checkpoint, found in (
+        ("0.5", None, "0.5"),
+        ("0.25", "1000", "0.25"),
+        ("0.75", None, "0.25"),
+        ("0.125", "2000", "0.125"),
+    ):
+        attempt(rate, checkpoint)
+        assert asked(tmp_path) == [f"optimizer.lr={found}"]
+        run = read_run(tmp_path, "run")
+        assert run is not None and run.settings["optimizer.lr"] == float(found)

@@ -28,6 +28,7 @@ class History(Callback):
 
     Attributes:
         started: a first batch has begun; what was to be restored is.
+        validated: there was a validation in the epoch in progress, or in the one that has ended.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -36,6 +37,7 @@ class History(Callback):
         self.samples = 0
         self.seconds = 0.0
         self.started = False
+        self.validated = False
         self._epoch_began = 0.0
         self._batches_ended = 0.0
         self._epoch_before = 0.0
@@ -51,6 +53,7 @@ class History(Callback):
             "samples": self.samples,
             "seconds": self.seconds,
             "epoch_seconds": self._elapsed(),
+            "validated": self.validated,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -58,6 +61,7 @@ class History(Callback):
         self.samples = state_dict["samples"]
         self.seconds = state_dict["seconds"]
         self._epoch_before = state_dict["epoch_seconds"]
+        self.validated = state_dict.get("validated", False)
 
     def _elapsed(self) -> float:
         """Seconds of the epoch in progress, 0 between epochs."""
@@ -78,7 +82,12 @@ class History(Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: MovieBatch, batch_idx: int
     ) -> None:
+        if batch_idx == 0:
+            self.validated = False
         self.started = True
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.validated = not trainer.sanity_checking
 
     def on_train_batch_end(
         self,
@@ -95,7 +104,12 @@ class History(Callback):
         self.seconds += self._batches_ended - self._epoch_began
         seconds = self._elapsed()
         self._epoch_began = self._epoch_before = 0.0
-        values = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
+        # Without a validation its values are still there, of an epoch before.
+        values = {
+            name: float(value)
+            for name, value in sorted(trainer.callback_metrics.items())
+            if self.validated or not name.startswith("val/")
+        }
         rates = [
             group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups
         ]

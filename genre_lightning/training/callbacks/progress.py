@@ -16,6 +16,8 @@ from rich.progress import (
 )
 from torch import Tensor
 
+from genre_lightning.training.callbacks.history import History
+
 #: Batches after which the loss is read: on a GPU that waits for the device.
 READ_EVERY = 10
 
@@ -73,7 +75,9 @@ class Progress(RichProgressBar):
     def get_metrics(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
-        value = trainer.callback_metrics.get(self.monitor)
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        history = next(found for found in callbacks if isinstance(found, History))
+        value = trainer.callback_metrics.get(self.monitor) if history.validated else None
         values = {"loss": self.loss, self.monitor: value, "best": self._best(trainer, value)}
         return {name: float(value) for name, value in values.items() if value is not None}
 

@@ -59,6 +59,18 @@ def test_rows_of_epochs(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
 
 
+def test_an_epoch_without_a_validation_has_no_scores_of_one_before(
+    train_here: Callable[..., Any], tiny_overrides: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    overrides = tiny_overrides("trainer.max_epochs=5", model="title")
+    result = train_here(tmp_path, [*overrides, "+trainer.check_val_every_n_epoch=2"])
+    found = rows(tmp_path)
+    assert [bool(row["val/map_macro"]) for row in found] == [False, True, False, True, False]
+    assert all(row["train/loss"] for row in found)
+    scores = [float(row["val/map_macro"] or 0) for row in found]
+    assert result["monitor_value"] == pytest.approx(max(scores))
+
+
 @pytest.mark.parametrize("resumed", [True, False])
 def test_a_resumed_run_keeps_what_came_before_it(resumed: bool, tmp_path: Path) -> None:
     first = History(tmp_path)
