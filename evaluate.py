@@ -37,6 +37,7 @@ def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> di
 
     from genre_lightning.checkpoint.model import load_model
     from genre_lightning.data.datamodule import MovieDataModule
+    from genre_lightning.errors import UserError
     from genre_lightning.inputs.encoders.table import resolve, vouch
     from genre_lightning.predicting.predictor import find_device
     from genre_lightning.report.evaluation import print_genre_table, score_split, write_evaluation
@@ -62,10 +63,12 @@ def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> di
         else instantiate(cfg.data, **fixed)
     )
     data.setup()
+    if not len(data.splits[cfg.split]):
+        raise UserError(f"split={cfg.split}: no movie of the dataset is in it")
     scores = score_split(model, data, cfg.split, device, cfg.batch_size)
     metrics = write_evaluation(folder, model, data, scores)
     validation = scores if cfg.split == "val" else None
-    if validation is None and len(model.inputs) > 1:
+    if validation is None and len(model.inputs) > 1 and len(data.splits["val"]):
         # To compare the branches fairly.
         validation = score_split(model, data, "val", device, cfg.batch_size)
     origin = Origin(
@@ -76,6 +79,9 @@ def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> di
     write_report(folder / "report.html", model, data, scores, origin, validation)
     console = Console(markup=False, emoji=False)  # names are shown as they are
     print_genre_table(model, scores, metrics, console)
+    for note in (*data.lacking(), data.drawn(cfg.split) if cfg.get("data") else None):
+        if note is not None:
+            console.print(f"note: {note}", soft_wrap=True)
     console.print(f"written to {shell_command(folder)}", soft_wrap=True)
     return metrics
 

@@ -32,7 +32,9 @@ def whole_file(path: Path, mode: Literal["wb"]) -> AbstractContextManager[Binary
 def whole_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a file that appears under its name once it is whole, and not otherwise.
 
-    Whatever stood there before stays until then, also when the block raises or is killed.
+    Whatever stood there before stays until then, also when the block raises or is killed. A link
+    stays one: what it leads to is written. So do devices and pipes, which can't be replaced: they
+    are written as they are.
 
     Args:
         path: of the file.
@@ -41,8 +43,13 @@ def whole_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     Raises:
         FullDiskError: the disk is full.
     """
-    temporary = temporary_name(path)
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        with path.open(mode, **text) as file:  # type: ignore[call-overload]
+            yield file
+        return
+    temporary = temporary_name(path)
     try:
         with temporary.open(mode, **text) as file:  # type: ignore[call-overload]
             yield file

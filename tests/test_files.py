@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -70,3 +71,26 @@ with whole_file(Path({str(tmp_path)!r}) / "result.json") as file:
     assert not is_alive(process.pid) and is_alive(os.getpid())
     remove_unfinished(tmp_path)
     assert set(os.listdir(tmp_path)) == kept
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="makes a link and a pipe")
+def test_what_is_no_file_of_its_own_is_written_through(tmp_path: Path) -> None:
+    target, link, pipe = (tmp_path / name for name in ("target", "link", "pipe"))
+    target.write_text("old")
+    link.symlink_to("target")
+    with whole_file(link) as file:
+        file.write("new")
+        assert target.read_text() == "old"
+    assert link.is_symlink() and target.read_text() == "new"
+    os.mkfifo(pipe)
+    read: list[bytes] = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()))
+    reader.start()
+    with whole_file(pipe, "wb") as file:
+        file.write(b"through")
+    reader.join(30)
+    assert read == [b"through"] and pipe.is_fifo()
+    with whole_file(Path(os.devnull)) as file:
+        file.write("away")
+    assert Path(os.devnull).is_char_device()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "pipe", "target"]

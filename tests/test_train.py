@@ -222,7 +222,7 @@ def test_a_training_that_diverges_says_so(
         ("scheduler.warmup_fraction=abc", "scheduler: "),
         ("trainer.precision=abc", "trainer: .*abc"),
         ("+training.foo=1", "argument 'foo'"),
-        ("+trainer.limit_train_batches=0", "there is no checkpoint"),
+        ("+trainer.limit_train_batches=0", "there is no best checkpoint"),
     ],
     ids=lambda value: value if "=" in value else "",
 )

@@ -18,7 +18,7 @@ from genre_lightning.data.batch import PLACES, BatchGroup, MovieBatches, MovieLo
 from genre_lightning.data.order import BatchOrder
 from genre_lightning.inputs.input import Features, Input, Store
 from genre_lightning.inputs.part import JoinedPart, Part
-from genre_lightning.inputs.poster_cache import to_device
+from genre_lightning.inputs.poster_cache import NO_SUCH_FILE, to_device
 from genre_lightning.inputs.table import state_to_text
 from genre_lightning.movies.columns import join_columns
 from genre_lightning.movies.movie import DataError, MovieSet, encode_genres
@@ -207,6 +207,7 @@ class MovieDataModule(pl.LightningDataModule):
             movies, self.labels = earlier.movie_set, earlier.labels
             self.splits, fold = earlier.splits, earlier.batches.folds
         self.genres = movies.genres
+        self._lacking: list[str] = []
         store = Store(self.cache_dir, self.workers)
         self.features: dict[str, Features] = {}
         for branch, given in self.inputs.items():
@@ -215,6 +216,12 @@ class MovieDataModule(pl.LightningDataModule):
                 values = self._values(movies, branch)
                 found = given.open(values, self.splits["train"], store)
             self.features[branch] = found
+        if len(self._lacking) == len(self.inputs) > 0:
+            columns = dict.fromkeys(given.column for given in self.inputs.values())
+            raise DataError(
+                f"no movie of the dataset has any column that the model looks at: "
+                f"{', '.join(columns)}. Further columns are joined by data.columns=FILE.csv"
+            )
         self.batches = MovieBatches(self.features, self.labels, fold)
         self._movie_set = movies
 
@@ -234,10 +241,12 @@ class MovieDataModule(pl.LightningDataModule):
     def _split(self, movies: MovieSet) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Rows of each split, from the store where an earlier run left them; folds of train."""
         given = [movie.split for movie in movies.movies]
-        by_folds = self.folds > 1 and "val" not in given
+        # Movies to be scored alone may be all of a dataset, and to be learnt from there is nothing.
+        needs_train = self.wanted_genres is None or not {"train", None}.isdisjoint(given)
+        by_folds = self.folds > 1 and "val" not in given and needs_train
         held_out = None if by_folds else self.val_fraction
         fractions = (held_out, self.test_fraction, self.split_seed)
-        folds = (self.folds,) if by_folds else ()
+        folds = (self.folds,) if by_folds else () if needs_train else ("no train",)
         key = content_key("split", SPLIT_VERSION, given, self.labels, *fractions, *folds)
 
         def build(folder: Path) -> None:
@@ -247,6 +256,7 @@ class MovieDataModule(pl.LightningDataModule):
                 val_fraction=held_out,
                 test_fraction=self.test_fraction,
                 seed=self.split_seed,
+                needs_train=needs_train,
             )
             fold = np.full(len(given), -1, dtype=np.int64)
             if by_folds:
@@ -270,16 +280,27 @@ class MovieDataModule(pl.LightningDataModule):
         """The column that a branch looks at, None for a movie without.
 
         Raises:
-            DataError: no movie has it, and the branch is still to be trained on it.
+            DataError: it is a text that no movie has, or none to learn from.
         """
-        column = self.inputs[branch].column
-        values = [movie.value(column) for movie in movies.movies]
-        if all(value is None for value in values) and not self.inputs[branch].fitted:
+        given = self.inputs[branch]
+        values = [movie.value(given.column) for movie in movies.movies]
+        has = np.array([getattr(value, "exists", value is not None) for value in values])
+        trains = self.wanted_genres is None
+        some = "train" if trains and has.any() else "the dataset"
+        if has[self.splits["train"]].any() if trains else has.any():
+            return values
+        lacking = (
+            f"the branch {branch} looks at the column {given.column!r}, which no movie of {some} "
+            "has"
+        )
+        if trains and given.of != "poster":
             raise DataError(
-                f"the branch {branch} looks at the column {column!r}, which no movie of the "
-                f"dataset has; it has {', '.join(movies.columns())}. Further columns are joined "
-                "by data.columns=FILE.csv"
+                f"{lacking}; it has {', '.join(movies.columns())}. Further columns are joined by "
+                "data.columns=FILE.csv"
+                if some == "the dataset"
+                else f"{lacking}: there is nothing to learn from, leave the branch out"
             )
+        self._lacking.append(f"{lacking}: it {'learns' if trains else 'says'} nothing")
         return values
 
     def make_resident(self, device: torch.device) -> None:
@@ -366,12 +387,33 @@ class MovieDataModule(pl.LightningDataModule):
                 "train: an epoch is one batch of all of them"
             )
         lines += movies.notes
+        lines += self.lacking()
         lines += [f"poster not there: {name}" for name in absent_posters(movies.movies)]
         unreadable = dict(
             entry for features in self.features.values() for entry in features.unreadable
         )
-        lines += [f"unreadable: {name} ({reason})" for name, reason in unreadable.items()]
+        lines += [
+            f"unreadable: {name} ({reason})"
+            for name, reason in unreadable.items()
+            if reason != NO_SUCH_FILE
+        ]
         return lines
+
+    def drawn(self, split: str) -> str | None:
+        """That a split was drawn at random, in a sentence; None where the dataset says it."""
+        assert self._movie_set is not None
+        given = [movie.split for movie in self._movie_set.movies]
+        if split in given or None not in given:
+            return None
+        return (
+            f"{split}: {len(self.splits[split])} of {len(given)} movies, drawn by "
+            f"data.split_seed={self.split_seed}; a column split says which, "
+            f"{split} in all rows for all of them"
+        )
+
+    def lacking(self) -> list[str]:
+        """The branches to which no movie has anything to show, a sentence each."""
+        return list(self._lacking)
 
     def describe(self) -> dict[str, Any]:
         """Plain data: where the movies came from and how they were prepared, for the checkpoint."""

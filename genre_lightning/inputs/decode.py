@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,7 +101,11 @@ def upright_size(source: bytes | Path | Image.Image) -> tuple[int, int]:
 def _read(source: bytes | str | Path) -> bytes:
     if isinstance(source, bytes):
         return source
-    with Path(source).open("rb") as file:
+    path = Path(source)
+    if not stat.S_ISREG(path.stat().st_mode):
+        # A pipe would be waited for, and a device never ends.
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    with path.open("rb") as file:
         return file.read(MAX_FILE_BYTES + 1)
 
 

@@ -39,6 +39,8 @@ def read_poster(value: Any, size: tuple[int, int], shrink: int = 1) -> np.ndarra
     if isinstance(value, np.ndarray):
         if value.ndim != 3 or value.shape[2] != 3 or value.dtype != np.uint8:
             raise TypeError(f"a poster is (H, W, 3) uint8, not {value.shape} {value.dtype}")
+        if 0 in value.shape:
+            raise PosterError("it has no pixels")
         if value.shape[:2] == (size[0] // shrink, size[1] // shrink):
             return value
         value = Image.fromarray(value)
@@ -46,6 +48,8 @@ def read_poster(value: Any, size: tuple[int, int], shrink: int = 1) -> np.ndarra
         value = Path(value)
     elif not isinstance(value, (bytes, Image.Image)):
         raise TypeError(f"a {type(value).__name__}, not a path, bytes or an image")
+    elif isinstance(value, Image.Image) and 0 in value.size:
+        raise PosterError("it has no pixels")
     try:
         return decode_poster(value, size, shrink)
     except PosterError:

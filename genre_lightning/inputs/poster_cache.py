@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     import torch
     from rich.progress import Progress
 
+#: Why a poster that the dataset names has no pixels; the dataset's summary tells of it first.
+NO_SUCH_FILE = "no such file"
 #: So much is carried to a device at a time.
 _PART_BYTES = 64 * 2**20
 
@@ -228,7 +230,7 @@ def decode_file(
 ) -> np.ndarray | tuple[str, bool]:
     """Pixels, or why there are none and whether trying again later may help."""
     if not file.exists:
-        return "no such file", False
+        return NO_SUCH_FILE, False
     if file.size > MAX_FILE_BYTES:
         return f"more than {MAX_FILE_BYTES:,} bytes", False
     try:

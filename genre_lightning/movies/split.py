@@ -20,6 +20,7 @@ def split_movies(
     val_fraction: float | None,
     test_fraction: float,
     seed: int,
+    needs_train: bool = True,
 ) -> dict[str, np.ndarray]:
     """Row indices of each split.
 
@@ -37,10 +38,11 @@ def split_movies(
             None to take none.
         test_fraction: of the unassigned movies, in (0, 1); not used where it has a test split.
         seed: of the drawing.
+        needs_train: whether there has to be a training split, from which validation is taken.
 
     Returns:
         "train", "val", "test" to sorted int64 row indices: disjoint, covering all rows, and
-        not empty but for a validation split that was not to be taken.
+        not empty but for splits that were not to be taken.
 
     Raises:
         DataError: a fraction outside (0, 1), an unknown split, or a split that would be empty.
@@ -63,8 +65,9 @@ def split_movies(
         unassigned, rows["test"] = _take(unassigned, labels, "test", test_fraction, seed)
     rows["train"] = np.sort(np.concatenate([rows["train"], unassigned]))
     if not len(rows["train"]):
-        raise DataError("the train split is empty: every movie is marked val or test")
-    if not len(rows["val"]) and val_fraction is not None:
+        if needs_train:
+            raise DataError("the train split is empty: every movie is marked val or test")
+    elif not len(rows["val"]) and val_fraction is not None:
         rows["train"], rows["val"] = _take(rows["train"], labels, "val", val_fraction, seed)
     return {split: rows[split].astype(np.int64) for split in SPLITS}
 

@@ -66,10 +66,24 @@ def read_table(path: Path, required: Sequence[str]) -> tuple[list[str], list[Row
             named = {name: cell for name, cell in zip(columns, cells, strict=True) if name}
             rows.append(Row(number, where, named))
     except csv.Error as error:
-        raise DataError(f"{file}:{number + 1} (line {reader.line_num}): {error}") from error
+        where = f"{file}:{number + 1} (line {reader.line_num})"
+        raise DataError(f"{where}: {csv_problem(error)}") from error
     if not columns:
         raise DataError(f"{file} is empty; its first row must be {','.join(required)}")
     return [name for name in columns if name], rows
+
+
+#: What Python's csv says, in part, and what to do.
+_PROBLEMS = {
+    "unexpected end of data": "a quote is opened here and not closed before the file ends",
+    "field limit": f"a cell has more than {csv.field_size_limit():,} characters: shorten it",
+    "new-line character": "lines end in carriage returns alone: save it with other line ends",
+}
+
+
+def csv_problem(error: csv.Error) -> str:
+    """What is wrong with a CSV, and what to do."""
+    return next((told for said, told in _PROBLEMS.items() if said in str(error)), str(error))
 
 
 def _numbered(reader: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from genre_lightning.predicting.predictor import GenrePredictor, Prediction
 
 
+#: Stands in the name of a heat map's file, between the poster's and the genre's.
+HEAT_MAP = ".why-"
+
+
 class CommandError(UserError):
     """What keeps the command from doing what it was asked to."""
 

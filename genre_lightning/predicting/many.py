@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from genre_lightning.cells import guard
 from genre_lightning.inputs.poster_limits import POSTER_SUFFIXES
 from genre_lightning.predicting.answers import (
+    HEAT_MAP,
     CommandError,
     as_json,
     looks_at,
@@ -48,8 +49,9 @@ def predict_csv(
         kinds = _columns_of_use(predictor, asked)
         rows = MovieRows(file, source, kinds)
         added = _columns(predictor)
+        names = {name.strip().lower() for name in rows.header}
         for name in added:
-            if name in rows.header:
+            if name.lower() in names:
                 raise CommandError(
                     f"{rows.name}: column {name!r} is one that the output adds; rename it first"
                 )
@@ -69,6 +71,14 @@ def predict_csv(
                 writer.writerow([*map(guard, rows.next_done()), *_cells(predictor, prediction)])
                 update()
     _print_summary(movies, problems, out)
+
+
+def _is_poster(path: Path) -> bool:
+    """By its name; the heat maps of --explain, which lie beside their posters, are none."""
+    name = path.name.lower()
+    return name.endswith(POSTER_SUFFIXES) and not (
+        name.startswith(".") or (HEAT_MAP in name and name.endswith(".png"))
+    )
 
 
 def predict_folder(
@@ -91,12 +101,10 @@ def predict_folder(
         CommandError: it can't be read or written, holds no poster, or the model looks at neither.
     """
     try:
-        files = sorted(path for path in folder.iterdir() if path.is_file())
+        files = sorted(path for path in folder.iterdir() if not path.is_dir())
     except OSError as error:
         raise CommandError(f"{folder}: can't be read ({error.strerror or error})") from error
-    posters = [
-        path for path in files if path.suffix.lower() in POSTER_SUFFIXES and path.name[0] != "."
-    ]
+    posters = [path for path in files if _is_poster(path)]
     if not posters:
         raise CommandError(f"{folder}: no poster in it ({', '.join(POSTER_SUFFIXES)})")
     of_use = _columns_of_use(predictor, asked)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from genre_lightning.comparison.run import printable
 from genre_lightning.errors import InputError
 from genre_lightning.predicting.answers import (
+    HEAT_MAP,
     CommandError,
     as_json,
     looks_at,
@@ -172,11 +173,13 @@ def _save_heat_maps(
     """Write a picture for each of K genres; the files' names begin with ``start``."""
     from genre_lightning.explain.pictures import heat_pictures
 
-    paths = []
+    paths: list[Path] = []
     for name, picture in zip(names, heat_pictures(found, places), strict=True):
         # A genre's name is whatever the checkpoint says.
         slug = re.sub(r"[^\w-]+", "_", name)[:80]
-        path = start.with_name(f"{start.name}.why-{slug}.png")
+        path = start.with_name(f"{start.name}{HEAT_MAP}{slug}.png")
+        if path in paths:
+            path = start.with_name(f"{start.name}{HEAT_MAP}{slug}_{len(paths) + 1}.png")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             picture.save(path)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -289,10 +289,13 @@ class GenrePredictor:
                 raise PredictionError(self._unknown(name))
         # How the caller wrote each column, for messages.
         given = {"titles": titles, "posters": posters, **columns}
-        lists = {name: values for name, values in given.items() if values is not None}
-        for name, values in lists.items():
+        for name, values in given.items():
             if isinstance(values, (str, bytes, os.PathLike, Image.Image)):
                 raise TypeError(f"{name} must be a list, also for a single movie: [{values!r}]")
+            if isinstance(values, (Mapping, Set)):
+                raise TypeError(f"{name} must be a list, not a {type(values).__name__}")
+        # In order, whatever index a column of pandas has.
+        lists = {name: list(values) for name, values in given.items() if values is not None}
         if not lists:
             raise ValueError(f"none of {listed(['titles', 'posters', *columns], 'and')} is given")
         (first, count), *others = [(name, len(values)) for name, values in lists.items()]

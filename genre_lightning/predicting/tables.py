@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import csv
-import os
 import signal
 import sys
-import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +12,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from genre_lightning.cells import unguard
+from genre_lightning.files import whole_file
+from genre_lightning.movies.table import csv_problem
 from genre_lightning.predicting.answers import CommandError
 from genre_lightning.predicting.arguments import STREAM
 
@@ -45,6 +45,7 @@ class MovieRows:
         self.columns = columns
         self._reader = csv.reader(self._lines(file), strict=True)
         self._waiting: deque[list[str]] = deque()
+        self._ended = 0  # the last line of the row before
         self.header = self._next() or []
         names = [name.strip().lower() for name in self.header]
         for name in names:
@@ -62,7 +63,8 @@ class MovieRows:
             if len(row) != len(self.header):
                 raise CommandError(
                     f"{self.name}:{self._reader.line_num}: {len(row)} values for "
-                    f"{len(self.header)} columns"
+                    f"{len(self.header)} columns; a cell with a comma in it needs quotes: "
+                    '"Godfather, The (1972)"'
                 )
             self._waiting.append(row)
             yield {column: self._value(column, row[place]) for column, place in self.found.items()}
@@ -96,7 +98,9 @@ class MovieRows:
         try:
             row = next(self._reader, None)
         except csv.Error as error:
-            raise CommandError(f"{self.name}:{self._reader.line_num}: {error}") from error
+            # A row may have several lines: the one in which it begins is looked for.
+            raise CommandError(f"{self.name}:{self._ended + 1}: {csv_problem(error)}") from error
+        self._ended = self._reader.line_num
         return None if row is None else [unguard(cell) for cell in row]
 
 
@@ -125,34 +129,10 @@ def writing(path: Path) -> Iterator[Any]:
         sys.stdout.flush()
         return
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    except OSError as error:
-        raise CommandError(f"{path}: can't be written ({error.strerror or error})") from error
-    temporary = Path(name)
-    done = False
-    try:
-        with (
-            _stopped_in_order(),
-            os.fdopen(handle, "w", encoding="utf-8", newline="") as file,
-        ):
+        with _stopped_in_order(), whole_file(path) as file:
             yield csv.writer(file)
-            file.flush()
-            os.fsync(handle)
-        _take_default_mode(temporary)
-        os.replace(temporary, path)
-        done = True
     except OSError as error:
         raise CommandError(f"{path}: can't be written ({error.strerror or error})") from error
-    finally:
-        if not done:
-            temporary.unlink(missing_ok=True)
-
-
-def _take_default_mode(path: Path) -> None:
-    """The permissions of a file newly made with open(); a temporary one is its owner's alone."""
-    mask = os.umask(0)
-    os.umask(mask)
-    path.chmod(0o666 & ~mask)
 
 
 @contextmanager

@@ -60,24 +60,19 @@ def branch_section(
     seed: int,
     order: Sequence[int],
 ) -> dict[str, Any] | None:
-    """What the template shows of each branch; None for a model of one.
+    """What the template shows of each branch; None for a model of one, or without validation.
 
     Args:
         model: whose scores these are.
         scores: of the split.
-        validation: of the validation split, to fit thresholds.
+        validation: of the validation split, to fit thresholds; None where there is none.
         fitted: resamples of the whole model on the whole split.
         resamples: how many.
         seed: of the resamples.
         order: of the genres in the chart.
-
-    Raises:
-        ValueError: a model of several branches without ``validation``.
     """
-    if len(model.inputs) == 1:
+    if len(model.inputs) == 1 or validation is None:
         return None
-    if validation is None:
-        raise ValueError("a model of several branches needs the scores of the validation split")
     answers = branch_answers(model, scores, validation)
     labels = branch_labels(model.inputs)
     groups = [

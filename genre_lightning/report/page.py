@@ -73,14 +73,11 @@ def write_report(
         data: set up, with the model's genres.
         scores: of :func:`genre_lightning.report.evaluation.score_split`.
         origin: of the report.
-        validation: scores of the validation split, to fit thresholds for each branch alone; a model
-            of one branch needs none.
+        validation: scores of the validation split, to fit thresholds for each branch alone; without
+            it branches are not compared.
         seed: of the bootstrap.
         remarks: what the gallery says of movies besides, under a heading each, by the movie's place
             in the dataset.
-
-    Raises:
-        ValueError: a model of several branches without ``validation``.
     """
     html = render_report(model, data, scores, origin, validation, seed, remarks)
     with whole_file(path) as file:

@@ -20,6 +20,7 @@ from genre_lightning.data.batch import MovieBatch
 from genre_lightning.data.datamodule import MAX_GROUP, MovieDataModule
 from genre_lightning.errors import InputError
 from genre_lightning.inputs.augment import normalise_posters
+from genre_lightning.inputs.embedding import EmbeddingInput
 from genre_lightning.inputs.input import DenseFeatures, Input
 from genre_lightning.inputs.pixels import PixelsInput
 from genre_lightning.inputs.table import state_to_text
@@ -473,13 +474,87 @@ def test_a_trained_branch_does_without_its_column(
     write: Write, columns: Path, tmp_path: Path
 ) -> None:
     path = write("movies")
-    trained = module(path, tmp_path / "cache", {"plot": synopsis()}, columns=str(columns))
+    inputs: dict[str, Input] = {"title": terms(), "plot": synopsis()}
+    trained = module(path, tmp_path / "cache", inputs, columns=str(columns))
     trained.setup()
-    data = module(path, tmp_path / "cache", trained.inputs)
+    assert trained.lacking() == []
+    data = module(path, tmp_path / "cache", trained.inputs, genres=trained.genres)
     data.setup()
+    assert data.lacking() == [
+        "the branch plot looks at the column 'synopsis', which no movie of the dataset has: it "
+        "says nothing"
+    ]
     batch = next(iter(data.loader("test", device="cpu")))
     assert len(batch.parts["plot"]) == 0 and len(batch) == 4
     assert set(data.states("synopsis")) == {"missing"}
+    alone = module(path, tmp_path / "cache", {"plot": inputs["plot"]}, genres=trained.genres)
+    with pytest.raises(DataError, match=r"any column that the model looks at: synopsis\. Further"):
+        alone.setup()
+
+
+@pytest.mark.parametrize("encoder", [None, "minilm"])
+def test_a_text_that_no_movie_of_train_has_is_refused(
+    encoder: str | None, write: Write, tmp_path: Path
+) -> None:
+    def branch(column: str) -> dict[str, Input]:
+        text = EmbeddingInput(column, encoder) if encoder else TermsInput(column, 64)
+        return {"title": terms(), "text": text}
+
+    path = write("movies")
+    with pytest.raises(DataError, match=r"the column 'synopsys', which no movie of the dataset"):
+        module(path, tmp_path / "cache", branch("synopsys")).setup()
+    data = module(path, tmp_path / "cache", {"title": terms()})
+    data.setup()
+    columns = tmp_path / "columns.csv"
+    ids = [data.movie_set.movies[row].id for row in data.splits["test"]]
+    columns.write_text("id,synopsis\n" + "".join(f"{name},words\n" for name in ids))
+    with pytest.raises(DataError, match=r"'synopsis', which no movie of train has: there is noth"):
+        module(path, tmp_path / "cache", branch("synopsis"), columns=str(columns)).setup()
+
+
+def test_posters_that_are_not_there_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "movies.csv"
+    rows = [f"T{n},p{n}.jpg,{'A' if n % 2 else 'B'},test" for n in range(4)]
+    rows += [f"U{n},,{'A' if n % 2 else 'B'}," for n in range(20)]
+    path.write_text("title,poster,genres,split\n" + "\n".join(rows) + "\n")
+    data = MovieDataModule(
+        "manifest", {"title": terms(), "poster": pixels()}, path=str(path),
+        cache_dir=tmp_path / "cache",
+    )  # fmt: skip
+    data.setup()
+    assert data.lacking() == [
+        "the branch poster looks at the column 'poster', which no movie of the dataset has: it "
+        "learns nothing"
+    ]
+    told = [part for part in data.summary() if isinstance(part, str)]
+    assert sum("p3.jpg" in line for line in told) == 1 and data.lacking()[0] in told
+
+
+def test_movies_to_be_scored_may_be_all_of_a_dataset(tmp_path: Path) -> None:
+    path = tmp_path / "movies.csv"
+    rows = [f"T{n},,{'A' if n % 2 else 'B'}" for n in range(20)]
+
+    def opened(split: str, **more: Any) -> MovieDataModule:
+        path.write_text("title,poster,genres,split\n" + "".join(f"{row},{split}\n" for row in rows))
+        inputs = more.pop("inputs", {"title": terms()})
+        data = MovieDataModule(
+            "manifest", inputs, path=str(path), cache_dir=tmp_path / "cache", **more
+        )
+        data.setup()
+        return data
+
+    trained = opened("")
+    said = trained.drawn("test")
+    assert said is not None and said.startswith("test: 4 of 20 movies, drawn by data.split_seed=0")
+    given: dict[str, Any] = {"genres": trained.genres, "inputs": trained.inputs}
+    for folds in (1, 5):
+        scored = opened("test", **given, folds=folds)
+        assert {name: len(rows) for name, rows in scored.splits.items()} == {
+            "train": 0, "val": 0, "test": 20,
+        }  # fmt: skip
+        assert scored.drawn("test") is None
+    with pytest.raises(DataError, match="the train split is empty"):
+        opened("test")
 
 
 def test_a_column_without_a_word_in_train_is_refused_by_name(write: Write, tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def test_columns_without_a_name_are_left_out(manifest):
         pytest.param(HEADER + "A,, | \n", r"csv:2, column genres: empty", id="genres-of-bars"),
         pytest.param(HEADER + "A,\n", r"csv:2: 2 cells, but the header has 3", id="short"),
         pytest.param(HEADER + "B, The,,C\n", r"csv:2: 4 cells.*needs quotes", id="comma-in-title"),
-        pytest.param(HEADER + '"A,,Drama\nB,,War\n', r"csv:2 .*unexpected end", id="open-quote"),
+        pytest.param(HEADER + '"A,,Drama\nB,,War\n', r"csv:2 .*a quote is opened", id="open-quote"),
         pytest.param(
             "title,poster,genres,split\nA,,D,train\nB,,D,dev\n",
             r"csv:3, column split: 'dev' is none of train, val, test",

@@ -23,9 +23,11 @@ from genre_lightning import GenrePredictor
 from genre_lightning.checkpoint.card import CheckpointError
 from genre_lightning.checkpoint.model import load_model
 from genre_lightning.checkpoint.resuming import check_resumable
+from genre_lightning.explain.explainer import ImageExplanation
 from genre_lightning.inputs.embedding import EmbeddingInput
 from genre_lightning.inputs.terms import TermsInput
 from genre_lightning.predicting.command import main
+from genre_lightning.predicting.one import _save_heat_maps
 from tests.forking import Command
 
 GENRES = ["Action", "Comedy", "Drama", "Horror"]
@@ -269,12 +271,13 @@ def test_a_csv_file_may_have_titles_alone(tiny_checkpoint: Path, tmp_path: Path,
         (b"name,year\nHeat,1995\n", "none of the columns title, poster that the model looks at"),
         (b"title,title\nHeat,Heat\n", "two columns named 'title'"),
         (b"title,Drama\nHeat,1\n", "column 'Drama' is one that the output adds"),
+        (b"title,PREDICTED\nHeat,1\n", "column 'predicted' is one that the output adds"),
         (b"title,id\nHeat\n", r"in\.csv:2: 1 values for 2 columns"),
         (b"title,id\nHeat,1,2\n", r"in\.csv:2: 3 values for 2 columns"),
         (b"title\nL\xe9on\n", r"in\.csv:2: this line is not UTF-8"),
         ("title\nHeat\n".encode("utf-16"), r"in\.csv:1: this line is not UTF-8"),
-        (b"title\rHeat\r", r"in\.csv:1: new-line character"),
-        (b'title\n"Heat\n', r"in\.csv:2: unexpected end of data"),
+        (b"title\rHeat\r", r"in\.csv:1: lines end in carriage returns alone"),
+        (b'title\n"Heat\n', r"in\.csv:2: a quote is opened here and not closed"),
         (b"title,poster\nHeat,a\0b.jpg\n", r"in\.csv:2: this line has a NUL byte"),
         (b"ti\0tle\nHeat\n", r"in\.csv:1: this line has a NUL byte"),
     ],
@@ -283,6 +286,7 @@ def test_a_csv_file_may_have_titles_alone(tiny_checkpoint: Path, tmp_path: Path,
         "columns",
         "twice",
         "taken",
+        "taken in another case",
         "short",
         "long",
         "latin-1",
@@ -337,7 +341,7 @@ def test_a_command_that_is_stopped_leaves_no_output(
         file.write("title\n" + "Heat (1995)\n" * 5000)
         file.flush()
         deadline = time.monotonic() + 60
-        while not any(path.stat().st_size > 0 for path in tmp_path.glob(".out.csv.*.part")):
+        while not any(path.stat().st_size > 0 for path in tmp_path.glob(".out.csv.*")):
             assert process.poll() is None, process.communicate()[1]
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -368,6 +372,35 @@ def test_a_folder_is_predicted_by_file_names(
     assert found[2]["problem"] is not None
     assert "3 movies, 1 with a problem" in captured.err
     assert "1 files in" in captured.err
+
+
+def test_heat_maps_are_no_posters_and_a_link_that_leads_nowhere_is_told(
+    tiny_checkpoint: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    poster = tmp_path / "Alien (1979).jpg"
+    poster.write_bytes((folder / "Alien (1979).JPG").read_bytes())
+    (tmp_path / "lost.jpg").symlink_to("nowhere.jpg")
+    explained = ["--title", "Alien", "--poster", str(poster), "--explain"]
+    assert main([str(tiny_checkpoint), *explained]) == 0
+    assert list(tmp_path.glob("Alien (1979).why-*.png"))
+    capsys.readouterr()
+    assert main([str(tiny_checkpoint), "--folder", str(tmp_path), "--json"]) == 0
+    captured = capsys.readouterr()
+    found = {one["title"]: one["problem"] for one in map(json.loads, captured.out.splitlines())}
+    assert set(found) == {"Alien (1979)", "lost"} and found["Alien (1979)"] is None
+    assert "lost.jpg: can't be read (no such file)" in found["lost"]
+
+
+def test_heat_maps_of_genres_alike_in_letters_are_files_of_their_own(tmp_path: Path):
+    seen = ImageExplanation(
+        "Grad-CAM", Image.new("RGB", (8, 8)), lambda places: np.ones((len(places), 2, 2))
+    )
+    names = ["Action & War", "Action / War", "Drama"]
+    paths = _save_heat_maps(seen, tmp_path / "poster", names, [0, 1, 2])
+    assert [path.name for path in paths] == [
+        "poster.why-Action_War.png", "poster.why-Action_War_2.png", "poster.why-Drama.png",
+    ]  # fmt: skip
+    assert all(path.stat().st_size for path in paths)
 
 
 def test_a_folder_is_printed_or_written(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -285,6 +286,43 @@ def test_columns_go_by_name(wider: GenrePredictor, posters: list[Path]):
     np.testing.assert_allclose(
         alone, [expected_of(wider, {"synopsis": text}) for text in SYNOPSES], atol=1e-5
     )
+
+
+def test_a_column_of_pandas_goes_by_its_order(wider: GenrePredictor):
+    class Column(list[str]):
+        """As a Series is: indexed by labels, and gone through in order."""
+
+        def __getitem__(self, label: Any) -> Any:
+            return {10: "Alien (1979)", 0: "Zulu (1964)"}[label]
+
+    column = Column(["Alien (1979)", "Zulu (1964)"])
+    expected = wider.scores(["Alien (1979)", "Zulu (1964)"])
+    np.testing.assert_array_equal(wider.scores(column), expected)
+    assert [prediction.title for prediction in wider.predict(column)] == list(column)
+
+
+@pytest.mark.parametrize("titles", [{"Heat": 1}, {"Heat"}, frozenset(["Heat"])], ids=str)
+def test_what_has_no_order_is_no_list(wider: GenrePredictor, titles: Any):
+    with pytest.raises(TypeError, match="titles must be a list, not a"):
+        wider.predict(titles)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="makes a pipe")
+def test_a_pipe_is_no_poster(predictor: GenrePredictor, tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for place in (tmp_path / "pipe.jpg", Path(os.devnull)):
+        with pytest.raises(PosterError, match=r"can't be read \(not a regular file\)"):
+            predictor.predict(["Heat"], [place])
+
+
+@pytest.mark.parametrize(
+    "poster",
+    [np.zeros((0, 10, 3), np.uint8), np.zeros((10, 0, 3), np.uint8), Image.new("RGB", (0, 4))],
+    ids=["no rows", "no columns", "image"],
+)
+def test_a_poster_without_pixels_is_none(predictor: GenrePredictor, poster: Any):
+    with pytest.raises(PosterError, match="it has no pixels"):
+        predictor.predict(["Heat"], [poster])
 
 
 @pytest.mark.parametrize("nothing", ["", "  ", "\n\t", None])

@@ -114,9 +114,10 @@ def test_a_model_of_one_branch_has_a_report(make_case: Callable[..., Any], branc
     assert ("(integrated gradients, exact)" in html) == (branch != "picture")
 
 
-def test_several_branches_need_the_validation_split(case: Any):
-    with pytest.raises(ValueError, match="validation split"):
-        render_report(case.model, case.data, case.scores, case.origin)
+def test_branches_are_compared_where_there_is_a_validation_split(two_branches: Any):
+    case = two_branches
+    assert groups(render_report(case.model, case.data, case.scores, case.origin)) == []
+    assert groups(render(case)) != []
 
 
 def groups(html: str) -> list[str]:
