@@ -33,7 +33,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 #: Epochs of a run that goes on by the name of its folder, whose overrides may name no code.
 LONG = 30
 #: As long, in epochs that wait.
-SLOW = (8, "++callbacks.slow._target_=tests.running.SlowEpochs")
+SLOW = (16, "++callbacks.slow._target_=tests.running.SlowEpochs")
 LAUNCHERS = {
     # A worker more than there are jobs: it waits for one.
     "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=3"],
