@@ -147,6 +147,9 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     """
     # Imported here: --help, --cfg and completion answer without waiting for PyTorch.
     with kept_imports():
+        from genre_lightning.lean_imports import load_lightning, look_for_plugins_once
+
+        load_lightning()
         from hydra.utils import instantiate
         from lightning_fabric.utilities.exceptions import MisconfigurationException
         from rich.console import Console
@@ -155,7 +158,6 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         from genre_lightning.checkpoint.model import load_model
         from genre_lightning.checkpoint.resuming import check_resumable, copy_best
         from genre_lightning.errors import SettingError, UserError
-        from genre_lightning.lean_imports import look_for_plugins_once
         from genre_lightning.report.evaluation import print_genre_table, score_split, split_metrics
         from genre_lightning.runs.places import last_checkpoint
         from genre_lightning.runs.process import is_first_process

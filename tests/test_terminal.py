@@ -26,6 +26,17 @@ OURS = (
 )
 #: A folder whose name means something to a shell and to Hydra.
 FOLDER = "my runs/it's a=1,b"
+#: What a training from scratch has no use for, and what takes seconds to import.
+UNUSED = ("transformers", "sentence_transformers", "timm", "torchvision", "sympy", "wandb")
+#: Python runs it as it starts: it tells which of them were imported, at the end.
+SITE = f"""
+import atexit, pathlib, sys
+
+@atexit.register
+def tell():
+    found = sorted(set({UNUSED!r}) & set(sys.modules))
+    pathlib.Path(__file__).with_name("imported").write_text(" ".join(found))
+"""
 
 
 def run(command: str | list[str], cwd: Path) -> str:
@@ -33,6 +44,7 @@ def run(command: str | list[str], cwd: Path) -> str:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     env = {**os.environ, "PATH": path, "COLUMNS": "120"}
     env.pop("HYDRA_FULL_ERROR", None)
+    env["PYTHONPATH"] = str(cwd / "site")
     done = subprocess.run(
         command, shell=isinstance(command, str), cwd=cwd, env=env, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -48,11 +60,14 @@ def test_a_run_prints_our_lines_and_commands_that_work(
     shown = ("callbacks.progress_bar=null", "++trainer.enable_progress_bar=false")
     overrides = [one for one in tiny_overrides() if one not in shown]
     frozen = "model.branches.title_tfidf.lr_scale=0"
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(SITE)
     output = run(
         [sys.executable, str(repository / "train.py"), f"hydra.run.dir={FOLDER}", frozen,
          "logger=csv", *overrides],
         tmp_path,
     )  # fmt: skip
+    assert (tmp_path / "site" / "imported").read_text() == ""
     lines = output.splitlines()
     assert [one for one in lines if not any(re.fullmatch(ours, one) for ours in OURS)] == []
     # The best so far is never worse than that of an epoch.

@@ -286,19 +286,15 @@ class MovieDataModule(pl.LightningDataModule):
         values = [movie.value(given.column) for movie in movies.movies]
         has = np.array([getattr(value, "exists", value is not None) for value in values])
         trains = self.wanted_genres is None
-        some = "train" if trains and has.any() else "the dataset"
+        among = "train" if trains and has.any() else "the dataset"
         if has[self.splits["train"]].any() if trains else has.any():
             return values
-        lacking = (
-            f"the branch {branch} looks at the column {given.column!r}, which no movie of {some} "
-            "has"
-        )
+        looks = f"the branch {branch} looks at the column {given.column!r}"
+        lacking = f"{looks}, which no movie of {among} has"
         if trains and given.of != "poster":
             raise DataError(
-                f"{lacking}; it has {', '.join(movies.columns())}. Further columns are joined by "
-                "data.columns=FILE.csv"
-                if some == "the dataset"
-                else f"{lacking}: there is nothing to learn from, leave the branch out"
+                f"{lacking}; there are {', '.join(movies.columns())}. Further columns are joined "
+                "by data.columns=FILE.csv; or leave the branch out"
             )
         self._lacking.append(f"{lacking}: it {'learns' if trains else 'says'} nothing")
         return values

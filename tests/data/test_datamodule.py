@@ -508,7 +508,9 @@ def test_a_text_that_no_movie_of_train_has_is_refused(
     columns = tmp_path / "columns.csv"
     ids = [data.movie_set.movies[row].id for row in data.splits["test"]]
     columns.write_text("id,synopsis\n" + "".join(f"{name},words\n" for name in ids))
-    with pytest.raises(DataError, match=r"'synopsis', which no movie of train has: there is noth"):
+    with pytest.raises(
+        DataError, match=r"'synopsis', which no movie of train has; there are title"
+    ):
         module(path, tmp_path / "cache", branch("synopsis"), columns=str(columns)).setup()
 
 
