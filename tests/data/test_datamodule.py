@@ -464,7 +464,7 @@ def test_a_column_that_no_movie_has_is_refused_with_what_there_is(
     data = module(write("movies"), tmp_path / "cache", {"plot": synopsis()})
     with pytest.raises(
         DataError,
-        match=r"branch plot looks at the column 'synopsis', which no movie .* has title, poster\. "
+        match=r"branch plot looks at the column 'synopsis', which no movie .* are title, poster\. "
         r".*data\.columns=FILE\.csv",
     ):
         data.setup()
