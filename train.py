@@ -151,7 +151,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
 
         load_lightning()
         from hydra.utils import instantiate
-        from lightning_fabric.utilities.exceptions import MisconfigurationException
+        from pytorch_lightning.utilities.exceptions import MisconfigurationException
         from rich.console import Console
 
         from genre_lightning.checkpoint.card import TRAINING_KEY, CheckpointError

@@ -18,12 +18,18 @@ def one_core_threads(workers: int, name: str) -> ThreadPoolExecutor:
         workers: how many.
         name: of the threads.
     """
-    return ThreadPoolExecutor(
+    pool = ThreadPoolExecutor(
         workers,
         thread_name_prefix=name,
         initializer=_take_one_core,
         initargs=(torch.get_num_threads(),),
     )
+    # All begin before the first works: a thread of the caller that begins beside one of them would
+    # take its number.
+    begun = threading.Barrier(workers)
+    for future in [pool.submit(begun.wait) for _ in range(workers)]:
+        future.result()
+    return pool
 
 
 def _take_one_core(others: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -50,19 +50,7 @@ def overall_section(
         resamples=resamples,
         seed=seed,
     ).metrics
-    train, val = data.splits["train"], data.splits["val"]
-    counts = data.genre_counts()
-    chosen = best_constant(counts, len(train))
-    constant = torch.zeros_like(model.thresholds)
-    constant[torch.from_numpy(chosen)] = 1.0
-    prior = torch.from_numpy((counts / len(train)).astype(np.float32))
-    val_labels = torch.from_numpy(data.labels[val].astype(np.float32))
-    cuts = fit_thresholds(prior.expand(len(val), -1), val_labels, DEFAULT_METHOD)
-    everywhere = scores.targets.shape
-    baselines = {
-        "constant": genre_metrics(constant.expand(everywhere), scores.targets, half_way),
-        "prior": genre_metrics(prior.expand(everywhere), scores.targets, cuts),
-    }
+    baselines = _baselines(data, scores, half_way)
     rows: list[dict[str, Any]] = []
     for key, label in METRICS.items():
         ranking = key.startswith("map")
@@ -73,18 +61,22 @@ def overall_section(
                 "label": label,
                 "fitted": interval(metrics[key], fitted.metrics[key]),
                 "half": None if ranking else interval(half_value, at_half[key]),
-                **{name: values[key] for name, values in baselines.items()},
-                "prior_half": None if ranking else baselines["prior"][f"{key}_at_0.5"],
+                **{name: found.metrics[key] for name, found in baselines.items()},
+                "prior_half": (
+                    None
+                    if ranking or not baselines
+                    else baselines["prior"].metrics[f"{key}_at_0.5"]
+                ),
             }
         )
+    beside = ", beside the constant and the prior baseline" if baselines else ""
     chart = charts.dot_rows(
-        "Scores of the model with 95% intervals, beside the constant and the prior baseline",
+        f"Scores of the model with 95% intervals{beside}",
         [
             (
                 row["label"],
                 [
-                    Mark("constant", row["constant"]),
-                    Mark("prior", row["prior"]),
+                    *(Mark(name, row[name]) for name in baselines),
                     Mark("model", row["fitted"].value, row["fitted"].low, row["fitted"].high),
                 ],
             )
@@ -96,6 +88,40 @@ def overall_section(
         "rows": rows,
         "headline": [row for row in rows if row["key"] in HEADLINE],
         "chart": chart,
-        "constant": [model.genres[g] for g in chosen],
-        "prior": [model.genres[g] for g in np.flatnonzero((prior >= cuts).numpy())],
+        "baselines": {
+            name: [model.genres[g] for g in found.predicts] for name, found in baselines.items()
+        },
+    }
+
+
+class _Baseline(NamedTuple):
+    """What says the same of every movie: the genres that it predicts, and its metrics."""
+
+    predicts: np.ndarray
+    metrics: dict[str, float]
+
+
+def _baselines(
+    data: MovieDataModule, scores: SplitScores, half_way: torch.Tensor
+) -> dict[str, _Baseline]:
+    """The constant and the prior, of the dataset's own train; none where it has no such split."""
+    train, val = data.splits["train"], data.splits["val"]
+    if not len(train) or not len(val):
+        return {}
+    counts = data.genre_counts()
+    chosen = best_constant(counts, len(train))
+    constant = torch.zeros_like(half_way)
+    constant[torch.from_numpy(chosen)] = 1.0
+    prior = torch.from_numpy((counts / len(train)).astype(np.float32))
+    val_labels = torch.from_numpy(data.labels[val].astype(np.float32))
+    cuts = fit_thresholds(prior.expand(len(val), -1), val_labels, DEFAULT_METHOD)
+    everywhere = scores.targets.shape
+    return {
+        "constant": _Baseline(
+            chosen, genre_metrics(constant.expand(everywhere), scores.targets, half_way)
+        ),
+        "prior": _Baseline(
+            np.flatnonzero((prior >= cuts).numpy()),
+            genre_metrics(prior.expand(everywhere), scores.targets, cuts),
+        ),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -116,8 +117,21 @@ def test_a_model_of_one_branch_has_a_report(make_case: Callable[..., Any], branc
 
 def test_branches_are_compared_where_there_is_a_validation_split(two_branches: Any):
     case = two_branches
-    assert groups(render_report(case.model, case.data, case.scores, case.origin)) == []
+    html = render_report(case.model, case.data, case.scores, case.origin)
+    assert groups(html) == [] and "There is no validation split, on which" in html
     assert groups(render(case)) != []
+
+
+def test_without_a_training_split_there_are_no_baselines(two_branches: Any):
+    data = copy.copy(two_branches.data)
+    data.splits = {**data.splits, "train": np.zeros(0, np.int64), "val": np.zeros(0, np.int64)}
+    html = render_report(two_branches.model, data, two_branches.scores, two_branches.origin)
+    with_all = render_report(
+        two_branches.model, two_branches.data, two_branches.scores, two_branches.origin
+    )
+    for word in (">Prior<", ">Constant<", ">constant ", "on the training split"):
+        assert word in with_all and word not in html
+    assert "F1, micro" in html
 
 
 def groups(html: str) -> list[str]:
