@@ -79,9 +79,11 @@ def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> di
     write_report(folder / "report.html", model, data, scores, origin, validation)
     console = Console(markup=False, emoji=False)  # names are shown as they are
     print_genre_table(model, scores, metrics, console)
-    for note in (*data.lacking(), data.drawn(cfg.split) if cfg.get("data") else None):
-        if note is not None:
-            console.print(f"note: {note}", soft_wrap=True)
+    notes = data.lacking()
+    if cfg.get("data") is not None:
+        notes += data.drawn(cfg.split)
+    for note in notes:
+        console.print(f"note: {note}", soft_wrap=True)
     console.print(f"written to {shell_command(folder)}", soft_wrap=True)
     return metrics
 

@@ -395,17 +395,17 @@ class MovieDataModule(pl.LightningDataModule):
         ]
         return lines
 
-    def drawn(self, split: str) -> str | None:
-        """That a split was drawn at random, in a sentence; None where the dataset says it."""
+    def drawn(self, split: str) -> list[str]:
+        """That a split was drawn at random, in a sentence; nothing where the dataset says it."""
         assert self._movie_set is not None
         given = [movie.split for movie in self._movie_set.movies]
         if split in given or None not in given:
-            return None
-        return (
+            return []
+        return [
             f"{split}: {len(self.splits[split])} of {len(given)} movies, drawn by "
             f"data.split_seed={self.split_seed}; a column split says which, "
             f"{split} in all rows for all of them"
-        )
+        ]
 
     def lacking(self) -> list[str]:
         """The branches to which no movie has anything to show, a sentence each."""

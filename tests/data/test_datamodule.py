@@ -546,15 +546,15 @@ def test_movies_to_be_scored_may_be_all_of_a_dataset(tmp_path: Path) -> None:
         return data
 
     trained = opened("")
-    said = trained.drawn("test")
-    assert said is not None and said.startswith("test: 4 of 20 movies, drawn by data.split_seed=0")
+    (said,) = trained.drawn("test")
+    assert said.startswith("test: 4 of 20 movies, drawn by data.split_seed=0")
     given: dict[str, Any] = {"genres": trained.genres, "inputs": trained.inputs}
     for folds in (1, 5):
         scored = opened("test", **given, folds=folds)
         assert {name: len(rows) for name, rows in scored.splits.items()} == {
             "train": 0, "val": 0, "test": 20,
         }  # fmt: skip
-        assert scored.drawn("test") is None
+        assert scored.drawn("test") == []
     with pytest.raises(DataError, match="the train split is empty"):
         opened("test")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import importlib.util
 import json
 import os
 from pathlib import Path
@@ -134,7 +133,7 @@ def _http_errors() -> tuple[type[Exception], ...]:
     """The base error of the HTTP library that huggingface_hub uses, whichever that is."""
     found: list[type[Exception]] = []
     for name in ("httpx2", "httpx"):
-        if importlib.util.find_spec(name) is not None:
+        if find_module(name) is not None:
             found.append(importlib.import_module(name).HTTPError)
     return tuple(found)
 
