@@ -10,6 +10,7 @@ import io
 import multiprocessing
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import termios
 import threading
 import time
 import traceback
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from fcntl import ioctl
 from multiprocessing import resource_tracker
@@ -73,6 +75,7 @@ class Command:
     ) -> None:
         self.args = [str(argument) for argument in arguments]
         self._output = Path(tempfile.mkdtemp(prefix="command-"))
+        weakref.finalize(self, shutil.rmtree, self._output, ignore_errors=True)
         env = dict(os.environ if env is None else env)
         self._process = start_process(
             *(_run, self.args, str(cwd), env, str(self._output)),

@@ -317,7 +317,8 @@ def test_two_processes_that_are_killed_go_on_as_if_they_had_not_been(
     process.kill()
     process.wait()
     assert torch.load(last, weights_only=True)["global_step"] < 3 * 10
-    assert json.loads((folder / "result.json").read_text())["status"] == "interrupted"
+    result = json.loads((folder / "result.json").read_text())
+    assert result["status"] == "interrupted", result
     while is_running(folder):  # the others are ending
         assert time.monotonic() < deadline
         time.sleep(0.1)
