@@ -166,6 +166,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         from genre_lightning.training.callbacks.history import History
         from genre_lightning.training.callbacks.pruning import Pruning
         from genre_lightning.training.callbacks.resume import Resume, epochs_done, run_settings
+        from genre_lightning.training.memory import full_memory_told
 
     # Names of genres and files are shown as they are, not read as markup.
     console = Console(markup=False, emoji=False, quiet=not is_first_process())
@@ -205,7 +206,8 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     trainer.callbacks.append(Resume(folder, result, settings, cfg.checkpoint_every_n_steps))
     with open_loggers(cfg, folder, result) as trainer.loggers:
         try:
-            trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+            with full_memory_told(trainer.strategy.root_device, cfg.data.batch_size):
+                trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
         except MisconfigurationException as error:
             raise SettingError(f"trainer: {error}") from error
         except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:

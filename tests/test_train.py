@@ -22,6 +22,7 @@ from genre_lightning.checkpoint.model import load_model
 from genre_lightning.data.datamodule import MovieDataModule
 from genre_lightning.errors import SettingError, UserError
 from genre_lightning.report.evaluation import score_split
+from genre_lightning.scoring.losses import BCELoss
 from genre_lightning.training.module import DivergedError
 from tests.forking import Command
 
@@ -199,6 +200,16 @@ def test_a_training_that_diverges_says_so(
         train_here(tmp_path, tiny_overrides("optimizer.lr=1e30"))
     assert recorded(tmp_path)["status"] == "failed"
     assert not list(tmp_path.rglob("best*.ckpt"))
+
+
+def test_a_batch_that_memory_has_no_room_for(
+    train_here: Train, tiny_overrides: Overrides, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A pebibyte, which PyTorch's allocator refuses on any machine.
+    monkeypatch.setattr(BCELoss, "forward", lambda *given: torch.empty(1 << 50))
+    with pytest.raises(UserError, match=r"full, training on cpu: lower data\.batch_size \(it"):
+        train_here(tmp_path, tiny_overrides())
+    assert recorded(tmp_path)["status"] == "failed"
 
 
 @pytest.mark.parametrize(
