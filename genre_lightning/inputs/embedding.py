@@ -185,8 +185,8 @@ class EmbeddingInput(Input):
             self.load()
         if self.of == "poster":
             return self._open_posters(values, store)
-        said = [None if value is None else self.read(value) for value in values]
-        texts = [value for value in said if value is not None]
+        read = [None if value is None else self.read(value) for value in values]
+        texts = [value for value in read if value is not None]
         unique = list(dict.fromkeys(texts))
         number = {text: index for index, text in enumerate(unique)}
         source = Source(
@@ -201,7 +201,7 @@ class EmbeddingInput(Input):
         cache = open_embeddings(
             source, self._key(), self._shape(), f"embedding {self.column}", store
         )
-        place = np.array([-1 if value is None else number[value] for value in said], np.int64)
+        place = np.array([-1 if value is None else number[value] for value in read], np.int64)
         return DenseFeatures("vectors", cache.vectors, place)
 
     def _open_posters(self, values: Sequence[PosterFile | None], store: Store) -> Features:

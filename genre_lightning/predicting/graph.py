@@ -314,17 +314,17 @@ class ExportedNetwork(nn.Module):
         """(B, G) logits and scores of what :meth:`feed` gives."""
         movies, *others = fed
         total = self.prior + torch.zeros_like(movies, dtype=torch.float32)[:, None]
-        said: dict[str, Tensor] = {}
+        branch_logits: dict[str, Tensor] = {}
         for branch, graph in self.inputs.items():
             rows, *rest = others
             numbers, others = rest[: len(graph.sizes)], rest[len(graph.sizes) :]
             logits = self.networks[branch](**graph(*numbers))
             there = (rows[None, :] == movies[:, None]).float()
             nobody = torch.zeros_like(movies, dtype=torch.float32)[:, None]
-            said[branch] = torch.cat([there, nobody], dim=1) @ logits
-            total = total + said[branch]
+            branch_logits[branch] = torch.cat([there, nobody], dim=1) @ logits
+            total = total + branch_logits[branch]
         if self.stacking is not None:
-            total = total + self.stacking.added(total, said)
+            total = total + self.stacking.correction(total, branch_logits)
         if self.label_sets is not None:
-            total = self.label_sets.of_block(total)
+            total = self.label_sets.block_logits(total)
         return total, self.activation(total)

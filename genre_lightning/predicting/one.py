@@ -119,7 +119,7 @@ def _explain(
     from genre_lightning.explain.movie import explain_movie
 
     model = predictor.model
-    names = prediction.told_genres()
+    names = prediction.explained_genres()
     places = [predictor.genres.index(name) for name in names]
     explanation = explain_movie(model, columns)
     parts = explanation.parts

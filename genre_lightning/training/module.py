@@ -49,8 +49,8 @@ class GenreModule(pl.LightningModule):
             every checkpoint.
         thresholds: method of :func:`genre_lightning.scoring.thresholds.fit_thresholds`.
         micro_weight: likewise.
-        stacking: weigh what each branch says of each genre, and add what the scores of all genres
-            say of it, see :mod:`genre_lightning.scoring.stacking`. It is fitted for each fold on
+        stacking: weigh each branch's logits of each genre, and add what the scores of all genres
+            tell of it, see :mod:`genre_lightning.scoring.stacking`. It is fitted for each fold on
             all others, so it takes validation by folds (a part of train is too small) and is left
             out without.
         lr_scales: by branch, its learning rate over the optimizer's; 1 for a branch that is not
@@ -152,7 +152,7 @@ class GenreModule(pl.LightningModule):
                 branch.compile()
         for name in self._frozen():
             network.branches[name].requires_grad_(False)
-        probe = self._built(network.parameters())
+        probe = self._build_optimizer(network.parameters())
         self.optimizer_defaults = probe.defaults
         #: Whether training goes to the optimum of one loss, so that nothing may be drawn at random.
         self.solves = isinstance(probe, LBFGS)
@@ -202,20 +202,22 @@ class GenreModule(pl.LightningModule):
     def batch_loss(self, batch: MovieBatch) -> Tensor:
         """The loss of the summed logits, and of each branch where ``branch_loss`` asks for it."""
         network, targets = self.network, batch.targets
-        branches = self._dropped(network.branch_logits(batch.parts, len(batch)), batch)
+        branches = self._apply_column_dropout(network.branch_logits(batch.parts, len(batch)), batch)
         loss = self._loss(network.total(branches), targets, batch.folds)
         if self.branch_loss and len(branches) > 1:
             for name, logits in branches.items():
                 rows = batch.parts[name].rows
-                alone, own, folds = network.total({name: logits}), targets, batch.folds
+                alone, labels, folds = network.total({name: logits}), targets, batch.folds
                 if len(rows) < len(batch):
-                    alone, own, folds = alone[..., rows, :], targets[rows], folds[rows]
+                    alone, labels, folds = alone[..., rows, :], targets[rows], folds[rows]
                 if len(rows):
-                    loss = loss + self.branch_loss * self._loss(alone, own, folds)
+                    loss = loss + self.branch_loss * self._loss(alone, labels, folds)
         return loss
 
-    def _dropped(self, branches: Mapping[str, Tensor], batch: MovieBatch) -> Mapping[str, Tensor]:
-        """What the branches say, without the columns that some movies lose in this step."""
+    def _apply_column_dropout(
+        self, branches: Mapping[str, Tensor], batch: MovieBatch
+    ) -> Mapping[str, Tensor]:
+        """The logits of the branches, without the columns that some movies lose in this step."""
         if not self.drop_columns or len(set(self.columns.values())) < 2:
             return branches
         names = list(dict.fromkeys(self.columns.values()))
@@ -250,11 +252,11 @@ class GenreModule(pl.LightningModule):
         return loss
 
     def validation_step(self, batch: MovieBatch, batch_idx: int) -> None:
-        """Collect what the branches say; nothing is computed of it before the epoch's end."""
+        """Collect the logits of the branches; nothing is computed of it before the epoch's end."""
         folds = batch.folds if self.by_folds else None
         branches = self.network.branch_logits(batch.parts, len(batch), folds)
-        said = torch.stack(list(branches.values()), dim=1)
-        self.collector.update(said, batch.targets, batch.folds)
+        branch_logits = torch.stack(list(branches.values()), dim=1)
+        self.collector.update(branch_logits, batch.targets, batch.folds)
 
     def on_train_epoch_end(self) -> None:
         """Stop a training that has diverged."""
@@ -269,16 +271,16 @@ class GenreModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Fit stacking and thresholds to what was collected, and log every metric."""
-        said, targets, folds = self.collector.compute()
+        branch_logits, targets, folds = self.collector.compute()
         self.collector.reset()
-        self._check_finite(said)
+        self._check_finite(branch_logits)
         network = self.network
-        branches = dict(zip(network.branches, said.unbind(1), strict=True))
+        branches = dict(zip(network.branches, branch_logits.unbind(1), strict=True))
         if self.stacks:
-            arrays = (network.total(branches), said, targets, folds)
+            arrays = (network.total(branches), branch_logits, targets, folds)
             found = fit_stacking_by_folds(*(each.cpu().numpy() for each in arrays))
-            network.stacking = Stacking.of_arrays(list(branches), *found)
-        logits = network.answer(branches, folds if self.by_folds else None)
+            network.stacking = Stacking.from_arrays(list(branches), *found)
+        logits = network.final_logits(branches, folds if self.by_folds else None)
         scores = ACTIVATIONS[self.activation](logits)
         self.thresholds = fit_thresholds(scores, targets, **self.threshold_fit).cpu()
         metrics = genre_metrics(scores, targets, self.thresholds.to(scores.device))
@@ -292,14 +294,14 @@ class GenreModule(pl.LightningModule):
             }
         )
 
-    def _built(self, parameters: Iterable[Any]) -> Optimizer:
+    def _build_optimizer(self, parameters: Iterable[Any]) -> Optimizer:
         try:
             return self.make_optimizer(parameters)
         except (TypeError, ValueError) as error:
             raise SettingError(f"optimizer: {error}") from error
 
     def configure_optimizers(self) -> Any:
-        optimizer = self._built(self._parameter_groups(self.optimizer_defaults))
+        optimizer = self._build_optimizer(self._parameter_groups(self.optimizer_defaults))
         if self.make_scheduler is None:
             return optimizer
         steps = self.trainer.estimated_stepping_batches
@@ -367,8 +369,8 @@ class GenreModule(pl.LightningModule):
             "loss": self.loss.description,
             "thresholds": [float(threshold) for threshold in self.thresholds],
             "threshold_fit": self.threshold_fit,
-            "stacking": None if stacking is None else stacking.as_lists(),
-            "label_sets": None if label_sets is None else label_sets.as_lists(),
+            "stacking": None if stacking is None else stacking.to_lists(),
+            "label_sets": None if label_sets is None else label_sets.to_lists(),
             **self.inputs,
         }
 
@@ -379,7 +381,7 @@ class GenreModule(pl.LightningModule):
             keep_paths_inside(checkpoint, Path(saver.dirpath))
         card = checkpoint[CHECKPOINT_KEY]
         self.thresholds = torch.tensor(card["thresholds"])
-        self.network.stacking = Stacking.of_lists(
+        self.network.stacking = Stacking.from_lists(
             card.get("stacking"), list(self.network.branches), self.network.num_genres
         )
 

@@ -109,8 +109,8 @@ def test_the_loss_of_a_step(
     assert 0 < len(seen) < len(batch)
     found = module.training_step(batch, 0)
 
-    said = module.network.branch_logits(batch.parts, len(batch))
-    title, poster, prior = said["title"], said["poster"], module.network.prior
+    branch_logits = module.network.branch_logits(batch.parts, len(batch))
+    title, poster, prior = branch_logits["title"], branch_logits["poster"], module.network.prior
     summed = module.network(batch.parts, len(batch))
     expected = F.binary_cross_entropy_with_logits(summed, batch.targets)
     expected = expected + weight * F.binary_cross_entropy_with_logits(title + prior, batch.targets)
