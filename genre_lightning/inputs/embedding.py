@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from genre_lightning.cores import num_cores
-from genre_lightning.inputs.augment import Colours, PosterAugment
+from genre_lightning.inputs.augment import PosterAugment
 from genre_lightning.inputs.decode import DECODER_VERSION
 from genre_lightning.inputs.embedding_cache import (
     Embedded,
@@ -294,12 +294,12 @@ class EmbeddingInput(Input):
         if not isinstance(found, ImageEncoder):
             raise RuntimeError("only posters have views")
         pixels = torch.from_numpy(np.stack(items)).permute(0, 3, 1, 2)
-        colours = Colours(tuple(found.mean), tuple(found.std))
         stacked = [whole]
         for view in range(1, self.views):
             # The second is the mirrored whole, the rest are parts.
             crop = 1.0 if view == 1 else 0.6
-            augment = PosterAugment(float(view % 2), crop, 1.0 if view == 1 else 1.16, colours)
+            aspect = 1.0 if view == 1 else 1.16
+            augment = PosterAugment(float(view % 2), crop, aspect, found.colours)
             generators = [
                 (1, torch.Generator().manual_seed(int.from_bytes(one[:7], "little") + view))
                 for one in hashes

@@ -35,6 +35,11 @@ from genre_lightning.models.terms_linear import TermsLinear
 from genre_lightning.models.terms_mlp import TermsMLP
 from genre_lightning.predicting.encoder_graph import PosterEncoderGraph, embedding_graph
 from genre_lightning.predicting.input_graph import ExportError, InputGraph, as_predicted
+from genre_lightning.predicting.pixel_graph import (
+    NormalisePixels,
+    pixels_described,
+    with_black_poster,
+)
 
 #: The graph's first input, and what it and the rows of each branch hold.
 MOVIES = "movies"
@@ -87,29 +92,21 @@ class PixelsGraph(InputGraph):
 
     def __init__(self, given: PixelsInput) -> None:
         super().__init__()
-        height, width = given.size
         self.given = given
         self.sizes = {"pixels": ("rows",)}
-        self.inputs = {
-            "pixels": f"(P, {height}, {width}, 3) uint8 RGB, each poster stretched to that size"
-        }
+        self.inputs = {"pixels": pixels_described(given.size)}
         self.about = {"size": list(given.size)}
         self.files = {}
-        mean, std = torch.tensor(given.colours.mean), torch.tensor(given.colours.std)
-        self.scale: Tensor
-        self.register_buffer("scale", 1 / (255 * std), persistent=False)
-        self.shift: Tensor
-        self.register_buffer("shift", mean / std, persistent=False)
+        self.normalise = NormalisePixels(given.colours)
 
     def forward(self, *numbers: Tensor) -> Mapping[str, Tensor]:
         """A black poster comes after the others."""
         (given,) = numbers
-        blank = torch.zeros_like(given[:1].sum(0, keepdim=True, dtype=torch.int64))
-        pixels = torch.cat([given.float(), blank.float()]).permute(0, 3, 1, 2)
+        pixels = with_black_poster(given)
         # Rounded as on decoding, whose pixels are whole numbers.
         pixels = (F.avg_pool2d(pixels, self.given.shrink) + 0.5).floor()
         pixels = F.avg_pool2d(pixels, self.given.rest)
-        return {"pixels": pixels * self.scale.view(3, 1, 1) - self.shift.view(3, 1, 1)}
+        return {"pixels": self.normalise(pixels)}
 
     def numbers(self, values: Sequence[Any]) -> dict[str, Tensor]:
         pixels = np.array(values, dtype=np.uint8).reshape(-1, *self.given.size, 3)
