@@ -24,6 +24,7 @@ from genre_lightning.movies.columns import join_columns
 from genre_lightning.movies.movie import DataError, MovieSet, encode_genres
 from genre_lightning.movies.readers import READERS, read_movies
 from genre_lightning.movies.split import fold_movies, split_movies
+from genre_lightning.movies.split_names import SPLITS
 from genre_lightning.movies.summary import (
     absent_posters,
     column_states,
@@ -268,7 +269,7 @@ class MovieDataModule(pl.LightningDataModule):
                 save_array(folder / f"{name}.npy", rows)
 
         folder = stored_folder(self.cache_dir, "split", key, build)
-        splits = {name: np.load(folder / f"{name}.npy") for name in ("train", "val", "test")}
+        splits = {name: np.load(folder / f"{name}.npy") for name in SPLITS}
         return splits, np.load(folder / "fold.npy")
 
     @property

@@ -38,6 +38,7 @@ from genre_lightning.inputs.input import (
 from genre_lightning.inputs.one_core import one_core_threads
 from genre_lightning.inputs.part import Numbers
 from genre_lightning.inputs.pixels import read_poster
+from genre_lightning.inputs.plain_text import is_plain_text
 from genre_lightning.inputs.poster_cache import (
     decode_file,
     decode_files,
@@ -121,7 +122,7 @@ class EmbeddingInput(Input):
         prompt_after: str,
         year: bool,
     ) -> None:
-        if not _is_plain(spec.name):
+        if not is_plain_text(spec.name):
             raise ValueError(f"encoder: {spec.name!r:.200} can't be the name of one")
         self.column = column
         self.spec = spec
@@ -138,7 +139,7 @@ class EmbeddingInput(Input):
         if year and not natural:
             raise ValueError("year: true is only with natural")
         for key, words in (("prompt", prompt), ("prompt_after", prompt_after)):
-            if type(words) is not str or not _is_plain(words) or len(words) > MAX_PROMPT:
+            if type(words) is not str or not is_plain_text(words) or len(words) > MAX_PROMPT:
                 raise ValueError(
                     f"{key}: {words!r:.100} is not a text of up to {MAX_PROMPT} characters, "
                     "without quotation marks, backslashes, [], {} and line breaks: "
@@ -444,11 +445,6 @@ class _Posters:
         except OSError:
             return None
         return f"{self.files[index].name} could not be read then, and can be now"
-
-
-def _is_plain(text: str) -> bool:
-    """Whether a checkpoint can hold a text: as JSON without anything escaped."""
-    return text.isprintable() and not set(text) & set('"\\[]{}')
 
 
 def _texts_at_once(texts: Sequence[str]) -> int:

@@ -13,10 +13,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from genre_lightning.errors import SettingError, UserError
+from genre_lightning.movies.split_names import SPLITS
 from genre_lightning.runs.settings import usual_mode
 from genre_lightning.scoring.names import MONITORED
-
-SPLITS = ("train", "val", "test")
 
 
 def _is_number(value: Any) -> bool:
