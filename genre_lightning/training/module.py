@@ -26,6 +26,7 @@ from genre_lightning.scoring.metrics import LogitCollector, genre_metrics
 from genre_lightning.scoring.stacking import MOST_GENRES, fit_stacking_by_folds
 from genre_lightning.scoring.thresholds import MICRO_WEIGHT, check_threshold_fit, fit_thresholds
 from genre_lightning.training.lbfgs import LBFGS
+from genre_lightning.training.parameter_groups import check_scales, parameter_groups
 
 
 class DivergedError(UserError):
@@ -104,11 +105,11 @@ class GenreModule(pl.LightningModule):
         check_threshold_fit(thresholds, micro_weight)
         self.threshold_fit: dict[str, Any] = {"method": thresholds, "micro_weight": micro_weight}
         self.lr_scales = dict.fromkeys(network.branches, 1.0) | dict(lr_scales or {})
-        _check_scales("lr_scale", self.lr_scales, list(network.branches))
+        check_scales("lr_scale", self.lr_scales, list(network.branches))
         if not any(self.lr_scales.values()):
             raise UserError("every branch has lr_scale=0, so there is nothing to train")
         self.l2 = dict.fromkeys(network.branches, 1.0) | dict(l2 or {})
-        _check_scales("l2", self.l2, list(network.branches))
+        check_scales("l2", self.l2, list(network.branches))
         self.num_movies = num_movies
         self.decay_vectors = decay_vectors
         self.branch_loss = branch_loss
@@ -319,34 +320,17 @@ class GenreModule(pl.LightningModule):
         }
 
     def _parameter_groups(self, defaults: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Each branch's matrices and vectors, with their share of the optimizer's own settings."""
-        groups = []
-        for name, branch in self.network.branches.items():
-            # A network may have rates of its own, such as less for its first layers.
-            find_scales = getattr(branch, "lr_scales", None)
-            own = find_scales() if callable(find_scales) else {}
-            named = list(branch.named_parameters())
-            for share in dict.fromkeys(own.get(key, 1.0) for key, _ in named):
-                scale = self.lr_scales[name] * share
-                for vectors in (False, True):
-                    chosen = [
-                        parameter
-                        for key, parameter in named
-                        if own.get(key, 1.0) == share and (parameter.ndim <= 1) == vectors
-                    ]
-                    decay = 0.0 if vectors and not self.decay_vectors else defaults["weight_decay"]
-                    if self.solves:
-                        decay *= self.l2[name] / self._num_targets()
-                    elif scale:
-                        decay /= scale
-                    groups.append(
-                        {
-                            "params": chosen,
-                            "lr": defaults["lr"] * scale,
-                            "weight_decay": decay if scale else 0.0,
-                        }
-                    )
-        return groups
+        decay_scales = None
+        if self.solves:
+            decay_scales = {name: l2 / self._num_targets() for name, l2 in self.l2.items()}
+        return parameter_groups(
+            dict(self.network.branches.items()),
+            lr=defaults["lr"],
+            weight_decay=defaults["weight_decay"],
+            lr_scales=self.lr_scales,
+            decay_scales=decay_scales,
+            decay_vectors=self.decay_vectors,
+        )
 
     def _num_targets(self) -> int:
         """Targets that an epoch's loss is the mean of, over all members."""
@@ -384,11 +368,3 @@ class GenreModule(pl.LightningModule):
         self.network.stacking = Stacking.from_lists(
             card.get("stacking"), list(self.network.branches), self.network.num_genres
         )
-
-
-def _check_scales(key: str, scales: Mapping[str, Any], branches: list[str]) -> None:
-    for name, scale in scales.items():
-        if name not in branches:
-            raise UserError(f"{key} of {name}: the model has {', '.join(branches)}")
-        if not isinstance(scale, (int, float)) or not 0 <= scale <= 1e6:
-            raise UserError(f"model.branches.{name}.{key}={scale} is not a number from 0 to 1e6")
