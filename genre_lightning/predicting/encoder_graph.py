@@ -19,7 +19,7 @@ from genre_lightning.inputs.encoders.images import ImageEncoder
 from genre_lightning.inputs.encoders.texts import TextEncoder
 from genre_lightning.inputs.part import Numbers
 from genre_lightning.models.poster_encoder import PosterEncoder
-from genre_lightning.predicting.input_graph import InputGraph
+from genre_lightning.predicting.input_graph import InputGraph, membership
 from genre_lightning.predicting.pixel_graph import (
     NormalisePixels,
     pixels_described,
@@ -143,11 +143,8 @@ class EmbeddedTextGraph(InputGraph):
         chunks = self.module(F.pad(ids, one_more), F.pad(mask, one_more, value=1))
         count = torch.ones_like(ids[:, 0]).sum(0, keepdim=True)
         starts = torch.cat([offsets, count])
-        # A chunk is of the last text that starts at or before it; a text's vector is their mean.
-        place = torch.ones_like(chunks[:, 0]).cumsum(0) - 1
-        text = (place[None, :] >= starts[:, None]).long().sum(0) - 1
-        texts = torch.ones_like(starts).cumsum(0) - 1
-        member = (text[None, :] == texts[:, None]).float()
+        # A text's vector is the mean of its chunks.
+        member = membership(chunks[:, 0], starts)
         return {"vectors": member @ chunks / member.sum(1, keepdim=True)}
 
     def numbers(self, values: Sequence[Any]) -> dict[str, Tensor]:

@@ -34,7 +34,12 @@ from genre_lightning.models.poster_encoder import PosterEncoder
 from genre_lightning.models.terms_linear import TermsLinear
 from genre_lightning.models.terms_mlp import TermsMLP
 from genre_lightning.predicting.encoder_graph import PosterEncoderGraph, embedding_graph
-from genre_lightning.predicting.input_graph import ExportError, InputGraph, as_predicted
+from genre_lightning.predicting.input_graph import (
+    ExportError,
+    InputGraph,
+    as_predicted,
+    membership,
+)
 from genre_lightning.predicting.pixel_graph import (
     NormalisePixels,
     pixels_described,
@@ -187,18 +192,13 @@ INPUT_GRAPHS: Mapping[type[Input], Callable[[Any], InputGraph]] = {
 }
 
 
-def _summed(table: Tensor, indices: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
+def _embedding_bag(table: Tensor, indices: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
     """An embedding bag, which ONNX has not: (P, D) weighted sums of a table's rows.
 
     The rows are gathered, weighted, and summed by a product with the (P, L) matrix that tells
     which term is in which text.
     """
-    # A term is in the last text that starts at or before it.
-    place = torch.ones_like(indices).cumsum(0) - 1
-    text = (place[None, :] >= offsets[:, None]).long().sum(0) - 1
-    texts = torch.ones_like(offsets).cumsum(0) - 1
-    member = (text[None, :] == texts[:, None]).float()
-    return member @ (table[indices] * weights[:, None])
+    return membership(indices, offsets) @ (table[indices] * weights[:, None])
 
 
 @final
@@ -212,10 +212,10 @@ class TermsMLPGraph(nn.Module):
     def forward(self, indices: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
         """(P, G) logits, as those of the network."""
         network = self.network
-        hidden = _summed(network.embed.weight, indices, offsets, weights)
+        hidden = _embedding_bag(network.embed.weight, indices, offsets, weights)
         logits: Tensor = network.head(torch.relu(network.norm(hidden)))
         if network.skip is not None:
-            logits = logits + _summed(network.skip.weight, indices, offsets, weights)
+            logits = logits + _embedding_bag(network.skip.weight, indices, offsets, weights)
         return logits
 
 
@@ -230,7 +230,7 @@ class TermsLinearGraph(nn.Module):
     def forward(self, indices: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
         """(P, G) logits, as those of the network."""
         network = self.network
-        logits = _summed(network.embed.weight, indices, offsets, weights) + network.head.bias
+        logits = _embedding_bag(network.embed.weight, indices, offsets, weights) + network.head.bias
         return logits.view(-1, network.members, network.num_genres).mean(dim=1)
 
 
