@@ -14,7 +14,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from genre_lightning.data.batch import PLACES, BatchGroup, MovieBatches, MovieLoader, with_each
+from genre_lightning.data.batch import PLACES, BatchGroup, MovieBatches, MovieLoader, map_tensors
 from genre_lightning.data.description import describe_source, expanded, read_source
 from genre_lightning.data.order import BatchOrder
 from genre_lightning.data.splits import MAX_FOLDS, stored_splits
@@ -143,7 +143,7 @@ class MovieDataModule(pl.LightningDataModule):
         source = read_source(description, defaults, cache_dir)
         return cls(cache_dir=cache_dir, **arguments, **source)
 
-    def share(self, earlier: MovieDataModule) -> None:
+    def reuse(self, earlier: MovieDataModule) -> None:
         """Take over what another one has opened, instead of opening it again.
 
         To be called before :meth:`setup`. The movies and their split are taken, and the numbers of
@@ -179,16 +179,16 @@ class MovieDataModule(pl.LightningDataModule):
             movies, self.labels = earlier.movie_set, earlier.labels
             self.splits, fold = earlier.splits, earlier.batches.folds
         self.genres = movies.genres
-        self._lacking: list[str] = []
+        self._empty_branch_notes: list[str] = []
         store = Store(self.cache_dir, self.workers)
         self.features: dict[str, Features] = {}
         for branch, given in self.inputs.items():
-            found = None if earlier is None else earlier.opened(given)
+            found = None if earlier is None else earlier.features_of(given)
             if found is None:
                 values = self._values(movies, branch)
                 found = given.open(values, self.splits["train"], store)
             self.features[branch] = found
-        if len(self._lacking) == len(self.inputs) > 0:
+        if len(self._empty_branch_notes) == len(self.inputs) > 0:
             columns = dict.fromkeys(given.column for given in self.inputs.values())
             raise DataError(
                 f"no movie of the dataset has any column that the model looks at: "
@@ -197,7 +197,7 @@ class MovieDataModule(pl.LightningDataModule):
         self.batches = MovieBatches(self.features, self.labels, fold)
         self._movie_set = movies
 
-    def opened(self, given: Input) -> Features | None:
+    def features_of(self, given: Input) -> Features | None:
         """What this very input object has made of its column; None where no branch has it."""
         names = [branch for branch, one in self.inputs.items() if one is given]
         return self.features[names[0]] if names else None
@@ -249,7 +249,7 @@ class MovieDataModule(pl.LightningDataModule):
                 f"{lacking}; there are {', '.join(movies.columns())}. Further columns are joined "
                 "by data.columns=FILE.csv; or leave the branch out"
             )
-        self._lacking.append(f"{lacking}: it {'learns' if trains else 'says'} nothing")
+        self._empty_branch_notes.append(f"{lacking}: it {'learns' if trains else 'says'} nothing")
         return values
 
     def make_resident(self, device: torch.device) -> None:
@@ -336,7 +336,7 @@ class MovieDataModule(pl.LightningDataModule):
                 "train: an epoch is one batch of all of them"
             )
         lines += movies.notes
-        lines += self.lacking()
+        lines += self.empty_branch_notes()
         lines += [f"poster not there: {name}" for name in absent_posters(movies.movies)]
         unreadable = dict(
             entry for features in self.features.values() for entry in features.unreadable
@@ -348,7 +348,7 @@ class MovieDataModule(pl.LightningDataModule):
         ]
         return lines
 
-    def drawn(self, split: str) -> list[str]:
+    def random_split_notes(self, split: str) -> list[str]:
         """That a split was drawn at random, in a sentence; nothing where the dataset says it."""
         assert self._movie_set is not None
         given = [movie.split for movie in self._movie_set.movies]
@@ -360,9 +360,9 @@ class MovieDataModule(pl.LightningDataModule):
             f"{split} in all rows for all of them"
         ]
 
-    def lacking(self) -> list[str]:
+    def empty_branch_notes(self) -> list[str]:
         """The branches to which no movie has anything to show, a sentence each."""
-        return list(self._lacking)
+        return list(self._empty_branch_notes)
 
     def describe(self) -> dict[str, Any]:
         """Plain data: where the movies came from and how they were prepared, for the checkpoint."""
@@ -455,8 +455,8 @@ class MovieDataModule(pl.LightningDataModule):
         """Carry a group to a device and make its numbers what the networks take, all at once."""
         if device.type == "cuda":
             # From page-locked memory, copies needn't be awaited.
-            group = with_each(group, Tensor.pin_memory)
-        moved = with_each(group, lambda tensor: tensor.to(device, non_blocking=True))
+            group = map_tensors(group, Tensor.pin_memory)
+        moved = map_tensors(group, lambda tensor: tensor.to(device, non_blocking=True))
         parts = {}
         for name, joined in moved.parts.items():
             numbers = joined.part.numbers

@@ -86,7 +86,7 @@ class Prediction:
         return list(self.genres) or sorted(distance, key=lambda genre: distance[genre])[:3]
 
     def _repr_html_(self) -> str:
-        from genre_lightning.predicting.shown import card_html
+        from genre_lightning.predicting.notebook_card import card_html
 
         return card_html(
             self.title,

@@ -27,8 +27,8 @@ from genre_lightning.runs.composing import (
     faster_configuration,
     known_to_be_a_sweep,
 )
+from genre_lightning.runs.config_errors import VERSION_BASE, explain_error
 from genre_lightning.runs.places import best_checkpoint, last_checkpoint, starting_point
-from genre_lightning.runs.slips import VERSION_BASE, explain_error
 
 #: With "1" Hydra raises what it would print, and the traceback of everything is shown.
 FULL_ERROR = "HYDRA_FULL_ERROR"
