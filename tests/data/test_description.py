@@ -34,7 +34,7 @@ def test_an_option_that_is_not_described_is_refused(name: str, tmp_path: Path) -
         read_source({"reader": "demo", name: True}, DEFAULTS, tmp_path)
 
 
-def test_only_paths_are_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/someone")
-    assert expanded("root", "~/movies") == "/home/someone/movies"
+def test_only_paths_are_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert expanded("root", "~/movies") == str(tmp_path / "movies")
     assert expanded("genre_separator", "~") == "~" and expanded("columns", None) is None
