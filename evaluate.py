@@ -79,9 +79,9 @@ def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> di
     write_report(folder / "report.html", model, data, scores, origin, validation)
     console = Console(markup=False, emoji=False)  # names are shown as they are
     print_genre_table(model, scores, metrics, console)
-    notes = data.lacking()
+    notes = data.empty_branch_notes()
     if cfg.get("data") is not None:
-        notes += data.drawn(cfg.split)
+        notes += data.random_split_notes(cfg.split)
     for note in notes:
         console.print(f"note: {note}", soft_wrap=True)
     console.print(f"written to {shell_command(folder)}", soft_wrap=True)

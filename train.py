@@ -87,7 +87,7 @@ def make_module(cfg: DictConfig, data: MovieDataModule) -> GenreModule:
     if cfg.start_from_priors:
         network.start_from_priors(**counts)
     if cfg.label_sets:
-        network.label_sets = LabelSets.of_targets(*data.train_labels())
+        network.label_sets = LabelSets.from_targets(*data.train_labels())
     with refused_settings("loss"):
         loss = instantiate(cfg.loss, **counts)
     with refused_settings("training"):

@@ -51,15 +51,12 @@ def whole_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         return
     temporary = temporary_name(path)
     try:
-        with temporary.open(mode, **text) as file:  # type: ignore[call-overload]
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        raise full_disk(path, error) from error
+        with full_disk_errors(path):
+            with temporary.open(mode, **text) as file:  # type: ignore[call-overload]
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -86,17 +83,14 @@ def whole_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(other)
     temporary = temporary_name(path)
     try:
-        temporary.mkdir()
-        yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as written:
-                    os.fsync(written.fileno())
-        temporary.rename(path)
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        raise full_disk(path, error) from error
+        with full_disk_errors(path):
+            temporary.mkdir()
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    with file.open("rb") as written:
+                        os.fsync(written.fileno())
+            temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -139,6 +133,24 @@ def full_disk(path: Path, error: OSError) -> FullDiskError:
     )
 
 
+@contextmanager
+def full_disk_errors(path: Path) -> Iterator[None]:
+    """Let an error of the system about a full disk name the file.
+
+    Args:
+        path: of the file that is written.
+
+    Raises:
+        FullDiskError: the disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise full_disk(path, error) from error
+
+
 class AppendedText(io.TextIOBase):
     """A UTF-8 text file that is written to at its end.
 
@@ -162,13 +174,9 @@ class AppendedText(io.TextIOBase):
             FullDiskError: the disk is full.
         """
         left = memoryview(text.encode("utf-8", "backslashreplace"))
-        try:
+        with full_disk_errors(self.path):
             while left:
                 left = left[self._file.write(left) :]
-        except OSError as error:
-            if error.errno not in FULL:
-                raise
-            raise full_disk(self.path, error) from error
         return len(text)
 
     def writable(self) -> bool:

@@ -17,7 +17,16 @@ from genre_lightning.scripts import CONF
 from genre_lightning.sweeps.jobs import run_job
 
 if TYPE_CHECKING:
+    import numpy as np
     from omegaconf import DictConfig
+    from rich.console import Console
+
+    from genre_lightning.ask.book import AnswerBook
+    from genre_lightning.ask.question import Questioner
+    from genre_lightning.ask.run import Answers
+    from genre_lightning.checkpoint.model import TrainedModel
+    from genre_lightning.data.datamodule import MovieDataModule
+    from genre_lightning.report.evaluation import SplitScores
 
 #: Characters of a model's name in that of its folder.
 MOST_OF_NAME = 60
@@ -51,8 +60,50 @@ def ask(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         folder: the run folder.
         result: what ``result.json`` will hold.
     """
+    base_url = check_request(cfg)
     # Imported here: --help, --cfg and completion answer without waiting for PyTorch, and so are
     # told what is missing.
+    from rich.console import Console
+
+    from genre_lightning.ask.run import open_book, save_questioner, unanswered_line, whys
+    from genre_lightning.lean_imports import load_lightning
+
+    load_lightning()
+
+    from genre_lightning.report.evaluation import write_evaluation
+    from genre_lightning.tracking.loggers import log_outcome, open_loggers
+
+    console = Console(markup=False, emoji=False, highlight=False)
+    data = open_movies(cfg, console)
+    rows = rows_by_split(cfg, data)
+    questioner = build_questioner(cfg, base_url, data)
+    again = {"ask_again": cfg.ask_again, "again_temperature": cfg.again_temperature}
+    save_questioner(folder, questioner, **again)
+    with open_loggers(cfg, folder, result) as loggers, open_book(folder, cfg.reuse) as book:
+        answers = ask_splits(cfg, data, rows, questioner, book, console, again)
+        file = store_answers(folder, data, rows, answers, result)
+        model, scores = score_splits(cfg, data, rows, questioner, answers, result, console)
+        for split, chosen in rows.items():
+            if line := unanswered_line(data.movie_set, split, chosen, answers):
+                console.print(line, soft_wrap=True)
+        result["monitor_value"] = monitored(cfg.monitor, result["val"])
+
+        scored = scores[cfg.split]
+        write_evaluation(folder, model, data, scored)
+        remarks = {"why": whys(answers, book, rows[cfg.split])}
+        report(folder, file, questioner, model, data, scored, remarks, result)
+        for logger in loggers:
+            logger.log_metrics(logged_values(cfg.monitor, result), step=0)
+        log_outcome(loggers, 0, model, data, scores, result, file)
+    console.print(f"written to {shell_command(folder)}", soft_wrap=True)
+
+
+def check_request(cfg: DictConfig) -> str:
+    """The server's address, once all is there that a request needs.
+
+    Raises:
+        UserError: naming what is missing or can't be used.
+    """
     from genre_lightning.ask.server import check_url, read_key
     from genre_lightning.errors import UserError
 
@@ -65,127 +116,173 @@ def ask(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     base_url = check_url(cfg.base_url)
     if cfg.split not in ("val", "test"):
         raise UserError(f"split={cfg.split} must be val or test")
+    return base_url
 
-    from datetime import datetime
 
-    import numpy as np
+def open_movies(cfg: DictConfig, console: Console) -> MovieDataModule:
+    """The dataset without any branch, and its summary on the console.
+
+    Raises:
+        UserError: it can't be used, or has not the columns to show.
+    """
     from hydra.utils import instantiate
-    from rich.console import Console
 
-    from genre_lightning.ask.poster import PosterFormat
-    from genre_lightning.ask.question import Prompt, Questioner
-    from genre_lightning.ask.run import (
-        ServerSettings,
-        ask_rows,
-        check_shown,
-        choose_rows,
-        draw_examples,
-        open_book,
-        save_questioner,
-        unanswered_line,
-        whys,
-    )
-    from genre_lightning.ask.scoring import FILE, calibrated, save_answers, score_answers
-    from genre_lightning.lean_imports import load_lightning
+    from genre_lightning.ask.run import check_shown
+    from genre_lightning.errors import UserError
 
-    load_lightning()
-
-    from genre_lightning.data.datamodule import MovieDataModule
-    from genre_lightning.report.evaluation import (
-        print_genre_table,
-        split_metrics,
-        write_evaluation,
-    )
-    from genre_lightning.report.page import Origin, write_report
-    from genre_lightning.tracking.loggers import log_outcome, open_loggers
-
-    console = Console(markup=False, emoji=False, highlight=False)
-    plain = cast("dict[str, Any]", OmegaConf.to_container(cfg, resolve=True))
     data: MovieDataModule = instantiate(cfg.data, inputs={}, seed=cfg.seed)
     if data.folds > 1:
         raise UserError("data.folds: a language model is not trained on folds; leave it out")
     data.setup()
     for part in data.summary():
         console.print(part)
-    movies = data.movie_set
-    check_shown(movies, plain["show"])
-    rows = {
+    check_shown(data.movie_set, list(cfg.show))
+    return data
+
+
+def rows_by_split(cfg: DictConfig, data: MovieDataModule) -> dict[str, np.ndarray]:
+    """By split, (n,) int64: the movies to ask about."""
+    from genre_lightning.ask.run import choose_rows
+
+    return {
         "val": choose_rows(data.splits["val"], cfg.val_limit, "val_limit"),
         "train": choose_rows(data.splits["train"], cfg.train_limit, "train_limit", 0),
         cfg.split: choose_rows(data.splits[cfg.split], cfg.limit, "limit"),
     }
+
+
+def build_questioner(cfg: DictConfig, base_url: str, data: MovieDataModule) -> Questioner:
+    """What makes the questions, with examples out of train."""
+    from genre_lightning.ask.poster import PosterFormat
+    from genre_lightning.ask.question import Prompt, Questioner
+    from genre_lightning.ask.run import draw_examples
+
+    plain = cast("dict[str, Any]", OmegaConf.to_container(cfg, resolve=True))
     prompt, poster = Prompt(**plain["prompt"]), PosterFormat(**plain["poster"])
-    questioner = Questioner(
+    examples = draw_examples(
+        data.movie_set.movies, data.splits["train"], prompt, plain["show"], poster, cfg.seed
+    )
+    return Questioner(
         base_url=base_url,
         model=str(cfg.model.name),
         genres=data.genres,
         show=plain["show"],
         prompt=prompt,
-        examples=draw_examples(
-            movies.movies, data.splits["train"], prompt, plain["show"], poster, cfg.seed
-        ),
+        examples=examples,
         answers=cfg.answers,
         parameters=plain["parameters"],
         why_max_length=cfg.why_max_length,
         top_logprobs=cfg.top_logprobs,
         poster=poster,
     )
-    again = {"ask_again": cfg.ask_again, "again_temperature": cfg.again_temperature}
-    save_questioner(folder, questioner, **again)
-    with open_loggers(cfg, folder, result) as loggers, open_book(folder, cfg.reuse) as book:
-        everything = np.concatenate([rows["val"], *(r for s, r in rows.items() if s != "val")])
-        answers = ask_rows(
-            movies,
-            everything,
-            questioner,
-            book,
-            ServerSettings(**plain["server"]),
-            console,
-            api_key_env=cfg.api_key_env,
-            **again,
-        )
-        ids = [movie.id for movie in movies.movies]
-        save_answers(folder / FILE, ids, answers.scores, data.genres)
-        for name in ("prompt_tokens", "completion_tokens", "tokens_per_movie", "seconds_per_movie"):
-            result[name] = getattr(answers, name)
-        result["unanswered"] = {
-            split: sum(row in answers.failed for row in part.tolist())
-            for split, part in rows.items()
-        }
 
-        model = calibrated(questioner, data, rows["val"], answers.scores[rows["val"]])
-        scores = {
-            split: score_answers(
-                model, questioner, data, split, rows[split], answers.scores[rows[split]]
-            )
-            for split in dict.fromkeys(("val", cfg.split))
-        }
-        for split, found in scores.items():
-            result[split] = split_metrics(model, found)
-            print_genre_table(model, found, result[split], console)
-        for split, chosen in rows.items():
-            if line := unanswered_line(movies, split, chosen, answers):
-                console.print(line, soft_wrap=True)
-        result["monitor_value"] = monitored(cfg.monitor, result["val"])
 
-        scored = scores[cfg.split]
-        write_evaluation(folder, model, data, scored)
-        origin = Origin(
-            checkpoint=folder / FILE,
-            command=shell_command("genre-ask", *result["overrides"]),
-            created=datetime.now().astimezone(),
-            name=questioner.model,
-            facts=facts(questioner, result, cfg.split),
+def ask_splits(
+    cfg: DictConfig,
+    data: MovieDataModule,
+    rows: Mapping[str, np.ndarray],
+    questioner: Questioner,
+    book: AnswerBook,
+    console: Console,
+    again: Mapping[str, Any],
+) -> Answers:
+    """Ask about the movies of all splits, validation first."""
+    import numpy as np
+
+    from genre_lightning.ask.run import ServerSettings, ask_rows
+
+    settings = cast("dict[str, Any]", OmegaConf.to_container(cfg.server, resolve=True))
+    return ask_rows(
+        data.movie_set,
+        np.concatenate([rows["val"], *(r for s, r in rows.items() if s != "val")]),
+        questioner,
+        book,
+        ServerSettings(**settings),
+        console,
+        api_key_env=cfg.api_key_env,
+        **again,
+    )
+
+
+def store_answers(
+    folder: Path,
+    data: MovieDataModule,
+    rows: Mapping[str, np.ndarray],
+    answers: Answers,
+    result: dict[str, Any],
+) -> Path:
+    """Write the answers to a file, which is returned, and what they cost to ``result``."""
+    from genre_lightning.ask.scoring import FILE, save_answers
+
+    ids = [movie.id for movie in data.movie_set.movies]
+    save_answers(folder / FILE, ids, answers.scores, data.genres)
+    for name in ("prompt_tokens", "completion_tokens", "tokens_per_movie", "seconds_per_movie"):
+        result[name] = getattr(answers, name)
+    result["unanswered"] = {
+        split: sum(row in answers.failed for row in part.tolist()) for split, part in rows.items()
+    }
+    return folder / FILE
+
+
+def score_splits(
+    cfg: DictConfig,
+    data: MovieDataModule,
+    rows: Mapping[str, np.ndarray],
+    questioner: Questioner,
+    answers: Answers,
+    result: dict[str, Any],
+    console: Console,
+) -> tuple[TrainedModel, dict[str, SplitScores]]:
+    """The scores of validation and of the split, calibrated on validation, shown as tables.
+
+    Their metrics go to ``result``.
+    """
+    from genre_lightning.ask.scoring import calibrated, score_answers
+    from genre_lightning.report.evaluation import print_genre_table, split_metrics
+
+    model = calibrated(questioner, data, rows["val"], answers.scores[rows["val"]])
+    scores = {
+        split: score_answers(
+            model, questioner, data, split, rows[split], answers.scores[rows[split]]
         )
-        remarks = {"why": whys(answers, book, rows[cfg.split])}
-        write_report(folder / "report.html", model, data, scored, origin, remarks=remarks)
-        told = {cfg.monitor: result["monitor_value"]}
-        costs = {name: result[name] for name in ("tokens_per_movie", "seconds_per_movie")}
-        told |= {name: value for name, value in costs.items() if value is not None}
-        for logger in loggers:
-            logger.log_metrics(told, step=0)
-        log_outcome(loggers, 0, model, data, scores, result, folder / FILE)
-    console.print(f"written to {shell_command(folder)}", soft_wrap=True)
+        for split in dict.fromkeys(("val", cfg.split))
+    }
+    for split, found in scores.items():
+        result[split] = split_metrics(model, found)
+        print_genre_table(model, found, result[split], console)
+    return model, scores
+
+
+def report(
+    folder: Path,
+    file: Path,
+    questioner: Questioner,
+    model: TrainedModel,
+    data: MovieDataModule,
+    scored: SplitScores,
+    remarks: Mapping[str, Mapping[int, str]],
+    result: dict[str, Any],
+) -> None:
+    """Write ``report.html`` of the split that was scored."""
+    from datetime import datetime
+
+    from genre_lightning.report.page import Origin, write_report
+
+    origin = Origin(
+        checkpoint=file,
+        command=shell_command("genre-ask", *result["overrides"]),
+        created=datetime.now().astimezone(),
+        name=questioner.model,
+        facts=facts(questioner, result, scored.split),
+    )
+    write_report(folder / "report.html", model, data, scored, origin, remarks=remarks)
+
+
+def logged_values(monitor: str, result: Mapping[str, Any]) -> dict[str, float]:
+    """What loggers draw of a run: the monitored value, and what a movie cost."""
+    costs = {name: result[name] for name in ("tokens_per_movie", "seconds_per_movie")}
+    known = {name: value for name, value in costs.items() if value is not None}
+    return {monitor: result["monitor_value"], **known}
 
 
 def monitored(monitor: str, metrics: dict[str, float]) -> float:

@@ -258,10 +258,10 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
         drawn = torch.randn(2, len(inputs) + len(genres) + 1, len(genres), generator=generator)
         of, others, offsets = drawn.split([len(inputs), len(genres), 1], dim=1)
         branches = dict(zip(inputs, (1 + 0.5 * of).unbind(1), strict=True))
-        stacked = Stacking(branches, others, offsets[:, 0]).as_lists()
+        stacked = Stacking(branches, others, offsets[:, 0]).to_lists()
         # Action alone, with Drama, with Horror; Comedy, and Comedy with Drama.
         seen = np.array([[1, 0, 0, 0], [1, 0, 1, 0], [1, 0, 0, 1], [0, 1, 0, 0], [0, 1, 1, 0]])
-        sets = LabelSets.of_targets(seen.repeat(4, axis=0), np.arange(20) // 3 % 2)
+        sets = LabelSets.from_targets(seen.repeat(4, axis=0), np.arange(20) // 3 % 2)
         built = build_loss(loss)
         path = tmp_path_factory.mktemp("checkpoint") / "tiny.ckpt"
         checkpoint = {
@@ -275,7 +275,7 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
                 "loss": built.description,
                 "thresholds": [0.3, 0.5, 0.4, 0.2],
                 "stacking": stacked if stacking else None,
-                "label_sets": sets.as_lists() if label_sets else None,
+                "label_sets": sets.to_lists() if label_sets else None,
                 "genres": genres,
                 "inputs": {name: state_to_text(given) for name, given in inputs.items()},
                 "data": {"reader": "demo", "val_fraction": 0.2, "test_fraction": 0.2},

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from genre_lightning.inputs import embedding
+from genre_lightning.inputs.colours import Colours
 from genre_lightning.inputs.embedding import EmbeddingInput
 from genre_lightning.inputs.encode import encode_items
 from genre_lightning.inputs.input import Features, Input, Store
@@ -178,7 +179,7 @@ class _Encoder:
 
     def __init__(self, spec: Any, *arguments: Any) -> None:
         self.name, self.sha256, self.width = spec.name, spec.sha256, spec.width
-        self.mean, self.std = spec.mean, spec.std
+        self.colours = Colours(spec.mean, spec.std)
         self.device = torch.device("cpu")
 
     def embed(self, posters: np.ndarray) -> np.ndarray:

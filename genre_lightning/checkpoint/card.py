@@ -182,13 +182,13 @@ def check_card(card: dict[str, Any]) -> tuple[Fusion, dict[str, Input]]:
             f"its network has {description['num_genres']} outputs for {len(card['genres'])} genres"
         )
     try:
-        sketch.stacking = Stacking.of_lists(
+        sketch.stacking = Stacking.from_lists(
             card.get("stacking"), list(sketch.branches), sketch.num_genres
         )
     except ValueError as error:
         raise CheckpointError(f"its stacking can't be used: {error}") from error
     try:
-        sketch.label_sets = LabelSets.of_lists(card.get("label_sets"), sketch.num_genres)
+        sketch.label_sets = LabelSets.from_lists(card.get("label_sets"), sketch.num_genres)
     except ValueError as error:
         raise CheckpointError(f"its label sets can't be used: {error}") from error
     card["network"] = description

@@ -43,7 +43,7 @@ class MovieBatch:
         """The batch with every tensor on ``device``."""
         if self.rows.device == torch.device(device):
             return self
-        return with_each(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return map_tensors(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class BatchGroup:
 _Movies = TypeVar("_Movies", MovieBatch, BatchGroup)
 
 
-def with_each(movies: _Movies, change: Callable[[Tensor], Tensor]) -> _Movies:
+def map_tensors(movies: _Movies, change: Callable[[Tensor], Tensor]) -> _Movies:
     """A batch, or a group, with every tensor changed, such as moved to a device."""
     return replace(
         movies,

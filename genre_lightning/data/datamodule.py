@@ -14,26 +14,25 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from genre_lightning.data.batch import PLACES, BatchGroup, MovieBatches, MovieLoader, with_each
+from genre_lightning.data.batch import PLACES, BatchGroup, MovieBatches, MovieLoader, map_tensors
+from genre_lightning.data.description import describe_source, expanded, read_source
 from genre_lightning.data.order import BatchOrder
+from genre_lightning.data.splits import MAX_FOLDS, stored_splits
 from genre_lightning.inputs.input import Features, Input, Store
 from genre_lightning.inputs.part import JoinedPart, Part
 from genre_lightning.inputs.poster_cache import NO_SUCH_FILE, to_device
 from genre_lightning.inputs.table import state_to_text
 from genre_lightning.movies.columns import join_columns
 from genre_lightning.movies.movie import DataError, MovieSet, encode_genres
-from genre_lightning.movies.readers import READERS, read_movies
-from genre_lightning.movies.split import fold_movies, split_movies
+from genre_lightning.movies.readers import read_movies
 from genre_lightning.movies.summary import (
     absent_posters,
     column_states,
     dataset_table,
     render_table,
 )
-from genre_lightning.store import DEFAULT_CACHE_DIR, content_key, save_array, stored_folder
+from genre_lightning.store import DEFAULT_CACHE_DIR
 
-#: Part of the key of stored splits: raise it when their computation changes.
-SPLIT_VERSION = 2
 #: Batches that are gathered and prepared at once: at most so many,
 MAX_GROUP = 16
 #: and of so many bytes in each branch as its network sees them: on a CPU what its cache holds,
@@ -44,11 +43,8 @@ GROUP_BYTES_ON_DEVICE = 48 * 2**20
 EVAL_BYTES = 64 * (3 * 4 * 384 * 256)
 #: and holds at most so many movies.
 MOST_EVAL = 1024
-MAX_FOLDS = 64
-#: Options that are paths.
-PATHS = ("root", "path", "columns")
-#: Options that a checkpoint does not tell and must not: it can't start a download.
-NOT_DESCRIBED = ("download",)
+#: What a checkpoint tells of how a dataset was split.
+SPLIT_SETTINGS = ("val_fraction", "test_fraction", "folds", "split_seed")
 
 
 class MovieDataModule(pl.LightningDataModule):
@@ -108,8 +104,8 @@ class MovieDataModule(pl.LightningDataModule):
         if not 0 <= resident_share <= 1:
             raise DataError(f"data.resident_share={resident_share} must lie between 0 and 1")
         self.reader = reader
-        self.options = {name: _expanded(name, value) for name, value in options.items()}
-        self.columns = _expanded("columns", columns)
+        self.options = {name: expanded(name, value) for name, value in options.items()}
+        self.columns = expanded("columns", columns)
         self.inputs = dict(inputs)
         self.batch_size = batch_size
         self.val_fraction = val_fraction
@@ -142,36 +138,12 @@ class MovieDataModule(pl.LightningDataModule):
         Raises:
             DataError: it describes no dataset, or one that isn't there.
         """
-        source = dict(description)
-        reader = source.pop("reader", None)
-        if reader not in READERS:
-            raise DataError(f"the checkpoint's dataset is of an unknown kind, {reader!r:.100}")
-        if reader == "demo":  # made here, wherever it was made then
-            source["root"] = str(cache_dir)
-        own = inspect.signature(cls).parameters
-        known = {
-            **{
-                name: own[name]
-                for name in ("columns", "val_fraction", "test_fraction", "folds", "split_seed")
-            },
-            **inspect.signature(READERS[reader]).parameters,
-        }
-        for name, value in source.items():
-            default = known[name].default if name in known else None
-            wanted = type(default) if isinstance(default, (bool, int, float)) else str
-            fits = type(value) is wanted or (wanted is float and type(value) is int)
-            if name not in known or name in NOT_DESCRIBED or not fits:
-                raise DataError(
-                    f"the checkpoint's dataset has an option {name!r:.100} that no {reader} has"
-                )
-            if name in PATHS and (reader, name) != ("demo", "root") and not _is_there(value):
-                raise DataError(
-                    f"the checkpoint was trained on movies at {value:.500}, where there are none; "
-                    f"say where they are: data={reader} data.{name}=..."
-                )
-        return cls(reader, cache_dir=cache_dir, **arguments, **source)
+        parameters = inspect.signature(cls).parameters
+        defaults = {name: parameters[name].default for name in ("columns", *SPLIT_SETTINGS)}
+        source = read_source(description, defaults, cache_dir)
+        return cls(cache_dir=cache_dir, **arguments, **source)
 
-    def share(self, earlier: MovieDataModule) -> None:
+    def reuse(self, earlier: MovieDataModule) -> None:
         """Take over what another one has opened, instead of opening it again.
 
         To be called before :meth:`setup`. The movies and their split are taken, and the numbers of
@@ -207,16 +179,16 @@ class MovieDataModule(pl.LightningDataModule):
             movies, self.labels = earlier.movie_set, earlier.labels
             self.splits, fold = earlier.splits, earlier.batches.folds
         self.genres = movies.genres
-        self._lacking: list[str] = []
+        self._empty_branch_notes: list[str] = []
         store = Store(self.cache_dir, self.workers)
         self.features: dict[str, Features] = {}
         for branch, given in self.inputs.items():
-            found = None if earlier is None else earlier.opened(given)
+            found = None if earlier is None else earlier.features_of(given)
             if found is None:
                 values = self._values(movies, branch)
                 found = given.open(values, self.splits["train"], store)
             self.features[branch] = found
-        if len(self._lacking) == len(self.inputs) > 0:
+        if len(self._empty_branch_notes) == len(self.inputs) > 0:
             columns = dict.fromkeys(given.column for given in self.inputs.values())
             raise DataError(
                 f"no movie of the dataset has any column that the model looks at: "
@@ -225,7 +197,7 @@ class MovieDataModule(pl.LightningDataModule):
         self.batches = MovieBatches(self.features, self.labels, fold)
         self._movie_set = movies
 
-    def opened(self, given: Input) -> Features | None:
+    def features_of(self, given: Input) -> Features | None:
         """What this very input object has made of its column; None where no branch has it."""
         names = [branch for branch, one in self.inputs.items() if one is given]
         return self.features[names[0]] if names else None
@@ -239,37 +211,18 @@ class MovieDataModule(pl.LightningDataModule):
         return movies
 
     def _split(self, movies: MovieSet) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Rows of each split, from the store where an earlier run left them; folds of train."""
         given = [movie.split for movie in movies.movies]
-        # Movies to be scored alone may be all of a dataset, and to be learnt from there is nothing.
-        needs_train = self.wanted_genres is None or not {"train", None}.isdisjoint(given)
-        by_folds = self.folds > 1 and "val" not in given and needs_train
-        held_out = None if by_folds else self.val_fraction
-        fractions = (held_out, self.test_fraction, self.split_seed)
-        folds = (self.folds,) if by_folds else () if needs_train else ("no train",)
-        key = content_key("split", SPLIT_VERSION, given, self.labels, *fractions, *folds)
-
-        def build(folder: Path) -> None:
-            splits = split_movies(
-                given,
-                self.labels,
-                val_fraction=held_out,
-                test_fraction=self.test_fraction,
-                seed=self.split_seed,
-                needs_train=needs_train,
-            )
-            fold = np.full(len(given), -1, dtype=np.int64)
-            if by_folds:
-                train = splits["train"]
-                fold[train] = fold_movies(self.labels[train], self.folds, self.split_seed)
-                splits["val"] = train
-            save_array(folder / "fold.npy", fold)
-            for name, rows in splits.items():
-                save_array(folder / f"{name}.npy", rows)
-
-        folder = stored_folder(self.cache_dir, "split", key, build)
-        splits = {name: np.load(folder / f"{name}.npy") for name in ("train", "val", "test")}
-        return splits, np.load(folder / "fold.npy")
+        return stored_splits(
+            self.cache_dir,
+            given,
+            self.labels,
+            val_fraction=self.val_fraction,
+            test_fraction=self.test_fraction,
+            folds=self.folds,
+            seed=self.split_seed,
+            # Movies to be scored alone may be all of a dataset, with none to learn from.
+            needs_train=self.wanted_genres is None or not {"train", None}.isdisjoint(given),
+        )
 
     @property
     def validates_by_folds(self) -> bool:
@@ -296,7 +249,7 @@ class MovieDataModule(pl.LightningDataModule):
                 f"{lacking}; there are {', '.join(movies.columns())}. Further columns are joined "
                 "by data.columns=FILE.csv; or leave the branch out"
             )
-        self._lacking.append(f"{lacking}: it {'learns' if trains else 'says'} nothing")
+        self._empty_branch_notes.append(f"{lacking}: it {'learns' if trains else 'says'} nothing")
         return values
 
     def make_resident(self, device: torch.device) -> None:
@@ -383,7 +336,7 @@ class MovieDataModule(pl.LightningDataModule):
                 "train: an epoch is one batch of all of them"
             )
         lines += movies.notes
-        lines += self.lacking()
+        lines += self.empty_branch_notes()
         lines += [f"poster not there: {name}" for name in absent_posters(movies.movies)]
         unreadable = dict(
             entry for features in self.features.values() for entry in features.unreadable
@@ -395,7 +348,7 @@ class MovieDataModule(pl.LightningDataModule):
         ]
         return lines
 
-    def drawn(self, split: str) -> list[str]:
+    def random_split_notes(self, split: str) -> list[str]:
         """That a split was drawn at random, in a sentence; nothing where the dataset says it."""
         assert self._movie_set is not None
         given = [movie.split for movie in self._movie_set.movies]
@@ -407,28 +360,18 @@ class MovieDataModule(pl.LightningDataModule):
             f"{split} in all rows for all of them"
         ]
 
-    def lacking(self) -> list[str]:
+    def empty_branch_notes(self) -> list[str]:
         """The branches to which no movie has anything to show, a sentence each."""
-        return list(self._lacking)
+        return list(self._empty_branch_notes)
 
     def describe(self) -> dict[str, Any]:
         """Plain data: where the movies came from and how they were prepared, for the checkpoint."""
-        given = {"reader": self.reader, **self.options, "columns": self.columns}
-        source = {name: value for name, value in given.items() if value is not None}
-        for key in PATHS:
-            if key in source:
-                source[key] = str(Path(source[key]).resolve())
-        for key in NOT_DESCRIBED:
-            source.pop(key, None)
         return {
             "genres": list(self.genres),
             "inputs": {name: state_to_text(given) for name, given in self.inputs.items()},
             "data": {
-                **source,
-                "val_fraction": self.val_fraction,
-                "test_fraction": self.test_fraction,
-                "folds": self.folds,
-                "split_seed": self.split_seed,
+                **describe_source(self.reader, {**self.options, "columns": self.columns}),
+                **{name: getattr(self, name) for name in SPLIT_SETTINGS},
             },
         }
 
@@ -512,8 +455,8 @@ class MovieDataModule(pl.LightningDataModule):
         """Carry a group to a device and make its numbers what the networks take, all at once."""
         if device.type == "cuda":
             # From page-locked memory, copies needn't be awaited.
-            group = with_each(group, Tensor.pin_memory)
-        moved = with_each(group, lambda tensor: tensor.to(device, non_blocking=True))
+            group = map_tensors(group, Tensor.pin_memory)
+        moved = map_tensors(group, lambda tensor: tensor.to(device, non_blocking=True))
         parts = {}
         for name, joined in moved.parts.items():
             numbers = joined.part.numbers
@@ -525,18 +468,6 @@ class MovieDataModule(pl.LightningDataModule):
             lengths = {key: joined.lengths.get(key, joined.counts) for key in prepared}
             parts[name] = JoinedPart(Part(joined.part.rows, prepared), joined.counts, lengths)
         return replace(moved, parts=parts)
-
-
-def _expanded(name: str, value: Any) -> Any:
-    return str(Path(value).expanduser()) if name in PATHS and value is not None else value
-
-
-def _is_there(place: str) -> bool:
-    """Whether a path names a file or a folder, not a device or a pipe that never ends."""
-    try:
-        return Path(place).is_file() or Path(place).is_dir()
-    except (OSError, ValueError):  # too long, or with a character that no path has
-        return False
 
 
 def _with_genres(movies: MovieSet, wanted: tuple[str, ...]) -> MovieSet:

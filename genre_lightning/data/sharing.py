@@ -54,7 +54,7 @@ class SharedData:
         """Set up a data module of these settings with these inputs."""
         earlier, self._data = self._data, None
         if earlier is not None:
-            data.share(earlier)
+            data.reuse(earlier)
         data.setup()
         # Not itself: from fit on it holds the trainer, and with that the network.
         self._data = copy.copy(data)

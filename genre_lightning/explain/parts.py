@@ -96,11 +96,11 @@ def split_logits(
         fold: of the movie, where the member of its fold scored it; None otherwise.
     """
     bias = float64(model.network.prior)
-    parts, said = {}, {}
+    parts, in_sum = {}, {}
     for branch in model.inputs:
         found = logits[branch]
         parts[branch] = np.zeros_like(bias)
-        said[branch] = parts[branch] if found is None else found
+        in_sum[branch] = parts[branch] if found is None else found
         if found is None:
             continue
         weights = branch_weights(model, branch, fold)
@@ -114,11 +114,11 @@ def split_logits(
         return ScoreParts(bias, parts)
     rows = {
         branch: torch.from_numpy(found)[None].float().to(model.device)
-        for branch, found in said.items()
+        for branch, found in in_sum.items()
     }
-    own = None if fold is None else torch.tensor([fold], device=model.device)
-    answer = float64(model.network.answer(rows, own)[0])
-    return ScoreParts(bias, parts, answer - ScoreParts(bias, parts).logits)
+    folds = None if fold is None else torch.tensor([fold], device=model.device)
+    final = float64(model.network.final_logits(rows, folds)[0])
+    return ScoreParts(bias, parts, final - ScoreParts(bias, parts).logits)
 
 
 def branch_labels(inputs: Mapping[str, Input]) -> dict[str, str]:

@@ -5,20 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import lru_cache
 from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genre_lightning.inputs.colours import IMAGENET, Colours, normalisation
+
 #: One for all posters, None for the device's own, or (number of posters, theirs) after each other.
 Generators: TypeAlias = torch.Generator | Sequence[tuple[int, torch.Generator | None]] | None
-
-#: Mean and standard deviation of ImageNet's RGB channels in 0..1, as the pretrained networks and
-#: the original recipe use them.
-POSTER_MEAN = (0.485, 0.456, 0.406)
-POSTER_STD = (0.229, 0.224, 0.225)
 
 #: Random numbers drawn for each poster: more than are used, so that a further change, once there is
 #: one, leaves the draws of the others as they are.
@@ -27,20 +23,6 @@ _DRAWS = 12
 #: Pixels that go through all operations together on a CPU: few enough to stay in its cache, enough
 #: for the work to outweigh the calls.
 _PIXELS = 2**17
-
-
-@dataclass(frozen=True)
-class Colours:
-    """Mean and standard deviation of R, G and B in 0..1, which normalised posters are counted from.
-
-    The default is ImageNet's.
-    """
-
-    mean: tuple[float, ...] = POSTER_MEAN
-    std: tuple[float, ...] = POSTER_STD
-
-
-IMAGENET = Colours()
 
 
 def normalise_posters(posters: Tensor, pool: int = 1, colours: Colours = IMAGENET) -> Tensor:
@@ -55,7 +37,7 @@ def normalise_posters(posters: Tensor, pool: int = 1, colours: Colours = IMAGENE
     Returns: (P, 3, H // pool, W // pool) float32, channels last in memory where ``posters`` is.
     """
     pixels = _pooled(posters, pool)
-    scale, bias = _constants(posters.device, colours)
+    scale, bias = normalisation(colours, posters.device)
     if pixels.device.type == "cpu" and pixels.is_contiguous(memory_format=torch.channels_last):
         # A row of W * 3 numbers at a time, since three channels make a slow inner loop.
         result = torch.empty_like(pixels, dtype=torch.float32)
@@ -199,7 +181,7 @@ class PosterAugment(nn.Module):
                 pixels = torch.where(draws.mirrored[:, None, None, None], pixels.flip(3), pixels)
         else:
             pixels = _stretched(posters, draws.crop, draws.mirrored, pool)
-        scale, bias = _constants(pixels.device, self.colours)
+        scale, bias = normalisation(self.colours, pixels.device)
         return torch.addcmul(bias.view(3, 1, 1), pixels, scale.view(3, 1, 1))
 
 
@@ -219,18 +201,6 @@ class Draws:
         """What happens to some of the posters."""
         values = (getattr(self, field.name) for field in fields(self))
         return Draws(*(None if value is None else value[some] for value in values))
-
-
-@lru_cache(maxsize=16)
-def _constants(device: torch.device, colours: Colours) -> tuple[Tensor, Tensor]:
-    """Scale (3,) and bias (3,) that take 0..255 to normalised values.
-
-    Kept on the device, since copying them there for each batch would wait for the device.
-    """
-    with torch.inference_mode(False):
-        mean, std = torch.tensor(colours.mean), torch.tensor(colours.std)
-        constants = torch.stack([1 / (255 * std), -mean / std]).to(device)
-        return constants[0], constants[1]
 
 
 def _stretch(u: Tensor, most: float) -> Tensor:

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from genre_lightning.cores import num_cores
-from genre_lightning.inputs.augment import Colours, PosterAugment
+from genre_lightning.inputs.augment import PosterAugment
 from genre_lightning.inputs.decode import DECODER_VERSION
 from genre_lightning.inputs.embedding_cache import (
     Embedded,
@@ -38,6 +38,7 @@ from genre_lightning.inputs.input import (
 from genre_lightning.inputs.one_core import one_core_threads
 from genre_lightning.inputs.part import Numbers
 from genre_lightning.inputs.pixels import read_poster
+from genre_lightning.inputs.plain_text import is_plain_text
 from genre_lightning.inputs.poster_cache import (
     decode_file,
     decode_files,
@@ -121,7 +122,7 @@ class EmbeddingInput(Input):
         prompt_after: str,
         year: bool,
     ) -> None:
-        if not _is_plain(spec.name):
+        if not is_plain_text(spec.name):
             raise ValueError(f"encoder: {spec.name!r:.200} can't be the name of one")
         self.column = column
         self.spec = spec
@@ -138,7 +139,7 @@ class EmbeddingInput(Input):
         if year and not natural:
             raise ValueError("year: true is only with natural")
         for key, words in (("prompt", prompt), ("prompt_after", prompt_after)):
-            if type(words) is not str or not _is_plain(words) or len(words) > MAX_PROMPT:
+            if type(words) is not str or not is_plain_text(words) or len(words) > MAX_PROMPT:
                 raise ValueError(
                     f"{key}: {words!r:.100} is not a text of up to {MAX_PROMPT} characters, "
                     "without quotation marks, backslashes, [], {} and line breaks: "
@@ -185,8 +186,8 @@ class EmbeddingInput(Input):
             self.load()
         if self.of == "poster":
             return self._open_posters(values, store)
-        said = [None if value is None else self.read(value) for value in values]
-        texts = [value for value in said if value is not None]
+        read = [None if value is None else self.read(value) for value in values]
+        texts = [value for value in read if value is not None]
         unique = list(dict.fromkeys(texts))
         number = {text: index for index, text in enumerate(unique)}
         source = Source(
@@ -201,7 +202,7 @@ class EmbeddingInput(Input):
         cache = open_embeddings(
             source, self._key(), self._shape(), f"embedding {self.column}", store
         )
-        place = np.array([-1 if value is None else number[value] for value in said], np.int64)
+        place = np.array([-1 if value is None else number[value] for value in read], np.int64)
         return DenseFeatures("vectors", cache.vectors, place)
 
     def _open_posters(self, values: Sequence[PosterFile | None], store: Store) -> Features:
@@ -294,12 +295,12 @@ class EmbeddingInput(Input):
         if not isinstance(found, ImageEncoder):
             raise RuntimeError("only posters have views")
         pixels = torch.from_numpy(np.stack(items)).permute(0, 3, 1, 2)
-        colours = Colours(tuple(found.mean), tuple(found.std))
         stacked = [whole]
         for view in range(1, self.views):
             # The second is the mirrored whole, the rest are parts.
             crop = 1.0 if view == 1 else 0.6
-            augment = PosterAugment(float(view % 2), crop, 1.0 if view == 1 else 1.16, colours)
+            aspect = 1.0 if view == 1 else 1.16
+            augment = PosterAugment(float(view % 2), crop, aspect, found.colours)
             generators = [
                 (1, torch.Generator().manual_seed(int.from_bytes(one[:7], "little") + view))
                 for one in hashes
@@ -444,11 +445,6 @@ class _Posters:
         except OSError:
             return None
         return f"{self.files[index].name} could not be read then, and can be now"
-
-
-def _is_plain(text: str) -> bool:
-    """Whether a checkpoint can hold a text: as JSON without anything escaped."""
-    return text.isprintable() and not set(text) & set('"\\[]{}')
 
 
 def _texts_at_once(texts: Sequence[str]) -> int:

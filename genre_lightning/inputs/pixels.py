@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from genre_lightning.inputs.augment import Colours, PosterAugment, normalise_posters
+from genre_lightning.inputs.augment import PosterAugment, normalise_posters
+from genre_lightning.inputs.colours import Colours
 from genre_lightning.inputs.decode import PosterError, decode_poster
 from genre_lightning.inputs.input import Features, Input, Store, check_keys
 from genre_lightning.inputs.part import Numbers

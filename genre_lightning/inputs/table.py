@@ -14,6 +14,7 @@ from genre_lightning.errors import UserError
 from genre_lightning.inputs.embedding import EmbeddingInput
 from genre_lightning.inputs.input import Input
 from genre_lightning.inputs.pixels import PixelsInput
+from genre_lightning.inputs.plain_text import is_plain_text
 from genre_lightning.inputs.terms import TermsInput
 from genre_lightning.inputs.vectorizer import MAX_VOCABULARY_SIZE
 from genre_lightning.inputs.vectors import VectorsInput
@@ -60,12 +61,7 @@ def build_input(branch: str, settings: Mapping[str, Any]) -> Input:
 
 def is_column_name(name: Any) -> bool:
     """Whether this can be the name of a column: printable, without what JSON would escape."""
-    return (
-        isinstance(name, str)
-        and 0 < len(name) <= 200
-        and name.isprintable()
-        and not set(name) & set('"\\[]{}')
-    )
+    return isinstance(name, str) and 0 < len(name) <= 200 and is_plain_text(name)
 
 
 def state_to_text(given: Input) -> str:

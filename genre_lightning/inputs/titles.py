@@ -33,5 +33,5 @@ def natural_title(title: str, year: bool = False) -> str:
         lead = words[: len(words) - len(stripped)]
         return f"{lead}{article}{'' if article.endswith(chr(39)) else ' '}{stripped}"
 
-    said = " ".join(_BEHIND.sub(front, title).split())
-    return f"{said} ({years[-1][1]})" if years and year else said
+    natural = " ".join(_BEHIND.sub(front, title).split())
+    return f"{natural} ({years[-1][1]})" if years and year else natural

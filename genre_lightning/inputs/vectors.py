@@ -23,6 +23,7 @@ from genre_lightning.inputs.input import (
     check_keys,
 )
 from genre_lightning.inputs.part import Numbers
+from genre_lightning.inputs.plain_text import is_plain_text
 from genre_lightning.movies.movie import DAMAGED_ZIP
 
 #: Opening brackets in a path: folders of sweeps are named by lists, as show=[title,poster].
@@ -152,8 +153,7 @@ class VectorsInput(Input):
         self._set(absolute, log_odds)
 
     def _set(self, path: str, log_odds: bool) -> None:
-        # A checkpoint holds it as JSON without anything escaped.
-        usable = path.isprintable() and not set(path) & set('"\\')
+        usable = is_plain_text(path, brackets=True)
         usable = usable and path.count("[") + path.count("{") <= MOST_BRACKETS
         if not usable or not Path(path).is_absolute() or len(path) > 4096:
             raise ValueError(

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from genre_lightning.models.batch_norm import batch_norm
 from genre_lightning.models.dropout import Dropout, InputDropout
-from genre_lightning.models.members import MemberLinear, by_own, said
+from genre_lightning.models.members import MemberLinear, combine_members, score_by_fold
 
 NORMS = ("batch", "layer", "none")
 
@@ -61,15 +61,17 @@ class EmbeddingHead(nn.Module):
         """More for weights of scaled rows, so that a rate means what it would without the scale."""
         return {"head.weight": 1 / self.scale} if self.scale != 1.0 else {}
 
-    def forward(self, vectors: Tensor, apart: bool = False, own: Tensor | None = None) -> Tensor:
+    def forward(
+        self, vectors: Tensor, per_member: bool = False, folds: Tensor | None = None
+    ) -> Tensor:
         """Score vectors.
 
         Args:
             vectors: (P, D) float32.
-            apart: see :func:`genre_lightning.models.members.said`; so is ``own``.
+            per_member: see :func:`genre_lightning.models.members.combine_members`; so is ``folds``.
 
         Returns:
-            (P, G) logits; (M, P, G) where they are wanted ``apart``.
+            (P, G) logits; (M, P, G) where they are wanted ``per_member``.
         """
         rows = vectors
         if self.norm is not None:
@@ -78,24 +80,24 @@ class EmbeddingHead(nn.Module):
             rows = nn.functional.layer_norm(rows, rows.shape[1:])
         if self.scale != 1.0:
             rows = rows * self.scale
-        if own is not None and bool((own >= 0).all()):
-            return by_own(self._of_one, rows, own, self.members)
+        if folds is not None and bool((folds >= 0).all()):
+            return score_by_fold(self._forward_member, rows, folds, self.members)
         first = self.head if self.hidden is None else self.hidden
         kept = self.input_drop(self.members, rows.shape[1], rows.device)
         if kept is None:
             rows = first(rows.expand(self.members, -1, -1))
         else:
-            rows = first.of_some(rows, kept)
+            rows = first.forward_subset(rows, kept)
         if self.hidden is not None:
             rows = torch.relu(rows)
             if self.drop.training:
                 # Drawn once for all members: their hidden units have nothing in common.
                 rows = rows * self.drop(rows.new_ones(rows.shape[1:]))
             rows = self.head(rows)
-        return said(rows, apart, own)
+        return combine_members(rows, per_member, folds)
 
-    def _of_one(self, rows: Tensor, member: int) -> Tensor:
+    def _forward_member(self, rows: Tensor, member: int) -> Tensor:
         """(P, D) normalised rows to the (P, G) logits of one member."""
         if self.hidden is not None:
-            rows = self.drop(torch.relu(self.hidden.of_one(rows, member)))
-        return self.head.of_one(rows, member)
+            rows = self.drop(torch.relu(self.hidden.forward_member(rows, member)))
+        return self.head.forward_member(rows, member)

@@ -20,7 +20,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Fusion(nn.Module):
-    """The sum of a prior and of what each branch says.
+    """The sum of a prior and of the logits of each branch.
 
     A movie that lacks a branch's column gets nothing from that branch: it is not in the branch's
     part of the batch, and its logits are those of the others.
@@ -87,16 +87,18 @@ class Fusion(nn.Module):
         Returns:
             (B, G) logits.
         """
-        return self.answer(self.branch_logits(parts, num_movies, folds), folds)
+        return self.final_logits(self.branch_logits(parts, num_movies, folds), folds)
 
     def total(self, branch_logits: Mapping[str, Tensor]) -> Tensor:
-        """(B, G) logits: the prior and what each branch says, summed. The only place that sums."""
+        """(B, G) logits: the prior and those of each branch, summed. The only place that sums."""
         total = self.prior
         for logits in branch_logits.values():
             total = total + logits
         return total
 
-    def answer(self, branch_logits: Mapping[str, Tensor], folds: Tensor | None = None) -> Tensor:
+    def final_logits(
+        self, branch_logits: Mapping[str, Tensor], folds: Tensor | None = None
+    ) -> Tensor:
         """(B, G) logits by which a movie is scored: the sum, stacking and label sets.
 
         Args:
@@ -105,19 +107,19 @@ class Fusion(nn.Module):
         """
         logits = self.total(branch_logits)
         if self.stacking is not None:
-            logits = logits + self.stacking.added(logits, branch_logits, folds)
+            logits = logits + self.stacking.correction(logits, branch_logits, folds)
         return logits if self.label_sets is None else self.label_sets.logits(logits, folds)
 
     def branch_logits(
         self, parts: Mapping[str, Part], num_movies: int, folds: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """What each branch says.
+        """The logits of each branch.
 
         Args:
             parts: prepared, by branch.
             num_movies: B.
             folds: (B,) int64, for validation by folds: the member that has not learnt from a movie
-                speaks alone of it; -1 for a movie of which all speak. None where all speak of all.
+                alone scores it; -1 for a movie that all score. None where all score all.
 
         Returns:
             By branch, (B, G) float32 logits, zero for a movie that lacks the column. In training
@@ -128,13 +130,15 @@ class Fusion(nn.Module):
             for name, branch in self.branches.items()
         }
 
-    def _wanted(self, branch: nn.Module, part: Part, folds: Tensor | None) -> dict[str, Any]:
-        """What a branch of several members is asked for, see ``members.said``."""
+    def _member_arguments(
+        self, branch: nn.Module, part: Part, folds: Tensor | None
+    ) -> dict[str, Any]:
+        """How a branch combines its members, see ``members.combine_members``."""
         if num_members(branch) == 1:
             return {}
         if self.training:
-            return {"apart": True}
-        return {} if folds is None else {"own": folds[part.rows]}
+            return {"per_member": True}
+        return {} if folds is None else {"folds": folds[part.rows]}
 
     def _logits(
         self, branch: nn.Module, part: Part, num_movies: int, folds: Tensor | None
@@ -147,7 +151,8 @@ class Fusion(nn.Module):
             # one whose share of the batch lacks the column.
             used = [parameter.sum() for parameter in branch.parameters() if parameter.requires_grad]
             return nothing + 0.0 * torch.stack(used).sum() if used else nothing
-        logits: Tensor = branch(**part.numbers, **self._wanted(branch, part, folds)).float()
+        arguments = self._member_arguments(branch, part, folds)
+        logits: Tensor = branch(**part.numbers, **arguments).float()
         if len(part) == num_movies:
             return logits
         everywhere = logits.new_zeros(*logits.shape[:-2], num_movies, self.num_genres)

@@ -56,7 +56,7 @@ class LabelSets:
         object.__setattr__(self, "never_empty", bool(self.sets.any(dim=1).all()))
 
     @classmethod
-    def of_targets(cls, targets: np.ndarray, folds: np.ndarray | None = None) -> LabelSets:
+    def from_targets(cls, targets: np.ndarray, folds: np.ndarray | None = None) -> LabelSets:
         """Those of the training movies.
 
         Args:
@@ -86,8 +86,8 @@ class LabelSets:
         )
 
     @classmethod
-    def of_lists(cls, lists: Any, num_genres: int) -> LabelSets | None:
-        """What :meth:`as_lists` made, read with suspicion; None of None.
+    def from_lists(cls, lists: Any, num_genres: int) -> LabelSets | None:
+        """What :meth:`to_lists` made, read with suspicion; None of None.
 
         Args:
             lists: of a file.
@@ -118,7 +118,7 @@ class LabelSets:
             made[row, genres] = 1
         return cls(made, torch.tensor(only), torch.tensor(unseen, dtype=torch.float32))
 
-    def as_lists(self) -> dict[str, list[Any]]:
+    def to_lists(self) -> dict[str, list[Any]]:
         """Plain data, for a checkpoint: a set by the places of its genres."""
         return {
             "sets": [genres.nonzero().flatten().tolist() for genres in self.sets],
@@ -126,32 +126,32 @@ class LabelSets:
             "unseen": self.unseen.tolist(),
         }
 
-    def logits(self, logits: Tensor, own: Tensor | None = None) -> Tensor:
+    def logits(self, logits: Tensor, folds: Tensor | None = None) -> Tensor:
         """The log-odds of each genre, given that a movie has one of the sets.
 
         Args:
             logits: (B, G) of each genre by itself.
-            own: (B,) int64, the fold that has not been seen for each movie, -1 for a movie for
+            folds: (B,) int64, the fold that has not been seen for each movie, -1 for a movie for
                 which all have; None for all movies.
 
         Returns:
             (B, G) float32.
         """
         rows = max(1, _BLOCK // len(self.sets))
-        folds = repeat(None) if own is None else own.split(rows)
-        blocks = [self.of_block(*each) for each in zip(logits.split(rows), folds, strict=False)]
-        return torch.cat(blocks)
+        split_folds = repeat(None) if folds is None else folds.split(rows)
+        blocks = zip(logits.split(rows), split_folds, strict=False)
+        return torch.cat([self.block_logits(*block) for block in blocks])
 
-    def of_block(self, logits: Tensor, own: Tensor | None = None) -> Tensor:
+    def block_logits(self, logits: Tensor, folds: Tensor | None = None) -> Tensor:
         """As :meth:`logits`, of movies for each of which all sets fit into memory."""
         sets, unseen = self.sets.to(logits.device), self.unseen.to(logits.device)
         powers = logits @ sets.T
-        if own is None:
+        if folds is None:
             share = unseen[-1]
         else:
             # Of -1 the last share, and no set is left out.
-            share = unseen[own][:, None]
-            left_out = (self.only.to(logits.device) == own[:, None]) & (own >= 0)[:, None]
+            share = unseen[folds][:, None]
+            left_out = (self.only.to(logits.device) == folds[:, None]) & (folds >= 0)[:, None]
             powers = powers.masked_fill(left_out, -torch.inf)
         among = torch.softmax(powers, dim=1) @ sets
         others = _at_least_one(logits) if self.never_empty else _sigmoid(logits)

@@ -39,11 +39,11 @@ class MemberLinear(nn.Module):
         """(M, P, D) to (M, P, G)."""
         return torch.baddbmm(self.bias.view(self.members, 1, -1), rows, self.weight)
 
-    def of_one(self, rows: Tensor, member: int) -> Tensor:
+    def forward_member(self, rows: Tensor, member: int) -> Tensor:
         """(P, D) to (P, G) by one member."""
         return torch.addmm(self.bias.view(self.members, -1)[member], rows, self.weight[member])
 
-    def of_some(self, rows: Tensor, kept: Tensor) -> Tensor:
+    def forward_subset(self, rows: Tensor, kept: Tensor) -> Tensor:
         """(P, D) to (M, P, G) by the inputs ``kept`` alone, (M, K) int64, a member's own each.
 
         They count D / K times, so that the sums are of the size that they have by all inputs.
@@ -61,46 +61,48 @@ class MemberLinear(nn.Module):
         )
 
 
-def said(logits: Tensor, apart: bool, own: Tensor | None) -> Tensor:
-    """What is wanted of the members' logits.
+def combine_members(
+    logits: Tensor, per_member: bool = False, folds: Tensor | None = None
+) -> Tensor:
+    """The members' logits as one: their mean, or for each row those of one member.
 
     Args:
         logits: (M, P, G).
-        apart: give them as they are.
-        own: (P,) int64, the member whose logits are taken for each row, -1 for the mean of all;
-            None for the mean of all in every row.
+        per_member: leave them as they are, as training needs them.
+        folds: (P,) int64, the fold that each row is in, whose member has not learnt from it and
+            alone scores it; -1 for the mean of all. None for the mean of all in every row.
 
     Returns:
-        (P, G); (M, P, G) where they are wanted ``apart``.
+        (P, G); (M, P, G) with ``per_member``.
     """
-    if apart:
+    if per_member:
         return logits
-    if own is None:
+    if folds is None:
         return logits.mean(dim=0)
-    one = logits[own, torch.arange(len(own), device=own.device)]
-    return one if bool((own >= 0).all()) else torch.where(own[:, None] < 0, logits.mean(0), one)
+    one = logits[folds, torch.arange(len(folds), device=folds.device)]
+    return one if bool((folds >= 0).all()) else torch.where(folds[:, None] < 0, logits.mean(0), one)
 
 
-def by_own(
-    score: Callable[[Tensor, int], Tensor], rows: Tensor, own: Tensor, members: int
+def score_by_fold(
+    score: Callable[[Tensor, int], Tensor], rows: Tensor, folds: Tensor, members: int
 ) -> Tensor:
-    """Each row scored by one member.
+    """Each row scored by the member of its fold alone, as :func:`combine_members` chooses it.
 
     Args:
         score: (P, D) rows and the number of a member to (P, G).
         rows: (P, D).
-        own: (P,) int64, the member of each.
+        folds: (P,) int64 in 0..M-1, of each row.
         members: M.
 
     Returns:
         (P, G).
     """
-    order = own.argsort()
-    pieces = rows[order].split(torch.bincount(own, minlength=members).tolist())
+    order = folds.argsort()
+    pieces = rows[order].split(torch.bincount(folds, minlength=members).tolist())
     return torch.cat([score(piece, m) for m, piece in enumerate(pieces)])[order.argsort()]
 
 
-class Copies(nn.Module):
+class Ensemble(nn.Module):
     """M networks side by side, for a class that has no members of its own.
 
     Args:
@@ -120,6 +122,9 @@ class Copies(nn.Module):
             for name, scale in getattr(network, "lr_scales", dict)().items()
         }
 
-    def forward(self, apart: bool = False, own: Tensor | None = None, **numbers: Tensor) -> Tensor:
-        """Logits of an input's numbers, see :func:`said`."""
-        return said(torch.stack([network(**numbers) for network in self.networks]), apart, own)
+    def forward(
+        self, per_member: bool = False, folds: Tensor | None = None, **numbers: Tensor
+    ) -> Tensor:
+        """Logits of an input's numbers, see :func:`combine_members`."""
+        logits = torch.stack([network(**numbers) for network in self.networks])
+        return combine_members(logits, per_member, folds)

@@ -25,7 +25,7 @@ from genre_lightning.inputs.input import MAX_WIDTH, Input
 from genre_lightning.inputs.vectorizer import MAX_VOCABULARY_SIZE
 from genre_lightning.models.embedding_head import NORMS, EmbeddingHead
 from genre_lightning.models.fusion import Fusion
-from genre_lightning.models.members import Copies
+from genre_lightning.models.members import Ensemble
 from genre_lightning.models.poster_encoder import PosterEncoder
 from genre_lightning.models.poster_resnet import PosterResNet
 from genre_lightning.models.terms_linear import TermsLinear
@@ -307,7 +307,7 @@ def _check(key: str, value: Any, default: Any, limits: Limits) -> Any:
     return float(value) if isinstance(default, float) else value
 
 
-class _Undrawn(TorchFunctionMode):
+class _SkipInit(TorchFunctionMode):
     """Leaves weights as they are instead of drawing them.
 
     On the meta device there is nothing to draw, and asking for it makes PyTorch import its
@@ -331,7 +331,7 @@ def sketch_network(description: Mapping[str, Any]) -> Fusion:
     Raises:
         ValueError: it would have more than ``MAX_PARAMETERS`` parameters.
     """
-    with torch.device("meta"), _Undrawn():
+    with torch.device("meta"), _SkipInit():
         sketch = _assemble(description)
     parameters = sum(parameter.numel() for parameter in sketch.parameters())
     if parameters > MAX_PARAMETERS:
@@ -364,8 +364,10 @@ def _assemble(description: Mapping[str, Any]) -> Fusion:
         arguments = {key: value for key, value in network.items() if key != "name"}
         kind = NETWORKS[network["name"]]
         made = partial(kind.factory, num_genres=description["num_genres"])
-        copies = 1 if "members" in kind.limits else arguments.pop("members", 1)
+        members = 1 if "members" in kind.limits else arguments.pop("members", 1)
         branches[name] = (
-            made(**arguments) if copies == 1 else Copies([made(**arguments) for _ in range(copies)])
+            made(**arguments)
+            if members == 1
+            else Ensemble([made(**arguments) for _ in range(members)])
         )
     return Fusion(description["num_genres"], branches)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genre_lightning.models.members import said
+from genre_lightning.models.members import combine_members
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Stacking:
     thresholds are, so an optimizer or an average of weights has nothing to do with it.
 
     Attributes:
-        branches: by branch, (M, G) float32 weights of what it says.
+        branches: by branch, (M, G) float32 weights of its logits.
         genres: (M, G, G) float32; row g is what each genre's score adds to the logit of genre g.
         offsets: (M, G) float32.
     """
@@ -31,7 +31,7 @@ class Stacking:
     offsets: Tensor
 
     @classmethod
-    def of_arrays(
+    def from_arrays(
         cls, names: list[str], branches: np.ndarray, genres: np.ndarray, offsets: np.ndarray
     ) -> Stacking:
         """That of (M, K, G), (M, G, G) and (M, G) arrays of floats, and the K branches' names."""
@@ -39,8 +39,8 @@ class Stacking:
         return cls(dict(zip(names, of.unbind(1), strict=True)), *rest)
 
     @classmethod
-    def of_lists(cls, lists: Any, names: list[str], num_genres: int) -> Stacking | None:
-        """What :meth:`as_lists` made, read with suspicion; None of None.
+    def from_lists(cls, lists: Any, names: list[str], num_genres: int) -> Stacking | None:
+        """What :meth:`to_lists` made, read with suspicion; None of None.
 
         Args:
             lists: of a file.
@@ -65,7 +65,7 @@ class Stacking:
             raise ValueError(f"its shapes {shapes} are not those of {num_genres} genres")
         return cls(branches, genres, offsets)
 
-    def as_lists(self) -> dict[str, Any]:
+    def to_lists(self) -> dict[str, Any]:
         """Plain data, for a checkpoint."""
         return {
             "branches": {name: weights.tolist() for name, weights in self.branches.items()},
@@ -73,43 +73,43 @@ class Stacking:
             "offsets": self.offsets.tolist(),
         }
 
-    def weighted(self, branch: str, logits: Tensor, own: Tensor | None = None) -> Tensor:
-        """What a branch says, with its weights.
+    def weighted(self, branch: str, logits: Tensor, folds: Tensor | None = None) -> Tensor:
+        """A branch's logits times its weights.
 
         Args:
             branch: its name.
-            logits: (B, G) what it says.
-            own: (B,) int64, the fold whose weights are taken for each movie, -1 for the mean; None
-                for the mean for all.
+            logits: (B, G), of the branch.
+            folds: (B,) int64, the fold whose weights are taken for each movie, -1 for the mean;
+                None for the mean for all.
 
         Returns:
             (B, G).
         """
         weights = self.branches[branch].to(logits.device)
-        if own is None:
+        if folds is None:
             return logits * weights.mean(dim=0)
-        return logits * said(weights[:, None].expand(-1, len(own), -1), apart=False, own=own)
+        return logits * combine_members(weights[:, None].expand(-1, len(folds), -1), folds=folds)
 
-    def cooccurrence(self, total: Tensor, own: Tensor | None = None) -> Tensor:
+    def cooccurrence(self, total: Tensor, folds: Tensor | None = None) -> Tensor:
         """(B, G) what the scores of all genres add to the logit of each.
 
         Args:
             total: (B, G) sums of the prior and the branches, without weights.
-            own: see :meth:`weighted`.
+            folds: see :meth:`weighted`.
         """
         genres, offsets = self.genres.to(total.device), self.offsets.to(total.device)
-        if own is None:
+        if folds is None:
             return torch.sigmoid(total) @ genres.mean(dim=0).T + offsets.mean(dim=0)
         each = torch.sigmoid(total) @ genres.transpose(1, 2) + offsets[:, None]
-        return said(each, apart=False, own=own)
+        return combine_members(each, folds=folds)
 
-    def added(
-        self, total: Tensor, branch_logits: Mapping[str, Tensor], own: Tensor | None = None
+    def correction(
+        self, total: Tensor, branch_logits: Mapping[str, Tensor], folds: Tensor | None = None
     ) -> Tensor:
         """(B, G) what is added to the sums ``total`` of some branches."""
-        found = self.cooccurrence(total, own)
+        found = self.cooccurrence(total, folds)
         for name, logits in branch_logits.items():
-            found = found + (self.weighted(name, logits, own) - logits)
+            found = found + (self.weighted(name, logits, folds) - logits)
         return found
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from genre_lightning.models.dropout import Dropout
-from genre_lightning.models.members import said
+from genre_lightning.models.members import combine_members
 
 
 class _Bias(nn.Module):
@@ -47,8 +47,8 @@ class TermsLinear(nn.Module):
         indices: Tensor,
         offsets: Tensor,
         weights: Tensor,
-        apart: bool = False,
-        own: Tensor | None = None,
+        per_member: bool = False,
+        folds: Tensor | None = None,
     ) -> Tensor:
         """Score texts.
 
@@ -56,10 +56,10 @@ class TermsLinear(nn.Module):
             indices: (L,) int64, the non-zero columns of all P texts, one text after another.
             offsets: (P,) int64, where each text starts in ``indices``.
             weights: (L,) float32, the TF-IDF weight of each column.
-            apart: see :func:`genre_lightning.models.members.said`; so is ``own``.
+            per_member: see :func:`genre_lightning.models.members.combine_members`; so is ``folds``.
 
         Returns:
-            (P, G) logits; (M, P, G) where they are wanted ``apart``.
+            (P, G) logits; (M, P, G) where they are wanted ``per_member``.
         """
         weights = weights.to(self.embed.weight.dtype)
         if self.members > 1 and self.input_drop.training and self.input_drop.p > 0:
@@ -68,7 +68,7 @@ class TermsLinear(nn.Module):
             weights = self.input_drop(weights)
             sums = self.embed(indices, offsets, per_sample_weights=weights)
         logits = (sums + self.head.bias).view(-1, self.members, self.num_genres).transpose(0, 1)
-        return said(logits, apart, own)
+        return combine_members(logits, per_member, folds)
 
     def _varied(self, indices: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
         """(P, M * G) where each member leaves out terms of its own: they start from one point."""

@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from genre_lightning.movies.movie import (
-    SPLITS,
     DataError,
     Movie,
     MovieSet,
     PosterFile,
     check_movies,
 )
+from genre_lightning.movies.split_names import SPLITS
 from genre_lightning.movies.table import Row, read_table
 
 REQUIRED = ("title", "poster", "genres")

@@ -27,7 +27,8 @@ GENRES = (
     "Family", "Fantasy", "Film-Noir", "History", "Horror", "Music", "Musical", "Mystery",
     "Romance", "Sci-Fi", "Short", "Sport", "Thriller", "War", "Western",
 )  # fmt: skip
-SPLITS = {"train": "train", "dev": "val", "test": "test"}
+#: By what split.json calls it.
+SPLIT_OF_NAME = {"train": "train", "dev": "val", "test": "test"}
 LAYOUT = "split.json (train, dev, test) and dataset/ID.json, dataset/ID.jpeg"
 
 
@@ -48,7 +49,7 @@ def read_mmimdb(root: str | Path) -> MovieSet:
     without = 0
     for name, ids in splits.items():
         for movie_id in ids:
-            movie = _read_movie(root, files, movie_id, SPLITS[name], others)
+            movie = _read_movie(root, files, movie_id, SPLIT_OF_NAME[name], others)
             if movie is None:
                 without += 1
             else:
@@ -67,11 +68,11 @@ def read_mmimdb(root: str | Path) -> MovieSet:
 def _read_splits(root: Path) -> dict[str, list[str]]:
     path = root / "split.json"
     splits = _read_json(path, f"point data.root at a folder with {LAYOUT}")
-    for name in SPLITS:
+    for name in SPLIT_OF_NAME:
         ids = splits.get(name)
         if not isinstance(ids, list) or not all(isinstance(one, (str, int)) for one in ids):
             raise DataError(f"{path}: {name!r} is missing, or not a list of ids")
-    return {name: [str(one) for one in splits[name]] for name in SPLITS}
+    return {name: [str(one) for one in splits[name]] for name in SPLIT_OF_NAME}
 
 
 def _read_json(path: Path, hint: str) -> dict[str, Any]:

@@ -19,8 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from genre_lightning.errors import UserError
-
-SPLITS = ("train", "val", "test")
+from genre_lightning.movies.split_names import SPLITS
 
 #: What reading a damaged zip raises beyond OSError, which bzip2 raises too. RuntimeError: an
 #: encrypted entry; its subclass NotImplementedError: an unknown method of compression.

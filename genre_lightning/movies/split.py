@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from genre_lightning.movies.movie import SPLITS, DataError
+from genre_lightning.movies.movie import DataError
+from genre_lightning.movies.split_names import SPLITS
 
 
 def split_movies(

@@ -83,7 +83,9 @@ _PROBLEMS = {
 
 def csv_problem(error: csv.Error) -> str:
     """What is wrong with a CSV, and what to do."""
-    return next((told for said, told in _PROBLEMS.items() if said in str(error)), str(error))
+    return next(
+        (message for pattern, message in _PROBLEMS.items() if pattern in str(error)), str(error)
+    )
 
 
 def _numbered(reader: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:

@@ -19,7 +19,7 @@ from genre_lightning.ask.run import ServerSettings, load_questioner
 from genre_lightning.ask.server import ChatServer, read_key
 from genre_lightning.inputs.input import Value
 from genre_lightning.movies.movie import Movie, PosterFile
-from genre_lightning.predicting.answers import CommandError, note
+from genre_lightning.predicting.printing import CommandError, note
 from genre_lightning.runs.lock import locked
 
 if TYPE_CHECKING:

@@ -19,7 +19,12 @@ from genre_lightning.inputs.encoders.images import ImageEncoder
 from genre_lightning.inputs.encoders.texts import TextEncoder
 from genre_lightning.inputs.part import Numbers
 from genre_lightning.models.poster_encoder import PosterEncoder
-from genre_lightning.predicting.input_graph import InputGraph
+from genre_lightning.predicting.input_graph import InputGraph, membership
+from genre_lightning.predicting.pixel_graph import (
+    NormalisePixels,
+    pixels_described,
+    with_black_poster,
+)
 
 #: What Hugging Face's libraries, also those of other languages, make a tokenizer of.
 TOKENIZER = "tokenizer.json"
@@ -69,28 +74,19 @@ class EmbeddedPosterGraph(InputGraph):
 
     def __init__(self, given: EmbeddingInput, encoder: ImageEncoder) -> None:
         super().__init__()
-        height, width = encoder.size
         self.given = given
         self.encoder = encoder
         self.module = traced_quickly(encoder.module, encoder.size)
         self.sizes = {"pixels": ("rows",)}
-        self.inputs = {
-            "pixels": f"(P, {height}, {width}, 3) uint8 RGB, each poster stretched to that size"
-        }
+        self.inputs = {"pixels": pixels_described(encoder.size)}
         self.about = {"encoder": encoder.name, "size": list(encoder.size)}
         self.files = {}
-        mean, std = torch.tensor(encoder.mean), torch.tensor(encoder.std)
-        self.scale: Tensor
-        self.register_buffer("scale", 1 / (255 * std), persistent=False)
-        self.shift: Tensor
-        self.register_buffer("shift", mean / std, persistent=False)
+        self.normalise = NormalisePixels(encoder.colours)
 
     def forward(self, *numbers: Tensor) -> Mapping[str, Tensor]:
         """A black poster comes after the others."""
         (given,) = numbers
-        blank = torch.zeros_like(given[:1].sum(0, keepdim=True, dtype=torch.int64))
-        pixels = torch.cat([given.float(), blank.float()]).permute(0, 3, 1, 2)
-        pixels = pixels * self.scale.view(3, 1, 1) - self.shift.view(3, 1, 1)
+        pixels = self.normalise(with_black_poster(given))
         return {"vectors": self.encoder.vectors(pixels, self.module)}
 
     def numbers(self, values: Sequence[Any]) -> dict[str, Tensor]:
@@ -147,11 +143,8 @@ class EmbeddedTextGraph(InputGraph):
         chunks = self.module(F.pad(ids, one_more), F.pad(mask, one_more, value=1))
         count = torch.ones_like(ids[:, 0]).sum(0, keepdim=True)
         starts = torch.cat([offsets, count])
-        # A chunk is of the last text that starts at or before it; a text's vector is their mean.
-        place = torch.ones_like(chunks[:, 0]).cumsum(0) - 1
-        text = (place[None, :] >= starts[:, None]).long().sum(0) - 1
-        texts = torch.ones_like(starts).cumsum(0) - 1
-        member = (text[None, :] == texts[:, None]).float()
+        # A text's vector is the mean of its chunks.
+        member = membership(chunks[:, 0], starts)
         return {"vectors": member @ chunks / member.sum(1, keepdim=True)}
 
     def numbers(self, values: Sequence[Any]) -> dict[str, Tensor]:

@@ -153,8 +153,8 @@ def _write_graph(graph: ExportedNetwork, path: Path, metadata: Mapping[str, Any]
     sample = graph.feed([movies[0], {}, movies[2]])
     dims = {name: torch.export.Dim(name) for names in graph.varying() for name in names}
     shapes = [{axis: dims[n] for axis, n in enumerate(names)} for names in graph.varying()]
-    said = io.StringIO()  # the exporter reports its progress
-    with contextlib.redirect_stdout(said), warnings.catch_warnings(), _torchvision_not_missed():
+    printed = io.StringIO()  # the exporter reports its progress
+    with contextlib.redirect_stdout(printed), warnings.catch_warnings(), _torchvision_not_missed():
         warnings.simplefilter("ignore")  # about its own future
         program = torch.onnx.export(
             graph,

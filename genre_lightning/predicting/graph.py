@@ -34,7 +34,17 @@ from genre_lightning.models.poster_encoder import PosterEncoder
 from genre_lightning.models.terms_linear import TermsLinear
 from genre_lightning.models.terms_mlp import TermsMLP
 from genre_lightning.predicting.encoder_graph import PosterEncoderGraph, embedding_graph
-from genre_lightning.predicting.input_graph import ExportError, InputGraph, as_predicted
+from genre_lightning.predicting.input_graph import (
+    ExportError,
+    InputGraph,
+    as_predicted,
+    membership,
+)
+from genre_lightning.predicting.pixel_graph import (
+    NormalisePixels,
+    pixels_described,
+    with_black_poster,
+)
 
 #: The graph's first input, and what it and the rows of each branch hold.
 MOVIES = "movies"
@@ -87,29 +97,21 @@ class PixelsGraph(InputGraph):
 
     def __init__(self, given: PixelsInput) -> None:
         super().__init__()
-        height, width = given.size
         self.given = given
         self.sizes = {"pixels": ("rows",)}
-        self.inputs = {
-            "pixels": f"(P, {height}, {width}, 3) uint8 RGB, each poster stretched to that size"
-        }
+        self.inputs = {"pixels": pixels_described(given.size)}
         self.about = {"size": list(given.size)}
         self.files = {}
-        mean, std = torch.tensor(given.colours.mean), torch.tensor(given.colours.std)
-        self.scale: Tensor
-        self.register_buffer("scale", 1 / (255 * std), persistent=False)
-        self.shift: Tensor
-        self.register_buffer("shift", mean / std, persistent=False)
+        self.normalise = NormalisePixels(given.colours)
 
     def forward(self, *numbers: Tensor) -> Mapping[str, Tensor]:
         """A black poster comes after the others."""
         (given,) = numbers
-        blank = torch.zeros_like(given[:1].sum(0, keepdim=True, dtype=torch.int64))
-        pixels = torch.cat([given.float(), blank.float()]).permute(0, 3, 1, 2)
+        pixels = with_black_poster(given)
         # Rounded as on decoding, whose pixels are whole numbers.
         pixels = (F.avg_pool2d(pixels, self.given.shrink) + 0.5).floor()
         pixels = F.avg_pool2d(pixels, self.given.rest)
-        return {"pixels": pixels * self.scale.view(3, 1, 1) - self.shift.view(3, 1, 1)}
+        return {"pixels": self.normalise(pixels)}
 
     def numbers(self, values: Sequence[Any]) -> dict[str, Tensor]:
         pixels = np.array(values, dtype=np.uint8).reshape(-1, *self.given.size, 3)
@@ -190,18 +192,13 @@ INPUT_GRAPHS: Mapping[type[Input], Callable[[Any], InputGraph]] = {
 }
 
 
-def _summed(table: Tensor, indices: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
+def _embedding_bag(table: Tensor, indices: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
     """An embedding bag, which ONNX has not: (P, D) weighted sums of a table's rows.
 
     The rows are gathered, weighted, and summed by a product with the (P, L) matrix that tells
     which term is in which text.
     """
-    # A term is in the last text that starts at or before it.
-    place = torch.ones_like(indices).cumsum(0) - 1
-    text = (place[None, :] >= offsets[:, None]).long().sum(0) - 1
-    texts = torch.ones_like(offsets).cumsum(0) - 1
-    member = (text[None, :] == texts[:, None]).float()
-    return member @ (table[indices] * weights[:, None])
+    return membership(indices, offsets) @ (table[indices] * weights[:, None])
 
 
 @final
@@ -215,10 +212,10 @@ class TermsMLPGraph(nn.Module):
     def forward(self, indices: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
         """(P, G) logits, as those of the network."""
         network = self.network
-        hidden = _summed(network.embed.weight, indices, offsets, weights)
+        hidden = _embedding_bag(network.embed.weight, indices, offsets, weights)
         logits: Tensor = network.head(torch.relu(network.norm(hidden)))
         if network.skip is not None:
-            logits = logits + _summed(network.skip.weight, indices, offsets, weights)
+            logits = logits + _embedding_bag(network.skip.weight, indices, offsets, weights)
         return logits
 
 
@@ -233,7 +230,7 @@ class TermsLinearGraph(nn.Module):
     def forward(self, indices: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
         """(P, G) logits, as those of the network."""
         network = self.network
-        logits = _summed(network.embed.weight, indices, offsets, weights) + network.head.bias
+        logits = _embedding_bag(network.embed.weight, indices, offsets, weights) + network.head.bias
         return logits.view(-1, network.members, network.num_genres).mean(dim=1)
 
 
@@ -314,17 +311,17 @@ class ExportedNetwork(nn.Module):
         """(B, G) logits and scores of what :meth:`feed` gives."""
         movies, *others = fed
         total = self.prior + torch.zeros_like(movies, dtype=torch.float32)[:, None]
-        said: dict[str, Tensor] = {}
+        branch_logits: dict[str, Tensor] = {}
         for branch, graph in self.inputs.items():
             rows, *rest = others
             numbers, others = rest[: len(graph.sizes)], rest[len(graph.sizes) :]
             logits = self.networks[branch](**graph(*numbers))
             there = (rows[None, :] == movies[:, None]).float()
             nobody = torch.zeros_like(movies, dtype=torch.float32)[:, None]
-            said[branch] = torch.cat([there, nobody], dim=1) @ logits
-            total = total + said[branch]
+            branch_logits[branch] = torch.cat([there, nobody], dim=1) @ logits
+            total = total + branch_logits[branch]
         if self.stacking is not None:
-            total = total + self.stacking.added(total, said)
+            total = total + self.stacking.correction(total, branch_logits)
         if self.label_sets is not None:
-            total = self.label_sets.of_block(total)
+            total = self.label_sets.block_logits(total)
         return total, self.activation(total)

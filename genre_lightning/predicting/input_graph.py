@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from genre_lightning.errors import UserError
@@ -56,3 +57,16 @@ class InputGraph(nn.Module, ABC):
 def as_predicted(given: Input, values: Sequence[Any]) -> Numbers:
     """What every prediction gives a network for P values of a column."""
     return given.prepare(given.encode([given.read(value) for value in values]), None)
+
+
+def membership(items: Tensor, starts: Tensor) -> Tensor:
+    """(P, L) float32: 1 where an item is of a row, the last one that starts at or before it.
+
+    Args:
+        items: (L,) numbers, of all P rows, one row's after another's.
+        starts: (P,) int64, where each row starts among them.
+    """
+    place = torch.ones_like(items).cumsum(0) - 1
+    row = (place[None, :] >= starts[:, None]).long().sum(0) - 1
+    rows = torch.ones_like(starts).cumsum(0) - 1
+    return (row[None, :] == rows[:, None]).float()

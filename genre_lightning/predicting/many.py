@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from genre_lightning.cells import guard
 from genre_lightning.inputs.poster_limits import POSTER_SUFFIXES
-from genre_lightning.predicting.answers import (
+from genre_lightning.predicting.predictor import POSTER, TITLE
+from genre_lightning.predicting.printing import (
     HEAT_MAP,
     CommandError,
     as_json,
@@ -19,7 +20,6 @@ from genre_lightning.predicting.answers import (
     note_left_out,
     short_lines,
 )
-from genre_lightning.predicting.predictor import POSTER, TITLE
 from genre_lightning.predicting.tables import MovieRows, progress, reading, writing
 from genre_lightning.runs.commands import shell_command
 

@@ -36,6 +36,7 @@ from genre_lightning.files import whole_file
 from genre_lightning.inputs.encoders.spec import EncoderSpec, Hub, Packaged
 from genre_lightning.inputs.encoders.table import ENCODERS
 from genre_lightning.movies.readers import BIASES
+from genre_lightning.movies.split_names import SPLITS
 from genre_lightning.page.markdown import code, in_markdown, markdown_table
 from genre_lightning.report.numbers import number, span
 from genre_lightning.report.overall import METRICS
@@ -243,7 +244,7 @@ def read_evaluation(folder: Path, model: TrainedModel) -> Evaluation:
     rows = _read(folder / "predictions.csv", lambda text: list(csv.reader(text.splitlines(True))))
     table = folder / "predictions.csv"
     split = config.get("split") if isinstance(config, dict) else None
-    if split not in ("train", "val", "test"):
+    if split not in SPLITS:
         raise CardError(
             f"{folder / CONFIG_FOLDER / 'config.yaml'}: it names no split that was scored"
         )

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from genre_lightning.comparison.run import printable
 from genre_lightning.errors import InputError
-from genre_lightning.predicting.answers import (
+from genre_lightning.predicting.arguments import PredictOptions
+from genre_lightning.predicting.predictor import POSTER
+from genre_lightning.predicting.printing import (
     HEAT_MAP,
     CommandError,
     as_json,
@@ -19,8 +21,6 @@ from genre_lightning.predicting.answers import (
     note_left_out,
     score_line,
 )
-from genre_lightning.predicting.arguments import PredictOptions
-from genre_lightning.predicting.predictor import POSTER
 from genre_lightning.runs.commands import shell_command
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def _explain(
     from genre_lightning.explain.movie import explain_movie
 
     model = predictor.model
-    names = prediction.told_genres()
+    names = prediction.explained_genres()
     places = [predictor.genres.index(name) for name in names]
     explanation = explain_movie(model, columns)
     parts = explanation.parts

@@ -80,13 +80,13 @@ class Prediction:
         """All genres with their scores, the highest first."""
         return sorted(self.scores.items(), key=lambda item: -item[1])
 
-    def told_genres(self) -> list[str]:
+    def explained_genres(self) -> list[str]:
         """The genres to explain: those predicted, or the three nearest to it where none is."""
         distance = {genre: self.thresholds[genre] - score for genre, score in self.scores.items()}
         return list(self.genres) or sorted(distance, key=lambda genre: distance[genre])[:3]
 
     def _repr_html_(self) -> str:
-        from genre_lightning.predicting.shown import card_html
+        from genre_lightning.predicting.notebook_card import card_html
 
         return card_html(
             self.title,
@@ -96,7 +96,7 @@ class Prediction:
             self.thresholds,
             self.poster,
             self.explanation,
-            self.told_genres(),
+            self.explained_genres(),
         )
 
 
@@ -325,9 +325,9 @@ class GenrePredictor:
                     if not batch:
                         break
                     if not waiting and len(batch) == 1:  # a single movie needs no threads
-                        yield from self._answer(batch, strict)
+                        yield from self._predict_batch(batch, strict)
                         continue
-                    waiting.append(self._workers().submit(self._answer, batch, strict))
+                    waiting.append(self._workers().submit(self._predict_batch, batch, strict))
                 if not waiting:
                     return
                 yield from waiting.popleft().result()
@@ -335,7 +335,7 @@ class GenrePredictor:
             for future in waiting:
                 future.cancel()
 
-    def _answer(
+    def _predict_batch(
         self, batch: Sequence[tuple[int, Mapping[str, Value | None]]], strict: bool
     ) -> list[_Answer]:
         """Read and score a batch of numbered movies."""

@@ -14,8 +14,8 @@ from typing import IO, Any
 from genre_lightning.cells import unguard
 from genre_lightning.files import whole_file
 from genre_lightning.movies.table import csv_problem
-from genre_lightning.predicting.answers import CommandError
 from genre_lightning.predicting.arguments import STREAM
+from genre_lightning.predicting.printing import CommandError
 
 
 class MovieRows:

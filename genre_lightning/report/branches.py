@@ -26,8 +26,8 @@ METRICS = ("map_macro", "f1_macro", "f1_micro")
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What some of a model's branches say together, with the prior.
+class SubsetScores:
+    """The scores by a subset of a model's branches, with the prior.
 
     Attributes:
         scores: (N, G) float32 in [0, 1].
@@ -73,13 +73,13 @@ def branch_section(
     """
     if len(model.inputs) == 1 or validation is None:
         return None
-    answers = branch_answers(model, scores, validation)
+    subsets = score_subsets(model, scores, validation)
     labels = branch_labels(model.inputs)
     groups = [
         {
             "name": group.name,
             "num_movies": int(group.rows.sum()),
-            "rows": _rows(answers, labels, scores, group.rows, fitted, resamples, seed),
+            "rows": _rows(subsets, labels, scores, group.rows, fitted, resamples, seed),
         }
         for group in movie_groups(model, scores)
     ]
@@ -87,15 +87,15 @@ def branch_section(
     return {
         "groups": groups,
         "kinds": [(charts.branch_kind(k), label) for k, label in enumerate(labels.values())],
-        "chart": _chart(answers, labels, scores.targets, complete, model, order),
+        "chart": _chart(subsets, labels, scores.targets, complete, model, order),
         "chart_movies": int(complete.sum()),
     }
 
 
-def branch_answers(
+def score_subsets(
     model: TrainedModel, scores: SplitScores, validation: SplitScores
-) -> dict[tuple[str, ...], Answer]:
-    """The answers of each branch alone, of all but each, and of all, by their branches.
+) -> dict[tuple[str, ...], SubsetScores]:
+    """The scores by each branch alone, by all but each, and by all, by the branches in them.
 
     Each is the prior and the branches' part of the sum, not a model trained without the others. Its
     thresholds are fitted on the validation movies that have a column of these branches.
@@ -105,22 +105,22 @@ def branch_answers(
         *((branch,) for branch in branches),
         *(tuple(other for other in branches if other != branch) for branch in branches),
     ]
-    answers = {}
+    subsets = {}
     for some in dict.fromkeys(chosen):
         seen = torch.stack([validation.has[branch] for branch in some]).any(dim=0)
         thresholds = model.thresholds
         if bool(seen.any()):
             found = _scores(model, validation, some)[seen]
             thresholds = fit_thresholds(found, validation.targets[seen], **model.threshold_fit)
-        answers[some] = Answer(_scores(model, scores, some), thresholds)
-    return {**answers, branches: Answer(scores.scores, model.thresholds)}
+        subsets[some] = SubsetScores(_scores(model, scores, some), thresholds)
+    return {**subsets, branches: SubsetScores(scores.scores, model.thresholds)}
 
 
 def _scores(model: TrainedModel, scores: SplitScores, branches: Sequence[str]) -> Tensor:
     chosen = {name: scores.branch_logits[name].to(model.device) for name in branches}
     folds = None if scores.folds is None else scores.folds.to(model.device)
     with torch.inference_mode():
-        return ACTIVATIONS[model.activation](model.network.answer(chosen, folds)).cpu()
+        return ACTIVATIONS[model.activation](model.network.final_logits(chosen, folds)).cpu()
 
 
 def movie_groups(model: TrainedModel, scores: SplitScores) -> list[Group]:
@@ -149,7 +149,7 @@ def movie_groups(model: TrainedModel, scores: SplitScores) -> list[Group]:
 
 
 def _rows(
-    answers: Mapping[tuple[str, ...], Answer],
+    subsets: Mapping[tuple[str, ...], SubsetScores],
     labels: Mapping[str, str],
     scores: SplitScores,
     movies: Tensor,
@@ -157,11 +157,11 @@ def _rows(
     resamples: int,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """The table's rows for a group: answers, then what is gained from each branch."""
+    """The table's rows for a group: subsets of branches, then what is gained from each branch."""
     everything = tuple(labels)
     present = [name for name in labels if bool(scores.has[name][movies].any())]
     shown: dict[str, tuple[str, ...]] = {}
-    without: dict[str, tuple[str, ...]] = {}  # which answer lacks each branch
+    without: dict[str, tuple[str, ...]] = {}  # which subset lacks each branch
     if len(present) > 1:
         for name in present:
             if bool(scores.has[name][movies].all()):
@@ -179,16 +179,16 @@ def _rows(
     targets = scores.targets[movies]
     values, resampled = {}, {}
     for some in shown.values():
-        answer = answers[some]
-        found = answer.scores[movies]
-        values[some] = genre_metrics(found, targets, answer.thresholds)
+        subset = subsets[some]
+        found = subset.scores[movies]
+        values[some] = genre_metrics(found, targets, subset.thresholds)
         if some == everything and bool(movies.all()):
             resampled[some] = fitted.metrics
             continue
         resampled[some] = bootstrap(
             found.numpy(),
             targets.numpy(),
-            answer.thresholds.numpy(),
+            subset.thresholds.numpy(),
             resamples=resamples,
             seed=seed,
             micro="map_micro" in METRICS,
@@ -221,7 +221,7 @@ def _rows(
 
 
 def _chart(
-    answers: Mapping[tuple[str, ...], Answer],
+    subsets: Mapping[tuple[str, ...], SubsetScores],
     labels: Mapping[str, str],
     targets: Tensor,
     movies: Tensor,
@@ -236,7 +236,7 @@ def _chart(
     }
     kinds[tuple(labels)] = "model"
     precisions = {
-        kind: per_genre_metrics(answers[some].scores[movies], targets[movies], model.thresholds)[
+        kind: per_genre_metrics(subsets[some].scores[movies], targets[movies], model.thresholds)[
             "ap"
         ]
         for some, kind in kinds.items()

@@ -30,7 +30,7 @@ class SplitScores:
     Attributes:
         split: "train", "val" or "test".
         rows: (N,) int64, each movie's place in the dataset.
-        logits: (N, G) float32, of ``Fusion.answer``.
+        logits: (N, G) float32, of ``Fusion.final_logits``.
         scores: (N, G) float32 in [0, 1].
         targets: (N, G) float32 multi-hot.
         branch_logits: by branch, (N, G) float32, its part of the summed logits; zero for a movie
@@ -67,16 +67,16 @@ def score_split(
         batch_size: None for that of validation; another may change the last digit.
     """
     found: list[tuple[Tensor, ...]] = []
-    own: list[Tensor] = []
+    collected_folds: list[Tensor] = []
     branches: dict[str, list[Tensor]] = {name: [] for name in model.inputs}
     has: dict[str, list[Tensor]] = {name: [] for name in model.inputs}
     model.network.eval()
     for batch in data.loader(split, batch_size=batch_size, device=device):
         folds = batch.folds if split != "test" and data.validates_by_folds else None
         parts = model.network.branch_logits(batch.parts, len(batch), folds)
-        logits = model.network.answer(parts, folds)
+        logits = model.network.final_logits(parts, folds)
         scores = ACTIVATIONS[model.activation](logits)
-        own += [] if folds is None else [folds]
+        collected_folds += [] if folds is None else [folds]
         found.append((batch.rows, logits, scores, batch.targets))
         for name, part in parts.items():
             branches[name].append(part)
@@ -90,7 +90,7 @@ def score_split(
         targets=targets,
         branch_logits={name: torch.cat(values).cpu() for name, values in branches.items()},
         has={name: torch.cat(values) for name, values in has.items()},
-        folds=torch.cat(own).cpu() if own else None,
+        folds=torch.cat(collected_folds).cpu() if collected_folds else None,
     )
 
 

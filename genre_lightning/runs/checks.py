@@ -13,10 +13,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from genre_lightning.errors import SettingError, UserError
+from genre_lightning.movies.split_names import SPLITS
 from genre_lightning.runs.settings import usual_mode
 from genre_lightning.scoring.names import MONITORED
-
-SPLITS = ("train", "val", "test")
 
 
 def _is_number(value: Any) -> bool:
@@ -133,8 +132,8 @@ def check_settings(cfg: DictConfig) -> None:
     for key, (words, holds) in RULES.items():
         value = OmegaConf.select(cfg, key)
         if value is not None and not holds(value):
-            close = nearest(str(value), SPLITS) if key == "split" else None
-            raise SettingError(f"{key}={value} must be {words}{meant(close)}")
+            close = closest_name(str(value), SPLITS) if key == "split" else None
+            raise SettingError(f"{key}={value} must be {words}{did_you_mean(close)}")
     if "monitor" in plain:
         _check_monitor(cfg.monitor, cfg.monitor_mode, "")
     if "callbacks" in plain:
@@ -166,9 +165,9 @@ def _missing(config: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
 
 def _check_monitor(monitor: Any, mode: str, of: str) -> None:
     if monitor not in MONITORED:
-        close = nearest(str(monitor), MONITORED)
+        close = closest_name(str(monitor), MONITORED)
         raise SettingError(
-            f"{of}monitor={monitor} is no value of the validation{meant(close)}; there is "
+            f"{of}monitor={monitor} is no value of the validation{did_you_mean(close)}; there is "
             f"{', '.join(MONITORED)}"
         )
     if mode != usual_mode(monitor):
@@ -220,12 +219,12 @@ def refused_settings(part: str) -> Iterator[None]:
         raise SettingError(str(error) if "." in str(error) else f"{part}: {error}") from error
 
 
-def nearest(name: str, known: Iterable[str], likeness: float = 0.6) -> str | None:
+def closest_name(name: str, known: Iterable[str], likeness: float = 0.6) -> str | None:
     """The known name that was most likely meant; None where none is like it, from 0 to 1."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=likeness)
     return close[0] if close else None
 
 
-def meant(name: str | None) -> str:
+def did_you_mean(name: str | None) -> str:
     """The end of a sentence about a misspelt name."""
     return "" if name is None else f"; did you mean {name}?"

@@ -27,8 +27,8 @@ from genre_lightning.runs.composing import (
     faster_configuration,
     known_to_be_a_sweep,
 )
+from genre_lightning.runs.config_errors import VERSION_BASE, explain_error
 from genre_lightning.runs.places import best_checkpoint, last_checkpoint, starting_point
-from genre_lightning.runs.slips import VERSION_BASE, sentence
 
 #: With "1" Hydra raises what it would print, and the traceback of everything is shown.
 FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -59,7 +59,7 @@ def plain_errors(conf: str | Path, config: str, arguments: Sequence[str]) -> Ite
     except Refused as refused:
         raise refused.error from None
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(sentence(error, conf, config, arguments)) from error
+        raise UserError(explain_error(error, conf, config, arguments)) from error
     except ValueError as error:
         if "Config group override must be" not in str(error):
             raise

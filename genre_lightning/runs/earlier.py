@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from genre_lightning.errors import UserError
-from genre_lightning.runs.places import LAST, meant_run
+from genre_lightning.runs.places import LAST, resolve_run
 
 #: Say where a run is and what it is part of, not what it trains.
 OF_THE_RUN = ("ckpt_path", "hydra", "sweep")
@@ -39,7 +39,7 @@ def with_earlier_overrides(arguments: Sequence[str]) -> list[str]:
     ckpt_path, folder = chosen.value(), given.get("hydra.run.dir")
     if ckpt_path is None:
         return list(arguments)
-    run = meant_run(str(ckpt_path), LAST) if folder is None or ckpt_path != "last" else None
+    run = resolve_run(str(ckpt_path), LAST) if folder is None or ckpt_path != "last" else None
     if folder is not None and ckpt_path == "last":
         run = Path(str(folder.value()))
     written = None if run is None else run / ".hydra" / "overrides.yaml"

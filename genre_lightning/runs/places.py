@@ -15,7 +15,7 @@ LAST = "checkpoints/last.ckpt"
 CONFIG_FOLDER = ".hydra"
 
 
-def meant_run(ckpt_path: str | Path, file: str) -> Path | None:
+def resolve_run(ckpt_path: str | Path, file: str) -> Path | None:
     """The run folder that ``ckpt_path`` means: one rule for every command.
 
     Args:
@@ -58,14 +58,14 @@ def last_checkpoint(ckpt_path: str | Path, folder: Path) -> Path:
     """The file from which a training resumes.
 
     Args:
-        ckpt_path: a file, or what :func:`meant_run` takes; "last" is this run's own by now, since
+        ckpt_path: a file, or what :func:`resolve_run` takes; "last" is this run's own by now, since
             :func:`run_directory` has chosen its folder.
         folder: of this run.
 
     Raises:
         UserError: there is none.
     """
-    run = folder if str(ckpt_path) == "last" else meant_run(ckpt_path, LAST)
+    run = folder if str(ckpt_path) == "last" else resolve_run(ckpt_path, LAST)
     if run is None:
         return Path(ckpt_path)
     if not (run / LAST).is_file():
@@ -77,12 +77,12 @@ def best_checkpoint(ckpt_path: str | Path) -> Path:
     """The file that is scored, or predicts, where ``ckpt_path`` is given.
 
     Args:
-        ckpt_path: a file, or what :func:`meant_run` takes.
+        ckpt_path: a file, or what :func:`resolve_run` takes.
 
     Raises:
         UserError: there is none, or the runs in the folder monitored different values.
     """
-    run = meant_run(ckpt_path, BEST)
+    run = resolve_run(ckpt_path, BEST)
     return Path(ckpt_path) if run is None else run / BEST
 
 
@@ -114,12 +114,12 @@ def run_directory(ckpt_path: str | None, default: str) -> str:
     """Where a single run is to write: in the folder of the run that ``ckpt_path`` means.
 
     Args:
-        ckpt_path: what :func:`meant_run` takes. A file is only where a run begins, and what isn't
+        ckpt_path: what :func:`resolve_run` takes. A file is only where a run begins, and what isn't
             there is named later.
         default: the folder for all others.
     """
     try:
-        run = None if ckpt_path is None else meant_run(ckpt_path, LAST)
+        run = None if ckpt_path is None else resolve_run(ckpt_path, LAST)
     except UserError:
         run = None
     return default if run is None else str(run)

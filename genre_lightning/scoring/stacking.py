@@ -2,9 +2,9 @@
 
 Legend: N movies, G genres, K branches. The sum of branches does not know which of them is to be
 trusted for which genre, nor that a western is seldom a musical. So each genre gets a logistic
-regression on what the branches say of it and the scores of all genres, which starts from the sum:
+regression on its logits by each branch and the scores of all genres, which starts from the sum:
 
-    logit_g = sum_g + sum over k of (branches_kg - 1) said_kg
+    logit_g = sum_g + sum over k of (weight_kg - 1) branch_kg
               + offset_g + sum over h of genres_gh sigmoid(sum_h)
 
 This is stacking (Wolpert 1992, "Stacked generalization"), and of labels (Godbole and Sarawagi 2004,
@@ -39,7 +39,7 @@ class Stacked(NamedTuple):
     """What was found; of M folds each array has a first axis of M.
 
     Attributes:
-        branches: (K, G) float64 weights of what the branches say of each genre; 1 leaves it.
+        branches: (K, G) float64 weights of the branches' logits of each genre; 1 leaves them.
         genres: (G, G) float64; row g is what the score of each genre adds to the logit of genre g.
         offsets: (G,) float64.
     """
@@ -49,37 +49,37 @@ class Stacked(NamedTuple):
     offsets: np.ndarray
 
 
-def fit_stacking(logits: np.ndarray, said: np.ndarray, targets: np.ndarray) -> Stacked:
+def fit_stacking(logits: np.ndarray, branch_logits: np.ndarray, targets: np.ndarray) -> Stacked:
     """The weights of the greatest posterior probability.
 
     Args:
         logits: (N, G) sums, finite.
-        said: (N, K, G) what each branch has in them; zero for a movie that lacks its column.
+        branch_logits: (N, K, G), which they are sums of; zero for a movie that lacks the column.
         targets: (N, G) zeros and ones.
     """
-    regressions = _Regressions(logits, said, targets)
-    return regressions.named(regressions.solve())
+    regressions = _Regressions(logits, branch_logits, targets)
+    return regressions.unpack(regressions.solve())
 
 
 def fit_stacking_by_folds(
-    logits: np.ndarray, said: np.ndarray, targets: np.ndarray, folds: np.ndarray
+    logits: np.ndarray, branch_logits: np.ndarray, targets: np.ndarray, folds: np.ndarray
 ) -> Stacked:
     """Those of each fold, fitted on all other movies.
 
     Args:
-        logits: see :func:`fit_stacking`; so are ``said`` and ``targets``.
-        said: (N, K, G).
+        logits: see :func:`fit_stacking`; so are ``branch_logits`` and ``targets``.
+        branch_logits: (N, K, G).
         targets: (N, G).
         folds: (N,) integers in 0..M-1.
     """
-    regressions = _Regressions(logits, said, targets)
+    regressions = _Regressions(logits, branch_logits, targets)
     # The optima lie near that of all movies, so that few steps from there are enough.
     start = regressions.solve()
     found = [
         regressions.solve((folds != fold).astype(np.float64), start)
         for fold in range(folds.max() + 1)
     ]
-    return regressions.named(np.stack(found))
+    return regressions.unpack(np.stack(found))
 
 
 class _Regressions:
@@ -88,22 +88,25 @@ class _Regressions:
     The parameters of a genre are G weights of scores, its offset, and K of branches, less 1.
     """
 
-    def __init__(self, logits: np.ndarray, said: np.ndarray, targets: np.ndarray) -> None:
-        # Genres come first: (G, N), and (G, N, K) of what the branches say.
+    def __init__(self, logits: np.ndarray, branch_logits: np.ndarray, targets: np.ndarray) -> None:
+        # Genres come first: (G, N), and (G, N, K) of the branches.
         self.logits, self.targets = logits.T.astype(np.float64), targets.T.astype(np.float64)
-        self.said = np.ascontiguousarray(said.transpose(2, 0, 1), dtype=np.float64)
+        self.branch_logits = np.ascontiguousarray(
+            branch_logits.transpose(2, 0, 1), dtype=np.float64
+        )
         self.inputs = np.column_stack([expit(self.logits).T, np.ones(len(logits))])
-        self.shared, self.branches = self.inputs.shape[1], self.said.shape[2]
-        self.precision = np.repeat([STRENGTH, BRANCH_STRENGTH], [self.shared, self.branches])
-        self.upper = np.triu_indices(self.shared)
+        self.num_shared = self.inputs.shape[1]
+        counts = [self.num_shared, self.branch_logits.shape[2]]
+        self.precision = np.repeat([STRENGTH, BRANCH_STRENGTH], counts)
+        self.upper = np.triu_indices(self.num_shared)
         rows = max(1, _BLOCK // len(self.upper[0]))
         self.blocks = [slice(start, start + rows) for start in range(0, len(logits), rows)]
-        self.kept = self._products(self.blocks[0]) if len(self.blocks) == 1 else None
+        self.products = self._products(self.blocks[0]) if len(self.blocks) == 1 else None
 
-    def named(self, found: np.ndarray) -> Stacked:
+    def unpack(self, found: np.ndarray) -> Stacked:
         """The parts of (..., G, G + 1 + K) parameters."""
-        genres, offsets = found[..., : self.shared - 1], found[..., self.shared - 1]
-        return Stacked(1 + np.moveaxis(found[..., self.shared :], -1, -2), genres, offsets)
+        genres, offsets = found[..., : self.num_shared - 1], found[..., self.num_shared - 1]
+        return Stacked(1 + np.moveaxis(found[..., self.num_shared :], -1, -2), genres, offsets)
 
     def solve(
         self, counted: np.ndarray | None = None, start: np.ndarray | None = None
@@ -120,8 +123,8 @@ class _Regressions:
         now = np.full(num_genres, np.inf)
         step = np.zeros_like(found)
         for _ in range(_STEPS):
-            sums = self.logits + found[:, : self.shared] @ self.inputs.T
-            sums += (self.said @ found[:, self.shared :, None])[..., 0]
+            sums = self.logits + found[:, : self.num_shared] @ self.inputs.T
+            sums += (self.branch_logits @ found[:, self.num_shared :, None])[..., 0]
             cost = log_losses(sums, self.targets) @ counts + found**2 @ self.precision / 2
             # A full step can overshoot; half as much for the genres where it did.
             worse = cost > now * (1 + 1e-12)
@@ -131,10 +134,10 @@ class _Regressions:
                 continue
             now = cost
             scores = expit(sums)
-            left = (scores - self.targets) * counts
+            residuals = (scores - self.targets) * counts
             gradient = found * self.precision
-            gradient[:, : self.shared] += left @ self.inputs
-            gradient[:, self.shared :] += (left[:, None] @ self.said)[:, 0]
+            gradient[:, : self.num_shared] += residuals @ self.inputs
+            gradient[:, self.num_shared :] += (residuals[:, None] @ self.branch_logits)[:, 0]
             hessian = self._hessian(scores * (1 - scores) * counts)
             step = np.linalg.solve(hessian, gradient[..., None])[..., 0]
             if (gradient * step).sum(axis=1).max() < _DECREASE:
@@ -144,15 +147,15 @@ class _Regressions:
 
     def _hessian(self, curvature: np.ndarray) -> np.ndarray:
         """(G, W, W) of all genres, W = G + 1 + K, for (G, N) curvatures of the cells."""
-        shared = slice(self.shared)
-        own = slice(self.shared, None)
+        shared = slice(self.num_shared)
+        branches = slice(self.num_shared, None)
         hessian = np.empty((len(curvature), len(self.precision), len(self.precision)))
         rows, columns = self.upper
         hessian[:, rows, columns] = hessian[:, columns, rows] = self._summed(curvature)
-        bent = (self.said * curvature[..., None]).transpose(0, 2, 1)
-        hessian[:, own, own] = bent @ self.said
-        hessian[:, own, shared] = bent @ self.inputs
-        hessian[:, shared, own] = hessian[:, own, shared].transpose(0, 2, 1)
+        bent = (self.branch_logits * curvature[..., None]).transpose(0, 2, 1)
+        hessian[:, branches, branches] = bent @ self.branch_logits
+        hessian[:, branches, shared] = bent @ self.inputs
+        hessian[:, shared, branches] = hessian[:, branches, shared].transpose(0, 2, 1)
         return hessian + np.diag(self.precision)
 
     def _summed(self, curvature: np.ndarray) -> np.ndarray:
@@ -160,8 +163,8 @@ class _Regressions:
 
         Every genre's is a weighted sum of the same products, so that all are one matrix product.
         """
-        if self.kept is not None:
-            return np.asarray(curvature @ self.kept)
+        if self.products is not None:
+            return np.asarray(curvature @ self.products)
         return sum(curvature[:, rows] @ self._products(rows) for rows in self.blocks)
 
     def _products(self, rows: slice) -> np.ndarray:

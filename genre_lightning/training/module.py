@@ -26,6 +26,7 @@ from genre_lightning.scoring.metrics import LogitCollector, genre_metrics
 from genre_lightning.scoring.stacking import MOST_GENRES, fit_stacking_by_folds
 from genre_lightning.scoring.thresholds import MICRO_WEIGHT, check_threshold_fit, fit_thresholds
 from genre_lightning.training.lbfgs import LBFGS
+from genre_lightning.training.parameter_groups import check_scales, parameter_groups
 
 
 class DivergedError(UserError):
@@ -49,8 +50,8 @@ class GenreModule(pl.LightningModule):
             every checkpoint.
         thresholds: method of :func:`genre_lightning.scoring.thresholds.fit_thresholds`.
         micro_weight: likewise.
-        stacking: weigh what each branch says of each genre, and add what the scores of all genres
-            say of it, see :mod:`genre_lightning.scoring.stacking`. It is fitted for each fold on
+        stacking: weigh each branch's logits of each genre, and add what the scores of all genres
+            tell of it, see :mod:`genre_lightning.scoring.stacking`. It is fitted for each fold on
             all others, so it takes validation by folds (a part of train is too small) and is left
             out without.
         lr_scales: by branch, its learning rate over the optimizer's; 1 for a branch that is not
@@ -104,11 +105,11 @@ class GenreModule(pl.LightningModule):
         check_threshold_fit(thresholds, micro_weight)
         self.threshold_fit: dict[str, Any] = {"method": thresholds, "micro_weight": micro_weight}
         self.lr_scales = dict.fromkeys(network.branches, 1.0) | dict(lr_scales or {})
-        _check_scales("lr_scale", self.lr_scales, list(network.branches))
+        check_scales("lr_scale", self.lr_scales, list(network.branches))
         if not any(self.lr_scales.values()):
             raise UserError("every branch has lr_scale=0, so there is nothing to train")
         self.l2 = dict.fromkeys(network.branches, 1.0) | dict(l2 or {})
-        _check_scales("l2", self.l2, list(network.branches))
+        check_scales("l2", self.l2, list(network.branches))
         self.num_movies = num_movies
         self.decay_vectors = decay_vectors
         self.branch_loss = branch_loss
@@ -152,7 +153,7 @@ class GenreModule(pl.LightningModule):
                 branch.compile()
         for name in self._frozen():
             network.branches[name].requires_grad_(False)
-        probe = self._built(network.parameters())
+        probe = self._build_optimizer(network.parameters())
         self.optimizer_defaults = probe.defaults
         #: Whether training goes to the optimum of one loss, so that nothing may be drawn at random.
         self.solves = isinstance(probe, LBFGS)
@@ -202,20 +203,22 @@ class GenreModule(pl.LightningModule):
     def batch_loss(self, batch: MovieBatch) -> Tensor:
         """The loss of the summed logits, and of each branch where ``branch_loss`` asks for it."""
         network, targets = self.network, batch.targets
-        branches = self._dropped(network.branch_logits(batch.parts, len(batch)), batch)
+        branches = self._apply_column_dropout(network.branch_logits(batch.parts, len(batch)), batch)
         loss = self._loss(network.total(branches), targets, batch.folds)
         if self.branch_loss and len(branches) > 1:
             for name, logits in branches.items():
                 rows = batch.parts[name].rows
-                alone, own, folds = network.total({name: logits}), targets, batch.folds
+                alone, labels, folds = network.total({name: logits}), targets, batch.folds
                 if len(rows) < len(batch):
-                    alone, own, folds = alone[..., rows, :], targets[rows], folds[rows]
+                    alone, labels, folds = alone[..., rows, :], targets[rows], folds[rows]
                 if len(rows):
-                    loss = loss + self.branch_loss * self._loss(alone, own, folds)
+                    loss = loss + self.branch_loss * self._loss(alone, labels, folds)
         return loss
 
-    def _dropped(self, branches: Mapping[str, Tensor], batch: MovieBatch) -> Mapping[str, Tensor]:
-        """What the branches say, without the columns that some movies lose in this step."""
+    def _apply_column_dropout(
+        self, branches: Mapping[str, Tensor], batch: MovieBatch
+    ) -> Mapping[str, Tensor]:
+        """The logits of the branches, without the columns that some movies lose in this step."""
         if not self.drop_columns or len(set(self.columns.values())) < 2:
             return branches
         names = list(dict.fromkeys(self.columns.values()))
@@ -250,11 +253,11 @@ class GenreModule(pl.LightningModule):
         return loss
 
     def validation_step(self, batch: MovieBatch, batch_idx: int) -> None:
-        """Collect what the branches say; nothing is computed of it before the epoch's end."""
+        """Collect the logits of the branches; nothing is computed of it before the epoch's end."""
         folds = batch.folds if self.by_folds else None
         branches = self.network.branch_logits(batch.parts, len(batch), folds)
-        said = torch.stack(list(branches.values()), dim=1)
-        self.collector.update(said, batch.targets, batch.folds)
+        branch_logits = torch.stack(list(branches.values()), dim=1)
+        self.collector.update(branch_logits, batch.targets, batch.folds)
 
     def on_train_epoch_end(self) -> None:
         """Stop a training that has diverged."""
@@ -269,16 +272,16 @@ class GenreModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Fit stacking and thresholds to what was collected, and log every metric."""
-        said, targets, folds = self.collector.compute()
+        branch_logits, targets, folds = self.collector.compute()
         self.collector.reset()
-        self._check_finite(said)
+        self._check_finite(branch_logits)
         network = self.network
-        branches = dict(zip(network.branches, said.unbind(1), strict=True))
+        branches = dict(zip(network.branches, branch_logits.unbind(1), strict=True))
         if self.stacks:
-            arrays = (network.total(branches), said, targets, folds)
+            arrays = (network.total(branches), branch_logits, targets, folds)
             found = fit_stacking_by_folds(*(each.cpu().numpy() for each in arrays))
-            network.stacking = Stacking.of_arrays(list(branches), *found)
-        logits = network.answer(branches, folds if self.by_folds else None)
+            network.stacking = Stacking.from_arrays(list(branches), *found)
+        logits = network.final_logits(branches, folds if self.by_folds else None)
         scores = ACTIVATIONS[self.activation](logits)
         self.thresholds = fit_thresholds(scores, targets, **self.threshold_fit).cpu()
         metrics = genre_metrics(scores, targets, self.thresholds.to(scores.device))
@@ -292,14 +295,14 @@ class GenreModule(pl.LightningModule):
             }
         )
 
-    def _built(self, parameters: Iterable[Any]) -> Optimizer:
+    def _build_optimizer(self, parameters: Iterable[Any]) -> Optimizer:
         try:
             return self.make_optimizer(parameters)
         except (TypeError, ValueError) as error:
             raise SettingError(f"optimizer: {error}") from error
 
     def configure_optimizers(self) -> Any:
-        optimizer = self._built(self._parameter_groups(self.optimizer_defaults))
+        optimizer = self._build_optimizer(self._parameter_groups(self.optimizer_defaults))
         if self.make_scheduler is None:
             return optimizer
         steps = self.trainer.estimated_stepping_batches
@@ -317,34 +320,17 @@ class GenreModule(pl.LightningModule):
         }
 
     def _parameter_groups(self, defaults: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Each branch's matrices and vectors, with their share of the optimizer's own settings."""
-        groups = []
-        for name, branch in self.network.branches.items():
-            # A network may have rates of its own, such as less for its first layers.
-            find_scales = getattr(branch, "lr_scales", None)
-            own = find_scales() if callable(find_scales) else {}
-            named = list(branch.named_parameters())
-            for share in dict.fromkeys(own.get(key, 1.0) for key, _ in named):
-                scale = self.lr_scales[name] * share
-                for vectors in (False, True):
-                    chosen = [
-                        parameter
-                        for key, parameter in named
-                        if own.get(key, 1.0) == share and (parameter.ndim <= 1) == vectors
-                    ]
-                    decay = 0.0 if vectors and not self.decay_vectors else defaults["weight_decay"]
-                    if self.solves:
-                        decay *= self.l2[name] / self._num_targets()
-                    elif scale:
-                        decay /= scale
-                    groups.append(
-                        {
-                            "params": chosen,
-                            "lr": defaults["lr"] * scale,
-                            "weight_decay": decay if scale else 0.0,
-                        }
-                    )
-        return groups
+        decay_scales = None
+        if self.solves:
+            decay_scales = {name: l2 / self._num_targets() for name, l2 in self.l2.items()}
+        return parameter_groups(
+            dict(self.network.branches.items()),
+            lr=defaults["lr"],
+            weight_decay=defaults["weight_decay"],
+            lr_scales=self.lr_scales,
+            decay_scales=decay_scales,
+            decay_vectors=self.decay_vectors,
+        )
 
     def _num_targets(self) -> int:
         """Targets that an epoch's loss is the mean of, over all members."""
@@ -367,8 +353,8 @@ class GenreModule(pl.LightningModule):
             "loss": self.loss.description,
             "thresholds": [float(threshold) for threshold in self.thresholds],
             "threshold_fit": self.threshold_fit,
-            "stacking": None if stacking is None else stacking.as_lists(),
-            "label_sets": None if label_sets is None else label_sets.as_lists(),
+            "stacking": None if stacking is None else stacking.to_lists(),
+            "label_sets": None if label_sets is None else label_sets.to_lists(),
             **self.inputs,
         }
 
@@ -379,14 +365,6 @@ class GenreModule(pl.LightningModule):
             keep_paths_inside(checkpoint, Path(saver.dirpath))
         card = checkpoint[CHECKPOINT_KEY]
         self.thresholds = torch.tensor(card["thresholds"])
-        self.network.stacking = Stacking.of_lists(
+        self.network.stacking = Stacking.from_lists(
             card.get("stacking"), list(self.network.branches), self.network.num_genres
         )
-
-
-def _check_scales(key: str, scales: Mapping[str, Any], branches: list[str]) -> None:
-    for name, scale in scales.items():
-        if name not in branches:
-            raise UserError(f"{key} of {name}: the model has {', '.join(branches)}")
-        if not isinstance(scale, (int, float)) or not 0 <= scale <= 1e6:
-            raise UserError(f"model.branches.{name}.{key}={scale} is not a number from 0 to 1e6")

@@ -204,14 +204,14 @@ def test_the_usual_network_computes_what_ours_does(tiny):
     network.eval()
     with torch.no_grad():
         usual.first.weight.copy_(network.branches["title_tfidf"].embed.weight.T)
-        said = network.branch_logits(batch.parts, len(batch))
+        branch_logits = network.branch_logits(batch.parts, len(batch))
         pixels = torch.zeros(len(batch), *poster.numbers["pixels"].shape[1:])
         pixels[poster.rows] = poster.numbers["pixels"]
         seen = torch.zeros(len(batch), dtype=torch.bool)
         seen[poster.rows] = True
         usual_title, usual_poster = usual(dense_terms(title, 256), pixels, seen)
-    torch.testing.assert_close(usual_title, said["title_tfidf"])
-    torch.testing.assert_close(usual_poster, said["poster_resnet"])
+    torch.testing.assert_close(usual_title, branch_logits["title_tfidf"])
+    torch.testing.assert_close(usual_poster, branch_logits["poster_resnet"])
     network.train()
 
 

@@ -477,10 +477,10 @@ def test_a_trained_branch_does_without_its_column(
     inputs: dict[str, Input] = {"title": terms(), "plot": synopsis()}
     trained = module(path, tmp_path / "cache", inputs, columns=str(columns))
     trained.setup()
-    assert trained.lacking() == []
+    assert trained.empty_branch_notes() == []
     data = module(path, tmp_path / "cache", trained.inputs, genres=trained.genres)
     data.setup()
-    assert data.lacking() == [
+    assert data.empty_branch_notes() == [
         "the branch plot looks at the column 'synopsis', which no movie of the dataset has: it "
         "says nothing"
     ]
@@ -524,12 +524,12 @@ def test_posters_that_are_not_there_are_told(tmp_path: Path) -> None:
         cache_dir=tmp_path / "cache",
     )  # fmt: skip
     data.setup()
-    assert data.lacking() == [
+    assert data.empty_branch_notes() == [
         "the branch poster looks at the column 'poster', which no movie of the dataset has: it "
         "learns nothing"
     ]
     told = [part for part in data.summary() if isinstance(part, str)]
-    assert sum("p3.jpg" in line for line in told) == 1 and data.lacking()[0] in told
+    assert sum("p3.jpg" in line for line in told) == 1 and data.empty_branch_notes()[0] in told
 
 
 def test_movies_to_be_scored_may_be_all_of_a_dataset(tmp_path: Path) -> None:
@@ -546,7 +546,7 @@ def test_movies_to_be_scored_may_be_all_of_a_dataset(tmp_path: Path) -> None:
         return data
 
     trained = opened("")
-    (said,) = trained.drawn("test")
+    (said,) = trained.random_split_notes("test")
     assert said.startswith("test: 4 of 20 movies, drawn by data.split_seed=0")
     given: dict[str, Any] = {"genres": trained.genres, "inputs": trained.inputs}
     for folds in (1, 5):
@@ -554,7 +554,7 @@ def test_movies_to_be_scored_may_be_all_of_a_dataset(tmp_path: Path) -> None:
         assert {name: len(rows) for name, rows in scored.splits.items()} == {
             "train": 0, "val": 0, "test": 20,
         }  # fmt: skip
-        assert scored.drawn("test") == []
+        assert scored.random_split_notes("test") == []
     with pytest.raises(DataError, match="the train split is empty"):
         opened("test")
 

@@ -72,13 +72,13 @@ def test_parts_add_up_to_what_the_network_answers(three: TrainedModel, absent: t
     np.testing.assert_allclose(parts.logits, logits.numpy(), atol=1e-5)
     assert three.network.stacking is not None and parts.cooccurrence is not None
     with torch.no_grad():
-        said = three.network.branch_logits(encode_items(three.inputs, items), 1)
-        total = three.network.total(said)
+        branch_logits = three.network.branch_logits(encode_items(three.inputs, items), 1)
+        total = three.network.total(branch_logits)
         scores = torch.sigmoid(total)[0].numpy()
     stacking, sets = three.network.stacking, three.network.label_sets
     added = scores @ stacking.genres.mean(dim=0).numpy().T + stacking.offsets.mean(dim=0).numpy()
     weighted = total[0].numpy() + added
-    for branch, logits in said.items():
+    for branch, logits in branch_logits.items():
         weighted += (branch_weights(three, branch) - 1) * logits[0].numpy()
     assert sets is not None
     answer = sets.logits(torch.from_numpy(weighted)[None])[0].numpy()

@@ -16,8 +16,8 @@ from genre_lightning.inputs.vectors import read_vectors
 from genre_lightning.movies.columns import join_columns
 from genre_lightning.movies.manifest import read_manifest
 from genre_lightning.movies.movie import MovieSet
-from genre_lightning.predicting.answers import CommandError
 from genre_lightning.predicting.many import predict_csv
+from genre_lightning.predicting.printing import CommandError
 from genre_lightning.predicting.tables import MovieRows
 from tests.datasets import movie
 from tests.fuzz.hostile import FORMULAS

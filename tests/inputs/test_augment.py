@@ -11,13 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import genre_lightning.inputs.augment as augment_module
-from genre_lightning.inputs.augment import (
-    POSTER_MEAN,
-    POSTER_STD,
-    Colours,
-    PosterAugment,
-    normalise_posters,
-)
+from genre_lightning.inputs.augment import PosterAugment, normalise_posters
+from genre_lightning.inputs.colours import POSTER_MEAN, POSTER_STD, Colours
 
 OFF: dict[str, Any] = {"flip": 0.0, "crop": 1.0, "aspect": 1.0}
 MEAN, STD = torch.tensor(POSTER_MEAN).view(3, 1, 1), torch.tensor(POSTER_STD).view(3, 1, 1)

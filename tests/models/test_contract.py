@@ -240,18 +240,18 @@ def all_of(folder: Path) -> tuple[Fusion, dict[str, Part], int]:
 def test_the_total_is_the_sum_in_the_order_of_the_list(tmp_path: Path) -> None:
     network, parts, num = all_of(tmp_path)
     network.eval()
-    said = network.branch_logits(parts, num)
-    assert list(said) == list(network.branches) == list(network.description["branches"])
+    by_branch = network.branch_logits(parts, num)
+    assert list(by_branch) == list(network.branches) == list(network.description["branches"])
     total: Tensor = network.prior
-    for name in said:
-        total = total + said[name]
-    assert torch.equal(network(parts, num), total) and torch.equal(network.total(said), total)
+    for name in by_branch:
+        total = total + by_branch[name]
+    assert torch.equal(network(parts, num), total) and torch.equal(network.total(by_branch), total)
     # A movie that lacks a column has the sum of the others, to the last bit.
     for row in range(num):
         alone: Tensor = network.prior
         for name, part in parts.items():
             if row in part.rows.tolist():
-                alone = alone + said[name][row]
+                alone = alone + by_branch[name][row]
         assert torch.equal(network(parts, num)[row], alone), row
     assert torch.equal(network(parts, num)[3], network.prior)
 

@@ -63,7 +63,7 @@ def test_against_plain_matrices(norm: str, hidden: int, members: int) -> None:
                 rows = np.maximum(layer(made.hidden, m, rows), 0)
             wanted.append(layer(made.head, m, rows))
         with torch.no_grad():
-            found = made(VECTORS, apart=training)
+            found = made(VECTORS, per_member=training)
         assert found.shape == ((members, P, G) if training else (P, G))
         stacked = np.stack(wanted)
         np.testing.assert_allclose(
@@ -75,7 +75,7 @@ def test_against_plain_matrices(norm: str, hidden: int, members: int) -> None:
 @pytest.mark.parametrize("norm", NORMS)
 def test_one_row_in_training(norm: str, members: int) -> None:
     made = head(norm=norm, members=members).train()
-    found = made(VECTORS[:1], apart=True)
+    found = made(VECTORS[:1], per_member=True)
     assert found.shape == (members, 1, G) and found.isfinite().all()
     if norm == "batch":  # by what was seen before
         assert torch.equal(found.mean(0), made.eval()(VECTORS[:1]))
@@ -96,7 +96,7 @@ def test_members_begin_and_drop_out_apart() -> None:
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.fill_(0.5)
-    one, other = made.train()(VECTORS.abs(), apart=True)
+    one, other = made.train()(VECTORS.abs(), per_member=True)
     assert not torch.equal(one, other)
 
 
@@ -110,7 +110,7 @@ def test_left_out_inputs_count_as_zeros_and_the_rest_for_more(hidden: int, membe
     kept = made.input_drop(members, D, VECTORS.device)
     assert kept is not None
     torch.manual_seed(1)
-    found = made(VECTORS, apart=True)
+    found = made(VECTORS, per_member=True)
     found.square().sum().backward()
     assert first.weight.grad is not None
     gradient = first.weight.grad.clone()
@@ -131,10 +131,10 @@ def test_left_out_inputs_count_as_zeros_and_the_rest_for_more(hidden: int, membe
 @pytest.mark.parametrize("hidden", [0, 4])
 def test_each_row_by_a_member_of_its_own(hidden: int) -> None:
     made = head(hidden=hidden, members=3).eval()
-    own = torch.arange(len(VECTORS)) % 5 % 3
-    apart = made(VECTORS, apart=True)
-    expected = torch.stack([apart[int(member), row] for row, member in enumerate(own)])
-    torch.testing.assert_close(made(VECTORS, own=own), expected)
+    folds = torch.arange(len(VECTORS)) % 5 % 3
+    per_member = made(VECTORS, per_member=True)
+    expected = torch.stack([per_member[int(member), row] for row, member in enumerate(folds)])
+    torch.testing.assert_close(made(VECTORS, folds=folds), expected)
 
 
 def test_biases_are_of_one_dimension() -> None:

@@ -64,9 +64,9 @@ def test_sum_scatters_posters_to_their_rows() -> None:
 
 def test_a_missing_poster_adds_exactly_nothing() -> None:
     network = build("title", "poster").eval()
-    said = network.branch_logits(batch(), 4)
-    assert torch.equal(said["poster"][[0, 2]], torch.zeros(2, 3))
-    assert torch.equal(network(batch(), 4)[[0, 2]], said["title"][[0, 2]])
+    branch_logits = network.branch_logits(batch(), 4)
+    assert torch.equal(branch_logits["poster"][[0, 2]], torch.zeros(2, 3))
+    assert torch.equal(network(batch(), 4)[[0, 2]], branch_logits["title"][[0, 2]])
 
 
 def test_other_movies_posters_do_not_change_a_movie() -> None:
@@ -100,9 +100,9 @@ def test_a_batch_without_posters_still_gives_every_parameter_a_gradient() -> Non
 @pytest.mark.parametrize("name", ["title", "poster"])
 def test_one_branch_alone(name: str) -> None:
     network = build(name).eval()
-    said = network.branch_logits(batch(), 4)
-    assert list(said) == [name] and torch.equal(network(batch(), 4), said[name])
-    assert said[name].any()
+    branch_logits = network.branch_logits(batch(), 4)
+    assert list(branch_logits) == [name] and torch.equal(network(batch(), 4), branch_logits[name])
+    assert branch_logits[name].any()
 
 
 def test_branches_are_summed_in_the_order_of_the_list() -> None:
@@ -110,10 +110,10 @@ def test_branches_are_summed_in_the_order_of_the_list() -> None:
     forth, back = build("title", "poster", "plot").eval(), build("plot", "poster", "title").eval()
     assert list(forth.branch_logits(batch(), 4)) == ["title", "poster", "plot"]
     assert list(back.branch_logits(batch(), 4)) == ["plot", "poster", "title"]
-    said = {"a": torch.tensor([0.1]), "b": torch.tensor([0.2]), "c": torch.tensor([0.3])}
+    branch_logits = {"a": torch.tensor([0.1]), "b": torch.tensor([0.2]), "c": torch.tensor([0.3])}
     one = Fusion(1, {"a": nn.Identity()})
-    total = ((one.prior + said["a"]) + said["b"]) + said["c"]
-    assert torch.equal(one.total(said), total)
+    total = ((one.prior + branch_logits["a"]) + branch_logits["b"]) + branch_logits["c"]
+    assert torch.equal(one.total(branch_logits), total)
     assert torch.equal(one.total({}), one.prior)
 
 

@@ -46,26 +46,26 @@ def chances(logits: list[float], targets: np.ndarray) -> list[float]:
 @pytest.mark.parametrize("empty", [False, True], ids=["one at least", "none allowed"])
 def test_a_score_is_the_probability_of_the_sets_that_have_the_genre(empty: bool) -> None:
     targets = np.concatenate([TARGETS, np.zeros((2, 3))]) if empty else TARGETS
-    found = torch.sigmoid(LabelSets.of_targets(targets).logits(LOGITS))
+    found = torch.sigmoid(LabelSets.from_targets(targets).logits(LOGITS))
     for row, logits in zip(found, LOGITS.tolist(), strict=True):
         assert row.tolist() == pytest.approx(chances(logits, targets), abs=1e-5)
 
 
 def test_what_a_fold_alone_has_is_unknown_to_whoever_has_not_seen_it() -> None:
-    sets = LabelSets.of_targets(TARGETS, FOLDS)
-    own = torch.tensor([0, 1, -1, 0])
-    found = torch.sigmoid(sets.logits(LOGITS, own))
-    for row, logits, fold in zip(found, LOGITS.tolist(), own.tolist(), strict=True):
+    sets = LabelSets.from_targets(TARGETS, FOLDS)
+    folds = torch.tensor([0, 1, -1, 0])
+    found = torch.sigmoid(sets.logits(LOGITS, folds))
+    for row, logits, fold in zip(found, LOGITS.tolist(), folds.tolist(), strict=True):
         seen = np.not_equal(FOLDS, fold)
         expected = chances(logits, TARGETS[seen])
         assert row.tolist() == pytest.approx(expected, abs=1e-5)
-    torch.testing.assert_close(sets.logits(LOGITS), LabelSets.of_targets(TARGETS).logits(LOGITS))
+    torch.testing.assert_close(sets.logits(LOGITS), LabelSets.from_targets(TARGETS).logits(LOGITS))
 
 
 def test_only_the_most_frequent_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("genre_lightning.models.label_sets.MOST_SETS", 2)
-    sets = LabelSets.of_targets(TARGETS, FOLDS)
-    assert sets.as_lists()["sets"] == [[0], [0, 2]]
+    sets = LabelSets.from_targets(TARGETS, FOLDS)
+    assert sets.to_lists()["sets"] == [[0], [0, 2]]
     # Three movies of eight have others; of those outside fold 0, one of four, and one is the only
     # one of its set.
     assert sets.unseen.tolist() == pytest.approx([3 / 5, 3 / 5, 4 / 9])
@@ -73,49 +73,51 @@ def test_only_the_most_frequent_are_kept(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("size", [1e3, 1e30])
 def test_log_odds_are_finite(size: float) -> None:
-    sets = LabelSets.of_targets(TARGETS, FOLDS)
-    for own in (None, torch.tensor([0, 1, -1, 0])):
-        assert bool(sets.logits(LOGITS * size, own).isfinite().all())
+    sets = LabelSets.from_targets(TARGETS, FOLDS)
+    for folds in (None, torch.tensor([0, 1, -1, 0])):
+        assert bool(sets.logits(LOGITS * size, folds).isfinite().all())
 
 
 def test_many_movies_are_looked_at_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    sets, own = LabelSets.of_targets(TARGETS, FOLDS), torch.tensor([0, 1, -1, 0])
-    expected = sets.logits(LOGITS), sets.logits(LOGITS, own)
+    sets, folds = LabelSets.from_targets(TARGETS, FOLDS), torch.tensor([0, 1, -1, 0])
+    expected = sets.logits(LOGITS), sets.logits(LOGITS, folds)
     monkeypatch.setattr("genre_lightning.models.label_sets._BLOCK", 3 * len(sets.sets))
-    for found, whole in zip((sets.logits(LOGITS), sets.logits(LOGITS, own)), expected, strict=True):
+    for found, whole in zip(
+        (sets.logits(LOGITS), sets.logits(LOGITS, folds)), expected, strict=True
+    ):
         torch.testing.assert_close(found, whole)
     assert sets.logits(LOGITS[:0]).shape == (0, 3)
 
 
 def test_a_dataset_of_one_set() -> None:
-    sets = LabelSets.of_targets(np.ones((5, 3)), np.arange(5) % 2)
+    sets = LabelSets.from_targets(np.ones((5, 3)), np.arange(5) % 2)
     assert bool((torch.sigmoid(sets.logits(LOGITS)) > 0.8).all())
 
 
 def test_the_network_scores_by_them_and_training_sees_the_sum() -> None:
     network = build("title", "poster").eval()
     parts = batch()
-    said = network.branch_logits(parts, 4)
-    total = network.total(said)
+    branch_logits = network.branch_logits(parts, 4)
+    total = network.total(branch_logits)
     torch.testing.assert_close(network(parts, 4), total)
     targets = np.eye(total.shape[1])[[0, 0, 1, 2]]
-    network.label_sets = LabelSets.of_targets(targets)
+    network.label_sets = LabelSets.from_targets(targets)
     torch.testing.assert_close(network(parts, 4), network.label_sets.logits(total))
-    torch.testing.assert_close(network.total(said), total)
+    torch.testing.assert_close(network.total(branch_logits), total)
 
 
 @pytest.mark.parametrize("folds", [None, FOLDS], ids=["none", "folds"])
 def test_a_file_holds_it(folds: np.ndarray | None) -> None:
-    sets = LabelSets.of_targets(TARGETS, folds)
-    lists = sets.as_lists()
-    read = LabelSets.of_lists(copy.deepcopy(lists), 3)
-    assert read is not None and read.as_lists() == lists
+    sets = LabelSets.from_targets(TARGETS, folds)
+    lists = sets.to_lists()
+    read = LabelSets.from_lists(copy.deepcopy(lists), 3)
+    assert read is not None and read.to_lists() == lists
     torch.testing.assert_close(read.logits(LOGITS), sets.logits(LOGITS))
-    assert LabelSets.of_lists(None, 3) is None
+    assert LabelSets.from_lists(None, 3) is None
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ([], "not made of sets, only and unseen"),
         ({"more": 1}, "not made of sets, only and unseen"),
@@ -134,8 +136,8 @@ def test_a_file_holds_it(folds: np.ndarray | None) -> None:
     ],
     ids=str,
 )
-def test_another_file_is_refused(change: Any, said: str) -> None:
-    lists: Any = LabelSets.of_targets(TARGETS, FOLDS).as_lists()
+def test_another_file_is_refused(change: Any, message: str) -> None:
+    lists: Any = LabelSets.from_targets(TARGETS, FOLDS).to_lists()
     lists = {**lists, **change} if isinstance(change, dict) else change
-    with pytest.raises(ValueError, match=said):
-        LabelSets.of_lists(lists, 3)
+    with pytest.raises(ValueError, match=message):
+        LabelSets.from_lists(lists, 3)

@@ -75,19 +75,25 @@ def test_with_and_without_members_sum(data: MovieDataModule) -> None:
     made, some = network(data, 3, **single), batch(data)
     assert 0 < len(some.parts["poster"]) < len(some)
     made.train()
-    said = made.branch_logits(some.parts, len(some))
+    by_branch = made.branch_logits(some.parts, len(some))
     g = len(data.genres)
-    shapes = {name: tuple(logits.shape) for name, logits in said.items()}
+    shapes = {name: tuple(logits.shape) for name, logits in by_branch.items()}
     assert shapes == {
         "terms": (3, len(some), g),
         "year": (3, len(some), g),
         "mlp": (len(some), g),
         "poster": (len(some), g),
     }
-    total = made.total(said)
+    total = made.total(by_branch)
     assert total.shape == (3, len(some), g)
     for m in range(3):
-        alone = made.prior + said["terms"][m] + said["year"][m] + said["mlp"] + said["poster"]
+        alone = (
+            made.prior
+            + by_branch["terms"][m]
+            + by_branch["year"][m]
+            + by_branch["mlp"]
+            + by_branch["poster"]
+        )
         torch.testing.assert_close(total[m], alone)
 
 
@@ -125,23 +131,23 @@ def test_the_loss_is_the_mean_of_the_members_own(data: MovieDataModule, branch_l
             one.p = 0.0
     found = own.training_step(some, 0)
     with torch.no_grad():
-        said = made.branch_logits(some.parts, len(some))
+        by_branch = made.branch_logits(some.parts, len(some))
 
     def member(name: str, m: int) -> torch.Tensor:
-        return said[name][m] if said[name].ndim == 3 else said[name]
+        return by_branch[name][m] if by_branch[name].ndim == 3 else by_branch[name]
 
     wanted = np.mean(
         [
             float(
                 F.binary_cross_entropy_with_logits(
-                    made.prior + sum(member(name, m) for name in said), some.targets
+                    made.prior + sum(member(name, m) for name in by_branch), some.targets
                 )
             )
             for m in range(3)
         ]
     )
     if branch_loss:
-        for name in said:
+        for name in by_branch:
             rows = some.parts[name].rows
             wanted += branch_loss * np.mean(
                 [

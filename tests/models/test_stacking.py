@@ -18,7 +18,7 @@ NAMES = ["title", "poster"]
 
 def drawn(members: int = 3, genres: int = 3) -> Stacking:
     rng = np.random.default_rng(0)
-    return Stacking.of_arrays(
+    return Stacking.from_arrays(
         NAMES,
         1 + rng.normal(size=(members, 2, genres)),
         rng.normal(size=(members, genres, genres)),
@@ -26,17 +26,17 @@ def drawn(members: int = 3, genres: int = 3) -> Stacking:
     )
 
 
-@pytest.mark.parametrize("own", [None, [2, 0, 1, 2], [1, -1, 0, -1]], ids=str)
+@pytest.mark.parametrize("folds", [None, [2, 0, 1, 2], [1, -1, 0, -1]], ids=str)
 @pytest.mark.parametrize("names", [NAMES, ["poster"], []], ids=str)
-def test_what_is_added_is_that_of_a_plain_loop(own: list[int] | None, names: list[str]) -> None:
+def test_what_is_added_is_that_of_a_plain_loop(folds: list[int] | None, names: list[str]) -> None:
     found = drawn()
     total = torch.linspace(-3, 4, 12).reshape(4, 3)
-    said = {
+    by_branch = {
         name: torch.linspace(-1, place + 1, 12).reshape(4, 3) for place, name in enumerate(names)
     }
-    added = found.added(total, said, None if own is None else torch.tensor(own))
+    added = found.correction(total, by_branch, None if folds is None else torch.tensor(folds))
     for row in range(4):
-        member = -1 if own is None else own[row]
+        member = -1 if folds is None else folds[row]
         chosen = range(3) if member < 0 else [member]
         for genre in range(3):
             expected = [
@@ -46,7 +46,7 @@ def test_what_is_added_is_that_of_a_plain_loop(own: list[int] | None, names: lis
                     for other in range(3)
                 )
                 + sum(
-                    (float(found.branches[name][m, genre]) - 1) * float(said[name][row, genre])
+                    (float(found.branches[name][m, genre]) - 1) * float(by_branch[name][row, genre])
                     for name in names
                 )
                 for m in chosen
@@ -57,34 +57,34 @@ def test_what_is_added_is_that_of_a_plain_loop(own: list[int] | None, names: lis
 def test_the_network_adds_it_to_the_sum_and_training_sees_the_sum() -> None:
     network = build("title", "poster").eval()
     parts = batch()
-    said = network.branch_logits(parts, 4)
+    by_branch = network.branch_logits(parts, 4)
     sums = network(parts, 4)
     network.stacking = found = drawn(genres=network.num_genres)
-    assert torch.equal(network(parts, 4), sums + found.added(sums, said))
-    assert torch.equal(network.total(said), sums)
+    assert torch.equal(network(parts, 4), sums + found.correction(sums, by_branch))
+    assert torch.equal(network.total(by_branch), sums)
     folds = torch.tensor([0, 1, 2, 0])
-    assert torch.equal(network(parts, 4, folds), sums + found.added(sums, said, folds))
-    posters = {"poster": said["poster"]}
+    assert torch.equal(network(parts, 4, folds), sums + found.correction(sums, by_branch, folds))
+    posters = {"poster": by_branch["poster"]}
     alone = network.total(posters)
-    assert torch.equal(network.answer(posters), alone + found.added(alone, posters))
+    assert torch.equal(network.final_logits(posters), alone + found.correction(alone, posters))
     assert not any("stacking" in name for name in network.state_dict())
 
 
 def test_plain_data_brings_it_back_to_the_bit() -> None:
     found = drawn()
-    again = Stacking.of_lists(copy.deepcopy(found.as_lists()), NAMES, 3)
+    again = Stacking.from_lists(copy.deepcopy(found.to_lists()), NAMES, 3)
     assert again is not None
     assert torch.equal(again.genres, found.genres) and torch.equal(again.offsets, found.offsets)
     assert all(torch.equal(again.branches[name], found.branches[name]) for name in NAMES)
-    assert Stacking.of_lists(None, NAMES, 3) is None
+    assert Stacking.from_lists(None, NAMES, 3) is None
 
 
 def changed(**entries: Any) -> dict[str, Any]:
-    return {**drawn().as_lists(), **entries}
+    return {**drawn().to_lists(), **entries}
 
 
 def branches(**entries: Any) -> dict[str, Any]:
-    return changed(branches={**drawn().as_lists()["branches"], **entries})
+    return changed(branches={**drawn().to_lists()["branches"], **entries})
 
 
 @pytest.mark.parametrize(
@@ -100,11 +100,11 @@ def branches(**entries: Any) -> dict[str, Any]:
         pytest.param(changed(offsets=[[0.0] * 3] * 2), "its shapes", id="two members and three"),
         pytest.param(changed(genres=[], offsets=[]), "its shapes", id="no member"),
         pytest.param(changed(genres=1.0, offsets=1.0), "its shapes", id="numbers"),
-        pytest.param(drawn(genres=4).as_lists(), "3 genres", id="other genres"),
+        pytest.param(drawn(genres=4).to_lists(), "3 genres", id="other genres"),
         pytest.param(changed(offsets=[[math.nan] * 3] * 3), "not finite", id="nan"),
         pytest.param(changed(offsets=[[1e300] * 3] * 3), "not finite", id="too large"),
     ],
 )
 def test_anything_else_is_refused(lists: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        Stacking.of_lists(lists, NAMES, 3)
+        Stacking.from_lists(lists, NAMES, 3)

@@ -45,7 +45,7 @@ def test_against_dense_matrices(members: int, training: bool) -> None:
     table = made.embed.weight.detach().double().numpy()
     wanted = dense @ table + made.head.bias.detach().double().numpy()
     wanted = wanted.reshape(P, members, G).transpose(1, 0, 2)
-    found = made(**numbers, apart=training)
+    found = made(**numbers, per_member=training)
     assert found.shape == ((members, P, G) if training else (P, G))
     np.testing.assert_allclose(
         found.detach(), wanted if training else wanted.mean(0), rtol=1e-5, atol=1e-5
@@ -63,9 +63,9 @@ def test_no_text_at_all(members: int) -> None:
     none = torch.zeros(0, dtype=torch.int64)
     made = network(members=members)
     for training in (False, True):
-        found = made.train(training)(none, none, torch.zeros(0), apart=training)
+        found = made.train(training)(none, none, torch.zeros(0), per_member=training)
         assert found.shape[-2:] == (0, G)
-        found = made(none, torch.zeros(2, dtype=torch.int64), torch.zeros(0), apart=training)
+        found = made(none, torch.zeros(2, dtype=torch.int64), torch.zeros(0), per_member=training)
         bias = made.head.bias.view(members, 1, G)
         torch.testing.assert_close(
             found if training else found[None],
@@ -80,7 +80,7 @@ def test_terms_are_left_out_in_training_by_each_member_alone() -> None:
     _, numbers = sparse()
     numbers["weights"] = torch.ones_like(numbers["weights"])
     torch.manual_seed(0)
-    one, other = made.train()(**numbers, apart=True)
+    one, other = made.train()(**numbers, per_member=True)
     assert not torch.equal(one, other)
     # Kept ones count double, so sums are even numbers.
     assert not (one % 2).any() and not (other % 2).any()

@@ -92,7 +92,7 @@ MODELS: dict[str, Callable[[], dict[str, Any]]] = {
 @torch.no_grad()
 def logits_of(model: TrainedModel, movie: dict[str, Any]) -> np.ndarray:
     """(G,) by the networks themselves; vectors of encoders as they come, not in float16."""
-    said: dict[str, torch.Tensor] = {}
+    branch_logits: dict[str, torch.Tensor] = {}
     for branch, given in model.inputs.items():
         value = movie.get(given.column)
         item = None if value is None else given.read(value)
@@ -102,10 +102,10 @@ def logits_of(model: TrainedModel, movie: dict[str, Any]) -> np.ndarray:
             numbers = {"vectors": given.vectors([item])}
         else:
             numbers = dict(given.prepare(given.encode([item]), None))
-        said[branch] = model.network.branches[branch](**numbers)
-    total = torch.atleast_2d(model.network.total(said))
+        branch_logits[branch] = model.network.branches[branch](**numbers)
+    total = torch.atleast_2d(model.network.total(branch_logits))
     if model.network.stacking is not None:
-        total = total + model.network.stacking.added(total, said)
+        total = total + model.network.stacking.correction(total, branch_logits)
     if model.network.label_sets is not None:
         total = model.network.label_sets.logits(total)
     return total[0].double().numpy()

@@ -18,7 +18,7 @@ from genre_lightning.checkpoint.card import CheckpointError
 from genre_lightning.errors import InputError
 from genre_lightning.explain.movie import explain_movie
 from genre_lightning.explain.parts import score_parts
-from genre_lightning.inputs.augment import POSTER_MEAN, POSTER_STD
+from genre_lightning.inputs.colours import POSTER_MEAN, POSTER_STD
 from genre_lightning.inputs.decode import PosterError, decode_poster
 from genre_lightning.inputs.pixels import PixelsInput
 from genre_lightning.inputs.terms import TermsInput

@@ -12,7 +12,7 @@ import torch
 from sklearn.metrics import average_precision_score, f1_score
 
 from genre_lightning.models.stacking import Stacking
-from genre_lightning.report.branches import branch_answers, branch_section, movie_groups
+from genre_lightning.report.branches import branch_section, movie_groups, score_subsets
 from genre_lightning.report.statistics import Bootstrap, bootstrap
 from genre_lightning.scoring.thresholds import fit_thresholds
 
@@ -62,13 +62,13 @@ def loop_scores(case: Any, split: Any, branches: tuple[str, ...]) -> np.ndarray:
 def test_answers_are_sums_of_some_branches(which: str, request: pytest.FixtureRequest):
     case = request.getfixturevalue(which)
     names = tuple(case.model.inputs)
-    answers = branch_answers(case.model, case.scores, case.validation)
+    subsets = score_subsets(case.model, case.scores, case.validation)
     alone = {(name,) for name in names}
     all_but = {tuple(other for other in names if other != name) for name in names}
-    assert set(answers) == alone | all_but | {names}
-    for branches, answer in answers.items():
+    assert set(subsets) == alone | all_but | {names}
+    for branches, subset in subsets.items():
         expected = loop_scores(case, case.scores, branches)
-        np.testing.assert_allclose(answer.scores.numpy(), expected, atol=1e-5)
+        np.testing.assert_allclose(subset.scores.numpy(), expected, atol=1e-5)
 
 
 def test_stacking_is_added_to_each_sum_by_the_fold_of_each_movie(
@@ -79,32 +79,32 @@ def test_stacking_is_added_to_each_sum_by_the_fold_of_each_movie(
     stacking = Stacking(weights, torch.linspace(-2, 2, 32).view(2, 4, 4), torch.eye(2, 4))
     monkeypatch.setattr(case.model.network, "stacking", stacking)
     folds = torch.arange(len(case.scores.rows)) % 2
-    answers = branch_answers(case.model, replace(case.scores, folds=folds), case.validation)
+    subsets = score_subsets(case.model, replace(case.scores, folds=folds), case.validation)
     for branches in ((names[0],), names[1:]):
         sums = loop_scores(case, case.scores, branches)
         for row, fold in enumerate(folds.tolist()):
             logits = np.log(sums[row] / (1 - sums[row]))
             logits += stacking.genres[fold].numpy() @ sums[row] + stacking.offsets[fold].numpy()
             for name in branches:
-                said = case.scores.branch_logits[name][row].numpy()
-                logits += (weights[name][fold].numpy() - 1) * said
-            found = answers[branches].scores[row].numpy()
+                branch_logits = case.scores.branch_logits[name][row].numpy()
+                logits += (weights[name][fold].numpy() - 1) * branch_logits
+            found = subsets[branches].scores[row].numpy()
             np.testing.assert_allclose(found, 1 / (1 + np.exp(-logits)), atol=1e-4)
 
 
 def test_thresholds_are_fitted_as_those_of_the_model_were(three_branches: Any):
     case, name = three_branches, next(iter(three_branches.model.inputs))
     model = replace(case.model, threshold_fit={"method": "shared", "micro_weight": 0.4})
-    answer = branch_answers(model, case.scores, case.validation)[(name,)]
-    assert len(set(answer.thresholds.tolist())) == 1
+    subset = score_subsets(model, case.scores, case.validation)[(name,)]
+    assert len(set(subset.thresholds.tolist())) == 1
 
 
 def test_thresholds_are_fitted_where_there_is_an_answer(three_branches: Any):
     case, validation = three_branches, three_branches.validation
-    answers = branch_answers(case.model, case.scores, validation)
-    for branches, answer in answers.items():
+    subsets = score_subsets(case.model, case.scores, validation)
+    for branches, subset in subsets.items():
         if len(branches) == 3:
-            assert torch.equal(answer.thresholds, case.model.thresholds)
+            assert torch.equal(subset.thresholds, case.model.thresholds)
             continue
         seen = [
             movie
@@ -113,7 +113,7 @@ def test_thresholds_are_fitted_where_there_is_an_answer(three_branches: Any):
         ]
         scores = torch.from_numpy(loop_scores(case, validation, branches)[seen]).float()
         expected = fit_thresholds(scores, validation.targets[seen])
-        np.testing.assert_allclose(answer.thresholds.numpy(), expected.numpy(), atol=1e-5)
+        np.testing.assert_allclose(subset.thresholds.numpy(), expected.numpy(), atol=1e-5)
     assert len(fit_thresholds(validation.scores, validation.targets)) == 4
 
 
@@ -122,7 +122,7 @@ def test_numbers_are_those_of_scikit_learn_on_each_group(
     which: str, request: pytest.FixtureRequest
 ):
     case = request.getfixturevalue(which)
-    answers = branch_answers(case.model, case.scores, case.validation)
+    subsets = score_subsets(case.model, case.scores, case.validation)
     names = tuple(case.model.inputs)
     labels = {"Title alone": "name", "Poster alone": "picture", "Synopsis alone": "plot"}
     checked = 0
@@ -135,10 +135,10 @@ def test_numbers_are_those_of_scikit_learn_on_each_group(
                 branches = tuple(name for name in names if name != left_out)
             if row["gain"] or (which, group.name) == ("two_branches", "Without poster"):
                 continue
-            answer = answers[branches]
-            scores = answer.scores[group.rows].numpy()
+            subset = subsets[branches]
+            scores = subset.scores[group.rows].numpy()
             targets = case.scores.targets[group.rows].numpy()
-            predicted = scores >= answer.thresholds.numpy()
+            predicted = scores >= subset.thresholds.numpy()
             occurring = targets.any(axis=0)
             expected = [
                 np.mean(

@@ -123,9 +123,9 @@ def test_stacking_weighs_the_parts_and_adds_one(
             assert words == pytest.approx(branch.part, abs=1e-4)
     total = card.bias + sum(branch.part for branch in card.branches)
     assert card.logit == pytest.approx(total)
-    said = {name: each[:1] for name, each in three_branches.scores.branch_logits.items()}
+    branch_logits = {name: each[:1] for name, each in three_branches.scores.branch_logits.items()}
     assert card.logit == pytest.approx(
-        float(three_branches.model.network.answer(said)[0, 2]), abs=1e-4
+        float(three_branches.model.network.final_logits(branch_logits)[0, 2]), abs=1e-4
     )
 
 
@@ -140,8 +140,8 @@ def test_a_movie_of_a_fold_has_the_stacking_of_that_fold(
     scores = replace(case.scores, folds=folds)
     for number in (2, 3):
         card = make_card(case.model, case.data, scores, Pick(number, 1))
-        said = {name: each[[number]] for name, each in scores.branch_logits.items()}
-        expected = float(network.answer(said, folds[[number]])[0, 1])
+        branch_logits = {name: each[[number]] for name, each in scores.branch_logits.items()}
+        expected = float(network.final_logits(branch_logits, folds[[number]])[0, 1])
         assert card.logit == pytest.approx(expected, abs=1e-4)
 
 

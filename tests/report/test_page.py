@@ -192,7 +192,7 @@ def test_co_occurrence_is_a_part_of_the_sums_that_are_shown(
     assert "co-occurrence " not in re.sub(r"<[^>]*>", "", page_file.read_text("utf-8"))
     branches = {name: torch.ones(1, 4) for name in case.model.inputs}
     stacking = Stacking(branches, torch.ones(1, 4, 4), torch.zeros(1, 4))
-    given = {"stacking": stacking, "label_sets": LabelSets.of_targets(np.tri(4, 4))}
+    given = {"stacking": stacking, "label_sets": LabelSets.from_targets(np.tri(4, 4))}
     monkeypatch.setattr(case.model.network, by, given[by])
     html = render(case)
     assert html.count("<span>co-occurrence +") == html.count('<p class="sum">') > 0

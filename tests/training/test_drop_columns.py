@@ -61,11 +61,11 @@ def module(data: MovieDataModule, drop_columns: float, *names: str, **more: Any)
 def kept(own: GenreModule, batch: MovieBatch) -> dict[str, torch.Tensor]:
     """By branch, (B,) whether it says anything of a movie; all of them do that have the column."""
     own.train()
-    said = own.network.branch_logits(batch.parts, len(batch))
-    dropped = own._dropped(said, batch)
+    branch_logits = own.network.branch_logits(batch.parts, len(batch))
+    dropped = own._apply_column_dropout(branch_logits, batch)
     for name, logits in dropped.items():
         # All of a movie or nothing, of every member.
-        same = (logits == said[name]).all(dim=-1)
+        same = (logits == branch_logits[name]).all(dim=-1)
         nothing = (logits == 0).all(dim=-1)
         assert (same | nothing).all(), name
     found = {name: (logits != 0).any(dim=-1) for name, logits in dropped.items()}
@@ -110,11 +110,13 @@ def test_each_column_goes_as_often_as_asked_for(data: MovieDataModule, batch: Mo
 def test_the_batchs_seed_tells_what_is_dropped(data: MovieDataModule, batch: MovieBatch) -> None:
     own = module(data, 0.5)
     state = torch.random.get_rng_state()
-    first = own._dropped(own.network.eval().branch_logits(batch.parts, len(batch)), batch)
+    first = own._apply_column_dropout(
+        own.network.eval().branch_logits(batch.parts, len(batch)), batch
+    )
     assert torch.equal(torch.random.get_rng_state(), state)
-    again = own._dropped(own.network.branch_logits(batch.parts, len(batch)), batch)
+    again = own._apply_column_dropout(own.network.branch_logits(batch.parts, len(batch)), batch)
     other = replace(batch, seed=batch.seed + 1)
-    changed = own._dropped(own.network.branch_logits(batch.parts, len(batch)), other)
+    changed = own._apply_column_dropout(own.network.branch_logits(batch.parts, len(batch)), other)
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert any(not torch.equal(first[name], changed[name]) for name in first)
 
@@ -131,8 +133,8 @@ def test_nothing_is_dropped_in_validation(data: MovieDataModule, batch: MovieBat
 
 def test_with_one_column_nothing_is_dropped(data: MovieDataModule, batch: MovieBatch) -> None:
     own = module(data, 0.9, "terms", "year")
-    said = own.network.branch_logits(batch.parts, len(batch))
-    assert own._dropped(said, batch) is said
+    branch_logits = own.network.branch_logits(batch.parts, len(batch))
+    assert own._apply_column_dropout(branch_logits, batch) is branch_logits
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])

@@ -124,13 +124,13 @@ def test_in_validation_the_member_that_is_blind_to_a_movie_speaks_alone(data: Mo
     network.eval()
     batch = next(iter(data.loader("val", device="cpu")))
 
-    def apart(name: str, part: Part) -> Tensor:
-        logits: Tensor = network.branches[name](**part.numbers, apart=True)
+    def per_member(name: str, part: Part) -> Tensor:
+        logits: Tensor = network.branches[name](**part.numbers, per_member=True)
         everywhere = torch.zeros(FOLDS, len(batch), len(data.genres))
         everywhere[:, part.rows] = logits
         return everywhere
 
-    total = network.prior + sum(apart(name, part) for name, part in batch.parts.items())
+    total = network.prior + sum(per_member(name, part) for name, part in batch.parts.items())
     expected = torch.stack([total[int(fold), row] for row, fold in enumerate(batch.folds)])
     found = network(batch.parts, len(batch), batch.folds)
     assert torch.allclose(found, expected, atol=1e-5)
@@ -162,18 +162,20 @@ def test_stacking_of_a_fold_is_fitted_on_the_others(
     (batch,) = data.loader("val", batch_size=len(rows), device="cpu")
     with torch.inference_mode():
         branches = network.branch_logits(batch.parts, len(batch), batch.folds)
-        sums, said = network.total(branches), torch.stack(list(branches.values()), dim=1)
+        sums, by_branch = network.total(branches), torch.stack(list(branches.values()), dim=1)
         logits = network(batch.parts, len(batch), batch.folds)
     for fold in range(FOLDS):
         others, own = batch.folds != fold, batch.folds == fold
-        expected = fit_stacking(*(each[others].numpy() for each in (sums, said, batch.targets)))
+        expected = fit_stacking(
+            *(each[others].numpy() for each in (sums, by_branch, batch.targets))
+        )
         np.testing.assert_allclose(found.genres[fold], expected.genres, atol=1e-4)
         np.testing.assert_allclose(found.offsets[fold], expected.offsets, atol=1e-4)
         answer = sums[own].numpy() + expit(sums[own].numpy()) @ expected.genres.T + expected.offsets
         for place, name in enumerate(branches):
             weights = expected.branches[place]
             np.testing.assert_allclose(found.branches[name][fold], weights, atol=1e-4)
-            answer += (weights - 1) * said[own, place].numpy()
+            answer += (weights - 1) * by_branch[own, place].numpy()
         np.testing.assert_allclose(logits[own].numpy(), answer, atol=1e-3)
     scores = torch.sigmoid(logits)
     thresholds = fit_thresholds(scores, batch.targets, micro_weight=0.3)
@@ -202,14 +204,14 @@ def test_a_checkpoint_scores_with_it_as_training_did(
     fresh.on_load_checkpoint(torch.load(tmp_path / "best.ckpt", weights_only=True))
     before, after = module.network.stacking, fresh.network.stacking
     assert before is not None and after is not None
-    assert after.as_lists() == before.as_lists()
+    assert after.to_lists() == before.to_lists()
 
 
 def test_label_sets_of_a_fold_are_those_of_the_others(data: MovieDataModule, tmp_path: Path):
     network = network_of(data)
     targets, folds = data.train_labels()
     assert folds is not None
-    network.label_sets = LabelSets.of_targets(targets, folds)
+    network.label_sets = LabelSets.from_targets(targets, folds)
     module = module_of(data, network)
     trainer = pl.Trainer(
         default_root_dir=tmp_path, accelerator="cpu", max_epochs=2, logger=False,
@@ -228,14 +230,14 @@ def test_label_sets_of_a_fold_are_those_of_the_others(data: MovieDataModule, tmp
     train = data.labels[data.splits["train"]]
     for fold in range(FOLDS):
         own = scores.folds == fold
-        others = LabelSets.of_targets(train[folds != fold])
+        others = LabelSets.from_targets(train[folds != fold])
         expected = others.logits(sums[own])
         torch.testing.assert_close(scores.logits[own], expected, atol=1e-4, rtol=1e-4)
 
 
 def test_label_sets_need_scores_of_their_own(data: MovieDataModule):
     network = network_of(data)
-    network.label_sets = LabelSets.of_targets(*data.train_labels())
+    network.label_sets = LabelSets.from_targets(*data.train_labels())
     with pytest.raises(UserError, match=r"label_sets=true.*loss=bce"):
         GenreModule(
             network,

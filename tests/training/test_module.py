@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics import Metric
 
 from genre_lightning.checkpoint.card import CHECKPOINT_KEY, CheckpointError
-from genre_lightning.data.batch import MovieBatch, with_each
+from genre_lightning.data.batch import MovieBatch, map_tensors
 from genre_lightning.data.datamodule import MovieDataModule
 from genre_lightning.errors import UserError
 from genre_lightning.inputs.input import Input
@@ -109,8 +109,8 @@ def test_the_loss_of_a_step(
     assert 0 < len(seen) < len(batch)
     found = module.training_step(batch, 0)
 
-    said = module.network.branch_logits(batch.parts, len(batch))
-    title, poster, prior = said["title"], said["poster"], module.network.prior
+    branch_logits = module.network.branch_logits(batch.parts, len(batch))
+    title, poster, prior = branch_logits["title"], branch_logits["poster"], module.network.prior
     summed = module.network(batch.parts, len(batch))
     expected = F.binary_cross_entropy_with_logits(summed, batch.targets)
     expected = expected + weight * F.binary_cross_entropy_with_logits(title + prior, batch.targets)
@@ -187,7 +187,7 @@ def test_on_a_gpu_a_step_waits_for_nothing(
     waits = Waits()
     with FakeTensorMode(allow_non_fake_inputs=True), waits:
         put_on_gpu(module)
-        batch = with_each(ready, empty_on_gpu)
+        batch = map_tensors(ready, empty_on_gpu)
         assert module.training_step(batch, 0).device == GPU
         module.eval()
         with torch.no_grad():

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from genre_lightning.inputs.colours import Colours, normalisation
 from genre_lightning.inputs.encoders.folding import drawn_posters, fold_batch_norms
 from genre_lightning.inputs.encoders.libraries import import_library
 from genre_lightning.inputs.encoders.spec import TOKEN_STAGES, EncoderError, EncoderSpec
@@ -196,7 +197,7 @@ class ImageEncoder:
             ``random-SEED``.
         width: D, with the stages where the spec asks for them.
         size: (H, W) of the posters it takes.
-        mean, std: of R, G and B in 0..1.
+        colours: that its posters are normalised by.
         module: maps (P, 3, H, W) normalised float32 to (P, D); in evaluation mode, without
             gradients of its parameters. Shared by all who opened the encoder: train a copy.
         device: where the module is.
@@ -212,8 +213,7 @@ class ImageEncoder:
         self.name = spec.name
         self.sha256 = sha256
         self.size = spec.size
-        self.mean = spec.mean
-        self.std = spec.std
+        self.colours = Colours(spec.mean, spec.std)
         self.device = device
         # Convolutions on a CPU are faster with channels last in memory.
         self.module = module.eval().requires_grad_(False).to(memory_format=torch.channels_last)
@@ -225,10 +225,9 @@ class ImageEncoder:
                 f"timm's {spec.architecture} gives {self.width} numbers, not {spec.width}: "
                 "another version of timm is needed"
             )
-        scale = 1.0 / (255.0 * torch.tensor(self.std, dtype=torch.float64))
-        shift = -torch.tensor(self.mean, dtype=torch.float64) * 255.0 * scale
-        self._scale = scale.float().reshape(1, 3, 1, 1).to(device)
-        self._shift = shift.float().reshape(1, 3, 1, 1).to(device)
+        # In float64, as the vectors in the caches were made.
+        scale, bias = normalisation(self.colours, device, torch.float64)
+        self._scale, self._bias = scale.view(1, 3, 1, 1), bias.view(1, 3, 1, 1)
         if spec.stages:
             with torch.inference_mode():
                 blank = torch.zeros(1, *self.size, 3, dtype=torch.uint8)
@@ -243,7 +242,7 @@ class ImageEncoder:
             pixels: (P, H, W, 3) or (P, 3, H, W) uint8 RGB.
 
         Returns: (P, 3, H, W) float32 on the encoder's device, of mean 0 and deviation 1 where the
-            pixels are as ``mean`` and ``std``.
+            pixels are as ``colours``.
 
         Raises:
             ValueError: other shapes or types.
@@ -262,7 +261,7 @@ class ImageEncoder:
                 f"{tuple(pixels.shape)}"
             )
         pixels = pixels.to(self.device, torch.float32, memory_format=torch.channels_last)
-        return pixels * self._scale + self._shift
+        return pixels * self._scale + self._bias
 
     def vectors(self, posters: Tensor, module: nn.Module | None = None) -> Tensor:
         """The network itself.

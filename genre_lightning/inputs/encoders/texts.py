@@ -327,12 +327,12 @@ def _draw_weights(model: nn.Module, seed: int) -> None:
 @contextmanager
 def _without_wandb_line() -> Iterator[None]:
     """Keep off stdout what transformers prints on import where ``WANDB_MODE`` is offline."""
-    said = io.StringIO()
+    printed = io.StringIO()
     try:
-        with redirect_stdout(said):
+        with redirect_stdout(printed):
             yield
     finally:
-        sys.stdout.write(said.getvalue().replace("[INFO] Running in WANDB offline mode\n", ""))
+        sys.stdout.write(printed.getvalue().replace("[INFO] Running in WANDB offline mode\n", ""))
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from genre_lightning.inputs.colours import Colours
 from genre_lightning.inputs.encoders import images
 from genre_lightning.inputs.encoders.images import ImageEncoder, rename_lite
 from genre_lightning.inputs.encoders.opening import open_encoder
@@ -74,7 +75,8 @@ def test_image_encoder_is_as_the_table_says(name: str):
     spec = ENCODERS[name]
     encoder = image_encoder(name)
     assert (encoder.name, encoder.width, encoder.size) == (name, spec.width, spec.size)
-    assert (encoder.mean, encoder.std) == (spec.mean, spec.std)
+    assert spec.mean is not None and spec.std is not None
+    assert encoder.colours == Colours(spec.mean, spec.std)
     assert encoder.sha256 == ("random-0" if name in TOWERS else spec.sha256)
     assert not encoder.module.training
     assert not any(parameter.requires_grad for parameter in encoder.module.parameters())
@@ -102,9 +104,10 @@ def test_tower_agrees_with_timm(name: str):
 def test_normalise(name: str):
     encoder = image_encoder(name)
     pixels = posters(encoder, 2)
+    colours = encoder.colours
     scaled = pixels.double().permute(0, 3, 1, 2) / 255
     expected = torch.stack(
-        [(scaled[:, c] - encoder.mean[c]) / encoder.std[c] for c in range(3)], dim=1
+        [(scaled[:, c] - colours.mean[c]) / colours.std[c] for c in range(3)], dim=1
     )
     for given in (pixels, pixels.permute(0, 3, 1, 2).contiguous(), pixels.numpy()):
         torch.testing.assert_close(

@@ -9,7 +9,7 @@ from genre_lightning.inputs.input import Input
 from genre_lightning.inputs.part import Part
 from genre_lightning.inputs.pixels import PixelsInput
 from genre_lightning.models.fusion import Fusion, num_members
-from genre_lightning.models.members import Copies
+from genre_lightning.models.members import Ensemble
 from genre_lightning.models.networks import build_network, complete_description, sketch_network
 
 SIZE = 16
@@ -24,20 +24,20 @@ def built(members: int) -> Fusion:
 def test_each_copy_has_weights_of_its_own_and_their_mean_predicts():
     torch.manual_seed(0)
     network = built(4).eval()
-    copies = network.branches["poster"]
-    assert isinstance(copies, Copies)
-    assert num_members(copies) == 4
-    stems = [one.get_parameter("stem.0.weight") for one in copies.networks]
+    ensemble = network.branches["poster"]
+    assert isinstance(ensemble, Ensemble)
+    assert num_members(ensemble) == 4
+    stems = [one.get_parameter("stem.0.weight") for one in ensemble.networks]
     assert not torch.equal(stems[0], stems[1])
     pixels = torch.randn(5, 3, SIZE, SIZE)
-    apart = copies(pixels=pixels, apart=True)
-    single = torch.stack([one(pixels) for one in copies.networks])
-    assert torch.equal(apart, single)
+    per_member = ensemble(pixels=pixels, per_member=True)
+    single = torch.stack([one(pixels) for one in ensemble.networks])
+    assert torch.equal(per_member, single)
     parts = {"poster": Part(torch.arange(5), {"pixels": pixels})}
     assert torch.allclose(network(parts, 5), single.mean(dim=0))
-    own = network(parts, 5, torch.tensor([0, 1, 2, 3, -1]))
-    assert torch.allclose(own[:4], single[torch.arange(4), torch.arange(4)])
-    assert torch.allclose(own[4], single[:, 4].mean(dim=0))
+    folds = network(parts, 5, torch.tensor([0, 1, 2, 3, -1]))
+    assert torch.allclose(folds[:4], single[torch.arange(4), torch.arange(4)])
+    assert torch.allclose(folds[4], single[:, 4].mean(dim=0))
 
 
 def test_one_copy_is_the_network_itself_and_needs_no_word():
@@ -55,9 +55,9 @@ def test_copies_are_rebuilt_from_their_description():
 def test_priors_leave_every_copy_without_a_bias():
     network = built(2)
     network.start_from_priors([1, 2, 3], 10)
-    copies = network.branches["poster"]
-    assert isinstance(copies, Copies)
-    assert all(not one.get_parameter("head.bias").any() for one in copies.networks)
+    ensemble = network.branches["poster"]
+    assert isinstance(ensemble, Ensemble)
+    assert all(not one.get_parameter("head.bias").any() for one in ensemble.networks)
 
 
 @pytest.mark.parametrize("members", [0, 257, 2.0, True, "2"])

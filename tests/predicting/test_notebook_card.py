@@ -63,8 +63,8 @@ def test_reasons_add_up(predictor: GenrePredictor, poster: np.ndarray) -> None:
     (prediction,) = predictor.predict([TITLE], [poster], explain=True)
     shown = text_of(prediction)
     parts = score_parts(predictor.model, {"title": TITLE, "poster": poster})
-    assert prediction.told_genres()
-    for genre in prediction.told_genres():
+    assert prediction.explained_genres()
+    for genre in prediction.explained_genres():
         place = predictor.genres.index(genre)
         numbers = re.search(
             rf"{genre} (\S+) = bias (\S+) , title (\S+) , poster (\S+)", shown

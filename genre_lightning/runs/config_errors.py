@@ -21,13 +21,13 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from genre_lightning.errors import UserError
-from genre_lightning.runs.checks import meant, nearest
+from genre_lightning.runs.checks import closest_name, did_you_mean
 
 #: Of Hydra, whose behaviour the configuration is written for.
 VERSION_BASE = "1.3"
 
 
-def sentence(error: Exception, conf: str | Path, config: str, arguments: Sequence[str]) -> str:
+def explain_error(error: Exception, conf: str | Path, config: str, arguments: Sequence[str]) -> str:
     """What is wrong with a command, for its user.
 
     Args:
@@ -64,10 +64,8 @@ def sentence(error: Exception, conf: str | Path, config: str, arguments: Sequenc
 def _no_option(group: str, option: str, conf: str | Path) -> str:
     with initialize_config_dir(str(conf), version_base=VERSION_BASE):
         options = GlobalHydra.instance().config_loader().get_group_options(group)
-    return (
-        f"{group}={option}: there is no such option{meant(nearest(option, options))}; there is "
-        f"{', '.join(options)}"
-    )
+    hint = did_you_mean(closest_name(option, options))
+    return f"{group}={option}: there is no such option{hint}; there is {', '.join(options)}"
 
 
 def _unknown(key: str, conf: str | Path, config: str, arguments: Sequence[str]) -> str:
@@ -83,15 +81,15 @@ def _unknown(key: str, conf: str | Path, config: str, arguments: Sequence[str]) 
     known = [*groups, *_keys(plain)]
     parent, _, own = key.rpartition(".")
     beside = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == parent]
-    close = nearest(own, beside)
+    close = closest_name(own, beside)
     if close is not None:
-        return f"there is no setting {key}{meant(f'{parent}.{close}'.strip('.'))}"
+        return f"there is no setting {key}{did_you_mean(f'{parent}.{close}'.strip('.'))}"
     if parent and beside:
         has = f"{parent} has {', '.join(beside)}"
         return f"there is no setting {key}; {has}, and +{key}=... adds one"
-    close = nearest(key, known, likeness=0.75)
+    close = closest_name(key, known, likeness=0.75)
     if close is not None:
-        return f"there is no setting {key}{meant(close)}"
+        return f"there is no setting {key}{did_you_mean(close)}"
     return f"there is no setting {key}; --help shows all, and +{key}=... adds one"
 
 

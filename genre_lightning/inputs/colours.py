@@ -1,0 +1,49 @@
+"""What the pixels of posters are normalised by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+#: Mean and standard deviation of ImageNet's RGB channels in 0..1, as the pretrained networks and
+#: the original recipe use them.
+POSTER_MEAN = (0.485, 0.456, 0.406)
+POSTER_STD = (0.229, 0.224, 0.225)
+
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Colours:
+    """Mean and standard deviation of R, G and B in 0..1, which normalised posters are counted from.
+
+    The default is ImageNet's.
+    """
+
+    mean: tuple[float, ...] = POSTER_MEAN
+    std: tuple[float, ...] = POSTER_STD
+
+
+IMAGENET = Colours()
+
+
+@lru_cache(maxsize=16)
+def normalisation(
+    colours: Colours, device: torch.device = _CPU, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    """Scale and bias, (3,) float32: ``pixels * scale + bias`` normalises pixels of 0..255.
+
+    Kept on the device, since copying them there for each batch would wait for the device.
+
+    Args:
+        colours: what to normalise by.
+        device: where they are used.
+        dtype: in which they are computed. Another one may change the last digit.
+    """
+    with torch.inference_mode(False):
+        mean, std = (torch.tensor(each, dtype=dtype) for each in (colours.mean, colours.std))
+        constants = torch.stack([1 / (255 * std), -mean / std]).float().to(device)
+        return constants[0], constants[1]

@@ -1,0 +1,5 @@
+"""What the splits of a dataset are called; imported before PyTorch is."""
+
+from __future__ import annotations
+
+SPLITS = ("train", "val", "test")

@@ -1,0 +1,69 @@
+"""What an optimizer is given: the parameters of each branch, with their rate and their decay."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from genre_lightning.errors import UserError
+
+
+def parameter_groups(
+    branches: Mapping[str, nn.Module],
+    *,
+    lr: float,
+    weight_decay: float,
+    lr_scales: Mapping[str, float],
+    decay_scales: Mapping[str, float] | None = None,
+    decay_vectors: bool = False,
+) -> list[dict[str, Any]]:
+    """Each branch's matrices and vectors, with their share of the optimizer's own settings.
+
+    Args:
+        branches: in the order in which the optimizer's state is stored.
+        lr: of the optimizer.
+        weight_decay: likewise.
+        lr_scales: by branch, what the rate is multiplied by; 0 for a branch that is not trained. A
+            network may have further ones for some parameters, by its method ``lr_scales``, such as
+            less for its first layers.
+        decay_scales: by branch, what weight decay is multiplied by. None divides it by the scale of
+            the rate, so that what it takes off in a step stays the same.
+        decay_vectors: apply weight decay to biases and BatchNorm as well.
+    """
+    groups = []
+    for name, branch in branches.items():
+        find_scales = getattr(branch, "lr_scales", None)
+        scales = find_scales() if callable(find_scales) else {}
+        named = list(branch.named_parameters())
+        for share in dict.fromkeys(scales.get(key, 1.0) for key, _ in named):
+            scale = lr_scales[name] * share
+            for vectors in (False, True):
+                chosen = [
+                    parameter
+                    for key, parameter in named
+                    if scales.get(key, 1.0) == share and (parameter.ndim <= 1) == vectors
+                ]
+                decay = 0.0 if vectors and not decay_vectors else weight_decay
+                if decay_scales is not None:
+                    decay *= decay_scales[name]
+                elif scale:
+                    decay /= scale
+                groups.append(
+                    {"params": chosen, "lr": lr * scale, "weight_decay": decay if scale else 0.0}
+                )
+    return groups
+
+
+def check_scales(key: str, scales: Mapping[str, Any], branches: list[str]) -> None:
+    """Refuse scales that are no numbers from 0 on, or of branches that there are not.
+
+    Raises:
+        UserError: naming the setting, ``key`` of a branch.
+    """
+    for name, scale in scales.items():
+        if name not in branches:
+            raise UserError(f"{key} of {name}: the model has {', '.join(branches)}")
+        if not isinstance(scale, (int, float)) or not 0 <= scale <= 1e6:
+            raise UserError(f"model.branches.{name}.{key}={scale} is not a number from 0 to 1e6")

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from genre_lightning.data.description import describe_source, expanded, read_source
+from genre_lightning.movies.movie import DataError
+
+DEFAULTS: dict[str, Any] = {"columns": None, "val_fraction": 0.15}
+
+
+def test_a_description_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "movies.csv").write_text("")
+    monkeypatch.chdir(tmp_path)
+    options = {"path": "movies.csv", "columns": None, "genre_separator": ";", "download": True}
+    found = describe_source("manifest", options)
+    assert found == {
+        "reader": "manifest", "path": str(tmp_path / "movies.csv"), "genre_separator": ";",
+    }  # fmt: skip
+    settings = {**found, "val_fraction": 0.3}
+    assert read_source(settings, DEFAULTS, tmp_path) == settings
+
+
+def test_a_demo_is_made_in_the_cache(tmp_path: Path) -> None:
+    found = read_source({"reader": "demo", "root": "/elsewhere"}, DEFAULTS, tmp_path)
+    assert found == {"reader": "demo", "root": str(tmp_path)}
+
+
+@pytest.mark.parametrize("name", ["download", "seed", "inputs"])
+def test_an_option_that_is_not_described_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=name):
+        read_source({"reader": "demo", name: True}, DEFAULTS, tmp_path)
+
+
+def test_only_paths_are_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert expanded("root", "~/movies") == str(tmp_path / "movies")
+    assert expanded("genre_separator", "~") == "~" and expanded("columns", None) is None
