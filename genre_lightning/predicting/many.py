@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genre_lightning.cells import guard
+from genre_lightning.cells import guard, score_columns, separator_of
 from genre_lightning.inputs.poster_limits import POSTER_SUFFIXES
 from genre_lightning.predicting.answers import (
     HEAT_MAP,
@@ -48,7 +48,7 @@ def predict_csv(
     with reading(source) as file, progress(file, source) as update:
         kinds = _columns_of_use(predictor, asked)
         rows = MovieRows(file, source, kinds)
-        added = _columns(predictor)
+        added = _columns(predictor, kinds)
         names = {name.strip().lower() for name in rows.header}
         for name in added:
             if name.lower() in names:
@@ -63,8 +63,9 @@ def predict_csv(
         for name in (TITLE, POSTER):
             if name in rows.header and name not in kinds:
                 note_left_out(predictor, name)
+        _note_separator(predictor)
         with writing(out) as writer:
-            writer.writerow([*map(guard, rows.header), *added])
+            writer.writerow([*map(guard, rows.header), *map(guard, added)])
             for prediction in _predictions(predictor, rows.movies(), asked):
                 movies += 1
                 problems += prediction.problem is not None
@@ -126,8 +127,9 @@ def predict_folder(
     predictions = _predictions(predictor, movies(), asked)
     problems = 0
     if out is not None:
+        _note_separator(predictor)
         with writing(out) as writer:
-            writer.writerow([TITLE, POSTER, *_columns(predictor)])
+            writer.writerow([TITLE, POSTER, *map(guard, _columns(predictor, of_use))])
             for path, prediction in zip(posters, predictions, strict=True):
                 problems += prediction.problem is not None
                 names = [guard(path.stem), guard(path.name)]
@@ -162,15 +164,25 @@ def _predictions(
     return (prediction for prediction, _ in asked.predictions(movies, errors="report"))
 
 
-def _columns(predictor: GenrePredictor) -> list[str]:
-    return ["predicted", "problem", *map(guard, predictor.genres)]
+def _columns(predictor: GenrePredictor, of_use: Iterable[str]) -> list[str]:
+    """What the output adds, whichever of the columns that are of use the input has."""
+    added = ["predicted", "problem"]
+    return [*added, *score_columns(predictor.genres, [TITLE, POSTER, *of_use, *added])]
+
+
+def _note_separator(predictor: GenrePredictor) -> None:
+    separator = separator_of(predictor.genres)
+    if separator != "|":
+        genre = next(genre for genre in predictor.genres if "|" in genre)
+        note(f"in the column predicted {separator!r} joins genres: {genre!r} has a '|' in it")
 
 
 def _cells(predictor: GenrePredictor, prediction: Prediction) -> list[str]:
     scores = [
         f"{prediction.scores[genre]:.6f}" if prediction.scores else "" for genre in predictor.genres
     ]
-    texts = ("|".join(prediction.genres), prediction.problem or "")
+    joined = separator_of(predictor.genres).join(prediction.genres)
+    texts = (joined, prediction.problem or "")
     return [*map(guard, texts), *scores]
 
 

@@ -251,6 +251,27 @@ def test_a_csv_file_is_predicted_row_by_row(
     assert [path.name for path in tmp_path.iterdir()] == ["out.csv"]
 
 
+def test_genres_are_told_apart_whatever_they_are_called(
+    make_checkpoint: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    checkpoint = make_checkpoint(poster=None)
+    changed = torch.load(checkpoint, weights_only=True)
+    names = ["Title", "Sci|Fi", "Drama", "problem"]
+    changed["genre_lightning"] |= {"genres": names, "thresholds": [0.0] * 4}
+    torch.save(changed, checkpoint)
+    source, out = tmp_path / "in.csv", tmp_path / "out.csv"
+    source.write_text("title\nHeat (1995)\n")
+    assert main([str(checkpoint), "--csv", str(source), "--out", str(out)]) == 0
+    columns, (row,) = read_csv(out)
+    own = ["title", "predicted", "problem"]
+    assert columns == [*own, "genre Title", "Sci|Fi", "Drama", "genre problem"]
+    assert row["title"] == "Heat (1995)" and sorted(row["predicted"].split(";")) == sorted(names)
+    assert "note: in the column predicted ';' joins genres" in capsys.readouterr().err
+    source.with_name("Heat (1995).jpg").write_bytes(b"not looked at")
+    assert main([str(checkpoint), "--folder", str(tmp_path), "--out", str(out)]) == 0
+    assert read_csv(out)[0] == ["title", "poster", *columns[1:]]
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 def test_a_csv_file_may_have_titles_alone(tiny_checkpoint: Path, tmp_path: Path, encoding: str):
     source = tmp_path / "in.csv"
