@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genre_lightning.cells import guard, score_columns, separator_of
+from genre_lightning.comparison.run import printable
 from genre_lightning.inputs.poster_limits import POSTER_SUFFIXES
+from genre_lightning.movies.table import separator_hint
 from genre_lightning.predicting.answers import (
     HEAT_MAP,
     CommandError,
@@ -56,9 +58,10 @@ def predict_csv(
                     f"{rows.name}: column {name!r} is one that the output adds; rename it first"
                 )
         if not rows.found:
+            hint = separator_hint(rows.header)
             raise CommandError(
                 f"{rows.name}: it has none of the columns {', '.join(kinds)} that the model looks "
-                f"at; its first line is {','.join(rows.header)[:200]!r}"
+                f"at; its first line is {','.join(rows.header)[:200]!r}{hint}"
             )
         for name in (TITLE, POSTER):
             if name in rows.header and name not in kinds:
@@ -143,7 +146,7 @@ def predict_folder(
                 continue
             if number:
                 print()
-            print(path.stem)
+            print(printable(path.stem))
             for line in short_lines(predictor, prediction):
                 print(line)
     _print_summary(len(posters), problems, out)
