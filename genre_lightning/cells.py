@@ -2,17 +2,19 @@
 
 A spreadsheet runs a cell that begins with = + - @ as a formula, also where it came from a movie's
 title. So what we write for people has an apostrophe before such a text, and our own readers take it
-off again.
+off again. Nor may a genre's name, which can be any text, be taken for a separator or a column.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 _GUARDED = re.compile(r"'+[=+\-@\t\r]")
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
+#: What joins genres in a cell; where one is in a genre's name, the next.
+_SEPARATORS = "|;,/~^"
 
 
 def guard(text: str) -> str:
@@ -33,3 +35,24 @@ def unguard(text: str) -> str:
     """What :func:`guard` was given."""
     # Few cells begin with an apostrophe: most need no search.
     return text[1:] if text.startswith("'") and _GUARDED.match(text) else text
+
+
+def separator_of(genres: Sequence[str]) -> str:
+    """What joins any of these genres in a cell, so that they can be told apart: ``|`` if it can."""
+    usable = (mark for mark in _SEPARATORS if not any(mark in genre for genre in genres))
+    return next(usable, "\n")
+
+
+def score_columns(genres: Sequence[str], others: Iterable[str]) -> list[str]:
+    """Heads of the columns with the scores of genres: their names, in a table with other columns.
+
+    Where one of the others is called as a genre is, in any case, it is "genre title", say.
+    """
+    taken = {name.lower() for name in others}
+    heads = []
+    for genre in genres:
+        head = genre
+        while head.lower() in taken or (head != genre and head in genres):
+            head = f"genre {head}"
+        heads.append(head)
+    return heads

@@ -43,7 +43,9 @@ def whole_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     Raises:
         FullDiskError: the disk is full.
     """
-    text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    # A file name in another encoding is no text in UTF-8; escaped, it costs nobody the whole file.
+    utf8 = {"encoding": "utf-8", "newline": "", "errors": "backslashreplace"}
+    text = {} if "b" in mode else utf8
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_file():
         with path.open(mode, **text) as file:  # type: ignore[call-overload]

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genre_lightning.cells import guard, unguard
+from genre_lightning.cells import guard, score_columns, separator_of, unguard
 
 
 @pytest.mark.parametrize("sign", ["=", "+", "-", "@", "\t", "\r"])
@@ -21,3 +21,29 @@ def test_what_is_no_formula_stays_as_it_is(text: str):
 @given(st.text(alphabet="'=+-@\t\rx5. ") | st.text())
 def test_every_text_comes_back(text: str):
     assert unguard(guard(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("genres", "separator"),
+    [([], "|"), (["Action", "A; B"], "|"), (["Sci|Fi", "War"], ";"), (["A|B", "A; B/C"], ",")],
+)
+def test_no_genre_has_what_joins_genres(genres: list[str], separator: str):
+    assert separator_of(genres) == separator
+
+
+@given(st.lists(st.text(alphabet="|;,/~^AB", min_size=1)))
+def test_joined_genres_can_be_told_apart(genres: list[str]):
+    separator = separator_of(genres)
+    assert separator.join(genres).split(separator) == (genres or [""])
+
+
+@pytest.mark.parametrize(
+    ("genres", "heads"),
+    [
+        (["Action", "Drama"], ["Action", "Drama"]),
+        (["Title", "id"], ["genre Title", "id"]),
+        (["title", "genre title"], ["genre genre title", "genre title"]),
+    ],
+)
+def test_a_genre_has_a_column_of_its_own(genres: list[str], heads: list[str]):
+    assert score_columns(genres, ["title", "predicted"]) == heads

@@ -34,7 +34,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if out is None:
             console.print("Nothing written: name a folder for leaderboard.html by --out FOLDER")
         else:
-            write_leaderboard(out, comparison)
+            try:
+                write_leaderboard(out, comparison)
+            except OSError as error:
+                raise UserError(
+                    f"{out}: the leaderboard can't be written there ({error.strerror or error}); "
+                    "name another folder by --out"
+                ) from error
             console.print(
                 f"Written: {shell_command(printable(str(out / 'leaderboard.html')))}, .csv and .md",
                 markup=False,

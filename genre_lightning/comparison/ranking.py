@@ -174,9 +174,10 @@ def compare_runs(
                 "--metric NAME chooses another."
             )
     elif all(run.value(metric) is None for run in runs):
-        raise UserError(
-            f"no run has {metric}; there are: {', '.join(metric_names(runs)) or 'none'}"
-        )
+        raise UserError(_no_metric(metric, runs))
+    for name in columns:
+        if all(run.value(name) is None for run in runs):
+            notes.append(f"The column {name} is empty: {_no_metric(name, runs)}")
     if mode is None:
         # A run without a value, as one whose settings were refused, has no say.
         told = [run for run in runs if run.monitor == metric]
@@ -211,6 +212,11 @@ def compare_runs(
         columns=tuple(columns),
         notes=tuple(notes),
     )
+
+
+def _no_metric(metric: str, runs: Sequence[Run]) -> str:
+    split = "test" if metric.startswith("test/") else "val"
+    return f"no run has {metric}; there are: {', '.join(metric_names(runs, split)) or 'none'}"
 
 
 def swept_keys(runs: Sequence[Run]) -> list[str]:

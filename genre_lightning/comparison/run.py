@@ -128,13 +128,13 @@ def printable(text: str) -> str:
     )
 
 
-def metric_names(runs: Sequence[Run]) -> list[str]:
-    """Metrics of the validation split that any run knows, sorted."""
+def metric_names(runs: Sequence[Run], split: str = "val") -> list[str]:
+    """Metrics of a split that any run knows, sorted."""
     names: set[str] = set()
     for run in runs:
-        scores = run.result.get("val")
-        names |= {f"val/{name}" for name in scores} if isinstance(scores, Mapping) else set()
-        names |= {name for row in run.history for name in row if name.startswith("val/")}
+        scores = run.result.get(split)
+        names |= {f"{split}/{name}" for name in scores} if isinstance(scores, Mapping) else set()
+        names |= {name for row in run.history for name in row if name.startswith(f"{split}/")}
     return sorted(names)
 
 

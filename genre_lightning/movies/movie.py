@@ -172,8 +172,9 @@ def check_movies(movie_set: MovieSet) -> None:
     """Refuse a dataset that can't be trained on, naming file, row and column.
 
     Raises:
-        DataError: no movies, no genres or a genre listed twice; a movie without id, title or
-            genres, with an unknown genre or split, or with the id of an earlier one.
+        DataError: no movies, no genres, a genre listed twice or with an invisible character; a
+            movie without id, title or genres, with an unknown genre or split, or with the id of an
+            earlier one.
     """
     genres = movie_set.genres
     if not movie_set.movies:
@@ -188,6 +189,13 @@ def check_movies(movie_set: MovieSet) -> None:
     for genre in genres:
         if not genre.strip():
             raise DataError("the dataset's list of genres has an empty name")
+        if not genre.isprintable():  # no checkpoint could name it, which would be told after hours
+            hidden = next(each for each in genre if not each.isprintable())
+            where = next((m.where for m in movie_set.movies if genre in m.genres), "the dataset")
+            raise DataError(
+                f"{where}, column genres: {genre!r} has a character that can't be seen "
+                f"(U+{ord(hidden):04X}); write it without, or with a plain blank"
+            )
     if len(set(genres)) < len(genres):
         twice = sorted({genre for genre in genres if genres.count(genre) > 1})
         raise DataError(f"the dataset lists a genre more than once: {', '.join(twice)}")

@@ -123,11 +123,15 @@ def _check_header(cells: list[str], name: str, required: Sequence[str]) -> list[
             raise DataError(f"{name}:1: the column {column!r} comes more than once")
     missing = [column for column in required if column not in columns]
     if missing:
-        hint = ""
-        if len(columns) == 1 and (";" in columns[0] or "\t" in columns[0]):
-            hint = "; columns are separated by commas"
         raise DataError(
             f"{name}:1: the header has no column {' and no '.join(missing)}; "
-            f"it has {', '.join(cells) or 'none'}{hint}"
+            f"it has {', '.join(cells) or 'none'}{separator_hint(cells)}"
         )
     return columns
+
+
+def separator_hint(header: Sequence[str]) -> str:
+    """What to add to a message about columns that are not there; "" unless commas are missing."""
+    if len(header) == 1 and (";" in header[0] or "\t" in header[0]):
+        return "; columns are separated by commas: save it as CSV with those"
+    return ""

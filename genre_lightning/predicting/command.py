@@ -5,6 +5,7 @@ Nothing heavy is imported before the arguments are known to make sense.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with 2 where the arguments make no sense.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what its encoding lacks is escaped
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         if arguments[:1] == ["export"]:
             return _export(arguments[1:])

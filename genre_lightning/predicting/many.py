@@ -8,8 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genre_lightning.cells import guard
+from genre_lightning.cells import guard, score_columns, separator_of
+from genre_lightning.comparison.run import printable
 from genre_lightning.inputs.poster_limits import POSTER_SUFFIXES
+from genre_lightning.movies.table import separator_hint
 from genre_lightning.predicting.predictor import POSTER, TITLE
 from genre_lightning.predicting.printing import (
     HEAT_MAP,
@@ -48,7 +50,7 @@ def predict_csv(
     with reading(source) as file, progress(file, source) as update:
         kinds = _columns_of_use(predictor, asked)
         rows = MovieRows(file, source, kinds)
-        added = _columns(predictor)
+        added = _columns(predictor, kinds)
         names = {name.strip().lower() for name in rows.header}
         for name in added:
             if name.lower() in names:
@@ -56,15 +58,17 @@ def predict_csv(
                     f"{rows.name}: column {name!r} is one that the output adds; rename it first"
                 )
         if not rows.found:
+            hint = separator_hint(rows.header)
             raise CommandError(
                 f"{rows.name}: it has none of the columns {', '.join(kinds)} that the model looks "
-                f"at; its first line is {','.join(rows.header)[:200]!r}"
+                f"at; its first line is {','.join(rows.header)[:200]!r}{hint}"
             )
         for name in (TITLE, POSTER):
             if name in rows.header and name not in kinds:
                 note_left_out(predictor, name)
+        _note_separator(predictor)
         with writing(out) as writer:
-            writer.writerow([*map(guard, rows.header), *added])
+            writer.writerow([*map(guard, rows.header), *map(guard, added)])
             for prediction in _predictions(predictor, rows.movies(), asked):
                 movies += 1
                 problems += prediction.problem is not None
@@ -126,8 +130,9 @@ def predict_folder(
     predictions = _predictions(predictor, movies(), asked)
     problems = 0
     if out is not None:
+        _note_separator(predictor)
         with writing(out) as writer:
-            writer.writerow([TITLE, POSTER, *_columns(predictor)])
+            writer.writerow([TITLE, POSTER, *map(guard, _columns(predictor, of_use))])
             for path, prediction in zip(posters, predictions, strict=True):
                 problems += prediction.problem is not None
                 names = [guard(path.stem), guard(path.name)]
@@ -141,7 +146,7 @@ def predict_folder(
                 continue
             if number:
                 print()
-            print(path.stem)
+            print(printable(path.stem))
             for line in short_lines(predictor, prediction):
                 print(line)
     _print_summary(len(posters), problems, out)
@@ -162,15 +167,25 @@ def _predictions(
     return (prediction for prediction, _ in asked.predictions(movies, errors="report"))
 
 
-def _columns(predictor: GenrePredictor) -> list[str]:
-    return ["predicted", "problem", *map(guard, predictor.genres)]
+def _columns(predictor: GenrePredictor, of_use: Iterable[str]) -> list[str]:
+    """What the output adds, whichever of the columns that are of use the input has."""
+    added = ["predicted", "problem"]
+    return [*added, *score_columns(predictor.genres, [TITLE, POSTER, *of_use, *added])]
+
+
+def _note_separator(predictor: GenrePredictor) -> None:
+    separator = separator_of(predictor.genres)
+    if separator != "|":
+        genre = next(genre for genre in predictor.genres if "|" in genre)
+        note(f"in the column predicted {separator!r} joins genres: {genre!r} has a '|' in it")
 
 
 def _cells(predictor: GenrePredictor, prediction: Prediction) -> list[str]:
     scores = [
         f"{prediction.scores[genre]:.6f}" if prediction.scores else "" for genre in predictor.genres
     ]
-    texts = ("|".join(prediction.genres), prediction.problem or "")
+    joined = separator_of(predictor.genres).join(prediction.genres)
+    texts = (joined, prediction.problem or "")
     return [*map(guard, texts), *scores]
 
 

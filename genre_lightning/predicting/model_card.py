@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import re
 import statistics
@@ -25,7 +26,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from genre_lightning import __version__
-from genre_lightning.cells import unguard
+from genre_lightning.cells import score_columns, separator_of, unguard
 from genre_lightning.checkpoint.card import TRAINING_KEY, read_checkpoint
 from genre_lightning.checkpoint.model import TrainedModel, rebuild
 from genre_lightning.comparison.ranking import compare_runs
@@ -241,7 +242,7 @@ def read_evaluation(folder: Path, model: TrainedModel) -> Evaluation:
     """
     config = _read(folder / CONFIG_FOLDER / "config.yaml", yaml.safe_load)
     metrics = _read(folder / "metrics.json", json.loads)
-    rows = _read(folder / "predictions.csv", lambda text: list(csv.reader(text.splitlines(True))))
+    rows = _read(folder / "predictions.csv", lambda text: list(csv.reader(io.StringIO(text))))
     table = folder / "predictions.csv"
     split = config.get("split") if isinstance(config, dict) else None
     if split not in SPLITS:
@@ -254,16 +255,19 @@ def read_evaluation(folder: Path, model: TrainedModel) -> Evaluation:
         raise CardError(f"{folder / 'metrics.json'}: it does not hold one number for each metric")
     width = len(model.genres)
     header = [unguard(cell) for cell in rows[0]] if rows else []
-    if tuple(header[-width:]) != model.genres or header[2:4] != ["true", "predicted"]:
+    if header[2:4] != ["true", "predicted"] or header[-width:] != score_columns(
+        model.genres, header[:-width]
+    ):
         raise CardError(f"{table}: its genres are not those of the checkpoint")
     places = {genre: place for place, genre in enumerate(model.genres)}
+    separator = separator_of(model.genres)
     scores = np.empty((len(rows) - 1, width), dtype=np.float32)
     targets, predicted = np.zeros_like(scores), np.zeros_like(scores)
     for place, cells in enumerate(rows[1:]):
         try:
             scores[place] = [float(cell) for cell in cells[-width:]]
             for cell, into in ((cells[2], targets), (cells[3], predicted)):
-                for genre in filter(None, unguard(cell).split("|")):
+                for genre in filter(None, unguard(cell).split(separator)):
                     into[place, places[genre]] = 1
         except (ValueError, KeyError, IndexError) as error:
             raise CardError(f"{table}: row {place + 2} can't be read ({error})") from error

@@ -242,6 +242,7 @@ class GenrePredictor:
             Predictions, in order.
 
         Raises:
+            TypeError: a movie is neither of the two.
             Exception: those of :meth:`predict`.
         """
         return self._predictions(movies, errors, BATCH_SIZE)
@@ -316,7 +317,7 @@ class GenrePredictor:
         self, movies: Iterable[Movie], strict: bool, batch_size: int = BATCH_SIZE
     ) -> Iterator[_Answer]:
         """Answers in order; a worker takes a batch all the way, a few are begun ahead."""
-        numbered = enumerate(map(_by_column, movies), 1)
+        numbered = ((number, _by_column(number, movie)) for number, movie in enumerate(movies, 1))
         waiting: deque[Future[list[_Answer]]] = deque()
         try:
             while True:
@@ -420,16 +421,27 @@ def find_device(device: str | torch.device) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(device)
-        torch.empty(0, device=found)
+        torch.empty(0, device=found).cpu()  # "meta" has no numbers to give back
+    except TypeError as error:
+        raise PredictionError(
+            f'device must be a name such as "cpu", "cuda" or "auto", not {device!r}'
+        ) from error
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise PredictionError(f"device {str(device)!r} can't be used here ({reason})") from error
+        raise PredictionError(
+            f"device {str(device)!r} can't be used here ({reason}); name another one, or auto"
+        ) from error
     return found
 
 
-def _by_column(movie: Movie) -> Mapping[str, Value | None]:
+def _by_column(number: int, movie: Any) -> Mapping[str, Value | None]:
     if isinstance(movie, Mapping):
         return movie
+    if not isinstance(movie, (tuple, list)) or len(movie) != 2:
+        raise TypeError(
+            f"movie {number} must be (title, poster), or a dict of its values by column, "
+            f"not {movie!r:.100}"
+        )
     title, poster = movie
     return {TITLE: title, POSTER: poster}
 

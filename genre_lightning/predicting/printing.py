@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from genre_lightning.comparison.run import printable
 from genre_lightning.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def score_line(predictor: GenrePredictor, prediction: Prediction, genre: str) ->
 def short_lines(predictor: GenrePredictor, prediction: Prediction) -> Iterator[str]:
     """The genres predicted, or the likeliest one where none is."""
     if prediction.problem:
-        yield f"  problem: {prediction.problem}"
+        yield f"  problem: {printable(prediction.problem)}"
     for genre, _ in prediction.ranked()[: max(1, len(prediction.genres))]:
         yield score_line(predictor, prediction, genre)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import signal
 import sys
 from collections import deque
@@ -125,6 +126,8 @@ def writing(path: Path) -> Iterator[Any]:
     It appears under its name once the block has ended, and not if that raises or is killed.
     """
     if path == STREAM:
+        if isinstance(sys.stdout, io.TextIOWrapper):  # as we read it, whatever the terminal has
+            sys.stdout.reconfigure(encoding="utf-8")
         yield csv.writer(sys.stdout, lineterminator="\n")
         sys.stdout.flush()
         return

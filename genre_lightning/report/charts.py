@@ -17,6 +17,8 @@ from genre_lightning.page.svg import Scale, circle, line, svg, words
 from genre_lightning.report.statistics import Interval, Reliability
 
 _TICKS = (0.0, 0.25, 0.5, 0.75, 1.0)
+#: Characters of a genre's name beside a square of genres.
+_NAME = 22
 
 
 @dataclass(frozen=True)
@@ -204,15 +206,17 @@ def reliability_panel(name: str, bins: Reliability, *, large: bool = False) -> M
 def heat_map(name: str, shares: np.ndarray, labels: Sequence[str]) -> Markup:
     """A square of labelled, coloured cells: (G, G) in [0, 1], nan left blank."""
     cell = 18 if len(labels) <= 20 else 14
-    edge = 10 + int(6.6 * max(len(label) for label in labels))
+    # Cells say the whole name; beside long ones nothing would be left of the square.
+    short = [name if len(name) <= _NAME else f"{name[: _NAME - 1]}…" for name in labels]
+    edge = 10 + int(6.6 * max(map(len, short)))
     size = edge + cell * len(labels) + 2
     parts = []
     for i, label in enumerate(labels):
         middle = edge + cell * (i + 0.5)
-        parts.append(words("tick", edge - 5, middle + 3.5, label, anchor="end"))
+        parts.append(words("tick", edge - 5, middle + 3.5, short[i], anchor="end"))
         parts.append(
             f'<text class="tick" transform="translate({middle + 3.5:.1f} {edge - 5}) rotate(-90)">'
-            f"{escape(label)}</text>"
+            f"{escape(short[i])}</text>"
         )
         for j, other in enumerate(labels):
             share = float(shares[i, j])

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from genre_lightning.cells import guard, guarded
+from genre_lightning.cells import guard, guarded, score_columns, separator_of
 from genre_lightning.checkpoint.model import TrainedModel
 from genre_lightning.data.datamodule import MovieDataModule
 from genre_lightning.files import whole_file
@@ -158,15 +158,16 @@ def write_evaluation(
     with whole_file(folder / "predictions.csv") as file:
         table = csv.writer(file)
         columns = [name for name in model.columns if name != "title"]
-        flags = [f"has_{name}" for name in columns]
-        table.writerow(guarded(["id", "title", "true", "predicted", *flags, *model.genres]))
+        heads = ["id", "title", "true", "predicted", *(f"has_{name}" for name in columns)]
+        table.writerow(guarded([*heads, *score_columns(model.genres, heads)]))
+        separator = separator_of(model.genres)
         present = [data.states(name) == "present" for name in columns]
         for row, values, target in zip(
             scores.rows.tolist(), scores.scores, scores.targets, strict=True
         ):
             predicted = values >= model.thresholds
             names = [
-                "|".join(genre for genre, on in zip(model.genres, mask, strict=True) if on)
+                separator.join(genre for genre, on in zip(model.genres, mask, strict=True) if on)
                 for mask in (target > 0, predicted)
             ]
             numbers = [f"{value:.6f}" for value in values.tolist()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +71,13 @@ def _no_option(group: str, option: str, conf: str | Path) -> str:
 
 def _unknown(key: str, conf: str | Path, config: str, arguments: Sequence[str]) -> str:
     others = [one for one in arguments if re.match(r"[\w+~]", one) and not _sets(one, key)]
+    choices = [one for one in others if "." not in one.partition("=")[0]]
     with initialize_config_dir(str(conf), version_base=VERSION_BASE):
-        try:
-            composed = compose(config, others, return_hydra_config=True)
-        except HydraException:  # of another slip, which is named once this one is gone
-            composed = compose(config, return_hydra_config=True)
+        for chosen in (others, choices, []):
+            # It fails for another slip, which is named once this one is gone.
+            with suppress(HydraException):
+                composed = compose(config, chosen, return_hydra_config=True)
+                break
         groups = list(_groups(GlobalHydra.instance().config_loader()))
     plain = OmegaConf.to_container(composed, resolve=False)
     assert isinstance(plain, dict)

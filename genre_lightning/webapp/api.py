@@ -36,6 +36,7 @@ import base64
 import binascii
 import io
 import json
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,8 @@ MAX_CHARACTERS = 20_000
 
 #: Longer side of a heat map's picture in pixels: twice as large as it is shown, for sharp screens.
 _PICTURE_SIDE = 512
+#: Half of a surrogate pair, as an emoji that was cut leaves it; no text that can be written has it.
+_LONE = re.compile("[\ud800-\udfff]")
 #: Texts that may be embedded to explain one branch: the page waits for the answer.
 _TEXTS = 48
 
@@ -127,6 +130,10 @@ def read_movie(predictor: GenrePredictor, body: bytes) -> dict[str, str | bytes]
     for name, value in given.items():
         if value is None or value == "":
             continue
+        texts = [name, value] if isinstance(value, str) and kinds.get(name) != "poster" else [name]
+        if any(map(_LONE.search, texts)):
+            message = f"The column {name!a:.100} has half of a character in it: write it again."
+            raise ApiError(400, "bad_request", message)
         if not isinstance(value, str):
             raise ApiError(400, "bad_request", f"The column {name:.100} is no text.")
         if kinds.get(name) == "poster":

@@ -43,6 +43,17 @@ def test_the_command_writes_into_a_sweep_and_never_into_a_run(
     assert read_csv(tmp_path / "out") == read_csv(tree)
 
 
+def test_where_nothing_can_be_written_another_folder_is_asked_for(
+    sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "file"
+    out.write_text("")
+    assert command.main([str(sweep), "--out", str(out)]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {out}: the leaderboard can't be written there (")
+    assert told.endswith("); name another folder by --out\n")
+
+
 def test_it_needs_neither_torch_nor_lightning(sweep: Path, tmp_path: Path, repository: Path):
     code = (
         "import sys; from genre_lightning.comparison.command import main;"

@@ -29,7 +29,7 @@ def pages(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
         settings = {
             "optimizer.lr": 10 ** (-4 + number % 37 / 18),
             "model.dropout": number % 11 / 20,
-            "model.kind": "ab"[number % 2],
+            "model.kind": ("a", "b" * 70)[number % 2],
         }
         values = [0.2 + (number * 7919 % 200) / 1000 * epoch / 30 for epoch in range(30)]
         write_run(

@@ -124,6 +124,13 @@ def test_different_monitors_are_said_and_a_metric_can_be_chosen(tmp_path: Path):
     assert [group.mean for group in chosen.groups] == [0.35, 0.3, 0.25] and chosen.notes == ()
     with pytest.raises(UserError, match="no run has val/f2; there are: val/f1_micro, val/loss"):
         compare([tmp_path], metric="val/f2")
+    with pytest.raises(UserError, match="no run has test/f2; there are: test/map_macro"):
+        compare([tmp_path], metric="test/f2")
+    found = compare([tmp_path], columns=["val/loss", "f1_micro"])
+    assert [note for note in found.notes if "column" in note] == [
+        "The column f1_micro is empty: no run has f1_micro; there are: val/f1_micro, val/loss, "
+        "val/map_macro"
+    ]
 
 
 def test_lists_of_branches_are_one_key(tmp_path: Path) -> None:

@@ -109,6 +109,11 @@ def test_columns_without_a_name_are_left_out(manifest):
         pytest.param("title,title,poster,genres\n", r"'title' comes more than once", id="double"),
         pytest.param(HEADER + "A,,Drama\n,,Drama\n", r"csv:3, column title: empty", id="title"),
         pytest.param(HEADER + "A,,\n", r"csv:2, column genres: empty", id="genres"),
+        pytest.param(
+            HEADER + "A,,War\nB,,War|Sci\u00a0Fi\n",
+            r"csv:3, column genres: 'Sci\\xa0Fi' has .* \(U\+00A0\)",
+            id="invisible",
+        ),
         pytest.param(HEADER + "A,, | \n", r"csv:2, column genres: empty", id="genres-of-bars"),
         pytest.param(HEADER + "A,\n", r"csv:2: 2 cells, but the header has 3", id="short"),
         pytest.param(HEADER + "B, The,,C\n", r"csv:2: 4 cells.*needs quotes", id="comma-in-title"),

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -251,6 +252,57 @@ def test_a_csv_file_is_predicted_row_by_row(
     assert [path.name for path in tmp_path.iterdir()] == ["out.csv"]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="names of files are bytes there alone")
+def test_a_file_name_in_another_encoding_costs_no_other_movie(
+    tiny_checkpoint: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    for name in (b"L\xe9on.png", b"red\x1b[31m.png"):
+        shutil.copy(folder / "Heat (1995).png", tmp_path / os.fsdecode(name))
+    out = tmp_path / "out.csv"
+    assert main([str(tiny_checkpoint), "--folder", str(tmp_path), "--out", str(out)]) == 0
+    _, rows = read_csv(out)
+    assert [row["poster"] for row in rows] == [r"L\udce9on.png", "red\x1b[31m.png"]
+    capsys.readouterr()
+    assert main([str(tiny_checkpoint), "--folder", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert r"L\udce9on" in printed and r"red\x1b[31m" in printed
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_whatever_the_terminals_encoding_all_is_printed_and_csv_is_utf_8(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
+):
+    source = tmp_path / "in.csv"
+    source.write_text("title\n日本 Léon\n", "utf-8")
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding))
+    assert main([str(tiny_checkpoint), "--title", "日本 Léon"]) == 0
+    assert main([str(tiny_checkpoint), "--csv", str(source), "--out", "-"]) == 0
+    first, *_, last = printed.getvalue().splitlines()
+    assert rb"\u65e5\u672c L" in first and last.startswith("日本 Léon,".encode())
+
+
+def test_genres_are_told_apart_whatever_they_are_called(
+    make_checkpoint: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    checkpoint = make_checkpoint(poster=None)
+    changed = torch.load(checkpoint, weights_only=True)
+    names = ["Title", "Sci|Fi", "Drama", "problem"]
+    changed["genre_lightning"] |= {"genres": names, "thresholds": [0.0] * 4}
+    torch.save(changed, checkpoint)
+    source, out = tmp_path / "in.csv", tmp_path / "out.csv"
+    source.write_text("title\nHeat (1995)\n")
+    assert main([str(checkpoint), "--csv", str(source), "--out", str(out)]) == 0
+    columns, (row,) = read_csv(out)
+    own = ["title", "predicted", "problem"]
+    assert columns == [*own, "genre Title", "Sci|Fi", "Drama", "genre problem"]
+    assert row["title"] == "Heat (1995)" and sorted(row["predicted"].split(";")) == sorted(names)
+    assert "note: in the column predicted ';' joins genres" in capsys.readouterr().err
+    source.with_name("Heat (1995).jpg").write_bytes(b"not looked at")
+    assert main([str(checkpoint), "--folder", str(tmp_path), "--out", str(out)]) == 0
+    assert read_csv(out)[0] == ["title", "poster", *columns[1:]]
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 def test_a_csv_file_may_have_titles_alone(tiny_checkpoint: Path, tmp_path: Path, encoding: str):
     source = tmp_path / "in.csv"
@@ -269,6 +321,7 @@ def test_a_csv_file_may_have_titles_alone(tiny_checkpoint: Path, tmp_path: Path,
     [
         (b"", "none of the columns title, poster that the model looks at"),
         (b"name,year\nHeat,1995\n", "none of the columns title, poster that the model looks at"),
+        (b"title;year\nHeat;1995\n", "'title;year'; columns are separated by commas"),
         (b"title,title\nHeat,Heat\n", "two columns named 'title'"),
         (b"title,Drama\nHeat,1\n", "column 'Drama' is one that the output adds"),
         (b"title,PREDICTED\nHeat,1\n", "column 'predicted' is one that the output adds"),
@@ -284,6 +337,7 @@ def test_a_csv_file_may_have_titles_alone(tiny_checkpoint: Path, tmp_path: Path,
     ids=[
         "empty",
         "columns",
+        "semicolons",
         "twice",
         "taken",
         "taken in another case",

@@ -67,7 +67,9 @@ def tables(text: str) -> list[dict[str, dict[str, str]]]:
     return found
 
 
-def write_evaluation(folder: Path, checkpoint: Path, seed: int = 0, **change: Any) -> np.ndarray:
+def write_evaluation(
+    folder: Path, checkpoint: Path, seed: int = 0, separator: str = "|", **change: Any
+) -> np.ndarray:
     """An evaluation of 40 movies as evaluate.py writes it; gives its scores and targets."""
     model = load_model(checkpoint)
     generator = np.random.default_rng(seed)
@@ -81,13 +83,14 @@ def write_evaluation(folder: Path, checkpoint: Path, seed: int = 0, **change: An
     (folder / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config))
     with (folder / "predictions.csv").open("w", newline="") as file:
         table = csv.writer(file)
-        table.writerow(["id", "title", "true", "predicted", *model.genres])
+        heads = ["genre title" if genre == "title" else genre for genre in model.genres]
+        table.writerow(["id", "title", "true", "predicted", *heads])
         for n in range(shape[0]):
             names = [
-                "|".join(g for g, on in zip(model.genres, mask[n], strict=True) if on)
+                separator.join(g for g, on in zip(model.genres, mask[n], strict=True) if on)
                 for mask in (targets, decided)
             ]
-            table.writerow([n, f"Movie {n}", *names, *(f"{x:.6f}" for x in scores[n])])
+            table.writerow([n, f"Mov\u2028ie {n}", *names, *(f"{x:.6f}" for x in scores[n])])
     averages = ("micro", "macro", "samples", "weighted")
     found = {f"f1_{a}": f1_score(targets, decided, average=a, zero_division=0) for a in averages}
     for name in ("precision", "recall"):
@@ -162,6 +165,17 @@ def test_an_evaluation_of_another_model_is_refused(make_checkpoint: Make, tmp_pa
     torch.save(changed, other)
     with pytest.raises(CardError, match="genres are not those"):
         model_card(other, [tmp_path / "scored"])
+
+
+def test_genres_may_have_a_separator_or_a_column_in_their_name(
+    make_checkpoint: Make, tmp_path: Path
+):
+    checkpoint = make_checkpoint(poster=None)
+    changed = torch.load(checkpoint, weights_only=True)
+    changed["genre_lightning"]["genres"] = ["Sci|Fi", "title", "Drama", "Horror"]
+    torch.save(changed, checkpoint)
+    write_evaluation(tmp_path / "scored", checkpoint, separator=";")
+    assert "40 movies" in model_card(checkpoint, [tmp_path / "scored"])
 
 
 @pytest.mark.parametrize(

@@ -340,6 +340,12 @@ def test_streams_take_pairs_beside_mappings(wider: GenrePredictor, posters: list
     assert pair.scores == pytest.approx(mapping.scores, abs=1e-6)
 
 
+@pytest.mark.parametrize("movie", ["ab", "abc", b"ab", None, ("Heat",), ("Heat", None, None)])
+def test_a_stream_of_something_else_is_refused_by_number(predictor: GenrePredictor, movie: Any):
+    with pytest.raises(TypeError, match=r"^movie 2 must be \(title, poster\), or a dict"):
+        list(predictor.stream([("Heat", None), movie]))
+
+
 def test_a_column_that_no_branch_looks_at_is_refused(wider: GenrePredictor):
     with pytest.raises(ValueError, match="'synposis': it looks at title, poster, synopsis"):
         wider.predict(["Heat"], synposis=["A thief."])
@@ -446,10 +452,11 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path):
         GenrePredictor.from_checkpoint(path)
 
 
-@pytest.mark.parametrize("device", ["nonsense", "cuda:99", "meta:x"])
-def test_a_device_that_is_not_there_is_refused(tiny_checkpoint: Path, device: str):
-    with pytest.raises(PredictionError, match="can't be used here"):
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99", "meta:x", "meta", "", None, 1.5])
+def test_a_device_that_is_not_there_is_refused(tiny_checkpoint: Path, device: Any):
+    with pytest.raises(PredictionError, match=f"^device .*{device}.*") as caught:
         GenrePredictor.from_checkpoint(tiny_checkpoint, device)
+    assert "auto" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_workers_are_at_least_one(tiny_checkpoint: Path):

@@ -35,3 +35,16 @@ def test_nothing_in_it_is_a_formula_and_all_is_read_back(
     assert found[0].cells["id"] == f"@{rows[0]}"
     _, found = read_table(tmp_path / "per_genre.csv", ["genre"])
     assert [row.cells["genre"] for row in found] == genres
+
+
+def test_genres_are_told_apart_whatever_they_are_called(
+    make_case: Callable[..., Any], tmp_path: Path
+) -> None:
+    genres = ["Sci|Fi", "has_poster", "title"]
+    case = make_case(["A", "B", "C"], ("name", "picture"))
+    write_evaluation(tmp_path, replace(case.model, genres=genres), case.data, case.scores)
+    columns, found = read_table(tmp_path / "predictions.csv", ["title"])
+    assert columns[-3:] == ["sci|fi", "genre has_poster", "genre title"]
+    for row, scores, targets in zip(found, case.scores.scores, case.scores.targets, strict=True):
+        assert float(row.cells["genre title"]) == round(float(scores[2]), 6)
+        assert row.cells["true"] == ";".join(g for g, on in zip(genres, targets, strict=True) if on)

@@ -20,6 +20,7 @@ import genre_lightning.page
 import genre_lightning.report
 from genre_lightning.models.label_sets import LabelSets
 from genre_lightning.models.stacking import Stacking
+from genre_lightning.report.charts import heat_map
 from genre_lightning.report.numbers import number, signed
 from genre_lightning.report.page import render_report, write_report
 from genre_lightning.scoring.metrics import genre_metrics
@@ -97,7 +98,7 @@ def test_names_stay_text(page_file: Path):
 
 def test_a_genre_without_positives_shows_dashes(page_file: Path):
     html = page_file.read_text("utf-8")
-    row = html[html.index('<th scope="row">Horror</th>') :].partition("</tr>")[0]
+    row = html[html.index('title="Horror">Horror</th>') :].partition("</tr>")[0]
     cells = re.findall(r"<td[^>]*>(.*?)</td>", row)
     f1, _, _, recall, ap, support = cells[:6]
     assert (f1, recall, ap, support) == ("–", "–", "–", "0")
@@ -234,6 +235,14 @@ def test_evaluate_writes_the_report_beside_the_numbers(
     html = (tmp_path / "out" / "report.html").read_text("utf-8")
     assert f"{metrics['f1_micro']:.3f}" in html
     assert "python evaluate.py ckpt_path=" in html
+
+
+def test_a_long_name_leaves_room_for_the_square_of_genres():
+    names = ["Action", "x" * 150]
+    drawn = heat_map("pairs", np.ones((2, 2)), names)
+    view = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', drawn)
+    assert view is not None and float(view[1]) == float(view[2]) < 240
+    assert f"{names[1]}, Action: 100%" in drawn and ">Action</text>" in drawn
 
 
 @pytest.fixture

@@ -70,6 +70,9 @@ SLIPS = {
     "hydra.run.dri=x": "did you mean hydra.run.dir?",
     "zzz=1": "there is no setting zzz; --help shows all, and +zzz=... adds one",
     "model.branches.title_tfidf.zzz=1": "title_tfidf.zzz; model.branches.title_tfidf has input",
+    "model=title model.branches.poster_resnet.a=1 model.branches.poster_resnet.b=1": (
+        "no setting model.branches.poster_resnet.a; --help shows all"
+    ),
     "optimizer.lr=1,2": "optimizer.lr=1,2 names several values: -m sweeps over them",
     "seed={": "seed={ can't be read: an override is key=value",
     "ckpt_path=none.ckpt": "none.ckpt: there is no such file",
@@ -91,7 +94,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], str]
     repository = Path(__file__).resolve().parents[2]
     folder = tmp_path_factory.mktemp("slips")
     (folder / "file").write_text("")
-    calls = [("train", [slip]) for slip in SLIPS]
+    calls = [("train", slip.split()) for slip in SLIPS]
     calls += [
         ("evaluate", [slip, *(["ckpt_path=file"] if "ckpt" not in slip else [])] if slip else [])
         for slip in EVALUATIONS

@@ -174,6 +174,8 @@ def test_heat_maps_have_the_posters_proportions_and_differ(served: Served, poste
         ("/api/predict", b"[" * 100_000, 400, "bad_request"),
         ("/api/predict", b"[]", 400, "bad_request"),
         ("/api/predict", b'{"title": 7}', 400, "bad_request"),
+        ("/api/predict", rb'{"title": "Heat \ud83d"}', 400, "bad_request"),
+        ("/api/predict", rb'{"\ud83d": 7}', 400, "bad_request"),
         ("/api/predict", b'{"poster": "no base64!"}', 400, "bad_request"),
         ("/api/predict", '{"poster": "é"}'.encode(), 400, "bad_request"),
         (HEAT + "&genre=Action", b"a text and no picture", 415, "not_an_image"),
