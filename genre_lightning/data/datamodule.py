@@ -211,9 +211,9 @@ class MovieDataModule(pl.LightningDataModule):
         store = Store(self.cache_dir, self.workers)
         self.features: dict[str, Features] = {}
         for branch, given in self.inputs.items():
+            values = self._values(movies, branch)
             found = None if earlier is None else earlier.opened(given)
             if found is None:
-                values = self._values(movies, branch)
                 found = given.open(values, self.splits["train"], store)
             self.features[branch] = found
         if len(self._lacking) == len(self.inputs) > 0:
