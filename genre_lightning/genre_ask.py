@@ -109,10 +109,11 @@ def ask(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         console.print(part)
     movies = data.movie_set
     check_shown(movies, plain["show"])
+    asked = choose_rows(data.splits[cfg.split], cfg.limit, "limit")
     rows = {
         "val": choose_rows(data.splits["val"], cfg.val_limit, "val_limit"),
         "train": choose_rows(data.splits["train"], cfg.train_limit, "train_limit", 0),
-        cfg.split: choose_rows(data.splits[cfg.split], cfg.limit, "limit"),
+        cfg.split: asked,
     }
     prompt, poster = Prompt(**plain["prompt"]), PosterFormat(**plain["poster"])
     questioner = Questioner(

@@ -377,7 +377,7 @@ class MovieDataModule(pl.LightningDataModule):
         if self.validates_by_folds:
             lines.append(f"validation: {self.folds} folds of train")
         learnt_from = len(self.splits["train"])
-        if self.batch_size is not None and self.batch_size > learnt_from:
+        if self.inputs and self.batch_size is not None and self.batch_size > learnt_from:
             lines.append(
                 f"data.batch_size={self.batch_size} is more than the {learnt_from} movies of "
                 "train: an epoch is one batch of all of them"

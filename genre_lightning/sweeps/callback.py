@@ -111,7 +111,9 @@ class SweepCallback(Callback):
         self.over = threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)
         self.thread.start()
-        self.compose_again = compose_what_jobs_share_once(keep=True)
+        # Of Optuna's jobs none is composed to be checked before.
+        checks_first = config.hydra.sweeper._target_.endswith(".BasicSweeper")
+        self.compose_again = compose_what_jobs_share_once(keep=checks_first)
         self.handlers = catch_signals({signal.SIGTERM, *ending_signals()}, self._stop)
         if config.hydra.launcher._target_.endswith(".JoblibLauncher"):
             _have_workers_end_with_us()

@@ -27,7 +27,7 @@ def compose_what_jobs_share_once(keep: bool) -> Callable[[], None]:
     It holds for the rest of the process, or until it is undone; a second call changes nothing.
 
     Args:
-        keep: a configuration that was composed to be checked until it is composed to be run, as
+        keep: a configuration that was composed to be checked until it is composed to be run, where
             this process does both.
 
     Returns:
