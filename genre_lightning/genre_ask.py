@@ -144,10 +144,11 @@ def rows_by_split(cfg: DictConfig, data: MovieDataModule) -> dict[str, np.ndarra
     """By split, (n,) int64: the movies to ask about."""
     from genre_lightning.ask.run import choose_rows
 
+    asked = choose_rows(data.splits[cfg.split], cfg.limit, "limit")
     return {
         "val": choose_rows(data.splits["val"], cfg.val_limit, "val_limit"),
         "train": choose_rows(data.splits["train"], cfg.train_limit, "train_limit", 0),
-        cfg.split: choose_rows(data.splits[cfg.split], cfg.limit, "limit"),
+        cfg.split: asked,
     }
 
 

@@ -184,7 +184,7 @@ def test_killed_and_begun_again_each_movie_is_asked_about_once(
     assert result_of(run)["status"] == "interrupted"
     kept = (run / "answers.jsonl").read_text().count("\n")
     loopback.answer = lambda number, body: good(body)
-    ended(start(tmp_path, loopback.url, *settings))
+    assert "data.batch_size" not in ended(start(tmp_path, loopback.url, *settings))
     counts = Counter(loopback.shown())
     assert len(counts) == 12 + 7  # test and val
     again = {text: count for text, count in counts.items() if count > 1}
@@ -221,9 +221,10 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(loopback: Loopback, tmp_path:
     [
         (["model.name=null"], 200, "model must be given"),
         (["show=[synopsis]"], 200, "show: no movie of the dataset has a column 'synopsis'"),
+        (["limit=0"], 200, "(?<!val_)limit=0 must be a whole number"),
         ([], 401, "it may want a key.*401, no key given"),
     ],
-    ids=["no model", "column", "refused"],
+    ids=["no model", "column", "limit", "refused"],
 )
 def test_errors_are_one_sentence(
     overrides: list[str], status: int, message: str, loopback: Loopback, tmp_path: Path

@@ -283,7 +283,7 @@ class ChatServer:
                     f"{self.base_url} answers with a web page, not with JSON ({_plain(text)}): "
                     "is base_url right? It usually ends in /v1"
                 ) from None
-            raise _TryAgain(f"its answer is no whole JSON: {_plain(text)}") from None
+            raise _TryAgain(f"its answer is no whole JSON: {_plain(text) or 'empty'}") from None
         if not isinstance(data, dict):
             raise _TryAgain(f"its answer is no JSON object: {_plain(text)}")
         if data.get("error"):

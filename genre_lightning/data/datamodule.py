@@ -183,9 +183,9 @@ class MovieDataModule(pl.LightningDataModule):
         store = Store(self.cache_dir, self.workers)
         self.features: dict[str, Features] = {}
         for branch, given in self.inputs.items():
+            values = self._values(movies, branch)
             found = None if earlier is None else earlier.features_of(given)
             if found is None:
-                values = self._values(movies, branch)
                 found = given.open(values, self.splits["train"], store)
             self.features[branch] = found
         if len(self._empty_branch_notes) == len(self.inputs) > 0:
@@ -330,7 +330,7 @@ class MovieDataModule(pl.LightningDataModule):
         if self.validates_by_folds:
             lines.append(f"validation: {self.folds} folds of train")
         learnt_from = len(self.splits["train"])
-        if self.batch_size is not None and self.batch_size > learnt_from:
+        if self.inputs and self.batch_size is not None and self.batch_size > learnt_from:
             lines.append(
                 f"data.batch_size={self.batch_size} is more than the {learnt_from} movies of "
                 "train: an epoch is one batch of all of them"

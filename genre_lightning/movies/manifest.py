@@ -57,7 +57,8 @@ def read_manifest(path: str | Path, genre_separator: str | None = None) -> Movie
 
     Raises:
         DataError: no file, another encoding than UTF-8, a column missing in the header, a row that
-            can't be used, or genres that are joined by something else. Row numbers are those a
+            can't be used, genres that are joined by something else, or two that differ in capitals
+            alone. Row numbers are those a
             spreadsheet shows: the header is row 1, and a cell with line breaks in it is still in
             one row.
     """
@@ -71,7 +72,23 @@ def read_manifest(path: str | Path, genre_separator: str | None = None) -> Movie
         raise DataError(f"{path.name} has a header but no movies")
     movie_set = MovieSet(movies, tuple(sorted({g for movie in movies for g in movie.genres})))
     check_movies(movie_set)
+    _check_spelling(movie_set)
     return movie_set
+
+
+def _check_spelling(movie_set: MovieSet) -> None:
+    """Refuse genres that differ in capitals alone: they would be learnt and scored as two."""
+    spelt: dict[str, str] = {}
+    for genre in movie_set.genres:
+        other = spelt.setdefault(genre.casefold(), genre)
+        if other != genre:
+            first, second = (
+                next(movie.where for movie in movie_set.movies if name in movie.genres)
+                for name in (other, genre)
+            )
+            raise DataError(
+                f"{second}, column genres: {genre!r} is {other!r} at {first}: write both alike"
+            )
 
 
 def _checked_separator(given: Any) -> str:

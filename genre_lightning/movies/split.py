@@ -61,7 +61,7 @@ def split_movies(
         if not len(unassigned):
             raise DataError(
                 "the test split is empty: no movie is marked test, and none is left unassigned to "
-                "take it from"
+                "take it from; mark some test, or leave some cells of the column split empty"
             )
         unassigned, rows["test"] = _take(unassigned, labels, "test", test_fraction, seed)
     rows["train"] = np.sort(np.concatenate([rows["train"], unassigned]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -110,11 +110,12 @@ FIXED: dict[str, tuple[Any, str]] = {
 }
 
 
-def check_settings(cfg: DictConfig) -> None:
+def check_settings(cfg: DictConfig, swept: Container[str] = ()) -> None:
     """Refuse what can't be used, whatever the data are.
 
     Args:
         cfg: a composed configuration of train.py or evaluate.py, with Hydra's own part or without.
+        swept: settings that only the jobs of the sweep will have.
 
     Raises:
         SettingError: naming the setting, its value and what it has to be.
@@ -127,7 +128,7 @@ def check_settings(cfg: DictConfig) -> None:
             if plain.get(key) is None:
                 raise SettingError(f"{key} can't be left out of a training")
     for key in _missing(plain):
-        if key not in FILLED_IN:
+        if key not in FILLED_IN and key not in swept:
             raise SettingError(f"{key} has to be given: {key}=...")
     for key, (words, holds) in RULES.items():
         value = OmegaConf.select(cfg, key)

@@ -28,6 +28,7 @@ from genre_lightning.runs.composing import (
     known_to_be_a_sweep,
 )
 from genre_lightning.runs.config_errors import VERSION_BASE, explain_error
+from genre_lightning.runs.naming import sweep_overrides
 from genre_lightning.runs.places import best_checkpoint, last_checkpoint, starting_point
 
 #: With "1" Hydra raises what it would print, and the traceback of everything is shown.
@@ -159,7 +160,9 @@ class CheckTraining(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         with _refusing():
-            check_settings(config)
+            overrides = sweep_overrides(config.hydra)
+            swept = [key for key, one in overrides.items() if one.is_sweep_override()]
+            check_settings(config, swept)
             check_folder(_folder(config, "sweep"))
 
 

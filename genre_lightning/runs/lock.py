@@ -11,6 +11,10 @@ from genre_lightning.errors import UserError
 LOCK = ".lock"
 
 
+class TakenError(UserError):
+    """Another process trains in a run folder, or has just done so."""
+
+
 def is_running(folder: str | Path) -> bool:
     """Whether a process is training in this run folder now.
 
@@ -35,7 +39,7 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold the lock of a run folder while the block runs.
 
     Raises:
-        UserError: another process holds it.
+        TakenError: another process holds it.
     """
     from filelock import FileLock, Timeout
 
@@ -44,7 +48,7 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise UserError(
+        raise TakenError(
             f"another process is training in {folder}: wait for it or stop it, or name another "
             "folder by hydra.run.dir"
         ) from None

@@ -106,6 +106,17 @@ def parsed(overrides: Iterable[str]) -> list[Override]:
     return found
 
 
+def sweep_overrides(hydra: Any) -> dict[str, Override]:
+    """The overrides of a sweep by key: of a ready-made one its own, then those of the command.
+
+    Args:
+        hydra: ``cfg.hydra``.
+    """
+    ready = hydra.sweeper.get("params") or {}
+    given = [*(f"{key}={value}" for key, value in ready.items()), *hydra.overrides.task]
+    return {key_of(override): override for override in parsed(given)}
+
+
 def key_of(override: Override) -> str:
     """The key, without "+" for adding it; "~" for removing it stays."""
     key: str = override.get_key_element().lstrip("+")

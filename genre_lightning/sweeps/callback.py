@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from genre_lightning.errors import UserError
 from genre_lightning.files import FullDiskError, remove_unfinished, whole_file
 from genre_lightning.runs.commands import shell_command
-from genre_lightning.runs.naming import key_of, parsed, read_command, result_settings
+from genre_lightning.runs.naming import read_command, result_settings, sweep_overrides
 from genre_lightning.runs.process import (
     catch_signals,
     end_with,
@@ -37,7 +37,7 @@ from genre_lightning.runs.process import (
 )
 from genre_lightning.runs.settings import changes_no_result
 from genre_lightning.sweeps.composing import compose_what_jobs_share_once
-from genre_lightning.sweeps.journal import Journal, line
+from genre_lightning.sweeps.journal import SAME, Journal, line
 from genre_lightning.sweeps.processes import check_started
 
 #: Files of a sweep's folder that are there before any job is.
@@ -70,10 +70,7 @@ class SweepCallback(Callback):
         from filelock import FileLock, Timeout  # a single run, or none, does without
 
         check_started(config.hydra)
-        sweeper = config.hydra.sweeper
-        params = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
-        task = list(config.hydra.overrides.task)
-        overrides = {key_of(override): override for override in parsed([*params, *task])}
+        overrides = sweep_overrides(config.hydra)
         keys = [key for key, override in overrides.items() if override.is_sweep_override()]
         for key in filter(changes_no_result, keys):
             raise UserError(f"{key} changes no result, so there is no sweep over it")
@@ -89,10 +86,10 @@ class SweepCallback(Callback):
                 "name another sweep by sweep.name"
             ) from None
         remove_unfinished(self.folder)
-        self.total = sweeper.get("n_trials") or _number_of_jobs(overrides.values())
+        self.total = config.hydra.sweeper.get("n_trials") or _number_of_jobs(overrides.values())
         command = {
             "name": self.folder.name,
-            "overrides": task,
+            "overrides": list(config.hydra.overrides.task),
             "keys": keys,
             "log_scales": _log_scales(overrides),
             "fixed": self._first_fixed(overrides.values()),
@@ -114,7 +111,9 @@ class SweepCallback(Callback):
         self.over = threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)
         self.thread.start()
-        self.compose_again = compose_what_jobs_share_once(keep=True)
+        # Of Optuna's jobs none is composed to be checked before.
+        checks_first = config.hydra.sweeper._target_.endswith(".BasicSweeper")
+        self.compose_again = compose_what_jobs_share_once(keep=checks_first)
         self.handlers = catch_signals({signal.SIGTERM, *ending_signals()}, self._stop)
         if config.hydra.launcher._target_.endswith(".JoblibLauncher"):
             _have_workers_end_with_us()
@@ -168,7 +167,7 @@ class SweepCallback(Callback):
         if resumed:
             parts.append(f"{resumed} of them resumed")
         print(f"{shell_command(self.folder)}: {', '.join(parts)}")
-        if set(counts) <= {"completed", "already finished"}:
+        if set(counts) <= {"completed", "already finished", SAME}:
             return 0
         print(RESUMES, flush=True)
         return int(stops[0] or 1) if stops else 1
@@ -194,12 +193,17 @@ class SweepCallback(Callback):
         release_signals(self.handlers)
         self.journal.write("stopping", code=128 + number)
         events = self.journal.read()
-        ended = {event.get("folder") for event in events if event["status"] != "started"}
+
+        def job(event: Mapping[str, Any]) -> tuple[Any, Any]:
+            # By its process as well: of two with the same values one ends at once.
+            return event.get("folder"), event.get("pid")
+
+        ended = {job(event) for event in events if event["status"] != "started"}
         for event in events:
             elsewhere = (
                 event.get("pid") != os.getpid() and event.get("host") == socket.gethostname()
             )
-            if event["status"] == "started" and event["folder"] not in ended and elsewhere:
+            if event["status"] == "started" and job(event) not in ended and elsewhere:
                 try:
                     os.kill(event["pid"], signal.SIGTERM)
                 except ProcessLookupError:

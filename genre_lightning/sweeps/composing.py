@@ -27,7 +27,7 @@ def compose_what_jobs_share_once(keep: bool) -> Callable[[], None]:
     It holds for the rest of the process, or until it is undone; a second call changes nothing.
 
     Args:
-        keep: a configuration that was composed to be checked until it is composed to be run, as
+        keep: a configuration that was composed to be checked until it is composed to be run, where
             this process does both.
 
     Returns:
@@ -84,6 +84,9 @@ class _Shared:
         self._chosen: dict[tuple[str, ...], DictConfig] = {}
         self._parsed: dict[str, Override] = {}
         self._kept: dict[tuple[str, ...], DictConfig] = {}
+        #: Jobs that were composed before. One that is there twice is then composed twice to be run:
+        #: Hydra makes a configuration that it runs read-only.
+        self._known: set[tuple[str, ...]] = set()
 
     def compose(self, overrides: list[str]) -> DictConfig:
         """What Hydra's ``load_sweep_config`` gives for a job's overrides."""
@@ -98,8 +101,9 @@ class _Shared:
         except (HydraException, OmegaConfBaseException):
             # The error as Hydra tells it.
             found = self._compose(self.loader, self.master, overrides)
-        if len(self._kept) < self.most_kept:
+        if key not in self._known and len(self._kept) < self.most_kept:
             self._kept[key] = found
+        self._known.add(key)
         return found
 
     def _composed(self, overrides: list[str]) -> DictConfig:

@@ -34,14 +34,14 @@ from genre_lightning.runs.checks import check_settings
 from genre_lightning.runs.commands import below_here, override, shell_command
 from genre_lightning.runs.config import written_config
 from genre_lightning.runs.ending import ending, how_to_resume
-from genre_lightning.runs.lock import is_running
+from genre_lightning.runs.lock import TakenError, is_running
 from genre_lightning.runs.naming import read_command
 from genre_lightning.runs.places import LAST, starting_point
 from genre_lightning.runs.process import is_first_process
 from genre_lightning.runs.result import read_result, recorded_run
 from genre_lightning.sweeps.composing import compose_what_jobs_share_once
 from genre_lightning.sweeps.devices import claimed, claims_folder, gpu_names
-from genre_lightning.sweeps.journal import Journal, job_label
+from genre_lightning.sweeps.journal import SAME, Journal, job_label
 from genre_lightning.sweeps.processes import (
     check_started,
     is_member,
@@ -167,7 +167,7 @@ def _run(
 
     def check_unchanged() -> None:
         if not is_member() and read_result(folder) != found:
-            raise UserError(
+            raise TakenError(
                 f"another process has trained in {folder} just now: give the command again"
             )
 
@@ -188,9 +188,16 @@ def _run_in_sweep(cfg: DictConfig, train: Train, folder: Path) -> float | None:
     _share_within([str(sweep), *(command[key] for key in ("host", "pid", "started"))])
     journal = Journal(sweep)
     label = job_label(job.overrides.task, sweep)
+    here = {"pid": os.getpid(), "host": socket.gethostname()}
 
     def tell(status: str, **more: Any) -> None:
-        journal.write(status, job=label, folder=folder.name, **more)
+        journal.write(status, job=label, folder=folder.name, **here, **more)
+
+    def tell_taken() -> None:
+        begun = [event for event in journal.read() if event["status"] == "started"]
+        others = [event for event in begun if here != {key: event[key] for key in here}]
+        same = folder.name in [event["folder"] for event in others]
+        tell(SAME if same else "running elsewhere")
 
     cfg.sweep.name = command["name"]
     if cfg.get("trainer") is not None:
@@ -206,9 +213,9 @@ def _run_in_sweep(cfg: DictConfig, train: Train, folder: Path) -> float | None:
             tell("not started")
             return None
         if is_running(folder):
-            tell("running elsewhere")
+            tell_taken()
             return None
-        tell("started", pid=os.getpid(), host=socket.gethostname())
+        tell("started")
         epochs = None
         last = folder / LAST
         if last.exists():
@@ -228,8 +235,11 @@ def _run_in_sweep(cfg: DictConfig, train: Train, folder: Path) -> float | None:
         tell("interrupted")
         if "SLURM_JOB_ID" in os.environ:
             raise  # the job may be queued again
-        if (os.getpid(), socket.gethostname()) == (command["pid"], command["host"]):
+        if here == {key: command[key] for key in here}:
             tell("stopping", code=stop.code if isinstance(stop, SystemExit) else 130)
+        return None
+    except TakenError:
+        tell_taken()
         return None
     except Exception as error:  # noqa: BLE001 - recorded and told at the end: the others still run
         tell("failed", error=f"{type(error).__name__}: {error}")

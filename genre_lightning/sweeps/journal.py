@@ -12,6 +12,9 @@ from typing import Any
 from genre_lightning.files import AppendedText
 from genre_lightning.runs.naming import chosen_overrides, read_command
 
+#: What becomes of a job whose values another job of the same command has: that one trains.
+SAME = "same as another job"
+
 
 class Journal:
     """What the jobs of one command tell each other and the terminal: a line of JSON for each event.

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from genre_lightning.data.datamodule import MovieDataModule
 from genre_lightning.data.sharing import SharedData
+from genre_lightning.movies.movie import DataError
 
 TITLE = {"kind": "terms", "column": "title", "vocabulary_size": 64}
 POSTER = {"kind": "pixels", "column": "poster", "size": 16}
@@ -57,6 +59,29 @@ def test_another_branch_is_opened_beside_what_is_known(tmp_path: Path) -> None:
     assert same_batches(both, opened(SharedData(), tmp_path, {"poster": POSTER, "title": TITLE}))
     other = opened(shared, tmp_path, {"title": {**TITLE, "vocabulary_size": 32}})
     assert other.inputs["title"].network_arguments() == {"vocabulary_size": 32}
+
+
+def test_each_job_is_told_of_a_column_that_no_movie_has(tmp_path: Path) -> None:
+    rows = [f"Movie {n},,{genre}" for n in range(10) for genre in ("Drama", "Horror")]
+    (tmp_path / "movies.csv").write_text("\n".join(["title,poster,genres", *rows]))
+    settings: Any = {
+        "reader": "manifest",
+        "path": str(tmp_path / "movies.csv"),
+        "cache_dir": tmp_path,
+    }
+    shared = SharedData()
+
+    def job(**inputs: dict[str, Any]) -> MovieDataModule:
+        data = MovieDataModule(inputs=shared.inputs(settings, inputs), **settings)
+        shared.open(data)
+        return data
+
+    first = job(title=TITLE, poster=POSTER)
+    assert (
+        len(first.empty_branch_notes()) == 1 and first.lacking() == job(title=TITLE, poster=POSTER).lacking()
+    )
+    with pytest.raises(DataError, match="no movie of the dataset has any column"):
+        job(poster=POSTER)
 
 
 def test_another_split_is_learnt_from_anew(tmp_path: Path) -> None:

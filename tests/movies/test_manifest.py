@@ -129,6 +129,11 @@ def test_columns_without_a_name_are_left_out(manifest):
             id="id-twice",
         ),
         pytest.param("id,title,poster,genres\n,A,,D\n", r"csv:2, column id: empty", id="no-id"),
+        pytest.param(
+            HEADER + "A,,Sci-Fi\nB,,Drama\nC,,Drama|sci-fi\n",
+            r"csv:4, column genres: 'sci-fi' is 'Sci-Fi' at movies\.csv:2: write both alike",
+            id="capitals",
+        ),
         pytest.param(HEADER.encode() + b"L\xe9on,,Drama\n", r"not UTF-8 \(line 2", id="latin-1"),
     ],
 )

@@ -142,7 +142,7 @@ def test_a_subset_has_the_exact_size_for_any_labels(num_movies, num_genres, dens
 @pytest.mark.parametrize(
     ("given_splits", "changes", "message"),
     [
-        pytest.param(["train"] * 9, {}, "test split is empty", id="nothing-to-take-test-from"),
+        pytest.param(["train"] * 9, {}, "mark some test", id="nothing-to-take-test-from"),
         pytest.param(["test"] * 9, {}, "train split is empty", id="all-test"),
         pytest.param(["val", "test"] * 4, {}, "train split is empty", id="no-train"),
         pytest.param([None] * 2, {}, "of 2 movies leaves the test split empty", id="too-few"),

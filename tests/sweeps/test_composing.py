@@ -137,3 +137,17 @@ def test_what_was_composed_to_be_checked_is_launched_and_no_other(
     # Whoever runs a job a second time is not given what the first has changed.
     launched[0].seed = 7
     assert loader.load_sweep_config(master, jobs[0]).seed == 0
+
+
+def test_a_job_that_is_there_twice_is_launched_twice(
+    loader: ConfigLoaderImpl, sharing: Callable[..., None]
+) -> None:
+    master = sweep(loader)
+    jobs = [["seed=1"], ["seed=1"], ["seed=1"]]
+    sharing(keep=True)
+    for job in jobs:
+        loader.load_sweep_config(master, job)
+    for job in jobs:
+        launched = loader.load_sweep_config(master, job)
+        assert not OmegaConf.is_readonly(launched)
+        OmegaConf.set_readonly(launched.hydra, True)  # as Hydra does before it runs it

@@ -20,6 +20,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.plugins import Plugins
 from hydra.types import HydraContext
 
+from genre_lightning.runs.result import write_result
+from genre_lightning.sweeps.journal import Journal
 from tests.forking import Command
 from tests.tracking.test_wandb import only_record
 
@@ -236,7 +238,8 @@ def test_a_slip_in_a_key_leaves_nothing(
 @pytest.mark.slow
 def test_names_of_jobs_leave_out_what_is_the_same(sweep_here: Sweep, tmp_path: Path) -> None:
     sweep = tmp_path / "runs" / "sweeps" / "s"
-    assert sweep_here("-m", "optimizer.lr=1e-2,1e-3", "seed=1")[0] == 0
+    # Twice the same value is one job.
+    assert sweep_here("-m", "optimizer.lr=1e-2,1e-3,0.01", "seed=1")[0] == 0
     assert {path.name for path in jobs(sweep).values()} == {
         "optimizer.lr=0.01",
         "optimizer.lr=0.001",
@@ -266,6 +269,35 @@ def test_a_job_that_runs_elsewhere_is_left_alone(sweep_here: Sweep, tmp_path: Pa
         code, output = sweep_here("-m", "optimizer.lr=1e-2")
     assert code == 1 and "running elsewhere" in output
     assert contents(folder).keys() - before.keys() == set()
+
+
+@pytest.mark.parametrize("looks", [True, False], ids=["found running", "begun together"])
+def test_a_job_with_the_values_of_another_is_left_to_it(
+    looks: bool, sweep_here: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "runs" / "sweeps" / "s" / "defaults"
+
+    def is_running(asked: Path) -> bool:
+        here = {"folder": asked.name, "pid": os.getpid() + 1, "host": "here"}
+        Journal(asked.parent).write("started", job="", **here)
+        return looks
+
+    monkeypatch.setattr("genre_lightning.sweeps.jobs.is_running", is_running)
+    folder.mkdir(parents=True)
+    begun = {"status": "interrupted", "monitor": "val/map_macro"}
+    write_result(folder, begun)
+    with FileLock(folder / ".lock"):
+        code, output = sweep_here("-m")
+    assert code == 0 and "[1/1] defaults  same as another job" in output
+    assert recorded(folder) == begun
+
+
+def test_what_has_to_be_given_can_be_swept(sweep_here: Sweep, tmp_path: Path) -> None:
+    code, output = sweep_here("-m", "data=manifest", "optimizer.lr=1,2")
+    assert code == 1 and "data.path has to be given" in output
+    assert not (tmp_path / "runs").exists()
+    code, output = sweep_here("-m", "data=manifest", "data.path=a.csv,b.csv")
+    assert code == 1 and "[1/2] data.path=a.csv  failed: " in output and "2 failed" in output
 
 
 @pytest.mark.slow

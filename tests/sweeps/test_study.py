@@ -302,6 +302,18 @@ def test_a_study_that_is_killed_and_continued(command: list[str], tmp_path: Path
 
 
 @pytest.mark.slow
+def test_a_trial_with_the_values_of_an_earlier_one_has_its_value(
+    command: list[str], tmp_path: Path
+) -> None:
+    space = ["optimizer.lr=choice(1e-2)", "model.dropout=0.3", "optimizer.weight_decay=0.1"]
+    ended = run_command([*command, *space, "sweep.n_trials=3"], tmp_path, timeout=500)
+    assert ended.returncode == 0, ended.stderr
+    assert "1 completed, 2 already finished" in ended.stdout
+    (result,) = results(tmp_path / "study")
+    assert [trial.value for trial in read(tmp_path / "study")] == [result["monitor_value"]] * 3
+
+
+@pytest.mark.slow
 def test_trials_in_parallel_of_which_one_fails(command: list[str], tmp_path: Path) -> None:
     command = [
         *command, "sweep.n_trials=2", "sweep.seed=1",
