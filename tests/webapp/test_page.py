@@ -326,3 +326,8 @@ def test_of_a_long_text_the_words_that_matter_are_listed(contexts: Contexts, wid
         expect(page.locator(".reason .hint")).to_contain_text("knows nothing of: Unknown, words")
         field = page.get_by_label("Synopsis").bounding_box()
         assert field is not None and field["height"] <= 300
+        read = page.locator(".long .marked")
+        shown = read.bounding_box()
+        assert shown is not None and shown["height"] <= 400
+        read.press("End")
+        expect(read).not_to_have_js_property("scrollTop", 0)

@@ -445,7 +445,9 @@ function wordsReason(branch, found, genre) {
   }
   const words = found.parts.map((word) => ({ ...word, adds: word.adds[genre.name] }));
   mark(marked, text, words);
-  reason.classList.toggle("long", text.length > 120);
+  const long = text.length > 120;
+  reason.classList.toggle("long", long);
+  if (long) marked.tabIndex = 0; // it may scroll, so the keys have to reach it
   const ranked = ranking(words);
   const shown = ranked.slice(0, MANY_WORDS);
   const rows = shown.map(([word, adds]) => [direction(adds), word, adds]);
