@@ -161,6 +161,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         from genre_lightning.report.evaluation import print_genre_table, score_split, split_metrics
         from genre_lightning.runs.places import last_checkpoint
         from genre_lightning.runs.process import is_first_process
+        from genre_lightning.runs.settings import may_change_on_resume
         from genre_lightning.tracking.loggers import log_outcome, open_loggers
         from genre_lightning.training.callbacks.epoch_log import EpochLog
         from genre_lightning.training.callbacks.history import History
@@ -199,7 +200,9 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     ckpt_path = None
     if cfg.ckpt_path is not None:
         ckpt_path = last_checkpoint(cfg.ckpt_path, folder)
-        checkpoint = check_resumable(ckpt_path, module.inputs, network, settings)
+        checkpoint = check_resumable(
+            ckpt_path, module.inputs, network, settings, may_change_on_resume
+        )
         result["wandb_run_id"] = result["wandb_run_id"] or checkpoint[TRAINING_KEY]["wandb_run_id"]
         if is_first_process():
             copy_best(checkpoint, ckpt_path, folder / "checkpoints")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,11 @@ from genre_lightning.models.fusion import Fusion
 
 
 def check_resumable(
-    path: str | Path, inputs: Mapping[str, Any], network: Fusion, settings: Mapping[str, Any]
+    path: str | Path,
+    inputs: Mapping[str, Any],
+    network: Fusion,
+    settings: Mapping[str, Any],
+    may_change: Callable[[str], bool],
 ) -> dict[str, Any]:
     """Refuse to resume from a bad file, or one whose model, data or settings differ from ours.
 
@@ -29,6 +33,8 @@ def check_resumable(
         inputs: ``MovieDataModule.describe()`` of the run that would resume.
         network: of that run.
         settings: of that run, from :func:`genre_lightning.training.callbacks.resume.run_settings`.
+        may_change: whether a setting of the checkpoint may be another; some that were stored once
+            may.
 
     Returns:
         The checkpoint.
@@ -72,7 +78,7 @@ def check_resumable(
     changed = [
         f"{name} ({_shown(theirs, name)} there, {_shown(settings, name)} here)"
         for name in sorted({*theirs, *settings})
-        if theirs.get(name, absent) != settings.get(name, absent)
+        if not may_change(name) and theirs.get(name, absent) != settings.get(name, absent)
     ]
     if changed:
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from genre_lightning.errors import UserError
+from genre_lightning.runs.commands import override
 from genre_lightning.runs.places import LAST, resolve_run
+from genre_lightning.runs.settings import is_path
 
 #: Say where a run is and what it is part of, not what it trains.
 OF_THE_RUN = ("ckpt_path", "hydra", "sweep")
@@ -32,7 +34,7 @@ def with_earlier_overrides(arguments: Sequence[str]) -> list[str]:
     """
     if not any(argument.startswith("ckpt_path=") for argument in arguments):
         return list(arguments)
-    given = {override.key_or_group: override for override in _overrides(arguments)}
+    given = {one.key_or_group: one for one in _overrides(arguments)}
     chosen = given.get("ckpt_path")
     if chosen is None or {"-m", "--multirun"} & set(arguments):
         return list(arguments)
@@ -45,12 +47,13 @@ def with_earlier_overrides(arguments: Sequence[str]) -> list[str]:
     written = None if run is None else run / ".hydra" / "overrides.yaml"
     if written is None or not written.is_file():
         return list(arguments)
+    runtime = _runtime(written.with_name("hydra.yaml"))
     earlier = [
-        str(override.input_line)
-        for override in _read(written)
-        if not _is_of_the_run(override) and not _is_replaced(override, given)
+        _as_there(one, runtime.get("cwd"))
+        for one in _read(written)
+        if not _is_of_the_run(one) and not _is_replaced(one, given)
     ]
-    options = [] if "--config-dir" in arguments else _own_options(written.with_name("hydra.yaml"))
+    options = [] if "--config-dir" in arguments else _own_options(runtime)
     place = arguments.index(str(chosen.input_line))
     return [*options, *arguments[:place], *earlier, *arguments[place:]]
 
@@ -73,32 +76,49 @@ def _read(written: Path) -> list[Override]:
         overrides: list[Override] = OverridesParser.create().parse_overrides(list(lines or []))
     except (HydraException, TypeError, ValueError) as error:
         raise UserError(f"{written} can't be read: {error}") from error
-    for override in overrides:
-        if "_target_" in str(override.input_line):
+    for one in overrides:
+        if "_target_" in str(one.input_line):
             raise UserError(
-                f"{written} names code to run, {override.input_line}: if you trust it, resume by "
+                f"{written} names code to run, {one.input_line}: if you trust it, resume by "
                 "the file of the checkpoint and give all overrides"
             )
     return overrides
 
 
-def _is_of_the_run(override: Override) -> bool:
-    key = override.key_or_group.replace("/", ".")
+def _is_of_the_run(one: Override) -> bool:
+    key = one.key_or_group.replace("/", ".")
     return key.partition(".")[0] in OF_THE_RUN
 
 
-def _is_replaced(override: Override, given: dict[str, Override]) -> bool:
+def _is_replaced(one: Override, given: dict[str, Override]) -> bool:
     """Whether one that is given now takes its place, and does not only change what it adds."""
-    new = given.get(override.key_or_group)
-    return new is not None and (new.is_add() or not override.is_add())
+    new = given.get(one.key_or_group)
+    return new is not None and (new.is_add() or not one.is_add())
 
 
-def _own_options(written: Path) -> list[str]:
+def _as_there(one: Override, cwd: str | None) -> str:
+    """An override as it was meant in the folder where the earlier command was given.
+
+    Of a relative path that is what lies there; where nothing does any more, what lies here.
+    """
+    line, key, path = str(one.input_line), one.get_key_element(), one.value()
+    if cwd is None or Path(cwd) == Path.cwd() or not is_path(key.lstrip("+")):
+        return line
+    there = Path(cwd) / Path(str(path)).expanduser()
+    return override(key, there) if there.exists() else line
+
+
+def _runtime(written: Path) -> Mapping[str, Any]:
+    """What Hydra wrote of the earlier command: where it was given, and its folders of options."""
+    hydra: Any = OmegaConf.to_container(OmegaConf.load(written)) if written.is_file() else {}
+    runtime: Mapping[str, Any] = hydra.get("hydra", {}).get("runtime", {})
+    return runtime
+
+
+def _own_options(runtime: Mapping[str, Any]) -> list[str]:
     """The folder of options that the earlier command named, if it did."""
-    hydra: Any = OmegaConf.load(written).hydra if written.is_file() else {}
-    sources = OmegaConf.select(OmegaConf.create(hydra), "runtime.config_sources") or []
-    for source in sources:
+    for source in runtime.get("config_sources", []):
         # --config-dir, and what genre_lightning.train makes of its own.
-        if source.provider in ("command-line", "hydra.searchpath in command-line"):
-            return ["--config-dir", str(source.path)]
+        if source["provider"] in ("command-line", "hydra.searchpath in command-line"):
+            return ["--config-dir", str(source["path"])]
     return []

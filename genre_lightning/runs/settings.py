@@ -38,12 +38,11 @@ NO_RESULT = (
     "trainer.logger",
     "trainer.profiler",
 )
-#: Change a result, yet may be others when a run is resumed: how long, and on what, it trains.
+#: Change a result, yet may be others when a run is resumed, as may PATHS: how long, and on what, it
+#: trains.
 RESUMABLE = (
     "callbacks.pruning",
     "data.genre_separator",
-    "data.path",
-    "data.root",
     "trainer.accelerator",
     "trainer.devices",
     "trainer.enable_checkpointing",
@@ -79,7 +78,7 @@ def changes_no_result(name: str) -> bool:
 
 def may_change_on_resume(name: str) -> bool:
     """Whether a run can be resumed with another value of this setting."""
-    return _is_one_of(name, (*NO_RESULT, *RESUMABLE))
+    return _is_one_of(name, (*NO_RESULT, *RESUMABLE, *PATHS))
 
 
 def is_path(name: str) -> bool:

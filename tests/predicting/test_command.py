@@ -694,7 +694,7 @@ def test_a_slim_checkpoint_predicts_the_same_and_can_not_be_resumed(
     model = load_model(slim)
     inputs: dict[str, Any] = {"genres": [], "inputs": {}}
     with pytest.raises(CheckpointError, match=r"slim\.ckpt: it has no .* can't resume"):
-        check_resumable(slim, inputs, model.network, {})
+        check_resumable(slim, inputs, model.network, {}, lambda name: False)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best.ckpt", "slim.ckpt"]
 
 

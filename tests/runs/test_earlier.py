@@ -17,7 +17,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return written(Path("runs/2026/one"), ["model=title", "optimizer.lr=0.01", "+data.more=1"])
 
 
-def written(folder: Path, overrides: list[str], own: str | None = None) -> Path:
+def written(
+    folder: Path, overrides: list[str], own: str | None = None, cwd: Path | None = None
+) -> Path:
     for name in ("checkpoints", ".hydra"):
         (folder / name).mkdir(parents=True)
     (folder / "checkpoints" / "last.ckpt").write_text("")
@@ -25,7 +27,7 @@ def written(folder: Path, overrides: list[str], own: str | None = None) -> Path:
     sources = [{"path": "conf", "schema": "file", "provider": "main"}]
     if own is not None:
         sources.append({"path": own, "schema": "file", "provider": "command-line"})
-    hydra = {"hydra": {"runtime": {"config_sources": sources}}}
+    hydra = {"hydra": {"runtime": {"config_sources": sources, "cwd": cwd and str(cwd)}}}
     OmegaConf.save(OmegaConf.create(hydra), folder / ".hydra" / "hydra.yaml")
     return folder
 
@@ -51,6 +53,24 @@ def test_all_come_first(named: str, run: Path) -> None:
 def test_what_is_given_now_counts(given: str, kept: list[str], run: Path) -> None:
     last = f"ckpt_path={run}"
     assert with_earlier_overrides([given, last]) == [given, *kept, last]
+
+
+def test_paths_are_those_of_the_folder_where_it_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began = tmp_path / "where it began"
+    paths = ["data.path='my movies.csv'", "+data.columns=gone.csv", 'data.root="~"', "seed=3"]
+    run = written(began / "run", paths, cwd=began)
+    (began / "my movies.csv").write_text("")
+    (began / "3").write_text("")
+    last = f"ckpt_path={run}"
+    monkeypatch.chdir(began)
+    assert with_earlier_overrides([last]) == [*paths, last]
+    monkeypatch.chdir(tmp_path)
+    assert with_earlier_overrides([last]) == [
+        f"data.path={began}/my movies.csv", "+data.columns=gone.csv",
+        f"data.root={Path.home()}", "seed=3", last,
+    ]  # fmt: skip
 
 
 def test_what_made_it_a_job_is_left_behind(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from genre_lightning.runs.settings import (
         ("trainer.max_epochs", False, True),
         ("trainer.max_epochs_more", False, False),
         ("data.root", False, True),
+        ("data.columns", False, True),
         ("callbacks.pruning.folder", False, True),
         ("callbacks.checkpoint.dirpath", True, True),
         ("callbacks.checkpoint.mode", False, False),
