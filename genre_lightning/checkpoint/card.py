@@ -97,6 +97,8 @@ def network_weights(state: Mapping[str, Any]) -> dict[str, Any]:
 
 def _load(path: Path, mmap: bool) -> Any:
     try:
+        if path.is_dir():
+            raise CheckpointError("it is a folder; name the file, such as checkpoints/best.ckpt")
         if not path.is_file():
             raise CheckpointError("there is no such file")
         check_archive(path, _LARGE if mmap else ())

@@ -14,7 +14,7 @@ from itertools import pairwise
 
 from markupsafe import Markup, escape
 
-from genre_lightning.comparison.ranking import setting_order
+from genre_lightning.comparison.ranking import distinct_settings, setting_order
 from genre_lightning.comparison.run import Setting, setting, shown_setting
 from genre_lightning.page.svg import Scale, circle, line, svg, words
 
@@ -214,7 +214,7 @@ class _Axis:
     def __init__(
         self, values: Sequence[Setting], start: float, end: float, logs: bool | None = None
     ) -> None:
-        distinct = sorted(set(values), key=setting_order)
+        distinct = distinct_settings(values)
         numbers = [
             float(v) for v in distinct if isinstance(v, (int, float)) and not isinstance(v, bool)
         ]
@@ -236,7 +236,7 @@ class _Axis:
 
     def __call__(self, value: Setting) -> float:
         if self.scale is None:
-            return self.even(self.named.index(value))
+            return self.even(list(map(setting_order, self.named)).index(setting_order(value)))
         if value is None:
             return self.start
         return self.scale(self._measure(float(value)))

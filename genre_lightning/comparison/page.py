@@ -14,6 +14,7 @@ from genre_lightning.comparison.charts import Mark
 from genre_lightning.comparison.ranking import (
     Comparison,
     Group,
+    distinct_settings,
     setting_of,
     setting_order,
 )
@@ -86,7 +87,7 @@ def render_leaderboard(comparison: Comparison, made: datetime) -> str:
         else "",
         shades=shades,
         counts=counts,
-        seeds=sorted({run.seed for run in comparison.runs}, key=setting_order),
+        seeds=distinct_settings(run.seed for run in comparison.runs),
         heat=grid,
         parallel=_parallel(comparison, shades)
         if several and comparison.keys and not grid
@@ -130,18 +131,24 @@ def heat_map(comparison: Comparison) -> HeatMap | None:
     if len(comparison.keys) != 2:
         return None
     rows, columns = (
-        sorted({group.settings[k] for group in comparison.groups}, key=setting_order)
-        for k in (0, 1)
+        distinct_settings(group.settings[k] for group in comparison.groups) for k in (0, 1)
     )
     cells = len(rows) * len(columns)
     if max(len(rows), len(columns)) > MOST_SIDE or 2 * len(comparison.groups) < cells:
         return None
-    places = {group.settings: number for number, group in enumerate(comparison.groups)}
+    places = {
+        tuple(map(setting_order, group.settings)): number
+        for number, group in enumerate(comparison.groups)
+    }
+
+    def place(*settings: Setting) -> int | None:
+        return places.get(tuple(map(setting_order, settings)))
+
     return HeatMap(
         comparison.key_label(comparison.keys[0]),
         comparison.key_label(comparison.keys[1]),
         columns,
-        [(row, [places.get((row, column)) for column in columns]) for row in rows],
+        [(row, [place(row, column) for column in columns]) for row in rows],
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -274,6 +274,11 @@ def setting_order(value: Setting) -> tuple[int, float, str]:
     if isinstance(value, (bool, str)):
         return 1, 0.0, str(value)
     return (2, 0.0, "") if value is None else (0, float(value), "")
+
+
+def distinct_settings(values: Iterable[Setting]) -> list[Setting]:
+    """Each of them once, in order; True is no 1, as it would be in a set."""
+    return [value for _, value in sorted({setting_order(value): value for value in values}.items())]
 
 
 def _same(value: Setting) -> object:

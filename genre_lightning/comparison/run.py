@@ -147,8 +147,10 @@ def setting(value: Any) -> Setting:
             return printable(value)
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         return int(value)
-    if value is None or isinstance(value, (bool, int, float)):
+    if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, (int, float)):  # inf, nan and the like are no place on an axis
+        return str(value) if number_or_none(value) is None else value
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(shown_setting(setting(each)) for each in value)}]"
     return printable(str(value))

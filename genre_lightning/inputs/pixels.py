@@ -39,7 +39,7 @@ def read_poster(value: Any, size: tuple[int, int], shrink: int = 1) -> np.ndarra
     """
     if isinstance(value, np.ndarray):
         if value.ndim != 3 or value.shape[2] != 3 or value.dtype != np.uint8:
-            raise TypeError(f"a poster is (H, W, 3) uint8, not {value.shape} {value.dtype}")
+            raise TypeError(f"a {value.shape} array of {value.dtype}, not (H, W, 3) of uint8")
         if 0 in value.shape:
             raise PosterError("it has no pixels")
         if value.shape[:2] == (size[0] // shrink, size[1] // shrink):

@@ -64,7 +64,7 @@ def predict_csv(
                 f"at; its first line is {','.join(rows.header)[:200]!r}{hint}"
             )
         for name in (TITLE, POSTER):
-            if name in rows.header and name not in kinds:
+            if name in names and name not in kinds:
                 note_left_out(predictor, name)
         _note_separator(predictor)
         with writing(out) as writer:

@@ -175,8 +175,8 @@ class GenrePredictor:
         """Predict the genres of N movies.
 
         Args:
-            titles: N values of the column ``title``, best with the year, "Heat (1995)"; None or ""
-                for a movie without. None in place of the list for none at all.
+            titles: N values of the column ``title``, best with the year, "Heat (1995)"; None, ""
+                or the nan of pandas for a movie without. None in place of the list for none at all.
             posters: N values of the column ``poster``: paths, encoded images, open images, (H, W,
                 3) uint8 pixels; None for a movie without.
             errors: "raise", or "report" to go on without a value that can't be read and to say so
@@ -296,7 +296,11 @@ class GenrePredictor:
             if isinstance(values, (Mapping, Set)):
                 raise TypeError(f"{name} must be a list, not a {type(values).__name__}")
         # In order, whatever index a column of pandas has.
-        lists = {name: list(values) for name, values in given.items() if values is not None}
+        lists = {
+            name: list(map(_or_none, values))
+            for name, values in given.items()
+            if values is not None
+        }
         if not lists:
             raise ValueError(f"none of {listed(['titles', 'posters', *columns], 'and')} is given")
         (first, count), *others = [(name, len(values)) for name, values in lists.items()]
@@ -436,14 +440,19 @@ def find_device(device: str | torch.device) -> torch.device:
 
 def _by_column(number: int, movie: Any) -> Mapping[str, Value | None]:
     if isinstance(movie, Mapping):
-        return movie
+        return {name: _or_none(value) for name, value in movie.items()}
     if not isinstance(movie, (tuple, list)) or len(movie) != 2:
         raise TypeError(
             f"movie {number} must be (title, poster), or a dict of its values by column, "
             f"not {movie!r:.100}"
         )
     title, poster = movie
-    return {TITLE: title, POSTER: poster}
+    return {TITLE: _or_none(title), POSTER: _or_none(poster)}
+
+
+def _or_none(value: Any) -> Any:
+    """The value; None for the nan by which pandas says that there is none."""
+    return None if isinstance(value, float) and value != value else value
 
 
 def _name(value: Value, column: str, number: int, of: str) -> str:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from genre_lightning.comparison.leaderboard import compare
-from genre_lightning.comparison.page import group_shades
+from genre_lightning.comparison.leaderboard import compare, write_leaderboard
+from genre_lightning.comparison.page import group_shades, heat_map
 from genre_lightning.errors import UserError
 from tests.comparison.written_runs import best_of, printed, write_run
 
@@ -55,6 +55,31 @@ def test_what_is_true_is_not_one(tmp_path: Path):
     write_run(tmp_path / "a", {"model.skip": True})
     write_run(tmp_path / "b", {"model.skip": 1})
     assert compare([tmp_path]).keys == ("model.skip",)
+
+
+def test_a_setting_may_have_no_end(tmp_path: Path):
+    for number, clip in enumerate((math.inf, -math.inf, math.nan, math.nan, 10**400, 1.0)):
+        settings = {"trainer.clip": clip, "optimizer.lr": number % 2, "model.dropout": 0.1 * number}
+        write_run(tmp_path / f"run{number}", settings, [0.1 * number])
+    found = compare([tmp_path])
+    write_leaderboard(tmp_path, found)
+    clips = {group.settings[found.keys.index("trainer.clip")] for group in found.groups}
+    assert clips == {"inf", "-inf", "nan", str(10**400), 1}
+
+
+def test_a_map_tells_true_from_one(tmp_path: Path):
+    values: dict[tuple[str, float], list[float]] = {}
+    for skip in (True, 1, False, 0, None):
+        for lr in (0.1, 0.2):
+            values[str(skip), lr] = [0.01 * len(values) + 0.1]
+            settings = {"model.skip": skip, "optimizer.lr": lr}
+            write_run(tmp_path / f"{skip} {lr}", settings, values[str(skip), lr])
+    found = compare([tmp_path])
+    grid = heat_map(found)
+    assert grid is not None and len(grid.rows) == 5
+    for row, cells in grid.rows:
+        means = [None if g is None else found.groups[g].mean for g in cells]
+        assert means == [values[str(row), lr][0] for lr in (0.1, 0.2)]
 
 
 def test_places_are_no_settings(tmp_path: Path):

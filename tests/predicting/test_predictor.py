@@ -301,6 +301,18 @@ def test_a_column_of_pandas_goes_by_its_order(wider: GenrePredictor):
     assert [prediction.title for prediction in wider.predict(column)] == list(column)
 
 
+def test_nan_of_pandas_is_no_value(wider: GenrePredictor, posters: list[Path]):
+    nan: Any = float("nan")
+    nones: list[Any] = [nan, None]
+    given, expected = (
+        wider.predict(["Heat", none], [none, posters[0]], synopsis=[none, none], explain=True)
+        for none in nones
+    )
+    assert given == expected and given[1].poster == posters[0] and given[0].poster is None
+    streamed = wider.stream([("Heat", nan), {"title": nan, "poster": posters[0]}])
+    assert [each.title for each in streamed] == ["Heat", None]
+
+
 @pytest.mark.parametrize("titles", [{"Heat": 1}, {"Heat"}, frozenset(["Heat"])], ids=str)
 def test_what_has_no_order_is_no_list(wider: GenrePredictor, titles: Any):
     with pytest.raises(TypeError, match="titles must be a list, not a"):
@@ -406,6 +418,11 @@ def test_an_unreadable_text_is_named_by_column(
         ((["Heat"], [None, None]), ValueError, "1 titles, but 2 posters"),
         ((None,), ValueError, "none of titles and posters is given"),
         (([1995],), TypeError, "title 1 is a int"),
+        (
+            (None, [np.zeros((4, 5))]),
+            TypeError,
+            r"poster 1 is a \(4, 5\) array of float64, not \(H, W, 3\) of uint8$",
+        ),
         ((["Heat"], [3]), TypeError, "poster 1 is a int"),
         ((["Heat"], None, "ignore"), ValueError, "errors is"),
     ],
@@ -450,6 +467,8 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path):
     path.write_bytes(b"nothing")
     with pytest.raises(CheckpointError, match=r"model\.ckpt"):
         GenrePredictor.from_checkpoint(path)
+    with pytest.raises(CheckpointError, match=r"it is a folder; name the file, such as checkpo"):
+        GenrePredictor.from_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize("device", ["nonsense", "cuda:99", "meta:x", "meta", "", None, 1.5])
