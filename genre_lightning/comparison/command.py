@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from genre_lightning.comparison.leaderboard import compare, print_leaderboard, write_leaderboard
+from genre_lightning.comparison.ranking import Comparison
 from genre_lightning.comparison.reading import is_run_folder
 from genre_lightning.comparison.run import printable
 from genre_lightning.errors import UserError
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if out is None:
             console.print("Nothing written: name a folder for leaderboard.html by --out FOLDER")
         else:
-            write_leaderboard(out, comparison)
+            _write(out, comparison)
             console.print(
                 f"Written: {shell_command(printable(str(out / 'leaderboard.html')))}, .csv and .md",
                 markup=False,
@@ -44,6 +45,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1
     return 0
+
+
+def _write(out: Path, comparison: Comparison) -> None:
+    try:
+        write_leaderboard(out, comparison)
+    except PermissionError as error:
+        raise UserError(
+            f"{out} can't be written ({error.strerror}): name another folder by --out FOLDER"
+        ) from error
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import subprocess
 import sys
@@ -41,6 +43,18 @@ def test_the_command_writes_into_a_sweep_and_never_into_a_run(
     assert not list(run.glob("leaderboard.*"))
     assert command.main([str(run), str(tree), "--out", str(tmp_path / "out")]) == 0
     assert read_csv(tmp_path / "out") == read_csv(tree)
+
+
+def test_where_it_may_not_write_it_says_what_to_do(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def refuses(*_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(command, "write_leaderboard", refuses)
+    assert command.main([str(sweep)]) == 1
+    told = f"error: {sweep} can't be written (Permission denied): name another folder by --out"
+    assert told in capsys.readouterr().err
 
 
 def test_it_needs_neither_torch_nor_lightning(sweep: Path, tmp_path: Path, repository: Path):
