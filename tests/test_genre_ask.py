@@ -244,6 +244,14 @@ def test_a_key_given_in_the_place_of_its_name_is_written_nowhere(tmp_path: Path)
         assert (given in out) is given.isupper()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("sweep", [[], ["-m"]], ids=["run", "sweep"])
+def test_a_folder_that_can_not_be_written_is_told(sweep: list[str], tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("")
+    out = ended(start(tmp_path, "http://127.0.0.1:1/v1", *sweep), 1)
+    assert re.match("error: the run can't be written to runs/.* is no folder: name another", out)
+
+
 def test_it_starts_by_python(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "genre_lightning.genre_ask", f"api_key_env={KEY}"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

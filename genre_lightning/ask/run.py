@@ -126,8 +126,10 @@ def check_shown(movies: MovieSet, show: Sequence[str]) -> None:
     """Refuse columns that the dataset does not have.
 
     Raises:
-        UserError: naming those that there are.
+        UserError: naming those that there are; or it is no list.
     """
+    if isinstance(show, str):
+        raise UserError(f"show={show} must be a list of columns: show=[{show}]")
     for name in show:
         if name not in movies.columns():
             raise UserError(

@@ -166,6 +166,18 @@ class CheckTraining(Callback):
             check_folder(_folder(config, "sweep"))
 
 
+class CheckAsking(Callback):
+    """Refuses a folder that genre-ask can't write to, before it asks for anything."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        with _refusing():
+            check_folder(_folder(config, "run"))
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        with _refusing():
+            check_folder(_folder(config, "sweep"))
+
+
 class CheckEvaluation(Callback):
     """Refuses what the configuration of evaluate.py tells to be wrong."""
 

@@ -51,6 +51,7 @@ class RunLogger(WandbLogger):
         resume: "allow" to continue the run of the training that is resumed, "never" to begin one.
         posters: validation movies in the table of posters.
         log_checkpoint: upload ``best.ckpt`` as an artifact.
+        tags: of the run, one or several.
         arguments: of ``WandbLogger`` and ``wandb.init``.
 
     Attributes:
@@ -64,6 +65,7 @@ class RunLogger(WandbLogger):
         resume: str = "allow",
         posters: int = 32,
         log_checkpoint: bool = False,
+        tags: str | Sequence[str] | None = None,
         **arguments: Any,
     ) -> None:
         import wandb
@@ -72,6 +74,8 @@ class RunLogger(WandbLogger):
         super().__init__(
             mode=_wandb_mode(offline),
             resume=resume,
+            # W&B would take each letter of one for a tag.
+            tags=[tags] if isinstance(tags, str) else tags,
             settings=wandb.Settings(
                 quiet=True,
                 show_info=False,

@@ -136,3 +136,5 @@ def test_columns_that_there_are_not() -> None:
     check_shown(MOVIES, ["title"])
     with pytest.raises(UserError, match=r"show: no movie of the dataset has a column 'poster'"):
         check_shown(MOVIES, ["title", "poster"])
+    with pytest.raises(UserError, match=r"show=title must be a list of columns: show=\[title\]"):
+        check_shown(MOVIES, "title")

@@ -308,6 +308,12 @@ def test_online_or_offline(
     assert logger._wandb_init["mode"] == mode
 
 
+@pytest.mark.parametrize("tags", ["mine", ["mine"]], ids=["one", "list"])
+def test_a_tag_is_not_taken_for_its_letters(tags: Any, tmp_path: Path) -> None:
+    logger = RunLogger(save_dir=str(tmp_path), project="p", offline=True, tags=tags)
+    assert logger._wandb_init["tags"] == ["mine"]
+
+
 def test_a_server_out_of_reach_is_the_users_to_fix(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
