@@ -160,7 +160,7 @@ def time_parts(manifest: Path, cache_dir: Path) -> dict[str, float]:
     import pytorch_lightning  # noqa: F401
     import sklearn.feature_extraction.text  # noqa: F401
 
-    from genre_lightning.data import datamodule
+    from genre_lightning.data import datamodule, splits
     from genre_lightning.inputs import pixels
     from genre_lightning.inputs.input import Input
     from genre_lightning.inputs.terms import TermsInput
@@ -184,7 +184,7 @@ def time_parts(manifest: Path, cache_dir: Path) -> dict[str, float]:
         posters = ("posters", VectorsInput, "open")
     for name, module, attribute in (
         ("reader", datamodule, "read_movies"),
-        ("split", datamodule, "split_movies"),
+        ("split", splits, "split_movies"),
         posters,
     ):
         setattr(module, attribute, clock(name, getattr(module, attribute)))

@@ -46,7 +46,8 @@ def find_runs(folders: Sequence[Path]) -> list[Run]:
 
     Args:
         folders: run folders, a sweep's folder, or any tree of them. A run's folder holds
-            one of ``RUN_FILES``, or ``HISTORY`` where it is not below another run's.
+            one of ``RUN_FILES``, or ``HISTORY`` where it is not below another run's. Files beside
+            them, as a shell's ``sweep/*`` names the leaderboard, are passed over.
 
     Raises:
         UserError: a folder does not exist, or there is no run in any.
@@ -54,6 +55,8 @@ def find_runs(folders: Sequence[Path]) -> list[Run]:
     found: dict[Path, None] = {}
     for folder in folders:
         if not folder.is_dir():
+            if folder.is_file() and any(one.is_dir() for one in folders):
+                continue
             raise UserError(f"{folder} is no folder")
         found |= dict.fromkeys(_run_folders(folder.resolve()))
     paths = sorted(found)

@@ -102,10 +102,11 @@ class RunLogger(WandbLogger):
         """Start the run, or resume it; name and group count where the config has none.
 
         Raises:
-            UserError: W&B refuses or can't be reached.
+            UserError: W&B refuses, can't be reached, or has no folder to write into.
         """
         import wandb
 
+        _check_data_folder()
         known = self._wandb_init
         known.update(name=known.get("name") or name, group=known.get("group") or group)
         try:
@@ -135,6 +136,23 @@ class RunLogger(WandbLogger):
             folders = sorted(Path(str(self.save_dir), "wandb").glob(f"offline-run-*-{run.id}"))
             command = shell_command("wandb", "sync", *folders)
             _say(f"W&B: logged offline; to upload it: {command}")
+
+
+def _check_data_folder() -> None:
+    """Refuse at once what W&B would, after training: a home of its tables that can't be written."""
+    from platformdirs import user_data_dir
+
+    folder = Path(os.environ.get("WANDB_DATA_DIR") or user_data_dir("wandb")).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise UserError(
+            f"W&B can't write into {folder}: set the environment variable WANDB_DATA_DIR to a "
+            "folder where it can"
+        )
 
 
 def tensorboard_logger(save_dir: str, name: str, version: str = "") -> TensorBoardLogger:

@@ -43,6 +43,17 @@ def test_the_command_writes_into_a_sweep_and_never_into_a_run(
     assert read_csv(tmp_path / "out") == read_csv(tree)
 
 
+def test_files_beside_runs_are_passed_over(
+    sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert command.main([str(sweep)]) == 0
+    capsys.readouterr()
+    given = sorted(str(path) for path in sweep.iterdir())  # as a shell's sweep/*
+    assert str(sweep / "leaderboard.csv") in given
+    assert command.main([*given, "--out", str(tmp_path / "out")]) == 0
+    assert read_csv(tmp_path / "out") == read_csv(sweep)
+
+
 def test_where_nothing_can_be_written_another_folder_is_asked_for(
     sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

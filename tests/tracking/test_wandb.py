@@ -314,6 +314,16 @@ def test_a_tag_is_not_taken_for_its_letters(tags: Any, tmp_path: Path) -> None:
     assert logger._wandb_init["tags"] == ["mine"]
 
 
+def test_where_it_has_no_folder_for_its_tables_nothing_is_trained(
+    train_here: Train, tiny_overrides: Overrides, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "file" / "wandb"))
+    with pytest.raises(UserError, match=r"can't write into .*wandb: set .*WANDB_DATA_DIR to"):
+        train_here(tmp_path / "run", tiny_overrides("logger=wandb", model="title"))
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
 def test_a_server_out_of_reach_is_the_users_to_fix(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
