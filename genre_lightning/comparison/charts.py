@@ -220,6 +220,7 @@ class _Axis:
         ]
         self.start = start
         self.named = distinct
+        self.places = {setting_order(value): number for number, value in enumerate(distinct)}
         self.scale: Scale | None = None
         self.even = Scale(-0.5, len(distinct) - 0.5, start, end)
         if not numbers or len(numbers) + (None in distinct) < len(distinct):
@@ -236,7 +237,7 @@ class _Axis:
 
     def __call__(self, value: Setting) -> float:
         if self.scale is None:
-            return self.even(list(map(setting_order, self.named)).index(setting_order(value)))
+            return self.even(self.places[setting_order(value)])
         if value is None:
             return self.start
         return self.scale(self._measure(float(value)))

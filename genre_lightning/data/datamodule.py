@@ -179,16 +179,20 @@ class MovieDataModule(pl.LightningDataModule):
             movies, self.labels = earlier.movie_set, earlier.labels
             self.splits, fold = earlier.splits, earlier.batches.folds
         self.genres = movies.genres
-        self._empty_branch_notes: list[str] = []
+        #: By branch that no movie has anything to show to: what of it is to be said.
+        self._empty: dict[str, str] = {}
         store = Store(self.cache_dir, self.workers)
         self.features: dict[str, Features] = {}
         for branch, given in self.inputs.items():
-            values = self._values(movies, branch)
-            found = None if earlier is None else earlier.features_of(given)
-            if found is None:
-                found = given.open(values, self.splits["train"], store)
-            self.features[branch] = found
-        if len(self._empty_branch_notes) == len(self.inputs) > 0:
+            same = None if earlier is None else earlier.branch_of(given)
+            if earlier is None or same is None:
+                values = self._values(movies, branch)
+                self.features[branch] = given.open(values, self.splits["train"], store)
+                continue
+            self.features[branch] = earlier.features[same]
+            if same in earlier._empty:
+                self._empty[branch] = earlier._empty[same]
+        if len(self._empty) == len(self.inputs) > 0:
             columns = dict.fromkeys(given.column for given in self.inputs.values())
             raise DataError(
                 f"no movie of the dataset has any column that the model looks at: "
@@ -197,10 +201,9 @@ class MovieDataModule(pl.LightningDataModule):
         self.batches = MovieBatches(self.features, self.labels, fold)
         self._movie_set = movies
 
-    def features_of(self, given: Input) -> Features | None:
-        """What this very input object has made of its column; None where no branch has it."""
-        names = [branch for branch, one in self.inputs.items() if one is given]
-        return self.features[names[0]] if names else None
+    def branch_of(self, given: Input) -> str | None:
+        """The first branch that has this very input object; None where none has it."""
+        return next((branch for branch, one in self.inputs.items() if one is given), None)
 
     def _read(self) -> MovieSet:
         movies = read_movies(self.reader, **self.options)
@@ -242,14 +245,13 @@ class MovieDataModule(pl.LightningDataModule):
         among = "train" if trains and has.any() else "the dataset"
         if has[self.splits["train"]].any() if trains else has.any():
             return values
-        looks = f"the branch {branch} looks at the column {given.column!r}"
-        lacking = f"{looks}, which no movie of {among} has"
+        lacking = f"looks at the column {given.column!r}, which no movie of {among} has"
         if trains and given.of != "poster":
             raise DataError(
-                f"{lacking}; there are {', '.join(movies.columns())}. Further columns are joined "
-                "by data.columns=FILE.csv; or leave the branch out"
+                f"the branch {branch} {lacking}; there are {', '.join(movies.columns())}. Further "
+                "columns are joined by data.columns=FILE.csv; or leave the branch out"
             )
-        self._empty_branch_notes.append(f"{lacking}: it {'learns' if trains else 'says'} nothing")
+        self._empty[branch] = f"{lacking}: it {'learns' if trains else 'says'} nothing"
         return values
 
     def make_resident(self, device: torch.device) -> None:
@@ -362,7 +364,7 @@ class MovieDataModule(pl.LightningDataModule):
 
     def empty_branch_notes(self) -> list[str]:
         """The branches to which no movie has anything to show, a sentence each."""
-        return list(self._empty_branch_notes)
+        return [f"the branch {branch} {lacking}" for branch, lacking in self._empty.items()]
 
     def describe(self) -> dict[str, Any]:
         """Plain data: where the movies came from and how they were prepared, for the checkpoint."""

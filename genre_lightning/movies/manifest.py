@@ -58,9 +58,8 @@ def read_manifest(path: str | Path, genre_separator: str | None = None) -> Movie
     Raises:
         DataError: no file, another encoding than UTF-8, a column missing in the header, a row that
             can't be used, genres that are joined by something else, or two that differ in capitals
-            alone. Row numbers are those a
-            spreadsheet shows: the header is row 1, and a cell with line breaks in it is still in
-            one row.
+            alone. Row numbers are those a spreadsheet shows: the header is row 1, and a cell with
+            line breaks in it is still in one row.
     """
     path = Path(path).expanduser()
     _, rows = read_table(path, REQUIRED)
