@@ -10,7 +10,7 @@ import omegaconf._utils
 import omegaconf.omegaconf
 import pytest
 import yaml
-from hydra import initialize_config_dir
+from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -22,6 +22,7 @@ from omegaconf.errors import GrammarParseError
 
 from genre_lightning.runs.composing import (
     composed_once,
+    defaults_without_copies,
     faster_configuration,
     interpolations_parsed_once,
     known_to_be_a_sweep,
@@ -130,6 +131,56 @@ def test_interpolations_stand_for_the_same(
     with interpolations_parsed_once():
         assert resolved() == expected
         assert resolved() == expected
+
+
+@pytest.mark.parametrize("overrides", RUNS, ids=["none", "values", "groups", "hydras", "mode"])
+def test_without_copies_hydra_composes_the_same(overrides: list[str], hydra: Hydra) -> None:
+    expected = composed_to_run(hydra, overrides)
+    with defaults_without_copies():
+        found = [composed_to_run(hydra, overrides) for _ in range(2)]
+    assert found == [expected, expected]
+
+
+def test_choices_that_a_users_defaults_ask_for_are_known(tmp_path: Path) -> None:
+    files = {
+        "config.yaml": "defaults: [{b: two}, {a: '${b}'}, 'c/${b}_${b}', _self_]\n",
+        "a/one.yaml": "x: 1\n",
+        "a/two.yaml": "defaults: [{d: one}]\nx: 2\n",
+        "a/d/one.yaml": "y: 1\n",
+        "b/one.yaml": "x: 1\n",
+        "b/two.yaml": "x: 2\n",
+        "c/two_two.yaml": "z: 4\n",
+        "c/one_one.yaml": "z: 1\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_text(text)
+
+    def composed() -> list[Any]:
+        with initialize_config_dir(str(tmp_path), version_base="1.3"):
+            return [
+                OmegaConf.to_container(compose("config", overrides))
+                for overrides in (["b=one"], ["a=one"], [])
+            ]
+
+    expected = composed()
+    assert [each["c"]["z"] for each in expected] == [1, 4, 4]
+    with defaults_without_copies():
+        assert composed() == expected
+
+
+def test_folders_that_one_configuration_adds_are_not_searched_for_another(tmp_path: Path) -> None:
+    (tmp_path / "more" / "e").mkdir(parents=True)
+    (tmp_path / "config.yaml").write_text("defaults: [_self_]\n")
+    (tmp_path / "more" / "e" / "one.yaml").write_text("key: 1\n")
+    added = [f"hydra.searchpath=['{tmp_path / 'more'}']", "+e=one"]
+    with (
+        defaults_without_copies(),
+        initialize_config_dir(str(tmp_path), version_base="1.3"),
+    ):
+        for _ in range(2):
+            assert compose("config", added).e.key == 1
+            assert compose("config", added[1:]).e == "one"
 
 
 def test_an_interpolation_that_was_parsed_is_resolved_each_time() -> None:
