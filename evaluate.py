@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 
 from genre_lightning.cores import set_threads, share_cores
+from genre_lightning.garbage import without_garbage_collection
 from genre_lightning.runs.command_line import command
 
 if TYPE_CHECKING:
@@ -29,21 +30,26 @@ def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> di
     Returns:
         The metrics.
     """
-    from datetime import datetime
+    with without_garbage_collection():
+        from datetime import datetime
 
-    import torch
-    from hydra.utils import instantiate
-    from rich.console import Console
+        import torch
+        from hydra.utils import instantiate
+        from rich.console import Console
 
-    from genre_lightning.checkpoint.model import load_model
-    from genre_lightning.data.datamodule import MovieDataModule
-    from genre_lightning.errors import UserError
-    from genre_lightning.inputs.encoders.table import resolve, vouch
-    from genre_lightning.predicting.predictor import find_device
-    from genre_lightning.report.evaluation import print_genre_table, score_split, write_evaluation
-    from genre_lightning.report.page import Origin, write_report
-    from genre_lightning.runs.commands import shell_command
-    from genre_lightning.runs.places import best_checkpoint
+        from genre_lightning.checkpoint.model import load_model
+        from genre_lightning.data.datamodule import MovieDataModule
+        from genre_lightning.errors import UserError
+        from genre_lightning.inputs.encoders.table import resolve, vouch
+        from genre_lightning.predicting.predictor import find_device
+        from genre_lightning.report.evaluation import (
+            print_genre_table,
+            score_split,
+            write_evaluation,
+        )
+        from genre_lightning.report.page import Origin, write_report
+        from genre_lightning.runs.commands import shell_command
+        from genre_lightning.runs.places import best_checkpoint
 
     set_threads()
     for name in cfg.encoders:

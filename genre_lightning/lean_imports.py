@@ -16,6 +16,7 @@ from lightning_utilities.core.imports import RequirementCache
 from packaging.requirements import Requirement
 
 from genre_lightning import late_compiler
+from genre_lightning.garbage import without_garbage_collection
 
 
 @contextmanager
@@ -47,9 +48,10 @@ def without(*packages: str) -> Iterator[None]:
 
 def load_lightning() -> None:
     """Import Lightning and torchmetrics without what this package does not use of them."""
-    late_compiler.install()
-    with without("torchvision", "transformers", "matplotlib"), _without_signals():
-        import torchmetrics  # noqa: F401
+    with without_garbage_collection():
+        late_compiler.install()
+        with without("torchvision", "transformers", "matplotlib"), _without_signals():
+            import torchmetrics  # noqa: F401
 
 
 def look_for_plugins_once() -> None:

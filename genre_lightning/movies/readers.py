@@ -6,12 +6,11 @@ To add a dataset, write a function that returns a MovieSet (see movie.py for wha
 
 from __future__ import annotations
 
-import gc
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
+from genre_lightning.garbage import without_garbage_collection
 from genre_lightning.movies.demo import read_demo
 from genre_lightning.movies.manifest import read_manifest
 from genre_lightning.movies.ml1m import read_ml1m
@@ -57,20 +56,5 @@ def read_movies(reader: str, **options: Any) -> MovieSet:
     for name, parameter in parameters.items():
         if parameter.default is parameter.empty and options.get(name) is None:
             raise DataError(f"the reader {reader} needs the option {name!r}, e.g. data.{name}=...")
-    with _not_collecting():
+    with without_garbage_collection():
         return read(**options)
-
-
-@contextmanager
-def _not_collecting() -> Iterator[None]:
-    """Without looks for objects that are of no use any more: all that a reader makes is kept.
-
-    Of a million movies those looks take half of the time.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

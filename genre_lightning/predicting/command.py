@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from genre_lightning.errors import UserError
+from genre_lightning.garbage import without_garbage_collection
 from genre_lightning.predicting.arguments import parse_card, parse_export, parse_predict
 from genre_lightning.runs.commands import shell_command
 from genre_lightning.runs.places import best_checkpoint
@@ -48,9 +49,10 @@ def _predict(arguments: Sequence[str]) -> int:
     # Starting a GPU takes longer than one movie takes without it.
     device = options.device or ("cpu" if options.columns else "auto")
 
-    import torch
+    with without_garbage_collection():
+        import torch
 
-    from genre_lightning.predicting.predictor import GenrePredictor
+        from genre_lightning.predicting.predictor import GenrePredictor
 
     # One movie is done before a second thread has started; many are spread by the predictor.
     torch.set_num_threads(1)

@@ -7,7 +7,6 @@ is imported before a job really trains.
 
 from __future__ import annotations
 
-import atexit
 import csv
 import gc
 import inspect
@@ -18,7 +17,6 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from genre_lightning.cores import share_cores
 from genre_lightning.errors import UserError
 from genre_lightning.files import FULL, AppendedText, FullDiskError, full_disk
+from genre_lightning.garbage import kept_imports
 from genre_lightning.quiet import quiet_libraries
 from genre_lightning.runs.checks import check_settings
 from genre_lightning.runs.commands import below_here, override, shell_command
@@ -302,27 +301,3 @@ def _free_memory() -> None:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
-
-
-@contextmanager
-def kept_imports() -> Iterator[None]:
-    """Import without searching for garbage, and leave what is there by now out of later searches.
-
-    Looking through what PyTorch and Lightning make takes .1 s and more, several times while they
-    are imported, in each training, and once after each job.
-    """
-    known = len(sys.modules)
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-    if len(sys.modules) > known:
-        gc.freeze()
-        _free_at_the_end()
-
-
-@cache
-def _free_at_the_end() -> None:
-    # Or it would not be freed at the end, and extension modules complain of that line by line.
-    atexit.register(gc.unfreeze)

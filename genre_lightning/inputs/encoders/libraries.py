@@ -7,6 +7,7 @@ import importlib.util
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
+from genre_lightning.garbage import without_garbage_collection
 from genre_lightning.inputs.encoders.spec import EncoderError
 from genre_lightning.lean_imports import late_scikit_learn, without_wandb
 
@@ -18,7 +19,7 @@ def import_library(name: str, encoder: str) -> ModuleType:
         EncoderError: it, or what it needs itself, is not installed.
     """
     try:
-        with without_wandb():
+        with without_garbage_collection(), without_wandb():
             return importlib.import_module(name)
     except ModuleNotFoundError as error:
         # Named is what is missing, which may be what the library itself needs.

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from genre_lightning.garbage import without_garbage_collection
 from genre_lightning.inputs.encoders.libraries import import_sentence_transformers
 from genre_lightning.inputs.encoders.spec import TOKEN_STAGES, EncoderError, EncoderSpec
 from genre_lightning.inputs.encoders.weights import find_weights, text_files
@@ -269,7 +270,8 @@ def open_text_encoder(
         library = import_sentence_transformers(spec.name)
     # Its line for every model that it loads tells where, and training logs at that level.
     logging.getLogger("sentence_transformers").setLevel(logging.WARNING)
-    with _without_progress_bar():
+    # What it imports comes with the first model.
+    with without_garbage_collection(), _without_progress_bar():
         try:
             model = library.SentenceTransformer(
                 str(folder),
