@@ -55,7 +55,7 @@ def recorded_run(
 
     The file is written at once, with the status "interrupted": what is true should the process be
     killed. One that says "completed" stays until the block, which resumes that run, has written
-    something, so that an attempt which is refused changes nothing. While the block runs the folder
+    something. An attempt to resume which is refused changes nothing. While the block runs the folder
     is locked, see :func:`genre_lightning.runs.lock.is_running`. Of several processes that train
     together only the first locks and writes.
 
@@ -106,6 +106,8 @@ def recorded_run(
         result["wandb_run_id"] = earlier.get("wandb_run_id")
         if earlier.get("status") != "completed":
             write_result(folder, result)
+        begun = read_result(folder)
+        refused = False
         started = time.perf_counter()
         try:
             yield result
@@ -115,6 +117,7 @@ def recorded_run(
         except BaseException as error:
             result["status"] = "failed"
             result["error"] = f"{type(error).__name__}: {error}"
+            refused = bool(earlier) and isinstance(error, UserError)
             raise
         finally:
             result["seconds"] = round(before + time.perf_counter() - started, 3)
@@ -122,8 +125,9 @@ def recorded_run(
             # Where the disk is full the file still says "interrupted", which is true, and the error
             # that is under way tells more than one about this file.
             with suppress(*() if done else (OSError, UserError)):
-                if done or earlier.get("status") != "completed" or read_result(folder) != earlier:
-                    write_result(folder, result)
+                untouched = not done and read_result(folder) == begun
+                if not (untouched and earlier.get("status") == "completed"):
+                    write_result(folder, earlier if untouched and refused else result)
 
 
 def read_result(folder: str | Path) -> dict[str, Any] | None:

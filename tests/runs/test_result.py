@@ -126,6 +126,29 @@ def test_a_completed_run_stays_so_until_it_resumes(begun: bool, tmp_path: Path) 
         assert found == before
 
 
+@pytest.mark.parametrize("error", [UserError("other settings"), RuntimeError("in a step")], ids=repr)
+@pytest.mark.parametrize("ended", [KeyboardInterrupt(), OSError("no space")], ids=repr)
+@pytest.mark.parametrize("begun", [True, False], ids=["begun", "at once"])
+def test_a_refused_attempt_to_resume_leaves_the_story_of_those_before(
+    error: Exception, ended: BaseException, begun: bool, tmp_path: Path
+) -> None:
+    with pytest.raises(type(ended)), recorded_run(tmp_path, "m", 0, []) as result:
+        result["epochs"] = 3
+        raise ended
+    before = recorded(tmp_path)
+    with pytest.raises(type(error)), recorded_run(tmp_path, "m", 1, ["seed=1"]) as result:
+        assert recorded(tmp_path)["status"] == "interrupted"
+        if begun:
+            write_result(tmp_path, {**result, "epochs": 4})
+        raise error
+    found = recorded(tmp_path)
+    if isinstance(error, UserError) and not begun:
+        assert found == before
+    else:
+        assert (found["status"], found["attempts"], found["seed"]) == ("failed", 2, 1)
+        assert str(error) in found["error"]
+
+
 @pytest.mark.parametrize("text", ["", "[1]", "{}", '{"status": "odd"}', "\xff"], ids=repr)
 def test_what_is_no_result(text: str, tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text(text, "latin-1")
