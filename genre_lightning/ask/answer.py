@@ -17,7 +17,7 @@ HIGHEST = 100
 MOST_OF_WHY = 1000
 
 _THOUGHT = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
-_FENCE = re.compile(r"\A\s*```(?:json)?\s*\n(.*?)\n?```\s*\Z", re.DOTALL)
+_FENCE = re.compile(r"^[ \t]*```(?:json)?[ \t]*\n(.*?)\n?```[ \t]*$", re.DOTALL | re.MULTILINE)
 
 
 class Misfit(Exception):
@@ -56,7 +56,7 @@ def answer_schema(genres: Sequence[str], why_max_length: int | None = None) -> d
 def read_answer(content: str, genres: Sequence[str]) -> tuple[tuple[float, ...], str]:
     """Check an answer against the schema, since some servers accept one and ignore it.
 
-    A thought before it and a fence of Markdown around it are passed over.
+    A thought before it is passed over, and all but the one block that Markdown fences.
 
     Returns:
         G scores in 0..1, and why.
@@ -65,9 +65,9 @@ def read_answer(content: str, genres: Sequence[str]) -> tuple[tuple[float, ...],
         Misfit: it does not fit.
     """
     text = _THOUGHT.sub("", content)
-    fenced = _FENCE.match(text)
+    fenced = _FENCE.findall(text)
     try:
-        pairs = json.loads(fenced[1] if fenced else text, object_pairs_hook=list)
+        pairs = json.loads(fenced[0] if len(fenced) == 1 else text, object_pairs_hook=list)
     except (ValueError, RecursionError):
         raise Misfit(f"no JSON: {_shown(content)}") from None
     if not isinstance(pairs, list) or not all(isinstance(pair, tuple) for pair in pairs):

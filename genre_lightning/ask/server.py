@@ -75,32 +75,36 @@ class Reply:
     seconds: float
 
 
-def check_url(base_url: str) -> str:
+def check_url(base_url: str, setting: str = "base_url") -> str:
     """The address without a slash at its end.
+
+    Args:
+        base_url: the address.
+        setting: what gave it, for messages.
 
     Raises:
         UserError: it is none of http or https, or has a password or anything after the path in it.
     """
     if type(base_url) is not str or not base_url.isprintable() or " " in base_url:
-        raise UserError(f"base_url={base_url!r:.200} is no address of a server")
+        raise UserError(f"{setting}={base_url!r:.200} is no address of a server")
     try:
         parts = urlsplit(base_url)
         host, _ = parts.hostname, parts.port
     except ValueError as error:
-        raise UserError(f"base_url is no address of a server: {error}") from None
+        raise UserError(f"{setting} is no address of a server: {error}") from None
     if parts.username is not None or parts.password is not None:
         raise UserError(
-            "base_url has a name or a password in it, which would be written down: leave them out; "
-            "a key goes into an environment variable that api_key_env names"
+            f"{setting} has a name or a password in it, which would be written down: leave them "
+            "out; a key goes into an environment variable that api_key_env names"
         )
     if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment:
         raise UserError(
-            f"base_url={base_url} is no address of a server, such as http://127.0.0.1:8000/v1"
+            f"{setting}={base_url} is no address of a server, such as http://127.0.0.1:8000/v1"
         )
     return base_url.rstrip("/")
 
 
-def read_key(variable: str | None) -> str | None:
+def read_key(variable: str | None, setting: str = "api_key_env") -> str | None:
     """The API key that an environment variable holds; None where no variable is named.
 
     Raises:
@@ -111,14 +115,14 @@ def read_key(variable: str | None) -> str | None:
         return None
     if type(variable) is not str or not re.fullmatch(r"[A-Z_][A-Z0-9_]{0,63}", variable):
         raise UserError(
-            "api_key_env must name an environment variable in capitals, such as OPENAI_API_KEY; "
+            f"{setting} must name an environment variable in capitals, such as OPENAI_API_KEY; "
             "the key itself is given nowhere else"
         )
     key = os.environ.get(variable, "").strip()
     if not key:
-        raise UserError(f"api_key_env={variable}: there is no such environment variable, or empty")
+        raise UserError(f"{setting}={variable}: there is no such environment variable, or empty")
     if not key.isascii() or not key.isprintable() or " " in key:
-        raise UserError(f"api_key_env={variable}: what it holds is no key")
+        raise UserError(f"{setting}={variable}: what it holds is no key")
     return key
 
 
@@ -138,6 +142,7 @@ class ChatServer:
         retries: further tries of a request.
         longest_wait: seconds; a server that asks for more ends the command.
         key_name: of the environment variable, for messages.
+        url_setting: what gave the address, for messages.
 
     Attributes:
         answered: whether the server has answered any request.
@@ -153,8 +158,10 @@ class ChatServer:
         retries: int = 6,
         longest_wait: float = 600.0,
         key_name: str | None = None,
+        url_setting: str = "base_url",
     ) -> None:
-        self.base_url = check_url(base_url)
+        self.base_url = check_url(base_url, url_setting)
+        self._url_setting = url_setting
         for name, value in (("timeout", timeout), ("longest_wait", longest_wait)):
             if type(value) not in (int, float) or not value > 0:
                 raise UserError(f"server.{name}={value} must be a number above 0")
@@ -254,7 +261,7 @@ class ChatServer:
             reason = self._hidden(f"{self.base_url} can't be reached ({error})")
             if not self.answered:
                 raise ServerError(
-                    f"{reason}: is the server running, and is base_url its address?"
+                    f"{reason}: is the server running, and is {self._url_setting} its address?"
                 ) from None
             raise _TryAgain(reason) from None
         except (aiohttp.ClientError, ConnectionError) as error:

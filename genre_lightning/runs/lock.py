@@ -16,7 +16,7 @@ class TakenError(UserError):
 
 
 def is_running(folder: str | Path) -> bool:
-    """Whether a process is training in this run folder now.
+    """Whether a process runs in this run folder now.
 
     A folder that may not be written is taken for one at rest.
     """
@@ -49,7 +49,7 @@ def locked(folder: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise TakenError(
-            f"another process is training in {folder}: wait for it or stop it, or name another "
+            f"another process is running in {folder}: wait for it or stop it, or name another "
             "folder by hydra.run.dir"
         ) from None
     try:

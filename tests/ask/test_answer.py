@@ -27,10 +27,11 @@ FITS = {"Action": 0, "Children's": 100, "Film-Noir": 7, "why": "It is dark."}
         json.dumps(dict(reversed(FITS.items())), indent=2),
         "```json\n" + json.dumps(FITS) + "\n```",
         "```\n" + json.dumps(FITS) + "```",
+        "Here it is:\n\n```json\n" + json.dumps(FITS, indent=2) + "\n```\n\nI hope this helps.",
         "<think>It may {be} dark.</think>\n" + json.dumps(FITS),
         json.dumps({**FITS, "Film-Noir": 7.0}),
     ],
-    ids=["plain", "in another order", "fenced", "fenced closely", "after a thought", "7.0"],
+    ids=["plain", "in another order", "fenced", "fenced closely", "fenced in prose", "after a thought", "7.0"],
 )
 def test_what_fits(content: str) -> None:
     assert read_answer(content, GENRES) == ((0.0, 1.0, 0.07), "It is dark.")
@@ -43,6 +44,8 @@ def test_what_fits(content: str) -> None:
         ("It is a dark film.", "no JSON: 'It is a dark film.'"),
         (json.dumps(FITS)[:-5], "no JSON"),
         (json.dumps(FITS) + " I hope this helps.", "no JSON"),
+        (2 * ("```json\n" + json.dumps(FITS) + "\n```\n"), "no JSON"),
+        ("```json\nnot it\n```", "no JSON"),
         ("[1, 2]", "no JSON object"),
         ("7", "no JSON object"),
         ("[" * 100_000, "no JSON"),

@@ -114,6 +114,22 @@ def test_another_address(run: Path, checkpoint: Path, loopback: Loopback) -> Non
         assert len(other.requests) == 1 and not loopback.requests
 
 
+def test_a_wrong_address_or_key_is_told_by_the_option_that_gave_it(
+    run: Path, checkpoint: Path, loopback: Loopback, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(checkpoint), "--title", "Heat (1995)", "--ask", str(run)]
+    closed = loopback.url.replace("127.0.0.1", "127.0.0.2")
+    for option, value, said in (
+        ("--ask-url", "ftp://x", "error: --ask-url=ftp://x is no address of a server"),
+        ("--ask-url", closed, "is the server running, and is --ask-url its address?"),
+        ("--api-key-env", "NOT_SET", "error: --api-key-env=NOT_SET: there is no such"),
+        ("--api-key-env", "sk-secret", "error: --api-key-env must name an environment variable"),
+    ):
+        assert main([*arguments, option, value]) == 1
+        told = capsys.readouterr().err
+        assert said in told and "secret" not in told
+
+
 @pytest.mark.parametrize(
     ("case", "message"),
     [

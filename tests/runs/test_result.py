@@ -89,7 +89,7 @@ def test_while_it_runs(tmp_path: Path) -> None:
         assert is_running(tmp_path)
         assert recorded(tmp_path)["status"] == "interrupted"  # true, were it killed now
         with (
-            pytest.raises(UserError, match=f"another process is training in {tmp_path}"),
+            pytest.raises(UserError, match=f"another process is running in {tmp_path}"),
             recorded_run(tmp_path, "m", 1, []),
         ):
             pytest.fail("two runs in one folder")
