@@ -31,7 +31,15 @@ FITS = {"Action": 0, "Children's": 100, "Film-Noir": 7, "why": "It is dark."}
         "<think>It may {be} dark.</think>\n" + json.dumps(FITS),
         json.dumps({**FITS, "Film-Noir": 7.0}),
     ],
-    ids=["plain", "in another order", "fenced", "fenced closely", "fenced in prose", "after a thought", "7.0"],
+    ids=[
+        "plain",
+        "in another order",
+        "fenced",
+        "fenced closely",
+        "fenced in prose",
+        "after a thought",
+        "7.0",
+    ],
 )
 def test_what_fits(content: str) -> None:
     assert read_answer(content, GENRES) == ((0.0, 1.0, 0.07), "It is dark.")

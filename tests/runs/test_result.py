@@ -126,7 +126,9 @@ def test_a_completed_run_stays_so_until_it_resumes(begun: bool, tmp_path: Path) 
         assert found == before
 
 
-@pytest.mark.parametrize("error", [UserError("other settings"), RuntimeError("in a step")], ids=repr)
+@pytest.mark.parametrize(
+    "error", [UserError("other settings"), RuntimeError("in a step")], ids=repr
+)
 @pytest.mark.parametrize("ended", [KeyboardInterrupt(), OSError("no space")], ids=repr)
 @pytest.mark.parametrize("begun", [True, False], ids=["begun", "at once"])
 def test_a_refused_attempt_to_resume_leaves_the_story_of_those_before(
