@@ -119,7 +119,7 @@ def test_a_wrong_address_or_key_is_told_by_the_option_that_gave_it(
 ) -> None:
     arguments = [str(checkpoint), "--title", "Heat (1995)", "--ask", str(run)]
     closed = loopback.url.replace("127.0.0.1", "127.0.0.2")
-    for option, value, said in (
+    for option, value, reason in (
         ("--ask-url", "ftp://x", "error: --ask-url=ftp://x is no address of a server"),
         ("--ask-url", closed, "is the server running, and is --ask-url its address?"),
         ("--api-key-env", "NOT_SET", "error: --api-key-env=NOT_SET: there is no such"),
@@ -127,7 +127,7 @@ def test_a_wrong_address_or_key_is_told_by_the_option_that_gave_it(
     ):
         assert main([*arguments, option, value]) == 1
         told = capsys.readouterr().err
-        assert said in told and "secret" not in told
+        assert reason in told and "secret" not in told
 
 
 @pytest.mark.parametrize(
