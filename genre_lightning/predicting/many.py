@@ -190,7 +190,7 @@ def _cells(predictor: GenrePredictor, prediction: Prediction) -> list[str]:
 
 
 def _print_summary(movies: int, problems: int, out: Path | None) -> None:
-    text = f"{movies} movies"
+    text = f"{movies} movie" if movies == 1 else f"{movies} movies"
     if problems:
         text += f", {problems} with a problem (a poster that can't be read, or nothing to go by)"
     place = "" if out is None or str(out) == "-" else f"; written to {shell_command(out)}"

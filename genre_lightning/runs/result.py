@@ -56,8 +56,8 @@ def recorded_run(
     The file is written at once, with the status "interrupted": what is true should the process be
     killed. One that says "completed" stays until the block, which resumes that run, has written
     something. An attempt to resume which is refused changes nothing. While the block runs the
-    folder is locked, see :func:`genre_lightning.runs.lock.is_running`. Of several processes that train
-    together only the first locks and writes.
+    folder is locked, see :func:`genre_lightning.runs.lock.is_running`. Of several processes that
+    train together only the first locks and writes.
 
     Args:
         folder: the run folder.
