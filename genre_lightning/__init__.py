@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from genre_lightning.predicting.predictor import GenrePredictor
     from genre_lightning.scripts.from_python import TrainedRun, train
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = ["GenrePredictor", "TrainedRun", "__version__", "train"]
 
