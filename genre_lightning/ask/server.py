@@ -21,6 +21,7 @@ import aiohttp
 from genre_lightning.ask.answer import Misfit
 from genre_lightning.ask.pace import Pace
 from genre_lightning.errors import UserError
+from genre_lightning.page.shortening import shortened
 
 #: Bytes of an answer that are read; one of a few hundred tokens has some thousands.
 MOST_BYTES = 16 * 2**20
@@ -368,7 +369,7 @@ def _plain(text: str) -> str:
     """Text without tags and control characters, shortened."""
     words = " ".join(_TAGS.sub(" ", text).split())
     shown = "".join(c if c.isprintable() else "?" for c in words)
-    return shown if len(shown) <= MOST_WORDS else f"{shown[: MOST_WORDS - 1]}…"
+    return shortened(shown, MOST_WORDS)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

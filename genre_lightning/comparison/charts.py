@@ -16,6 +16,7 @@ from markupsafe import Markup, escape
 
 from genre_lightning.comparison.ranking import distinct_settings, setting_order
 from genre_lightning.comparison.run import Setting, setting, shown_setting
+from genre_lightning.page.shortening import shortened
 from genre_lightning.page.svg import Scale, circle, line, svg, words
 
 #: A curve of more points looks the same.
@@ -194,7 +195,7 @@ def parallel(
     for number, (name, axis) in enumerate(named):
         x = 64 + gap * number
         parts.append(line("axis", x, top, x, bottom))
-        parts.append(words("label", x, 16, name if len(name) < 20 else f"{name[:18]}…", "middle"))
+        parts.append(words("label", x, 16, shortened(name, 19), "middle"))
         for at, text in axis.ticks():
             parts.append(line("axis", x - 3, at, x + 3, at))
             parts.append(words("tick halo", x + 7, at + 3.5, text))
@@ -248,8 +249,7 @@ class _Axis:
             step = math.ceil(len(self.named) / 16)
             for number in range(0, len(self.named), step):
                 text = shown_setting(self.named[number])
-                short = text if len(text) < 15 else f"{text[:13]}…"
-                yield self.even(number), "–" if self.named[number] is None else short
+                yield self.even(number), "–" if self.named[number] is None else shortened(text, 14)
             return
         if None in self.named:
             yield self.start, "–"

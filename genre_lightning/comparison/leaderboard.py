@@ -22,6 +22,7 @@ from genre_lightning.comparison.text import (
 )
 from genre_lightning.files import whole_file
 from genre_lightning.page.markdown import in_markdown, markdown_table
+from genre_lightning.page.shortening import shortened
 from genre_lightning.runs.commands import below_here, shell_command
 
 if TYPE_CHECKING:
@@ -189,7 +190,7 @@ def unfinished_table(comparison: Comparison) -> tuple[list[str], list[list[str]]
             describe(run, comparison),
             f"{run.epochs}" + (f" of {run.epochs_planned}" if run.epochs_planned else ""),
             shown_value(run.value(comparison.metric)),
-            _shortened(run.error or ""),
+            shortened(run.error or "", MOST_OF_ERROR),
         ]
         for run in comparison.runs
         if not run.completed
@@ -239,10 +240,6 @@ def markdown(comparison: Comparison) -> str:
 def _range(counts: Sequence[int]) -> str:
     low, high = min(counts), max(counts)
     return f"{low}" if low == high else f"{low}–{high}"
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= MOST_OF_ERROR else f"{text[: MOST_OF_ERROR - 1]}…"
 
 
 def _cell(value: Setting) -> object:

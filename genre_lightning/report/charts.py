@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup, escape
 
+from genre_lightning.page.shortening import shortened
 from genre_lightning.page.svg import Scale, circle, line, svg, words
 from genre_lightning.report.statistics import Interval, Reliability
 
@@ -207,7 +208,7 @@ def heat_map(name: str, shares: np.ndarray, labels: Sequence[str]) -> Markup:
     """A square of labelled, coloured cells: (G, G) in [0, 1], nan left blank."""
     cell = 18 if len(labels) <= 20 else 14
     # Cells say the whole name; beside long ones nothing would be left of the square.
-    short = [name if len(name) <= _NAME else f"{name[: _NAME - 1]}…" for name in labels]
+    short = [shortened(name, _NAME) for name in labels]
     edge = 10 + int(6.6 * max(map(len, short)))
     size = edge + cell * len(labels) + 2
     parts = []
