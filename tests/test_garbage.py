@@ -56,6 +56,8 @@ def test_what_someone_froze_or_switched_off_stays_so() -> None:
     frozen = gc.get_freeze_count()
     with without_garbage_collection(), without_garbage_collection():
         assert not gc.isenabled()
+        made: list[list[int]] = [[] for _ in range(100_000)]
+    del made
     assert gc.isenabled() and gc.get_freeze_count() == frozen > 0
     gc.disable()
     try:
