@@ -39,8 +39,9 @@ def without_garbage_collection() -> Iterator[None]:
 def kept_imports() -> Iterator[None]:
     """Import so, and leave what is there by now out of all later searches.
 
-    Each would take .1 s and more, and one comes after each job of a sweep. For commands: whoever
-    calls the package may have garbage of his own.
+    Each would take .1 s and more. One comes after each job of a sweep, and several as a command
+    ends, which has .5 s from them. For commands: whoever calls the package may have garbage of his
+    own.
     """
     known = len(sys.modules)
     with without_garbage_collection():
@@ -52,5 +53,10 @@ def kept_imports() -> Iterator[None]:
 
 @cache
 def _free_at_the_end() -> None:
-    # Or it would not be freed at the end, and extension modules complain of that line by line.
-    atexit.register(gc.unfreeze)
+    atexit.register(_free_if_missed)
+
+
+def _free_if_missed() -> None:
+    # Its extension complains line by line of what is left. All else is left to the system.
+    if "triton" in sys.modules:
+        gc.unfreeze()

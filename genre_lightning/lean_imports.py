@@ -50,8 +50,22 @@ def load_lightning() -> None:
     """Import Lightning and torchmetrics without what this package does not use of them."""
     with without_garbage_collection():
         late_compiler.install()
+        _load_flop_counter()
         with without("torchvision", "transformers", "matplotlib"), _without_signals():
             import torchmetrics  # noqa: F401
+
+
+def _load_flop_counter() -> None:
+    """Import what Lightning counts operations with, without Triton, of which it wants one class.
+
+    Triton compiles for GPUs. Its import takes .1 s, and the end of a command .5 s: its extension
+    complains of each object that is left then.
+    """
+    jit = ModuleType("triton.runtime.jit")
+    vars(jit)["JITFunction"] = type("JITFunction", (), {})
+    stand_ins = {name: ModuleType(name) for name in ("triton", "triton.runtime")}
+    with _standing_in({**stand_ins, jit.__name__: jit}):
+        import torch.utils.flop_counter  # noqa: F401
 
 
 def look_for_plugins_once() -> None:

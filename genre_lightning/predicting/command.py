@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from genre_lightning.errors import UserError
-from genre_lightning.garbage import without_garbage_collection
+from genre_lightning.garbage import kept_imports
 from genre_lightning.predicting.arguments import parse_card, parse_export, parse_predict
 from genre_lightning.runs.commands import shell_command
 from genre_lightning.runs.places import best_checkpoint
@@ -49,16 +49,16 @@ def _predict(arguments: Sequence[str]) -> int:
     # Starting a GPU takes longer than one movie takes without it.
     device = options.device or ("cpu" if options.columns else "auto")
 
-    with without_garbage_collection():
+    with kept_imports():
         import torch
 
         from genre_lightning.predicting.predictor import GenrePredictor
 
-    # One movie is done before a second thread has started; many are spread by the predictor.
-    torch.set_num_threads(1)
-    predictor = GenrePredictor.from_checkpoint(
-        best_checkpoint(options.checkpoint), device, options.workers, options.encoder
-    )
+        # One movie is done before a second thread has started; many are spread by the predictor.
+        torch.set_num_threads(1)
+        predictor = GenrePredictor.from_checkpoint(
+            best_checkpoint(options.checkpoint), device, options.workers, options.encoder
+        )
     asked = None
     if options.ask is not None:
         from genre_lightning.predicting.asked import AskedMovies
