@@ -7,17 +7,19 @@ import importlib.util
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
+from genre_lightning import late_compiler
 from genre_lightning.garbage import without_garbage_collection
 from genre_lightning.inputs.encoders.spec import EncoderError
 from genre_lightning.lean_imports import late_scikit_learn, without_wandb
 
 
 def import_library(name: str, encoder: str) -> ModuleType:
-    """Import what an encoder needs.
+    """Import what an encoder needs, without PyTorch's compiler.
 
     Raises:
         EncoderError: it, or what it needs itself, is not installed.
     """
+    late_compiler.install()
     try:
         with without_garbage_collection(), without_wandb():
             return importlib.import_module(name)
