@@ -115,7 +115,8 @@ def print_genre_table(
 ) -> None:
     """The table per genre, most frequent genre first, and the averages of ``metrics`` below it."""
     rows = sorted(genre_rows(model, scores), key=lambda row: -row["support"])
-    table = Table(title=f"{scores.split}: {len(scores.rows)} movies")
+    movies = len(scores.rows)
+    table = Table(title=f"{scores.split}: {movies:,} movie{'' if movies == 1 else 's'}")
     table.add_column("genre")
     names = ("f1", "precision", "recall", "ap", "support", "threshold")
     for name in names:
