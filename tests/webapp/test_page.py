@@ -160,8 +160,15 @@ def test_a_file_that_is_no_picture(page: Page, tmp_path: Path):
     expect(page.locator("#summary")).not_to_contain_text("without")
     page.get_by_label("Title").fill("")
     page.get_by_label("Poster", exact=True).set_input_files(path)
-    expect(page.locator("#problem")).to_contain_text("can't be read as a picture")
+    # Beside the poster, where its other problems are told, and only there.
+    expect(problem).to_contain_text("can't be read as a picture")
+    expect(page.locator("#problem")).to_be_empty()
     expect(page.locator("#genres")).to_be_hidden()
+    page.get_by_role("button", name="Remove the poster").click()
+    expect(problem).to_be_empty()
+    page.get_by_role("button", name="Name the genres").click()
+    expect(page.locator("#problem")).to_contain_text("type the title or choose the poster")
+    expect(problem).to_be_empty()
 
 
 def test_too_large_and_empty_files_and_nothing_at_all(page: Page, tmp_path: Path):

@@ -17,7 +17,13 @@ let started = null; // the promise of the model
 const fields = new Map(); // column -> its field
 const heats = new Map(); // branch and genre -> address of its heat map
 
-class Problem extends Error {}
+/** What went wrong, in words for people, and under its name for programs: see webapp/api.py. */
+class Problem extends Error {
+  constructor(message, code = "") {
+    super(message);
+    this.code = code;
+  }
+}
 
 function make(tag, className, text) {
   const element = document.createElement(tag);
@@ -53,13 +59,14 @@ async function ask(address, options) {
     if (options?.body instanceof Blob) await readable(options.body);
     throw new Problem("The server does not answer. Is genre-demo still running in its terminal?");
   }
-  let message = `The server answered with an error (${response.status}).`;
+  let problem = new Problem(`The server answered with an error (${response.status}).`);
   try {
-    message = (await response.json()).error.message;
+    const { message, code } = (await response.json()).error;
+    problem = new Problem(message, code);
   } catch {
     // Not an answer of ours: the status has to do.
   }
-  throw new Problem(message);
+  throw problem;
 }
 
 /** A file that was changed or removed after it was chosen can't be read any more. */
@@ -285,7 +292,12 @@ async function predict() {
     if (error.name === "AbortError") return;
     if (!(error instanceof Problem)) throw error;
     if (asking !== mine) return;
-    complain(error.message);
+    // A picture's problem is told beside it; of several, the message names none.
+    const pictures = [...fields.values()].filter((field) => field instanceof PosterField && !field.empty);
+    const beside = error.code === "not_an_image" && pictures.length === 1;
+    for (const field of fields.values()) field.complain("");
+    if (beside) pictures[0].complain(error.message);
+    else complain(error.message);
     forget();
   } finally {
     if (asking === mine) {
