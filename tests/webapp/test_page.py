@@ -320,6 +320,16 @@ def test_every_column_of_the_model_has_a_field_and_reasons(
         assert "thief" in column(page, ".words")
 
 
+def test_a_word_without_end_leaves_the_page_in_shape(page: Page):
+    title = "Alien" * 4_000
+    ask(page, title)
+    expect(page.locator("#genres")).to_be_visible()
+    expect(page.locator(".marked")).to_have_text(title)
+    (name,) = page.locator(".words .name").all_inner_texts()
+    assert name == title[:59] + "…"
+    assert page.evaluate("document.documentElement.scrollHeight") < 4_000
+
+
 def test_of_a_long_text_the_words_that_matter_are_listed(contexts: Contexts, wider: GenrePredictor):
     known = "A thief plans a last heist. Toys live happily. "
     with serving(wider) as server, open_page(contexts(), server.url) as page:
