@@ -142,10 +142,14 @@ def _check_header(cells: list[str], name: str, required: Sequence[str]) -> list[
         if column and columns.count(column) > 1:
             raise DataError(f"{name}:1: the column {column!r} comes more than once")
     missing = [column for column in required if column not in columns]
+    if not any(columns):
+        raise DataError(
+            f"{name}:1: the first row is blank; it must name the columns: {','.join(required)}"
+        )
     if missing:
         raise DataError(
             f"{name}:1: the header has no column {' and no '.join(missing)}; "
-            f"it has {', '.join(cells) or 'none'}{separator_hint(cells)}"
+            f"it has {', '.join(cells)}{separator_hint(cells)}"
         )
     return columns
 

@@ -56,6 +56,14 @@ def test_a_file_of_another_kind_is_told_by_what_it_is(
         MovieRows(file, path, {"title": "text"})
 
 
+@pytest.mark.parametrize("start", ["\n", "\r\n", ",,\n"], ids=["line", "windows", "cells"])
+def test_a_blank_row_above_the_header_is_told(tmp_path: Path, start: str):
+    path = tmp_path / "movies.csv"
+    path.write_text(f"{start}id,title,poster\n7,Heat,\n")
+    with pytest.raises(DataError, match=r"csv:1: the first row is blank; it must name .*id"):
+        read_table(path, ("id",))
+
+
 def test_columns_that_have_to_be_there(tmp_path):
     path = tmp_path / "movies.csv"
     path.write_text("title\nHeat\n")
