@@ -23,6 +23,8 @@ from genre_lightning.runs.settings import changes_no_result, is_path, usual_mode
 SEED = "seed"
 #: What these say of data leaves the movies that are scored, and their genres, as they are.
 SAME_MOVIES = ("data.batch_size", "data.columns")
+#: What says the same of data as null does: movies/manifest.py has it for its default.
+AS_NULL = {"data.genre_separator": "|"}
 #: Of a language model's run: names in ``result.json``, and headings.
 COSTS = {"tokens_per_movie": "tokens a movie", "seconds_per_movie": "seconds a movie"}
 #: Which epoch is the best one, which a leaderboard is told otherwise.
@@ -312,7 +314,7 @@ def datasets(runs: Sequence[Run]) -> tuple[dict[Path, int], list[str]]:
     """
     told = [
         {
-            key: _place(value, run) if is_path(key) else _same(value)
+            key: _place(value, run) if is_path(key) else _same(_as_null(key, value))
             for key, value in run.settings.items()
             if tells_data(key)
         }
@@ -329,6 +331,10 @@ def datasets(runs: Sequence[Run]) -> tuple[dict[Path, int], list[str]]:
         for run, each in zip(runs, told, strict=True)
     }
     return by_folder, keys
+
+
+def _as_null(key: str, value: Setting) -> Setting:
+    return None if value == AS_NULL.get(key) else value
 
 
 def _place(value: Setting, run: Run) -> object:

@@ -64,9 +64,15 @@ def find_runs(folders: Sequence[Path]) -> list[Run]:
     names = [printable(path.relative_to(base).as_posix()) for path in paths]
     runs = [run for path, name in zip(paths, names, strict=True) if (run := read_run(path, name))]
     if not runs:
+        asked = ", ".join(map(str, folders))
+        if paths:
+            raise UserError(
+                f"no run in {asked}, but what evaluate.py wrote: that has its numbers in "
+                "metrics.json and report.html. Name the folders of the runs that were evaluated; "
+                "--column test/map_macro shows their scores on the test split"
+            )
         raise UserError(
-            f"no run in {', '.join(map(str, folders))}: a run's folder holds "
-            f"{', '.join(RUN_FILES)} or {HISTORY}"
+            f"no run in {asked}: a run's folder holds {', '.join(RUN_FILES)} or {HISTORY}"
         )
     return runs
 

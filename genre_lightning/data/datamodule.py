@@ -476,8 +476,10 @@ def _with_genres(movies: MovieSet, wanted: tuple[str, ...]) -> MovieSet:
     """The same movies with the label order of a trained model."""
     unknown = [genre for genre in movies.genres if genre not in wanted]
     if unknown:
+        # A reader may list genres that no movie has.
+        where = next((m.where for m in movies.movies if not set(unknown).isdisjoint(m.genres)), "")
         raise DataError(
-            f"the model does not know the dataset's genre(s) {', '.join(unknown)}; "
-            f"it was trained on {', '.join(wanted)}"
+            f"the model does not know the dataset's genre(s) {', '.join(unknown)}"
+            f"{where and f', first at {where}'}; it was trained on {', '.join(wanted)}"
         )
     return replace(movies, genres=wanted)

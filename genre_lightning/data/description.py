@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from genre_lightning.movies.manifest import SEPARATOR
 from genre_lightning.movies.movie import DataError
 from genre_lightning.movies.readers import READERS
 
@@ -14,6 +15,7 @@ from genre_lightning.movies.readers import READERS
 PATHS = ("root", "path", "columns")
 #: Options that a checkpoint does not tell and must not: it can't start a download.
 NOT_DESCRIBED = ("download",)
+_USUAL_SEPARATOR = ("genre_separator", SEPARATOR)
 
 
 def expanded(name: str, value: Any) -> Any:
@@ -35,6 +37,18 @@ def describe_source(reader: str, options: Mapping[str, Any]) -> dict[str, Any]:
     for key in NOT_DESCRIBED:
         source.pop(key, None)
     return {"reader": reader, **source}
+
+
+def same_source(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two descriptions are of the same movies, genres and splits, as far as they tell.
+
+    The usual separator of genres is what is meant where none is named.
+    """
+    told = [
+        {name: value for name, value in each.items() if (name, value) != _USUAL_SEPARATOR}
+        for each in (one, other)
+    ]
+    return told[0] == told[1]
 
 
 def read_source(

@@ -18,6 +18,7 @@ from genre_lightning.explain.explainer import Explainer, ImageExplanation, encod
 from genre_lightning.explain.heat import check_genres, scale_heat
 from genre_lightning.inputs.encoders.images import places_seen, pool_places
 from genre_lightning.inputs.input import Value
+from genre_lightning.models.members import networks_of
 from genre_lightning.models.poster_encoder import PosterEncoder
 from genre_lightning.models.poster_resnet import PosterResNet
 
@@ -47,26 +48,26 @@ class GradCamExplainer(Explainer):
         self, model: TrainedModel, branch: str, value: Value, budget: int | None = None
     ) -> ImageExplanation:
         pixels = model.inputs[branch].read(value)
-        network = model.network.branches[branch]
+        networks = networks_of(model.network.branches[branch])
 
         def heat_maps(genres: Sequence[int]) -> np.ndarray:
             # Prepared here: tensors of inference mode have no gradients.
             with torch.inference_mode(False), torch.enable_grad():
                 prepared = encode_one(model, branch, pixels).numbers["pixels"]
-                features, logits = self.see(network, prepared)
-                return grad_cam(logits, features, genres, pixels.shape[:2])
+                seen = [self.see(network, prepared) for network in networks]
+                return grad_cam(seen, genres, pixels.shape[:2])
 
         return ImageExplanation(self.method, value, heat_maps)
 
 
 def grad_cam(
-    logits: Tensor, features: Tensor, genres: Sequence[int], size: tuple[int, int]
+    seen: Sequence[tuple[Tensor, Tensor]], genres: Sequence[int], size: tuple[int, int]
 ) -> np.ndarray:
     """Grad-CAM: features weighted by how much each channel raises a genre's logit.
 
     Args:
-        logits: (G,) computed from ``features``.
-        features: (1, C, h, w), which require gradients.
+        seen: of each network of a branch, whose logits are averaged, features (1, C, h, w), which
+            require gradients, and the logits (G,) computed from them.
         genres: places of K genres.
         size: H and W of the maps.
 
@@ -76,13 +77,16 @@ def grad_cam(
     Raises:
         IndexError: there is no such genre.
     """
+    places, logits = seen[0]
     check_genres(genres, len(logits))
-    maps = [torch.zeros(0, *features.shape[2:])]
-    for genre in genres:
-        (gradient,) = torch.autograd.grad(logits[genre], features, retain_graph=True)
-        weights = gradient.mean(dim=(2, 3), keepdim=True)
-        maps.append((weights * features).sum(1).detach().cpu())
-    return scale_heat(torch.cat(maps), size)
+    maps = torch.zeros(len(genres), *places.shape[2:])
+    for features, logits in seen:
+        for number, genre in enumerate(genres):
+            (gradient,) = torch.autograd.grad(logits[genre], features, retain_graph=True)
+            weights = gradient.mean(dim=(2, 3), keepdim=True)
+            # Summed with its sign: what one network says for a genre another may say against it.
+            maps[number] += (weights * features).sum(1)[0].detach().cpu()
+    return scale_heat(maps, size)
 
 
 def see_stages(network: PosterResNet, prepared: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,6 +26,7 @@ from genre_lightning.explain.year import YearExplainer
 from genre_lightning.inputs.encode import is_absent
 from genre_lightning.inputs.input import Value
 from genre_lightning.models.embedding_head import EmbeddingHead
+from genre_lightning.models.members import networks_of
 from genre_lightning.models.poster_encoder import PosterEncoder
 from genre_lightning.models.poster_resnet import PosterResNet
 from genre_lightning.models.terms_linear import TermsLinear
@@ -54,7 +55,8 @@ def find_explainer(model: TrainedModel, branch: str) -> Explainer | None:
             f"this model has no branch {branch!r:.100}; it has {', '.join(model.inputs)}"
         )
     given = model.inputs[branch]
-    return EXPLAINERS.get((given.kind, given.of, type(model.network.branches[branch])))
+    network, *_ = networks_of(model.network.branches[branch])
+    return EXPLAINERS.get((given.kind, given.of, type(network)))
 
 
 def explain_branch(
@@ -80,10 +82,9 @@ def explain_branch(
     """
     explainer = find_explainer(model, branch)
     if explainer is None:
-        network = type(model.network.branches[branch]).__name__
-        raise TypeError(
-            f"branch {branch}: a {network} on {model.inputs[branch].kind} can't be explained"
-        )
+        network, *_ = networks_of(model.network.branches[branch])
+        kind = f"a {type(network).__name__} on {model.inputs[branch].kind}"
+        raise TypeError(f"branch {branch}: {kind} can't be explained")
     if is_absent(value):
         return None
     found = explainer.explain(model, branch, value, budget)

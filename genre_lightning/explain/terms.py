@@ -25,6 +25,7 @@ from genre_lightning.explain.explainer import (
 from genre_lightning.inputs.input import Value
 from genre_lightning.inputs.terms import TermsInput
 from genre_lightning.inputs.vectorizer import ITEM_SEPARATOR, TermVectorizer, normalise_title
+from genre_lightning.models.members import networks_of
 from genre_lightning.models.terms_linear import TermsLinear
 from genre_lightning.models.terms_mlp import TermsMLP
 
@@ -74,32 +75,42 @@ def term_contributions(
     Raises:
         RuntimeError: they don't: the network has changed and this file has not.
     """
-    _, network = _halves(model, branch)
+    _, networks = _halves(model, branch)
     part = encode_one(model, branch, text)
     columns, weights = part.numbers["indices"], part.numbers["weights"]
     with torch.inference_mode():
-        if isinstance(network, TermsMLP):
-            contributions = _integrated_gradients(network, columns, weights)
-        else:
-            rows = network.embed.weight[columns].double()
-            members = rows.view(len(columns), network.members, network.num_genres)
-            contributions = float64(weights.double()[:, None] * members.mean(dim=1))
+        # Their logits are averaged, so what each term adds is the average too.
+        each = [_contributions(network, columns, weights) for network in networks]
+    contributions = np.mean(each, axis=0)
     whole = branch_logits(model, branch, part)[0]
     total = whole - branch_logits(model, branch, encode_one(model, branch, ""))[0]
     error = float(np.abs(contributions.sum(0) - total).max(initial=0.0))
     if error > _TOLERANCE * max(1.0, float(np.abs(whole).max(initial=0.0))):
         raise RuntimeError(
             f"the terms of branch {branch} differ from their sum by {error:.2g}: "
-            f"{type(network).__name__} has changed and explain/terms.py has not"
+            f"{type(networks[0]).__name__} has changed and explain/terms.py has not"
         )
     return columns.cpu().numpy(), contributions, total
 
 
-def _halves(model: TrainedModel, branch: str) -> tuple[TermsInput, TermsMLP | TermsLinear]:
-    given, network = model.inputs[branch], model.network.branches[branch]
-    if not isinstance(given, TermsInput) or not isinstance(network, (TermsMLP, TermsLinear)):
+def _halves(model: TrainedModel, branch: str) -> tuple[TermsInput, list[TermsMLP | TermsLinear]]:
+    """The input of a branch, and its networks, whose logits are averaged."""
+    given, networks = model.inputs[branch], networks_of(model.network.branches[branch])
+    known = [network for network in networks if isinstance(network, (TermsMLP, TermsLinear))]
+    if not isinstance(given, TermsInput) or len(known) < len(networks):
         raise TypeError(f"branch {branch} is neither a TermsMLP nor a TermsLinear on terms")
-    return given, network
+    return given, known
+
+
+def _contributions(
+    network: TermsMLP | TermsLinear, columns: torch.Tensor, weights: torch.Tensor
+) -> np.ndarray:
+    """(T, G) float64, what T columns add to the logits of one network."""
+    if isinstance(network, TermsMLP):
+        return _integrated_gradients(network, columns, weights)
+    rows = network.embed.weight[columns].double()
+    members = rows.view(len(columns), network.members, network.num_genres)
+    return float64(weights.double()[:, None] * members.mean(dim=1))
 
 
 def _integrated_gradients(

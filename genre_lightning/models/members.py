@@ -128,3 +128,8 @@ class Ensemble(nn.Module):
         """Logits of an input's numbers, see :func:`combine_members`."""
         logits = torch.stack([network(**numbers) for network in self.networks])
         return combine_members(logits, per_member, folds)
+
+
+def networks_of(branch: nn.Module) -> list[nn.Module]:
+    """The networks of one class whose logits a branch averages; one that is no ensemble is all."""
+    return list(branch.networks) if isinstance(branch, Ensemble) else [branch]

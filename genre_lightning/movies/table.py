@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -81,6 +82,23 @@ _PROBLEMS = {
 }
 
 
+#: What else is taken for a CSV, by its first bytes, and what to do.
+_OTHER_FILES = (
+    (rb"\x1f\x8b", "is compressed by gzip: unpack it first"),
+    (rb"BZh[1-9]1AY&SY", "is compressed by bzip2: unpack it first"),
+    (rb"\xfd7zXZ\0", "is compressed by xz: unpack it first"),
+    (rb"\x28\xb5\x2f\xfd", "is compressed by Zstandard: unpack it first"),
+    (rb"PK\x03\x04", "is a zip, as workbooks are: unpack it, or save the sheet as CSV in UTF-8"),
+    (rb"\xd0\xcf\x11\xe0", "is a workbook: save the sheet as CSV in UTF-8"),
+    (rb"\xff\xfe|\xfe\xff", "is in UTF-16: save it as CSV in UTF-8"),
+)
+
+
+def other_file(data: bytes) -> str | None:
+    """What a file is that begins with these bytes, and what to do; None where it may be a CSV."""
+    return next((told for start, told in _OTHER_FILES if re.match(start, data)), None)
+
+
 def csv_problem(error: csv.Error) -> str:
     """What is wrong with a CSV, and what to do."""
     return next(
@@ -101,6 +119,8 @@ def _read_text(path: Path) -> str:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"can't read {path}: {reason}") from error
+    if (other := other_file(data)) is not None:
+        raise DataError(f"{path.name} {other}")
     if b"\0" in data:
         line = data.count(b"\n", 0, data.index(b"\0")) + 1
         raise DataError(
@@ -122,10 +142,14 @@ def _check_header(cells: list[str], name: str, required: Sequence[str]) -> list[
         if column and columns.count(column) > 1:
             raise DataError(f"{name}:1: the column {column!r} comes more than once")
     missing = [column for column in required if column not in columns]
+    if not any(columns):
+        raise DataError(
+            f"{name}:1: the first row is blank; it must name the columns: {','.join(required)}"
+        )
     if missing:
         raise DataError(
             f"{name}:1: the header has no column {' and no '.join(missing)}; "
-            f"it has {', '.join(cells) or 'none'}{separator_hint(cells)}"
+            f"it has {', '.join(cells)}{separator_hint(cells)}"
         )
     return columns
 

@@ -57,7 +57,7 @@ SHOWN = (
     "label_sets", "data.batch_size", "model.dropout", "model.members", "model.branches.*.lr_scale",
     "model.branches.*.l2", "trainer.precision", "trainer.gradient_clip_val", "number of processes",
 )  # fmt: skip
-#: Rounding of the scores in predictions.csv.
+#: Rounding of the scores in a predictions.csv with six decimals, as older ones have them.
 _ROUNDING = 1e-6
 #: Names of metrics at the Hugging Face hub, by how ours begin.
 _HUB_METRICS = {

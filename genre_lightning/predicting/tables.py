@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from genre_lightning.cells import unguard
 from genre_lightning.files import whole_file
-from genre_lightning.movies.table import csv_problem
+from genre_lightning.movies.table import csv_problem, other_file
 from genre_lightning.predicting.arguments import STREAM
 from genre_lightning.predicting.printing import CommandError
 
@@ -82,6 +82,8 @@ class MovieRows:
     def _lines(self, file: IO[bytes]) -> Iterator[str]:
         # Decoded one by one, so that the line that can't be is known by its number.
         for number, line in enumerate(file, 1):
+            if number == 1 and (other := other_file(line)) is not None:
+                raise CommandError(f"{self.name} {other}")
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:

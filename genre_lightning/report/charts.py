@@ -123,7 +123,8 @@ def small_interval(name: str, value: Interval, *, width: int = 110, height: int 
     y = height / 2
     parts = [line("grid", x(0), y, x(1), y)]
     parts += [line("grid", x(t), y - 3, x(t), y + 3) for t in (0.0, 0.5, 1.0)]
-    parts.append(line("whisker model", x(value.low), y, x(value.high), y))
+    if value.low == value.low:
+        parts.append(line("whisker model", x(value.low), y, x(value.high), y))
     parts.append(circle("mark model", x(value.value), y, 4.5))
     return svg(name, width, height, parts, css="inline")
 

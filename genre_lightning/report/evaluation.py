@@ -115,7 +115,8 @@ def print_genre_table(
 ) -> None:
     """The table per genre, most frequent genre first, and the averages of ``metrics`` below it."""
     rows = sorted(genre_rows(model, scores), key=lambda row: -row["support"])
-    table = Table(title=f"{scores.split}: {len(scores.rows)} movies")
+    movies = len(scores.rows)
+    table = Table(title=f"{scores.split}: {movies:,} movie{'' if movies == 1 else 's'}")
     table.add_column("genre")
     names = ("f1", "precision", "recall", "ap", "support", "threshold")
     for name in names:
@@ -170,7 +171,9 @@ def write_evaluation(
                 separator.join(genre for genre, on in zip(model.genres, mask, strict=True) if on)
                 for mask in (target > 0, predicted)
             ]
-            numbers = [f"{value:.6f}" for value in values.tolist()]
+            # Nine digits tell any two float32 apart: rounded to six decimals, the small scores of a
+            # rare genre would tie, and its average precision would be another.
+            numbers = [f"{value:.9g}" for value in values.tolist()]
             movie = movies[row]
             there = [int(states[row]) for states in present]
             table.writerow([*guarded([movie.id, movie.title, *names]), *there, *numbers])

@@ -12,6 +12,7 @@ import numpy as np
 
 from genre_lightning.checkpoint.model import TrainedModel
 from genre_lightning.data.datamodule import MovieDataModule
+from genre_lightning.data.description import same_source
 from genre_lightning.explain.table import find_explainer
 from genre_lightning.files import whole_file
 from genre_lightning.page.document import render_page
@@ -194,6 +195,6 @@ def _caution(model: TrainedModel, data: MovieDataModule, split: str) -> str:
             "Where these are the same movies, as they are unless other data was named, the numbers "
             "flatter the model; the test split gives fair ones."
         )
-    if data.describe()["data"] != model.data:
+    if not same_source(data.describe()["data"], model.data):
         return "These are other data, or otherwise split, than the checkpoint was trained on."
     return ""

@@ -38,7 +38,8 @@ def genre_table(
         if not predicted[g]:
             row["precision"] = math.nan
         f1 = interval(row["f1"], fitted.per_genre["f1"][:, g])
-        name = f"F1 of {model.genres[g]}: {number(f1.value)}, 95% interval {span(f1)}"
+        name = f"F1 of {model.genres[g]}: {number(f1.value)}"
+        name += f", 95% interval {span(f1)}" if span(f1) else ""
         chart = charts.small_interval(name, f1) if row["support"] else ""
         row |= {
             "genre": model.genres[g],

@@ -39,6 +39,8 @@ class Bootstrap:
         metrics: the names of ``metrics.genre_metrics`` (without ``_at_0.5``) to (R,) float64.
         per_genre: "f1", "precision", "recall", "ap" to (R, G) float64; nan in "ap" where a resample
             has no positive.
+
+    All are nan of a single movie, which tells nothing of how much they vary.
     """
 
     metrics: dict[str, np.ndarray]
@@ -145,6 +147,12 @@ def bootstrap(
         "map_micro": map_micro,
         "map_macro": _ratio(np.nansum(ap, axis=1), has_ap.sum(axis=1)),
     }
+    if num_movies == 1:
+        # Each resample is the movie itself: intervals of no width would say that all is certain.
+        metrics, per_genre = (
+            {name: np.full_like(values, np.nan) for name, values in each.items()}
+            for each in (metrics, per_genre)
+        )
     return Bootstrap(metrics, per_genre)
 
 

@@ -23,7 +23,9 @@ def test_no_run_is_an_error_that_says_what_one_is(
         (tmp_path / ".hydra" / "overrides.yaml").write_text("[]\n")
     folder = tmp_path / "none" if present == "missing" else tmp_path
     assert command.main([str(folder)]) == 1
-    assert ("is no folder" if present == "missing" else "no run in") in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert ("is no folder" if present == "missing" else "no run in") in said
+    assert ("but what evaluate.py wrote" in said) is (present == "evaluation")
 
 
 def test_the_command_writes_into_a_sweep_and_never_into_a_run(

@@ -13,6 +13,7 @@ import yaml
 from genre_lightning.comparison.leaderboard import compare, write_leaderboard
 from genre_lightning.comparison.page import group_shades, heat_map
 from genre_lightning.errors import UserError
+from genre_lightning.movies.manifest import SEPARATOR
 from tests.comparison.written_runs import best_of, printed, write_run
 
 
@@ -210,6 +211,15 @@ def test_runs_on_different_data_have_ranks_of_their_own(tmp_path: Path):
         pytest.param({"data.batch_size": 8}, {"data.batch_size": 9}, True, id="batch"),
         pytest.param({"data.cache_dir": "a"}, {"data.cache_dir": "b"}, True, id="cache"),
         pytest.param({"data.new": 1}, {}, True, id="older"),
+        pytest.param(
+            {"data.genre_separator": None},
+            {"data.genre_separator": SEPARATOR},
+            True,
+            id="the usual separator",
+        ),
+        pytest.param(
+            {"data.genre_separator": None}, {"data.genre_separator": ","}, False, id="separator"
+        ),
     ],
 )
 def test_what_makes_data_different(

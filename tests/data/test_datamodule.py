@@ -703,5 +703,6 @@ def test_labels_follow_the_models_genres(write: Write, tmp_path: Path) -> None:
 
 def test_a_genre_that_the_model_does_not_know_is_named(write: Write, tmp_path: Path) -> None:
     data = module(write("movies"), tmp_path / "cache", genres=["B", "C"])
-    with pytest.raises(DataError, match=r"does not know the dataset's genre\(s\) A;.*B, C"):
+    said = r"does not know the dataset's genre\(s\) A, first at movies\.csv:2; .*B, C"
+    with pytest.raises(DataError, match=said):
         data.setup()

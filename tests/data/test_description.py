@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from genre_lightning.data.description import describe_source, expanded, read_source
+from genre_lightning.data.description import describe_source, expanded, read_source, same_source
 from genre_lightning.movies.movie import DataError
 
 DEFAULTS: dict[str, Any] = {"columns": None, "val_fraction": 0.15}
@@ -32,6 +32,25 @@ def test_a_demo_is_made_in_the_cache(tmp_path: Path) -> None:
 def test_an_option_that_is_not_described_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=name):
         read_source({"reader": "demo", name: True}, DEFAULTS, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ({}, {"genre_separator": "|"}, True),
+        ({"genre_separator": "|"}, {"genre_separator": "|"}, True),
+        ({}, {"genre_separator": ","}, False),
+        ({"path": "a.csv"}, {"path": "b.csv"}, False),
+        ({"split_seed": 0}, {"split_seed": 1}, False),
+    ],
+    ids=["usual", "alike", "separator", "path", "split"],
+)
+def test_whether_descriptions_are_of_the_same_movies(
+    one: dict[str, Any], other: dict[str, Any], same: bool
+) -> None:
+    manifest = {"reader": "manifest"}
+    assert same_source({**manifest, **one}, {**manifest, **other}) is same
+    assert same_source({**manifest, **other}, {**manifest, **one}) is same
 
 
 def test_only_paths_are_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,9 +52,9 @@ def text_logits(model: TrainedModel, branch: str, text: str) -> torch.Tensor:
     row = given.vectorizer.transform([text])
     with torch.no_grad():
         logits: torch.Tensor = model.network.branches[branch](
-            torch.from_numpy(row.indices.astype(np.int64)),
-            torch.zeros(1, dtype=torch.int64),
-            torch.from_numpy(row.weights),
+            indices=torch.from_numpy(row.indices.astype(np.int64)),
+            offsets=torch.zeros(1, dtype=torch.int64),
+            weights=torch.from_numpy(row.weights),
         )[0]
     return logits
 

@@ -12,6 +12,7 @@ from torch import nn
 from genre_lightning.checkpoint.model import TrainedModel, load_model
 from genre_lightning.explain.explainer import ImageExplanation
 from genre_lightning.explain.table import explain_branch
+from genre_lightning.models.members import Ensemble
 from genre_lightning.models.poster_resnet import PosterResNet
 from tests.explain.conftest import POSTER, draw_poster, normalised
 
@@ -65,6 +66,27 @@ def test_heat_maps_are_taken_where_places_are_left(make_checkpoint: Callable[...
         np.testing.assert_allclose(found, (big / big.max().clamp(min=1e-9)).numpy(), atol=1e-5)
         hot += bool(found.any())
     assert hot > 0
+
+
+def test_heat_maps_of_members_are_those_of_their_mean(make_checkpoint: Callable[..., Path]):
+    # The branch's logit is the mean of theirs, so is the map, for and against, before it is scaled.
+    model = load_model(
+        make_checkpoint(poster={"widths": [4, 8], "blocks": [1, 1], "members": 3}, seed=1)
+    )
+    ensemble = model.network.branches[POSTER]
+    assert isinstance(ensemble, Ensemble)
+    pixels = draw_poster()
+    expected = torch.zeros(4, 8, 8)
+    for network in ensemble.networks:
+        assert isinstance(network, PosterResNet)
+        features = network.stages(network.stem(normalised(pixels)))[0].detach()
+        expected += torch.einsum("gc,chw->ghw", network.head.weight.detach(), features)
+    big = nn.functional.interpolate(torch.relu(expected)[:, None], (32, 32), mode="bilinear")[:, 0]
+    highest = big.amax(dim=(1, 2), keepdim=True).clamp(min=1e-9)
+    np.testing.assert_allclose(
+        heat_maps(model, pixels, range(4)), (big / highest).numpy(), atol=1e-5
+    )
+    assert (expected > 0).any() and (expected < 0).any()
 
 
 def test_a_genre_that_nothing_speaks_for_has_a_map_of_zeros(tiny_checkpoint: Path):

@@ -38,10 +38,12 @@ ANALYZERS = {
 }
 
 
-@pytest.fixture(scope="module", params=[*ANALYZERS, "linear skip", "linear"])
+@pytest.fixture(scope="module", params=[*ANALYZERS, "linear skip", "members", "linear"])
 def model(request: pytest.FixtureRequest, make_checkpoint: Callable[..., Path]) -> TrainedModel:
     if request.param == "linear skip":
         return load_model(make_checkpoint(title={"hidden": 16, "skip": True}, seed=1))
+    if request.param == "members":
+        return load_model(make_checkpoint(title={"hidden": 16, "members": 3}, seed=1))
     if request.param == "linear":
         linear = {"name": "terms_linear", "members": 3}
         return load_model(make_checkpoint(title=linear, seed=1))
@@ -96,7 +98,7 @@ def test_terms_equal_gradients_integrated_numerically(model: TrainedModel, title
     offsets = torch.arange(steps) * len(indices)
     shares = (torch.arange(steps) + 0.5) / steps
     weights = (shares[:, None] * whole).requires_grad_()
-    logits = branch(indices.repeat(steps), offsets, weights.flatten())
+    logits = branch(indices=indices.repeat(steps), offsets=offsets, weights=weights.flatten())
     for genre in range(4):
         (gradient,) = torch.autograd.grad(logits[:, genre].sum(), weights, retain_graph=True)
         integral[:, genre] = gradient.double().mean(0).numpy() * whole.double().numpy()

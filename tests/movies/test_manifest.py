@@ -104,7 +104,7 @@ def test_columns_without_a_name_are_left_out(manifest):
         pytest.param("", r"movies\.csv is empty", id="empty"),
         pytest.param(HEADER, r"no movies", id="header-alone"),
         pytest.param("title,genres\nA,B\n", r"csv:1: the header has no column poster", id="column"),
-        pytest.param("\ntitle,poster,genres\n", "no column title and no poster", id="blank-first"),
+        pytest.param("\ntitle,poster,genres\n", "csv:1: the first row is blank", id="blank-first"),
         pytest.param("title;poster;genres\n", r"separated by commas", id="semicolons"),
         pytest.param("title,title,poster,genres\n", r"'title' comes more than once", id="double"),
         pytest.param(HEADER + "A,,Drama\n,,Drama\n", r"csv:3, column title: empty", id="title"),

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import lzma
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
 from genre_lightning.movies.movie import DataError
 from genre_lightning.movies.table import Row, read_table
+from genre_lightning.predicting.printing import CommandError
+from genre_lightning.predicting.tables import MovieRows
 
 
 def test_rows_by_column(tmp_path):
@@ -24,6 +32,36 @@ def test_several_columns_without_a_name_are_no_doubles(tmp_path):
     path.write_text(",id,,\n0,7,,\n")
     columns, rows = read_table(path, ("id",))
     assert columns == ["id"] and [row.cells for row in rows] == [{"id": "7"}]
+
+
+@pytest.mark.parametrize(
+    ("pack", "said"),
+    [
+        (gzip.compress, "compressed by gzip: unpack it first"),
+        (bz2.compress, "compressed by bzip2: unpack it first"),
+        (lzma.compress, "compressed by xz: unpack it first"),
+        (lambda text: b"PK\x03\x04" + text, "a zip, as workbooks are: unpack it, or save"),
+        (lambda text: text.decode().encode("utf-16"), "in UTF-16: save it as CSV in UTF-8"),
+    ],
+    ids=["gzip", "bzip2", "xz", "zip", "utf-16"],
+)
+def test_a_file_of_another_kind_is_told_by_what_it_is(
+    tmp_path: Path, pack: Callable[[bytes], bytes], said: str
+):
+    path = tmp_path / "movies.csv"
+    path.write_bytes(pack(b"id,title\n7,Heat\n"))
+    with pytest.raises(DataError, match=f"movies.csv is {said}"):
+        read_table(path, ("id",))
+    with path.open("rb") as file, pytest.raises(CommandError, match=f"movies.csv is {said}"):
+        MovieRows(file, path, {"title": "text"})
+
+
+@pytest.mark.parametrize("start", ["\n", "\r\n", ",,\n"], ids=["line", "windows", "cells"])
+def test_a_blank_row_above_the_header_is_told(tmp_path: Path, start: str):
+    path = tmp_path / "movies.csv"
+    path.write_text(f"{start}id,title,poster\n7,Heat,\n")
+    with pytest.raises(DataError, match=r"csv:1: the first row is blank; it must name .*id"):
+        read_table(path, ("id",))
 
 
 def test_columns_that_have_to_be_there(tmp_path):

@@ -298,6 +298,23 @@ def test_a_branch_that_can_not_be_exported_is_named(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_genre_that_nearly_every_movie_has_is_exported(
+    make_checkpoint: Callable[..., Path], tmp_path: Path
+):
+    # With label sets a logit is the log-odds of a score: near 1 its last bit is a hundredth.
+    need_packages()
+    path = make_checkpoint(title=None, poster=None, more={"year": year_branch()}, label_sets=True)
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["state_dict"]["network.prior"] += torch.tensor([9.0, 0.0, 0.0, 0.0])
+    torch.save(checkpoint, path)
+    onnx = tmp_path / "model.onnx"
+    assert main(["export", str(path), "--onnx", str(onnx)]) == 0
+    movie = make_movies()[0]
+    expected = 1 / (1 + np.exp(-logits_of(load_model(path), movie)))
+    assert 0.999 < expected[0] < 1
+    np.testing.assert_allclose(run(onnx, [movie])["scores"][0], expected, atol=1e-6)
+
+
 def test_a_graph_of_other_numbers_is_not_written(
     make_checkpoint: Callable[..., Path],
     tmp_path: Path,

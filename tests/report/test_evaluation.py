@@ -8,6 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score
+
 from genre_lightning.movies.table import read_table
 from genre_lightning.report.evaluation import write_evaluation
 from tests.fuzz.hostile import FORMULAS
@@ -37,6 +41,20 @@ def test_nothing_in_it_is_a_formula_and_all_is_read_back(
     assert [row.cells["genre"] for row in found] == genres
 
 
+def test_average_precision_can_be_computed_from_the_predictions(
+    make_case: Callable[..., Any], tmp_path: Path
+) -> None:
+    # As label sets score a rare genre: far below what six decimals tell apart.
+    case = make_case(["A", "B", "C"], ("name",))
+    scores = replace(case.scores, scores=case.scores.scores * 1e-6)
+    metrics = write_evaluation(tmp_path, case.model, case.data, scores)
+    columns, found = read_table(tmp_path / "predictions.csv", ["title"])
+    values = np.array([[float(row.cells[name]) for name in columns[-3:]] for row in found])
+    true = np.array([[g in row.cells["true"].split("|") for g in "ABC"] for row in found])
+    expected = average_precision_score(true.ravel(), values.ravel())
+    assert metrics["map_micro"] == pytest.approx(expected, abs=1e-6)
+
+
 def test_genres_are_told_apart_whatever_they_are_called(
     make_case: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -46,5 +64,5 @@ def test_genres_are_told_apart_whatever_they_are_called(
     columns, found = read_table(tmp_path / "predictions.csv", ["title"])
     assert columns[-3:] == ["sci|fi", "genre has_poster", "genre title"]
     for row, scores, targets in zip(found, case.scores.scores, case.scores.targets, strict=True):
-        assert float(row.cells["genre title"]) == round(float(scores[2]), 6)
+        assert np.float32(row.cells["genre title"]) == scores[2].item()
         assert row.cells["true"] == ";".join(g for g, on in zip(genres, targets, strict=True) if on)

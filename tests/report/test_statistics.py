@@ -92,6 +92,14 @@ def test_bootstrap_does_not_depend_on_how_much_is_held_at_once(monkeypatch: pyte
         np.testing.assert_allclose(pieces.metrics[name], values, rtol=1e-6, err_msg=name)
 
 
+def test_of_a_single_movie_there_are_no_intervals():
+    result = bootstrap(np.full((1, 2), 0.6), np.array([[1, 0]]), np.full(2, 0.5), resamples=3)
+    assert all(np.isnan(values).all() for values in result.metrics.values())
+    assert all(np.isnan(values).all() for values in result.per_genre.values())
+    found = interval(1.0, result.metrics["map_macro"])
+    assert found.value == 1.0 and np.isnan([found.low, found.high]).all()
+
+
 def test_bootstrap_of_a_split_without_positives():
     scores, _ = draw(20, [0.5, 0.5], seed=0)
     result = bootstrap(scores, np.zeros((20, 2)), np.full(2, 0.5), resamples=3)

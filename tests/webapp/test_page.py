@@ -160,8 +160,15 @@ def test_a_file_that_is_no_picture(page: Page, tmp_path: Path):
     expect(page.locator("#summary")).not_to_contain_text("without")
     page.get_by_label("Title").fill("")
     page.get_by_label("Poster", exact=True).set_input_files(path)
-    expect(page.locator("#problem")).to_contain_text("can't be read as a picture")
+    # Beside the poster, where its other problems are told, and only there.
+    expect(problem).to_contain_text("can't be read as a picture")
+    expect(page.locator("#problem")).to_be_empty()
     expect(page.locator("#genres")).to_be_hidden()
+    page.get_by_role("button", name="Remove the poster").click()
+    expect(problem).to_be_empty()
+    page.get_by_role("button", name="Name the genres").click()
+    expect(page.locator("#problem")).to_contain_text("type the title or choose the poster")
+    expect(problem).to_be_empty()
 
 
 def test_too_large_and_empty_files_and_nothing_at_all(page: Page, tmp_path: Path):
@@ -311,6 +318,16 @@ def test_every_column_of_the_model_has_a_field_and_reasons(
         assert column(page, "#bars") == {name: round(s, 2) for name, s in wanted.ranked()}
         expect(page.locator(".marked")).to_have_text(text.strip())
         assert "thief" in column(page, ".words")
+
+
+def test_a_word_without_end_leaves_the_page_in_shape(page: Page):
+    title = "Alien" * 4_000
+    ask(page, title)
+    expect(page.locator("#genres")).to_be_visible()
+    expect(page.locator(".marked")).to_have_text(title)
+    (name,) = page.locator(".words .name").all_inner_texts()
+    assert name == title[:59] + "…"
+    assert page.evaluate("document.documentElement.scrollHeight") < 4_000
 
 
 def test_of_a_long_text_the_words_that_matter_are_listed(contexts: Contexts, wider: GenrePredictor):

@@ -6,6 +6,7 @@ const at = (id) => document.getElementById(id);
 const narrow = matchMedia("(max-width: 65.99rem)"); // no column for the reasons, as in page.css
 const onePerRow = matchMedia("(max-width: 43.99rem)");
 const MANY_WORDS = 12; // of a long text, how many are listed
+const LONG_WORD = 60; // characters; the text above the list has the whole word
 
 let model = null; // what /api/model says
 let answer = null; // what /api/predict says, of `asked`
@@ -17,7 +18,13 @@ let started = null; // the promise of the model
 const fields = new Map(); // column -> its field
 const heats = new Map(); // branch and genre -> address of its heat map
 
-class Problem extends Error {}
+/** What went wrong, in words for people, and under its name for programs: see webapp/api.py. */
+class Problem extends Error {
+  constructor(message, code = "") {
+    super(message);
+    this.code = code;
+  }
+}
 
 function make(tag, className, text) {
   const element = document.createElement(tag);
@@ -53,13 +60,14 @@ async function ask(address, options) {
     if (options?.body instanceof Blob) await readable(options.body);
     throw new Problem("The server does not answer. Is genre-demo still running in its terminal?");
   }
-  let message = `The server answered with an error (${response.status}).`;
+  let problem = new Problem(`The server answered with an error (${response.status}).`);
   try {
-    message = (await response.json()).error.message;
+    const { message, code } = (await response.json()).error;
+    problem = new Problem(message, code);
   } catch {
     // Not an answer of ours: the status has to do.
   }
-  throw new Problem(message);
+  throw problem;
 }
 
 /** A file that was changed or removed after it was chosen can't be read any more. */
@@ -285,7 +293,12 @@ async function predict() {
     if (error.name === "AbortError") return;
     if (!(error instanceof Problem)) throw error;
     if (asking !== mine) return;
-    complain(error.message);
+    // A picture's problem is told beside it; of several, the message names none.
+    const pictures = [...fields.values()].filter((field) => field instanceof PosterField && !field.empty);
+    const beside = error.code === "not_an_image" && pictures.length === 1;
+    for (const field of fields.values()) field.complain("");
+    if (beside) pictures[0].complain(error.message);
+    else complain(error.message);
     forget();
   } finally {
     if (asking === mine) {
@@ -450,7 +463,7 @@ function wordsReason(branch, found, genre) {
   if (long) marked.tabIndex = 0; // it may scroll, so the keys have to reach it
   const ranked = ranking(words);
   const shown = ranked.slice(0, MANY_WORDS);
-  const rows = shown.map(([word, adds]) => [direction(adds), word, adds]);
+  const rows = shown.map(([word, adds]) => [direction(adds), brief(word), adds]);
   const rest = ranked.slice(MANY_WORDS);
   if (rest.length && found.exact) {
     const sum = rest.reduce((total, [, adds]) => total + adds, 0);
@@ -459,7 +472,7 @@ function wordsReason(branch, found, genre) {
   swings(list, rows);
   const known = new Set(ranked.map(([word]) => word.toLowerCase()));
   const unknown = [...new Set(words.filter((word) => word.adds === 0 && !known.has(word.text.toLowerCase())).map((word) => word.text))];
-  const listed = unknown.slice(0, MANY_WORDS).join(", ") + (unknown.length > MANY_WORDS ? " and others" : "");
+  const listed = unknown.slice(0, MANY_WORDS).map(brief).join(", ") + (unknown.length > MANY_WORDS ? " and others" : "");
   const nothing = unknown.length ? ` The model knows nothing of: ${listed}.` : "";
   const sum = signed(genre.branches[branch.name]);
   hint.textContent = ranked.length
@@ -468,6 +481,12 @@ function wordsReason(branch, found, genre) {
       : `The ${label} adds ${sum} as a whole; its words don't add up to that (${found.method}).`
     : `The model knows none of these words.`;
   return reason;
+}
+
+/** A word to stand in a list: text without a space may go on for thousands of characters. */
+function brief(word) {
+  const letters = [...word];
+  return letters.length > LONG_WORD ? `${letters.slice(0, LONG_WORD - 1).join("")}…` : word;
 }
 
 /** Each word once, with the sum of what it adds, the most important first. */
