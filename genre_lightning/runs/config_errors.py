@@ -26,6 +26,11 @@ from genre_lightning.runs.checks import closest_name, did_you_mean
 
 #: Of Hydra, whose behaviour the configuration is written for.
 VERSION_BASE = "1.3"
+#: Options that an extra of the package brings.
+EXTRAS = {
+    ("hydra/launcher", "submitit_slurm"): "slurm",
+    ("hydra/launcher", "submitit_local"): "slurm",
+}
 
 
 def explain_error(error: Exception, conf: str | Path, config: str, arguments: Sequence[str]) -> str:
@@ -63,6 +68,11 @@ def explain_error(error: Exception, conf: str | Path, config: str, arguments: Se
 
 
 def _no_option(group: str, option: str, conf: str | Path) -> str:
+    if extra := EXTRAS.get((group, option)):
+        return (
+            f"{group}={option} needs a package that is not installed: "
+            f'pip install "genre-lightning[{extra}]"'
+        )
     with initialize_config_dir(str(conf), version_base=VERSION_BASE):
         options = GlobalHydra.instance().config_loader().get_group_options(group)
     hint = did_you_mean(closest_name(option, options))

@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 
+from genre_lightning.runs.config_errors import explain_error
 from genre_lightning.scoring.names import MONITORED
 from tests.forking import run_command
 
@@ -155,3 +157,12 @@ def test_what_can_be_monitored_is_what_validation_gives() -> None:
 
     found = genre_metrics(torch.rand(4, 3), torch.eye(4, 3), torch.full((3,), 0.5))
     assert {f"val/{name}" for name in (*found, "loss")} == set(MONITORED)
+
+
+def test_an_option_of_an_extra_says_what_to_install(repository: Path) -> None:
+    """As Hydra has it where the extra is not installed."""
+    error = MissingConfigException("Could not find 'hydra/launcher/submitit_slurm'")
+    assert explain_error(error, repository / "conf", "train", []) == (
+        "hydra/launcher=submitit_slurm needs a package that is not installed: "
+        'pip install "genre-lightning[slurm]"'
+    )
