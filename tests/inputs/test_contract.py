@@ -252,6 +252,20 @@ def test_unknown_settings_are_refused_by_key(kind: str) -> None:
         build_input("b", {"kind": kind, "nothing": 1})
 
 
+def test_a_setting_that_is_not_given_is_named_by_key() -> None:
+    with pytest.raises(UserError, match=r"^model\.branches\.b\.input\.column has to be given"):
+        build_input("b", {"kind": "terms"})
+
+
+@pytest.mark.parametrize("setting", [{"ngram_range": 1}, {"vocabulary_size": "many"}], ids=repr)
+def test_a_setting_of_a_wrong_type_is_shown_with_its_value(setting: dict[str, Any]) -> None:
+    with pytest.raises(UserError) as caught:
+        build_input("b", {"kind": "terms", "column": "title", **setting})
+    said = str(caught.value)
+    assert said.startswith("model.branches.b.input={") and repr(setting)[1:-1] in said
+    assert "a value of a wrong type" in said
+
+
 @pytest.mark.parametrize("kind", [None, "os.system", "", ["terms"]], ids=repr)
 def test_an_unknown_kind_is_refused_with_those_there_are(kind: Any) -> None:
     with pytest.raises(UserError, match=r"model\.branches\.b\.input\.kind=.*terms, pixels"):

@@ -106,8 +106,18 @@ def test_an_argument_that_the_input_gives_is_not_ones_own() -> None:
 @pytest.mark.parametrize(
     ("branches", "inputs", "message"),
     [
-        ({"title": POSTER}, {"title": INPUTS["title"]}, "has no argument 'vocabulary_size'|needs"),
-        ({"poster": TITLE}, {"poster": INPUTS["poster"]}, "has no argument 'size'|needs"),
+        (
+            {"title": POSTER},
+            {"title": INPUTS["title"]},
+            r"model\.branches\.title: the network poster_resnet takes pixels, and the input terms "
+            "gives terms; networks of terms: terms_mlp, terms_linear$",
+        ),
+        (
+            {"poster": TITLE},
+            {"poster": INPUTS["poster"]},
+            r"model\.branches\.poster: the network terms_mlp takes terms, .* gives pixels; "
+            "networks of pixels: poster_resnet, poster_encoder$",
+        ),
     ],
     ids=["pixels of a title", "terms of a poster"],
 )
