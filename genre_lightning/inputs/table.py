@@ -44,6 +44,9 @@ def build_input(branch: str, settings: Mapping[str, Any]) -> Input:
     if not isinstance(kind, str) or kind not in INPUTS:
         raise UserError(f"{where}.kind={kind!s:.100} is none of {', '.join(INPUTS)}")
     made = INPUTS[kind]
+    if inspect.isabstract(made):
+        lacking = ", ".join(sorted(made.__abstractmethods__))
+        raise UserError(f"{where}.kind={kind}: its class {made.__name__} lacks {lacking}")
     arguments = {name: value for name, value in settings.items() if name != "kind"}
     known = inspect.signature(made).parameters
     for name in arguments:

@@ -270,6 +270,8 @@ def _complete(key: str, network: Any, shared: Mapping[str, Any]) -> dict[str, An
     for argument, parameter in inspect.signature(kind.factory).parameters.items():
         if argument == "num_genres":
             continue
+        if argument not in kind.limits:
+            raise ValueError(f"{key}: NETWORKS[{name!r}] has no range for the argument {argument}")
         default = parameter.default
         if shared.get(argument) is not None:
             default = _check(f"model.{argument}", shared[argument], default, kind.limits[argument])
