@@ -58,6 +58,8 @@ def explain_error(error: Exception, conf: str | Path, config: str, arguments: Se
         return _unknown(found[1], conf, config, arguments)
     if found := re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(.+?)'", text):
         return f"{found[1]} names several values: -m sweeps over them, and key=[a,b] is a list"
+    if "Interpolation key 'sweep.n_trials' not found" in text:
+        return "hydra/sweeper=optuna has its settings from sweep=optuna: give that in its place"
     if isinstance(error.__cause__, OmegaConfBaseException):
         text = f"{text}: {error.__cause__}"
     # OmegaConf adds lines about its own types.

@@ -166,3 +166,13 @@ def test_an_option_of_an_extra_says_what_to_install(repository: Path) -> None:
         "hydra/launcher=submitit_slurm needs a package that is not installed: "
         'pip install "genre-lightning[slurm]"'
     )
+
+
+def test_the_sweeper_alone_is_told_what_sets_it(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)  # which shows the traceback, too
+    arguments = ["-m", "hydra/sweeper=optuna", "seed=1,2"]
+    done = run_command([repository / "train.py", *arguments], tmp_path)
+    said = "error: hydra/sweeper=optuna has its settings from sweep=optuna: give that in its place"
+    assert done.returncode == 1 and done.stderr.rstrip().endswith(said)
