@@ -33,7 +33,8 @@ def listed_branches(cfg: DictConfig) -> dict[str, Branch]:
     """The configured branches by name."""
     from genre_lightning.models.branches import read_branches
 
-    plain = OmegaConf.to_container(cfg.model.branches, resolve=True)
+    listed = cfg.model.get("branches")  # an empty list of them leaves no key behind
+    plain = {} if listed is None else OmegaConf.to_container(listed, resolve=True)
     return read_branches(cast("dict[str, Any]", plain))
 
 

@@ -35,13 +35,33 @@ class RayLauncher(Launcher):
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        import ray  # Hydra imports this module at every start
+        # Hydra imports this module at every start.
+        from genre_lightning.errors import UserError
+
+        try:
+            import ray
+        except ModuleNotFoundError as error:
+            if error.name != "ray":
+                raise
+            raise UserError(
+                'hydra/launcher=ray needs Ray: pip install "genre-lightning[ray]"'
+            ) from error
 
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
-        ray.init(**self.init)
         try:
             run = ray.remote(**self.job)(_run)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"hydra.launcher.job={self.job} can't be used: {error}") from error
+        try:
+            ray.init(**self.init)
+        except (ConnectionError, RuntimeError, TypeError, ValueError) as error:
+            raise UserError(
+                f"there is no Ray by hydra.launcher.init={self.init}: {str(error).rstrip('.')}; "
+                "hydra.launcher.init.address=null starts one on this machine, and `ray start "
+                "--head` one that address=auto finds"
+            ) from error
+        try:
             shared = ray.put((self.hydra_context, self.task_function, self.config))
             state = Singleton.get_state()
             return ray.get([

@@ -44,18 +44,26 @@ def build_input(branch: str, settings: Mapping[str, Any]) -> Input:
     if not isinstance(kind, str) or kind not in INPUTS:
         raise UserError(f"{where}.kind={kind!s:.100} is none of {', '.join(INPUTS)}")
     made = INPUTS[kind]
+    if inspect.isabstract(made):
+        lacking = ", ".join(sorted(made.__abstractmethods__))
+        raise UserError(f"{where}.kind={kind}: its class {made.__name__} lacks {lacking}")
     arguments = {name: value for name, value in settings.items() if name != "kind"}
     known = inspect.signature(made).parameters
     for name in arguments:
         if name not in known:
             raise UserError(f"{where}.{name}: the input {kind} has {', '.join(known)}")
+    for name, parameter in known.items():
+        if parameter.default is parameter.empty and name not in arguments:
+            raise UserError(f"{where}.{name} has to be given: the input {kind} needs it")
     if "column" in arguments and not is_column_name(arguments["column"]):
         raise UserError(f"{where}.column={arguments['column']!r} is no name of a column")
     try:
         return made(**arguments)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
-    except (TypeError, ValueError) as error:
+    except TypeError as error:  # it names no argument, only what Python could not do with its value
+        raise UserError(f"{where}={arguments} has a value of a wrong type: {error}") from error
+    except ValueError as error:
         raise UserError(f"{where}.{error}") from error
 
 

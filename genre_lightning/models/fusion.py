@@ -152,7 +152,16 @@ class Fusion(nn.Module):
             used = [parameter.sum() for parameter in branch.parameters() if parameter.requires_grad]
             return nothing + 0.0 * torch.stack(used).sum() if used else nothing
         arguments = self._member_arguments(branch, part, folds)
-        logits: Tensor = branch(**part.numbers, **arguments).float()
+        found = branch(**part.numbers, **arguments)
+        # A single column would be added to every genre. Only what is known without the data is
+        # looked at, so that the network can be traced for any number of movies.
+        if not isinstance(found, Tensor) or found.ndim < 2 or found.shape[-1] != self.num_genres:
+            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise ValueError(
+                f"a network of class {type(branch).__name__} gives {shape}; it must give (P, G) "
+                f"logits, here ({len(part)}, {self.num_genres})"
+            )
+        logits = found.float()
         if len(part) == num_movies:
             return logits
         everywhere = logits.new_zeros(*logits.shape[:-2], num_movies, self.num_genres)

@@ -146,6 +146,9 @@ def build_network(
     Raises:
         ValueError: for a bad description, before anything large is allocated.
     """
+    for name, asked in branches.items():
+        if asked.get("name") in NETWORKS:  # else the message that lists them comes below
+            _check_numbers(name, asked["name"], inputs[name])
     described = {
         name: {**_own_arguments(name, network), **inputs[name].network_arguments()}
         for name, network in branches.items()
@@ -237,18 +240,23 @@ def check_fit(description: Mapping[str, Any], inputs: Mapping[str, Input]) -> No
     if list(branches) != list(inputs):
         raise ValueError(f"its branches are {', '.join(branches)}, its inputs {', '.join(inputs)}")
     for name, network in branches.items():
-        given, takes = inputs[name], NETWORKS[network["name"]].takes
-        if given.gives != takes:
-            raise ValueError(
-                f"model.branches.{name}: the network {network['name']} takes {takes}, and the "
-                f"input {given.kind} gives {given.gives}"
-            )
-        for argument, value in given.network_arguments().items():
+        _check_numbers(name, network["name"], inputs[name])
+        for argument, value in inputs[name].network_arguments().items():
             if network[argument] != value:
                 raise ValueError(
                     f"model.branches.{name}: its network is made for {argument} "
                     f"{network[argument]}, and its input gives {value}"
                 )
+
+
+def _check_numbers(branch: str, network: str, given: Input) -> None:
+    takes = NETWORKS[network].takes
+    if given.gives != takes:
+        fitting = ", ".join(name for name, one in NETWORKS.items() if one.takes == given.gives)
+        raise ValueError(
+            f"model.branches.{branch}: the network {network} takes {takes}, and the input "
+            f"{given.kind} gives {given.gives}; networks of {given.gives}: {fitting or 'none'}"
+        )
 
 
 def _complete(key: str, network: Any, shared: Mapping[str, Any]) -> dict[str, Any]:
@@ -262,6 +270,8 @@ def _complete(key: str, network: Any, shared: Mapping[str, Any]) -> dict[str, An
     for argument, parameter in inspect.signature(kind.factory).parameters.items():
         if argument == "num_genres":
             continue
+        if argument not in kind.limits:
+            raise ValueError(f"{key}: NETWORKS[{name!r}] has no range for the argument {argument}")
         default = parameter.default
         if shared.get(argument) is not None:
             default = _check(f"model.{argument}", shared[argument], default, kind.limits[argument])

@@ -86,7 +86,8 @@ def export_onnx(model: TrainedModel, path: Path) -> Exported:
     missing = [name for name in _PACKAGES if find_spec(name) is None]
     if missing:
         raise ExportError(
-            f"{', '.join(missing)} must be installed to export: pip install -e '.[export]'"
+            f"{', '.join(missing)} must be installed to export: "
+            "pip install 'genre-lightning[export]'"
         )
     if path.suffix != ".onnx":
         raise ExportError(f"{path}: the name must end in .onnx")

@@ -6,7 +6,9 @@ one prediction starts about as fast as PyTorch itself.
 
 from __future__ import annotations
 
+import operator
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Set
@@ -103,8 +105,9 @@ class Prediction:
 class GenrePredictor:
     """Predicts genres of movies from the columns that a model looks at, or some of them.
 
-    One predictor serves any number of threads at once. More than one movie is spread over threads
-    of its own, each of which reads and scores a batch on one core.
+    One predictor serves any number of threads at once, and processes forked from the one that
+    loaded it. More than one movie is spread over threads of its own, each of which reads and scores
+    a batch on one core.
 
     Args:
         model: of :func:`genre_lightning.checkpoint.model.load_model`.
@@ -112,8 +115,15 @@ class GenrePredictor:
     """
 
     def __init__(self, model: TrainedModel, workers: int | None = None) -> None:
-        if workers is not None and workers < 1:
-            raise ValueError(f"workers must be at least 1, not {workers}")
+        if workers is not None:
+            try:
+                workers = operator.index(workers)
+            except TypeError as error:
+                raise TypeError(
+                    f"workers must be a whole number, or None for one per core, not {workers!r}"
+                ) from error
+            if workers < 1:
+                raise ValueError(f"workers must be at least 1, not {workers}")
         self.model = model
         self.workers = workers or num_cores()
         self._columns = model.columns
@@ -121,6 +131,7 @@ class GenrePredictor:
         self._thresholds_by_genre = self.thresholds
         self._pool: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
+        self._process = os.getpid()
 
     @classmethod
     def from_checkpoint(
@@ -143,7 +154,10 @@ class GenrePredictor:
         Raises:
             CheckpointError: it is no checkpoint of this project, or damaged.
             PredictionError: there is no such device.
+            EncoderError: an encoder of no known name, or one that is not there.
         """
+        if isinstance(encoders, str):
+            raise TypeError(f"encoders must be a list, also for a single one: [{encoders!r}]")
         for name in encoders:
             vouch(resolve(name, trusted=True))
         return cls(load_model(Path(path), find_device(device)), workers)
@@ -176,7 +190,8 @@ class GenrePredictor:
 
         Args:
             titles: N values of the column ``title``, best with the year, "Heat (1995)"; None, ""
-                or the nan of pandas for a movie without. None in place of the list for none at all.
+                or the nan and NA of pandas for a movie without. None in place of the list for none
+                at all.
             posters: N values of the column ``poster``: paths, encoded images, open images, (H, W,
                 3) uint8 pixels; None for a movie without.
             errors: "raise", or "report" to go on without a value that can't be read and to say so
@@ -265,6 +280,7 @@ class GenrePredictor:
             title: for the prediction to name.
             parts: of one movie, of :func:`genre_lightning.inputs.encode.encode_items`.
         """
+        self._notice_fork()
         (scores,) = self._score_encoded(parts, 1)
         return self._prediction(title, scores, None)
 
@@ -295,9 +311,14 @@ class GenrePredictor:
                 raise TypeError(f"{name} must be a list, also for a single movie: [{values!r}]")
             if isinstance(values, (Mapping, Set)):
                 raise TypeError(f"{name} must be a list, not a {type(values).__name__}")
+            if hasattr(values, "columns"):  # a table, which would be gone through by their names
+                raise TypeError(
+                    f"{name} must be a list or one column of a table, not a "
+                    f"{type(values).__name__}, which has several: table[NAME]"
+                )
         # In order, whatever index a column of pandas has.
         lists = {
-            name: list(map(_or_none, values))
+            name: list(map(_or_none, _iterated(name, values)))
             for name, values in given.items()
             if values is not None
         }
@@ -321,6 +342,7 @@ class GenrePredictor:
         self, movies: Iterable[Movie], strict: bool, batch_size: int = BATCH_SIZE
     ) -> Iterator[_Answer]:
         """Answers in order; a worker takes a batch all the way, a few are begun ahead."""
+        self._notice_fork()
         numbered = ((number, _by_column(number, movie)) for number, movie in enumerate(movies, 1))
         waiting: deque[Future[list[_Answer]]] = deque()
         try:
@@ -407,6 +429,18 @@ class GenrePredictor:
         scores = ACTIVATIONS[self.model.activation](logits)
         return np.asarray(scores.cpu().numpy())
 
+    def _notice_fork(self) -> None:
+        """Wait for no thread of the process that this one was forked from: it has none of them.
+
+        Those of PyTorch are not started again either, so a forked process computes on one core, as
+        those of a ``DataLoader`` do.
+        """
+        if self._process != os.getpid():
+            torch.set_num_threads(1)
+            self._lock = threading.Lock()
+            self._pool = None
+            self._process = os.getpid()
+
     def _workers(self) -> ThreadPoolExecutor:
         with self._lock:
             if self._pool is None:
@@ -450,9 +484,20 @@ def _by_column(number: int, movie: Any) -> Mapping[str, Value | None]:
     return {TITLE: _or_none(title), POSTER: _or_none(poster)}
 
 
+def _iterated(name: str, values: Any) -> Iterator[Any]:
+    try:
+        return iter(values)
+    except TypeError as error:  # a number, or an array of no axis
+        raise TypeError(f"{name} must be a list, not a {type(values).__name__}") from error
+
+
 def _or_none(value: Any) -> Any:
-    """The value; None for the nan by which pandas says that there is none."""
-    return None if isinstance(value, float) and value != value else value
+    """The value; None for the nan, NaT and NA by which pandas says that there is none."""
+    if isinstance(value, (float, np.floating)):
+        return None if np.isnan(value) else value
+    pandas = sys.modules.get("pandas")  # where nobody has imported it, nothing is its NA
+    nones = [getattr(pandas, name, None) for name in ("NA", "NaT")]
+    return None if any(value is none for none in nones) else value
 
 
 def _name(value: Value, column: str, number: int, of: str) -> str:

@@ -26,6 +26,11 @@ from genre_lightning.runs.checks import closest_name, did_you_mean
 
 #: Of Hydra, whose behaviour the configuration is written for.
 VERSION_BASE = "1.3"
+#: Options that an extra of the package brings.
+EXTRAS = {
+    ("hydra/launcher", "submitit_slurm"): "slurm",
+    ("hydra/launcher", "submitit_local"): "slurm",
+}
 
 
 def explain_error(error: Exception, conf: str | Path, config: str, arguments: Sequence[str]) -> str:
@@ -53,6 +58,8 @@ def explain_error(error: Exception, conf: str | Path, config: str, arguments: Se
         return _unknown(found[1], conf, config, arguments)
     if found := re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(.+?)'", text):
         return f"{found[1]} names several values: -m sweeps over them, and key=[a,b] is a list"
+    if "Interpolation key 'sweep.n_trials' not found" in text:
+        return "hydra/sweeper=optuna has its settings from sweep=optuna: give that in its place"
     if isinstance(error.__cause__, OmegaConfBaseException):
         text = f"{text}: {error.__cause__}"
     # OmegaConf adds lines about its own types.
@@ -63,6 +70,11 @@ def explain_error(error: Exception, conf: str | Path, config: str, arguments: Se
 
 
 def _no_option(group: str, option: str, conf: str | Path) -> str:
+    if extra := EXTRAS.get((group, option)):
+        return (
+            f"{group}={option} needs a package that is not installed: "
+            f'pip install "genre-lightning[{extra}]"'
+        )
     with initialize_config_dir(str(conf), version_base=VERSION_BASE):
         options = GlobalHydra.instance().config_loader().get_group_options(group)
     hint = did_you_mean(closest_name(option, options))

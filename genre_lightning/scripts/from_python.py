@@ -104,8 +104,20 @@ def train(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -
 
     Raises:
         UserError: an override, the data or another setting can't be used; the message says why.
+        TypeError: the overrides are no list of strings.
         KeyboardInterrupt: Ctrl-C; the run is saved, and ``ckpt_path=`` of its folder resumes it.
     """
+    given: Any = overrides
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        raise TypeError(f'overrides must be a list of "key=value", not {given!r:.100}')
+    for one in given:
+        if not isinstance(one, str):
+            raise TypeError(f'overrides must be a list of "key=value", not of {one!r:.100}')
+        if one.startswith("-"):
+            raise UserError(
+                f"{one} is an option of the commands: genre_lightning.train takes overrides, and "
+                "config_dir= for a folder of your own; a sweep: genre-train -m"
+            )
     share_cores()
     # Its place depends on whether this is a clone; see scripts/__init__.py.
     script = importlib.import_module("genre_lightning.scripts.train")
@@ -119,11 +131,13 @@ def train(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -
         except UserError as error:
             refused.append(error)  # Hydra would print a line of its own about it
 
-    given = with_earlier_overrides(with_paths_quoted(overrides))
+    given = with_earlier_overrides(with_paths_quoted(given))
     if given[:1] == ["--config-dir"]:
         config_dir = config_dir or given[1]
         given = given[2:]
     if config_dir is not None:
+        if not Path(config_dir).is_dir():  # Hydra would go on without it
+            raise UserError(f"config_dir={config_dir}: there is no such folder")
         place = str(Path(config_dir).resolve()).replace("'", "\\'")
         given.append(f"hydra.searchpath=['file://{place}']")
     try:

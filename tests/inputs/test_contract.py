@@ -12,6 +12,7 @@ import torch
 
 from genre_lightning.errors import InputError, UserError
 from genre_lightning.inputs.encode import encode_items
+from genre_lightning.inputs.input import Input
 from genre_lightning.inputs.part import JoinedPart, Part
 from genre_lightning.inputs.table import (
     INPUTS,
@@ -250,6 +251,29 @@ def test_what_can_not_be_read_is_refused(kind: str, one: Opened) -> None:
 def test_unknown_settings_are_refused_by_key(kind: str) -> None:
     with pytest.raises(UserError, match=r"model\.branches\.b\.input\.nothing: the input"):
         build_input("b", {"kind": kind, "nothing": 1})
+
+
+def test_a_class_that_lacks_a_method_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Half(Input):
+        kind = "half"
+
+    monkeypatch.setitem(INPUTS, "half", Half)
+    with pytest.raises(UserError, match=r"input\.kind=half: its class Half lacks .*encode, .*open"):
+        build_input("b", {"kind": "half"})
+
+
+def test_a_setting_that_is_not_given_is_named_by_key() -> None:
+    with pytest.raises(UserError, match=r"^model\.branches\.b\.input\.column has to be given"):
+        build_input("b", {"kind": "terms"})
+
+
+@pytest.mark.parametrize("setting", [{"ngram_range": 1}, {"vocabulary_size": "many"}], ids=repr)
+def test_a_setting_of_a_wrong_type_is_shown_with_its_value(setting: dict[str, Any]) -> None:
+    with pytest.raises(UserError) as caught:
+        build_input("b", {"kind": "terms", "column": "title", **setting})
+    said = str(caught.value)
+    assert said.startswith("model.branches.b.input={") and repr(setting)[1:-1] in said
+    assert "a value of a wrong type" in said
 
 
 @pytest.mark.parametrize("kind", [None, "os.system", "", ["terms"]], ids=repr)

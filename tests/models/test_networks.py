@@ -12,6 +12,8 @@ from genre_lightning.inputs.pixels import PixelsInput
 from genre_lightning.inputs.terms import TermsInput
 from genre_lightning.models.networks import (
     MAX_BRANCHES,
+    NETWORKS,
+    NetworkType,
     build_network,
     check_fit,
     complete_description,
@@ -106,8 +108,18 @@ def test_an_argument_that_the_input_gives_is_not_ones_own() -> None:
 @pytest.mark.parametrize(
     ("branches", "inputs", "message"),
     [
-        ({"title": POSTER}, {"title": INPUTS["title"]}, "has no argument 'vocabulary_size'|needs"),
-        ({"poster": TITLE}, {"poster": INPUTS["poster"]}, "has no argument 'size'|needs"),
+        (
+            {"title": POSTER},
+            {"title": INPUTS["title"]},
+            r"model\.branches\.title: the network poster_resnet takes pixels, and the input terms "
+            "gives terms; networks of terms: terms_mlp, terms_linear$",
+        ),
+        (
+            {"poster": TITLE},
+            {"poster": INPUTS["poster"]},
+            r"model\.branches\.poster: the network terms_mlp takes terms, .* gives pixels; "
+            "networks of pixels: poster_resnet, poster_encoder$",
+        ),
     ],
     ids=["pixels of a title", "terms of a poster"],
 )
@@ -187,3 +199,14 @@ def test_the_largest_model_that_is_described_needs_no_memory() -> None:
     with little_memory():
         sketch = sketch_network(complete_description(4, {"title": wide}))
     assert sum(p.numel() for p in sketch.parameters()) > 4 * 10**8
+
+
+def test_a_listed_network_has_a_range_for_each_argument(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Wide(torch.nn.Module):
+        def __init__(self, num_genres: int, vocabulary_size: int, wide: int = 3) -> None:
+            super().__init__()
+
+    listed = NetworkType(Wide, "terms", {"vocabulary_size": (1, 100)})
+    monkeypatch.setitem(NETWORKS, "wide", listed)
+    with pytest.raises(ValueError, match=r"NETWORKS\['wide'\] has no range for the argument wide"):
+        build_network(3, {"title": {"name": "wide"}}, {"title": INPUTS["title"]})

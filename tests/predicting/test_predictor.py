@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -313,6 +314,44 @@ def test_nan_of_pandas_is_no_value(wider: GenrePredictor, posters: list[Path]):
     assert [each.title for each in streamed] == ["Heat", None]
 
 
+def test_what_pandas_and_numpy_have_for_no_value_is_none(
+    wider: GenrePredictor, posters: list[Path], monkeypatch: pytest.MonkeyPatch
+):
+    class NoTruth:
+        """As pandas.NA is: whatever it is compared with, the answer is neither yes nor no."""
+
+        __hash__ = None  # type: ignore[assignment]
+
+        def __eq__(self, other: object) -> Any:
+            return self
+
+        def __bool__(self) -> bool:
+            raise TypeError("boolean value of NA is ambiguous")
+
+    missing, not_a_time = NoTruth(), NoTruth()
+    standing_in: Any = SimpleNamespace(NA=missing, NaT=not_a_time)
+    monkeypatch.setitem(sys.modules, "pandas", standing_in)
+    for none in (missing, not_a_time, np.float32("nan")):
+        both: list[Any] = [none, None]
+        given, expected = (
+            wider.predict(["Heat", value], [value, posters[0]], synopsis=[value, value])
+            for value in both
+        )
+        assert given == expected and given[0].poster is None
+        streamed = wider.stream([("Heat", none), {"title": none, "poster": posters[0]}])
+        assert [each.title for each in streamed] == ["Heat", None]
+
+
+def test_a_table_is_no_list(wider: GenrePredictor):
+    class Table(list[str]):
+        """As a DataFrame is: gone through by the names of its columns."""
+
+        columns = ("title", "year")
+
+    with pytest.raises(TypeError, match=r"titles must be .* one column of .*, not a Table, .*\["):
+        wider.predict(Table(["title", "year"]))
+
+
 @pytest.mark.parametrize("titles", [{"Heat": 1}, {"Heat"}, frozenset(["Heat"])], ids=str)
 def test_what_has_no_order_is_no_list(wider: GenrePredictor, titles: Any):
     with pytest.raises(TypeError, match="titles must be a list, not a"):
@@ -415,6 +454,8 @@ def test_an_unreadable_text_is_named_by_column(
     [
         (("Heat",), TypeError, "titles must be a list"),
         ((["Heat"], "heat.jpg"), TypeError, "posters must be a list"),
+        ((5,), TypeError, "titles must be a list, not a int"),
+        ((["Heat"], np.array("heat.jpg")), TypeError, "posters must be a list, not a ndarray"),
         ((["Heat"], [None, None]), ValueError, "1 titles, but 2 posters"),
         ((None,), ValueError, "none of titles and posters is given"),
         (([1995],), TypeError, "title 1 is a int"),
@@ -481,6 +522,43 @@ def test_a_device_that_is_not_there_is_refused(tiny_checkpoint: Path, device: An
 def test_workers_are_at_least_one(tiny_checkpoint: Path):
     with pytest.raises(ValueError, match="at least 1"):
         GenrePredictor.from_checkpoint(tiny_checkpoint, "cpu", workers=0)
+
+
+@pytest.mark.parametrize("workers", ["2", 2.0, [1]], ids=repr)
+def test_workers_are_a_whole_number(tiny_checkpoint: Path, workers: Any):
+    with pytest.raises(TypeError, match=r"workers must be a whole number, .* not "):
+        GenrePredictor.from_checkpoint(tiny_checkpoint, "cpu", workers=workers)
+
+
+def test_a_name_alone_is_no_list_of_encoders(tiny_checkpoint: Path):
+    with pytest.raises(TypeError, match=r"encoders must be a list.*: \['timm:resnet18'\]"):
+        GenrePredictor.from_checkpoint(tiny_checkpoint, "cpu", encoders="timm:resnet18")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.parametrize("before", [1, 5])
+def test_a_forked_process_predicts(tiny_checkpoint: Path, posters: list[Path], before: int):
+    # In a process of its own: what PyTorch has computed in this one differs from test to test.
+    code = f"""
+import multiprocessing
+from genre_lightning import GenrePredictor
+
+predictor = GenrePredictor.from_checkpoint({str(tiny_checkpoint)!r}, "cpu", workers=2)
+
+def predict(movies):
+    found = predictor.predict(["Heat"] * movies, [{str(posters[0])!r}] * movies, explain=True)
+    return [(each.scores, sorted(each.explanation.branches)) for each in found]
+
+predict({before})
+with multiprocessing.get_context("fork").Pool(1) as pool:
+    one, five = pool.map(predict, [1, 5])
+    assert one == predict(1) and five == predict(5)
+print("as before")
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert ended.stdout == "as before\n", ended.stderr
 
 
 @pytest.mark.slow

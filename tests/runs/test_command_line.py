@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 
+from genre_lightning.runs.config_errors import explain_error
 from genre_lightning.scoring.names import MONITORED
 from tests.forking import run_command
 
@@ -155,3 +157,22 @@ def test_what_can_be_monitored_is_what_validation_gives() -> None:
 
     found = genre_metrics(torch.rand(4, 3), torch.eye(4, 3), torch.full((3,), 0.5))
     assert {f"val/{name}" for name in (*found, "loss")} == set(MONITORED)
+
+
+def test_an_option_of_an_extra_says_what_to_install(repository: Path) -> None:
+    """As Hydra has it where the extra is not installed."""
+    error = MissingConfigException("Could not find 'hydra/launcher/submitit_slurm'")
+    assert explain_error(error, repository / "conf", "train", []) == (
+        "hydra/launcher=submitit_slurm needs a package that is not installed: "
+        'pip install "genre-lightning[slurm]"'
+    )
+
+
+def test_the_sweeper_alone_is_told_what_sets_it(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)  # which shows the traceback, too
+    arguments = ["-m", "hydra/sweeper=optuna", "seed=1,2"]
+    done = run_command([repository / "train.py", *arguments], tmp_path)
+    said = "error: hydra/sweeper=optuna has its settings from sweep=optuna: give that in its place"
+    assert done.returncode == 1 and done.stderr.rstrip().endswith(said)

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
@@ -79,6 +80,31 @@ def test_what_cannot_be_trained_is_an_error(
     with pytest.raises(UserError, match=message):
         genre_lightning.train([*tiny_overrides(model="title"), *overrides])
     assert not GlobalHydra.instance().is_initialized()
+
+
+def test_a_list_of_no_branches_is_an_error() -> None:
+    with pytest.raises(UserError, match=r"model/branch lists no branch; give some"):
+        genre_lightning.train(["model/branch=[]", "data.num_movies=100"])
+
+
+@pytest.mark.parametrize("overrides", ["model=title", {"model": "title"}, [5], None], ids=repr)
+def test_overrides_are_a_list(overrides: Any) -> None:
+    with pytest.raises(TypeError, match=r'overrides must be a list of "key=value", not '):
+        genre_lightning.train(overrides)
+
+
+@pytest.mark.parametrize("option", ["-m", "--multirun", "--config-dir", "--help"])
+def test_an_option_of_a_command_is_no_override(option: str) -> None:
+    with pytest.raises(UserError, match=rf"^{option} is an option .* config_dir= .*genre-train -m"):
+        genre_lightning.train([option, "seed=1,2"])
+
+
+def test_a_folder_of_options_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for name in ("none", "file"):
+        with pytest.raises(UserError, match=f"config_dir={name}: there is no such folder"):
+            genre_lightning.train(["model=title", "data.num_movies=100"], config_dir=name)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_one_run_is_not_trained_over_another(trained_run: Path) -> None:

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import time
@@ -420,6 +421,35 @@ def test_jobs_side_by_side(
         "0.01": "completed",
         "1e+30": "failed",
     }
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("hydra.launcher.init.address=here:there", "no Ray by .*'address': 'here:there'.*=null "),
+        ("+hydra.launcher.init.cpus=1", "no Ray by .*'cpus': 1.*: Unknown keyword .*cpus"),
+        ("+hydra.launcher.job.cpus=1", "hydra.launcher.job={.*'cpus': 1.*} can't be used: "),
+        ("hydra.launcher.job.num_gpus=many", "hydra.launcher.job={.*} can't be used: .*num_gpus"),
+    ],
+)
+def test_a_ray_that_can_not_be_had_is_one_sentence(
+    setting: str, message: str, sweep_here: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)  # which shows the traceback, too
+    code, output = sweep_here("-m", "seed=0,1", "hydra/launcher=ray", setting)
+    assert code == 1 and re.match(f"error: .*{message}", output)
+
+
+def test_a_sweep_without_ray_says_what_to_install(
+    sweep_here: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)  # which shows the traceback, too
+    monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not there
+    assert sweep_here("-m", "seed=0,1", "hydra/launcher=ray") == (
+        1,
+        'error: hydra/launcher=ray needs Ray: pip install "genre-lightning[ray]"',
+    )
 
 
 def test_the_launcher_for_slurm_can_be_configured(repository: Path) -> None:
