@@ -14,5 +14,9 @@ class SettingError(UserError, ValueError):
     """A setting that can't be used; the message names it, its value and what it has to be."""
 
 
+class TrainingError(UserError):
+    """A training that had begun and can't go on; the message says why."""
+
+
 class InputError(UserError, ValueError):
     """A movie's title, poster or other column that can't be read; the message is the reason."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from genre_lightning import __version__
-from genre_lightning.errors import UserError
+from genre_lightning.errors import TrainingError, UserError
 from genre_lightning.files import remove_unfinished, whole_file
 from genre_lightning.runs.lock import locked
 from genre_lightning.runs.process import is_first_process, signals_raise
@@ -117,7 +117,7 @@ def recorded_run(
         except BaseException as error:
             result["status"] = "failed"
             result["error"] = f"{type(error).__name__}: {error}"
-            refused = bool(earlier) and isinstance(error, UserError)
+            refused = isinstance(error, UserError) and not isinstance(error, TrainingError)
             raise
         finally:
             result["seconds"] = round(before + time.perf_counter() - started, 3)
@@ -127,7 +127,7 @@ def recorded_run(
             with suppress(*() if done else (OSError, UserError)):
                 untouched = not done and read_result(folder) == begun
                 if not (untouched and earlier.get("status") == "completed"):
-                    write_result(folder, earlier if untouched and refused else result)
+                    write_result(folder, earlier if earlier and untouched and refused else result)
 
 
 def read_result(folder: str | Path) -> dict[str, Any] | None:

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 
 import torch
 
-from genre_lightning.errors import UserError
+from genre_lightning.errors import TrainingError
 
 
-class FullMemoryError(UserError):
+class FullMemoryError(TrainingError):
     """A batch that does not fit into memory; the message says what to change."""
 
 

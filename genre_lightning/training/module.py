@@ -18,7 +18,7 @@ from torchmetrics import MeanMetric
 from genre_lightning.checkpoint.card import CHECKPOINT_FORMAT, CHECKPOINT_KEY, check_card
 from genre_lightning.checkpoint.resuming import keep_paths_inside
 from genre_lightning.data.batch import MovieBatch
-from genre_lightning.errors import SettingError, UserError
+from genre_lightning.errors import SettingError, TrainingError, UserError
 from genre_lightning.models.dropout import DROPOUTS
 from genre_lightning.models.fusion import ACTIVATIONS, Fusion, num_members
 from genre_lightning.models.stacking import Stacking
@@ -29,7 +29,7 @@ from genre_lightning.training.lbfgs import LBFGS
 from genre_lightning.training.parameter_groups import check_scales, parameter_groups
 
 
-class DivergedError(UserError):
+class DivergedError(TrainingError):
     """Training that went to infinity; the message says when and what to change."""
 
 

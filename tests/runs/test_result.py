@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from genre_lightning.errors import UserError
+from genre_lightning.errors import TrainingError, UserError
 from genre_lightning.runs.lock import is_running
 from genre_lightning.runs.result import read_result, recorded_run, write_result
 
@@ -127,7 +127,9 @@ def test_a_completed_run_stays_so_until_it_resumes(begun: bool, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    "error", [UserError("other settings"), RuntimeError("in a step")], ids=repr
+    "error",
+    [UserError("other settings"), TrainingError("nan"), RuntimeError("in a step")],
+    ids=lambda error: type(error).__name__,
 )
 @pytest.mark.parametrize("ended", [KeyboardInterrupt(), OSError("no space")], ids=repr)
 @pytest.mark.parametrize("begun", [True, False], ids=["begun", "at once"])
@@ -144,7 +146,7 @@ def test_a_refused_attempt_to_resume_leaves_the_story_of_those_before(
             write_result(tmp_path, {**result, "epochs": 4})
         raise error
     found = recorded(tmp_path)
-    if isinstance(error, UserError) and not begun:
+    if type(error) is UserError and not begun:
         assert found == before
     else:
         assert (found["status"], found["attempts"], found["seed"]) == ("failed", 2, 1)
