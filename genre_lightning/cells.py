@@ -37,6 +37,15 @@ def unguard(text: str) -> str:
     return text[1:] if text.startswith("'") and _GUARDED.match(text) else text
 
 
+def score_cell(score: float) -> str:
+    """A score with nine digits, which tell any two float32 apart.
+
+    Rounded to six decimals, the small scores of a rare genre would tie, and its average precision
+    would be another.
+    """
+    return f"{score:.9g}"
+
+
 def separator_of(genres: Sequence[str]) -> str:
     """What joins any of these genres in a cell, so that they can be told apart: ``|`` if it can."""
     usable = (mark for mark in _SEPARATORS if not any(mark in genre for genre in genres))

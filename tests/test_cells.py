@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genre_lightning.cells import guard, score_columns, separator_of, unguard
+from genre_lightning.cells import guard, score_cell, score_columns, separator_of, unguard
 
 
 @pytest.mark.parametrize("sign", ["=", "+", "-", "@", "\t", "\r"])
@@ -47,3 +48,8 @@ def test_joined_genres_can_be_told_apart(genres: list[str]):
 )
 def test_a_genre_has_a_column_of_its_own(genres: list[str], heads: list[str]):
     assert score_columns(genres, ["title", "predicted"]) == heads
+
+
+@given(st.floats(0.0, 1.0, width=32))
+def test_a_score_is_the_same_once_it_is_read_again(score: float):
+    assert np.float32(score_cell(score)) == np.float32(score)

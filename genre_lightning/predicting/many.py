@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genre_lightning.cells import guard, score_columns, separator_of
+from genre_lightning.cells import guard, score_cell, score_columns, separator_of
 from genre_lightning.comparison.run import printable
 from genre_lightning.inputs.poster_limits import POSTER_SUFFIXES
 from genre_lightning.movies.table import separator_hint
@@ -182,7 +182,8 @@ def _note_separator(predictor: GenrePredictor) -> None:
 
 def _cells(predictor: GenrePredictor, prediction: Prediction) -> list[str]:
     scores = [
-        f"{prediction.scores[genre]:.6f}" if prediction.scores else "" for genre in predictor.genres
+        score_cell(prediction.scores[genre]) if prediction.scores else ""
+        for genre in predictor.genres
     ]
     joined = separator_of(predictor.genres).join(prediction.genres)
     texts = (joined, prediction.problem or "")

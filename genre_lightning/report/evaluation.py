@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from genre_lightning.cells import guard, guarded, score_columns, separator_of
+from genre_lightning.cells import guard, guarded, score_cell, score_columns, separator_of
 from genre_lightning.checkpoint.model import TrainedModel
 from genre_lightning.data.datamodule import MovieDataModule
 from genre_lightning.files import whole_file
@@ -171,9 +171,7 @@ def write_evaluation(
                 separator.join(genre for genre, on in zip(model.genres, mask, strict=True) if on)
                 for mask in (target > 0, predicted)
             ]
-            # Nine digits tell any two float32 apart: rounded to six decimals, the small scores of a
-            # rare genre would tie, and its average precision would be another.
-            numbers = [f"{value:.9g}" for value in values.tolist()]
+            numbers = map(score_cell, values.tolist())
             movie = movies[row]
             there = [int(states[row]) for states in present]
             table.writerow([*guarded([movie.id, movie.title, *names]), *there, *numbers])
