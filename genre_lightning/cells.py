@@ -13,8 +13,10 @@ from collections.abc import Iterable, Sequence
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 _GUARDED = re.compile(r"'+[=+\-@\t\r]")
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
-#: What joins genres in a cell; where one is in a genre's name, the next.
-_SEPARATORS = "|;,/~^"
+#: What joins genres in a cell, of our own files and of a manifest that names nothing else.
+SEPARATOR = "|"
+#: Of our own files, where one is in a genre's name, the next.
+_SEPARATORS = f"{SEPARATOR};,/~^"
 
 
 def guard(text: str) -> str:

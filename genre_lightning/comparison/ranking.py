@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
+from genre_lightning.cells import SEPARATOR
 from genre_lightning.comparison.run import (
     UNFINISHED,
     Run,
@@ -23,8 +24,8 @@ from genre_lightning.runs.settings import changes_no_result, is_path, usual_mode
 SEED = "seed"
 #: What these say of data leaves the movies that are scored, and their genres, as they are.
 SAME_MOVIES = ("data.batch_size", "data.columns")
-#: What says the same of data as null does: movies/manifest.py has it for its default.
-AS_NULL = {"data.genre_separator": "|"}
+#: What says the same of data as null does.
+AS_NULL = {"data.genre_separator": SEPARATOR}
 #: Of a language model's run: names in ``result.json``, and headings.
 COSTS = {"tokens_per_movie": "tokens a movie", "seconds_per_movie": "seconds a movie"}
 #: Which epoch is the best one, which a leaderboard is told otherwise.

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from genre_lightning.movies.manifest import SEPARATOR
+from genre_lightning.cells import SEPARATOR
 from genre_lightning.movies.movie import DataError
 from genre_lightning.movies.readers import READERS
 

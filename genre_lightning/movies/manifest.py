@@ -20,6 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from genre_lightning.cells import SEPARATOR
 from genre_lightning.movies.movie import (
     DataError,
     Movie,
@@ -33,8 +34,6 @@ from genre_lightning.movies.table import Row, read_table
 REQUIRED = ("title", "poster", "genres")
 #: Columns that are no text for a branch.
 RESERVED = ("genres", "split", "id")
-#: What joins genres, unless another separator is given.
-SEPARATOR = "|"
 #: What else is found between genres, and looked for.
 OTHER_SEPARATORS = (",", ";", "/")
 #: Another separator explains the column far better where it leaves no more than this share of the

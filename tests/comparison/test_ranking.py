@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
+from genre_lightning.cells import SEPARATOR
 from genre_lightning.comparison.leaderboard import compare, write_leaderboard
 from genre_lightning.comparison.page import group_shades, heat_map
 from genre_lightning.errors import UserError
-from genre_lightning.movies.manifest import SEPARATOR
 from tests.comparison.written_runs import best_of, printed, write_run
 
 
