@@ -111,14 +111,20 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def is_alive(process: int) -> bool:
-    """Whether this machine has a process of this number."""
+    """Whether this machine has a process of this number that has not ended."""
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:  # another user's
         return True
-    return True
+    # Of a process that has ended the number stays until its parent asks how. In a container it may
+    # stay for good: the first process there is often a command that asks for its own children only.
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text("utf-8", "replace")
+    except OSError:  # another system than Linux, or gone by now
+        return True
+    return fields.rpartition(")")[2].split()[0] not in ("Z", "X")
 
 
 def full_disk(path: Path, error: OSError) -> FullDiskError:
