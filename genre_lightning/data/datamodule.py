@@ -18,7 +18,7 @@ from genre_lightning.data.batch import PLACES, BatchGroup, MovieBatches, MovieLo
 from genre_lightning.data.description import describe_source, expanded, read_source
 from genre_lightning.data.order import BatchOrder
 from genre_lightning.data.splits import MAX_FOLDS, stored_splits
-from genre_lightning.inputs.input import Features, Input, Store
+from genre_lightning.inputs.input import Features, Input, Store, check_features
 from genre_lightning.inputs.part import JoinedPart, Part
 from genre_lightning.inputs.poster_cache import NO_SUCH_FILE, to_device
 from genre_lightning.inputs.table import state_to_text
@@ -187,7 +187,7 @@ class MovieDataModule(pl.LightningDataModule):
             same = None if earlier is None else earlier.branch_of(given)
             if earlier is None or same is None:
                 values = self._values(movies, branch)
-                self.features[branch] = given.open(values, self.splits["train"], store)
+                self.features[branch] = self._opened(branch, values, store)
                 continue
             self.features[branch] = earlier.features[same]
             if same in earlier._empty:
@@ -226,6 +226,15 @@ class MovieDataModule(pl.LightningDataModule):
             # Movies to be scored alone may be all of a dataset, with none to learn from.
             needs_train=self.wanted_genres is None or not {"train", None}.isdisjoint(given),
         )
+
+    def _opened(self, branch: str, values: list[Any], store: Store) -> Features:
+        """The numbers of a branch's column; refused where they are not what its input promises."""
+        features = self.inputs[branch].open(values, self.splits["train"], store)
+        try:
+            check_features(self.inputs[branch], features, len(values))
+        except ValueError as error:
+            raise DataError(f"model.branches.{branch}: {error}") from error
+        return features
 
     @property
     def validates_by_folds(self) -> bool:

@@ -189,6 +189,47 @@ class Input(ABC):
         """
 
 
+def check_features(given: Input, features: Features, num_movies: int) -> None:
+    """Refuse numbers that are not what an input says it gives, before a network stumbles on them.
+
+    One movie's numbers are looked at.
+
+    Args:
+        given: the input.
+        features: what its :meth:`Input.open` returned.
+        num_movies: N, of the dataset.
+
+    Raises:
+        ValueError: naming the class and what it should have given.
+    """
+    name = type(given).__name__
+    place = features.place
+    if place.shape != (num_movies,) or place.dtype != np.int64:
+        raise ValueError(
+            f"{name}.open gave a place of {place.dtype} and shape {place.shape}, not of int64 and "
+            f"shape ({num_movies},): one for each movie, -1 for those without the column"
+        )
+    there = place[place >= 0]
+    if features.dense is not None and len(there) and there.max() >= len(features.dense):
+        raise ValueError(
+            f"{name}.open gave places up to {there.max()}, and numbers for {len(features.dense)}"
+        )
+    if given.gives != "vectors" or not len(there):
+        return
+    numbers, _ = features.gather(there[:1], np.array([1]))
+    prepared = {
+        key: (tuple(value.shape), str(value.dtype).removeprefix("torch."))
+        for key, value in given.prepare(numbers, None).items()
+    }
+    width = given.network_arguments()["width"]
+    if prepared != {"vectors": ((1, width), "float32")}:
+        described = ", ".join(f"{key} {shape} {dtype}" for key, (shape, dtype) in prepared.items())
+        raise ValueError(
+            f"{name} gives {described} for one movie, not vectors (1, {width}) float32, as its "
+            "network_arguments say"
+        )
+
+
 def check_keys(state: Mapping[str, Any], known: Sequence[str]) -> None:
     """Refuse a state that lacks a key, or has one that its input does not write.
 

@@ -25,6 +25,7 @@ from genre_lightning.inputs.input import DenseFeatures, Input
 from genre_lightning.inputs.pixels import PixelsInput
 from genre_lightning.inputs.table import state_to_text
 from genre_lightning.inputs.terms import TermsFeatures, TermsInput
+from genre_lightning.inputs.year import YearInput
 from genre_lightning.movies.movie import DataError
 
 SPLITS = ["train"] * 12 + ["val"] * 4 + ["test"] * 4
@@ -586,6 +587,15 @@ def test_two_branches_may_look_at_one_column(write: Write, tmp_path: Path) -> No
     count = len(data.splits["train"])
     said = f"data.batch_size={data.batch_size} is more than the {count} movies of train"
     assert any(line.startswith(said) for line in lines) is (data.train_batch_size() > count)
+
+
+def test_an_input_that_does_not_keep_its_promise_is_named(
+    write: Write, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(YearInput, "network_arguments", lambda self: {"width": 3})
+    data = module(write("movies"), tmp_path / "cache", {"when": YearInput("title")})
+    with pytest.raises(DataError, match=r"^model\.branches\.when: YearInput gives vectors \(1, "):
+        data.setup()
 
 
 # What a checkpoint says about the data.

@@ -12,7 +12,7 @@ import torch
 
 from genre_lightning.errors import InputError, UserError
 from genre_lightning.inputs.encode import encode_items
-from genre_lightning.inputs.input import Input
+from genre_lightning.inputs.input import DenseFeatures, Input, check_features
 from genre_lightning.inputs.part import JoinedPart, Part
 from genre_lightning.inputs.table import (
     INPUTS,
@@ -80,6 +80,36 @@ def test_a_movie_without_the_column_has_no_place(one: Opened) -> None:
     assert (place < 0).tolist() == [False, True, False, False, False, True]
     assert sorted(place[place >= 0].tolist()) == [0, 1, 2, 3]
     assert list(one.features.unreadable) == []
+    check_features(one.input, one.features, NUM_MOVIES)
+
+
+@pytest.mark.parametrize(
+    ("dense", "place", "said"),
+    [
+        ((4, 7), [0, -1, 1, 2], r"YearInput\.open gave a place of int64 and shape \(4,\), not of"),
+        ((4, 7), [0.0, -1, 1, 2, 3, -1], r"a place of float64 and shape \(6,\), not of int64"),
+        ((4, 7), [0, -1, 1, 2, 4, -1], r"places up to 4, and numbers for 4$"),
+        ((4, 6), [0, -1, 1, 2, 3, -1], r"vectors \(1, 6\) float32 for one .* \(1, 7\) float32"),
+    ],
+    ids=["a place for some", "no whole numbers", "a place too many", "another width"],
+)
+def test_numbers_that_an_input_does_not_promise_are_refused(
+    dense: tuple[int, int], place: list[float], said: str, tmp_path: Path
+) -> None:
+    given = opened("year", tmp_path).input
+    assert given.network_arguments() == {"width": 7}
+    features = DenseFeatures("vectors", np.ones(dense, np.float32), np.array(place))
+    with pytest.raises(ValueError, match=said):
+        check_features(given, features, NUM_MOVIES)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float16, np.int64])
+def test_vectors_are_float32(dtype: Any, tmp_path: Path) -> None:
+    one = opened("year", tmp_path)
+    assert one.features.dense is not None
+    features = DenseFeatures("vectors", one.features.dense.astype(dtype), one.features.place)
+    with pytest.raises(ValueError, match=rf"vectors \(1, \d+\) {np.dtype(dtype).name} for one"):
+        check_features(one.input, features, NUM_MOVIES)
 
 
 def test_what_is_gathered_is_what_is_encoded(one: Opened) -> None:
