@@ -106,8 +106,8 @@ class GenrePredictor:
     """Predicts genres of movies from the columns that a model looks at, or some of them.
 
     One predictor serves any number of threads at once, and processes forked from the one that
-    loaded it. More than one movie is spread over threads of its own, each of which reads and scores
-    a batch on one core.
+    loaded it; other processes take a pickled one. More than one movie is spread over threads of its
+    own, each of which reads and scores a batch on one core.
 
     Args:
         model: of :func:`genre_lightning.checkpoint.model.load_model`.
@@ -440,6 +440,13 @@ class GenrePredictor:
             self._lock = threading.Lock()
             self._pool = None
             self._process = os.getpid()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled: all but the threads, of which each process has its own."""
+        return {**self.__dict__, "_pool": None, "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock(), _process=os.getpid())
 
     def _workers(self) -> ThreadPoolExecutor:
         with self._lock:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -559,6 +560,15 @@ print("as before")
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False
     )
     assert ended.stdout == "as before\n", ended.stderr
+
+
+def test_a_pickled_predictor_predicts(tiny_checkpoint: Path, posters: list[Path]):
+    # As joblib, Ray and a pool of spawned processes hand it on, also after it has had threads.
+    predictor = GenrePredictor.from_checkpoint(tiny_checkpoint, "cpu", workers=2)
+    movies = ["Heat", None, "Night"], [posters[0], posters[1], None]
+    before = predictor.predict(*movies)
+    taken = pickle.loads(pickle.dumps(predictor))
+    assert taken.predict(*movies) == before == predictor.predict(*movies)
 
 
 @pytest.mark.slow
