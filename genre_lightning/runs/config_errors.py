@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.utils import get_args_parser
 from hydra.compose import compose
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
@@ -26,11 +27,18 @@ from genre_lightning.runs.checks import closest_name, did_you_mean
 
 #: Of Hydra, whose behaviour the configuration is written for.
 VERSION_BASE = "1.3"
+_FOLDERS = "hydra.searchpath"
 #: Options that an extra of the package brings.
 EXTRAS = {
     ("hydra/launcher", "submitit_slurm"): "slurm",
     ("hydra/launcher", "submitit_local"): "slurm",
 }
+
+
+def also_options_of(folder: str | Path) -> str:
+    """The override by which a folder's options are there as well."""
+    place = str(Path(folder).resolve()).replace("'", "\\'")
+    return f"{_FOLDERS}=['file://{place}']"
 
 
 def explain_error(error: Exception, conf: str | Path, config: str, arguments: Sequence[str]) -> str:
@@ -53,7 +61,7 @@ def explain_error(error: Exception, conf: str | Path, config: str, arguments: Se
     # One option, or one of a list of them.
     found = re.search(r"Could not (?:find|load) '([\w/]+)/([^/']+)'", text)
     if isinstance(error, MissingConfigException) and found:
-        return _no_option(found[1], found[2], conf)
+        return _no_option(found[1], found[2], conf, config, arguments)
     if found := re.match(r"Could not override '(.+?)'", text):
         return _unknown(found[1], conf, config, arguments)
     if found := re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(.+?)'", text):
@@ -69,43 +77,73 @@ def explain_error(error: Exception, conf: str | Path, config: str, arguments: Se
     return " ".join(" ".join(lines).split())
 
 
-def _no_option(group: str, option: str, conf: str | Path) -> str:
+def _no_option(
+    group: str, option: str, conf: str | Path, config: str, arguments: Sequence[str]
+) -> str:
     if extra := EXTRAS.get((group, option)):
         return (
             f"{group}={option} needs a package that is not installed: "
             f'pip install "genre-lightning[{extra}]"'
         )
     with initialize_config_dir(str(conf), version_base=VERSION_BASE):
-        options = GlobalHydra.instance().config_loader().get_group_options(group)
+        options = (
+            GlobalHydra.instance()
+            .config_loader()
+            .get_group_options(group, config_name=config, overrides=_own_folders(arguments))
+        )
     hint = did_you_mean(closest_name(option, options))
-    return f"{group}={option}: there is no such option{hint}; there is {', '.join(options)}"
+    return f"{group}={option}: there is no such option{hint or '.'} There are {', '.join(options)}"
 
 
 def _unknown(key: str, conf: str | Path, config: str, arguments: Sequence[str]) -> str:
-    others = [one for one in arguments if re.match(r"[\w+~]", one) and not _sets(one, key)]
-    choices = [one for one in others if "." not in one.partition("=")[0]]
+    folders = _own_folders(arguments)
+    overrides = [one for one in arguments if re.match(r"~|[\w+].*=", one) and one not in folders]
+    others = [one for one in overrides if not _sets(one, key)]
     with initialize_config_dir(str(conf), version_base=VERSION_BASE):
+        groups = list(_groups(GlobalHydra.instance().config_loader()))
+        choices = [one for one in others if any(_sets(one, group) for group in groups)]
         for chosen in (others, choices, []):
             # It fails for another slip, which is named once this one is gone.
             with suppress(HydraException):
-                composed = compose(config, chosen, return_hydra_config=True)
+                composed = compose(config, [*folders, *chosen], return_hydra_config=True)
                 break
-        groups = list(_groups(GlobalHydra.instance().config_loader()))
     plain = OmegaConf.to_container(composed, resolve=False)
     assert isinstance(plain, dict)
     known = [*groups, *_keys(plain)]
-    parent, _, own = key.rpartition(".")
-    beside = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == parent]
-    close = closest_name(own, beside)
+    adds = f"+{key}=... adds one"
+    there, lacking = _parted(key, set(known))
+    beside = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == there]
+    first, _, rest = lacking.partition(".")
+    close = closest_name(first, beside)
     if close is not None:
-        return f"there is no setting {key}{did_you_mean(f'{parent}.{close}'.strip('.'))}"
-    if parent and beside:
-        has = f"{parent} has {', '.join(beside)}"
-        return f"there is no setting {key}; {has}, and +{key}=... adds one"
+        beginning = f"{there}.{close}".strip(".")
+        meant = f"{beginning}.{rest}"
+        hint = did_you_mean(meant if meant in known else beginning)
+        return f"there is no setting {key}{hint}"
+    if there and beside:
+        return f"there is no setting {key}; {there} has {', '.join(beside)}, and {adds}"
     close = closest_name(key, known, likeness=0.75)
     if close is not None:
         return f"there is no setting {key}{did_you_mean(close)}"
-    return f"there is no setting {key}; --help shows all, and +{key}=... adds one"
+    return f"there is no setting {key}; --help shows all, and {adds}"
+
+
+def _parted(key: str, known: Collection[str]) -> tuple[str, str]:
+    """The longest beginning of a key that is there, and the rest: ("model", "branchs.title")."""
+    names = key.split(".")
+    for count in range(len(names) - 1, 0, -1):
+        there = ".".join(names[:count])
+        if there in known:
+            return there, ".".join(names[count:])
+    return "", key
+
+
+def _own_folders(arguments: Sequence[str]) -> list[str]:
+    """Overrides that name the folders of options that a command names, one way or the other."""
+    folder = get_args_parser().parse_known_args(arguments)[0].config_dir
+    if folder is not None:
+        return [also_options_of(folder)]
+    return [one for one in arguments if _sets(one, _FOLDERS)]
 
 
 def _sets(argument: str, key: str) -> bool:

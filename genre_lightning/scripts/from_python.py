@@ -20,7 +20,7 @@ from genre_lightning.report.numbers import number
 from genre_lightning.runs.command_line import plain_errors
 from genre_lightning.runs.commands import below_here, with_paths_quoted
 from genre_lightning.runs.composing import composed_once, faster_configuration
-from genre_lightning.runs.config_errors import VERSION_BASE
+from genre_lightning.runs.config_errors import VERSION_BASE, also_options_of
 from genre_lightning.runs.earlier import with_earlier_overrides
 from genre_lightning.runs.places import BEST
 from genre_lightning.scripts import CONF
@@ -138,8 +138,7 @@ def train(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -
     if config_dir is not None:
         if not Path(config_dir).is_dir():  # Hydra would go on without it
             raise UserError(f"config_dir={config_dir}: there is no such folder")
-        place = str(Path(config_dir).resolve()).replace("'", "\\'")
-        given.append(f"hydra.searchpath=['file://{place}']")
+        given.append(also_options_of(config_dir))
     try:
         with (
             plain_errors(CONF, "train", given),

@@ -88,6 +88,29 @@ def test_the_figure_of_a_sweep(
     assert line["ratio"] < line["plain_ratio"] > 1
 
 
+@pytest.mark.slow
+def test_the_costs_of_commands(
+    forked_commands: None, tiny_overrides: Callable[..., list[str]], capsys: pytest.CaptureFixture
+):
+    from benchmarks import costs
+
+    costs.main(["--recipes", "fusion", "-n", "2", "--", *tiny_overrides()[1:]])
+    printed = capsys.readouterr().out.splitlines()
+    name, *seconds = printed[-2].strip("| ").split(" | ")
+    assert name == "fusion" and min(map(float, seconds)) > 0
+    line = json.loads(printed[-1])
+    assert line["recipe"] == "fusion" and line["n"] == 2
+    assert line["figure"] == pytest.approx(float(seconds[1]), abs=0.06)
+
+
+def test_costs_of_synopses_need_a_file_of_them(capsys: pytest.CaptureFixture):
+    from benchmarks import costs
+
+    with pytest.raises(SystemExit):
+        costs.main(["--recipes", "title", "full"])
+    assert "full needs --columns" in capsys.readouterr().err
+
+
 def test_the_figure_of_the_cache(capsys: pytest.CaptureFixture):
     from benchmarks import cache
 
@@ -118,7 +141,7 @@ def test_every_benchmark_explains_itself(name: str, capsys: pytest.CaptureFixtur
 
 def test_the_runner_knows_every_benchmark_of_speed():
     others = {"all", "baselines", "limits", "measure", "scores", "text_models", "thresholds"}
-    others |= {"columns", "soak", "training", "untrained", "__init__"}
+    others |= {"columns", "costs", "soak", "training", "untrained", "__init__"}
     there = {path.stem for path in (REPOSITORY / "benchmarks").glob("*.py")}
     assert set(every.BENCHMARKS) == there - others
 

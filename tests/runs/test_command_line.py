@@ -73,7 +73,7 @@ SLIPS = {
     "zzz=1": "there is no setting zzz; --help shows all, and +zzz=... adds one",
     "model.branches.title_tfidf.zzz=1": "title_tfidf.zzz; model.branches.title_tfidf has input",
     "model=title model.branches.poster_resnet.a=1 model.branches.poster_resnet.b=1": (
-        "no setting model.branches.poster_resnet.a; --help shows all"
+        "no setting model.branches.poster_resnet.a; model.branches has title_tfidf, and +model"
     ),
     "optimizer.lr=1,2": "optimizer.lr=1,2 names several values: -m sweeps over them",
     "seed={": "seed={ can't be read: an override is key=value",
@@ -142,6 +142,39 @@ def test_options_stand_anywhere(arguments: str, repository: Path, tmp_path: Path
     assert shown.returncode == 0, shown.stderr
     cfg = OmegaConf.create(shown.stdout)
     assert cfg.seed == 3 and list(cfg.model.branches) == ["title_tfidf"]
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [["--config-dir", "of my own"], ["-cd", "of my own"], ["hydra.searchpath=['file://{}']"]],
+    ids=lambda words: words[0].partition("=")[0],
+)
+@pytest.mark.parametrize(
+    ("slip", "said"),
+    [
+        (["model/branch=[mime]"], "model/branch=mime: there is no such option; did you mean mine?"),
+        (["model/branch=[mine]", "model.branches.mine.input.colum=x"], "mine.input.column?"),
+        (["model/branch=[mine]", "model.branches.mne.lr_scale=2"], "branches.mine.lr_scale?"),
+        # With a second one, in which the command can't be composed either.
+        (["model/branch=[mine]", "model.branches.mine.l22=2", "sed=1"], "mine.l2?"),
+    ],
+)
+def test_options_of_one_s_own_are_known(
+    slip: list[str],
+    said: str,
+    folder: list[str],
+    repository: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    own = tmp_path / "of my own" / "model" / "branch" / "mine.yaml"
+    own.parent.mkdir(parents=True)
+    given = (repository / "conf" / "model" / "branch" / "title_linear.yaml").read_text()
+    own.write_text(given.replace("branches.title_linear", "branches.mine"))
+    named = [word.format(tmp_path / "of my own") for word in folder]
+    done = run_command([repository / "train.py", *slip, *named], tmp_path)
+    assert done.returncode == 1 and said in done.stderr, done.stderr
 
 
 def test_a_sweep_is_not_printed_as_a_configuration(repository: Path, tmp_path: Path) -> None:
