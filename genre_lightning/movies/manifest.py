@@ -58,8 +58,8 @@ def read_manifest(path: str | Path, genre_separator: str | None = None) -> Movie
     Raises:
         DataError: no file, another encoding than UTF-8, a column missing in the header, a row that
             can't be used, genres that are joined by something else, or two that differ in capitals,
-            blanks or forms of the same characters alone. Row numbers are those a spreadsheet shows: the header is row 1, and a cell with
-            line breaks in it is still in one row.
+            blanks or forms of the same characters alone. Row numbers are those a spreadsheet shows:
+            the header is row 1, and a cell with line breaks in it is still in one row.
     """
     path = Path(path).expanduser()
     _, rows = read_table(path, REQUIRED)
@@ -91,7 +91,7 @@ def _check_spelling(movie_set: MovieSet) -> None:
 
 
 def _as_read(genre: str) -> str:
-    """A genre without what a reader does not see, or does not mind: capitals, blanks, wide forms."""
+    """A genre without capitals, doubled blanks and wide or narrow forms of its characters."""
     return " ".join(unicodedata.normalize("NFKC", genre).casefold().split())
 
 
