@@ -252,7 +252,8 @@ class EmbeddingInput(Input):
         if not isinstance(value, str):
             raise TypeError(f"a {type(value).__name__}, not a string")
         text = natural_title(value, self.year) if self.natural else value
-        return text if text.strip() else None
+        # As cells of a dataset are: to a language model a line end behind a text is another text.
+        return text.strip() or None
 
     @property
     def size(self) -> tuple[int, int]:
