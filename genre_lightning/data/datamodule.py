@@ -35,6 +35,7 @@ from genre_lightning.movies.summary import (
     column_states,
     dataset_table,
     render_table,
+    repeated_notes,
 )
 from genre_lightning.store import DEFAULT_CACHE_DIR, content_key
 
@@ -343,6 +344,7 @@ class MovieDataModule(pl.LightningDataModule):
                 "train: an epoch is one batch of all of them"
             )
         lines += movies.notes
+        lines += repeated_notes(movies.movies, self.splits)
         lines += self.empty_branch_notes()
         lines += [f"poster not there: {name}" for name in absent_posters(movies.movies)]
         unreadable = dict(
