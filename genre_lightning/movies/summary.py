@@ -14,6 +14,8 @@ STATES = ("present", "missing", "unreadable")
 #: Movies that agree with one of train are told of from this share of those that are scored: fewer
 #: change no score to speak of, and agree by chance, as some of the demo data do.
 MANY_REPEATED = 0.01
+#: Genres that one sentence names.
+MOST_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,20 @@ def absent_posters(movies: Sequence[Movie]) -> list[str]:
         for movie in movies
         for poster in movie.columns.values()
         if isinstance(poster, PosterFile) and not poster.exists
+    ]
+
+
+def unlearnt_notes(table: DatasetTable) -> list[str]:
+    """The genres that can't be learnt, since no movie of train has them, in a sentence, if any."""
+    train = table.splits.index("train")
+    unlearnt = [genre for genre, counts in table.genres if not counts[train] and any(counts)]
+    if not unlearnt:
+        return []
+    more = f" and {len(unlearnt) - MOST_NAMED} more" if len(unlearnt) > MOST_NAMED else ""
+    it_is = "it can't be learnt" if len(unlearnt) == 1 else "they can't be learnt"
+    return [
+        f"no movie of train has the genre{'s' if len(unlearnt) > 1 else ''} "
+        f"{', '.join(unlearnt[:MOST_NAMED])}{more}: {it_is}, and means over genres are lower for it"
     ]
 
 

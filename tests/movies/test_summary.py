@@ -18,6 +18,7 @@ from genre_lightning.movies.summary import (
     dataset_table,
     render_table,
     repeated_notes,
+    unlearnt_notes,
 )
 
 THERE = PosterFile(Path("1.jpg"), None, 10, 1)
@@ -127,6 +128,29 @@ def test_movies_that_are_learnt_and_scored_are_told_of(
     # By folds all of train is validation, which is no other movie.
     by_folds = {"train": SPLITS["train"], "val": SPLITS["train"], "test": np.array([], dtype=int)}
     assert repeated_notes(movies, by_folds) == []
+
+
+@pytest.mark.parametrize(
+    ("genres", "told"),
+    [
+        (["A", "B"], None),
+        (["A", "B", "C"], "no movie of train has the genre C: it can't be learnt, "),
+        ([*"ABCDEFGHI"], "no movie of train has the genres C, D, E, F, G and 2 more: they can't"),
+    ],
+    ids=["none", "one", "many"],
+)
+def test_genres_that_nobody_learns_are_told_of(genres: list[str], told: str | None):
+    labels = np.zeros((5, len(genres)), dtype=np.uint8)
+    labels[[0, 1], [0, 1]] = 1
+    labels[4] = 1
+    found = unlearnt_notes(dataset_table(MovieSet(MOVIES, tuple(genres)), SPLITS, labels, {}))
+    assert found == [] if told is None else found[0].startswith(told)
+
+
+def test_a_genre_that_no_movie_has_is_not_told_of():
+    # MM-IMDb's list has all of the benchmark, whichever movies there are.
+    table = dataset_table(MovieSet(MOVIES, ("War", "Opera")), SPLITS, LABELS * [1, 0], {})
+    assert unlearnt_notes(table) == []
 
 
 def test_a_few_that_agree_by_chance_are_not_told_of():
