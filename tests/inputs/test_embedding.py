@@ -494,6 +494,12 @@ def test_blanks_around_a_text_say_nothing(natural: bool) -> None:
     assert given.read(" \n") is None
 
 
+@pytest.mark.parametrize("natural", [False, True])
+def test_an_accent_is_the_same_as_a_character_of_its_own(natural: bool) -> None:
+    given = EmbeddingInput("title", "minilm", natural=natural)
+    assert given.read("Ame\u0301lie") == given.read("Am\u00e9lie") == "Am\u00e9lie"
+
+
 def test_a_prompt_stands_behind_every_text(store: Store) -> None:
     titles = ["Godfather, The (1972)", None, "Alien"]
     asked = EmbeddingInput(
