@@ -71,6 +71,7 @@ def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> di
     data.setup()
     if not len(data.splits[cfg.split]):
         raise UserError(f"split={cfg.split}: no movie of the dataset is in it")
+    notes = data.changed_notes(cfg.split, model.data, model.learnt_from)
     scores = score_split(model, data, cfg.split, device, cfg.batch_size)
     metrics = write_evaluation(folder, model, data, scores)
     validation = scores if cfg.split == "val" else None
@@ -85,7 +86,7 @@ def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> di
     write_report(folder / "report.html", model, data, scores, origin, validation)
     console = Console(markup=False, emoji=False)  # names are shown as they are
     print_genre_table(model, scores, metrics, console)
-    notes = data.empty_branch_notes()
+    notes += data.empty_branch_notes()
     if cfg.get("data") is not None:
         notes += data.random_split_notes(cfg.split)
     for note in notes:

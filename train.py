@@ -175,6 +175,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     console = Console(markup=False, emoji=False, quiet=not is_first_process())
     result["threads"] = set_threads()
     data = make_data(cfg)
+    result["learnt_from"] = data.learnt_from()
     for part in data.summary():
         console.print(part)
     module = make_module(cfg, data)

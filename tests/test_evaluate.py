@@ -182,6 +182,23 @@ def test_other_data_with_genres_in_another_order(
     assert int(float(by_genre["Drama"]["support"])) == 0
 
 
+def test_a_test_split_that_would_hold_movies_of_train_is_refused(
+    trained_run: Path, evaluate_here: Evaluate, manifest: Any, tmp_path: Path
+) -> None:
+    path = manifest(["Action", "Comedy"])
+    checkpoint = torch.load(best(trained_run), weights_only=True)
+    card = checkpoint[CHECKPOINT_KEY]
+    card["data"] = {"reader": "manifest", "path": str(path)}
+    told = tmp_path / "told.ckpt"
+    torch.save(checkpoint, told)
+    with pytest.raises(DataError, match="it would hold movies that the checkpoint has learnt from"):
+        evaluate_here(told)
+    assert not (tmp_path / "evaluation").exists()
+    card["learnt_from"] = None  # as files of before have it
+    torch.save(checkpoint, told)
+    assert evaluate_here(told)["num_movies"] == 6
+
+
 def test_an_unknown_genre_is_named(
     trained_run: Path, evaluate_here: Evaluate, manifest: Any
 ) -> None:

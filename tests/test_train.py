@@ -330,6 +330,17 @@ def test_another_model_does_not_go_on(
     assert str(path) in str(caught.value)
 
 
+def test_a_run_does_not_go_on_with_other_movies(
+    train_here: Train, tiny_overrides: Overrides, trained_run: Path, tmp_path: Path
+) -> None:
+    checkpoint = torch.load(trained_run / "checkpoints" / "last.ckpt", weights_only=True)
+    checkpoint[CHECKPOINT_KEY]["learnt_from"] = "0" * 32
+    path = tmp_path / "last.ckpt"
+    torch.save(checkpoint, path)
+    with pytest.raises(CheckpointError, match="its movies of train and validation are not those"):
+        train_here(tmp_path / "run", tiny_overrides(*resume(path)))
+
+
 def test_fewer_epochs_than_it_has_are_refused(
     train_here: Train, tiny_overrides: Overrides, trained_run: Path, tmp_path: Path
 ) -> None:

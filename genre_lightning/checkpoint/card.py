@@ -237,6 +237,8 @@ def _check_values(card: Mapping[str, Any]) -> None:
     data = _mapping(card, "data")
     if not all(type(v) in (str, int, float, bool, type(None)) for v in data.values()):
         raise CheckpointError("its data is not described by names and numbers")
+    if not isinstance(card.get("learnt_from"), str | None):  # older files do not tell
+        raise CheckpointError("the movies that it has learnt from are not named by a key")
     loss = _mapping(card, "loss")
     try:
         built = build_loss(**loss)

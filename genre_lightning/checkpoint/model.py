@@ -35,6 +35,7 @@ class TrainedModel:
         data: plain description of the dataset it was trained on; a claim of the file, not checked.
         shows: the columns it looks at and what they hold, where its inputs do not tell them.
         threshold_fit: how the thresholds were fitted, arguments of ``fit_thresholds``.
+        learnt_from: ``MovieDataModule.learnt_from()`` in its training; None where it is not told.
     """
 
     network: Fusion
@@ -46,6 +47,7 @@ class TrainedModel:
     data: dict[str, Any]
     shows: dict[str, str] | None = None
     threshold_fit: dict[str, Any] = field(default_factory=dict)
+    learnt_from: str | None = None
 
     @property
     def device(self) -> torch.device:
@@ -94,4 +96,5 @@ def rebuild(checkpoint: Mapping[str, Any], device: torch.device | str = "cpu") -
         inputs=inputs,
         data=dict(card["data"]),
         threshold_fit=dict(card.get("threshold_fit", {})),
+        learnt_from=card.get("learnt_from"),
     )

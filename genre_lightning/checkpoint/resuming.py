@@ -54,39 +54,57 @@ def check_resumable(
     for entry, kind in entries.items():
         if not isinstance(checkpoint.get(entry), kind):
             raise CheckpointError(f"{path}: it has no {entry!r}, so training can't resume from it")
+    theirs, learnt_from = checkpoint[TRAINING_KEY].get("settings"), card.get("learnt_from")
+    changed = _changed_settings(theirs, settings, may_change) if isinstance(theirs, dict) else []
+    # Where data are set otherwise, that is told below.
+    if learnt_from not in (None, inputs["learnt_from"]) and not any(
+        name.startswith("data.") for name in changed
+    ):
+        raise CheckpointError(
+            f"{path}: its movies of train and validation are not those of this run, by id, title "
+            "and genres; resume with the data it was trained with, or start anew without ckpt_path"
+        )
     for key, ours in (
         ("genres", list(inputs["genres"])),
         ("inputs", dict(inputs["inputs"])),
         ("network", network.description),
     ):
         if card[key] != ours:
-            theirs = card[key]
+            stored = card[key]
             if key == "inputs":
-                theirs, ours = _read_states(theirs), _read_states(inputs["inputs"])
+                stored, ours = _read_states(stored), _read_states(inputs["inputs"])
             raise CheckpointError(
-                f"{path}: its {key} differ from this run's ({_difference(theirs, ours)}); "
+                f"{path}: its {key} differ from this run's ({_difference(stored, ours)}); "
                 "resume with the data and model it was trained with, or start anew without "
                 "ckpt_path"
             )
-    theirs = checkpoint[TRAINING_KEY].get("settings")
     run_id = checkpoint[TRAINING_KEY].get("wandb_run_id", 0)
     if not isinstance(theirs, dict) or not isinstance(run_id, str | None):
         raise CheckpointError(
             f"{path}: its {TRAINING_KEY} is damaged: training can't resume from it"
         )
-    absent = object()
-    changed = [
-        f"{name} ({_shown(theirs, name)} there, {_shown(settings, name)} here)"
-        for name in sorted({*theirs, *settings})
-        if not may_change(name) and theirs.get(name, absent) != settings.get(name, absent)
-    ]
     if changed:
+        told = [
+            f"{name} ({_shown(theirs, name)} there, {_shown(settings, name)} here)"
+            for name in changed[:5]
+        ]
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
         raise CheckpointError(
-            f"{path}: these settings differ from this run's: {', '.join(changed[:5])}{more}; "
+            f"{path}: these settings differ from this run's: {', '.join(told)}{more}; "
             "give the same ones, or start anew without ckpt_path"
         )
     return checkpoint
+
+
+def _changed_settings(
+    theirs: Mapping[str, Any], ours: Mapping[str, Any], may_change: Callable[[str], bool]
+) -> list[str]:
+    absent = object()
+    return [
+        name
+        for name in sorted({*theirs, *ours})
+        if not may_change(name) and theirs.get(name, absent) != ours.get(name, absent)
+    ]
 
 
 def _read_states(texts: Mapping[str, str]) -> dict[str, Any]:

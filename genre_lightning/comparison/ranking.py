@@ -198,7 +198,7 @@ def compare_runs(
     keys = swept_keys(runs)
     data, differing = datasets(runs)
     groups = _rank([_group(keys, tuple(part), metric, data) for part in _parts(runs, keys)], mode)
-    notes += [*_doubts(groups), *_other_movies(groups, metric)]
+    notes += [*_doubts(groups), *(_other_movies(groups, metric) or _changed_movies(groups))]
     data_keys = [key for key in keys if key == "data" or key in differing] or differing
     if differing:
         notes.append(
@@ -388,6 +388,21 @@ def _other_movies(groups: Sequence[Group], metric: str) -> list[str]:
         "movies can't be compared exactly."
         for found in counts.values()
         if len(found) > 1
+    ]
+
+
+def _changed_movies(groups: Sequence[Group]) -> list[str]:
+    """That the dataset was another one in some runs, though it is called and counts the same."""
+    learnt: dict[int, set[str]] = {}
+    for group in groups:
+        for run in group.runs:
+            key = run.result.get("learnt_from")
+            if run.completed and isinstance(key, str):
+                learnt.setdefault(group.data, set()).add(key)
+    if all(len(found) < 2 for found in learnt.values()):
+        return []
+    return [
+        "The movies or their genres have changed between runs: values can't be compared exactly."
     ]
 
 

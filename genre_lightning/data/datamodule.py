@@ -15,7 +15,12 @@ from rich.table import Table
 from torch import Tensor
 
 from genre_lightning.data.batch import PLACES, BatchGroup, MovieBatches, MovieLoader, map_tensors
-from genre_lightning.data.description import describe_source, expanded, read_source
+from genre_lightning.data.description import (
+    describe_source,
+    expanded,
+    read_source,
+    same_place,
+)
 from genre_lightning.data.order import BatchOrder
 from genre_lightning.data.splits import MAX_FOLDS, stored_splits
 from genre_lightning.inputs.input import Features, Input, Store, check_features
@@ -30,8 +35,10 @@ from genre_lightning.movies.summary import (
     column_states,
     dataset_table,
     render_table,
+    repeated_notes,
+    unlearnt_notes,
 )
-from genre_lightning.store import DEFAULT_CACHE_DIR
+from genre_lightning.store import DEFAULT_CACHE_DIR, content_key
 
 #: Batches that are gathered and prepared at once: at most so many,
 MAX_GROUP = 16
@@ -347,6 +354,8 @@ class MovieDataModule(pl.LightningDataModule):
                 "train: an epoch is one batch of all of them"
             )
         lines += movies.notes
+        lines += unlearnt_notes(table)
+        lines += repeated_notes(movies.movies, self.splits)
         lines += self.empty_branch_notes()
         lines += [f"poster not there: {name}" for name in absent_posters(movies.movies)]
         unreadable = dict(
@@ -359,17 +368,59 @@ class MovieDataModule(pl.LightningDataModule):
         ]
         return lines
 
+    def _is_drawn(self, split: str) -> bool:
+        """Whether a split is drawn here; the dataset may say it."""
+        given = {movie.split for movie in self.movie_set.movies}
+        return split not in given and None in given
+
     def random_split_notes(self, split: str) -> list[str]:
         """That a split was drawn at random, in a sentence; nothing where the dataset says it."""
-        assert self._movie_set is not None
-        given = [movie.split for movie in self._movie_set.movies]
-        if split in given or None not in given:
+        if not self._is_drawn(split):
             return []
         return [
-            f"{split}: {len(self.splits[split])} of {len(given)} movies, drawn by "
+            f"{split}: {len(self.splits[split])} of {len(self.labels)} movies, drawn by "
             f"data.split_seed={self.split_seed}; a column split says which, "
             f"{split} in all rows for all of them"
         ]
+
+    def learnt_from(self) -> str:
+        """A key of the movies of train and validation, by id, title and genres."""
+        rows = np.union1d(self.splits["train"], self.splits["val"])
+        movies = [self.movie_set.movies[row] for row in rows]
+        ids, titles = [movie.id for movie in movies], [movie.title for movie in movies]
+        return content_key("learnt from", ids, titles, self.labels[rows])
+
+    def changed_notes(
+        self, split: str, trained_on: Mapping[str, Any], learnt_from: str | None
+    ) -> list[str]:
+        """That a model was trained on other movies of the same place, in a sentence, if it was.
+
+        Args:
+            split: to be scored.
+            trained_on: the ``data`` of :meth:`describe`, as the model's checkpoint has it.
+            learnt_from: :meth:`learnt_from` in that training; None where it is not known.
+
+        Raises:
+            DataError: and the split is drawn from them: movies that the model has learnt from would
+                be in it, and its score would be too good.
+        """
+        here = self.describe()
+        if learnt_from in (None, here["learnt_from"]) or not same_place(
+            here["data"], trained_on, apart_from=SPLIT_SETTINGS
+        ):
+            return []
+        place = here["data"].get("path", here["data"].get("root"))
+        if not self._is_drawn(split):
+            return [
+                f"the movies of train and val in {place} are not those that the checkpoint was "
+                f"trained on: the score is fair if it has learnt from none of {split}"
+            ]
+        raise DataError(
+            f"split={split}: drawn from {place}, it would hold movies that the checkpoint has "
+            "learnt from. They have changed since, or data.test_fraction or data.split_seed is "
+            "another one. Give what training had, or other movies; a column split says which are "
+            f"{split}"
+        )
 
     def empty_branch_notes(self) -> list[str]:
         """The branches to which no movie has anything to show, a sentence each."""
@@ -380,6 +431,7 @@ class MovieDataModule(pl.LightningDataModule):
         return {
             "genres": list(self.genres),
             "inputs": {name: state_to_text(given) for name, given in self.inputs.items()},
+            "learnt_from": self.learnt_from(),
             "data": {
                 **describe_source(self.reader, {**self.options, "columns": self.columns}),
                 **{name: getattr(self, name) for name in SPLIT_SETTINGS},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,15 @@ def same_source(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
         for each in (one, other)
     ]
     return told[0] == told[1]
+
+
+def same_place(
+    one: Mapping[str, Any], other: Mapping[str, Any], *, apart_from: Collection[str]
+) -> bool:
+    """Whether two descriptions name the same place of movies, apart from these settings."""
+    return same_source(
+        *({name: each[name] for name in each if name not in apart_from} for each in (one, other))
+    )
 
 
 def read_source(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, ClassVar, final
@@ -251,8 +252,11 @@ class EmbeddingInput(Input):
             return read_poster(value, self.size)
         if not isinstance(value, str):
             raise TypeError(f"a {type(value).__name__}, not a string")
+        # The names of files on a Mac have accents as characters of their own.
+        value = unicodedata.normalize("NFC", value)
         text = natural_title(value, self.year) if self.natural else value
-        return text if text.strip() else None
+        # As cells of a dataset are: to a language model a line end behind a text is another text.
+        return text.strip() or None
 
     @property
     def size(self) -> tuple[int, int]:

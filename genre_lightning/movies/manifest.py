@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -56,9 +57,9 @@ def read_manifest(path: str | Path, genre_separator: str | None = None) -> Movie
 
     Raises:
         DataError: no file, another encoding than UTF-8, a column missing in the header, a row that
-            can't be used, genres that are joined by something else, or two that differ in capitals
-            alone. Row numbers are those a spreadsheet shows: the header is row 1, and a cell with
-            line breaks in it is still in one row.
+            can't be used, genres that are joined by something else, or two that differ in capitals,
+            blanks or forms of the same characters alone. Row numbers are those a spreadsheet shows:
+            the header is row 1, and a cell with line breaks in it is still in one row.
     """
     path = Path(path).expanduser()
     _, rows = read_table(path, REQUIRED)
@@ -75,10 +76,10 @@ def read_manifest(path: str | Path, genre_separator: str | None = None) -> Movie
 
 
 def _check_spelling(movie_set: MovieSet) -> None:
-    """Refuse genres that differ in capitals alone: they would be learnt and scored as two."""
+    """Refuse genres that read alike: they would be learnt and scored as two."""
     spelt: dict[str, str] = {}
     for genre in movie_set.genres:
-        other = spelt.setdefault(genre.casefold(), genre)
+        other = spelt.setdefault(_as_read(genre), genre)
         if other != genre:
             first, second = (
                 next(movie.where for movie in movie_set.movies if name in movie.genres)
@@ -87,6 +88,11 @@ def _check_spelling(movie_set: MovieSet) -> None:
             raise DataError(
                 f"{second}, column genres: {genre!r} is {other!r} at {first}: write both alike"
             )
+
+
+def _as_read(genre: str) -> str:
+    """A genre without capitals, doubled blanks and wide or narrow forms of its characters."""
+    return " ".join(unicodedata.normalize("NFKC", genre).casefold().split())
 
 
 def _checked_separator(given: Any) -> str:
@@ -136,7 +142,8 @@ def _check_separator(rows: Sequence[Row]) -> None:
 @lru_cache(maxsize=100_000)  # many movies have the same genres
 def _split_genres(cell: str, separator: str) -> tuple[str, ...]:
     # Blanks around it, ", " as well as ",", are no part of a separator that has anything else.
-    parts = cell.split(separator.strip() or separator)
+    # An accent may be a character of its own, as macOS writes it, and is the same accent.
+    parts = unicodedata.normalize("NFC", cell).split(separator.strip() or separator)
     return tuple(part.strip() for part in parts if part.strip())
 
 

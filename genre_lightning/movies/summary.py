@@ -11,6 +11,11 @@ from rich.table import Table
 from genre_lightning.movies.movie import Movie, MovieSet, PosterFile
 
 STATES = ("present", "missing", "unreadable")
+#: Movies that agree with one of train are told of from this share of those that are scored: fewer
+#: change no score to speak of, and agree by chance, as some of the demo data do.
+MANY_REPEATED = 0.01
+#: Genres that one sentence names.
+MOST_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,44 @@ def absent_posters(movies: Sequence[Movie]) -> list[str]:
         for poster in movie.columns.values()
         if isinstance(poster, PosterFile) and not poster.exists
     ]
+
+
+def unlearnt_notes(table: DatasetTable) -> list[str]:
+    """The genres that can't be learnt, since no movie of train has them, in a sentence, if any."""
+    train = table.splits.index("train")
+    unlearnt = [genre for genre, counts in table.genres if not counts[train] and any(counts)]
+    if not unlearnt:
+        return []
+    more = f" and {len(unlearnt) - MOST_NAMED} more" if len(unlearnt) > MOST_NAMED else ""
+    it_is = "it can't be learnt" if len(unlearnt) == 1 else "they can't be learnt"
+    return [
+        f"no movie of train has the genre{'s' if len(unlearnt) > 1 else ''} "
+        f"{', '.join(unlearnt[:MOST_NAMED])}{more}: {it_is}, and means over genres are lower for it"
+    ]
+
+
+def repeated_notes(movies: Sequence[Movie], splits: Mapping[str, np.ndarray]) -> list[str]:
+    """That movies are scored which seem to be learnt from as well, in a sentence, if any are.
+
+    A movie with several posters may stand in several rows. Those that agree in title and genres are
+    taken for one: a title alone is that of many a remake.
+    """
+    learnt = {_as_one(movies[row]): row for row in reversed(splits["train"])}
+    held_out = np.setdiff1d(np.concatenate([splits["val"], splits["test"]]), splits["train"])
+    again = [row for row in held_out if _as_one(movies[row]) in learnt]
+    if not again or len(again) < MANY_REPEATED * len(held_out):
+        return []
+    first, same = movies[again[0]], movies[learnt[_as_one(movies[again[0]])]]
+    have = "has" if len(again) == 1 else "have"
+    return [
+        f"{len(again):,} of the {len(held_out):,} movies that are only scored {have} title and "
+        f"genres of one of train, as {first.where} those of {same.where}: where they are the "
+        "same movie, scores are too good. Give all rows of a movie the same split"
+    ]
+
+
+def _as_one(movie: Movie) -> tuple[str, frozenset[str]]:
+    return " ".join(movie.title.casefold().split()), frozenset(movie.genres)
 
 
 def dataset_table(

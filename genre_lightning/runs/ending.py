@@ -23,8 +23,8 @@ def ending(folder: Path, result: Mapping[str, Any], cfg: DictConfig) -> str:
         cfg: its configuration, for the columns that the model looks at.
     """
     place = below_here(folder)
-    epochs = result["epochs"]
-    lines = [f"Run: {shell_command(place)} ({epochs} epochs, {result['seconds']:.0f} s)"]
+    epochs = f"{result['epochs']} epoch{'s' if result['epochs'] != 1 else ''}"
+    lines = [f"Run: {shell_command(place)} ({epochs}, {result['seconds']:.0f} s)"]
     if not result.get("best_checkpoint"):
         return lines[0]
     checkpoint = place / result["best_checkpoint"]

@@ -149,6 +149,15 @@ class LogitCollector(Metric):
             return self._no_rows()
         return dim_zero_cat(self.logits), dim_zero_cat(self.targets), dim_zero_cat(self.folds)
 
+    def collected(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What ``compute`` is to return: of a single number torchmetrics takes the shape away."""
+        logits, targets, folds = self.compute()
+        return (
+            logits.reshape(-1, *self.shape),
+            targets.reshape(-1, self.shape[1]),
+            folds.reshape(-1),
+        )
+
     def _keep(self, logits: Tensor, targets: Tensor, folds: Tensor) -> None:
         for state, rows in ((self.logits, logits), (self.targets, targets), (self.folds, folds)):
             assert isinstance(state, list)

@@ -272,7 +272,7 @@ class GenreModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Fit stacking and thresholds to what was collected, and log every metric."""
-        branch_logits, targets, folds = self.collector.compute()
+        branch_logits, targets, folds = self.collector.collected()
         self.collector.reset()
         self._check_finite(branch_logits)
         network = self.network

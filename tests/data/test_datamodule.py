@@ -560,6 +560,63 @@ def test_movies_to_be_scored_may_be_all_of_a_dataset(tmp_path: Path) -> None:
         opened("test")
 
 
+@pytest.mark.parametrize("change", ["none", "a row", "a title", "a genre", "the seed", "synopsis"])
+def test_movies_learnt_from_are_not_drawn_to_be_scored(change: str, tmp_path: Path) -> None:
+    path = tmp_path / "movies.csv"
+    rows = [[f"T{n}", "", "A" if n % 2 else "B", ""] for n in range(20)]
+
+    def opened(place: Path, **more: Any) -> MovieDataModule:
+        with place.open("w", newline="") as file:
+            header = ["title", "poster", "genres", "synopsis"]
+            csv.writer(file).writerows([header, *rows])
+        inputs = more.pop("inputs", {"title": terms()})
+        data = MovieDataModule(
+            "manifest", inputs, path=str(place), cache_dir=tmp_path / "cache", **more
+        )
+        data.setup()
+        return data
+
+    trained = opened(path)
+    card = trained.describe()
+    given: dict[str, Any] = {"genres": trained.genres, "inputs": trained.inputs}
+    if change == "a row":
+        rows.append(["T20", "", "A", ""])
+    elif change == "a title":
+        rows[trained.splits["train"][0]][0] = "another one"
+    elif change == "a genre":
+        rows[trained.splits["train"][0]][2] = "A|B"
+    elif change == "the seed":
+        given["split_seed"] = 1
+    elif change == "synopsis":
+        rows[0][3] = "no matter"
+    told = (card["data"], card["learnt_from"])
+    elsewhere = opened(tmp_path / "other.csv", **given)
+    assert elsewhere.changed_notes("test", *told) == []
+    scored = opened(path, **given)
+    assert scored.changed_notes("test", card["data"], None) == []  # of an older checkpoint
+    if change in ("none", "synopsis"):
+        assert scored.changed_notes("test", *told) == []
+        return
+    with pytest.raises(DataError, match=r"split=test: drawn from .*movies\.csv, it would hold"):
+        scored.changed_notes("test", *told)
+
+
+def test_of_a_split_that_is_given_changed_movies_are_told(write: Write, tmp_path: Path) -> None:
+    path = write("movies")
+    data = module(path, tmp_path / "cache", {"title": terms()})
+    data.setup()
+    card = data.describe()
+    path.write_text(path.read_text().replace(",train", ",val", 1))
+    moved = module(path, tmp_path / "cache", data.inputs, genres=data.genres)
+    moved.setup()
+    assert moved.changed_notes("test", card["data"], card["learnt_from"]) == []
+    path.write_text(path.read_text().replace(",train", ",test", 1))
+    changed = module(path, tmp_path / "cache", data.inputs, genres=data.genres)
+    changed.setup()
+    (said,) = changed.changed_notes("test", card["data"], card["learnt_from"])
+    assert said.startswith(f"the movies of train and val in {path} are not those that")
+
+
 def test_a_column_without_a_word_in_train_is_refused_by_name(write: Write, tmp_path: Path) -> None:
     path = tmp_path / "columns.csv"
     path.write_text("id,synopsis\n2,???\n21,held out\n")
@@ -608,7 +665,7 @@ def test_it_describes_itself(write: Write, tmp_path: Path, monkeypatch: Any) -> 
     data = module(Path("movies.csv"), tmp_path / "cache", val_fraction=0.25, genre_separator=None)
     data.setup()
     described = data.describe()
-    assert set(described) == {"genres", "inputs", "data"}
+    assert set(described) == {"genres", "inputs", "learnt_from", "data"}
     assert described["genres"] == ["A", "B"] and described["inputs"] == states(data)
     assert described["data"] == {
         "reader": "manifest", "path": str(path.resolve()),

@@ -486,6 +486,20 @@ def test_a_prompt_stands_before_every_text_and_vectors_are_kept_apart(store: Sto
     assert rebuilt.state() == asked.state() and rebuilt.state()["prompt"] == "A movie called "
 
 
+@pytest.mark.parametrize("natural", [False, True])
+def test_blanks_around_a_text_say_nothing(natural: bool) -> None:
+    # A CSV's cells lose them before training; those of a new movie are as somebody pasted them.
+    given = EmbeddingInput("synopsis", "minilm", natural=natural)
+    assert given.read("\t A thief plans.\r\n\n") == given.read("A thief plans.") == "A thief plans."
+    assert given.read(" \n") is None
+
+
+@pytest.mark.parametrize("natural", [False, True])
+def test_an_accent_is_the_same_as_a_character_of_its_own(natural: bool) -> None:
+    given = EmbeddingInput("title", "minilm", natural=natural)
+    assert given.read("Ame\u0301lie") == given.read("Am\u00e9lie") == "Am\u00e9lie"
+
+
 def test_a_prompt_stands_behind_every_text(store: Store) -> None:
     titles = ["Godfather, The (1972)", None, "Alien"]
     asked = EmbeddingInput(

@@ -134,12 +134,28 @@ def test_columns_without_a_name_are_left_out(manifest):
             r"csv:4, column genres: 'sci-fi' is 'Sci-Fi' at movies\.csv:2: write both alike",
             id="capitals",
         ),
+        pytest.param(
+            HEADER + "A,,Film  noir\nB,,Drama\nC,,Drama|Film Noir\n",
+            r"csv:4, column genres: 'Film Noir' is 'Film  noir' at movies\.csv:2: write both alike",
+            id="blanks",
+        ),
+        pytest.param(
+            HEADER + "A,,Drama\nB,,\uff24rama\n",
+            r"csv:3, column genres: '\uff24rama' is 'Drama' at movies\.csv:2: write both alike",
+            id="wide letters",
+        ),
         pytest.param(HEADER.encode() + b"L\xe9on,,Drama\n", r"not UTF-8 \(line 2", id="latin-1"),
     ],
 )
 def test_what_cannot_be_read_is_refused(manifest, text, message):
     with pytest.raises(DataError, match=message):
         read_manifest(manifest(text))
+
+
+def test_an_accent_is_the_same_as_a_character_of_its_own(manifest):
+    found = read_manifest(manifest(HEADER + "A,,Com\u00e9die\nB,,Come\u0301die|Drama\n"))
+    assert found.genres == ("Com\u00e9die", "Drama")
+    assert found.movies[1].genres == ("Com\u00e9die", "Drama")
 
 
 def test_rows_are_counted_as_a_spreadsheet_does(manifest):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from genre_lightning.movies.summary import (
     column_states,
     dataset_table,
     render_table,
+    repeated_notes,
+    unlearnt_notes,
 )
 
 THERE = PosterFile(Path("1.jpg"), None, 10, 1)
@@ -90,6 +93,72 @@ def test_labels_of_bytes_do_not_overflow():
 
 def test_posters_not_there_are_named():
     assert absent_posters(MOVIES) == ["movies.csv:4: gone.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("titles", "genres", "told"),
+    [
+        (
+            ["Heat", "Solaris", "Heat", "Ran", "Alien"],
+            ["A", "A", "A", "A", "A"],
+            "1 of the 2 .* has",
+        ),
+        (
+            ["Heat", "Solaris", "HEAT ", "Ran", "Ran"],
+            ["A", "A", "A", "B", "B"],
+            "2 of the 2 .* have",
+        ),
+        (["Heat", "Solaris", "Heat", "Ran", "Ran"], ["A", "A", "B", "A", "B"], None),
+        (["Heat", "Heat", "Solaris", "Heat", "Ran"], ["A", "A", "A", "A", "B"], None),
+    ],
+    ids=["one", "both", "a remake", "within train"],
+)
+def test_movies_that_are_learnt_and_scored_are_told_of(
+    titles: list[str], genres: list[str], told: str | None
+):
+    movies = [
+        Movie(str(n), {"title": title}, (genre,), None, f"movies.csv:{n + 2}")
+        for n, (title, genre) in enumerate(zip(titles, genres, strict=True))
+    ]
+    said = repeated_notes(movies, SPLITS)
+    if told is None:
+        assert said == []
+        return
+    assert re.match(told, said[0]) and "as movies.csv:4 those of movies.csv:2:" in said[0]
+    # By folds all of train is validation, which is no other movie.
+    by_folds = {"train": SPLITS["train"], "val": SPLITS["train"], "test": np.array([], dtype=int)}
+    assert repeated_notes(movies, by_folds) == []
+
+
+@pytest.mark.parametrize(
+    ("genres", "told"),
+    [
+        (["A", "B"], None),
+        (["A", "B", "C"], "no movie of train has the genre C: it can't be learnt, "),
+        ([*"ABCDEFGHI"], "no movie of train has the genres C, D, E, F, G and 2 more: they can't"),
+    ],
+    ids=["none", "one", "many"],
+)
+def test_genres_that_nobody_learns_are_told_of(genres: list[str], told: str | None):
+    labels = np.zeros((5, len(genres)), dtype=np.uint8)
+    labels[[0, 1], [0, 1]] = 1
+    labels[4] = 1
+    found = unlearnt_notes(dataset_table(MovieSet(MOVIES, tuple(genres)), SPLITS, labels, {}))
+    assert found == [] if told is None else found[0].startswith(told)
+
+
+def test_a_genre_that_no_movie_has_is_not_told_of():
+    # MM-IMDb's list has all of the benchmark, whichever movies there are.
+    table = dataset_table(MovieSet(MOVIES, ("War", "Opera")), SPLITS, LABELS * [1, 0], {})
+    assert unlearnt_notes(table) == []
+
+
+def test_a_few_that_agree_by_chance_are_not_told_of():
+    movies = [Movie(str(n), {"title": f"T{n % 201}"}, ("A",), None, "") for n in range(203)]
+    splits = {"train": np.array([0]), "val": np.array([], dtype=int), "test": np.arange(1, 203)}
+    assert repeated_notes(movies, splits) == []
+    splits["train"], splits["test"] = np.array([0, 1, 2]), np.arange(3, 203)
+    assert len(repeated_notes(movies, splits)) == 1
 
 
 def test_an_unknown_state_is_a_mistake_of_the_caller():

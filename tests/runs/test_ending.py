@@ -45,6 +45,11 @@ def test_what_comes_next(tmp_path: Path) -> None:
     ]
 
 
+def test_one_epoch_is_one(tmp_path: Path) -> None:
+    told = ending(tmp_path / "one", {**RESULT, "epochs": 1}, looks_at("title"))
+    assert told.startswith("Run: one (1 epoch, 4 s)")
+
+
 @pytest.mark.parametrize(
     ("columns", "options"),
     [

@@ -202,8 +202,17 @@ def test_collector_joins_batches_in_order() -> None:
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_collector_without_a_batch_is_empty() -> None:
-    logits, targets, folds = LogitCollector(num_branches=2, num_genres=4).compute()
+    logits, targets, folds = LogitCollector(num_branches=2, num_genres=4).collected()
     assert logits.shape == (0, 2, 4) and targets.shape == (0, 4) and folds.shape == (0,)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 3), (1, 2, 1), (2, 1, 1)], ids=str)
+def test_collector_keeps_the_shape_of_a_single_number(shape: tuple[int, int, int]) -> None:
+    rows, branches, genres = shape
+    collector = LogitCollector(branches, genres)
+    collector.update(torch.ones(shape), torch.ones(rows, genres), torch.zeros(rows).long())
+    logits, targets, folds = collector.collected()
+    assert logits.shape == shape and targets.shape == (rows, genres) and folds.shape == (rows,)
 
 
 @pytest.mark.parametrize(
