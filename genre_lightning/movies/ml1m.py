@@ -188,9 +188,7 @@ def _open_folder(root: Path) -> _Source:
         for entry in entries:
             key = _poster_key(entry.name)
             if key is not None and entry.is_file():
-                status = entry.stat()
-                poster = PosterFile(folder / entry.name, None, status.st_size, status.st_mtime_ns)
-                _keep_best(ranked, key, poster)
+                _keep_best(ranked, key, PosterFile.at(folder / entry.name))
     return _Source(str(base), texts, {movie_id: poster for movie_id, (_, poster) in ranked.items()})
 
 
