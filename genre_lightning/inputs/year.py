@@ -12,7 +12,7 @@ from torch import Tensor
 from genre_lightning.errors import InputError
 from genre_lightning.inputs.input import DenseFeatures, Features, Input, Store, check_keys
 from genre_lightning.inputs.part import Numbers
-from genre_lightning.inputs.vectorizer import normalise_title
+from genre_lightning.inputs.titles import checked_years, normalise_title
 
 
 @final
@@ -114,13 +114,5 @@ class YearInput(Input):
     def from_state(cls, state: Mapping[str, Any]) -> YearInput:
         check_keys(state, ("column", "spacing", "width", "years"))
         made = cls(state["column"], state["spacing"], state["width"])
-        years = state["years"]
-        if (
-            not isinstance(years, list)
-            or len(years) != 2
-            or not all(type(year) is int for year in years)
-            or not 1800 <= years[0] <= years[1] <= 2099
-        ):
-            raise ValueError(f"years: {years!r:.100} are not two in 1800 to 2099")
-        made.years = years[0], years[1]
+        made.years = checked_years(state["years"])
         return made
