@@ -30,7 +30,7 @@ from genre_lightning.cells import score_columns, separator_of, unguard
 from genre_lightning.checkpoint.card import TRAINING_KEY, read_checkpoint
 from genre_lightning.checkpoint.model import TrainedModel, rebuild
 from genre_lightning.comparison.ranking import compare_runs
-from genre_lightning.comparison.reading import find_runs, is_run_folder
+from genre_lightning.comparison.reading import find_runs, is_run_folder, read_run
 from genre_lightning.comparison.run import Run, number_or_none, printable
 from genre_lightning.errors import UserError
 from genre_lightning.files import whole_file
@@ -328,6 +328,9 @@ def _evaluations_of(checkpoint: Path, run: Path | None) -> list[Path]:
 
 def _by_seed(run: Path) -> list[Run]:
     """The completed runs beside a run, itself included, that differ from it by the seed alone."""
+    this = read_run(run, run.name)
+    if this is None or this.monitor is None:
+        return []  # too little is left of it: its settings can't be compared
     beside = [path for path in run.parent.iterdir() if path.is_dir() and is_run_folder(path)]
     groups = compare_runs(find_runs(beside)).groups
     (own,) = (group for group in groups if any(each.folder == run for each in group.runs))

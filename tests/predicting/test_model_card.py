@@ -283,6 +283,14 @@ def test_seeds_have_a_spread(trained_run: Path, tmp_path: Path):
     }  # fmt: skip
 
 
+def test_a_run_of_which_little_is_left_has_a_card(trained_run: Path, tmp_path: Path):
+    run = tmp_path / "copied"
+    (run / "checkpoints").mkdir(parents=True)
+    for name in ("metrics.csv", "checkpoints/best.ckpt"):
+        shutil.copy(trained_run / name, run / name)
+    assert "Not scored" in model_card(run / "checkpoints" / "best.ckpt")
+
+
 HEAD = {"name": "embedding_head", "members": 2}
 
 
