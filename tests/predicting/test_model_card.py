@@ -29,7 +29,8 @@ from genre_lightning.inputs.year import YearInput
 from genre_lightning.models import networks
 from genre_lightning.movies.readers import BIASES, READERS
 from genre_lightning.predicting.command import main
-from genre_lightning.predicting.model_card import FEW_TO_LEARN, CardError, model_card
+from genre_lightning.predicting.evaluations import CardError
+from genre_lightning.predicting.model_card import FEW_TO_LEARN, model_card
 from genre_lightning.predicting.predictor import GenrePredictor
 from tests.kinds import without_weights
 from tests.pictures import NOISE, encoded
