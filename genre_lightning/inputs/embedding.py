@@ -35,6 +35,7 @@ from genre_lightning.inputs.input import (
     Store,
     check_keys,
 )
+from genre_lightning.inputs.masked import Masked, Unreadable
 from genre_lightning.inputs.one_core import one_core_threads
 from genre_lightning.inputs.part import Numbers
 from genre_lightning.inputs.pixels import read_poster
@@ -44,6 +45,7 @@ from genre_lightning.inputs.poster_cache import (
     decode_files,
     files_key,
     places_of,
+    recovered,
     unique_files,
 )
 from genre_lightning.inputs.poster_limits import MAX_FILE_BYTES
@@ -213,7 +215,7 @@ class EmbeddingInput(Input):
             hashes=posters.hashes,
             embed=posters.embed,
             quick_key=files_key(files),
-            still=posters.still,
+            recovered=lambda index: recovered(files[index]),
         )
         cache = open_embeddings(
             source, self._key(), self._shape(), f"embedding {self.column}", store
@@ -391,12 +393,11 @@ class _Posters:
             return None
 
     def embed(self, items: Sequence[int]) -> Embedded:
-        masked: list[tuple[int, str, bool]] = []
+        masked: list[Masked] = []
         vectors = [self.given.no_vectors()]
-        for results in self._groups(items):
-            for place, reason, again in results.masked:
-                masked.append((place, reason, again))
-            vectors.append(results.vectors)
+        for few in self._groups(items):
+            masked += few.masked
+            vectors.append(few.vectors)
         return Embedded(np.concatenate(vectors), masked)
 
     def _groups(self, items: Sequence[int]) -> Iterator[Embedded]:
@@ -425,9 +426,9 @@ class _Posters:
             yield self._embed_few(items, start, list(islice(decoded, GPU_POSTERS)))
 
     def _embed_few(
-        self, items: Sequence[int], start: int, decoded: Sequence[np.ndarray | tuple[str, bool]]
+        self, items: Sequence[int], start: int, decoded: Sequence[np.ndarray | Unreadable]
     ) -> Embedded:
-        masked: list[tuple[int, str, bool]] = []
+        masked: list[Masked] = []
         found: list[np.ndarray] = []
         hashes: list[bytes] = []
         for place, result in enumerate(decoded, start):
@@ -435,16 +436,9 @@ class _Posters:
                 found.append(result)
                 hashes.append(self._hashes[items[place]] or b"\0" * 16)
             else:
-                masked.append((place, *result))
+                masked.append(Masked(place, *result))
         vectors = self.given.embed_views(found, hashes) if found else self.given.no_vectors()
         return Embedded(vectors, masked)
-
-    def still(self, index: int) -> str | None:
-        try:
-            self.files[index].read_bytes()
-        except OSError:
-            return None
-        return f"{self.files[index].name} could not be read then, and can be now"
 
 
 def _texts_at_once(texts: Sequence[str]) -> int:
