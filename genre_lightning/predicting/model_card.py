@@ -26,12 +26,13 @@ from genre_lightning.checkpoint.card import TRAINING_KEY, read_checkpoint
 from genre_lightning.checkpoint.model import TrainedModel, rebuild
 from genre_lightning.comparison.ranking import compare_runs
 from genre_lightning.comparison.reading import find_runs, is_run_folder, read_run
-from genre_lightning.comparison.run import Run, number_or_none, printable
+from genre_lightning.comparison.run import Run, number_or_none
 from genre_lightning.files import whole_file
 from genre_lightning.inputs.encoders.spec import EncoderSpec, Hub, Packaged
 from genre_lightning.inputs.encoders.table import ENCODERS
 from genre_lightning.movies.readers import BIASES
 from genre_lightning.page.markdown import code, in_markdown, markdown_table
+from genre_lightning.page.wording import listed, printable
 from genre_lightning.predicting.evaluations import (
     PREDICTIONS,
     CardError,
@@ -137,7 +138,7 @@ def model_card(
     scored = list(_score_tables(model, found, result, [] if run is None else _runs_by_seed(run)))
     per_genre = next((table for table in scored if table.evaluation is not None), None)
     counts = model.loss.get("genre_counts")
-    name = f"Movie genres from {_listed(list(model.columns))}"
+    name = f"Movie genres from {listed(list(model.columns))}"
     values = {
         "name": name,
         "front": Markup(_front_matter(model, scored, licence, name)),
@@ -208,7 +209,7 @@ def _render(values: Mapping[str, Any]) -> str:
         autoescape=False, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         keep_trailing_newline=True, finalize=_to_markdown,
     )  # fmt: skip
-    environment.filters |= {"code": code, "listed": _listed, "split": _split_name}
+    environment.filters |= {"code": code, "listed": listed, "split": _split_name}
     template = resources.files("genre_lightning.predicting") / "model_card.md.j2"
     text = environment.from_string(template.read_text("utf-8")).render(values)
     return re.sub(r"\n{3,}", "\n\n", text)
@@ -549,7 +550,3 @@ def _sha256(path: Path) -> str:
 
 def _split_name(split: str) -> str:
     return {"val": "Validation", "test": "Test", "train": "Training"}[split]
-
-
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

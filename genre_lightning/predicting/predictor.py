@@ -31,6 +31,7 @@ from genre_lightning.inputs.input import Value
 from genre_lightning.inputs.one_core import one_core_threads
 from genre_lightning.inputs.part import Part
 from genre_lightning.models.fusion import ACTIVATIONS
+from genre_lightning.page.wording import listed
 
 if TYPE_CHECKING:
     from genre_lightning.explain.movie import MovieExplanation
@@ -323,7 +324,7 @@ class GenrePredictor:
             if values is not None
         }
         if not lists:
-            raise ValueError(f"none of {listed(['titles', 'posters', *columns], 'and')} is given")
+            raise ValueError(f"none of {listed(['titles', 'posters', *columns])} is given")
         (first, count), *others = [(name, len(values)) for name, values in lists.items()]
         for name, other in others:
             if other != count:
@@ -512,10 +513,4 @@ def _name(value: Value, column: str, number: int, of: str) -> str:
 
 def nothing_of(columns: Sequence[str]) -> str:
     """Why a movie can't be predicted that has none of these: "no title and no poster to go by"."""
-    return f"{listed([f'no {column}' for column in columns], 'and')} to go by"
-
-
-def listed(names: Sequence[str], last: str) -> str:
-    """Such as "a title, a poster or a synopsis"."""
-    *others, end = names
-    return f"{', '.join(others)} {last} {end}" if others else end
+    return f"{listed([f'no {column}' for column in columns])} to go by"
