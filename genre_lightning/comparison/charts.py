@@ -14,8 +14,8 @@ from itertools import pairwise
 
 from markupsafe import Markup, escape
 
-from genre_lightning.comparison.ranking import distinct_settings, setting_order
 from genre_lightning.comparison.run import Setting, setting, shown_setting
+from genre_lightning.comparison.swept import distinct_settings, setting_order
 from genre_lightning.page.svg import Scale, circle, line, svg, words
 from genre_lightning.page.wording import shortened
 
