@@ -34,6 +34,7 @@ from genre_lightning.inputs.input import (
     Input,
     Store,
     check_keys,
+    check_text,
 )
 from genre_lightning.inputs.masked import Masked, Unreadable
 from genre_lightning.inputs.one_core import one_core_threads
@@ -82,7 +83,7 @@ class EmbeddingInput(Input):
         stages: take the mean of every stage's features, too; of a text, of its last few blocks'.
         natural: of titles, embed them as one says them: see ``inputs/titles.py``.
         year: of such titles, with the year of release behind.
-        weights: with ``timm:NAME``, a safetensors file.
+        weights: with an encoder ``timm:NAME``, the safetensors file of its weights.
         prompt: put before every text that the encoder embeds, such as "A movie called ": a title
             alone may be anything. It is no part of the text, in explanations for example. (Radford
             et al. 2021, section 3.1.4, embed classes in "A photo of a".)
@@ -159,7 +160,7 @@ class EmbeddingInput(Input):
 
     @property
     def fitted(self) -> bool:
-        """Whether the weights are known by their hash: nothing else is learnt."""
+        """Whether the hash of the weights and the width are known: nothing else is learnt."""
         return self.sha256 is not None and self.width is not None
 
     def network_arguments(self) -> dict[str, Any]:
@@ -224,6 +225,7 @@ class EmbeddingInput(Input):
         return DenseFeatures("vectors", cache.vectors, place, unreadable)
 
     def _key(self) -> str:
+        """What names the cache: whatever changes the vectors of the same content."""
         # The same weights fit architectures that differ in padding.
         architecture = self.spec.architecture
         how = (EMBEDDING_VERSIONS[self.of], self.sha256, architecture, self.views, self.spec.stages)
@@ -235,7 +237,10 @@ class EmbeddingInput(Input):
         return content_key(*how, DECODER_VERSION, list(self.size), *colours)
 
     def _prompts(self) -> dict[str, Any]:
-        """What is set of them: caches and checkpoints of before there were any have nothing."""
+        """The prompts that are set, for the cache's key and the state.
+
+        None where none is set: older caches and checkpoints, which knew of no prompts, stay valid.
+        """
         given = {"prompt": self.prompt, "prompt_after": self.prompt_after}
         if self.prompt_after:
             return given
@@ -251,9 +256,9 @@ class EmbeddingInput(Input):
     def read(self, value: Any) -> Any:
         if self.of == "poster":
             return read_poster(value, self.size)
-        if not isinstance(value, str):
-            raise TypeError(f"a {type(value).__name__}, not a string")
-        text = natural_title(value, self.year) if self.natural else value
+        text = check_text(value)
+        if self.natural:
+            text = natural_title(text, self.year)
         return text if text.strip() else None
 
     @property
@@ -371,7 +376,13 @@ class EmbeddingInput(Input):
 
 
 class _Posters:
-    """The posters of a dataset as items to embed; a few files' bytes are held at a time."""
+    """The posters of a dataset as items to embed, of which a few are in memory at a time.
+
+    Args:
+        given: the input whose encoder embeds them.
+        files: M of them.
+        store: for the number of threads that decode.
+    """
 
     def __init__(self, given: EmbeddingInput, files: Sequence[PosterFile], store: Store) -> None:
         self.given = given
@@ -442,6 +453,7 @@ class _Posters:
 
 
 def _texts_at_once(texts: Sequence[str]) -> int:
+    """How many texts are embedded and put on the disk together, by their average length."""
     characters = sum(map(len, texts))
     return max(1, min(_MOST_TEXTS, _MOST_CHARACTERS * len(texts) // max(1, characters)))
 

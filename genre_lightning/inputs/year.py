@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from genre_lightning.errors import InputError
-from genre_lightning.inputs.input import DenseFeatures, Features, Input, Store, check_keys
+from genre_lightning.inputs.input import (
+    DenseFeatures,
+    Features,
+    Input,
+    Store,
+    check_keys,
+    check_text,
+    number_present,
+)
 from genre_lightning.inputs.part import Numbers
 from genre_lightning.inputs.titles import checked_years, normalise_title
 
@@ -74,15 +82,13 @@ class YearInput(Input):
                     '"Heat (1995)"'
                 )
             self.years = min(seen), max(seen)
-        there = np.array([year is not None for year in found], dtype=bool)
-        place = np.where(there, np.cumsum(there) - 1, -1)
-        return DenseFeatures("vectors", self._bumps([y for y in found if y is not None]), place)
+        place = number_present([year is not None for year in found])
+        known = [year for year in found if year is not None]
+        return DenseFeatures("vectors", self._bumps(known), place)
 
     def read(self, value: Any) -> int | None:
         """The year of a text; None where it has none, which counts as lacking the column."""
-        if not isinstance(value, str):
-            raise TypeError(f"a {type(value).__name__}, not a string")
-        return normalise_title(value)[1]
+        return normalise_title(check_text(value))[1]
 
     def encode(self, items: Sequence[int]) -> dict[str, Tensor]:
         return {"vectors": torch.from_numpy(self._bumps(items))}
