@@ -169,6 +169,7 @@ def _no_posters(name: str | Path) -> DataError:
 
 
 def _open_folder(root: Path) -> _Source:
+    """The dataset in a folder; DataError where it is not there or has no folder of posters."""
     base = _find_base(root)
     texts = {
         name: (base / name).read_bytes()
@@ -208,6 +209,7 @@ def _is_visible(name: str) -> bool:
 
 
 def _open_archive(root: Path) -> _Source:
+    """The dataset in a zip, which is not unpacked; errors as of :func:`_open_folder`."""
     try:
         with zipfile.ZipFile(root) as archive:
             members = {info.filename: info for info in archive.infolist()}
