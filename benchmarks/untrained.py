@@ -121,5 +121,4 @@ def draw_posters(folder: Path, count: int, seed: int = 0) -> list[Path]:
 
 def poster_file(path: Path) -> PosterFile:
     """A poster as a reader would have found it."""
-    found = path.stat()
-    return PosterFile(path, None, found.st_size, found.st_mtime_ns)
+    return PosterFile.at(path)

@@ -53,5 +53,4 @@ BROKEN = {
 
 
 def locate(path: Path) -> PosterFile:
-    status = path.stat()
-    return PosterFile(path, None, status.st_size, status.st_mtime_ns)
+    return PosterFile.at(path)

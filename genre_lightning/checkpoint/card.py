@@ -84,7 +84,7 @@ def read_checkpoint(path: str | Path, mmap: bool = False) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        return _check(_load(path, mmap))
+        return _check_entries(_load(path, mmap))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error.__cause__
 
@@ -96,6 +96,7 @@ def network_weights(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _load(path: Path, mmap: bool) -> Any:
+    """What a file holds, loaded as plain data; arguments and errors of :func:`read_checkpoint`."""
     try:
         if path.is_dir():
             raise CheckpointError("it is a folder; name the file, such as checkpoints/best.ckpt")
@@ -126,7 +127,12 @@ def _load(path: Path, mmap: bool) -> Any:
         raise CheckpointError(f"refused: not loadable as plain data ({reason:.200})") from error
 
 
-def _check(checkpoint: Any) -> dict[str, Any]:
+def _check_entries(checkpoint: Any) -> dict[str, Any]:
+    """Refuse what is no checkpoint of this project, or whose card and weights don't fit together.
+
+    Raises:
+        CheckpointError: without the name of the file.
+    """
     if not isinstance(checkpoint, dict):
         raise CheckpointError(f"it holds a {type(checkpoint).__name__}, not a checkpoint")
     if CHECKPOINT_KEY not in checkpoint:
@@ -147,6 +153,7 @@ def _check(checkpoint: Any) -> dict[str, Any]:
 
 
 def _mapping(card: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """An entry of the card that must be a mapping by names."""
     value = card.get(key)
     if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
         raise CheckpointError(f"{CHECKPOINT_KEY}.{key} is missing or not a mapping")
@@ -198,6 +205,7 @@ def check_card(card: dict[str, Any]) -> tuple[Fusion, dict[str, Input]]:
 
 
 def _check_inputs(card: Mapping[str, Any]) -> dict[str, Input]:
+    """The inputs that a card describes, by branch."""
     texts = _mapping(card, "inputs")
     if len(texts) > MAX_BRANCHES:
         raise CheckpointError(f"it has {len(texts)} inputs, more than {MAX_BRANCHES}")
@@ -212,6 +220,7 @@ def _check_inputs(card: Mapping[str, Any]) -> dict[str, Input]:
 
 
 def _check_values(card: Mapping[str, Any]) -> None:
+    """Refuse genres, thresholds, activation, loss or data that no training has written."""
     genres = card.get("genres")
     if (
         not isinstance(genres, list)
@@ -252,6 +261,12 @@ def _check_values(card: Mapping[str, Any]) -> None:
 
 
 def _check_weights(state: Any, wanted: Mapping[str, Tensor]) -> None:
+    """Refuse weights that the network can't take.
+
+    Args:
+        state: the ``state_dict`` of the checkpoint.
+        wanted: tensors of the network's shapes and types by name, without memory.
+    """
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         raise CheckpointError("it has no weights")
     if not all(name.startswith("network.") for name in state):

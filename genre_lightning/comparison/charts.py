@@ -14,10 +14,10 @@ from itertools import pairwise
 
 from markupsafe import Markup, escape
 
-from genre_lightning.comparison.ranking import distinct_settings, setting_order
 from genre_lightning.comparison.run import Setting, setting, shown_setting
-from genre_lightning.page.shortening import shortened
+from genre_lightning.comparison.swept import distinct_settings, setting_order
 from genre_lightning.page.svg import Scale, circle, line, svg, words
+from genre_lightning.page.wording import shortened
 
 #: A curve of more points looks the same.
 MOST_POINTS = 200

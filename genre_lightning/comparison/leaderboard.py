@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from genre_lightning.cells import guarded
-from genre_lightning.comparison.ranking import COSTS, SEED, Comparison, compare_runs
+from genre_lightning.comparison.ranking import COSTS, Comparison, compare_runs
 from genre_lightning.comparison.reading import find_runs
-from genre_lightning.comparison.run import Setting, metric_names, printable, shown_setting
+from genre_lightning.comparison.run import Setting, metric_names, shown_setting
+from genre_lightning.comparison.swept import SEED
 from genre_lightning.comparison.text import (
     best_run,
     data_name,
@@ -22,7 +23,7 @@ from genre_lightning.comparison.text import (
 )
 from genre_lightning.files import whole_file
 from genre_lightning.page.markdown import in_markdown, markdown_table
-from genre_lightning.page.shortening import shortened
+from genre_lightning.page.wording import printable, shortened
 from genre_lightning.runs.commands import below_here, shell_command
 
 if TYPE_CHECKING:

@@ -11,14 +11,9 @@ from markupsafe import Markup
 
 from genre_lightning.comparison import charts
 from genre_lightning.comparison.charts import Mark
-from genre_lightning.comparison.ranking import (
-    Comparison,
-    Group,
-    distinct_settings,
-    setting_of,
-    setting_order,
-)
+from genre_lightning.comparison.ranking import Comparison, Group
 from genre_lightning.comparison.run import Run, Setting, shown_setting
+from genre_lightning.comparison.swept import distinct_settings, setting_of, setting_order
 from genre_lightning.comparison.text import (
     MOST_KEYS_TOLD,
     data_name,

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
-from genre_lightning.cells import SEPARATOR
 from genre_lightning.comparison.run import (
     UNFINISHED,
     Run,
@@ -18,18 +16,17 @@ from genre_lightning.comparison.run import (
     metric_names,
     number_or_none,
 )
+from genre_lightning.comparison.swept import (
+    number_datasets,
+    setting_of,
+    setting_order,
+    swept_keys,
+)
 from genre_lightning.errors import UserError
-from genre_lightning.runs.settings import changes_no_result, is_path, usual_mode
+from genre_lightning.runs.settings import usual_mode
 
-SEED = "seed"
-#: What these say of data leaves the movies that are scored, and their genres, as they are.
-SAME_MOVIES = ("data.batch_size", "data.columns")
-#: What says the same of data as null does.
-AS_NULL = {"data.genre_separator": SEPARATOR}
 #: Of a language model's run: names in ``result.json``, and headings.
 COSTS = {"tokens_per_movie": "tokens a movie", "seconds_per_movie": "seconds a movie"}
-#: Which epoch is the best one, which a leaderboard is told otherwise.
-MONITORING = ("monitor", "monitor_mode")
 
 
 @dataclass(frozen=True)
@@ -196,8 +193,9 @@ def compare_runs(
             "Choose by the validation split."
         )
     keys = swept_keys(runs)
-    data, differing = datasets(runs)
-    groups = _rank([_group(keys, tuple(part), metric, data) for part in _parts(runs, keys)], mode)
+    data, differing = number_datasets(runs)
+    parts = _same_settings(runs, keys)
+    groups = _rank([_group(keys, tuple(part), metric, data) for part in parts], mode)
     notes += [*_doubts(groups), *(_other_movies(groups, metric) or _changed_movies(groups))]
     data_keys = [key for key in keys if key == "data" or key in differing] or differing
     if differing:
@@ -222,73 +220,9 @@ def _no_metric(metric: str, runs: Sequence[Run]) -> str:
     return f"no run has {metric}; there are: {', '.join(metric_names(runs, split)) or 'none'}"
 
 
-def swept_keys(runs: Sequence[Run]) -> list[str]:
-    """Keys in which the runs differ, the seed left out.
+def _same_settings(runs: Sequence[Run], keys: Sequence[str]) -> list[list[Run]]:
+    """The runs in parts with the same values of these keys, each by seed."""
 
-    Config groups come first ("model"), then what command lines name, then the rest.
-
-    A choice of a group changes many keys at once (``model=title`` all of ``model.poster``). Such
-    keys are left out unless a command line names them.
-    """
-    known = [{**run.settings, **run.choices} for run in runs]
-    whole = [each for each, run in zip(known, runs, strict=True) if run.has_config] or known
-    groups = {key: None for run in runs for key in run.choices}
-    names = {key: None for each in known for key in each}
-    named = {key for run in runs for key in run.overridden}
-
-    def differs(key: str) -> bool:
-        told = {_same(each[key]) for each in known if key in each}
-        if key in groups:
-            return len(told) > 1
-        return len(told) > 1 or len({_same(each.get(key)) for each in whole}) > 1
-
-    def follows(key: str, choices: Sequence[str]) -> bool:
-        by_choice: dict[object, set[object]] = {}
-        for each in whole:
-            choice = tuple(_same(each.get(name)) for name in choices)
-            by_choice.setdefault(choice, set()).add(_same(each.get(key)))
-        return all(len(values) == 1 for values in by_choice.values())
-
-    def is_compared(key: str) -> bool:
-        return key != SEED and key not in MONITORING and not changes_no_result(key)
-
-    different = [key for key in names if is_compared(key) and differs(key)]
-    # an experiment chooses for other groups, so it comes first
-    first = sorted((key for key in different if key in groups), key=lambda key: key != "experiment")
-    choices: list[str] = []
-    for key in first:
-        if key in named or not (choices and follows(key, choices)):
-            choices.append(key)
-    rest = [
-        key
-        for key in different
-        if key not in groups and (key in named or not (choices and follows(key, choices)))
-    ]
-    return [*choices, *sorted(rest, key=lambda key: key not in named)]
-
-
-def setting_of(run: Run, key: str) -> Setting:
-    """A swept key's value in a run; None where it has none."""
-    return run.choices[key] if key in run.choices else run.settings.get(key)
-
-
-def setting_order(value: Setting) -> tuple[int, float, str]:
-    """Sorts settings: numbers by size, then text, what is not set last."""
-    if isinstance(value, (bool, str)):
-        return 1, 0.0, str(value)
-    return (2, 0.0, "") if value is None else (0, float(value), "")
-
-
-def distinct_settings(values: Iterable[Setting]) -> list[Setting]:
-    """Each of them once, in order; True is no 1, as it would be in a set."""
-    return [value for _, value in sorted({setting_order(value): value for value in values}.items())]
-
-
-def _same(value: Setting) -> object:
-    return type(value) is bool, value  # True is no 1
-
-
-def _parts(runs: Sequence[Run], keys: Sequence[str]) -> list[list[Run]]:
     def place(run: Run) -> tuple[tuple[int, float, str], ...]:
         return tuple(setting_order(setting_of(run, key)) for key in keys)
 
@@ -297,51 +231,6 @@ def _parts(runs: Sequence[Run], keys: Sequence[str]) -> list[list[Run]]:
 
     ordered = sorted(runs, key=place)
     return [sorted(part, key=in_part) for _, part in groupby(ordered, key=place)]
-
-
-def tells_data(key: str) -> bool:
-    """Whether a setting says which movies, genres and splits there are."""
-    group, _, name = key.partition(".")
-    same = key in SAME_MOVIES or name.startswith("_") or changes_no_result(key)
-    return group == "data" and name != "" and not same
-
-
-def datasets(runs: Sequence[Run]) -> tuple[dict[Path, int], list[str]]:
-    """A number for the movies that each run is scored on, by its folder; and what tells them apart.
-
-    Runs are on the same movies as far as their settings tell. A setting that some of them lack,
-    older ones perhaps, counts only where the others differ in it. A path is the same however it is
-    written.
-    """
-    told = [
-        {
-            key: _place(value, run) if is_path(key) else _same(_as_null(key, value))
-            for key, value in run.settings.items()
-            if tells_data(key)
-        }
-        for run in runs
-    ]
-    keys = [
-        key
-        for key in dict.fromkeys(key for each in told for key in each)
-        if len({each[key] for each in told if key in each}) > 1
-    ]
-    numbers: dict[tuple[object, ...], int] = {}
-    by_folder = {
-        run.folder: numbers.setdefault(tuple(map(each.get, keys)), len(numbers))
-        for run, each in zip(runs, told, strict=True)
-    }
-    return by_folder, keys
-
-
-def _as_null(key: str, value: Setting) -> Setting:
-    return None if value == AS_NULL.get(key) else value
-
-
-def _place(value: Setting, run: Run) -> object:
-    if not isinstance(value, str):
-        return value
-    return os.path.normpath(os.path.join(run.started_in, os.path.expanduser(value)))
 
 
 def _group(
@@ -374,7 +263,7 @@ def _rank(groups: Sequence[Group], mode: str) -> list[Group]:
 
 
 def _other_movies(groups: Sequence[Group], metric: str) -> list[str]:
-    """That the metric is over fewer movies in some runs on the same data."""
+    """A note where the metric is over fewer movies in some runs on the same data."""
     split = metric.partition("/")[0]
     counts: dict[int, set[float]] = {}
     for group in groups:
@@ -407,6 +296,7 @@ def _changed_movies(groups: Sequence[Group]) -> list[str]:
 
 
 def _doubts(groups: Sequence[Group]) -> list[str]:
+    """Notes on means over different numbers of runs, and on runs that repeat a seed."""
     doubts = []
     sizes = {len(group.values) for group in groups if group.values}
     if len(sizes) > 1:

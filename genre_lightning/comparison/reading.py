@@ -15,8 +15,9 @@ from typing import Any
 
 import yaml
 
-from genre_lightning.comparison.run import Run, Setting, number_or_none, printable, setting
+from genre_lightning.comparison.run import Run, Setting, number_or_none, setting
 from genre_lightning.errors import UserError
+from genre_lightning.page.wording import printable
 from genre_lightning.runs.lock import is_running
 from genre_lightning.runs.places import CONFIG_FOLDER
 from genre_lightning.runs.result import read_result

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from genre_lightning.page.wording import printable
 from genre_lightning.runs.settings import usual_mode
 
 #: A setting: what YAML knows, lists and the like as text.
@@ -117,15 +118,6 @@ class Run:
             return None
         pick = min if self.mode == "min" else max
         return pick(rows, key=lambda row: row[monitor])
-
-
-def printable(text: str) -> str:
-    """Text whose control characters, which a terminal obeys, are escaped as in Python."""
-    if text.isprintable():
-        return text
-    return "".join(
-        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
-    )
 
 
 def metric_names(runs: Sequence[Run], split: str = "val") -> list[str]:

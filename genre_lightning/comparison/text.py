@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from genre_lightning.comparison.ranking import SEED, Comparison, Group, setting_of
+from genre_lightning.comparison.ranking import Comparison, Group
 from genre_lightning.comparison.run import Run, shown_setting
+from genre_lightning.comparison.swept import SEED, setting_of
 
 #: Beyond this a run is called by its folder rather than by its settings.
 MOST_KEYS_TOLD = 4

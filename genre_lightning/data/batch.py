@@ -152,6 +152,14 @@ class MovieBatches:
     def _part(
         self, name: str, rows: np.ndarray, ends: np.ndarray, begins: np.ndarray
     ) -> JoinedPart:
+        """What a branch takes of K batches.
+
+        Args:
+            name: of the branch.
+            rows: (n,) int64, movies of all batches, one batch after another.
+            ends: (K,) int64, where each batch ends among them.
+            begins: (K,) int64, where each begins.
+        """
         features = self.features[name]
         places = features.place[rows]
         there = np.flatnonzero(places >= 0)

@@ -40,17 +40,17 @@ from genre_lightning.movies.summary import (
 )
 from genre_lightning.store import DEFAULT_CACHE_DIR, content_key
 
-#: Batches that are gathered and prepared at once: at most so many,
+#: The most batches that are gathered and prepared at once, as one group.
 MAX_GROUP = 16
-#: and of so many bytes in each branch as its network sees them: on a CPU what its cache holds,
-GROUP_BYTES = 3 * 2**20
-#: elsewhere more.
-GROUP_BYTES_ON_DEVICE = 48 * 2**20
-#: A batch that is only scored takes as many bytes as 64 posters of an encoder,
-EVAL_BYTES = 64 * (3 * 4 * 384 * 256)
-#: and holds at most so many movies.
-MOST_EVAL = 1024
-#: What a checkpoint tells of how a dataset was split.
+#: The most bytes of a group in any branch, as its network takes them: what a CPU has of cache.
+MAX_GROUP_BYTES_ON_CPU = 3 * 2**20
+#: The same on a GPU.
+MAX_GROUP_BYTES_ON_GPU = 48 * 2**20
+#: The most bytes of a batch of validation or test in any branch: 64 float32 posters, 384 x 256.
+MAX_EVAL_BYTES = 64 * (3 * 4 * 384 * 256)
+#: The most movies in such a batch.
+MAX_EVAL_MOVIES = 1024
+#: Arguments that say how the dataset is split; a checkpoint records them.
 SPLIT_SETTINGS = ("val_fraction", "test_fraction", "folds", "split_seed")
 
 
@@ -181,32 +181,51 @@ class MovieDataModule(pl.LightningDataModule):
         if earlier is None:
             movies = self._read()
             self.labels = encode_genres(movies.movies, movies.genres)
-            self.splits, fold = self._split(movies)
+            self.splits, folds = self._split(movies)
         else:
             movies, self.labels = earlier.movie_set, earlier.labels
-            self.splits, fold = earlier.splits, earlier.batches.folds
+            self.splits, folds = earlier.splits, earlier.batches.folds
         self.genres = movies.genres
-        #: By branch that no movie has anything to show to: what of it is to be said.
+        self.features: dict[str, Features] = {}
+        #: What to say of a branch whose column no movie has, by branch.
         self._empty: dict[str, str] = {}
         store = Store(self.cache_dir, self.workers)
-        self.features: dict[str, Features] = {}
-        for branch, given in self.inputs.items():
-            same = None if earlier is None else earlier.branch_of(given)
-            if earlier is None or same is None:
-                values = self._values(movies, branch)
-                self.features[branch] = self._opened(branch, values, store)
-                continue
-            self.features[branch] = earlier.features[same]
-            if same in earlier._empty:
-                self._empty[branch] = earlier._empty[same]
+        for branch in self.inputs:
+            if not self._take_over(branch, earlier):
+                self._open_branch(branch, movies, store)
         if len(self._empty) == len(self.inputs) > 0:
             columns = dict.fromkeys(given.column for given in self.inputs.values())
             raise DataError(
                 f"no movie of the dataset has any column that the model looks at: "
                 f"{', '.join(columns)}. Further columns are joined by data.columns=FILE.csv"
             )
-        self.batches = MovieBatches(self.features, self.labels, fold)
+        self.batches = MovieBatches(self.features, self.labels, folds)
         self._movie_set = movies
+
+    def _take_over(self, branch: str, earlier: MovieDataModule | None) -> bool:
+        """Take a branch's features from another data module; False where it has not this input."""
+        same = None if earlier is None else earlier.branch_of(self.inputs[branch])
+        if earlier is None or same is None:
+            return False
+        self.features[branch] = earlier.features[same]
+        if same in earlier._empty:
+            self._empty[branch] = earlier._empty[same]
+        return True
+
+    def _open_branch(self, branch: str, movies: MovieSet, store: Store) -> None:
+        """Have a branch's input compute its features, or find them in the store.
+
+        Raises:
+            DataError: its column is a text that no movie has, or none to learn from; or its input's
+                numbers are not what it promises.
+        """
+        values, given = self._values(movies, branch), self.inputs[branch]
+        features = given.open(values, self.splits["train"], store)
+        try:
+            check_features(given, features, len(values))
+        except ValueError as error:
+            raise DataError(f"model.branches.{branch}: {error}") from error
+        self.features[branch] = features
 
     def branch_of(self, given: Input) -> str | None:
         """The first branch that has this very input object; None where none has it."""
@@ -233,15 +252,6 @@ class MovieDataModule(pl.LightningDataModule):
             # Movies to be scored alone may be all of a dataset, with none to learn from.
             needs_train=self.wanted_genres is None or not {"train", None}.isdisjoint(given),
         )
-
-    def _opened(self, branch: str, values: list[Any], store: Store) -> Features:
-        """The numbers of a branch's column; refused where they are not what its input promises."""
-        features = self.inputs[branch].open(values, self.splits["train"], store)
-        try:
-            check_features(self.inputs[branch], features, len(values))
-        except ValueError as error:
-            raise DataError(f"model.branches.{branch}: {error}") from error
-        return features
 
     @property
     def validates_by_folds(self) -> bool:
@@ -329,10 +339,12 @@ class MovieDataModule(pl.LightningDataModule):
 
         A column that no branch looks at is not opened: what is there counts as present.
         """
-        place = next(
-            (self.features[b].place for b, one in self.inputs.items() if one.column == column), None
-        )
-        return column_states(self.movie_set.movies, column, place)
+        places = [
+            self.features[branch].place
+            for branch, opened in self.inputs.items()
+            if opened.column == column
+        ]
+        return column_states(self.movie_set.movies, column, places[0] if places else None)
 
     def summary(self) -> list[Table | str]:
         """What to show before training: the table of the dataset and every poster left out."""
@@ -374,7 +386,7 @@ class MovieDataModule(pl.LightningDataModule):
         return split not in given and None in given
 
     def random_split_notes(self, split: str) -> list[str]:
-        """That a split was drawn at random, in a sentence; nothing where the dataset says it."""
+        """A sentence where a split was drawn at random; none where the dataset names its movies."""
         if not self._is_drawn(split):
             return []
         return [
@@ -423,7 +435,7 @@ class MovieDataModule(pl.LightningDataModule):
         )
 
     def empty_branch_notes(self) -> list[str]:
-        """The branches to which no movie has anything to show, a sentence each."""
+        """A sentence on each branch whose column no movie has."""
         return [f"the branch {branch} {lacking}" for branch, lacking in self._empty.items()]
 
     def describe(self) -> dict[str, Any]:
@@ -442,22 +454,22 @@ class MovieDataModule(pl.LightningDataModule):
         return self._own_loader("train", shuffle=True)
 
     def val_dataloader(self) -> MovieLoader:
-        # A part of validation is told in batches, of which there are then as many as in training.
+        # A limit counts batches, so they are of the size that they have in training.
         limit = 1.0 if self.trainer is None else self.trainer.limit_val_batches
-        whole = isinstance(limit, float) and limit == 1.0
-        return self._own_loader("val", False, None if whole else self.train_batch_size())
+        is_whole = isinstance(limit, float) and limit == 1.0
+        return self._own_loader("val", False, None if is_whole else self.train_batch_size())
 
     def _own_loader(self, split: str, shuffle: bool, batch_size: int | None = None) -> MovieLoader:
-        """This process's share, on its device."""
+        """The trainer's share of a split, on its device; without a trainer all of it."""
         if self.trainer is None:
             return self.loader(split, shuffle)
         return self.loader(
             split,
             shuffle,
-            self.trainer.global_rank,
-            self.trainer.world_size,
-            batch_size,
-            self.trainer.strategy.root_device,
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+            batch_size=batch_size,
+            device=self.trainer.strategy.root_device,
         )
 
     def loader(
@@ -492,11 +504,11 @@ class MovieDataModule(pl.LightningDataModule):
         )
         if device is None:
             return MovieLoader(self.batches, order)
-        place = torch.device(device)
-        most = GROUP_BYTES if place.type == "cpu" else GROUP_BYTES_ON_DEVICE
-        group_size = max(1, min(MAX_GROUP, most // (batch_size * self._largest())))
+        target = torch.device(device)
+        most = MAX_GROUP_BYTES_ON_CPU if target.type == "cpu" else MAX_GROUP_BYTES_ON_GPU
+        group_size = max(1, min(MAX_GROUP, most // (batch_size * self._bytes_per_movie())))
         return MovieLoader(
-            self.batches, order, lambda group: self._prepare(group, place, shuffle), group_size
+            self.batches, order, lambda group: self._prepare(group, target, shuffle), group_size
         )
 
     def train_batch_size(self) -> int:
@@ -508,10 +520,10 @@ class MovieDataModule(pl.LightningDataModule):
 
         The same in training, after it and in evaluate.py, so that all digits are the same.
         """
-        return max(1, min(MOST_EVAL, EVAL_BYTES // self._largest()))
+        return max(1, min(MAX_EVAL_MOVIES, MAX_EVAL_BYTES // self._bytes_per_movie()))
 
-    def _largest(self) -> int:
-        """Bytes of a movie in the branch that takes most."""
+    def _bytes_per_movie(self) -> int:
+        """Bytes of a movie's prepared numbers, in the branch that takes most."""
         return max((given.bytes_per_movie() for given in self.inputs.values()), default=1)
 
     def _prepare(self, group: BatchGroup, device: torch.device, training: bool) -> BatchGroup:
@@ -523,7 +535,7 @@ class MovieDataModule(pl.LightningDataModule):
         parts = {}
         for name, joined in moved.parts.items():
             numbers = joined.part.numbers
-            if PLACES in numbers:
+            if PLACES in numbers:  # the rows themselves are on the device already
                 rows = self.batches.resident[name].index_select(0, numbers[PLACES])
                 numbers = {self.features[name].name: rows}
             seeds = list(zip(joined.counts, group.seeds, strict=True)) if training else None

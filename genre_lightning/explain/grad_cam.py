@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from genre_lightning.checkpoint.model import TrainedModel
 from genre_lightning.explain.explainer import Explainer, ImageExplanation, encode_one
 from genre_lightning.explain.heat import check_genres, scale_heat
-from genre_lightning.inputs.encoders.images import places_seen, pool_places
+from genre_lightning.inputs.encoders.feature_map import compute_feature_map, pool_feature_map
 from genre_lightning.inputs.input import Value
 from genre_lightning.models.members import networks_of
 from genre_lightning.models.poster_encoder import PosterEncoder
@@ -104,9 +104,9 @@ def see_stages(network: PosterResNet, prepared: Tensor) -> tuple[Tensor, Tensor]
 def see_encoder(network: PosterEncoder, prepared: Tensor) -> tuple[Tensor, Tensor]:
     """For :class:`GradCamExplainer`, of a ``PosterEncoder``: before its encoder pools."""
     with torch.no_grad():
-        seen = places_seen(network.encoder, prepared, network.name)
-    features = seen.map.detach().clone().requires_grad_()
-    pooled = pool_places(network.encoder, seen._replace(map=features))
+        before = compute_feature_map(network.encoder, prepared, network.name)
+    features = before.map.detach().clone().requires_grad_()
+    pooled = pool_feature_map(network.encoder, before._replace(map=features))
     return features, network.head(torch.flatten(pooled, 1))[0]
 
 

@@ -24,7 +24,8 @@ from genre_lightning.explain.explainer import (
 )
 from genre_lightning.inputs.input import Value
 from genre_lightning.inputs.terms import TermsInput
-from genre_lightning.inputs.vectorizer import ITEM_SEPARATOR, TermVectorizer, normalise_title
+from genre_lightning.inputs.titles import normalise_title
+from genre_lightning.inputs.vectorizer import ITEM_SEPARATOR, TermVectorizer
 from genre_lightning.models.members import networks_of
 from genre_lightning.models.terms_linear import TermsLinear
 from genre_lightning.models.terms_mlp import TermsMLP

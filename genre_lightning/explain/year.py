@@ -14,7 +14,7 @@ from genre_lightning.explain.explainer import (
 )
 from genre_lightning.explain.terms import word_spans
 from genre_lightning.inputs.input import Value
-from genre_lightning.inputs.vectorizer import normalise_title
+from genre_lightning.inputs.titles import normalise_title
 
 
 @final

@@ -35,7 +35,9 @@ from genre_lightning.inputs.input import (
     Input,
     Store,
     check_keys,
+    check_text,
 )
+from genre_lightning.inputs.masked import Masked, Unreadable
 from genre_lightning.inputs.one_core import one_core_threads
 from genre_lightning.inputs.part import Numbers
 from genre_lightning.inputs.pixels import read_poster
@@ -45,6 +47,7 @@ from genre_lightning.inputs.poster_cache import (
     decode_files,
     files_key,
     places_of,
+    recovered,
     unique_files,
 )
 from genre_lightning.inputs.poster_limits import MAX_FILE_BYTES
@@ -81,7 +84,7 @@ class EmbeddingInput(Input):
         stages: take the mean of every stage's features, too; of a text, of its last few blocks'.
         natural: of titles, embed them as one says them: see ``inputs/titles.py``.
         year: of such titles, with the year of release behind.
-        weights: with ``timm:NAME``, a safetensors file.
+        weights: with an encoder ``timm:NAME``, the safetensors file of its weights.
         prompt: put before every text that the encoder embeds, such as "A movie called ": a title
             alone may be anything. It is no part of the text, in explanations for example. (Radford
             et al. 2021, section 3.1.4, embed classes in "A photo of a".)
@@ -158,7 +161,7 @@ class EmbeddingInput(Input):
 
     @property
     def fitted(self) -> bool:
-        """Whether the weights are known by their hash: nothing else is learnt."""
+        """Whether the hash of the weights and the width are known: nothing else is learnt."""
         return self.sha256 is not None and self.width is not None
 
     def network_arguments(self) -> dict[str, Any]:
@@ -214,7 +217,7 @@ class EmbeddingInput(Input):
             hashes=posters.hashes,
             embed=posters.embed,
             quick_key=files_key(files),
-            still=posters.still,
+            recovered=lambda index: recovered(files[index]),
         )
         cache = open_embeddings(
             source, self._key(), self._shape(), f"embedding {self.column}", store
@@ -223,6 +226,7 @@ class EmbeddingInput(Input):
         return DenseFeatures("vectors", cache.vectors, place, unreadable)
 
     def _key(self) -> str:
+        """What names the cache: whatever changes the vectors of the same content."""
         # The same weights fit architectures that differ in padding.
         architecture = self.spec.architecture
         how = (EMBEDDING_VERSIONS[self.of], self.sha256, architecture, self.views, self.spec.stages)
@@ -234,7 +238,10 @@ class EmbeddingInput(Input):
         return content_key(*how, DECODER_VERSION, list(self.size), *colours)
 
     def _prompts(self) -> dict[str, Any]:
-        """What is set of them: caches and checkpoints of before there were any have nothing."""
+        """The prompts that are set, for the cache's key and the state.
+
+        None where none is set: older caches and checkpoints, which knew of no prompts, stay valid.
+        """
         given = {"prompt": self.prompt, "prompt_after": self.prompt_after}
         if self.prompt_after:
             return given
@@ -250,11 +257,10 @@ class EmbeddingInput(Input):
     def read(self, value: Any) -> Any:
         if self.of == "poster":
             return read_poster(value, self.size)
-        if not isinstance(value, str):
-            raise TypeError(f"a {type(value).__name__}, not a string")
         # The names of files on a Mac have accents as characters of their own.
-        value = unicodedata.normalize("NFC", value)
-        text = natural_title(value, self.year) if self.natural else value
+        text = unicodedata.normalize("NFC", check_text(value))
+        if self.natural:
+            text = natural_title(text, self.year)
         # As cells of a dataset are: to a language model a line end behind a text is another text.
         return text.strip() or None
 
@@ -373,7 +379,13 @@ class EmbeddingInput(Input):
 
 
 class _Posters:
-    """The posters of a dataset as items to embed; a few files' bytes are held at a time."""
+    """The posters of a dataset as items to embed, of which a few are in memory at a time.
+
+    Args:
+        given: the input whose encoder embeds them.
+        files: M of them.
+        store: for the number of threads that decode.
+    """
 
     def __init__(self, given: EmbeddingInput, files: Sequence[PosterFile], store: Store) -> None:
         self.given = given
@@ -395,12 +407,11 @@ class _Posters:
             return None
 
     def embed(self, items: Sequence[int]) -> Embedded:
-        masked: list[tuple[int, str, bool]] = []
+        masked: list[Masked] = []
         vectors = [self.given.no_vectors()]
-        for results in self._groups(items):
-            for place, reason, again in results.masked:
-                masked.append((place, reason, again))
-            vectors.append(results.vectors)
+        for few in self._groups(items):
+            masked += few.masked
+            vectors.append(few.vectors)
         return Embedded(np.concatenate(vectors), masked)
 
     def _groups(self, items: Sequence[int]) -> Iterator[Embedded]:
@@ -429,9 +440,9 @@ class _Posters:
             yield self._embed_few(items, start, list(islice(decoded, GPU_POSTERS)))
 
     def _embed_few(
-        self, items: Sequence[int], start: int, decoded: Sequence[np.ndarray | tuple[str, bool]]
+        self, items: Sequence[int], start: int, decoded: Sequence[np.ndarray | Unreadable]
     ) -> Embedded:
-        masked: list[tuple[int, str, bool]] = []
+        masked: list[Masked] = []
         found: list[np.ndarray] = []
         hashes: list[bytes] = []
         for place, result in enumerate(decoded, start):
@@ -439,19 +450,13 @@ class _Posters:
                 found.append(result)
                 hashes.append(self._hashes[items[place]] or b"\0" * 16)
             else:
-                masked.append((place, *result))
+                masked.append(Masked(place, *result))
         vectors = self.given.embed_views(found, hashes) if found else self.given.no_vectors()
         return Embedded(vectors, masked)
 
-    def still(self, index: int) -> str | None:
-        try:
-            self.files[index].read_bytes()
-        except OSError:
-            return None
-        return f"{self.files[index].name} could not be read then, and can be now"
-
 
 def _texts_at_once(texts: Sequence[str]) -> int:
+    """How many texts are embedded and put on the disk together, by their average length."""
     characters = sum(map(len, texts))
     return max(1, min(_MOST_TEXTS, _MOST_CHARACTERS * len(texts) // max(1, characters)))
 

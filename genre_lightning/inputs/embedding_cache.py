@@ -9,7 +9,7 @@ kept in parts, which the next one takes up.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from genre_lightning.inputs.input import Store
+from genre_lightning.inputs.masked import Masked, Unreadable, masked_from_json
 from genre_lightning.inputs.poster_cache import progress_bar
 from genre_lightning.store import changed, content_key, remove_stored, stored_folder
 
@@ -38,12 +39,11 @@ class Embedded:
 
     Attributes:
         vectors: (n, V, D) float16 of the items that could be read, in order; V views of each.
-        masked: of the others, position among the items, reason, and whether trying again later may
-            help.
+        masked: the others, by their position among the items.
     """
 
     vectors: np.ndarray
-    masked: list[tuple[int, str, bool]]
+    masked: Sequence[Masked]
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ class Source:
         hashes: of the content of items start to stop; None for one that can't be read.
         embed: computes the embeddings of the items at these positions.
         quick_key: stands for all of the content without reading it: equal keys, equal content.
-        still: why a masked item's folder is out of date, or None; see ``again`` of `Embedded`.
+        recovered: why a folder in which this item is masked is out of date, or None; asked of
+            items that may recover.
         chunk: items that are embedded and put on the disk together; None for ``CHUNK``.
     """
 
@@ -63,7 +64,7 @@ class Source:
     hashes: Callable[[int, int], list[bytes | None]]
     embed: Callable[[Sequence[int]], Embedded]
     quick_key: Sequence[Any]
-    still: Callable[[int], str | None] = lambda index: None
+    recovered: Callable[[int], str | None] = lambda index: None
     chunk: int | None = None
 
 
@@ -77,7 +78,7 @@ class OpenedCache:
     """
 
     vectors: np.ndarray
-    masked: list[tuple[int, str, bool]]
+    masked: Sequence[Masked]
 
 
 def content_hash(content: bytes) -> bytes:
@@ -105,47 +106,22 @@ def open_embeddings(
 
     def build(folder: Path) -> None:
         known = _Known(store.folder, (name, parts), shape)
-        masked: list[tuple[int, str, bool]] = []
         hashes: list[bytes] = []
+        masked: list[Masked] = []
         bar = progress_bar(what, store.progress)
         with (folder / _VECTORS).open("wb") as file, bar:
             task = bar.add_task(what, total=source.count)
-            chunk = source.chunk or CHUNK
-            for start in range(0, source.count, chunk):
-                stop = min(start + chunk, source.count)
-                found = source.hashes(start, stop)
-                new = [start + n for n, one in enumerate(found) if one is None or one not in known]
-                unique = _first_of_each(new, found, start)
-                computed = source.embed(unique) if unique else Embedded(np.zeros(0), [])
-                lost = {unique[place]: (reason, again) for place, reason, again in computed.masked}
-                kept = [index for index in unique if index not in lost]
-                row_of = {index: row for row, index in enumerate(kept)}
-                # What could be read only the second time has no hash to be found again by.
-                own: dict[bytes, int] = {
-                    one: i for i in kept if (one := found[i - start]) is not None
-                }
-                rows = []
-                for index, one in enumerate(found, start):
-                    if index in lost:
-                        masked.append((index, *lost[index]))
-                    elif one is None:
-                        rows.append(computed.vectors[row_of[index]])
-                        hashes.append(_UNKNOWN)
-                    elif one in own:
-                        rows.append(computed.vectors[row_of[own[one]]])
-                        hashes.append(one)
-                    elif one in known:
-                        rows.append(known[one])
-                        hashes.append(one)
-                    else:  # the same content as one that was masked
-                        first = next(i for i in lost if found[i - start] == one)
-                        masked.append((index, *lost[first]))
-                if own and stop - start < source.count:
-                    chosen = computed.vectors[[row_of[index] for index in own.values()]]
-                    part = _keep_part(store.folder, parts, list(own), chosen)
+            chunk_size = source.chunk or CHUNK
+            for start in range(0, source.count, chunk_size):
+                stop = min(start + chunk_size, source.count)
+                chunk = _embed_chunk(source, start, stop, known)
+                if chunk.new and stop - start < source.count:
+                    part = _keep_part(store.folder, parts, chunk.new)
                     known.add(part)
-                if rows:
-                    file.write(np.stack(rows).astype(np.float16).tobytes())
+                if chunk.vectors:
+                    file.write(np.stack(chunk.vectors).astype(np.float16).tobytes())
+                hashes += chunk.hashes
+                masked += chunk.masked
                 bar.update(task, completed=stop)
         (folder / _HASHES).write_bytes(b"".join(hashes))
         meta = {"count": len(hashes), "shape": list(shape), "masked": masked}
@@ -158,7 +134,59 @@ def open_embeddings(
     _remove_parts(store.folder.expanduser(), parts, folder)
     meta = _read_meta(folder)
     vectors = _map(folder, meta["count"], shape)
-    return OpenedCache(vectors, [(i, reason, again) for i, reason, again in meta["masked"]])
+    return OpenedCache(vectors, meta["masked"])
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """The embeddings of some items of a source.
+
+    Attributes:
+        vectors: (V, D) float16 of each item that could be read, in order.
+        hashes: of the content of the same items; ``_UNKNOWN`` where there is none.
+        masked: the other items.
+        new: those of ``vectors`` that were computed now, by the hash of their content.
+    """
+
+    vectors: list[np.ndarray]
+    hashes: list[bytes]
+    masked: list[Masked]
+    new: dict[bytes, np.ndarray]
+
+
+def _embed_chunk(source: Source, start: int, stop: int, known: _Known) -> _Chunk:
+    """The embeddings of items start to stop: each content that is not known is computed once."""
+    found = source.hashes(start, stop)
+    unknown = [
+        index for index, digest in enumerate(found, start) if digest is None or digest not in known
+    ]
+    unique = _first_of_each(unknown, found, start)
+    computed = source.embed(unique) if unique else Embedded(np.zeros(0), [])
+    unreadable = {
+        unique[item.position]: Unreadable(item.reason, item.may_recover) for item in computed.masked
+    }
+    readable = [index for index in unique if index not in unreadable]
+    computed_of = dict(zip(readable, computed.vectors, strict=True))
+    # What could be read only the second time has no hash to be found again by.
+    new = {
+        digest: vectors
+        for index, vectors in computed_of.items()
+        if (digest := found[index - start]) is not None
+    }
+    unreadable_content = {found[index - start]: why for index, why in unreadable.items()}
+    chunk = _Chunk([], [], [], new)
+    for index, digest in enumerate(found, start):
+        if index in unreadable:
+            chunk.masked.append(Masked(index, *unreadable[index]))
+        elif digest is None:
+            chunk.vectors.append(computed_of[index])
+            chunk.hashes.append(_UNKNOWN)
+        elif digest in new or digest in known:
+            chunk.vectors.append(new[digest] if digest in new else known[digest])
+            chunk.hashes.append(digest)
+        else:  # the same content as an item that is masked
+            chunk.masked.append(Masked(index, *unreadable_content[digest]))
+    return chunk
 
 
 class _Known:
@@ -221,8 +249,15 @@ def _first_of_each(new: Sequence[int], found: Sequence[bytes | None], start: int
     return unique
 
 
-def _keep_part(cache_dir: Path, name: str, digests: list[bytes], vectors: np.ndarray) -> Path:
-    """Put a few embeddings on the disk, from where a later build takes them."""
+def _keep_part(cache_dir: Path, name: str, embeddings: Mapping[bytes, np.ndarray]) -> Path:
+    """Put a few embeddings on the disk, from where a later build takes them.
+
+    Args:
+        cache_dir: where caches are kept.
+        name: begins the name of the folder.
+        embeddings: at least one, (V, D) float16 by the hash of its content.
+    """
+    digests, vectors = list(embeddings), np.stack(list(embeddings.values()))
     shape = (int(vectors.shape[1]), int(vectors.shape[2]))
     data = vectors.astype(np.float16).tobytes()
 
@@ -270,7 +305,7 @@ def _read_meta(folder: Path) -> dict[str, Any]:
     return {
         "count": int(meta["count"]),
         "shape": tuple(meta["shape"]),
-        "masked": [(int(i), str(reason), bool(again)) for i, reason, again in meta["masked"]],
+        "masked": masked_from_json(meta["masked"]),
     }
 
 
@@ -285,7 +320,8 @@ def _damage(folder: Path, source: Source, shape: tuple[int, int]) -> str | None:
         return f"damaged ({error})"
     if damage is not None:
         return damage
-    return next((why for i, _, again in meta["masked"] if again and (why := source.still(i))), None)
+    hopeful = (item.position for item in meta["masked"] if item.may_recover)
+    return next(filter(None, map(source.recovered, hopeful)), None)
 
 
 def _file_damage(folder: Path, meta: dict[str, Any], shape: tuple[int, int]) -> str | None:

@@ -230,6 +230,30 @@ def check_features(given: Input, features: Features, num_movies: int) -> None:
         )
 
 
+def number_present(present: Sequence[bool]) -> np.ndarray:
+    """The ``place`` of :class:`Features` where the numbers of a movie that has some come in order.
+
+    Args:
+        present: for each of N movies, whether it has any.
+
+    Returns:
+        (N,) int64: 0, 1, 2, ... for the movies that have some, -1 for the others.
+    """
+    has = np.array(present, dtype=bool)
+    return np.where(has, np.cumsum(has) - 1, -1).astype(np.int64)
+
+
+def check_text(value: Value) -> str:
+    """A value of a column of text, for :meth:`Input.read`.
+
+    Raises:
+        TypeError: it is no string.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"a {type(value).__name__}, not a string")
+    return value
+
+
 def check_keys(state: Mapping[str, Any], known: Sequence[str]) -> None:
     """Refuse a state that lacks a key, or has one that its input does not write.
 

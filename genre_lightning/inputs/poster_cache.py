@@ -21,6 +21,7 @@ from PIL import Image
 from genre_lightning.cores import num_cores
 from genre_lightning.inputs.decode import DECODER_VERSION, decode_poster
 from genre_lightning.inputs.input import DenseFeatures, Store
+from genre_lightning.inputs.masked import Masked, Unreadable, masked_from_json
 from genre_lightning.inputs.poster_limits import MAX_FILE_BYTES, PosterError
 from genre_lightning.movies.movie import PosterFile
 from genre_lightning.store import content_key, stored_folder
@@ -117,7 +118,7 @@ def files_key(files: Sequence[PosterFile]) -> tuple[list[str], np.ndarray]:
 
 
 def places_of(
-    files: Sequence[PosterFile], named: np.ndarray, masked: Sequence[tuple[int, str, bool]]
+    files: Sequence[PosterFile], named: np.ndarray, masked: Sequence[Masked]
 ) -> tuple[np.ndarray, list[tuple[str, str]]]:
     """Where each movie's poster is in a cache that holds all files but the masked ones.
 
@@ -126,10 +127,10 @@ def places_of(
     """
     found = np.full(len(files), -1, dtype=np.int64)
     readable = np.ones(len(files), dtype=bool)
-    readable[[index for index, _, _ in masked]] = False
+    readable[[item.position for item in masked]] = False
     found[readable] = np.arange(readable.sum())
     place = np.where(named >= 0, found[named], -1) if files else named
-    return place, [(files[index].name, reason) for index, reason, _ in masked]
+    return place, [(files[item.position].name, item.reason) for item in masked]
 
 
 def to_device(images: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -170,7 +171,7 @@ def _decode_all(
     files: Sequence[PosterFile], folder: Path, size: tuple[int, int], shrink: int, store: Store
 ) -> None:
     """Fill a cache folder: the pixels one after another, then what is masked and why."""
-    masked: list[tuple[int, str, bool]] = []
+    masked: list[Masked] = []
     bar = progress_bar("decoding posters", store.progress)
     # Appending, instead of filling a file made at its full size: a full disk is an error and not a
     # signal that kills, and after a power cut the file is seen to be too short.
@@ -180,7 +181,7 @@ def _decode_all(
             if isinstance(result, np.ndarray):
                 images.write(result.data)
             else:
-                masked.append((index, *result))
+                masked.append(Masked(index, *result))
     meta = {"count": len(files) - len(masked), "masked": masked}
     (folder / _META).write_text(json.dumps(meta), encoding="utf-8")
 
@@ -204,15 +205,14 @@ def progress_bar(what: str, shown: bool) -> Progress:
 
 def decode_files(
     files: Sequence[PosterFile], size: tuple[int, int], shrink: int, workers: int
-) -> Iterator[np.ndarray | tuple[str, bool]]:
+) -> Iterator[np.ndarray | Unreadable]:
     """Decode on several threads (Pillow works outside the interpreter's lock), a few ahead.
 
     Yields:
-        In order, of each file its pixels, or why there are none and whether trying again later may
-        help.
+        In order, of each file its pixels, or why there are none.
     """
     Image.init()  # loads the formats: not while several threads ask for them
-    waiting: deque[Future[np.ndarray | tuple[str, bool]]] = deque()
+    waiting: deque[Future[np.ndarray | Unreadable]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="posters")
     try:
         for file in files:
@@ -227,25 +227,34 @@ def decode_files(
 
 def decode_file(
     file: PosterFile, size: tuple[int, int], shrink: int = 1
-) -> np.ndarray | tuple[str, bool]:
-    """Pixels, or why there are none and whether trying again later may help."""
+) -> np.ndarray | Unreadable:
+    """(H // shrink, W // shrink, 3) uint8 pixels of a poster, or why there are none."""
     if not file.exists:
-        return NO_SUCH_FILE, False
+        return Unreadable(NO_SUCH_FILE, may_recover=False)
     if file.size > MAX_FILE_BYTES:
-        return f"more than {MAX_FILE_BYTES:,} bytes", False
+        return Unreadable(f"more than {MAX_FILE_BYTES:,} bytes", may_recover=False)
     try:
         data = file.read_bytes()
     except OSError as error:
-        return f"can't be read: {error.strerror or error}", True
+        return Unreadable(f"can't be read: {error.strerror or error}", may_recover=True)
     try:
         return decode_poster(data, size, shrink)
     except PosterError as error:
-        return str(error), False
+        return Unreadable(str(error), may_recover=False)
+
+
+def recovered(file: PosterFile) -> str | None:
+    """Why a cache in which this file is masked is out of date: it can be read by now; else None."""
+    try:
+        file.read_bytes()
+    except OSError:
+        return None
+    return f"{file.name} could not be read then, and can be now"
 
 
 def _read_meta(folder: Path) -> dict[str, Any]:
     meta = json.loads((folder / _META).read_text(encoding="utf-8"))
-    return {"count": int(meta["count"]), "masked": [tuple(item) for item in meta["masked"]]}
+    return {"count": int(meta["count"]), "masked": masked_from_json(meta["masked"])}
 
 
 def _damage(folder: Path, files: Sequence[PosterFile], shape: tuple[int, int, int]) -> str | None:
@@ -260,11 +269,5 @@ def _damage(folder: Path, files: Sequence[PosterFile], shape: tuple[int, int, in
     wanted = meta["count"] * math.prod(shape)
     if found != wanted:
         return f"{_IMAGES} has {found:,} bytes, not {wanted:,}"
-    for index, _, again in meta["masked"]:
-        if again:
-            try:
-                files[index].read_bytes()
-            except OSError:
-                continue
-            return f"{files[index].name} could not be read then, and can be now"
-    return None
+    hopeful = (files[item.position] for item in meta["masked"] if item.may_recover)
+    return next(filter(None, map(recovered, hopeful)), None)

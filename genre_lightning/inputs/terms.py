@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from genre_lightning.errors import InputError
-from genre_lightning.inputs.input import Features, Input, Store
+from genre_lightning.inputs.input import Features, Input, Store, check_text, number_present
 from genre_lightning.inputs.part import Numbers
 from genre_lightning.inputs.vectorizer import SparseRows, TermVectorizer
 from genre_lightning.store import content_key, save_array, stored_folder
@@ -26,7 +26,7 @@ class TermsFeatures(Features):
     """TF-IDF rows of the movies that have the text.
 
     Args:
-        rows: M of them.
+        rows: one for each movie that has the text.
         place: see :class:`Features`.
     """
 
@@ -97,8 +97,7 @@ class TermsInput(Input):
         return 1024  # some tens of terms
 
     def open(self, values: Sequence[str | None], train: np.ndarray, store: Store) -> Features:
-        there = np.array([bool(value) for value in values], dtype=bool)
-        place = np.where(there, np.cumsum(there) - 1, -1)
+        place = number_present([bool(value) for value in values])
         texts = [value for value in values if value]
         if self.fitted:  # by the run whose checkpoint is being evaluated
             return TermsFeatures(self.vectorizer.transform(texts), place)
@@ -126,9 +125,7 @@ class TermsInput(Input):
         return TermsFeatures(SparseRows(*parts), place)
 
     def read(self, value: Any) -> str:
-        if not isinstance(value, str):
-            raise TypeError(f"a {type(value).__name__}, not a string")
-        return value
+        return check_text(value)
 
     def encode(self, items: Sequence[str]) -> dict[str, Tensor]:
         rows = self.vectorizer.transform(items)

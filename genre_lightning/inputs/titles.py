@@ -1,10 +1,16 @@
-"""Titles as one says them, for encoders that have learnt from sentences."""
+"""Titles: their words and their year, and how people say them."""
 
 from __future__ import annotations
 
 import re
+import unicodedata
+from typing import Any
 
-from genre_lightning.inputs.vectorizer import YEAR
+#: The years that count as years of release; `_YEAR` finds no others.
+FIRST_YEAR, LAST_YEAR = 1800, 2099
+
+# "(1999)", also "( 1999 )", "[1999]", "(1999/I)" and the years of a series, "(1999-2003)".
+_YEAR = re.compile(r"[(\[]\s*(1[89][0-9]{2}|20[0-9]{2})(?:\s*[-‐-―/][^()\[\]]{0,9})?\s*[)\]]")
 
 #: Articles that catalogues put behind: "Godfather, The".
 _ARTICLES = (
@@ -16,6 +22,54 @@ _BEHIND = re.compile(
 )
 
 
+class _Characters(dict[int, str]):
+    """What becomes of each character of a title, decided on first sight, for `str.translate`.
+
+    Letters, digits and combining marks (vowel signs of Indic scripts are marks) stay. Apostrophes,
+    full stops and invisible characters go without a trace ("Schindler's" -> "schindlers", "E.T." ->
+    "et"), any other character leaves a gap ("Face/Off" -> "face off").
+    """
+
+    def __missing__(self, code: int) -> str:
+        character = chr(code)
+        category = unicodedata.category(character)
+        if category[0] in "LNM":
+            result = character
+        elif character in "'’‘`´ʹ." or category == "Cf":
+            result = ""
+        else:
+            result = " "
+        self[code] = result
+        return result
+
+
+_CHARACTERS = _Characters()
+
+
+def normalise_title(title: str) -> tuple[str, int | None]:
+    """Split a title into its words, lowercase without punctuation, and its year.
+
+    `"Godfather, The (1972)"` gives `("godfather the", 1972)`. The year is the last number from 1800
+    to 2099 that stands in brackets of its own; all other digits stay ("2001: A Space Odyssey
+    (1968)", "Blade Runner 2049 (2017)"), and so do other remarks in brackets, without the brackets.
+    Compatibility forms are unified (NFKC: full-width letters, ligatures); accents are kept, since
+    they tell words and languages apart.
+
+    Returns: the words joined by single spaces, maybe ""; the year, or None where there is none.
+    """
+    if not title.isascii():
+        title = unicodedata.normalize("NFKC", title)
+    year = None
+    found = _last_year(title)
+    if found is not None:
+        year = int(found[1])
+        title = f"{title[: found.start()]} {title[found.end() :]}"
+    text = title.lower()
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text)
+    return " ".join(text.translate(_CHARACTERS).split()), year
+
+
 def natural_title(title: str, year: bool = False) -> str:
     """A title with its articles in front, and without its year or with the year behind.
 
@@ -23,9 +77,9 @@ def natural_title(title: str, year: bool = False) -> str:
     enfants perdus, La) (1995)"` gives `"The City of Lost Children (La Cité des enfants perdus)"`,
     or with the year the same and `" (1995)"`.
     """
-    years = list(YEAR.finditer(title))
-    if years:
-        title = title[: years[-1].start()] + title[years[-1].end() :]
+    found = _last_year(title)
+    if found is not None:
+        title = title[: found.start()] + title[found.end() :]
 
     def front(match: re.Match[str]) -> str:
         words, article = match[1], match[2]
@@ -34,4 +88,25 @@ def natural_title(title: str, year: bool = False) -> str:
         return f"{lead}{article}{'' if article.endswith(chr(39)) else ' '}{stripped}"
 
     natural = " ".join(_BEHIND.sub(front, title).split())
-    return f"{natural} ({years[-1][1]})" if years and year else natural
+    return f"{natural} ({found[1]})" if found is not None and year else natural
+
+
+def checked_years(years: Any) -> tuple[int, int]:
+    """The first and the last year that an input saw in train, from data that may be untrusted.
+
+    Raises:
+        ValueError: it is no list of two such years.
+    """
+    if (
+        not isinstance(years, list)
+        or len(years) != 2
+        or not all(type(year) is int for year in years)
+        or not FIRST_YEAR <= years[0] <= years[1] <= LAST_YEAR
+    ):
+        raise ValueError(f"years: {years!r:.100} are not two in {FIRST_YEAR} to {LAST_YEAR}")
+    return years[0], years[1]
+
+
+def _last_year(title: str) -> re.Match[str] | None:
+    """The last year in brackets of its own: the match with its brackets, the year its group 1."""
+    return next(reversed(list(_YEAR.finditer(title))), None)

@@ -8,13 +8,14 @@ checkpoint.
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+
+from genre_lightning.inputs.titles import checked_years, normalise_title
 
 #: Centres of the soft decade features, one column each: the last columns of V.
 DECADES = tuple(range(1910, 2030, 10))
@@ -30,57 +31,8 @@ MAX_TERM_CHARACTERS = 2**26
 _STATE_VERSION = 1
 _CHUNK = 4096  # titles turned into numbers at once: bounds the memory of transform
 
-# "(1999)", also "( 1999 )", "[1999]", "(1999/I)" and the years of a series, "(1999-2003)".
-YEAR = re.compile(r"[(\[]\s*(1[89][0-9]{2}|20[0-9]{2})(?:\s*[-‐-―/][^()\[\]]{0,9})?\s*[)\]]")
-
-
-class _Characters(dict[int, str]):
-    """What becomes of each character of a title, decided on first sight, for `str.translate`.
-
-    Letters, digits and combining marks (vowel signs of Indic scripts are marks) stay. Apostrophes,
-    full stops and invisible characters go without a trace ("Schindler's" -> "schindlers", "E.T." ->
-    "et"), any other character leaves a gap ("Face/Off" -> "face off").
-    """
-
-    def __missing__(self, code: int) -> str:
-        character = chr(code)
-        category = unicodedata.category(character)
-        if category[0] in "LNM":
-            result = character
-        elif character in "'’‘`´ʹ." or category == "Cf":
-            result = ""
-        else:
-            result = " "
-        self[code] = result
-        return result
-
-
-_CHARACTERS = _Characters()
-
-
-def normalise_title(title: str) -> tuple[str, int | None]:
-    """Split a title into its words, lowercase without punctuation, and its year.
-
-    `"Godfather, The (1972)"` gives `("godfather the", 1972)`. The year is the last number from 1800
-    to 2099 that stands in brackets of its own; all other digits stay ("2001: A Space Odyssey
-    (1968)", "Blade Runner 2049 (2017)"), and so do other remarks in brackets, without the brackets.
-    Compatibility forms are unified (NFKC: full-width letters, ligatures); accents are kept, since
-    they tell words and languages apart.
-
-    Returns: the words joined by single spaces, maybe ""; the year, or None where there is none.
-    """
-    if not title.isascii():
-        title = unicodedata.normalize("NFKC", title)
-    year = None
-    matches = list(YEAR.finditer(title))
-    if matches:
-        last = matches[-1]
-        year = int(last[1])
-        title = f"{title[: last.start()]} {title[last.end() :]}"
-    text = title.lower()
-    if not text.isascii():
-        text = unicodedata.normalize("NFKC", text)
-    return " ".join(text.translate(_CHARACTERS).split()), year
+#: A term and where it stands in a text: ``text[start:end]``.
+Span: TypeAlias = tuple[str, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +127,7 @@ class TermVectorizer:
         self.decade = decade
         self.decade_weight = float(decade_weight)
         self.terms: list[str] | None = None
-        self._column: dict[str, int] = {}
+        self._column_of: dict[str, int] = {}
         self._idf = np.zeros(0)
         self._years: tuple[int, int] | None = None
 
@@ -221,7 +173,7 @@ class TermVectorizer:
         )
         vectorizer.fit(texts)
         terms = [str(term) for term in vectorizer.get_feature_names_out()]
-        self._set(terms, vectorizer.idf_, (min(years), max(years)) if years else None)
+        self._set_vocabulary(terms, vectorizer.idf_, (min(years), max(years)) if years else None)
         return self
 
     def normalise(self, text: str) -> tuple[str, int | None]:
@@ -259,27 +211,8 @@ class TermVectorizer:
             `text[start:end]`. The spaces around words that "char_wb" adds are not counted, so the
             padding alone, which can be a term of one character, has start == end.
         """
-        if self.analyzer == "char_wb":
-            found = []
-            for match in re.finditer(r"\S+", text):
-                padded = f" {match[0]} "
-                shortest = min(self.ngram_range[0], len(padded))
-                for term, start, end in _char_spans(padded, shortest, self.ngram_range[1]):
-                    last = len(padded) - 2
-                    begin, stop = min(max(start - 1, 0), last), max(min(end - 1, last), 0)
-                    found.append((term, match.start() + begin, match.start() + stop))
-        elif self.analyzer == "word":
-            words = list(re.finditer(r"\S+", text))
-            found = [
-                (" ".join(word[0] for word in run), run[0].start(), run[-1].end())
-                for n in range(self.ngram_range[0], min(self.ngram_range[1], len(words)) + 1)
-                for run in (words[start : start + n] for start in range(len(words) - n + 1))
-            ]
-        elif self.analyzer == "item":
-            found = [(match[0], *match.span()) for match in re.finditer(r"[^|]+", text)]
-        else:
-            found = list(_char_spans(text, *self.ngram_range))
-        column = self._column
+        found = _SPANS[self.analyzer](text, *self.ngram_range)
+        column = self._column_of
         return [(column[term], start, end) for term, start, end in found if term in column]
 
     def name(self, column: int) -> str:
@@ -350,14 +283,12 @@ class TermVectorizer:
         except ValueError as error:
             raise ValueError(f"terms: {error}") from None
         if state["terms"] is not None:
-            years = state["years"]
-            if years is not None:
-                _check_types("years", years, int)
-                if len(years) != 2 or not 1800 <= years[0] <= years[1] <= 2099:
-                    raise ValueError("terms: years are not two in 1800 to 2099")
-                years = (years[0], years[1])
+            try:
+                years = None if state["years"] is None else checked_years(state["years"])
+            except ValueError as error:
+                raise ValueError(f"terms: {error}") from None
             _check_types("idf", state["idf"], float)
-            vectorizer._set(state["terms"], state["idf"], years)
+            vectorizer._set_vocabulary(state["terms"], state["idf"], years)
         elif state["idf"] or state["years"]:
             raise ValueError("terms: idf and years, but no terms")
         return vectorizer
@@ -365,9 +296,10 @@ class TermVectorizer:
     def _num_term_columns(self) -> int:
         return self.vocabulary_size - (len(DECADES) if self.decade else 0)
 
-    def _set(
+    def _set_vocabulary(
         self, terms: Sequence[Any], idf: Sequence[float], years: tuple[int, int] | None
     ) -> None:
+        """Take what was learnt, maybe untrusted; ValueError where it can't be a vocabulary."""
         if not 1 <= len(terms) <= self._num_term_columns():
             raise ValueError(f"terms: {len(terms)} terms for {self._num_term_columns()} columns")
         if len(idf) != len(terms):
@@ -381,13 +313,13 @@ class TermVectorizer:
         if not np.all((values > 0) & (values < 1e6)):  # false for nan too
             raise ValueError("terms: idf is not finite, above 0 and under a million")
         self.terms = list(terms)
-        self._column = {term: column for column, term in enumerate(terms)}
+        self._column_of = {term: column for column, term in enumerate(terms)}
         self._idf = values
         self._years = years
 
     def _transform_chunk(self, titles: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Row lengths (n,) int64, columns (L,) int32 and weights (L,) float32 of a few titles."""
-        column = self._column.get
+        column = self._column_of.get
         ngrams = self._ngrams
         # A word's n-grams do not depend on its neighbours: within a chunk each is looked up once.
         known: dict[str, list[int]] = {}
@@ -448,19 +380,13 @@ class TermVectorizer:
         kept = weights > 0
         return rows[kept], columns[kept], weights[kept]
 
-    def _ngrams(self, text: str) -> Iterator[str]:
+    def _ngrams(self, text: str) -> Iterable[str]:
         """The terms of a normalised text, repeated ones repeated, as scikit-learn's analyzers."""
-        make: Callable[[str, int, int], Iterator[str]] = {
-            "word": _word_ngrams,
-            "char": _char_ngrams,
-            "char_wb": _char_wb_ngrams,
-            "item": lambda text, *_: iter(_items(text)),
-        }[self.analyzer]
-        return make(text, *self.ngram_range)
+        return _NGRAMS[self.analyzer](text, *self.ngram_range)
 
 
-def _items(text: str) -> list[str]:
-    return text.split(ITEM_SEPARATOR) if text else []
+# The terms of a normalised text by each analyzer, and the same with the place of each term: the
+# former is what every title goes through, the latter explains one.
 
 
 def _word_ngrams(text: str, shortest: int, longest: int) -> Iterator[str]:
@@ -472,6 +398,15 @@ def _word_ngrams(text: str, shortest: int, longest: int) -> Iterator[str]:
     )
 
 
+def _word_spans(text: str, shortest: int, longest: int) -> Iterator[Span]:
+    words = list(_WORD.finditer(text))
+    return (
+        (" ".join(word[0] for word in run), run[0].start(), run[-1].end())
+        for n in range(shortest, min(longest, len(words)) + 1)
+        for run in (words[start : start + n] for start in range(len(words) - n + 1))
+    )
+
+
 def _char_ngrams(text: str, shortest: int, longest: int) -> Iterator[str]:
     return (
         text[start : start + n]
@@ -480,8 +415,7 @@ def _char_ngrams(text: str, shortest: int, longest: int) -> Iterator[str]:
     )
 
 
-def _char_spans(text: str, shortest: int, longest: int) -> Iterator[tuple[str, int, int]]:
-    """The n-grams of `_char_ngrams` with their places."""
+def _char_spans(text: str, shortest: int, longest: int) -> Iterator[Span]:
     return (
         (text[start : start + n], start, start + n)
         for n in range(shortest, min(longest, len(text)) + 1)
@@ -495,6 +429,40 @@ def _char_wb_ngrams(text: str, shortest: int, longest: int) -> Iterator[str]:
         _char_ngrams(f" {word} ", min(shortest, len(word) + 2), longest)
         for word in text.split()
     )
+
+
+def _char_wb_spans(text: str, shortest: int, longest: int) -> Iterator[Span]:
+    for word in _WORD.finditer(text):
+        padded = f" {word[0]} "
+        length = len(word[0])
+        for term, start, end in _char_spans(padded, min(shortest, len(padded)), longest):
+            # A place in the padded word is one more than that in the word.
+            begin, stop = min(max(start - 1, 0), length), max(min(end - 1, length), 0)
+            yield term, word.start() + begin, word.start() + stop
+
+
+def _items(text: str) -> list[str]:
+    return text.split(ITEM_SEPARATOR) if text else []
+
+
+def _item_spans(text: str, *_: int) -> Iterator[Span]:
+    return ((item[0], *item.span()) for item in _ITEM.finditer(text))
+
+
+_WORD = re.compile(r"\S+")
+_ITEM = re.compile(rf"[^{re.escape(ITEM_SEPARATOR)}]+")
+_NGRAMS: dict[str, Callable[[str, int, int], Iterable[str]]] = {
+    "word": _word_ngrams,
+    "char": _char_ngrams,
+    "char_wb": _char_wb_ngrams,
+    "item": lambda text, *_: _items(text),
+}
+_SPANS: dict[str, Callable[[str, int, int], Iterator[Span]]] = {
+    "word": _word_spans,
+    "char": _char_spans,
+    "char_wb": _char_wb_spans,
+    "item": _item_spans,
+}
 
 
 def _check_types(key: str, values: Iterable[Any], *allowed: type) -> None:

@@ -202,11 +202,16 @@ class VectorsInput(Input):
 
         Raises:
             TypeError: it is none of D numbers.
+            InputError: a number is not finite, too large for float32, or no probability.
         """
-        vector = np.asarray(value)
+        try:
+            vector = np.asarray(value)
+        except ValueError:  # lists of several lengths in each other
+            vector = np.empty(0, dtype=object)
         if vector.dtype.kind not in "fiu" or vector.shape != (self.width,):
             raise TypeError(f"not a vector of {self.width} numbers")
-        vector = vector.astype(np.float32)
+        with np.errstate(over="ignore"):
+            vector = vector.astype(np.float32)
         if not np.isfinite(vector).all():
             raise InputError("it has a number that is not finite")
         if self.log_odds:

@@ -10,9 +10,17 @@ import torch
 from torch import Tensor
 
 from genre_lightning.errors import InputError
-from genre_lightning.inputs.input import DenseFeatures, Features, Input, Store, check_keys
+from genre_lightning.inputs.input import (
+    DenseFeatures,
+    Features,
+    Input,
+    Store,
+    check_keys,
+    check_text,
+    number_present,
+)
 from genre_lightning.inputs.part import Numbers
-from genre_lightning.inputs.vectorizer import normalise_title
+from genre_lightning.inputs.titles import checked_years, normalise_title
 
 
 @final
@@ -74,15 +82,13 @@ class YearInput(Input):
                     '"Heat (1995)"'
                 )
             self.years = min(seen), max(seen)
-        there = np.array([year is not None for year in found], dtype=bool)
-        place = np.where(there, np.cumsum(there) - 1, -1)
-        return DenseFeatures("vectors", self._bumps([y for y in found if y is not None]), place)
+        place = number_present([year is not None for year in found])
+        known = [year for year in found if year is not None]
+        return DenseFeatures("vectors", self._bumps(known), place)
 
     def read(self, value: Any) -> int | None:
         """The year of a text; None where it has none, which counts as lacking the column."""
-        if not isinstance(value, str):
-            raise TypeError(f"a {type(value).__name__}, not a string")
-        return normalise_title(value)[1]
+        return normalise_title(check_text(value))[1]
 
     def encode(self, items: Sequence[int]) -> dict[str, Tensor]:
         return {"vectors": torch.from_numpy(self._bumps(items))}
@@ -114,13 +120,5 @@ class YearInput(Input):
     def from_state(cls, state: Mapping[str, Any]) -> YearInput:
         check_keys(state, ("column", "spacing", "width", "years"))
         made = cls(state["column"], state["spacing"], state["width"])
-        years = state["years"]
-        if (
-            not isinstance(years, list)
-            or len(years) != 2
-            or not all(type(year) is int for year in years)
-            or not 1800 <= years[0] <= years[1] <= 2099
-        ):
-            raise ValueError(f"years: {years!r:.100} are not two in 1800 to 2099")
-        made.years = years[0], years[1]
+        made.years = checked_years(state["years"])
         return made

@@ -45,6 +45,7 @@ def read_branches(listed: Mapping[str, Any]) -> dict[str, Branch]:
 
 
 def _read(name: str, branch: dict[str, Any]) -> Branch:
+    """One branch, checked for what all branches have."""
     where = f"model.branches.{name}"
     if "finetune" in branch:
         branch = _one_form(where, branch)
@@ -60,6 +61,12 @@ def _read(name: str, branch: dict[str, Any]) -> Branch:
 
 
 def _one_form(where: str, branch: dict[str, Any]) -> dict[str, Any]:
+    """A branch with ``finetune`` as one without: its form ``frozen`` or ``finetuned``.
+
+    Args:
+        where: names the branch, for messages.
+        branch: as configured, with ``finetune``, ``encoder``, ``frozen`` and ``finetuned``.
+    """
     from genre_lightning.inputs.encoders.table import resolve
 
     finetune = branch.pop("finetune")

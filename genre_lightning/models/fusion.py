@@ -143,6 +143,7 @@ class Fusion(nn.Module):
     def _logits(
         self, branch: nn.Module, part: Part, num_movies: int, folds: Tensor | None
     ) -> Tensor:
+        """The logits of one branch for all movies of a batch, see :meth:`branch_logits`."""
         if len(part) == 0:
             nothing = torch.zeros(num_movies, self.num_genres, device=self.prior.device)
             if not torch.is_grad_enabled():

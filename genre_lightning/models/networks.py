@@ -148,7 +148,7 @@ def build_network(
     """
     for name, asked in branches.items():
         if asked.get("name") in NETWORKS:  # else the message that lists them comes below
-            _check_numbers(name, asked["name"], inputs[name])
+            _check_takes(name, asked["name"], inputs[name])
     described = {
         name: {**_own_arguments(name, network), **inputs[name].network_arguments()}
         for name, network in branches.items()
@@ -161,7 +161,7 @@ def build_network(
             f"model.members: the branches have {' and '.join(map(str, sorted(members)))} members; "
             "those that have more than one must have as many, since each one is trained on the sum"
         )
-    sketch_network(description)
+    sketch_network(description)  # refuses too many parameters before they take memory
     network = _assemble(description)
     network.description = description
     for module in network.modules():
@@ -175,23 +175,23 @@ def _own_arguments(branch: str, network: Mapping[str, Any]) -> dict[str, Any]:
 
     Whoever names another network on the command line leaves the former one's arguments behind.
     """
-    kind = NETWORKS.get(network.get("name", ""))
-    if kind is None:
+    network_type = NETWORKS.get(network.get("name", ""))
+    if network_type is None:
         return dict(network)
-    left = [
+    left_out = [
         argument
         for argument in network
-        if argument not in {*kind.limits, "members"}
+        if argument not in {*network_type.limits, "members"}
         and any(argument in other.limits for other in NETWORKS.values())
     ]
-    if left:
+    if left_out:
         logger.warning(
             "model.branches.%s: the network %s takes no %s: left out",
             branch,
             network["name"],
-            ", ".join(left),
+            ", ".join(left_out),
         )
-    return {argument: value for argument, value in network.items() if argument not in left}
+    return {argument: value for argument, value in network.items() if argument not in left_out}
 
 
 def complete_description(
@@ -224,7 +224,7 @@ def complete_description(
     return {
         "num_genres": num_genres,
         "branches": {
-            name: _complete(f"model.branches.{name}.network", network, shared or {})
+            name: _complete_network(f"model.branches.{name}.network", network, shared or {})
             for name, network in branches.items()
         },
     }
@@ -240,7 +240,7 @@ def check_fit(description: Mapping[str, Any], inputs: Mapping[str, Input]) -> No
     if list(branches) != list(inputs):
         raise ValueError(f"its branches are {', '.join(branches)}, its inputs {', '.join(inputs)}")
     for name, network in branches.items():
-        _check_numbers(name, network["name"], inputs[name])
+        _check_takes(name, network["name"], inputs[name])
         for argument, value in inputs[name].network_arguments().items():
             if network[argument] != value:
                 raise ValueError(
@@ -249,7 +249,8 @@ def check_fit(description: Mapping[str, Any], inputs: Mapping[str, Input]) -> No
                 )
 
 
-def _check_numbers(branch: str, network: str, given: Input) -> None:
+def _check_takes(branch: str, network: str, given: Input) -> None:
+    """Refuse a network that takes other numbers than the branch's input gives."""
     takes = NETWORKS[network].takes
     if given.gives != takes:
         fitting = ", ".join(name for name, one in NETWORKS.items() if one.takes == given.gives)
@@ -259,33 +260,50 @@ def _check_numbers(branch: str, network: str, given: Input) -> None:
         )
 
 
-def _complete(key: str, network: Any, shared: Mapping[str, Any]) -> dict[str, Any]:
+def _complete_network(key: str, network: Any, shared: Mapping[str, Any]) -> dict[str, Any]:
+    """One network's name and all of its arguments, each checked.
+
+    An argument's value is that of ``network``, else that of ``shared``, else the class's default.
+
+    Args:
+        key: of the network in the configuration, for messages.
+        network: ``name`` and arguments; it may be untrusted.
+        shared: as for :func:`build_network`.
+
+    Raises:
+        ValueError: naming the key that is unknown, missing, of a wrong type or out of its range.
+    """
     if not isinstance(network, Mapping):
         raise ValueError(f"{key} must be a mapping with a name, not {network!r:.100}")
     name = network.get("name")
     if not isinstance(name, str) or name not in NETWORKS:
         raise ValueError(f"{key}.name is {name!r:.100}; there is {', '.join(NETWORKS)}")
-    kind = NETWORKS[name]
+    network_type = NETWORKS[name]
     complete: dict[str, Any] = {"name": name}
-    for argument, parameter in inspect.signature(kind.factory).parameters.items():
+    for argument, parameter in inspect.signature(network_type.factory).parameters.items():
         if argument == "num_genres":
             continue
-        if argument not in kind.limits:
+        if argument not in network_type.limits:
             raise ValueError(f"{key}: NETWORKS[{name!r}] has no range for the argument {argument}")
         default = parameter.default
         if shared.get(argument) is not None:
-            default = _check(f"model.{argument}", shared[argument], default, kind.limits[argument])
+            default = _checked_argument(
+                f"model.{argument}", shared[argument], default, network_type.limits[argument]
+            )
         if default is parameter.empty and argument not in network:
             raise ValueError(f"{key}: {name} needs {argument}")
-        if default is parameter.empty:
+        if default is parameter.empty:  # then it only tells the type to check for
             default = (0,) if "Sequence" in str(parameter.annotation) else 0
-        complete[argument] = _check(
-            f"{key}.{argument}", network.get(argument, default), default, kind.limits[argument]
+        complete[argument] = _checked_argument(
+            f"{key}.{argument}",
+            network.get(argument, default),
+            default,
+            network_type.limits[argument],
         )
-    if "members" not in kind.limits:
+    if "members" not in network_type.limits:
         # A network whose class has none of its own is copied; one copy needs no word.
         members = network.get("members", shared.get("members") or 1)
-        members = _check(f"{key}.members", members, 1, (1, MAX_MEMBERS))
+        members = _checked_argument(f"{key}.members", members, 1, (1, MAX_MEMBERS))
         if members > 1:
             complete["members"] = members
     unknown = sorted(set(network) - {*complete, "members"})
@@ -295,8 +313,18 @@ def _complete(key: str, network: Any, shared: Mapping[str, Any]) -> dict[str, An
     return complete
 
 
-def _check(key: str, value: Any, default: Any, limits: Limits) -> Any:
-    """One argument of a network: of its default's type and inside its limits."""
+def _checked_argument(key: str, value: Any, default: Any, limits: Limits) -> Any:
+    """The value of one argument of a network, as its class takes it.
+
+    Args:
+        key: of the argument, for messages.
+        value: may be untrusted.
+        default: the value must be of its type; for a float a whole number will do.
+        limits: see :class:`NetworkType`; of a list, those of each item.
+
+    Raises:
+        ValueError: it is of another type or outside of its limits.
+    """
     if callable(limits):
         if type(value) is not str or not limits(value):
             raise ValueError(f"{key} is {value!r:.100}, which is not known")
@@ -308,7 +336,7 @@ def _check(key: str, value: Any, default: Any, limits: Limits) -> Any:
     if isinstance(default, (list, tuple)):
         if not isinstance(value, (list, tuple)) or not 1 <= len(value) <= 16:
             raise ValueError(f"{key} must be a list of 1 to 16 numbers, not {value!r:.100}")
-        return [_check(key, item, default[0], limits) for item in value]
+        return [_checked_argument(key, item, default[0], limits) for item in value]
     wanted = (int, float) if isinstance(default, float) else (type(default),)
     if type(value) not in wanted:
         raise ValueError(f"{key} must be a {wanted[-1].__name__}, not {value!r:.100}")
@@ -369,15 +397,16 @@ def fill_constants(network: Fusion) -> None:
 
 
 def _assemble(description: Mapping[str, Any]) -> Fusion:
+    """The network of a complete description, with weights where PyTorch puts new ones now."""
     branches: dict[str, nn.Module] = {}
     for name, network in description["branches"].items():
         arguments = {key: value for key, value in network.items() if key != "name"}
-        kind = NETWORKS[network["name"]]
-        made = partial(kind.factory, num_genres=description["num_genres"])
-        members = 1 if "members" in kind.limits else arguments.pop("members", 1)
+        network_type = NETWORKS[network["name"]]
+        build = partial(network_type.factory, num_genres=description["num_genres"])
+        members = 1 if "members" in network_type.limits else arguments.pop("members", 1)
         branches[name] = (
-            made(**arguments)
+            build(**arguments)
             if members == 1
-            else Ensemble([made(**arguments) for _ in range(members)])
+            else Ensemble([build(**arguments) for _ in range(members)])
         )
     return Fusion(description["num_genres"], branches)

@@ -158,7 +158,7 @@ def read_demo(
 
     key = content_key("demo", DRAWING, num_movies, seed, poster_height, float(missing_posters))
     folder = stored_folder(root, "demo", key, build, check)
-    posters = {index: _poster_file(folder / _poster_name(index)) for index in with_poster.tolist()}
+    posters = {index: PosterFile.at(folder / _poster_name(index)) for index in with_poster.tolist()}
     movies = [
         Movie(
             id=str(index + 1),
@@ -307,8 +307,3 @@ def _pick(rng: np.random.Generator, words: list[str]) -> str:
 
 def _poster_name(index: int) -> str:
     return f"{index + 1}.jpg"
-
-
-def _poster_file(path: Path) -> PosterFile:
-    status = path.stat()
-    return PosterFile(path, None, status.st_size, status.st_mtime_ns)

@@ -12,9 +12,7 @@ Columns, in any order, found by the header:
 
 from __future__ import annotations
 
-import os
 import re
-import stat
 import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
@@ -159,7 +157,7 @@ def _parse_row(row: Row, manifest: Path, separator: str) -> Movie:
         name: text for name, text in cells.items() if text and name not in RESERVED
     }
     if cells["poster"]:
-        columns["poster"] = _find_poster(manifest.parent, cells["poster"])
+        columns["poster"] = PosterFile.at(manifest.parent / cells["poster"])
     return Movie(
         id=cells.get("id", str(row.number)),
         columns=columns,
@@ -167,14 +165,3 @@ def _parse_row(row: Row, manifest: Path, separator: str) -> Movie:
         split=split,
         where=row.where,
     )
-
-
-def _find_poster(folder: Path, name: str) -> PosterFile:
-    path = folder / name
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):  # ValueError: a NUL in the name
-        return PosterFile(path, None, -1, 0)
-    if not stat.S_ISREG(status.st_mode):
-        return PosterFile(path, None, -1, 0)
-    return PosterFile(path, None, status.st_size, status.st_mtime_ns)

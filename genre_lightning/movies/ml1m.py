@@ -14,13 +14,10 @@ Source: F. M. Harper, J. A. Konstan, "The MovieLens Datasets", ACM TiiS 5(4), 20
 
 from __future__ import annotations
 
-import errno
 import os
-import shutil
-import stat
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -33,6 +30,7 @@ from genre_lightning.movies.movie import (
     check_movies,
     without_empty,
 )
+from genre_lightning.movies.unzip import unpack
 
 DRIVE_ID = "1hUqu1mbFeTEfBvl-7fc56fHFfCSzIktD"
 DRIVE_PAGE = f"https://drive.google.com/file/d/{DRIVE_ID}/view"
@@ -46,10 +44,7 @@ GENRES_FILE = "genres.txt"
 POSTER_FOLDERS = ("ml1m-images", "images", "posters")
 POSTER_SUFFIXES = (".jpg", ".jpeg", ".png")  # the first one there is taken
 MAX_PREFIX_DEPTH = 8
-# The original zip holds 3 259 files and 95 MB; an archive far beyond that is not it.
-MAX_ARCHIVE_FILES = 100_000
-MAX_ARCHIVE_BYTES = 4 << 30
-# Its movies_train.dat has 140 kB.
+# The original movies_train.dat has 140 kB.
 MAX_TEXT_BYTES = 256 << 20
 
 
@@ -174,6 +169,7 @@ def _no_posters(name: str | Path) -> DataError:
 
 
 def _open_folder(root: Path) -> _Source:
+    """The dataset in a folder; DataError where it is not there or has no folder of posters."""
     base = _find_base(root)
     texts = {
         name: (base / name).read_bytes()
@@ -183,15 +179,10 @@ def _open_folder(root: Path) -> _Source:
     folder = next((base / name for name in POSTER_FOLDERS if (base / name).is_dir()), None)
     if folder is None:
         raise _no_posters(base)
-    ranked: dict[str, tuple[int, PosterFile]] = {}
     with os.scandir(folder) as entries:
-        for entry in entries:
-            key = _poster_key(entry.name)
-            if key is not None and entry.is_file():
-                status = entry.stat()
-                poster = PosterFile(folder / entry.name, None, status.st_size, status.st_mtime_ns)
-                _keep_best(ranked, key, poster)
-    return _Source(str(base), texts, {movie_id: poster for movie_id, (_, poster) in ranked.items()})
+        files = [(entry.name, PosterFile.at(folder / entry.name)) for entry in entries]
+    posters = _posters_by_id((name, file) for name, file in files if file.exists)
+    return _Source(str(base), texts, posters)
 
 
 def _find_base(root: Path) -> Path:
@@ -218,6 +209,7 @@ def _is_visible(name: str) -> bool:
 
 
 def _open_archive(root: Path) -> _Source:
+    """The dataset in a zip, which is not unpacked; errors as of :func:`_open_folder`."""
     try:
         with zipfile.ZipFile(root) as archive:
             members = {info.filename: info for info in archive.infolist()}
@@ -244,14 +236,12 @@ def _open_archive(root: Path) -> _Source:
             break
     else:
         raise _no_posters(f"{root}:{base}")
-    ranked: dict[str, tuple[int, PosterFile]] = {}
-    for name, info in members.items():
-        key = _poster_key(name[len(prefix) :]) if name.startswith(prefix) else None
-        if key is not None:
-            _keep_best(ranked, key, PosterFile(root, name, info.file_size, info.CRC))
-    return _Source(
-        f"{root}:{base}", texts, {movie_id: poster for movie_id, (_, poster) in ranked.items()}
+    posters = _posters_by_id(
+        (name.removeprefix(prefix), PosterFile(root, name, info.file_size, info.CRC))
+        for name, info in members.items()
+        if name.startswith(prefix)
     )
+    return _Source(f"{root}:{base}", texts, posters)
 
 
 def _find_prefix(root: Path, members: dict[str, zipfile.ZipInfo]) -> str:
@@ -273,20 +263,22 @@ def _find_prefix(root: Path, members: dict[str, zipfile.ZipInfo]) -> str:
     return shallowest[0]
 
 
-def _poster_key(name: str) -> tuple[str, int] | None:
-    """(movie id, rank of the suffix), or None when it is not ID.jpg."""
-    movie_id, suffix = os.path.splitext(name)
-    if not (movie_id.isascii() and movie_id.isdigit()) or suffix.lower() not in POSTER_SUFFIXES:
-        return None
-    return movie_id, POSTER_SUFFIXES.index(suffix.lower())
+def _posters_by_id(files: Iterable[tuple[str, PosterFile]]) -> dict[str, PosterFile]:
+    """The posters among files, by movie id.
 
-
-def _keep_best(
-    ranked: dict[str, tuple[int, PosterFile]], key: tuple[str, int], poster: PosterFile
-) -> None:
-    movie_id, rank = key
-    if movie_id not in ranked or rank < ranked[movie_id][0]:
-        ranked[movie_id] = (rank, poster)
+    Args:
+        files: by name. Those that are not called ID.jpg, with one of ``POSTER_SUFFIXES``, are
+            passed over; of several for one movie the one with the first of these suffixes counts.
+    """
+    best: dict[str, tuple[int, PosterFile]] = {}
+    for name, file in files:
+        movie_id, suffix = os.path.splitext(name)
+        if not (movie_id.isascii() and movie_id.isdigit()) or suffix.lower() not in POSTER_SUFFIXES:
+            continue
+        rank = POSTER_SUFFIXES.index(suffix.lower())
+        if movie_id not in best or rank < best[movie_id][0]:
+            best[movie_id] = (rank, file)
+    return {movie_id: file for movie_id, (_, file) in best.items()}
 
 
 # --- download ---------------------------------------------------------------------------------
@@ -347,56 +339,3 @@ def download_ml1m(root: Path, fetch: Callable[[Path], None] = fetch_from_drive) 
             f"{DRIVE_PAGE} and point data.root at it, or unpack it to {root}; "
             f"expected in it: {LAYOUT}"
         ) from error
-
-
-def unpack(archive: Path, folder: Path) -> None:
-    """Unpack an untrusted zip into a new folder.
-
-    Raises:
-        DataError: an entry would leave the folder, is a link or another special file, comes twice,
-            is damaged, or the whole is absurdly large. What was unpacked so far is left in
-            ``folder``, for the caller to throw away.
-    """
-    folder.mkdir()
-    try:
-        with zipfile.ZipFile(archive) as source:
-            infos = source.infolist()
-            # Declared sizes will do: ZipFile never gives out more than an entry declares.
-            total = sum(info.file_size for info in infos)
-            if len(infos) > MAX_ARCHIVE_FILES or total > MAX_ARCHIVE_BYTES:
-                raise DataError(
-                    f"the zip is absurdly large ({len(infos)} files, {total} bytes; at most "
-                    f"{MAX_ARCHIVE_FILES} files, {MAX_ARCHIVE_BYTES} bytes are unpacked)"
-                )
-            for info in infos:
-                _refuse_unsafe(info)
-            for info in infos:
-                target = folder.joinpath(*PurePosixPath(info.filename).parts)
-                if info.is_dir():
-                    target.mkdir(parents=True, exist_ok=True)
-                    continue
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with source.open(info) as reader, target.open("xb") as writer:
-                    shutil.copyfileobj(reader, writer)
-    except FileExistsError as error:
-        raise DataError(f"the zip holds {error.filename!r} twice") from error
-    except DataError:
-        raise
-    except DAMAGED_ZIP as error:
-        raise DataError(f"the zip is damaged ({error!s:.300})") from error
-    except OSError as error:
-        # bzip2's have no number; a place before the file's beginning is an invalid argument.
-        if error.errno not in (None, errno.EINVAL):
-            raise
-        raise DataError(f"the zip is damaged ({error!s:.300})") from error
-
-
-def _refuse_unsafe(info: zipfile.ZipInfo) -> None:
-    name = info.filename
-    path = PurePosixPath(name)
-    # ":" covers drive letters and the hidden streams of NTFS; no name of this dataset has one.
-    if not path.parts or path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name:
-        raise DataError(f"the zip holds an entry that would leave its folder: {name!r}")
-    kind = stat.S_IFMT(info.external_attr >> 16)
-    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-        raise DataError(f"the zip holds a link or special file: {name!r}")

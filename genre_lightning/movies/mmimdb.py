@@ -134,5 +134,4 @@ def _read_movie(
 def _poster(entry: os.DirEntry[str] | None) -> PosterFile | None:
     if entry is None or not entry.is_file():
         return None
-    status = entry.stat()
-    return PosterFile(Path(entry.path), None, status.st_size, status.st_mtime_ns)
+    return PosterFile.at(Path(entry.path))

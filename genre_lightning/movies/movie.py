@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import lzma
 import os
+import stat
 import struct
 import zipfile
 import zlib
@@ -54,6 +55,8 @@ def _open_zip(path: Path, process: int, size: int, modified: int) -> zipfile.Zip
 class PosterFile:
     """Where a poster's bytes lie: a file, or a member of a zip archive.
 
+    Made by :meth:`at` for a file, and by its fields for a member.
+
     Attributes:
         path: the file itself, or the archive that holds ``member``.
         member: name inside the archive, or None for a plain file.
@@ -65,6 +68,17 @@ class PosterFile:
     member: str | None
     size: int
     stamp: int
+
+    @classmethod
+    def at(cls, path: Path) -> PosterFile:
+        """The poster that a plain file holds; ``exists`` is False where there is no such file."""
+        try:
+            status = path.stat()
+        except (OSError, ValueError):  # ValueError: a NUL in the name
+            return cls(path, None, -1, 0)
+        if not stat.S_ISREG(status.st_mode):
+            return cls(path, None, -1, 0)
+        return cls(path, None, status.st_size, status.st_mtime_ns)
 
     @property
     def name(self) -> str:

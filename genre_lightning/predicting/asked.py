@@ -173,9 +173,7 @@ async def _entered(asker: Asker, movies: list[Movie], records: dict[int, Record]
 
 
 def _poster(path: Path) -> PosterFile:
-    try:
-        status = path.stat()
-    except OSError as error:
-        note(f"{path}: can't be read ({error.strerror or error}): the language model goes without")
-        return PosterFile(path, None, -1, 0)
-    return PosterFile(path, None, status.st_size, status.st_mtime_ns)
+    poster = PosterFile.at(path)
+    if not poster.exists:
+        note(f"{path}: can't be read (no such file): the language model goes without")
+    return poster

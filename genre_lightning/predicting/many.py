@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genre_lightning.cells import guard, score_cell, score_columns, separator_of
-from genre_lightning.comparison.run import printable
 from genre_lightning.inputs.poster_limits import POSTER_SUFFIXES
 from genre_lightning.movies.table import separator_hint
+from genre_lightning.page.wording import printable
 from genre_lightning.predicting.predictor import POSTER, TITLE
 from genre_lightning.predicting.printing import (
     HEAT_MAP,

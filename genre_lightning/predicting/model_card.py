@@ -6,10 +6,7 @@ wrote. What none of them tells is said to be unknown.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-import json
 import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,33 +16,36 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from genre_lightning import __version__
-from genre_lightning.cells import score_columns, separator_of, unguard
 from genre_lightning.checkpoint.card import TRAINING_KEY, read_checkpoint
 from genre_lightning.checkpoint.model import TrainedModel, rebuild
 from genre_lightning.comparison.ranking import compare_runs
-from genre_lightning.comparison.reading import find_runs, is_run_folder
-from genre_lightning.comparison.run import Run, number_or_none, printable
-from genre_lightning.errors import UserError
+from genre_lightning.comparison.reading import find_runs, is_run_folder, read_run
+from genre_lightning.comparison.run import Run, number_or_none
 from genre_lightning.files import whole_file
 from genre_lightning.inputs.encoders.spec import EncoderSpec, Hub, Packaged
 from genre_lightning.inputs.encoders.table import ENCODERS
 from genre_lightning.movies.readers import BIASES
-from genre_lightning.movies.split_names import SPLITS
 from genre_lightning.page.markdown import code, in_markdown, markdown_table
+from genre_lightning.page.wording import listed, printable
+from genre_lightning.predicting.evaluations import (
+    PREDICTIONS,
+    CardError,
+    Evaluation,
+    read_evaluation,
+)
 from genre_lightning.report.numbers import number, span
 from genre_lightning.report.overall import METRICS
 from genre_lightning.report.statistics import Interval, bootstrap, interval, num_resamples
-from genre_lightning.runs.places import BEST, CONFIG_FOLDER
+from genre_lightning.runs.places import BEST
 from genre_lightning.runs.result import read_result
 from genre_lightning.runs.settings import is_path
-from genre_lightning.scoring.metrics import genre_metrics, per_genre_metrics
+from genre_lightning.scoring.metrics import per_genre_metrics
 
 #: A genre of fewer training movies is named among the limits.
 FEW_TO_LEARN = 50
@@ -57,8 +57,6 @@ SHOWN = (
     "label_sets", "data.batch_size", "model.dropout", "model.members", "model.branches.*.lr_scale",
     "model.branches.*.l2", "trainer.precision", "trainer.gradient_clip_val", "number of processes",
 )  # fmt: skip
-#: Rounding of the scores in a predictions.csv with six decimals, as older ones have them.
-_ROUNDING = 1e-6
 #: Names of metrics at the Hugging Face hub, by how ours begin.
 _HUB_METRICS = {
     "f1": "f1",
@@ -68,33 +66,8 @@ _HUB_METRICS = {
 }
 
 
-class CardError(UserError):
-    """An evaluation that a card can't use; the message names the file and says why."""
-
-
 @dataclass(frozen=True)
-class Evaluation:
-    """What evaluate.py wrote of a checkpoint.
-
-    Attributes:
-        folder: its run folder.
-        split: "train", "val" or "test".
-        other_data: name of the reader where other data was named; None for the checkpoint's own.
-        metrics: of ``metrics.json``.
-        scores: (N, G) float32, those of ``predictions.csv``.
-        targets: (N, G) float32 zeros and ones.
-    """
-
-    folder: Path
-    split: str
-    other_data: str | None
-    metrics: dict[str, float]
-    scores: np.ndarray
-    targets: np.ndarray
-
-
-@dataclass(frozen=True)
-class _Score:
+class _ScoreRow:
     """One row of a table of scores."""
 
     label: str
@@ -113,19 +86,19 @@ class _Score:
 
 
 @dataclass(frozen=True)
-class _Scored:
+class _ScoreTable:
     """A table of scores, and where they come from."""
 
     split: str
     num_movies: int | None
-    rows: list[_Score]
+    rows: list[_ScoreRow]
     evaluation: Evaluation | None = None
     resamples: int = 0
     seeds: Sequence[Any] = ()
 
 
 @dataclass(frozen=True)
-class _Encoder:
+class _EncoderRow:
     """A row of the table of encoders."""
 
     name: str
@@ -157,44 +130,36 @@ def model_card(
     content = read_checkpoint(checkpoint, mmap=True)
     model = rebuild(content)
     run = _run_of(checkpoint)
-    found = [read_evaluation(folder, model) for folder in evaluations]
-    notes: list[str] = []
-    given = {folder.resolve() for folder in evaluations}
-    for folder in _evaluations_of(checkpoint, run):
-        if folder.resolve() in given:
-            continue
-        try:
-            found.append(read_evaluation(folder, model))
-        except CardError as error:
-            # Beside last.ckpt there may well be those of best.ckpt.
-            notes.append(f"Left out: {str(error).replace(str(folder.parent), '.')}.")
+    found, notes = _find_evaluations(checkpoint, run, evaluations, model)
     result = None if run is None else read_result(run)
     if result is not None and run is not None and checkpoint.name != Path(BEST).name:
         notes.append(f"The scores in {run.name}/result.json are of {BEST}, not of this file.")
         result = {**result, "val": {}, "test": {}, "monitor_value": None}
-    scored = list(_scored(model, found, result, [] if run is None else _by_seed(run)))
+    scored = list(_score_tables(model, found, result, [] if run is None else _runs_by_seed(run)))
     per_genre = next((table for table in scored if table.evaluation is not None), None)
     counts = model.loss.get("genre_counts")
-    name = f"Movie genres from {_listed(list(model.columns))}"
+    name = f"Movie genres from {listed(list(model.columns))}"
     values = {
         "name": name,
         "front": Markup(_front_matter(model, scored, licence, name)),
         "genre_names": model.genres,
         "columns": list(model.columns),
-        "use": Markup(_use(model, file or checkpoint.name)),
-        "dataset": _dataset(model.data),
-        "splitting": _table(("setting", "value"), _options(model.data), ("setting", "value")),
+        "use": Markup(_usage(model, file or checkpoint.name)),
+        "dataset": _dataset_name(model.data),
+        "splitting": _markdown_table(
+            ("setting", "value"), _split_settings(model.data), ("setting", "value")
+        ),
         "num_train": model.loss.get("num_movies"),
         "has_counts": counts is not None,
         "genres": _genre_table(model, per_genre),
         "per_genre": per_genre,
-        "scored": [(table, _score_table(table)) for table in scored],
+        "scored": [(table, _render_scores(table)) for table in scored],
         "notes": notes,
         "branches": _branch_table(model),
         "encoders": _encoder_table(model),
         "settings": _settings(content.get(TRAINING_KEY)),
         "result": result or {},
-        "facts": _facts(checkpoint, content, result or {}),
+        "facts": _file_facts(checkpoint, content, result or {}),
         "licence": licence,
         "rare": [
             f"{genre} ({count})"
@@ -210,11 +175,41 @@ def model_card(
         "bias": BIASES.get(str(model.data.get("reader"))),
         "texts": [name for name, of in model.columns.items() if of == "text"],
     }
+    return _render(values)
+
+
+def _find_evaluations(
+    checkpoint: Path, run: Path | None, named: Sequence[Path], model: TrainedModel
+) -> tuple[list[Evaluation], list[str]]:
+    """The evaluations that the user names, and those beside the checkpoint.
+
+    Returns:
+        The evaluations, and a sentence on each one beside the checkpoint that can't be used.
+
+    Raises:
+        CardError: one that is named can't be used.
+    """
+    found = [read_evaluation(folder, model) for folder in named]
+    notes: list[str] = []
+    resolved = {folder.resolve() for folder in named}
+    for folder in _evaluation_folders(checkpoint, run):
+        if folder.resolve() in resolved:
+            continue
+        try:
+            found.append(read_evaluation(folder, model))
+        except CardError as error:
+            # Beside last.ckpt there may well be those of best.ckpt.
+            notes.append(f"Left out: {str(error).replace(str(folder.parent), '.')}.")
+    return found, notes
+
+
+def _render(values: Mapping[str, Any]) -> str:
+    """The template ``model_card.md.j2`` with these values, without needless blank lines."""
     environment = Environment(
         autoescape=False, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-        keep_trailing_newline=True, finalize=_shown,
+        keep_trailing_newline=True, finalize=_to_markdown,
     )  # fmt: skip
-    environment.filters |= {"code": code, "listed": _listed, "split": _split_name}
+    environment.filters |= {"code": code, "listed": listed, "split": _split_name}
     template = resources.files("genre_lightning.predicting") / "model_card.md.j2"
     text = environment.from_string(template.read_text("utf-8")).render(values)
     return re.sub(r"\n{3,}", "\n\n", text)
@@ -233,84 +228,6 @@ def write_model_card(path: Path, card: str) -> None:
         raise CardError(f"{path}: can't be written ({error.strerror or error})") from error
 
 
-def read_evaluation(folder: Path, model: TrainedModel) -> Evaluation:
-    """Read a folder that evaluate.py wrote, and make sure that it is of this model.
-
-    Raises:
-        CardError: a file is missing or damaged, or the predictions are not this model's: its genres
-            or thresholds are others.
-    """
-    config = _read(folder / CONFIG_FOLDER / "config.yaml", yaml.safe_load)
-    metrics = _read(folder / "metrics.json", json.loads)
-    rows = _read(folder / "predictions.csv", lambda text: list(csv.reader(io.StringIO(text))))
-    table = folder / "predictions.csv"
-    split = config.get("split") if isinstance(config, dict) else None
-    if split not in SPLITS:
-        raise CardError(
-            f"{folder / CONFIG_FOLDER / 'config.yaml'}: it names no split that was scored"
-        )
-    if not isinstance(metrics, dict) or not all(
-        number_or_none(v) is not None for v in metrics.values()
-    ):
-        raise CardError(f"{folder / 'metrics.json'}: it does not hold one number for each metric")
-    width = len(model.genres)
-    header = [unguard(cell) for cell in rows[0]] if rows else []
-    if header[2:4] != ["true", "predicted"] or header[-width:] != score_columns(
-        model.genres, header[:-width]
-    ):
-        raise CardError(f"{table}: its genres are not those of the checkpoint")
-    places = {genre: place for place, genre in enumerate(model.genres)}
-    separator = separator_of(model.genres)
-    scores = np.empty((len(rows) - 1, width), dtype=np.float32)
-    targets, predicted = np.zeros_like(scores), np.zeros_like(scores)
-    for place, cells in enumerate(rows[1:]):
-        try:
-            scores[place] = [float(cell) for cell in cells[-width:]]
-            for cell, into in ((cells[2], targets), (cells[3], predicted)):
-                for genre in filter(None, unguard(cell).split(separator)):
-                    into[place, places[genre]] = 1
-        except (ValueError, KeyError, IndexError) as error:
-            raise CardError(f"{table}: row {place + 2} can't be read ({error})") from error
-    if not len(scores) or not bool(((scores >= 0) & (scores <= 1)).all()):
-        raise CardError(f"{table}: its scores are not numbers in 0..1, one row a movie")
-    thresholds = model.thresholds.numpy()
-    if bool((np.abs(scores - thresholds)[(scores >= thresholds) != predicted] > _ROUNDING).any()):
-        raise CardError(
-            f"{table}: its predictions are not at the thresholds of this checkpoint, so they are "
-            "another model's"
-        )
-    # What rounding has carried over a threshold goes back.
-    scores = np.where(predicted > 0, np.maximum(scores, thresholds), scores)
-    below = np.nextafter(thresholds, np.float32(-1))
-    scores = np.where(predicted > 0, scores, np.minimum(scores, below)).astype(np.float32)
-    again = genre_metrics(torch.from_numpy(scores), torch.from_numpy(targets), model.thresholds)
-    for name in METRICS:
-        if abs(again[name] - metrics.get(name, -1.0)) > 1e-3:
-            raise CardError(
-                f"{folder / 'metrics.json'}: its {name} is {metrics.get(name)}, and that of "
-                f"predictions.csv {again[name]:.4f}: evaluate the checkpoint again"
-            )
-    other = config.get("data")
-    return Evaluation(
-        folder,
-        split,
-        None if other is None else str(other.get("reader") if isinstance(other, dict) else other),
-        {name: float(value) for name, value in metrics.items()},
-        scores,
-        targets,
-    )
-
-
-def _read(path: Path, parse: Any) -> Any:
-    try:
-        return parse(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise CardError(f"{path} is not there: name a folder that evaluate.py wrote") from None
-    except (OSError, ValueError, csv.Error, yaml.YAMLError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CardError(f"{path} can't be read: {reason}") from error
-
-
 def _run_of(checkpoint: Path) -> Path | None:
     """The run folder that a checkpoint lies in."""
     run = checkpoint.resolve().parent.parent
@@ -319,15 +236,18 @@ def _run_of(checkpoint: Path) -> Path | None:
     )
 
 
-def _evaluations_of(checkpoint: Path, run: Path | None) -> list[Path]:
+def _evaluation_folders(checkpoint: Path, run: Path | None) -> list[Path]:
     """The folders beside a checkpoint that hold predictions."""
     tops = [checkpoint.resolve().parent, *([] if run is None else [run])]
     places = [place for top in tops for place in (top, *sorted(top.iterdir())) if place.is_dir()]
-    return [place for place in dict.fromkeys(places) if (place / "predictions.csv").is_file()]
+    return [place for place in dict.fromkeys(places) if (place / PREDICTIONS).is_file()]
 
 
-def _by_seed(run: Path) -> list[Run]:
+def _runs_by_seed(run: Path) -> list[Run]:
     """The completed runs beside a run, itself included, that differ from it by the seed alone."""
+    this = read_run(run, run.name)
+    if this is None or this.monitor is None:
+        return []  # too little is left of it: its settings can't be compared
     beside = [path for path in run.parent.iterdir() if path.is_dir() and is_run_folder(path)]
     groups = compare_runs(find_runs(beside)).groups
     (own,) = (group for group in groups if any(each.folder == run for each in group.runs))
@@ -336,12 +256,12 @@ def _by_seed(run: Path) -> list[Run]:
     return list(seeds.values()) if len(seeds) > 1 else []
 
 
-def _scored(
+def _score_tables(
     model: TrainedModel,
     evaluations: Sequence[Evaluation],
     result: Mapping[str, Any] | None,
     runs: Sequence[Run],
-) -> Iterator[_Scored]:
+) -> Iterator[_ScoreTable]:
     """A table for the test split and one for validation, where anything is known of them."""
     for split in ("test", "val", "train"):
         own = (result or {}).get(split) or {}
@@ -363,27 +283,27 @@ def _scored(
             ).metrics
             here = seeds if evaluation.other_data is None else []
             rows = [
-                _Score(
+                _ScoreRow(
                     label, name, evaluation.metrics[name],
                     interval(evaluation.metrics[name], drawn[name]), told[name] if here else (),
                 )
                 for name, label in METRICS.items()
             ]  # fmt: skip
-            yield _Scored(split, len(evaluation.scores), rows, evaluation, resamples, here)
+            yield _ScoreTable(split, len(evaluation.scores), rows, evaluation, resamples, here)
         if any(each.other_data is None for each in mine):
             continue
         values = {name: number_or_none(own.get(name)) for name in METRICS}
         rows = [
-            _Score(label, name, value, None, told[name] if seeds else ())
+            _ScoreRow(label, name, value, None, told[name] if seeds else ())
             for name, label in METRICS.items()
             if (value := values[name]) is not None
         ]
         if rows:
             count = number_or_none(own.get("num_movies"))
-            yield _Scored(split, None if count is None else int(count), rows, seeds=seeds)
+            yield _ScoreTable(split, None if count is None else int(count), rows, seeds=seeds)
 
 
-def _score_table(table: _Scored) -> Markup:
+def _render_scores(table: _ScoreTable) -> Markup:
     heads = ["metric", "value"]
     heads += ["95% interval"] if table.evaluation is not None else []
     heads += ["over seeds"] if table.seeds else []
@@ -393,10 +313,10 @@ def _score_table(table: _Scored) -> Markup:
         cells += [span(row.interval)] if row.interval is not None else []
         cells += [f"{number(row.mean)} ± {number(row.sd)}"] if table.seeds else []
         rows.append(cells)
-    return _table(heads, rows, ("metric",))
+    return _markdown_table(heads, rows, ("metric",))
 
 
-def _genre_table(model: TrainedModel, table: _Scored | None) -> Markup:
+def _genre_table(model: TrainedModel, table: _ScoreTable | None) -> Markup:
     """Genre by genre: training movies, threshold, and scores where there are predictions."""
     counts, total = model.loss.get("genre_counts"), model.loss.get("num_movies")
     heads = ["genre", "threshold"]
@@ -422,10 +342,10 @@ def _genre_table(model: TrainedModel, table: _Scored | None) -> Markup:
             for name in ("f1", "ap"):
                 value = interval(float(found[name][g]), drawn[name][:, g])
                 row += [number(value.value), span(value)]
-    return _table(heads, rows, ("genre",))
+    return _markdown_table(heads, rows, ("genre",))
 
 
-def _scored_by_few(model: TrainedModel, table: _Scored | None) -> list[str]:
+def _scored_by_few(model: TrainedModel, table: _ScoreTable | None) -> list[str]:
     if table is None or table.evaluation is None:
         return []
     support = table.evaluation.targets.sum(axis=0).astype(int).tolist()
@@ -444,7 +364,7 @@ def _branch_table(model: TrainedModel) -> Markup:
         gives = ", ".join(f"{key} {value}" for key, value in given.network_arguments().items())
         rows.append([name, given.column, f"{given.kind} ({gives})", network, f"{weights:,}"])
     heads = ("branch", "column", "input", "network", "weights")
-    return _table(heads, rows, heads[:-1])
+    return _markdown_table(heads, rows, heads[:-1])
 
 
 def _encoder_table(model: TrainedModel) -> Markup | None:
@@ -459,10 +379,12 @@ def _encoder_table(model: TrainedModel) -> Markup | None:
         for each in _encoder_rows(model)
     ]
     heads = ("encoder", "branch", "licence", "weights", "SHA-256 of the weights")
-    return _table(heads, rows, heads) if rows else None
+    return _markdown_table(heads, rows, heads) if rows else None
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[str]) -> Markup:
+def _markdown_table(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[str]
+) -> Markup:
     shown = [[cell if isinstance(cell, Markup) else _one_line(cell) for cell in r] for r in rows]
     return Markup("\n".join(markdown_table(heads, shown, left)))
 
@@ -471,24 +393,26 @@ def _one_line(value: Any) -> str:
     return printable(" ".join(str(value).split()))
 
 
-def _shown(value: Any) -> str:
+def _to_markdown(value: Any) -> str:
     """What the template writes of a value: it may come from an untrusted checkpoint."""
     return value if isinstance(value, Markup) else in_markdown(_one_line(value))
 
 
-def _encoder_rows(model: TrainedModel) -> Iterator[_Encoder]:
+def _encoder_rows(model: TrainedModel) -> Iterator[_EncoderRow]:
     """The pretrained encoders that the model needs, or was trained from."""
     for name, given in model.inputs.items():
         spec = getattr(given, "spec", None)
         if isinstance(spec, EncoderSpec):
             sha256 = getattr(given, "sha256", None)
-            yield _Encoder(spec.name, name, spec.licence, sha256, _source(spec))
+            yield _EncoderRow(spec.name, name, spec.licence, sha256, _source(spec))
     for name, described in model.network.description["branches"].items():
         encoder = described.get("encoder")
         if isinstance(encoder, str):
             known = ENCODERS.get(encoder)
             licence = None if known is None else known.licence
-            yield _Encoder(encoder, name, licence, None, "trained on, and part of the checkpoint")
+            yield _EncoderRow(
+                encoder, name, licence, None, "trained on, and part of the checkpoint"
+            )
 
 
 def _source(spec: EncoderSpec) -> str:
@@ -500,7 +424,7 @@ def _source(spec: EncoderSpec) -> str:
     return "a file of whoever trained it"
 
 
-def _facts(checkpoint: Path, content: Mapping[str, Any], result: Mapping[str, Any]) -> Markup:
+def _file_facts(checkpoint: Path, content: Mapping[str, Any], result: Mapping[str, Any]) -> Markup:
     """What the file is, and how long and with what it was trained."""
     epoch = content.get("epoch")
     rows = [
@@ -520,7 +444,7 @@ def _facts(checkpoint: Path, content: Mapping[str, Any], result: Mapping[str, An
     if isinstance(versions, Mapping):
         rows += [(f"version of {name}", version) for name, version in versions.items()]
     rows.append(("card made by genre-lightning", __version__))
-    return _table(("", "what"), [[name, str(value)] for name, value in rows], ("", "what"))
+    return _markdown_table(("", "what"), [[name, str(value)] for name, value in rows], ("", "what"))
 
 
 def _settings(training: Any) -> Markup | None:
@@ -537,16 +461,16 @@ def _settings(training: Any) -> Markup | None:
         elif "._" in name:
             continue
         shown.append((name, "none" if value is None else str(value)[:200]))
-    return _table(("setting", "value"), shown, ("setting", "value"))
+    return _markdown_table(("setting", "value"), shown, ("setting", "value"))
 
 
-def _dataset(data: Mapping[str, Any]) -> str:
+def _dataset_name(data: Mapping[str, Any]) -> str:
     """Its name: the reader's, and the file's where the reader is told one."""
     reader, path = str(data.get("reader", "unknown")), data.get("path")
     return reader if path is None else f"{reader} ({Path(str(path)).name})"
 
 
-def _options(data: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _split_settings(data: Mapping[str, Any]) -> list[tuple[str, str]]:
     """How it was read and split."""
     # Of a path its last part alone: which folders the owner has is not told with a model.
     return [
@@ -556,7 +480,7 @@ def _options(data: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _use(model: TrainedModel, file: str) -> str:
+def _usage(model: TrainedModel, file: str) -> str:
     """Three lines of Python that predict."""
     examples = {"title": '["Heat (1995)"]', "poster": 'posters=["heat.jpg"]'}
     arguments = []
@@ -575,7 +499,7 @@ def _use(model: TrainedModel, file: str) -> str:
 
 
 def _front_matter(
-    model: TrainedModel, scored: Sequence[_Scored], licence: str | None, name: str
+    model: TrainedModel, scored: Sequence[_ScoreTable], licence: str | None, name: str
 ) -> str:
     """The YAML at the top, as the Hugging Face hub reads it."""
     columns = set(model.columns)
@@ -600,7 +524,7 @@ def _front_matter(
                     {
                         "task": {"type": task, "name": "multi-label classification of genres"},
                         "dataset": {
-                            "name": _dataset(model.data) if other is None else other,
+                            "name": _dataset_name(model.data) if other is None else other,
                             "type": reader,
                             "split": "test",
                         },
@@ -626,7 +550,3 @@ def _sha256(path: Path) -> str:
 
 def _split_name(split: str) -> str:
     return {"val": "Validation", "test": "Test", "train": "Training"}[split]
-
-
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

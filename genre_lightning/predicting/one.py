@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genre_lightning.comparison.run import printable
 from genre_lightning.errors import InputError
+from genre_lightning.page.wording import printable
 from genre_lightning.predicting.arguments import PredictOptions
 from genre_lightning.predicting.predictor import POSTER
 from genre_lightning.predicting.printing import (

@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from genre_lightning.inputs.input import Value
 from genre_lightning.inputs.one_core import one_core_threads
 from genre_lightning.inputs.part import Part
 from genre_lightning.models.fusion import ACTIVATIONS
+from genre_lightning.page.wording import listed
 
 if TYPE_CHECKING:
     from genre_lightning.explain.movie import MovieExplanation
@@ -41,11 +42,22 @@ TITLE, POSTER = "title", "poster"
 #: A movie: its values by column; or title and poster. None for what there is not.
 Movie: TypeAlias = Mapping[str, Value | None] | tuple[Value | None, Value | None]
 
-#: Title, (G,) scores and problem of a movie.
-_Answer: TypeAlias = tuple[str | None, np.ndarray | None, str | None]
-
 #: Movies that go through the network at once. More is not faster on a CPU, and needs more memory.
 BATCH_SIZE = 16
+
+
+class _Scored(NamedTuple):
+    """What the model makes of one movie.
+
+    Attributes:
+        title: as given.
+        scores: (G,) float32; None where the model could see nothing of the movie.
+        problem: as in :class:`Prediction`.
+    """
+
+    title: str | None
+    scores: np.ndarray | None
+    problem: str | None
 
 
 class PredictionError(UserError, ValueError):
@@ -211,15 +223,15 @@ class GenrePredictor:
             ValueError: the columns differ in length; an unknown value of ``errors``.
             TypeError: a value is of a type that its column can't have.
         """
-        movies = self._movies(titles, posters, columns)
-        found = list(self._predictions(movies, errors, self._share(len(movies))))
+        movies = self._by_movie(titles, posters, columns)
+        predictions = list(self._predictions(movies, errors, self._batch_size(len(movies))))
         return [
             replace(
                 prediction,
                 poster=movie.get(POSTER),
                 explanation=self._explain(movie) if explain and prediction.scores else None,
             )
-            for prediction, movie in zip(found, movies, strict=True)
+            for prediction, movie in zip(predictions, movies, strict=True)
         ]
 
     def _explain(self, movie: Mapping[str, Value | None]) -> MovieExplanation:
@@ -239,9 +251,10 @@ class GenrePredictor:
         **columns: Sequence[Value | None] | None,
     ) -> np.ndarray:
         """(N, G) float32 scores in [0, 1] of N movies; arguments and errors of :meth:`predict`."""
-        movies = self._movies(titles, posters, columns)
-        found = [scores for _, scores, _ in self._scored(movies, True, self._share(len(movies)))]
-        return np.array(found, dtype=np.float32).reshape(len(found), len(self.genres))
+        movies = self._by_movie(titles, posters, columns)
+        scored = self._score_movies(movies, True, self._batch_size(len(movies)))
+        scores = [one.scores for one in scored]
+        return np.array(scores, dtype=np.float32).reshape(len(scores), len(self.genres))
 
     def stream(
         self, movies: Iterable[Movie], errors: str = "raise"
@@ -267,11 +280,8 @@ class GenrePredictor:
     ) -> Generator[Prediction, None, None]:
         if errors not in ("raise", "report"):
             raise ValueError(f'errors is "raise" or "report", not {errors!r}')
-        for title, scores, problem in self._scored(movies, errors == "raise", batch_size):
-            if scores is None:
-                yield Prediction(title, (), {}, problem, self._thresholds_by_genre)
-                continue
-            yield self._prediction(title, scores, problem)
+        for one in self._score_movies(movies, errors == "raise", batch_size):
+            yield self._prediction(one)
 
     def predict_encoded(self, title: str | None, parts: Mapping[str, Part]) -> Prediction:
         """Predict the genres of one movie that is encoded already.
@@ -282,48 +292,39 @@ class GenrePredictor:
         """
         self._notice_fork()
         (scores,) = self._score_encoded(parts, 1)
-        return self._prediction(title, scores, None)
+        return self._prediction(_Scored(title, scores, None))
 
-    def _prediction(self, title: str | None, scores: np.ndarray, problem: str | None) -> Prediction:
-        values = dict(zip(self.genres, scores.tolist(), strict=True))
+    def _prediction(self, scored: _Scored) -> Prediction:
+        title, scores, problem = scored
+        if scores is None:
+            return Prediction(title, (), {}, problem, self._thresholds_by_genre)
+        by_genre = dict(zip(self.genres, scores.tolist(), strict=True))
         reached = np.flatnonzero(scores >= self._thresholds)
-        order = sorted(reached.tolist(), key=lambda genre: -scores[genre])
-        genres = tuple(self.genres[g] for g in order)
-        return Prediction(title, genres, values, problem, self._thresholds_by_genre)
+        ranked = sorted(reached.tolist(), key=lambda genre: -scores[genre])
+        genres = tuple(self.genres[genre] for genre in ranked)
+        return Prediction(title, genres, by_genre, problem, self._thresholds_by_genre)
 
-    def _share(self, movies: int) -> int:
+    def _batch_size(self, movies: int) -> int:
         """The batch size that gives every worker some of a known number of movies."""
         return max(1, min(BATCH_SIZE, -(-movies // self.workers)))
 
-    def _movies(
+    def _by_movie(
         self,
         titles: Sequence[str | None] | None,
         posters: Sequence[Value | None] | None,
         columns: Mapping[str, Sequence[Value | None] | None],
     ) -> list[Mapping[str, Value | None]]:
+        """The arguments of :meth:`predict`, a list a column, as the columns of each movie."""
         for name in columns:
             if name not in self._columns:
                 raise PredictionError(self._unknown(name))
         # How the caller wrote each column, for messages.
         given = {"titles": titles, "posters": posters, **columns}
-        for name, values in given.items():
-            if isinstance(values, (str, bytes, os.PathLike, Image.Image)):
-                raise TypeError(f"{name} must be a list, also for a single movie: [{values!r}]")
-            if isinstance(values, (Mapping, Set)):
-                raise TypeError(f"{name} must be a list, not a {type(values).__name__}")
-            if hasattr(values, "columns"):  # a table, which would be gone through by their names
-                raise TypeError(
-                    f"{name} must be a list or one column of a table, not a "
-                    f"{type(values).__name__}, which has several: table[NAME]"
-                )
-        # In order, whatever index a column of pandas has.
         lists = {
-            name: list(map(_or_none, _iterated(name, values)))
-            for name, values in given.items()
-            if values is not None
+            name: _values(name, values) for name, values in given.items() if values is not None
         }
         if not lists:
-            raise ValueError(f"none of {listed(['titles', 'posters', *columns], 'and')} is given")
+            raise ValueError(f"none of {listed(['titles', 'posters', *columns])} is given")
         (first, count), *others = [(name, len(values)) for name, values in lists.items()]
         for name, other in others:
             if other != count:
@@ -332,19 +333,25 @@ class GenrePredictor:
         for argument, name in names.items():
             if argument in lists and name in columns:
                 raise TypeError(f"the column {name} is given twice, as {argument} and as {name}")
-        found = {names.get(name, name): values for name, values in lists.items()}
-        return [{name: values[n] for name, values in found.items()} for n in range(count)]
+        by_column = {names.get(name, name): values for name, values in lists.items()}
+        return [{name: values[n] for name, values in by_column.items()} for n in range(count)]
 
     def _unknown(self, column: str) -> str:
         return f"the model does not look at {column!r}: it looks at {', '.join(self._columns)}"
 
-    def _scored(
-        self, movies: Iterable[Movie], strict: bool, batch_size: int = BATCH_SIZE
-    ) -> Iterator[_Answer]:
-        """Answers in order; a worker takes a batch all the way, a few are begun ahead."""
+    def _score_movies(
+        self, movies: Iterable[Movie], strict: bool, batch_size: int
+    ) -> Iterator[_Scored]:
+        """Read and score movies, in order; each worker takes whole batches.
+
+        Args:
+            movies: as for :meth:`stream`; up to a batch for each worker, and one more, ahead.
+            strict: raise where a value can't be read, or a movie can't be seen.
+            batch_size: movies in a batch.
+        """
         self._notice_fork()
         numbered = ((number, _by_column(number, movie)) for number, movie in enumerate(movies, 1))
-        waiting: deque[Future[list[_Answer]]] = deque()
+        waiting: deque[Future[list[_Scored]]] = deque()
         try:
             while True:
                 while len(waiting) <= self.workers:
@@ -364,7 +371,7 @@ class GenrePredictor:
 
     def _predict_batch(
         self, batch: Sequence[tuple[int, Mapping[str, Value | None]]], strict: bool
-    ) -> list[_Answer]:
+    ) -> list[_Scored]:
         """Read and score a batch of numbered movies."""
         problems: list[str | None] = []
         seen: list[int] = []
@@ -387,7 +394,7 @@ class GenrePredictor:
         for place, row in zip(seen, self._score(items, len(seen)), strict=True):
             scores[place] = row
         titles = [movie.get(TITLE) for _, movie in batch]
-        return list(zip(titles, scores, problems, strict=True))
+        return list(map(_Scored, titles, scores, problems))
 
     def _read(
         self, number: int, movie: Mapping[str, Value | None], strict: bool
@@ -410,7 +417,7 @@ class GenrePredictor:
             except TypeError as error:
                 raise TypeError(f"{column} {number} is {error}") from error
             except InputError as error:
-                reason = f"{_name(value, column, number, given.of)}: {error}"
+                reason = f"{_name_of_value(value, column, number, given.of)}: {error}"
                 if strict:
                     raise type(error)(reason) from error
                 problems.setdefault(column, reason)
@@ -491,11 +498,30 @@ def _by_column(number: int, movie: Any) -> Mapping[str, Value | None]:
     return {TITLE: _or_none(title), POSTER: _or_none(poster)}
 
 
-def _iterated(name: str, values: Any) -> Iterator[Any]:
+def _values(name: str, values: Any) -> list[Any]:
+    """The values of a column that the caller gave, None for what pandas says there is not.
+
+    Args:
+        name: of the argument.
+        values: what was given for it. A column of pandas is taken in order, whatever its index.
+
+    Raises:
+        TypeError: it is a single value, or no list of values.
+    """
+    if isinstance(values, (str, bytes, os.PathLike, Image.Image)):
+        raise TypeError(f"{name} must be a list, also for a single movie: [{values!r}]")
+    if isinstance(values, (Mapping, Set)):
+        raise TypeError(f"{name} must be a list, not a {type(values).__name__}")
+    if hasattr(values, "columns"):  # a table, of which a loop would give the columns' names
+        raise TypeError(
+            f"{name} must be a list or one column of a table, not a "
+            f"{type(values).__name__}, which has several: table[NAME]"
+        )
     try:
-        return iter(values)
+        iterator = iter(values)
     except TypeError as error:  # a number, or an array of no axis
         raise TypeError(f"{name} must be a list, not a {type(values).__name__}") from error
+    return list(map(_or_none, iterator))
 
 
 def _or_none(value: Any) -> Any:
@@ -507,7 +533,7 @@ def _or_none(value: Any) -> Any:
     return None if any(value is none for none in nones) else value
 
 
-def _name(value: Value, column: str, number: int, of: str) -> str:
+def _name_of_value(value: Value, column: str, number: int, of: str) -> str:
     """How messages call a value, that of the movie of this number."""
     if of == "poster":
         if isinstance(value, (str, os.PathLike)):
@@ -519,10 +545,4 @@ def _name(value: Value, column: str, number: int, of: str) -> str:
 
 def nothing_of(columns: Sequence[str]) -> str:
     """Why a movie can't be predicted that has none of these: "no title and no poster to go by"."""
-    return f"{listed([f'no {column}' for column in columns], 'and')} to go by"
-
-
-def listed(names: Sequence[str], last: str) -> str:
-    """Such as "a title, a poster or a synopsis"."""
-    *others, end = names
-    return f"{', '.join(others)} {last} {end}" if others else end
+    return f"{listed([f'no {column}' for column in columns])} to go by"

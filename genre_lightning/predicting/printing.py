@@ -7,8 +7,8 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from genre_lightning.comparison.run import printable
 from genre_lightning.errors import UserError
+from genre_lightning.page.wording import printable
 
 if TYPE_CHECKING:
     from genre_lightning.predicting.predictor import GenrePredictor, Prediction

@@ -129,7 +129,8 @@ def writing(path: Path) -> Iterator[Any]:
     """
     if path == STREAM:
         if isinstance(sys.stdout, io.TextIOWrapper):  # as we read it, whatever the terminal has
-            sys.stdout.reconfigure(encoding="utf-8")
+            # A name of a file may be no text; where the encoding alone is given, that is an error.
+            sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
         yield csv.writer(sys.stdout, lineterminator="\n")
         sys.stdout.flush()
         return

@@ -14,6 +14,7 @@ from torch import Tensor
 from genre_lightning.checkpoint.model import TrainedModel
 from genre_lightning.explain.parts import branch_labels
 from genre_lightning.models.fusion import ACTIVATIONS
+from genre_lightning.page.wording import listed
 from genre_lightning.report import charts
 from genre_lightning.report.charts import Mark
 from genre_lightning.report.evaluation import SplitScores
@@ -139,7 +140,7 @@ def movie_groups(model: TrainedModel, scores: SplitScores) -> list[Group]:
     lacking = [column for column, rows in has.items() if not bool(rows.all())]
     complete = torch.stack(list(has.values())).all(dim=0)
     if lacking:
-        groups.append(Group(f"With {_listed(lacking)}", complete))
+        groups.append(Group(f"With {listed(lacking)}", complete))
         groups += [Group(f"Without {column}", ~has[column]) for column in lacking]
     return [
         group
@@ -247,7 +248,7 @@ def _chart(
         if bool(targets[movies][:, g].any())
     ]
     return charts.dot_rows(
-        f"Average precision of each genre by {_listed(list(labels.values()))} alone, and by all",
+        f"Average precision of each genre by {listed(list(labels.values()))} alone, and by all",
         rows,
     )
 
@@ -261,8 +262,3 @@ def _together(present: Sequence[str], branches: int) -> str:
 
 def _title(text: str) -> str:
     return text[:1].upper() + text[1:]
-
-
-def _listed(names: Sequence[str]) -> str:
-    """Names joined by commas and an "and"."""
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup, escape
 
-from genre_lightning.page.shortening import shortened
 from genre_lightning.page.svg import Scale, circle, line, svg, words
+from genre_lightning.page.wording import shortened
 from genre_lightning.report.statistics import Interval, Reliability
 
 _TICKS = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -97,6 +97,15 @@ def most_confident(
 def _spread(
     rows: np.ndarray, genres: np.ndarray, sureness: np.ndarray, count: int, per_genre: int
 ) -> list[Pick]:
+    """The surest predictions, spread over movies and genres as :func:`most_confident` says.
+
+    Args:
+        rows: (n,) the movie of each prediction.
+        genres: (n,) its genre.
+        sureness: (n,) its distance from the threshold.
+        count: at most so many.
+        per_genre: at most so many of one genre.
+    """
     picks: list[Pick] = []
     shown: Counter[int] = Counter()
     seen: set[int] = set()

@@ -355,6 +355,7 @@ def build_loss(
 
 
 def _prepare(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Checked, and of one type: logits of half precision become float32."""
     if logits.shape != targets.shape or logits.ndim != 2:
         raise ValueError(
             f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)} must both be (B, G)"
@@ -367,6 +368,7 @@ def _prepare(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 def _weights(
     genre_counts: Tensor | Sequence[int] | None, num_movies: int | None, class_weight: str | None
 ) -> Tensor | None:
+    """The :func:`class_weights` of a loss; None where it has none."""
     if class_weight is None:
         return None
     if genre_counts is None or num_movies is None:

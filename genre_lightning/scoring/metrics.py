@@ -172,6 +172,7 @@ class LogitCollector(Metric):
 
 
 def _decision_metrics(predicted: Tensor, targets: Tensor) -> dict[str, float]:
+    """The metrics of ``names.DECISIONS`` of (N, G) predictions and targets."""
     # As torchmetrics computes them, to the last bit, from counts that are taken once: its functions
     # take them eight times over.
     hits = predicted & targets.bool()
@@ -206,8 +207,10 @@ def _divided(above: Tensor, below: Tensor) -> Tensor:
 
 
 def _average_precisions(scores: Tensor, targets: Tensor) -> Tensor:
-    # (G,) float32; nan for a genre without positives, which torchmetrics leaves at -0.0, 0.0 or nan
-    # by version
+    """(G,) float32; nan for a genre without positives.
+
+    For such a genre torchmetrics gives -0.0, 0.0 or nan, by its version.
+    """
     num_genres = scores.shape[1]
     values = torch.full((num_genres,), float("nan"), device=scores.device)
     present = (targets.sum(dim=0) > 0).nonzero().squeeze(1)
@@ -223,6 +226,7 @@ def _average_precisions(scores: Tensor, targets: Tensor) -> Tensor:
 
 
 def _prepare(scores: Tensor, targets: Tensor, thresholds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Checked: float32 scores, int64 targets, float32 thresholds on the device of the scores."""
     if scores.ndim != 2 or scores.shape != targets.shape or 0 in scores.shape:
         raise ValueError(
             f"scores {tuple(scores.shape)} and targets {tuple(targets.shape)} "

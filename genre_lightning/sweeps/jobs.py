@@ -180,6 +180,17 @@ def _run(
 
 
 def _run_in_sweep(cfg: DictConfig, train: Train, folder: Path) -> float | None:
+    """Run one job of a sweep where it has to run, and write to the sweep's journal how it went.
+
+    Args:
+        cfg: see :func:`run_job`.
+        train: see :func:`run_job`.
+        folder: of the job.
+
+    Returns:
+        The monitored value, also of a job that was finished before; None for one that has failed,
+        was interrupted, or runs elsewhere.
+    """
     job = HydraConfig.get()
     sweep = Path(job.runtime.cwd) / job.sweep.dir
     command = read_command(sweep)

@@ -114,32 +114,14 @@ class GenreModule(pl.LightningModule):
         self.decay_vectors = decay_vectors
         self.branch_loss = branch_loss
         self.by_folds = folds > 1
-        for name, branch in network.branches.items():
-            if self.by_folds and num_members(branch) != folds:
-                raise UserError(
-                    f"data.folds={folds}: the branch {name} has {num_members(branch)} member(s), "
-                    f"and each fold needs one; set model.members={folds}, list branches whose "
-                    "networks have members, or set data.folds=1"
-                )
+        if self.by_folds:
+            _check_members(network, folds)
         if not 0 <= drop_columns < 1:
             raise UserError(f"training.drop_columns={drop_columns} is not in [0, 1)")
         self.drop_columns = drop_columns
         self.activation = str(loss.activation)
-        self.stacks = stacking and self.by_folds
-        for key, wanted in (
-            ("training.stacking", self.stacks),
-            ("label_sets", network.label_sets is not None),
-        ):
-            if wanted and self.activation != "sigmoid":
-                raise UserError(
-                    f"{key}=true needs a loss that scores each genre by itself, such as loss=bce; "
-                    f"set {key}=false"
-                )
-        if self.stacks and network.num_genres > MOST_GENRES:
-            raise UserError(
-                f"training.stacking=true takes at most {MOST_GENRES} genres, and the dataset "
-                f"has {network.num_genres}; set training.stacking=false"
-            )
+        self.fits_stacking = stacking and self.by_folds
+        _check_relations(network, self.activation, self.fits_stacking)
         self.collector = LogitCollector(len(network.branches), network.num_genres)
         # A metric of our own, whose sums a checkpoint in mid-epoch can take along.
         self.train_loss = MeanMetric(nan_strategy="disable")
@@ -153,14 +135,16 @@ class GenreModule(pl.LightningModule):
                 branch.compile()
         for name in self._frozen():
             network.branches[name].requires_grad_(False)
+        # Built once here, so that wrong settings are refused before training, and for its defaults.
         probe = self._build_optimizer(network.parameters())
         self.optimizer_defaults = probe.defaults
-        #: Whether training goes to the optimum of one loss, so that nothing may be drawn at random.
-        self.solves = isinstance(probe, LBFGS)
+        #: Whether each step looks at all of train several times, so nothing may be drawn at random.
+        self.uses_lbfgs = isinstance(probe, LBFGS)
         # Lightning leaves the modes as it finds them.
         self.train()
 
     def _frozen(self) -> list[str]:
+        """The branches that are not trained."""
         return [name for name, scale in self.lr_scales.items() if scale == 0]
 
     def train(self, mode: bool = True) -> GenreModule:
@@ -171,7 +155,7 @@ class GenreModule(pl.LightningModule):
         super().train(mode)
         for name in self._frozen():
             self.network.branches[name].eval()
-        if self.solves:
+        if self.uses_lbfgs:
             for module in self.network.modules():
                 if isinstance(module, DROPOUTS):
                     module.eval()
@@ -179,12 +163,12 @@ class GenreModule(pl.LightningModule):
 
     def on_train_start(self) -> None:
         self._train_loss_logged = False
-        if self.solves and self.trainer.num_training_batches > 1:
+        if self.uses_lbfgs and self.trainer.num_training_batches > 1:
             raise UserError(
                 f"optimizer=lbfgs needs all {self.num_movies} training movies in one batch: set "
                 "data.batch_size=null, or take optimizer=adamw"
             )
-        if self.solves and self.trainer.world_size > 1:
+        if self.uses_lbfgs and self.trainer.world_size > 1:
             raise UserError("optimizer=lbfgs trains in one process: set trainer.devices=1")
 
     def on_train_epoch_start(self) -> None:
@@ -193,7 +177,7 @@ class GenreModule(pl.LightningModule):
     def training_step(self, batch: MovieBatch, batch_idx: int) -> Tensor:
         """The loss of a batch, and the mean of them over the epoch."""
         loss = self.batch_loss(batch)
-        self.train_loss.update(loss.detach())  # all batches are of one size
+        self.train_loss.update(loss.detach())  # unweighted: all batches are of one size
         if not self._train_loss_logged:
             # Once: at the epoch's end Lightning asks the metric, and each call takes a millisecond.
             self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, logger=False)
@@ -277,7 +261,7 @@ class GenreModule(pl.LightningModule):
         self._check_finite(branch_logits)
         network = self.network
         branches = dict(zip(network.branches, branch_logits.unbind(1), strict=True))
-        if self.stacks:
+        if self.fits_stacking:
             arrays = (network.total(branches), branch_logits, targets, folds)
             found = fit_stacking_by_folds(*(each.cpu().numpy() for each in arrays))
             network.stacking = Stacking.from_arrays(list(branches), *found)
@@ -296,6 +280,7 @@ class GenreModule(pl.LightningModule):
         )
 
     def _build_optimizer(self, parameters: Iterable[Any]) -> Optimizer:
+        """The optimizer of these parameters; SettingError where its arguments make no sense."""
         try:
             return self.make_optimizer(parameters)
         except (TypeError, ValueError) as error:
@@ -321,7 +306,7 @@ class GenreModule(pl.LightningModule):
 
     def _parameter_groups(self, defaults: Mapping[str, Any]) -> list[dict[str, Any]]:
         decay_scales = None
-        if self.solves:
+        if self.uses_lbfgs:
             decay_scales = {name: l2 / self._num_targets() for name, l2 in self.l2.items()}
         return parameter_groups(
             dict(self.network.branches.items()),
@@ -345,6 +330,7 @@ class GenreModule(pl.LightningModule):
         checkpoint[CHECKPOINT_KEY] = self._card()
 
     def _card(self) -> dict[str, Any]:
+        """Plain data that rebuilds the model, see :mod:`genre_lightning.checkpoint.card`."""
         stacking, label_sets = self.network.stacking, self.network.label_sets
         return {
             "format": CHECKPOINT_FORMAT,
@@ -367,4 +353,46 @@ class GenreModule(pl.LightningModule):
         self.thresholds = torch.tensor(card["thresholds"])
         self.network.stacking = Stacking.from_lists(
             card.get("stacking"), list(self.network.branches), self.network.num_genres
+        )
+
+
+def _check_members(network: Fusion, folds: int) -> None:
+    """Refuse branches that have not one member for each fold.
+
+    Raises:
+        UserError: naming the first of them.
+    """
+    for name, branch in network.branches.items():
+        if num_members(branch) != folds:
+            raise UserError(
+                f"data.folds={folds}: the branch {name} has {num_members(branch)} member(s), "
+                f"and each fold needs one; set model.members={folds}, list branches whose "
+                "networks have members, or set data.folds=1"
+            )
+
+
+def _check_relations(network: Fusion, activation: str, stacking: bool) -> None:
+    """Refuse stacking and label sets where the loss or the number of genres does not allow them.
+
+    Args:
+        network: with its label sets, if any.
+        activation: of the loss.
+        stacking: whether stacking is fitted.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    for key, wanted in (
+        ("training.stacking", stacking),
+        ("label_sets", network.label_sets is not None),
+    ):
+        if wanted and activation != "sigmoid":
+            raise UserError(
+                f"{key}=true needs a loss that scores each genre by itself, such as loss=bce; "
+                f"set {key}=false"
+            )
+    if stacking and network.num_genres > MOST_GENRES:
+        raise UserError(
+            f"training.stacking=true takes at most {MOST_GENRES} genres, and the dataset "
+            f"has {network.num_genres}; set training.stacking=false"
         )

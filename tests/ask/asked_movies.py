@@ -45,8 +45,7 @@ def questioner(**more: Any) -> Questioner:
 
 
 def located(path: Path) -> PosterFile:
-    status = path.stat()
-    return PosterFile(path, None, status.st_size, status.st_mtime_ns)
+    return PosterFile.at(path)
 
 
 def drawn(path: Path, size: tuple[int, int] = (40, 60), seed: int = 0) -> PosterFile:

@@ -457,7 +457,7 @@ def test_the_input_of_the_page_works(tmp_path: Path) -> None:
     assert given.encode([])["vectors"].shape == (0, 2)
     with pytest.raises(TypeError):
         given.read(7)
-    with pytest.raises(ValueError, match="its keys"):
+    with pytest.raises(ValueError, match="unknown key 'more'"):
         made.from_state({"column": "title", "more": 1})
 
 

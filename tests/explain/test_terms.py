@@ -15,7 +15,8 @@ from genre_lightning.explain.parts import score_parts
 from genre_lightning.explain.table import branch_weights, explain_branch
 from genre_lightning.explain.terms import term_contributions
 from genre_lightning.inputs.terms import TermsInput
-from genre_lightning.inputs.vectorizer import TermVectorizer, normalise_title
+from genre_lightning.inputs.titles import normalise_title
+from genre_lightning.inputs.vectorizer import TermVectorizer
 from tests.explain.conftest import SYNOPSIS, TITLE, draw_poster, text_logits
 
 TITLES = {

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from genre_lightning.movies.ml1m import read_ml1m, unpack
+from genre_lightning.movies.ml1m import read_ml1m
 from genre_lightning.movies.movie import DataError
+from genre_lightning.movies.unzip import unpack
 from tests.datasets import poster_of
 from tests.fuzz.hostile import jpeg, with_damaged_entry, zip_of
 from tests.fuzz.mutations import mutated, seeds

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from genre_lightning.inputs.embedding_cache import Embedded, Source, content_hash
+from genre_lightning.inputs.masked import Masked
 
 WIDTH = 5
 
@@ -57,19 +58,19 @@ class Counted:
         contents = [self.contents[index] for index in items]
         self.embedded += contents
         masked = [
-            (place, f"{one.decode()} is broken", self.unreadable[one])
+            Masked(place, f"{one.decode()} is broken", self.unreadable[one])
             for place, one in enumerate(contents)
             if one in self.unreadable
         ]
         kept = [one for one in contents if one not in self.unreadable]
         return Embedded(plain_loop(kept, self.views), masked)
 
-    def still(self, index: int) -> str | None:
+    def recovered(self, index: int) -> str | None:
         one = self.contents[index]
         return None if one in self.unreadable else f"{one.decode()} can be read now"
 
     def source(self) -> Source:
-        return Source(len(self.contents), self.hashes, self.embed, [self.contents], self.still)
+        return Source(len(self.contents), self.hashes, self.embed, [self.contents], self.recovered)
 
 
 class FakeText:

@@ -10,12 +10,8 @@ import numpy as np
 import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from genre_lightning.inputs.vectorizer import (
-    DECADES,
-    SparseRows,
-    TermVectorizer,
-    normalise_title,
-)
+from genre_lightning.inputs.titles import normalise_title
+from genre_lightning.inputs.vectorizer import DECADES, SparseRows, TermVectorizer
 
 TITLES = [
     "Godfather, The (1972)",
@@ -64,59 +60,6 @@ def dense(titles: SparseRows, width: int) -> np.ndarray:
         assert columns == sorted(set(columns))
         result[row, columns] = titles.weights[part]
     return result
-
-
-@pytest.mark.parametrize(
-    ("title", "words", "year"),
-    [
-        ("Godfather, The (1972)", "godfather the", 1972),
-        ("2001: A Space Odyssey (1968)", "2001 a space odyssey", 1968),
-        ("1984 (1984)", "1984", 1984),
-        ("Blade Runner 2049 (2017)", "blade runner 2049", 2017),
-        ("Blade Runner 2049", "blade runner 2049", None),
-        ("(500) Days of Summer (2009)", "500 days of summer", 2009),
-        ("Seven (Se7en) (1995)", "seven se7en", 1995),
-        ("City (La Cité (des enfants) perdus) (1995)", "city la cité des enfants perdus", 1995),
-        ("Movie (1999) (V)", "movie v", 1999),
-        ("Remake (1960) (1998)", "remake 1960", 1998),
-        ("  Heat   (1995)  \t", "heat", 1995),
-        ("Heat(1995)", "heat", 1995),
-        ("Heat ( 1995 )", "heat", 1995),
-        ("Heat [1995]", "heat", 1995),
-        ("Series (1999-2003)", "series", 1999),
-        ("Series (1999–)", "series", 1999),
-        ("Twin (1990/II)", "twin", 1990),
-        ("Future (3001)", "future 3001", None),
-        ("Old (1066)", "old 1066", None),
-        ("M*A*S*H (1970)", "m a s h", 1970),
-        ("Schindler's List (1993)", "schindlers list", 1993),
-        ("Schindler’s List (1993)", "schindlers list", 1993),
-        ("E.T. (1982)", "et", 1982),
-        ("Face/Off (1997)", "face off", 1997),
-        ("Spider-Man (2002)", "spider man", 2002),
-        ("snake_case (2002)", "snake case", 2002),
-        ("Ｆｕｌｌ　ｗｉｄｔｈ （１９９９）", "full width", 1999),
-        ("Cafe\u0301 (2000)", "café", 2000),
-        ("ЙЁЖ (2000)", "йёж", 2000),
-        ("हिन्दी (2000)", "हिन्दी", 2000),
-        ("İstanbul (2000)", "i̇stanbul", 2000),
-        ("a\u200bb\u0000c (2000)", "ab c", 2000),
-        ("🎬 film (2000)", "film", 2000),
-        ("\udcff broken (2000)", "broken", 2000),
-        ("?!... (2000)", "", 2000),
-        ("(2000)", "", 2000),
-        ("", "", None),
-    ],
-)
-def test_normalising(title, words, year):
-    assert normalise_title(title) == (words, year)
-    assert normalise_title(words) == (words, None)
-
-
-def test_normalising_twice_changes_nothing():
-    for code in [*range(0x3000), *range(0xA000, 0x11000), *range(0x1D400, 0x1F700)]:
-        words, _ = normalise_title(f"a{chr(code)}B (1990)")
-        assert normalise_title(words) == (words, None), hex(code)
 
 
 @pytest.mark.parametrize("sublinear", [True, False], ids=["sublinear", "linear"])

@@ -247,6 +247,27 @@ def test_probabilities_of_a_new_movie_become_log_odds_as_those_of_the_file(tmp_p
         given.read([0.5, 1.5, 0.1])
 
 
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [
+        ([0.5], TypeError),
+        ([[0.5, 0.5]], TypeError),
+        ([0.5, [0.5, 0.5]], TypeError),
+        ("ab", TypeError),
+        (None, TypeError),
+        ([0.5, float("nan")], InputError),
+        ([0.5, 1e300], InputError),
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("error")
+def test_what_is_no_vector_is_refused(value: Any, error: type[Exception]) -> None:
+    given = VectorsInput("/vectors.npz")
+    given.width = 2
+    with pytest.raises(error, match=r"not a vector of 2 numbers|not finite"):
+        given.read(value)
+
+
 def test_a_folder_that_is_named_by_a_list(tmp_path: Path) -> None:
     folder = tmp_path / "show=[title,poster]"
     folder.mkdir()

@@ -14,14 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from genre_lightning.movies.ml1m import (
-    MAX_ARCHIVE_BYTES,
-    MAX_ARCHIVE_FILES,
-    download_ml1m,
-    read_ml1m,
-    unpack,
-)
+from genre_lightning.movies.ml1m import download_ml1m, read_ml1m
 from genre_lightning.movies.movie import DataError
+from genre_lightning.movies.unzip import MAX_ARCHIVE_BYTES, MAX_ARCHIVE_FILES, unpack
 from tests.datasets import poster_of
 
 TRAIN = "1::Toy Story (1995)::Animation|Children's|Comedy\n582::Café au Lait (1993)::Comedy\n"
@@ -367,7 +362,7 @@ def test_absurd_sizes_are_refused_before_anything_is_written(tmp_path, monkeypat
     assert size < MAX_ARCHIVE_BYTES and len(content()) < MAX_ARCHIVE_FILES
     for name, limit in (("MAX_ARCHIVE_BYTES", size - 1), ("MAX_ARCHIVE_FILES", 4)):
         with monkeypatch.context() as patch:
-            patch.setattr(f"genre_lightning.movies.ml1m.{name}", limit)
+            patch.setattr(f"genre_lightning.movies.unzip.{name}", limit)
             with pytest.raises(DataError, match="absurdly large"):
                 unpack(archive, tmp_path / name)
         assert list((tmp_path / name).iterdir()) == []

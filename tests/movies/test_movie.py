@@ -104,6 +104,14 @@ def test_bytes_of_a_file(tmp_path):
     assert poster.exists
 
 
+def test_a_poster_is_found_where_a_plain_file_is(tmp_path):
+    path = tmp_path / "1.jpg"
+    path.write_bytes(b"poster")
+    assert PosterFile.at(path) == PosterFile(path, None, 6, path.stat().st_mtime_ns)
+    for none in (tmp_path, tmp_path / "gone.jpg", path / "below.jpg", Path("a\0b.jpg")):
+        assert PosterFile.at(none) == PosterFile(none, None, -1, 0)
+
+
 def test_a_file_that_is_gone_raises_and_is_named(tmp_path):
     poster = PosterFile(tmp_path / "gone.jpg", None, -1, 0)
     assert not poster.exists

@@ -280,6 +280,11 @@ def test_whatever_the_terminals_encoding_all_is_printed_and_csv_is_utf_8(
     assert main([str(tiny_checkpoint), "--csv", str(source), "--out", "-"]) == 0
     first, *_, last = printed.getvalue().splitlines()
     assert rb"\u65e5\u672c L" in first and last.startswith("日本 Léon,".encode())
+    folder = tmp_path / "posters"
+    folder.mkdir()
+    (folder / "L\udce9on.png").write_bytes(b"")  # the name is latin-1
+    assert main([str(tiny_checkpoint), "--folder", str(folder), "--out", "-"]) == 0
+    assert printed.getvalue().splitlines()[-1].startswith(rb"L\udce9on,L\udce9on.png,")
 
 
 def test_genres_are_told_apart_whatever_they_are_called(

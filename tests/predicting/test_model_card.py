@@ -29,7 +29,8 @@ from genre_lightning.inputs.year import YearInput
 from genre_lightning.models import networks
 from genre_lightning.movies.readers import BIASES, READERS
 from genre_lightning.predicting.command import main
-from genre_lightning.predicting.model_card import FEW_TO_LEARN, CardError, model_card
+from genre_lightning.predicting.evaluations import CardError
+from genre_lightning.predicting.model_card import FEW_TO_LEARN, model_card
 from genre_lightning.predicting.predictor import GenrePredictor
 from tests.kinds import without_weights
 from tests.pictures import NOISE, encoded
@@ -281,6 +282,14 @@ def test_seeds_have_a_spread(trained_run: Path, tmp_path: Path):
     assert table["F1, micro"] == {
         "metric": "F1, micro", "value": "0.500", "over seeds": f"{mean:.3f} ± {sd:.3f}",
     }  # fmt: skip
+
+
+def test_a_run_of_which_little_is_left_has_a_card(trained_run: Path, tmp_path: Path):
+    run = tmp_path / "copied"
+    (run / "checkpoints").mkdir(parents=True)
+    for name in ("metrics.csv", "checkpoints/best.ckpt"):
+        shutil.copy(trained_run / name, run / name)
+    assert "Not scored" in model_card(run / "checkpoints" / "best.ckpt")
 
 
 HEAD = {"name": "embedding_head", "members": 2}

@@ -258,7 +258,7 @@ def test_stacking_of_too_many_genres_is_refused(
 
 
 def test_stacking_needs_folds_and_scores_of_their_own(data: MovieDataModule):
-    assert not module_of(data, network_of(data), folds=1, stacking=True).stacks
+    assert not module_of(data, network_of(data), folds=1, stacking=True).fits_stacking
     with pytest.raises(UserError, match=r"training\.stacking=true.*loss=bce"):
         GenreModule(
             network_of(data),

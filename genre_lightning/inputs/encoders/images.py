@@ -5,16 +5,22 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, final
+from typing import Any, final
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from genre_lightning.inputs.colours import Colours, normalisation
+from genre_lightning.inputs.encoders.feature_map import (
+    FeatureMap,
+    compute_feature_map,
+    compute_stages,
+    pool_feature_map,
+)
 from genre_lightning.inputs.encoders.folding import drawn_posters, fold_batch_norms
 from genre_lightning.inputs.encoders.libraries import import_library
-from genre_lightning.inputs.encoders.spec import TOKEN_STAGES, EncoderError, EncoderSpec
+from genre_lightning.inputs.encoders.spec import EncoderError, EncoderSpec
 from genre_lightning.inputs.encoders.weights import find_weights
 
 #: Posters that go through the network together. More of them leave a CPU's cache: lite2 takes 25 ms
@@ -175,18 +181,6 @@ def _load_safetensors(spec: EncoderSpec, path: Path) -> nn.Module:
     return module
 
 
-class Features(NamedTuple):
-    """What an image encoder sees before it pools.
-
-    Attributes:
-        map: (P, C, h, w) float32, a place each part of the poster.
-        prefix: (P, n, C), tokens of no place, as a class token; None where there are none.
-    """
-
-    map: Tensor
-    prefix: Tensor | None = None
-
-
 @final
 class ImageEncoder:
     """An image encoder with its weights, frozen.
@@ -278,9 +272,9 @@ class ImageEncoder:
         if not self.spec.stages:
             pooled: Tensor = module(posters)
             return pooled
-        last, between = _stages(module, posters)
+        last, stages = compute_stages(module, posters)
         pooled = module.forward_head(last)  # type: ignore[operator]
-        return torch.cat([pooled, *(seen.mean(dim=(2, 3)) for seen in between)], dim=1)
+        return torch.cat([pooled, *(stage.mean(dim=(2, 3)) for stage in stages)], dim=1)
 
     def _fast_vectors(self, posters: Tensor) -> Tensor:
         """:meth:`vectors` but for rounding, for who needs no gradients."""
@@ -327,8 +321,8 @@ class ImageEncoder:
         return torch.cat(parts)
 
     @torch.no_grad()
-    def feature_map(self, pixels: np.ndarray | Tensor) -> Features:
-        """What the network sees before it pools, see :func:`places_seen`.
+    def feature_map(self, pixels: np.ndarray | Tensor) -> FeatureMap:
+        """What the network computes before it pools, see :func:`compute_feature_map`.
 
         Args:
             pixels: as for :meth:`normalise`; all go through the network at once.
@@ -336,15 +330,15 @@ class ImageEncoder:
         Raises:
             EncoderError: the architecture has no such map.
         """
-        return places_seen(self.module, self.normalise(pixels), self.name)
+        return compute_feature_map(self.module, self.normalise(pixels), self.name)
 
-    def head(self, features: Features) -> Tensor:
+    def head(self, features: FeatureMap) -> Tensor:
         """(P, D) float32, the pooled part of the vectors of posters from their feature map.
 
         Gradients reach the features; without stages, :meth:`embed` gives the same numbers but for
         rounding.
         """
-        return pool_places(self.module, features)
+        return pool_feature_map(self.module, features)
 
     @torch.no_grad()
     def stage_maps(self, pixels: np.ndarray | Tensor) -> list[Tensor]:
@@ -356,82 +350,4 @@ class ImageEncoder:
         Returns: (P, C, h, w) float32 of each stage, from the first to the last; none without
             ``stages``.
         """
-        return _stages(self.module, self.normalise(pixels))[1] if self.spec.stages else []
-
-
-def _stages(module: nn.Module, posters: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """A network's features as ``forward_head`` takes them, and those of each stage."""
-    indices = TOKEN_STAGES if _layout(module) == "NLC" else None
-    last, between = module.forward_intermediates(posters, indices=indices)  # type: ignore[operator]
-    return last, list(between)
-
-
-def places_seen(module: nn.Module, posters: Tensor, name: str) -> Features:
-    """What an image network of timm sees before it pools, for a heat map.
-
-    Of a convolutional network this is its last layer. A vision transformer that reads its class
-    token alone is taken one block earlier, since nothing at other places reaches its output after
-    that.
-
-    Args:
-        module: the network.
-        posters: (P, 3, H, W) float32, normalised.
-        name: what messages call it.
-
-    Raises:
-        EncoderError: the architecture has no such map.
-    """
-    if not _reads_token(module):
-        return _as_features(module, module.forward_features(posters), name)  # type: ignore[operator]
-    caught: list[Tensor] = []
-    last = module.get_submodule("blocks")[-1]  # type: ignore[index]
-    hook = last.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
-    try:
-        module.forward_features(posters)  # type: ignore[operator]
-    finally:
-        hook.remove()
-    return _as_features(module, caught[0], name)
-
-
-def pool_places(module: nn.Module, features: Features) -> Tensor:
-    """(P, D) float32, what the network makes of what :func:`places_seen` gave."""
-    seen = features.map
-    if _layout(module) == "NHWC":
-        seen = seen.permute(0, 2, 3, 1)
-    elif _layout(module) == "NLC":
-        seen = seen.flatten(2).transpose(1, 2)
-        if features.prefix is not None:
-            seen = torch.cat([features.prefix, seen], dim=1)
-    if _reads_token(module):
-        seen = module.get_submodule("blocks")[-1](seen)  # type: ignore[index]
-        seen = module.get_submodule("norm")(seen)
-    vectors: Tensor = module.forward_head(seen)  # type: ignore[operator]
-    return vectors
-
-
-def _layout(module: nn.Module) -> str:
-    """How the features lie in memory: NCHW, NHWC or NLC (tokens)."""
-    if hasattr(module, "num_prefix_tokens"):
-        return "NLC"
-    return str(getattr(module, "output_fmt", "NCHW"))
-
-
-def _reads_token(module: nn.Module) -> bool:
-    return getattr(module, "global_pool", None) == "token"
-
-
-def _as_features(module: nn.Module, seen: Tensor, name: str) -> Features:
-    if _layout(module) == "NHWC":
-        seen = seen.permute(0, 3, 1, 2)
-    if _layout(module) != "NLC":
-        if seen.ndim != 4:
-            raise EncoderError(f"the encoder {name!r} has no map to draw on a poster")
-        return Features(seen)
-    prefix = int(module.num_prefix_tokens)  # type: ignore[arg-type]
-    grid = module.get_submodule("patch_embed").grid_size
-    if type(module).__name__ != "VisionTransformer" or seen.shape[1] != prefix + (
-        grid[0] * grid[1]  # type: ignore[index]
-    ):
-        raise EncoderError(f"the encoder {name!r} has no map to draw on a poster")
-    places = seen[:, prefix:].transpose(1, 2).unflatten(2, tuple(grid))  # type: ignore[arg-type]
-    return Features(places, seen[:, :prefix] if prefix else None)
+        return compute_stages(self.module, self.normalise(pixels))[1] if self.spec.stages else []

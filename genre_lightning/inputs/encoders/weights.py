@@ -51,6 +51,7 @@ def find_weights(spec: EncoderSpec) -> Path:
 
 
 def _find_packaged(spec: EncoderSpec, origin: Packaged) -> Path:
+    """The weights' file in an installed package, which is not imported."""
     found = find_module(origin.module)
     if found is None or not found.submodule_search_locations:
         raise not_installed(origin.package, spec.name)
@@ -68,6 +69,11 @@ def _find_parts(spec: EncoderSpec, origin: Gguf) -> list[Path]:
 
 
 def _find_at_hub(spec: EncoderSpec, origin: Hub) -> Path:
+    """The file or folder of the hub: the user's own, else a cached one, else downloaded now.
+
+    Raises:
+        EncoderError: it is not on this machine, and may not or can't be downloaded.
+    """
     if spec.name in ENCODERS and (folder := os.environ.get(ENCODERS_FOLDER)):
         path = Path(folder).expanduser() / spec.name
         if origin.file is not None:

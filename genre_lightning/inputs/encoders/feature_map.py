@@ -1,0 +1,120 @@
+"""The features of an image network of timm before it pools them, and the pooling by itself.
+
+Heat maps need the two apart: features tell which part of a poster they belong to, pooled vectors
+do not. timm's networks lay features out in three ways, see :func:`_layout`; here they are always
+(P, C, h, w).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from genre_lightning.inputs.encoders.spec import TOKEN_STAGES, EncoderError
+
+
+class FeatureMap(NamedTuple):
+    """The features of P posters before pooling.
+
+    Attributes:
+        map: (P, C, h, w) float32, C features of each of h x w parts of the poster.
+        prefix: (P, n, C) float32, tokens that belong to no part, such as a class token; None where
+            there are none.
+    """
+
+    map: Tensor
+    prefix: Tensor | None = None
+
+
+def compute_feature_map(module: nn.Module, posters: Tensor, name: str) -> FeatureMap:
+    """The features of an image network before it pools.
+
+    Of a convolutional network these are its last layer's. A vision transformer that reads its class
+    token alone is taken one block earlier, since nothing at other places reaches its output after
+    that.
+
+    Args:
+        module: the network.
+        posters: (P, 3, H, W) float32, normalised.
+        name: what messages call it.
+
+    Raises:
+        EncoderError: the architecture has no such map.
+    """
+    if not _reads_class_token(module):
+        return _from_layout(module, module.forward_features(posters), name)  # type: ignore[operator]
+    caught: list[Tensor] = []
+    last = module.get_submodule("blocks")[-1]  # type: ignore[index]
+    hook = last.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
+    try:
+        module.forward_features(posters)  # type: ignore[operator]
+    finally:
+        hook.remove()
+    return _from_layout(module, caught[0], name)
+
+
+def pool_feature_map(module: nn.Module, features: FeatureMap) -> Tensor:
+    """(P, D) float32, the network's output from what :func:`compute_feature_map` gave.
+
+    Gradients reach the features.
+    """
+    laid_out = features.map
+    if _layout(module) == "NHWC":
+        laid_out = laid_out.permute(0, 2, 3, 1)
+    elif _layout(module) == "NLC":
+        laid_out = laid_out.flatten(2).transpose(1, 2)
+        if features.prefix is not None:
+            laid_out = torch.cat([features.prefix, laid_out], dim=1)
+    if _reads_class_token(module):
+        laid_out = module.get_submodule("blocks")[-1](laid_out)  # type: ignore[index]
+        laid_out = module.get_submodule("norm")(laid_out)
+    vectors: Tensor = module.forward_head(laid_out)  # type: ignore[operator]
+    return vectors
+
+
+def compute_stages(module: nn.Module, posters: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """The features of every stage of a network.
+
+    Args:
+        module: the network.
+        posters: (P, 3, H, W) float32, normalised.
+
+    Returns:
+        The last features as the network's ``forward_head`` takes them; and (P, C, h, w) of each
+        stage, from the first to the last.
+    """
+    indices = TOKEN_STAGES if _layout(module) == "NLC" else None
+    last, stages = module.forward_intermediates(posters, indices=indices)  # type: ignore[operator]
+    return last, list(stages)
+
+
+def _layout(module: nn.Module) -> str:
+    """How the features lie in memory: NCHW, NHWC or NLC (tokens)."""
+    if hasattr(module, "num_prefix_tokens"):
+        return "NLC"
+    return str(getattr(module, "output_fmt", "NCHW"))
+
+
+def _reads_class_token(module: nn.Module) -> bool:
+    """Whether the output is computed from the class token alone, as some transformers do."""
+    return getattr(module, "global_pool", None) == "token"
+
+
+def _from_layout(module: nn.Module, features: Tensor, name: str) -> FeatureMap:
+    """Features in the network's own layout, as a map."""
+    if _layout(module) == "NHWC":
+        features = features.permute(0, 3, 1, 2)
+    if _layout(module) != "NLC":
+        if features.ndim != 4:
+            raise EncoderError(f"the encoder {name!r} has no map to draw on a poster")
+        return FeatureMap(features)
+    prefix = int(module.num_prefix_tokens)  # type: ignore[arg-type]
+    grid = module.get_submodule("patch_embed").grid_size
+    if type(module).__name__ != "VisionTransformer" or features.shape[1] != prefix + (
+        grid[0] * grid[1]  # type: ignore[index]
+    ):
+        raise EncoderError(f"the encoder {name!r} has no map to draw on a poster")
+    places = features[:, prefix:].transpose(1, 2).unflatten(2, tuple(grid))  # type: ignore[arg-type]
+    return FeatureMap(places, features[:, :prefix] if prefix else None)

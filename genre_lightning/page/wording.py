@@ -1,0 +1,30 @@
+"""Text for people to read: lists of names, text that has to fit, text from untrusted files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def listed(names: Sequence[str], last: str = "and") -> str:
+    """At least one name as a list in a sentence: "title, poster and synopsis".
+
+    Args:
+        names: in order.
+        last: the word before the last name, such as "or".
+    """
+    *others, end = names
+    return f"{', '.join(others)} {last} {end}" if others else end
+
+
+def shortened(text: str, most: int) -> str:
+    """Text of at most so many characters: the last one is "…" where there was more."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def printable(text: str) -> str:
+    """Text whose control characters, which a terminal obeys, are escaped as in Python."""
+    if text.isprintable():
+        return text
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
+    )

@@ -1,0 +1,35 @@
+"""Text for people to read."""
+
+from __future__ import annotations
+
+import pytest
+
+from genre_lightning.page.wording import listed, printable, shortened
+
+
+@pytest.mark.parametrize(
+    ("text", "most", "expected"),
+    [("", 3, ""), ("abc", 3, "abc"), ("abcd", 3, "ab…"), ("Léon 🎬 x", 7, "Léon 🎬…")],
+    ids=["empty", "fits", "one more", "not ASCII"],
+)
+def test_it_has_as_many_characters_at_most(text: str, most: int, expected: str) -> None:
+    found = shortened(text, most)
+    assert found == expected and len(found) <= most
+
+
+@pytest.mark.parametrize(
+    ("names", "last", "expected"),
+    [
+        (["title"], "and", "title"),
+        (["title", "poster"], "or", "title or poster"),
+        (["title", "poster", "cast"], "and", "title, poster and cast"),
+    ],
+    ids=["one", "two", "three"],
+)
+def test_names_are_listed(names: list[str], last: str, expected: str) -> None:
+    assert listed(names, last) == expected
+
+
+def test_a_terminal_obeys_nothing_that_is_printable() -> None:
+    assert printable("Léon 🎬") == "Léon 🎬"
+    assert printable("a\x1b[2J\nb\u202e") == r"a\x1b[2J\nb\u202e"
