@@ -303,6 +303,29 @@ def test_genres_are_told_apart_whatever_they_are_called(
     assert read_csv(out)[0] == ["title", "poster", *columns[1:]]
 
 
+def test_a_score_just_below_its_threshold_can_be_told_from_it(
+    make_checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture
+):
+    checkpoint = make_checkpoint(poster=None)
+    score = GenrePredictor.from_checkpoint(checkpoint).scores(["Heat"])[0, 0]
+    changed = torch.load(checkpoint, weights_only=True)
+    for above, printed in (1e-3, 3), (2e-7, 6):
+        threshold = np.float32(score + above)
+        changed["genre_lightning"]["thresholds"][0] = float(threshold)
+        torch.save(changed, checkpoint)
+        assert main([str(checkpoint), "--title", "Heat"]) == 0
+        line = re.search(
+            r"^  Action: (\d\.(\d+))  \(from (.+)\)$", capsys.readouterr().out, re.MULTILINE
+        )
+        assert line is not None and float(line[1]) < float(line[3]) and len(line[2]) >= printed
+        assert main([str(checkpoint), "--title", "Heat", "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert "Action" not in found["genres"]
+        assert found["scores"]["Action"] < found["thresholds"]["Action"]
+        assert np.float32(found["scores"]["Action"]) == score
+        assert np.float32(found["thresholds"]["Action"]) == threshold
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 def test_a_csv_file_may_have_titles_alone(tiny_checkpoint: Path, tmp_path: Path, encoding: str):
     source = tmp_path / "in.csv"
