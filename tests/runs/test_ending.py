@@ -45,6 +45,12 @@ def test_what_comes_next(tmp_path: Path) -> None:
     ]
 
 
+def test_nothing_is_to_be_predicted_of_a_model_of_vectors_alone(tmp_path: Path) -> None:
+    lines = ending(tmp_path / "one", {**RESULT, "epochs": 1}, looks_at()).splitlines()
+    assert lines[0] == "Run: one (1 epoch, 4 s)"
+    assert [line.split()[0] for line in lines[3:]] == ["genre-evaluate", "genre-compare"]
+
+
 @pytest.mark.parametrize(
     ("columns", "options"),
     [
