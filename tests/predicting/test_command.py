@@ -155,7 +155,7 @@ def test_explaining_says_what_the_scores_of_all_genres_add(
     for logit, *terms in re.findall(pattern, out):
         assert float(logit) == pytest.approx(sum(map(float, terms)), abs=0.021)
     assert re.search(pattern, out)
-    assert "and co-occurrence, what the scores of all genres add, add up to the logit" in out
+    assert "and of co-occurrence: what the scores of all genres add." in out
 
 
 def test_explaining_in_words(tiny_checkpoint: Path, folder: Path, capsys: pytest.CaptureFixture):
@@ -176,6 +176,17 @@ def test_explaining_in_words(tiny_checkpoint: Path, folder: Path, capsys: pytest
     ] * len(found)
     for path in maps:
         path.unlink()
+
+
+def test_a_column_that_is_not_given_is_no_part_of_zero(
+    tiny_checkpoint: Path, capsys: pytest.CaptureFixture
+):
+    arguments = [str(tiny_checkpoint), "--title", "Heat (1995)", "--explain"]
+    assert main(arguments) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "bias" in line]
+    assert len(lines) > 1 and all(line.endswith(", no poster") for line in lines[:-1])
+    assert main([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["explanation"]["absent"] == ["poster_resnet"]
 
 
 def test_words_that_do_not_add_up_are_not_said_to(
