@@ -222,8 +222,8 @@ def _genre_lines(explanation: Mapping[str, Any], genre: str) -> Iterator[str]:
 def _method_lines(explanation: Mapping[str, Any]) -> Iterator[str]:
     others = any("cooccurrence" in found for found in explanation["genres"].values())
     yield (
-        "The logit is the sum of the bias, of what each branch adds, and of co-occurrence: what the "
-        "scores of all genres add."
+        "The logit is the sum of the bias, of what each branch adds, and of co-occurrence: what "
+        "the scores of all genres add."
         if others
         else "The logit is the sum of the bias and of what each branch adds."
     )

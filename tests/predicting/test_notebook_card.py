@@ -55,6 +55,12 @@ def test_a_score_just_below_its_threshold_does_not_look_equal_to_it() -> None:
     assert "Action 0.211 from 0.212" in text_of(prediction)
 
 
+def test_a_word_without_end_is_shortened(predictor: GenrePredictor) -> None:
+    (prediction,) = predictor.predict(["Alien" * 200], explain=True)
+    words = re.findall(r'<li class="(?:for|against)">(\S+) ', prediction._repr_html_())
+    assert words and set(words) == {("Alien" * 200)[:59] + "…"}
+
+
 def test_nothing_of_a_movie_is_markup(predictor: GenrePredictor, poster: np.ndarray) -> None:
     (prediction,) = predictor.predict([TITLE], [poster], explain=True)
     page = prediction._repr_html_()

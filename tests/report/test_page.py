@@ -166,6 +166,7 @@ def test_many_genres_stay_small(make_case: Callable[..., Any]):
     case = make_case([f"Genre number {g}" for g in range(60)], ["name"])
     html = render(case)
     assert "the 40 most frequent of 60" in html and "28 most frequent of 60" in html
+    assert re.search(r"\(so it always predicts \d+ of the 60 genres\)", html)
     assert len(html.encode()) < 3_000_000
 
 
@@ -329,6 +330,9 @@ def test_browser_never_scrolls_the_page_sideways(open_page: Callable[..., Page],
     page = open_page(width)
     for summary in page.locator("summary").all():
         summary.click()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    word = page.locator("ul.words li:not(.of)").first
+    word.evaluate("(item) => { item.textContent = 'W'.repeat(600) + ' +0.10'; }")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     small = """[...document.querySelectorAll("body *")].filter((each) =>
         each.childElementCount === 0 && each.textContent.trim() && !each.closest("svg")
