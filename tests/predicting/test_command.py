@@ -551,6 +551,13 @@ def test_arguments_that_make_no_sense_exit_with_2(
     assert "genre-predict" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("out", [[], ["--out", "out.csv"]], ids=["printed", "written"])
+def test_json_of_a_csv_is_refused_by_one_reason(out: list[str], capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit):
+        main(["CKPT", "--csv", "in.csv", "--json", *out])
+    assert "error: --json goes with one movie or --folder; of" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
