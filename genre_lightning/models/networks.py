@@ -339,7 +339,9 @@ def _checked_argument(key: str, value: Any, default: Any, limits: Limits) -> Any
         return [_checked_argument(key, item, default[0], limits) for item in value]
     wanted = (int, float) if isinstance(default, float) else (type(default),)
     if type(value) not in wanted:
-        raise ValueError(f"{key} must be a {wanted[-1].__name__}, not {value!r:.100}")
+        kind = wanted[-1].__name__
+        article = "an" if kind == "int" else "a"
+        raise ValueError(f"{key} must be {article} {kind}, not {value!r:.100}")
     if not limits[0] <= value <= limits[1]:  # also refuses nan
         raise ValueError(f"{key} is {value!r}, outside {limits[0]}..{limits[1]}")
     return float(value) if isinstance(default, float) else value

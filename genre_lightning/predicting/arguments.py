@@ -122,6 +122,8 @@ def parse_predict(arguments: Sequence[str]) -> PredictOptions:
     else:
         if options.explain:
             parser.error("--explain goes with --title, --poster and the like, one movie")
+    if options.json and options.csv is not None:
+        parser.error("--json goes with one movie or --folder; of --csv a CSV is written, by --out")
     if options.csv is not None and options.out is None:
         parser.error("--csv needs --out, the file to write (- for standard output)")
     if options.json and options.out is not None:
@@ -269,7 +271,11 @@ def _predict_parser() -> argparse.ArgumentParser:
         metavar="OUT.csv",
         help="where --csv and --folder write; whole or not at all; - writes to standard output",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON, one line for each movie")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print JSON of one movie, or a line for each of --folder",
+    )
     parser.add_argument(
         "--explain", action="store_true", help="say why: parts of each score, words, heat maps"
     )

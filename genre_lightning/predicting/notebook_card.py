@@ -19,7 +19,7 @@ from genre_lightning.report.card import (
     cooccurrence_card,
     data_uri,
 )
-from genre_lightning.report.numbers import number, signed
+from genre_lightning.report.numbers import digits_beside, number, signed
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -73,7 +73,7 @@ def card_html(
         "genre_lightning.predicting",
         "prediction",
         styles=["card.css"],
-        filters={"number": number, "signed": signed},
+        filters={"digits_beside": digits_beside, "number": number, "signed": signed},
         title=title or "",
         problem=problem,
         predicted=predicted,

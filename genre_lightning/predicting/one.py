@@ -113,7 +113,8 @@ def _explain(
         ``genres``: for each its ``logit``, which is ``bias`` and the numbers of ``branches``
         summed, with ``cooccurrence`` where the model looks at that, and by branch ``words`` and
         ``heat_maps``; ``methods``: by branch, how; ``exact``: the branches whose words sum to their
-        part; and ``labels``: what people call each branch.
+        part; ``labels``: what people call each branch; and ``absent``: the branches whose column
+        was not given.
     """
     from genre_lightning.explain.explainer import ImageExplanation
     from genre_lightning.explain.movie import explain_movie
@@ -160,6 +161,7 @@ def _explain(
         "methods": methods,
         "exact": exact,
         "labels": dict(explanation.labels),
+        "absent": sorted(explanation.absent),
     }
 
 
@@ -195,7 +197,10 @@ def _save_heat_maps(
 def _genre_lines(explanation: Mapping[str, Any], genre: str) -> Iterator[str]:
     found, labels = explanation["genres"][genre], explanation["labels"]
     terms = [f"bias {found['bias']:+.2f}"]
-    terms += [f"{labels[name]} {adds:+.2f}" for name, adds in found["branches"].items()]
+    terms += [
+        f"no {labels[name]}" if name in explanation["absent"] else f"{labels[name]} {adds:+.2f}"
+        for name, adds in found["branches"].items()
+    ]
     if "cooccurrence" in found:
         terms.append(f"co-occurrence {found['cooccurrence']:+.2f}")
     yield f"logit {found['logit']:+.2f} = {', '.join(terms)}"
@@ -217,10 +222,10 @@ def _genre_lines(explanation: Mapping[str, Any], genre: str) -> Iterator[str]:
 def _method_lines(explanation: Mapping[str, Any]) -> Iterator[str]:
     others = any("cooccurrence" in found for found in explanation["genres"].values())
     yield (
-        "The bias, the parts of the branches and co-occurrence, what the scores of all genres add, "
-        "add up to the logit."
+        "The logit is the sum of the bias, of what each branch adds, and of co-occurrence: what "
+        "the scores of all genres add."
         if others
-        else "The bias and the parts of the branches add up to the logit."
+        else "The logit is the sum of the bias and of what each branch adds."
     )
     labels = explanation["labels"]
     pictured = {name for found in explanation["genres"].values() for name in found["heat_maps"]}

@@ -7,8 +7,10 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from genre_lightning.cells import score_cell
 from genre_lightning.errors import UserError
 from genre_lightning.page.wording import printable
+from genre_lightning.report.numbers import digits_beside, number
 
 if TYPE_CHECKING:
     from genre_lightning.predicting.predictor import GenrePredictor, Prediction
@@ -40,8 +42,9 @@ def looks_at(predictor: GenrePredictor) -> str:
 def score_line(predictor: GenrePredictor, prediction: Prediction, genre: str) -> str:
     """A genre, its score and threshold, marked where it is predicted."""
     mark = "*" if genre in prediction.genres else " "
-    threshold = predictor.thresholds[genre]
-    return f"{mark} {genre}: {prediction.scores[genre]:.2f}  (from {threshold:.2f})"
+    score, threshold = prediction.scores[genre], predictor.thresholds[genre]
+    digits = digits_beside(score, threshold)
+    return f"{mark} {genre}: {number(score, digits)}  (from {number(threshold, digits)})"
 
 
 def short_lines(predictor: GenrePredictor, prediction: Prediction) -> Iterator[str]:
@@ -69,7 +72,12 @@ def as_json(
             for name, value in given.items()
         },
         "genres": list(prediction.genres),
-        "scores": {genre: round(score, 6) for genre, score in prediction.scores.items()},
-        "thresholds": {genre: round(value, 6) for genre, value in predictor.thresholds.items()},
+        "scores": _scores(prediction.scores),
+        "thresholds": _scores(predictor.thresholds),
         "problem": prediction.problem,
     }
+
+
+def _scores(values: Mapping[str, float]) -> dict[str, float]:
+    """As in a CSV: with the digits that tell a score from its threshold."""
+    return {genre: float(score_cell(value)) for genre, value in values.items()}

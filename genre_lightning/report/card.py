@@ -21,6 +21,8 @@ CO_OCCURRENCE = "co-occurrence"
 #: Words shown of a text, each of at least so much that two digits tell it from nothing.
 _WORDS = 5
 _SHOWN = 0.005
+#: Characters of a word that are shown; as in webapp/page/page.js.
+_LONG_WORD = 60
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,11 @@ class BranchCard:
     nothing_speaks: bool
 
 
+def _brief(word: str) -> str:
+    """Text without a space may go on for thousands of characters."""
+    return word if len(word) <= _LONG_WORD else f"{word[: _LONG_WORD - 1]}…"
+
+
 def branch_card(
     label: str,
     present: bool,
@@ -69,7 +76,7 @@ def branch_card(
     nothing_speaks = False
     if isinstance(found, TextExplanation):
         ranked = found.ranked(genre)
-        words = [(text, value) for text, value in ranked[:_WORDS] if abs(value) >= _SHOWN]
+        words = [(_brief(text), value) for text, value in ranked[:_WORDS] if abs(value) >= _SHOWN]
         if found.exact:
             others = sum(value for _, value in ranked[len(words) :])
     elif isinstance(found, ImageExplanation) and picture is not None:

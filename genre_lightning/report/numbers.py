@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from genre_lightning.report.statistics import Interval
+if TYPE_CHECKING:
+    from genre_lightning.report.statistics import Interval
 
 
 def number(value: float, digits: int = 3) -> str:
     """As in a table; a dash for nan."""
     return "–" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def digits_beside(score: float, threshold: float) -> int:
+    """With how many decimals a score and its threshold are written side by side.
+
+    Two, or as many more as a score below its threshold needs so as not to look equal to it.
+    """
+    return next(
+        (
+            digits
+            for digits in range(2, 9)
+            if score >= threshold or number(score, digits) != number(threshold, digits)
+        ),
+        9,
+    )
 
 
 def signed(value: float, digits: int = 2) -> str:

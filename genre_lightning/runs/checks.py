@@ -137,8 +137,18 @@ def check_settings(cfg: DictConfig, swept: Container[str] = ()) -> None:
             raise SettingError(f"{key}={value} must be {words}{did_you_mean(close)}")
     if "monitor" in plain:
         _check_monitor(cfg.monitor, cfg.monitor_mode, "")
+    for group in ("callbacks", "logger"):
+        _check_classes(group, plain.get(group) or {})
     if "callbacks" in plain:
         _check_callbacks(cfg, plain["callbacks"])
+
+
+def _check_classes(group: str, parts: Mapping[str, Any]) -> None:
+    for name, part in parts.items():
+        if part and not (isinstance(part, Mapping) and part.get("_target_")):
+            raise SettingError(
+                f"{group}.{name} must have a _target_, the class that it is made from, or be null"
+            )
 
 
 def _check_callbacks(cfg: DictConfig, callbacks: Mapping[str, Any]) -> None:

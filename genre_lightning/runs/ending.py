@@ -23,16 +23,18 @@ def ending(folder: Path, result: Mapping[str, Any], cfg: DictConfig) -> str:
         cfg: its configuration, for the columns that the model looks at.
     """
     place = below_here(folder)
-    epochs = f"{result['epochs']} epoch{'s' if result['epochs'] != 1 else ''}"
-    lines = [f"Run: {shell_command(place)} ({epochs}, {result['seconds']:.0f} s)"]
+    epochs = result["epochs"]
+    count = f"{epochs} epoch{'' if epochs == 1 else 's'}"
+    lines = [f"Run: {shell_command(place)} ({count}, {result['seconds']:.0f} s)"]
     if not result.get("best_checkpoint"):
         return lines[0]
     checkpoint = place / result["best_checkpoint"]
     score = f"{result['monitor']} {result['monitor_value']:.4f}"
     runs = Path("runs") if place.parts[0] == "runs" else place.parent
+    movie = _movie(cfg)
     commands = (
         shell_command(*script("evaluate"), override("ckpt_path", checkpoint)),
-        shell_command(*program("genre-predict"), checkpoint, *_movie(cfg)),
+        *([shell_command(*program("genre-predict"), checkpoint, *movie)] if movie else []),
         shell_command(*program("genre-compare"), runs),
     )
     lines += [
@@ -82,7 +84,7 @@ def _executable(path: Path) -> str:
 
 
 def _movie(cfg: DictConfig) -> list[str]:
-    """Options of genre-predict for a movie that the model can look at."""
+    """Options of genre-predict for a movie that the model can look at; none for vectors alone."""
     branches = OmegaConf.to_container(cfg.model.branches, resolve=True)
     columns = set(_columns(branches))
     if "title" in columns:

@@ -156,7 +156,10 @@ def _image(name: str, text: str) -> bytes:
     try:
         image = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise ApiError(400, "bad_request", f"The {name} is not in base64.") from error
+        message = (
+            f"The {name} is not in base64 alone, without line ends and without data: before it."
+        )
+        raise ApiError(400, "bad_request", message) from error
     if len(image) > MAX_POSTER_BYTES:
         raise too_large()
     return image
@@ -169,6 +172,17 @@ def too_large() -> ApiError:
         "too_large",
         f"This file is too large: a poster may have up to {MAX_POSTER_BYTES // 2**20} MB.",
     )
+
+
+def too_large_movie(predictor: GenrePredictor) -> ApiError:
+    """What a request is told that is larger than any honest movie."""
+    most = {
+        "poster": f"a poster may have up to {MAX_POSTER_BYTES // 2**20} MB",
+        "text": f"a text up to {MAX_CHARACTERS:,} characters",
+    }
+    held = askable(predictor).values()
+    told = listed([limit for of, limit in most.items() if of in held], "and")
+    return ApiError(413, "too_large", f"This request is too large: {told}.")
 
 
 def explain_movie(predictor: GenrePredictor, movie: Mapping[str, str | bytes]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -77,13 +77,14 @@ def build_app(predictor: GenrePredictor, checkpoint: str, hosts: Sequence[str] =
         return JSONResponse(api.describe(predictor, checkpoint))
 
     async def predict(request: Request) -> Response:
-        body = await _read_body(request, api.max_body_bytes(predictor))
+        too_large = api.too_large_movie(predictor)
+        body = await _read_body(request, api.max_body_bytes(predictor), too_large)
         movie = await in_thread(api.read_movie, predictor, body)
         return JSONResponse(await in_thread(api.explain_movie, predictor, movie))
 
     async def heat(request: Request) -> Response:
         branch, genre = (request.query_params.get(name, "") for name in ("branch", "genre"))
-        image = await _read_body(request, api.MAX_POSTER_BYTES)
+        image = await _read_body(request, api.MAX_POSTER_BYTES, api.too_large())
         picture = await in_thread(api.heat_picture, predictor, branch, genre, image)
         return Response(picture, media_type="image/png")
 
@@ -93,7 +94,8 @@ def build_app(predictor: GenrePredictor, checkpoint: str, hosts: Sequence[str] =
 
     def not_found(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return _error(error.status_code, "http", f"{error.detail}.")
+        # Which methods an address takes is among them.
+        return _error(error.status_code, "http", f"{error.detail}.", error.headers)
 
     def gone(request: Request, error: Exception) -> Response:
         return Response(status_code=400)  # nobody reads it
@@ -165,20 +167,22 @@ class _Guard:
         return True
 
 
-def _error(status: int, code: str, message: str) -> Response:
+def _error(
+    status: int, code: str, message: str, headers: Mapping[str, str] | None = None
+) -> Response:
     from starlette.responses import JSONResponse
 
-    return JSONResponse({"error": {"code": code, "message": message}}, status)
+    return JSONResponse({"error": {"code": code, "message": message}}, status, headers)
 
 
-async def _read_body(request: Request, most: int) -> bytes:
-    """The body; refused as soon as it is known to be too large."""
+async def _read_body(request: Request, most: int, too_large: api.ApiError) -> bytes:
+    """The body; refused with ``too_large`` as soon as it is known to be that."""
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > most:
-        raise api.too_large()
+        raise too_large
     received = bytearray()
     async for chunk in request.stream():
         received += chunk
         if len(received) > most:
-            raise api.too_large()
+            raise too_large
     return bytes(received)

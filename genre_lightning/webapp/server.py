@@ -13,6 +13,7 @@ import sys
 import threading
 import webbrowser
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from genre_lightning.errors import UserError
@@ -22,6 +23,8 @@ from genre_lightning.runs.places import best_checkpoint
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
     from uvicorn import Server
+
+    from genre_lightning.predicting.predictor import GenrePredictor
 
 #: How long requests under way may take once the command is told to end.
 _SECONDS_TO_END = 3
@@ -96,6 +99,7 @@ def _serve(options: argparse.Namespace) -> int:
         predictor = GenrePredictor.from_checkpoint(
             checkpoint, options.device, encoders=options.encoder
         )
+        _check_columns(checkpoint, predictor)
         app = build_app(predictor, checkpoint.name, [options.host, socket.gethostname()])
         address, port = listener.getsockname()[:2]
         url = page_url(address, port)
@@ -113,6 +117,16 @@ def _serve(options: argparse.Namespace) -> int:
         with contextlib.suppress(KeyboardInterrupt):  # raised once all is ended in order
             build_server(app).run(sockets=[listener])
     return 0
+
+
+def _check_columns(checkpoint: Path, predictor: GenrePredictor) -> None:
+    from genre_lightning.webapp.api import askable
+
+    if not askable(predictor):
+        raise DemoError(
+            f"{checkpoint}: the model looks at vectors by movie id alone, which a page can't ask "
+            "for; in Python, GenrePredictor.predict(id=[...]) takes them"
+        )
 
 
 def _check_extra() -> None:

@@ -32,6 +32,13 @@ def test_the_terminal_shows_it_within_its_width(sweep: Path):
     assert "[red]" in text and "\\x1b[31m" in text
 
 
+def test_a_metric_that_was_asked_for_stays_before_others(sweep: Path):
+    text = printed(compare([sweep], columns=["test/map_macro"]), 80)
+    (heads,) = [line for line in text.splitlines() if "rank" in line and "┃" in line]
+    assert "test/map_macro" in heads and "epochs" not in heads
+    assert "leaderboard's files: " in text and "files: test/map_macro" not in text
+
+
 def test_csv_and_markdown(sweep: Path, tmp_path: Path):
     before = snapshot(sweep)
     found = compare([sweep], columns=["test/map_macro"])

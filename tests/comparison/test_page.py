@@ -84,6 +84,9 @@ def test_browser_shows_it_and_runs_nothing_of_a_run(open_page: Callable[..., Pag
     assert page.locator("svg.curves").count() == 3
     assert page.locator("svg.curves.large .run").count() == 19
     assert page.locator(".heat td.best").inner_text().startswith("0.3")
+    for setting in page.locator(".key div").filter(has=page.locator(".name")).all():
+        names = setting.locator("span").all_inner_texts()
+        assert len(set(names)) == len(names), names
     assert "{{ 7 * 7 }}" in page.locator(".stopped").inner_text()
 
 

@@ -257,6 +257,7 @@ def test_what_extending_adds_trains(clone: Callable[[Path], Path], shell: Shell)
 
     def write(name: str, start: str) -> None:
         assert f"`{name}`" in text
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(take(start), "utf-8")
 
     def entry(name: str) -> str:
@@ -265,11 +266,13 @@ def test_what_extending_adds_trains(clone: Callable[[Path], Path], shell: Shell)
 
     for name, start in (
         ("genre_lightning/movies/jsonl.py", '"""Reader for one JSON'),
-        ("conf/data/jsonl.yaml", "defaults:"),
+        ("conf/data/jsonl.yaml", "defaults:\n  - base"),
         ("genre_lightning/inputs/length.py", '"""How long a text is'),
         ("conf/model/branch/title_length.yaml", "# @package model.branches.title_length"),
         ("genre_lightning/models/embedding_residual.py", '"""Vectors through a residual'),
         ("conf/loss/soft_f1.yaml", "_target_:"),
+        ("mine.py", "from pytorch_lightning import Callback"),
+        ("own/callbacks/print_rate.yaml", "defaults:\n  - default"),
     ):
         write(name, start)
     table = package / "movies" / "readers.py"
@@ -298,20 +301,23 @@ def test_what_extending_adds_trains(clone: Callable[[Path], Path], shell: Shell)
         assert f"`{given}`" in text
         command += f" {given}"
     assert "`'model/branch=[title_tfidf,title_length]'`" in text
-    more = shlex.join([*SMALL, "hydra.run.dir=runs/extended"])
     path = f"PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
-    # A Python of its own, since the one that is forked has the package without these.
-    done = subprocess.run(
-        [
-            "bash",
-            "-euc",
-            f"{path}\n{command} {more}",
-        ],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr + done.stdout
+
+    def train(command: str, name: str) -> str:
+        """In a Python of its own, since the one that is forked has the package without these."""
+        more = shlex.join([*SMALL, f"hydra.run.dir=runs/{name}"])
+        done = subprocess.run(
+            ["bash", "-euc", f"{path}\n{command} {more}"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr + done.stdout
+        return done.stdout
+
+    train(command, "extended")
+    for number, command in enumerate(take("python train.py +callbacks.print_rate").splitlines()):
+        assert "learning rate " in train(command, f"rate{number}")
     run = folder / "runs" / "extended"
     card = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)[CHECKPOINT_KEY]
     assert '"length"' in card["inputs"]["title_length"]

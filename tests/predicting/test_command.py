@@ -155,7 +155,7 @@ def test_explaining_says_what_the_scores_of_all_genres_add(
     for logit, *terms in re.findall(pattern, out):
         assert float(logit) == pytest.approx(sum(map(float, terms)), abs=0.021)
     assert re.search(pattern, out)
-    assert "and co-occurrence, what the scores of all genres add, add up to the logit" in out
+    assert "and of co-occurrence: what the scores of all genres add." in out
 
 
 def test_explaining_in_words(tiny_checkpoint: Path, folder: Path, capsys: pytest.CaptureFixture):
@@ -176,6 +176,17 @@ def test_explaining_in_words(tiny_checkpoint: Path, folder: Path, capsys: pytest
     ] * len(found)
     for path in maps:
         path.unlink()
+
+
+def test_a_column_that_is_not_given_is_no_part_of_zero(
+    tiny_checkpoint: Path, capsys: pytest.CaptureFixture
+):
+    arguments = [str(tiny_checkpoint), "--title", "Heat (1995)", "--explain"]
+    assert main(arguments) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "bias" in line]
+    assert len(lines) > 1 and all(line.endswith(", no poster") for line in lines[:-1])
+    assert main([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["explanation"]["absent"] == ["poster_resnet"]
 
 
 def test_words_that_do_not_add_up_are_not_said_to(
@@ -306,6 +317,29 @@ def test_genres_are_told_apart_whatever_they_are_called(
     source.with_name("Heat (1995).jpg").write_bytes(b"not looked at")
     assert main([str(checkpoint), "--folder", str(tmp_path), "--out", str(out)]) == 0
     assert read_csv(out)[0] == ["title", "poster", *columns[1:]]
+
+
+def test_a_score_just_below_its_threshold_can_be_told_from_it(
+    make_checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture
+):
+    checkpoint = make_checkpoint(poster=None)
+    score = GenrePredictor.from_checkpoint(checkpoint).scores(["Heat"])[0, 0]
+    changed = torch.load(checkpoint, weights_only=True)
+    for above, printed in (1e-3, 3), (2e-7, 6):
+        threshold = np.float32(score + above)
+        changed["genre_lightning"]["thresholds"][0] = float(threshold)
+        torch.save(changed, checkpoint)
+        assert main([str(checkpoint), "--title", "Heat"]) == 0
+        line = re.search(
+            r"^  Action: (\d\.(\d+))  \(from (.+)\)$", capsys.readouterr().out, re.MULTILINE
+        )
+        assert line is not None and float(line[1]) < float(line[3]) and len(line[2]) >= printed
+        assert main([str(checkpoint), "--title", "Heat", "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert "Action" not in found["genres"]
+        assert found["scores"]["Action"] < found["thresholds"]["Action"]
+        assert np.float32(found["scores"]["Action"]) == score
+        assert np.float32(found["thresholds"]["Action"]) == threshold
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
@@ -520,6 +554,13 @@ def test_arguments_that_make_no_sense_exit_with_2(
         main(arguments)
     assert stopped.value.code == 2
     assert "genre-predict" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("out", [[], ["--out", "out.csv"]], ids=["printed", "written"])
+def test_json_of_a_csv_is_refused_by_one_reason(out: list[str], capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit):
+        main(["CKPT", "--csv", "in.csv", "--json", *out])
+    assert "error: --json goes with one movie or --folder; of" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

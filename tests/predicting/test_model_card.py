@@ -404,6 +404,30 @@ def test_untrusted_names_are_shown_as_they_are(make_checkpoint: Make):
     yaml.safe_load(card.split("---\n")[1])
 
 
+def test_a_model_of_one_genre_is_told_as_such(make_checkpoint: Make):
+    checkpoint = make_checkpoint(poster=None)
+    content = torch.load(checkpoint, weights_only=True)
+    assert "Predicts which of 4 genres a movie has, from" in model_card(checkpoint)
+    entry = content["genre_lightning"]
+    for name, value in content["state_dict"].items():
+        if "head" in name or "prior" in name:
+            content["state_dict"][name] = value[:1]
+    entry |= {"genres": ["a | b"], "thresholds": entry["thresholds"][:1]}
+    entry["network"]["num_genres"] = 1
+    torch.save(content, checkpoint)
+    assert "Predicts whether a movie has the genre a \\| b, from its title." in model_card(
+        checkpoint
+    )
+
+
+@pytest.mark.parametrize("stacking", [False, True])
+def test_a_blank_line_is_before_every_table(make_checkpoint: Make, stacking: bool):
+    lines = model_card(make_checkpoint(stacking=stacking, label_sets=stacking)).splitlines()
+    heads = [row for row, line in enumerate(lines) if line.startswith("| ---")]
+    assert len(heads) >= 4
+    assert [lines[row - 2] for row in heads] == [""] * len(heads)
+
+
 def test_a_file_is_written_whole(
     tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

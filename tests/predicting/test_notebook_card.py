@@ -50,6 +50,17 @@ def test_every_genre_has_its_score_and_threshold(predictor: GenrePredictor) -> N
     assert "bias" not in shown and "<img" not in prediction._repr_html_()
 
 
+def test_a_score_just_below_its_threshold_does_not_look_equal_to_it() -> None:
+    prediction = Prediction("Heat", (), {"Action": 0.2107}, thresholds={"Action": 0.2121})
+    assert "Action 0.211 from 0.212" in text_of(prediction)
+
+
+def test_a_word_without_end_is_shortened(predictor: GenrePredictor) -> None:
+    (prediction,) = predictor.predict(["Alien" * 200], explain=True)
+    words = re.findall(r'<li class="(?:for|against)">(\S+) ', prediction._repr_html_())
+    assert words and set(words) == {("Alien" * 200)[:59] + "…"}
+
+
 def test_nothing_of_a_movie_is_markup(predictor: GenrePredictor, poster: np.ndarray) -> None:
     (prediction,) = predictor.predict([TITLE], [poster], explain=True)
     page = prediction._repr_html_()

@@ -21,7 +21,7 @@ import genre_lightning.report
 from genre_lightning.models.label_sets import LabelSets
 from genre_lightning.models.stacking import Stacking
 from genre_lightning.report.charts import heat_map
-from genre_lightning.report.numbers import number, signed
+from genre_lightning.report.numbers import digits_beside, number, signed
 from genre_lightning.report.page import render_report, write_report
 from genre_lightning.scoring.metrics import genre_metrics
 from tests.pages import CONTRAST
@@ -166,6 +166,7 @@ def test_many_genres_stay_small(make_case: Callable[..., Any]):
     case = make_case([f"Genre number {g}" for g in range(60)], ["name"])
     html = render(case)
     assert "the 40 most frequent of 60" in html and "28 most frequent of 60" in html
+    assert re.search(r"\(so it always predicts \d+ of the 60 genres\)", html)
     assert len(html.encode()) < 3_000_000
 
 
@@ -203,6 +204,23 @@ def test_co_occurrence_is_a_part_of_the_sums_that_are_shown(
 def test_numbers_are_written_for_people():
     assert [number(float("nan")), number(0.12345)] == ["–", "0.123"]
     assert [signed(-0.5), signed(0.25), signed(-0.001)] == ["−0.50", "+0.25", "0.00"]
+
+
+@pytest.mark.parametrize(
+    ("score", "threshold", "digits"),
+    [
+        (0.1, 0.2, 2),
+        (0.2107, 0.2121, 3),
+        (0.2121, 0.2107, 2),  # predicted: that both look equal is no contradiction
+        (0.25, 0.25, 2),
+        (0.21003, 0.21004, 5),
+        (1e-12, 2e-12, 9),
+    ],
+)
+def test_a_score_below_its_threshold_does_not_look_equal_to_it(
+    score: float, threshold: float, digits: int
+):
+    assert digits_beside(score, threshold) == digits
 
 
 def test_every_file_of_a_page_is_part_of_the_package(repository: Path):
@@ -312,6 +330,9 @@ def test_browser_never_scrolls_the_page_sideways(open_page: Callable[..., Page],
     page = open_page(width)
     for summary in page.locator("summary").all():
         summary.click()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    word = page.locator("ul.words li:not(.of)").first
+    word.evaluate("(item) => { item.textContent = 'W'.repeat(600) + ' +0.10'; }")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     small = """[...document.querySelectorAll("body *")].filter((each) =>
         each.childElementCount === 0 && each.textContent.trim() && !each.closest("svg")

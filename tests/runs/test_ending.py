@@ -45,9 +45,10 @@ def test_what_comes_next(tmp_path: Path) -> None:
     ]
 
 
-def test_one_epoch_is_one(tmp_path: Path) -> None:
-    told = ending(tmp_path / "one", {**RESULT, "epochs": 1}, looks_at("title"))
-    assert told.startswith("Run: one (1 epoch, 4 s)")
+def test_nothing_is_to_be_predicted_of_a_model_of_vectors_alone(tmp_path: Path) -> None:
+    lines = ending(tmp_path / "one", {**RESULT, "epochs": 1}, looks_at()).splitlines()
+    assert lines[0] == "Run: one (1 epoch, 4 s)"
+    assert [line.split()[0] for line in lines[3:]] == ["genre-evaluate", "genre-compare"]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -194,6 +195,19 @@ def test_what_can_not_be_answered(
 ):
     answer = served.ask("POST", path, body)
     assert (answer.status, answer.code) == (status, code)
+
+
+def test_a_method_that_an_address_does_not_take_is_told_which_it_takes(served: Served):
+    assert served.ask("GET", "/api/predict").headers["allow"] == "POST"
+    assert set(served.ask("POST", "/api/model").headers["allow"].split(", ")) == {"GET", "HEAD"}
+
+
+@pytest.mark.parametrize("before", ["", "data:image/png;base64,"])
+def test_what_is_not_base64_alone_is_told_what_that_is(served: Served, poster: bytes, before: str):
+    text = base64.encodebytes(poster).decode() if not before else base64.b64encode(poster).decode()
+    answer = served.ask("POST", "/api/predict", movie(poster=before + text))
+    assert (answer.status, answer.code) == (400, "bad_request")
+    assert "without line ends and without data:" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("column", ["title", "poster"])

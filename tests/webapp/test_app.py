@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import socket
 import threading
 from collections.abc import Callable
@@ -24,7 +26,12 @@ def test_a_declared_size_above_the_limit_is_refused_before_any_of_it_is_sent(
             b"POST /api/predict HTTP/1.1\r\nHost: localhost\r\n"
             b"Content-Length: %d\r\n\r\n" % (max_body_bytes(predictor) + 1)
         )
-        assert connection.recv(100).startswith(b"HTTP/1.1 413 ")
+        answer = http.client.HTTPResponse(connection)
+        answer.begin()
+        assert answer.status == 413
+        message = json.load(answer)["error"]["message"]
+    told = "a poster may have up to 16 MB and a text up to 20,000 characters."
+    assert message == f"This request is too large: {told}"
 
 
 def test_an_undeclared_size_is_refused_once_above_the_limit(

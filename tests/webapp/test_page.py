@@ -16,7 +16,7 @@ from playwright.sync_api import BrowserContext, Page, Request, expect
 
 from genre_lightning import GenrePredictor
 from genre_lightning.webapp import api
-from genre_lightning.webapp.api import MAX_POSTER_BYTES
+from genre_lightning.webapp.api import MAX_CHARACTERS, MAX_POSTER_BYTES
 from tests.webapp.serving import Served, serving
 
 Contexts = Callable[..., BrowserContext]
@@ -213,6 +213,25 @@ def test_any_title_is_text_and_stays_itself(page: Page, title: str):
     assert page.locator("#why img[src=x], #why script").count() == 0
 
 
+def test_a_score_just_below_its_threshold_is_told_from_it(
+    page: Page, monkeypatch: pytest.MonkeyPatch
+):
+    explain = api.explain_movie
+
+    def nearly(predictor: GenrePredictor, movie: dict[str, Any]) -> Any:
+        found = explain(predictor, movie)
+        found["genres"][0] |= {"score": 0.2107, "threshold": 0.2121, "predicted": False}
+        return found | {"predicted": []}
+
+    monkeypatch.setattr(api, "explain_movie", nearly)
+    ask(page, "Heat (1995)")
+    expect(page.locator("#why-score")).to_have_text("Score 0.211, below its threshold of 0.212.")
+    first = page.locator("#bars li").first
+    expect(first.locator("label")).to_have_attribute("title", "score 0.211, threshold 0.212")
+    label = first.locator("input").get_attribute("aria-label")
+    assert label is not None and label.endswith(" 0.211, not named, threshold 0.212")
+
+
 def test_a_server_that_is_gone(contexts: Contexts, predictor: GenrePredictor):
     with serving(predictor) as server, open_page(contexts(), server.url) as page:
         server.stop()
@@ -318,6 +337,22 @@ def test_every_column_of_the_model_has_a_field_and_reasons(
         assert column(page, "#bars") == {name: round(s, 2) for name, s in wanted.ranked()}
         expect(page.locator(".marked")).to_have_text(text.strip())
         assert "thief" in column(page, ".words")
+
+
+def test_a_text_that_is_too_long_is_refused_and_not_cut(contexts: Contexts, wider: GenrePredictor):
+    with serving(wider) as server, open_page(contexts(), server.url) as page:
+        synopsis = page.get_by_label("Synopsis")
+        synopsis.fill("🎬" * MAX_CHARACTERS)  # two code units each, and one character
+        page.get_by_role("button", name="Name the genres").click()
+        expect(page.locator("#genres")).to_be_visible()
+        synopsis.fill("")
+        synopsis.focus()
+        page.keyboard.insert_text("a" * (MAX_CHARACTERS + 1))
+        page.get_by_role("button", name="Name the genres").click()
+        expect(page.locator("#problem")).to_have_text(
+            "The synopsis has 20,001 characters; up to 20,000 are read."
+        )
+        expect(page.locator("#genres")).to_be_hidden()
 
 
 def test_a_word_without_end_leaves_the_page_in_shape(page: Page):

@@ -7,10 +7,13 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from genre_lightning.inputs.vectors import VectorsInput
 from genre_lightning.webapp import server as demo
 from tests.webapp.serving import Served, movie
 
@@ -66,6 +69,19 @@ def test_a_bad_checkpoint_is_an_error_without_a_traceback(
 ):
     assert demo.main([str(tmp_path / "none.ckpt"), "--port", "0"]) == 1
     assert "none.ckpt: there is no such file" in capsys.readouterr().err
+
+
+def test_a_model_that_no_page_can_ask_for_anything_is_refused(
+    make_checkpoint: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    np.savez(tmp_path / "own.npz", ids=["1", "2"], x=np.ones((2, 3)))
+    vectors = VectorsInput(str(tmp_path / "own.npz"))
+    vectors.width = 3
+    branch = {"own": (vectors, {"name": "embedding_head"})}
+    checkpoint = make_checkpoint(title=None, poster=None, more=branch)
+    assert demo.main([str(checkpoint), "--port", "0"]) == 1
+    error = capsys.readouterr().err
+    assert f"error: {checkpoint}: the model looks at vectors by movie id alone" in error
 
 
 @pytest.mark.parametrize("port", ["65536", "-1", "http", "٣"])

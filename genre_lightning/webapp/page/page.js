@@ -43,6 +43,14 @@ function signed(value) {
   return (value < 0 ? "\u2212" : "+") + text;
 }
 
+/** A score and its threshold, with as many digits as a score below it needs not to look equal. */
+function written(score, threshold) {
+  for (let digits = 2; ; digits += 1) {
+    const [one, other] = [score.toFixed(digits), threshold.toFixed(digits)];
+    if (score >= threshold || one !== other || digits === 9) return [one, other];
+  }
+}
+
 /** A column's name as people write it: "screen_play" is "Screen play". */
 function called(name) {
   const words = name.replaceAll("_", " ");
@@ -101,7 +109,6 @@ class TextField {
     this.box = copy("text-field");
     this.text = make(long ? "textarea" : "input");
     this.text.id = `column-${name}`;
-    this.text.maxLength = model.max_characters;
     this.text.autocomplete = "off";
     this.text.spellcheck = false;
     const label = this.box.querySelector("label");
@@ -139,6 +146,11 @@ class TextField {
   }
 
   async value() {
+    const { length } = [...this.text.value];
+    if (length > model.max_characters) {
+      const [given, most] = [length, model.max_characters].map((count) => count.toLocaleString("en"));
+      throw new Problem(`The ${this.name.replaceAll("_", " ")} has ${given} characters; up to ${most} are read.`);
+    }
     return this.text.value;
   }
 
@@ -361,14 +373,15 @@ function row(genre) {
   radio.value = genre.name;
   const score = genre.score.toFixed(2);
   const verdict = genre.predicted ? "named" : "not named";
-  radio.setAttribute("aria-label", `${genre.name} ${score}, ${verdict}, threshold ${genre.threshold.toFixed(2)}`);
+  const [precise, threshold] = written(genre.score, genre.threshold);
+  radio.setAttribute("aria-label", `${genre.name} ${precise}, ${verdict}, threshold ${threshold}`);
   radio.addEventListener("change", () => pick(genre.name));
   const bar = make("span", "bar");
   bar.style.setProperty("--score", genre.score);
   bar.style.setProperty("--threshold", genre.threshold);
   const name = make("span", "name", genre.name);
   const value = make("span", "value", score);
-  label.title = `threshold ${genre.threshold.toFixed(2)}`;
+  label.title = `score ${precise}, threshold ${threshold}`;
   label.append(radio, name, bar, value);
   item.append(label);
   return item;
@@ -410,11 +423,12 @@ function colour(index) {
 }
 
 function explain(genre) {
-  const { name, score, threshold } = genre;
+  const { name } = genre;
+  const [score, threshold] = written(genre.score, genre.threshold);
   at("why").hidden = false;
   at("why-heading").textContent = `Why ${name}${genre.predicted ? "" : " is not named"}`;
   at("why-score").textContent =
-    `Score ${score.toFixed(2)}, ${genre.predicted ? "at or above" : "below"} its threshold of ${threshold.toFixed(2)}.`;
+    `Score ${score}, ${genre.predicted ? "at or above" : "below"} its threshold of ${threshold}.`;
 
   const parts = [["bias", "Bias", genre.bias]];
   model.branches.forEach((branch, index) => {
@@ -614,8 +628,9 @@ async function greet() {
   }
   const names = model.columns.map((column) => column.name.replaceAll("_", " "));
   const last = names.pop();
+  const number = model.genres.length;
   const what = names.length ? `${names.join(", ")} or ${last}, or ${names.length > 1 ? "several of them" : "both"}` : last;
-  at("about").textContent = `Give the movie's ${what}. ${model.checkpoint} names what it sees among ${model.genres.length} genres, and why.`;
+  at("about").textContent = `Give the movie's ${what}. ${model.checkpoint} names what it sees among ${number} genre${number === 1 ? "" : "s"}, and why.`;
 }
 
 meet().catch((error) => {
