@@ -367,8 +367,7 @@ class MovieDataModule(pl.LightningDataModule):
 
     def random_split_notes(self, split: str) -> list[str]:
         """A sentence where a split was drawn at random; none where the dataset names its movies."""
-        assert self._movie_set is not None
-        given = [movie.split for movie in self._movie_set.movies]
+        given = [movie.split for movie in self.movie_set.movies]
         if split in given or None not in given:
             return []
         return [
