@@ -126,6 +126,11 @@ class EmbeddingInput(Input):
         prompt_after: str,
         year: bool,
     ) -> None:
+        """Check and keep the settings, of a configuration or of a checkpoint.
+
+        Raises:
+            ValueError: naming the setting that is of a wrong type or out of range.
+        """
         if not is_plain_text(spec.name):
             raise ValueError(f"encoder: {spec.name!r:.200} can't be the name of one")
         self.column = column
@@ -240,7 +245,7 @@ class EmbeddingInput(Input):
     def _prompts(self) -> dict[str, Any]:
         """The prompts that are set, for the cache's key and the state.
 
-        None where none is set: older caches and checkpoints, which knew of no prompts, stay valid.
+        Empty where none is set: older caches and checkpoints, which knew of none, stay valid.
         """
         given = {"prompt": self.prompt, "prompt_after": self.prompt_after}
         if self.prompt_after:

@@ -74,6 +74,7 @@ def read_vectors(path: Path) -> tuple[list[str], np.ndarray]:
 
 
 def _read_npz(path: Path) -> tuple[list[str], np.ndarray]:
+    """The ids and the array of an ``.npz``; errors as of :func:`read_vectors`."""
     try:
         with np.load(path, allow_pickle=False) as file:
             missing = [name for name in ("ids", "x") if name not in file]
@@ -91,6 +92,7 @@ def _read_npz(path: Path) -> tuple[list[str], np.ndarray]:
 
 
 def _read_csv(path: Path) -> tuple[list[str], np.ndarray]:
+    """The ids and the array of a CSV; errors as of :func:`read_vectors`."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -153,6 +155,11 @@ class VectorsInput(Input):
         self._set(absolute, log_odds)
 
     def _set(self, path: str, log_odds: bool) -> None:
+        """Check and keep the settings, of a configuration or of a checkpoint.
+
+        Raises:
+            ValueError: naming the setting.
+        """
         usable = is_plain_text(path, brackets=True)
         usable = usable and path.count("[") + path.count("{") <= MOST_BRACKETS
         if not usable or not Path(path).is_absolute() or len(path) > 4096:

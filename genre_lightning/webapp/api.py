@@ -153,6 +153,7 @@ def read_movie(predictor: GenrePredictor, body: bytes) -> dict[str, str | bytes]
 
 
 def _image(name: str, text: str) -> bytes:
+    """The encoded image that a request has in base64."""
     try:
         image = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
@@ -250,6 +251,7 @@ def explain_movie(predictor: GenrePredictor, movie: Mapping[str, str | bytes]) -
 
 
 def _wanted(kinds: Mapping[str, str]) -> str:
+    """What to do on the page: "type the title or synopsis or choose the poster"."""
     texts = [name for name, of in kinds.items() if of == "text"]
     posters = [name for name, of in kinds.items() if of == "poster"]
     wanted = [f"type the {listed(texts, 'or')}"] if texts else []
@@ -258,6 +260,7 @@ def _wanted(kinds: Mapping[str, str]) -> str:
 
 
 def _shown(value: str | bytes | None) -> str | bool | None:
+    """A column as the answer has it: a text, True for a poster, None for what is not there."""
     return True if isinstance(value, bytes) else value
 
 
@@ -285,6 +288,7 @@ def _read(
 
 
 def _explain(predictor: GenrePredictor, branch: str, value: str | bytes) -> dict[str, Any]:
+    """What a branch saw in its column: words at once; a heat map is asked for by itself."""
     from genre_lightning.explain.explainer import TextExplanation
     from genre_lightning.explain.table import explain_branch, find_explainer
 
