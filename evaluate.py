@@ -83,7 +83,9 @@ def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> di
         command=shell_command("python", "evaluate.py", *overrides),
         created=datetime.now().astimezone(),
     )
-    write_report(folder / "report.html", model, data, scores, origin, validation)
+    write_report(
+        folder / "report.html", model, data, scores, origin, validation, gallery=cfg.gallery
+    )
     console = Console(markup=False, emoji=False)  # names are shown as they are
     print_genre_table(model, scores, metrics, console)
     notes += data.empty_branch_notes()

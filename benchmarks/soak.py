@@ -57,7 +57,7 @@ TINY = (
     "model.branches.poster_resnet.network.blocks=[1,1]",
 )
 #: Of a command that is not killed.
-MOST_SECONDS = 3600
+MAX_SECONDS = 3600
 
 
 class SoakError(RuntimeError):
@@ -132,7 +132,7 @@ class Sweep:
     def finish(self) -> None:
         """Give the command until it has ended."""
         before = completed(self.folder)
-        if self._start().wait(MOST_SECONDS) != 0:
+        if self._start().wait(MAX_SECONDS) != 0:
             raise SoakError(f"the command has failed:\n{self._printed()}")
         after = completed(self.folder)
         self.lost += [name for name, text in before.items() if after.get(name) != text]

@@ -15,7 +15,7 @@ SPIN_COUNT = 10_000
 OTHERS_SHARE = 0.25
 
 #: Over less time the use of the cores says nothing.
-LEAST_SECONDS = 0.5
+MIN_SECONDS = 0.5
 
 _STAT = Path("/proc/stat")
 
@@ -91,7 +91,7 @@ def num_threads(cores: int, before: CoreUse, after: CoreUse) -> int:
         after: and at its end.
     """
     seconds = after.now - before.now
-    if seconds < LEAST_SECONDS:
+    if seconds < MIN_SECONDS:
         return cores
     others = cores - (after.idle - before.idle + after.own - before.own) / seconds
     if others <= OTHERS_SHARE * cores:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from genre_lightning.report.evaluation import SplitScores
 
 #: Characters of a model's name in that of its folder.
-MOST_OF_NAME = 60
+MAX_NAME_CHARACTERS = 60
 
 
 def ask_folder(model: str | None, overrides: Sequence[str], sweeper: Mapping[str, Any]) -> str:
@@ -39,7 +39,7 @@ def ask_folder(model: str | None, overrides: Sequence[str], sweeper: Mapping[str
     """
     told = sweep_name(None, overrides, sweeper)
     digest = hashlib.blake2b(told.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
-    name = re.sub(r"[^\w.-]+", "-", str(model or "")).strip("-.")[:MOST_OF_NAME]
+    name = re.sub(r"[^\w.-]+", "-", str(model or "")).strip("-.")[:MAX_NAME_CHARACTERS]
     return f"{name or 'model'}-{digest}"
 
 

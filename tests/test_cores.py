@@ -76,9 +76,9 @@ def test_idle_time_is_that_of_the_own_cores() -> None:
 WATCH = """
 import sys, time
 there = sys.modules.pop("torch", None)
-from genre_lightning.cores import LEAST_SECONDS, share_cores, set_threads
+from genre_lightning.cores import MIN_SECONDS, share_cores, set_threads
 share_cores()
-ends = time.monotonic() + LEAST_SECONDS
+ends = time.monotonic() + MIN_SECONDS
 if there:
     sys.modules["torch"] = there
 import torch

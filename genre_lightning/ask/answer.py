@@ -14,7 +14,7 @@ from genre_lightning.errors import UserError
 WHY = "why"
 HIGHEST = 100
 #: Characters of a ``why`` that are kept.
-MOST_OF_WHY = 1000
+MAX_WHY_CHARACTERS = 1000
 
 _THOUGHT = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
 _FENCE = re.compile(r"^[ \t]*```(?:json)?[ \t]*\n(.*?)\n?```[ \t]*$", re.DOTALL | re.MULTILINE)
@@ -85,7 +85,7 @@ def read_answer(content: str, genres: Sequence[str]) -> tuple[tuple[float, ...],
     if not isinstance(why, str):
         raise Misfit(f"{WHY!r} is no text")
     # Halves of a surrogate pair are in no text that can be written.
-    said = why.encode("utf-8", "replace").decode("utf-8").strip()[:MOST_OF_WHY]
+    said = why.encode("utf-8", "replace").decode("utf-8").strip()[:MAX_WHY_CHARACTERS]
     return tuple(_score(genre, found[genre]) for genre in genres), said
 
 

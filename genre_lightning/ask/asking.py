@@ -32,7 +32,7 @@ from genre_lightning.movies.movie import Movie, PosterFile
 #: A server that refuses so many requests before it has answered any refuses them all.
 REFUSED_AT_FIRST = 3
 #: Threads that decode and encode posters.
-MOST_ENCODERS = 4
+MAX_ENCODER_THREADS = 4
 
 #: Is given a movie's number and what was found of it.
 Tell = Callable[[int, Record], None]
@@ -141,7 +141,7 @@ class Asker:
         self.say = say
         self.unreadable: dict[str, str] = {}
         self._encoders = ThreadPoolExecutor(
-            min(MOST_ENCODERS, num_cores()), thread_name_prefix="poster-encoder"
+            min(MAX_ENCODER_THREADS, num_cores()), thread_name_prefix="poster-encoder"
         )
         self._in_a_row = 0
         self._under_way = 0
@@ -170,7 +170,8 @@ class Asker:
         found: _Queue[_Found] = asyncio.Queue(4 * self.concurrency)
         numbered = enumerate(movies)
         feeders = [
-            asyncio.create_task(self._feed(numbered, ready, found)) for _ in range(MOST_ENCODERS)
+            asyncio.create_task(self._feed(numbered, ready, found))
+            for _ in range(MAX_ENCODER_THREADS)
         ]
         workers = [asyncio.create_task(self._work(ready, found)) for _ in range(self.concurrency)]
         writer = asyncio.create_task(self._write(found, tell))

@@ -12,7 +12,7 @@ from typing import Any, Self, final
 from genre_lightning.errors import UserError
 
 #: A line of an answer has some hundred bytes.
-MOST_OF_LINE = 2**20
+MAX_LINE_BYTES = 2**20
 NAME = "answers.jsonl"
 
 
@@ -105,7 +105,7 @@ class AnswerBook:
         try:
             with path.open("rb") as file:
                 file.seek(offset)
-                record = _read(file.readline(MOST_OF_LINE))
+                record = _read(file.readline(MAX_LINE_BYTES))
         except OSError as error:
             raise UserError(f"{path}: can't be read ({error.strerror or error})") from error
         # Another run's file may have become another one meanwhile.
@@ -176,7 +176,7 @@ def _lines(path: Path) -> Iterator[tuple[int, Record]]:
     """Where each record begins, and the record; lines that are none are passed over."""
     offset = 0
     with path.open("rb") as file:
-        while line := file.readline(MOST_OF_LINE):
+        while line := file.readline(MAX_LINE_BYTES):
             record = _read(line)
             if record is not None:
                 yield offset, record

@@ -15,8 +15,8 @@ from genre_lightning.movies.movie import PosterFile
 from genre_lightning.store import content_key
 
 #: Vision models cut an image into squares of up to so many pixels, and refuse less than one.
-LEAST_SIDE = 28
-MOST_SIDE = 4096
+MIN_SIDE = 28
+MAX_SIDE = 4096
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class PosterFormat:
     quality: int = 85
 
     def __post_init__(self) -> None:
-        if type(self.side) is not int or not LEAST_SIDE <= self.side <= MOST_SIDE:
+        if type(self.side) is not int or not MIN_SIDE <= self.side <= MAX_SIDE:
             raise UserError(
-                f"poster.side={self.side} must be a whole number in {LEAST_SIDE}..{MOST_SIDE}"
+                f"poster.side={self.side} must be a whole number in {MIN_SIDE}..{MAX_SIDE}"
             )
         if type(self.quality) is not int or not 1 <= self.quality <= 95:
             raise UserError(f"poster.quality={self.quality} must be a whole number in 1..95")
@@ -67,10 +67,10 @@ class PosterFormat:
             PosterError: it can't be decoded.
         """
         # Decoded first: what can't be is named by the reason, and its size is not asked for.
-        decode_poster(data, LEAST_SIDE)
+        decode_poster(data, MIN_SIDE)
         width, height = upright_size(data)
         scale = min(1.0, self.side / max(width, height))
-        size = tuple(max(LEAST_SIDE, round(side * scale)) for side in (height, width))
+        size = tuple(max(MIN_SIDE, round(side * scale)) for side in (height, width))
         pixels = decode_poster(data, (size[0], size[1]))
         buffer = io.BytesIO()
         Image.fromarray(pixels).save(buffer, "JPEG", quality=self.quality)

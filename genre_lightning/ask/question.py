@@ -21,7 +21,7 @@ QUESTION_VERSION = 1
 #: Each genre 0 to 100 in one JSON object; or yes or no for each genre, by the token's probability.
 ANSWERS = ("json", "logprobs")
 POSTER = "poster"
-MOST_EXAMPLES = 64
+MAX_EXAMPLES = 64
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ class Prompt:
     definitions: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if type(self.examples) is not int or not 0 <= self.examples <= MOST_EXAMPLES:
-            raise UserError(f"prompt.examples={self.examples} is not in 0..{MOST_EXAMPLES}")
+        if type(self.examples) is not int or not 0 <= self.examples <= MAX_EXAMPLES:
+            raise UserError(f"prompt.examples={self.examples} is not in 0..{MAX_EXAMPLES}")
 
 
 @final

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 #: What makes the same questions again, in a run folder.
 ASKED = "asked.json"
 #: Movies without an answer that are named in the terminal.
-MOST_NAMED = 5
+MAX_NAMED_MOVIES = 5
 
 
 @dataclass(frozen=True)
@@ -355,8 +355,10 @@ def unanswered_line(movies: MovieSet, split: str, rows: np.ndarray, answers: Ans
     failed = [row for row in rows.tolist() if row in answers.failed]
     if not failed:
         return None
-    named = [f"{movies.movies[row].id} ({answers.failed[row]})" for row in failed[:MOST_NAMED]]
-    more = f" and {len(failed) - MOST_NAMED} more" if len(failed) > MOST_NAMED else ""
+    named = [
+        f"{movies.movies[row].id} ({answers.failed[row]})" for row in failed[:MAX_NAMED_MOVIES]
+    ]
+    more = f" and {len(failed) - MAX_NAMED_MOVIES} more" if len(failed) > MAX_NAMED_MOVIES else ""
     return (
         f"{split}: {len(failed):,} of {len(rows):,} movies have no answer and count as wrong: "
         f"{'; '.join(named)}{more}"

@@ -14,7 +14,7 @@ from genre_lightning.checkpoint.model import TrainedModel
 from genre_lightning.data.datamodule import MovieDataModule
 from genre_lightning.errors import UserError
 from genre_lightning.files import whole_file
-from genre_lightning.inputs.vectors import LEAST_PROBABILITY, VectorsInput
+from genre_lightning.inputs.vectors import MIN_PROBABILITY, VectorsInput
 from genre_lightning.models.fusion import ACTIVATIONS
 from genre_lightning.models.networks import build_network
 from genre_lightning.report.evaluation import SplitScores
@@ -110,7 +110,7 @@ def _set(model: TrainedModel, calibration: Calibration) -> None:
 
 def _clipped(scores: np.ndarray, answers: str) -> np.ndarray:
     """Scores kept from 0 and 1: those that are rounded by half of what they are rounded to."""
-    least = LEAST_PROBABILITY if answers == "json" else _NOTHING
+    least = MIN_PROBABILITY if answers == "json" else _NOTHING
     return scores.clip(least, 1 - least)
 
 

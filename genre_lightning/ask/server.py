@@ -24,9 +24,9 @@ from genre_lightning.errors import UserError
 from genre_lightning.page.wording import shortened
 
 #: Bytes of an answer that are read; one of a few hundred tokens has some thousands.
-MOST_BYTES = 16 * 2**20
+MAX_ANSWER_BYTES = 16 * 2**20
 #: Characters of the server's words in a message.
-MOST_WORDS = 300
+MAX_QUOTED_CHARACTERS = 300
 #: Seconds before the second try, and the most that the doubling comes to.
 FIRST_WAIT, LONGEST_BACKOFF = 1.0, 60.0
 #: Too early, too many, or the server's own trouble: the same request may be answered later.
@@ -277,8 +277,8 @@ class ChatServer:
         size = 0
         async for part in response.content.iter_chunked(2**16):
             size += len(part)
-            if size > MOST_BYTES:
-                raise _TryAgain(f"its answer has more than {MOST_BYTES:,} bytes")
+            if size > MAX_ANSWER_BYTES:
+                raise _TryAgain(f"its answer has more than {MAX_ANSWER_BYTES:,} bytes")
             parts.append(part)
         return self._hidden(b"".join(parts).decode("utf-8", "replace"))
 
@@ -310,7 +310,7 @@ class ChatServer:
             return ServerError(f"{self.base_url}: {key} (the server says: {words})")
         if status in (404, 405, 501) or 300 <= status < 400:
             if location := headers.get("Location"):
-                words += f", go to {self._hidden(location)[:MOST_WORDS]}"
+                words += f", go to {self._hidden(location)[:MAX_QUOTED_CHARACTERS]}"
             return ServerError(
                 f"{self.base_url} has no such model, or no chat/completions{await self._models()}; "
                 f"base_url usually ends in /v1 (the server says: {words})"
@@ -369,7 +369,7 @@ def _plain(text: str) -> str:
     """Text without tags and control characters, shortened."""
     words = " ".join(_TAGS.sub(" ", text).split())
     shown = "".join(c if c.isprintable() else "?" for c in words)
-    return shortened(shown, MOST_WORDS)
+    return shortened(shown, MAX_QUOTED_CHARACTERS)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

@@ -20,11 +20,11 @@ from genre_lightning.page.svg import Scale, circle, line, svg, words
 from genre_lightning.page.wording import shortened
 
 #: A curve of more points looks the same.
-MOST_POINTS = 200
+MAX_POINTS = 200
 #: An axis of so many numbers names each of them, where they lie this far apart in pixels; one of
 #: more has round numbers.
-MOST_NAMED = 9
-LEAST_GAP = 15
+MAX_NAMED_VALUES = 9
+MIN_GAP = 15
 #: More axes than this need a wider drawing.
 MANY_AXES = 6
 #: Positive numbers are on a logarithmic scale where the largest is this many times the smallest,
@@ -98,7 +98,7 @@ def curves(
     for mark, points in sorted(series, key=lambda each: each[0].shade or -1.0):
         if not points:
             continue
-        step = math.ceil(len(points) / MOST_POINTS)
+        step = math.ceil(len(points) / MAX_POINTS)
         drawn = [*points[:-1:step], points[-1]]
         path = "L".join(f"{x(epoch):.1f} {y(value):.1f}" for epoch, value in drawn)
         parts.append(f'{mark.opening}<path class="curve" d="M{path}"/>')
@@ -255,7 +255,7 @@ class _Axis:
             yield self.start, "–"
         places = [self(number) for number in self.numbers]
         gaps = [below - above for below, above in pairwise(places)]
-        if len(places) <= MOST_NAMED and min(gaps, default=LEAST_GAP) >= LEAST_GAP:
+        if len(places) <= MAX_NAMED_VALUES and min(gaps, default=MIN_GAP) >= MIN_GAP:
             yield from zip(places, map(shown_setting, map(setting, self.numbers)), strict=True)
             return
         low, high = self.scale.low, self.scale.high

@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 #: Characters of an error in the terminal and in leaderboard.md.
-MOST_OF_ERROR = 160
+MAX_ERROR_CHARACTERS = 160
 #: Of groups and of unfinished runs in the terminal; the files have all.
-MOST_ROWS = 30
-MOST_UNFINISHED = 10
+MAX_ROWS = 30
+MAX_UNFINISHED = 10
 #: Of a run's name in the terminal: where there is room for more it has it, and it is never shorter.
-LEAST_NAME = 16
+MIN_NAME_WIDTH = 16
 #: Head of the column with names of runs.
 RUN = "run"
 #: Heads of the columns that hold no numbers, in leaderboard.md.
@@ -85,7 +85,7 @@ def print_leaderboard(comparison: Comparison, console: Console) -> None:
 
     table = ranked_table(comparison)
     keep = ("rank", RUN, comparison.key_label(LR), comparison.metric)
-    rows = [table[0], *table[1][:MOST_ROWS]]
+    rows = [table[0], *table[1][:MAX_ROWS]]
     columns, left_out = _fitting(rows, console.width, keep, comparison.columns)
     better = "higher" if comparison.mode == "max" else "lower"
     shown = Table(title=Text(f"{comparison.metric}, {better} is better"), title_justify="left")
@@ -95,17 +95,17 @@ def print_leaderboard(comparison: Comparison, console: Console) -> None:
         shown.add_row(*map(Text, cells))
     if table[1]:
         console.print(shown)
-    if len(table[1]) > MOST_ROWS:
-        console.print(f"and {len(table[1]) - MOST_ROWS} more, in the leaderboard's files")
+    if len(table[1]) > MAX_ROWS:
+        console.print(f"and {len(table[1]) - MAX_ROWS} more, in the leaderboard's files")
     if left_out:
         console.print(Text(f"No room here, but in the leaderboard's files: {', '.join(left_out)}"))
     unfinished = unfinished_table(comparison)[1]
-    for status, name, epochs, so_far, error in unfinished[:MOST_UNFINISHED]:
+    for status, name, epochs, so_far, error in unfinished[:MAX_UNFINISHED]:
         console.print(Text(f"{status}: {name}, epochs: {epochs}, best so far: {so_far}"))
         if error:
             console.print(Padding(Text(error), (0, 0, 0, 4)))
-    if len(unfinished) > MOST_UNFINISHED:
-        console.print(f"and {len(unfinished) - MOST_UNFINISHED} more have not finished")
+    if len(unfinished) > MAX_UNFINISHED:
+        console.print(f"and {len(unfinished) - MAX_UNFINISHED} more have not finished")
     for group in comparison.firsts:
         of_data = data_name(group, comparison)
         place = shell_command(printable(str(below_here(best_run(group, comparison).folder))))
@@ -168,12 +168,12 @@ def _fitting(
 
     others_last = sorted(columns, key=lambda column: column[0] not in asked)
     for column in reversed(others_last):
-        if room() >= min(LEAST_NAME, max(map(len, names))):
+        if room() >= min(MIN_NAME_WIDTH, max(map(len, names))):
             break
         if column[0] not in keep:
             columns.remove(column)
             left_out.insert(0, column[0])
-    most = max(room(), LEAST_NAME)
+    most = max(room(), MIN_NAME_WIDTH)
     names[:] = [_in_the_middle(name, most) for name in names]
     return columns, left_out
 
@@ -194,7 +194,7 @@ def unfinished_table(comparison: Comparison) -> tuple[list[str], list[list[str]]
             describe(run, comparison),
             f"{run.epochs}" + (f" of {run.epochs_planned}" if run.epochs_planned else ""),
             shown_value(run.value(comparison.metric)),
-            shortened(run.error or "", MOST_OF_ERROR),
+            shortened(run.error or "", MAX_ERROR_CHARACTERS),
         ]
         for run in comparison.runs
         if not run.completed

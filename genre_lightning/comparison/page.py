@@ -15,7 +15,7 @@ from genre_lightning.comparison.ranking import Comparison, Group
 from genre_lightning.comparison.run import Run, Setting, shown_setting
 from genre_lightning.comparison.swept import distinct_settings, setting_of, setting_order
 from genre_lightning.comparison.text import (
-    MOST_KEYS_TOLD,
+    MAX_KEYS_TOLD,
     data_name,
     describe,
     group_name,
@@ -27,11 +27,11 @@ from genre_lightning.comparison.text import (
 from genre_lightning.page.document import render_page
 
 #: Rows of the chart of the spread.
-MOST_SPREAD = 40
+MAX_SPREAD_ROWS = 40
 #: Buttons below the curves.
-MOST_NAMED = 12
+MAX_CURVE_BUTTONS = 12
 #: A map of more values on one side is no longer read.
-MOST_SIDE = 14
+MAX_MAP_SIDE = 14
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def render_leaderboard(comparison: Comparison, made: datetime) -> str:
         names=[group_name(group, comparison) for group in comparison.groups],
         short_names=[short_name(group, comparison) for group in comparison.groups],
         short_head=" · ".join(map(comparison.key_label, comparison.keys))
-        if 2 < len(comparison.keys) <= MOST_KEYS_TOLD
+        if 2 < len(comparison.keys) <= MAX_KEYS_TOLD
         else "",
         shades=shades,
         counts=counts,
@@ -88,8 +88,8 @@ def render_leaderboard(comparison: Comparison, made: datetime) -> str:
         if several and comparison.keys and not grid
         else None,
         spread=_spread(comparison, ranked, shades) if ranked else None,
-        most_spread=MOST_SPREAD,
-        most_named=MOST_NAMED,
+        most_spread=MAX_SPREAD_ROWS,
+        most_named=MAX_CURVE_BUTTONS,
         curves=_curves(comparison, shades),
         unfinished=[run for run in comparison.runs if not run.completed],
         describe=lambda run: describe(run, comparison),
@@ -129,7 +129,7 @@ def heat_map(comparison: Comparison) -> HeatMap | None:
         distinct_settings(group.settings[k] for group in comparison.groups) for k in (0, 1)
     )
     cells = len(rows) * len(columns)
-    if max(len(rows), len(columns)) > MOST_SIDE or 2 * len(comparison.groups) < cells:
+    if max(len(rows), len(columns)) > MAX_MAP_SIDE or 2 * len(comparison.groups) < cells:
         return None
     places = {
         tuple(map(setting_order, group.settings)): number
@@ -180,7 +180,7 @@ def _spread(comparison: Comparison, ranked: list[Group], shades: list[float | No
     return charts.spread(
         [
             (Mark(g, None, shades[g], short_name(group, comparison)), group.values)
-            for g, group in enumerate(ranked[:MOST_SPREAD])
+            for g, group in enumerate(ranked[:MAX_SPREAD_ROWS])
         ]
     )
 

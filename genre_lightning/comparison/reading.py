@@ -35,11 +35,11 @@ SWEEP = "sweep.json"
 #: The key of conf/ask.yaml that names what genre-ask asks.
 LANGUAGE_MODEL = "model.name"
 #: Far more than a config has.
-MOST_BYTES = 4 * 2**20
+MAX_CONFIG_BYTES = 4 * 2**20
 #: A value that is another setting's: ${optimizer.lr}, ${oc.select:model.recipe.folds,1}.
 ELSEWHERE = re.compile(r"\$\{(?:(oc\.select):)?\s*([\w./-]+)\s*(?:,([^${}]*))?\}")
 #: Such settings refer to others; more than this is a circle.
-MOST_STEPS = 8
+MAX_REFERENCES = 8
 
 
 def find_runs(folders: Sequence[Path]) -> list[Run]:
@@ -164,8 +164,8 @@ def _read_yaml(
         return None
     loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        if len(text) > MOST_BYTES:
-            raise ValueError(f"it has more than {MOST_BYTES:,} characters")
+        if len(text) > MAX_CONFIG_BYTES:
+            raise ValueError(f"it has more than {MAX_CONFIG_BYTES:,} characters")
         # Hydra writes none, and aliases of aliases make a small file a huge tree
         if "*" in text and any(isinstance(e, yaml.AliasEvent) for e in yaml.parse(text, loader)):
             raise ValueError("it has YAML aliases")
@@ -199,7 +199,7 @@ def _settings(config: Any) -> dict[str, Setting]:
 
 def _looked_up(value: Any, flat: Mapping[str, Any]) -> tuple[bool, Any]:
     """Whether a value is known, and which it is; that of a place, such as a cache, is not."""
-    for _ in range(MOST_STEPS):
+    for _ in range(MAX_REFERENCES):
         if not isinstance(value, str) or "${" not in value:
             return True, value
         reference = ELSEWHERE.fullmatch(value)
@@ -228,7 +228,7 @@ def _log_scales(sweep: Path) -> dict[str, bool]:
     """
     path = sweep / SWEEP
     try:
-        if path.stat().st_size > MOST_BYTES:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
             return {}
         scales = json.loads(path.read_text("utf-8"))["log_scales"]
         return {printable(str(key)): bool(logs) for key, logs in scales.items()}

@@ -7,7 +7,7 @@ from genre_lightning.comparison.run import Run, shown_setting
 from genre_lightning.comparison.swept import SEED, setting_of
 
 #: Beyond this a run is called by its folder rather than by its settings.
-MOST_KEYS_TOLD = 4
+MAX_KEYS_TOLD = 4
 
 
 def best_run(group: Group, comparison: Comparison) -> Run:
@@ -35,7 +35,7 @@ def describe(run: Run, comparison: Comparison) -> str:
     ]
     if comparison.has_spread and run.seed is not None:
         parts.append(f"{SEED}={shown_setting(run.seed)}")
-    return run.name if not parts or len(comparison.keys) > MOST_KEYS_TOLD else " ".join(parts)
+    return run.name if not parts or len(comparison.keys) > MAX_KEYS_TOLD else " ".join(parts)
 
 
 def group_name(group: Group, comparison: Comparison) -> str:
@@ -51,7 +51,7 @@ def short_name(group: Group, comparison: Comparison) -> str:
     """Its name or, where that is long, the values alone: "0.3 · 0.001 · bce"."""
     if len(comparison.keys) <= 2:
         return group_name(group, comparison)
-    if len(comparison.keys) <= MOST_KEYS_TOLD:
+    if len(comparison.keys) <= MAX_KEYS_TOLD:
         return " · ".join(map(shown_setting, group.settings))
     return group.named_by.name
 

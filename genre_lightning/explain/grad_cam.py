@@ -23,7 +23,7 @@ from genre_lightning.models.poster_encoder import PosterEncoder
 from genre_lightning.models.poster_resnet import PosterResNet
 
 #: The least height and width of features from which a heat map is made, where there are any such.
-_LEAST_PLACES = 7
+_MIN_SIDE = 7
 
 
 @final
@@ -123,7 +123,7 @@ class _Tap(nn.Module):
         with torch.no_grad():
             for block in self.blocks:
                 outputs.append(block(outputs[-1] if outputs else x))
-        fine = [n for n, y in enumerate(outputs) if min(y.shape[2:]) >= _LEAST_PLACES]
+        fine = [n for n, y in enumerate(outputs) if min(y.shape[2:]) >= _MIN_SIDE]
         chosen = fine[-1] if fine else 0
         self.features = outputs[chosen].detach().requires_grad_()
         y = self.features

@@ -60,7 +60,7 @@ from genre_lightning.store import content_key
 EMBEDDING_VERSIONS = {"text": 1, "poster": 2}
 #: Texts that are embedded and put on the disk together: so many that they fall into batches of
 #: equal length, and so few characters that a killed process loses seconds.
-_MOST_TEXTS, _MOST_CHARACTERS = 4_096, 250_000
+_MAX_TEXTS, _MAX_CHARACTERS = 4_096, 250_000
 MAX_VIEWS = 64
 MAX_PROMPT = 200
 _KEYS = ("column", "encoder", "size", "stages", "views", "natural", "sha256", "width")
@@ -463,7 +463,7 @@ class _Posters:
 def _texts_at_once(texts: Sequence[str]) -> int:
     """How many texts are embedded and put on the disk together, by their average length."""
     characters = sum(map(len, texts))
-    return max(1, min(_MOST_TEXTS, _MOST_CHARACTERS * len(texts) // max(1, characters)))
+    return max(1, min(_MAX_TEXTS, _MAX_CHARACTERS * len(texts) // max(1, characters)))
 
 
 def _half(vectors: Any, encoder: str) -> np.ndarray:

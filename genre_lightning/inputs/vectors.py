@@ -27,9 +27,9 @@ from genre_lightning.inputs.plain_text import is_plain_text
 from genre_lightning.movies.movie import DAMAGED_ZIP
 
 #: Opening brackets in a path: folders of sweeps are named by lists, as show=[title,poster].
-MOST_BRACKETS = 8
+MAX_BRACKETS = 8
 #: Probabilities are kept this far from 0 and 1 before their log-odds are taken.
-LEAST_PROBABILITY = 0.005
+MIN_PROBABILITY = 0.005
 
 #: What reading a file raises that is no .npz, or a damaged one.
 _NO_ARRAYS = (*DAMAGED_ZIP, TypeError, AttributeError, MemoryError, SyntaxError, LookupError)
@@ -124,7 +124,7 @@ def _read_csv(path: Path) -> tuple[list[str], np.ndarray]:
 
 def _log_odds(x: np.ndarray) -> np.ndarray:
     """Of probabilities in 0..1, as float32."""
-    clipped = x.astype(np.float64).clip(LEAST_PROBABILITY, 1 - LEAST_PROBABILITY)
+    clipped = x.astype(np.float64).clip(MIN_PROBABILITY, 1 - MIN_PROBABILITY)
     odds: np.ndarray = (np.log(clipped) - np.log1p(-clipped)).astype(np.float32)
     return odds
 
@@ -161,11 +161,11 @@ class VectorsInput(Input):
             ValueError: naming the setting.
         """
         usable = is_plain_text(path, brackets=True)
-        usable = usable and path.count("[") + path.count("{") <= MOST_BRACKETS
+        usable = usable and path.count("[") + path.count("{") <= MAX_BRACKETS
         if not usable or not Path(path).is_absolute() or len(path) > 4096:
             raise ValueError(
                 f'path: {path!r:.200} is no path of a file, or has one of " \\ in it, or more than '
-                f"{MOST_BRACKETS} brackets"
+                f"{MAX_BRACKETS} brackets"
             )
         if type(log_odds) is not bool:
             raise ValueError(f"log_odds: {log_odds!r:.100} is neither true nor false")

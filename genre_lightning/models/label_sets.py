@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 #: The most frequent that are kept: a batch is compared with each of them.
-MOST_SETS = 20_000
+MAX_SETS = 20_000
 #: Scores stay this far from 0 and 1, so that their log-odds are finite.
 _LEAST = 1e-6
 #: Log-odds below which a probability is exp() of them.
@@ -67,7 +67,7 @@ class LabelSets:
             targets.astype(bool), axis=0, return_inverse=True, return_counts=True
         )
         number = number.reshape(-1)
-        order = np.argsort(-counts, kind="stable")[:MOST_SETS]
+        order = np.argsort(-counts, kind="stable")[:MAX_SETS]
         kept = np.zeros(len(found), dtype=bool)
         kept[order] = True
         only = np.full(len(found), -1)
@@ -103,7 +103,7 @@ class LabelSets:
         sets, only, unseen = lists["sets"], lists["only"], lists["unseen"]
         if not all(isinstance(each, list) and each for each in (sets, only, unseen)):
             raise ValueError("they are not lists")
-        if len(sets) > MOST_SETS or len(only) != len(sets):
+        if len(sets) > MAX_SETS or len(only) != len(sets):
             raise ValueError(f"they are {len(sets)} sets, {len(only)} of which are told apart")
         if not all(type(share) is float and 0 < share <= 1 for share in unseen):
             raise ValueError("how likely others are is not told by shares")

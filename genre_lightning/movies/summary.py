@@ -15,7 +15,7 @@ STATES = ("present", "missing", "unreadable")
 #: change no score to speak of, and agree by chance, as some of the demo data do.
 MANY_REPEATED = 0.01
 #: Genres that one sentence names.
-MOST_NAMED = 5
+MAX_NAMED_GENRES = 5
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,13 @@ def unlearnt_notes(table: DatasetTable) -> list[str]:
     unlearnt = [genre for genre, counts in table.genres if not counts[train] and any(counts)]
     if not unlearnt:
         return []
-    more = f" and {len(unlearnt) - MOST_NAMED} more" if len(unlearnt) > MOST_NAMED else ""
-    it_is = "it can't be learnt" if len(unlearnt) == 1 else "they can't be learnt"
+    names = ", ".join(unlearnt[:MAX_NAMED_GENRES])
+    if len(unlearnt) > MAX_NAMED_GENRES:
+        names += f" and {len(unlearnt) - MAX_NAMED_GENRES} more"
+    genres, they = ("genre", "it") if len(unlearnt) == 1 else ("genres", "they")
     return [
-        f"no movie of train has the genre{'s' if len(unlearnt) > 1 else ''} "
-        f"{', '.join(unlearnt[:MOST_NAMED])}{more}: {it_is}, and means over genres are lower for it"
+        f"no movie of train has the {genres} {names}: {they} can't be learnt, and means over "
+        "genres are lower for it"
     ]
 
 

@@ -27,8 +27,9 @@ from genre_lightning.report.statistics import bootstrap, num_resamples
 from genre_lightning.runs.result import package_versions
 
 #: A chart for each genre, and a square of all pairs, stop being legible and small beyond these.
-MOST_PANELS = 40
-MOST_PAIRED = 28
+MAX_PANELS = 40
+MAX_PAIRED_GENRES = 28
+#: Movies in each list of the gallery, if not told otherwise.
 GALLERY = 6
 
 
@@ -65,6 +66,7 @@ def write_report(
     validation: SplitScores | None = None,
     seed: int = 0,
     remarks: Mapping[str, Mapping[int, str]] | None = None,
+    gallery: int = GALLERY,
 ) -> None:
     """Write ``report.html``, whole or not at all: one file that opens without a network.
 
@@ -79,8 +81,9 @@ def write_report(
         seed: of the bootstrap.
         remarks: what the gallery says of movies besides, under a heading each, by the movie's place
             in the dataset.
+        gallery: movies in each of its lists; 0 for no gallery.
     """
-    html = render_report(model, data, scores, origin, validation, seed, remarks)
+    html = render_report(model, data, scores, origin, validation, seed, remarks, gallery)
     with whole_file(path) as file:
         file.write(html)
 
@@ -93,6 +96,7 @@ def render_report(
     validation: SplitScores | None = None,
     seed: int = 0,
     remarks: Mapping[str, Mapping[int, str]] | None = None,
+    gallery: int = GALLERY,
 ) -> str:
     """The report as HTML; arguments are those of :func:`write_report`."""
     resamples = num_resamples(*scores.scores.shape)
@@ -105,7 +109,7 @@ def render_report(
     )
     support = scores.targets.sum(dim=0).long().numpy()
     by_support = np.argsort(-support, kind="stable")
-    panels = by_support[:MOST_PANELS]
+    panels = by_support[:MAX_PANELS]
     return render_page(
         "genre_lightning.report",
         "report",
@@ -124,7 +128,7 @@ def render_report(
         genres=genre_table(model, scores, fitted, by_support),
         curves=curves(model, scores, panels),
         calibration=calibration(model, scores, panels),
-        pairs=pairs(model, scores, by_support[:MOST_PAIRED]),
+        pairs=pairs(model, scores, by_support[:MAX_PAIRED_GENRES]),
         branches=branch_section(
             model, scores, validation, fitted, resamples, seed, panels.tolist()
         ),
@@ -132,10 +136,10 @@ def render_report(
         stacked=model.network.stacking is not None,
         related=model.network.relates_genres,
         num_genres=len(model.genres),
-        most_panels=MOST_PANELS,
-        most_paired=MOST_PAIRED,
-        gallery=make_gallery(model, data, scores, GALLERY, remarks),
-        methods=_methods(model),
+        most_panels=MAX_PANELS,
+        most_paired=MAX_PAIRED_GENRES,
+        gallery=make_gallery(model, data, scores, gallery, remarks) if gallery else None,
+        methods=_methods(model, list(model.inputs) if gallery else []),
     )
 
 
@@ -143,10 +147,10 @@ def _split_name(split: str) -> str:
     return {"val": "validation", "train": "training"}.get(split, split)
 
 
-def _methods(model: TrainedModel) -> dict[str, list[str]]:
-    """How the model's branches are explained: methods by what they give, "words" or "heat map"."""
+def _methods(model: TrainedModel, branches: Sequence[str]) -> dict[str, list[str]]:
+    """How these branches are explained: methods by what they give, "words" or "heat map"."""
     found: dict[str, list[str]] = {"words": [], "heat map": []}
-    for explainer in (find_explainer(model, branch) for branch in model.inputs):
+    for explainer in (find_explainer(model, branch) for branch in branches):
         if explainer is not None and explainer.method not in found[explainer.gives]:
             found[explainer.gives].append(explainer.method)
     return found

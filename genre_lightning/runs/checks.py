@@ -69,6 +69,7 @@ RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     "split": ("train, val or test", lambda value: value in SPLITS),
     "sweep.n_trials": ("a whole number from 1 on", _at_least(1)),
+    "gallery": ("a whole number from 0 on", _at_least(0)),
     "label_sets": ("true or false", lambda value: type(value) is bool),
     "training.stacking": ("true or false", lambda value: type(value) is bool),
     "training.micro_weight": _SHARE,

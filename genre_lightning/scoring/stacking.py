@@ -26,7 +26,7 @@ STRENGTH = 1.0
 #: The same of each branch's weight, around 1; of 0.3 to 300 those to 3 were about equally good.
 BRANCH_STRENGTH = 3.0
 #: More take too long: what is solved grows with the third power of their number.
-MOST_GENRES = 100
+MAX_STACKED_GENRES = 100
 
 _STEPS = 100
 # Newton's method ends where a step would lower no cost, a sum over movies, by half of this.

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
 #: Configurations that are kept between the two times that Hydra asks for them, of about 1 MB each.
-MOST_KEPT = 64
+MAX_KEPT = 64
 
 
 def compose_what_jobs_share_once(keep: bool) -> Callable[[], None]:
@@ -47,7 +47,7 @@ def compose_what_jobs_share_once(keep: bool) -> Callable[[], None]:
     ) -> DictConfig:
         nonlocal shared
         if shared is None or shared.sweep != _sweep_of(self, master_config):
-            shared = _Shared(self, master_config, compose, MOST_KEPT if keep else 0)
+            shared = _Shared(self, master_config, compose, MAX_KEPT if keep else 0)
         return shared.compose(list(sweep_overrides))
 
     def undo_it() -> None:

@@ -24,7 +24,7 @@ from genre_lightning.errors import UserError
 FILE = "study.db"
 NAME = "study"
 #: Seconds to wait for another process that writes the file.
-MOST_WAIT = 60
+MAX_WAIT_SECONDS = 60
 
 # Of a sweep the terminal shows one line a job, and what Optuna says can be read in the file.
 optuna.logging.set_verbosity(logging.WARNING)
@@ -44,7 +44,7 @@ def storage(folder: Path) -> optuna.storages.RDBStorage:
     known = _identity(file) in _known
     found = optuna.storages.RDBStorage(
         f"sqlite:///{file}",
-        engine_kwargs={"connect_args": {"timeout": MOST_WAIT}},
+        engine_kwargs={"connect_args": {"timeout": MAX_WAIT_SECONDS}},
         skip_compatibility_check=known,
         skip_table_creation=known,
     )

@@ -23,7 +23,7 @@ from genre_lightning.models.dropout import DROPOUTS
 from genre_lightning.models.fusion import ACTIVATIONS, Fusion, num_members
 from genre_lightning.models.stacking import Stacking
 from genre_lightning.scoring.metrics import LogitCollector, genre_metrics
-from genre_lightning.scoring.stacking import MOST_GENRES, fit_stacking_by_folds
+from genre_lightning.scoring.stacking import MAX_STACKED_GENRES, fit_stacking_by_folds
 from genre_lightning.scoring.thresholds import MICRO_WEIGHT, check_threshold_fit, fit_thresholds
 from genre_lightning.training.lbfgs import LBFGS
 from genre_lightning.training.parameter_groups import check_scales, parameter_groups
@@ -391,8 +391,8 @@ def _check_relations(network: Fusion, activation: str, stacking: bool) -> None:
                 f"{key}=true needs a loss that scores each genre by itself, such as loss=bce; "
                 f"set {key}=false"
             )
-    if stacking and network.num_genres > MOST_GENRES:
+    if stacking and network.num_genres > MAX_STACKED_GENRES:
         raise UserError(
-            f"training.stacking=true takes at most {MOST_GENRES} genres, and the dataset "
+            f"training.stacking=true takes at most {MAX_STACKED_GENRES} genres, and the dataset "
             f"has {network.num_genres}; set training.stacking=false"
         )

@@ -63,7 +63,7 @@ def test_what_a_fold_alone_has_is_unknown_to_whoever_has_not_seen_it() -> None:
 
 
 def test_only_the_most_frequent_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("genre_lightning.models.label_sets.MOST_SETS", 2)
+    monkeypatch.setattr("genre_lightning.models.label_sets.MAX_SETS", 2)
     sets = LabelSets.from_targets(TARGETS, FOLDS)
     assert sets.to_lists()["sets"] == [[0], [0, 2]]
     # Three movies of eight have others; of those outside fold 0, one of four, and one is the only

@@ -116,6 +116,17 @@ def test_a_model_of_one_branch_has_a_report(make_case: Callable[..., Any], branc
     assert ("(integrated gradients, exact)" in html) == (branch != "picture")
 
 
+@pytest.mark.parametrize("count", [0, 1])
+def test_the_gallery_has_as_many_movies_as_are_asked_for(two_branches: Any, count: int):
+    case = two_branches
+    html = render_report(case.model, case.data, case.scores, case.origin, gallery=count)
+    lists = html.split('<ul class="cards"')[1:]
+    shown = [cards.count('<li class="card">') for cards in lists]
+    assert len(shown) == 3 * count and max(shown, default=0) == count
+    for said in ('id="gallery"', 'href="#gallery"', "Grad-CAM", "integrated gradients"):
+        assert (said in html) == (count > 0), said
+
+
 def test_branches_are_compared_where_there_is_a_validation_split(two_branches: Any):
     case = two_branches
     html = render_report(case.model, case.data, case.scores, case.origin)

@@ -89,6 +89,7 @@ EVALUATIONS = {
     "ckpt_path=none.ckpt": "none.ckpt: there is no such file",
     "split=tset": "split=tset must be train, val or test; did you mean test?",
     "batch_size=0": "batch_size=0 must be a whole number from 1 on",
+    "gallery=-1": "gallery=-1 must be a whole number from 0 on",
     "splt=val": "there is no setting splt; did you mean split?",
 }
 

@@ -251,7 +251,7 @@ def test_label_sets_need_scores_of_their_own(data: MovieDataModule):
 def test_stacking_of_too_many_genres_is_refused(
     data: MovieDataModule, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("genre_lightning.training.module.MOST_GENRES", 7)
+    monkeypatch.setattr("genre_lightning.training.module.MAX_STACKED_GENRES", 7)
     with pytest.raises(UserError, match=r"at most 7 genres, .* has 8; set training\.stacking"):
         module_of(data, network_of(data), stacking=True)
     module_of(data, network_of(data))
