@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from genre_lightning.cores import set_threads
 from genre_lightning.garbage import kept_imports
-from genre_lightning.runs.checks import refused_settings
+from genre_lightning.runs.checks import make_parts, refused_settings
 from genre_lightning.runs.command_line import command
 from genre_lightning.runs.earlier import with_earlier_overrides
 from genre_lightning.runs.places import run_directory
@@ -153,6 +153,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
 
         load_lightning()
         from hydra.utils import instantiate
+        from pytorch_lightning import Callback
         from pytorch_lightning.utilities.exceptions import MisconfigurationException
         from rich.console import Console
 
@@ -174,6 +175,8 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     # Names of genres and files are shown as they are, not read as markup.
     console = Console(markup=False, emoji=False, quiet=not is_first_process())
     result["threads"] = set_threads()
+    # Before the data, whose vectors may take minutes: a slip is told at once.
+    callbacks = make_parts("callbacks", cfg.callbacks, Callback)
     data = make_data(cfg)
     result["learnt_from"] = data.learnt_from()
     for part in data.summary():
@@ -183,15 +186,12 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     result["num_parameters"] = sum(parameter.numel() for parameter in network.parameters())
     precision = chosen_precision(cfg)
     history = History(folder)
-    callbacks = [history, EpochLog(history)]
-    with refused_settings("callbacks"):
-        callbacks += [instantiate(callback) for callback in cfg.callbacks.values() if callback]
     look_for_plugins_once()
     with refused_settings("trainer"):
         trainer = instantiate(
             cfg.trainer,
             precision=precision,
-            callbacks=callbacks,
+            callbacks=[history, EpochLog(history), *callbacks],
             logger=False,  # see open_loggers
             plugins=[make_checkpoint_io(cfg)],
         )

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -16,6 +16,8 @@ from genre_lightning.errors import SettingError, UserError
 from genre_lightning.movies.split_names import SPLITS
 from genre_lightning.runs.settings import usual_mode
 from genre_lightning.scoring.names import MONITORED
+
+Made = TypeVar("Made")
 
 
 def _is_number(value: Any) -> bool:
@@ -224,7 +226,8 @@ def refused_settings(part: str) -> Iterator[None]:
     except InstantiationException as error:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
-        raise SettingError(f"{part}: {error.__cause__ or error}") from error
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise SettingError(f"{part}: {reason}") from error
     except (TypeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
@@ -240,3 +243,31 @@ def closest_name(name: str, known: Iterable[str], likeness: float = 0.6) -> str 
 def did_you_mean(name: str | None) -> str:
     """The end of a sentence about a misspelt name."""
     return "" if name is None else f"; did you mean {name}?"
+
+
+def make_parts(group: str, choices: Mapping[str, Any], kind: type[Made]) -> list[Made]:
+    """The callbacks, or the loggers, that a group of the configuration names.
+
+    Args:
+        group: its name, for messages.
+        choices: by name, what each is made from; None for one that is left out.
+        kind: of Lightning, that each has to be.
+
+    Raises:
+        SettingError: a class is not there, does not take these arguments, or is of another kind.
+    """
+    from hydra.utils import instantiate
+
+    made = []
+    for name, choice in choices.items():
+        if not choice:
+            continue
+        with refused_settings(f"{group}.{name}"):
+            part = instantiate(choice)
+        if not isinstance(part, kind):
+            raise SettingError(
+                f"{group}.{name}: {choice['_target_']} makes a {type(part).__name__}, which is no "
+                f"{kind.__name__} of Lightning"
+            )
+        made.append(part)
+    return made

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
@@ -24,6 +23,7 @@ from genre_lightning.checkpoint.model import TrainedModel
 from genre_lightning.data.datamodule import MovieDataModule
 from genre_lightning.errors import UserError
 from genre_lightning.report.evaluation import SplitScores
+from genre_lightning.runs.checks import make_parts
 from genre_lightning.runs.commands import shell_command
 from genre_lightning.runs.naming import chosen_overrides, read_command
 from genre_lightning.runs.process import is_first_process
@@ -181,7 +181,7 @@ def open_loggers(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> Itera
         The loggers, for the trainer. They are closed after the block: a W&B run ends as finished,
         failed or interrupted as the block does.
     """
-    loggers = [instantiate(choice) for choice in (cfg.get("logger") or {}).values() if choice]
+    loggers = make_parts("logger", cfg.get("logger") or {}, Logger)  # type: ignore[type-abstract]
     outcome = 1
     try:
         for logger in loggers:
