@@ -250,7 +250,7 @@ def check_text(value: Value) -> str:
         TypeError: it is no string.
     """
     if not isinstance(value, str):
-        raise TypeError(f"a {type(value).__name__}, not a string")
+        raise TypeError(f"of type {type(value).__name__}, not a string")
     return value
 
 

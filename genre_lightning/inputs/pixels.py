@@ -48,7 +48,7 @@ def read_poster(value: Any, size: tuple[int, int], shrink: int = 1) -> np.ndarra
     elif isinstance(value, (str, os.PathLike)):
         value = Path(value)
     elif not isinstance(value, (bytes, Image.Image)):
-        raise TypeError(f"a {type(value).__name__}, not a path, bytes or an image")
+        raise TypeError(f"of type {type(value).__name__}, not a path, bytes or an image")
     elif isinstance(value, Image.Image) and 0 in value.size:
         raise PosterError("it has no pixels")
     try:

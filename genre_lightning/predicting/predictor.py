@@ -511,7 +511,7 @@ def _values(name: str, values: Any) -> list[Any]:
     if isinstance(values, (str, bytes, os.PathLike, Image.Image)):
         raise TypeError(f"{name} must be a list, also for a single movie: [{values!r}]")
     if isinstance(values, (Mapping, Set)):
-        raise TypeError(f"{name} must be a list, not a {type(values).__name__}")
+        raise TypeError(f"{name} must be a list, not of type {type(values).__name__}")
     if hasattr(values, "columns"):  # a table, of which a loop would give the columns' names
         raise TypeError(
             f"{name} must be a list or one column of a table, not a "
@@ -520,7 +520,7 @@ def _values(name: str, values: Any) -> list[Any]:
     try:
         iterator = iter(values)
     except TypeError as error:  # a number, or an array of no axis
-        raise TypeError(f"{name} must be a list, not a {type(values).__name__}") from error
+        raise TypeError(f"{name} must be a list, not of type {type(values).__name__}") from error
     return list(map(_or_none, iterator))
 
 

@@ -355,7 +355,7 @@ def test_a_table_is_no_list(wider: GenrePredictor):
 
 @pytest.mark.parametrize("titles", [{"Heat": 1}, {"Heat"}, frozenset(["Heat"])], ids=str)
 def test_what_has_no_order_is_no_list(wider: GenrePredictor, titles: Any):
-    with pytest.raises(TypeError, match="titles must be a list, not a"):
+    with pytest.raises(TypeError, match="titles must be a list, not of type"):
         wider.predict(titles)
 
 
@@ -455,17 +455,17 @@ def test_an_unreadable_text_is_named_by_column(
     [
         (("Heat",), TypeError, "titles must be a list"),
         ((["Heat"], "heat.jpg"), TypeError, "posters must be a list"),
-        ((5,), TypeError, "titles must be a list, not a int"),
-        ((["Heat"], np.array("heat.jpg")), TypeError, "posters must be a list, not a ndarray"),
+        ((5,), TypeError, "titles must be a list, not of type int"),
+        ((["Heat"], np.array("heat.jpg")), TypeError, "posters must be a list, not of type ndarray"),
         ((["Heat"], [None, None]), ValueError, "1 titles, but 2 posters"),
         ((None,), ValueError, "none of titles and posters is given"),
-        (([1995],), TypeError, "title 1 is a int"),
+        (([1995],), TypeError, "title 1 is of type int"),
         (
             (None, [np.zeros((4, 5))]),
             TypeError,
             r"poster 1 is a \(4, 5\) array of float64, not \(H, W, 3\) of uint8$",
         ),
-        ((["Heat"], [3]), TypeError, "poster 1 is a int"),
+        ((["Heat"], [3]), TypeError, "poster 1 is of type int"),
         ((["Heat"], None, "ignore"), ValueError, "errors is"),
     ],
 )
