@@ -456,7 +456,11 @@ def test_an_unreadable_text_is_named_by_column(
         (("Heat",), TypeError, "titles must be a list"),
         ((["Heat"], "heat.jpg"), TypeError, "posters must be a list"),
         ((5,), TypeError, "titles must be a list, not of type int"),
-        ((["Heat"], np.array("heat.jpg")), TypeError, "posters must be a list, not of type ndarray"),
+        (
+            (["Heat"], np.array("heat.jpg")),
+            TypeError,
+            "posters must be a list, not of type ndarray",
+        ),
         ((["Heat"], [None, None]), ValueError, "1 titles, but 2 posters"),
         ((None,), ValueError, "none of titles and posters is given"),
         (([1995],), TypeError, "title 1 is of type int"),
