@@ -47,14 +47,14 @@ def check_resumable(
     """
     checkpoint = read_checkpoint(path)
     card, training = checkpoint[CHECKPOINT_KEY], _training_state(path, checkpoint)
-    theirs = training.get("settings")
-    changed = _changed_settings(theirs, settings, may_change) if isinstance(theirs, dict) else []
+    theirs = _stored_settings(training)
+    changed = [] if theirs is None else _changed_settings(theirs, settings, may_change)
     # Where data are set otherwise, that is told below.
     if not any(name.startswith("data.") for name in changed):
         _check_same_movies(path, card.get("learnt_from"), inputs["learnt_from"])
     _check_same_model(path, card, inputs, network)
     run_id = training.get("wandb_run_id", 0)
-    if not isinstance(theirs, dict) or not isinstance(run_id, str | None):
+    if theirs is None or not isinstance(run_id, str | None):
         raise CheckpointError(
             f"{path}: its {TRAINING_KEY} is damaged: training can't resume from it"
         )
@@ -85,6 +85,25 @@ def _training_state(path: str | Path, checkpoint: Mapping[str, Any]) -> dict[str
             raise CheckpointError(f"{path}: it has no {entry!r}, so training can't resume from it")
     training: dict[str, Any] = checkpoint[TRAINING_KEY]
     return training
+
+
+def _stored_settings(training: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The settings that a training has stored; None where they are not what a training stores."""
+    settings = training.get("settings")
+    if not isinstance(settings, dict) or _holds_tensor(settings):
+        return None
+    # Names are shown on terminals, which take some characters for commands.
+    named = all(isinstance(name, str) and name.isprintable() for name in settings)
+    return settings if named else None
+
+
+def _holds_tensor(value: Any) -> bool:
+    """Whether a tensor, which can't be compared as other values are, is anywhere in plain data."""
+    if isinstance(value, Mapping):
+        return any(_holds_tensor(item) for item in value.values())
+    if isinstance(value, list | tuple):
+        return any(_holds_tensor(item) for item in value)
+    return isinstance(value, Tensor)
 
 
 def _check_same_movies(path: str | Path, theirs: str | None, ours: str) -> None:
@@ -203,11 +222,16 @@ def _best_inside(key: str, state: Mapping[str, Any], folder: Path) -> Path | Non
     After a kill it can be one that was saved later: its own record of the score tells.
     """
     place = folder / Path(str(state.get("best_model_path", ""))).name
-    if place.suffix != ".ckpt" or not place.is_file():
+    if place.suffix != ".ckpt":
         return None
     try:
-        own = read_checkpoint(place, mmap=True).get("callbacks", {}).get(key, {})
-    except (CheckpointError, AttributeError):
+        if not place.is_file():
+            return None
+        callbacks = read_checkpoint(place, mmap=True).get("callbacks")
+    except (CheckpointError, OSError):
+        return None
+    own = callbacks.get(key) if isinstance(callbacks, dict) else None
+    if not isinstance(own, dict):
         return None
     scores = own.get("best_model_score"), state.get("best_model_score")
     same = all(isinstance(s, Tensor) and s.numel() == 1 for s in scores) and scores[0] == scores[1]
