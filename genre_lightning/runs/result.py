@@ -160,10 +160,11 @@ def _write_unfinished(
     if not isinstance(error, KeyboardInterrupt | SystemExit):
         result["status"] = "failed"
         result["error"] = f"{type(error).__name__}: {error}"
-    refused = isinstance(error, UserError) and not isinstance(error, TrainingError)
-    if not begun and earlier.get("status") == "completed":
-        return
-    write_result(folder, earlier if earlier and refused and not begun else result)
+    if begun or not earlier:
+        write_result(folder, result)
+    elif earlier["status"] != "completed":
+        refused = isinstance(error, UserError) and not isinstance(error, TrainingError)
+        write_result(folder, earlier if refused else result)
 
 
 def read_result(folder: str | Path) -> dict[str, Any] | None:
