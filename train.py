@@ -154,13 +154,12 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         load_lightning()
         from hydra.utils import instantiate
         from pytorch_lightning import Callback
-        from pytorch_lightning.utilities.exceptions import MisconfigurationException
         from rich.console import Console
 
-        from genre_lightning.checkpoint.card import TRAINING_KEY, CheckpointError
+        from genre_lightning.checkpoint.card import TRAINING_KEY
         from genre_lightning.checkpoint.model import load_model
         from genre_lightning.checkpoint.resuming import check_resumable, copy_best
-        from genre_lightning.errors import SettingError, UserError
+        from genre_lightning.errors import UserError
         from genre_lightning.report.evaluation import print_genre_table, score_split, split_metrics
         from genre_lightning.runs.places import last_checkpoint
         from genre_lightning.runs.process import is_first_process
@@ -170,7 +169,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         from genre_lightning.training.callbacks.history import History
         from genre_lightning.training.callbacks.pruning import Pruning
         from genre_lightning.training.callbacks.resume import Resume, epochs_done, run_settings
-        from genre_lightning.training.memory import full_memory_told
+        from genre_lightning.training.fit_errors import fit_errors_told
 
     # Names of genres and files are shown as they are, not read as markup.
     console = Console(markup=False, emoji=False, quiet=not is_first_process())
@@ -211,15 +210,8 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
             copy_best(checkpoint, ckpt_path, folder / "checkpoints")
     trainer.callbacks.append(Resume(folder, result, settings, cfg.checkpoint_every_n_steps))
     with open_loggers(cfg, folder, result) as trainer.loggers:
-        try:
-            with full_memory_told(trainer.strategy.root_device, cfg.data.batch_size):
-                trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
-        except MisconfigurationException as error:
-            raise SettingError(f"trainer: {error}") from error
-        except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
-            if ckpt_path is None or history.started or isinstance(error, UserError):
-                raise
-            raise CheckpointError(f"{ckpt_path}: can't go on from it: {error}") from error
+        with fit_errors_told(trainer, history, cfg.data.batch_size, ckpt_path):
+            trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
 
         best = trainer.checkpoint_callback.best_model_path
         result["epochs"] = epochs_done(trainer)

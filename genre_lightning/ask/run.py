@@ -53,6 +53,26 @@ class ServerSettings:
             self.requests_per_minute, self.tokens_per_minute, self.max_requests, self.max_tokens
         )
 
+    def connect(self, base_url: str, api_key_env: str | None) -> ChatServer:
+        """The server at an address, asked within these limits.
+
+        Args:
+            base_url: of its interface.
+            api_key_env: name of the environment variable that holds the key; None for no key.
+
+        Raises:
+            UserError: the address, the key or one of these settings can't be used.
+        """
+        return ChatServer(
+            base_url,
+            api_key=read_key(api_key_env),
+            key_name=api_key_env,
+            pace=self.pace(),
+            timeout=self.timeout,
+            retries=self.retries,
+            longest_wait=self.longest_wait,
+        )
+
 
 @dataclass
 class Answers:
@@ -293,15 +313,7 @@ def ask_rows(
     """
     genres = questioner.genres
     answers = Answers(np.full((len(movies.movies), len(genres)), np.nan, dtype=np.float32))
-    server = ChatServer(
-        questioner.base_url,
-        api_key=read_key(api_key_env),
-        key_name=api_key_env,
-        pace=settings.pace(),
-        timeout=settings.timeout,
-        retries=settings.retries,
-        longest_wait=settings.longest_wait,
-    )
+    server = settings.connect(questioner.base_url, api_key_env)
     asker = Asker(
         questioner,
         server,
@@ -312,19 +324,8 @@ def ask_rows(
         give_up_after=settings.give_up_after,
         say=console.print,
     )
-
-    async def run() -> None:
-        async with server:
-            with progress_bar(console, len(rows), answers) as update:
-
-                def tell(number: int, record: Record) -> None:
-                    answers.add(int(rows[number]), record, genres)
-                    update()
-
-                await asker.run((movies.movies[row] for row in rows.tolist()), tell)
-
     try:
-        asyncio.run(run())
+        asyncio.run(_ask(asker, server, movies, rows, answers, genres, console))
     except Interrupted:
         console.print(f"Stopped. {_kept(answers, rows, book)}", soft_wrap=True)
         raise
@@ -340,6 +341,26 @@ def ask_rows(
         reason = next(iter(answers.failed.values()), "there is none")
         raise ServerError(f"{questioner.base_url}: no movie was answered; the first: {reason}")
     return answers
+
+
+async def _ask(
+    asker: Asker,
+    server: ChatServer,
+    movies: MovieSet,
+    rows: np.ndarray,
+    answers: Answers,
+    genres: Sequence[str],
+    console: Console,
+) -> None:
+    """Ask about these movies, and fill ``answers`` as they come; see :func:`ask_rows`."""
+    async with server:
+        with progress_bar(console, len(rows), answers) as update:
+
+            def tell(number: int, record: Record) -> None:
+                answers.add(int(rows[number]), record, genres)
+                update()
+
+            await asker.run((movies.movies[row] for row in rows.tolist()), tell)
 
 
 def _kept(answers: Answers, rows: np.ndarray, book: AnswerBook) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,9 @@ from genre_lightning.checkpoint.card import (
 )
 from genre_lightning.files import whole_file
 from genre_lightning.models.fusion import Fusion
+
+#: Changed settings that a message names.
+MAX_NAMED_SETTINGS = 5
 
 
 def check_resumable(
@@ -43,7 +46,33 @@ def check_resumable(
         CheckpointError: naming the file and what differs, with both values.
     """
     checkpoint = read_checkpoint(path)
-    card = checkpoint[CHECKPOINT_KEY]
+    card, training = checkpoint[CHECKPOINT_KEY], _training_state(path, checkpoint)
+    theirs = _stored_settings(training)
+    changed = [] if theirs is None else _changed_settings(theirs, settings, may_change)
+    # Where data are set otherwise, that is told below.
+    if not any(name.startswith("data.") for name in changed):
+        _check_same_movies(path, card.get("learnt_from"), inputs["learnt_from"])
+    _check_same_model(path, card, inputs, network)
+    run_id = training.get("wandb_run_id", 0)
+    if theirs is None or not isinstance(run_id, str | None):
+        raise CheckpointError(
+            f"{path}: its {TRAINING_KEY} is damaged: training can't resume from it"
+        )
+    if changed:
+        raise CheckpointError(
+            f"{path}: these settings differ from this run's: "
+            f"{_changes(changed, theirs, settings)}; "
+            "give the same ones, or start anew without ckpt_path"
+        )
+    return checkpoint
+
+
+def _training_state(path: str | Path, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """What our callback stored of the training, of a checkpoint that has all that resuming needs.
+
+    Raises:
+        CheckpointError: an entry is missing or of the wrong kind.
+    """
     entries = {
         "optimizer_states": list,
         "lr_schedulers": list,
@@ -54,57 +83,98 @@ def check_resumable(
     for entry, kind in entries.items():
         if not isinstance(checkpoint.get(entry), kind):
             raise CheckpointError(f"{path}: it has no {entry!r}, so training can't resume from it")
-    theirs, learnt_from = checkpoint[TRAINING_KEY].get("settings"), card.get("learnt_from")
-    changed = _changed_settings(theirs, settings, may_change) if isinstance(theirs, dict) else []
-    # Where data are set otherwise, that is told below.
-    if learnt_from not in (None, inputs["learnt_from"]) and not any(
-        name.startswith("data.") for name in changed
-    ):
+    training: dict[str, Any] = checkpoint[TRAINING_KEY]
+    return training
+
+
+def _stored_settings(training: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The settings that a training has stored; None where they are not what a training stores."""
+    settings = training.get("settings")
+    if not isinstance(settings, dict) or _holds_tensor(settings):
+        return None
+    # Names are shown on terminals, which take some characters for commands.
+    named = all(isinstance(name, str) and name.isprintable() for name in settings)
+    return settings if named else None
+
+
+def _holds_tensor(value: Any) -> bool:
+    """Whether a tensor, which can't be compared as other values are, is anywhere in plain data."""
+    if isinstance(value, Mapping):
+        return any(_holds_tensor(item) for item in value.values())
+    if isinstance(value, list | tuple):
+        return any(_holds_tensor(item) for item in value)
+    return isinstance(value, Tensor)
+
+
+def _check_same_movies(path: str | Path, theirs: str | None, ours: str) -> None:
+    """Refuse a checkpoint that has learnt from other movies.
+
+    Args:
+        path: of the checkpoint.
+        theirs: the digest of its movies; None in a checkpoint that has none.
+        ours: the digest of this run's movies.
+
+    Raises:
+        CheckpointError: they differ.
+    """
+    if theirs not in (None, ours):
         raise CheckpointError(
             f"{path}: its movies of train and validation are not those of this run, by id, title "
             "and genres; resume with the data it was trained with, or start anew without ckpt_path"
         )
+
+
+def _check_same_model(
+    path: str | Path, card: Mapping[str, Any], inputs: Mapping[str, Any], network: Fusion
+) -> None:
+    """Refuse a checkpoint of other genres, inputs or another network.
+
+    Args:
+        path: of the checkpoint.
+        card: its description.
+        inputs: as in :func:`check_resumable`.
+        network: likewise.
+
+    Raises:
+        CheckpointError: naming the first difference.
+    """
     for key, ours in (
         ("genres", list(inputs["genres"])),
         ("inputs", dict(inputs["inputs"])),
         ("network", network.description),
     ):
-        if card[key] != ours:
-            stored = card[key]
-            if key == "inputs":
-                stored, ours = _read_states(stored), _read_states(inputs["inputs"])
-            raise CheckpointError(
-                f"{path}: its {key} differ from this run's ({_difference(stored, ours)}); "
-                "resume with the data and model it was trained with, or start anew without "
-                "ckpt_path"
-            )
-    run_id = checkpoint[TRAINING_KEY].get("wandb_run_id", 0)
-    if not isinstance(theirs, dict) or not isinstance(run_id, str | None):
+        stored = card[key]
+        if stored == ours:
+            continue
+        if key == "inputs":
+            stored, ours = _read_states(stored), _read_states(inputs["inputs"])
         raise CheckpointError(
-            f"{path}: its {TRAINING_KEY} is damaged: training can't resume from it"
+            f"{path}: its {key} differ from this run's ({_difference(stored, ours)}); "
+            "resume with the data and model it was trained with, or start anew without "
+            "ckpt_path"
         )
-    if changed:
-        told = [
-            f"{name} ({_shown(theirs, name)} there, {_shown(settings, name)} here)"
-            for name in changed[:5]
-        ]
-        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
-        raise CheckpointError(
-            f"{path}: these settings differ from this run's: {', '.join(told)}{more}; "
-            "give the same ones, or start anew without ckpt_path"
-        )
-    return checkpoint
 
 
 def _changed_settings(
     theirs: Mapping[str, Any], ours: Mapping[str, Any], may_change: Callable[[str], bool]
 ) -> list[str]:
+    """The names of settings whose values differ, sorted, without those that may change."""
     absent = object()
     return [
         name
         for name in sorted({*theirs, *ours})
         if not may_change(name) and theirs.get(name, absent) != ours.get(name, absent)
     ]
+
+
+def _changes(changed: Sequence[str], theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+    """The first of the changed settings with both values, and how many more there are."""
+    told = [
+        f"{name} ({_shown(theirs, name)} there, {_shown(ours, name)} here)"
+        for name in changed[:MAX_NAMED_SETTINGS]
+    ]
+    more = len(changed) - len(told)
+    return ", ".join(told) + (f" and {more} more" if more else "")
 
 
 def _read_states(texts: Mapping[str, str]) -> dict[str, Any]:
@@ -152,11 +222,16 @@ def _best_inside(key: str, state: Mapping[str, Any], folder: Path) -> Path | Non
     After a kill it can be one that was saved later: its own record of the score tells.
     """
     place = folder / Path(str(state.get("best_model_path", ""))).name
-    if place.suffix != ".ckpt" or not place.is_file():
+    if place.suffix != ".ckpt":
         return None
     try:
-        own = read_checkpoint(place, mmap=True).get("callbacks", {}).get(key, {})
-    except (CheckpointError, AttributeError):
+        if not place.is_file():
+            return None
+        callbacks = read_checkpoint(place, mmap=True).get("callbacks")
+    except (CheckpointError, OSError):
+        return None
+    own = callbacks.get(key) if isinstance(callbacks, dict) else None
+    if not isinstance(own, dict):
         return None
     scores = own.get("best_model_score"), state.get("best_model_score")
     same = all(isinstance(s, Tensor) and s.numel() == 1 for s in scores) and scores[0] == scores[1]

@@ -18,7 +18,7 @@ from genre_lightning.page.wording import listed
 from genre_lightning.report import charts
 from genre_lightning.report.charts import Mark
 from genre_lightning.report.evaluation import SplitScores
-from genre_lightning.report.statistics import Bootstrap, bootstrap, interval
+from genre_lightning.report.statistics import Bootstrap, Interval, bootstrap, interval
 from genre_lightning.scoring.metrics import genre_metrics, per_genre_metrics
 from genre_lightning.scoring.thresholds import fit_thresholds
 
@@ -149,6 +149,48 @@ def movie_groups(model: TrainedModel, scores: SplitScores) -> list[Group]:
     ]
 
 
+@dataclass(frozen=True)
+class _ShownSubsets:
+    """Which subsets of the branches the table of a group of movies shows.
+
+    Attributes:
+        labelled: the branches of each subset by its label, in the order of the rows.
+        without: the subset that lacks a branch, by that branch; only those of ``labelled``.
+    """
+
+    labelled: dict[str, tuple[str, ...]]
+    without: dict[str, tuple[str, ...]]
+
+
+def _shown_subsets(labels: Mapping[str, str], scores: SplitScores, movies: Tensor) -> _ShownSubsets:
+    """Each branch alone that all these movies have, all but each, and all together.
+
+    Args:
+        labels: of all branches.
+        scores: of the split.
+        movies: (N,) bool, those of the group.
+    """
+    everything = tuple(labels)
+    present = [name for name in labels if bool(scores.has[name][movies].any())]
+    labelled: dict[str, tuple[str, ...]] = {}
+    without: dict[str, tuple[str, ...]] = {}
+    if len(present) > 1:
+        for name in present:
+            if bool(scores.has[name][movies].all()):
+                labelled[_title(f"{labels[name]} alone")] = (name,)
+        for name in present:
+            others = tuple(other for other in everything if other != name)
+            if len(present) == 2:
+                # Of two, all but one is the other alone, which may have its row already.
+                others = tuple(other for other in present if other != name)
+            else:
+                labelled[f"All but {labels[name]}"] = others
+            if others in labelled.values():
+                without[name] = others
+    labelled[_together([labels[name] for name in present], len(everything))] = everything
+    return _ShownSubsets(labelled, without)
+
+
 def _rows(
     subsets: Mapping[tuple[str, ...], SubsetScores],
     labels: Mapping[str, str],
@@ -158,28 +200,22 @@ def _rows(
     resamples: int,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """The table's rows for a group: subsets of branches, then what is gained from each branch."""
-    everything = tuple(labels)
-    present = [name for name in labels if bool(scores.has[name][movies].any())]
-    shown: dict[str, tuple[str, ...]] = {}
-    without: dict[str, tuple[str, ...]] = {}  # which subset lacks each branch
-    if len(present) > 1:
-        for name in present:
-            if bool(scores.has[name][movies].all()):
-                shown[_title(f"{labels[name]} alone")] = (name,)
-        for name in present:
-            others = tuple(other for other in everything if other != name)
-            if len(present) == 2:
-                others = tuple(other for other in present if other != name)
-            else:
-                shown[f"All but {labels[name]}"] = others
-            if others in shown.values():
-                without[name] = others
-    shown[_together([labels[name] for name in present], len(everything))] = everything
+    """The table's rows for a group: subsets of branches, then what is gained from each branch.
 
+    Args:
+        subsets: from :func:`score_subsets`.
+        labels: of all branches.
+        scores: of the split.
+        movies: (N,) bool, those of the group.
+        fitted: see :func:`branch_section`, as the next two.
+        resamples: likewise.
+        seed: likewise.
+    """
+    everything = tuple(labels)
+    shown = _shown_subsets(labels, scores, movies)
     targets = scores.targets[movies]
     values, resampled = {}, {}
-    for some in shown.values():
+    for some in shown.labelled.values():
         subset = subsets[some]
         found = subset.scores[movies]
         values[some] = genre_metrics(found, targets, subset.thresholds)
@@ -194,29 +230,30 @@ def _rows(
             seed=seed,
             micro="map_micro" in METRICS,
         ).metrics
-    rows = [
+
+    def difference(metric: str, others: tuple[str, ...]) -> Interval:
+        # The same movies are drawn for both, so the differences are paired.
+        return interval(
+            values[everything][metric] - values[others][metric],
+            resampled[everything][metric] - resampled[others][metric],
+            least=-1.0,
+        )
+
+    rows: list[dict[str, Any]] = [
         {
             "label": label,
             "gain": False,
             "values": [interval(values[some][m], resampled[some][m]) for m in METRICS],
         }
-        for label, some in shown.items()
+        for label, some in shown.labelled.items()
     ]
-    # The same movies are drawn for both, so the differences are paired.
     rows += [
         {
             "label": f"Gain from {labels[name]}",
             "gain": True,
-            "values": [
-                interval(
-                    values[everything][m] - values[others][m],
-                    resampled[everything][m] - resampled[others][m],
-                    least=-1.0,
-                )
-                for m in METRICS
-            ],
+            "values": [difference(m, others) for m in METRICS],
         }
-        for name, others in without.items()
+        for name, others in shown.without.items()
     ]
     return rows
 

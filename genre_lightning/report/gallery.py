@@ -13,7 +13,7 @@ from PIL import Image
 from genre_lightning.checkpoint.model import TrainedModel
 from genre_lightning.data.datamodule import MovieDataModule
 from genre_lightning.explain.explainer import BranchExplanation
-from genre_lightning.explain.parts import branch_labels, split_logits
+from genre_lightning.explain.parts import ScoreParts, branch_labels, split_logits
 from genre_lightning.explain.table import explain_branch, find_explainer
 from genre_lightning.inputs.decode import PosterError, decode_poster, upright_size
 from genre_lightning.movies.movie import Movie, PosterFile
@@ -170,70 +170,115 @@ def make_card(
     """
     row = int(scores.rows[pick.index])
     movie = data.movie_set.movies[row]
-    values, truth = scores.scores[pick.index].numpy(), scores.targets[pick.index].numpy() > 0
-    thresholds = model.thresholds.numpy()
-    predicted = values >= thresholds
-    shown = truth | predicted
-    order = np.argsort(-values, kind="stable").tolist()
-    for g in order[:_LIKELIEST]:
-        shown[g] = True
-    verdicts = {(True, True): "hit", (False, True): "invented", (True, False): "missed"}
     thumbnails = {
         column: thumbnail(value)
         for column, value in movie.columns.items()
         if isinstance(value, PosterFile)
     }
+    pictures = {column: picture for column, (picture, _) in thumbnails.items() if picture}
     # The first is enough: a movie has one poster.
     poster, reason = next(iter(thumbnails.values()), (None, "no poster"))
-    has = {branch: bool(rows[pick.index]) for branch, rows in scores.has.items()}
-    parts = split_logits(
-        model,
-        {
-            branch: logits[pick.index].numpy() if has[branch] else None
-            for branch, logits in scores.branch_logits.items()
-        },
-        fold=None if scores.folds is None else int(scores.folds[pick.index]),
-    )
-    pictures = {column: picture for column, (picture, _) in thumbnails.items() if picture}
+    parts = _score_parts(model, scores, pick.index)
     return Card(
         title=movie.title,
-        texts=[
-            (column, textwrap.shorten(str(movie.value(column)), _SHORT, placeholder=" …"))
-            for column, kind in model.columns.items()
-            if kind == "text" and column != "title" and movie.value(column)
-        ]
+        texts=_texts(model, movie)
         + [(heading, said[row]) for heading, said in (remarks or {}).items() if said.get(row)],
         genre=model.genres[pick.genre],
-        score=float(values[pick.genre]),
-        threshold=float(thresholds[pick.genre]),
-        true_genres=[model.genres[g] for g in np.flatnonzero(truth)],
-        genres=[
-            GenreScore(
-                model.genres[g],
-                float(values[g]),
-                float(thresholds[g]),
-                verdicts.get((bool(truth[g]), bool(predicted[g])), ""),
-            )
-            for g in order
-            if shown[g]
+        score=float(scores.scores[pick.index, pick.genre]),
+        threshold=float(model.thresholds[pick.genre]),
+        true_genres=[
+            genre
+            for genre, target in zip(model.genres, scores.targets[pick.index], strict=True)
+            if target > 0
         ],
+        genres=_genre_scores(model, scores, pick.index),
         poster=None if poster is None else data_uri(poster),
         no_poster=reason,
         logit=float(parts.logits[pick.genre]),
         bias=float(parts.bias[pick.genre]),
-        branches=[
-            branch_card(
-                label,
-                has[branch],
-                float(parts.branches[branch][pick.genre]),
-                pick.genre,
-                _explain(model, movie, branch) if has[branch] else None,
-                pictures.get(model.inputs[branch].column),
-            )
-            for branch, label in branch_labels(model.inputs).items()
-        ]
+        branches=_branch_cards(model, scores, pick, movie, parts, pictures)
         + cooccurrence_card(parts, pick.genre),
     )
+
+
+def _texts(model: TrainedModel, movie: Movie) -> list[tuple[str, str]]:
+    """The further columns of text that the model looks at, and what they say, in short."""
+    return [
+        (column, textwrap.shorten(str(movie.value(column)), _SHORT, placeholder=" …"))
+        for column, kind in model.columns.items()
+        if kind == "text" and column != "title" and movie.value(column)
+    ]
+
+
+def _genre_scores(model: TrainedModel, scores: SplitScores, index: int) -> list[GenreScore]:
+    """The true, the predicted and the likeliest genres of a movie, the likeliest first.
+
+    Args:
+        model: whose scores these are.
+        scores: of the split.
+        index: the movie's place in them.
+    """
+    values, truth = scores.scores[index].numpy(), scores.targets[index].numpy() > 0
+    thresholds = model.thresholds.numpy()
+    predicted = values >= thresholds
+    order = np.argsort(-values, kind="stable").tolist()
+    shown = truth | predicted
+    shown[order[:_LIKELIEST]] = True
+    verdicts = {(True, True): "hit", (False, True): "invented", (True, False): "missed"}
+    return [
+        GenreScore(
+            model.genres[g],
+            float(values[g]),
+            float(thresholds[g]),
+            verdicts.get((bool(truth[g]), bool(predicted[g])), ""),
+        )
+        for g in order
+        if shown[g]
+    ]
+
+
+def _score_parts(model: TrainedModel, scores: SplitScores, index: int) -> ScoreParts:
+    """What each branch adds to the logits of the movie at this place of the split's scores."""
+    logits = {
+        branch: values[index].numpy() if bool(scores.has[branch][index]) else None
+        for branch, values in scores.branch_logits.items()
+    }
+    fold = None if scores.folds is None else int(scores.folds[index])
+    return split_logits(model, logits, fold=fold)
+
+
+def _branch_cards(
+    model: TrainedModel,
+    scores: SplitScores,
+    pick: Pick,
+    movie: Movie,
+    parts: ScoreParts,
+    pictures: Mapping[str, Image.Image],
+) -> list[BranchCard]:
+    """What each branch adds to the logit of a picked movie, and why.
+
+    Args:
+        model: whose scores these are.
+        scores: of the split.
+        pick: the movie.
+        movie: the same.
+        parts: of its logits.
+        pictures: small ones of its posters, by column.
+    """
+    cards = []
+    for branch, label in branch_labels(model.inputs).items():
+        has = bool(scores.has[branch][pick.index])
+        cards.append(
+            branch_card(
+                label,
+                has,
+                float(parts.branches[branch][pick.genre]),
+                pick.genre,
+                _explain(model, movie, branch) if has else None,
+                pictures.get(model.inputs[branch].column),
+            )
+        )
+    return cards
 
 
 def _explain(model: TrainedModel, movie: Movie, branch: str) -> BranchExplanation | None:

@@ -6,7 +6,7 @@ import json
 import math
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -75,7 +75,39 @@ def recorded_run(
     Raises:
         UserError: another process runs in this folder, or its ``result.json`` is not ours.
     """
-    result: dict[str, Any] = {
+    result = _new_result(monitor, seed, overrides)
+    if not is_first_process():
+        with signals_raise():
+            yield result
+        return
+    with locked(folder), signals_raise():
+        ready()
+        for place in (folder, folder / "checkpoints"):
+            remove_unfinished(place)
+        earlier = read_result(folder) or {}
+        _continue_from(earlier, result)
+        if earlier.get("status") != "completed":
+            write_result(folder, result)
+        at_start = read_result(folder)
+        before, started = result["seconds"], time.perf_counter()
+        try:
+            yield result
+            result["status"] = "completed"
+        except BaseException as error:
+            result["seconds"] = _seconds_since(started, before)
+            # Where the disk is full the file still says "interrupted", which is true, and the error
+            # that is under way tells more than one about this file.
+            with suppress(OSError, UserError):
+                begun = read_result(folder) != at_start
+                _write_unfinished(folder, result, earlier, begun, error)
+            raise
+        result["seconds"] = _seconds_since(started, before)
+        write_result(folder, result)
+
+
+def _new_result(monitor: str, seed: int, overrides: list[str]) -> dict[str, Any]:
+    """What is known of a run before it begins; the arguments are those of :func:`recorded_run`."""
+    return {
         "status": "interrupted",
         "monitor": monitor,
         "monitor_value": None,
@@ -91,43 +123,48 @@ def recorded_run(
         "val": {},
         "test": {},
     }
-    if not is_first_process():
-        with signals_raise():
-            yield result
-        return
-    with locked(folder), signals_raise():
-        ready()
-        for place in (folder, folder / "checkpoints"):
-            remove_unfinished(place)
-        earlier = read_result(folder) or {}
-        result["attempts"] = int(earlier.get("attempts") or 0) + 1
-        result["seconds"] = before = float(earlier.get("seconds") or 0.0)
-        result["epochs"] = int(earlier.get("epochs") or 0)
-        result["wandb_run_id"] = earlier.get("wandb_run_id")
-        if earlier.get("status") != "completed":
-            write_result(folder, result)
-        begun = read_result(folder)
-        refused = False
-        started = time.perf_counter()
-        try:
-            yield result
-            result["status"] = "completed"
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:
-            result["status"] = "failed"
-            result["error"] = f"{type(error).__name__}: {error}"
-            refused = isinstance(error, UserError) and not isinstance(error, TrainingError)
-            raise
-        finally:
-            result["seconds"] = round(before + time.perf_counter() - started, 3)
-            done = result["status"] == "completed"
-            # Where the disk is full the file still says "interrupted", which is true, and the error
-            # that is under way tells more than one about this file.
-            with suppress(*() if done else (OSError, UserError)):
-                untouched = not done and read_result(folder) == begun
-                if not (untouched and earlier.get("status") == "completed"):
-                    write_result(folder, earlier if earlier and untouched and refused else result)
+
+
+def _continue_from(earlier: Mapping[str, Any], result: dict[str, Any]) -> None:
+    """Take over into ``result`` what goes on from an earlier attempt, which is empty for none."""
+    result["attempts"] = int(earlier.get("attempts") or 0) + 1
+    result["seconds"] = float(earlier.get("seconds") or 0.0)
+    result["epochs"] = int(earlier.get("epochs") or 0)
+    result["wandb_run_id"] = earlier.get("wandb_run_id")
+
+
+def _seconds_since(started: float, before: float) -> float:
+    """Seconds of all attempts: those ``before`` and this one's, by ``time.perf_counter()``."""
+    return round(before + time.perf_counter() - started, 3)
+
+
+def _write_unfinished(
+    folder: Path,
+    result: dict[str, Any],
+    earlier: dict[str, Any],
+    begun: bool,
+    error: BaseException,
+) -> None:
+    """Write how an attempt ended that ``error`` has stopped.
+
+    Once training has begun, that is this attempt's result. Before, a completed run stays
+    completed, and an attempt that was refused leaves the result of the earlier one.
+
+    Args:
+        folder: the run folder.
+        result: of this attempt; gets the error, but for an interruption.
+        earlier: the result of the attempt before; empty for none.
+        begun: whether the attempt has written a result of its own while it ran.
+        error: what ended it.
+    """
+    if not isinstance(error, KeyboardInterrupt | SystemExit):
+        result["status"] = "failed"
+        result["error"] = f"{type(error).__name__}: {error}"
+    if begun or not earlier:
+        write_result(folder, result)
+    elif earlier["status"] != "completed":
+        refused = isinstance(error, UserError) and not isinstance(error, TrainingError)
+        write_result(folder, earlier if refused else result)
 
 
 def read_result(folder: str | Path) -> dict[str, Any] | None:

@@ -190,75 +190,128 @@ def _run_in_sweep(cfg: DictConfig, train: Train, folder: Path) -> float | None:
     Returns:
         The monitored value, also of a job that was finished before; None for one that has failed,
         was interrupted, or runs elsewhere.
+
+    Raises:
+        KeyboardInterrupt: Slurm has interrupted it.
+        SystemExit: likewise.
     """
     job = HydraConfig.get()
     sweep = Path(job.runtime.cwd) / job.sweep.dir
     command = read_command(sweep)
     compose_what_jobs_share_once(keep=False)  # for the next job of this process, if it is a worker
     _share_within([str(sweep), *(command[key] for key in ("host", "pid", "started"))])
-    journal = Journal(sweep)
-    label = job_label(job.overrides.task, sweep)
-    here = {"pid": os.getpid(), "host": socket.gethostname()}
-
-    def tell(status: str, **more: Any) -> None:
-        journal.write(status, job=label, folder=folder.name, **here, **more)
-
-    def tell_taken() -> None:
-        begun = [event for event in journal.read() if event["status"] == "started"]
-        others = [event for event in begun if here != {key: event[key] for key in here}]
-        same = folder.name in [event["folder"] for event in others]
-        tell(SAME if same else "running elsewhere")
-
+    reporter = _JobReporter(Journal(sweep), job_label(job.overrides.task, sweep), folder)
     cfg.sweep.name = command["name"]
+    _hide_progress_bar(cfg)
+    try:
+        return _train_if_needed(cfg, train, folder, reporter)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        reporter.tell("interrupted")
+        if "SLURM_JOB_ID" in os.environ:
+            raise  # the job may be queued again
+        if reporter.is_process_of(command):
+            reporter.tell("stopping", code=stop.code if isinstance(stop, SystemExit) else 130)
+    except TakenError:
+        reporter.tell_taken()
+    except Exception as error:  # noqa: BLE001 - recorded and told at the end: the others still run
+        reporter.tell("failed", error=f"{type(error).__name__}: {error}")
+    finally:
+        _free_memory()
+    return None
+
+
+class _JobReporter:
+    """Writes to a sweep's journal what becomes of one job, and which process says so.
+
+    Args:
+        journal: of the sweep.
+        label: what the terminal calls the job.
+        folder: of the job.
+    """
+
+    def __init__(self, journal: Journal, label: str, folder: Path) -> None:
+        self.journal = journal
+        self._label = label
+        self._folder = folder.name
+        self._process = {"pid": os.getpid(), "host": socket.gethostname()}
+
+    def is_process_of(self, event: Mapping[str, Any]) -> bool:
+        """Whether this process is the one of an event or of the sweep's command."""
+        return self._process == {key: event[key] for key in self._process}
+
+    def tell(self, status: str, **more: Any) -> None:
+        """Write an event.
+
+        Raises:
+            FullDiskError: the disk is full.
+        """
+        self.journal.write(status, job=self._label, folder=self._folder, **self._process, **more)
+
+    def tell_taken(self) -> None:
+        """Write that another process trains in the folder: for this command or for another."""
+        started = [event for event in self.journal.read() if event["status"] == "started"]
+        elsewhere = [event["folder"] for event in started if not self.is_process_of(event)]
+        self.tell(SAME if self._folder in elsewhere else "running elsewhere")
+
+
+def _hide_progress_bar(cfg: DictConfig) -> None:
+    """Leave the terminal to the sweep, which shows a line for each job."""
     if cfg.get("trainer") is not None:
         OmegaConf.update(cfg, "callbacks.progress_bar", None, force_add=True)
         OmegaConf.update(cfg, "trainer.enable_progress_bar", False, force_add=True)
-    try:
-        earlier = read_result(folder)
-        if earlier is not None and earlier["status"] == "completed":
-            tell("already finished", **_score(earlier))
-            value: float | None = earlier["monitor_value"]
-            return value
-        if journal.is_stopped(cfg.sweep.fail_fast):
-            tell("not started")
-            return None
-        if is_running(folder):
-            tell_taken()
-            return None
-        tell("started")
-        epochs = None
-        last = folder / LAST
-        if last.exists():
-            cfg.ckpt_path = str(last)
-            epochs = _epochs(folder)
-        with (
-            _output_into(folder / f"{job.job.name}.log"),
-            _own_gpu(cfg, job.job.num),
-        ):
-            result = _run(cfg, train, folder, earlier)
-        pruned = bool(result.get("pruned"))
-        seconds = result["seconds"]
-        tell("completed", resumed=epochs, seconds=seconds, pruned=pruned, **_score(result))
-        value = result["monitor_value"]
+
+
+def _train_if_needed(
+    cfg: DictConfig, train: Train, folder: Path, reporter: _JobReporter
+) -> float | None:
+    """Train unless the job is finished, the sweep is stopped, or another process trains it.
+
+    Args:
+        cfg: see :func:`run_job`.
+        train: see :func:`run_job`.
+        folder: of the job.
+        reporter: is told what was decided, and the score.
+
+    Returns:
+        The monitored value; None where the job was not trained.
+
+    Raises:
+        TakenError: another process has begun to train it meanwhile.
+        Exception: whatever the training raises.
+    """
+    earlier = read_result(folder)
+    if earlier is not None and earlier["status"] == "completed":
+        reporter.tell("already finished", **_score(earlier))
+        value: float | None = earlier["monitor_value"]
         return value
-    except (KeyboardInterrupt, SystemExit) as stop:
-        tell("interrupted")
-        if "SLURM_JOB_ID" in os.environ:
-            raise  # the job may be queued again
-        if here == {key: command[key] for key in here}:
-            tell("stopping", code=stop.code if isinstance(stop, SystemExit) else 130)
+    if reporter.journal.is_stopped(cfg.sweep.fail_fast):
+        reporter.tell("not started")
         return None
-    except TakenError:
-        tell_taken()
+    if is_running(folder):
+        reporter.tell_taken()
         return None
-    except Exception as error:  # noqa: BLE001 - recorded and told at the end: the others still run
-        tell("failed", error=f"{type(error).__name__}: {error}")
-        return None
-    finally:
-        _free_memory()
+    reporter.tell("started")
+    epochs = None
+    last = folder / LAST
+    if last.exists():
+        cfg.ckpt_path = str(last)
+        epochs = _epochs(folder)
+    job = HydraConfig.get().job
+    with _output_into(folder / f"{job.name}.log"), _own_gpu(cfg, job.num):
+        result = _run(cfg, train, folder, earlier)
+    reporter.tell(
+        "completed",
+        resumed=epochs,
+        seconds=result["seconds"],
+        pruned=bool(result.get("pruned")),
+        **_score(result),
+    )
+    value = result["monitor_value"]
+    return value
 
 
 def _score(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a job's result that its event tells."""
     return {"monitor": result["monitor"], "monitor_value": result["monitor_value"]}
 
 

@@ -8,8 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from genre_lightning.checkpoint.card import read_checkpoint
-from genre_lightning.checkpoint.resuming import keep_paths_inside
+from genre_lightning.checkpoint.card import (
+    CHECKPOINT_KEY,
+    TRAINING_KEY,
+    CheckpointError,
+    read_checkpoint,
+)
+from genre_lightning.checkpoint.model import load_model
+from genre_lightning.checkpoint.resuming import check_resumable, keep_paths_inside
+from genre_lightning.runs.settings import may_change_on_resume
 
 
 @pytest.mark.parametrize(
@@ -56,3 +63,44 @@ def test_the_folders_own_best_is_kept(score: float, tiny_checkpoint: Path, tmp_p
     assert state["dirpath"] == str(tmp_path)
     assert state["best_model_path"] == (str(best) if score == 0.5 else "")
     assert state["best_k_models"] == ({str(best): torch.tensor(0.5)} if score == 0.5 else {})
+
+
+@pytest.mark.parametrize("callbacks", [[], {"ModelCheckpoint{}": []}], ids=["all", "its state"])
+@pytest.mark.parametrize("name", ["best.ckpt", "b" * 300 + ".ckpt"], ids=["there", "too long"])
+def test_a_best_that_can_not_be_used_is_forgotten(
+    name: str, callbacks: Any, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    torch.save({**read_checkpoint(tiny_checkpoint), "callbacks": callbacks}, tmp_path / "best.ckpt")
+    state: dict[str, Any] = {
+        "best_model_score": torch.tensor(0.5),
+        "best_model_path": name,
+        "best_k_models": {name: torch.tensor(0.5)},
+    }
+    keep_paths_inside({"callbacks": {"ModelCheckpoint{}": state}}, tmp_path)
+    assert state["best_k_models"] == {} and state["best_model_path"] == ""
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        None,
+        {1: 2},
+        {"seed": torch.tensor([0, 1])},
+        {"seed": [torch.tensor([0, 1])]},
+        {"model": {"seed": (torch.tensor([0, 1]),)}},
+        {"\x1b[2J": 1},
+    ],
+    ids=["none", "number", "tensor", "in a list", "in a mapping", "terminal command"],
+)
+def test_damaged_settings_are_refused(settings: Any, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    model = load_model(tiny_checkpoint)
+    checkpoint = read_checkpoint(tiny_checkpoint)
+    checkpoint |= {"optimizer_states": [], "lr_schedulers": [], "loops": {}, "callbacks": {}}
+    checkpoint[TRAINING_KEY] = {"settings": settings, "wandb_run_id": None}
+    path = tmp_path / "last.ckpt"
+    torch.save(checkpoint, path)
+    card = checkpoint[CHECKPOINT_KEY]
+    inputs = {name: card[name] for name in ("genres", "inputs")} | {"learnt_from": "these"}
+    ours = {"seed": [0], "model": {"seed": (0,)}}
+    with pytest.raises(CheckpointError, match=r"last\.ckpt: its \w+ is damaged"):
+        check_resumable(path, inputs, model.network, ours, may_change_on_resume)

@@ -1,0 +1,212 @@
+"""Scores on a model card: overall, of each split, and genre by genre."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from markupsafe import Markup
+
+from genre_lightning.checkpoint.model import TrainedModel
+from genre_lightning.comparison.run import Run, number_or_none
+from genre_lightning.predicting.evaluations import Evaluation
+from genre_lightning.predicting.model_card_tables import table_markup
+from genre_lightning.report.numbers import number, span
+from genre_lightning.report.overall import METRICS
+from genre_lightning.report.statistics import Interval, bootstrap, interval, num_resamples
+from genre_lightning.scoring.metrics import per_genre_metrics
+
+#: A genre whose scores come from fewer movies than this is named among the limits.
+FEW_TO_SCORE = 20
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """One row of a table of scores.
+
+    Attributes:
+        label: of the metric, for people.
+        name: of the metric.
+        value: in [0, 1].
+        interval: over the movies; None where there are no predictions to resample.
+        seeds: the values of runs that differ by the seed alone; empty for none.
+    """
+
+    label: str
+    name: str
+    value: float
+    interval: Interval | None = None
+    seeds: Sequence[float] = ()
+
+    @property
+    def mean(self) -> float:
+        """Of the seeds."""
+        return statistics.fmean(self.seeds)
+
+    @property
+    def sd(self) -> float:
+        """Standard deviation over the seeds, of the sample."""
+        return statistics.stdev(self.seeds)
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """A table of scores, and where they come from.
+
+    Attributes:
+        split: whose scores these are.
+        num_movies: of the split; None where it is not known.
+        rows: one for each metric.
+        evaluation: where they were read; None for the run's ``result.json``.
+        resamples: behind the intervals.
+        seeds: of the runs that the rows' ``seeds`` are of.
+    """
+
+    split: str
+    num_movies: int | None
+    rows: list[ScoreRow]
+    evaluation: Evaluation | None = None
+    resamples: int = 0
+    seeds: Sequence[Any] = ()
+
+
+def score_tables(
+    model: TrainedModel,
+    evaluations: Sequence[Evaluation],
+    result: Mapping[str, Any] | None,
+    runs: Sequence[Run],
+) -> Iterator[ScoreTable]:
+    """Tables of the test split, of validation and of train, where anything is known of them.
+
+    Args:
+        model: whose scores these are.
+        evaluations: of this model. Those on its own data are told before those on other data.
+        result: of its run; told where no evaluation is on the model's own data.
+        runs: that differ by the seed alone; empty for none.
+    """
+    for split in ("test", "val", "train"):
+        by_seed = {
+            name: [value for each in runs if (value := each.value(f"{split}/{name}")) is not None]
+            for name in METRICS
+        }
+        complete = bool(runs) and all(len(values) == len(runs) for values in by_seed.values())
+        over_seeds = _OverSeeds([each.seed for each in runs], by_seed) if complete else _NO_SEEDS
+        of_split = [each for each in evaluations if each.split == split]
+        own_data = [each for each in of_split if each.other_data is None]
+        for evaluation in own_data:
+            yield _evaluated_table(model, evaluation, over_seeds)
+        for evaluation in of_split:
+            if evaluation.other_data is not None:
+                yield _evaluated_table(model, evaluation, _NO_SEEDS)
+        if not own_data:
+            table = _recorded_table(split, (result or {}).get(split) or {}, over_seeds)
+            if table.rows:
+                yield table
+
+
+@dataclass(frozen=True)
+class _OverSeeds:
+    """What runs that differ by the seed alone have scored on a split.
+
+    Attributes:
+        seeds: of the runs; empty where not all of them have every score.
+        values: by the name of the metric, one of each run; empty likewise.
+    """
+
+    seeds: Sequence[Any]
+    values: Mapping[str, Sequence[float]]
+
+
+_NO_SEEDS = _OverSeeds((), {})
+
+
+def _evaluated_table(
+    model: TrainedModel, evaluation: Evaluation, over_seeds: _OverSeeds
+) -> ScoreTable:
+    """The scores that evaluate.py found, with intervals over its movies."""
+    resamples = num_resamples(*evaluation.scores.shape)
+    drawn = bootstrap(
+        evaluation.scores, evaluation.targets, model.thresholds.numpy(), resamples=resamples
+    ).metrics
+    rows = [
+        ScoreRow(
+            label,
+            name,
+            evaluation.metrics[name],
+            interval(evaluation.metrics[name], drawn[name]),
+            over_seeds.values.get(name, ()),
+        )
+        for name, label in METRICS.items()
+    ]
+    return ScoreTable(
+        evaluation.split, len(evaluation.scores), rows, evaluation, resamples, over_seeds.seeds
+    )
+
+
+def _recorded_table(split: str, recorded: Mapping[str, Any], over_seeds: _OverSeeds) -> ScoreTable:
+    """The scores that ``result.json`` of the run tells of a split, as far as they are numbers."""
+    rows = [
+        ScoreRow(label, name, value, None, over_seeds.values.get(name, ()))
+        for name, label in METRICS.items()
+        if (value := number_or_none(recorded.get(name))) is not None
+    ]
+    count = number_or_none(recorded.get("num_movies"))
+    return ScoreTable(split, None if count is None else int(count), rows, seeds=over_seeds.seeds)
+
+
+def scores_markup(table: ScoreTable) -> Markup:
+    """The table in Markdown, with the columns of what is known."""
+    heads = ["metric", "value"]
+    heads += ["95% interval"] if table.evaluation is not None else []
+    heads += ["over seeds"] if table.seeds else []
+    rows = []
+    for row in table.rows:
+        cells = [row.label, number(row.value)]
+        cells += [span(row.interval)] if row.interval is not None else []
+        cells += [f"{number(row.mean)} ± {number(row.sd)}"] if table.seeds else []
+        rows.append(cells)
+    return table_markup(heads, rows, ("metric",))
+
+
+def genre_table(model: TrainedModel, table: ScoreTable | None) -> Markup:
+    """Genre by genre: training movies, threshold, and scores where there are predictions."""
+    counts, total = model.loss.get("genre_counts"), model.loss.get("num_movies")
+    heads = ["genre", "threshold"]
+    rows = [
+        [genre, number(float(threshold))]
+        for genre, threshold in zip(model.genres, model.thresholds, strict=True)
+    ]
+    if counts is not None:
+        heads.append("training movies")
+        for row, count in zip(rows, counts, strict=True):
+            row.append(f"{count:,} ({count / total:.1%})" if total else f"{count:,}")
+    if table is not None and table.evaluation is not None:
+        heads += [f"{table.split} movies", "F1", "95% of F1", "average precision", "95% of it"]
+        scores, targets = table.evaluation.scores, table.evaluation.targets
+        found = per_genre_metrics(
+            torch.from_numpy(scores), torch.from_numpy(targets), model.thresholds
+        )
+        drawn = bootstrap(
+            scores, targets, model.thresholds.numpy(), resamples=table.resamples
+        ).per_genre
+        for g, row in enumerate(rows):
+            row.append(f"{int(found['support'][g]):,}")
+            for name in ("f1", "ap"):
+                value = interval(float(found[name][g]), drawn[name][:, g])
+                row += [number(value.value), span(value)]
+    return table_markup(heads, rows, ("genre",))
+
+
+def scored_by_few(model: TrainedModel, table: ScoreTable | None) -> list[str]:
+    """The genres whose scores come from few movies, each with their number."""
+    if table is None or table.evaluation is None:
+        return []
+    support = table.evaluation.targets.sum(axis=0).astype(int).tolist()
+    return [
+        f"{genre} ({count})"
+        for genre, count in zip(model.genres, support, strict=True)
+        if count < FEW_TO_SCORE
+    ]

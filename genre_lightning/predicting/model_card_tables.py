@@ -1,0 +1,170 @@
+"""Tables of a model card: branches, encoders, settings, and what the file is."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from genre_lightning import __version__
+from genre_lightning.checkpoint.model import TrainedModel
+from genre_lightning.inputs.encoders.spec import EncoderSpec, Hub, Packaged
+from genre_lightning.inputs.encoders.table import ENCODERS
+from genre_lightning.page.markdown import markdown_table
+from genre_lightning.page.wording import printable
+from genre_lightning.runs.settings import is_path
+
+#: Settings of the training that a card shows; the others are told elsewhere on it, or in the run.
+SHOWN = (
+    "optimizer.*", "scheduler.*", "loss.*", "training.*", "seed", "monitor", "start_from_priors",
+    "label_sets", "data.batch_size", "model.dropout", "model.members", "model.branches.*.lr_scale",
+    "model.branches.*.l2", "trainer.precision", "trainer.gradient_clip_val", "number of processes",
+)  # fmt: skip
+
+
+def table_markup(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[str]
+) -> Markup:
+    """A table in Markdown, whose cells may come from an untrusted checkpoint.
+
+    Args:
+        heads: of its columns.
+        rows: a cell for each column; one that is no ``Markup`` shows as it is, on one line.
+        left: heads of the columns that are not numbers.
+    """
+    shown = [[cell if isinstance(cell, Markup) else one_line(cell) for cell in r] for r in rows]
+    return Markup("\n".join(markdown_table(heads, shown, left)))
+
+
+def one_line(value: Any) -> str:
+    """A value as text without line breaks or characters that can't be shown."""
+    return printable(" ".join(str(value).split()))
+
+
+def branch_table(model: TrainedModel) -> Markup:
+    """What each branch looks at, by which input and network, and how many weights it has."""
+    rows = []
+    for name, given in model.inputs.items():
+        network = model.network.description["branches"][name]["name"]
+        weights = sum(each.numel() for each in model.network.branches[name].parameters())
+        gives = ", ".join(f"{key} {value}" for key, value in given.network_arguments().items())
+        rows.append([name, given.column, f"{given.kind} ({gives})", network, f"{weights:,}"])
+    heads = ("branch", "column", "input", "network", "weights")
+    return table_markup(heads, rows, heads[:-1])
+
+
+@dataclass(frozen=True)
+class EncoderRow:
+    """A row of the table of encoders; None for what is not recorded."""
+
+    name: str
+    branch: str
+    licence: str | None
+    sha256: str | None
+    source: str
+
+
+def encoder_rows(model: TrainedModel) -> Iterator[EncoderRow]:
+    """The pretrained encoders that the model needs, or was trained from."""
+    for name, given in model.inputs.items():
+        spec = getattr(given, "spec", None)
+        if isinstance(spec, EncoderSpec):
+            sha256 = getattr(given, "sha256", None)
+            yield EncoderRow(spec.name, name, spec.licence, sha256, _source(spec))
+    for name, described in model.network.description["branches"].items():
+        encoder = described.get("encoder")
+        if isinstance(encoder, str):
+            known = ENCODERS.get(encoder)
+            licence = None if known is None else known.licence
+            yield EncoderRow(encoder, name, licence, None, "trained on, and part of the checkpoint")
+
+
+def encoder_table(model: TrainedModel) -> Markup | None:
+    """The pretrained encoders with their licences and sources; None for a model without any."""
+    rows = [
+        [
+            each.name,
+            each.branch,
+            each.licence or "not recorded: ask its publisher",
+            each.source,
+            each.sha256 or "–",
+        ]
+        for each in encoder_rows(model)
+    ]
+    heads = ("encoder", "branch", "licence", "weights", "SHA-256 of the weights")
+    return table_markup(heads, rows, heads) if rows else None
+
+
+def _source(spec: EncoderSpec) -> str:
+    """Where the weights of an encoder come from."""
+    if isinstance(spec.origin, Packaged):
+        return f"the package {spec.origin.package}"
+    if isinstance(spec.origin, Hub):
+        revision = f" at {spec.origin.revision}" if spec.origin.revision else ""
+        return f"{spec.origin.repository} at the Hugging Face hub{revision}"
+    return "a file of whoever trained it"
+
+
+def split_table(data: Mapping[str, Any]) -> Markup:
+    """How the dataset was read and split, by the settings that the checkpoint recorded."""
+    # Of a path its last part alone: which folders the owner has is not told with a model.
+    shown = [
+        (name, Path(str(value)).name if is_path(f"data.{name}") else str(value))
+        for name, value in data.items()
+        if name not in ("reader", "path") and not (name == "root" and data.get("reader") == "demo")
+    ]
+    return table_markup(("setting", "value"), shown, ("setting", "value"))
+
+
+def settings_table(training: Any) -> Markup | None:
+    """What the checkpoint recorded of how it was trained, as far as a card shows it.
+
+    Args:
+        training: that entry of the checkpoint, as it was read; without settings there is no table.
+    """
+    settings = training.get("settings") if isinstance(training, Mapping) else None
+    if not isinstance(settings, Mapping):
+        return None
+    shown = []
+    for name, value in settings.items():
+        if not isinstance(name, str) or not any(fnmatchcase(name, each) for each in SHOWN):
+            continue
+        if name.endswith("._target_"):
+            name = name.removesuffix("._target_")
+        elif "._" in name:
+            continue
+        shown.append((name, "none" if value is None else str(value)[:200]))
+    return table_markup(("setting", "value"), shown, ("setting", "value"))
+
+
+def file_table(checkpoint: Path, content: Mapping[str, Any], result: Mapping[str, Any]) -> Markup:
+    """What the file is, and how long and with what it was trained."""
+    epoch = content.get("epoch")
+    rows = [
+        ("file", f"{checkpoint.name}, {checkpoint.stat().st_size / 2**20:.1f} MiB"),
+        ("SHA-256", _sha256(checkpoint)),
+        ("saved in epoch", epoch + 1 if type(epoch) is int else "not recorded"),
+        ("after optimizer steps", content.get("global_step", "not recorded")),
+        ("PyTorch Lightning", content.get("pytorch-lightning_version", "not recorded")),
+    ]
+    numbers = {
+        "epochs": "epochs trained",
+        "seconds": "seconds trained",
+        "num_parameters": "weights",
+    }
+    rows += [(label, f"{result[name]:,}") for name, label in numbers.items() if result.get(name)]
+    versions = result.get("versions")
+    if isinstance(versions, Mapping):
+        rows += [(f"version of {name}", version) for name, version in versions.items()]
+    rows.append(("card made by genre-lightning", __version__))
+    return table_markup(("", "what"), [[name, str(value)] for name, value in rows], ("", "what"))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,43 @@
+"""What a user is told where fitting fails for a reason that is not the program's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pytorch_lightning import Trainer
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from genre_lightning.checkpoint.card import CheckpointError
+from genre_lightning.errors import SettingError, UserError
+from genre_lightning.training.callbacks.history import History
+from genre_lightning.training.memory import full_memory_told
+
+
+@contextmanager
+def fit_errors_told(
+    trainer: Trainer, history: History, batch_size: int | None, ckpt_path: str | Path | None
+) -> Iterator[None]:
+    """Turn errors of the trainer's settings, of the checkpoint and of memory into a sentence each.
+
+    Args:
+        trainer: fits in the block.
+        history: its callback; tells whether a first batch has begun.
+        batch_size: movies in a batch; None for all of train.
+        ckpt_path: the checkpoint that is resumed; None for none.
+
+    Raises:
+        SettingError: Lightning does not take the trainer's settings.
+        CheckpointError: the checkpoint can't be restored.
+        FullMemoryError: a batch does not fit into memory.
+    """
+    try:
+        with full_memory_told(trainer.strategy.root_device, batch_size):
+            yield
+    except MisconfigurationException as error:
+        raise SettingError(f"trainer: {error}") from error
+    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        if ckpt_path is None or history.started or isinstance(error, UserError):
+            raise
+        raise CheckpointError(f"{ckpt_path}: can't go on from it: {error}") from error
