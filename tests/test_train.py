@@ -303,7 +303,7 @@ def test_going_on_deletes_nothing(
     [
         (
             "model.branches.title_tfidf.network.hidden=16",
-            r"its network differ.*title_tfidf\.hidden: 8 there, 16 here",
+            r"its network differs.*title_tfidf\.hidden: 8 there, 16 here",
         ),
         ("data.split_seed=1", r"its inputs differ.*title_tfidf"),
         (

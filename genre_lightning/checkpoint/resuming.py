@@ -148,8 +148,9 @@ def _check_same_model(
             continue
         if key == "inputs":
             stored, ours = _read_states(stored), _read_states(inputs["inputs"])
+        differ = "differs" if key == "network" else "differ"
         raise CheckpointError(
-            f"{path}: its {key} differ from this run's ({_difference(stored, ours)}); "
+            f"{path}: its {key} {differ} from this run's ({_difference(stored, ours)}); "
             "resume with the data and model it was trained with, or start anew without "
             "ckpt_path"
         )

@@ -38,6 +38,8 @@ LANGUAGE_MODEL = "model.name"
 MAX_CONFIG_BYTES = 4 * 2**20
 #: A value that is another setting's: ${optimizer.lr}, ${oc.select:model.recipe.folds,1}.
 ELSEWHERE = re.compile(r"\$\{(?:(oc\.select):)?\s*([\w./-]+)\s*(?:,([^${}]*))?\}")
+#: Callbacks repeat them, and runs that differ in them would differ in a column for each callback.
+MONITORING = ("monitor", "monitor_mode")
 #: Such settings refer to others; more than this is a circle.
 MAX_REFERENCES = 8
 
@@ -198,7 +200,10 @@ def _settings(config: Any) -> dict[str, Setting]:
 
 
 def _looked_up(value: Any, flat: Mapping[str, Any]) -> tuple[bool, Any]:
-    """Whether a value is known, and which it is; that of a place, such as a cache, is not."""
+    """Whether a value is known, and which it is.
+
+    That of a place, such as a cache, is not, nor what only repeats what the run monitors.
+    """
     for _ in range(MAX_REFERENCES):
         if not isinstance(value, str) or "${" not in value:
             return True, value
@@ -206,7 +211,7 @@ def _looked_up(value: Any, flat: Mapping[str, Any]) -> tuple[bool, Any]:
         if reference is None:
             return False, None
         selects, name, default = reference.groups()
-        if changes_no_result(name):
+        if name in MONITORING or changes_no_result(name):
             return False, None
         if name in flat:
             value = flat[name]

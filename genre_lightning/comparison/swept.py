@@ -15,8 +15,8 @@ SEED = "seed"
 SAME_MOVIES = ("data.batch_size", "data.columns")
 #: Settings that mean with this value what they mean with null.
 AS_NULL = {"data.genre_separator": SEPARATOR}
-#: Choose the best epoch of a run. They are shown as the metric of the leaderboard, not as swept.
-MONITORING = ("monitor", "monitor_mode")
+#: Follows from what a run monitors.
+MODE = "monitor_mode"
 
 
 def swept_keys(runs: Sequence[Run]) -> list[str]:
@@ -50,7 +50,7 @@ def swept_keys(runs: Sequence[Run]) -> list[str]:
         return all(len(values) == 1 for values in by_choice.values())
 
     def is_compared(key: str) -> bool:
-        return key != SEED and key not in MONITORING and not changes_no_result(key)
+        return key not in (SEED, MODE) and not changes_no_result(key)
 
     different = [key for key in names if is_compared(key) and differs(key)]
     # an experiment chooses for other groups, so it comes first

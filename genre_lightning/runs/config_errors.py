@@ -119,6 +119,8 @@ def _unknown(key: str, conf: str | Path, config: str, arguments: Sequence[str]) 
         beginning = f"{there}.{close}".strip(".")
         meant = f"{beginning}.{rest}"
         hint = did_you_mean(meant if meant in known else beginning)
+        if "_target_" in beside:  # which may take more than the config names
+            hint = f"{hint} {adds}"
         return f"there is no setting {key}{hint}"
     if there and beside:
         return f"there is no setting {key}; {there} has {', '.join(beside)}, and {adds}"

@@ -155,6 +155,24 @@ def result_settings(overrides: Iterable[Override]) -> dict[str, str]:
     }
 
 
+def other_settings(earlier: Sequence[str], now: Sequence[str]) -> str:
+    """What a run has of its own, since it was resumed with it: "trainer.max_epochs=30".
+
+    Paths are left out, which a resume may write in another way.
+
+    Args:
+        earlier: overrides of the run as it is.
+        now: of the job that finds it in its folder.
+    """
+    here = result_settings(parsed(now))
+    there = result_settings(parsed(earlier))
+    return ",".join(
+        f"{_shown(key)}={value}"
+        for key, value in sorted(there.items())
+        if here.get(key) != value and not is_path(key)
+    )
+
+
 def chosen_overrides(overrides: Sequence[str], keys: Sequence[str]) -> str:
     """The overrides of some keys, as the terminal and W&B call a job."""
     values = {key_of(override): value_of(override) for override in parsed(overrides)}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from genre_lightning.errors import UserError
 from genre_lightning.runs.result import read_result
@@ -80,7 +82,8 @@ def best_checkpoint(ckpt_path: str | Path) -> Path:
         ckpt_path: a file, or what :func:`resolve_run` takes.
 
     Raises:
-        UserError: there is none, or the runs in the folder monitored different values.
+        UserError: there is none, or the runs in the folder monitored different values, or were
+            validated on different movies.
     """
     run = resolve_run(ckpt_path, BEST)
     return Path(ckpt_path) if run is None else run / BEST
@@ -106,8 +109,23 @@ def _best_of(found: list[Path], ckpt_path: str | Path) -> Path:
             f"ckpt_path={ckpt_path}: its runs monitored {' and '.join(monitors)}, which can't be "
             "compared; name one of the runs"
         )
+    if len({_validated_on(result) for result in scored.values()}) > 1:
+        raise UserError(
+            f"ckpt_path={ckpt_path}: its runs were validated on different movies, so their values "
+            "can't be compared; name one of the runs. genre-compare shows them"
+        )
     sign = -1.0 if usual_mode(monitors[0]) == "min" else 1.0
     return max(scored, key=lambda run: sign * float(scored[run]["monitor_value"]))
+
+
+def _validated_on(result: Mapping[str, Any]) -> tuple[object, object]:
+    """What tells the movies that chose a run's best epoch from others, as far as its result says.
+
+    That of folds are all movies of train and validation, which are the same movies as without.
+    """
+    scores = result.get("val")
+    number = scores.get("num_movies") if isinstance(scores, Mapping) else None
+    return result.get("learnt_from"), number
 
 
 def run_directory(ckpt_path: str | None, default: str) -> str:

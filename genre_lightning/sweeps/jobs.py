@@ -34,7 +34,7 @@ from genre_lightning.runs.commands import below_here, override, shell_command
 from genre_lightning.runs.config import written_config
 from genre_lightning.runs.ending import ending, how_to_resume
 from genre_lightning.runs.lock import TakenError, is_running
-from genre_lightning.runs.naming import read_command
+from genre_lightning.runs.naming import other_settings, read_command
 from genre_lightning.runs.places import LAST, starting_point
 from genre_lightning.runs.process import is_first_process
 from genre_lightning.runs.result import read_result, recorded_run
@@ -281,7 +281,9 @@ def _train_if_needed(
     """
     earlier = read_result(folder)
     if earlier is not None and earlier["status"] == "completed":
-        reporter.tell("already finished", **_score(earlier))
+        asked = HydraConfig.get().overrides.task
+        changed = other_settings(earlier.get("overrides", []), asked)
+        reporter.tell("already finished", changed=changed, **_score(earlier))
         value: float | None = earlier["monitor_value"]
         return value
     if reporter.journal.is_stopped(cfg.sweep.fail_fast):

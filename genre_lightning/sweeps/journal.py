@@ -72,6 +72,8 @@ def line(event: Mapping[str, Any], number: int, total: int) -> str:
         parts.append("pruned")
     if event["status"] not in ("completed", "failed"):
         parts.append(event["status"])
+    if event.get("changed"):
+        parts.append(f"with {event['changed']}")
     if event["status"] == "failed":
         parts.append(f"failed: {' '.join(event['error'].split())}")
     if event.get("monitor_value") is not None:

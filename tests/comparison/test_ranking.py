@@ -143,7 +143,7 @@ def test_different_monitors_are_said_and_a_metric_can_be_chosen(tmp_path: Path):
     loss = {"optimizer.lr": 0.3, "monitor": "val/loss", "monitor_mode": "min"}
     write_run(tmp_path / "c", loss, [0.7], monitor_value=0.3)
     found = compare([tmp_path])
-    assert found.metric == "val/map_macro" and found.keys == ("optimizer.lr",)
+    assert found.metric == "val/map_macro" and found.keys == ("monitor", "optimizer.lr")
     assert [group.mean for group in found.groups] == [0.7, 0.6, 0.5]
     assert any("val/loss in 1" in note for note in found.notes)
     chosen = compare([tmp_path], metric="val/f1_micro")
@@ -156,6 +156,27 @@ def test_different_monitors_are_said_and_a_metric_can_be_chosen(tmp_path: Path):
     assert [note for note in found.notes if "column" in note] == [
         "The column f1_micro is empty: no run has f1_micro; there are: val/f1_micro, val/loss, "
         "val/map_macro"
+    ]
+
+
+def test_what_runs_monitor_is_one_column_and_such_runs_are_not_seeds_of_each_other(
+    tmp_path: Path,
+) -> None:
+    """Not one column for each callback that monitors the same, which say null of other runs."""
+    callbacks = {
+        "callbacks.early_stopping": {"monitor": "${monitor}", "mode": "${monitor_mode}"},
+        "callbacks.checkpoint": {"monitor": "${monitor}", "mode": "${monitor_mode}"},
+    }
+    pruning = {"callbacks.pruning": {"monitor": "${monitor}"}}
+    loss = {"monitor": "val/loss", "monitor_mode": "min"}
+    write_run(tmp_path / "a", {**callbacks, "seed": 0}, [0.5])
+    write_run(tmp_path / "b", {**callbacks, **loss, "seed": 1}, [0.1], monitor_value=0.9)
+    write_run(tmp_path / "c", {**callbacks, **pruning, "seed": 2}, [0.7])
+    found = compare([tmp_path], metric="val/map_macro")
+    assert found.keys == ("monitor",)
+    assert [(group.settings, len(group.runs)) for group in found.groups] == [
+        (("val/map_macro",), 2),
+        (("val/loss",), 1),
     ]
 
 

@@ -67,6 +67,7 @@ SLIPS = {
     "trainer.precision=64": "trainer.precision=64 must be auto, 32-true, 16-mixed or bf16-mixed",
     "+trainer.accumulate_grad_batches=0": "trainer.accumulate_grad_batches=0 must be a whole",
     "optimizer.lrr=1": "there is no setting optimizer.lrr; did you mean optimizer.lr?",
+    "trainer.max_steps=7": "did you mean trainer.max_epochs? +trainer.max_steps=... adds one",
     "optimzer.lr=1": "there is no setting optimzer.lr; did you mean optimizer.lr?",
     "optimzer=adam": "there is no setting optimzer; did you mean optimizer?",
     "model/brnch=[title_tfidf]": "there is no setting model/brnch; did you mean model/branch?",

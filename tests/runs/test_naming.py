@@ -10,7 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genre_lightning.runs.naming import LONGEST_NAME, folder_name, job_folder, sweep_name
+from genre_lightning.runs.naming import (
+    LONGEST_NAME,
+    folder_name,
+    job_folder,
+    other_settings,
+    sweep_name,
+)
 
 NO_PARAMS: dict[str, Any] = {"params": None}
 
@@ -107,3 +113,11 @@ def test_a_job_is_named_by_what_differs_from_the_first_command(
     (tmp_path / "sweep.json").write_text(json.dumps({"fixed": fixed}))
     found = job_folder(overrides, str(tmp_path))
     assert found == name or (name.endswith("~") and found.startswith(name))
+
+
+def test_what_a_run_was_resumed_with() -> None:
+    job = ["optimizer.lr=1e-3", "data.path=movies.csv", "sweep.name=s"]
+    assert other_settings(job, job) == ""
+    resumed = ["optimizer.lr=0.001", "data.path=/there/movies.csv", "ckpt_path=runs/s/x"]
+    resumed += ["trainer.max_epochs=3", "trainer.max_epochs=7", "logger=csv"]
+    assert other_settings(resumed, job) == "trainer.max_epochs=7"

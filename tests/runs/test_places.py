@@ -148,6 +148,25 @@ def test_the_lowest_loss_is_best(tmp_path: Path) -> None:
     assert best_checkpoint(tmp_path) == low
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"learnt_from": "a"}, {"learnt_from": "b"}),
+        ({"val": {"num_movies": 24}}, {"val": {"num_movies": 160}}),
+    ],
+    ids=["other movies", "folds"],
+)
+def test_runs_on_different_movies_have_no_best(
+    one: dict[str, Any], other: dict[str, Any], tmp_path: Path
+) -> None:
+    scored(tmp_path / "a", 0.1, **one)
+    same = scored(tmp_path / "b", 0.2, **one)
+    assert best_checkpoint(tmp_path) == same
+    scored(tmp_path / "c", 0.3, **other)
+    with pytest.raises(UserError, match=f"ckpt_path={tmp_path}: its runs were validated on diff"):
+        best_checkpoint(tmp_path)
+
+
 def test_no_best_checkpoint(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(

@@ -29,6 +29,11 @@ from tests.disks import small_disk
             {"status": "already finished", "monitor": "m", "monitor_value": 0.5},
             "[3/9] seed=1  already finished  m 0.5",
         ),
+        (
+            {"status": "already finished", "changed": "trainer.max_epochs=7", "monitor": "m",
+             "monitor_value": 0.5},
+            "[3/9] seed=1  already finished  with trainer.max_epochs=7  m 0.5",
+        ),
         ({"status": "failed", "error": "E: a\n b"}, "[3/9] seed=1  failed: E: a b"),
         ({"status": "interrupted"}, "[3/9] seed=1  interrupted"),
     ],

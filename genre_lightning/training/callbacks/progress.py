@@ -69,8 +69,13 @@ class Progress(RichProgressBar):
         if self.lines and trainer.is_global_zero:
             values = self.get_metrics(trainer, pl_module)
             told = "  ".join(f"{name}: {value:.3f}" for name, value in values.items())
-            print(f"Epoch {trainer.current_epoch}/{(trainer.max_epochs or 0) - 1}  {told}")
+            print(f"{epoch_of(trainer.current_epoch, trainer.max_epochs)}  {told}")
         super().on_train_epoch_end(trainer, pl_module)
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        # Lightning's own has an epoch of -2 where there is no end.
+        text = epoch_of(current_epoch, self.trainer.max_epochs)
+        return f"{text:{len(self.validation_description)}}"
 
     def get_metrics(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule
@@ -91,3 +96,8 @@ class Progress(RichProgressBar):
             return before
         better = max if saver.mode == "max" else min
         return better(float(before), float(value))
+
+
+def epoch_of(epoch: int, max_epochs: int | None) -> str:
+    """The epoch, counted from 0, and the last one: "Epoch 3/9"; alone where there is no end."""
+    return f"Epoch {epoch}/{max_epochs - 1}" if max_epochs and max_epochs > 0 else f"Epoch {epoch}"

@@ -1,0 +1,21 @@
+"""What the terminal shows of a training."""
+
+from __future__ import annotations
+
+from unittest.mock import Mock
+
+import pytest
+
+from genre_lightning.training.callbacks.progress import Progress, epoch_of
+
+
+@pytest.mark.parametrize(
+    ("max_epochs", "text"), [(10, "Epoch 3/9"), (-1, "Epoch 3"), (None, "Epoch 3")]
+)
+def test_an_epoch_is_told_with_the_last_one_where_there_is_one(
+    max_epochs: int | None, text: str
+) -> None:
+    assert epoch_of(3, max_epochs) == text
+    progress = Progress("val/loss")
+    progress._trainer = Mock(max_epochs=max_epochs)
+    assert progress._get_train_description(3).strip() == text
