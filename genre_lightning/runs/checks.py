@@ -85,6 +85,11 @@ RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
         "auto, 32-true, 16-mixed or bf16-mixed",
         lambda value: str(value) not in ("64", "64-true", "16-true", "bf16-true"),
     ),
+    # It writes no checkpoint, and the run would count as completed.
+    "trainer.fast_dev_run": (
+        "false; a quick look is trainer.max_epochs=1 +trainer.limit_train_batches=1",
+        lambda value: value in (False, 0),
+    ),
     "trainer.max_epochs": (
         "a whole number from 1 on, or -1 for no end",
         lambda value: type(value) is int and (value >= 1 or value == -1),

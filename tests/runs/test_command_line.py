@@ -43,6 +43,7 @@ SLIPS = {
     "data.batch_size=2.5": "data.batch_size=2.5 must be a whole number from 1 on, or null",
     "trainer.max_epochs=abc": "trainer.max_epochs=abc must be a whole number from 1 on",
     "trainer.max_epochs=0": "trainer.max_epochs=0 must be a whole number from 1 on",
+    "+trainer.fast_dev_run=true": "must be false; a quick look is trainer.max_epochs=1 +trainer.li",
     "training.micro_weight=2": "training.micro_weight=2 must be a number from 0 to 1",
     "training.stacking=3": "training.stacking=3 must be true or false",
     "label_sets=1": "label_sets=1 must be true or false",
