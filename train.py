@@ -177,11 +177,11 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     # Before the data, whose vectors may take minutes: a slip is told at once.
     callbacks = make_parts("callbacks", cfg.callbacks, Callback)
     data = make_data(cfg)
-    result["learnt_from"] = data.learnt_from()
     for part in data.summary():
         console.print(part)
     module = make_module(cfg, data)
     network = module.network
+    result["learnt_from"] = module.inputs["learnt_from"]
     result["num_parameters"] = sum(parameter.numel() for parameter in network.parameters())
     precision = chosen_precision(cfg)
     history = History(folder)

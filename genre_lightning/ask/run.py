@@ -23,6 +23,7 @@ from genre_lightning.files import whole_file
 from genre_lightning.inputs.decode import PosterError
 from genre_lightning.movies.movie import Movie, MovieSet, PosterFile
 from genre_lightning.runs.commands import shell_command
+from genre_lightning.wording import first_few
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -376,13 +377,10 @@ def unanswered_line(movies: MovieSet, split: str, rows: np.ndarray, answers: Ans
     failed = [row for row in rows.tolist() if row in answers.failed]
     if not failed:
         return None
-    named = [
-        f"{movies.movies[row].id} ({answers.failed[row]})" for row in failed[:MAX_NAMED_MOVIES]
-    ]
-    more = f" and {len(failed) - MAX_NAMED_MOVIES} more" if len(failed) > MAX_NAMED_MOVIES else ""
+    why = [f"{movies.movies[row].id} ({answers.failed[row]})" for row in failed]
     return (
         f"{split}: {len(failed):,} of {len(rows):,} movies have no answer and count as wrong: "
-        f"{'; '.join(named)}{more}"
+        f"{first_few(why, MAX_NAMED_MOVIES, '; ')}"
     )
 
 

@@ -21,7 +21,7 @@ import aiohttp
 from genre_lightning.ask.answer import Misfit
 from genre_lightning.ask.pace import Pace
 from genre_lightning.errors import UserError
-from genre_lightning.page.wording import shortened
+from genre_lightning.wording import shortened
 
 #: Bytes of an answer that are read; one of a few hundred tokens has some thousands.
 MAX_ANSWER_BYTES = 16 * 2**20

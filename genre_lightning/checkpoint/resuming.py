@@ -17,6 +17,7 @@ from genre_lightning.checkpoint.card import (
 )
 from genre_lightning.files import whole_file
 from genre_lightning.models.fusion import Fusion
+from genre_lightning.wording import first_few
 
 #: Changed settings that a message names.
 MAX_NAMED_SETTINGS = 5
@@ -170,12 +171,8 @@ def _changed_settings(
 
 def _changes(changed: Sequence[str], theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
     """The first of the changed settings with both values, and how many more there are."""
-    told = [
-        f"{name} ({_shown(theirs, name)} there, {_shown(ours, name)} here)"
-        for name in changed[:MAX_NAMED_SETTINGS]
-    ]
-    more = len(changed) - len(told)
-    return ", ".join(told) + (f" and {more} more" if more else "")
+    told = [f"{name} ({_shown(theirs, name)} there, {_shown(ours, name)} here)" for name in changed]
+    return first_few(told, MAX_NAMED_SETTINGS)
 
 
 def _read_states(texts: Mapping[str, str]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from markupsafe import Markup, escape
 from genre_lightning.comparison.run import Setting, setting, shown_setting
 from genre_lightning.comparison.swept import distinct_settings, setting_order
 from genre_lightning.page.svg import Scale, circle, line, svg, words
-from genre_lightning.page.wording import shortened
+from genre_lightning.wording import shortened
 
 #: A curve of more points looks the same.
 MAX_POINTS = 200

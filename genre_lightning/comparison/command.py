@@ -10,8 +10,8 @@ from pathlib import Path
 from genre_lightning.comparison.leaderboard import compare, print_leaderboard, write_leaderboard
 from genre_lightning.comparison.reading import is_run_folder
 from genre_lightning.errors import UserError
-from genre_lightning.page.wording import printable
 from genre_lightning.runs.commands import shell_command
+from genre_lightning.wording import printable
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

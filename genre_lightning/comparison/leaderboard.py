@@ -23,8 +23,8 @@ from genre_lightning.comparison.text import (
 )
 from genre_lightning.files import whole_file
 from genre_lightning.page.markdown import in_markdown, markdown_table
-from genre_lightning.page.wording import printable, shortened
 from genre_lightning.runs.commands import below_here, shell_command
+from genre_lightning.wording import printable, shortened
 
 if TYPE_CHECKING:
     from rich.console import Console

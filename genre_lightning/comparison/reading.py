@@ -17,11 +17,11 @@ import yaml
 
 from genre_lightning.comparison.run import Run, Setting, number_or_none, setting
 from genre_lightning.errors import UserError
-from genre_lightning.page.wording import printable
 from genre_lightning.runs.lock import is_running
 from genre_lightning.runs.places import CONFIG_FOLDER
 from genre_lightning.runs.result import read_result
 from genre_lightning.runs.settings import changes_no_result, flat_settings
+from genre_lightning.wording import printable
 
 #: Their files are not those of a run, and some loggers' are called the same.
 NOT_SEARCHED = ("checkpoints", "wandb")

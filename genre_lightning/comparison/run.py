@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from genre_lightning.page.wording import printable
 from genre_lightning.runs.settings import usual_mode
+from genre_lightning.wording import printable
 
 #: A setting: what YAML knows, lists and the like as text.
 Setting = bool | int | float | str | None

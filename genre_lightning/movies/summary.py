@@ -9,6 +9,7 @@ import numpy as np
 from rich.table import Table
 
 from genre_lightning.movies.movie import Movie, MovieSet, PosterFile
+from genre_lightning.wording import first_few
 
 STATES = ("present", "missing", "unreadable")
 #: Movies that agree with one of train are told of from this share of those that are scored: fewer
@@ -72,9 +73,7 @@ def unlearnt_notes(table: DatasetTable) -> list[str]:
     unlearnt = [genre for genre, counts in table.genres if not counts[train] and any(counts)]
     if not unlearnt:
         return []
-    names = ", ".join(unlearnt[:MAX_NAMED_GENRES])
-    if len(unlearnt) > MAX_NAMED_GENRES:
-        names += f" and {len(unlearnt) - MAX_NAMED_GENRES} more"
+    names = first_few(unlearnt, MAX_NAMED_GENRES)
     genres, they = ("genre", "it") if len(unlearnt) == 1 else ("genres", "they")
     return [
         f"no movie of train has the {genres} {names}: {they} can't be learnt, and means over "

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from genre_lightning.cells import guard, score_cell, score_columns, separator_of
 from genre_lightning.inputs.poster_limits import POSTER_SUFFIXES
 from genre_lightning.movies.table import separator_hint
-from genre_lightning.page.wording import printable
 from genre_lightning.predicting.predictor import POSTER, TITLE
 from genre_lightning.predicting.printing import (
     HEAT_MAP,
@@ -24,6 +23,7 @@ from genre_lightning.predicting.printing import (
 )
 from genre_lightning.predicting.tables import MovieRows, progress, reading, writing
 from genre_lightning.runs.commands import shell_command
+from genre_lightning.wording import printable
 
 if TYPE_CHECKING:
     from genre_lightning.predicting.asked import AskedMovies

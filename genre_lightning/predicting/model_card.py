@@ -25,7 +25,6 @@ from genre_lightning.files import whole_file
 from genre_lightning.inputs.encoders.table import ENCODERS
 from genre_lightning.movies.readers import BIASES
 from genre_lightning.page.markdown import code, in_markdown
-from genre_lightning.page.wording import listed
 from genre_lightning.predicting.evaluations import (
     PREDICTIONS,
     CardError,
@@ -51,6 +50,7 @@ from genre_lightning.predicting.model_card_tables import (
 )
 from genre_lightning.runs.places import BEST
 from genre_lightning.runs.result import read_result
+from genre_lightning.wording import listed
 
 #: A genre of fewer training movies is named among the limits.
 FEW_TO_LEARN = 50

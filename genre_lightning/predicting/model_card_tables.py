@@ -16,8 +16,8 @@ from genre_lightning.checkpoint.model import TrainedModel
 from genre_lightning.inputs.encoders.spec import EncoderSpec, Hub, Packaged
 from genre_lightning.inputs.encoders.table import ENCODERS
 from genre_lightning.page.markdown import markdown_table
-from genre_lightning.page.wording import printable
 from genre_lightning.runs.settings import is_path
+from genre_lightning.wording import printable
 
 #: Settings of the training that a card shows; the others are told elsewhere on it, or in the run.
 SHOWN = (

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genre_lightning.errors import InputError
-from genre_lightning.page.wording import printable
 from genre_lightning.predicting.arguments import PredictOptions
 from genre_lightning.predicting.predictor import POSTER
 from genre_lightning.predicting.printing import (
@@ -22,6 +21,7 @@ from genre_lightning.predicting.printing import (
     score_line,
 )
 from genre_lightning.runs.commands import shell_command
+from genre_lightning.wording import printable
 
 if TYPE_CHECKING:
     from genre_lightning.explain.explainer import ImageExplanation

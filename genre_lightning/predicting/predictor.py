@@ -31,7 +31,7 @@ from genre_lightning.inputs.input import Value
 from genre_lightning.inputs.one_core import one_core_threads
 from genre_lightning.inputs.part import Part
 from genre_lightning.models.fusion import ACTIVATIONS
-from genre_lightning.page.wording import listed
+from genre_lightning.wording import listed
 
 if TYPE_CHECKING:
     from genre_lightning.explain.movie import MovieExplanation

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from genre_lightning.cells import score_cell
 from genre_lightning.errors import UserError
-from genre_lightning.page.wording import printable
 from genre_lightning.report.numbers import digits_beside, number
+from genre_lightning.wording import printable
 
 if TYPE_CHECKING:
     from genre_lightning.predicting.predictor import GenrePredictor, Prediction

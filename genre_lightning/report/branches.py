@@ -14,13 +14,13 @@ from torch import Tensor
 from genre_lightning.checkpoint.model import TrainedModel
 from genre_lightning.explain.parts import branch_labels
 from genre_lightning.models.fusion import ACTIVATIONS
-from genre_lightning.page.wording import listed
 from genre_lightning.report import charts
 from genre_lightning.report.charts import Mark
 from genre_lightning.report.evaluation import SplitScores
 from genre_lightning.report.statistics import Bootstrap, Interval, bootstrap, interval
 from genre_lightning.scoring.metrics import genre_metrics, per_genre_metrics
 from genre_lightning.scoring.thresholds import fit_thresholds
+from genre_lightning.wording import listed
 
 #: Columns of the table.
 METRICS = ("map_macro", "f1_macro", "f1_micro")

@@ -14,8 +14,8 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from genre_lightning.page.svg import Scale, circle, line, svg, words
-from genre_lightning.page.wording import shortened
 from genre_lightning.report.statistics import Interval, Reliability
+from genre_lightning.wording import shortened
 
 _TICKS = (0.0, 0.25, 0.5, 0.75, 1.0)
 #: Characters of a genre's name beside a square of genres.

@@ -41,8 +41,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from genre_lightning.inputs.terms import TermsInput
-from genre_lightning.page.wording import listed
 from genre_lightning.predicting.predictor import TITLE, nothing_of
+from genre_lightning.wording import listed
 
 if TYPE_CHECKING:
     from genre_lightning.predicting.predictor import GenrePredictor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from genre_lightning.page.wording import listed, printable, shortened
+from genre_lightning.wording import first_few, listed, printable, shortened
 
 
 @pytest.mark.parametrize(
@@ -33,3 +33,10 @@ def test_names_are_listed(names: list[str], last: str, expected: str) -> None:
 def test_a_terminal_obeys_nothing_that_is_printable() -> None:
     assert printable("Léon 🎬") == "Léon 🎬"
     assert printable("a\x1b[2J\nb\u202e") == r"a\x1b[2J\nb\u202e"
+
+
+@pytest.mark.parametrize(
+    ("count", "said"), [(0, ""), (1, "a"), (3, "a; b; c"), (4, "a; b; c and 1 more")]
+)
+def test_the_first_few_and_how_many_more(count: int, said: str) -> None:
+    assert first_few(list("abcde")[:count], 3, "; ") == said

@@ -16,6 +16,12 @@ def listed(names: Sequence[str], last: str = "and") -> str:
     return f"{', '.join(others)} {last} {end}" if others else end
 
 
+def first_few(texts: Sequence[str], most: int, join: str = ", ") -> str:
+    """The first of some texts, and how many more there are: "A, B and 3 more"."""
+    shown, more = join.join(texts[:most]), len(texts) - most
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
 def shortened(text: str, most: int) -> str:
     """Text of at most so many characters: the last one is "…" where there was more."""
     return text if len(text) <= most else f"{text[: most - 1]}…"
