@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +109,7 @@ def _best_of(found: list[Path], ckpt_path: str | Path) -> Path:
             f"ckpt_path={ckpt_path}: its runs monitored {' and '.join(monitors)}, which can't be "
             "compared; name one of the runs"
         )
-    if len({_validated_on(result) for result in scored.values()}) > 1:
+    if _were_validated_on_different_movies(scored.values()):
         raise UserError(
             f"ckpt_path={ckpt_path}: its runs were validated on different movies, so their values "
             "can't be compared; name one of the runs. genre-compare shows them"
@@ -118,14 +118,18 @@ def _best_of(found: list[Path], ckpt_path: str | Path) -> Path:
     return max(scored, key=lambda run: sign * float(scored[run]["monitor_value"]))
 
 
-def _validated_on(result: Mapping[str, Any]) -> tuple[object, object]:
-    """What tells the movies that chose a run's best epoch from others, as far as its result says.
+def _were_validated_on_different_movies(results: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether the movies that chose the best epochs differ, as far as the runs' results say.
 
-    That of folds are all movies of train and validation, which are the same movies as without.
+    Older ones don't say which movies there were. Those of folds are all of train and validation,
+    the same movies as without folds, so their number counts as well.
     """
-    scores = result.get("val")
-    number = scores.get("num_movies") if isinstance(scores, Mapping) else None
-    return result.get("learnt_from"), number
+    learnt_from, numbers = set(), set()
+    for result in results:
+        scores = result.get("val")
+        learnt_from.add(result.get("learnt_from"))
+        numbers.add(scores.get("num_movies") if isinstance(scores, Mapping) else None)
+    return any(len(said - {None}) > 1 for said in (learnt_from, numbers))
 
 
 def run_directory(ckpt_path: str | None, default: str) -> str:

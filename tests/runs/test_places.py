@@ -167,6 +167,13 @@ def test_runs_on_different_movies_have_no_best(
         best_checkpoint(tmp_path)
 
 
+def test_a_run_that_does_not_say_its_movies_is_compared(tmp_path: Path) -> None:
+    # As those of before do not.
+    best = scored(tmp_path / "a", 0.3)
+    scored(tmp_path / "b", 0.2, learnt_from="a", val={"num_movies": 24})
+    assert best_checkpoint(tmp_path) == best
+
+
 def test_no_best_checkpoint(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
