@@ -12,6 +12,7 @@ from PIL import Image
 from genre_lightning.explain.explainer import BranchExplanation, ImageExplanation, TextExplanation
 from genre_lightning.explain.parts import ScoreParts
 from genre_lightning.explain.pictures import lay_over
+from genre_lightning.wording import shortened
 
 #: Pixels of a thumbnail's height; twice as many as are shown.
 HEIGHT = 240
@@ -21,7 +22,8 @@ CO_OCCURRENCE = "co-occurrence"
 #: Words shown of a text, each of at least so much that two digits tell it from nothing.
 _WORDS = 5
 _SHOWN = 0.005
-#: Characters of a word that are shown; as in webapp/page/page.js.
+#: Characters of a word that are shown, as in webapp/page/page.js: text without a space may have
+#: thousands.
 _LONG_WORD = 60
 
 
@@ -48,11 +50,6 @@ class BranchCard:
     nothing_speaks: bool
 
 
-def _brief(word: str) -> str:
-    """Text without a space may go on for thousands of characters."""
-    return word if len(word) <= _LONG_WORD else f"{word[: _LONG_WORD - 1]}…"
-
-
 def branch_card(
     label: str,
     present: bool,
@@ -76,7 +73,11 @@ def branch_card(
     nothing_speaks = False
     if isinstance(found, TextExplanation):
         ranked = found.ranked(genre)
-        words = [(_brief(text), value) for text, value in ranked[:_WORDS] if abs(value) >= _SHOWN]
+        words = [
+            (shortened(text, _LONG_WORD), value)
+            for text, value in ranked[:_WORDS]
+            if abs(value) >= _SHOWN
+        ]
         if found.exact:
             others = sum(value for _, value in ranked[len(words) :])
     elif isinstance(found, ImageExplanation) and picture is not None:

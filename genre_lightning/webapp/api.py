@@ -182,7 +182,7 @@ def too_large_movie(predictor: GenrePredictor) -> ApiError:
         "text": f"a text up to {MAX_CHARACTERS:,} characters",
     }
     held = askable(predictor).values()
-    told = listed([limit for of, limit in most.items() if of in held], "and")
+    told = listed([limit for of, limit in most.items() if of in held])
     return ApiError(413, "too_large", f"This request is too large: {told}.")
 
 
