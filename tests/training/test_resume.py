@@ -372,6 +372,22 @@ def test_a_state_that_is_last_and_best_is_written_once(
     assert third.read_bytes() == content
 
 
+def test_a_best_of_weights_alone_is_small_and_the_run_goes_on(
+    train_here: Train, tiny_overrides: Overrides, tmp_path: Path
+) -> None:
+    whole, slim = tmp_path / "whole", tmp_path / "slim"
+    for folder in (whole, slim):
+        how = f"callbacks.checkpoint.save_weights_only={folder == slim}"
+        train_here(folder, tiny_overrides("trainer.max_epochs=1", how))
+        train_here(folder, tiny_overrides("trainer.max_epochs=2", how, "ckpt_path=last"))
+    assert list(differences(checkpoint(whole), checkpoint(slim))) == []
+    assert rows(whole) == rows(slim)
+    best, last = (slim / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
+    assert best.stat().st_size < 0.5 * last.stat().st_size
+    with pytest.raises(CheckpointError, match="no 'optimizer_states', so training can't resume"):
+        train_here(tmp_path / "new", tiny_overrides(f"ckpt_path={best}"))
+
+
 @pytest.mark.parametrize("which", ["other network", "other score", "no checkpoint", "absent"])
 def test_a_doubtful_best_is_left(
     which: str, trained_run: Path, tiny_checkpoint: Path, tmp_path: Path

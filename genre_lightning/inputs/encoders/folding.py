@@ -37,6 +37,8 @@ def fold_batch_norms(module: nn.Module, posters: Tensor) -> nn.Module:
     Returns: the copy; the network itself where nothing can be folded, or where the copy's vectors
         are not the network's but for rounding.
     """
+    if not any(type(layer).__name__ in _NORMS for layer in module.modules()):
+        return module  # as a transformer, whose copy would take long and much memory
     folded = copy.deepcopy(module)
     pairs = _pairs(folded, posters)
     if not pairs:
