@@ -88,24 +88,23 @@ def bce_with_logits(
     )
 
 
-def cross_entropy(logits: Tensor, targets: Tensor, *, weight: Tensor | None = None) -> Tensor:
+def cross_entropy(logits: Tensor, targets: Tensor, *, pos_weight: Tensor | None = None) -> Tensor:
     """Softmax cross-entropy of the multi-hot row as it stands: the loss of the original recipe.
 
     What ``torch.nn.CrossEntropyLoss`` computes when the targets are floats, i.e. class
     "probabilities": (1 / B) sum_b sum_g -w_g y_bg log softmax(z_b)_g. The rows are not divided by
     their number of genres: a movie with three genres counts three times, one without any counts
-    nothing (but still in B). The genres compete for one unit of
-    probability and a row's logits may shift together unpunished, so sigmoid(z) is no calibrated
-    probability.
+    nothing (but still in B). The genres compete for one unit of probability and a row's logits may
+    shift together unpunished, so sigmoid(z) is no calibrated probability.
 
     Args:
         logits: (B, G).
         targets: (B, G), one or more ones per row.
-        weight: (G,) the w of each genre; 1 when None.
+        pos_weight: (G,) the w of each genre; 1 when None.
     """
     logits, targets = _prepare(logits, targets)
     return F.cross_entropy(
-        logits, targets, weight=None if weight is None else weight.to(logits.dtype)
+        logits, targets, weight=None if pos_weight is None else pos_weight.to(logits.dtype)
     )
 
 
@@ -182,26 +181,31 @@ def asymmetric(
     return -(positive + (1 - targets) * negative).mean()
 
 
-class BCELoss(nn.Module):
-    """``bce_with_logits`` with its numbers; see ``class_weights`` for the first three arguments."""
+class WeightedLoss(nn.Module):
+    """A loss whose genres can have weights.
 
-    #: How the logits it trains become scores; a key of ``models.fusion.ACTIVATIONS``.
+    Args:
+        pos_weight: (G,) how much a positive of each genre weighs; 1 when None.
+
+    Attributes:
+        activation: how the logits it trains become scores; a key of ``models.fusion.ACTIVATIONS``.
+    """
+
     activation = "sigmoid"
+    pos_weight: Tensor | None
 
-    def __init__(
-        self,
-        genre_counts: Tensor | Sequence[int] | None = None,
-        num_movies: int | None = None,
-        class_weight: str | None = None,
-        label_smoothing: float = 0.0,
-    ) -> None:
+    def __init__(self, pos_weight: Tensor | None = None) -> None:
         super().__init__()
+        self.register_buffer("pos_weight", pos_weight, persistent=False)
+
+
+class BCELoss(WeightedLoss):
+    """``bce_with_logits`` with its numbers."""
+
+    def __init__(self, pos_weight: Tensor | None = None, label_smoothing: float = 0.0) -> None:
+        super().__init__(pos_weight)
         _check_range("label_smoothing", label_smoothing, 0, 1, open_end=True)
         self.label_smoothing = label_smoothing
-        self.pos_weight: Tensor | None
-        self.register_buffer(
-            "pos_weight", _weights(genre_counts, num_movies, class_weight), persistent=False
-        )
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the loss, a scalar, of logits (B, G) and targets (B, G)."""
@@ -210,53 +214,28 @@ class BCELoss(nn.Module):
         )
 
 
-class CrossEntropyLoss(nn.Module):
-    """``cross_entropy`` with its numbers; see ``class_weights`` for the arguments."""
+class CrossEntropyLoss(WeightedLoss):
+    """``cross_entropy`` with its weights."""
 
-    #: How the logits it trains become scores; a key of ``models.fusion.ACTIVATIONS``.
     activation = "softmax"
-
-    def __init__(
-        self,
-        genre_counts: Tensor | Sequence[int] | None = None,
-        num_movies: int | None = None,
-        class_weight: str | None = None,
-    ) -> None:
-        super().__init__()
-        self.weight: Tensor | None
-        self.register_buffer(
-            "weight", _weights(genre_counts, num_movies, class_weight), persistent=False
-        )
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the loss, a scalar, of logits (B, G) and targets (B, G)."""
-        return cross_entropy(logits, targets, weight=self.weight)
+        return cross_entropy(logits, targets, pos_weight=self.pos_weight)
 
 
-class FocalLoss(nn.Module):
-    """``focal`` with its numbers; see ``class_weights`` for the first three arguments."""
-
-    #: How the logits it trains become scores; a key of ``models.fusion.ACTIVATIONS``.
-    activation = "sigmoid"
+class FocalLoss(WeightedLoss):
+    """``focal`` with its numbers."""
 
     def __init__(
-        self,
-        genre_counts: Tensor | Sequence[int] | None = None,
-        num_movies: int | None = None,
-        class_weight: str | None = None,
-        gamma: float = 2.0,
-        alpha: float | None = None,
+        self, pos_weight: Tensor | None = None, gamma: float = 2.0, alpha: float | None = None
     ) -> None:
-        super().__init__()
+        super().__init__(pos_weight)
         _check_range("gamma", gamma, 0, float("inf"))
         if alpha is not None:
             _check_range("alpha", alpha, 0, 1)
         self.gamma = gamma
         self.alpha = alpha
-        self.pos_weight: Tensor | None
-        self.register_buffer(
-            "pos_weight", _weights(genre_counts, num_movies, class_weight), persistent=False
-        )
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the loss, a scalar, of logits (B, G) and targets (B, G)."""
@@ -265,32 +244,23 @@ class FocalLoss(nn.Module):
         )
 
 
-class AsymmetricLoss(nn.Module):
-    """``asymmetric`` with its numbers; see ``class_weights`` for the first three arguments."""
-
-    #: How the logits it trains become scores; a key of ``models.fusion.ACTIVATIONS``.
-    activation = "sigmoid"
+class AsymmetricLoss(WeightedLoss):
+    """``asymmetric`` with its numbers."""
 
     def __init__(
         self,
-        genre_counts: Tensor | Sequence[int] | None = None,
-        num_movies: int | None = None,
-        class_weight: str | None = None,
+        pos_weight: Tensor | None = None,
         gamma_neg: float = 4.0,
         gamma_pos: float = 1.0,
         clip: float = 0.05,
     ) -> None:
-        super().__init__()
+        super().__init__(pos_weight)
         _check_range("gamma_neg", gamma_neg, 0, float("inf"))
         _check_range("gamma_pos", gamma_pos, 0, float("inf"))
         _check_range("clip", clip, 0, 1, open_end=True)
         self.gamma_neg = gamma_neg
         self.gamma_pos = gamma_pos
         self.clip = clip
-        self.pos_weight: Tensor | None
-        self.register_buffer(
-            "pos_weight", _weights(genre_counts, num_movies, class_weight), persistent=False
-        )
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the loss, a scalar, of logits (B, G) and targets (B, G)."""
@@ -317,6 +287,7 @@ def build_loss(
     name: str,
     genre_counts: Sequence[int] | None = None,
     num_movies: int | None = None,
+    class_weight: str | None = None,
     **numbers: Any,
 ) -> nn.Module:
     """Build a loss from plain data: what ``conf/loss`` holds and what a checkpoint stores.
@@ -325,6 +296,7 @@ def build_loss(
         name: a key of ``LOSSES``.
         genre_counts: (G,) training movies that have each genre; for class weights.
         num_movies: training movies in all.
+        class_weight: the ``kind`` of :func:`class_weights`; None for no weights.
         numbers: the loss's own arguments.
 
     Returns:
@@ -336,19 +308,29 @@ def build_loss(
     if name not in LOSSES:
         raise ValueError(f"loss {name!r} is unknown; there is {', '.join(LOSSES)}")
     parameters = inspect.signature(LOSSES[name]).parameters
+    known = ["class_weight" if key == "pos_weight" else key for key in parameters]
     for key, value in numbers.items():
-        if key not in parameters:
-            raise ValueError(f"loss.{key}: {name} has no such argument; it has {list(parameters)}")
-        if key != "class_weight" and not (value is None or type(value) in (int, float)):
+        if key not in known:
+            raise ValueError(f"loss.{key}: {name} has no such argument; it has {known}")
+        if not (value is None or type(value) in (int, float)):
             raise ValueError(f"loss.{key} must be a number, not {value!r}")
     if genre_counts is not None and not all(type(count) is int for count in genre_counts):
         raise ValueError("genre_counts must be whole numbers")
-    loss = LOSSES[name](genre_counts=genre_counts, num_movies=num_movies, **numbers)
-    counts = None if genre_counts is None else list(genre_counts)
+    arguments = dict(numbers)
+    if class_weight is not None:
+        if "class_weight" not in known:
+            raise ValueError(f"loss.class_weight={class_weight}: {name} weighs no genres")
+        if genre_counts is None or num_movies is None:
+            raise ValueError(
+                f"class_weight={class_weight!r} needs genre_counts and num_movies of train"
+            )
+        arguments["pos_weight"] = class_weights(genre_counts, num_movies, class_weight)
+    loss = LOSSES[name](**arguments)
     loss.description = {  # type: ignore[assignment]
         "name": name,
-        "genre_counts": counts,
+        "genre_counts": None if genre_counts is None else list(genre_counts),
         "num_movies": num_movies,
+        "class_weight": class_weight,
         **numbers,
     }
     return loss
@@ -363,19 +345,6 @@ def _prepare(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
     return logits, targets.to(logits.dtype)
-
-
-def _weights(
-    genre_counts: Tensor | Sequence[int] | None, num_movies: int | None, class_weight: str | None
-) -> Tensor | None:
-    """The :func:`class_weights` of a loss; None where it has none."""
-    if class_weight is None:
-        return None
-    if genre_counts is None or num_movies is None:
-        raise ValueError(
-            f"class_weight={class_weight!r} needs genre_counts and num_movies of the training split"
-        )
-    return class_weights(genre_counts, num_movies, class_weight)
 
 
 def _check_range(
