@@ -217,10 +217,10 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         result["epochs"] = epochs_done(trainer)
         result["pruned"] = any(isinstance(c, Pruning) and c.pruned for c in callbacks)
         result["train_samples_per_second"] = history.samples_per_second
-        result["best_checkpoint"] = str(Path(best).relative_to(folder)) if best else None
-        if not best and not trainer.fast_dev_run:
+        if not best:
             raise UserError("no epoch was validated, so there is no best checkpoint")
-        if not trainer.is_global_zero or not best:
+        result["best_checkpoint"] = str(Path(best).relative_to(folder))
+        if not trainer.is_global_zero:
             return
         # Scored as evaluate.py will score it: from the file alone, in float32.
         device = trainer.strategy.root_device

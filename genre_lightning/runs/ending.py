@@ -26,8 +26,6 @@ def ending(folder: Path, result: Mapping[str, Any], cfg: DictConfig) -> str:
     epochs = result["epochs"]
     count = f"{epochs} epoch{'' if epochs == 1 else 's'}"
     lines = [f"Run: {shell_command(place)} ({count}, {result['seconds']:.0f} s)"]
-    if not result.get("best_checkpoint"):
-        return lines[0]
     checkpoint = place / result["best_checkpoint"]
     score = f"{result['monitor']} {result['monitor_value']:.4f}"
     runs = Path("runs") if place.parts[0] == "runs" else place.parent
