@@ -6,13 +6,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from pytorch_lightning import Trainer
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from genre_lightning.checkpoint.card import CheckpointError
-from genre_lightning.errors import SettingError, UserError
+from genre_lightning.errors import SettingError, TrainingError, UserError
 from genre_lightning.training.callbacks.history import History
-from genre_lightning.training.memory import full_memory_told
+
+
+class FullMemoryError(TrainingError):
+    """A batch that does not fit into memory; the message says what to change."""
 
 
 @contextmanager
@@ -30,14 +34,20 @@ def fit_errors_told(
     Raises:
         SettingError: Lightning does not take the trainer's settings.
         CheckpointError: the checkpoint can't be restored.
-        FullMemoryError: a batch does not fit into memory.
+        FullMemoryError: PyTorch found no room on the device or in the computer's memory.
     """
     try:
-        with full_memory_told(trainer.strategy.root_device, batch_size):
-            yield
+        yield
     except MisconfigurationException as error:
         raise SettingError(f"trainer: {error}") from error
     except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+            asked = str(error).partition("\n")[0]
+            size = "null, all of train" if batch_size is None else batch_size
+            raise FullMemoryError(
+                f"the memory is full, training on {trainer.strategy.root_device}: lower "
+                f"data.batch_size (it is {size}), or take a smaller network. PyTorch says: {asked}"
+            ) from error
         if ckpt_path is None or history.started or isinstance(error, UserError):
             raise
         raise CheckpointError(f"{ckpt_path}: can't go on from it: {error}") from error
