@@ -18,7 +18,12 @@ from typing import Any
 import numpy as np
 
 from genre_lightning.inputs.input import Store
-from genre_lightning.inputs.masked import Masked, Unreadable, masked_from_json
+from genre_lightning.inputs.masked import (
+    Masked,
+    Unreadable,
+    first_recovered,
+    masked_from_json,
+)
 from genre_lightning.inputs.poster_cache import progress_bar
 from genre_lightning.store import changed, content_key, remove_stored, stored_folder
 
@@ -35,7 +40,7 @@ CHUNK = 256
 
 @dataclass(frozen=True)
 class Embedded:
-    """Embeddings of a few items.
+    """Embeddings of some items, or of all.
 
     Attributes:
         vectors: (n, V, D) float16 of the items that could be read, in order; V views of each.
@@ -68,19 +73,6 @@ class Source:
     chunk: int | None = None
 
 
-@dataclass(frozen=True)
-class OpenedCache:
-    """What :func:`open_embeddings` gives.
-
-    Attributes:
-        vectors: (n, V, D) float16, memory-mapped.
-        masked: as in :class:`Embedded`, of all items.
-    """
-
-    vectors: np.ndarray
-    masked: Sequence[Masked]
-
-
 def content_hash(content: bytes) -> bytes:
     """What an item is found again by."""
     return blake2b(content, digest_size=_HASH_BYTES).digest()
@@ -88,7 +80,7 @@ def content_hash(content: bytes) -> bytes:
 
 def open_embeddings(
     source: Source, encoder_key: str, shape: tuple[int, int], what: str, store: Store
-) -> OpenedCache:
+) -> Embedded:
     """The embeddings of all items, computed where no earlier run has.
 
     Args:
@@ -97,6 +89,9 @@ def open_embeddings(
         shape: (V, D).
         what: names the items in the progress bar.
         store: where caches are kept.
+
+    Returns:
+        Vectors that are memory-mapped.
 
     Raises:
         CacheError: the cache can't be written.
@@ -134,7 +129,7 @@ def open_embeddings(
     _remove_parts(store.folder.expanduser(), parts, folder)
     meta = _read_meta(folder)
     vectors = _map(folder, meta["count"], shape)
-    return OpenedCache(vectors, meta["masked"])
+    return Embedded(vectors, meta["masked"])
 
 
 @dataclass(frozen=True)
@@ -320,8 +315,7 @@ def _damage(folder: Path, source: Source, shape: tuple[int, int]) -> str | None:
         return f"damaged ({error})"
     if damage is not None:
         return damage
-    hopeful = (item.position for item in meta["masked"] if item.may_recover)
-    return next(filter(None, map(source.recovered, hopeful)), None)
+    return first_recovered(meta["masked"], source.recovered)
 
 
 def _file_damage(folder: Path, meta: dict[str, Any], shape: tuple[int, int]) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 
@@ -31,6 +31,17 @@ class Masked(NamedTuple):
     position: int
     reason: str
     may_recover: bool
+
+
+def first_recovered(masked: Iterable[Masked], recovered: Callable[[int], str | None]) -> str | None:
+    """Why a cache is out of date, since an item that is masked there can be read by now; or None.
+
+    Args:
+        masked: of the cache.
+        recovered: says it of the item at a position; asked only of those that may recover.
+    """
+    hopeful = (item.position for item in masked if item.may_recover)
+    return next(filter(None, map(recovered, hopeful)), None)
 
 
 def masked_from_json(entries: Iterable[Sequence[Any]]) -> list[Masked]:

@@ -21,7 +21,12 @@ from PIL import Image
 from genre_lightning.cores import num_cores
 from genre_lightning.inputs.decode import DECODER_VERSION, decode_poster
 from genre_lightning.inputs.input import DenseFeatures, Store
-from genre_lightning.inputs.masked import Masked, Unreadable, masked_from_json
+from genre_lightning.inputs.masked import (
+    Masked,
+    Unreadable,
+    first_recovered,
+    masked_from_json,
+)
 from genre_lightning.inputs.poster_limits import MAX_FILE_BYTES, PosterError
 from genre_lightning.movies.movie import PosterFile
 from genre_lightning.store import content_key, stored_folder
@@ -269,5 +274,4 @@ def _damage(folder: Path, files: Sequence[PosterFile], shape: tuple[int, int, in
     wanted = meta["count"] * math.prod(shape)
     if found != wanted:
         return f"{_IMAGES} has {found:,} bytes, not {wanted:,}"
-    hopeful = (files[item.position] for item in meta["masked"] if item.may_recover)
-    return next(filter(None, map(recovered, hopeful)), None)
+    return first_recovered(meta["masked"], lambda position: recovered(files[position]))
