@@ -118,10 +118,6 @@ class PosterAugment(nn.Module):
         self.aspect = aspect
         self.colours = colours
 
-    def extra_repr(self) -> str:
-        """The settings, for printing the model."""
-        return f"flip={self.flip}, crop={self.crop}, aspect={self.aspect}"
-
     @torch.no_grad()
     def forward(self, posters: Tensor, generator: Generators = None, pool: int = 1) -> Tensor:
         """Change and normalise a batch; nothing waits for the device.
