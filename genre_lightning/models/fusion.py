@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from genre_lightning.inputs.part import Part
 from genre_lightning.models.label_sets import LabelSets
+from genre_lightning.models.members import networks_of
 from genre_lightning.models.stacking import Stacking
 
 #: How a (B, G) array of logits becomes scores in [0, 1], by the name a checkpoint stores.
@@ -71,7 +72,7 @@ class Fusion(nn.Module):
         counts = torch.tensor(genre_counts, dtype=torch.float32)
         self.prior.copy_(((counts + 0.5) / (num_movies - counts + 0.5)).log())
         for branch in self.branches.values():
-            for network in getattr(branch, "networks", [branch]):
+            for network in networks_of(branch):
                 nn.init.zeros_(network.get_parameter("head.bias"))
 
     def forward(
