@@ -35,7 +35,7 @@ class TrainedModel:
         data: plain description of the dataset it was trained on; a claim of the file, not checked.
         shows: the columns it looks at and what they hold, where its inputs do not tell them.
         threshold_fit: how the thresholds were fitted, arguments of ``fit_thresholds``.
-        learnt_from: ``MovieDataModule.learnt_from()`` in its training; None where it is not told.
+        learnt_from: ``MovieDataModule.learnt_from`` in its training; None where it is not told.
     """
 
     network: Fusion

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,7 @@ from rich.table import Table
 from torch import Tensor
 
 from genre_lightning.data.batch import PLACES, BatchGroup, MovieBatches, MovieLoader, map_tensors
-from genre_lightning.data.description import (
-    describe_source,
-    expanded,
-    read_source,
-    same_place,
-)
+from genre_lightning.data.description import describe_source, expanded, read_source, same_place
 from genre_lightning.data.order import BatchOrder
 from genre_lightning.data.splits import MAX_FOLDS, stored_splits
 from genre_lightning.inputs.input import Features, Input, Store, check_features
@@ -395,6 +391,7 @@ class MovieDataModule(pl.LightningDataModule):
             f"{split} in all rows for all of them"
         ]
 
+    @cached_property
     def learnt_from(self) -> str:
         """A key of the movies of train and validation, by id, title and genres."""
         rows = np.union1d(self.splits["train"], self.splits["val"])
@@ -410,18 +407,18 @@ class MovieDataModule(pl.LightningDataModule):
         Args:
             split: to be scored.
             trained_on: the ``data`` of :meth:`describe`, as the model's checkpoint has it.
-            learnt_from: :meth:`learnt_from` in that training; None where it is not known.
+            learnt_from: :attr:`learnt_from` in that training; None where it is not known.
 
         Raises:
             DataError: and the split is drawn from them: movies that the model has learnt from would
                 be in it, and its score would be too good.
         """
-        here = self.describe()
-        if learnt_from in (None, here["learnt_from"]) or not same_place(
-            here["data"], trained_on, apart_from=SPLIT_SETTINGS
+        here = self.source()
+        if learnt_from in (None, self.learnt_from) or not same_place(
+            here, trained_on, apart_from=SPLIT_SETTINGS
         ):
             return []
-        place = here["data"].get("path", here["data"].get("root"))
+        place = here.get("path", here.get("root"))
         if not self._is_drawn(split):
             return [
                 f"the movies of train and val in {place} are not those that the checkpoint was "
@@ -443,11 +440,15 @@ class MovieDataModule(pl.LightningDataModule):
         return {
             "genres": list(self.genres),
             "inputs": {name: state_to_text(given) for name, given in self.inputs.items()},
-            "learnt_from": self.learnt_from(),
-            "data": {
-                **describe_source(self.reader, {**self.options, "columns": self.columns}),
-                **{name: getattr(self, name) for name in SPLIT_SETTINGS},
-            },
+            "learnt_from": self.learnt_from,
+            "data": self.source(),
+        }
+
+    def source(self) -> dict[str, Any]:
+        """Plain data: where the movies came from and how they are split."""
+        return {
+            **describe_source(self.reader, {**self.options, "columns": self.columns}),
+            **{name: getattr(self, name) for name in SPLIT_SETTINGS},
         }
 
     def train_dataloader(self) -> MovieLoader:

@@ -199,8 +199,7 @@ def _caution(model: TrainedModel, data: MovieDataModule, split: str) -> str:
             "Where these are the same movies, as they are unless other data was named, the numbers "
             "flatter the model; the test split gives fair ones."
         )
-    here = data.describe()
-    same_movies = model.learnt_from in (None, here["learnt_from"])
-    if not same_movies or not same_source(here["data"], model.data):
+    same_movies = model.learnt_from in (None, data.learnt_from)
+    if not same_movies or not same_source(data.source(), model.data):
         return "These are other data, or otherwise split, than the checkpoint was trained on."
     return ""
