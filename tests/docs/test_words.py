@@ -36,6 +36,7 @@ from genre_lightning.inputs.table import INPUTS
 from genre_lightning.models.networks import NETWORKS
 from genre_lightning.movies.columns import join_columns
 from genre_lightning.movies.manifest import read_manifest
+from genre_lightning.movies.movie import DataError
 from genre_lightning.movies.readers import READERS
 from genre_lightning.predicting.arguments import parse_card, parse_export, parse_predict
 from genre_lightning.runs.composing import faster_configuration
@@ -457,6 +458,28 @@ def test_the_dataset_of_the_page_is_read(tmp_path: Path) -> None:
     assert [movie.columns["poster"].exists for movie in movies.movies] == [True, False]
     block = next(b for b in fenced(EXTENDING.read_text("utf-8"), "yaml") if "reader: jsonl" in b)
     assert set(yaml.safe_load(block)) == {"defaults", "reader", "path"}
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["{", "[]", "7", '{"id": 2, "genres": ["Sci-Fi"]}']
+    + [
+        json.dumps({"id": 2, "title": "Alien (1979)", "genres": ["Sci-Fi"]} | wrong)
+        for wrong in ({"title": 7}, {"genres": "Sci-Fi"}, {"poster": 7}, {"genres": [7]})
+    ],
+)
+def test_the_dataset_of_the_page_tells_of_a_bad_line(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "movies.jsonl"
+    # JSON has this line break within a text.
+    good = json.dumps(
+        {"id": 1, "title": "Heat\u2028(1995)", "genres": ["Crime"]}, ensure_ascii=False
+    )
+    path.write_text(f"{good}\n{line}\n", encoding="utf-8")
+    read = executed(extending('"""Reader for one JSON'), "jsonl").read_jsonl
+    with pytest.raises(DataError, match=r"movies\.jsonl:2: not a movie"):
+        read(path)
+    with pytest.raises(DataError, match=r"can't read .*none\.jsonl"):
+        read(tmp_path / "none.jsonl")
 
 
 def test_the_input_of_the_page_works(tmp_path: Path) -> None:
