@@ -9,9 +9,9 @@ from omegaconf import OmegaConf
 
 from genre_lightning.cores import set_threads
 from genre_lightning.garbage import kept_imports
-from genre_lightning.runs.checks import make_parts, refused_settings
 from genre_lightning.runs.command_line import command
 from genre_lightning.runs.earlier import with_earlier_overrides
+from genre_lightning.runs.instantiating import make_parts, refused_settings
 from genre_lightning.runs.places import run_directory
 from genre_lightning.sweeps.jobs import run_job, shared_by_jobs
 

@@ -1,8 +1,9 @@
-"""Text for people to read: lists of names, text that has to fit, text from untrusted files."""
+"""Text for people to read: names, counts, text that has to fit, text from untrusted files."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 
 
 def listed(names: Sequence[str], last: str = "and") -> str:
@@ -20,6 +21,22 @@ def first_few(texts: Sequence[str], most: int, join: str = ", ") -> str:
     """The first of some texts, and how many more there are: "A, B and 3 more"."""
     shown, more = join.join(texts[:most]), len(texts) - most
     return f"{shown} and {more} more" if more > 0 else shown
+
+
+def counted(count: int, noun: str) -> str:
+    """How many there are of something whose plural ends in s: "1 movie", "1,234 movies"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def closest_name(name: str, known: Iterable[str], likeness: float = 0.6) -> str | None:
+    """The known name that was most likely meant; None where none is like it, from 0 to 1."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=likeness)
+    return close[0] if close else None
+
+
+def did_you_mean(name: str | None) -> str:
+    """The end of a sentence about a misspelt name."""
+    return "" if name is None else f"; did you mean {name}?"
 
 
 def shortened(text: str, most: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from genre_lightning.wording import first_few, listed, printable, shortened
+from genre_lightning.wording import counted, first_few, listed, printable, shortened
 
 
 @pytest.mark.parametrize(
@@ -15,6 +15,11 @@ from genre_lightning.wording import first_few, listed, printable, shortened
 def test_it_has_as_many_characters_at_most(text: str, most: int, expected: str) -> None:
     found = shortened(text, most)
     assert found == expected and len(found) <= most
+
+
+def test_one_is_not_the_plural() -> None:
+    assert [counted(n, "movie") for n in (0, 1, 2)] == ["0 movies", "1 movie", "2 movies"]
+    assert counted(1234, "epoch") == "1,234 epochs"
 
 
 @pytest.mark.parametrize(

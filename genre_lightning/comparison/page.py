@@ -25,6 +25,7 @@ from genre_lightning.comparison.text import (
     shown_value,
 )
 from genre_lightning.page.document import render_page
+from genre_lightning.wording import counted
 
 #: Rows of the chart of the spread.
 MAX_SPREAD_ROWS = 40
@@ -62,6 +63,7 @@ def render_leaderboard(comparison: Comparison, made: datetime) -> str:
         "genre_lightning.comparison",
         "leaderboard",
         filters={
+            "counted": counted,
             "value": shown_value,
             "setting": shown_setting,
             "time": shown_time,

@@ -21,6 +21,7 @@ from genre_lightning.files import whole_file
 from genre_lightning.models.fusion import ACTIVATIONS
 from genre_lightning.scoring.losses import build_loss
 from genre_lightning.scoring.metrics import genre_metrics, per_genre_metrics
+from genre_lightning.wording import counted
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,7 @@ def print_genre_table(
 ) -> None:
     """The table per genre, most frequent genre first, and the averages of ``metrics`` below it."""
     rows = sorted(genre_rows(model, scores), key=lambda row: -row["support"])
-    movies = len(scores.rows)
-    table = Table(title=f"{scores.split}: {movies:,} movie{'' if movies == 1 else 's'}")
+    table = Table(title=f"{scores.split}: {counted(len(scores.rows), 'movie')}")
     table.add_column("genre")
     names = ("f1", "precision", "recall", "ap", "support", "threshold")
     for name in names:

@@ -25,6 +25,7 @@ from genre_lightning.report.overall import overall_section
 from genre_lightning.report.per_genre import calibration, curves, genre_table, pairs
 from genre_lightning.report.statistics import bootstrap, num_resamples
 from genre_lightning.runs.result import package_versions
+from genre_lightning.wording import counted
 
 #: A chart for each genre, and a square of all pairs, stop being legible and small beyond these.
 MAX_PANELS = 40
@@ -114,7 +115,13 @@ def render_report(
         "genre_lightning.report",
         "report",
         styles=["card.css"],
-        filters={"number": number, "signed": signed, "span": span, "legend_mark": charts.legend},
+        filters={
+            "counted": counted,
+            "number": number,
+            "signed": signed,
+            "span": span,
+            "legend_mark": charts.legend,
+        },
         facts=_facts(model, data, scores, origin),
         caution=_caution(model, data, scores.split),
         split=_split_name(scores.split),

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias
 
 from omegaconf import DictConfig, OmegaConf
 
-from genre_lightning.errors import SettingError, UserError
+from genre_lightning.errors import SettingError
 from genre_lightning.movies.split_names import SPLITS
 from genre_lightning.runs.settings import usual_mode
 from genre_lightning.scoring.names import MONITORED
-
-Made = TypeVar("Made")
+from genre_lightning.wording import closest_name, did_you_mean
 
 
 def _is_number(value: Any) -> bool:
@@ -28,76 +25,72 @@ def _at_least(low: int) -> Callable[[Any], bool]:
     return lambda value: type(value) is int and value >= low
 
 
-def _is_automatic(value: Any) -> bool:
-    return value == "auto" or type(value) is bool
+#: What a setting has to be, in words, and what tells.
+Rule: TypeAlias = tuple[str, Callable[[Any], bool]]
 
+_COUNT: Rule = ("a whole number from 1 on", _at_least(1))
+_COUNT_OR_NULL: Rule = ("a whole number from 1 on, or null", _at_least(1))
+_COUNT_FROM_0: Rule = ("a whole number from 0 on", _at_least(0))
+_COUNT_OR_NO_END: Rule = (
+    "a whole number from 1 on, or -1 for no end",
+    lambda value: type(value) is int and (value >= 1 or value == -1),
+)
+_NOT_NEGATIVE: Rule = ("a number from 0 on", lambda value: _is_number(value) and value >= 0)
+_SHARE: Rule = ("a number from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1)
+_BELOW_1: Rule = (
+    "a number from 0 to less than 1",
+    lambda value: _is_number(value) and 0 <= value < 1,
+)
+_FLAG: Rule = ("true or false", lambda value: type(value) is bool)
+_FLAG_OR_AUTO: Rule = (
+    "auto, true or false",
+    lambda value: value == "auto" or type(value) is bool,
+)
+_MODE: Rule = ("max or min", lambda value: value in ("max", "min"))
 
-_SHARE = ("a number from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1)
-
-#: What a setting has to be, if it is there and not null: in words, and what tells.
-RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "callbacks.early_stopping.patience": ("a whole number from 0 on", _at_least(0)),
-    "checkpoint_every_n_steps": ("a whole number from 1 on, or null", _at_least(1)),
-    "checkpoint_min_seconds": (
-        "a number from 0 on",
-        lambda value: _is_number(value) and value >= 0,
-    ),
-    "batch_size": ("a whole number from 1 on, or null", _at_least(1)),
-    "checkpoint_in_background": ("auto, true or false", _is_automatic),
-    "data.batch_size": ("a whole number from 1 on, or null", _at_least(1)),
-    "data.device_resident": ("auto, true or false", _is_automatic),
-    "data.workers": ("a whole number from 1 on, or null", _at_least(1)),
-    "model.dropout": (
-        "a number from 0 to less than 1",
-        lambda value: _is_number(value) and 0 <= value < 1,
-    ),
-    "model.members": ("a whole number from 1 on", _at_least(1)),
-    "monitor_mode": ("max or min", lambda value: value in ("max", "min")),
-    "callbacks.early_stopping.mode": ("max or min", lambda value: value in ("max", "min")),
+#: The rule of each setting that is there and not null.
+RULES: dict[str, Rule] = {
+    "batch_size": _COUNT_OR_NULL,
+    "callbacks.early_stopping.mode": _MODE,
+    "callbacks.early_stopping.patience": _COUNT_FROM_0,
+    "checkpoint_every_n_steps": _COUNT_OR_NULL,
+    "checkpoint_in_background": _FLAG_OR_AUTO,
+    "checkpoint_min_seconds": _NOT_NEGATIVE,
+    "data.batch_size": _COUNT_OR_NULL,
+    "data.device_resident": _FLAG_OR_AUTO,
+    "data.workers": _COUNT_OR_NULL,
+    "gallery": _COUNT_FROM_0,
+    "label_sets": _FLAG,
+    "model.dropout": _BELOW_1,
+    "model.members": _COUNT,
+    "monitor_mode": _MODE,
     "optimizer.lr": ("a number above 0", lambda value: _is_number(value) and value > 0),
-    "optimizer.momentum": (
-        "a number from 0 to less than 1",
-        lambda value: _is_number(value) and 0 <= value < 1,
-    ),
-    "optimizer.weight_decay": (
-        "a number from 0 on",
-        lambda value: _is_number(value) and value >= 0,
-    ),
-    "scheduler.warmup_fraction": _SHARE,
+    "optimizer.momentum": _BELOW_1,
+    "optimizer.weight_decay": _NOT_NEGATIVE,
     "scheduler.final_fraction": _SHARE,
+    "scheduler.warmup_fraction": _SHARE,
     "seed": (
         "a whole number from 0 to 2**32 - 1",
         lambda value: type(value) is int and 0 <= value < 2**32,
     ),
     "split": ("train, val or test", lambda value: value in SPLITS),
-    "sweep.n_trials": ("a whole number from 1 on", _at_least(1)),
-    "gallery": ("a whole number from 0 on", _at_least(0)),
-    "label_sets": ("true or false", lambda value: type(value) is bool),
-    "training.stacking": ("true or false", lambda value: type(value) is bool),
-    "training.micro_weight": _SHARE,
-    "trainer.accumulate_grad_batches": ("a whole number from 1 on", _at_least(1)),
-    "trainer.check_val_every_n_epoch": ("a whole number from 1 on, or null", _at_least(1)),
-    "trainer.gradient_clip_val": (
-        "a number from 0 on, or null",
-        lambda value: _is_number(value) and value >= 0,
-    ),
-    "trainer.precision": (
-        "auto, 32-true, 16-mixed or bf16-mixed",
-        lambda value: str(value) not in ("64", "64-true", "16-true", "bf16-true"),
-    ),
+    "sweep.n_trials": _COUNT,
+    "trainer.accumulate_grad_batches": _COUNT,
+    "trainer.check_val_every_n_epoch": _COUNT_OR_NULL,
     # It writes no checkpoint, and the run would count as completed.
     "trainer.fast_dev_run": (
         "false; a quick look is trainer.max_epochs=1 +trainer.limit_train_batches=1",
         lambda value: value in (False, 0),
     ),
-    "trainer.max_epochs": (
-        "a whole number from 1 on, or -1 for no end",
-        lambda value: type(value) is int and (value >= 1 or value == -1),
+    "trainer.gradient_clip_val": (f"{_NOT_NEGATIVE[0]}, or null", _NOT_NEGATIVE[1]),
+    "trainer.max_epochs": _COUNT_OR_NO_END,
+    "trainer.max_steps": _COUNT_OR_NO_END,
+    "trainer.precision": (
+        "auto, 32-true, 16-mixed or bf16-mixed",
+        lambda value: str(value) not in ("64", "64-true", "16-true", "bf16-true"),
     ),
-    "trainer.max_steps": (
-        "a whole number from 1 on, or -1 for no end",
-        lambda value: type(value) is int and (value >= 1 or value == -1),
-    ),
+    "training.micro_weight": _SHARE,
+    "training.stacking": _FLAG,
 }
 #: Filled in by the run itself.
 FILLED_IN = ("num_genres",)
@@ -212,67 +205,3 @@ def check_folder(folder: str | Path) -> None:
     else:
         return
     raise SettingError(f"the run can't be written to {folder}, since {reason}: name another folder")
-
-
-@contextmanager
-def refused_settings(part: str) -> Iterator[None]:
-    """Let what a constructor says about its arguments, which are settings, be the user's to fix.
-
-    Args:
-        part: of the configuration, where the message does not name the setting.
-
-    Raises:
-        SettingError: for what it raised.
-    """
-    from hydra.errors import InstantiationException
-
-    try:
-        yield
-    except InstantiationException as error:
-        if isinstance(error.__cause__, UserError):
-            raise error.__cause__ from None
-        reason = " ".join(str(error.__cause__ or error).split())
-        raise SettingError(f"{part}: {reason}") from error
-    except (TypeError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise SettingError(str(error) if "." in str(error) else f"{part}: {error}") from error
-
-
-def closest_name(name: str, known: Iterable[str], likeness: float = 0.6) -> str | None:
-    """The known name that was most likely meant; None where none is like it, from 0 to 1."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=likeness)
-    return close[0] if close else None
-
-
-def did_you_mean(name: str | None) -> str:
-    """The end of a sentence about a misspelt name."""
-    return "" if name is None else f"; did you mean {name}?"
-
-
-def make_parts(group: str, choices: Mapping[str, Any], kind: type[Made]) -> list[Made]:
-    """The callbacks, or the loggers, that a group of the configuration names.
-
-    Args:
-        group: its name, for messages.
-        choices: by name, what each is made from; None for one that is left out.
-        kind: of Lightning, that each has to be.
-
-    Raises:
-        SettingError: a class is not there, does not take these arguments, or is of another kind.
-    """
-    from hydra.utils import instantiate
-
-    made = []
-    for name, choice in choices.items():
-        if not choice:
-            continue
-        with refused_settings(f"{group}.{name}"):
-            part = instantiate(choice)
-        if not isinstance(part, kind):
-            raise SettingError(
-                f"{group}.{name}: {choice['_target_']} makes a {type(part).__name__}, which is no "
-                f"{kind.__name__} of Lightning"
-            )
-        made.append(part)
-    return made

@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from genre_lightning.errors import UserError
-from genre_lightning.runs.checks import closest_name, did_you_mean
+from genre_lightning.wording import closest_name, did_you_mean
 
 #: Of Hydra, whose behaviour the configuration is written for.
 VERSION_BASE = "1.3"

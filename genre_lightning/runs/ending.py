@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from genre_lightning.runs.commands import below_here, override, shell_command
 from genre_lightning.runs.places import LAST
+from genre_lightning.wording import counted
 
 
 def ending(folder: Path, result: Mapping[str, Any], cfg: DictConfig) -> str:
@@ -23,9 +24,8 @@ def ending(folder: Path, result: Mapping[str, Any], cfg: DictConfig) -> str:
         cfg: its configuration, for the columns that the model looks at.
     """
     place = below_here(folder)
-    epochs = result["epochs"]
-    count = f"{epochs} epoch{'' if epochs == 1 else 's'}"
-    lines = [f"Run: {shell_command(place)} ({count}, {result['seconds']:.0f} s)"]
+    epochs = counted(result["epochs"], "epoch")
+    lines = [f"Run: {shell_command(place)} ({epochs}, {result['seconds']:.0f} s)"]
     checkpoint = place / result["best_checkpoint"]
     score = f"{result['monitor']} {result['monitor_value']:.4f}"
     runs = Path("runs") if place.parts[0] == "runs" else place.parent

@@ -11,7 +11,7 @@ from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.loggers import CSVLogger, Logger
 
 from genre_lightning.errors import SettingError
-from genre_lightning.runs.checks import make_parts
+from genre_lightning.runs.instantiating import make_parts
 
 
 def test_parts_are_made_in_order_and_null_is_none(tmp_path: Any) -> None:
