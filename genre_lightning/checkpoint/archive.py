@@ -80,14 +80,10 @@ def check_archive(path: Path, unread: Collection[str] = ()) -> None:
                 records = _check_entries(archive, path.stat().st_size)
                 starts = _check_places(file, records, archive.start_dir)
                 plain = _plain_data(archive.read(records["data.pkl"]), records)
-            keys = set(_storages(plain))
+            looked_at = plain
             if isinstance(plain, dict):
-                keys = {
-                    key
-                    for name, entry in plain.items()
-                    if name not in unread
-                    for key in _storages(entry)
-                }
+                looked_at = {name: entry for name, entry in plain.items() if name not in unread}
+            keys = set(_storages(looked_at))
             for name, entry in records.items():
                 if not name.startswith(_DATA) or name.removeprefix(_DATA) in keys:
                     _check_sum(file, starts[name], entry)

@@ -158,7 +158,7 @@ class EmbeddingInput(Input):
                 raise ValueError(f"{key}: {words!r:.100} is put to a text, not to a poster")
         self.views = views
         self.natural = natural
-        self.year = bool(year)
+        self.year = year
         self.prompt = prompt
         self.prompt_after = prompt_after
         self.sha256 = spec.sha256
@@ -466,16 +466,14 @@ def _texts_at_once(texts: Sequence[str]) -> int:
     return max(1, min(_MAX_TEXTS, _MAX_CHARACTERS * len(texts) // max(1, characters)))
 
 
-def _half(vectors: Any, encoder: str) -> np.ndarray:
-    """(P, D) float16 of what an encoder gave.
+def _half(vectors: Tensor, encoder: str) -> np.ndarray:
+    """(P, D) float16 of what an encoder gave, of any device.
 
     Raises:
         EncoderError: a number is not finite, or beyond what float16 holds.
     """
-    if isinstance(vectors, Tensor):
-        vectors = vectors.cpu().numpy()
     with np.errstate(over="ignore"):
-        half: np.ndarray = np.asarray(vectors).astype(np.float16)
+        half: np.ndarray = vectors.cpu().numpy().astype(np.float16)
     if not np.isfinite(half).all():
         raise EncoderError(f"the encoder {encoder} gave a number that float16 does not hold")
     return half

@@ -147,12 +147,16 @@ def check_image(image: Image.Image, size: tuple[int, int], further: int = 0) -> 
     elif image.format == "BMP" and any("rle" in one[0] for one in cast("ImageFile", image).tile):
         each += _BMP_RLE_BYTES
     needed = image.width * image.height * each + further
+    _check_bytes(needed, width, height, image.format or "an image")
+    return needed
+
+
+def _check_bytes(needed: int, width: int, height: int, kind: str) -> None:
     if needed > MAX_BYTES:
         raise PosterError(
-            f"{width} x {height} pixels as {image.format or 'an image'} take "
-            f"{needed / 1e6:,.0f} MB, more than {MAX_BYTES / 1e6:,.0f}"
+            f"{width} x {height} pixels as {kind} take {needed / 1e6:,.0f} MB, more than "
+            f"{MAX_BYTES / 1e6:,.0f}"
         )
-    return needed
 
 
 def _check_jpeg(data: bytes) -> int:
@@ -223,12 +227,7 @@ def _check_webp(data: bytes) -> None:
         width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
     else:
         width, height = (int.from_bytes(data[n : n + 2], "little") & 0x3FFF for n in (26, 28))
-    needed = width * height * _WEBP_BYTES + 2 * len(data)
-    if needed > MAX_BYTES:
-        raise PosterError(
-            f"{width} x {height} pixels as WEBP take {needed / 1e6:,.0f} MB, more than "
-            f"{MAX_BYTES / 1e6:,.0f}"
-        )
+    _check_bytes(width * height * _WEBP_BYTES + 2 * len(data), width, height, "WEBP")
 
 
 def _check_tiff(data: bytes) -> None:

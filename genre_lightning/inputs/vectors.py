@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, final
@@ -66,9 +67,9 @@ def read_vectors(path: Path) -> tuple[list[str], np.ndarray]:
             f"{path}: the vector of id {ids[bad[0]]!r:.200} has a number that is not finite, or "
             "too large for float32"
         )
-    if len(set(ids)) < len(ids):
-        seen: set[str] = set()
-        twice = next(one for one in ids if one in seen or seen.add(one))  # type: ignore[func-returns-value]
+    counts = Counter(ids)
+    if len(counts) < len(ids):
+        ((twice, _),) = counts.most_common(1)
         raise InputError(f"{path}: the id {twice!r:.200} comes more than once")
     return ids, x
 
@@ -113,11 +114,9 @@ def _read_csv(path: Path) -> tuple[list[str], np.ndarray]:
                 raise InputError(f"{path}:{reader.line_num}: {found}")
             ids.append(unguard(cells.pop(place).strip()))
             rows.append([float(cell) for cell in cells])
-    except csv.Error as error:
-        raise InputError(f"{path}:{reader.line_num}: {error}") from error
-    except ValueError as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except (csv.Error, ValueError) as error:
         raise InputError(f"{path}:{reader.line_num}: {error}") from error
     return ids, np.array(rows, dtype=np.float64).reshape(len(rows), len(header) - 1)
 

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from genre_lightning.errors import UserError
 from genre_lightning.runs.commands import override
-from genre_lightning.runs.places import LAST, resolve_run
+from genre_lightning.runs.places import CONFIG_FOLDER, LAST, resolve_run
 from genre_lightning.runs.settings import is_path
 
 #: Say where a run is and what it is part of, not what it trains.
@@ -41,10 +41,11 @@ def with_earlier_overrides(arguments: Sequence[str]) -> list[str]:
     ckpt_path, folder = chosen.value(), given.get("hydra.run.dir")
     if ckpt_path is None:
         return list(arguments)
-    run = resolve_run(str(ckpt_path), LAST) if folder is None or ckpt_path != "last" else None
-    if folder is not None and ckpt_path == "last":
-        run = Path(str(folder.value()))
-    written = None if run is None else run / ".hydra" / "overrides.yaml"
+    if ckpt_path == "last" and folder is not None:
+        run: Path | None = Path(str(folder.value()))
+    else:
+        run = resolve_run(str(ckpt_path), LAST)
+    written = None if run is None else run / CONFIG_FOLDER / "overrides.yaml"
     if written is None or not written.is_file():
         return list(arguments)
     runtime = _runtime(written.with_name("hydra.yaml"))
