@@ -35,7 +35,6 @@ from benchmarks.training import (
     build,
     compose_config,
     device_of,
-    make_optimizer,
     make_trainer,
     synchronise,
 )
@@ -79,7 +78,7 @@ def loop(cfg: DictConfig, epochs: int) -> float:
     network = module.network
     train = data.loader("train", shuffle=True, device=device)
     val = data.loader("val", device=device)
-    optimizer = make_optimizer(module)
+    optimizer = module.build_optimizer()
     make_schedule = instantiate(cfg.scheduler)
     schedule = make_schedule and make_schedule(optimizer, total_steps=epochs * len(train))
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")

@@ -16,7 +16,6 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from torch.optim import Optimizer
 
 from benchmarks.measure import REPOSITORY
 from genre_lightning.data.batch import MovieBatch
@@ -105,12 +104,6 @@ def synchronise() -> None:
         torch.cuda.synchronize()
 
 
-def make_optimizer(module: GenreModule) -> Optimizer:
-    """The optimizer that Lightning would be given."""
-    defaults = module.make_optimizer(module.network.parameters()).defaults
-    return module.make_optimizer(module._parameter_groups(defaults))
-
-
 def resident_step(cfg: DictConfig, *, bf16: bool) -> tuple[Callable[[], None], MovieBatch]:
     """What does one step (forward, backward, optimizer) on a batch on its device; and that batch.
 
@@ -128,7 +121,7 @@ def resident_step(cfg: DictConfig, *, bf16: bool) -> tuple[Callable[[], None], M
         for name, part in batch.parts.items()
     }
     batch = replace(batch, parts=parts)
-    optimizer = make_optimizer(module)
+    optimizer = module.build_optimizer()
 
     def step() -> None:
         optimizer.zero_grad()

@@ -136,7 +136,7 @@ class GenreModule(pl.LightningModule):
         for name in self._frozen():
             network.branches[name].requires_grad_(False)
         # Built once here, so that wrong settings are refused before training, and for its defaults.
-        probe = self._build_optimizer(network.parameters())
+        probe = self._make_optimizer(network.parameters())
         self.optimizer_defaults = probe.defaults
         #: Whether each step looks at all of train several times, so nothing may be drawn at random.
         self.uses_lbfgs = isinstance(probe, LBFGS)
@@ -279,15 +279,30 @@ class GenreModule(pl.LightningModule):
             }
         )
 
-    def _build_optimizer(self, parameters: Iterable[Any]) -> Optimizer:
-        """The optimizer of these parameters; SettingError where its arguments make no sense."""
+    def build_optimizer(self) -> Optimizer:
+        """The optimizer of all branches, each parameter with its own rate and decay."""
+        decay_scales = None
+        if self.uses_lbfgs:
+            decay_scales = {name: l2 / self._num_targets() for name, l2 in self.l2.items()}
+        groups = parameter_groups(
+            dict(self.network.branches.items()),
+            lr=self.optimizer_defaults["lr"],
+            weight_decay=self.optimizer_defaults["weight_decay"],
+            lr_scales=self.lr_scales,
+            decay_scales=decay_scales,
+            decay_vectors=self.decay_vectors,
+        )
+        return self._make_optimizer(groups)
+
+    def _make_optimizer(self, parameters: Iterable[Any]) -> Optimizer:
+        """SettingError where the optimizer's arguments make no sense."""
         try:
             return self.make_optimizer(parameters)
         except (TypeError, ValueError) as error:
             raise SettingError(f"optimizer: {error}") from error
 
     def configure_optimizers(self) -> Any:
-        optimizer = self._build_optimizer(self._parameter_groups(self.optimizer_defaults))
+        optimizer = self.build_optimizer()
         if self.make_scheduler is None:
             return optimizer
         steps = self.trainer.estimated_stepping_batches
@@ -303,19 +318,6 @@ class GenreModule(pl.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
-
-    def _parameter_groups(self, defaults: Mapping[str, Any]) -> list[dict[str, Any]]:
-        decay_scales = None
-        if self.uses_lbfgs:
-            decay_scales = {name: l2 / self._num_targets() for name, l2 in self.l2.items()}
-        return parameter_groups(
-            dict(self.network.branches.items()),
-            lr=defaults["lr"],
-            weight_decay=defaults["weight_decay"],
-            lr_scales=self.lr_scales,
-            decay_scales=decay_scales,
-            decay_vectors=self.decay_vectors,
-        )
 
     def _num_targets(self) -> int:
         """Targets that an epoch's loss is the mean of, over all members."""

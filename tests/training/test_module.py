@@ -300,7 +300,7 @@ def test_every_parameter_is_trained_once(
     names: tuple[str, ...], make: Callable[..., GenreModule]
 ) -> None:
     module = make(*names, lr_scales={"title": 0.25} if "title" in names else {})
-    groups = module._parameter_groups({"lr": 0.01, "weight_decay": 0.1})
+    groups = module.build_optimizer().param_groups
     found = [parameter for group in groups for parameter in group["params"]]
     assert len(found) == len({id(parameter) for parameter in found})
     # In the order of the list, as the optimizer's state is stored.
@@ -313,7 +313,7 @@ def test_a_branch_has_its_share_of_the_rate_and_the_same_decay(
     decay_vectors: bool, make: Callable[..., GenreModule]
 ) -> None:
     module = make(lr_scales={"title": 0.25}, decay_vectors=decay_vectors)
-    for group in module._parameter_groups({"lr": 0.01, "weight_decay": 0.1}):
+    for group in module.build_optimizer().param_groups:
         (name,) = (
             name
             for name, branch in module.network.branches.items()
