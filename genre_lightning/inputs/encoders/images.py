@@ -154,11 +154,10 @@ def _load_safetensors(spec: EncoderSpec, path: Path) -> nn.Module:
     safetensors = import_library("safetensors", spec.name)
     classifier = timm.get_pretrained_cfg(spec.architecture).classifier
     name = classifier if isinstance(classifier, str) else (classifier or ("",))[0]
+    weight = f"{name}.weight"
     with safetensors.safe_open(path, framework="pt") as file:
-        rows = next(
-            (file.get_slice(key).get_shape()[0] for key in file.keys() if key == f"{name}.weight"),  # noqa: SIM118 - no mapping
-            0,
-        )
+        there = weight in file.keys()  # noqa: SIM118 - no mapping
+        rows = file.get_slice(weight).get_shape()[0] if there else 0
     # Built with as many classes as the file has, every tensor has to fit. With another number timm
     # would leave whatever is missing random and say nothing.
     try:

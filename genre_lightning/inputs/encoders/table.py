@@ -327,14 +327,12 @@ def _timm_spec(name: str, weights: str | Path | None) -> EncoderSpec:
         if path.suffix != ".safetensors" or not path.is_file():
             raise EncoderError(f"weights={path} is no safetensors file")
         origin = Local(str(path.absolute()))
-    elif config.hf_hub_id:
+    else:
         # Some entries share a repository and differ in the file, which timm then names.
         file = config.hf_hub_filename or "model.safetensors"
-        if not file.endswith(".safetensors"):
+        if not config.hf_hub_id or not file.endswith(".safetensors"):
             raise EncoderError(f"timm:{name} has no safetensors at the hub: pass weights=FILE")
         origin = Hub(config.hf_hub_id, file=file)
-    else:
-        raise EncoderError(f"timm:{name} has no safetensors at the hub: pass weights=FILE")
     return EncoderSpec(
         name=f"timm:{name}",
         kind="image",

@@ -56,6 +56,8 @@ def run_settings(config: Mapping[str, Any], *, precision: str, world_size: int) 
 class Resume(Checkpoint):
     """Keeps ``checkpoints/last.ckpt`` at the newest state from which a run can be resumed exactly.
 
+    For a trainer whose checkpoints are written by :class:`WholeFileIO`.
+
     It is saved at the end of each epoch (and written then, or a little later, as
     :class:`WholeFileIO` has it), every ``every_n_steps`` optimizer steps, and at the end
     of the step in which SIGTERM, Ctrl-C or SIGHUP arrives, which then ends the run by
@@ -201,12 +203,10 @@ class Resume(Checkpoint):
     def _write(self, trainer: pl.Trainer, epoch_end: bool) -> None:
         """Write the state; or link to it, where this epoch's end was just saved as the best."""
         if epoch_end and self._newest is not None and self._newest[0] == _moment(trainer):
-            io = trainer.strategy.checkpoint_io
-            linked = False
-            if isinstance(io, WholeFileIO) and io.newest is not None:  # in the first process alone
-                linked = io.newest[1] is self._newest[1]
-                if linked:
-                    io.link(self.path)
+            io = _checkpoint_io(trainer)  # writes in the first process alone
+            linked = io.newest is not None and io.newest[1] is self._newest[1]
+            if linked:
+                io.link(self.path)
             if trainer.strategy.broadcast(linked):
                 return
         trainer.save_checkpoint(self.path, weights_only=False)
@@ -228,22 +228,18 @@ class Resume(Checkpoint):
             stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
             if self._queuing:
                 queue = trainer.strategy.reduce_boolean_decision(queue, all=False)
-        io = trainer.strategy.checkpoint_io
+        io = _checkpoint_io(trainer)
         if due or stop or queue:
             self._write(trainer, epoch_end)
             if is_first_process():
                 seconds = round(self._seconds + time.perf_counter() - self._began, 3)
                 self.result["epochs"] = epochs_done(trainer)
-                record = partial(write_result, self.folder, {**self.result, "seconds": seconds})
-                if isinstance(io, WholeFileIO):
-                    io.then(record)  # what it tells is on the disk before
-                else:
-                    record()
-            if isinstance(io, WholeFileIO) and (stop or queue):
+                # Once what it tells of is on the disk.
+                io.then(partial(write_result, self.folder, {**self.result, "seconds": seconds}))
+            if stop or queue:
                 io.finish()
         if queue:
-            if isinstance(io, WholeFileIO):
-                io.min_seconds = 0.0  # the handler saves, and has the job queued again
+            io.min_seconds = 0.0  # the handler saves, and has the job queued again
             (number, handler), *_ = self._queuing.items()
             self._queue_again, self._queuing = False, {}  # once is enough
             handler(number, None)
@@ -311,6 +307,10 @@ def epochs_done(trainer: pl.Trainer) -> int:
 def _moment(trainer: pl.Trainer) -> tuple[int, int]:
     """Optimizer steps and epochs that are done."""
     return trainer.global_step, epochs_done(trainer)
+
+
+def _checkpoint_io(trainer: pl.Trainer) -> WholeFileIO:
+    return cast("WholeFileIO", trainer.strategy.checkpoint_io)
 
 
 def _loader(trainer: pl.Trainer) -> MovieLoader:
