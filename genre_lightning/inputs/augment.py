@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from genre_lightning.inputs.colours import IMAGENET, Colours, normalisation
 
-#: One for all posters, None for the device's own, or (number of posters, theirs) after each other.
+#: One for all posters; None for the device's default; or (number of posters, generator) of one
+#: batch after another.
 Generators: TypeAlias = torch.Generator | Sequence[tuple[int, torch.Generator | None]] | None
 
 #: Random numbers drawn for each poster: more than are used, so that a further change, once there is
@@ -26,7 +27,7 @@ _PIXELS = 2**17
 
 
 def normalise_posters(posters: Tensor, pool: int = 1, colours: Colours = IMAGENET) -> Tensor:
-    """Posters as the network takes them: of mean 0 and deviation 1 where they are as ``colours``.
+    """Posters as the network takes them: (x / 255 - mean) / std.
 
     Args:
         posters: (P, 3, H, W) uint8.
@@ -151,7 +152,7 @@ class PosterAugment(nn.Module):
         return result
 
     def draw(self, posters: Tensor, generator: Generators = None) -> Draws:
-        """What will happen to each poster, on the posters' device."""
+        """Draw the changes of each poster, on the posters' device."""
         _, _, height, width = posters.shape
         if not isinstance(generator, Sequence):
             generator = [(len(posters), generator)]

@@ -18,10 +18,7 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Colours:
-    """Mean and standard deviation of R, G and B in 0..1, which normalised posters are counted from.
-
-    The default is ImageNet's.
-    """
+    """Mean and standard deviation of R, G and B in 0..1, to normalise by; ImageNet's by default."""
 
     mean: tuple[float, ...] = POSTER_MEAN
     std: tuple[float, ...] = POSTER_STD

@@ -38,7 +38,7 @@ def first_recovered(masked: Iterable[Masked], recovered: Callable[[int], str | N
 
     Args:
         masked: of the cache.
-        recovered: says it of the item at a position; asked only of those that may recover.
+        recovered: why, for the item at a position, or None; asked of those that may recover.
     """
     hopeful = (item.position for item in masked if item.may_recover)
     return next(filter(None, map(recovered, hopeful)), None)

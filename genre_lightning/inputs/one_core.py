@@ -24,8 +24,8 @@ def one_core_threads(workers: int, name: str) -> ThreadPoolExecutor:
         initializer=_take_one_core,
         initargs=(torch.get_num_threads(),),
     )
-    # All begin before the first works: a thread of the caller that begins beside one of them would
-    # take its number.
+    # All start before any works: a thread that somebody else starts while one of them sets its
+    # number would take that number over.
     begun = threading.Barrier(workers)
     for future in [pool.submit(begun.wait) for _ in range(workers)]:
         future.result()
@@ -33,9 +33,9 @@ def one_core_threads(workers: int, name: str) -> ThreadPoolExecutor:
 
 
 def _take_one_core(others: int) -> None:
-    """Have PyTorch compute on this thread alone, and on as many as before for all other threads."""
+    """Let PyTorch compute on one core in this thread, and in others on as many as before."""
     torch.set_num_threads(1)
-    # The number is this thread's, and of every thread that has not asked for it yet.
+    # That also set the default of threads that start later: a thread of its own sets it back.
     thread = threading.Thread(target=torch.set_num_threads, args=(others,))
     thread.start()
     thread.join()

@@ -57,7 +57,7 @@ class LabelSets:
 
     @classmethod
     def from_targets(cls, targets: np.ndarray, folds: np.ndarray | None = None) -> LabelSets:
-        """Those of the training movies.
+        """The sets of genres of the training movies, the most frequent first.
 
         Args:
             targets: (N, G) zeros and ones, N at least 1.
@@ -87,7 +87,7 @@ class LabelSets:
 
     @classmethod
     def from_lists(cls, lists: Any, num_genres: int) -> LabelSets | None:
-        """What :meth:`to_lists` made, read with suspicion; None of None.
+        """Read what :meth:`to_lists` gave, which may be untrusted; None stays None.
 
         Args:
             lists: of a file.

@@ -131,5 +131,5 @@ class Ensemble(nn.Module):
 
 
 def networks_of(branch: nn.Module) -> list[nn.Module]:
-    """The networks of one class whose logits a branch averages; one that is no ensemble is all."""
+    """The networks whose logits an :class:`Ensemble` averages; any other branch is its only one."""
     return list(branch.networks) if isinstance(branch, Ensemble) else [branch]

@@ -15,7 +15,7 @@ from genre_lightning.models.members import combine_members
 
 @dataclass(frozen=True)
 class Stacking:
-    """M of them side by side, one for each fold of train; new movies get the mean.
+    """The weights of stacking, one set for each of M folds of train; new movies get their mean.
 
     See :mod:`genre_lightning.scoring.stacking`. No module: it is fitted on validation as the
     thresholds are, so an optimizer or an average of weights has nothing to do with it.
@@ -34,13 +34,13 @@ class Stacking:
     def from_arrays(
         cls, names: list[str], branches: np.ndarray, genres: np.ndarray, offsets: np.ndarray
     ) -> Stacking:
-        """That of (M, K, G), (M, G, G) and (M, G) arrays of floats, and the K branches' names."""
+        """From the names of K branches, and (M, K, G), (M, G, G) and (M, G) arrays of floats."""
         of, *rest = (torch.from_numpy(each).float() for each in (branches, genres, offsets))
         return cls(dict(zip(names, of.unbind(1), strict=True)), *rest)
 
     @classmethod
     def from_lists(cls, lists: Any, names: list[str], num_genres: int) -> Stacking | None:
-        """What :meth:`to_lists` made, read with suspicion; None of None.
+        """Read what :meth:`to_lists` gave, which may be untrusted; None stays None.
 
         Args:
             lists: of a file.

@@ -40,10 +40,11 @@ def write_config(cfg: DictConfig, folder: Path) -> None:
 
 @contextmanager
 def written_config(cfg: DictConfig, folder: Path) -> Iterator[None]:
-    """Have them written as an attempt to train begins, which the block is.
+    """Write the configuration of an attempt to train, which the block is.
 
-    By these files the run goes on from its newest checkpoint. So where the block fails before it
-    has written another, as for a setting that can't be changed, those of before come back.
+    A run is resumed by these files and its newest checkpoint, which must belong together. So where
+    the block fails before it has written a checkpoint, as for a setting that can't be changed on
+    resume, the files of the attempt before come back.
     """
     last, place = folder / LAST, folder / CONFIG_FOLDER
     newest = _written_at(last)

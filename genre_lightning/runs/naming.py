@@ -156,7 +156,7 @@ def result_settings(overrides: Iterable[Override]) -> dict[str, str]:
 
 
 def other_settings(earlier: Sequence[str], now: Sequence[str]) -> str:
-    """What a run has of its own, since it was resumed with it: "trainer.max_epochs=30".
+    """The settings that a run was resumed with and its job does not have: "trainer.max_epochs=30".
 
     Paths are left out, which a resume may write in another way.
 

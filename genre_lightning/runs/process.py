@@ -51,10 +51,13 @@ def ending_signals() -> list[int]:
 def catch_signals(
     signals: Iterable[int], handler: Callable[[int, FrameType | None], None]
 ) -> dict[int, Any]:
-    """Have signals answered by a handler, if this is the main thread; those that were before.
+    """Let a handler answer signals, if this is the main thread.
 
     After the first SIGHUP further ones are ignored, since both the terminal and the shell send it,
     and what is printed to the terminal goes nowhere.
+
+    Returns:
+        The handlers that were there before, for :func:`release_signals`; none in another thread.
     """
     if threading.current_thread() is not threading.main_thread():
         return {}
@@ -113,8 +116,8 @@ def end_with(process: int) -> None:
     its newest checkpoint.
 
     Args:
-        process: its number. One that is no more, or is this one's own, ends nothing later: for the
-            former this process ends now, for the latter nothing is done.
+        process: its number. Where it has ended already, this process ends now. This process's own
+            number does nothing.
     """
     if process == os.getpid() or process in _waited_for or os.name != "posix":
         return

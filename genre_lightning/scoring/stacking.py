@@ -36,7 +36,7 @@ _BLOCK = 2**25
 
 
 class Stacked(NamedTuple):
-    """What was found; of M folds each array has a first axis of M.
+    """Fitted weights; those of M folds have a first axis of M in each array.
 
     Attributes:
         branches: (K, G) float64 weights of the branches' logits of each genre; 1 leaves them.
@@ -64,7 +64,7 @@ def fit_stacking(logits: np.ndarray, branch_logits: np.ndarray, targets: np.ndar
 def fit_stacking_by_folds(
     logits: np.ndarray, branch_logits: np.ndarray, targets: np.ndarray, folds: np.ndarray
 ) -> Stacked:
-    """Those of each fold, fitted on all other movies.
+    """The weights for each fold, fitted on all other movies.
 
     Args:
         logits: see :func:`fit_stacking`; so are ``branch_logits`` and ``targets``.

@@ -234,8 +234,7 @@ class ImageEncoder:
         Args:
             pixels: (P, H, W, 3) or (P, 3, H, W) uint8 RGB.
 
-        Returns: (P, 3, H, W) float32 on the encoder's device, of mean 0 and deviation 1 where the
-            pixels are as ``colours``.
+        Returns: (P, 3, H, W) float32 on the encoder's device, (x / 255 - mean) / std.
 
         Raises:
             ValueError: other shapes or types.

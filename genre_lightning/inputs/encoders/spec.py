@@ -92,7 +92,7 @@ class EncoderSpec:
         width: D; None for the user's own encoders, known once opened.
         architecture: timm's name of an image network.
         size: (H, W) in pixels that posters are resized to, their aspect not kept.
-        mean: of R, G and B in 0..1, which pixels are counted from.
+        mean: of R, G and B in 0..1, to normalise posters by.
         std: likewise the standard deviation.
         interpolation: of the resizing, in timm's words.
         stages: the vector holds the mean of every stage's features, too, not of the last alone; of

@@ -38,7 +38,7 @@ class Interrupted(SystemExit):
 
 
 def run_settings(config: Mapping[str, Any], *, precision: str, world_size: int) -> dict[str, Any]:
-    """What of a configuration must be the same for a run to be resumed, under flat dotted names.
+    """The settings that must stay the same when a run is resumed, by their flat dotted names.
 
     Args:
         config: plain data, resolved.
