@@ -130,13 +130,8 @@ class MovieBatches:
                 places = features.place[rows]
                 features.read_ahead(places[places >= 0])
 
-    def __getitem__(self, item: tuple[np.ndarray, int]) -> MovieBatch:
-        """The batch of ``(rows, seed)``: rows (B,) int64, seed for its random changes."""
-        (batch,) = self.gather([item]).batches()
-        return batch
-
     def gather(self, items: Sequence[tuple[np.ndarray, int]]) -> BatchGroup:
-        """The batches of several ``(rows, seed)``, as :meth:`__getitem__` gives each."""
+        """The batches of several ``(rows, seed)``: rows (B,) int64, seed for random changes."""
         rows = np.concatenate([rows for rows, _ in items])
         sizes = np.array([len(rows) for rows, _ in items])
         ends = np.cumsum(sizes)
@@ -211,7 +206,7 @@ class MovieLoader:
 
     def __iter__(self) -> Iterator[MovieBatch]:
         """The epoch's batches; while a group is in use, what the next needs is asked for."""
-        items, first = self.order.whole(), self.order.first
+        items, first = list(self.order), self.order.first
         groups = [items[at : at + self.group_size] for at in range(0, len(items), self.group_size)]
         for number, group in enumerate(groups):
             begin = number * self.group_size

@@ -97,17 +97,15 @@ class BatchOrder:
         return given if epoch == self.epoch else 0
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, int]]:
-        return iter(self.whole()[self.first :])
-
-    def whole(self) -> list[tuple[np.ndarray, int]]:
         """Every batch of the epoch: its rows, (B,) int64, and the seed of its augmentation."""
         if not self.shuffle:
             own = self.rows[self.rank :: self.world_size]
-            return [(rows, 0) for rows in np.array_split(own, len(self))] if len(self) else []
+            yield from ((rows, 0) for rows in (np.array_split(own, len(self)) if len(self) else []))
+            return
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.rows)
         own = order[self.rank :: self.world_size]
         # Without this, ranks of a world that doesn't divide the movies would differ in length.
         own = own[: len(order) // self.world_size]
         seeds = np.random.default_rng([self.seed, self.epoch, self.rank, 1])
-        starts = range(0, len(self) * self.batch_size, self.batch_size)
-        return [(own[at : at + self.batch_size], int(seeds.integers(2**62))) for at in starts]
+        for start in range(0, len(self) * self.batch_size, self.batch_size):
+            yield own[start : start + self.batch_size], int(seeds.integers(2**62))

@@ -428,7 +428,7 @@ def test_joined_columns_reach_the_branches(write: Write, columns: Path, tmp_path
     data.setup()
     assert (data.features["plot"].place >= 0).tolist() == [n % 3 == 0 for n in range(20)]
     assert (data.states("synopsis") == "present").sum() == 7
-    batch = data.batches[np.array([1, 3, 0]), 0]
+    (batch,) = data.batches.gather([(np.array([1, 3, 0]), 0)]).batches()
     assert batch.parts["plot"].rows.tolist() == [1, 2]
     assert batch.parts["title"].rows.tolist() == [0, 1, 2]
     # Learnt from train alone.
@@ -634,7 +634,7 @@ def test_two_branches_may_look_at_one_column(write: Write, tmp_path: Path) -> No
     }
     data = module(write("movies"), tmp_path / "cache", inputs)
     data.setup()
-    batch = data.batches[np.array([0, 1, 2, 3]), 0]
+    (batch,) = data.batches.gather([(np.array([0, 1, 2, 3]), 0)]).batches()
     for one, two in (("letters", "words"), ("small", "large")):
         assert torch.equal(batch.parts[one].rows, batch.parts[two].rows)
     assert not torch.equal(numbers(batch, "letters", "offsets"), numbers(batch, "words", "offsets"))
