@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +50,13 @@ def check_resumable(
     card, training = checkpoint[CHECKPOINT_KEY], _training_state(path, checkpoint)
     theirs = _stored_settings(training)
     changed = [] if theirs is None else _changed_settings(theirs, settings, may_change)
+    other_movies = card.get("learnt_from") not in (None, inputs["learnt_from"])
     # Where data are set otherwise, that is told below.
-    if not any(name.startswith("data.") for name in changed):
-        _check_same_movies(path, card.get("learnt_from"), inputs["learnt_from"])
+    if other_movies and not any(name.startswith("data.") for name in changed):
+        raise CheckpointError(
+            f"{path}: its movies of train and validation are not those of this run, by id, title "
+            "and genres; resume with the data it was trained with, or start anew without ckpt_path"
+        )
     _check_same_model(path, card, inputs, network)
     run_id = training.get("wandb_run_id", 0)
     if theirs is None or not isinstance(run_id, str | None):
@@ -60,9 +64,13 @@ def check_resumable(
             f"{path}: its {TRAINING_KEY} is damaged: training can't resume from it"
         )
     if changed:
+        told = [
+            f"{name} ({_shown(theirs, name)} there, {_shown(settings, name)} here)"
+            for name in changed
+        ]
         raise CheckpointError(
             f"{path}: these settings differ from this run's: "
-            f"{_changes(changed, theirs, settings)}; "
+            f"{first_few(told, MAX_NAMED_SETTINGS)}; "
             "give the same ones, or start anew without ckpt_path"
         )
     return checkpoint
@@ -107,24 +115,6 @@ def _holds_tensor(value: Any) -> bool:
     return isinstance(value, Tensor)
 
 
-def _check_same_movies(path: str | Path, theirs: str | None, ours: str) -> None:
-    """Refuse a checkpoint that has learnt from other movies.
-
-    Args:
-        path: of the checkpoint.
-        theirs: the digest of its movies; None in a checkpoint that has none.
-        ours: the digest of this run's movies.
-
-    Raises:
-        CheckpointError: they differ.
-    """
-    if theirs not in (None, ours):
-        raise CheckpointError(
-            f"{path}: its movies of train and validation are not those of this run, by id, title "
-            "and genres; resume with the data it was trained with, or start anew without ckpt_path"
-        )
-
-
 def _check_same_model(
     path: str | Path, card: Mapping[str, Any], inputs: Mapping[str, Any], network: Fusion
 ) -> None:
@@ -167,12 +157,6 @@ def _changed_settings(
         for name in sorted({*theirs, *ours})
         if not may_change(name) and theirs.get(name, absent) != ours.get(name, absent)
     ]
-
-
-def _changes(changed: Sequence[str], theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
-    """The first of the changed settings with both values, and how many more there are."""
-    told = [f"{name} ({_shown(theirs, name)} there, {_shown(ours, name)} here)" for name in changed]
-    return first_few(told, MAX_NAMED_SETTINGS)
 
 
 def _read_states(texts: Mapping[str, str]) -> dict[str, Any]:
