@@ -425,20 +425,15 @@ class _Posters:
         if self.given.load().device.type == "cpu":
             # Each thread takes a few posters all the way: none waits for another.
             workers = min(self.workers, torch.get_num_threads())
-            starts = range(0, len(items), CPU_POSTERS)
+
+            def embed_from(start: int) -> Embedded:
+                few = files[start : start + CPU_POSTERS]
+                decoded = [decode_file(file, self.given.size) for file in few]
+                return self._embed_few(items, start, decoded)
+
             Image.init()  # loads the formats: not while several threads ask for them
             with one_core_threads(workers, "posters") as pool:
-                yield from pool.map(
-                    lambda start: self._embed_few(
-                        items,
-                        start,
-                        [
-                            decode_file(f, self.given.size)
-                            for f in files[start : start + CPU_POSTERS]
-                        ],
-                    ),
-                    starts,
-                )
+                yield from pool.map(embed_from, range(0, len(items), CPU_POSTERS))
             return
         decoded = decode_files(files, self.given.size, 1, self.workers)
         for start in range(0, len(items), GPU_POSTERS):

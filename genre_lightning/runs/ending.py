@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +93,9 @@ def _movie(cfg: DictConfig) -> list[str]:
 
 
 def _columns(value: Any) -> Iterator[str]:
-    parts: Iterable[Any] = value.values() if isinstance(value, Mapping) else ()
-    if isinstance(value, Mapping) and isinstance(value.get("column"), str):
+    if not isinstance(value, Mapping):
+        return
+    if isinstance(value.get("column"), str):
         yield value["column"]
-    for part in parts:
+    for part in value.values():
         yield from _columns(part)
