@@ -182,13 +182,13 @@ class _Encoder:
         self.colours = Colours(spec.mean, spec.std)
         self.device = torch.device("cpu")
 
-    def embed(self, posters: np.ndarray) -> np.ndarray:
+    def embed(self, posters: np.ndarray) -> Tensor:
         pixels = torch.from_numpy(posters).permute(0, 3, 1, 2).float() / 255
         return self.embed_normalised(pixels)
 
-    def embed_normalised(self, pixels: Tensor) -> np.ndarray:
+    def embed_normalised(self, pixels: Tensor) -> Tensor:
         cells = nn.functional.avg_pool2d(pixels, 8).flatten(1).numpy()
-        return np.stack([np.resize(row, self.width) for row in cells])
+        return torch.from_numpy(np.stack([np.resize(row, self.width) for row in cells]))
 
 
 class _Module(nn.Module):
