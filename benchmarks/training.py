@@ -117,7 +117,7 @@ def resident_step(cfg: DictConfig, *, bf16: bool) -> tuple[Callable[[], None], M
     batch = typical_batch(data, device)
     layout = torch.channels_last if cfg.training.channels_last else torch.contiguous_format
     parts = {
-        name: part.each(lambda x: x.contiguous(memory_format=layout) if x.ndim == 4 else x)
+        name: part.map_tensors(lambda x: x.contiguous(memory_format=layout) if x.ndim == 4 else x)
         for name, part in batch.parts.items()
     }
     batch = replace(batch, parts=parts)

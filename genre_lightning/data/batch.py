@@ -92,7 +92,7 @@ def map_tensors(movies: _Movies, change: Callable[[Tensor], Tensor]) -> _Movies:
     """A batch, or a group, with every tensor changed, such as moved to a device."""
     return replace(
         movies,
-        parts={name: part.each(change) for name, part in movies.parts.items()},
+        parts={name: part.map_tensors(change) for name, part in movies.parts.items()},
         targets=change(movies.targets),
         rows=change(movies.rows),
         folds=change(movies.folds),

@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import Tensor
 
 from genre_lightning.data.batch import PLACES, BatchGroup, MovieBatches, MovieLoader, map_tensors
-from genre_lightning.data.description import describe_source, expanded, read_source, same_place
+from genre_lightning.data.description import describe_source, expanded, read_source, same_source
 from genre_lightning.data.order import BatchOrder
 from genre_lightning.data.splits import MAX_FOLDS, stored_splits
 from genre_lightning.inputs.input import Features, Input, Store, check_features
@@ -414,7 +414,7 @@ class MovieDataModule(pl.LightningDataModule):
                 be in it, and its score would be too good.
         """
         here = self.source()
-        if learnt_from in (None, self.learnt_from) or not same_place(
+        if learnt_from in (None, self.learnt_from) or not same_source(
             here, trained_on, apart_from=SPLIT_SETTINGS
         ):
             return []

@@ -39,25 +39,27 @@ def describe_source(reader: str, options: Mapping[str, Any]) -> dict[str, Any]:
     return {"reader": reader, **source}
 
 
-def same_source(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+def same_source(
+    one: Mapping[str, Any], other: Mapping[str, Any], *, apart_from: Collection[str] = ()
+) -> bool:
     """Whether two descriptions are of the same movies, genres and splits, as far as they tell.
 
     The usual separator of genres is what is meant where none is named.
+
+    Args:
+        one: of :func:`describe_source`, with settings of the split.
+        other: likewise.
+        apart_from: names that are not compared.
     """
-    told = [
-        {name: value for name, value in each.items() if (name, value) != _USUAL_SEPARATOR}
-        for each in (one, other)
-    ]
-    return told[0] == told[1]
-
-
-def same_place(
-    one: Mapping[str, Any], other: Mapping[str, Any], *, apart_from: Collection[str]
-) -> bool:
-    """Whether two descriptions name the same place of movies, apart from these settings."""
-    return same_source(
-        *({name: each[name] for name in each if name not in apart_from} for each in (one, other))
+    first, second = (
+        {
+            name: value
+            for name, value in description.items()
+            if name not in apart_from and (name, value) != _USUAL_SEPARATOR
+        }
+        for description in (one, other)
     )
+    return first == second
 
 
 def read_source(

@@ -28,7 +28,7 @@ class Part:
     def __len__(self) -> int:
         return self.rows.shape[0]
 
-    def each(self, change: Callable[[Tensor], Tensor]) -> Part:
+    def map_tensors(self, change: Callable[[Tensor], Tensor]) -> Part:
         """The same part with every tensor changed, such as moved to a device."""
         numbers = {name: change(value) for name, value in self.numbers.items()}
         return Part(change(self.rows), numbers)
@@ -49,9 +49,9 @@ class JoinedPart:
     counts: Sequence[int]
     lengths: Mapping[str, Sequence[int]]
 
-    def each(self, change: Callable[[Tensor], Tensor]) -> JoinedPart:
+    def map_tensors(self, change: Callable[[Tensor], Tensor]) -> JoinedPart:
         """The same with every tensor changed."""
-        return replace(self, part=self.part.each(change))
+        return replace(self, part=self.part.map_tensors(change))
 
     def parts(self) -> list[Part]:
         """The K parts, each a view of its share."""

@@ -269,7 +269,7 @@ def test_rows_without_the_column_are_not_computed(tmp_path: Path) -> None:
     for name, module in network.branches.items():
         module.register_forward_hook(count(name))
     network.eval()
-    empty = {name: part.each(lambda tensor: tensor[:0]) for name, part in parts.items()}
+    empty = {name: part.map_tensors(lambda tensor: tensor[:0]) for name, part in parts.items()}
     network(empty, num)
     assert computed == {}
     network(parts, num)

@@ -152,9 +152,9 @@ def test_a_network_without_branches_is_refused() -> None:
 
 def test_a_part_is_moved_whole() -> None:
     part = batch()["poster"]
-    moved = part.each(lambda tensor: tensor.to("meta"))
+    moved = part.map_tensors(lambda tensor: tensor.to("meta"))
     assert moved.rows.is_meta and moved.numbers["pixels"].is_meta and len(moved) == len(part) == 2
     joined = JoinedPart(part, [2, 0], {"pixels": [2, 0]})
-    first, second = joined.each(lambda tensor: tensor + 1).parts()
+    first, second = joined.map_tensors(lambda tensor: tensor + 1).parts()
     assert first.rows.tolist() == [2, 4] and len(second) == 0
     assert second.numbers["pixels"].shape == (0, 3, 32, 32)
