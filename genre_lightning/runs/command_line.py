@@ -6,7 +6,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,10 @@ from genre_lightning.runs.places import best_checkpoint, last_checkpoint, starti
 
 #: With "1" Hydra raises what it would print, and the traceback of everything is shown.
 FULL_ERROR = "HYDRA_FULL_ERROR"
+
+#: What is done as a command of this process ends, however it ends. Hydra tells its callbacks of the
+#: end of a sweep only where nothing was raised.
+at_end = ExitStack()
 
 
 class Refused(SystemExit):
@@ -108,6 +112,7 @@ def command(
                     plain_errors(conf, config, sys.argv[1:]),
                     faster_configuration(),
                     composing(),
+                    at_end,
                 ):
                     main()
             except UserError as error:

@@ -117,6 +117,15 @@ def sweep_overrides(hydra: Any) -> dict[str, Override]:
     return {key_of(override): override for override in parsed(given)}
 
 
+def command_name(hydra: Any) -> str:
+    """What a sweep is called by its command alone, whatever name it was given.
+
+    Args:
+        hydra: ``cfg.hydra``.
+    """
+    return sweep_name(None, hydra.overrides.task, hydra.sweeper)
+
+
 def key_of(override: Override) -> str:
     """The key, without "+" for adding it; "~" for removing it stays."""
     key: str = override.get_key_element().lstrip("+")
