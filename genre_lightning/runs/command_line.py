@@ -26,6 +26,7 @@ from genre_lightning.runs.composing import (
     composed_once,
     faster_configuration,
     known_to_be_a_sweep,
+    ranges_as_written,
 )
 from genre_lightning.runs.config_errors import VERSION_BASE, explain_error
 from genre_lightning.runs.naming import sweep_overrides
@@ -112,6 +113,7 @@ def command(
                     plain_errors(conf, config, sys.argv[1:]),
                     faster_configuration(),
                     composing(),
+                    ranges_as_written(),
                     at_end,
                 ):
                     main()

@@ -172,8 +172,9 @@ def test_what_is_finished_is_not_touched(
 
 @pytest.mark.slow
 def test_the_ready_made_sweep(sweep_here: Sweep, repository: Path) -> None:
-    code, output = sweep_here("sweep=lr_dropout", "optimizer.lr=1e-2")
-    assert code == 0 and "[3/3] model.dropout=0.7" in output
+    dropouts = "model.dropout=range(0.1,0.4,0.1)"
+    code, output = sweep_here("sweep=lr_dropout", "optimizer.lr=1e-2", dropouts)
+    assert code == 0 and "[3/3] model.dropout=0.3  val" in output
     with initialize_config_dir(str(repository / "conf"), version_base="1.3"):
         sweeper = compose("train", ["sweep=lr_dropout"], return_hydra_config=True).hydra.sweeper
     assert [len(values.split(",")) for values in sweeper.params.values()] == [3, 3]
