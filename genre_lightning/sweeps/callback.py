@@ -102,7 +102,7 @@ class SweepCallback(Callback):
             "overrides": list(config.hydra.overrides.task),
             "keys": keys,
             "log_scales": _log_scales(overrides),
-            "fixed": self._first_fixed(overrides.values()),
+            **self._first(overrides.values()),
             "total": self.total,
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "pid": os.getpid(),
@@ -247,13 +247,16 @@ class SweepCallback(Callback):
             for path in self.made:
                 path.rmdir()
 
-    def _first_fixed(self, overrides: Iterable[Override]) -> dict[str, str]:
-        """What was the same for all jobs of the first command that ran this sweep."""
+    def _first(self, overrides: Iterable[Override]) -> dict[str, Any]:
+        """Of the first command that ran this sweep: what was the same for all jobs, and where."""
         try:
-            fixed: dict[str, str] = read_command(self.folder).get("fixed", {})
+            before = read_command(self.folder)
         except FileNotFoundError:
-            return result_settings(overrides)
-        return fixed
+            here = Path.cwd()
+            fixed = result_settings(overrides, here)
+            # As a way from there, which stays where both are moved.
+            return {"fixed": fixed, "given_in": os.path.relpath(here, self.folder)}
+        return {key: before[key] for key in ("fixed", "given_in") if key in before}
 
 
 def _in_a_job(command: int, host: str) -> SweepCallback:
