@@ -79,6 +79,9 @@ class SweepCallback(Callback):
         keys = [key for key, override in overrides.items() if override.is_sweep_override()]
         for key in filter(changes_no_result, keys):
             raise UserError(f"{key} changes no result, so there is no sweep over it")
+        for override in overrides.values():
+            if override.is_discrete_sweep() and not list(override.sweep_string_iterator()):
+                raise UserError(f"{override.input_line} holds no value, so there is no job")
         self.folder = Path(config.hydra.sweep.dir)
         # Of a study; what it refuses leaves everything as it is.
         chosen = config.hydra.sweeper.get("n_trials")

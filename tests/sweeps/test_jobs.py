@@ -216,8 +216,9 @@ def test_fail_fast_starts_no_other(sweep_here: Sweep, tmp_path: Path) -> None:
     [
         (["checkpoint_every_n_steps=1,2"], "checkpoint_every_n_steps changes no result"),
         (["logger=none,csv"], "logger changes no result"),
+        (["seed=range(2,2)", "optimizer.lr=1,2"], "seed=range(2,2) holds no value"),
     ],
-    ids=["checkpoints", "logger"],
+    ids=["checkpoints", "logger", "empty"],
 )
 def test_no_sweep_over_what_changes_nothing(
     overrides: list[str], message: str, sweep_here: Sweep, tmp_path: Path
