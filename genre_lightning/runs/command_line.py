@@ -121,6 +121,10 @@ def command(
                 if shown == "1" and error.__cause__ is not None:
                     raise
                 raise SystemExit(f"error: {error}") from None
+            except KeyboardInterrupt:
+                if shown == "1":
+                    raise
+                raise SystemExit(130) from None
             except BrokenPipeError:
                 # Who reads the output has had enough. Python would complain again at its end.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

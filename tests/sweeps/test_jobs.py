@@ -295,6 +295,18 @@ def test_a_sweep_that_is_stopped_before_its_first_job(
     assert not (sweep / "leaderboard.csv").exists()
 
 
+@pytest.mark.parametrize("overrides", [("seed=0",), ("-m", "seed=0,1")], ids=["run", "sweep"])
+def test_ctrl_c_that_ends_all_at_once_is_no_traceback(
+    overrides: tuple[str, ...], sweep_here: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)  # which shows the traceback, too
+    monkeypatch.setattr("genre_lightning.sweeps.jobs.HydraConfig.get", end)
+    assert sweep_here(*overrides) == (130, "")
+
+
 def test_a_job_that_runs_elsewhere_is_left_alone(sweep_here: Sweep, tmp_path: Path) -> None:
     sweep = tmp_path / "runs" / "sweeps" / "s"
     assert sweep_here("-m", "optimizer.lr=1e-2")[0] == 0
