@@ -40,15 +40,21 @@ def storage(folder: Path) -> optuna.storages.RDBStorage:
 
     Each epoch of a trial opens it. Whether it has all tables and is of this version of Optuna, for
     which Optuna executes twenty scripts in .1 s, is asked at the first time alone.
+
+    Raises:
+        UserError: it is of another version.
     """
     file = (folder / FILE).resolve()
     known = _identity(file) in _known
-    found = optuna.storages.RDBStorage(
-        f"sqlite:///{file}",
-        engine_kwargs={"connect_args": {"timeout": MAX_WAIT_SECONDS}},
-        skip_compatibility_check=known,
-        skip_table_creation=known,
-    )
+    try:
+        found = optuna.storages.RDBStorage(
+            f"sqlite:///{file}",
+            engine_kwargs={"connect_args": {"timeout": MAX_WAIT_SECONDS}},
+            skip_compatibility_check=known,
+            skip_table_creation=known,
+        )
+    except RuntimeError as error:  # which says what to install
+        raise UserError(f"{folder / FILE}: {error}") from error
     _known.add(_identity(file))
     return found
 

@@ -94,7 +94,7 @@ def test_a_study_of_another_optuna_is_refused(tmp_path: Path) -> None:
         connection.execute("UPDATE alembic_version SET version_num = 'v99'")
     connection.close()
     (tmp_path / "known" / "new").replace(tmp_path / "known" / FILE)
-    with pytest.raises(RuntimeError, match="no longer compatible"):
+    with pytest.raises(UserError, match=r"known.study\.db: .*no longer compatible"):
         storage(tmp_path / "known")
 
 
