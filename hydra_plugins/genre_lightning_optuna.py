@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
 from hydra.plugins.sweeper import Sweeper
@@ -24,7 +23,7 @@ class OptunaSweeper(Sweeper):
 
     Args:
         params: the search space, overrides with ``interval``, ``choice`` and the like by key;
-            overrides of the command line come before it.
+            overrides of the command line come before it, see ``sweep_overrides``.
         n_trials: of the study in all, those of earlier commands included.
         startup_trials: drawn at random before TPE begins.
         mode: "max" or "min", which way the monitored value is better.
@@ -41,7 +40,6 @@ class OptunaSweeper(Sweeper):
         seed: int,
         parallel: int,
     ) -> None:
-        self.params = dict(params)
         self.n_trials = n_trials
         self.startup_trials = startup_trials
         self.mode = mode
@@ -60,45 +58,29 @@ class OptunaSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> list[JobReturn]:
         # Hydra imports this module at every start.
         from genre_lightning.errors import UserError
-
-        try:
-            return self._sweep(arguments)
-        except ModuleNotFoundError as error:
-            if error.name != "optuna":
-                raise
-            raise SystemExit(
-                'error: this sweep needs Optuna: pip install "genre-lightning[optuna]"'
-            ) from None
-        except UserError as error:
-            raise SystemExit(f"error: {error}") from None
-
-    def _sweep(self, arguments: Sequence[str]) -> list[JobReturn]:
         from genre_lightning.sweeps.study import study_errors
 
         assert self.config  # setup comes first
-        with study_errors(Path(self.config.hydra.sweep.dir)):
-            return self._run_trials(arguments)
+        try:
+            with study_errors(Path(self.config.hydra.sweep.dir)):
+                return self._run_trials()
+        except UserError as error:
+            raise SystemExit(f"error: {error}") from None
 
-    def _run_trials(self, arguments: Sequence[str]) -> list[JobReturn]:
-        from genre_lightning.runs.naming import job_folder, sweep_name
+    def _run_trials(self) -> list[JobReturn]:
+        from genre_lightning.runs.naming import command_name, job_folder, sweep_overrides
         from genre_lightning.runs.result import read_result
         from genre_lightning.sweeps.journal import Journal, job_label
-        from genre_lightning.sweeps.study import Trials, distribution
+        from genre_lightning.sweeps.study import Trials, search_space
 
         assert self.hydra_context and self.config and self.launcher
-        ready = [f"{key}={value}" for key, value in self.params.items()]
-        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        overrides = {
-            str(override.get_key_element()): override
-            for override in parser.parse_overrides([*ready, *arguments])
-        }
-        space = {key: distribution(o) for key, o in overrides.items() if o.is_sweep_override()}
-        fixed = [str(o.input_line) for o in overrides.values() if not o.is_sweep_override()]
+        overrides = sweep_overrides(self.config.hydra).values()
+        fixed = [str(o.input_line) for o in overrides if not o.is_sweep_override()]
         sweep = Path(self.config.hydra.sweep.dir)
         trials = Trials(
             sweep,
-            sweep_name(None, arguments, {"params": self.params}),
-            space,
+            command_name(self.config.hydra),
+            search_space(overrides),
             maximize=self.mode == "max",
             startup_trials=self.startup_trials,
             seed=self.seed,

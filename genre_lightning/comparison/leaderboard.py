@@ -77,7 +77,8 @@ def print_leaderboard(comparison: Comparison, console: Console) -> None:
     """Print the best groups, what is unfinished and why, and where the best run lies.
 
     What does not fit is left out: time and epochs first, then spread and settings from the last,
-    but for the learning rate, and at last metrics that were asked for; names of runs are shortened.
+    but for the learning rate, and at last metrics that were asked for and what tells datasets
+    apart; names of runs are shortened.
     """
     from rich.padding import Padding
     from rich.table import Table
@@ -86,7 +87,8 @@ def print_leaderboard(comparison: Comparison, console: Console) -> None:
     table = ranked_table(comparison)
     keep = ("rank", RUN, comparison.key_label(LR), comparison.metric)
     rows = [table[0], *table[1][:MAX_ROWS]]
-    columns, left_out = _fitting(rows, console.width, keep, comparison.columns)
+    last = (*map(comparison.key_label, comparison.data_keys), *comparison.columns)
+    columns, left_out = _fitting(rows, console.width, keep, last)
     better = "higher" if comparison.mode == "max" else "lower"
     shown = Table(title=Text(f"{comparison.metric}, {better} is better"), title_justify="left")
     for head, *_ in columns:
@@ -147,7 +149,7 @@ def ranked_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 
 
 def _fitting(
-    rows: Sequence[Sequence[str]], width: int, keep: Sequence[str], asked: Sequence[str]
+    rows: Sequence[Sequence[str]], width: int, keep: Sequence[str], last: Sequence[str]
 ) -> tuple[list[list[str]], list[str]]:
     """The columns that fit into a width, and the heads of those that don't.
 
@@ -155,7 +157,7 @@ def _fitting(
         rows: the heads first.
         width: of the terminal, in characters.
         keep: heads of columns that stay.
-        asked: heads of columns that go after all others.
+        last: heads of columns that go after all others, the first of them at the very last.
     """
     columns = [list(cells) for cells in zip(*rows, strict=True)]
     names = next(column for column in columns if column[0] == RUN)
@@ -166,7 +168,7 @@ def _fitting(
         others = [column for column in columns if column is not names]
         return width - 1 - 3 - sum(3 + max(map(len, column)) for column in others)
 
-    others_last = sorted(columns, key=lambda column: column[0] not in asked)
+    others_last = sorted(columns, key=lambda column: column[0] not in last)
     for column in reversed(others_last):
         if room() >= min(MIN_NAME_WIDTH, max(map(len, names))):
             break

@@ -21,6 +21,7 @@ from genre_lightning.comparison.swept import (
     setting_of,
     setting_order,
     swept_keys,
+    with_paths_alike,
 )
 from genre_lightning.errors import UserError
 from genre_lightning.runs.settings import usual_mode
@@ -192,6 +193,7 @@ def compare_runs(
             "Ranked by the test split: what is chosen this way is no longer tested by it. "
             "Choose by the validation split."
         )
+    runs = with_paths_alike(runs)
     keys = swept_keys(runs)
     data, differing = number_datasets(runs)
     parts = _same_settings(runs, keys)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from genre_lightning.cells import SEPARATOR
@@ -17,6 +18,37 @@ SAME_MOVIES = ("data.batch_size", "data.columns")
 AS_NULL = {"data.genre_separator": SEPARATOR}
 #: Follows from what a run monitors.
 MODE = "monitor_mode"
+
+
+def with_paths_alike(runs: Sequence[Run]) -> list[Run]:
+    """The runs with one path for one place, however and from wherever it was written.
+
+    It is the shortest that was written, or, where another run meant another place by it, the whole.
+    """
+    written: dict[tuple[str, str], set[str]] = {}
+    meant: dict[tuple[str, str], set[str]] = {}
+    places = [
+        {
+            key: os.path.normpath(os.path.join(run.started_in, os.path.expanduser(value)))
+            for key, value in run.settings.items()
+            if is_path(key) and isinstance(value, str)
+        }
+        for run in runs
+    ]
+    for run, found in zip(runs, places, strict=True):
+        for key, place in found.items():
+            value = str(run.settings[key])
+            written.setdefault((key, place), set()).add(value)
+            meant.setdefault((key, value), set()).add(place)
+
+    def shown(key: str, place: str) -> str:
+        own = [value for value in written[key, place] if len(meant[key, value]) == 1]
+        return min(own, key=lambda value: (len(value), value), default=place)
+
+    return [
+        replace(run, settings={**run.settings, **{key: shown(key, found[key]) for key in found}})
+        for run, found in zip(runs, places, strict=True)
+    ]
 
 
 def swept_keys(runs: Sequence[Run]) -> list[str]:
@@ -100,8 +132,10 @@ def number_datasets(runs: Sequence[Run]) -> tuple[dict[Path, int], list[str]]:
     """Which runs are scored on the same movies.
 
     Runs are on the same movies as far as their settings tell. A setting that some of them lack,
-    older ones perhaps, counts only where the others differ in it. A path is the same however it is
-    written.
+    older ones perhaps, counts only where the others differ in it.
+
+    Args:
+        runs: as :func:`with_paths_alike` gives them.
 
     Returns:
         A number for each run by its folder, the same for runs on the same movies; and the settings
@@ -109,7 +143,7 @@ def number_datasets(runs: Sequence[Run]) -> tuple[dict[Path, int], list[str]]:
     """
     data_settings = [
         {
-            key: _place(value, run) if is_path(key) else _comparable(_as_null(key, value))
+            key: _comparable(_as_null(key, value))
             for key, value in run.settings.items()
             if _tells_data(key)
         }
@@ -131,10 +165,3 @@ def number_datasets(runs: Sequence[Run]) -> tuple[dict[Path, int], list[str]]:
 def _as_null(key: str, value: Setting) -> Setting:
     """A setting of the data; None where it says what None says."""
     return None if value == AS_NULL.get(key) else value
-
-
-def _place(value: Setting, run: Run) -> object:
-    """A path as it was meant where the run was started."""
-    if not isinstance(value, str):
-        return value
-    return os.path.normpath(os.path.join(run.started_in, os.path.expanduser(value)))

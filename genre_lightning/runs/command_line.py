@@ -6,7 +6,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from genre_lightning.runs.composing import (
     composed_once,
     faster_configuration,
     known_to_be_a_sweep,
+    ranges_as_written,
 )
 from genre_lightning.runs.config_errors import VERSION_BASE, explain_error
 from genre_lightning.runs.naming import sweep_overrides
@@ -33,6 +34,10 @@ from genre_lightning.runs.places import best_checkpoint, last_checkpoint, starti
 
 #: With "1" Hydra raises what it would print, and the traceback of everything is shown.
 FULL_ERROR = "HYDRA_FULL_ERROR"
+
+#: What is done as a command of this process ends, however it ends. Hydra tells its callbacks of the
+#: end of a sweep only where nothing was raised.
+at_end = ExitStack()
 
 
 class Refused(SystemExit):
@@ -108,12 +113,18 @@ def command(
                     plain_errors(conf, config, sys.argv[1:]),
                     faster_configuration(),
                     composing(),
+                    ranges_as_written(),
+                    at_end,
                 ):
                     main()
             except UserError as error:
                 if shown == "1" and error.__cause__ is not None:
                     raise
                 raise SystemExit(f"error: {error}") from None
+            except KeyboardInterrupt:
+                if shown == "1":
+                    raise
+                raise SystemExit(130) from None
             except BrokenPipeError:
                 # Who reads the output has had enough. Python would complain again at its end.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""Hydra's composition of a configuration: not twice for one command, and with faster parsing."""
+"""Hydra's composition of a configuration: not twice, faster, and with ranges in decimals."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from decimal import Decimal
 from typing import Any
 
 import hydra._internal.defaults_list
@@ -17,6 +18,7 @@ import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository
 from hydra._internal.hydra import Hydra
+from hydra.core.override_parser.types import FloatRange
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -200,6 +202,22 @@ def faster_configuration() -> Iterator[None]:
         interpolations_parsed_once(),
         defaults_without_copies(),
     ):
+        yield
+
+
+@contextmanager
+def ranges_as_written() -> Iterator[None]:
+    """Have ``range(0.1,0.4,0.1)`` hold 0.3, where Hydra adds up 0.30000000000000004.
+
+    Nor is its end left out or not by such a digit, as that of ``range(0,0.9,0.3)``.
+    """
+
+    def as_written(values: FloatRange) -> None:
+        values.start, values.stop, values.step = (
+            Decimal(str(number)) for number in (values.start, values.stop, values.step)
+        )
+
+    with _replaced(FloatRange, "__post_init__", as_written):
         yield
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
@@ -14,7 +15,7 @@ from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, QuotedString
 from omegaconf import OmegaConf
 
 from genre_lightning.runs.settings import changes_no_result, is_path
@@ -41,15 +42,27 @@ def folder_name(text: str, shown: str | None = None) -> str:
     return name or "defaults"
 
 
-def sweep_name(given: str | None, overrides: Sequence[str], sweeper: Mapping[str, Any]) -> str:
+def sweep_name(
+    given: str | None,
+    overrides: Sequence[str],
+    sweeper: Mapping[str, Any],
+    seen_from: Path | None = None,
+) -> str:
     """The name of a sweep: the one given, else made from the command.
 
     It holds the keys that are swept, not their values, so that values can be added, and key=value
     for the others, so that sweeps with different settings are kept apart. A ready-made sweep has
     its own name for its keys. Of a path only its end can be read.
+
+    Args:
+        given: by the user; None for none.
+        overrides: of the command.
+        sweeper: ``cfg.hydra.sweeper``.
+        seen_from: see :func:`_setting`; by default the current folder.
     """
     if given is not None:
         return given
+    seen_from = seen_from or Path.cwd()
     ready = sweeper.get("params") or {}
     named: list[str] = []
     swept: list[str] = []
@@ -63,7 +76,7 @@ def sweep_name(given: str | None, overrides: Sequence[str], sweeper: Mapping[str
         elif override.is_sweep_override():
             swept.append(_shown(key))
         elif not changes_no_result(key):
-            others[key] = value_of(override)
+            others[key] = _setting(override, seen_from)
 
     def joined(values: Mapping[str, str]) -> str:
         return ",".join([*named, *sorted([*swept, *_pairs(values)])])
@@ -83,7 +96,7 @@ def job_folder(overrides: Sequence[str], sweep: str) -> str:
         sweep: the sweep's folder.
     """
     first = read_command(Path(sweep))["fixed"]
-    own = result_settings(parsed(overrides))
+    own = result_settings(parsed(overrides), first_place(Path(sweep)))
     differ = {key: value for key, value in own.items() if first.get(key) != value}
     differ |= {key: "default" for key in first if key not in own}
     return folder_name(
@@ -117,6 +130,16 @@ def sweep_overrides(hydra: Any) -> dict[str, Override]:
     return {key_of(override): override for override in parsed(given)}
 
 
+def command_name(hydra: Any) -> str:
+    """What a sweep is called by its command alone, whatever name it was given.
+
+    Args:
+        hydra: ``cfg.hydra``.
+    """
+    seen_from = first_place(Path(hydra.sweep.dir))
+    return sweep_name(None, hydra.overrides.task, hydra.sweeper, seen_from)
+
+
 def key_of(override: Override) -> str:
     """The key, without "+" for adding it; "~" for removing it stays."""
     key: str = override.get_key_element().lstrip("+")
@@ -127,6 +150,34 @@ def value_of(override: Override) -> str:
     """The value, written as Hydra hands it on to jobs: 0.01 for 1e-2."""
     value: str = override.get_value_element_as_str()
     return value
+
+
+def _setting(override: Override, seen_from: Path) -> str:
+    """The value as names are made of it: of a path the same however, and from wherever, it is told.
+
+    Args:
+        override: of any key.
+        seen_from: a folder. What is below it is named by its path from there, all else by its whole
+            path.
+    """
+    value: Any = override.value()
+    text = value.text if isinstance(value, QuotedString) else value
+    if not is_path(key_of(override)) or not isinstance(text, str) or "${" in text:
+        return value_of(override)
+    path = Path(text).expanduser().absolute()
+    place = path.resolve() if path.name == ".." else path.parent.resolve() / path.name
+    return str(place.relative_to(seen_from) if place.is_relative_to(seen_from) else place)
+
+
+def first_place(sweep: Path) -> Path:
+    """The folder in which the first command of a sweep was given: this one, if it has none yet."""
+    try:
+        told = read_command(sweep).get("given_in")
+    except FileNotFoundError:
+        return Path.cwd()
+    if told is None:  # begun before this was written down
+        return Path.cwd()
+    return Path(os.path.normpath(sweep.absolute() / told)).resolve()
 
 
 def _shown(key: str) -> str:
@@ -146,10 +197,15 @@ def _without_folders(values: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def result_settings(overrides: Iterable[Override]) -> dict[str, str]:
-    """Values by key, of those overrides that change a result and are no sweep."""
+def result_settings(overrides: Iterable[Override], seen_from: Path) -> dict[str, str]:
+    """Values by key, of those overrides that change a result and are no sweep.
+
+    Args:
+        overrides: of a command or a job.
+        seen_from: see :func:`_setting`.
+    """
     return {
-        key: value_of(override)
+        key: _setting(override, seen_from)
         for override in overrides
         if not override.is_sweep_override() and not changes_no_result(key := key_of(override))
     }
@@ -164,8 +220,8 @@ def other_settings(earlier: Sequence[str], now: Sequence[str]) -> str:
         earlier: overrides of the run as it is.
         now: of the job that finds it in its folder.
     """
-    here = result_settings(parsed(now))
-    there = result_settings(parsed(earlier))
+    here = result_settings(parsed(now), Path.cwd())
+    there = result_settings(parsed(earlier), Path.cwd())
     return ",".join(
         f"{_shown(key)}={value}"
         for key, value in sorted(there.items())

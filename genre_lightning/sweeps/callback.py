@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import json
 import math
 import os
@@ -26,8 +25,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from genre_lightning.errors import UserError
 from genre_lightning.files import FullDiskError, remove_unfinished, whole_file
+from genre_lightning.runs.command_line import at_end
 from genre_lightning.runs.commands import shell_command
-from genre_lightning.runs.naming import read_command, result_settings, sweep_overrides
+from genre_lightning.runs.naming import (
+    command_name,
+    read_command,
+    result_settings,
+    sweep_overrides,
+)
 from genre_lightning.runs.process import (
     catch_signals,
     end_with,
@@ -74,7 +79,16 @@ class SweepCallback(Callback):
         keys = [key for key, override in overrides.items() if override.is_sweep_override()]
         for key in filter(changes_no_result, keys):
             raise UserError(f"{key} changes no result, so there is no sweep over it")
+        for override in overrides.values():
+            if override.is_discrete_sweep() and not list(override.sweep_string_iterator()):
+                raise UserError(f"{override.input_line} holds no value, so there is no job")
         self.folder = Path(config.hydra.sweep.dir)
+        # Of a study; what it refuses leaves everything as it is.
+        chosen = config.hydra.sweeper.get("n_trials")
+        if chosen is None:
+            self.total = _number_of_jobs(overrides.values())
+        else:
+            self.total = max(chosen, _trials_so_far(self.folder, config.hydra, overrides.values()))
         self.made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         self.folder.mkdir(parents=True, exist_ok=True)
         self.lock = FileLock(self.folder / ".sweep.lock", timeout=0)
@@ -86,13 +100,12 @@ class SweepCallback(Callback):
                 "name another sweep by sweep.name"
             ) from None
         remove_unfinished(self.folder)
-        self.total = config.hydra.sweeper.get("n_trials") or _number_of_jobs(overrides.values())
         command = {
             "name": self.folder.name,
             "overrides": list(config.hydra.overrides.task),
             "keys": keys,
             "log_scales": _log_scales(overrides),
-            "fixed": self._first_fixed(overrides.values()),
+            **self._first(overrides.values()),
             "total": self.total,
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "pid": os.getpid(),
@@ -107,7 +120,6 @@ class SweepCallback(Callback):
         self.journal.path.unlink(missing_ok=True)
         self.terminal = sys.stdout  # in a job it is something else
         self.shown = self.ended = 0
-        atexit.register(self._unfinished)
         self.over = threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)
         self.thread.start()
@@ -117,6 +129,9 @@ class SweepCallback(Callback):
         self.handlers = catch_signals({signal.SIGTERM, *ending_signals()}, self._stop)
         if config.hydra.launcher._target_.endswith(".JoblibLauncher"):
             _have_workers_end_with_us()
+        if config.hydra.launcher._target_.endswith(".LocalLauncher"):  # of submitit
+            _start_controllers_apart()
+        at_end.callback(self._end)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         # Hydra keeps what every job returns until the end of the sweep. Its configurations, of a
@@ -124,12 +139,8 @@ class SweepCallback(Callback):
         job_return.cfg = job_return.hydra_cfg = None
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        release_signals(self.handlers)
-        self.compose_again()
-        self.over.set()
-        self.thread.join()
+        self._stop_watching()
         self._show()
-        atexit.unregister(self._unfinished)
         try:
             self._leaderboard()
         except FullDiskError as error:
@@ -137,8 +148,6 @@ class SweepCallback(Callback):
         except Exception as error:
             traceback.print_exc()  # Hydra would make a warning of it
             raise SystemExit(1) from error
-        finally:
-            self.lock.release()
         code = self._summary()
         if code:
             raise SystemExit(code)
@@ -151,7 +160,10 @@ class SweepCallback(Callback):
             print_leaderboard,
             write_leaderboard,
         )
+        from genre_lightning.comparison.reading import is_run_folder
 
+        if not any(is_run_folder(path) for path in self.folder.iterdir()):
+            return  # stopped before any job began
         comparison = compare([self.folder])
         write_leaderboard(self.folder, comparison)
         print_leaderboard(comparison, Console(markup=False, emoji=False))
@@ -171,6 +183,12 @@ class SweepCallback(Callback):
             return 0
         print(RESUMES, flush=True)
         return int(stops[0] or 1) if stops else 1
+
+    def _stop_watching(self) -> None:
+        release_signals(self.handlers)
+        self.compose_again()
+        self.over.set()
+        self.thread.join()
 
     def _watch(self) -> None:
         while not self.over.wait(LOOK_EVERY):
@@ -210,7 +228,13 @@ class SweepCallback(Callback):
                     continue
         print("Stopping: the running jobs save and end.", file=self.terminal, flush=True)
 
-    def _unfinished(self) -> None:
+    def _end(self) -> None:
+        """Leave nothing that goes on in this process, however the sweep has ended."""
+        ended = self.over.is_set()
+        self._stop_watching()
+        self.lock.release()
+        if ended:
+            return
         if not self.journal.read():
             self._undo()
             return
@@ -218,7 +242,6 @@ class SweepCallback(Callback):
 
     def _undo(self) -> None:
         """Leave nothing of a sweep whose first job could not even be configured."""
-        self.lock.release()
         if self.folder not in self.made:
             return
         for name in WRITTEN:
@@ -227,13 +250,16 @@ class SweepCallback(Callback):
             for path in self.made:
                 path.rmdir()
 
-    def _first_fixed(self, overrides: Iterable[Override]) -> dict[str, str]:
-        """What was the same for all jobs of the first command that ran this sweep."""
+    def _first(self, overrides: Iterable[Override]) -> dict[str, Any]:
+        """Of the first command that ran this sweep: what was the same for all jobs, and where."""
         try:
-            fixed: dict[str, str] = read_command(self.folder).get("fixed", {})
+            before = read_command(self.folder)
         except FileNotFoundError:
-            return result_settings(overrides)
-        return fixed
+            here = Path.cwd()
+            fixed = result_settings(overrides, here)
+            # As a way from there, which stays where both are moved.
+            return {"fixed": fixed, "given_in": os.path.relpath(here, self.folder)}
+        return {key: before[key] for key in ("fixed", "given_in") if key in before}
 
 
 def _in_a_job(command: int, host: str) -> SweepCallback:
@@ -270,12 +296,47 @@ def _begin_worker(command: int) -> None:
             signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
+def _start_controllers_apart() -> None:
+    """Keep a terminal's signals from submitit's processes on this machine.
+
+    The command answers them, and tells the jobs. At Ctrl-C the process in which submitit waits for
+    a job ends by a traceback, and kills the job before it has saved.
+    """
+    from submitit.local import local
+
+    changed: Any = local
+    start = changed.start_controller
+
+    def start_controller(**how: Any) -> Any:
+        # What is blocked here is blocked for good in a process that is started meanwhile.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
+        try:
+            return start(**how)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+    changed.start_controller = start_controller
+    at_end.callback(setattr, changed, "start_controller", start)
+
+
 def _log_scales(overrides: Mapping[str, Override]) -> dict[str, bool]:
     """Keys that are drawn from a range, and whether its scale is logarithmic."""
     drawn: dict[str, Any] = {
         key: override.value() for key, override in overrides.items() if override.is_interval_sweep()
     }
     return {key: "log" in values.tags for key, values in drawn.items()}
+
+
+def _trials_so_far(folder: Path, hydra: Any, overrides: Iterable[Override]) -> int:
+    """How many trials the study has that this command continues, refused if it can't be."""
+    try:
+        from genre_lightning.sweeps.study import search_space, study_errors, trials_so_far
+    except ModuleNotFoundError as error:
+        if error.name != "optuna":
+            raise
+        raise UserError('this sweep needs Optuna: pip install "genre-lightning[optuna]"') from error
+    with study_errors(folder):
+        return trials_so_far(folder, command_name(hydra), search_space(overrides))
 
 
 def _number_of_jobs(overrides: Iterable[Override]) -> int:

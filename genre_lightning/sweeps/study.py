@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from optuna.distributions import (
     CategoricalDistribution,
     FloatDistribution,
     IntDistribution,
+    check_distribution_compatibility,
 )
 from optuna.trial import FrozenTrial, TrialState
 
@@ -39,15 +40,21 @@ def storage(folder: Path) -> optuna.storages.RDBStorage:
 
     Each epoch of a trial opens it. Whether it has all tables and is of this version of Optuna, for
     which Optuna executes twenty scripts in .1 s, is asked at the first time alone.
+
+    Raises:
+        UserError: it is of another version.
     """
     file = (folder / FILE).resolve()
     known = _identity(file) in _known
-    found = optuna.storages.RDBStorage(
-        f"sqlite:///{file}",
-        engine_kwargs={"connect_args": {"timeout": MAX_WAIT_SECONDS}},
-        skip_compatibility_check=known,
-        skip_table_creation=known,
-    )
+    try:
+        found = optuna.storages.RDBStorage(
+            f"sqlite:///{file}",
+            engine_kwargs={"connect_args": {"timeout": MAX_WAIT_SECONDS}},
+            skip_compatibility_check=known,
+            skip_table_creation=known,
+        )
+    except RuntimeError as error:  # which says what to install
+        raise UserError(f"{folder / FILE}: {error}") from error
     _known.add(_identity(file))
     return found
 
@@ -131,8 +138,57 @@ def distribution(override: Override) -> BaseDistribution:
         raise UserError(f"{override.input_line}: {error}") from error
 
 
+def search_space(overrides: Iterable[Override]) -> dict[str, BaseDistribution]:
+    """What each swept key draws values from."""
+    return {
+        str(override.get_key_element()): distribution(override)
+        for override in overrides
+        if override.is_sweep_override()
+    }
+
+
+def trials_so_far(folder: Path, command: str, space: Mapping[str, BaseDistribution]) -> int:
+    """How many trials the study of a folder has, those that have failed left out.
+
+    Nothing is written.
+
+    Args:
+        folder: the sweep's.
+        command: see :class:`Trials`.
+        space: see :class:`Trials`.
+
+    Raises:
+        UserError: the study is of another command, or draws from something else.
+    """
+    file = folder / FILE
+    if not file.is_file():
+        return 0
+    try:
+        study = optuna.load_study(study_name=NAME, storage=storage(folder))
+    except KeyError:  # killed before the study was made
+        return 0
+    first = study.user_attrs.get("command", command)
+    if first != command:
+        raise UserError(
+            f"{file} is a study of {first}, not of {command}, and their values can't be compared: "
+            "name another folder by sweep.name"
+        )
+    trials = study.get_trials(deepcopy=False)
+    for trial in trials:
+        for key in trial.distributions.keys() & space.keys():
+            try:
+                check_distribution_compatibility(trial.distributions[key], space[key])
+            except ValueError:
+                raise UserError(
+                    f"the trials of {file} have drawn {key} from another kind of range, or from "
+                    "other choices. Only the ends of a range can change: name another folder by "
+                    "sweep.name"
+                ) from None
+    return sum(trial.state not in (TrialState.FAIL, TrialState.WAITING) for trial in trials)
+
+
 class Trials:
-    """The trials of one command that runs a study.
+    """The trials of one command that runs a study, which :func:`trials_so_far` has not refused.
 
     Args:
         folder: the sweep's.
@@ -141,9 +197,6 @@ class Trials:
         maximize: whether more of the monitored value is better.
         startup_trials: drawn at random before TPE begins.
         seed: of the sampler; the same trials are drawn whether the study is interrupted or not.
-
-    Raises:
-        UserError: the study in this folder is of another command.
     """
 
     def __init__(
@@ -156,7 +209,6 @@ class Trials:
         startup_trials: int,
         seed: int,
     ) -> None:
-        self.folder = folder
         self.space = dict(space)
         self.startup_trials = startup_trials
         self.seed = seed
@@ -166,12 +218,6 @@ class Trials:
             direction="maximize" if maximize else "minimize",
             load_if_exists=True,
         )
-        first = self.study.user_attrs.get("command", command)
-        if first != command:
-            raise UserError(
-                f"{folder / FILE} is a study of {first}, not of {command}, and their values can't "
-                "be compared: name another folder by sweep.name"
-            )
         self.study.set_user_attr("command", command)
         for trial in self.unfinished():
             if set(trial.params) != set(space):  # killed while its values were drawn
@@ -197,11 +243,7 @@ class Trials:
         return self._of(TrialState.RUNNING)
 
     def ask(self, total: int) -> bool:
-        """Begin another trial, unless there are ``total`` already.
-
-        Raises:
-            UserError: the choices of a parameter are not those of earlier trials.
-        """
+        """Begin another trial, unless there are ``total`` already."""
         begun = len(self.study.get_trials(deepcopy=False)) - len(self._of(TrialState.WAITING))
         repeated = len(self._repeated())
         if begun - repeated >= total:
@@ -209,13 +251,7 @@ class Trials:
         self.study.sampler = RoundingSampler(
             n_startup_trials=self.startup_trials, seed=self.seed + begun
         )
-        try:
-            self.study.ask(self.space)
-        except ValueError as error:
-            raise UserError(
-                f"{self.folder / FILE}: the search space has changed ({error}): name another "
-                "folder by sweep.name"
-            ) from error
+        self.study.ask(self.space)
         return True
 
     def tell(self, number: int, result: Mapping[str, Any]) -> bool:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -55,3 +59,31 @@ def test_another_error_is_told_as_it_is(tmp_path: Path) -> None:
     with pytest.raises((AttributeError, pickle.PicklingError), match=r"pickle|local object"):
         write_checkpoint({"function": lambda: None}, tmp_path / "file.ckpt")
     assert os.listdir(tmp_path) == ["folder"]
+
+
+def test_a_signal_that_ends_a_run_is_no_failure_of_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writes = 0
+    ends_at: int | None = None
+
+    class Ended(io.FileIO):
+        def write(self, data: Any) -> int:
+            nonlocal writes
+            writes += 1
+            if writes == ends_at:
+                raise SystemExit(130)  # as a second Ctrl-C does
+            return super().write(data)
+
+    @contextmanager
+    def opened(path: Path, mode: str) -> Iterator[Ended]:
+        with Ended(path, mode) as file:
+            yield file
+
+    monkeypatch.setattr("genre_lightning.checkpoint.writing.whole_file", opened)
+    content = {"state_dict": {"a": torch.ones(700), "b": torch.ones(40_000)}, "plain": ["Action"]}
+    write_checkpoint(content, tmp_path / "whole.ckpt")
+    for number in range(1, writes + 1):
+        writes, ends_at = 0, number
+        with pytest.raises(SystemExit):
+            write_checkpoint(content, tmp_path / "file.ckpt")

@@ -111,6 +111,17 @@ def test_keys_that_do_not_fit_are_left_to_the_files(tmp_path: Path, wide: bool):
     assert ("No room here" in text) is not wide
 
 
+def test_what_tells_datasets_apart_goes_last(tmp_path: Path):
+    for number in range(4):
+        settings = {"data.path": f"{number % 2}.csv"}
+        choices = {"model": f"a_model_with_a_long_name_{number // 2}"}
+        write_run(tmp_path / str(number), settings, choices=choices)
+    text = printed(compare([tmp_path]), 50)
+    rows = [line.split("│") for line in text.splitlines() if line.startswith("│")]
+    assert [row[3].strip() for row in rows] == ["0.csv", "0.csv", "1.csv", "1.csv"]
+    assert "the leaderboard's files: model, " in " ".join(text.split())
+
+
 def test_where_nothing_has_finished_nothing_has_a_rank(tmp_path: Path):
     write_run(tmp_path / "a", {"optimizer.lr": 0.1}, [0.5], status="failed", error="Error: x")
     write_run(tmp_path / "b", {"optimizer.lr": 0.2}, [], status="failed", error="Error: y")

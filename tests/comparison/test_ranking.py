@@ -263,3 +263,18 @@ def test_what_makes_data_different(
     found = compare([tmp_path])
     assert (len({group.data for group in found.groups}) == 1) is same
     assert any("different data" in note for note in found.notes) is not same
+    # Nor is there a column for one place that is written in two ways.
+    differs = [key for key in {**one, **other} if one.get(key) != other.get(key)]
+    if same and differs == ["data.root"]:
+        assert found.keys == () and [group.settings for group in found.groups] == [()]
+
+
+def test_paths_from_different_folders(tmp_path: Path):
+    for number, (cwd, path) in enumerate([("/a", "m.csv"), ("/b", "m.csv"), ("/c", "../b/m.csv")]):
+        folder = write_run(tmp_path / str(number), {"data.path": path, "seed": number})
+        file = folder / ".hydra" / "hydra.yaml"
+        hydra = yaml.safe_load(file.read_text())
+        hydra["hydra"]["runtime"]["cwd"] = cwd
+        file.write_text(yaml.safe_dump(hydra))
+    groups = {group.settings: len(group.runs) for group in compare([tmp_path]).groups}
+    assert groups == {("/a/m.csv",): 1, ("../b/m.csv",): 2}

@@ -15,6 +15,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import OmegaConf, read_write
@@ -26,6 +27,7 @@ from genre_lightning.runs.composing import (
     faster_configuration,
     interpolations_parsed_once,
     known_to_be_a_sweep,
+    ranges_as_written,
     read_by_libyaml,
     written_by_libyaml,
 )
@@ -272,3 +274,20 @@ def test_libyaml_refuses_what_omegaconf_refuses(text: str, said: str, tmp_path: 
     with read_by_libyaml(), pytest.raises(yaml.YAMLError, match=said) as found:
         OmegaConf.load(file)
     assert str(file) in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("range(0.1,0.4,0.1)", "0.1 0.2 0.3"),
+        ("range(0,0.9,0.3)", "0.0 0.3 0.6"),
+        ("range(0.3,0,-0.1)", "0.3 0.2 0.1"),
+        ("range(1e-3,4e-3,1e-3)", "0.001 0.002 0.003"),
+        ("shuffle(range(1.5,2,0.5))", "1.5"),
+        ("range(3)", "0 1 2"),
+    ],
+)
+def test_a_range_holds_the_numbers_that_one_would_write(text: str, wanted: str) -> None:
+    (override,) = OverridesParser.create().parse_overrides([f"a={text}"])
+    with ranges_as_written():
+        assert list(override.sweep_string_iterator()) == wanted.split()

@@ -107,12 +107,40 @@ def test_a_name_of_ones_own() -> None:
     ],
 )
 def test_a_job_is_named_by_what_differs_from_the_first_command(
-    overrides: list[str], name: str, tmp_path: Path
+    overrides: list[str], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     fixed = {"data": "ml1m", "data.root": "/a/ml1m", "seed": "3"}
-    (tmp_path / "sweep.json").write_text(json.dumps({"fixed": fixed}))
+    (tmp_path / "sweep.json").write_text(json.dumps({"fixed": fixed, "given_in": "."}))
     found = job_folder(overrides, str(tmp_path))
     assert found == name or (name.endswith("~") and found.startswith(name))
+
+
+def test_a_file_is_the_same_however_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("here/sweep", "there"):
+        (tmp_path / folder).mkdir(parents=True)
+    command = {"fixed": {"data.path": "a.csv"}, "given_in": ".."}
+    (tmp_path / "here" / "sweep" / "sweep.json").write_text(json.dumps(command))
+
+    def names(path: str, sweep: str) -> tuple[str, str]:
+        swept = f"model.branches.mine.path={path}"
+        return job_folder([f"data.path={path}"], sweep), job_folder([swept], sweep)
+
+    wanted = ("defaults", "data.path=default,model.branches.mine.path=a.csv")
+    monkeypatch.chdir(tmp_path / "here")
+    for path in ("a.csv", "'a.csv'", "./a.csv", "../here/a.csv", str(tmp_path / "here" / "a.csv")):
+        assert names(path, "sweep") == wanted
+        assert sweep_name(None, [f"data.path={path}"], NO_PARAMS) == "data.path=a.csv"
+    monkeypatch.chdir(tmp_path / "there")
+    for path in ("../here/a.csv", str(tmp_path / "here" / "a.csv")):
+        assert names(path, "../here/sweep") == wanted
+    assert names("a.csv", "../here/sweep")[0].startswith("data.path=a.csv~")
+    # A project that is moved takes its sweeps along.
+    (tmp_path / "here").rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path / "moved")
+    assert names("a.csv", "sweep") == wanted
 
 
 def test_what_a_run_was_resumed_with() -> None:

@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.plugins import Plugins
 from hydra.types import HydraContext
 
@@ -170,8 +172,9 @@ def test_what_is_finished_is_not_touched(
 
 @pytest.mark.slow
 def test_the_ready_made_sweep(sweep_here: Sweep, repository: Path) -> None:
-    code, output = sweep_here("sweep=lr_dropout", "optimizer.lr=1e-2")
-    assert code == 0 and "[3/3] model.dropout=0.7" in output
+    dropouts = "model.dropout=range(0.1,0.4,0.1)"
+    code, output = sweep_here("sweep=lr_dropout", "optimizer.lr=1e-2", dropouts)
+    assert code == 0 and "[3/3] model.dropout=0.3  val" in output
     with initialize_config_dir(str(repository / "conf"), version_base="1.3"):
         sweeper = compose("train", ["sweep=lr_dropout"], return_hydra_config=True).hydra.sweeper
     assert [len(values.split(",")) for values in sweeper.params.values()] == [3, 3]
@@ -213,8 +216,9 @@ def test_fail_fast_starts_no_other(sweep_here: Sweep, tmp_path: Path) -> None:
     [
         (["checkpoint_every_n_steps=1,2"], "checkpoint_every_n_steps changes no result"),
         (["logger=none,csv"], "logger changes no result"),
+        (["seed=range(2,2)", "optimizer.lr=1,2"], "seed=range(2,2) holds no value"),
     ],
-    ids=["checkpoints", "logger"],
+    ids=["checkpoints", "logger", "empty"],
 )
 def test_no_sweep_over_what_changes_nothing(
     overrides: list[str], message: str, sweep_here: Sweep, tmp_path: Path
@@ -233,6 +237,22 @@ def test_a_slip_in_a_key_leaves_nothing(
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 1 and "optimizer.lrr" in output + errors
     assert "resumes it" not in output and "Sweep s" not in output
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_sweep_that_can_not_begin_leaves_its_process_as_it_was(
+    sweep_here: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)  # which shows the traceback, too
+
+    def state() -> tuple[Any, ...]:
+        signals = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+        return set(threading.enumerate()), signals, ConfigLoaderImpl.load_sweep_config
+
+    before = state()
+    for _ in range(2):
+        code, output = sweep_here("-m", "optimizer.lrr=1e-2,1e-3")
+        assert code == 1 and "optimizer.lrr" in output and state() == before
     assert not (tmp_path / "runs").exists()
 
 
@@ -258,6 +278,33 @@ def test_a_sweep_is_run_by_one_command_at_a_time(sweep_here: Sweep, tmp_path: Pa
         code, output = sweep_here("-m", "optimizer.lr=1e-2,1e-3")
     assert code == 1 and "another command is running the sweep runs/sweeps/s" in output
     assert not jobs(sweep)
+
+
+def test_a_sweep_that_is_stopped_before_its_first_job(
+    sweep_here: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = tmp_path / "runs" / "sweeps" / "s"
+
+    def stop(keep: bool) -> Callable[[], None]:
+        Journal(sweep).write("stopping", code=130)
+        return lambda: None
+
+    monkeypatch.setattr("genre_lightning.sweeps.callback.compose_what_jobs_share_once", stop)
+    code, output = sweep_here("-m", "optimizer.lr=1e-2,1e-3")
+    assert code == 130 and "2 not started" in output and "Traceback" not in output
+    assert not (sweep / "leaderboard.csv").exists()
+
+
+@pytest.mark.parametrize("overrides", [("seed=0",), ("-m", "seed=0,1")], ids=["run", "sweep"])
+def test_ctrl_c_that_ends_all_at_once_is_no_traceback(
+    overrides: tuple[str, ...], sweep_here: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)  # which shows the traceback, too
+    monkeypatch.setattr("genre_lightning.sweeps.jobs.HydraConfig.get", end)
+    assert sweep_here(*overrides) == (130, "")
 
 
 def test_a_job_that_runs_elsewhere_is_left_alone(sweep_here: Sweep, tmp_path: Path) -> None:
@@ -389,6 +436,32 @@ def test_a_sweep_that_is_interrupted_and_killed_resumes(
     assert (resumed["status"], resumed["epochs"], resumed["attempts"]) == ("completed", epochs, 2)
     rows = (jobs(sweep)["0.001"] / "metrics.csv").read_text().splitlines()
     assert len(rows) == 1 + epochs
+
+
+@pytest.mark.slow
+def test_ctrl_c_reaches_submitits_jobs_by_the_command_alone(
+    command: Callable[..., Any],
+    tmp_path: Path,
+    repository: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("submitit")
+    monkeypatch.setenv("PYTHONPATH", str(repository))
+    process = command(
+        *("hydra/launcher=submitit_local", "optimizer.lr=1e-2,1e-3", "trainer.max_epochs=500"),
+        *("callbacks.early_stopping=null", "++callbacks.slow._target_=tests.running.SlowEpochs"),
+        fork_interpreters=False,
+    )
+    sweep = tmp_path / "runs" / "sweeps" / "s"
+    wait_for(lambda: len(list(sweep.glob("*/checkpoints/last.ckpt"))) == 2, process)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all that are started here
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 130 and "2 interrupted" in output
+    assert output.count("Stopping") == 1 and "Traceback" not in output + errors
+    for folder in jobs(sweep).values():
+        assert "stopping after this step" in (folder / "train.log").read_text("utf-8")
+        epochs = len((folder / "metrics.csv").read_text("utf-8").splitlines()) - 1
+        assert recorded(folder)["epochs"] == epochs
 
 
 LAUNCHERS = {

@@ -28,7 +28,7 @@ from optuna.distributions import (
 from optuna.trial import TrialState
 
 from genre_lightning.errors import UserError
-from genre_lightning.sweeps.study import FILE, NAME, Trials, distribution, storage
+from genre_lightning.sweeps.study import FILE, NAME, Trials, distribution, storage, trials_so_far
 from genre_lightning.training.callbacks.pruning import Pruning
 from tests.forking import Command, run_command
 
@@ -94,7 +94,7 @@ def test_a_study_of_another_optuna_is_refused(tmp_path: Path) -> None:
         connection.execute("UPDATE alembic_version SET version_num = 'v99'")
     connection.close()
     (tmp_path / "known" / "new").replace(tmp_path / "known" / FILE)
-    with pytest.raises(RuntimeError, match="no longer compatible"):
+    with pytest.raises(UserError, match=r"known.study\.db: .*no longer compatible"):
         storage(tmp_path / "known")
 
 
@@ -156,23 +156,27 @@ def test_a_trial_that_was_killed_at_birth(tmp_path: Path) -> None:
     assert set(study.unfinished()[0].params) == set(LR)
 
 
+OTHER_KIND = {"optimizer.lr": CategoricalDistribution(("1",))}
+
+
 @pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"command": "b"}, r"study of a, not of b.*sweep\.name"),
-        (
-            {"space": {"optimizer.lr": CategoricalDistribution(("1",))}},
-            r"search space.*sweep\.name",
-        ),
-    ],
+    ("name", "space", "message"),
+    [("b", LR, r"study of a, not of b.*sweep\.name"), ("a", OTHER_KIND, r"optimizer\.lr.*kind")],
     ids=["other-settings", "other-kind-of-space"],
 )
-def test_what_can_not_be_compared_is_refused(change: Any, message: str, tmp_path: Path) -> None:
+def test_what_can_not_be_compared_is_refused(
+    name: str, space: Any, message: str, tmp_path: Path
+) -> None:
+    assert trials_so_far(tmp_path, "a", LR) == 0
     study = trials(tmp_path)
-    study.ask(1)
+    study.ask(2)
     study.tell(0, completed(0.5))
+    before = (tmp_path / FILE).read_bytes()
     with pytest.raises(UserError, match=message):
-        trials(tmp_path, **change).ask(2)
+        trials_so_far(tmp_path, name, space)
+    assert (tmp_path / FILE).read_bytes() == before
+    wider = {"optimizer.lr": FloatDistribution(1e-5, 1, log=True)}
+    assert trials_so_far(tmp_path, "a", wider) == 1
 
 
 # Pruning.
@@ -312,6 +316,20 @@ def test_a_trial_with_the_values_of_an_earlier_one_has_its_value(
     (result,) = results(tmp_path / "study")
     assert [trial.value for trial in read(tmp_path / "study")] == [result["monitor_value"]] * 3
 
+    def contents() -> dict[Path, bytes]:
+        files = (path for path in (tmp_path / "study").rglob("*") if path.is_file())
+        return {path: path.read_bytes() for path in files}
+
+    # What can't be continued is refused before a trial is shown and anything is written.
+    before = contents()
+    refused = run_command([*command, "optimizer.lr=interval(1,2)", *space[1:]], tmp_path)
+    assert refused.returncode == 1 and "have drawn optimizer.lr from another" in refused.stderr
+    assert refused.stdout == "" and contents() == before
+    # With fewer trials than there are, all are counted.
+    ended = run_command([*command, *space, "sweep.n_trials=1"], tmp_path)
+    assert ended.returncode == 0 and "Sweep study: 3 jobs" in ended.stdout
+    assert [f"[{number}/3]" in ended.stdout for number in (1, 2, 3)] == [True] * 3
+
 
 @pytest.mark.slow
 def test_trials_in_parallel_of_which_one_fails(command: list[str], tmp_path: Path) -> None:
@@ -339,6 +357,7 @@ def test_without_optuna_the_error_says_what_to_install(repository: Path, tmp_pat
     assert ended.returncode == 1
     assert 'pip install "genre-lightning[optuna]"' in ended.stderr
     assert "Traceback" not in ended.stderr
+    assert not (tmp_path / "runs").exists()
 
 
 def test_the_ready_made_study(repository: Path) -> None:
