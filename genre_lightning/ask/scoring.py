@@ -83,7 +83,7 @@ def calibrated(
         genres=questioner.genres,
         thresholds=torch.full((len(questioner.genres),), 0.5),
         inputs={BRANCH: given},
-        data=data.describe()["data"],
+        data=data.source(),
         shows={name: "poster" if name == POSTER else "text" for name in questioner.show},
     )
     found = _clipped(scores[answered], questioner.answers)

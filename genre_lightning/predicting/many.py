@@ -23,7 +23,7 @@ from genre_lightning.predicting.printing import (
 )
 from genre_lightning.predicting.tables import MovieRows, progress, reading, writing
 from genre_lightning.runs.commands import shell_command
-from genre_lightning.wording import printable
+from genre_lightning.wording import counted, printable
 
 if TYPE_CHECKING:
     from genre_lightning.predicting.asked import AskedMovies
@@ -191,7 +191,7 @@ def _cells(predictor: GenrePredictor, prediction: Prediction) -> list[str]:
 
 
 def _print_summary(movies: int, problems: int, out: Path | None) -> None:
-    text = f"{movies} movie" if movies == 1 else f"{movies} movies"
+    text = counted(movies, "movie")
     if problems:
         text += f", {problems} with a problem (a poster that can't be read, or nothing to go by)"
     place = "" if out is None or str(out) == "-" else f"; written to {shell_command(out)}"

@@ -11,6 +11,7 @@ from typing import Any
 
 from genre_lightning.files import AppendedText
 from genre_lightning.runs.naming import chosen_overrides, read_command
+from genre_lightning.wording import counted
 
 #: What becomes of a job whose values another job of the same command has: that one trains.
 SAME = "same as another job"
@@ -81,5 +82,5 @@ def line(event: Mapping[str, Any], number: int, total: int) -> str:
     if "seconds" in event:
         parts.append(f"{event['seconds']:.0f} s")
     if event.get("resumed") is not None:
-        parts.append(f"(resumed after {event['resumed']} epochs)")
+        parts.append(f"(resumed after {counted(event['resumed'], 'epoch')})")
     return "  ".join(parts)
