@@ -601,6 +601,44 @@ def test_movies_learnt_from_are_not_drawn_to_be_scored(change: str, tmp_path: Pa
         scored.changed_notes("test", *told)
 
 
+@pytest.mark.parametrize("changed", ["val_fraction", "split_seed", "folds", "nothing"])
+@pytest.mark.parametrize("given", ["train", ""], ids=["split named", "no split"])
+def test_validation_drawn_by_other_settings_than_in_training_is_refused(
+    given: str, changed: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "movies.csv"
+    rows = [f"T{n},,{'A' if n % 2 else 'B'},{given if n else 'test'}" for n in range(20)]
+    path.write_text("\n".join(["title,poster,genres,split", *rows]))
+    had = {"val_fraction": 0.3, "split_seed": 4, "folds": 3}
+    trained = module(path, tmp_path / "cache", {"title": terms()}, **had)
+    trained.setup()
+    card = trained.describe()
+    kept = {name: value for name, value in had.items() if name != changed}
+    if changed == "val_fraction":  # which folds have no use for
+        trained = module(path, tmp_path / "cache", {"title": terms()}, **{**had, "folds": 1})
+        trained.setup()
+        card, kept = trained.describe(), {"split_seed": 4}
+    scored = module(path, tmp_path / "cache", trained.inputs, genres=trained.genres, **kept)
+    scored.setup()
+    told = (card["data"], card["learnt_from"])
+    assert scored.changed_notes("test", *told) == []
+    assert scored.holds_learnt("val", *told) is (changed != "nothing")
+    if changed == "nothing":
+        assert scored.changed_notes("val", *told) == []
+        return
+    with pytest.raises(
+        DataError, match=rf"^split=val: .* had, .*data\.{changed}={card['data'][changed]}"
+    ):
+        scored.changed_notes("val", *told)
+
+
+def test_folds_that_a_named_validation_leaves_out_are_told(write: Write, tmp_path: Path) -> None:
+    data = module(write("movies"), tmp_path / "cache", {"title": terms()}, folds=3)
+    data.setup()
+    assert {movie.split for movie in data.movie_set.movies} >= {"val"}
+    assert "data.folds=3 is left out: the dataset says which movies are val" in data.summary()
+
+
 def test_of_a_split_that_is_given_changed_movies_are_told(write: Write, tmp_path: Path) -> None:
     path = write("movies")
     data = module(path, tmp_path / "cache", {"title": terms()})
