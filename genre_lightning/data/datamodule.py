@@ -361,6 +361,10 @@ class MovieDataModule(pl.LightningDataModule):
         lines: list[Table | str] = [render_table(table, title=f"Dataset: {self.reader}")]
         if self.validates_by_folds:
             lines.append(f"validation: {self.folds} folds of train")
+        elif self.folds > 1:
+            lines.append(
+                f"data.folds={self.folds} is left out: the dataset says which movies are val"
+            )
         learnt_from = len(self.splits["train"])
         if self.inputs and self.batch_size is not None and self.batch_size > learnt_from:
             lines.append(
@@ -476,7 +480,10 @@ class MovieDataModule(pl.LightningDataModule):
         }
 
     def train_dataloader(self) -> MovieLoader:
-        return self._own_loader("train", shuffle=True)
+        loader = self._own_loader("train", shuffle=True)
+        # Lightning says that it turns off shuffling, and can't do it here.
+        loader.order.repeats = getattr(self.trainer, "overfit_batches", 0) > 0
+        return loader
 
     def val_dataloader(self) -> MovieLoader:
         # A limit counts batches, so they are of the size that they have in training.

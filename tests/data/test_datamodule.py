@@ -295,6 +295,29 @@ def test_a_part_of_validation_is_counted_in_batches_of_training(
     assert seen == sizes
 
 
+@pytest.mark.parametrize("overfit_batches", [0.0, 2])
+def test_batches_to_be_learnt_by_heart_are_the_same_in_each_epoch(
+    overfit_batches: float, write: Write, tmp_path: Path
+) -> None:
+    data = module(write("movies"), tmp_path / "cache", {"poster": pixels(augment=AUGMENT)})
+    seen: list[tuple[int, MovieBatch]] = []
+
+    class Model(Seen):
+        def training_step(self, batch: MovieBatch, batch_idx: int) -> torch.Tensor:
+            seen.append((self.current_epoch, batch))
+            return super().training_step(batch, batch_idx)
+
+    trainer = pl.Trainer(
+        max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+        overfit_batches=overfit_batches,
+    )  # fmt: skip
+    trainer.fit(Model(), datamodule=data)
+    epochs = [[numbers(batch, "poster", "pixels") for at, batch in seen if at == n] for n in (0, 1)]
+    assert len(epochs[0]) == (overfit_batches or 3)
+    assert all(torch.equal(*pair) for pair in zip(*epochs, strict=True)) is bool(overfit_batches)
+
+
 def test_large_posters_are_prepared_by_the_batch(write: Write, tmp_path: Path) -> None:
     inputs: dict[str, Input] = {"title": terms(), "poster": pixels(size=512)}
     data = module(write("movies"), tmp_path / "cache", inputs, batch_size=2)
