@@ -170,6 +170,11 @@ class GenreModule(pl.LightningModule):
             )
         if self.uses_lbfgs and self.trainer.world_size > 1:
             raise UserError("optimizer=lbfgs trains in one process: set trainer.devices=1")
+        if self.uses_lbfgs and self.trainer.gradient_clip_val:
+            raise UserError(
+                "optimizer=lbfgs finds no optimum by gradients that are cut: set "
+                "trainer.gradient_clip_val=null"
+            )
 
     def on_train_epoch_start(self) -> None:
         self._train_loss_logged = False
