@@ -77,7 +77,13 @@ def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> di
     validation = scores if cfg.split == "val" else None
     if validation is None and len(model.inputs) > 1 and len(data.splits["val"]):
         # To compare the branches fairly.
-        validation = score_split(model, data, "val", device, cfg.batch_size)
+        if data.holds_learnt("val", model.data, model.learnt_from):
+            notes.append(
+                "the report does not compare the branches: val is drawn by other settings than in "
+                "training, and holds movies that were learnt from; split=val says what to give"
+            )
+        else:
+            validation = score_split(model, data, "val", device, cfg.batch_size)
     origin = Origin(
         checkpoint=checkpoint,
         command=shell_command("python", "evaluate.py", *overrides),

@@ -154,6 +154,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         load_lightning()
         from hydra.utils import instantiate
         from pytorch_lightning import Callback
+        from pytorch_lightning.callbacks import ProgressBar
         from rich.console import Console
 
         from genre_lightning.checkpoint.card import TRAINING_KEY
@@ -175,7 +176,11 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     console = Console(markup=False, emoji=False, quiet=not is_first_process())
     result["threads"] = set_threads()
     # Before the data, whose vectors may take minutes: a slip is told at once.
-    callbacks = make_parts("callbacks", cfg.callbacks, Callback)
+    # That of best.ckpt first: the first that saves tells Lightning, and us, which epoch is best.
+    parts = {"checkpoint": cfg.callbacks.checkpoint, **cfg.callbacks}
+    callbacks = make_parts("callbacks", parts, Callback)
+    if not cfg.trainer.enable_progress_bar:
+        callbacks = [each for each in callbacks if not isinstance(each, ProgressBar)]
     data = make_data(cfg)
     for part in data.summary():
         console.print(part)
@@ -192,6 +197,8 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
             precision=precision,
             callbacks=[history, EpochLog(history), *callbacks],
             logger=False,  # see open_loggers
+            # Without one of ours Lightning would add its own.
+            enable_progress_bar=any(isinstance(each, ProgressBar) for each in callbacks),
             plugins=[make_checkpoint_io(cfg)],
         )
     settings = run_settings(
@@ -218,7 +225,11 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         result["pruned"] = any(isinstance(c, Pruning) and c.pruned for c in callbacks)
         result["train_samples_per_second"] = history.samples_per_second
         if not best:
-            raise UserError("no epoch was validated, so there is no best checkpoint")
+            raise UserError(
+                "no epoch was validated, so there is no best checkpoint: trainer.max_steps and "
+                "trainer.max_time must leave room for a whole epoch, and trainer.max_epochs for "
+                "trainer.check_val_every_n_epoch; trainer.limit_val_batches must be above 0"
+            )
         result["best_checkpoint"] = str(Path(best).relative_to(folder))
         if not trainer.is_global_zero:
             return
@@ -229,7 +240,8 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         for split, found in scores.items():
             result[split] = split_metrics(model, found)
             print_genre_table(model, found, result[split], console)
-        result["monitor_value"] = float(trainer.checkpoint_callback.best_model_score)
+        # Over the whole split, also where training has looked at a part of it.
+        result["monitor_value"] = result["val"][cfg.monitor.removeprefix("val/")]
         log_outcome(trainer.loggers, trainer.global_step, model, data, scores, result, Path(best))
 
 

@@ -199,6 +199,22 @@ def test_a_test_split_that_would_hold_movies_of_train_is_refused(
     assert evaluate_here(told)["num_movies"] == 6
 
 
+def test_branches_are_not_compared_on_movies_that_were_learnt_from(
+    trained_run: Path, evaluate_here: Evaluate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    demo = ["data=demo", "data.num_movies=120", "data.poster_height=48", "gallery=0"]
+    compared = {}
+    for changed in ([], ["data.split_seed=0", "data.val_fraction=0.3"]):
+        evaluate_here(best(trained_run), *demo, *changed)
+        said = " ".join(capsys.readouterr().out.split())
+        assert ("the report does not compare the branches" in said) is bool(changed)
+        report = (tmp_path / "evaluation" / "report.html").read_text("utf-8")
+        compared[bool(changed)] = "branch-table" in report
+    assert compared == {False: True, True: False}
+    with pytest.raises(DataError, match=r"^split=val: .* had, data\.val_fraction=0\.15 "):
+        evaluate_here(best(trained_run), *demo, "data.val_fraction=0.3", "split=val")
+
+
 def test_an_unknown_genre_is_named(
     trained_run: Path, evaluate_here: Evaluate, manifest: Any
 ) -> None:

@@ -16,12 +16,14 @@ from typing import Any
 
 import pytest
 import torch
+from sklearn.metrics import average_precision_score
 
 from genre_lightning.checkpoint.card import CHECKPOINT_KEY, CheckpointError
 from genre_lightning.checkpoint.model import load_model
 from genre_lightning.data.datamodule import MovieDataModule
 from genre_lightning.errors import SettingError, UserError
 from genre_lightning.report.evaluation import score_split
+from genre_lightning.runs.config_errors import also_options_of
 from genre_lightning.scoring.losses import BCELoss
 from genre_lightning.training.module import DivergedError
 from tests.forking import Command
@@ -526,6 +528,59 @@ def test_another_network_by_name_leaves_the_formers_arguments(
         )
         network = load_model(tmp_path / "checkpoints" / "best.ckpt").network
     assert network.description["branches"]["title_tfidf"]["name"] == "terms_small"
+
+
+def test_a_saver_of_ones_own_does_not_tell_the_best_epoch(
+    train_here: Train, tiny_overrides: Overrides, tmp_path: Path
+) -> None:
+    (tmp_path / "own" / "callbacks").mkdir(parents=True)
+    (tmp_path / "own" / "callbacks" / "first.yaml").write_text(
+        "defaults: [_self_, default]\n"
+        "every:\n"
+        "  _target_: pytorch_lightning.callbacks.ModelCheckpoint\n"
+        "  dirpath: ${hydra:runtime.output_dir}/every\n"
+        "  save_top_k: -1\n"
+        "  monitor: val/loss\n"
+    )
+    own = [also_options_of(tmp_path / "own"), "callbacks=first"]
+    result = train_here(tmp_path / "run", tiny_overrides(*own, model="title"))
+    assert len(list((tmp_path / "run" / "every").iterdir())) == 2
+    assert result["best_checkpoint"] == "checkpoints/best.ckpt"
+    rows = (tmp_path / "run" / "metrics.csv").open(newline="")
+    best = max(float(row["val/map_macro"]) for row in csv.DictReader(rows))
+    assert result["monitor_value"] == result["val"]["map_macro"] == pytest.approx(best, abs=1e-6)
+
+
+def test_the_monitored_value_is_of_all_of_validation(
+    train_here: Train, tiny_overrides: Overrides, tmp_path: Path
+) -> None:
+    part = ["data.batch_size=8", "+trainer.limit_val_batches=1"]
+    result = train_here(tmp_path, tiny_overrides(*part, model="title"))
+    model = load_model(tmp_path / "checkpoints" / "best.ckpt")
+    data = MovieDataModule.from_description(
+        model.data, inputs=model.inputs, cache_dir=os.environ["GENRE_LIGHTNING_CACHE"],
+        genres=model.genres,
+    )  # fmt: skip
+    data.setup()
+    scores = score_split(model, data, "val")
+    true, given = scores.targets.numpy(), scores.scores.numpy()
+    there = [column for column in range(true.shape[1]) if true[:, column].any()]
+    expected = [average_precision_score(true[:, column], given[:, column]) for column in there]
+    assert len(true) > 8
+    assert result["monitor_value"] == pytest.approx(sum(expected) / len(there), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "off", ["callbacks.progress_bar=null", "trainer.enable_progress_bar=false"]
+)
+def test_a_training_without_a_progress_bar(
+    off: str, train_here: Train, tiny_overrides: Overrides, tmp_path: Path, capfd: Any
+) -> None:
+    shown = ("callbacks.progress_bar=null", "++trainer.enable_progress_bar=false")
+    overrides = [one for one in tiny_overrides(model="title") if one not in shown]
+    train_here(tmp_path, [*overrides, off])
+    out, err = capfd.readouterr()
+    assert "Epoch" not in out + err and "it/s" not in out + err
 
 
 def test_a_share_of_less_than_a_batch_is_refused_in_one_sentence(

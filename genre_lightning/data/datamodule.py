@@ -48,6 +48,8 @@ MAX_EVAL_BYTES = 64 * (3 * 4 * 384 * 256)
 MAX_EVAL_MOVIES = 1024
 #: Arguments that say how the dataset is split; a checkpoint records them.
 SPLIT_SETTINGS = ("val_fraction", "test_fraction", "folds", "split_seed")
+#: Those of them by which validation is drawn from train.
+VAL_SETTINGS = ("val_fraction", "folds", "split_seed")
 
 
 class MovieDataModule(pl.LightningDataModule):
@@ -355,6 +357,10 @@ class MovieDataModule(pl.LightningDataModule):
         lines: list[Table | str] = [render_table(table, title=f"Dataset: {self.reader}")]
         if self.validates_by_folds:
             lines.append(f"validation: {self.folds} folds of train")
+        elif self.folds > 1:
+            lines.append(
+                f"data.folds={self.folds} is left out: the dataset says which movies are val"
+            )
         learnt_from = len(self.splits["train"])
         if self.inputs and self.batch_size is not None and self.batch_size > learnt_from:
             lines.append(
@@ -379,7 +385,8 @@ class MovieDataModule(pl.LightningDataModule):
     def _is_drawn(self, split: str) -> bool:
         """Whether a split is drawn here; the dataset may say it."""
         given = {movie.split for movie in self.movie_set.movies}
-        return split not in given and None in given
+        # Validation is taken from train, also where every row says train or test.
+        return split not in given and (split == "val" or None in given)
 
     def random_split_notes(self, split: str) -> list[str]:
         """A sentence where a split was drawn at random; none where the dataset names its movies."""
@@ -399,37 +406,59 @@ class MovieDataModule(pl.LightningDataModule):
         ids, titles = [movie.id for movie in movies], [movie.title for movie in movies]
         return content_key("learnt from", ids, titles, self.labels[rows])
 
+    def holds_learnt(
+        self, split: str, trained_on: Mapping[str, Any], learnt_from: str | None
+    ) -> bool:
+        """Whether a split is drawn from the movies of a training, and not as it was there.
+
+        Movies that the model has learnt from are in it then, and a score of it is too good.
+
+        Args:
+            split: its name.
+            trained_on: the ``data`` of :meth:`describe`, as the model's checkpoint has it.
+            learnt_from: :attr:`learnt_from` in that training; None where it is not known.
+        """
+        if learnt_from is None or not self._is_drawn(split):
+            return False
+        here = self.source()
+        if learnt_from != self.learnt_from:
+            return same_source(here, trained_on, apart_from=SPLIT_SETTINGS)
+        return split == "val" and any(
+            trained_on.get(name, here[name]) != here[name] for name in VAL_SETTINGS
+        )
+
     def changed_notes(
         self, split: str, trained_on: Mapping[str, Any], learnt_from: str | None
     ) -> list[str]:
         """That a model was trained on other movies of the same place, in a sentence, if it was.
 
-        Args:
-            split: to be scored.
-            trained_on: the ``data`` of :meth:`describe`, as the model's checkpoint has it.
-            learnt_from: :attr:`learnt_from` in that training; None where it is not known.
+        The arguments are those of :meth:`holds_learnt`.
 
         Raises:
-            DataError: and the split is drawn from them: movies that the model has learnt from would
-                be in it, and its score would be too good.
+            DataError: the split holds movies that the model has learnt from.
         """
         here = self.source()
+        place = here.get("path", here.get("root"))
+        if self.holds_learnt(split, trained_on, learnt_from):
+            had = " ".join(
+                f"data.{name}={trained_on[name]!r:.30}"
+                for name in SPLIT_SETTINGS
+                if name in trained_on
+            )
+            raise DataError(
+                f"split={split}: drawn from {place}, it would hold movies that the checkpoint has "
+                "learnt from. They have changed since, or are drawn by other settings. Give what "
+                f"training had{had and f', {had}'}, or other movies; a column split says which are "
+                f"{split}"
+            )
         if learnt_from in (None, self.learnt_from) or not same_source(
             here, trained_on, apart_from=SPLIT_SETTINGS
         ):
             return []
-        place = here.get("path", here.get("root"))
-        if not self._is_drawn(split):
-            return [
-                f"the movies of train and val in {place} are not those that the checkpoint was "
-                f"trained on: the score is fair if it has learnt from none of {split}"
-            ]
-        raise DataError(
-            f"split={split}: drawn from {place}, it would hold movies that the checkpoint has "
-            "learnt from. They have changed since, or data.test_fraction or data.split_seed is "
-            "another one. Give what training had, or other movies; a column split says which are "
-            f"{split}"
-        )
+        return [
+            f"the movies of train and val in {place} are not those that the checkpoint was "
+            f"trained on: the score is fair if it has learnt from none of {split}"
+        ]
 
     def empty_branch_notes(self) -> list[str]:
         """A sentence on each branch whose column no movie has."""
@@ -452,7 +481,10 @@ class MovieDataModule(pl.LightningDataModule):
         }
 
     def train_dataloader(self) -> MovieLoader:
-        return self._own_loader("train", shuffle=True)
+        loader = self._own_loader("train", shuffle=True)
+        # Lightning says that it turns off shuffling, and can't do it here.
+        loader.order.repeats = getattr(self.trainer, "overfit_batches", 0) > 0
+        return loader
 
     def val_dataloader(self) -> MovieLoader:
         # A limit counts batches, so they are of the size that they have in training.

@@ -28,6 +28,8 @@ class BatchOrder:
 
     Attributes:
         given: how many of the epoch's batches were handed out; whoever does so counts them.
+        repeats: every epoch has the batches of the first, to see whether a network learns a few of
+            them by heart.
 
     Raises:
         SettingError: if a rank would have a batch without a movie.
@@ -62,6 +64,7 @@ class BatchOrder:
                 f"{batch_size}: take fewer processes, or another data.batch_size in training"
             )
         self.given = 0
+        self.repeats = False
         self._given_before = (0, 0)
 
     def state_dict(self) -> dict[str, int]:
@@ -102,10 +105,11 @@ class BatchOrder:
             own = self.rows[self.rank :: self.world_size]
             yield from ((rows, 0) for rows in (np.array_split(own, len(self)) if len(self) else []))
             return
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.rows)
+        epoch = 0 if self.repeats else self.epoch
+        order = np.random.default_rng([self.seed, epoch]).permutation(self.rows)
         own = order[self.rank :: self.world_size]
         # Without this, ranks of a world that doesn't divide the movies would differ in length.
         own = own[: len(order) // self.world_size]
-        seeds = np.random.default_rng([self.seed, self.epoch, self.rank, 1])
+        seeds = np.random.default_rng([self.seed, epoch, self.rank, 1])
         for start in range(0, len(self) * self.batch_size, self.batch_size):
             yield own[start : start + self.batch_size], int(seeds.integers(2**62))

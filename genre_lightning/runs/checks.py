@@ -92,6 +92,15 @@ RULES: dict[str, Rule] = {
     "training.micro_weight": _SHARE,
     "training.stacking": _FLAG,
 }
+#: Arguments of Lightning's trainer that would have no effect here, and what to do instead.
+NO_EFFECT = {
+    "trainer.callbacks": "callbacks are +callbacks.NAME._target_=CLASS",
+    "trainer.enable_checkpointing": "a run always keeps best.ckpt and last.ckpt",
+    "trainer.limit_predict_batches": "a training predicts nothing",
+    "trainer.limit_test_batches": "the test split is always scored whole",
+    "trainer.logger": "loggers are logger=NAME or +logger.NAME._target_=CLASS",
+    "trainer.plugins": "a training brings its own",
+}
 #: Filled in by the run itself.
 FILLED_IN = ("num_genres",)
 #: Of what no training can do without.
@@ -136,6 +145,9 @@ def check_settings(cfg: DictConfig, swept: Container[str] = ()) -> None:
         if value is not None and not holds(value):
             close = closest_name(str(value), SPLITS) if key == "split" else None
             raise SettingError(f"{key}={value} must be {words}{did_you_mean(close)}")
+    for key, instead in NO_EFFECT.items():
+        if OmegaConf.select(cfg, key) is not None:
+            raise SettingError(f"{key} can't be set: {instead}")
     if "monitor" in plain:
         _check_monitor(cfg.monitor, cfg.monitor_mode, "")
     for group in ("callbacks", "logger"):

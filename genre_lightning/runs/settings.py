@@ -36,7 +36,6 @@ NO_RESULT = (
     "trainer.enable_model_summary",
     "trainer.enable_progress_bar",
     "trainer.log_every_n_steps",
-    "trainer.logger",
     "trainer.profiler",
 )
 #: Change a result, yet may be others when a run is resumed, as may PATHS: how long, and on what, it
@@ -46,7 +45,6 @@ RESUMABLE = (
     "data.genre_separator",
     "trainer.accelerator",
     "trainer.devices",
-    "trainer.enable_checkpointing",
     "trainer.max_epochs",
     "trainer.max_steps",
     "trainer.max_time",

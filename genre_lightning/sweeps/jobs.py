@@ -257,7 +257,6 @@ class _JobReporter:
 def _hide_progress_bar(cfg: DictConfig) -> None:
     """Leave the terminal to the sweep, which shows a line for each job."""
     if cfg.get("trainer") is not None:
-        OmegaConf.update(cfg, "callbacks.progress_bar", None, force_add=True)
         OmegaConf.update(cfg, "trainer.enable_progress_bar", False, force_add=True)
 
 

@@ -119,6 +119,11 @@ class GenreModule(pl.LightningModule):
         if not 0 <= drop_columns < 1:
             raise UserError(f"training.drop_columns={drop_columns} is not in [0, 1)")
         self.drop_columns = drop_columns
+        if not hasattr(loss, "description"):
+            raise UserError(
+                f"loss: {type(loss).__name__} is not from build_loss, so no checkpoint could name "
+                "it: list it in LOSSES of genre_lightning/scoring/losses.py"
+            )
         self.activation = str(loss.activation)
         self.fits_stacking = stacking and self.by_folds
         _check_relations(network, self.activation, self.fits_stacking)
@@ -170,6 +175,11 @@ class GenreModule(pl.LightningModule):
             )
         if self.uses_lbfgs and self.trainer.world_size > 1:
             raise UserError("optimizer=lbfgs trains in one process: set trainer.devices=1")
+        if self.uses_lbfgs and self.trainer.gradient_clip_val:
+            raise UserError(
+                "optimizer=lbfgs finds no optimum by gradients that are cut: set "
+                "trainer.gradient_clip_val=null"
+            )
 
     def on_train_epoch_start(self) -> None:
         self._train_loss_logged = False

@@ -295,6 +295,29 @@ def test_a_part_of_validation_is_counted_in_batches_of_training(
     assert seen == sizes
 
 
+@pytest.mark.parametrize("overfit_batches", [0.0, 2])
+def test_batches_to_be_learnt_by_heart_are_the_same_in_each_epoch(
+    overfit_batches: float, write: Write, tmp_path: Path
+) -> None:
+    data = module(write("movies"), tmp_path / "cache", {"poster": pixels(augment=AUGMENT)})
+    seen: list[tuple[int, MovieBatch]] = []
+
+    class Model(Seen):
+        def training_step(self, batch: MovieBatch, batch_idx: int) -> torch.Tensor:
+            seen.append((self.current_epoch, batch))
+            return super().training_step(batch, batch_idx)
+
+    trainer = pl.Trainer(
+        max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+        overfit_batches=overfit_batches,
+    )  # fmt: skip
+    trainer.fit(Model(), datamodule=data)
+    epochs = [[numbers(batch, "poster", "pixels") for at, batch in seen if at == n] for n in (0, 1)]
+    assert len(epochs[0]) == (overfit_batches or 3)
+    assert all(torch.equal(*pair) for pair in zip(*epochs, strict=True)) is bool(overfit_batches)
+
+
 def test_large_posters_are_prepared_by_the_batch(write: Write, tmp_path: Path) -> None:
     inputs: dict[str, Input] = {"title": terms(), "poster": pixels(size=512)}
     data = module(write("movies"), tmp_path / "cache", inputs, batch_size=2)
@@ -599,6 +622,44 @@ def test_movies_learnt_from_are_not_drawn_to_be_scored(change: str, tmp_path: Pa
         return
     with pytest.raises(DataError, match=r"split=test: drawn from .*movies\.csv, it would hold"):
         scored.changed_notes("test", *told)
+
+
+@pytest.mark.parametrize("changed", ["val_fraction", "split_seed", "folds", "nothing"])
+@pytest.mark.parametrize("given", ["train", ""], ids=["split named", "no split"])
+def test_validation_drawn_by_other_settings_than_in_training_is_refused(
+    given: str, changed: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "movies.csv"
+    rows = [f"T{n},,{'A' if n % 2 else 'B'},{given if n else 'test'}" for n in range(20)]
+    path.write_text("\n".join(["title,poster,genres,split", *rows]))
+    had = {"val_fraction": 0.3, "split_seed": 4, "folds": 3}
+    trained = module(path, tmp_path / "cache", {"title": terms()}, **had)
+    trained.setup()
+    card = trained.describe()
+    kept = {name: value for name, value in had.items() if name != changed}
+    if changed == "val_fraction":  # which folds have no use for
+        trained = module(path, tmp_path / "cache", {"title": terms()}, **{**had, "folds": 1})
+        trained.setup()
+        card, kept = trained.describe(), {"split_seed": 4}
+    scored = module(path, tmp_path / "cache", trained.inputs, genres=trained.genres, **kept)
+    scored.setup()
+    told = (card["data"], card["learnt_from"])
+    assert scored.changed_notes("test", *told) == []
+    assert scored.holds_learnt("val", *told) is (changed != "nothing")
+    if changed == "nothing":
+        assert scored.changed_notes("val", *told) == []
+        return
+    with pytest.raises(
+        DataError, match=rf"^split=val: .* had, .*data\.{changed}={card['data'][changed]}"
+    ):
+        scored.changed_notes("val", *told)
+
+
+def test_folds_that_a_named_validation_leaves_out_are_told(write: Write, tmp_path: Path) -> None:
+    data = module(write("movies"), tmp_path / "cache", {"title": terms()}, folds=3)
+    data.setup()
+    assert {movie.split for movie in data.movie_set.movies} >= {"val"}
+    assert "data.folds=3 is left out: the dataset says which movies are val" in data.summary()
 
 
 def test_of_a_split_that_is_given_changed_movies_are_told(write: Write, tmp_path: Path) -> None:

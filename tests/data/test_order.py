@@ -19,6 +19,17 @@ def test_a_shuffled_epoch_draws_each_movie_at_most_once_and_epochs_differ() -> N
     assert epochs[0] != epochs[1]
 
 
+def test_an_order_that_repeats_has_the_first_epoch_again_whole() -> None:
+    order = BatchOrder(np.arange(50), 8, shuffle=True, seed=3)
+    first = [(rows.tolist(), seed) for rows, seed in order]
+    order.repeats = True
+    order.load_state_dict({"epoch": 4, "given": 2})
+    for epoch, begins_with in ((4, 2), (5, 0)):
+        order.set_epoch(epoch)
+        assert [(rows.tolist(), seed) for rows, seed in order] == first
+        assert order.first == begins_with
+
+
 def test_order_and_seeds_depend_on_nothing_but_seed_and_epoch() -> None:
     first, second = (BatchOrder(np.arange(50), 8, shuffle=True, seed=3) for _ in range(2))
     for _ in first:  # one has run an epoch before, with global generators in another state

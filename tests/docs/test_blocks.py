@@ -270,7 +270,9 @@ def test_what_extending_adds_trains(clone: Callable[[Path], Path], shell: Shell)
         ("genre_lightning/inputs/length.py", '"""How long a text is'),
         ("conf/model/branch/title_length.yaml", "# @package model.branches.title_length"),
         ("genre_lightning/models/embedding_residual.py", '"""Vectors through a residual'),
-        ("conf/loss/soft_f1.yaml", "_target_:"),
+        ("conf/loss/soft_f1.yaml", "_target_: genre_lightning."),
+        ("falling.py", "from torch.optim import Optimizer"),
+        ("own/scheduler/falling.yaml", "_target_: falling.falling"),
         ("mine.py", "from pytorch_lightning import Callback"),
         ("own/callbacks/print_rate.yaml", "defaults:\n  - default"),
     ):
@@ -318,6 +320,9 @@ def test_what_extending_adds_trains(clone: Callable[[Path], Path], shell: Shell)
     train(command, "extended")
     for number, command in enumerate(take("python train.py +callbacks.print_rate").splitlines()):
         assert "learning rate " in train(command, f"rate{number}")
+    train(take("python train.py --config-dir own scheduler=falling").strip(), "falling")
+    with (folder / "runs" / "falling" / "metrics.csv").open(newline="") as file:
+        assert [float(row["lr"]) for row in csv.DictReader(file)][-1] == 0
     run = folder / "runs" / "extended"
     card = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)[CHECKPOINT_KEY]
     assert '"length"' in card["inputs"]["title_length"]

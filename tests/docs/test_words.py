@@ -66,6 +66,7 @@ MADE = {
     "genre_lightning/models/embedding_residual.py",
     "genre_lightning/movies/jsonl.py",
     "mine.py",
+    "falling.py",
 }
 #: Look like keys and are none.
 NO_KEYS = ("model.branches.tagline", "model.ckpt", "model.vocabulary.json", "trainer.fit")
@@ -76,6 +77,7 @@ MADE_OPTIONS = (
     "poster_lite1",
     "embedding_residual",
     "print_rate",
+    "falling",
 )
 #: Groups of the configuration whose options are named like data=demo.
 GROUPS = (
@@ -528,7 +530,8 @@ def test_the_tables_of_the_page_are_there() -> None:
 def messages() -> str:
     """All texts of the sources, "..." in place of what is filled in."""
     found = []
-    files = [*REPOSITORY.glob("genre_lightning/**/*.py"), *REPOSITORY.glob("hydra_plugins/*.py")]
+    patterns = ("*.py", "genre_lightning/**/*.py", "hydra_plugins/*.py")
+    files = [path for pattern in patterns for path in REPOSITORY.glob(pattern)]
     for path in files:
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):

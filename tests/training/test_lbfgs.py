@@ -161,6 +161,11 @@ def test_a_branch_at_rate_0_stays(data: MovieDataModule, tmp_path: Path):
     assert module.network.branches["year"].get_parameter("head.weight").any()
 
 
+def test_gradients_are_not_cut(data: MovieDataModule, tmp_path: Path):
+    with pytest.raises(UserError, match=r"lbfgs .*: set trainer\.gradient_clip_val=null"):
+        fit(module_of(data), data, tmp_path, gradient_clip_val=1.0)
+
+
 def test_all_movies_have_to_be_in_one_batch(data: MovieDataModule, tmp_path: Path):
     data.batch_size = 16
     size = len(data.splits["train"])

@@ -175,6 +175,14 @@ def put_on_gpu(module: GenreModule) -> None:
                     setattr(part, name, empty_on_gpu(start))
 
 
+def test_a_loss_that_no_checkpoint_could_name_is_refused(
+    make: Callable[..., GenreModule], data: MovieDataModule
+) -> None:
+    network = make().network
+    with pytest.raises(UserError, match=r"^loss: BCEWithLogitsLoss is not from build_loss, so no "):
+        GenreModule(network, torch.nn.BCEWithLogitsLoss(), torch.optim.Adam, inputs=data.describe())
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 def test_on_a_gpu_a_step_waits_for_nothing(
     loss: str, make: Callable[..., GenreModule], data: MovieDataModule
