@@ -486,7 +486,7 @@ def test_heat_maps_are_no_posters_and_a_link_that_leads_nowhere_is_told(
 
 def test_heat_maps_of_genres_alike_in_letters_are_files_of_their_own(tmp_path: Path):
     seen = ImageExplanation(
-        "Grad-CAM", Image.new("RGB", (8, 8)), lambda places: np.ones((len(places), 2, 2))
+        "Grad-CAM", Image.new("RGB", (8, 8)), lambda places: np.ones((len(places), 2, 2)), 3
     )
     names = ["Action & War", "Action / War", "Drama"]
     paths = _save_heat_maps(seen, tmp_path / "poster", names, [0, 1, 2])

@@ -25,7 +25,9 @@ from genre_lightning.inputs.decode import PosterError, decode_poster
 from genre_lightning.inputs.pixels import PixelsInput
 from genre_lightning.inputs.terms import TermsInput
 from genre_lightning.predicting.predictor import BATCH_SIZE, PredictionError
+from genre_lightning.webapp.api import explain_movie as explain_page
 from tests.forking import run_command
+from tests.pictures import readable_if_small
 
 TITLES = ["Heat (1995)", "Toy Story (1995)", "Alien (1979)", "Night of the Living Dead (1968)"]
 
@@ -450,6 +452,28 @@ def test_an_unreadable_text_is_named_by_column(
         predictor.predict(["Heat"])
 
 
+def test_a_poster_that_one_branch_cannot_read_is_left_out_by_all(
+    make_checkpoint: Callable[..., Path],
+):
+    network = {"name": "poster_resnet", "stem_stride": 2, "widths": [2], "blocks": [1]}
+    more = {"large": (PixelsInput(size=1024), network)}
+    predictor = GenrePredictor.from_checkpoint(make_checkpoint(more=more), "cpu", workers=1)
+    wide = readable_if_small()
+    (found,) = predictor.predict(["Heat"], [wide], errors="report", explain=True)
+    (without,) = predictor.predict(["Heat"])
+    assert found.problem is not None
+    assert found.problem.startswith("the poster of movie 1: 32000 x 1900 pixels")
+    assert found.scores == without.scores
+    assert found.explanation is not None
+    assert found.explanation.absent == {"poster_resnet", "large"}
+    with pytest.raises(PosterError, match="the poster of movie 1: 32000 x 1900 pixels"):
+        predictor.predict(["Heat"], [wide])
+    assert (
+        explain_page(predictor, {"title": "Heat", "poster": wide})["genres"]
+        == (explain_page(predictor, {"title": "Heat"})["genres"])
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "text"),
     [
@@ -573,6 +597,23 @@ def test_a_pickled_predictor_predicts(tiny_checkpoint: Path, posters: list[Path]
     before = predictor.predict(*movies)
     taken = pickle.loads(pickle.dumps(predictor))
     assert taken.predict(*movies) == before == predictor.predict(*movies)
+
+
+def test_a_prediction_with_its_reasons_can_be_pickled(
+    predictor: GenrePredictor, posters: list[Path]
+):
+    # As a pool of processes hands it back, without the model.
+    (found,) = predictor.predict(["Heat (1995)"], [posters[0]], explain=True)
+    pickled = pickle.dumps(found)
+    assert len(pickled) < 100_000
+    taken = pickle.loads(pickled)
+    assert taken == found and taken.thresholds == found.thresholds
+    assert taken._repr_html_() == found._repr_html_()
+    maps, before = (one.explanation.branches["poster_resnet"].heat_maps for one in (taken, found))
+    np.testing.assert_array_equal(maps([2, 0]), before([2, 0]))
+    with pytest.raises(IndexError, match="genre 4 of 4"):
+        maps([4])
+    assert pickle.loads(pickle.dumps(taken))._repr_html_() == found._repr_html_()
 
 
 @pytest.mark.slow
