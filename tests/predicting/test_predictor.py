@@ -18,13 +18,14 @@ from PIL import Image
 from genre_lightning import GenrePredictor
 from genre_lightning.checkpoint.card import CheckpointError
 from genre_lightning.errors import InputError
+from genre_lightning.explain.explainer import ImageExplanation
 from genre_lightning.explain.movie import explain_movie
 from genre_lightning.explain.parts import score_parts
 from genre_lightning.inputs.colours import POSTER_MEAN, POSTER_STD
 from genre_lightning.inputs.decode import PosterError, decode_poster
 from genre_lightning.inputs.pixels import PixelsInput
 from genre_lightning.inputs.terms import TermsInput
-from genre_lightning.predicting.predictor import BATCH_SIZE, PredictionError
+from genre_lightning.predicting.predictor import BATCH_SIZE, Prediction, PredictionError
 from genre_lightning.webapp.api import explain_movie as explain_page
 from tests.forking import run_command
 from tests.pictures import readable_if_small
@@ -599,6 +600,13 @@ def test_a_pickled_predictor_predicts(tiny_checkpoint: Path, posters: list[Path]
     assert taken.predict(*movies) == before == predictor.predict(*movies)
 
 
+def heat_maps_of(prediction: Prediction) -> Callable[[list[int]], np.ndarray]:
+    assert prediction.explanation is not None
+    found = prediction.explanation.branches["poster_resnet"]
+    assert isinstance(found, ImageExplanation)
+    return found.heat_maps
+
+
 def test_a_prediction_with_its_reasons_can_be_pickled(
     predictor: GenrePredictor, posters: list[Path]
 ):
@@ -609,7 +617,7 @@ def test_a_prediction_with_its_reasons_can_be_pickled(
     taken = pickle.loads(pickled)
     assert taken == found and taken.thresholds == found.thresholds
     assert taken._repr_html_() == found._repr_html_()
-    maps, before = (one.explanation.branches["poster_resnet"].heat_maps for one in (taken, found))
+    maps, before = (heat_maps_of(one) for one in (taken, found))
     np.testing.assert_array_equal(maps([2, 0]), before([2, 0]))
     with pytest.raises(IndexError, match="genre 4 of 4"):
         maps([4])
