@@ -210,6 +210,23 @@ def test_other_data_is_told(tiny_checkpoint: Path, tmp_path: Path):
     assert "These are other data than the model was trained on: ml1m." in card
 
 
+@pytest.mark.parametrize("licence", ["", " ", "mit\nor so", "mit\u2028"], ids=repr)
+@pytest.mark.parametrize("command", ["card", "export"])
+def test_a_licence_is_one_line(
+    command: str,
+    licence: str,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    out = tmp_path / "new"
+    arguments = [command, str(tiny_checkpoint), "--out", str(out), "--licence", licence]
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2 and not out.exists()
+    assert "argument --licence: " in capsys.readouterr().err
+
+
 def test_a_card_of_a_run_tells_its_numbers(trained_run: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["card", str(trained_run), "--licence", "mit"]) == 0
     card = capsys.readouterr().out
