@@ -131,7 +131,9 @@ def predict_folder(
             "use --csv in place of --folder"
         )
     if len(posters) < len(files):
-        note(f"{len(files) - len(posters)} files in {folder} are no posters: left out")
+        others = len(files) - len(posters)
+        are = "1 file is no poster" if others == 1 else f"{others} files are no posters"
+        note(f"{folder}: {are}, left out")
     if POSTER not in of_use:
         note("the model has no branch for posters: it goes by the file names alone")
 

@@ -204,6 +204,12 @@ def test_a_damaged_evaluation_is_named(
     assert str(damaged) in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_card_by_itself_names_no_files_that_are_not_there(tiny_checkpoint: Path):
+    card = model_card(tiny_checkpoint)
+    assert "onnx" not in card
+    assert "A movie may lack some of these columns.\n\nTrained with Genre Lightning." in card
+
+
 def test_other_data_is_told(tiny_checkpoint: Path, tmp_path: Path):
     write_evaluation(tmp_path / "scored", tiny_checkpoint, data={"reader": "ml1m", "root": "x"})
     card = model_card(tiny_checkpoint, [tmp_path / "scored"])
