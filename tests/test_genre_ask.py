@@ -124,7 +124,7 @@ def test_the_whole_way(
         assert len(list(csv.DictReader(file))) == 8
     page = (run / "report.html").read_text("utf-8")
     whys = [line["why"] for line in answered if line["why"] in page]
-    assert whys and ">why</b>" in page and "tokens" in page
+    assert whys and ">why</bdi></b>" in page and "tokens" in page
     with np.load(run / "answers.npz") as file:
         assert set(file["ids"]) == {line["id"] for line in answered}
         by_id = dict(zip(file["ids"].tolist(), file["x"].tolist(), strict=True))
