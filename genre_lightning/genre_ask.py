@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from hydra.experimental.callback import Callback
 from omegaconf import OmegaConf
 
-from genre_lightning.runs.command_line import command
+from genre_lightning.runs.checks import check_folder, check_settings
+from genre_lightning.runs.command_line import command, folder_of, refusing
 from genre_lightning.runs.commands import shell_command
-from genre_lightning.runs.naming import sweep_name
+from genre_lightning.runs.naming import sweep_name, sweep_overrides
 from genre_lightning.scripts import CONF
 from genre_lightning.sweeps.jobs import run_job
 
@@ -60,7 +62,7 @@ def ask(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         folder: the run folder.
         result: what ``result.json`` will hold.
     """
-    base_url = check_request(cfg)
+    check_request(cfg)  # of a job of a sweep, which has what is swept
     # Imported here: --help, --cfg and completion answer without waiting for PyTorch, and so are
     # told what is missing.
     from rich.console import Console
@@ -76,7 +78,7 @@ def ask(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     console = Console(markup=False, emoji=False, highlight=False)
     data = open_movies(cfg, console)
     rows = rows_by_split(cfg, data)
-    questioner = build_questioner(cfg, base_url, data)
+    questioner = build_questioner(cfg, data)
     again = {"ask_again": cfg.ask_again, "again_temperature": cfg.again_temperature}
     save_questioner(folder, questioner, **again)
     with open_loggers(cfg, folder, result) as loggers, open_book(folder, cfg.reuse) as book:
@@ -86,7 +88,7 @@ def ask(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         for split, chosen in rows.items():
             if line := unanswered_line(data.movie_set, split, chosen, answers):
                 console.print(line, soft_wrap=True)
-        result["monitor_value"] = monitored(cfg.monitor, result["val"])
+        result["monitor_value"] = result["val"][cfg.monitor.removeprefix("val/")]
 
         scored = scores[cfg.split]
         write_evaluation(folder, model, data, scored)
@@ -98,25 +100,48 @@ def ask(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     console.print(f"written to {shell_command(folder)}", soft_wrap=True)
 
 
-def check_request(cfg: DictConfig) -> str:
-    """The server's address, once all is there that a request needs.
+class CheckAsking(Callback):
+    """Refuses what the configuration of genre-ask tells to be wrong, before a folder is made."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        with refusing():
+            check_request(config)
+            check_folder(folder_of(config, "run"))
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        with refusing():
+            overrides = sweep_overrides(config.hydra)
+            check_request(config, [key for key, o in overrides.items() if o.is_sweep_override()])
+            check_folder(folder_of(config, "sweep"))
+
+
+def check_request(cfg: DictConfig, swept: Container[str] = ()) -> None:
+    """Refuse a configuration that lacks what a request needs, or has what can't be used.
+
+    Args:
+        cfg: the composed configuration.
+        swept: settings that only the jobs of the sweep will have.
 
     Raises:
-        UserError: naming what is missing or can't be used.
+        UserError: naming the setting.
     """
     from genre_lightning.ask.server import check_url, read_key
     from genre_lightning.errors import UserError
 
+    check_settings(cfg, swept)
     read_key(cfg.api_key_env)
-    for name, value in (("model", cfg.model.name), ("base_url", cfg.base_url)):
-        if value is None:
+    for name, key, value in (
+        ("model", "model.name", cfg.model.name),
+        ("base_url", "base_url", cfg.base_url),
+    ):
+        if value is None and key not in swept:
             raise UserError(
                 f"{name} must be given: genre-ask model=NAME base_url=http://127.0.0.1:8000/v1"
             )
-    base_url = check_url(cfg.base_url)
+    if cfg.base_url is not None:
+        check_url(cfg.base_url)
     if cfg.split not in ("val", "test"):
         raise UserError(f"split={cfg.split} must be val or test")
-    return base_url
 
 
 def open_movies(cfg: DictConfig, console: Console) -> MovieDataModule:
@@ -152,11 +177,12 @@ def rows_by_split(cfg: DictConfig, data: MovieDataModule) -> dict[str, np.ndarra
     }
 
 
-def build_questioner(cfg: DictConfig, base_url: str, data: MovieDataModule) -> Questioner:
+def build_questioner(cfg: DictConfig, data: MovieDataModule) -> Questioner:
     """What makes the questions, with examples out of train."""
     from genre_lightning.ask.poster import PosterFormat
     from genre_lightning.ask.question import Prompt, Questioner
     from genre_lightning.ask.run import draw_examples
+    from genre_lightning.ask.server import check_url
 
     plain = cast("dict[str, Any]", OmegaConf.to_container(cfg, resolve=True))
     prompt, poster = Prompt(**plain["prompt"]), PosterFormat(**plain["poster"])
@@ -164,7 +190,7 @@ def build_questioner(cfg: DictConfig, base_url: str, data: MovieDataModule) -> Q
         data.movie_set.movies, data.splits["train"], prompt, plain["show"], poster, cfg.seed
     )
     return Questioner(
-        base_url=base_url,
+        base_url=check_url(cfg.base_url),
         model=str(cfg.model.name),
         genres=data.genres,
         show=plain["show"],
@@ -284,20 +310,6 @@ def logged_values(monitor: str, result: Mapping[str, Any]) -> dict[str, float]:
     costs = {name: result[name] for name in ("tokens_per_movie", "seconds_per_movie")}
     known = {name: value for name, value in costs.items() if value is not None}
     return {monitor: result["monitor_value"], **known}
-
-
-def monitored(monitor: str, metrics: dict[str, float]) -> float:
-    """The validation metric that ``monitor`` names.
-
-    Raises:
-        UserError: there is no such metric.
-    """
-    from genre_lightning.errors import UserError
-
-    split, _, name = monitor.partition("/")
-    if split != "val" or name not in metrics:
-        raise UserError(f"monitor={monitor}: there are {', '.join(f'val/{m}' for m in metrics)}")
-    return metrics[name]
 
 
 def facts(questioner: Any, result: dict[str, Any], split: str) -> list[tuple[str, str]]:

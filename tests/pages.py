@@ -2,6 +2,54 @@
 
 from __future__ import annotations
 
+import re
+from html.parser import HTMLParser
+
+#: A letter of Hebrew or Arabic.
+RIGHT_TO_LEFT = re.compile("[\u0590-\u06ff]")
+
+# The same of a page that a script has made.
+NOT_ISOLATED = """() => {
+  const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  const found = [];
+  while (texts.nextNode()) {
+    const { textContent, parentElement } = texts.currentNode;
+    if (/[\u0590-\u06ff]/.test(textContent) && !parentElement.closest("bdi, [dir=auto]"))
+      found.push(textContent);
+  }
+  return found;
+}"""
+
+
+class _Texts(HTMLParser):
+    """Collects the texts from right to left that stand in no element that isolates them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.isolating: list[str] = []
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        # Each text of a drawing is isolated by the style sheet.
+        if tag in ("bdi", "text", "title") or dict(attrs).get("dir") == "auto":
+            self.isolating.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if self.isolating[-1:] == [tag]:
+            self.isolating.pop()
+
+    def handle_data(self, data: str) -> None:
+        if RIGHT_TO_LEFT.search(data) and not self.isolating:
+            self.found.append(data)
+
+
+def not_isolated(html: str) -> list[str]:
+    """Texts of a page from right to left that would turn round what stands beside them."""
+    texts = _Texts()
+    texts.feed(html)
+    return texts.found
+
+
 # WCAG 2.2: contrast of every text with what lies behind it, painted to learn what mixes come to.
 CONTRAST = """() => {
   const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});

@@ -29,6 +29,11 @@ def with_size(png: bytes, width: int, height: int) -> bytes:
     return png[:12] + header + struct.pack(">I", zlib.crc32(header)) + png[33:]
 
 
+def readable_if_small() -> bytes:
+    """A JPEG that can be read at a size of up to some 200 pixels, and takes too much at 1024."""
+    return encoded(Image.new("RGB", (32_000, 1_900), "red"), "JPEG")
+
+
 #: Bytes of no poster, and a pattern of the reason.
 BROKEN = {
     "empty": (b"", "empty file"),

@@ -124,7 +124,7 @@ def test_the_whole_way(
         assert len(list(csv.DictReader(file))) == 8
     page = (run / "report.html").read_text("utf-8")
     whys = [line["why"] for line in answered if line["why"] in page]
-    assert whys and ">why</b>" in page and "tokens" in page
+    assert whys and ">why</bdi></b>" in page and "tokens" in page
     with np.load(run / "answers.npz") as file:
         assert set(file["ids"]) == {line["id"] for line in answered}
         by_id = dict(zip(file["ids"].tolist(), file["x"].tolist(), strict=True))
@@ -219,12 +219,11 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(loopback: Loopback, tmp_path:
 @pytest.mark.parametrize(
     ("overrides", "status", "message"),
     [
-        (["model.name=null"], 200, "model must be given"),
         (["show=[synopsis]"], 200, "show: no movie of the dataset has a column 'synopsis'"),
         (["limit=0"], 200, "(?<!val_)limit=0 must be a whole number"),
         ([], 401, "it may want a key.*401, no key given"),
     ],
-    ids=["no model", "column", "limit", "refused"],
+    ids=["column", "limit", "refused"],
 )
 def test_errors_are_one_sentence(
     overrides: list[str], status: int, message: str, loopback: Loopback, tmp_path: Path
@@ -234,6 +233,33 @@ def test_errors_are_one_sentence(
     last = out.strip().splitlines()[-1]
     assert re.match(f"error: .*{message}", last) and "Traceback" not in out
     assert result_of(run_folder(tmp_path))["status"] == "failed"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model=tiny"], "base_url must be given: genre-ask model=NAME"),
+        (["-m", "model=tiny,other"], "base_url must be given: genre-ask model=NAME"),
+        (["-m", "base_url=http://h/v1,http://i/v1"], "model must be given: genre-ask model=NAME"),
+        (["model=tiny", "base_url=ftp://h"], "base_url=ftp://h is no address of a server"),
+        (["model=tiny", "base_url=http://h/v1", "split=train"], "split=train must be val or test"),
+        (
+            ["model=tiny", "base_url=http://h/v1", "monitor=val/f1"],
+            "monitor=val/f1 is no value of the validation",
+        ),
+        (["model=tiny", "base_url=http://h/v1", "data=manifest"], "data.path has to be given"),
+    ],
+    ids=["no server", "sweep", "no model", "address", "split", "monitor", "data"],
+)
+def test_what_cannot_be_asked_leaves_no_folder(
+    overrides: list[str], message: str, tmp_path: Path
+) -> None:
+    out = ended(
+        Command(["-m", "genre_lightning.genre_ask", *overrides], tmp_path, {**os.environ}), 1
+    )
+    assert out.startswith(f"error: {message}") and "Traceback" not in out
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.slow

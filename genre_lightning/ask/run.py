@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from genre_lightning.errors import UserError
 from genre_lightning.files import whole_file
 from genre_lightning.inputs.decode import PosterError
 from genre_lightning.movies.movie import Movie, MovieSet, PosterFile
+from genre_lightning.progress import Lines
 from genre_lightning.runs.commands import shell_command
 from genre_lightning.wording import first_few
 
@@ -251,11 +253,22 @@ def load_questioner(folder: Path) -> tuple[Questioner, dict[str, Any]]:
 
 @contextmanager
 def progress_bar(console: Console, total: int, answers: Answers) -> Iterator[Any]:
-    """A bar with movies, tokens and time left, where the console is a terminal.
+    """Movies, tokens and time left: a bar where the console is a terminal, else lines now and then.
 
     Yields:
         A function to call after each movie.
     """
+
+    def tokens() -> int:
+        return answers.prompt_tokens + answers.completion_tokens
+
+    if not console.is_terminal:
+        lines = Lines("asking", total, lambda line: console.print(line, soft_wrap=True))
+        done = itertools.count(1)
+        yield lambda: lines.update(
+            next(done), f" movies, {tokens():,} tokens, {len(answers.failed)} without answer"
+        )
+        return
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -271,16 +284,11 @@ def progress_bar(console: Console, total: int, answers: Answers) -> Iterator[Any
         TextColumn("movies, {task.fields[tokens]:,} tokens, {task.fields[failed]} without answer"),
         TimeRemainingColumn(),
         console=console,
-        disable=not console.is_terminal,
     )
     with bar:
         task = bar.add_task("asking", total=total, tokens=0, failed=0)
 
-        def update() -> None:
-            tokens = answers.prompt_tokens + answers.completion_tokens
-            bar.update(task, advance=1, tokens=tokens, failed=len(answers.failed))
-
-        yield update
+        yield lambda: bar.update(task, advance=1, tokens=tokens(), failed=len(answers.failed))
 
 
 def ask_rows(

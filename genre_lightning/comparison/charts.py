@@ -16,6 +16,7 @@ from markupsafe import Markup, escape
 
 from genre_lightning.comparison.run import Setting, setting, shown_setting
 from genre_lightning.comparison.swept import distinct_settings, setting_order
+from genre_lightning.page.document import isolated
 from genre_lightning.page.svg import Scale, circle, line, svg, words
 from genre_lightning.wording import shortened
 
@@ -134,7 +135,7 @@ def spread(rows: Sequence[tuple[Mark, Sequence[float]]]) -> Markup:
         drawn += [f'<circle class="dot" cx="{x(v):.2f}%" cy="{height / 2}" r="4"/>' for v in values]
         parts.append(
             f'<div class="spread-row" data-g="{mark.group}"><span class="row-label">'
-            f'{escape(mark.name)}</span><svg height="{height}" aria-hidden="true">{grid}'
+            f'{isolated(mark.name)}</span><svg height="{height}" aria-hidden="true">{grid}'
             f"{mark.opening}{''.join(drawn)}</g></svg></div>"
         )
     numbers = "".join(

@@ -18,13 +18,12 @@ from genre_lightning.comparison.text import (
     data_name,
     describe,
     shown_cost,
-    shown_time,
     shown_value,
 )
 from genre_lightning.files import whole_file
 from genre_lightning.page.markdown import in_markdown, markdown_table
 from genre_lightning.runs.commands import below_here, shell_command
-from genre_lightning.wording import printable, shortened
+from genre_lightning.wording import printable, shortened, shown_time
 
 if TYPE_CHECKING:
     from rich.console import Console

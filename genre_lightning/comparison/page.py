@@ -21,11 +21,10 @@ from genre_lightning.comparison.text import (
     group_name,
     short_name,
     shown_cost,
-    shown_time,
     shown_value,
 )
 from genre_lightning.page.document import render_page
-from genre_lightning.wording import counted
+from genre_lightning.wording import counted, shown_time
 
 #: Rows of the chart of the spread.
 MAX_SPREAD_ROWS = 40

@@ -68,11 +68,3 @@ def shown_cost(value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def shown_time(seconds: float) -> str:
-    """A duration for people: 420 s, 14 min, 2 h 05; runs of some minutes are told apart."""
-    if seconds < 600:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -184,7 +185,8 @@ class MovieDataModule(pl.LightningDataModule):
             movies, self.labels = earlier.movie_set, earlier.labels
             self.splits, folds = earlier.splits, earlier.batches.folds
         self.genres = movies.genres
-        self.features: dict[str, Features] = {}
+        #: Of each branch by itself; ``features`` lacks posters that another branch could not read.
+        self._opened: dict[str, Features] = {}
         #: What to say of a branch whose column no movie has, by branch.
         self._empty: dict[str, str] = {}
         store = Store(self.cache_dir, self.workers)
@@ -197,6 +199,7 @@ class MovieDataModule(pl.LightningDataModule):
                 f"no movie of the dataset has any column that the model looks at: "
                 f"{', '.join(columns)}. Further columns are joined by data.columns=FILE.csv"
             )
+        self.features = {name: self._as_all_read(name) for name in self.inputs}
         self.batches = MovieBatches(self.features, self.labels, folds)
         self._movie_set = movies
 
@@ -205,7 +208,7 @@ class MovieDataModule(pl.LightningDataModule):
         same = None if earlier is None else earlier.branch_of(self.inputs[branch])
         if earlier is None or same is None:
             return False
-        self.features[branch] = earlier.features[same]
+        self._opened[branch] = earlier._opened[same]
         if same in earlier._empty:
             self._empty[branch] = earlier._empty[same]
         return True
@@ -223,7 +226,25 @@ class MovieDataModule(pl.LightningDataModule):
             check_features(given, features, len(values))
         except ValueError as error:
             raise DataError(f"model.branches.{branch}: {error}") from error
-        self.features[branch] = features
+        self._opened[branch] = features
+
+    def _as_all_read(self, branch: str) -> Features:
+        """A branch's features without posters that another branch could not read.
+
+        The same as :func:`genre_lightning.inputs.encode.read_column` does of a movie.
+        """
+        own, given = self._opened[branch], self.inputs[branch]
+        others = [
+            self._opened[name].place
+            for name, one in self.inputs.items()
+            if given.of == "poster" and one.column == given.column
+        ]
+        place = np.where(np.any([other < 0 for other in others], axis=0), -1, own.place)
+        if np.array_equal(place, own.place):
+            return own
+        features = copy(own)
+        features.place = place
+        return features
 
     def branch_of(self, given: Input) -> str | None:
         """The first branch that has this very input object; None where none has it."""

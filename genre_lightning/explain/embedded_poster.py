@@ -53,7 +53,7 @@ class EmbeddedPosterExplainer(Explainer):
             cells = F.adaptive_avg_pool2d(found[None], (height, width))[0]
             return scale_heat(cells, pixels.shape[:2])
 
-        return ImageExplanation(self.method, value, heat_maps)
+        return ImageExplanation(self.method, value, heat_maps, len(model.genres))
 
 
 def evidence(

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from genre_lightning.checkpoint.model import TrainedModel
-from genre_lightning.inputs.encode import encode_items, is_absent
+from genre_lightning.explain.heat import check_genres
+from genre_lightning.inputs.encode import encode_items, read_column
 from genre_lightning.inputs.input import Value
 from genre_lightning.inputs.part import Part
 
@@ -90,11 +91,30 @@ class ImageExplanation:
         heat_maps: K places of genres to (K, H, W) float32 in [0, 1], over the whole image squeezed
             to H x W. A map of zeros says that nothing speaks for the genre. Raises IndexError where
             there is no such genre.
+        num_genres: G, of the model.
     """
 
     method: str
     image: Value
     heat_maps: Callable[[Sequence[int]], np.ndarray]
+    num_genres: int
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled: the maps of all genres, in place of the model that computes them."""
+        computed = self.heat_maps(range(self.num_genres))
+        return {**self.__dict__, "heat_maps": ComputedHeatMaps(computed)}
+
+
+@dataclass(frozen=True)
+class ComputedHeatMaps:
+    """The ``heat_maps`` of an :class:`ImageExplanation`, (G, H, W), without the model."""
+
+    maps: np.ndarray
+
+    def __call__(self, genres: Sequence[int]) -> np.ndarray:
+        """(K, H, W) of these genres."""
+        check_genres(genres, len(self.maps))
+        return self.maps[list(genres)]
 
 
 BranchExplanation = TextExplanation | ImageExplanation
@@ -138,10 +158,9 @@ class Explainer(ABC):
 
 def read_columns(model: TrainedModel, columns: Mapping[str, Value | None]) -> dict[str, Any]:
     """By branch, what its input reads in its column; None for a branch whose column is absent."""
-    found = {}
-    for branch, given in model.inputs.items():
-        value = columns.get(given.column)
-        found[branch] = None if is_absent(value) else given.read(value)
+    found: dict[str, Any] = dict.fromkeys(model.inputs)
+    for column in model.columns:
+        found |= read_column(model.inputs, column, columns.get(column))
     return found
 
 

@@ -57,7 +57,7 @@ class GradCamExplainer(Explainer):
                 seen = [self.see(network, prepared) for network in networks]
                 return grad_cam(seen, genres, pixels.shape[:2])
 
-        return ImageExplanation(self.method, value, heat_maps)
+        return ImageExplanation(self.method, value, heat_maps, len(model.genres))
 
 
 def grad_cam(

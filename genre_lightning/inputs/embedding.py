@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, ClassVar, final
 
@@ -204,7 +204,7 @@ class EmbeddingInput(Input):
             hashes=lambda start, stop: [
                 content_hash(text.encode("utf-8", "surrogatepass")) for text in unique[start:stop]
             ],
-            embed=lambda items: Embedded(self._vectors([unique[i] for i in items]), []),
+            embed=lambda items, tell: Embedded(self._vectors([unique[i] for i in items], tell), []),
             quick_key=[unique],
             chunk=_texts_at_once(unique),
         )
@@ -282,19 +282,24 @@ class EmbeddingInput(Input):
             return {"vectors": empty}
         return {"vectors": torch.from_numpy(self._vectors(items))}
 
-    def _vectors(self, items: Sequence[Any]) -> np.ndarray:
+    def _vectors(
+        self, items: Sequence[Any], tell: Callable[[float], object] | None = None
+    ) -> np.ndarray:
         """(P, 1, D) float16 of P values, the whole of each."""
-        return _half(self.vectors(items), self.spec.name)[:, None]
+        return _half(self.vectors(items, tell), self.spec.name)[:, None]
 
-    def vectors(self, items: Sequence[Any]) -> Tensor:
+    def vectors(
+        self, items: Sequence[Any], tell: Callable[[float], object] | None = None
+    ) -> Tensor:
         """(P, D) float32 of P values as the encoder gives them, before they are rounded to store.
 
         Args:
             items: at least one, each from :meth:`read`.
+            tell: of texts, see :meth:`TextEncoder.embed`.
         """
         found = self.load()
         if isinstance(found, TextEncoder):
-            return found.embed(self.prompted(items), self.prompt_after)
+            return found.embed(self.prompted(items), self.prompt_after, tell)
         return found.embed(np.stack(items))
 
     def prompted(self, items: Sequence[str]) -> list[str]:
@@ -411,12 +416,15 @@ class _Posters:
         except OSError:
             return None
 
-    def embed(self, items: Sequence[int]) -> Embedded:
+    def embed(self, items: Sequence[int], tell: Callable[[float], object]) -> Embedded:
         masked: list[Masked] = []
         vectors = [self.given.no_vectors()]
+        done = 0
         for few in self._groups(items):
             masked += few.masked
             vectors.append(few.vectors)
+            done += len(few.vectors) + len(few.masked)
+            tell(done / len(items))
         return Embedded(np.concatenate(vectors), masked)
 
     def _groups(self, items: Sequence[int]) -> Iterator[Embedded]:

@@ -24,7 +24,7 @@ from genre_lightning.inputs.masked import (
     first_recovered,
     masked_from_json,
 )
-from genre_lightning.inputs.poster_cache import progress_bar
+from genre_lightning.progress import progress
 from genre_lightning.store import changed, content_key, remove_stored, stored_folder
 
 _VECTORS, _HASHES, _META = "vectors.f16", "hashes.b16", "meta.json"
@@ -58,7 +58,8 @@ class Source:
     Attributes:
         count: M.
         hashes: of the content of items start to stop; None for one that can't be read.
-        embed: computes the embeddings of the items at these positions.
+        embed: computes the embeddings of the items at these positions, and tells now and then
+            which share of them it has.
         quick_key: stands for all of the content without reading it: equal keys, equal content.
         recovered: why a folder in which this item is masked is out of date, or None; asked of
             items that may recover.
@@ -67,7 +68,7 @@ class Source:
 
     count: int
     hashes: Callable[[int, int], list[bytes | None]]
-    embed: Callable[[Sequence[int]], Embedded]
+    embed: Callable[[Sequence[int], Callable[[float], object]], Embedded]
     quick_key: Sequence[Any]
     recovered: Callable[[int], str | None] = lambda index: None
     chunk: int | None = None
@@ -87,7 +88,7 @@ def open_embeddings(
         source: the items.
         encoder_key: of the encoder, its weights and all that is done to an item before.
         shape: (V, D).
-        what: names the items in the progress bar.
+        what: is done, for people who wait.
         store: where caches are kept.
 
     Returns:
@@ -103,13 +104,18 @@ def open_embeddings(
         known = _Known(store.folder, (name, parts), shape)
         hashes: list[bytes] = []
         masked: list[Masked] = []
-        bar = progress_bar(what, store.progress)
-        with (folder / _VECTORS).open("wb") as file, bar:
-            task = bar.add_task(what, total=source.count)
+        with (
+            (folder / _VECTORS).open("wb") as file,
+            progress(what, source.count, store.progress) as update,
+        ):
             chunk_size = source.chunk or CHUNK
             for start in range(0, source.count, chunk_size):
                 stop = min(start + chunk_size, source.count)
-                chunk = _embed_chunk(source, start, stop, known)
+
+                def tell(share: float, start: int = start, size: int = stop - start) -> None:
+                    update(start + share * size)
+
+                chunk = _embed_chunk(source, start, stop, known, tell)
                 if chunk.new and stop - start < source.count:
                     part = _keep_part(store.folder, parts, chunk.new)
                     known.add(part)
@@ -117,7 +123,7 @@ def open_embeddings(
                     file.write(np.stack(chunk.vectors).astype(np.float16).tobytes())
                 hashes += chunk.hashes
                 masked += chunk.masked
-                bar.update(task, completed=stop)
+                update(stop)
         (folder / _HASHES).write_bytes(b"".join(hashes))
         meta = {"count": len(hashes), "shape": list(shape), "masked": masked}
         (folder / _META).write_text(json.dumps(meta), encoding="utf-8")
@@ -149,14 +155,16 @@ class _Chunk:
     new: dict[bytes, np.ndarray]
 
 
-def _embed_chunk(source: Source, start: int, stop: int, known: _Known) -> _Chunk:
+def _embed_chunk(
+    source: Source, start: int, stop: int, known: _Known, tell: Callable[[float], object]
+) -> _Chunk:
     """The embeddings of items start to stop: each content that is not known is computed once."""
     found = source.hashes(start, stop)
     unknown = [
         index for index, digest in enumerate(found, start) if digest is None or digest not in known
     ]
     unique = _first_of_each(unknown, found, start)
-    computed = source.embed(unique) if unique else Embedded(np.zeros(0), [])
+    computed = source.embed(unique, tell) if unique else Embedded(np.zeros(0), [])
     unreadable = {
         unique[item.position]: Unreadable(item.reason, item.may_recover) for item in computed.masked
     }

@@ -16,6 +16,23 @@ def is_absent(value: Value | None) -> bool:
     return value is None or (isinstance(value, str) and not value.strip())
 
 
+def read_column(inputs: Mapping[str, Input], column: str, value: Value | None) -> dict[str, Any]:
+    """What each branch that looks at a column takes of a movie's value; None for nothing.
+
+    All of them or none, as in a dataset: a poster that one branch can't read, such as one that is
+    too large at the size that this branch needs, is left out by the others as well.
+
+    Raises:
+        InputError: one of them can't read it.
+        TypeError: it is of a type that no such column has.
+    """
+    return {
+        name: None if is_absent(value) else given.read(value)
+        for name, given in inputs.items()
+        if given.column == column
+    }
+
+
 def encode_items(
     inputs: Mapping[str, Input],
     items: Mapping[str, Sequence[Any]],

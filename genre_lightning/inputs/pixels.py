@@ -56,8 +56,11 @@ def read_poster(value: Any, size: tuple[int, int], shrink: int = 1) -> np.ndarra
     except PosterError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        missing = isinstance(error, FileNotFoundError)
-        reason = "no such file" if missing else getattr(error, "strerror", None) or error
+        reason = getattr(error, "strerror", None) or error
+        if isinstance(error, FileNotFoundError):
+            # One that has become a path has lost a slash.
+            of_the_web = {"http:", "https:"} & set(Path(str(value)).parts)
+            reason = "an address, which is not fetched" if of_the_web else "no such file"
         raise PosterError(f"can't be read ({reason})") from error
 
 

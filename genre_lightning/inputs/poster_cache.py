@@ -29,11 +29,11 @@ from genre_lightning.inputs.masked import (
 )
 from genre_lightning.inputs.poster_limits import MAX_FILE_BYTES, PosterError
 from genre_lightning.movies.movie import PosterFile
+from genre_lightning.progress import progress
 from genre_lightning.store import content_key, stored_folder
 
 if TYPE_CHECKING:
     import torch
-    from rich.progress import Progress
 
 #: Why a poster that the dataset names has no pixels; the dataset's summary tells of it first.
 NO_SUCH_FILE = "no such file"
@@ -177,35 +177,21 @@ def _decode_all(
 ) -> None:
     """Fill a cache folder: the pixels one after another, then what is masked and why."""
     masked: list[Masked] = []
-    bar = progress_bar("decoding posters", store.progress)
     # Appending, instead of filling a file made at its full size: a full disk is an error and not a
     # signal that kills, and after a power cut the file is seen to be too short.
-    with (folder / _IMAGES).open("wb") as images, bar:
+    with (
+        (folder / _IMAGES).open("wb") as images,
+        progress("decoding posters", len(files), store.progress) as update,
+    ):
         results = decode_files(files, size, shrink, store.workers or num_cores())
-        for index, result in enumerate(bar.track(results, total=len(files))):
+        for index, result in enumerate(results):
             if isinstance(result, np.ndarray):
                 images.write(result.data)
             else:
                 masked.append(Masked(index, *result))
+            update(index + 1)
     meta = {"count": len(files) - len(masked), "masked": masked}
     (folder / _META).write_text(json.dumps(meta), encoding="utf-8")
-
-
-def progress_bar(what: str, shown: bool) -> Progress:
-    """A bar on standard error, if that is a terminal."""
-    # Here, since one prediction decodes a poster too, without a bar and in a hurry.
-    import rich.progress
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    return rich.progress.Progress(
-        rich.progress.TextColumn(what),
-        rich.progress.BarColumn(),
-        rich.progress.MofNCompleteColumn(),
-        rich.progress.TimeRemainingColumn(),
-        console=console,
-        disable=not (shown and console.is_terminal),
-    )
 
 
 def decode_files(

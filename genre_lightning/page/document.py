@@ -80,8 +80,13 @@ def _environment(package: str, filters: tuple[tuple[str, Callable[..., Any]], ..
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= dict(filters)
+    environment.filters |= {"isolated": isolated, **dict(filters)}
     return environment
+
+
+def isolated(text: object) -> Markup:
+    """A name that may be written from right to left: it turns nothing round beside it."""
+    return Markup("<bdi>{}</bdi>").format(text)
 
 
 def _read(package: str, name: str) -> str:

@@ -227,6 +227,7 @@ def _add_card(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--licence",
+        type=_one_line,
         metavar="ID",
         help="of the model that you give away, as the card says it: mit, apache-2.0, ...",
     )
@@ -337,6 +338,15 @@ def _named(text: str) -> tuple[str, str]:
     if not name.strip() or not equals:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=TEXT")
     return name.strip(), value
+
+
+def _one_line(text: str) -> str:
+    if not text.strip() or not text.isprintable():
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is empty, or more than a line: give an identifier such as mit, or leave it "
+            "out where none is chosen"
+        )
+    return text.strip()
 
 
 def _positive(text: str) -> int:

@@ -23,11 +23,16 @@ from genre_lightning.predicting.printing import (
 )
 from genre_lightning.predicting.tables import MovieRows, progress, reading, writing
 from genre_lightning.runs.commands import shell_command
-from genre_lightning.wording import counted, printable
+from genre_lightning.wording import counted, first_few, printable
 
 if TYPE_CHECKING:
     from genre_lightning.predicting.asked import AskedMovies
     from genre_lightning.predicting.predictor import GenrePredictor, Prediction
+
+#: Columns that the output has before the scores of each genre.
+ADDED = ("predicted", "problem")
+#: Genres that are named in a note.
+MAX_NAMED = 5
 
 
 def predict_csv(
@@ -50,13 +55,14 @@ def predict_csv(
     with reading(source) as file, progress(file, source) as update:
         kinds = _columns_of_use(predictor, asked)
         rows = MovieRows(file, source, kinds)
-        added = _columns(predictor, kinds)
         names = {name.strip().lower() for name in rows.header}
-        for name in added:
-            if name.lower() in names:
+        for name in ADDED:
+            if name in names:
                 raise CommandError(
-                    f"{rows.name}: column {name!r} is one that the output adds; rename it first"
+                    f"{rows.name}: it has a column {name!r}, which the output adds, as a file has "
+                    "that genre-predict wrote; rename it or leave it out"
                 )
+        added = _columns(predictor, {*kinds, *names})
         if not rows.found:
             hint = separator_hint(rows.header)
             raise CommandError(
@@ -67,6 +73,13 @@ def predict_csv(
             if name in names and name not in kinds:
                 note_left_out(predictor, name)
         _note_separator(predictor)
+        given = [genre for genre in predictor.genres if genre.lower() in names]
+        if given:
+            head = added[len(ADDED) + predictor.genres.index(given[0])]
+            note(
+                f"{rows.name} has columns named like genres ({first_few(given, MAX_NAMED)}): they "
+                f"stay as they are, and the scores of {given[0]} are in the column {head!r}"
+            )
         with writing(out) as writer:
             writer.writerow([*map(guard, rows.header), *map(guard, added)])
             for prediction in _predictions(predictor, rows.movies(), asked):
@@ -118,7 +131,9 @@ def predict_folder(
             "use --csv in place of --folder"
         )
     if len(posters) < len(files):
-        note(f"{len(files) - len(posters)} files in {folder} are no posters: left out")
+        others = len(files) - len(posters)
+        are = "1 file is no poster" if others == 1 else f"{others} files are no posters"
+        note(f"{folder}: {are}, left out")
     if POSTER not in of_use:
         note("the model has no branch for posters: it goes by the file names alone")
 
@@ -167,10 +182,9 @@ def _predictions(
     return (prediction for prediction, _ in asked.predictions(movies, errors="report"))
 
 
-def _columns(predictor: GenrePredictor, of_use: Iterable[str]) -> list[str]:
-    """What the output adds, whichever of the columns that are of use the input has."""
-    added = ["predicted", "problem"]
-    return [*added, *score_columns(predictor.genres, [TITLE, POSTER, *of_use, *added])]
+def _columns(predictor: GenrePredictor, others: Iterable[str]) -> list[str]:
+    """What the output adds beside other columns; titles and posters may be among them."""
+    return [*ADDED, *score_columns(predictor.genres, [TITLE, POSTER, *others, *ADDED])]
 
 
 def _note_separator(predictor: GenrePredictor) -> None:

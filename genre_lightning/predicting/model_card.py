@@ -76,7 +76,8 @@ def model_card(
             differ by the seed alone, and the evaluations in folders below it.
         evaluations: further folders that evaluate.py wrote.
         licence: of the model, as an identifier of SPDX; None where nobody has chosen one.
-        file: what the card calls the checkpoint; None for its own name.
+        file: what the checkpoint is called in a folder that has the ONNX files, too; None for its
+            own name, without them.
 
     Raises:
         CheckpointError: it is no checkpoint of this project.
@@ -100,6 +101,7 @@ def model_card(
         "genre_names": model.genres,
         "columns": list(model.columns),
         "use": Markup(_usage(model, file or checkpoint.name)),
+        "has_graph": file is not None,
         "dataset": _dataset_name(model.data),
         "splitting": split_table(model.data),
         "num_train": model.loss.get("num_movies"),

@@ -25,7 +25,7 @@ from PIL import Image
 from genre_lightning.checkpoint.model import TrainedModel, load_model
 from genre_lightning.cores import num_cores
 from genre_lightning.errors import InputError, UserError
-from genre_lightning.inputs.encode import encode_items, is_absent
+from genre_lightning.inputs.encode import encode_items, is_absent, read_column
 from genre_lightning.inputs.encoders.table import resolve, vouch
 from genre_lightning.inputs.input import Value
 from genre_lightning.inputs.one_core import one_core_threads
@@ -408,19 +408,17 @@ class GenrePredictor:
                 )
         read: dict[str, Any] = dict.fromkeys(self.model.inputs)
         problems: dict[str, str] = {}
-        for branch, given in self.model.inputs.items():
-            column, value = given.column, movie.get(given.column)
-            if is_absent(value):
-                continue
+        for column, of in self._columns.items():
+            value = movie.get(column)
             try:
-                read[branch] = given.read(value)
+                read |= read_column(self.model.inputs, column, value)
             except TypeError as error:
                 raise TypeError(f"{column} {number} is {error}") from error
             except InputError as error:
-                reason = f"{_name_of_value(value, column, number, given.of)}: {error}"
+                reason = f"{_name_of_value(value, column, number, of)}: {error}"
                 if strict:
                     raise type(error)(reason) from error
-                problems.setdefault(column, reason)
+                problems[column] = reason
         return read, problems
 
     def _score(self, items: Mapping[str, Sequence[Any]], num_movies: int) -> np.ndarray:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup, escape
 
+from genre_lightning.page.document import isolated
 from genre_lightning.page.svg import Scale, circle, line, svg, words
 from genre_lightning.report.statistics import Interval, Reliability
 from genre_lightning.wording import shortened
@@ -58,7 +59,7 @@ def dot_rows(name: str, rows: Sequence[tuple[str, Sequence[Mark]]]) -> Markup:
         lines = [_share_line("grid", tick / top, tick / top, 0, height) for tick in ticks]
         drawn = [_share_mark(mark, top, height / 2) for mark in marks]
         parts.append(
-            f'<span class="row-label">{escape(label)}</span>'
+            f'<span class="row-label">{isolated(label)}</span>'
             f'<svg aria-hidden="true" height="{height}">{"".join(lines + drawn)}</svg>'
         )
     numbers = "".join(

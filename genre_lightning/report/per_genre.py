@@ -144,7 +144,7 @@ def pairs(model: TrainedModel, scores: SplitScores, order: np.ndarray) -> dict[s
         ranked = sorted(upper, key=lambda pair: -sign * differences[pair])
         return [
             {
-                "pair": f"{names[i]} + {names[j]}",
+                "pair": (names[i], names[j]),
                 "true": int(true_pairs[i, j]),
                 "predicted": int(predicted_pairs[i, j]),
             }

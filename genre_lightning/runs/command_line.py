@@ -161,46 +161,35 @@ class CheckTraining(Callback):
     """Refuses what the configuration of train.py tells to be wrong, before a folder is made."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        with _refusing():
+        with refusing():
             check_settings(config)
-            folder = _folder(config, "run")
+            folder = folder_of(config, "run")
             check_folder(folder)
             start = starting_point(config.ckpt_path, folder)
             if start is not None:
                 _check_file(last_checkpoint(start, folder))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        with _refusing():
+        with refusing():
             overrides = sweep_overrides(config.hydra)
             swept = [key for key, one in overrides.items() if one.is_sweep_override()]
             check_settings(config, swept)
-            check_folder(_folder(config, "sweep"))
-
-
-class CheckAsking(Callback):
-    """Refuses a folder that genre-ask can't write to, before it asks for anything."""
-
-    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        with _refusing():
-            check_folder(_folder(config, "run"))
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        with _refusing():
-            check_folder(_folder(config, "sweep"))
+            check_folder(folder_of(config, "sweep"))
 
 
 class CheckEvaluation(Callback):
     """Refuses what the configuration of evaluate.py tells to be wrong."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        with _refusing():
+        with refusing():
             check_settings(config)
-            check_folder(_folder(config, "run"))
+            check_folder(folder_of(config, "run"))
             _check_file(best_checkpoint(config.ckpt_path))
 
 
 @contextmanager
-def _refusing() -> Iterator[None]:
+def refusing() -> Iterator[None]:
+    """Let a :class:`UserError` of a callback end the command."""
     try:
         yield
     except UserError as error:
@@ -212,7 +201,7 @@ def _check_file(checkpoint: Path) -> None:
         raise UserError(f"{checkpoint}: there is no such file")
 
 
-def _folder(config: DictConfig, kind: str) -> Path:
+def folder_of(config: DictConfig, kind: str) -> Path:
     """Where Hydra will write."""
     HydraConfig.instance().set_config(config)  # as it does, to resolve ${hydra:...}
     return Path(config.hydra[kind].dir)

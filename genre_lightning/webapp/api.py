@@ -269,21 +269,18 @@ def _read(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """What each branch sees of a movie, None for nothing; and by column, why it can't be read."""
     from genre_lightning.errors import InputError
+    from genre_lightning.inputs.encode import read_column
 
     inputs = predictor.model.inputs
     items: dict[str, Any] = dict.fromkeys(inputs)
     problems: dict[str, str] = {}
-    for branch, given in inputs.items():
-        if given.column not in movie:
-            continue
+    for column, value in movie.items():
         try:
-            items[branch] = given.read(movie[given.column])
+            items |= read_column(inputs, column, value)
         except InputError as error:
-            what = "This file can't be read as a picture" if given.of == "poster" else "Left out"
-            problems.setdefault(given.column, f"{what}: {error}.")
-    for branch, given in inputs.items():
-        if given.column in problems:  # also where another branch could read it
-            items[branch] = None
+            is_poster = isinstance(value, bytes)
+            what = "This file can't be read as a picture" if is_poster else "Left out"
+            problems[column] = f"{what}: {error}."
     return items, problems
 
 

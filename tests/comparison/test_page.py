@@ -11,7 +11,7 @@ from playwright.sync_api import BrowserContext, Page
 
 from genre_lightning.comparison.leaderboard import compare, write_leaderboard
 from tests.comparison.written_runs import HOSTILE, write_run
-from tests.pages import CONTRAST
+from tests.pages import CONTRAST, not_isolated
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +72,18 @@ def open_page(
     assert troubles == []
     known = {path.as_uri() for path in pages.values()}
     assert [url for url in asked if not url.startswith("data:") and url not in known] == []
+
+
+def test_names_from_right_to_left_turn_nothing_round(tmp_path: Path):
+    for number, word in enumerate(("דרמה", "كوميديا! 2", "Action")):
+        for other in ("א", "b"):
+            settings = {"model.kind": word, "model.other": other}
+            status = "failed" if number == 0 else "completed"
+            write_run(tmp_path / f"{word},{other}", settings, status=status)
+    write_leaderboard(tmp_path, compare([tmp_path]))
+    html = (tmp_path / "leaderboard.html").read_text("utf-8")
+    assert html.count("דרמה") > 5
+    assert not_isolated(html) == []
 
 
 def test_browser_shows_it_and_runs_nothing_of_a_run(open_page: Callable[..., Page]):

@@ -27,6 +27,7 @@ from genre_lightning.inputs.table import state_to_text
 from genre_lightning.inputs.terms import TermsFeatures, TermsInput
 from genre_lightning.inputs.year import YearInput
 from genre_lightning.movies.movie import DataError
+from tests.pictures import readable_if_small
 
 SPLITS = ["train"] * 12 + ["val"] * 4 + ["test"] * 4
 WORDS = ("love ", "war ", "space ", "ghost ", "train ", "river ")
@@ -814,6 +815,33 @@ def test_a_demo_is_made_in_the_cache_alone(tmp_path: Path) -> None:
         inputs={"title": terms()}, cache_dir=tmp_path / "cache",
     ).setup()  # fmt: skip
     assert not elsewhere.exists()
+
+
+# A poster that one branch can read and another can't.
+
+
+def test_a_poster_that_one_branch_cannot_read_is_left_out_by_all(
+    write: Write, tmp_path: Path
+) -> None:
+    path = write("movies")
+    (tmp_path / "movies" / "0.png").write_bytes(readable_if_small())
+    small, large = pixels(), pixels(size=1024)
+    both = module(path, tmp_path / "cache", {"small": small, "title": terms(), "large": large})
+    both.setup()
+    for branch in ("small", "large"):
+        assert np.flatnonzero(both.features[branch].place < 0).tolist() == [0, 3, 10, 17]
+    assert both.features["title"].place[0] >= 0
+    assert both.states("poster")[[0, 1, 3]].tolist() == ["unreadable", "present", "missing"]
+    assert sum("0.png (32000 x 1900 pixels" in str(line) for line in both.summary()) == 1
+    # A job of a sweep without the other branch takes what was opened, with that poster.
+    alone = module(path, tmp_path / "cache", {"small": small})
+    alone.reuse(both)
+    alone.setup()
+    assert np.flatnonzero(alone.features["small"].place < 0).tolist() == [3, 10, 17]
+    again = module(path, tmp_path / "cache", {"small": small, "large": large})
+    again.reuse(both)
+    again.setup()
+    assert np.flatnonzero(again.features["small"].place < 0).tolist() == [0, 3, 10, 17]
 
 
 # Genres of a model.

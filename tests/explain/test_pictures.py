@@ -61,7 +61,7 @@ def test_a_picture_is_hot_where_the_map_is_also_after_stretching(tiny: TrainedMo
         return heat
 
     (picture,) = heat_pictures(
-        ImageExplanation("by hand", np.full((30, 60, 3), 128, np.uint8), corner), [0], side=80
+        ImageExplanation("by hand", np.full((30, 60, 3), 128, np.uint8), corner, 1), [0], side=80
     )
     assert picture.size == (80, 40)
     light = np.asarray(picture).astype(int).sum(axis=2)

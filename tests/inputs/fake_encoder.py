@@ -53,7 +53,7 @@ class Counted:
             for c in self.contents[start:stop]
         ]
 
-    def embed(self, items: Sequence[int]) -> Embedded:
+    def embed(self, items: Sequence[int], tell: Callable[[float], object]) -> Embedded:
         self.before()
         contents = [self.contents[index] for index in items]
         self.embedded += contents
@@ -62,6 +62,7 @@ class Counted:
             for place, one in enumerate(contents)
             if one in self.unreadable
         ]
+        tell(0.5)
         kept = [one for one in contents if one not in self.unreadable]
         return Embedded(plain_loop(kept, self.views), masked)
 
@@ -82,6 +83,11 @@ class FakeText:
         self.width = WIDTH
         self.calls: list[Any] = []
 
-    def embed(self, texts: Sequence[str], after: str = "") -> Tensor:
+    def embed(
+        self,
+        texts: Sequence[str],
+        after: str = "",
+        tell: Callable[[float], object] | None = None,
+    ) -> Tensor:
         self.calls += texts
         return torch.from_numpy(plain_loop([t.encode() for t in texts])[:, 0]).float()

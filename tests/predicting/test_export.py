@@ -399,6 +399,7 @@ def test_a_folder_to_give_away_is_complete(
     assert {path.name for path in folder.iterdir()} == files
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
     card = (folder / "README.md").read_text("utf-8")
+    assert "`model.onnx` is the same model for ONNX Runtime" in card
     assert "license: mit" in card and "from_checkpoint('model.ckpt'" in card
     # The card is of the checkpoint that was trained; the slim one predicts the same.
     assert hashlib.sha256(checkpoint.read_bytes()).hexdigest() in card

@@ -204,10 +204,33 @@ def test_a_damaged_evaluation_is_named(
     assert str(damaged) in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_card_by_itself_names_no_files_that_are_not_there(tiny_checkpoint: Path):
+    card = model_card(tiny_checkpoint)
+    assert "onnx" not in card
+    assert "A movie may lack some of these columns.\n\nTrained with Genre Lightning." in card
+
+
 def test_other_data_is_told(tiny_checkpoint: Path, tmp_path: Path):
     write_evaluation(tmp_path / "scored", tiny_checkpoint, data={"reader": "ml1m", "root": "x"})
     card = model_card(tiny_checkpoint, [tmp_path / "scored"])
     assert "These are other data than the model was trained on: ml1m." in card
+
+
+@pytest.mark.parametrize("licence", ["", " ", "mit\nor so", "mit\u2028"], ids=repr)
+@pytest.mark.parametrize("command", ["card", "export"])
+def test_a_licence_is_one_line(
+    command: str,
+    licence: str,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    out = tmp_path / "new"
+    arguments = [command, str(tiny_checkpoint), "--out", str(out), "--licence", licence]
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2 and not out.exists()
+    assert "argument --licence: " in capsys.readouterr().err
 
 
 def test_a_card_of_a_run_tells_its_numbers(trained_run: Path, capsys: pytest.CaptureFixture[str]):

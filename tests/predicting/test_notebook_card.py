@@ -7,6 +7,7 @@ import html
 import io
 import pickle
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from genre_lightning import GenrePredictor
 from genre_lightning.errors import InputError
 from genre_lightning.explain.parts import score_parts
 from genre_lightning.predicting.predictor import Prediction
+from tests.pages import not_isolated
 
 TITLE = 'Heat <script>alert(1)</script> & "Alien" (1995)'
 
@@ -57,7 +59,7 @@ def test_a_score_just_below_its_threshold_does_not_look_equal_to_it() -> None:
 
 def test_a_word_without_end_is_shortened(predictor: GenrePredictor) -> None:
     (prediction,) = predictor.predict(["Alien" * 200], explain=True)
-    words = re.findall(r'<li class="(?:for|against)">(\S+) ', prediction._repr_html_())
+    words = re.findall(r'<li class="(?:for|against)"><bdi>(\S+)</bdi> ', prediction._repr_html_())
     assert words and set(words) == {("Alien" * 200)[:59] + "…"}
 
 
@@ -68,6 +70,13 @@ def test_nothing_of_a_movie_is_markup(predictor: GenrePredictor, poster: np.ndar
     wrong = Prediction("<b>", (), {}, "<img src=x>.jpg: can't be read")
     assert "<b>&lt;b&gt;" not in wrong._repr_html_() and "&lt;img src=x&gt;" in wrong._repr_html_()
     assert "<img" not in wrong._repr_html_()
+
+
+def test_a_title_from_right_to_left_turns_nothing_round(predictor: GenrePredictor) -> None:
+    (prediction,) = predictor.predict(["דרמה! (1995)"], explain=True)
+    page = replace(prediction, problem="דרמה.jpg: can't be read")._repr_html_()
+    assert "דרמה!" in page
+    assert not_isolated(page) == []
 
 
 def test_reasons_add_up(predictor: GenrePredictor, poster: np.ndarray) -> None:

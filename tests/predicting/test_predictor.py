@@ -18,14 +18,17 @@ from PIL import Image
 from genre_lightning import GenrePredictor
 from genre_lightning.checkpoint.card import CheckpointError
 from genre_lightning.errors import InputError
+from genre_lightning.explain.explainer import ImageExplanation
 from genre_lightning.explain.movie import explain_movie
 from genre_lightning.explain.parts import score_parts
 from genre_lightning.inputs.colours import POSTER_MEAN, POSTER_STD
 from genre_lightning.inputs.decode import PosterError, decode_poster
 from genre_lightning.inputs.pixels import PixelsInput
 from genre_lightning.inputs.terms import TermsInput
-from genre_lightning.predicting.predictor import BATCH_SIZE, PredictionError
+from genre_lightning.predicting.predictor import BATCH_SIZE, Prediction, PredictionError
+from genre_lightning.webapp.api import explain_movie as explain_page
 from tests.forking import run_command
+from tests.pictures import readable_if_small
 
 TITLES = ["Heat (1995)", "Toy Story (1995)", "Alien (1979)", "Night of the Living Dead (1968)"]
 
@@ -450,6 +453,35 @@ def test_an_unreadable_text_is_named_by_column(
         predictor.predict(["Heat"])
 
 
+@pytest.mark.parametrize("given", ["http://h/a.jpg", Path("folder") / "https://h/a.jpg"], ids=str)
+def test_an_address_of_a_poster_is_not_fetched(predictor: GenrePredictor, given: Any):
+    (found,) = predictor.predict(["Heat"], [given], errors="report")
+    assert found.problem is not None and found.genres
+    assert found.problem.endswith("a.jpg: can't be read (an address, which is not fetched)")
+
+
+def test_a_poster_that_one_branch_cannot_read_is_left_out_by_all(
+    make_checkpoint: Callable[..., Path],
+):
+    network = {"name": "poster_resnet", "stem_stride": 2, "widths": [2], "blocks": [1]}
+    more = {"large": (PixelsInput(size=1024), network)}
+    predictor = GenrePredictor.from_checkpoint(make_checkpoint(more=more), "cpu", workers=1)
+    wide = readable_if_small()
+    (found,) = predictor.predict(["Heat"], [wide], errors="report", explain=True)
+    (without,) = predictor.predict(["Heat"])
+    assert found.problem is not None
+    assert found.problem.startswith("the poster of movie 1: 32000 x 1900 pixels")
+    assert found.scores == without.scores
+    assert found.explanation is not None
+    assert found.explanation.absent == {"poster_resnet", "large"}
+    with pytest.raises(PosterError, match="the poster of movie 1: 32000 x 1900 pixels"):
+        predictor.predict(["Heat"], [wide])
+    assert (
+        explain_page(predictor, {"title": "Heat", "poster": wide})["genres"]
+        == (explain_page(predictor, {"title": "Heat"})["genres"])
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "text"),
     [
@@ -573,6 +605,30 @@ def test_a_pickled_predictor_predicts(tiny_checkpoint: Path, posters: list[Path]
     before = predictor.predict(*movies)
     taken = pickle.loads(pickle.dumps(predictor))
     assert taken.predict(*movies) == before == predictor.predict(*movies)
+
+
+def heat_maps_of(prediction: Prediction) -> Callable[[list[int]], np.ndarray]:
+    assert prediction.explanation is not None
+    found = prediction.explanation.branches["poster_resnet"]
+    assert isinstance(found, ImageExplanation)
+    return found.heat_maps
+
+
+def test_a_prediction_with_its_reasons_can_be_pickled(
+    predictor: GenrePredictor, posters: list[Path]
+):
+    # As a pool of processes hands it back, without the model.
+    (found,) = predictor.predict(["Heat (1995)"], [posters[0]], explain=True)
+    pickled = pickle.dumps(found)
+    assert len(pickled) < 100_000
+    taken = pickle.loads(pickled)
+    assert taken == found and taken.thresholds == found.thresholds
+    assert taken._repr_html_() == found._repr_html_()
+    maps, before = (heat_maps_of(one) for one in (taken, found))
+    np.testing.assert_array_equal(maps([2, 0]), before([2, 0]))
+    with pytest.raises(IndexError, match="genre 4 of 4"):
+        maps([4])
+    assert pickle.loads(pickle.dumps(taken))._repr_html_() == found._repr_html_()
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ from genre_lightning.report.charts import heat_map
 from genre_lightning.report.numbers import digits_beside, number, signed
 from genre_lightning.report.page import render_report, write_report
 from genre_lightning.scoring.metrics import genre_metrics
-from tests.pages import CONTRAST
+from tests.pages import CONTRAST, not_isolated
 
 SECTIONS = ["overall", "genres", "curves", "calibration", "pairs", "branches", "gallery", "method"]
 
@@ -98,7 +98,7 @@ def test_names_stay_text(page_file: Path):
 
 def test_a_genre_without_positives_shows_dashes(page_file: Path):
     html = page_file.read_text("utf-8")
-    row = html[html.index('title="Horror">Horror</th>') :].partition("</tr>")[0]
+    row = html[html.index('title="Horror"><bdi>Horror</bdi></th>') :].partition("</tr>")[0]
     cells = re.findall(r"<td[^>]*>(.*?)</td>", row)
     f1, _, _, recall, ap, support = cells[:6]
     assert (f1, recall, ap, support) == ("–", "–", "–", "0")
@@ -154,7 +154,7 @@ def test_two_branches_are_compared_with_and_without_posters(two_branches: Any):
     html = render(two_branches)
     assert groups(html) == ["All movies, n = 24", "With poster, n = 18", "Without poster, n = 6"]
     assert html.count("Gain from poster") == 2
-    assert html.count("<span>no poster</span>") > 0
+    assert html.count("<span>no <bdi>poster</bdi></span>") > 0
 
 
 def test_three_branches_are_compared_over_what_movies_lack(three_branches: Any):
@@ -179,6 +179,12 @@ def test_many_genres_stay_small(make_case: Callable[..., Any]):
     assert "the 40 most frequent of 60" in html and "28 most frequent of 60" in html
     assert re.search(r"\(so it always predicts \d+ of the 60 genres\)", html)
     assert len(html.encode()) < 3_000_000
+
+
+def test_names_from_right_to_left_turn_nothing_round(make_case: Callable[..., Any]):
+    html = render(make_case(["דרמה", "كوميديا 2", "Action", "(אימה)"]))
+    assert html.count("דרמה") > 10
+    assert not_isolated(html) == []
 
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
@@ -208,7 +214,7 @@ def test_co_occurrence_is_a_part_of_the_sums_that_are_shown(
     given = {"stacking": stacking, "label_sets": LabelSets.from_targets(np.tri(4, 4))}
     monkeypatch.setattr(case.model.network, by, given[by])
     html = render(case)
-    assert html.count("<span>co-occurrence +") == html.count('<p class="sum">') > 0
+    assert html.count("<span><bdi>co-occurrence</bdi> +") == html.count('<p class="sum">') > 0
     assert html.count("what the scores of all genres") == 2
 
 

@@ -34,7 +34,7 @@ def test_it_trains_as_often_as_it_is_called(tiny_overrides: Overrides, tmp_path:
     assert first.result["test"] == second.result["test"]
     # A notebook shows the scores.
     shown = second._repr_html_()
-    assert "<b>named</b> completed: 2 epochs" in shown and str(tmp_path) not in shown
+    assert "<b><bdi>named</bdi></b> completed: 2 epochs" in shown and str(tmp_path) not in shown
     for split in ("val", "test"):
         assert f"<td>{second.result[split]['map_macro']:.3f}</td>" in shown
     (prediction,) = second.predictor("cpu").predict(["Lost Kiss (1968)"])

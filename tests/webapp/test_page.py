@@ -12,11 +12,13 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+import torch
 from playwright.sync_api import BrowserContext, Page, Request, expect
 
 from genre_lightning import GenrePredictor
 from genre_lightning.webapp import api
 from genre_lightning.webapp.api import MAX_CHARACTERS, MAX_POSTER_BYTES
+from tests.pages import NOT_ISOLATED
 from tests.webapp.serving import Served, serving
 
 Contexts = Callable[..., BrowserContext]
@@ -363,6 +365,25 @@ def test_a_word_without_end_leaves_the_page_in_shape(page: Page):
     (name,) = page.locator(".words .name").all_inner_texts()
     assert name == title[:59] + "…"
     assert page.evaluate("document.documentElement.scrollHeight") < 4_000
+
+
+def test_names_from_right_to_left_turn_nothing_round(
+    contexts: Contexts, make_checkpoint: Callable[..., Path], poster_file: Path
+):
+    path = make_checkpoint()
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["genre_lightning"]["genres"] = ["דרמה", "كوميديا 2", "Action", "(אימה)"]
+    torch.save(checkpoint, path)
+    predictor = GenrePredictor.from_checkpoint(path, "cpu")
+    with serving(predictor) as server, open_page(contexts(), server.url) as page:
+        page.locator("input[type=file]").set_input_files(poster_file)
+        ask(page, "מתח! Heat (1995)")
+        expect(page.locator("#genres")).to_be_visible()
+        for name in predictor.genres:
+            page.locator("#bars label", has_text=name).click()
+            expect(page.locator("#why-heading")).to_contain_text(name)
+            assert page.evaluate(NOT_ISOLATED) == []
+        expect(page.locator("#bars")).to_contain_text("דרמה")
 
 
 def test_of_a_long_text_the_words_that_matter_are_listed(contexts: Contexts, wider: GenrePredictor):

@@ -9,7 +9,7 @@ import json
 import logging
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple, final
@@ -112,7 +112,12 @@ class TextEncoder:
         self.max_tokens = int(model.max_seq_length or 512)
         self._padding = int(self._tokenizer.pad_token_id or 0)
 
-    def embed(self, texts: Sequence[str], after: str = "") -> Tensor:
+    def embed(
+        self,
+        texts: Sequence[str],
+        after: str = "",
+        tell: Callable[[float], object] | None = None,
+    ) -> Tensor:
         """Turn texts into vectors.
 
         A text of more than ``max_tokens`` is cut between tokens into as few chunks as hold it, of
@@ -121,6 +126,7 @@ class TextEncoder:
         Args:
             texts: N of them. An empty one has a vector as well, of the special tokens alone.
             after: put behind every chunk of every text.
+            tell: called now and then, from any thread, with the share that is done, from 0 to 1.
 
         Returns: (N, D) float32 on the encoder's device. A text's vector depends on the others that
             are embedded with it by no more than rounding.
@@ -128,14 +134,22 @@ class TextEncoder:
         vectors = torch.zeros((len(texts), self.width), device=self.device)
         for start in range(0, len(texts), _TEXTS):
             some = self._chunks(texts[start : start + _TEXTS], after)
-            vectors[start : start + _TEXTS] = self._embed_chunks(some)
+
+            def told(share: float, before: int = start, count: int = len(some)) -> None:
+                if tell is not None:
+                    tell((before + share * count) / len(texts))
+
+            vectors[start : start + _TEXTS] = self._embed_chunks(some, told)
         return vectors
 
-    def _embed_chunks(self, texts: list[list[list[int]]]) -> Tensor:
+    def _embed_chunks(
+        self, texts: list[list[list[int]]], tell: Callable[[float], object]
+    ) -> Tensor:
         """(P, D) float32 of P texts, each the mean over its chunks.
 
         Args:
             texts: of each text at least one chunk, of each chunk the numbers of its tokens.
+            tell: see :meth:`embed`.
         """
         rows = [row for row, chunks in enumerate(texts) for _ in chunks]
         chunks = [chunk for chunks in texts for chunk in chunks]
@@ -150,12 +164,18 @@ class TextEncoder:
             batches.append(order[-batch:])
             order = order[:-batch]
 
+        tokens, lock, done = max(1, sum(map(len, chunks))), threading.Lock(), 0
+
         def embed(some: list[int]) -> None:
+            nonlocal done
             ids, mask = self._pad([chunks[number] for number in some])
             with torch.inference_mode():
                 seen[some] = self.module(
                     torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
                 )
+            with lock:  # the share of tokens, since the longest texts come first
+                done += int(mask.sum())
+                tell(done / tokens)
 
         workers = min(torch.get_num_threads(), len(batches))
         if self.device.type == "cpu" and workers > 1:

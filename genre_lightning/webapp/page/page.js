@@ -33,6 +33,16 @@ function make(tag, className, text) {
   return element;
 }
 
+/** A name or a word that may be written from right to left: it turns nothing round beside it. */
+function isolated(text, className = "") {
+  return make("bdi", className, text);
+}
+
+/** Names in a sentence, as nodes to append. */
+function listed(names, join = ", ") {
+  return names.flatMap((name, index) => [...(index ? [join] : []), isolated(name)]);
+}
+
 function copy(id) {
   return at(id).content.firstElementChild.cloneNode(true);
 }
@@ -109,10 +119,11 @@ class TextField {
     this.box = copy("text-field");
     this.text = make(long ? "textarea" : "input");
     this.text.id = `column-${name}`;
+    this.text.dir = "auto";
     this.text.autocomplete = "off";
     this.text.spellcheck = false;
     const label = this.box.querySelector("label");
-    label.textContent = called(name);
+    label.append(isolated(called(name)));
     label.htmlFor = this.text.id;
     label.after(this.text);
     const hint = this.box.querySelector(".hint");
@@ -170,7 +181,7 @@ class PosterField {
     this.hint.id = `${this.input.id}-hint`;
     this.input.setAttribute("aria-describedby", this.hint.id);
     const label = find("label");
-    label.textContent = called(name);
+    label.append(isolated(called(name)));
     label.htmlFor = this.input.id;
     this.remove.textContent = `Remove the ${name.replaceAll("_", " ")}`;
     this.show(null);
@@ -337,13 +348,14 @@ function tell() {
   const named = answer.genres.filter((genre) => genre.predicted);
   const summary = at("summary");
   if (named.length) {
-    const list = make("strong", "", named.map((genre) => genre.name).join(", "));
+    const list = make("strong");
+    list.append(...listed(named.map((genre) => genre.name)));
     summary.replaceChildren(list, ` ${named.length > 1 ? "reach their thresholds" : "reaches its threshold"}.`);
   } else {
     summary.textContent = "No genre reaches its threshold.";
   }
   const lost = Object.keys(answer.problems).map((name) => name.replaceAll("_", " "));
-  if (lost.length) summary.append(` Told without the ${lost.join(" and the ")}, which can't be read.`);
+  if (lost.length) summary.append(" Told without the ", ...listed(lost, " and the "), ", which can't be read.");
   const why = at("why");
   at("why-place").append(why); // out of the list, before that is replaced
   at("bars").replaceChildren(...answer.genres.map(row));
@@ -379,7 +391,7 @@ function row(genre) {
   const bar = make("span", "bar");
   bar.style.setProperty("--score", genre.score);
   bar.style.setProperty("--threshold", genre.threshold);
-  const name = make("span", "name", genre.name);
+  const name = isolated(genre.name, "name");
   const value = make("span", "value", score);
   label.title = `score ${precise}, threshold ${threshold}`;
   label.append(radio, name, bar, value);
@@ -426,7 +438,7 @@ function explain(genre) {
   const { name } = genre;
   const [score, threshold] = written(genre.score, genre.threshold);
   at("why").hidden = false;
-  at("why-heading").textContent = `Why ${name}${genre.predicted ? "" : " is not named"}`;
+  at("why-heading").replaceChildren("Why ", isolated(name), genre.predicted ? "" : " is not named");
   at("why-score").textContent =
     `Score ${score}, ${genre.predicted ? "at or above" : "below"} its threshold of ${threshold}.`;
 
@@ -462,9 +474,9 @@ function wordsReason(branch, found, genre) {
   const [heading, marked, list, hint] = ["h3", ".marked", ".words", ".hint"].map((each) => reason.querySelector(each));
   const text = answer.columns[branch.column];
   const label = branch.label.replaceAll("_", " ");
-  heading.textContent = `Words of the ${label}`;
+  heading.replaceChildren("Words of the ", isolated(label));
   if (found.kind === "none") {
-    heading.textContent = called(branch.label);
+    heading.replaceChildren(isolated(called(branch.label)));
     if (typeof text === "string") marked.textContent = text;
     list.remove();
     hint.textContent = found.problem;
@@ -486,14 +498,16 @@ function wordsReason(branch, found, genre) {
   swings(list, rows);
   const known = new Set(ranked.map(([word]) => word.toLowerCase()));
   const unknown = [...new Set(words.filter((word) => word.adds === 0 && !known.has(word.text.toLowerCase())).map((word) => word.text))];
-  const listed = unknown.slice(0, MANY_WORDS).map(brief).join(", ") + (unknown.length > MANY_WORDS ? " and others" : "");
-  const nothing = unknown.length ? ` The model knows nothing of: ${listed}.` : "";
+  const others = unknown.length > MANY_WORDS ? " and others" : "";
   const sum = signed(genre.branches[branch.name]);
-  hint.textContent = ranked.length
-    ? found.exact
-      ? `They add up to ${sum}, what the ${label} adds (${found.method}).${nothing}`
-      : `The ${label} adds ${sum} as a whole; its words don't add up to that (${found.method}).`
-    : `The model knows none of these words.`;
+  if (!ranked.length) hint.append("The model knows none of these words.");
+  else if (!found.exact)
+    hint.append("The ", isolated(label), ` adds ${sum} as a whole; its words don't add up to that (${found.method}).`);
+  else {
+    hint.append(`They add up to ${sum}, what the `, isolated(label), ` adds (${found.method}).`);
+    if (unknown.length)
+      hint.append(" The model knows nothing of: ", ...listed(unknown.slice(0, MANY_WORDS).map(brief)), `${others}.`);
+  }
   return reason;
 }
 
@@ -553,7 +567,7 @@ function swings(list, rows) {
       bar.style.setProperty("--zero", share(-least));
       bar.style.setProperty("--from", share(Math.min(0, value) - least));
       bar.style.setProperty("--size", share(Math.abs(value)));
-      item.append(make("span", "name", name), bar, make("span", "value", signed(value)));
+      item.append(isolated(name, "name"), bar, make("span", "value", signed(value)));
       return item;
     }),
   );
@@ -563,14 +577,12 @@ function heatReason(branch, found, genre) {
   const reason = copy("heat-reason");
   reason.dataset.branch = branch.name;
   const label = branch.label.replaceAll("_", " ");
-  reason.querySelector("h3").textContent = `Where in the ${label}`;
+  reason.querySelector("h3").append("Where in the ", isolated(label));
   reason.querySelector("img").alt = `The ${label}, bright where it speaks for ${genre.name}`;
-  const against =
-    genre.branches[branch.name] < 0
-      ? `As a whole the ${label} speaks against ${genre.name}; the map shows what speaks for it. `
-      : "";
-  reason.querySelector("figcaption").textContent =
-    `${against}Bright: where the ${label} speaks for ${genre.name} (${found.method}). It shows where, not how much.`;
+  const caption = reason.querySelector("figcaption");
+  if (genre.branches[branch.name] < 0)
+    caption.append("As a whole the ", isolated(label), " speaks against ", isolated(genre.name), "; the map shows what speaks for it. ");
+  caption.append("Bright: where the ", isolated(label), " speaks for ", isolated(genre.name), ` (${found.method}). It shows where, not how much.`);
   return reason;
 }
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from genre_lightning.inputs.encoders import texts as texts_module
 from genre_lightning.inputs.encoders.opening import open_encoder
 from genre_lightning.inputs.encoders.spec import EncoderError
 from genre_lightning.inputs.encoders.table import ENCODERS, resolve
@@ -144,6 +145,18 @@ def test_texts_from_several_threads(minilm: TextEncoder):
     assert len(seen) == 20
     for vectors in seen:
         torch.testing.assert_close(vectors, expected, atol=1e-5, rtol=0)
+
+
+def test_it_tells_how_far_it_is_within_a_few_thousand_texts(
+    minilm: TextEncoder, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(texts_module, "CPU_TOKENS", 32)
+    shares: list[float] = []
+    minilm.embed(
+        ["Heat", "a long night " * 20, "Alien", "Toy Story", "word " * 300], "", shares.append
+    )
+    assert len(shares) >= 4 and shares == sorted(shares)
+    assert 0 < shares[0] < 0.9 and shares[-1] == 1
 
 
 def test_random_text_weights(minilm: TextEncoder):

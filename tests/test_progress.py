@@ -1,0 +1,87 @@
+"""What the log of a job says of work that takes minutes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from genre_lightning import progress
+from genre_lightning.inputs.embedding_cache import open_embeddings
+from genre_lightning.inputs.input import Store
+from genre_lightning.inputs.poster_cache import open_poster_cache
+from genre_lightning.progress import Lines
+from tests.inputs.fake_encoder import WIDTH, Counted
+from tests.pictures import locate
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_lines_are_far_apart_and_tell_the_time_that_is_left() -> None:
+    said: list[str] = []
+    clock = Clock()
+    lines = Lines("decoding posters", 4000, said.append, clock)
+    for second in range(1, 95):
+        clock.now += 1
+        lines.update(10 * second, ", 2 broken")
+    assert said == [
+        "decoding posters: 300 of 4,000, 2 broken, about 370 s left",
+        "decoding posters: 600 of 4,000, 2 broken, about 340 s left",
+        "decoding posters: 900 of 4,000, 2 broken, about 310 s left",
+    ]
+
+
+def test_a_long_job_has_fewer_lines() -> None:
+    said: list[str] = []
+    clock = Clock()
+    lines = Lines("embedding", 360_000, said.append, clock)
+    for second in range(1, 36_001):
+        clock.now += 1
+        lines.update(10 * second)
+    assert 50 < len(said) < 120
+
+
+def test_only_what_is_done_meanwhile_tells_the_speed() -> None:
+    said: list[str] = []
+    clock = Clock()
+    lines = Lines("embedding", 1000, said.append, clock)
+    for done in (100, 900, 900, 910, 910.6):  # the first once an encoder is loaded
+        clock.now += 31
+        lines.update(done)
+    assert said == [
+        "embedding: 900 of 1,000, about 4 s left",
+        "embedding: 900 of 1,000",
+        "embedding: 910 of 1,000, about 279 s left",
+        "embedding: 910 of 1,000, about 77 min left",
+    ]
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_caches_tell_how_far_they_are_where_there_is_no_terminal(
+    shown: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "EVERY", 0)
+    monkeypatch.setattr(progress, "SHARE", 0)
+    store = Store(tmp_path / "cache", workers=1, progress=shown)
+    for number in range(3):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    posters = [locate(tmp_path / f"{number}.png") for number in range(3)]
+    open_poster_cache(posters, size=(8, 8), store=store)
+    open_embeddings(Counted([b"a", b"b"]).source(), "key", (1, WIDTH), "embedding title", store)
+    said = capsys.readouterr().err.splitlines()
+    if not shown:
+        assert said == []
+        return
+    for line in ("decoding posters: 2 of 3, about", "decoding posters: 3 of 3, about 0 s left"):
+        assert sum(one.startswith(line) for one in said) == 1
+    assert any(one.startswith("embedding title: 2 of 2, about") for one in said)
+    # What is there already needs no word.
+    open_poster_cache(posters, size=(8, 8), store=store)
+    assert capsys.readouterr().err == ""
