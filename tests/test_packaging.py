@@ -100,6 +100,7 @@ WITH_EXTRA = {
     "genre_lightning/models/poster_encoder.py": "pretrained",
     "genre_lightning/predicting/export.py": "export",
     "genre_lightning/sweeps/study.py": "optuna",
+    "genre_lightning/sweeps/submitit_local.py": "slurm",
     "genre_lightning/training/callbacks/pruning.py": "optuna",
     "genre_lightning/webapp/*.py": "demo",
     "hydra_plugins/genre_lightning_ray.py": "ray",

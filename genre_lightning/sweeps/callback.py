@@ -130,7 +130,9 @@ class SweepCallback(Callback):
         if config.hydra.launcher._target_.endswith(".JoblibLauncher"):
             _have_workers_end_with_us()
         if config.hydra.launcher._target_.endswith(".LocalLauncher"):  # of submitit
-            _start_controllers_apart()
+            from genre_lightning.sweeps.submitit_local import start_controllers_apart
+
+            at_end.callback(start_controllers_apart())
         at_end.callback(self._end)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
@@ -294,29 +296,6 @@ def _begin_worker(command: int) -> None:
     for name in ("SIGINT", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-
-
-def _start_controllers_apart() -> None:
-    """Keep a terminal's signals from submitit's processes on this machine.
-
-    The command answers them, and tells the jobs. At Ctrl-C the process in which submitit waits for
-    a job ends by a traceback, and kills the job before it has saved.
-    """
-    from submitit.local import local
-
-    changed: Any = local
-    start = changed.start_controller
-
-    def start_controller(**how: Any) -> Any:
-        # What is blocked here is blocked for good in a process that is started meanwhile.
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
-        try:
-            return start(**how)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-
-    changed.start_controller = start_controller
-    at_end.callback(setattr, changed, "start_controller", start)
 
 
 def _log_scales(overrides: Mapping[str, Override]) -> dict[str, bool]:
