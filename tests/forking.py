@@ -230,8 +230,9 @@ def run_as_python(arguments: list[str], cwd: str, env: Mapping[str, str]) -> int
     # As Python ends, in place of which os._exit is called.
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for file in (sys.stdout, sys.stderr):
+        if not file.closed:
+            file.flush()
     if status == -signal.SIGINT:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
