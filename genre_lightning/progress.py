@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
 
 from genre_lightning.wording import shown_time
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 #: Seconds between two lines, at least; or this share of the time that has passed, if that is more.
 EVERY, SHARE = 30, 0.05
+
+
+def how_far(done: float, total: int, more: str) -> str:
+    """Such as "300 of 4,000, 2 broken"."""
+    return f"{int(done):,} of {total:,}{more}"
 
 
 class Lines:
@@ -59,39 +68,48 @@ class Lines:
             left = ""
             if gained > 0:
                 left = f", about {shown_time((self.total - done) * took / gained)} left"
-            self._say(f"{self.what}: {int(done):,} of {self.total:,}{more}{left}")
+            self._say(f"{self.what}: {how_far(done, self.total, more)}{left}")
             self._before = now, done
             self._next = now + max(EVERY, SHARE * (now - self._begun))
 
 
 @contextmanager
-def progress(what: str, total: int, shown: bool = True) -> Iterator[Callable[[float], object]]:
-    """Show on standard error how far something is.
+def progress(
+    what: str, total: int, shown: bool = True, console: Console | None = None
+) -> Iterator[Callable[..., object]]:
+    """Show how far something is.
 
     Args:
         what: is done, such as "decoding posters".
         total: of it.
         shown: False to show nothing.
+        console: where; None for standard error.
 
     Yields:
-        A function to call with how much is done, from any thread.
+        A function to call with how much is done and, if need be, more to tell, as for
+        :meth:`Lines.update`; from any thread.
     """
+    if not shown:
+        yield lambda done, more="": None
+        return
     # Here, since one prediction decodes a poster too, without a bar and in a hurry.
     import rich.progress
     from rich.console import Console
 
-    console = Console(stderr=True)
-    if not shown or not console.is_terminal:
-        lines = Lines(what, total, lambda line: print(line, file=sys.stderr, flush=True))
-        yield lines.update if shown else lambda done: None
+    if console is None:
+        console = Console(stderr=True, markup=False, emoji=False, highlight=False)
+    if not console.is_terminal:
+        yield Lines(what, total, partial(console.print, soft_wrap=True)).update
         return
     bar = rich.progress.Progress(
         rich.progress.TextColumn(what),
         rich.progress.BarColumn(),
-        rich.progress.MofNCompleteColumn(),
+        rich.progress.TextColumn("{task.fields[how_far]}", markup=False),
         rich.progress.TimeRemainingColumn(),
         console=console,
     )
     with bar:
-        task = bar.add_task(what, total=total)
-        yield lambda done: bar.update(task, completed=int(done))
+        task = bar.add_task(what, total=total, how_far=how_far(0, total, ""))
+        yield lambda done, more="": bar.update(
+            task, completed=done, how_far=how_far(done, total, more)
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from genre_lightning import progress
 from genre_lightning.inputs.embedding_cache import open_embeddings
 from genre_lightning.inputs.input import Store
 from genre_lightning.inputs.poster_cache import open_poster_cache
+from genre_lightning.predicting.tables import predicting_progress
 from genre_lightning.progress import Lines
 from tests.inputs.fake_encoder import WIDTH, Counted
 from tests.pictures import locate
@@ -63,12 +65,17 @@ def test_only_what_is_done_meanwhile_tells_the_speed() -> None:
     ]
 
 
-@pytest.mark.parametrize("shown", [True, False])
-def test_caches_tell_how_far_they_are_where_there_is_no_terminal(
-    shown: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def line_at_each_update(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "EVERY", 0)
     monkeypatch.setattr(progress, "SHARE", 0)
+
+
+@pytest.mark.usefixtures("line_at_each_update")
+@pytest.mark.parametrize("shown", [True, False])
+def test_caches_tell_how_far_they_are_where_there_is_no_terminal(
+    shown: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     store = Store(tmp_path / "cache", workers=1, progress=shown)
     for number in range(3):
         Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number}.png")
@@ -84,4 +91,33 @@ def test_caches_tell_how_far_they_are_where_there_is_no_terminal(
     assert any(one.startswith("embedding title: 2 of 2, about") for one in said)
     # What is there already needs no word.
     open_poster_cache(posters, size=(8, 8), store=store)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.usefixtures("line_at_each_update")
+def test_predicting_tells_how_much_of_the_file_was_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "movies.csv"
+    path.write_text("title\nHeat\nJaws\nRaid\n")
+    with path.open("rb") as file, predicting_progress(file, path) as update:
+        next(file)
+        for _ in file:
+            update()
+    said = capsys.readouterr().err.splitlines()
+    assert [line.partition(", about")[0] for line in said] == [
+        "predicting: 76 of 100%, 2 movies",
+        "predicting: 100 of 100%, 3 movies",
+    ]
+
+
+@pytest.mark.usefixtures("line_at_each_update")
+def test_of_a_pipe_nobody_knows_how_much_there_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as in a terminal, where there is a bar
+    read, write = os.pipe()
+    os.close(write)
+    with open(read, "rb") as file, predicting_progress(file, Path(f"/dev/fd/{read}")) as update:
+        update()
     assert capsys.readouterr().err == ""

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,7 @@ from genre_lightning.errors import UserError
 from genre_lightning.files import whole_file
 from genre_lightning.inputs.decode import PosterError
 from genre_lightning.movies.movie import Movie, MovieSet, PosterFile
-from genre_lightning.progress import Lines
+from genre_lightning.progress import progress
 from genre_lightning.runs.commands import shell_command
 from genre_lightning.wording import first_few
 
@@ -251,46 +250,6 @@ def load_questioner(folder: Path) -> tuple[Questioner, dict[str, Any]]:
         raise UserError(f"{path}: can't be used: {str(error)[:300]}") from error
 
 
-@contextmanager
-def progress_bar(console: Console, total: int, answers: Answers) -> Iterator[Any]:
-    """Movies, tokens and time left: a bar where the console is a terminal, else lines now and then.
-
-    Yields:
-        A function to call after each movie.
-    """
-
-    def tokens() -> int:
-        return answers.prompt_tokens + answers.completion_tokens
-
-    if not console.is_terminal:
-        lines = Lines("asking", total, lambda line: console.print(line, soft_wrap=True))
-        done = itertools.count(1)
-        yield lambda: lines.update(
-            next(done), f" movies, {tokens():,} tokens, {len(answers.failed)} without answer"
-        )
-        return
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    bar = Progress(
-        TextColumn("asking"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("movies, {task.fields[tokens]:,} tokens, {task.fields[failed]} without answer"),
-        TimeRemainingColumn(),
-        console=console,
-    )
-    with bar:
-        task = bar.add_task("asking", total=total, tokens=0, failed=0)
-
-        yield lambda: bar.update(task, advance=1, tokens=tokens(), failed=len(answers.failed))
-
-
 def ask_rows(
     movies: MovieSet,
     rows: np.ndarray,
@@ -363,11 +322,14 @@ async def _ask(
 ) -> None:
     """Ask about these movies, and fill ``answers`` as they come; see :func:`ask_rows`."""
     async with server:
-        with progress_bar(console, len(rows), answers) as update:
+        with progress("asking", len(rows), console=console) as update:
+            done = itertools.count(1)
 
             def tell(number: int, record: Record) -> None:
                 answers.add(int(rows[number]), record, genres)
-                update()
+                tokens = answers.prompt_tokens + answers.completion_tokens
+                failed = len(answers.failed)
+                update(next(done), f" movies, {tokens:,} tokens, {failed} without answer")
 
             await asker.run((movies.movies[row] for row in rows.tolist()), tell)
 

@@ -21,7 +21,12 @@ from genre_lightning.predicting.printing import (
     note_left_out,
     short_lines,
 )
-from genre_lightning.predicting.tables import MovieRows, progress, reading, writing
+from genre_lightning.predicting.tables import (
+    MovieRows,
+    predicting_progress,
+    reading,
+    writing,
+)
 from genre_lightning.runs.commands import shell_command
 from genre_lightning.wording import counted, first_few, printable
 
@@ -52,7 +57,7 @@ def predict_csv(
     if out.exists() and source.exists() and out.samefile(source):
         raise CommandError(f"{out}: --out is the file that --csv reads; name another one")
     movies = problems = 0
-    with reading(source) as file, progress(file, source) as update:
+    with reading(source) as file, predicting_progress(file, source) as update:
         kinds = _columns_of_use(predictor, asked)
         rows = MovieRows(file, source, kinds)
         names = {name.strip().lower() for name in rows.header}

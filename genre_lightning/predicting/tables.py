@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import signal
 import sys
 from collections import deque
@@ -17,6 +18,8 @@ from genre_lightning.files import whole_file
 from genre_lightning.movies.table import csv_problem, other_file
 from genre_lightning.predicting.arguments import STREAM
 from genre_lightning.predicting.printing import CommandError
+from genre_lightning.progress import progress
+from genre_lightning.wording import counted
 
 
 class MovieRows:
@@ -160,29 +163,15 @@ def _stopped_in_order() -> Iterator[None]:
 
 
 @contextmanager
-def progress(file: IO[bytes], path: Path) -> Iterator[Callable[[], None]]:
-    """A bar on standard error, where that is a terminal, by how much of a file has been read."""
-    if path == STREAM or not sys.stderr.isatty():
+def predicting_progress(file: IO[bytes], path: Path) -> Iterator[Callable[[], object]]:
+    """Progress by how much of a file has been read; none of a stream, which may have any length.
+
+    Yields:
+        A function to call after each movie.
+    """
+    if path == STREAM or not file.seekable():
         yield lambda: None
         return
-    import rich.progress
-    from rich.console import Console
-
-    bar = rich.progress.Progress(
-        rich.progress.TextColumn("predicting"),
-        rich.progress.BarColumn(),
-        rich.progress.TaskProgressColumn(),
-        rich.progress.TextColumn("{task.fields[movies]} movies"),
-        rich.progress.TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )
-    with bar:
-        task = bar.add_task("predicting", total=path.stat().st_size, movies=0)
-        movies = 0
-
-        def update() -> None:
-            nonlocal movies
-            movies += 1
-            bar.update(task, completed=file.tell(), movies=movies)
-
-        yield update
+    size, movies = max(1, path.stat().st_size), itertools.count(1)
+    with progress("predicting", 100) as update:
+        yield lambda: update(100 * file.tell() / size, f"%, {counted(next(movies), 'movie')}")

@@ -59,7 +59,7 @@ def test_the_bar_has_movies_tokens_and_time_left(loopback: Loopback, tmp_path: P
     loopback.answer = lambda number, body: said("No.") if number == 2 else good(body)
     answers, shown, book = asked(loopback, tmp_path, concurrency=1)
     last = shown.replace("\r", "\n").strip().splitlines()[-1]
-    assert re.search(r"asking .* 5/5 movies, 600 tokens, 1 without answer 0:00:00", last)
+    assert re.search(r"asking .* 5 of 5 movies, 600 tokens, 1 without answer 0:00:00", last)
     assert answers.tokens_per_movie == 120.0 and answers.asked == 5
     assert np.isnan(answers.scores).any(axis=1).sum() == 12 - 4
     # Each in its own row, in the order of the genres.
