@@ -136,7 +136,7 @@ def test_it_composes_and_builds(path: Path, tmp_path: Path, monkeypatch: Any) ->
         own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
         plain: Any = OmegaConf.to_container(own, resolve=True)
         instantiate(cfg.data, inputs={})
-        ServerSettings(**plain["server"]).pace()
+        ServerSettings(**plain["server"]).connect("http://127.0.0.1/v1", None)
         prompt, poster = Prompt(**plain["prompt"]), PosterFormat(**plain["poster"])
         assert prompt.name == (choice if group == "prompt" else "zero_shot")
         Questioner(

@@ -137,10 +137,7 @@ class Questioner:
         except TemplateError as error:
             raise UserError(f"prompt={prompt.name}: no Jinja template: {error}") from error
         # Once, so that a template that names something unknown is told before anything is asked.
-        self._render(Movie("", dict.fromkeys(self.show, ""), (), None, ""))
-
-    def _render(self, movie: Movie) -> None:
-        self.messages(self.texts(movie) or {"title": ""}, None, self.genres[0])
+        self.messages({"title": ""}, None, self.genres[0])
 
     def texts(self, movie: Movie) -> dict[str, str]:
         """The columns of a movie that are shown as text."""

@@ -49,27 +49,32 @@ class ServerSettings:
     max_requests: int | None = None
     max_tokens: int | None = None
 
-    def pace(self) -> Pace:
-        """Its limits."""
-        return Pace(
-            self.requests_per_minute, self.tokens_per_minute, self.max_requests, self.max_tokens
-        )
-
-    def connect(self, base_url: str, api_key_env: str | None) -> ChatServer:
+    def connect(
+        self,
+        base_url: str,
+        api_key_env: str | None,
+        url_setting: str = "base_url",
+        key_setting: str = "api_key_env",
+    ) -> ChatServer:
         """The server at an address, asked within these limits.
 
         Args:
             base_url: of its interface.
             api_key_env: name of the environment variable that holds the key; None for no key.
+            url_setting: what gave the former, for messages.
+            key_setting: what gave the latter.
 
         Raises:
             UserError: the address, the key or one of these settings can't be used.
         """
         return ChatServer(
             base_url,
-            api_key=read_key(api_key_env),
+            api_key=read_key(api_key_env, key_setting),
             key_name=api_key_env,
-            pace=self.pace(),
+            url_setting=url_setting,
+            pace=Pace(
+                self.requests_per_minute, self.tokens_per_minute, self.max_requests, self.max_tokens
+            ),
             timeout=self.timeout,
             retries=self.retries,
             longest_wait=self.longest_wait,

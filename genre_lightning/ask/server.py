@@ -234,7 +234,7 @@ class ChatServer:
         if error.wait is None:
             longest = min(LONGEST_BACKOFF, FIRST_WAIT * 2**attempt)
             # At random, so that requests that failed together are not sent together again.
-            await self.pause(longest * random.uniform(0.5, 1.0))
+            await self.pace.pause(longest * random.uniform(0.5, 1.0))
             return
         if error.wait > self.longest_wait:
             raise ServerError(
@@ -242,11 +242,7 @@ class ChatServer:
                 f"server.longest_wait={self.longest_wait:g}: {error}"
             )
         self.pace.hold(error.wait)
-        await self.pause(error.wait)
-
-    async def pause(self, seconds: float) -> None:
-        """Wait for a retry; Stopped ends it."""
-        await self.pace.pause(seconds)
+        await self.pace.pause(error.wait)
 
     async def _post(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
         """What the server answers to one try, as JSON."""
@@ -378,12 +374,10 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         value = headers.get(name, "").strip()
         if re.fullmatch(r"\d{1,12}(\.\d+)?", value):
             return float(value) / unit
-        if unit == 1.0 and value:
-            try:
-                return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-            except (ValueError, OverflowError):
-                return None
-    return None
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return None
 
 
 def _reply(data: Mapping[str, Any], seconds: float) -> Reply:

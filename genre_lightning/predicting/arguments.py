@@ -63,9 +63,9 @@ class PredictOptions:
     device: str | None
     workers: int | None
     encoder: list[str]
-    ask: Path | None = None
-    ask_url: str | None = None
-    api_key_env: str | None = None
+    ask: Path | None
+    ask_url: str | None
+    api_key_env: str | None
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,10 @@ class ExportOptions:
     checkpoint: Path
     onnx: Path | None
     weights: Path | None
-    out: Path | None = None
-    scores: tuple[Path, ...] = ()
-    licence: str | None = None
-    encoder: tuple[str, ...] = ()
+    out: Path | None
+    scores: list[Path]
+    licence: str | None
+    encoder: list[str]
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,9 @@ class CardOptions:
 
     checkpoint: Path
     out: Path | None
-    scores: tuple[Path, ...]
+    scores: list[Path]
     licence: str | None
-    encoder: tuple[str, ...]
+    encoder: list[str]
 
 
 def parse_predict(arguments: Sequence[str]) -> PredictOptions:
@@ -119,9 +119,8 @@ def parse_predict(arguments: Sequence[str]) -> PredictOptions:
             parser.error(f"nothing to go by: {', '.join(columns)} empty")
         if options.out is not None:
             parser.error("--out goes with --csv or --folder")
-    else:
-        if options.explain:
-            parser.error("--explain goes with --title, --poster and the like, one movie")
+    elif options.explain:
+        parser.error("--explain goes with --title, --poster and the like, one movie")
     if options.json and options.csv is not None:
         parser.error("--json goes with one movie or --folder; of --csv a CSV is written, by --out")
     if options.csv is not None and options.out is None:
@@ -132,22 +131,9 @@ def parse_predict(arguments: Sequence[str]) -> PredictOptions:
         parser.error("--explain-out goes with --explain")
     if options.ask is None and (options.ask_url or options.api_key_env):
         parser.error("--ask-url and --api-key-env go with --ask")
-    return PredictOptions(
-        checkpoint=options.checkpoint,
-        columns={name: value for name, value in columns.items() if value.strip()},
-        csv=options.csv,
-        folder=options.folder,
-        out=options.out,
-        json=options.json,
-        explain=options.explain,
-        explain_out=options.explain_out,
-        device=options.device,
-        workers=options.workers,
-        encoder=options.encoder,
-        ask=options.ask,
-        ask_url=options.ask_url,
-        api_key_env=options.api_key_env,
-    )
+    held = {name: value for name, value in columns.items() if value.strip()}
+    others = {k: v for k, v in vars(options).items() if k not in (*FLAGS, "column")}
+    return PredictOptions(columns=held, **others)
 
 
 def parse_export(arguments: Sequence[str]) -> ExportOptions:
@@ -180,15 +166,7 @@ def parse_export(arguments: Sequence[str]) -> ExportOptions:
         parser.error("give --onnx, --weights or --out")
     if options.out is None and (options.scores or options.licence):
         parser.error("--scores and --licence are for the model card, which goes with --out")
-    return ExportOptions(
-        options.checkpoint,
-        options.onnx,
-        options.weights,
-        options.out,
-        tuple(options.scores),
-        options.licence,
-        tuple(options.encoder),
-    )
+    return ExportOptions(**vars(options))
 
 
 def parse_card(arguments: Sequence[str]) -> CardOptions:
@@ -205,14 +183,7 @@ def parse_card(arguments: Sequence[str]) -> CardOptions:
         "--out", type=Path, metavar="FILE.md", help="whole or not there (default: printed)"
     )
     _add_card(parser)
-    options = parser.parse_args(arguments)
-    return CardOptions(
-        options.checkpoint,
-        options.out,
-        tuple(options.scores),
-        options.licence,
-        tuple(options.encoder),
-    )
+    return CardOptions(**vars(parser.parse_args(arguments)))
 
 
 def _add_card(parser: argparse.ArgumentParser) -> None:

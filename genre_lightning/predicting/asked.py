@@ -16,7 +16,7 @@ from genre_lightning.ask.asking import Asker
 from genre_lightning.ask.book import NAME, AnswerBook, Record
 from genre_lightning.ask.question import POSTER
 from genre_lightning.ask.run import ServerSettings, load_questioner
-from genre_lightning.ask.server import ChatServer, check_url, read_key
+from genre_lightning.ask.server import check_url, read_key
 from genre_lightning.inputs.input import Value
 from genre_lightning.movies.movie import Movie, PosterFile
 from genre_lightning.predicting.printing import CommandError, note
@@ -77,7 +77,7 @@ class AskedMovies:
         self.folder = folder
         self.shows = {name: "poster" if name == POSTER else "text" for name in self.questioner.show}
         self.key_env = api_key_env
-        self.key = read_key(api_key_env, "--api-key-env")
+        read_key(api_key_env, "--api-key-env")  # told before any movie is read
         self.url = check_url(url, "--ask-url") if url else self.questioner.base_url
         note(f"asking {self.questioner.model} at {self.url}")
         self._column = given.column
@@ -139,15 +139,7 @@ class AskedMovies:
             if keep:
                 stack.enter_context(locked(self.folder))
             book = stack.enter_context(AnswerBook(self.folder / NAME, keep=keep))
-            server = ChatServer(
-                self.url,
-                api_key=self.key,
-                key_name=self.key_env,
-                url_setting="--ask-url",
-                timeout=settings.timeout,
-                retries=settings.retries,
-                longest_wait=settings.longest_wait,
-            )
+            server = settings.connect(self.url, self.key_env, "--ask-url", "--api-key-env")
             asker = Asker(
                 self.questioner, server, book, concurrency=settings.concurrency, say=note,
                 **self.again,

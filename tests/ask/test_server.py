@@ -101,10 +101,10 @@ def test_tries_have_an_end(loopback: Loopback, quick: None) -> None:
 def test_waits_double(loopback: Loopback, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
 
-    async def note(self: ChatServer, seconds: float) -> None:
+    async def note(self: Pace, seconds: float) -> None:
         waits.append(seconds)
 
-    monkeypatch.setattr(ChatServer, "pause", note)
+    monkeypatch.setattr(Pace, "pause", note)
     loopback.answer = lambda number, body: Answer(500)
     with pytest.raises(Unanswered):
         chat(loopback, retries=9)
