@@ -51,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     from genre_lightning import GenrePredictor
     from genre_lightning.inputs.embedding import EmbeddingInput
+    from genre_lightning.inputs.encode import encode_items
     from genre_lightning.predicting.predictor import BATCH_SIZE
 
     torch.set_num_threads(1)  # as in the predictor's own threads
@@ -67,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         predictor = GenrePredictor.from_checkpoint(checkpoint, args.device, args.workers)
         movies = [(path.stem, path) for path in paths]
         batches = [movies[i : i + BATCH_SIZE] for i in range(0, len(movies), BATCH_SIZE)]
-        posters = [given for given in predictor.model.inputs.values() if given.of == "poster"]
+        model = predictor.model
+        posters = [given for given in model.inputs.values() if given.of == "poster"]
         read = [_read(predictor, batch) for batch in batches[:8]]
 
         def predict() -> None:
@@ -84,9 +86,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     pass
 
         def score(number: int) -> None:
-            items = read[number % len(read)]
             count = len(batches[number])
-            predictor._score({name: values[:count] for name, values in items.items()}, count)
+            items = {name: values[:count] for name, values in read[number % len(read)].items()}
+            with torch.inference_mode():
+                model.network(encode_items(model.inputs, items, model.device), count)
 
         def compute() -> None:
             with ThreadPoolExecutor(predictor.workers) as pool:
@@ -95,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         encoders = {
             given.column: given
-            for given in predictor.model.inputs.values()
+            for given in model.inputs.values()
             if isinstance(given, EmbeddingInput)
         }
         values: dict[str, list[Any]] = {"poster": paths, "title": [path.stem for path in paths]}

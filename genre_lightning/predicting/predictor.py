@@ -291,7 +291,7 @@ class GenrePredictor:
             parts: of one movie, of :func:`genre_lightning.inputs.encode.encode_items`.
         """
         self._notice_fork()
-        (scores,) = self._score_encoded(parts, 1)
+        (scores,) = self._score(parts, 1)
         return self._prediction(_Scored(title, scores, None))
 
     def _prediction(self, scored: _Scored) -> Prediction:
@@ -359,9 +359,9 @@ class GenrePredictor:
                     if not batch:
                         break
                     if not waiting and len(batch) == 1:  # a single movie needs no threads
-                        yield from self._predict_batch(batch, strict)
+                        yield from self._score_batch(batch, strict)
                         continue
-                    waiting.append(self._workers().submit(self._predict_batch, batch, strict))
+                    waiting.append(self._workers().submit(self._score_batch, batch, strict))
                 if not waiting:
                     return
                 yield from waiting.popleft().result()
@@ -369,7 +369,7 @@ class GenrePredictor:
             for future in waiting:
                 future.cancel()
 
-    def _predict_batch(
+    def _score_batch(
         self, batch: Sequence[tuple[int, Mapping[str, Value | None]]], strict: bool
     ) -> list[_Scored]:
         """Read and score a batch of numbered movies."""
@@ -391,8 +391,10 @@ class GenrePredictor:
                     raise PredictionError(f"movie {number}: {'; '.join(reasons)}")
             problems.append("; ".join(reasons) or None)
         scores: list[np.ndarray | None] = [None] * len(batch)
-        for place, row in zip(seen, self._score(items, len(seen)), strict=True):
-            scores[place] = row
+        if seen:
+            parts = encode_items(self.model.inputs, items, self.model.device)
+            for place, row in zip(seen, self._score(parts, len(seen)), strict=True):
+                scores[place] = row
         titles = [movie.get(TITLE) for _, movie in batch]
         return list(map(_Scored, titles, scores, problems))
 
@@ -421,15 +423,9 @@ class GenrePredictor:
                 problems[column] = reason
         return read, problems
 
-    def _score(self, items: Mapping[str, Sequence[Any]], num_movies: int) -> np.ndarray:
-        """(B, G) float32 scores of B movies, of each of which some branch has an item."""
-        if not num_movies:
-            return np.zeros((0, len(self.genres)), dtype=np.float32)
-        parts = encode_items(self.model.inputs, items, self.model.device)
-        return self._score_encoded(parts, num_movies)
-
     @torch.inference_mode()
-    def _score_encoded(self, parts: Mapping[str, Part], num_movies: int) -> np.ndarray:
+    def _score(self, parts: Mapping[str, Part], num_movies: int) -> np.ndarray:
+        """(B, G) float32 scores of B movies, of each of which some branch has a part."""
         logits = self.model.network(parts, num_movies)
         scores = ACTIVATIONS[self.model.activation](logits)
         return np.asarray(scores.cpu().numpy())

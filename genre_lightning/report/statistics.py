@@ -52,18 +52,12 @@ def num_resamples(num_movies: int, num_genres: int, most: int = 1000, least: int
     return int(np.clip(_WORK // max(1, num_movies * num_genres), least, most))
 
 
-def resample_counts(num_movies: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """Yield R arrays (N,) float32: how often each movie is drawn, N draws with replacement.
+def resample_counts(num_movies: int, resamples: int, seed: int, most: int) -> Iterator[np.ndarray]:
+    """Yield (K, N) float32, K <= ``most``: how often each movie is drawn in each of R resamples.
 
-    The same arguments give the same draws, so metrics of two predictions for the same movies are
-    paired, resample by resample.
+    N draws with replacement. The same arguments give the same draws, whatever ``most``, so metrics
+    of two predictions for the same movies are paired, resample by resample.
     """
-    for block in _draw(num_movies, resamples, seed, most=1):
-        yield from block
-
-
-def _draw(num_movies: int, resamples: int, seed: int, most: int) -> Iterator[np.ndarray]:
-    """Yield (K, N) float32, K <= ``most``: the resamples of :func:`resample_counts` in blocks."""
     generator = np.random.default_rng(seed)
     for start in range(0, resamples, most):
         k = min(most, resamples - start)
@@ -115,7 +109,7 @@ def bootstrap(
     map_micro = np.full(resamples, np.nan)
     block = max(1, _BLOCK // (num_movies * num_genres))
     stop = 0
-    for drawn in _draw(num_movies, resamples, seed, most=block):
+    for drawn in resample_counts(num_movies, resamples, seed, most=block):
         start, stop = stop, stop + len(drawn)
         weights = np.ascontiguousarray(drawn.T)
         counts[start:stop] = weights.T @ table

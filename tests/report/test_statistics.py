@@ -46,7 +46,7 @@ def test_bootstrap_is_the_metrics_of_each_resample(digits: int):
     scores[:, 0] *= 0.9
     result = bootstrap(scores, targets, thresholds, resamples=12, seed=5)
     without = 0
-    for r, counts in enumerate(resample_counts(40, 12, seed=5)):
+    for r, (counts,) in enumerate(resample_counts(40, 12, seed=5, most=1)):
         rows = np.repeat(np.arange(40), counts.astype(int))
         s, t = scores[rows], targets[rows]
         predicted = (s >= thresholds).astype(int)
@@ -108,10 +108,12 @@ def test_bootstrap_of_a_split_without_positives():
 
 
 def test_resamples_are_draws_with_replacement_and_repeatable():
-    drawn = list(resample_counts(30, 5, seed=4))
+    (drawn,) = resample_counts(30, 5, seed=4, most=9)
     assert all(counts.sum() == 30 and counts.min() >= 0 for counts in drawn)
     assert any((a != b).any() for a, b in itertools.pairwise(drawn))
-    np.testing.assert_array_equal(drawn, list(resample_counts(30, 5, seed=4)))
+    in_blocks = list(resample_counts(30, 5, seed=4, most=2))
+    assert list(map(len, in_blocks)) == [2, 2, 1]
+    np.testing.assert_array_equal(drawn, np.concatenate(in_blocks))
 
 
 def test_interval_mirrors_the_quantiles_and_holds_the_estimate():
