@@ -40,6 +40,7 @@ def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> di
         from genre_lightning.checkpoint.model import load_model
         from genre_lightning.data.datamodule import MovieDataModule
         from genre_lightning.errors import UserError
+        from genre_lightning.files import whole_file
         from genre_lightning.inputs.encoders.table import resolve, vouch
         from genre_lightning.predicting.predictor import find_device
         from genre_lightning.report.evaluation import (
@@ -47,7 +48,7 @@ def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> di
             score_split,
             write_evaluation,
         )
-        from genre_lightning.report.page import Origin, write_report
+        from genre_lightning.report.page import Origin, render_report
         from genre_lightning.runs.commands import shell_command
         from genre_lightning.runs.places import best_checkpoint
 
@@ -89,9 +90,9 @@ def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> di
         command=shell_command("python", "evaluate.py", *overrides),
         created=datetime.now().astimezone(),
     )
-    write_report(
-        folder / "report.html", model, data, scores, origin, validation, gallery=cfg.gallery
-    )
+    html = render_report(model, data, scores, origin, validation, gallery=cfg.gallery)
+    with whole_file(folder / "report.html") as file:
+        file.write(html)
     console = Console(markup=False, emoji=False)  # names are shown as they are
     print_genre_table(model, scores, metrics, console)
     notes += data.empty_branch_notes()

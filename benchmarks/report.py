@@ -74,9 +74,10 @@ def _sides(checkpoint: Path, folder: Path, size: int) -> dict[str, Callable[[], 
 
     from genre_lightning.checkpoint.model import load_model
     from genre_lightning.data.datamodule import MovieDataModule
+    from genre_lightning.files import whole_file
     from genre_lightning.predicting.predictor import find_device
     from genre_lightning.report.evaluation import print_genre_table, score_split, write_evaluation
-    from genre_lightning.report.page import Origin, write_report
+    from genre_lightning.report.page import Origin, render_report
 
     device = find_device("auto")
     model = load_model(checkpoint, device)
@@ -99,7 +100,9 @@ def _sides(checkpoint: Path, folder: Path, size: int) -> dict[str, Callable[[], 
         metrics = write_evaluation(out, model, data, scores)
         validation = score("val") if len(model.inputs) > 1 else None
         origin = Origin(checkpoint, "python evaluate.py", datetime.now(UTC))
-        write_report(out / "report.html", model, data, scores, origin, validation)
+        html = render_report(model, data, scores, origin, validation)
+        with whole_file(out / "report.html") as file:
+            file.write(html)
         print_genre_table(model, scores, metrics, Console(file=io.StringIO()))
 
     def score_alone() -> None:

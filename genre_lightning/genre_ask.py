@@ -293,7 +293,8 @@ def report(
     """Write ``report.html`` of the split that was scored."""
     from datetime import datetime
 
-    from genre_lightning.report.page import Origin, write_report
+    from genre_lightning.files import whole_file
+    from genre_lightning.report.page import Origin, render_report
 
     origin = Origin(
         checkpoint=file,
@@ -302,7 +303,9 @@ def report(
         name=questioner.model,
         facts=facts(questioner, result, scored.split),
     )
-    write_report(folder / "report.html", model, data, scored, origin, remarks=remarks)
+    html = render_report(model, data, scored, origin, remarks=remarks)
+    with whole_file(folder / "report.html") as page:
+        page.write(html)
 
 
 def logged_values(monitor: str, result: Mapping[str, Any]) -> dict[str, float]:

@@ -14,7 +14,6 @@ from genre_lightning.checkpoint.model import TrainedModel
 from genre_lightning.data.datamodule import MovieDataModule
 from genre_lightning.data.description import same_source
 from genre_lightning.explain.table import find_explainer
-from genre_lightning.files import whole_file
 from genre_lightning.page.document import render_page
 from genre_lightning.report import charts
 from genre_lightning.report.branches import branch_section
@@ -58,8 +57,7 @@ class Origin:
         return self.name or self.checkpoint.name
 
 
-def write_report(
-    path: Path,
+def render_report(
     model: TrainedModel,
     data: MovieDataModule,
     scores: SplitScores,
@@ -68,11 +66,10 @@ def write_report(
     seed: int = 0,
     remarks: Mapping[str, Mapping[int, str]] | None = None,
     gallery: int = GALLERY,
-) -> None:
-    """Write ``report.html``, whole or not at all: one file that opens without a network.
+) -> str:
+    """The report as HTML: one file that opens without a network.
 
     Args:
-        path: of the file.
         model: whose scores these are.
         data: set up, with the model's genres.
         scores: of :func:`genre_lightning.report.evaluation.score_split`.
@@ -84,22 +81,6 @@ def write_report(
             in the dataset.
         gallery: movies in each of its lists; 0 for no gallery.
     """
-    html = render_report(model, data, scores, origin, validation, seed, remarks, gallery)
-    with whole_file(path) as file:
-        file.write(html)
-
-
-def render_report(
-    model: TrainedModel,
-    data: MovieDataModule,
-    scores: SplitScores,
-    origin: Origin,
-    validation: SplitScores | None = None,
-    seed: int = 0,
-    remarks: Mapping[str, Mapping[int, str]] | None = None,
-    gallery: int = GALLERY,
-) -> str:
-    """The report as HTML; arguments are those of :func:`write_report`."""
     resamples = num_resamples(*scores.scores.shape)
     fitted = bootstrap(
         scores.scores.numpy(),
