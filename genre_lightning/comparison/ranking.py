@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
+from typing import TypeVar
 
 from genre_lightning.comparison.run import (
     UNFINISHED,
     Run,
     Setting,
     metric_names,
-    number_or_none,
 )
 from genre_lightning.comparison.swept import (
     number_datasets,
@@ -28,6 +28,8 @@ from genre_lightning.runs.settings import usual_mode
 
 #: Of a language model's run: names in ``result.json``, and headings.
 COSTS = {"tokens_per_movie": "tokens a movie", "seconds_per_movie": "seconds a movie"}
+
+_Told = TypeVar("_Told")
 
 
 @dataclass(frozen=True)
@@ -68,15 +70,16 @@ class Group:
 
     def mean_of(self, metric: str) -> float | None:
         """Mean of another metric over the completed runs that have it."""
-        found = [run.value(metric) for run in self.runs if run.completed]
-        values = [value for value in found if value is not None]
-        return statistics.fmean(values) if values else None
+        return _mean(run.value(metric) for run in self.runs if run.completed)
 
     def mean_number(self, name: str) -> float | None:
         """Mean of a number of ``result.json`` over the completed runs that have it."""
-        found = [run.number(name) for run in self.runs if run.completed]
-        values = [value for value in found if value is not None]
-        return statistics.fmean(values) if values else None
+        return _mean(run.number(name) for run in self.runs if run.completed)
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
 
 
 @dataclass(frozen=True)
@@ -244,7 +247,7 @@ def _group(
         settings=tuple(setting_of(runs[0], key) for key in keys),
         runs=runs,
         values=values,
-        mean=statistics.fmean(values) if values else None,
+        mean=_mean(values),
         sd=statistics.stdev(values) if len(values) > 1 else None,
         data=data[runs[0].folder],
     )
@@ -267,13 +270,7 @@ def _rank(groups: Sequence[Group], mode: str) -> list[Group]:
 def _other_movies(groups: Sequence[Group], metric: str) -> list[str]:
     """A note where the metric is over fewer movies in some runs on the same data."""
     split = metric.partition("/")[0]
-    counts: dict[int, set[float]] = {}
-    for group in groups:
-        for run in group.runs:
-            scores = run.result.get(split)
-            number = scores.get("num_movies") if isinstance(scores, Mapping) else None
-            if run.completed and (count := number_or_none(number)) is not None:
-                counts.setdefault(group.data, set()).add(count)
+    counts = _by_data(groups, lambda run: run.value(f"{split}/num_movies"))
     return [
         f"{metric} is over {min(found):,.0f} to {max(found):,.0f} movies: values over different "
         "movies can't be compared exactly."
@@ -284,17 +281,26 @@ def _other_movies(groups: Sequence[Group], metric: str) -> list[str]:
 
 def _changed_movies(groups: Sequence[Group]) -> list[str]:
     """That the dataset was another one in some runs, though it is called and counts the same."""
-    learnt: dict[int, set[str]] = {}
-    for group in groups:
-        for run in group.runs:
-            key = run.result.get("learnt_from")
-            if run.completed and isinstance(key, str):
-                learnt.setdefault(group.data, set()).add(key)
+
+    def learnt_from(run: Run) -> str | None:
+        key = run.result.get("learnt_from")
+        return key if isinstance(key, str) else None
+
+    learnt = _by_data(groups, learnt_from)
     if all(len(found) < 2 for found in learnt.values()):
         return []
     return [
         "The movies or their genres have changed between runs: values can't be compared exactly."
     ]
+
+
+def _by_data(groups: Sequence[Group], tell: Callable[[Run], _Told | None]) -> dict[int, set[_Told]]:
+    """By dataset, what its completed runs tell; None is no answer."""
+    told: dict[int, set[_Told]] = {}
+    for group in groups:
+        answers = (tell(run) for run in group.runs if run.completed)
+        told.setdefault(group.data, set()).update(one for one in answers if one is not None)
+    return told
 
 
 def _doubts(groups: Sequence[Group]) -> list[str]:

@@ -40,6 +40,8 @@ LAYOUT = (
 )
 SPLIT_FILES = {"movies_train.dat": "train", "movies_test.dat": "test"}
 WHOLE_FILE = "movies.dat"
+#: A folder that has one of them is a dataset.
+MOVIE_FILES = (*SPLIT_FILES, WHOLE_FILE)
 GENRES_FILE = "genres.txt"
 POSTER_FOLDERS = ("ml1m-images", "images", "posters")
 POSTER_SUFFIXES = (".jpg", ".jpeg", ".png")  # the first one there is taken
@@ -151,14 +153,8 @@ def _open_source(root: Path) -> _Source:
     raise DataError(f"{root} is neither a folder nor a zip; expected one with {LAYOUT}")
 
 
-def _is_dataset(names: set[str]) -> bool:
-    return WHOLE_FILE in names or any(name in names for name in SPLIT_FILES)
-
-
 def _no_dataset(name: str | Path) -> DataError:
-    return DataError(
-        f"{name} has none of {', '.join([*SPLIT_FILES, WHOLE_FILE])}; expected: {LAYOUT}"
-    )
+    return DataError(f"{name} has none of {', '.join(MOVIE_FILES)}; expected: {LAYOUT}")
 
 
 def _no_posters(name: str | Path) -> DataError:
@@ -173,7 +169,7 @@ def _open_folder(root: Path) -> _Source:
     base = _find_base(root)
     texts = {
         name: (base / name).read_bytes()
-        for name in (*SPLIT_FILES, WHOLE_FILE, GENRES_FILE)
+        for name in (*MOVIE_FILES, GENRES_FILE)
         if (base / name).is_file()
     }
     folder = next((base / name for name in POSTER_FOLDERS if (base / name).is_dir()), None)
@@ -190,7 +186,7 @@ def _find_base(root: Path) -> Path:
     base = root
     for _ in range(MAX_PREFIX_DEPTH):
         for candidate in (base, base / "content" / "dataset"):
-            if _is_dataset(_file_names(candidate)):
+            if any((candidate / name).is_file() for name in MOVIE_FILES):
                 return candidate
         with os.scandir(base) as entries:
             inner = [entry.name for entry in entries if entry.is_dir() and _is_visible(entry.name)]
@@ -198,10 +194,6 @@ def _find_base(root: Path) -> Path:
             break
         base = base / inner[0]
     raise _no_dataset(root)
-
-
-def _file_names(folder: Path) -> set[str]:
-    return {name for name in (*SPLIT_FILES, WHOLE_FILE) if (folder / name).is_file()}
 
 
 def _is_visible(name: str) -> bool:
@@ -214,9 +206,7 @@ def _open_archive(root: Path) -> _Source:
         with zipfile.ZipFile(root) as archive:
             members = {info.filename: info for info in archive.infolist()}
             base = _find_prefix(root, members)
-            names = [
-                name for name in (*SPLIT_FILES, WHOLE_FILE, GENRES_FILE) if base + name in members
-            ]
+            names = [name for name in (*MOVIE_FILES, GENRES_FILE) if base + name in members]
             for name in names:
                 if members[base + name].file_size > MAX_TEXT_BYTES:
                     raise DataError(
@@ -249,7 +239,7 @@ def _find_prefix(root: Path, members: dict[str, zipfile.ZipInfo]) -> str:
     prefixes = {
         name[: len(name) - len(PurePosixPath(name).name)]
         for name in members
-        if _is_dataset({PurePosixPath(name).name}) and _is_visible(name)
+        if PurePosixPath(name).name in MOVIE_FILES and _is_visible(name)
     }
     if not prefixes:
         raise _no_dataset(root)
@@ -279,9 +269,6 @@ def _posters_by_id(files: Iterable[tuple[str, PosterFile]]) -> dict[str, PosterF
         if movie_id not in best or rank < best[movie_id][0]:
             best[movie_id] = (rank, file)
     return {movie_id: file for movie_id, (_, file) in best.items()}
-
-
-# --- download ---------------------------------------------------------------------------------
 
 
 def fetch_from_drive(target: Path) -> None:
