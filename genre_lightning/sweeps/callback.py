@@ -12,7 +12,7 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -72,16 +72,10 @@ class SweepCallback(Callback):
             raise SystemExit(f"error: {error}") from None
 
     def _start(self, config: DictConfig) -> None:
-        from filelock import FileLock, Timeout  # a single run, or none, does without
-
         check_started(config.hydra)
         overrides = sweep_overrides(config.hydra)
         keys = [key for key, override in overrides.items() if override.is_sweep_override()]
-        for key in filter(changes_no_result, keys):
-            raise UserError(f"{key} changes no result, so there is no sweep over it")
-        for override in overrides.values():
-            if override.is_discrete_sweep() and not list(override.sweep_string_iterator()):
-                raise UserError(f"{override.input_line} holds no value, so there is no job")
+        _check_swept(keys, overrides.values())
         self.folder = Path(config.hydra.sweep.dir)
         # Of a study; what it refuses leaves everything as it is.
         chosen = config.hydra.sweeper.get("n_trials")
@@ -89,6 +83,25 @@ class SweepCallback(Callback):
             self.total = _number_of_jobs(overrides.values())
         else:
             self.total = max(chosen, _trials_so_far(self.folder, config.hydra, overrides.values()))
+        self._take_folder()
+        self._write_command(config, keys, overrides)
+        self._begin_watching()
+        # Of Optuna's jobs none is composed to be checked before.
+        checks_first = config.hydra.sweeper._target_.endswith(".BasicSweeper")
+        self.compose_again = compose_what_jobs_share_once(keep=checks_first)
+        self.handlers = catch_signals({signal.SIGTERM, *ending_signals()}, self._stop)
+        if config.hydra.launcher._target_.endswith(".JoblibLauncher"):
+            _have_workers_end_with_us()
+        if config.hydra.launcher._target_.endswith(".LocalLauncher"):  # of submitit
+            from genre_lightning.sweeps.submitit_local import start_controllers_apart
+
+            at_end.callback(start_controllers_apart())
+        at_end.callback(self._end)
+
+    def _take_folder(self) -> None:
+        """Make the sweep's folder if needed, and hold it as the one command that runs there."""
+        from filelock import FileLock, Timeout  # a single run, or none, does without
+
         self.made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         self.folder.mkdir(parents=True, exist_ok=True)
         self.lock = FileLock(self.folder / ".sweep.lock", timeout=0)
@@ -100,6 +113,11 @@ class SweepCallback(Callback):
                 "name another sweep by sweep.name"
             ) from None
         remove_unfinished(self.folder)
+
+    def _write_command(
+        self, config: DictConfig, keys: Sequence[str], overrides: Mapping[str, Override]
+    ) -> None:
+        """Write sweep.json, and the configuration as Hydra does."""
         command = {
             "name": self.folder.name,
             "overrides": list(config.hydra.overrides.task),
@@ -116,6 +134,9 @@ class SweepCallback(Callback):
         # Hydra does so next, and where the disk is full without a word on what to do.
         with whole_file(self.folder / "multirun.yaml") as file:
             file.write(OmegaConf.to_yaml(config))
+
+    def _begin_watching(self) -> None:
+        """Show from now on what the jobs write to the journal."""
         self.journal = Journal(self.folder)
         self.journal.path.unlink(missing_ok=True)
         self.terminal = sys.stdout  # in a job it is something else
@@ -123,17 +144,6 @@ class SweepCallback(Callback):
         self.over = threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)
         self.thread.start()
-        # Of Optuna's jobs none is composed to be checked before.
-        checks_first = config.hydra.sweeper._target_.endswith(".BasicSweeper")
-        self.compose_again = compose_what_jobs_share_once(keep=checks_first)
-        self.handlers = catch_signals({signal.SIGTERM, *ending_signals()}, self._stop)
-        if config.hydra.launcher._target_.endswith(".JoblibLauncher"):
-            _have_workers_end_with_us()
-        if config.hydra.launcher._target_.endswith(".LocalLauncher"):  # of submitit
-            from genre_lightning.sweeps.submitit_local import start_controllers_apart
-
-            at_end.callback(start_controllers_apart())
-        at_end.callback(self._end)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         # Hydra keeps what every job returns until the end of the sweep. Its configurations, of a
@@ -296,6 +306,15 @@ def _begin_worker(command: int) -> None:
     for name in ("SIGINT", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
+def _check_swept(keys: Iterable[str], overrides: Iterable[Override]) -> None:
+    """Refuse a sweep over what changes no result, or over no value at all."""
+    for key in filter(changes_no_result, keys):
+        raise UserError(f"{key} changes no result, so there is no sweep over it")
+    for override in overrides:
+        if override.is_discrete_sweep() and not list(override.sweep_string_iterator()):
+            raise UserError(f"{override.input_line} holds no value, so there is no job")
 
 
 def _log_scales(overrides: Mapping[str, Override]) -> dict[str, bool]:

@@ -186,7 +186,7 @@ def too_large_movie(predictor: GenrePredictor) -> ApiError:
     return ApiError(413, "too_large", f"This request is too large: {told}.")
 
 
-def explain_movie(predictor: GenrePredictor, movie: Mapping[str, str | bytes]) -> dict[str, Any]:
+def predict_movie(predictor: GenrePredictor, movie: Mapping[str, str | bytes]) -> dict[str, Any]:
     """What ``/api/predict`` answers, see the module's docstring.
 
     Args:

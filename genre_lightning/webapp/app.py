@@ -80,7 +80,7 @@ def build_app(predictor: GenrePredictor, checkpoint: str, hosts: Sequence[str] =
         too_large = api.too_large_movie(predictor)
         body = await _read_body(request, api.max_body_bytes(predictor), too_large)
         movie = await in_thread(api.read_movie, predictor, body)
-        return JSONResponse(await in_thread(api.explain_movie, predictor, movie))
+        return JSONResponse(await in_thread(api.predict_movie, predictor, movie))
 
     async def heat(request: Request) -> Response:
         branch, genre = (request.query_params.get(name, "") for name in ("branch", "genre"))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from genre_lightning import GenrePredictor
-from genre_lightning.webapp.api import ApiError, explain_movie, heat_picture, read_movie
+from genre_lightning.webapp.api import ApiError, heat_picture, predict_movie, read_movie
 from tests.fuzz.hostile import POSTERS, jpeg
 from tests.fuzz.mutations import mutated, seeds
 
@@ -26,7 +26,7 @@ def body(image: bytes) -> bytes:
 
 def ask(predictor: GenrePredictor, request: bytes) -> dict | None:
     try:
-        return explain_movie(predictor, read_movie(predictor, request))
+        return predict_movie(predictor, read_movie(predictor, request))
     except ApiError as error:
         assert 400 <= error.status < 500 and error.code and error.message
         return None

@@ -26,7 +26,7 @@ from genre_lightning.inputs.decode import PosterError, decode_poster
 from genre_lightning.inputs.pixels import PixelsInput
 from genre_lightning.inputs.terms import TermsInput
 from genre_lightning.predicting.predictor import BATCH_SIZE, Prediction, PredictionError
-from genre_lightning.webapp.api import explain_movie as explain_page
+from genre_lightning.webapp.api import predict_movie
 from tests.forking import run_command
 from tests.pictures import readable_if_small
 
@@ -477,8 +477,8 @@ def test_a_poster_that_one_branch_cannot_read_is_left_out_by_all(
     with pytest.raises(PosterError, match="the poster of movie 1: 32000 x 1900 pixels"):
         predictor.predict(["Heat"], [wide])
     assert (
-        explain_page(predictor, {"title": "Heat", "poster": wide})["genres"]
-        == (explain_page(predictor, {"title": "Heat"})["genres"])
+        predict_movie(predictor, {"title": "Heat", "poster": wide})["genres"]
+        == (predict_movie(predictor, {"title": "Heat"})["genres"])
     )
 
 

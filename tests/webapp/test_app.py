@@ -141,7 +141,7 @@ def test_others_are_answered_while_a_prediction_runs(
         assert go_on.wait(20)
         return {"waited": True}
 
-    monkeypatch.setattr(api, "explain_movie", wait)
+    monkeypatch.setattr(api, "predict_movie", wait)
     answers: list[Answer] = []
     asking = threading.Thread(
         target=lambda: answers.append(served.ask("POST", "/api/predict", movie(poster=poster)))

@@ -218,14 +218,14 @@ def test_any_title_is_text_and_stays_itself(page: Page, title: str):
 def test_a_score_just_below_its_threshold_is_told_from_it(
     page: Page, monkeypatch: pytest.MonkeyPatch
 ):
-    explain = api.explain_movie
+    predict = api.predict_movie
 
     def nearly(predictor: GenrePredictor, movie: dict[str, Any]) -> Any:
-        found = explain(predictor, movie)
+        found = predict(predictor, movie)
         found["genres"][0] |= {"score": 0.2107, "threshold": 0.2121, "predicted": False}
         return found | {"predicted": []}
 
-    monkeypatch.setattr(api, "explain_movie", nearly)
+    monkeypatch.setattr(api, "predict_movie", nearly)
     ask(page, "Heat (1995)")
     expect(page.locator("#why-score")).to_have_text("Score 0.211, below its threshold of 0.212.")
     first = page.locator("#bars li").first
@@ -244,14 +244,14 @@ def test_a_server_that_is_gone(contexts: Contexts, predictor: GenrePredictor):
 def test_a_slow_answer_does_not_overtake_the_next(
     page: Page, served: Served, monkeypatch: pytest.MonkeyPatch
 ):
-    explain, slow = api.explain_movie, threading.Event()
+    predict, slow = api.predict_movie, threading.Event()
 
     def delayed(predictor: GenrePredictor, movie: dict[str, Any]) -> Any:
         if movie["title"] == "Slow":
             assert slow.wait(20)
-        return explain(predictor, movie)
+        return predict(predictor, movie)
 
-    monkeypatch.setattr(api, "explain_movie", delayed)
+    monkeypatch.setattr(api, "predict_movie", delayed)
     ask(page, "Slow")
     expect(page.locator("#answer")).to_have_attribute("aria-busy", "true")
     ask(page, "Quick")
