@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,31 +60,8 @@ def predict_csv(
     with reading(source) as file, predicting_progress(file, source) as update:
         kinds = _columns_of_use(predictor, asked)
         rows = MovieRows(file, source, kinds)
-        names = {name.strip().lower() for name in rows.header}
-        for name in ADDED:
-            if name in names:
-                raise CommandError(
-                    f"{rows.name}: it has a column {name!r}, which the output adds, as a file has "
-                    "that genre-predict wrote; rename it or leave it out"
-                )
-        added = _columns(predictor, {*kinds, *names})
-        if not rows.found:
-            hint = separator_hint(rows.header)
-            raise CommandError(
-                f"{rows.name}: it has none of the columns {', '.join(kinds)} that the model looks "
-                f"at; its first line is {','.join(rows.header)[:200]!r}{hint}"
-            )
-        for name in (TITLE, POSTER):
-            if name in names and name not in kinds:
-                note_left_out(predictor, name)
-        _note_separator(predictor)
-        given = [genre for genre in predictor.genres if genre.lower() in names]
-        if given:
-            head = added[len(ADDED) + predictor.genres.index(given[0])]
-            note(
-                f"{rows.name} has columns named like genres ({first_few(given, MAX_NAMED)}): they "
-                f"stay as they are, and the scores of {given[0]} are in the column {head!r}"
-            )
+        added = _columns(predictor, {*kinds, *rows.names})
+        _check_header(predictor, rows, added)
         with writing(out) as writer:
             writer.writerow([*map(guard, rows.header), *map(guard, added)])
             for prediction in _predictions(predictor, rows.movies(), asked):
@@ -93,6 +70,39 @@ def predict_csv(
                 writer.writerow([*map(guard, rows.next_done()), *_cells(predictor, prediction)])
                 update()
     _print_summary(movies, problems, out)
+
+
+def _check_header(predictor: GenrePredictor, rows: MovieRows, added: Sequence[str]) -> None:
+    """Refuse a header that is of no use, and note what of it is left out or looks odd.
+
+    Args:
+        predictor: of the model.
+        rows: of the CSV.
+        added: columns that the output adds.
+    """
+    for name in ADDED:
+        if name in rows.names:
+            raise CommandError(
+                f"{rows.name}: it has a column {name!r}, which the output adds, as a file has "
+                "that genre-predict wrote; rename it or leave it out"
+            )
+    if not rows.found:
+        hint = separator_hint(rows.header)
+        raise CommandError(
+            f"{rows.name}: it has none of the columns {', '.join(rows.columns)} that the model "
+            f"looks at; its first line is {','.join(rows.header)[:200]!r}{hint}"
+        )
+    for name in (TITLE, POSTER):
+        if name in rows.names and name not in rows.columns:
+            note_left_out(predictor, name)
+    _note_separator(predictor)
+    given = [genre for genre in predictor.genres if genre.lower() in rows.names]
+    if given:
+        head = added[len(ADDED) + predictor.genres.index(given[0])]
+        note(
+            f"{rows.name} has columns named like genres ({first_few(given, MAX_NAMED)}): they "
+            f"stay as they are, and the scores of {given[0]} are in the column {head!r}"
+        )
 
 
 def _is_poster(path: Path) -> bool:

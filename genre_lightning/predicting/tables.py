@@ -37,6 +37,7 @@ class MovieRows:
     Attributes:
         name: of the file, for messages.
         header: names of all its columns, as written.
+        names: the same without blanks around them, in lower case.
         found: by column of ``columns``, its place in a row.
 
     Raises:
@@ -51,12 +52,14 @@ class MovieRows:
         self._waiting: deque[list[str]] = deque()
         self._ended = 0  # the last line of the row before
         self.header = self._next() or []
-        names = [name.strip().lower() for name in self.header]
-        for name in names:
-            if name and names.count(name) > 1:
+        self.names = [name.strip().lower() for name in self.header]
+        for name in self.names:
+            if name and self.names.count(name) > 1:
                 raise CommandError(f"{self.name}: it has two columns named {name!r}")
         self.found = {
-            column: names.index(column.lower()) for column in columns if column.lower() in names
+            column: self.names.index(column.lower())
+            for column in columns
+            if column.lower() in self.names
         }
 
     def movies(self) -> Iterator[dict[str, str | Path | None]]:
