@@ -8,10 +8,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-#: Looks that a thread takes before it sleeps: some tens of microseconds.
+#: How often a waiting OpenMP thread spins before it sleeps: some tens of microseconds.
 SPIN_COUNT = 10_000
 
-#: What others may use of the cores before a training leaves it to them: a browser is no reason.
+#: Share of the cores from which on a training leaves to other processes what they use of them. A
+#: browser uses less.
 OTHERS_SHARE = 0.25
 
 #: Over less time the use of the cores says nothing.
@@ -33,12 +34,12 @@ def num_cores() -> int:
 
 
 def limit_spinning() -> None:
-    """Have the threads of one operation sleep where they would wait long for each other.
+    """Have OpenMP's threads sleep, rather than spin, where they wait long for each other.
 
     To be called before PyTorch is imported. GNU's OpenMP, with which PyTorch computes on Linux,
-    lets them look again and again for milliseconds instead. Where another training has the same
-    cores, the one that is waited for does not run meanwhile, in every operation. What
-    ``GOMP_SPINCOUNT`` or ``OMP_WAIT_POLICY`` says in the environment stands.
+    lets a waiting thread spin for milliseconds. Where another training has the same cores, that
+    keeps the thread that is waited for from running, in every operation. What ``GOMP_SPINCOUNT`` or
+    ``OMP_WAIT_POLICY`` says in the environment stands.
     """
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)

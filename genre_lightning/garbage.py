@@ -1,4 +1,4 @@
-"""When Python's search for garbage waits."""
+"""Turns Python's garbage collector off while many objects are made that stay."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
-#: New objects whose searches would be felt: .01 s.
+#: New objects of which a collection would be felt: .01 s.
 _MANY = 50_000
 
 
 @contextmanager
 def without_garbage_collection() -> Iterator[None]:
-    """Make objects that stay without Python searching them for garbage again and again.
+    """Turn the collector off while the block runs, where it is on.
 
-    PyTorch and what builds on it are half a million objects: the searches take a sixth of the time
+    PyTorch and what builds on it are half a million objects: collections take a sixth of the time
     of their imports. Of reading a million movies they take half.
     """
     if not gc.isenabled():
@@ -29,7 +29,7 @@ def without_garbage_collection() -> Iterator[None]:
     finally:
         # Counting what is frozen takes .03 s in a training. Nothing is thawed that someone froze.
         if gc.get_count()[0] > _MANY and gc.get_freeze_count() == 0:
-            # To the oldest objects, which are searched least.
+            # Moves all to the oldest generation, which is collected least.
             gc.freeze()
             gc.unfreeze()
         gc.enable()
@@ -37,11 +37,11 @@ def without_garbage_collection() -> Iterator[None]:
 
 @contextmanager
 def kept_imports() -> Iterator[None]:
-    """Import so, and leave what is there by now out of all later searches.
+    """Import with the collector off, and leave what is there by now out of later collections.
 
-    Each would take .1 s and more. One comes after each job of a sweep, and several as a command
-    ends, which has .5 s from them. For commands: whoever calls the package may have garbage of his
-    own.
+    Each of these would take .1 s and more. One comes after each job of a sweep, and several as a
+    command ends, .5 s together. For commands alone: a program that uses the package may have
+    garbage of its own, which would stay.
     """
     known = len(sys.modules)
     with without_garbage_collection():

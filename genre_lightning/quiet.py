@@ -1,4 +1,4 @@
-"""Leaves out what libraries say that is no news to who trains a model, and nothing else."""
+"""Hides notes and warnings of libraries that tell nothing new to who trains a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Asking about movies: so many requests at once, each answer on the disk before it counts."""
+"""Asks about movies, several requests at once; an answer counts once it is on the disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How fast requests may follow each other, and how many there may be."""
+"""Rate limits and budgets: requests and tokens in a minute, and in all."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MINUTE = 60.0
 
 
 class Stopped(Exception):
-    """The user ends the command, while it waits."""
+    """The user has ended the command while a request waited for its turn."""
 
 
 class Spent(UserError):

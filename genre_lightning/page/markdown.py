@@ -1,4 +1,4 @@
-"""Text and tables in Markdown, of names that show as they are."""
+"""Text and tables in Markdown; names are escaped, so that they show as they are."""
 
 from __future__ import annotations
 
