@@ -82,7 +82,10 @@ def _predict(arguments: Sequence[str]) -> int:
 def _export(arguments: Sequence[str]) -> int:
     options = parse_export(arguments)
     checkpoint = best_checkpoint(options.checkpoint)
-    _vouch(options.encoder)
+
+    from genre_lightning.inputs.encoders.table import vouch_for
+
+    vouch_for(options.encoder)
     if options.weights is not None:
         from genre_lightning.predicting.weights import export_weights
 
@@ -113,10 +116,11 @@ def _export(arguments: Sequence[str]) -> int:
 def _card(arguments: Sequence[str]) -> int:
     options = parse_card(arguments)
     checkpoint = best_checkpoint(options.checkpoint)
-    _vouch(options.encoder)
 
+    from genre_lightning.inputs.encoders.table import vouch_for
     from genre_lightning.predicting.model_card import model_card, write_model_card
 
+    vouch_for(options.encoder)
     card = model_card(checkpoint, options.scores, options.licence)
     if options.out is None:
         sys.stdout.write(card)
@@ -124,15 +128,6 @@ def _card(arguments: Sequence[str]) -> int:
         write_model_card(options.out, card)
         print(shell_command(options.out))
     return 0
-
-
-def _vouch(encoders: Sequence[str]) -> None:
-    """Let the checkpoint use the encoders that the user has named."""
-    if encoders:
-        from genre_lightning.inputs.encoders.table import resolve, vouch
-
-        for name in encoders:
-            vouch(resolve(name, trusted=True))
 
 
 if __name__ == "__main__":

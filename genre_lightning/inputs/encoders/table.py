@@ -372,6 +372,12 @@ def vouch(spec: EncoderSpec) -> None:
     _VOUCHED[spec.name] = spec
 
 
+def vouch_for(names: Sequence[str]) -> None:
+    """Let this process take encoders of these names from a checkpoint, since its user has."""
+    for name in names:
+        vouch(resolve(name, trusted=True))
+
+
 def vouched() -> dict[str, EncoderSpec]:
     """The encoders that the user of this process has named, for :func:`resolve`."""
     return {name: spec for name, spec in _VOUCHED.items() if name not in ENCODERS}
