@@ -57,8 +57,6 @@ def branch_section(
     scores: SplitScores,
     validation: SplitScores | None,
     fitted: Bootstrap,
-    resamples: int,
-    seed: int,
     order: Sequence[int],
 ) -> dict[str, Any] | None:
     """What the template shows of each branch; None for a model of one, or without validation.
@@ -68,8 +66,6 @@ def branch_section(
         scores: of the split.
         validation: of the validation split, to fit thresholds; None where there is none.
         fitted: resamples of the whole model on the whole split.
-        resamples: how many.
-        seed: of the resamples.
         order: of the genres in the chart.
     """
     if len(model.inputs) == 1 or validation is None:
@@ -80,7 +76,7 @@ def branch_section(
         {
             "name": group.name,
             "num_movies": int(group.rows.sum()),
-            "rows": _rows(subsets, labels, scores, group.rows, fitted, resamples, seed),
+            "rows": _rows(subsets, labels, scores, group.rows, fitted),
         }
         for group in movie_groups(model, scores)
     ]
@@ -197,8 +193,6 @@ def _rows(
     scores: SplitScores,
     movies: Tensor,
     fitted: Bootstrap,
-    resamples: int,
-    seed: int,
 ) -> list[dict[str, Any]]:
     """The table's rows for a group: subsets of branches, then what is gained from each branch.
 
@@ -207,9 +201,7 @@ def _rows(
         labels: of all branches.
         scores: of the split.
         movies: (N,) bool, those of the group.
-        fitted: see :func:`branch_section`, as the next two.
-        resamples: likewise.
-        seed: likewise.
+        fitted: see :func:`branch_section`.
     """
     everything = tuple(labels)
     shown = _shown_subsets(labels, scores, movies)
@@ -226,8 +218,8 @@ def _rows(
             found.numpy(),
             targets.numpy(),
             subset.thresholds.numpy(),
-            resamples=resamples,
-            seed=seed,
+            resamples=fitted.resamples,
+            seed=fitted.seed,
             micro="map_micro" in METRICS,
         ).metrics
 

@@ -37,18 +37,23 @@ def overall_section(
     data: MovieDataModule,
     scores: SplitScores,
     fitted: Bootstrap,
-    resamples: int,
-    seed: int,
 ) -> dict[str, Any]:
-    """What the template shows of the whole split; arguments as in ``report/page.py``."""
+    """What the template shows of the whole split.
+
+    Args:
+        model: whose scores these are.
+        data: set up.
+        scores: of the split.
+        fitted: resamples at the model's own thresholds.
+    """
     metrics = genre_metrics(scores.scores, scores.targets, model.thresholds)
     half_way = torch.full_like(model.thresholds, 0.5)
     at_half = bootstrap(
         scores.scores.numpy(),
         scores.targets.numpy(),
         half_way.numpy(),
-        resamples=resamples,
-        seed=seed,
+        resamples=fitted.resamples,
+        seed=fitted.seed,
     ).metrics
     baselines = _baselines(data, scores, half_way)
     rows: list[dict[str, Any]] = []

@@ -81,12 +81,11 @@ def render_report(
             in the dataset.
         gallery: movies in each of its lists; 0 for no gallery.
     """
-    resamples = num_resamples(*scores.scores.shape)
     fitted = bootstrap(
         scores.scores.numpy(),
         scores.targets.numpy(),
         model.thresholds.numpy(),
-        resamples=resamples,
+        resamples=num_resamples(*scores.scores.shape),
         seed=seed,
     )
     support = scores.targets.sum(dim=0).long().numpy()
@@ -107,19 +106,17 @@ def render_report(
         caution=_caution(model, data, scores.split),
         split=_split_name(scores.split),
         num_movies=len(scores.rows),
-        resamples=resamples,
+        resamples=fitted.resamples,
         seed=seed,
         origin=origin,
         versions=package_versions(),
         activation=model.activation,
-        overall=overall_section(model, data, scores, fitted, resamples, seed),
+        overall=overall_section(model, data, scores, fitted),
         genres=genre_table(model, scores, fitted, by_support),
         curves=curves(model, scores, panels),
         calibration=calibration(model, scores, panels),
         pairs=pairs(model, scores, by_support[:MAX_PAIRED_GENRES]),
-        branches=branch_section(
-            model, scores, validation, fitted, resamples, seed, panels.tolist()
-        ),
+        branches=branch_section(model, scores, validation, fitted, panels.tolist()),
         branch_names=list(model.inputs),
         stacked=model.network.stacking is not None,
         related=model.network.relates_genres,

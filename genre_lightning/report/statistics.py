@@ -39,12 +39,16 @@ class Bootstrap:
         metrics: the names of ``metrics.genre_metrics`` (without ``_at_0.5``) to (R,) float64.
         per_genre: "f1", "precision", "recall", "ap" to (R, G) float64; nan in "ap" where a resample
             has no positive.
+        resamples: R.
+        seed: of the draws.
 
     All are nan of a single movie, which tells nothing of how much they vary.
     """
 
     metrics: dict[str, np.ndarray]
     per_genre: dict[str, np.ndarray]
+    resamples: int
+    seed: int
 
 
 def num_resamples(num_movies: int, num_genres: int, most: int = 1000, least: int = 100) -> int:
@@ -147,7 +151,7 @@ def bootstrap(
             {name: np.full_like(values, np.nan) for name, values in each.items()}
             for each in (metrics, per_genre)
         )
-    return Bootstrap(metrics, per_genre)
+    return Bootstrap(metrics, per_genre, resamples, seed)
 
 
 class _Ranking:

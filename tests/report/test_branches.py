@@ -30,8 +30,6 @@ def section(case: Any) -> dict[str, Any]:
         case.scores,
         case.validation,
         resampled(case),
-        RESAMPLES,
-        3,
         range(len(case.model.genres)),
     )
     assert found is not None
