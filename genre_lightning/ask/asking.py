@@ -424,7 +424,7 @@ class Asker:
         return read_answer(reply.content, self.questioner.genres)
 
     def _read_token(self, reply: Reply) -> float:
-        if reply.tokens is None:
+        if reply.first_tokens is None:
             if not self._had_tokens:
                 raise ServerError(
                     f"{self.server.base_url} gives no probabilities of tokens, which "
@@ -432,4 +432,4 @@ class Asker:
                 )
             raise Misfit("it has no probabilities of tokens")
         self._had_tokens = True
-        return yes_share(reply.tokens)
+        return yes_share(reply.first_tokens)

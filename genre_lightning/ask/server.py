@@ -62,7 +62,8 @@ class Reply:
     Attributes:
         content: the text; None for none, such as a refusal.
         finish_reason: "stop", "length", ..., as the server says.
-        tokens: what could have come first, with log-probabilities; None where it does not tell.
+        first_tokens: what could have come first, with log-probabilities; None where it does not
+            tell.
         prompt_tokens: as it counts them; None where it does not.
         completion_tokens: likewise.
         seconds: from sending to the end of the answer.
@@ -70,7 +71,7 @@ class Reply:
 
     content: str | None
     finish_reason: str | None
-    tokens: list[tuple[str, float]] | None
+    first_tokens: list[tuple[str, float]] | None
     prompt_tokens: int | None
     completion_tokens: int | None
     seconds: float
@@ -394,7 +395,7 @@ def _reply(data: Mapping[str, Any], seconds: float) -> Reply:
     return Reply(
         content=content if isinstance(content, str) else None,
         finish_reason=finish if isinstance(finish, str) else None,
-        tokens=_first_tokens(choice.get("logprobs")),
+        first_tokens=_first_tokens(choice.get("logprobs")),
         prompt_tokens=_count(usage.get("prompt_tokens")),
         completion_tokens=_count(usage.get("completion_tokens")),
         seconds=seconds,

@@ -166,31 +166,15 @@ def compare_runs(
         UserError: no run tells what it watches, or none knows the metric that was asked for.
     """
     notes = [note for run in runs for note in run.notes]
-    watched = Counter(run.monitor for run in runs if run.monitor)
     if metric is None:
-        if not watched:
-            raise UserError("no run tells what it monitors: name a metric by --metric NAME")
-        metric = watched.most_common(1)[0][0]
-        if len(watched) > 1:
-            counts = ", ".join(f"{name} in {count}" for name, count in watched.items())
-            notes.append(
-                f"The runs monitor different values ({counts}); ranked by {metric}. "
-                "--metric NAME chooses another."
-            )
+        metric = _watched_metric(runs, notes)
     elif all(run.value(metric) is None for run in runs):
         raise UserError(_no_metric(metric, runs))
     for name in columns:
         if all(run.value(name) is None for run in runs):
             notes.append(f"The column {name} is empty: {_no_metric(name, runs)}")
     if mode is None:
-        # A run without a value, as one whose settings were refused, has no say.
-        told = [run for run in runs if run.monitor == metric]
-        modes = Counter(run.mode for run in told if run.value(metric) is not None)
-        mode = modes.most_common(1)[0][0] if modes else usual_mode(metric)
-        if len(modes) > 1:
-            notes.append(
-                f"The runs disagree whether {metric} is to be small or large: {mode} taken."
-            )
+        mode = _watched_mode(runs, metric, notes)
     if metric.startswith("test/"):
         notes.append(
             "Ranked by the test split: what is chosen this way is no longer tested by it. "
@@ -218,6 +202,32 @@ def compare_runs(
         columns=tuple(columns),
         notes=tuple(notes),
     )
+
+
+def _watched_metric(runs: Sequence[Run], notes: list[str]) -> str:
+    """What most runs watch; where others watch something else, a note is added."""
+    watched = Counter(run.monitor for run in runs if run.monitor)
+    if not watched:
+        raise UserError("no run tells what it monitors: name a metric by --metric NAME")
+    metric = watched.most_common(1)[0][0]
+    if len(watched) > 1:
+        counts = ", ".join(f"{name} in {count}" for name, count in watched.items())
+        notes.append(
+            f"The runs monitor different values ({counts}); ranked by {metric}. "
+            "--metric NAME chooses another."
+        )
+    return metric
+
+
+def _watched_mode(runs: Sequence[Run], metric: str, notes: list[str]) -> str:
+    """Which way of the metric most runs that watch it call better; a note where they disagree."""
+    # A run without a value, as one whose settings were refused, has no say.
+    told = [run for run in runs if run.monitor == metric]
+    modes = Counter(run.mode for run in told if run.value(metric) is not None)
+    mode = modes.most_common(1)[0][0] if modes else usual_mode(metric)
+    if len(modes) > 1:
+        notes.append(f"The runs disagree whether {metric} is to be small or large: {mode} taken.")
+    return mode
 
 
 def _no_metric(metric: str, runs: Sequence[Run]) -> str:

@@ -53,7 +53,7 @@ def test_a_reply(loopback: Loopback) -> None:
     reply = chat(loopback, api_key=KEY)
     assert (reply.content, reply.finish_reason) == ("well", "stop")
     assert (reply.prompt_tokens, reply.completion_tokens) == (100, 20)
-    assert reply.tokens == [("yes", -0.5), ("no", -1.0)] and 0 < reply.seconds < 5
+    assert reply.first_tokens == [("yes", -0.5), ("no", -1.0)] and 0 < reply.seconds < 5
     assert loopback.requests == [BODY]
     assert loopback.headers[0]["Authorization"] == f"Bearer {KEY}"
 
