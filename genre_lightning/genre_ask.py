@@ -315,7 +315,7 @@ def logged_values(monitor: str, result: Mapping[str, Any]) -> dict[str, float]:
     return {monitor: result["monitor_value"], **known}
 
 
-def facts(questioner: Any, result: dict[str, Any], split: str) -> list[tuple[str, str]]:
+def facts(questioner: Questioner, result: dict[str, Any], split: str) -> list[tuple[str, str]]:
     """What the report says at its top of how the model was asked."""
     told = [
         ("Server", questioner.base_url),

@@ -3,3 +3,5 @@
 from __future__ import annotations
 
 SPLITS = ("train", "val", "test")
+#: What people read.
+SPLIT_WORDS = {"train": "training", "val": "validation", "test": "test"}

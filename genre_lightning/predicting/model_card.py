@@ -24,6 +24,7 @@ from genre_lightning.comparison.run import Run
 from genre_lightning.files import whole_file
 from genre_lightning.inputs.encoders.table import ENCODERS
 from genre_lightning.movies.readers import BIASES
+from genre_lightning.movies.split_names import SPLIT_WORDS
 from genre_lightning.page.markdown import code, in_markdown
 from genre_lightning.predicting.evaluations import (
     PREDICTIONS,
@@ -109,6 +110,7 @@ def model_card(
         "genres": genre_table(model, per_genre),
         "per_genre": per_genre,
         "scored": [(table, scores_markup(table)) for table in scored],
+        "split_words": SPLIT_WORDS,
         "notes": notes,
         "branches": branch_table(model),
         "encoders": encoder_table(model),
@@ -164,7 +166,7 @@ def _render(values: Mapping[str, Any]) -> str:
         autoescape=False, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         keep_trailing_newline=True, finalize=_to_markdown,
     )  # fmt: skip
-    environment.filters |= {"code": code, "listed": listed, "split": _split_name}
+    environment.filters |= {"code": code, "listed": listed}
     template = resources.files("genre_lightning.predicting") / "model_card.md.j2"
     text = environment.from_string(template.read_text("utf-8")).render(values)
     return re.sub(r"\n{3,}", "\n\n", text)
@@ -284,8 +286,3 @@ def _hub_result(model: TrainedModel, table: ScoreTable, task: str) -> dict[str, 
             for row in table.rows
         ],
     }
-
-
-def _split_name(split: str) -> str:
-    """What a heading calls a split."""
-    return {"val": "Validation", "test": "Test", "train": "Training"}[split]

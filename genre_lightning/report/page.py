@@ -14,6 +14,7 @@ from genre_lightning.checkpoint.model import TrainedModel
 from genre_lightning.data.datamodule import MovieDataModule
 from genre_lightning.data.description import same_source
 from genre_lightning.explain.table import find_explainer
+from genre_lightning.movies.split_names import SPLIT_WORDS
 from genre_lightning.page.document import render_page
 from genre_lightning.report import charts
 from genre_lightning.report.branches import branch_section
@@ -104,7 +105,7 @@ def render_report(
         },
         facts=_facts(model, data, scores, origin),
         caution=_caution(model, data, scores.split),
-        split=_split_name(scores.split),
+        split=SPLIT_WORDS[scores.split],
         num_movies=len(scores.rows),
         resamples=fitted.resamples,
         seed=seed,
@@ -128,10 +129,6 @@ def render_report(
     )
 
 
-def _split_name(split: str) -> str:
-    return {"val": "validation", "train": "training"}.get(split, split)
-
-
 def _methods(model: TrainedModel, branches: Sequence[str]) -> dict[str, list[str]]:
     """How these branches are explained: methods by what they give, "words" or "heat map"."""
     found: dict[str, list[str]] = {"words": [], "heat map": []}
@@ -148,7 +145,7 @@ def _facts(
     source = Path(str(data.options.get("root") or data.options.get("path") or data.reader)).name
     name = data.reader if source == data.reader else f"{data.reader} ({source})"
     return [
-        ("Movies", f"{len(scores.rows):,}, the {_split_name(scores.split)} split"),
+        ("Movies", f"{len(scores.rows):,}, the {SPLIT_WORDS[scores.split]} split"),
         ("Data set", f"{name}: {len(data.movie_set.movies):,} movies"),
         ("Genres", f"{len(model.genres)}; {float(scores.targets.sum(1).mean()):.2f} a movie"),
         *(

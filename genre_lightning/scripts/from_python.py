@@ -15,6 +15,7 @@ from hydra.types import RunMode
 
 from genre_lightning.cores import share_cores
 from genre_lightning.errors import UserError
+from genre_lightning.movies.split_names import SPLIT_WORDS
 from genre_lightning.page.document import render_fragment
 from genre_lightning.report.numbers import number
 from genre_lightning.runs.command_line import plain_errors
@@ -82,7 +83,7 @@ class TrainedRun:
             metrics=SHOWN_METRICS,
             splits={
                 name: self.result[split]
-                for split, name in {"val": "validation", "test": "test"}.items()
+                for split, name in SPLIT_WORDS.items()
                 if self.result.get(split)
             },
         )
