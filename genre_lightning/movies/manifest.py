@@ -60,14 +60,15 @@ def read_manifest(path: str | Path, genre_separator: str | None = None) -> Movie
             the header is row 1, and a cell with line breaks in it is still in one row.
     """
     path = Path(path).expanduser()
-    _, rows = read_table(path, REQUIRED)
+    columns, rows = read_table(path, REQUIRED)
     if genre_separator is None:
         _check_separator(rows)
     separator = SEPARATOR if genre_separator is None else _checked_separator(genre_separator)
     movies = [_parse_row(row, path, separator) for row in rows]
     if not movies:
         raise DataError(f"{path.name} has a header but no movies")
-    movie_set = MovieSet(movies, tuple(sorted({g for movie in movies for g in movie.genres})))
+    genres = tuple(sorted({g for movie in movies for g in movie.genres}))
+    movie_set = MovieSet(movies, genres, ids_are_rows="id" not in columns)
     check_movies(movie_set)
     _check_spelling(movie_set)
     return movie_set
