@@ -202,6 +202,29 @@ def _check_monitor(monitor: Any, mode: str, of: str) -> None:
         )
 
 
+def check_data_is_there(data: Mapping[str, Any], swept: Container[str]) -> None:
+    """Refuse a dataset whose files are not there, once for all jobs of a sweep.
+
+    Args:
+        data: of the configuration.
+        swept: see :func:`check_settings`.
+
+    Raises:
+        SettingError: naming the setting and its value.
+    """
+    if "data" in swept or "experiment" in swept:  # which may name other files
+        return
+    for key in ("path", "root", "columns"):
+        path = data.get(key)
+        made = key == "root" and (data.get("download") or path == data.get("cache_dir"))
+        if path is None or made or f"data.{key}" in swept:
+            continue
+        if not os.path.lexists(Path(str(path)).expanduser()):
+            fetched = key == "root" and "download" in data
+            hint = "; data.download=true fetches it" if fetched else ""
+            raise SettingError(f"data.{key}={path}: there is no such file or folder{hint}")
+
+
 def check_folder(folder: str | Path) -> None:
     """Refuse a folder for a run that can't be made or written; nothing is made.
 

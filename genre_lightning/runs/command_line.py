@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from genre_lightning.errors import UserError
 from genre_lightning.files import FULL, full_disk
-from genre_lightning.runs.checks import check_folder, check_settings
+from genre_lightning.runs.checks import check_data_is_there, check_folder, check_settings
 from genre_lightning.runs.commands import with_paths_quoted
 from genre_lightning.runs.composing import (
     composed_once,
@@ -34,6 +34,9 @@ from genre_lightning.runs.places import best_checkpoint, last_checkpoint, starti
 
 #: With "1" Hydra raises what it would print, and the traceback of everything is shown.
 FULL_ERROR = "HYDRA_FULL_ERROR"
+
+#: Launchers whose jobs may run on machines that have other files.
+ELSEWHERE = (".SlurmLauncher", ".RayLauncher")
 
 #: What is done as a command of this process ends, however it ends. Hydra tells its callbacks of the
 #: end of a sweep only where nothing was raised.
@@ -174,6 +177,8 @@ class CheckTraining(Callback):
             overrides = sweep_overrides(config.hydra)
             swept = [key for key, one in overrides.items() if one.is_sweep_override()]
             check_settings(config, swept)
+            if not config.hydra.launcher._target_.endswith(ELSEWHERE):
+                check_data_is_there(config.data, swept)
             check_folder(folder_of(config, "sweep"))
 
 
