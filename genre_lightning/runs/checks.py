@@ -101,6 +101,14 @@ NO_EFFECT = {
     "trainer.logger": "loggers are logger=NAME or +logger.NAME._target_=CLASS",
     "trainer.plugins": "a training brings its own",
 }
+#: Callbacks of Lightning that don't fit, and what to do instead.
+UNFIT_CALLBACKS = {
+    "LearningRateFinder": "has no learning rate to set here: find one by a sweep, "
+    "-m optimizer.lr=1e-4,1e-3,1e-2 or sweep=optuna",
+    "BatchSizeFinder": "changes the batch size of a run and not its settings: set data.batch_size",
+    "StochasticWeightAveraging": "averages weights in an epoch more, after which nothing scores "
+    "them: take pytorch_lightning.callbacks.EMAWeightAveraging, whose averages are scored and kept",
+}
 #: Filled in by the run itself.
 FILLED_IN = ("num_genres",)
 #: Of what no training can do without.
@@ -165,6 +173,10 @@ def _check_classes(group: str, parts: Mapping[str, Any]) -> None:
 
 
 def _check_callbacks(cfg: DictConfig, callbacks: Mapping[str, Any]) -> None:
+    for name, part in callbacks.items():
+        package, _, kind = str(part["_target_"] if part else "").rpartition(".")
+        if package.startswith(("pytorch_lightning", "lightning")) and kind in UNFIT_CALLBACKS:
+            raise SettingError(f"callbacks.{name}: {kind} {UNFIT_CALLBACKS[kind]}")
     checkpoint = callbacks.get("checkpoint")
     if not checkpoint:
         raise SettingError(

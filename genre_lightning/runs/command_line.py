@@ -74,7 +74,8 @@ def plain_errors(conf: str | Path, config: str, arguments: Sequence[str]) -> Ite
             raise
         raise UserError(
             "a group of the configuration is one of its files or a list of them, not null or a "
-            "number: leave the override out, or the group by ~GROUP"
+            "number: leave the override out, or name a file, such as scheduler=constant for one "
+            "learning rate or logger=none for no logger"
         ) from error
 
 

@@ -323,7 +323,12 @@ class GenreModule(pl.LightningModule):
         try:
             scheduler = self.make_scheduler(optimizer, total_steps=int(steps))
         except (TypeError, ValueError) as error:
-            raise SettingError(f"scheduler: {error}") from error
+            hint = (
+                ". A schedule takes the optimizer and total_steps, and is stepped after each "
+                "batch: put it into a function of these two, as docs/extending.md does"
+            )
+            told = f"{error}{hint}" if "total_steps" in str(error) else error
+            raise SettingError(f"scheduler: {told}") from error
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},

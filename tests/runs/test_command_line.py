@@ -65,11 +65,19 @@ SLIPS = {
     "callbacks.early_stopping.monitor=val/los": "did you mean val/loss?",
     "callbacks.early_stopping.monitor=val/loss": "add callbacks.early_stopping.mode=min",
     "callbacks.early_stopping=5": "callbacks.early_stopping must have a _target_, the class",
+    "+callbacks.lrf._target_=pytorch_lightning.callbacks.LearningRateFinder": (
+        "callbacks.lrf: LearningRateFinder has no learning rate to set here: find one by a sweep"
+    ),
+    "+callbacks.b._target_=pytorch_lightning.callbacks.BatchSizeFinder": "set data.batch_size",
+    "+callbacks.a._target_=pytorch_lightning.callbacks.StochasticWeightAveraging": (
+        "take pytorch_lightning.callbacks.EMAWeightAveraging"
+    ),
     "+callbacks.mine.word=x": "callbacks.mine must have a _target_, the class",
     "+logger.mine.word=x": "logger.mine must have a _target_, the class",
     "~loss": "loss can't be left out of a training",
     "training=null": "training can't be left out of a training",
     "experiment=null": "a group of the configuration is one of its files",
+    "scheduler=null": "leave the override out, or name a file, such as scheduler=constant",
     "scheduler.warmup_fraction=2": "scheduler.warmup_fraction=2 must be a number from 0 to 1",
     "trainer.precision=64": "trainer.precision=64 must be auto, 32-true, 16-mixed or bf16-mixed",
     "+trainer.accumulate_grad_batches=0": "trainer.accumulate_grad_batches=0 must be a whole",
