@@ -20,7 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
-from genre_lightning import GenrePredictor
+from genre_lightning import GenrePredictor, progress
 from genre_lightning.checkpoint.card import CheckpointError
 from genre_lightning.checkpoint.model import load_model
 from genre_lightning.checkpoint.resuming import check_resumable
@@ -420,6 +420,21 @@ def test_a_bad_csv_file_is_refused_and_leaves_nothing(
     assert main([str(tiny_checkpoint), "--csv", str(source), "--out", str(out)]) == 1
     assert re.search(f"^error: .*{message}", capsys.readouterr().err, re.MULTILINE)
     assert [path.name for path in tmp_path.iterdir()] == ["in.csv"]
+
+
+def test_without_a_terminal_lines_say_how_far_a_csv_is(
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(progress, "EVERY", 0)
+    monkeypatch.setattr(progress, "SHARE", 0)
+    source, out = tmp_path / "in.csv", tmp_path / "out.csv"
+    source.write_text("title\n" + "Heat\n" * 3000)
+    assert main([str(tiny_checkpoint), "--csv", str(source), "--out", str(out)]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-2] == "predicting: 15,006 of 15,006 bytes, 3,000 movies"
 
 
 def test_a_failure_keeps_the_earlier_output(tiny_checkpoint: Path, tmp_path: Path):
