@@ -7,7 +7,7 @@ import io
 import signal
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -74,6 +74,13 @@ class MovieRows:
     def next_done(self) -> list[str]:
         """The row that the next prediction belongs to."""
         return self._waiting.popleft()
+
+    def named(self, row: Sequence[str]) -> dict[str, str | None]:
+        """A row's cells by column, None for what is empty; those of ``columns`` are called so."""
+        names = [*self.header]
+        for column, place in self.found.items():
+            names[place] = column
+        return {name: cell or None for name, cell in zip(names, row, strict=True) if name}
 
     def _value(self, column: str, cell: str) -> str | Path | None:
         if not cell.strip():
