@@ -12,6 +12,7 @@ import pytest
 from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 
+from genre_lightning.runs.checks import check_data_is_there
 from genre_lightning.runs.config_errors import explain_error
 from genre_lightning.scoring.names import MONITORED
 from tests.forking import run_command
@@ -137,6 +138,13 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], str]
 def test_a_slip_of_a_training_is_one_sentence(slip: str, said: dict[tuple[str, str], str]) -> None:
     text = said["train", slip]
     assert text.startswith("error: ") and SLIPS[slip] in text and "\n" not in text
+
+
+def test_a_sweep_is_not_refused_for_files_that_it_makes_or_that_only_its_jobs_have() -> None:
+    check_data_is_there({"reader": "demo", "root": "none", "columns": None}, ["seed"])
+    check_data_is_there({"reader": "ml1m", "root": "none", "download": True}, ["seed"])
+    check_data_is_there({"reader": "manifest", "path": "none.csv"}, ["data.path"])
+    check_data_is_there({"reader": "ml1m", "root": "none", "download": False}, ["data"])
 
 
 @pytest.mark.parametrize("slip", EVALUATIONS)
