@@ -31,36 +31,38 @@ if TYPE_CHECKING:
 
 #: Columns that the output has before the scores of each genre.
 ADDED = ("predicted", "problem")
+#: What JSON has beside the columns of a row.
+JSON_ADDED = ("genres", "scores", "thresholds", "problem")
 #: Genres that are named in a note.
 MAX_NAMED = 5
 
 
 def predict_csv(
-    predictor: GenrePredictor, source: Path, out: Path, asked: AskedMovies | None = None
+    predictor: GenrePredictor, source: Path, out: Path | None, asked: AskedMovies | None = None
 ) -> None:
-    """Write a CSV with what it held and the predictions, row by row.
+    """Write what a CSV held and the predictions, row by row, as a CSV or as lines of JSON.
 
     Args:
         predictor: of the model.
         source: CSV to read; ``STREAM`` for standard input.
-        out: CSV to write, another one; ``STREAM`` for standard output.
+        out: CSV to write, another one; ``STREAM`` for standard output; None to print JSON.
         asked: asks a language model about the movies; None to ask nobody.
 
     Raises:
         CommandError: it can't be read or written, or has no column that the model looks at.
     """
-    if out.exists() and source.exists() and out.samefile(source):
+    if out is not None and out.exists() and source.exists() and out.samefile(source):
         raise CommandError(f"{out}: --out is the file that --csv reads; name another one")
     movies = problems = 0
     with reading(source) as file, progress(file, source) as update:
         kinds = _columns_of_use(predictor, asked)
         rows = MovieRows(file, source, kinds)
         names = {name.strip().lower() for name in rows.header}
-        for name in ADDED:
+        for name in JSON_ADDED if out is None else ADDED:
             if name in names:
                 raise CommandError(
-                    f"{rows.name}: it has a column {name!r}, which the output adds, as a file has "
-                    "that genre-predict wrote; rename it or leave it out"
+                    f"{rows.name}: it has a column {name!r}, which the output adds: rename it or "
+                    "leave it out"
                 )
         added = _columns(predictor, {*kinds, *names})
         if not rows.found:
@@ -72,6 +74,15 @@ def predict_csv(
         for name in (TITLE, POSTER):
             if name in names and name not in kinds:
                 note_left_out(predictor, name)
+        predictions = _predictions(predictor, rows.movies(), asked)
+        if out is None:
+            for prediction in predictions:
+                movies += 1
+                problems += prediction.problem is not None
+                print(json.dumps(as_json(predictor, prediction, rows.named(rows.next_done()))))
+                update()
+            _print_summary(movies, problems, out)
+            return
         _note_separator(predictor)
         given = [genre for genre in predictor.genres if genre.lower() in names]
         if given:
@@ -82,7 +93,7 @@ def predict_csv(
             )
         with writing(out) as writer:
             writer.writerow([*map(guard, rows.header), *map(guard, added)])
-            for prediction in _predictions(predictor, rows.movies(), asked):
+            for prediction in predictions:
                 movies += 1
                 problems += prediction.problem is not None
                 writer.writerow([*map(guard, rows.next_done()), *_cells(predictor, prediction)])

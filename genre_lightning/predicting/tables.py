@@ -7,7 +7,7 @@ import io
 import signal
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -17,6 +17,7 @@ from genre_lightning.files import whole_file
 from genre_lightning.movies.table import csv_problem, other_file
 from genre_lightning.predicting.arguments import STREAM
 from genre_lightning.predicting.printing import CommandError
+from genre_lightning.progress import Lines
 
 
 class MovieRows:
@@ -73,6 +74,13 @@ class MovieRows:
     def next_done(self) -> list[str]:
         """The row that the next prediction belongs to."""
         return self._waiting.popleft()
+
+    def named(self, row: Sequence[str]) -> dict[str, str | None]:
+        """A row's cells by column, None for what is empty; those of ``columns`` are called so."""
+        names = [*self.header]
+        for column, place in self.found.items():
+            names[place] = column
+        return {name: cell or None for name, cell in zip(names, row, strict=True) if name}
 
     def _value(self, column: str, cell: str) -> str | Path | None:
         if not cell.strip():
@@ -161,9 +169,24 @@ def _stopped_in_order() -> Iterator[None]:
 
 @contextmanager
 def progress(file: IO[bytes], path: Path) -> Iterator[Callable[[], None]]:
-    """A bar on standard error, where that is a terminal, by how much of a file has been read."""
-    if path == STREAM or not sys.stderr.isatty():
+    """Show on standard error how much of a file has been read: a bar, or lines without a terminal.
+
+    Of standard input and of a pipe nobody knows how much there is.
+    """
+    if path == STREAM or not path.is_file():
         yield lambda: None
+        return
+    size = path.stat().st_size
+    movies = 0
+    if not sys.stderr.isatty():
+        lines = Lines("predicting", size, lambda text: print(text, file=sys.stderr, flush=True))
+
+        def say() -> None:
+            nonlocal movies
+            movies += 1
+            lines.update(file.tell(), f" bytes, {movies:,} movies")
+
+        yield say
         return
     import rich.progress
     from rich.console import Console
@@ -177,8 +200,7 @@ def progress(file: IO[bytes], path: Path) -> Iterator[Callable[[], None]]:
         console=Console(stderr=True),
     )
     with bar:
-        task = bar.add_task("predicting", total=path.stat().st_size, movies=0)
-        movies = 0
+        task = bar.add_task("predicting", total=size, movies=0)
 
         def update() -> None:
             nonlocal movies
