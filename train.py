@@ -165,7 +165,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         from genre_lightning.runs.places import last_checkpoint
         from genre_lightning.runs.process import is_first_process
         from genre_lightning.runs.settings import may_change_on_resume
-        from genre_lightning.tracking.loggers import log_outcome, open_loggers
+        from genre_lightning.tracking.loggers import LoggersStayOpen, log_outcome, open_loggers
         from genre_lightning.training.callbacks.epoch_log import EpochLog
         from genre_lightning.training.callbacks.history import History
         from genre_lightning.training.callbacks.pruning import Pruning
@@ -215,8 +215,10 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         result["wandb_run_id"] = result["wandb_run_id"] or checkpoint[TRAINING_KEY]["wandb_run_id"]
         if is_first_process():
             copy_best(checkpoint, ckpt_path, folder / "checkpoints")
-    trainer.callbacks.append(Resume(folder, result, settings, cfg.checkpoint_every_n_steps))
-    with open_loggers(cfg, folder, result) as trainer.loggers:
+    resume = Resume(folder, result, settings, cfg.checkpoint_every_n_steps)
+    trainer.callbacks += [resume, LoggersStayOpen()]
+    with open_loggers(cfg, folder, result) as loggers:
+        trainer.loggers = loggers
         with fit_errors_told(trainer, history, cfg.data.batch_size, ckpt_path):
             trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
 
@@ -242,7 +244,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
             print_genre_table(model, found, result[split], console)
         # Over the whole split, also where training has looked at a part of it.
         result["monitor_value"] = result["val"][cfg.monitor.removeprefix("val/")]
-        log_outcome(trainer.loggers, trainer.global_step, model, data, scores, result, Path(best))
+        log_outcome(loggers, trainer.global_step, model, data, scores, result, Path(best))
 
 
 @command(CONF, "train", with_earlier_overrides)

@@ -14,12 +14,13 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.loggers import Logger
 
 from genre_lightning.checkpoint.model import TrainedModel
 from genre_lightning.inputs.encode import encode_items
@@ -204,6 +205,22 @@ def at_step(moment: int, action: Callable[[], None]) -> pytest.MonkeyPatch:
     for name in ("training_step", "validation_step"):
         patch.setattr(GenreModule, name, counted(getattr(GenreModule, name)))
     return patch
+
+
+class CallsLogger(Logger):
+    """Remembers what it was called for, of all of its kind."""
+
+    calls: ClassVar[list[str]] = []
+    name = version = "calls"
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        self.calls.append("test" if "test/loss" in metrics else "epoch")
+
+    def log_hyperparams(self, *_: Any) -> None:
+        self.calls.append("settings")
+
+    def finalize(self, status: str) -> None:
+        self.calls.append(status)
 
 
 class SlowEpochs(pl.Callback):

@@ -106,8 +106,8 @@ def test_predicting_tells_how_much_of_the_file_was_read(
             update()
     said = capsys.readouterr().err.splitlines()
     assert [line.partition(", about")[0] for line in said] == [
-        "predicting: 76 of 100%, 2 movies",
-        "predicting: 100 of 100%, 3 movies",
+        "predicting: 16 of 21 bytes, 2 movies",
+        "predicting: 21 of 21 bytes, 3 movies",
     ]
 
 

@@ -249,6 +249,15 @@ def test_a_bad_option_fails(
     assert found["status"] == "failed" and re.search(message, found["error"])
 
 
+def test_a_schedule_without_total_steps_is_told_what_it_takes(
+    train_here: Train, tiny_overrides: Overrides, tmp_path: Path
+) -> None:
+    step = ("scheduler._target_=torch.optim.lr_scheduler.StepLR", "+scheduler.step_size=2")
+    overrides = tiny_overrides("scheduler=constant", *step, model="title")
+    with pytest.raises(UserError, match=r"StepLR.* A schedule takes the optimizer and total_steps"):
+        train_here(tmp_path, overrides)
+
+
 # Going on.
 
 

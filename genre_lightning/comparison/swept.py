@@ -137,13 +137,24 @@ def number_datasets(runs: Sequence[Run]) -> tuple[dict[Path, int], list[str]]:
     Args:
         runs: as :func:`with_paths_alike` gives them.
 
+    ``data.test_fraction`` counts only where it changes what runs learn from: a dataset that names
+    its test split leaves it out.
+
     Returns:
         A number for each run by its folder, the same for runs on the same movies; and the settings
         of the data in which runs differ.
     """
+    shares: dict[str, Setting] = {}
+
+    def as_it_counts(run: Run, key: str, value: Setting) -> Setting:
+        movies = run.result.get("learnt_from")
+        if key == "data.test_fraction" and isinstance(movies, str):
+            return shares.setdefault(movies, value)
+        return _as_null(key, value)
+
     data_settings = [
         {
-            key: _comparable(_as_null(key, value))
+            key: _comparable(as_it_counts(run, key, value))
             for key, value in run.settings.items()
             if _tells_data(key)
         }

@@ -382,6 +382,14 @@ class MovieDataModule(pl.LightningDataModule):
             lines.append(
                 f"data.folds={self.folds} is left out: the dataset says which movies are val"
             )
+        usual = inspect.signature(type(self)).parameters
+        for split in ("val", "test"):
+            name = f"{split}_fraction"
+            given = getattr(self, name)
+            if given != usual[name].default and not self._is_drawn(split):
+                lines.append(
+                    f"data.{name}={given} is left out: the dataset says which movies are {split}"
+                )
         learnt_from = len(self.splits["train"])
         if self.inputs and self.batch_size is not None and self.batch_size > learnt_from:
             lines.append(

@@ -36,6 +36,8 @@ def describe_source(reader: str, options: Mapping[str, Any]) -> dict[str, Any]:
             source[key] = str(Path(source[key]).resolve())
     for key in NOT_DESCRIBED:
         source.pop(key, None)
+    if reader == "demo":  # made anew in any cache, and the same in each
+        source.pop("root", None)
     return {"reader": reader, **source}
 
 

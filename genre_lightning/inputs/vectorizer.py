@@ -166,7 +166,8 @@ class TermVectorizer:
             analyzer=_items if self.analyzer == "item" else self.analyzer,
             tokenizer=str.split if self.analyzer == "word" else None,
             token_pattern=None,
-            ngram_range=self.ngram_range,
+            # Of whole items there are none, and scikit-learn warns of others.
+            ngram_range=(1, 1) if self.analyzer == "item" else self.ngram_range,
             lowercase=False,
             max_features=self._num_term_columns(),
             sublinear_tf=self.sublinear_tf,

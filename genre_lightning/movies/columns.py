@@ -20,7 +20,8 @@ def join_columns(movie_set: MovieSet, path: str | Path) -> MovieSet:
 
     Raises:
         DataError: the file can't be read; it has no column ``id``, or none beside it; a column that
-            the dataset has already; an id twice or empty; not one id of the dataset.
+            the dataset has already; an id twice or empty; not one id of the dataset, or movies that
+            are counted from 0 or 1 where the dataset's ids are the numbers of its rows.
     """
     path = Path(path).expanduser()
     columns, rows = read_table(path, ("id",))
@@ -56,6 +57,13 @@ def join_columns(movie_set: MovieSet, path: str | Path) -> MovieSet:
             f"{path.name}: none of its {len(first):,} ids is in the dataset, whose ids are such as "
             f"{movie_set.movies[0].id!r}; the first here is {example!r}"
         )
+    if movie_set.ids_are_rows and (counted := {"0", "1"} & by_id.keys()):
+        raise DataError(
+            f"{first[min(counted)]}, column id: the dataset has no column id, so that its movies "
+            f"have the numbers of their rows, from {movie_set.movies[0].id} on, and {min(counted)} "
+            "is none of them: each row would be joined to another movie. Add a column id to both "
+            "files"
+        )
     notes = movie_set.notes
     if by_id:
         number = len(by_id)
@@ -64,4 +72,4 @@ def join_columns(movie_set: MovieSet, path: str | Path) -> MovieSet:
             f"{path.name}: {number:,} row{'s are' if number > 1 else ' is'} of movies that the "
             f"dataset does not have, first {first[next(iter(by_id))]}: left out",
         )
-    return MovieSet(movies, movie_set.genres, notes)
+    return replace(movie_set, movies=movies, notes=notes)

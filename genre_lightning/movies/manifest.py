@@ -33,6 +33,8 @@ from genre_lightning.movies.table import Row, read_table
 REQUIRED = ("title", "poster", "genres")
 #: Columns that are no text for a branch.
 RESERVED = ("genres", "split", "id")
+#: A poster that is no file.
+OF_THE_WEB = re.compile("https?://", re.IGNORECASE)
 #: What else is found between genres, and looked for.
 OTHER_SEPARATORS = (",", ";", "/")
 #: Another separator explains the column far better where it leaves no more than this share of the
@@ -60,14 +62,24 @@ def read_manifest(path: str | Path, genre_separator: str | None = None) -> Movie
             the header is row 1, and a cell with line breaks in it is still in one row.
     """
     path = Path(path).expanduser()
-    _, rows = read_table(path, REQUIRED)
+    columns, rows = read_table(path, REQUIRED)
     if genre_separator is None:
         _check_separator(rows)
     separator = SEPARATOR if genre_separator is None else _checked_separator(genre_separator)
     movies = [_parse_row(row, path, separator) for row in rows]
+    of_the_web = [row for row in rows if OF_THE_WEB.match(row.cells["poster"])]
     if not movies:
         raise DataError(f"{path.name} has a header but no movies")
-    movie_set = MovieSet(movies, tuple(sorted({g for movie in movies for g in movie.genres})))
+    genres = tuple(sorted({g for movie in movies for g in movie.genres}))
+    notes = []
+    if of_the_web:
+        first, count = of_the_web[0], len(of_the_web)
+        notes.append(
+            f"{first.where}, column poster: {first.cells['poster']:.200} is an address"
+            f"{f', the first of {count:,}' if count > 1 else ''}. Nothing is fetched, and such a "
+            "movie has no poster: download the images, and give their files"
+        )
+    movie_set = MovieSet(movies, genres, tuple(notes), ids_are_rows="id" not in columns)
     check_movies(movie_set)
     _check_spelling(movie_set)
     return movie_set
@@ -154,9 +166,9 @@ def _parse_row(row: Row, manifest: Path, separator: str) -> Movie:
             "(or empty)"
         )
     columns: dict[str, str | PosterFile] = {
-        name: text for name, text in cells.items() if text and name not in RESERVED
+        name: text for name, text in cells.items() if text and name not in (*RESERVED, "poster")
     }
-    if cells["poster"]:
+    if cells["poster"] and not OF_THE_WEB.match(cells["poster"]):
         columns["poster"] = PosterFile.at(manifest.parent / cells["poster"])
     return Movie(
         id=cells.get("id", str(row.number)),

@@ -154,11 +154,13 @@ class MovieSet:
 
     Attributes:
         notes: what is to be said before training, a sentence each.
+        ids_are_rows: the dataset has no ids, so those of its movies are the numbers of their rows.
     """
 
     movies: list[Movie]
     genres: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    ids_are_rows: bool = False
 
     def columns(self) -> tuple[str, ...]:
         """The columns that at least one movie has, ``title`` and ``poster`` first."""

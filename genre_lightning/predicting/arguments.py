@@ -121,10 +121,8 @@ def parse_predict(arguments: Sequence[str]) -> PredictOptions:
             parser.error("--out goes with --csv or --folder")
     elif options.explain:
         parser.error("--explain goes with --title, --poster and the like, one movie")
-    if options.json and options.csv is not None:
-        parser.error("--json goes with one movie or --folder; of --csv a CSV is written, by --out")
-    if options.csv is not None and options.out is None:
-        parser.error("--csv needs --out, the file to write (- for standard output)")
+    if options.csv is not None and options.out is None and not options.json:
+        parser.error("--csv needs --out, the file to write (- for standard output), or --json")
     if options.json and options.out is not None:
         parser.error("--json prints; it does not go with --out")
     if options.explain_out is not None and not options.explain:
@@ -246,7 +244,7 @@ def _predict_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--json",
         action="store_true",
-        help="print JSON of one movie, or a line for each of --folder",
+        help="print JSON of one movie, or a line for each of --csv or --folder",
     )
     parser.add_argument(
         "--explain", action="store_true", help="say why: parts of each score, words, heat maps"

@@ -72,7 +72,6 @@ def _predict(arguments: Sequence[str]) -> int:
         from genre_lightning.predicting.many import predict_csv, predict_folder
 
         if options.csv is not None:
-            assert options.out is not None
             predict_csv(predictor, options.csv, options.out, asked)
         elif options.folder is not None:
             predict_folder(predictor, options.folder, options.out, options.json, asked)

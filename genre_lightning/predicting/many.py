@@ -36,55 +36,67 @@ if TYPE_CHECKING:
 
 #: Columns that the output has before the scores of each genre.
 ADDED = ("predicted", "problem")
+#: What JSON has beside the columns of a row.
+JSON_ADDED = ("genres", "scores", "thresholds", "problem")
 #: Genres that are named in a note.
 MAX_NAMED = 5
 
 
 def predict_csv(
-    predictor: GenrePredictor, source: Path, out: Path, asked: AskedMovies | None = None
+    predictor: GenrePredictor, source: Path, out: Path | None, asked: AskedMovies | None = None
 ) -> None:
-    """Write a CSV with what it held and the predictions, row by row.
+    """Write what a CSV held and the predictions, row by row, as a CSV or as lines of JSON.
 
     Args:
         predictor: of the model.
         source: CSV to read; ``STREAM`` for standard input.
-        out: CSV to write, another one; ``STREAM`` for standard output.
+        out: CSV to write, another one; ``STREAM`` for standard output; None to print JSON.
         asked: asks a language model about the movies; None to ask nobody.
 
     Raises:
         CommandError: it can't be read or written, or has no column that the model looks at.
     """
-    if out.exists() and source.exists() and out.samefile(source):
+    if out is not None and out.exists() and source.exists() and out.samefile(source):
         raise CommandError(f"{out}: --out is the file that --csv reads; name another one")
     movies = problems = 0
     with reading(source) as file, predicting_progress(file, source) as update:
         kinds = _columns_of_use(predictor, asked)
         rows = MovieRows(file, source, kinds)
-        added = _columns(predictor, {*kinds, *rows.names})
-        _check_header(predictor, rows, added)
-        with writing(out) as writer:
-            writer.writerow([*map(guard, rows.header), *map(guard, added)])
-            for prediction in _predictions(predictor, rows.movies(), asked):
+        _check_header(predictor, rows, JSON_ADDED if out is None else ADDED)
+        predictions = _predictions(predictor, rows.movies(), asked)
+        if out is None:
+            for prediction in predictions:
                 movies += 1
                 problems += prediction.problem is not None
-                writer.writerow([*map(guard, rows.next_done()), *_cells(predictor, prediction)])
+                print(json.dumps(as_json(predictor, prediction, rows.named(rows.next_done()))))
                 update()
+        else:
+            added = _columns(predictor, {*kinds, *rows.names})
+            _note_separator(predictor)
+            _note_columns_like_genres(predictor, rows, added)
+            with writing(out) as writer:
+                writer.writerow([*map(guard, rows.header), *map(guard, added)])
+                for prediction in predictions:
+                    movies += 1
+                    problems += prediction.problem is not None
+                    writer.writerow([*map(guard, rows.next_done()), *_cells(predictor, prediction)])
+                    update()
     _print_summary(movies, problems, out)
 
 
 def _check_header(predictor: GenrePredictor, rows: MovieRows, added: Sequence[str]) -> None:
-    """Refuse a header that is of no use, and note what of it is left out or looks odd.
+    """Refuse a header that is of no use, and note what of it is left out.
 
     Args:
         predictor: of the model.
         rows: of the CSV.
-        added: columns that the output adds.
+        added: names that the output adds beside the scores.
     """
-    for name in ADDED:
+    for name in added:
         if name in rows.names:
             raise CommandError(
-                f"{rows.name}: it has a column {name!r}, which the output adds, as a file has "
-                "that genre-predict wrote; rename it or leave it out"
+                f"{rows.name}: it has a column {name!r}, which the output adds: rename it or "
+                "leave it out"
             )
     if not rows.found:
         hint = separator_hint(rows.header)
@@ -95,7 +107,11 @@ def _check_header(predictor: GenrePredictor, rows: MovieRows, added: Sequence[st
     for name in (TITLE, POSTER):
         if name in rows.names and name not in rows.columns:
             note_left_out(predictor, name)
-    _note_separator(predictor)
+
+
+def _note_columns_like_genres(
+    predictor: GenrePredictor, rows: MovieRows, added: Sequence[str]
+) -> None:
     given = [genre for genre in predictor.genres if genre.lower() in rows.names]
     if given:
         head = added[len(ADDED) + predictor.genres.index(given[0])]

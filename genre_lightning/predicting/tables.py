@@ -8,7 +8,7 @@ import itertools
 import signal
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -79,6 +79,13 @@ class MovieRows:
     def next_done(self) -> list[str]:
         """The row that the next prediction belongs to."""
         return self._waiting.popleft()
+
+    def named(self, row: Sequence[str]) -> dict[str, str | None]:
+        """A row's cells by column, None for what is empty; those of ``columns`` are called so."""
+        names = [*self.header]
+        for column, place in self.found.items():
+            names[place] = column
+        return {name: cell or None for name, cell in zip(names, row, strict=True) if name}
 
     def _value(self, column: str, cell: str) -> str | Path | None:
         if not cell.strip():
@@ -167,14 +174,14 @@ def _stopped_in_order() -> Iterator[None]:
 
 @contextmanager
 def predicting_progress(file: IO[bytes], path: Path) -> Iterator[Callable[[], object]]:
-    """Progress by how much of a file has been read; none of a stream, which may have any length.
+    """Progress by how much of a file has been read; none of a pipe, which may have any length.
 
     Yields:
         A function to call after each movie.
     """
-    if path == STREAM or not file.seekable():
+    if path == STREAM or not path.is_file():
         yield lambda: None
         return
-    size, movies = max(1, path.stat().st_size), itertools.count(1)
-    with progress("predicting", 100) as update:
-        yield lambda: update(100 * file.tell() / size, f"%, {counted(next(movies), 'movie')}")
+    movies = itertools.count(1)
+    with progress("predicting", path.stat().st_size) as update:
+        yield lambda: update(file.tell(), f" bytes, {counted(next(movies), 'movie')}")

@@ -101,6 +101,14 @@ NO_EFFECT = {
     "trainer.logger": "loggers are logger=NAME or +logger.NAME._target_=CLASS",
     "trainer.plugins": "a training brings its own",
 }
+#: Callbacks of Lightning that don't fit, and what to do instead.
+UNFIT_CALLBACKS = {
+    "LearningRateFinder": "has no learning rate to set here: find one by a sweep, "
+    "-m optimizer.lr=1e-4,1e-3,1e-2 or sweep=optuna",
+    "BatchSizeFinder": "changes the batch size of a run and not its settings: set data.batch_size",
+    "StochasticWeightAveraging": "averages weights in an epoch more, after which nothing scores "
+    "them: take pytorch_lightning.callbacks.EMAWeightAveraging, whose averages are scored and kept",
+}
 #: Filled in by the run itself.
 FILLED_IN = ("num_genres",)
 #: Of what no training can do without.
@@ -165,6 +173,10 @@ def _check_classes(group: str, parts: Mapping[str, Any]) -> None:
 
 
 def _check_callbacks(cfg: DictConfig, callbacks: Mapping[str, Any]) -> None:
+    for name, part in callbacks.items():
+        package, _, kind = str(part["_target_"] if part else "").rpartition(".")
+        if package.startswith(("pytorch_lightning", "lightning")) and kind in UNFIT_CALLBACKS:
+            raise SettingError(f"callbacks.{name}: {kind} {UNFIT_CALLBACKS[kind]}")
     checkpoint = callbacks.get("checkpoint")
     if not checkpoint:
         raise SettingError(
@@ -200,6 +212,29 @@ def _check_monitor(monitor: Any, mode: str, of: str) -> None:
             f"{of}monitor={monitor} with {key}={mode} would {does} the worst epoch: add "
             f"{key}={usual_mode(monitor)}"
         )
+
+
+def check_data_is_there(data: Mapping[str, Any], swept: Container[str]) -> None:
+    """Refuse a dataset whose files are not there, once for all jobs of a sweep.
+
+    Args:
+        data: of the configuration.
+        swept: see :func:`check_settings`.
+
+    Raises:
+        SettingError: naming the setting and its value.
+    """
+    if "data" in swept or "experiment" in swept:  # which may name other files
+        return
+    for key in ("path", "root", "columns"):
+        path = data.get(key)
+        made = key == "root" and (data.get("download") or data.get("reader") == "demo")
+        if path is None or made or f"data.{key}" in swept:
+            continue
+        if not os.path.lexists(Path(str(path)).expanduser()):
+            fetched = key == "root" and "download" in data
+            hint = "; data.download=true fetches it" if fetched else ""
+            raise SettingError(f"data.{key}={path}: there is no such file or folder{hint}")
 
 
 def check_folder(folder: str | Path) -> None:

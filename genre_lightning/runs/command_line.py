@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from genre_lightning.errors import UserError
 from genre_lightning.files import FULL, full_disk
-from genre_lightning.runs.checks import check_folder, check_settings
+from genre_lightning.runs.checks import check_data_is_there, check_folder, check_settings
 from genre_lightning.runs.commands import with_paths_quoted
 from genre_lightning.runs.composing import (
     composed_once,
@@ -34,6 +34,9 @@ from genre_lightning.runs.places import best_checkpoint, last_checkpoint, starti
 
 #: With "1" Hydra raises what it would print, and the traceback of everything is shown.
 FULL_ERROR = "HYDRA_FULL_ERROR"
+
+#: Launchers whose jobs may run on machines that have other files.
+ELSEWHERE = (".SlurmLauncher", ".RayLauncher")
 
 #: What is done as a command of this process ends, however it ends. Hydra tells its callbacks of the
 #: end of a sweep only where nothing was raised.
@@ -71,7 +74,8 @@ def plain_errors(conf: str | Path, config: str, arguments: Sequence[str]) -> Ite
             raise
         raise UserError(
             "a group of the configuration is one of its files or a list of them, not null or a "
-            "number: leave the override out, or the group by ~GROUP"
+            "number: leave the override out, or name a file, such as scheduler=constant for one "
+            "learning rate or logger=none for no logger"
         ) from error
 
 
@@ -174,6 +178,8 @@ class CheckTraining(Callback):
             overrides = sweep_overrides(config.hydra)
             swept = [key for key, one in overrides.items() if one.is_sweep_override()]
             check_settings(config, swept)
+            if not config.hydra.launcher._target_.endswith(ELSEWHERE):
+                check_data_is_there(config.data, swept)
             check_folder(folder_of(config, "sweep"))
 
 

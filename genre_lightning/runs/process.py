@@ -19,6 +19,10 @@ from genre_lightning.files import is_alive
 #: Seconds between two looks at a process of which the system does not tell when it ends.
 _LOOK_EVERY = 1.0
 
+#: What is called as a training begins to stop for a signal: by it a sweep that this process runs
+#: tells so, where what the job prints goes into a file.
+when_stopping: list[Callable[[], None]] = []
+
 _waited_for: set[int] = set()
 
 

@@ -23,6 +23,7 @@ from genre_lightning.runs.commands import below_here, with_paths_quoted
 from genre_lightning.runs.composing import composed_once, faster_configuration
 from genre_lightning.runs.config_errors import VERSION_BASE, also_options_of
 from genre_lightning.runs.earlier import with_earlier_overrides
+from genre_lightning.runs.naming import key_of, parsed
 from genre_lightning.runs.places import BEST
 from genre_lightning.scripts import CONF
 from genre_lightning.sweeps.jobs import run_once
@@ -32,6 +33,12 @@ if TYPE_CHECKING:
 
     from genre_lightning.predicting.predictor import GenrePredictor
 
+#: What to do from Python about several runs.
+ONE_RUN = (
+    "genre_lightning.train trains one run, so call it for each of them, as in "
+    'for seed in (0, 1): genre_lightning.train([f"seed={seed}"]); a sweep is a command, '
+    "genre-train -m"
+)
 #: What a notebook shows of a run, by metrics' names; ``result`` has all.
 SHOWN_METRICS = {
     "map_macro": "mAP, macro",
@@ -150,7 +157,13 @@ def train(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -
             hydra = GlobalHydra.instance().hydra
             assert hydra is not None
             if hydra.get_mode("train", given) == RunMode.MULTIRUN:
-                raise UserError("genre_lightning.train trains one run; a sweep: genre-train -m")
+                raise UserError(ONE_RUN)
+            for override in parsed(given):
+                if override.is_sweep_override():
+                    raise UserError(
+                        f"{override.input_line} names several values: {ONE_RUN}. "
+                        f"{key_of(override)}=[a,b] is a list"
+                    )
             hydra.run("train", job, given, with_log_configuration=False)
     except SystemExit as end:
         if end.code == 130:

@@ -39,6 +39,7 @@ from genre_lightning.runs.process import (
     ending_signals,
     release_signals,
     under_slurm,
+    when_stopping,
 )
 from genre_lightning.runs.settings import changes_no_result
 from genre_lightning.sweeps.composing import compose_what_jobs_share_once
@@ -89,6 +90,7 @@ class SweepCallback(Callback):
         # Of Optuna's jobs none is composed to be checked before.
         checks_first = config.hydra.sweeper._target_.endswith(".BasicSweeper")
         self.compose_again = compose_what_jobs_share_once(keep=checks_first)
+        when_stopping.append(self._tell_of_stop)
         self.handlers = catch_signals({signal.SIGTERM, *ending_signals()}, self._stop)
         if config.hydra.launcher._target_.endswith(".JoblibLauncher"):
             _have_workers_end_with_us()
@@ -198,6 +200,8 @@ class SweepCallback(Callback):
 
     def _stop_watching(self) -> None:
         release_signals(self.handlers)
+        if self._tell_of_stop in when_stopping:
+            when_stopping.remove(self._tell_of_stop)
         self.compose_again()
         self.over.set()
         self.thread.join()
@@ -238,6 +242,9 @@ class SweepCallback(Callback):
                     os.kill(event["pid"], signal.SIGTERM)
                 except ProcessLookupError:
                     continue
+        self._tell_of_stop()
+
+    def _tell_of_stop(self) -> None:
         print("Stopping: the running jobs save and end.", file=self.terminal, flush=True)
 
     def _end(self) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
@@ -168,6 +169,18 @@ def tensorboard_logger(save_dir: str, name: str, version: str = "") -> TensorBoa
     return TensorBoardLogger(save_dir, name=name, version=version)
 
 
+class LoggersStayOpen(Callback):
+    """Keeps Lightning from ending the loggers at the end of training, whose scores come later."""
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        trainer.loggers = []
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        trainer.loggers = []
+
+
 @contextmanager
 def open_loggers(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> Iterator[list[Logger]]:
     """Build the loggers of ``cfg.logger`` and give them the configuration.
@@ -178,8 +191,8 @@ def open_loggers(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> Itera
         result: of the run; gets the ``wandb_run_id``, in ``result.json`` before W&B starts.
 
     Yields:
-        The loggers, for the trainer. They are closed after the block: a W&B run ends as finished,
-        failed or interrupted as the block does.
+        The loggers, for a trainer with :class:`LoggersStayOpen`. They are closed after the block: a
+        W&B run ends as finished, failed or interrupted as the block does.
     """
     loggers = make_parts("logger", cfg.get("logger") or {}, Logger)  # type: ignore[type-abstract]
     outcome = 1

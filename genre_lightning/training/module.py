@@ -22,6 +22,7 @@ from genre_lightning.errors import SettingError, TrainingError, UserError
 from genre_lightning.models.dropout import DROPOUTS
 from genre_lightning.models.fusion import ACTIVATIONS, Fusion, num_members
 from genre_lightning.models.stacking import Stacking
+from genre_lightning.runs.checks import RULES
 from genre_lightning.scoring.metrics import LogitCollector, genre_metrics
 from genre_lightning.scoring.stacking import MAX_STACKED_GENRES, fit_stacking_by_folds
 from genre_lightning.scoring.thresholds import MICRO_WEIGHT, check_threshold_fit, fit_thresholds
@@ -165,6 +166,12 @@ class GenreModule(pl.LightningModule):
                 if isinstance(module, DROPOUTS):
                     module.eval()
         return self
+
+    def setup(self, stage: str) -> None:
+        """Refuse a trainer whose precision the batches can't have."""
+        words, holds = RULES["trainer.precision"]
+        if not holds(self.trainer.precision):
+            raise SettingError(f"trainer.precision={self.trainer.precision} must be {words}")
 
     def on_train_start(self) -> None:
         self._train_loss_logged = False
@@ -323,7 +330,12 @@ class GenreModule(pl.LightningModule):
         try:
             scheduler = self.make_scheduler(optimizer, total_steps=int(steps))
         except (TypeError, ValueError) as error:
-            raise SettingError(f"scheduler: {error}") from error
+            hint = (
+                ". A schedule takes the optimizer and total_steps, and is stepped after each "
+                "batch: put it into a function of these two, as docs/extending.md does"
+            )
+            told = f"{error}{hint}" if "total_steps" in str(error) else error
+            raise SettingError(f"scheduler: {told}") from error
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},

@@ -278,3 +278,16 @@ def test_paths_from_different_folders(tmp_path: Path):
         file.write_text(yaml.safe_dump(hydra))
     groups = {group.settings: len(group.runs) for group in compare([tmp_path]).groups}
     assert groups == {("/a/m.csv",): 1, ("../b/m.csv",): 2}
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_share_of_test_that_changes_no_movies_makes_no_ranks_of_its_own(
+    tmp_path: Path, same: bool
+):
+    for name, share in (("a", 0.2), ("b", 0.3)):
+        movies = "of both" if same else name
+        write_run(tmp_path / name, {"data.test_fraction": share}, learnt_from=movies)
+    found = compare([tmp_path])
+    assert [group.settings for group in found.groups] == [(0.2,), (0.3,)]
+    assert len({group.data for group in found.groups}) == (1 if same else 2)
+    assert any("different data" in note for note in found.notes) is not same

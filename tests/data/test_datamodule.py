@@ -663,6 +663,22 @@ def test_folds_that_a_named_validation_leaves_out_are_told(write: Write, tmp_pat
     assert "data.folds=3 is left out: the dataset says which movies are val" in data.summary()
 
 
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_share_of_a_named_split_is_told(split: str, write: Write, tmp_path: Path) -> None:
+    share = {f"{split}_fraction": 0.3}
+    named = module(write("movies"), tmp_path / "cache", {"title": terms()}, **share)
+    named.setup()
+    told = f"data.{split}_fraction=0.3 is left out: the dataset says which movies are {split}"
+    assert {movie.split for movie in named.movie_set.movies} >= {split}
+    assert told in named.summary()
+    path = write("drawn")
+    rows = [row.rpartition(",")[0] for row in path.read_text().splitlines()]
+    path.write_text("\n".join(rows))
+    drawn = module(path, tmp_path / "cache", {"title": terms()}, **share)
+    drawn.setup()
+    assert told not in drawn.summary()
+
+
 def test_of_a_split_that_is_given_changed_movies_are_told(write: Write, tmp_path: Path) -> None:
     path = write("movies")
     data = module(path, tmp_path / "cache", {"title": terms()})

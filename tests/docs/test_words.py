@@ -417,6 +417,10 @@ def test_the_csv_files_can_be_read(tmp_path: Path) -> None:
     movies = read_manifest(tmp_path / "movies.csv")
     assert len(first.splitlines()) == 4 and len(movies.movies) == 3
     assert movies.columns() == ("title", "poster", "synopsis")
+    # The columns are of MovieLens-1M, whose movies have such ids.
+    rows = [f"{number or 'id'},{row}" for number, row in enumerate(first.splitlines())]
+    (tmp_path / "movies.csv").write_text("\n".join(rows), encoding="utf-8")
+    movies = read_manifest(tmp_path / "movies.csv")
     (tmp_path / "more.csv").write_text(columns.replace("synopsis,", "plot,"), encoding="utf-8")
     joined = join_columns(movies, tmp_path / "more.csv")
     assert {"director", "cast", "plot"} <= set(joined.columns())

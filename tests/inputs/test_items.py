@@ -49,6 +49,11 @@ def test_against_scikit_learn(sublinear_tf: bool) -> None:
     )
 
 
+def test_ngrams_of_items_are_left_out_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
+    usual = TermVectorizer(analyzer="item", decade=False).fit(CASTS)
+    assert usual.terms == vectorizer().fit(CASTS).terms and not recwarn.list
+
+
 def test_a_name_is_whole_and_its_spelling_does_not_matter() -> None:
     given = vectorizer().fit(CASTS)
     assert given.terms is not None and "tom hanks" in given.terms and "tom" not in given.terms

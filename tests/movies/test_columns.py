@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from genre_lightning.movies.columns import join_columns
+from genre_lightning.movies.manifest import read_manifest
 from genre_lightning.movies.movie import DataError, MovieSet
 from tests.datasets import movie
 
@@ -81,6 +82,35 @@ def test_unknown_ids_are_counted_and_the_first_is_named(rows, note, columns):
 def test_what_cannot_be_joined_is_refused(text, message, columns):
     with pytest.raises(DataError, match=message):
         join_columns(MOVIES, columns(text))
+
+
+@pytest.fixture
+def without_ids(tmp_path):
+    """Movies of a CSV without a column id, in rows 2 to 4."""
+    path = tmp_path / "movies.csv"
+    rows = "".join(f"{title},,Drama\n" for title in ("Alien", "Brazil", "Casino"))
+    path.write_text("title,poster,genres\n" + rows, encoding="utf-8")
+    return read_manifest(path)
+
+
+@pytest.mark.parametrize("begin", [0, 1])
+def test_movies_counted_by_the_user_are_not_joined_to_row_numbers(begin, without_ids, columns):
+    rows = "".join(f"{number},text\n" for number in reversed(range(begin, begin + 3)))
+    message = (
+        rf"csv:4, column id: .*from 2 on, and {begin} is none of them.*Add a column id to both"
+    )
+    with pytest.raises(DataError, match=message):
+        join_columns(without_ids, columns("id,synopsis\n" + rows))
+
+
+def test_row_numbers_are_joined(without_ids, columns):
+    joined = join_columns(without_ids, columns("id,synopsis\n2,a\n4,c\n5,d\n"))
+    assert [one.value("synopsis") for one in joined.movies] == ["a", None, "c"]
+
+
+def test_an_id_1_of_no_movie_is_left_out_where_the_dataset_has_ids(columns):
+    joined = join_columns(MOVIES, columns("id,synopsis\n1,a\n7,b\n"))
+    assert joined.movies[0].value("synopsis") == "b"
 
 
 def test_no_file_is_named(tmp_path):

@@ -54,6 +54,17 @@ def test_all_columns(manifest, tmp_path):
     assert folder is not None and not folder.exists
 
 
+def test_a_poster_that_is_an_address_is_none_and_told(manifest):
+    rows = "A,https://example.org/a.jpg,Drama\nB,HTTP://example.org/b.jpg,War\nC,gone.jpg,War\n"
+    movie_set = read_manifest(manifest(HEADER + rows))
+    assert [movie.value("poster") is None for movie in movie_set.movies] == [True, True, False]
+    (note,) = movie_set.notes
+    assert note.startswith(
+        "movies.csv:2, column poster: https://example.org/a.jpg is an address, the first of 2."
+    )
+    assert read_manifest(manifest(HEADER + "C,gone.jpg,War\n")).notes == ()
+
+
 def test_without_optional_columns_the_row_is_the_id(manifest):
     movie_set = read_manifest(manifest(HEADER + "A,,Drama\nB,,War\n"))
     assert [(m.id, m.split) for m in movie_set.movies] == [("2", None), ("3", None)]

@@ -20,7 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
-from genre_lightning import GenrePredictor
+from genre_lightning import GenrePredictor, progress
 from genre_lightning.checkpoint.card import CheckpointError
 from genre_lightning.checkpoint.model import load_model
 from genre_lightning.checkpoint.resuming import check_resumable
@@ -264,6 +264,36 @@ def test_a_csv_file_is_predicted_row_by_row(
 
 
 @pytest.mark.skipif(os.name != "posix", reason="names of files are bytes there alone")
+def test_a_csv_file_is_printed_as_lines_of_json(
+    tiny_checkpoint: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    table.write_text(table.read_text("utf-8").replace("title", "Title", 1), "utf-8")
+    out = tmp_path / "out.csv"
+    assert main([str(tiny_checkpoint), "--csv", str(table), "--out", str(out)]) == 0
+    capsys.readouterr()
+    assert main([str(tiny_checkpoint), "--csv", str(table), "--json"]) == 0
+    captured = capsys.readouterr()
+    found = [json.loads(line) for line in captured.out.splitlines()]
+    _, rows = read_csv(out)
+    assert len(found) == 5 and "5 movies, 2 with a problem" in captured.err
+    for one, row in zip(found, rows, strict=True):
+        assert (one["title"] or "", one["poster"] or "") == (row["Title"], row["poster"])
+        assert (one["id"], one["note"] or "", one["problem"] or "") == (
+            row["id"], row["note"], row["problem"],
+        )  # fmt: skip
+        assert "|".join(one["genres"]) == row["predicted"] and "Title" not in one
+        assert one["scores"] == {genre: float(row[genre]) for genre in GENRES if row[genre]}
+
+
+def test_a_column_called_as_a_part_of_the_json_is_refused(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    source = tmp_path / "in.csv"
+    source.write_text("title,Genres\nHeat,Drama\n")
+    assert main([str(tiny_checkpoint), "--csv", str(source), "--json"]) == 1
+    assert "it has a column 'genres', which the output adds" in capsys.readouterr().err
+
+
 def test_a_file_name_in_another_encoding_costs_no_other_movie(
     tiny_checkpoint: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
@@ -422,6 +452,21 @@ def test_a_bad_csv_file_is_refused_and_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["in.csv"]
 
 
+def test_without_a_terminal_lines_say_how_far_a_csv_is(
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(progress, "EVERY", 0)
+    monkeypatch.setattr(progress, "SHARE", 0)
+    source, out = tmp_path / "in.csv", tmp_path / "out.csv"
+    source.write_text("title\n" + "Heat\n" * 3000)
+    assert main([str(tiny_checkpoint), "--csv", str(source), "--out", str(out)]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-2] == "predicting: 15,006 of 15,006 bytes, 3,000 movies"
+
+
 def test_a_failure_keeps_the_earlier_output(tiny_checkpoint: Path, tmp_path: Path):
     source, out = tmp_path / "in.csv", tmp_path / "out.csv"
     out.write_text("as it was")
@@ -549,6 +594,7 @@ def test_a_folder_is_printed_or_written(
         ["CKPT", "--csv", "in.csv"],
         ["CKPT", "--title", "Heat", "--out", "out.csv"],
         ["CKPT", "--folder", "x", "--json", "--out", "out.csv"],
+        ["CKPT", "--csv", "in.csv", "--json", "--out", "out.csv"],
         ["CKPT", "--csv", "in.csv", "--out", "out.csv", "--explain"],
         ["CKPT", "--title", "Heat", "--explain-out", "x"],
         ["CKPT", "--title", " "],
@@ -571,13 +617,6 @@ def test_arguments_that_make_no_sense_exit_with_2(
         main(arguments)
     assert stopped.value.code == 2
     assert "genre-predict" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("out", [[], ["--out", "out.csv"]], ids=["printed", "written"])
-def test_json_of_a_csv_is_refused_by_one_reason(out: list[str], capsys: pytest.CaptureFixture):
-    with pytest.raises(SystemExit):
-        main(["CKPT", "--csv", "in.csv", "--json", *out])
-    assert "error: --json goes with one movie or --folder; of" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

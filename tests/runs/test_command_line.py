@@ -12,6 +12,7 @@ import pytest
 from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 
+from genre_lightning.runs.checks import check_data_is_there
 from genre_lightning.runs.config_errors import explain_error
 from genre_lightning.scoring.names import MONITORED
 from tests.forking import run_command
@@ -53,6 +54,9 @@ SLIPS = {
     "model.dropout=1.5": "model.dropout=1.5 must be a number from 0 to less than 1",
     "monitor=val/f1": "monitor=val/f1 is no value of the validation; did you mean val/f1_m",
     "monitor=val/loss": "add monitor_mode=min",
+    "data=manifest data.path=none.csv seed=1,2 -m": "data.path=none.csv: there is no such file",
+    "data=ml1m loss=bce,focal -m": "data/ml1m: there is no such file or folder; data.download=true",
+    "data.columns=none.csv seed=1,2 -m": "data.columns=none.csv: there is no such file",
     "data=manifest": "data.path has to be given: data.path=...",
     "callbacks.checkpoint=null": "callbacks.checkpoint can't be left out",
     "callbacks.checkpoint.monitor=val/loss": "monitor=val/loss can't be set: set monitor",
@@ -62,11 +66,19 @@ SLIPS = {
     "callbacks.early_stopping.monitor=val/los": "did you mean val/loss?",
     "callbacks.early_stopping.monitor=val/loss": "add callbacks.early_stopping.mode=min",
     "callbacks.early_stopping=5": "callbacks.early_stopping must have a _target_, the class",
+    "+callbacks.lrf._target_=pytorch_lightning.callbacks.LearningRateFinder": (
+        "callbacks.lrf: LearningRateFinder has no learning rate to set here: find one by a sweep"
+    ),
+    "+callbacks.b._target_=pytorch_lightning.callbacks.BatchSizeFinder": "set data.batch_size",
+    "+callbacks.a._target_=pytorch_lightning.callbacks.StochasticWeightAveraging": (
+        "take pytorch_lightning.callbacks.EMAWeightAveraging"
+    ),
     "+callbacks.mine.word=x": "callbacks.mine must have a _target_, the class",
     "+logger.mine.word=x": "logger.mine must have a _target_, the class",
     "~loss": "loss can't be left out of a training",
     "training=null": "training can't be left out of a training",
     "experiment=null": "a group of the configuration is one of its files",
+    "scheduler=null": "leave the override out, or name a file, such as scheduler=constant",
     "scheduler.warmup_fraction=2": "scheduler.warmup_fraction=2 must be a number from 0 to 1",
     "trainer.precision=64": "trainer.precision=64 must be auto, 32-true, 16-mixed or bf16-mixed",
     "+trainer.accumulate_grad_batches=0": "trainer.accumulate_grad_batches=0 must be a whole",
@@ -126,6 +138,13 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], str]
 def test_a_slip_of_a_training_is_one_sentence(slip: str, said: dict[tuple[str, str], str]) -> None:
     text = said["train", slip]
     assert text.startswith("error: ") and SLIPS[slip] in text and "\n" not in text
+
+
+def test_a_sweep_is_not_refused_for_files_that_it_makes_or_that_only_its_jobs_have() -> None:
+    check_data_is_there({"reader": "demo", "root": "none", "columns": None}, ["seed"])
+    check_data_is_there({"reader": "ml1m", "root": "none", "download": True}, ["seed"])
+    check_data_is_there({"reader": "manifest", "path": "none.csv"}, ["data.path"])
+    check_data_is_there({"reader": "ml1m", "root": "none", "download": False}, ["data"])
 
 
 @pytest.mark.parametrize("slip", EVALUATIONS)

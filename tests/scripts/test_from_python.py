@@ -70,7 +70,12 @@ def test_options_of_ones_own_are_found(
         (["optimizer.lrr=1"], "lrr"),
         (["data.columns=none.csv"], "none.csv"),
         (["ckpt_path=none.ckpt"], "none.ckpt"),
-        (["sweep=lr_dropout"], "trains one run"),
+        (["sweep=lr_dropout"], "trains one run, so call it for each"),
+        (
+            ["seed=0,1"],
+            r"^seed=0,1 names several values: .* call it for each.* seed=\[a,b\] is a list",
+        ),
+        (["optimizer.lr=interval(0,1)"], r"^optimizer\.lr=interval.* call it for each"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

@@ -414,6 +414,7 @@ def test_a_sweep_that_is_interrupted_and_killed_resumes(
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
     assert "1 interrupted, 1 not started" in output and "same command" in output
+    assert output.count("Stopping: the running jobs save and end.") == 1
     assert recorded(jobs(sweep)["0.01"])["status"] == "interrupted"
 
     process = command(values, *long)

@@ -20,6 +20,7 @@ from genre_lightning.tracking import loggers
 from genre_lightning.tracking.loggers import flat_config, run_name, tensorboard_logger
 from genre_lightning.training.callbacks.epoch_log import EpochLog
 from genre_lightning.training.callbacks.history import History
+from tests.running import CallsLogger
 
 Train = Callable[[Path, list[str]], dict[str, Any]]
 Overrides = Callable[..., list[str]]
@@ -97,6 +98,26 @@ def test_a_run_that_resumes_elsewhere_brings_its_rows(
     assert [step for step, _ in scalars(tmp_path / "second" / "tensorboard", "lr")] == steps
     rows = table(tmp_path / "second" / "csv" / "metrics.csv")
     assert [int(row["step"]) for row in rows if row["lr"]] == steps
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_logger_ends_once_after_all_scores(
+    fails: bool,
+    train_here: Train,
+    tiny_overrides: Overrides,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(CallsLogger, "calls", [])
+    chosen = ["+logger.calls._target_=tests.running.CallsLogger", "trainer.max_epochs=1"]
+    overrides = tiny_overrides(*chosen, *["optimizer.lr=1e30"] * fails, model="title")
+    if fails:
+        with pytest.raises(UserError, match="diverged"):
+            train_here(tmp_path, overrides)
+        assert CallsLogger.calls == ["settings", "failed"]
+    else:
+        train_here(tmp_path, overrides)
+        assert CallsLogger.calls == ["settings", "epoch", "test", "success"]
 
 
 def test_tensorboard_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

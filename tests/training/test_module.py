@@ -20,7 +20,7 @@ from torchmetrics import Metric
 from genre_lightning.checkpoint.card import CHECKPOINT_KEY, CheckpointError
 from genre_lightning.data.batch import MovieBatch, map_tensors
 from genre_lightning.data.datamodule import MovieDataModule
-from genre_lightning.errors import UserError
+from genre_lightning.errors import SettingError, UserError
 from genre_lightning.inputs.input import Input
 from genre_lightning.inputs.pixels import PixelsInput
 from genre_lightning.inputs.terms import TermsInput
@@ -274,6 +274,14 @@ def test_bfloat16_steps(
     runner.fit(module, data)
     assert torch.isfinite(runner.callback_metrics["train/loss"])
     assert all(p.dtype == torch.float32 and p.isfinite().all() for p in module.parameters())
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
+def test_weights_in_another_precision_are_refused(
+    precision: Any, make: Callable[..., GenreModule], data: MovieDataModule, tmp_path: Path
+) -> None:
+    with pytest.raises(SettingError, match=rf"{precision} must be auto, 32-true, "):
+        trainer(tmp_path, precision=precision).fit(make(), data)
 
 
 def test_divergence_is_told(

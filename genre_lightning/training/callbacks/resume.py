@@ -27,6 +27,7 @@ from genre_lightning.runs.process import (
     is_first_process,
     release_signals,
     under_slurm,
+    when_stopping,
 )
 from genre_lightning.runs.result import write_result
 from genre_lightning.runs.settings import flat_settings, may_change_on_resume
@@ -266,6 +267,8 @@ class Resume(Checkpoint):
         self.signal = number
         if is_first_process():
             print("\nstopping after this step; once more to stop at once", flush=True)
+            for tell in when_stopping:
+                tell()
 
     def _hold_back(self, number: int, frame: FrameType | None) -> None:
         self._queue_again = bool(self._queuing)
