@@ -142,8 +142,9 @@ def _facts(
     model: TrainedModel, data: MovieDataModule, scores: SplitScores, origin: Origin
 ) -> list[tuple[str, str]]:
     digest = hashlib.sha256(origin.checkpoint.read_bytes()).hexdigest()[:12]
-    source = Path(str(data.options.get("root") or data.options.get("path") or data.reader)).name
-    name = data.reader if source == data.reader else f"{data.reader} ({source})"
+    source = data.source()
+    place = Path(source.get("root") or source.get("path") or data.reader).name
+    name = data.reader if place == data.reader else f"{data.reader} ({place})"
     return [
         ("Movies", f"{len(scores.rows):,}, the {SPLIT_WORDS[scores.split]} split"),
         ("Data set", f"{name}: {len(data.movie_set.movies):,} movies"),
