@@ -132,13 +132,11 @@ def number_datasets(runs: Sequence[Run]) -> tuple[dict[Path, int], list[str]]:
     """Which runs are scored on the same movies.
 
     Runs are on the same movies as far as their settings tell. A setting that some of them lack,
-    older ones perhaps, counts only where the others differ in it.
+    older ones perhaps, counts only where the others differ in it. ``data.test_fraction`` counts
+    only where it changes what runs learn from: a dataset that names its test split leaves it out.
 
     Args:
         runs: as :func:`with_paths_alike` gives them.
-
-    ``data.test_fraction`` counts only where it changes what runs learn from: a dataset that names
-    its test split leaves it out.
 
     Returns:
         A number for each run by its folder, the same for runs on the same movies; and the settings

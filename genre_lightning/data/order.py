@@ -103,7 +103,8 @@ class BatchOrder:
         """Every batch of the epoch: its rows, (B,) int64, and the seed of its augmentation."""
         if not self.shuffle:
             own = self.rows[self.rank :: self.world_size]
-            yield from ((rows, 0) for rows in (np.array_split(own, len(self)) if len(self) else []))
+            if len(self):
+                yield from ((rows, 0) for rows in np.array_split(own, len(self)))
             return
         epoch = 0 if self.repeats else self.epoch
         order = np.random.default_rng([self.seed, epoch]).permutation(self.rows)

@@ -63,24 +63,26 @@ def predict_csv(
         kinds = _columns_of_use(predictor, asked)
         rows = MovieRows(file, source, kinds)
         _check_header(predictor, rows, JSON_ADDED if out is None else ADDED)
-        predictions = _predictions(predictor, rows.movies(), asked)
-        if out is None:
-            for prediction in predictions:
+
+        def counted_predictions() -> Iterator[Prediction]:
+            nonlocal movies, problems
+            for prediction in _predictions(predictor, rows.movies(), asked):
                 movies += 1
                 problems += prediction.problem is not None
-                print(json.dumps(as_json(predictor, prediction, rows.named(rows.next_done()))))
+                yield prediction
                 update()
+
+        if out is None:
+            for prediction in counted_predictions():
+                print(json.dumps(as_json(predictor, prediction, rows.named(rows.next_done()))))
         else:
             added = _columns(predictor, {*kinds, *rows.names})
             _note_separator(predictor)
             _note_columns_like_genres(predictor, rows, added)
             with writing(out) as writer:
                 writer.writerow([*map(guard, rows.header), *map(guard, added)])
-                for prediction in predictions:
-                    movies += 1
-                    problems += prediction.problem is not None
+                for prediction in counted_predictions():
                     writer.writerow([*map(guard, rows.next_done()), *_cells(predictor, prediction)])
-                    update()
     _print_summary(movies, problems, out)
 
 

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from genre_lightning.errors import SettingError
 from genre_lightning.movies.split_names import SPLITS
-from genre_lightning.runs.settings import usual_mode
+from genre_lightning.runs.settings import PATHS, usual_mode
 from genre_lightning.scoring.names import MONITORED
 from genre_lightning.wording import closest_name, did_you_mean
 
@@ -226,15 +226,16 @@ def check_data_is_there(data: Mapping[str, Any], swept: Container[str]) -> None:
     """
     if "data" in swept or "experiment" in swept:  # which may name other files
         return
-    for key in ("path", "root", "columns"):
-        path = data.get(key)
-        made = key == "root" and (data.get("download") or data.get("reader") == "demo")
-        if path is None or made or f"data.{key}" in swept:
+    for key in PATHS:
+        group, _, name = key.partition(".")
+        path = data.get(name) if group == "data" else None
+        made = name == "root" and (data.get("download") or data.get("reader") == "demo")
+        if path is None or made or key in swept:
             continue
         if not os.path.lexists(Path(str(path)).expanduser()):
-            fetched = key == "root" and "download" in data
+            fetched = name == "root" and "download" in data
             hint = "; data.download=true fetches it" if fetched else ""
-            raise SettingError(f"data.{key}={path}: there is no such file or folder{hint}")
+            raise SettingError(f"{key}={path}: there is no such file or folder{hint}")
 
 
 def check_folder(folder: str | Path) -> None:
