@@ -49,8 +49,8 @@ def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> di
             write_evaluation,
         )
         from genre_lightning.report.page import Origin, render_report
-        from genre_lightning.runs.commands import shell_command
-        from genre_lightning.runs.places import best_checkpoint
+        from genre_lightning.runs.ckpt_path import best_checkpoint
+        from genre_lightning.runs.quoting import shell_command
 
     set_threads()
     vouch_for(cfg.encoders)

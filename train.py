@@ -9,10 +9,10 @@ from omegaconf import OmegaConf
 
 from genre_lightning.cores import set_threads
 from genre_lightning.garbage import kept_imports
+from genre_lightning.runs.ckpt_path import run_directory
 from genre_lightning.runs.command_line import command
 from genre_lightning.runs.earlier import with_earlier_overrides
 from genre_lightning.runs.instantiating import make_parts, refused_settings
-from genre_lightning.runs.places import run_directory
 from genre_lightning.sweeps.jobs import run_job, shared_by_jobs
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         from genre_lightning.checkpoint.resuming import check_resumable, copy_best
         from genre_lightning.errors import UserError
         from genre_lightning.report.evaluation import print_genre_table, score_split, split_metrics
-        from genre_lightning.runs.places import last_checkpoint
+        from genre_lightning.runs.ckpt_path import last_checkpoint
         from genre_lightning.runs.process import is_first_process
         from genre_lightning.runs.settings import may_change_on_resume
         from genre_lightning.tracking.loggers import LoggersStayOpen, log_outcome, open_loggers

@@ -42,7 +42,7 @@ from benchmarks.measure import (
     spread,
 )
 from genre_lightning.ask.answer import answer_schema
-from genre_lightning.ask.book import NAME, AnswerBook
+from genre_lightning.ask.answer_file import NAME, AnswerFile
 from genre_lightning.ask.poster import PosterFormat
 from genre_lightning.ask.question import Prompt, Questioner
 from genre_lightning.ask.run import ServerSettings, ask_rows
@@ -134,13 +134,13 @@ def ask(url: str, movies: MovieSet, folder: Path) -> float:
         prompt=Prompt("plain", "Judge.", "{{ columns['title'] }}"),
         poster=CountedFormat(),
     )
-    with AnswerBook(folder / NAME) as book:
+    with AnswerFile(folder / NAME) as answer_file:
         started = time.perf_counter()
         answers = ask_rows(
             movies,
             np.arange(len(movies.movies)),
             questioner,
-            book,
+            answer_file,
             ServerSettings(concurrency=AT_ONCE),
             Console(quiet=True),
         )

@@ -32,8 +32,8 @@ def score_subset(
     """The metrics of a split of whose movies only these columns are seen."""
     places = {name: features.place for name, features in data.features.items()}
     try:
-        for name, given in model.inputs.items():
-            if given.column not in present:
+        for name, branch_input in model.inputs.items():
+            if branch_input.column not in present:
                 data.features[name].place = np.full_like(places[name], -1)
         metrics = split_metrics(model, score_split(model, data, split))
     finally:

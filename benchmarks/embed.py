@@ -119,32 +119,33 @@ def _movies(
     return found[:posters], [movie.title for movie in movies][:titles]
 
 
-def best_forward(given: EmbeddingInput, values: Sequence[Any]) -> Callable[[], None]:
+def best_forward(branch_input: EmbeddingInput, values: Sequence[Any]) -> Callable[[], None]:
     """The fastest bare forward over all values, of those that were tried once on a share of them.
 
     Args:
-        given: an opened EmbeddingInput.
+        branch_input: an opened EmbeddingInput.
         values: posters or texts.
     """
     share = values[: max(1, len(values) // 4)]
-    sizes = POSTERS_AT_ONCE if given.of == "poster" else TOKENS_AT_ONCE
+    sizes = POSTERS_AT_ONCE if branch_input.of == "poster" else TOKENS_AT_ONCE
     trials = {
-        (size, workers): _forward(given, share, size, workers)
+        (size, workers): _forward(branch_input, share, size, workers)
         for size in sizes
         for workers in {1, num_cores()}
     }
     seconds = by_turns(trials, 2)  # type: ignore[arg-type]
     best = min(trials, key=lambda how: min(seconds[how]))  # type: ignore[index]
-    what = "posters" if given.of == "poster" else "tokens"
+    what = "posters" if branch_input.of == "poster" else "tokens"
     shared = "each batch on all cores" if best[1] == 1 else "a batch a core"
     print(
-        f"bare forward of the {given.column} column: {best[0]} {what} at once, {shared}", flush=True
+        f"bare forward of the {branch_input.column} column: {best[0]} {what} at once, {shared}",
+        flush=True,
     )
-    return _forward(given, values, *best)
+    return _forward(branch_input, values, *best)
 
 
 def _forward(
-    given: EmbeddingInput, values: Sequence[Any], size: int, workers: int
+    branch_input: EmbeddingInput, values: Sequence[Any], size: int, workers: int
 ) -> Callable[[], None]:
     """The network on ready batches of so many posters or tokens; 1 worker computes on all cores."""
     import torch
@@ -152,14 +153,14 @@ def _forward(
     from genre_lightning.inputs.encoders.images import ImageEncoder
     from genre_lightning.inputs.one_core import one_core_threads
 
-    encoder = given.load()
+    encoder = branch_input.load()
     batches: list[tuple[torch.Tensor, ...]]
     if isinstance(encoder, ImageEncoder):
-        pixels = np.stack([given.read(file.read_bytes()) for file in values])
+        pixels = np.stack([branch_input.read(file.read_bytes()) for file in values])
         batches = [(some,) for some in encoder.normalise(pixels).split(size)]
         network: Callable[..., Any] = encoder.vectors
     else:
-        tokens = encoder.tokenize(given.prompted(values), given.prompt_after)
+        tokens = encoder.tokenize(branch_input.prompted(values), branch_input.prompt_after)
         ids, mask = (torch.from_numpy(part) for part in (tokens.input_ids, tokens.attention_mask))
         lengths = mask.sum(1)
         order = lengths.argsort()

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from genre_lightning.cores import num_cores
-from genre_lightning.runs.commands import shell_command
+from genre_lightning.runs.quoting import shell_command
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

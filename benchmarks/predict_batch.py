@@ -69,7 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         movies = [(path.stem, path) for path in paths]
         batches = [movies[i : i + BATCH_SIZE] for i in range(0, len(movies), BATCH_SIZE)]
         model = predictor.model
-        posters = [given for given in model.inputs.values() if given.of == "poster"]
+        posters = [
+            branch_input for branch_input in model.inputs.values() if branch_input.of == "poster"
+        ]
         read = [_read(predictor, batch) for batch in batches[:8]]
 
         def predict() -> None:
@@ -77,8 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 pass
 
         def decode_one(path: Path) -> None:
-            for given in posters:
-                given.read(path)
+            for branch_input in posters:
+                branch_input.read(path)
 
         def decode() -> None:
             with ThreadPoolExecutor(predictor.workers) as pool:
@@ -97,12 +99,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     pass
 
         encoders = {
-            given.column: given
-            for given in model.inputs.values()
-            if isinstance(given, EmbeddingInput)
+            branch_input.column: branch_input
+            for branch_input in model.inputs.values()
+            if isinstance(branch_input, EmbeddingInput)
         }
         values: dict[str, list[Any]] = {"poster": paths, "title": [path.stem for path in paths]}
-        forwards = [best_forward(given, values[name]) for name, given in encoders.items()]
+        forwards = [
+            best_forward(branch_input, values[name]) for name, branch_input in encoders.items()
+        ]
 
         def encode() -> None:
             for forward in forwards:
@@ -144,8 +148,8 @@ def _read(predictor: GenrePredictor, batch: Sequence[tuple[str, Path]]) -> dict[
 
     movies = [{TITLE: title, POSTER: path} for title, path in batch]
     return {
-        name: [given.read(movie[given.column]) for movie in movies]
-        for name, given in predictor.model.inputs.items()
+        name: [branch_input.read(movie[branch_input.column]) for movie in movies]
+        for name, branch_input in predictor.model.inputs.items()
     }
 
 

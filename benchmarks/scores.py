@@ -32,7 +32,7 @@ from benchmarks.measure import (
     json_line,
     spread,
 )
-from genre_lightning.runs.places import LAST
+from genre_lightning.runs.ckpt_path import LAST
 
 AIM_MAP = 0.30
 COLUMNS = ("map_macro", "f1_micro", "f1_macro")

@@ -39,13 +39,13 @@ def write_checkpoint(path: Path, num_genres: int = 18, overrides: Sequence[str] 
     listed = read_branches(model.pop("branches"))
     inputs = {name: build_input(name, branch.input) for name, branch in listed.items()}
     titles = compose_titles(4000)
-    for given in inputs.values():
-        if isinstance(given, EmbeddingInput):
-            given.load()
-        elif given.column == "title":
+    for branch_input in inputs.values():
+        if isinstance(branch_input, EmbeddingInput):
+            branch_input.load()
+        elif branch_input.column == "title":
             train = np.arange(len(titles))
             with tempfile.TemporaryDirectory() as folder:
-                given.open(titles, train, Store(Path(folder), progress=False))
+                branch_input.open(titles, train, Store(Path(folder), progress=False))
     networks = {name: branch.network for name, branch in listed.items()}
     network = build_network(
         num_genres, networks, inputs, dropout=model["dropout"], members=model["members"]
@@ -71,7 +71,9 @@ def write_checkpoint(path: Path, num_genres: int = 18, overrides: Sequence[str] 
                 "loss": loss.description,
                 "thresholds": [0.5] * num_genres,
                 "genres": [f"Genre {g}" for g in range(num_genres)],
-                "inputs": {name: state_to_text(given) for name, given in inputs.items()},
+                "inputs": {
+                    name: state_to_text(branch_input) for name, branch_input in inputs.items()
+                },
                 "data": {"reader": "demo", "val_fraction": 0.15, "test_fraction": 0.2},
             },
         },

@@ -59,7 +59,7 @@ def title_and_poster(data: MovieDataModule) -> tuple[str, str]:
     Raises:
         ValueError: others are configured.
     """
-    kinds = [given.kind for given in data.inputs.values()]
+    kinds = [branch_input.kind for branch_input in data.inputs.values()]
     if kinds != ["terms", "pixels"]:
         raise ValueError("this compares models of one branch of terms and one of pixels")
     title, poster = data.inputs

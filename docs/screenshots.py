@@ -31,7 +31,7 @@ from genre_lightning.errors import UserError
 from genre_lightning.movies.demo import POSTER_GENRES, TITLE_GENRES, read_demo
 from genre_lightning.movies.movie import Movie, PosterFile
 from genre_lightning.predicting.predictor import POSTER, TITLE, GenrePredictor
-from genre_lightning.runs.commands import override, shell_command
+from genre_lightning.runs.quoting import override, shell_command
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 #: CSS pixels, each one pixel of the picture.

@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 
 from genre_lightning.runs.checks import check_folder, check_settings
 from genre_lightning.runs.command_line import command, folder_of, refusing
-from genre_lightning.runs.commands import shell_command
 from genre_lightning.runs.naming import sweep_name, sweep_overrides
+from genre_lightning.runs.quoting import shell_command
 from genre_lightning.scripts import CONF
 from genre_lightning.sweeps.jobs import run_job
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
     from rich.console import Console
 
-    from genre_lightning.ask.book import AnswerBook
+    from genre_lightning.ask.answer_file import AnswerFile
     from genre_lightning.ask.question import Questioner
     from genre_lightning.ask.run import Answers
     from genre_lightning.checkpoint.model import TrainedModel
@@ -67,7 +67,7 @@ def ask(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     # told what is missing.
     from rich.console import Console
 
-    from genre_lightning.ask.run import open_book, save_questioner, unanswered_line, whys
+    from genre_lightning.ask.run import open_answer_file, save_questioner, unanswered_line, whys
     from genre_lightning.lean_imports import load_lightning
 
     load_lightning()
@@ -81,8 +81,11 @@ def ask(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     questioner = build_questioner(cfg, data)
     again = {"ask_again": cfg.ask_again, "again_temperature": cfg.again_temperature}
     save_questioner(folder, questioner, **again)
-    with open_loggers(cfg, folder, result) as loggers, open_book(folder, cfg.reuse) as book:
-        answers = ask_splits(cfg, data, rows, questioner, book, console, again)
+    with (
+        open_loggers(cfg, folder, result) as loggers,
+        open_answer_file(folder, cfg.reuse) as answer_file,
+    ):
+        answers = ask_splits(cfg, data, rows, questioner, answer_file, console, again)
         file = store_answers(folder, data, rows, answers, result)
         model, scores = score_splits(cfg, data, rows, questioner, answers, result, console)
         for split, chosen in rows.items():
@@ -92,7 +95,7 @@ def ask(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
 
         scored = scores[cfg.split]
         write_evaluation(folder, model, data, scored)
-        remarks = {"why": whys(answers, book, rows[cfg.split])}
+        remarks = {"why": whys(answers, answer_file, rows[cfg.split])}
         report(folder, file, questioner, model, data, scored, remarks, result)
         for logger in loggers:
             logger.log_metrics(logged_values(cfg.monitor, result), step=0)
@@ -209,7 +212,7 @@ def ask_splits(
     data: MovieDataModule,
     rows: Mapping[str, np.ndarray],
     questioner: Questioner,
-    book: AnswerBook,
+    answer_file: AnswerFile,
     console: Console,
     again: Mapping[str, Any],
 ) -> Answers:
@@ -223,7 +226,7 @@ def ask_splits(
         data.movie_set,
         np.concatenate([rows["val"], *(r for s, r in rows.items() if s != "val")]),
         questioner,
-        book,
+        answer_file,
         ServerSettings(**settings),
         console,
         api_key_env=cfg.api_key_env,

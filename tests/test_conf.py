@@ -72,12 +72,12 @@ def set_output_dir(cfg: DictConfig, folder: Path) -> None:
     HydraConfig.instance().set_config(cfg)
 
 
-def learn(given: Input) -> None:
+def learn(branch_input: Input) -> None:
     """What it would learn from data and weights that are not there."""
-    if isinstance(given, YearInput):
-        given.years = given.years or (1950, 2000)
-    elif isinstance(given, (VectorsInput, EmbeddingInput)):
-        given.width = given.width or 4
+    if isinstance(branch_input, YearInput):
+        branch_input.years = branch_input.years or (1950, 2000)
+    elif isinstance(branch_input, (VectorsInput, EmbeddingInput)):
+        branch_input.width = branch_input.width or 4
 
 
 def described(cfg: DictConfig) -> dict[str, Any]:

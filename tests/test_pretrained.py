@@ -96,27 +96,29 @@ def test_a_branch_sees_movies(
     monkeypatch.setattr(
         embedding, "weights_sha256", lambda spec: hashed(spec) if known(spec) else "random-0"
     )
-    given = build_input(name, branch.input)
+    branch_input = build_input(name, branch.input)
     movies = read_movies("demo", root=str(tmp_path), num_movies=30, poster_height=64).movies
-    if given.of == "poster":
+    if branch_input.of == "poster":
         values = [m.value("poster") for m in movies if m.value("poster") is not None][:3]
         values.insert(1, None)
-    elif given.of == "id":
+    elif branch_input.of == "id":
         values = ["0", "1", "2", "3"]
     else:
-        values = WRITTEN.get(given.column) or [m.value(given.column) for m in movies][:4]
-    features = given.open(values, ALL, Store(tmp_path / "cache", 1, False))
+        values = (
+            WRITTEN.get(branch_input.column) or [m.value(branch_input.column) for m in movies][:4]
+        )
+    features = branch_input.open(values, ALL, Store(tmp_path / "cache", 1, False))
     rows = np.flatnonzero(features.place >= 0)
     assert len(rows) >= 3
-    network = build_network(3, {name: branch.network}, {name: given}, members=2, dropout=0.5)
+    network = build_network(3, {name: branch.network}, {name: branch_input}, members=2, dropout=0.5)
     numbers, _ = features.gather(features.place[rows], np.array([len(rows)]))
     for training in (True, False):
         seeds = [(len(rows), 1)] if training else None
-        part = Part(torch.from_numpy(rows), given.prepare(numbers, seeds))
+        part = Part(torch.from_numpy(rows), branch_input.prepare(numbers, seeds))
         logits = network.train(training)({name: part}, 4)
         assert logits.shape[-2:] == (4, 3) and logits.isfinite().all()
         logits.sum().backward()
-    if given.gives == "vectors" and given.kind == "embedding":
+    if branch_input.gives == "vectors" and branch_input.kind == "embedding":
         assert features.dense is not None
         assert len(np.unique(np.asarray(features.dense[:, 0]), axis=0)) == len(features.dense)
 

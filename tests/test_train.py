@@ -512,7 +512,7 @@ def test_two_branches_look_at_one_column(
     result = train_here(tmp_path, overrides)
     model = load_model(tmp_path / "checkpoints" / "best.ckpt")
     assert result["status"] == "completed" and model.columns == {"title": "text"}
-    assert [given.column for given in model.inputs.values()] == ["title", "title"]
+    assert [branch_input.column for branch_input in model.inputs.values()] == ["title", "title"]
 
 
 def test_another_network_by_name_leaves_the_formers_arguments(

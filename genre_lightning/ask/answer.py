@@ -20,7 +20,7 @@ _THOUGHT = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
 _FENCE = re.compile(r"^[ \t]*```(?:json)?[ \t]*\n(.*?)\n?```[ \t]*$", re.DOTALL | re.MULTILINE)
 
 
-class Misfit(Exception):
+class AnswerError(Exception):
     """An answer that can't be used; the message is the reason."""
 
 
@@ -62,28 +62,28 @@ def read_answer(content: str, genres: Sequence[str]) -> tuple[tuple[float, ...],
         G scores in 0..1, and why.
 
     Raises:
-        Misfit: it does not fit.
+        AnswerError: it does not fit.
     """
     text = _THOUGHT.sub("", content)
     fenced = _FENCE.findall(text)
     try:
         pairs = json.loads(fenced[0] if len(fenced) == 1 else text, object_pairs_hook=list)
     except (ValueError, RecursionError):
-        raise Misfit(f"no JSON: {_shown(content)}") from None
+        raise AnswerError(f"no JSON: {_shown(content)}") from None
     if not isinstance(pairs, list) or not all(isinstance(pair, tuple) for pair in pairs):
-        raise Misfit(f"no JSON object: {_shown(content)}")
+        raise AnswerError(f"no JSON object: {_shown(content)}")
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise Misfit("a key comes twice")
+        raise AnswerError("a key comes twice")
     wanted = {*genres, WHY}
     missing = [name for name in (*genres, WHY) if name not in found]
     if missing:
-        raise Misfit(f"no key {missing[0]!r}")
+        raise AnswerError(f"no key {missing[0]!r}")
     if unknown := [name for name in found if name not in wanted]:
-        raise Misfit(f"an unknown key {_shown(unknown[0])}")
+        raise AnswerError(f"an unknown key {_shown(unknown[0])}")
     why = found[WHY]
     if not isinstance(why, str):
-        raise Misfit(f"{WHY!r} is no text")
+        raise AnswerError(f"{WHY!r} is no text")
     # Halves of a surrogate pair are in no text that can be written.
     said = why.encode("utf-8", "replace").decode("utf-8").strip()[:MAX_WHY_CHARACTERS]
     return tuple(_score(genre, found[genre]) for genre in genres), said
@@ -93,7 +93,9 @@ def _score(genre: str, value: Any) -> float:
     # As JSON schema has it, 85.0 is an integer and true is none.
     whole = type(value) is int or (type(value) is float and value.is_integer())
     if not whole or not 0 <= value <= HIGHEST:
-        raise Misfit(f"{genre!r} is {_shown(json.dumps(value))}, no whole number in 0..{HIGHEST}")
+        raise AnswerError(
+            f"{genre!r} is {_shown(json.dumps(value))}, no whole number in 0..{HIGHEST}"
+        )
     return float(value) / HIGHEST
 
 
@@ -105,7 +107,7 @@ def yes_share(tokens: Sequence[tuple[str, float]]) -> float:
             may stand for the same word: "Yes", " yes".
 
     Raises:
-        Misfit: neither is among them.
+        AnswerError: neither is among them.
     """
     sums = {"yes": 0.0, "no": 0.0}
     for token, logprob in tokens:
@@ -115,7 +117,9 @@ def yes_share(tokens: Sequence[tuple[str, float]]) -> float:
     total = sum(sums.values())
     if not total:
         likeliest = max(tokens, key=lambda pair: pair[1], default=("", 0.0))[0]
-        raise Misfit(f"neither yes nor no is likely; the likeliest beginning is {likeliest!r:.50}")
+        raise AnswerError(
+            f"neither yes nor no is likely; the likeliest beginning is {likeliest!r:.50}"
+        )
     return sums["yes"] / total
 
 

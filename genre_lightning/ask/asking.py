@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, TypeVar, final
 
-from genre_lightning.ask.answer import Misfit, read_answer, yes_share
-from genre_lightning.ask.book import AnswerBook, Record
-from genre_lightning.ask.pace import Spent, Stopped
+from genre_lightning.ask.answer import AnswerError, read_answer, yes_share
+from genre_lightning.ask.answer_file import AnswerFile, Record
 from genre_lightning.ask.poster import SentPoster
 from genre_lightning.ask.question import Questioner
+from genre_lightning.ask.rate_limit import BudgetError, Stopped
 from genre_lightning.ask.server import (
     ChatServer,
     Reply,
@@ -96,7 +96,7 @@ class Asker:
     Args:
         questioner: makes the questions.
         server: entered, see :class:`~genre_lightning.ask.server.ChatServer`.
-        book: where answers are found and kept; None to keep none.
+        answer_file: where answers are found and kept; None to keep none.
         concurrency: requests at once.
         ask_again: how often an answer that does not fit is asked for again.
         again_temperature: of those requests.
@@ -114,7 +114,7 @@ class Asker:
         self,
         questioner: Questioner,
         server: ChatServer,
-        book: AnswerBook | None = None,
+        answer_file: AnswerFile | None = None,
         *,
         concurrency: int = 8,
         ask_again: int = 2,
@@ -133,7 +133,7 @@ class Asker:
             raise UserError(f"again_temperature={again_temperature} must lie between 0 and 2")
         self.questioner = questioner
         self.server = server
-        self.book = book
+        self.answer_file = answer_file
         self.concurrency = concurrency
         self.ask_again = ask_again
         self.again_temperature = again_temperature
@@ -220,7 +220,7 @@ class Asker:
                 over.cancel()
                 return
             self._stop_code = 128 + number
-            self.server.pace.stop.set()
+            self.server.rate_limit.stop.set()
             if self._under_way:
                 self.say(
                     f"Stopping: waiting for {self._under_way} answers under way; Ctrl-C again "
@@ -244,7 +244,7 @@ class Asker:
     ) -> None:
         """Look movies up, and make questions of those that are not answered yet."""
         for number, movie in numbered:
-            if self.server.pace.stop.is_set():
+            if self.server.rate_limit.stop.is_set():
                 return
             looked_up = await self.look_up(movie)
             if isinstance(looked_up, Record):
@@ -254,7 +254,7 @@ class Asker:
 
     async def _work(self, ready: _Queue[Question], found: _Queue[_Found]) -> None:
         """Ask one question after another."""
-        stop = self.server.pace.stop
+        stop = self.server.rate_limit.stop
         while (entry := await ready.get()) is not None:
             number, question = entry
             if stop.is_set():
@@ -264,7 +264,7 @@ class Asker:
                 record = await self.ask(question)
             except Stopped:
                 continue
-            except Spent as error:
+            except BudgetError as error:
                 self._give_up(error)
                 continue
             finally:
@@ -284,11 +284,11 @@ class Asker:
                 entries.append(found.get_nowait())
             over = None in entries
             there = [entry for entry in entries if entry is not None]
-            if self.book is not None:
+            if self.answer_file is not None:
                 records = [one.record for _, one in there]
-                new = [one for one in records if one.key and not self.book.is_own(one.key)]
+                new = [one for one in records if one.key and not self.answer_file.is_own(one.key)]
                 if new:
-                    await asyncio.to_thread(self.book.add, new)
+                    await asyncio.to_thread(self.answer_file.add, new)
             for number, one in there:
                 one.written.set()
                 tell(number, one.record)
@@ -309,7 +309,7 @@ class Asker:
     def _give_up(self, error: UserError) -> None:
         """Begin no further request."""
         self._end = self._end or error
-        self.server.pace.stop.set()
+        self.server.rate_limit.stop.set()
 
     async def look_up(self, movie: Movie) -> Question | Record:
         """The answer about a movie that is there already, or the question that is to be asked.
@@ -322,7 +322,7 @@ class Asker:
         if poster is not None:
             fingerprint = self.questioner.poster.fingerprint(poster)
             # Not decoded again for an answer that is there.
-            image = None if self.book is None else self.book.images.get(fingerprint)
+            image = None if self.answer_file is None else self.answer_file.images.get(fingerprint)
             if image is not None:
                 known = self._find(movie.id, self.questioner.key(movie.id, texts, image))
                 if known is not None:
@@ -337,7 +337,7 @@ class Asker:
         return self._find(movie.id, key) or Question(movie.id, key, texts, sent, fingerprint)
 
     def _find(self, movie_id: str, key: str) -> Record | None:
-        record = None if self.book is None else self.book.find(key)
+        record = None if self.answer_file is None else self.answer_file.find(key)
         if record is None or set(record.scores or ()) != set(self.questioner.genres):
             return None
         return replace(record, id=movie_id)
@@ -358,7 +358,7 @@ class Asker:
         """Ask about one movie, again where an answer does not fit.
 
         Raises:
-            ServerError, Spent, Stopped: as by the server.
+            ServerError, BudgetError, Stopped: as by the server.
         """
         used = _Used()
         genres = self.questioner.genres
@@ -372,7 +372,7 @@ class Asker:
             else:
                 shares = [await self._fitting(body, self._read_token, used) for body in bodies]
                 scores = dict(zip(genres, shares, strict=True))
-        except Misfit as error:
+        except AnswerError as error:
             failed = f"its answer does not fit: {error}"
         except (RequestRefused, Unanswered) as error:
             failed = str(error)
@@ -399,7 +399,7 @@ class Asker:
                 reply = await self.server.chat(self._varied(body, again))
                 used.add(reply)
                 return read(reply)
-            except Misfit:
+            except AnswerError:
                 if again == self.ask_again:
                     raise
         raise AssertionError("unreachable")
@@ -418,9 +418,11 @@ class Asker:
 
     def _read_json(self, reply: Reply) -> tuple[tuple[float, ...], str]:
         if reply.finish_reason == "length":
-            raise Misfit("it was cut off (finish_reason=length); parameters.max_tokens allows more")
+            raise AnswerError(
+                "it was cut off (finish_reason=length); parameters.max_tokens allows more"
+            )
         if reply.content is None:
-            raise Misfit(f"it has no text (finish_reason={reply.finish_reason!s:.50})")
+            raise AnswerError(f"it has no text (finish_reason={reply.finish_reason!s:.50})")
         return read_answer(reply.content, self.questioner.genres)
 
     def _read_token(self, reply: Reply) -> float:
@@ -430,6 +432,6 @@ class Asker:
                     f"{self.server.base_url} gives no probabilities of tokens, which "
                     "answers=logprobs needs: answers=json does without"
                 )
-            raise Misfit("it has no probabilities of tokens")
+            raise AnswerError("it has no probabilities of tokens")
         self._had_tokens = True
         return yes_share(reply.first_tokens)

@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from genre_lightning.ask.answer_file import NAME, AnswerFile, Record
 from genre_lightning.ask.asking import Asker, Interrupted
-from genre_lightning.ask.book import NAME, AnswerBook, Record
-from genre_lightning.ask.pace import Pace
 from genre_lightning.ask.poster import PosterFormat
 from genre_lightning.ask.question import POSTER, Example, Prompt, Questioner
+from genre_lightning.ask.rate_limit import RateLimit
 from genre_lightning.ask.server import ChatServer, ServerError, read_key
 from genre_lightning.errors import UserError
 from genre_lightning.files import whole_file
 from genre_lightning.inputs.decode import PosterError
 from genre_lightning.movies.movie import Movie, MovieSet, PosterFile
 from genre_lightning.progress import progress
-from genre_lightning.runs.commands import shell_command
+from genre_lightning.runs.quoting import shell_command
 from genre_lightning.wording import first_few
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class ServerSettings:
             api_key=read_key(api_key_env, key_setting),
             key_name=api_key_env,
             url_setting=url_setting,
-            pace=Pace(
+            rate_limit=RateLimit(
                 self.requests_per_minute, self.tokens_per_minute, self.max_requests, self.max_tokens
             ),
             timeout=self.timeout,
@@ -223,14 +223,14 @@ def draw_examples(
     )
 
 
-def open_book(folder: Path, reuse: str | None) -> AnswerBook:
+def open_answer_file(folder: Path, reuse: str | None) -> AnswerFile:
     """The answers of a run folder, and those of the runs below ``reuse``."""
     own = folder / NAME
     others: list[Path] = []
     if reuse is not None and Path(reuse).is_dir():
         found = (path for path in Path(reuse).rglob(NAME) if path.resolve() != own.resolve())
         others = sorted(found, key=lambda path: path.stat().st_mtime)
-    return AnswerBook(own, others)
+    return AnswerFile(own, others)
 
 
 def save_questioner(folder: Path, questioner: Questioner, **more: Any) -> None:
@@ -259,7 +259,7 @@ def ask_rows(
     movies: MovieSet,
     rows: np.ndarray,
     questioner: Questioner,
-    book: AnswerBook,
+    answer_file: AnswerFile,
     settings: ServerSettings,
     console: Console,
     *,
@@ -267,13 +267,13 @@ def ask_rows(
     ask_again: int = 2,
     again_temperature: float = 0.7,
 ) -> Answers:
-    """Ask about movies of a dataset; those that the book knows are not asked about again.
+    """Ask about movies of a dataset; those that the file knows are not asked about again.
 
     Args:
         movies: of the dataset.
         rows: (n,) int64, places of those to ask about.
         questioner: makes the questions.
-        book: of the run.
+        answer_file: of the run.
         settings: of the server.
         console: where the bar is shown.
         api_key_env: name of the environment variable that holds the key.
@@ -290,7 +290,7 @@ def ask_rows(
     asker = Asker(
         questioner,
         server,
-        book,
+        answer_file,
         concurrency=settings.concurrency,
         ask_again=ask_again,
         again_temperature=again_temperature,
@@ -300,12 +300,12 @@ def ask_rows(
     try:
         asyncio.run(_ask(asker, server, movies, rows, answers, genres, console))
     except Interrupted:
-        console.print(f"Stopped. {_kept(answers, rows, book)}", soft_wrap=True)
+        console.print(f"Stopped. {_kept(answers, rows, answer_file)}", soft_wrap=True)
         raise
     except UserError as error:
         if not answers.keys:
             raise
-        raise type(error)(f"{error}. {_kept(answers, rows, book)}") from error
+        raise type(error)(f"{error}. {_kept(answers, rows, answer_file)}") from error
     finally:
         asker.close()
         for name, reason in asker.unreadable.items():
@@ -339,10 +339,10 @@ async def _ask(
             await asker.run((movies.movies[row] for row in rows.tolist()), tell)
 
 
-def _kept(answers: Answers, rows: np.ndarray, book: AnswerBook) -> str:
+def _kept(answers: Answers, rows: np.ndarray, answer_file: AnswerFile) -> str:
     return (
         f"{len(answers.keys):,} of {len(rows):,} movies are answered, in "
-        f"{shell_command(book.path)}; the same "
+        f"{shell_command(answer_file.path)}; the same "
         "command goes on from there"
     )
 
@@ -359,11 +359,11 @@ def unanswered_line(movies: MovieSet, split: str, rows: np.ndarray, answers: Ans
     )
 
 
-def whys(answers: Answers, book: AnswerBook, rows: np.ndarray) -> Mapping[int, str]:
+def whys(answers: Answers, answer_file: AnswerFile, rows: np.ndarray) -> Mapping[int, str]:
     """What the model gave as its reason, by the movie's place."""
     found = {}
     for row in rows.tolist():
-        record = book.find(answers.keys[row]) if row in answers.keys else None
+        record = answer_file.find(answers.keys[row]) if row in answers.keys else None
         if record is not None and record.why:
             found[row] = record.why
     return found

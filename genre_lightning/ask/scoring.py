@@ -69,12 +69,12 @@ def calibrated(
             f"none of the {len(rows):,} validation movies has an answer, and thresholds are fitted "
             "on them"
         )
-    given = VectorsInput(f"/{FILE}")  # not opened: the answers are at hand
-    given.width = len(questioner.genres)
+    branch_input = VectorsInput(f"/{FILE}")  # not opened: the answers are at hand
+    branch_input.width = len(questioner.genres)
     network = build_network(
         len(questioner.genres),
         {BRANCH: {"name": "embedding_head", "hidden": 0, "norm": "none", "input_dropout": 0.0}},
-        {BRANCH: given},
+        {BRANCH: branch_input},
     ).eval()
     model = TrainedModel(
         network=network,
@@ -82,7 +82,7 @@ def calibrated(
         loss={"name": "bce"},
         genres=questioner.genres,
         thresholds=torch.full((len(questioner.genres),), 0.5),
-        inputs={BRANCH: given},
+        inputs={BRANCH: branch_input},
         data=data.source(),
         shows={name: "poster" if name == POSTER else "text" for name in questioner.show},
     )

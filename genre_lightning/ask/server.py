@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from genre_lightning.ask.answer import Misfit
-from genre_lightning.ask.pace import Pace
+from genre_lightning.ask.answer import AnswerError
+from genre_lightning.ask.rate_limit import RateLimit
 from genre_lightning.errors import UserError
 from genre_lightning.wording import shortened
 
@@ -139,7 +139,7 @@ class ChatServer:
     Args:
         base_url: up to and including ``/v1``.
         api_key: sent to this address alone; taken out of whatever the server says.
-        pace: limits.
+        rate_limit: limits.
         timeout: seconds for one answer.
         retries: further tries of a request.
         longest_wait: seconds; a server that asks for more ends the command.
@@ -155,7 +155,7 @@ class ChatServer:
         base_url: str,
         *,
         api_key: str | None = None,
-        pace: Pace | None = None,
+        rate_limit: RateLimit | None = None,
         timeout: float = 300.0,
         retries: int = 6,
         longest_wait: float = 600.0,
@@ -171,7 +171,7 @@ class ChatServer:
             raise UserError(f"server.retries={retries} must be a whole number of at least 0")
         self._key = api_key
         self._key_name = key_name
-        self.pace = pace or Pace()
+        self.rate_limit = rate_limit or RateLimit()
         self.timeout = timeout
         self.retries = retries
         self.longest_wait = longest_wait
@@ -208,13 +208,13 @@ class ChatServer:
         Raises:
             ServerError: this server can't be asked.
             RequestRefused: this can't be asked.
-            Misfit: the server itself refuses what the model answered.
+            AnswerError: the server itself refuses what the model answered.
             Unanswered: however often it is asked.
-            Spent: no more requests are allowed.
+            BudgetError: no more requests are allowed.
             Stopped: while waiting to send it.
         """
         for attempt in range(self.retries + 1):
-            turn = await self.pace.turn()
+            turn = await self.rate_limit.turn()
             started = time.monotonic()
             try:
                 data = await self._post(body)
@@ -227,7 +227,7 @@ class ChatServer:
             self.answered = True
             counts = (reply.prompt_tokens, reply.completion_tokens)
             told = None if counts == (None, None) else sum(filter(None, counts))
-            self.pace.took(turn, told)
+            self.rate_limit.took(turn, told)
             return reply
         raise AssertionError("unreachable")
 
@@ -235,15 +235,15 @@ class ChatServer:
         if error.wait is None:
             longest = min(LONGEST_BACKOFF, FIRST_WAIT * 2**attempt)
             # At random, so that requests that failed together are not sent together again.
-            await self.pace.pause(longest * random.uniform(0.5, 1.0))
+            await self.rate_limit.pause(longest * random.uniform(0.5, 1.0))
             return
         if error.wait > self.longest_wait:
             raise ServerError(
                 f"{self.base_url} asks to wait {error.wait:,.0f} seconds, longer than "
                 f"server.longest_wait={self.longest_wait:g}: {error}"
             )
-        self.pace.hold(error.wait)
-        await self.pace.pause(error.wait)
+        self.rate_limit.hold(error.wait)
+        await self.rate_limit.pause(error.wait)
 
     async def _post(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
         """What the server answers to one try, as JSON."""
@@ -314,7 +314,7 @@ class ChatServer:
             )
         # llama.cpp says so with a 500, of an answer that was cut off, too.
         if re.search(r"model produced output", text):
-            return Misfit(f"the server says: {words}")
+            return AnswerError(f"the server says: {words}")
         # And it refuses an image with one.
         if (status < 500 and status not in _LATER) or re.search(r"not support", text):
             return RequestRefused(f"the server says: {words}")

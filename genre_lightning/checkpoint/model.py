@@ -59,7 +59,7 @@ class TrainedModel:
         """The columns that the model looks at, and what they hold: "text", "poster" or "id"."""
         if self.shows is not None:
             return dict(self.shows)
-        return {given.column: given.of for given in self.inputs.values()}
+        return {branch_input.column: branch_input.of for branch_input in self.inputs.values()}
 
 
 def load_model(path: str | Path, device: torch.device | str = "cpu") -> TrainedModel:

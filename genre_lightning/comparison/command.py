@@ -10,7 +10,7 @@ from pathlib import Path
 from genre_lightning.comparison.leaderboard import compare, print_leaderboard, write_leaderboard
 from genre_lightning.comparison.reading import is_run_folder
 from genre_lightning.errors import UserError
-from genre_lightning.runs.commands import shell_command
+from genre_lightning.runs.quoting import shell_command
 from genre_lightning.wording import printable
 
 

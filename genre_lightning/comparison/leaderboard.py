@@ -22,7 +22,7 @@ from genre_lightning.comparison.text import (
 )
 from genre_lightning.files import whole_file
 from genre_lightning.page.markdown import in_markdown, markdown_table
-from genre_lightning.runs.commands import below_here, shell_command
+from genre_lightning.runs.quoting import below_here, shell_command
 from genre_lightning.wording import printable, shortened, shown_time
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ import yaml
 
 from genre_lightning.comparison.run import Run, Setting, number_or_none, setting
 from genre_lightning.errors import UserError
+from genre_lightning.runs.ckpt_path import CONFIG_FOLDER
 from genre_lightning.runs.lock import is_running
-from genre_lightning.runs.places import CONFIG_FOLDER
 from genre_lightning.runs.result import read_result
 from genre_lightning.runs.settings import changes_no_result, flat_settings
 from genre_lightning.wording import printable

@@ -194,7 +194,7 @@ class MovieDataModule(pl.LightningDataModule):
             if not self._take_over(branch, earlier):
                 self._open_branch(branch, movies, store)
         if len(self._empty) == len(self.inputs) > 0:
-            columns = dict.fromkeys(given.column for given in self.inputs.values())
+            columns = dict.fromkeys(branch_input.column for branch_input in self.inputs.values())
             raise DataError(
                 f"no movie of the dataset has any column that the model looks at: "
                 f"{', '.join(columns)}. Further columns are joined by data.columns=FILE.csv"
@@ -220,10 +220,10 @@ class MovieDataModule(pl.LightningDataModule):
             DataError: its column is a text that no movie has, or none to learn from; or its input's
                 numbers are not what it promises.
         """
-        values, given = self._values(movies, branch), self.inputs[branch]
-        features = given.open(values, self.splits["train"], store)
+        values, branch_input = self._values(movies, branch), self.inputs[branch]
+        features = branch_input.open(values, self.splits["train"], store)
         try:
-            check_features(given, features, len(values))
+            check_features(branch_input, features, len(values))
         except ValueError as error:
             raise DataError(f"model.branches.{branch}: {error}") from error
         self._opened[branch] = features
@@ -233,11 +233,11 @@ class MovieDataModule(pl.LightningDataModule):
 
         The same as :func:`genre_lightning.inputs.encode.read_column` does of a movie.
         """
-        own, given = self._opened[branch], self.inputs[branch]
+        own, branch_input = self._opened[branch], self.inputs[branch]
         others = [
             self._opened[name].place
             for name, one in self.inputs.items()
-            if given.of == "poster" and one.column == given.column
+            if branch_input.of == "poster" and one.column == branch_input.column
         ]
         place = np.where(np.any([other < 0 for other in others], axis=0), -1, own.place)
         if np.array_equal(place, own.place):
@@ -246,9 +246,9 @@ class MovieDataModule(pl.LightningDataModule):
         features.place = place
         return features
 
-    def branch_of(self, given: Input) -> str | None:
+    def branch_of(self, branch_input: Input) -> str | None:
         """The first branch that has this very input object; None where none has it."""
-        return next((branch for branch, one in self.inputs.items() if one is given), None)
+        return next((branch for branch, one in self.inputs.items() if one is branch_input), None)
 
     def _read(self) -> MovieSet:
         movies = read_movies(self.reader, **self.options)
@@ -283,15 +283,15 @@ class MovieDataModule(pl.LightningDataModule):
         Raises:
             DataError: it is a text that no movie has, or none to learn from.
         """
-        given = self.inputs[branch]
-        values = [movie.value(given.column) for movie in movies.movies]
+        branch_input = self.inputs[branch]
+        values = [movie.value(branch_input.column) for movie in movies.movies]
         has = np.array([getattr(value, "exists", value is not None) for value in values])
         trains = self.wanted_genres is None
         among = "train" if trains and has.any() else "the dataset"
         if has[self.splits["train"]].any() if trains else has.any():
             return values
-        lacking = f"looks at the column {given.column!r}, which no movie of {among} has"
-        if trains and given.of != "poster":
+        lacking = f"looks at the column {branch_input.column!r}, which no movie of {among} has"
+        if trains and branch_input.of != "poster":
             raise DataError(
                 f"the branch {branch} {lacking}; there are {', '.join(movies.columns())}. Further "
                 "columns are joined by data.columns=FILE.csv; or leave the branch out"
@@ -368,7 +368,9 @@ class MovieDataModule(pl.LightningDataModule):
     def summary(self) -> list[Table | str]:
         """What to show before training: the table of the dataset and every poster left out."""
         movies = self.movie_set
-        looked_at = [given.column for given in self.inputs.values() if given.of != "id"]
+        looked_at = [
+            branch_input.column for branch_input in self.inputs.values() if branch_input.of != "id"
+        ]
         shown = dict.fromkeys(["poster", *looked_at])
         states = {column: self.states(column) for column in shown}
         splits = dict(self.splits)
@@ -497,7 +499,9 @@ class MovieDataModule(pl.LightningDataModule):
         """Plain data: where the movies came from and how they were prepared, for the checkpoint."""
         return {
             "genres": list(self.genres),
-            "inputs": {name: state_to_text(given) for name, given in self.inputs.items()},
+            "inputs": {
+                name: state_to_text(branch_input) for name, branch_input in self.inputs.items()
+            },
             "learnt_from": self.learnt_from,
             "data": self.source(),
         }
@@ -586,7 +590,9 @@ class MovieDataModule(pl.LightningDataModule):
 
     def _bytes_per_movie(self) -> int:
         """Bytes of a movie's prepared numbers, in the branch that takes most."""
-        return max((given.bytes_per_movie() for given in self.inputs.values()), default=1)
+        return max(
+            (branch_input.bytes_per_movie() for branch_input in self.inputs.values()), default=1
+        )
 
     def _prepare(self, group: BatchGroup, device: torch.device, training: bool) -> BatchGroup:
         """Carry a group to a device and make its numbers what the networks take, all at once."""

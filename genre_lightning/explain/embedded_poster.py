@@ -75,10 +75,10 @@ def evidence(
     Returns:
         (K, H, W) float32.
     """
-    given, network = model.inputs[branch], model.network.branches[branch]
-    if not isinstance(given, EmbeddingInput) or not isinstance(network, EmbeddingHead):
+    branch_input, network = model.inputs[branch], model.network.branches[branch]
+    if not isinstance(branch_input, EmbeddingInput) or not isinstance(network, EmbeddingHead):
         raise TypeError(f"branch {branch} is no EmbeddingHead on embeddings")
-    encoder = given.load()
+    encoder = branch_input.load()
     if not isinstance(encoder, ImageEncoder):
         raise TypeError(f"the encoder of branch {branch} looks at no posters")
     size = (pixels.shape[0], pixels.shape[1])

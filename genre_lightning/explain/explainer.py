@@ -166,8 +166,8 @@ def read_columns(model: TrainedModel, columns: Mapping[str, Value | None]) -> di
 
 def encode_one(model: TrainedModel, branch: str, item: Any) -> Part:
     """The prepared part of one movie for one branch, from what the branch's input read."""
-    given = {branch: model.inputs[branch]}
-    return encode_items(given, {branch: [item]}, model.device)[branch]
+    inputs = {branch: model.inputs[branch]}
+    return encode_items(inputs, {branch: [item]}, model.device)[branch]
 
 
 @torch.inference_mode()

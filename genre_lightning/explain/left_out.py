@@ -47,14 +47,13 @@ class LeftOutExplainer(Explainer):
     def explain(
         self, model: TrainedModel, branch: str, value: Value, budget: int | None = None
     ) -> TextExplanation | None:
-        given = {branch: model.inputs[branch]}
+        branch_input = model.inputs[branch]
         # What the encoder sees, such as a title with its article in front.
-        text = given[branch].read(value)
+        text = branch_input.read(value)
         if text is None:
             return None
         words = find_words(text)
-        source = given[branch]
-        cost = source.spec.cost if isinstance(source, EmbeddingInput) else 1
+        cost = branch_input.spec.cost if isinstance(branch_input, EmbeddingInput) else 1
         afforded = max(MIN_TEXTS, budget // cost) if budget and cost > 1 else budget
         most = min(afforded or MAX_TEXTS, MAX_TEXTS, MAX_WORDS // cost // max(1, len(words)))
         groups = group_words(words, most)
@@ -62,7 +61,7 @@ class LeftOutExplainer(Explainer):
         # All in one call of the encoder, which makes batches of them. A text of which nothing is
         # left counts as absent: the branch then says nothing, beyond its baseline.
         asked = [text, *(left for left in without if left)]
-        part = encode_items(given, {branch: asked}, model.device)[branch]
+        part = encode_items({branch: branch_input}, {branch: asked}, model.device)[branch]
         whole, *found = branch_logits(model, branch, part)
         baseline = self.baseline(model, branch)
         nothing = np.zeros_like(whole) if baseline is None else baseline

@@ -48,8 +48,8 @@ def explain_movie(model: TrainedModel, columns: Mapping[str, Value | None]) -> M
     parts = score_parts(model, columns)
     branches = {}
     absent = set()
-    for branch, given in model.inputs.items():
-        value = columns.get(given.column)
+    for branch, branch_input in model.inputs.items():
+        value = columns.get(branch_input.column)
         if is_absent(value):
             absent.add(branch)
         elif find_explainer(model, branch) is not None:

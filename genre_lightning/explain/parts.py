@@ -126,12 +126,12 @@ def branch_labels(inputs: Mapping[str, Input]) -> dict[str, str]:
 
     It does where several branches look at the column, and where they look movies up by their id.
     """
-    columns = [given.column for given in inputs.values()]
+    columns = [branch_input.column for branch_input in inputs.values()]
 
-    def label(branch: str, given: Input) -> str:
-        column = given.column
+    def label(branch: str, branch_input: Input) -> str:
+        column = branch_input.column
         # Another branch may have the column's name for its own.
         clear = columns.count(column) == 1 and (column not in inputs or branch == column)
-        return column if clear and given.of != "id" else branch
+        return column if clear and branch_input.of != "id" else branch
 
-    return {branch: label(branch, given) for branch, given in inputs.items()}
+    return {branch: label(branch, branch_input) for branch, branch_input in inputs.items()}

@@ -54,9 +54,9 @@ def find_explainer(model: TrainedModel, branch: str) -> Explainer | None:
         raise ValueError(
             f"this model has no branch {branch!r:.100}; it has {', '.join(model.inputs)}"
         )
-    given = model.inputs[branch]
+    branch_input = model.inputs[branch]
     network, *_ = networks_of(model.network.branches[branch])
-    return EXPLAINERS.get((given.kind, given.of, type(network)))
+    return EXPLAINERS.get((branch_input.kind, branch_input.of, type(network)))
 
 
 def explain_branch(

@@ -53,10 +53,10 @@ class TermsExplainer(Explainer):
         Raises:
             RuntimeError: the terms do not sum to the branch's part.
         """
-        given, _ = _halves(model, branch)
-        text = given.read(value)
+        branch_input, _ = _halves(model, branch)
+        text = branch_input.read(value)
         columns, contributions, total = term_contributions(model, branch, text)
-        parts = _words(given.vectorizer, text, columns, contributions)
+        parts = _words(branch_input.vectorizer, text, columns, contributions)
         return TextExplanation(self.method, text, parts, True, total)
 
 
@@ -96,11 +96,11 @@ def term_contributions(
 
 def _halves(model: TrainedModel, branch: str) -> tuple[TermsInput, list[TermsMLP | TermsLinear]]:
     """The input of a branch, and its networks, whose logits are averaged."""
-    given, networks = model.inputs[branch], networks_of(model.network.branches[branch])
+    branch_input, networks = model.inputs[branch], networks_of(model.network.branches[branch])
     known = [network for network in networks if isinstance(network, (TermsMLP, TermsLinear))]
-    if not isinstance(given, TermsInput) or len(known) < len(networks):
+    if not isinstance(branch_input, TermsInput) or len(known) < len(networks):
         raise TypeError(f"branch {branch} is neither a TermsMLP nor a TermsLinear on terms")
-    return given, known
+    return branch_input, known
 
 
 def _contributions(

@@ -392,13 +392,15 @@ class _Posters:
     """The posters of a dataset as items to embed, of which a few are in memory at a time.
 
     Args:
-        given: the input whose encoder embeds them.
+        branch_input: the input whose encoder embeds them.
         files: M of them.
         store: for the number of threads that decode.
     """
 
-    def __init__(self, given: EmbeddingInput, files: Sequence[PosterFile], store: Store) -> None:
-        self.given = given
+    def __init__(
+        self, branch_input: EmbeddingInput, files: Sequence[PosterFile], store: Store
+    ) -> None:
+        self.branch_input = branch_input
         self.files = files
         self.workers = store.workers or num_cores()
         self._hashes: dict[int, bytes | None] = {}
@@ -418,7 +420,7 @@ class _Posters:
 
     def embed(self, items: Sequence[int], tell: Callable[[float], object]) -> Embedded:
         masked: list[Masked] = []
-        vectors = [self.given.no_vectors()]
+        vectors = [self.branch_input.no_vectors()]
         done = 0
         for few in self._groups(items):
             masked += few.masked
@@ -430,20 +432,20 @@ class _Posters:
     def _groups(self, items: Sequence[int]) -> Iterator[Embedded]:
         """The items' embeddings, a few at a time; masked ones by their place in ``items``."""
         files = [self.files[index] for index in items]
-        if self.given.load().device.type == "cpu":
+        if self.branch_input.load().device.type == "cpu":
             # Each thread takes a few posters all the way: none waits for another.
             workers = min(self.workers, torch.get_num_threads())
 
             def embed_from(start: int) -> Embedded:
                 few = files[start : start + CPU_POSTERS]
-                decoded = [decode_file(file, self.given.size) for file in few]
+                decoded = [decode_file(file, self.branch_input.size) for file in few]
                 return self._embed_few(items, start, decoded)
 
             Image.init()  # loads the formats: not while several threads ask for them
             with one_core_threads(workers, "posters") as pool:
                 yield from pool.map(embed_from, range(0, len(items), CPU_POSTERS))
             return
-        decoded = decode_files(files, self.given.size, 1, self.workers)
+        decoded = decode_files(files, self.branch_input.size, 1, self.workers)
         for start in range(0, len(items), GPU_POSTERS):
             yield self._embed_few(items, start, list(islice(decoded, GPU_POSTERS)))
 
@@ -459,7 +461,11 @@ class _Posters:
                 hashes.append(self._hashes[items[place]] or b"\0" * 16)
             else:
                 masked.append(Masked(place, *result))
-        vectors = self.given.embed_views(found, hashes) if found else self.given.no_vectors()
+        vectors = (
+            self.branch_input.embed_views(found, hashes)
+            if found
+            else self.branch_input.no_vectors()
+        )
         return Embedded(vectors, masked)
 
 

@@ -27,9 +27,9 @@ def read_column(inputs: Mapping[str, Input], column: str, value: Value | None) -
         TypeError: it is of a type that no such column has.
     """
     return {
-        name: None if is_absent(value) else given.read(value)
-        for name, given in inputs.items()
-        if given.column == column
+        name: None if is_absent(value) else branch_input.read(value)
+        for name, branch_input in inputs.items()
+        if branch_input.column == column
     }
 
 
@@ -50,10 +50,10 @@ def encode_items(
         What :meth:`genre_lightning.models.fusion.Fusion.forward` takes.
     """
     parts = {}
-    for name, given in inputs.items():
+    for name, branch_input in inputs.items():
         rows = [row for row, item in enumerate(items[name]) if item is not None]
-        numbers = given.encode([items[name][row] for row in rows])
+        numbers = branch_input.encode([items[name][row] for row in rows])
         moved = {key: value.to(device) for key, value in numbers.items()}
         place = torch.tensor(rows, dtype=torch.int64, device=device)
-        parts[name] = Part(place, given.prepare(moved, None))
+        parts[name] = Part(place, branch_input.prepare(moved, None))
     return parts

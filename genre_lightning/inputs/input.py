@@ -189,20 +189,20 @@ class Input(ABC):
         """
 
 
-def check_features(given: Input, features: Features, num_movies: int) -> None:
+def check_features(branch_input: Input, features: Features, num_movies: int) -> None:
     """Refuse numbers that are not what an input says it gives, before a network stumbles on them.
 
     One movie's numbers are looked at.
 
     Args:
-        given: the input.
+        branch_input: the input.
         features: what its :meth:`Input.open` returned.
         num_movies: N, of the dataset.
 
     Raises:
         ValueError: naming the class and what it should have given.
     """
-    name = type(given).__name__
+    name = type(branch_input).__name__
     place = features.place
     if place.shape != (num_movies,) or place.dtype != np.int64:
         raise ValueError(
@@ -214,14 +214,14 @@ def check_features(given: Input, features: Features, num_movies: int) -> None:
         raise ValueError(
             f"{name}.open gave places up to {there.max()}, and numbers for {len(features.dense)}"
         )
-    if given.gives != "vectors" or not len(there):
+    if branch_input.gives != "vectors" or not len(there):
         return
     numbers, _ = features.gather(there[:1], np.array([1]))
     prepared = {
         key: (tuple(value.shape), str(value.dtype).removeprefix("torch."))
-        for key, value in given.prepare(numbers, None).items()
+        for key, value in branch_input.prepare(numbers, None).items()
     }
-    width = given.network_arguments()["width"]
+    width = branch_input.network_arguments()["width"]
     if prepared != {"vectors": ((1, width), "float32")}:
         described = ", ".join(f"{key} {shape} {dtype}" for key, (shape, dtype) in prepared.items())
         raise ValueError(

@@ -249,14 +249,17 @@ def check_fit(description: Mapping[str, Any], inputs: Mapping[str, Input]) -> No
                 )
 
 
-def _check_takes(branch: str, network: str, given: Input) -> None:
+def _check_takes(branch: str, network: str, branch_input: Input) -> None:
     """Refuse a network that takes other numbers than the branch's input gives."""
     takes = NETWORKS[network].takes
-    if given.gives != takes:
-        fitting = ", ".join(name for name, one in NETWORKS.items() if one.takes == given.gives)
+    if branch_input.gives != takes:
+        fitting = ", ".join(
+            name for name, one in NETWORKS.items() if one.takes == branch_input.gives
+        )
         raise ValueError(
             f"model.branches.{branch}: the network {network} takes {takes}, and the input "
-            f"{given.kind} gives {given.gives}; networks of {given.gives}: {fitting or 'none'}"
+            f"{branch_input.kind} gives {branch_input.gives}; networks of {branch_input.gives}: "
+            f"{fitting or 'none'}"
         )
 
 

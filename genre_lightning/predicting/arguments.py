@@ -282,7 +282,7 @@ def _predict_parser() -> argparse.ArgumentParser:
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
-    """The argument ``checkpoint``, for :func:`genre_lightning.runs.places.best_checkpoint`."""
+    """The argument ``checkpoint``, for :func:`genre_lightning.runs.ckpt_path.best_checkpoint`."""
     parser.add_argument(
         "checkpoint",
         metavar="CKPT",

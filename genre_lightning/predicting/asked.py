@@ -12,8 +12,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
+from genre_lightning.ask.answer_file import NAME, AnswerFile, Record
 from genre_lightning.ask.asking import Asker
-from genre_lightning.ask.book import NAME, AnswerBook, Record
 from genre_lightning.ask.question import POSTER
 from genre_lightning.ask.run import ServerSettings, load_questioner
 from genre_lightning.ask.server import check_url, read_key
@@ -63,14 +63,14 @@ class AskedMovies:
                 "--ask is for a model with one branch of answers; this one has "
                 f"{', '.join(branches) or 'none'}"
             )
-        given = predictor.model.inputs[branches[0]]
-        width = given.network_arguments()["width"]
+        branch_input = predictor.model.inputs[branches[0]]
+        width = branch_input.network_arguments()["width"]
         if width != len(self.questioner.genres):
             raise CommandError(
                 f"{folder}: its answers are about {len(self.questioner.genres)} genres, and the "
                 f"branch {branches[0]} was trained on {width} numbers a movie"
             )
-        trained_on = Path(str(given.state().get("path", "")))
+        trained_on = Path(str(branch_input.state().get("path", "")))
         if trained_on.parent.name != folder.resolve().name:
             note(f"the branch {branches[0]} was trained on the answers of {trained_on.parent}")
         self.predictor = predictor
@@ -80,7 +80,7 @@ class AskedMovies:
         read_key(api_key_env, "--api-key-env")  # told before any movie is read
         self.url = check_url(url, "--ask-url") if url else self.questioner.base_url
         note(f"asking {self.questioner.model} at {self.url}")
-        self._column = given.column
+        self._column = branch_input.column
         self._done: deque[Record] = deque()
 
     @property
@@ -138,10 +138,10 @@ class AskedMovies:
             keep = os.access(self.folder, os.W_OK)
             if keep:
                 stack.enter_context(locked(self.folder))
-            book = stack.enter_context(AnswerBook(self.folder / NAME, keep=keep))
+            answer_file = stack.enter_context(AnswerFile(self.folder / NAME, keep=keep))
             server = settings.connect(self.url, self.key_env, "--ask-url", "--api-key-env")
             asker = Asker(
-                self.questioner, server, book, concurrency=settings.concurrency, say=note,
+                self.questioner, server, answer_file, concurrency=settings.concurrency, say=note,
                 **self.again,
             )  # fmt: skip
             stack.callback(asker.close)

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from genre_lightning.errors import UserError
 from genre_lightning.garbage import kept_imports
 from genre_lightning.predicting.arguments import parse_card, parse_export, parse_predict
-from genre_lightning.runs.commands import shell_command
-from genre_lightning.runs.places import best_checkpoint
+from genre_lightning.runs.ckpt_path import best_checkpoint
+from genre_lightning.runs.quoting import shell_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -30,12 +30,12 @@ from genre_lightning.predicting.pixel_graph import (
 TOKENIZER = "tokenizer.json"
 
 
-def embedding_graph(given: EmbeddingInput) -> InputGraph:
+def embedding_graph(branch_input: EmbeddingInput) -> InputGraph:
     """The graph of an encoder of posters or of texts."""
-    encoder = given.load()
+    encoder = branch_input.load()
     if isinstance(encoder, ImageEncoder):
-        return EmbeddedPosterGraph(given, encoder)
-    return EmbeddedTextGraph(given, encoder)
+        return EmbeddedPosterGraph(branch_input, encoder)
+    return EmbeddedTextGraph(branch_input, encoder)
 
 
 def traced_quickly(module: nn.Module, size: tuple[int, int]) -> nn.Module:
@@ -72,9 +72,9 @@ class PosterEncoderGraph(nn.Module):
 class EmbeddedPosterGraph(InputGraph):
     """Posters are plain pixels of the encoder's size; normalising them is part of the graph."""
 
-    def __init__(self, given: EmbeddingInput, encoder: ImageEncoder) -> None:
+    def __init__(self, branch_input: EmbeddingInput, encoder: ImageEncoder) -> None:
         super().__init__()
-        self.given = given
+        self.branch_input = branch_input
         self.encoder = encoder
         self.module = traced_quickly(encoder.module, encoder.size)
         self.sizes = {"pixels": ("rows",)}
@@ -90,11 +90,11 @@ class EmbeddedPosterGraph(InputGraph):
         return {"vectors": self.encoder.vectors(pixels, self.module)}
 
     def numbers(self, values: Sequence[Any]) -> dict[str, Tensor]:
-        pixels = np.array([self.given.read(value) for value in values], dtype=np.uint8)
+        pixels = np.array([self.branch_input.read(value) for value in values], dtype=np.uint8)
         return {"pixels": torch.from_numpy(pixels.reshape(-1, *self.encoder.size, 3))}
 
     def reference(self, values: Sequence[Any]) -> Numbers:
-        return _not_rounded(self.given, values)
+        return _not_rounded(self.branch_input, values)
 
     def examples(self, count: int) -> list[Any]:
         # Blocks of few colours are more like posters than noise, which all encoders find alike.
@@ -108,9 +108,9 @@ class EmbeddedPosterGraph(InputGraph):
 class EmbeddedTextGraph(InputGraph):
     """Texts are tokenised outside of the graph, by the tokenizer that is written beside it."""
 
-    def __init__(self, given: EmbeddingInput, encoder: TextEncoder) -> None:
+    def __init__(self, branch_input: EmbeddingInput, encoder: TextEncoder) -> None:
         super().__init__()
-        self.given = given
+        self.branch_input = branch_input
         self.encoder = encoder
         self.module = encoder.module
         self.sizes = {
@@ -128,10 +128,16 @@ class EmbeddedTextGraph(InputGraph):
             "attention_mask": "(C, L) int64, 1 for a token and 0 for padding",
             "offsets": "(P,) int64, where each text starts among the chunks",
         }
-        self.about = {"encoder": encoder.name, **encoder.tokens_described(given.prompt_after)}
-        self.about["prompt"] += given.prompt
-        if given.natural:
-            self.about |= {"title": "as one says it: see docs/deployment.md", "year": given.year}
+        self.about = {
+            "encoder": encoder.name,
+            **encoder.tokens_described(branch_input.prompt_after),
+        }
+        self.about["prompt"] += branch_input.prompt
+        if branch_input.natural:
+            self.about |= {
+                "title": "as one says it: see docs/deployment.md",
+                "year": branch_input.year,
+            }
         with tempfile.TemporaryDirectory() as folder:
             encoder.save_tokenizer(folder)
             self.files = {TOKENIZER: (Path(folder) / TOKENIZER).read_bytes()}
@@ -148,8 +154,8 @@ class EmbeddedTextGraph(InputGraph):
         return {"vectors": member @ chunks / member.sum(1, keepdim=True)}
 
     def numbers(self, values: Sequence[Any]) -> dict[str, Tensor]:
-        texts = self.given.prompted([self.given.read(value) for value in values])
-        tokens = self.encoder.tokenize(texts, self.given.prompt_after)
+        texts = self.branch_input.prompted([self.branch_input.read(value) for value in values])
+        tokens = self.encoder.tokenize(texts, self.branch_input.prompt_after)
         ids, mask = tokens.input_ids, tokens.attention_mask
         if not len(ids):
             ids = mask = np.zeros((0, 1), dtype=np.int64)
@@ -161,7 +167,7 @@ class EmbeddedTextGraph(InputGraph):
         }
 
     def reference(self, values: Sequence[Any]) -> Numbers:
-        return _not_rounded(self.given, values)
+        return _not_rounded(self.branch_input, values)
 
     def examples(self, count: int) -> list[Any]:
         words = ("A thief", "a cop", "two sisters", "love", "war", "in space", "hunts", "and", "?")
@@ -173,11 +179,11 @@ class EmbeddedTextGraph(InputGraph):
         ]
 
 
-def _not_rounded(given: EmbeddingInput, values: Sequence[Any]) -> Numbers:
+def _not_rounded(branch_input: EmbeddingInput, values: Sequence[Any]) -> Numbers:
     """As prediction does it, but for the rounding to what a store holds, which no graph can follow.
 
     Two libraries that differ in the last digit may round a number either way.
     """
     if not values:
-        return given.prepare(given.encode([]), None)
-    return {"vectors": given.vectors([given.read(value) for value in values])}
+        return branch_input.prepare(branch_input.encode([]), None)
+    return {"vectors": branch_input.vectors([branch_input.read(value) for value in values])}

@@ -21,7 +21,7 @@ from genre_lightning.comparison.run import number_or_none
 from genre_lightning.errors import UserError
 from genre_lightning.movies.split_names import SPLITS
 from genre_lightning.report.overall import METRICS
-from genre_lightning.runs.places import CONFIG_FOLDER
+from genre_lightning.runs.ckpt_path import CONFIG_FOLDER
 from genre_lightning.scoring.metrics import genre_metrics
 
 PREDICTIONS = "predictions.csv"

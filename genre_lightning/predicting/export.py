@@ -128,8 +128,8 @@ def describe(
             numbers is told as well, such as the terms of a text. None for neither.
     """
     branches: dict[str, dict[str, Any]] = {
-        name: {"column": given.column, "kind": given.kind, "of": given.of}
-        for name, given in model.inputs.items()
+        name: {"column": branch_input.column, "kind": branch_input.kind, "of": branch_input.of}
+        for name, branch_input in model.inputs.items()
     }
     if stem is not None:
         for name, own in graph.inputs.items():

@@ -61,16 +61,16 @@ OUTPUTS = {
 class TermsGraph(InputGraph):
     """Terms are looked up outside of the graph; see :class:`TermsInput` for the numbers."""
 
-    def __init__(self, given: TermsInput) -> None:
+    def __init__(self, branch_input: TermsInput) -> None:
         super().__init__()
-        self.given = given
+        self.branch_input = branch_input
         self.sizes = {"indices": ("terms",), "offsets": ("rows",), "weights": ("terms",)}
         self.inputs = {
             "indices": "(L,) int64, columns of the terms of all P texts, one text after another",
             "offsets": "(P,) int64, where each text starts in indices",
             "weights": "(L,) float32, the weight of each term",
         }
-        self.about = {"vectorizer": given.vectorizer.state_dict()}
+        self.about = {"vectorizer": branch_input.vectorizer.state_dict()}
         self.files = {}
 
     def forward(self, *numbers: Tensor) -> Mapping[str, Tensor]:
@@ -80,13 +80,13 @@ class TermsGraph(InputGraph):
         return {"indices": indices, "offsets": torch.cat([offsets, end]), "weights": weights}
 
     def numbers(self, values: Sequence[Any]) -> dict[str, Tensor]:
-        return self.given.encode([self.given.read(value) for value in values])
+        return self.branch_input.encode([self.branch_input.read(value) for value in values])
 
     def reference(self, values: Sequence[Any]) -> Numbers:
-        return as_predicted(self.given, values)
+        return as_predicted(self.branch_input, values)
 
     def examples(self, count: int) -> list[Any]:
-        terms = self.given.vectorizer.terms or ["a"]
+        terms = self.branch_input.vectorizer.terms or ["a"]
         known = [f"{terms[n * 7919 % len(terms)]} {n} ({1920 + n % 100})" for n in range(count)]
         return [*("?", "Heat (1995)"), *known][:count]
 
@@ -95,43 +95,45 @@ class TermsGraph(InputGraph):
 class PixelsGraph(InputGraph):
     """Posters are plain pixels: averaging and normalising them is part of the graph."""
 
-    def __init__(self, given: PixelsInput) -> None:
+    def __init__(self, branch_input: PixelsInput) -> None:
         super().__init__()
-        self.given = given
+        self.branch_input = branch_input
         self.sizes = {"pixels": ("rows",)}
-        self.inputs = {"pixels": pixels_described(given.size)}
-        self.about = {"size": list(given.size)}
+        self.inputs = {"pixels": pixels_described(branch_input.size)}
+        self.about = {"size": list(branch_input.size)}
         self.files = {}
-        self.normalise = NormalisePixels(given.colours)
+        self.normalise = NormalisePixels(branch_input.colours)
 
     def forward(self, *numbers: Tensor) -> Mapping[str, Tensor]:
         """A black poster comes after the others."""
         (given,) = numbers
         pixels = with_black_poster(given)
         # Rounded as on decoding, whose pixels are whole numbers.
-        pixels = (F.avg_pool2d(pixels, self.given.shrink) + 0.5).floor()
-        pixels = F.avg_pool2d(pixels, self.given.rest)
+        pixels = (F.avg_pool2d(pixels, self.branch_input.shrink) + 0.5).floor()
+        pixels = F.avg_pool2d(pixels, self.branch_input.rest)
         return {"pixels": self.normalise(pixels)}
 
     def numbers(self, values: Sequence[Any]) -> dict[str, Tensor]:
-        pixels = np.array(values, dtype=np.uint8).reshape(-1, *self.given.size, 3)
+        pixels = np.array(values, dtype=np.uint8).reshape(-1, *self.branch_input.size, 3)
         return {"pixels": torch.from_numpy(pixels)}
 
     def reference(self, values: Sequence[Any]) -> Numbers:
-        return as_predicted(self.given, values)
+        return as_predicted(self.branch_input, values)
 
     def examples(self, count: int) -> list[Any]:
-        drawn = np.random.default_rng(0).integers(0, 256, (count, *self.given.size, 3), np.uint8)
+        drawn = np.random.default_rng(0).integers(
+            0, 256, (count, *self.branch_input.size, 3), np.uint8
+        )
         return list(drawn)
 
 
 class _RowsOfNumbers(InputGraph, ABC):
     """Vectors are made outside of the graph and go in as they are."""
 
-    def __init__(self, given: Input, what: str) -> None:
+    def __init__(self, branch_input: Input, what: str) -> None:
         super().__init__()
-        self.given = given
-        self.width = int(given.network_arguments()["width"])
+        self.branch_input = branch_input
+        self.width = int(branch_input.network_arguments()["width"])
         self.sizes = {"vectors": ("rows",)}
         self.inputs = {"vectors": f"(P, {self.width}) float32, {what}"}
         self.files = {}
@@ -143,19 +145,19 @@ class _RowsOfNumbers(InputGraph, ABC):
         return {"vectors": torch.cat([vectors, blank])}
 
     def numbers(self, values: Sequence[Any]) -> dict[str, Tensor]:
-        return self.given.encode([self.given.read(value) for value in values])
+        return self.branch_input.encode([self.branch_input.read(value) for value in values])
 
     def reference(self, values: Sequence[Any]) -> Numbers:
-        return as_predicted(self.given, values)
+        return as_predicted(self.branch_input, values)
 
 
 @final
 class VectorsGraph(_RowsOfNumbers):
     """Vectors of the user's own."""
 
-    def __init__(self, given: VectorsInput) -> None:
-        super().__init__(given, "of the file that the model was trained with")
-        self.about = {"width": self.width, "log_odds": given.log_odds}
+    def __init__(self, branch_input: VectorsInput) -> None:
+        super().__init__(branch_input, "of the file that the model was trained with")
+        self.about = {"width": self.width, "log_odds": branch_input.log_odds}
 
     def examples(self, count: int) -> list[Any]:
         drawn = np.random.default_rng(0).normal(size=(count, self.width)).astype(np.float32)
@@ -166,16 +168,16 @@ class VectorsGraph(_RowsOfNumbers):
 class YearGraph(_RowsOfNumbers):
     """Years that titles tell, as bumps."""
 
-    def __init__(self, given: YearInput) -> None:
+    def __init__(self, branch_input: YearInput) -> None:
         super().__init__(
-            given,
+            branch_input,
             "for each centre exp(-(year - centre)^2 / (2 deviation^2)), scaled to length 1; years "
             "before the first or after the last count as these",
         )
         self.about = {
-            "centres": given.centres.tolist(),
-            "deviation": given.width,
-            "years": list(given.years or ()),
+            "centres": branch_input.centres.tolist(),
+            "deviation": branch_input.width,
+            "years": list(branch_input.years or ()),
         }
 
     def examples(self, count: int) -> list[Any]:
@@ -259,12 +261,12 @@ class ExportedNetwork(nn.Module):
         super().__init__()
         inputs: dict[str, InputGraph] = {}
         networks: dict[str, nn.Module] = {}
-        for name, given in model.inputs.items():
-            if type(given) not in INPUT_GRAPHS:
+        for name, branch_input in model.inputs.items():
+            if type(branch_input) not in INPUT_GRAPHS:
                 raise ExportError(
-                    f"branch {name}: an input of the kind {given.kind} can't be exported yet"
+                    f"branch {name}: an input of the kind {branch_input.kind} can't be exported yet"
                 )
-            inputs[name] = INPUT_GRAPHS[type(given)](given)
+            inputs[name] = INPUT_GRAPHS[type(branch_input)](branch_input)
             network = model.network.branches[name]
             form = NETWORK_GRAPHS.get(type(network))
             networks[name] = network if form is None else form(network)

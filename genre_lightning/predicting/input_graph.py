@@ -54,9 +54,11 @@ class InputGraph(nn.Module, ABC):
         """Values of the column, to trace and to check with."""
 
 
-def as_predicted(given: Input, values: Sequence[Any]) -> Numbers:
+def as_predicted(branch_input: Input, values: Sequence[Any]) -> Numbers:
     """What every prediction gives a network for P values of a column."""
-    return given.prepare(given.encode([given.read(value) for value in values]), None)
+    return branch_input.prepare(
+        branch_input.encode([branch_input.read(value) for value in values]), None
+    )
 
 
 def membership(items: Tensor, starts: Tensor) -> Tensor:

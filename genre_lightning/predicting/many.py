@@ -27,7 +27,7 @@ from genre_lightning.predicting.tables import (
     reading,
     writing,
 )
-from genre_lightning.runs.commands import shell_command
+from genre_lightning.runs.quoting import shell_command
 from genre_lightning.wording import counted, first_few, printable
 
 if TYPE_CHECKING:

@@ -49,7 +49,7 @@ from genre_lightning.predicting.model_card_tables import (
     settings_table,
     split_table,
 )
-from genre_lightning.runs.places import BEST
+from genre_lightning.runs.ckpt_path import BEST
 from genre_lightning.runs.result import read_result
 from genre_lightning.wording import listed
 

@@ -49,11 +49,15 @@ def one_line(value: Any) -> str:
 def branch_table(model: TrainedModel) -> Markup:
     """What each branch looks at, by which input and network, and how many weights it has."""
     rows = []
-    for name, given in model.inputs.items():
+    for name, branch_input in model.inputs.items():
         network = model.network.description["branches"][name]["name"]
         weights = sum(each.numel() for each in model.network.branches[name].parameters())
-        gives = ", ".join(f"{key} {value}" for key, value in given.network_arguments().items())
-        rows.append([name, given.column, f"{given.kind} ({gives})", network, f"{weights:,}"])
+        gives = ", ".join(
+            f"{key} {value}" for key, value in branch_input.network_arguments().items()
+        )
+        rows.append(
+            [name, branch_input.column, f"{branch_input.kind} ({gives})", network, f"{weights:,}"]
+        )
     heads = ("branch", "column", "input", "network", "weights")
     return table_markup(heads, rows, heads[:-1])
 
@@ -71,10 +75,10 @@ class EncoderRow:
 
 def encoder_rows(model: TrainedModel) -> Iterator[EncoderRow]:
     """The pretrained encoders that the model needs, or was trained from."""
-    for name, given in model.inputs.items():
-        spec = getattr(given, "spec", None)
+    for name, branch_input in model.inputs.items():
+        spec = getattr(branch_input, "spec", None)
         if isinstance(spec, EncoderSpec):
-            sha256 = getattr(given, "sha256", None)
+            sha256 = getattr(branch_input, "sha256", None)
             yield EncoderRow(spec.name, name, spec.licence, sha256, _source(spec))
     for name, described in model.network.description["branches"].items():
         encoder = described.get("encoder")

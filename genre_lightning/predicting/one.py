@@ -20,7 +20,7 @@ from genre_lightning.predicting.printing import (
     note_left_out,
     score_line,
 )
-from genre_lightning.runs.commands import shell_command
+from genre_lightning.runs.quoting import shell_command
 from genre_lightning.wording import printable
 
 if TYPE_CHECKING:
@@ -138,12 +138,14 @@ def _explain(
     methods: dict[str, str] = {}
     exact: list[str] = []
     for branch, found in explanation.branches.items():
-        given = model.inputs[branch]
+        branch_input = model.inputs[branch]
         methods[branch] = found.method
         if isinstance(found, ImageExplanation):
             # More than one branch may look at the same poster.
-            several = sum(other.column == given.column for other in model.inputs.values()) > 1
-            poster = Path(columns[given.column])
+            several = (
+                sum(other.column == branch_input.column for other in model.inputs.values()) > 1
+            )
+            poster = Path(columns[branch_input.column])
             start = (folder or poster.parent) / (poster.stem + (f".{branch}" if several else ""))
             files = _save_heat_maps(found, start, names, places)
             for name, path in zip(names, files, strict=True):

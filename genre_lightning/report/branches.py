@@ -123,15 +123,15 @@ def _scores(model: TrainedModel, scores: SplitScores, branches: Sequence[str]) -
 def movie_groups(model: TrainedModel, scores: SplitScores) -> list[Group]:
     """All movies; where some lack a column, those that have all, and those that lack each."""
     has: dict[str, Tensor] = {}
-    for branch, given in model.inputs.items():
+    for branch, branch_input in model.inputs.items():
         rows = scores.has[branch]
         alike = all(
             torch.equal(rows, scores.has[other])
             for other, one in model.inputs.items()
-            if one.column == given.column
+            if one.column == branch_input.column
         )
         # What a branch looks up by id, or finds in some values only, is a column of its own.
-        has[given.column if alike and given.of != "id" else branch] = rows
+        has[branch_input.column if alike and branch_input.of != "id" else branch] = rows
     groups = [Group("All movies", torch.ones(len(scores.rows), dtype=torch.bool))]
     lacking = [column for column, rows in has.items() if not bool(rows.all())]
     complete = torch.stack(list(has.values())).all(dim=0)

@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from genre_lightning.errors import UserError
 from genre_lightning.files import FULL, full_disk
 from genre_lightning.runs.checks import check_data_is_there, check_folder, check_settings
-from genre_lightning.runs.commands import with_paths_quoted
+from genre_lightning.runs.ckpt_path import best_checkpoint, last_checkpoint, starting_point
 from genre_lightning.runs.composing import (
     composed_once,
     faster_configuration,
@@ -30,7 +30,7 @@ from genre_lightning.runs.composing import (
 )
 from genre_lightning.runs.config_errors import VERSION_BASE, explain_error
 from genre_lightning.runs.naming import sweep_overrides
-from genre_lightning.runs.places import best_checkpoint, last_checkpoint, starting_point
+from genre_lightning.runs.quoting import with_paths_quoted
 
 #: With "1" Hydra raises what it would print, and the traceback of everything is shown.
 FULL_ERROR = "HYDRA_FULL_ERROR"

@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from genre_lightning.files import remove_unfinished, whole_file
-from genre_lightning.runs.places import CONFIG_FOLDER, LAST
+from genre_lightning.runs.ckpt_path import CONFIG_FOLDER, LAST
 
 
 def write_config(cfg: DictConfig, folder: Path) -> None:

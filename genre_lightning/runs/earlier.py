@@ -12,8 +12,8 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from genre_lightning.errors import UserError
-from genre_lightning.runs.commands import override
-from genre_lightning.runs.places import CONFIG_FOLDER, LAST, resolve_run
+from genre_lightning.runs.ckpt_path import CONFIG_FOLDER, LAST, resolve_run
+from genre_lightning.runs.quoting import override
 from genre_lightning.runs.settings import is_path
 
 #: Say where a run is and what it is part of, not what it trains.

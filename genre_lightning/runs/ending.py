@@ -10,8 +10,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from genre_lightning.runs.commands import below_here, override, shell_command
-from genre_lightning.runs.places import LAST
+from genre_lightning.runs.ckpt_path import LAST
+from genre_lightning.runs.quoting import below_here, override, shell_command
 from genre_lightning.wording import counted
 
 

@@ -18,13 +18,13 @@ from genre_lightning.errors import UserError
 from genre_lightning.movies.split_names import SPLIT_WORDS
 from genre_lightning.page.document import render_fragment
 from genre_lightning.report.numbers import number
+from genre_lightning.runs.ckpt_path import BEST
 from genre_lightning.runs.command_line import plain_errors
-from genre_lightning.runs.commands import below_here, with_paths_quoted
 from genre_lightning.runs.composing import composed_once, faster_configuration
 from genre_lightning.runs.config_errors import VERSION_BASE, also_options_of
 from genre_lightning.runs.earlier import with_earlier_overrides
 from genre_lightning.runs.naming import key_of, parsed
-from genre_lightning.runs.places import BEST
+from genre_lightning.runs.quoting import below_here, with_paths_quoted
 from genre_lightning.scripts import CONF
 from genre_lightning.sweeps.jobs import run_once
 

@@ -26,7 +26,6 @@ from omegaconf import DictConfig, OmegaConf
 from genre_lightning.errors import UserError
 from genre_lightning.files import FullDiskError, remove_unfinished, whole_file
 from genre_lightning.runs.command_line import at_end
-from genre_lightning.runs.commands import shell_command
 from genre_lightning.runs.naming import (
     command_name,
     read_command,
@@ -41,6 +40,7 @@ from genre_lightning.runs.process import (
     under_slurm,
     when_stopping,
 )
+from genre_lightning.runs.quoting import shell_command
 from genre_lightning.runs.settings import changes_no_result
 from genre_lightning.sweeps.composing import compose_what_jobs_share_once
 from genre_lightning.sweeps.journal import SAME, Journal, line

@@ -30,13 +30,13 @@ from genre_lightning.files import FULL, AppendedText, FullDiskError, full_disk
 from genre_lightning.garbage import kept_imports
 from genre_lightning.quiet import quiet_libraries
 from genre_lightning.runs.checks import check_settings
-from genre_lightning.runs.commands import below_here, override, shell_command
+from genre_lightning.runs.ckpt_path import LAST, starting_point
 from genre_lightning.runs.config import written_config
 from genre_lightning.runs.ending import ending, how_to_resume
 from genre_lightning.runs.lock import TakenError, is_running
 from genre_lightning.runs.naming import other_settings, read_command
-from genre_lightning.runs.places import LAST, starting_point
 from genre_lightning.runs.process import is_first_process
+from genre_lightning.runs.quoting import below_here, override, shell_command
 from genre_lightning.runs.result import read_result, recorded_run
 from genre_lightning.sweeps.composing import compose_what_jobs_share_once
 from genre_lightning.sweeps.devices import claimed, claims_folder, gpu_names

@@ -24,10 +24,10 @@ from genre_lightning.checkpoint.model import TrainedModel
 from genre_lightning.data.datamodule import MovieDataModule
 from genre_lightning.errors import UserError
 from genre_lightning.report.evaluation import SplitScores
-from genre_lightning.runs.commands import shell_command
 from genre_lightning.runs.instantiating import make_parts
 from genre_lightning.runs.naming import chosen_overrides, read_command
 from genre_lightning.runs.process import is_first_process
+from genre_lightning.runs.quoting import shell_command
 from genre_lightning.runs.result import write_result
 from genre_lightning.runs.settings import changes_no_result, flat_settings
 from genre_lightning.training.callbacks.epoch_log import WANDB_STEP

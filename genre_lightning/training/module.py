@@ -135,7 +135,7 @@ class GenreModule(pl.LightningModule):
         # Not a buffer: weight averaging would average it, and it belongs to the scores just seen.
         self.thresholds = torch.full((network.num_genres,), 0.5)
         _, read = check_card(self._card())
-        self.columns = {name: given.column for name, given in read.items()}
+        self.columns = {name: branch_input.column for name, branch_input in read.items()}
         if compile:
             for branch in network.branches.values():
                 branch.compile()

@@ -92,9 +92,9 @@ def describe(predictor: GenrePredictor, checkpoint: str) -> dict[str, Any]:
 
     inputs = predictor.model.inputs
     years = {
-        given.column
-        for given in inputs.values()
-        if isinstance(given, TermsInput) and given.vectorizer.decade
+        branch_input.column
+        for branch_input in inputs.values()
+        if isinstance(branch_input, TermsInput) and branch_input.vectorizer.decade
     }
     labels = branch_labels(inputs)
     return {
@@ -106,8 +106,8 @@ def describe(predictor: GenrePredictor, checkpoint: str) -> dict[str, Any]:
             for name, of in askable(predictor).items()
         ],
         "branches": [
-            {"name": name, "column": given.column, "label": labels[name]}
-            for name, given in inputs.items()
+            {"name": name, "column": branch_input.column, "label": labels[name]}
+            for name, branch_input in inputs.items()
         ],
         "max_poster_bytes": MAX_POSTER_BYTES,
         "max_characters": MAX_CHARACTERS,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from genre_lightning.errors import UserError
 from genre_lightning.predicting.arguments import add_checkpoint, add_encoder
-from genre_lightning.runs.places import best_checkpoint
+from genre_lightning.runs.ckpt_path import best_checkpoint
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp

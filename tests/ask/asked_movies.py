@@ -11,10 +11,10 @@ import numpy as np
 from omegaconf import OmegaConf
 from PIL import Image
 
+from genre_lightning.ask.answer_file import AnswerFile, Record
 from genre_lightning.ask.asking import Asker
-from genre_lightning.ask.book import AnswerBook, Record
-from genre_lightning.ask.pace import Pace
 from genre_lightning.ask.question import Prompt, Questioner
+from genre_lightning.ask.rate_limit import RateLimit
 from genre_lightning.ask.server import ChatServer
 from genre_lightning.movies.movie import Movie, PosterFile
 from tests.ask.loopback import GENRES, Loopback
@@ -67,7 +67,7 @@ def ask(
     movies: Sequence[Movie],
     path: Path | None = None,
     *,
-    pace: Pace | None = None,
+    rate_limit: RateLimit | None = None,
     retries: int = 2,
     timeout: float = 30,
     concurrency: int = 4,
@@ -80,12 +80,12 @@ def ask(
     """What is found of movies, by number; in ``found`` also where it ends with an error."""
     url = loopback if isinstance(loopback, str) else loopback.url
     found = {} if found is None else found
-    server = ChatServer(url, pace=pace, retries=retries, timeout=timeout)
-    book = None if path is None else AnswerBook(path, others)
+    server = ChatServer(url, rate_limit=rate_limit, retries=retries, timeout=timeout)
+    answer_file = None if path is None else AnswerFile(path, others)
     asker = Asker(
         questioner(base_url=url, **settings),
         server,
-        book,
+        answer_file,
         concurrency=concurrency,
         ask_again=ask_again,
         give_up_after=give_up_after,
@@ -99,6 +99,6 @@ def ask(
         asyncio.run(run())
     finally:
         asker.close()
-        if book is not None:
-            book.__exit__()
+        if answer_file is not None:
+            answer_file.__exit__()
     return found

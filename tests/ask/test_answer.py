@@ -8,7 +8,7 @@ import math
 import pytest
 
 from genre_lightning.ask.answer import (
-    Misfit,
+    AnswerError,
     answer_schema,
     check_genres,
     read_answer,
@@ -73,7 +73,7 @@ def test_what_fits(content: str) -> None:
     ],
 )
 def test_what_does_not_fit(content: str, reason: str) -> None:
-    with pytest.raises(Misfit) as caught:
+    with pytest.raises(AnswerError) as caught:
         read_answer(content, GENRES)
     assert reason in str(caught.value) and len(str(caught.value)) < 200
 
@@ -103,5 +103,5 @@ def test_yes_is_renormalised_over_the_spellings_of_yes_and_no() -> None:
     logs = [(token, math.log(share)) for token, share in tokens.items()]
     assert yes_share(logs) == pytest.approx(0.4 / 0.6)
     assert yes_share([("no", 0.0), ("yes", -math.inf)]) == 0.0
-    with pytest.raises(Misfit, match=r"neither yes nor no .* 'Maybe'"):
+    with pytest.raises(AnswerError, match=r"neither yes nor no .* 'Maybe'"):
         yes_share([("Maybe", -0.1), ("Yet", -3.0)])

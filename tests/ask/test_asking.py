@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 from genre_lightning.ask import poster as posters
+from genre_lightning.ask.answer_file import AnswerFile, Record
 from genre_lightning.ask.asking import Asker, Interrupted
-from genre_lightning.ask.book import AnswerBook, Record
-from genre_lightning.ask.pace import Pace, Spent
 from genre_lightning.ask.question import Questioner
+from genre_lightning.ask.rate_limit import BudgetError, RateLimit
 from genre_lightning.ask.server import ChatServer, ServerError
 from genre_lightning.errors import UserError
 from genre_lightning.movies.movie import Movie
@@ -197,8 +197,14 @@ def test_a_server_that_has_gone_ends_the_run_and_what_was_answered_is_kept(
 def test_a_budget_is_kept_and_what_was_paid_for_is_kept(loopback: Loopback, tmp_path: Path) -> None:
     loopback.answer = lambda number, body: good(body, after=0.05)
     found: dict[int, Record] = {}
-    with pytest.raises(Spent, match=r"server.max_requests=7 is used up"):
-        ask(loopback, MOVIES, tmp_path / "a.jsonl", found=found, pace=Pace(max_requests=7))
+    with pytest.raises(BudgetError, match=r"server.max_requests=7 is used up"):
+        ask(
+            loopback,
+            MOVIES,
+            tmp_path / "a.jsonl",
+            found=found,
+            rate_limit=RateLimit(max_requests=7),
+        )
     assert len(loopback.requests) == len(found) == 7
     assert all(record.failed is None for record in found.values())
 
@@ -206,10 +212,10 @@ def test_a_budget_is_kept_and_what_was_paid_for_is_kept(loopback: Loopback, tmp_
 def test_a_disk_that_is_full_ends_the_run(
     loopback: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(self: AnswerBook, records: Any) -> None:
+    def full(self: AnswerFile, records: Any) -> None:
         raise UserError("answers.jsonl can't be written (No space left on device)")
 
-    monkeypatch.setattr(AnswerBook, "add", full)
+    monkeypatch.setattr(AnswerFile, "add", full)
     found: dict[int, Record] = {}
     with pytest.raises(UserError, match=r"No space left"):
         ask(loopback, MOVIES, tmp_path / "a.jsonl", found=found)

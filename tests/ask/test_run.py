@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from genre_lightning.ask.book import NAME, AnswerBook
-from genre_lightning.ask.pace import Spent
+from genre_lightning.ask.answer_file import NAME, AnswerFile
+from genre_lightning.ask.rate_limit import BudgetError
 from genre_lightning.ask.run import (
     Answers,
     ServerSettings,
     ask_rows,
     check_shown,
     load_questioner,
-    open_book,
+    open_answer_file,
     save_questioner,
     unanswered_line,
     whys,
@@ -37,27 +37,27 @@ ROWS = np.arange(2, 12, 2)
 
 def asked(
     loopback: Loopback, folder: Path, terminal: bool = True, **settings: Any
-) -> tuple[Answers, str, AnswerBook]:
-    """The answers, what was shown in the terminal, and the book."""
+) -> tuple[Answers, str, AnswerFile]:
+    """The answers, what was shown in the terminal, and the file of answers."""
     console = Console(
         file=(out := io.StringIO()), force_terminal=terminal, width=120, highlight=False
     )
-    with open_book(folder, None) as book:
+    with open_answer_file(folder, None) as answer_file:
         answers = ask_rows(
             MOVIES,
             ROWS,
             questioner(base_url=loopback.url, show=["title"]),
-            book,
+            answer_file,
             ServerSettings(**settings),
             console,
             ask_again=0,
         )
-        return answers, re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue()), book
+        return answers, re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue()), answer_file
 
 
 def test_the_bar_has_movies_tokens_and_time_left(loopback: Loopback, tmp_path: Path) -> None:
     loopback.answer = lambda number, body: said("No.") if number == 2 else good(body)
-    answers, shown, book = asked(loopback, tmp_path, concurrency=1)
+    answers, shown, answer_file = asked(loopback, tmp_path, concurrency=1)
     last = shown.replace("\r", "\n").strip().splitlines()[-1]
     assert re.search(r"asking .* 5 of 5 movies, 600 tokens, 1 without answer 0:00:00", last)
     assert answers.tokens_per_movie == 120.0 and answers.asked == 5
@@ -70,7 +70,7 @@ def test_the_bar_has_movies_tokens_and_time_left(loopback: Loopback, tmp_path: P
             np.testing.assert_allclose(
                 answers.scores[row], [wanted[genre] / 100 for genre in GENRES], rtol=1e-6
             )
-            assert whys(answers, book, np.array([row])) == {row: wanted["why"]}
+            assert whys(answers, answer_file, np.array([row])) == {row: wanted["why"]}
     (failed,) = answers.failed
     line = unanswered_line(MOVIES, "test", ROWS, answers)
     assert line == (
@@ -86,8 +86,8 @@ def test_no_bar_in_a_file(loopback: Loopback, tmp_path: Path) -> None:
 
 
 def test_what_ends_a_run_says_how_to_go_on(loopback: Loopback, tmp_path: Path) -> None:
-    with pytest.raises(Spent, match=r"max_requests=3 is used up\. 3 of 5 movies are answered, in "
-                       r".*answers.jsonl; the same command goes on from there"):  # fmt: skip
+    kept = r"3 of 5 movies are answered, in .*answers.jsonl; the same command goes on from there"
+    with pytest.raises(BudgetError, match=rf"max_requests=3 is used up\. {kept}"):
         asked(loopback, tmp_path, max_requests=3)
     answers, _, _ = asked(loopback, tmp_path, max_requests=3)
     assert len(answers.keys) == 5 and len(loopback.requests) == 5
@@ -113,12 +113,12 @@ def test_a_server_that_counts_no_tokens(loopback: Loopback, tmp_path: Path) -> N
 def test_books_of_other_runs_are_found(loopback: Loopback, tmp_path: Path) -> None:
     asked(loopback, first := _made(tmp_path / "runs" / "asks" / "a"))
     second = _made(tmp_path / "runs" / "sweeps" / "s" / "b")
-    with open_book(second, str(tmp_path / "runs")) as book:
-        assert len(book) == 5
-    with open_book(second, None) as book:
-        assert len(book) == 0
-    with open_book(first, str(tmp_path / "runs")) as book:
-        assert book.path == first / NAME and len(book) == 5
+    with open_answer_file(second, str(tmp_path / "runs")) as answer_file:
+        assert len(answer_file) == 5
+    with open_answer_file(second, None) as answer_file:
+        assert len(answer_file) == 0
+    with open_answer_file(first, str(tmp_path / "runs")) as answer_file:
+        assert answer_file.path == first / NAME and len(answer_file) == 5
 
 
 def _made(folder: Path) -> Path:

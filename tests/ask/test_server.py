@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from genre_lightning.ask.pace import Pace
+from genre_lightning.ask.rate_limit import RateLimit
 from genre_lightning.ask.server import (
     ChatServer,
     Reply,
@@ -101,10 +101,10 @@ def test_tries_have_an_end(loopback: Loopback, quick: None) -> None:
 def test_waits_double(loopback: Loopback, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
 
-    async def note(self: Pace, seconds: float) -> None:
+    async def note(self: RateLimit, seconds: float) -> None:
         waits.append(seconds)
 
-    monkeypatch.setattr(Pace, "pause", note)
+    monkeypatch.setattr(RateLimit, "pause", note)
     loopback.answer = lambda number, body: Answer(500)
     with pytest.raises(Unanswered):
         chat(loopback, retries=9)
@@ -234,9 +234,9 @@ def test_the_key_is_in_no_answer(loopback: Loopback) -> None:
 
 def test_limits_count_retries(loopback: Loopback, quick: None) -> None:
     loopback.answer = first(Answer(500))
-    pace = Pace()
-    chat(loopback, pace=pace)
-    assert (pace.requests, pace.tokens) == (2, 120)
+    rate_limit = RateLimit()
+    chat(loopback, rate_limit=rate_limit)
+    assert (rate_limit.requests, rate_limit.tokens) == (2, 120)
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def train_features(data: MovieDataModule) -> list[np.ndarray]:
 
 
 def states(data: MovieDataModule) -> dict[str, str]:
-    return {name: state_to_text(given) for name, given in data.inputs.items()}
+    return {name: state_to_text(branch_input) for name, branch_input in data.inputs.items()}
 
 
 def numbers(batch: MovieBatch, branch: str, name: str) -> torch.Tensor:
@@ -226,8 +226,8 @@ def test_memory_does_not_grow_with_the_pixels(tmp_path: Path) -> None:
 
 
 def test_batches_prepared_together_are_those_prepared_alone(write: Write, tmp_path: Path) -> None:
-    given = pixels(augment=AUGMENT)
-    inputs: dict[str, Input] = {"title": terms(), "poster": given}
+    branch_input = pixels(augment=AUGMENT)
+    inputs: dict[str, Input] = {"title": terms(), "poster": branch_input}
     data = module(write("movies"), tmp_path / "cache", inputs, batch_size=2)
     data.setup()
     for training in (True, False):
@@ -240,7 +240,7 @@ def test_batches_prepared_together_are_those_prepared_alone(write: Write, tmp_pa
         for alone, batch in zip(gathered, ready, strict=True):
             part = alone.parts["poster"]
             seeds = [(len(part), alone.seed)] if training else None
-            wanted = given.prepare(part.numbers, seeds)["pixels"]
+            wanted = branch_input.prepare(part.numbers, seeds)["pixels"]
             found = numbers(batch, "poster", "pixels")
             assert torch.equal(found, wanted) and found.dtype == torch.float32
             assert torch.equal(batch.parts["poster"].rows, part.rows)

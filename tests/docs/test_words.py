@@ -490,15 +490,15 @@ def test_the_dataset_of_the_page_tells_of_a_bad_line(tmp_path: Path, line: str) 
 
 def test_the_input_of_the_page_works(tmp_path: Path) -> None:
     made: type[Input] = executed(extending('"""How long a text is'), "length").LengthInput
-    given = made.from_state(made(column="title").state())  # type: ignore[call-arg]
+    branch_input = made.from_state(made(column="title").state())  # type: ignore[call-arg]
     values = ["Heat (1995)", None, "Up"]
-    features = given.open(values, np.array([0, 2]), Store(tmp_path))
+    features = branch_input.open(values, np.array([0, 2]), Store(tmp_path))
     assert features.place.tolist() == [0, -1, 1] and features.dense is not None
-    encoded = given.encode([given.read("Heat (1995)"), given.read("Up")])
+    encoded = branch_input.encode([branch_input.read("Heat (1995)"), branch_input.read("Up")])
     assert np.array_equal(encoded["vectors"].numpy(), features.dense)
-    assert given.encode([])["vectors"].shape == (0, 2)
+    assert branch_input.encode([])["vectors"].shape == (0, 2)
     with pytest.raises(TypeError):
-        given.read(7)
+        branch_input.read(7)
     with pytest.raises(ValueError, match="unknown key 'more'"):
         made.from_state({"column": "title", "more": 1})
 

@@ -47,9 +47,9 @@ def draw_poster(seed: int = 0, size: tuple[int, int] = (32, 32)) -> np.ndarray:
 
 def text_logits(model: TrainedModel, branch: str, text: str) -> torch.Tensor:
     """(G,) of one branch, by its vectorizer and its network alone."""
-    given = model.inputs[branch]
-    assert isinstance(given, TermsInput)
-    row = given.vectorizer.transform([text])
+    branch_input = model.inputs[branch]
+    assert isinstance(branch_input, TermsInput)
+    row = branch_input.vectorizer.transform([text])
     with torch.no_grad():
         logits: torch.Tensor = model.network.branches[branch](
             indices=torch.from_numpy(row.indices.astype(np.int64)),

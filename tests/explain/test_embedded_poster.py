@@ -49,9 +49,9 @@ def headed(request: pytest.FixtureRequest, make_checkpoint: Callable[..., Path])
 
 
 def encoder_of(model: TrainedModel) -> ImageEncoder:
-    given = model.inputs["eye"]
-    assert isinstance(given, EmbeddingInput)
-    found = given.load()
+    branch_input = model.inputs["eye"]
+    assert isinstance(branch_input, EmbeddingInput)
+    found = branch_input.load()
     assert isinstance(found, ImageEncoder)
     return found
 
@@ -166,9 +166,9 @@ def test_an_encoder_that_pools_by_attention_has_heat_maps(
     assert isinstance(encoder, ImageEncoder)
     monkeypatch.setattr(embedding, "open_encoder", lambda *arguments: encoder)
     monkeypatch.setattr(embedding, "trust_from_checkpoint", lambda *arguments, **more: spec)
-    given = EmbeddingInput("poster", "lite0")
-    given.spec, given.sha256, given.width = spec, encoder.sha256, encoder.width
-    model = load_model(make_checkpoint(more={"eye": (given, LINEAR)}, poster=None, seed=1))
+    branch_input = EmbeddingInput("poster", "lite0")
+    branch_input.spec, branch_input.sha256, branch_input.width = spec, encoder.sha256, encoder.width
+    model = load_model(make_checkpoint(more={"eye": (branch_input, LINEAR)}, poster=None, seed=1))
     pixels = draw_poster(1, (64, 64))
     found = explain_branch(model, "eye", pixels)
     assert isinstance(found, ImageExplanation)

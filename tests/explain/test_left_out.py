@@ -44,9 +44,9 @@ def explained(
 
 def one_by_one(model: TrainedModel, branch: str, text: str) -> np.ndarray:
     """(G,) of one text, embedded alone."""
-    given = model.inputs[branch]
+    branch_input = model.inputs[branch]
     with torch.no_grad():
-        vectors = given.prepare(given.encode([text]), None)["vectors"]
+        vectors = branch_input.prepare(branch_input.encode([text]), None)["vectors"]
         logits: torch.Tensor = model.network.branches[branch](vectors)
     return logits[0].double().numpy()
 
@@ -116,9 +116,9 @@ def test_a_budget_leaves_groups_of_words_out(embedded: TrainedModel):
 def test_a_costly_encoder_embeds_fewer_texts(
     budget: int | None, groups: int, embedded: TrainedModel, monkeypatch: pytest.MonkeyPatch
 ):
-    given = embedded.inputs["plot"]
-    assert isinstance(given, EmbeddingInput) and given.spec.cost == 1
-    monkeypatch.setattr(given, "spec", replace(given.spec, cost=10))
+    branch_input = embedded.inputs["plot"]
+    assert isinstance(branch_input, EmbeddingInput) and branch_input.spec.cost == 1
+    monkeypatch.setattr(branch_input, "spec", replace(branch_input.spec, cost=10))
     monkeypatch.setattr(left_out, "MAX_WORDS", 10 * 18 * 54)
     text = " ".join(f"w{n}" for n in range(54))
     parts = explained(embedded, text, budget=budget).parts

@@ -63,8 +63,12 @@ def test_parts_add_up_to_what_the_network_answers(three: TrainedModel, absent: t
     }
     columns = {name: value for name, value in columns.items() if name not in absent}
     items = {
-        branch: [given.read(columns[given.column]) if given.column in columns else None]
-        for branch, given in three.inputs.items()
+        branch: [
+            branch_input.read(columns[branch_input.column])
+            if branch_input.column in columns
+            else None
+        ]
+        for branch, branch_input in three.inputs.items()
     }
     with torch.no_grad():
         logits = three.network(encode_items(three.inputs, items), 1)[0]
@@ -86,7 +90,7 @@ def test_parts_add_up_to_what_the_network_answers(three: TrainedModel, absent: t
     np.testing.assert_allclose(parts.cooccurrence, added + answer - weighted, atol=1e-4)
     assert parts.cooccurrence_of(2) == {"cooccurrence": parts.cooccurrence[2]}
     assert [bool(part.any()) for part in parts.branches.values()] == [
-        given.column in columns for given in three.inputs.values()
+        branch_input.column in columns for branch_input in three.inputs.values()
     ]
 
 

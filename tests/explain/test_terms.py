@@ -61,10 +61,10 @@ def explain(model: TrainedModel, text: str, branch: str = TITLE) -> TextExplanat
 
 def named(model: TrainedModel, text: str) -> tuple[list[str], np.ndarray]:
     """The terms of a title by name, and what each adds."""
-    given = model.inputs[TITLE]
-    assert isinstance(given, TermsInput)
+    branch_input = model.inputs[TITLE]
+    assert isinstance(branch_input, TermsInput)
     columns, contributions, _ = term_contributions(model, TITLE, text)
-    return [given.vectorizer.name(column) for column in columns.tolist()], contributions
+    return [branch_input.vectorizer.name(column) for column in columns.tolist()], contributions
 
 
 def summed(found: TextExplanation) -> np.ndarray:
@@ -89,9 +89,9 @@ def test_a_title_matters_at_all(model: TrainedModel):
 
 @pytest.mark.parametrize("title", [TITLES["plain"], TITLES["repeated word"], TITLES["no year"]])
 def test_terms_equal_gradients_integrated_numerically(model: TrainedModel, title: str):
-    given, branch = model.inputs[TITLE], model.network.branches[TITLE]
-    assert isinstance(given, TermsInput)
-    row = given.vectorizer.transform([title])
+    branch_input, branch = model.inputs[TITLE], model.network.branches[TITLE]
+    assert isinstance(branch_input, TermsInput)
+    row = branch_input.vectorizer.transform([title])
     indices = torch.from_numpy(row.indices.astype(np.int64))
     whole = torch.from_numpy(row.weights)
     steps = 4000
@@ -109,8 +109,8 @@ def test_terms_equal_gradients_integrated_numerically(model: TrainedModel, title
 
 
 def test_words_equal_terms_shared_out_by_a_plain_loop(model: TrainedModel):
-    given = model.inputs[TITLE]
-    assert isinstance(given, TermsInput)
+    branch_input = model.inputs[TITLE]
+    assert isinstance(branch_input, TermsInput)
     title = "The Night of the Big Heat: Alien, and the Night (1995)"
     columns, contributions, _ = term_contributions(model, TITLE, title)
     text, _ = normalise_title(title)
@@ -119,7 +119,7 @@ def test_words_equal_terms_shared_out_by_a_plain_loop(model: TrainedModel):
     for number, word in enumerate(words):
         owner += [*([number] * len(word)), None]
     expected = np.zeros((len(words), 4))
-    located = given.vectorizer.locate(text)
+    located = branch_input.vectorizer.locate(text)
     for term, column in enumerate(columns.tolist()):
         places = [(start, end) for other, start, end in located if other == column]
         for start, end in places:

@@ -28,10 +28,10 @@ def test_the_year_has_all_of_the_branchs_part(dated: TrainedModel):
     (part,) = found.parts
     assert (part.text, part.kind) == ("released in 1984", "year")
     assert part.span is not None and title[slice(*part.span)] == "1984" and part.span[0] == 6
-    given = dated.inputs["year"]
+    branch_input = dated.inputs["year"]
     with torch.no_grad():
         logits = dated.network.branches["year"](
-            given.prepare(given.encode([1984]), None)["vectors"]
+            branch_input.prepare(branch_input.encode([1984]), None)["vectors"]
         )
     np.testing.assert_allclose(part.contributions, logits[0].numpy(), atol=1e-6)
     parts = score_parts(dated, {"title": title})

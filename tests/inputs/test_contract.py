@@ -96,11 +96,11 @@ def test_a_movie_without_the_column_has_no_place(one: Opened) -> None:
 def test_numbers_that_an_input_does_not_promise_are_refused(
     dense: tuple[int, int], place: list[float], said: str, tmp_path: Path
 ) -> None:
-    given = opened("year", tmp_path).input
-    assert given.network_arguments() == {"width": 7}
+    branch_input = opened("year", tmp_path).input
+    assert branch_input.network_arguments() == {"width": 7}
     features = DenseFeatures("vectors", np.ones(dense, np.float32), np.array(place))
     with pytest.raises(ValueError, match=said):
-        check_features(given, features, NUM_MOVIES)
+        check_features(branch_input, features, NUM_MOVIES)
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float16, np.int64])
@@ -212,7 +212,10 @@ def test_the_state_rebuilds_it(one: Opened) -> None:
     assert rebuilt.network_arguments() == one.input.network_arguments()
     items = [item for item in one.items if item is not None]
     assert equal(rebuilt.encode(items), one.input.encode(items))
-    prepared = [given.prepare(given.encode(items), None) for given in (rebuilt, one.input)]
+    prepared = [
+        branch_input.prepare(branch_input.encode(items), None)
+        for branch_input in (rebuilt, one.input)
+    ]
     assert equal(*prepared)
     # What is fitted learns nothing from other movies.
     features = rebuilt.open(one.values[2:], np.array([0, 1]), one.store)

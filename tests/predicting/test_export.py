@@ -33,15 +33,15 @@ LONG = " ".join(f"{SYNOPSES[n % 3]}, take {n}." for n in range(60))
 
 
 def synopsis_branch() -> tuple[TermsInput, dict[str, Any]]:
-    given = TermsInput("synopsis", vocabulary_size=64, analyzer="word", ngram_range=(1, 1))
-    given.vectorizer.fit(SYNOPSES)
-    return given, {"name": "terms_linear", "members": 2}
+    branch_input = TermsInput("synopsis", vocabulary_size=64, analyzer="word", ngram_range=(1, 1))
+    branch_input.vectorizer.fit(SYNOPSES)
+    return branch_input, {"name": "terms_linear", "members": 2}
 
 
 def vectors_branch() -> tuple[VectorsInput, dict[str, Any]]:
-    given = VectorsInput("vectors.npz")
-    given.width = 5
-    return given, {"name": "embedding_head", "hidden": 4, "members": 2}
+    branch_input = VectorsInput("vectors.npz")
+    branch_input.width = 5
+    return branch_input, {"name": "embedding_head", "hidden": 4, "members": 2}
 
 
 def year_branch() -> tuple[YearInput, dict[str, Any]]:
@@ -93,15 +93,15 @@ MODELS: dict[str, Callable[[], dict[str, Any]]] = {
 def logits_of(model: TrainedModel, movie: dict[str, Any]) -> np.ndarray:
     """(G,) by the networks themselves; vectors of encoders as they come, not in float16."""
     branch_logits: dict[str, torch.Tensor] = {}
-    for branch, given in model.inputs.items():
-        value = movie.get(given.column)
-        item = None if value is None else given.read(value)
+    for branch, branch_input in model.inputs.items():
+        value = movie.get(branch_input.column)
+        item = None if value is None else branch_input.read(value)
         if item is None:
             continue
-        if isinstance(given, EmbeddingInput):
-            numbers = {"vectors": given.vectors([item])}
+        if isinstance(branch_input, EmbeddingInput):
+            numbers = {"vectors": branch_input.vectors([item])}
         else:
-            numbers = dict(given.prepare(given.encode([item]), None))
+            numbers = dict(branch_input.prepare(branch_input.encode([item]), None))
         branch_logits[branch] = model.network.branches[branch](**numbers)
     total = torch.atleast_2d(model.network.total(branch_logits))
     if model.network.stacking is not None:
@@ -250,9 +250,13 @@ def test_the_metadata_says_how_to_use_it(exported: tuple[Path, Path]):
     assert {entry.name for entry in session.get_inputs()} == set(beside["inputs"])
     told = json.loads(metadata["branches"])
     assert list(told) == list(beside["branches"]) == list(model.inputs)
-    for branch, given in model.inputs.items():
+    for branch, branch_input in model.inputs.items():
         assert set(about := beside["branches"][branch]) > {"column", "kind", "of"}, about
-        assert told[branch] == {"column": given.column, "kind": given.kind, "of": given.of}
+        assert told[branch] == {
+            "column": branch_input.column,
+            "kind": branch_input.kind,
+            "of": branch_input.of,
+        }
     files = [
         name for facts in beside["branches"].values() for name in facts.get("files", {}).values()
     ]
@@ -273,9 +277,9 @@ def test_the_traced_operations_are_those_of_the_network(
     movies = make_movies()
     by_branch = [
         {
-            name: movie.get(given.column)
-            for name, given in model.inputs.items()
-            if given.kind != "year" or "(" in (movie.get("title") or "")
+            name: movie.get(branch_input.column)
+            for name, branch_input in model.inputs.items()
+            if branch_input.kind != "year" or "(" in (movie.get("title") or "")
         }
         for movie in movies
     ]

@@ -319,15 +319,15 @@ HEAD = {"name": "embedding_head", "members": 2}
 
 
 def _year() -> YearInput:
-    given = YearInput("title")
-    given.years = (1979, 2001)
-    return given
+    branch_input = YearInput("title")
+    branch_input.years = (1979, 2001)
+    return branch_input
 
 
 def _vectors() -> VectorsInput:
-    given = VectorsInput("vectors.npz")
-    given.width = 5
-    return given
+    branch_input = VectorsInput("vectors.npz")
+    branch_input.width = 5
+    return branch_input
 
 
 KINDS: dict[str, Callable[[], dict[str, Any]]] = {
@@ -366,8 +366,8 @@ def test_every_kind_of_model_has_a_card(
     model = load_model(checkpoint)
     (branches,) = tables(section(card, "## Branches"))
     assert list(branches) == list(model.inputs)
-    for name, given in model.inputs.items():
-        assert branches[name]["column"] == given.column
+    for name, branch_input in model.inputs.items():
+        assert branches[name]["column"] == branch_input.column
         assert branches[name]["network"] in networks.NETWORKS
     related = "the scores of all genres" in section(card, "## Branches")
     assert related == (kind in ("others", "sets"))

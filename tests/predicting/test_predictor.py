@@ -423,18 +423,20 @@ def test_a_branch_reads_each_value_and_encodes_each_batch_once(
     predictor = GenrePredictor.from_checkpoint(make_checkpoint(), "cpu", workers=1)
     read: list[Any] = []
     encoded: list[int] = []
-    for given in predictor.model.inputs.values():
+    for branch_input in predictor.model.inputs.values():
 
-        def reading(value: Any, given: Any = given, plain: Any = given.read) -> Any:
+        def reading(
+            value: Any, branch_input: Any = branch_input, plain: Any = branch_input.read
+        ) -> Any:
             read.append(value)
             return plain(value)
 
-        def encoding(items: Any, plain: Any = given.encode) -> Any:
+        def encoding(items: Any, plain: Any = branch_input.encode) -> Any:
             encoded.append(len(items))
             return plain(items)
 
-        monkeypatch.setattr(given, "read", reading)
-        monkeypatch.setattr(given, "encode", encoding)
+        monkeypatch.setattr(branch_input, "read", reading)
+        monkeypatch.setattr(branch_input, "encode", encoding)
     list(predictor.stream(("Heat", posters[n % 6]) for n in range(2 * BATCH_SIZE)))
     assert encoded == [BATCH_SIZE] * 4
     assert len(read) == 4 * BATCH_SIZE

@@ -40,9 +40,9 @@ class Case:
 
 
 def text_input(column: str, seen: Sequence[str], decade: bool) -> TermsInput:
-    given = TermsInput(column, vocabulary_size=256, decade=decade)
-    given.vectorizer.fit(seen)
-    return given
+    branch_input = TermsInput(column, vocabulary_size=256, decade=decade)
+    branch_input.vectorizer.fit(seen)
+    return branch_input
 
 
 def make_branches(names: Sequence[str]) -> dict[str, tuple[Input, dict[str, Any]]]:
@@ -74,7 +74,7 @@ def make_case(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Case]:
         folder = tmp_path_factory.mktemp("case")
         manifest = write_movies(folder, genres, seed)
         made = make_branches(branches)
-        inputs = {name: given for name, (given, _) in made.items()}
+        inputs = {name: branch_input for name, (branch_input, _) in made.items()}
         torch.manual_seed(seed)
         network = build_network(len(genres), {name: net for name, (_, net) in made.items()}, inputs)
         for branch in network.branches.values():

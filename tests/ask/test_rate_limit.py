@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from genre_lightning.ask.pace import Pace, Spent, Stopped
+from genre_lightning.ask.rate_limit import BudgetError, RateLimit, Stopped
 from genre_lightning.errors import UserError
 
 
@@ -19,7 +19,9 @@ class Clock:
         return self.now
 
 
-def run_requests(pace: Pace, clock: Clock, count: int, tokens: int | None = None) -> list[float]:
+def run_requests(
+    rate_limit: RateLimit, clock: Clock, count: int, tokens: int | None = None
+) -> list[float]:
     """When requests were allowed, one after the other, each sent as soon as it may be."""
     allowed = []
 
@@ -27,11 +29,11 @@ def run_requests(pace: Pace, clock: Clock, count: int, tokens: int | None = None
         async def turned(seconds: float) -> None:
             clock.now += seconds
 
-        pace.pause = turned  # type: ignore[method-assign]
+        rate_limit.pause = turned  # type: ignore[method-assign]
         for _ in range(count):
-            turn = await pace.turn()
+            turn = await rate_limit.turn()
             allowed.append(clock.now)
-            pace.took(turn, tokens)
+            rate_limit.took(turn, tokens)
             clock.now += 0.5
 
     asyncio.run(run())
@@ -44,7 +46,7 @@ def most_within_a_minute(times: list[float]) -> int:
 
 def test_no_minute_has_more_requests_than_the_limit() -> None:
     clock = Clock()
-    times = run_requests(Pace(requests_per_minute=7, clock=clock), clock, 30)
+    times = run_requests(RateLimit(requests_per_minute=7, clock=clock), clock, 30)
     assert most_within_a_minute(times) == 7
     # Nor are they later than they need to be.
     assert times[-1] - times[0] == pytest.approx(4 * 60 + 0.5)
@@ -52,49 +54,49 @@ def test_no_minute_has_more_requests_than_the_limit() -> None:
 
 def test_no_minute_takes_more_tokens_than_the_limit() -> None:
     clock = Clock()
-    times = run_requests(Pace(tokens_per_minute=1000, clock=clock), clock, 20, tokens=300)
+    times = run_requests(RateLimit(tokens_per_minute=1000, clock=clock), clock, 20, tokens=300)
     assert 300 * most_within_a_minute(times) <= 1000 < 300 * (most_within_a_minute(times) + 1)
 
 
 def test_a_request_larger_than_the_limit_is_sent_once_the_minute_is_empty() -> None:
     clock = Clock()
-    times = run_requests(Pace(tokens_per_minute=100, clock=clock), clock, 3, tokens=300)
+    times = run_requests(RateLimit(tokens_per_minute=100, clock=clock), clock, 3, tokens=300)
     assert [round(b - a) for a, b in pairwise(times)] == [60, 60]
 
 
 def test_without_limits_nothing_waits() -> None:
     clock = Clock()
-    times = run_requests(Pace(clock=clock), clock, 100, tokens=10_000)
+    times = run_requests(RateLimit(clock=clock), clock, 100, tokens=10_000)
     assert times[-1] - times[0] == pytest.approx(99 * 0.5)
 
 
 @pytest.mark.parametrize(("limits", "count"), [({"max_requests": 5}, 5), ({"max_tokens": 1000}, 4)])
 def test_what_is_allowed_in_all(limits: dict[str, int], count: int) -> None:
     clock = Clock()
-    pace = Pace(**limits, clock=clock)
-    with pytest.raises(Spent, match=rf"server.{next(iter(limits))}=.* is used up"):
-        run_requests(pace, clock, 100, tokens=300)
-    assert pace.requests == count
+    rate_limit = RateLimit(**limits, clock=clock)
+    with pytest.raises(BudgetError, match=rf"server.{next(iter(limits))}=.* is used up"):
+        run_requests(rate_limit, clock, 100, tokens=300)
+    assert rate_limit.requests == count
 
 
 def test_all_wait_while_the_server_wants_them_to() -> None:
     clock = Clock()
-    pace = Pace(clock=clock)
-    pace.hold(12.0)
-    assert run_requests(pace, clock, 2) == [1012.0, 1012.5]
+    rate_limit = RateLimit(clock=clock)
+    rate_limit.hold(12.0)
+    assert run_requests(rate_limit, clock, 2) == [1012.0, 1012.5]
 
 
 def test_a_stop_ends_waiting() -> None:
     async def run() -> None:
-        pace = Pace()
-        pace.hold(3600)
-        waiting = asyncio.create_task(pace.turn())
+        rate_limit = RateLimit()
+        rate_limit.hold(3600)
+        waiting = asyncio.create_task(rate_limit.turn())
         await asyncio.sleep(0)
-        pace.stop.set()
+        rate_limit.stop.set()
         with pytest.raises(Stopped):
             await asyncio.wait_for(waiting, 5)
         with pytest.raises(Stopped):
-            await pace.turn()
+            await rate_limit.turn()
 
     asyncio.run(run())
 
@@ -102,4 +104,4 @@ def test_a_stop_ends_waiting() -> None:
 @pytest.mark.parametrize("limit", [0, -1, 1.5, True, "9"])
 def test_a_limit_that_is_none(limit: object) -> None:
     with pytest.raises(UserError, match=r"server.requests_per_minute=.* whole number"):
-        Pace(requests_per_minute=limit)  # type: ignore[arg-type]
+        RateLimit(requests_per_minute=limit)  # type: ignore[arg-type]

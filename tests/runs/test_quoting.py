@@ -12,7 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from genre_lightning.runs.commands import override, shell_command, with_paths_quoted
+from genre_lightning.runs.quoting import override, shell_command, with_paths_quoted
 
 #: What means something to a shell, to Hydra or to OmegaConf, between plain letters.
 TEXTS = st.text("ab01 =,'\"\\$!`(){}[]:/.~;|*?#é-", min_size=1, max_size=12)

@@ -54,7 +54,7 @@ class Record:
 
 
 @final
-class AnswerBook:
+class AnswerFile:
     """The answers of a run, and those of other runs that may be used.
 
     In memory is where each answer stands, not the answer. Lines of failures are kept for the

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from genre_lightning.errors import UserError
-from genre_lightning.runs.places import (
+from genre_lightning.runs.ckpt_path import (
     best_checkpoint,
     last_checkpoint,
     run_directory,

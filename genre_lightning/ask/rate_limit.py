@@ -17,7 +17,7 @@ class Stopped(Exception):
     """The user has ended the command while a request waited for its turn."""
 
 
-class Spent(UserError):
+class BudgetError(UserError):
     """As many requests or tokens as were allowed have been used."""
 
 
@@ -29,7 +29,7 @@ class Turn:
     tokens: float
 
 
-class Pace:
+class RateLimit:
     """Limits on requests and on tokens, in any minute and in all. Retries are requests, too.
 
     Args:
@@ -83,7 +83,7 @@ class Pace:
         """Wait until a request may be sent.
 
         Raises:
-            Spent: no more are allowed.
+            BudgetError: no more are allowed.
             Stopped: while waiting.
         """
         async with self._order:
@@ -152,4 +152,4 @@ class Pace:
             ("max_tokens", self.tokens, self.max_tokens),
         ):
             if limit is not None and used >= limit:
-                raise Spent(f"server.{name}={limit} is used up")
+                raise BudgetError(f"server.{name}={limit} is used up")
