@@ -181,6 +181,38 @@ def test_signals_finish_and_save_the_step(
     assert_same_run(unbroken, tmp_path)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("every", [1, 3])
+def test_what_is_due_before_a_validation_in_mid_epoch_is_saved_after_it(
+    every: int, train_here: Train, tiny_overrides: Overrides, tmp_path: Path
+) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    last = stopped / "checkpoints" / "last.ckpt"
+    overrides = tiny_overrides(
+        "data.batch_size=8", f"+trainer.val_check_interval={every}", model="title"
+    )
+    train_here(whole, overrides)
+
+    def fail() -> None:
+        raise OSError("as if it had crashed")
+
+    often = [*overrides, "checkpoint_every_n_steps=3"]
+    # In the fifth batch, and in the first one after going on, each validation being one more step.
+    for moment, action, error, step in (
+        (5 + 4 // every, fail, OSError, 3),
+        (3 if every == 3 else 1, interrupt(signal.SIGINT), Interrupted, 6 if every == 3 else 4),
+    ):
+        patch = at_step(moment, action)
+        try:
+            with pytest.raises(error):
+                train_here(stopped, [*often, *([f"ckpt_path={stopped}"] if last.exists() else [])])
+        finally:
+            patch.undo()
+        assert read_checkpoint(last)["global_step"] == step
+    train_here(stopped, [*often, f"ckpt_path={stopped}"])
+    assert_same_run(whole, stopped)
+
+
 def test_a_second_signal_ends_it_at_once(
     train_here: Train, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:

@@ -88,6 +88,7 @@ class History(Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.validated = not trainer.sanity_checking
+        self._batches_ended = time.perf_counter()
 
     def on_train_batch_end(
         self,
@@ -97,11 +98,12 @@ class History(Callback):
         batch: MovieBatch,
         batch_idx: int,
     ) -> None:
+        now = time.perf_counter()
         self.samples += len(batch) * trainer.world_size
-        self._batches_ended = time.perf_counter()
+        self.seconds += now - self._batches_ended
+        self._batches_ended = now
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.seconds += self._batches_ended - self._epoch_began
         seconds = self._elapsed()
         self._epoch_began = self._epoch_before = 0.0
         # Without a validation its values are still there, of an epoch before.

@@ -194,9 +194,13 @@ class Resume(Checkpoint):
         batch: MovieBatch,
         batch_idx: int,
     ) -> None:
-        if self._between_steps(trainer, batch_idx):
-            due = self.every_n_steps and trainer.global_step % self.every_n_steps == 0
-            self._save(trainer, bool(due))
+        if not self._validates_next(trainer):
+            self._save_between_steps(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Where the training is to stop, the epoch ends here.
+        if not (trainer.sanity_checking or trainer.should_stop):
+            self._save_between_steps(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._save(trainer, due=True, epoch_end=True)
@@ -212,15 +216,21 @@ class Resume(Checkpoint):
                 return
         trainer.save_checkpoint(self.path, weights_only=False)
 
-    def _between_steps(self, trainer: pl.Trainer, batch_idx: int) -> bool:
-        """Whether the optimizer has taken this batch in and the next thing is another batch."""
-        done = batch_idx + 1
-        if trainer.is_last_batch or done % trainer.accumulate_grad_batches:
-            return False
+    def _validates_next(self, trainer: pl.Trainer) -> bool:
+        """Whether the next thing after this batch, which is not an epoch's last, is validation."""
+        done = trainer.fit_loop.batch_idx + 1
         if trainer.check_val_every_n_epoch is None:
             done = trainer.fit_loop.total_batch_idx + 1
         every = trainer.val_check_batch
-        return not every or done % every != 0
+        return False if not every else done % every == 0
+
+    def _save_between_steps(self, trainer: pl.Trainer) -> None:
+        """Save what is due, where the optimizer has taken all batches in and there are more."""
+        done = trainer.fit_loop.batch_idx + 1
+        if trainer.is_last_batch or done % trainer.accumulate_grad_batches:
+            return
+        due = self.every_n_steps and trainer.global_step % self.every_n_steps == 0
+        self._save(trainer, bool(due))
 
     def _save(self, trainer: pl.Trainer, due: bool, epoch_end: bool = False) -> None:
         # Looked at once: another signal may come at any moment.

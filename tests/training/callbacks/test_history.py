@@ -93,6 +93,39 @@ def test_a_resumed_run_keeps_what_came_before_it(resumed: bool, tmp_path: Path) 
     assert again.samples == (30 if resumed else 10)
 
 
+def test_the_speed_is_of_batches_alone_also_where_one_goes_on_in_mid_epoch(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    clock: Any = SimpleNamespace(now=100.0, perf_counter=lambda: clock.now)
+    monkeypatch.setattr("genre_lightning.training.callbacks.history.time", clock)
+    module: Any = None
+    state = trainer(0)
+    state.sanity_checking = False
+
+    def train(history: History, batches: int) -> None:
+        for index in range(batches):
+            clock.now += 2  # for 5 movies
+            history.on_train_batch_end(state, module, None, [0] * 5, index)  # type: ignore[arg-type]
+
+    first = History(tmp_path)
+    first.on_train_start(state, module)
+    first.on_train_epoch_start(state, module)
+    train(first, 3)
+    clock.now += 50  # a validation in mid-epoch
+    first.on_validation_end(state, module)
+    train(first, 1)
+    again = History(tmp_path)
+    again.load_state_dict(copy.deepcopy(first.state_dict()))
+    clock.now += 1000
+    again.on_train_start(state, module)
+    train(again, 2)
+    clock.now += 50
+    again.on_validation_end(state, module)
+    again.on_train_epoch_end(state, module)
+    assert again.samples_per_second == 2.5
+    assert rows(tmp_path)[0]["seconds"] == str(6 * 2 + 2 * 50.0)
+
+
 def test_one_process_of_many_writes(tmp_path: Path) -> None:
     history = History(tmp_path)
     history.on_train_start(trainer(0, rank=1), None)  # type: ignore[arg-type]
