@@ -213,6 +213,20 @@ def test_what_is_due_before_a_validation_in_mid_epoch_is_saved_after_it(
     assert_same_run(whole, stopped)
 
 
+def test_the_best_of_a_validation_after_the_last_batch_knows_the_loss_of_its_epoch(
+    train_here: Train, tiny_overrides: Overrides, tmp_path: Path
+) -> None:
+    # Not of each epoch: so it is saved before the epoch ends.
+    every = ("+trainer.check_val_every_n_epoch=2", "monitor=val/loss")
+    overrides = tiny_overrides(*SMALL_BATCHES, *every, model="title")
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    train_here(whole, overrides)
+    train_here(again, [*overrides, f"ckpt_path={whole}/checkpoints/best.ckpt"])
+    assert rows(whole) == rows(again)
+    for entry in ("state_dict", "optimizer_states", "callbacks"):
+        assert list(differences(checkpoint(whole)[entry], checkpoint(again)[entry])) == []
+
+
 def test_a_second_signal_ends_it_at_once(
     train_here: Train, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:

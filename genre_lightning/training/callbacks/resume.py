@@ -107,6 +107,11 @@ class Resume(Checkpoint):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        module: Any = pl_module
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        if _in_epoch(trainer) and trainer.is_last_batch:
+            # In the validation after it: no step will follow, for which Lightning would compute it.
+            metrics["train/loss"] = float(module.train_loss.compute())
         own = self._process_state(trainer, pl_module)
         ranks = [own]
         if trainer.world_size > 1:
@@ -116,7 +121,7 @@ class Resume(Checkpoint):
             "settings": self.settings,
             "wandb_run_id": self.result.get("wandb_run_id"),
             "should_stop": trainer.should_stop,
-            "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
+            "metrics": metrics,
             "processes": ranks,
         }
         self._newest = _moment(trainer), entry
@@ -315,6 +320,12 @@ def epochs_done(trainer: pl.Trainer) -> int:
     """
     progress: Any = trainer.fit_loop.epoch_progress.current
     return int(progress.processed)
+
+
+def _in_epoch(trainer: pl.Trainer) -> bool:
+    """Whether an epoch has begun and not ended; its last batch may be done."""
+    progress: Any = trainer.fit_loop.epoch_progress.current
+    return bool(progress.processed < progress.ready)
 
 
 def _moment(trainer: pl.Trainer) -> tuple[int, int]:
