@@ -62,7 +62,11 @@ def fit_stacking(logits: np.ndarray, branch_logits: np.ndarray, targets: np.ndar
 
 
 def fit_stacking_by_folds(
-    logits: np.ndarray, branch_logits: np.ndarray, targets: np.ndarray, folds: np.ndarray
+    logits: np.ndarray,
+    branch_logits: np.ndarray,
+    targets: np.ndarray,
+    folds: np.ndarray,
+    num_folds: int,
 ) -> Stacked:
     """The weights for each fold, fitted on all other movies.
 
@@ -71,13 +75,14 @@ def fit_stacking_by_folds(
         branch_logits: (N, K, G).
         targets: (N, G).
         folds: (N,) integers in 0..M-1.
+        num_folds: M; where validation looks at some movies alone, a fold may have none of them.
     """
     regressions = _Regressions(logits, branch_logits, targets)
     # The optima lie near that of all movies, so that few steps from there are enough.
     start = regressions.solve()
     found = [
         regressions.solve((folds != fold).astype(np.float64), start)
-        for fold in range(folds.max() + 1)
+        for fold in range(num_folds)
     ]
     return regressions.unpack(np.stack(found))
 

@@ -114,6 +114,7 @@ class GenreModule(pl.LightningModule):
         self.num_movies = num_movies
         self.decay_vectors = decay_vectors
         self.branch_loss = branch_loss
+        self.folds = folds
         self.by_folds = folds > 1
         if self.by_folds:
             _check_members(network, folds)
@@ -280,7 +281,7 @@ class GenreModule(pl.LightningModule):
         branches = dict(zip(network.branches, branch_logits.unbind(1), strict=True))
         if self.fits_stacking:
             arrays = (network.total(branches), branch_logits, targets, folds)
-            found = fit_stacking_by_folds(*(each.cpu().numpy() for each in arrays))
+            found = fit_stacking_by_folds(*(each.cpu().numpy() for each in arrays), self.folds)
             network.stacking = Stacking.from_arrays(list(branches), *found)
         logits = network.final_logits(branches, folds if self.by_folds else None)
         scores = ACTIVATIONS[self.activation](logits)
