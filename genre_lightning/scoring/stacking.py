@@ -66,6 +66,7 @@ def fit_stacking_by_folds(
     branch_logits: np.ndarray,
     targets: np.ndarray,
     folds: np.ndarray,
+    *,
     num_folds: int,
 ) -> Stacked:
     """The weights for each fold, fitted on all other movies.
@@ -81,8 +82,7 @@ def fit_stacking_by_folds(
     # The optima lie near that of all movies, so that few steps from there are enough.
     start = regressions.solve()
     found = [
-        regressions.solve((folds != fold).astype(np.float64), start)
-        for fold in range(num_folds)
+        regressions.solve((folds != fold).astype(np.float64), start) for fold in range(num_folds)
     ]
     return regressions.unpack(np.stack(found))
 

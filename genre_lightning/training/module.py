@@ -281,7 +281,8 @@ class GenreModule(pl.LightningModule):
         branches = dict(zip(network.branches, branch_logits.unbind(1), strict=True))
         if self.fits_stacking:
             arrays = (network.total(branches), branch_logits, targets, folds)
-            found = fit_stacking_by_folds(*(each.cpu().numpy() for each in arrays), self.folds)
+            numbers = (each.cpu().numpy() for each in arrays)
+            found = fit_stacking_by_folds(*numbers, num_folds=self.folds)
             network.stacking = Stacking.from_arrays(list(branches), *found)
         logits = network.final_logits(branches, folds if self.by_folds else None)
         scores = ACTIVATIONS[self.activation](logits)

@@ -94,7 +94,7 @@ def test_that_of_a_fold_is_the_fit_on_all_others() -> None:
     logits, branch_logits, labels = drawn(600, seed=6)
     folds = np.random.default_rng(7).integers(0, 3, 600)
     # The last of them has no movie, as where validation looks at a few movies alone.
-    found = fit_stacking_by_folds(logits, branch_logits, labels, folds, 4)
+    found = fit_stacking_by_folds(logits, branch_logits, labels, folds, num_folds=4)
     assert [part.shape for part in found] == [(4, 2, 4), (4, 4, 4), (4, 4)]
     for fold in range(4):
         others = folds != fold
