@@ -226,6 +226,7 @@ class MovieDataModule(pl.LightningDataModule):
             check_features(branch_input, features, len(values))
         except ValueError as error:
             raise DataError(f"model.branches.{branch}: {error}") from error
+        movies.check_not_counted(features.unknown)
         self._opened[branch] = features
 
     def _as_all_read(self, branch: str) -> Features:

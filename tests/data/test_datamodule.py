@@ -25,6 +25,7 @@ from genre_lightning.inputs.input import DenseFeatures, Input
 from genre_lightning.inputs.pixels import PixelsInput
 from genre_lightning.inputs.table import state_to_text
 from genre_lightning.inputs.terms import TermsFeatures, TermsInput
+from genre_lightning.inputs.vectors import VectorsInput
 from genre_lightning.inputs.year import YearInput
 from genre_lightning.movies.movie import DataError
 from tests.pictures import readable_if_small
@@ -722,6 +723,23 @@ def test_two_branches_may_look_at_one_column(write: Write, tmp_path: Path) -> No
     count = len(data.splits["train"])
     said = f"data.batch_size={data.batch_size} is more than the {count} movies of train"
     assert any(line.startswith(said) for line in lines) is (data.train_batch_size() > count)
+
+
+@pytest.mark.parametrize("begin", [0, 1, 2])
+def test_vectors_counted_by_the_user_are_not_joined_to_row_numbers(
+    begin: int, write: Write, tmp_path: Path
+) -> None:
+    path = tmp_path / "answers.npz"
+    ids = np.arange(begin, begin + len(SPLITS))
+    np.savez(path, ids=ids, x=np.ones((len(SPLITS), 2)))
+    data = module(write("movies"), tmp_path / "cache", {"asked": VectorsInput(str(path))})
+    if begin == 2:  # the numbers of the rows, as genre-ask writes them
+        data.setup()
+        np.testing.assert_array_equal(data.features["asked"].place, np.arange(len(SPLITS)))
+        return
+    message = rf"answers\.npz, ids: the dataset has no column id, .*from 2 on, and {begin} is none"
+    with pytest.raises(DataError, match=message):
+        data.setup()
 
 
 def test_an_input_that_does_not_keep_its_promise_is_named(
