@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import lzma
 import os
+import re
 import stat
 import struct
 import zipfile
@@ -34,6 +35,8 @@ DAMAGED_ZIP = (
     ValueError,
     OverflowError,
 )
+#: A poster that is no file. One that has become a path has lost a slash.
+OF_THE_WEB = re.compile(r"(^|/)https?:/", re.IGNORECASE)
 
 
 class DataError(UserError, ValueError):
