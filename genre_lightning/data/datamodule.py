@@ -389,7 +389,14 @@ class MovieDataModule(pl.LightningDataModule):
         for split in ("val", "test"):
             name = f"{split}_fraction"
             given = getattr(self, name)
-            if given != usual[name].default and not self._is_drawn(split):
+            if given == usual[name].default:
+                continue
+            if split == "val" and self.validates_by_folds:
+                lines.append(
+                    f"data.{name}={given} is left out: validation is by folds; data.folds=1 holds "
+                    "out a part of train"
+                )
+            elif not self._is_drawn(split):
                 lines.append(
                     f"data.{name}={given} is left out: the dataset says which movies are {split}"
                 )

@@ -664,6 +664,18 @@ def test_folds_that_a_named_validation_leaves_out_are_told(write: Write, tmp_pat
     assert "data.folds=3 is left out: the dataset says which movies are val" in data.summary()
 
 
+def test_a_share_of_validation_beside_folds_is_told(write: Write, tmp_path: Path) -> None:
+    path = write("movies")
+    path.write_text(path.read_text().replace(",val\n", ",train\n"))
+    for folds, told in ((3, True), (1, False)):
+        options = {"folds": folds, "val_fraction": 0.3}
+        data = module(path, tmp_path / "cache", {"title": terms()}, **options)
+        data.setup()
+        lines = [line for line in data.summary() if isinstance(line, str)]
+        begin = "data.val_fraction=0.3 is left out: validation is by folds"
+        assert any(line.startswith(begin) for line in lines) is told
+
+
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_a_share_of_a_named_split_is_told(split: str, write: Write, tmp_path: Path) -> None:
     share = {f"{split}_fraction": 0.3}
