@@ -109,7 +109,8 @@ class Questioner:
         if answers not in ANSWERS:
             raise UserError(f"answers={answers} is none of {', '.join(ANSWERS)}")
         if not show or len(set(show)) < len(show):
-            raise UserError(f"show={list(show)} must name one or more columns, each once")
+            names = ",".join(map(str, show))
+            raise UserError(f"show=[{names}] must name one or more columns, each once")
         if why_max_length is not None and (type(why_max_length) is not int or why_max_length < 1):
             raise UserError(f"why_max_length={why_max_length} must be a whole number above 0")
         if type(top_logprobs) is not int or top_logprobs < 2:

@@ -91,7 +91,10 @@ def _training_state(path: str | Path, checkpoint: Mapping[str, Any]) -> dict[str
     }
     for entry, kind in entries.items():
         if not isinstance(checkpoint.get(entry), kind):
-            raise CheckpointError(f"{path}: it has no {entry!r}, so training can't resume from it")
+            raise CheckpointError(
+                f"{path}: it has no {entry!r}, so training can't resume from it; last.ckpt of the "
+                "run has"
+            )
     training: dict[str, Any] = checkpoint[TRAINING_KEY]
     return training
 

@@ -71,16 +71,17 @@ def curves(
 
     Args:
         name: of the value.
-        series: (epoch, value) of each run, by epoch.
+        series: (epochs trained, value) of each run, in order.
         large: twice the size.
     """
     width, height = (620, 474) if large else (330, 214)
     values = [y for _, points in series for _, y in points]
     low, high = _frame(values)
-    epochs = max((x for _, points in series for x, _ in points), default=1)
+    places = [x for _, points in series for x, _ in points]
+    epochs = max(places, default=1)
     ticks = _ticks(low, high, 5)
     low, high = min(low, ticks[0]), max(high, ticks[-1])
-    x = Scale(min(1, epochs - 1), epochs, 62 if large else 44, width - 8)
+    x = Scale(min([1, epochs - 1, *places]), epochs, 62 if large else 44, width - 8)
     y = Scale(low, high, height - (48 if large else 34), 10)
     parts = []
     for tick in ticks:

@@ -6,7 +6,12 @@
   const kept = new Set();
   let pointed = null;
 
-  const told = (row) => `${row.dataset.name}: ${row.dataset.told}`;
+  // a name from right to left turns round nothing beside it
+  const told = (row) => {
+    const name = document.createElement("bdi");
+    name.textContent = row.dataset.name;
+    return [name, `: ${row.dataset.told}`];
+  };
   const show = () => {
     const groups = new Set(kept);
     if (pointed) groups.add(pointed.g);
@@ -24,7 +29,8 @@
     }
     const shown = rows.filter((row) => groups.has(row.dataset.g));
     readout.hidden = shown.length === 0;
-    readout.textContent = shown.slice(0, 4).map(told).join(" · ") + (shown.length > 4 ? " …" : "");
+    const first = shown.slice(0, 4).flatMap((row, place) => [place ? " · " : "", ...told(row)]);
+    readout.replaceChildren(...first, shown.length > 4 ? " …" : "");
   };
   const point = (part) => {
     pointed = part && { g: part.dataset.g, r: part.closest("svg, #runs-table") ? part.dataset.r : undefined };

@@ -168,10 +168,7 @@ def _curves(comparison: Comparison, shades: list[float | None]) -> list[tuple[st
     ]
     panels: list[tuple[str, Markup]] = []
     for metric in dict.fromkeys([comparison.metric, "val/loss", "train/loss"]):
-        series = [
-            (mark, [(row["epoch"] + 1, row[metric]) for row in run.history if metric in row])
-            for run, mark in runs
-        ]
+        series = [(mark, run.curve(metric)) for run, mark in runs]
         if any(points for _, points in series):
             panels.append((metric, charts.curves(metric, series, large=not panels)))
     return panels

@@ -266,8 +266,8 @@ def _override_pairs(overrides: Any) -> dict[str, Setting]:
 
 
 def _read_history(path: Path, notes: list[str]) -> list[dict[str, float]]:
-    """Rows by epoch. A last row that is being written, and empty cells, are passed over."""
-    rows: dict[float, dict[str, float]] = {}
+    """Rows in order. A last row that is being written, and empty cells, are passed over."""
+    rows: dict[tuple[float, bool, float], dict[str, float]] = {}
     wrong: list[int] = []
     number = 0
     try:
@@ -282,7 +282,7 @@ def _read_history(path: Path, notes: list[str]) -> list[dict[str, float]]:
                 if None in cells or None in cells.values() or not _is_count(row.get("epoch")):
                     wrong.append(number)
                 else:
-                    rows[row["epoch"]] = row
+                    rows[row["epoch"], "seconds" in row, row.get("step", 0.0)] = row
     except FileNotFoundError:
         return []
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -291,7 +291,7 @@ def _read_history(path: Path, notes: list[str]) -> list[dict[str, float]]:
         wrong.pop()
     if wrong:
         notes.append(f"{path}: rows that are no epoch were left out, the first is row {wrong[0]}")
-    return [rows[epoch] for epoch in sorted(rows)]
+    return [rows[place] for place in sorted(rows)]
 
 
 def _is_count(value: float | None) -> bool:

@@ -32,7 +32,8 @@ class Run:
         has_config: the settings are all settings.
         started_in: the folder from which relative paths count; "" where it is not told.
         log_scales: keys that its sweep draws from a range, and whether its scale is logarithmic.
-        history: rows of ``metrics.csv`` by epoch, numbers that are not there left out.
+        history: rows of ``metrics.csv`` in order, numbers that are not there left out; ``seconds``
+            are those of an epoch, and not of a validation in its midst.
         notes: what could not be read, one sentence each.
     """
 
@@ -79,8 +80,8 @@ class Run:
     @property
     def epochs(self) -> int:
         """How many it has trained."""
-        last = self.history[-1]["epoch"] + 1 if self.history else 0
-        return int(max(last, self.number("epochs") or 0))
+        last = self._epoch_rows()[-1:]
+        return int(max(*(row["epoch"] + 1 for row in last), 0, self.number("epochs") or 0))
 
     @property
     def epochs_planned(self) -> int | None:
@@ -110,6 +111,24 @@ class Run:
         value = number_or_none(scores.get(name)) if isinstance(scores, Mapping) else None
         row = self._best_row()
         return row.get(metric) if value is None and row is not None else value
+
+    def curve(self, metric: str) -> list[tuple[float, float]]:
+        """A metric over the epochs trained, parts of them where there is a validation in between.
+
+        What part of the first epoch was done is not known before its end.
+        """
+        ends = self._epoch_rows()
+        steps = ends[-1].get("step", 0) / (ends[-1]["epoch"] + 1) if ends else 0
+        points = []
+        for row in self.history:
+            if metric in row and "seconds" in row:
+                points.append((row["epoch"] + 1, row[metric]))
+            elif metric in row and steps and "step" in row:
+                points.append((row["step"] / steps, row[metric]))
+        return points
+
+    def _epoch_rows(self) -> list[Mapping[str, float]]:
+        return [row for row in self.history if "seconds" in row]
 
     def _best_row(self) -> Mapping[str, float] | None:
         monitor = self.monitor or ""

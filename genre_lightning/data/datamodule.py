@@ -226,6 +226,7 @@ class MovieDataModule(pl.LightningDataModule):
             check_features(branch_input, features, len(values))
         except ValueError as error:
             raise DataError(f"model.branches.{branch}: {error}") from error
+        movies.check_not_counted(features.unknown)
         self._opened[branch] = features
 
     def _as_all_read(self, branch: str) -> Features:
@@ -388,7 +389,14 @@ class MovieDataModule(pl.LightningDataModule):
         for split in ("val", "test"):
             name = f"{split}_fraction"
             given = getattr(self, name)
-            if given != usual[name].default and not self._is_drawn(split):
+            if given == usual[name].default:
+                continue
+            if split == "val" and self.validates_by_folds:
+                lines.append(
+                    f"data.{name}={given} is left out: validation is by folds; data.folds=1 holds "
+                    "out a part of train"
+                )
+            elif not self._is_drawn(split):
                 lines.append(
                     f"data.{name}={given} is left out: the dataset says which movies are {split}"
                 )

@@ -9,7 +9,7 @@ from typing import Any
 
 from genre_lightning.cells import SEPARATOR
 from genre_lightning.movies.movie import DataError
-from genre_lightning.movies.readers import READERS
+from genre_lightning.movies.readers import MADE_IN, READERS
 
 #: Options that are paths.
 PATHS = ("root", "path", "columns")
@@ -36,8 +36,7 @@ def describe_source(reader: str, options: Mapping[str, Any]) -> dict[str, Any]:
             source[key] = str(Path(source[key]).resolve())
     for key in NOT_DESCRIBED:
         source.pop(key, None)
-    if reader == "demo":  # made anew in any cache, and the same in each
-        source.pop("root", None)
+    source.pop(MADE_IN.get(reader, ""), None)
     return {"reader": reader, **source}
 
 
@@ -46,7 +45,8 @@ def same_source(
 ) -> bool:
     """Whether two descriptions are of the same movies, genres and splits, as far as they tell.
 
-    The usual separator of genres is what is meant where none is named.
+    The usual separator of genres is what is meant where none is named. Earlier versions described
+    the folder of movies that are made.
 
     Args:
         one: of :func:`describe_source`, with settings of the split.
@@ -57,7 +57,9 @@ def same_source(
         {
             name: value
             for name, value in description.items()
-            if name not in apart_from and (name, value) != _USUAL_SEPARATOR
+            if name not in apart_from
+            and (name, value) != _USUAL_SEPARATOR
+            and name != MADE_IN.get(description.get("reader", ""))
         }
         for description in (one, other)
     )
@@ -81,8 +83,9 @@ def read_source(
     reader = source.pop("reader", None)
     if reader not in READERS:
         raise DataError(f"the checkpoint's dataset is of an unknown kind, {reader!r:.100}")
-    if reader == "demo":  # made here, wherever it was made then
-        source["root"] = str(cache_dir)
+    made_in = MADE_IN.get(reader)
+    if made_in is not None:  # made here, wherever they were made then
+        source[made_in] = str(cache_dir)
     parameters = inspect.signature(READERS[reader]).parameters
     known = {**defaults, **{name: one.default for name, one in parameters.items()}}
     for name, value in source.items():
@@ -93,7 +96,7 @@ def read_source(
             raise DataError(
                 f"the checkpoint's dataset has an option {name!r:.100} that no {reader} has"
             )
-        if name in PATHS and (reader, name) != ("demo", "root") and not _is_there(value):
+        if name in PATHS and name != made_in and not _is_there(value):
             raise DataError(
                 f"the checkpoint was trained on movies at {value:.500}, where there are none; "
                 f"say where they are: data={reader} data.{name}=..."

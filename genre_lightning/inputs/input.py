@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -44,12 +45,14 @@ class Features(ABC):
         dense: the numbers as one array whose first dimension ``place`` counts, if they are such an
             array: it can then be kept on the device that trains. None for others.
         name: of the dense numbers.
+        unknown: ids in a file of the user's that no movie has, and where each is, for messages.
     """
 
     place: np.ndarray
     unreadable: Sequence[tuple[str, str]]
     dense: np.ndarray | None
     name: str
+    unknown: Mapping[str, str] = MappingProxyType({})
 
     @abstractmethod
     def gather(

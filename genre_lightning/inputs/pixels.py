@@ -18,6 +18,7 @@ from genre_lightning.inputs.decode import PosterError, decode_poster
 from genre_lightning.inputs.input import Features, Input, Store, check_keys
 from genre_lightning.inputs.part import Numbers
 from genre_lightning.inputs.poster_cache import open_poster_cache
+from genre_lightning.movies.movie import OF_THE_WEB
 
 #: Least and largest height and width to which posters are decoded.
 SIZES = (8, 4096)
@@ -58,8 +59,7 @@ def read_poster(value: Any, size: tuple[int, int], shrink: int = 1) -> np.ndarra
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = getattr(error, "strerror", None) or error
         if isinstance(error, FileNotFoundError):
-            # One that has become a path has lost a slash.
-            of_the_web = {"http:", "https:"} & set(Path(str(value)).parts)
+            of_the_web = OF_THE_WEB.search(str(value))
             reason = "an address, which is not fetched" if of_the_web else "no such file"
         raise PosterError(f"can't be read ({reason})") from error
 

@@ -62,7 +62,8 @@ def build_input(branch: str, settings: Mapping[str, Any]) -> Input:
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     except TypeError as error:  # it names no argument, only what Python could not do with its value
-        raise UserError(f"{where}={arguments} has a value of a wrong type: {error}") from error
+        given = ", ".join(f"{name}={value}" for name, value in arguments.items())
+        raise UserError(f"{where} has a value of a wrong type ({given}): {error}") from error
     except ValueError as error:
         raise UserError(f"{where}.{error}") from error
 

@@ -201,7 +201,9 @@ class VectorsInput(Input):
             if x.min(initial=0) < 0 or x.max(initial=0) > 1:
                 raise InputError(f"{self.path}: log_odds needs probabilities in 0..1")
             x = _log_odds(x)
-        return DenseFeatures("vectors", x, place)
+        features = DenseFeatures("vectors", x, place)
+        features.unknown = dict.fromkeys(row.keys() - set(values), f"{self.path}, ids")
+        return features
 
     def read(self, value: Any) -> np.ndarray:
         """A vector itself, in the place of an id; of probabilities where the file holds them.

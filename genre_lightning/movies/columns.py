@@ -57,13 +57,7 @@ def join_columns(movie_set: MovieSet, path: str | Path) -> MovieSet:
             f"{path.name}: none of its {len(first):,} ids is in the dataset, whose ids are such as "
             f"{movie_set.movies[0].id!r}; the first here is {example!r}"
         )
-    if movie_set.ids_are_rows and (counted := {"0", "1"} & by_id.keys()):
-        raise DataError(
-            f"{first[min(counted)]}, column id: the dataset has no column id, so that its movies "
-            f"have the numbers of their rows, from {movie_set.movies[0].id} on, and {min(counted)} "
-            "is none of them: each row would be joined to another movie. Add a column id to both "
-            "files"
-        )
+    movie_set.check_not_counted({movie_id: f"{first[movie_id]}, column id" for movie_id in by_id})
     notes = movie_set.notes
     if by_id:
         number = len(by_id)

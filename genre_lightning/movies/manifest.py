@@ -21,6 +21,7 @@ from typing import Any
 
 from genre_lightning.cells import SEPARATOR
 from genre_lightning.movies.movie import (
+    OF_THE_WEB,
     DataError,
     Movie,
     MovieSet,
@@ -33,8 +34,6 @@ from genre_lightning.movies.table import Row, read_table
 REQUIRED = ("title", "poster", "genres")
 #: Columns that are no text for a branch.
 RESERVED = ("genres", "split", "id")
-#: A poster that is no file.
-OF_THE_WEB = re.compile("https?://", re.IGNORECASE)
 #: What else is found between genres, and looked for.
 OTHER_SEPARATORS = (",", ";", "/")
 #: Another separator explains the column far better where it leaves no more than this share of the
@@ -67,7 +66,7 @@ def read_manifest(path: str | Path, genre_separator: str | None = None) -> Movie
         _check_separator(rows)
     separator = SEPARATOR if genre_separator is None else _checked_separator(genre_separator)
     movies = [_parse_row(row, path, separator) for row in rows]
-    of_the_web = [row for row in rows if OF_THE_WEB.match(row.cells["poster"])]
+    of_the_web = [row for row in rows if OF_THE_WEB.search(row.cells["poster"])]
     if not movies:
         raise DataError(f"{path.name} has a header but no movies")
     genres = tuple(sorted({g for movie in movies for g in movie.genres}))
@@ -168,7 +167,7 @@ def _parse_row(row: Row, manifest: Path, separator: str) -> Movie:
     columns: dict[str, str | PosterFile] = {
         name: text for name, text in cells.items() if text and name not in (*RESERVED, "poster")
     }
-    if cells["poster"] and not OF_THE_WEB.match(cells["poster"]):
+    if cells["poster"] and not OF_THE_WEB.search(cells["poster"]):
         columns["poster"] = PosterFile.at(manifest.parent / cells["poster"])
     return Movie(
         id=cells.get("id", str(row.number)),

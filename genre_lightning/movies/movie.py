@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import lzma
 import os
+import re
 import stat
 import struct
 import zipfile
@@ -34,6 +35,8 @@ DAMAGED_ZIP = (
     ValueError,
     OverflowError,
 )
+#: A poster that is no file. One that has become a path has lost a slash.
+OF_THE_WEB = re.compile(r"(^|/)https?:/", re.IGNORECASE)
 
 
 class DataError(UserError, ValueError):
@@ -166,6 +169,23 @@ class MovieSet:
         """The columns that at least one movie has, ``title`` and ``poster`` first."""
         found = {name for movie in self.movies for name in movie.columns}
         return tuple(sorted(found, key=lambda name: (name != "title", name != "poster", name)))
+
+    def check_not_counted(self, unknown: Mapping[str, str]) -> None:
+        """Refuse a file that counts movies from 0 or 1 where their ids are the numbers of rows.
+
+        Args:
+            unknown: ids in the file that no movie has, and where each is, for messages.
+
+        Raises:
+            DataError: each row would be joined to another movie.
+        """
+        if self.ids_are_rows and (counted := {"0", "1"} & unknown.keys()):
+            raise DataError(
+                f"{unknown[min(counted)]}: the dataset has no column id, so that its "
+                f"movies have the numbers of their rows, from {self.movies[0].id} on, and "
+                f"{min(counted)} is none of them: each row would be joined to another movie. Add a "
+                "column id to both files"
+            )
 
 
 def encode_genres(movies: Sequence[Movie], genres: Sequence[str]) -> np.ndarray:

@@ -24,6 +24,9 @@ READERS: dict[str, Callable[..., MovieSet]] = {
     "mmimdb": read_mmimdb,
 }
 
+#: Of a reader that makes its movies itself, the same ones anywhere: which option names the folder.
+MADE_IN = {"demo": "root"}
+
 #: What a model that learnt from a dataset has learnt of the world with it, for its model card. A
 #: dataset of the user's own has no entry.
 BIASES: dict[str, str] = {

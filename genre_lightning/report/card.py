@@ -11,7 +11,10 @@ from PIL import Image
 
 from genre_lightning.explain.explainer import BranchExplanation, ImageExplanation, TextExplanation
 from genre_lightning.explain.parts import ScoreParts
-from genre_lightning.explain.pictures import lay_over
+from genre_lightning.explain.pictures import lay_over, proportions
+from genre_lightning.inputs.input import Value
+from genre_lightning.inputs.pixels import read_poster
+from genre_lightning.movies.movie import PosterFile
 from genre_lightning.wording import shortened
 
 #: Pixels of a thumbnail's height; twice as many as are shown.
@@ -103,16 +106,19 @@ def cooccurrence_card(parts: ScoreParts, genre: int) -> list[BranchCard]:
     return [branch_card(CO_OCCURRENCE, True, float(parts.cooccurrence[genre]), genre, None, None)]
 
 
-def as_thumbnail(pixels: np.ndarray, proportion: float) -> Image.Image:
-    """A small picture, in its own proportions within bounds.
-
-    Args:
-        pixels: (HEIGHT, HEIGHT, 3) uint8 RGB, the whole image squeezed.
-        proportion: width of the image by its height.
-    """
+def thumbnail(poster: Value | PosterFile) -> tuple[Image.Image | None, str]:
+    """A poster in small, in its own proportions within bounds, or None and why there is none."""
+    try:
+        image = poster.read_bytes() if isinstance(poster, PosterFile) else poster
+        width, height = proportions(image)
+        pixels = read_poster(image, (HEIGHT, HEIGHT))
+    except FileNotFoundError:
+        return None, "poster not there"
+    except (OSError, ValueError):  # among them InputError
+        return None, "poster unreadable"
     # Banners and ribbons are squeezed rather than left to break the page.
-    size = (round(HEIGHT * min(max(proportion, 0.5), 1.0)), HEIGHT)
-    return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
+    size = (round(HEIGHT * min(max(width / height, 0.5), 1.0)), HEIGHT)
+    return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC), ""
 
 
 def data_uri(image: Image.Image) -> str:

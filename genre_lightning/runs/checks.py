@@ -214,28 +214,49 @@ def _check_monitor(monitor: Any, mode: str, of: str) -> None:
         )
 
 
-def check_data_is_there(data: Mapping[str, Any], swept: Container[str]) -> None:
-    """Refuse a dataset whose files are not there, once for all jobs of a sweep.
+def check_data(data: Mapping[str, Any], swept: Container[str]) -> None:
+    """Refuse a dataset whose files are not there, or a CSV that is bad, once for a sweep's jobs.
 
     Args:
         data: of the configuration.
         swept: see :func:`check_settings`.
 
     Raises:
-        SettingError: naming the setting and its value.
+        UserError: naming the setting and its value; or the file, its row and its column.
     """
+    # Imported here: a single run has no need of it before PyTorch.
+    from genre_lightning.movies.readers import MADE_IN
+
     if "data" in swept or "experiment" in swept:  # which may name other files
         return
     for key in PATHS:
         group, _, name = key.partition(".")
         path = data.get(name) if group == "data" else None
-        made = name == "root" and (data.get("download") or data.get("reader") == "demo")
+        made = name == MADE_IN.get(data["reader"]) or (name == "root" and data.get("download"))
         if path is None or made or key in swept:
             continue
         if not os.path.lexists(Path(str(path)).expanduser()):
             fetched = name == "root" and "download" in data
             hint = "; data.download=true fetches it" if fetched else ""
             raise SettingError(f"{key}={path}: there is no such file or folder{hint}")
+    _check_tables(data, swept)
+
+
+def _check_tables(data: Mapping[str, Any], swept: Container[str]) -> None:
+    """Refuse a bad CSV of movies or of further columns, as the first job would."""
+    # Imported here: a single run reads them by itself.
+    from genre_lightning.movies.columns import join_columns
+    from genre_lightning.movies.manifest import read_manifest
+    from genre_lightning.movies.table import read_table
+
+    columns = None if "data.columns" in swept else data.get("columns")
+    same_movies = "data.path" not in swept and "data.genre_separator" not in swept
+    if data.get("reader") == "manifest" and same_movies:
+        movies = read_manifest(data["path"], data.get("genre_separator"))
+        if columns is not None:
+            join_columns(movies, columns)
+    elif columns is not None:
+        read_table(Path(columns).expanduser(), ("id",))
 
 
 def check_folder(folder: str | Path) -> None:

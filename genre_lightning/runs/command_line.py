@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from genre_lightning.errors import UserError
 from genre_lightning.files import FULL, full_disk
-from genre_lightning.runs.checks import check_data_is_there, check_folder, check_settings
+from genre_lightning.runs.checks import check_data, check_folder, check_settings
 from genre_lightning.runs.ckpt_path import best_checkpoint, last_checkpoint, starting_point
 from genre_lightning.runs.composing import (
     composed_once,
@@ -179,7 +179,7 @@ class CheckTraining(Callback):
             swept = [key for key, one in overrides.items() if one.is_sweep_override()]
             check_settings(config, swept)
             if not config.hydra.launcher._target_.endswith(ELSEWHERE):
-                check_data_is_there(config.data, swept)
+                check_data(config.data, swept)
             check_folder(folder_of(config, "sweep"))
 
 

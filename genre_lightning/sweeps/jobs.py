@@ -320,7 +320,7 @@ def _epochs(folder: Path) -> int:
     """Epochs that a run has behind it."""
     try:
         with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
-            return sum(1 for _ in csv.DictReader(file))
+            return sum(1 for row in csv.DictReader(file) if row.get("seconds"))
     except FileNotFoundError:
         return 0
 

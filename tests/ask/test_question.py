@@ -233,7 +233,7 @@ def test_what_is_saved_asks_the_same(tmp_path: Path) -> None:
     ("settings", "message"),
     [
         ({"show": []}, "show="),
-        ({"show": ["title", "title"]}, "show="),
+        ({"show": ["title", "title"]}, r"show=\[title,title\]"),
         ({"answers": "words"}, "answers=words is none of json, logprobs"),
         ({"why_max_length": 0}, "why_max_length=0"),
         ({"top_logprobs": 1}, "top_logprobs=1"),

@@ -108,6 +108,7 @@ def test_browser_links_rows_curves_and_cells(open_page: Callable[..., Page]):
     page.locator("#ranking-table tbody tr").nth(2).hover()
     assert page.evaluate(lit) == "2" and page.locator("svg.curves .run.on").count() == 6
     assert page.locator(".readout").inner_text().startswith("dropout")
+    assert page.locator(".readout bdi").inner_text().startswith("dropout")
     page.locator(".heat td.cell[data-g='4']").click()
     page.mouse.move(0, 0)
     assert page.evaluate(lit) == "4"

@@ -58,6 +58,17 @@ def test_a_damaged_file_is_named_and_the_other_runs_are_shown(
     write_leaderboard(tmp_path, found)
 
 
+def test_validations_within_epochs_are_parts_of_a_curve(tmp_path: Path):
+    folder = write_run(tmp_path / "run", {}, [], status=None)
+    rows = ["0,4,,0.1", "0,8,1.5,0.2", "1,12,,0.4", "1,16,1.5,0.3", "2,20,,0.35"]
+    text = "\n".join(["epoch,step,seconds,val/map_macro", *rows, ""])
+    (folder / "metrics.csv").write_text(text, "utf-8")
+    run = read_run(folder, "run")
+    points = [(0.5, 0.1), (1, 0.2), (1.5, 0.4), (2, 0.3), (2.5, 0.35)]
+    assert run is not None and run.curve("val/map_macro") == points
+    assert run.epochs == 2 and run.best_epoch == 2
+
+
 def test_only_run_folders_are_taken(tmp_path: Path):
     run = write_run(tmp_path / "deep" / "er" / "run")
     for inner in ("wandb/x", "checkpoints", "csv/version_0"):

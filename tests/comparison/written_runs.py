@@ -64,10 +64,10 @@ def write_run(
     }
     (hydra / "hydra.yaml").write_text(yaml.safe_dump(runtime), "utf-8")
     rows = [
-        f"{epoch},{8 * epoch + 8},{1.0 - value!r},{value!r},{0.6 - 0.1 * epoch!r}"
+        f"{epoch},{8 * epoch + 8},0.5,{1.0 - value!r},{value!r},{0.6 - 0.1 * epoch!r}"
         for epoch, value in enumerate(values)
     ]
-    head = "epoch,step,val/loss,val/map_macro,train/loss"
+    head = "epoch,step,seconds,val/loss,val/map_macro,train/loss"
     (folder / "metrics.csv").write_text("\n".join([head, *rows, ""]), "utf-8")
     if status is not None:
         told: dict[str, Any] = {

@@ -25,6 +25,7 @@ from genre_lightning.inputs.input import DenseFeatures, Input
 from genre_lightning.inputs.pixels import PixelsInput
 from genre_lightning.inputs.table import state_to_text
 from genre_lightning.inputs.terms import TermsFeatures, TermsInput
+from genre_lightning.inputs.vectors import VectorsInput
 from genre_lightning.inputs.year import YearInput
 from genre_lightning.movies.movie import DataError
 from tests.pictures import readable_if_small
@@ -663,6 +664,18 @@ def test_folds_that_a_named_validation_leaves_out_are_told(write: Write, tmp_pat
     assert "data.folds=3 is left out: the dataset says which movies are val" in data.summary()
 
 
+def test_a_share_of_validation_beside_folds_is_told(write: Write, tmp_path: Path) -> None:
+    path = write("movies")
+    path.write_text(path.read_text().replace(",val\n", ",train\n"))
+    for folds, told in ((3, True), (1, False)):
+        options = {"folds": folds, "val_fraction": 0.3}
+        data = module(path, tmp_path / "cache", {"title": terms()}, **options)
+        data.setup()
+        lines = [line for line in data.summary() if isinstance(line, str)]
+        begin = "data.val_fraction=0.3 is left out: validation is by folds"
+        assert any(line.startswith(begin) for line in lines) is told
+
+
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_a_share_of_a_named_split_is_told(split: str, write: Write, tmp_path: Path) -> None:
     share = {f"{split}_fraction": 0.3}
@@ -722,6 +735,23 @@ def test_two_branches_may_look_at_one_column(write: Write, tmp_path: Path) -> No
     count = len(data.splits["train"])
     said = f"data.batch_size={data.batch_size} is more than the {count} movies of train"
     assert any(line.startswith(said) for line in lines) is (data.train_batch_size() > count)
+
+
+@pytest.mark.parametrize("begin", [0, 1, 2])
+def test_vectors_counted_by_the_user_are_not_joined_to_row_numbers(
+    begin: int, write: Write, tmp_path: Path
+) -> None:
+    path = tmp_path / "answers.npz"
+    ids = np.arange(begin, begin + len(SPLITS))
+    np.savez(path, ids=ids, x=np.ones((len(SPLITS), 2)))
+    data = module(write("movies"), tmp_path / "cache", {"asked": VectorsInput(str(path))})
+    if begin == 2:  # the numbers of the rows, as genre-ask writes them
+        data.setup()
+        np.testing.assert_array_equal(data.features["asked"].place, np.arange(len(SPLITS)))
+        return
+    message = rf"answers\.npz, ids: the dataset has no column id, .*from 2 on, and {begin} is none"
+    with pytest.raises(DataError, match=message):
+        data.setup()
 
 
 def test_an_input_that_does_not_keep_its_promise_is_named(

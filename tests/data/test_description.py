@@ -53,6 +53,10 @@ def test_whether_descriptions_are_of_the_same_movies(
     assert same_source({**manifest, **other}, {**manifest, **one}) is same
 
 
+def test_demo_movies_are_the_same_wherever_they_were_made() -> None:
+    assert same_source({"reader": "demo", "root": "/an/earlier/cache"}, {"reader": "demo"})
+
+
 def test_only_paths_are_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert expanded("root", "~/movies") == str(tmp_path / "movies")

@@ -304,9 +304,9 @@ def test_a_setting_that_is_not_given_is_named_by_key() -> None:
 def test_a_setting_of_a_wrong_type_is_shown_with_its_value(setting: dict[str, Any]) -> None:
     with pytest.raises(UserError) as caught:
         build_input("b", {"kind": "terms", "column": "title", **setting})
-    said = str(caught.value)
-    assert said.startswith("model.branches.b.input={") and repr(setting)[1:-1] in said
-    assert "a value of a wrong type" in said
+    (name, value), said = *setting.items(), str(caught.value)
+    assert said.startswith("model.branches.b.input has a value of a wrong type (column=title, ")
+    assert f"{name}={value}" in said
 
 
 @pytest.mark.parametrize("kind", [None, "os.system", "", ["terms"]], ids=repr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 
-from genre_lightning.runs.checks import check_data_is_there
+from genre_lightning.errors import UserError
+from genre_lightning.runs.checks import check_data
 from genre_lightning.runs.config_errors import explain_error
 from genre_lightning.scoring.names import MONITORED
 from tests.forking import run_command
@@ -141,10 +143,47 @@ def test_a_slip_of_a_training_is_one_sentence(slip: str, said: dict[tuple[str, s
 
 
 def test_a_sweep_is_not_refused_for_files_that_it_makes_or_that_only_its_jobs_have() -> None:
-    check_data_is_there({"reader": "demo", "root": "none", "columns": None}, ["seed"])
-    check_data_is_there({"reader": "ml1m", "root": "none", "download": True}, ["seed"])
-    check_data_is_there({"reader": "manifest", "path": "none.csv"}, ["data.path"])
-    check_data_is_there({"reader": "ml1m", "root": "none", "download": False}, ["data"])
+    check_data({"reader": "demo", "root": "none", "columns": None}, ["seed"])
+    check_data({"reader": "ml1m", "root": "none", "download": True}, ["seed"])
+    check_data({"reader": "manifest", "path": "none.csv"}, ["data.path"])
+    check_data({"reader": "ml1m", "root": "none", "download": False}, ["data"])
+
+
+#: Six sets of four genres, joined by another character.
+PAIRS = ("A;B", "A;C", "A;D", "B;C", "B;D", "C;D")
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("title,genres\nAlien,Horror\n", "movies.csv:1: the header has no column poster"),
+        ("title;poster;genres\nAlien;;Horror\n", "columns are separated by commas"),
+        (
+            "title,poster,genres\n" + "".join(f"{each},,{each}\n" for each in PAIRS),
+            "genre_separator=';'",
+        ),
+        ("title,poster,genres\nAlien,,Horror\nBrazil,,\n", "movies.csv:3, column genres: empty"),
+    ],
+)
+def test_a_sweep_over_a_bad_csv_is_refused_once(
+    table: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("movies.csv").write_text(table)
+    data = {"reader": "manifest", "path": "movies.csv", "genre_separator": None}
+    with pytest.raises(UserError, match=re.escape(message)):
+        check_data(data, ["seed"])
+    check_data(data, ["data.genre_separator"])  # each job has its own
+
+
+@pytest.mark.parametrize("reader", ["manifest", "ml1m"])
+def test_a_sweep_with_bad_further_columns_is_refused_once(reader: str, tmp_path: Path) -> None:
+    movies, more = tmp_path / "movies.csv", tmp_path / "more.csv"
+    movies.write_text("title,poster,genres\nAlien,,Horror\n")
+    more.write_text("movie,synopsis\n2,text\n")
+    place = {"path" if reader == "manifest" else "root": str(movies)}
+    with pytest.raises(UserError, match=r"more\.csv:1: the header has no column id"):
+        check_data({"reader": reader, **place, "columns": str(more)}, ["seed"])
 
 
 @pytest.mark.parametrize("slip", EVALUATIONS)

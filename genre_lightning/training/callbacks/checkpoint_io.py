@@ -44,12 +44,14 @@ class WholeFileIO(TorchCheckpointIO):
         min_seconds: between two writes; 0 to write everything at once.
 
     Attributes:
+        slim: name of the file that is written without the optimizer's state; None for no such file.
         newest: the file written last, or about to be, and its ``TRAINING_KEY`` entry.
     """
 
     def __init__(self, background: bool = False, min_seconds: float = 0.0) -> None:
         self.background = background
         self.min_seconds = min_seconds
+        self.slim: str | None = None
         self.newest: tuple[Path, Any] | None = None
         self._written = -math.inf
         #: What each file will be: a checkpoint, or None for one that is to be removed.
@@ -64,6 +66,9 @@ class WholeFileIO(TorchCheckpointIO):
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         entry = checkpoint.get(TRAINING_KEY)
+        if path.name == self.slim:
+            checkpoint = {k: value for k, value in checkpoint.items() if k != "optimizer_states"}
+            entry = None  # no other file is the same
         now = time.monotonic()
         # A new name is taken at once: Lightning looks which ones are.
         if now - self._written < self.min_seconds and path.exists():

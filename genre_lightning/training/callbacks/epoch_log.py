@@ -18,7 +18,7 @@ WANDB_STEP = "trainer/global_step"
 
 
 class EpochLog(Callback):
-    """Logs each epoch's row of ``metrics.csv``, one row and one moment for all loggers.
+    """Logs each row of ``metrics.csv``, one row and one moment for all loggers.
 
     Lightning logs the metrics of an epoch in two parts, the second of them after the checkpoint is
     written, so that a kill in between leaves a hole. Here a row is logged before that. Where a run
@@ -32,6 +32,7 @@ class EpochLog(Callback):
         self.history = history
         self.found: list[int] = []
         self.logged: list[float] = []
+        self._seen = 0
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         # Before History takes away the rows of epochs that are to be run again.
@@ -56,12 +57,21 @@ class EpochLog(Callback):
             else:  # offline, or a server that does not say
                 logged = max(here, kept) if getattr(logger, "resumes", True) else -1
             self.logged.append(logged)
-        for row in self.history.rows:
-            self._log(trainer.loggers, row)
+        self._seen = 0
+        self._log_new(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero and self.history.started:
+            self._log_new(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
-            self._log(trainer.loggers, self.history.rows[-1])
+            self._log_new(trainer)
+
+    def _log_new(self, trainer: pl.Trainer) -> None:
+        for row in self.history.rows[self._seen :]:
+            self._log(trainer.loggers, row)
+        self._seen = len(self.history.rows)
 
     def _log(self, loggers: Sequence[Logger], row: Mapping[str, Any]) -> None:
         values = {name: float(value) for name, value in row.items() if value not in ("", None)}

@@ -1,4 +1,4 @@
-"""metrics.csv: one row for each epoch, in the run folder, kept whole over a resume."""
+"""metrics.csv: a row for each epoch and each validation within one, kept over a resume."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.trainer.states import TrainerFn
 
 from genre_lightning.data.batch import MovieBatch
 from genre_lightning.files import whole_file
@@ -22,6 +23,9 @@ class History(Callback):
     step, so that a kill leaves the old rows or the new ones. The rows are part of each checkpoint,
     so that a run resumed in another folder keeps them, and none is left of an epoch that is run
     again.
+
+    A validation in the midst of an epoch has a row of its own, without ``seconds`` and without what
+    is known at the epoch's end alone; one after the last batch stands in the epoch's row.
 
     Args:
         folder: the run folder.
@@ -38,6 +42,7 @@ class History(Callback):
         self.seconds = 0.0
         self.started = False
         self.validated = False
+        self._unwritten = False  # no row has the last validation yet
         self._epoch_began = 0.0
         self._batches_ended = 0.0
         self._epoch_before = 0.0
@@ -54,6 +59,7 @@ class History(Callback):
             "seconds": self.seconds,
             "epoch_seconds": self._elapsed(),
             "validated": self.validated,
+            "unwritten": self._unwritten,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -62,6 +68,7 @@ class History(Callback):
         self.seconds = state_dict["seconds"]
         self._epoch_before = state_dict["epoch_seconds"]
         self.validated = state_dict.get("validated", False)
+        self._unwritten = state_dict.get("unwritten", self.validated)
 
     def _elapsed(self) -> float:
         """Seconds of the epoch in progress, 0 between epochs."""
@@ -83,11 +90,13 @@ class History(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: MovieBatch, batch_idx: int
     ) -> None:
         if batch_idx == 0:
-            self.validated = False
+            self.validated = self._unwritten = False
         self.started = True
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.validated = not trainer.sanity_checking
+        self.validated = self._unwritten = not trainer.sanity_checking
+        if trainer.state.fn == TrainerFn.FITTING and self.validated and not trainer.is_last_batch:
+            self._add_row(trainer, None)
         self._batches_ended = time.perf_counter()
 
     def on_train_batch_end(
@@ -106,20 +115,25 @@ class History(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         seconds = self._elapsed()
         self._epoch_began = self._epoch_before = 0.0
-        # Without a validation its values are still there, of an epoch before.
+        self._add_row(trainer, seconds)
+
+    def _add_row(self, trainer: pl.Trainer, seconds: float | None) -> None:
+        """Write down an epoch that took so long, or a validation in its midst: None."""
+        # Without a validation its values are still there, of one before; so are those of training.
         values = {
             name: float(value)
             for name, value in sorted(trainer.callback_metrics.items())
-            if self.validated or not name.startswith("val/")
+            if (self._unwritten if name.startswith("val/") else seconds is not None)
         }
         rates = [
             group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups
         ]
+        self._unwritten = False
         self.rows.append(
             {
                 "epoch": trainer.current_epoch,
                 "step": trainer.global_step,
-                "seconds": round(seconds, 3),
+                "seconds": "" if seconds is None else round(seconds, 3),
                 "lr": max(rates),
                 **values,
             }
@@ -128,7 +142,9 @@ class History(Callback):
             self._write()
 
     def _write(self) -> None:
-        columns = list(dict.fromkeys(name for row in self.rows for name in row))
+        # The fullest row is an epoch's: names stand in its order.
+        fullest_first = sorted(self.rows, key=len, reverse=True)
+        columns = list(dict.fromkeys(name for row in fullest_first for name in row))
         with whole_file(self.path) as file:
             writer = csv.DictWriter(file, fieldnames=columns, restval="")
             writer.writeheader()

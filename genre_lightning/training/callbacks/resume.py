@@ -102,6 +102,13 @@ class Resume(Checkpoint):
         self._began = time.perf_counter()
         self._seconds = float(result.get("seconds") or 0.0)
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        saver = trainer.checkpoint_callback
+        if isinstance(saver, ModelCheckpoint) and saver.save_weights_only:
+            # Lightning would leave out its score as well, by which a resumed run knows the file.
+            saver.save_weights_only = False
+            _checkpoint_io(trainer).slim = f"{saver.filename}.ckpt"
+
     # What is saved, and how it comes back.
 
     def on_save_checkpoint(

@@ -71,6 +71,38 @@ def test_an_epoch_without_a_validation_has_no_scores_of_one_before(
     assert result["monitor_value"] == pytest.approx(max(scores))
 
 
+@pytest.mark.parametrize(("every", "at_the_end"), [(0.5, True), (0.7, False)])
+def test_each_validation_of_an_epoch_has_a_row_also_after_a_resume(
+    every: float,
+    at_the_end: bool,
+    train_here: Callable[..., Any],
+    tiny_overrides: Callable[..., list[str]],
+    tmp_path: Path,
+) -> None:
+    fixed = ["scheduler=constant", f"+trainer.val_check_interval={every}", "data.batch_size=4"]
+    whole, parts, best = tmp_path / "whole", tmp_path / "parts", tmp_path / "best"
+    more = "trainer.max_epochs=3"
+    scored = train_here(whole, tiny_overrides(*fixed, more, model="title"))
+    train_here(parts, tiny_overrides(*fixed, model="title"))
+    train_here(parts, tiny_overrides(*fixed, more, f"ckpt_path={parts}", model="title"))
+    from_best = f"ckpt_path={whole}/checkpoints/best.ckpt"  # of a validation within an epoch
+    train_here(best, tiny_overrides(*fixed, more, from_best, model="title"))
+
+    def known(folder: Path) -> list[dict[str, str]]:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in rows(folder)]
+
+    found = rows(whole)
+    assert [row["epoch"] for row in found] == ["0", "0", "1", "1", "2", "2"]
+    assert len({row["step"] for row in found}) == 6
+    for within, end in zip(found[::2], found[1::2], strict=True):
+        assert within["val/map_macro"] and not within["seconds"] and not within["train/loss"]
+        assert end["train/loss"] and end["seconds"]
+        assert bool(end["val/map_macro"]) is at_the_end
+    values = [float(row["val/map_macro"]) for row in found if row["val/map_macro"]]
+    assert len(set(values)) > 1 and scored["monitor_value"] == pytest.approx(max(values))
+    assert known(parts) == known(whole) and known(best) == known(whole)
+
+
 @pytest.mark.parametrize("resumed", [True, False])
 def test_a_resumed_run_keeps_what_came_before_it(resumed: bool, tmp_path: Path) -> None:
     first = History(tmp_path)
