@@ -79,7 +79,7 @@ def read_manifest(path: str | Path, genre_separator: str | None = None) -> Movie
     if genres and without:
         movies = [movie for movie in movies if movie.genres]
         notes.append(
-            f"{without[0].where}, column genres: empty, so the movie is left out"
+            f"{without[0].where}, column genres: none named, so the movie is left out"
             f"{f', the first of {len(without):,}' if len(without) > 1 else ''}"
         )
     if of_the_web:

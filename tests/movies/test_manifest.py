@@ -267,7 +267,9 @@ def test_a_list_as_programs_write_it_is_read(manifest, written, separator):
     assert [list(movie.genres) for movie in movie_set.movies] == names
     # Of a further column, the branches for lists look at names joined so.
     assert [movie.value("keywords") for movie in movie_set.movies] == ["|".join(n) for n in names]
-    assert movie_set.notes == ("movies.csv:13, column genres: empty, so the movie is left out",)
+    assert movie_set.notes == (
+        "movies.csv:13, column genres: none named, so the movie is left out",
+    )
 
 
 @pytest.mark.parametrize(
@@ -285,7 +287,9 @@ def test_movies_without_genres_are_left_out_and_told(manifest):
     assert movie_set.genres == ("Drama", "War")
     assert [movie.id for movie in movie_set.movies] == ["2", "7"]
     (note,) = movie_set.notes
-    assert note == "movies.csv:3, column genres: empty, so the movie is left out, the first of 4"
+    assert (
+        note == "movies.csv:3, column genres: none named, so the movie is left out, the first of 4"
+    )
 
 
 def test_marks_of_nothing_are_no_text_and_no_poster(manifest):
