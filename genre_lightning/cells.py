@@ -3,10 +3,14 @@
 A spreadsheet runs a cell that begins with = + - @ as a formula, also where it came from a movie's
 title. So what we write for people has an apostrophe before such a text, and our own readers take it
 off again. Nor may a genre's name, which can be any text, be taken for a separator or a column.
+
+Cells that other programs wrote may hold a list, or a mark where there is nothing.
 """
 
 from __future__ import annotations
 
+import ast
+import json
 import re
 from collections.abc import Iterable, Sequence
 
@@ -17,6 +21,47 @@ _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 SEPARATOR = "|"
 #: Of our own files, where one is in a genre's name, the next.
 _SEPARATORS = f"{SEPARATOR};,/~^"
+
+
+#: What databases, pandas and MovieLens write where there is nothing.
+_NOTHING = frozenset(
+    (r"\N", "NaN", "nan", "None", "NULL", "null", "N/A", "n/a", "NA", "<NA>", "(no genres listed)")
+)
+_LIST = re.compile(r"\[\s*(\]|[\"'{].*\]$)", re.DOTALL)
+#: As NumPy writes arrays, which Python would read as one text.
+_WITHOUT_COMMAS = re.compile(r"[\"']\s+[\"']")
+
+
+def listed(cell: str) -> tuple[str, ...] | None:
+    """The names in a list as JSON or Python writes it; None for any other text.
+
+    It holds texts, ``["Action", "Comedy"]``, or objects with a ``name``, as TMDB's files do.
+    """
+    if not _LIST.match(cell):
+        return None
+    try:
+        items = json.loads(cell)
+    except (ValueError, RecursionError):
+        if _WITHOUT_COMMAS.search(cell):
+            return None
+        try:
+            items = ast.literal_eval(cell)
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+            return None
+    names = [item.get("name") if isinstance(item, dict) else item for item in items]
+    texts = tuple(name.strip() for name in names if isinstance(name, str))
+    return texts if len(texts) == len(names) else None
+
+
+def text_of(column: str, cell: str) -> str:
+    """What a cell says: "" for a mark of nothing, and the names of a list joined by ``|``.
+
+    A title is what it is: a movie may be called None.
+    """
+    if column == "title":
+        return cell
+    names = listed(cell)
+    return SEPARATOR.join(names) if names is not None else "" if cell in _NOTHING else cell
 
 
 def guard(text: str) -> str:

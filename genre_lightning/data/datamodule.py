@@ -33,6 +33,7 @@ from genre_lightning.movies.summary import (
     dataset_table,
     render_table,
     repeated_notes,
+    same_for_all_notes,
     unlearnt_notes,
 )
 from genre_lightning.store import DEFAULT_CACHE_DIR, content_key
@@ -408,6 +409,7 @@ class MovieDataModule(pl.LightningDataModule):
             )
         lines += movies.notes
         lines += unlearnt_notes(table)
+        lines += same_for_all_notes(table)
         lines += repeated_notes(movies.movies, self.splits)
         lines += self.empty_branch_notes()
         lines += [f"poster not there: {name}" for name in absent_posters(movies.movies)]

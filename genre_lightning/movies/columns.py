@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from genre_lightning.cells import text_of
 from genre_lightning.movies.movie import DataError, MovieSet, without_empty
 from genre_lightning.movies.table import read_table
 
@@ -45,7 +46,7 @@ def join_columns(movie_set: MovieSet, path: str | Path) -> MovieSet:
             raise DataError(
                 f"{row.where}, column id: {movie_id!r} is already the id at {first[movie_id]}"
             )
-        by_id[movie_id] = cells
+        by_id[movie_id] = {name: text_of(name, cell) for name, cell in cells.items()}
         first[movie_id] = row.where
     movies = [
         replace(movie, columns={**movie.columns, **without_empty(by_id.pop(movie.id, {}))})

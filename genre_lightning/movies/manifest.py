@@ -3,8 +3,9 @@
 Columns, in any order, found by the header:
 
 - ``title``
-- ``poster``: a path relative to the CSV's folder, or empty for a movie without one
-- ``genres``: joined by ``|``, ``Action|Comedy``, or by what ``genre_separator`` says
+- ``poster`` (optional column): a path relative to the CSV's folder, or empty
+- ``genres``: joined by ``|``, ``Action|Comedy``, or by what ``genre_separator`` says, or a list as
+  JSON or Python writes it; a movie without any is left out
 - ``split`` (optional column): train, val, test, or empty to have it assigned
 - ``id`` (optional column): unique; without it the row number is the id
 - every further column is text that a branch can look at, such as ``synopsis``
@@ -19,7 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from genre_lightning.cells import SEPARATOR
+from genre_lightning.cells import SEPARATOR, listed, text_of
 from genre_lightning.movies.movie import (
     OF_THE_WEB,
     DataError,
@@ -31,9 +32,11 @@ from genre_lightning.movies.movie import (
 from genre_lightning.movies.split_names import SPLITS
 from genre_lightning.movies.table import Row, read_table
 
-REQUIRED = ("title", "poster", "genres")
+REQUIRED = ("title", "genres")
 #: Columns that are no text for a branch.
 RESERVED = ("genres", "split", "id")
+#: How a list begins that could not be read.
+LIST = re.compile(r"\[\s*[\"'{]")
 #: What else is found between genres, and looked for.
 OTHER_SEPARATORS = (",", ";", "/")
 #: Another separator explains the column far better where it leaves no more than this share of the
@@ -66,11 +69,18 @@ def read_manifest(path: str | Path, genre_separator: str | None = None) -> Movie
         _check_separator(rows)
     separator = SEPARATOR if genre_separator is None else _checked_separator(genre_separator)
     movies = [_parse_row(row, path, separator) for row in rows]
-    of_the_web = [row for row in rows if OF_THE_WEB.search(row.cells["poster"])]
+    of_the_web = [row for row in rows if OF_THE_WEB.search(row.cells.get("poster", ""))]
     if not movies:
         raise DataError(f"{path.name} has a header but no movies")
     genres = tuple(sorted({g for movie in movies for g in movie.genres}))
     notes = []
+    without = [movie for movie in movies if not movie.genres]
+    if genres and without:
+        movies = [movie for movie in movies if movie.genres]
+        notes.append(
+            f"{without[0].where}, column genres: none named, so the movie is left out"
+            f"{f', the first of {len(without):,}' if len(without) > 1 else ''}"
+        )
     if of_the_web:
         first, count = of_the_web[0], len(of_the_web)
         notes.append(
@@ -118,14 +128,6 @@ def _check_separator(rows: Sequence[Row]) -> None:
     A genre may well have a comma or a slash in its name. But where such a character joins genres,
     splitting there leaves far fewer of them.
     """
-    for row in rows:
-        cell = row.cells["genres"]
-        if cell.startswith("[") and re.match(r"\[\s*[\"'{]", cell):
-            raise DataError(
-                f"{row.where}, column genres: {cell!r:.80} is a list as programs "
-                f"write it; write its genres joined by {SEPARATOR}, as in Action|Comedy"
-            )
-
     different = {row.cells["genres"] for row in rows}
 
     def found(separator: str) -> tuple[set[str], list[Row]]:
@@ -133,7 +135,9 @@ def _check_separator(rows: Sequence[Row]) -> None:
         return genres, [row for row in rows if separator in row.cells["genres"]]
 
     ours, our_rows = found(SEPARATOR)
-    others = {separator: found(separator) for separator in OTHER_SEPARATORS}
+    # Blanks are in many a name: they are looked at where nothing else may join.
+    there = [mark for mark in OTHER_SEPARATORS if any(mark in cell for cell in different)]
+    others = {separator: found(separator) for separator in there or " "}
     best = min(others, key=lambda separator: len(others[separator][0]))
     genres, joined = others[best]
     fewer = len(genres) <= FEWER_GENRES * len(ours)
@@ -150,10 +154,14 @@ def _check_separator(rows: Sequence[Row]) -> None:
 
 @lru_cache(maxsize=100_000)  # many movies have the same genres
 def _split_genres(cell: str, separator: str) -> tuple[str, ...]:
+    names = listed(cell)
     # Blanks around it, ", " as well as ",", are no part of a separator that has anything else.
     # An accent may be a character of its own, as macOS writes it, and is the same accent.
-    parts = unicodedata.normalize("NFC", cell).split(separator.strip() or separator)
-    return tuple(part.strip() for part in parts if part.strip())
+    parts = (
+        text_of("genres", cell).split(separator.strip() or separator) if names is None else names
+    )
+    genres = (unicodedata.normalize("NFC", part).strip() for part in parts)
+    return tuple(genre for genre in genres if genre)
 
 
 def _parse_row(row: Row, manifest: Path, separator: str) -> Movie:
@@ -165,14 +173,23 @@ def _parse_row(row: Row, manifest: Path, separator: str) -> Movie:
             "(or empty)"
         )
     columns: dict[str, str | PosterFile] = {
-        name: text for name, text in cells.items() if text and name not in (*RESERVED, "poster")
+        name: text
+        for name, cell in cells.items()
+        if name not in (*RESERVED, "poster") and (text := text_of(name, cell))
     }
-    if cells["poster"] and not OF_THE_WEB.search(cells["poster"]):
-        columns["poster"] = PosterFile.at(manifest.parent / cells["poster"])
+    poster = text_of("poster", cells.get("poster", ""))
+    if poster and not OF_THE_WEB.search(poster):
+        columns["poster"] = PosterFile.at(manifest.parent / poster)
+    genres = _split_genres(cells["genres"], separator)
+    if genres and LIST.match(genres[0]):
+        raise DataError(
+            f"{row.where}, column genres: {cells['genres']!r:.80} begins as a list and can't be "
+            f"read as one; write its genres joined by {SEPARATOR}, as in Action|Comedy"
+        )
     return Movie(
         id=cells.get("id", str(row.number)),
         columns=columns,
-        genres=_split_genres(cells["genres"], separator),
+        genres=genres,
         split=split,
         where=row.where,
     )

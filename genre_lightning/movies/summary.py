@@ -58,12 +58,35 @@ def _is_there(movie: Movie, column: str) -> bool:
 
 
 def absent_posters(movies: Sequence[Movie]) -> list[str]:
-    """The posters that the dataset names but that are not there, as ``where: path``."""
-    return [
-        f"{movie.where}: {poster.name}"
+    """The posters that the dataset names but that are not there, as ``where: path``.
+
+    Where not one of several is there, the first of them: the dataset looks in another place.
+    """
+    named = [
+        (f"{movie.where}: {poster.name}", poster.exists)
         for movie in movies
         for poster in movie.columns.values()
-        if isinstance(poster, PosterFile) and not poster.exists
+        if isinstance(poster, PosterFile)
+    ]
+    absent = [name for name, there in named if not there]
+    if len(absent) == len(named) > 1:
+        return [f"{absent[0]}, nor any other of the {len(named):,} that the dataset names"]
+    return absent
+
+
+def same_for_all_notes(table: DatasetTable) -> list[str]:
+    """The genres that every movie of train has, in a sentence, if any."""
+    train = table.splits.index("train")
+    everywhere = [
+        genre for genre, counts in table.genres if counts[train] == table.movies[train] > 0
+    ]
+    if not everywhere:
+        return []
+    names = first_few(everywhere, MAX_NAMED_GENRES)
+    genres, is_ = ("genre", "it is") if len(everywhere) == 1 else ("genres", "they are")
+    return [
+        f"every movie of train has the {genres} {names}: {is_} predicted for any movie, and high "
+        "scores there mean nothing; add movies without"
     ]
 
 

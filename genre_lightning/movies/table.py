@@ -12,6 +12,19 @@ from typing import NamedTuple
 from genre_lightning.cells import unguard
 from genre_lightning.movies.movie import DataError
 
+#: What separates the cells of a file, and its name.
+DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
+
+
+def delimiter_of(header: str) -> str:
+    """What separates the cells of a file: of these characters, the one that its header has most."""
+    return max(DELIMITERS, key=header.count)
+
+
+def quotes_hint(delimiter: str) -> str:
+    """What to do where a row has other cells than the header."""
+    return f'a cell with a {DELIMITERS[delimiter]} in it needs quotes: "Godfather, The (1972)"'
+
 
 class Row(NamedTuple):
     """One row that is not blank.
@@ -32,6 +45,8 @@ class Row(NamedTuple):
 def read_table(path: Path, required: Sequence[str]) -> tuple[list[str], list[Row]]:
     """The columns and rows of a CSV file in UTF-8; names of columns become lower case.
 
+    Cells are separated by commas, semicolons or tabs, as the header shows.
+
     A column without a name, as spreadsheets and pandas write them, is left out.
 
     Args:
@@ -45,7 +60,8 @@ def read_table(path: Path, required: Sequence[str]) -> tuple[list[str], list[Row
     text = _read_text(path)
     file = path.name
     # strict: an unclosed quote is an error, instead of one cell that swallows the rest of the file.
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    delimiter = delimiter_of(text.partition("\n")[0])
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     number = 0
     columns: list[str] = []
     rows: list[Row] = []
@@ -62,7 +78,7 @@ def read_table(path: Path, required: Sequence[str]) -> tuple[list[str], list[Row
             if len(cells) != len(columns):
                 raise DataError(
                     f"{where}: {len(cells)} cells, but the header has {len(columns)}; "
-                    'a cell with a comma in it needs quotes: "Godfather, The (1972)"'
+                    f"{quotes_hint(delimiter)}"
                 )
             named = {name: cell for name, cell in zip(columns, cells, strict=True) if name}
             rows.append(Row(number, where, named))
@@ -77,6 +93,7 @@ def read_table(path: Path, required: Sequence[str]) -> tuple[list[str], list[Row
 #: What Python's csv says, in part, and what to do.
 _PROBLEMS = {
     "unexpected end of data": "a quote is opened here and not closed before the file ends",
+    "expected after": "a quoted cell goes on after its quote: write a quote in it twice",
     "field limit": f"a cell has more than {csv.field_size_limit():,} characters: shorten it",
     "new-line character": "lines end in carriage returns alone: save it with other line ends",
 }
@@ -149,13 +166,6 @@ def _check_header(cells: list[str], name: str, required: Sequence[str]) -> list[
     if missing:
         raise DataError(
             f"{name}:1: the header has no column {' and no '.join(missing)}; "
-            f"it has {', '.join(cells)}{separator_hint(cells)}"
+            f"it has {', '.join(cells)}; rename those that hold it"
         )
     return columns
-
-
-def separator_hint(header: Sequence[str]) -> str:
-    """What to add to a message about columns that are not there; "" unless commas are missing."""
-    if len(header) == 1 and (";" in header[0] or "\t" in header[0]):
-        return "; columns are separated by commas: save it as CSV with those"
-    return ""

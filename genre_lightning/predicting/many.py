@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from genre_lightning.cells import guard, score_cell, score_columns, separator_of
 from genre_lightning.inputs.poster_limits import POSTER_SUFFIXES
-from genre_lightning.movies.table import separator_hint
 from genre_lightning.predicting.predictor import POSTER, TITLE
 from genre_lightning.predicting.printing import (
     HEAT_MAP,
@@ -101,10 +100,9 @@ def _check_header(predictor: GenrePredictor, rows: MovieRows, added: Sequence[st
                 "leave it out"
             )
     if not rows.found:
-        hint = separator_hint(rows.header)
         raise CommandError(
             f"{rows.name}: it has none of the columns {', '.join(rows.columns)} that the model "
-            f"looks at; its first line is {','.join(rows.header)[:200]!r}{hint}"
+            f"looks at; its first line is {','.join(rows.header)[:200]!r}"
         )
     for name in (TITLE, POSTER):
         if name in rows.names and name not in rows.columns:

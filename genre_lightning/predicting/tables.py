@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from genre_lightning.cells import unguard
+from genre_lightning.cells import text_of, unguard
 from genre_lightning.files import whole_file
-from genre_lightning.movies.table import csv_problem, other_file
+from genre_lightning.movies.table import csv_problem, delimiter_of, other_file, quotes_hint
 from genre_lightning.predicting.arguments import STREAM
 from genre_lightning.predicting.printing import CommandError
 from genre_lightning.progress import progress
@@ -48,7 +48,12 @@ class MovieRows:
         self.name = "standard input" if path == STREAM else str(path)
         self.folder = path.parent
         self.columns = columns
-        self._reader = csv.reader(self._lines(file), strict=True)
+        lines = self._lines(file)
+        first = next(lines, "")
+        self._delimiter = delimiter_of(first)
+        self._reader = csv.reader(
+            itertools.chain([first], lines), delimiter=self._delimiter, strict=True
+        )
         self._waiting: deque[list[str]] = deque()
         self._ended = 0  # the last line of the row before
         self.header = self._next() or []
@@ -70,8 +75,7 @@ class MovieRows:
             if len(row) != len(self.header):
                 raise CommandError(
                     f"{self.name}:{self._reader.line_num}: {len(row)} values for "
-                    f"{len(self.header)} columns; a cell with a comma in it needs quotes: "
-                    '"Godfather, The (1972)"'
+                    f"{len(self.header)} columns; {quotes_hint(self._delimiter)}"
                 )
             self._waiting.append(row)
             yield {column: self._value(column, row[place]) for column, place in self.found.items()}
@@ -88,9 +92,10 @@ class MovieRows:
         return {name: cell or None for name, cell in zip(names, row, strict=True) if name}
 
     def _value(self, column: str, cell: str) -> str | Path | None:
-        if not cell.strip():
+        text = text_of(column, cell.strip())
+        if not text:
             return None
-        return self.folder / cell.strip() if self.columns[column] == "poster" else cell
+        return self.folder / text if self.columns[column] == "poster" else text
 
     def _lines(self, file: IO[bytes]) -> Iterator[str]:
         # Decoded one by one, so that the line that can't be is known by its number.

@@ -41,6 +41,12 @@ def test_columns_are_joined_by_id(columns):
     assert MOVIES.movies[2].columns == {"title": "Heat (1995)"}, "the movies given are not changed"
 
 
+def test_lists_and_marks_of_nothing_are_read_as_in_a_manifest(columns):
+    path = columns("id;director;crew\n7;[{'id': 1, 'name': 'Mann'}, {'name': 'Lee'}];\\N\n")
+    first = join_columns(MOVIES, path).movies[0]
+    assert first.columns == {"title": "Heat (1995)", "director": "Mann|Lee"}
+
+
 @pytest.mark.parametrize(
     ("rows", "note"),
     [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import shlex
 
 import pytest
@@ -114,12 +116,13 @@ def test_columns_without_a_name_are_left_out(manifest):
     [
         pytest.param("", r"movies\.csv is empty", id="empty"),
         pytest.param(HEADER, r"no movies", id="header-alone"),
-        pytest.param("title,genres\nA,B\n", r"csv:1: the header has no column poster", id="column"),
+        pytest.param("Name,genres\nA,B\n", r"no column title; it has Name, .*rename", id="column"),
         pytest.param("\ntitle,poster,genres\n", "csv:1: the first row is blank", id="blank-first"),
-        pytest.param("title;poster;genres\n", r"separated by commas", id="semicolons"),
+        pytest.param("title;genres\nA;B;C\n", r"a cell with a semicolon in it", id="semicolons"),
+        pytest.param(HEADER + '"A" B,,War\n', r"csv:2 .*write a quote in it twice", id="quote"),
         pytest.param("title,title,poster,genres\n", r"'title' comes more than once", id="double"),
         pytest.param(HEADER + "A,,Drama\n,,Drama\n", r"csv:3, column title: empty", id="title"),
-        pytest.param(HEADER + "A,,\n", r"csv:2, column genres: empty", id="genres"),
+        pytest.param(HEADER + "A,,\nB,,\n", r"csv:2, column genres: empty", id="genres"),
         pytest.param(
             HEADER + "A,,War\nB,,War|Sci\u00a0Fi\n",
             r"csv:3, column genres: 'Sci\\xa0Fi' has .* \(U\+00A0\)",
@@ -170,8 +173,8 @@ def test_an_accent_is_the_same_as_a_character_of_its_own(manifest):
 
 
 def test_rows_are_counted_as_a_spreadsheet_does(manifest):
-    text = HEADER + '"Two\nlines",,Drama\n\n"And\nthree\nhere",,War\nlast,,\n'
-    with pytest.raises(DataError, match=r"movies\.csv:5 \(line 8\), column genres"):
+    text = HEADER + '"Two\nlines",,Drama\n\n"And\nthree\nhere",,War\n,,War\n'
+    with pytest.raises(DataError, match=r"movies\.csv:5 \(line 8\), column title"):
         read_manifest(manifest(text))
 
 
@@ -235,10 +238,74 @@ def test_names_with_such_characters_stay_whole(manifest, cells):
     assert ["|".join(movie.genres) for movie in found] == cells
 
 
-def test_a_list_as_programs_write_it_is_refused(manifest):
-    text = genres_of(["['Action', 'Comedy']", "['Drama']"])
-    with pytest.raises(DataError, match=r"csv:2, column genres: .* is a list as programs write it"):
-        read_manifest(manifest(text))
+def test_genres_joined_by_blanks_are_told(manifest):
+    path = manifest(genres_of([" ".join(genres) for genres in MOVIES]))
+    with pytest.raises(DataError, match=r"split there by .*' '.*5 genres instead of 10"):
+        read_manifest(path)
+    assert [list(movie.genres) for movie in read_manifest(path, " ").movies] == MOVIES
+    # Blanks are in many a name.
+    names = ["Science Fiction", "Film Noir", "Drama", "Science Fiction|Drama"]
+    assert len(read_manifest(manifest(genres_of(names))).genres) == 3
+
+
+@pytest.mark.parametrize("separator", [None, ",", "|"])
+@pytest.mark.parametrize(
+    "written",
+    [
+        pytest.param(json.dumps, id="json"),
+        pytest.param(str, id="python"),
+        pytest.param(lambda names: json.dumps([{"id": 7, "name": n} for n in names]), id="tmdb"),
+        pytest.param(lambda names: str([{"id": 7, "name": n} for n in names]), id="movies-dataset"),
+    ],
+)
+def test_a_list_as_programs_write_it_is_read(manifest, written, separator):
+    names = [*MOVIES, ["Children's", "R, \u201cB\u201d"]]
+    path = manifest("title,genres,keywords\n")
+    with path.open("a", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(("M", written(each), written(each)) for each in [*names, []])
+    movie_set = read_manifest(path, separator)
+    assert [list(movie.genres) for movie in movie_set.movies] == names
+    # Of a further column, the branches for lists look at names joined so.
+    assert [movie.value("keywords") for movie in movie_set.movies] == ["|".join(n) for n in names]
+    assert movie_set.notes == (
+        "movies.csv:13, column genres: none named, so the movie is left out",
+    )
+
+
+@pytest.mark.parametrize(
+    "cell", ["['Action' 'Drama']", "['Action', 'Dra", "[{'id': 1}]", "['Action', f()]"]
+)
+@pytest.mark.parametrize("separator", [None, ","])
+def test_a_list_that_cannot_be_read_is_refused(manifest, cell, separator):
+    with pytest.raises(DataError, match=r"csv:3, column genres: .* can't be read as one; write"):
+        read_manifest(manifest(genres_of(["War", cell])), separator)
+
+
+def test_movies_without_genres_are_left_out_and_told(manifest):
+    cells = ["War", "", r"\N", "(no genres listed)", "nan", "Drama"]
+    movie_set = read_manifest(manifest(genres_of(cells)))
+    assert movie_set.genres == ("Drama", "War")
+    assert [movie.id for movie in movie_set.movies] == ["2", "7"]
+    (note,) = movie_set.notes
+    assert (
+        note == "movies.csv:3, column genres: none named, so the movie is left out, the first of 4"
+    )
+
+
+def test_marks_of_nothing_are_no_text_and_no_poster(manifest):
+    path = manifest("title,poster,genres,synopsis\nNone,\\N,War,NaN\n")
+    (movie,) = read_manifest(path).movies
+    assert movie.columns == {"title": "None"}  # a movie may be called so
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_other_delimiters_are_seen_in_the_header(manifest, delimiter):
+    rows = (["title", "genres"], ["Godfather, The", "Crime|Drama"], [f"A{delimiter}B", "War"])
+    path = manifest("")
+    with path.open("w", newline="", encoding="utf-8-sig") as file:
+        csv.writer(file, delimiter=delimiter).writerows(rows)
+    found = [(movie.title, movie.genres) for movie in read_manifest(path).movies]
+    assert found == [("Godfather, The", ("Crime", "Drama")), (f"A{delimiter}B", ("War",))]
 
 
 @pytest.mark.parametrize("separator", ["", 5])

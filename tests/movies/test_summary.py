@@ -18,6 +18,7 @@ from genre_lightning.movies.summary import (
     dataset_table,
     render_table,
     repeated_notes,
+    same_for_all_notes,
     unlearnt_notes,
 )
 
@@ -145,6 +146,30 @@ def test_genres_that_nobody_learns_are_told_of(genres: list[str], told: str | No
     labels[4] = 1
     found = unlearnt_notes(dataset_table(MovieSet(MOVIES, tuple(genres)), SPLITS, labels, {}))
     assert found == [] if told is None else found[0].startswith(told)
+
+
+@pytest.mark.parametrize(
+    ("genres", "told"),
+    [
+        (["A", "B"], None),
+        (["A", "B", "C"], "every movie of train has the genre C: it is predicted for any movie"),
+        (["A", "B", "C", "D"], "every movie of train has the genres C, D: they are predicted"),
+    ],
+    ids=["none", "one", "two"],
+)
+def test_genres_that_every_movie_has_are_told_of(genres: list[str], told: str | None):
+    labels = np.ones((5, len(genres)), dtype=np.uint8)
+    labels[SPLITS["train"][0], :2] = 0
+    found = same_for_all_notes(dataset_table(MovieSet(MOVIES, tuple(genres)), SPLITS, labels, {}))
+    assert found == [] if told is None else found[0].startswith(told)
+
+
+def test_posters_in_another_place_are_told_of_once():
+    gone = [PosterFile.at(Path(f"/nowhere/{n}.jpg")) for n in range(3)]
+    movies = [Movie(str(n), {"poster": p}, ("A",), None, f"m:{n}") for n, p in enumerate(gone)]
+    assert absent_posters(movies) == [
+        "m:0: /nowhere/0.jpg, nor any other of the 3 that the dataset names"
+    ]
 
 
 def test_a_genre_that_no_movie_has_is_not_told_of():

@@ -404,12 +404,22 @@ def test_a_csv_file_may_have_titles_alone(tiny_checkpoint: Path, tmp_path: Path,
     assert [row["title"] for row in rows] == titles
 
 
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_a_csv_file_is_read_as_for_training(tiny_checkpoint: Path, tmp_path: Path, delimiter: str):
+    source, out = tmp_path / "in.csv", tmp_path / "out.csv"
+    text = delimiter.join(["title", "poster"]) + "\n" + delimiter.join(["None", r"\N"]) + "\n"
+    source.write_text(text, encoding="utf-8-sig")
+    assert main([str(tiny_checkpoint), "--csv", str(source), "--out", str(out)]) == 0
+    _, (row,) = read_csv(out)
+    assert (row["title"], row["poster"], row["problem"]) == ("None", r"\N", "")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"", "none of the columns title, poster that the model looks at"),
         (b"name,year\nHeat,1995\n", "none of the columns title, poster that the model looks at"),
-        (b"title;year\nHeat;1995\n", "'title;year'; columns are separated by commas"),
+        (b"title;year\nHeat;1995;1\n", r"in\.csv:2: 3 values .* a semicolon in it needs quotes"),
         (b"title,title\nHeat,Heat\n", "two columns named 'title'"),
         (b"title,PREDICTED\nHeat,1\n", "it has a column 'predicted', which the output adds"),
         (b"title,id\nHeat\n", r"in\.csv:2: 1 values for 2 columns"),
