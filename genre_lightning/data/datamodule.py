@@ -484,10 +484,11 @@ class MovieDataModule(pl.LightningDataModule):
             )
         if learnt_from in (None, self.learnt_from):
             return []
-        number, trained = here.get("num_movies"), trained_on.get("num_movies")
+        number, trained = (each.get("num_movies") for each in (here, trained_on))
         if here["reader"] == trained_on.get("reader") == "demo" and number != trained:
             # Genres and posters are drawn by a movie's place, and the last places are test.
-            if split == "test" and isinstance(trained, int) and number > trained:
+            enough = isinstance(number, int) and isinstance(trained, int) and number > trained
+            if split == "test" and enough:
                 return []
             return [
                 f"demo movies are drawn by their place, so those of {split} have genres and "
