@@ -81,7 +81,8 @@ def curves(
     epochs = max(places, default=1)
     ticks = _ticks(low, high, 5)
     low, high = min(low, ticks[0]), max(high, ticks[-1])
-    x = Scale(min([1, epochs - 1, *places]), epochs, 62 if large else 44, width - 8)
+    first, last = (min([1, *places]), epochs) if epochs > 1 else (min([0.5, *places]), 1.5)
+    x = Scale(first, last, 62 if large else 44, width - 8)
     y = Scale(low, high, height - (48 if large else 34), 10)
     parts = []
     for tick in ticks:
@@ -92,8 +93,9 @@ def curves(
     parts.append(line("axis", x.start, y.start, x.end, y.start))
     parts.append(words("axis-name", (x.start + x.end) / 2, height - 3, "epoch", "middle"))
     parts.append(
-        f'<svg class="plot" x="{x.start}" y="{y.end}" width="{x.end - x.start}"'
-        f' height="{y.start - y.end}" viewBox="{x.start} {y.end} {x.end - x.start}'
+        # What lies off the frame above is cut; at its sides there is room for a ring.
+        f'<svg class="plot" x="{x.start - 4}" y="{y.end}" width="{x.end - x.start + 8}"'
+        f' height="{y.start - y.end}" viewBox="{x.start - 4} {y.end} {x.end - x.start + 8}'
         f' {y.start - y.end}"><g class="lines">'
     )
     # the best last, on top of the others
@@ -148,7 +150,7 @@ def spread(rows: Sequence[tuple[Mark, Sequence[float]]]) -> Markup:
         f'<div class="spread-row" aria-hidden="true"><span></span>'
         f'<svg height="16">{numbers}</svg></div>'
     )
-    stacked = " stacked" if max(len(mark.name) for mark, _ in rows) > 22 else ""
+    stacked = " stacked" if max(len(mark.name) for mark, _ in rows) > 18 else ""
     return Markup(
         f'<div class="spread{stacked}" role="img" aria-label="Values of each run, by settings">'
         f"{''.join(parts)}</div>"
@@ -171,7 +173,7 @@ def parallel(
         log_scales: whether the scale of a key is logarithmic, as far as that is known.
     """
     css = "parallel many" if len(keys) > MANY_AXES else "parallel"
-    gap = min(max(790 / len(keys), 120), 260)
+    gap = max(790 / len(keys), 120)
     width, height = 64 + gap * len(keys) + 80, 360
     top, bottom = 34.0, height - 18.0
     axes = [
@@ -198,7 +200,7 @@ def parallel(
         x = 64 + gap * number
         parts.append(line("axis", x, top, x, bottom))
         parts.append(words("label", x, 16, shortened(name, 19), "middle"))
-        for at, text in axis.ticks():
+        for at, text in axis.ticks(int(min(gap / 8, 48))):
             parts.append(line("axis", x - 3, at, x + 3, at))
             parts.append(words("tick halo", x + 7, at + 3.5, text))
     return svg("Settings and metric of each group of runs", width, height, parts, css=css)
@@ -245,13 +247,14 @@ class _Axis:
             return self.start
         return self.scale(self._measure(float(value)))
 
-    def ticks(self) -> Iterator[tuple[float, str]]:
-        """Places and texts along it."""
+    def ticks(self, most: int) -> Iterator[tuple[float, str]]:
+        """Places and texts along it; names have so many characters at most."""
         if self.scale is None:
             step = math.ceil(len(self.named) / 16)
             for number in range(0, len(self.named), step):
-                text = shown_setting(self.named[number])
-                yield self.even(number), "–" if self.named[number] is None else shortened(text, 14)
+                value = self.named[number]
+                text = "–" if value is None else shortened(shown_setting(value), most)
+                yield self.even(number), text
             return
         if None in self.named:
             yield self.start, "–"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -193,9 +194,12 @@ def genre_table(model: TrainedModel, table: ScoreTable | None) -> Markup:
             scores, targets, model.thresholds.numpy(), resamples=table.resamples
         ).per_genre
         for g, row in enumerate(rows):
-            row.append(f"{int(found['support'][g]):,}")
+            support = int(found["support"][g])
+            row.append(f"{support:,}")
             for name in ("f1", "ap"):
-                value = interval(float(found[name][g]), drawn[name][:, g])
+                # Without a movie that has the genre a dash, as in the report.
+                score = float(found[name][g]) if support else math.nan
+                value = interval(score, drawn[name][:, g])
                 row += [number(value.value), span(value)]
     return table_markup(heads, rows, ("genre",))
 

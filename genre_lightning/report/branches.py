@@ -146,7 +146,7 @@ def movie_groups(model: TrainedModel, scores: SplitScores) -> list[Group]:
 
 
 @dataclass(frozen=True)
-class _ShownSubsets:
+class ShownSubsets:
     """Which subsets of the branches the table of a group of movies shows.
 
     Attributes:
@@ -158,7 +158,7 @@ class _ShownSubsets:
     without: dict[str, tuple[str, ...]]
 
 
-def _shown_subsets(labels: Mapping[str, str], scores: SplitScores, movies: Tensor) -> _ShownSubsets:
+def shown_subsets(labels: Mapping[str, str], scores: SplitScores, movies: Tensor) -> ShownSubsets:
     """Each branch alone that all these movies have, all but each, and all together.
 
     Args:
@@ -184,7 +184,7 @@ def _shown_subsets(labels: Mapping[str, str], scores: SplitScores, movies: Tenso
             if others in labelled.values():
                 without[name] = others
     labelled[_together([labels[name] for name in present], len(everything))] = everything
-    return _ShownSubsets(labelled, without)
+    return ShownSubsets(labelled, without)
 
 
 def _rows(
@@ -204,7 +204,7 @@ def _rows(
         fitted: see :func:`branch_section`.
     """
     everything = tuple(labels)
-    shown = _shown_subsets(labels, scores, movies)
+    shown = shown_subsets(labels, scores, movies)
     targets = scores.targets[movies]
     values, resampled = {}, {}
     for some in shown.labelled.values():
@@ -284,10 +284,11 @@ def _chart(
 
 def _together(present: Sequence[str], branches: int) -> str:
     """What to call the whole model where a movie has these of its branches' columns."""
-    if len(present) == branches > 2:
-        return "All branches"
+    if len(present) > 2:
+        return "All branches" if len(present) == branches else "All other branches"
     return _title(" + ".join(present) if len(present) > 1 else f"{(*present, 'prior')[0]} alone")
 
 
 def _title(text: str) -> str:
-    return text[:1].upper() + text[1:]
+    """With a capital; a name such as title_minilm stays as it is."""
+    return text if "_" in text.split(maxsplit=1)[0] else text[:1].upper() + text[1:]

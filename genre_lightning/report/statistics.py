@@ -24,7 +24,7 @@ _BLOCK = 8_000_000
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and its bootstrap interval; nan where undefined."""
+    """An estimate and its bootstrap interval; its ends are nan where there is none."""
 
     value: float
     low: float
@@ -41,8 +41,6 @@ class Bootstrap:
             has no positive.
         resamples: R.
         seed: of the draws.
-
-    All are nan of a single movie, which tells nothing of how much they vary.
     """
 
     metrics: dict[str, np.ndarray]
@@ -145,12 +143,6 @@ def bootstrap(
         "map_micro": map_micro,
         "map_macro": _ratio(np.nansum(ap, axis=1), has_ap.sum(axis=1)),
     }
-    if num_movies == 1:
-        # Each resample is the movie itself: intervals of no width would say that all is certain.
-        metrics, per_genre = (
-            {name: np.full_like(values, np.nan) for name, values in each.items()}
-            for each in (metrics, per_genre)
-        )
     return Bootstrap(metrics, per_genre, resamples, seed)
 
 
@@ -211,6 +203,9 @@ def interval(
     genres the plain percentile interval of macro mAP held the truth 39% of the time, this one 94%
     (``tests/report/test_statistics.py`` has a short version).
 
+    There is none where all resamples agree, as those of a genre none of whose few movies is found:
+    no width would say that all is certain.
+
     Args:
         value: the estimate; it always lies inside.
         resampled: (R,) of the resamples; nans are left out.
@@ -219,7 +214,7 @@ def interval(
     Source: Davison & Hinkley 1997, "Bootstrap Methods and their Application", section 5.2.
     """
     resampled = resampled[~np.isnan(resampled)]
-    if not len(resampled) or np.isnan(value):
+    if not len(resampled) or np.isnan(value) or np.ptp(resampled) == 0:
         return Interval(value, float("nan"), float("nan"))
     low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from genre_lightning.comparison.charts import Mark, parallel
+from genre_lightning.comparison.charts import Mark, curves, parallel
 from genre_lightning.comparison.leaderboard import compare
 from genre_lightning.comparison.page import render_leaderboard
 from tests.comparison.written_runs import write_run
@@ -74,3 +74,19 @@ def test_a_sweep_tells_which_of_its_scales_are_logarithmic(tmp_path: Path):
     line = re.findall(r'data-g="1"[^>]*><path class="curve" d="([^"]*)"', page)[-1]
     ends = [float(y) for y in re.findall(r"\S+ (\S+)(?=C|$)", line)]
     assert len(set(ends[:2])) == 2  # dropout and lr: the same number at another height
+
+
+def test_names_with_the_same_beginning_are_told_apart():
+    lists = [f"title_tfidf + poster_{name}" for name in ("resnet", "lite2", "timm")]
+    rows = [(Mark(g, None, None, str(g)), [value], 0.5) for g, value in enumerate(lists)]
+    shown = re.findall(r'class="tick halo"[^>]*>([^<]*)<', parallel(["branch"], "metric", rows))
+    assert sorted(shown[:3]) == sorted(lists)
+
+
+def test_runs_of_one_epoch_stand_above_it():
+    """And not at an edge, where half of each ring would be cut off."""
+    drawn = curves("m", [(Mark(0, 0, 1.0, "a"), [(1, 0.5)]), (Mark(1, 1, 0.0, "b"), [(1, 0.4)])])
+    ticks = re.findall(r'class="tick" x="([\d.]+)"[^>]*anchor="middle">(\d+)<', drawn)
+    rings = re.findall(r'class="end" cx="([\d.]+)"', drawn)
+    assert [text for _, text in ticks] == ["1"]
+    assert set(rings) == {ticks[0][0]}

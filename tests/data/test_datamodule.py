@@ -6,7 +6,7 @@ import csv
 import gc
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from genre_lightning.inputs.table import state_to_text
 from genre_lightning.inputs.terms import TermsFeatures, TermsInput
 from genre_lightning.inputs.vectors import VectorsInput
 from genre_lightning.inputs.year import YearInput
-from genre_lightning.movies.movie import DataError
+from genre_lightning.movies.movie import DataError, Movie, PosterFile
 from tests.pictures import readable_if_small
 
 SPLITS = ["train"] * 12 + ["val"] * 4 + ["test"] * 4
@@ -708,6 +708,37 @@ def test_of_a_split_that_is_given_changed_movies_are_told(write: Write, tmp_path
     changed.setup()
     (said,) = changed.changed_notes("test", card["data"], card["learnt_from"])
     assert said.startswith(f"the movies of train and val in {path} are not those that")
+
+
+def test_demo_movies_that_were_learnt_from_are_told(tmp_path: Path) -> None:
+    """A demo of another size has the same posters at the same places."""
+
+    def demo(number: int, **fixed: Any) -> MovieDataModule:
+        data = MovieDataModule(
+            "demo", fixed.pop("inputs", {"title": terms()}), cache_dir=tmp_path,
+            root=str(tmp_path), num_movies=number, poster_height=32, workers=1, **fixed,
+        )  # fmt: skip
+        data.setup()
+        return data
+
+    trained = demo(60)
+    card = trained.describe()
+    told = card["data"], card["learnt_from"]
+    fixed = {"inputs": trained.inputs, "genres": trained.genres}
+    fewer, more = demo(30, **fixed), demo(90, **fixed)
+
+    def posters(movies: Iterable[Movie]) -> set[bytes]:
+        found = (movie.value("poster") for movie in movies)
+        return {poster.read_bytes() for poster in found if isinstance(poster, PosterFile)}
+
+    learnt = posters(movie for movie in trained.movie_set.movies if movie.split == "train")
+    for data, split, leaks in (
+        (fewer, "test", True), (more, "test", False), (more, "val", True), (trained, "val", False),
+    ):  # fmt: skip
+        movies = [data.movie_set.movies[row] for row in data.splits[split]]
+        assert bool(posters(movies) & learnt) == leaks or data is trained
+        notes = data.changed_notes(split, *told)
+        assert ["demo movies are drawn by their place" in note for note in notes] == [True] * leaks
 
 
 def test_a_column_without_a_word_in_train_is_refused_by_name(write: Write, tmp_path: Path) -> None:

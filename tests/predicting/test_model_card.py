@@ -9,7 +9,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +69,22 @@ def tables(text: str) -> list[dict[str, dict[str, str]]]:
 
 
 def write_evaluation(
-    folder: Path, checkpoint: Path, seed: int = 0, separator: str = "|", **change: Any
+    folder: Path,
+    checkpoint: Path,
+    seed: int = 0,
+    separator: str = "|",
+    absent: Sequence[str] = (),
+    **change: Any,
 ) -> np.ndarray:
-    """An evaluation of 40 movies as evaluate.py writes it; gives its scores and targets."""
+    """An evaluation of 40 movies as evaluate.py writes it; gives its scores and targets.
+
+    None of the movies has a genre of ``absent``.
+    """
     model = load_model(checkpoint)
     generator = np.random.default_rng(seed)
     shape = (40, len(model.genres))
     targets = generator.random(shape) < 0.35
+    targets[:, [model.genres.index(genre) for genre in absent]] = False
     scores = np.clip(generator.normal(0.3, 0.15, shape) + 0.15 * targets, 0, 1).round(6)
     scores = scores.astype(np.float32)
     decided = scores >= model.thresholds.numpy()
@@ -99,8 +108,13 @@ def write_evaluation(
         all_of = (decided if name == "precision" else targets).sum(0)
         found[f"{name}_micro"] = hits.sum() / all_of.sum()
         found[f"{name}_macro"] = (hits / np.maximum(all_of, 1)).mean()
+    there = targets.any(axis=0)
     for average in ("micro", "macro"):
-        found[f"map_{average}"] = average_precision_score(targets, scores, average=average)
+        found[f"map_{average}"] = average_precision_score(
+            targets[:, there] if average == "macro" else targets,
+            scores[:, there] if average == "macro" else scores,
+            average=average,
+        )
     (folder / "metrics.json").write_text(json.dumps({k: float(v) for k, v in found.items()}))
     return np.stack([scores, targets.astype(np.float32)])
 
@@ -145,6 +159,17 @@ def test_scores_have_intervals_over_the_movies(tiny_checkpoint: Path, tmp_path: 
         ("F1, micro", round(value, 4))
     }
     assert "Genres scored on fewer than 20 movies" in card
+
+
+def test_a_genre_that_no_movie_has_is_not_scored(tiny_checkpoint: Path, tmp_path: Path):
+    checkpoint = tmp_path / "tiny.ckpt"
+    shutil.copy(tiny_checkpoint, checkpoint)
+    write_evaluation(tmp_path / "scored", checkpoint, absent=["Horror"])
+    (genres,) = tables(section(model_card(checkpoint), "## Genres and thresholds"))
+    row = genres["Horror"]
+    assert row["test movies"] == "0"
+    assert row["F1"] == row["average precision"] == "–"
+    assert row["95% of F1"] == row["95% of it"] == ""
 
 
 HEADER = "id,title,true,predicted,Action,Comedy,Drama,Horror\n"

@@ -11,8 +11,14 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score, f1_score
 
+from genre_lightning.explain.parts import branch_labels
 from genre_lightning.models.stacking import Stacking
-from genre_lightning.report.branches import branch_section, movie_groups, score_subsets
+from genre_lightning.report.branches import (
+    branch_section,
+    movie_groups,
+    score_subsets,
+    shown_subsets,
+)
 from genre_lightning.report.statistics import Bootstrap, bootstrap
 from genre_lightning.scoring.thresholds import fit_thresholds
 
@@ -170,7 +176,9 @@ def test_gains_are_paired_differences(three_branches: Any):
                 )
             for gain, a, b in zip(row["values"], whole["values"], without["values"], strict=True):
                 assert gain.value == pytest.approx(a.value - b.value)
-                assert gain.low <= gain.value <= gain.high
+                # Where no resample gains anything there is no interval.
+                unchanged = gain.value == 0 and np.isnan(gain.low)
+                assert unchanged or gain.low <= gain.value <= gain.high
 
 
 def test_what_is_shown_of_each_group(two_branches: Any, three_branches: Any):
@@ -205,6 +213,24 @@ def test_what_is_shown_of_each_group(two_branches: Any, three_branches: Any):
         "Without poster": ["Title alone", "Title + synopsis", "Gain from synopsis"],
         "Without synopsis": ["Title alone", "Title + poster", "Gain from poster"],
     }
+
+
+def test_of_many_branches_those_that_are_left_have_a_short_name(three_branches: Any):
+    """The names of all would be cut off in the table."""
+    case = three_branches
+    inputs, has = case.model.inputs, case.scores.has
+    scores = replace(case.scores, has={**has, "title_more": has["name"]})
+    labels = branch_labels({**inputs, "title_more": inputs["name"]})
+    shown = list(shown_subsets(labels, scores, ~has["picture"] & has["plot"]).labelled)
+    assert shown == [
+        "Name alone",
+        "Synopsis alone",
+        "title_more alone",
+        "All but name",
+        "All but synopsis",
+        "All but title_more",
+        "All other branches",
+    ]
 
 
 def test_the_whole_model_without_a_column_is_the_model_itself(two_branches: Any):

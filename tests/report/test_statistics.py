@@ -94,10 +94,18 @@ def test_bootstrap_does_not_depend_on_how_much_is_held_at_once(monkeypatch: pyte
 
 def test_of_a_single_movie_there_are_no_intervals():
     result = bootstrap(np.full((1, 2), 0.6), np.array([[1, 0]]), np.full(2, 0.5), resamples=3)
-    assert all(np.isnan(values).all() for values in result.metrics.values())
-    assert all(np.isnan(values).all() for values in result.per_genre.values())
     found = interval(1.0, result.metrics["map_macro"])
     assert found.value == 1.0 and np.isnan([found.low, found.high]).all()
+
+
+def test_where_all_resamples_agree_there_is_no_interval():
+    """Of a genre whose three movies are all missed, "0 to 0" would say that F1 is surely 0."""
+    scores, targets = draw(60, [0.4, 0.4], seed=0)
+    scores[:, 1], targets[:, 1] = 0.1, np.arange(60) < 3
+    result = bootstrap(scores, targets, np.full(2, 0.5), resamples=50)
+    found = interval(0.0, result.per_genre["f1"][:, 1])
+    assert found.value == 0 and np.isnan([found.low, found.high]).all()
+    assert interval(0.5, result.per_genre["f1"][:, 0]).low < 0.5
 
 
 def test_bootstrap_of_a_split_without_positives():
