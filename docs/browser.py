@@ -75,7 +75,6 @@ def serve_demo(
     from genre_lightning.webapp.server import build_server, open_port
 
     listener = open_port("127.0.0.1", 0)
-    listener.listen()
     server = build_server(build_app(predictor, checkpoint, hosts))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
 

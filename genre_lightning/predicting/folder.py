@@ -44,10 +44,10 @@ def export_folder(
         raise ExportError(f"{folder}: there is no folder {folder.absolute().parent}")
     try:
         with whole_folder(folder.absolute()) as place:
-            card = model_card(checkpoint, scores, licence, file=WEIGHTS)
+            export_weights(checkpoint, place / WEIGHTS)
+            card = model_card(checkpoint, scores, licence, place / WEIGHTS)
             write_model_card(place / CARD, card)
             export_onnx(load_model(checkpoint), place / GRAPH)
-            export_weights(checkpoint, place / WEIGHTS)
             names = sorted(path.name for path in place.iterdir())
     except OSError as error:
         raise ExportError(f"{folder}: can't be written ({error.strerror or error})") from error

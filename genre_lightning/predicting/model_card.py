@@ -68,7 +68,7 @@ def model_card(
     checkpoint: Path,
     evaluations: Sequence[Path] = (),
     licence: str | None = None,
-    file: str | None = None,
+    given: Path | None = None,
 ) -> str:
     """The model card of a checkpoint, as Markdown with the YAML that the Hugging Face hub reads.
 
@@ -77,8 +77,8 @@ def model_card(
             differ by the seed alone, and the evaluations in folders below it.
         evaluations: further folders that evaluate.py wrote.
         licence: of the model, as an identifier of SPDX; None where nobody has chosen one.
-        file: what the checkpoint is called in a folder that has the ONNX files, too; None for its
-            own name, without them.
+        given: the file with the same weights that whoever reads the card has in place of it, beside
+            the ONNX files; None for the checkpoint itself, without them.
 
     Raises:
         CheckpointError: it is no checkpoint of this project.
@@ -96,13 +96,14 @@ def model_card(
     per_genre = next((table for table in scored if table.evaluation is not None), None)
     counts = model.loss.get("genre_counts")
     name = f"Movie genres from {listed(list(model.columns))}"
+    file = given or checkpoint
     values = {
         "name": name,
         "front": Markup(_front_matter(model, scored, licence, name)),
         "genre_names": model.genres,
         "columns": list(model.columns),
-        "use": Markup(_usage(model, file or checkpoint.name)),
-        "has_graph": file is not None,
+        "use": Markup(_usage(model, file.name)),
+        "has_graph": given is not None,
         "dataset": _dataset_name(model.data),
         "splitting": split_table(model.data),
         "num_train": model.loss.get("num_movies"),
@@ -116,7 +117,7 @@ def model_card(
         "encoders": encoder_table(model),
         "settings": settings_table(content.get(TRAINING_KEY)),
         "result": result or {},
-        "facts": file_table(checkpoint, content, result or {}),
+        "facts": file_table(file, content, result or {}),
         "licence": licence,
         "rare": [
             f"{genre} ({count})"

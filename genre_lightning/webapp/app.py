@@ -14,7 +14,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
 
 from genre_lightning.webapp import api
 
@@ -149,7 +148,7 @@ class _Guard:
         if not self._is_ours(host):
             message = "This page goes by its IP address or localhost, and not by this name."
             app = _error(400, "wrong_host", message)
-        elif origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        elif origin is not None and origin.partition("://")[2].lower() != host.lower():
             app = _error(403, "wrong_origin", "Only this page itself may ask.")
         await app(scope, receive, send_with_headers)
 

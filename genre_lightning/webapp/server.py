@@ -108,8 +108,6 @@ def _serve(options: argparse.Namespace) -> int:
                 f"warning: {options.host} can be reached by other machines, without a password",
                 file=sys.stderr,
             )
-        # From here on a browser that comes too early waits instead of being turned away.
-        listener.listen()
         print(f"{checkpoint.name} can be tried at {url} (Ctrl-C ends)", flush=True)
         if options.browser and _has_screen():
             # On its own thread: some browsers are waited for.
@@ -141,7 +139,7 @@ def _check_extra() -> None:
 
 
 def open_port(host: str, port: int) -> socket.socket:
-    """A socket bound to an address, not yet listening.
+    """A socket that listens on an address: nobody else can have it, and who comes early waits.
 
     Raises:
         DemoError: there is no such address here, or the port is in use.
@@ -157,6 +155,7 @@ def open_port(host: str, port: int) -> socket.socket:
         if os.name == "posix":  # elsewhere it would let two programs have the same port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        listener.listen()  # two can bind one address; only one of them listens
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:

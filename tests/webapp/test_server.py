@@ -96,6 +96,13 @@ def test_an_address_of_another_machine_is_refused(capsys: pytest.CaptureFixture[
     assert "can't listen on 192.0.2.1" in capsys.readouterr().err
 
 
+def test_a_port_is_in_use_before_the_model_is_loaded():
+    with demo.open_port("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(demo.DemoError, match=f"port {port} is in use"):
+            demo.open_port("127.0.0.1", port)
+
+
 @pytest.mark.parametrize(
     ("address", "url"),
     [
