@@ -6,9 +6,7 @@ import importlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from importlib.machinery import ModuleSpec
-from importlib.metadata import EntryPoints, entry_points
 from types import ModuleType
 from typing import Any
 
@@ -66,25 +64,6 @@ def _load_flop_counter() -> None:
     stand_ins = {name: ModuleType(name) for name in ("triton", "triton.runtime")}
     with _standing_in({**stand_ins, jit.__name__: jit}):
         import torch.utils.flop_counter  # noqa: F401
-
-
-def look_for_plugins_once() -> None:
-    """Have Lightning look once in a process for packages that add callbacks to every trainer.
-
-    For each trainer it would read what all installed packages say of themselves again: .01 s of
-    each job of a sweep.
-    """
-    from pytorch_lightning.trainer.connectors import callback_connector
-
-    # In the names of the module that defines it, which is of a package that Lightning brings.
-    look = vars(callback_connector).get("_load_external_callbacks")
-    if look is not None and "entry_points" in look.__globals__:  # not so in every version
-        look.__globals__["entry_points"] = _entry_points
-
-
-@cache
-def _entry_points(*, group: str) -> EntryPoints:
-    return entry_points(group=group)
 
 
 @contextmanager
