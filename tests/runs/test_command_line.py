@@ -12,7 +12,8 @@ import pytest
 from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 
-from genre_lightning.runs.checks import check_data_is_there
+from genre_lightning.errors import SettingError
+from genre_lightning.runs.checks import check_data_is_there, check_settings
 from genre_lightning.runs.config_errors import explain_error
 from genre_lightning.scoring.names import MONITORED
 from tests.forking import run_command
@@ -145,6 +146,22 @@ def test_a_sweep_is_not_refused_for_files_that_it_makes_or_that_only_its_jobs_ha
     check_data_is_there({"reader": "ml1m", "root": "none", "download": True}, ["seed"])
     check_data_is_there({"reader": "manifest", "path": "none.csv"}, ["data.path"])
     check_data_is_there({"reader": "ml1m", "root": "none", "download": False}, ["data"])
+
+
+COUNTS = (
+    "limit", "val_limit", "server.concurrency", "server.give_up_after", "server.max_requests",
+    "server.max_tokens", "server.requests_per_minute", "server.tokens_per_minute",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("key", [*COUNTS, "train_limit", "server.retries", "server.timeout"])
+def test_numbers_of_genre_ask_out_of_range(key: str) -> None:
+    slips = [-1, "9", True] + [0] * (key in (*COUNTS, "server.timeout"))
+    for slip in slips + [1.5] * (key != "server.timeout"):
+        cfg = OmegaConf.create()
+        OmegaConf.update(cfg, key, slip)
+        with pytest.raises(SettingError, match=rf"^{key}={slip} must be a "):
+            check_settings(cfg)
 
 
 @pytest.mark.parametrize("slip", EVALUATIONS)
