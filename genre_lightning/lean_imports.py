@@ -100,10 +100,11 @@ def _pairwise_distances(*arguments: Any, **options: Any) -> Any:
 
 @contextmanager
 def _without_signals() -> Iterator[None]:
-    """Let torchmetrics find a ``scipy.signal`` that needs no patch, without importing it.
+    """Let torchmetrics find ``scipy.signal.hamming``, without importing ``scipy.signal``.
 
-    It gives it back a window that a package for audio needs, and imports statistics, splines and
-    image filters for that. What is imported later finds SciPy's own, unpatched.
+    It puts that function back, which SciPy has moved and a package for audio still asks for. To do
+    so it would import SciPy's statistics, splines and image filters. Later imports find SciPy's
+    own module, without the function.
     """
     patched = ModuleType("scipy.signal")
     vars(patched)["hamming"] = None
