@@ -6,18 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from genre_lightning.errors import InputError
-from genre_lightning.explain.pictures import proportions
 from genre_lightning.inputs.input import Value
-from genre_lightning.inputs.pixels import read_poster
 from genre_lightning.page.document import render_fragment
 from genre_lightning.report.card import (
-    HEIGHT,
     BranchCard,
-    as_thumbnail,
     branch_card,
     cooccurrence_card,
     data_uri,
+    thumbnail,
 )
 from genre_lightning.report.numbers import digits_beside, number, signed
 
@@ -63,7 +59,7 @@ def card_html(
         explanation: of its scores.
         explained: the genres whose reasons are shown.
     """
-    picture, no_poster = _small(poster)
+    picture, no_poster = (None, "") if poster is None else thumbnail(poster)
     reasons = []
     methods: Mapping[str, BranchExplanation] = {}
     if explanation is not None:
@@ -84,19 +80,6 @@ def card_html(
         reasons=reasons,
         methods=list(dict.fromkeys(found.method for found in methods.values())),
     )
-
-
-def _small(poster: Value | None) -> tuple[Image.Image | None, str]:
-    """The poster in small; None where there is none, or it can't be read now, and which of both."""
-    if poster is None:
-        return None, ""
-    try:
-        width, height = proportions(poster)
-        return as_thumbnail(read_poster(poster, (HEIGHT, HEIGHT)), width / height), ""
-    except FileNotFoundError:
-        return None, "poster not there"
-    except (InputError, OSError, ValueError):
-        return None, "poster unreadable"
 
 
 def _reason(explanation: MovieExplanation, genre: str, picture: Image.Image | None) -> Reason:

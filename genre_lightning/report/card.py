@@ -9,9 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from genre_lightning.errors import InputError
 from genre_lightning.explain.explainer import BranchExplanation, ImageExplanation, TextExplanation
 from genre_lightning.explain.parts import ScoreParts
-from genre_lightning.explain.pictures import lay_over
+from genre_lightning.explain.pictures import lay_over, proportions
+from genre_lightning.inputs.input import Value
+from genre_lightning.inputs.pixels import read_poster
+from genre_lightning.movies.movie import PosterFile
 from genre_lightning.wording import shortened
 
 #: Pixels of a thumbnail's height; twice as many as are shown.
@@ -103,16 +107,22 @@ def cooccurrence_card(parts: ScoreParts, genre: int) -> list[BranchCard]:
     return [branch_card(CO_OCCURRENCE, True, float(parts.cooccurrence[genre]), genre, None, None)]
 
 
-def as_thumbnail(pixels: np.ndarray, proportion: float) -> Image.Image:
-    """A small picture, in its own proportions within bounds.
+def thumbnail(poster: PosterFile | Value) -> tuple[Image.Image | None, str]:
+    """A small picture of a poster, in its own proportions within bounds; None, and why, for none.
 
     Args:
-        pixels: (HEIGHT, HEIGHT, 3) uint8 RGB, the whole image squeezed.
-        proportion: width of the image by its height.
+        poster: of a dataset; or as a user hands it in, see :func:`read_poster`.
     """
+    try:
+        image = poster.read_bytes() if isinstance(poster, PosterFile) else poster
+        pixels = read_poster(image, (HEIGHT, HEIGHT))
+        width, height = proportions(image)
+    except (OSError, InputError) as error:
+        gone = any(isinstance(each, FileNotFoundError) for each in (error, error.__cause__))
+        return None, "poster not there" if gone else "poster unreadable"
     # Banners and ribbons are squeezed rather than left to break the page.
-    size = (round(HEIGHT * min(max(proportion, 0.5), 1.0)), HEIGHT)
-    return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
+    size = (round(HEIGHT * min(max(width / height, 0.5), 1.0)), HEIGHT)
+    return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC), ""
 
 
 def data_uri(image: Image.Image) -> str:

@@ -16,15 +16,14 @@ from genre_lightning.data.datamodule import MovieDataModule
 from genre_lightning.explain.explainer import BranchExplanation
 from genre_lightning.explain.parts import ScoreParts, branch_labels, split_logits
 from genre_lightning.explain.table import explain_branch, find_explainer
-from genre_lightning.inputs.decode import PosterError, decode_poster, upright_size
+from genre_lightning.inputs.decode import PosterError
 from genre_lightning.movies.movie import Movie, PosterFile
 from genre_lightning.report.card import (
-    HEIGHT,
     BranchCard,
-    as_thumbnail,
     branch_card,
     cooccurrence_card,
     data_uri,
+    thumbnail,
 )
 from genre_lightning.report.evaluation import SplitScores
 
@@ -290,19 +289,6 @@ def _explain(model: TrainedModel, movie: Movie, branch: str) -> BranchExplanatio
         return explain_branch(model, branch, value.read_bytes())
     except (OSError, PosterError):  # it was there when the cache was made
         return None
-
-
-def thumbnail(poster: PosterFile) -> tuple[Image.Image | None, str]:
-    """A small picture in the poster's own proportions, or None and why there is none."""
-    try:
-        data = poster.read_bytes()
-        pixels = decode_poster(data, HEIGHT)
-        width, height = upright_size(data)
-    except FileNotFoundError:
-        return None, "poster not there"
-    except (OSError, PosterError):
-        return None, "poster unreadable"
-    return as_thumbnail(pixels, width / height), ""
 
 
 def make_gallery(

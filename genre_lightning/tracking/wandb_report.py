@@ -13,8 +13,8 @@ import wandb
 from genre_lightning.checkpoint.model import TrainedModel
 from genre_lightning.data.datamodule import MovieDataModule
 from genre_lightning.movies.movie import PosterFile
+from genre_lightning.report.card import thumbnail
 from genre_lightning.report.evaluation import SplitScores, genre_rows
-from genre_lightning.report.gallery import thumbnail
 from genre_lightning.report.statistics import precision_recall_steps
 
 if TYPE_CHECKING:

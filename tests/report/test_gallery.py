@@ -17,14 +17,13 @@ from torch import Tensor, nn
 from genre_lightning.explain.parts import score_parts
 from genre_lightning.models.stacking import Stacking
 from genre_lightning.movies.movie import PosterFile
-from genre_lightning.report.card import BranchCard
+from genre_lightning.report.card import BranchCard, thumbnail
 from genre_lightning.report.gallery import (
     Card,
     Pick,
     make_card,
     margins,
     most_confident,
-    thumbnail,
 )
 
 THRESHOLDS = np.array([0.5, 0.2], dtype=np.float32)
