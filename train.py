@@ -149,7 +149,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     """
     # Imported here: --help, --cfg and completion answer without waiting for PyTorch.
     with kept_imports():
-        from genre_lightning.lean_imports import load_lightning, look_for_plugins_once
+        from genre_lightning.lean_imports import load_lightning
 
         load_lightning()
         from hydra.utils import instantiate
@@ -190,7 +190,6 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     result["num_parameters"] = sum(parameter.numel() for parameter in network.parameters())
     precision = chosen_precision(cfg)
     history = History(folder)
-    look_for_plugins_once()
     with refused_settings("trainer"):
         trainer = instantiate(
             cfg.trainer,

@@ -59,6 +59,7 @@ def _free_at_the_end() -> None:
 
 
 def _free_if_missed() -> None:
-    # Its extension complains line by line of what is left. All else is left to the system.
+    # Triton's extension prints a line for each of its objects that is left then. Nothing else has
+    # to be freed: the process ends.
     if "triton" in sys.modules:
         gc.unfreeze()

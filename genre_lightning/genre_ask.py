@@ -39,8 +39,8 @@ def ask_folder(model: str | None, overrides: Sequence[str], sweeper: Mapping[str
 
     In words the overrides would have characters that a path on a command line can't have unquoted.
     """
-    told = sweep_name(None, overrides, sweeper)
-    digest = hashlib.blake2b(told.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
+    settings = sweep_name(None, overrides, sweeper)
+    digest = hashlib.blake2b(settings.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
     name = re.sub(r"[^\w.-]+", "-", str(model or "")).strip("-.")[:MAX_NAME_CHARACTERS]
     return f"{name or 'model'}-{digest}"
 
@@ -141,6 +141,9 @@ def check_request(cfg: DictConfig, swept: Container[str] = ()) -> None:
             raise UserError(
                 f"{name} must be given: genre-ask model=NAME base_url=http://127.0.0.1:8000/v1"
             )
+    for key in ("concurrency", "longest_wait", "retries", "timeout"):
+        if cfg.server[key] is None and f"server.{key}" not in swept:
+            raise UserError(f"server.{key} can't be null")
     if cfg.base_url is not None:
         check_url(cfg.base_url)
     if cfg.split not in ("val", "test"):
@@ -172,11 +175,10 @@ def rows_by_split(cfg: DictConfig, data: MovieDataModule) -> dict[str, np.ndarra
     """By split, (n,) int64: the movies to ask about."""
     from genre_lightning.ask.run import choose_rows
 
-    asked = choose_rows(data.splits[cfg.split], cfg.limit, "limit")
     return {
-        "val": choose_rows(data.splits["val"], cfg.val_limit, "val_limit"),
-        "train": choose_rows(data.splits["train"], cfg.train_limit, "train_limit", 0),
-        cfg.split: asked,
+        "val": choose_rows(data.splits["val"], cfg.val_limit),
+        "train": choose_rows(data.splits["train"], cfg.train_limit),
+        cfg.split: choose_rows(data.splits[cfg.split], cfg.limit),
     }
 
 
@@ -320,7 +322,7 @@ def logged_values(monitor: str, result: Mapping[str, Any]) -> dict[str, float]:
 
 def facts(questioner: Questioner, result: dict[str, Any], split: str) -> list[tuple[str, str]]:
     """What the report says at its top of how the model was asked."""
-    told = [
+    rows = [
         ("Server", questioner.base_url),
         ("Shown", ", ".join(questioner.show)),
         ("Asked", f"prompt {questioner.prompt.name}, answers {questioner.answers}"),
@@ -331,10 +333,10 @@ def facts(questioner: Questioner, result: dict[str, Any], split: str) -> list[tu
         *([] if seconds is None else [f"{seconds:.2f} s"]),
     ]
     if cost:
-        told.append(("A movie takes", ", ".join(cost)))
+        rows.append(("A movie takes", ", ".join(cost)))
     count = result["unanswered"][split]
-    told.append(("No answer", f"{count:,}, which count as wrong" if count else "none"))
-    return told
+    rows.append(("No answer", f"{count:,}, which count as wrong" if count else "none"))
+    return rows
 
 
 def prepared(arguments: Sequence[str]) -> list[str]:

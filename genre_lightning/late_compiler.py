@@ -4,10 +4,12 @@ Lightning names a class of the compiler as it is imported, and an optimizer call
 to say that it is not to be compiled. Either imports ``torch._dynamo``, and with it SymPy, Inductor,
 FSDP, ONNX and thousands of other modules: half of the time that a training takes to start. So a
 module stands in for it that answers these questions as the compiler would, and gives way to the
-real one with the first other question. So it is with the processes of a training that join each
-other, which ask for its plans with them. Likewise torchvision, and with it timm, imports a function
-of ``torch._dynamo.utils`` that it calls in a few of its operations alone, and transformers marks
-some functions for the compiler.
+real one with the first other question. It also answers
+
+- ``DistributedDataParallel``, which asks how the compiler treats it,
+- torchvision, and with it timm, which imports a function of ``torch._dynamo.utils`` that it calls
+  in a few of its operations alone,
+- transformers, which marks some functions for the compiler.
 """
 
 from __future__ import annotations

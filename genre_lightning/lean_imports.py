@@ -6,9 +6,7 @@ import importlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from importlib.machinery import ModuleSpec
-from importlib.metadata import EntryPoints, entry_points
 from types import ModuleType
 from typing import Any
 
@@ -68,25 +66,6 @@ def _load_flop_counter() -> None:
         import torch.utils.flop_counter  # noqa: F401
 
 
-def look_for_plugins_once() -> None:
-    """Have Lightning look once in a process for packages that add callbacks to every trainer.
-
-    For each trainer it would read what all installed packages say of themselves again: .01 s of
-    each job of a sweep.
-    """
-    from pytorch_lightning.trainer.connectors import callback_connector
-
-    # In the names of the module that defines it, which is of a package that Lightning brings.
-    look = vars(callback_connector).get("_load_external_callbacks")
-    if look is not None and "entry_points" in look.__globals__:  # not so in every version
-        look.__globals__["entry_points"] = _entry_points
-
-
-@cache
-def _entry_points(*, group: str) -> EntryPoints:
-    return entry_points(group=group)
-
-
 @contextmanager
 def without_wandb() -> Iterator[None]:
     """Let timm import as if W&B were not installed, whose import takes .3 s of a core.
@@ -121,10 +100,11 @@ def _pairwise_distances(*arguments: Any, **options: Any) -> Any:
 
 @contextmanager
 def _without_signals() -> Iterator[None]:
-    """Let torchmetrics find a ``scipy.signal`` that needs no patch, without importing it.
+    """Let torchmetrics find ``scipy.signal.hamming``, without importing ``scipy.signal``.
 
-    It gives it back a window that a package for audio needs, and imports statistics, splines and
-    image filters for that. What is imported later finds SciPy's own, unpatched.
+    It puts that function back, which SciPy has moved and a package for audio still asks for. To do
+    so it would import SciPy's statistics, splines and image filters. Later imports find SciPy's
+    own module, without the function.
     """
     patched = ModuleType("scipy.signal")
     vars(patched)["hamming"] = None

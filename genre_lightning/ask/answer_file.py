@@ -123,7 +123,7 @@ class AnswerFile:
         """
         if not self.keep:
             return
-        lines = [json.dumps(asdict(one)).encode() + b"\n" for one in records]
+        lines = [json.dumps(asdict(record)).encode() + b"\n" for record in records]
         try:
             if self._file is None:
                 self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)

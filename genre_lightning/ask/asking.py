@@ -82,7 +82,7 @@ class _Used:
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Pending:
     """A record on its way to the disk."""
 
     record: Record
@@ -122,13 +122,9 @@ class Asker:
         give_up_after: int | None = 10,
         say: Callable[[str], None] = print,
     ) -> None:
-        for name, number, least in (
-            ("server.concurrency", concurrency, 1),
-            ("ask_again", ask_again, 0),
-            ("server.give_up_after", 1 if give_up_after is None else give_up_after, 1),
-        ):
-            if type(number) is not int or number < least:
-                raise UserError(f"{name}={number} must be a whole number of at least {least}")
+        # These two also come from a run's folder, which may be untrusted.
+        if type(ask_again) is not int or ask_again < 0:
+            raise UserError(f"ask_again={ask_again} must be a whole number of at least 0")
         if type(again_temperature) not in (int, float) or not 0 <= again_temperature <= 2:
             raise UserError(f"again_temperature={again_temperature} must lie between 0 and 2")
         self.questioner = questioner
@@ -167,21 +163,23 @@ class Asker:
                 twice.
         """
         ready: _Queue[Question] = asyncio.Queue(self.concurrency)
-        found: _Queue[_Found] = asyncio.Queue(4 * self.concurrency)
+        to_write: _Queue[_Pending] = asyncio.Queue(4 * self.concurrency)
         numbered = enumerate(movies)
         feeders = [
-            asyncio.create_task(self._feed(numbered, ready, found))
+            asyncio.create_task(self._feed(numbered, ready, to_write))
             for _ in range(MAX_ENCODER_THREADS)
         ]
-        workers = [asyncio.create_task(self._work(ready, found)) for _ in range(self.concurrency)]
-        writer = asyncio.create_task(self._write(found, tell))
+        workers = [
+            asyncio.create_task(self._work(ready, to_write)) for _ in range(self.concurrency)
+        ]
+        writer = asyncio.create_task(self._write(to_write, tell))
 
         async def finish() -> None:
             await asyncio.gather(*feeders)
             for _ in workers:
                 await ready.put(None)
             await asyncio.gather(*workers)
-            await found.put(None)
+            await to_write.put(None)
 
         tasks = [*feeders, *workers, asyncio.create_task(finish())]
         over = asyncio.ensure_future(
@@ -196,7 +194,7 @@ class Asker:
         finally:
             await cancel_all(tasks)
             if not writer.done():
-                await found.put(None)
+                await to_write.put(None)
             await asyncio.gather(writer, return_exceptions=True)
         for task in (writer, *tasks):
             if not task.cancelled() and (error := task.exception()) is not None:
@@ -240,7 +238,7 @@ class Asker:
         self,
         numbered: Iterator[tuple[int, Movie]],
         ready: _Queue[Question],
-        found: _Queue[_Found],
+        to_write: _Queue[_Pending],
     ) -> None:
         """Look movies up, and make questions of those that are not answered yet."""
         for number, movie in numbered:
@@ -248,11 +246,11 @@ class Asker:
                 return
             looked_up = await self.look_up(movie)
             if isinstance(looked_up, Record):
-                await found.put((number, _Found(looked_up)))
+                await to_write.put((number, _Pending(looked_up)))
             else:
                 await ready.put((number, looked_up))
 
-    async def _work(self, ready: _Queue[Question], found: _Queue[_Found]) -> None:
+    async def _work(self, ready: _Queue[Question], to_write: _Queue[_Pending]) -> None:
         """Ask one question after another."""
         stop = self.server.rate_limit.stop
         while (entry := await ready.get()) is not None:
@@ -269,29 +267,30 @@ class Asker:
                 continue
             finally:
                 self._under_way -= 1
-            one = _Found(record)
-            await found.put((number, one))
+            pending = _Pending(record)
+            await to_write.put((number, pending))
             # Whoever is killed loses what was under way, `concurrency` answers, and no more.
-            await one.written.wait()
+            await pending.written.wait()
             self._count_failure(record)
 
-    async def _write(self, found: _Queue[_Found], tell: Tell) -> None:
+    async def _write(self, to_write: _Queue[_Pending], tell: Tell) -> None:
         """Bring records to the disk, as many at once as there are, and tell of them then."""
         over = False
         while not over:
-            entries = [await found.get()]
-            while not found.empty():
-                entries.append(found.get_nowait())
+            entries = [await to_write.get()]
+            while not to_write.empty():
+                entries.append(to_write.get_nowait())
             over = None in entries
             there = [entry for entry in entries if entry is not None]
             if self.answer_file is not None:
-                records = [one.record for _, one in there]
-                new = [one for one in records if one.key and not self.answer_file.is_own(one.key)]
+                records = [pending.record for _, pending in there]
+                asked = [record for record in records if record.key]
+                new = [record for record in asked if not self.answer_file.is_own(record.key)]
                 if new:
                     await asyncio.to_thread(self.answer_file.add, new)
-            for number, one in there:
-                one.written.set()
-                tell(number, one.record)
+            for number, pending in there:
+                pending.written.set()
+                tell(number, pending.record)
 
     def _count_failure(self, record: Record) -> None:
         """End the run where movie after movie has no answer."""

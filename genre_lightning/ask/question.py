@@ -248,9 +248,9 @@ class Questioner:
         """
         sent = None if image is None else SentPoster(image, image)
         shown = [
-            None if one.poster is None else one.poster.digest
-            for one in self.examples
-            if one.id != movie_id
+            None if example.poster is None else example.poster.digest
+            for example in self.examples
+            if example.id != movie_id
         ]
         bodies = list(self.bodies(movie_id, texts, sent))
         for body in bodies:
@@ -269,12 +269,12 @@ class Questioner:
             "prompt": {**vars(self.prompt), "definitions": dict(self.prompt.definitions)},
             "examples": [
                 {
-                    "id": one.id,
-                    "columns": dict(one.columns),
-                    "genres": list(one.genres),
-                    "poster": None if one.poster is None else vars(one.poster),
+                    "id": example.id,
+                    "columns": dict(example.columns),
+                    "genres": list(example.genres),
+                    "poster": None if example.poster is None else vars(example.poster),
                 }
-                for one in self.examples
+                for example in self.examples
             ],
             "answers": self.answers,
             "parameters": self.parameters,
@@ -292,12 +292,12 @@ class Questioner:
         """
         examples = [
             Example(
-                one["id"],
-                one["columns"],
-                tuple(one["genres"]),
-                None if one["poster"] is None else SentPoster(**one["poster"]),
+                example["id"],
+                example["columns"],
+                tuple(example["genres"]),
+                None if example["poster"] is None else SentPoster(**example["poster"]),
             )
-            for one in plain["examples"]
+            for example in plain["examples"]
         ]
         return cls(
             **{

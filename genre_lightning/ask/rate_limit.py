@@ -44,9 +44,6 @@ class RateLimit:
         stop: set to end all waiting.
         requests: how many there were.
         tokens: how many they took, as far as is known.
-
-    Raises:
-        UserError: a limit that is no whole number of at least 1.
     """
 
     def __init__(
@@ -57,15 +54,6 @@ class RateLimit:
         max_tokens: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        limits = {
-            "requests_per_minute": requests_per_minute,
-            "tokens_per_minute": tokens_per_minute,
-            "max_requests": max_requests,
-            "max_tokens": max_tokens,
-        }
-        for name, limit in limits.items():
-            if limit is not None and (type(limit) is not int or limit < 1):
-                raise UserError(f"server.{name}={limit} must be a whole number of at least 1")
         self.requests_per_minute = requests_per_minute
         self.tokens_per_minute = tokens_per_minute
         self.max_requests = max_requests
@@ -73,7 +61,7 @@ class RateLimit:
         self.stop = asyncio.Event()
         self.requests = 0
         self.tokens = 0
-        self._told = 0
+        self._num_known = 0
         self._clock = clock
         self._not_before = float("-inf")
         self._recent: deque[Turn] = deque()
@@ -104,7 +92,7 @@ class RateLimit:
             return
         turn.tokens = tokens
         self.tokens += tokens
-        self._told += 1
+        self._num_known += 1
 
     def hold(self, seconds: float) -> None:
         """Let no request begin for so long."""
@@ -142,7 +130,7 @@ class RateLimit:
         raise Stopped
 
     def _expected(self) -> float:
-        return self.tokens / self._told if self._told else 0.0
+        return self.tokens / self._num_known if self._num_known else 0.0
 
     def _check_total(self) -> None:
         if self.stop.is_set():

@@ -92,7 +92,7 @@ class Answers:
         prompt_tokens: of all movies, whenever they were asked; as far as the server told.
         completion_tokens: likewise.
         seconds: of all replies.
-        told: how many movies' tokens are known.
+        num_known: how many movies' tokens are known.
         asked: how many had a reply.
     """
 
@@ -102,13 +102,14 @@ class Answers:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     seconds: float = 0.0
-    told: int = 0
+    num_known: int = 0
     asked: int = 0
 
     @property
     def tokens_per_movie(self) -> float | None:
         """Prompt and answer together; None where the server tells of none."""
-        return (self.prompt_tokens + self.completion_tokens) / self.told if self.told else None
+        total = self.prompt_tokens + self.completion_tokens
+        return total / self.num_known if self.num_known else None
 
     @property
     def seconds_per_movie(self) -> float | None:
@@ -124,27 +125,20 @@ class Answers:
             self.keys[row] = record.key
         self.asked += record.asks > 0
         self.seconds += record.seconds
-        self.told += record.tokens is not None
+        self.num_known += record.tokens is not None
         self.prompt_tokens += record.prompt_tokens or 0
         self.completion_tokens += record.completion_tokens or 0
 
 
-def choose_rows(rows: np.ndarray, limit: int | None, name: str, least: int = 1) -> np.ndarray:
+def choose_rows(rows: np.ndarray, limit: int | None) -> np.ndarray:
     """So many movies of a split, the same ones for the same number, and of fewer a part of them.
 
     Args:
         rows: (N,) int64, sorted.
         limit: None for all.
-        name: of the option, for messages.
-        least: that it may be.
-
-    Raises:
-        UserError: it is no such number.
     """
     if limit is None:
         return rows
-    if type(limit) is not int or limit < least:
-        raise UserError(f"{name}={limit} must be a whole number of at least {least}, or null")
     drawn: np.ndarray = np.random.default_rng(0).permutation(len(rows))[:limit]
     return np.sort(rows[drawn])
 

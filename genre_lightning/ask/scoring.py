@@ -40,7 +40,7 @@ def save_answers(path: Path, ids: Sequence[str], scores: np.ndarray, genres: Seq
     with whole_file(path, "wb") as file:
         np.savez(
             file,
-            ids=np.array([one for one, has in zip(ids, answered, strict=True) if has], dtype=str),
+            ids=np.array(ids, dtype=str)[answered],
             x=scores[answered],
             genres=np.array(genres, dtype=str),
         )

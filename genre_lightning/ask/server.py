@@ -164,11 +164,6 @@ class ChatServer:
     ) -> None:
         self.base_url = check_url(base_url, url_setting)
         self._url_setting = url_setting
-        for name, value in (("timeout", timeout), ("longest_wait", longest_wait)):
-            if type(value) not in (int, float) or not value > 0:
-                raise UserError(f"server.{name}={value} must be a number above 0")
-        if type(retries) is not int or retries < 0:
-            raise UserError(f"server.retries={retries} must be a whole number of at least 0")
         self._key = api_key
         self._key_name = key_name
         self.rate_limit = rate_limit or RateLimit()
@@ -226,8 +221,8 @@ class ChatServer:
                 continue
             self.answered = True
             counts = (reply.prompt_tokens, reply.completion_tokens)
-            told = None if counts == (None, None) else sum(filter(None, counts))
-            self.rate_limit.took(turn, told)
+            tokens = None if counts == (None, None) else sum(filter(None, counts))
+            self.rate_limit.took(turn, tokens)
             return reply
         raise AssertionError("unreachable")
 

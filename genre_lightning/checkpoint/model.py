@@ -61,6 +61,11 @@ class TrainedModel:
             return dict(self.shows)
         return {branch_input.column: branch_input.of for branch_input in self.inputs.values()}
 
+    @property
+    def given_columns(self) -> dict[str, str]:
+        """Those of ``columns`` that any movie can have: all but vectors by movie id."""
+        return {name: kind for name, kind in self.columns.items() if kind != "id"}
+
 
 def load_model(path: str | Path, device: torch.device | str = "cpu") -> TrainedModel:
     """Rebuild a trained model from a checkpoint file alone.

@@ -64,13 +64,13 @@ def check_resumable(
             f"{path}: its {TRAINING_KEY} is damaged: training can't resume from it"
         )
     if changed:
-        told = [
+        differences = [
             f"{name} ({_shown(theirs, name)} there, {_shown(settings, name)} here)"
             for name in changed
         ]
         raise CheckpointError(
             f"{path}: these settings differ from this run's: "
-            f"{first_few(told, MAX_NAMED_SETTINGS)}; "
+            f"{first_few(differences, MAX_NAMED_SETTINGS)}; "
             "give the same ones, or start anew without ckpt_path"
         )
     return checkpoint

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 from genre_lightning.comparison.run import (
     UNFINISHED,
@@ -28,8 +28,6 @@ from genre_lightning.runs.settings import usual_mode
 
 #: Of a language model's run: names in ``result.json``, and headings.
 COSTS = {"tokens_per_movie": "tokens a movie", "seconds_per_movie": "seconds a movie"}
-
-_Told = TypeVar("_Told")
 
 
 @dataclass(frozen=True)
@@ -222,8 +220,8 @@ def _watched_metric(runs: Sequence[Run], notes: list[str]) -> str:
 def _watched_mode(runs: Sequence[Run], metric: str, notes: list[str]) -> str:
     """Which way of the metric most runs that watch it call better; a note where they disagree."""
     # A run without a value, as one whose settings were refused, has no say.
-    told = [run for run in runs if run.monitor == metric]
-    modes = Counter(run.mode for run in told if run.value(metric) is not None)
+    watching = [run for run in runs if run.monitor == metric]
+    modes = Counter(run.mode for run in watching if run.value(metric) is not None)
     mode = modes.most_common(1)[0][0] if modes else usual_mode(metric)
     if len(modes) > 1:
         notes.append(f"The runs disagree whether {metric} is to be small or large: {mode} taken.")
@@ -294,23 +292,22 @@ def _changed_movies(groups: Sequence[Group]) -> list[str]:
 
     def learnt_from(run: Run) -> str | None:
         key = run.result.get("learnt_from")
-        return key if isinstance(key, str) else None
+        return key if isinstance(key, str) else None  # the file may be untrusted
 
-    learnt = _by_data(groups, learnt_from)
-    if all(len(found) < 2 for found in learnt.values()):
+    if all(len(keys) < 2 for keys in _by_data(groups, learnt_from).values()):
         return []
     return [
         "The movies or their genres have changed between runs: values can't be compared exactly."
     ]
 
 
-def _by_data(groups: Sequence[Group], tell: Callable[[Run], _Told | None]) -> dict[int, set[_Told]]:
-    """By dataset, what its completed runs tell; None is no answer."""
-    told: dict[int, set[_Told]] = {}
+def _by_data(groups: Sequence[Group], value: Callable[[Run], Any]) -> dict[int, set[Any]]:
+    """By dataset, the different values of its completed runs, None left out."""
+    values: dict[int, set[Any]] = {}
     for group in groups:
-        answers = (tell(run) for run in group.runs if run.completed)
-        told.setdefault(group.data, set()).update(one for one in answers if one is not None)
-    return told
+        of_group = {value(run) for run in group.runs if run.completed} - {None}
+        values.setdefault(group.data, set()).update(of_group)
+    return values
 
 
 def _doubts(groups: Sequence[Group]) -> list[str]:

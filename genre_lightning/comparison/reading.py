@@ -58,7 +58,7 @@ def find_runs(folders: Sequence[Path]) -> list[Run]:
     found: dict[Path, None] = {}
     for folder in folders:
         if not folder.is_dir():
-            if folder.is_file() and any(one.is_dir() for one in folders):
+            if folder.is_file() and any(other.is_dir() for other in folders):
                 continue
             raise UserError(f"{folder} is no folder")
         found |= dict.fromkeys(_run_folders(folder.resolve()))

@@ -238,8 +238,8 @@ class MovieDataModule(pl.LightningDataModule):
         own, branch_input = self._opened[branch], self.inputs[branch]
         others = [
             self._opened[name].place
-            for name, one in self.inputs.items()
-            if branch_input.of == "poster" and one.column == branch_input.column
+            for name, other in self.inputs.items()
+            if branch_input.of == "poster" and other.column == branch_input.column
         ]
         place = np.where(np.any([other < 0 for other in others], axis=0), -1, own.place)
         if np.array_equal(place, own.place):
@@ -250,7 +250,7 @@ class MovieDataModule(pl.LightningDataModule):
 
     def branch_of(self, branch_input: Input) -> str | None:
         """The first branch that has this very input object; None where none has it."""
-        return next((branch for branch, one in self.inputs.items() if one is branch_input), None)
+        return next((name for name, own in self.inputs.items() if own is branch_input), None)
 
     def _read(self) -> MovieSet:
         movies = read_movies(self.reader, **self.options)

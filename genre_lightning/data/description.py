@@ -87,7 +87,7 @@ def read_source(
     if made_in is not None:  # made here, wherever they were made then
         source[made_in] = str(cache_dir)
     parameters = inspect.signature(READERS[reader]).parameters
-    known = {**defaults, **{name: one.default for name, one in parameters.items()}}
+    known = {**defaults, **{name: parameter.default for name, parameter in parameters.items()}}
     for name, value in source.items():
         default = known.get(name)
         wanted = type(default) if isinstance(default, (bool, int, float)) else str

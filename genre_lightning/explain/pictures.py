@@ -29,6 +29,8 @@ _INFERNO = np.array(
     ],
     dtype=np.float32,
 )
+#: Share of the colour where it is hottest.
+_STRENGTH = 0.65
 
 
 def heat_pictures(
@@ -68,13 +70,12 @@ def lay_over(image: np.ndarray, heat: np.ndarray, size: tuple[int, int]) -> Imag
     return overlay(image, np.asarray(big)).resize(size, Image.Resampling.LANCZOS)
 
 
-def overlay(image: np.ndarray, heat: np.ndarray, strength: float = 0.65) -> Image.Image:
+def overlay(image: np.ndarray, heat: np.ndarray) -> Image.Image:
     """An image with a heat map laid over it: where it is cold the image is seen in dim gray.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         heat: (H, W) in [0, 1], one map of :class:`ImageExplanation`.
-        strength: share of the colour where it is hottest, in 0..1.
 
     Raises:
         ValueError: they differ in size.
@@ -88,7 +89,7 @@ def overlay(image: np.ndarray, heat: np.ndarray, strength: float = 0.65) -> Imag
     gray = pixels @ np.array((0.299, 0.587, 0.114), dtype=np.float32)
     share = np.clip(heat, 0.0, 1.0)[..., None]
     base = 0.75 * gray[..., None] * (1 - share) + pixels * share
-    alpha = strength * (0.25 + 0.75 * share)
+    alpha = _STRENGTH * (0.25 + 0.75 * share)
     mixed = base * (1 - alpha) + colours * alpha
     return Image.fromarray(np.clip(np.round(mixed), 0, 255).astype(np.uint8))
 

@@ -322,8 +322,8 @@ class EmbeddingInput(Input):
             aspect = 1.0 if view == 1 else 1.16
             augment = PosterAugment(float(view % 2), crop, aspect, found.colours)
             generators = [
-                (1, torch.Generator().manual_seed(int.from_bytes(one[:7], "little") + view))
-                for one in hashes
+                (1, torch.Generator().manual_seed(int.from_bytes(digest[:7], "little") + view))
+                for digest in hashes
             ]
             vectors = found.embed_normalised(augment(pixels, generators))
             stacked.append(_half(vectors, found.name)[:, None])

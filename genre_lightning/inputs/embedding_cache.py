@@ -124,13 +124,11 @@ def open_embeddings(
                 hashes += chunk.hashes
                 masked += chunk.masked
                 update(stop)
-        (folder / _HASHES).write_bytes(b"".join(hashes))
-        meta = {"count": len(hashes), "shape": list(shape), "masked": masked}
-        (folder / _META).write_text(json.dumps(meta), encoding="utf-8")
+        _write_index(folder, hashes, shape, masked)
 
     key = content_key(encoder_key, *source.quick_key)
     folder = stored_folder(
-        store.folder, name, key, build, lambda folder: _damage(folder, source, shape)
+        store.folder, name, key, build, lambda folder: _damage(folder, shape, source)
     )
     _remove_parts(store.folder.expanduser(), parts, folder)
     meta = _read_meta(folder)
@@ -159,36 +157,33 @@ def _embed_chunk(
     source: Source, start: int, stop: int, known: _Known, tell: Callable[[float], object]
 ) -> _Chunk:
     """The embeddings of items start to stop: each content that is not known is computed once."""
-    found = source.hashes(start, stop)
-    unknown = [
-        index for index, digest in enumerate(found, start) if digest is None or digest not in known
-    ]
-    unique = _first_of_each(unknown, found, start)
+    digests = dict(enumerate(source.hashes(start, stop), start))
+    # The first item of each content to compute; what has no hash is a content of its own.
+    first: dict[bytes | int, int] = {}
+    for index, digest in digests.items():
+        if digest is None or digest not in known:
+            first.setdefault(digest or index, index)
+    unique = list(first.values())
     computed = source.embed(unique, tell) if unique else Embedded(np.zeros(0), [])
-    unreadable = {
+    results: dict[int, np.ndarray | Unreadable] = {
         unique[item.position]: Unreadable(item.reason, item.may_recover) for item in computed.masked
     }
-    readable = [index for index in unique if index not in unreadable]
-    computed_of = dict(zip(readable, computed.vectors, strict=True))
-    # What could be read only the second time has no hash to be found again by.
-    new = {
-        digest: vectors
-        for index, vectors in computed_of.items()
-        if (digest := found[index - start]) is not None
-    }
-    unreadable_content = {found[index - start]: why for index, why in unreadable.items()}
-    chunk = _Chunk([], [], [], new)
-    for index, digest in enumerate(found, start):
-        if index in unreadable:
-            chunk.masked.append(Masked(index, *unreadable[index]))
-        elif digest is None:
-            chunk.vectors.append(computed_of[index])
-            chunk.hashes.append(_UNKNOWN)
-        elif digest in new or digest in known:
-            chunk.vectors.append(new[digest] if digest in new else known[digest])
-            chunk.hashes.append(digest)
-        else:  # the same content as an item that is masked
-            chunk.masked.append(Masked(index, *unreadable_content[digest]))
+    readable = [index for index in unique if index not in results]
+    results |= zip(readable, computed.vectors, strict=True)
+    chunk = _Chunk([], [], [], {})
+    for index, digest in digests.items():
+        if digest is not None and digest in known:
+            result: np.ndarray | Unreadable = known[digest]
+        else:
+            result = results[first[digest or index]]
+        if isinstance(result, Unreadable):
+            chunk.masked.append(Masked(index, *result))
+            continue
+        chunk.vectors.append(result)
+        # What could be read only the second time has no hash to be found again by.
+        chunk.hashes.append(digest or _UNKNOWN)
+        if digest in first:
+            chunk.new[digest] = result
     return chunk
 
 
@@ -221,14 +216,14 @@ def _readable(
 ) -> Iterator[tuple[bytes, tuple[np.ndarray, int]]]:
     """What a folder holds, by hash; nothing of one that is damaged, or removed meanwhile."""
     try:
-        meta = _read_meta(folder)
-        if _file_damage(folder, meta, shape) or changed(folder):
+        count = _read_whole(folder, shape)["count"]
+        if changed(folder):
             return
         digests = _read_hashes(folder)
-        vectors = _map(folder, meta["count"], shape)
+        vectors = _map(folder, count, shape)
     except _DAMAGED:
         return
-    if len(digests) == meta["count"]:
+    if len(digests) == count:
         for row, digest in enumerate(digests):
             if digest != _UNKNOWN:
                 yield digest, (vectors, row)
@@ -237,19 +232,6 @@ def _readable(
 def _read_hashes(folder: Path) -> list[bytes]:
     data = (folder / _HASHES).read_bytes()
     return [data[start : start + _HASH_BYTES] for start in range(0, len(data), _HASH_BYTES)]
-
-
-def _first_of_each(new: Sequence[int], found: Sequence[bytes | None], start: int) -> list[int]:
-    """Of items with the same content, the first."""
-    seen: set[bytes] = set()
-    unique = []
-    for index in new:
-        one = found[index - start]
-        if one is None or one not in seen:
-            unique.append(index)
-            if one is not None:
-                seen.add(one)
-    return unique
 
 
 def _keep_part(cache_dir: Path, name: str, embeddings: Mapping[bytes, np.ndarray]) -> Path:
@@ -262,21 +244,14 @@ def _keep_part(cache_dir: Path, name: str, embeddings: Mapping[bytes, np.ndarray
     """
     digests, vectors = list(embeddings), np.stack(list(embeddings.values()))
     shape = (int(vectors.shape[1]), int(vectors.shape[2]))
-    data = vectors.astype(np.float16).tobytes()
 
     def build(folder: Path) -> None:
-        (folder / _VECTORS).write_bytes(data)
-        (folder / _HASHES).write_bytes(b"".join(digests))
-        meta = {"count": len(digests), "shape": list(vectors.shape[1:]), "masked": []}
-        (folder / _META).write_text(json.dumps(meta), encoding="utf-8")
+        (folder / _VECTORS).write_bytes(vectors.astype(np.float16).tobytes())
+        _write_index(folder, digests, shape, [])
 
-    def check(folder: Path) -> str | None:
-        try:
-            return _file_damage(folder, _read_meta(folder), shape)
-        except _DAMAGED as error:
-            return f"damaged ({error})"
-
-    return stored_folder(cache_dir, name, content_key(digests), build, check)
+    return stored_folder(
+        cache_dir, name, content_key(digests), build, lambda folder: _damage(folder, shape)
+    )
 
 
 def _remove_parts(cache_dir: Path, name: str, whole: Path) -> None:
@@ -303,6 +278,15 @@ def _map(folder: Path, count: int, shape: tuple[int, int]) -> np.ndarray:
     return np.memmap(folder / _VECTORS, dtype=np.float16, mode="r", shape=(count, *shape))
 
 
+def _write_index(
+    folder: Path, hashes: Sequence[bytes], shape: tuple[int, int], masked: Sequence[Masked]
+) -> None:
+    """Write what tells which vectors a folder holds."""
+    (folder / _HASHES).write_bytes(b"".join(hashes))
+    meta = {"count": len(hashes), "shape": list(shape), "masked": masked}
+    (folder / _META).write_text(json.dumps(meta), encoding="utf-8")
+
+
 def _read_meta(folder: Path) -> dict[str, Any]:
     meta = json.loads((folder / _META).read_text(encoding="utf-8"))
     return {
@@ -312,23 +296,24 @@ def _read_meta(folder: Path) -> dict[str, Any]:
     }
 
 
-def _damage(folder: Path, source: Source, shape: tuple[int, int]) -> str | None:
-    """Why a cache folder can't be used, or None."""
+def _read_whole(folder: Path, shape: tuple[int, int]) -> dict[str, Any]:
+    """What a folder says of its vectors; one of ``_DAMAGED`` where they are not so."""
+    meta = _read_meta(folder)
+    size = (folder / _VECTORS).stat().st_size
+    wanted = meta["count"] * shape[0] * shape[1] * 2
+    if meta["shape"] != shape or size != wanted:
+        raise ValueError(f"{_VECTORS} has {size:,} bytes, not {wanted:,}")
+    return meta
+
+
+def _damage(folder: Path, shape: tuple[int, int], source: Source | None = None) -> str | None:
+    """Why a folder can't be used, for the items of a source where there is one; or None."""
     try:
-        meta = _read_meta(folder)
-        if meta["count"] + len(meta["masked"]) != source.count:
-            return f"it has {meta['count']} items and {len(meta['masked'])} masked ones"
-        damage = _file_damage(folder, meta, shape)
+        meta = _read_whole(folder, shape)
     except _DAMAGED as error:
         return f"damaged ({error})"
-    if damage is not None:
-        return damage
+    if source is None:
+        return None
+    if meta["count"] + len(meta["masked"]) != source.count:
+        return f"it has {meta['count']} items and {len(meta['masked'])} masked ones"
     return first_recovered(meta["masked"], source.recovered)
-
-
-def _file_damage(folder: Path, meta: dict[str, Any], shape: tuple[int, int]) -> str | None:
-    wanted = meta["count"] * shape[0] * shape[1] * 2
-    size = (folder / _VECTORS).stat().st_size
-    if meta["shape"] != shape or size != wanted:
-        return f"{_VECTORS} has {size:,} bytes, not {wanted:,}"
-    return None

@@ -144,7 +144,7 @@ def check_image(image: Image.Image, size: tuple[int, int], further: int = 0) -> 
         each = _WEBP_BYTES
     elif image.format == "TIFF":
         each += _tiff_bytes(cast("TiffImageFile", image))
-    elif image.format == "BMP" and any("rle" in one[0] for one in cast("ImageFile", image).tile):
+    elif image.format == "BMP" and any("rle" in tile[0] for tile in cast("ImageFile", image).tile):
         each += _BMP_RLE_BYTES
     needed = image.width * image.height * each + further
     _check_bytes(needed, width, height, image.format or "an image")
@@ -188,7 +188,8 @@ def _check_jpeg(data: bytes) -> int:
             if exif > MAX_TABLE_BYTES:
                 raise PosterError(f"its EXIF takes more than {MAX_TABLE_BYTES:,} bytes")
         elif marker == _SOS and body:
-            shown = [blocks_of.get(one, MAX_BLOCKS) for one in body[1 : 1 + 2 * body[0] : 2]]
+            components = body[1 : 1 + 2 * body[0] : 2]
+            shown = [blocks_of.get(number, MAX_BLOCKS) for number in components]
             scans += 1
             visits += sum(shown)
             if progressive or len(shown) < len(blocks_of):

@@ -21,7 +21,7 @@ from genre_lightning.inputs.vectors import VectorsInput
 from genre_lightning.inputs.year import YearInput
 
 INPUTS: dict[str, type[Input]] = {
-    one.kind: one for one in (TermsInput, PixelsInput, EmbeddingInput, YearInput, VectorsInput)
+    made.kind: made for made in (TermsInput, PixelsInput, EmbeddingInput, YearInput, VectorsInput)
 }
 
 #: Brackets and commas in the text of an honest state.

@@ -70,9 +70,9 @@ def _read_splits(root: Path) -> dict[str, list[str]]:
     splits = _read_json(path, f"point data.root at a folder with {LAYOUT}")
     for name in SPLIT_OF_NAME:
         ids = splits.get(name)
-        if not isinstance(ids, list) or not all(isinstance(one, (str, int)) for one in ids):
+        if not isinstance(ids, list) or not all(isinstance(each, (str, int)) for each in ids):
             raise DataError(f"{path}: {name!r} is missing, or not a list of ids")
-    return {name: [str(one) for one in splits[name]] for name in SPLIT_OF_NAME}
+    return {name: [str(each) for each in splits[name]] for name in SPLIT_OF_NAME}
 
 
 def _read_json(path: Path, hint: str) -> dict[str, Any]:

@@ -113,7 +113,7 @@ _OTHER_FILES = (
 
 def other_file(data: bytes) -> str | None:
     """What a file is that begins with these bytes, and what to do; None where it may be a CSV."""
-    return next((told for start, told in _OTHER_FILES if re.match(start, data)), None)
+    return next((advice for start, advice in _OTHER_FILES if re.match(start, data)), None)
 
 
 def csv_problem(error: csv.Error) -> str:

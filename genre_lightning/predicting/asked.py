@@ -57,13 +57,14 @@ class AskedMovies:
         api_key_env: str | None = None,
     ) -> None:
         self.questioner, self.again = load_questioner(folder)
-        branches = [name for name, one in predictor.model.inputs.items() if one.of == "id"]
+        inputs = predictor.model.inputs
+        branches = [name for name, branch_input in inputs.items() if branch_input.of == "id"]
         if len(branches) != 1:
             raise CommandError(
                 "--ask is for a model with one branch of answers; this one has "
                 f"{', '.join(branches) or 'none'}"
             )
-        branch_input = predictor.model.inputs[branches[0]]
+        branch_input = inputs[branches[0]]
         width = branch_input.network_arguments()["width"]
         if width != len(self.questioner.genres):
             raise CommandError(
@@ -86,8 +87,7 @@ class AskedMovies:
     @property
     def columns(self) -> dict[str, str]:
         """All columns that are of use, and what they hold: the model's, and those shown."""
-        own = {name: of for name, of in self.predictor.columns.items() if of != "id"}
-        return {**own, **self.shows}
+        return {**self.predictor.model.given_columns, **self.shows}
 
     def predictions(
         self, movies: Iterable[Mapping[str, Any]], errors: str = "raise"

@@ -200,9 +200,7 @@ def predict_folder(
 
 def _columns_of_use(predictor: GenrePredictor, asked: AskedMovies | None) -> dict[str, str]:
     """The columns that somebody looks at, and what they hold: "text" or "poster"."""
-    if asked is not None:
-        return asked.columns
-    return {name: of for name, of in predictor.columns.items() if of != "id"}
+    return predictor.model.given_columns if asked is None else asked.columns
 
 
 def _predictions(

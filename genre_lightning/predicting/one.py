@@ -211,12 +211,12 @@ def _genre_lines(explanation: Mapping[str, Any], genre: str) -> Iterator[str]:
         for word in words:
             sums[word["text"]] = sums.get(word["text"], 0.0) + word["adds"]
         ranked = sorted(sums.items(), key=lambda word: -abs(word[1]))
-        told = [f"{text} {adds:+.2f}" for text, adds in ranked[:_WORDS]]
+        shown = [f"{text} {adds:+.2f}" for text, adds in ranked[:_WORDS]]
         if rest := ranked[_WORDS:]:
             others = f" {sum(adds for _, adds in rest):+.2f}"
-            told.append(f"{len(rest)} more" + (others if branch in explanation["exact"] else ""))
-        if told:
-            yield f"{labels[branch]}: {', '.join(told)}"
+            shown.append(f"{len(rest)} more" + (others if branch in explanation["exact"] else ""))
+        if shown:
+            yield f"{labels[branch]}: {', '.join(shown)}"
     for branch, path in found["heat_maps"].items():
         yield f"heat map of {labels[branch]}: {shell_command(path)}"
 

@@ -252,7 +252,7 @@ class GenrePredictor:
         """(N, G) float32 scores in [0, 1] of N movies; arguments and errors of :meth:`predict`."""
         movies = self._by_movie(titles, posters, columns)
         scored = self._score_movies(movies, True, self._batch_size(len(movies)))
-        scores = [one.scores for one in scored]
+        scores = [movie.scores for movie in scored]
         return np.array(scores, dtype=np.float32).reshape(len(scores), len(self.genres))
 
     def stream(
@@ -279,8 +279,8 @@ class GenrePredictor:
     ) -> Generator[Prediction, None, None]:
         if errors not in ("raise", "report"):
             raise ValueError(f'errors is "raise" or "report", not {errors!r}')
-        for one in self._score_movies(movies, errors == "raise", batch_size):
-            yield self._prediction(one)
+        for scored in self._score_movies(movies, errors == "raise", batch_size):
+            yield self._prediction(scored)
 
     def predict_encoded(self, title: str | None, parts: Mapping[str, Part]) -> Prediction:
         """Predict the genres of one movie that is encoded already.

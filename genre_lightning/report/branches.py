@@ -127,8 +127,8 @@ def movie_groups(model: TrainedModel, scores: SplitScores) -> list[Group]:
         rows = scores.has[branch]
         alike = all(
             torch.equal(rows, scores.has[other])
-            for other, one in model.inputs.items()
-            if one.column == branch_input.column
+            for other, other_input in model.inputs.items()
+            if other_input.column == branch_input.column
         )
         # What a branch looks up by id, or finds in some values only, is a column of its own.
         has[branch_input.column if alike and branch_input.of != "id" else branch] = rows

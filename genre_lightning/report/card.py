@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from genre_lightning.errors import InputError
 from genre_lightning.explain.explainer import BranchExplanation, ImageExplanation, TextExplanation
 from genre_lightning.explain.parts import ScoreParts
 from genre_lightning.explain.pictures import lay_over, proportions
@@ -106,16 +107,19 @@ def cooccurrence_card(parts: ScoreParts, genre: int) -> list[BranchCard]:
     return [branch_card(CO_OCCURRENCE, True, float(parts.cooccurrence[genre]), genre, None, None)]
 
 
-def thumbnail(poster: Value | PosterFile) -> tuple[Image.Image | None, str]:
-    """A poster in small, in its own proportions within bounds, or None and why there is none."""
+def thumbnail(poster: PosterFile | Value) -> tuple[Image.Image | None, str]:
+    """A small picture of a poster, in its own proportions within bounds; None, and why, for none.
+
+    Args:
+        poster: of a dataset; or as a user hands it in, see :func:`read_poster`.
+    """
     try:
         image = poster.read_bytes() if isinstance(poster, PosterFile) else poster
-        width, height = proportions(image)
         pixels = read_poster(image, (HEIGHT, HEIGHT))
-    except FileNotFoundError:
-        return None, "poster not there"
-    except (OSError, ValueError):  # among them InputError
-        return None, "poster unreadable"
+        width, height = proportions(image)
+    except (OSError, InputError) as error:
+        gone = any(isinstance(each, FileNotFoundError) for each in (error, error.__cause__))
+        return None, "poster not there" if gone else "poster unreadable"
     # Banners and ribbons are squeezed rather than left to break the page.
     size = (round(HEIGHT * min(max(width / height, 0.5), 1.0)), HEIGHT)
     return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC), ""

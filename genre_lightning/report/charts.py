@@ -118,8 +118,9 @@ def legend(kind: str) -> Markup:
     return Markup(f'<svg viewBox="-11 -7 22 14" aria-hidden="true">{drawn}</svg>')
 
 
-def small_interval(name: str, value: Interval, *, width: int = 110, height: int = 18) -> Markup:
+def small_interval(name: str, value: Interval) -> Markup:
     """A dot with its interval on an axis from 0 to 1, to stand in a cell of a table."""
+    width, height = 110, 18
     x = Scale(0.0, 1.0, 5, width - 5)
     y = height / 2
     parts = [line("grid", x(0), y, x(1), y)]

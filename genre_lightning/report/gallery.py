@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
+from scipy.special import logit
 
 from genre_lightning.checkpoint.model import TrainedModel
 from genre_lightning.data.datamodule import MovieDataModule
@@ -50,13 +51,10 @@ class Pick:
 
 def margins(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
     """(N, G) float64: how far each score lies above its threshold, in logits."""
-
-    def logit(share: np.ndarray) -> np.ndarray:
-        share = np.clip(share.astype(np.float64), _EPS, 1 - _EPS)
-        difference: np.ndarray = np.log(share) - np.log1p(-share)
-        return difference
-
-    return logit(scores) - logit(thresholds)
+    above, below = (
+        logit(np.clip(share.astype(np.float64), _EPS, 1 - _EPS)) for share in (scores, thresholds)
+    )
+    return np.asarray(above - below)
 
 
 def most_confident(
@@ -311,8 +309,8 @@ def make_gallery(
     picks = most_confident(values[places], truth[places], model.thresholds.numpy(), count)
     return {
         name: [
-            make_card(model, data, scores, Pick(int(places[one.index]), one.genre), remarks)
-            for one in chosen
+            make_card(model, data, scores, Pick(int(places[pick.index]), pick.genre), remarks)
+            for pick in chosen
         ]
         for name, chosen in picks.items()
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from genre_lightning.report.statistics import Interval
@@ -38,6 +38,6 @@ def signed(value: float, digits: int = 2) -> str:
     return text if zero else f"{'−' if value < 0 else '+'}{text}"
 
 
-def span(value: Interval, show: Any = number) -> str:
+def span(value: Interval) -> str:
     """The ends of an interval; nothing where it is undefined."""
-    return "" if math.isnan(value.low) else f"{show(value.low)} to {show(value.high)}"
+    return "" if math.isnan(value.low) else f"{number(value.low)} to {number(value.high)}"

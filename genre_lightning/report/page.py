@@ -64,7 +64,6 @@ def render_report(
     scores: SplitScores,
     origin: Origin,
     validation: SplitScores | None = None,
-    seed: int = 0,
     remarks: Mapping[str, Mapping[int, str]] | None = None,
     gallery: int = GALLERY,
 ) -> str:
@@ -77,7 +76,6 @@ def render_report(
         origin: of the report.
         validation: scores of the validation split, to fit thresholds for each branch alone; without
             it branches are not compared.
-        seed: of the bootstrap.
         remarks: what the gallery says of movies besides, under a heading each, by the movie's place
             in the dataset.
         gallery: movies in each of its lists; 0 for no gallery.
@@ -87,7 +85,6 @@ def render_report(
         scores.targets.numpy(),
         model.thresholds.numpy(),
         resamples=num_resamples(*scores.scores.shape),
-        seed=seed,
     )
     support = scores.targets.sum(dim=0).long().numpy()
     by_support = np.argsort(-support, kind="stable")
@@ -108,7 +105,7 @@ def render_report(
         split=SPLIT_WORDS[scores.split],
         num_movies=len(scores.rows),
         resamples=fitted.resamples,
-        seed=seed,
+        seed=fitted.seed,
         origin=origin,
         versions=package_versions(),
         activation=model.activation,
@@ -151,8 +148,7 @@ def _facts(
         ("Genres", f"{len(model.genres)}; {float(scores.targets.sum(1).mean()):.2f} a movie"),
         *(
             (column[:1].upper() + column[1:], _column_fact(data, scores, column))
-            for column, kind in model.columns.items()
-            if kind != "id"
+            for column in model.given_columns
         ),
         ("Model", origin.name or " + ".join(model.inputs)),
         *origin.facts,

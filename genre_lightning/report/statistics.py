@@ -49,9 +49,9 @@ class Bootstrap:
     seed: int
 
 
-def num_resamples(num_movies: int, num_genres: int, most: int = 1000, least: int = 100) -> int:
+def num_resamples(num_movies: int, num_genres: int) -> int:
     """How many resamples to draw: fewer for many movies, whose intervals are narrow anyway."""
-    return int(np.clip(_WORK // max(1, num_movies * num_genres), least, most))
+    return int(np.clip(_WORK // max(1, num_movies * num_genres), 100, 1000))
 
 
 def resample_counts(num_movies: int, resamples: int, seed: int, most: int) -> Iterator[np.ndarray]:
@@ -193,9 +193,7 @@ def _sums(rows: np.ndarray, ends: np.ndarray, num_movies: int) -> csr_matrix:
     return csr_matrix((ones, rows, ends), shape=(len(ends) - 1, num_movies))
 
 
-def interval(
-    value: float, resampled: np.ndarray, least: float = 0.0, most: float = 1.0
-) -> Interval:
+def interval(value: float, resampled: np.ndarray, least: float = 0.0) -> Interval:
     """The basic bootstrap interval of an estimate: the resamples' quantiles, mirrored in it.
 
     Mirrored, since a resample repeats movies, which makes average precision of rare genres come
@@ -209,7 +207,7 @@ def interval(
     Args:
         value: the estimate; it always lies inside.
         resampled: (R,) of the resamples; nans are left out.
-        least, most: limits of the interval.
+        least: that the estimate can be; it can be no more than 1.
 
     Source: Davison & Hinkley 1997, "Bootstrap Methods and their Application", section 5.2.
     """
@@ -220,7 +218,7 @@ def interval(
     return Interval(
         value,
         float(np.clip(2 * value - high, least, value)),
-        float(np.clip(2 * value - low, value, most)),
+        float(np.clip(2 * value - low, value, 1.0)),
     )
 
 

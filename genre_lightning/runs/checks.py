@@ -35,6 +35,8 @@ _COUNT_OR_NO_END: Rule = (
     "a whole number from 1 on, or -1 for no end",
     lambda value: type(value) is int and (value >= 1 or value == -1),
 )
+_ABOVE_0: Rule = ("a number above 0", lambda value: _is_number(value) and value > 0)
+_COUNT_FROM_0_OR_NULL: Rule = ("a whole number from 0 on, or null", _at_least(0))
 _NOT_NEGATIVE: Rule = ("a number from 0 on", lambda value: _is_number(value) and value >= 0)
 _SHARE: Rule = ("a number from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1)
 _BELOW_1: Rule = (
@@ -61,10 +63,11 @@ RULES: dict[str, Rule] = {
     "data.workers": _COUNT_OR_NULL,
     "gallery": _COUNT_FROM_0,
     "label_sets": _FLAG,
+    "limit": _COUNT_OR_NULL,
     "model.dropout": _BELOW_1,
     "model.members": _COUNT,
     "monitor_mode": _MODE,
-    "optimizer.lr": ("a number above 0", lambda value: _is_number(value) and value > 0),
+    "optimizer.lr": _ABOVE_0,
     "optimizer.momentum": _BELOW_1,
     "optimizer.weight_decay": _NOT_NEGATIVE,
     "scheduler.final_fraction": _SHARE,
@@ -73,8 +76,18 @@ RULES: dict[str, Rule] = {
         "a whole number from 0 to 2**32 - 1",
         lambda value: type(value) is int and 0 <= value < 2**32,
     ),
+    "server.concurrency": _COUNT,
+    "server.give_up_after": _COUNT_OR_NULL,
+    "server.longest_wait": _ABOVE_0,
+    "server.max_requests": _COUNT_OR_NULL,
+    "server.max_tokens": _COUNT_OR_NULL,
+    "server.requests_per_minute": _COUNT_OR_NULL,
+    "server.retries": _COUNT_FROM_0,
+    "server.timeout": _ABOVE_0,
+    "server.tokens_per_minute": _COUNT_OR_NULL,
     "split": ("train, val or test", lambda value: value in SPLITS),
     "sweep.n_trials": _COUNT,
+    "train_limit": _COUNT_FROM_0_OR_NULL,
     "trainer.accumulate_grad_batches": _COUNT,
     "trainer.check_val_every_n_epoch": _COUNT_OR_NULL,
     # It writes no checkpoint, and the run would count as completed.
@@ -91,6 +104,7 @@ RULES: dict[str, Rule] = {
     ),
     "training.micro_weight": _SHARE,
     "training.stacking": _FLAG,
+    "val_limit": _COUNT_OR_NULL,
 }
 #: Arguments of Lightning's trainer that would have no effect here, and what to do instead.
 NO_EFFECT = {

@@ -176,7 +176,7 @@ class CheckTraining(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         with refusing():
             overrides = sweep_overrides(config.hydra)
-            swept = [key for key, one in overrides.items() if one.is_sweep_override()]
+            swept = [key for key, override in overrides.items() if override.is_sweep_override()]
             check_settings(config, swept)
             if not config.hydra.launcher._target_.endswith(ELSEWHERE):
                 check_data(config.data, swept)

@@ -13,7 +13,6 @@ import hydra._internal.defaults_list
 import omegaconf._utils
 import omegaconf.base
 import omegaconf.grammar_parser
-import omegaconf.omegaconf
 import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository
@@ -102,43 +101,6 @@ def interpolations_parsed_once() -> Iterator[None]:
 
 
 @contextmanager
-def written_by_libyaml() -> Iterator[None]:
-    """Have OmegaConf write YAML with libyaml, which takes a tenth of the time.
-
-    What is a text's quotes and what a key's place stays OmegaConf's own choice. Does nothing where
-    PyYAML was built without libyaml.
-    """
-    if not yaml.__with_libyaml__:
-        yield
-        return
-    plain = omegaconf._utils.get_omega_conf_dumper
-    with _replaced(
-        omegaconf.omegaconf, "get_omega_conf_dumper", functools.cache(lambda: _written_by(plain()))
-    ):
-        yield
-
-
-def _written_by(plain: type) -> type:
-    emitter: Any = yaml.cyaml.CEmitter
-
-    def begin(
-        dumper: Any,
-        stream: Any,
-        default_style: str | None = None,
-        default_flow_style: bool = False,
-        sort_keys: bool = True,
-        **how: Any,
-    ) -> None:
-        emitter.__init__(dumper, stream, **how)
-        yaml.representer.Representer.__init__(
-            dumper, default_style, default_flow_style, sort_keys=sort_keys
-        )
-        yaml.resolver.Resolver.__init__(dumper)
-
-    return type("LibYamlDumper", (emitter, plain), {"__init__": begin})
-
-
-@contextmanager
 def read_by_libyaml() -> Iterator[None]:
     """Have OmegaConf parse YAML with libyaml, as it would by itself if it could choose.
 
@@ -196,12 +158,7 @@ def defaults_without_copies() -> Iterator[None]:
 @contextmanager
 def faster_configuration() -> Iterator[None]:
     """What makes any command faster: YAML by libyaml, and nothing parsed or copied for nothing."""
-    with (
-        read_by_libyaml(),
-        written_by_libyaml(),
-        interpolations_parsed_once(),
-        defaults_without_copies(),
-    ):
+    with read_by_libyaml(), interpolations_parsed_once(), defaults_without_copies():
         yield
 
 

@@ -97,11 +97,11 @@ def _no_option(
 
 def _unknown(key: str, conf: str | Path, config: str, arguments: Sequence[str]) -> str:
     folders = _own_folders(arguments)
-    overrides = [one for one in arguments if re.match(r"~|[\w+].*=", one) and one not in folders]
-    others = [one for one in overrides if not _sets(one, key)]
+    overrides = [a for a in arguments if re.match(r"~|[\w+].*=", a) and a not in folders]
+    others = [override for override in overrides if not _sets(override, key)]
     with initialize_config_dir(str(conf), version_base=VERSION_BASE):
         groups = list(_groups(GlobalHydra.instance().config_loader()))
-        choices = [one for one in others if any(_sets(one, group) for group in groups)]
+        choices = [other for other in others if any(_sets(other, group) for group in groups)]
         for chosen in (others, choices, []):
             # It fails for another slip, which is named once this one is gone.
             with suppress(HydraException):
@@ -145,7 +145,7 @@ def _own_folders(arguments: Sequence[str]) -> list[str]:
     folder = get_args_parser().parse_known_args(arguments)[0].config_dir
     if folder is not None:
         return [also_options_of(folder)]
-    return [one for one in arguments if _sets(one, _FOLDERS)]
+    return [argument for argument in arguments if _sets(argument, _FOLDERS)]
 
 
 def _sets(argument: str, key: str) -> bool:

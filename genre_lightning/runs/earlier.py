@@ -34,7 +34,7 @@ def with_earlier_overrides(arguments: Sequence[str]) -> list[str]:
     """
     if not any(argument.startswith("ckpt_path=") for argument in arguments):
         return list(arguments)
-    given = {one.key_or_group: one for one in _overrides(arguments)}
+    given = {setting.key_or_group: setting for setting in _overrides(arguments)}
     chosen = given.get("ckpt_path")
     if chosen is None or {"-m", "--multirun"} & set(arguments):
         return list(arguments)
@@ -50,9 +50,9 @@ def with_earlier_overrides(arguments: Sequence[str]) -> list[str]:
         return list(arguments)
     runtime = _runtime(written.with_name("hydra.yaml"))
     earlier = [
-        _as_there(one, runtime.get("cwd"))
-        for one in _read(written)
-        if not _is_of_the_run(one) and not _is_replaced(one, given)
+        _as_there(setting, runtime.get("cwd"))
+        for setting in _read(written)
+        if not _is_of_the_run(setting) and not _is_replaced(setting, given)
     ]
     options = [] if "--config-dir" in arguments else _own_options(runtime)
     place = arguments.index(str(chosen.input_line))
@@ -77,32 +77,32 @@ def _read(written: Path) -> list[Override]:
         overrides: list[Override] = OverridesParser.create().parse_overrides(list(lines or []))
     except (HydraException, TypeError, ValueError) as error:
         raise UserError(f"{written} can't be read: {error}") from error
-    for one in overrides:
-        if "_target_" in str(one.input_line):
+    for setting in overrides:
+        if "_target_" in str(setting.input_line):
             raise UserError(
-                f"{written} names code to run, {one.input_line}: if you trust it, resume by "
+                f"{written} names code to run, {setting.input_line}: if you trust it, resume by "
                 "the file of the checkpoint and give all overrides"
             )
     return overrides
 
 
-def _is_of_the_run(one: Override) -> bool:
-    key = one.key_or_group.replace("/", ".")
+def _is_of_the_run(setting: Override) -> bool:
+    key = setting.key_or_group.replace("/", ".")
     return key.partition(".")[0] in OF_THE_RUN
 
 
-def _is_replaced(one: Override, given: dict[str, Override]) -> bool:
+def _is_replaced(setting: Override, given: dict[str, Override]) -> bool:
     """Whether one that is given now takes its place, and does not only change what it adds."""
-    new = given.get(one.key_or_group)
-    return new is not None and (new.is_add() or not one.is_add())
+    new = given.get(setting.key_or_group)
+    return new is not None and (new.is_add() or not setting.is_add())
 
 
-def _as_there(one: Override, cwd: str | None) -> str:
+def _as_there(setting: Override, cwd: str | None) -> str:
     """An override as it was meant in the folder where the earlier command was given.
 
     Of a relative path that is what lies there; where nothing does any more, what lies here.
     """
-    line, key, path = str(one.input_line), one.get_key_element(), one.value()
+    line, key, path = str(setting.input_line), setting.get_key_element(), setting.value()
     if cwd is None or Path(cwd) == Path.cwd() or not is_path(key.lstrip("+")):
         return line
     there = Path(cwd) / Path(str(path)).expanduser()

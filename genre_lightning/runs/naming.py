@@ -172,12 +172,12 @@ def _setting(override: Override, seen_from: Path) -> str:
 def first_place(sweep: Path) -> Path:
     """The folder in which the first command of a sweep was given: this one, if it has none yet."""
     try:
-        told = read_command(sweep).get("given_in")
+        given_in = read_command(sweep).get("given_in")
     except FileNotFoundError:
         return Path.cwd()
-    if told is None:  # begun before this was written down
+    if given_in is None:  # begun before this was written down
         return Path.cwd()
-    return Path(os.path.normpath(sweep.absolute() / told)).resolve()
+    return Path(os.path.normpath(sweep.absolute() / given_in)).resolve()
 
 
 def _shown(key: str) -> str:

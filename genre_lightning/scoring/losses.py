@@ -21,15 +21,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 CLASS_WEIGHTS = ("balanced", "sqrt")
+#: The most that a positive weighs, and the inverse the least (before the root of "sqrt"), so that a
+#: genre of three movies does not outshout all others.
+MAX_WEIGHT = 20.0
 
 
-def class_weights(
-    genre_counts: Tensor | Sequence[int],
-    num_movies: int,
-    kind: str,
-    *,
-    max_weight: float = 20.0,
-) -> Tensor:
+def class_weights(genre_counts: Tensor | Sequence[int], num_movies: int, kind: str) -> Tensor:
     """How much a positive of each genre weighs against a negative, from the training counts.
 
     Args:
@@ -37,8 +34,6 @@ def class_weights(
         num_movies: training movies in all.
         kind: "balanced" is negatives / positives (positives and negatives of a genre then weigh the
             same in sum); "sqrt" is the square root of that, a milder form.
-        max_weight: weights are clipped into [1 / max_weight, max_weight] (before the root), so that
-            a genre of three movies does not outshout all others.
 
     Returns:
         (G,) float32, all finite and positive. A genre without a training movie has weight 1: its
@@ -49,8 +44,6 @@ def class_weights(
     """
     if kind not in CLASS_WEIGHTS:
         raise ValueError(f"class_weight is {kind!r}; choose one of {CLASS_WEIGHTS} or null")
-    if max_weight < 1:
-        raise ValueError(f"max_weight is {max_weight}; it must be at least 1")
     counts = torch.as_tensor(genre_counts, dtype=torch.float64).cpu()
     if counts.ndim != 1:
         raise ValueError(f"genre_counts has shape {tuple(counts.shape)}; it must be (G,)")
@@ -58,7 +51,7 @@ def class_weights(
         raise ValueError(
             f"genre_counts must lie between 0 and num_movies={num_movies}: {counts.tolist()}"
         )
-    weights = ((num_movies - counts) / counts.clamp(min=1)).clamp(1 / max_weight, max_weight)
+    weights = ((num_movies - counts) / counts.clamp(min=1)).clamp(1 / MAX_WEIGHT, MAX_WEIGHT)
     weights = torch.where(counts > 0, weights, torch.ones_like(weights))
     return (weights.sqrt() if kind == "sqrt" else weights).float()
 

@@ -118,13 +118,13 @@ def train(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -
     given: Any = overrides
     if isinstance(given, str) or not isinstance(given, Sequence):
         raise TypeError(f'overrides must be a list of "key=value", not {given!r:.100}')
-    for one in given:
-        if not isinstance(one, str):
-            raise TypeError(f'overrides must be a list of "key=value", not of {one!r:.100}')
-        if one.startswith("-"):
+    for override in given:
+        if not isinstance(override, str):
+            raise TypeError(f'overrides must be a list of "key=value", not of {override!r:.100}')
+        if override.startswith("-"):
             raise UserError(
-                f"{one} is an option of the commands: genre_lightning.train takes overrides, and "
-                "config_dir= for a folder of your own; a sweep: genre-train -m"
+                f"{override} is an option of the commands: genre_lightning.train takes overrides, "
+                "and config_dir= for a folder of your own; a sweep: genre-train -m"
             )
     share_cores()
     # Its place depends on whether this is a clone; see scripts/__init__.py.

@@ -285,12 +285,12 @@ def flat_config(cfg: DictConfig) -> dict[str, Any]:
 
 def run_name(overrides: Sequence[str]) -> str | None:
     """A run's name: its overrides, without those that change no result."""
-    told = [
+    named = [
         override.lstrip("+~")
         for override in overrides
         if not changes_no_result(override.lstrip("+~").partition("=")[0])
     ]
-    return ",".join(sorted(told))[:_NAME_LENGTH] or None
+    return ",".join(sorted(named))[:_NAME_LENGTH] or None
 
 
 def _name_and_group(

@@ -53,7 +53,7 @@ def movie_table(
     and texts that the model looks at, and the title in any case; true and predicted genres, and
     each genre's score.
     """
-    kinds = {name: kind for name, kind in model.columns.items() if kind != "id"}
+    kinds = model.given_columns
     posters = [name for name, kind in kinds.items() if kind == "poster"]
     texts = ["title", *(name for name in kinds if name not in ("title", *posters))]
     complete = np.stack([has.numpy() for has in scores.has.values()]).all(axis=0)

@@ -336,8 +336,8 @@ class GenreModule(pl.LightningModule):
                 ". A schedule takes the optimizer and total_steps, and is stepped after each "
                 "batch: put it into a function of these two, as docs/extending.md does"
             )
-            told = f"{error}{hint}" if "total_steps" in str(error) else error
-            raise SettingError(f"scheduler: {told}") from error
+            reason = f"{error}{hint}" if "total_steps" in str(error) else error
+            raise SettingError(f"scheduler: {reason}") from error
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},

@@ -74,14 +74,9 @@ class ApiError(Exception):
         self.message = message
 
 
-def askable(predictor: GenrePredictor) -> dict[str, str]:
-    """The columns that a page can ask for, and what they hold: "text" or "poster"."""
-    return {name: of for name, of in predictor.columns.items() if of != "id"}
-
-
 def max_body_bytes(predictor: GenrePredictor) -> int:
     """What the largest honest movie takes: posters in base64, any character escaped."""
-    kinds = list(askable(predictor).values())
+    kinds = list(predictor.model.given_columns.values())
     posters, texts = kinds.count("poster"), kinds.count("text")
     return posters * (-(-MAX_POSTER_BYTES // 3) * 4) + texts * MAX_CHARACTERS * 12 + 2**16
 
@@ -103,7 +98,7 @@ def describe(predictor: GenrePredictor, checkpoint: str) -> dict[str, Any]:
         "activation": predictor.model.activation,
         "columns": [
             {"name": name, "of": of, "long": name != TITLE, "year": name in years}
-            for name, of in askable(predictor).items()
+            for name, of in predictor.model.given_columns.items()
         ],
         "branches": [
             {"name": name, "column": branch_input.column, "label": labels[name]}
@@ -126,7 +121,7 @@ def read_movie(predictor: GenrePredictor, body: bytes) -> dict[str, str | bytes]
         raise ApiError(400, "bad_request", "The body is no JSON.") from error
     if not isinstance(given, dict):
         raise ApiError(400, "bad_request", "The body is no JSON object of columns by name.")
-    kinds = askable(predictor)
+    kinds = predictor.model.given_columns
     movie: dict[str, str | bytes] = {}
     for name, value in given.items():
         if value is None or value == "":
@@ -181,9 +176,9 @@ def too_large_movie(predictor: GenrePredictor) -> ApiError:
         "poster": f"a poster may have up to {MAX_POSTER_BYTES // 2**20} MB",
         "text": f"a text up to {MAX_CHARACTERS:,} characters",
     }
-    held = askable(predictor).values()
-    told = listed([limit for of, limit in most.items() if of in held])
-    return ApiError(413, "too_large", f"This request is too large: {told}.")
+    held = predictor.model.given_columns.values()
+    limits = listed([limit for of, limit in most.items() if of in held])
+    return ApiError(413, "too_large", f"This request is too large: {limits}.")
 
 
 def predict_movie(predictor: GenrePredictor, movie: Mapping[str, str | bytes]) -> dict[str, Any]:
@@ -199,7 +194,7 @@ def predict_movie(predictor: GenrePredictor, movie: Mapping[str, str | bytes]) -
     from genre_lightning.explain.parts import split_encoded
     from genre_lightning.inputs.encode import encode_items
 
-    kinds = askable(predictor)
+    kinds = predictor.model.given_columns
     for name in movie:
         if name not in kinds:
             wanted = ", ".join(kinds)

@@ -118,9 +118,7 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _check_columns(checkpoint: Path, predictor: GenrePredictor) -> None:
-    from genre_lightning.webapp.api import askable
-
-    if not askable(predictor):
+    if not predictor.model.given_columns:
         raise DemoError(
             f"{checkpoint}: the model looks at vectors by movie id alone, which a page can't ask "
             "for; in Python, GenrePredictor.predict(id=[...]) takes them"

@@ -8,7 +8,6 @@ from itertools import pairwise
 import pytest
 
 from genre_lightning.ask.rate_limit import BudgetError, RateLimit, Stopped
-from genre_lightning.errors import UserError
 
 
 class Clock:
@@ -99,9 +98,3 @@ def test_a_stop_ends_waiting() -> None:
             await rate_limit.turn()
 
     asyncio.run(run())
-
-
-@pytest.mark.parametrize("limit", [0, -1, 1.5, True, "9"])
-def test_a_limit_that_is_none(limit: object) -> None:
-    with pytest.raises(UserError, match=r"server.requests_per_minute=.* whole number"):
-        RateLimit(requests_per_minute=limit)  # type: ignore[arg-type]

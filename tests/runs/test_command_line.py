@@ -13,8 +13,8 @@ import pytest
 from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 
-from genre_lightning.errors import UserError
-from genre_lightning.runs.checks import check_data
+from genre_lightning.errors import SettingError, UserError
+from genre_lightning.runs.checks import check_data, check_settings
 from genre_lightning.runs.config_errors import explain_error
 from genre_lightning.scoring.names import MONITORED
 from tests.forking import run_command
@@ -156,13 +156,12 @@ PAIRS = ("A;B", "A;C", "A;D", "B;C", "B;D", "C;D")
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ("title,genres\nAlien,Horror\n", "movies.csv:1: the header has no column poster"),
-        ("title;poster;genres\nAlien;;Horror\n", "columns are separated by commas"),
+        ("title,poster\nAlien,\n", "movies.csv:1: the header has no column genres"),
         (
             "title,poster,genres\n" + "".join(f"{each},,{each}\n" for each in PAIRS),
             "genre_separator=';'",
         ),
-        ("title,poster,genres\nAlien,,Horror\nBrazil,,\n", "movies.csv:3, column genres: empty"),
+        ("title,genres\nAlien,Horror\nBrazil,\"['Co\"\n", "movies.csv:3, column genres: \"['Co"),
     ],
 )
 def test_a_sweep_over_a_bad_csv_is_refused_once(
@@ -184,6 +183,22 @@ def test_a_sweep_with_bad_further_columns_is_refused_once(reader: str, tmp_path:
     place = {"path" if reader == "manifest" else "root": str(movies)}
     with pytest.raises(UserError, match=r"more\.csv:1: the header has no column id"):
         check_data({"reader": reader, **place, "columns": str(more)}, ["seed"])
+
+
+COUNTS = (
+    "limit", "val_limit", "server.concurrency", "server.give_up_after", "server.max_requests",
+    "server.max_tokens", "server.requests_per_minute", "server.tokens_per_minute",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("key", [*COUNTS, "train_limit", "server.retries", "server.timeout"])
+def test_numbers_of_genre_ask_out_of_range(key: str) -> None:
+    slips = [-1, "9", True] + [0] * (key in (*COUNTS, "server.timeout"))
+    for slip in slips + [1.5] * (key != "server.timeout"):
+        cfg = OmegaConf.create()
+        OmegaConf.update(cfg, key, slip)
+        with pytest.raises(SettingError, match=rf"^{key}={slip} must be a "):
+            check_settings(cfg)
 
 
 @pytest.mark.parametrize("slip", EVALUATIONS)

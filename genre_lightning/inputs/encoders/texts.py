@@ -135,11 +135,11 @@ class TextEncoder:
         for start in range(0, len(texts), _TEXTS):
             some = self._chunks(texts[start : start + _TEXTS], after)
 
-            def told(share: float, before: int = start, count: int = len(some)) -> None:
+            def tell_of_all(share: float, before: int = start, count: int = len(some)) -> None:
                 if tell is not None:
                     tell((before + share * count) / len(texts))
 
-            vectors[start : start + _TEXTS] = self._embed_chunks(some, told)
+            vectors[start : start + _TEXTS] = self._embed_chunks(some, tell_of_all)
         return vectors
 
     def _embed_chunks(

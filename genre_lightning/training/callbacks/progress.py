@@ -68,8 +68,8 @@ class Progress(RichProgressBar):
             self.loss = float(mean)
         if self.lines and trainer.is_global_zero:
             values = self.get_metrics(trainer, pl_module)
-            told = "  ".join(f"{name}: {value:.3f}" for name, value in values.items())
-            print(f"{epoch_of(trainer.current_epoch, trainer.max_epochs)}  {told}")
+            shown = "  ".join(f"{name}: {value:.3f}" for name, value in values.items())
+            print(f"{epoch_of(trainer.current_epoch, trainer.max_epochs)}  {shown}")
         super().on_train_epoch_end(trainer, pl_module)
 
     def _get_train_description(self, current_epoch: int) -> str:
