@@ -294,8 +294,8 @@ class MovieDataModule(pl.LightningDataModule):
         lacking = f"looks at the column {branch_input.column!r}, which no movie of {among} has"
         if trains and branch_input.of != "poster":
             raise DataError(
-                f"the branch {branch} {lacking}; there are {', '.join(movies.columns())}. Further "
-                "columns are joined by data.columns=FILE.csv; or leave the branch out"
+                f"the branch {branch} {lacking}; there are {', '.join(movies.columns())}. Add the "
+                "column by data.columns=FILE.csv, or choose a model without this branch"
             )
         self._empty[branch] = f"{lacking}: it {'learns' if trains else 'says'} nothing"
         return values
