@@ -55,8 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="genre-compare",
-        description="Rank runs, finished or not, and write leaderboard.csv, .md and .html. It "
-        "reads run folders alone and changes nothing in them.",
+        description="Rank runs and write leaderboard.csv, .md and .html. Unfinished runs are "
+        "listed, too. The command only reads run folders and changes nothing in them.",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -64,28 +64,31 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         nargs="+",
         type=Path,
-        help="run folders, the folder of a sweep, or any tree of them",
+        help="run folders, the folder of a sweep, or any folder that contains some",
     )
     parser.add_argument(
         "--metric",
         metavar="NAME",
-        help="what ranks, such as val/f1_micro; default: what the runs monitor",
+        help="metric to rank by, such as val/f1_micro (default: the metric that the runs monitor)",
     )
     parser.add_argument(
-        "--mode", choices=("max", "min"), help="which way is better; default: as the runs say"
+        "--mode",
+        choices=("max", "min"),
+        help="whether a higher or lower value is better (default: as in the runs)",
     )
     parser.add_argument(
         "--column",
         metavar="NAME",
         action="append",
         default=[],
-        help="a further metric to show, such as test/map_macro; can be given several times",
+        help="another metric to show, such as test/map_macro; can be given several times",
     )
     parser.add_argument(
         "--out",
         metavar="FOLDER",
         type=Path,
-        help="where the leaderboard is written; default: FOLDER, where one is given that is no run",
+        help="folder for the leaderboard (default: FOLDER, if you give only one and it is not a "
+        "run folder)",
     )
     return parser
 

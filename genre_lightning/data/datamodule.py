@@ -191,9 +191,11 @@ class MovieDataModule(pl.LightningDataModule):
         #: What to say of a branch whose column no movie has, by branch.
         self._empty: dict[str, str] = {}
         store = Store(self.cache_dir, self.workers)
-        for branch in self.inputs:
-            if not self._take_over(branch, earlier):
-                self._open_branch(branch, movies, store)
+        new = [branch for branch in self.inputs if not self._take_over(branch, earlier)]
+        # A column that is missing is told before an encoder computes the others for minutes.
+        values = {branch: self._values(movies, branch) for branch in new}
+        for branch in new:
+            self._open_branch(branch, values.pop(branch), store)
         if len(self._empty) == len(self.inputs) > 0:
             columns = dict.fromkeys(branch_input.column for branch_input in self.inputs.values())
             raise DataError(
@@ -214,14 +216,13 @@ class MovieDataModule(pl.LightningDataModule):
             self._empty[branch] = earlier._empty[same]
         return True
 
-    def _open_branch(self, branch: str, movies: MovieSet, store: Store) -> None:
+    def _open_branch(self, branch: str, values: Sequence[Any], store: Store) -> None:
         """Have a branch's input compute its features, or find them in the store.
 
         Raises:
-            DataError: its column is a text that no movie has, or none to learn from; or its input's
-                numbers are not what it promises.
+            DataError: its input's numbers are not what it promises.
         """
-        values, branch_input = self._values(movies, branch), self.inputs[branch]
+        branch_input = self.inputs[branch]
         features = branch_input.open(values, self.splits["train"], store)
         try:
             check_features(branch_input, features, len(values))
@@ -295,8 +296,8 @@ class MovieDataModule(pl.LightningDataModule):
         lacking = f"looks at the column {branch_input.column!r}, which no movie of {among} has"
         if trains and branch_input.of != "poster":
             raise DataError(
-                f"the branch {branch} {lacking}; there are {', '.join(movies.columns())}. Further "
-                "columns are joined by data.columns=FILE.csv; or leave the branch out"
+                f"the branch {branch} {lacking}; there are {', '.join(movies.columns())}. Add the "
+                "column by data.columns=FILE.csv, or choose a model without this branch"
             )
         self._empty[branch] = f"{lacking}: it {'learns' if trains else 'says'} nothing"
         return values

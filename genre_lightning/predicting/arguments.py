@@ -116,19 +116,19 @@ def parse_predict(arguments: Sequence[str]) -> PredictOptions:
         )
     if columns:
         if not any(value.strip() for value in columns.values()):
-            parser.error(f"nothing to go by: {', '.join(columns)} empty")
+            parser.error(f"nothing to predict from: {', '.join(columns)} empty")
         if options.out is not None:
-            parser.error("--out goes with --csv or --folder")
+            parser.error("--out needs --csv or --folder")
     elif options.explain:
-        parser.error("--explain goes with --title, --poster and the like, one movie")
+        parser.error("--explain works for one movie: use --title, --poster, --synopsis or --column")
     if options.csv is not None and options.out is None and not options.json:
         parser.error("--csv needs --out, the file to write (- for standard output), or --json")
     if options.json and options.out is not None:
-        parser.error("--json prints; it does not go with --out")
+        parser.error("--json prints to the terminal: leave out --json or --out")
     if options.explain_out is not None and not options.explain:
-        parser.error("--explain-out goes with --explain")
+        parser.error("--explain-out needs --explain")
     if options.ask is None and (options.ask_url or options.api_key_env):
-        parser.error("--ask-url and --api-key-env go with --ask")
+        parser.error("--ask-url and --api-key-env need --ask")
     held = {name: value for name, value in columns.items() if value.strip()}
     others = {k: v for k, v in vars(options).items() if k not in (*FLAGS, "column")}
     return PredictOptions(columns=held, **others)
@@ -138,32 +138,38 @@ def parse_export(arguments: Sequence[str]) -> ExportOptions:
     """Parse the arguments; exits with 2 where they make no sense."""
     parser = argparse.ArgumentParser(
         prog="genre-predict export",
-        description="Write a model as ONNX, checked against PyTorch, with its vocabulary as JSON; "
-        "as a small checkpoint of its weights alone; or as a folder with both and a model card, to "
-        "be given away.",
+        description="Write a model as an ONNX file with its vocabulary as JSON, as a small "
+        "checkpoint that contains only the weights, or as a folder with both and a model card. The "
+        "ONNX graph is compared with PyTorch before it is written.",
         allow_abbrev=False,
     )
     add_checkpoint(parser)
-    parser.add_argument("--onnx", type=Path, metavar="FILE.onnx")
+    parser.add_argument(
+        "--onnx",
+        type=Path,
+        metavar="FILE.onnx",
+        help="write an ONNX graph, and FILE.vocabulary.json beside it",
+    )
     parser.add_argument(
         "--weights",
         type=Path,
         metavar="FILE.ckpt",
-        help="without the optimizer's state: predicts and evaluates as before, can't be resumed",
+        help="write a checkpoint without the optimizer's state: it gives the same predictions, but "
+        "training can't be resumed from it",
     )
     parser.add_argument(
         "--out",
         type=Path,
         metavar="FOLDER",
-        help="a new folder with model.onnx, its vocabulary and tokenizers, model.ckpt and "
-        "README.md, the model card; whole or not there",
+        help="write a new folder with model.onnx, its vocabulary and tokenizers, model.ckpt, and "
+        "the model card as README.md",
     )
     _add_card(parser)
     options = parser.parse_args(arguments)
     if options.onnx is None and options.weights is None and options.out is None:
         parser.error("give --onnx, --weights or --out")
     if options.out is None and (options.scores or options.licence):
-        parser.error("--scores and --licence are for the model card, which goes with --out")
+        parser.error("--scores and --licence are for the model card, which needs --out")
     return ExportOptions(**vars(options))
 
 
@@ -172,13 +178,13 @@ def parse_card(arguments: Sequence[str]) -> CardOptions:
     parser = argparse.ArgumentParser(
         prog="genre-predict card",
         description="Write a model card in Markdown: data, scores, thresholds, encoders and their "
-        "licences, limits. Scores have intervals where an evaluation by evaluate.py lies in the "
-        "run folder, or is named by --scores.",
+        "licences, limits. Scores have confidence intervals if the run folder contains an "
+        "evaluation by evaluate.py, or if --scores names one.",
         allow_abbrev=False,
     )
     add_checkpoint(parser)
     parser.add_argument(
-        "--out", type=Path, metavar="FILE.md", help="whole or not there (default: printed)"
+        "--out", type=Path, metavar="FILE.md", help="file to write (default: print the card)"
     )
     _add_card(parser)
     return CardOptions(**vars(parser.parse_args(arguments)))
@@ -192,13 +198,13 @@ def _add_card(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FOLDER",
-        help="that evaluate.py wrote of this checkpoint; may be given several times",
+        help="a folder that evaluate.py wrote for this checkpoint; can be given several times",
     )
     parser.add_argument(
         "--licence",
         type=_one_line,
         metavar="ID",
-        help="of the model that you give away, as the card says it: mit, apache-2.0, ...",
+        help="the licence under which you publish the model: mit, apache-2.0, ...",
     )
     add_encoder(parser)
 
@@ -206,77 +212,84 @@ def _add_card(parser: argparse.ArgumentParser) -> None:
 def _predict_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="genre-predict",
-        description="Predict genres of movies from their titles, posters, synopses, or whatever "
-        "else the model looks at.",
+        description="Predict genres of movies from their titles, posters, synopses and any other "
+        "columns that the model uses.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     add_checkpoint(parser)
-    parser.add_argument("--title", help='best with the year: "Heat (1995)"')
-    parser.add_argument("--poster", metavar="FILE", help="an image")
-    parser.add_argument("--synopsis", metavar="TEXT", help="what happens in it")
+    parser.add_argument("--title", help='title, best with the year: "Heat (1995)"')
+    parser.add_argument("--poster", metavar="FILE", help="image file of the poster")
+    parser.add_argument("--synopsis", metavar="TEXT", help="summary of the plot")
     parser.add_argument(
         "--column",
         type=_named,
         action="append",
         default=[],
         metavar="NAME=TEXT",
-        help="any other column that the model looks at; may be given several times",
+        help="any other column that the model uses; can be given several times",
     )
     parser.add_argument(
         "--csv",
         type=Path,
         metavar="IN.csv",
-        help="many movies: columns title, poster and any other that the model looks at (each may "
-        "be missing), posters relative to the file; other columns are passed through; - reads "
-        "standard input",
+        help="predict many movies. The CSV has the columns that the model uses, such as title and "
+        "poster; each may be missing. Poster paths are relative to the CSV. Other columns are "
+        "copied to the output. - reads standard input",
     )
     parser.add_argument(
-        "--folder", type=Path, metavar="FOLDER", help="many movies: posters named by title"
+        "--folder",
+        type=Path,
+        metavar="FOLDER",
+        help="predict many movies: posters whose file names are the titles",
     )
     parser.add_argument(
         "--out",
         type=Path,
         metavar="OUT.csv",
-        help="where --csv and --folder write; whole or not at all; - writes to standard output",
+        help="CSV file that --csv and --folder write; it is written completely or not at all. - "
+        "writes to standard output",
     )
     parser.add_argument(
         "--json",
         action="store_true",
-        help="print JSON of one movie, or a line for each of --csv or --folder",
+        help="print JSON: of one movie, or one line per movie with --csv or --folder",
     )
     parser.add_argument(
-        "--explain", action="store_true", help="say why: parts of each score, words, heat maps"
+        "--explain",
+        action="store_true",
+        help="show the reasons: the parts of each score, words, and heat maps of the poster",
     )
     parser.add_argument(
         "--explain-out",
         type=Path,
         metavar="FOLDER",
-        help="where the heat maps go (default: beside the poster)",
+        help="folder for the heat maps (default: the folder of the poster)",
     )
     parser.add_argument(
-        "--device", help="such as cpu or cuda (default: cpu for one movie, else a GPU if any)"
+        "--device",
+        help="cpu, cuda, ... (default: cpu for one movie; for many, a GPU if there is one)",
     )
     add_encoder(parser)
     parser.add_argument(
         "--ask",
         type=Path,
         metavar="RUN",
-        help="for a model with the branch `answers`: ask the language model about the movies, as "
-        "this run folder of genre-ask did",
+        help="for a model with the branch `answers`: ask the language model about the movies, with "
+        "the settings of this run folder of genre-ask",
     )
     parser.add_argument(
-        "--ask-url", metavar="URL", help="where its server is now (default: as in the run)"
+        "--ask-url", metavar="URL", help="address of its server (default: as in that run)"
     )
     parser.add_argument(
-        "--api-key-env", metavar="NAME", help="environment variable that holds its API key"
+        "--api-key-env", metavar="NAME", help="environment variable that contains its API key"
     )
     parser.add_argument(
         "--workers",
         type=_positive,
         metavar="N",
-        help="threads that read and score (default: one per core)",
+        help="number of threads (default: one per core)",
     )
     return parser
 
@@ -287,7 +300,8 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
         "checkpoint",
         metavar="CKPT",
         type=Path,
-        help="such as .../best.ckpt; a run folder, a folder of runs, or last",
+        help="a checkpoint file, a run folder, a folder of runs (the best run is used), or last "
+        "(the newest run under runs/)",
     )
 
 
@@ -298,7 +312,8 @@ def add_encoder(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="a pretrained encoder beyond our own table that the checkpoint may use",
+        help="allow the checkpoint to use this pretrained encoder; needed for encoders that have "
+        "no short name in this project, such as timm:resnet18.a1_in1k",
     )
 
 

@@ -166,7 +166,7 @@ def predict_folder(
         are = "1 file is no poster" if others == 1 else f"{others} files are no posters"
         note(f"{folder}: {are}, left out")
     if POSTER not in of_use:
-        note("the model has no branch for posters: it goes by the file names alone")
+        note("the model has no branch for posters: only the file names are used")
 
     def movies() -> Iterator[dict[str, str | Path]]:
         for path in posters:
@@ -236,6 +236,8 @@ def _cells(predictor: GenrePredictor, prediction: Prediction) -> list[str]:
 def _print_summary(movies: int, problems: int, out: Path | None) -> None:
     text = counted(movies, "movie")
     if problems:
-        text += f", {problems} with a problem (a poster that can't be read, or nothing to go by)"
+        text += (
+            f", {problems} with a problem (a poster that can't be read, or nothing to predict from)"
+        )
     place = "" if out is None or str(out) == "-" else f"; written to {shell_command(out)}"
     print(text + place, file=sys.stderr)

@@ -537,5 +537,5 @@ def _name_of_value(value: Value, column: str, number: int, of: str) -> str:
 
 
 def nothing_of(columns: Sequence[str]) -> str:
-    """Why a movie can't be predicted that has none of these: "no title and no poster to go by"."""
-    return f"{listed([f'no {column}' for column in columns])} to go by"
+    """Why a movie without these can't be predicted: "no title and no poster to predict from"."""
+    return f"{listed([f'no {column}' for column in columns])} to predict from"

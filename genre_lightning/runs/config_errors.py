@@ -111,6 +111,9 @@ def _unknown(key: str, conf: str | Path, config: str, arguments: Sequence[str]) 
     assert isinstance(plain, dict)
     known = [*groups, *_keys(plain)]
     adds = f"+{key}=... adds one"
+    if ends := [name for name in known if name.endswith(f".{key}")]:  # optimizer.lr for lr
+        nearest = min(ends, key=lambda name: name.count("."))
+        return f"there is no setting {key}{did_you_mean(nearest)}"
     there, lacking = _parted(key, set(known))
     beside = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == there]
     first, _, rest = lacking.partition(".")

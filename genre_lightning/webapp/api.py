@@ -201,7 +201,9 @@ def predict_movie(predictor: GenrePredictor, movie: Mapping[str, str | bytes]) -
             message = f"This model has no branch for the {name:.100}: it looks at {wanted}."
             raise ApiError(422, "no_branch", message)
     if not movie:
-        raise ApiError(400, "nothing_given", f"There is nothing to go by yet: {_wanted(kinds)}.")
+        raise ApiError(
+            400, "nothing_given", f"There is nothing to predict from yet: {_wanted(kinds)}."
+        )
     model = predictor.model
     items, problems = _read(predictor, movie)
     seen = {name: value for name, value in movie.items() if name not in problems}

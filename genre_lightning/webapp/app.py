@@ -146,7 +146,9 @@ class _Guard:
         host, origin = headers.get(b"host", ""), headers.get(b"origin")
         app = self.app
         if not self._is_ours(host):
-            message = "This page goes by its IP address or localhost, and not by this name."
+            message = (
+                "This page can only be opened by its IP address or by localhost, not by this name."
+            )
             app = _error(400, "wrong_host", message)
         elif origin is not None and origin.partition("://")[2].lower() != host.lower():
             app = _error(403, "wrong_origin", "Only this page itself may ask.")

@@ -55,28 +55,31 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="genre-demo",
         description="Open a page on this machine to try a trained model: titles, posters, "
-        "genres and why. It sends nothing anywhere and keeps nothing. Ctrl-C ends it.",
+        "genres, and the reasons for them. It sends nothing to other machines and stores nothing. "
+        "Ctrl-C ends it.",
         allow_abbrev=False,
     )
     add_checkpoint(parser)
     parser.add_argument(
-        "--port", type=_port, default=7860, help="default 7860; 0 takes any that is free"
+        "--port", type=_port, default=7860, help="port (default: 7860); 0 takes any free port"
     )
     parser.add_argument(
         "--host",
         default="127.0.0.1",
-        help="address to listen on; any but the default lets other machines in, who need no "
-        "password",
+        help="address to listen on (default: 127.0.0.1). With any other address, other machines "
+        "can use the page without a password",
     )
     parser.add_argument(
-        "--device", default="cpu", help="cpu (default), cuda, or auto for a GPU where there is one"
+        "--device",
+        default="cpu",
+        help="cpu (default), cuda, or auto, which takes a GPU if there is one",
     )
     add_encoder(parser)
     parser.add_argument(
         "--no-browser",
         dest="browser",
         action="store_false",
-        help="only print the address, open no browser",
+        help="print the address and don't open a browser",
     )
     return parser
 

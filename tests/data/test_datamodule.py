@@ -529,8 +529,11 @@ def test_a_text_that_no_movie_of_train_has_is_refused(
     path = write("movies")
     with pytest.raises(DataError, match=r"the column 'synopsys', which no movie of the dataset"):
         module(path, tmp_path / "cache", branch("synopsys")).setup()
+    # It is told before the branches that have their column compute anything.
+    assert not list((tmp_path / "cache").glob("terms*"))
     data = module(path, tmp_path / "cache", {"title": terms()})
     data.setup()
+    assert list((tmp_path / "cache").glob("terms*"))
     columns = tmp_path / "columns.csv"
     ids = [data.movie_set.movies[row].id for row in data.splits["test"]]
     columns.write_text("id,synopsis\n" + "".join(f"{name},words\n" for name in ids))

@@ -389,7 +389,7 @@ def test_the_page_of_branches_has_all_and_no_other() -> None:
     first = [row.split("|")[1] for row in table.splitlines()[2:] if row.startswith("|")]
     named = {name for cell in first for name in re.findall(r"`(\w+)`", cell)}
     assert named == {path.stem for path in (CONF / "model" / "branch").iterdir()}
-    encoders = text[text.index("| name | of | network |") : text.index("The packages come with")]
+    encoders = text[text.index("| name | input | network |") : text.index("The packages come with")]
     assert set(re.findall(r"^\| `(\w+)`", encoders, re.MULTILINE)) == set(ENCODERS)
 
 

@@ -165,4 +165,4 @@ def test_options_that_go_with_it(capsys: pytest.CaptureFixture[str]) -> None:
     for option in ("--ask-url", "--api-key-env"):
         with pytest.raises(SystemExit):
             main(["best.ckpt", "--title", "Heat", option, "X"])
-        assert "go with --ask" in capsys.readouterr().err
+        assert "need --ask" in capsys.readouterr().err

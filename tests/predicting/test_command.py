@@ -256,7 +256,7 @@ def test_a_csv_file_is_predicted_row_by_row(
     assert [bool(row["problem"]) for row in rows] == [False, False, False, True, True]
     assert "Toy Story (1995).jpg" in rows[3]["problem"]
     assert rows[4]["problem"].endswith(
-        "missing.jpg: can't be read (no such file); no title to go by"
+        "missing.jpg: can't be read (no such file); no title to predict from"
     )
     assert (rows[4]["predicted"], [rows[4][genre] for genre in GENRES]) == ("", [""] * 4)
     assert "5 movies, 2 with a problem" in capsys.readouterr().err

@@ -447,4 +447,4 @@ def test_a_folder_is_whole_or_not_there(
 def test_a_card_needs_a_folder(tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         main(["export", str(tiny_checkpoint), "--onnx", "x.onnx", "--licence", "mit"])
-    assert "goes with --out" in capsys.readouterr().err
+    assert "needs --out" in capsys.readouterr().err

@@ -227,7 +227,7 @@ def test_a_broken_poster_is_reported_and_the_title_counts(
     )
     assert nothing.problem is not None
     # Named once: why it can't be read, and what else there is not.
-    assert nothing.problem.endswith("; no title to go by")
+    assert nothing.problem.endswith("; no title to predict from")
     assert nothing.problem.count("broken.jpg") == 1 and "no poster" not in nothing.problem
     assert (nothing.scores, nothing.genres, nothing.ranked()) == ({}, (), [])
 
@@ -244,7 +244,7 @@ def test_a_model_of_one_branch_says_so(make_checkpoint: Callable[..., Path], pos
     assert title.predict(["Heat"], [None])[0].scores
     with pytest.raises(PredictionError, match=r"movie 1 has a poster, .* leave poster out"):
         title.predict(["Heat"], posters[:1])
-    with pytest.raises(PredictionError, match="movie 1: no title to go by"):
+    with pytest.raises(PredictionError, match="movie 1: no title to predict from"):
         title.predict([None])
     poster = GenrePredictor.from_checkpoint(make_checkpoint(title=None), "cpu")
     assert poster.columns == {"poster": "poster"}
@@ -414,7 +414,7 @@ def test_two_branches_on_a_poster_name_its_problem_once(wider: GenrePredictor, b
     assert found.problem is not None and found.problem.count("broken.jpg") == 1
     (nothing,) = wider.predict(None, [broken], errors="report")
     assert nothing.problem is not None
-    assert nothing.problem.endswith("; no title and no synopsis to go by")
+    assert nothing.problem.endswith("; no title and no synopsis to predict from")
 
 
 def test_a_branch_reads_each_value_and_encodes_each_batch_once(

@@ -92,6 +92,8 @@ SLIPS = {
     "optimizer=adamx": "optimizer=adamx: there is no such option; did you mean adam",
     "model/branch=[title_tfid]": "did you mean title_tfidf?",
     "hydra.run.dri=x": "did you mean hydra.run.dir?",
+    "lr=1e-3": "there is no setting lr; did you mean optimizer.lr?",
+    "dropout=0.3": "there is no setting dropout; did you mean model.dropout?",
     "zzz=1": "there is no setting zzz; --help shows all, and +zzz=... adds one",
     "model.branches.title_tfidf.zzz=1": "title_tfidf.zzz; model.branches.title_tfidf has input",
     "model=title model.branches.poster_resnet.a=1 model.branches.poster_resnet.b=1": (
