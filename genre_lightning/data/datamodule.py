@@ -196,6 +196,7 @@ class MovieDataModule(pl.LightningDataModule):
         values = {branch: self._values(movies, branch) for branch in new}
         for branch in new:
             self._open_branch(branch, values.pop(branch), store)
+            movies.check_not_counted(self._opened[branch].unknown)
         if len(self._empty) == len(self.inputs) > 0:
             columns = dict.fromkeys(branch_input.column for branch_input in self.inputs.values())
             raise DataError(
@@ -228,7 +229,6 @@ class MovieDataModule(pl.LightningDataModule):
             check_features(branch_input, features, len(values))
         except ValueError as error:
             raise DataError(f"model.branches.{branch}: {error}") from error
-        movies.check_not_counted(features.unknown)
         self._opened[branch] = features
 
     def _as_all_read(self, branch: str) -> Features:

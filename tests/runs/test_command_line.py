@@ -163,7 +163,7 @@ PAIRS = ("A;B", "A;C", "A;D", "B;C", "B;D", "C;D")
             "title,poster,genres\n" + "".join(f"{each},,{each}\n" for each in PAIRS),
             "genre_separator=';'",
         ),
-        ("title,genres\nAlien,Horror\nBrazil,\"['Co\"\n", "movies.csv:3, column genres: \"['Co"),
+        ('title,genres\nAlien,Horror\nBrazil,"[\'Co"\n', "movies.csv:3, column genres: \"['Co"),
     ],
 )
 def test_a_sweep_over_a_bad_csv_is_refused_once(
