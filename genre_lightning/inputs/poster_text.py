@@ -82,7 +82,7 @@ class PosterTextInput(Input):
         self.column = column
         self.text = text
         self.sha256 = sha256
-        self.gives = text.gives  # type: ignore[misc]
+        self.gives = text.gives  # type: ignore[misc] # of others it is the class's
 
     @property
     def fitted(self) -> bool:
