@@ -16,13 +16,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from genre_lightning.inputs import embedding
+from genre_lightning.inputs import embedding, poster_text
 from genre_lightning.inputs.colours import Colours
 from genre_lightning.inputs.embedding import EmbeddingInput
 from genre_lightning.inputs.encode import encode_items
 from genre_lightning.inputs.input import Features, Input, Store
 from genre_lightning.inputs.part import Part
 from genre_lightning.inputs.pixels import PixelsInput
+from genre_lightning.inputs.poster_text import PosterTextInput
 from genre_lightning.inputs.table import INPUTS
 from genre_lightning.inputs.terms import TermsInput
 from genre_lightning.inputs.vectors import VectorsInput
@@ -124,6 +125,13 @@ KINDS: dict[str, Kind] = {
     ),
 }
 
+KINDS["poster_text"] = Kind(
+    lambda folder: PosterTextInput("poster", {"kind": "terms", "vocabulary_size": 64}),
+    _poster_files,
+    _draw_posters,
+    KINDS["pixels"].unreadable,
+)
+
 #: Arguments that make each network small.
 SMALL: dict[str, dict[str, Any]] = {
     "terms_mlp": {"hidden": 6, "skip": True},
@@ -136,7 +144,9 @@ SMALL: dict[str, dict[str, Any]] = {
 
 def fits(network: str) -> list[str]:
     """The kinds of input that a network can have."""
-    return [kind for kind, one in INPUTS.items() if one.gives == NETWORKS[network].takes]
+    # The words on posters are given as the input of texts gives them: here as terms.
+    gives = {kind: getattr(one, "gives", "terms") for kind, one in INPUTS.items()}
+    return [kind for kind in INPUTS if gives[kind] == NETWORKS[network].takes]
 
 
 @dataclass
@@ -209,6 +219,8 @@ def without_weights(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(embedding, "ImageEncoder", _Encoder)
     patch.setattr(poster_encoder, "build_image_module", _Module)
     patch.setattr(PosterEncoder, "load_pretrained", lambda self: None)
+    patch.setattr(poster_text, "ocr_sha256", lambda: "0" * 64)
+    patch.setattr(poster_text, "read_words", lambda pixels: f"{pixels[0, 0]} {pixels[-1, -1]}")
 
 
 def drawn(network: torch.nn.Module, seed: int = 0) -> None:

@@ -230,7 +230,10 @@ def test_settled_keys_reach_what_they_name(key: str, value: Any, tmp_path: Path)
         (["model=original"], ["title_words", "poster_original"]),
         (
             ["model=pretrained"],
-            ["title_linear", "title_year", "title_minilm", "title_gemma", "poster_lite2"],
+            [
+                *("title_linear", "title_year", "title_minilm", "title_gemma", "poster_lite2"),
+                *("poster_text_tfidf", "poster_text_gemma"),
+            ],
         ),
         (["experiment=seed"], ["title_words", "poster_original"]),
         (["model/branch=[poster_resnet,title_tfidf]"], ["poster_resnet", "title_tfidf"]),

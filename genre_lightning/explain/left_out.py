@@ -19,6 +19,7 @@ from genre_lightning.explain.explainer import Explainer, TextExplanation, TextPa
 from genre_lightning.inputs.embedding import EmbeddingInput
 from genre_lightning.inputs.encode import encode_items
 from genre_lightning.inputs.input import Value
+from genre_lightning.inputs.poster_text import text_input
 
 #: The most texts that are embedded for one explanation, and the most words of them all: some ten
 #: seconds of MiniLM on one core. A text of more than 140 words loses several of them at once; for
@@ -53,7 +54,8 @@ class LeftOutExplainer(Explainer):
         if text is None:
             return None
         words = find_words(text)
-        cost = branch_input.spec.cost if isinstance(branch_input, EmbeddingInput) else 1
+        encodes = text_input(branch_input)
+        cost = encodes.spec.cost if isinstance(encodes, EmbeddingInput) else 1
         afforded = max(MIN_TEXTS, budget // cost) if budget and cost > 1 else budget
         most = min(afforded or MAX_TEXTS, MAX_TEXTS, MAX_WORDS // cost // max(1, len(words)))
         groups = group_words(words, most)
@@ -66,12 +68,14 @@ class LeftOutExplainer(Explainer):
         baseline = self.baseline(model, branch)
         nothing = np.zeros_like(whole) if baseline is None else baseline
         seen = iter(found)
-        spans = as_given(value, text, groups)
+        # Of a poster, its words are what is shown.
+        given = text if branch_input.of == "poster" else value
+        spans = as_given(given, text, groups)
         parts = []
         for group, left, span in zip(groups, without, spans, strict=True):
             lost = whole - (next(seen) if left else nothing)
             parts.append(TextPart(text[group[0][0] : group[-1][1]], "word", span, lost))
-        return TextExplanation(self.method, value, tuple(parts), False, whole - nothing)
+        return TextExplanation(self.method, given, tuple(parts), False, whole - nothing)
 
 
 def as_given(

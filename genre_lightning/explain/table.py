@@ -39,6 +39,9 @@ EXPLAINERS: Mapping[tuple[str, str, type[nn.Module]], Explainer] = {
     ("year", "text", EmbeddingHead): YearExplainer(),
     ("embedding", "text", EmbeddingHead): LeftOutExplainer(),
     ("embedding", "poster", EmbeddingHead): EmbeddedPosterExplainer(),
+    ("poster_text", "poster", TermsMLP): TermsExplainer(),
+    ("poster_text", "poster", TermsLinear): TermsExplainer(),
+    ("poster_text", "poster", EmbeddingHead): LeftOutExplainer(),
     ("pixels", "poster", PosterResNet): GradCamExplainer(see_stages),
     ("pixels", "poster", PosterEncoder): GradCamExplainer(see_encoder),
 }

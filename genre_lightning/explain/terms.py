@@ -23,6 +23,7 @@ from genre_lightning.explain.explainer import (
     float64,
 )
 from genre_lightning.inputs.input import Value
+from genre_lightning.inputs.poster_text import text_input
 from genre_lightning.inputs.terms import TermsInput
 from genre_lightning.inputs.titles import normalise_title
 from genre_lightning.inputs.vectorizer import ITEM_SEPARATOR, TermVectorizer
@@ -54,7 +55,7 @@ class TermsExplainer(Explainer):
             RuntimeError: the terms do not sum to the branch's part.
         """
         branch_input, _ = _halves(model, branch)
-        text = branch_input.read(value)
+        text = model.inputs[branch].read(value)
         columns, contributions, total = term_contributions(model, branch, text)
         parts = _words(branch_input.vectorizer, text, columns, contributions)
         return TextExplanation(self.method, text, parts, True, total)
@@ -96,7 +97,8 @@ def term_contributions(
 
 def _halves(model: TrainedModel, branch: str) -> tuple[TermsInput, list[TermsMLP | TermsLinear]]:
     """The input of a branch, and its networks, whose logits are averaged."""
-    branch_input, networks = model.inputs[branch], networks_of(model.network.branches[branch])
+    branch_input = text_input(model.inputs[branch])
+    networks = networks_of(model.network.branches[branch])
     known = [network for network in networks if isinstance(network, (TermsMLP, TermsLinear))]
     if not isinstance(branch_input, TermsInput) or len(known) < len(networks):
         raise TypeError(f"branch {branch} is neither a TermsMLP nor a TermsLinear on terms")

@@ -19,6 +19,7 @@ from genre_lightning.inputs.embedding_cache import (
     Embedded,
     Source,
     content_hash,
+    file_hash,
     open_embeddings,
 )
 from genre_lightning.inputs.encoders.gguf_folder import FOLDER_VERSION
@@ -50,7 +51,6 @@ from genre_lightning.inputs.poster_cache import (
     recovered,
     unique_files,
 )
-from genre_lightning.inputs.poster_limits import MAX_FILE_BYTES
 from genre_lightning.inputs.titles import natural_title
 from genre_lightning.movies.movie import PosterFile
 from genre_lightning.store import content_key
@@ -406,17 +406,8 @@ class _Posters:
         self._hashes: dict[int, bytes | None] = {}
 
     def hashes(self, start: int, stop: int) -> list[bytes | None]:
-        self._hashes = {index: self._hash(index) for index in range(start, stop)}
+        self._hashes = {index: file_hash(self.files[index]) for index in range(start, stop)}
         return list(self._hashes.values())
-
-    def _hash(self, index: int) -> bytes | None:
-        file = self.files[index]
-        if not file.exists or file.size > MAX_FILE_BYTES:
-            return None  # decoding will say so
-        try:
-            return content_hash(file.read_bytes())
-        except OSError:
-            return None
 
     def embed(self, items: Sequence[int], tell: Callable[[float], object]) -> Embedded:
         masked: list[Masked] = []

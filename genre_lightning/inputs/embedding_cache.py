@@ -24,6 +24,8 @@ from genre_lightning.inputs.masked import (
     first_recovered,
     masked_from_json,
 )
+from genre_lightning.inputs.poster_limits import MAX_FILE_BYTES
+from genre_lightning.movies.movie import PosterFile
 from genre_lightning.progress import progress
 from genre_lightning.store import changed, content_key, remove_stored, stored_folder
 
@@ -77,6 +79,16 @@ class Source:
 def content_hash(content: bytes) -> bytes:
     """What an item is found again by."""
     return blake2b(content, digest_size=_HASH_BYTES).digest()
+
+
+def file_hash(file: PosterFile) -> bytes | None:
+    """The hash of a poster's file; None where it can't be read, which decoding will say."""
+    if not file.exists or file.size > MAX_FILE_BYTES:
+        return None
+    try:
+        return content_hash(file.read_bytes())
+    except OSError:
+        return None
 
 
 def open_embeddings(

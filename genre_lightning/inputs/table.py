@@ -15,13 +15,15 @@ from genre_lightning.inputs.embedding import EmbeddingInput
 from genre_lightning.inputs.input import Input
 from genre_lightning.inputs.pixels import PixelsInput
 from genre_lightning.inputs.plain_text import is_plain_text
+from genre_lightning.inputs.poster_text import PosterTextInput
 from genre_lightning.inputs.terms import TermsInput
 from genre_lightning.inputs.vectorizer import MAX_VOCABULARY_SIZE
 from genre_lightning.inputs.vectors import VectorsInput
 from genre_lightning.inputs.year import YearInput
 
 INPUTS: dict[str, type[Input]] = {
-    made.kind: made for made in (TermsInput, PixelsInput, EmbeddingInput, YearInput, VectorsInput)
+    made.kind: made
+    for made in (TermsInput, PixelsInput, EmbeddingInput, YearInput, VectorsInput, PosterTextInput)
 }
 
 #: Brackets and commas in the text of an honest state.

@@ -26,6 +26,7 @@ from genre_lightning.inputs.embedding import EmbeddingInput
 from genre_lightning.inputs.input import Input
 from genre_lightning.inputs.part import Numbers
 from genre_lightning.inputs.pixels import PixelsInput
+from genre_lightning.inputs.poster_text import PosterTextInput
 from genre_lightning.inputs.terms import TermsInput
 from genre_lightning.inputs.vectors import VectorsInput
 from genre_lightning.inputs.year import YearInput
@@ -184,6 +185,13 @@ class YearGraph(_RowsOfNumbers):
         return [f"A ({1895 + 7 * n % 140})" for n in range(count)]
 
 
+def poster_text_graph(branch_input: PosterTextInput) -> InputGraph:
+    """That of a text: the words are read outside of the graph."""
+    graph = INPUT_GRAPHS[type(branch_input.text)](branch_input.text)
+    graph.about = {**graph.about, "text": "the words on the poster: see docs/deployment.md"}
+    return graph
+
+
 #: By kind of input. What isn't here can't be exported yet.
 INPUT_GRAPHS: Mapping[type[Input], Callable[[Any], InputGraph]] = {
     TermsInput: TermsGraph,
@@ -191,6 +199,7 @@ INPUT_GRAPHS: Mapping[type[Input], Callable[[Any], InputGraph]] = {
     VectorsInput: VectorsGraph,
     YearInput: YearGraph,
     EmbeddingInput: embedding_graph,
+    PosterTextInput: poster_text_graph,
 }
 
 

@@ -1,0 +1,117 @@
+"""The words on a poster, as pretrained networks read them (PP-OCR, by the package rapidocr).
+
+One network finds the lines of text (Liao et al. 2020, "Real-time scene text detection with
+differentiable binarization"), another one reads each line (Du et al. 2020, "PP-OCR: A practical
+ultra lightweight OCR system"). Their weights come with the package.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from functools import cache
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from genre_lightning.inputs.encoders.gguf_folder import hash_parts
+from genre_lightning.inputs.encoders.libraries import find_module, import_library, not_installed
+from genre_lightning.inputs.encoders.spec import EncoderError
+
+#: Part of every cache's key: raise it when the same pixels give other words than before.
+OCR_VERSION = 1
+#: (H, W) at which posters are read: at half of it names in small print are lost.
+SIZE = (768, 512)
+#: Lines that are less certain than this are left out: most of them are small print, read wrongly.
+MIN_SCORE = 0.8
+#: Of UTF-8. Lines come from the top, so that what is cut off is mostly the credits at the bottom.
+MAX_BYTES = 512
+#: What is between two lines.
+BETWEEN = ". "
+
+_PACKAGE = "rapidocr"
+_WEIGHTS = ("models/PP-OCRv6_det_small.onnx", "models/PP-OCRv6_rec_small.onnx")
+#: Posters whose words are kept.
+_KEPT = 64
+_opened = threading.local()
+_lock = threading.Lock()
+_read: OrderedDict[bytes, str] = OrderedDict()
+
+
+@cache
+def ocr_sha256() -> str:
+    """The hash of the weights that are installed, which are not opened.
+
+    Raises:
+        EncoderError: they are not installed.
+    """
+    for name in (_PACKAGE, "onnxruntime"):
+        found = find_module(name)
+        if found is None or not found.submodule_search_locations:
+            raise not_installed(name, "ocr")
+        if name == _PACKAGE:
+            folder = Path(found.submodule_search_locations[0])
+    files = [folder / name for name in _WEIGHTS]
+    for file in files:
+        if not file.exists():
+            raise EncoderError(
+                f"the installed version of {_PACKAGE} has no {file.name}, which reads the words on "
+                "posters: constraints.txt names a version that has it"
+            )
+    return hash_parts(files)
+
+
+def read_words(pixels: np.ndarray) -> str:
+    """What stands on a poster, from the top, each line followed by ``BETWEEN``.
+
+    Args:
+        pixels: (H, W, 3) uint8 RGB of ``SIZE``.
+
+    Returns:
+        "" where no line is read with some certainty. The words of the last few posters are kept:
+        several branches, and an explanation, ask for the same.
+
+    Raises:
+        EncoderError: the package isn't installed.
+    """
+    digest = blake2b(pixels.tobytes(), digest_size=16).digest()
+    with _lock:
+        if digest in _read:
+            return _read[digest]
+    words = _recognise(pixels)
+    with _lock:
+        _read[digest] = words
+        while len(_read) > _KEPT:
+            _read.popitem(last=False)
+    return words
+
+
+def _recognise(pixels: np.ndarray) -> str:
+    found = _engine()(pixels[:, :, ::-1], use_det=True, use_cls=False, use_rec=True)
+    lines = [
+        # Plain text, as all that is put between prompts.
+        " ".join(line.split())
+        for line, score in zip(found.txts or (), found.scores or (), strict=True)
+        if score >= MIN_SCORE
+    ]
+    return BETWEEN.join(lines).encode("utf-8")[:MAX_BYTES].decode("utf-8", "ignore")
+
+
+def _engine() -> Any:
+    """What reads, one for each thread: it keeps what it is working on in itself."""
+    if not hasattr(_opened, "engine"):
+        ocr_sha256()  # or the package would download what it lacks
+        library = import_library(_PACKAGE, "ocr")
+        _opened.engine = library.RapidOCR(
+            params={
+                "Global.use_cls": False,
+                "Global.log_level": "critical",
+                "Det.limit_side_len": min(SIZE),
+                # Threads read posters side by side, each on one core.
+                "EngineConfig.onnxruntime.intra_op_num_threads": 1,
+                "EngineConfig.onnxruntime.inter_op_num_threads": 1,
+            }
+        )
+    return _opened.engine

@@ -1,0 +1,206 @@
+"""The words on posters: names of actors, slogans, prizes, as text that another input looks at."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ClassVar, final
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from genre_lightning.cores import num_cores
+from genre_lightning.inputs.decode import DECODER_VERSION
+from genre_lightning.inputs.embedding import EmbeddingInput
+from genre_lightning.inputs.embedding_cache import Embedded, Source, file_hash, open_embeddings
+from genre_lightning.inputs.encoders.spec import EncoderError
+from genre_lightning.inputs.input import Features, Input, Store, check_keys
+from genre_lightning.inputs.masked import Masked, Unreadable
+from genre_lightning.inputs.ocr import MAX_BYTES, OCR_VERSION, SIZE, ocr_sha256, read_words
+from genre_lightning.inputs.part import Numbers
+from genre_lightning.inputs.pixels import read_poster
+from genre_lightning.inputs.poster_cache import (
+    decode_file,
+    files_key,
+    places_of,
+    recovered,
+    unique_files,
+)
+from genre_lightning.inputs.terms import TermsInput
+from genre_lightning.movies.movie import PosterFile
+from genre_lightning.store import content_key
+
+#: Inputs of texts that can look at the words.
+TEXT_INPUTS: Mapping[str, type[TermsInput] | type[EmbeddingInput]] = {
+    TermsInput.kind: TermsInput,
+    EmbeddingInput.kind: EmbeddingInput,
+}
+#: The text of a poster without words: it has been looked at, and is not a movie without a poster.
+NO_WORDS = "(no words)"
+
+
+@final
+class PosterTextInput(Input):
+    """The words on a poster (``inputs/ocr.py``), as numbers of an input of texts.
+
+    The numbers are those of that input.
+
+    Args:
+        column: name of the column of posters.
+        text: ``kind``, "terms" or "embedding", and the other arguments of that input.
+
+    Raises:
+        ValueError: naming the argument that is unknown or out of range.
+    """
+
+    kind: ClassVar[str] = "poster_text"
+    of: str = "poster"
+
+    def __init__(self, column: str, text: Mapping[str, Any]) -> None:
+        settings: Any = text  # of a configuration, where it may be anything
+        if not isinstance(settings, Mapping) or settings.get("kind") not in TEXT_INPUTS:
+            raise ValueError(f"text: its kind must be one of {', '.join(TEXT_INPUTS)}")
+        made = TEXT_INPUTS[text["kind"]]
+        arguments = {name: value for name, value in text.items() if name != "kind"}
+        known = [name for name in inspect.signature(made).parameters if name != "column"]
+        for name in arguments:
+            if name not in known:
+                raise ValueError(f"text.{name}: the input {made.kind} has {', '.join(known)}")
+        try:
+            self._set(column, made(column=column, **arguments), None)
+        except EncoderError:
+            raise
+        except ValueError as error:
+            raise ValueError(f"text.{error}") from error
+
+    def _set(self, column: str, text: TermsInput | EmbeddingInput, sha256: str | None) -> None:
+        """Keep the settings, of a configuration or of a checkpoint."""
+        if text.of != "text":
+            raise ValueError("encoder: the words on posters need an encoder of texts")
+        self.column = column
+        self.text = text
+        self.sha256 = sha256
+        self.gives = text.gives  # type: ignore[misc] # of others it is the class's
+
+    @property
+    def fitted(self) -> bool:
+        return self.sha256 is not None and self.text.fitted
+
+    def network_arguments(self) -> dict[str, Any]:
+        return self.text.network_arguments()
+
+    def bytes_per_movie(self) -> int:
+        return self.text.bytes_per_movie()
+
+    def open(self, values: Sequence[Any], train: np.ndarray, store: Store) -> Features:
+        self._check_weights()
+        files, named = unique_files(values)
+        source = Source(
+            count=len(files),
+            hashes=lambda start, stop: [file_hash(file) for file in files[start:stop]],
+            embed=lambda items, tell: _read_files([files[n] for n in items], store.workers, tell),
+            quick_key=files_key(files),
+            recovered=lambda index: recovered(files[index]),
+        )
+        # A text is kept as its bytes, so that it is found again as an encoder's vector is.
+        key = content_key("words", OCR_VERSION, self.sha256, DECODER_VERSION, list(SIZE))
+        cache = open_embeddings(source, key, (1, MAX_BYTES), f"reading words, {self.column}", store)
+        place, unreadable = places_of(files, named, cache.masked)
+        words = [_to_text(row) for row in cache.vectors[:, 0]]
+        texts = [None if row < 0 else words[row] for row in place.tolist()]
+        features = self.text.open(texts, train, store)
+        features.unreadable = unreadable
+        return features
+
+    def _check_weights(self) -> None:
+        """Refuse to read with other weights than in training.
+
+        Raises:
+            EncoderError: they are others, or not installed.
+        """
+        found = ocr_sha256()
+        if self.sha256 not in (None, found):
+            raise EncoderError(
+                "the model was trained on words of posters that other weights read "
+                f"(SHA-256 {self.sha256}; those of the installed rapidocr have {found}): install "
+                "the version of rapidocr that it was trained with"
+            )
+        self.sha256 = found
+
+    def read(self, value: Any) -> str:
+        """The words on a poster; ``NO_WORDS`` where there are none."""
+        pixels = read_poster(value, SIZE)
+        self._check_weights()
+        return self.text.read(read_words(pixels) or NO_WORDS) or NO_WORDS
+
+    def encode(self, items: Sequence[str]) -> dict[str, Tensor]:
+        return self.text.encode(items)
+
+    def prepare(self, numbers: Numbers, seeds: Sequence[tuple[int, int]] | None) -> Numbers:
+        return self.text.prepare(numbers, seeds)
+
+    def state(self) -> dict[str, Any]:
+        state = {name: value for name, value in self.text.state().items() if name != "column"}
+        return {
+            "column": self.column,
+            "sha256": self.sha256,
+            "text": {"kind": self.text.kind, **state},
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> PosterTextInput:
+        check_keys(state, ("column", "sha256", "text"))
+        text, sha256 = state["text"], state["sha256"]
+        if type(sha256) is not str or len(sha256) != 64 or set(sha256) - set("0123456789abcdef"):
+            raise ValueError(f"sha256: {sha256!r:.100} is not 64 hex digits")
+        if type(text) is not dict or text.get("kind") not in TEXT_INPUTS:
+            raise ValueError(f"text: its kind is none of {', '.join(TEXT_INPUTS)}")
+        inner = {name: value for name, value in text.items() if name != "kind"}
+        if "column" in inner:
+            raise ValueError("text: unknown key 'column'")
+        made = cls.__new__(cls)
+        column = state["column"]
+        read = TEXT_INPUTS[text["kind"]].from_state({"column": column, **inner})
+        made._set(column, read, sha256)
+        return made
+
+
+def text_input(branch_input: Input) -> Input:
+    """The input that makes numbers of a branch's text: behind the words on posters, or itself."""
+    return branch_input.text if isinstance(branch_input, PosterTextInput) else branch_input
+
+
+def _read_files(
+    files: Sequence[PosterFile], workers: int | None, tell: Callable[[float], object]
+) -> Embedded:
+    """The words of some posters, as rows of bytes; several posters are read side by side."""
+    rows: list[np.ndarray] = []
+    masked: list[Masked] = []
+    Image.init()  # loads the formats: not while several threads ask for them
+
+    def words_of(file: PosterFile) -> str | Unreadable:
+        pixels = decode_file(file, SIZE)
+        return read_words(pixels) if isinstance(pixels, np.ndarray) else pixels
+
+    with ThreadPoolExecutor(workers or num_cores(), thread_name_prefix="words") as pool:
+        for number, found in enumerate(pool.map(words_of, files)):
+            if isinstance(found, str):
+                rows.append(_to_row(found))
+            else:
+                masked.append(Masked(number, *found))
+            tell((number + 1) / len(files))
+    return Embedded(np.array(rows, np.float16).reshape(len(rows), 1, MAX_BYTES), masked)
+
+
+def _to_row(words: str) -> np.ndarray:
+    """(MAX_BYTES,) float16: UTF-8, each byte a number, and zeros behind."""
+    row = np.zeros(MAX_BYTES, np.float16)
+    data = words.encode("utf-8")
+    row[: len(data)] = np.frombuffer(data, np.uint8)
+    return row
+
+
+def _to_text(row: np.ndarray) -> str:
+    return row.astype(np.uint8).tobytes().rstrip(b"\0").decode("utf-8") or NO_WORDS

@@ -1,0 +1,191 @@
+"""The words on posters: read by the real networks, stored, and given to inputs of texts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from genre_lightning.errors import UserError
+from genre_lightning.inputs import ocr, poster_text
+from genre_lightning.inputs.encoders.spec import EncoderError
+from genre_lightning.inputs.input import Store
+from genre_lightning.inputs.poster_text import NO_WORDS, PosterTextInput
+from genre_lightning.inputs.table import build_input, input_from_text, state_to_text
+from genre_lightning.inputs.terms import TermsInput
+from tests.missing import skip_without
+from tests.pictures import locate
+
+skip_without("rapidocr")
+
+TERMS = {"kind": "terms", "vocabulary_size": 64, "analyzer": "word", "ngram_range": [1, 1]}
+ALL = np.arange(3)
+
+
+def write_poster(path: Path, *lines: str) -> Path:
+    """A poster with lines of text from the top, light on dark."""
+    image = Image.new("RGB", (300, 450), (20, 30, 60))
+    draw = ImageDraw.Draw(image)
+    for number, line in enumerate(lines):
+        draw.text((20, 40 + 100 * number), line, "white", ImageFont.load_default(34))
+    image.save(path)
+    return path
+
+
+@pytest.fixture
+def posters(tmp_path: Path) -> list[Path]:
+    return [
+        write_poster(tmp_path / "heat.png", "ROBERT DENIRO", "A CRIME STORY"),
+        write_poster(tmp_path / "plain.png"),
+        write_poster(tmp_path / "toys.jpg", "TOY STORY"),
+    ]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "cache", 2, False)
+
+
+def terms_of(branch_input: PosterTextInput) -> list[str]:
+    assert isinstance(branch_input.text, TermsInput)
+    return branch_input.text.vectorizer.terms or []
+
+
+def test_the_lines_are_read_from_the_top(posters: list[Path]) -> None:
+    branch_input = PosterTextInput("poster", TERMS)
+    assert branch_input.read(posters[0]) == "ROBERT DENIRO. A CRIME STORY"
+    assert branch_input.read(posters[2].read_bytes()) == "TOY STORY"
+    with Image.open(posters[2]) as image:
+        assert branch_input.read(image) == branch_input.read(np.array(image)) == "TOY STORY"
+    assert branch_input.read(posters[1]) == NO_WORDS
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (1, 400), (400, 1), (3000, 20)], ids=str)
+def test_a_poster_of_any_shape_is_read(shape: tuple[int, int]) -> None:
+    pixels = np.full((*shape, 3), 200, dtype=np.uint8)
+    assert PosterTextInput("poster", TERMS).read(pixels) == NO_WORDS
+
+
+def test_what_is_too_long_ends_with_a_whole_character(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Found:
+        txts, scores = ("é" * 400, "lost"), (0.9, 0.9)
+
+    monkeypatch.setattr(ocr, "_engine", lambda: lambda pixels, **steps: Found())
+    words = ocr.read_words(np.zeros((*ocr.SIZE, 3), np.uint8))
+    assert words == "é" * 256 and len(words.encode()) == ocr.MAX_BYTES
+
+
+def test_uncertain_lines_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Found:
+        txts, scores = ("WALT  DISNEY", "PNSEX", "TOY\tSTORY"), (0.95, 0.6, 0.8)
+
+    monkeypatch.setattr(ocr, "_engine", lambda: lambda pixels, **steps: Found())
+    assert ocr.read_words(np.ones((*ocr.SIZE, 3), np.uint8)) == "WALT DISNEY. TOY STORY"
+
+
+@pytest.mark.parametrize("kind", ["terms", "embedding"])
+def test_a_dataset_gets_what_a_movie_gets(kind: str, posters: list[Path], store: Store) -> None:
+    text = TERMS if kind == "terms" else {"kind": "embedding", "encoder": "minilm"}
+    branch_input = PosterTextInput("poster", text)
+
+    features = branch_input.open([locate(path) for path in posters], ALL, store)
+    assert features.place.tolist() == [0, 1, 2]
+    stored, _ = features.gather(features.place, np.array([3]))
+    rebuilt = input_from_text(state_to_text(branch_input))
+    assert isinstance(rebuilt, PosterTextInput)
+    for one in (branch_input, rebuilt):
+        encoded = one.encode([one.read(path) for path in posters])
+        assert list(encoded) == list(stored)
+        for name, numbers in encoded.items():
+            torch.testing.assert_close(numbers.float(), stored[name].float(), atol=2e-3, rtol=0)
+    if kind == "terms":
+        assert "deniro" in terms_of(branch_input)
+
+
+def test_posters_are_read_once(
+    posters: list[Path], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files: list[Any] = [locate(path) for path in posters]
+    first = PosterTextInput("poster", TERMS).open(files, ALL, store)
+    write_poster(posters[2], "JAWS")
+    read: list[str] = []
+
+    def counted(pixels: np.ndarray) -> str:
+        read.append(ocr.read_words(pixels))
+        return read[-1]
+
+    monkeypatch.setattr(poster_text, "read_words", counted)
+    changed = PosterTextInput("poster", TERMS)
+    again = changed.open([*files[:2], locate(posters[2])], ALL, store)
+    assert read == ["JAWS"]
+    assert again.place.tolist() == first.place.tolist()
+    assert "jaws" in terms_of(changed)
+
+
+def test_a_poster_that_can_not_be_read_is_named_and_left_out(
+    posters: list[Path], store: Store
+) -> None:
+    posters[1].write_bytes(b"no image")
+    features = PosterTextInput("poster", TERMS).open(
+        [locate(posters[0]), None, locate(posters[1]), locate(posters[2])], np.arange(4), store
+    )
+    assert (features.place < 0).tolist() == [False, True, True, False]
+    ((name, reason),) = features.unreadable
+    assert name.endswith("plain.png") and "not an image of a known format" in reason
+
+
+def test_other_weights_are_refused(posters: list[Path], store: Store) -> None:
+    branch_input = PosterTextInput("poster", TERMS)
+    branch_input.open([locate(path) for path in posters], ALL, store)
+    state = {**branch_input.state(), "sha256": "0" * 64}
+    other = PosterTextInput.from_state(state)
+    for use in (
+        lambda: other.read(posters[0]),
+        lambda: other.open([locate(posters[0])], ALL[:1], store),
+    ):
+        with pytest.raises(EncoderError, match=r"other weights read .* install the version of"):
+            use()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, r"\.text: its kind must be one of terms, embedding$"),
+        ({"kind": "pixels"}, r"\.text: its kind must be one of terms, embedding$"),
+        ({"kind": "terms", "encoder": "minilm"}, r"\.text\.encoder: the input terms has vocab"),
+        ({"kind": "terms", "column": "title"}, r"\.text\.column: the input terms has vocab"),
+        ({"kind": "terms", "vocabulary_size": 0}, r"\.text\.vocabulary_size"),
+        ({"kind": "embedding", "encoder": "lite0"}, r"need an encoder of texts"),
+        ({"kind": "embedding", "encoder": "nonesuch"}, r"nonesuch"),
+    ],
+    ids=["nothing", "pixels", "unknown", "column", "range", "of posters", "no encoder"],
+)
+def test_wrong_settings_are_refused_by_name(text: Any, said: str) -> None:
+    with pytest.raises(UserError, match=rf"model\.branches\.b\.input.*{said}"):
+        build_input("b", {"kind": "poster_text", "column": "poster", "text": text})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sha256": None},
+        {"sha256": "x" * 64},
+        {"text": "terms"},
+        {"text": {"kind": "poster_text"}},
+        {"text": {"kind": ["terms"]}},
+        {"text": {"kind": "terms", "column": "title"}},
+        {"text": {"kind": "terms"}},
+    ],
+    ids=str,
+)
+def test_a_damaged_state_is_refused(
+    change: dict[str, Any], posters: list[Path], store: Store
+) -> None:
+    branch_input = PosterTextInput("poster", TERMS)
+    branch_input.open([locate(path) for path in posters], ALL, store)
+    with pytest.raises((ValueError, TypeError)):
+        PosterTextInput.from_state({**branch_input.state(), **change})
