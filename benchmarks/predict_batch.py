@@ -11,7 +11,8 @@ predicted a second; ``ratio`` is the median over turns of the decoding's time ov
 less the network's, so 1 where prediction costs nothing but decoding and the network; and
 ``plain_ratio`` counts the network in. Of a model with frozen encoders, as ``model=pretrained``, the
 network alone is that of the encoders as their libraries have them, channels last, on ready batches
-of the best size, and ``ratio`` is the decoding's time and theirs over the prediction's.
+of the best size, and ``ratio`` is the decoding's time and theirs over the prediction's; reading
+the words on posters counts as decoding.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from genre_lightning import GenrePredictor
     from genre_lightning.inputs.embedding import EmbeddingInput
     from genre_lightning.inputs.encode import encode_items
+    from genre_lightning.inputs.poster_text import text_input
     from genre_lightning.predicting.predictor import BATCH_SIZE
 
     torch.set_num_threads(1)  # as in the predictor's own threads
@@ -98,15 +100,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 for _ in pool.map(score, range(len(batches))):
                     pass
 
-        encoders = {
-            branch_input.column: branch_input
-            for branch_input in model.inputs.values()
-            if isinstance(branch_input, EmbeddingInput)
-        }
         values: dict[str, list[Any]] = {"poster": paths, "title": [path.stem for path in paths]}
-        forwards = [
-            best_forward(branch_input, values[name]) for name, branch_input in encoders.items()
-        ]
+        forwards = []
+        for branch_input in model.inputs.values():
+            encodes, seen = text_input(branch_input), values[branch_input.column]
+            if isinstance(encodes, EmbeddingInput):
+                words = encodes is not branch_input
+                seen = [branch_input.read(path) for path in seen] if words else seen
+                forwards.append(best_forward(encodes, seen))
 
         def encode() -> None:
             for forward in forwards:
@@ -115,14 +116,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sides: dict[str, Callable[[], None]] = {
             "prediction": predict,
             "decoding alone": decode,
-            "network alone": encode if encoders else compute,
+            "network alone": encode if forwards else compute,
         }
         seconds = by_turns(sides, args.n)
     rates = {name: [len(paths) / value for value in side] for name, side in seconds.items()}
     print_table(rates, "movies/s", f"{predictor.workers} threads, {len(paths)} posters", digits=0)
     turns = list(zip(*seconds.values(), strict=True))
     ratios = [
-        (decoding + network) / whole if encoders else decoding / (whole - network)
+        (decoding + network) / whole if forwards else decoding / (whole - network)
         for whole, decoding, network in turns
     ]
     plain = statistics.median(decoding / whole for whole, decoding, _ in turns)
@@ -134,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             ratio,
             args.n,
             spread(ratios),
-            AIM_WITH_ENCODERS if encoders else AIM,
+            AIM_WITH_ENCODERS if forwards else AIM,
             unit="movies/s",
             aim_is="at least",
             plain_ratio=plain,

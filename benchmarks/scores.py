@@ -43,13 +43,15 @@ def listed(*branches: str) -> str:
     return f"model/branch=[{','.join(branches)}]"
 
 
-#: The branches of model=full.
-FULL = (
+#: The branches of model=full without the words on posters, as model=full_mpnet has them.
+WITHOUT_WORDS = (
     *("title_linear", "title_year", "title_minilm", "title_gemma", "poster_lite2"),
     *("synopsis_tfidf", "synopsis_minilm", "synopsis_gemma"),
 )
+#: The branches of model=full.
+FULL = (*WITHOUT_WORDS, "poster_text_tfidf", "poster_text_gemma")
 #: With cast and director as terms alone.
-EVERYTHING = listed(*FULL, "cast", "director")
+EVERYTHING = listed(*WITHOUT_WORDS, "cast", "director")
 #: L-BFGS goes to the same optimum from any seed: what may differ is which folds train has.
 OWN_FOLDS = "data.split_seed=${seed}"
 TITLE, POSTER = "model.branches.title_tfidf", "model.branches.poster_resnet"

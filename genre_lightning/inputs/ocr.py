@@ -109,6 +109,10 @@ def _engine() -> Any:
                 "Global.use_cls": False,
                 "Global.log_level": "critical",
                 "Det.limit_side_len": min(SIZE),
+                # Lines one by one: a batch is padded to its longest line, which costs more.
+                "Rec.rec_batch_num": 1,
+                "Rec.rec_img_shape": [3, 48, 96],
+                "EngineConfig.onnxruntime.enable_cpu_mem_arena": True,
                 # Threads read posters side by side, each on one core.
                 "EngineConfig.onnxruntime.intra_op_num_threads": 1,
                 "EngineConfig.onnxruntime.inter_op_num_threads": 1,

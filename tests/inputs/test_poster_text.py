@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from genre_lightning.errors import UserError
 from genre_lightning.inputs import ocr, poster_text
@@ -18,22 +18,12 @@ from genre_lightning.inputs.poster_text import NO_WORDS, PosterTextInput
 from genre_lightning.inputs.table import build_input, input_from_text, state_to_text
 from genre_lightning.inputs.terms import TermsInput
 from tests.missing import skip_without
-from tests.pictures import locate
+from tests.pictures import locate, write_poster
 
 skip_without("rapidocr")
 
 TERMS = {"kind": "terms", "vocabulary_size": 64, "analyzer": "word", "ngram_range": [1, 1]}
 ALL = np.arange(3)
-
-
-def write_poster(path: Path, *lines: str) -> Path:
-    """A poster with lines of text from the top, light on dark."""
-    image = Image.new("RGB", (300, 450), (20, 30, 60))
-    draw = ImageDraw.Draw(image)
-    for number, line in enumerate(lines):
-        draw.text((20, 40 + 100 * number), line, "white", ImageFont.load_default(34))
-    image.save(path)
-    return path
 
 
 @pytest.fixture

@@ -12,7 +12,9 @@ import torch
 
 from genre_lightning.checkpoint.model import TrainedModel, load_model
 from genre_lightning.inputs.embedding import EmbeddingInput
+from genre_lightning.inputs.ocr import ocr_sha256
 from genre_lightning.inputs.pixels import PixelsInput
+from genre_lightning.inputs.poster_text import PosterTextInput
 from genre_lightning.inputs.terms import TermsInput
 from genre_lightning.inputs.vectorizer import TermVectorizer
 from genre_lightning.inputs.vectors import VectorsInput
@@ -23,6 +25,7 @@ from genre_lightning.predicting.export import export_onnx
 from genre_lightning.predicting.graph import INPUT_GRAPHS, ExportedNetwork
 from genre_lightning.predicting.input_graph import ExportError
 from tests.inputs.encoders.small_mpnet import take_small_mpnet, write_small_mpnet
+from tests.pictures import write_poster
 
 # A graph is traced for seconds.
 pytestmark = pytest.mark.slow
@@ -36,6 +39,15 @@ def synopsis_branch() -> tuple[TermsInput, dict[str, Any]]:
     branch_input = TermsInput("synopsis", vocabulary_size=64, analyzer="word", ngram_range=(1, 1))
     branch_input.vectorizer.fit(SYNOPSES)
     return branch_input, {"name": "terms_linear", "members": 2}
+
+
+def poster_text_branch() -> tuple[PosterTextInput, dict[str, Any]]:
+    text = {"kind": "terms", "vocabulary_size": 64, "analyzer": "word", "ngram_range": [1, 1]}
+    branch_input = PosterTextInput("poster", text)
+    assert isinstance(branch_input.text, TermsInput)
+    branch_input.text.vectorizer.fit(SYNOPSES)
+    branch_input.sha256 = ocr_sha256()
+    return branch_input, {"name": "terms_linear"}
 
 
 def vectors_branch() -> tuple[VectorsInput, dict[str, Any]]:
@@ -146,7 +158,7 @@ def run(path: Path, movies: list[dict[str, Any]]) -> dict[str, np.ndarray]:
             rows = [row for row in rows if "(" in movies[row][column]]
         values = [movies[row][column] for row in rows]
         feed[f"{branch}.rows"] = np.array(rows, dtype=np.int64)
-        if facts["kind"] == "terms":
+        if "vectorizer" in facts:
             terms = TermVectorizer.from_state_dict(facts["vectorizer"]).transform(values)
             feed[f"{branch}.indices"] = terms.indices.astype(np.int64)
             feed[f"{branch}.offsets"] = terms.indptr[:-1]
@@ -317,6 +329,21 @@ def test_a_genre_that_nearly_every_movie_has_is_exported(
     expected = 1 / (1 + np.exp(-logits_of(load_model(path), movie)))
     assert 0.999 < expected[0] < 1
     np.testing.assert_allclose(run(onnx, [movie])["scores"][0], expected, atol=1e-6)
+
+
+def test_words_on_posters_are_given_to_the_graph_as_text(
+    make_checkpoint: Callable[..., Path], tmp_path: Path
+):
+    need_packages()
+    pytest.importorskip("rapidocr", reason="the extra `pretrained` has it")
+    path = make_checkpoint(title=None, poster=None, more={"words": poster_text_branch()}, seed=5)
+    onnx = tmp_path / "model.onnx"
+    assert main(["export", str(path), "--onnx", str(onnx)]) == 0
+    movie = {"poster": write_poster(tmp_path / "poster.png", "A NIGHT OF TERROR")}
+    read = PosterTextInput("poster", {"kind": "terms"}).read(movie["poster"])
+    expected = logits_of(load_model(path), movie)
+    assert not np.allclose(expected, logits_of(load_model(path), {}))
+    np.testing.assert_allclose(run(onnx, [{"poster": read}])["logits"][0], expected, atol=1e-5)
 
 
 def test_a_graph_of_other_numbers_is_not_written(
