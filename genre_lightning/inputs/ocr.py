@@ -64,7 +64,7 @@ def ocr_sha256() -> str:
 
 
 def read_words(pixels: np.ndarray) -> str:
-    """What stands on a poster, from the top, each line followed by ``BETWEEN``.
+    """The lines on a poster from the top, joined by ``BETWEEN``.
 
     Args:
         pixels: (H, W, 3) uint8 RGB of ``SIZE``.

@@ -296,6 +296,7 @@ def _explain(predictor: GenrePredictor, branch: str, value: str | bytes) -> dict
     assert isinstance(found, TextExplanation)
     return {
         "kind": "words",
+        "text": found.text,
         "method": found.method,
         "exact": found.exact,
         "parts": [

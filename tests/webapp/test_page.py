@@ -16,9 +16,13 @@ import torch
 from playwright.sync_api import BrowserContext, Page, Request, expect
 
 from genre_lightning import GenrePredictor
+from genre_lightning.inputs.ocr import ocr_sha256
+from genre_lightning.inputs.poster_text import PosterTextInput
+from genre_lightning.inputs.terms import TermsInput
 from genre_lightning.webapp import api
 from genre_lightning.webapp.api import MAX_CHARACTERS, MAX_POSTER_BYTES
 from tests.pages import NOT_ISOLATED
+from tests.pictures import write_poster
 from tests.webapp.serving import Served, serving
 
 Contexts = Callable[..., BrowserContext]
@@ -83,6 +87,27 @@ def column(page: Page, rows: str) -> dict[str, float]:
     names = page.locator(f"{rows} .name").all_inner_texts()
     values = page.locator(f"{rows} .value").all_inner_texts()
     return dict(zip(names, map(number, values), strict=True))
+
+
+def test_the_words_on_a_poster_are_shown_with_what_they_add(
+    contexts: Contexts, make_checkpoint: Callable[..., Path], tmp_path: Path
+):
+    pytest.importorskip("rapidocr", reason="the extra `pretrained` has it")
+    text = {"kind": "terms", "vocabulary_size": 64, "analyzer": "word", "ngram_range": [1, 1]}
+    words = PosterTextInput("poster", text)
+    assert isinstance(words.text, TermsInput)
+    words.text.vectorizer.fit(["Rio Bravo", "a rose"])
+    words.sha256 = ocr_sha256()
+    more = {"poster_words": (words, {"name": "terms_linear"})}
+    model = GenrePredictor.from_checkpoint(make_checkpoint(poster=None, more=more, seed=6), "cpu")
+    with serving(model) as server, open_page(contexts(), server.url) as page:
+        poster = write_poster(tmp_path / "poster.png", "RIO BRAVO", "JOHN WAYNE")
+        page.get_by_label("Poster", exact=True).set_input_files(poster)
+        page.get_by_role("button", name="Name the genres").click()
+        reason = page.locator("[data-branch=poster_words]")
+        expect(reason.locator(".marked")).to_have_text("RIO BRAVO. JOHN WAYNE")
+        expect(reason.locator("mark.for, mark.against").first).to_be_visible()
+        assert set(column(page, "[data-branch=poster_words] .words")) == {"RIO", "BRAVO"}
 
 
 def test_title_and_poster_give_bars_and_reasons(

@@ -472,7 +472,8 @@ function wordsReason(branch, found, genre) {
   const reason = copy("words-reason");
   reason.dataset.branch = branch.name;
   const [heading, marked, list, hint] = ["h3", ".marked", ".words", ".hint"].map((each) => reason.querySelector(each));
-  const text = answer.columns[branch.column];
+  // Of a poster, the words that were read on it.
+  const text = found.text ?? answer.columns[branch.column];
   const label = branch.label.replaceAll("_", " ");
   heading.replaceChildren("Words of the ", isolated(label));
   if (found.kind === "none") {
