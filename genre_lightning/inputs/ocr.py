@@ -11,18 +11,18 @@ import threading
 from collections import OrderedDict
 from functools import cache
 from hashlib import blake2b
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from genre_lightning.inputs.encoders.gguf_folder import hash_parts
 from genre_lightning.inputs.encoders.libraries import find_module, import_library, not_installed
-from genre_lightning.inputs.encoders.spec import EncoderError
+from genre_lightning.inputs.encoders.spec import Packaged
+from genre_lightning.inputs.encoders.weights import find_packaged
 
 #: Part of every cache's key: raise it when the same pixels give other words than before.
 OCR_VERSION = 1
-#: (H, W) at which posters are read: at half of it names in small print are lost.
+#: (H, W) at which posters are read: at smaller sizes names in small print are lost.
 SIZE = (768, 512)
 #: Lines that are less certain than this are left out: most of them are small print, read wrongly.
 MIN_SCORE = 0.8
@@ -32,7 +32,9 @@ MAX_BYTES = 512
 BETWEEN = ". "
 
 _PACKAGE = "rapidocr"
-_WEIGHTS = ("models/PP-OCRv6_det_small.onnx", "models/PP-OCRv6_rec_small.onnx")
+_WEIGHTS = tuple(
+    Packaged(_PACKAGE, _PACKAGE, f"models/PP-OCRv6_{part}_small.onnx") for part in ("det", "rec")
+)
 #: Posters whose words are kept.
 _KEPT = 64
 _opened = threading.local()
@@ -47,20 +49,9 @@ def ocr_sha256() -> str:
     Raises:
         EncoderError: they are not installed.
     """
-    for name in (_PACKAGE, "onnxruntime"):
-        found = find_module(name)
-        if found is None or not found.submodule_search_locations:
-            raise not_installed(name, "ocr")
-        if name == _PACKAGE:
-            folder = Path(found.submodule_search_locations[0])
-    files = [folder / name for name in _WEIGHTS]
-    for file in files:
-        if not file.exists():
-            raise EncoderError(
-                f"the installed version of {_PACKAGE} has no {file.name}, which reads the words on "
-                "posters: constraints.txt names a version that has it"
-            )
-    return hash_parts(files)
+    if find_module("onnxruntime") is None:
+        raise not_installed("onnxruntime", "ocr")
+    return hash_parts([find_packaged(part, "ocr") for part in _WEIGHTS])
 
 
 def read_words(pixels: np.ndarray) -> str:

@@ -39,7 +39,7 @@ def find_weights(spec: EncoderSpec) -> Path:
             raise EncoderError(f"the weights of encoder {spec.name!r} are not at {path}")
         return path
     if isinstance(origin, Packaged):
-        return _find_packaged(spec, origin)
+        return find_packaged(origin, spec.name)
     if isinstance(origin, Gguf):
         parts = _find_parts(spec, origin)
         for library in ("gguf", "accelerate"):
@@ -50,22 +50,26 @@ def find_weights(spec: EncoderSpec) -> Path:
     return _find_at_hub(spec, origin)
 
 
-def _find_packaged(spec: EncoderSpec, origin: Packaged) -> Path:
-    """The weights' file in an installed package, which is not imported."""
+def find_packaged(origin: Packaged, encoder: str) -> Path:
+    """The weights' file in an installed package, which is not imported.
+
+    Raises:
+        EncoderError: the package is not installed, or lacks the file.
+    """
     found = find_module(origin.module)
     if found is None or not found.submodule_search_locations:
-        raise not_installed(origin.package, spec.name)
+        raise not_installed(origin.package, encoder)
     path = Path(found.submodule_search_locations[0]) / origin.path
     if not path.exists():
         raise EncoderError(
             f"the package {origin.package} lacks {origin.path}, the weights of encoder "
-            f"{spec.name!r}: install it again"
+            f"{encoder!r}: install it again, in the version that constraints.txt names"
         )
     return path
 
 
 def _find_parts(spec: EncoderSpec, origin: Gguf) -> list[Path]:
-    return [_find_packaged(spec, part) for part in origin.parts]
+    return [find_packaged(part, spec.name) for part in origin.parts]
 
 
 def _find_at_hub(spec: EncoderSpec, origin: Hub) -> Path:
