@@ -91,20 +91,30 @@ def _share_mark(mark: Mark, top: float, y: float) -> str:
     return f'{whisker}<svg class="at" x="{100 * at:.2f}%" y="{y:g}">{_shape(mark.kind)}</svg>'
 
 
+_SQUARE = '<rect class="mark {kind}" x="-3.5" y="-3.5" width="7" height="7"/>'
+_DIAMOND = '<path class="mark {kind}" d="M0 -5L5 0L0 5L-5 0Z"/>'
+_UP = '<path class="mark {kind}" d="M0 -5L4.8 3.6L-4.8 3.6Z"/>'
+_DOWN = '<path class="mark {kind}" d="M0 5L4.8 -3.6L-4.8 -3.6Z"/>'
+#: Of the kinds that are no circles. The same shape comes filled and empty (report.css).
+_SHAPES = {
+    **dict.fromkeys(("branch2", "branch5"), _SQUARE),
+    **dict.fromkeys(("branch3", "branch6"), _DIAMOND),
+    **dict.fromkeys(("branch4", "branch8"), _UP),
+    **dict.fromkeys(("branch7", "branch9"), _DOWN),
+    "branch10": '<path class="mark {kind}" d="M-4 -4L4 4M-4 4L4 -4"/>',
+    "branch11": '<path class="mark {kind}" d="M-5 0L5 0M0 -5L0 5"/>',
+    "branch12": '<rect class="mark {kind}" x="-5" y="-1.8" width="10" height="3.6"/>',
+}
+
+
 def branch_kind(place: int) -> str:
-    """The kind of the marks of a model's so-manieth branch; after six they come again."""
-    return f"branch{place % 6 + 1}"
+    """The kind of the marks of a model's so-manieth branch; after twelve they come again."""
+    return f"branch{place % 12 + 1}"
 
 
 def _shape(kind: str) -> str:
     """A mark around the origin."""
-    if kind in ("branch2", "branch5"):
-        return f'<rect class="mark {kind}" x="-3.5" y="-3.5" width="7" height="7"/>'
-    if kind in ("branch3", "branch6"):
-        return f'<path class="mark {kind}" d="M0 -5L5 0L0 5L-5 0Z"/>'
-    if kind == "branch4":
-        return f'<path class="mark {kind}" d="M0 -5L4.8 3.6L-4.8 3.6Z"/>'
-    return f'<circle class="mark {kind}" r="4.5"/>'
+    return _SHAPES.get(kind, '<circle class="mark {kind}" r="4.5"/>').format(kind=kind)
 
 
 def legend(kind: str) -> Markup:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from sklearn.metrics import average_precision_score, f1_score
 
 from genre_lightning.explain.parts import branch_labels
 from genre_lightning.models.stacking import Stacking
+from genre_lightning.report import charts
 from genre_lightning.report.branches import (
     branch_section,
     movie_groups,
@@ -281,3 +284,14 @@ def test_two_branches_on_one_column_are_one_group(three_branches: Any):
     found = movie_groups(model, some)
     names = ["All movies", "With poster and plot", "Without poster", "Without plot"]
     assert [group.name for group in found] == names
+
+
+def test_marks_of_twelve_branches_are_told_apart_without_colour() -> None:
+    css = (Path(charts.__file__).parent / "report.css").read_text("utf-8")
+    marks = set()
+    for place in range(12):
+        kind = charts.branch_kind(place)
+        (rule,) = re.findall(rf"\.mark\.{kind} {{(.*)}}", css)
+        shape = str(charts.legend(kind)).replace(f"mark {kind}", "")
+        marks.add((shape, "fill: var(--paper)" in rule))
+    assert len(marks) == 12
