@@ -32,7 +32,7 @@ _LIST = re.compile(r"\[\s*(\]|[\"'{].*\]$)", re.DOTALL)
 _WITHOUT_COMMAS = re.compile(r"[\"']\s+[\"']")
 
 
-def listed(cell: str) -> tuple[str, ...] | None:
+def names_in_list(cell: str) -> tuple[str, ...] | None:
     """The names in a list as JSON or Python writes it; None for any other text.
 
     It holds texts, ``["Action", "Comedy"]``, or objects with a ``name``, as TMDB's files do.
@@ -60,7 +60,7 @@ def text_of(column: str, cell: str) -> str:
     """
     if column == "title":
         return cell
-    names = listed(cell)
+    names = names_in_list(cell)
     return SEPARATOR.join(names) if names is not None else "" if cell in _NOTHING else cell
 
 

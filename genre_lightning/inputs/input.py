@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -244,6 +245,29 @@ def number_present(present: Sequence[bool]) -> np.ndarray:
     """
     has = np.array(present, dtype=bool)
     return np.where(has, np.cumsum(has) - 1, -1).astype(np.int64)
+
+
+def check_arguments(
+    made: type[Input], arguments: Collection[str], apart_from: Collection[str] = ()
+) -> None:
+    """Refuse arguments of a configuration that an input has not, or lacks.
+
+    Args:
+        made: class of the input.
+        arguments: their names.
+        apart_from: arguments of the class that the configuration has no say in.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    parameters = inspect.signature(made).parameters.items()
+    known = {name: parameter for name, parameter in parameters if name not in apart_from}
+    for name in arguments:
+        if name not in known:
+            raise ValueError(f"{name}: the input {made.kind} has {', '.join(known)}")
+    for name, parameter in known.items():
+        if parameter.default is parameter.empty and name not in arguments:
+            raise ValueError(f"{name} has to be given: the input {made.kind} needs it")
 
 
 def check_text(value: Value) -> str:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from functools import cache
-from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 
+from genre_lightning.inputs.embedding_cache import content_hash
 from genre_lightning.inputs.encoders.gguf_folder import hash_parts
 from genre_lightning.inputs.encoders.libraries import find_module, import_library, not_installed
 from genre_lightning.inputs.encoders.spec import Packaged
@@ -67,7 +67,7 @@ def read_words(pixels: np.ndarray) -> str:
     Raises:
         EncoderError: the package isn't installed.
     """
-    digest = blake2b(pixels.tobytes(), digest_size=16).digest()
+    digest = content_hash(pixels.tobytes())
     with _lock:
         if digest in _read:
             return _read[digest]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar, final
@@ -16,7 +15,7 @@ from genre_lightning.inputs.decode import DECODER_VERSION
 from genre_lightning.inputs.embedding import EmbeddingInput
 from genre_lightning.inputs.embedding_cache import Embedded, Source, file_hash, open_embeddings
 from genre_lightning.inputs.encoders.spec import EncoderError
-from genre_lightning.inputs.input import Features, Input, Store, check_keys
+from genre_lightning.inputs.input import Features, Input, Store, check_arguments, check_keys
 from genre_lightning.inputs.masked import Masked, Unreadable
 from genre_lightning.inputs.ocr import MAX_BYTES, OCR_VERSION, SIZE, ocr_sha256, read_words
 from genre_lightning.inputs.part import Numbers
@@ -64,11 +63,8 @@ class PosterTextInput(Input):
             raise ValueError(f"text: its kind must be one of {', '.join(TEXT_INPUTS)}")
         made = TEXT_INPUTS[text["kind"]]
         arguments = {name: value for name, value in text.items() if name != "kind"}
-        known = [name for name in inspect.signature(made).parameters if name != "column"]
-        for name in arguments:
-            if name not in known:
-                raise ValueError(f"text.{name}: the input {made.kind} has {', '.join(known)}")
         try:
+            check_arguments(made, arguments, apart_from=("column",))
             self._set(column, made(column=column, **arguments), None)
         except EncoderError:
             raise

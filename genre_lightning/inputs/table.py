@@ -12,7 +12,7 @@ from typing import Any
 
 from genre_lightning.errors import UserError
 from genre_lightning.inputs.embedding import EmbeddingInput
-from genre_lightning.inputs.input import Input
+from genre_lightning.inputs.input import Input, check_arguments
 from genre_lightning.inputs.pixels import PixelsInput
 from genre_lightning.inputs.plain_text import is_plain_text
 from genre_lightning.inputs.poster_text import PosterTextInput
@@ -50,16 +50,10 @@ def build_input(branch: str, settings: Mapping[str, Any]) -> Input:
         lacking = ", ".join(sorted(made.__abstractmethods__))
         raise UserError(f"{where}.kind={kind}: its class {made.__name__} lacks {lacking}")
     arguments = {name: value for name, value in settings.items() if name != "kind"}
-    known = inspect.signature(made).parameters
-    for name in arguments:
-        if name not in known:
-            raise UserError(f"{where}.{name}: the input {kind} has {', '.join(known)}")
-    for name, parameter in known.items():
-        if parameter.default is parameter.empty and name not in arguments:
-            raise UserError(f"{where}.{name} has to be given: the input {kind} needs it")
-    if "column" in arguments and not is_column_name(arguments["column"]):
-        raise UserError(f"{where}.column={arguments['column']!r} is no name of a column")
     try:
+        check_arguments(made, arguments)
+        if "column" in arguments and not is_column_name(arguments["column"]):
+            raise ValueError(f"column={arguments['column']!r} is no name of a column")
         return made(**arguments)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error

@@ -20,7 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from genre_lightning.cells import SEPARATOR, listed, text_of
+from genre_lightning.cells import SEPARATOR, names_in_list, text_of
 from genre_lightning.movies.movie import (
     OF_THE_WEB,
     DataError,
@@ -154,7 +154,7 @@ def _check_separator(rows: Sequence[Row]) -> None:
 
 @lru_cache(maxsize=100_000)  # many movies have the same genres
 def _split_genres(cell: str, separator: str) -> tuple[str, ...]:
-    names = listed(cell)
+    names = names_in_list(cell)
     # Blanks around it, ", " as well as ",", are no part of a separator that has anything else.
     # An accent may be a character of its own, as macOS writes it, and is the same accent.
     parts = (

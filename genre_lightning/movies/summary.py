@@ -82,11 +82,10 @@ def same_for_all_notes(table: DatasetTable) -> list[str]:
     ]
     if not everywhere:
         return []
-    names = first_few(everywhere, MAX_NAMED_GENRES)
-    genres, is_ = ("genre", "it is") if len(everywhere) == 1 else ("genres", "they are")
+    they_are = "it is" if len(everywhere) == 1 else "they are"
     return [
-        f"every movie of train has the {genres} {names}: {is_} predicted for any movie, and high "
-        "scores there mean nothing; add movies without"
+        f"every movie of train has {_the_genres(everywhere)}: {they_are} predicted for any movie, "
+        "and high scores there mean nothing; add movies without"
     ]
 
 
@@ -96,12 +95,17 @@ def unlearnt_notes(table: DatasetTable) -> list[str]:
     unlearnt = [genre for genre, counts in table.genres if not counts[train] and any(counts)]
     if not unlearnt:
         return []
-    names = first_few(unlearnt, MAX_NAMED_GENRES)
-    genres, they = ("genre", "it") if len(unlearnt) == 1 else ("genres", "they")
+    they = "it" if len(unlearnt) == 1 else "they"
     return [
-        f"no movie of train has the {genres} {names}: {they} can't be learnt, and means over "
+        f"no movie of train has {_the_genres(unlearnt)}: {they} can't be learnt, and means over "
         "genres are lower for it"
     ]
+
+
+def _the_genres(names: Sequence[str]) -> str:
+    """The first of some names in a sentence: "the genre Drama", "the genres Drama, War"."""
+    genres = "genre" if len(names) == 1 else "genres"
+    return f"the {genres} {first_few(names, MAX_NAMED_GENRES)}"
 
 
 def repeated_notes(movies: Sequence[Movie], splits: Mapping[str, np.ndarray]) -> list[str]:

@@ -149,10 +149,11 @@ def test_other_weights_are_refused(posters: list[Path], store: Store) -> None:
         ({"kind": "terms", "encoder": "minilm"}, r"\.text\.encoder: the input terms has vocab"),
         ({"kind": "terms", "column": "title"}, r"\.text\.column: the input terms has vocab"),
         ({"kind": "terms", "vocabulary_size": 0}, r"\.text\.vocabulary_size"),
+        ({"kind": "embedding"}, r"\.text\.encoder has to be given: the input embedding needs it"),
         ({"kind": "embedding", "encoder": "lite0"}, r"need an encoder of texts"),
         ({"kind": "embedding", "encoder": "nonesuch"}, r"nonesuch"),
     ],
-    ids=["nothing", "pixels", "unknown", "column", "range", "of posters", "no encoder"],
+    ids=["nothing", "pixels", "unknown", "column", "range", "lacking", "of posters", "no encoder"],
 )
 def test_wrong_settings_are_refused_by_name(text: Any, said: str) -> None:
     with pytest.raises(UserError, match=rf"model\.branches\.b\.input.*{said}"):
