@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import numpy as np
+import torch
 
 from genre_lightning.inputs.embedding_cache import content_hash
 from genre_lightning.inputs.encoders.gguf_folder import hash_parts
@@ -80,7 +83,9 @@ def read_words(pixels: np.ndarray) -> str:
 
 
 def _recognise(pixels: np.ndarray) -> str:
-    found = _engine()(pixels[:, :, ::-1], use_det=True, use_cls=False, use_rec=True)
+    engine = _engine()
+    with _denormals_as_zero():
+        found = engine(pixels[:, :, ::-1], use_det=True, use_cls=False, use_rec=True)
     lines = [
         # Plain text, as all that is put between prompts.
         " ".join(line.split())
@@ -88,6 +93,21 @@ def _recognise(pixels: np.ndarray) -> str:
         if score >= MIN_SCORE
     ]
     return BETWEEN.join(lines).encode("utf-8")[:MAX_BYTES].decode("utf-8", "ignore")
+
+
+@contextmanager
+def _denormals_as_zero() -> Iterator[None]:
+    """Let this thread's processor take denormal numbers for zero, where it can.
+
+    Two layers of the network that finds lines have 255,000 weights below 1e-38. Many processors
+    compute with these a hundred times as slowly: finding lines took 3.5 times as long, for the same
+    output. A session of onnxruntime sets this for its whole process, once, when it is made.
+    """
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def _engine() -> Any:

@@ -54,6 +54,13 @@ def test_the_lines_are_read_from_the_top(posters: list[Path]) -> None:
     assert branch_input.read(posters[1]) == NO_WORDS
 
 
+def test_reading_leaves_the_smallest_numbers_to_others(posters: list[Path]) -> None:
+    smallest = torch.full((8,), 1e-40)
+    assert PosterTextInput("poster", TERMS).read(posters[2]) == "TOY STORY"
+    assert (smallest * 1 > 0).all()
+    assert (np.full(8, 1e-40, np.float32) * np.float32(1) > 0).all()
+
+
 @pytest.mark.parametrize("shape", [(8, 8), (1, 400), (400, 1), (3000, 20)], ids=str)
 def test_a_poster_of_any_shape_is_read(shape: tuple[int, int]) -> None:
     pixels = np.full((*shape, 3), 200, dtype=np.uint8)
