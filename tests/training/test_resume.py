@@ -141,6 +141,29 @@ def test_a_kill_loses_what_was_held_back_and_no_more(
     assert_same_run(unbroken, folder)
 
 
+def test_an_error_leaves_an_older_state_than_the_best_and_the_run_goes_on(
+    train_here: Train, tiny_overrides: Overrides, tmp_path: Path
+) -> None:
+    unbroken, folder = tmp_path / "unbroken", tmp_path / "broken"
+    how = [*SMALL_BATCHES, HELD_BACK, "monitor=val/f1_micro"]
+    overrides = tiny_overrides(*how, "callbacks.checkpoint.save_weights_only=true", model="title")
+    train_here(unbroken, overrides)
+    steps = checkpoint(unbroken)["global_step"] // 4
+
+    def fail() -> None:
+        raise RuntimeError("in the last epoch")
+
+    patch = at_step(4 * steps, fail)
+    with pytest.raises(RuntimeError, match="in the last epoch"):
+        train_here(folder, overrides)
+    patch.undo()
+    # A new best is kept until it is written; of the state to go on from there is no copy.
+    assert checkpoint(folder, "best")["global_step"] > steps
+    assert checkpoint(folder)["global_step"] == steps
+    train_here(folder, [*overrides, "ckpt_path=last"])
+    assert_same_run(unbroken, folder)
+
+
 def interrupt(number: int, times: int = 1) -> Callable[[], None]:
     def send() -> None:
         for _ in range(times):

@@ -33,15 +33,16 @@ class WholeFileIO(TorchCheckpointIO):
     new one; here one thread does all of it, in order.
 
     Where epochs take less than a second, writing each would take a good part of the time. What is
-    to be saved within ``min_seconds`` of a write is copied and held back, and only the newest of
-    each file is written: with the first state that is saved later, or by :meth:`finish`.
+    to be saved within ``min_seconds`` of a write of the same file is copied and held back, and only
+    the newest of each file is written: with the first state that is saved later, or by
+    :meth:`finish`.
 
     Args:
         background: copy the state and write the copy in another thread, while training
             continues. No state is copied before the one before it is on the disk. What goes wrong
             there is raised by the next call, :meth:`teardown` at the latest, and nothing is done
             after it.
-        min_seconds: between two writes; 0 to write everything at once.
+        min_seconds: between two writes of a file; 0 to write everything at once.
 
     Attributes:
         slim: name of the file that is written without the optimizer's state; None for no such file.
@@ -53,7 +54,8 @@ class WholeFileIO(TorchCheckpointIO):
         self.min_seconds = min_seconds
         self.slim: str | None = None
         self.newest: tuple[Path, Any] | None = None
-        self._written = -math.inf
+        #: When each file was written, in seconds of the monotonic clock.
+        self._written: dict[Path, float] = {}
         #: What each file will be: a checkpoint, or None for one that is to be removed.
         self._held: dict[Path, dict[str, Any] | None] = {}
         self._after: list[Callable[[], None]] = []
@@ -69,19 +71,22 @@ class WholeFileIO(TorchCheckpointIO):
         if path.name == self.slim:
             checkpoint = {k: value for k, value in checkpoint.items() if k != "optimizer_states"}
             entry = None  # no other file is the same
-        now = time.monotonic()
-        # A new name is taken at once: Lightning looks which ones are.
-        if now - self._written < self.min_seconds and path.exists():
-            self._hold(path, _state_now(checkpoint))
-        else:
-            self._written = now
+        if self.is_due(path):
             self._held.pop(path, None)
             self._write_held()
             if self.background:
                 self._wait()
                 checkpoint = _state_now(checkpoint)
-            self._do(partial(write_checkpoint, checkpoint, path))
+            self._write(checkpoint, path)
+        else:
+            self._hold(path, _state_now(checkpoint))
         self.newest = path, entry
+
+    def is_due(self, path: Path) -> bool:
+        """Whether a state that is saved now would be written, not held back."""
+        elapsed = time.monotonic() - self._written.get(path, -math.inf)
+        # A new name is taken at once: Lightning looks which ones are.
+        return elapsed >= self.min_seconds or not path.exists()
 
     def link(self, path: Path) -> None:
         """Give the newest file a second name, or copy it where the file system has none to give.
@@ -95,6 +100,7 @@ class WholeFileIO(TorchCheckpointIO):
             self._hold(path, self._held[newest])
         else:
             self._held.pop(path, None)
+            self._written[path] = time.monotonic()
             self._do(partial(_link, newest, path))
 
     def remove_checkpoint(self, path: str | Path) -> None:
@@ -134,9 +140,13 @@ class WholeFileIO(TorchCheckpointIO):
                 self._do(partial(_link, written[id(checkpoint)], path))
             else:
                 written[id(checkpoint)] = path
-                self._do(partial(write_checkpoint, checkpoint, path))
+                self._write(checkpoint, path)
         for work in after:
             self._do(work)
+
+    def _write(self, checkpoint: dict[str, Any], path: Path) -> None:
+        self._written[path] = time.monotonic()
+        self._do(partial(write_checkpoint, checkpoint, path))
 
     def _do(self, work: Callable[[], None]) -> None:
         if not self.background:

@@ -59,10 +59,11 @@ class Resume(Checkpoint):
 
     For a trainer whose checkpoints are written by :class:`WholeFileIO`.
 
-    It is saved at the end of each epoch (and written then, or a little later, as
-    :class:`WholeFileIO` has it), every ``every_n_steps`` optimizer steps, and at the end
-    of the step in which SIGTERM, Ctrl-C or SIGHUP arrives, which then ends the run by
-    :class:`Interrupted`; the same signal once more ends it at once. Under Slurm Lightning answers
+    It is saved at the end of each epoch, every ``every_n_steps`` optimizer steps, and at the end of
+    the step in which SIGTERM, Ctrl-C or SIGHUP arrives, which then ends the run by
+    :class:`Interrupted`; the same signal once more ends it at once. Within ``min_seconds`` of
+    :class:`WholeFileIO` after a save, only the training's last epoch and a signal cause another
+    one. Under Slurm Lightning answers
     SIGTERM, and the signal on which it queues the job again; the latter is held back to a step's
     end. A state between a batch and the validation that follows it is never saved, since Lightning
     can't resume from there: what is due then is saved after the validation.
@@ -217,16 +218,26 @@ class Resume(Checkpoint):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._save(trainer, due=True, epoch_end=True)
 
-    def _write(self, trainer: pl.Trainer, epoch_end: bool) -> None:
-        """Write the state; or link to it, where this epoch's end was just saved as the best."""
+    def _write(self, trainer: pl.Trainer, epoch_end: bool, may_wait: bool) -> bool:
+        """Write the state; or link to it, where this epoch's end was just saved as the best.
+
+        Args:
+            may_wait: for a later state, where the file is new.
+
+        Returns:
+            False where it waits: a copy of it would be for nothing.
+        """
+        io = _checkpoint_io(trainer)  # writes in the first process alone
         if epoch_end and self._newest is not None and self._newest[0] == _moment(trainer):
-            io = _checkpoint_io(trainer)  # writes in the first process alone
             linked = io.newest is not None and io.newest[1] is self._newest[1]
             if linked:
                 io.link(self.path)
             if trainer.strategy.broadcast(linked):
-                return
+                return True
+        if may_wait and not trainer.strategy.broadcast(io.is_due(self.path)):
+            return False
         trainer.save_checkpoint(self.path, weights_only=False)
+        return True
 
     def _validates_next(self, trainer: pl.Trainer) -> bool:
         """Whether the next thing after this batch, which is not an epoch's last, is validation."""
@@ -252,8 +263,8 @@ class Resume(Checkpoint):
             if self._queuing:
                 queue = trainer.strategy.reduce_boolean_decision(queue, all=False)
         io = _checkpoint_io(trainer)
-        if due or stop or queue:
-            self._write(trainer, epoch_end)
+        must = stop or queue or (epoch_end and _is_last_epoch(trainer))
+        if (due or must) and self._write(trainer, epoch_end, may_wait=not must):
             if is_first_process():
                 seconds = round(self._seconds + time.perf_counter() - self._began, 3)
                 self.result["epochs"] = epochs_done(trainer)
@@ -327,6 +338,12 @@ def epochs_done(trainer: pl.Trainer) -> int:
     """
     progress: Any = trainer.fit_loop.epoch_progress.current
     return int(progress.processed)
+
+
+def _is_last_epoch(trainer: pl.Trainer) -> bool:
+    """Whether training ends with the epoch that has just ended."""
+    ends = ((epochs_done(trainer), trainer.max_epochs), (trainer.global_step, trainer.max_steps))
+    return trainer.should_stop or any(most is not None and 0 <= most <= n for n, most in ends)
 
 
 def _in_epoch(trainer: pl.Trainer) -> bool:
