@@ -62,11 +62,11 @@ class Resume(Checkpoint):
     It is saved at the end of each epoch, every ``every_n_steps`` optimizer steps, and at the end of
     the step in which SIGTERM, Ctrl-C or SIGHUP arrives, which then ends the run by
     :class:`Interrupted`; the same signal once more ends it at once. Within ``min_seconds`` of
-    :class:`WholeFileIO` after a save, only the training's last epoch and a signal cause another
-    one. Under Slurm Lightning answers
-    SIGTERM, and the signal on which it queues the job again; the latter is held back to a step's
-    end. A state between a batch and the validation that follows it is never saved, since Lightning
-    can't resume from there: what is due then is saved after the validation.
+    :class:`WholeFileIO` after a save, only a new best, the last epoch and a signal cause another
+    one. Under Slurm Lightning answers SIGTERM, and the signal on which it queues the job again; the
+    latter is held back to a step's end. A state between a batch and the validation that follows it
+    is never saved, since Lightning can't resume from there: what is due then is saved after the
+    validation.
 
     Every checkpoint, the best one's as well, gets an entry of plain data with what Lightning leaves
     out: the state of all random generators, the sums behind ``train/loss`` and the number of
