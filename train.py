@@ -181,13 +181,6 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     callbacks = make_parts("callbacks", parts, Callback)
     if not cfg.trainer.enable_progress_bar:
         callbacks = [each for each in callbacks if not isinstance(each, ProgressBar)]
-    data = make_data(cfg)
-    for part in data.summary():
-        console.print(part)
-    module = make_module(cfg, data)
-    network = module.network
-    result["learnt_from"] = module.inputs["learnt_from"]
-    result["num_parameters"] = sum(parameter.numel() for parameter in network.parameters())
     precision = chosen_precision(cfg)
     history = History(folder)
     with refused_settings("trainer"):
@@ -200,6 +193,13 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
             enable_progress_bar=any(isinstance(each, ProgressBar) for each in callbacks),
             plugins=[make_checkpoint_io(cfg)],
         )
+    data = make_data(cfg)
+    for part in data.summary():
+        console.print(part)
+    module = make_module(cfg, data)
+    network = module.network
+    result["learnt_from"] = module.inputs["learnt_from"]
+    result["num_parameters"] = sum(parameter.numel() for parameter in network.parameters())
     settings = run_settings(
         cast("dict[str, Any]", OmegaConf.to_container(cfg, resolve=True)),
         precision=precision,

@@ -249,6 +249,15 @@ def test_a_bad_option_fails(
     assert found["status"] == "failed" and re.search(message, found["error"])
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_trainer_that_cannot_be_is_told_before_the_data_are_read(
+    train_here: Train, tiny_overrides: Overrides, tmp_path: Path
+) -> None:
+    overrides = tiny_overrides("data.columns=none.csv", "trainer.accelerator=gpu", model="title")
+    with pytest.raises(SettingError, match="trainer: No supported gpu"):
+        train_here(tmp_path, overrides)
+
+
 def test_a_schedule_without_total_steps_is_told_what_it_takes(
     train_here: Train, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:

@@ -17,7 +17,13 @@ from genre_lightning.predicting.evaluations import Evaluation
 from genre_lightning.predicting.model_card_tables import table_markup
 from genre_lightning.report.numbers import number, span
 from genre_lightning.report.overall import METRICS
-from genre_lightning.report.statistics import Interval, bootstrap, interval, num_resamples
+from genre_lightning.report.statistics import (
+    Interval,
+    ap_interval,
+    bootstrap,
+    interval,
+    num_resamples,
+)
 from genre_lightning.scoring.metrics import per_genre_metrics
 
 #: A genre whose scores come from fewer movies than this is named among the limits.
@@ -199,7 +205,12 @@ def genre_table(model: TrainedModel, table: ScoreTable | None) -> Markup:
             for name in ("f1", "ap"):
                 # Without a movie that has the genre a dash, as in the report.
                 score = float(found[name][g]) if support else math.nan
-                value = interval(score, drawn[name][:, g])
+                resampled = drawn[name][:, g]
+                value = (
+                    ap_interval(score, resampled, len(scores))
+                    if name == "ap"
+                    else interval(score, resampled)
+                )
                 row += [number(value.value), span(value)]
     return table_markup(heads, rows, ("genre",))
 

@@ -149,14 +149,19 @@ def writing(path: Path) -> Iterator[Any]:
         if isinstance(sys.stdout, io.TextIOWrapper):  # as we read it, whatever the terminal has
             # A name of a file may be no text; where the encoding alone is given, that is an error.
             sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
-        yield csv.writer(sys.stdout, lineterminator="\n")
+        yield _csv_writer(sys.stdout)
         sys.stdout.flush()
         return
     try:
         with _stopped_in_order(), whole_file(path) as file:
-            yield csv.writer(file)
+            yield _csv_writer(file)
     except OSError as error:
         raise CommandError(f"{path}: can't be written ({error.strerror or error})") from error
+
+
+def _csv_writer(file: IO[str]) -> Any:
+    # Not csv's \r\n, which other commands of a pipe would take for a part of the last cell.
+    return csv.writer(file, lineterminator="\n")
 
 
 @contextmanager

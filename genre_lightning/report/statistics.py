@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.sparse import csr_matrix
+from scipy.special import expit, logit
 
 #: Two-sided 95%.
 LEVEL = 0.95
@@ -220,6 +221,34 @@ def interval(value: float, resampled: np.ndarray, least: float = 0.0) -> Interva
         float(np.clip(2 * value - high, least, value)),
         float(np.clip(2 * value - low, value, 1.0)),
     )
+
+
+def ap_interval(value: float, resampled: np.ndarray, num_movies: int) -> Interval:
+    """The interval of one genre's average precision: normal on the logit scale.
+
+    Its standard error is that of the resamples' logits. Of few positives the resamples are skewed,
+    and the mirrored quantiles of :func:`interval` miss the truth too often. Over 500 simulated
+    splits of 777 movies, with normal scores of six strengths, the share of intervals that held the
+    truth was .69 to .92 (mirrored) and .90 to .97 (this one) with 7 positives, .81 to .95 and .90
+    to .98 with 20, .90 to .95 and .93 to .97 with 100 (``tests/report/test_statistics.py`` has a
+    short version). A mean over genres has :func:`interval`, which also takes off its bias.
+
+    Args:
+        value: the estimate; it always lies inside.
+        resampled: (R,) of the resamples; nans are left out.
+        num_movies: N. One has no logit: it counts as 1 - 1/(2N).
+
+    Source: Davison & Hinkley 1997, section 5.2, for the transformed scale; Boyd, Eng & Page 2013,
+    "Area under the precision-recall curve", for the logit.
+    """
+    resampled = resampled[~np.isnan(resampled)]
+    if not len(resampled) or np.isnan(value) or np.ptp(resampled) == 0:
+        return Interval(value, float("nan"), float("nan"))
+    most = 1 - 0.5 / num_movies
+    middle = logit(min(value, most))
+    half = _Z * float(np.std(logit(np.minimum(resampled, most))))
+    low, high = expit([middle - half, middle + half])
+    return Interval(value, min(value, float(low)), max(value, float(high)))
 
 
 def best_constant(counts: np.ndarray, num_movies: int) -> np.ndarray:

@@ -16,7 +16,10 @@ from tests.pages import CONTRAST, not_isolated
 
 @pytest.fixture(scope="module")
 def pages(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Leaderboards: "grid" of the sweep, "many" of 200 runs over three keys, "one" of one run."""
+    """Leaderboards: "grid" of the sweep, "many" of 200 runs over three keys, "one" of one run.
+
+    "branches" is of two lists of branches, one of them long, and two learning rates.
+    """
     folder = tmp_path_factory.mktemp("pages")
     hostile = tmp_path_factory.mktemp("hostile")
     shutil.copytree(sweep, hostile / "sweep")
@@ -37,9 +40,15 @@ def pages(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
         )
     one = tmp_path_factory.mktemp("one")
     write_run(one / "run", {}, [0.5])
-    for name, source in (("grid", hostile), ("many", many), ("one", one)):
+    branches = tmp_path_factory.mktemp("branches")
+    for listed in ("[title_tfidf,poster_resnet,synopsis_minilm,synopsis_gemma]", "[title_tfidf]"):
+        for lr in (0.1, 0.2):
+            settings = {"model.kind": listed, "optimizer.lr": lr}
+            write_run(branches / f"{len(listed)},{lr}", settings)
+    sources = {"grid": hostile, "many": many, "one": one, "branches": branches}
+    for name, source in sources.items():
         write_leaderboard(folder / name, compare([source]))
-    return {name: folder / name / "leaderboard.html" for name in ("grid", "many", "one")}
+    return {name: folder / name / "leaderboard.html" for name in sources}
 
 
 @pytest.fixture
@@ -148,6 +157,20 @@ def test_two_hundred_runs_stay_small(open_page: Callable[..., Page], pages: dict
         page.locator("svg.parallel .run").count() == page.locator("#ranking-table tbody tr").count()
     )
     assert page.locator("svg.curves.large .run").count() == 200
+
+
+@pytest.mark.parametrize("width", [1400, 390])
+def test_rows_of_the_spread_are_named_whole(open_page: Callable[..., Page], width: int):
+    labels = open_page("many", width).locator(".spread .row-label")
+    assert any("b" * 70 in text for text in labels.all_inner_texts())
+    cut = "all => all.filter(e => e.scrollWidth > e.clientWidth).map(e => e.innerText)"
+    assert labels.evaluate_all(cut) == []
+
+
+def test_a_heat_map_of_long_names_shows_its_cells_on_a_phone(open_page: Callable[..., Page]):
+    box = open_page("branches", 390).locator(".box:has(.heat)")
+    assert box.locator("td.cell").count() == 4
+    assert box.evaluate("e => e.scrollWidth <= e.clientWidth")
 
 
 def test_one_run_has_a_page(open_page: Callable[..., Page]):

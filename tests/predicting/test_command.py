@@ -759,6 +759,18 @@ def test_pipes(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_and_standard_output_get_the_same_bytes(
+    tiny_checkpoint: Path, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, newline=""))
+    file = tmp_path / "out.csv"
+    for out in ("-", str(file)):
+        assert main([str(tiny_checkpoint), "--csv", str(table), "--out", out]) == 0
+    assert file.read_bytes() == printed.getvalue()
+    assert b"\r" not in file.read_bytes()
+
+
 def test_bad_standard_input_is_named(
     tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):

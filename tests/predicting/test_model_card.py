@@ -18,6 +18,7 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
+from scipy.special import logit
 from sklearn.metrics import average_precision_score, f1_score
 
 from genre_lightning.checkpoint.model import load_model
@@ -151,9 +152,10 @@ def test_scores_have_intervals_over_the_movies(tiny_checkpoint: Path, tmp_path: 
         assert row["threshold"] == threshold
         assert row["test movies"] == str(int(truth[:, g].sum()))
         assert row["F1"] == f"{f1_score(truth[:, g], decided[:, g]):.3f}"
-        assert (
-            row["average precision"] == f"{average_precision_score(truth[:, g], scores[:, g]):.3f}"
-        )
+        ap = average_precision_score(truth[:, g], scores[:, g])
+        assert row["average precision"] == f"{ap:.3f}"
+        low, high = (logit(float(end)) for end in row["95% of it"].split(" to "))
+        assert (low + high) / 2 == pytest.approx(logit(ap), abs=0.02)
     hub = hub_data(card)
     assert {(r.metric_name, r.metric_value) for r in hub.eval_results} >= {
         ("F1, micro", round(value, 4))

@@ -17,6 +17,7 @@ from sklearn.metrics import (
 
 from genre_lightning.report import statistics
 from genre_lightning.report.statistics import (
+    ap_interval,
     best_constant,
     bootstrap,
     cooccurrence,
@@ -151,6 +152,42 @@ def test_intervals_of_map_hold_the_truth_where_genres_are_rare():
         plain += low <= truth <= high
     assert mirrored >= 34
     assert plain < mirrored - 8  # why they are mirrored
+
+
+def test_intervals_of_ap_hold_the_truth_of_a_genre_of_seven_movies():
+    def drawn(num_movies: int, seed: int):
+        generator = np.random.default_rng(seed)
+        truth = (generator.random((num_movies, 1)) < 7 / 300).astype(np.float32)
+        scores = generator.normal(size=truth.shape) + 2.7 * truth
+        return (1 / (1 + np.exp(-scores))).astype(np.float32), truth
+
+    scores, targets = drawn(200_000, seed=0)
+    truth = average_precision_score(targets[:, 0], scores[:, 0])
+    by_logits = mirrored = 0
+    for trial in range(60):
+        scores, targets = drawn(300, seed=1 + trial)
+        value = average_precision_score(targets[:, 0], scores[:, 0])
+        drawn_again = bootstrap(scores, targets, np.full(1, 0.5), resamples=100, seed=trial)
+        resampled = drawn_again.per_genre["ap"][:, 0]
+        found = ap_interval(value, resampled, 300)
+        by_logits += found.low <= truth <= found.high
+        found = interval(value, resampled)
+        mirrored += found.low <= truth <= found.high
+    assert by_logits >= 53
+    assert mirrored < by_logits - 6  # why it is another one
+
+
+def test_an_interval_of_ap_is_symmetric_in_its_logit():
+    resampled = np.array([0.2, 0.3, 0.5, np.nan])
+    found = ap_interval(0.3, resampled, 50)
+    logits = np.log(resampled[:3] / (1 - resampled[:3]))
+    ends = np.log(0.3 / 0.7) + 1.96 * np.std(logits) * np.array([-1, 1])
+    assert (found.low, found.high) == pytest.approx(1 / (1 + np.exp(-ends)), abs=1e-4)
+    # One has no logit, yet is an end like any other.
+    best = ap_interval(1.0, np.array([0.8, 1.0]), 50)
+    assert 0.5 < best.low < 0.99 and best.high == 1.0
+    for value, none in ((float("nan"), resampled), (1.0, np.ones(3)), (0.5, np.array([np.nan]))):
+        assert np.isnan([ap_interval(value, none, 50).low, ap_interval(value, none, 50).high]).all()
 
 
 def test_fewer_resamples_for_more_movies():
