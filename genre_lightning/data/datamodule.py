@@ -383,25 +383,7 @@ class MovieDataModule(pl.LightningDataModule):
         lines: list[Table | str] = [render_table(table, title=f"Dataset: {self.reader}")]
         if self.validates_by_folds:
             lines.append(f"validation: {self.folds} folds of train")
-        elif self.folds > 1:
-            lines.append(
-                f"data.folds={self.folds} is left out: the dataset says which movies are val"
-            )
-        usual = inspect.signature(type(self)).parameters
-        for split in ("val", "test"):
-            name = f"{split}_fraction"
-            given = getattr(self, name)
-            if given == usual[name].default:
-                continue
-            if split == "val" and self.validates_by_folds:
-                lines.append(
-                    f"data.{name}={given} is left out: validation is by folds; data.folds=1 holds "
-                    "out a part of train"
-                )
-            elif not self._is_drawn(split):
-                lines.append(
-                    f"data.{name}={given} is left out: the dataset says which movies are {split}"
-                )
+        lines += self.left_out_notes()
         learnt_from = len(self.splits["train"])
         if self.inputs and self.batch_size is not None and self.batch_size > learnt_from:
             lines.append(
@@ -423,6 +405,30 @@ class MovieDataModule(pl.LightningDataModule):
             if reason != NO_SUCH_FILE
         ]
         return lines
+
+    def left_out_notes(self) -> list[str]:
+        """A sentence on each setting of the split that has no effect on this dataset."""
+        notes = []
+        if self.folds > 1 and not self.validates_by_folds:
+            notes.append(
+                f"data.folds={self.folds} is left out: the dataset says which movies are val"
+            )
+        usual = inspect.signature(type(self)).parameters
+        for split in ("val", "test"):
+            name = f"{split}_fraction"
+            given = getattr(self, name)
+            if given == usual[name].default:
+                continue
+            if split == "val" and self.validates_by_folds:
+                notes.append(
+                    f"data.{name}={given} is left out: validation is by folds; data.folds=1 holds "
+                    "out a part of train"
+                )
+            elif not self._is_drawn(split):
+                notes.append(
+                    f"data.{name}={given} is left out: the dataset says which movies are {split}"
+                )
+        return notes
 
     def _is_drawn(self, split: str) -> bool:
         """Whether a split is drawn here; the dataset may say it."""
