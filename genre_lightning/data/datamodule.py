@@ -454,6 +454,26 @@ class MovieDataModule(pl.LightningDataModule):
         ids, titles = [movie.id for movie in movies], [movie.title for movie in movies]
         return content_key("learnt from", ids, titles, self.labels[rows])
 
+    def content(self) -> dict[str, str]:
+        """A key of what each branch reads of the movies of train and validation, by branch.
+
+        Of posters it is their sizes in bytes: their times change where a dataset is copied.
+        """
+        rows = np.union1d(self.splits["train"], self.splits["val"])
+        by_column: dict[str, str] = {}
+        keys = {}
+        for branch, branch_input in self.inputs.items():
+            features, column = self._opened[branch], branch_input.column
+            if branch_input.of == "id" and features.dense is not None:
+                places = features.place[rows]
+                keys[branch] = content_key(places >= 0, features.dense[places[places >= 0]])
+                continue
+            if column not in by_column:
+                values = [self.movie_set.movies[row].value(column) for row in rows]
+                by_column[column] = content_key([getattr(each, "size", each) for each in values])
+            keys[branch] = by_column[column]
+        return keys
+
     def holds_learnt(
         self, split: str, trained_on: Mapping[str, Any], learnt_from: str | None
     ) -> bool:
@@ -531,6 +551,7 @@ class MovieDataModule(pl.LightningDataModule):
                 name: state_to_text(branch_input) for name, branch_input in self.inputs.items()
             },
             "learnt_from": self.learnt_from,
+            "content": self.content(),
             "data": self.source(),
         }
 
