@@ -96,7 +96,7 @@ def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> di
     print_genre_table(model, scores, metrics, console)
     notes += data.empty_branch_notes()
     if cfg.get("data") is not None:
-        notes += data.random_split_notes(cfg.split)
+        notes += data.left_out_notes() + data.random_split_notes(cfg.split)
     for note in notes:
         console.print(f"note: {note}", soft_wrap=True)
     console.print(f"written to {shell_command(folder)}", soft_wrap=True)

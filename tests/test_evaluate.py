@@ -218,6 +218,16 @@ def test_branches_are_not_compared_on_movies_that_were_learnt_from(
         evaluate_here(best(trained_run), *demo, "data.val_fraction=0.3", "split=val")
 
 
+def test_a_setting_of_the_split_without_effect_is_told(
+    trained_run: Path, evaluate_here: Evaluate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    demo = ["data=demo", "data.num_movies=120", "data.poster_height=48", "gallery=0"]
+    for changed in ([], ["data.test_fraction=0.5"]):
+        evaluate_here(best(trained_run), *demo, *changed)
+        told = "note: data.test_fraction=0.5 is left out: the dataset says which movies are test"
+        assert (told in " ".join(capsys.readouterr().out.split())) is bool(changed)
+
+
 def test_an_unknown_genre_is_named(
     trained_run: Path, evaluate_here: Evaluate, manifest: Any
 ) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from sklearn.metrics import average_precision_score
 
 from genre_lightning.checkpoint.card import CHECKPOINT_KEY, CheckpointError
@@ -359,6 +360,50 @@ def test_a_run_does_not_go_on_with_other_movies(
     torch.save(checkpoint, path)
     with pytest.raises(CheckpointError, match="its movies of train and validation are not those"):
         train_here(tmp_path / "run", tiny_overrides(*resume(path)))
+
+
+@pytest.mark.parametrize("changed", ["vectors", "plot", "poster", "test movie"])
+def test_a_run_does_not_go_on_with_other_content(
+    changed: str, train_here: Train, tiny_overrides: Overrides, tmp_path: Path
+) -> None:
+    rows = [
+        f"{number},Title {number % 7},{number}.png,{'AB'[number % 2]},plot {number % 5},{split}"
+        for number, split in enumerate(["train"] * 40 + ["val"] * 10 + ["test"] * 10)
+    ]
+    for number in range(60):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    table, vectors = tmp_path / "movies.csv", tmp_path / "mine.csv"
+
+    def write(plot: str = "plot", number: int = 1, of_test: str = "plot") -> None:
+        lines = list(rows)
+        lines[3], lines[59] = rows[3].replace("plot", plot), rows[59].replace("plot", of_test)
+        table.write_text("\n".join(["id,title,poster,genres,synopsis,split", *lines]))
+        values = [f"{at},{number if at == 3 else 0},{at % 3}" for at in range(60)]
+        vectors.write_text("\n".join(["id,a,b", *values]))
+
+    overrides = [
+        "model/branch=[synopsis_tfidf,poster_resnet,vectors]",
+        *(each for each in tiny_overrides(model="poster") if each[:6] not in ("model=", "++data")),
+        "model.branches.synopsis_tfidf.input.vocabulary_size=64",
+        f"model.branches.vectors.input.path={vectors}",
+        "data=manifest", f"data.path={table}",
+    ]  # fmt: skip
+    write()
+    run = tmp_path / "run"
+    train_here(run, [*overrides, "trainer.max_epochs=1"])
+    more = [*overrides, "trainer.max_epochs=2", f"ckpt_path={run}/checkpoints/last.ckpt"]
+    if changed == "test movie":  # it has no say in the training
+        write(of_test="story")
+        assert train_here(run, more)["epochs"] == 2
+        return
+    if changed == "poster":
+        Image.new("RGB", (90, 80)).save(tmp_path / "3.png")
+    # The same words: the vocabulary stays.
+    write("plot plot" if changed == "plot" else "plot", 2 if changed == "vectors" else 1)
+    read = {"vectors": f"{vectors}, which the branch vectors", "plot": "the column synopsis"}
+    with pytest.raises(CheckpointError, match=read.get(changed, "the column poster")) as caught:
+        train_here(run, more)
+    assert "has changed since for movies of train or validation" in str(caught.value)
 
 
 def test_fewer_epochs_than_it_has_are_refused(

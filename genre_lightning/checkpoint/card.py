@@ -248,6 +248,9 @@ def _check_values(card: Mapping[str, Any]) -> None:
         raise CheckpointError("its data is not described by names and numbers")
     if not isinstance(card.get("learnt_from"), str | None):  # older files do not tell
         raise CheckpointError("the movies that it has learnt from are not named by a key")
+    content = card.get("content", {})  # likewise
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content.values()):
+        raise CheckpointError("what its branches have read is not named by keys")
     loss = _mapping(card, "loss")
     try:
         built = build_loss(**loss)

@@ -58,6 +58,8 @@ def check_resumable(
             "and genres; resume with the data it was trained with, or start anew without ckpt_path"
         )
     _check_same_model(path, card, inputs, network)
+    if not changed:
+        _check_same_content(path, card, inputs)
     run_id = training.get("wandb_run_id", 0)
     if theirs is None or not isinstance(run_id, str | None):
         raise CheckpointError(
@@ -148,6 +150,27 @@ def _check_same_model(
             "resume with the data and model it was trained with, or start anew without "
             "ckpt_path"
         )
+
+
+def _check_same_content(
+    path: str | Path, card: Mapping[str, Any], inputs: Mapping[str, Any]
+) -> None:
+    """Refuse a checkpoint whose branches have read other texts, posters or vectors.
+
+    The arguments are those of :func:`_check_same_model`.
+
+    Raises:
+        CheckpointError: naming the file of vectors, or the column.
+    """
+    for branch, key in inputs["content"].items():
+        if card.get("content", {}).get(branch, key) != key:  # older files do not tell
+            state = json.loads(inputs["inputs"][branch])
+            read = state.get("path", f"the column {state['column']}")
+            raise CheckpointError(
+                f"{path}: {read}, which the branch {branch} reads, has changed since for movies of "
+                "train or validation; resume with the data it was trained with, or start anew "
+                "without ckpt_path"
+            )
 
 
 def _changed_settings(

@@ -383,25 +383,7 @@ class MovieDataModule(pl.LightningDataModule):
         lines: list[Table | str] = [render_table(table, title=f"Dataset: {self.reader}")]
         if self.validates_by_folds:
             lines.append(f"validation: {self.folds} folds of train")
-        elif self.folds > 1:
-            lines.append(
-                f"data.folds={self.folds} is left out: the dataset says which movies are val"
-            )
-        usual = inspect.signature(type(self)).parameters
-        for split in ("val", "test"):
-            name = f"{split}_fraction"
-            given = getattr(self, name)
-            if given == usual[name].default:
-                continue
-            if split == "val" and self.validates_by_folds:
-                lines.append(
-                    f"data.{name}={given} is left out: validation is by folds; data.folds=1 holds "
-                    "out a part of train"
-                )
-            elif not self._is_drawn(split):
-                lines.append(
-                    f"data.{name}={given} is left out: the dataset says which movies are {split}"
-                )
+        lines += self.left_out_notes()
         learnt_from = len(self.splits["train"])
         if self.inputs and self.batch_size is not None and self.batch_size > learnt_from:
             lines.append(
@@ -423,6 +405,30 @@ class MovieDataModule(pl.LightningDataModule):
             if reason != NO_SUCH_FILE
         ]
         return lines
+
+    def left_out_notes(self) -> list[str]:
+        """A sentence on each setting of the split that has no effect on this dataset."""
+        notes = []
+        if self.folds > 1 and not self.validates_by_folds:
+            notes.append(
+                f"data.folds={self.folds} is left out: the dataset says which movies are val"
+            )
+        usual = inspect.signature(type(self)).parameters
+        for split in ("val", "test"):
+            name = f"{split}_fraction"
+            given = getattr(self, name)
+            if given == usual[name].default:
+                continue
+            if split == "val" and self.validates_by_folds:
+                notes.append(
+                    f"data.{name}={given} is left out: validation is by folds; data.folds=1 holds "
+                    "out a part of train"
+                )
+            elif not self._is_drawn(split):
+                notes.append(
+                    f"data.{name}={given} is left out: the dataset says which movies are {split}"
+                )
+        return notes
 
     def _is_drawn(self, split: str) -> bool:
         """Whether a split is drawn here; the dataset may say it."""
@@ -447,6 +453,29 @@ class MovieDataModule(pl.LightningDataModule):
         movies = [self.movie_set.movies[row] for row in rows]
         ids, titles = [movie.id for movie in movies], [movie.title for movie in movies]
         return content_key("learnt from", ids, titles, self.labels[rows])
+
+    def content(self) -> dict[str, str]:
+        """A key of what each branch reads of the movies of train and validation, by branch.
+
+        Of posters it is their sizes in bytes: their times change where a dataset is copied.
+        """
+        rows = np.union1d(self.splits["train"], self.splits["val"])
+        by_column: dict[str, str] = {}
+        keys = {}
+        for branch, branch_input in self.inputs.items():
+            features, column = self._opened[branch], branch_input.column
+            if branch_input.of == "id" and features.dense is not None:
+                places = features.place[rows]
+                held = places[places >= 0]
+                # Of a million vectors every tenth: all of them would take seconds.
+                some = features.dense[held[:: 1 + len(held) // 100_000]]
+                keys[branch] = content_key(places >= 0, some)
+                continue
+            if column not in by_column:
+                values = [self.movie_set.movies[row].value(column) for row in rows]
+                by_column[column] = content_key([getattr(each, "size", each) for each in values])
+            keys[branch] = by_column[column]
+        return keys
 
     def holds_learnt(
         self, split: str, trained_on: Mapping[str, Any], learnt_from: str | None
@@ -525,6 +554,7 @@ class MovieDataModule(pl.LightningDataModule):
                 name: state_to_text(branch_input) for name, branch_input in self.inputs.items()
             },
             "learnt_from": self.learnt_from,
+            "content": self.content(),
             "data": self.source(),
         }
 

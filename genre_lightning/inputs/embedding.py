@@ -37,6 +37,7 @@ from genre_lightning.inputs.input import (
     Store,
     check_keys,
     check_text,
+    seed_for,
 )
 from genre_lightning.inputs.masked import Masked, Unreadable
 from genre_lightning.inputs.one_core import one_core_threads
@@ -333,9 +334,13 @@ class EmbeddingInput(Input):
         vectors = numbers["vectors"]
         if seeds is None or vectors.shape[1] == 1 or len(vectors) == 0:
             return {"vectors": vectors[:, 0].float()}
+        # By another seed than that of the batch, by which pixels and dropped columns are drawn.
+        purpose = f"view of {self.column} for {self.spec.name}"
         drawn = [
             torch.randint(
-                vectors.shape[1], (number,), generator=torch.Generator().manual_seed(seed)
+                vectors.shape[1],
+                (number,),
+                generator=torch.Generator().manual_seed(seed_for(purpose, seed)),
             )
             for number, seed in seeds
         ]

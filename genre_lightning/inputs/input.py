@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
@@ -232,6 +233,19 @@ def check_features(branch_input: Input, features: Features, num_movies: int) -> 
             f"{name} gives {described} for one movie, not vectors (1, {width}) float32, as its "
             "network_arguments say"
         )
+
+
+def seed_for(purpose: str, seed: int) -> int:
+    """A seed for draws of one kind, as if independent of those of others by the same seed.
+
+    Args:
+        purpose: what is drawn.
+        seed: of a batch.
+
+    Returns: in 0 to 2**62 - 1.
+    """
+    digest = hashlib.blake2b(f"{purpose} {seed}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 2
 
 
 def number_present(present: Sequence[bool]) -> np.ndarray:

@@ -45,7 +45,9 @@ class Row(NamedTuple):
 def read_table(path: Path, required: Sequence[str]) -> tuple[list[str], list[Row]]:
     """The columns and rows of a CSV file in UTF-8; names of columns become lower case.
 
-    Cells are separated by commas, semicolons or tabs, as the header shows.
+    Cells are separated by commas, semicolons or tabs, as the header shows. Quotes around a cell are
+    not part of it. In a file with tabs that can't be read so, such as IMDb's, which knows no
+    quoting, they are: see :func:`_is_unquoted`.
 
     A column without a name, as spreadsheets and pandas write them, is left out.
 
@@ -61,7 +63,13 @@ def read_table(path: Path, required: Sequence[str]) -> tuple[list[str], list[Row
     file = path.name
     # strict: an unclosed quote is an error, instead of one cell that swallows the rest of the file.
     delimiter = delimiter_of(text.partition("\n")[0])
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    unquoted = delimiter == "\t" and _is_unquoted(text)
+    reader = csv.reader(
+        io.StringIO(text, newline=""),
+        delimiter=delimiter,
+        quoting=csv.QUOTE_NONE if unquoted else csv.QUOTE_MINIMAL,
+        strict=True,
+    )
     number = 0
     columns: list[str] = []
     rows: list[Row] = []
@@ -93,7 +101,8 @@ def read_table(path: Path, required: Sequence[str]) -> tuple[list[str], list[Row
 #: What Python's csv says, in part, and what to do.
 _PROBLEMS = {
     "unexpected end of data": "a quote is opened here and not closed before the file ends",
-    "expected after": "a quoted cell goes on after its quote: write a quote in it twice",
+    "expected after": "a quoted cell goes on after its quote: write a quote in it twice, and put a "
+    'title that begins with one in quotes as a whole: """Weird Al"" Story (2022)"',
     "field limit": f"a cell has more than {csv.field_size_limit():,} characters: shorten it",
     "new-line character": "lines end in carriage returns alone: save it with other line ends",
 }
@@ -121,6 +130,25 @@ def csv_problem(error: csv.Error) -> str:
     return next(
         (message for pattern, message in _PROBLEMS.items() if pattern in str(error)), str(error)
     )
+
+
+#: A cell that begins with a quote and is not quoted, '"Weird Al" Story': no program that quotes
+#: cells leaves one.
+_BEGINS_WITH_QUOTE = re.compile(r'(?:^|\t)"[^"\t\r\n]*(?:"[^"\t\r\n]|[\r\n\t]|\Z)', re.MULTILINE)
+#: A quoted cell with a quote, a tab or a line end in it that another program may have written.
+_QUOTED = re.compile(r'(?:^|\t)"(?:[^"\t\r\n]*"")+[^"\t\r\n]*"(?=[\t\r\n]|\Z)', re.MULTILINE)
+
+
+def _is_unquoted(text: str) -> bool:
+    """Whether quotes of a table with tabs are part of its cells.
+
+    They are where a cell shows that nothing is quoted, none shows the opposite, and all rows have
+    as many tabs as the header.
+    """
+    if not _BEGINS_WITH_QUOTE.search(text) or _QUOTED.search(text):
+        return False
+    lines = [line for line in text.split("\n") if line.strip()]
+    return len({line.count("\t") for line in lines}) == 1
 
 
 def _numbered(reader: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:

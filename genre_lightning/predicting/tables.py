@@ -15,6 +15,7 @@ from typing import IO, Any
 
 from genre_lightning.cells import text_of, unguard
 from genre_lightning.files import whole_file
+from genre_lightning.movies.movie import OF_THE_WEB
 from genre_lightning.movies.table import csv_problem, delimiter_of, other_file, quotes_hint
 from genre_lightning.predicting.arguments import STREAM
 from genre_lightning.predicting.printing import CommandError
@@ -95,7 +96,9 @@ class MovieRows:
         text = text_of(column, cell.strip())
         if not text:
             return None
-        return self.folder / text if self.columns[column] == "poster" else text
+        # An address stays as it is written: a path would lose one of its slashes.
+        is_file = self.columns[column] == "poster" and not OF_THE_WEB.search(text)
+        return self.folder / text if is_file else text
 
     def _lines(self, file: IO[bytes]) -> Iterator[str]:
         # Decoded one by one, so that the line that can't be is known by its number.

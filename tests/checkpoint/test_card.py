@@ -125,7 +125,8 @@ def test_it_is_plain_data_for_torch(honest: Path) -> None:
     assert "hyper_parameters" not in checkpoint
     assert set(checkpoint[CHECKPOINT_KEY]) == {
         "format", "network", "activation", "loss", "thresholds",
-        "threshold_fit", "stacking", "label_sets", "genres", "inputs", "learnt_from", "data",
+        "threshold_fit", "stacking", "label_sets", "genres", "inputs", "learnt_from", "content",
+        "data",
     }  # fmt: skip
 
 

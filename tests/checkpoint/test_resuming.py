@@ -100,7 +100,10 @@ def test_damaged_settings_are_refused(settings: Any, tiny_checkpoint: Path, tmp_
     path = tmp_path / "last.ckpt"
     torch.save(checkpoint, path)
     card = checkpoint[CHECKPOINT_KEY]
-    inputs = {name: card[name] for name in ("genres", "inputs")} | {"learnt_from": "these"}
+    inputs = {name: card[name] for name in ("genres", "inputs")} | {
+        "learnt_from": "these",
+        "content": {},
+    }
     ours = {"seed": [0], "model": {"seed": (0,)}}
     with pytest.raises(CheckpointError, match=r"last\.ckpt: its \w+ is damaged"):
         check_resumable(path, inputs, model.network, ours, may_change_on_resume)

@@ -809,7 +809,7 @@ def test_it_describes_itself(write: Write, tmp_path: Path, monkeypatch: Any) -> 
     data = module(Path("movies.csv"), tmp_path / "cache", val_fraction=0.25, genre_separator=None)
     data.setup()
     described = data.describe()
-    assert set(described) == {"genres", "inputs", "learnt_from", "data"}
+    assert set(described) == {"genres", "inputs", "learnt_from", "content", "data"}
     assert described["genres"] == ["A", "B"] and described["inputs"] == states(data)
     assert described["data"] == {
         "reader": "manifest", "path": str(path.resolve()),

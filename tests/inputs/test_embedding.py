@@ -332,6 +332,27 @@ def test_a_view_is_drawn_by_seed(posters: list[PosterFile], store: Store) -> Non
     assert torch.equal(joined, torch.cat(alone))
 
 
+def test_views_are_drawn_apart_from_other_draws_of_the_batch(
+    posters: list[PosterFile], store: Store
+) -> None:
+    one, other = lite0(views=3), EmbeddingInput("still", "lite0", size=list(SIZE), views=3)
+    dense = one.open(posters, ALL, store).dense
+    assert dense is not None
+    rows = np.zeros(600, dtype=np.int64)
+    numbers = {"vectors": torch.from_numpy(dense[rows])}
+    own, second = (
+        (each.prepare(numbers, [(600, 7)])["vectors"][:, None] == numbers["vectors"].float())
+        .all(dim=-1)
+        .int()
+        .argmax(dim=1)
+        for each in (one, other)
+    )
+    by_the_seed = torch.randint(3, (600,), generator=torch.Generator().manual_seed(7))
+    # A third agrees by chance.
+    for agreed in (own == by_the_seed, own == second):
+        assert float(agreed.float().mean()) == pytest.approx(1 / 3, abs=0.08)
+
+
 def test_texts_have_one_view() -> None:
     with pytest.raises(ValueError, match="views: 2"):
         EmbeddingInput("title", "minilm", views=2)

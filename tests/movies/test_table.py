@@ -27,6 +27,43 @@ def test_rows_by_column(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"], ids=repr)
+def test_titles_with_quotes_in_a_table_with_tabs_that_knows_no_quoting(tmp_path: Path, end: str):
+    path = tmp_path / "title.basics.tsv"
+    titles = ['"Weird Al" Story', "Heat", '"Crocodile" Dundee "II"', '"Open', '"']
+    rows = [f"tt{number}\t{title}\tComedy" for number, title in enumerate(titles)]
+    path.write_text(end.join(["id\ttitle\tgenres", *rows, ""]), newline="")
+    _, read = read_table(path, ("title",))
+    assert [row.cells["title"] for row in read] == titles
+    assert [row.where for row in read] == [f"title.basics.tsv:{number}" for number in range(2, 7)]
+
+
+def test_a_table_with_tabs_may_have_quoted_cells(tmp_path: Path):
+    path = tmp_path / "movies.tsv"
+    path.write_text('title\tplot\n"""Weird Al"" Story"\t"two\nlines, a\ttab"\n"Heat"\t""\n')
+    _, read = read_table(path, ("title",))
+    assert [list(row.cells.values()) for row in read] == [
+        ['"Weird Al" Story', "two\nlines, a\ttab"],
+        ["Heat", ""],
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'title,year\n"Weird Al" Story,2022\n',
+        # Another program quoted a cell, and this one was written by hand.
+        'title\tyear\n"""Weird Al"" Story"\t2022\n"Crocodile" Dundee\t1986\n',
+    ],
+    ids=["comma", "tab"],
+)
+def test_a_title_that_begins_with_a_quote_is_told_with_what_to_do(tmp_path: Path, text: str):
+    path = tmp_path / "movies.csv"
+    path.write_text(text)
+    with pytest.raises(DataError, match=r'^movies\.csv:\d \(.*as a whole: """Weird Al"" Story'):
+        read_table(path, ("title",))
+
+
 def test_several_columns_without_a_name_are_no_doubles(tmp_path):
     path = tmp_path / "movies.csv"
     path.write_text(",id,,\n0,7,,\n")

@@ -414,6 +414,15 @@ def test_a_csv_file_is_read_as_for_training(tiny_checkpoint: Path, tmp_path: Pat
     assert (row["title"], row["poster"], row["problem"]) == ("None", r"\N", "")
 
 
+def test_an_address_in_a_csv_is_told_as_it_stands_there(tiny_checkpoint: Path, tmp_path: Path):
+    source, out = tmp_path / "in.csv", tmp_path / "out.csv"
+    source.write_text("title,poster\nHeat,https://host.invalid/x.jpg\n")
+    assert main([str(tiny_checkpoint), "--csv", str(source), "--out", str(out)]) == 0
+    _, (row,) = read_csv(out)
+    address = "https://host.invalid/x.jpg: can't be read (an address, which is not fetched)"
+    assert address in row["problem"] and str(tmp_path) not in row["problem"]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -121,6 +121,20 @@ def test_the_batchs_seed_tells_what_is_dropped(data: MovieDataModule, batch: Mov
     assert any(not torch.equal(first[name], changed[name]) for name in first)
 
 
+def test_what_is_dropped_is_not_drawn_as_augmentation_is(
+    data: MovieDataModule, batch: MovieBatch
+) -> None:
+    own, poster, agreed = module(data, 0.5, "terms", "poster"), seen(batch, "poster"), []
+    for seed in range(10):
+        # By the batch's own seed, as PosterAugment draws.
+        drawn = torch.rand(len(batch), 2, generator=torch.Generator().manual_seed(seed)) >= 0.5
+        by_the_seed = drawn[:, 0] | ~drawn.any(dim=1)
+        found = kept(own, replace(batch, seed=seed))["terms"]
+        agreed.append(float((found == by_the_seed)[poster].float().mean()))
+    # By chance: both keep it, 0.75 ** 2, or both don't.
+    assert sum(agreed) / len(agreed) == pytest.approx(0.625, abs=0.05)
+
+
 def test_nothing_is_dropped_in_validation(data: MovieDataModule, batch: MovieBatch) -> None:
     collected = []
     for share in (0.0, 0.9):

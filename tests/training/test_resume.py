@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import Timer
 
 from genre_lightning.checkpoint.card import CheckpointError, read_checkpoint
 from genre_lightning.checkpoint.model import load_model
@@ -384,6 +385,50 @@ def test_a_run_that_was_stopped_early_stays_so(
     assert rows(tmp_path) == before and again["epochs"] == first["epochs"]
     for key in ("val", "test", "monitor_value"):
         assert again[key] == first[key]
+
+
+def test_a_run_cut_by_max_steps_in_mid_epoch_goes_on_exactly(
+    train_here: Train, tiny_overrides: Overrides, tmp_path: Path
+) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    overrides = tiny_overrides(*SMALL_BATCHES, "scheduler=constant", model="title")
+    train_here(whole, [*overrides, "trainer.max_epochs=3"])
+    steps = checkpoint(whole)["global_step"] // 3
+    # In the second epoch, in the third, and at the end of one.
+    for most in (steps + 4, 2 * steps + 1, 3 * steps):
+        more = [f"ckpt_path={cut}"] if cut.exists() else []
+        train_here(cut, [*overrides, "trainer.max_epochs=-1", f"+trainer.max_steps={most}", *more])
+        assert read_checkpoint(cut / "checkpoints" / "last.ckpt")["global_step"] == most
+    assert_same_run(whole, cut)
+
+
+def test_a_run_cut_by_max_time_trains_on(
+    train_here: Train, tiny_overrides: Overrides, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    overrides = tiny_overrides(*SMALL_BATCHES, "trainer.max_epochs=3", model="title")
+    train_here(whole, overrides)
+    steps = checkpoint(whole)["global_step"] // 3
+    seconds = [0.0]
+    monkeypatch.setattr(Timer, "time_elapsed", lambda *_: seconds[0])
+    an_hour, a_day = "+trainer.max_time=00:01:00:00", "+trainer.max_time=01:00:00:00"
+    patch = at_step(steps + 4, lambda: seconds.__setitem__(0, 3601.0))
+    try:
+        train_here(cut, [*overrides, an_hour])
+    finally:
+        patch.undo()
+    stopped = read_checkpoint(cut / "checkpoints" / "last.ckpt")["global_step"]
+    assert steps < stopped < 2 * steps
+    # Without more time nothing is trained.
+    before = rows(cut)
+    train_here(cut, [*overrides, an_hour, f"ckpt_path={cut}"])
+    assert rows(cut) == before
+    train_here(cut, [*overrides, a_day, f"ckpt_path={cut}"])
+    for entry in ("state_dict", "optimizer_states", "global_step", "epoch"):
+        assert list(differences(checkpoint(whole)[entry], checkpoint(cut)[entry])) == []
+    # Its validation in mid-epoch, and the part of the epoch, have rows of their own.
+    ends = [row for row in rows(cut) if int(row["step"]) != stopped]
+    assert ends == rows(whole)
 
 
 def test_the_best_goes_along(

@@ -15,7 +15,7 @@ from typing import Any, cast
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
+from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint, Timer
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from genre_lightning.checkpoint.card import TRAINING_KEY
@@ -67,6 +67,9 @@ class Resume(Checkpoint):
     latter is held back to a step's end. A state between a batch and the validation that follows it
     is never saved, since Lightning can't resume from there: what is due then is saved after the
     validation.
+
+    A training that ``max_steps`` or ``max_time`` of the trainer ends in mid-epoch is saved as in
+    mid-epoch, so that with more of them it trains the rest of that epoch.
 
     Every checkpoint, the best one's as well, gets an entry of plain data with what Lightning leaves
     out: the state of all random generators, the sums behind ``train/loss`` and the number of
@@ -120,6 +123,7 @@ class Resume(Checkpoint):
         if _in_epoch(trainer) and trainer.is_last_batch:
             # In the validation after it: no step will follow, for which Lightning would compute it.
             metrics["train/loss"] = float(module.train_loss.compute())
+        out_of_time = _is_out_of_time(trainer)
         own = self._process_state(trainer, pl_module)
         ranks = [own]
         if trainer.world_size > 1:
@@ -128,10 +132,15 @@ class Resume(Checkpoint):
         checkpoint[TRAINING_KEY] = entry = {
             "settings": self.settings,
             "wandb_run_id": self.result.get("wandb_run_id"),
-            "should_stop": trainer.should_stop,
+            # Where it is out of time, its timer will tell again, unless it is given more.
+            "should_stop": trainer.should_stop and not out_of_time,
             "metrics": metrics,
             "processes": ranks,
         }
+        if out_of_time and not trainer.is_last_batch and not _in_epoch(trainer):
+            # Lightning counts the epoch as done, though it has batches left.
+            for count in checkpoint["loops"]["fit_loop"]["epoch_progress"].values():
+                count["processed"] -= 1
         self._newest = _moment(trainer), entry
 
     def _process_state(self, trainer: pl.Trainer, module: Any) -> dict[str, Any]:
@@ -216,7 +225,10 @@ class Resume(Checkpoint):
             self._save_between_steps(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._save(trainer, due=True, epoch_end=True)
+        # Where the last step cuts the epoch, its state was saved before Lightning called it done.
+        cut = not trainer.is_last_batch and _is_last_step(trainer)
+        ends = not cut and _is_last_epoch(trainer)
+        self._save(trainer, due=not cut, ends=ends, epoch_end=True)
 
     def _write(self, trainer: pl.Trainer, epoch_end: bool, may_wait: bool) -> bool:
         """Write the state; or link to it, where this epoch's end was just saved as the best.
@@ -253,9 +265,9 @@ class Resume(Checkpoint):
         if trainer.is_last_batch or done % trainer.accumulate_grad_batches:
             return
         due = self.every_n_steps and trainer.global_step % self.every_n_steps == 0
-        self._save(trainer, bool(due))
+        self._save(trainer, due=bool(due), ends=_is_last_step(trainer))
 
-    def _save(self, trainer: pl.Trainer, due: bool, epoch_end: bool = False) -> None:
+    def _save(self, trainer: pl.Trainer, due: bool, ends: bool, epoch_end: bool = False) -> None:
         # Looked at once: another signal may come at any moment.
         stop, queue = self.signal is not None, self._queue_again
         if trainer.world_size > 1:  # what one process was told all do, at the same step
@@ -263,7 +275,7 @@ class Resume(Checkpoint):
             if self._queuing:
                 queue = trainer.strategy.reduce_boolean_decision(queue, all=False)
         io = _checkpoint_io(trainer)
-        must = stop or queue or (epoch_end and _is_last_epoch(trainer))
+        must = stop or queue or ends
         if (due or must) and self._write(trainer, epoch_end, may_wait=not must):
             if is_first_process():
                 seconds = round(self._seconds + time.perf_counter() - self._began, 3)
@@ -342,14 +354,28 @@ def epochs_done(trainer: pl.Trainer) -> int:
 
 def _is_last_epoch(trainer: pl.Trainer) -> bool:
     """Whether training ends with the epoch that has just ended."""
-    ends = ((epochs_done(trainer), trainer.max_epochs), (trainer.global_step, trainer.max_steps))
-    return trainer.should_stop or any(most is not None and 0 <= most <= n for n, most in ends)
+    most = trainer.max_epochs
+    all_done = most is not None and 0 <= most <= epochs_done(trainer)
+    return trainer.should_stop or all_done or _is_last_step(trainer)
 
 
 def _in_epoch(trainer: pl.Trainer) -> bool:
     """Whether an epoch has begun and not ended; its last batch may be done."""
     progress: Any = trainer.fit_loop.epoch_progress.current
     return bool(progress.processed < progress.ready)
+
+
+def _is_last_step(trainer: pl.Trainer) -> bool:
+    """Whether ``trainer.max_steps`` are done."""
+    return 0 <= trainer.max_steps <= trainer.global_step
+
+
+def _is_out_of_time(trainer: pl.Trainer) -> bool:
+    """Whether ``trainer.max_time`` is over, for all processes; a collective call with a timer."""
+    held: Any = trainer
+    left = [timer.time_remaining() for timer in held.callbacks if isinstance(timer, Timer)]
+    over = trainer.should_stop and any(each is not None and each <= 0 for each in left)
+    return bool(trainer.strategy.broadcast(over)) if left else False
 
 
 def _moment(trainer: pl.Trainer) -> tuple[int, int]:
