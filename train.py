@@ -48,14 +48,18 @@ def make_data(cfg: DictConfig) -> MovieDataModule:
     from pytorch_lightning import seed_everything
 
     from genre_lightning.data.sharing import SharedData
+    from genre_lightning.models.networks import check_takes
 
     seed_everything(cfg.seed, verbose=False)
+    listed = listed_branches(cfg)
     with refused_settings("data"):
-        wanted = {name: branch.input for name, branch in listed_branches(cfg).items()}
+        wanted = {name: branch.input for name, branch in listed.items()}
         settings = cast("dict[str, Any]", OmegaConf.to_container(cfg.data, resolve=True))
         shared: SharedData = shared_by_jobs().setdefault("data", SharedData())
         inputs = shared.inputs(settings, wanted)
         data: MovieDataModule = instantiate(cfg.data, inputs=inputs, seed=cfg.seed)
+    with refused_settings("model"):  # before vectors, or words, are computed for minutes
+        check_takes({name: branch.network for name, branch in listed.items()}, inputs)
     shared.open(data)
     return data
 

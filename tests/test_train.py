@@ -259,6 +259,16 @@ def test_a_trainer_that_cannot_be_is_told_before_the_data_are_read(
         train_here(tmp_path, overrides)
 
 
+def test_a_network_of_other_numbers_is_refused_before_any_are_computed(
+    train_here: Train, tiny_overrides: Overrides, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    overrides = [f"data.cache_dir={cache}", "model.branches.poster_resnet.network.name=terms_mlp"]
+    with pytest.raises(UserError, match="poster_resnet: the network terms_mlp takes terms"):
+        train_here(tmp_path / "run", tiny_overrides(*overrides))
+    assert not list(cache.glob("posters-*"))
+
+
 def test_a_schedule_without_total_steps_is_told_what_it_takes(
     train_here: Train, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:

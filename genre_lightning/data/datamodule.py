@@ -25,7 +25,7 @@ from genre_lightning.inputs.part import JoinedPart, Part
 from genre_lightning.inputs.poster_cache import NO_SUCH_FILE, to_device
 from genre_lightning.inputs.table import state_to_text
 from genre_lightning.movies.columns import join_columns
-from genre_lightning.movies.movie import DataError, MovieSet, encode_genres
+from genre_lightning.movies.movie import DataError, MovieSet, PosterFile, encode_genres
 from genre_lightning.movies.readers import read_movies
 from genre_lightning.movies.summary import (
     absent_posters,
@@ -284,10 +284,18 @@ class MovieDataModule(pl.LightningDataModule):
         """The column that a branch looks at, None for a movie without.
 
         Raises:
-            DataError: it is a text that no movie has, or none to learn from.
+            DataError: it is a text that no movie has, or none to learn from; a text where the
+                branch looks at posters, or the other way round.
         """
         branch_input = self.inputs[branch]
         values = [movie.value(branch_input.column) for movie in movies.movies]
+        held = {"poster" if isinstance(value, PosterFile) else "text" for value in values if value}
+        if branch_input.of in ("poster", "text") and held - {branch_input.of}:
+            others = "texts" if branch_input.of == "poster" else "posters"
+            raise DataError(
+                f"model.branches.{branch}.input.column: the input {branch_input.kind} looks at "
+                f"{branch_input.of}s, and the column {branch_input.column!r} holds {others}"
+            )
         has = np.array([getattr(value, "exists", value is not None) for value in values])
         trains = self.wanted_genres is None
         among = "train" if trains and has.any() else "the dataset"

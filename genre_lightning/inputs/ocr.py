@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ import torch
 from genre_lightning.inputs.embedding_cache import content_hash
 from genre_lightning.inputs.encoders.gguf_folder import hash_parts
 from genre_lightning.inputs.encoders.libraries import find_module, import_library, not_installed
-from genre_lightning.inputs.encoders.spec import Packaged
+from genre_lightning.inputs.encoders.spec import EncoderError, Packaged
 from genre_lightning.inputs.encoders.weights import find_packaged
 
 #: Part of every cache's key: raise it when the same pixels give other words than before.
@@ -35,9 +36,10 @@ MAX_BYTES = 512
 BETWEEN = ". "
 
 _PACKAGE = "rapidocr"
-_WEIGHTS = tuple(
-    Packaged(_PACKAGE, _PACKAGE, f"models/PP-OCRv6_{part}_small.onnx") for part in ("det", "rec")
-)
+_WEIGHTS = {
+    part: Packaged(_PACKAGE, _PACKAGE, f"models/PP-OCRv6_{part.lower()}_small.onnx")
+    for part in ("Det", "Rec")
+}
 #: Posters whose words are kept.
 _KEPT = 64
 _opened = threading.local()
@@ -54,7 +56,12 @@ def ocr_sha256() -> str:
     """
     if find_module("onnxruntime") is None:
         raise not_installed("onnxruntime", "ocr")
-    return hash_parts([find_packaged(part, "ocr") for part in _WEIGHTS])
+    return hash_parts(list(_find_weights().values()))
+
+
+def _find_weights() -> dict[str, Path]:
+    """The files of both networks, by the part of rapidocr's configuration."""
+    return {part: find_packaged(origin, "ocr") for part, origin in _WEIGHTS.items()}
 
 
 def read_words(pixels: np.ndarray) -> str:
@@ -68,7 +75,7 @@ def read_words(pixels: np.ndarray) -> str:
         several branches, and an explanation, ask for the same.
 
     Raises:
-        EncoderError: the package isn't installed.
+        EncoderError: the package, or what it needs, isn't installed or is damaged.
     """
     digest = content_hash(pixels.tobytes())
     with _lock:
@@ -84,8 +91,16 @@ def read_words(pixels: np.ndarray) -> str:
 
 def _recognise(pixels: np.ndarray) -> str:
     engine = _engine()
-    with _denormals_as_zero():
-        found = engine(pixels[:, :, ::-1], use_det=True, use_cls=False, use_rec=True)
+    from onnxruntime.capi import onnxruntime_pybind11_state as told
+
+    try:
+        with _denormals_as_zero():
+            found = engine(pixels[:, :, ::-1], use_det=True, use_cls=False, use_rec=True)
+    except (told.Fail, told.InvalidArgument, told.InvalidGraph, told.InvalidProtobuf) as error:
+        # Of opening weights, the first time; those of running a network are the package's own.
+        raise EncoderError(
+            f"the weights of encoder 'ocr' are damaged ({error}): install {_PACKAGE} again"
+        ) from error
     lines = [
         # Plain text, as all that is put between prompts.
         " ".join(line.split())
@@ -113,12 +128,13 @@ def _denormals_as_zero() -> Iterator[None]:
 def _engine() -> Any:
     """What reads, one for each thread: it keeps what it is working on in itself."""
     if not hasattr(_opened, "engine"):
-        ocr_sha256()  # or the package would download what it lacks
-        library = import_library(_PACKAGE, "ocr")
-        _opened.engine = library.RapidOCR(
+        library = import_library(f"{_PACKAGE}.main", "ocr")
+        engine = library.RapidOCR(
             params={
                 "Global.use_cls": False,
                 "Global.log_level": "critical",
+                # Named, or the package would download what it lacks or takes for damaged.
+                **{f"{part}.model_path": str(path) for part, path in _find_weights().items()},
                 "Det.limit_side_len": min(SIZE),
                 # Lines one by one: a batch is padded to its longest line, which costs more.
                 "Rec.rec_batch_num": 1,
@@ -129,4 +145,5 @@ def _engine() -> Any:
                 "EngineConfig.onnxruntime.inter_op_num_threads": 1,
             }
         )
+        _opened.engine = engine
     return _opened.engine

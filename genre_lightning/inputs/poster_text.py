@@ -31,6 +31,8 @@ from genre_lightning.inputs.terms import TermsInput
 from genre_lightning.movies.movie import PosterFile
 from genre_lightning.store import content_key
 
+#: Posters that are read and put on the disk together: a killed process loses seconds.
+AT_ONCE = 64
 #: Inputs of texts that can look at the words.
 TEXT_INPUTS: Mapping[str, type[TermsInput] | type[EmbeddingInput]] = {
     TermsInput.kind: TermsInput,
@@ -93,16 +95,19 @@ class PosterTextInput(Input):
     def open(self, values: Sequence[Any], train: np.ndarray, store: Store) -> Features:
         self._check_weights()
         files, named = unique_files(values)
-        source = Source(
-            count=len(files),
-            hashes=lambda start, stop: [file_hash(file) for file in files[start:stop]],
-            embed=lambda items, tell: _read_files([files[n] for n in items], store.workers, tell),
-            quick_key=files_key(files),
-            recovered=lambda index: recovered(files[index]),
-        )
         # A text is kept as its bytes, so that it is found again as an encoder's vector is.
         key = content_key("words", OCR_VERSION, self.sha256, DECODER_VERSION, list(SIZE))
-        cache = open_embeddings(source, key, (1, MAX_BYTES), f"reading words, {self.column}", store)
+        with ThreadPoolExecutor(store.workers or num_cores(), thread_name_prefix="words") as pool:
+            source = Source(
+                count=len(files),
+                hashes=lambda start, stop: [file_hash(file) for file in files[start:stop]],
+                embed=lambda items, tell: _read_files([files[n] for n in items], pool, tell),
+                quick_key=files_key(files),
+                recovered=lambda index: recovered(files[index]),
+                chunk=AT_ONCE,
+            )
+            what = f"reading words, {self.column}"
+            cache = open_embeddings(source, key, (1, MAX_BYTES), what, store)
         place, unreadable = places_of(files, named, cache.masked)
         words = [_to_text(row) for row in cache.vectors[:, 0]]
         texts = [None if row < 0 else words[row] for row in place.tolist()]
@@ -169,7 +174,7 @@ def text_input(branch_input: Input) -> Input:
 
 
 def _read_files(
-    files: Sequence[PosterFile], workers: int | None, tell: Callable[[float], object]
+    files: Sequence[PosterFile], pool: ThreadPoolExecutor, tell: Callable[[float], object]
 ) -> Embedded:
     """The words of some posters, as rows of bytes; several posters are read side by side."""
     rows: list[np.ndarray] = []
@@ -180,13 +185,12 @@ def _read_files(
         pixels = decode_file(file, SIZE)
         return read_words(pixels) if isinstance(pixels, np.ndarray) else pixels
 
-    with ThreadPoolExecutor(workers or num_cores(), thread_name_prefix="words") as pool:
-        for number, found in enumerate(pool.map(words_of, files)):
-            if isinstance(found, str):
-                rows.append(_to_row(found))
-            else:
-                masked.append(Masked(number, *found))
-            tell((number + 1) / len(files))
+    for number, found in enumerate(pool.map(words_of, files)):
+        if isinstance(found, str):
+            rows.append(_to_row(found))
+        else:
+            masked.append(Masked(number, *found))
+        tell((number + 1) / len(files))
     return Embedded(np.array(rows, np.float16).reshape(len(rows), 1, MAX_BYTES), masked)
 
 

@@ -146,9 +146,7 @@ def build_network(
     Raises:
         ValueError: for a bad description, before anything large is allocated.
     """
-    for name, asked in branches.items():
-        if asked.get("name") in NETWORKS:  # else the message that lists them comes below
-            _check_takes(name, asked["name"], inputs[name])
+    check_takes(branches, inputs)
     described = {
         name: {**_own_arguments(name, network), **inputs[name].network_arguments()}
         for name, network in branches.items()
@@ -247,6 +245,21 @@ def check_fit(description: Mapping[str, Any], inputs: Mapping[str, Input]) -> No
                     f"model.branches.{name}: its network is made for {argument} "
                     f"{network[argument]}, and its input gives {value}"
                 )
+
+
+def check_takes(branches: Mapping[str, Mapping[str, Any]], inputs: Mapping[str, Input]) -> None:
+    """Refuse a network that takes other numbers than its input, which need not be fitted, gives.
+
+    Args:
+        branches: see :func:`build_network`, which tells of a name that there is not.
+        inputs: of the same branches.
+
+    Raises:
+        ValueError: naming the branch.
+    """
+    for name, asked in branches.items():
+        if asked.get("name") in NETWORKS:
+            _check_takes(name, asked["name"], inputs[name])
 
 
 def _check_takes(branch: str, network: str, branch_input: Input) -> None:

@@ -496,6 +496,22 @@ def test_a_column_that_no_movie_has_is_refused_with_what_there_is(
         data.setup()
 
 
+@pytest.mark.parametrize(
+    ("branch_input", "said"),
+    [
+        (PixelsInput("title", 8), "pixels looks at posters, and the column 'title' holds texts"),
+        (TermsInput("poster"), "terms looks at texts, and the column 'poster' holds posters"),
+    ],
+    ids=["posters", "texts"],
+)
+def test_a_column_of_another_kind_is_refused(
+    branch_input: Input, said: str, write: Write, tmp_path: Path
+) -> None:
+    data = module(write("movies"), tmp_path / "cache", {"b": branch_input})
+    with pytest.raises(DataError, match=rf"^model\.branches\.b\.input\.column: the input {said}$"):
+        data.setup()
+
+
 def test_a_trained_branch_does_without_its_column(
     write: Write, columns: Path, tmp_path: Path
 ) -> None:

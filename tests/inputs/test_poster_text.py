@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from PIL import Image
 
 from genre_lightning.errors import UserError
 from genre_lightning.inputs import ocr, poster_text
-from genre_lightning.inputs.encoders.spec import EncoderError
+from genre_lightning.inputs.encoders.spec import EncoderError, Packaged
 from genre_lightning.inputs.input import Store
 from genre_lightning.inputs.poster_text import NO_WORDS, PosterTextInput
 from genre_lightning.inputs.table import build_input, input_from_text, state_to_text
@@ -121,6 +123,58 @@ def test_posters_are_read_once(
     assert read == ["JAWS"]
     assert again.place.tolist() == first.place.tolist()
     assert "jaws" in terms_of(changed)
+
+
+def test_what_was_read_before_a_kill_is_not_read_again(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files: list[Any] = []
+    for number in range(70):
+        path = tmp_path / f"{number}.png"
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(path)
+        files.append(locate(path))
+    read: list[int] = []
+    last = 65
+
+    def killed_later(pixels: np.ndarray) -> str:
+        if pixels[0, 0, 0] > last:
+            raise KeyboardInterrupt
+        read.append(int(pixels[0, 0, 0]))
+        return f"poster {read[-1]}"
+
+    monkeypatch.setattr(poster_text, "read_words", killed_later)
+    with pytest.raises(KeyboardInterrupt):
+        PosterTextInput("poster", TERMS).open(files, np.arange(70), store)
+    assert read
+    read.clear()
+    last = 70
+    features = PosterTextInput("poster", TERMS).open(files, np.arange(70), store)
+    assert sorted(read) == [64, 65, 66, 67, 68, 69]
+    assert features.place.tolist() == list(range(70))
+
+
+def test_damaged_weights_are_told_and_nothing_is_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "damaged_ocr").mkdir()
+    (tmp_path / "damaged_ocr/__init__.py").touch()
+    (tmp_path / "damaged_ocr/det.onnx").write_bytes(b"\x08\x0a" * 100)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    damaged = Packaged("rapidocr", "damaged_ocr", "det.onnx")
+    monkeypatch.setitem(ocr._WEIGHTS, "Det", damaged)
+    monkeypatch.setattr(ocr, "_opened", threading.local())
+    with pytest.raises(EncoderError, match=r"'ocr' are damaged .*det\.onnx.*: install rapidocr"):
+        ocr.read_words(np.full((*ocr.SIZE, 3), 7, np.uint8))
+
+
+def test_a_package_that_the_ocr_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "rapidocr.main", raising=False)
+    monkeypatch.setitem(sys.modules, "pyclipper", None)  # as if it were not installed
+    for name in [name for name in sys.modules if name.startswith("rapidocr.ch_ppocr_det")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(ocr, "_opened", threading.local())
+    with pytest.raises(EncoderError, match="'ocr' needs pyclipper, which is not installed"):
+        ocr.read_words(np.full((*ocr.SIZE, 3), 8, np.uint8))
 
 
 def test_a_poster_that_can_not_be_read_is_named_and_left_out(

@@ -387,11 +387,12 @@ def test_a_run_that_was_stopped_early_stays_so(
         assert again[key] == first[key]
 
 
+@pytest.mark.parametrize("how", ["checkpoint_min_seconds=0", HELD_BACK])
 def test_a_run_cut_by_max_steps_in_mid_epoch_goes_on_exactly(
-    train_here: Train, tiny_overrides: Overrides, tmp_path: Path
+    how: str, train_here: Train, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    overrides = tiny_overrides(*SMALL_BATCHES, "scheduler=constant", model="title")
+    overrides = tiny_overrides(*SMALL_BATCHES, "scheduler=constant", how, model="title")
     train_here(whole, [*overrides, "trainer.max_epochs=3"])
     steps = checkpoint(whole)["global_step"] // 3
     # In the second epoch, in the third, and at the end of one.
