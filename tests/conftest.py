@@ -9,6 +9,7 @@ import ipaddress
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -136,6 +137,18 @@ def ml1m_root() -> Path:
         if folder.exists():
             return folder
     pytest.skip("no real movies here: set GENRE_LIGHTNING_ML1M to the folder or zip of ml1m")
+
+
+@pytest.fixture(autouse=True)
+def apart_from_sweeps() -> Iterator[None]:
+    """Forgets what a sweep in this process leaves: its configuration, and what its jobs share."""
+    from hydra.core.hydra_config import HydraConfig
+
+    before = HydraConfig.instance().cfg
+    yield
+    HydraConfig.instance().cfg = before
+    if jobs := sys.modules.get("genre_lightning.sweeps.jobs"):
+        jobs._share_within(None)
 
 
 @pytest.fixture(autouse=True)

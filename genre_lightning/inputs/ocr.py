@@ -91,8 +91,7 @@ def read_words(pixels: np.ndarray) -> str:
 
 def _recognise(pixels: np.ndarray) -> str:
     engine = _engine()
-    from onnxruntime.capi import onnxruntime_pybind11_state as told
-
+    told = import_library("onnxruntime.capi.onnxruntime_pybind11_state", "ocr")
     try:
         with _denormals_as_zero():
             found = engine(pixels[:, :, ::-1], use_det=True, use_cls=False, use_rec=True)
