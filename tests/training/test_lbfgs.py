@@ -148,10 +148,11 @@ def test_the_first_step_of_the_line_search_does_not_matter(
 ):
     fits = []
     for first in (lr, 0.1):
-        module = module_of(data, optimizer=partial(LBFGS, lr=first, weight_decay=1.0, max_iter=200))
+        # With a smaller penalty, how near float32 comes to the optimum depends on the processor.
+        module = module_of(data, optimizer=partial(LBFGS, lr=first, weight_decay=4.0, max_iter=200))
         fit(module, data, tmp_path)
         fits.append(module.network.branches["year"].get_parameter("head.weight").detach())
-    torch.testing.assert_close(fits[0], fits[1], atol=0.02, rtol=0)
+    torch.testing.assert_close(fits[0], fits[1], atol=0.01, rtol=0)
 
 
 def test_a_branch_at_rate_0_stays(data: MovieDataModule, tmp_path: Path):
