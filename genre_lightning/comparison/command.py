@@ -18,8 +18,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Returns:
-        0; 1 for what the user can fix, with a message on standard error. Exits with 2 where the
-        arguments make no sense.
+        0, or 1 after an error that the user can fix, with a message on standard error. Invalid
+        arguments exit with 2.
     """
     options = _parser().parse_args(arguments)
     from rich.console import Console
