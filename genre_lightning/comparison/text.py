@@ -48,7 +48,7 @@ def group_name(group: Group, comparison: Comparison) -> str:
 
 
 def short_name(group: Group, comparison: Comparison) -> str:
-    """Short name of a group: with many keys, only the values "0.3 · 0.001 · bce", or a run's name."""
+    """Short name of a group: for many keys the values "0.3 · 0.001 · bce", or a run's name."""
     if len(comparison.keys) <= 2:
         return group_name(group, comparison)
     if len(comparison.keys) <= MAX_KEYS_TOLD:
