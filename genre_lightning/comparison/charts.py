@@ -298,7 +298,7 @@ def _log_ticks(low: float, high: float) -> Iterator[float]:
 
 
 def _frame(values: Sequence[float]) -> tuple[float, float]:
-    """Ends of an axis: of all values, but for high outliers that would flatten the rest."""
+    """Ends of an axis: of all values, except high outliers that would flatten the rest."""
     if not values:
         return 0.0, 1.0
     ordered = sorted(values)

@@ -31,7 +31,7 @@ BRANCH_STRENGTH = 3.0
 MAX_STACKED_GENRES = 100
 
 _STEPS = 100
-# Newton's method stops when a step would lower no genre's cost, a sum over movies, by half of this.
+# Newton's method stops when a step would lower each genre's cost by less than half of this.
 _DECREASE = 1e-10
 # Numbers held in memory at once: 256 MiB of float64.
 _BLOCK = 2**25
