@@ -174,7 +174,7 @@ def compare_runs(
         mode = _watched_mode(runs, metric, notes)
     if metric.startswith("test/"):
         notes.append(
-            "Ranked by the test split: what is chosen this way is no longer tested by it. "
+            "Ranked by the test split: a run chosen this way is no longer tested by it. "
             "Choose by the validation split."
         )
     runs = with_paths_alike(runs)
@@ -187,7 +187,7 @@ def compare_runs(
     if differing:
         notes.append(
             f"The runs are on different data ({', '.join(data_keys)}), whose scores can't be "
-            "compared: each has ranks of its own."
+            "compared: each dataset has its own ranks."
         )
     return Comparison(
         runs=tuple(run for group in groups for run in group.runs),
@@ -205,7 +205,7 @@ def _watched_metric(runs: Sequence[Run], notes: list[str]) -> str:
     """Return the metric that most runs monitor; add a note if others monitor a different one."""
     watched = Counter(run.monitor for run in runs if run.monitor)
     if not watched:
-        raise UserError("no run tells what it monitors: name a metric by --metric NAME")
+        raise UserError("no run names the metric that it monitors: choose one with --metric NAME")
     metric = watched.most_common(1)[0][0]
     if len(watched) > 1:
         counts = ", ".join(f"{name} in {count}" for name, count in watched.items())
@@ -223,7 +223,9 @@ def _watched_mode(runs: Sequence[Run], metric: str, notes: list[str]) -> str:
     modes = Counter(run.mode for run in watching if run.value(metric) is not None)
     mode = modes.most_common(1)[0][0] if modes else usual_mode(metric)
     if len(modes) > 1:
-        notes.append(f"The runs disagree whether {metric} is to be small or large: {mode} taken.")
+        notes.append(
+            f"The runs disagree whether a lower or a higher {metric} is better: {mode} is used."
+        )
     return mode
 
 
@@ -315,7 +317,7 @@ def _doubts(groups: Sequence[Group]) -> list[str]:
     sizes = {len(group.values) for group in groups if group.values}
     if len(sizes) > 1:
         doubts.append(
-            f"Means are over {min(sizes)} to {max(sizes)} runs: those over few are less sure."
+            f"Means are over {min(sizes)} to {max(sizes)} runs: those over few are less certain."
         )
     again = 0
     for group in groups:

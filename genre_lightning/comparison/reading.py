@@ -60,7 +60,7 @@ def find_runs(folders: Sequence[Path]) -> list[Run]:
         if not folder.is_dir():
             if folder.is_file() and any(other.is_dir() for other in folders):
                 continue
-            raise UserError(f"{folder} is no folder")
+            raise UserError(f"{folder} is not a folder")
         found |= dict.fromkeys(_run_folders(folder.resolve()))
     paths = sorted(found)
     base = Path(os.path.commonpath({path.parent for path in paths})) if paths else Path()
@@ -70,7 +70,7 @@ def find_runs(folders: Sequence[Path]) -> list[Run]:
         asked = ", ".join(map(str, folders))
         if paths:
             raise UserError(
-                f"no run in {asked}, but what evaluate.py wrote: that has its numbers in "
+                f"no run in {asked}, only output of evaluate.py, whose numbers are in "
                 "metrics.json and report.html. Name the folders of the runs that were evaluated; "
                 "--column test/map_macro shows their scores on the test split"
             )
@@ -181,7 +181,7 @@ def _read_yaml(
         RecursionError,
     ) as error:
         reason = " ".join(str(error).split())
-        notes.append(f"{path} is no config of a run: {reason}")
+        notes.append(f"{path} is not the config of a run: {reason}")
         return None
 
 
@@ -253,7 +253,7 @@ def _branches(settings: Mapping[str, Setting]) -> dict[str, Setting]:
 
 def _override_pairs(overrides: Any) -> dict[str, Setting]:
     if not isinstance(overrides, list):
-        raise TypeError(f"a list is expected, not {type(overrides).__name__}")
+        raise TypeError(f"it must be a list, not {type(overrides).__name__}")
     pairs = {}
     for override in overrides:
         key, equals, value = str(override).partition("=")
@@ -291,7 +291,7 @@ def _read_history(path: Path, notes: list[str]) -> list[dict[str, float]]:
     if wrong and wrong[-1] == number:
         wrong.pop()
     if wrong:
-        notes.append(f"{path}: rows that are no epoch were left out, the first is row {wrong[0]}")
+        notes.append(f"{path}: rows without an epoch were skipped, the first is row {wrong[0]}")
     return [rows[place] for place in sorted(rows)]
 
 

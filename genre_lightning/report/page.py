@@ -179,5 +179,5 @@ def _caution(model: TrainedModel, data: MovieDataModule, split: str) -> str:
         )
     same_movies = model.learnt_from in (None, data.learnt_from)
     if not same_movies or not same_source(data.source(), model.data):
-        return "These are other data, or otherwise split, than the checkpoint was trained on."
+        return "This is not the data, or not the split, that the checkpoint was trained on."
     return ""

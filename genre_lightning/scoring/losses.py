@@ -301,7 +301,7 @@ def build_loss(
             class weights without counts.
     """
     if name not in LOSSES:
-        raise ValueError(f"loss {name!r} is unknown; there is {', '.join(LOSSES)}")
+        raise ValueError(f"loss {name!r} is unknown; choose one of {', '.join(LOSSES)}")
     parameters = inspect.signature(LOSSES[name]).parameters
     known = ["class_weight" if key == "pos_weight" else key for key in parameters]
     for key, value in numbers.items():
@@ -314,7 +314,7 @@ def build_loss(
     arguments = dict(numbers)
     if class_weight is not None:
         if "class_weight" not in known:
-            raise ValueError(f"loss.class_weight={class_weight}: {name} weighs no genres")
+            raise ValueError(f"loss.class_weight={class_weight}: {name} has no class weights")
         if genre_counts is None or num_movies is None:
             raise ValueError(
                 f"class_weight={class_weight!r} needs genre_counts and num_movies of train"
