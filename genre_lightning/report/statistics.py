@@ -58,8 +58,8 @@ def num_resamples(num_movies: int, num_genres: int) -> int:
 def resample_counts(num_movies: int, resamples: int, seed: int, most: int) -> Iterator[np.ndarray]:
     """Yield blocks (K, N) float32, K <= ``most``, of how often each resample draws each movie.
 
-    A resample is N draws with replacement. The draws don't depend on ``most``, so metrics of two
-    predictions for the same movies are paired, resample by resample.
+    A resample is N draws with replacement. The draws depend on ``seed`` but not on ``most``, so
+    metrics of two predictions for the same movies are paired, resample by resample.
     """
     generator = np.random.default_rng(seed)
     for start in range(0, resamples, most):

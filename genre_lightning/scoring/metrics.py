@@ -202,7 +202,7 @@ def _mean(values: Tensor) -> float:
 
 
 def _divided(above: Tensor, below: Tensor) -> Tensor:
-    """Divide; 0 where the divisor is 0."""
+    """Quotient as float32, 0 where the divisor is 0."""
     return torch.where(below > 0, above / below, 0.0)
 
 
