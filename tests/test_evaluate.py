@@ -79,7 +79,7 @@ def test_as_a_user_from_another_folder(
         assert (tmp_path / "out" / name).is_file()
     # Its demo movies were made in another cache, and are the same.
     report = (tmp_path / "out" / "report.html").read_text("utf-8")
-    assert "These are other data" not in report and ">demo: 120 movies<" in report
+    assert "that the checkpoint was trained on" not in report and ">demo: 120 movies<" in report
     if sys.platform == "linux":  # where PyTorch has GNU's OpenMP, which tells what it goes by
         told = told_by_openmp(script, overrides, tmp_path, env)
         assert "GOMP_SPINCOUNT = '10000'" in told

@@ -1,7 +1,7 @@
-"""Charts of a leaderboard as inline SVG; whatever belongs to a group of runs carries its number.
+"""Charts of a leaderboard as inline SVG, whose elements name their group and run.
 
-``data-g`` is the group, ``data-r`` the run, by which the page's script lights up what belongs
-together. ``--v`` from 0 to 1 is the colour: how good the group is.
+``data-g`` is the number of the group and ``data-r`` that of the run: the page's script uses them to
+highlight what belongs together. ``--v`` from 0 to 1 sets the colour: how good the group is.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from genre_lightning.page.document import isolated
 from genre_lightning.page.svg import Scale, circle, line, svg, words
 from genre_lightning.wording import shortened
 
-#: A curve of more points looks the same.
+#: More points would not change how a curve looks.
 MAX_POINTS = 200
-#: An axis of so many numbers names each of them, where they lie this far apart in pixels; one of
-#: more has round numbers.
+#: An axis with at most this many values, at least this many pixels apart, labels each of them; any
+#: other axis has round numbers.
 MAX_NAMED_VALUES = 9
 MIN_GAP = 15
 #: More axes than this need a wider drawing.
 MANY_AXES = 6
-#: Positive numbers are on a logarithmic scale where the largest is this many times the smallest,
+#: Positive numbers are on a logarithmic scale if the largest is this many times the smallest,
 DECADES = 100
-#: or this many times, and they lie more evenly there.
+#: or this many times and they are more evenly spaced on that scale.
 EVEN_LOGS = 4
 
 
@@ -39,10 +39,10 @@ class Mark:
     """What a chart draws for a run or a group.
 
     Attributes:
-        group: its number.
-        run: its number; None for a whole group.
+        group: number of the group.
+        run: number of the run; None for a whole group.
         shade: from 0, worst, to 1, best; None without a rank.
-        name: what it is called.
+        name: displayed name.
         status: of the run or group.
     """
 
@@ -54,7 +54,7 @@ class Mark:
 
     @property
     def opening(self) -> str:
-        """The tag of the SVG group, with its title."""
+        """Opening tag of the SVG group."""
         run = "" if self.run is None else f' data-r="{self.run}"'
         style = "" if self.shade is None else f' style="--v:{self.shade:.3f}"'
         css = "run" + (" unranked" if self.shade is None else "")
@@ -70,7 +70,7 @@ def curves(
     """Lines over epochs. A run that has not finished ends in a ring.
 
     Args:
-        name: of the value.
+        name: of the metric.
         series: (epochs trained, value) of each run, in order.
         large: twice the size.
     """
@@ -93,7 +93,7 @@ def curves(
     parts.append(line("axis", x.start, y.start, x.end, y.start))
     parts.append(words("axis-name", (x.start + x.end) / 2, height - 3, "epoch", "middle"))
     parts.append(
-        # What lies off the frame above is cut; at its sides there is room for a ring.
+        # Values above the frame are clipped; the sides leave room for a ring.
         f'<svg class="plot" x="{x.start - 4}" y="{y.end}" width="{x.end - x.start + 8}"'
         f' height="{y.start - y.end}" viewBox="{x.start - 4} {y.end} {x.end - x.start + 8}'
         f' {y.start - y.end}"><g class="lines">'
@@ -114,7 +114,7 @@ def curves(
 
 
 def spread(rows: Sequence[tuple[Mark, Sequence[float]]]) -> Markup:
-    """A row for each group: a dot for each run, a tick at their mean, a line of one sd each way."""
+    """A row for each group: a dot for each run, a tick at the mean, a line of one sd each way."""
     low, high = _frame([value for _, values in rows for value in values])
     ticks = _ticks(low, high, 6)
     x = Scale(min(low, ticks[0]), max(high, ticks[-1]), 0, 100)
@@ -166,11 +166,11 @@ def parallel(
     """Parallel coordinates: an axis for each key and, last, the metric; a line for each group.
 
     Args:
-        keys: their labels.
-        metric: its name.
-        rows: settings, in the order of the keys, and mean of each group; a group without a mean
-            ends before the last axis.
-        log_scales: whether the scale of a key is logarithmic, as far as that is known.
+        keys: labels of the swept keys.
+        metric: name of the metric.
+        rows: mark, settings in the order of ``keys``, and mean of each group; the line of a group
+            without a mean ends before the last axis.
+        log_scales: by key, whether its scale is logarithmic; the values decide for other keys.
     """
     css = "parallel many" if len(keys) > MANY_AXES else "parallel"
     gap = max(790 / len(keys), 120)
@@ -207,13 +207,13 @@ def parallel(
 
 
 class _Axis:
-    """Numbers on a scale; text, and truth values, at even distances. What is not set is below.
+    """Numbers on a scale, with missing values below it; or text and booleans at even distances.
 
     Args:
         values: of all lines.
-        start: its lower end in pixels.
-        end: its upper end.
-        logs: whether its scale is logarithmic; None to decide by the numbers.
+        start: lower end in pixels.
+        end: upper end in pixels.
+        logs: whether the scale is logarithmic; None to decide by the numbers.
     """
 
     def __init__(
@@ -248,7 +248,7 @@ class _Axis:
         return self.scale(self._measure(float(value)))
 
     def ticks(self, most: int) -> Iterator[tuple[float, str]]:
-        """Places and texts along it; names have so many characters at most."""
+        """Yield positions and labels; text labels have at most ``most`` characters."""
         if self.scale is None:
             step = math.ceil(len(self.named) / 16)
             for number in range(0, len(self.named), step):
@@ -273,22 +273,22 @@ class _Axis:
 
 
 def _look_drawn_from_logs(numbers: Sequence[float]) -> bool:
-    """Whether positive numbers, ascending, are rather on a logarithmic scale than a linear one."""
+    """Whether ascending positive numbers suit a logarithmic scale better than a linear one."""
     share = numbers[-1] / numbers[0]
     if len(numbers) < 3 or share < EVEN_LOGS:
-        return False  # of two numbers the axis looks the same either way
+        return False  # with two numbers, both scales look the same
     logs = list(map(math.log, numbers))
     return share >= DECADES or _unevenness(logs) < _unevenness(numbers)
 
 
 def _unevenness(numbers: Sequence[float]) -> float:
-    """Of the gaps between ascending numbers: their standard deviation in means."""
+    """Coefficient of variation of the gaps between ascending numbers."""
     gaps = [above - below for below, above in pairwise(numbers)]
     return statistics.pstdev(gaps) / statistics.fmean(gaps)
 
 
 def _log_ticks(low: float, high: float) -> Iterator[float]:
-    """Round numbers whose logarithms to base 10 lie in [low, high], few where that is wide."""
+    """Yield round numbers whose base-10 logarithms lie in [low, high]; fewer for a wide range."""
     decades = range(math.floor(low), math.floor(high + 1e-9) + 1)
     steps = (1,) if len(decades) > 4 else (1, 2, 5)
     for decade in decades:
@@ -298,7 +298,7 @@ def _log_ticks(low: float, high: float) -> Iterator[float]:
 
 
 def _frame(values: Sequence[float]) -> tuple[float, float]:
-    """Ends of an axis: of all values, unless a few lie so far off that the rest would be flat."""
+    """Ends of an axis: of all values, except high outliers that would flatten the rest."""
     if not values:
         return 0.0, 1.0
     ordered = sorted(values)
@@ -313,7 +313,7 @@ def _frame(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _ticks(low: float, high: float, count: int) -> list[float]:
-    """About so many round numbers around [low, high]."""
+    """About ``count`` evenly spaced round numbers that cover [low, high]."""
     raw = (high - low) / count
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)

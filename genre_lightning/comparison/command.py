@@ -18,8 +18,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Returns:
-        0; 1 for what the user can fix, with a message on standard error. Exits with 2 where the
-        arguments make no sense.
+        0, or 1 after an error that the user can fix, with a message on standard error. Invalid
+        arguments exit with 2.
     """
     options = _parser().parse_args(arguments)
     from rich.console import Console
@@ -32,14 +32,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if out is None and len(options.folders) == 1 and not is_run_folder(options.folders[0]):
             out = options.folders[0]
         if out is None:
-            console.print("Nothing written: name a folder for leaderboard.html by --out FOLDER")
+            console.print("Nothing written: name a folder for leaderboard.html with --out FOLDER")
         else:
             try:
                 write_leaderboard(out, comparison)
             except OSError as error:
                 raise UserError(
                     f"{out}: the leaderboard can't be written there ({error.strerror or error}); "
-                    "name another folder by --out"
+                    "name another folder with --out"
                 ) from error
             console.print(
                 f"Written: {shell_command(printable(str(out / 'leaderboard.html')))}, .csv and .md",

@@ -1,4 +1,4 @@
-// Lights up a group of runs wherever it is drawn: while pointed at or focused, or kept by a click.
+// Highlights a group of runs in every chart and table: while pointed at or focused, or kept by a click.
 {
   const rows = [...document.querySelectorAll("#ranking-table tbody tr")];
   const parts = [...document.querySelectorAll("[data-g]")];
@@ -6,7 +6,7 @@
   const kept = new Set();
   let pointed = null;
 
-  // a name from right to left turns round nothing beside it
+  // isolated, so that a right-to-left name does not reorder the text beside it
   const told = (row) => {
     const name = document.createElement("bdi");
     name.textContent = row.dataset.name;
@@ -18,10 +18,10 @@
     document.body.classList.toggle("lit", groups.size > 0);
     for (const part of parts) {
       const { g, r } = part.dataset;
-      // a single run is meant only where a row or a curve of it is pointed at
+      // only the row or curve of a single run selects that run rather than its group
       const other = pointed?.r !== undefined && pointed.g === g && !kept.has(g) && r !== undefined && r !== pointed.r;
       const on = groups.has(g) && !other;
-      // a lit line lies on top of the others
+      // a highlighted line is drawn on top of the others
       if (on && !part.matches(".on") && part.parentNode.matches(".lines")) part.parentNode.append(part);
       part.classList.toggle("on", on);
       part.classList.toggle("kept", kept.has(g));
@@ -52,7 +52,7 @@
     parts.push(button);
   }
 
-  // of a drawing of thin lines the nearest is meant
+  // in a drawing of thin lines, the pointer selects the nearest one
   const lines = new Map();
   const points = (path) => {
     if (!lines.has(path)) {

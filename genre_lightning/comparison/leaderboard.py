@@ -30,16 +30,16 @@ if TYPE_CHECKING:
 
 #: Characters of an error in the terminal and in leaderboard.md.
 MAX_ERROR_CHARACTERS = 160
-#: Of groups and of unfinished runs in the terminal; the files have all.
+#: Most groups and unfinished runs in the terminal; the files have all.
 MAX_ROWS = 30
 MAX_UNFINISHED = 10
-#: Of a run's name in the terminal: where there is room for more it has it, and it is never shorter.
+#: Minimum width of run names in the terminal; they are wider if there is room.
 MIN_NAME_WIDTH = 16
-#: Head of the column with names of runs.
+#: Heading of the column of run names.
 RUN = "run"
-#: Heads of the columns that hold no numbers, in leaderboard.md.
+#: Headings of the columns without numbers in leaderboard.md.
 LEFT = (RUN, "status", "error")
-#: The setting that stays where there is no room for all.
+#: The setting that is kept if there is no room for all.
 LR = "optimizer.lr"
 CSV_RESULTS = ("seconds", "train_samples_per_second", "num_parameters", *COSTS)
 
@@ -59,7 +59,7 @@ def compare(
 
 
 def write_leaderboard(folder: Path, comparison: Comparison) -> None:
-    """Write ``leaderboard.csv``, ``.md`` and ``.html`` into a folder, each whole or not at all."""
+    """Write ``leaderboard.csv``, ``.md`` and ``.html`` into a folder, each complete or absent."""
     from genre_lightning.comparison.page import render_leaderboard
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -73,11 +73,11 @@ def write_leaderboard(folder: Path, comparison: Comparison) -> None:
 
 
 def print_leaderboard(comparison: Comparison, console: Console) -> None:
-    """Print the best groups, what is unfinished and why, and where the best run lies.
+    """Print the best groups, the unfinished runs with their errors, and the best run's folder.
 
-    What does not fit is left out: time and epochs first, then spread and settings from the last,
-    but for the learning rate, and at last metrics that were asked for and what tells datasets
-    apart; names of runs are shortened.
+    Columns that don't fit are dropped from the right: time and epochs first, then spread and
+    settings other than the learning rate, and finally the requested metrics and the settings of the
+    data. Names of runs are shortened.
     """
     from rich.padding import Padding
     from rich.table import Table
@@ -116,9 +116,9 @@ def print_leaderboard(comparison: Comparison, console: Console) -> None:
 
 
 def ranked_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Heads and rows of text, a row for each group that has a rank: rank, run, settings, the rest.
+    """Return headings and rows of text, a row for each ranked group: rank, run, settings, the rest.
 
-    Settings are those in which these groups differ.
+    With several ranked groups, only the settings in which they differ are included.
     """
     ranked = [group for group in comparison.groups if group.rank is not None]
     settings = list(zip(*(group.settings for group in ranked), strict=True))
@@ -150,20 +150,22 @@ def ranked_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 def _fitting(
     rows: Sequence[Sequence[str]], width: int, keep: Sequence[str], last: Sequence[str]
 ) -> tuple[list[list[str]], list[str]]:
-    """The columns that fit into a width, and the heads of those that don't.
+    """Return the columns that fit into a width, and the headings of those that don't.
+
+    Columns are dropped from right to left.
 
     Args:
-        rows: the heads first.
+        rows: the headings first.
         width: of the terminal, in characters.
-        keep: heads of columns that stay.
-        last: heads of columns that go after all others, the first of them at the very last.
+        keep: headings of columns that are never dropped.
+        last: headings of columns that are dropped after all others.
     """
     columns = [list(cells) for cells in zip(*rows, strict=True)]
     names = next(column for column in columns if column[0] == RUN)
     left_out: list[str] = []
 
     def room() -> int:
-        """For the names of runs."""
+        """Width left for the names of runs."""
         others = [column for column in columns if column is not names]
         return width - 1 - 3 - sum(3 + max(map(len, column)) for column in others)
 
@@ -180,7 +182,7 @@ def _fitting(
 
 
 def _in_the_middle(text: str, most: int) -> str:
-    """Text without its middle, where it is longer: what tells runs apart is at either end."""
+    """Cut the middle out of a longer text: names of runs differ at either end."""
     if len(text) <= most:
         return text
     end = (most - 1) // 2
@@ -188,7 +190,7 @@ def _in_the_middle(text: str, most: int) -> str:
 
 
 def unfinished_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Heads and rows of text, a row for each run that has not finished."""
+    """Return headings and rows of text, a row for each run that has not finished."""
     rows = [
         [
             run.status,
@@ -204,9 +206,10 @@ def unfinished_table(comparison: Comparison) -> tuple[list[str], list[list[str]]
 
 
 def csv_rows(comparison: Comparison) -> Iterator[list[object]]:
-    """A head, then one row for each run, at full precision.
+    """Yield the headings, then a row for each run, at full precision.
 
-    A run that is not completed has no part in its group's rank, mean and sd, and a row without.
+    A run that is not completed does not count in its group's rank, mean and sd, which are empty in
+    its row.
     """
     metric = comparison.metric
     runs = comparison.runs
@@ -229,7 +232,7 @@ def csv_rows(comparison: Comparison) -> Iterator[list[object]]:
 
 
 def markdown(comparison: Comparison) -> str:
-    """The ranked table, and what is unfinished, as Markdown to paste."""
+    """Return the tables of ranked groups and unfinished runs as Markdown."""
     better = "higher" if comparison.mode == "max" else "lower"
     heads, rows = ranked_table(comparison)
     parts = [f"{in_markdown(comparison.metric)}, {better} is better", ""]

@@ -26,23 +26,23 @@ from genre_lightning.comparison.text import (
 from genre_lightning.page.document import render_page
 from genre_lightning.wording import counted, shown_time
 
-#: Rows of the chart of the spread.
+#: Most rows in the chart of the spread.
 MAX_SPREAD_ROWS = 40
-#: Buttons below the curves.
+#: Most buttons below the curves.
 MAX_CURVE_BUTTONS = 12
-#: A map of more values on one side is no longer read.
+#: A heat map with more rows or columns is hard to read.
 MAX_MAP_SIDE = 14
 
 
 @dataclass(frozen=True)
 class HeatMap:
-    """Groups by two settings.
+    """Groups arranged by two settings.
 
     Attributes:
-        row_key, column_key: their labels.
+        row_key, column_key: labels of the settings.
         columns: values of the second setting.
-        rows: value of the first setting, and the number of the group in each column; None where
-            there is none.
+        rows: each value of the first setting, with the number of the group in each column, or None
+            for a combination that was not run.
     """
 
     row_key: str
@@ -52,7 +52,7 @@ class HeatMap:
 
 
 def render_leaderboard(comparison: Comparison, made: datetime) -> str:
-    """The page as HTML."""
+    """Render the page as HTML."""
     shades = group_shades(comparison)
     grid = heat_map(comparison)
     several = len(comparison.groups) > 1
@@ -103,9 +103,9 @@ def render_leaderboard(comparison: Comparison, made: datetime) -> str:
 
 
 def group_shades(comparison: Comparison) -> list[float | None]:
-    """How good each group is, from 0, the worst mean, to 1, the best on the same data.
+    """How good each group is, from 0, the worst mean, to 1, the best mean on the same data.
 
-    None without a mean.
+    None for a group without a mean.
     """
     means: dict[int, list[float]] = {}
     for group in comparison.groups:
@@ -123,7 +123,7 @@ def group_shades(comparison: Comparison) -> list[float | None]:
 
 
 def heat_map(comparison: Comparison) -> HeatMap | None:
-    """For exactly two swept keys whose values were tried together; else None."""
+    """Arrange groups by exactly two swept keys; None if the grid would be large or sparse."""
     if len(comparison.keys) != 2:
         return None
     rows, columns = (
@@ -153,7 +153,7 @@ def _seconds(run: Run) -> float:
 
 
 def _breakable(name: str) -> Markup:
-    """A path, to be broken between its settings rather than within one."""
+    """Let a path break between its settings rather than within one."""
     return Markup("<wbr>").join(re.split(r"(?<=[,/])", name))
 
 
@@ -196,5 +196,5 @@ def _parallel(comparison: Comparison, shades: list[float | None]) -> Markup:
 
 
 def run_rows(comparison: Comparison) -> list[tuple[int, Run]]:
-    """Each run with the number of its group."""
+    """Return each run with the number of its group, in the order of the groups."""
     return [(g, run) for g, group in enumerate(comparison.groups) for run in group.runs]

@@ -1,4 +1,4 @@
-"""Runs side by side: what was swept, runs that differ by the seed alone as one, the best first."""
+"""Comparing runs: find what was swept, group runs that differ only by seed, and rank the groups."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from genre_lightning.comparison.swept import (
 from genre_lightning.errors import UserError
 from genre_lightning.runs.settings import usual_mode
 
-#: Of a language model's run: names in ``result.json``, and headings.
+#: Costs of a language model's run: names in ``result.json``, and headings.
 COSTS = {"tokens_per_movie": "tokens a movie", "seconds_per_movie": "seconds a movie"}
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs with the same settings, up to the seed.
+    """Runs that differ only by seed.
 
     Attributes:
-        settings: values of the swept keys, in their order.
-        runs: its runs, by seed.
-        values: the metric of the completed ones that have it, in their order.
-        mean: of the values; None where there are none.
+        settings: values of the swept keys, in the order of the keys.
+        runs: sorted by seed.
+        values: the metric of the completed runs that have it, in the order of ``runs``.
+        mean: of the values; None if there are none.
         sd: sample standard deviation of the values; None for fewer than two.
-        data: a number for the movies that it was scored on.
-        rank: among those on the same movies; 1 is best, ties share one; None without a mean.
+        data: number of the dataset that the runs are scored on.
+        rank: among groups on the same dataset; 1 is best, ties share a rank; None without a mean.
     """
 
     settings: tuple[Setting, ...]
@@ -54,16 +54,16 @@ class Group:
 
     @property
     def named_by(self) -> Run:
-        """The run whose folder stands for all: the first that is completed, if there is one."""
+        """The run that the group is named by: the first completed one if any, else the first."""
         return next((run for run in self.runs if run.completed), self.runs[0])
 
     def rank_of(self, run: Run) -> int | None:
-        """The group's rank, which a run that is not completed has no part in."""
+        """Return the group's rank; None for a run that is not completed."""
         return self.rank if run.completed else None
 
     @property
     def status(self) -> str:
-        """That of the first run which is not completed, if there is one."""
+        """Status of the first run that is not completed; "completed" if there is none."""
         return next((run.status for run in self.runs if not run.completed), "completed")
 
     def mean_of(self, metric: str) -> float | None:
@@ -82,17 +82,17 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a leaderboard shows.
+    """The contents of a leaderboard.
 
     Attributes:
-        runs: all of them, those of the best group first.
-        groups: ranked ones first, the others after. Those on other movies have ranks of their own.
-        keys: swept keys, the seed left out.
-        data_keys: those of them that say on which movies a run is; empty where all are on the same.
-        metric: what ranks, such as "val/map_macro".
-        mode: "max" or "min", which way is better.
-        columns: further metrics that were asked for.
-        notes: what the reader has to know, one sentence each.
+        runs: all runs, in the order of the groups.
+        groups: the ranked ones first. Each dataset has its own ranks.
+        keys: swept keys, without the seed.
+        data_keys: settings that identify a run's dataset; empty if all runs share one.
+        metric: the metric to rank by, such as "val/map_macro".
+        mode: "max" if higher is better, "min" if lower is.
+        columns: further metrics to show.
+        notes: remarks for the reader.
     """
 
     runs: tuple[Run, ...]
@@ -120,12 +120,12 @@ class Comparison:
 
     @property
     def log_scales(self) -> dict[str, bool]:
-        """Keys that a sweep has drawn from a range, and whether its scale was logarithmic."""
+        """By key that a sweep has drawn from a range, whether the scale was logarithmic."""
         return {key: logs for run in self.runs for key, logs in run.log_scales.items()}
 
     @property
     def costs(self) -> dict[str, str]:
-        """What a movie took, where any run tells: names in ``result.json``, and their headings."""
+        """Costs per movie that any run has: names in ``result.json``, and their headings."""
         return {
             name: heading
             for name, heading in COSTS.items()
@@ -133,9 +133,9 @@ class Comparison:
         }
 
     def key_label(self, key: str) -> str:
-        """The shortest end of a key that tells it from the others: "lr" of "optimizer.lr"."""
+        """Return the shortest unique ending of a key: "lr" of "optimizer.lr"."""
         parts = key.split(".")
-        # "name" and "_target_" say nothing without what they are the name of
+        # "name" and "_target_" mean nothing without the part before them
         least = 2 if parts[-1] in ("name", "_target_") else 1
         for count in range(least, len(parts) + 1):
             label = ".".join(parts[-count:])
@@ -154,14 +154,13 @@ def compare_runs(
 
     Args:
         runs: at least one.
-        metric: default: the value that the runs watch; where they watch different ones, what most
-            of them do, which is noted.
-        mode: "max" or "min"; default: the runs' own ``monitor_mode`` where they watch the metric,
-            else "min" for a loss and "max" for a score.
+        metric: default: the metric that most runs monitor; a note is added if others differ.
+        mode: "max" or "min"; default: ``monitor_mode`` of the runs that monitor the metric, or else
+            "min" for a loss and "max" for a score.
         columns: further metrics to show.
 
     Raises:
-        UserError: no run tells what it watches, or none knows the metric that was asked for.
+        UserError: no run names the metric that it monitors, or none has the requested metric.
     """
     notes = [note for run in runs for note in run.notes]
     if metric is None:
@@ -175,7 +174,7 @@ def compare_runs(
         mode = _watched_mode(runs, metric, notes)
     if metric.startswith("test/"):
         notes.append(
-            "Ranked by the test split: what is chosen this way is no longer tested by it. "
+            "Ranked by the test split: a run chosen this way is no longer tested by it. "
             "Choose by the validation split."
         )
     runs = with_paths_alike(runs)
@@ -188,7 +187,7 @@ def compare_runs(
     if differing:
         notes.append(
             f"The runs are on different data ({', '.join(data_keys)}), whose scores can't be "
-            "compared: each has ranks of its own."
+            "compared: each dataset has its own ranks."
         )
     return Comparison(
         runs=tuple(run for group in groups for run in group.runs),
@@ -203,10 +202,10 @@ def compare_runs(
 
 
 def _watched_metric(runs: Sequence[Run], notes: list[str]) -> str:
-    """What most runs watch; where others watch something else, a note is added."""
+    """Return the metric that most runs monitor; add a note if others monitor a different one."""
     watched = Counter(run.monitor for run in runs if run.monitor)
     if not watched:
-        raise UserError("no run tells what it monitors: name a metric by --metric NAME")
+        raise UserError("no run names the metric that it monitors: choose one with --metric NAME")
     metric = watched.most_common(1)[0][0]
     if len(watched) > 1:
         counts = ", ".join(f"{name} in {count}" for name, count in watched.items())
@@ -218,13 +217,15 @@ def _watched_metric(runs: Sequence[Run], notes: list[str]) -> str:
 
 
 def _watched_mode(runs: Sequence[Run], metric: str, notes: list[str]) -> str:
-    """Which way of the metric most runs that watch it call better; a note where they disagree."""
-    # A run without a value, as one whose settings were refused, has no say.
+    """Return the mode of most runs that monitor the metric; add a note if they disagree."""
+    # A run without a value does not count: its settings may have been refused.
     watching = [run for run in runs if run.monitor == metric]
     modes = Counter(run.mode for run in watching if run.value(metric) is not None)
     mode = modes.most_common(1)[0][0] if modes else usual_mode(metric)
     if len(modes) > 1:
-        notes.append(f"The runs disagree whether {metric} is to be small or large: {mode} taken.")
+        notes.append(
+            f"The runs disagree whether a lower or a higher {metric} is better: {mode} is used."
+        )
     return mode
 
 
@@ -234,7 +235,7 @@ def _no_metric(metric: str, runs: Sequence[Run]) -> str:
 
 
 def _same_settings(runs: Sequence[Run], keys: Sequence[str]) -> list[list[Run]]:
-    """The runs in parts with the same values of these keys, each by seed."""
+    """Split the runs into parts with the same values of these keys, each sorted by seed."""
 
     def place(run: Run) -> tuple[tuple[int, float, str], ...]:
         return tuple(setting_order(setting_of(run, key)) for key in keys)
@@ -262,7 +263,7 @@ def _group(
 
 
 def _rank(groups: Sequence[Group], mode: str) -> list[Group]:
-    """Ranked, one dataset after another, and then what has no rank."""
+    """Rank the groups, one dataset after another; groups without a mean come last."""
     sign = -1 if mode == "max" else 1
     ranked: list[Group] = []
     for data in sorted({group.data for group in groups}):
@@ -276,7 +277,7 @@ def _rank(groups: Sequence[Group], mode: str) -> list[Group]:
 
 
 def _other_movies(groups: Sequence[Group], metric: str) -> list[str]:
-    """A note where the metric is over fewer movies in some runs on the same data."""
+    """Note if the metric is over fewer movies in some runs on the same data."""
     split = metric.partition("/")[0]
     counts = _by_data(groups, lambda run: run.value(f"{split}/num_movies"))
     return [
@@ -288,7 +289,7 @@ def _other_movies(groups: Sequence[Group], metric: str) -> list[str]:
 
 
 def _changed_movies(groups: Sequence[Group]) -> list[str]:
-    """That the dataset was another one in some runs, though it is called and counts the same."""
+    """Note if the dataset has changed between runs, although its settings and size are the same."""
 
     def learnt_from(run: Run) -> str | None:
         key = run.result.get("learnt_from")
@@ -302,7 +303,7 @@ def _changed_movies(groups: Sequence[Group]) -> list[str]:
 
 
 def _by_data(groups: Sequence[Group], value: Callable[[Run], Any]) -> dict[int, set[Any]]:
-    """By dataset, the different values of its completed runs, None left out."""
+    """By dataset, the distinct values of its completed runs, without None."""
     values: dict[int, set[Any]] = {}
     for group in groups:
         of_group = {value(run) for run in group.runs if run.completed} - {None}
@@ -311,12 +312,12 @@ def _by_data(groups: Sequence[Group], value: Callable[[Run], Any]) -> dict[int, 
 
 
 def _doubts(groups: Sequence[Group]) -> list[str]:
-    """Notes on means over different numbers of runs, and on runs that repeat a seed."""
+    """Note means over different numbers of runs, and runs that repeat a seed."""
     doubts = []
     sizes = {len(group.values) for group in groups if group.values}
     if len(sizes) > 1:
         doubts.append(
-            f"Means are over {min(sizes)} to {max(sizes)} runs: those over few are less sure."
+            f"Means are over {min(sizes)} to {max(sizes)} runs: those over few are less certain."
         )
     again = 0
     for group in groups:

@@ -1,6 +1,6 @@
-"""Run folders as they are found: finished, failed, still running, or damaged. Nothing is written.
+"""Reading run folders, whether finished, failed, still running or damaged. Nothing is written.
 
-A folder may be untrusted: what can't be read becomes a note that names the file.
+A folder can be untrusted: a file that can't be read becomes a note that names it.
 """
 
 from __future__ import annotations
@@ -23,44 +23,44 @@ from genre_lightning.runs.result import read_result
 from genre_lightning.runs.settings import changes_no_result, flat_settings
 from genre_lightning.wording import printable
 
-#: Their files are not those of a run, and some loggers' are called the same.
+#: Folders to skip: they hold no runs, but files of loggers with the same names as a run's.
 NOT_SEARCHED = ("checkpoints", "wandb")
 #: A run's folder holds one of these, or at least its history.
 RUN_FILES = ("result.json", f"{CONFIG_FOLDER}/overrides.yaml")
 HISTORY = "metrics.csv"
-#: Before the names of config groups in what Hydra says of a run.
+#: Prefix of config groups in Hydra's record of a run.
 CHOICE = "choices."
-#: Of the sweep that a run is a job of, in the folder around it.
+#: A sweep's file, in the parent folder of its runs.
 SWEEP = "sweep.json"
-#: The key of conf/ask.yaml that names what genre-ask asks.
+#: The key of conf/ask.yaml that names the language model.
 LANGUAGE_MODEL = "model.name"
 #: Far more than a config has.
 MAX_CONFIG_BYTES = 4 * 2**20
-#: A value that is another setting's: ${optimizer.lr}, ${oc.select:model.recipe.folds,1}.
+#: A reference to another setting: ${optimizer.lr}, ${oc.select:model.recipe.folds,1}.
 ELSEWHERE = re.compile(r"\$\{(?:(oc\.select):)?\s*([\w./-]+)\s*(?:,([^${}]*))?\}")
-#: Callbacks repeat them, and runs that differ in them would differ in a column for each callback.
+#: Settings that callbacks refer to: if runs differ in one, each callback would add a column.
 MONITORING = ("monitor", "monitor_mode")
-#: Such settings refer to others; more than this is a circle.
+#: Longest chain of references to follow; a longer one is taken for a cycle.
 MAX_REFERENCES = 8
 
 
 def find_runs(folders: Sequence[Path]) -> list[Run]:
-    """Every run in these folders, once each, in the order of their paths.
+    """Return every run in these folders once, sorted by path.
 
     Args:
-        folders: run folders, a sweep's folder, or any tree of them. A run's folder holds
-            one of ``RUN_FILES``, or ``HISTORY`` where it is not below another run's. Files beside
-            them, as a shell's ``sweep/*`` names the leaderboard, are passed over.
+        folders: run folders, a sweep's folder, or any tree of them. A run's folder holds one of
+            ``RUN_FILES``, or ``HISTORY`` if it is not below another run's folder. Files among them
+            are skipped: a shell's ``sweep/*`` includes the leaderboard.
 
     Raises:
-        UserError: a folder does not exist, or there is no run in any.
+        UserError: a folder does not exist, or there is no run in any of them.
     """
     found: dict[Path, None] = {}
     for folder in folders:
         if not folder.is_dir():
             if folder.is_file() and any(other.is_dir() for other in folders):
                 continue
-            raise UserError(f"{folder} is no folder")
+            raise UserError(f"{folder} is not a folder")
         found |= dict.fromkeys(_run_folders(folder.resolve()))
     paths = sorted(found)
     base = Path(os.path.commonpath({path.parent for path in paths})) if paths else Path()
@@ -70,7 +70,7 @@ def find_runs(folders: Sequence[Path]) -> list[Run]:
         asked = ", ".join(map(str, folders))
         if paths:
             raise UserError(
-                f"no run in {asked}, but what evaluate.py wrote: that has its numbers in "
+                f"no run in {asked}, only output of evaluate.py, whose numbers are in "
                 "metrics.json and report.html. Name the folders of the runs that were evaluated; "
                 "--column test/map_macro shows their scores on the test split"
             )
@@ -81,7 +81,7 @@ def find_runs(folders: Sequence[Path]) -> list[Run]:
 
 
 def _run_folders(tree: Path) -> Iterator[Path]:
-    within: set[Path] = set()  # runs, whose loggers may write a metrics.csv further down
+    within: set[Path] = set()  # runs, whose loggers can write a metrics.csv further down
     for name, folders, _ in os.walk(tree):
         folder = Path(name)
         folders[:] = sorted(
@@ -95,12 +95,12 @@ def _run_folders(tree: Path) -> Iterator[Path]:
 
 
 def is_run_folder(folder: Path) -> bool:
-    """Whether a folder holds what a run leaves behind."""
+    """Whether a folder holds a file that a run writes."""
     return any((folder / name).exists() for name in (*RUN_FILES, HISTORY))
 
 
 def read_run(folder: Path, name: str) -> Run | None:
-    """Read one run folder; None for one of another command, such as evaluate.py."""
+    """Read a run folder; None if another command, such as evaluate.py, wrote it."""
     notes: list[str] = []
     result: Mapping[str, Any] | None = None
     try:
@@ -131,7 +131,7 @@ def read_run(folder: Path, name: str) -> Run | None:
     if pairs is None:
         given = (result or {}).get("overrides")
         pairs = _override_pairs(given) if isinstance(given, list) else {}
-    # A language model is named where others are chosen from conf/model.
+    # The name of a language model is shown as its choice of conf/model.
     named = {**pairs, **(config or {})}.get(LANGUAGE_MODEL)
     if named is not None:
         choices = {"model": None, **choices} | {"model": named}
@@ -156,7 +156,7 @@ def read_run(folder: Path, name: str) -> Run | None:
 def _read_yaml(
     path: Path, convert: Callable[[Any], dict[str, Setting]], notes: list[str]
 ) -> dict[str, Setting] | None:
-    """What a config says; None where there is none, or none to be read, which is noted."""
+    """Read a config; None if it is missing, or if it can't be read, which adds a note."""
     try:
         text = path.read_text("utf-8")
     except FileNotFoundError:
@@ -168,7 +168,7 @@ def _read_yaml(
     try:
         if len(text) > MAX_CONFIG_BYTES:
             raise ValueError(f"it has more than {MAX_CONFIG_BYTES:,} characters")
-        # Hydra writes none, and aliases of aliases make a small file a huge tree
+        # Hydra writes no aliases, and nested ones can expand a small file into a huge tree
         if "*" in text and any(isinstance(e, yaml.AliasEvent) for e in yaml.parse(text, loader)):
             raise ValueError("it has YAML aliases")
         return convert(yaml.load(text, loader))
@@ -181,14 +181,14 @@ def _read_yaml(
         RecursionError,
     ) as error:
         reason = " ".join(str(error).split())
-        notes.append(f"{path} is no config of a run: {reason}")
+        notes.append(f"{path} is not the config of a run: {reason}")
         return None
 
 
 def _settings(config: Any) -> dict[str, Setting]:
-    """Under flat names. A value that stands elsewhere is looked up, and left out if it can't be.
+    """Flatten a config and resolve references to other settings; leave out those it can't resolve.
 
-    Not by OmegaConf, which would put this machine's environment into a page, if a config asked.
+    Without OmegaConf, which would put environment variables into a page if a config refers to them.
     """
     flat = flat_settings(config)
     found = {}
@@ -200,9 +200,10 @@ def _settings(config: Any) -> dict[str, Setting]:
 
 
 def _looked_up(value: Any, flat: Mapping[str, Any]) -> tuple[bool, Any]:
-    """Whether a value is known, and which it is.
+    """Resolve a value that can be a reference; return whether it is known, and the value.
 
-    That of a place, such as a cache, is not, nor what only repeats what the run monitors.
+    References to settings that change no result, such as a cache folder, and to what the run
+    monitors count as unknown.
     """
     for _ in range(MAX_REFERENCES):
         if not isinstance(value, str) or "${" not in value:
@@ -227,9 +228,9 @@ def _runtime(hydra: Any) -> dict[str, Setting]:
 
 
 def _log_scales(sweep: Path) -> dict[str, bool]:
-    """Keys that a sweep draws from a range, and whether by logarithms; none where it is no sweep.
+    """By key that a sweep draws from a range, whether the scale is logarithmic.
 
-    What can't be read is passed over: it only chooses the scale of an axis.
+    Empty if the folder is not a sweep's or can't be read, since it only sets the scale of an axis.
     """
     path = sweep / SWEEP
     try:
@@ -242,7 +243,7 @@ def _log_scales(sweep: Path) -> dict[str, bool]:
 
 
 def _branches(settings: Mapping[str, Setting]) -> dict[str, Setting]:
-    """The list of branches as a choice: Hydra records none of a group that takes lists."""
+    """The list of branches as a choice, since Hydra records none for a group that takes lists."""
     prefix = "model.branches."
     names = dict.fromkeys(
         name.removeprefix(prefix).partition(".")[0] for name in settings if name.startswith(prefix)
@@ -252,7 +253,7 @@ def _branches(settings: Mapping[str, Setting]) -> dict[str, Setting]:
 
 def _override_pairs(overrides: Any) -> dict[str, Setting]:
     if not isinstance(overrides, list):
-        raise TypeError(f"a list is expected, not {type(overrides).__name__}")
+        raise TypeError(f"it must be a list, not {type(overrides).__name__}")
     pairs = {}
     for override in overrides:
         key, equals, value = str(override).partition("=")
@@ -266,7 +267,7 @@ def _override_pairs(overrides: Any) -> dict[str, Setting]:
 
 
 def _read_history(path: Path, notes: list[str]) -> list[dict[str, float]]:
-    """Rows in order. A last row that is being written, and empty cells, are passed over."""
+    """Read the rows, in order. Empty cells and an incomplete last row are skipped."""
     rows: dict[tuple[float, bool, float], dict[str, float]] = {}
     wrong: list[int] = []
     number = 0
@@ -290,7 +291,7 @@ def _read_history(path: Path, notes: list[str]) -> list[dict[str, float]]:
     if wrong and wrong[-1] == number:
         wrong.pop()
     if wrong:
-        notes.append(f"{path}: rows that are no epoch were left out, the first is row {wrong[0]}")
+        notes.append(f"{path}: rows without an epoch were skipped, the first is row {wrong[0]}")
     return [rows[place] for place in sorted(rows)]
 
 

@@ -10,9 +10,9 @@ from typing import Any
 from genre_lightning.runs.settings import usual_mode
 from genre_lightning.wording import printable
 
-#: A setting: what YAML knows, lists and the like as text.
+#: A setting: a scalar of YAML; lists and other values are text.
 Setting = bool | int | float | str | None
-#: The order in which they are told after the finished ones.
+#: Statuses of unfinished runs, in the order in which a leaderboard lists them.
 UNFINISHED = ("running", "interrupted", "failed", "damaged")
 
 
@@ -21,19 +21,19 @@ class Run:
     """One run folder.
 
     Attributes:
-        folder: where it is.
-        name: its path below what was asked for.
+        folder: path of the folder.
+        name: displayed name, the path relative to a common parent of the compared runs.
         status: "completed", or one of ``UNFINISHED``.
-        result: of ``result.json``; empty where there is none to read.
-        settings: the config, flattened: "optimizer.lr" to a number; of a run without a readable
-            config, its overrides.
-        choices: the config groups' choices, "model" to "fusion".
-        overridden: keys named on its command line.
-        has_config: the settings are all settings.
-        started_in: the folder from which relative paths count; "" where it is not told.
-        log_scales: keys that its sweep draws from a range, and whether its scale is logarithmic.
-        history: rows of ``metrics.csv`` in order, numbers that are not there left out; ``seconds``
-            are those of an epoch, and not of a validation in its midst.
+        result: contents of ``result.json``; empty if it can't be read.
+        settings: the flattened config, such as "optimizer.lr" to a number; the overrides if the
+            config can't be read.
+        choices: the choices of config groups, such as "model" to "fusion".
+        overridden: keys named on the command line.
+        has_config: whether ``settings`` are those of a config, which is complete.
+        started_in: the folder that relative paths refer to; "" if unknown.
+        log_scales: by key that the sweep draws from a range, whether the scale is logarithmic.
+        history: rows of ``metrics.csv`` in order, without empty cells; only rows at the end of an
+            epoch have ``seconds``, not those of a validation within an epoch.
         notes: what could not be read, one sentence each.
     """
 
@@ -56,36 +56,36 @@ class Run:
 
     @property
     def monitor(self) -> str | None:
-        """Name of the value that told its best epoch."""
+        """Name of the metric that selects the best epoch."""
         monitor = self.result.get("monitor") or self.settings.get("monitor")
         return printable(monitor) if isinstance(monitor, str) else None
 
     @property
     def mode(self) -> str:
-        """Whether a large ("max") or a small ("min") monitored value is good."""
+        """Whether a higher ("max") or a lower ("min") monitored value is better."""
         mode = self.settings.get("monitor_mode")
         return str(mode) if mode in ("max", "min") else usual_mode(self.monitor or "")
 
     @property
     def seed(self) -> Setting:
-        """Of its random numbers; None where it is not told."""
+        """Seed of the run's random numbers; None if unknown."""
         return self.settings.get("seed", setting(self.result.get("seed")))
 
     @property
     def error(self) -> str | None:
-        """What it failed of, in one line."""
+        """The error that the run failed with, in one line."""
         error = self.result.get("error")
         return None if error is None else printable(" ".join(str(error).split()))
 
     @property
     def epochs(self) -> int:
-        """How many it has trained."""
+        """Number of epochs trained."""
         last = self._epoch_rows()[-1:]
         return int(max(*(row["epoch"] + 1 for row in last), 0, self.number("epochs") or 0))
 
     @property
     def epochs_planned(self) -> int | None:
-        """How many it was to train at most."""
+        """Maximum number of epochs; None if there is none."""
         planned = self.settings.get("trainer.max_epochs")
         return planned if isinstance(planned, int) and planned > 0 else None
 
@@ -96,13 +96,14 @@ class Run:
         return None if row is None else int(row["epoch"]) + 1
 
     def number(self, name: str) -> float | None:
-        """A number of ``result.json``; None where there is none."""
+        """Return a number of ``result.json``; None if it is missing."""
         return number_or_none(self.result.get(name))
 
     def value(self, metric: str) -> float | None:
-        """A metric of the best epoch: "val/map_macro"; None where it is not known.
+        """Return a metric of the best epoch, such as "val/map_macro"; None if unknown.
 
-        Of a finished run as its result says, of any other as the history says so far.
+        Values come from the result, or from the history if the result lacks them, as in a run that
+        has not finished.
         """
         if metric == self.monitor and (value := self.number("monitor_value")) is not None:
             return value
@@ -113,9 +114,9 @@ class Run:
         return row.get(metric) if value is None and row is not None else value
 
     def curve(self, metric: str) -> list[tuple[float, float]]:
-        """A metric over the epochs trained, parts of them where there is a validation in between.
+        """Return a metric over epochs trained, with fractions for validations within an epoch.
 
-        What part of the first epoch was done is not known before its end.
+        Fractions are unknown until the first epoch has ended.
         """
         ends = self._epoch_rows()
         steps = ends[-1].get("step", 0) / (ends[-1]["epoch"] + 1) if ends else 0
@@ -140,7 +141,7 @@ class Run:
 
 
 def metric_names(runs: Sequence[Run], split: str = "val") -> list[str]:
-    """Metrics of a split that any run knows, sorted."""
+    """Metrics of a split that any run has, sorted."""
     names: set[str] = set()
     for run in runs:
         scores = run.result.get(split)
@@ -150,7 +151,7 @@ def metric_names(runs: Sequence[Run], split: str = "val") -> list[str]:
 
 
 def setting(value: Any) -> Setting:
-    """A value that can be compared: 1e-3 and 0.001 are one, whatever a YAML reader made of them."""
+    """Normalise a value for comparison: 1e-3, which YAML reads as text, becomes 0.001."""
     if isinstance(value, str):
         try:
             value = float(value)
@@ -160,7 +161,7 @@ def setting(value: Any) -> Setting:
         return int(value)
     if value is None or isinstance(value, bool):
         return value
-    if isinstance(value, (int, float)):  # inf, nan and the like are no place on an axis
+    if isinstance(value, (int, float)):  # inf, nan and the like have no place on an axis
         return str(value) if number_or_none(value) is None else value
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(shown_setting(setting(each)) for each in value)}]"
@@ -168,7 +169,7 @@ def setting(value: Any) -> Setting:
 
 
 def shown_setting(value: Setting) -> str:
-    """A setting as people write it, numbers to four digits: 0.001, 1e-05, true, null."""
+    """Format a setting, numbers to four digits: 0.001, 1e-05, true, null."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -177,7 +178,7 @@ def shown_setting(value: Setting) -> str:
 
 
 def number_or_none(value: Any) -> float | None:
-    """As a float of a size that can be drawn; None for anything else."""
+    """Convert to a float of a size that can be drawn; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     try:

@@ -1,4 +1,4 @@
-"""In which settings runs differ, and which runs are scored on the same movies."""
+"""Find the settings in which runs differ, and the runs that are scored on the same movies."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from genre_lightning.runs.settings import changes_no_result, is_path
 SEED = "seed"
 #: Settings of the data that change neither the movies that are scored nor their genres.
 SAME_MOVIES = ("data.batch_size", "data.columns")
-#: Settings that mean with this value what they mean with null.
+#: Settings for which this value means the same as null.
 AS_NULL = {"data.genre_separator": SEPARATOR}
-#: Follows from what a run monitors.
+#: Not compared: it follows from what a run monitors.
 MODE = "monitor_mode"
 
 
 def with_paths_alike(runs: Sequence[Run]) -> list[Run]:
-    """The runs with one path for one place, however and from wherever it was written.
+    """Give each file or folder the same path in all runs, however a run has written it.
 
-    It is the shortest that was written, or, where another run meant another place by it, the whole.
+    This is the shortest path that was written for it and for nothing else, or else the full path.
     """
     written: dict[tuple[str, str], set[str]] = {}
     meant: dict[tuple[str, str], set[str]] = {}
@@ -52,15 +52,15 @@ def with_paths_alike(runs: Sequence[Run]) -> list[Run]:
 
 
 def swept_keys(runs: Sequence[Run]) -> list[str]:
-    """Keys in which the runs differ, the seed left out.
+    """Keys in which the runs differ, without the seed.
 
-    Config groups come first ("model"), then what command lines name, then the rest.
+    Config groups come first ("model"), then keys named on command lines, then the rest.
 
-    A choice of a group changes many keys at once (``model=title`` all of ``model.poster``). Such
+    The choice of a group changes many keys at once (``model=title`` all of ``model.poster``). Such
     keys are left out unless a command line names them.
     """
     settings = [{**run.settings, **run.choices} for run in runs]
-    # Where a run has no config, a key that it does not name may still have any value.
+    # In a run without a config, a key that it does not name can have any value.
     complete = [each for each, run in zip(settings, runs, strict=True) if run.has_config]
     complete = complete or settings
     groups = {key: None for run in runs for key in run.choices}
@@ -100,47 +100,47 @@ def swept_keys(runs: Sequence[Run]) -> list[str]:
 
 
 def setting_of(run: Run, key: str) -> Setting:
-    """A swept key's value in a run; None where it has none."""
+    """Return the value of a swept key in a run; None if it has none."""
     return run.choices[key] if key in run.choices else run.settings.get(key)
 
 
 def setting_order(value: Setting) -> tuple[int, float, str]:
-    """Sorts settings: numbers by size, then text, what is not set last."""
+    """Sort key of a setting: numbers by size, then booleans and text, then None."""
     if isinstance(value, (bool, str)):
         return 1, 0.0, str(value)
     return (2, 0.0, "") if value is None else (0, float(value), "")
 
 
 def distinct_settings(values: Iterable[Setting]) -> list[Setting]:
-    """Each of them once, in order; True is no 1, as it would be in a set."""
+    """Return the distinct settings in order; True and 1 are distinct, unlike in a set."""
     return [value for _, value in sorted({setting_order(value): value for value in values}.items())]
 
 
 def _comparable(value: Setting) -> object:
-    """A setting as a key of a set or dict, where True is no 1."""
+    """A setting as a key of a set or dict, in which True and 1 are distinct."""
     return type(value) is bool, value
 
 
 def _tells_data(key: str) -> bool:
-    """Whether a setting says which movies, genres and splits there are."""
+    """Whether a setting determines the movies, genres or splits."""
     group, _, name = key.partition(".")
     same = key in SAME_MOVIES or name.startswith("_") or changes_no_result(key)
     return group == "data" and name != "" and not same
 
 
 def number_datasets(runs: Sequence[Run]) -> tuple[dict[Path, int], list[str]]:
-    """Which runs are scored on the same movies.
+    """Number the datasets that runs are scored on, as far as their settings tell.
 
-    Runs are on the same movies as far as their settings tell. A setting that some of them lack,
-    older ones perhaps, counts only where the others differ in it. ``data.test_fraction`` counts
-    only where it changes what runs learn from: a dataset that names its test split leaves it out.
+    A setting that some runs lack, perhaps older ones, counts only if the others differ in it.
+    ``data.test_fraction`` counts only if it changes the movies that runs learn from: a dataset that
+    names its test split ignores it.
 
     Args:
-        runs: as :func:`with_paths_alike` gives them.
+        runs: from :func:`with_paths_alike`.
 
     Returns:
-        A number for each run by its folder, the same for runs on the same movies; and the settings
-        of the data in which runs differ.
+        The number of each run's dataset, by folder; and the settings of the data in which runs
+        differ.
     """
     shares: dict[str, Setting] = {}
 
@@ -172,5 +172,5 @@ def number_datasets(runs: Sequence[Run]) -> tuple[dict[Path, int], list[str]]:
 
 
 def _as_null(key: str, value: Setting) -> Setting:
-    """A setting of the data; None where it says what None says."""
+    """Return a setting of the data, or None if its value means the same."""
     return None if value == AS_NULL.get(key) else value

@@ -1,4 +1,4 @@
-"""Runs and numbers in words, the same in the terminal, in Markdown and on the page."""
+"""Displayed names and numbers of runs, the same in the terminal, in Markdown and on the page."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from genre_lightning.comparison.ranking import Comparison, Group
 from genre_lightning.comparison.run import Run, shown_setting
 from genre_lightning.comparison.swept import SEED, setting_of
 
-#: Beyond this a run is called by its folder rather than by its settings.
+#: With more swept keys, a run is named by its folder instead of its settings.
 MAX_KEYS_TOLD = 4
 
 
 def best_run(group: Group, comparison: Comparison) -> Run:
-    """The best run of a group that has a rank."""
+    """Return the best run of a ranked group."""
     sign = 1 if comparison.mode == "max" else -1
     runs = [run for run in group.runs if run.completed]
     values = [(value, run) for run in runs if (value := run.value(comparison.metric)) is not None]
@@ -19,7 +19,7 @@ def best_run(group: Group, comparison: Comparison) -> Run:
 
 
 def data_name(group: Group, comparison: Comparison) -> str:
-    """What tells its data from those of others, "data=ml1m"; "" where all are on the same."""
+    """Name a group's dataset by the settings that differ, "data=ml1m"; "" if all share one."""
     run = group.named_by
     return " ".join(
         f"{comparison.key_label(key)}={shown_setting(setting_of(run, key))}"
@@ -28,7 +28,7 @@ def data_name(group: Group, comparison: Comparison) -> str:
 
 
 def describe(run: Run, comparison: Comparison) -> str:
-    """What tells a run from the others: "lr=0.001 dropout=0.3 seed=1", or its name."""
+    """Name a run by the settings that differ, "lr=0.001 dropout=0.3 seed=1", or by its folder."""
     parts = [
         f"{comparison.key_label(key)}={shown_setting(setting_of(run, key))}"
         for key in comparison.keys
@@ -39,7 +39,7 @@ def describe(run: Run, comparison: Comparison) -> str:
 
 
 def group_name(group: Group, comparison: Comparison) -> str:
-    """Its settings, "lr 0.001, dropout 0.3"; without any, the name of a run."""
+    """Name a group by its settings, "lr 0.001, dropout 0.3"; else "all runs", or its only run."""
     parts = [
         f"{comparison.key_label(key)} {shown_setting(value)}"
         for key, value in zip(comparison.keys, group.settings, strict=True)
@@ -48,7 +48,7 @@ def group_name(group: Group, comparison: Comparison) -> str:
 
 
 def short_name(group: Group, comparison: Comparison) -> str:
-    """Its name or, where that is long, the values alone: "0.3 · 0.001 · bce"."""
+    """Short name of a group: for many keys the values "0.3 · 0.001 · bce", or a run's name."""
     if len(comparison.keys) <= 2:
         return group_name(group, comparison)
     if len(comparison.keys) <= MAX_KEYS_TOLD:
@@ -57,14 +57,14 @@ def short_name(group: Group, comparison: Comparison) -> str:
 
 
 def shown_value(value: float | None) -> str:
-    """A metric as in a table: four decimals; a dash for none."""
+    """Format a metric for a table: four decimals; a dash for None."""
     if value is None:
         return "–"
     return f"{value:.4f}" if abs(value) < 1000 else f"{value:.4g}"
 
 
 def shown_cost(value: float | None) -> str:
-    """Tokens or seconds of a movie, to three digits: 1,240, 612, 0.35; a dash for none."""
+    """Format the tokens or seconds of a movie: 1,240, 612, 0.35; a dash for None."""
     if value is None:
         return "–"
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

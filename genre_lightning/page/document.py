@@ -1,4 +1,4 @@
-"""One self-contained HTML file: its styles and its script are in it, nothing else can run."""
+"""Self-contained HTML files: styles and script are inline, and no other script can run."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def render_page(
     styles: Sequence[str] = (),
     **values: Any,
 ) -> str:
-    """A page as HTML, by the template ``NAME.html.j2`` of a package, which extends ours.
+    """Render a page as HTML from a package's template ``NAME.html.j2``, which extends ours.
 
-    ``NAME.css`` and ``NAME.js``, where there is one, follow what every page has: the style sheet
-    and tables that sort by a click on a heading. No other script runs, nothing is loaded.
-    ``styles`` are further style sheets of this folder, such as "card.css".
+    ``NAME.css`` and, if it exists, ``NAME.js`` are added to those of every page: the style sheet,
+    and the script that sorts tables by a click on a heading. No other script runs, and nothing is
+    loaded. ``styles`` are further style sheets of this folder, such as "card.css".
     """
     folder = resources.files(package)
     style = "".join(_read(_HERE, sheet) for sheet in ("page.css", *styles))
@@ -54,10 +54,10 @@ def render_fragment(
     styles: Sequence[str] = (),
     **values: Any,
 ) -> str:
-    """A part of somebody else's page, such as an output of a notebook, as HTML.
+    """Render a part of another page as HTML, such as an output of a notebook.
 
-    The template ``NAME.html.j2`` of a package extends our ``fragment.html.j2``. Styles, those of
-    :func:`render_page` but the page's own, apply to the fragment alone. There is no script.
+    The package's template ``NAME.html.j2`` extends our ``fragment.html.j2``. The styles are those
+    of :func:`render_page` without ``page.css``, and only apply to the fragment. There is no script.
     """
     style = "".join(_read(_HERE, sheet) for sheet in styles) + _read(package, f"{name}.css")
     return _render(package, name, filters, style=Markup(style), **values)
@@ -72,7 +72,7 @@ def _render(
 
 @lru_cache(maxsize=8)
 def _environment(package: str, filters: tuple[tuple[str, Callable[..., Any]], ...]) -> Environment:
-    """What templates are compiled in, once for all pages of a kind."""
+    """Create the environment that compiles templates, once for all pages of a kind."""
     environment = Environment(
         loader=ChoiceLoader([PackageLoader(package, "."), PackageLoader(_HERE, ".")]),
         autoescape=True,
@@ -85,7 +85,7 @@ def _environment(package: str, filters: tuple[tuple[str, Callable[..., Any]], ..
 
 
 def isolated(text: object) -> Markup:
-    """A name that may be written from right to left: it turns nothing round beside it."""
+    """Isolate a name, so that right-to-left text does not reorder the text beside it."""
     return Markup("<bdi>{}</bdi>").format(text)
 
 

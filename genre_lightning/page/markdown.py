@@ -1,4 +1,4 @@
-"""Text and tables in Markdown; names are escaped, so that they show as they are."""
+"""Text and tables in Markdown; names are escaped, so that they are displayed literally."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 
 def in_markdown(text: str) -> str:
-    """The text as Markdown that shows it: no markup, no HTML, no link. Markup stays as it is."""
+    """Escape Markdown, HTML and links in a text; ``Markup`` stays as it is."""
     if isinstance(text, Markup):
         return text
     text = text.replace("&", "&amp;").replace("<", "&lt;")
@@ -19,19 +19,19 @@ def in_markdown(text: str) -> str:
 
 
 def code(text: str) -> Markup:
-    """The text as code, also in a table: without the backquotes that it may have."""
+    """Format a text as code that works in tables; backquotes in it become apostrophes."""
     return Markup("`{}`".format(text.replace("`", "'").replace("|", "\\|")))
 
 
 def markdown_table(
     heads: Sequence[str], rows: Sequence[Sequence[str]], left: Collection[str]
 ) -> Iterator[str]:
-    """The lines of a table.
+    """Yield the lines of a table.
 
     Args:
-        heads: of its columns.
+        heads: headings of the columns.
         rows: a cell for each column.
-        left: heads of the columns that are not numbers.
+        left: headings of the left-aligned columns, which are not numbers.
     """
     sides = ["---" if head in left else "---:" for head in heads]
     for cells in (map(in_markdown, heads), sides, *(map(in_markdown, row) for row in rows)):

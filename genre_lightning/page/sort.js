@@ -21,7 +21,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
       const rows = [...body.rows].map((row) => [value(row), row]);
       rows.sort(([a], [b]) => {
         if (textual) return sign * a.localeCompare(b);
-        // what is undefined comes last either way
+        // undefined values come last in either order
         if (a === "" || b === "") return (a === "") - (b === "");
         return sign * (a - b);
       });

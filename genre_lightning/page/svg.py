@@ -1,4 +1,4 @@
-"""Shapes of an inline SVG, whose colours the page's style sheet chooses. Text is escaped."""
+"""Shapes of an inline SVG, coloured by the page's style sheet. Text is escaped."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ class Scale:
 
 
 def svg(name: str, width: float, height: float, parts: Iterable[str], css: str = "") -> Markup:
-    """A drawing of such parts; its name is for those who don't see it."""
+    """A drawing of these parts; its name is for screen readers."""
     extra = f' class="{css}"' if css else ""
-    return Markup(  # parts are of the functions here, which escape their texts
+    return Markup(  # parts come from functions that escape their texts
         f'<svg role="img"{extra} aria-label="{escape(name)}" viewBox="0 0 {width:g} {height:g}"'
         f' width="{width:g}" height="{height:g}">{"".join(parts)}</svg>'
     )
 
 
 def line(css: str, x1: float, y1: float, x2: float, y2: float) -> str:
-    """A line of a CSS class."""
+    """A line with a CSS class."""
     return f'<line class="{css}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
 
 
 def circle(css: str, x: float, y: float, radius: float) -> str:
-    """A circle of a CSS class."""
+    """A circle with a CSS class."""
     return f'<circle class="{css}" cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}"/>'
 
 
 def words(css: str, x: float, y: float, text: str, anchor: str = "start") -> str:
-    """Text of a CSS class."""
+    """Text with a CSS class."""
     return (
         f'<text class="{css}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
     )

@@ -1,4 +1,4 @@
-"""The section "What each branch is worth": each alone, all but each, and all together."""
+"""The section "What each branch is worth": each branch alone, all but one, and all together."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ METRICS = ("map_macro", "f1_macro", "f1_micro")
 
 @dataclass(frozen=True)
 class SubsetScores:
-    """The scores by a subset of a model's branches, with the prior.
+    """Scores of the prior and a subset of a model's branches.
 
     Attributes:
         scores: (N, G) float32 in [0, 1].
-        thresholds: (G,) float32, fitted for it on the validation split.
+        thresholds: (G,) float32, fitted to the subset's scores on the validation split.
     """
 
     scores: Tensor
@@ -41,11 +41,11 @@ class SubsetScores:
 
 @dataclass(frozen=True)
 class Group:
-    """Movies that have the same columns, more or less.
+    """Movies grouped by the columns that they have.
 
     Attributes:
-        name: for people.
-        rows: (N,) bool, its movies.
+        name: shown above the group's rows.
+        rows: (N,) bool, the group's movies.
     """
 
     name: str
@@ -59,14 +59,14 @@ def branch_section(
     fitted: Bootstrap,
     order: Sequence[int],
 ) -> dict[str, Any] | None:
-    """What the template shows of each branch; None for a model of one, or without validation.
+    """Return the template's values; None for a model with one branch, or without validation.
 
     Args:
-        model: whose scores these are.
+        model: the model that was scored.
         scores: of the split.
-        validation: of the validation split, to fit thresholds; None where there is none.
+        validation: scores of the validation split, to fit thresholds; None if there are none.
         fitted: resamples of the whole model on the whole split.
-        order: of the genres in the chart.
+        order: genre indices in the order of the chart.
     """
     if len(model.inputs) == 1 or validation is None:
         return None
@@ -92,10 +92,11 @@ def branch_section(
 def score_subsets(
     model: TrainedModel, scores: SplitScores, validation: SplitScores
 ) -> dict[tuple[str, ...], SubsetScores]:
-    """The scores by each branch alone, by all but each, and by all, by the branches in them.
+    """Score the split with each branch alone, all but one, and all; keys are the branches used.
 
-    Each is the prior and the branches' part of the sum, not a model trained without the others. Its
-    thresholds are fitted on the validation movies that have a column of these branches.
+    A subset's score is the prior plus its branches' part of the sum, not that of a model trained
+    without the other branches. Its thresholds are fitted on the validation movies that have a
+    column of at least one of its branches.
     """
     branches = tuple(model.inputs)
     chosen = [
@@ -121,7 +122,7 @@ def _scores(model: TrainedModel, scores: SplitScores, branches: Sequence[str]) -
 
 
 def movie_groups(model: TrainedModel, scores: SplitScores) -> list[Group]:
-    """All movies; where some lack a column, those that have all, and those that lack each."""
+    """All movies and, if some lack a column, those with all columns and those without each."""
     has: dict[str, Tensor] = {}
     for branch, branch_input in model.inputs.items():
         rows = scores.has[branch]
@@ -130,7 +131,8 @@ def movie_groups(model: TrainedModel, scores: SplitScores) -> list[Group]:
             for other, other_input in model.inputs.items()
             if other_input.column == branch_input.column
         )
-        # What a branch looks up by id, or finds in some values only, is a column of its own.
+        # A branch that looks up ids, or that can use only some values of a column, is listed by its
+        # own name instead of the column's.
         has[branch_input.column if alike and branch_input.of != "id" else branch] = rows
     groups = [Group("All movies", torch.ones(len(scores.rows), dtype=torch.bool))]
     lacking = [column for column, rows in has.items() if not bool(rows.all())]
@@ -147,11 +149,11 @@ def movie_groups(model: TrainedModel, scores: SplitScores) -> list[Group]:
 
 @dataclass(frozen=True)
 class ShownSubsets:
-    """Which subsets of the branches the table of a group of movies shows.
+    """The subsets of branches that the table shows for a group of movies.
 
     Attributes:
-        labelled: the branches of each subset by its label, in the order of the rows.
-        without: the subset that lacks a branch, by that branch; only those of ``labelled``.
+        labelled: label to branches of each subset, in the order of the rows.
+        without: branch to the subset without it; only subsets that are in ``labelled``.
     """
 
     labelled: dict[str, tuple[str, ...]]
@@ -159,12 +161,12 @@ class ShownSubsets:
 
 
 def shown_subsets(labels: Mapping[str, str], scores: SplitScores, movies: Tensor) -> ShownSubsets:
-    """Each branch alone that all these movies have, all but each, and all together.
+    """Choose each branch alone that all these movies have, all but one, and all together.
 
     Args:
         labels: of all branches.
         scores: of the split.
-        movies: (N,) bool, those of the group.
+        movies: (N,) bool, the group's movies.
     """
     everything = tuple(labels)
     present = [name for name in labels if bool(scores.has[name][movies].any())]
@@ -177,7 +179,7 @@ def shown_subsets(labels: Mapping[str, str], scores: SplitScores, movies: Tensor
         for name in present:
             others = tuple(other for other in everything if other != name)
             if len(present) == 2:
-                # Of two, all but one is the other alone, which may have its row already.
+                # With two branches, all but one is the other alone, which can already have a row.
                 others = tuple(other for other in present if other != name)
             else:
                 labelled[f"All but {labels[name]}"] = others
@@ -194,13 +196,13 @@ def _rows(
     movies: Tensor,
     fitted: Bootstrap,
 ) -> list[dict[str, Any]]:
-    """The table's rows for a group: subsets of branches, then what is gained from each branch.
+    """The table's rows for a group of movies: subsets of branches, then the gain from each branch.
 
     Args:
         subsets: from :func:`score_subsets`.
         labels: of all branches.
         scores: of the split.
-        movies: (N,) bool, those of the group.
+        movies: (N,) bool, the group's movies.
         fitted: see :func:`branch_section`.
     """
     everything = tuple(labels)
@@ -224,7 +226,7 @@ def _rows(
         ).metrics
 
     def difference(metric: str, others: tuple[str, ...]) -> Interval:
-        # The same movies are drawn for both, so the differences are paired.
+        # Both use the same draws of movies, so the differences are paired.
         return interval(
             values[everything][metric] - values[others][metric],
             resampled[everything][metric] - resampled[others][metric],
@@ -258,7 +260,7 @@ def _chart(
     model: TrainedModel,
     order: Sequence[int],
 ) -> Markup | None:
-    """Average precision of each genre by each branch alone and by all, on some movies."""
+    """Chart average precision per genre, by each branch alone and by all; None without movies."""
     if not bool(movies.any()):
         return None
     kinds: dict[tuple[str, ...], str] = {
@@ -283,12 +285,12 @@ def _chart(
 
 
 def _together(present: Sequence[str], branches: int) -> str:
-    """What to call the whole model where a movie has these of its branches' columns."""
+    """Label of the whole model for movies that have the columns of these branches only."""
     if len(present) > 2:
         return "All branches" if len(present) == branches else "All other branches"
     return _title(" + ".join(present) if len(present) > 1 else f"{(*present, 'prior')[0]} alone")
 
 
 def _title(text: str) -> str:
-    """With a capital; a name such as title_minilm stays as it is."""
+    """Capitalise the first letter, except of a name such as title_minilm."""
     return text if "_" in text.split(maxsplit=1)[0] else text[:1].upper() + text[1:]

@@ -1,4 +1,4 @@
-"""What is shown of one movie: its poster in small, and what each branch says for a genre."""
+"""A movie's card: a thumbnail of its poster, and what each branch adds to a genre's logit."""
 
 from __future__ import annotations
 
@@ -18,31 +18,30 @@ from genre_lightning.inputs.pixels import read_poster
 from genre_lightning.movies.movie import PosterFile
 from genre_lightning.wording import shortened
 
-#: Pixels of a thumbnail's height; twice as many as are shown.
+#: Height of a thumbnail in pixels; about twice the displayed height.
 HEIGHT = 240
 _QUALITY = 72
-#: What people call the part of a score that comes from the scores of all genres.
+#: Label of the part of a logit that comes from the scores of all genres.
 CO_OCCURRENCE = "co-occurrence"
-#: Words shown of a text, each of at least so much that two digits tell it from nothing.
+#: Number of words shown of a text, and the least that each adds: less would be displayed as 0.00.
 _WORDS = 5
 _SHOWN = 0.005
-#: Characters of a word that are shown, as in webapp/page/page.js: text without a space may have
-#: thousands.
+#: Characters shown of a word, as in webapp/page/page.js: text without spaces can have thousands.
 _LONG_WORD = 60
 
 
 @dataclass(frozen=True)
 class BranchCard:
-    """What a card says of one branch, for one genre.
+    """One branch's contribution to one genre, as shown on a card.
 
     Attributes:
-        label: what to call the branch.
-        absent: the movie lacks the branch's column.
-        part: what it adds to the logit; 0 where absent.
-        words: of a text, those that add most, and what they add.
-        other_words: what the rest of them add; None where words don't sum to the part.
-        heat: an image with the places that speak for the genre, a data: URI.
-        nothing_speaks: the branch saw an image, and no place in it speaks for the genre.
+        label: displayed name of the branch.
+        absent: whether the movie lacks the branch's column.
+        part: what the branch adds to the logit; 0 if absent.
+        words: the words of a text that matter most, with what each adds.
+        other_words: what the remaining words add; None if words don't sum to the part.
+        heat: data: URI of an image that shows the evidence for the genre; None without one.
+        nothing_speaks: whether the branch read an image without any evidence for the genre.
     """
 
     label: str
@@ -62,15 +61,15 @@ def branch_card(
     found: BranchExplanation | None,
     picture: Image.Image | None,
 ) -> BranchCard:
-    """What is shown of one branch.
+    """Build the card of one branch.
 
     Args:
-        label: what to call it.
-        present: whether the movie has its column.
-        part: what it adds to the genre's logit.
-        genre: the genre's place.
-        found: its explanation; None where there is none.
-        picture: what a heat map is laid over, a thumbnail; None for no heat map.
+        label: displayed name of the branch.
+        present: whether the movie has the branch's column.
+        part: what the branch adds to the genre's logit.
+        genre: the genre's index.
+        found: the branch's explanation; None if there is none.
+        picture: thumbnail to lay a heat map over; None for no heat map.
     """
     words: list[tuple[str, float]] = []
     others = heat = None
@@ -101,17 +100,17 @@ def branch_card(
 
 
 def cooccurrence_card(parts: ScoreParts, genre: int) -> list[BranchCard]:
-    """What the scores of all genres add to one, as a branch's; nothing where they add nothing."""
+    """Build the card of the co-occurrence part; no card for a model without this part."""
     if parts.cooccurrence is None:
         return []
     return [branch_card(CO_OCCURRENCE, True, float(parts.cooccurrence[genre]), genre, None, None)]
 
 
 def thumbnail(poster: PosterFile | Value) -> tuple[Image.Image | None, str]:
-    """A small picture of a poster, in its own proportions within bounds; None, and why, for none.
+    """Return a poster's thumbnail and "", or None and the reason why there is none.
 
     Args:
-        poster: of a dataset; or as a user hands it in, see :func:`read_poster`.
+        poster: a dataset's file, or a user's value, see :func:`read_poster`.
     """
     try:
         image = poster.read_bytes() if isinstance(poster, PosterFile) else poster
@@ -120,13 +119,13 @@ def thumbnail(poster: PosterFile | Value) -> tuple[Image.Image | None, str]:
     except (OSError, InputError) as error:
         gone = any(isinstance(each, FileNotFoundError) for each in (error, error.__cause__))
         return None, "poster not there" if gone else "poster unreadable"
-    # Banners and ribbons are squeezed rather than left to break the page.
+    # Very wide or tall images are squeezed so that they don't break the page.
     size = (round(HEIGHT * min(max(width / height, 0.5), 1.0)), HEIGHT)
     return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC), ""
 
 
 def data_uri(image: Image.Image) -> str:
-    """The image as a JPEG inside of a URI."""
+    """Encode the image as a JPEG in a data: URI."""
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, "JPEG", quality=_QUALITY, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,7 +1,7 @@
-"""Charts as inline SVG: a few shapes and classes, whose colours the page's style sheet chooses.
+"""Charts as inline SVG: a few shapes with CSS classes, coloured by the page's style sheet.
 
-Each function returns markup that is safe to put into a page: text is escaped, numbers are ours. A
-chart has a ``role`` and a name for those who don't see it; its numbers stand in a table or caption.
+Each function returns markup that is safe to insert into a page: text is escaped. A chart has a
+``role`` and a name for screen readers; its numbers are also in a table or caption.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from genre_lightning.report.statistics import Interval, Reliability
 from genre_lightning.wording import shortened
 
 _TICKS = (0.0, 0.25, 0.5, 0.75, 1.0)
-#: Characters of a genre's name beside a square of genres.
+#: Characters shown of a genre's name beside a heat map.
 _NAME = 22
 
 
@@ -28,10 +28,10 @@ class Mark:
     """One value in a row of :func:`dot_rows`.
 
     Attributes:
-        kind: CSS class, which gives colour, and shape: "model" is a dot, "constant" and "prior" are
-            ticks, those of :func:`branch_kind` are told apart without colour.
-        value: nan is left out.
-        low, high: ends of its interval; nan for none.
+        kind: CSS class, which sets the colour, and shape: "model" is a dot, "constant" and "prior"
+            are ticks, those of :func:`branch_kind` are distinguishable without colour.
+        value: nan is not drawn.
+        low, high: ends of the interval; nan for none.
     """
 
     kind: str
@@ -43,11 +43,11 @@ class Mark:
 def dot_rows(name: str, rows: Sequence[tuple[str, Sequence[Mark]]]) -> Markup:
     """A row of marks for each label, over a common axis from 0 to the largest value.
 
-    Labels are text of the page beside a drawing that takes what width there is, so that they keep
-    their size on a phone.
+    Labels are HTML text beside a drawing that fills the remaining width, so that they keep their
+    size on a phone.
 
     Args:
-        name: what the chart shows, for those who don't see it.
+        name: what the chart shows, for screen readers.
         rows: label and marks of each row.
     """
     values = [v for _, marks in rows for m in marks for v in (m.value, m.high) if v == v]
@@ -95,7 +95,7 @@ _SQUARE = '<rect class="mark {kind}" x="-3.5" y="-3.5" width="7" height="7"/>'
 _DIAMOND = '<path class="mark {kind}" d="M0 -5L5 0L0 5L-5 0Z"/>'
 _UP = '<path class="mark {kind}" d="M0 -5L4.8 3.6L-4.8 3.6Z"/>'
 _DOWN = '<path class="mark {kind}" d="M0 5L4.8 -3.6L-4.8 -3.6Z"/>'
-#: Of the kinds that are no circles. The same shape comes filled and empty (report.css).
+#: Shapes of the kinds that are not circles; some come both filled and empty (report.css).
 _SHAPES = {
     **dict.fromkeys(("branch2", "branch5"), _SQUARE),
     **dict.fromkeys(("branch3", "branch6"), _DIAMOND),
@@ -108,17 +108,17 @@ _SHAPES = {
 
 
 def branch_kind(place: int) -> str:
-    """The kind of the marks of a model's so-manieth branch; after twelve they come again."""
+    """Mark kind of a model's branch, by its index; the kinds repeat after twelve."""
     return f"branch{place % 12 + 1}"
 
 
 def _shape(kind: str) -> str:
-    """A mark around the origin."""
+    """A mark centred on the origin."""
     return _SHAPES.get(kind, '<circle class="mark {kind}" r="4.5"/>').format(kind=kind)
 
 
 def legend(kind: str) -> Markup:
-    """A mark for the legend below a chart; "interval" is the model's, with its whisker."""
+    """A mark for the legend below a chart; "interval" is the model's mark with a whisker."""
     if kind in ("constant", "prior"):
         drawn = f'<line class="mark {kind}" x1="0" y1="-7" x2="0" y2="7"/>'
     elif kind == "interval":
@@ -129,7 +129,7 @@ def legend(kind: str) -> Markup:
 
 
 def small_interval(name: str, value: Interval) -> Markup:
-    """A dot with its interval on an axis from 0 to 1, to stand in a cell of a table."""
+    """A dot with its interval on an axis from 0 to 1, for a table cell."""
     width, height = 110, 18
     x = Scale(0.0, 1.0, 5, width - 5)
     y = height / 2
@@ -151,10 +151,10 @@ def precision_recall_panel(
     """A precision-recall curve in steps, on a unit square.
 
     Args:
-        name: what it shows.
-        recall: (K,) rising.
-        precision: (K,) from the recall before to this one.
-        prevalence: share of positives, what a random order reaches.
+        name: what the chart shows, for screen readers.
+        recall: (K,) ascending.
+        precision: (K,) between the previous recall and this one.
+        prevalence: share of positives, the precision of a random ranking.
         point: (recall, precision) at the fitted threshold; None where undefined.
     """
     frame = _Square(196, 176)
@@ -175,12 +175,12 @@ def precision_recall_panel(
 
 
 def reliability_panel(name: str, bins: Reliability, *, large: bool = False) -> Markup:
-    """Frequency over mean score of each bin with its Wilson interval; below, cells in each bin.
+    """Each bin's frequency over its mean score, with Wilson intervals and a histogram below.
 
     Args:
-        name: what it shows.
-        bins: of :func:`genre_lightning.report.statistics.reliability`.
-        large: twice the size, and the counts with their axis.
+        name: what the chart shows, for screen readers.
+        bins: from :func:`genre_lightning.report.statistics.reliability`.
+        large: twice the size, with an axis for the counts.
     """
     frame = _Square(380, 360) if large else _Square(196, 176)
     strip = 74 if large else 26
@@ -196,7 +196,7 @@ def reliability_panel(name: str, bins: Reliability, *, large: bool = False) -> M
         )
         parts.append(circle("mark model", x, frame.y(float(bins.frequency[k])), 4.5 * ink))
     top = frame.height + (8 if large else 2)
-    # counts run over orders of magnitude: most cells of most models lie near 0
+    # a log scale, since counts span orders of magnitude: most scores of most models are near 0
     most = math.log10(1 + int(bins.count.max()))
     for k, count in enumerate(bins.count.tolist()):
         size = strip * math.log10(1 + count) / most
@@ -218,9 +218,9 @@ def reliability_panel(name: str, bins: Reliability, *, large: bool = False) -> M
 
 
 def heat_map(name: str, shares: np.ndarray, labels: Sequence[str]) -> Markup:
-    """A square of labelled, coloured cells: (G, G) in [0, 1], nan left blank."""
+    """A square of labelled, coloured cells for (G, G) shares in [0, 1]; nan is left blank."""
     cell = 18 if len(labels) <= 20 else 14
-    # Cells say the whole name; beside long ones nothing would be left of the square.
+    # Long labels would leave no room for the cells, whose titles have the full names.
     short = [shortened(name, _NAME) for name in labels]
     edge = 10 + int(6.6 * max(map(len, short)))
     size = edge + cell * len(labels) + 2

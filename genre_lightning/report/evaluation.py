@@ -1,4 +1,4 @@
-"""Scoring a split with a trained model: the numbers, and the files a report is made of."""
+"""Scoring a split with a trained model: metrics, and the files in which they are saved."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from genre_lightning.wording import counted
 
 @dataclass(frozen=True)
 class SplitScores:
-    """A model's answers on the movies of one split.
+    """A model's outputs for the movies of one split.
 
     Attributes:
         split: "train", "val" or "test".
-        rows: (N,) int64, each movie's place in the dataset.
-        logits: (N, G) float32, of ``Fusion.final_logits``.
+        rows: (N,) int64, each movie's index in the dataset.
+        logits: (N, G) float32, from ``Fusion.final_logits``.
         scores: (N, G) float32 in [0, 1].
         targets: (N, G) float32 multi-hot.
         branch_logits: by branch, (N, G) float32, its part of the summed logits; zero for a movie
             that lacks its column.
         has: by branch, (N,) bool, whether the movie has its column.
-        folds: (N,) int64 where each movie was scored by the member of its fold; None otherwise.
+        folds: (N,) int64 if each movie was scored by the member of its fold, else None.
     """
 
     split: str
@@ -61,11 +61,11 @@ def score_split(
     """Score every movie of a split, in float32 and without augmentation.
 
     Args:
-        model: as :func:`genre_lightning.checkpoint.model.load_model` gives it, on ``device``.
+        model: from :func:`genre_lightning.checkpoint.model.load_model`, on ``device``.
         data: set up with the model's genres and inputs.
         split: "train", "val" or "test".
         device: where to compute.
-        batch_size: None for that of validation; another may change the last digit.
+        batch_size: None for that of validation; another can change the last digit of scores.
     """
     found: list[tuple[Tensor, ...]] = []
     collected_folds: list[Tensor] = []
@@ -96,14 +96,14 @@ def score_split(
 
 
 def split_metrics(model: TrainedModel, scores: SplitScores) -> dict[str, float]:
-    """Every metric at the thresholds of the checkpoint, ``loss`` and ``num_movies``."""
+    """Return all metrics at the checkpoint's thresholds, ``loss`` and ``num_movies``."""
     metrics = genre_metrics(scores.scores, scores.targets, model.thresholds)
     loss = build_loss(**model.loss)(scores.logits, scores.targets)
     return {**metrics, "loss": float(loss), "num_movies": len(scores.rows)}
 
 
 def genre_rows(model: TrainedModel, scores: SplitScores) -> list[dict[str, Any]]:
-    """One row for each genre: f1, precision, recall, ap, support and threshold."""
+    """Return a row for each genre: genre, f1, precision, recall, ap, support and threshold."""
     columns = per_genre_metrics(scores.scores, scores.targets, model.thresholds)
     return [
         {"genre": genre, **{name: column[g].item() for name, column in columns.items()}}
@@ -114,7 +114,7 @@ def genre_rows(model: TrainedModel, scores: SplitScores) -> list[dict[str, Any]]
 def print_genre_table(
     model: TrainedModel, scores: SplitScores, metrics: Mapping[str, float], console: Console
 ) -> None:
-    """The table per genre, most frequent genre first, and the averages of ``metrics`` below it."""
+    """Print a table of metrics per genre, most frequent genre first, with averages below."""
     rows = sorted(genre_rows(model, scores), key=lambda row: -row["support"])
     table = Table(title=f"{scores.split}: {counted(len(scores.rows), 'movie')}")
     table.add_column("genre")
@@ -144,7 +144,7 @@ def write_evaluation(
     """Write ``metrics.json``, ``per_genre.csv`` and ``predictions.csv`` into ``folder``.
 
     Returns:
-        What ``metrics.json`` holds.
+        The contents of ``metrics.json``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     metrics = split_metrics(model, scores)

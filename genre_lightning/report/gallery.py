@@ -1,4 +1,4 @@
-"""The gallery of a report: which movies to show, and what is said of each."""
+"""The gallery of a report: which movies to show, and the card of each."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from genre_lightning.report.evaluation import SplitScores
 _EPS = 1e-6
 #: A card shows the true, the predicted and this many of the likeliest genres.
 _LIKELIEST = 3
-#: Texts that may be embedded to explain one branch of a card: two dozen cards take half a minute.
+#: Most texts to embed to explain one branch of a card: with 24, two dozen cards take half a minute.
 _TEXTS = 24
-#: Characters shown of a text that is not the title.
+#: Characters shown of a text other than the title.
 _SHORT = 160
 
 
@@ -41,8 +41,8 @@ class Pick:
     """A movie for the gallery.
 
     Attributes:
-        index: its place in the split's scores.
-        genre: the genre that it is shown for.
+        index: its index in the split's scores.
+        genre: index of the genre it is shown for.
     """
 
     index: int
@@ -50,7 +50,7 @@ class Pick:
 
 
 def margins(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    """(N, G) float64: how far each score lies above its threshold, in logits."""
+    """Return how far each score lies above its threshold, in logits: (N, G) float64."""
     above, below = (
         logit(np.clip(share.astype(np.float64), _EPS, 1 - _EPS)) for share in (scores, thresholds)
     )
@@ -64,18 +64,18 @@ def most_confident(
     count: int,
     per_genre: int = 2,
 ) -> dict[str, list[Pick]]:
-    """The predictions farthest on the right or the wrong side of their thresholds, in logits.
+    """Pick the predictions farthest from their thresholds in logits, on the right or wrong side.
 
     Args:
         scores: (N, G) float32 in [0, 1].
         targets: (N, G) zeros and ones.
         thresholds: (G,) float32.
-        count: movies in each list, each movie once.
-        per_genre: movies that a list shows for the same genre, so that one does not fill it.
+        count: most movies in a list, each once.
+        per_genre: most movies in a list for the same genre, so that no genre fills it.
 
     Returns:
-        "right": every genre as it should be, ordered by the least sure of those predicted;
-        "invented": a genre predicted that the movie does not have; "missed": the reverse.
+        "right": all genres of the movie are correct, ordered by its least confident predicted
+        genre; "invented": a genre is predicted that the movie does not have; "missed": the reverse.
     """
     truth = np.asarray(targets) > 0
     predicted = scores >= thresholds
@@ -94,14 +94,14 @@ def most_confident(
 def _spread(
     rows: np.ndarray, genres: np.ndarray, sureness: np.ndarray, count: int, per_genre: int
 ) -> list[Pick]:
-    """The surest predictions, spread over movies and genres as :func:`most_confident` says.
+    """Pick the surest predictions, spread over movies and genres as in :func:`most_confident`.
 
     Args:
         rows: (n,) the movie of each prediction.
         genres: (n,) its genre.
         sureness: (n,) its distance from the threshold.
-        count: at most so many.
-        per_genre: at most so many of one genre.
+        count: most picks.
+        per_genre: most picks of one genre.
     """
     picks: list[Pick] = []
     shown: Counter[int] = Counter()
@@ -119,7 +119,7 @@ def _spread(
 
 @dataclass(frozen=True)
 class GenreScore:
-    """A genre on a card; ``verdict`` is "hit", "invented", "missed" or "" for rightly left out."""
+    """A genre on a card; ``verdict`` is "hit", "invented", "missed" or "" for a true negative."""
 
     genre: str
     score: float
@@ -129,10 +129,10 @@ class GenreScore:
 
 @dataclass(frozen=True)
 class Card:
-    """What the gallery says of one movie; the poster is a data: URI, None where there is none.
+    """One movie in the gallery; the poster is a data: URI, or None with a reason in ``no_poster``.
 
-    ``logit`` is that of ``genre``: the sum of ``bias`` and of the parts of all ``branches``.
-    ``texts`` are the further columns of text that the model looks at, in short, and remarks.
+    ``logit`` is the logit of ``genre``: the sum of ``bias`` and the parts of all ``branches``.
+    ``texts`` are headings with texts: the model's other text columns, shortened, and remarks.
     """
 
     title: str
@@ -156,14 +156,14 @@ def make_card(
     pick: Pick,
     remarks: Mapping[str, Mapping[int, str]] | None = None,
 ) -> Card:
-    """Gather what is shown of a picked movie: its poster, scores and the parts of its logit.
+    """Build the card of a picked movie: its poster, scores and the parts of its logit.
 
     Args:
-        model: whose scores these are.
+        model: the model that was scored.
         data: set up.
         scores: of the split.
         pick: the movie.
-        remarks: what is said besides, under a heading each, by the movie's place in the dataset.
+        remarks: further texts by heading, then by the movie's index in the dataset.
     """
     row = int(scores.rows[pick.index])
     movie = data.movie_set.movies[row]
@@ -199,7 +199,7 @@ def make_card(
 
 
 def _texts(model: TrainedModel, movie: Movie) -> list[tuple[str, str]]:
-    """The further columns of text that the model looks at, and what they say, in short."""
+    """The model's text columns other than the title, and their shortened values."""
     return [
         (column, textwrap.shorten(str(movie.value(column)), _SHORT, placeholder=" …"))
         for column, kind in model.columns.items()
@@ -211,9 +211,9 @@ def _genre_scores(model: TrainedModel, scores: SplitScores, index: int) -> list[
     """The true, the predicted and the likeliest genres of a movie, the likeliest first.
 
     Args:
-        model: whose scores these are.
+        model: the model that was scored.
         scores: of the split.
-        index: the movie's place in them.
+        index: the movie's index in ``scores``.
     """
     values, truth = scores.scores[index].numpy(), scores.targets[index].numpy() > 0
     thresholds = model.thresholds.numpy()
@@ -235,7 +235,7 @@ def _genre_scores(model: TrainedModel, scores: SplitScores, index: int) -> list[
 
 
 def _score_parts(model: TrainedModel, scores: SplitScores, index: int) -> ScoreParts:
-    """What each branch adds to the logits of the movie at this place of the split's scores."""
+    """Split the logits of the movie at ``index`` into the parts of the branches."""
     logits = {
         branch: values[index].numpy() if bool(scores.has[branch][index]) else None
         for branch, values in scores.branch_logits.items()
@@ -252,15 +252,15 @@ def _branch_cards(
     parts: ScoreParts,
     pictures: Mapping[str, Image.Image],
 ) -> list[BranchCard]:
-    """What each branch adds to the logit of a picked movie, and why.
+    """Build the card of each branch: what it adds to the logit of a picked movie, and why.
 
     Args:
-        model: whose scores these are.
+        model: the model that was scored.
         scores: of the split.
-        pick: the movie.
-        movie: the same.
+        pick: the movie and genre.
+        movie: the picked movie.
         parts: of its logits.
-        pictures: small ones of its posters, by column.
+        pictures: thumbnails of its posters, by column.
     """
     cards = []
     for branch, label in branch_labels(model.inputs).items():
@@ -279,7 +279,7 @@ def _branch_cards(
 
 
 def _explain(model: TrainedModel, movie: Movie, branch: str) -> BranchExplanation | None:
-    """The explanation of a branch that looks at this movie; None where there can't be one."""
+    """Explain a branch that reads this movie; None if it can't be explained."""
     value = movie.value(model.inputs[branch].column)
     if find_explainer(model, branch) is None:
         return None
@@ -287,7 +287,7 @@ def _explain(model: TrainedModel, movie: Movie, branch: str) -> BranchExplanatio
         return explain_branch(model, branch, value, _TEXTS)
     try:
         return explain_branch(model, branch, value.read_bytes())
-    except (OSError, PosterError):  # it was there when the cache was made
+    except (OSError, PosterError):  # the poster was readable when the cache was made
         return None
 
 
@@ -298,9 +298,10 @@ def make_gallery(
     count: int,
     remarks: Mapping[str, Mapping[int, str]] | None = None,
 ) -> dict[str, list[Card]]:
-    """The cards of each list of :func:`most_confident`; ``remarks`` as in :func:`make_card`.
+    """Build the cards for each list of :func:`most_confident`.
 
-    Movies of which a language model said nothing are not among them.
+    ``remarks`` are those of :func:`make_card`. With remarks, which come from a language model,
+    movies that it did not answer are left out.
     """
     values, truth = scores.scores.numpy(), scores.targets.numpy()
     places = np.arange(len(values))

@@ -1,4 +1,4 @@
-"""How numbers are written for people."""
+"""Formatting of numbers for display."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ if TYPE_CHECKING:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """As in a table; a dash for nan."""
+    """Format a number for a table; nan becomes a dash."""
     return "–" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def digits_beside(score: float, threshold: float) -> int:
-    """With how many decimals a score and its threshold are written side by side.
+    """Number of decimals with which to show a score beside its threshold.
 
-    Two, or as many more as a score below its threshold needs so as not to look equal to it.
+    Two, or more if a score below its threshold would otherwise look equal to it.
     """
     return next(
         (
@@ -30,7 +30,7 @@ def digits_beside(score: float, threshold: float) -> int:
 
 
 def signed(value: float, digits: int = 2) -> str:
-    """With its sign, a true minus; a dash for nan."""
+    """Format a number with its sign (a true minus); nan becomes a dash."""
     if math.isnan(value):
         return "–"
     text = f"{abs(value):.{digits}f}"
@@ -39,5 +39,5 @@ def signed(value: float, digits: int = 2) -> str:
 
 
 def span(value: Interval) -> str:
-    """The ends of an interval; nothing where it is undefined."""
+    """Format the ends of an interval; empty if it is undefined."""
     return "" if math.isnan(value.low) else f"{number(value.low)} to {number(value.high)}"

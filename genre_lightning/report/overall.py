@@ -16,7 +16,7 @@ from genre_lightning.report.statistics import Bootstrap, best_constant, bootstra
 from genre_lightning.scoring.metrics import genre_metrics
 from genre_lightning.scoring.thresholds import DEFAULT_METHOD, fit_thresholds
 
-#: Of the overall table, in its order.
+#: Metrics of the overall table, in its order, and their labels.
 METRICS = {
     "f1_micro": "F1, micro",
     "f1_macro": "F1, macro",
@@ -38,10 +38,10 @@ def overall_section(
     scores: SplitScores,
     fitted: Bootstrap,
 ) -> dict[str, Any]:
-    """What the template shows of the whole split.
+    """Return the template's values for the whole split.
 
     Args:
-        model: whose scores these are.
+        model: the model that was scored.
         data: set up.
         scores: of the split.
         fitted: resamples at the model's own thresholds.
@@ -100,7 +100,7 @@ def overall_section(
 
 
 class _Baseline(NamedTuple):
-    """What says the same of every movie: the genres that it predicts, and its metrics."""
+    """A predictor that treats all movies alike: the genres that it predicts, and its metrics."""
 
     predicts: np.ndarray
     metrics: dict[str, float]
@@ -109,7 +109,7 @@ class _Baseline(NamedTuple):
 def _baselines(
     data: MovieDataModule, scores: SplitScores, half_way: torch.Tensor
 ) -> dict[str, _Baseline]:
-    """The constant and the prior, of the dataset's own train; none where it has no such split."""
+    """The constant and the prior, fitted on the dataset's train and val; empty without them."""
     train, val = data.splits["train"], data.splits["val"]
     if not len(train) or not len(val):
         return {}

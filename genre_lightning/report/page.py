@@ -27,23 +27,23 @@ from genre_lightning.report.statistics import bootstrap, num_resamples
 from genre_lightning.runs.result import package_versions
 from genre_lightning.wording import counted
 
-#: A chart for each genre, and a square of all pairs, stop being legible and small beyond these.
+#: Most genres with a chart each, and in the square of pairs, so that the page stays legible.
 MAX_PANELS = 40
 MAX_PAIRED_GENRES = 28
-#: Movies in each list of the gallery, if not told otherwise.
+#: Default number of movies in each list of the gallery.
 GALLERY = 6
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a report comes from, to be read on it.
+    """Where a report comes from, as shown on it.
 
     Attributes:
-        checkpoint: the file; of a language model, that of its answers.
-        command: what makes the report again.
-        created: when it was made.
+        checkpoint: the checkpoint file; for a language model, the file of its answers.
+        command: the command that makes the report again.
+        created: when the report was made.
         name: what scored the movies; "" for the file's name.
-        facts: more to say at the top, a name and a value each.
+        facts: further (name, value) pairs for the top of the page.
     """
 
     checkpoint: Path
@@ -54,7 +54,7 @@ class Origin:
 
     @property
     def scorer(self) -> str:
-        """What scored the movies, in words."""
+        """Displayed name of what scored the movies."""
         return self.name or self.checkpoint.name
 
 
@@ -67,18 +67,17 @@ def render_report(
     remarks: Mapping[str, Mapping[int, str]] | None = None,
     gallery: int = GALLERY,
 ) -> str:
-    """The report as HTML: one file that opens without a network.
+    """Render the report as one HTML file that needs no network.
 
     Args:
-        model: whose scores these are.
+        model: the model that was scored.
         data: set up, with the model's genres.
-        scores: of :func:`genre_lightning.report.evaluation.score_split`.
+        scores: from :func:`genre_lightning.report.evaluation.score_split`.
         origin: of the report.
-        validation: scores of the validation split, to fit thresholds for each branch alone; without
-            it branches are not compared.
-        remarks: what the gallery says of movies besides, under a heading each, by the movie's place
-            in the dataset.
-        gallery: movies in each of its lists; 0 for no gallery.
+        validation: scores of the validation split, to fit thresholds for each branch alone; None to
+            skip the comparison of branches.
+        remarks: further texts of the gallery by heading, then by the movie's index in the dataset.
+        gallery: movies in each list of the gallery; 0 for no gallery.
     """
     fitted = bootstrap(
         scores.scores.numpy(),
@@ -127,7 +126,7 @@ def render_report(
 
 
 def _methods(model: TrainedModel, branches: Sequence[str]) -> dict[str, list[str]]:
-    """How these branches are explained: methods by what they give, "words" or "heat map"."""
+    """Methods that explain these branches, by their kind of output: "words" or "heat map"."""
     found: dict[str, list[str]] = {"words": [], "heat map": []}
     for explainer in (find_explainer(model, branch) for branch in branches):
         if explainer is not None and explainer.method not in found[explainer.gives]:
@@ -161,7 +160,7 @@ def _facts(
 
 
 def _column_fact(data: MovieDataModule, scores: SplitScores, column: str) -> str:
-    """How many of the movies have a column: "18 present, 5 missing, 1 unreadable"."""
+    """Count the movies that have a column: "18 present, 5 missing, 1 unreadable"."""
     states = data.states(column)[scores.rows.numpy()]
     counts = {state: int((states == state).sum()) for state in ("missing", "unreadable")}
     return f"{len(states) - sum(counts.values()):,} present" + "".join(
@@ -180,5 +179,5 @@ def _caution(model: TrainedModel, data: MovieDataModule, split: str) -> str:
         )
     same_movies = model.learnt_from in (None, data.learnt_from)
     if not same_movies or not same_source(data.source(), model.data):
-        return "These are other data, or otherwise split, than the checkpoint was trained on."
+        return "This is not the data, or not the split, that the checkpoint was trained on."
     return ""

@@ -1,4 +1,4 @@
-"""The sections by genre: table, curves, calibration, and which genres come together."""
+"""The sections by genre: table, curves, calibration, and co-occurrence."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from genre_lightning.scoring.metrics import per_genre_metrics
 def genre_table(
     model: TrainedModel, scores: SplitScores, fitted: Bootstrap, order: np.ndarray
 ) -> list[dict[str, Any]]:
-    """A row for each genre, in an order of genres."""
+    """Build a row for each genre, in the order of the genre indices ``order``."""
     columns = per_genre_metrics(scores.scores, scores.targets, model.thresholds)
     predicted = (scores.scores >= model.thresholds).sum(dim=0).tolist()
     rows = []
     for g in order.tolist():
         row: dict[str, Any] = {name: column[g].item() for name, column in columns.items()}
-        # a metric counts as 0 in the averages where it is undefined, but is not shown as one
+        # an undefined metric counts as 0 in the averages, but is shown as a dash
         if not row["support"]:
             row["recall"] = row["f1"] = math.nan
         if not predicted[g]:
@@ -52,7 +52,7 @@ def genre_table(
 
 
 def curves(model: TrainedModel, scores: SplitScores, order: np.ndarray) -> list[dict[str, Any]]:
-    """A precision-recall curve for each genre, in an order of genres."""
+    """Draw a precision-recall curve for each genre, in the order of the genre indices ``order``."""
     columns = per_genre_metrics(scores.scores, scores.targets, model.thresholds)
     values, targets = scores.scores.numpy(), scores.targets.numpy()
     panels = []
@@ -77,7 +77,7 @@ def curves(model: TrainedModel, scores: SplitScores, order: np.ndarray) -> list[
 
 
 def calibration(model: TrainedModel, scores: SplitScores, order: np.ndarray) -> dict[str, Any]:
-    """How often what got a score was true, over all genres and for each."""
+    """Compare scores with the share of true cells, over all genres and for each in ``order``."""
     values, targets = scores.scores.numpy(), scores.targets.numpy()
     bins = reliability(values, targets)
     panels = []
@@ -122,7 +122,7 @@ def _bin_rows(bins: Reliability) -> list[dict[str, Any]]:
 
 
 def pairs(model: TrainedModel, scores: SplitScores, order: np.ndarray) -> dict[str, Any]:
-    """Which genres are true and predicted together, of those in ``order``."""
+    """Count which of the genres in ``order`` are true together and predicted together."""
     names = [model.genres[g] for g in order]
     true = (scores.targets.numpy() > 0)[:, order]
     predicted = (scores.scores >= model.thresholds).numpy()[:, order]

@@ -1,7 +1,7 @@
-"""The numbers of a report: pure functions of numpy arrays.
+"""Statistics of a report: pure functions of numpy arrays.
 
-Legend: N movies, G genres, R bootstrap resamples. Decisions and targets are zeros and ones. Where a
-number is undefined it is nan, and the page shows a dash.
+Legend: N movies, G genres, R bootstrap resamples. Decisions and targets are zeros and ones.
+Undefined numbers are nan, which the page shows as a dash.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import numpy as np
 from scipy.sparse import csr_matrix
 from scipy.special import expit, logit
 
-#: Two-sided 95%.
+#: Confidence level, two-sided.
 LEVEL = 0.95
 _Z = 1.959963984540054
 
-#: Cells (movie x genre x resample) that a bootstrap may touch: some seconds for 100,000 movies.
+#: Most cells (movie x genre x resample) of a bootstrap: a few seconds for 100,000 movies.
 _WORK = 60_000_000
 #: Cells held in memory at once.
 _BLOCK = 8_000_000
@@ -25,7 +25,7 @@ _BLOCK = 8_000_000
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and its bootstrap interval; its ends are nan where there is none."""
+    """An estimate and its bootstrap interval; the ends are nan if there is none."""
 
     value: float
     low: float
@@ -38,8 +38,8 @@ class Bootstrap:
 
     Attributes:
         metrics: the names of ``metrics.genre_metrics`` (without ``_at_0.5``) to (R,) float64.
-        per_genre: "f1", "precision", "recall", "ap" to (R, G) float64; nan in "ap" where a resample
-            has no positive.
+        per_genre: "f1", "precision", "recall", "ap" to (R, G) float64; "ap" is nan where a resample
+            has no positives of a genre.
         resamples: R.
         seed: of the draws.
     """
@@ -51,21 +51,21 @@ class Bootstrap:
 
 
 def num_resamples(num_movies: int, num_genres: int) -> int:
-    """How many resamples to draw: fewer for many movies, whose intervals are narrow anyway."""
+    """Number of resamples to draw: fewer for many movies, whose intervals are narrow anyway."""
     return int(np.clip(_WORK // max(1, num_movies * num_genres), 100, 1000))
 
 
 def resample_counts(num_movies: int, resamples: int, seed: int, most: int) -> Iterator[np.ndarray]:
-    """Yield (K, N) float32, K <= ``most``: how often each movie is drawn in each of R resamples.
+    """Yield blocks (K, N) float32, K <= ``most``, of how often each resample draws each movie.
 
-    N draws with replacement. The same arguments give the same draws, whatever ``most``, so metrics
-    of two predictions for the same movies are paired, resample by resample.
+    A resample is N draws with replacement. The draws depend on ``seed`` but not on ``most``, so
+    metrics of two predictions for the same movies are paired, resample by resample.
     """
     generator = np.random.default_rng(seed)
     for start in range(0, resamples, most):
         k = min(most, resamples - start)
         drawn = generator.integers(num_movies, size=(k, num_movies))
-        drawn += np.arange(k)[:, None] * num_movies  # a range of numbers for each resample
+        drawn += np.arange(k)[:, None] * num_movies  # separate resamples, to count them at once
         counts = np.bincount(drawn.ravel(), minlength=k * num_movies)
         yield counts.reshape(k, num_movies).astype(np.float32)
 
@@ -90,7 +90,7 @@ def bootstrap(
         thresholds: (G,) float32; a genre is predicted iff score >= threshold.
         resamples: R.
         seed: of the draws.
-        micro: with ``map_micro``, which takes half of the time; nan without.
+        micro: whether to compute ``map_micro``, which takes half of the time; nan otherwise.
 
     Source: Efron & Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13.
     """
@@ -148,10 +148,10 @@ def bootstrap(
 
 
 class _Ranking:
-    """Cells sorted by score, prepared for average precisions under many weightings of the movies.
+    """Cells sorted by score, to compute average precision under many weightings of the movies.
 
-    Precision counts only where a positive is met, so that all cells between two positives are
-    summed as one. Cells of equal score are one step, as in scikit-learn.
+    Only the precision at positives counts, so the cells between two positives are summed at once.
+    Cells of equal score are one step, as in scikit-learn.
 
     Args:
         scores: (N, C) float32, ranked as one list.
@@ -168,14 +168,14 @@ class _Ranking:
         met, first = np.unique(step, return_index=True)
         ends = step_ends[met]
         movies = order // columns
-        # As sparse matrices of ones: their products with weights are sums over runs of movies,
-        # without a copy of the weights in this order.
+        # Sparse matrices of ones: multiplied by weights, they sum over ranges of the ranking
+        # without a copy of the weights in that order.
         self.found = _sums(movies[positive], np.append(first, positive.sum()), len(scores))
         ranked = movies[: ends[-1] + 1 if len(ends) else 0]
         self.ranked = _sums(ranked, np.append(0, ends + 1), len(scores))
 
     def average_precision(self, weights: np.ndarray) -> np.ndarray:
-        """(R,) float64 for ``weights`` (N, R) of the movies; nan where no positive has weight."""
+        """Return (R,) float64 for movie weights (N, R); nan where no positive has weight."""
         if not self.found.shape[0]:
             return np.full(weights.shape[1], np.nan)
         found = self.found @ weights
@@ -189,26 +189,26 @@ class _Ranking:
 
 
 def _sums(rows: np.ndarray, ends: np.ndarray, num_movies: int) -> csr_matrix:
-    """(K, N) float32 of ones: row k has those at ``rows[ends[k] : ends[k + 1]]``."""
+    """Matrix (K, N) float32 whose row k has ones at ``rows[ends[k] : ends[k + 1]]``."""
     ones = np.ones(len(rows), dtype=np.float32)
     return csr_matrix((ones, rows, ends), shape=(len(ends) - 1, num_movies))
 
 
 def interval(value: float, resampled: np.ndarray, least: float = 0.0) -> Interval:
-    """The basic bootstrap interval of an estimate: the resamples' quantiles, mirrored in it.
+    """The basic bootstrap interval of an estimate: the resamples' quantiles, mirrored at it.
 
-    Mirrored, since a resample repeats movies, which makes average precision of rare genres come
-    out too high, just as in the sample itself: over 120 simulated splits of 400 movies and 12
-    genres the plain percentile interval of macro mAP held the truth 39% of the time, this one 94%
+    Mirroring corrects a bias: a resample repeats movies, which raises the average precision of rare
+    genres, just as in the sample itself. Over 120 simulated splits of 400 movies and 12 genres, the
+    percentile interval of macro mAP covered the truth 39% of the time, this one 94%
     (``tests/report/test_statistics.py`` has a short version).
 
-    There is none where all resamples agree, as those of a genre none of whose few movies is found:
-    no width would say that all is certain.
+    If all resamples agree, as for a rare genre that is never predicted correctly, there is no
+    interval: one of zero width would suggest certainty.
 
     Args:
-        value: the estimate; it always lies inside.
-        resampled: (R,) of the resamples; nans are left out.
-        least: that the estimate can be; it can be no more than 1.
+        value: the estimate, which always lies inside the interval.
+        resampled: (R,) values of the resamples; nans are ignored.
+        least: lower limit of the estimate; the upper limit is 1.
 
     Source: Davison & Hinkley 1997, "Bootstrap Methods and their Application", section 5.2.
     """
@@ -226,17 +226,17 @@ def interval(value: float, resampled: np.ndarray, least: float = 0.0) -> Interva
 def ap_interval(value: float, resampled: np.ndarray, num_movies: int) -> Interval:
     """The interval of one genre's average precision: normal on the logit scale.
 
-    Its standard error is that of the resamples' logits. Of few positives the resamples are skewed,
-    and the mirrored quantiles of :func:`interval` miss the truth too often. Over 500 simulated
-    splits of 777 movies, with normal scores of six strengths, the share of intervals that held the
-    truth was .69 to .92 (mirrored) and .90 to .97 (this one) with 7 positives, .81 to .95 and .90
-    to .98 with 20, .90 to .95 and .93 to .97 with 100 (``tests/report/test_statistics.py`` has a
-    short version). A mean over genres has :func:`interval`, which also takes off its bias.
+    The standard error is that of the resamples' logits. With few positives the resamples are
+    skewed, and the mirrored quantiles of :func:`interval` miss the truth too often. Over 500
+    simulated splits of 777 movies, with normal scores of six strengths, the coverage was .69 to .92
+    (mirrored) and .90 to .97 (this one) with 7 positives, .81 to .95 and .90 to .98 with 20, .90 to
+    .95 and .93 to .97 with 100 (``tests/report/test_statistics.py`` has a short version). For a
+    mean over genres use :func:`interval`, which also corrects its bias.
 
     Args:
-        value: the estimate; it always lies inside.
-        resampled: (R,) of the resamples; nans are left out.
-        num_movies: N. One has no logit: it counts as 1 - 1/(2N).
+        value: the estimate, which always lies inside the interval.
+        resampled: (R,) values of the resamples; nans are ignored.
+        num_movies: N. A value of 1, whose logit is infinite, counts as 1 - 1/(2N).
 
     Source: Davison & Hinkley 1997, section 5.2, for the transformed scale; Boyd, Eng & Page 2013,
     "Area under the precision-recall curve", for the logit.
@@ -252,11 +252,11 @@ def ap_interval(value: float, resampled: np.ndarray, num_movies: int) -> Interva
 
 
 def best_constant(counts: np.ndarray, num_movies: int) -> np.ndarray:
-    """The one set of genres that, predicted for every movie, has the highest micro F1 in training.
+    """Return the set of genres with the highest training micro F1 if predicted for every movie.
 
     Args:
-        counts: (G,) training movies that have each genre.
-        num_movies: of training.
+        counts: (G,) number of training movies that have each genre.
+        num_movies: total number of training movies.
 
     Returns:
         (k,) int64, the k most frequent genres, most frequent first; k >= 1.
@@ -270,13 +270,13 @@ def best_constant(counts: np.ndarray, num_movies: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Reliability:
-    """How often what got a score was true, in K bins of equal width over [0, 1].
+    """Scores compared with the share of true cells, in K bins of equal width over [0, 1].
 
     Attributes:
-        edges: (K + 1,) of the bins; the last one includes 1.
+        edges: (K + 1,) edges of the bins; the last bin includes 1.
         count: (K,) int64, cells in each bin.
         mean_score: (K,), nan for an empty bin.
-        frequency: (K,) share of true ones, nan for an empty bin.
+        frequency: (K,) share of true cells, nan for an empty bin.
         low: (K,) lower end of the 95% Wilson interval of ``frequency`` (Wilson 1927).
         high: (K,) its upper end.
         ece: expected calibration error, the mean of |mean_score - frequency| weighted by ``count``
@@ -295,7 +295,7 @@ class Reliability:
 
 
 def reliability(scores: np.ndarray, targets: np.ndarray, num_bins: int = 10) -> Reliability:
-    """Bin the scores and compare each bin's mean with what happened.
+    """Bin the scores and compare each bin's mean score with its share of true cells.
 
     Args:
         scores: floats in [0, 1] of any shape, not empty.
@@ -332,16 +332,16 @@ def precision_recall_steps(
     """The precision-recall curve of one genre, as steps.
 
     Precision from ``recall[k - 1]`` to ``recall[k]`` is ``precision[k]``, without interpolation
-    (Davis & Goadrich 2006), so the area under the steps is the average precision; thinning
-    keeps it so by averaging.
+    (Davis & Goadrich 2006), so the area under the steps is the average precision. Thinning averages
+    the precision, which preserves the area.
 
     Args:
         scores: (N,) floats.
         targets: (N,) zeros and ones, at least one of them 1.
-        most: points to thin the curve to; longer ones become that many steps of equal recall.
+        most: most points; a longer curve is thinned to this many steps of equal recall.
 
     Returns:
-        (recall, precision), both (K,) float64, recall rising to 1.
+        (recall, precision), both (K,) float64, recall ascending to 1.
     """
     scores, positive = np.asarray(scores), np.asarray(targets) > 0
     order = np.argsort(-scores, kind="stable")
@@ -353,7 +353,7 @@ def precision_recall_steps(
     precision = found[kept] / (ends[kept] + 1)
     if len(recall) <= most:
         return recall, precision
-    # mean precision over each of the equal stretches of recall, out of the area up to its ends
+    # mean precision over each step of recall, from the area under the curve up to the step's ends
     ends_of_stretches = np.linspace(0, 1, most + 1)
     area = np.append(0, np.cumsum(np.diff(recall, prepend=0) * precision))
     upto = np.interp(ends_of_stretches, np.append(0, recall), area)
@@ -361,17 +361,17 @@ def precision_recall_steps(
 
 
 def cooccurrence(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """(G, G) int64: movies with genre i in ``first`` and genre j in ``second``, both (N, G)."""
+    """Count movies with genre i in ``first`` and j in ``second``, both (N, G): (G, G) int64."""
     product = np.asarray(first, dtype=np.float64).T @ np.asarray(second, dtype=np.float64)
     return np.rint(product).astype(np.int64)
 
 
 def row_shares(counts: np.ndarray) -> np.ndarray:
-    """(G, G) float64: co-occurrence as a share of the diagonal's movies of each row."""
+    """Divide each row of co-occurrence counts by its diagonal: (G, G) float64, nan if that is 0."""
     return _ratio(counts, np.diag(counts)[:, None], undefined=np.nan)
 
 
 def _ratio(top: np.ndarray, bottom: np.ndarray, undefined: float = 0.0) -> np.ndarray:
-    """Division with 0 (or another number) where the divisor is 0, as ``zero_division``."""
+    """Divide; ``undefined`` where the divisor is 0, as with scikit-learn's ``zero_division``."""
     top, bottom = np.broadcast_arrays(np.asarray(top, float), np.asarray(bottom, float))
     return np.divide(top, bottom, out=np.full(top.shape, undefined), where=bottom != 0)

@@ -1,13 +1,13 @@
-"""Losses over genre logits: pure functions, and small modules that hold their numbers.
+"""Losses over genre logits: pure functions, and small modules that hold their hyperparameters.
 
 Legend: B batch, G genres. Every function takes logits (B, G), any float dtype and any real value,
 and targets (B, G) in [0, 1] (multi-hot, or soft), and returns a scalar. Half-precision logits
-(float16, bfloat16) are computed in float32: log-sigmoids of such logits lose the digits that rare
-genres live on. float32 and float64 stay as they are.
+(float16, bfloat16) are converted to float32, since half-precision log-sigmoids lose the digits that
+matter for rare genres. float32 and float64 stay as they are.
 
-``bce_with_logits``, ``focal`` and ``asymmetric`` are means over all B x G cells, so their sizes
-compare and a learning rate carries over; ``cross_entropy`` is a mean over the B movies, as in
-PyTorch.
+``bce_with_logits``, ``focal`` and ``asymmetric`` are means over all B x G cells, so their values
+are comparable and a learning rate carries over; ``cross_entropy`` is a mean over the B movies, as
+in PyTorch.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 CLASS_WEIGHTS = ("balanced", "sqrt")
-#: The most that a positive weighs, and the inverse the least (before the root of "sqrt"), so that a
-#: genre of three movies does not outshout all others.
+#: Largest weight of a positive; the smallest is its inverse (both before the root of "sqrt").
+#: Without a limit, a genre of three movies would dominate the loss.
 MAX_WEIGHT = 20.0
 
 
 def class_weights(genre_counts: Tensor | Sequence[int], num_movies: int, kind: str) -> Tensor:
-    """How much a positive of each genre weighs against a negative, from the training counts.
+    """Return the weight of each genre's positives relative to its negatives.
 
     Args:
-        genre_counts: (G,) training movies that have the genre.
-        num_movies: training movies in all.
-        kind: "balanced" is negatives / positives (positives and negatives of a genre then weigh the
-            same in sum); "sqrt" is the square root of that, a milder form.
+        genre_counts: (G,) number of training movies that have the genre.
+        num_movies: total number of training movies.
+        kind: "balanced" is negatives / positives (the positives and negatives of a genre then have
+            equal total weight); "sqrt" is the square root of that, a milder form.
 
     Returns:
         (G,) float32, all finite and positive. A genre without a training movie has weight 1: its
         positives never occur.
 
     Raises:
-        ValueError: for an unknown kind, or counts outside [0, num_movies].
+        ValueError: for an unknown kind, or counts that are not (G,) or outside [0, num_movies].
     """
     if kind not in CLASS_WEIGHTS:
         raise ValueError(f"class_weight is {kind!r}; choose one of {CLASS_WEIGHTS} or null")
@@ -82,13 +82,13 @@ def bce_with_logits(
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, *, pos_weight: Tensor | None = None) -> Tensor:
-    """Softmax cross-entropy of the multi-hot row as it stands: the loss of the original recipe.
+    """Softmax cross-entropy with unnormalised multi-hot targets: the loss of the original recipe.
 
-    What ``torch.nn.CrossEntropyLoss`` computes when the targets are floats, i.e. class
-    "probabilities": (1 / B) sum_b sum_g -w_g y_bg log softmax(z_b)_g. The rows are not divided by
-    their number of genres: a movie with three genres counts three times, one without any counts
-    nothing (but still in B). The genres compete for one unit of probability and a row's logits may
-    shift together unpunished, so sigmoid(z) is no calibrated probability.
+    Equal to ``torch.nn.CrossEntropyLoss`` with float targets, i.e. class "probabilities":
+    (1 / B) sum_b sum_g -w_g y_bg log softmax(z_b)_g. The rows are not divided by their number of
+    genres: a movie with three genres counts three times, and a movie without genres adds nothing
+    (but still counts in B). The genres compete for one unit of probability, and a constant added to
+    all logits of a row does not change the loss, so sigmoid(z) is not a calibrated probability.
 
     Args:
         logits: (B, G).
@@ -119,13 +119,13 @@ def focal(
         logits: (B, G).
         targets: (B, G) in [0, 1].
         gamma: focusing exponent >= 0; 0 is binary cross-entropy.
-        alpha: weight of positives in [0, 1], its complement for negatives.
-        pos_weight: (G,) further weight of each genre's positives.
+        alpha: weight of positives in [0, 1]; negatives have 1 - alpha.
+        pos_weight: (G,) additional weight of each genre's positives.
     """
     logits, targets = _prepare(logits, targets)
     log_p, log_not_p = F.logsigmoid(logits), F.logsigmoid(-logits)
-    # powers as exp(gamma * log): pow(0, gamma) has an infinite slope for gamma < 1, which times
-    # zero is nan
+    # exp(gamma * log) instead of pow: pow(0, gamma) has an infinite gradient for gamma < 1, and
+    # infinity times zero is nan
     positive = targets * torch.exp(gamma * log_not_p) * log_p
     negative = (1 - targets) * torch.exp(gamma * log_p) * log_not_p
     if pos_weight is not None:
@@ -148,8 +148,8 @@ def asymmetric(
 
     Ridnik et al. 2021, "Asymmetric Loss For Multi-Label Classification":
     -[w y (1 - p)^gamma_pos log p + (1 - y) q^gamma_neg log(1 - q)], p = sigmoid(z), q = max(p -
-    clip, 0): easy negatives fade faster than easy positives, and those below ``clip`` count
-    nothing. The authors sum over the cells; this is the mean.
+    clip, 0): easy negatives are down-weighted more than easy positives, and negatives with p below
+    ``clip`` contribute nothing. The authors sum over the cells; this is the mean.
 
     Args:
         logits: (B, G).
@@ -157,13 +157,13 @@ def asymmetric(
         gamma_neg: focusing exponent >= 0 of the negatives.
         gamma_pos: focusing exponent >= 0 of the positives.
         clip: probability margin in [0, 1); 0 turns it off.
-        pos_weight: (G,) further weight of each genre's positives.
+        pos_weight: (G,) additional weight of each genre's positives.
     """
     logits, targets = _prepare(logits, targets)
     log_p, log_not_p = F.logsigmoid(logits), F.logsigmoid(-logits)
     positive = targets * torch.exp(gamma_pos * log_not_p) * log_p
     if clip > 0:
-        # floor above zero: see focal() on pow(0, gamma); log(1 - floor) is exactly 0
+        # floor above zero because of pow(0, gamma), see focal(); log(1 - floor) is exactly 0
         floor = torch.finfo(logits.dtype).tiny
         shifted = (torch.sigmoid(logits) - clip).clamp(min=floor)
         negative = shifted.pow(gamma_neg) * torch.log1p(-shifted)
@@ -175,13 +175,14 @@ def asymmetric(
 
 
 class WeightedLoss(nn.Module):
-    """A loss whose genres can have weights.
+    """Base class of losses with optional class weights.
 
     Args:
-        pos_weight: (G,) how much a positive of each genre weighs; 1 when None.
+        pos_weight: (G,) weight of each genre's positives; 1 when None.
 
     Attributes:
-        activation: how the logits it trains become scores; a key of ``models.fusion.ACTIVATIONS``.
+        activation: turns logits trained with this loss into scores; a key of
+            ``models.fusion.ACTIVATIONS``.
     """
 
     activation = "sigmoid"
@@ -193,7 +194,7 @@ class WeightedLoss(nn.Module):
 
 
 class BCELoss(WeightedLoss):
-    """``bce_with_logits`` with its numbers."""
+    """:func:`bce_with_logits` as a module."""
 
     def __init__(self, pos_weight: Tensor | None = None, label_smoothing: float = 0.0) -> None:
         super().__init__(pos_weight)
@@ -201,24 +202,24 @@ class BCELoss(WeightedLoss):
         self.label_smoothing = label_smoothing
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss, a scalar, of logits (B, G) and targets (B, G)."""
+        """Return the scalar loss of logits (B, G) and targets (B, G)."""
         return bce_with_logits(
             logits, targets, pos_weight=self.pos_weight, label_smoothing=self.label_smoothing
         )
 
 
 class CrossEntropyLoss(WeightedLoss):
-    """``cross_entropy`` with its weights."""
+    """:func:`cross_entropy` as a module."""
 
     activation = "softmax"
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss, a scalar, of logits (B, G) and targets (B, G)."""
+        """Return the scalar loss of logits (B, G) and targets (B, G)."""
         return cross_entropy(logits, targets, pos_weight=self.pos_weight)
 
 
 class FocalLoss(WeightedLoss):
-    """``focal`` with its numbers."""
+    """:func:`focal` as a module."""
 
     def __init__(
         self, pos_weight: Tensor | None = None, gamma: float = 2.0, alpha: float | None = None
@@ -231,14 +232,14 @@ class FocalLoss(WeightedLoss):
         self.alpha = alpha
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss, a scalar, of logits (B, G) and targets (B, G)."""
+        """Return the scalar loss of logits (B, G) and targets (B, G)."""
         return focal(
             logits, targets, gamma=self.gamma, alpha=self.alpha, pos_weight=self.pos_weight
         )
 
 
 class AsymmetricLoss(WeightedLoss):
-    """``asymmetric`` with its numbers."""
+    """:func:`asymmetric` as a module."""
 
     def __init__(
         self,
@@ -256,7 +257,7 @@ class AsymmetricLoss(WeightedLoss):
         self.clip = clip
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss, a scalar, of logits (B, G) and targets (B, G)."""
+        """Return the scalar loss of logits (B, G) and targets (B, G)."""
         return asymmetric(
             logits,
             targets,
@@ -267,7 +268,7 @@ class AsymmetricLoss(WeightedLoss):
         )
 
 
-#: Every loss by the short name that configs and checkpoints use. A new loss is a line here.
+#: Losses by the short names in configs and checkpoints. A new loss is one more line here.
 LOSSES: dict[str, type[nn.Module]] = {
     "bce": BCELoss,
     "cross_entropy": CrossEntropyLoss,
@@ -283,23 +284,24 @@ def build_loss(
     class_weight: str | None = None,
     **numbers: Any,
 ) -> nn.Module:
-    """Build a loss from plain data: what ``conf/loss`` holds and what a checkpoint stores.
+    """Build a loss from plain data, as in ``conf/loss`` and in checkpoints.
 
     Args:
         name: a key of ``LOSSES``.
-        genre_counts: (G,) training movies that have each genre; for class weights.
-        num_movies: training movies in all.
+        genre_counts: (G,) number of training movies that have each genre; for class weights.
+        num_movies: total number of training movies; for class weights.
         class_weight: the ``kind`` of :func:`class_weights`; None for no weights.
-        numbers: the loss's own arguments.
+        numbers: further arguments of the loss.
 
     Returns:
-        The module; its ``description`` is the plain data that builds it again.
+        The module; its ``description`` holds the arguments that build it again.
 
     Raises:
-        ValueError: an unknown name or argument, or one of a wrong type or range.
+        ValueError: for an unknown name or argument, a value of the wrong type or out of range, or
+            class weights without counts.
     """
     if name not in LOSSES:
-        raise ValueError(f"loss {name!r} is unknown; there is {', '.join(LOSSES)}")
+        raise ValueError(f"loss {name!r} is unknown; choose one of {', '.join(LOSSES)}")
     parameters = inspect.signature(LOSSES[name]).parameters
     known = ["class_weight" if key == "pos_weight" else key for key in parameters]
     for key, value in numbers.items():
@@ -312,7 +314,7 @@ def build_loss(
     arguments = dict(numbers)
     if class_weight is not None:
         if "class_weight" not in known:
-            raise ValueError(f"loss.class_weight={class_weight}: {name} weighs no genres")
+            raise ValueError(f"loss.class_weight={class_weight}: {name} has no class weights")
         if genre_counts is None or num_movies is None:
             raise ValueError(
                 f"class_weight={class_weight!r} needs genre_counts and num_movies of train"
@@ -330,7 +332,7 @@ def build_loss(
 
 
 def _prepare(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Checked, and of one type: logits of half precision become float32."""
+    """Check the shapes and bring both to one dtype; half precision becomes float32."""
     if logits.shape != targets.shape or logits.ndim != 2:
         raise ValueError(
             f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)} must both be (B, G)"

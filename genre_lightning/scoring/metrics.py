@@ -1,8 +1,8 @@
 """Multi-label metrics of genre predictions: pure functions, and a collector of logits.
 
 Legend: N movies, G genres. A genre is predicted iff its score >= its threshold, both as float32.
-Nothing here rounds or averages over batches: the metrics are those of the whole split, equal to
-scikit-learn's with ``zero_division=0``.
+Metrics are computed over the whole split, without rounding or averaging over batches, and are equal
+to scikit-learn's with ``zero_division=0``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torchmetrics.utilities.data import dim_zero_cat
 
 
 def genre_metrics(scores: Tensor, targets: Tensor, thresholds: Tensor) -> dict[str, float]:
-    """The scores of a whole split as one flat dictionary of floats.
+    """Return the metrics of a whole split as one flat dictionary of floats.
 
     Args:
         scores: (N, G) floats in [0, 1].
@@ -30,17 +30,17 @@ def genre_metrics(scores: Tensor, targets: Tensor, thresholds: Tensor) -> dict[s
         thresholds: (G,) floats; a genre is predicted iff score >= threshold.
 
     Returns:
-        ``f1_micro``, ``f1_macro``, ``f1_weighted`` (by support), ``f1_samples`` (mean F1 of the
-        rows), ``precision_micro``, ``precision_macro``, ``recall_micro``, ``recall_macro`` at
+        ``f1_micro``, ``f1_macro``, ``f1_weighted`` (by support), ``f1_samples`` (mean over movies),
+        ``precision_micro``, ``precision_macro``, ``recall_micro``, ``recall_macro`` at
         ``thresholds``; the same names with ``_at_0.5`` at a fixed 0.5; ``map_micro`` (average
-        precision of all cells as one list) and ``map_macro``. As in scikit-learn with
-        ``zero_division=0``, a genre (or row) without positives and predictions counts as F1 0 in
-        the F1, precision and recall means. ``map_macro`` is the mean over the genres that have a
-        positive, since average precision is undefined for the others. Without any positive in the
-        split both mAP are 0.
+        precision of all cells in one ranking) and ``map_macro``. As in scikit-learn with
+        ``zero_division=0``, a genre (or movie) without positives and predictions counts as 0 in the
+        F1, precision and recall means. ``map_macro`` is the mean over the genres that have a
+        positive, since average precision is undefined for the others. Both mAP are 0 if the split
+        has no positives.
 
     Raises:
-        ValueError: when shapes disagree, N is 0, or values are out of range.
+        ValueError: if shapes disagree, N is 0, or values are out of range.
     """
     scores, targets, thresholds = _prepare(scores, targets, thresholds)
     num_genres = scores.shape[1]
@@ -63,7 +63,7 @@ def genre_metrics(scores: Tensor, targets: Tensor, thresholds: Tensor) -> dict[s
 
 
 def per_genre_metrics(scores: Tensor, targets: Tensor, thresholds: Tensor) -> dict[str, Tensor]:
-    """The scores of each genre, for a table.
+    """Return the metrics of each genre.
 
     Args:
         scores: (N, G) floats in [0, 1].
@@ -76,7 +76,7 @@ def per_genre_metrics(scores: Tensor, targets: Tensor, thresholds: Tensor) -> di
         (float32).
 
     Raises:
-        ValueError: as ``genre_metrics``.
+        ValueError: as in ``genre_metrics``.
     """
     scores, targets, thresholds = _prepare(scores, targets, thresholds)
     num_genres = scores.shape[1]
@@ -86,7 +86,7 @@ def per_genre_metrics(scores: Tensor, targets: Tensor, thresholds: Tensor) -> di
         "precision": multilabel_precision,
         "recall": multilabel_recall,
     }
-    # reshaped, since torchmetrics makes a scalar of a single genre
+    # reshaped, since torchmetrics returns a scalar for a single genre
     table = {
         name: metric(predicted, targets, num_genres, average="none", validate_args=False).reshape(
             num_genres
@@ -102,13 +102,13 @@ def per_genre_metrics(scores: Tensor, targets: Tensor, thresholds: Tensor) -> di
 class LogitCollector(Metric):
     """Collects the logits, targets and folds of a split, over batches and processes.
 
-    ``update(logits (B, K, G), targets (B, G), folds (B,))``, the logits of K branches, only keeps
-    the tensors, so no step waits for the device. ``compute()`` returns (logits (N, K, G) float32,
-    targets (N, G) uint8, folds (N,) int64), under DDP in rank order; the ranks may hold different
-    numbers of rows, and some of them none. N is 0 where nothing was collected.
+    ``update(logits (B, K, G), targets (B, G), folds (B,))`` takes the logits of K branches and only
+    stores the tensors, so no step waits for the device. ``compute()`` returns (logits (N, K, G)
+    float32, targets (N, G) uint8, folds (N,) int64), in rank order under DDP. Ranks can hold
+    different numbers of rows, or none. N is 0 if nothing was collected.
 
     Args:
-        num_branches: K, which a rank without a batch cannot know from its tensors.
+        num_branches: K, which a rank without batches cannot infer.
         num_genres: G, likewise.
     """
 
@@ -126,7 +126,7 @@ class LogitCollector(Metric):
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
     def update(self, logits: Tensor, targets: Tensor, folds: Tensor) -> None:
-        """Keep a batch: logits (B, K, G) floats, targets (B, G) zeros and ones, folds (B,)."""
+        """Store a batch: logits (B, K, G) floats, targets (B, G) zeros and ones, folds (B,)."""
         rows = len(folds)
         if logits.shape != (rows, *self.shape) or targets.shape != (rows, self.shape[1]):
             raise ValueError(
@@ -136,21 +136,21 @@ class LogitCollector(Metric):
         self._keep(logits.detach().float(), targets.detach().to(torch.uint8), folds)
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
-        """Join the states of all processes; torchmetrics calls it around ``compute``."""
-        # left to itself, torchmetrics has a rank without rows send a 1-d float tensor, which the
-        # others cannot join
+        """Gather the states of all processes; torchmetrics calls this before ``compute``."""
+        # by default, torchmetrics sends a 1-d float tensor for a rank without rows, which cannot be
+        # concatenated with the others
         if isinstance(self.logits, list) and not self.logits:
             self._keep(*self._no_rows())
         super().sync(*args, **kwargs)
 
     def compute(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return (logits (N, K, G) float32, targets (N, G) uint8, folds (N,) int64) of all."""
+        """Return (logits (N, K, G) float32, targets (N, G) uint8, folds (N,) int64)."""
         if isinstance(self.logits, list) and not self.logits:
             return self._no_rows()
         return dim_zero_cat(self.logits), dim_zero_cat(self.targets), dim_zero_cat(self.folds)
 
     def collected(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What ``compute`` is to return: of a single number torchmetrics takes the shape away."""
+        """Return ``compute()`` with full shapes: torchmetrics squeezes single-element tensors."""
         logits, targets, folds = self.compute()
         return (
             logits.reshape(-1, *self.shape),
@@ -172,9 +172,9 @@ class LogitCollector(Metric):
 
 
 def _decision_metrics(predicted: Tensor, targets: Tensor) -> dict[str, float]:
-    """The metrics of ``names.DECISIONS`` of (N, G) predictions and targets."""
-    # As torchmetrics computes them, to the last bit, from counts that are taken once: its functions
-    # take them eight times over.
+    """Return the metrics in ``names.DECISIONS`` of (N, G) predictions and targets."""
+    # Equal to torchmetrics to the last bit, but its functions would count eight times instead of
+    # once.
     hits = predicted & targets.bool()
     genres = [counted.sum(dim=0) for counted in (hits, predicted, targets)]
     rows = [counted.sum(dim=1) for counted in (hits, predicted, targets)]
@@ -202,14 +202,14 @@ def _mean(values: Tensor) -> float:
 
 
 def _divided(above: Tensor, below: Tensor) -> Tensor:
-    """float32, 0 where it would be 0 / 0."""
+    """Quotient as float32, 0 where the divisor is 0."""
     return torch.where(below > 0, above / below, 0.0)
 
 
 def _average_precisions(scores: Tensor, targets: Tensor) -> Tensor:
-    """(G,) float32; nan for a genre without positives.
+    """Return (G,) float32; nan for a genre without positives.
 
-    For such a genre torchmetrics gives -0.0, 0.0 or nan, by its version.
+    For such a genre torchmetrics returns -0.0, 0.0 or nan, depending on its version.
     """
     num_genres = scores.shape[1]
     values = torch.full((num_genres,), float("nan"), device=scores.device)
@@ -226,7 +226,7 @@ def _average_precisions(scores: Tensor, targets: Tensor) -> Tensor:
 
 
 def _prepare(scores: Tensor, targets: Tensor, thresholds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Checked: float32 scores, int64 targets, float32 thresholds on the device of the scores."""
+    """Check; return float32 scores, int64 targets, float32 thresholds on the scores' device."""
     if scores.ndim != 2 or scores.shape != targets.shape or 0 in scores.shape:
         raise ValueError(
             f"scores {tuple(scores.shape)} and targets {tuple(targets.shape)} "
@@ -237,8 +237,8 @@ def _prepare(scores: Tensor, targets: Tensor, thresholds: Tensor) -> tuple[Tenso
             f"thresholds {tuple(thresholds.shape)} must be (G,) = ({scores.shape[1]},)"
         )
     scores = scores.detach().float()
-    # torchmetrics would take scores out of range for logits and squash them, nan passes every
-    # comparison as False
+    # torchmetrics would take scores out of range for logits and apply a sigmoid; nan would silently
+    # count as below every threshold
     if not bool(((scores >= 0) & (scores <= 1)).all()):
         raise ValueError("scores must lie in [0, 1] and not be nan; pass sigmoid(logits)")
     if not bool(((targets == 0) | (targets == 1)).all()):

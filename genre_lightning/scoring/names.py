@@ -1,8 +1,8 @@
-"""What the scores of a split are called; imported before PyTorch is."""
+"""Names of a split's metrics, kept apart so that they can be imported without PyTorch."""
 
 from __future__ import annotations
 
-#: At the thresholds that were fitted; with "_at_0.5" at a fixed 0.5.
+#: Metrics at the fitted thresholds; with the suffix "_at_0.5", at a fixed 0.5.
 DECISIONS = (
     "f1_micro",
     "f1_macro",
@@ -13,7 +13,7 @@ DECISIONS = (
     "recall_micro",
     "recall_macro",
 )
-#: What an epoch's validation gives, and a run can be told to monitor.
+#: Metrics of each validation that a run can monitor.
 MONITORED = tuple(
     f"val/{name}"
     for name in (

@@ -1,14 +1,15 @@
-"""What is learnt on top of the sum of branches, from movies that the network has not learnt from.
+"""Stacking: logistic regressions on top of the summed branches, fitted on held-out movies.
 
-Legend: N movies, G genres, K branches. The sum of branches does not know which of them is to be
-trusted for which genre, nor that a western is seldom a musical. So each genre gets a logistic
-regression on its logits by each branch and the scores of all genres, which starts from the sum:
+Legend: N movies, G genres, K branches. The sum of branches can't learn which branch to trust for
+which genre, nor that a western is seldom a musical. So each genre gets a logistic regression on the
+branches' logits of that genre and the scores of all genres, which starts from the sum:
 
     logit_g = sum_g + sum over k of (weight_kg - 1) branch_kg
               + offset_g + sum over h of genres_gh sigmoid(sum_h)
 
-This is stacking (Wolpert 1992, "Stacked generalization"), and of labels (Godbole and Sarawagi 2004,
-"Discriminative methods for multi-labeled classification"). It calibrates the scores as well.
+This is stacking (Wolpert 1992, "Stacked generalization"), of branches and of labels (Godbole and
+Sarawagi 2004, "Discriminative methods for multi-labeled classification"). It also calibrates the
+scores.
 """
 
 from __future__ import annotations
@@ -20,27 +21,28 @@ from scipy.special import expit
 
 from genre_lightning.scoring.thresholds import log_losses
 
-#: Precision of the Gaussian prior of each offset and of what each genre's score adds, around 0. On
-#: held-out parts of train, of 0.3, 1, 3 and 10 those to 1 were about equally good.
+#: Precision of the Gaussian priors around 0 of offsets and genre weights. On held-out parts of
+#: train, 0.3 and 1 were about equally good, out of 0.3, 1, 3 and 10.
 STRENGTH = 1.0
-#: The same of each branch's weight, around 1; of 0.3 to 300 those to 3 were about equally good.
+#: Precision of the priors around 1 of branch weights. Out of 0.3 to 300, the values up to 3 were
+#: about equally good.
 BRANCH_STRENGTH = 3.0
-#: More take too long: what is solved grows with the third power of their number.
+#: More genres take too long: the size of all Hessians grows with the third power of their number.
 MAX_STACKED_GENRES = 100
 
 _STEPS = 100
-# Newton's method ends where a step would lower no cost, a sum over movies, by half of this.
+# Newton's method stops when a step would lower each genre's cost by less than half of this.
 _DECREASE = 1e-10
-# Numbers that are held at once: 256 MiB of float64.
+# Numbers held in memory at once: 256 MiB of float64.
 _BLOCK = 2**25
 
 
 class Stacked(NamedTuple):
-    """Fitted weights; those of M folds have a first axis of M in each array.
+    """Fitted weights; for M folds, each array has a leading axis of M.
 
     Attributes:
-        branches: (K, G) float64 weights of the branches' logits of each genre; 1 leaves them.
-        genres: (G, G) float64; row g is what the score of each genre adds to the logit of genre g.
+        branches: (K, G) float64, the weight of each branch's logit of each genre; 1 is neutral.
+        genres: (G, G) float64; row g has the weights of all genres' scores in the logit of genre g.
         offsets: (G,) float64.
     """
 
@@ -50,11 +52,11 @@ class Stacked(NamedTuple):
 
 
 def fit_stacking(logits: np.ndarray, branch_logits: np.ndarray, targets: np.ndarray) -> Stacked:
-    """The weights of the greatest posterior probability.
+    """Fit the maximum a posteriori weights.
 
     Args:
         logits: (N, G) sums, finite.
-        branch_logits: (N, K, G), which they are sums of; zero for a movie that lacks the column.
+        branch_logits: (N, K, G) parts of the sums; zero for a movie that lacks the column.
         targets: (N, G) zeros and ones.
     """
     regressions = _Regressions(logits, branch_logits, targets)
@@ -69,17 +71,17 @@ def fit_stacking_by_folds(
     *,
     num_folds: int,
 ) -> Stacked:
-    """The weights for each fold, fitted on all other movies.
+    """Fit the weights for each fold on the movies of all other folds.
 
     Args:
-        logits: see :func:`fit_stacking`; so are ``branch_logits`` and ``targets``.
-        branch_logits: (N, K, G).
-        targets: (N, G).
+        logits: (N, G), see :func:`fit_stacking`.
+        branch_logits: (N, K, G), likewise.
+        targets: (N, G), likewise.
         folds: (N,) integers in 0..M-1.
-        num_folds: M; where validation looks at some movies alone, a fold may have none of them.
+        num_folds: M; a fold can be empty if validation is limited to some movies.
     """
     regressions = _Regressions(logits, branch_logits, targets)
-    # The optima lie near that of all movies, so that few steps from there are enough.
+    # Each fold's optimum is near that of all movies, so a few steps from there are enough.
     start = regressions.solve()
     found = [
         regressions.solve((folds != fold).astype(np.float64), start) for fold in range(num_folds)
@@ -88,13 +90,13 @@ def fit_stacking_by_folds(
 
 
 class _Regressions:
-    """G convex problems, solved side by side by Newton's method.
+    """G convex problems, solved together by Newton's method.
 
-    The parameters of a genre are G weights of scores, its offset, and K of branches, less 1.
+    The parameters of a genre are its G genre weights, its offset, and its K branch weights minus 1.
     """
 
     def __init__(self, logits: np.ndarray, branch_logits: np.ndarray, targets: np.ndarray) -> None:
-        # Genres come first: (G, N), and (G, N, K) of the branches.
+        # Genres are the first axis: (G, N), and (G, N, K) for the branches.
         self.logits, self.targets = logits.T.astype(np.float64), targets.T.astype(np.float64)
         self.branch_logits = np.ascontiguousarray(
             branch_logits.transpose(2, 0, 1), dtype=np.float64
@@ -109,18 +111,18 @@ class _Regressions:
         self.products = self._products(self.blocks[0]) if len(self.blocks) == 1 else None
 
     def unpack(self, found: np.ndarray) -> Stacked:
-        """The parts of (..., G, G + 1 + K) parameters."""
+        """Split parameters (..., G, G + 1 + K) into weights."""
         genres, offsets = found[..., : self.num_shared - 1], found[..., self.num_shared - 1]
         return Stacked(1 + np.moveaxis(found[..., self.num_shared :], -1, -2), genres, offsets)
 
     def solve(
         self, counted: np.ndarray | None = None, start: np.ndarray | None = None
     ) -> np.ndarray:
-        """(G, G + 1 + K) parameters of each genre.
+        """Return the optimal parameters (G, G + 1 + K).
 
         Args:
-            counted: (N,) how much each movie counts; None for 1.
-            start: (G, G + 1 + K) where to begin; None for zeros.
+            counted: (N,) weight of each movie; None for 1.
+            start: (G, G + 1 + K) initial parameters; None for zeros.
         """
         num_genres, num_movies = self.logits.shape
         counts = np.ones(num_movies) if counted is None else counted
@@ -131,7 +133,7 @@ class _Regressions:
             sums = self.logits + found[:, : self.num_shared] @ self.inputs.T
             sums += (self.branch_logits @ found[:, self.num_shared :, None])[..., 0]
             cost = log_losses(sums, self.targets) @ counts + found**2 @ self.precision / 2
-            # A full step can overshoot; half as much for the genres where it did.
+            # A full step can overshoot: halve it for the genres whose cost has risen.
             worse = cost > now * (1 + 1e-12)
             if worse.any():
                 step[worse] /= 2
@@ -151,7 +153,7 @@ class _Regressions:
         return found
 
     def _hessian(self, curvature: np.ndarray) -> np.ndarray:
-        """(G, W, W) of all genres, W = G + 1 + K, for (G, N) curvatures of the cells."""
+        """Hessians (G, W, W) of all genres, W = G + 1 + K, for curvatures (G, N) of the cells."""
         shared = slice(self.num_shared)
         branches = slice(self.num_shared, None)
         hessian = np.empty((len(curvature), len(self.precision), len(self.precision)))
@@ -164,15 +166,15 @@ class _Regressions:
         return hessian + np.diag(self.precision)
 
     def _summed(self, curvature: np.ndarray) -> np.ndarray:
-        """(G, pairs) the upper triangles of what the shared inputs have in all Hessians.
+        """Upper triangles (G, pairs) of the shared inputs' block in all Hessians.
 
-        Every genre's is a weighted sum of the same products, so that all are one matrix product.
+        Each is a weighted sum of the same products, so one matrix product computes all of them.
         """
         if self.products is not None:
             return np.asarray(curvature @ self.products)
         return sum(curvature[:, rows] @ self._products(rows) for rows in self.blocks)
 
     def _products(self, rows: slice) -> np.ndarray:
-        """(rows, pairs) each shared input by each other one, for some of the movies."""
+        """Products (rows, pairs) of every pair of shared inputs, for some of the movies."""
         first, second = (self.inputs[rows, places] for places in self.upper)
         return np.ascontiguousarray(first * second)

@@ -2,10 +2,10 @@
 
 Legend: N movies, G genres. A genre is predicted iff its score >= its threshold, both as float32.
 
-Micro F1 alone asks for one common threshold, macro F1 for one per genre, and a genre with a dozen
-positives in validation cannot tell its own: the cut that happens to suit those twelve buys nothing
-on other movies. Method "expected" therefore takes from the labels only what they can tell, a
-calibration of the scores, and finds the cuts that are best by the calibrated probabilities.
+Micro F1 favours one common threshold, macro F1 one per genre. But a dozen positives in validation
+are too few to fit a genre's threshold: the cut that happens to suit those twelve does not carry
+over to other movies. Method "expected" therefore uses the labels only to calibrate the scores, and
+then finds the thresholds that are best under the calibrated probabilities.
 
 Fitted on 466 movies of ml1m's training split and scored on the other 2640, mean of 100 draws, with
 scores of a cross-validated logistic regression (``python -m benchmarks.thresholds``):
@@ -29,11 +29,11 @@ from genre_lightning.errors import SettingError
 
 METHODS = ("expected", "shrunk", "shared", "per_genre")
 DEFAULT_METHOD = "expected"
-#: Of "shrunk" and "expected": a genre with that many positives goes about half the way.
+#: For "shrunk" and "expected": a genre with this many positives is shrunk by about half.
 STRENGTH = 20.0
-#: Of "expected": how much micro F1 counts beside macro F1.
+#: For "expected": the weight of micro F1; macro F1 has the rest.
 MICRO_WEIGHT = 0.6
-# Probabilities are kept this far from 0 and 1 before a logit is taken of them.
+# Probabilities are clipped this far from 0 and 1 before their logit is taken.
 _EPS = 1e-6
 
 
@@ -48,22 +48,22 @@ def fit_thresholds(
     """Fit thresholds (G,) float32, on the device of ``scores``, to a validation split.
 
     Args:
-        scores: (N, G) floats in [0, 1]; they rank, they need not be calibrated.
+        scores: (N, G) floats in [0, 1]; they need not be calibrated.
         targets: (N, G) zeros and ones of any dtype.
         method: "shared" is one threshold for all genres, the exact optimum of micro F1.
             "per_genre" is the exact optimum of each genre's own F1.
-            "shrunk" is the latter drawn towards the former, in logits: w t_g + (1 - w) t with
+            "shrunk" shrinks the latter towards the former, in logits: w t_g + (1 - w) t with
             w = n_g / (n_g + strength) and n_g the genre's positives.
-            "expected" maximises micro_weight x micro F1 + (1 - micro_weight) x macro F1 as
-            expected by probabilities calibrated on this split (see ``calibrate``).
-        strength: how strongly "shrunk" and "expected" pull a genre to what all have in common; a
-            genre with that many positives goes about half the way.
-        micro_weight: in [0, 1], of "expected" alone.
+            "expected" maximises micro_weight x micro F1 + (1 - micro_weight) x macro F1, both
+            expected under probabilities calibrated on this split (see ``calibrate``).
+        strength: how strongly "shrunk" and "expected" shrink a genre towards the fit of all genres;
+            a genre with this many positives is shrunk by about half.
+        micro_weight: in [0, 1]; only used by "expected".
 
-    A cut lies midway between the two scores it separates, so thresholds are in [0, 1]; the float
-    after 1 stands for never, where even the highest scores are not worth it to "expected". Genres
-    without positives take the shared threshold; without a positive anywhere nothing can be fitted
-    and all are 0.5.
+    A threshold lies midway between the two scores it separates, in [0, 1]. If even the highest
+    score of a genre is not worth predicting, "expected" puts the threshold midway between that
+    score and 1, or at the float after 1 for a score of 1. Genres without positives get the shared
+    threshold. Without any positives, all thresholds are 0.5.
 
     Raises:
         ValueError: for an unknown method, shapes that disagree, N = 0, or values out of range.
@@ -102,10 +102,10 @@ def fit_thresholds(
 
 
 def check_threshold_fit(method: str = DEFAULT_METHOD, micro_weight: float = MICRO_WEIGHT) -> None:
-    """Refuse what :func:`fit_thresholds` can't take.
+    """Check settings of :func:`fit_thresholds`.
 
     Raises:
-        SettingError: naming it.
+        SettingError: for an unknown method, or ``micro_weight`` outside [0, 1].
     """
     if method not in METHODS:
         raise SettingError(f"threshold method {method!r} is unknown; choose one of {METHODS}")
@@ -114,14 +114,15 @@ def check_threshold_fit(method: str = DEFAULT_METHOD, micro_weight: float = MICR
 
 
 def best_f1_cuts(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """For each column the cut of the highest F1, of all possible cuts; O(N log N).
+    """Return the threshold with the highest F1 for each column; exact, O(N log N).
 
     Args:
         scores: (N, C) float32 in [0, 1].
-        targets: (N, C) floats: zeros and ones, or probabilities (F1 is then of expected counts).
+        targets: (N, C) floats: zeros and ones, or probabilities (F1 then uses expected counts).
 
     Returns:
-        (C,) float32. Of cuts with equal F1 the highest; 0.5 for a column without positives.
+        (C,) float32. Among thresholds with equal F1, the highest; 0.5 for a column without
+        positives.
     """
     f1, _, ordered = _f1_of_cuts(scores, targets)
     cuts = _place_cuts(ordered, f1.argmax(axis=0))
@@ -129,16 +130,16 @@ def best_f1_cuts(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 def best_mixed_cuts(scores: np.ndarray, targets: np.ndarray, micro_weight: float) -> np.ndarray:
-    """Cuts that maximise micro_weight x micro F1 + (1 - micro_weight) x macro F1.
+    """Find thresholds that maximise micro_weight x micro F1 + (1 - micro_weight) x macro F1.
 
-    By coordinate ascent: one genre at a time takes the best of all its cuts given those of the
-    others, until none moves. It starts from each genre's own optimum and from the common cut of
-    ``targets``, and the better end counts.
+    Coordinate ascent: each genre in turn gets its best threshold given the others', until none
+    changes. There are two starts, each genre's own optimum and the best common cut through
+    ``targets``; the better result is returned.
 
     Args:
         scores: (N, G) float32 in [0, 1].
-        targets: (N, G) floats: zeros and ones, or probabilities (the F1 are then of expected
-            counts). Every column has some.
+        targets: (N, G) floats: zeros and ones, or probabilities (F1 then uses expected counts).
+            Every column has positives.
         micro_weight: in [0, 1].
 
     Returns:
@@ -156,7 +157,7 @@ def best_mixed_cuts(scores: np.ndarray, targets: np.ndarray, micro_weight: float
         return float(micro_weight * micro + (1 - micro_weight) * f1[taken, genres].mean())
 
     def ascend(taken: np.ndarray) -> np.ndarray:
-        for _ in range(50):  # some 5 are enough
+        for _ in range(50):  # about 5 are enough
             before = taken.copy()
             for g in range(num_genres):
                 other_hits = hits[taken, genres].sum() - hits[taken[g], g]
@@ -176,19 +177,19 @@ def best_mixed_cuts(scores: np.ndarray, targets: np.ndarray, micro_weight: float
 
 
 def calibrate(scores: np.ndarray, targets: np.ndarray, strength: float) -> np.ndarray:
-    """Probabilities (N, G) float64 that fit the targets; see :func:`fit_calibration`."""
+    """Return calibrated probabilities (N, G) float64; see :func:`fit_calibration`."""
     return _sigmoid(fit_calibration(scores, targets, strength).logits(scores))
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What turns scores into probabilities: sigmoid(slope (logit(score) - mean) / sd + offsets).
+    """Maps scores to probabilities: sigmoid(slope (logit(score) - mean) / sd + offset + offsets).
 
     Attributes:
-        mean, sd: of the logits of the scores that it was fitted to.
-        slope: common to all genres.
-        offset: likewise.
-        offsets: (G,) float64, of each genre, beside that.
+        mean, sd: of the logits of the scores it was fitted to.
+        slope: shared by all genres.
+        offset: shared by all genres.
+        offsets: (G,) float64, the additional offset of each genre.
     """
 
     mean: float
@@ -198,7 +199,7 @@ class Calibration:
     offsets: np.ndarray
 
     def logits(self, scores: np.ndarray) -> np.ndarray:
-        """(N, G) float64 calibrated logits of scores (N, G) in [0, 1]."""
+        """Return calibrated logits (N, G) float64 of scores (N, G) in [0, 1]."""
         standard = (_logit(scores) - self.mean) / self.sd
         return self.slope * standard + self.offset + self.offsets
 
@@ -206,12 +207,12 @@ class Calibration:
 def fit_calibration(
     scores: np.ndarray, targets: np.ndarray, strength: float = STRENGTH
 ) -> Calibration:
-    """Fit probabilities to targets, from scores that need not be any.
+    """Fit a map from uncalibrated scores to probabilities.
 
     One logistic regression over all cells, sigmoid(a logit(score) + b + c_g), after Platt 1999,
-    "Probabilistic Outputs for Support Vector Machines". Slope and offset are common to all genres;
-    each genre's own offset c_g has a Gaussian prior around 0 of precision ``strength``, so that it
-    departs from the rest as far as its positives can tell. Convex; solved by Newton's method.
+    "Probabilistic Outputs for Support Vector Machines". Slope a and offset b are shared by all
+    genres. Each genre's own offset c_g has a Gaussian prior around 0 of precision ``strength``, so
+    rare genres stay close to the rest. Convex; solved by Newton's method.
 
     Args:
         scores: (N, G) float32 in [0, 1].
@@ -222,7 +223,7 @@ def fit_calibration(
     mean, sd = logits.mean(), max(float(logits.std()), _EPS)
     logits = (logits - mean) / sd
     num_genres = logits.shape[1]
-    # parameters: a, b, c_1 ... c_G; the small ridge keeps a finite where the scores tell all
+    # parameters: a, b, c_1 ... c_G; the small ridge keeps a finite if the scores separate perfectly
     precision = np.concatenate([[1e-2, 1e-2], np.full(num_genres, strength + 1e-2)])
     parameters = np.concatenate([[1.0, 0.0], np.zeros(num_genres)])
 
@@ -255,7 +256,7 @@ def fit_calibration(
         decrease = float(gradient @ step)
         if decrease < 1e-9:
             break
-        # a full step can overshoot far from the optimum; half as much until it descends
+        # far from the optimum a full step can overshoot: halve it until the cost falls
         size = 1.0
         after = cost(parameters - step)
         while after > now - 1e-4 * size * decrease and size > 1e-9:
@@ -266,17 +267,17 @@ def fit_calibration(
 
 
 def log_losses(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Binary cross-entropies, an array of the same shape."""
-    # log(1 + exp(z)), in a third of the time of np.logaddexp.
+    """Binary cross-entropies, in an array of the same shape."""
+    # The first two terms are log(1 + exp(z)), in a third of the time of np.logaddexp.
     return np.maximum(logits, 0) + np.log1p(np.exp(-np.abs(logits))) - targets * logits
 
 
 def _f1_of_cuts(
     scores: np.ndarray, targets: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """F1 (N + 1, C) of taking the k highest scores, the hits among them, and the ordered scores.
+    """Return F1 (N + 1, C) of predicting the k highest scores, their hits, and the sorted scores.
 
-    F1 is -1 where the next score is equal: no cut can tell the two apart.
+    F1 is -1 where the next score is equal, since no threshold separates the two.
     """
     order = np.argsort(-scores, axis=0, kind="stable")
     ordered = np.take_along_axis(scores, order, axis=0)
@@ -289,21 +290,21 @@ def _f1_of_cuts(
 
 
 def _place_cuts(ordered: np.ndarray, taken: np.ndarray) -> np.ndarray:
-    """Cuts (C,) float32 that take so many of the descending scores, midway to the next one.
+    """Thresholds (C,) float32 that admit the first ``taken`` scores, midway to the next one.
 
-    Below the last score is 0, above the first the float after 1.
+    ``ordered`` (N, C) is extended by the float after 1 above the first score and 0 below the last.
     """
     above_all = np.full_like(ordered[:1], np.nextafter(np.float32(1), np.float32(2)))
     bounds = np.concatenate([above_all, ordered, np.zeros_like(ordered[:1])])
     columns = np.arange(ordered.shape[1])
     high, low = bounds[taken, columns], bounds[taken + 1, columns]
     cuts = ((low.astype(np.float64) + high) / 2).astype(np.float32)
-    # neighbours in float32 have no number between them: the cut is then the upper one
+    # adjacent float32 values have no number between them: the upper one is then the threshold
     return np.where(cuts > low, cuts, high)
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
-    # exp of more is infinite.
+    # np.exp overflows above about 709.
     return 1 / (1 + np.exp(-np.maximum(x, -700)))
 
 

@@ -1,4 +1,4 @@
-"""Loggers beside metrics.csv: opened when a run begins, closed however it ends."""
+"""Loggers besides metrics.csv: opened when a run begins, closed however it ends."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ from genre_lightning.training.callbacks.epoch_log import WANDB_STEP
 if TYPE_CHECKING:
     from wandb import Run
 
-#: Longer names are refused by W&B.
+#: W&B refuses longer names.
 _NAME_LENGTH = 128
-#: Seconds after which W&B writes and uploads what it was given. Left to its own 15, a killed
-#: process takes that much of the run with it.
+#: Seconds after which W&B writes and uploads logged data. With its default of 15, a killed process
+#: loses that much of the run.
 _FLUSH_SECONDS = 0.1
 _UPLOAD_SECONDS = 2.0
 
@@ -47,16 +47,16 @@ class RunLogger(WandbLogger):
     """Lightning's W&B logger for one run of this project.
 
     Args:
-        offline: None goes online where there is an account, and leaves it to ``WANDB_MODE`` where
-            that is set.
-        resume: "allow" to continue the run of the training that is resumed, "never" to begin one.
-        posters: validation movies in the table of posters.
-        log_checkpoint: upload ``best.ckpt`` as an artifact.
+        offline: None follows ``WANDB_MODE`` if it is set, and otherwise goes online if there is an
+            account.
+        resume: "allow" to continue the W&B run of a resumed training, "never" to start a new one.
+        posters: number of validation movies in the table of posters.
+        log_checkpoint: whether to upload ``best.ckpt`` as an artifact.
         tags: of the run, one or several.
-        arguments: of ``WandbLogger`` and ``wandb.init``.
+        arguments: further arguments of ``WandbLogger`` and ``wandb.init``.
 
     Attributes:
-        resumes: an earlier attempt at this training has logged to the run.
+        resumes: whether an earlier attempt at this training has logged to the run.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class RunLogger(WandbLogger):
         super().__init__(
             mode=_wandb_mode(offline),
             resume=resume,
-            # W&B would take each letter of one for a tag.
+            # W&B would take each letter of a single string for a tag.
             tags=[tags] if isinstance(tags, str) else tags,
             settings=wandb.Settings(
                 quiet=True,
@@ -91,7 +91,7 @@ class RunLogger(WandbLogger):
         self.resumes = False
 
     def choose_id(self, earlier: str | None) -> str:
-        """The run's id: the configured one, that of the resumed training, or a new one."""
+        """Choose the run's id: the configured one, that of the resumed training, or a new one."""
         if self._wandb_init["resume"] == "never":
             earlier = None
         chosen: str = self._wandb_init["id"] or earlier or _new_id()
@@ -100,7 +100,7 @@ class RunLogger(WandbLogger):
         return chosen
 
     def begin(self, name: str | None, group: str | None) -> Run:
-        """Start the run, or resume it; name and group count where the config has none.
+        """Start or resume the run; ``name`` and ``group`` are used if the config has none.
 
         Raises:
             UserError: W&B refuses, can't be reached, or has no folder to write into.
@@ -119,7 +119,7 @@ class RunLogger(WandbLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log one row at once, at W&B's own step of the same number wherever that is free."""
+        """Log one row at once, at W&B's step of the same number if it has not passed that yet."""
         run = self.experiment
         if step is None:
             run.log(dict(metrics))
@@ -127,7 +127,7 @@ class RunLogger(WandbLogger):
             run.log({**metrics, WANDB_STEP: step}, step=max(step, run.step), commit=True)
 
     def finish(self, exit_code: int) -> None:
-        """End the run, so that a later one of this process is one of its own."""
+        """End the run, so that a later run in this process is a separate one."""
         run, self._experiment = self._experiment, None
         if run is None:
             return
@@ -140,7 +140,7 @@ class RunLogger(WandbLogger):
 
 
 def _check_data_folder() -> None:
-    """Refuse at once what W&B would, after training: a home of its tables that can't be written."""
+    """Check now, rather than fail after training, that W&B can write the folder of its tables."""
     from platformdirs import user_data_dir
 
     folder = Path(os.environ.get("WANDB_DATA_DIR") or user_data_dir("wandb")).expanduser()
@@ -170,7 +170,7 @@ def tensorboard_logger(save_dir: str, name: str, version: str = "") -> TensorBoa
 
 
 class LoggersStayOpen(Callback):
-    """Keeps Lightning from ending the loggers at the end of training, whose scores come later."""
+    """Keeps Lightning from closing the loggers after training, as the final scores come later."""
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         trainer.loggers = []
@@ -183,16 +183,17 @@ class LoggersStayOpen(Callback):
 
 @contextmanager
 def open_loggers(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> Iterator[list[Logger]]:
-    """Build the loggers of ``cfg.logger`` and give them the configuration.
+    """Build the loggers of ``cfg.logger`` and log the configuration.
 
     Args:
         cfg: the composed configuration.
         folder: the run folder.
-        result: of the run; gets the ``wandb_run_id``, in ``result.json`` before W&B starts.
+        result: the run's result; ``wandb_run_id`` is set and saved in ``result.json`` before W&B
+            starts.
 
     Yields:
-        The loggers, for a trainer with :class:`LoggersStayOpen`. They are closed after the block: a
-        W&B run ends as finished, failed or interrupted as the block does.
+        The loggers, for a trainer with :class:`LoggersStayOpen`. They are closed after the block; a
+        W&B run ends as finished, failed or interrupted, like the block.
     """
     loggers = make_parts("logger", cfg.get("logger") or {}, Logger)  # type: ignore[type-abstract]
     outcome = 1
@@ -226,7 +227,7 @@ def _begin(logger: Logger, cfg: DictConfig, folder: Path, result: dict[str, Any]
         logger.log_hyperparams(settings)
     else:
         with warnings.catch_warnings():
-            # The rows of a resumed run are all given to it again.
+            # A resumed run logs all of its earlier rows again.
             warnings.filterwarnings("ignore", message="Experiment logs directory .* not empty")
             logger.log_hyperparams(settings)
 
@@ -240,16 +241,16 @@ def log_outcome(
     result: Mapping[str, Any],
     checkpoint: Path,
 ) -> None:
-    """Give every logger the scores of the best checkpoint, and W&B tables and curves as well.
+    """Log the scores of the best checkpoint to every logger, and tables and curves to W&B.
 
     Args:
-        loggers: of :func:`open_loggers`.
-        step: the last one of training.
+        loggers: from :func:`open_loggers`.
+        step: the last step of training.
         model: of the best checkpoint.
-        data: what it was scored on.
+        data: the data that was scored.
         scores: of "val" and "test".
-        result: with their metrics and the monitored value.
-        checkpoint: its file.
+        result: the run's result, with the metrics of both splits and the monitored value.
+        checkpoint: file of the best checkpoint.
     """
     metrics = {
         f"{prefix}/{name}": value
@@ -272,7 +273,7 @@ def log_outcome(
 
 
 def flat_config(cfg: DictConfig) -> dict[str, Any]:
-    """The configuration as one flat mapping: ``optimizer.lr``, ``model.dropout``, ..."""
+    """The configuration without loggers as a flat mapping: ``optimizer.lr``, ``model.dropout``."""
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
     plain.pop("logger", None)
@@ -284,7 +285,7 @@ def flat_config(cfg: DictConfig) -> dict[str, Any]:
 
 
 def run_name(overrides: Sequence[str]) -> str | None:
-    """A run's name: its overrides, without those that change no result."""
+    """Name a run by its overrides, without those that change no result; None if none are left."""
     named = [
         override.lstrip("+~")
         for override in overrides
@@ -296,7 +297,7 @@ def run_name(overrides: Sequence[str]) -> str | None:
 def _name_and_group(
     cfg: DictConfig, folder: Path, overrides: Sequence[str]
 ) -> tuple[str | None, str | None]:
-    """A job of a sweep is named by its overrides of the swept keys, as in the terminal."""
+    """Return name and group; a sweep's job is named by its swept keys, as in the terminal."""
     hydra = HydraConfig.get() if HydraConfig.initialized() else None
     if hydra is None or hydra.mode != RunMode.MULTIRUN:
         return run_name(overrides), None
@@ -315,7 +316,7 @@ def _wandb_mode(offline: bool | None) -> str | None:
     if offline is not None:
         return "offline" if offline else "online"
     if os.environ.get("WANDB_MODE") or wandb.login(prompt=False):
-        return None  # as WANDB_MODE or `wandb offline` say
+        return None  # up to WANDB_MODE or `wandb offline`
     return "offline"
 
 

@@ -1,4 +1,4 @@
-"""What a finished run shows in W&B: movies with predictions, genres, precision-recall curves."""
+"""A finished run's report in W&B: tables of movies and genres, and precision-recall curves."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def log_report(
     Args:
         run: to log to.
         model: of the best checkpoint.
-        data: what was scored.
+        data: the data that was scored.
         scores: of the validation split.
-        movies: how many to show in the table of movies.
+        movies: number of movies in the table of movies.
     """
     genres = genre_table(model, scores)
     run.log(
@@ -47,11 +47,11 @@ def log_report(
 def movie_table(
     model: TrainedModel, data: MovieDataModule, scores: SplitScores, count: int
 ) -> wandb.Table:
-    """Movies spread evenly over the split, the same ones in every run on the same data.
+    """A table of movies spread evenly over the split, the same in every run on the same data.
 
-    They have every column that the model looks at, where there are such movies. Columns: posters
-    and texts that the model looks at, and the title in any case; true and predicted genres, and
-    each genre's score.
+    Only movies with every column that the model reads are shown, if there are any. Columns: posters
+    and texts that the model reads, always with the title; true and predicted genres, and each
+    genre's score.
     """
     kinds = model.given_columns
     posters = [name for name, kind in kinds.items() if kind == "poster"]
@@ -78,13 +78,13 @@ def movie_table(
 
 
 def _picture(value: Any) -> wandb.Image | None:
-    """A small picture of a poster; None where it is missing or can't be read."""
+    """Thumbnail of a poster; None if the poster is missing or can't be read."""
     picture = thumbnail(value)[0] if isinstance(value, PosterFile) else None
     return None if picture is None else wandb.Image(picture, file_type="jpg")
 
 
 def genre_table(model: TrainedModel, scores: SplitScores) -> wandb.Table:
-    """A row for each genre, as :func:`genre_lightning.report.evaluation.genre_rows` gives it."""
+    """A table of the rows from :func:`genre_lightning.report.evaluation.genre_rows`."""
     rows = genre_rows(model, scores)
     table = wandb.Table(columns=list(rows[0]))
     for row in rows:
@@ -96,7 +96,7 @@ def genre_table(model: TrainedModel, scores: SplitScores) -> wandb.Table:
 
 
 def precision_recall_chart(model: TrainedModel, scores: SplitScores) -> Any:
-    """Precision over recall: of all cells as one list ("micro"), and of each genre that occurs."""
+    """Precision over recall: all cells in one ranking ("micro"), and each genre that occurs."""
     values, targets = scores.scores.numpy(), scores.targets.numpy()
     curves = {}
     if targets.any():

@@ -24,8 +24,8 @@ def test_no_run_is_an_error_that_says_what_one_is(
     folder = tmp_path / "none" if present == "missing" else tmp_path
     assert command.main([str(folder)]) == 1
     said = capsys.readouterr().err
-    assert ("is no folder" if present == "missing" else "no run in") in said
-    assert ("but what evaluate.py wrote" in said) is (present == "evaluation")
+    assert ("is not a folder" if present == "missing" else "no run in") in said
+    assert ("only output of evaluate.py" in said) is (present == "evaluation")
 
 
 def test_the_command_writes_into_a_sweep_and_never_into_a_run(
@@ -64,7 +64,7 @@ def test_where_nothing_can_be_written_another_folder_is_asked_for(
     assert command.main([str(sweep), "--out", str(out)]) == 1
     told = capsys.readouterr().err
     assert told.startswith(f"error: {out}: the leaderboard can't be written there (")
-    assert told.endswith("); name another folder by --out\n")
+    assert told.endswith("); name another folder with --out\n")
 
 
 def test_it_needs_neither_torch_nor_lightning(sweep: Path, tmp_path: Path, repository: Path):

@@ -129,7 +129,9 @@ def test_the_gallery_has_as_many_movies_as_are_asked_for(two_branches: Any, coun
 def test_branches_are_compared_where_there_is_a_validation_split(two_branches: Any):
     case = two_branches
     html = render_report(case.model, case.data, case.scores, case.origin)
-    assert groups(html) == [] and "There is no validation split that was not learnt from" in html
+    assert (
+        groups(html) == [] and "There is no validation split apart from the training data" in html
+    )
     assert groups(render(case)) != []
 
 

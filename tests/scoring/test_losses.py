@@ -244,7 +244,7 @@ def test_class_weights_are_refused_by_a_loss_without_any(monkeypatch):
             super().__init__()
 
     monkeypatch.setitem(LOSSES, "unweighted", Unweighted)
-    with pytest.raises(ValueError, match="unweighted weighs no genres"):
+    with pytest.raises(ValueError, match="unweighted has no class weights"):
         build_loss("unweighted", COUNTS, NUM_MOVIES, class_weight="sqrt")
 
 
