@@ -42,10 +42,11 @@ REQUIRED = {
     "ask": ["base_url=http://127.0.0.1:8000/v1", "model.name=m"],
     "model/branch/answers": ["model.branches.answers.path=answers.npz"],
     "model/branch/text": ["model.branches.text.input.column=cast"],
+    "model/branch/text_gemma": ["model.branches.text_gemma.input.column=cast"],
     "model/branch/text_tfidf": ["model.branches.text_tfidf.input.column=cast"],
     "model/branch/vectors": ["model.branches.vectors.input.path=vectors.npz"],
 }
-MINIMUM = 66
+MINIMUM = 67
 #: A list of branches is one option's value: each file is composed as a list of its own.
 BRANCHES = [path for path in FILES if path.parts[:2] == ("model", "branch")]
 #: Shared parts: no options of their own, but named in the defaults of every option beside them.

@@ -42,6 +42,7 @@ WRITTEN: dict[str, list[Any]] = {
 #: What has to be given.
 REQUIRED = {
     "text": "model.branches.text.input.column=synopsis",
+    "text_gemma": "model.branches.text_gemma.input.column=synopsis",
     "text_tfidf": "model.branches.text_tfidf.input.column=synopsis",
 }
 ALL = np.arange(4)

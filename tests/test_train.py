@@ -554,6 +554,26 @@ def test_a_column_of_ones_own_is_a_branch(
     assert torch.equal(scores.logits[~has], others[~has])
 
 
+def test_an_unread_column_is_named_with_the_overrides_that_read_it(
+    train_here: Train,
+    tiny_overrides: Overrides,
+    synopses: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    overrides = tiny_overrides(f"data.columns={synopses}")
+    train_here(tmp_path / "without", overrides)
+    printed = " ".join(capsys.readouterr().out.split())
+    note = r"no branch reads the column synopsis\. To add one: (\S+) (\S+)"
+    found = re.search(note, printed)
+    assert found
+    train_here(tmp_path / "with", [*overrides, *found.groups()])
+    assert "no branch reads" not in capsys.readouterr().out
+    model = load_model(tmp_path / "with" / "checkpoints" / "best.ckpt")
+    assert list(model.network.branches) == ["title_tfidf", "poster_resnet", "synopsis"]
+    assert model.inputs["synopsis"].column == "synopsis"
+
+
 def test_the_order_of_the_list_is_the_order_of_the_sum(
     train_here: Train, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:

@@ -35,6 +35,7 @@ from genre_lightning.movies.summary import (
     repeated_notes,
     same_for_all_notes,
     unlearnt_notes,
+    unread_notes,
 )
 from genre_lightning.store import DEFAULT_CACHE_DIR, content_key
 
@@ -402,6 +403,7 @@ class MovieDataModule(pl.LightningDataModule):
         lines += unlearnt_notes(table)
         lines += same_for_all_notes(table)
         lines += repeated_notes(movies.movies, self.splits)
+        lines += unread_notes(movies.columns(), looked_at)
         lines += self.empty_branch_notes()
         lines += [f"poster not there: {name}" for name in absent_posters(movies.movies)]
         unreadable = dict(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,8 +16,8 @@ STATES = ("present", "missing", "unreadable")
 #: Movies that agree with one of train are told of from this share of those that are scored: fewer
 #: change no score to speak of, and agree by chance, as some of the demo data do.
 MANY_REPEATED = 0.01
-#: Genres that one sentence names.
-MAX_NAMED_GENRES = 5
+#: Genres, or columns, that one sentence names.
+MAX_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -102,10 +103,29 @@ def unlearnt_notes(table: DatasetTable) -> list[str]:
     ]
 
 
+def unread_notes(columns: Sequence[str], read: Collection[str]) -> list[str]:
+    """Name the further text columns that no branch reads, in a sentence, if there are any.
+
+    Args:
+        columns: of the dataset.
+        read: the columns that branches read.
+    """
+    unread = [name for name in columns if name not in {"title", "poster", *read}]
+    if not unread:
+        return []
+    noun = "column" if len(unread) == 1 else "columns"
+    # A name with other characters would need quotes, and can't be the name of a branch.
+    name = next((name for name in unread if re.fullmatch(r"[a-z]\w*", name, re.ASCII)), "NAME")
+    return [
+        f"no branch reads the {noun} {first_few(unread, MAX_NAMED)}. To add one: "
+        f"+model/branch@model.branches.{name}=text_tfidf model.branches.{name}.input.column={name}"
+    ]
+
+
 def _the_genres(names: Sequence[str]) -> str:
     """The first of some names in a sentence: "the genre Drama", "the genres Drama, War"."""
     genres = "genre" if len(names) == 1 else "genres"
-    return f"the {genres} {first_few(names, MAX_NAMED_GENRES)}"
+    return f"the {genres} {first_few(names, MAX_NAMED)}"
 
 
 def repeated_notes(movies: Sequence[Movie], splits: Mapping[str, np.ndarray]) -> list[str]:

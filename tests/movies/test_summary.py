@@ -20,6 +20,7 @@ from genre_lightning.movies.summary import (
     repeated_notes,
     same_for_all_notes,
     unlearnt_notes,
+    unread_notes,
 )
 
 THERE = PosterFile(Path("1.jpg"), None, 10, 1)
@@ -162,6 +163,32 @@ def test_genres_that_every_movie_has_are_told_of(genres: list[str], told: str | 
     labels[SPLITS["train"][0], :2] = 0
     found = same_for_all_notes(dataset_table(MovieSet(MOVIES, tuple(genres)), SPLITS, labels, {}))
     assert found == [] if told is None else found[0].startswith(told)
+
+
+@pytest.mark.parametrize(
+    ("columns", "note"),
+    [
+        (["title", "poster", "cast"], None),
+        (
+            ["title", "plot"],
+            "no branch reads the column plot. To add one: +model/branch@model.branches.plot="
+            "text_tfidf model.branches.plot.input.column=plot",
+        ),
+        (
+            ["title", "Box office", "a=b", "plot"],
+            "no branch reads the columns Box office, a=b, plot. To add one: +model/branch@model."
+            "branches.plot=text_tfidf model.branches.plot.input.column=plot",
+        ),
+        (
+            ["Überblick", *(f"{n}." for n in range(6))],
+            "no branch reads the columns Überblick, 0., 1., 2., 3. and 2 more. To add one: "
+            "+model/branch@model.branches.NAME=text_tfidf model.branches.NAME.input.column=NAME",
+        ),
+    ],
+    ids=["none", "one", "a name that needs no quotes", "none without quotes"],
+)
+def test_columns_that_no_branch_reads_are_named(columns: list[str], note: str | None):
+    assert unread_notes(columns, {"title", "cast"}) == ([note] if note else [])
 
 
 def test_posters_in_another_place_are_told_of_once():
