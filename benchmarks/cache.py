@@ -1,12 +1,13 @@
-"""How fast the poster cache is built, beside decoding and resizing alone.
+"""How fast the poster cache is built, compared with decoding and resizing alone.
 
     python -m benchmarks.cache --root data/ml1m
     python -m benchmarks.cache
 
-By turns over the same files (512 drawn ones without ``--root``): :func:`open_poster_cache` in an
-empty folder, and :func:`decode_poster` on as many threads as cores and on twice as many, its pixels
-dropped. Ends with one JSON line: ``figure`` is the median of posters a second of the cache,
-``ratio`` the median over turns of the faster decoding's seconds over the cache's.
+Alternates, over the same files (512 drawn ones without ``--root``), between
+:func:`open_poster_cache` in an empty folder and :func:`decode_poster` with one and two threads per
+core, whose pixels are discarded. Ends with one JSON line: ``figure`` is the median of posters a
+second of the cache, ``ratio`` the median over turns of the faster decoding's seconds over the
+cache's.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 )
 
         def decode_one(file: PosterFile) -> None:
-            with suppress(PosterError):  # what can't be decoded costs the cache as much
+            with suppress(PosterError):  # an unreadable poster costs the cache just as much
                 decode_poster(file.read_bytes(), args.size, args.shrink)
 
         def decode(threads: int) -> None:

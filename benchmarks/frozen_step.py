@@ -1,10 +1,10 @@
-"""What Lightning and callbacks cost where a step is short: training on cached embeddings.
+"""What Lightning and callbacks cost when steps are short: training on cached embeddings.
 
     python -m benchmarks.frozen_step --root data/ml1m
     python -m benchmarks.frozen_step --root data/ml1m model.members=1 data.folds=1
 
-As :mod:`benchmarks.harness`, of ``model=pretrained``: five networks in each branch, each with a
-fold of train of its own to be validated on.
+Like :mod:`benchmarks.harness`, for ``model=pretrained``: five networks in each branch, each
+validated on its own fold of train.
 """
 
 from __future__ import annotations
