@@ -203,7 +203,7 @@ class MovieDataModule(pl.LightningDataModule):
             columns = dict.fromkeys(branch_input.column for branch_input in self.inputs.values())
             raise DataError(
                 f"no movie of the dataset has any column that the model looks at: "
-                f"{', '.join(columns)}. Further columns are joined by data.columns=FILE.csv"
+                f"{', '.join(columns)}. Add further columns with data.columns=FILE.csv"
             )
         self.features = {name: self._as_all_read(name) for name in self.inputs}
         self.batches = MovieBatches(self.features, self.labels, folds)
@@ -295,8 +295,8 @@ class MovieDataModule(pl.LightningDataModule):
         if branch_input.of in ("poster", "text") and held - {branch_input.of}:
             others = "texts" if branch_input.of == "poster" else "posters"
             raise DataError(
-                f"model.branches.{branch}.input.column: the input {branch_input.kind} looks at "
-                f"{branch_input.of}s, and the column {branch_input.column!r} holds {others}"
+                f"model.branches.{branch}.input.column: the input {branch_input.kind} reads "
+                f"{branch_input.of}s, but the column {branch_input.column!r} holds {others}"
             )
         has = np.array([getattr(value, "exists", value is not None) for value in values])
         trains = self.wanted_genres is None
@@ -307,9 +307,9 @@ class MovieDataModule(pl.LightningDataModule):
         if trains and branch_input.of != "poster":
             raise DataError(
                 f"the branch {branch} {lacking}; there are {', '.join(movies.columns())}. Add the "
-                "column by data.columns=FILE.csv, or choose a model without this branch"
+                "column with data.columns=FILE.csv, or choose a model without this branch"
             )
-        self._empty[branch] = f"{lacking}: it {'learns' if trains else 'says'} nothing"
+        self._empty[branch] = f"{lacking}: it {'learns' if trains else 'contributes'} nothing"
         return values
 
     def make_resident(self, device: torch.device) -> None:
@@ -340,7 +340,7 @@ class MovieDataModule(pl.LightningDataModule):
         except torch.OutOfMemoryError as error:
             raise DataError(
                 f"posters and embeddings, {size / 2**30:.1f} GiB, don't fit into the memory of "
-                f"{device}: data.device_resident=false leaves them outside"
+                f"{device}: data.device_resident=false leaves them on the host"
             ) from error
 
     def teardown(self, stage: str) -> None:
@@ -421,7 +421,7 @@ class MovieDataModule(pl.LightningDataModule):
         notes = []
         if self.folds > 1 and not self.validates_by_folds:
             notes.append(
-                f"data.folds={self.folds} is left out: the dataset says which movies are val"
+                f"data.folds={self.folds} is ignored: the dataset says which movies are val"
             )
         usual = inspect.signature(type(self)).parameters
         for split in ("val", "test"):
@@ -431,12 +431,12 @@ class MovieDataModule(pl.LightningDataModule):
                 continue
             if split == "val" and self.validates_by_folds:
                 notes.append(
-                    f"data.{name}={given} is left out: validation is by folds; data.folds=1 holds "
+                    f"data.{name}={given} is ignored: validation uses folds; data.folds=1 holds "
                     "out a part of train"
                 )
             elif not self._is_drawn(split):
                 notes.append(
-                    f"data.{name}={given} is left out: the dataset says which movies are {split}"
+                    f"data.{name}={given} is ignored: the dataset says which movies are {split}"
                 )
         return notes
 
@@ -451,9 +451,9 @@ class MovieDataModule(pl.LightningDataModule):
         if not self._is_drawn(split):
             return []
         return [
-            f"{split}: {len(self.splits[split])} of {len(self.labels)} movies, drawn by "
-            f"data.split_seed={self.split_seed}; a column split says which, "
-            f"{split} in all rows for all of them"
+            f"{split}: {len(self.splits[split])} of {len(self.labels)} movies, drawn with "
+            f"data.split_seed={self.split_seed}. To choose them, add a column split to the "
+            f"dataset: {split} in every row takes all movies"
         ]
 
     @cached_property
@@ -528,9 +528,9 @@ class MovieDataModule(pl.LightningDataModule):
             )
             raise DataError(
                 f"split={split}: drawn from {place}, it would hold movies that the checkpoint has "
-                "learnt from. They have changed since, or are drawn by other settings. Give what "
-                f"training had{had and f', {had}'}, or other movies; a column split says which are "
-                f"{split}"
+                "learnt from. The movies have changed since training, or the settings of the split "
+                f"differ. Use the settings of training{had and f' ({had})'} or other movies, or "
+                f"add a column split that says which movies are {split}"
             )
         if learnt_from in (None, self.learnt_from):
             return []
@@ -541,15 +541,15 @@ class MovieDataModule(pl.LightningDataModule):
             if split == "test" and enough:
                 return []
             return [
-                f"demo movies are drawn by their place, so those of {split} have genres and "
-                "posters that the checkpoint has learnt from, and the score is too good: "
-                f"split=test of more than its {trained!r:.30} movies is fair (data.num_movies)"
+                f"demo movies are generated by their number, so those of {split} have genres and "
+                "posters that the checkpoint has learnt from, and the score is too good. For a "
+                f"fair one, use split=test and data.num_movies above its {trained!r:.30}"
             ]
         if not same_source(here, trained_on, apart_from=SPLIT_SETTINGS):
             return []
         return [
             f"the movies of train and val in {place} are not those that the checkpoint was "
-            f"trained on: the score is fair if it has learnt from none of {split}"
+            f"trained on: the score is fair only if it has learnt from none of {split}"
         ]
 
     def empty_branch_notes(self) -> list[str]:

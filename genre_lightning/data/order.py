@@ -60,8 +60,8 @@ class BatchOrder:
         self.epoch = 0
         if world_size > 1 and len(rows) // world_size < len(self):
             raise SettingError(
-                f"{len(rows)} movies can't be shared out over {world_size} processes in batches of "
-                f"{batch_size}: take fewer processes, or another data.batch_size in training"
+                f"{len(rows)} movies can't be shared among {world_size} processes in batches of "
+                f"{batch_size}: use fewer processes, or another data.batch_size in training"
             )
         self.given = 0
         self.repeats = False

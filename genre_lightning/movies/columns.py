@@ -28,7 +28,7 @@ def join_columns(movie_set: MovieSet, path: str | Path) -> MovieSet:
     columns, rows = read_table(path, ("id",))
     added = [name for name in columns if name != "id"]
     if not added:
-        raise DataError(f"{path.name}:1: there is no column beside id, so nothing to join")
+        raise DataError(f"{path.name}:1: there is no column besides id, so nothing to join")
     taken = {*RESERVED, *movie_set.columns()}
     for name in added:
         if name in taken:
@@ -55,7 +55,7 @@ def join_columns(movie_set: MovieSet, path: str | Path) -> MovieSet:
     if len(by_id) == len(first):
         example = next(iter(by_id), "none")
         raise DataError(
-            f"{path.name}: none of its {len(first):,} ids is in the dataset, whose ids are such as "
+            f"{path.name}: none of its {len(first):,} ids is in the dataset, whose first id is "
             f"{movie_set.movies[0].id!r}; the first here is {example!r}"
         )
     movie_set.check_not_counted({movie_id: f"{first[movie_id]}, column id" for movie_id in by_id})

@@ -78,15 +78,15 @@ def read_manifest(path: str | Path, genre_separator: str | None = None) -> Movie
     if genres and without:
         movies = [movie for movie in movies if movie.genres]
         notes.append(
-            f"{without[0].where}, column genres: none named, so the movie is left out"
+            f"{without[0].where}, column genres: empty, so the movie is left out"
             f"{f', the first of {len(without):,}' if len(without) > 1 else ''}"
         )
     if of_the_web:
         first, count = of_the_web[0], len(of_the_web)
         notes.append(
-            f"{first.where}, column poster: {first.cells['poster']:.200} is an address"
-            f"{f', the first of {count:,}' if count > 1 else ''}. Nothing is fetched, and such a "
-            "movie has no poster: download the images, and give their files"
+            f"{first.where}, column poster: {first.cells['poster']:.200} is a URL"
+            f"{f', the first of {count:,}' if count > 1 else ''}. URLs are not fetched, so these "
+            "movies have no poster: download the images, and give the paths of the files"
         )
     movie_set = MovieSet(movies, genres, tuple(notes), ids_are_rows="id" not in columns)
     check_movies(movie_set)
@@ -105,7 +105,7 @@ def _check_spelling(movie_set: MovieSet) -> None:
                 for name in (other, genre)
             )
             raise DataError(
-                f"{second}, column genres: {genre!r} is {other!r} at {first}: write both alike"
+                f"{second}, column genres: {genre!r} is {other!r} at {first}: spell both alike"
             )
 
 
@@ -118,7 +118,7 @@ def _checked_separator(given: Any) -> str:
     if isinstance(given, str) and given:
         return given
     raise DataError(
-        f"data.genre_separator={given} must be text that stands between genres, such as {SEPARATOR}"
+        f"data.genre_separator={given} must be text that separates genres, such as {SEPARATOR}"
     )
 
 
@@ -146,9 +146,9 @@ def _check_separator(rows: Sequence[Row]) -> None:
     more = f" and {len(joined) - 1:,} more" if len(joined) > 1 else ""
     raise DataError(
         f"{joined[0].where}, column genres: {joined[0].cells['genres']!r:.80}{more}: "
-        f"genres seem to be joined by {best!r} here, not by {SEPARATOR!r}. Have them split there "
-        f"by \"data.genre_separator='{best}'\" ({len(genres):,} genres instead of "
-        f"{len(ours):,}), or taken as they are by \"data.genre_separator='{SEPARATOR}'\""
+        f"genres seem to be joined by {best!r} here, not by {SEPARATOR!r}. Split them there "
+        f"with \"data.genre_separator='{best}'\" ({len(genres):,} genres instead of "
+        f"{len(ours):,}), or keep them as they are with \"data.genre_separator='{SEPARATOR}'\""
     )
 
 
@@ -183,7 +183,7 @@ def _parse_row(row: Row, manifest: Path, separator: str) -> Movie:
     genres = _split_genres(cells["genres"], separator)
     if genres and LIST.match(genres[0]):
         raise DataError(
-            f"{row.where}, column genres: {cells['genres']!r:.80} begins as a list and can't be "
+            f"{row.where}, column genres: {cells['genres']!r:.80} begins like a list but can't be "
             f"read as one; write its genres joined by {SEPARATOR}, as in Action|Comedy"
         )
     return Movie(

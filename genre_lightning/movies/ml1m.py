@@ -65,7 +65,7 @@ def read_ml1m(root: str | Path, download: bool = False) -> MovieSet:
     if not root.exists():
         if not download:
             raise DataError(
-                f"there is no dataset at {root}. Either let it be fetched with data.download=true, "
+                f"there is no dataset at {root}. Either download it with data.download=true, "
                 f"or point data.root at your own copy, a folder or a zip with {LAYOUT}"
             )
         download_ml1m(root)
@@ -219,8 +219,8 @@ def _open_archive(root: Path) -> _Source:
             for name in names:
                 if members[base + name].file_size > MAX_TEXT_BYTES:
                     raise DataError(
-                        f"{root}: {base}{name} has more than {MAX_TEXT_BYTES:,} bytes: it is no "
-                        "list of movies"
+                        f"{root}: {base}{name} has more than {MAX_TEXT_BYTES:,} bytes: it is not "
+                        "a list of movies"
                     )
             texts = {name: archive.read(base + name) for name in names}
     except DataError:
@@ -316,7 +316,7 @@ def download_ml1m(root: Path, fetch: Callable[[Path], None] = fetch_from_drive) 
             archive = Path(temporary) / "dataset.zip"
             fetch(archive)
             if not zipfile.is_zipfile(archive):
-                raise DataError("what was fetched is not a zip (a page of Google's, perhaps)")
+                raise DataError("the download is not a zip (perhaps a page from Google)")
             if root.suffix.lower() == ".zip":
                 _open_archive(archive)
                 os.replace(archive, root)

@@ -181,10 +181,10 @@ class MovieSet:
         """
         if self.ids_are_rows and (counted := {"0", "1"} & unknown.keys()):
             raise DataError(
-                f"{unknown[min(counted)]}: the dataset has no column id, so that its "
-                f"movies have the numbers of their rows, from {self.movies[0].id} on, and "
-                f"{min(counted)} is none of them: each row would be joined to another movie. Add a "
-                "column id to both files"
+                f"{unknown[min(counted)]}: the dataset has no column id, so the ids of its "
+                f"movies are row numbers, from {self.movies[0].id} on, and {min(counted)} is none "
+                "of them: the rows would be joined to the wrong movies. Add a column id to both "
+                "files"
             )
 
 
@@ -229,8 +229,8 @@ def check_movies(movie_set: MovieSet) -> None:
             hidden = next(each for each in genre if not each.isprintable())
             where = next((m.where for m in movie_set.movies if genre in m.genres), "the dataset")
             raise DataError(
-                f"{where}, column genres: {genre!r} has a character that can't be seen "
-                f"(U+{ord(hidden):04X}); write it without, or with a plain blank"
+                f"{where}, column genres: {genre!r} has an invisible character "
+                f"(U+{ord(hidden):04X}); remove it, or replace it with a plain space"
             )
     if len(set(genres)) < len(genres):
         twice = sorted({genre for genre in genres if genres.count(genre) > 1})

@@ -30,13 +30,13 @@ MADE_IN = {"demo": "root"}
 #: Biases that a model takes over from a dataset, for its model card. A user's own dataset has no
 #: entry.
 BIASES: dict[str, str] = {
-    "demo": "Its movies are drawn by a program: titles and posters follow rules that no real movie "
-    "keeps, so the scores say nothing of real movies.",
+    "demo": "Its movies are generated: titles and posters follow rules that real movies do not "
+    "follow, so the scores say nothing about real movies.",
     "ml1m": "MovieLens-1M holds the movies that users of a website in the United States rated "
-    "around 2000: titles in English, mostly American movies, none newer, popular ones before all. "
-    "Its genres are those that the website gave, a movie's year is part of its title.",
-    "mmimdb": "MM-IMDb holds movies of MovieLens that IMDb has a poster and a plot of: mostly "
-    "American ones, texts in English, popular ones before all. Its genres are IMDb's.",
+    "around 2000: titles in English, mostly American and popular movies, none newer. Its genres "
+    "are those of the website, and a movie's year is part of its title.",
+    "mmimdb": "MM-IMDb holds the movies of MovieLens for which IMDb has a poster and a plot: "
+    "mostly American and popular movies, with texts in English. Its genres are IMDb's.",
 }
 
 
@@ -48,7 +48,7 @@ def read_movies(reader: str, **options: Any) -> MovieSet:
             refuses the dataset.
     """
     if reader not in READERS:
-        raise DataError(f"there is no reader {reader!r}; there is {', '.join(READERS)}")
+        raise DataError(f"there is no reader {reader!r}; choose from {', '.join(READERS)}")
     read = READERS[reader]
     parameters = inspect.signature(read).parameters
     for name in options:

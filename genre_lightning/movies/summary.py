@@ -84,7 +84,7 @@ def same_for_all_notes(table: DatasetTable) -> list[str]:
     they_are = "it is" if len(everywhere) == 1 else "they are"
     return [
         f"every movie of train has {_the_genres(everywhere)}: {they_are} predicted for any movie, "
-        "and high scores there mean nothing; add movies without"
+        "and high scores there mean nothing; add negative examples"
     ]
 
 
@@ -96,8 +96,8 @@ def unlearnt_notes(table: DatasetTable) -> list[str]:
         return []
     they = "it" if len(unlearnt) == 1 else "they"
     return [
-        f"no movie of train has {_the_genres(unlearnt)}: {they} can't be learnt, and means over "
-        "genres are lower for it"
+        f"no movie of train has {_the_genres(unlearnt)}: {they} can't be learnt, which lowers "
+        "averages over genres"
     ]
 
 
@@ -121,9 +121,9 @@ def repeated_notes(movies: Sequence[Movie], splits: Mapping[str, np.ndarray]) ->
     first, same = movies[again[0]], movies[learnt[_as_one(movies[again[0]])]]
     have = "has" if len(again) == 1 else "have"
     return [
-        f"{len(again):,} of the {len(held_out):,} movies that are only scored {have} title and "
-        f"genres of one of train, as {first.where} those of {same.where}: where they are the "
-        "same movie, scores are too good. Give all rows of a movie the same split"
+        f"{len(again):,} of the {len(held_out):,} held-out movies {have} the title and genres of "
+        f"a movie of train, such as {first.where} and {same.where}: if they are the same movie, "
+        "scores are too good. Give all rows of a movie the same split"
     ]
 
 

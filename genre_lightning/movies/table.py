@@ -101,10 +101,10 @@ def read_table(path: Path, required: Sequence[str]) -> tuple[list[str], list[Row
 #: Parts of the messages of Python's csv module, and what to tell the user instead.
 _PROBLEMS = {
     "unexpected end of data": "a quote is opened here and not closed before the file ends",
-    "expected after": "a quoted cell goes on after its quote: write a quote in it twice, and put a "
-    'title that begins with one in quotes as a whole: """Weird Al"" Story (2022)"',
+    "expected after": "a quoted cell goes on after its quote: double each quote in a quoted cell, "
+    'and quote a title that begins with a quote as a whole: """Weird Al"" Story (2022)"',
     "field limit": f"a cell has more than {csv.field_size_limit():,} characters: shorten it",
-    "new-line character": "lines end in carriage returns alone: save it with other line ends",
+    "new-line character": "lines end in carriage returns alone: save it with other line endings",
 }
 
 
@@ -169,7 +169,7 @@ def _read_text(path: Path) -> str:
     if b"\0" in data:
         line = data.count(b"\n", 0, data.index(b"\0")) + 1
         raise DataError(
-            f"{path.name} has a NUL byte (line {line}), which no text has; save it as CSV in UTF-8"
+            f"{path.name} has a NUL byte (line {line}), so it is not text; save it as CSV in UTF-8"
         )
     try:
         return data.decode("utf-8-sig")
@@ -194,6 +194,6 @@ def _check_header(cells: list[str], name: str, required: Sequence[str]) -> list[
     if missing:
         raise DataError(
             f"{name}:1: the header has no column {' and no '.join(missing)}; "
-            f"it has {', '.join(cells)}; rename those that hold it"
+            f"it has {', '.join(cells)}; rename the columns that hold these values"
         )
     return columns
