@@ -106,8 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--root", type=Path, help="ml1m, folder or zip; default: demo data")
     parser.add_argument("--only", nargs="+", choices=list(BENCHMARKS), default=list(BENCHMARKS))
-    parser.add_argument("-n", "--n", type=int, help="turns of each; default: its own number")
-    parser.add_argument("--out", type=Path, help="file for the table; default: shown alone")
+    parser.add_argument("-n", "--n", type=int, help="turns of each benchmark; default: its own")
+    parser.add_argument("--out", type=Path, help="file for the table; default: only printed")
     args = parser.parse_args(arguments)
     names = [name for name in args.only if args.root is not None or name not in NEEDS_ROOT]
     lines = {name: run(name, args.root, args.n) for name in names}

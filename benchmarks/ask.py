@@ -167,9 +167,11 @@ def most_memory() -> float:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure rate and memory and print both."""
     parser = argument_parser(__doc__, n=3, training=False)
-    parser.add_argument("--movies", type=int, default=400, help="of a turn; default 400")
-    parser.add_argument("--many", type=int, default=MANY, help=f"for the memory; default {MANY}")
-    parser.add_argument("--serve", type=float, metavar="SECONDS", help="be the server")
+    parser.add_argument("--movies", type=int, default=400, help="movies per turn; default 400")
+    parser.add_argument(
+        "--many", type=int, default=MANY, help=f"movies for the memory; default {MANY}"
+    )
+    parser.add_argument("--serve", type=float, metavar="SECONDS", help="run as the server")
     args = parser.parse_args(arguments)
     if args.serve is not None:
         asyncio.run(serve(args.serve))

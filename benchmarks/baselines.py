@@ -157,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.baselines")
     parser.add_argument("--root", default="data/ml1m", help="the ml1m dataset, folder or zip")
     parser.add_argument("--split", default="test", choices=["val", "test"])
-    parser.add_argument("--seed", type=int, default=0, help="of the split")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the split")
     options = parser.parse_args(arguments)
     movie_set = read_movies("ml1m", root=options.root)
     results, num_movies = score_baselines(movie_set, split=options.split, seed=options.seed)

@@ -43,9 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Time the sides and print the table."""
     parser = argument_parser(__doc__, n=5, training=False)
     parser.add_argument("--root", type=Path, help="ml1m, folder or zip; default: drawn posters")
-    parser.add_argument("--posters", type=int, default=512, help="how many are drawn; default 512")
+    parser.add_argument(
+        "--posters", type=int, default=512, help="number of drawn ones; default 512"
+    )
     parser.add_argument("--size", type=int, default=256, help="H = W; default 256")
-    parser.add_argument("--shrink", type=int, default=2, help="as the default recipe; default 2")
+    parser.add_argument("--shrink", type=int, default=2, help="as in the default recipe; default 2")
     args = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         if args.root is None:

@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Time the commands and print the table."""
     parser = argument_parser(__doc__, n=1, training=True)
     parser.add_argument("--columns", type=Path, help="CSV with synopsis, cast and director by id")
-    parser.add_argument("--recipes", nargs="+", choices=RECIPES, help="default: all that can be")
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, help="default: all possible ones")
     args = parser.parse_args(arguments)
     able = [name for name, (_, texts) in RECIPES.items() if args.columns or not texts]
     chosen = args.recipes or able

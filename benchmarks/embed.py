@@ -48,8 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--posters", type=int, default=256, help="how many; default 256")
     parser.add_argument("--titles", type=int, default=2048, help="how many; default 2048")
     parser.add_argument("--synopses", type=int, default=192, help="how many; default 192")
-    parser.add_argument("--text-encoder", default="minilm", help="of titles and synopses")
-    parser.add_argument("--prompt-after", default="", help="put behind every text")
+    parser.add_argument("--text-encoder", default="minilm", help="encoder of titles and synopses")
+    parser.add_argument("--prompt-after", default="", help="appended to every text")
     args = parser.parse_args(arguments)
 
     from genre_lightning.inputs.embedding import EmbeddingInput

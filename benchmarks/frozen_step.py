@@ -20,7 +20,7 @@ AIM = 0.8
 def main(arguments: Sequence[str] | None = None) -> None:
     """Time both sides and print the table."""
     parser = argument_parser(__doc__, n=5, training=True)
-    parser.add_argument("--epochs", type=int, default=4, help="of each side in a turn; default 4")
+    parser.add_argument("--epochs", type=int, default=4, help="per side and turn; default 4")
     compare_with_loop(parser.parse_args(arguments), ["model=pretrained"], AIM)
 
 

@@ -44,7 +44,7 @@ SPACE = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Time the command and print the table."""
     parser = argument_parser(__doc__, n=3, training=True)
-    parser.add_argument("--one-process", action="store_true", help="the jobs one after another")
+    parser.add_argument("--one-process", action="store_true", help="run jobs one after another")
     args = parser.parse_args(arguments)
     count = 1 if args.one_process else SIDE_BY_SIDE
     train = train_command(args.root, [*RECIPE, *args.overrides])

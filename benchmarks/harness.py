@@ -107,7 +107,7 @@ def loop(cfg: DictConfig, epochs: int) -> float:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Time both sides and print the table."""
     parser = argument_parser(__doc__, n=5, training=True)
-    parser.add_argument("--epochs", type=int, default=2, help="of each side in a turn; default 2")
+    parser.add_argument("--epochs", type=int, default=2, help="per side and turn; default 2")
     args = parser.parse_args(arguments)
     compare_with_loop(args)
 

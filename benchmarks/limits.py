@@ -151,7 +151,7 @@ def profiled(run: Callable[[], None], steps: int, device: torch.device) -> dict[
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure the step and the limits, and print both tables."""
     parser = argument_parser(__doc__, n=9, training=True)
-    parser.add_argument("--steps", type=int, default=10, help="in a turn; default 10")
+    parser.add_argument("--steps", type=int, default=10, help="steps per turn; default 10")
     args = parser.parse_args(arguments)
     cfg = compose_config(args.root, args.overrides)
     device = device_of(cfg)

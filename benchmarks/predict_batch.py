@@ -40,9 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Time the three sides and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", type=Path, help="default: the default model, untrained")
-    parser.add_argument("--model", default="fusion", help="untrained one; default: fusion")
-    parser.add_argument("--movies", type=int, default=512, help="how many are drawn; default 512")
-    parser.add_argument("--folder", type=Path, help="of posters; default: 512 that are drawn")
+    parser.add_argument("--model", default="fusion", help="untrained model; default: fusion")
+    parser.add_argument("--movies", type=int, default=512, help="at most; default 512")
+    parser.add_argument("--folder", type=Path, help="of posters (.jpg); default: drawn ones")
     parser.add_argument("--workers", type=int, help="threads that decode; default: one per core")
     parser.add_argument("--device", default="auto")
     parser.add_argument("-n", "--n", type=int, default=9)

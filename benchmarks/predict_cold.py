@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Time both sides and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", type=Path, help="default: the default model, untrained")
-    parser.add_argument("--poster", type=Path, help="default: one that is drawn")
+    parser.add_argument("--poster", type=Path, help="default: a drawn one")
     parser.add_argument("--title", default="Avengers: Endgame (2019)")
     parser.add_argument("-n", "--n", type=int, default=15)
     args = parser.parse_args(arguments)

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Time both sides for each number of movies and print the tables."""
     parser = argument_parser(__doc__, n=3, training=False)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="movies of the split")
-    parser.add_argument("--model", default="fusion", help="untrained one; default: fusion")
+    parser.add_argument("--model", default="fusion", help="untrained model; default: fusion")
     args = parser.parse_args(arguments)
     extra: dict[int, list[float]] = {}
     with tempfile.TemporaryDirectory() as name:

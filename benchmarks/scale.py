@@ -238,7 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     kinds = parser.add_mutually_exclusive_group()
     kinds.add_argument("--vectors", action="store_true", help="synopses, and vectors for posters")
     kinds.add_argument("--mmimdb", action="store_true", help="a folder like that of MM-IMDb")
-    parser.add_argument("--time", type=Path, nargs=2, help="time one; used by itself")
+    parser.add_argument("--time", type=Path, nargs=2, help="for internal use: time one dataset")
     args = parser.parse_args(arguments)
     if args.time is not None:
         print(json.dumps(time_parts(*args.time)))

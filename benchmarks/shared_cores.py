@@ -71,8 +71,8 @@ def load(count: int) -> Iterator[None]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Time the four sides and print the table."""
     parser = argument_parser(__doc__, n=3, training=True)
-    parser.add_argument("--epochs", type=int, default=4, help="of each training; default 4")
-    parser.add_argument("--load", type=int, default=4, help="other processes; default 4")
+    parser.add_argument("--epochs", type=int, default=4, help="epochs per training; default 4")
+    parser.add_argument("--load", type=int, default=4, help="busy processes; default 4")
     args = parser.parse_args(arguments)
     train = train_command(args.root, [*args.overrides, f"trainer.max_epochs={args.epochs}"])
     with tempfile.TemporaryDirectory() as place, environment_of_commands() as environment:

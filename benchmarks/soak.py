@@ -206,9 +206,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the sweep to its end and print the results."""
     parser = argument_parser(__doc__, n=1, training=True)
     parser.add_argument("--rates", type=int, default=20, help="learning rates; default 20")
-    parser.add_argument("--seeds", type=int, default=10, help="of each; default 10")
-    parser.add_argument("--kills", type=int, default=20, help="default 20")
-    parser.add_argument("--draw", type=int, help="seed of the moments; default: another each time")
+    parser.add_argument("--seeds", type=int, default=10, help="seeds per learning rate; default 10")
+    parser.add_argument("--kills", type=int, default=20, help="kills; default 20")
+    parser.add_argument("--draw", type=int, help="seed of the moments; default: random")
     args = parser.parse_args(arguments)
     jobs = args.rates * args.seeds
     seed = random.SystemRandom().randrange(10**6) if args.draw is None else args.draw

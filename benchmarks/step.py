@@ -47,8 +47,8 @@ def make_side(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Time every side and print the table."""
     parser = argument_parser(__doc__, n=9, training=True)
-    parser.add_argument("--steps", type=int, default=10, help="of each side in a turn; default 10")
-    parser.add_argument("--compile", action="store_true", help="the compiled network as well")
+    parser.add_argument("--steps", type=int, default=10, help="per side and turn; default 10")
+    parser.add_argument("--compile", action="store_true", help="also time the compiled network")
     args = parser.parse_args(arguments)
     cfg = compose_config(args.root, args.overrides)
     device = device_of(cfg)

@@ -66,7 +66,7 @@ def timed(command: Sequence[str], environment: Mapping[str, str]) -> float:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Time both sides and print the table."""
     parser = argument_parser(__doc__, n=3, training=True)
-    parser.add_argument("--epochs", type=int, help="of each job; default: the recipe's")
+    parser.add_argument("--epochs", type=int, help="epochs per job; default: the recipe's")
     args = parser.parse_args(arguments)
     overrides = list(args.overrides)
     if args.epochs is not None:

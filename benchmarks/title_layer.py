@@ -54,7 +54,7 @@ def first_terms_mlp(network: Fusion) -> tuple[str, TermsMLP | None]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Time both sides and print the table."""
     parser = argument_parser(__doc__, n=15, training=True)
-    parser.add_argument("--steps", type=int, default=50, help="of each side in a turn; default 50")
+    parser.add_argument("--steps", type=int, default=50, help="per side and turn; default 50")
     args = parser.parse_args(arguments)
     cfg = compose_config(args.root, args.overrides)
     data, module = build(cfg)

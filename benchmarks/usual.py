@@ -231,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Time all sides and print the table."""
     parser = argument_parser(__doc__, n=3, training=True)
     parser.add_argument("--workers", type=int, nargs="+", default=WORKERS)
-    parser.add_argument("--limit", type=int, help="batches of an epoch; default: all of it")
+    parser.add_argument("--limit", type=int, help="batches per epoch; default: all")
     args = parser.parse_args(arguments)
     cfg = compose_config(args.root, args.overrides)
     data, _ = build(cfg)

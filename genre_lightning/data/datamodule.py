@@ -279,7 +279,7 @@ class MovieDataModule(pl.LightningDataModule):
 
     @property
     def validates_by_folds(self) -> bool:
-        """Whether all of train is validated on, each movie by the member that left it out."""
+        """Whether validation runs on all of train, each movie by the member that left it out."""
         return bool((self.batches.folds >= 0).any())
 
     def _values(self, movies: MovieSet, branch: str) -> list[Any]:

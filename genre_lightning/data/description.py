@@ -45,8 +45,8 @@ def same_source(
 ) -> bool:
     """Whether two descriptions name the same movies, genres and splits.
 
-    The default genre separator equals none given. The folder of generated movies, which
-    descriptions of earlier versions contain, is ignored.
+    The default genre separator counts the same as none. The folder of generated movies, which
+    earlier versions described, is ignored.
 
     Args:
         one: a description from :func:`describe_source`, with split settings.

@@ -20,8 +20,8 @@ class BatchOrder:
         batch_size: B on each rank.
         shuffle: use a new permutation each epoch and drop an incomplete last batch (its movies
             appear in other epochs); otherwise keep the order and drop nothing. Either way every
-            rank gets the same number of batches, none of them empty, since ranks synchronize on
-            each batch.
+            rank gets the same number of batches, none of them empty, since ranks wait for each
+            other at each batch.
         seed: seed of the permutations and of augmentation.
         rank: rank of this process.
         world_size: number of processes that share an epoch.
