@@ -1,12 +1,12 @@
-"""Runs every benchmark of speed and writes the table of the README.
+"""Runs every speed benchmark and writes the table of the README.
 
     python -m benchmarks.all --root data/ml1m --out figures.md
     python -m benchmarks.all --only start step title_layer
 
-One benchmark after the other, each in a process of its own with its default number of turns; what
-fails is told and the others go on. The table has a row each: the figure, the ratio with its spread,
-n and the aim. Ends with one JSON line: ``figure`` is how many reached their aim, ``ratio`` that
-over how many were run.
+Runs the benchmarks one after the other, each in its own process with its default number of turns.
+A failure is reported and does not stop the others. The table has one row per benchmark, with its
+figure, ratio, aim, n and spread. Ends with one JSON line: ``figure`` is the number of benchmarks
+that reached their aim, ``ratio`` that over the number that were run.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ BENCHMARKS: dict[str, tuple[bool, str]] = {
     "ask": (False, "answers a second against a server's best rate"),
     "seed_recipe": (True, "the original recipe, 50 epochs, against 30 min"),
 }
-#: Benchmarks whose aim is on the figure, where others have it on the ratio.
+#: Benchmarks whose aim is for the figure; for all others it is for the ratio.
 AIM_ON_FIGURE = ("first_step", "frozen_run")
 #: Benchmarks that need real movies.
 NEEDS_ROOT = ("first_step", "frozen_run", "frozen_sweep", "frozen_step", "ensemble")
 
 
 def reached(name: str, line: dict[str, Any]) -> bool:
-    """Whether a benchmark's last line says that its aim was reached."""
+    """Whether a benchmark reached its aim, according to its JSON line."""
     value = line["figure"] if name in AIM_ON_FIGURE else line["ratio"]
     if value is None:
         return False
@@ -77,7 +77,7 @@ def table_row(name: str, line: dict[str, Any]) -> str:
 
 
 def run(name: str, root: Path | None, turns: int | None) -> dict[str, Any] | None:
-    """A benchmark's last line, or None where it failed; its output is shown as it comes."""
+    """Run a benchmark, showing its output live; its JSON line, or None if it failed."""
     command = [sys.executable, "-m", f"benchmarks.{name}"]
     if root is not None and BENCHMARKS[name][0]:
         command += ["--root", str(root.resolve())]
@@ -100,14 +100,14 @@ def run(name: str, root: Path | None, turns: int | None) -> dict[str, Any] | Non
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run them and write the table; status 1 where one failed."""
+    """Run the benchmarks and write the table; exit status 1 if any failed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--root", type=Path, help="ml1m, folder or zip; default: demo data")
     parser.add_argument("--only", nargs="+", choices=list(BENCHMARKS), default=list(BENCHMARKS))
-    parser.add_argument("-n", "--n", type=int, help="turns of each; default: its own number")
-    parser.add_argument("--out", type=Path, help="file for the table; default: shown alone")
+    parser.add_argument("-n", "--n", type=int, help="turns of each benchmark; default: its own")
+    parser.add_argument("--out", type=Path, help="file for the table; default: only printed")
     args = parser.parse_args(arguments)
     names = [name for name in args.only if args.root is not None or name not in NEEDS_ROOT]
     lines = {name: run(name, args.root, args.n) for name in names}

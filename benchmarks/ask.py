@@ -1,16 +1,16 @@
-"""How busy genre-ask keeps a server, and whether its memory grows with the number of movies.
+"""How well genre-ask uses a server's capacity, and whether its memory grows with the movies.
 
     python -m benchmarks.ask
     python -m benchmarks.ask --movies 800 -n 5
 
-A server in a process of its own takes 200 ms for an answer and gives eight at once: 40 a second are
-the most there can be, and its best rate here is what eight loops get that send the same request
-again and again. By turns with these, drawn movies with posters are asked about, each a question of
-its own: posters are decoded and encoded, answers checked and brought to the disk, as by the
-command. Then 10,000 movies are asked about at a server that answers at once. Ends with one JSON
-line: ``figure`` is the median of answers a second, ``ratio`` the median over turns of that over the
-best rate, ``of_forty`` the figure over 40, ``encoded`` the posters encoded for each one shown,
-``memory_mib`` by how much the most memory that was used grew from 1,000 movies to the end.
+A server in its own process takes 200 ms per answer and answers eight requests at a time, so at most
+40 a second. Its best rate in practice is measured by eight loops that send the same request again
+and again. In alternation with these, generated movies with posters are asked about, one question
+each: posters are decoded and encoded, answers checked and written to disk, as by the command. Then
+10,000 movies are asked about on a server that answers at once. Ends with one JSON line: ``figure``
+is the median of answers a second, ``ratio`` the median over turns of that rate over the best rate,
+``of_forty`` the figure over 40, ``encoded`` the number of encodings per poster shown,
+``memory_mib`` the growth of the peak memory from 1,000 movies to the end.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ MANY, FEW = 10_000, 1_000
 
 
 async def serve(seconds: float) -> None:
-    """Answer on a free port of this machine, whose address is printed, until it is ended."""
+    """Print an address with a free port of this machine, and answer there until terminated."""
     places = asyncio.Semaphore(AT_ONCE)
 
     async def answer(request: web.Request) -> web.Response:
@@ -83,7 +83,7 @@ async def serve(seconds: float) -> None:
 
 @contextmanager
 def served(seconds: float) -> Iterator[str]:
-    """The address of such a server in a process of its own."""
+    """Start a server in its own process and yield its address."""
     command = [sys.executable, "-m", "benchmarks.ask", "--serve", str(seconds)]
     with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -94,7 +94,7 @@ def served(seconds: float) -> Iterator[str]:
 
 
 def bare_loops(url: str, count: int) -> float:
-    """Seconds of sending the same request so many times, eight at once, and reading the answers."""
+    """Seconds of sending the same request ``count`` times, eight at once, and reading answers."""
     schema = answer_schema(["Drama"])
     body = {"messages": [], "response_format": {"json_schema": {"schema": schema}}}
     left = iter(range(count))
@@ -114,12 +114,12 @@ def bare_loops(url: str, count: int) -> float:
 
 
 class CountedFormat(PosterFormat):
-    """Counts what it encodes."""
+    """A PosterFormat that counts its encodings."""
 
     count = 0
 
     def encode(self, data: bytes):  # type: ignore[no-untyped-def]
-        """As it is, counted."""
+        """Encode as usual, and count."""
         CountedFormat.count += 1
         return super().encode(data)
 
@@ -150,7 +150,7 @@ def ask(url: str, movies: MovieSet, folder: Path) -> float:
 
 
 def repeated(movies: MovieSet, count: int) -> MovieSet:
-    """So many movies with titles of their own, whose posters come again and again."""
+    """``count`` movies with unique titles, which reuse the posters of ``movies``."""
     made = []
     for number in range(count):
         movie = movies.movies[number % len(movies.movies)]
@@ -160,16 +160,18 @@ def repeated(movies: MovieSet, count: int) -> MovieSet:
 
 
 def most_memory() -> float:
-    """The most memory that this process has used, in MiB."""
+    """The peak memory of this process, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure rate and memory and print both."""
     parser = argument_parser(__doc__, n=3, training=False)
-    parser.add_argument("--movies", type=int, default=400, help="of a turn; default 400")
-    parser.add_argument("--many", type=int, default=MANY, help=f"for the memory; default {MANY}")
-    parser.add_argument("--serve", type=float, metavar="SECONDS", help="be the server")
+    parser.add_argument("--movies", type=int, default=400, help="movies per turn; default 400")
+    parser.add_argument(
+        "--many", type=int, default=MANY, help=f"movies for the memory; default {MANY}"
+    )
+    parser.add_argument("--serve", type=float, metavar="SECONDS", help="run as the server")
     args = parser.parse_args(arguments)
     if args.serve is not None:
         asyncio.run(serve(args.serve))

@@ -1,16 +1,16 @@
-"""What scikit-learn and constants reach on the same movies: the bar for the models.
+"""Scores of scikit-learn models and of constant predictions on the same movies, as baselines.
 
     python -m benchmarks.baselines --root data/ml1m              scores the test split
     python -m benchmarks.baselines --root data/ml1m --split val  while developing
 
-Reader and split are those of training (``data=ml1m`` with its defaults). Trained on train; C chosen
-by mAP on validation; thresholds fitted on validation by the models' own method, and by "shared"
-next to it; then scored once on the split. With ``--split val`` C and thresholds are fitted to the
-very movies that are scored, so these numbers flatter.
+Reader and split are those of training (``data=ml1m`` with its defaults). Baselines are trained on
+train; C is chosen by mAP on validation; thresholds are fitted on validation by the models' default
+method and by "shared"; then each is scored once on the split. With ``--split val`` C and thresholds
+are fitted to the movies that are scored, so the scores are too good.
 
-Ends with one JSON line: ``figure`` is the best mAP of a baseline, ``ratio`` that over
-the mAP of the prior, ``n`` the movies scored, ``aim`` the mAP that fusion is to reach. There is no
-chance in it, so ``spread`` is 0.
+Ends with one JSON line: ``figure`` is the best mAP of a baseline, ``ratio`` that over the mAP of
+the prior, ``n`` the number of movies scored, ``aim`` the mAP that fusion should reach. The results
+are deterministic, so ``spread`` is 0.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ AIM_MAP = 0.30
 
 @dataclass(frozen=True)
 class Result:
-    """One line of the table; ``setting`` is what was chosen on validation."""
+    """One line of the table; ``setting`` was chosen on validation."""
 
     name: str
     thresholds: str
@@ -59,11 +59,11 @@ def score_baselines(
     c_values: Sequence[float] = C_VALUES,
     constant_genres: Sequence[str] = CONSTANT_GENRES,
 ) -> tuple[list[Result], int]:
-    """Train and score every baseline; returns its lines and the number of movies scored.
+    """Train and score every baseline; return the table's lines and the number of movies scored.
 
     Raises:
-        DataError: where the movies cannot be split.
-        ValueError: for a split other than val and test, or a constant genre that there is not.
+        DataError: the movies can't be split.
+        ValueError: ``split`` is neither val nor test, or the dataset lacks a constant genre.
     """
     if split not in ("val", "test"):
         raise ValueError(f"split is {split!r}; choose val or test")
@@ -113,7 +113,7 @@ def score_baselines(
 
 
 def mean_average_precision(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Mean over the genres that have a positive, as ``map_macro``."""
+    """Mean average precision over the genres that have a positive, like ``map_macro``."""
     present = labels.any(axis=0)
     return float(
         np.mean(
@@ -157,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.baselines")
     parser.add_argument("--root", default="data/ml1m", help="the ml1m dataset, folder or zip")
     parser.add_argument("--split", default="test", choices=["val", "test"])
-    parser.add_argument("--seed", type=int, default=0, help="of the split")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the split")
     options = parser.parse_args(arguments)
     movie_set = read_movies("ml1m", root=options.root)
     results, num_movies = score_baselines(movie_set, split=options.split, seed=options.seed)

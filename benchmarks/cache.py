@@ -1,12 +1,13 @@
-"""How fast the poster cache is built, beside decoding and resizing alone.
+"""How fast the poster cache is built, compared with decoding and resizing alone.
 
     python -m benchmarks.cache --root data/ml1m
     python -m benchmarks.cache
 
-By turns over the same files (512 drawn ones without ``--root``): :func:`open_poster_cache` in an
-empty folder, and :func:`decode_poster` on as many threads as cores and on twice as many, its pixels
-dropped. Ends with one JSON line: ``figure`` is the median of posters a second of the cache,
-``ratio`` the median over turns of the faster decoding's seconds over the cache's.
+Alternates, over the same files (512 drawn ones without ``--root``), between
+:func:`open_poster_cache` in an empty folder and :func:`decode_poster` with one and two threads per
+core, whose pixels are discarded. Ends with one JSON line: ``figure`` is the median of posters a
+second of the cache, ``ratio`` the median over turns of the faster decoding's seconds over the
+cache's.
 """
 
 from __future__ import annotations
@@ -42,9 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Time the sides and print the table."""
     parser = argument_parser(__doc__, n=5, training=False)
     parser.add_argument("--root", type=Path, help="ml1m, folder or zip; default: drawn posters")
-    parser.add_argument("--posters", type=int, default=512, help="how many are drawn; default 512")
+    parser.add_argument(
+        "--posters", type=int, default=512, help="number of drawn ones; default 512"
+    )
     parser.add_argument("--size", type=int, default=256, help="H = W; default 256")
-    parser.add_argument("--shrink", type=int, default=2, help="as the default recipe; default 2")
+    parser.add_argument("--shrink", type=int, default=2, help="as in the default recipe; default 2")
     args = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         if args.root is None:
@@ -65,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 )
 
         def decode_one(file: PosterFile) -> None:
-            with suppress(PosterError):  # what can't be decoded costs the cache as much
+            with suppress(PosterError):  # an unreadable poster costs the cache just as much
                 decode_poster(file.read_bytes(), args.size, args.shrink)
 
         def decode(threads: int) -> None:

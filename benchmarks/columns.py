@@ -1,8 +1,8 @@
-"""What a model scores where movies lack columns: ``python -m benchmarks.columns CKPT [CKPT ...]``.
+"""Scores of a model when columns are missing: ``python -m benchmarks.columns CKPT [CKPT ...]``.
 
-Every subset of the columns that the model looks at is tried: the others are taken from all movies
-of the split. Thresholds stay those of the checkpoint. Several checkpoints, such as those of several
-seeds, give mean and standard deviation.
+Tries every subset of the columns that the model reads, and removes the others from all movies of
+the split. Thresholds stay those of the checkpoint. Several checkpoints, e.g. of several seeds, give
+mean and standard deviation.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ METRICS = ("map_macro", "f1_micro", "f1_macro")
 
 
 def subsets(columns: list[str]) -> list[tuple[str, ...]]:
-    """Every subset that is not empty, the smallest first."""
+    """Every nonempty subset, smallest first."""
     return [chosen for size in range(1, len(columns) + 1) for chosen in combinations(columns, size)]
 
 
 def score_subset(
     model: TrainedModel, data: MovieDataModule, present: tuple[str, ...], split: str
 ) -> list[float]:
-    """The metrics of a split of whose movies only these columns are seen."""
+    """The metrics of a split when its movies have only the columns in ``present``."""
     places = {name: features.place for name, features in data.features.items()}
     try:
         for name, branch_input in model.inputs.items():

@@ -1,11 +1,12 @@
-"""What a user waits for: whole commands, on an empty cache and again.
+"""How long users wait: whole commands, with an empty cache and again.
 
     python -m benchmarks.costs --root data/ml1m --columns FILE.csv
     python -m benchmarks.costs --root data/ml1m --recipes fusion pretrained -n 3
 
-Of each recipe ``train.py`` runs with an empty cache of its own, then with what that has left, and
-``evaluate.py`` scores the test split with it. A turn is all three. Prints a Markdown table of
-seconds, medians over turns, and ends with one JSON line: ``figure`` is the longest second training.
+For each recipe, ``train.py`` runs with its own empty cache, then again with the cache filled, and
+``evaluate.py`` scores the test split with that cache. A turn is all three. Prints a Markdown table
+of seconds, medians over turns, and ends with one JSON line: ``figure`` is the longest second
+training, ``ratio`` that over the same recipe's first.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from benchmarks.measure import (
 from benchmarks.measure import run as run_command
 from benchmarks.training import train_command
 
-#: By the names that the table has: the overrides of a recipe, and whether it needs ``--columns``.
+#: By name in the table: a recipe's overrides, and whether it needs ``--columns``.
 RECIPES: dict[str, tuple[list[str], bool]] = {
     "title": (["model=title"], False),
     "fast": (["experiment=fast"], False),
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Time the commands and print the table."""
     parser = argument_parser(__doc__, n=1, training=True)
     parser.add_argument("--columns", type=Path, help="CSV with synopsis, cast and director by id")
-    parser.add_argument("--recipes", nargs="+", choices=RECIPES, help="default: all that can be")
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, help="default: all possible ones")
     args = parser.parse_args(arguments)
     able = [name for name, (_, texts) in RECIPES.items() if args.columns or not texts]
     chosen = args.recipes or able
@@ -73,9 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _seconds(train: list[str], n: int) -> dict[str, list[float]]:
-    """Seconds of the first training, the second and an evaluation, one of each a turn."""
+    """Seconds of the first training, the second and an evaluation, each once per turn."""
     with tempfile.TemporaryDirectory() as place, environment_of_commands() as environment:
-        # Uncounted: compiles what the commands import.
+        # Not timed: compiles the imported modules.
         run_command([*train, "--cfg", "job"], environment)
         turns = iter(range(n))
         folder = Path()

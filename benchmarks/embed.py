@@ -1,15 +1,16 @@
-"""How fast the embedding cache is filled, beside the encoder's bare forward.
+"""How fast the embedding cache is filled, compared with the encoder's bare forward pass.
 
     python -m benchmarks.embed --root data/ml1m
     python -m benchmarks.embed --root data/ml1m --columns FILE.csv
 
-By turns: a cache filled in an empty folder (read, decode, resize, encode, write), and the encoder's
-network as its library has it on batches that are ready, channels last. Of the bare forward the best
-is taken: of several batch sizes, texts sorted by length, each on all cores at once and on one core
-a batch. Posters go through lite2 with its stages and titles through minilm, as in
-``model=pretrained``; with ``--columns`` the column ``synopsis`` of the file too. Ends with one JSON
-line: ``figure`` is posters a second, ``ratio`` the least of the medians over turns of the bare
-forward's seconds over the cache's, ``ratios`` and ``rates`` those of each.
+Alternates between filling a cache in an empty folder (read, decode, resize, encode, write) and
+running the encoder's network, as its library provides it, on prepared batches, channels last. The
+bare forward pass uses its best setting: several batch sizes are tried, texts sorted by length, with
+each batch on all cores or one core per batch. Posters go through lite2 with its stages and titles
+through minilm, as in ``model=pretrained``; with ``--columns`` also the column ``synopsis`` of the
+file. Ends with one JSON line: ``figure`` is posters a second; ``ratio`` is the median over turns of
+the bare forward's seconds over the cache's, for the kind of value where it is least; ``ratios`` and
+``rates`` are those of each kind.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--posters", type=int, default=256, help="how many; default 256")
     parser.add_argument("--titles", type=int, default=2048, help="how many; default 2048")
     parser.add_argument("--synopses", type=int, default=192, help="how many; default 192")
-    parser.add_argument("--text-encoder", default="minilm", help="of titles and synopses")
-    parser.add_argument("--prompt-after", default="", help="put behind every text")
+    parser.add_argument("--text-encoder", default="minilm", help="encoder of titles and synopses")
+    parser.add_argument("--prompt-after", default="", help="appended to every text")
     args = parser.parse_args(arguments)
 
     from genre_lightning.inputs.embedding import EmbeddingInput
@@ -77,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         sides: dict[str, Callable[[], None]] = {}
         for name in values:
-            fill(name)  # so that the encoder is there
+            fill(name)  # downloads and loads the encoder
             sides[f"{name}: cache"] = partial(fill, name)
             sides[f"{name}: bare"] = best_forward(given[name], values[name])
         seconds = by_turns(sides, args.n)
@@ -120,7 +121,7 @@ def _movies(
 
 
 def best_forward(branch_input: EmbeddingInput, values: Sequence[Any]) -> Callable[[], None]:
-    """The fastest bare forward over all values, of those that were tried once on a share of them.
+    """The bare forward pass over all values, with the setting that is fastest on a share of them.
 
     Args:
         branch_input: an opened EmbeddingInput.
@@ -147,7 +148,7 @@ def best_forward(branch_input: EmbeddingInput, values: Sequence[Any]) -> Callabl
 def _forward(
     branch_input: EmbeddingInput, values: Sequence[Any], size: int, workers: int
 ) -> Callable[[], None]:
-    """The network on ready batches of so many posters or tokens; 1 worker computes on all cores."""
+    """The network on prepared batches of ``size`` posters or tokens; 1 worker uses all cores."""
     import torch
 
     from genre_lightning.inputs.encoders.images import ImageEncoder

@@ -1,11 +1,11 @@
-"""What eight networks in one checkpoint cost beside eight runs.
+"""Cost of eight networks in one checkpoint, compared with eight runs.
 
     python -m benchmarks.ensemble --root data/ml1m
 
-By turns: ``train.py model=pretrained data.folds=1`` with ``model.members=8``, to its end, and with
-one member, whose seconds count eight times. Ends with one JSON line: ``figure`` is the median of
-the seconds of the former, ``ratio`` the median over turns of these over eight runs. ``fit_ratio``
-is the same of the epochs alone, without starting and scoring.
+Alternates between ``train.py model=pretrained data.folds=1`` with ``model.members=8``, to its end,
+and with one member, whose seconds are multiplied by eight. Ends with one JSON line: ``figure`` is
+the median seconds of the eight members, ``ratio`` the median over turns of these over eight runs,
+``fit_ratio`` the same for the epochs alone, without startup and scoring.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             run([*train, f"model.members={members}", f"hydra.run.dir={folder}"], environment)
             epochs[members].append(epoch_seconds(folder))
 
-        # Uncounted: fills the caches and compiles what it imports.
+        # Not timed: fills the caches and compiles the imported modules.
         run([*train, "trainer.max_epochs=1", f"hydra.run.dir={place}/first"], environment)
         sides = {"one checkpoint": lambda: whole_run(MEMBERS), "one of eight": lambda: whole_run(1)}
         seconds = by_turns(sides, args.n, uncounted=0)

@@ -1,12 +1,12 @@
-"""How much of the time a training step waits for its data.
+"""How much time training steps spend waiting for data.
 
     python -m benchmarks.feed --root data/ml1m
     python -m benchmarks.feed --root data/ml1m data.batch_size=256
 
-In one `trainer.fit`, epochs by turns: of training batches (gathered, copied to the device,
-augmented) and of one such batch that is there already, again and again. Validation is off. Ends
-with one JSON line: ``figure`` is the median of training samples a second on the real batches,
-``ratio`` the median over turns of that over the resident batch's.
+In one `trainer.fit`, epochs alternate between training batches (gathered, copied to the device,
+augmented) and one such batch, already on the device, again and again. Validation is off. Ends with
+one JSON line: ``figure`` is the median of training samples a second on the real batches, ``ratio``
+the median over turns of that rate over the resident batch's.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from genre_lightning.data.datamodule import MovieDataModule
 
 
 class Turns(pl.LightningDataModule):
-    """Epochs of the training split, by turns with epochs of one batch that is on its device."""
+    """Alternates epochs of the training split with epochs of one batch that is on the device."""
 
     def __init__(self, data: MovieDataModule, resident: MovieBatch) -> None:
         super().__init__()

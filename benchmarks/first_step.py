@@ -1,11 +1,10 @@
-"""How soon a second start trains: command to first training step, beyond the imports.
+"""Time from command to first training step on a warm cache, beyond the imports.
 
     python -m benchmarks.first_step --root data/ml1m
 
-By turns: ``train.py`` on a warm cache, ended right after its first training step, and a bare
-import of torch and pytorch_lightning. Ends with one JSON line: ``figure`` is the
-median of the seconds that training needs beyond the imports, ``ratio`` the median of training over
-imports.
+Alternates between ``train.py`` on a warm cache, stopped right after its first training step, and a
+bare import of torch and pytorch_lightning. Ends with one JSON line: ``figure`` is the median of the
+seconds that training needs beyond the imports, ``ratio`` the median of training over imports.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"data.root={Path(args.root).resolve()}",
         "+callbacks.stop._target_=benchmarks.first_step.stop_after_first_step",
     ]
-    # As training imports them: without what they would load of torchvision and transformers.
+    # As in training, which keeps them from loading torchvision and transformers.
     libraries = "import torch, pytorch_lightning"
     lean = "from genre_lightning.lean_imports import load_lightning; load_lightning()"
     imports = [sys.executable, "-c", f"import os; {lean}; {libraries}; os._exit(0)"]

@@ -1,11 +1,11 @@
-"""What a run on cached embeddings takes: the command from start to end, beyond its imports.
+"""Time of a run on cached embeddings: the whole command, beyond its imports.
 
     python -m benchmarks.frozen_run --root data/ml1m
 
-By turns: ``train.py model=pretrained`` on warm caches, to its end, and a command that imports every
-module which that run has loaded when it ends. Ends with one JSON line: ``figure`` is the median
-over turns of the seconds beyond the imports, ``ratio`` the median of the run over the imports.
-``epochs`` is the median of the seconds of its epochs alone.
+Alternates between ``train.py model=pretrained`` on warm caches, to its end, and a command that
+imports every module loaded by the end of that run. Ends with one JSON line: ``figure`` is the
+median over turns of the seconds beyond the imports, ``ratio`` the median of the run over the
+imports, ``epochs`` the median seconds of the run's epochs alone.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ os._exit(0)
 
 
 class ModuleList(pl.Callback):
-    """Writes which modules are loaded when a training has ended, in the order of loading."""
+    """Writes the names of the modules loaded by the end of training, in the order of loading."""
 
     def __init__(self, path: str) -> None:
         self.path = Path(path)
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "+callbacks.modules._target_=benchmarks.frozen_run.ModuleList",
             f"+callbacks.modules.path={modules}",
         ]
-        # Uncounted: fills the caches and compiles what it imports.
+        # Not timed: fills the caches and compiles the imported modules.
         run([*train, f"hydra.run.dir={place}/first", *listing], environment)
         imports = [sys.executable, "-c", IMPORTS, modules]
         seconds = by_turns(

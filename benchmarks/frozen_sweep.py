@@ -1,13 +1,14 @@
-"""What a sweep over trainings on cached embeddings takes beyond its epochs: 36 jobs in one command.
+"""Overhead of a sweep over trainings on cached embeddings: 36 jobs against their epochs.
 
     python -m benchmarks.frozen_sweep --root data/ml1m
     python -m benchmarks.frozen_sweep --root data/ml1m --one-process
 
-Three learning rates, three rates of dropout and four seeds of the branches of ``model=pretrained``,
-one network each and a validation split that is held out. Two jobs run at a time, by joblib, with a
-thread each; or one after another. Ends with one JSON line: ``figure`` is the median of the
-command's seconds, ``ratio`` the median over turns of these over the sum of the jobs' epochs, as
-their metrics.csv tell, shared out over the jobs that run at a time.
+Sweeps three learning rates, three dropout rates and four seeds over the branches of
+``model=pretrained``, with one network each and a held-out validation split. joblib runs two jobs at
+a time, with one thread each; with ``--one-process`` they run one after another. Ends with one JSON
+line: ``figure`` is the median of the command's seconds, ``ratio`` the median over turns of these
+over the jobs' epochs: the sum of seconds in their metrics.csv, divided by the number of jobs that
+run at a time.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ SPACE = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Time the command and print the table."""
     parser = argument_parser(__doc__, n=3, training=True)
-    parser.add_argument("--one-process", action="store_true", help="the jobs one after another")
+    parser.add_argument("--one-process", action="store_true", help="run jobs one after another")
     args = parser.parse_args(arguments)
     count = 1 if args.one_process else SIDE_BY_SIDE
     train = train_command(args.root, [*RECIPE, *args.overrides])
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     launcher = ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={count}"] * (count > 1)
     seconds: dict[str, list[float]] = {"command": [], "epochs of all jobs": []}
     with tempfile.TemporaryDirectory() as place, environment_of_commands() as environment:
-        # Uncounted: fills the caches and compiles what it imports.
+        # Not timed: fills the caches and compiles the imported modules.
         run([*train, "trainer.max_epochs=1", f"hydra.run.dir={place}/first"], environment)
         for turn in range(args.n):
             sweep = Path(place) / f"sweep-{turn}"

@@ -1,12 +1,12 @@
-"""What Lightning, callbacks, metrics and logging cost beside a bare PyTorch loop.
+"""What Lightning, callbacks, metrics and logging cost compared with a bare PyTorch loop.
 
     python -m benchmarks.harness --root data/ml1m
 
-By turns: `trainer.fit` with everything that train.py gives it (checkpoints of every epoch, metrics,
-thresholds, history), and a loop of the same network, optimizer, precision and batches that trains
-as many epochs and scores validation after each. Ends with one JSON line: ``figure`` is the median
-of training samples a second of `trainer.fit`, validation and all, ``ratio`` the median over turns
-of the loop's seconds over those of `trainer.fit`.
+Alternates between `trainer.fit` with everything that train.py gives it (checkpoints of every epoch,
+metrics, thresholds, history) and a plain loop with the same network, optimizer, precision and
+batches, which trains as many epochs and computes the validation loss after each. Ends with one JSON
+line: ``figure`` is the median training samples a second of `trainer.fit`, validation included;
+``ratio`` is the median over turns of the loop's seconds over those of `trainer.fit`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from train import make_checkpoint_io
 
 
 def fit(cfg: DictConfig, epochs: int) -> float:
-    """Seconds of `trainer.fit` in a folder of its own."""
+    """Seconds of `trainer.fit`, in a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
         cfg.callbacks.checkpoint.dirpath = str(Path(folder) / "checkpoints")
         data, module = build(cfg)
@@ -71,7 +71,7 @@ def fit(cfg: DictConfig, epochs: int) -> float:
 
 
 def loop(cfg: DictConfig, epochs: int) -> float:
-    """Seconds of the same epochs, written out."""
+    """Seconds of the same epochs in a plain loop."""
     data, module = build(cfg)
     device = device_of(cfg)
     module.to(device)
@@ -107,7 +107,7 @@ def loop(cfg: DictConfig, epochs: int) -> float:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Time both sides and print the table."""
     parser = argument_parser(__doc__, n=5, training=True)
-    parser.add_argument("--epochs", type=int, default=2, help="of each side in a turn; default 2")
+    parser.add_argument("--epochs", type=int, default=2, help="per side and turn; default 2")
     args = parser.parse_args(arguments)
     compare_with_loop(args)
 
@@ -115,12 +115,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def compare_with_loop(
     args: argparse.Namespace, overrides: Sequence[str] = (), aim: float | None = None
 ) -> None:
-    """Time `trainer.fit` and the loop by turns; print the table and the JSON line.
+    """Time `trainer.fit` and the loop alternately; print the table and the JSON line.
 
     Args:
-        args: the benchmark's, with ``epochs``.
-        overrides: that choose the model; those of ``args`` come after them.
-        aim: of the ratio; the usual one unless given.
+        args: arguments of the benchmark, with ``epochs``.
+        overrides: overrides that choose the model; those of ``args`` come after them.
+        aim: aim of the ratio; by default :func:`aim_against_arithmetic`.
     """
     cfg = compose_config(args.root, ["callbacks.progress_bar=null", *overrides, *args.overrides])
     seconds = by_turns(

@@ -1,16 +1,16 @@
-"""Where a training step goes, and how far each part is from what the device can do.
+"""Where the time of a training step goes, and how far each part is from the device's limits.
 
     python -m benchmarks.limits --root data/ml1m
     python -m benchmarks.limits --root data/ml1m data.batch_size=256
 
-The roofline model (Williams et al. 2009): an operation can't be faster than its arithmetic at the
-device's matrix rate, nor than its bytes at the memory's bandwidth. Both are measured here, by turns
-with the step (forward, backward, optimizer, on one resident batch, in the precision of training).
-Arithmetic is counted by PyTorch's FLOP counter; the bytes are those of the tensors that an
-operation is given and makes, each read or written once, so what stays in a cache may well be
-faster, and operations that are fused need fewer. The times of the parts are a profiler's, which
+Uses the roofline model (Williams et al. 2009): an operation can't be faster than its arithmetic at
+the device's matrix rate, nor than its memory traffic at the device's bandwidth. Both rates are
+measured here, alternating with the step (forward, backward, optimizer, on one resident batch, in
+the precision of training). Arithmetic is counted by PyTorch's FLOP counter. Bytes are those of an
+operation's input and output tensors, each read or written once, so operations whose data stay in a
+cache can be faster, and fused operations need fewer. A profiler measures the times of the parts; it
 slows the step a little. Ends with one JSON line: ``figure`` is the median of the milliseconds of a
-step, ``ratio`` the median over turns of the least time over it; there is no aim.
+step, ``ratio`` the median over turns of the least possible time over the step's; there is no aim.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from benchmarks.training import (
 )
 from train import chosen_precision
 
-#: Parts of a step, by what the names of their operations contain; all others are the last one.
+#: Parts of a step, and words in the names of their operations; all others are ``OTHER``.
 PARTS = {
     "convolutions": ("convolution",),
     "BatchNorm": ("batch_norm",),
@@ -55,7 +55,7 @@ def part_of(names: Iterable[str]) -> str:
     """The part of a step that an operation belongs to.
 
     Args:
-        names: its own, then those of what called it.
+        names: names of the operation and its callers, innermost first.
     """
     for name in names:
         for part, words in PARTS.items():
@@ -65,10 +65,10 @@ def part_of(names: Iterable[str]) -> str:
 
 
 class ByteCounter(TorchDispatchMode):
-    """Counts the bytes that each operation reads and writes, while it is active.
+    """While active, counts the bytes that each operation reads and writes.
 
     Attributes:
-        bytes: of each operation, by its name.
+        bytes: bytes by name of the operation.
     """
 
     def __init__(self) -> None:
@@ -85,12 +85,12 @@ class ByteCounter(TorchDispatchMode):
         given.update(kwargs)
         aliased = [output.alias_info for output in schema.returns]
         if any(info is not None and not info.is_write for info in aliased):
-            return result  # a view moves nothing
+            return result  # a view moves no data
         count = 0
         for argument in schema.arguments:
             written = argument.alias_info is not None and argument.alias_info.is_write
-            # What is written over is read as well, unless all it gets is a value; and a fused
-            # optimizer writes into the gradients only where a scaler is at work.
+            # An in-place argument is also read, unless it is only overwritten. A fused optimizer
+            # writes to the gradients only with a gradient scaler.
             once = func._opname in ("zero_", "fill_", "copy_") or argument.name == "grads"
             times = 2 if written and not once else 1
             count += times * _bytes(given.get(argument.name))
@@ -108,7 +108,7 @@ def _bytes(value: Any) -> int:
 def least_seconds(
     run: Callable[[], object], flops_per_second: float, bytes_per_second: float
 ) -> dict[str, tuple[float, float, float]]:
-    """What a step counts, by part: FLOP, bytes and the seconds that they need at least."""
+    """FLOP, bytes and least possible seconds of a step, by part."""
     with FlopCounterMode(display=False) as flops, ByteCounter() as moved:
         run()
     counted = {str(op).split(".")[-1]: n for op, n in flops.get_flop_counts()["Global"].items()}
@@ -123,7 +123,7 @@ def least_seconds(
 
 
 def profiled(run: Callable[[], None], steps: int, device: torch.device) -> dict[str, float]:
-    """Seconds that the parts of a step take on the device, and what of it lies outside of them."""
+    """Seconds of a step on the device, by part; ``OUTSIDE`` is the time outside of operations."""
     activities = [ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
@@ -149,9 +149,9 @@ def profiled(run: Callable[[], None], steps: int, device: torch.device) -> dict[
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure step and limits and print both tables."""
+    """Measure the step and the limits, and print both tables."""
     parser = argument_parser(__doc__, n=9, training=True)
-    parser.add_argument("--steps", type=int, default=10, help="in a turn; default 10")
+    parser.add_argument("--steps", type=int, default=10, help="steps per turn; default 10")
     args = parser.parse_args(arguments)
     cfg = compose_config(args.root, args.overrides)
     device = device_of(cfg)

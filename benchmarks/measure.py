@@ -1,4 +1,4 @@
-"""What all benchmarks share: sides timed by turns, one table, and the JSON line they end with."""
+"""What all benchmarks share: alternating timing of several sides, the table, and the JSON line."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def argument_parser(description: str | None, n: int, *, training: bool) -> argparse.ArgumentParser:
-    """The options that benchmarks have in common.
+    """A parser with the options that all benchmarks have.
 
     Args:
-        description: the module's docstring, of which ``--help`` shows all.
-        n: how many turns are counted by default.
-        training: whether movies are needed: ``--root`` names real ones (demo data otherwise), and
-            any further argument is an override of the configuration.
+        description: the module's docstring, shown in full by ``--help``.
+        n: default number of counted turns.
+        training: whether the benchmark trains: adds ``--root`` for real movies (demo data
+            otherwise), and takes further arguments as overrides of the configuration.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -51,12 +51,14 @@ def _turns(text: str) -> int:
 def by_turns(
     sides: Mapping[str, Callable[[], float | None]], n: int, uncounted: int = 1
 ) -> dict[str, list[float]]:
-    """Seconds of each side, run by turns ``n`` times after ``uncounted`` ones.
+    """Seconds of each side; all sides run once per turn, for ``uncounted`` and then ``n`` turns.
 
-    Turns, since a shared machine drifts: what slows one side slows the other beside it.
+    Sides alternate since a shared machine drifts: what slows one side also slows the others.
 
     Args:
-        sides: name to what is run; a number that it returns counts instead of its wall time.
+        sides: name to callable; a number that it returns replaces its wall time.
+        n: number of counted turns.
+        uncounted: number of warm-up turns.
     """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(n + uncounted):
@@ -70,10 +72,10 @@ def by_turns(
 
 
 def alternate(commands: Mapping[str, Sequence[str]], n: int) -> dict[str, list[float]]:
-    """:func:`by_turns` of commands, each in a process of its own.
+    """:func:`by_turns` for commands, each in its own process.
 
     Raises:
-        RuntimeError: a command failed; with the end of what it printed.
+        RuntimeError: a command failed; the message has the end of its output.
     """
     with environment_of_commands() as environment:
         sides = {name: partial(run, command, environment) for name, command in commands.items()}
@@ -81,10 +83,10 @@ def alternate(commands: Mapping[str, Sequence[str]], n: int) -> dict[str, list[f
 
 
 def output_of(command: Sequence[str], environment: Mapping[str, str]) -> str:
-    """Run a command to its end; what it has printed, but for errors.
+    """Run a command and return its standard output.
 
     Raises:
-        RuntimeError: it failed; with the end of what it printed.
+        RuntimeError: the command failed; the message has the end of its output.
     """
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -94,16 +96,16 @@ def output_of(command: Sequence[str], environment: Mapping[str, str]) -> str:
 
 
 def run(command: Sequence[str], environment: Mapping[str, str]) -> None:
-    """Likewise, giving nothing."""
+    """Run a command like :func:`output_of`, but return nothing."""
     output_of(command, environment)
 
 
 @contextmanager
 def environment_of_commands() -> Iterator[dict[str, str]]:
-    """The environment for timed commands: this package is found, and modules are found compiled.
+    """The environment for timed commands: it finds this package, and allows cached bytecode.
 
-    Compiled they are for every user from the second start on. Where Python is told to leave no
-    bytecode it would be the compiling of PyTorch's sources that is measured: 7 s on each start.
+    Users have cached bytecode from the second start on. With PYTHONDONTWRITEBYTECODE, every start
+    would include 7 s of compiling PyTorch's sources.
     """
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     if not environment.pop("PYTHONDONTWRITEBYTECODE", ""):
@@ -114,14 +116,14 @@ def environment_of_commands() -> Iterator[dict[str, str]]:
 
 
 def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
-    """One ratio a turn."""
+    """The ratio of each turn."""
     return [a / b for a, b in zip(above, below, strict=True)]
 
 
 def print_table(
     values: Mapping[str, Sequence[float]], unit: str, note: str = "", digits: int = 3
 ) -> None:
-    """The hardware, then median, least and most of each side as a Markdown table."""
+    """Print the hardware, and median, minimum and maximum of each side as a Markdown table."""
     n = max(map(len, values.values()))
     print(f"{hardware()}, n = {n}{', ' if note else ''}{note}")
     print(f"| | median {unit} | min | max |\n| --- | --- | --- | --- |")
@@ -131,13 +133,13 @@ def print_table(
 
 
 def hardware() -> str:
-    """What the figures were taken on, in words."""
+    """A description of the hardware and the Python version."""
     words = f"{num_cores()} CPU core(s), {platform.machine()}, Python {platform.python_version()}"
     return words if _gpu() is None else f"{words}, {_gpu()}"
 
 
 def _gpu() -> str | None:
-    """The GPU that this process has used, if any; no import for a benchmark of imports."""
+    """Name of the GPU, if this process has imported PyTorch; it is not imported just for this."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available():
         return None
@@ -147,7 +149,7 @@ def _gpu() -> str | None:
 def json_line(
     figure: float, ratio: float | None, n: int, spread: float, aim: float | None, **more: object
 ) -> str:
-    """The last line a benchmark prints; all benchmarks share these keys."""
+    """The last line that a benchmark prints; all benchmarks share these keys."""
     line = {"figure": figure, "ratio": ratio, "n": n, "spread": spread, "aim": aim, **more}
     rounded = {
         key: round(value, 5) if isinstance(value, float) else value for key, value in line.items()

@@ -1,18 +1,18 @@
-"""How many movies a second are predicted from a folder of posters, beside decoding them alone.
+"""Movies predicted per second from a folder of posters, compared with decoding them alone.
 
     python -m benchmarks.predict_batch
     python -m benchmarks.predict_batch --model pretrained --movies 128
     python -m benchmarks.predict_batch --checkpoint runs/.../best.ckpt --folder posters/
 
-By turns in one process, over the same files and on the same number of threads: prediction from
-titles and files (:meth:`GenrePredictor.stream`), decoding the files alone, and the network alone on
-posters already decoded. Ends with one JSON line: ``figure`` is the median of movies
-predicted a second; ``ratio`` is the median over turns of the decoding's time over the prediction's
-less the network's, so 1 where prediction costs nothing but decoding and the network; and
-``plain_ratio`` counts the network in. Of a model with frozen encoders, as ``model=pretrained``, the
-network alone is that of the encoders as their libraries have them, channels last, on ready batches
-of the best size, and ``ratio`` is the decoding's time and theirs over the prediction's; reading
-the words on posters counts as decoding.
+Alternates, in one process with the same files and number of threads: prediction from titles and
+files (:meth:`GenrePredictor.stream`), decoding the files alone, and the network alone on decoded
+posters. Ends with one JSON line: ``figure`` is the median of movies predicted a second; ``ratio``
+is the median over turns of the decoding's time over the prediction's minus the network's, so 1 if
+prediction costs nothing beyond decoding and the network; ``plain_ratio`` does not subtract the
+network's time. For a model with frozen encoders, such as ``model=pretrained``, the network alone is
+the encoders as their libraries provide them, channels last, on prepared batches of the best size,
+and ``ratio`` is the time of decoding and encoders over the prediction's; reading the words on
+posters counts as decoding.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ AIM_WITH_ENCODERS = 0.9
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Time the three and print the table."""
+    """Time the three sides and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", type=Path, help="default: the default model, untrained")
-    parser.add_argument("--model", default="fusion", help="untrained one; default: fusion")
-    parser.add_argument("--movies", type=int, default=512, help="how many are drawn; default 512")
-    parser.add_argument("--folder", type=Path, help="of posters; default: 512 that are drawn")
+    parser.add_argument("--model", default="fusion", help="untrained model; default: fusion")
+    parser.add_argument("--movies", type=int, default=512, help="at most; default 512")
+    parser.add_argument("--folder", type=Path, help="of posters (.jpg); default: drawn ones")
     parser.add_argument("--workers", type=int, help="threads that decode; default: one per core")
     parser.add_argument("--device", default="auto")
     parser.add_argument("-n", "--n", type=int, default=9)
@@ -144,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _read(predictor: GenrePredictor, batch: Sequence[tuple[str, Path]]) -> dict[str, list[Any]]:
-    """What each branch takes of a batch's titles and posters."""
+    """What each branch's input reads from a batch of titles and posters."""
     from genre_lightning.predicting.predictor import POSTER, TITLE
 
     movies = [{TITLE: title, POSTER: path} for title, path in batch]

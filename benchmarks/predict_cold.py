@@ -1,10 +1,10 @@
-"""How soon one prediction is there: the command genre-predict against a bare ``import torch``.
+"""Time of a single prediction: the command genre-predict against a bare ``import torch``.
 
     python -m benchmarks.predict_cold
     python -m benchmarks.predict_cold --checkpoint runs/.../best.ckpt --poster heat.jpg
 
-By turns, each in a process of its own: ``genre-predict CKPT --title ... --poster ...`` from start
-to exit, and ``import torch``. Ends with one JSON line: ``figure`` is the median of the
+Alternates, each in its own process, between ``genre-predict CKPT --title ... --poster ...`` from
+start to exit and ``import torch``. Ends with one JSON line: ``figure`` is the median of the
 command's seconds, ``ratio`` the median over turns of the command's time over the import's, and
 ``spread`` the ratio's standard deviation.
 """
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Time both sides and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", type=Path, help="default: the default model, untrained")
-    parser.add_argument("--poster", type=Path, help="default: one that is drawn")
+    parser.add_argument("--poster", type=Path, help="default: a drawn one")
     parser.add_argument("--title", default="Avengers: Endgame (2019)")
     parser.add_argument("-n", "--n", type=int, default=15)
     args = parser.parse_args(arguments)

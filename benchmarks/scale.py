@@ -1,22 +1,22 @@
-"""How reader, split, title features and poster cache grow with the number of movies.
+"""How the cost of reader, split, title features and poster cache grows with the number of movies.
 
     python -m benchmarks.scale
     python -m benchmarks.scale --sizes 1000 10000
     python -m benchmarks.scale --vectors -n 1          # a million; 5 GiB of memory, 2 of disk
     python -m benchmarks.scale --mmimdb                # a folder like MM-IMDb's, of its 25,959
 
-Makes up movies (titles of made-up words, 18 genres, a small poster each, listed in a CSV), and for
-each number, in a process of its own, times the parts of `MovieDataModule.setup` on an empty cache,
-then `setup` as a whole on the warm one. All imports are done before the clock starts. Memory, on
-Linux alone, is the process's peak, less what it held after the imports and less the private memory
-that `setup` leaves behind (titles, labels, features). With ``--vectors`` each movie
-has a synopsis of some 40 words, too, and in place of its poster a vector of 64 numbers, by id, as
-an encoder's. With ``--mmimdb`` it has a plot of some 100 words, a shorter one, and a poster of
-384x256; the files are in that dataset's layout, and the splits are its own.
+Generates movies (titles of made-up words, 18 genres, a small poster each, listed in a CSV). For
+each number of movies, separate processes time the parts of `MovieDataModule.setup` on an empty
+cache, then all of `setup` on the warm cache. Imports are not timed. Memory (Linux only) is the
+process's peak, minus what it held after the imports and minus the private memory that `setup`
+keeps (titles, labels, features). With ``--vectors`` each movie also has a synopsis of about 40
+words, and instead of a poster a vector of 64 numbers, by id, like an encoder's output. With
+``--mmimdb`` it has a plot of about 100 words, a shorter one, and a poster of 384x256; files and
+splits are laid out as in that dataset.
 
-Ends with one JSON line: ``figure`` is the seconds of a warm start at the greatest number, ``ratio``
-its cost per movie on an empty cache over that at the smallest number (medians of the turns),
-``growth`` the same ratio of each part.
+Ends with one JSON line: ``figure`` is the seconds of a warm start with the most movies; ``ratio``
+is the cost per movie on an empty cache, with the most movies over the fewest (median over turns);
+``growth`` is the same ratio for each part.
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ from benchmarks.measure import (
 )
 
 AIM = 1.3
-#: Seconds of a warm start at the greatest number, and the numbers, by kind of dataset.
+#: Seconds of a warm start with the most movies, by kind of dataset.
 AIM_WARM_SECONDS = {"posters": 5.0, "vectors": 20.0, "mmimdb": 5.0}
+#: Default numbers of movies, by kind of dataset.
 SIZES = {
     "posters": (1_000, 10_000, 100_000),
     "vectors": (10_000, 1_000_000),
@@ -55,13 +56,13 @@ SIZES = {
 }
 WIDTH = 64  # of the vectors
 NUM_GENRES = 18
-SIDE = 32  # of the cached posters: 100,000 of them are 300 MB
-DRAWINGS = 64  # different ones, each under as many names as it takes
+SIDE = 32  # of the cached posters: 100,000 of them take 300 MB
+DRAWINGS = 64  # different images, each copied under many names
 PARTS = ("reader", "split", "texts", "posters")
 
 
 def make_movies(folder: Path, count: int, seed: int = 0) -> Path:
-    """Write posters and the CSV that lists them; returns the CSV."""
+    """Write posters and the CSV that lists them; return the CSV's path."""
     from PIL import Image
 
     from benchmarks.untrained import compose_titles
@@ -80,7 +81,7 @@ def make_movies(folder: Path, count: int, seed: int = 0) -> Path:
         writer = csv.writer(file)
         writer.writerow(["id", "title", "poster", "genres"])
         for number, title in enumerate(compose_titles(count, seed)):
-            if number % 10_000 == 0:  # a folder of 100,000 is slow on some disks
+            if number % 10_000 == 0:  # a folder of 100,000 files is slow on some disks
                 (posters / str(number // 10_000)).mkdir()
             poster = posters / str(number // 10_000) / f"{number}.jpg"
             shutil.copyfile(drawings[number % len(drawings)], poster)
@@ -91,12 +92,12 @@ def make_movies(folder: Path, count: int, seed: int = 0) -> Path:
 
 
 def make_movies_with_vectors(folder: Path, count: int, seed: int = 0) -> Path:
-    """Write a CSV with titles and synopses, and ``vectors.npz`` beside it; returns the CSV."""
+    """Write a CSV with titles and synopses, and ``vectors.npz``; return the CSV's path."""
     from benchmarks.untrained import compose_titles
 
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True)
-    # Drawing every word would take longer than what is timed.
+    # Drawing every word would take longer than the timed work.
     phrases = [title.rsplit(" ", 1)[0] for title in compose_titles(20_000, seed)]
     chance = 0.4 / np.arange(1, NUM_GENRES + 1)
     with (folder / "movies.csv").open("w", newline="", encoding="utf-8") as file:
@@ -119,7 +120,7 @@ def make_movies_with_vectors(folder: Path, count: int, seed: int = 0) -> Path:
 
 
 def make_mmimdb(folder: Path, count: int, seed: int = 0) -> Path:
-    """Write a folder in MM-IMDb's layout; returns its ``split.json``."""
+    """Write a folder in MM-IMDb's layout; return the path of its ``split.json``."""
     from benchmarks.untrained import compose_titles
     from genre_lightning.movies.demo import draw_poster
     from genre_lightning.movies.mmimdb import GENRES
@@ -141,12 +142,12 @@ def make_mmimdb(folder: Path, count: int, seed: int = 0) -> Path:
             "year": int(rng.integers(1890, 2018)),
             "genres": [names[place] for place in has] or ["Drama"],
             "plot": [" ".join(drawn[:10]), " ".join(drawn)],
-            # As the files have a lot that is not looked at.
+            # The real files also contain much that the reader ignores.
             "cast": [{"name": name, "personID": name} for name in drawn],
         }
         (dataset / f"{movie_id}.json").write_text(json.dumps(entry), "utf-8")
         (dataset / f"{movie_id}.jpeg").write_bytes(drawings[number % len(drawings)])
-    # 15,552, 2,608 and 7,799 of 25,959.
+    # In the proportions of MM-IMDb: 15,552, 2,608 and 7,799 of 25,959.
     first, second = (count * end // 25_959 for end in (15_552, 18_160))
     splits = {"train": ids[:first], "dev": ids[first:second], "test": ids[second:]}
     (folder / "split.json").write_text(json.dumps(splits), "utf-8")
@@ -154,8 +155,8 @@ def make_mmimdb(folder: Path, count: int, seed: int = 0) -> Path:
 
 
 def time_parts(manifest: Path, cache_dir: Path) -> dict[str, float]:
-    """Seconds of each part, run one after the other, and MiB; in a fresh process."""
-    # What is imported late counts as an import, not as the work of whoever comes first.
+    """Seconds and memory (MiB) of each part, one after the other; run it in a fresh process."""
+    # Load late imports now, so that they don't count as work of the first part that needs them.
     import iterstrat.ml_stratifiers  # noqa: F401
     import pytorch_lightning  # noqa: F401
     import sklearn.feature_extraction.text  # noqa: F401
@@ -204,7 +205,7 @@ def time_parts(manifest: Path, cache_dir: Path) -> dict[str, float]:
     started = time.perf_counter()
     data.setup()
     setup = time.perf_counter() - started
-    # What is left is the features of texts, with keys and labels, which cost next to nothing.
+    # The rest is text features; keys and labels cost next to nothing.
     rest = setup - sum(spent.values())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {
@@ -218,26 +219,26 @@ def time_parts(manifest: Path, cache_dir: Path) -> dict[str, float]:
 
 
 def _resident_mib(field: str) -> float:
-    """Memory of this process: ``VmRSS`` is all of it, ``RssAnon`` without mapped files."""
+    """Memory of this process in MiB: ``VmRSS`` is all of it, ``RssAnon`` without mapped files."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(field)).split()[1]) / 1024
 
 
 def run_part(manifest: Path, cache_dir: Path, environment: Mapping[str, str]) -> dict[str, float]:
-    """:func:`time_parts` in a process of its own."""
+    """Run :func:`time_parts` in its own process."""
     command = [sys.executable, "-m", "benchmarks.scale", "--time", str(manifest), str(cache_dir)]
     found: dict[str, float] = json.loads(output_of(command, environment).splitlines()[-1])
     return found
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Time all numbers by turns and print the table."""
+    """Time all numbers of movies alternately and print the table."""
     parser = argument_parser(__doc__, n=3, training=False)
     parser.add_argument("--sizes", type=int, nargs="+", help="numbers of movies")
     kinds = parser.add_mutually_exclusive_group()
     kinds.add_argument("--vectors", action="store_true", help="synopses, and vectors for posters")
     kinds.add_argument("--mmimdb", action="store_true", help="a folder like that of MM-IMDb")
-    parser.add_argument("--time", type=Path, nargs=2, help="time one; used by itself")
+    parser.add_argument("--time", type=Path, nargs=2, help="for internal use: time one dataset")
     args = parser.parse_args(arguments)
     if args.time is not None:
         print(json.dumps(time_parts(*args.time)))

@@ -1,4 +1,4 @@
-"""Scores on real movies: trains each variant for each seed and tabulates mean and spread.
+"""Scores on real movies: trains each variant with each seed and tabulates mean and spread.
 
     python -m benchmarks.scores --root data/ml1m --variants fusion title poster --seeds 0 1 2
     python -m benchmarks.scores --root data/ml1m --variants seed --seeds 0
@@ -7,9 +7,9 @@
     python -m benchmarks.scores --root data/ml1m --columns FILE.csv --variants full everything
     python -m benchmarks.scores --root data/ml1m --columns FILE.csv --branches --split val
 
-A run that is completed in the output folder is not run again. Ends with one JSON line:
+Runs that are already completed in the output folder are not repeated. Ends with one JSON line:
 ``figure`` is the first variant's mean mAP, ``ratio`` that over the second variant's, ``spread`` the
-standard deviation over seeds, ``aim`` the mAP that fusion is to reach.
+standard deviation over seeds, ``aim`` the mAP that fusion should reach.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ COLUMNS = ("map_macro", "f1_micro", "f1_macro")
 
 
 def listed(*branches: str) -> str:
-    """The override that has a model be the sum of these branches."""
+    """The override that makes a model the sum of these branches."""
     return f"model/branch=[{','.join(branches)}]"
 
 
-#: The branches of model=full without the words on posters, as model=full_mpnet has them.
+#: The branches of model=full without the words on posters, like those of model=full_mpnet.
 WITHOUT_WORDS = (
     *("title_linear", "title_year", "title_minilm", "title_gemma", "poster_lite2"),
     *("synopsis_tfidf", "synopsis_minilm", "synopsis_gemma"),
 )
 #: The branches of model=full.
 FULL = (*WITHOUT_WORDS, "poster_text_tfidf", "poster_text_gemma")
-#: With cast and director as terms alone.
+#: Adds cast and director, as terms only.
 EVERYTHING = listed(*WITHOUT_WORDS, "cast", "director")
-#: L-BFGS goes to the same optimum from any seed: what may differ is which folds train has.
+#: L-BFGS reaches the same optimum from any seed, so let the folds of train vary with the seed.
 OWN_FOLDS = "data.split_seed=${seed}"
 TITLE, POSTER = "model.branches.title_tfidf", "model.branches.poster_resnet"
 #: Every variant by name: overrides of train.py.
@@ -84,7 +84,7 @@ VARIANTS: dict[str, list[str]] = {
     "everything": ["model=full", EVERYTHING, OWN_FOLDS],
     "everything_mpnet": ["model=full_mpnet", EVERYTHING.replace("minilm", "mpnet"), OWN_FOLDS],
 }
-#: What each branch of model=full is worth: alone, and all without it.
+#: The contribution of each branch of model=full: the branch alone, and all others without it.
 BRANCHES: dict[str, list[str]] = {
     "full": ["model=full", OWN_FOLDS],
     **{f"only_{name}": ["model=full", listed(name), OWN_FOLDS] for name in FULL},
@@ -116,7 +116,7 @@ ABLATION: dict[str, list[str]] = {
 
 @dataclass(frozen=True)
 class Run:
-    """One training and where it lies."""
+    """One training and its run folder."""
 
     variant: str
     seed: int
@@ -124,7 +124,7 @@ class Run:
     overrides: list[str]
 
     def result(self) -> dict[str, Any] | None:
-        """Its result.json, if it is completed."""
+        """The run's result.json, if it is completed."""
         path = self.folder / "result.json"
         if not path.exists():
             return None
@@ -132,7 +132,7 @@ class Run:
         return result if result["status"] == "completed" else None
 
     def train(self, environment: Mapping[str, str]) -> dict[str, Any]:
-        """Train it unless it is completed.
+        """Train unless the run is completed; return its result.
 
         Raises:
             RuntimeError: training failed; its output is in ``output.txt`` of the run folder.
@@ -148,7 +148,7 @@ class Run:
             f"hydra.run.dir={self.folder}",
             *self.overrides,
         ]
-        if (self.folder / LAST).is_file():  # it was interrupted
+        if (self.folder / LAST).is_file():  # the run was interrupted
             command.append("ckpt_path=last")
         output = self.folder / "output.txt"
         with output.open("w", encoding="utf-8") as file:

@@ -1,12 +1,12 @@
-"""The original recipe from start to end: one command's seconds.
+"""Time of the original recipe, as one command from start to end.
 
     python -m benchmarks.seed_recipe --root data/ml1m    all 50 epochs, 14 min on 2 cores
     python -m benchmarks.seed_recipe --epochs 2            a check that it runs; no figure
 
-Times `python train.py experiment=seed`, imports, validation, checkpoints and scoring included, with
-the poster cache warm. Ends with one JSON line: ``figure`` is the median of its seconds, ``ratio``
-that over 30 minutes, its author's figure for 50 epochs on a T4; it is null for another number of
-epochs, since a part of a run says too little about the whole.
+Times `python train.py experiment=seed` on a warm poster cache, including imports, validation,
+checkpoints and scoring. Ends with one JSON line: ``figure`` is the median of its seconds, ``ratio``
+that over 30 minutes, its author's figure for 50 epochs on a T4. ``ratio`` is null for another
+number of epochs, since a shorter run says too little about a full one.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ AIM_GPU_SECONDS = 60.0
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train, and print the table."""
+    """Train and print the table."""
     parser = argument_parser(__doc__, n=1, training=True)
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     args = parser.parse_args(arguments)
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     seconds = []
     command = [sys.executable, str(REPOSITORY / "train.py"), *data_overrides(args.root), *overrides]
     with tempfile.TemporaryDirectory() as folder, environment_of_commands() as environment:
-        # Uncounted: compiles what it imports.
+        # Not timed: compiles the imported modules.
         run([*command, "trainer.max_epochs=1", f"hydra.run.dir={folder}/first"], environment)
         for turn in range(args.n):
             started = time.perf_counter()

@@ -1,13 +1,13 @@
-"""Trainings that share the cores with something else, each with default settings.
+"""Trainings that share the cores with other processes, with default settings.
 
     python -m benchmarks.shared_cores --root data/ml1m
     python -m benchmarks.shared_cores --root data/ml1m --load 8
 
-Two comparisons, whose four sides take turns. Two commands of `python train.py` at once against the
-same two one after the other; and one command, on a machine that other processes load, against the
-same with `OMP_NUM_THREADS=1`. Neither `OMP_NUM_THREADS` nor `GOMP_SPINCOUNT` is set otherwise. Ends
-with one JSON line: ``figure`` is the median of the seconds that two at once take, ``ratio`` the
-median over turns of that over one after the other, ``loaded_ratio`` the other comparison.
+Makes two comparisons, whose four sides alternate: two commands of `python train.py` at once against
+the same two one after the other; and one command on a machine loaded by other processes against the
+same with `OMP_NUM_THREADS=1`. Otherwise neither `OMP_NUM_THREADS` nor `GOMP_SPINCOUNT` is set. Ends
+with one JSON line: ``figure`` is the median seconds of two at once, ``ratio`` the median over turns
+of that over one after the other, ``loaded_ratio`` the ratio of the other comparison.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ BUSY = "while True: pass"
 
 
 def run_at_once(commands: Sequence[Sequence[str]], environment: Mapping[str, str]) -> None:
-    """Start all commands, and wait for all.
+    """Start all commands at once, and wait for all of them.
 
     Raises:
-        RuntimeError: one has failed.
+        RuntimeError: a command failed.
     """
     processes = [
         subprocess.Popen(
@@ -58,7 +58,7 @@ def run_at_once(commands: Sequence[Sequence[str]], environment: Mapping[str, str
 
 @contextmanager
 def load(count: int) -> Iterator[None]:
-    """So many processes that compute without end."""
+    """Run ``count`` processes that each keep a core busy, inside the block."""
     processes = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(count)]
     try:
         yield
@@ -71,8 +71,8 @@ def load(count: int) -> Iterator[None]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Time the four sides and print the table."""
     parser = argument_parser(__doc__, n=3, training=True)
-    parser.add_argument("--epochs", type=int, default=4, help="of each training; default 4")
-    parser.add_argument("--load", type=int, default=4, help="other processes; default 4")
+    parser.add_argument("--epochs", type=int, default=4, help="epochs per training; default 4")
+    parser.add_argument("--load", type=int, default=4, help="busy processes; default 4")
     args = parser.parse_args(arguments)
     train = train_command(args.root, [*args.overrides, f"trainer.max_epochs={args.epochs}"])
     with tempfile.TemporaryDirectory() as place, environment_of_commands() as environment:

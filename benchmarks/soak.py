@@ -1,17 +1,17 @@
-"""A long sweep that is killed again and again: is anything lost, and does anything grow?
+"""A long sweep that is killed again and again: does it lose results or leak memory?
 
     python -m benchmarks.soak
     python -m benchmarks.soak --rates 20 --seeds 10 --kills 20 --draw 3
     python -m benchmarks.soak -- hydra/launcher=joblib hydra.launcher.n_jobs=2
 
-Runs one sweep of tiny jobs, learning rates times seeds, of title and poster. While its first half
-is run, the command is killed by SIGKILL at random moments and given again; the second half is run
-by one command. Every job notes memory and open files of its process (on Linux alone). Then are
-checked: every job has completed once, nothing is left of the killed commands, and the leaderboard
-says what a plain loop over the runs' ``result.json`` says; what does not hold is an error. Ends
-with one JSON line: ``figure`` is the slope of the process's memory in KiB a job over the last
-command's jobs, the first tenth left out, with its standard error as ``spread``; ``ratio`` is the
-memory at their end over that at their beginning, ``files`` the least and most files open.
+Runs one sweep of tiny jobs, learning rates times seeds, with title and poster. During its first
+half the command is killed by SIGKILL at random moments and run again; a last command runs the
+second half. Every job records memory and open files of its process (Linux only). It is an error if
+a job has not completed exactly once, if the killed commands left partial files, or if the
+leaderboard differs from a plain loop over the runs' ``result.json``. Ends with one JSON line:
+``figure`` is the slope of the process's memory in KiB a job over the jobs of the last command,
+without the first tenth, with its standard error as ``spread``; ``ratio`` is the memory at the end
+of these jobs over that at their beginning, ``files`` the least and most open files.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from benchmarks.measure import (
 )
 
 AIM = 1.02
-#: Enough to go through every step of training.
+#: Small, but goes through every step of training.
 TINY = (
     "++data.num_movies=120",
     "++data.poster_height=48",
@@ -56,16 +56,16 @@ TINY = (
     "model.branches.poster_resnet.network.widths=[4,8]",
     "model.branches.poster_resnet.network.blocks=[1,1]",
 )
-#: Of a command that is not killed.
+#: Time limit of the last command, which is not killed.
 MAX_SECONDS = 3600
 
 
 class SoakError(RuntimeError):
-    """Something was lost, left behind, or is wrong; the message says what."""
+    """Results were lost or are wrong, or files were left behind; the message says which."""
 
 
 class Gauge(pl.Callback):
-    """Appends number, memory and open files of the process to a file, as each fit ends."""
+    """Appends id, memory (KiB) and number of open files of the process to a file after each fit."""
 
     def __init__(self, path: str) -> None:
         self.path = Path(path)
@@ -79,24 +79,27 @@ class Gauge(pl.Callback):
 
 
 def results(sweep: Path) -> dict[str, dict[str, Any]]:
-    """What the runs of a sweep have recorded, by folder."""
+    """The ``result.json`` of each run of a sweep, by folder."""
     return {path.parent.name: json.loads(path.read_text()) for path in sweep.glob("*/result.json")}
 
 
 def completed(sweep: Path) -> dict[str, bytes]:
-    """``result.json`` of the jobs that have completed, by folder."""
+    """The bytes of ``result.json`` of each completed job, by folder."""
     texts = {path.parent.name: path.read_bytes() for path in sweep.glob("*/result.json")}
     return {name: text for name, text in texts.items() if b'"status": "completed"' in text}
 
 
 class Sweep:
-    """A sweep that a command is given for as often as it takes.
+    """A sweep whose command is run again until all jobs have completed.
 
     Args:
-        command: of it.
-        folder: of the sweep.
-        environment: of the command.
-        draw: draws the moments.
+        command: command of the sweep.
+        folder: folder of the sweep.
+        environment: environment of the command.
+        draw: generator for the moments of the kills.
+
+    Attributes:
+        lost: completed jobs whose ``result.json`` a later command changed or removed.
     """
 
     def __init__(
@@ -117,7 +120,11 @@ class Sweep:
             return subprocess.Popen(self.command, env=self.environment, stdout=file, stderr=file)
 
     def kill_after(self, jobs: int, seconds: float) -> None:
-        """Give the command, and kill it once it has completed so many jobs, and so long after."""
+        """Run the command; kill it up to ``seconds`` after it has completed ``jobs`` more jobs.
+
+        Raises:
+            SoakError: the command ended before it was killed.
+        """
         before = completed(self.folder)
         process = self._start()
         while len(completed(self.folder)) < len(before) + jobs and process.poll() is None:
@@ -130,7 +137,11 @@ class Sweep:
         self.lost += [name for name, text in before.items() if after.get(name) != text]
 
     def finish(self) -> None:
-        """Give the command until it has ended."""
+        """Run the command to its end.
+
+        Raises:
+            SoakError: the command failed.
+        """
         before = completed(self.folder)
         if self._start().wait(MAX_SECONDS) != 0:
             raise SoakError(f"the command has failed:\n{self._printed()}")
@@ -142,7 +153,11 @@ class Sweep:
 
 
 def check_jobs(sweep: Path, jobs: int, lost: Sequence[str]) -> None:
-    """Every job is there, has completed, and was left alone from then on."""
+    """Check that every job has completed and was not changed afterwards.
+
+    Raises:
+        SoakError: a job did not, or partial files are left.
+    """
     found = results(sweep)
     states = Counter(result["status"] for result in found.values())
     if states != {"completed": jobs} or lost:
@@ -153,7 +168,11 @@ def check_jobs(sweep: Path, jobs: int, lost: Sequence[str]) -> None:
 
 
 def check_leaderboard(sweep: Path) -> None:
-    """The table has every run once, with its value; rates are ranked by the mean over seeds."""
+    """Check that the table has each run once with its value, and ranks rates by mean over seeds.
+
+    Raises:
+        SoakError: it does not.
+    """
     by_rate: dict[float, list[float]] = {}
     values = {}
     for name, result in results(sweep).items():
@@ -174,7 +193,7 @@ def check_leaderboard(sweep: Path) -> None:
 
 
 def slope(values: Sequence[float]) -> tuple[float, float]:
-    """Least squares: how much is added by each further value, and the standard error of that."""
+    """Least-squares slope of the values over their index, and its standard error."""
     n = len(values)
     x = [number - (n - 1) / 2 for number in range(n)]
     mean, squares = statistics.fmean(values), sum(each * each for each in x)
@@ -184,12 +203,12 @@ def slope(values: Sequence[float]) -> tuple[float, float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the sweep to its end and print what was found."""
+    """Run the sweep to its end and print the results."""
     parser = argument_parser(__doc__, n=1, training=True)
     parser.add_argument("--rates", type=int, default=20, help="learning rates; default 20")
-    parser.add_argument("--seeds", type=int, default=10, help="of each; default 10")
-    parser.add_argument("--kills", type=int, default=20, help="default 20")
-    parser.add_argument("--draw", type=int, help="seed of the moments; default: another each time")
+    parser.add_argument("--seeds", type=int, default=10, help="seeds per learning rate; default 10")
+    parser.add_argument("--kills", type=int, default=20, help="kills; default 20")
+    parser.add_argument("--draw", type=int, help="seed of the moments; default: random")
     args = parser.parse_args(arguments)
     jobs = args.rates * args.seeds
     seed = random.SystemRandom().randrange(10**6) if args.draw is None else args.draw
@@ -204,14 +223,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             *(sys.executable, str(REPOSITORY / "train.py"), "-m", *TINY, *args.overrides),
             *(f"optimizer.lr={','.join(rates)}", f"seed=range(0,{args.seeds})"),
             *(f"hydra.sweep.dir={folder}", f"data.cache_dir={place}/cache"),
-            # Hydra composes every job of a batch before it runs the first: 200 take half a minute.
+            # Hydra composes all jobs of a batch before it runs the first: half a minute for 200.
             "hydra.sweeper.max_batch_size=10",
             "+callbacks.gauge._target_=benchmarks.soak.Gauge",
             f"+callbacks.gauge.path={notes}",
         ]
         sweep = Sweep(command, folder, environment, draw)
         for kill in range(args.kills):
-            # Twice the share of each on average, until half of the jobs are done.
+            # Up to twice this kill's share of the jobs that are left until half are done.
             left = max(0, jobs // 2 - len(completed(folder)))
             share = 2 * left // (args.kills - kill)
             sweep.kill_after(draw.randint(0, min(share, left)), seconds=2.0)
@@ -220,7 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         before = notes.read_text().splitlines()
         sweep.finish()
         lines = [line.split() for line in notes.read_text().splitlines()[len(before) :]]
-        # The process with most jobs: with joblib there are several.
+        # The process with the most jobs, since joblib uses several.
         process, _ = Counter(line[0] for line in lines).most_common(1)[0]
         own = [(int(memory), int(files)) for number, memory, files in lines if number == process]
         counted = own[len(own) // 10 :]

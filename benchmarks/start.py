@@ -1,11 +1,11 @@
-"""How soon the command answers: `train.py --cfg job` beside the least that Hydra can take.
+"""Startup time of the command: `train.py --cfg job` compared with a minimal Hydra program.
 
     python -m benchmarks.start
 
-By turns, each in a process of its own: the command; a Hydra program whose configuration is one key
-in one file, asked the same; and a bare import of Hydra. Ends with one JSON line: ``figure`` is the
-median of the command's seconds, ``ratio`` the median over turns of the command's time over that of
-the program of one key, ``import_ratio`` the same over the import's.
+Alternates, each in its own process: the command; a Hydra program with a single key in one config
+file, called with the same option; and a bare import of Hydra. Ends with one JSON line: ``figure``
+is the median of the command's seconds, ``ratio`` the median over turns of the command's time over
+the minimal program's, ``import_ratio`` the same over the import's.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ main()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Time all three and print the table."""
+    """Time all three sides and print the table."""
     args = argument_parser(__doc__, n=15, training=False).parse_args(arguments)
     with tempfile.TemporaryDirectory() as place:
         program = Path(place) / "program.py"

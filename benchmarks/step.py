@@ -3,12 +3,12 @@
     python -m benchmarks.step --root data/ml1m
     python -m benchmarks.step --root data/ml1m --compile
 
-By turns on one resident batch: eager, NCHW, float32 with the plain optimizer; channels last; the
-optimizer fused; both; with ``--compile`` compiled as well (compiling is not counted); and on a GPU
-all of it in bf16. The figures choose the defaults of ``conf``. Ends with one JSON line: ``figure``
-is the median of the fastest side's milliseconds a step, ``ratio`` the median over turns of the
-plain side's time over it, ``variants`` that ratio for every side. ``aim`` is 1, that of a report:
-the fastest is no slower than the plain one.
+Alternates, on one resident batch: eager, NCHW, float32 with the plain optimizer; channels last; the
+fused optimizer; both; with ``--compile`` also compiled (compilation is not timed); and on a GPU all
+of these in bf16. The results determine the defaults in ``conf``. Ends with one JSON line:
+``figure`` is the median of the fastest side's milliseconds a step, ``ratio`` the median over turns
+of the plain side's time over it, ``variants`` that ratio for every side. ``aim`` is 1: the fastest
+must not be slower than the plain one.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PLAIN = "eager, NCHW, float32"
 def make_side(
     cfg: DictConfig, steps: int, *, channels_last: bool, fused: bool, bf16: bool, compiled: bool
 ) -> Callable[[], float]:
-    """Makes a network and gives what times ``steps`` steps of it: seconds a step."""
+    """Build a network; return a function that runs ``steps`` steps and returns seconds per step."""
     cfg = cfg.copy()
     with open_dict(cfg):
         cfg.training.channels_last = channels_last
@@ -47,8 +47,8 @@ def make_side(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Time every side and print the table."""
     parser = argument_parser(__doc__, n=9, training=True)
-    parser.add_argument("--steps", type=int, default=10, help="of each side in a turn; default 10")
-    parser.add_argument("--compile", action="store_true", help="the compiled network as well")
+    parser.add_argument("--steps", type=int, default=10, help="per side and turn; default 10")
+    parser.add_argument("--compile", action="store_true", help="also time the compiled network")
     args = parser.parse_args(arguments)
     cfg = compose_config(args.root, args.overrides)
     device = device_of(cfg)

@@ -1,12 +1,13 @@
-"""What a sweep costs beyond its trainings: six jobs of one command against the sum of their fits.
+"""Overhead of a sweep: six jobs of one command against the sum of their fits.
 
     python -m benchmarks.sweep --root data/ml1m
     python -m benchmarks.sweep --root data/ml1m --epochs 4
 
-Times `python train.py -m` over six seeds, from start to end, and within it each `trainer.fit`. By
-turns with it the imports that any one training needs are timed and taken off, once. Ends with one
+Times `python train.py -m` over six seeds, from start to end, and each `trainer.fit` in it. In
+alternation, the imports that a single training needs are timed, and subtracted once. Ends with one
 JSON line: ``figure`` is the median of the command's seconds, ``ratio`` the median over turns of the
-command less the imports over the sum of the six fits, and ``plain_ratio`` counts the imports in.
+command minus the imports over the sum of the six fits; ``plain_ratio`` does not subtract the
+imports.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from benchmarks.training import build, compose_config, synchronise, train_comman
 
 AIM = 1.03
 SEEDS = range(6)
-#: As a training imports them.
+#: The imports of a training.
 IMPORTS = (
     "import hydra; from genre_lightning.lean_imports import load_lightning; load_lightning(); "
     "import torch, pytorch_lightning"
@@ -65,7 +66,7 @@ def timed(command: Sequence[str], environment: Mapping[str, str]) -> float:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Time both sides and print the table."""
     parser = argument_parser(__doc__, n=3, training=True)
-    parser.add_argument("--epochs", type=int, help="of each job; default: the recipe's")
+    parser.add_argument("--epochs", type=int, help="epochs per job; default: the recipe's")
     args = parser.parse_args(arguments)
     overrides = list(args.overrides)
     if args.epochs is not None:
@@ -76,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     imports = [sys.executable, "-c", IMPORTS]
     train = train_command(args.root, overrides)
     with tempfile.TemporaryDirectory() as place, environment_of_commands() as environment:
-        # Uncounted: compiles what it imports.
+        # Not timed: compiles the imported modules.
         run([*train, "trainer.max_epochs=1", f"hydra.run.dir={place}/first"], environment)
         for turn in range(args.n):
             fits = Path(place) / f"fits-{turn}"

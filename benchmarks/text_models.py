@@ -1,4 +1,4 @@
-"""The scikit-learn text models that the benchmarks compare with: TF-IDF + logistic regression.
+"""The scikit-learn text models that serve as baselines: TF-IDF and logistic regression.
 
 Legend: N titles, V columns, G genres.
 """
@@ -44,7 +44,7 @@ def regression_scores(
 
     Args:
         features: (N, V) of the training titles.
-        labels: (N, G) multi-hot. A genre that all or none of them have is predicted as its share.
+        labels: (N, G) multi-hot. A genre that all or no titles have is predicted as 1 or 0.
         others: features to score.
         c: inverse strength of the L2 penalty.
     """

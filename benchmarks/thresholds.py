@@ -1,10 +1,10 @@
-"""What each way to fit thresholds is worth on movies it has not seen.
+"""How well each method of fitting thresholds does on movies it was not fitted on.
 
     python -m benchmarks.thresholds --root data/ml1m
 
-Uses the training split alone, never the test split: scores of all training movies come from 5-fold
-cross-validation of a logistic regression on titles. Then, over and over: thresholds are fitted on a
-random draw of as many movies as a validation split has, and scored on all the others.
+Uses all movies except the test split: their scores come from 5-fold cross-validation of a logistic
+regression on titles. Then, repeatedly, thresholds are fitted on a random draw of as many movies as
+a validation split has, and scored on all the others.
 
 Ends with one JSON line: ``figure`` is the default method's mean of micro and macro F1,
 ``ratio`` that over the better of "shared" and "per_genre", ``n`` the draws, ``spread`` the standard
@@ -33,7 +33,7 @@ AIM_RATIO = 1.0
 def cross_validated_scores(
     movie_set: MovieSet, features: str, *, c: float = 3.0, folds: int = 5, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scores (N, G) float32 and labels (N, G) uint8 of all movies but those of the test split."""
+    """Scores (N, G) float32 and labels (N, G) uint8 of all movies except the test split."""
     movies = [movie for movie in movie_set.movies if movie.split != "test"]
     labels = encode_genres(movies, movie_set.genres)
     titles = [movie.title for movie in movies]
@@ -55,12 +55,12 @@ def compare_methods(
     repeats: int = 100,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
-    """Micro and macro F1 (repeats, 2) of each method on the movies it was not fitted on.
+    """Micro and macro F1, (repeats, 2), of each method on the movies it was not fitted on.
 
-    Every method sees the same draws.
+    All methods use the same draws.
 
     Raises:
-        ValueError: where ``num_fit`` leaves no movie to score, or is 0.
+        ValueError: ``num_fit`` is below 1 or leaves no movie to score.
     """
     if not 0 < num_fit < len(scores):
         raise ValueError(f"num_fit is {num_fit}; it must be from 1 to {len(scores) - 1}")

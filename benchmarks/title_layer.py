@@ -1,12 +1,12 @@
-"""The sparse title branch, forward and backward, beside the dense (B, V) linear layer.
+"""The sparse title branch, forward and backward, compared with a dense (B, V) linear layer.
 
     python -m benchmarks.title_layer --root data/ml1m
     python -m benchmarks.title_layer --root data/ml1m data.batch_size=64
 
-By turns on one training batch: the whole of the first branch with a ``terms_mlp``, and nothing but
-the first layer of the usual one, ``nn.Linear(V, hidden)`` on a dense (B, V) array that is there.
-Ends with one JSON line: ``figure`` is the median of the branch's milliseconds, ``ratio`` the median
-over turns of the dense layer's time over the branch's.
+Alternates, on one training batch, between the whole first branch with a ``terms_mlp`` and only the
+first layer of its usual form, ``nn.Linear(V, hidden)`` on an existing dense (B, V) tensor. Ends
+with one JSON line: ``figure`` is the median of the branch's milliseconds, ``ratio`` the median over
+turns of the dense layer's time over the branch's.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ AIM = 5.0
 
 
 def dense_terms(part: Part, width: int) -> Tensor:
-    """(P, V) float32 of a part's sparse terms."""
+    """A part's sparse terms as a dense (P, V) float32 tensor."""
     indices, offsets = part.numbers["indices"], part.numbers["offsets"]
     lengths = torch.diff(offsets, append=offsets.new_tensor([len(indices)]))
     rows = torch.repeat_interleave(torch.arange(len(part), device=lengths.device), lengths)
@@ -44,7 +44,7 @@ def dense_terms(part: Part, width: int) -> Tensor:
 
 
 def first_terms_mlp(network: Fusion) -> tuple[str, TermsMLP | None]:
-    """The first branch whose network is one, with its name; "" and None where none is."""
+    """Name and network of the first branch with a TermsMLP; "" and None if there is none."""
     for name, branch in network.branches.items():
         if isinstance(branch, TermsMLP):
             return name, branch
@@ -54,7 +54,7 @@ def first_terms_mlp(network: Fusion) -> tuple[str, TermsMLP | None]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Time both sides and print the table."""
     parser = argument_parser(__doc__, n=15, training=True)
-    parser.add_argument("--steps", type=int, default=50, help="of each side in a turn; default 50")
+    parser.add_argument("--steps", type=int, default=50, help="per side and turn; default 50")
     args = parser.parse_args(arguments)
     cfg = compose_config(args.root, args.overrides)
     data, module = build(cfg)

@@ -1,4 +1,4 @@
-"""Data, network and step as train.py makes them, for the benchmarks of training."""
+"""Data, network and training step as in train.py, for the training benchmarks."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from train import chosen_precision, make_data, make_module, trains_on_gpu
 
 
 def data_overrides(root: Path | None) -> list[str]:
-    """The overrides that choose the real movies at ``root``, or demo data."""
+    """The overrides that choose the real movies at ``root``, or demo data if it is None."""
     return ["data=demo"] if root is None else ["data=ml1m", f"data.root={root.resolve()}"]
 
 
 def compose_config(root: Path | None, overrides: Sequence[str]) -> DictConfig:
-    """What ``train.py`` would compose."""
+    """The configuration that ``train.py`` would compose."""
     with (
         faster_configuration(),
         initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"),
@@ -40,18 +40,18 @@ def compose_config(root: Path | None, overrides: Sequence[str]) -> DictConfig:
 
 
 def train_command(root: Path | None, overrides: Sequence[str]) -> list[str]:
-    """``train.py`` on the real movies at ``root``, or demo data."""
+    """The command for ``train.py`` on the real movies at ``root``, or demo data if it is None."""
     return [sys.executable, str(REPOSITORY / "train.py"), *data_overrides(root), *overrides]
 
 
 def epoch_seconds(folder: Path) -> float:
-    """Seconds of a run's epochs, their validation and checkpoints before it included."""
+    """Seconds of a run's epochs, including validation and the checkpoints before it."""
     with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
         return sum(float(row["seconds"]) for row in csv.DictReader(file))
 
 
 def build(cfg: DictConfig) -> tuple[MovieDataModule, GenreModule]:
-    """Data, set up, and an untrained module."""
+    """The data, set up, and an untrained module."""
     data = make_data(cfg)
     return data, make_module(cfg, data)
 
@@ -62,17 +62,17 @@ def device_of(cfg: DictConfig) -> torch.device:
 
 
 def aim_against_arithmetic(device: torch.device) -> float:
-    """The share of the bare arithmetic's speed that training aims at."""
+    """The share of the bare computation's speed that training should reach."""
     return 0.97 if device.type == "cpu" else 0.95
 
 
 def make_trainer(cfg: DictConfig, callbacks: Sequence[pl.Callback], **more: Any) -> pl.Trainer:
-    """The configured trainer with ``train.py``'s choice of precision, and without a console."""
+    """The configured trainer with ``train.py``'s precision, without console output."""
     quiet = {
         "enable_progress_bar": False,
         "logger": False,
         "enable_checkpointing": False,
-        "default_root_dir": None,  # that of a run
+        "default_root_dir": None,  # the configured one is a run folder
     }
     trainer: pl.Trainer = instantiate(
         cfg.trainer,
@@ -84,7 +84,7 @@ def make_trainer(cfg: DictConfig, callbacks: Sequence[pl.Callback], **more: Any)
 
 
 class EpochTimer(pl.Callback):
-    """Seconds of each epoch's training steps, validation left out."""
+    """Records the seconds of each epoch's training steps, without validation."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -99,17 +99,17 @@ class EpochTimer(pl.Callback):
 
 
 def synchronise() -> None:
-    """Wait for what the GPU still has to do."""
+    """Wait until the GPU has finished."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def resident_step(cfg: DictConfig, *, bf16: bool) -> tuple[Callable[[], None], MovieBatch]:
-    """What does one step (forward, backward, optimizer) on a batch on its device; and that batch.
+    """A function that does one step (forward, backward, optimizer) on a resident batch; the batch.
 
     Args:
-        cfg: of the network, the optimizer and the memory layout.
-        bf16: compute in bfloat16 where that is safe.
+        cfg: configuration of the network, the optimizer and the memory layout.
+        bf16: use bfloat16 autocast.
     """
     data, module = build(cfg)
     device = device_of(cfg)
@@ -134,7 +134,7 @@ def resident_step(cfg: DictConfig, *, bf16: bool) -> tuple[Callable[[], None], M
 
 
 def repeated(run: Callable[[], object], times: int) -> Callable[[], float]:
-    """A side for ``by_turns``: runs it so many times; gives the seconds of one, the GPU's too."""
+    """A side for ``by_turns``: calls ``run`` ``times`` times; returns the seconds per call."""
 
     def side() -> float:
         synchronise()
@@ -148,7 +148,7 @@ def repeated(run: Callable[[], object], times: int) -> Callable[[], float]:
 
 
 def typical_batch(data: MovieDataModule, device: torch.device) -> MovieBatch:
-    """A training batch, prepared on its device, with columns as often as in the mean batch."""
+    """A prepared training batch on the device, with about the mean number of values per column."""
     loader = data.loader("train", shuffle=True, device=device)
     there = [features.place >= 0 for features in data.features.values()]
     wanted = [has[data.splits["train"]].mean() * data.train_batch_size() for has in there]

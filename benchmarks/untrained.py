@@ -1,4 +1,4 @@
-"""What prediction is timed on: a checkpoint of the default model, untrained, and drawn posters."""
+"""Data for timing prediction: an untrained checkpoint of the default model, and drawn posters."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from genre_lightning.movies.movie import PosterFile
 
 
 def write_checkpoint(path: Path, num_genres: int = 18, overrides: Sequence[str] = ()) -> Path:
-    """A file as training writes it, with the sizes of ``conf`` and Adam's two moments.
+    """Write a checkpoint as training does, with the sizes of ``conf`` and Adam's two moments.
 
     Args:
-        path: of the file.
+        path: path of the file.
         num_genres: G.
-        overrides: of the configuration, such as ``model=pretrained``.
+        overrides: overrides of the configuration, such as ``model=pretrained``.
     """
     import torch
     from hydra import compose, initialize_config_dir
@@ -88,7 +88,7 @@ def write_checkpoint(path: Path, num_genres: int = 18, overrides: Sequence[str] 
 
 
 def compose_titles(count: int, seed: int = 0) -> list[str]:
-    """Titles of made-up words, 1 to 4 of them and a year."""
+    """Titles of 1 to 4 made-up words and a year."""
     rng = np.random.default_rng(seed)
     onsets = [*"bcdfghjklmnprstvw", "br", "ch", "cl", "dr", "gr", "sh", "st", "th", "tr"]
     rhymes = ["a", "all", "an", "ar", "e", "en", "er", "est", "ing", "o", "on", "or", "u", "un"]
@@ -104,7 +104,7 @@ def compose_titles(count: int, seed: int = 0) -> list[str]:
 
 
 def draw_posters(folder: Path, count: int, seed: int = 0) -> list[Path]:
-    """JPEG files of the size and weight of real ones (300 x 448, 31 kB), named by title."""
+    """Write JPEG files like real posters (300 x 448 pixels, 31 kB), named by title."""
     from PIL import Image
 
     folder.mkdir(parents=True)
@@ -112,7 +112,7 @@ def draw_posters(folder: Path, count: int, seed: int = 0) -> list[Path]:
     width, height = 300, 448
     paths = []
     for number, title in enumerate(compose_titles(count, seed=seed + 1)):
-        # Coarse and fine structure: flat colours would decode too fast.
+        # Coarse and fine structure, since flat colours would decode too fast.
         pixels = np.zeros((height, width, 3), dtype=np.float32)
         for cells, strength in ((6, 90.0), (40, 50.0), (160, 20.0)):
             noise = rng.normal(size=(cells, cells, 3)).astype(np.float32)
@@ -127,5 +127,5 @@ def draw_posters(folder: Path, count: int, seed: int = 0) -> list[Path]:
 
 
 def poster_file(path: Path) -> PosterFile:
-    """A poster as a reader would have found it."""
+    """A poster as a reader would return it."""
     return PosterFile.at(path)

@@ -1,14 +1,14 @@
-"""One training epoch, beside the way everybody writes it.
+"""One training epoch, compared with the usual Dataset and DataLoader.
 
     python -m benchmarks.usual --root data/ml1m
 
 The usual way: a Dataset that opens, decodes and resizes one poster per item with Pillow (a random
-part of it, mirrored at random, as our own augmentation), a dense vector of V numbers per title,
-default collate, and a plain loop. Same network, batch, image size, loss, optimizer and precision; a
-movie without a poster gets a black one, whose logits are left out. By turns: an epoch of
-`trainer.fit`, posters in the cache, and a usual epoch with 0, 1, 2 and 4 workers that live on from
-epoch to epoch. Ends with one JSON line: ``figure`` is the median of our seconds an epoch, ``ratio``
-the median over turns of the best worker number's seconds over ours.
+crop, randomly flipped, like our own augmentation), a dense vector of V numbers per title, default
+collate, and a plain loop. Network, batch, image size, loss, optimizer and precision are the same; a
+movie without a poster gets a black image, whose logits are left out. Alternates between an epoch of
+`trainer.fit`, with cached posters, and usual epochs with 0, 1, 2 and 4 persistent workers. Ends
+with one JSON line: ``figure`` is the median of our seconds an epoch, ``ratio`` the median over
+turns of the seconds with the best number of workers over ours.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ WORKERS = (0, 1, 2, 4)
 
 
 def title_and_poster(data: MovieDataModule) -> tuple[str, str]:
-    """The branches that are compared.
+    """Names of the title and the poster branch.
 
     Raises:
-        ValueError: others are configured.
+        ValueError: the model has other branches.
     """
     kinds = [branch_input.kind for branch_input in data.inputs.values()]
     if kinds != ["terms", "pixels"]:
@@ -67,7 +67,7 @@ def title_and_poster(data: MovieDataModule) -> tuple[str, str]:
 
 
 def pixels_of(data: MovieDataModule) -> PixelsInput:
-    """How the posters are prepared."""
+    """The input of the poster branch."""
     pixels = data.inputs[title_and_poster(data)[1]]
     if not isinstance(pixels, PixelsInput):
         raise TypeError("posters are compared as pixels")
@@ -75,10 +75,10 @@ def pixels_of(data: MovieDataModule) -> PixelsInput:
 
 
 def usual_network(network: Fusion, data: MovieDataModule) -> UsualNetwork:
-    """The usual way to write the same network.
+    """The same network, written the usual way.
 
     Raises:
-        ValueError: it has what the usual one has not.
+        ValueError: its title branch is not a ``terms_mlp`` without skip.
     """
     title, poster = (network.branches[name] for name in title_and_poster(data))
     if not isinstance(title, TermsMLP) or title.skip is not None:
@@ -87,7 +87,7 @@ def usual_network(network: Fusion, data: MovieDataModule) -> UsualNetwork:
 
 
 class UsualDataset(Dataset[dict[str, Tensor]]):
-    """One movie per item, made when it is asked for."""
+    """One movie per item, decoded on access."""
 
     def __init__(self, data: MovieDataModule) -> None:
         rows = data.splits["train"]
@@ -125,7 +125,7 @@ class UsualDataset(Dataset[dict[str, Tensor]]):
         }
 
     def poster(self, item: int) -> Tensor | None:
-        """(3, H, W) float32, or None where there is none that can be opened."""
+        """(3, H, W) float32, or None if the poster is missing or unreadable."""
         file = self.posters[item]
         if not isinstance(file, PosterFile) or not file.exists:
             return None
@@ -163,18 +163,18 @@ class UsualNetwork(nn.Module):
         self.poster = poster
 
     def forward(self, title: Tensor, poster: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, G) logits of either branch, of (B, V), (B, 3, H, W) and (B,) bool."""
+        """(B, G) logits of each branch, from (B, V), (B, 3, H, W) and (B,) bool."""
         return self.rest(self.first(title)), self.poster(self.pool(poster)) * seen[:, None]
 
 
 def usual_epoch(
     cfg: DictConfig, data: MovieDataModule, workers: int, limit: int | None
 ) -> Callable[[], float]:
-    """Makes network and loader and gives what times an epoch of them."""
+    """Build network and loader; return a function that trains an epoch and returns its seconds."""
     _, module = build(cfg)
     device = device_of(cfg)
     network = usual_network(module.network, data).to(device).to(memory_format=torch.channels_last)
-    # The total of what the branches say: the prior and their sum.
+    # Adds the prior to the sum of the branches.
     total = module.network.to(device).total
     optimizer = module.make_optimizer(network.parameters())
     loader = DataLoader(
@@ -205,7 +205,7 @@ def usual_epoch(
                 if module.branch_loss:
                     alone = module.loss(total({"title": of_title}), targets)
                     loss = loss + module.branch_loss * alone
-                    if bool(seen.any()):  # the mean of nothing is no number
+                    if bool(seen.any()):  # the mean of an empty tensor is NaN
                         alone = module.loss(total({"poster": of_poster})[seen], targets[seen])
                         loss = loss + module.branch_loss * alone
             loss.backward()
@@ -231,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Time all sides and print the table."""
     parser = argument_parser(__doc__, n=3, training=True)
     parser.add_argument("--workers", type=int, nargs="+", default=WORKERS)
-    parser.add_argument("--limit", type=int, help="batches of an epoch; default: all of it")
+    parser.add_argument("--limit", type=int, help="batches per epoch; default: all")
     args = parser.parse_args(arguments)
     cfg = compose_config(args.root, args.overrides)
     data, _ = build(cfg)

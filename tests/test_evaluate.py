@@ -214,7 +214,7 @@ def test_branches_are_not_compared_on_movies_that_were_learnt_from(
         report = (tmp_path / "evaluation" / "report.html").read_text("utf-8")
         compared[bool(changed)] = "branch-table" in report
     assert compared == {False: True, True: False}
-    with pytest.raises(DataError, match=r"^split=val: .* had, data\.val_fraction=0\.15 "):
+    with pytest.raises(DataError, match=r"^split=val: .* training \(data\.val_fraction=0\.15 "):
         evaluate_here(best(trained_run), *demo, "data.val_fraction=0.3", "split=val")
 
 
@@ -224,7 +224,7 @@ def test_a_setting_of_the_split_without_effect_is_told(
     demo = ["data=demo", "data.num_movies=120", "data.poster_height=48", "gallery=0"]
     for changed in ([], ["data.test_fraction=0.5"]):
         evaluate_here(best(trained_run), *demo, *changed)
-        told = "note: data.test_fraction=0.5 is left out: the dataset says which movies are test"
+        told = "note: data.test_fraction=0.5 is ignored: the dataset says which movies are test"
         assert (told in " ".join(capsys.readouterr().out.split())) is bool(changed)
 
 

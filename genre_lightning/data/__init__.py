@@ -1,4 +1,4 @@
-"""Batches of movies. Lightning is imported here first, and lean."""
+"""Batches of movies. This package imports Lightning first, without its unused parts."""
 
 from genre_lightning.lean_imports import load_lightning
 

@@ -1,4 +1,4 @@
-"""One batch of movies, gathered at once for every branch."""
+"""Batches of movies, gathered at once for every branch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from genre_lightning.data.order import BatchOrder
 from genre_lightning.inputs.input import Features
 from genre_lightning.inputs.part import JoinedPart, Part
 
-#: Name of the numbers that stand for dense ones while these wait on the device.
+#: Name of the indices that stand in for dense features already on the device.
 PLACES = "places"
 
 
@@ -23,11 +23,11 @@ class MovieBatch:
     """B movies.
 
     Attributes:
-        parts: what each branch takes of them, by branch.
+        parts: the input of each branch, by branch.
         targets: (B, G) float32 multi-hot.
-        rows: (B,) int64, each movie's place in the dataset.
-        folds: (B,) int64, the fold of train that each is in; -1 for none.
-        seed: of this batch's random changes.
+        rows: (B,) int64, each movie's row in the dataset.
+        folds: (B,) int64, each movie's fold of train; -1 for none.
+        seed: seed of this batch's augmentation.
     """
 
     parts: Mapping[str, Part]
@@ -48,15 +48,15 @@ class MovieBatch:
 
 @dataclass(frozen=True)
 class BatchGroup:
-    """K batches end to end, so that one gather, one copy and one preparation serve all of them.
+    """K batches concatenated, so that one gather, one copy and one preparation serve all of them.
 
     Attributes:
-        parts: of all their movies, by branch.
-        targets: (N, G) float32 of all their N movies.
+        parts: the concatenated input of each branch, by branch.
+        targets: (N, G) float32, for the N movies of all K batches.
         rows: (N,) int64.
         folds: (N,) int64.
-        sizes: movies of each batch.
-        seeds: of each batch's random changes.
+        sizes: number of movies in each batch.
+        seeds: augmentation seed of each batch.
     """
 
     parts: Mapping[str, JoinedPart]
@@ -67,7 +67,7 @@ class BatchGroup:
     seeds: Sequence[int]
 
     def batches(self) -> list[MovieBatch]:
-        """The batches one by one, each a view of its share."""
+        """The single batches, each a view into this group."""
         parts = {name: joined.parts() for name, joined in self.parts.items()}
         sizes = list(self.sizes)
         targets, rows, folds = (
@@ -89,7 +89,7 @@ _Movies = TypeVar("_Movies", MovieBatch, BatchGroup)
 
 
 def map_tensors(movies: _Movies, change: Callable[[Tensor], Tensor]) -> _Movies:
-    """A batch, or a group, with every tensor changed, such as moved to a device."""
+    """Apply ``change`` to every tensor of a batch or group, e.g. to move it to a device."""
     return replace(
         movies,
         parts={name: part.map_tensors(change) for name, part in movies.parts.items()},
@@ -100,16 +100,16 @@ def map_tensors(movies: _Movies, change: Callable[[Tensor], Tensor]) -> _Movies:
 
 
 class MovieBatches:
-    """Gathers the batch of given rows: no work per movie, no copy of what the batch doesn't need.
+    """Gathers batches by row: no work per movie, and no copy of data the batch does not need.
 
     Args:
-        features: of all N movies, by branch.
+        features: features of all N movies, by branch.
         labels: (N, G) uint8 multi-hot.
-        folds: (N,) int64, the fold of train that each movie is in; None for no folds.
+        folds: (N,) int64, each movie's fold of train; None for no folds.
 
     Attributes:
-        resident: dense features that are on the training device as a whole, by branch. Batches
-            then hold their ``places`` in place of the numbers.
+        resident: dense features kept whole on the training device, by branch. Batches then hold
+            ``places``, indices into these features, instead of the numbers.
     """
 
     def __init__(
@@ -124,14 +124,14 @@ class MovieBatches:
         self.resident: dict[str, Tensor] = {}
 
     def read_ahead(self, rows: np.ndarray) -> None:
-        """Have the system begin to read what these rows need, without waiting for it."""
+        """Ask the system to start reading what these rows need, without waiting for it."""
         for name, features in self.features.items():
             if name not in self.resident:
                 places = features.place[rows]
                 features.read_ahead(places[places >= 0])
 
     def gather(self, items: Sequence[tuple[np.ndarray, int]]) -> BatchGroup:
-        """The batches of several ``(rows, seed)``: rows (B,) int64, seed for random changes."""
+        """Gather batches from ``(rows, seed)`` pairs: rows (B,) int64 and an augmentation seed."""
         rows = np.concatenate([rows for rows, _ in items])
         sizes = np.array([len(rows) for rows, _ in items])
         ends = np.cumsum(sizes)
@@ -147,13 +147,13 @@ class MovieBatches:
     def _part(
         self, name: str, rows: np.ndarray, ends: np.ndarray, begins: np.ndarray
     ) -> JoinedPart:
-        """What a branch takes of K batches.
+        """The input of one branch for K batches.
 
         Args:
-            name: of the branch.
-            rows: (n,) int64, movies of all batches, one batch after another.
-            ends: (K,) int64, where each batch ends among them.
-            begins: (K,) int64, where each begins.
+            name: name of the branch.
+            rows: (n,) int64, the movies of all batches, one batch after another.
+            ends: (K,) int64, where each batch ends in ``rows``.
+            begins: (K,) int64, where each batch begins in ``rows``.
         """
         features = self.features[name]
         places = features.place[rows]
@@ -170,17 +170,17 @@ class MovieBatches:
 
 
 class MovieLoader:
-    """Batches in a :class:`BatchOrder`; Lightning can save and resume it in mid-epoch.
+    """Yields batches in a :class:`BatchOrder`; Lightning can save and resume it mid-epoch.
 
-    No ``DataLoader`` of PyTorch's, which would take workers and samplers that do nothing here.
-    Batches are gathered and prepared a few together, since most of that work takes as long for one
-    as for several. Groups begin at the same batches wherever an epoch is taken up, so a resumed
-    run computes each batch among the same others.
+    It is not a PyTorch ``DataLoader``, whose workers and samplers would have nothing to do here.
+    Batches are gathered and prepared in groups, since most of that work takes as long for one
+    batch as for several. Groups start at the same batches wherever an epoch is resumed, so a
+    resumed run prepares each batch together with the same others.
 
     Args:
-        batches: of all movies.
-        order: which of them, and when.
-        prepare: what is done to each group; None for nothing.
+        batches: gathers the batches.
+        order: the rows of each batch.
+        prepare: called on each group; None for no preparation.
         group_size: number of batches in a group.
     """
 
@@ -195,17 +195,17 @@ class MovieLoader:
         self.order = order
         self.prepare = prepare
         self.group_size = group_size
-        # Lightning tells whatever is called so the number of each epoch, and then asks for a
-        # batch_sampler as well.
+        # Lightning calls set_epoch on an attribute of this name, and then also expects a
+        # batch_sampler.
         self.sampler = order
         self.batch_sampler = None
 
     def __len__(self) -> int:
-        """Batches of an epoch."""
+        """Number of batches in an epoch."""
         return len(self.order)
 
     def __iter__(self) -> Iterator[MovieBatch]:
-        """The epoch's batches; while a group is in use, what the next needs is asked for."""
+        """The epoch's batches; while one group is in use, the data of the next is read ahead."""
         items, first = list(self.order), self.order.first
         groups = [items[at : at + self.group_size] for at in range(0, len(items), self.group_size)]
         for number, group in enumerate(groups):
@@ -220,7 +220,7 @@ class MovieLoader:
                     yield batch
 
     def ready(self, items: Sequence[tuple[np.ndarray, int]]) -> list[MovieBatch]:
-        """The batches of some items of the order, gathered and prepared together."""
+        """Gather and prepare several items of the order together."""
         group = self.batches.gather(items)
         return (group if self.prepare is None else self.prepare(group)).batches()
 

@@ -39,50 +39,51 @@ from genre_lightning.movies.summary import (
 )
 from genre_lightning.store import DEFAULT_CACHE_DIR, content_key
 
-#: The most batches that are gathered and prepared at once, as one group.
+#: Maximum number of batches that are gathered and prepared at once, as one group.
 MAX_GROUP = 16
-#: The most bytes of a group in any branch, as its network takes them: what a CPU has of cache.
+#: Maximum size of a group's network inputs in any branch, in bytes: about a CPU's cache.
 MAX_GROUP_BYTES_ON_CPU = 3 * 2**20
 #: The same on a GPU.
 MAX_GROUP_BYTES_ON_GPU = 48 * 2**20
-#: The most bytes of a batch of validation or test in any branch: 64 float32 posters, 384 x 256.
+#: Maximum size of a validation or test batch in any branch: 64 float32 posters of 384 x 256.
 MAX_EVAL_BYTES = 64 * (3 * 4 * 384 * 256)
-#: The most movies in such a batch.
+#: Maximum number of movies in such a batch.
 MAX_EVAL_MOVIES = 1024
-#: Arguments that say how the dataset is split; a checkpoint records them.
+#: Arguments that control how the dataset is split; a checkpoint records them.
 SPLIT_SETTINGS = ("val_fraction", "test_fraction", "folds", "split_seed")
-#: Those of them by which validation is drawn from train.
+#: The split settings that control how validation is drawn from train.
 VAL_SETTINGS = ("val_fraction", "folds", "split_seed")
 
 
 class MovieDataModule(pl.LightningDataModule):
-    """Movies of a dataset as batches for training, validation and test.
+    """Batches of a dataset's movies for training, validation and test.
 
-    ``setup`` reads the dataset, splits it, and opens what each branch's input makes of its column:
-    inputs are fitted on train alone. What is computed is stored under ``cache_dir`` and found there
-    by later runs.
+    ``setup`` reads the dataset, splits it, and computes each branch's features. Inputs are fitted
+    on train alone. Features are stored under ``cache_dir`` and reused by later runs.
 
     Args:
         reader: short name of a dataset reader, a key of ``readers.READERS``.
-        inputs: of the branches, by branch; fitted here unless they already are.
-        columns: a CSV with an ``id`` and further columns of text to join; None for none.
-        batch_size: B of training, on each device; None for all of it in one batch. Validation and
-            test take batches that suit the inputs, see :meth:`eval_batch_size`.
-        val_fraction: share of train held out for validation where the dataset names no such split.
-        test_fraction: share of all held out for test where the dataset names no such split.
-        folds: K > 1 validates by K folds of train instead of by a part that is held out, where the
-            dataset names no validation split: see ``models/members.py``. 1 holds out.
-        split_seed: of the splits drawn here; apart from ``seed``, so that runs of several seeds are
-            compared on the same movies.
-        seed: of the training order and the random changes.
+        inputs: input of each branch, by branch; fitted here unless already fitted.
+        columns: a CSV with an ``id`` and further text columns to join; None for none.
+        batch_size: B in training, per device; None puts all of train in one batch. Validation and
+            test use batches that suit the inputs, see :meth:`eval_batch_size`.
+        val_fraction: share of train held out for validation if the dataset names no such split.
+        test_fraction: share of the movies without a split held out for test if the dataset names
+            no such split.
+        folds: K > 1 validates on K folds of train instead of a held-out part, if the dataset names
+            no validation split; see ``models/members.py``. 1 holds out a part.
+        split_seed: seed of the splits drawn here; separate from ``seed``, so that runs with
+            different seeds are compared on the same movies.
+        seed: seed of the training order and of augmentation.
         cache_dir: where posters, features and embeddings are kept.
         workers: threads that decode posters; None for one per core.
-        device_resident: keep dense features, such as all posters, in the memory of the device that
-            trains, so that a batch is one gather there. "auto" does on a GPU of whose free memory
-            they take no more than ``resident_share``; True does in any case, False never.
+        device_resident: keep dense features, such as all posters, in the training device's memory,
+            so that a batch is one gather there. "auto" does so on a GPU if they take no more than
+            ``resident_share`` of its free memory; True always, False never.
         resident_share: in 0 to 1, for "auto".
-        genres: label order to use instead of the dataset's own, which must be a part of it.
-        options: what the reader takes, e.g. ``root``.
+        genres: label order of a trained model, to score movies with; must contain all of the
+            dataset's genres. None for the dataset's own order.
+        options: options of the reader, e.g. ``root``.
     """
 
     batches: MovieBatches
@@ -138,13 +139,13 @@ class MovieDataModule(pl.LightningDataModule):
         """The dataset that a checkpoint was trained on.
 
         Args:
-            description: the ``data`` of :meth:`describe`, maybe untrusted: nothing is done with it
-                but to read movies that are there, and to make some demo movies in ``cache_dir``.
+            description: the ``data`` of :meth:`describe`, possibly untrusted: it can only cause
+                existing movies to be read, or demo movies to be made in ``cache_dir``.
             cache_dir: see the class.
-            arguments: of the class; those in ``description`` excepted.
+            arguments: further arguments of the class, except those in ``description``.
 
         Raises:
-            DataError: it describes no dataset, or one that isn't there.
+            DataError: ``description`` describes no dataset, or one that does not exist.
         """
         parameters = inspect.signature(cls).parameters
         defaults = {name: parameters[name].default for name in ("columns", *SPLIT_SETTINGS)}
@@ -152,23 +153,23 @@ class MovieDataModule(pl.LightningDataModule):
         return cls(cache_dir=cache_dir, **arguments, **source)
 
     def reuse(self, earlier: MovieDataModule) -> None:
-        """Take over what another one has opened, instead of opening it again.
+        """Reuse what another data module has opened, instead of opening it again.
 
-        To be called before :meth:`setup`. The movies and their split are taken, and the numbers of
-        each input object that both have.
+        Call this before :meth:`setup`. It reuses the movies, their split, and the features of
+        each input object that both modules share.
 
         Args:
-            earlier: set up, with the same dataset, split and cache; what may differ is how batches
-                are made, and the branches.
+            earlier: already set up, with the same dataset, split and cache. Batch settings and
+                branches may differ.
         """
         self._earlier = earlier
 
     def setup(self, stage: str | None = None) -> None:
-        """Read, split, fit and open, once; where a trainer fits, carry features to its device.
+        """Read, split, fit and open, once; before training, copy features to the trainer's device.
 
         Raises:
-            DataError: the dataset can't be used, with file, row and column; or the features, with
-                ``device_resident=True``, don't fit on the device.
+            DataError: the dataset can't be used (the message names file, row and column); or
+                features do not fit in the device's memory.
         """
         if self._movie_set is None:
             self._open()
@@ -187,13 +188,14 @@ class MovieDataModule(pl.LightningDataModule):
             movies, self.labels = earlier.movie_set, earlier.labels
             self.splits, folds = earlier.splits, earlier.batches.folds
         self.genres = movies.genres
-        #: Of each branch by itself; ``features`` lacks posters that another branch could not read.
+        #: Features as each branch opened them, by branch. ``features`` also masks posters that
+        #: another branch could not read.
         self._opened: dict[str, Features] = {}
-        #: What to say of a branch whose column no movie has, by branch.
+        #: Notes on branches without data, by branch.
         self._empty: dict[str, str] = {}
         store = Store(self.cache_dir, self.workers)
         new = [branch for branch in self.inputs if not self._take_over(branch, earlier)]
-        # A column that is missing is told before an encoder computes the others for minutes.
+        # Report a missing column before an encoder spends minutes on the other branches.
         values = {branch: self._values(movies, branch) for branch in new}
         for branch in new:
             self._open_branch(branch, values.pop(branch), store)
@@ -202,14 +204,14 @@ class MovieDataModule(pl.LightningDataModule):
             columns = dict.fromkeys(branch_input.column for branch_input in self.inputs.values())
             raise DataError(
                 f"no movie of the dataset has any column that the model looks at: "
-                f"{', '.join(columns)}. Further columns are joined by data.columns=FILE.csv"
+                f"{', '.join(columns)}. Add further columns with data.columns=FILE.csv"
             )
         self.features = {name: self._as_all_read(name) for name in self.inputs}
         self.batches = MovieBatches(self.features, self.labels, folds)
         self._movie_set = movies
 
     def _take_over(self, branch: str, earlier: MovieDataModule | None) -> bool:
-        """Take a branch's features from another data module; False where it has not this input."""
+        """Take a branch's features from ``earlier``; return False if it lacks this input."""
         same = None if earlier is None else earlier.branch_of(self.inputs[branch])
         if earlier is None or same is None:
             return False
@@ -219,10 +221,10 @@ class MovieDataModule(pl.LightningDataModule):
         return True
 
     def _open_branch(self, branch: str, values: Sequence[Any], store: Store) -> None:
-        """Have a branch's input compute its features, or find them in the store.
+        """Compute a branch's features, or load them from the store.
 
         Raises:
-            DataError: its input's numbers are not what it promises.
+            DataError: the features are not what the input promises.
         """
         branch_input = self.inputs[branch]
         features = branch_input.open(values, self.splits["train"], store)
@@ -235,7 +237,7 @@ class MovieDataModule(pl.LightningDataModule):
     def _as_all_read(self, branch: str) -> Features:
         """A branch's features without posters that another branch could not read.
 
-        The same as :func:`genre_lightning.inputs.encode.read_column` does of a movie.
+        :func:`genre_lightning.inputs.encode.read_column` does the same for a single movie.
         """
         own, branch_input = self._opened[branch], self.inputs[branch]
         others = [
@@ -251,7 +253,7 @@ class MovieDataModule(pl.LightningDataModule):
         return features
 
     def branch_of(self, branch_input: Input) -> str | None:
-        """The first branch that has this very input object; None where none has it."""
+        """The first branch that has this very input object; None if there is none."""
         return next((name for name, own in self.inputs.items() if own is branch_input), None)
 
     def _read(self) -> MovieSet:
@@ -272,21 +274,21 @@ class MovieDataModule(pl.LightningDataModule):
             test_fraction=self.test_fraction,
             folds=self.folds,
             seed=self.split_seed,
-            # Movies to be scored alone may be all of a dataset, with none to learn from.
+            # A dataset that is only scored can have no movies to train on.
             needs_train=self.wanted_genres is None or not {"train", None}.isdisjoint(given),
         )
 
     @property
     def validates_by_folds(self) -> bool:
-        """Whether validation is all of train, each movie by the member that has not learnt it."""
+        """Whether validation runs on all of train, each movie by the member that left it out."""
         return bool((self.batches.folds >= 0).any())
 
     def _values(self, movies: MovieSet, branch: str) -> list[Any]:
-        """The column that a branch looks at, None for a movie without.
+        """The values of a branch's column, None for a movie without.
 
         Raises:
-            DataError: it is a text that no movie has, or none to learn from; a text where the
-                branch looks at posters, or the other way round.
+            DataError: in training, no movie of train has the text; or the column holds texts and
+                the branch reads posters, or the other way round.
         """
         branch_input = self.inputs[branch]
         values = [movie.value(branch_input.column) for movie in movies.movies]
@@ -294,8 +296,8 @@ class MovieDataModule(pl.LightningDataModule):
         if branch_input.of in ("poster", "text") and held - {branch_input.of}:
             others = "texts" if branch_input.of == "poster" else "posters"
             raise DataError(
-                f"model.branches.{branch}.input.column: the input {branch_input.kind} looks at "
-                f"{branch_input.of}s, and the column {branch_input.column!r} holds {others}"
+                f"model.branches.{branch}.input.column: the input {branch_input.kind} reads "
+                f"{branch_input.of}s, but the column {branch_input.column!r} holds {others}"
             )
         has = np.array([getattr(value, "exists", value is not None) for value in values])
         trains = self.wanted_genres is None
@@ -306,16 +308,16 @@ class MovieDataModule(pl.LightningDataModule):
         if trains and branch_input.of != "poster":
             raise DataError(
                 f"the branch {branch} {lacking}; there are {', '.join(movies.columns())}. Add the "
-                "column by data.columns=FILE.csv, or choose a model without this branch"
+                "column with data.columns=FILE.csv, or choose a model without this branch"
             )
-        self._empty[branch] = f"{lacking}: it {'learns' if trains else 'says'} nothing"
+        self._empty[branch] = f"{lacking}: it {'learns' if trains else 'contributes'} nothing"
         return values
 
     def make_resident(self, device: torch.device) -> None:
-        """Carry dense features to a device, if ``device_resident`` is for it.
+        """Copy dense features to a device, if ``device_resident`` allows it.
 
         Raises:
-            DataError: they don't fit.
+            DataError: they do not fit in its memory.
         """
         self.batches.resident = {}
         dense = {
@@ -339,11 +341,11 @@ class MovieDataModule(pl.LightningDataModule):
         except torch.OutOfMemoryError as error:
             raise DataError(
                 f"posters and embeddings, {size / 2**30:.1f} GiB, don't fit into the memory of "
-                f"{device}: data.device_resident=false leaves them outside"
+                f"{device}: data.device_resident=false leaves them on the host"
             ) from error
 
     def teardown(self, stage: str) -> None:
-        """Give the device's memory back."""
+        """Free the device's memory."""
         if stage == "fit":
             self.batches.resident = {}
 
@@ -360,15 +362,15 @@ class MovieDataModule(pl.LightningDataModule):
         return counts
 
     def train_labels(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """(N, G) genres of the train split, and (N,) the folds by which is validated, if any."""
+        """Labels of the train split, (N, G), and its validation folds, (N,), or None without."""
         train = self.splits["train"]
         folds = self.batches.folds[train] if self.validates_by_folds else None
         return self.labels[train], folds
 
     def states(self, column: str) -> np.ndarray:
-        """(N,) of "present", "missing" or "unreadable": whether each movie has a column.
+        """Each movie's state of a column, (N,): "present", "missing" or "unreadable".
 
-        A column that no branch looks at is not opened: what is there counts as present.
+        A column that no branch reads is not opened, so every value in it counts as present.
         """
         places = [
             self.features[branch].place
@@ -378,7 +380,7 @@ class MovieDataModule(pl.LightningDataModule):
         return column_states(self.movie_set.movies, column, places[0] if places else None)
 
     def summary(self) -> list[Table | str]:
-        """What to show before training: the table of the dataset and every poster left out."""
+        """What to show before training: the dataset table, notes, and posters that are left out."""
         movies = self.movie_set
         looked_at = [
             branch_input.column for branch_input in self.inputs.values() if branch_input.of != "id"
@@ -417,11 +419,11 @@ class MovieDataModule(pl.LightningDataModule):
         return lines
 
     def left_out_notes(self) -> list[str]:
-        """A sentence on each setting of the split that has no effect on this dataset."""
+        """A sentence on each split setting that has no effect on this dataset."""
         notes = []
         if self.folds > 1 and not self.validates_by_folds:
             notes.append(
-                f"data.folds={self.folds} is left out: the dataset says which movies are val"
+                f"data.folds={self.folds} is ignored: the dataset says which movies are val"
             )
         usual = inspect.signature(type(self)).parameters
         for split in ("val", "test"):
@@ -431,43 +433,43 @@ class MovieDataModule(pl.LightningDataModule):
                 continue
             if split == "val" and self.validates_by_folds:
                 notes.append(
-                    f"data.{name}={given} is left out: validation is by folds; data.folds=1 holds "
+                    f"data.{name}={given} is ignored: validation uses folds; data.folds=1 holds "
                     "out a part of train"
                 )
             elif not self._is_drawn(split):
                 notes.append(
-                    f"data.{name}={given} is left out: the dataset says which movies are {split}"
+                    f"data.{name}={given} is ignored: the dataset says which movies are {split}"
                 )
         return notes
 
     def _is_drawn(self, split: str) -> bool:
-        """Whether a split is drawn here; the dataset may say it."""
+        """Whether a split is drawn here, rather than named by the dataset."""
         given = {movie.split for movie in self.movie_set.movies}
-        # Validation is taken from train, also where every row says train or test.
+        # Validation is drawn from train even if every row names a split.
         return split not in given and (split == "val" or None in given)
 
     def random_split_notes(self, split: str) -> list[str]:
-        """A sentence where a split was drawn at random; none where the dataset names its movies."""
+        """A sentence if a split was drawn at random; none if the dataset names its movies."""
         if not self._is_drawn(split):
             return []
         return [
-            f"{split}: {len(self.splits[split])} of {len(self.labels)} movies, drawn by "
-            f"data.split_seed={self.split_seed}; a column split says which, "
-            f"{split} in all rows for all of them"
+            f"{split}: {len(self.splits[split])} of {len(self.labels)} movies, drawn with "
+            f"data.split_seed={self.split_seed}. To choose them, add a column split to the "
+            f"dataset: {split} in every row takes all movies"
         ]
 
     @cached_property
     def learnt_from(self) -> str:
-        """A key of the movies of train and validation, by id, title and genres."""
+        """A hash of the ids, titles and genres of the train and validation movies."""
         rows = np.union1d(self.splits["train"], self.splits["val"])
         movies = [self.movie_set.movies[row] for row in rows]
         ids, titles = [movie.id for movie in movies], [movie.title for movie in movies]
         return content_key("learnt from", ids, titles, self.labels[rows])
 
     def content(self) -> dict[str, str]:
-        """A key of what each branch reads of the movies of train and validation, by branch.
+        """A hash of each branch's column over the train and validation movies, by branch.
 
-        Of posters it is their sizes in bytes: their times change where a dataset is copied.
+        Posters are hashed by their sizes in bytes: their times change when a dataset is copied.
         """
         rows = np.union1d(self.splits["train"], self.splits["val"])
         by_column: dict[str, str] = {}
@@ -477,7 +479,7 @@ class MovieDataModule(pl.LightningDataModule):
             if branch_input.of == "id" and features.dense is not None:
                 places = features.place[rows]
                 held = places[places >= 0]
-                # Of a million vectors every tenth: all of them would take seconds.
+                # At most 100,000 vectors: hashing a million would take seconds.
                 some = features.dense[held[:: 1 + len(held) // 100_000]]
                 keys[branch] = content_key(places >= 0, some)
                 continue
@@ -490,14 +492,14 @@ class MovieDataModule(pl.LightningDataModule):
     def holds_learnt(
         self, split: str, trained_on: Mapping[str, Any], learnt_from: str | None
     ) -> bool:
-        """Whether a split is drawn from the movies of a training, and not as it was there.
+        """Whether a split is drawn from a model's training dataset, but not as in its training.
 
-        Movies that the model has learnt from are in it then, and a score of it is too good.
+        Such a split holds movies that the model has learnt from, so its score would be too good.
 
         Args:
-            split: its name.
-            trained_on: the ``data`` of :meth:`describe`, as the model's checkpoint has it.
-            learnt_from: :attr:`learnt_from` in that training; None where it is not known.
+            split: name of the split.
+            trained_on: the ``data`` of :meth:`describe`, from the model's checkpoint.
+            learnt_from: :attr:`learnt_from` of that training; None if unknown.
         """
         if learnt_from is None or not self._is_drawn(split):
             return False
@@ -511,9 +513,9 @@ class MovieDataModule(pl.LightningDataModule):
     def changed_notes(
         self, split: str, trained_on: Mapping[str, Any], learnt_from: str | None
     ) -> list[str]:
-        """That a model was trained on other movies of the same place, in a sentence, if it was.
+        """A sentence if a model was trained on other movies from the same place; none otherwise.
 
-        The arguments are those of :meth:`holds_learnt`.
+        Takes the arguments of :meth:`holds_learnt`.
 
         Raises:
             DataError: the split holds movies that the model has learnt from.
@@ -528,32 +530,32 @@ class MovieDataModule(pl.LightningDataModule):
             )
             raise DataError(
                 f"split={split}: drawn from {place}, it would hold movies that the checkpoint has "
-                "learnt from. They have changed since, or are drawn by other settings. Give what "
-                f"training had{had and f', {had}'}, or other movies; a column split says which are "
-                f"{split}"
+                "learnt from. The movies have changed since training, or the settings of the split "
+                f"differ. Use the settings of training{had and f' ({had})'} or other movies, or "
+                f"add a column split that says which movies are {split}"
             )
         if learnt_from in (None, self.learnt_from):
             return []
         number, trained = (each.get("num_movies") for each in (here, trained_on))
         if here["reader"] == trained_on.get("reader") == "demo" and number != trained:
-            # Genres and posters are drawn by a movie's place, and the last places are test.
+            # A movie's index determines its genres and poster, and the last ones are test.
             enough = isinstance(number, int) and isinstance(trained, int) and number > trained
             if split == "test" and enough:
                 return []
             return [
-                f"demo movies are drawn by their place, so those of {split} have genres and "
-                "posters that the checkpoint has learnt from, and the score is too good: "
-                f"split=test of more than its {trained!r:.30} movies is fair (data.num_movies)"
+                f"demo movies are generated by their number, so those of {split} have genres and "
+                "posters that the checkpoint has learnt from, and the score is too good. For a "
+                f"fair one, use split=test and data.num_movies above its {trained!r:.30}"
             ]
         if not same_source(here, trained_on, apart_from=SPLIT_SETTINGS):
             return []
         return [
             f"the movies of train and val in {place} are not those that the checkpoint was "
-            f"trained on: the score is fair if it has learnt from none of {split}"
+            f"trained on: the score is fair only if it has learnt from none of {split}"
         ]
 
     def empty_branch_notes(self) -> list[str]:
-        """A sentence on each branch whose column no movie has."""
+        """A sentence on each branch whose column no movie has (in training, no movie of train)."""
         return [f"the branch {branch} {lacking}" for branch, lacking in self._empty.items()]
 
     def describe(self) -> dict[str, Any]:
@@ -577,18 +579,19 @@ class MovieDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> MovieLoader:
         loader = self._own_loader("train", shuffle=True)
-        # Lightning says that it turns off shuffling, and can't do it here.
+        # With overfit_batches Lightning reports that it turns shuffling off, but it can't do so
+        # for this loader.
         loader.order.repeats = getattr(self.trainer, "overfit_batches", 0) > 0
         return loader
 
     def val_dataloader(self) -> MovieLoader:
-        # A limit counts batches, so they are of the size that they have in training.
+        # A limit counts batches, so they get the same size as in training.
         limit = 1.0 if self.trainer is None else self.trainer.limit_val_batches
         is_whole = isinstance(limit, float) and limit == 1.0
         return self._own_loader("val", False, None if is_whole else self.train_batch_size())
 
     def _own_loader(self, split: str, shuffle: bool, batch_size: int | None = None) -> MovieLoader:
-        """The trainer's share of a split, on its device; without a trainer all of it."""
+        """This process's share of a split, on the trainer's device; all of it without a trainer."""
         if self.trainer is None:
             return self.loader(split, shuffle)
         return self.loader(
@@ -609,16 +612,16 @@ class MovieDataModule(pl.LightningDataModule):
         batch_size: int | None = None,
         device: torch.device | str | None = None,
     ) -> MovieLoader:
-        """Batches of "train", "val" or "test": all of it, or one process's share.
+        """Batches of "train", "val" or "test": the whole split, or one process's share.
 
         Args:
-            split: its name.
-            shuffle: in another order each epoch and with random changes, to train on.
-            rank: this process's number.
+            split: name of the split.
+            shuffle: use a new order each epoch, and augmentation, as training does.
+            rank: rank of this process.
             world_size: number of processes that share an epoch.
-            batch_size: if not given that of training where it is shuffled, and otherwise
+            batch_size: default: :meth:`train_batch_size` if ``shuffle``, else
                 :meth:`eval_batch_size`.
-            device: the batches come on this device, prepared there; None for batches as they are
+            device: move batches to this device and prepare them there; None leaves them as
                 gathered.
         """
         batch_size = batch_size or (self.train_batch_size() if shuffle else self.eval_batch_size())
@@ -640,32 +643,32 @@ class MovieDataModule(pl.LightningDataModule):
         )
 
     def train_batch_size(self) -> int:
-        """Movies in a whole batch of training."""
+        """Movies in a full training batch."""
         return self.batch_size or max(1, len(self.splits["train"]))
 
     def eval_batch_size(self) -> int:
-        """Movies in a whole batch of validation or test.
+        """Movies in a full validation or test batch.
 
-        The same in training, after it and in evaluate.py, so that all digits are the same.
+        The same during training, after it and in evaluate.py, so that scores agree in all digits.
         """
         return max(1, min(MAX_EVAL_MOVIES, MAX_EVAL_BYTES // self._bytes_per_movie()))
 
     def _bytes_per_movie(self) -> int:
-        """Bytes of a movie's prepared numbers, in the branch that takes most."""
+        """Bytes of a movie's prepared numbers, in the branch that needs the most."""
         return max(
             (branch_input.bytes_per_movie() for branch_input in self.inputs.values()), default=1
         )
 
     def _prepare(self, group: BatchGroup, device: torch.device, training: bool) -> BatchGroup:
-        """Carry a group to a device and make its numbers what the networks take, all at once."""
+        """Copy a group to a device and prepare all its numbers for the networks."""
         if device.type == "cuda":
-            # From page-locked memory, copies needn't be awaited.
+            # Copies from page-locked memory are asynchronous.
             group = map_tensors(group, Tensor.pin_memory)
         moved = map_tensors(group, lambda tensor: tensor.to(device, non_blocking=True))
         parts = {}
         for name, joined in moved.parts.items():
             numbers = joined.part.numbers
-            if PLACES in numbers:  # the rows themselves are on the device already
+            if PLACES in numbers:  # the dense features are on the device already
                 rows = self.batches.resident[name].index_select(0, numbers[PLACES])
                 numbers = {self.features[name].name: rows}
             seeds = list(zip(joined.counts, group.seeds, strict=True)) if training else None
@@ -676,10 +679,14 @@ class MovieDataModule(pl.LightningDataModule):
 
 
 def _with_genres(movies: MovieSet, wanted: tuple[str, ...]) -> MovieSet:
-    """The same movies with the label order of a trained model."""
+    """The same movies with the label order of a trained model.
+
+    Raises:
+        DataError: the dataset has a genre that the model lacks.
+    """
     unknown = [genre for genre in movies.genres if genre not in wanted]
     if unknown:
-        # A reader may list genres that no movie has.
+        # Readers can list genres that no movie has.
         where = next((m.where for m in movies.movies if not set(unknown).isdisjoint(m.genres)), "")
         raise DataError(
             f"the model does not know the dataset's genre(s) {', '.join(unknown)}"

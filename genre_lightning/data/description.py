@@ -1,4 +1,4 @@
-"""Where the movies came from, as plain data that a checkpoint takes along."""
+"""Where the movies came from, as plain data stored in a checkpoint."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from genre_lightning.movies.readers import MADE_IN, READERS
 
 #: Options that are paths.
 PATHS = ("root", "path", "columns")
-#: Options that a checkpoint does not tell and must not: it can't start a download.
+#: Options that a checkpoint does not record and must not set: it can't start a download.
 NOT_DESCRIBED = ("download",)
 _USUAL_SEPARATOR = ("genre_separator", SEPARATOR)
 
 
 def expanded(name: str, value: Any) -> Any:
-    """An option, with ~ written out where it is a path."""
+    """An option's value, with ~ expanded if it is a path."""
     return str(Path(value).expanduser()) if name in PATHS and value is not None else value
 
 
@@ -27,8 +27,8 @@ def describe_source(reader: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Plain data from which :func:`read_source` finds the same movies.
 
     Args:
-        reader: its name.
-        options: what it takes, and ``columns``; None for an option that is not set.
+        reader: name of the reader.
+        options: the reader's options and ``columns``; None for an option that is not set.
     """
     source = {name: value for name, value in options.items() if value is not None}
     for key in PATHS:
@@ -43,13 +43,13 @@ def describe_source(reader: str, options: Mapping[str, Any]) -> dict[str, Any]:
 def same_source(
     one: Mapping[str, Any], other: Mapping[str, Any], *, apart_from: Collection[str] = ()
 ) -> bool:
-    """Whether two descriptions are of the same movies, genres and splits, as far as they tell.
+    """Whether two descriptions name the same movies, genres and splits.
 
-    The usual separator of genres is what is meant where none is named. Earlier versions described
-    the folder of movies that are made.
+    The default genre separator counts the same as none. The folder of generated movies, which
+    earlier versions described, is ignored.
 
     Args:
-        one: of :func:`describe_source`, with settings of the split.
+        one: a description from :func:`describe_source`, with split settings.
         other: likewise.
         apart_from: names that are not compared.
     """
@@ -72,19 +72,19 @@ def read_source(
     """The reader and the options of a description that may be untrusted.
 
     Args:
-        description: what :func:`describe_source` gave, and values of ``defaults``.
-        defaults: further options that it may have, with what they are if it does not tell.
-        cache_dir: where demo movies are made, whatever it says.
+        description: what :func:`describe_source` returned, and values for ``defaults``.
+        defaults: further options that ``description`` may set, with their default values.
+        cache_dir: where demo movies are made, whatever ``description`` says.
 
     Raises:
-        DataError: it describes no dataset, or one that isn't there.
+        DataError: ``description`` describes no dataset, or one that does not exist.
     """
     source = dict(description)
     reader = source.pop("reader", None)
     if reader not in READERS:
         raise DataError(f"the checkpoint's dataset is of an unknown kind, {reader!r:.100}")
     made_in = MADE_IN.get(reader)
-    if made_in is not None:  # made here, wherever they were made then
+    if made_in is not None:  # generated again here, wherever training had generated them
         source[made_in] = str(cache_dir)
     parameters = inspect.signature(READERS[reader]).parameters
     known = {**defaults, **{name: parameter.default for name, parameter in parameters.items()}}
@@ -108,5 +108,5 @@ def _is_there(place: str) -> bool:
     """Whether a path names a file or a folder, not a device or a pipe that never ends."""
     try:
         return Path(place).is_file() or Path(place).is_dir()
-    except (OSError, ValueError):  # too long, or with a character that no path has
+    except (OSError, ValueError):  # too long, or with a character that no path can have
         return False

@@ -1,4 +1,4 @@
-"""The order in which movies are drawn."""
+"""The order in which batches take their movies."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from genre_lightning.errors import SettingError
 class BatchOrder:
     """Which rows make up each batch of an epoch; a pure function of (seed, epoch, rank).
 
-    Nothing is drawn from a global generator, so that a resumed run sees the order, and the
-    augmentation seeds, that an unbroken one would have seen.
+    Nothing is drawn from a global generator, so a resumed run gets the same order and augmentation
+    seeds as an uninterrupted one.
 
     Args:
         rows: (n,) int64, the split's movies.
         batch_size: B on each rank.
-        shuffle: another permutation each epoch, and a last batch that is not full is left out (its
-            movies come in other epochs); otherwise in order, and nothing is left out. Either way
-            every rank has the same number of batches, none of them empty, since each batch is a
-            meeting of all ranks.
-        seed: of the permutations and of the augmentation.
-        rank: this process's number.
+        shuffle: use a new permutation each epoch and drop an incomplete last batch (its movies
+            appear in other epochs); otherwise keep the order and drop nothing. Either way every
+            rank gets the same number of batches, none of them empty, since ranks wait for each
+            other at each batch.
+        seed: seed of the permutations and of augmentation.
+        rank: rank of this process.
         world_size: number of processes that share an epoch.
 
     Attributes:
-        given: how many of the epoch's batches were handed out; whoever does so counts them.
-        repeats: every epoch has the batches of the first, to see whether a network learns a few of
-            them by heart.
+        given: number of the epoch's batches handed out so far; the loader updates it.
+        repeats: whether every epoch repeats the batches of the first, to check that a network can
+            overfit a few of them.
 
     Raises:
-        SettingError: if a rank would have a batch without a movie.
+        SettingError: ``batch_size`` is below 1, or there are too few movies for the processes.
     """
 
     def __init__(
@@ -60,22 +60,22 @@ class BatchOrder:
         self.epoch = 0
         if world_size > 1 and len(rows) // world_size < len(self):
             raise SettingError(
-                f"{len(rows)} movies can't be shared out over {world_size} processes in batches of "
-                f"{batch_size}: take fewer processes, or another data.batch_size in training"
+                f"{len(rows)} movies can't be shared among {world_size} processes in batches of "
+                f"{batch_size}: use fewer processes, or another data.batch_size in training"
             )
         self.given = 0
         self.repeats = False
         self._given_before = (0, 0)
 
     def state_dict(self) -> dict[str, int]:
-        """The epoch and how many of its batches were given, by one pass in one process."""
+        """The epoch, and how many of its batches this process has been given."""
         return {"epoch": self.epoch, "given": self.given}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Leave out, in that epoch, the batches that were given before.
+        """Skip the batches of the saved epoch that were given before.
 
         Raises:
-            ValueError: the epoch has fewer batches.
+            ValueError: an epoch has fewer batches.
         """
         epoch, given = int(state["epoch"]), int(state["given"])
         if not 0 <= given <= len(self):
@@ -83,24 +83,24 @@ class BatchOrder:
         self._given_before = (epoch, given)
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning as each epoch begins."""
+        """Set the epoch; Lightning calls this as each epoch begins."""
         self.epoch = epoch
 
     def __len__(self) -> int:
         if self.shuffle:
-            # A dataset smaller than one batch is one batch.
+            # A dataset smaller than one batch still makes one batch.
             return max(1, len(self.rows) // (self.batch_size * self.world_size))
         largest_share = -(-len(self.rows) // self.world_size)
         return -(-largest_share // self.batch_size)
 
     @property
     def first(self) -> int:
-        """The number of the epoch's batch to begin with."""
+        """Index of the batch that the epoch starts with."""
         epoch, given = self._given_before
         return given if epoch == self.epoch else 0
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, int]]:
-        """Every batch of the epoch: its rows, (B,) int64, and the seed of its augmentation."""
+        """Each batch of the epoch: its rows, (B,) int64, and its augmentation seed."""
         if not self.shuffle:
             own = self.rows[self.rank :: self.world_size]
             if len(self):
@@ -109,7 +109,7 @@ class BatchOrder:
         epoch = 0 if self.repeats else self.epoch
         order = np.random.default_rng([self.seed, epoch]).permutation(self.rows)
         own = order[self.rank :: self.world_size]
-        # Without this, ranks of a world that doesn't divide the movies would differ in length.
+        # Ranks would differ in length if world_size doesn't divide the number of movies.
         own = own[: len(order) // self.world_size]
         seeds = np.random.default_rng([self.seed, epoch, self.rank, 1])
         for start in range(0, len(self) * self.batch_size, self.batch_size):

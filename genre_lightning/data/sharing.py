@@ -1,4 +1,4 @@
-"""The dataset of a sweep's jobs, opened once where all of them have the same."""
+"""One dataset shared by the jobs of a sweep, instead of one opened per job."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ OF_ONE_JOB = ("batch_size", "device_resident", "resident_share")
 
 
 class SharedData:
-    """What the last job has opened: the next one takes over what it would open again.
+    """Keeps what the last job opened, so that the next job can reuse it.
 
-    The movies and their split, where all settings of the data but ``OF_ONE_JOB`` are the same; and
-    then each input of the same settings, fitted, with its numbers. A dataset that changes while a
-    sweep runs is thus seen as it was at the start.
+    The movies and their split are reused if all data settings except ``OF_ONE_JOB`` are the same.
+    Each fitted input with the same settings is then reused too, with its features. A dataset that
+    changes while a sweep runs is therefore seen as it was at the start.
     """
 
     def __init__(self) -> None:
@@ -33,8 +33,8 @@ class SharedData:
         """The inputs of a job, by branch.
 
         Args:
-            settings: of its data module.
-            branches: the settings of its inputs, by branch.
+            settings: settings of the job's data module.
+            branches: settings of the job's inputs, by branch.
 
         Raises:
             UserError: see :func:`build_input`.
@@ -51,10 +51,10 @@ class SharedData:
         return found
 
     def open(self, data: MovieDataModule) -> None:
-        """Set up a data module of these settings with these inputs."""
+        """Set up the data module that was built with the last settings and inputs."""
         earlier, self._data = self._data, None
         if earlier is not None:
             data.reuse(earlier)
         data.setup()
-        # Not itself: from fit on it holds the trainer, and with that the network.
+        # A copy: once fitting starts, the original holds the trainer and hence the network.
         self._data = copy.copy(data)

@@ -1,4 +1,4 @@
-"""Which movies are in train, validation and test, and in which fold of train: drawn once, kept."""
+"""The train, validation and test splits and the folds of train: drawn once, then stored."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from genre_lightning.movies.split import fold_movies, split_movies
 from genre_lightning.movies.split_names import SPLITS
 from genre_lightning.store import content_key, save_array, stored_folder
 
-#: Part of the key of stored splits: raise it when their computation changes.
+#: Part of the key of stored splits: raise it when the way they are drawn changes.
 SPLIT_VERSION = 2
 MAX_FOLDS = 64
 
@@ -26,22 +26,22 @@ def stored_splits(
     seed: int,
     needs_train: bool,
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """The splits of a dataset, from the store where an earlier run left them.
+    """The splits of a dataset, loaded from the store if an earlier run has drawn them.
 
     Args:
-        cache_dir: where they are kept.
+        cache_dir: where splits are stored.
         given: (N,) "train", "val", "test", or None for a movie that is still to be assigned.
         labels: (N, G) uint8.
-        val_fraction: share of train that is held out where no movie is given to "val".
-        test_fraction: share of all that is held out where no movie is given to "test".
-        folds: K > 1 makes K folds of train, which is then validation as well, where no movie is
+        val_fraction: share of train to hold out if no movie is given to "val".
+        test_fraction: share of the unassigned movies to hold out if no movie is given to "test".
+        folds: K > 1 makes K folds of train and uses all of train for validation, if no movie is
             given to "val" and train is needed.
-        seed: of what is drawn.
-        needs_train: whether there have to be movies to learn from.
+        seed: seed of the drawing.
+        needs_train: whether there must be movies to train on.
 
     Returns:
-        By split, int64 row numbers; and (N,) int64, the fold of each movie, -1 for one that is in
-        none.
+        The int64 row numbers of each split, by name; and each movie's fold, (N,) int64, -1 for a
+        movie in no fold.
     """
     by_folds = folds > 1 and "val" not in given and needs_train
     held_out = None if by_folds else val_fraction

@@ -1,4 +1,4 @@
-"""Further columns for any dataset: a CSV file with an ``id`` and one column of text each."""
+"""Further text columns for any dataset, from a CSV file with an ``id`` column."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from genre_lightning.cells import text_of
 from genre_lightning.movies.movie import DataError, MovieSet, without_empty
 from genre_lightning.movies.table import read_table
 
-#: Names that mean something else in a dataset.
+#: Column names that already have a meaning in a dataset.
 RESERVED = ("title", "poster", "genres", "split")
 
 
@@ -20,15 +20,15 @@ def join_columns(movie_set: MovieSet, path: str | Path) -> MovieSet:
     does not have are counted in the result's ``notes``.
 
     Raises:
-        DataError: the file can't be read; it has no column ``id``, or none beside it; a column that
-            the dataset has already; an id twice or empty; not one id of the dataset, or movies that
-            are counted from 0 or 1 where the dataset's ids are the numbers of its rows.
+        DataError: the file can't be read; it lacks the column ``id`` or any other column; the
+            dataset already has one of its columns; an id is empty or repeated; no id is in the
+            dataset; or it numbers movies from 0 or 1 while the dataset's ids are row numbers.
     """
     path = Path(path).expanduser()
     columns, rows = read_table(path, ("id",))
     added = [name for name in columns if name != "id"]
     if not added:
-        raise DataError(f"{path.name}:1: there is no column beside id, so nothing to join")
+        raise DataError(f"{path.name}:1: there is no column besides id, so nothing to join")
     taken = {*RESERVED, *movie_set.columns()}
     for name in added:
         if name in taken:
@@ -55,7 +55,7 @@ def join_columns(movie_set: MovieSet, path: str | Path) -> MovieSet:
     if len(by_id) == len(first):
         example = next(iter(by_id), "none")
         raise DataError(
-            f"{path.name}: none of its {len(first):,} ids is in the dataset, whose ids are such as "
+            f"{path.name}: none of its {len(first):,} ids is in the dataset, whose first id is "
             f"{movie_set.movies[0].id!r}; the first here is {example!r}"
         )
     movie_set.check_not_counted({movie_id: f"{first[movie_id]}, column id" for movie_id in by_id})

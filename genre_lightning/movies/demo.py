@@ -1,11 +1,12 @@
-"""Reader for a dataset made on the spot: composed titles, drawn posters, no network.
+"""Reader for a generated dataset: composed titles, drawn posters, no network.
 
-It is a test bench for the idea of two branches. Half of the genres show in the title alone (a word
-of theirs, and weakly the year), the other half in the poster alone (colour and texture), so that
-only both together tell all. As in real data the genres are correlated and unequal in number, some
-posters are missing, and some movies show a genre they don't have, or hide one they have.
+It is a test bench for two branches. Half of the genres show only in the title (as a typical word
+and, weakly, in the year), the other half only in the poster (as colour and texture), so a model
+needs both. As in real data, genres are correlated and imbalanced, some posters are missing, and
+some movies show a genre they don't have or hide one they have.
 
-Same seed, same titles, genres and drawings on every machine: no font, no file is used.
+The same seed gives the same titles, genres and drawings on every machine: no fonts or files are
+used.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ from genre_lightning.movies.movie import (
 )
 from genre_lightning.store import content_key, stored_folder
 
-# Goes up whenever the drawing changes, so that posters stored by an earlier version are not used.
+# Raise it when the drawing changes, so that posters stored by an earlier version are not used.
 DRAWING = 1
 
 GENRES = ("Action", "Comedy", "Drama", "Horror", "Romance", "Sci-Fi", "Thriller", "Western")
 TITLE_GENRES = ("Drama", "Romance", "Thriller", "Western")
 POSTER_GENRES = ("Action", "Comedy", "Horror", "Sci-Fi")
-# How common each is before a movie without any gets its likeliest one.
+# Frequency of each genre, before movies without any get their likeliest one.
 FREQUENCY = {
     "Action": 0.24,
     "Comedy": 0.34,
@@ -47,7 +48,7 @@ FREQUENCY = {
     "Thriller": 0.18,
     "Western": 0.07,
 }
-# Of the normal variables whose tails are the genres; all other pairs are independent.
+# Correlation of the normal variables whose tails are the genres; other pairs are independent.
 CORRELATION = {
     ("Action", "Sci-Fi"): 0.35,
     ("Action", "Thriller"): 0.35,
@@ -95,7 +96,7 @@ PLACES = _words(
     "Lisbon Vienna Dakota Havana Normandy Brooklyn Kyoto Málaga Cairo Ohio Bergen Tahiti"
 )
 NAMES = _words("Anna Walter Josephine Miguel Clara Henry Zoë Arthur Louise Victor Nadia Émile")
-# Mean year of the movies of a genre; it tells a little, as it does in real titles.
+# Mean year of a genre's movies: a weak signal, as in real titles.
 YEARS = {"Drama": 1976, "Romance": 1968, "Thriller": 1987, "Western": 1955}
 
 
@@ -107,20 +108,20 @@ def read_demo(
     missing_posters: float = 0.1,
     test_fraction: float = 0.2,
 ) -> MovieSet:
-    """Make up movies; their posters are drawn into a folder below ``root`` once and then reused.
+    """Generate movies; their posters are drawn once, in a folder below ``root``, and then reused.
 
     The last ``test_fraction`` of the movies are the test split, the others train.
 
     Args:
         root: where the drawn posters are kept.
         num_movies: 20 to 100,000.
-        seed: of everything that is drawn by chance.
-        poster_height: pixels; the width is two thirds of it.
+        seed: seed of all random draws.
+        poster_height: pixels, 32 to 2048; the width is two thirds of it.
         missing_posters: share of the movies without a poster.
         test_fraction: share of the movies in the test split.
 
     Raises:
-        DataError: an option out of its range.
+        DataError: an option is out of range.
         OSError: the posters can't be written.
     """
     if not 20 <= num_movies <= 100_000:
@@ -146,7 +147,7 @@ def read_demo(
             data = draw_poster(np.random.default_rng([seed, 1, index]), genres, poster_height)
             (folder / _poster_name(index)).write_bytes(data)
 
-        # Pillow and the larger part of numpy let go of the interpreter's lock.
+        # Pillow and most of NumPy release the GIL.
         with ThreadPoolExecutor() as pool:
             for _ in pool.map(draw, with_poster.tolist()):
                 pass
@@ -175,12 +176,12 @@ def read_demo(
 
 
 def draw_labels(rng: np.random.Generator, num_movies: int) -> np.ndarray:
-    """(N, G) bool, correlated, each row with at least one True: tails of joint normal variables."""
+    """Correlated labels, (N, G) bool, at least one per row: tails of joint normal variables."""
     covariance = np.eye(len(GENRES))
     for (first, second), value in CORRELATION.items():
         i, j = GENRES.index(first), GENRES.index(second)
         covariance[i, j] = covariance[j, i] = value
-    # A triangular factor and not an eigenbasis, whose signs are the linear algebra library's whim.
+    # Cholesky, since the signs of an eigenbasis depend on the linear algebra library.
     normal = rng.standard_normal((num_movies, len(GENRES))) @ np.linalg.cholesky(covariance).T
     threshold = np.array([NormalDist().inv_cdf(1.0 - FREQUENCY[genre]) for genre in GENRES])
     margin = normal - threshold
@@ -190,7 +191,7 @@ def draw_labels(rng: np.random.Generator, num_movies: int) -> np.ndarray:
 
 
 def compose_title(rng: np.random.Generator, genres: Iterable[str]) -> str:
-    """A title in MovieLens' form, ``"Kiss of Vienna, The (1963)"``, that tells TITLE_GENRES."""
+    """A title in MovieLens' form, ``"Kiss of Vienna, The (1963)"``, that shows TITLE_GENRES."""
     own = [genre for genre in TITLE_GENRES if genre in genres]
     words = [_pick(rng, WORDS[genre]) for genre in _shown(rng, own, TITLE_GENRES)]
     words = [words[i] for i in rng.permutation(len(words))]
@@ -221,17 +222,17 @@ def compose_title(rng: np.random.Generator, genres: Iterable[str]) -> str:
 
 
 def draw_poster(rng: np.random.Generator, genres: Iterable[str], height: int) -> bytes:
-    """A JPEG, ``height`` x two thirds of it, that tells POSTER_GENRES.
+    """A JPEG, ``height`` x two thirds of it, that shows POSTER_GENRES.
 
-    Comedy is bright and warm with confetti, Action has slanted bars, Sci-Fi a neon grid with rings,
-    Horror is dark with red running down; a movie of several shows them on top of each other.
-    Colours, places and sizes vary, and other shapes lie around that mean nothing.
+    Comedy is bright and warm with confetti, Action has slanted bars, Sci-Fi has a neon grid with
+    rings, and Horror is dark with red running down. Several genres are drawn on top of each other.
+    Colours, places and sizes vary, and other shapes are distractors.
     """
     width = height * 2 // 3
     unit = height / 256.0
     shown = _shown(rng, [genre for genre in POSTER_GENRES if genre in genres], POSTER_GENRES)
 
-    # Sky and ground: two colours, one running into the other.
+    # Sky and ground: a gradient between two colours.
     if "Comedy" in shown:
         ends = np.array([[225, 160, 30], [250, 215, 110]]) + rng.integers(-25, 25, (2, 3))
     else:
@@ -249,7 +250,7 @@ def draw_poster(rng: np.random.Generator, genres: Iterable[str], height: int) ->
         red, green, blue = rng.integers(low, high, 3).tolist()
         return red, green, blue
 
-    for _ in range(int(rng.integers(2, 6))):  # means nothing
+    for _ in range(int(rng.integers(2, 6))):  # distractors
         x, y = place()
         w, h = (rng.integers(15, 70, 2) * unit).tolist()
         shape = pen.ellipse if rng.random() < 0.5 else pen.rectangle

@@ -1,14 +1,14 @@
-"""Reader for a dataset of one's own: a CSV file with one movie per row.
+"""Reader for your own dataset: a CSV file with one movie per row.
 
-Columns, in any order, found by the header:
+Columns, in any order, identified by the header:
 
 - ``title``
 - ``poster`` (optional column): a path relative to the CSV's folder, or empty
-- ``genres``: joined by ``|``, ``Action|Comedy``, or by what ``genre_separator`` says, or a list as
-  JSON or Python writes it; a movie without any is left out
+- ``genres``: joined by ``|``, as in ``Action|Comedy``, or by ``genre_separator``, or a list in JSON
+  or Python syntax; movies without genres are left out
 - ``split`` (optional column): train, val, test, or empty to have it assigned
 - ``id`` (optional column): unique; without it the row number is the id
-- every further column is text that a branch can look at, such as ``synopsis``
+- every further column is text that a branch can read, such as ``synopsis``
 """
 
 from __future__ import annotations
@@ -33,35 +33,35 @@ from genre_lightning.movies.split_names import SPLITS
 from genre_lightning.movies.table import Row, read_table
 
 REQUIRED = ("title", "genres")
-#: Columns that are no text for a branch.
+#: Columns that are not text for a branch.
 RESERVED = ("genres", "split", "id")
-#: How a list begins that could not be read.
+#: Beginning of a list that could not be parsed.
 LIST = re.compile(r"\[\s*[\"'{]")
-#: What else is found between genres, and looked for.
+#: Other separators that files use between genres.
 OTHER_SEPARATORS = (",", ";", "/")
-#: Another separator explains the column far better where it leaves no more than this share of the
-#: genres,
+#: Another separator is assumed if splitting by it gives at most this share of the genres that ours
+#: gives,
 FEWER_GENRES = 0.75
-#: and ours is in no more than this share of the cells that it is in.
+#: and if the cells with ours are at most this share of the cells with the other.
 FEWER_CELLS = 0.1
 
 
 def read_manifest(path: str | Path, genre_separator: str | None = None) -> MovieSet:
     """Find the movies that a CSV lists; the genres are those that occur in it, sorted.
 
-    A poster that is named but not there is kept, with ``PosterFile.exists`` False, so that it can
-    be listed by name.
+    A poster whose file does not exist is kept, with ``PosterFile.exists`` False, so that it can be
+    reported by name.
 
     Args:
-        path: of the file.
-        genre_separator: what joins the genres of a movie; None for ``|``, and a look at whether
-            another one is meant.
+        path: path of the CSV.
+        genre_separator: text between a movie's genres; None for ``|``, after a check that the file
+            does not seem to use another separator.
 
     Raises:
-        DataError: no file, another encoding than UTF-8, a column missing in the header, a row that
-            can't be used, genres that are joined by something else, or two that differ in capitals,
-            blanks or forms of the same characters alone. Row numbers are those a spreadsheet shows:
-            the header is row 1, and a cell with line breaks in it is still in one row.
+        DataError: the file is missing, is not in UTF-8 or lacks a column; a row can't be used;
+            genres seem to be joined by another separator; or two genres differ only in case,
+            whitespace or forms of the same characters. Row numbers are those that a spreadsheet
+            shows: the header is row 1, and a cell with line breaks stays in one row.
     """
     path = Path(path).expanduser()
     columns, rows = read_table(path, REQUIRED)
@@ -78,15 +78,15 @@ def read_manifest(path: str | Path, genre_separator: str | None = None) -> Movie
     if genres and without:
         movies = [movie for movie in movies if movie.genres]
         notes.append(
-            f"{without[0].where}, column genres: none named, so the movie is left out"
+            f"{without[0].where}, column genres: empty, so the movie is left out"
             f"{f', the first of {len(without):,}' if len(without) > 1 else ''}"
         )
     if of_the_web:
         first, count = of_the_web[0], len(of_the_web)
         notes.append(
-            f"{first.where}, column poster: {first.cells['poster']:.200} is an address"
-            f"{f', the first of {count:,}' if count > 1 else ''}. Nothing is fetched, and such a "
-            "movie has no poster: download the images, and give their files"
+            f"{first.where}, column poster: {first.cells['poster']:.200} is a URL"
+            f"{f', the first of {count:,}' if count > 1 else ''}. URLs are not fetched, so these "
+            "movies have no poster: download the images, and give the paths of the files"
         )
     movie_set = MovieSet(movies, genres, tuple(notes), ids_are_rows="id" not in columns)
     check_movies(movie_set)
@@ -95,7 +95,7 @@ def read_manifest(path: str | Path, genre_separator: str | None = None) -> Movie
 
 
 def _check_spelling(movie_set: MovieSet) -> None:
-    """Refuse genres that read alike: they would be learnt and scored as two."""
+    """Refuse genres that differ only in spelling: they would be learnt and scored as two."""
     spelt: dict[str, str] = {}
     for genre in movie_set.genres:
         other = spelt.setdefault(_as_read(genre), genre)
@@ -105,12 +105,12 @@ def _check_spelling(movie_set: MovieSet) -> None:
                 for name in (other, genre)
             )
             raise DataError(
-                f"{second}, column genres: {genre!r} is {other!r} at {first}: write both alike"
+                f"{second}, column genres: {genre!r} is {other!r} at {first}: spell both alike"
             )
 
 
 def _as_read(genre: str) -> str:
-    """A genre without capitals, doubled blanks and wide or narrow forms of its characters."""
+    """A genre with its case, whitespace and forms of characters (full or half width) normalised."""
     return " ".join(unicodedata.normalize("NFKC", genre).casefold().split())
 
 
@@ -118,15 +118,15 @@ def _checked_separator(given: Any) -> str:
     if isinstance(given, str) and given:
         return given
     raise DataError(
-        f"data.genre_separator={given} must be text that stands between genres, such as {SEPARATOR}"
+        f"data.genre_separator={given} must be text that separates genres, such as {SEPARATOR}"
     )
 
 
 def _check_separator(rows: Sequence[Row]) -> None:
-    """Refuse genres that are joined by something else than ``|``, as far as that can be told.
+    """Refuse genres that seem to be joined by another separator than ``|``.
 
-    A genre may well have a comma or a slash in its name. But where such a character joins genres,
-    splitting there leaves far fewer of them.
+    The name of a genre can contain a comma or a slash. But if such a character joins genres,
+    splitting by it leaves far fewer distinct genres.
     """
     different = {row.cells["genres"] for row in rows}
 
@@ -135,7 +135,7 @@ def _check_separator(rows: Sequence[Row]) -> None:
         return genres, [row for row in rows if separator in row.cells["genres"]]
 
     ours, our_rows = found(SEPARATOR)
-    # Blanks are in many a name: they are looked at where nothing else may join.
+    # Many names contain spaces, so a space is only considered if there is no other candidate.
     there = [mark for mark in OTHER_SEPARATORS if any(mark in cell for cell in different)]
     others = {separator: found(separator) for separator in there or " "}
     best = min(others, key=lambda separator: len(others[separator][0]))
@@ -146,17 +146,17 @@ def _check_separator(rows: Sequence[Row]) -> None:
     more = f" and {len(joined) - 1:,} more" if len(joined) > 1 else ""
     raise DataError(
         f"{joined[0].where}, column genres: {joined[0].cells['genres']!r:.80}{more}: "
-        f"genres seem to be joined by {best!r} here, not by {SEPARATOR!r}. Have them split there "
-        f"by \"data.genre_separator='{best}'\" ({len(genres):,} genres instead of "
-        f"{len(ours):,}), or taken as they are by \"data.genre_separator='{SEPARATOR}'\""
+        f"genres seem to be joined by {best!r} here, not by {SEPARATOR!r}. Split them there "
+        f"with \"data.genre_separator='{best}'\" ({len(genres):,} genres instead of "
+        f"{len(ours):,}), or keep them as they are with \"data.genre_separator='{SEPARATOR}'\""
     )
 
 
 @lru_cache(maxsize=100_000)  # many movies have the same genres
 def _split_genres(cell: str, separator: str) -> tuple[str, ...]:
     names = names_in_list(cell)
-    # Blanks around it, ", " as well as ",", are no part of a separator that has anything else.
-    # An accent may be a character of its own, as macOS writes it, and is the same accent.
+    # Spaces around a separator don't count (", " is the same as ","), unless it is only spaces.
+    # NFC, since macOS writes an accent as a separate character.
     parts = (
         text_of("genres", cell).split(separator.strip() or separator) if names is None else names
     )
@@ -183,7 +183,7 @@ def _parse_row(row: Row, manifest: Path, separator: str) -> Movie:
     genres = _split_genres(cells["genres"], separator)
     if genres and LIST.match(genres[0]):
         raise DataError(
-            f"{row.where}, column genres: {cells['genres']!r:.80} begins as a list and can't be "
+            f"{row.where}, column genres: {cells['genres']!r:.80} begins like a list but can't be "
             f"read as one; write its genres joined by {SEPARATOR}, as in Action|Comedy"
         )
     return Movie(

@@ -1,13 +1,13 @@
-"""Reader for MovieLens-1M with posters, as the original project ships it; and its download.
+"""Reader for MovieLens-1M with posters, as shipped by the original project, and its download.
 
-Two layouts, in a folder or in the zip itself, at the top or below any single prefix such as
-``content/dataset``::
+It reads two layouts, from a folder or directly from the zip, at the top level or below any single
+prefix such as ``content/dataset``::
 
     movies_train.dat  movies_test.dat  [genres.txt]  ml1m-images/ID.jpg
     movies.dat                         [genres.txt]  ml1m-images/ID.jpg
 
 A row of a ``.dat`` file is ``ID::Title (Year)::Genre|Genre``. The second layout is MovieLens-1M as
-GroupLens gives it, with posters added: it has no split of its own, and is latin-1, not UTF-8.
+GroupLens distributes it, with posters added: it has no splits, and is latin-1 instead of UTF-8.
 
 Source: F. M. Harper, J. A. Konstan, "The MovieLens Datasets", ACM TiiS 5(4), 2015.
 """
@@ -40,11 +40,11 @@ LAYOUT = (
 )
 SPLIT_FILES = {"movies_train.dat": "train", "movies_test.dat": "test"}
 WHOLE_FILE = "movies.dat"
-#: A folder that has one of them is a dataset.
+#: A folder with any of these files is a dataset.
 MOVIE_FILES = (*SPLIT_FILES, WHOLE_FILE)
 GENRES_FILE = "genres.txt"
 POSTER_FOLDERS = ("ml1m-images", "images", "posters")
-POSTER_SUFFIXES = (".jpg", ".jpeg", ".png")  # the first one there is taken
+POSTER_SUFFIXES = (".jpg", ".jpeg", ".png")  # in order of preference
 MAX_PREFIX_DEPTH = 8
 # The original movies_train.dat has 140 kB.
 MAX_TEXT_BYTES = 256 << 20
@@ -54,17 +54,18 @@ def read_ml1m(root: str | Path, download: bool = False) -> MovieSet:
     """Find the movies of MovieLens-1M.
 
     Args:
-        root: the dataset's folder, or its zip (posters are then read out of the zip).
-        download: when there is nothing at ``root``, fetch the original zip to it first.
+        root: the dataset's folder, or its zip (posters are then read from the zip).
+        download: if ``root`` does not exist, download the original dataset to it first.
 
     Raises:
-        DataError: nothing there, another layout, or a row that can't be used.
+        DataError: ``root`` does not exist or has another layout, the download failed, or a row
+            can't be used.
     """
     root = Path(root).expanduser()
     if not root.exists():
         if not download:
             raise DataError(
-                f"there is no dataset at {root}. Either let it be fetched with data.download=true, "
+                f"there is no dataset at {root}. Either download it with data.download=true, "
                 f"or point data.root at your own copy, a folder or a zip with {LAYOUT}"
             )
         download_ml1m(root)
@@ -90,13 +91,13 @@ def read_ml1m(root: str | Path, download: bool = False) -> MovieSet:
 def _parse_movies(
     text: str, name: str, split: str | None, posters: dict[str, PosterFile]
 ) -> list[Movie]:
-    """One movie per ``ID::Title::Genre|Genre`` row; blank rows are skipped, but counted."""
+    """One movie per ``ID::Title::Genre|Genre`` row; row numbers in messages count blank rows."""
     movies = []
     for number, row in enumerate(_lines(text), start=1):
         if not row.strip():
             continue
         where = f"{name}:{number}"
-        # Counted from both ends, as a title may hold "::" itself.
+        # Split from both ends, since a title can contain "::".
         movie_id, _, rest = row.partition("::")
         title, separator, labels = rest.rpartition("::")
         if not separator:
@@ -124,7 +125,7 @@ def _parse_genres(text: str) -> tuple[str, ...]:
 
 
 def _decode(data: bytes) -> str:
-    """UTF-8 (with or without a BOM), and latin-1 only where that fails."""
+    """Decode as UTF-8 (with or without a BOM), or as latin-1 if that fails."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -132,13 +133,13 @@ def _decode(data: bytes) -> str:
 
 
 def _lines(text: str) -> list[str]:
-    # Not str.splitlines: that also breaks a row at U+0085, a byte that latin-1 text may hold.
+    # Not str.splitlines: it also breaks at U+0085, a byte that latin-1 text can contain.
     return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
 @dataclass(frozen=True)
 class _Source:
-    """Folder or zip alike: the text files there are, and the posters by movie id."""
+    """A dataset's text files by name and posters by movie id, from a folder or a zip."""
 
     name: str
     texts: dict[str, bytes]
@@ -165,7 +166,11 @@ def _no_posters(name: str | Path) -> DataError:
 
 
 def _open_folder(root: Path) -> _Source:
-    """The dataset in a folder; DataError where it is not there or has no folder of posters."""
+    """Open the dataset in a folder.
+
+    Raises:
+        DataError: the folder holds no dataset, or the dataset has no folder of posters.
+    """
     base = _find_base(root)
     texts = {
         name: (base / name).read_bytes()
@@ -182,7 +187,7 @@ def _open_folder(root: Path) -> _Source:
 
 
 def _find_base(root: Path) -> Path:
-    """The folder of the .dat files: root, root/content/dataset, or below single folders."""
+    """The folder with the .dat files: root, root/content/dataset, or one below single folders."""
     base = root
     for _ in range(MAX_PREFIX_DEPTH):
         for candidate in (base, base / "content" / "dataset"):
@@ -201,7 +206,11 @@ def _is_visible(name: str) -> bool:
 
 
 def _open_archive(root: Path) -> _Source:
-    """The dataset in a zip, which is not unpacked; errors as of :func:`_open_folder`."""
+    """Open the dataset in a zip without unpacking it.
+
+    Raises:
+        DataError: as in :func:`_open_folder`; the zip is damaged, or holds several datasets.
+    """
     try:
         with zipfile.ZipFile(root) as archive:
             members = {info.filename: info for info in archive.infolist()}
@@ -210,8 +219,8 @@ def _open_archive(root: Path) -> _Source:
             for name in names:
                 if members[base + name].file_size > MAX_TEXT_BYTES:
                     raise DataError(
-                        f"{root}: {base}{name} has more than {MAX_TEXT_BYTES:,} bytes: it is no "
-                        "list of movies"
+                        f"{root}: {base}{name} has more than {MAX_TEXT_BYTES:,} bytes: it is not "
+                        "a list of movies"
                     )
             texts = {name: archive.read(base + name) for name in names}
     except DataError:
@@ -235,7 +244,7 @@ def _open_archive(root: Path) -> _Source:
 
 
 def _find_prefix(root: Path, members: dict[str, zipfile.ZipInfo]) -> str:
-    """What comes before the .dat files' names in the zip, "" or ending in "/"."""
+    """Path prefix of the .dat files in the zip: "" or ending in "/"."""
     prefixes = {
         name[: len(name) - len(PurePosixPath(name).name)]
         for name in members
@@ -254,11 +263,11 @@ def _find_prefix(root: Path, members: dict[str, zipfile.ZipInfo]) -> str:
 
 
 def _posters_by_id(files: Iterable[tuple[str, PosterFile]]) -> dict[str, PosterFile]:
-    """The posters among files, by movie id.
+    """The posters among some files, by movie id.
 
     Args:
-        files: by name. Those that are not called ID.jpg, with one of ``POSTER_SUFFIXES``, are
-            passed over; of several for one movie the one with the first of these suffixes counts.
+        files: (name, file) pairs. A name must be a movie id with one of ``POSTER_SUFFIXES``; other
+            files are skipped. If a movie has several posters, the first suffix wins.
     """
     best: dict[str, tuple[int, PosterFile]] = {}
     for name, file in files:
@@ -272,15 +281,15 @@ def _posters_by_id(files: Iterable[tuple[str, PosterFile]]) -> dict[str, PosterF
 
 
 def fetch_from_drive(target: Path) -> None:
-    """Write the original zip to ``target``.
+    """Download the original zip to ``target``.
 
     Raises:
-        DataError: it can't be fetched; says what to fetch by hand.
+        DataError: the download failed.
     """
-    import gdown  # here alone: nobody else needs it
+    import gdown  # only the download needs it
 
     try:
-        # (connect, read) seconds: a network that swallows packets must end in a message too.
+        # (connect, read) seconds: a network that drops packets must lead to an error too.
         gdown.download(id=DRIVE_ID, output=str(target), use_cookies=False, timeout=(10, 60))
     except (OSError, gdown.exceptions.DownloadError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
@@ -288,17 +297,18 @@ def fetch_from_drive(target: Path) -> None:
 
 
 def download_ml1m(root: Path, fetch: Callable[[Path], None] = fetch_from_drive) -> None:
-    """Fetch the zip and put it at ``root``: as it is if ``root`` ends in .zip, unpacked otherwise.
+    """Download the zip to ``root``: as a zip if ``root`` ends in .zip, unpacked otherwise.
 
-    ``root`` is there whole or not at all: all work is done in a temporary folder beside it, which
-    is renamed at the end.
+    ``root`` is complete or absent: the work is done in a temporary folder next to it, and the
+    result is renamed at the end.
 
     Args:
         root: must not exist yet.
-        fetch: writes the zip to the path it is given.
+        fetch: writes the zip to the given path.
 
     Raises:
-        DataError: the zip can't be fetched, or is not the dataset, or tries to leave its folder.
+        DataError: the zip can't be fetched, is not the dataset, or is unsafe to unpack; the message
+            says what to fetch by hand.
     """
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
@@ -306,7 +316,7 @@ def download_ml1m(root: Path, fetch: Callable[[Path], None] = fetch_from_drive) 
             archive = Path(temporary) / "dataset.zip"
             fetch(archive)
             if not zipfile.is_zipfile(archive):
-                raise DataError("what was fetched is not a zip (a page of Google's, perhaps)")
+                raise DataError("the download is not a zip (perhaps a page from Google)")
             if root.suffix.lower() == ".zip":
                 _open_archive(archive)
                 os.replace(archive, root)
@@ -317,7 +327,7 @@ def download_ml1m(root: Path, fetch: Callable[[Path], None] = fetch_from_drive) 
             try:
                 folder.rename(root)
             except OSError:
-                # Another process was quicker; what it put there was as whole as this.
+                # Another process was faster, and its folder is just as complete.
                 if not root.is_dir():
                     raise
     except (DataError, OSError) as error:

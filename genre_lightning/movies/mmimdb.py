@@ -1,7 +1,7 @@
 """Reader for MM-IMDb (Arevalo et al. 2017, "Gated multimodal units for information fusion").
 
-A folder with ``split.json`` (lists of ids: train, dev, test) and ``dataset/ID.json`` and
-``dataset/ID.jpeg``. The column ``synopsis`` is the longest text of a movie's ``plot``.
+It reads a folder with ``split.json`` (lists of ids: train, dev, test), ``dataset/ID.json`` and
+``dataset/ID.jpeg``. The column ``synopsis`` is the longest text in a movie's ``plot``.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from genre_lightning.movies.movie import (
     without_empty,
 )
 
-#: Those of the benchmark, in alphabetical order; the files name others, too.
+#: Genres of the benchmark, in alphabetical order; the files contain others, too.
 GENRES = (
     "Action", "Adventure", "Animation", "Biography", "Comedy", "Crime", "Documentary", "Drama",
     "Family", "Fantasy", "Film-Noir", "History", "Horror", "Music", "Musical", "Mystery",
     "Romance", "Sci-Fi", "Short", "Sport", "Thriller", "War", "Western",
 )  # fmt: skip
-#: By what split.json calls it.
+#: Our name of each split, by its name in split.json.
 SPLIT_OF_NAME = {"train": "train", "dev": "val", "test": "test"}
 LAYOUT = "split.json (train, dev, test) and dataset/ID.json, dataset/ID.jpeg"
 
@@ -39,7 +39,7 @@ def read_mmimdb(root: str | Path) -> MovieSet:
     counted in ``notes``.
 
     Raises:
-        DataError: a file is missing, or is not what it should be; named with the key.
+        DataError: a file is missing or malformed; the message names the file and the key.
     """
     root = Path(root).expanduser()
     splits = _read_splits(root)
@@ -104,7 +104,7 @@ def _read_movie(
     split: str,
     others: Counter[str],
 ) -> Movie | None:
-    """One movie; None where it has no genre of the benchmark."""
+    """Read one movie; None if it has no genre of the benchmark. Counts its other genres."""
     where = f"{movie_id}.json"
     entry = _read_json(root / "dataset" / where, f"split.json names it; expected: {LAYOUT}")
     title = entry.get("title")

@@ -1,7 +1,7 @@
-"""What every reader hands over: movies with their columns and genres; and its checks.
+"""What every reader returns, movies with their columns and genres, and how it is checked.
 
-Readers locate, they never open an image: a :class:`PosterFile` says where a poster's bytes lie and
-is enough to fingerprint them (size and stamp) without reading them.
+Readers only locate files and never open an image: a :class:`PosterFile` says where a poster's bytes
+are, and its size and stamp fingerprint them without reading them.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ import numpy as np
 from genre_lightning.errors import UserError
 from genre_lightning.movies.split_names import SPLITS
 
-#: What reading a damaged zip raises beyond OSError, which bzip2 raises too. RuntimeError: an
-#: encrypted entry; its subclass NotImplementedError: an unknown method of compression.
+#: What reading a damaged zip raises, besides OSError (from bzip2). RuntimeError means an encrypted
+#: entry, its subclass NotImplementedError an unknown compression method.
 DAMAGED_ZIP = (
     zipfile.BadZipFile,
     zlib.error,
@@ -35,7 +35,7 @@ DAMAGED_ZIP = (
     ValueError,
     OverflowError,
 )
-#: A poster that is no file. One that has become a path has lost a slash.
+#: A poster that is a URL, not a file. Converting a URL to a path removes one of its slashes.
 OF_THE_WEB = re.compile(r"(^|/)https?:/", re.IGNORECASE)
 
 
@@ -47,23 +47,23 @@ class DataError(UserError, ValueError):
 def _open_zip(path: Path, process: int, size: int, modified: int) -> zipfile.ZipFile:
     """One open archive per process and per version of the file.
 
-    Its directory is parsed once, not once per poster, and ``ZipFile`` guards its file position with
-    a lock, so that threads may share it. Processes may not (a forked one shares the position but
-    not the lock), hence the id.
+    The archive's directory is then parsed once, not once per poster. Threads can share the archive,
+    since ``ZipFile`` guards its file position with a lock. Processes can't (a forked process shares
+    the position but not the lock), hence the process id.
     """
     return zipfile.ZipFile(path)
 
 
 @dataclass(frozen=True, slots=True)
 class PosterFile:
-    """Where a poster's bytes lie: a file, or a member of a zip archive.
+    """Where a poster's bytes are: a file, or a member of a zip archive.
 
-    Made by :meth:`at` for a file, and by its fields for a member.
+    Create it with :meth:`at` for a file, and from its fields for a member.
 
     Attributes:
         path: the file itself, or the archive that holds ``member``.
         member: name inside the archive, or None for a plain file.
-        size: bytes (uncompressed for a member); -1 when the dataset names a file that is not there.
+        size: bytes (uncompressed for a member); -1 if the dataset names a file that does not exist.
         stamp: changes when the content does: ``st_mtime_ns`` of a file, CRC-32 of a member.
     """
 
@@ -74,7 +74,7 @@ class PosterFile:
 
     @classmethod
     def at(cls, path: Path) -> PosterFile:
-        """The poster that a plain file holds; ``exists`` is False where there is no such file."""
+        """The poster in a plain file; ``exists`` is False if there is no such file."""
         try:
             status = path.stat()
         except (OSError, ValueError):  # ValueError: a NUL in the name
@@ -85,19 +85,19 @@ class PosterFile:
 
     @property
     def name(self) -> str:
-        """How messages call it."""
+        """The poster's name in messages."""
         return str(self.path) if self.member is None else f"{self.path}:{self.member}"
 
     @property
     def exists(self) -> bool:
-        """False when the dataset names this poster but the file was not there on reading."""
+        """False if the file did not exist when the dataset was read."""
         return self.size >= 0
 
     def read_bytes(self) -> bytes:
-        """The encoded image. Safe to call from many threads and processes at once.
+        """The encoded image. Safe to call from several threads and processes at once.
 
         Raises:
-            OSError: the file is gone, unreadable, or the archive or this member of it is damaged.
+            OSError: the file is gone or unreadable, or the archive or this member is damaged.
         """
         if self.member is None:
             return self.path.read_bytes()
@@ -113,15 +113,15 @@ class PosterFile:
 
 @dataclass(frozen=True, slots=True)
 class Movie:
-    """One movie as the dataset gives it.
+    """One movie as described by the dataset.
 
     Attributes:
         id: unique within the dataset.
-        columns: what there is of it, by column: ``title``, as written ("Godfather, The (1972)"),
-            ``poster``, and any other text. A column that it lacks is not in it.
-        genres: at least one, each one of ``MovieSet.genres``.
-        split: "train", "val", "test", or None when it is still to be assigned.
-        where: the place in its file for messages, e.g. ``"movies_train.dat:17"``.
+        columns: values by column: ``title``, as written ("Godfather, The (1972)"), ``poster``, and
+            any other text. Columns that the movie lacks are left out.
+        genres: at least one, each of them in ``MovieSet.genres``.
+        split: "train", "val", "test", or None if it is still to be assigned.
+        where: place in the dataset's files, for messages, e.g. ``"movies_train.dat:17"``.
     """
 
     id: str
@@ -132,19 +132,19 @@ class Movie:
 
     @property
     def title(self) -> str:
-        """The title; "" for a movie without."""
+        """The title; "" for a movie without one."""
         title = self.columns.get("title", "")
         return title if isinstance(title, str) else ""
 
     def value(self, column: str) -> str | PosterFile | None:
-        """What a column holds; None for a movie that lacks it. The column "id" is its id."""
+        """The value of a column; None if the movie lacks it. The column "id" is the movie's id."""
         return self.id if column == "id" else self.columns.get(column)
 
 
 def without_empty(
     columns: Mapping[str, str | PosterFile | None],
 ) -> dict[str, str | PosterFile]:
-    """The columns of a movie that hold something."""
+    """The columns of a movie that are not empty."""
     return {name: value for name, value in columns.items() if value is not None and value != ""}
 
 
@@ -156,8 +156,8 @@ class MovieSet:
     :func:`check_movies`.
 
     Attributes:
-        notes: what is to be said before training, a sentence each.
-        ids_are_rows: the dataset has no ids, so those of its movies are the numbers of their rows.
+        notes: sentences to show before training.
+        ids_are_rows: whether movie ids are row numbers, since the dataset has no ids.
     """
 
     movies: list[Movie]
@@ -171,20 +171,20 @@ class MovieSet:
         return tuple(sorted(found, key=lambda name: (name != "title", name != "poster", name)))
 
     def check_not_counted(self, unknown: Mapping[str, str]) -> None:
-        """Refuse a file that counts movies from 0 or 1 where their ids are the numbers of rows.
+        """Refuse a file that numbers movies from 0 or 1 if the dataset's ids are row numbers.
 
         Args:
-            unknown: ids in the file that no movie has, and where each is, for messages.
+            unknown: ids in the file that no movie has, with their places for messages.
 
         Raises:
-            DataError: each row would be joined to another movie.
+            DataError: the file's rows would be joined to the wrong movies.
         """
         if self.ids_are_rows and (counted := {"0", "1"} & unknown.keys()):
             raise DataError(
-                f"{unknown[min(counted)]}: the dataset has no column id, so that its "
-                f"movies have the numbers of their rows, from {self.movies[0].id} on, and "
-                f"{min(counted)} is none of them: each row would be joined to another movie. Add a "
-                "column id to both files"
+                f"{unknown[min(counted)]}: the dataset has no column id, so the ids of its "
+                f"movies are row numbers, from {self.movies[0].id} on, and {min(counted)} is none "
+                "of them: the rows would be joined to the wrong movies. Add a column id to both "
+                "files"
             )
 
 
@@ -215,7 +215,7 @@ def check_movies(movie_set: MovieSet) -> None:
     genres = movie_set.genres
     if not movie_set.movies:
         raise DataError("the dataset has no movies")
-    for movie in movie_set.movies:  # first, as a reader may have taken the genres from the movies
+    for movie in movie_set.movies:  # first, since readers can collect the genres from the movies
         if not movie.genres:
             raise DataError(
                 f"{movie.where}, column genres: empty; each movie needs at least one genre"
@@ -225,12 +225,12 @@ def check_movies(movie_set: MovieSet) -> None:
     for genre in genres:
         if not genre.strip():
             raise DataError("the dataset's list of genres has an empty name")
-        if not genre.isprintable():  # no checkpoint could name it, which would be told after hours
+        if not genre.isprintable():  # a checkpoint would refuse the name, after hours of training
             hidden = next(each for each in genre if not each.isprintable())
             where = next((m.where for m in movie_set.movies if genre in m.genres), "the dataset")
             raise DataError(
-                f"{where}, column genres: {genre!r} has a character that can't be seen "
-                f"(U+{ord(hidden):04X}); write it without, or with a plain blank"
+                f"{where}, column genres: {genre!r} has an invisible character "
+                f"(U+{ord(hidden):04X}); remove it, or replace it with a plain space"
             )
     if len(set(genres)) < len(genres):
         twice = sorted({genre for genre in genres if genres.count(genre) > 1})

@@ -1,7 +1,7 @@
-"""The readers by name.
+"""The table of readers.
 
-To add a dataset, write a function that returns a MovieSet (see movie.py for what it must hold, and
-``check_movies`` for the end of it) and list it here.
+To add a dataset, write a function that returns a MovieSet (movie.py describes its contents; call
+``check_movies`` at the end) and list it here.
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ READERS: dict[str, Callable[..., MovieSet]] = {
     "mmimdb": read_mmimdb,
 }
 
-#: Of a reader that makes its movies itself, the same ones anywhere: which option names the folder.
+#: Readers that generate their movies, the same everywhere, and the option that names the folder.
 MADE_IN = {"demo": "root"}
 
-#: What a model that learnt from a dataset has learnt of the world with it, for its model card. A
-#: dataset of the user's own has no entry.
+#: Biases that a model takes over from a dataset, for its model card. A user's own dataset has no
+#: entry.
 BIASES: dict[str, str] = {
-    "demo": "Its movies are drawn by a program: titles and posters follow rules that no real movie "
-    "keeps, so the scores say nothing of real movies.",
+    "demo": "Its movies are generated: titles and posters follow rules that real movies do not "
+    "follow, so the scores say nothing about real movies.",
     "ml1m": "MovieLens-1M holds the movies that users of a website in the United States rated "
-    "around 2000: titles in English, mostly American movies, none newer, popular ones before all. "
-    "Its genres are those that the website gave, a movie's year is part of its title.",
-    "mmimdb": "MM-IMDb holds movies of MovieLens that IMDb has a poster and a plot of: mostly "
-    "American ones, texts in English, popular ones before all. Its genres are IMDb's.",
+    "around 2000: titles in English, mostly American and popular movies, none newer. Its genres "
+    "are those of the website, and a movie's year is part of its title.",
+    "mmimdb": "MM-IMDb holds the movies of MovieLens for which IMDb has a poster and a plot: "
+    "mostly American and popular movies, with texts in English. Its genres are IMDb's.",
 }
 
 
 def read_movies(reader: str, **options: Any) -> MovieSet:
-    """Find the movies of a dataset with the reader of that name and its options.
+    """Find the movies of a dataset by a reader's name and options.
 
     Raises:
-        DataError: there is no such reader or option, or one that it needs is not given; and all
-            that the reader itself refuses.
+        DataError: the reader or an option is unknown, a required option is missing, or the reader
+            refuses the dataset.
     """
     if reader not in READERS:
-        raise DataError(f"there is no reader {reader!r}; there is {', '.join(READERS)}")
+        raise DataError(f"there is no reader {reader!r}; choose from {', '.join(READERS)}")
     read = READERS[reader]
     parameters = inspect.signature(read).parameters
     for name in options:

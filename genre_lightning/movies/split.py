@@ -1,7 +1,7 @@
-"""Train, validation and test: what the dataset says, and the rest seeded and stratified.
+"""Train, validation and test splits: those of the dataset, and others drawn with a seed.
 
-Stratified over all labels at once by iterative stratification: K. Sechidis, G. Tsoumakas,
-I. Vlahavas, "On the Stratification of Multi-Label Data", ECML PKDD 2011.
+Drawn splits are stratified over all labels at once by iterative stratification: K. Sechidis,
+G. Tsoumakas, I. Vlahavas, "On the Stratification of Multi-Label Data", ECML PKDD 2011.
 """
 
 from __future__ import annotations
@@ -25,28 +25,29 @@ def split_movies(
 ) -> dict[str, np.ndarray]:
     """Row indices of each split.
 
-    Splits that the dataset gives are kept. Where none is marked test, ``test_fraction`` of the
-    unassigned movies become it; where none is marked val, ``val_fraction`` of the training movies
-    do (after the test split is taken). All others train.
+    Splits that the dataset defines are kept. If no movie is marked test, ``test_fraction`` of the
+    unassigned movies become the test split. If none is marked val, ``val_fraction`` of the training
+    movies become the validation split (after the test split is taken). All others are train.
 
-    The result depends on the training movies' labels and the seed alone: test movies, or how many
-    there are, change nothing in what is drawn for validation.
+    Validation is drawn by the training movies' labels and the seed alone: test movies that the
+    dataset marks, and their number, have no influence on it.
 
     Args:
         splits: (N,) "train", "val", "test" or None (unassigned).
         labels: (N, G) multi-hot.
-        val_fraction: of the training movies, in (0, 1); not used where the dataset has a val split.
-            None to take none.
-        test_fraction: of the unassigned movies, in (0, 1); not used where it has a test split.
-        seed: of the drawing.
-        needs_train: whether there has to be a training split, from which validation is taken.
+        val_fraction: share of the training movies, in (0, 1); ignored if the dataset has a val
+            split. None draws no validation split.
+        test_fraction: share of the unassigned movies, in (0, 1); ignored if the dataset has a test
+            split.
+        seed: seed of the drawing.
+        needs_train: whether there must be a training split, from which validation is drawn.
 
     Returns:
         "train", "val", "test" to sorted int64 row indices: disjoint, covering all rows, and
-        not empty but for splits that were not to be taken.
+        nonempty, except for splits that need not be there.
 
     Raises:
-        DataError: a fraction outside (0, 1), an unknown split, or a split that would be empty.
+        DataError: a fraction is outside (0, 1), a split is unknown, or one would be empty.
     """
     if len(splits) != len(labels):
         raise ValueError(f"{len(splits)} splits for {len(labels)} rows of labels")
@@ -76,7 +77,7 @@ def split_movies(
 def _take(
     rows: np.ndarray, labels: np.ndarray, name: str, fraction: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Part ``rows`` into the rest and a stratified fraction of them, both sorted."""
+    """Split ``rows`` into the rest and a stratified fraction of them, both sorted."""
     if not 0.0 < fraction < 1.0:
         raise DataError(
             f"data.{name}_fraction={fraction} must lie between 0 and 1: the dataset has no {name} "
@@ -93,12 +94,12 @@ def _take(
 
 
 def fold_movies(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """(N,) int64: the fold of each movie, with about the same share of each label in all of them.
+    """The fold of each movie, (N,) int64; all folds have about the same share of each label.
 
     Args:
         labels: (N, G) multi-hot.
         folds: K, 2 to N.
-        seed: same labels, K and seed, same folds.
+        seed: the same labels, K and seed give the same folds.
 
     Raises:
         DataError: there are fewer movies than folds.
@@ -117,18 +118,19 @@ def fold_movies(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
 
 
 def stratified_subset(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """(N,) bool, exactly ``count`` of them True, with about the same share of each label.
+    """Mask of exactly ``count`` rows, (N,) bool, with about the same share of each label.
 
     Args:
         labels: (N, G) multi-hot.
         count: 1 to N - 1.
-        seed: same labels, count and seed, same subset.
+        seed: the same labels, count and seed give the same subset.
     """
-    # Here alone: it brings in scikit-learn, which takes a second that prediction need not spend.
+    # Not imported at the top: it loads scikit-learn, which takes a second and which prediction
+    # does not need.
     from iterstrat.ml_stratifiers import MultilabelStratifiedShuffleSplit
 
     present = np.asarray(labels) != 0
-    # The package takes two label columns or more; one that is never set changes nothing.
+    # The package needs at least two label columns; a column that is never set changes nothing.
     padded = np.concatenate([present, np.zeros((len(present), 2), dtype=bool)], axis=1)
     splitter = MultilabelStratifiedShuffleSplit(
         n_splits=1, test_size=count, train_size=len(present) - count, random_state=seed
@@ -141,10 +143,10 @@ def stratified_subset(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 def _fix_size(taken: np.ndarray, labels: np.ndarray, count: int) -> None:
-    """Move rows in or out (in place) until ``count`` are taken.
+    """Add or remove rows (in place) until ``count`` are taken.
 
-    The drawing above prefers even labels over exact sizes and ends some rows off. Each step moves
-    the row that leaves the taken label counts closest (least squares) to their share of the whole.
+    Stratification prefers balanced labels over exact sizes, so it can be some rows off. Each step
+    moves the row that keeps the taken label counts closest (least squares) to their share of all.
     """
     wanted = labels.sum(axis=0) * (count / len(labels))
     excess = labels[taken].sum(axis=0) - wanted  # (G,)

@@ -1,7 +1,7 @@
-"""What the splits of a dataset are called; imported before PyTorch is."""
+"""Names of a dataset's splits; imported before PyTorch is."""
 
 from __future__ import annotations
 
 SPLITS = ("train", "val", "test")
-#: What people read.
+#: Names for people to read.
 SPLIT_WORDS = {"train": "training", "val": "validation", "test": "test"}

@@ -1,4 +1,4 @@
-"""The one table to look at before training: what there is, split by split."""
+"""The dataset table to look at before training, with notes on problems of the data."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from genre_lightning.movies.movie import Movie, MovieSet, PosterFile
 from genre_lightning.wording import first_few
 
 STATES = ("present", "missing", "unreadable")
-#: Movies that agree with one of train are told of from this share of those that are scored: fewer
-#: change no score to speak of, and agree by chance, as some of the demo data do.
+#: Held-out movies that repeat one of train are reported from this share on. Fewer hardly change a
+#: score, and can match by chance, as some demo movies do.
 MANY_REPEATED = 0.01
-#: Genres, or columns, that one sentence names.
+#: Maximum number of genres, or of columns, that a sentence names.
 MAX_NAMED = 5
 
 
@@ -26,8 +26,8 @@ class DatasetTable:
 
     Attributes:
         splits: names of the splits.
-        movies: movies in each.
-        columns: column and state ("present", "missing", "unreadable") to movies in each split.
+        movies: number of movies in each split.
+        columns: (column, state) to movies in each split; state is one of ``STATES``.
         genres: (genre, movies in each split), in label order.
     """
 
@@ -40,13 +40,12 @@ class DatasetTable:
 def column_states(
     movies: Sequence[Movie], column: str, place: np.ndarray | None = None
 ) -> np.ndarray:
-    """(N,) str: whether each movie has a column: "present", "missing" or "unreadable".
+    """Each movie's state of a column, (N,) str: "present", "missing" or "unreadable".
 
     Args:
-        movies: N of them.
-        column: its name.
-        place: (N,) int64, -1 for a value that was looked at and could not be read; None where none
-            was looked at.
+        movies: N movies.
+        column: name of the column.
+        place: (N,) int64, -1 for a value that could not be read; None if values were not opened.
     """
     there = np.array([_is_there(movie, column) for movie in movies], dtype=bool)
     read = there if place is None else place >= 0
@@ -59,9 +58,9 @@ def _is_there(movie: Movie, column: str) -> bool:
 
 
 def absent_posters(movies: Sequence[Movie]) -> list[str]:
-    """The posters that the dataset names but that are not there, as ``where: path``.
+    """The posters that the dataset names but that do not exist, as ``where: path``.
 
-    Where not one of several is there, the first of them: the dataset looks in another place.
+    If none of several exists, only the first is listed: the folder is probably wrong.
     """
     named = [
         (f"{movie.where}: {poster.name}", poster.exists)
@@ -76,7 +75,7 @@ def absent_posters(movies: Sequence[Movie]) -> list[str]:
 
 
 def same_for_all_notes(table: DatasetTable) -> list[str]:
-    """The genres that every movie of train has, in a sentence, if any."""
+    """A sentence on the genres that every movie of train has, if any."""
     train = table.splits.index("train")
     everywhere = [
         genre for genre, counts in table.genres if counts[train] == table.movies[train] > 0
@@ -86,20 +85,20 @@ def same_for_all_notes(table: DatasetTable) -> list[str]:
     they_are = "it is" if len(everywhere) == 1 else "they are"
     return [
         f"every movie of train has {_the_genres(everywhere)}: {they_are} predicted for any movie, "
-        "and high scores there mean nothing; add movies without"
+        "and high scores there mean nothing; add negative examples"
     ]
 
 
 def unlearnt_notes(table: DatasetTable) -> list[str]:
-    """The genres that can't be learnt, since no movie of train has them, in a sentence, if any."""
+    """A sentence on the genres that can't be learnt, since no movie of train has them, if any."""
     train = table.splits.index("train")
     unlearnt = [genre for genre, counts in table.genres if not counts[train] and any(counts)]
     if not unlearnt:
         return []
     they = "it" if len(unlearnt) == 1 else "they"
     return [
-        f"no movie of train has {_the_genres(unlearnt)}: {they} can't be learnt, and means over "
-        "genres are lower for it"
+        f"no movie of train has {_the_genres(unlearnt)}: {they} can't be learnt, which lowers "
+        "averages over genres"
     ]
 
 
@@ -129,10 +128,10 @@ def _the_genres(names: Sequence[str]) -> str:
 
 
 def repeated_notes(movies: Sequence[Movie], splits: Mapping[str, np.ndarray]) -> list[str]:
-    """That movies are scored which seem to be learnt from as well, in a sentence, if any are.
+    """A sentence on held-out movies that also seem to be in train, if there are many.
 
-    A movie with several posters may stand in several rows. Those that agree in title and genres are
-    taken for one: a title alone is that of many a remake.
+    A movie with several posters can be in several rows. Rows with the same title and genres are
+    taken for one movie; the title alone would match remakes too.
     """
     learnt = {_as_one(movies[row]): row for row in reversed(splits["train"])}
     held_out = np.setdiff1d(np.concatenate([splits["val"], splits["test"]]), splits["train"])
@@ -142,9 +141,9 @@ def repeated_notes(movies: Sequence[Movie], splits: Mapping[str, np.ndarray]) ->
     first, same = movies[again[0]], movies[learnt[_as_one(movies[again[0]])]]
     have = "has" if len(again) == 1 else "have"
     return [
-        f"{len(again):,} of the {len(held_out):,} movies that are only scored {have} title and "
-        f"genres of one of train, as {first.where} those of {same.where}: where they are the "
-        "same movie, scores are too good. Give all rows of a movie the same split"
+        f"{len(again):,} of the {len(held_out):,} held-out movies {have} the title and genres of "
+        f"a movie of train, such as {first.where} and {same.where}: if they are the same movie, "
+        "scores are too good. Give all rows of a movie the same split"
     ]
 
 
@@ -164,7 +163,10 @@ def dataset_table(
         movie_set: N movies, G genres.
         splits: name to row indices.
         labels: (N, G) multi-hot.
-        states: by column, (N,) str, each one of "present", "missing", "unreadable".
+        states: by column, (N,) str of ``STATES``.
+
+    Raises:
+        ValueError: a state is not one of ``STATES``.
     """
     for column, values in states.items():
         unknown = sorted(set(np.unique(values).tolist()) - set(STATES))
@@ -188,9 +190,9 @@ def dataset_table(
 
 
 def render_table(table: DatasetTable, title: str = "Dataset") -> Table:
-    """As a rich table, with a column for each split and one for all.
+    """Render as a rich table, with a column for each split and one for all.
 
-    Of posters all three states are shown; of a text that it is missing, where it is.
+    Posters get a row for each state; a text only gets one for "missing", if any movie lacks it.
     """
     rendered = Table(title=title, title_justify="left")
     rendered.add_column("")

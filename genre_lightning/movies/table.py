@@ -1,4 +1,4 @@
-"""CSV files of movies: rows by column, errors by row."""
+"""Reading CSV files of movies, with errors that name the row."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import NamedTuple
 from genre_lightning.cells import unguard
 from genre_lightning.movies.movie import DataError
 
-#: What separates the cells of a file, and its name.
+#: Supported delimiters, and their names for messages.
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
 
 
 def delimiter_of(header: str) -> str:
-    """What separates the cells of a file: of these characters, the one that its header has most."""
+    """The delimiter of a file: the one of ``DELIMITERS`` that is most frequent in its header."""
     return max(DELIMITERS, key=header.count)
 
 
 def quotes_hint(delimiter: str) -> str:
-    """What to do where a row has other cells than the header."""
+    """Advice for a row whose number of cells differs from the header's."""
     return f'a cell with a {DELIMITERS[delimiter]} in it needs quotes: "Godfather, The (1972)"'
 
 
@@ -30,11 +30,11 @@ class Row(NamedTuple):
     """One row that is not blank.
 
     Attributes:
-        number: as a spreadsheet shows it: the header is row 1, and a cell with line breaks in it is
-            still in one row.
+        number: as a spreadsheet shows it: the header is row 1, and a cell with line breaks stays
+            in one row.
         where: the place for messages, e.g. ``"movies.csv:17"``.
-        cells: text by column, without blanks around it, nor an apostrophe that guards it against
-            spreadsheets.
+        cells: text by column, without surrounding whitespace and without an apostrophe that guards
+            it against spreadsheets.
     """
 
     number: int
@@ -43,21 +43,21 @@ class Row(NamedTuple):
 
 
 def read_table(path: Path, required: Sequence[str]) -> tuple[list[str], list[Row]]:
-    """The columns and rows of a CSV file in UTF-8; names of columns become lower case.
+    """Read the columns and rows of a UTF-8 CSV file; column names become lower case.
 
-    Cells are separated by commas, semicolons or tabs, as the header shows. Quotes around a cell are
-    not part of it. In a file with tabs that can't be read so, such as IMDb's, which knows no
-    quoting, they are: see :func:`_is_unquoted`.
+    The header shows whether commas, semicolons or tabs separate the cells. Quotes around a cell are
+    removed, except in tab-separated files without quoting, such as IMDb's: see
+    :func:`_is_unquoted`.
 
-    A column without a name, as spreadsheets and pandas write them, is left out.
+    Columns without a name, as spreadsheets and pandas write them, are left out.
 
     Args:
-        path: of the file.
-        required: columns that have to be there.
+        path: path of the file.
+        required: columns that the file must have.
 
     Raises:
-        DataError: no file, another encoding, a NUL byte, a column that is missing or there twice,
-            a row with more or fewer cells than the header.
+        DataError: the file is missing or is no CSV in UTF-8, contains a NUL byte, has a missing or
+            duplicate column, or a row with more or fewer cells than the header.
     """
     text = _read_text(path)
     file = path.name
@@ -81,7 +81,7 @@ def read_table(path: Path, required: Sequence[str]) -> tuple[list[str], list[Row
             if not any(cells):
                 continue
             where = f"{file}:{number}"
-            if reader.line_num != number:  # for those who look at it in a text editor
+            if reader.line_num != number:  # for users who open the file in a text editor
                 where += f" (line {reader.line_num})"
             if len(cells) != len(columns):
                 raise DataError(
@@ -98,17 +98,17 @@ def read_table(path: Path, required: Sequence[str]) -> tuple[list[str], list[Row
     return [name for name in columns if name], rows
 
 
-#: What Python's csv says, in part, and what to do.
+#: Parts of the messages of Python's csv module, and what to tell the user instead.
 _PROBLEMS = {
     "unexpected end of data": "a quote is opened here and not closed before the file ends",
-    "expected after": "a quoted cell goes on after its quote: write a quote in it twice, and put a "
-    'title that begins with one in quotes as a whole: """Weird Al"" Story (2022)"',
+    "expected after": "a quoted cell goes on after its quote: double each quote in a quoted cell, "
+    'and quote a title that begins with a quote as a whole: """Weird Al"" Story (2022)"',
     "field limit": f"a cell has more than {csv.field_size_limit():,} characters: shorten it",
-    "new-line character": "lines end in carriage returns alone: save it with other line ends",
+    "new-line character": "lines end in carriage returns alone: save it with other line endings",
 }
 
 
-#: What else is taken for a CSV, by its first bytes, and what to do.
+#: Files that users mistake for a CSV: their first bytes, and what to do.
 _OTHER_FILES = (
     (rb"\x1f\x8b", "is compressed by gzip: unpack it first"),
     (rb"BZh[1-9]1AY&SY", "is compressed by bzip2: unpack it first"),
@@ -121,7 +121,7 @@ _OTHER_FILES = (
 
 
 def other_file(data: bytes) -> str | None:
-    """What a file is that begins with these bytes, and what to do; None where it may be a CSV."""
+    """What a file with these first bytes is, and what to do; None if it can be a CSV."""
     return next((advice for start, advice in _OTHER_FILES if re.match(start, data)), None)
 
 
@@ -132,18 +132,18 @@ def csv_problem(error: csv.Error) -> str:
     )
 
 
-#: A cell that begins with a quote and is not quoted, '"Weird Al" Story': no program that quotes
-#: cells leaves one.
+#: An unquoted cell that begins with a quote, such as '"Weird Al" Story'. Programs that quote cells
+#: never write one.
 _BEGINS_WITH_QUOTE = re.compile(r'(?:^|\t)"[^"\t\r\n]*(?:"[^"\t\r\n]|[\r\n\t]|\Z)', re.MULTILINE)
-#: A quoted cell with a quote, a tab or a line end in it that another program may have written.
+#: A quoted cell with doubled quotes in it, as programs that quote cells write them.
 _QUOTED = re.compile(r'(?:^|\t)"(?:[^"\t\r\n]*"")+[^"\t\r\n]*"(?=[\t\r\n]|\Z)', re.MULTILINE)
 
 
 def _is_unquoted(text: str) -> bool:
-    """Whether quotes of a table with tabs are part of its cells.
+    """Whether quotes in a tab-separated table are part of its cells.
 
-    They are where a cell shows that nothing is quoted, none shows the opposite, and all rows have
-    as many tabs as the header.
+    True if at least one cell can only be unquoted, no cell is clearly quoted, and all rows have as
+    many tabs as the header.
     """
     if not _BEGINS_WITH_QUOTE.search(text) or _QUOTED.search(text):
         return False
@@ -154,7 +154,7 @@ def _is_unquoted(text: str) -> bool:
 def _numbered(reader: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:
     for number, cells in enumerate(reader, start=1):
         stripped = [cell.strip() for cell in cells]
-        # Few cells are guarded: the rest is not looked at twice.
+        # Few cells are guarded, so the others skip the check.
         yield number, [unguard(cell).strip() if cell[:1] == "'" else cell for cell in stripped]
 
 
@@ -169,7 +169,7 @@ def _read_text(path: Path) -> str:
     if b"\0" in data:
         line = data.count(b"\n", 0, data.index(b"\0")) + 1
         raise DataError(
-            f"{path.name} has a NUL byte (line {line}), which no text has; save it as CSV in UTF-8"
+            f"{path.name} has a NUL byte (line {line}), so it is not text; save it as CSV in UTF-8"
         )
     try:
         return data.decode("utf-8-sig")
@@ -194,6 +194,6 @@ def _check_header(cells: list[str], name: str, required: Sequence[str]) -> list[
     if missing:
         raise DataError(
             f"{name}:1: the header has no column {' and no '.join(missing)}; "
-            f"it has {', '.join(cells)}; rename those that hold it"
+            f"it has {', '.join(cells)}; rename the columns that hold these values"
         )
     return columns

@@ -1,4 +1,4 @@
-"""Unpacking a zip that may be hostile."""
+"""Unpacking of an untrusted zip."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from genre_lightning.movies.movie import DAMAGED_ZIP, DataError
 
-#: The original zip of MovieLens-1M holds 3 259 files and 95 MB; far more is not a dataset.
+#: The original zip of MovieLens-1M holds 3,259 files and 95 MB; far more can't be the dataset.
 MAX_ARCHIVE_FILES = 100_000
 MAX_ARCHIVE_BYTES = 4 << 30
 
@@ -19,15 +19,15 @@ def unpack(archive: Path, folder: Path) -> None:
     """Unpack an untrusted zip into a new folder.
 
     Raises:
-        DataError: an entry would leave the folder, is a link or another special file, comes twice,
-            is damaged, or the whole is absurdly large. What was unpacked so far is left in
-            ``folder``, for the caller to throw away.
+        DataError: an entry would leave the folder, is a link or special file, is repeated or
+            damaged, or the zip is absurdly large. Files unpacked so far are left in ``folder``;
+            the caller should delete them.
     """
     folder.mkdir()
     try:
         with zipfile.ZipFile(archive) as source:
             infos = source.infolist()
-            # Declared sizes will do: ZipFile never gives out more than an entry declares.
+            # Declared sizes are enough: ZipFile never returns more bytes than an entry declares.
             total = sum(info.file_size for info in infos)
             if len(infos) > MAX_ARCHIVE_FILES or total > MAX_ARCHIVE_BYTES:
                 raise DataError(
@@ -51,17 +51,17 @@ def unpack(archive: Path, folder: Path) -> None:
     except DAMAGED_ZIP as error:
         raise DataError(f"the zip is damaged ({error!s:.300})") from error
     except OSError as error:
-        # bzip2's have no number; a place before the file's beginning is an invalid argument.
+        # Errors of bzip2 have no errno; an offset before the file's start is EINVAL.
         if error.errno not in (None, errno.EINVAL):
             raise
         raise DataError(f"the zip is damaged ({error!s:.300})") from error
 
 
 def _refuse_unsafe(info: zipfile.ZipInfo) -> None:
-    """Refuse an entry that would be written elsewhere, or is no plain file or folder."""
+    """Refuse an entry that would be written elsewhere, or is not a plain file or folder."""
     name = info.filename
     path = PurePosixPath(name)
-    # ":" covers drive letters and the hidden streams of NTFS; no name of this dataset has one.
+    # ":" covers drive letters and the hidden streams of NTFS; no name in this dataset has one.
     if not path.parts or path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name:
         raise DataError(f"the zip holds an entry that would leave its folder: {name!r}")
     kind = stat.S_IFMT(info.external_attr >> 16)

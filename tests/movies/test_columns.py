@@ -68,8 +68,8 @@ def test_unknown_ids_are_counted_and_the_first_is_named(rows, note, columns):
     [
         pytest.param("", r"columns\.csv is empty; its first row must be id", id="empty"),
         pytest.param("movie,synopsis\n7,a\n", r"csv:1: the header has no column id", id="no-id"),
-        pytest.param("id\n7\n", r"csv:1: there is no column beside id", id="id-alone"),
-        pytest.param("id,,\n7,a,b\n", r"csv:1: there is no column beside id", id="nameless"),
+        pytest.param("id\n7\n", r"csv:1: there is no column besides id", id="id-alone"),
+        pytest.param("id,,\n7,a,b\n", r"csv:1: there is no column besides id", id="nameless"),
         pytest.param("id,cast\n7,a\n", r"csv:1: .* column 'cast' already; rename", id="there"),
         pytest.param("id,title\n7,a\n", r"csv:1: .* column 'title' already", id="title"),
         pytest.param("id,Genres\n7,a\n", r"csv:1: .* column 'genres' already", id="genres"),
@@ -79,7 +79,7 @@ def test_unknown_ids_are_counted_and_the_first_is_named(rows, note, columns):
         pytest.param("id,a\n7\n", r"csv:2: 1 cells, but the header has 2", id="short"),
         pytest.param(
             "id,a\n107,x\n108,y\n",
-            r"csv: none of its 2 ids is in the dataset, whose ids are such as '7'.*'107'",
+            r"csv: none of its 2 ids is in the dataset, whose first id is '7'.*'107'",
             id="none-in-common",
         ),
         pytest.param("id,a\n", r"csv: none of its 0 ids .*the first here is 'none'", id="no-rows"),

@@ -62,7 +62,7 @@ def test_a_poster_that_is_an_address_is_none_and_told(manifest):
     assert [movie.value("poster") is None for movie in movie_set.movies] == [True, True, False]
     (note,) = movie_set.notes
     assert note.startswith(
-        "movies.csv:2, column poster: https://example.org/a.jpg is an address, the first of 2."
+        "movies.csv:2, column poster: https://example.org/a.jpg is a URL, the first of 2."
     )
     assert read_manifest(manifest(HEADER + "C,gone.jpg,War\n")).notes == ()
 
@@ -119,7 +119,7 @@ def test_columns_without_a_name_are_left_out(manifest):
         pytest.param("Name,genres\nA,B\n", r"no column title; it has Name, .*rename", id="column"),
         pytest.param("\ntitle,poster,genres\n", "csv:1: the first row is blank", id="blank-first"),
         pytest.param("title;genres\nA;B;C\n", r"a cell with a semicolon in it", id="semicolons"),
-        pytest.param(HEADER + '"A" B,,War\n', r"csv:2 .*write a quote in it twice", id="quote"),
+        pytest.param(HEADER + '"A" B,,War\n', r"csv:2 .*double each quote", id="quote"),
         pytest.param("title,title,poster,genres\n", r"'title' comes more than once", id="double"),
         pytest.param(HEADER + "A,,Drama\n,,Drama\n", r"csv:3, column title: empty", id="title"),
         pytest.param(HEADER + "A,,\nB,,\n", r"csv:2, column genres: empty", id="genres"),
@@ -145,17 +145,17 @@ def test_columns_without_a_name_are_left_out(manifest):
         pytest.param("id,title,poster,genres\n,A,,D\n", r"csv:2, column id: empty", id="no-id"),
         pytest.param(
             HEADER + "A,,Sci-Fi\nB,,Drama\nC,,Drama|sci-fi\n",
-            r"csv:4, column genres: 'sci-fi' is 'Sci-Fi' at movies\.csv:2: write both alike",
+            r"csv:4, column genres: 'sci-fi' is 'Sci-Fi' at movies\.csv:2: spell both alike",
             id="capitals",
         ),
         pytest.param(
             HEADER + "A,,Film  noir\nB,,Drama\nC,,Drama|Film Noir\n",
-            r"csv:4, column genres: 'Film Noir' is 'Film  noir' at movies\.csv:2: write both alike",
+            r"csv:4, column genres: 'Film Noir' is 'Film  noir' at movies\.csv:2: spell both alike",
             id="blanks",
         ),
         pytest.param(
             HEADER + "A,,Drama\nB,,\uff24rama\n",
-            r"csv:3, column genres: '\uff24rama' is 'Drama' at movies\.csv:2: write both alike",
+            r"csv:3, column genres: '\uff24rama' is 'Drama' at movies\.csv:2: spell both alike",
             id="wide letters",
         ),
         pytest.param(HEADER.encode() + b"L\xe9on,,Drama\n", r"not UTF-8 \(line 2", id="latin-1"),
@@ -240,7 +240,7 @@ def test_names_with_such_characters_stay_whole(manifest, cells):
 
 def test_genres_joined_by_blanks_are_told(manifest):
     path = manifest(genres_of([" ".join(genres) for genres in MOVIES]))
-    with pytest.raises(DataError, match=r"split there by .*' '.*5 genres instead of 10"):
+    with pytest.raises(DataError, match=r"Split them there with .*' '.*5 genres instead of 10"):
         read_manifest(path)
     assert [list(movie.genres) for movie in read_manifest(path, " ").movies] == MOVIES
     # Blanks are in many a name.
@@ -267,9 +267,7 @@ def test_a_list_as_programs_write_it_is_read(manifest, written, separator):
     assert [list(movie.genres) for movie in movie_set.movies] == names
     # Of a further column, the branches for lists look at names joined so.
     assert [movie.value("keywords") for movie in movie_set.movies] == ["|".join(n) for n in names]
-    assert movie_set.notes == (
-        "movies.csv:13, column genres: none named, so the movie is left out",
-    )
+    assert movie_set.notes == ("movies.csv:13, column genres: empty, so the movie is left out",)
 
 
 @pytest.mark.parametrize(
@@ -287,9 +285,7 @@ def test_movies_without_genres_are_left_out_and_told(manifest):
     assert movie_set.genres == ("Drama", "War")
     assert [movie.id for movie in movie_set.movies] == ["2", "7"]
     (note,) = movie_set.notes
-    assert (
-        note == "movies.csv:3, column genres: none named, so the movie is left out, the first of 4"
-    )
+    assert note == "movies.csv:3, column genres: empty, so the movie is left out, the first of 4"
 
 
 def test_marks_of_nothing_are_no_text_and_no_poster(manifest):

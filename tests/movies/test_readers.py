@@ -20,7 +20,7 @@ def test_a_reader_is_found_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("reader", "options", "message"),
     [
-        pytest.param("imdb", {}, "no reader 'imdb'; there is demo, ml1m, manifest", id="reader"),
+        pytest.param("imdb", {}, "no reader 'imdb'; choose from demo, ml1m, manifest", id="reader"),
         pytest.param(
             "ml1m", {"path": "x"}, "ml1m has no option 'path'; it has root, download", id="option"
         ),

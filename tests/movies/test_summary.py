@@ -126,7 +126,7 @@ def test_movies_that_are_learnt_and_scored_are_told_of(
     if told is None:
         assert said == []
         return
-    assert re.match(told, said[0]) and "as movies.csv:4 those of movies.csv:2:" in said[0]
+    assert re.match(told, said[0]) and "such as movies.csv:4 and movies.csv:2:" in said[0]
     # By folds all of train is validation, which is no other movie.
     by_folds = {"train": SPLITS["train"], "val": SPLITS["train"], "test": np.array([], dtype=int)}
     assert repeated_notes(movies, by_folds) == []
