@@ -203,7 +203,7 @@ class Input(ABC):
 def check_features(branch_input: Input, features: Features, num_movies: int) -> None:
     """Check that an input's numbers are as it declares them, before a network fails on them.
 
-    The places of all movies and the numbers of one movie are checked.
+    All places are checked, and for vectors also the numbers of one movie.
 
     Args:
         branch_input: the input.
