@@ -40,7 +40,7 @@ class JoinedPart:
     """The concatenated parts of K batches, so that one gather and one preparation serve all.
 
     Attributes:
-        part: the numbers of all batches; ``rows`` and offsets restart at 0 in each batch.
+        part: the numbers of all batches; ``rows`` and offsets count from the start of each batch.
         counts: for each of the K batches, the number of movies that have the column.
         lengths: for each of the numbers, the K batches' lengths along the first dimension.
     """
