@@ -233,7 +233,7 @@ class EmbeddingInput(Input):
         return DenseFeatures("vectors", cache.vectors, place, unreadable)
 
     def _key(self) -> str:
-        """Return the cache's key, made of all settings that change the vectors of a content."""
+        """Return the cache's key: a hash of all settings that change the vectors of equal items."""
         # Architectures that differ only in padding can load the same weights.
         architecture = self.spec.architecture
         how = (EMBEDDING_VERSIONS[self.of], self.sha256, architecture, self.views, self.spec.stages)

@@ -19,7 +19,7 @@ def is_absent(value: Value | None) -> bool:
 def read_column(inputs: Mapping[str, Input], column: str, value: Value | None) -> dict[str, Any]:
     """Read a movie's value for every branch of a column; None for a branch that lacks it.
 
-    As in a dataset, all branches can read the value or none uses it: a poster that one branch can't
+    As in a dataset, either all branches use the value or none does: a poster that one branch can't
     read, such as one that is too large at this branch's size, is left out by the others as well.
 
     Raises:

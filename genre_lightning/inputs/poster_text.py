@@ -114,7 +114,7 @@ class PosterTextInput(Input):
         return features
 
     def _check_weights(self) -> None:
-        """Check that the installed weights are those of training.
+        """Check that the installed weights are those of training, or record their hash.
 
         Raises:
             EncoderError: the weights differ, or are not installed.

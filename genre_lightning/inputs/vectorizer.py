@@ -79,8 +79,8 @@ class TermVectorizer:
     that the model never learnt. A title without a year has no decade features.
 
     TF-IDF is scikit-learn's, with smoothed idf and rows of length 1 (Salton & Buckley 1988, "Term-
-    weighting approaches in automatic text retrieval"). Words are split at spaces only, so one-
-    letter titles ("M", "Z") are not empty.
+    weighting approaches in automatic text retrieval"). Words are split at spaces only, so that
+    titles of one letter ("M", "Z") are not empty.
 
     Args:
         vocabulary_size: V, the terms and the decades together.

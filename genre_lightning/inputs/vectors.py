@@ -27,7 +27,8 @@ from genre_lightning.inputs.part import Numbers
 from genre_lightning.inputs.plain_text import is_plain_text
 from genre_lightning.movies.movie import DAMAGED_ZIP
 
-#: Maximum of opening brackets in a path: names of sweep folders hold lists: show=[title,poster].
+#: Maximum number of opening brackets in a path; names of sweep folders contain lists, as in
+#: show=[title,poster].
 MAX_BRACKETS = 8
 #: Probabilities are clipped to this distance from 0 and 1 before taking log-odds.
 MIN_PROBABILITY = 0.005
