@@ -134,7 +134,7 @@ class EmbeddingInput(Input):
             ValueError: naming the setting that has a wrong type or is out of range.
         """
         if not is_plain_text(spec.name):
-            raise ValueError(f"encoder: {spec.name!r:.200} can't be the name of one")
+            raise ValueError(f"encoder: {spec.name!r:.200} is not a valid name")
         self.column = column
         self.spec = spec
         self.of = "poster" if spec.kind == "image" else "text"
@@ -146,18 +146,18 @@ class EmbeddingInput(Input):
             if type(flag) is not bool:
                 raise ValueError(f"{key}: {flag!r:.100} is not true or false")
         if natural and self.of != "text":
-            raise ValueError("natural: true is only of texts")
+            raise ValueError("natural: true is for texts only")
         if year and not natural:
-            raise ValueError("year: true is only with natural")
+            raise ValueError("year: true needs natural: true")
         for key, words in (("prompt", prompt), ("prompt_after", prompt_after)):
             if type(words) is not str or not is_plain_text(words) or len(words) > MAX_PROMPT:
                 raise ValueError(
                     f"{key}: {words!r:.100} is not a text of up to {MAX_PROMPT} characters, "
                     "without quotation marks, backslashes, [], {} and line breaks: "
-                    '"A movie called ", say'
+                    'such as "A movie called "'
                 )
             if words and self.of != "text":
-                raise ValueError(f"{key}: {words!r:.100} is put to a text, not to a poster")
+                raise ValueError(f"{key}: {words!r:.100} is for texts, not for posters")
         self.views = views
         self.natural = natural
         self.year = year
@@ -380,7 +380,7 @@ class EmbeddingInput(Input):
             allow=vouched(),
         )
         if spec.kind == "image" and state["size"] is None:
-            raise ValueError("size: posters have one")
+            raise ValueError("size: an encoder of posters needs one")
         made = cls.__new__(cls)
         made._set(
             state["column"],
@@ -392,7 +392,7 @@ class EmbeddingInput(Input):
             state.get("year", False),
         )
         if made.width not in (None, width):
-            raise ValueError(f"the encoder {spec.name!r} is not of width {width}")
+            raise ValueError(f"width: the encoder {spec.name!r} has {made.width}, not {width}")
         made.width = width
         return made
 

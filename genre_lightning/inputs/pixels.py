@@ -60,7 +60,7 @@ def read_poster(value: Any, size: tuple[int, int], shrink: int = 1) -> np.ndarra
         reason = getattr(error, "strerror", None) or error
         if isinstance(error, FileNotFoundError):
             of_the_web = OF_THE_WEB.search(str(value))
-            reason = "an address, which is not fetched" if of_the_web else "no such file"
+            reason = "a web address, which is not fetched" if of_the_web else "no such file"
         raise PosterError(f"can't be read ({reason})") from error
 
 

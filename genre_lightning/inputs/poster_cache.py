@@ -245,7 +245,7 @@ def recovered(file: PosterFile) -> str | None:
         file.read_bytes()
     except OSError:
         return None
-    return f"{file.name} could not be read then, and can be now"
+    return f"{file.name} could not be read when it was built, but can be now"
 
 
 def _read_meta(folder: Path) -> dict[str, Any]:

@@ -180,7 +180,7 @@ def _check_jpeg(data: bytes) -> int:
         place += length
         if marker in _FRAMES:
             if marker not in (_BASELINE, _EXTENDED, _PROGRESSIVE):
-                raise PosterError(f"a JPEG of a rare kind (SOF{marker - _BASELINE})")
+                raise PosterError(f"an unsupported kind of JPEG (SOF{marker - _BASELINE})")
             if blocks_of:
                 raise PosterError("damaged: a JPEG with two frames")
             progressive = marker == _PROGRESSIVE
@@ -200,7 +200,7 @@ def _check_jpeg(data: bytes) -> int:
                 raise PosterError(f"a JPEG of more than {MAX_SCANS} scans")
             if visits > MAX_BLOCKS:
                 raise PosterError(
-                    f"the {scans} scans of a JPEG go over more than {MAX_BLOCKS:,} blocks"
+                    f"the {scans} scans of a JPEG cover more than {MAX_BLOCKS:,} blocks"
                 )
     return held
 
@@ -237,12 +237,12 @@ def _check_tiff(data: bytes) -> None:
     """Check a TIFF's directories: Pillow makes an object of each number in them."""
     order: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
     if data[:4] not in (b"II*\0", b"MM\0*"):
-        raise PosterError("not an image of a known format: a TIFF of a rare kind")
+        raise PosterError("not an image of a known format: an unsupported kind of TIFF")
     starts, seen, numbers, texts = [int.from_bytes(data[4:8], order)], set[int](), 0, 0
     while starts:
         start = starts.pop()
         if start in seen or len(seen) > len(_DIRECTORIES):
-            raise PosterError("damaged: a TIFF whose directories hold each other")
+            raise PosterError("damaged: a TIFF whose directories form a cycle")
         seen.add(start)
         for tag, kind, many, value in _directory(data, start, order):
             numbers += many * _TYPE_BYTES.get(kind, 0)

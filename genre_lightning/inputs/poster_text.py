@@ -122,9 +122,9 @@ class PosterTextInput(Input):
         found = ocr_sha256()
         if self.sha256 not in (None, found):
             raise EncoderError(
-                "the model was trained on words of posters that other weights read "
-                f"(SHA-256 {self.sha256}; those of the installed rapidocr have {found}): install "
-                "the version of rapidocr that it was trained with"
+                "the model was trained on words of posters that were read with other weights "
+                f"(SHA-256 {self.sha256}; the installed rapidocr has {found}): install the version "
+                "of rapidocr that it was trained with"
             )
         self.sha256 = found
 

@@ -53,7 +53,7 @@ def build_input(branch: str, settings: Mapping[str, Any]) -> Input:
     try:
         check_arguments(made, arguments)
         if "column" in arguments and not is_column_name(arguments["column"]):
-            raise ValueError(f"column={arguments['column']!r} is no name of a column")
+            raise ValueError(f"column={arguments['column']!r} is not a valid name of a column")
         return made(**arguments)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error

@@ -119,7 +119,7 @@ class TermVectorizer:
                 f"vocabulary_size: {vocabulary_size} is not in {least} to {MAX_VOCABULARY_SIZE}"
             )
         if not 0 < decade_weight <= 1000:
-            raise ValueError(f"decade_weight: {decade_weight} is not above 0 and up to 1000")
+            raise ValueError(f"decade_weight: {decade_weight} must be above 0 and at most 1000")
         self.vocabulary_size = vocabulary_size
         self.analyzer = analyzer
         self.ngram_range = (ngram_range[0], ngram_range[1])

@@ -148,11 +148,11 @@ class VectorsInput(Input):
 
     def __init__(self, path: str, log_odds: bool = False) -> None:
         if not path:
-            raise ValueError("path: the file is not named")
+            raise ValueError("path: no file is given")
         try:
             absolute = str(Path(path).expanduser().resolve())
         except (OSError, RuntimeError, TypeError, ValueError):  # a loop of links, an unknown ~user
-            raise ValueError(f"path: {path!r:.200} is no path of a file") from None
+            raise ValueError(f"path: {path!r:.200} is not a valid path") from None
         self._set(absolute, log_odds)
 
     def _set(self, path: str, log_odds: bool) -> None:
@@ -165,7 +165,7 @@ class VectorsInput(Input):
         usable = usable and path.count("[") + path.count("{") <= MAX_BRACKETS
         if not usable or not Path(path).is_absolute() or len(path) > 4096:
             raise ValueError(
-                f'path: {path!r:.200} is no path of a file, or has one of " \\ in it, or more than '
+                f'path: {path!r:.200} is not a valid path, or contains " or \\, or more than '
                 f"{MAX_BRACKETS} brackets"
             )
         if type(log_odds) is not bool:
@@ -190,7 +190,10 @@ class VectorsInput(Input):
     def open(self, values: Sequence[str | None], train: np.ndarray, store: Store) -> Features:
         ids, x = read_vectors(Path(self.path))
         if self.width is not None and x.shape[1] != self.width:
-            raise InputError(f"{self.path}: {x.shape[1]} numbers a movie, trained on {self.width}")
+            raise InputError(
+                f"{self.path}: {x.shape[1]} numbers per movie, but the model was trained on "
+                f"{self.width}"
+            )
         self.width = x.shape[1]
         row = {one: place for place, one in enumerate(ids)}
         place = np.array([row.get(str(value), -1) for value in values], dtype=np.int64)

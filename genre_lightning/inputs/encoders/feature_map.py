@@ -108,13 +108,13 @@ def _from_layout(module: nn.Module, features: Tensor, name: str) -> FeatureMap:
         features = features.permute(0, 3, 1, 2)
     if _layout(module) != "NLC":
         if features.ndim != 4:
-            raise EncoderError(f"the encoder {name!r} has no map to draw on a poster")
+            raise EncoderError(f"the encoder {name!r} has no feature map to draw on a poster")
         return FeatureMap(features)
     prefix = int(module.num_prefix_tokens)  # type: ignore[arg-type]
     grid = module.get_submodule("patch_embed").grid_size
     if type(module).__name__ != "VisionTransformer" or features.shape[1] != prefix + (
         grid[0] * grid[1]  # type: ignore[index]
     ):
-        raise EncoderError(f"the encoder {name!r} has no map to draw on a poster")
+        raise EncoderError(f"the encoder {name!r} has no feature map to draw on a poster")
     places = features[:, prefix:].transpose(1, 2).unflatten(2, tuple(grid))  # type: ignore[arg-type]
     return FeatureMap(places, features[:, :prefix] if prefix else None)

@@ -54,7 +54,9 @@ def build_image_module(spec: EncoderSpec, seed: int | None = None) -> nn.Module:
 def _create(spec: EncoderSpec, **arguments: Any) -> nn.Module:
     timm = import_library("timm", spec.name)
     if spec.architecture is None or not timm.is_model(spec.architecture.split(".")[0]):
-        raise EncoderError(f"timm has no model {spec.architecture!r}, of the encoder {spec.name!r}")
+        raise EncoderError(
+            f"timm has no model {spec.architecture!r}, which the encoder {spec.name!r} needs"
+        )
     config = timm.get_pretrained_cfg(spec.architecture, allow_unregistered=False)
     # Networks with learnt position embeddings need to know the size.
     if config.fixed_input_size:
@@ -70,7 +72,7 @@ def _create(spec: EncoderSpec, **arguments: Any) -> nn.Module:
     if spec.size is not None and getattr(patches, "strict_img_size", False):
         patch: tuple[int, int] = patches.patch_size  # type: ignore[union-attr]
         if any(side % part for side, part in zip(spec.size, patch, strict=True)):
-            raise _wrong_size(spec, f"each side is a multiple of {patch[0]}")
+            raise _wrong_size(spec, f"each side must be a multiple of {patch[0]}")
     return module
 
 
@@ -174,7 +176,7 @@ def _load_safetensors(spec: EncoderSpec, path: Path) -> nn.Module:
         )
     except (RuntimeError, KeyError) as error:
         raise EncoderError(
-            f"{path} holds no weights of {spec.architecture}: {error!s:.300}"
+            f"{path} does not hold the weights of {spec.architecture}: {error!s:.300}"
         ) from error
     module.reset_classifier(0)  # type: ignore[operator]
     return module
@@ -226,7 +228,9 @@ class ImageEncoder:
                 blank = torch.zeros(1, *self.size, 3, dtype=torch.uint8)
                 self.width = self.vectors(self.normalise(blank)).shape[1]
             if spec.vector_width not in (None, self.width):
-                raise EncoderError(f"the encoder {spec.name!r} gives {self.width} numbers")
+                raise EncoderError(
+                    f"the encoder {spec.name!r} gives {self.width} numbers, not {spec.vector_width}"
+                )
 
     def normalise(self, pixels: np.ndarray | Tensor) -> Tensor:
         """Normalise pixels for the network.
@@ -243,7 +247,7 @@ class ImageEncoder:
         height, width = self.size
         if pixels.dtype != torch.uint8 or pixels.ndim != 4:
             raise ValueError(
-                f"pixels are (P, H, W, 3) uint8, not {tuple(pixels.shape)} {pixels.dtype}"
+                f"pixels must be (P, H, W, 3) uint8, not {tuple(pixels.shape)} {pixels.dtype}"
             )
         if tuple(pixels.shape[1:]) == (height, width, 3):
             pixels = pixels.permute(0, 3, 1, 2)

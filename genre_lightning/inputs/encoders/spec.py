@@ -141,7 +141,6 @@ def check_sha256(spec: EncoderSpec, found: str, wanted: str) -> None:
         origin = spec.origin
         package = f" ({origin.package})" if isinstance(origin, (Packaged, Gguf)) else ""
         raise EncoderError(
-            f"the weights of encoder {spec.name!r}{package} have the SHA-256 {found}, and those "
-            f"wanted, with which the checkpoint was trained, have {wanted}: install those, or "
-            "train anew"
+            f"the weights of encoder {spec.name!r}{package} have the SHA-256 {found}, but those "
+            f"with which the checkpoint was trained have {wanted}: install those, or train again"
         )

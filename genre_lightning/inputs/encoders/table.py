@@ -219,7 +219,7 @@ def resolve(
         EncoderError: naming what is unknown or refused, and what to do.
     """
     if not isinstance(name, str):
-        raise EncoderError(f"an encoder is a name, not {name!r:.80}")
+        raise EncoderError(f"an encoder must be a name, not {name!r:.80}")
     if not trusted and allow is not None and name in allow:
         spec = allow[name]
     elif name in ENCODERS:
@@ -243,7 +243,7 @@ def resolve(
     if weights is not None and not spec.name.startswith("timm:"):
         raise EncoderError(f"only timm:NAME takes weights, not the encoder {name!r:.200}")
     if not isinstance(stages, bool):
-        raise EncoderError(f"stages is {stages!r:.80}: true or false")
+        raise EncoderError(f"stages={stages!r:.80} must be true or false")
     spec = replace(spec, stages=stages)
     return spec if size is None else _resized(spec, size)
 
@@ -272,7 +272,9 @@ def trust_from_checkpoint(
     """
     spec = resolve(name, trusted=False, allow=allow, size=size, stages=stages)
     if not isinstance(sha256, str) or not (_SHA256.fullmatch(sha256) or _RANDOM.fullmatch(sha256)):
-        raise EncoderError(f"the checkpoint has {sha256!r:.80} for the weights of encoder {name!r}")
+        raise EncoderError(
+            f"the checkpoint has {sha256!r:.80} as the hash of the weights of encoder {name!r}"
+        )
     if spec.sha256 is not None:
         check_sha256(spec, found=spec.sha256, wanted=sha256)
     return replace(spec, sha256=sha256)
@@ -326,7 +328,7 @@ def _timm_spec(name: str, weights: str | Path | None) -> EncoderSpec:
     if weights is not None:
         path = Path(weights)
         if path.suffix != ".safetensors" or not path.is_file():
-            raise EncoderError(f"weights={path} is no safetensors file")
+            raise EncoderError(f"weights={path} is not a safetensors file")
         origin = Local(str(path.absolute()))
     else:
         # Some models share a repository; timm's config then names the file.
@@ -353,14 +355,14 @@ def _hub_text_spec(name: str) -> EncoderSpec:
     if match is None:
         raise EncoderError(
             f"{name!r:.200} is not st:ORGANISATION/NAME@COMMIT, with the 40 hex digits of a commit "
-            "of the model's repository: what a name alone stands for can change"
+            "of the model's repository: without it, the model behind a name can change"
         )
     return EncoderSpec(name=name, kind="text", origin=Hub(match[1], revision=match[2]))
 
 
 def _folder_spec(path: Path) -> EncoderSpec:
     if not (path / "modules.json").is_file():
-        raise EncoderError(f"{path} is no folder of a sentence-transformers model (modules.json)")
+        raise EncoderError(f"{path} is not a sentence-transformers model: it has no modules.json")
     path = path.absolute()
     return EncoderSpec(name=f"folder:{path.name}", kind="text", origin=Local(str(path)))
 

@@ -268,7 +268,10 @@ class TextEncoder:
             end = start + len(bare)
             if dressed[start:end] == bare:
                 return dressed[:start], dressed[end:]
-        raise EncoderError(f"the tokenizer of encoder {self.name!r} changes texts at their ends")
+        raise EncoderError(
+            f"the tokenizer of encoder {self.name!r} changes a text's own tokens when it adds "
+            "special ones"
+        )
 
     def _pad(self, chunks: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
         lengths = np.array([len(chunk) for chunk in chunks], dtype=np.int64)
@@ -309,7 +312,7 @@ def open_text_encoder(
             )
         except (OSError, ValueError, KeyError) as error:
             raise EncoderError(
-                f"{folder} is no model that sentence-transformers reads: {error!s:.300}"
+                f"sentence-transformers can't read the model in {folder}: {error!s:.300}"
             ) from error
     if seed is not None:
         _draw_weights(model, seed)
@@ -321,7 +324,9 @@ def _text_stages(model: nn.Module, spec: EncoderSpec) -> tuple[int, int]:
     network: Any = next(model.children())
     config: Any = getattr(getattr(network, "auto_model", None), "config", None)
     if int(getattr(config, "num_hidden_layers", 0)) < TOKEN_STAGES:
-        raise EncoderError(f"the encoder {spec.name!r} has no {TOKEN_STAGES} blocks: stages=false")
+        raise EncoderError(
+            f"the encoder {spec.name!r} has fewer than {TOKEN_STAGES} blocks: set stages=false"
+        )
     return TOKEN_STAGES - 1, int(config.hidden_size)
 
 
@@ -329,15 +334,15 @@ def _check_text_folder(folder: Path) -> None:
     """Refuse a folder with code or pickled weights."""
     files = text_files(folder)
     if not any(name.endswith(".safetensors") for name in files):
-        raise EncoderError(f"{folder} holds no safetensors")
+        raise EncoderError(f"{folder} holds no safetensors file")
     for part in {Path(name).parent for name in files}:
         inside = folder / part
         pickled = [name for name in ("pytorch_model.bin", "model.bin") if (inside / name).exists()]
         if pickled and not any(inside.glob("*.safetensors")):
-            raise EncoderError(f"{inside / pickled[0]} is no safetensors file: convert it first")
+            raise EncoderError(f"{inside / pickled[0]} is not a safetensors file: convert it first")
     config = folder / "config.json"
     if config.exists() and "auto_map" in json.loads(config.read_text("utf-8")):
-        raise EncoderError(f"{folder} is a model that brings code of its own, which is never run")
+        raise EncoderError(f"the model in {folder} brings its own code, which is never run")
 
 
 def _draw_weights(model: nn.Module, seed: int) -> None:
