@@ -1,4 +1,4 @@
-"""Normalisation and random changes of posters, a whole batch at once, on the batch's device."""
+"""Normalisation and augmentation of posters, a whole batch at once, on the batch's device."""
 
 from __future__ import annotations
 
@@ -13,34 +13,33 @@ from torch import Tensor, nn
 
 from genre_lightning.inputs.colours import IMAGENET, Colours, normalisation
 
-#: One for all posters; None for the device's default; or (number of posters, generator) of one
-#: batch after another.
+#: One generator for all posters; None for the device's default; or (number of posters, generator)
+#: for one batch after another.
 Generators: TypeAlias = torch.Generator | Sequence[tuple[int, torch.Generator | None]] | None
 
-#: Random numbers drawn for each poster: more than are used, so that a further change, once there is
-#: one, leaves the draws of the others as they are.
+#: Random numbers drawn per poster: more than are used, so that adding a change leaves the draws of
+#: the existing ones as they are.
 _DRAWS = 12
 
-#: Pixels that go through all operations together on a CPU: few enough to stay in its cache, enough
-#: for the work to outweigh the calls.
+#: Pixels that go through all operations together on a CPU: few enough to stay in its cache, and
+#: enough for the work to outweigh the overhead of the calls.
 _PIXELS = 2**17
 
 
 def normalise_posters(posters: Tensor, pool: int = 1, colours: Colours = IMAGENET) -> Tensor:
-    """Posters as the network takes them: (x / 255 - mean) / std.
+    """Normalise posters for a network: (x / 255 - mean) / std.
 
     Args:
         posters: (P, 3, H, W) uint8.
-        pool: side of the squares of pixels that are averaged; rows and columns that fill none are
-            left out.
-        colours: what to normalise by.
+        pool: side of the squares of pixels that are averaged; incomplete squares are dropped.
+        colours: mean and standard deviation to normalise with.
 
     Returns: (P, 3, H // pool, W // pool) float32, channels last in memory where ``posters`` is.
     """
     pixels = _pooled(posters, pool)
     scale, bias = normalisation(colours, posters.device)
     if pixels.device.type == "cpu" and pixels.is_contiguous(memory_format=torch.channels_last):
-        # A row of W * 3 numbers at a time, since three channels make a slow inner loop.
+        # Rows of W * 3 numbers, since an inner loop over three channels is slow.
         result = torch.empty_like(pixels, dtype=torch.float32)
         rows = result.permute(0, 2, 3, 1).flatten(2)
         scale, bias = scale.repeat(pixels.shape[3]), bias.repeat(pixels.shape[3])
@@ -52,18 +51,18 @@ def normalise_posters(posters: Tensor, pool: int = 1, colours: Colours = IMAGENE
 
 
 def _pooled(posters: Tensor, pool: int) -> Tensor:
-    """Squares of pixels averaged: (P, 3, H // pool, W // pool) float32; without, as they are."""
+    """Average squares of pixels: (P, 3, H // pool, W // pool) float32; unchanged if pool is 1."""
     if pool == 1:
         return posters
     num, _, height, width = posters.shape
     high, wide = height // pool, width // pool
-    if num == 0:  # of any size: a batch without posters has them of one pixel
+    if num == 0:  # an empty batch can have any height and width, even less than pool
         return posters.new_zeros((0, 3, high, wide), dtype=torch.float32)
     channels_last = posters.is_contiguous(memory_format=torch.channels_last)
     if posters.device.type != "cpu" or not channels_last or pool**2 * 255 >= 2**15:
         return F.avg_pool2d(posters.float(), pool)
-    # Several times faster than the general way: whole rows are summed, as small integers, also
-    # along themselves, and what is wanted is picked out at the end.
+    # Several times faster than avg_pool2d: sum whole rows as small integers, then sum neighbouring
+    # columns at every offset, and pick every pool-th column at the end.
     rows = posters[:, :, : high * pool, : wide * pool].permute(0, 2, 3, 1)
     lines = rows.reshape(num, high, pool, wide * pool * 3)
     total = lines[:, :, 0].to(torch.int16)
@@ -79,21 +78,21 @@ def _pooled(posters: Tensor, pool: int) -> Tensor:
 
 
 class PosterAugment(nn.Module):
-    """Random changes to posters, each poster's drawn on its own, and normalisation.
+    """Random changes to posters, drawn independently for each poster, and normalisation.
 
     In this order: a random part of the poster is stretched to its full size ("random resized crop",
-    Szegedy et al. 2014), mirrored left to right, and normalised. Where the result is smaller than
-    the poster, ``pool`` pixels a side to one, the part is stretched to it by plain bilinear
-    interpolation, which looks at two pixels a side.
+    Szegedy et al. 2014), mirrored left to right, and normalised. With ``pool`` above 1 the result
+    is smaller than the poster, and the part is resized to it by plain bilinear interpolation of
+    2 x 2 pixels.
 
-    Every poster uses up the same number of random numbers whatever is switched on, so switching
-    one change off leaves the others as they were.
+    Every poster consumes the same number of random numbers whatever is switched on, so switching
+    one change off does not affect the others.
 
     Args:
         flip: probability of mirroring.
-        crop: least share of the area to keep; 1 keeps all of it.
-        aspect: how far the part's width : height may be stretched, either way; 1 for not at all.
-        colours: what to normalise by.
+        crop: minimum share of the area to keep; 1 keeps all of it.
+        aspect: maximum factor by which the part's width : height varies, either way; 1 for none.
+        colours: mean and standard deviation to normalise with.
 
     Raises:
         ValueError: naming the argument that is out of range.
@@ -121,18 +120,18 @@ class PosterAugment(nn.Module):
 
     @torch.no_grad()
     def forward(self, posters: Tensor, generator: Generators = None, pool: int = 1) -> Tensor:
-        """Change and normalise a batch; nothing waits for the device.
+        """Augment and normalise a batch, without waiting for the device.
 
         Args:
             posters: (P, 3, H, W) uint8.
-            generator: equal states give equal results; on the CPU or on the posters' device. For
-                several batches in one: each one's own, with the number of its posters.
+            generator: on the CPU or on the posters' device; equal states give equal results. For
+                several batches in one, each batch's number of posters and generator.
             pool: as for :func:`normalise_posters`, 1 or 2.
 
         Returns: (P, 3, H // pool, W // pool) float32, normalised, channels last in memory.
 
         Raises:
-            ValueError: the posters have another shape or type, or pool is neither.
+            ValueError: the posters have another shape or type, or pool is neither 1 nor 2.
         """
         if posters.dtype != torch.uint8 or posters.ndim != 4 or posters.shape[1] != 3:
             raise ValueError(
@@ -171,7 +170,7 @@ class PosterAugment(nn.Module):
         return Draws(mirrored if self.flip > 0 else None, crop)
 
     def _changed(self, posters: Tensor, draws: Draws, pool: int) -> Tensor:
-        """The changes themselves, in a few operations that read nothing back from the device."""
+        """Apply the changes, in a few operations that don't synchronise with the device."""
         if draws.crop is None:
             pixels = _pooled(posters, pool).float()
             if draws.mirrored is not None:
@@ -184,29 +183,30 @@ class PosterAugment(nn.Module):
 
 @dataclass(frozen=True)
 class Draws:
-    """What happens to each of P posters of height H and width W.
+    """The random changes to P posters of height H and width W.
 
     Attributes:
-        mirrored: (P,) bool, or None for no poster.
-        crop: (P, 4) int64, top, left, height and width of the part that is stretched, or None.
+        mirrored: (P,) bool; None if no poster is mirrored.
+        crop: (P, 4) int64, top, left, height and width of the part that is stretched; None if all
+            posters stay whole.
     """
 
     mirrored: Tensor | None
     crop: Tensor | None
 
     def part(self, some: slice) -> Draws:
-        """What happens to some of the posters."""
+        """Select the changes to some of the posters."""
         values = (getattr(self, field.name) for field in fields(self))
         return Draws(*(None if value is None else value[some] for value in values))
 
 
 def _stretch(u: Tensor, most: float) -> Tensor:
-    """Width : height in 1 / most to most, both directions equally likely."""
+    """Map u in 0..1 to a width : height in 1 / most to most, log-uniformly if u is uniform."""
     return torch.exp((2 * u - 1) * math.log(most))
 
 
 def _boxes(area: Tensor, aspect: Tensor, y: Tensor, x: Tensor, height: int, width: int) -> Tensor:
-    """Rectangles of a share of the area, of an aspect, at a place in 0..1: (P, 4) int64."""
+    """Return boxes with these shares of the area, aspects and positions in 0..1: (P, 4) int64."""
     tall = (height * (area / aspect).sqrt()).round().clamp(1, height)
     wide = (width * (area * aspect).sqrt()).round().clamp(1, width)
     top = torch.minimum((y * (height - tall + 1)).floor(), height - tall)
@@ -215,9 +215,9 @@ def _boxes(area: Tensor, aspect: Tensor, y: Tensor, x: Tensor, height: int, widt
 
 
 def _stretched(posters: Tensor, crop: Tensor, mirrored: Tensor | None, pool: int) -> Tensor:
-    """The parts that are kept, mirrored, at the size of the result: float32.
+    """Crop the posters, resize the parts to the size of the result and mirror them: float32.
 
-    The numbers of ``F.interpolate(mode="bilinear")`` of each part.
+    Gives the numbers of ``F.interpolate(mode="bilinear")`` on each part.
     """
     num, _, height, width = posters.shape
     top, left, tall, wide = crop.unbind(1)
@@ -231,7 +231,10 @@ def _stretched(posters: Tensor, crop: Tensor, mirrored: Tensor | None, pool: int
 
 
 def _places(start: Tensor, length: Tensor, size: int, out: int) -> Tensor:
-    """Where each of ``out`` pixels lies in a part of ``size``, from -1 to 1: (P, out) float32."""
+    """Return (P, out) float32 positions in -1..1 that spread ``out`` samples over each part.
+
+    ``start``, ``length`` and ``size`` are in pixels of the poster's side.
+    """
     step = (length / out)[:, None]
     inside = (torch.arange(out, device=start.device) + 0.5) * step - 0.5
     inside = torch.minimum(inside.clamp(min=0), (length - 1)[:, None])

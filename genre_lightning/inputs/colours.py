@@ -1,4 +1,4 @@
-"""What the pixels of posters are normalised by."""
+"""Constants that normalise the pixels of posters."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Colours:
-    """Mean and standard deviation of R, G and B in 0..1, to normalise by; ImageNet's by default."""
+    """Mean and standard deviation of R, G and B in 0..1 for normalising; ImageNet's by default."""
 
     mean: tuple[float, ...] = POSTER_MEAN
     std: tuple[float, ...] = POSTER_STD
@@ -31,14 +31,14 @@ IMAGENET = Colours()
 def normalisation(
     colours: Colours, device: torch.device = _CPU, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor]:
-    """Scale and bias, (3,) float32: ``pixels * scale + bias`` normalises pixels of 0..255.
+    """Return scale and bias, (3,) float32: ``pixels * scale + bias`` normalises pixels of 0..255.
 
-    Kept on the device, since copying them there for each batch would wait for the device.
+    The constants are cached on the device, since copying them for each batch would synchronise.
 
     Args:
-        colours: what to normalise by.
-        device: where they are used.
-        dtype: in which they are computed. Another one may change the last digit.
+        colours: mean and standard deviation to normalise with.
+        device: where the constants are used.
+        dtype: used for computing the constants; another one can change the last digit.
     """
     with torch.inference_mode(False):
         mean, std = (torch.tensor(each, dtype=dtype) for each in (colours.mean, colours.std))

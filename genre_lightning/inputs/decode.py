@@ -1,4 +1,4 @@
-"""A poster's file to pixels: one way for every part of the package."""
+"""Decoding of poster files to pixels, shared by all parts of the package."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from genre_lightning.inputs.poster_limits import (
     check_image,
 )
 
-#: Part of every cache's key: raise it when `decode_poster` gives other pixels than before.
+#: Part of every cache's key: raise it when `decode_poster` gives different pixels.
 DECODER_VERSION = 1
 
-#: Posters that take more bytes than this are decoded one at a time, so that the memory needed does
-#: not grow with the number of threads.
+#: Posters that take more bytes than this are decoded one at a time, so that memory use does not
+#: grow with the number of threads.
 _LARGE_BYTES = 32_000_000
 _large = threading.Lock()
 #: Pixels that are converted at a time.
 _BAND_PIXELS = 1_000_000
-#: From 3 on, first averaging whole squares can't be told from doing without.
+#: As for ``Image.resize``; from 3 on, averaging whole squares first makes no visible difference.
 _REDUCING_GAP = 3
 
-#: What makes an image upright for each value of the EXIF tag Orientation.
+#: The transposition that turns an image upright, by the EXIF tag Orientation.
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -47,7 +47,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-#: Of these, the ones that swap width and height.
+#: Orientations whose transposition swaps width and height.
 _SIDEWAYS = (5, 6, 7, 8)
 
 
@@ -56,24 +56,24 @@ def decode_poster(
 ) -> np.ndarray:
     """Decode a poster to (H, W, 3) uint8 RGB, stretched to that size.
 
-    Grayscale, palette and CMYK become RGB, 16 bits become 8, transparent parts become white, the
-    first frame of an animation counts, and EXIF orientation is applied. A large JPEG is decoded at
-    a half, quarter or eighth of its size, whatever is still at least H x W, which costs less and
-    looks the same. The resampling filter is bicubic, stretched when it shrinks (antialiased).
-    Numbers do not depend on where the poster comes from, except that such a reduction is not made
-    for an image that is already open.
+    Grayscale, palette and CMYK become RGB, 16 bits become 8, transparent parts become white, only
+    the first frame of an animation is used, and EXIF orientation is applied. A large JPEG is
+    decoded at a half, quarter or eighth of its size if the result is still at least H x W, which
+    is cheaper and looks the same. Resampling is bicubic, antialiased when it shrinks. The result
+    doesn't depend on the kind of source, except that images that are already open are never decoded
+    at a reduced size.
 
     Args:
-        source: an encoded image, the way to one, or an open one, which is not changed (but its
+        source: an encoded image, a path, or an open image, which is not changed (except that its
             pixels are loaded).
         size: (H, W) in pixels, or one number for a square, as in the original recipe.
-        shrink: side of the squares of pixels that are averaged then, each mean rounded: the result
-            is (H // shrink, W // shrink, 3).
+        shrink: side of the squares of pixels that are averaged at the end, with rounded means: the
+            result is (H // shrink, W // shrink, 3).
 
     Raises:
-        PosterError: not an image of a known format, truncated or damaged, more work or memory than
-            a poster may cost (``inputs/poster_limits.py``), pixel values of unknown range.
-        OSError: the file can't be read. That says nothing about the poster.
+        PosterError: the image has an unknown format or pixel values of unknown range, is truncated
+            or damaged, or exceeds the limits of ``inputs/poster_limits.py``.
+        OSError: the file can't be read, which says nothing about its content.
     """
     height, width = (size, size) if isinstance(size, int) else size
     if isinstance(source, Image.Image):
@@ -89,7 +89,7 @@ def decode_poster(
 
 
 def upright_size(source: bytes | Path | Image.Image) -> tuple[int, int]:
-    """Width and height of a poster that could be decoded, as one sees it."""
+    """Return width and height of a decodable poster, with its EXIF orientation applied."""
     if isinstance(source, Image.Image):
         size, orientation = source.size, _orientation(source)
     else:
@@ -103,7 +103,7 @@ def _read(source: bytes | str | Path) -> bytes:
         return source
     path = Path(source)
     if not stat.S_ISREG(path.stat().st_mode):
-        # A pipe would be waited for, and a device never ends.
+        # Reading a pipe can block, and reading a device can never end.
         raise OSError(errno.EINVAL, "not a regular file", str(path))
     with path.open("rb") as file:
         return file.read(MAX_FILE_BYTES + 1)
@@ -111,9 +111,9 @@ def _read(source: bytes | str | Path) -> bytes:
 
 @contextlib.contextmanager
 def _opened(data: bytes) -> Iterator[tuple[Image.Image, int]]:
-    """An image that is not decoded yet, and the bytes that it takes beside its pixels.
+    """Open an image without decoding it; yield it and the bytes it takes in addition to its pixels.
 
-    The one place where files of posters are opened.
+    This is the only place where poster files are opened.
     """
     extra = check_file(data)
     with Image.open(MeteredBytes(data), formats=FORMATS) as image:
@@ -140,7 +140,7 @@ def _pixels(image: Image.Image, size: tuple[int, int], shrink: int, needed: int)
     if small.mode == "RGBA":
         small = Image.alpha_composite(Image.new("RGBA", small.size, "white"), small).convert("RGB")
     if orientation in _UPRIGHT:
-        # After stretching: turning commutes with it, and there is less to turn.
+        # After resizing, with which transposing commutes: there are fewer pixels to move.
         small = small.transpose(_UPRIGHT[orientation])
     if shrink > 1:
         box = (0, 0, width // shrink * shrink, height // shrink * shrink)
@@ -149,9 +149,9 @@ def _pixels(image: Image.Image, size: tuple[int, int], shrink: int, needed: int)
 
 
 def _stretched(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """In RGB or RGBA, bicubic, as ``Image.resize`` with this ``reducing_gap`` gives it.
+    """Resize to RGB or RGBA with bicubic resampling, as ``Image.resize`` with ``_REDUCING_GAP``.
 
-    A band of rows at a time, so that no second copy of a large image is made.
+    Works on bands of rows, so that no second copy of a large image is made.
     """
     mode = "RGBA" if image.has_transparency_data else "RGB"
     premultiplied = {"RGBA": "RGBa", "RGB": "RGB"}[mode]
@@ -163,7 +163,7 @@ def _stretched(image: Image.Image, size: tuple[int, int]) -> Image.Image:
             size, Image.Resampling.BICUBIC, reducing_gap=_REDUCING_GAP
         )
     averaged = across > 1 or down > 1
-    # Not averaged, the rows of each band are stretched, which Pillow does first as well.
+    # Without averaging, each band is resized horizontally first, as Pillow does.
     width = -(-image.width // across) if averaged else size[0]
     joined = Image.new(premultiplied, (width, -(-image.height // down)))
     rows = max(1, _BAND_PIXELS // (image.width * down)) * down
@@ -180,7 +180,7 @@ def _stretched(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> Any:
-    """The EXIF orientation, or None; a block that can't be read does not spoil the picture."""
+    """Return the EXIF orientation, or None if there is none or EXIF can't be read."""
     if len(image.info.get("exif", b"")) > MAX_TABLE_BYTES:
         return None
     try:
@@ -190,10 +190,10 @@ def _orientation(image: Image.Image) -> Any:
 
 
 def _to_8_bit_colour(image: Image.Image, mode: str) -> Image.Image:
-    """Any mode to RGB, or RGBA, by rules that keep what one sees.
+    """Convert an image of any mode to RGB or RGBA, keeping its appearance.
 
     Raises:
-        PosterError: numbers of which nobody says which one is white.
+        PosterError: the pixel values have an unknown range.
     """
     if image.mode.startswith("I;16"):
         values = np.asarray(image).astype(np.float32) / 257.0  # 65535 is white

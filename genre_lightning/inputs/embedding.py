@@ -56,41 +56,42 @@ from genre_lightning.inputs.titles import natural_title
 from genre_lightning.movies.movie import PosterFile
 from genre_lightning.store import content_key
 
-#: Part of every cache's key: raise it when the same content gives other vectors than before. 2 of
-#: posters: BatchNorm folded into convolutions rounds otherwise.
+#: Part of every cache's key: raise it when the same content gives different vectors. Version 2 of
+#: posters: folding BatchNorm into convolutions changes the rounding.
 EMBEDDING_VERSIONS = {"text": 1, "poster": 2}
-#: Texts that are embedded and put on the disk together: so many that they fall into batches of
-#: equal length, and so few characters that a killed process loses seconds.
+#: Limits on the texts that are embedded and saved together: enough texts to form batches of equal
+#: length, and few enough characters that a killed process loses only seconds.
 _MAX_TEXTS, _MAX_CHARACTERS = 4_096, 250_000
 MAX_VIEWS = 64
 MAX_PROMPT = 200
 _KEYS = ("column", "encoder", "size", "stages", "views", "natural", "sha256", "width")
-#: Not in the states of earlier versions, nor where they are not set.
+#: Keys that states of earlier versions lack, and that are only written if set.
 _LATER_KEYS = ("year", "prompt", "prompt_after")
 
 
 @final
 class EmbeddingInput(Input):
-    """A frozen encoder's vector of each poster or text; its network is trained on those alone.
+    """Vectors of posters or texts from a frozen encoder; the network is trained on these alone.
 
     The numbers are ``vectors``: (P, V, D) float16 as stored, V views of each value, and (P, D)
-    float32 as prepared: one of the views drawn at random in training, the first one otherwise. The
-    first view is the whole poster; the others are random parts of it, every other one mirrored.
+    float32 as prepared: a random view in training, the first one otherwise. The first view is the
+    whole poster, the second the whole poster mirrored; the others are random parts of the poster,
+    every other one mirrored.
 
     Args:
         column: name of the column.
         encoder: as for :func:`genre_lightning.inputs.encoders.table.resolve`.
-        views: V, of posters; texts have one.
-        size: [H, W] of posters, in place of the encoder's own.
-        stages: take the mean of every stage's features, too; of a text, of its last few blocks'.
-        natural: of titles, embed them as one says them: see ``inputs/titles.py``.
-        year: of such titles, with the year of release behind.
+        views: V, the views of a poster; texts have one.
+        size: [H, W] of the posters; None for the encoder's default.
+        stages: append the mean features of every stage, or of a text encoder's last few blocks.
+        natural: embed titles as people say them, see ``inputs/titles.py``.
+        year: put the release year after such titles.
         weights: with an encoder ``timm:NAME``, the safetensors file of its weights.
-        prompt: put before every text that the encoder embeds, such as "A movie called ": a title
-            alone may be anything. It is no part of the text, in explanations for example. (Radford
-            et al. 2021, section 3.1.4, embed classes in "A photo of a".)
-        prompt_after: likewise put behind every text, and behind each chunk of a long one. A
-            language model reads from left to right: only what is behind a text can ask about it.
+        prompt: put before every text that the encoder embeds, such as "A movie called ", since a
+            title alone is ambiguous. The prompt doesn't count as text, for example in explanations.
+            (Radford et al. 2021, section 3.1.4, embed classes in "A photo of a".)
+        prompt_after: put after every text, and after each chunk of a long one. A language model
+            reads from left to right, so only what follows a text can ask about it.
 
     Raises:
         EncoderError: there is no such encoder.
@@ -127,36 +128,36 @@ class EmbeddingInput(Input):
         prompt_after: str,
         year: bool,
     ) -> None:
-        """Check and keep the settings, of a configuration or of a checkpoint.
+        """Check and keep the settings from a configuration or a checkpoint.
 
         Raises:
-            ValueError: naming the setting that is of a wrong type or out of range.
+            ValueError: naming the setting that has a wrong type or is out of range.
         """
         if not is_plain_text(spec.name):
-            raise ValueError(f"encoder: {spec.name!r:.200} can't be the name of one")
+            raise ValueError(f"encoder: {spec.name!r:.200} is not a valid name")
         self.column = column
         self.spec = spec
         self.of = "poster" if spec.kind == "image" else "text"
         if type(views) is not int or not 1 <= views <= (MAX_VIEWS if self.of == "poster" else 1):
             raise ValueError(f"views: {views!r:.100} is not in 1..{MAX_VIEWS}, and 1 for a text")
-        # From an untrusted checkpoint it may be anything.
+        # A flag from an untrusted checkpoint can be of any type.
         flags: dict[str, Any] = {"natural": natural, "year": year}
         for key, flag in flags.items():
             if type(flag) is not bool:
                 raise ValueError(f"{key}: {flag!r:.100} is not true or false")
         if natural and self.of != "text":
-            raise ValueError("natural: true is only of texts")
+            raise ValueError("natural: true is for texts only")
         if year and not natural:
-            raise ValueError("year: true is only with natural")
+            raise ValueError("year: true needs natural: true")
         for key, words in (("prompt", prompt), ("prompt_after", prompt_after)):
             if type(words) is not str or not is_plain_text(words) or len(words) > MAX_PROMPT:
                 raise ValueError(
                     f"{key}: {words!r:.100} is not a text of up to {MAX_PROMPT} characters, "
                     "without quotation marks, backslashes, [], {} and line breaks: "
-                    '"A movie called ", say'
+                    'such as "A movie called "'
                 )
             if words and self.of != "text":
-                raise ValueError(f"{key}: {words!r:.100} is put to a text, not to a poster")
+                raise ValueError(f"{key}: {words!r:.100} is for texts, not for posters")
         self.views = views
         self.natural = natural
         self.year = year
@@ -167,7 +168,7 @@ class EmbeddingInput(Input):
 
     @property
     def fitted(self) -> bool:
-        """Whether the hash of the weights and the width are known: nothing else is learnt."""
+        """Whether the hash of the weights and the width are known; nothing else is learnt."""
         return self.sha256 is not None and self.width is not None
 
     def network_arguments(self) -> dict[str, Any]:
@@ -179,10 +180,10 @@ class EmbeddingInput(Input):
         return max(2 * self.views, 4) * (self.width or 1)
 
     def load(self) -> ImageEncoder | TextEncoder:
-        """The encoder itself, with the weights that this input was trained with.
+        """Load the encoder, with the weights that this input was trained with.
 
         Raises:
-            EncoderError: it is not there, or its weights are others.
+            EncoderError: the encoder is not available, or its weights differ.
         """
         device = "cuda" if torch.cuda.is_available() else "cpu"
         found = open_encoder(self.spec, device, self.sha256)
@@ -232,8 +233,8 @@ class EmbeddingInput(Input):
         return DenseFeatures("vectors", cache.vectors, place, unreadable)
 
     def _key(self) -> str:
-        """What names the cache: whatever changes the vectors of the same content."""
-        # The same weights fit architectures that differ in padding.
+        """Return the cache's key: a hash of all settings that change the vectors of equal items."""
+        # Architectures that differ only in padding can load the same weights.
         architecture = self.spec.architecture
         how = (EMBEDDING_VERSIONS[self.of], self.sha256, architecture, self.views, self.spec.stages)
         if self.of == "text":
@@ -244,9 +245,9 @@ class EmbeddingInput(Input):
         return content_key(*how, DECODER_VERSION, list(self.size), *colours)
 
     def _prompts(self) -> dict[str, Any]:
-        """The prompts that are set, for the cache's key and the state.
+        """Return the prompts that are set, for the cache's key and the state.
 
-        Empty where none is set: older caches and checkpoints, which knew of none, stay valid.
+        Empty if none is set, so that caches and checkpoints from before prompts stay valid.
         """
         given = {"prompt": self.prompt, "prompt_after": self.prompt_after}
         if self.prompt_after:
@@ -257,22 +258,22 @@ class EmbeddingInput(Input):
         return self.views, int(self.network_arguments()["width"])
 
     def no_vectors(self) -> np.ndarray:
-        """(0, V, D) float16."""
+        """Return an empty array of vectors, (0, V, D) float16."""
         return np.zeros((0, *self._shape()), dtype=np.float16)
 
     def read(self, value: Any) -> Any:
         if self.of == "poster":
             return read_poster(value, self.size)
-        # The names of files on a Mac have accents as characters of their own.
+        # File names on a Mac store accents as separate characters.
         text = unicodedata.normalize("NFC", check_text(value))
         if self.natural:
             text = natural_title(text, self.year)
-        # As cells of a dataset are: to a language model a line end behind a text is another text.
+        # Cells of a dataset are stripped too: a trailing newline changes a language model's vector.
         return text.strip() or None
 
     @property
     def size(self) -> tuple[int, int]:
-        """(H, W) at which the encoder sees posters."""
+        """(H, W) of the posters that the encoder takes."""
         if self.spec.size is None:
             raise RuntimeError(f"{self.spec.name} looks at no posters")
         return self.spec.size
@@ -286,17 +287,17 @@ class EmbeddingInput(Input):
     def _vectors(
         self, items: Sequence[Any], tell: Callable[[float], object] | None = None
     ) -> np.ndarray:
-        """(P, 1, D) float16 of P values, the whole of each."""
+        """Return (P, 1, D) float16 vectors of P whole values."""
         return _half(self.vectors(items, tell), self.spec.name)[:, None]
 
     def vectors(
         self, items: Sequence[Any], tell: Callable[[float], object] | None = None
     ) -> Tensor:
-        """(P, D) float32 of P values as the encoder gives them, before they are rounded to store.
+        """Return the encoder's (P, D) float32 vectors of P values, before rounding for the cache.
 
         Args:
             items: at least one, each from :meth:`read`.
-            tell: of texts, see :meth:`TextEncoder.embed`.
+            tell: for texts, see :meth:`TextEncoder.embed`.
         """
         found = self.load()
         if isinstance(found, TextEncoder):
@@ -304,11 +305,14 @@ class EmbeddingInput(Input):
         return found.embed(np.stack(items))
 
     def prompted(self, items: Sequence[str]) -> list[str]:
-        """Texts from :meth:`read` as the encoder is given them, to put ``prompt_after`` behind."""
+        """Put ``prompt`` before texts from :meth:`read`; the encoder appends ``prompt_after``."""
         return [self.prompt + item for item in items]
 
     def embed_views(self, items: Sequence[np.ndarray], hashes: Sequence[bytes]) -> np.ndarray:
-        """(P, V, D) float16 of P posters, all views; which parts they are is told by the hashes."""
+        """Return (P, V, D) float16 vectors of all views of P posters.
+
+        The hashes of the posters seed the random parts.
+        """
         whole = self._vectors(items)
         if self.views == 1:
             return whole
@@ -318,7 +322,7 @@ class EmbeddingInput(Input):
         pixels = torch.from_numpy(np.stack(items)).permute(0, 3, 1, 2)
         stacked = [whole]
         for view in range(1, self.views):
-            # The second is the mirrored whole, the rest are parts.
+            # View 1 is the whole poster, mirrored; later views are parts.
             crop = 1.0 if view == 1 else 0.6
             aspect = 1.0 if view == 1 else 1.16
             augment = PosterAugment(float(view % 2), crop, aspect, found.colours)
@@ -334,7 +338,7 @@ class EmbeddingInput(Input):
         vectors = numbers["vectors"]
         if seeds is None or vectors.shape[1] == 1 or len(vectors) == 0:
             return {"vectors": vectors[:, 0].float()}
-        # By another seed than that of the batch, by which pixels and dropped columns are drawn.
+        # Not the batch's own seed, which already draws the augmentation of pixels.
         purpose = f"view of {self.column} for {self.spec.name}"
         drawn = [
             torch.randint(
@@ -376,7 +380,7 @@ class EmbeddingInput(Input):
             allow=vouched(),
         )
         if spec.kind == "image" and state["size"] is None:
-            raise ValueError("size: posters have one")
+            raise ValueError("size: an encoder of posters needs one")
         made = cls.__new__(cls)
         made._set(
             state["column"],
@@ -388,18 +392,18 @@ class EmbeddingInput(Input):
             state.get("year", False),
         )
         if made.width not in (None, width):
-            raise ValueError(f"the encoder {spec.name!r} is not of width {width}")
+            raise ValueError(f"width: the encoder {spec.name!r} has {made.width}, not {width}")
         made.width = width
         return made
 
 
 class _Posters:
-    """The posters of a dataset as items to embed, of which a few are in memory at a time.
+    """The posters of a dataset as items to embed, with only a few in memory at a time.
 
     Args:
-        branch_input: the input whose encoder embeds them.
-        files: M of them.
-        store: for the number of threads that decode.
+        branch_input: the input whose encoder embeds the posters.
+        files: M poster files.
+        store: gives the number of decoding threads.
     """
 
     def __init__(
@@ -426,10 +430,10 @@ class _Posters:
         return Embedded(np.concatenate(vectors), masked)
 
     def _groups(self, items: Sequence[int]) -> Iterator[Embedded]:
-        """The items' embeddings, a few at a time; masked ones by their place in ``items``."""
+        """Yield the items' embeddings, a few at a time; masked ones by position in ``items``."""
         files = [self.files[index] for index in items]
         if self.branch_input.load().device.type == "cpu":
-            # Each thread takes a few posters all the way: none waits for another.
+            # Each thread decodes and embeds its own few posters, so no thread waits for another.
             workers = min(self.workers, torch.get_num_threads())
 
             def embed_from(start: int) -> Embedded:
@@ -437,7 +441,7 @@ class _Posters:
                 decoded = [decode_file(file, self.branch_input.size) for file in few]
                 return self._embed_few(items, start, decoded)
 
-            Image.init()  # loads the formats: not while several threads ask for them
+            Image.init()  # loads the formats before several threads need them
             with one_core_threads(workers, "posters") as pool:
                 yield from pool.map(embed_from, range(0, len(items), CPU_POSTERS))
             return
@@ -466,16 +470,16 @@ class _Posters:
 
 
 def _texts_at_once(texts: Sequence[str]) -> int:
-    """How many texts are embedded and put on the disk together, by their average length."""
+    """Return how many texts are embedded and saved together, from their average length."""
     characters = sum(map(len, texts))
     return max(1, min(_MAX_TEXTS, _MAX_CHARACTERS * len(texts) // max(1, characters)))
 
 
 def _half(vectors: Tensor, encoder: str) -> np.ndarray:
-    """(P, D) float16 of what an encoder gave, of any device.
+    """Convert an encoder's vectors, on any device, to a (P, D) float16 array.
 
     Raises:
-        EncoderError: a number is not finite, or beyond what float16 holds.
+        EncoderError: a number is not finite, or exceeds the range of float16.
     """
     with np.errstate(over="ignore"):
         half: np.ndarray = vectors.cpu().numpy().astype(np.float16)

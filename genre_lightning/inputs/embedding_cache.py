@@ -1,9 +1,9 @@
-"""Embeddings of a dataset, computed once and found again by content.
+"""Embeddings of a dataset, computed once and looked up by content.
 
-A cache folder holds the embeddings of one dataset's posters or texts by one encoder, whole or not
-there. What any earlier folder of the same encoder holds is taken from it, so movies that are added
-to a dataset do not make the others be embedded again; and what a killed process had embedded is
-kept in parts, which the next one takes up.
+A cache folder holds one encoder's embeddings of one dataset's posters or texts; it is complete or
+absent. A new folder copies embeddings from earlier folders of the same encoder, so adding movies to
+a dataset does not recompute the others. A build saves its embeddings in parts as it goes, so the
+next process can continue after a kill.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from genre_lightning.store import changed, content_key, remove_stored, stored_fo
 
 _VECTORS, _HASHES, _META = "vectors.f16", "hashes.b16", "meta.json"
 _HASH_BYTES = 16
-#: In the place of the hash of an item that has none; no content has it.
+#: Stands for the hash of an item without one; no content hashes to it.
 _UNKNOWN = bytes(_HASH_BYTES)
-#: What reading a damaged folder raises.
+#: Errors that reading a damaged folder can raise.
 _DAMAGED = (OSError, ValueError, TypeError, LookupError)
-#: Items that are embedded and put on the disk together, unless their source says otherwise: what a
-#: kill loses at most.
+#: Items that are embedded and saved together, unless their source sets another number: the most
+#: that a kill can lose.
 CHUNK = 256
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """Embeddings of some items, or of all.
+    """Embeddings of some or all items.
 
     Attributes:
-        vectors: (n, V, D) float16 of the items that could be read, in order; V views of each.
-        masked: the others, by their position among the items.
+        vectors: (n, V, D) float16 of the readable items, in order; V views of each.
+        masked: the unreadable items, by their position among the items.
     """
 
     vectors: np.ndarray
@@ -59,13 +59,13 @@ class Source:
 
     Attributes:
         count: M.
-        hashes: of the content of items start to stop; None for one that can't be read.
-        embed: computes the embeddings of the items at these positions, and tells now and then
-            which share of them it has.
-        quick_key: stands for all of the content without reading it: equal keys, equal content.
-        recovered: why a folder in which this item is masked is out of date, or None; asked of
-            items that may recover.
-        chunk: items that are embedded and put on the disk together; None for ``CHUNK``.
+        hashes: returns the content hashes of items start to stop; None for an unreadable item.
+        embed: computes the embeddings of the items at these positions, and reports progress as a
+            share of them.
+        quick_key: identifies all content without reading it: equal keys mean equal content.
+        recovered: returns why a folder that masks this item is out of date, or None; called only
+            for items that may recover.
+        chunk: number of items that are embedded and saved together; None for ``CHUNK``.
     """
 
     count: int
@@ -77,12 +77,12 @@ class Source:
 
 
 def content_hash(content: bytes) -> bytes:
-    """What an item is found again by."""
+    """Return the hash by which an item is looked up."""
     return blake2b(content, digest_size=_HASH_BYTES).digest()
 
 
 def file_hash(file: PosterFile) -> bytes | None:
-    """The hash of a poster's file; None where it can't be read, which decoding will say."""
+    """Return a poster file's hash; None if it can't be read, which decoding then reports."""
     if not file.exists or file.size > MAX_FILE_BYTES:
         return None
     try:
@@ -94,17 +94,17 @@ def file_hash(file: PosterFile) -> bytes | None:
 def open_embeddings(
     source: Source, encoder_key: str, shape: tuple[int, int], what: str, store: Store
 ) -> Embedded:
-    """The embeddings of all items, computed where no earlier run has.
+    """Return the embeddings of all items, computing those that no earlier run has computed.
 
     Args:
         source: the items.
-        encoder_key: of the encoder, its weights and all that is done to an item before.
+        encoder_key: identifies the encoder, its weights and the preprocessing of items.
         shape: (V, D).
-        what: is done, for people who wait.
+        what: describes the work, for the progress display.
         store: where caches are kept.
 
     Returns:
-        Vectors that are memory-mapped.
+        Embeddings with memory-mapped vectors.
 
     Raises:
         CacheError: the cache can't be written.
@@ -153,10 +153,10 @@ class _Chunk:
     """The embeddings of some items of a source.
 
     Attributes:
-        vectors: (V, D) float16 of each item that could be read, in order.
-        hashes: of the content of the same items; ``_UNKNOWN`` where there is none.
-        masked: the other items.
-        new: those of ``vectors`` that were computed now, by the hash of their content.
+        vectors: (V, D) float16 of each readable item, in order.
+        hashes: content hashes of the same items; ``_UNKNOWN`` for an item without one.
+        masked: the unreadable items.
+        new: the vectors that were computed now and not looked up, by content hash.
     """
 
     vectors: list[np.ndarray]
@@ -168,9 +168,9 @@ class _Chunk:
 def _embed_chunk(
     source: Source, start: int, stop: int, known: _Known, tell: Callable[[float], object]
 ) -> _Chunk:
-    """The embeddings of items start to stop: each content that is not known is computed once."""
+    """Return the embeddings of items start to stop, computing each unknown content once."""
     digests = dict(enumerate(source.hashes(start, stop), start))
-    # The first item of each content to compute; what has no hash is a content of its own.
+    # The first item of each content to compute; an item without a hash counts as unique content.
     first: dict[bytes | int, int] = {}
     for index, digest in digests.items():
         if digest is None or digest not in known:
@@ -192,7 +192,7 @@ def _embed_chunk(
             chunk.masked.append(Masked(index, *result))
             continue
         chunk.vectors.append(result)
-        # What could be read only the second time has no hash to be found again by.
+        # An item that became readable only after hashing has no hash.
         chunk.hashes.append(digest or _UNKNOWN)
         if digest in first:
             chunk.new[digest] = result
@@ -200,7 +200,7 @@ def _embed_chunk(
 
 
 class _Known:
-    """Embeddings of earlier folders of the same encoder, by the hash of their content."""
+    """Embeddings in earlier folders of the same encoder, by content hash."""
 
     def __init__(self, cache_dir: Path, names: Sequence[str], shape: tuple[int, int]) -> None:
         self._found: dict[bytes, tuple[np.ndarray, int]] = {}
@@ -210,7 +210,7 @@ class _Known:
                 self.add(folder)
 
     def add(self, folder: Path) -> None:
-        """Take in what a folder holds."""
+        """Add a folder's embeddings."""
         for digest, place in _readable(folder, self._shape):
             self._found.setdefault(digest, place)
 
@@ -226,7 +226,7 @@ class _Known:
 def _readable(
     folder: Path, shape: tuple[int, int]
 ) -> Iterator[tuple[bytes, tuple[np.ndarray, int]]]:
-    """What a folder holds, by hash; nothing of one that is damaged, or removed meanwhile."""
+    """Yield a folder's embeddings by hash; none if it is damaged or has just been removed."""
     try:
         count = _read_whole(folder, shape)["count"]
         if changed(folder):
@@ -247,12 +247,12 @@ def _read_hashes(folder: Path) -> list[bytes]:
 
 
 def _keep_part(cache_dir: Path, name: str, embeddings: Mapping[bytes, np.ndarray]) -> Path:
-    """Put a few embeddings on the disk, from where a later build takes them.
+    """Save a few embeddings for a later build.
 
     Args:
         cache_dir: where caches are kept.
-        name: begins the name of the folder.
-        embeddings: at least one, (V, D) float16 by the hash of its content.
+        name: prefix of the folder's name.
+        embeddings: at least one, (V, D) float16 by content hash.
     """
     digests, vectors = list(embeddings), np.stack(list(embeddings.values()))
     shape = (int(vectors.shape[1]), int(vectors.shape[2]))
@@ -267,7 +267,7 @@ def _keep_part(cache_dir: Path, name: str, embeddings: Mapping[bytes, np.ndarray
 
 
 def _remove_parts(cache_dir: Path, name: str, whole: Path) -> None:
-    """Remove the parts that a folder holds all of: another dataset's may still be needed."""
+    """Remove the parts whose embeddings are all in a folder; other datasets may need the rest."""
     found = list(cache_dir.glob(f"{name}-*"))
     if not found:
         return
@@ -280,7 +280,7 @@ def _remove_parts(cache_dir: Path, name: str, whole: Path) -> None:
             if not held.issuperset(_read_hashes(part)):
                 continue
         except _DAMAGED:
-            pass  # of no use to anybody
+            pass  # a damaged part is useless, so it is removed
         remove_stored(part)
 
 
@@ -293,7 +293,7 @@ def _map(folder: Path, count: int, shape: tuple[int, int]) -> np.ndarray:
 def _write_index(
     folder: Path, hashes: Sequence[bytes], shape: tuple[int, int], masked: Sequence[Masked]
 ) -> None:
-    """Write what tells which vectors a folder holds."""
+    """Write the hashes and metadata of a folder's vectors."""
     (folder / _HASHES).write_bytes(b"".join(hashes))
     meta = {"count": len(hashes), "shape": list(shape), "masked": masked}
     (folder / _META).write_text(json.dumps(meta), encoding="utf-8")
@@ -309,7 +309,7 @@ def _read_meta(folder: Path) -> dict[str, Any]:
 
 
 def _read_whole(folder: Path, shape: tuple[int, int]) -> dict[str, Any]:
-    """What a folder says of its vectors; one of ``_DAMAGED`` where they are not so."""
+    """Return a folder's metadata; raise one of ``_DAMAGED`` if its vectors don't match."""
     meta = _read_meta(folder)
     size = (folder / _VECTORS).stat().st_size
     wanted = meta["count"] * shape[0] * shape[1] * 2
@@ -319,7 +319,7 @@ def _read_whole(folder: Path, shape: tuple[int, int]) -> dict[str, Any]:
 
 
 def _damage(folder: Path, shape: tuple[int, int], source: Source | None = None) -> str | None:
-    """Why a folder can't be used, for the items of a source where there is one; or None."""
+    """Return why a folder can't be used (for the items of a source, if given), or None."""
     try:
         meta = _read_whole(folder, shape)
     except _DAMAGED as error:

@@ -1,4 +1,4 @@
-"""Movies never seen before as the parts of a batch, by the same inputs that training used."""
+"""Encoding of new movies as the parts of a batch, with the inputs that training used."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from genre_lightning.inputs.part import Part
 
 
 def is_absent(value: Value | None) -> bool:
-    """Whether a movie with this value lacks the column: there is none, or a blank text."""
+    """Whether a movie with this value lacks the column: the value is None or a blank text."""
     return value is None or (isinstance(value, str) and not value.strip())
 
 
 def read_column(inputs: Mapping[str, Input], column: str, value: Value | None) -> dict[str, Any]:
-    """What each branch that looks at a column takes of a movie's value; None for nothing.
+    """Read a movie's value for every branch of a column; None for a branch that lacks it.
 
-    All of them or none, as in a dataset: a poster that one branch can't read, such as one that is
-    too large at the size that this branch needs, is left out by the others as well.
+    As in a dataset, either all branches use the value or none does: a poster that one branch can't
+    read, such as one that is too large at this branch's size, is left out by the others as well.
 
     Raises:
-        InputError: one of them can't read it.
-        TypeError: it is of a type that no such column has.
+        InputError: one of the branches can't read the value.
+        TypeError: the value has a type that no such column has.
     """
     return {
         name: None if is_absent(value) else branch_input.read(value)
@@ -38,16 +38,16 @@ def encode_items(
     items: Mapping[str, Sequence[Any]],
     device: torch.device | str = "cpu",
 ) -> dict[str, Part]:
-    """The prepared parts of B movies.
+    """Encode and prepare B movies as one part per branch.
 
     Args:
-        inputs: of the model, by branch.
+        inputs: the model's inputs, by branch.
         items: for each branch, B results of its input's ``read``, None for a movie that lacks the
             column.
         device: of the model.
 
     Returns:
-        What :meth:`genre_lightning.models.fusion.Fusion.forward` takes.
+        The parts by branch, for :meth:`genre_lightning.models.fusion.Fusion.forward`.
     """
     parts = {}
     for name, branch_input in inputs.items():

@@ -16,21 +16,21 @@ from torch import Tensor
 
 from genre_lightning.inputs.part import Numbers
 
-#: What a user hands in for a column: a text; or a poster's path, bytes or open image.
+#: A user's value for a column: a text, or a poster as a path, bytes or an open image.
 Value = Any
-#: The most numbers of a movie's vector.
+#: Maximum length of a movie's vector.
 MAX_WIDTH = 65_536
 Self = TypeVar("Self", bound="Input")
 
 
 @dataclass(frozen=True)
 class Store:
-    """Where inputs keep what they have computed.
+    """Where inputs store the numbers that they compute.
 
     Attributes:
-        folder: of all caches; safe to share between processes.
-        workers: threads that decode; None for one per core.
-        progress: show bars on standard error, if that is a terminal.
+        folder: holds all caches; safe to share between processes.
+        workers: number of decoding threads; None for one per core.
+        progress: show progress on standard error.
     """
 
     folder: Path
@@ -39,15 +39,15 @@ class Store:
 
 
 class Features(ABC):
-    """An input's numbers of all N movies of a dataset.
+    """An input's numbers for all N movies of a dataset.
 
     Attributes:
-        place: (N,) int64, where each movie's numbers are; -1 for a movie without.
-        unreadable: name and reason of each value that is there and could not be read.
-        dense: the numbers as one array whose first dimension ``place`` counts, if they are such an
-            array: it can then be kept on the device that trains. None for others.
-        name: of the dense numbers.
-        unknown: ids in a file of the user's that no movie has, and where each is, for messages.
+        place: (N,) int64, the position of each movie's numbers; -1 for a movie without.
+        unreadable: name and reason of each value that exists but could not be read.
+        dense: the numbers as one array, indexed by ``place`` along its first dimension, which can
+            then be kept on the training device; None for other kinds of numbers.
+        name: the key of the dense numbers among the network's arguments.
+        unknown: ids in a user's file that no movie has, each with its origin, for messages.
     """
 
     place: np.ndarray
@@ -60,28 +60,30 @@ class Features(ABC):
     def gather(
         self, places: np.ndarray, counts: np.ndarray
     ) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
-        """The numbers of K batches, end to end.
+        """Gather the numbers of K batches, concatenated.
 
         Args:
-            places: (P,) int64 of the movies that have some, one batch after another.
-            counts: (K,) int64, how many of them are each batch's.
+            places: (P,) int64, positions of the movies that have numbers, batch after batch.
+            counts: (K,) int64, number of places in each batch.
 
         Returns:
-            The numbers, and for each of them K lengths along its first dimension.
+            The tensors by name, and by the same names the K batches' lengths along the first
+            dimension.
         """
 
     @abstractmethod
     def read_ahead(self, places: np.ndarray) -> None:
-        """Have the system begin to read these places into memory, without waiting for it."""
+        """Ask the operating system to start reading these places into memory; do not wait."""
 
 
 class DenseFeatures(Features):
-    """Numbers that are one array, maybe memory-mapped.
+    """Features stored as one array, which can be memory-mapped.
 
     Args:
-        name: of the network's argument that they are for.
-        dense: (M, ...), a row for each place.
-        place: see :class:`Features`, as the last one.
+        name: the network's argument that takes the numbers.
+        dense: (M, ...), one row per place.
+        place: see :class:`Features`.
+        unreadable: see :class:`Features`.
     """
 
     dense: np.ndarray
@@ -113,17 +115,17 @@ class DenseFeatures(Features):
 
 
 class Input(ABC):
-    """Turns one column into numbers, the same in training, evaluation and prediction.
+    """Turns one column into numbers, in the same way for training, evaluation and prediction.
 
-    What it learns it learns from train alone. What it has learnt is plain data, which a checkpoint
-    carries; the checkpoint may be untrusted, so :meth:`from_state` checks all of it.
+    An input learns only from train. A checkpoint stores the learnt state as plain data. The
+    checkpoint can be untrusted, so :meth:`from_state` checks all of it.
 
-    To add one: a final class with these methods, and a line in ``inputs/table.py``.
+    To add an input, write a final class with these methods and add a line to ``inputs/table.py``.
 
     Attributes:
-        kind: the short name by which configs and checkpoints call it.
-        gives: what a network must take to fit: "terms", "pixels" or "vectors".
-        of: "text", "poster" or "id", the kind of column it looks at.
+        kind: short name in configs and checkpoints.
+        gives: the kind of numbers, which the network must take: "terms", "pixels" or "vectors".
+        of: the kind of column that the input reads: "text", "poster" or "id".
         column: the column's name.
     """
 
@@ -135,77 +137,81 @@ class Input(ABC):
     @property
     @abstractmethod
     def fitted(self) -> bool:
-        """Whether it can encode: it has learnt from a dataset, or has nothing to learn."""
+        """Whether the input can encode: it has been fitted, or has nothing to learn."""
 
     @abstractmethod
     def network_arguments(self) -> dict[str, Any]:
-        """Arguments of every network that takes these numbers, such as their width."""
+        """Return the arguments that describe the numbers to any network, such as their width."""
 
     @abstractmethod
     def bytes_per_movie(self) -> int:
-        """About how many bytes a movie's prepared numbers take."""
+        """Return the approximate size of a movie's prepared numbers in bytes."""
 
     @abstractmethod
     def open(self, values: Sequence[Value | None], train: np.ndarray, store: Store) -> Features:
-        """The numbers of a whole dataset, from the store or computed into it.
+        """Return the numbers of a whole dataset, read from the store or computed and stored.
 
         Args:
-            values: of N movies, None for a movie that lacks the column.
-            train: (n,) int64, the movies to learn from; an input that is fitted learns nothing.
-            store: where to look and to write.
+            values: one per movie (N), None for a movie that lacks the column.
+            train: (n,) int64, the movies to learn from; a fitted input ignores them.
+            store: where stored numbers are read and written.
         """
 
     @abstractmethod
     def read(self, value: Value) -> Any:
-        """One value of a movie never seen before, checked and decoded.
+        """Check and decode one value of a new movie.
 
-        None where the input finds nothing in it: the movie then counts as lacking the column.
+        Return None if the value holds nothing for this input; the movie then counts as lacking the
+        column.
 
         Raises:
-            InputError: it can't be read; the message is the reason.
-            TypeError: it is of a type that no such column has.
+            InputError: the value can't be read; the message is the reason.
+            TypeError: the value has a type that no such column has.
         """
 
     @abstractmethod
     def encode(self, items: Sequence[Any]) -> dict[str, Tensor]:
-        """The numbers of P values, each from :meth:`read`, as a store would hold them."""
+        """Return the numbers of P values from :meth:`read`, in the form of stored ones."""
 
     @abstractmethod
     def prepare(self, numbers: Numbers, seeds: Sequence[tuple[int, int]] | None) -> Numbers:
-        """The numbers as the network takes them, on the device where they are.
+        """Convert the numbers to the network's arguments, on the device they are on.
 
         Args:
             numbers: of P movies, as gathered or encoded.
-            seeds: for training, where values are varied at random: (number of movies, seed) of one
-                batch after another. None to vary nothing.
+            seeds: for random augmentation in training, (number of movies, seed) of one batch after
+                another. None for no augmentation.
         """
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
-        """All of it as plain data: numbers, strings, None, and lists and dicts of them."""
+        """Return settings and learnt values as plain data.
+
+        Plain data are numbers, strings, None, and lists and dicts of them.
+        """
 
     @classmethod
     @abstractmethod
     def from_state(cls: type[Self], state: Mapping[str, Any]) -> Self:
-        """What :meth:`state` gave, from data that may be untrusted.
+        """Rebuild an input from its :meth:`state`, which can be untrusted.
 
         Raises:
-            ValueError: naming the key that is missing, unknown, of a wrong type or out of range.
+            ValueError: naming the key that is missing, unknown, out of range or has a wrong type.
         """
 
 
 def check_features(branch_input: Input, features: Features, num_movies: int) -> None:
-    """Refuse numbers that are not what an input says it gives, before a network stumbles on them.
+    """Check that an input's numbers are as it declares them, before a network fails on them.
 
-    One movie's numbers are looked at.
+    All places are checked, and for vectors also the numbers of one movie.
 
     Args:
         branch_input: the input.
-        features: what its :meth:`Input.open` returned.
+        features: the result of its :meth:`Input.open`.
         num_movies: N, of the dataset.
 
     Raises:
-        ValueError: naming the class and what it should have given.
+        ValueError: naming the class and what it should have returned.
     """
     name = type(branch_input).__name__
     place = features.place
@@ -236,26 +242,26 @@ def check_features(branch_input: Input, features: Features, num_movies: int) -> 
 
 
 def seed_for(purpose: str, seed: int) -> int:
-    """A seed for draws of one kind, as if independent of those of others by the same seed.
+    """Derive a seed for one kind of random draws, independent of other kinds.
 
     Args:
         purpose: what is drawn.
         seed: of a batch.
 
-    Returns: in 0 to 2**62 - 1.
+    Returns: a number from 0 to 2**62 - 1.
     """
     digest = hashlib.blake2b(f"{purpose} {seed}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 2
 
 
 def number_present(present: Sequence[bool]) -> np.ndarray:
-    """The ``place`` of :class:`Features` where the numbers of a movie that has some come in order.
+    """Number the movies that have a value, for :attr:`Features.place`.
 
     Args:
-        present: for each of N movies, whether it has any.
+        present: for each of N movies, whether it has a value.
 
     Returns:
-        (N,) int64: 0, 1, 2, ... for the movies that have some, -1 for the others.
+        (N,) int64: 0, 1, 2, ... for the movies that have a value, -1 for the others.
     """
     has = np.array(present, dtype=bool)
     return np.where(has, np.cumsum(has) - 1, -1).astype(np.int64)
@@ -264,12 +270,12 @@ def number_present(present: Sequence[bool]) -> np.ndarray:
 def check_arguments(
     made: type[Input], arguments: Collection[str], apart_from: Collection[str] = ()
 ) -> None:
-    """Refuse arguments of a configuration that an input has not, or lacks.
+    """Check a configuration's arguments for unknown and missing ones.
 
     Args:
         made: class of the input.
-        arguments: their names.
-        apart_from: arguments of the class that the configuration has no say in.
+        arguments: names of the arguments in the configuration.
+        apart_from: arguments of the class that a configuration can't set.
 
     Raises:
         ValueError: naming the argument.
@@ -285,10 +291,10 @@ def check_arguments(
 
 
 def check_text(value: Value) -> str:
-    """A value of a column of text, for :meth:`Input.read`.
+    """Return a text column's value, checked for :meth:`Input.read`.
 
     Raises:
-        TypeError: it is no string.
+        TypeError: the value is not a string.
     """
     if not isinstance(value, str):
         raise TypeError(f"of type {type(value).__name__}, not a string")
@@ -296,7 +302,7 @@ def check_text(value: Value) -> str:
 
 
 def check_keys(state: Mapping[str, Any], known: Sequence[str]) -> None:
-    """Refuse a state that lacks a key, or has one that its input does not write.
+    """Check a state for missing and unknown keys.
 
     Raises:
         ValueError: naming the key.

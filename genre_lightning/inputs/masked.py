@@ -1,4 +1,4 @@
-"""Values that are there and can't be read: they are masked and named, and never stop a run."""
+"""Values that exist but can't be read: they are masked and reported, and never stop a run."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ class Unreadable(NamedTuple):
 
     Attributes:
         reason: for messages.
-        may_recover: whether it may be readable later, as where a disk did not answer. A cache then
-            tries again; it does not where the content itself is damaged.
+        may_recover: whether the value can become readable later, for example after a disk error.
+            A cache retries such values, but not values with damaged content.
     """
 
     reason: str
@@ -20,12 +20,12 @@ class Unreadable(NamedTuple):
 
 
 class Masked(NamedTuple):
-    """An item of a dataset that could not be read; a list of the three in the JSON of a cache.
+    """An item of a dataset that could not be read; a list of three values in a cache's JSON.
 
     Attributes:
-        position: of the item, among all or among those that were asked for.
-        reason: see :class:`Unreadable`, as the next one.
-        may_recover: likewise.
+        position: index of the item among all items, or among the requested ones.
+        reason: see :class:`Unreadable`.
+        may_recover: see :class:`Unreadable`.
     """
 
     position: int
@@ -34,21 +34,22 @@ class Masked(NamedTuple):
 
 
 def first_recovered(masked: Iterable[Masked], recovered: Callable[[int], str | None]) -> str | None:
-    """Why a cache is out of date, since an item that is masked there can be read by now; or None.
+    """Return why a cache is out of date if one of its masked items is readable now, else None.
 
     Args:
-        masked: of the cache.
-        recovered: why, for the item at a position, or None; asked of those that may recover.
+        masked: masked items of the cache.
+        recovered: returns the reason for the item at a position, or None; called only for items
+            that may recover.
     """
     hopeful = (item.position for item in masked if item.may_recover)
     return next(filter(None, map(recovered, hopeful)), None)
 
 
 def masked_from_json(entries: Iterable[Sequence[Any]]) -> list[Masked]:
-    """What a cache wrote.
+    """Rebuild masked items from a cache's JSON.
 
     Raises:
-        ValueError, TypeError: the entries are anything else.
+        ValueError, TypeError: the entries are not lists of three such values.
     """
     return [
         Masked(int(position), str(reason), bool(may_recover))

@@ -1,6 +1,6 @@
-"""The words on a poster, as pretrained networks read them (PP-OCR, by the package rapidocr).
+"""The words on a poster, read by pretrained networks (PP-OCR, from the package rapidocr).
 
-One network finds the lines of text (Liao et al. 2020, "Real-time scene text detection with
+One network detects the lines of text (Liao et al. 2020, "Real-time scene text detection with
 differentiable binarization"), another one reads each line (Du et al. 2020, "PP-OCR: A practical
 ultra lightweight OCR system"). Their weights come with the package.
 """
@@ -24,15 +24,15 @@ from genre_lightning.inputs.encoders.libraries import find_module, import_librar
 from genre_lightning.inputs.encoders.spec import EncoderError, Packaged
 from genre_lightning.inputs.encoders.weights import find_packaged
 
-#: Part of every cache's key: raise it when the same pixels give other words than before.
+#: Part of every cache's key: raise it when the same pixels give different words.
 OCR_VERSION = 1
-#: (H, W) at which posters are read: at smaller sizes names in small print are lost.
+#: (H, W) of the posters that are read; at smaller sizes names in small print are lost.
 SIZE = (768, 512)
-#: Lines that are less certain than this are left out: most of them are small print, read wrongly.
+#: Lines with a lower score are dropped: most of them are misread small print.
 MIN_SCORE = 0.8
-#: Of UTF-8. Lines come from the top, so that what is cut off is mostly the credits at the bottom.
+#: Bytes of UTF-8. Lines are ordered from the top, so mostly the credits at the bottom are cut off.
 MAX_BYTES = 512
-#: What is between two lines.
+#: Separates two lines.
 BETWEEN = ". "
 
 _PACKAGE = "rapidocr"
@@ -40,7 +40,7 @@ _WEIGHTS = {
     part: Packaged(_PACKAGE, _PACKAGE, f"models/PP-OCRv6_{part.lower()}_small.onnx")
     for part in ("Det", "Rec")
 }
-#: Posters whose words are kept.
+#: Number of posters whose words are kept in memory.
 _KEPT = 64
 _opened = threading.local()
 _lock = threading.Lock()
@@ -49,10 +49,10 @@ _read: OrderedDict[bytes, str] = OrderedDict()
 
 @cache
 def ocr_sha256() -> str:
-    """The hash of the weights that are installed, which are not opened.
+    """Return the hash of the installed weights, without opening the networks.
 
     Raises:
-        EncoderError: they are not installed.
+        EncoderError: the weights or onnxruntime are not installed.
     """
     if find_module("onnxruntime") is None:
         raise not_installed("onnxruntime", "ocr")
@@ -60,22 +60,24 @@ def ocr_sha256() -> str:
 
 
 def _find_weights() -> dict[str, Path]:
-    """The files of both networks, by the part of rapidocr's configuration."""
+    """Return the files of both networks, by their key in rapidocr's configuration."""
     return {part: find_packaged(origin, "ocr") for part, origin in _WEIGHTS.items()}
 
 
 def read_words(pixels: np.ndarray) -> str:
-    """The lines on a poster from the top, joined by ``BETWEEN``.
+    """Read the lines on a poster from the top, joined by ``BETWEEN``.
+
+    The words of the last few posters are kept in memory, since several branches, and an
+    explanation, ask for the same ones.
 
     Args:
         pixels: (H, W, 3) uint8 RGB of ``SIZE``.
 
     Returns:
-        "" where no line is read with some certainty. The words of the last few posters are kept:
-        several branches, and an explanation, ask for the same.
+        The words; "" if no line has a sufficient score.
 
     Raises:
-        EncoderError: the package, or what it needs, isn't installed or is damaged.
+        EncoderError: the package or one of its dependencies isn't installed or is damaged.
     """
     digest = content_hash(pixels.tobytes())
     with _lock:
@@ -96,12 +98,12 @@ def _recognise(pixels: np.ndarray) -> str:
         with _denormals_as_zero():
             found = engine(pixels[:, :, ::-1], use_det=True, use_cls=False, use_rec=True)
     except (told.Fail, told.InvalidArgument, told.InvalidGraph, told.InvalidProtobuf) as error:
-        # Of opening weights, the first time; those of running a network are the package's own.
+        # Raised when the weights are first opened; rapidocr wraps errors of running a network.
         raise EncoderError(
             f"the weights of encoder 'ocr' are damaged ({error}): install {_PACKAGE} again"
         ) from error
     lines = [
-        # Plain text, as all that is put between prompts.
+        # Single spaces only, as in every other text that is put between prompts.
         " ".join(line.split())
         for line, score in zip(found.txts or (), found.scores or (), strict=True)
         if score >= MIN_SCORE
@@ -111,11 +113,11 @@ def _recognise(pixels: np.ndarray) -> str:
 
 @contextmanager
 def _denormals_as_zero() -> Iterator[None]:
-    """Let this thread's processor take denormal numbers for zero, where it can.
+    """Flush denormal numbers to zero in this thread, if the processor can.
 
-    Two layers of the network that finds lines have 255,000 weights below 1e-38. Many processors
-    compute with these a hundred times as slowly: finding lines took 3.5 times as long, for the same
-    output. A session of onnxruntime sets this for its whole process, once, when it is made.
+    Two layers of the detection network have 255,000 weights below 1e-38. Many processors compute
+    with these a hundred times as slowly: detection took 3.5 times as long, for the same output.
+    onnxruntime's own option is for the whole process, and set once, when a session is created.
     """
     torch.set_flush_denormal(True)
     try:
@@ -125,21 +127,21 @@ def _denormals_as_zero() -> Iterator[None]:
 
 
 def _engine() -> Any:
-    """What reads, one for each thread: it keeps what it is working on in itself."""
+    """Return this thread's OCR engine; an engine holds state while it works."""
     if not hasattr(_opened, "engine"):
         library = import_library(f"{_PACKAGE}.main", "ocr")
         engine = library.RapidOCR(
             params={
                 "Global.use_cls": False,
                 "Global.log_level": "critical",
-                # Named, or the package would download what it lacks or takes for damaged.
+                # Explicit paths, or the package would download missing or damaged files.
                 **{f"{part}.model_path": str(path) for part, path in _find_weights().items()},
                 "Det.limit_side_len": min(SIZE),
-                # Lines one by one: a batch is padded to its longest line, which costs more.
+                # One line at a time: padding a batch to its longest line costs more.
                 "Rec.rec_batch_num": 1,
                 "Rec.rec_img_shape": [3, 48, 96],
                 "EngineConfig.onnxruntime.enable_cpu_mem_arena": True,
-                # Threads read posters side by side, each on one core.
+                # Threads read posters in parallel, each on one core.
                 "EngineConfig.onnxruntime.intra_op_num_threads": 1,
                 "EngineConfig.onnxruntime.inter_op_num_threads": 1,
             }

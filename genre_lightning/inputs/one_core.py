@@ -1,4 +1,4 @@
-"""Threads that each compute on one core, for work that falls into many equal pieces."""
+"""Threads that each compute on one core, for work that splits into many equal pieces."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import torch
 
 
 def one_core_threads(workers: int, name: str) -> ThreadPoolExecutor:
-    """Threads on each of which PyTorch computes alone.
+    """Start a thread pool in which PyTorch computes on one core per thread.
 
-    Workers that each compute on every core wait for each other most of the time, and one operation
-    that is shared by all cores waits for the slowest of them.
+    Workers that each use all cores mostly wait for each other, and an operation that is split over
+    all cores waits for the slowest one.
 
     Args:
-        workers: how many.
-        name: of the threads.
+        workers: number of threads.
+        name: prefix of the threads' names.
     """
     pool = ThreadPoolExecutor(
         workers,
@@ -24,8 +24,8 @@ def one_core_threads(workers: int, name: str) -> ThreadPoolExecutor:
         initializer=_take_one_core,
         initargs=(torch.get_num_threads(),),
     )
-    # All start before any works: a thread that somebody else starts while one of them sets its
-    # number would take that number over.
+    # All workers start before this returns: a thread that is started elsewhere while a worker sets
+    # its number of cores would inherit that number.
     begun = threading.Barrier(workers)
     for future in [pool.submit(begun.wait) for _ in range(workers)]:
         future.result()
@@ -33,9 +33,9 @@ def one_core_threads(workers: int, name: str) -> ThreadPoolExecutor:
 
 
 def _take_one_core(others: int) -> None:
-    """Let PyTorch compute on one core in this thread, and in others on as many as before."""
+    """Let PyTorch use one core in this thread, and as many as before in others."""
     torch.set_num_threads(1)
-    # That also set the default of threads that start later: a thread of its own sets it back.
+    # This also sets the default of threads that start later; another thread resets the default.
     thread = threading.Thread(target=torch.set_num_threads, args=(others,))
     thread.start()
     thread.join()

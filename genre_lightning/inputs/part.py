@@ -1,4 +1,4 @@
-"""What one branch takes of a batch."""
+"""The part of a batch that one branch takes."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-#: Tensors by the name of the network's argument they are for.
+#: Tensors by the name of the network's argument that takes them.
 Numbers = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Part:
-    """The numbers of the P of a batch's B movies that have the branch's column.
+    """The numbers of the P movies, out of a batch's B, that have the branch's column.
 
-    A movie that lacks the column is in no tensor, so it costs nothing and gets nothing.
+    A movie that lacks the column is in no tensor, so the branch does no work for it and adds
+    nothing to its logits.
 
     Attributes:
-        rows: (P,) int64, the row of the batch that each belongs to, ascending.
-        numbers: arguments of the network. As gathered, then as its input's ``prepare`` makes them.
+        rows: (P,) int64, ascending, the batch row of each of the P movies.
+        numbers: first as gathered, then as the input's ``prepare`` returns them for the network.
     """
 
     rows: Tensor
@@ -29,20 +30,19 @@ class Part:
         return self.rows.shape[0]
 
     def map_tensors(self, change: Callable[[Tensor], Tensor]) -> Part:
-        """The same part with every tensor changed, such as moved to a device."""
+        """Return the part with a function applied to every tensor, such as a move to a device."""
         numbers = {name: change(value) for name, value in self.numbers.items()}
         return Part(change(self.rows), numbers)
 
 
 @dataclass(frozen=True)
 class JoinedPart:
-    """The parts of K batches end to end, so that one gather and one preparation serve all.
+    """The concatenated parts of K batches, so that one gather and one preparation serve all.
 
     Attributes:
-        part: all their numbers; ``rows``, and offsets among the numbers, count from where each
-            batch begins.
-        counts: K numbers of movies that have the column.
-        lengths: for each of the numbers, K lengths along the first dimension.
+        part: the numbers of all batches; ``rows`` and offsets count from the start of each batch.
+        counts: for each of the K batches, the number of movies that have the column.
+        lengths: for each of the numbers, the K batches' lengths along the first dimension.
     """
 
     part: Part
@@ -50,11 +50,11 @@ class JoinedPart:
     lengths: Mapping[str, Sequence[int]]
 
     def map_tensors(self, change: Callable[[Tensor], Tensor]) -> JoinedPart:
-        """The same with every tensor changed."""
+        """Return the joined part with a function applied to every tensor."""
         return replace(self, part=self.part.map_tensors(change))
 
     def parts(self) -> list[Part]:
-        """The K parts, each a view of its share."""
+        """Return the K parts, as views."""
         rows = self.part.rows.split(list(self.counts))
         numbers = {
             name: value.split(list(self.lengths[name])) for name, value in self.part.numbers.items()

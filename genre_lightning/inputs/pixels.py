@@ -20,12 +20,12 @@ from genre_lightning.inputs.part import Numbers
 from genre_lightning.inputs.poster_cache import open_poster_cache
 from genre_lightning.movies.movie import OF_THE_WEB
 
-#: Least and largest height and width to which posters are decoded.
+#: Minimum and maximum height and width of decoded posters.
 SIZES = (8, 4096)
 
 
 def read_poster(value: Any, size: tuple[int, int], shrink: int = 1) -> np.ndarray:
-    """A poster that a user hands in: a path, an encoded or an open image, or decoded pixels.
+    """Read a user's poster: a path, an encoded or open image, or decoded pixels.
 
     Args:
         value: the poster. Pixels are (H, W, 3) uint8 RGB.
@@ -35,8 +35,8 @@ def read_poster(value: Any, size: tuple[int, int], shrink: int = 1) -> np.ndarra
     Returns: (H // shrink, W // shrink, 3) uint8 RGB. Pixels that have this shape are not changed.
 
     Raises:
-        PosterError: it can't be read; the message is the reason.
-        TypeError: it is no poster.
+        PosterError: the poster can't be read; the message is the reason.
+        TypeError: the value is not a poster.
     """
     if isinstance(value, np.ndarray):
         if value.ndim != 3 or value.shape[2] != 3 or value.dtype != np.uint8:
@@ -60,27 +60,28 @@ def read_poster(value: Any, size: tuple[int, int], shrink: int = 1) -> np.ndarra
         reason = getattr(error, "strerror", None) or error
         if isinstance(error, FileNotFoundError):
             of_the_web = OF_THE_WEB.search(str(value))
-            reason = "an address, which is not fetched" if of_the_web else "no such file"
+            reason = "a web address, which is not fetched" if of_the_web else "no such file"
         raise PosterError(f"can't be read ({reason})") from error
 
 
 @final
 class PixelsInput(Input):
-    """Posters as normalised pixels, varied at random in training.
+    """Posters as normalised pixels, augmented in training.
 
     The numbers are ``pixels``: (P, H, W, 3) uint8 as stored, (P, 3, h, w) float32 as prepared.
 
     Args:
         column: name of the column.
         size: H = W to which posters are decoded and squashed, or [H, W].
-        pool: side of the squares of pixels that are averaged before the network sees them, 1 or an
-            even number. All but 2 of it is averaged on decoding, so that the cache is as small, and
-            a random crop is still stretched from more pixels than it becomes.
+        pool: side of the squares of pixels that are averaged before the network, 1 or an even
+            number. Decoding averages squares of ``pool // 2``, which keeps the cache small, and the
+            device the remaining factor of 2, so that a random crop still has more pixels than the
+            result.
         augment: ``flip``, ``crop`` and ``aspect`` of
-            :class:`genre_lightning.inputs.augment.PosterAugment`, for training; None to vary
-            nothing.
-        mean: of R, G and B in 0..1, to normalise by; None for ImageNet's.
-        std: likewise the standard deviation.
+            :class:`genre_lightning.inputs.augment.PosterAugment`, for training; None for no
+            augmentation.
+        mean: mean of R, G and B in 0..1 for normalising; None for ImageNet's.
+        std: standard deviation of R, G and B in 0..1; None for ImageNet's.
 
     Raises:
         ValueError: naming the argument that is out of range.
@@ -117,12 +118,12 @@ class PixelsInput(Input):
 
     @property
     def shrink(self) -> int:
-        """The part of ``pool`` that is averaged on decoding."""
+        """The factor of ``pool`` that is averaged on decoding."""
         return 1 if self.pool == 1 else self.pool // 2
 
     @property
     def rest(self) -> int:
-        """The part of ``pool`` that is averaged on the device."""
+        """The factor of ``pool`` that is averaged on the device."""
         return self.pool // self.shrink
 
     @property

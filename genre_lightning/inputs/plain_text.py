@@ -1,13 +1,14 @@
-"""Which texts a checkpoint can hold among an input's settings, see ``state_to_text``."""
+"""The check of texts in an input's settings that checkpoints store, see ``state_to_text``."""
 
 from __future__ import annotations
 
 
 def is_plain_text(text: str, brackets: bool = False) -> bool:
-    """Whether JSON holds a text without anything escaped.
+    """Whether a text can be stored in JSON without escapes.
 
     Args:
-        text: of a setting.
-        brackets: it may have [], {} as well, which bound how deep untrusted JSON is.
+        text: the value of a setting.
+        brackets: allow [] and {} too, which are otherwise refused: their number bounds the depth of
+            untrusted JSON.
     """
     return text.isprintable() and not set(text) & set('"\\' if brackets else '"\\[]{}')

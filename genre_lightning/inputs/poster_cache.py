@@ -1,7 +1,7 @@
 """Posters decoded once, into one memory-mapped file of pixels that every later run reuses.
 
-A poster that can't be decoded rightly is masked and listed with its name and the reason; it never
-stops a run and no other picture takes its place.
+A poster that can't be decoded correctly is masked and listed with its name and the reason. It never
+stops a run and is never replaced by another picture.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from genre_lightning.store import content_key, stored_folder
 if TYPE_CHECKING:
     import torch
 
-#: Why a poster that the dataset names has no pixels; the dataset's summary tells of it first.
+#: The reason for a poster whose file is missing; the dataset's summary reports such posters first.
 NO_SUCH_FILE = "no such file"
-#: So much is carried to a device at a time.
+#: Bytes that are copied to a device at a time.
 _PART_BYTES = 64 * 2**20
 
 _IMAGES, _META = "images.u8", "meta.json"
@@ -50,20 +50,20 @@ def open_poster_cache(
     shrink: int = 1,
     store: Store,
 ) -> DenseFeatures:
-    """Open the cache of these posters, first decoding them all where no earlier run has.
+    """Open the cache of these posters, decoding all of them first if there is none.
 
-    The cache is found by place, size and stamp of every poster file, so a file that has changed is
-    noticed without being read. Memory needed for building does not grow with the number of posters.
+    The cache's key consists of the path, size and stamp of every poster file, so a changed file is
+    noticed without being read. Building takes the same memory for any number of posters.
 
     Args:
-        posters: of N movies, None for a movie without.
+        posters: one per movie (N), None for a movie without a poster.
         size: (H, W) of the decoded posters.
-        shrink: as for :func:`decode_poster`; the cache holds what is left.
-        store: where it is kept.
+        shrink: as for :func:`decode_poster`, applied before storing.
+        store: where the cache is kept.
 
     Returns:
-        "pixels", (M, H, W, 3) uint8 RGB, memory-mapped and read-only; the place -1 is that of a
-        movie without a poster, or with one that is masked.
+        "pixels", (M, H // shrink, W // shrink, 3) uint8 RGB, memory-mapped and read-only. The place
+        is -1 for a movie without a poster or with a masked one.
 
     Raises:
         CacheError: the cache can't be written.
@@ -74,7 +74,7 @@ def open_poster_cache(
     if store.workers is not None and store.workers < 1:
         raise ValueError(f"workers ({store.workers}) must be at least 1")
     files, named = unique_files(posters)
-    # One number for a square, as in caches that are there already.
+    # One number for a square, to match the keys of existing caches.
     side = size[0] if size[0] == size[1] else list(size)
     key = content_key(DECODER_VERSION, side, shrink, *files_key(files))
 
@@ -98,10 +98,10 @@ def open_poster_cache(
 
 
 def unique_files(posters: Sequence[PosterFile | None]) -> tuple[list[PosterFile], np.ndarray]:
-    """The files that N movies' posters lie in; movies may share one.
+    """Collect the unique poster files of N movies, which can share files.
 
     Returns:
-        M files, and (N,) int64, which of them is each movie's; -1 for a movie without.
+        M files, and (N,) int64, the index of each movie's file; -1 for a movie without a poster.
     """
     index: dict[str, int] = {}
     files: list[PosterFile] = []
@@ -117,7 +117,7 @@ def unique_files(posters: Sequence[PosterFile | None]) -> tuple[list[PosterFile]
 
 
 def files_key(files: Sequence[PosterFile]) -> tuple[list[str], np.ndarray]:
-    """What of the files is part of a cache's key: place, size and stamp of each."""
+    """Return the files' part of a cache's key: path, size and stamp of each."""
     stamps = np.array([(file.size, file.stamp) for file in files], dtype=np.int64)
     return _places(files), stamps
 
@@ -125,7 +125,12 @@ def files_key(files: Sequence[PosterFile]) -> tuple[list[str], np.ndarray]:
 def places_of(
     files: Sequence[PosterFile], named: np.ndarray, masked: Sequence[Masked]
 ) -> tuple[np.ndarray, list[tuple[str, str]]]:
-    """Where each movie's poster is in a cache that holds all files but the masked ones.
+    """Find each movie's poster in a cache that holds all files except the masked ones.
+
+    Args:
+        files: M poster files.
+        named: (N,) int64, the index of each movie's file, see :func:`unique_files`.
+        masked: files that could not be read.
 
     Returns:
         (N,) int64, -1 for none; name and reason of each masked poster.
@@ -139,25 +144,25 @@ def places_of(
 
 
 def to_device(images: np.ndarray, device: torch.device) -> torch.Tensor:
-    """A copy of a cache's array on a device: the same shape and type.
+    """Copy a cache's array to a device, with the same shape and type.
 
-    Read a part at a time, so that no second copy of all is made in the computer's memory.
+    The array is read in parts, so that no second copy of it is made in host memory.
 
     Raises:
-        torch.OutOfMemoryError: there is no room on the device.
+        torch.OutOfMemoryError: the array doesn't fit on the device.
     """
-    import torch  # whoever only decodes a poster does without
+    import torch  # not needed to decode a poster
 
     copy = torch.empty(images.shape, dtype=torch.from_numpy(images[:0].copy()).dtype, device=device)
     size = max(1, _PART_BYTES * len(images) // max(1, images.nbytes))
     for start in range(0, len(images), size):
-        part = np.array(images[start : start + size])  # one that may be written, as PyTorch wants
+        part = np.array(images[start : start + size])  # PyTorch wants a writable array
         copy[start : start + size] = torch.from_numpy(part)
     return copy
 
 
 def _places(posters: Sequence[PosterFile | None]) -> list[str]:
-    """One string per poster file, the same however the dataset's folder is written; "" for None."""
+    """Return a string per poster, independent of how the folder's path is written; "" for None."""
     parents: dict[str, str] = {}
     places = []
     for poster in posters:
@@ -175,10 +180,10 @@ def _places(posters: Sequence[PosterFile | None]) -> list[str]:
 def _decode_all(
     files: Sequence[PosterFile], folder: Path, size: tuple[int, int], shrink: int, store: Store
 ) -> None:
-    """Fill a cache folder: the pixels one after another, then what is masked and why."""
+    """Fill a cache folder with the pixels, then with the masked posters and their reasons."""
     masked: list[Masked] = []
-    # Appending, instead of filling a file made at its full size: a full disk is an error and not a
-    # signal that kills, and after a power cut the file is seen to be too short.
+    # Append instead of filling a file of full size: a full disk then raises an error and does not
+    # kill the process with a signal, and after a power cut the file is recognisably too short.
     with (
         (folder / _IMAGES).open("wb") as images,
         progress("decoding posters", len(files), store.progress) as update,
@@ -197,12 +202,12 @@ def _decode_all(
 def decode_files(
     files: Sequence[PosterFile], size: tuple[int, int], shrink: int, workers: int
 ) -> Iterator[np.ndarray | Unreadable]:
-    """Decode on several threads (Pillow works outside the interpreter's lock), a few ahead.
+    """Decode files on several threads, a few ahead (Pillow releases the interpreter's lock).
 
     Yields:
-        In order, of each file its pixels, or why there are none.
+        For each file in order its pixels, or why it has none.
     """
-    Image.init()  # loads the formats: not while several threads ask for them
+    Image.init()  # loads the formats before several threads need them
     waiting: deque[Future[np.ndarray | Unreadable]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="posters")
     try:
@@ -219,7 +224,7 @@ def decode_files(
 def decode_file(
     file: PosterFile, size: tuple[int, int], shrink: int = 1
 ) -> np.ndarray | Unreadable:
-    """(H // shrink, W // shrink, 3) uint8 pixels of a poster, or why there are none."""
+    """Return a poster's pixels, (H // shrink, W // shrink, 3) uint8, or why it has none."""
     if not file.exists:
         return Unreadable(NO_SUCH_FILE, may_recover=False)
     if file.size > MAX_FILE_BYTES:
@@ -235,12 +240,12 @@ def decode_file(
 
 
 def recovered(file: PosterFile) -> str | None:
-    """Why a cache in which this file is masked is out of date: it can be read by now; else None."""
+    """Return why a cache that masks this file is out of date if it is readable now, else None."""
     try:
         file.read_bytes()
     except OSError:
         return None
-    return f"{file.name} could not be read then, and can be now"
+    return f"{file.name} could not be read when it was built, but can be now"
 
 
 def _read_meta(folder: Path) -> dict[str, Any]:
@@ -249,7 +254,7 @@ def _read_meta(folder: Path) -> dict[str, Any]:
 
 
 def _damage(folder: Path, files: Sequence[PosterFile], shape: tuple[int, int, int]) -> str | None:
-    """Why a cache folder can't be used, or None: files cut short, posters readable by now."""
+    """Return why a cache folder can't be used (truncated files, recovered posters), or None."""
     try:
         meta = _read_meta(folder)
         found = (folder / _IMAGES).stat().st_size

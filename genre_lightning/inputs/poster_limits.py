@@ -1,8 +1,8 @@
-"""What a poster's file may cost, told before it is decoded: work and memory.
+"""Limits on the work and memory that decoding a poster may take, checked before decoding.
 
-A small file can ask for much: a picture of one colour is compressed to almost nothing, and each of
-the thousand scans of a JPEG goes over all of it. So headers are read first, here. What they can't
-tell is bounded while Pillow reads the file, by :class:`MeteredBytes`.
+A small file can be expensive: an image of a single colour compresses to almost nothing, and a JPEG
+can have a thousand scans that each cover the whole image. So this module reads the headers first.
+:class:`MeteredBytes` bounds what headers do not reveal, while Pillow reads the file.
 """
 
 from __future__ import annotations
@@ -18,54 +18,53 @@ from PIL import Image
 
 from genre_lightning.errors import InputError
 
-if TYPE_CHECKING:  # imported by Pillow where a file needs them
+if TYPE_CHECKING:  # Pillow imports them only for files that need them
     from PIL.ImageFile import ImageFile
     from PIL.TiffImagePlugin import TiffImageFile
 
-#: What is opened at all. Left out are formats that no poster comes in, among them EPS, for which
-#: Pillow starts Ghostscript; and AVIF, whose header does not bound what decoding it takes.
+#: The formats that are opened. Formats that posters don't use are left out, among them EPS, for
+#: which Pillow starts Ghostscript; so is AVIF, whose header does not bound the cost of decoding.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-#: Of the files that hold them.
+#: File suffixes of these formats.
 POSTER_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 MAX_FILE_BYTES = 96 * 2**20
-#: 64 million pixels are A3 at 600 dpi. Pillow's own limit is a global that other code may have
-#: lifted.
+#: 64 million pixels are A3 at 600 dpi. Pillow's own limit is a global that other code can lift.
 MAX_PIXELS = 64_000_000
-#: Each row of an open image costs 16 bytes or more beside its pixels.
+#: Each row of an open image takes at least 16 bytes in addition to its pixels.
 MAX_SIDE = 32_000
-#: Bytes that a file and its pixels may take while they are decoded. What comes on top, of the
-#: libraries and of stretching, stays below a third of it.
+#: Bytes that a file and its pixels may take during decoding. The overhead of the libraries and of
+#: resizing stays below a third of this.
 MAX_BYTES = 220_000_000
-#: Of the decoding thread's own time, so that a busy machine refuses no more than an idle one.
+#: CPU time of the decoding thread, so that a busy machine refuses no more posters than an idle one.
 MAX_SECONDS = 4.0
 
-#: Encoders write ten scans, and up to some forty where they search for the shortest file.
+#: Encoders write ten scans, or up to about forty when they search for the shortest file.
 MAX_SCANS = 100
-#: Blocks of 8 x 8 that all scans of a JPEG go over: one takes up to a tenth of a microsecond. A
+#: Blocks of 8 x 8 in all scans of a JPEG; decoding a block takes up to a tenth of a microsecond. A
 #: photo of 24 million pixels with full colour and ten scans has 5 million.
 MAX_BLOCKS = 24_000_000
-#: Of the tables of a TIFF, and of EXIF: Pillow makes an object of each number.
+#: Size of a TIFF's tables, and of EXIF: Pillow makes an object of each number.
 MAX_TABLE_BYTES = 2**20
 
 _BYTES_PER_BLOCK = 64 * 2
 _MODE_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
-#: libwebp holds two canvases; Pillow takes a copy of one, and makes the image of it.
+#: Per pixel: libwebp holds two canvases; Pillow copies one and makes the image from the copy.
 _WEBP_BYTES = 16
-#: Pillow unpacks it as a bytearray, and takes a copy.
+#: Additional bytes per pixel: Pillow unpacks the data into a bytearray and copies that.
 _BMP_RLE_BYTES = 3
 
-#: A marker in a JPEG that is neither filling, nor part of the data of a scan.
+#: A marker in a JPEG that is neither padding nor part of a scan's data.
 _MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")
 _TEM, _SOI, _EOI, _SOS, _APP1 = 0x01, 0xD8, 0xD9, 0xDA, 0xE1
-#: DHT, JPG and DAC lie between the markers that begin a frame.
+#: Markers that begin a frame; DHT, JPG and DAC have codes in between.
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _BASELINE, _EXTENDED, _PROGRESSIVE = 0xC0, 0xC1, 0xC2
 
-#: Tags of a TIFF, the sizes of the types of numbers, and the ways of compression: none, three of
-#: fax, LZW, two of deflate, PackBits. Others hold a picture of another format, with its own costs.
+#: Tags of a TIFF, the sizes of its number types, and the allowed compressions: none, three of fax,
+#: LZW, two of deflate, PackBits. Others embed an image of another format, with its own costs.
 _BITS, _COMPRESSION, _ORIENTATION, _SAMPLES, _TILE_SIDES = 258, 259, 274, 277, (322, 323)
-#: Directories within it: EXIF, GPS, interoperability.
+#: Tags of subdirectories: EXIF, GPS, interoperability.
 _DIRECTORIES = (34665, 34853, 40965)
 _TYPE_BYTES = {3: 2, 6: 1, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _TEXT_TYPES = (1, 2, 7)
@@ -75,14 +74,14 @@ _MAX_TILE_SIDE = 4096
 
 
 class PosterError(InputError):
-    """A poster that can't be decoded rightly; the message is the reason, without the name."""
+    """A poster that can't be decoded correctly; the message is the reason, without the name."""
 
 
 class MeteredBytes(io.BytesIO):
-    """A file in memory that gives out no more once its reader has taken too long.
+    """A file in memory that refuses further reads once its reader has taken too long.
 
-    Pillow reads in small pieces, and some of its readers are loops in Python that a file can keep
-    busy. The clock is that of the thread, and starts when this is made.
+    Pillow reads in small pieces, and some of its readers are Python loops that a file can keep
+    busy. The limit is on the thread's CPU time since construction.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -90,7 +89,7 @@ class MeteredBytes(io.BytesIO):
         self._end = time.thread_time() + MAX_SECONDS
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """As of any file.
+        """Read bytes, as from any file.
 
         Raises:
             PosterError: the thread has worked for more than ``MAX_SECONDS``.
@@ -101,13 +100,13 @@ class MeteredBytes(io.BytesIO):
 
 
 def check_file(data: bytes) -> int:
-    """Look at the headers of a file before Pillow opens it.
+    """Check a file's headers before Pillow opens it.
 
     Returns:
-        Bytes that decoding takes beside the file and the pixels.
+        Bytes that decoding takes in addition to the file and the pixels.
 
     Raises:
-        PosterError: it asks for too much.
+        PosterError: decoding would take too much work or memory.
     """
     if len(data) > MAX_FILE_BYTES:
         raise PosterError(f"more than {MAX_FILE_BYTES:,} bytes")
@@ -121,15 +120,15 @@ def check_file(data: bytes) -> int:
 
 
 def check_image(image: Image.Image, size: tuple[int, int], further: int = 0) -> int:
-    """Look at an image that is open, and not decoded yet.
+    """Check an image that is open but not decoded yet.
 
     Args:
-        image: opened, drafted.
-        size: width and height before drafting.
-        further: bytes beside those of the pixels: the file, and what :func:`check_file` told.
+        image: the open image, after ``draft``.
+        size: width and height before ``draft``.
+        further: bytes in addition to the pixels: the file, and the result of :func:`check_file`.
 
     Returns:
-        Bytes that it takes while it is decoded.
+        Bytes that decoding takes.
 
     Raises:
         PosterError: too many pixels, or too many bytes.
@@ -160,7 +159,10 @@ def _check_bytes(needed: int, width: int, height: int, kind: str) -> None:
 
 
 def _check_jpeg(data: bytes) -> int:
-    """Count what the scans go over. What is damaged otherwise, the decoder will say."""
+    """Check a JPEG's scans and return the bytes of buffered coefficients.
+
+    Other damage is left to the decoder.
+    """
     blocks_of: dict[int, int] = {}
     progressive = False
     scans = visits = exif = held = 0
@@ -178,7 +180,7 @@ def _check_jpeg(data: bytes) -> int:
         place += length
         if marker in _FRAMES:
             if marker not in (_BASELINE, _EXTENDED, _PROGRESSIVE):
-                raise PosterError(f"a JPEG of a rare kind (SOF{marker - _BASELINE})")
+                raise PosterError(f"an unsupported kind of JPEG (SOF{marker - _BASELINE})")
             if blocks_of:
                 raise PosterError("damaged: a JPEG with two frames")
             progressive = marker == _PROGRESSIVE
@@ -198,13 +200,13 @@ def _check_jpeg(data: bytes) -> int:
                 raise PosterError(f"a JPEG of more than {MAX_SCANS} scans")
             if visits > MAX_BLOCKS:
                 raise PosterError(
-                    f"the {scans} scans of a JPEG go over more than {MAX_BLOCKS:,} blocks"
+                    f"the {scans} scans of a JPEG cover more than {MAX_BLOCKS:,} blocks"
                 )
     return held
 
 
 def _blocks(frame: bytes) -> dict[int, int]:
-    """Blocks of 8 x 8 of each component, by its number."""
+    """Return the number of 8 x 8 blocks of each component, by the component's number."""
     if len(frame) < 6 or len(frame) < 6 + 3 * frame[5]:
         return {}
     height, width = struct.unpack(">HH", frame[1:5])
@@ -217,7 +219,7 @@ def _blocks(frame: bytes) -> dict[int, int]:
 
 
 def _check_webp(data: bytes) -> None:
-    """Its canvas is allocated when Pillow opens it."""
+    """Check a WebP's canvas, which is allocated as soon as Pillow opens the file."""
     kind = data[12:16]
     if len(data) < 30:
         raise PosterError("damaged: a truncated WebP")
@@ -232,15 +234,15 @@ def _check_webp(data: bytes) -> None:
 
 
 def _check_tiff(data: bytes) -> None:
-    """Pillow makes an object of each number in the directories."""
+    """Check a TIFF's directories: Pillow makes an object of each number in them."""
     order: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
     if data[:4] not in (b"II*\0", b"MM\0*"):
-        raise PosterError("not an image of a known format: a TIFF of a rare kind")
+        raise PosterError("not an image of a known format: an unsupported kind of TIFF")
     starts, seen, numbers, texts = [int.from_bytes(data[4:8], order)], set[int](), 0, 0
     while starts:
         start = starts.pop()
         if start in seen or len(seen) > len(_DIRECTORIES):
-            raise PosterError("damaged: a TIFF whose directories hold each other")
+            raise PosterError("damaged: a TIFF whose directories form a cycle")
         seen.add(start)
         for tag, kind, many, value in _directory(data, start, order):
             numbers += many * _TYPE_BYTES.get(kind, 0)
@@ -260,7 +262,7 @@ def _check_tiff(data: bytes) -> None:
 def _directory(
     data: bytes, start: int, order: Literal["little", "big"]
 ) -> Iterator[tuple[int, int, int, int]]:
-    """Tag, type, count, and value or place of each entry."""
+    """Yield tag, type, count, and value or offset of each entry."""
     count = int.from_bytes(data[start : start + 2], order)
     for place in range(start + 2, start + 2 + 12 * count, 12):
         entry = data[place : place + 12]
@@ -275,7 +277,7 @@ def _directory(
 
 
 def _tiff_bytes(image: TiffImageFile) -> int:
-    """Bytes a pixel that unpacking and turning it take: it may be one strip."""
+    """Return bytes per pixel for unpacking and rotating a TIFF, which can be a single strip."""
     needed = 0
     if image.info.get("compression") != "raw":
         bits = image.tag_v2.get(_BITS, (1,))

@@ -1,4 +1,4 @@
-"""The words on posters: names of actors, slogans, prizes, as text that another input looks at."""
+"""The words on posters (names of actors, slogans, prizes) as text for another input."""
 
 from __future__ import annotations
 
@@ -31,26 +31,24 @@ from genre_lightning.inputs.terms import TermsInput
 from genre_lightning.movies.movie import PosterFile
 from genre_lightning.store import content_key
 
-#: Posters that are read and put on the disk together: a killed process loses seconds.
+#: Posters whose words are read and saved together, so that a killed process loses only seconds.
 AT_ONCE = 64
-#: Inputs of texts that can look at the words.
+#: Text inputs that can take the words.
 TEXT_INPUTS: Mapping[str, type[TermsInput] | type[EmbeddingInput]] = {
     TermsInput.kind: TermsInput,
     EmbeddingInput.kind: EmbeddingInput,
 }
-#: The text of a poster without words: it has been looked at, and is not a movie without a poster.
+#: The text of a poster without words, which differs from a movie without a poster.
 NO_WORDS = "(no words)"
 
 
 @final
 class PosterTextInput(Input):
-    """The words on a poster (``inputs/ocr.py``), as numbers of an input of texts.
-
-    The numbers are those of that input.
+    """The words on a poster (``inputs/ocr.py``), as the numbers of a text input.
 
     Args:
         column: name of the column of posters.
-        text: ``kind``, "terms" or "embedding", and the other arguments of that input.
+        text: ``kind``, "terms" or "embedding", and the other arguments of that text input.
 
     Raises:
         ValueError: naming the argument that is unknown or out of range.
@@ -60,7 +58,7 @@ class PosterTextInput(Input):
     of: str = "poster"
 
     def __init__(self, column: str, text: Mapping[str, Any]) -> None:
-        settings: Any = text  # of a configuration, where it may be anything
+        settings: Any = text  # a configuration can hold any type
         if not isinstance(settings, Mapping) or settings.get("kind") not in TEXT_INPUTS:
             raise ValueError(f"text: its kind must be one of {', '.join(TEXT_INPUTS)}")
         made = TEXT_INPUTS[text["kind"]]
@@ -74,13 +72,13 @@ class PosterTextInput(Input):
             raise ValueError(f"text.{error}") from error
 
     def _set(self, column: str, text: TermsInput | EmbeddingInput, sha256: str | None) -> None:
-        """Keep the settings, of a configuration or of a checkpoint."""
+        """Keep the settings from a configuration or a checkpoint."""
         if text.of != "text":
             raise ValueError("encoder: the words on posters need an encoder of texts")
         self.column = column
         self.text = text
         self.sha256 = sha256
-        self.gives = text.gives  # type: ignore[misc] # of others it is the class's
+        self.gives = text.gives  # type: ignore[misc] # a class attribute of other inputs
 
     @property
     def fitted(self) -> bool:
@@ -95,7 +93,7 @@ class PosterTextInput(Input):
     def open(self, values: Sequence[Any], train: np.ndarray, store: Store) -> Features:
         self._check_weights()
         files, named = unique_files(values)
-        # A text is kept as its bytes, so that it is found again as an encoder's vector is.
+        # A text is stored as a row of its bytes, so that the cache of embeddings serves words too.
         key = content_key("words", OCR_VERSION, self.sha256, DECODER_VERSION, list(SIZE))
         with ThreadPoolExecutor(store.workers or num_cores(), thread_name_prefix="words") as pool:
             source = Source(
@@ -116,22 +114,22 @@ class PosterTextInput(Input):
         return features
 
     def _check_weights(self) -> None:
-        """Refuse to read with other weights than in training.
+        """Check that the installed weights are those of training, or record their hash.
 
         Raises:
-            EncoderError: they are others, or not installed.
+            EncoderError: the weights differ, or are not installed.
         """
         found = ocr_sha256()
         if self.sha256 not in (None, found):
             raise EncoderError(
-                "the model was trained on words of posters that other weights read "
-                f"(SHA-256 {self.sha256}; those of the installed rapidocr have {found}): install "
-                "the version of rapidocr that it was trained with"
+                "the model was trained on words of posters that were read with other weights "
+                f"(SHA-256 {self.sha256}; the installed rapidocr has {found}): install the version "
+                "of rapidocr that it was trained with"
             )
         self.sha256 = found
 
     def read(self, value: Any) -> str:
-        """The words on a poster; ``NO_WORDS`` where there are none."""
+        """Read the words on a poster; ``NO_WORDS`` if there are none."""
         pixels = read_poster(value, SIZE)
         self._check_weights()
         return self.text.read(read_words(pixels) or NO_WORDS) or NO_WORDS
@@ -169,17 +167,17 @@ class PosterTextInput(Input):
 
 
 def text_input(branch_input: Input) -> Input:
-    """The input that makes numbers of a branch's text: behind the words on posters, or itself."""
+    """Return a branch's text input: the inner one for words on posters, else the input itself."""
     return branch_input.text if isinstance(branch_input, PosterTextInput) else branch_input
 
 
 def _read_files(
     files: Sequence[PosterFile], pool: ThreadPoolExecutor, tell: Callable[[float], object]
 ) -> Embedded:
-    """The words of some posters, as rows of bytes; several posters are read side by side."""
+    """Read the words of some posters, several in parallel, as rows of bytes."""
     rows: list[np.ndarray] = []
     masked: list[Masked] = []
-    Image.init()  # loads the formats: not while several threads ask for them
+    Image.init()  # loads the formats before several threads need them
 
     def words_of(file: PosterFile) -> str | Unreadable:
         pixels = decode_file(file, SIZE)
@@ -195,7 +193,7 @@ def _read_files(
 
 
 def _to_row(words: str) -> np.ndarray:
-    """(MAX_BYTES,) float16: UTF-8, each byte a number, and zeros behind."""
+    """Encode words as (MAX_BYTES,) float16: one number per byte of UTF-8, padded with zeros."""
     row = np.zeros(MAX_BYTES, np.float16)
     data = words.encode("utf-8")
     row[: len(data)] = np.frombuffer(data, np.uint8)

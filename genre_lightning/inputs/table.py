@@ -26,7 +26,7 @@ INPUTS: dict[str, type[Input]] = {
     for made in (TermsInput, PixelsInput, EmbeddingInput, YearInput, VectorsInput, PosterTextInput)
 }
 
-#: Brackets and commas in the text of an honest state.
+#: Maximum numbers of brackets and commas in the text of a legitimate state.
 _MAX_BRACKETS = 32
 _MAX_COMMAS = 3 * MAX_VOCABULARY_SIZE
 
@@ -36,7 +36,7 @@ def build_input(branch: str, settings: Mapping[str, Any]) -> Input:
 
     Args:
         branch: name of the branch, for messages.
-        settings: ``kind``, a key of ``INPUTS``, and the arguments of that class.
+        settings: ``kind``, a key of ``INPUTS``, and the arguments of the input's class.
 
     Raises:
         UserError: naming the key that is unknown, missing or out of range.
@@ -53,11 +53,11 @@ def build_input(branch: str, settings: Mapping[str, Any]) -> Input:
     try:
         check_arguments(made, arguments)
         if "column" in arguments and not is_column_name(arguments["column"]):
-            raise ValueError(f"column={arguments['column']!r} is no name of a column")
+            raise ValueError(f"column={arguments['column']!r} is not a valid name of a column")
         return made(**arguments)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
-    except TypeError as error:  # it names no argument, only what Python could not do with its value
+    except TypeError as error:  # the message does not name the argument
         given = ", ".join(f"{name}={value}" for name, value in arguments.items())
         raise UserError(f"{where} has a value of a wrong type ({given}): {error}") from error
     except ValueError as error:
@@ -65,28 +65,29 @@ def build_input(branch: str, settings: Mapping[str, Any]) -> Input:
 
 
 def is_column_name(name: Any) -> bool:
-    """Whether this can be the name of a column: printable, without what JSON would escape."""
+    """Whether a value can name a column: printable text without brackets or JSON escapes."""
     return isinstance(name, str) and 0 < len(name) <= 200 and is_plain_text(name)
 
 
 def state_to_text(branch_input: Input) -> str:
-    """An input's kind and state as one string of JSON.
+    """Return an input's kind and state as one JSON string.
 
-    One string is read and written in a tenth of the time that its items would take one by one.
+    A checkpoint reads and writes one string in a tenth of the time that separate items take.
     """
     return json.dumps({"kind": branch_input.kind, **branch_input.state()}, ensure_ascii=False)
 
 
 def input_from_text(text: Any) -> Input:
-    """What :func:`state_to_text` wrote, from a file that may be untrusted.
+    """Rebuild an input from the text of :func:`state_to_text`, which can be untrusted.
 
     Raises:
-        ValueError: saying what is wrong with it.
+        ValueError: saying what is wrong with the text.
     """
     if type(text) is not str:
         raise ValueError(f"a {type(text).__name__}, not a text")
-    # No honest state has a backslash in a string: a term is letters, digits, marks and spaces, and
-    # a column's name is checked. So brackets bound the depth, and commas the number of items.
+    # A legitimate state has no backslashes in its strings: terms are letters, digits, marks and
+    # spaces, and column names are checked. So the number of brackets bounds the depth, and the
+    # number of commas bounds the number of items.
     if "\\" in text or text.count("[") + text.count("{") > _MAX_BRACKETS:
         raise ValueError("its JSON is not that of an input's state")
     if text.count(",") > _MAX_COMMAS:

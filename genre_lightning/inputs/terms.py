@@ -26,7 +26,7 @@ class TermsFeatures(Features):
     """TF-IDF rows of the movies that have the text.
 
     Args:
-        rows: one for each movie that has the text.
+        rows: one row per movie that has the text.
         place: see :class:`Features`.
     """
 
@@ -51,15 +51,15 @@ class TermsFeatures(Features):
         )
 
     def read_ahead(self, places: np.ndarray) -> None:
-        """Nothing to do: they are in memory."""
+        """Do nothing: the rows are in memory."""
 
 
 @final
 class TermsInput(Input):
-    """A text's terms, weighted by TF-IDF; its network looks at those alone that occur.
+    """A text's terms, weighted by TF-IDF; the network reads only the non-zero ones.
 
-    The numbers are ``indices``, (L,) int64, the non-zero columns of P texts, one text after
-    another; ``offsets``, (P,) int64, where each text starts among them; ``weights``, (L,) float32.
+    The numbers are ``indices``, (L,) int64, the non-zero columns of P texts, concatenated;
+    ``offsets``, (P,) int64, the start of each text in ``indices``; ``weights``, (L,) float32.
 
     Args:
         column: name of the column.

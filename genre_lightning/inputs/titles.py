@@ -1,4 +1,4 @@
-"""Titles: their words and their year, and how people say them."""
+"""Titles: their words, their year, and the form in which people say them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FIRST_YEAR, LAST_YEAR = 1800, 2099
 # "(1999)", also "( 1999 )", "[1999]", "(1999/I)" and the years of a series, "(1999-2003)".
 _YEAR = re.compile(r"[(\[]\s*(1[89][0-9]{2}|20[0-9]{2})(?:\s*[-‐-―/][^()\[\]]{0,9})?\s*[)\]]")
 
-#: Articles that catalogues put behind: "Godfather, The".
+#: Articles that catalogues move to the end: "Godfather, The".
 _ARTICLES = (
     *("the", "a", "an", "la", "le", "les", "l'", "un", "une", "el", "los", "las"),
     *("il", "lo", "gli", "der", "die", "das", "ein", "eine", "den", "det", "het"),
@@ -23,11 +23,11 @@ _BEHIND = re.compile(
 
 
 class _Characters(dict[int, str]):
-    """What becomes of each character of a title, decided on first sight, for `str.translate`.
+    """A table for `str.translate` that is filled as characters are first seen.
 
     Letters, digits and combining marks (vowel signs of Indic scripts are marks) stay. Apostrophes,
-    full stops and invisible characters go without a trace ("Schindler's" -> "schindlers", "E.T." ->
-    "et"), any other character leaves a gap ("Face/Off" -> "face off").
+    full stops and invisible characters are removed ("Schindler's" -> "schindlers", "E.T." -> "et").
+    Any other character becomes a space ("Face/Off" -> "face off").
     """
 
     def __missing__(self, code: int) -> str:
@@ -50,12 +50,12 @@ def normalise_title(title: str) -> tuple[str, int | None]:
     """Split a title into its words, lowercase without punctuation, and its year.
 
     `"Godfather, The (1972)"` gives `("godfather the", 1972)`. The year is the last number from 1800
-    to 2099 that stands in brackets of its own; all other digits stay ("2001: A Space Odyssey
-    (1968)", "Blade Runner 2049 (2017)"), and so do other remarks in brackets, without the brackets.
-    Compatibility forms are unified (NFKC: full-width letters, ligatures); accents are kept, since
-    they tell words and languages apart.
+    to 2099 that stands in its own brackets. All other digits stay ("2001: A Space Odyssey (1968)",
+    "Blade Runner 2049 (2017)"), and so do other remarks in brackets, without the brackets.
+    Compatibility forms are unified (NFKC: full-width letters, ligatures). Accents are kept, since
+    they distinguish words and languages.
 
-    Returns: the words joined by single spaces, maybe ""; the year, or None where there is none.
+    Returns: the words joined by single spaces, possibly ""; the year, or None if there is none.
     """
     if not title.isascii():
         title = unicodedata.normalize("NFKC", title)
@@ -71,11 +71,11 @@ def normalise_title(title: str) -> tuple[str, int | None]:
 
 
 def natural_title(title: str, year: bool = False) -> str:
-    """A title with its articles in front, and without its year or with the year behind.
+    """Move a title's articles to the front; remove its year or, with ``year``, put it at the end.
 
     `"Godfather, The (1972)"` gives `"The Godfather"`; `"City of Lost Children, The (Cité des
     enfants perdus, La) (1995)"` gives `"The City of Lost Children (La Cité des enfants perdus)"`,
-    or with the year the same and `" (1995)"`.
+    followed by `" (1995)"` with ``year``.
     """
     found = _last_year(title)
     if found is not None:
@@ -92,10 +92,10 @@ def natural_title(title: str, year: bool = False) -> str:
 
 
 def checked_years(years: Any) -> tuple[int, int]:
-    """The first and the last year that an input saw in train, from data that may be untrusted.
+    """Check the first and last year that an input saw in train, which can be untrusted.
 
     Raises:
-        ValueError: it is no list of two such years.
+        ValueError: the value is not a list of two ascending years in the allowed range.
     """
     if (
         not isinstance(years, list)
@@ -108,5 +108,5 @@ def checked_years(years: Any) -> tuple[int, int]:
 
 
 def _last_year(title: str) -> re.Match[str] | None:
-    """The last year in brackets of its own: the match with its brackets, the year its group 1."""
+    """Match the last year in its own brackets; group 1 is the year without the brackets."""
     return next(reversed(list(_YEAR.finditer(title))), None)

@@ -1,8 +1,7 @@
 """Texts as sparse TF-IDF rows of a fixed width, with a title's release decade in the last columns.
 
-Fitting uses scikit-learn; transforming is plain Python and numpy and gives the same numbers, so
-that prediction starts without importing scikit-learn and a vectorizer is plain data in a
-checkpoint.
+Fitting uses scikit-learn. Transforming gives the same numbers in plain Python and numpy, so
+prediction does not import scikit-learn, and a checkpoint stores a vectorizer as plain data.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from genre_lightning.inputs.titles import checked_years, normalise_title
 #: Centres of the soft decade features, one column each: the last columns of V.
 DECADES = tuple(range(1910, 2030, 10))
 ANALYZERS = ("word", "char", "char_wb", "item")
-#: Between the items of a list, such as a cast: "Tom Hanks|Tim Allen".
+#: Separates the items of a list, such as a cast: "Tom Hanks|Tim Allen".
 ITEM_SEPARATOR = "|"
 
 #: Limits on what is accepted from an untrusted file.
@@ -29,7 +28,7 @@ MAX_NGRAM = 32
 MAX_TERM_CHARACTERS = 2**26
 
 _STATE_VERSION = 1
-_CHUNK = 4096  # titles turned into numbers at once: bounds the memory of transform
+_CHUNK = 4096  # titles transformed at once: bounds the memory of transform
 
 #: A term and where it stands in a text: ``text[start:end]``.
 Span: TypeAlias = tuple[str, int, int]
@@ -40,7 +39,7 @@ class SparseRows:
     """N titles as rows of a sparse (N, V) matrix, as in the CSR format.
 
     Attributes:
-        indptr: (N + 1,) int64, row n is `indices[indptr[n]:indptr[n + 1]]`, and likewise weights.
+        indptr: (N + 1,) int64; row n is `indices[indptr[n]:indptr[n + 1]]`, and likewise weights.
         indices: (L,) int32 columns in 0..V-1, ascending in each row.
         weights: (L,) float32.
     """
@@ -53,10 +52,10 @@ class SparseRows:
         return len(self.indptr) - 1
 
     def take(self, rows: np.ndarray | Sequence[int]) -> SparseRows:
-        """The given rows, (B,) integers in 0..N-1, in the given order.
+        """Select the given rows, (B,) integers in 0..N-1, in the given order.
 
         Raises:
-            IndexError: a row is not there.
+            IndexError: there is no such row.
         """
         rows = np.asarray(rows, dtype=np.int64)
         if len(rows) and (rows.min() < 0 or rows.max() >= len(self)):
@@ -65,7 +64,7 @@ class SparseRows:
         lengths = self.indptr[rows + 1] - starts
         indptr = np.zeros(len(rows) + 1, dtype=np.int64)
         np.cumsum(lengths, out=indptr[1:])
-        # The place of each entry: its place in the result, moved by where its row has come from.
+        # Each entry's old position is its position in the result, shifted by its row's old start.
         places = np.arange(indptr[-1]) + np.repeat(starts - indptr[:-1], lengths)
         return SparseRows(indptr, self.indices[places], self.weights[places])
 
@@ -73,28 +72,29 @@ class SparseRows:
 class TermVectorizer:
     """TF-IDF of normalised titles plus soft decade features, (N, V) with a fixed V.
 
-    The terms' columns come first, unused ones stay empty, and with `decade` the last
-    `len(DECADES)` columns tell the release year: a triangular weight on the two nearest decade
-    centres (1994 is 0.6 of the 1990s and 0.4 of the 2000s). Years are clamped to those seen in
-    fitting, so that a movie of 2024 counts as the newest one that the model has learnt about
-    instead of using columns that it has not. A title without a year has no decade feature.
+    The terms' columns come first, and unused columns stay empty. With `decade`, the last
+    `len(DECADES)` columns encode the release year: triangular weights on the two nearest decade
+    centres (1994 is 0.6 of the 1990s and 0.4 of the 2000s). Years are clamped to the range seen in
+    fitting, so that a newer movie counts as one of the newest year in train and doesn't use columns
+    that the model never learnt. A title without a year has no decade features.
 
     TF-IDF is scikit-learn's, with smoothed idf and rows of length 1 (Salton & Buckley 1988, "Term-
-    weighting approaches in automatic text retrieval"); words are whatever stands between spaces, so
-    that one-letter titles ("M", "Z") are not empty.
+    weighting approaches in automatic text retrieval"). Words are split at spaces only, so that
+    titles of one letter ("M", "Z") are not empty.
 
     Args:
         vocabulary_size: V, the terms and the decades together.
         analyzer: "word", "char" (n-grams across words), "char_wb" (n-grams within words, each
-            padded by a space) or "item" (whole items of a list, such as the names of a cast, with
-            ``|`` between them).
+            padded with spaces) or "item" (whole items of a list, such as the names of a cast,
+            separated by ``|``).
         ngram_range: shortest and longest n-gram.
-        sublinear_tf: 1 + ln(count) in place of the count.
+        sublinear_tf: replace each count with 1 + ln(count).
         decade: add the decade features.
-        decade_weight: their sum for a title with a year; the TF-IDF part has length 1.
+        decade_weight: sum of the decade features of a title with a year; the TF-IDF part has
+            length 1.
 
     Raises:
-        ValueError: naming the argument that makes no sense.
+        ValueError: naming the argument that is out of range.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class TermVectorizer:
                 f"vocabulary_size: {vocabulary_size} is not in {least} to {MAX_VOCABULARY_SIZE}"
             )
         if not 0 < decade_weight <= 1000:
-            raise ValueError(f"decade_weight: {decade_weight} is not above 0 and up to 1000")
+            raise ValueError(f"decade_weight: {decade_weight} must be above 0 and at most 1000")
         self.vocabulary_size = vocabulary_size
         self.analyzer = analyzer
         self.ngram_range = (ngram_range[0], ngram_range[1])
@@ -133,7 +133,7 @@ class TermVectorizer:
 
     @property
     def fitted(self) -> bool:
-        """True once there is a vocabulary."""
+        """Whether a vocabulary has been learnt."""
         return self.terms is not None
 
     def settings(self) -> dict[str, Any]:
@@ -148,12 +148,12 @@ class TermVectorizer:
         }
 
     def fit(self, titles: Sequence[str]) -> TermVectorizer:
-        """Learn vocabulary, idf and range of years from these titles (those of train alone).
+        """Learn the vocabulary, idf and range of years from the titles of train.
 
-        The vocabulary is the most frequent terms, as many as there are columns.
+        The vocabulary is the most frequent terms, up to the number of term columns.
 
         Raises:
-            ValueError: there is no term in any title.
+            ValueError: no title has a term.
         """
         from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -166,7 +166,7 @@ class TermVectorizer:
             analyzer=_items if self.analyzer == "item" else self.analyzer,
             tokenizer=str.split if self.analyzer == "word" else None,
             token_pattern=None,
-            # Of whole items there are none, and scikit-learn warns of others.
+            # Whole items have no n-grams, and scikit-learn warns if a range is set.
             ngram_range=(1, 1) if self.analyzer == "item" else self.ngram_range,
             lowercase=False,
             max_features=self._num_term_columns(),
@@ -178,14 +178,17 @@ class TermVectorizer:
         return self
 
     def normalise(self, text: str) -> tuple[str, int | None]:
-        """A text as its terms are read from it, and its year; see `normalise_title`."""
+        """Return the normalised text, from which terms are read, and its year or None.
+
+        Titles go through `normalise_title`; lists of items have no year.
+        """
         if self.analyzer != "item":
             return normalise_title(text)
         items = (normalise_title(item)[0] for item in text.split(ITEM_SEPARATOR))
         return ITEM_SEPARATOR.join(item for item in items if item), None
 
     def transform(self, titles: Sequence[str]) -> SparseRows:
-        """Turn N titles into a sparse (N, V) matrix; terms that fitting did not see are left out.
+        """Turn N titles into a sparse (N, V) matrix; terms outside the vocabulary are left out.
 
         Raises:
             RuntimeError: the vectorizer is not fitted.
@@ -203,21 +206,21 @@ class TermVectorizer:
         return SparseRows(indptr, indices, weights)
 
     def locate(self, text: str) -> list[tuple[int, int, int]]:
-        """Where the terms of a title stand, for explaining what a model makes of it.
+        """Locate the terms of a title, to explain a model's score.
 
         Args:
-            text: normalised, the first part of `normalise`.
+            text: normalised, the first value that `normalise` returns.
 
-        Returns: (column, start, end) of each known term as often as it occurs: it was read from
-            `text[start:end]`. The spaces around words that "char_wb" adds are not counted, so the
-            padding alone, which can be a term of one character, has start == end.
+        Returns: (column, start, end) of each occurrence of a known term, read from
+            `text[start:end]`. The spaces that "char_wb" adds around words are not part of the text,
+            so a term that is only padding has start == end.
         """
         found = _SPANS[self.analyzer](text, *self.ngram_range)
         column = self._column_of
         return [(column[term], start, end) for term, start, end in found if term in column]
 
     def name(self, column: int) -> str:
-        """What a column stands for: a term, or the decade's year ("1990"); "" for an unused one.
+        """Return a column's term, or its decade's year ("1990"); "" for an unused column.
 
         Raises:
             IndexError: there is no such column.
@@ -230,11 +233,11 @@ class TermVectorizer:
         return terms[column] if column < len(terms) else ""
 
     def is_decade(self, column: int) -> bool:
-        """Whether a column tells the release year and not a term."""
+        """Whether a column is a decade feature and not a term."""
         return column >= self._num_term_columns()
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain data (str, int, float, bool, list) from which `from_state_dict` rebuilds this."""
+        """Return plain data (str, int, float, bool, list, None) for `from_state_dict`."""
         return {
             "version": _STATE_VERSION,
             **self.settings(),
@@ -248,7 +251,7 @@ class TermVectorizer:
         """Rebuild a vectorizer from data that may be untrusted.
 
         Raises:
-            ValueError: naming the key that is missing, unknown, of a wrong type or out of range.
+            ValueError: naming the key that is missing, unknown, out of range or has a wrong type.
         """
         if not isinstance(state, Mapping):
             raise ValueError(f"terms: a mapping is needed, not {type(state).__name__}")
@@ -300,7 +303,7 @@ class TermVectorizer:
     def _set_vocabulary(
         self, terms: Sequence[Any], idf: Sequence[float], years: tuple[int, int] | None
     ) -> None:
-        """Take what was learnt, maybe untrusted; ValueError where it can't be a vocabulary."""
+        """Set the learnt values, which can be untrusted; ValueError if they are not valid."""
         if not 1 <= len(terms) <= self._num_term_columns():
             raise ValueError(f"terms: {len(terms)} terms for {self._num_term_columns()} columns")
         if len(idf) != len(terms):
@@ -319,10 +322,10 @@ class TermVectorizer:
         self._years = years
 
     def _transform_chunk(self, titles: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Row lengths (n,) int64, columns (L,) int32 and weights (L,) float32 of a few titles."""
+        """Return n titles' row lengths (n,) int64, columns (L,) int32 and weights (L,) float32."""
         column = self._column_of.get
         ngrams = self._ngrams
-        # A word's n-grams do not depend on its neighbours: within a chunk each is looked up once.
+        # A word's n-grams do not depend on its neighbours, so a chunk looks up each word once.
         known: dict[str, list[int]] = {}
         columns: list[int] = []
         ends = [0]
@@ -356,7 +359,7 @@ class TermVectorizer:
             rows = np.concatenate([rows, decade_rows])
             indices = np.concatenate([indices, decade_columns])
             weights = np.concatenate([weights, decade_weights])
-            order = np.argsort(rows, kind="stable")  # the decades after each row's terms
+            order = np.argsort(rows, kind="stable")  # puts the decades after each row's terms
             rows, indices, weights = rows[order], indices[order], weights[order]
         return (
             np.bincount(rows, minlength=len(titles)).astype(np.int64),
@@ -365,7 +368,7 @@ class TermVectorizer:
         )
 
     def _decades(self, years: Sequence[int | None]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Rows, columns and weights of the decade features of a few titles, all of one length."""
+        """Return rows, columns and weights of a few titles' decade features, of equal length."""
         if self._years is None:
             raise RuntimeError("fitting has seen no year")
         rows = np.array([row for row, year in enumerate(years) if year is not None], dtype=np.int64)
@@ -374,7 +377,7 @@ class TermVectorizer:
         place = (known - DECADES[0]) / 10.0
         lower = np.floor(place).astype(np.int64)
         upper_weight = place - lower
-        # Both neighbours, then without those of weight 0 (a year that is a centre has one).
+        # Both neighbours of each year; zero weights (from a year at a centre) are dropped below.
         rows = np.repeat(rows, 2)
         columns = np.stack([lower, lower + 1], axis=1).ravel() + self._num_term_columns()
         weights = np.stack([1.0 - upper_weight, upper_weight], axis=1).ravel() * self.decade_weight
@@ -382,12 +385,12 @@ class TermVectorizer:
         return rows[kept], columns[kept], weights[kept]
 
     def _ngrams(self, text: str) -> Iterable[str]:
-        """The terms of a normalised text, repeated ones repeated, as scikit-learn's analyzers."""
+        """Return a normalised text's terms, with repetitions, as scikit-learn's analyzers do."""
         return _NGRAMS[self.analyzer](text, *self.ngram_range)
 
 
-# The terms of a normalised text by each analyzer, and the same with the place of each term: the
-# former is what every title goes through, the latter explains one.
+# Each analyzer has two functions: "ngrams" gives a normalised text's terms and is on the fast path;
+# "spans" also gives each term's position, for explanations.
 
 
 def _word_ngrams(text: str, shortest: int, longest: int) -> Iterator[str]:
@@ -426,7 +429,7 @@ def _char_spans(text: str, shortest: int, longest: int) -> Iterator[Span]:
 
 def _char_wb_ngrams(text: str, shortest: int, longest: int) -> Iterator[str]:
     return chain.from_iterable(
-        # A word shorter than the shortest n-gram counts once, whole.
+        # A word shorter than the shortest n-gram is a single term.
         _char_ngrams(f" {word} ", min(shortest, len(word) + 2), longest)
         for word in text.split()
     )
@@ -437,7 +440,7 @@ def _char_wb_spans(text: str, shortest: int, longest: int) -> Iterator[Span]:
         padded = f" {word[0]} "
         length = len(word[0])
         for term, start, end in _char_spans(padded, min(shortest, len(padded)), longest):
-            # A place in the padded word is one more than that in the word.
+            # Positions in the padded word are one ahead of those in the word.
             begin, stop = min(max(start - 1, 0), length), max(min(end - 1, length), 0)
             yield term, word.start() + begin, word.start() + stop
 
@@ -467,7 +470,7 @@ _SPANS: dict[str, Callable[[str, int, int], Iterator[Span]]] = {
 
 
 def _check_types(key: str, values: Iterable[Any], *allowed: type) -> None:
-    """Exact types: True is an int for isinstance, and a subclass may override anything."""
+    """Check exact types: to isinstance, True is an int, and a subclass can override anything."""
     for kind in set(map(type, values)).difference(allowed):
         names = " or ".join("None" if t is type(None) else t.__name__ for t in allowed)
         raise ValueError(f"terms: {key} needs {names}, not {kind.__name__}")

@@ -1,4 +1,4 @@
-"""Numbers that the user brings, by movie id."""
+"""Numbers from a user's file, by movie id."""
 
 from __future__ import annotations
 
@@ -27,29 +27,31 @@ from genre_lightning.inputs.part import Numbers
 from genre_lightning.inputs.plain_text import is_plain_text
 from genre_lightning.movies.movie import DAMAGED_ZIP
 
-#: Opening brackets in a path: folders of sweeps are named by lists, as show=[title,poster].
+#: Maximum number of opening brackets in a path; names of sweep folders contain lists, as in
+#: show=[title,poster].
 MAX_BRACKETS = 8
-#: Probabilities are kept this far from 0 and 1 before their log-odds are taken.
+#: Probabilities are clipped to this distance from 0 and 1 before taking log-odds.
 MIN_PROBABILITY = 0.005
 
-#: What reading a file raises that is no .npz, or a damaged one.
+#: Errors that reading a damaged .npz, or a file that is not one, can raise.
 _NO_ARRAYS = (*DAMAGED_ZIP, TypeError, AttributeError, MemoryError, SyntaxError, LookupError)
 
 
 def read_vectors(path: Path) -> tuple[list[str], np.ndarray]:
-    """The ids and vectors of a file.
+    """Read the ids and vectors of a file.
 
     Args:
         path: ``.npz`` with ``ids``, (N,) strings or integers, and ``x``, (N, D) numbers; or
             ``.csv`` with a header, a column ``id`` and D columns of numbers.
 
     Returns:
-        N ids, each once, and (N, D) float32.
+        N unique ids, and (N, D) float32.
 
     Raises:
-        InputError: naming the file, and the row where there is one.
+        InputError: naming the file, and the row if there is one.
     """
-    if not path.is_file():  # a device that never ends, named by an untrusted checkpoint
+    # An untrusted checkpoint could also name a device that never ends.
+    if not path.is_file():
         raise InputError(f"{path}: there is no such file")
     try:
         ids, x = _read_csv(path) if path.suffix.lower() == ".csv" else _read_npz(path)
@@ -75,7 +77,7 @@ def read_vectors(path: Path) -> tuple[list[str], np.ndarray]:
 
 
 def _read_npz(path: Path) -> tuple[list[str], np.ndarray]:
-    """The ids and the array of an ``.npz``; errors as of :func:`read_vectors`."""
+    """Read the ids and the array of an ``.npz``; errors as in :func:`read_vectors`."""
     try:
         with np.load(path, allow_pickle=False) as file:
             missing = [name for name in ("ids", "x") if name not in file]
@@ -93,7 +95,7 @@ def _read_npz(path: Path) -> tuple[list[str], np.ndarray]:
 
 
 def _read_csv(path: Path) -> tuple[list[str], np.ndarray]:
-    """The ids and the array of a CSV; errors as of :func:`read_vectors`."""
+    """Read the ids and the array of a CSV; errors as in :func:`read_vectors`."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -122,7 +124,7 @@ def _read_csv(path: Path) -> tuple[list[str], np.ndarray]:
 
 
 def _log_odds(x: np.ndarray) -> np.ndarray:
-    """Of probabilities in 0..1, as float32."""
+    """Convert probabilities in 0..1 to log-odds, as float32."""
     clipped = x.astype(np.float64).clip(MIN_PROBABILITY, 1 - MIN_PROBABILITY)
     odds: np.ndarray = (np.log(clipped) - np.log1p(-clipped)).astype(np.float32)
     return odds
@@ -130,14 +132,14 @@ def _log_odds(x: np.ndarray) -> np.ndarray:
 
 @final
 class VectorsInput(Input):
-    """A vector for each movie that the user's file has one for, found by the movie's id.
+    """Vectors from a user's file, looked up by movie id.
 
-    The numbers are ``vectors``, (P, D) float32. A movie that is not in the file, and one that is
-    predicted without an id of the dataset, lacks them.
+    The numbers are ``vectors``, (P, D) float32. A movie whose id is not in the file lacks them, and
+    so does one that is predicted without a vector.
 
     Args:
-        path: of the file, see :func:`read_vectors`.
-        log_odds: the file holds probabilities in 0..1, which become their log-odds.
+        path: the file, see :func:`read_vectors`.
+        log_odds: convert the file's numbers, which must be probabilities in 0..1, to log-odds.
     """
 
     kind: ClassVar[str] = "vectors"
@@ -146,24 +148,24 @@ class VectorsInput(Input):
 
     def __init__(self, path: str, log_odds: bool = False) -> None:
         if not path:
-            raise ValueError("path: the file is not named")
+            raise ValueError("path: no file is given")
         try:
             absolute = str(Path(path).expanduser().resolve())
         except (OSError, RuntimeError, TypeError, ValueError):  # a loop of links, an unknown ~user
-            raise ValueError(f"path: {path!r:.200} is no path of a file") from None
+            raise ValueError(f"path: {path!r:.200} is not a valid path") from None
         self._set(absolute, log_odds)
 
     def _set(self, path: str, log_odds: bool) -> None:
-        """Check and keep the settings, of a configuration or of a checkpoint.
+        """Check and keep the settings from a configuration or a checkpoint.
 
         Raises:
-            ValueError: naming the setting.
+            ValueError: naming the setting that is not valid.
         """
         usable = is_plain_text(path, brackets=True)
         usable = usable and path.count("[") + path.count("{") <= MAX_BRACKETS
         if not usable or not Path(path).is_absolute() or len(path) > 4096:
             raise ValueError(
-                f'path: {path!r:.200} is no path of a file, or has one of " \\ in it, or more than '
+                f'path: {path!r:.200} is not a valid path, or contains " or \\, or more than '
                 f"{MAX_BRACKETS} brackets"
             )
         if type(log_odds) is not bool:
@@ -188,7 +190,10 @@ class VectorsInput(Input):
     def open(self, values: Sequence[str | None], train: np.ndarray, store: Store) -> Features:
         ids, x = read_vectors(Path(self.path))
         if self.width is not None and x.shape[1] != self.width:
-            raise InputError(f"{self.path}: {x.shape[1]} numbers a movie, trained on {self.width}")
+            raise InputError(
+                f"{self.path}: {x.shape[1]} numbers per movie, but the model was trained on "
+                f"{self.width}"
+            )
         self.width = x.shape[1]
         row = {one: place for place, one in enumerate(ids)}
         place = np.array([row.get(str(value), -1) for value in values], dtype=np.int64)
@@ -206,15 +211,17 @@ class VectorsInput(Input):
         return features
 
     def read(self, value: Any) -> np.ndarray:
-        """A vector itself, in the place of an id; of probabilities where the file holds them.
+        """Check a movie's vector, which new movies bring in place of an id.
+
+        With ``log_odds`` it must hold probabilities, as the file does.
 
         Raises:
-            TypeError: it is none of D numbers.
-            InputError: a number is not finite, too large for float32, or no probability.
+            TypeError: the value is not a vector of D numbers.
+            InputError: a number is not finite, too large for float32, or not a probability.
         """
         try:
             vector = np.asarray(value)
-        except ValueError:  # lists of several lengths in each other
+        except ValueError:  # nested lists of different lengths
             vector = np.empty(0, dtype=object)
         if vector.dtype.kind not in "fiu" or vector.shape != (self.width,):
             raise TypeError(f"not a vector of {self.width} numbers")

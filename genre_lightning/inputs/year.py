@@ -1,4 +1,4 @@
-"""The release year that a title tells, as a smooth vector."""
+"""The release year in a title, as a smooth vector."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from genre_lightning.inputs.titles import checked_years, normalise_title
 
 @final
 class YearInput(Input):
-    """A title's year as bumps around every few years: near years have like vectors.
+    """A title's release year as Gaussians around every few years: near years have similar vectors.
 
     The numbers are ``vectors``, (P, K) float32: Gaussians of the distance to each of K centres,
-    scaled to length 1. Years are clamped to those seen in train, so that a movie of next year
-    counts as the newest one that the model has learnt about. A title without a year has none.
+    scaled to length 1. Years are clamped to the range seen in train, so that a newer movie counts
+    as one of the newest year that the model has learnt. A title without a year lacks the column.
 
     Args:
         column: name of the column of titles.
         spacing: years between two centres.
-        width: standard deviation of a bump, in years.
+        width: standard deviation of each Gaussian, in years.
 
     Raises:
         ValueError: naming the argument that is out of range.
@@ -60,7 +60,7 @@ class YearInput(Input):
 
     @property
     def centres(self) -> np.ndarray:
-        """(K,) float64: years, from the first seen in train to the last."""
+        """(K,) float64 years, which span the range seen in train."""
         if self.years is None:
             raise RuntimeError("open() comes first")
         first, last = self.years
@@ -87,7 +87,7 @@ class YearInput(Input):
         return DenseFeatures("vectors", self._bumps(known), place)
 
     def read(self, value: Any) -> int | None:
-        """The year of a text; None where it has none, which counts as lacking the column."""
+        """Return a text's year; None if there is none, which counts as lacking the column."""
         return normalise_title(check_text(value))[1]
 
     def encode(self, items: Sequence[int]) -> dict[str, Tensor]:
@@ -97,13 +97,13 @@ class YearInput(Input):
         return numbers
 
     def _bumps(self, years: Sequence[int]) -> np.ndarray:
-        """(P, K) float32."""
+        """Return the vectors of P years, (P, K) float32."""
         if self.years is None:
             raise RuntimeError("open() comes first")
         centres = self.centres
         known = np.array(years, dtype=np.float64).clip(*self.years)
         exponent = -0.5 * ((known[:, None] - centres) / self.width) ** 2
-        # The nearest one counts 1: far from all of them, narrow bumps would be no numbers at all.
+        # Scale the nearest centre to 1: narrow Gaussians could underflow to 0 at all centres.
         bumps = np.exp(exponent - exponent.max(axis=1, keepdims=True, initial=-np.inf))
         scaled: np.ndarray = bumps / np.linalg.norm(bumps, axis=1, keepdims=True)
         return scaled.astype(np.float32)

@@ -104,13 +104,13 @@ def png_with_text(size: int) -> bytes:
 #: Posters that are refused, by name: what makes one, and a pattern of the reason.
 POSTERS: dict[str, tuple[Callable[[], bytes], str]] = {
     "jpeg of 1000 scans": (lambda: jpeg_with_scans(1000), "more than 100 scans"),
-    "jpeg of 90 large scans": (lambda: jpeg_with_scans(90, (9000, 7000)), "scans .* go over more"),
+    "jpeg of 90 large scans": (lambda: jpeg_with_scans(90, (9000, 7000)), "scans .* cover more"),
     "progressive jpeg, large": (
         lambda: jpeg_with_scans(10, (9000, 7000), subsampling=0),
         "take .* MB, more than",
     ),
-    "arithmetic jpeg": (lambda: jpeg_of_kind(0xC9), "JPEG of a rare kind"),
-    "lossless jpeg": (lambda: jpeg_of_kind(0xC3), "JPEG of a rare kind"),
+    "arithmetic jpeg": (lambda: jpeg_of_kind(0xC9), "unsupported kind of JPEG"),
+    "lossless jpeg": (lambda: jpeg_of_kind(0xC3), "unsupported kind of JPEG"),
     "jpeg with huge exif": (lambda: jpeg_with_exif(3_000_000), "EXIF takes more"),
     "png, 1 x 64,000,000": (
         lambda: with_size(encoded(Image.new("RGB", (1, 1))), 1, 64_000_000),
@@ -141,7 +141,7 @@ POSTERS: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "tiff with a jpeg in it": (lambda: tiff((259, 3, 1, 7)), "compression 7"),
     "tiff, large": (lambda: tiff((256, 4, 1, 60_000), (257, 4, 1, 1000)), "a side of more than"),
-    "tiff that holds itself": (lambda: tiff((34665, 4, 1, 72)), "hold each other"),
+    "tiff that holds itself": (lambda: tiff((34665, 4, 1, 72)), "form a cycle"),
     "big tiff": (lambda: b"II+\0" + bytes(60), "not an image of a known format"),
     "avif": (
         lambda: b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf" + bytes(200),

@@ -198,7 +198,7 @@ def test_other_weights_are_refused(posters: list[Path], store: Store) -> None:
         lambda: other.read(posters[0]),
         lambda: other.open([locate(posters[0])], ALL[:1], store),
     ):
-        with pytest.raises(EncoderError, match=r"other weights read .* install the version of"):
+        with pytest.raises(EncoderError, match=r"other weights .* install the version of"):
             use()
 
 

@@ -195,7 +195,7 @@ def test_a_file_of_another_width_is_refused(tmp_path: Path) -> None:
     assert isinstance(rebuilt, VectorsInput) and rebuilt.state() == branch_input.state()
     opened(rebuilt, ["7"], tmp_path)
     written(path, "id,a\n7,1\n")
-    with pytest.raises(InputError, match="1 numbers a movie, trained on 3"):
+    with pytest.raises(InputError, match="1 numbers per movie, but the model was trained on 3"):
         opened(rebuilt, ["7"], tmp_path)
 
 

@@ -419,7 +419,7 @@ def test_an_address_in_a_csv_is_told_as_it_stands_there(tiny_checkpoint: Path, t
     source.write_text("title,poster\nHeat,https://host.invalid/x.jpg\n")
     assert main([str(tiny_checkpoint), "--csv", str(source), "--out", str(out)]) == 0
     _, (row,) = read_csv(out)
-    address = "https://host.invalid/x.jpg: can't be read (an address, which is not fetched)"
+    address = "https://host.invalid/x.jpg: can't be read (a web address, which is not fetched)"
     assert address in row["problem"] and str(tmp_path) not in row["problem"]
 
 

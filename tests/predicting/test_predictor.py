@@ -459,7 +459,7 @@ def test_an_unreadable_text_is_named_by_column(
 def test_an_address_of_a_poster_is_not_fetched(predictor: GenrePredictor, given: Any):
     (found,) = predictor.predict(["Heat"], [given], errors="report")
     assert found.problem is not None and found.genres
-    assert found.problem.endswith("a.jpg: can't be read (an address, which is not fetched)")
+    assert found.problem.endswith("a.jpg: can't be read (a web address, which is not fetched)")
 
 
 def test_a_poster_that_one_branch_cannot_read_is_left_out_by_all(

@@ -1,1 +1,1 @@
-"""Frozen pretrained encoders: a poster or a text becomes a vector of D numbers."""
+"""Frozen pretrained encoders, which turn a poster or a text into a vector of D numbers."""

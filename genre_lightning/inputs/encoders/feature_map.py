@@ -1,7 +1,7 @@
-"""The features of an image network of timm before it pools them, and the pooling by itself.
+"""The features of a timm image network before pooling, and the pooling as a separate step.
 
-Heat maps need the two apart: features tell which part of a poster they belong to, pooled vectors
-do not. timm's networks lay features out in three ways, see :func:`_layout`; here they are always
+Heat maps need both steps: each feature belongs to a part of the poster, and pooled vectors do not.
+timm's networks have three layouts of features, see :func:`_layout`; here features are always
 (P, C, h, w).
 """
 
@@ -20,7 +20,7 @@ class FeatureMap(NamedTuple):
 
     Attributes:
         map: (P, C, h, w) float32, C features of each of h x w parts of the poster.
-        prefix: (P, n, C) float32, tokens that belong to no part, such as a class token; None where
+        prefix: (P, n, C) float32, tokens that belong to no part, such as a class token; None if
             there are none.
     """
 
@@ -29,16 +29,16 @@ class FeatureMap(NamedTuple):
 
 
 def compute_feature_map(module: nn.Module, posters: Tensor, name: str) -> FeatureMap:
-    """The features of an image network before it pools.
+    """Compute an image network's features before pooling.
 
-    Of a convolutional network these are its last layer's. A vision transformer that reads its class
-    token alone is taken one block earlier, since nothing at other places reaches its output after
-    that.
+    For a convolutional network these are the features of its last layer. For a vision transformer
+    whose output is its class token, they are the input of the last block, since the last block's
+    outputs for other tokens do not affect the result.
 
     Args:
         module: the network.
         posters: (P, 3, H, W) float32, normalised.
-        name: what messages call it.
+        name: the encoder's name, for messages.
 
     Raises:
         EncoderError: the architecture has no such map.
@@ -56,7 +56,7 @@ def compute_feature_map(module: nn.Module, posters: Tensor, name: str) -> Featur
 
 
 def pool_feature_map(module: nn.Module, features: FeatureMap) -> Tensor:
-    """(P, D) float32, the network's output from what :func:`compute_feature_map` gave.
+    """Compute the network's output, (P, D) float32, from :func:`compute_feature_map`'s result.
 
     Gradients reach the features.
     """
@@ -75,15 +75,15 @@ def pool_feature_map(module: nn.Module, features: FeatureMap) -> Tensor:
 
 
 def compute_stages(module: nn.Module, posters: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """The features of every stage of a network.
+    """Compute the features of every stage of a network.
 
     Args:
         module: the network.
         posters: (P, 3, H, W) float32, normalised.
 
     Returns:
-        The last features as the network's ``forward_head`` takes them; and (P, C, h, w) of each
-        stage, from the first to the last.
+        The last features, for the network's ``forward_head``; and (P, C, h, w) of each stage, from
+        the first to the last.
     """
     indices = TOKEN_STAGES if _layout(module) == "NLC" else None
     last, stages = module.forward_intermediates(posters, indices=indices)  # type: ignore[operator]
@@ -91,7 +91,7 @@ def compute_stages(module: nn.Module, posters: Tensor) -> tuple[Tensor, list[Ten
 
 
 def _layout(module: nn.Module) -> str:
-    """How the features lie in memory: NCHW, NHWC or NLC (tokens)."""
+    """Return the layout of the features: NCHW, NHWC or NLC (tokens)."""
     if hasattr(module, "num_prefix_tokens"):
         return "NLC"
     return str(getattr(module, "output_fmt", "NCHW"))
@@ -103,18 +103,18 @@ def _reads_class_token(module: nn.Module) -> bool:
 
 
 def _from_layout(module: nn.Module, features: Tensor, name: str) -> FeatureMap:
-    """Features in the network's own layout, as a map."""
+    """Convert features in the network's layout to a map."""
     if _layout(module) == "NHWC":
         features = features.permute(0, 3, 1, 2)
     if _layout(module) != "NLC":
         if features.ndim != 4:
-            raise EncoderError(f"the encoder {name!r} has no map to draw on a poster")
+            raise EncoderError(f"the encoder {name!r} has no feature map to draw on a poster")
         return FeatureMap(features)
     prefix = int(module.num_prefix_tokens)  # type: ignore[arg-type]
     grid = module.get_submodule("patch_embed").grid_size
     if type(module).__name__ != "VisionTransformer" or features.shape[1] != prefix + (
         grid[0] * grid[1]  # type: ignore[index]
     ):
-        raise EncoderError(f"the encoder {name!r} has no map to draw on a poster")
+        raise EncoderError(f"the encoder {name!r} has no feature map to draw on a poster")
     places = features[:, prefix:].transpose(1, 2).unflatten(2, tuple(grid))  # type: ignore[arg-type]
     return FeatureMap(places, features[:, :prefix] if prefix else None)

@@ -1,6 +1,6 @@
-"""BatchNorm folded into the convolution before it: the same function in fewer passes over memory.
+"""Folding of BatchNorm into the preceding convolution: the same function, fewer memory passes.
 
-A frozen BatchNorm multiplies each channel by a number and adds one, and so can the convolution.
+A frozen BatchNorm scales and shifts each channel, which the convolution's weights can do as well.
 """
 
 from __future__ import annotations
@@ -12,33 +12,33 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-#: timm's is a convolution that pads as TensorFlow does. Others may compute with other weights.
+#: timm's Conv2dSame pads as TensorFlow does. Other types can transform their weights before use.
 _CONVOLUTIONS = ("Conv2d", "Conv2dSame")
-#: timm's has dropout and the activation in it.
+#: timm's BatchNormAct2d includes dropout and the activation.
 _NORMS = ("BatchNorm2d", "BatchNormAct2d")
-#: Vectors are stored in float16, of 2^-11.
+#: Below the relative precision of float16, 2^-11, in which vectors are stored.
 _TOLERANCE = 1e-4
 
 
 def drawn_posters(size: tuple[int, int]) -> Tensor:
-    """(1, 3, H, W) float32, always the same: what a network is tried on."""
+    """Return a fixed random input, (1, 3, H, W) float32, to test a network with."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn((1, 3, *size), generator=generator)
 
 
 @torch.no_grad()
 def fold_batch_norms(module: nn.Module, posters: Tensor) -> nn.Module:
-    """A copy with every BatchNorm folded that takes what a convolution gave, and nothing else.
+    """Copy a network and fold every BatchNorm that directly follows a convolution.
 
     Args:
         module: a frozen network in evaluation mode; not changed.
-        posters: (P, 3, H, W) float32 to try it on.
+        posters: (P, 3, H, W) float32 to test the network and its copy with.
 
-    Returns: the copy; the network itself where nothing can be folded, or where the copy's vectors
-        are not the network's but for rounding.
+    Returns: the copy; the network itself if nothing can be folded, or if the copy's vectors differ
+        by more than rounding.
     """
     if not any(type(layer).__name__ in _NORMS for layer in module.modules()):
-        return module  # as a transformer, whose copy would take long and much memory
+        return module  # avoids copying a transformer, which takes time and memory
     folded = copy.deepcopy(module)
     pairs = _pairs(folded, posters)
     if not pairs:
@@ -66,14 +66,14 @@ def fold_batch_norms(module: nn.Module, posters: Tensor) -> nn.Module:
 
 
 def _pairs(module: nn.Module, posters: Tensor) -> list[tuple[nn.Conv2d, str]]:
-    """Convolutions, and the name of the BatchNorm that takes what each gives, each used once."""
+    """Return convolutions with the name of the BatchNorm that follows, if both are used once."""
     given: dict[int, tuple[Any, Tensor]] = {}
     pairs: list[tuple[Any, str]] = []
     uses: dict[nn.Module, int] = {}
 
     def after_convolution(layer: nn.Module, _: Any, output: Tensor) -> None:
         uses[layer] = uses.get(layer, 0) + 1
-        given[id(output)] = (layer, output)  # held, so that no other tensor gets its place
+        given[id(output)] = (layer, output)  # keeps the tensor alive, so that its id stays unique
 
     def before_norm(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         uses[layer] = uses.get(layer, 0) + 1

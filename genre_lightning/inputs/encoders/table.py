@@ -1,7 +1,7 @@
-"""The names of pretrained encoders, by which a poster or a text becomes a vector of D numbers.
+"""The names of pretrained encoders, which turn a poster or a text into a vector of D numbers.
 
-:data:`ENCODERS` names those that checkpoints may name. A user's own config may name others, see
-:func:`resolve`.
+:data:`ENCODERS` holds the encoders that checkpoints may name. A user's config may also name others,
+see :func:`resolve`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from genre_lightning.inputs.encoders.spec import (
     check_sha256,
 )
 
-#: Height and width that a poster may be asked to have, in pixels. A checkpoint may name them too.
+#: Minimum and maximum height and width of posters, in pixels, from a config or a checkpoint.
 SIDES = (16, 1024)
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -33,8 +33,8 @@ _RANDOM = re.compile(r"random-[0-9]{1,10}")
 
 # The EfficientNet-Lite networks were trained on (x - 127) / 128 of pixels in 0..255, see MEAN_RGB
 # and STDDEV_RGB in efficientnet_lite_builder.py of TensorFlow's models. The package's example
-# normalises with ImageNet's numbers, left from the network that it was copied from; timm rounds to
-# .5. Bicubic as in timm.
+# normalises with ImageNet's numbers, which are left over from the network it was copied from; timm
+# rounds to .5. Interpolation is bicubic, as in timm.
 _LITE_MEAN = (127 / 255,) * 3
 _LITE_STD = (128 / 255,) * 3
 
@@ -42,7 +42,7 @@ _LITE_STD = (128 / 255,) * 3
 def _lite(
     number: int, file: str, sha256: str, size: tuple[int, int], stage_widths: tuple[int, ...]
 ) -> EncoderSpec:
-    """An EfficientNet-Lite, whose weights come as a Python package."""
+    """Describe an EfficientNet-Lite, whose weights come as a Python package."""
     return EncoderSpec(
         name=f"lite{number}",
         kind="image",
@@ -71,7 +71,7 @@ def _tower(
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
 ) -> EncoderSpec:
-    """A vision transformer of timm, whose weights are at the hub."""
+    """Describe a vision transformer of timm, whose weights are at the hub."""
     return EncoderSpec(
         name=name,
         kind="image",
@@ -87,12 +87,13 @@ def _tower(
     )
 
 
-#: Every encoder that checkpoints may name, by its short name. A new one is a line here.
+#: Every encoder that checkpoints may name, by its short name. To add one, add a line here.
 ENCODERS: dict[str, EncoderSpec] = {
     spec.name: spec
     for spec in (
-        # Tan and Le 2019; the Lite ones have neither squeeze-and-excitation nor swish. Posters are
-        # 2:3, and keeping that at 1.5 times the pixels of training paid: mAP .290 against .278.
+        # Tan and Le 2019; the Lite variants have neither squeeze-and-excitation nor swish. Posters
+        # are 2:3; keeping this aspect, with 1.5 times the pixels of training, raised mAP from .278
+        # to .290.
         _lite(
             0,
             "efficientnet-lite0-57934424.pth",
@@ -117,7 +118,7 @@ ENCODERS: dict[str, EncoderSpec] = {
             width=384,
             stage_widths=(384,) * (TOKEN_STAGES - 1),
         ),
-        # Song et al. 2020, trained on the same pairs: eight times MiniLM's arithmetic.
+        # Song et al. 2020, trained on the same pairs; eight times the compute of MiniLM.
         EncoderSpec(
             name="mpnet",
             kind="text",
@@ -131,7 +132,7 @@ ENCODERS: dict[str, EncoderSpec] = {
             stage_widths=(768,) * (TOKEN_STAGES - 1),
             cost=8,
         ),
-        # Gemma Team 2025, a language model: it has read about many of the movies. 13 of its 18
+        # Gemma Team 2025, a language model that has read about many of the movies. 13 of its 18
         # blocks, quantised to four bits; under Google's Gemma Terms of Use.
         EncoderSpec(
             name="gemma",
@@ -153,9 +154,9 @@ ENCODERS: dict[str, EncoderSpec] = {
             stage_widths=(640,) * (TOKEN_STAGES - 1),
             cost=7,
         ),
-        # These three could be downloaded where no test runs: built and tested with random weights,
-        # not scored. Radford et al. 2021: the vector before the projection, as in its linear
-        # probes. The positions of CLIP and SigLIP were learnt for a square, which is kept.
+        # The next three are tested with random weights and have not been scored, since tests don't
+        # download weights. Radford et al. 2021: the vector before the projection, as in its linear
+        # probes. CLIP and SigLIP learnt their position embeddings for a square, which is kept.
         _tower(
             "clip",
             "vit_base_patch32_clip_224.openai",
@@ -173,7 +174,7 @@ ENCODERS: dict[str, EncoderSpec] = {
             (0.5, 0.5, 0.5),
             (0.5, 0.5, 0.5),
         ),
-        # Oquab et al. 2024, made to be used at other sizes than it was trained at: 24 x 16 patches.
+        # Oquab et al. 2024, designed for sizes that differ from training: 24 x 16 patches.
         _tower(
             "dinov2",
             "vit_small_patch14_dinov2.lvd142m",
@@ -195,30 +196,30 @@ def resolve(
     size: Sequence[int] | None = None,
     stages: Any = False,
 ) -> EncoderSpec:
-    """Find out what an encoder's name stands for.
+    """Resolve an encoder's name to its spec.
 
-    A user's own config may name
+    A user's config may name
 
-    - a short name out of :data:`ENCODERS`;
+    - a short name in :data:`ENCODERS`;
     - ``timm:NAME``, or NAME alone, any of ``timm.list_models(pretrained=True)`` (this imports
-      timm), with ``weights`` from a safetensors file of his or from the hub;
+      timm), with ``weights`` from the user's safetensors file or from the hub;
     - ``st:ORGANISATION/NAME@COMMIT``, a sentence-transformers model at the hub;
     - ``folder:PATH``, a folder that sentence-transformers reads, with safetensors in it.
 
     Args:
         name: the encoder.
-        trusted: the user wrote the name. One that a checkpoint wrote may be a short name only and
-            starts no download.
-        allow: encoders that the user vouches for, by the name that a checkpoint has for them.
+        trusted: whether the user wrote the name. A name from a checkpoint must be a short name, or
+            in ``allow``; a short name from a checkpoint starts no download.
+        allow: encoders that the user vouches for, by their name in checkpoints.
         weights: with ``timm:NAME``, the safetensors file.
-        size: (H, W) of posters, in place of the encoder's own.
+        size: (H, W) of posters; None for the encoder's default.
         stages: see :class:`EncoderSpec`.
 
     Raises:
         EncoderError: naming what is unknown or refused, and what to do.
     """
     if not isinstance(name, str):
-        raise EncoderError(f"an encoder is a name, not {name!r:.80}")
+        raise EncoderError(f"an encoder must be a name, not {name!r:.80}")
     if not trusted and allow is not None and name in allow:
         spec = allow[name]
     elif name in ENCODERS:
@@ -242,7 +243,7 @@ def resolve(
     if weights is not None and not spec.name.startswith("timm:"):
         raise EncoderError(f"only timm:NAME takes weights, not the encoder {name!r:.200}")
     if not isinstance(stages, bool):
-        raise EncoderError(f"stages is {stages!r:.80}: true or false")
+        raise EncoderError(f"stages={stages!r:.80} must be true or false")
     spec = replace(spec, stages=stages)
     return spec if size is None else _resized(spec, size)
 
@@ -255,30 +256,32 @@ def trust_from_checkpoint(
     stages: Any = False,
     allow: Mapping[str, EncoderSpec] | None = None,
 ) -> EncoderSpec:
-    """The encoder that a checkpoint was trained with. The checkpoint may be untrusted.
+    """Return the encoder that a checkpoint was trained with; the checkpoint can be untrusted.
 
     Args:
         name: as recorded, :attr:`EncoderSpec.name`.
-        sha256: as recorded, ``encoder.sha256``; with it
-            :func:`genre_lightning.inputs.encoders.opening.open_encoder` opens these weights only.
-        size: (H, W) as recorded, None for the encoder's own.
+        sha256: as recorded, ``encoder.sha256``; makes
+            :func:`genre_lightning.inputs.encoders.opening.open_encoder` accept these weights only.
+        size: (H, W) as recorded; None for the encoder's default.
         stages: as recorded.
         allow: as for :func:`resolve`.
 
     Raises:
-        EncoderError: no such encoder, one that the user has to name, or a hash that isn't one or
-            isn't that of the known weights.
+        EncoderError: the encoder is unknown or only the user may name it, or the hash is malformed
+            or not that of the known weights.
     """
     spec = resolve(name, trusted=False, allow=allow, size=size, stages=stages)
     if not isinstance(sha256, str) or not (_SHA256.fullmatch(sha256) or _RANDOM.fullmatch(sha256)):
-        raise EncoderError(f"the checkpoint has {sha256!r:.80} for the weights of encoder {name!r}")
+        raise EncoderError(
+            f"the checkpoint has {sha256!r:.80} as the hash of the weights of encoder {name!r}"
+        )
     if spec.sha256 is not None:
         check_sha256(spec, found=spec.sha256, wanted=sha256)
     return replace(spec, sha256=sha256)
 
 
 def _resized(spec: EncoderSpec, size: Any) -> EncoderSpec:
-    """The encoder for posters of another size; EncoderError where that is none."""
+    """Return the encoder for posters of another size; EncoderError if the size is not valid."""
     if spec.kind != "image":
         raise EncoderError(f"the encoder {spec.name!r} takes texts, which have no size")
     sides = list(size) if isinstance(size, (list, tuple)) or hasattr(size, "__iter__") else []
@@ -292,22 +295,22 @@ def _resized(spec: EncoderSpec, size: Any) -> EncoderSpec:
 
 
 def _timm_spec(name: str, weights: str | Path | None) -> EncoderSpec:
-    """The encoder ``timm:NAME``.
+    """Describe the encoder ``timm:NAME``.
 
     Args:
-        name: of timm, with or without the tag of its weights.
-        weights: a safetensors file in place of the one at the hub.
+        name: timm's name of the model, with or without the tag of its weights.
+        weights: a safetensors file to use instead of the one at the hub.
 
     Raises:
-        EncoderError: timm has no such model, or its weights are no safetensors.
+        EncoderError: timm has no such model, or its weights are not in safetensors format.
     """
-    # timm itself would take hf-hub:, hf_hub: and local-dir: here, and read what they name.
+    # Without this check timm would also accept hf-hub:, hf_hub: and local-dir:, and read from them.
     if not re.fullmatch(r"[A-Za-z0-9_.\-]+", name):
         raise EncoderError(f"timm:{name:.200} is not the name of one of timm's own models")
     timm = import_library("timm", f"timm:{name}")
     known = timm.list_models(pretrained=True)
     if name not in known:
-        # Without a tag, timm's default; recorded with it, since timm may change its mind.
+        # A name without a tag means timm's default tag. It is recorded, since timm can change it.
         untagged = "." not in name and timm.is_model(name)
         default = timm.get_pretrained_cfg(name) if untagged else None
         tagged = f"{name}.{default.tag}" if default is not None and default.tag else name
@@ -325,10 +328,10 @@ def _timm_spec(name: str, weights: str | Path | None) -> EncoderSpec:
     if weights is not None:
         path = Path(weights)
         if path.suffix != ".safetensors" or not path.is_file():
-            raise EncoderError(f"weights={path} is no safetensors file")
+            raise EncoderError(f"weights={path} is not a safetensors file")
         origin = Local(str(path.absolute()))
     else:
-        # Some entries share a repository and differ in the file, which timm then names.
+        # Some models share a repository; timm's config then names the file.
         file = config.hf_hub_filename or "model.safetensors"
         if not config.hf_hub_id or not file.endswith(".safetensors"):
             raise EncoderError(f"timm:{name} has no safetensors at the hub: pass weights=FILE")
@@ -352,14 +355,14 @@ def _hub_text_spec(name: str) -> EncoderSpec:
     if match is None:
         raise EncoderError(
             f"{name!r:.200} is not st:ORGANISATION/NAME@COMMIT, with the 40 hex digits of a commit "
-            "of the model's repository: what a name alone stands for can change"
+            "of the model's repository: without it, the model behind a name can change"
         )
     return EncoderSpec(name=name, kind="text", origin=Hub(match[1], revision=match[2]))
 
 
 def _folder_spec(path: Path) -> EncoderSpec:
     if not (path / "modules.json").is_file():
-        raise EncoderError(f"{path} is no folder of a sentence-transformers model (modules.json)")
+        raise EncoderError(f"{path} is not a sentence-transformers model: it has no modules.json")
     path = path.absolute()
     return EncoderSpec(name=f"folder:{path.name}", kind="text", origin=Local(str(path)))
 
@@ -368,32 +371,32 @@ _VOUCHED: dict[str, EncoderSpec] = {}
 
 
 def vouch(spec: EncoderSpec) -> None:
-    """Let this process take an encoder from a checkpoint that names it, since its user has."""
+    """Allow checkpoints in this process to name an encoder that the user has named."""
     _VOUCHED[spec.name] = spec
 
 
 def vouch_for(names: Sequence[str]) -> None:
-    """Let this process take encoders of these names from a checkpoint, since its user has."""
+    """Allow checkpoints in this process to name these encoders, which the user has named."""
     for name in names:
         vouch(resolve(name, trusted=True))
 
 
 def vouched() -> dict[str, EncoderSpec]:
-    """The encoders that the user of this process has named, for :func:`resolve`."""
+    """Return the encoders that this process's user has named, for ``allow`` of :func:`resolve`."""
     return {name: spec for name, spec in _VOUCHED.items() if name not in ENCODERS}
 
 
 def is_image_encoder(name: str) -> bool:
-    """Whether a name may stand for an image network: a short name, or ``timm:NAME``."""
+    """Whether a name can denote an image network: a short name, or ``timm:NAME``."""
     if name in ENCODERS:
         return ENCODERS[name].kind == "image"
     return re.fullmatch(r"timm:[A-Za-z0-9_.\-]{1,100}", name) is not None
 
 
 def architecture_spec(name: str, size: tuple[int, int]) -> EncoderSpec:
-    """What an image network without weights needs of a name, see :func:`is_image_encoder`.
+    """Return the spec that building an image network without weights needs.
 
-    The name may be untrusted: nothing but a network without weights can be made of it.
+    The name, see :func:`is_image_encoder`, can be untrusted: the spec gives no access to weights.
     """
     if name in ENCODERS:
         return replace(ENCODERS[name], size=size)

@@ -1,4 +1,4 @@
-"""Frozen pretrained text networks, which turn texts into vectors."""
+"""Frozen pretrained text encoders, which turn texts into vectors."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ _TEXTS = 4_096
 
 
 class Tokens(NamedTuple):
-    """Texts as a text encoder takes them: a row each chunk, padded to the longest.
+    """Texts as a text encoder takes them: one row per chunk, padded to the longest.
 
     Attributes:
         input_ids: (C, L) int64.
-        attention_mask: (C, L) int64, 1 where a token is, 0 where padding is.
-        rows: (C,) int64, the text of each chunk, in order.
+        attention_mask: (C, L) int64, 1 for a token, 0 for padding.
+        rows: (C,) int64, ascending, the index of each chunk's text.
     """
 
     input_ids: np.ndarray
@@ -48,12 +48,13 @@ class Tokens(NamedTuple):
 
 @final
 class TextModule(nn.Module):
-    """(C, L) token ids and mask to (C, D) vectors, pooling and normalisation inside; for export.
+    """Network from (C, L) token ids and mask to (C, D) vectors, with pooling; also for export.
 
     Args:
-        layers: of sentence-transformers, the network first.
-        stages: blocks before the last of which each adds the mean over its tokens, of length 1;
-            what the last block is trained for, which texts mean the same, is not all that tells.
+        layers: modules of sentence-transformers, the transformer first.
+        stages: number of blocks before the last whose mean over tokens, scaled to length 1, is
+            appended. The last block is trained to compare meanings; earlier blocks hold other
+            features.
     """
 
     def __init__(self, layers: nn.Module, stages: int = 0) -> None:
@@ -65,14 +66,14 @@ class TextModule(nn.Module):
             network.auto_model.config.output_hidden_states = True
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """(C, L) int64 both to (C, D) float32."""
+        """Map (C, L) int64 token ids and mask to (C, D) float32 vectors."""
         features: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
         for layer in self.layers.children():
             features = layer(features)
         vector: Tensor = features["sentence_embedding"].float()
         if not self.stages:
             return vector
-        # One more than blocks: the first is what they are given.
+        # The first entry is the input of the first block, so there is one more entry than blocks.
         blocks = features["all_layer_embeddings"][-1 - self.stages : -1]
         mask = attention_mask.unsqueeze(2).float()
         means = [(block.float() * mask).sum(1) / mask.sum(1) for block in blocks]
@@ -81,15 +82,15 @@ class TextModule(nn.Module):
 
 @final
 class TextEncoder:
-    """A text encoder with its weights, frozen.
+    """A frozen text encoder with its weights.
 
     Attributes:
-        name: as checkpoints record it.
+        name: as recorded in checkpoints.
         sha256: of the weights, tokenizer and settings, see
             :func:`genre_lightning.inputs.encoders.weights.hash_weights`; or ``random-SEED``.
-        width: D, with the stages where the spec asks for them.
-        max_tokens: that it takes at once, special tokens included.
-        module: :class:`TextModule`, in evaluation mode, without gradients of its parameters.
+        width: D, including the stages if the spec asks for them.
+        max_tokens: maximum length of a chunk, special tokens included.
+        module: :class:`TextModule`, frozen, in evaluation mode.
         device: where the module is.
     """
 
@@ -105,7 +106,7 @@ class TextEncoder:
         self.width = width + stages * each
         self.module = TextModule(model, stages).eval().requires_grad_(False)
         self._tokenizer = model.tokenizer
-        # A tokenizer changes as it is used, and refuses where two threads use it.
+        # Tokenizers hold state and fail if two threads use one.
         self._lock = threading.Lock()
         self._prompt = model.prompts.get(model.default_prompt_name) or ""
         self._prefix, self._suffix = self._special_tokens()
@@ -120,16 +121,16 @@ class TextEncoder:
     ) -> Tensor:
         """Turn texts into vectors.
 
-        A text of more than ``max_tokens`` is cut between tokens into as few chunks as hold it, of
-        equal length but for one token; its vector is the plain mean of theirs.
+        A text of more than ``max_tokens`` is split between tokens into the fewest chunks that fit,
+        whose lengths differ by at most one token. The text's vector is the mean of the chunks'.
 
         Args:
-            texts: N of them. An empty one has a vector as well, of the special tokens alone.
-            after: put behind every chunk of every text.
+            texts: N texts. The vector of an empty text comes from the special tokens alone.
+            after: appended to every chunk of every text.
             tell: called now and then, from any thread, with the share that is done, from 0 to 1.
 
-        Returns: (N, D) float32 on the encoder's device. A text's vector depends on the others that
-            are embedded with it by no more than rounding.
+        Returns: (N, D) float32 on the encoder's device. Other texts in the call affect a text's
+            vector only by rounding.
         """
         vectors = torch.zeros((len(texts), self.width), device=self.device)
         for start in range(0, len(texts), _TEXTS):
@@ -145,22 +146,22 @@ class TextEncoder:
     def _embed_chunks(
         self, texts: list[list[list[int]]], tell: Callable[[float], object]
     ) -> Tensor:
-        """(P, D) float32 of P texts, each the mean over its chunks.
+        """Return (P, D) float32 vectors of P texts, each the mean over its chunks.
 
         Args:
-            texts: of each text at least one chunk, of each chunk the numbers of its tokens.
+            texts: for each text at least one chunk, for each chunk its token ids.
             tell: see :meth:`embed`.
         """
         rows = [row for row, chunks in enumerate(texts) for _ in chunks]
         chunks = [chunk for chunks in texts for chunk in chunks]
-        # Alike long ones together: padding is computed like text.
+        # Batch chunks of similar length, since padding costs as much as text.
         order = sorted(range(len(chunks)), key=lambda number: len(chunks[number]))
         seen = torch.empty((len(chunks), self.width), device=self.device)
         budget = CPU_TOKENS if self.device.type == "cpu" else GPU_TOKENS
         batches = []
         while order:
             batch = max(1, budget // max(1, len(chunks[order[-1]])))
-            # The longest first: whether there is memory for them shows at once.
+            # The longest come first, so that a lack of memory shows at once.
             batches.append(order[-batch:])
             order = order[:-batch]
 
@@ -173,7 +174,7 @@ class TextEncoder:
                 seen[some] = self.module(
                     torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
                 )
-            with lock:  # the share of tokens, since the longest texts come first
+            with lock:  # progress by tokens, since the longest texts come first
                 done += int(mask.sum())
                 tell(done / tokens)
 
@@ -190,17 +191,17 @@ class TextEncoder:
         return sums / counts
 
     def tokenize(self, texts: Sequence[str], after: str = "") -> Tokens:
-        """Texts as ``module`` takes them: :meth:`embed` is the mean over each text's rows."""
+        """Tokenise texts for ``module``; :meth:`embed` averages the vectors of a text's rows."""
         texts_chunks = self._chunks(texts, after)
         rows = [row for row, chunks in enumerate(texts_chunks) for _ in chunks]
         ids, mask = self._pad([chunk for chunks in texts_chunks for chunk in chunks])
         return Tokens(ids, mask, np.array(rows, dtype=np.int64))
 
     def tokens_described(self, after: str = "") -> dict[str, Any]:
-        """What a program without this library needs beside the tokenizer to do as :meth:`tokenize`.
+        """Return what a program without this library needs, besides the tokenizer, to tokenise.
 
-        ``prompt`` is put before every text, ``prefix`` and ``suffix`` are ids of tokens around
-        every chunk, which has up to ``max_tokens`` with them; ``padding`` is the id of padding.
+        ``prompt`` is put before every text; ``prefix`` and ``suffix`` are token ids around every
+        chunk, which has up to ``max_tokens`` including them; ``padding`` is the id of padding.
         """
         return {
             "prompt": self._prompt,
@@ -211,16 +212,16 @@ class TextEncoder:
         }
 
     def save_tokenizer(self, folder: str | Path) -> None:
-        """Write the tokenizer as Hugging Face's libraries read it (``tokenizer.json``)."""
+        """Write the tokenizer in the format of Hugging Face's libraries (``tokenizer.json``)."""
         self._tokenizer.save_pretrained(str(folder))
 
     def _ending(self, after: str) -> list[int]:
-        """The token ids behind every chunk."""
+        """Return the token ids that end every chunk."""
         asked = self._ids([after], special=False)[0] if after else []
         return [*asked, *self._suffix]
 
     def _chunks(self, texts: Sequence[str], after: str) -> list[list[list[int]]]:
-        """The token ids of each chunk of each text, special tokens included."""
+        """Return the token ids of each chunk of each text, special tokens included."""
         if not texts:
             return []
         all_ids = self._ids([self._prompt + text for text in texts], special=False)
@@ -245,8 +246,8 @@ class TextEncoder:
         return result
 
     def _ids(self, texts: list[str], special: bool) -> list[list[int]]:
-        """The numbers of each text's tokens, with the tokenizer's special ones where asked for."""
-        # verbose=False: it is known that texts may be longer than the network takes.
+        """Return each text's token ids, with the tokenizer's special ones if ``special``."""
+        # verbose=False: no warnings about texts that exceed the network's maximum length.
         with self._lock:
             encoded = self._tokenizer(
                 texts,
@@ -261,13 +262,16 @@ class TextEncoder:
         return ids
 
     def _special_tokens(self) -> tuple[list[int], list[int]]:
-        """What the tokenizer puts before and after a text."""
+        """Return the ids of the special tokens before and after a text."""
         (bare,), (dressed,) = self._ids(["a"], special=False), self._ids(["a"], special=True)
         for start in range(len(dressed) - len(bare) + 1):
             end = start + len(bare)
             if dressed[start:end] == bare:
                 return dressed[:start], dressed[end:]
-        raise EncoderError(f"the tokenizer of encoder {self.name!r} changes texts at their ends")
+        raise EncoderError(
+            f"the tokenizer of encoder {self.name!r} changes a text's own tokens when it adds "
+            "special ones"
+        )
 
     def _pad(self, chunks: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
         lengths = np.array([len(chunk) for chunk in chunks], dtype=np.int64)
@@ -282,21 +286,21 @@ class TextEncoder:
 def open_text_encoder(
     spec: EncoderSpec, sha256: str, device: torch.device, seed: int | None
 ) -> TextEncoder:
-    """Load an encoder of texts, see :func:`genre_lightning.inputs.encoders.opening.open_encoder`.
+    """Load a text encoder, see :func:`genre_lightning.inputs.encoders.opening.open_encoder`.
 
     Args:
         spec: of the encoder.
         sha256: of the weights, already checked.
-        device: where it computes.
-        seed: of random weights; None for its own.
+        device: where the encoder computes.
+        seed: of random weights; None for the pretrained ones.
     """
     folder = find_weights(spec)
     _check_text_folder(folder)
     with _without_wandb_line():
         library = import_sentence_transformers(spec.name)
-    # Its line for every model that it loads tells where, and training logs at that level.
+    # The library logs a line for every model that it loads, at the level that training shows.
     logging.getLogger("sentence_transformers").setLevel(logging.WARNING)
-    # What it imports comes with the first model.
+    # The first model triggers further imports.
     with without_garbage_collection(), _without_progress_bar():
         try:
             model = library.SentenceTransformer(
@@ -308,7 +312,7 @@ def open_text_encoder(
             )
         except (OSError, ValueError, KeyError) as error:
             raise EncoderError(
-                f"{folder} is no model that sentence-transformers reads: {error!s:.300}"
+                f"sentence-transformers can't read the model in {folder}: {error!s:.300}"
             ) from error
     if seed is not None:
         _draw_weights(model, seed)
@@ -316,31 +320,33 @@ def open_text_encoder(
 
 
 def _text_stages(model: nn.Module, spec: EncoderSpec) -> tuple[int, int]:
-    """How many blocks add their means to a text's vector, and of how many numbers each."""
+    """Return how many blocks append their means to a text's vector, and the width of each."""
     network: Any = next(model.children())
     config: Any = getattr(getattr(network, "auto_model", None), "config", None)
     if int(getattr(config, "num_hidden_layers", 0)) < TOKEN_STAGES:
-        raise EncoderError(f"the encoder {spec.name!r} has no {TOKEN_STAGES} blocks: stages=false")
+        raise EncoderError(
+            f"the encoder {spec.name!r} has fewer than {TOKEN_STAGES} blocks: set stages=false"
+        )
     return TOKEN_STAGES - 1, int(config.hidden_size)
 
 
 def _check_text_folder(folder: Path) -> None:
-    """Refuse a folder that brings code or pickled weights."""
+    """Refuse a folder with code or pickled weights."""
     files = text_files(folder)
     if not any(name.endswith(".safetensors") for name in files):
-        raise EncoderError(f"{folder} holds no safetensors")
+        raise EncoderError(f"{folder} holds no safetensors file")
     for part in {Path(name).parent for name in files}:
         inside = folder / part
         pickled = [name for name in ("pytorch_model.bin", "model.bin") if (inside / name).exists()]
         if pickled and not any(inside.glob("*.safetensors")):
-            raise EncoderError(f"{inside / pickled[0]} is no safetensors file: convert it first")
+            raise EncoderError(f"{inside / pickled[0]} is not a safetensors file: convert it first")
     config = folder / "config.json"
     if config.exists() and "auto_map" in json.loads(config.read_text("utf-8")):
-        raise EncoderError(f"{folder} is a model that brings code of its own, which is never run")
+        raise EncoderError(f"the model in {folder} brings its own code, which is never run")
 
 
 def _draw_weights(model: nn.Module, seed: int) -> None:
-    """Random weights as BERT starts from: N(0, .02) for matrices, 1 and 0 in normalisations."""
+    """Initialise weights like BERT's: N(0, .02) for matrices, 1 and 0 in normalisations."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for module in model.modules():
@@ -354,7 +360,7 @@ def _draw_weights(model: nn.Module, seed: int) -> None:
 
 @contextmanager
 def _without_wandb_line() -> Iterator[None]:
-    """Keep off stdout what transformers prints on import where ``WANDB_MODE`` is offline."""
+    """Hide the line that transformers prints to stdout on import if ``WANDB_MODE`` is offline."""
     printed = io.StringIO()
     try:
         with redirect_stdout(printed):
@@ -365,7 +371,7 @@ def _without_wandb_line() -> Iterator[None]:
 
 @contextmanager
 def _without_progress_bar() -> Iterator[None]:
-    """Hide the bar that transformers draws as it reads a file: there is no argument for it."""
+    """Hide the bar that transformers draws while it reads a file; no argument does this."""
     settings = importlib.import_module("transformers.utils.logging")
     before = settings.is_progress_bar_enabled()
     settings.disable_progress_bar()

@@ -1,4 +1,4 @@
-"""The weights of pretrained encoders: where they are, how they come here, and their hash."""
+"""The weights of pretrained encoders: where they are, how to get them, and their hash."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from genre_lightning.inputs.encoders.spec import (
 )
 from genre_lightning.inputs.encoders.table import ENCODERS
 
-#: Environment variable: a folder with weights that are otherwise sought at the hub, by short name:
-#: ``mpnet/``, ``clip.safetensors``. For machines that don't reach it.
+#: Environment variable with a folder of weights that otherwise come from the hub, by short name:
+#: ``mpnet/``, ``clip.safetensors``. For machines without access to the hub.
 ENCODERS_FOLDER = "GENRE_LIGHTNING_ENCODERS"
 
 
 def find_weights(spec: EncoderSpec) -> Path:
-    """The weights' file, or the folder of a text encoder; downloaded first where that is allowed.
+    """Return the weights' file or a text encoder's folder, downloading it if that is allowed.
 
     Raises:
-        EncoderError: not on this machine; the message says what to do.
+        EncoderError: the weights are not on this machine; the message says what to do.
     """
     origin = spec.origin
     if isinstance(origin, Local):
@@ -51,7 +51,7 @@ def find_weights(spec: EncoderSpec) -> Path:
 
 
 def find_packaged(origin: Packaged, encoder: str) -> Path:
-    """The weights' file in an installed package, which is not imported.
+    """Return the weights' file in an installed package, without importing the package.
 
     Raises:
         EncoderError: the package is not installed, or lacks the file.
@@ -73,10 +73,10 @@ def _find_parts(spec: EncoderSpec, origin: Gguf) -> list[Path]:
 
 
 def _find_at_hub(spec: EncoderSpec, origin: Hub) -> Path:
-    """The file or folder of the hub: the user's own, else a cached one, else downloaded now.
+    """Return a file or folder of the hub: the user's copy, a cached one, or a new download.
 
     Raises:
-        EncoderError: it is not on this machine, and may not or can't be downloaded.
+        EncoderError: the weights are not on this machine, and downloading is not allowed or fails.
     """
     if spec.name in ENCODERS and (folder := os.environ.get(ENCODERS_FOLDER)):
         path = Path(folder).expanduser() / spec.name
@@ -94,7 +94,7 @@ def _find_at_hub(spec: EncoderSpec, origin: Hub) -> Path:
                     filename=origin.file, local_files_only=local_files_only, **pinned
                 )
             )
-        # No code and no pickles: what these patterns leave out is not even fetched.
+        # No code and no pickles: files that these patterns exclude are not even fetched.
         return Path(
             hub.snapshot_download(
                 allow_patterns=["*.json", "*.txt", "*.safetensors", "*.model"],
@@ -116,14 +116,14 @@ def _find_at_hub(spec: EncoderSpec, origin: Hub) -> Path:
             f"start their download: hf download {origin.repository}{file}{at}"
         )
     try:
-        # Asked once without retries: without a network the download would ask for half a minute.
+        # One request without retries: without a network a download would retry for half a minute.
         url = hub.hf_hub_url(
             filename=origin.file or "modules.json", **{k: v for k, v in pinned.items() if v}
         )
         hub.get_hf_file_metadata(url)
         return fetch(local_files_only=False)
-    # The hub's errors are OSErrors, except for a failed connection (of its HTTP library) and a file
-    # that is not in the repository.
+    # The hub's errors are OSErrors, except for a failed connection (an error of its HTTP library)
+    # and a file that is not in the repository.
     except (OSError, hub.errors.EntryNotFoundError, *_http_errors()) as error:
         raise EncoderError(
             f"the weights of encoder {spec.name!r} are not on this machine and can't be downloaded "
@@ -133,14 +133,14 @@ def _find_at_hub(spec: EncoderSpec, origin: Hub) -> Path:
 
 
 def _instead(spec: EncoderSpec) -> str:
-    """What else there is than the hub."""
+    """Return the message's part about alternatives to the hub."""
     if spec.name in ENCODERS:
         return f", or name a folder that holds them in {ENCODERS_FOLDER}, see the documentation"
     return ", or pass weights=FILE.safetensors with timm:NAME" if spec.kind == "image" else ""
 
 
 def _http_errors() -> tuple[type[Exception], ...]:
-    """The base error of the HTTP library that huggingface_hub uses, whichever that is."""
+    """Return the base errors of the HTTP libraries that huggingface_hub can use."""
     found: list[type[Exception]] = []
     for name in ("httpx2", "httpx"):
         if find_module(name) is not None:
@@ -149,11 +149,11 @@ def _http_errors() -> tuple[type[Exception], ...]:
 
 
 def hash_weights(path: Path) -> str:
-    """SHA-256 of an encoder's weights, 64 hex digits.
+    """Return the SHA-256 of an encoder's weights, 64 hex digits.
 
-    Of a file, that of its content. Of a text encoder's folder, that of the lines which
-    ``sha256sum`` prints for its files in the order of their names: weights, tokenizer and settings,
-    since each of them changes the vectors.
+    For a file, this is the hash of its content. For a text encoder's folder, it is the hash of the
+    lines that ``sha256sum`` prints for its files, sorted by name: weights, tokenizer and settings,
+    all of which change the vectors.
     """
     if path.is_file():
         return hash_parts([path])
@@ -162,22 +162,22 @@ def hash_weights(path: Path) -> str:
 
 
 def weights_sha256(spec: EncoderSpec) -> str:
-    """The hash of an encoder's weights without opening it; a key for what was computed with them.
+    """Return the hash of an encoder's weights without opening it, as a key for computed vectors.
 
-    Known at once for packaged weights; otherwise the files are read (and downloaded where allowed).
+    Packaged weights have a known hash; others are read (and downloaded if allowed).
     """
     return spec.sha256 if spec.sha256 is not None else found_sha256(spec)
 
 
 def found_sha256(spec: EncoderSpec) -> str:
-    """The hash of the weights that are found: of a GGUF file, not of what it is turned into."""
+    """Return the hash of the weights on this machine; for GGUF, of the file and not the folder."""
     if isinstance(spec.origin, Gguf):
         return hash_parts(_find_parts(spec, spec.origin))
     return hash_weights(find_weights(spec))
 
 
 def text_files(folder: Path) -> list[str]:
-    """Names of the files of a text encoder's folder that shape its vectors, sorted."""
+    """Return the names, sorted, of the files in a text encoder's folder that affect its vectors."""
     modules = json.loads((folder / "modules.json").read_text("utf-8"))
     parts = {"", *(str(module.get("path", "")) for module in modules)}
     names = {

@@ -133,7 +133,7 @@ def test_lite_normalises_as_it_was_trained():
     ids=["floats", "one poster", "transposed", "four channels"],
 )
 def test_normalise_refuses(pixels: Tensor):
-    with pytest.raises(ValueError, match=r"pixels are|takes posters of 384 x 256"):
+    with pytest.raises(ValueError, match=r"pixels must be|takes posters of 384 x 256"):
         image_encoder("lite2").normalise(pixels)
 
 
@@ -222,7 +222,7 @@ def test_an_architecture_without_a_map_says_so():
     )
     assert isinstance(encoder, ImageEncoder)
     assert encoder.embed(posters(encoder, 1)).shape == (1, encoder.width)
-    with pytest.raises(EncoderError, match="has no map to draw"):
+    with pytest.raises(EncoderError, match="has no feature map to draw"):
         encoder.feature_map(posters(encoder, 1))
 
 
@@ -272,10 +272,12 @@ def test_a_user_s_weights_that_do_not_fit(tmp_path: Path):
     state = timm.create_model("resnet18").state_dict()
     del state["layer4.1.conv2.weight"]
     save_file(state, path)
-    with pytest.raises(EncoderError, match=r"other.safetensors holds no weights of resnet18"):
+    with pytest.raises(
+        EncoderError, match=r"other.safetensors does not hold the weights of resnet18"
+    ):
         open_encoder(resolve("timm:resnet18", trusted=True, weights=path))
     (tmp_path / "pickle.pth").write_bytes(b"x")
-    with pytest.raises(EncoderError, match="is no safetensors file"):
+    with pytest.raises(EncoderError, match="is not a safetensors file"):
         resolve("timm:resnet18", trusted=True, weights=tmp_path / "pickle.pth")
     with pytest.raises(EncoderError, match="only timm:NAME takes weights"):
         resolve("lite2", trusted=True, weights=path)
