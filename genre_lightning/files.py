@@ -70,7 +70,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     Removes unfinished folders of processes that have ended.
 
     Args:
-        path: path of the folder; must not exist or be empty.
+        path: path of the folder, which must be absent or empty.
 
     Yields:
         A temporary folder beside ``path``, to be filled.

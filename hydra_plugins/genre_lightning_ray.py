@@ -1,4 +1,4 @@
-"""A Hydra launcher on Ray, since hydra-ray-launcher pins joblib and cloudpickle to old versions."""
+"""A Hydra launcher based on Ray; hydra-ray-launcher pins joblib and cloudpickle to old versions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class RayLauncher(Launcher):
 
     Args:
         init: arguments of ``ray.init``.
-        job: what each job asks Ray for, e.g. ``num_gpus``.
+        job: resources that each job requests from Ray, e.g. ``num_gpus``.
     """
 
     def __init__(self, init: DictConfig, job: DictConfig) -> None:
@@ -35,7 +35,7 @@ class RayLauncher(Launcher):
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        # Hydra imports this module at every start.
+        # Imported here, since Hydra imports this module at every start.
         from genre_lightning.errors import UserError
 
         try:
