@@ -118,7 +118,7 @@ def share_cores() -> None:
 
 
 def set_threads() -> int:
-    """Set PyTorch's threads to the number of cores free since :func:`share_cores`; return it.
+    """Use as many PyTorch threads as cores were free since :func:`share_cores`; return the number.
 
     By then the command has spent seconds on imports, enough for a measurement.
     """

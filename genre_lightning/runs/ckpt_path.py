@@ -121,9 +121,8 @@ def _best_of(found: list[Path], ckpt_path: str | Path) -> Path:
 def _were_validated_on_different_movies(results: Iterable[Mapping[str, Any]]) -> bool:
     """Whether the runs' validation movies differ, as far as their results show.
 
-    Results of older versions don't identify the movies. With folds, ``learnt_from`` covers the same
-    movies as without, but validation is larger, so the number of validation movies is compared,
-    too.
+    Results of older versions don't identify the movies. With folds, ``learnt_from`` is the same as
+    without, but validation is larger, so the number of validation movies is compared, too.
     """
     learnt_from, numbers = set(), set()
     for result in results:

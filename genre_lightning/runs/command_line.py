@@ -46,7 +46,7 @@ at_end = ExitStack()
 class Refused(SystemExit):
     """A user error raised in a Hydra callback, as a SystemExit.
 
-    Hydra turns all other exceptions of its callbacks into warnings.
+    Hydra turns exceptions in its callbacks into warnings, but not a SystemExit.
     """
 
     def __init__(self, error: UserError) -> None:

@@ -21,13 +21,14 @@ OF_THE_RUN = ("ckpt_path", "hydra", "sweep")
 
 
 def with_earlier_overrides(arguments: Sequence[str]) -> list[str]:
-    """Add the overrides of the run folder that ``ckpt_path`` refers to to those of train.py.
+    """Add the overrides of the run that ``ckpt_path`` refers to, if it is a run folder.
 
-    The earlier overrides come first, so that new ones take precedence. Nothing is added if
-    ``ckpt_path`` is a file, whatever its folder, or for a sweep.
+    New overrides replace earlier ones of the same setting. The remaining earlier ones are inserted
+    before ``ckpt_path=``. Nothing is added if ``ckpt_path`` is a file, whatever its folder, or for
+    a sweep.
 
     Args:
-        arguments: the command's arguments, with paths quoted.
+        arguments: arguments of train.py, with paths quoted.
 
     Raises:
         UserError: there is no such run, or its overrides can't be used.

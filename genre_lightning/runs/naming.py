@@ -1,4 +1,4 @@
-"""Names of a sweep's folders, made from the command and not the time, so that it finds them again.
+"""Names of a sweep's folders, made from the command and not the time, so that a rerun finds them.
 
 conf/hydra/default.yaml uses :func:`sweep_name` and :func:`job_folder` as resolvers.
 """
@@ -89,7 +89,7 @@ def job_folder(overrides: Sequence[str], sweep: str) -> str:
 
     Settings shared by all jobs of the sweep's first command are left out. If the sweep was given a
     name, a later command can have other settings. Its jobs are named by the differences from the
-    first command, with ``key=default`` for settings that it does not have. Paths are shortened to
+    first command, with ``key=default`` for settings that they leave out. Paths are shortened to
     their last part.
 
     Args:
