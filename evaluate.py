@@ -79,8 +79,9 @@ def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> di
         # Validation scores are needed to compare the branches fairly.
         if data.holds_learnt("val", model.data, model.learnt_from):
             notes.append(
-                "the report does not compare the branches: val is drawn by other settings than in "
-                "training, and holds movies that were learnt from; split=val says what to give"
+                "the report does not compare the branches: val is drawn with other settings than "
+                "in training, and contains movies that the model was trained on; split=val shows "
+                "which settings to give"
             )
         else:
             validation = score_split(model, data, "val", device, cfg.batch_size)

@@ -137,7 +137,7 @@ def full_disk(path: Path, error: OSError) -> FullDiskError:
     free = shutil.disk_usage(path.parent).free
     return FullDiskError(
         f"{path} could not be written: {error.strerror} ({free / 2**20:,.0f} MiB free there). "
-        "Make room; what stood there before is intact"
+        "Free some space; any earlier content is intact"
     )
 
 

@@ -118,7 +118,7 @@ def stored_folder(
             reason = wrong()
             if reason is None:
                 return folder  # the process we waited for has built it
-            logger.warning("building %s anew: %s", folder, reason)
+            logger.warning("rebuilding %s: %s", folder, reason)
         _build(folder, build)
     except OSError as error:
         if isinstance(error, CacheError) or not _is_ours(error, cache_dir):
@@ -292,7 +292,7 @@ def _cache_error(cache_dir: Path, error: OSError) -> CacheError:
     reason = error.strerror or str(error)
     return CacheError(
         f"cannot write the cache folder {cache_dir}: {reason}. "
-        "Make room or give the right to write there, or choose another cache_dir."
+        "Free some space, or get write permission, or choose another cache_dir."
     )
 
 

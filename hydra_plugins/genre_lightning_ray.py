@@ -57,9 +57,9 @@ class RayLauncher(Launcher):
             ray.init(**self.init)
         except (ConnectionError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(
-                f"there is no Ray by hydra.launcher.init={self.init}: {str(error).rstrip('.')}; "
-                "hydra.launcher.init.address=null starts one on this machine, and `ray start "
-                "--head` one that address=auto finds"
+                f"can't use Ray with hydra.launcher.init={self.init}: {str(error).rstrip('.')}; "
+                "hydra.launcher.init.address=null starts Ray on this machine, and address=auto "
+                "finds one started by `ray start --head`"
             ) from error
         try:
             shared = ray.put((self.hydra_context, self.task_function, self.config))

@@ -69,21 +69,21 @@ def read_answer(content: str, genres: Sequence[str]) -> tuple[tuple[float, ...],
     try:
         pairs = json.loads(fenced[0] if len(fenced) == 1 else text, object_pairs_hook=list)
     except (ValueError, RecursionError):
-        raise AnswerError(f"no JSON: {_shown(content)}") from None
+        raise AnswerError(f"not JSON: {_shown(content)}") from None
     if not isinstance(pairs, list) or not all(isinstance(pair, tuple) for pair in pairs):
-        raise AnswerError(f"no JSON object: {_shown(content)}")
+        raise AnswerError(f"not a JSON object: {_shown(content)}")
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise AnswerError("a key comes twice")
+        raise AnswerError("duplicate key")
     wanted = {*genres, WHY}
     missing = [name for name in (*genres, WHY) if name not in found]
     if missing:
-        raise AnswerError(f"no key {missing[0]!r}")
+        raise AnswerError(f"missing key {missing[0]!r}")
     if unknown := [name for name in found if name not in wanted]:
-        raise AnswerError(f"an unknown key {_shown(unknown[0])}")
+        raise AnswerError(f"unknown key {_shown(unknown[0])}")
     why = found[WHY]
     if not isinstance(why, str):
-        raise AnswerError(f"{WHY!r} is no text")
+        raise AnswerError(f"{WHY!r} is not text")
     # Lone surrogates can't be encoded in UTF-8.
     said = why.encode("utf-8", "replace").decode("utf-8").strip()[:MAX_WHY_CHARACTERS]
     return tuple(_score(genre, found[genre]) for genre in genres), said
@@ -94,7 +94,7 @@ def _score(genre: str, value: Any) -> float:
     whole = type(value) is int or (type(value) is float and value.is_integer())
     if not whole or not 0 <= value <= HIGHEST:
         raise AnswerError(
-            f"{genre!r} is {_shown(json.dumps(value))}, no whole number in 0..{HIGHEST}"
+            f"{genre!r} is {_shown(json.dumps(value))}, not a whole number in 0..{HIGHEST}"
         )
     return float(value) / HIGHEST
 
@@ -118,7 +118,7 @@ def yes_share(tokens: Sequence[tuple[str, float]]) -> float:
     if not total:
         likeliest = max(tokens, key=lambda pair: pair[1], default=("", 0.0))[0]
         raise AnswerError(
-            f"neither yes nor no is likely; the likeliest beginning is {likeliest!r:.50}"
+            f"neither yes nor no is likely; the likeliest first token is {likeliest!r:.50}"
         )
     return sums["yes"] / total
 

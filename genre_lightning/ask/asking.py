@@ -223,8 +223,8 @@ class Asker:
             self.server.rate_limit.stop.set()
             if self._under_way:
                 self.say(
-                    f"Stopping: waiting for {self._under_way} answers under way; Ctrl-C again "
-                    "does without them."
+                    f"Stopping: waiting for {self._under_way} pending answers; press Ctrl-C again "
+                    "to discard them."
                 )
 
         for number in before:
@@ -302,8 +302,8 @@ class Asker:
         elif self.give_up_after is not None and self._in_a_row >= self.give_up_after:
             self._give_up(
                 UserError(
-                    f"{self._in_a_row} movies one after another had no usable answer, the last one "
-                    f"since {record.failed}; server.give_up_after=null goes on all the same"
+                    f"{self._in_a_row} movies in a row had no usable answer (the last one: "
+                    f"{record.failed}); set server.give_up_after=null to continue anyway"
                 )
             )
 
@@ -375,7 +375,7 @@ class Asker:
                 shares = [await self._fitting(body, self._read_token, used) for body in bodies]
                 scores = dict(zip(genres, shares, strict=True))
         except AnswerError as error:
-            failed = f"its answer does not fit: {error}"
+            failed = f"its answer is invalid: {error}"
         except (RequestRefused, Unanswered) as error:
             failed = str(error)
         return Record(
@@ -421,7 +421,7 @@ class Asker:
     def _read_json(self, reply: Reply) -> tuple[tuple[float, ...], str]:
         if reply.finish_reason == "length":
             raise AnswerError(
-                "it was cut off (finish_reason=length); parameters.max_tokens allows more"
+                "it was cut off (finish_reason=length); increase parameters.max_tokens"
             )
         if reply.content is None:
             raise AnswerError(f"it has no text (finish_reason={reply.finish_reason!s:.50})")
@@ -431,9 +431,9 @@ class Asker:
         if reply.first_tokens is None:
             if not self._had_tokens:
                 raise ServerError(
-                    f"{self.server.base_url} gives no probabilities of tokens, which "
-                    "answers=logprobs needs: answers=json does without"
+                    f"{self.server.base_url} returns no token probabilities, which "
+                    "answers=logprobs needs: use answers=json"
                 )
-            raise AnswerError("it has no probabilities of tokens")
+            raise AnswerError("it has no token probabilities")
         self._had_tokens = True
         return yes_share(reply.first_tokens)

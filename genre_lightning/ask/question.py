@@ -109,7 +109,7 @@ class Questioner:
     ) -> None:
         check_genres(genres)
         if answers not in ANSWERS:
-            raise UserError(f"answers={answers} is none of {', '.join(ANSWERS)}")
+            raise UserError(f"answers={answers} must be one of {', '.join(ANSWERS)}")
         if not show or len(set(show)) < len(show):
             names = ",".join(map(str, show))
             raise UserError(f"show=[{names}] must name one or more columns, each once")
@@ -138,7 +138,7 @@ class Questioner:
             self._system = environment.from_string(prompt.system)
             self._user = environment.from_string(prompt.user)
         except TemplateError as error:
-            raise UserError(f"prompt={prompt.name}: no Jinja template: {error}") from error
+            raise UserError(f"prompt={prompt.name}: not a Jinja template: {error}") from error
         # Renders the templates once, so that an unknown name is reported before any request.
         self.messages({"title": ""}, None, self.genres[0])
 

@@ -161,8 +161,7 @@ def check_shown(movies: MovieSet, show: Sequence[str]) -> None:
         if name not in movies.columns():
             raise UserError(
                 f"show: no movie of the dataset has a column {name!r}; it has "
-                f"{', '.join(movies.columns())}. Further columns are joined by "
-                "data.columns=FILE.csv"
+                f"{', '.join(movies.columns())}. Add further columns with data.columns=FILE.csv"
             )
 
 
@@ -195,8 +194,8 @@ def draw_examples(
     pictured = prompt.example_posters and POSTER in show
     if not texts and not pictured:
         raise UserError(
-            f"prompt={prompt.name} shows examples, and with show=[{POSTER}] there is nothing of "
-            "them to see: prompt.example_posters=true shows their posters"
+            f"prompt={prompt.name} shows examples, but with show=[{POSTER}] they have nothing to "
+            "show: set prompt.example_posters=true to show their posters"
         )
     examples: list[Example] = []
     for row in np.random.default_rng(seed).permutation(train).tolist():
@@ -250,7 +249,7 @@ def load_questioner(folder: Path) -> tuple[Questioner, dict[str, Any]]:
         plain = json.loads(path.read_text("utf-8"))
         return Questioner.from_plain(plain.pop("questioner")), plain
     except FileNotFoundError:
-        raise UserError(f"{folder}: there is no {ASKED}, so it is no run of genre-ask") from None
+        raise UserError(f"{folder} has no {ASKED}, so it is not a run of genre-ask") from None
     except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
         raise UserError(f"{path}: can't be used: {str(error)[:300]}") from error
 
@@ -312,7 +311,7 @@ def ask_rows(
             console.print(f"unreadable, not shown: {name} ({reason})", soft_wrap=True)
     if not answers.keys:
         reason = next(iter(answers.failed.values()), "there is none")
-        raise ServerError(f"{questioner.base_url}: no movie was answered; the first: {reason}")
+        raise ServerError(f"{questioner.base_url}: no movie has an answer; the first: {reason}")
     return answers
 
 
@@ -341,9 +340,8 @@ async def _ask(
 
 def _kept(answers: Answers, rows: np.ndarray, answer_file: AnswerFile) -> str:
     return (
-        f"{len(answers.keys):,} of {len(rows):,} movies are answered, in "
-        f"{shell_command(answer_file.path)}; the same "
-        "command goes on from there"
+        f"{len(answers.keys):,} of {len(rows):,} movies have an answer, in "
+        f"{shell_command(answer_file.path)}; run the same command again to continue"
     )
 
 

@@ -88,20 +88,20 @@ def check_url(base_url: str, setting: str = "base_url") -> str:
             or a fragment.
     """
     if type(base_url) is not str or not base_url.isprintable() or " " in base_url:
-        raise UserError(f"{setting}={base_url!r:.200} is no address of a server")
+        raise UserError(f"{setting}={base_url!r:.200} is not the address of a server")
     try:
         parts = urlsplit(base_url)
         host, _ = parts.hostname, parts.port
     except ValueError as error:
-        raise UserError(f"{setting} is no address of a server: {error}") from None
+        raise UserError(f"{setting} is not the address of a server: {error}") from None
     if parts.username is not None or parts.password is not None:
         raise UserError(
-            f"{setting} has a name or a password in it, which would be written down: leave them "
-            "out; a key goes into an environment variable that api_key_env names"
+            f"{setting} contains a user name or password, which would be saved in files: leave it "
+            "out; put a key into an environment variable and name the variable in api_key_env"
         )
     if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment:
         raise UserError(
-            f"{setting}={base_url} is no address of a server, such as http://127.0.0.1:8000/v1"
+            f"{setting}={base_url} is not the address of a server, such as http://127.0.0.1:8000/v1"
         )
     return base_url.rstrip("/")
 
@@ -118,13 +118,13 @@ def read_key(variable: str | None, setting: str = "api_key_env") -> str | None:
     if type(variable) is not str or not re.fullmatch(r"[A-Z_][A-Z0-9_]{0,63}", variable):
         raise UserError(
             f"{setting} must name an environment variable in capitals, such as OPENAI_API_KEY; "
-            "the key itself is given nowhere else"
+            "don't give the key itself"
         )
     key = os.environ.get(variable, "").strip()
     if not key:
-        raise UserError(f"{setting}={variable}: there is no such environment variable, or empty")
+        raise UserError(f"{setting}={variable}: this environment variable is not set, or empty")
     if not key.isascii() or not key.isprintable() or " " in key:
-        raise UserError(f"{setting}={variable}: what it holds is no key")
+        raise UserError(f"{setting}={variable}: the variable's value is not a key")
     return key
 
 
@@ -282,19 +282,19 @@ class ChatServer:
                     f"{self.base_url} answers with a web page, not with JSON ({_plain(text)}): "
                     "is base_url right? It usually ends in /v1"
                 ) from None
-            raise _TryAgain(f"its answer is no whole JSON: {_plain(text) or 'empty'}") from None
+            raise _TryAgain(f"its answer is not valid JSON: {_plain(text) or 'empty'}") from None
         if not isinstance(data, dict):
-            raise _TryAgain(f"its answer is no JSON object: {_plain(text)}")
+            raise _TryAgain(f"its answer is not a JSON object: {_plain(text)}")
         if data.get("error"):
             raise _TryAgain(f"the server says: {server_words(text)}")
         return data
 
     async def _refusal(self, status: int, text: str, headers: Mapping[str, str]) -> Exception:
         """Return the exception for a status other than 200."""
-        words = f"{status}, {server_words(text) or 'without a word'}"
+        words = f"{status}, {server_words(text) or 'without a message'}"
         if status in (401, 403):
             key = (
-                "it may want a key: name the environment variable that holds one by api_key_env"
+                "it may need a key: name the environment variable that holds one in api_key_env"
                 if self._key is None
                 else f"it refuses the key in {self._key_name or 'the environment'}"
             )

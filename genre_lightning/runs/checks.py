@@ -28,16 +28,16 @@ def _at_least(low: int) -> Callable[[Any], bool]:
 #: What a setting must be, in words, and the check.
 Rule: TypeAlias = tuple[str, Callable[[Any], bool]]
 
-_COUNT: Rule = ("a whole number from 1 on", _at_least(1))
-_COUNT_OR_NULL: Rule = ("a whole number from 1 on, or null", _at_least(1))
-_COUNT_FROM_0: Rule = ("a whole number from 0 on", _at_least(0))
+_COUNT: Rule = ("a whole number of at least 1", _at_least(1))
+_COUNT_OR_NULL: Rule = ("a whole number of at least 1, or null", _at_least(1))
+_COUNT_FROM_0: Rule = ("a whole number of at least 0", _at_least(0))
 _COUNT_OR_NO_END: Rule = (
-    "a whole number from 1 on, or -1 for no end",
+    "a whole number of at least 1, or -1 for no limit",
     lambda value: type(value) is int and (value >= 1 or value == -1),
 )
 _ABOVE_0: Rule = ("a number above 0", lambda value: _is_number(value) and value > 0)
-_COUNT_FROM_0_OR_NULL: Rule = ("a whole number from 0 on, or null", _at_least(0))
-_NOT_NEGATIVE: Rule = ("a number from 0 on", lambda value: _is_number(value) and value >= 0)
+_COUNT_FROM_0_OR_NULL: Rule = ("a whole number of at least 0, or null", _at_least(0))
+_NOT_NEGATIVE: Rule = ("a number of at least 0", lambda value: _is_number(value) and value >= 0)
 _SHARE: Rule = ("a number from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1)
 _BELOW_1: Rule = (
     "a number from 0 to less than 1",
@@ -120,8 +120,8 @@ UNFIT_CALLBACKS = {
     "LearningRateFinder": "has no learning rate to set here: find one by a sweep, "
     "-m optimizer.lr=1e-4,1e-3,1e-2 or sweep=optuna",
     "BatchSizeFinder": "changes the batch size of a run and not its settings: set data.batch_size",
-    "StochasticWeightAveraging": "averages weights in an epoch more, after which nothing scores "
-    "them: take pytorch_lightning.callbacks.EMAWeightAveraging, whose averages are scored and kept",
+    "StochasticWeightAveraging": "averages weights in an extra epoch, without validating them: use "
+    "pytorch_lightning.callbacks.EMAWeightAveraging, whose averages are validated and saved",
 }
 #: Filled in by the run itself.
 FILLED_IN = ("num_genres",)
@@ -217,7 +217,7 @@ def _check_monitor(monitor: Any, mode: str, of: str) -> None:
     if monitor not in MONITORED:
         close = closest_name(str(monitor), MONITORED)
         raise SettingError(
-            f"{of}monitor={monitor} is no value of the validation{did_you_mean(close)}; there is "
+            f"{of}monitor={monitor} is not a validation metric{did_you_mean(close)}; choose one of "
             f"{', '.join(MONITORED)}"
         )
     if mode != usual_mode(monitor):
@@ -283,7 +283,7 @@ def check_folder(folder: str | Path) -> None:
     place = Path(folder).absolute()
     there = next(path for path in (place, *place.parents) if os.path.lexists(path))
     if not there.is_dir():
-        reason = f"{there} is no folder"
+        reason = f"{there} is not a folder"
     elif not os.access(there, os.W_OK | os.X_OK):
         reason = f"{there} is read-only"
     else:

@@ -37,7 +37,7 @@ def resolve_run(ckpt_path: str | Path, file: str) -> Path | None:
         if not runs:
             raise UserError(
                 f"ckpt_path=last: no run under {Path('runs').absolute()} has a {file} (jobs of "
-                "sweeps are not meant)"
+                "sweeps are ignored)"
             )
         return max(runs, key=lambda path: path.stat().st_mtime).parent.parent
     place = Path(ckpt_path)
@@ -165,6 +165,6 @@ def starting_point(ckpt_path: str | None, folder: Path) -> str | None:
     if status == "completed" or last:
         raise UserError(
             f"{folder} holds a run already ({status or 'without a result.json'}): name another "
-            f"folder by hydra.run.dir, or resume it by ckpt_path={folder}"
+            f"folder with hydra.run.dir, or resume the run with ckpt_path={folder}"
         )
     return None

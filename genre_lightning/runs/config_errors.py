@@ -52,8 +52,8 @@ def explain_error(error: Exception, conf: str | Path, config: str, arguments: Se
     """
     if isinstance(error, OverrideParseException):
         return (
-            f"{error.override} can't be read: an override is key=value, and a value that has "
-            "blanks, commas, brackets or = in it stands in quotes of its own, \"key='a, b'\""
+            f"{error.override} can't be read: an override is key=value, and a value that contains "
+            "blanks, commas, brackets or = needs its own quotes, \"key='a, b'\""
         )
     if isinstance(error, InstantiationException) and isinstance(error.__cause__, UserError):
         return str(error.__cause__)
@@ -67,7 +67,7 @@ def explain_error(error: Exception, conf: str | Path, config: str, arguments: Se
     if found := re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(.+?)'", text):
         return f"{found[1]} names several values: -m sweeps over them, and key=[a,b] is a list"
     if "Interpolation key 'sweep.n_trials' not found" in text:
-        return "hydra/sweeper=optuna has its settings from sweep=optuna: give that in its place"
+        return "hydra/sweeper=optuna gets its settings from sweep=optuna: use that instead"
     if isinstance(error.__cause__, OmegaConfBaseException):
         text = f"{text}: {error.__cause__}"
     # OmegaConf adds lines about its own types.

@@ -81,8 +81,8 @@ def _read(written: Path) -> list[Override]:
     for setting in overrides:
         if "_target_" in str(setting.input_line):
             raise UserError(
-                f"{written} names code to run, {setting.input_line}: if you trust it, resume by "
-                "the file of the checkpoint and give all overrides"
+                f"{written} names code to run, {setting.input_line}: if you trust it, resume from "
+                "the checkpoint file and give all overrides"
             )
     return overrides
 

@@ -57,8 +57,8 @@ def make_parts(group: str, choices: Mapping[str, Any], kind: type[Made]) -> list
             part = instantiate(choice)
         if not isinstance(part, kind):
             raise SettingError(
-                f"{group}.{name}: {choice['_target_']} makes a {type(part).__name__}, which is no "
-                f"{kind.__name__} of Lightning"
+                f"{group}.{name}: {choice['_target_']} makes a {type(part).__name__}, which is not "
+                f"a {kind.__name__} of Lightning"
             )
         made.append(part)
     return made

@@ -50,7 +50,7 @@ def locked(folder: Path) -> Iterator[None]:
     except Timeout:
         raise TakenError(
             f"another process is running in {folder}: wait for it or stop it, or name another "
-            "folder by hydra.run.dir"
+            "folder with hydra.run.dir"
         ) from None
     try:
         yield
