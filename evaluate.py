@@ -15,17 +15,17 @@ from genre_lightning.runs.command_line import command
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-#: Beside this file, wherever it is installed: the command is also called genre-evaluate.
+#: The folder beside this file, which is also installed as genre-evaluate.
 CONF = Path(__file__).resolve().with_name("conf")
 
 
 def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> dict[str, float]:
-    """Rebuild the model from the checkpoint alone, score the split, write numbers and report.
+    """Rebuild the model from the checkpoint alone, score the split, and write metrics and report.
 
     Args:
         cfg: the composed configuration of conf/evaluate.yaml.
-        folder: where the files go.
-        overrides: of the command line, for the report to name.
+        folder: where files are written.
+        overrides: overrides of the command line, shown in the report.
 
     Returns:
         The metrics.
@@ -76,11 +76,12 @@ def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> di
     metrics = write_evaluation(folder, model, data, scores)
     validation = scores if cfg.split == "val" else None
     if validation is None and len(model.inputs) > 1 and len(data.splits["val"]):
-        # To compare the branches fairly.
+        # Validation scores are needed to compare the branches fairly.
         if data.holds_learnt("val", model.data, model.learnt_from):
             notes.append(
-                "the report does not compare the branches: val is drawn by other settings than in "
-                "training, and holds movies that were learnt from; split=val says what to give"
+                "the report does not compare the branches: val is drawn with other settings than "
+                "in training, and contains movies that the model was trained on; split=val shows "
+                "which settings to give"
             )
         else:
             validation = score_split(model, data, "val", device, cfg.batch_size)
@@ -105,7 +106,7 @@ def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> di
 
 @command(CONF, "evaluate")
 def main(cfg: DictConfig) -> None:
-    """Evaluate into the run folder that Hydra made."""
+    """Evaluate, and write into the run folder that Hydra created."""
     from genre_lightning.errors import UserError
     from genre_lightning.runs.config import write_config
 

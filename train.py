@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from genre_lightning.training.callbacks.checkpoint_io import WholeFileIO
     from genre_lightning.training.module import GenreModule
 
-#: Beside this file, wherever it is installed: the command is also called genre-train.
+#: The folder beside this file, which is also installed as genre-train.
 CONF = Path(__file__).resolve().with_name("conf")
-# conf/hydra/default.yaml: where the run is that is to go on.
+# For conf/hydra/default.yaml: the folder of the run to resume.
 OmegaConf.register_new_resolver("run_folder", run_directory, use_cache=True, replace=True)
 
 
@@ -33,13 +33,13 @@ def listed_branches(cfg: DictConfig) -> dict[str, Branch]:
     """The configured branches by name."""
     from genre_lightning.models.branches import read_branches
 
-    listed = cfg.model.get("branches")  # an empty list of them leaves no key behind
+    listed = cfg.model.get("branches")  # an empty list of branches leaves no key
     plain = {} if listed is None else OmegaConf.to_container(listed, resolve=True)
     return read_branches(cast("dict[str, Any]", plain))
 
 
 def make_data(cfg: DictConfig) -> MovieDataModule:
-    """The configured data, set up; all random generators are seeded before."""
+    """Seed all random generators, then build and set up the configured data module."""
     from hydra.utils import instantiate
 
     from genre_lightning.lean_imports import load_lightning
@@ -58,14 +58,14 @@ def make_data(cfg: DictConfig) -> MovieDataModule:
         shared: SharedData = shared_by_jobs().setdefault("data", SharedData())
         inputs = shared.inputs(settings, wanted)
         data: MovieDataModule = instantiate(cfg.data, inputs=inputs, seed=cfg.seed)
-    with refused_settings("model"):  # before vectors, or words, are computed for minutes
+    with refused_settings("model"):  # before spending minutes on computing vectors or words
         check_takes({name: branch.network for name, branch in listed.items()}, inputs)
     shared.open(data)
     return data
 
 
 def make_module(cfg: DictConfig, data: MovieDataModule) -> GenreModule:
-    """The configured network, loss and optimizer for these data; fills in ``cfg.num_genres``."""
+    """Build the network, loss and optimizer for these data, and fill in ``cfg.num_genres``."""
     import torch
     from hydra.utils import instantiate
 
@@ -126,32 +126,32 @@ def chosen_precision(cfg: DictConfig) -> str:
 
 
 def saves_in_background(cfg: DictConfig) -> bool:
-    """Whether checkpoints are written while training goes on; "auto" is on a GPU alone.
+    """Whether checkpoints are written while training continues; "auto" means only on a GPU.
 
-    On a CPU the thread that writes and the training share the cores, and nothing is won.
+    On a CPU the writing thread and the training share the cores, so nothing is gained.
     """
     wanted = cfg.checkpoint_in_background
     return trains_on_gpu(cfg) if wanted == "auto" else bool(wanted)
 
 
 def make_checkpoint_io(cfg: DictConfig) -> WholeFileIO:
-    """What writes the configured checkpoints."""
+    """Build the plugin that writes the checkpoints."""
     from genre_lightning.training.callbacks.checkpoint_io import WholeFileIO
 
-    # Nothing is held back where the user has said how many steps may be lost.
+    # No delay if the user has limited how many steps can be lost.
     seconds = 0.0 if cfg.checkpoint_every_n_steps else float(cfg.checkpoint_min_seconds)
     return WholeFileIO(saves_in_background(cfg), seconds)
 
 
 def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
-    """Fit the configured model, score its best checkpoint, and fill ``result`` as it goes.
+    """Fit the configured model and score its best checkpoint, filling ``result`` along the way.
 
     Args:
         cfg: the composed configuration.
         folder: the run folder.
-        result: what ``result.json`` will hold.
+        result: content of ``result.json``.
     """
-    # Imported here: --help, --cfg and completion answer without waiting for PyTorch.
+    # Imported here, so that --help, --cfg and completion don't wait for PyTorch.
     with kept_imports():
         from genre_lightning.lean_imports import load_lightning
 
@@ -176,11 +176,11 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         from genre_lightning.training.callbacks.resume import Resume, epochs_done, run_settings
         from genre_lightning.training.fit_errors import fit_errors_told
 
-    # Names of genres and files are shown as they are, not read as markup.
+    # Names of genres and files must not be interpreted as markup.
     console = Console(markup=False, emoji=False, quiet=not is_first_process())
     result["threads"] = set_threads()
-    # Before the data, whose vectors may take minutes: a slip is told at once.
-    # That of best.ckpt first: the first that saves tells Lightning, and us, which epoch is best.
+    # Before the data, whose vectors can take minutes, so that mistakes are reported at once. The
+    # callback for best.ckpt comes first: Lightning, and we, take the best epoch from the first one.
     parts = {"checkpoint": cfg.callbacks.checkpoint, **cfg.callbacks}
     callbacks = make_parts("callbacks", parts, Callback)
     if not cfg.trainer.enable_progress_bar:
@@ -193,7 +193,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
             precision=precision,
             callbacks=[history, EpochLog(history), *callbacks],
             logger=False,  # see open_loggers
-            # Without one of ours Lightning would add its own.
+            # If there is none, Lightning must not add its own.
             enable_progress_bar=any(isinstance(each, ProgressBar) for each in callbacks),
             plugins=[make_checkpoint_io(cfg)],
         )
@@ -238,21 +238,21 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         result["best_checkpoint"] = str(Path(best).relative_to(folder))
         if not trainer.is_global_zero:
             return
-        # Scored as evaluate.py will score it: from the file alone, in float32.
+        # Scored as by evaluate.py: from the file alone, in float32.
         device = trainer.strategy.root_device
         model = load_model(best, device)
         scores = {split: score_split(model, data, split, device) for split in ("val", "test")}
         for split, found in scores.items():
             result[split] = split_metrics(model, found)
             print_genre_table(model, found, result[split], console)
-        # Over the whole split, also where training has looked at a part of it.
+        # Over the whole split, even if training validated on a part of it.
         result["monitor_value"] = result["val"][cfg.monitor.removeprefix("val/")]
         log_outcome(loggers, trainer.global_step, model, data, scores, result, Path(best))
 
 
 @command(CONF, "train", with_earlier_overrides)
 def main(cfg: DictConfig) -> float | None:
-    """Run one training, by itself or as a job of a sweep; return the monitored value."""
+    """Run one training, alone or as a job of a sweep; return the monitored value."""
     return run_job(cfg, train)
 
 

@@ -1,7 +1,7 @@
 """Movie genres from titles and posters.
 
-Importing this package loads nothing heavy: :class:`GenrePredictor`, and PyTorch with it, is
-loaded when it is first asked for, and so is :func:`train`.
+Importing this package is fast: :class:`GenrePredictor` and :func:`train`, and PyTorch with them,
+are loaded on first access.
 """
 
 from __future__ import annotations

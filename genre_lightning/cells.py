@@ -1,10 +1,10 @@
-"""Cells of CSV files for people, which a spreadsheet must not take for formulas.
+"""Cells of CSV files: protection from spreadsheet formulas, separators, lists, and missing values.
 
-A spreadsheet runs a cell that begins with = + - @ as a formula, also where it came from a movie's
-title. So what we write for people has an apostrophe before such a text, and our own readers take it
-off again. Nor may a genre's name, which can be any text, be taken for a separator or a column.
+A spreadsheet runs a cell that begins with = + - @ as a formula, even if it is a movie's title. So
+we write an apostrophe before such texts in files for people, and our own readers remove it. Genre
+names can be any text, so separators and column names are chosen not to collide with them.
 
-Cells that other programs wrote may hold a list, or a mark where there is nothing.
+Cells written by other programs can contain lists, or markers for missing values.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from collections.abc import Iterable, Sequence
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 _GUARDED = re.compile(r"'+[=+\-@\t\r]")
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
-#: What joins genres in a cell, of our own files and of a manifest that names nothing else.
+#: Joins genres in a cell, in our own files and by default in a manifest.
 SEPARATOR = "|"
-#: Of our own files, where one is in a genre's name, the next.
+#: Separators for our own files, in order of preference; one that is in a genre's name is skipped.
 _SEPARATORS = f"{SEPARATOR};,/~^"
 
 
-#: What databases, pandas and MovieLens write where there is nothing.
+#: Markers for missing values, as written by databases, pandas and MovieLens.
 _NOTHING = frozenset(
     (r"\N", "NaN", "nan", "None", "NULL", "null", "N/A", "n/a", "NA", "<NA>", "(no genres listed)")
 )
 _LIST = re.compile(r"\[\s*(\]|[\"'{].*\]$)", re.DOTALL)
-#: As NumPy writes arrays, which Python would read as one text.
+#: NumPy writes arrays without commas, which Python would parse as one concatenated string.
 _WITHOUT_COMMAS = re.compile(r"[\"']\s+[\"']")
 
 
 def names_in_list(cell: str) -> tuple[str, ...] | None:
-    """The names in a list as JSON or Python writes it; None for any other text.
+    """Parse the names in a JSON or Python list; None for any other text.
 
-    It holds texts, ``["Action", "Comedy"]``, or objects with a ``name``, as TMDB's files do.
+    The items are strings, ``["Action", "Comedy"]``, or objects with a ``name``, as in TMDB's files.
     """
     if not _LIST.match(cell):
         return None
@@ -54,9 +54,9 @@ def names_in_list(cell: str) -> tuple[str, ...] | None:
 
 
 def text_of(column: str, cell: str) -> str:
-    """What a cell says: "" for a mark of nothing, and the names of a list joined by ``|``.
+    """Text of a cell: "" for a missing value, and the names in a list joined by ``|``.
 
-    A title is what it is: a movie may be called None.
+    Titles are returned unchanged, since a movie can be called None.
     """
     if column == "title":
         return cell
@@ -65,44 +65,43 @@ def text_of(column: str, cell: str) -> str:
 
 
 def guard(text: str) -> str:
-    """The text as no formula: with an apostrophe before it, where it would be one.
+    """Put an apostrophe before a text that a spreadsheet would take for a formula.
 
-    Numbers are left alone. So that :func:`unguard` gives every text back, one that begins with
-    apostrophes and then such a sign gets a further one.
+    Numbers are unchanged. A text that begins with apostrophes and then such a sign gets another
+    apostrophe, so that :func:`unguard` can restore every text.
     """
     return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
 
 
 def guarded(row: Iterable[object]) -> list[object]:
-    """A row for ``csv.writer``: its texts guarded, its numbers as they are."""
+    """A row for ``csv.writer``, with texts guarded and numbers unchanged."""
     return [guard(cell) if isinstance(cell, str) else cell for cell in row]
 
 
 def unguard(text: str) -> str:
-    """What :func:`guard` was given."""
-    # Few cells begin with an apostrophe: most need no search.
+    """Undo :func:`guard`."""
+    # Few cells begin with an apostrophe, so most need no regex search.
     return text[1:] if text.startswith("'") and _GUARDED.match(text) else text
 
 
 def score_cell(score: float) -> str:
-    """A score with nine digits, which tell any two float32 apart.
+    """Format a score with nine significant digits, which distinguish any two float32 values.
 
-    Rounded to six decimals, the small scores of a rare genre would tie, and its average precision
-    would be another.
+    With six decimals, small scores of a rare genre would tie and change its average precision.
     """
     return f"{score:.9g}"
 
 
 def separator_of(genres: Sequence[str]) -> str:
-    """What joins any of these genres in a cell, so that they can be told apart: ``|`` if it can."""
+    """A separator that is in none of these genres: ``|`` if possible."""
     usable = (mark for mark in _SEPARATORS if not any(mark in genre for genre in genres))
     return next(usable, "\n")
 
 
 def score_columns(genres: Sequence[str], others: Iterable[str]) -> list[str]:
-    """Heads of the columns with the scores of genres: their names, in a table with other columns.
+    """Headers of the columns with scores, in a table with other columns: the genres' names.
 
-    Where one of the others is called as a genre is, in any case, it is "genre title", say.
+    A name that equals another column's, ignoring case, gets a prefix, as in "genre title".
     """
     taken = {name.lower() for name in others}
     heads = []

@@ -1,4 +1,4 @@
-"""The CPU cores of this process, which other commands on the machine may share."""
+"""The CPU cores available to this process, which other processes may share."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-#: How often a waiting OpenMP thread spins before it sleeps: some tens of microseconds.
+#: Iterations that a waiting OpenMP thread spins before it sleeps: tens of microseconds.
 SPIN_COUNT = 10_000
 
-#: Share of the cores from which on a training leaves to other processes what they use of them. A
+#: If other processes use more than this share of the cores, training leaves those cores to them. A
 #: browser uses less.
 OTHERS_SHARE = 0.25
 
-#: Over less time the use of the cores says nothing.
+#: Minimum time over which the cores' use is meaningful.
 MIN_SECONDS = 0.5
 
 _STAT = Path("/proc/stat")
 
 
 def core_ids() -> set[int]:
-    """The cores that this process may use."""
+    """Ids of the cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return os.sched_getaffinity(0)
     return set(range(os.cpu_count() or 1))
@@ -34,12 +34,12 @@ def num_cores() -> int:
 
 
 def limit_spinning() -> None:
-    """Have OpenMP's threads sleep, rather than spin, where they wait long for each other.
+    """Make waiting OpenMP threads sleep sooner instead of spinning.
 
-    To be called before PyTorch is imported. GNU's OpenMP, with which PyTorch computes on Linux,
-    lets a waiting thread spin for milliseconds. Where another training has the same cores, that
-    keeps the thread that is waited for from running, in every operation. What ``GOMP_SPINCOUNT`` or
-    ``OMP_WAIT_POLICY`` says in the environment stands.
+    Call this before PyTorch is imported. GNU OpenMP, which PyTorch uses on Linux, lets a waiting
+    thread spin for milliseconds. If another training uses the same cores, this keeps the awaited
+    thread from running, in every operation. ``GOMP_SPINCOUNT`` or ``OMP_WAIT_POLICY`` in the
+    environment take precedence.
     """
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
@@ -47,12 +47,12 @@ def limit_spinning() -> None:
 
 @dataclass(frozen=True)
 class CoreUse:
-    """Seconds that the cores of this process have been idle, and that it has computed, until now.
+    """Cumulative idle time of this process's cores, and its own CPU time.
 
     Attributes:
-        now: seconds of a clock.
-        idle: summed over the cores.
-        own: CPU seconds of this process, and of those of its children that have ended.
+        now: clock time in seconds.
+        idle: idle seconds, summed over the cores.
+        own: CPU seconds of this process and its terminated children.
     """
 
     now: float
@@ -61,10 +61,10 @@ class CoreUse:
 
 
 def core_use(stat: str | None = None) -> CoreUse | None:
-    """What the cores have done until now; None where the system doesn't tell.
+    """Measure the cores' use until now; None if the system does not report it.
 
     Args:
-        stat: what ``/proc/stat`` holds; None to read it.
+        stat: content of ``/proc/stat``; None to read the file.
     """
     if stat is None:
         try:
@@ -73,7 +73,7 @@ def core_use(stat: str | None = None) -> CoreUse | None:
             return None
     wanted = {f"cpu{number}" for number in core_ids()}
     lines = [line.split() for line in stat.splitlines()]
-    # user, nice, system, idle, iowait, ...: a core that waits for a disk is free as well.
+    # user, nice, system, idle, iowait, ...: a core that waits for a disk counts as idle.
     ticks = sum(int(line[4]) + int(line[5]) for line in lines if line and line[0] in wanted)
     times = os.times()
     own = times.user + times.system + times.children_user + times.children_system
@@ -81,15 +81,15 @@ def core_use(stat: str | None = None) -> CoreUse | None:
 
 
 def num_threads(cores: int, before: CoreUse, after: CoreUse) -> int:
-    """Threads for a training: the cores that others leave, and at least one.
+    """Number of threads for training: the cores that other processes leave free, at least one.
 
-    More threads than free cores wait for each other in every operation, which takes longer than
-    one thread would.
+    With more threads than free cores, the threads wait for each other in every operation, which is
+    slower than a single thread.
 
     Args:
-        cores: that this process may use.
-        before: their use at the beginning of a time.
-        after: and at its end.
+        cores: number of cores that this process may use.
+        before: the cores' use at the start of an interval.
+        after: the cores' use at the end of the interval.
     """
     seconds = after.now - before.now
     if seconds < MIN_SECONDS:
@@ -104,12 +104,12 @@ _at_start: CoreUse | None = None
 
 
 def share_cores() -> None:
-    """Have this command share the cores with others; to be called before PyTorch is imported.
+    """Share the cores with other processes; call this before PyTorch is imported.
 
-    Its threads do not spin, see :func:`limit_spinning`, and from now on the cores are watched, for
-    :func:`set_threads`. They are not, and PyTorch's own choice stands, where ``OMP_NUM_THREADS``
-    says how many threads there are, where PyTorch is there already (a notebook, or the second job
-    of a sweep in one process), and where the system doesn't tell.
+    Limits spinning, see :func:`limit_spinning`, and starts to measure the cores' use for
+    :func:`set_threads`. PyTorch's own number of threads is kept if ``OMP_NUM_THREADS`` is set, if
+    PyTorch is already imported (a notebook, or the second job of a sweep in one process), or if the
+    system does not report the cores' use.
     """
     global _at_start
     limit_spinning()
@@ -118,9 +118,9 @@ def share_cores() -> None:
 
 
 def set_threads() -> int:
-    """Have PyTorch use as many threads as cores were free since :func:`share_cores`; how many.
+    """Use as many PyTorch threads as cores were free since :func:`share_cores`; return the number.
 
-    Seconds have gone by then, in which the command imported what it needs.
+    By then the command has spent seconds on imports, enough for a measurement.
     """
     global _at_start
     import torch

@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Files and folders that are complete or absent."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import IO, Any, BinaryIO, Literal, TextIO, overload
 
 from genre_lightning.errors import UserError
 
-#: No space, no quota, no larger file allowed.
+#: Error codes: no space left, quota exceeded, file too large.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _TEMPORARY = re.compile(r"\..+\.(?P<process>[0-9]+)")
@@ -30,20 +30,20 @@ def whole_file(path: Path, mode: Literal["w"] = "w") -> AbstractContextManager[T
 def whole_file(path: Path, mode: Literal["wb"]) -> AbstractContextManager[BinaryIO]: ...
 @contextmanager  # type: ignore[misc]
 def whole_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a file that appears under its name once it is whole, and not otherwise.
+    """Open a file for writing that appears under its name only once it is complete.
 
-    Whatever stood there before stays until then, also when the block raises or is killed. A link
-    stays one: what it leads to is written. So do devices and pipes, which can't be replaced: they
-    are written as they are.
+    Until then an existing file stays unchanged, even if the block raises or is killed. Links are
+    kept, and their targets are written. Devices and pipes can't be replaced and are written
+    directly.
 
     Args:
-        path: of the file.
+        path: path of the file.
         mode: "w" for UTF-8 text, "wb" for bytes.
 
     Raises:
         FullDiskError: the disk is full.
     """
-    # A file name in another encoding is no text in UTF-8; escaped, it costs nobody the whole file.
+    # Text can contain file names in other encodings, which are escaped instead of raising an error.
     utf8 = {"encoding": "utf-8", "newline": "", "errors": "backslashreplace"}
     text = {} if "b" in mode else utf8
     path = Path(os.path.realpath(path))
@@ -65,19 +65,19 @@ def whole_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Fill a folder that appears under its name once all of it is written, and not otherwise.
+    """Fill a folder that appears under its name only once it is complete.
 
-    What processes that are no more have left half filled is removed.
+    Removes unfinished folders of processes that have ended.
 
     Args:
-        path: of the folder; nothing, or an empty folder, may be there.
+        path: path of the folder, which must be absent or empty.
 
     Yields:
-        The folder to fill, beside it.
+        A temporary folder beside ``path``, to be filled.
 
     Raises:
         FullDiskError: the disk is full.
-        OSError: ``path`` is there and not empty, or can't be written.
+        OSError: ``path`` is not empty, or can't be written.
     """
     for other in path.parent.glob(f".{path.name}.*"):
         match = _TEMPORARY.fullmatch(other.name)
@@ -98,12 +98,12 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def temporary_name(path: Path) -> Path:
-    """Where this process writes a file that will have this name once it is whole."""
+    """The temporary path at which this process writes a file until it is complete."""
     return path.with_name(f".{path.name}.{os.getpid()}")
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove the files that processes which are no more have left half written in a folder."""
+    """Remove unfinished files in a folder whose processes have ended."""
     for path in folder.glob(".*"):
         match = _TEMPORARY.fullmatch(path.name)
         if match is not None and not is_alive(int(match["process"])):
@@ -111,42 +111,42 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def is_alive(process: int) -> bool:
-    """Whether this machine has a process of this number that has not ended."""
+    """Whether a process with this id is running on this machine."""
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:  # another user's
         return True
-    # Of a process that has ended the number stays until its parent asks how. In a container it may
-    # stay for good: the first process there is often a command that asks for its own children only.
+    # A terminated process keeps its id until its parent waits for it. In a container that may never
+    # happen: the first process there is often a command that waits for its own children only.
     try:
         fields = Path(f"/proc/{process}/stat").read_text("utf-8", "replace")
-    except OSError:  # another system than Linux, or gone by now
+    except OSError:  # not Linux, or ended just now
         return True
     return fields.rpartition(")")[2].split()[0] not in ("Z", "X")
 
 
 def full_disk(path: Path, error: OSError) -> FullDiskError:
-    """What the user is told of a file for which there is no room.
+    """Make the error for a file that does not fit on the disk.
 
     Args:
-        path: of the file.
-        error: one of ``FULL``.
+        path: path of the file.
+        error: the system's error, with an ``errno`` in ``FULL``.
     """
     free = shutil.disk_usage(path.parent).free
     return FullDiskError(
         f"{path} could not be written: {error.strerror} ({free / 2**20:,.0f} MiB free there). "
-        "Make room; what stood there before is intact"
+        "Free some space; any earlier content is intact"
     )
 
 
 @contextmanager
 def full_disk_errors(path: Path) -> Iterator[None]:
-    """Let an error of the system about a full disk name the file.
+    """Turn the system's error about a full disk into one that names the file.
 
     Args:
-        path: of the file that is written.
+        path: path of the file that is written.
 
     Raises:
         FullDiskError: the disk is full.
@@ -160,13 +160,13 @@ def full_disk_errors(path: Path) -> Iterator[None]:
 
 
 class AppendedText(io.TextIOBase):
-    """A UTF-8 text file that is written to at its end.
+    """A UTF-8 text file opened for appending, without a buffer.
 
-    Every text is handed to the system at once and in one piece, so that several processes can
-    append, and closing a file on a full disk fails for nothing that was held back.
+    Each text is written immediately and in one piece, so that several processes can append, and
+    closing the file can't fail on a full disk.
 
     Args:
-        path: of the file, made if needed.
+        path: path of the file; created if needed.
     """
 
     encoding = "utf-8"

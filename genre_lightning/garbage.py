@@ -1,4 +1,4 @@
-"""Turns Python's garbage collector off while many objects are made that stay."""
+"""Turns Python's garbage collector off while many long-lived objects are created."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
-#: New objects of which a collection would be felt: .01 s.
+#: Number of new objects whose collection takes a noticeable time: .01 s.
 _MANY = 50_000
-#: Frozen objects that may be Python's own: version 3.12 begins with 375.
+#: Maximum number of frozen objects that are Python's own; version 3.12 starts with 375.
 _OWN = 1_000
 
 
 @contextmanager
 def without_garbage_collection() -> Iterator[None]:
-    """Turn the collector off while the block runs, where it is on.
+    """Turn the collector off while the block runs.
 
-    PyTorch and what builds on it are half a million objects: collections take a sixth of the time
-    of their imports. Of reading a million movies they take half.
+    PyTorch and the libraries on top of it create half a million objects. Collections take a sixth
+    of the time of importing them, and half of the time of reading a million movies.
     """
     if not gc.isenabled():
         yield
@@ -29,9 +29,10 @@ def without_garbage_collection() -> Iterator[None]:
     try:
         yield
     finally:
-        # Counting what is frozen takes .03 s in a training. Nothing is thawed that someone froze.
+        # The frozen objects are counted second, since that takes .03 s in a training. If the
+        # program has frozen objects of its own, they must not be unfrozen.
         if gc.get_count()[0] > _MANY and gc.get_freeze_count() < _OWN:
-            # Moves all to the oldest generation, which is collected least.
+            # Moves all objects to the oldest generation, which is collected least often.
             gc.freeze()
             gc.unfreeze()
         gc.enable()
@@ -39,11 +40,11 @@ def without_garbage_collection() -> Iterator[None]:
 
 @contextmanager
 def kept_imports() -> Iterator[None]:
-    """Import with the collector off, and leave what is there by now out of later collections.
+    """Import with the collector off, and exclude all existing objects from later collections.
 
-    Each of these would take .1 s and more. One comes after each job of a sweep, and several as a
-    command ends, .5 s together. For commands alone: a program that uses the package may have
-    garbage of its own, which would stay.
+    Each collection would take .1 s or more. There is one after each job of a sweep, and several at
+    the end of a command, which take .5 s together. Use this only in commands: a program that uses
+    the package may have garbage of its own, which would never be freed.
     """
     known = len(sys.modules)
     with without_garbage_collection():
@@ -59,7 +60,7 @@ def _free_at_the_end() -> None:
 
 
 def _free_if_missed() -> None:
-    # Triton's extension prints a line for each of its objects that is left then. Nothing else has
-    # to be freed: the process ends.
+    # Triton's extension prints a line for each of its objects that is left at exit. Nothing else
+    # has to be freed, since the process ends.
     if "triton" in sys.modules:
         gc.unfreeze()

@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     from genre_lightning.data.datamodule import MovieDataModule
     from genre_lightning.report.evaluation import SplitScores
 
-#: Characters of a model's name in that of its folder.
+#: Maximum number of characters of the model's name in a folder's name.
 MAX_NAME_CHARACTERS = 60
 
 
 def ask_folder(model: str | None, overrides: Sequence[str], sweeper: Mapping[str, Any]) -> str:
-    """The name of a run's folder: the model, and a hash of all that can change an answer.
+    """Name of a run's folder: the model, and a hash of all settings that can change an answer.
 
-    In words the overrides would have characters that a path on a command line can't have unquoted.
+    The overrides themselves contain characters that need quotes on a command line.
     """
     settings = sweep_name(None, overrides, sweeper)
     digest = hashlib.blake2b(settings.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
@@ -50,21 +50,21 @@ OmegaConf.register_new_resolver("ask_folder", ask_folder, replace=True)
 
 
 def long_form(override: str) -> str:
-    """``model=NAME`` is short for ``model.name=NAME``: Hydra would look for a file NAME.yaml."""
+    """Expand ``model=NAME`` to ``model.name=NAME``; Hydra would look for a file NAME.yaml."""
     return re.sub(r"^model=", "model.name=", override)
 
 
 def ask(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
-    """Ask about the configured movies, score the answers, and fill ``result`` as it goes.
+    """Ask about the configured movies and score the answers, filling ``result`` along the way.
 
     Args:
         cfg: the composed configuration.
         folder: the run folder.
-        result: what ``result.json`` will hold.
+        result: content of ``result.json``.
     """
-    check_request(cfg)  # of a job of a sweep, which has what is swept
-    # Imported here: --help, --cfg and completion answer without waiting for PyTorch, and so are
-    # told what is missing.
+    check_request(cfg)  # again, for a sweep's jobs, which have the swept settings
+    # Imported here, so that --help, --cfg, completion and messages about settings don't wait for
+    # PyTorch.
     from rich.console import Console
 
     from genre_lightning.ask.run import open_answer_file, save_questioner, unanswered_line, whys
@@ -104,7 +104,7 @@ def ask(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
 
 
 class CheckAsking(Callback):
-    """Refuses what the configuration of genre-ask tells to be wrong, before a folder is made."""
+    """Refuses an invalid configuration of genre-ask before a folder is created."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         with refusing():
@@ -119,14 +119,14 @@ class CheckAsking(Callback):
 
 
 def check_request(cfg: DictConfig, swept: Container[str] = ()) -> None:
-    """Refuse a configuration that lacks what a request needs, or has what can't be used.
+    """Refuse a configuration with a missing or invalid setting.
 
     Args:
         cfg: the composed configuration.
         swept: settings that only the jobs of the sweep will have.
 
     Raises:
-        UserError: naming the setting.
+        UserError: a setting is missing or invalid; the message names it.
     """
     from genre_lightning.ask.server import check_url, read_key
     from genre_lightning.errors import UserError
@@ -151,10 +151,10 @@ def check_request(cfg: DictConfig, swept: Container[str] = ()) -> None:
 
 
 def open_movies(cfg: DictConfig, console: Console) -> MovieDataModule:
-    """The dataset without any branch, and its summary on the console.
+    """Open the dataset without any branch, and print its summary.
 
     Raises:
-        UserError: it can't be used, or has not the columns to show.
+        UserError: the dataset can't be used, or lacks a column to show.
     """
     from hydra.utils import instantiate
 
@@ -172,7 +172,7 @@ def open_movies(cfg: DictConfig, console: Console) -> MovieDataModule:
 
 
 def rows_by_split(cfg: DictConfig, data: MovieDataModule) -> dict[str, np.ndarray]:
-    """By split, (n,) int64: the movies to ask about."""
+    """Rows of the movies to ask about, (n,) int64 by split."""
     from genre_lightning.ask.run import choose_rows
 
     return {
@@ -183,7 +183,7 @@ def rows_by_split(cfg: DictConfig, data: MovieDataModule) -> dict[str, np.ndarra
 
 
 def build_questioner(cfg: DictConfig, data: MovieDataModule) -> Questioner:
-    """What makes the questions, with examples out of train."""
+    """Build the questioner, with examples drawn from train."""
     from genre_lightning.ask.poster import PosterFormat
     from genre_lightning.ask.question import Prompt, Questioner
     from genre_lightning.ask.run import draw_examples
@@ -243,7 +243,7 @@ def store_answers(
     answers: Answers,
     result: dict[str, Any],
 ) -> Path:
-    """Write the answers to a file, which is returned, and what they cost to ``result``."""
+    """Write the answers to a file and their cost to ``result``; return the file's path."""
     from genre_lightning.ask.scoring import FILE, save_answers
 
     ids = [movie.id for movie in data.movie_set.movies]
@@ -265,9 +265,9 @@ def score_splits(
     result: dict[str, Any],
     console: Console,
 ) -> tuple[TrainedModel, dict[str, SplitScores]]:
-    """The scores of validation and of the split, calibrated on validation, shown as tables.
+    """Calibrate on validation, score validation and ``cfg.split``, and print the tables.
 
-    Their metrics go to ``result``.
+    Adds the metrics to ``result``.
     """
     from genre_lightning.ask.scoring import calibrated, score_answers
     from genre_lightning.report.evaluation import print_genre_table, split_metrics
@@ -295,7 +295,7 @@ def report(
     remarks: Mapping[str, Mapping[int, str]],
     result: dict[str, Any],
 ) -> None:
-    """Write ``report.html`` of the split that was scored."""
+    """Write ``report.html`` about the scored split."""
     from datetime import datetime
 
     from genre_lightning.files import whole_file
@@ -314,14 +314,14 @@ def report(
 
 
 def logged_values(monitor: str, result: Mapping[str, Any]) -> dict[str, float]:
-    """What loggers draw of a run: the monitored value, and what a movie cost."""
+    """Values for the loggers: the monitored value, and the cost per movie."""
     costs = {name: result[name] for name in ("tokens_per_movie", "seconds_per_movie")}
     known = {name: value for name, value in costs.items() if value is not None}
     return {monitor: result["monitor_value"], **known}
 
 
 def facts(questioner: Questioner, result: dict[str, Any], split: str) -> list[tuple[str, str]]:
-    """What the report says at its top of how the model was asked."""
+    """Rows for the top of the report about how the model was asked."""
     rows = [
         ("Server", questioner.base_url),
         ("Shown", ", ".join(questioner.show)),
@@ -340,10 +340,11 @@ def facts(questioner: Questioner, result: dict[str, Any], split: str) -> list[tu
 
 
 def prepared(arguments: Sequence[str]) -> list[str]:
-    """The arguments as Hydra takes them.
+    """Return the arguments in the form that Hydra reads.
 
     Raises:
-        UserError: there is no key; before Hydra writes down what may be the key itself.
+        UserError: ``api_key_env`` names no key. Checked before Hydra writes the override down,
+            since its value could be the key itself.
     """
     for argument in arguments:
         name, _, variable = argument.lstrip("+").partition("=")
@@ -356,7 +357,7 @@ def prepared(arguments: Sequence[str]) -> list[str]:
 
 @command(CONF, "ask", prepared)
 def main(cfg: DictConfig) -> float | None:
-    """Ask by itself or as a job of a sweep; return the monitored value."""
+    """Run as a single run or as a job of a sweep; return the monitored value."""
     return run_job(cfg, ask)
 
 

@@ -1,14 +1,14 @@
-"""PyTorch's compiler, imported once something really compiles.
+"""Lazy import of PyTorch's compiler: it is loaded only when something is really compiled.
 
-Lightning names a class of the compiler as it is imported, and an optimizer calls it in every step
-to say that it is not to be compiled. Either imports ``torch._dynamo``, and with it SymPy, Inductor,
-FSDP, ONNX and thousands of other modules: half of the time that a training takes to start. So a
-module stands in for it that answers these questions as the compiler would, and gives way to the
-real one with the first other question. It also answers
+Lightning refers to a class of the compiler at import, and an optimizer calls the compiler in every
+step to be excluded from compilation. Either imports ``torch._dynamo``, and with it SymPy, Inductor,
+FSDP, ONNX and thousands of other modules, which takes half of a training's start. So a stand-in
+module handles these uses as the compiler would, and is replaced by the real one on any other use.
+The stand-in also serves
 
-- ``DistributedDataParallel``, which asks how the compiler treats it,
-- torchvision, and with it timm, which imports a function of ``torch._dynamo.utils`` that it calls
-  in a few of its operations alone,
+- ``DistributedDataParallel``, which asks for the compiler's DDP mode,
+- torchvision, and with it timm, which imports a function of ``torch._dynamo.utils`` but calls it
+  in only a few operations,
 - transformers, which marks some functions for the compiler.
 """
 
@@ -25,12 +25,12 @@ from typing import Any, final
 
 NAME = "torch._dynamo"
 UTILS = f"{NAME}.utils"
-#: A module of the compiler that needs no other, of which transformers imports a class.
+#: A module of the compiler that imports no other; transformers imports a class from it.
 APART = f"{NAME}._trace_wrapped_higher_order_op"
 
 
 def install() -> None:
-    """Put the stand-in where PyTorch looks for its compiler, unless that has been imported."""
+    """Install the stand-in as PyTorch's compiler, unless the compiler is already imported."""
     import torch
 
     if NAME in sys.modules:
@@ -43,9 +43,10 @@ def install() -> None:
 
 
 def _only_to_change(use: Callable[..., None]) -> Callable[..., None]:
-    """``torch.use_deterministic_algorithms``, which imports Inductor to tell it what it is told.
+    """Wrap ``torch.use_deterministic_algorithms`` to skip calls that would change nothing.
 
-    Every trainer asks for what is so already.
+    The function imports Inductor to pass the setting on, and every trainer calls it, usually
+    without changing anything.
     """
 
     @functools.wraps(use)
@@ -65,7 +66,7 @@ def _loaded() -> ModuleType | None:
 
 
 def _load() -> ModuleType:
-    """Import the compiler, and let it take its place."""
+    """Import the compiler and replace the stand-in by it."""
     import torch
 
     if isinstance(sys.modules.get(NAME), LateCompiler):
@@ -90,13 +91,13 @@ class _WhatWasCompiled(type):
 
 @final
 class _OptimizedModule(metaclass=_WhatWasCompiled):
-    """Of which nothing is an instance, as long as nothing was compiled."""
+    """Stand-in for ``OptimizedModule``; has no instances until something is compiled."""
 
 
 def _disable(
     fn: Callable[..., Any] | None = None, recursive: bool = True, **options: Any
 ) -> Callable[..., Any]:
-    """``torch._dynamo.disable``: a function that is not compiled, once there is a compiler."""
+    """``torch._dynamo.disable``, applied to the function once the compiler is loaded."""
     if fn is None:
         return functools.partial(_disable, recursive=recursive, **options)
     disabled: list[Callable[..., Any]] = []
@@ -113,12 +114,12 @@ def _disable(
     return uncompiled
 
 
-#: What the compiler is to be told of functions once it is there: by which of its decorators.
+#: Names of the compiler's decorators, and functions to apply them to once it is loaded.
 _TOLD: list[tuple[str, Callable[..., Any]]] = []
 
 
 def _late_decorator(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """A decorator that gives the function as it is, and tells the compiler of it later."""
+    """A decorator that returns the function unchanged; the compiler marks it once it is loaded."""
 
     def decorate(fn: Callable[..., Any]) -> Callable[..., Any]:
         module = _loaded()
@@ -132,7 +133,7 @@ def _late_decorator(name: str) -> Callable[[Callable[..., Any]], Callable[..., A
 
 
 def _graph_break(*_: object, **__: object) -> None:
-    """``torch._dynamo.graph_break`` outside of what is compiled: nothing."""
+    """``torch._dynamo.graph_break``, which does nothing outside compiled code."""
 
 
 @final
@@ -141,7 +142,7 @@ class _LateTraceRules:
 
     @staticmethod
     def clear_lru_cache() -> None:
-        """Forget what was found out while something was compiled: nothing."""
+        """Clear the cache, which is empty until the compiler is loaded."""
         module = _loaded()
         if module is not None:
             module.trace_rules.clear_lru_cache()
@@ -163,11 +164,11 @@ class LateCompiler(ModuleType):
 
     def __init__(self) -> None:
         super().__init__(NAME, __doc__)
-        # A package, of which _Submodules finds the modules.
+        # Makes it a package; _Submodules finds its modules.
         self.__path__ = []
 
     def __getattr__(self, name: str) -> Any:
-        # inspect asks every module for its file, in the middle of imports as well.
+        # inspect reads __file__ of every module, even during imports.
         if name.startswith("__"):
             raise AttributeError(f"module {NAME!r} has no attribute {name!r}")
         if name == "utils" and _loaded() is None:
@@ -176,19 +177,19 @@ class LateCompiler(ModuleType):
 
 
 def _is_compile_supported(device_type: Any) -> Any:
-    """``torch._dynamo.utils.is_compile_supported``: whether a device's code can be compiled."""
+    """``torch._dynamo.utils.is_compile_supported``: whether code for a device can be compiled."""
     _load()
     return importlib.import_module(UTILS).is_compile_supported(device_type)
 
 
-# As the real one has it: its answer stands while something is compiled.
+# As on the real function: its result is a constant during compilation.
 _is_compile_supported._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _get_optimize_ddp_mode() -> str:
-    """``torch._dynamo.utils.get_optimize_ddp_mode``: how what is compiled works with DDP.
+    """``torch._dynamo.utils.get_optimize_ddp_mode``: the compiler's DDP mode.
 
-    The compiler's default, since whoever sets it imports the compiler.
+    Returns the default until the compiler is loaded, since setting the mode loads it.
     """
     if _loaded() is None:
         return "ddp_optimizer"
@@ -215,7 +216,7 @@ class _LateUtils(ModuleType):
 
 @final
 class _Submodules(MetaPathFinder):
-    """Imports the compiler before a module of it is imported, but for the two above."""
+    """Imports the compiler before any of its modules, except for ``UTILS`` and ``APART``."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -236,12 +237,12 @@ class _Submodules(MetaPathFinder):
 
 @final
 class _AlreadyThere(Loader):
-    """Gives a module that has been imported meanwhile."""
+    """Loader that returns an existing module."""
 
     def __init__(self, module: ModuleType) -> None:
         self.module = module
         self.spec = module.__spec__
-        # Python would load it a second time by its own spec. Not setattr: some modules refuse it.
+        # With its own spec Python would load it again. Some modules don't allow setattr.
         vars(module)["__spec__"] = None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:

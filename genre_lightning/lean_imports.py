@@ -1,4 +1,4 @@
-"""Imports that leave out what is installed for something else."""
+"""Faster imports of libraries, without optional dependencies that are not needed here."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from genre_lightning.garbage import without_garbage_collection
 def without(*packages: str) -> Iterator[None]:
     """Let Lightning and torchmetrics import as if some packages were not installed.
 
-    torchmetrics imports torchvision, and with it PyTorch's compiler, where it is installed, and
-    half of transformers, for metrics that nothing here uses. Both belong to the extra
-    ``pretrained``, and would cost every start two seconds; matplotlib, to draw metrics, a third of
-    one. What is imported within stays without its features that need them; what is imported later
-    finds them as always.
+    If they are installed, torchmetrics imports torchvision, and with it PyTorch's compiler, and
+    half of transformers, for metrics that are not used here. Both belong to the extra
+    ``pretrained`` and would add two seconds to every start; matplotlib, for drawing metrics, adds a
+    third of a second. Modules imported in the block lack the features that need these packages;
+    later imports are not affected.
 
     Args:
-        packages: names of projects, as ``"torchvision"``.
+        packages: project names, such as ``"torchvision"``.
     """
     is_met = RequirementCache.__bool__
 
@@ -45,7 +45,7 @@ def without(*packages: str) -> Iterator[None]:
 
 
 def load_lightning() -> None:
-    """Import Lightning and torchmetrics without what this package does not use of them."""
+    """Import Lightning and torchmetrics without their dependencies that are not used here."""
     with without_garbage_collection():
         late_compiler.install()
         _load_flop_counter()
@@ -54,10 +54,10 @@ def load_lightning() -> None:
 
 
 def _load_flop_counter() -> None:
-    """Import what Lightning counts operations with, without Triton, of which it wants one class.
+    """Import PyTorch's FLOP counter, which Lightning uses, without Triton.
 
-    Triton compiles for GPUs. Its import takes .1 s, and the end of a command .5 s: its extension
-    complains of each object that is left then.
+    The counter needs only one class of Triton, a compiler for GPUs. Importing Triton takes .1 s,
+    and .5 s at exit, since its extension reports every object that is left.
     """
     jit = ModuleType("triton.runtime.jit")
     vars(jit)["JITFunction"] = type("JITFunction", (), {})
@@ -68,9 +68,9 @@ def _load_flop_counter() -> None:
 
 @contextmanager
 def without_wandb() -> Iterator[None]:
-    """Let timm import as if W&B were not installed, whose import takes .3 s of a core.
+    """Let timm import as if W&B were not installed; importing W&B takes .3 s of CPU time.
 
-    timm would log to it, which nothing here has it do.
+    timm needs it only for logging, which is not used here.
     """
     with _standing_in({"wandb": None}):
         yield
@@ -78,12 +78,12 @@ def without_wandb() -> Iterator[None]:
 
 @contextmanager
 def late_scikit_learn() -> Iterator[None]:
-    """Let sentence-transformers import without scikit-learn, and with it half of SciPy: .8 s.
+    """Let sentence-transformers import without scikit-learn and half of SciPy, which saves .8 s.
 
-    It makes use of one function, which imports them once it is called.
+    It uses only one function, which is replaced by one that imports scikit-learn when called.
 
     Raises:
-        ImportError: within, of another version that makes use of more.
+        ImportError: in the block, if another version of sentence-transformers uses more.
     """
     package, metrics = ModuleType("sklearn"), ModuleType("sklearn.metrics")
     vars(package).update(__path__=[], metrics=metrics)
@@ -100,11 +100,11 @@ def _pairwise_distances(*arguments: Any, **options: Any) -> Any:
 
 @contextmanager
 def _without_signals() -> Iterator[None]:
-    """Let torchmetrics find ``scipy.signal.hamming``, without importing ``scipy.signal``.
+    """Let torchmetrics import without ``scipy.signal``.
 
-    It puts that function back, which SciPy has moved and a package for audio still asks for. To do
-    so it would import SciPy's statistics, splines and image filters. Later imports find SciPy's
-    own module, without the function.
+    torchmetrics restores ``scipy.signal.hamming``, which SciPy has moved, for an audio package. For
+    that it would import SciPy's statistics, splines and image filters. Later imports get SciPy's
+    real module, without that function.
     """
     patched = ModuleType("scipy.signal")
     vars(patched)["hamming"] = None
@@ -114,7 +114,7 @@ def _without_signals() -> Iterator[None]:
 
 @contextmanager
 def _standing_in(modules: dict[str, ModuleType | None]) -> Iterator[None]:
-    """Have imports find these modules, None for none of that name, unless they are imported."""
+    """Replace modules in the block, by None to hide one, unless any is already imported."""
     if not modules.keys().isdisjoint(sys.modules):
         yield
         return
@@ -128,6 +128,6 @@ def _standing_in(modules: dict[str, ModuleType | None]) -> Iterator[None]:
                 continue
             del known[name]
             package, _, own = name.rpartition(".")
-            # Where an import puts it, too.
+            # An import also sets the module as an attribute of its package.
             if module is not None and vars(known.get(package, sys)).get(own) is module:
                 del vars(known[package])[own]

@@ -1,4 +1,4 @@
-"""How far something is that takes minutes: a bar in a terminal, a line now and then elsewhere."""
+"""Progress of long tasks: a bar in a terminal, occasional lines elsewhere."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from genre_lightning.wording import shown_time
 if TYPE_CHECKING:
     from rich.console import Console
 
-#: Seconds between two lines, at least; or this share of the time that has passed, if that is more.
+#: Minimum seconds between two lines, and minimum share of the elapsed time; the longer applies.
 EVERY, SHARE = 30, 0.05
 
 
 def how_far(done: float, total: int, more: str) -> str:
-    """Such as "300 of 4,000, 2 broken"."""
+    """Progress as text, such as "300 of 4,000, 2 broken"."""
     return f"{int(done):,} of {total:,}{more}"
 
 
 class Lines:
-    """Lines of how far something is, for the log of a job that nobody watches.
+    """Progress as occasional lines, for the log of an unattended job.
 
     Args:
-        what: is done, such as "decoding posters".
-        total: of it.
+        what: name of the task, such as "decoding posters".
+        total: total amount of work.
         say: prints a line.
-        clock: seconds, from any moment on.
+        clock: returns seconds, from any starting point.
     """
 
     def __init__(
@@ -50,20 +50,21 @@ class Lines:
         self._before: tuple[float, float] | None = None
 
     def update(self, done: float, more: str = "") -> None:
-        """Print a line if it is time for one.
+        """Print a line if it is time for one; can be called from any thread.
 
         Args:
-            done: of the total, by now; from any thread.
-            more: to be told as well.
+            done: amount of work done so far.
+            more: text to add.
         """
         with self._lock:
             now = self._clock()
-            if self._before is None:  # before it, an encoder may have been loaded
+            if self._before is None:  # excludes setup time, such as loading an encoder
                 self._before = now, done
                 return
             if now < self._next:
                 return
-            # As fast as since the line before: what an earlier run has done is passed in no time.
+            # Only the speed since the previous line counts: work that an earlier run has done is
+            # skipped in no time.
             took, gained = now - self._before[0], done - self._before[1]
             left = ""
             if gained > 0:
@@ -77,22 +78,22 @@ class Lines:
 def progress(
     what: str, total: int, shown: bool = True, console: Console | None = None
 ) -> Iterator[Callable[..., object]]:
-    """Show how far something is.
+    """Show the progress of a task.
 
     Args:
-        what: is done, such as "decoding posters".
-        total: of it.
+        what: name of the task, such as "decoding posters".
+        total: total amount of work.
         shown: False to show nothing.
-        console: where; None for standard error.
+        console: where to show it; None for standard error.
 
     Yields:
-        A function to call with how much is done and, if need be, more to tell, as for
-        :meth:`Lines.update`; from any thread.
+        A function with the arguments of :meth:`Lines.update`; can be called from any thread.
     """
     if not shown:
         yield lambda done, more="": None
         return
-    # Here, since one prediction decodes a poster too, without a bar and in a hurry.
+    # Imported here, since a single prediction also decodes a poster, but must be fast and needs no
+    # bar.
     import rich.progress
     from rich.console import Console
 

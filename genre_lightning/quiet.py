@@ -1,4 +1,4 @@
-"""Hides notes and warnings of libraries that tell nothing new to who trains a model."""
+"""Hides messages and warnings of libraries that are of no use when training a model."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-#: How Lightning's notes begin that are left out: what it found on every machine, what it
-#: advertises, and what our own lines tell. Its other notes, those of Slurm's signals say, are kept.
+#: Beginnings of Lightning's messages to hide: available hardware, advertising, and facts that our
+#: own output contains. Other messages, such as those about Slurm's signals, are kept.
 LIGHTNING_NOTES = (
     "GPU available: ",
     "TPU available: ",
@@ -19,22 +19,22 @@ LIGHTNING_NOTES = (
     "Restored all states from the checkpoint",
 )
 LIGHTNING_LOGGER = "pytorch_lightning.utilities.rank_zero"
-#: How warnings begin that are left out, as regular expressions.
+#: Beginnings of warnings to hide, as regular expressions.
 WARNINGS = (
-    # Lightning calls PyTorch in a way that a later one will not have.
+    # Lightning uses a deprecated function of PyTorch.
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
-    # Frozen branches and encoders are meant to be so.
+    # Frozen branches and encoders are in eval mode on purpose.
     r"Found \d+ module\(s\) in eval mode at the start of training",
-    # A run is resumed in its folder.
+    # Expected when a run is resumed in its folder.
     r"Checkpoint directory .* exists and is not empty",
-    # Epochs are logged, not steps.
+    # Not relevant, since epochs are logged instead of steps.
     r"The number of training batches \(\d+\) is smaller than the logging interval",
 )
 
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Leave these notes and warnings out while the block runs."""
+    """Hide these messages and warnings while the block runs."""
     logger = logging.getLogger(LIGHTNING_LOGGER)
     logger.addFilter(_is_news)
     try:

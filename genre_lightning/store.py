@@ -1,12 +1,12 @@
-"""Folders that are complete or not there: what is built once and reused by every run and sweep job.
+"""Cache folders that are complete or absent, built once and reused by every run and sweep job.
 
-A cache folder is named for the content it was built from (`content_key`), is built under a file
-lock in a temporary folder beside it, and gets its name by a rename when it is whole. So a process
-that is killed while it builds leaves nothing that could be mistaken for a cache, and of two
-processes that need the same folder one builds while the other waits and reuses.
+A cache folder is named by a hash of its sources (`content_key`). It is built in a temporary folder
+beside it, under a file lock, and renamed once it is complete. So a process that is killed while
+building leaves nothing that could be mistaken for a cache, and if two processes need the same
+folder, one builds it while the other waits and reuses it.
 
-Each folder has a file with the size and CRC-32 of all others, which are compared whenever it is
-opened: bytes that have flipped since, on a disk or on the way to it, have it built anew.
+Each folder contains a file with the size and CRC-32 of all its other files. They are compared
+whenever the folder is opened, and a folder with corrupted files is built again.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from genre_lightning.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-#: Where caches are unless the user says otherwise.
+#: Default folder of caches.
 DEFAULT_CACHE_DIR = "~/.cache/genre-lightning"
-#: Arrays of fewer bytes stay in memory once they were read, on any machine that trains.
+#: Smaller arrays stay in memory once they have been read, on any machine that trains.
 SMALL_BYTES = 64 * 2**20
 
 _NAME = re.compile(r"[A-Za-z0-9_]+")
@@ -52,11 +52,11 @@ class CacheError(UserError, OSError):
 
 
 def content_key(*parts: Any) -> str:
-    """Name content: equal parts give equal keys, in every process and on every machine.
+    """Hash content: equal parts give equal keys, in every process and on every machine.
 
     Each part is plain data (None, bool, int, float, str, bytes, list, tuple, dict, Path) or a numpy
-    array or number, nested at will. Types count (1, 1.0, True and "1" differ); a list and a tuple
-    of the same items do not differ, nor does a dict's order matter.
+    array or number, with any nesting. Types count (1, 1.0, True and "1" differ), but a list and a
+    tuple of the same items are equal, and a dict's order does not matter.
 
     Returns: 32 hex digits (BLAKE2b, 128 bits).
     Raises: TypeError for anything else, so that no object's address or iteration order can get
@@ -74,21 +74,22 @@ def stored_folder(
     build: Callable[[Path], None],
     check: Callable[[Path], str | None] | None = None,
 ) -> Path:
-    """Return the folder `cache_dir/NAME-KEY`, building it first where it is not there.
+    """Return the folder `cache_dir/NAME-KEY`, building it first if it is missing.
 
     Args:
-        cache_dir: where cache folders live; made if needed. It may be read-only when the folder is
-            there already.
-        name: what the folder is for: letters, digits, underscores.
-        key: hex digits that stand for everything the content depends on, see `content_key`.
-        build: fills the empty folder that it is handed. What it raises goes on to the caller, and
-            leaves no folder.
-        check: looks at a folder that is there already and returns what is wrong with it, or None.
-            A wrong one is built anew, and a warning says so; so is one whose files have changed
-            since they were written. It runs at every call: keep it cheap.
+        cache_dir: parent of cache folders; created if needed. It can be read-only if the folder
+            exists.
+        name: purpose of the folder: letters, digits, underscores.
+        key: hash, in hex digits, of everything that the content depends on, see `content_key`.
+        build: fills the empty folder that it is given. Its errors are passed on to the caller, and
+            leave no folder.
+        check: inspects an existing folder and returns what is wrong with it, or None. If something
+            is wrong, or files have changed since they were written, the folder is built again with
+            a warning. It runs at every call, so keep it cheap.
 
     Raises:
         CacheError: the folder can't be written.
+        ValueError: ``name`` or ``key`` has other characters.
     """
     if not _NAME.fullmatch(name) or not _KEY.fullmatch(key):
         raise ValueError(f"a cache folder is named by letters and hex digits: {name!r}, {key!r}")
@@ -100,7 +101,7 @@ def stored_folder(
 
     if folder.is_dir() and wrong() is None:
         _adopt(folder)
-        return folder  # without the lock: the usual case, and all that a read-only cache can serve
+        return folder  # the usual case; takes no lock, so it works in a read-only cache
     lock = _lock(cache_dir, folder.name)
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
@@ -117,7 +118,7 @@ def stored_folder(
             reason = wrong()
             if reason is None:
                 return folder  # the process we waited for has built it
-            logger.warning("building %s anew: %s", folder, reason)
+            logger.warning("rebuilding %s: %s", folder, reason)
         _build(folder, build)
     except OSError as error:
         if isinstance(error, CacheError) or not _is_ours(error, cache_dir):
@@ -129,9 +130,9 @@ def stored_folder(
 
 
 def changed(folder: Path) -> str | None:
-    """Which file of a folder of :func:`stored_folder` is not as it was built; None for no file.
+    """Return which file of a :func:`stored_folder` has changed since it was built; None for none.
 
-    Nothing is known of a folder that an earlier version built: it has no checksums.
+    Folders built by earlier versions have no checksums and are not checked.
     """
     try:
         sums = json.loads((folder / _SUMS).read_text(encoding="utf-8"))
@@ -156,7 +157,7 @@ def changed(folder: Path) -> str | None:
 def save_array(path: Path, array: np.ndarray) -> None:
     """Write a ``.npy`` file.
 
-    ``np.save`` to a path hides the system's error, such as a full disk, behind one of its own.
+    ``np.save`` to a path replaces the system's error, such as a full disk, by its own.
     """
     content = io.BytesIO()
     np.save(content, array, allow_pickle=False)
@@ -164,7 +165,7 @@ def save_array(path: Path, array: np.ndarray) -> None:
 
 
 def _sum(path: Path) -> list[int]:
-    """Size and CRC-32."""
+    """Size and CRC-32 of a file."""
     size = checksum = 0
     buffer = bytearray(2**20)
     view = memoryview(buffer)
@@ -184,16 +185,16 @@ def _write_sums(folder: Path) -> None:
 
 
 def _adopt(folder: Path) -> None:
-    """Give a folder of an earlier version the checksums that it lacks, where it can be written."""
+    """Add the missing checksums to a folder of an earlier version, if it can be written."""
     if not (folder / _SUMS).exists():
         with suppress(OSError):
             _write_sums(folder)
 
 
 def remove_stored(folder: Path) -> None:
-    """Remove a folder of :func:`stored_folder` and its lock, where nobody builds it right now.
+    """Remove a :func:`stored_folder` and its lock, unless a process is building it right now.
 
-    One that can't be removed, as in a cache that is read-only, stays.
+    Does nothing if the folder can't be removed, as in a read-only cache.
     """
     lock = _lock(folder.parent, folder.name)
     try:
@@ -210,10 +211,10 @@ def remove_stored(folder: Path) -> None:
 
 
 def advise(array: np.ndarray, rows: np.ndarray) -> None:
-    """Have the system begin to read rows of a memory-mapped array, where it is a large one.
+    """Ask the system to prefetch rows of a large memory-mapped array.
 
-    Without it every page of a file that is larger than the memory is waited for. A small one is in
-    memory since its checksum was compared, and asking for each row would take longer than reading.
+    Otherwise, if the file is larger than memory, each page is waited for. Small arrays are in
+    memory since their checksum was compared, and prefetching would be slower than reading.
 
     Args:
         array: (N, ...).
@@ -221,7 +222,7 @@ def advise(array: np.ndarray, rows: np.ndarray) -> None:
     """
     pages = getattr(array, "_mmap", None)
     if pages is None or array.nbytes < SMALL_BYTES or not hasattr(mmap, "MADV_WILLNEED"):
-        return  # the last is so on Windows
+        return  # madvise is missing on Windows
     size = array[0].nbytes
     for row in rows.tolist():
         start = row * size // mmap.PAGESIZE * mmap.PAGESIZE
@@ -229,17 +230,17 @@ def advise(array: np.ndarray, rows: np.ndarray) -> None:
 
 
 def _build(folder: Path, build: Callable[[Path], None]) -> None:
-    """Build into a temporary folder and give it its name. The caller holds the folder's lock."""
+    """Build into a temporary folder, then rename it. The caller holds the folder's lock."""
     temporary = _temporary(folder)
     temporary.mkdir()
     try:
         build(temporary)
         _write_sums(temporary)
-        if folder.is_dir():  # damaged: renamed first, so that nobody sees it half removed
+        if folder.is_dir():  # damaged; renamed first, so that no process sees it half removed
             damaged = folder.rename(_temporary(folder))
             shutil.rmtree(damaged, ignore_errors=True)
         temporary.rename(folder)
-    except BaseException:  # Ctrl-C too: what is half built goes at once
+    except BaseException:  # also after Ctrl-C
         shutil.rmtree(temporary, ignore_errors=True)
         raise
 
@@ -247,8 +248,8 @@ def _build(folder: Path, build: Callable[[Path], None]) -> None:
 def _remove_leftovers(cache_dir: Path, own: str) -> None:
     """Remove the temporary folders of killed builders. The caller holds the lock of `own`.
 
-    A builder holds its folder's lock as long as it lives, and the system takes it back when it
-    dies: a temporary folder whose lock is free, or is held by us, has no builder any more.
+    A builder holds its folder's lock until it ends, when the system releases it. So a temporary
+    folder whose lock is free, or held by us, has no builder any more.
     """
     for path in cache_dir.iterdir():
         match = _LEFTOVER.fullmatch(path.name)
@@ -261,9 +262,9 @@ def _remove_leftovers(cache_dir: Path, own: str) -> None:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            continue  # its builder is at work
+            continue  # still being built
         except OSError:
-            continue  # another user's: theirs to remove
+            continue  # belongs to another user
         try:
             shutil.rmtree(path, ignore_errors=True)
         finally:
@@ -279,7 +280,7 @@ def _lock(cache_dir: Path, folder_name: str) -> BaseFileLock:
 
 
 def _is_ours(error: OSError, cache_dir: Path) -> bool:
-    """Tell a failure to write the cache from one that the builder had elsewhere."""
+    """Whether an error is a failure to write the cache, rather than an error elsewhere."""
     if error.errno in _NOT_WRITABLE:
         return True
     if not isinstance(error.filename, (str, bytes)):
@@ -291,12 +292,12 @@ def _cache_error(cache_dir: Path, error: OSError) -> CacheError:
     reason = error.strerror or str(error)
     return CacheError(
         f"cannot write the cache folder {cache_dir}: {reason}. "
-        "Make room or give the right to write there, or choose another cache_dir."
+        "Free some space, or get write permission, or choose another cache_dir."
     )
 
 
 def _feed(update: Callable[[bytes], object], part: Any) -> None:
-    """Hash one part as type, length, content: no two different parts give the same bytes."""
+    """Hash one part as type, length and content, so that different parts give different bytes."""
     if isinstance(part, np.generic):
         part = part.item()
     if part is None or isinstance(part, (bool, int)):
@@ -304,7 +305,7 @@ def _feed(update: Callable[[bytes], object], part: Any) -> None:
     elif isinstance(part, float):
         data = struct.pack("<d", part)
     elif isinstance(part, str):
-        data = part.encode("utf-8", "surrogatepass")  # file names in other encodings carry them
+        data = part.encode("utf-8", "surrogatepass")  # as in file names in other encodings
     elif isinstance(part, bytes):
         data = part
     elif isinstance(part, Path):
@@ -312,7 +313,7 @@ def _feed(update: Callable[[bytes], object], part: Any) -> None:
     elif isinstance(part, (list, tuple)):
         update(b"list:%d:" % len(part))
         for item in part:
-            # Texts by the million are most of what is hashed: as below, in one step.
+            # Fast path, since most of what is hashed is millions of strings; same bytes as below.
             if type(item) is str:
                 data = item.encode("utf-8", "surrogatepass")
                 update(b"str:%d:%b" % (len(data), data))

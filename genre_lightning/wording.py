@@ -1,4 +1,4 @@
-"""Text for people to read: names, counts, text that has to fit, text from untrusted files."""
+"""Text for people to read: lists of names, counts, shortened text, and untrusted text."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 
 
 def listed(names: Sequence[str], last: str = "and") -> str:
-    """At least one name as a list in a sentence: "title, poster and synopsis".
+    """Join one or more names as in a sentence: "title, poster and synopsis".
 
     Args:
-        names: in order.
+        names: the names, in order.
         last: the word before the last name, such as "or".
     """
     *others, end = names
@@ -18,18 +18,18 @@ def listed(names: Sequence[str], last: str = "and") -> str:
 
 
 def first_few(texts: Sequence[str], most: int, join: str = ", ") -> str:
-    """The first of some texts, and how many more there are: "A, B and 3 more"."""
+    """Join the first texts, and count the others: "A, B and 3 more"."""
     shown, more = join.join(texts[:most]), len(texts) - most
     return f"{shown} and {more} more" if more > 0 else shown
 
 
 def counted(count: int, noun: str) -> str:
-    """How many there are of something whose plural ends in s: "1 movie", "1,234 movies"."""
+    """A count and a noun whose plural ends in s: "1 movie", "1,234 movies"."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def closest_name(name: str, known: Iterable[str], likeness: float = 0.6) -> str | None:
-    """The known name that was most likely meant; None where none is like it, from 0 to 1."""
+    """The most similar known name; None if no name's similarity, in 0..1, reaches ``likeness``."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=likeness)
     return close[0] if close else None
 
@@ -40,12 +40,12 @@ def did_you_mean(name: str | None) -> str:
 
 
 def shortened(text: str, most: int) -> str:
-    """Text of at most so many characters: the last one is "…" where there was more."""
+    """Shorten text to a maximum number of characters, with "…" at the end if it was longer."""
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def printable(text: str) -> str:
-    """Text whose control characters, which a terminal obeys, are escaped as in Python."""
+    """Escape control characters, which a terminal would execute, as in Python strings."""
     if text.isprintable():
         return text
     return "".join(
@@ -54,7 +54,7 @@ def printable(text: str) -> str:
 
 
 def shown_time(seconds: float) -> str:
-    """A duration for people: 420 s, 14 min, 2 h 05; runs of some minutes are told apart."""
+    """A duration for people: 420 s, 14 min, 2 h 05; in seconds for less than 10 minutes."""
     if seconds < 600:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -1,7 +1,7 @@
-"""A Hydra sweeper on Optuna.
+"""A Hydra sweeper based on Optuna.
 
-hydra-optuna-sweeper takes Optuna 2, whose sqlite files fail with today's SQLAlchemy, prunes nothing
-and ends the sweep at the first trial that fails.
+hydra-optuna-sweeper requires Optuna 2, whose sqlite files fail with current SQLAlchemy; it has no
+pruning, and ends the sweep at the first failed trial.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ class OptunaSweeper(Sweeper):
     """Runs the trials of a study as jobs of a sweep.
 
     Args:
-        params: the search space, overrides with ``interval``, ``choice`` and the like by key;
-            overrides of the command line come before it, see ``sweep_overrides``.
-        n_trials: of the study in all, those of earlier commands included.
-        startup_trials: drawn at random before TPE begins.
-        mode: "max" or "min", which way the monitored value is better.
-        seed: of the draws.
-        parallel: trials that are chosen and launched together; -1 for one per core.
+        params: the search space: overrides by key with ``interval``, ``choice`` and the like.
+            Overrides of the command line take precedence, see ``sweep_overrides``.
+        n_trials: total number of trials of the study, including those of earlier commands.
+        startup_trials: number of random trials before TPE begins.
+        mode: "max" or "min", the direction in which the monitored value is better.
+        seed: random seed of the sampler.
+        parallel: number of trials that are chosen and launched together; -1 for one per core.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class OptunaSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> list[JobReturn]:
-        # Hydra imports this module at every start.
+        # Imported here, since Hydra imports this module at every start.
         from genre_lightning.errors import UserError
         from genre_lightning.sweeps.study import study_errors
 
@@ -108,7 +108,7 @@ class OptunaSweeper(Sweeper):
             batch = consecutive(trials.unfinished())[: self.parallel]
             if not batch:
                 break
-            # A job's number is its trial's, by which it reports to the study.
+            # Jobs have the numbers of their trials, under which they report to the study.
             returns += self.launcher.launch(
                 [job(trial) for trial in batch], initial_job_idx=batch[0].number
             )
@@ -119,5 +119,5 @@ class OptunaSweeper(Sweeper):
 
 
 def consecutive(trials: Sequence[Any]) -> list[Any]:
-    """The first trials, as far as their numbers follow one another."""
+    """The leading trials whose numbers are consecutive."""
     return [trial for place, trial in enumerate(trials) if trial.number == trials[0].number + place]

@@ -1,4 +1,4 @@
-"""A Hydra launcher on Ray, since hydra-ray-launcher pins joblib and cloudpickle to old versions."""
+"""A Hydra launcher based on Ray; hydra-ray-launcher pins joblib and cloudpickle to old versions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class RayLauncher(Launcher):
 
     Args:
         init: arguments of ``ray.init``.
-        job: what each job asks Ray for, e.g. ``num_gpus``.
+        job: resources that each job requests from Ray, e.g. ``num_gpus``.
     """
 
     def __init__(self, init: DictConfig, job: DictConfig) -> None:
@@ -35,7 +35,7 @@ class RayLauncher(Launcher):
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        # Hydra imports this module at every start.
+        # Imported here, since Hydra imports this module at every start.
         from genre_lightning.errors import UserError
 
         try:
@@ -57,9 +57,9 @@ class RayLauncher(Launcher):
             ray.init(**self.init)
         except (ConnectionError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(
-                f"there is no Ray by hydra.launcher.init={self.init}: {str(error).rstrip('.')}; "
-                "hydra.launcher.init.address=null starts one on this machine, and `ray start "
-                "--head` one that address=auto finds"
+                f"can't use Ray with hydra.launcher.init={self.init}: {str(error).rstrip('.')}; "
+                "hydra.launcher.init.address=null starts Ray on this machine, and address=auto "
+                "finds one started by `ray start --head`"
             ) from error
         try:
             shared = ray.put((self.hydra_context, self.task_function, self.config))

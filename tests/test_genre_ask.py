@@ -210,8 +210,8 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(loopback: Loopback, tmp_path:
     run = run_folder(tmp_path)
     answered = (run / "answers.jsonl").read_text().count("\n")
     assert answered == len(loopback.requests)
-    assert f"Stopped. {answered} of 19 movies are answered" in " ".join(out.split())
-    assert "the same command goes on from there" in out and "Traceback" not in out
+    assert f"Stopped. {answered} of 19 movies have an answer" in " ".join(out.split())
+    assert "run the same command again to continue" in out and "Traceback" not in out
     assert result_of(run)["status"] == "interrupted"
 
 
@@ -220,7 +220,7 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(loopback: Loopback, tmp_path:
     ("overrides", "status", "message"),
     [
         (["show=[synopsis]"], 200, "show: no movie of the dataset has a column 'synopsis'"),
-        ([], 401, "it may want a key.*401, no key given"),
+        ([], 401, "it may need a key.*401, no key given"),
     ],
     ids=["column", "refused"],
 )
@@ -241,11 +241,11 @@ def test_errors_are_one_sentence(
         (["model=tiny"], "base_url must be given: genre-ask model=NAME"),
         (["-m", "model=tiny,other"], "base_url must be given: genre-ask model=NAME"),
         (["-m", "base_url=http://h/v1,http://i/v1"], "model must be given: genre-ask model=NAME"),
-        (["model=tiny", "base_url=ftp://h"], "base_url=ftp://h is no address of a server"),
+        (["model=tiny", "base_url=ftp://h"], "base_url=ftp://h is not the address of"),
         (["model=tiny", "base_url=http://h/v1", "split=train"], "split=train must be val or test"),
         (
             ["model=tiny", "base_url=http://h/v1", "monitor=val/f1"],
-            "monitor=val/f1 is no value of the validation",
+            "monitor=val/f1 is not a validation metric",
         ),
         (["model=tiny", "base_url=http://h/v1", "data=manifest"], "data.path has to be given"),
         (["model=tiny", "base_url=http://h/v1", "limit=0"], "limit=0 must be a whole number"),
@@ -279,7 +279,7 @@ def test_a_key_given_in_the_place_of_its_name_is_written_nowhere(tmp_path: Path)
 def test_a_folder_that_can_not_be_written_is_told(sweep: list[str], tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("")
     out = ended(start(tmp_path, "http://127.0.0.1:1/v1", *sweep), 1)
-    assert re.match("error: the run can't be written to runs/.* is no folder: name another", out)
+    assert re.match("error: the run can't be written to runs/.* is not a folder: name another", out)
 
 
 def test_it_starts_by_python(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def test_a_changed_file_has_the_folder_built_anew(tmp_path, caplog, damage):
         again = stored_folder(tmp_path, "thing", KEY, write("good"))
     assert again == folder and file.read_text() == "good" and changed(folder) is None
     named = "checksums.json" if damage == "sums" else "file"
-    assert f"building {folder} anew: {named} " in caplog.text
+    assert f"rebuilding {folder}: {named} " in caplog.text
 
 
 def test_a_folder_of_an_earlier_version_gets_its_checksums(tmp_path):

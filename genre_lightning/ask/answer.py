@@ -1,4 +1,4 @@
-"""What a model has to answer, and whether it did: a JSON object, or a yes or no for each genre."""
+"""Format and checks of a model's answers: a JSON object, or yes or no for each genre."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 
 from genre_lightning.errors import UserError
 
-#: The key beside the genres.
+#: Key of the model's reason, beside those of the genres.
 WHY = "why"
 HIGHEST = 100
-#: Characters of a ``why`` that are kept.
+#: Maximum number of characters of ``why`` that are kept.
 MAX_WHY_CHARACTERS = 1000
 
 _THOUGHT = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
@@ -28,18 +28,18 @@ def check_genres(genres: Sequence[str]) -> None:
     """Refuse genres that can't be the keys of an answer.
 
     Raises:
-        UserError: one is called like the key beside them.
+        UserError: a genre has the name of the key ``why``.
     """
     if WHY in genres:
         raise UserError(f"a genre of the dataset is called {WHY!r}, as is a key of the answers")
 
 
 def answer_schema(genres: Sequence[str], why_max_length: int | None = None) -> dict[str, Any]:
-    """The JSON schema of an answer: flat, each genre a whole number in 0..100, and ``why``.
+    """JSON schema of an answer: a flat object of integers in 0..100 by genre, and ``why``.
 
     Args:
-        genres: in the order in which they are answered.
-        why_max_length: characters of ``why``; None to set no limit, since some servers refuse one.
+        genres: names, in the order of the answer.
+        why_max_length: maximum characters of ``why``; None for no limit, which some servers refuse.
     """
     why: dict[str, Any] = {"type": "string"}
     if why_max_length is not None:
@@ -54,60 +54,60 @@ def answer_schema(genres: Sequence[str], why_max_length: int | None = None) -> d
 
 
 def read_answer(content: str, genres: Sequence[str]) -> tuple[tuple[float, ...], str]:
-    """Check an answer against the schema, since some servers accept one and ignore it.
+    """Parse an answer and check it against the schema, which some servers accept but ignore.
 
-    A thought before it is passed over, and all but the one block that Markdown fences.
+    Skips a leading ``<think>`` block. If there is one fenced Markdown block, only that is parsed.
 
     Returns:
-        G scores in 0..1, and why.
+        G scores in 0..1, and the text of ``why``.
 
     Raises:
-        AnswerError: it does not fit.
+        AnswerError: the answer does not match the schema.
     """
     text = _THOUGHT.sub("", content)
     fenced = _FENCE.findall(text)
     try:
         pairs = json.loads(fenced[0] if len(fenced) == 1 else text, object_pairs_hook=list)
     except (ValueError, RecursionError):
-        raise AnswerError(f"no JSON: {_shown(content)}") from None
+        raise AnswerError(f"not JSON: {_shown(content)}") from None
     if not isinstance(pairs, list) or not all(isinstance(pair, tuple) for pair in pairs):
-        raise AnswerError(f"no JSON object: {_shown(content)}")
+        raise AnswerError(f"not a JSON object: {_shown(content)}")
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise AnswerError("a key comes twice")
+        raise AnswerError("duplicate key")
     wanted = {*genres, WHY}
     missing = [name for name in (*genres, WHY) if name not in found]
     if missing:
-        raise AnswerError(f"no key {missing[0]!r}")
+        raise AnswerError(f"missing key {missing[0]!r}")
     if unknown := [name for name in found if name not in wanted]:
-        raise AnswerError(f"an unknown key {_shown(unknown[0])}")
+        raise AnswerError(f"unknown key {_shown(unknown[0])}")
     why = found[WHY]
     if not isinstance(why, str):
-        raise AnswerError(f"{WHY!r} is no text")
-    # Halves of a surrogate pair are in no text that can be written.
+        raise AnswerError(f"{WHY!r} is not text")
+    # Lone surrogates can't be encoded in UTF-8.
     said = why.encode("utf-8", "replace").decode("utf-8").strip()[:MAX_WHY_CHARACTERS]
     return tuple(_score(genre, found[genre]) for genre in genres), said
 
 
 def _score(genre: str, value: Any) -> float:
-    # As JSON schema has it, 85.0 is an integer and true is none.
+    # As in JSON Schema, 85.0 is an integer and true is not.
     whole = type(value) is int or (type(value) is float and value.is_integer())
     if not whole or not 0 <= value <= HIGHEST:
         raise AnswerError(
-            f"{genre!r} is {_shown(json.dumps(value))}, no whole number in 0..{HIGHEST}"
+            f"{genre!r} is {_shown(json.dumps(value))}, not a whole number in 0..{HIGHEST}"
         )
     return float(value) / HIGHEST
 
 
 def yes_share(tokens: Sequence[tuple[str, float]]) -> float:
-    """The probability of yes among yes and no.
+    """The probability of yes against no.
 
     Args:
-        tokens: what could have come first in the answer, with their log-probabilities. Several
-            may stand for the same word: "Yes", " yes".
+        tokens: candidates for the answer's first token, with log-probabilities. Several can mean
+            the same word: "Yes", " yes".
 
     Raises:
-        AnswerError: neither is among them.
+        AnswerError: neither yes nor no is a candidate.
     """
     sums = {"yes": 0.0, "no": 0.0}
     for token, logprob in tokens:
@@ -118,11 +118,11 @@ def yes_share(tokens: Sequence[tuple[str, float]]) -> float:
     if not total:
         likeliest = max(tokens, key=lambda pair: pair[1], default=("", 0.0))[0]
         raise AnswerError(
-            f"neither yes nor no is likely; the likeliest beginning is {likeliest!r:.50}"
+            f"neither yes nor no is likely; the likeliest first token is {likeliest!r:.50}"
         )
     return sums["yes"] / total
 
 
 def _shown(text: str) -> str:
-    """The beginning of what a model wrote, in one line."""
+    """The beginning of a model's text, in one line."""
     return repr(" ".join(text.split())[:80])

@@ -1,4 +1,4 @@
-"""answers.jsonl: what was answered, a line each, on the disk before it counts."""
+"""answers.jsonl: one line per movie; an answer counts once it is on disk."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from typing import Any, Self, final
 
 from genre_lightning.errors import UserError
 
-#: A line of an answer has some hundred bytes.
+#: Maximum length of a line; an answer has a few hundred bytes.
 MAX_LINE_BYTES = 2**20
 NAME = "answers.jsonl"
 
 
 @dataclass(frozen=True)
 class Record:
-    """What came of asking about a movie.
+    """The outcome of asking about a movie.
 
     Attributes:
-        id: of the movie.
-        key: of the question: URL, model, messages, parameters; "" for one that was not asked.
-        scores: by genre, in 0..1; None where there is no answer.
-        why: in the model's words.
-        failed: why there is no answer; None where there is one.
-        asks: requests that had a reply.
-        prompt_tokens: of all of them; None where the server does not tell.
-        completion_tokens: likewise.
-        seconds: of all of them, from sending to the end of the reply.
-        poster: fingerprint of the poster that was shown.
-        image: digest of what was sent of it.
+        id: the movie's id.
+        key: key of the question (URL, model, messages, parameters); "" if nothing was asked.
+        scores: scores by genre, in 0..1; None if there is no answer.
+        why: the model's reason, in its words.
+        failed: why there is no answer; None if there is one.
+        asks: number of requests that had a reply.
+        prompt_tokens: sum over these requests; None if not reported.
+        completion_tokens: sum over these requests; None if not reported.
+        seconds: sum over these requests, from sending to the end of the reply.
+        poster: fingerprint of the poster that was shown; None for none.
+        image: digest of the image that was sent; None for none.
     """
 
     id: str
@@ -48,25 +48,25 @@ class Record:
 
     @property
     def tokens(self) -> int | None:
-        """Of prompts and answers together."""
+        """Number of prompt and completion tokens; None if not reported."""
         counts = (self.prompt_tokens, self.completion_tokens)
         return None if counts == (None, None) else sum(filter(None, counts))
 
 
 @final
 class AnswerFile:
-    """The answers of a run, and those of other runs that may be used.
+    """The answers of a run, and those of other runs that can be reused.
 
-    In memory is where each answer stands, not the answer. Lines of failures are kept for the
-    reader, and never found again. One process writes at a time; see ``runs/lock.py``.
+    Keeps only the answers' positions in memory. Failures are written for the user to read, but
+    :meth:`find` ignores them. Only one process writes at a time; see ``runs/lock.py``.
 
     Args:
-        path: of the file; made when the first line is written.
-        others: further files to look in.
-        keep: write what is added; a folder that is read only is looked in alone.
+        path: the run's file; created when the first line is written.
+        others: further files to search.
+        keep: whether to write added records; False for a folder that is only read.
 
     Attributes:
-        images: by fingerprint of a poster, the digest of what was sent of it.
+        images: digest of the image that was sent, by the poster's fingerprint.
 
     Raises:
         UserError: a file can't be read.
@@ -97,7 +97,7 @@ class AnswerFile:
         return len(self._places)
 
     def find(self, key: str) -> Record | None:
-        """The answer to a question; None where there is none."""
+        """Return the answer to a question; None if there is none."""
         place = self._places.get(key)
         if place is None:
             return None
@@ -108,18 +108,18 @@ class AnswerFile:
                 record = _read(file.readline(MAX_LINE_BYTES))
         except OSError as error:
             raise UserError(f"{path}: can't be read ({error.strerror or error})") from error
-        # Another run's file may have become another one meanwhile.
+        # Another run's file may have changed since it was indexed.
         return record if record is not None and record.key == key else None
 
     def is_own(self, key: str) -> bool:
-        """Whether an answer stands in this run's own file."""
+        """Whether an answer is in this run's own file."""
         return key in self._places and self._places[key][0] == self.path
 
     def add(self, records: Sequence[Record]) -> None:
-        """Write lines, and return when they are on the disk.
+        """Append records, and return once they are on disk.
 
         Raises:
-            UserError: they can't be written; what stood there before is whole.
+            UserError: the records can't be written; the file's earlier lines are intact.
         """
         if not self.keep:
             return
@@ -145,7 +145,7 @@ class AnswerFile:
             start += len(line)
 
     def _end_line(self, file: int) -> None:
-        """End a line that was begun when the machine went down: the next is one of its own."""
+        """Terminate a line left incomplete by a crash, so that the next one is separate."""
         size = os.fstat(file).st_size
         if size and os.pread(file, 1, size - 1) != b"\n":
             _write(file, b"\n")
@@ -173,7 +173,7 @@ def _write(file: int, data: bytes) -> None:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, Record]]:
-    """Where each record begins, and the record; lines that are none are passed over."""
+    """Yield each record with its offset, skipping invalid lines."""
     offset = 0
     with path.open("rb") as file:
         while line := file.readline(MAX_LINE_BYTES):
@@ -184,7 +184,7 @@ def _lines(path: Path) -> Iterator[tuple[int, Record]]:
 
 
 def _read(line: bytes) -> Record | None:
-    """The record of a line; None for one that is damaged, or was not written to its end."""
+    """Parse a line; None if it is damaged or incomplete."""
     try:
         entry = json.loads(line)
         record = Record(**entry)
@@ -194,7 +194,7 @@ def _read(line: bytes) -> Record | None:
 
 
 def _is_sound(record: Any) -> bool:
-    """Whether every field of what was read is of the type that it should be."""
+    """Whether every field has the right type and range."""
 
     def number(value: Any) -> bool:
         return type(value) in (int, float) and 0 <= value < float("inf")

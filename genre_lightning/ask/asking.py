@@ -1,4 +1,4 @@
-"""Asks about movies, several requests at once; an answer counts once it is on the disk."""
+"""Asks about movies with concurrent requests; an answer counts once it is on disk."""
 
 from __future__ import annotations
 
@@ -29,33 +29,33 @@ from genre_lightning.errors import UserError
 from genre_lightning.inputs.decode import PosterError
 from genre_lightning.movies.movie import Movie, PosterFile
 
-#: A server that refuses so many requests before it has answered any refuses them all.
+#: If the first requests are all refused, give up on the server after this many.
 REFUSED_AT_FIRST = 3
 #: Threads that decode and encode posters.
 MAX_ENCODER_THREADS = 4
 
-#: Is given a movie's number and what was found of it.
+#: Called with a movie's number and its record.
 Tell = Callable[[int, Record], None]
 Read = TypeVar("Read")
 Item = TypeVar("Item")
-#: Movies by number, and None at the end.
+#: Pairs of a movie's number and an item; None marks the end.
 _Queue: TypeAlias = "asyncio.Queue[tuple[int, Item] | None]"
 
 
 class Interrupted(SystemExit):
-    """The user has ended the command, by a signal; the code is that of such an end."""
+    """The user has ended the command with a signal; the exit code is 128 + the signal's number."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """A movie that is to be asked about.
+    """A movie to ask about.
 
     Attributes:
-        id: of the movie.
+        id: the movie's id.
         key: see :meth:`genre_lightning.ask.question.Questioner.key`.
-        texts: that are shown, by column.
-        poster: that is shown; None for none.
-        fingerprint: of the poster; None for none.
+        texts: texts to show, by column.
+        poster: poster to show; None for none.
+        fingerprint: the poster's fingerprint; None for none.
     """
 
     id: str
@@ -67,7 +67,7 @@ class Question:
 
 @dataclass
 class _Used:
-    """What the replies about one movie have taken together."""
+    """Total cost of the replies about one movie."""
 
     asks: int = 0
     seconds: float = 0.0
@@ -83,7 +83,7 @@ class _Used:
 
 @dataclass(frozen=True)
 class _Pending:
-    """A record on its way to the disk."""
+    """A record waiting to be written to disk."""
 
     record: Record
     written: asyncio.Event = field(default_factory=asyncio.Event)
@@ -95,19 +95,19 @@ class Asker:
 
     Args:
         questioner: makes the questions.
-        server: entered, see :class:`~genre_lightning.ask.server.ChatServer`.
-        answer_file: where answers are found and kept; None to keep none.
-        concurrency: requests at once.
-        ask_again: how often an answer that does not fit is asked for again.
-        again_temperature: of those requests.
-        give_up_after: movies without an answer, one after another; None for never.
+        server: an entered :class:`~genre_lightning.ask.server.ChatServer`.
+        answer_file: where answers are looked up and stored; None to store nothing.
+        concurrency: maximum number of concurrent requests.
+        ask_again: how many times to ask again after an invalid answer.
+        again_temperature: temperature of those further requests.
+        give_up_after: stop after this number of movies in a row without an answer; None for never.
         say: shows a line to the user.
 
     Attributes:
-        unreadable: posters that could not be read, by name, with the reason.
+        unreadable: why each unreadable poster could not be read, by the poster's name.
 
     Raises:
-        UserError: a number out of its range.
+        UserError: ``ask_again`` or ``again_temperature`` is out of range.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class Asker:
         give_up_after: int | None = 10,
         say: Callable[[str], None] = print,
     ) -> None:
-        # These two also come from a run's folder, which may be untrusted.
+        # Both can also come from a run folder, which may be untrusted.
         if type(ask_again) is not int or ask_again < 0:
             raise UserError(f"ask_again={ask_again} must be a whole number of at least 0")
         if type(again_temperature) not in (int, float) or not 0 <= again_temperature <= 2:
@@ -146,21 +146,23 @@ class Asker:
         self._stop_code = 0
 
     def close(self) -> None:
-        """End its threads."""
+        """End the threads that encode posters."""
         self._encoders.shutdown(cancel_futures=True)
 
     async def run(self, movies: Iterable[Movie], tell: Tell) -> None:
-        """Ask about movies, in memory that does not grow with their number.
+        """Ask about movies; memory use does not grow with the number of movies.
+
+        Answers received before an error are kept.
 
         Args:
             movies: consumed a few ahead of the requests.
-            tell: is given each movie's number and record, when that is on the disk.
+            tell: called with each movie's number and record once the record is on disk.
 
         Raises:
-            ServerError: the server can't be asked; what was answered is kept, as for the others.
-            UserError: nothing more may be asked, or too many movies had no answer.
-            Interrupted: by Ctrl-C or SIGTERM. Requests under way were waited for, unless it came
-                twice.
+            ServerError: the server can't be used.
+            UserError: the budget is used up, or too many movies in a row had no answer.
+            Interrupted: Ctrl-C or SIGTERM; pending requests were awaited, unless there was a
+                second signal.
         """
         ready: _Queue[Question] = asyncio.Queue(self.concurrency)
         to_write: _Queue[_Pending] = asyncio.Queue(4 * self.concurrency)
@@ -206,7 +208,7 @@ class Asker:
 
     @contextmanager
     def _signals(self, over: asyncio.Future[Any]) -> Iterator[None]:
-        """Ctrl-C and SIGTERM let what is under way end; a second one does not wait for it."""
+        """On Ctrl-C or SIGTERM, let pending requests finish; a second signal cancels them."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -221,8 +223,8 @@ class Asker:
             self.server.rate_limit.stop.set()
             if self._under_way:
                 self.say(
-                    f"Stopping: waiting for {self._under_way} answers under way; Ctrl-C again "
-                    "does without them."
+                    f"Stopping: waiting for {self._under_way} pending answers; press Ctrl-C again "
+                    "to discard them."
                 )
 
         for number in before:
@@ -240,7 +242,7 @@ class Asker:
         ready: _Queue[Question],
         to_write: _Queue[_Pending],
     ) -> None:
-        """Look movies up, and make questions of those that are not answered yet."""
+        """Look movies up, and queue questions about those without an answer."""
         for number, movie in numbered:
             if self.server.rate_limit.stop.is_set():
                 return
@@ -269,12 +271,12 @@ class Asker:
                 self._under_way -= 1
             pending = _Pending(record)
             await to_write.put((number, pending))
-            # Whoever is killed loses what was under way, `concurrency` answers, and no more.
+            # So a killed process loses at most `concurrency` answers.
             await pending.written.wait()
             self._count_failure(record)
 
     async def _write(self, to_write: _Queue[_Pending], tell: Tell) -> None:
-        """Bring records to the disk, as many at once as there are, and tell of them then."""
+        """Write all waiting records to disk at once, then report them to ``tell``."""
         over = False
         while not over:
             entries = [await to_write.get()]
@@ -293,34 +295,34 @@ class Asker:
                 tell(number, pending.record)
 
     def _count_failure(self, record: Record) -> None:
-        """End the run where movie after movie has no answer."""
+        """Stop the run if too many movies in a row had no answer."""
         self._in_a_row = self._in_a_row + 1 if record.failed is not None else 0
         if not self.server.answered and self._in_a_row >= REFUSED_AT_FIRST:
             self._give_up(ServerError(f"{self.server.base_url}: {record.failed}"))
         elif self.give_up_after is not None and self._in_a_row >= self.give_up_after:
             self._give_up(
                 UserError(
-                    f"{self._in_a_row} movies one after another had no usable answer, the last one "
-                    f"since {record.failed}; server.give_up_after=null goes on all the same"
+                    f"{self._in_a_row} movies in a row had no usable answer (the last one: "
+                    f"{record.failed}); set server.give_up_after=null to continue anyway"
                 )
             )
 
     def _give_up(self, error: UserError) -> None:
-        """Begin no further request."""
+        """Start no further requests, and let :meth:`run` raise the first such error."""
         self._end = self._end or error
         self.server.rate_limit.stop.set()
 
     async def look_up(self, movie: Movie) -> Question | Record:
-        """The answer about a movie that is there already, or the question that is to be asked.
+        """Return the stored answer about a movie, or else the question to ask.
 
-        A movie that has none of the columns that are shown is recorded as failed.
+        A movie that has none of the columns to show is recorded as failed.
         """
         texts = self.questioner.texts(movie)
         poster = self.questioner.poster_of(movie)
         sent, fingerprint = None, None
         if poster is not None:
             fingerprint = self.questioner.poster.fingerprint(poster)
-            # Not decoded again for an answer that is there.
+            # Avoids decoding the poster again if there is an answer.
             image = None if self.answer_file is None else self.answer_file.images.get(fingerprint)
             if image is not None:
                 known = self._find(movie.id, self.questioner.key(movie.id, texts, image))
@@ -342,7 +344,7 @@ class Asker:
         return replace(record, id=movie_id)
 
     async def encode(self, poster: PosterFile) -> SentPoster | None:
-        """A poster as it is sent; None for one that can't be read, which is noted."""
+        """Encode a poster for sending; None if it can't be read, see ``unreadable``."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._encoders, self._encode, poster)
 
@@ -354,10 +356,11 @@ class Asker:
             return None
 
     async def ask(self, question: Question) -> Record:
-        """Ask about one movie, again where an answer does not fit.
+        """Ask about one movie, and ask again after an invalid answer.
 
         Raises:
-            ServerError, BudgetError, Stopped: as by the server.
+            ServerError, BudgetError, Stopped: raised by
+                :meth:`genre_lightning.ask.server.ChatServer.chat`.
         """
         used = _Used()
         genres = self.questioner.genres
@@ -372,7 +375,7 @@ class Asker:
                 shares = [await self._fitting(body, self._read_token, used) for body in bodies]
                 scores = dict(zip(genres, shares, strict=True))
         except AnswerError as error:
-            failed = f"its answer does not fit: {error}"
+            failed = f"its answer is invalid: {error}"
         except (RequestRefused, Unanswered) as error:
             failed = str(error)
         return Record(
@@ -392,7 +395,7 @@ class Asker:
     async def _fitting(
         self, body: Mapping[str, Any], read: Callable[[Reply], Read], used: _Used
     ) -> Read:
-        """What is read of the first reply that fits."""
+        """Return what ``read`` makes of the first valid reply."""
         for again in range(self.ask_again + 1):
             try:
                 reply = await self.server.chat(self._varied(body, again))
@@ -404,13 +407,13 @@ class Asker:
         raise AssertionError("unreachable")
 
     def _varied(self, body: Mapping[str, Any], again: int) -> Mapping[str, Any]:
-        """The same request, and by chance another answer."""
+        """The same request with another seed and temperature, so that the answer can differ."""
         if not again:
             return body
         varied = dict(body)
         if type(body.get("seed")) is int:
             varied["seed"] = body["seed"] + again
-        # Not where a probability is asked for, which some servers give at this temperature.
+        # Not for logprobs: some servers compute the probabilities at this temperature.
         if "temperature" in body and self.questioner.answers == "json":
             varied["temperature"] = self.again_temperature
         return varied
@@ -418,7 +421,7 @@ class Asker:
     def _read_json(self, reply: Reply) -> tuple[tuple[float, ...], str]:
         if reply.finish_reason == "length":
             raise AnswerError(
-                "it was cut off (finish_reason=length); parameters.max_tokens allows more"
+                "it was cut off (finish_reason=length); increase parameters.max_tokens"
             )
         if reply.content is None:
             raise AnswerError(f"it has no text (finish_reason={reply.finish_reason!s:.50})")
@@ -428,9 +431,9 @@ class Asker:
         if reply.first_tokens is None:
             if not self._had_tokens:
                 raise ServerError(
-                    f"{self.server.base_url} gives no probabilities of tokens, which "
-                    "answers=logprobs needs: answers=json does without"
+                    f"{self.server.base_url} returns no token probabilities, which "
+                    "answers=logprobs needs: use answers=json"
                 )
-            raise AnswerError("it has no probabilities of tokens")
+            raise AnswerError("it has no token probabilities")
         self._had_tokens = True
         return yes_share(reply.first_tokens)

@@ -1,4 +1,4 @@
-"""A poster as the server is sent it: a JPEG inside of a data: URL."""
+"""Posters as they are sent to the server: a JPEG in a data: URL."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from genre_lightning.inputs.decode import DECODER_VERSION, decode_poster, uprigh
 from genre_lightning.movies.movie import PosterFile
 from genre_lightning.store import content_key
 
-#: Vision models cut an image into squares of up to so many pixels, and refuse less than one.
+#: Vision models cut an image into patches of up to 28 pixels a side, and refuse smaller images.
 MIN_SIDE = 28
 MAX_SIDE = 4096
 
@@ -25,7 +25,7 @@ class SentPoster:
 
     Attributes:
         url: the data: URL.
-        digest: of the JPEG, 32 hex digits.
+        digest: hash of the JPEG, 32 hex digits.
     """
 
     url: str
@@ -37,11 +37,11 @@ class PosterFormat:
     """How posters are sent.
 
     Attributes:
-        side: pixels of the longer side; a smaller poster is not enlarged.
-        quality: of the JPEG, 1 to 95.
+        side: length of the longer side in pixels; smaller posters are not enlarged.
+        quality: JPEG quality, 1 to 95.
 
     Raises:
-        UserError: one of them is out of its range.
+        UserError: ``side`` or ``quality`` is out of range.
     """
 
     side: int = 512
@@ -56,17 +56,17 @@ class PosterFormat:
             raise UserError(f"poster.quality={self.quality} must be a whole number in 1..95")
 
     def fingerprint(self, poster: PosterFile) -> str:
-        """32 hex digits that stand for the JPEG, without reading the poster."""
+        """32 hex digits that identify the JPEG, computed without reading the poster."""
         name, size, stamp = poster.name, poster.size, poster.stamp
         return content_key("poster", name, size, stamp, self.side, self.quality, DECODER_VERSION)
 
     def encode(self, data: bytes) -> SentPoster:
-        """Decode a poster and write it as a JPEG in its own proportions.
+        """Decode a poster and encode it as a JPEG, keeping its aspect ratio.
 
         Raises:
-            PosterError: it can't be decoded.
+            PosterError: the poster can't be decoded.
         """
-        # Decoded first: what can't be is named by the reason, and its size is not asked for.
+        # Raises the reason if it can't be decoded, before its size is read.
         decode_poster(data, MIN_SIDE)
         width, height = upright_size(data)
         scale = min(1.0, self.side / max(width, height))

@@ -1,4 +1,4 @@
-"""What is asked about a movie: messages by a template, the answer's form, and the parameters."""
+"""Questions about movies: messages from a template, the format of the answer, and parameters."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from genre_lightning.errors import UserError
 from genre_lightning.movies.movie import Movie, PosterFile
 from genre_lightning.store import content_key
 
-#: Part of every question's key: raise it when the same settings ask something else than before.
+#: Part of every question's key: increment it when the same settings give a different question.
 QUESTION_VERSION = 1
-#: Each genre 0 to 100 in one JSON object; or yes or no for each genre, by the token's probability.
+#: One JSON object with 0 to 100 for each genre; or the probability of yes against no per genre.
 ANSWERS = ("json", "logprobs")
 POSTER = "poster"
 MAX_EXAMPLES = 64
@@ -26,13 +26,13 @@ MAX_EXAMPLES = 64
 
 @dataclass(frozen=True)
 class Example:
-    """A movie of train with its genres, shown before the question.
+    """A train movie with its genres, shown before the question.
 
     Attributes:
-        id: of the movie, about which it is not shown.
+        id: the movie's id; the example is not shown in questions about this movie.
         columns: texts by column.
-        genres: its own.
-        poster: as it is sent; None for none.
+        genres: the movie's genres.
+        poster: encoded poster; None for none.
     """
 
     id: str
@@ -46,14 +46,15 @@ class Prompt:
     """A file of ``conf/prompt``.
 
     Attributes:
-        name: of the variant.
-        system: Jinja template of the first message, given ``genres``, ``definitions``, ``answers``
-            ("json" or "logprobs") and ``why``, the name of that key.
-        user: likewise of the question, given also ``columns``, the texts by name, ``poster``,
-            whether one is shown, and ``genre``, the one in question, or None for all.
-        examples: how many movies of train are shown, with their genres.
-        example_posters: show their posters, too, where posters are shown.
-        definitions: what genres mean, by genre.
+        name: name of the prompt.
+        system: Jinja template of the first message. Its variables are ``genres``, ``definitions``,
+            ``answers`` ("json" or "logprobs") and ``why``, the name of that key in the answer.
+        user: Jinja template of the question. It has these variables, too, and ``columns``, the
+            texts by column; ``poster``, whether one is shown; and ``genre``, the genre in question,
+            or None for all.
+        examples: number of train movies that are shown with their genres.
+        example_posters: also show the posters of examples, if posters are shown.
+        definitions: definitions by genre.
     """
 
     name: str
@@ -73,21 +74,22 @@ class Questioner:
     """Makes questions about movies, the same for the same movie and settings.
 
     Args:
-        base_url: of the server, part of every key.
-        model: its name there.
-        genres: G, in the dataset's order.
+        base_url: the server's address, part of every key.
+        model: the model's name on the server.
+        genres: G names, in the dataset's order.
         show: columns of a movie that are shown, "poster" as an image.
         prompt: templates.
-        examples: movies of train; one more than are shown, to take the place of the movie asked
-            about.
+        examples: train movies, one more than are shown, as a substitute when an example is itself
+            the movie in question.
         answers: one of ``ANSWERS``.
-        parameters: of each request, such as temperature and max_tokens; null leaves one out.
+        parameters: parameters of each request, such as temperature and max_tokens; None values are
+            left out.
         why_max_length: see :func:`genre_lightning.ask.answer.answer_schema`.
-        top_logprobs: tokens whose probabilities are asked for.
+        top_logprobs: number of likeliest tokens whose probabilities are requested.
         poster: how posters are sent.
 
     Raises:
-        UserError: something of it can't be used, named as in the configuration.
+        UserError: an argument can't be used; the message names it as in the configuration.
     """
 
     def __init__(
@@ -107,7 +109,7 @@ class Questioner:
     ) -> None:
         check_genres(genres)
         if answers not in ANSWERS:
-            raise UserError(f"answers={answers} is none of {', '.join(ANSWERS)}")
+            raise UserError(f"answers={answers} must be one of {', '.join(ANSWERS)}")
         if not show or len(set(show)) < len(show):
             names = ",".join(map(str, show))
             raise UserError(f"show=[{names}] must name one or more columns, each once")
@@ -136,8 +138,8 @@ class Questioner:
             self._system = environment.from_string(prompt.system)
             self._user = environment.from_string(prompt.user)
         except TemplateError as error:
-            raise UserError(f"prompt={prompt.name}: no Jinja template: {error}") from error
-        # Once, so that a template that names something unknown is told before anything is asked.
+            raise UserError(f"prompt={prompt.name}: not a Jinja template: {error}") from error
+        # Renders the templates once, so that an unknown name is reported before any request.
         self.messages({"title": ""}, None, self.genres[0])
 
     def texts(self, movie: Movie) -> dict[str, str]:
@@ -146,14 +148,14 @@ class Questioner:
         return {name: text for name, text in shown.items() if isinstance(text, str) and text}
 
     def poster_of(self, movie: Movie) -> PosterFile | None:
-        """The poster that is to be shown; None for a movie without, or where none is shown."""
+        """The poster to show; None if the movie has none, or if posters are not shown."""
         poster = movie.value(POSTER) if POSTER in self.show else None
         return poster if isinstance(poster, PosterFile) and poster.exists else None
 
     def bodies(
         self, movie_id: str, texts: Mapping[str, str], poster: SentPoster | None
     ) -> Iterator[dict[str, Any]]:
-        """The requests for a movie: one, or one for each genre."""
+        """The bodies of a movie's requests: one in all, or one per genre."""
         if self.answers == "json":
             schema = answer_schema(self.genres, self.why_max_length)
             named = {"name": "genres", "strict": True, "schema": schema}
@@ -175,7 +177,7 @@ class Questioner:
             }
 
     def _limit(self) -> str:
-        """The parameter that limits the answer's length, as it is called for this model."""
+        """Name of the parameter that limits the answer's length for this model."""
         newer = "max_completion_tokens"
         return newer if newer in self.parameters else "max_tokens"
 
@@ -186,16 +188,16 @@ class Questioner:
         genre: str | None,
         movie_id: str = "",
     ) -> list[dict[str, Any]]:
-        """What is said to the model.
+        """The messages to the model.
 
         Args:
-            texts: of the movie, by column.
-            poster: of the movie; None for none.
-            genre: the one in question; None for all.
-            movie_id: of the movie, which is none of the examples.
+            texts: the movie's texts, by column.
+            poster: the movie's poster; None for none.
+            genre: the genre in question; None for all.
+            movie_id: the movie's id, to leave it out of the examples.
 
         Raises:
-            UserError: a template names something that there is not.
+            UserError: a template can't be rendered, for example because of an unknown name.
         """
         given = {
             "genres": list(self.genres),
@@ -226,7 +228,7 @@ class Questioner:
             {**given, "columns": dict(texts), "poster": poster is not None, "genre": genre}
         ).strip()
         if poster is None:
-            # A plain text is understood by servers of models without eyes as well.
+            # Servers of text-only models may not accept a list of parts.
             return {"role": "user", "content": text}
         image = {"type": "image_url", "image_url": {"url": poster.url}}
         return {"role": "user", "content": [{"type": "text", "text": text}, image]}
@@ -239,12 +241,12 @@ class Questioner:
         return json.dumps({**numbers, WHY: why}, ensure_ascii=False)
 
     def key(self, movie_id: str, texts: Mapping[str, str], image: str | None) -> str:
-        """Stands for URL, model, messages and parameters; images count by their digests.
+        """Hash of URL, model, messages and parameters, with images replaced by their digests.
 
         Args:
-            movie_id: of the movie.
-            texts: of the movie, by column.
-            image: digest of its poster as it is sent; None for none.
+            movie_id: the movie's id.
+            texts: the movie's texts, by column.
+            image: digest of the encoded poster; None for none.
         """
         sent = None if image is None else SentPoster(image, image)
         shown = [
@@ -255,12 +257,12 @@ class Questioner:
         bodies = list(self.bodies(movie_id, texts, sent))
         for body in bodies:
             _replace_images(body["messages"][:-1], iter(shown))
-        # As one text, which is hashed in a tenth of the time that its parts would take.
+        # Hashing one text takes a tenth of the time of hashing its parts.
         text = json.dumps(bodies, sort_keys=True)
         return content_key("question", QUESTION_VERSION, self.base_url, self.answers, text)
 
     def to_plain(self) -> dict[str, Any]:
-        """All that makes the same questions again, as JSON; no key is in it."""
+        """All settings of the questions as plain data for JSON, without the API key."""
         return {
             "base_url": self.base_url,
             "model": self.model,
@@ -285,10 +287,10 @@ class Questioner:
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Questioner:
-        """What :meth:`to_plain` gave.
+        """Rebuild a questioner from the data of :meth:`to_plain`.
 
         Raises:
-            TypeError, LookupError, ValueError, UserError: it is something else.
+            TypeError, LookupError, ValueError, UserError: the data are invalid.
         """
         examples = [
             Example(
@@ -310,7 +312,7 @@ class Questioner:
 
 
 def _replace_images(messages: Sequence[Mapping[str, Any]], digests: Iterator[str | None]) -> None:
-    """Put digests in the place of the examples' images, in place."""
+    """Replace the examples' images by digests, in place."""
     for message in messages:
         if message["role"] != "user":
             continue

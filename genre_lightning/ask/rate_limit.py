@@ -1,4 +1,4 @@
-"""Rate limits and budgets: requests and tokens in a minute, and in all."""
+"""Rate limits and budgets: requests and tokens per minute, and in total."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ MINUTE = 60.0
 
 
 class Stopped(Exception):
-    """The user has ended the command while a request waited for its turn."""
+    """The user ended the command while a request was waiting for its turn."""
 
 
 class BudgetError(UserError):
-    """As many requests or tokens as were allowed have been used."""
+    """The budget of requests or tokens is used up."""
 
 
 @dataclass
 class Turn:
-    """A request: when it was allowed, and the tokens it took, expected until they are known."""
+    """A request: when it was allowed, and its number of tokens, estimated until it is known."""
 
     at: float
     tokens: float
 
 
 class RateLimit:
-    """Limits on requests and on tokens, in any minute and in all. Retries are requests, too.
+    """Limits on requests and tokens, per minute and in total. Retries count as requests.
 
     Args:
-        requests_per_minute: None for no limit, as for the others.
-        tokens_per_minute: of prompts and answers together. What a request will take is not known
-            before: the mean of those before it is expected.
-        max_requests: of this command in all.
-        max_tokens: of this command in all; requests under way may take some more.
-        clock: seconds.
+        requests_per_minute: maximum in any minute; None for no limit, as for all limits here.
+        tokens_per_minute: maximum number of prompt and completion tokens in any minute. A new
+            request's tokens are estimated by the mean of the earlier ones.
+        max_requests: maximum for the whole command.
+        max_tokens: maximum for the whole command; pending requests can exceed it.
+        clock: returns seconds.
 
     Attributes:
-        stop: set to end all waiting.
-        requests: how many there were.
-        tokens: how many they took, as far as is known.
+        stop: event that ends all waiting.
+        requests: number of requests so far.
+        tokens: number of tokens so far, as far as it is known.
     """
 
     def __init__(
@@ -71,8 +71,8 @@ class RateLimit:
         """Wait until a request may be sent.
 
         Raises:
-            BudgetError: no more are allowed.
-            Stopped: while waiting.
+            BudgetError: no more requests are allowed.
+            Stopped: ``stop`` is set.
         """
         async with self._order:
             while True:
@@ -87,7 +87,7 @@ class RateLimit:
             return turn
 
     def took(self, turn: Turn, tokens: int | None) -> None:
-        """Say how many tokens a request has taken; None where the server does not tell."""
+        """Record how many tokens a request took; None if the server did not report it."""
         if tokens is None:
             return
         turn.tokens = tokens
@@ -95,11 +95,11 @@ class RateLimit:
         self._num_known += 1
 
     def hold(self, seconds: float) -> None:
-        """Let no request begin for so long."""
+        """Start no request for this number of seconds."""
         self._not_before = max(self._not_before, self._clock() + seconds)
 
     def wait(self) -> float:
-        """Seconds until a request may be sent, as far as is known now."""
+        """Seconds until a request may be sent, by the current estimate; 0 or less for now."""
         now = self._clock()
         while self._recent and self._recent[0].at <= now - MINUTE:
             self._recent.popleft()
@@ -121,7 +121,7 @@ class RateLimit:
         """Sleep.
 
         Raises:
-            Stopped: at once when ``stop`` is set.
+            Stopped: immediately, when ``stop`` is set.
         """
         try:
             await asyncio.wait_for(self.stop.wait(), seconds)

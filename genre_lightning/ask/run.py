@@ -1,4 +1,4 @@
-"""A run of questions over a dataset: which movies, which examples, and what came of it."""
+"""A run of genre-ask over a dataset: the choice of movies and examples, and the answers."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from genre_lightning.wording import first_few
 if TYPE_CHECKING:
     from rich.console import Console
 
-#: What makes the same questions again, in a run folder.
+#: File in a run folder with everything needed to ask the same questions again.
 ASKED = "asked.json"
-#: Movies without an answer that are named in the terminal.
+#: Maximum number of movies without an answer that the terminal names.
 MAX_NAMED_MOVIES = 5
 
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """The part ``server`` of conf/ask.yaml, where each is explained; None for no limit."""
+    """The section ``server`` of conf/ask.yaml, which explains each setting; None for no limit."""
 
     concurrency: int = 8
     timeout: float = 300
@@ -56,16 +56,16 @@ class ServerSettings:
         url_setting: str = "base_url",
         key_setting: str = "api_key_env",
     ) -> ChatServer:
-        """The server at an address, asked within these limits.
+        """Return a client of the server at an address, with these limits.
 
         Args:
-            base_url: of its interface.
+            base_url: address of the API.
             api_key_env: name of the environment variable that holds the key; None for no key.
-            url_setting: what gave the former, for messages.
-            key_setting: what gave the latter.
+            url_setting: name of the setting that holds ``base_url``, for messages.
+            key_setting: name of the setting that holds ``api_key_env``, for messages.
 
         Raises:
-            UserError: the address, the key or one of these settings can't be used.
+            UserError: the address or the key can't be used.
         """
         return ChatServer(
             base_url,
@@ -83,17 +83,19 @@ class ServerSettings:
 
 @dataclass
 class Answers:
-    """What was found of the movies of a dataset.
+    """Answers about the movies of a dataset.
+
+    Costs include those of answers that an earlier run received.
 
     Attributes:
-        scores: (N, G) float32 in [0, 1] of all N movies of the dataset, nan where there is none.
-        keys: of the questions that were answered, by the movie's place.
-        failed: why there is no answer, by the movie's place.
-        prompt_tokens: of all movies, whenever they were asked; as far as the server told.
-        completion_tokens: likewise.
-        seconds: of all replies.
-        num_known: how many movies' tokens are known.
-        asked: how many had a reply.
+        scores: (N, G) float32 in [0, 1] of all N movies of the dataset; nan without an answer.
+        keys: keys of the answered questions, by the movie's row.
+        failed: why there is no answer, by the movie's row.
+        prompt_tokens: sum over all movies, as far as the server reported them.
+        completion_tokens: sum over all movies, as far as the server reported them.
+        seconds: sum over all replies.
+        num_known: number of movies whose tokens are known.
+        asked: number of movies with a reply.
     """
 
     scores: np.ndarray
@@ -107,17 +109,20 @@ class Answers:
 
     @property
     def tokens_per_movie(self) -> float | None:
-        """Prompt and answer together; None where the server tells of none."""
+        """Mean number of prompt and completion tokens; None if the server reported none."""
         total = self.prompt_tokens + self.completion_tokens
         return total / self.num_known if self.num_known else None
 
     @property
     def seconds_per_movie(self) -> float | None:
-        """From sending to the end of the reply, all requests of a movie; None for none."""
+        """Mean seconds from sending to the end of the reply, over all of a movie's requests.
+
+        None if no movie had a reply.
+        """
         return self.seconds / self.asked if self.asked else None
 
     def add(self, row: int, record: Record, genres: Sequence[str]) -> None:
-        """Note what was found of the movie at this place."""
+        """Add the record of the movie in this row."""
         if record.scores is None:
             self.failed[row] = record.failed or "it has no answer"
         else:
@@ -131,11 +136,11 @@ class Answers:
 
 
 def choose_rows(rows: np.ndarray, limit: int | None) -> np.ndarray:
-    """So many movies of a split, the same ones for the same number, and of fewer a part of them.
+    """Choose movies of a split: always the same ones, and for a smaller limit a subset of them.
 
     Args:
-        rows: (N,) int64, sorted.
-        limit: None for all.
+        rows: (N,) int64, the split's rows, sorted.
+        limit: maximum number of movies; None for all.
     """
     if limit is None:
         return rows
@@ -147,7 +152,8 @@ def check_shown(movies: MovieSet, show: Sequence[str]) -> None:
     """Refuse columns that the dataset does not have.
 
     Raises:
-        UserError: naming those that there are; or it is no list.
+        UserError: a column is missing, with a message that lists the dataset's columns; or
+            ``show`` is not a list.
     """
     if isinstance(show, str):
         raise UserError(f"show={show} must be a list of columns: show=[{show}]")
@@ -155,8 +161,7 @@ def check_shown(movies: MovieSet, show: Sequence[str]) -> None:
         if name not in movies.columns():
             raise UserError(
                 f"show: no movie of the dataset has a column {name!r}; it has "
-                f"{', '.join(movies.columns())}. Further columns are joined by "
-                "data.columns=FILE.csv"
+                f"{', '.join(movies.columns())}. Add further columns with data.columns=FILE.csv"
             )
 
 
@@ -168,20 +173,20 @@ def draw_examples(
     poster: PosterFormat,
     seed: int,
 ) -> list[Example]:
-    """Movies of train to show before the question, which have all that is shown of a movie.
+    """Draw train movies to show before the question, with all the columns that they show.
 
-    One more than the prompt asks for: where one of them is itself asked about, it stands in.
+    One more than the prompt shows, as a substitute when an example is itself the movie in question.
 
     Args:
-        movies: of the dataset.
-        train: (n,) int64, places of the movies to draw from.
-        prompt: says how many, and whether with posters.
-        show: columns that are shown.
+        movies: all movies of the dataset.
+        train: (n,) int64, rows of the movies to draw from.
+        prompt: determines the number of examples and whether they include posters.
+        show: columns to show.
         poster: how posters are sent.
-        seed: of the drawing.
+        seed: random seed.
 
     Raises:
-        UserError: there are too few, or nothing of them would be shown.
+        UserError: too few movies qualify, or the examples would show nothing.
     """
     if not prompt.examples:
         return []
@@ -189,8 +194,8 @@ def draw_examples(
     pictured = prompt.example_posters and POSTER in show
     if not texts and not pictured:
         raise UserError(
-            f"prompt={prompt.name} shows examples, and with show=[{POSTER}] there is nothing of "
-            "them to see: prompt.example_posters=true shows their posters"
+            f"prompt={prompt.name} shows examples, but with show=[{POSTER}] they have nothing to "
+            "show: set prompt.example_posters=true to show their posters"
         )
     examples: list[Example] = []
     for row in np.random.default_rng(seed).permutation(train).tolist():
@@ -218,7 +223,7 @@ def draw_examples(
 
 
 def open_answer_file(folder: Path, reuse: str | None) -> AnswerFile:
-    """The answers of a run folder, and those of the runs below ``reuse``."""
+    """Open the answers of a run folder, and those of the runs below ``reuse``."""
     own = folder / NAME
     others: list[Path] = []
     if reuse is not None and Path(reuse).is_dir():
@@ -228,23 +233,23 @@ def open_answer_file(folder: Path, reuse: str | None) -> AnswerFile:
 
 
 def save_questioner(folder: Path, questioner: Questioner, **more: Any) -> None:
-    """Write what makes the same questions again; ``more`` are arguments of the asker."""
+    """Write what is needed to ask the same questions again; ``more`` are arguments of the asker."""
     with whole_file(folder / ASKED) as file:
         file.write(json.dumps({"questioner": questioner.to_plain(), **more}, indent=2) + "\n")
 
 
 def load_questioner(folder: Path) -> tuple[Questioner, dict[str, Any]]:
-    """What :func:`save_questioner` wrote.
+    """Read what :func:`save_questioner` wrote.
 
     Raises:
-        UserError: there is none, or it is damaged.
+        UserError: the file is missing or damaged.
     """
     path = folder / ASKED
     try:
         plain = json.loads(path.read_text("utf-8"))
         return Questioner.from_plain(plain.pop("questioner")), plain
     except FileNotFoundError:
-        raise UserError(f"{folder}: there is no {ASKED}, so it is no run of genre-ask") from None
+        raise UserError(f"{folder} has no {ASKED}, so it is not a run of genre-ask") from None
     except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
         raise UserError(f"{path}: can't be used: {str(error)[:300]}") from error
 
@@ -261,22 +266,22 @@ def ask_rows(
     ask_again: int = 2,
     again_temperature: float = 0.7,
 ) -> Answers:
-    """Ask about movies of a dataset; those that the file knows are not asked about again.
+    """Ask about movies of a dataset, except those with an answer in the file.
 
     Args:
-        movies: of the dataset.
-        rows: (n,) int64, places of those to ask about.
+        movies: the dataset.
+        rows: (n,) int64, rows of the movies to ask about.
         questioner: makes the questions.
-        answer_file: of the run.
-        settings: of the server.
-        console: where the bar is shown.
+        answer_file: the run's answers.
+        settings: limits on requests.
+        console: where the progress bar is shown.
         api_key_env: name of the environment variable that holds the key.
-        ask_again: see :class:`~genre_lightning.ask.asking.Asker`, as the next one.
-        again_temperature: likewise.
+        ask_again: see :class:`~genre_lightning.ask.asking.Asker`.
+        again_temperature: see :class:`~genre_lightning.ask.asking.Asker`.
 
     Raises:
-        UserError: the server can't be asked, or no more; the message says how to go on.
-        Interrupted: by the user.
+        UserError: the server can't be used (any more); the message says how to continue.
+        Interrupted: the user stopped the command.
     """
     genres = questioner.genres
     answers = Answers(np.full((len(movies.movies), len(genres)), np.nan, dtype=np.float32))
@@ -306,7 +311,7 @@ def ask_rows(
             console.print(f"unreadable, not shown: {name} ({reason})", soft_wrap=True)
     if not answers.keys:
         reason = next(iter(answers.failed.values()), "there is none")
-        raise ServerError(f"{questioner.base_url}: no movie was answered; the first: {reason}")
+        raise ServerError(f"{questioner.base_url}: no movie has an answer; the first: {reason}")
     return answers
 
 
@@ -319,7 +324,7 @@ async def _ask(
     genres: Sequence[str],
     console: Console,
 ) -> None:
-    """Ask about these movies, and fill ``answers`` as they come; see :func:`ask_rows`."""
+    """Ask about these movies and fill ``answers`` as replies arrive; see :func:`ask_rows`."""
     async with server:
         with progress("asking", len(rows), console=console) as update:
             done = itertools.count(1)
@@ -335,14 +340,13 @@ async def _ask(
 
 def _kept(answers: Answers, rows: np.ndarray, answer_file: AnswerFile) -> str:
     return (
-        f"{len(answers.keys):,} of {len(rows):,} movies are answered, in "
-        f"{shell_command(answer_file.path)}; the same "
-        "command goes on from there"
+        f"{len(answers.keys):,} of {len(rows):,} movies have an answer, in "
+        f"{shell_command(answer_file.path)}; run the same command again to continue"
     )
 
 
 def unanswered_line(movies: MovieSet, split: str, rows: np.ndarray, answers: Answers) -> str | None:
-    """What to say of movies without an answer; None where there are none."""
+    """A line for the terminal about movies without an answer; None if all have one."""
     failed = [row for row in rows.tolist() if row in answers.failed]
     if not failed:
         return None
@@ -354,7 +358,7 @@ def unanswered_line(movies: MovieSet, split: str, rows: np.ndarray, answers: Ans
 
 
 def whys(answers: Answers, answer_file: AnswerFile, rows: np.ndarray) -> Mapping[int, str]:
-    """What the model gave as its reason, by the movie's place."""
+    """The model's reasons, by the movie's row."""
     found = {}
     for row in rows.tolist():
         record = answer_file.find(answers.keys[row]) if row in answers.keys else None

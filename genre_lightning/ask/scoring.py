@@ -1,4 +1,4 @@
-"""A language model's answers scored as a trained model's: calibrated, with fitted thresholds."""
+"""Scores a language model's answers like a trained model's: calibrated, with fitted thresholds."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from genre_lightning.models.networks import build_network
 from genre_lightning.report.evaluation import SplitScores
 from genre_lightning.scoring.thresholds import Calibration, fit_calibration, fit_thresholds
 
-#: The one branch of the model that the answers are.
+#: Name of the only branch of the model that represents the answers.
 BRANCH = "answers"
 FILE = "answers.npz"
-#: What a movie without an answer scores, for the loss; for all else it scores 0.
+#: Score of a movie without an answer in the loss; everywhere else it scores 0.
 _NOTHING = 1e-6
 
 
 def save_answers(path: Path, ids: Sequence[str], scores: np.ndarray, genres: Sequence[str]) -> None:
-    """Write the answers as the input ``vectors`` reads them; movies without one are left out.
+    """Write the answers in the format of the input ``vectors``, without unanswered movies.
 
     Args:
-        path: of the ``.npz``.
-        ids: of N movies.
+        path: the ``.npz`` file.
+        ids: ids of N movies.
         scores: (N, G) float32 in [0, 1]; a row of nan for a movie without an answer.
         genres: G names, in the order of the columns.
     """
@@ -49,15 +49,15 @@ def save_answers(path: Path, ids: Sequence[str], scores: np.ndarray, genres: Seq
 def calibrated(
     questioner: Questioner, data: MovieDataModule, rows: np.ndarray, scores: np.ndarray
 ) -> TrainedModel:
-    """The model that the answers are, calibrated on validation movies, thresholds and all.
+    """Fit a model that maps answers to scores, and its thresholds, on validation movies.
 
-    A linear one: a slope that all genres share, and an offset for each. Movies without an answer
-    tell it nothing.
+    The model is linear in the logits: one slope shared by all genres, and an offset per genre.
+    Movies without an answer are not used.
 
     Args:
-        questioner: whose answers they are.
-        data: set up.
-        rows: (N,) int64, places of the validation movies that were asked about.
+        questioner: the questioner that got the answers.
+        data: data module, already set up.
+        rows: (N,) int64, rows of the validation movies that were asked about.
         scores: (N, G) float32 in [0, 1]; a row of nan for a movie without an answer.
 
     Raises:
@@ -97,7 +97,7 @@ def calibrated(
 
 
 def _set(model: TrainedModel, calibration: Calibration) -> None:
-    """Make the network compute calibrated logits of log-odds."""
+    """Set the network's weights so that it maps log-odds to calibrated logits."""
     slope = calibration.slope / calibration.sd
     head = model.network.branches[BRANCH]
     with torch.no_grad():
@@ -109,7 +109,7 @@ def _set(model: TrainedModel, calibration: Calibration) -> None:
 
 
 def _clipped(scores: np.ndarray, answers: str) -> np.ndarray:
-    """Scores kept from 0 and 1: those that are rounded by half of what they are rounded to."""
+    """Clip scores away from 0 and 1; those of JSON answers by half of their rounding step."""
     least = MIN_PROBABILITY if answers == "json" else _NOTHING
     return scores.clip(least, 1 - least)
 
@@ -122,16 +122,16 @@ def score_answers(
     rows: np.ndarray,
     scores: np.ndarray,
 ) -> SplitScores:
-    """The answers about movies of one split, as those of a trained model.
+    """Score the answers about movies of one split like those of a trained model.
 
-    A movie without an answer scores 0 for every genre, so that none is predicted.
+    A movie without an answer scores 0 for every genre, so that no genre is predicted.
 
     Args:
-        model: of :func:`calibrated`.
-        questioner: whose answers they are.
-        data: set up.
+        model: the result of :func:`calibrated`.
+        questioner: the questioner that got the answers.
+        data: data module, already set up.
         split: "train", "val" or "test".
-        rows: (N,) int64, places of the movies that were asked about.
+        rows: (N,) int64, rows of the movies that were asked about.
         scores: (N, G) float32 in [0, 1]; a row of nan for a movie without an answer.
     """
     has = torch.from_numpy(~np.isnan(scores).any(axis=1))

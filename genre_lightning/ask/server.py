@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server: requests, one layer of retries, and errors in its own words."""
+"""Client of an OpenAI-compatible server: requests, retries, and errors that quote the server."""
 
 from __future__ import annotations
 
@@ -23,32 +23,32 @@ from genre_lightning.ask.rate_limit import RateLimit
 from genre_lightning.errors import UserError
 from genre_lightning.wording import shortened
 
-#: Bytes of an answer that are read; one of a few hundred tokens has some thousands.
+#: Maximum size of an answer; an answer of a few hundred tokens has a few thousand bytes.
 MAX_ANSWER_BYTES = 16 * 2**20
-#: Characters of the server's words in a message.
+#: Maximum number of characters quoted from the server in a message.
 MAX_QUOTED_CHARACTERS = 300
-#: Seconds before the second try, and the most that the doubling comes to.
+#: Seconds to wait before the second try, and the maximum that doubling reaches.
 FIRST_WAIT, LONGEST_BACKOFF = 1.0, 60.0
-#: Too early, too many, or the server's own trouble: the same request may be answered later.
+#: Timeout, conflict, too early, too many: the same request may be answered later.
 _LATER = (408, 409, 425, 429)
 _HTML = re.compile(r"\s*<(?:!doctype|html)", re.IGNORECASE)
 _TAGS = re.compile(r"<(?:style|script).*?</(?:style|script)>|<[^>]*>", re.DOTALL | re.IGNORECASE)
 
 
 class ServerError(UserError):
-    """A server that can't be asked anything: wrong address, key, model; or it has gone."""
+    """The server can't be used: its address, key or model is wrong, or it is gone."""
 
 
 class RequestRefused(Exception):
-    """The server refuses this request, and maybe this one alone; the message has its words."""
+    """The server refuses this request, perhaps only this one; the message quotes the server."""
 
 
 class Unanswered(Exception):
-    """A request had no answer however often it was tried; the message has the last reason."""
+    """A request failed on every try; the message is the reason of the last failure."""
 
 
 class _TryAgain(Exception):
-    """A try that may go better later; ``wait`` is for how long the server says, in seconds."""
+    """A try failed that may succeed later; ``wait`` is the server's wait in seconds, if any."""
 
     def __init__(self, reason: str, wait: float | None = None) -> None:
         super().__init__(reason)
@@ -57,15 +57,14 @@ class _TryAgain(Exception):
 
 @dataclass(frozen=True)
 class Reply:
-    """What a server answered.
+    """A server's answer.
 
     Attributes:
-        content: the text; None for none, such as a refusal.
-        finish_reason: "stop", "length", ..., as the server says.
-        first_tokens: what could have come first, with log-probabilities; None where it does not
-            tell.
-        prompt_tokens: as it counts them; None where it does not.
-        completion_tokens: likewise.
+        content: the text; None if there is none, as for a refusal.
+        finish_reason: "stop", "length", ..., as reported by the server.
+        first_tokens: candidates for the first token, with log-probabilities; None if not reported.
+        prompt_tokens: number of prompt tokens; None if not reported.
+        completion_tokens: number of completion tokens; None if not reported.
         seconds: from sending to the end of the answer.
     """
 
@@ -78,73 +77,73 @@ class Reply:
 
 
 def check_url(base_url: str, setting: str = "base_url") -> str:
-    """The address without a slash at its end.
+    """Return the address without a trailing slash.
 
     Args:
         base_url: the address.
-        setting: what gave it, for messages.
+        setting: name of the setting that holds the address, for messages.
 
     Raises:
-        UserError: it is none of http or https, or has a password or anything after the path in it.
+        UserError: the address is not http or https, or contains a user name, a password, a query
+            or a fragment.
     """
     if type(base_url) is not str or not base_url.isprintable() or " " in base_url:
-        raise UserError(f"{setting}={base_url!r:.200} is no address of a server")
+        raise UserError(f"{setting}={base_url!r:.200} is not the address of a server")
     try:
         parts = urlsplit(base_url)
         host, _ = parts.hostname, parts.port
     except ValueError as error:
-        raise UserError(f"{setting} is no address of a server: {error}") from None
+        raise UserError(f"{setting} is not the address of a server: {error}") from None
     if parts.username is not None or parts.password is not None:
         raise UserError(
-            f"{setting} has a name or a password in it, which would be written down: leave them "
-            "out; a key goes into an environment variable that api_key_env names"
+            f"{setting} contains a user name or password, which would be saved in files: leave it "
+            "out; put a key into an environment variable and name the variable in api_key_env"
         )
     if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment:
         raise UserError(
-            f"{setting}={base_url} is no address of a server, such as http://127.0.0.1:8000/v1"
+            f"{setting}={base_url} is not the address of a server, such as http://127.0.0.1:8000/v1"
         )
     return base_url.rstrip("/")
 
 
 def read_key(variable: str | None, setting: str = "api_key_env") -> str | None:
-    """The API key that an environment variable holds; None where no variable is named.
+    """Return the API key in an environment variable; None if ``variable`` is None.
 
     Raises:
-        UserError: it is not set, or no key; the message has its name alone, and not even that where
-            it may be the key itself.
+        UserError: the variable is not set or holds no key. The message never contains the key,
+            nor the given name if that could be the key itself.
     """
     if variable is None:
         return None
     if type(variable) is not str or not re.fullmatch(r"[A-Z_][A-Z0-9_]{0,63}", variable):
         raise UserError(
             f"{setting} must name an environment variable in capitals, such as OPENAI_API_KEY; "
-            "the key itself is given nowhere else"
+            "don't give the key itself"
         )
     key = os.environ.get(variable, "").strip()
     if not key:
-        raise UserError(f"{setting}={variable}: there is no such environment variable, or empty")
+        raise UserError(f"{setting}={variable}: this environment variable is not set, or empty")
     if not key.isascii() or not key.isprintable() or " " in key:
-        raise UserError(f"{setting}={variable}: what it holds is no key")
+        raise UserError(f"{setting}={variable}: the variable's value is not a key")
     return key
 
 
 @final
 class ChatServer:
-    """A client of ``BASE_URL/chat/completions``, to be used as an async context.
+    """Async context manager for requests to ``BASE_URL/chat/completions``.
 
-    Requests that fail for a while, such as by a dropped connection or a server's 429 or 503, are
-    tried again after a wait that doubles, or after the time that the server names. This is the only
-    place that tries again.
+    Temporary failures, such as a dropped connection or status 429 or 503, are retried after a wait
+    that doubles, or after the time that the server names. Failed requests are retried nowhere else.
 
     Args:
         base_url: up to and including ``/v1``.
-        api_key: sent to this address alone; taken out of whatever the server says.
-        rate_limit: limits.
-        timeout: seconds for one answer.
-        retries: further tries of a request.
-        longest_wait: seconds; a server that asks for more ends the command.
-        key_name: of the environment variable, for messages.
-        url_setting: what gave the address, for messages.
+        api_key: sent to this address only; removed from everything quoted from the server.
+        rate_limit: limits on requests and tokens; None for no limits.
+        timeout: maximum seconds for one answer.
+        retries: further tries of a failed request.
+        longest_wait: maximum seconds to wait; if the server asks for more, the command ends.
+        key_name: name of the environment variable with the key, for messages.
+        url_setting: name of the setting that holds the address, for messages.
 
     Attributes:
         answered: whether the server has answered any request.
@@ -178,9 +177,9 @@ class ChatServer:
         self._session = aiohttp.ClientSession(
             headers=headers,
             timeout=aiohttp.ClientTimeout(total=self.timeout),
-            # How many requests there are at once is the caller's to say.
+            # The caller limits the number of concurrent requests.
             connector=aiohttp.TCPConnector(limit=0),
-            # A proxy of the environment, but not to this machine.
+            # Use the environment's proxy, except for a server on this machine.
             trust_env=not _is_here(self.base_url),
         )
         return self
@@ -195,18 +194,18 @@ class ChatServer:
         await self._session.close()
 
     async def chat(self, body: Mapping[str, Any]) -> Reply:
-        """Send a request and wait for its answer.
+        """Send a request and wait for the answer.
 
         Args:
-            body: of the request, as JSON.
+            body: JSON body of the request.
 
         Raises:
-            ServerError: this server can't be asked.
-            RequestRefused: this can't be asked.
-            AnswerError: the server itself refuses what the model answered.
-            Unanswered: however often it is asked.
-            BudgetError: no more requests are allowed.
-            Stopped: while waiting to send it.
+            ServerError: the server can't be used.
+            RequestRefused: the server refuses this request.
+            AnswerError: the server rejects the model's answer.
+            Unanswered: all tries failed.
+            BudgetError: the budget of requests or tokens is used up.
+            Stopped: the user ended the command while the request was waiting.
         """
         for attempt in range(self.retries + 1):
             turn = await self.rate_limit.turn()
@@ -229,7 +228,7 @@ class ChatServer:
     async def _wait(self, error: _TryAgain, attempt: int) -> None:
         if error.wait is None:
             longest = min(LONGEST_BACKOFF, FIRST_WAIT * 2**attempt)
-            # At random, so that requests that failed together are not sent together again.
+            # Jitter, so that requests that failed together are not retried together.
             await self.rate_limit.pause(longest * random.uniform(0.5, 1.0))
             return
         if error.wait > self.longest_wait:
@@ -241,7 +240,7 @@ class ChatServer:
         await self.rate_limit.pause(error.wait)
 
     async def _post(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What the server answers to one try, as JSON."""
+        """Send a request once and return the server's JSON object."""
         assert self._session is not None
         url = f"{self.base_url}/chat/completions"
         try:
@@ -283,19 +282,19 @@ class ChatServer:
                     f"{self.base_url} answers with a web page, not with JSON ({_plain(text)}): "
                     "is base_url right? It usually ends in /v1"
                 ) from None
-            raise _TryAgain(f"its answer is no whole JSON: {_plain(text) or 'empty'}") from None
+            raise _TryAgain(f"its answer is not valid JSON: {_plain(text) or 'empty'}") from None
         if not isinstance(data, dict):
-            raise _TryAgain(f"its answer is no JSON object: {_plain(text)}")
+            raise _TryAgain(f"its answer is not a JSON object: {_plain(text)}")
         if data.get("error"):
             raise _TryAgain(f"the server says: {server_words(text)}")
         return data
 
     async def _refusal(self, status: int, text: str, headers: Mapping[str, str]) -> Exception:
-        """What an answer other than 200 means."""
-        words = f"{status}, {server_words(text) or 'without a word'}"
+        """Return the exception for a status other than 200."""
+        words = f"{status}, {server_words(text) or 'without a message'}"
         if status in (401, 403):
             key = (
-                "it may want a key: name the environment variable that holds one by api_key_env"
+                "it may need a key: name the environment variable that holds one in api_key_env"
                 if self._key is None
                 else f"it refuses the key in {self._key_name or 'the environment'}"
             )
@@ -307,16 +306,16 @@ class ChatServer:
                 f"{self.base_url} has no such model, or no chat/completions{await self._models()}; "
                 f"base_url usually ends in /v1 (the server says: {words})"
             )
-        # llama.cpp says so with a 500, of an answer that was cut off, too.
+        # llama.cpp reports an invalid answer with status 500, also if the answer was cut off.
         if re.search(r"model produced output", text):
             return AnswerError(f"the server says: {words}")
-        # And it refuses an image with one.
+        # llama.cpp also uses status 500 to refuse an image.
         if (status < 500 and status not in _LATER) or re.search(r"not support", text):
             return RequestRefused(f"the server says: {words}")
         return _TryAgain(f"the server says: {words}", retry_after(headers))
 
     async def _models(self) -> str:
-        """The server's models, to be told where one is not there; nothing if it does not say."""
+        """List the server's models for a message about a missing one; "" if not available."""
         assert self._session is not None
         try:
             async with self._session.get(
@@ -333,7 +332,7 @@ class ChatServer:
         return f" (it has {', '.join(names)})" if names else ""
 
     def _hidden(self, text: str) -> str:
-        """Text without the key, which a server may repeat."""
+        """Return the text without the key, which a server may repeat."""
         return text if self._key is None else text.replace(self._key, "[key]")
 
 
@@ -346,7 +345,7 @@ def _is_here(url: str) -> bool:
 
 
 def server_words(text: str) -> str:
-    """What a server says is wrong, in one line: the message of its JSON, else its text."""
+    """Return a server's error in one line: the message in the JSON, or else the whole text."""
     try:
         data = json.loads(text)
     except (ValueError, RecursionError):
@@ -358,14 +357,14 @@ def server_words(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text without tags and control characters, shortened."""
+    """Return the text without tags and control characters, shortened."""
     words = " ".join(_TAGS.sub(" ", text).split())
     shown = "".join(c if c.isprintable() else "?" for c in words)
     return shortened(shown, MAX_QUOTED_CHARACTERS)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that a server asks to wait, as a number or as a date; None where it does not."""
+    """Seconds that a server asks to wait, given as a number or a date; None if not given."""
     for name, unit in (("retry-after-ms", 1000.0), ("Retry-After", 1.0)):
         value = headers.get(name, "").strip()
         if re.fullmatch(r"\d{1,12}(\.\d+)?", value):
@@ -377,7 +376,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def _reply(data: Mapping[str, Any], seconds: float) -> Reply:
-    """A reply of what the server sent, of which nothing is taken for granted."""
+    """Make a reply from the server's JSON, without trusting any part of it."""
     choices = data.get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
         raise _TryAgain("its answer has no choices")
@@ -402,7 +401,7 @@ def _count(value: Any) -> int | None:
 
 
 def _first_tokens(logprobs: Any) -> list[tuple[str, float]] | None:
-    """The likeliest tokens in the first place, as OpenAI's format has them."""
+    """The likeliest first tokens, read from OpenAI's format; None if it can't be read."""
     try:
         listed = logprobs["content"][0]["top_logprobs"]
         return [(str(entry["token"]), float(entry["logprob"])) for entry in listed] or None
@@ -411,7 +410,7 @@ def _first_tokens(logprobs: Any) -> list[tuple[str, float]] | None:
 
 
 async def cancel_all(tasks: list[asyncio.Task[Any]]) -> None:
-    """End tasks and wait until they have ended."""
+    """Cancel tasks and wait until they have ended."""
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""What a configuration alone tells to be wrong, before PyTorch is imported and a folder is made."""
+"""Checks of a configuration, before PyTorch is imported and a folder is created."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ def _at_least(low: int) -> Callable[[Any], bool]:
     return lambda value: type(value) is int and value >= low
 
 
-#: What a setting has to be, in words, and what tells.
+#: What a setting must be, in words, and the check.
 Rule: TypeAlias = tuple[str, Callable[[Any], bool]]
 
-_COUNT: Rule = ("a whole number from 1 on", _at_least(1))
-_COUNT_OR_NULL: Rule = ("a whole number from 1 on, or null", _at_least(1))
-_COUNT_FROM_0: Rule = ("a whole number from 0 on", _at_least(0))
+_COUNT: Rule = ("a whole number of at least 1", _at_least(1))
+_COUNT_OR_NULL: Rule = ("a whole number of at least 1, or null", _at_least(1))
+_COUNT_FROM_0: Rule = ("a whole number of at least 0", _at_least(0))
 _COUNT_OR_NO_END: Rule = (
-    "a whole number from 1 on, or -1 for no end",
+    "a whole number of at least 1, or -1 for no limit",
     lambda value: type(value) is int and (value >= 1 or value == -1),
 )
 _ABOVE_0: Rule = ("a number above 0", lambda value: _is_number(value) and value > 0)
-_COUNT_FROM_0_OR_NULL: Rule = ("a whole number from 0 on, or null", _at_least(0))
-_NOT_NEGATIVE: Rule = ("a number from 0 on", lambda value: _is_number(value) and value >= 0)
+_COUNT_FROM_0_OR_NULL: Rule = ("a whole number of at least 0, or null", _at_least(0))
+_NOT_NEGATIVE: Rule = ("a number of at least 0", lambda value: _is_number(value) and value >= 0)
 _SHARE: Rule = ("a number from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1)
 _BELOW_1: Rule = (
     "a number from 0 to less than 1",
@@ -50,7 +50,7 @@ _FLAG_OR_AUTO: Rule = (
 )
 _MODE: Rule = ("max or min", lambda value: value in ("max", "min"))
 
-#: The rule of each setting that is there and not null.
+#: Rules by setting; settings that are missing or null are not checked.
 RULES: dict[str, Rule] = {
     "batch_size": _COUNT_OR_NULL,
     "callbacks.early_stopping.mode": _MODE,
@@ -90,7 +90,7 @@ RULES: dict[str, Rule] = {
     "train_limit": _COUNT_FROM_0_OR_NULL,
     "trainer.accumulate_grad_batches": _COUNT,
     "trainer.check_val_every_n_epoch": _COUNT_OR_NULL,
-    # It writes no checkpoint, and the run would count as completed.
+    # A fast_dev_run writes no checkpoint, and the run would count as completed.
     "trainer.fast_dev_run": (
         "false; a quick look is trainer.max_epochs=1 +trainer.limit_train_batches=1",
         lambda value: value in (False, 0),
@@ -115,22 +115,22 @@ NO_EFFECT = {
     "trainer.logger": "loggers are logger=NAME or +logger.NAME._target_=CLASS",
     "trainer.plugins": "a training brings its own",
 }
-#: Callbacks of Lightning that don't fit, and what to do instead.
+#: Callbacks of Lightning that don't work here, and what to do instead.
 UNFIT_CALLBACKS = {
     "LearningRateFinder": "has no learning rate to set here: find one by a sweep, "
     "-m optimizer.lr=1e-4,1e-3,1e-2 or sweep=optuna",
     "BatchSizeFinder": "changes the batch size of a run and not its settings: set data.batch_size",
-    "StochasticWeightAveraging": "averages weights in an epoch more, after which nothing scores "
-    "them: take pytorch_lightning.callbacks.EMAWeightAveraging, whose averages are scored and kept",
+    "StochasticWeightAveraging": "averages weights in an extra epoch, without validating them: use "
+    "pytorch_lightning.callbacks.EMAWeightAveraging, whose averages are validated and saved",
 }
 #: Filled in by the run itself.
 FILLED_IN = ("num_genres",)
-#: Of what no training can do without.
+#: Settings that every training needs.
 NEEDED = (
     "data", "model", "loss", "optimizer", "scheduler", "trainer", "callbacks", "training",
     "monitor", "monitor_mode", "seed",
 )  # fmt: skip
-#: What a run is known by, and what to do instead of changing it.
+#: Fixed settings of callbacks.checkpoint, on which other code relies, and what to do instead.
 _KEPT = "a run keeps best.ckpt, of its best epoch, and last.ckpt, of its newest"
 FIXED: dict[str, tuple[Any, str]] = {
     "monitor": ("${monitor}", "set monitor"),
@@ -143,19 +143,19 @@ FIXED: dict[str, tuple[Any, str]] = {
 
 
 def check_settings(cfg: DictConfig, swept: Container[str] = ()) -> None:
-    """Refuse what can't be used, whatever the data are.
+    """Refuse settings that are invalid for any dataset.
 
     Args:
-        cfg: a composed configuration of train.py or evaluate.py, with Hydra's own part or without.
+        cfg: a composed configuration, with or without Hydra's own section.
         swept: settings that only the jobs of the sweep will have.
 
     Raises:
-        SettingError: naming the setting, its value and what it has to be.
+        SettingError: a setting is invalid; the message names it, its value and what it must be.
     """
     plain = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(plain, dict)
     plain.pop("hydra", None)
-    if "num_genres" in plain:  # of a training
+    if "num_genres" in plain:  # the configuration of a training
         for key in NEEDED:
             if plain.get(key) is None:
                 raise SettingError(f"{key} can't be left out of a training")
@@ -217,7 +217,7 @@ def _check_monitor(monitor: Any, mode: str, of: str) -> None:
     if monitor not in MONITORED:
         close = closest_name(str(monitor), MONITORED)
         raise SettingError(
-            f"{of}monitor={monitor} is no value of the validation{did_you_mean(close)}; there is "
+            f"{of}monitor={monitor} is not a validation metric{did_you_mean(close)}; choose one of "
             f"{', '.join(MONITORED)}"
         )
     if mode != usual_mode(monitor):
@@ -229,19 +229,20 @@ def _check_monitor(monitor: Any, mode: str, of: str) -> None:
 
 
 def check_data(data: Mapping[str, Any], swept: Container[str]) -> None:
-    """Refuse a dataset whose files are not there, or a CSV that is bad, once for a sweep's jobs.
+    """Refuse missing files of a dataset and invalid CSV files, once for all jobs of a sweep.
 
     Args:
-        data: of the configuration.
+        data: the section ``data`` of the configuration.
         swept: see :func:`check_settings`.
 
     Raises:
-        UserError: naming the setting and its value; or the file, its row and its column.
+        UserError: a file is missing, with a message that names the setting and its value; or a CSV
+            is invalid, with a message that names the file, row and column.
     """
-    # Imported here: a single run has no need of it before PyTorch.
+    # Imported here, since a single run does not need it before PyTorch.
     from genre_lightning.movies.readers import MADE_IN
 
-    if "data" in swept or "experiment" in swept:  # which may name other files
+    if "data" in swept or "experiment" in swept:  # the jobs may have other files
         return
     for key in PATHS:
         group, _, name = key.partition(".")
@@ -257,8 +258,8 @@ def check_data(data: Mapping[str, Any], swept: Container[str]) -> None:
 
 
 def _check_tables(data: Mapping[str, Any], swept: Container[str]) -> None:
-    """Refuse a bad CSV of movies or of further columns, as the first job would."""
-    # Imported here: a single run reads them by itself.
+    """Refuse an invalid CSV of movies or of further columns, as the first job would."""
+    # Imported here, since a single run reads the files anyway.
     from genre_lightning.movies.columns import join_columns
     from genre_lightning.movies.manifest import read_manifest
     from genre_lightning.movies.table import read_table
@@ -274,15 +275,15 @@ def _check_tables(data: Mapping[str, Any], swept: Container[str]) -> None:
 
 
 def check_folder(folder: str | Path) -> None:
-    """Refuse a folder for a run that can't be made or written; nothing is made.
+    """Refuse a run folder that can't be created or written, without creating anything.
 
     Raises:
-        SettingError: naming it and why.
+        SettingError: the folder can't be used; the message names it and the reason.
     """
     place = Path(folder).absolute()
     there = next(path for path in (place, *place.parents) if os.path.lexists(path))
     if not there.is_dir():
-        reason = f"{there} is no folder"
+        reason = f"{there} is not a folder"
     elif not os.access(there, os.W_OK | os.X_OK):
         reason = f"{there} is read-only"
     else:

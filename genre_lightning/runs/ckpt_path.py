@@ -1,4 +1,4 @@
-"""Where a run is and what it begins with: which checkpoint and which folder ``ckpt_path`` means."""
+"""Resolution of ``ckpt_path`` to a run folder and a checkpoint."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from genre_lightning.runs.settings import usual_mode
 
 BEST = "checkpoints/best.ckpt"
 LAST = "checkpoints/last.ckpt"
-#: Of the composed configuration, as Hydra calls it.
+#: Hydra's name for the folder with the composed configuration.
 CONFIG_FOLDER = ".hydra"
 
 
 def resolve_run(ckpt_path: str | Path, file: str) -> Path | None:
-    """The run folder that ``ckpt_path`` means: one rule for every command.
+    """Return the run folder that ``ckpt_path`` refers to; all commands use this function.
 
     Args:
         ckpt_path: a run folder; a folder of runs, such as a sweep's, for its best run by the
-            monitored value; or "last", for the newest run under ``runs`` that has the file and is
-            no job of a sweep.
-        file: the checkpoint that is needed of it, ``BEST`` or ``LAST``.
+            monitored value; or "last", for the newest run under ``runs`` that has ``file`` and is
+            not a job of a sweep.
+        file: the checkpoint that the run must have, ``BEST`` or ``LAST``.
 
     Returns:
-        None for a file, and for what is not there.
+        The run folder; None if ``ckpt_path`` is a file or does not exist.
 
     Raises:
-        UserError: no run is meant, or it can't be told which.
+        UserError: there is no such run, or the best of several can't be determined.
     """
     if str(ckpt_path) == "last":
         runs = [path for path in Path("runs").rglob(file) if not _is_job(path.parent.parent)]
         if not runs:
             raise UserError(
                 f"ckpt_path=last: no run under {Path('runs').absolute()} has a {file} (jobs of "
-                "sweeps are not meant)"
+                "sweeps are ignored)"
             )
         return max(runs, key=lambda path: path.stat().st_mtime).parent.parent
     place = Path(ckpt_path)
@@ -57,15 +57,15 @@ def _is_job(run: Path) -> bool:
 
 
 def last_checkpoint(ckpt_path: str | Path, folder: Path) -> Path:
-    """The file from which a training resumes.
+    """Return the checkpoint from which a training resumes.
 
     Args:
-        ckpt_path: a file, or what :func:`resolve_run` takes; "last" is this run's own by now, since
-            :func:`run_directory` has chosen its folder.
-        folder: of this run.
+        ckpt_path: a file, or what :func:`resolve_run` accepts. "last" is the checkpoint in
+            ``folder``, since :func:`run_directory` has already chosen that folder.
+        folder: folder of this run.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such checkpoint.
     """
     run = folder if str(ckpt_path) == "last" else resolve_run(ckpt_path, LAST)
     if run is None:
@@ -76,21 +76,21 @@ def last_checkpoint(ckpt_path: str | Path, folder: Path) -> Path:
 
 
 def best_checkpoint(ckpt_path: str | Path) -> Path:
-    """The file that is scored, or predicts, where ``ckpt_path`` is given.
+    """Return the checkpoint to evaluate or to predict with.
 
     Args:
-        ckpt_path: a file, or what :func:`resolve_run` takes.
+        ckpt_path: a file, or what :func:`resolve_run` accepts.
 
     Raises:
-        UserError: there is none, or the runs in the folder monitored different values, or were
-            validated on different movies.
+        UserError: there is no such checkpoint, or the runs in the folder monitored different
+            values, or were validated on different movies.
     """
     run = resolve_run(ckpt_path, BEST)
     return Path(ckpt_path) if run is None else run / BEST
 
 
 def _best_of(found: list[Path], ckpt_path: str | Path) -> Path:
-    """Of several runs, by their checkpoints, the best one that has completed."""
+    """Return the best completed run among those with these checkpoints."""
     results = {path.parent.parent: read_result(path.parent.parent) for path in found}
     scored = {
         run: result
@@ -119,10 +119,10 @@ def _best_of(found: list[Path], ckpt_path: str | Path) -> Path:
 
 
 def _were_validated_on_different_movies(results: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether the movies that chose the best epochs differ, as far as the runs' results say.
+    """Whether the runs' validation movies differ, as far as their results show.
 
-    Older ones don't say which movies there were. Those of folds are all of train and validation,
-    the same movies as without folds, so their number counts as well.
+    Results of older versions don't identify the movies. With folds, ``learnt_from`` is the same as
+    without, but validation is larger, so the number of validation movies is compared, too.
     """
     learnt_from, numbers = set(), set()
     for result in results:
@@ -133,12 +133,12 @@ def _were_validated_on_different_movies(results: Iterable[Mapping[str, Any]]) ->
 
 
 def run_directory(ckpt_path: str | None, default: str) -> str:
-    """Where a single run is to write: in the folder of the run that ``ckpt_path`` means.
+    """Return the folder of a single run: the folder of the run to resume, or else ``default``.
 
     Args:
-        ckpt_path: what :func:`resolve_run` takes. A file is only where a run begins, and what isn't
-            there is named later.
-        default: the folder for all others.
+        ckpt_path: what :func:`resolve_run` accepts. A run that begins from a file gets a new
+            folder. Errors are ignored here and reported later.
+        default: folder of a run that does not resume another in its folder.
     """
     try:
         run = None if ckpt_path is None else resolve_run(ckpt_path, LAST)
@@ -148,13 +148,13 @@ def run_directory(ckpt_path: str | None, default: str) -> str:
 
 
 def starting_point(ckpt_path: str | None, folder: Path) -> str | None:
-    """The ``ckpt_path`` that a run in this folder begins with.
+    """Return the ``ckpt_path`` that a run in this folder starts from; None for a new run.
 
-    A new run is refused in a folder that holds one, unless Slurm has queued the same job again:
-    then it is resumed.
+    A new run is refused in a folder that already has one. If Slurm has requeued the same job, the
+    run is resumed instead.
 
     Raises:
-        UserError: naming the folder and what to do.
+        UserError: the folder already has a run; the message says what to do.
     """
     if ckpt_path is not None:
         return ckpt_path
@@ -165,6 +165,6 @@ def starting_point(ckpt_path: str | None, folder: Path) -> str | None:
     if status == "completed" or last:
         raise UserError(
             f"{folder} holds a run already ({status or 'without a result.json'}): name another "
-            f"folder by hydra.run.dir, or resume it by ckpt_path={folder}"
+            f"folder with hydra.run.dir, or resume the run with ckpt_path={folder}"
         )
     return None

@@ -1,4 +1,4 @@
-"""train.py and evaluate.py as commands: their arguments, and how they end where they can't run."""
+"""Command-line entry points: arguments, early checks, and errors shown without a traceback."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ from genre_lightning.runs.config_errors import VERSION_BASE, explain_error
 from genre_lightning.runs.naming import sweep_overrides
 from genre_lightning.runs.quoting import with_paths_quoted
 
-#: With "1" Hydra raises what it would print, and the traceback of everything is shown.
+#: "1" makes Hydra raise the errors that it would print, and shows all tracebacks.
 FULL_ERROR = "HYDRA_FULL_ERROR"
 
-#: Launchers whose jobs may run on machines that have other files.
+#: Launchers whose jobs can run on machines with other files.
 ELSEWHERE = (".SlurmLauncher", ".RayLauncher")
 
-#: What is done as a command of this process ends, however it ends. Hydra tells its callbacks of the
-#: end of a sweep only where nothing was raised.
+#: Cleanup at the end of a command, also after an error. Hydra calls its callbacks at the end of a
+#: sweep only if nothing was raised.
 at_end = ExitStack()
 
 
 class Refused(SystemExit):
-    """An error of the user's, where only the end of the process gets past Hydra.
+    """A user error raised in a Hydra callback, as a SystemExit.
 
-    Hydra makes warnings of the exceptions that its callbacks raise.
+    Hydra turns exceptions in its callbacks into warnings, but not a SystemExit.
     """
 
     def __init__(self, error: UserError) -> None:
@@ -56,12 +56,12 @@ class Refused(SystemExit):
 
 @contextmanager
 def plain_errors(conf: str | Path, config: str, arguments: Sequence[str]) -> Iterator[None]:
-    """Make a :class:`UserError` of what Hydra says about an override or a configuration.
+    """Turn Hydra's errors about an override or a configuration into a :class:`UserError`.
 
     Args:
-        conf: the folder of the configuration.
-        config: its name there.
-        arguments: of the command.
+        conf: the configuration's folder.
+        config: the configuration's name in that folder.
+        arguments: the command's arguments.
     """
     try:
         yield
@@ -84,15 +84,16 @@ def command(
     config: str,
     prepare: Callable[[Sequence[str]], list[str]] = list,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Make a command of a function: ``hydra.main``, which ends with one sentence for a slip.
+    """Make a command from a function, like ``hydra.main``, with one-sentence errors.
 
-    The traceback is shown where ``HYDRA_FULL_ERROR=1`` is set. Called with a configuration, the
-    function is run with it, as ``hydra.main`` has it.
+    ``HYDRA_FULL_ERROR=1`` shows the traceback. As with ``hydra.main``, calling the command with a
+    configuration just calls the function.
 
     Args:
-        conf: the folder of the configuration.
-        config: its name there.
-        prepare: makes the arguments of those given, in which paths are quoted for Hydra by then.
+        conf: the configuration's folder.
+        config: the configuration's name in that folder.
+        prepare: turns the given arguments, with paths already quoted for Hydra, into those that
+            Hydra gets.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -105,7 +106,7 @@ def command(
             if cfg is not None:
                 return function(cfg)
             given, shown = sys.argv[1:], os.environ.get(FULL_ERROR)
-            os.environ[FULL_ERROR] = "1"  # so that it comes here instead of being printed
+            os.environ[FULL_ERROR] = "1"  # so that errors are raised here instead of printed
             try:
                 sys.argv[1:] = prepare(with_paths_quoted(_overrides_first(given)))
                 options = {argument for argument in sys.argv[1:] if argument.startswith("-")}
@@ -130,13 +131,13 @@ def command(
                     raise
                 raise SystemExit(130) from None
             except BrokenPipeError:
-                # Who reads the output has had enough. Python would complain again at its end.
+                # The reader has closed the pipe. Without this Python would report it again at exit.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 raise SystemExit(1) from None
             except OSError as error:
                 if error.errno not in FULL:
                     raise
-                path = Path(str(error.filename or "."))  # of a file that Hydra or a library writes
+                path = Path(str(error.filename or "."))  # a file of Hydra or a library
                 raise SystemExit(f"error: {full_disk(path, error)}") from None
             finally:
                 sys.argv[1:] = given
@@ -150,7 +151,7 @@ def command(
 
 
 def _overrides_first(arguments: Sequence[str]) -> list[str]:
-    """Arguments in an order that Hydra reads: it refuses ``model=title -m seed=1,2``."""
+    """Put overrides before options, since Hydra refuses ``model=title -m seed=1,2``."""
     options = list(arguments)
     parsed = get_args_parser().parse_intermixed_args(options)
     modes = [f"--{name}" for name in ("run", "multirun", "cfg", "info") if getattr(parsed, name)]
@@ -162,7 +163,7 @@ def _overrides_first(arguments: Sequence[str]) -> list[str]:
 
 
 class CheckTraining(Callback):
-    """Refuses what the configuration of train.py tells to be wrong, before a folder is made."""
+    """Refuses an invalid configuration of train.py before a folder is created."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         with refusing():
@@ -184,7 +185,7 @@ class CheckTraining(Callback):
 
 
 class CheckEvaluation(Callback):
-    """Refuses what the configuration of evaluate.py tells to be wrong."""
+    """Refuses an invalid configuration of evaluate.py before a folder is created."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         with refusing():
@@ -195,7 +196,7 @@ class CheckEvaluation(Callback):
 
 @contextmanager
 def refusing() -> Iterator[None]:
-    """Let a :class:`UserError` of a callback end the command."""
+    """End the command on a :class:`UserError` in a callback."""
     try:
         yield
     except UserError as error:
@@ -208,6 +209,6 @@ def _check_file(checkpoint: Path) -> None:
 
 
 def folder_of(config: DictConfig, kind: str) -> Path:
-    """Where Hydra will write."""
-    HydraConfig.instance().set_config(config)  # as it does, to resolve ${hydra:...}
+    """The folder that Hydra will write to; ``kind`` is "run" or "sweep"."""
+    HydraConfig.instance().set_config(config)  # as Hydra does, to resolve ${hydra:...}
     return Path(config.hydra[kind].dir)

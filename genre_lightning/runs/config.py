@@ -1,4 +1,4 @@
-"""The configuration of a run, in its folder: what was composed, and what was asked for."""
+"""The configuration files in a run folder: the composed configuration, and the overrides."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from genre_lightning.runs.ckpt_path import CONFIG_FOLDER, LAST
 
 
 def write_config(cfg: DictConfig, folder: Path) -> None:
-    """Write the three files that Hydra writes, under their names.
+    """Write the three configuration files that Hydra would write, under the same names.
 
-    Hydra would write them before anybody has looked whether another process is training in the
-    folder, and not whole where the disk is full.
+    Hydra would write them before the run folder is locked, and could leave incomplete files on a
+    full disk.
 
     Args:
-        cfg: the composed configuration, without Hydra's own.
+        cfg: the composed configuration, without Hydra's section.
         folder: the run folder.
 
     Raises:
@@ -40,11 +40,11 @@ def write_config(cfg: DictConfig, folder: Path) -> None:
 
 @contextmanager
 def written_config(cfg: DictConfig, folder: Path) -> Iterator[None]:
-    """Write the configuration of an attempt to train, which the block is.
+    """Write the configuration of the training attempt in the block.
 
-    A run is resumed by these files and its newest checkpoint, which must belong together. So where
-    the block fails before it has written a checkpoint, as for a setting that can't be changed on
-    resume, the files of the attempt before come back.
+    A run is resumed from these files and its newest checkpoint, which must belong together. So if
+    the block fails before it has written a checkpoint, for example because a setting can't be
+    changed on resume, the previous attempt's files are restored.
     """
     last, place = folder / LAST, folder / CONFIG_FOLDER
     newest = _written_at(last)

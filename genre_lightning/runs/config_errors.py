@@ -1,4 +1,4 @@
-"""What Hydra refuses, as one sentence that names the nearest right name."""
+"""Hydra's errors as one sentence, with a suggestion for a misspelt name."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from omegaconf.errors import OmegaConfBaseException
 from genre_lightning.errors import UserError
 from genre_lightning.wording import closest_name, did_you_mean
 
-#: Of Hydra, whose behaviour the configuration is written for.
+#: Version of Hydra whose behaviour the configuration is written for.
 VERSION_BASE = "1.3"
 _FOLDERS = "hydra.searchpath"
-#: Options that an extra of the package brings.
+#: Options that need an extra of the package.
 EXTRAS = {
     ("hydra/launcher", "submitit_slurm"): "slurm",
     ("hydra/launcher", "submitit_local"): "slurm",
@@ -36,29 +36,29 @@ EXTRAS = {
 
 
 def also_options_of(folder: str | Path) -> str:
-    """The override by which a folder's options are there as well."""
+    """The override that adds the options in a folder."""
     place = str(Path(folder).resolve()).replace("'", "\\'")
     return f"{_FOLDERS}=['file://{place}']"
 
 
 def explain_error(error: Exception, conf: str | Path, config: str, arguments: Sequence[str]) -> str:
-    """What is wrong with a command, for its user.
+    """Explain to the user what is wrong with a command.
 
     Args:
-        error: of Hydra or of OmegaConf.
-        conf: the folder of the configuration.
-        config: the name of the configuration in it: "train".
-        arguments: of the command, overrides among them.
+        error: an error of Hydra or OmegaConf.
+        conf: the configuration's folder.
+        config: the configuration's name in that folder, such as "train".
+        arguments: the command's arguments, including overrides.
     """
     if isinstance(error, OverrideParseException):
         return (
-            f"{error.override} can't be read: an override is key=value, and a value that has "
-            "blanks, commas, brackets or = in it stands in quotes of its own, \"key='a, b'\""
+            f"{error.override} can't be read: an override is key=value, and a value that contains "
+            "blanks, commas, brackets or = needs its own quotes, \"key='a, b'\""
         )
     if isinstance(error, InstantiationException) and isinstance(error.__cause__, UserError):
         return str(error.__cause__)
     text = str(error)
-    # One option, or one of a list of them.
+    # "find" for a single option, "load" for an option in a list.
     found = re.search(r"Could not (?:find|load) '([\w/]+)/([^/']+)'", text)
     if isinstance(error, MissingConfigException) and found:
         return _no_option(found[1], found[2], conf, config, arguments)
@@ -67,7 +67,7 @@ def explain_error(error: Exception, conf: str | Path, config: str, arguments: Se
     if found := re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(.+?)'", text):
         return f"{found[1]} names several values: -m sweeps over them, and key=[a,b] is a list"
     if "Interpolation key 'sweep.n_trials' not found" in text:
-        return "hydra/sweeper=optuna has its settings from sweep=optuna: give that in its place"
+        return "hydra/sweeper=optuna gets its settings from sweep=optuna: use that instead"
     if isinstance(error.__cause__, OmegaConfBaseException):
         text = f"{text}: {error.__cause__}"
     # OmegaConf adds lines about its own types.
@@ -103,7 +103,7 @@ def _unknown(key: str, conf: str | Path, config: str, arguments: Sequence[str]) 
         groups = list(_groups(GlobalHydra.instance().config_loader()))
         choices = [other for other in others if any(_sets(other, group) for group in groups)]
         for chosen in (others, choices, []):
-            # It fails for another slip, which is named once this one is gone.
+            # Fails on another mistake, which is reported once the user has fixed this one.
             with suppress(HydraException):
                 composed = compose(config, [*folders, *chosen], return_hydra_config=True)
                 break
@@ -122,7 +122,7 @@ def _unknown(key: str, conf: str | Path, config: str, arguments: Sequence[str]) 
         beginning = f"{there}.{close}".strip(".")
         meant = f"{beginning}.{rest}"
         hint = did_you_mean(meant if meant in known else beginning)
-        if "_target_" in beside:  # which may take more than the config names
+        if "_target_" in beside:  # the class can have arguments that the config does not list
             hint = f"{hint} {adds}"
         return f"there is no setting {key}{hint}"
     if there and beside:
@@ -134,7 +134,7 @@ def _unknown(key: str, conf: str | Path, config: str, arguments: Sequence[str]) 
 
 
 def _parted(key: str, known: Collection[str]) -> tuple[str, str]:
-    """The longest beginning of a key that is there, and the rest: ("model", "branchs.title")."""
+    """Split a key after its longest known prefix, as in ("model", "branchs.title")."""
     names = key.split(".")
     for count in range(len(names) - 1, 0, -1):
         there = ".".join(names[:count])
@@ -144,7 +144,7 @@ def _parted(key: str, known: Collection[str]) -> tuple[str, str]:
 
 
 def _own_folders(arguments: Sequence[str]) -> list[str]:
-    """Overrides that name the folders of options that a command names, one way or the other."""
+    """Overrides that add the user's folder of options, given by --config-dir or an override."""
     folder = get_args_parser().parse_known_args(arguments)[0].config_dir
     if folder is not None:
         return [also_options_of(folder)]

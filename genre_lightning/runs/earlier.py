@@ -1,4 +1,4 @@
-"""The configuration of a run that is resumed: no override of its has to be given again."""
+"""Overrides of a run that is resumed, so that they don't have to be given again."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ from genre_lightning.runs.ckpt_path import CONFIG_FOLDER, LAST, resolve_run
 from genre_lightning.runs.quoting import override
 from genre_lightning.runs.settings import is_path
 
-#: Say where a run is and what it is part of, not what it trains.
+#: Settings about a run's place and its sweep, not about what it trains.
 OF_THE_RUN = ("ckpt_path", "hydra", "sweep")
 
 
 def with_earlier_overrides(arguments: Sequence[str]) -> list[str]:
-    """Arguments of train.py, with the overrides of the run whose folder ``ckpt_path`` means.
+    """Add the overrides of the run that ``ckpt_path`` refers to, if it is a run folder.
 
-    They come first, so that those that are given now change them. A file is only where a run
-    begins, whatever folder it is in. A sweep takes nothing over.
+    New overrides replace earlier ones of the same setting. The remaining earlier ones are inserted
+    before ``ckpt_path=``. Nothing is added if ``ckpt_path`` is a file, whatever its folder, or for
+    a sweep.
 
     Args:
-        arguments: of the command, paths quoted.
+        arguments: arguments of train.py, with paths quoted.
 
     Raises:
-        UserError: no run is meant; or what is written of it can't be taken over.
+        UserError: there is no such run, or its overrides can't be used.
     """
     if not any(argument.startswith("ckpt_path=") for argument in arguments):
         return list(arguments)
@@ -60,14 +61,14 @@ def with_earlier_overrides(arguments: Sequence[str]) -> list[str]:
 
 
 def _overrides(arguments: Sequence[str]) -> list[Override]:
-    """Those of the arguments that can be read as overrides."""
+    """The arguments that are valid overrides."""
     found = []
     for argument in arguments:
         if not argument.startswith("-"):
             try:
                 found += OverridesParser.create().parse_overrides([argument])
             except HydraException:
-                continue  # the value of an option; or a slip, which Hydra will find
+                continue  # the value of an option, or a mistake that Hydra will report
     return found
 
 
@@ -80,8 +81,8 @@ def _read(written: Path) -> list[Override]:
     for setting in overrides:
         if "_target_" in str(setting.input_line):
             raise UserError(
-                f"{written} names code to run, {setting.input_line}: if you trust it, resume by "
-                "the file of the checkpoint and give all overrides"
+                f"{written} names code to run, {setting.input_line}: if you trust it, resume from "
+                "the checkpoint file and give all overrides"
             )
     return overrides
 
@@ -92,15 +93,15 @@ def _is_of_the_run(setting: Override) -> bool:
 
 
 def _is_replaced(setting: Override, given: dict[str, Override]) -> bool:
-    """Whether one that is given now takes its place, and does not only change what it adds."""
+    """Whether a given override replaces this one, rather than changing a setting that it adds."""
     new = given.get(setting.key_or_group)
     return new is not None and (new.is_add() or not setting.is_add())
 
 
 def _as_there(setting: Override, cwd: str | None) -> str:
-    """An override as it was meant in the folder where the earlier command was given.
+    """An override with a path as it was meant in the earlier command's working directory.
 
-    Of a relative path that is what lies there; where nothing does any more, what lies here.
+    A relative path refers to that directory if it exists there, or else to the current one.
     """
     line, key, path = str(setting.input_line), setting.get_key_element(), setting.value()
     if cwd is None or Path(cwd) == Path.cwd() or not is_path(key.lstrip("+")):
@@ -110,16 +111,16 @@ def _as_there(setting: Override, cwd: str | None) -> str:
 
 
 def _runtime(written: Path) -> Mapping[str, Any]:
-    """What Hydra wrote of the earlier command: where it was given, and its folders of options."""
+    """Hydra's record of the earlier command: its working directory and folders of options."""
     hydra: Any = OmegaConf.to_container(OmegaConf.load(written)) if written.is_file() else {}
     runtime: Mapping[str, Any] = hydra.get("hydra", {}).get("runtime", {})
     return runtime
 
 
 def _own_options(runtime: Mapping[str, Any]) -> list[str]:
-    """The folder of options that the earlier command named, if it did."""
+    """The earlier command's own folder of options, as arguments; empty for none."""
     for source in runtime.get("config_sources", []):
-        # --config-dir, and what genre_lightning.train makes of its own.
+        # --config-dir, and the config_dir of genre_lightning.train.
         if source["provider"] in ("command-line", "hydra.searchpath in command-line"):
             return ["--config-dir", str(source["path"])]
     return []

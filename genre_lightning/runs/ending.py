@@ -1,4 +1,4 @@
-"""What the terminal shows when a run has ended: where it is, and the commands that follow."""
+"""Text for the terminal at the end of a run: its folder, and the commands to run next."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from genre_lightning.wording import counted
 
 
 def ending(folder: Path, result: Mapping[str, Any], cfg: DictConfig) -> str:
-    """The last lines of a run that has completed.
+    """The last lines of a completed run.
 
     Args:
         folder: the run folder.
-        result: what its ``result.json`` holds.
-        cfg: its configuration, for the columns that the model looks at.
+        result: content of the run's ``result.json``.
+        cfg: the run's configuration, for the columns that the model reads.
     """
     place = below_here(folder)
     epochs = counted(result["epochs"], "epoch")
@@ -44,7 +44,7 @@ def ending(folder: Path, result: Mapping[str, Any], cfg: DictConfig) -> str:
 
 
 def how_to_resume(folder: Path) -> str:
-    """The last lines of a run that was interrupted."""
+    """The last lines of an interrupted run."""
     if not (folder / LAST).is_file():
         return f"Interrupted before anything was saved in {shell_command(below_here(folder))}"
     command = shell_command(*script("train"), override("ckpt_path", below_here(folder)))
@@ -52,7 +52,7 @@ def how_to_resume(folder: Path) -> str:
 
 
 def script(name: str) -> list[str]:
-    """The command of train.py or evaluate.py, called as this process was.
+    """The command of train.py or evaluate.py, in the form in which this process was started.
 
     Args:
         name: "train" or "evaluate".
@@ -67,7 +67,7 @@ def script(name: str) -> list[str]:
 
 
 def program(name: str) -> list[str]:
-    """A command that is installed with the package: its name, with its folder where need be."""
+    """An installed command: its name, or its path if the PATH does not lead to it."""
     beside = Path(sys.executable).with_name(name)
     found = shutil.which(name)
     if beside.exists() and (found is None or Path(found) != beside):
@@ -76,13 +76,13 @@ def program(name: str) -> list[str]:
 
 
 def _executable(path: Path) -> str:
-    """A program by its path, which has a slash in it so that a shell doesn't look elsewhere."""
+    """A program's path, with at least one slash so that a shell does not search the PATH."""
     place = below_here(path)
     return str(place) if len(place.parts) > 1 else f"./{place}"
 
 
 def _movie(cfg: DictConfig) -> list[str]:
-    """Options of genre-predict for a movie that the model can look at; none for vectors alone."""
+    """Options of genre-predict for an example movie; none for a model of vectors alone."""
     branches = OmegaConf.to_container(cfg.model.branches, resolve=True)
     columns = set(_columns(branches))
     if "title" in columns:

@@ -1,4 +1,4 @@
-"""Objects of the classes that a configuration names; a slip in it is told as one of a setting."""
+"""Instantiation of the classes in a configuration, with errors about the settings."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Made = TypeVar("Made")
 
 @contextmanager
 def refused_settings(part: str) -> Iterator[None]:
-    """Let what a constructor says about its arguments, which are settings, be the user's to fix.
+    """Turn a constructor's errors about its arguments, which are settings, into a user error.
 
     Args:
-        part: of the configuration, where the message does not name the setting.
+        part: section of the configuration, for messages that don't name the setting.
 
     Raises:
-        SettingError: for what it raised.
+        SettingError: the constructor raised an error.
     """
     from hydra.errors import InstantiationException
 
@@ -37,15 +37,15 @@ def refused_settings(part: str) -> Iterator[None]:
 
 
 def make_parts(group: str, choices: Mapping[str, Any], kind: type[Made]) -> list[Made]:
-    """The callbacks, or the loggers, that a group of the configuration names.
+    """Instantiate the callbacks or the loggers in a group of the configuration.
 
     Args:
-        group: its name, for messages.
-        choices: by name, what each is made from; None for one that is left out.
-        kind: of Lightning, that each has to be.
+        group: the group's name, for messages.
+        choices: configuration of each object by name; None for an object that is left out.
+        kind: Lightning's base class that each object must have.
 
     Raises:
-        SettingError: a class is not there, does not take these arguments, or is of another kind.
+        SettingError: a class does not exist, does not take these arguments, or has another base.
     """
     from hydra.utils import instantiate
 
@@ -57,8 +57,8 @@ def make_parts(group: str, choices: Mapping[str, Any], kind: type[Made]) -> list
             part = instantiate(choice)
         if not isinstance(part, kind):
             raise SettingError(
-                f"{group}.{name}: {choice['_target_']} makes a {type(part).__name__}, which is no "
-                f"{kind.__name__} of Lightning"
+                f"{group}.{name}: {choice['_target_']} makes a {type(part).__name__}, which is not "
+                f"a {kind.__name__} of Lightning"
             )
         made.append(part)
     return made

@@ -12,18 +12,18 @@ LOCK = ".lock"
 
 
 class TakenError(UserError):
-    """Another process trains in a run folder, or has just done so."""
+    """Another process is training in a run folder, or has just finished doing so."""
 
 
 def is_running(folder: str | Path) -> bool:
-    """Whether a process runs in this run folder now.
+    """Whether a process is running in this run folder.
 
-    A folder that may not be written is taken for one at rest.
+    False for a folder without write permission.
     """
     path = Path(folder) / LOCK
     if not path.exists():
         return False
-    from filelock import FileLock, Timeout  # whoever asks for help or the config does without
+    from filelock import FileLock, Timeout  # not needed for --help and --cfg
 
     try:
         with FileLock(path, timeout=0):
@@ -43,14 +43,14 @@ def locked(folder: Path) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    # Not 0: is_running takes the lock for a moment, to try it.
+    # Not 0, since is_running briefly acquires the lock.
     lock = FileLock(folder / LOCK, timeout=2)
     try:
         lock.acquire()
     except Timeout:
         raise TakenError(
             f"another process is running in {folder}: wait for it or stop it, or name another "
-            "folder by hydra.run.dir"
+            "folder with hydra.run.dir"
         ) from None
     try:
         yield

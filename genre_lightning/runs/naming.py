@@ -1,6 +1,6 @@
-"""Names of a sweep's folders: made from the command and never from the time, to be found again.
+"""Names of a sweep's folders, made from the command and not the time, so that a rerun finds them.
 
-The functions here are resolvers in conf/hydra/default.yaml.
+conf/hydra/default.yaml uses :func:`sweep_name` and :func:`job_folder` as resolvers.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from omegaconf import OmegaConf
 
 from genre_lightning.runs.settings import changes_no_result, is_path
 
-#: Bytes of a folder's name: file systems take 255.
+#: Maximum bytes of a folder's name; file systems allow 255.
 LONGEST_NAME = 200
 
 
 def folder_name(text: str, shown: str | None = None) -> str:
-    """A name for a folder that can still be read; different texts give different names.
+    """Make a readable folder name; different texts give different names.
 
-    Characters that are trouble in file names become "-", and what is too long is cut; a hash after
-    "~", which is such a character, then tells the names apart.
+    Characters that are unsafe in file names become "-", and long names are cut. If that changes the
+    name, a hash of the text is added after "~", which is an unsafe character itself.
 
     Args:
-        text: what is named.
-        shown: what can be read of it, where that is less.
+        text: text that determines the name.
+        shown: shorter text to show; None for ``text``.
     """
     name = re.sub(r"[^\w.,=+@()\[\]-]", "-", text if shown is None else shown)
     if name != text or len(name.encode()) > LONGEST_NAME:
@@ -48,17 +48,17 @@ def sweep_name(
     sweeper: Mapping[str, Any],
     seen_from: Path | None = None,
 ) -> str:
-    """The name of a sweep: the one given, else made from the command.
+    """Name of a sweep: the given name, or else one made from the command.
 
-    It holds the keys that are swept, not their values, so that values can be added, and key=value
-    for the others, so that sweeps with different settings are kept apart. A ready-made sweep has
-    its own name for its keys. Of a path only its end can be read.
+    A made name contains the swept keys without values, so that values can be added later, and
+    key=value for other settings, to keep different sweeps apart. The name of a ready-made sweep
+    stands for its keys. Paths are shortened to their last part.
 
     Args:
-        given: by the user; None for none.
-        overrides: of the command.
+        given: the user's name; None for none.
+        overrides: the command's overrides.
         sweeper: ``cfg.hydra.sweeper``.
-        seen_from: see :func:`_setting`; by default the current folder.
+        seen_from: see :func:`_setting`; None for the current folder.
     """
     if given is not None:
         return given
@@ -85,14 +85,15 @@ def sweep_name(
 
 
 def job_folder(overrides: Sequence[str], sweep: str) -> str:
-    """The name of a job's folder, from its overrides, sorted.
+    """Name of a job's folder, made from its sorted overrides.
 
-    What was the same for all jobs of the sweep's first command is left out. A later command may
-    have other settings, where the sweep was given a name: its jobs are named by what differs from
-    the first one's, ``key=default`` for what it leaves out. Of a path only its end can be read.
+    Settings shared by all jobs of the sweep's first command are left out. If the sweep was given a
+    name, a later command can have other settings. Its jobs are named by the differences from the
+    first command, with ``key=default`` for settings that they leave out. Paths are shortened to
+    their last part.
 
     Args:
-        overrides: of the job.
+        overrides: the job's overrides.
         sweep: the sweep's folder.
     """
     first = read_command(Path(sweep))["fixed"]
@@ -104,8 +105,8 @@ def job_folder(overrides: Sequence[str], sweep: str) -> str:
     )
 
 
-# Cached: Hydra hands what the sweep has resolved on to its jobs, as it does for ${now:}. This
-# module is imported wherever a job runs, by SweepCallback, which Hydra sends along.
+# The cache lets Hydra pass the sweep's resolved name on to its jobs, as for ${now:}. Every process
+# that runs a job imports this module, with the SweepCallback that Hydra sends to it.
 OmegaConf.register_new_resolver("sweep_name", sweep_name, use_cache=True, replace=True)
 OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
 
@@ -120,7 +121,7 @@ def parsed(overrides: Iterable[str]) -> list[Override]:
 
 
 def sweep_overrides(hydra: Any) -> dict[str, Override]:
-    """The overrides of a sweep by key: of a ready-made one its own, then those of the command.
+    """Overrides of a sweep by key: those of a ready-made sweep, updated by the command's.
 
     Args:
         hydra: ``cfg.hydra``.
@@ -131,7 +132,7 @@ def sweep_overrides(hydra: Any) -> dict[str, Override]:
 
 
 def command_name(hydra: Any) -> str:
-    """What a sweep is called by its command alone, whatever name it was given.
+    """Name of a sweep made from its command, even if the user gave it another name.
 
     Args:
         hydra: ``cfg.hydra``.
@@ -141,24 +142,23 @@ def command_name(hydra: Any) -> str:
 
 
 def key_of(override: Override) -> str:
-    """The key, without "+" for adding it; "~" for removing it stays."""
+    """The override's key, without a leading "+" (add) but with a leading "~" (remove)."""
     key: str = override.get_key_element().lstrip("+")
     return key
 
 
 def value_of(override: Override) -> str:
-    """The value, written as Hydra hands it on to jobs: 0.01 for 1e-2."""
+    """The override's value as Hydra writes it for jobs: 0.01 for 1e-2."""
     value: str = override.get_value_element_as_str()
     return value
 
 
 def _setting(override: Override, seen_from: Path) -> str:
-    """The value as names are made of it: of a path the same however, and from wherever, it is told.
+    """The value for use in names; the same for all ways to write the same path.
 
     Args:
-        override: of any key.
-        seen_from: a folder. What is below it is named by its path from there, all else by its whole
-            path.
+        override: an override of any setting.
+        seen_from: paths below this folder become relative to it, all others absolute.
     """
     value: Any = override.value()
     text = value.text if isinstance(value, QuotedString) else value
@@ -170,18 +170,18 @@ def _setting(override: Override, seen_from: Path) -> str:
 
 
 def first_place(sweep: Path) -> Path:
-    """The folder in which the first command of a sweep was given: this one, if it has none yet."""
+    """Working directory of a sweep's first command; the current one if there was none yet."""
     try:
         given_in = read_command(sweep).get("given_in")
     except FileNotFoundError:
         return Path.cwd()
-    if given_in is None:  # begun before this was written down
+    if given_in is None:  # begun by an older version, which did not record it
         return Path.cwd()
     return Path(os.path.normpath(sweep.absolute() / given_in)).resolve()
 
 
 def _shown(key: str) -> str:
-    """A key as a folder is named by it: without the slash of the group that lists branches."""
+    """The key for use in a folder name: "branch" for ``model/branch``, without the slash."""
     return "branch" if key == "model/branch" else key
 
 
@@ -190,7 +190,7 @@ def _pairs(values: Mapping[str, str]) -> list[str]:
 
 
 def _without_folders(values: Mapping[str, str]) -> dict[str, str]:
-    """The values, of paths only their last part."""
+    """The values, with paths shortened to their last part."""
     return {
         key: PurePath(value.strip("'\"")).name if is_path(key) else value
         for key, value in values.items()
@@ -198,10 +198,10 @@ def _without_folders(values: Mapping[str, str]) -> dict[str, str]:
 
 
 def result_settings(overrides: Iterable[Override], seen_from: Path) -> dict[str, str]:
-    """Values by key, of those overrides that change a result and are no sweep.
+    """Values by key of the overrides that can change a result and are not swept.
 
     Args:
-        overrides: of a command or a job.
+        overrides: overrides of a command or a job.
         seen_from: see :func:`_setting`.
     """
     return {
@@ -212,13 +212,13 @@ def result_settings(overrides: Iterable[Override], seen_from: Path) -> dict[str,
 
 
 def other_settings(earlier: Sequence[str], now: Sequence[str]) -> str:
-    """The settings that a run was resumed with and its job does not have: "trainer.max_epochs=30".
+    """The settings in which a resumed run differs from its job, such as "trainer.max_epochs=30".
 
-    Paths are left out, which a resume may write in another way.
+    Paths are left out, since a resume can write them differently.
 
     Args:
-        earlier: overrides of the run as it is.
-        now: of the job that finds it in its folder.
+        earlier: overrides of the existing run.
+        now: overrides of the job whose folder the run is in.
     """
     here = result_settings(parsed(now), Path.cwd())
     there = result_settings(parsed(earlier), Path.cwd())
@@ -230,12 +230,12 @@ def other_settings(earlier: Sequence[str], now: Sequence[str]) -> str:
 
 
 def chosen_overrides(overrides: Sequence[str], keys: Sequence[str]) -> str:
-    """The overrides of some keys, as the terminal and W&B call a job."""
+    """The overrides of some keys, as a job's name in the terminal and W&B."""
     values = {key_of(override): value_of(override) for override in parsed(overrides)}
     return ",".join(f"{_shown(key)}={values[key]}" for key in sorted(keys) if key in values)
 
 
 def read_command(sweep: Path) -> dict[str, Any]:
-    """What the command that runs a sweep has written for its jobs."""
+    """Read ``sweep.json``, which a sweep's command writes for its jobs."""
     command: dict[str, Any] = json.loads((sweep / "sweep.json").read_text("utf-8"))
     return command

@@ -1,4 +1,4 @@
-"""What kind of process this is: one of many, a job of Slurm; and what ends its work."""
+"""The current process: its role in distributed training, Slurm, signals, and linked lifetimes."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from typing import Any
 
 from genre_lightning.files import is_alive
 
-#: Seconds between two looks at a process of which the system does not tell when it ends.
+#: Seconds between checks whether a process has ended, if the system can't notify us.
 _LOOK_EVERY = 1.0
 
-#: What is called as a training begins to stop for a signal: by it a sweep that this process runs
-#: tells so, where what the job prints goes into a file.
+#: Called when a training begins to stop because of a signal. A sweep in this process uses this to
+#: tell the user, since the job's output goes into a file.
 when_stopping: list[Callable[[], None]] = []
 
 _waited_for: set[int] = set()
 
 
 def is_first_process() -> bool:
-    """Whether this is the first, or the only one, of the processes that train together."""
+    """Whether this is the first, or only, process of a distributed training."""
     names = ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK")
     return all(int(os.environ.get(name, 0)) == 0 for name in names)
 
 
 def under_slurm() -> bool:
-    """Whether this is a job of Slurm, whose signals mean other things."""
+    """Whether this is a Slurm job, in which signals have other meanings."""
     return "SLURM_JOB_ID" in os.environ
 
 
@@ -41,10 +41,10 @@ def under_slurm() -> bool:
 
 
 def ending_signals() -> list[int]:
-    """The signals that end a run: Ctrl-C, SIGTERM, and SIGHUP, which comes as a terminal is closed.
+    """The signals that end a run: Ctrl-C, SIGTERM, and SIGHUP, sent when a terminal is closed.
 
-    Not SIGTERM under Slurm, where Lightning answers the signal by queueing the job again; nor
-    SIGHUP where it is ignored, as under nohup.
+    Excludes SIGTERM under Slurm, where Lightning requeues the job, and SIGHUP if it is ignored, as
+    under nohup.
     """
     signals = [signal.SIGINT, *([] if under_slurm() else [signal.SIGTERM])]
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
@@ -55,13 +55,13 @@ def ending_signals() -> list[int]:
 def catch_signals(
     signals: Iterable[int], handler: Callable[[int, FrameType | None], None]
 ) -> dict[int, Any]:
-    """Let a handler answer signals, if this is the main thread.
+    """Install a handler for signals; does nothing outside the main thread.
 
-    After the first SIGHUP further ones are ignored, since both the terminal and the shell send it,
-    and what is printed to the terminal goes nowhere.
+    After the first SIGHUP, further ones are ignored, since both the terminal and the shell send it,
+    and output to the terminal is discarded.
 
     Returns:
-        The handlers that were there before, for :func:`release_signals`; none in another thread.
+        The previous handlers, for :func:`release_signals`; empty outside the main thread.
     """
     if threading.current_thread() is not threading.main_thread():
         return {}
@@ -76,7 +76,7 @@ def catch_signals(
 
 
 def release_signals(handlers: dict[int, Any]) -> None:
-    """Give signals back the handlers of :func:`catch_signals`; a SIGHUP that came stays ignored."""
+    """Restore the handlers from :func:`catch_signals`; SIGHUP stays ignored once received."""
     for number, handler in handlers.items():
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, handler)
@@ -84,7 +84,7 @@ def release_signals(handlers: dict[int, Any]) -> None:
 
 @contextmanager
 def signals_raise() -> Iterator[None]:
-    """Let the signals that end a run end the block by SystemExit, with their exit code."""
+    """Make the signals that end a run raise SystemExit in the block, with their exit code."""
 
     def leave(number: int, frame: object) -> None:
         raise SystemExit(128 + number)
@@ -97,7 +97,7 @@ def signals_raise() -> Iterator[None]:
 
 
 def _leave_terminal() -> None:
-    """Print to nowhere instead of a terminal that is gone, where printing is an error."""
+    """Redirect output from a closed terminal to nowhere, since printing there raises an error."""
     import termios
 
     for stream in (1, 2):
@@ -114,14 +114,14 @@ def _leave_terminal() -> None:
 
 
 def end_with(process: int) -> None:
-    """Have this process end as soon as another one of this machine has ended, however it ended.
+    """End this process as soon as another process on this machine has ended for any reason.
 
-    It ends at once, as if it were killed too: what is on the disk is whole, and a run resumes from
-    its newest checkpoint.
+    It exits immediately, without cleanup, as if killed. Files on disk stay complete, and the run
+    can be resumed from its newest checkpoint.
 
     Args:
-        process: its number. Where it has ended already, this process ends now. This process's own
-            number does nothing.
+        process: id of the other process. If that has already ended, this process ends now. This
+            process's own id has no effect.
     """
     if process == os.getpid() or process in _waited_for or os.name != "posix":
         return
@@ -135,7 +135,7 @@ def _end_after(process: int) -> None:
 
 
 def _wait_for_end(process: int) -> None:
-    """Return once a process has ended, whoever has started it."""
+    """Wait until a process has ended; it need not be a child of this one."""
     try:
         if sys.platform == "linux":
             end = select.poll()
@@ -149,7 +149,7 @@ def _wait_for_end(process: int) -> None:
             _look_for_end(process)
     except ProcessLookupError:
         return
-    except OSError:  # an old kernel, or a container that forbids it
+    except OSError:  # old kernels, or containers that forbid it
         _look_for_end(process)
 
 

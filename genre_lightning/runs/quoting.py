@@ -1,4 +1,4 @@
-"""Commands as text: what is printed can be pasted, and paths are taken as they are pasted."""
+"""Quoting of commands to be pasted into a shell, and of paths in arguments for Hydra."""
 
 from __future__ import annotations
 
@@ -11,51 +11,51 @@ from typing import Any
 
 from genre_lightning.runs.settings import changes_no_result, is_path
 
-#: Characters that mean something to a shell within double quotes too.
+#: Characters that are special to a shell even in double quotes.
 NOT_IN_DOUBLE_QUOTES = re.compile(r'["$`\\!]')
 
 
 def shell_command(*words: str | Path) -> str:
-    """A command, or a single path, to paste into a shell: each word is quoted where it has to be.
+    """A command, or a single path, to paste into a shell, with words quoted where necessary.
 
     Args:
-        words: the command and its arguments: ``"genre-predict", checkpoint``. An override of Hydra
-            is made by :func:`override` before.
+        words: the command and its arguments, such as ``"genre-predict", checkpoint``. Use
+            :func:`override` for a Hydra override.
     """
     return " ".join(_quoted(str(word)) for word in words)
 
 
 def below_here(path: Path) -> Path:
-    """A path as one reads it: relative where it is below the current folder."""
+    """A path for display: relative if it is below the current folder."""
     here = Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) and path != here else path
 
 
 def _quoted(word: str) -> str:
-    # Shorter than what shlex makes of a word that is quoted for Hydra already.
+    # Shorter than shlex's result for a word that is already quoted for Hydra.
     if "'" in word and not NOT_IN_DOUBLE_QUOTES.search(word):
         return f'"{word}"'
     return shlex.quote(word)
 
 
 def override(key: str, value: str | Path) -> str:
-    """``key=value`` that Hydra reads as this very text: quoted where it has to be."""
-    from hydra.core.override_parser.types import Quote, QuotedString  # not for a shell's sake
+    """``key=value``, quoted where necessary so that Hydra reads exactly this text."""
+    from hydra.core.override_parser.types import Quote, QuotedString  # not needed for shell_command
 
     text = str(value)
     if "${" not in text and _is_read_as_it_is(text):
         return f"{key}={text}"
-    # OmegaConf would look for another setting within ${}, in quotes as well.
+    # OmegaConf would resolve ${} as an interpolation, even in quotes.
     literal = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
     return f"{key}={QuotedString(literal, Quote.single).with_quotes()}"
 
 
 def with_paths_quoted(arguments: Sequence[str]) -> list[str]:
-    """Arguments of a command of Hydra whose paths may lack Hydra's quotes: they are put around.
+    """Add the quotes that paths in Hydra arguments need.
 
-    "=", "," and blanks mean something else in Hydra's grammar. The value of a setting that is a
-    path is quoted where it names what is there, and where Hydra can't read it, or would read a
-    sweep that can't be. All else stays as it is, quotes, interpolations and sweeps included.
+    "=", "," and blanks have other meanings in Hydra's grammar. A path's value is quoted if it
+    exists, if Hydra can't parse it, or if Hydra would read it as a sweep over a setting that can't
+    be swept. Everything else is unchanged, including quotes, interpolations and sweeps.
     """
     return [_with_path_quoted(argument) for argument in arguments]
 
@@ -87,10 +87,10 @@ def _is_read_as_it_is(text: str) -> bool:
 
 
 def _read_value(text: str) -> Any:
-    """What Hydra makes of a value.
+    """Parse a value as Hydra does.
 
     Raises:
-        HydraException: it can't be read.
+        HydraException: the value can't be parsed.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
 

@@ -1,4 +1,4 @@
-"""result.json of a run folder: how the run goes, and how it ended, however it ended."""
+"""result.json in a run folder: the run's state while it is running, and its outcome."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ STATUSES = ("completed", "failed", "interrupted")
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of Python, this package and what its numbers depend on."""
+    """Versions of Python, this package and the packages that affect results."""
     return {"python": platform.python_version(), "genre-lightning": __version__, **_installed()}
 
 
 @cache
 def _installed() -> dict[str, str]:
-    # Files are read for it, and for each job of a sweep they would be read again.
+    # Reads files, so it is cached for the jobs of a sweep.
     from importlib.metadata import version
 
     return {name: version(name) for name in PACKAGES}
@@ -51,29 +51,30 @@ def recorded_run(
     overrides: list[str],
     ready: Callable[[], object] = lambda: None,
 ) -> Iterator[dict[str, Any]]:
-    """Keep ``result.json`` true while the block runs and when it ends, however it ends.
+    """Keep ``result.json`` correct while the block runs and after it ends, even if it fails.
 
-    The file is written at once, with the status "interrupted": what is true should the process be
-    killed. One that says "completed" stays until the block, which resumes that run, has written
-    something. An attempt to resume which is refused changes nothing. While the block runs the
-    folder is locked, see :func:`genre_lightning.runs.lock.is_running`. Of several processes that
-    train together only the first locks and writes.
+    The file is written at the start with the status "interrupted", which is correct if the process
+    is killed. If it says "completed", it stays until the block, which resumes that run, has written
+    something. A refused attempt to resume changes nothing. The folder is locked while the block
+    runs, see :func:`genre_lightning.runs.lock.is_running`. In distributed training, only the first
+    process locks and writes.
 
     Args:
         folder: the run folder.
-        monitor: name of the value that tells which checkpoint is best.
-        seed: of the run.
-        overrides: of the command line.
-        ready: called once the folder is locked, before anything is changed in it; what it raises
-            leaves the folder as it is.
+        monitor: name of the value that determines the best checkpoint.
+        seed: the run's seed.
+        overrides: overrides of the command line.
+        ready: called once the folder is locked, before anything in it is changed. If it raises an
+            error, the folder stays unchanged.
 
     Yields:
-        The result, for the block to add to. Its status becomes "completed", "interrupted" (Ctrl-C,
+        The result, for the block to fill. Its status becomes "completed", "interrupted" (Ctrl-C,
         SIGTERM, SIGHUP) or "failed" with the error, which is raised again. ``epochs``, ``seconds``,
         ``attempts`` and ``wandb_run_id`` continue those of an earlier attempt in this folder.
 
     Raises:
-        UserError: another process runs in this folder, or its ``result.json`` is not ours.
+        UserError: another process is running in this folder, or its ``result.json`` is not a run's
+            result.
     """
     result = _new_result(monitor, seed, overrides)
     if not is_first_process():
@@ -95,8 +96,8 @@ def recorded_run(
             result["status"] = "completed"
         except BaseException as error:
             result["seconds"] = _seconds_since(started, before)
-            # Where the disk is full the file still says "interrupted", which is true, and the error
-            # that is under way tells more than one about this file.
+            # On a full disk the file keeps the status "interrupted", which is correct, and the
+            # original error says more than one about this file.
             with suppress(OSError, UserError):
                 begun = read_result(folder) != at_start
                 _write_unfinished(folder, result, earlier, begun, error)
@@ -106,7 +107,7 @@ def recorded_run(
 
 
 def _new_result(monitor: str, seed: int, overrides: list[str]) -> dict[str, Any]:
-    """What is known of a run before it begins; the arguments are those of :func:`recorded_run`."""
+    """The initial result of a run; for the arguments see :func:`recorded_run`."""
     return {
         "status": "interrupted",
         "monitor": monitor,
@@ -126,7 +127,7 @@ def _new_result(monitor: str, seed: int, overrides: list[str]) -> dict[str, Any]
 
 
 def _continue_from(earlier: Mapping[str, Any], result: dict[str, Any]) -> None:
-    """Take over into ``result`` what goes on from an earlier attempt, which is empty for none."""
+    """Copy the values that continue from an earlier attempt, which is empty if there was none."""
     result["attempts"] = int(earlier.get("attempts") or 0) + 1
     result["seconds"] = float(earlier.get("seconds") or 0.0)
     result["epochs"] = int(earlier.get("epochs") or 0)
@@ -134,7 +135,7 @@ def _continue_from(earlier: Mapping[str, Any], result: dict[str, Any]) -> None:
 
 
 def _seconds_since(started: float, before: float) -> float:
-    """Seconds of all attempts: those ``before`` and this one's, by ``time.perf_counter()``."""
+    """Seconds of all attempts: ``before``, and this one's since ``started`` (perf_counter)."""
     return round(before + time.perf_counter() - started, 3)
 
 
@@ -145,17 +146,17 @@ def _write_unfinished(
     begun: bool,
     error: BaseException,
 ) -> None:
-    """Write how an attempt ended that ``error`` has stopped.
+    """Write the result of an attempt that ``error`` ended.
 
-    Once training has begun, that is this attempt's result. Before, a completed run stays
-    completed, and an attempt that was refused leaves the result of the earlier one.
+    Once training has begun, this attempt's result is written. Before that, a completed run stays
+    completed, and a refused attempt keeps the earlier attempt's result.
 
     Args:
         folder: the run folder.
-        result: of this attempt; gets the error, but for an interruption.
-        earlier: the result of the attempt before; empty for none.
-        begun: whether the attempt has written a result of its own while it ran.
-        error: what ended it.
+        result: this attempt's result; gets the error, unless that is an interruption.
+        earlier: the previous attempt's result; empty for none.
+        begun: whether this attempt wrote a result while it was running.
+        error: the error that ended this attempt.
     """
     if not isinstance(error, KeyboardInterrupt | SystemExit):
         result["status"] = "failed"
@@ -168,10 +169,10 @@ def _write_unfinished(
 
 
 def read_result(folder: str | Path) -> dict[str, Any] | None:
-    """What ``result.json`` of a run folder says; None where there is none.
+    """Read ``result.json`` of a run folder; None if there is none.
 
     Raises:
-        UserError: it is not JSON, or not a run's result; the message names the file.
+        UserError: the file can't be read, or is not a run's result; the message names it.
     """
     path = Path(folder) / "result.json"
     try:
@@ -186,9 +187,9 @@ def read_result(folder: str | Path) -> dict[str, Any] | None:
 
 
 def write_result(folder: str | Path, result: dict[str, Any]) -> None:
-    """Write ``result.json`` into a run folder, whole or not at all.
+    """Write ``result.json`` into a run folder, completely or not at all.
 
-    Numbers that JSON has no word for (nan, infinities) become null.
+    Numbers that JSON can't represent (nan, infinities) become null.
     """
     text = json.dumps(_finite(result), indent=2, allow_nan=False)
     with whole_file(Path(folder) / "result.json") as file:

@@ -1,6 +1,6 @@
-"""Settings by their names: which change no result, which a resume may change, which are paths.
+"""Kinds of settings: which don't affect results, which can change on resume, which are paths.
 
-A setting is called by its dotted name in the configuration, ``optimizer.lr``.
+Settings are identified by their dotted names in the configuration, such as ``optimizer.lr``.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
-#: Change no result: how fast and where things are read and written, and what is shown. Sweeps and
-#: their folders are not named by them, and a leaderboard does not tell runs apart by them. A name
-#: stands for all settings below it as well; "*" is any text.
+#: Settings that don't affect results, but speed, places of files and output. They are left out of
+#: the names of sweeps and their folders, and leaderboards don't distinguish runs by them. A name
+#: includes all settings below it; "*" matches any text.
 NO_RESULT = (
     "*.cache_dir",
     "*.default_root_dir",
@@ -38,8 +38,8 @@ NO_RESULT = (
     "trainer.log_every_n_steps",
     "trainer.profiler",
 )
-#: Change a result, yet may be others when a run is resumed, as may PATHS: how long, and on what, it
-#: trains.
+#: Settings that affect results but can be changed when a run is resumed, such as how long and on
+#: which hardware it trains. PATHS can be changed, too.
 RESUMABLE = (
     "callbacks.pruning",
     "data.genre_separator",
@@ -51,7 +51,7 @@ RESUMABLE = (
     "trainer.num_nodes",
     "trainer.strategy",
 )
-#: Name a file or a folder.
+#: Settings that are paths of files or folders.
 PATHS = (
     "*.cache_dir",
     "*.default_root_dir",
@@ -71,7 +71,7 @@ PATHS = (
 
 
 def changes_no_result(name: str) -> bool:
-    """Whether a run gives the same result whatever this setting, or config group, is."""
+    """Whether this setting, or config group, does not affect a run's result."""
     return _is_one_of(name, NO_RESULT)
 
 
@@ -81,22 +81,22 @@ def may_change_on_resume(name: str) -> bool:
 
 
 def is_path(name: str) -> bool:
-    """Whether the value of this setting names a file or a folder."""
+    """Whether this setting is the path of a file or folder."""
     return _is_one_of(name, PATHS)
 
 
 def _is_one_of(name: str, patterns: Iterable[str]) -> bool:
-    dotted = name.replace("/", ".")  # hydra/launcher, as config groups are called
+    dotted = name.replace("/", ".")  # for config groups such as hydra/launcher
     return any(
         fnmatchcase(dotted, pattern) or fnmatchcase(dotted, f"{pattern}.*") for pattern in patterns
     )
 
 
 def flat_settings(config: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested configuration under flat dotted names: ``optimizer.lr``, ``model.dropout``.
+    """Flatten a nested configuration to dotted names: ``optimizer.lr``, ``model.dropout``.
 
     Args:
-        config: plain data; a list, and a mapping without entries, is a value.
+        config: plain data; lists and empty mappings are values.
         prefix: put before each name.
     """
     flat: dict[str, Any] = {}
@@ -109,5 +109,5 @@ def flat_settings(config: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]
 
 
 def usual_mode(metric: str) -> str:
-    """Which way is better: "min" for losses, "max" for scores."""
+    """The direction in which a metric is better: "min" for losses, "max" for scores."""
     return "min" if metric.endswith("loss") else "max"

@@ -1,7 +1,7 @@
 """train.py, evaluate.py and conf/ as part of the package.
 
-In a clone they are at its top, where one reads and edits them. ``setup.py`` puts copies into this
-folder of the package that is built. Either way they are imported from here.
+In a clone they are in the top folder, to be read and edited there. In a built package they are
+copies in this folder, made by ``setup.py``. Either way they are imported from here.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 
 _HERE = Path(__file__).resolve().parent
-#: The folder that has train.py, evaluate.py and conf/.
+#: The folder with train.py, evaluate.py and conf/.
 TOP = _HERE if (_HERE / "train.py").is_file() else _HERE.parents[1]
 CONF = TOP / "conf"
-#: Where Python looks for the modules of this package.
+#: Where Python searches for this package's modules.
 __path__ = list(dict.fromkeys([str(_HERE), str(TOP)]))

@@ -1,4 +1,4 @@
-"""``genre_lightning.train``: what train.py does, called from Python."""
+"""``genre_lightning.train``: training as with train.py, but called from Python."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
 
     from genre_lightning.predicting.predictor import GenrePredictor
 
-#: What to do from Python about several runs.
+#: Message about several runs from Python.
 ONE_RUN = (
     "genre_lightning.train trains one run, so call it for each of them, as in "
     'for seed in (0, 1): genre_lightning.train([f"seed={seed}"]); a sweep is a command, '
     "genre-train -m"
 )
-#: What a notebook shows of a run, by metrics' names; ``result`` has all.
+#: Labels of the metrics that a notebook shows; ``result`` has all metrics.
 SHOWN_METRICS = {
     "map_macro": "mAP, macro",
     "f1_micro": "F1, micro",
@@ -51,11 +51,11 @@ SHOWN_METRICS = {
 
 @dataclass(frozen=True, repr=False)
 class TrainedRun:
-    """A training that has ended. A notebook shows its scores as a table.
+    """A completed training. A notebook shows its scores as a table.
 
     Attributes:
         folder: the run folder.
-        result: what its ``result.json`` holds.
+        result: content of its ``result.json``.
     """
 
     folder: Path
@@ -67,17 +67,17 @@ class TrainedRun:
         return self.folder / BEST
 
     def predictor(self, device: str = "auto") -> GenrePredictor:
-        """The trained model, to predict with.
+        """Load the trained model for prediction.
 
         Args:
-            device: "cpu", "cuda", ...; "auto" is a GPU where there is one.
+            device: "cpu", "cuda", ...; "auto" is a GPU if available.
         """
         from genre_lightning.predicting.predictor import GenrePredictor
 
         return GenrePredictor.from_checkpoint(self.checkpoint, device)
 
     def __repr__(self) -> str:
-        # Without the whole result, which is long.
+        # The whole result would be too long.
         return f"TrainedRun({str(below_here(self.folder))!r}, {self.result['status']})"
 
     def _repr_html_(self) -> str:
@@ -99,21 +99,21 @@ class TrainedRun:
 def train(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> TrainedRun:
     """Train as ``python train.py`` and ``genre-train`` do, in this process.
 
-    The run folder is under ``runs/`` in the current folder, unless ``hydra.run.dir=`` names another
-    one. Logging stays as the calling program has it, so no ``train.log`` is written.
+    The run folder is under ``runs/`` in the current folder, unless ``hydra.run.dir=`` sets another
+    one. The calling program's logging is not changed, so no ``train.log`` is written.
 
     Args:
-        overrides: those of the command line, without quotes for a shell:
+        overrides: overrides as on the command line, without shell quotes:
             ``["data=manifest", "data.path=movies.csv", "model/branch=[title_tfidf]"]``.
-        config_dir: a folder of your own with further options, such as ``model/branch/mine.yaml``.
+        config_dir: your own folder with further options, such as ``model/branch/mine.yaml``.
 
     Returns:
-        The run.
+        The completed run.
 
     Raises:
         UserError: an override, the data or another setting can't be used; the message says why.
-        TypeError: the overrides are no list of strings.
-        KeyboardInterrupt: Ctrl-C; the run is saved, and ``ckpt_path=`` of its folder resumes it.
+        TypeError: the overrides are not a list of strings.
+        KeyboardInterrupt: Ctrl-C; the run is saved, and ``ckpt_path=FOLDER`` resumes it.
     """
     given: Any = overrides
     if isinstance(given, str) or not isinstance(given, Sequence):
@@ -127,7 +127,7 @@ def train(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -
                 "and config_dir= for a folder of your own; a sweep: genre-train -m"
             )
     share_cores()
-    # Its place depends on whether this is a clone; see scripts/__init__.py.
+    # The script's path depends on whether this is a clone; see scripts/__init__.py.
     script = importlib.import_module("genre_lightning.scripts.train")
     ended: list[TrainedRun] = []
     refused: list[UserError] = []
@@ -137,14 +137,14 @@ def train(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -
         try:
             ended.append(TrainedRun(folder, run_once(cfg, script.train)))
         except UserError as error:
-            refused.append(error)  # Hydra would print a line of its own about it
+            refused.append(error)  # if raised, Hydra would print its own line about it
 
     given = with_earlier_overrides(with_paths_quoted(given))
     if given[:1] == ["--config-dir"]:
         config_dir = config_dir or given[1]
         given = given[2:]
     if config_dir is not None:
-        if not Path(config_dir).is_dir():  # Hydra would go on without it
+        if not Path(config_dir).is_dir():  # Hydra would ignore it
             raise UserError(f"config_dir={config_dir}: there is no such folder")
         given.append(also_options_of(config_dir))
     try:

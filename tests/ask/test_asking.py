@@ -171,7 +171,7 @@ def test_a_server_that_refuses_the_first_refuses_all(loopback: Loopback) -> None
 
 def test_many_movies_without_an_answer_end_the_run(loopback: Loopback, tmp_path: Path) -> None:
     loopback.answer = lambda number, body: good(body) if number < 4 else said("No.")
-    with pytest.raises(UserError, match=r"5 movies one after another .*no JSON: 'No.'.*give_up"):
+    with pytest.raises(UserError, match=r"5 movies in a row .*not JSON: 'No.'.*give_up"):
         ask(loopback, MOVIES, tmp_path / "a.jsonl", concurrency=1, give_up_after=5)
     assert len(loopback.requests) == 4 + 5 * 3
     found = ask(loopback, MOVIES, concurrency=4, give_up_after=None, ask_again=0)
@@ -184,7 +184,7 @@ def test_a_server_that_has_gone_ends_the_run_and_what_was_answered_is_kept(
     path = tmp_path / "answers.jsonl"
     loopback.answer = lambda number, body: good(body) if number < 10 else Answer(drop=True)
     found: dict[int, Record] = {}
-    with pytest.raises(UserError, match=r"one after another"):
+    with pytest.raises(UserError, match=r"in a row"):
         ask(loopback, MOVIES, path, found=found, concurrency=2, retries=1, give_up_after=3)
     answered = [number for number, record in found.items() if record.failed is None]
     assert len(answered) == 10
@@ -280,7 +280,7 @@ def test_a_signal_waits_for_what_is_under_way(
         ask(loopback, MOVIES, tmp_path / "a.jsonl", found=found, concurrency=3)
     assert caught.value.code == 128 + number
     assert len(found) == len(loopback.requests) == 3
-    assert "waiting for 3 answers under way" in capsys.readouterr().out
+    assert "waiting for 3 pending answers" in capsys.readouterr().out
     assert signal.getsignal(number) is handler
 
 
@@ -322,7 +322,7 @@ def test_logprobs_give_the_share_of_yes(loopback: Loopback) -> None:
 
 def test_a_server_without_logprobs_is_told_at_once(loopback: Loopback) -> None:
     loopback.answer = lambda number, body: said("Yes")
-    with pytest.raises(ServerError, match=r"no probabilities of tokens.*answers=json"):
+    with pytest.raises(ServerError, match=r"no token probabilities.*answers=json"):
         ask(loopback, MOVIES, answers="logprobs", show=["title"], concurrency=1)
     assert len(loopback.requests) == 1
 

@@ -234,10 +234,10 @@ def test_what_is_saved_asks_the_same(tmp_path: Path) -> None:
     [
         ({"show": []}, "show="),
         ({"show": ["title", "title"]}, r"show=\[title,title\]"),
-        ({"answers": "words"}, "answers=words is none of json, logprobs"),
+        ({"answers": "words"}, "answers=words must be one of json, logprobs"),
         ({"why_max_length": 0}, "why_max_length=0"),
         ({"top_logprobs": 1}, "top_logprobs=1"),
-        ({"prompt": Prompt("mine", "{{ genres", "x")}, "prompt=mine: no Jinja template"),
+        ({"prompt": Prompt("mine", "{{ genres", "x")}, "prompt=mine: not a Jinja template"),
         ({"prompt": Prompt("mine", "{{ genrez }}", "x")}, "prompt=mine: 'genrez' is undefined"),
         (
             {"prompt": Prompt("mine", "{{ genres.__class__.__mro__ }}", "x")},

@@ -75,7 +75,7 @@ def test_the_bar_has_movies_tokens_and_time_left(loopback: Loopback, tmp_path: P
     line = unanswered_line(MOVIES, "test", ROWS, answers)
     assert line == (
         "test: 1 of 5 movies have no answer and count as wrong: "
-        f"{failed} (its answer does not fit: no JSON: 'No.')"
+        f"{failed} (its answer is invalid: not JSON: 'No.')"
     )
     assert unanswered_line(MOVIES, "val", np.array([0]), answers) is None
 
@@ -86,7 +86,7 @@ def test_no_bar_in_a_file(loopback: Loopback, tmp_path: Path) -> None:
 
 
 def test_what_ends_a_run_says_how_to_go_on(loopback: Loopback, tmp_path: Path) -> None:
-    kept = r"3 of 5 movies are answered, in .*answers.jsonl; the same command goes on from there"
+    kept = r"3 of 5 movies have an answer, in .*answers.jsonl; run the same command again to cont"
     with pytest.raises(BudgetError, match=rf"max_requests=3 is used up\. {kept}"):
         asked(loopback, tmp_path, max_requests=3)
     answers, _, _ = asked(loopback, tmp_path, max_requests=3)
@@ -95,7 +95,7 @@ def test_what_ends_a_run_says_how_to_go_on(loopback: Loopback, tmp_path: Path) -
 
 def test_no_answer_at_all(loopback: Loopback, tmp_path: Path) -> None:
     loopback.answer = lambda number, body: said("No.")
-    with pytest.raises(ServerError, match=r"no movie was answered; the first: .*no JSON"):
+    with pytest.raises(ServerError, match=r"no movie has an answer; the first: .*not JSON"):
         asked(loopback, tmp_path)
 
 

@@ -154,7 +154,7 @@ def test_a_server_that_wants_a_day_ends_the_command(loopback: Loopback) -> None:
 @pytest.mark.parametrize(
     ("bad", "key", "message"),
     [
-        (401, None, r"it may want a key: .* api_key_env \(the server says: 401, its words\)"),
+        (401, None, r"it may need a key: .* api_key_env \(the server says: 401, its words\)"),
         (401, KEY, r"it refuses the key in THE_KEY \(the server says: 401, its words\)"),
         (403, KEY, r"it refuses the key in THE_KEY .*403, its words"),
         (404, None, r"no such model, or no chat/completions \(it has a/b, c\); .* 404, its words"),
@@ -252,7 +252,7 @@ def test_what_is_no_address(url: str) -> None:
 
 
 def test_a_password_in_the_address_is_refused_and_not_repeated() -> None:
-    with pytest.raises(UserError, match=r"base_url has a name or a password") as caught:
+    with pytest.raises(UserError, match=r"base_url contains a user name or password") as caught:
         check_url("http://me:secret@host/v1")
     assert "secret" not in str(caught.value)
 
@@ -260,14 +260,16 @@ def test_a_password_in_the_address_is_refused_and_not_repeated() -> None:
 def test_a_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("THE_KEY", f" {KEY}\n")
     assert read_key("THE_KEY") == KEY and read_key(None) is None
-    with pytest.raises(UserError, match=r"api_key_env=ANOTHER: there is no such"):
+    with pytest.raises(UserError, match=r"api_key_env=ANOTHER: this environment variable is not"):
         read_key("ANOTHER")
     for key in (KEY, "gsk_abc", "", "A" * 65):
         with pytest.raises(UserError, match=r"api_key_env must name") as caught:
             read_key(key)
         assert not key or key not in str(caught.value)
     monkeypatch.setenv("THE_KEY", "two words")
-    with pytest.raises(UserError, match=r"api_key_env=THE_KEY: what it holds is no key") as caught:
+    with pytest.raises(
+        UserError, match=r"api_key_env=THE_KEY: the .* value is not a key"
+    ) as caught:
         read_key("THE_KEY")
     assert "two words" not in str(caught.value)
 

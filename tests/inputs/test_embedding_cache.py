@@ -306,7 +306,7 @@ def test_damage_is_noticed_and_mended(
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         check(items, tmp_path)
-    assert "anew" in caplog.text
+    assert "rebuilding" in caplog.text
     assert folders(tmp_path) == [folder]
     caplog.clear()
     check(items, tmp_path)

@@ -200,7 +200,7 @@ def test_a_damaged_cache_is_noticed_and_built_anew(tmp_path, caplog, damage):
         meta.write_text('{"count": 3, "masked": []}')
     with caplog.at_level(logging.WARNING):
         cache = open_cache(posters, tmp_path / "cache")
-    assert "anew" in caplog.text and str(folder) in caplog.text
+    assert "rebuilding" in caplog.text and str(folder) in caplog.text
     assert cache.dense[cache.place, 0, 0, 0].tolist() == [0, 10, 20, 30]
     assert caches(tmp_path / "cache") == [folder.name]
 

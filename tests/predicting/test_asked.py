@@ -72,7 +72,7 @@ def test_a_csv_is_asked_about_and_a_movie_without_an_answer_says_so(
     assert [row["title"] for row in rows] == titles
     for title, row in zip(titles, rows, strict=True):
         if "Heat 4 " in title:
-            assert "no answer: its answer does not fit: no JSON: 'No.'" in row["problem"]
+            assert "no answer: its answer is invalid: not JSON: 'No.'" in row["problem"]
             (wanted,) = predictor.predict([title])
         else:
             body = next(one for text, one in by_title.items() if title in text)
@@ -120,9 +120,13 @@ def test_a_wrong_address_or_key_is_told_by_the_option_that_gave_it(
     arguments = [str(checkpoint), "--title", "Heat (1995)", "--ask", str(run)]
     closed = loopback.url.replace("127.0.0.1", "127.0.0.2")
     for option, value, reason in (
-        ("--ask-url", "ftp://x", "error: --ask-url=ftp://x is no address of a server"),
+        ("--ask-url", "ftp://x", "error: --ask-url=ftp://x is not the address of"),
         ("--ask-url", closed, "is the server running, and is --ask-url its address?"),
-        ("--api-key-env", "NOT_SET", "error: --api-key-env=NOT_SET: there is no such"),
+        (
+            "--api-key-env",
+            "NOT_SET",
+            "error: --api-key-env=NOT_SET: this environment variable is not",
+        ),
         ("--api-key-env", "sk-secret", "error: --api-key-env must name an environment variable"),
     ):
         assert main([*arguments, option, value]) == 1
@@ -135,7 +139,7 @@ def test_a_wrong_address_or_key_is_told_by_the_option_that_gave_it(
     [
         ("no branch", "--ask is for a model with one branch of answers; this one has none"),
         ("genres", "answers are about 4 genres, and the branch answers was trained on 3 numbers"),
-        ("no run", "there is no asked.json, so it is no run of genre-ask"),
+        ("no run", "has no asked.json, so it is not a run of genre-ask"),
         ("damaged", "asked.json: can't be used"),
     ],
 )

@@ -38,14 +38,14 @@ SLIPS = {
     "optimizer.lr=abc": "optimizer.lr=abc must be a number above 0",
     "optimizer.lr=-1": "optimizer.lr=-1 must be a number above 0",
     "optimizer.lr=nan": "optimizer.lr=nan must be a number above 0",
-    "optimizer.weight_decay=-1": "optimizer.weight_decay=-1 must be a number from 0 on",
+    "optimizer.weight_decay=-1": "optimizer.weight_decay=-1 must be a number of at least 0",
     "seed=-1": "seed=-1 must be a whole number from 0 to 2**32 - 1",
-    "data.batch_size=0": "data.batch_size=0 must be a whole number from 1 on, or null",
+    "data.batch_size=0": "data.batch_size=0 must be a whole number of at least 1, or null",
     "data.device_resident=1": "data.device_resident=1 must be auto, true or false",
     "checkpoint_in_background=1": "checkpoint_in_background=1 must be auto, true or false",
-    "data.batch_size=2.5": "data.batch_size=2.5 must be a whole number from 1 on, or null",
-    "trainer.max_epochs=abc": "trainer.max_epochs=abc must be a whole number from 1 on",
-    "trainer.max_epochs=0": "trainer.max_epochs=0 must be a whole number from 1 on",
+    "data.batch_size=2.5": "data.batch_size=2.5 must be a whole number of at least 1, or null",
+    "trainer.max_epochs=abc": "trainer.max_epochs=abc must be a whole number of at least 1",
+    "trainer.max_epochs=0": "trainer.max_epochs=0 must be a whole number of at least 1",
     "+trainer.fast_dev_run=true": "must be false; a quick look is trainer.max_epochs=1 +trainer.li",
     "+trainer.limit_test_batches=2": "can't be set: the test split is always scored whole",
     "+trainer.logger=false": "trainer.logger can't be set: loggers are logger=NAME",
@@ -54,7 +54,7 @@ SLIPS = {
     "training.stacking=3": "training.stacking=3 must be true or false",
     "label_sets=1": "label_sets=1 must be true or false",
     "model.dropout=1.5": "model.dropout=1.5 must be a number from 0 to less than 1",
-    "monitor=val/f1": "monitor=val/f1 is no value of the validation; did you mean val/f1_m",
+    "monitor=val/f1": "monitor=val/f1 is not a validation metric; did you mean val/f1_m",
     "monitor=val/loss": "add monitor_mode=min",
     "data=manifest data.path=none.csv seed=1,2 -m": "data.path=none.csv: there is no such file",
     "data=ml1m loss=bce,focal -m": "data/ml1m: there is no such file or folder; data.download=true",
@@ -73,7 +73,7 @@ SLIPS = {
     ),
     "+callbacks.b._target_=pytorch_lightning.callbacks.BatchSizeFinder": "set data.batch_size",
     "+callbacks.a._target_=pytorch_lightning.callbacks.StochasticWeightAveraging": (
-        "take pytorch_lightning.callbacks.EMAWeightAveraging"
+        "use pytorch_lightning.callbacks.EMAWeightAveraging"
     ),
     "+callbacks.mine.word=x": "callbacks.mine must have a _target_, the class",
     "+logger.mine.word=x": "logger.mine must have a _target_, the class",
@@ -103,14 +103,14 @@ SLIPS = {
     "seed={": "seed={ can't be read: an override is key=value",
     "ckpt_path=none.ckpt": "none.ckpt: there is no such file",
     "ckpt_path=last": "ckpt_path=last: no run under ",
-    "hydra.run.dir=file/run": "file is no folder: name another folder",
+    "hydra.run.dir=file/run": "file is not a folder: name another folder",
 }
 EVALUATIONS = {
     "": "ckpt_path has to be given: ckpt_path=...",
     "ckpt_path=none.ckpt": "none.ckpt: there is no such file",
     "split=tset": "split=tset must be train, val or test; did you mean test?",
-    "batch_size=0": "batch_size=0 must be a whole number from 1 on",
-    "gallery=-1": "gallery=-1 must be a whole number from 0 on",
+    "batch_size=0": "batch_size=0 must be a whole number of at least 1",
+    "gallery=-1": "gallery=-1 must be a whole number of at least 0",
     "splt=val": "there is no setting splt; did you mean split?",
 }
 
@@ -291,5 +291,5 @@ def test_the_sweeper_alone_is_told_what_sets_it(
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)  # which shows the traceback, too
     arguments = ["-m", "hydra/sweeper=optuna", "seed=1,2"]
     done = run_command([repository / "train.py", *arguments], tmp_path)
-    said = "error: hydra/sweeper=optuna has its settings from sweep=optuna: give that in its place"
+    said = "error: hydra/sweeper=optuna gets its settings from sweep=optuna: use that instead"
     assert done.returncode == 1 and done.stderr.rstrip().endswith(said)

@@ -33,7 +33,7 @@ def test_parts_are_made_in_order_and_null_is_none(tmp_path: Any) -> None:
         ({"_target_": "builtins.dict"}, r"^callbacks\.own: builtins\.dict makes a dict, which is "),
         (
             {"_target_": "pytorch_lightning.loggers.CSVLogger", "save_dir": "."},
-            r"makes a CSVLogger, which is no Callback of Lightning$",
+            r"makes a CSVLogger, which is not a Callback of Lightning$",
         ),
     ],
     ids=["module", "class", "argument", "another kind", "a logger"],

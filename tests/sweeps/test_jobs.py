@@ -500,8 +500,11 @@ def test_jobs_side_by_side(
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("hydra.launcher.init.address=here:there", "no Ray by .*'address': 'here:there'.*=null "),
-        ("+hydra.launcher.init.cpus=1", "no Ray by .*'cpus': 1.*: Unknown keyword .*cpus"),
+        (
+            "hydra.launcher.init.address=here:there",
+            "can't use Ray .*'address': 'here:there'.*=null ",
+        ),
+        ("+hydra.launcher.init.cpus=1", "can't use Ray .*'cpus': 1.*: Unknown keyword .*cpus"),
         ("+hydra.launcher.job.cpus=1", "hydra.launcher.job={.*'cpus': 1.*} can't be used: "),
         ("hydra.launcher.job.num_gpus=many", "hydra.launcher.job={.*} can't be used: .*num_gpus"),
     ],
