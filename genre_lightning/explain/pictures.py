@@ -58,7 +58,7 @@ def heat_pictures(
 
 
 def lay_over(image: np.ndarray, heat: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    """Overlay a heat map on an image that was resized to other proportions, and restore these.
+    """Overlay a heat map on a distorted image, and restore the proportions of the original.
 
     Args:
         image: (H, W, 3) uint8 RGB, the whole image.
