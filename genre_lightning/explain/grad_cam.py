@@ -43,7 +43,7 @@ class GradCamExplainer(Explainer):
         self.see = see
 
     def baseline(self, model: TrainedModel, branch: str) -> None:
-        """None, as no poster is uninformative."""
+        """None, as there is no uninformative poster."""
 
     def explain(
         self, model: TrainedModel, branch: str, value: Value, budget: int | None = None

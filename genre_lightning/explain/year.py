@@ -25,7 +25,7 @@ class YearExplainer(Explainer):
     gives: ClassVar[str] = "words"
 
     def baseline(self, model: TrainedModel, branch: str) -> None:
-        """None, as no year is uninformative."""
+        """None, as there is no uninformative year."""
 
     def explain(
         self, model: TrainedModel, branch: str, value: Value, budget: int | None = None

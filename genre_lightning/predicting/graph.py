@@ -2,8 +2,8 @@
 
 The graph's inputs are ``movies`` and, for each branch, ``BRANCH.rows`` and the numbers of its
 input, such as ``title_tfidf.indices``. :data:`INPUT_GRAPHS` lists, for each kind of input, the
-class that defines what the graph does with these numbers before the network, and what is left to
-the user of the graph. A network that ONNX can't represent directly has a replacement in
+:class:`InputGraph` that defines what the graph does with these numbers before the network, and what
+is left to the user of the graph. A network that ONNX can't represent directly has a replacement in
 :data:`NETWORK_GRAPHS`.
 
 To export a new kind of input, write a final subclass of

@@ -96,7 +96,7 @@ class Prediction:
         return sorted(self.scores.items(), key=lambda item: -item[1])
 
     def explained_genres(self) -> list[str]:
-        """The predicted genres, or without any the three that come closest to their threshold."""
+        """The predicted genres, or the three closest to their threshold if there are none."""
         distance = {genre: self.thresholds[genre] - score for genre, score in self.scores.items()}
         return list(self.genres) or sorted(distance, key=lambda genre: distance[genre])[:3]
 

@@ -48,7 +48,7 @@ def score_line(predictor: GenrePredictor, prediction: Prediction, genre: str) ->
 
 
 def short_lines(predictor: GenrePredictor, prediction: Prediction) -> Iterator[str]:
-    """Lines with any problem and the predicted genres, or without any the top-scoring genre."""
+    """Lines with any problem and the predicted genres, or the top one if there are none."""
     if prediction.problem:
         yield f"  problem: {printable(prediction.problem)}"
     for genre, _ in prediction.ranked()[: max(1, len(prediction.genres))]:
