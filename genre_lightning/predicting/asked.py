@@ -70,11 +70,14 @@ class AskedMovies:
         if width != len(self.questioner.genres):
             raise CommandError(
                 f"{folder}: its answers are about {len(self.questioner.genres)} genres, and the "
-                f"branch {branches[0]} was trained on {width} numbers a movie"
+                f"branch {branches[0]} was trained on {width} numbers per movie"
             )
         trained_on = Path(str(branch_input.state().get("path", "")))
         if trained_on.parent.name != folder.resolve().name:
-            note(f"the branch {branches[0]} was trained on the answers of {trained_on.parent}")
+            note(
+                f"the branch {branches[0]} was trained on the answers of {trained_on.parent}, "
+                f"not of {folder}"
+            )
         self.predictor = predictor
         self.folder = folder
         self.shows = {name: "poster" if name == POSTER else "text" for name in self.questioner.show}
@@ -171,5 +174,5 @@ async def _entered(asker: Asker, movies: list[Movie], records: dict[int, Record]
 def _poster(path: Path) -> PosterFile:
     poster = PosterFile.at(path)
     if not poster.exists:
-        note(f"{path}: can't be read (no such file): the language model goes without")
+        note(f"{path}: can't be read (no such file): not shown to the language model")
     return poster

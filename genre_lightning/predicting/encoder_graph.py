@@ -136,7 +136,7 @@ class EmbeddedTextGraph(InputGraph):
         self.about["prompt"] += branch_input.prompt
         if branch_input.natural:
             self.about |= {
-                "title": "as one says it: see docs/deployment.md",
+                "title": "in natural word order: see docs/deployment.md",
                 "year": branch_input.year,
             }
         with tempfile.TemporaryDirectory() as folder:

@@ -54,7 +54,7 @@ ROWS_ARE = "(P,) int64, which of the movies each row of this branch belongs to; 
 #: Outputs of the graph.
 OUTPUTS = {
     "logits": "(B, G) float32",
-    "scores": "(B, G) float32 in [0, 1]; a genre is predicted from its threshold on",
+    "scores": "(B, G) float32 in [0, 1]; a genre is predicted if its score reaches its threshold",
 }
 
 

@@ -164,11 +164,11 @@ def predict_folder(
     if not {TITLE, POSTER} & set(of_use):
         raise CommandError(
             f"the model has no branch for titles or posters ({looks_at(predictor)}): "
-            "use --csv in place of --folder"
+            "use --csv instead of --folder"
         )
     if len(posters) < len(files):
         others = len(files) - len(posters)
-        are = "1 file is no poster" if others == 1 else f"{others} files are no posters"
+        are = "1 file is not a poster" if others == 1 else f"{others} files are not posters"
         note(f"{folder}: {are}, left out")
     if POSTER not in of_use:
         note("the model has no branch for posters: only the file names are used")

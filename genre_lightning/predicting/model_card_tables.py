@@ -86,7 +86,7 @@ def encoder_rows(model: TrainedModel) -> Iterator[EncoderRow]:
         if isinstance(encoder, str):
             known = ENCODERS.get(encoder)
             licence = None if known is None else known.licence
-            yield EncoderRow(encoder, name, licence, None, "trained on, and part of the checkpoint")
+            yield EncoderRow(encoder, name, licence, None, "fine-tuned, and part of the checkpoint")
 
 
 def encoder_table(model: TrainedModel) -> Markup | None:
@@ -112,7 +112,7 @@ def _source(spec: EncoderSpec) -> str:
     if isinstance(spec.origin, Hub):
         revision = f" at {spec.origin.revision}" if spec.origin.revision else ""
         return f"{spec.origin.repository} at the Hugging Face hub{revision}"
-    return "a file of whoever trained it"
+    return "a file of the model's owner"
 
 
 def split_table(data: Mapping[str, Any]) -> Markup:

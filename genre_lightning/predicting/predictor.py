@@ -283,7 +283,7 @@ class GenrePredictor:
         self, movies: Iterable[Movie], errors: str, batch_size: int
     ) -> Generator[Prediction, None, None]:
         if errors not in ("raise", "report"):
-            raise ValueError(f'errors is "raise" or "report", not {errors!r}')
+            raise ValueError(f'errors must be "raise" or "report", not {errors!r}')
         for scored in self._score_movies(movies, errors == "raise", batch_size):
             yield self._prediction(scored)
 

@@ -118,9 +118,9 @@ def read_movie(predictor: GenrePredictor, body: bytes) -> dict[str, str | bytes]
     try:
         given = json.loads(body or b"{}")
     except (ValueError, RecursionError) as error:
-        raise ApiError(400, "bad_request", "The body is no JSON.") from error
+        raise ApiError(400, "bad_request", "The body is not JSON.") from error
     if not isinstance(given, dict):
-        raise ApiError(400, "bad_request", "The body is no JSON object of columns by name.")
+        raise ApiError(400, "bad_request", "The body is not a JSON object of columns by name.")
     kinds = predictor.model.given_columns
     movie: dict[str, str | bytes] = {}
     for name, value in given.items():
@@ -128,10 +128,10 @@ def read_movie(predictor: GenrePredictor, body: bytes) -> dict[str, str | bytes]
             continue
         texts = [name, value] if isinstance(value, str) and kinds.get(name) != "poster" else [name]
         if any(map(_LONE.search, texts)):
-            message = f"The column {name!a:.100} has half of a character in it: write it again."
+            message = f"The column {name!a:.100} contains half of a character: enter it again."
             raise ApiError(400, "bad_request", message)
         if not isinstance(value, str):
-            raise ApiError(400, "bad_request", f"The column {name:.100} is no text.")
+            raise ApiError(400, "bad_request", f"The column {name:.100} is not a text.")
         if kinds.get(name) == "poster":
             movie[name] = _image(name, value)
             continue
@@ -156,9 +156,7 @@ def _image(name: str, text: str) -> bytes:
     try:
         image = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        message = (
-            f"The {name} is not in base64 alone, without line ends and without data: before it."
-        )
+        message = f"The {name} is not plain base64, without line breaks and without a data: prefix."
         raise ApiError(400, "bad_request", message) from error
     if len(image) > MAX_POSTER_BYTES:
         raise too_large()

@@ -153,7 +153,7 @@ class _Guard:
             )
             app = _error(400, "wrong_host", message)
         elif origin is not None and origin.partition("://")[2].lower() != host.lower():
-            app = _error(403, "wrong_origin", "Only this page itself may ask.")
+            app = _error(403, "wrong_origin", "Only this page itself may send requests.")
         await app(scope, receive, send_with_headers)
 
     def _is_ours(self, host: str) -> bool:

@@ -355,7 +355,7 @@ function tell() {
     summary.textContent = "No genre reaches its threshold.";
   }
   const lost = Object.keys(answer.problems).map((name) => name.replaceAll("_", " "));
-  if (lost.length) summary.append(" Told without the ", ...listed(lost, " and the "), ", which can't be read.");
+  if (lost.length) summary.append(" Predicted without the ", ...listed(lost, " and the "), ", which can't be read.");
   const why = at("why");
   at("why-place").append(why); // moved out of the list before the list is replaced
   at("bars").replaceChildren(...answer.genres.map(row));
@@ -507,7 +507,7 @@ function wordsReason(branch, found, genre) {
   else {
     hint.append(`They add up to ${sum}, what the `, isolated(label), ` adds (${found.method}).`);
     if (unknown.length)
-      hint.append(" The model knows nothing of: ", ...listed(unknown.slice(0, MANY_WORDS).map(brief)), `${others}.`);
+      hint.append(" Unknown to the model: ", ...listed(unknown.slice(0, MANY_WORDS).map(brief)), `${others}.`);
   }
   return reason;
 }
