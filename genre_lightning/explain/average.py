@@ -1,4 +1,4 @@
-"""What an ``EmbeddingHead`` says of the average vector of train."""
+"""The logits of an ``EmbeddingHead`` for the average training vector."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ from genre_lightning.models.embedding_head import EmbeddingHead
 
 
 def average_vector(network: EmbeddingHead) -> Tensor | None:
-    """(D,) float32, the mean that BatchNorm has kept; None for a network without."""
+    """(D,) float32, the running mean of the BatchNorm; None for a network without BatchNorm."""
     return None if network.norm is None else network.norm.running_mean
 
 
 @torch.inference_mode()
 def average_logits(model: TrainedModel, branch: str) -> np.ndarray | None:
-    """(G,) float64, what a branch says of the average vector; None where that isn't known.
+    """(G,) float64 logits of a branch for the average vector; None if that is not known.
 
-    It is of no movie in particular, so it belongs to the bias of all: what a branch adds is how far
-    a movie is from the average one.
+    They don't depend on the movie, so they belong to the bias: the part of the branch is then the
+    difference between a movie and the average.
+
+    Raises:
+        TypeError: the branch is not an EmbeddingHead.
     """
     network = model.network.branches[branch]
     if not isinstance(network, EmbeddingHead):

@@ -1,9 +1,9 @@
-"""Where in a poster a branch on a frozen encoder's vector sees evidence.
+"""Heat maps of a poster for branches on a frozen encoder's vector.
 
-The vector holds means over places of what the encoder sees: its last features and, with ``stages``,
-those of every stage. So what a linear layer says of the vector is a sum over places, at each level
-(class activation maps, Zhou et al. 2016), and the levels are summed. Of a network that is not
-linear in them the gradient is taken, place by place (HiResCAM, Draelos and Carin 2020).
+The vector holds means over places of the encoder's last features and, with ``stages``, of those of
+every stage. The output of a linear layer on the vector is therefore a sum over the places of each
+level (class activation maps, Zhou et al. 2016), and the levels are summed. For a network that is
+not linear, its gradient at each place is used (HiResCAM, Draelos and Carin 2020).
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from genre_lightning.inputs.encoders.images import ImageEncoder
 from genre_lightning.inputs.input import Value
 from genre_lightning.models.embedding_head import EmbeddingHead
 
-#: Side in pixels of the squares of a poster that are shown as one place.
+#: Side in pixels of a heat map's cells.
 _CELL = 16
 
 
 @final
 class EmbeddedPosterExplainer(Explainer):
-    """Heat maps over a poster, through its encoder."""
+    """Explains a branch on embedded posters by heat maps through the encoder."""
 
     method: ClassVar[str] = "class activation maps of the encoder's levels, summed"
     gives: ClassVar[str] = "heat map"
 
     def baseline(self, model: TrainedModel, branch: str) -> np.ndarray | None:
-        """The logits of the average vector of train, where the network knows it."""
+        """The logits of the average training vector, if the network has stored it."""
         return average_logits(model, branch)
 
     def explain(
@@ -48,7 +48,8 @@ class EmbeddedPosterExplainer(Explainer):
         def heat_maps(genres: Sequence[int]) -> np.ndarray:
             check_genres(genres, len(model.genres))
             found = torch.from_numpy(evidence(model, branch, pixels, genres))
-            # The first levels tell single pixels, for and against side by side.
+            # Averaged over cells, as the first levels give single pixels, for and against the genre
+            # side by side.
             height, width = (max(1, side // _CELL) for side in pixels.shape[:2])
             cells = F.adaptive_avg_pool2d(found[None], (height, width))[0]
             return scale_heat(cells, pixels.shape[:2])
@@ -59,21 +60,24 @@ class EmbeddedPosterExplainer(Explainer):
 def evidence(
     model: TrainedModel, branch: str, pixels: np.ndarray, genres: Sequence[int]
 ) -> np.ndarray:
-    """What each place of a poster adds to the logits of K genres.
+    """Contributions of each place of a poster to the logits of K genres.
 
-    Against the average vector of train where the network knows it: a place adds where it says more
-    for a genre than places do on average. Where the network is linear, without a hidden layer, and
-    the encoder pools by the mean, the sum over all places is the branch's part of the score; but
-    for rounding, since the branch itself sees the vector in float16.
+    If the network has stored the average training vector, contributions are relative to it: they
+    are positive where a place speaks more for a genre than places do on average. If the network is
+    linear, without a hidden layer, and the encoder pools by the mean, the contributions sum to the
+    branch's part of the score, up to rounding, as the branch itself gets the vector in float16.
 
     Args:
         model: in evaluation mode.
-        branch: its name.
-        pixels: (H, W, 3) uint8, as the input reads them.
-        genres: places of K genres.
+        branch: name of the branch.
+        pixels: (H, W, 3) uint8, as read by the input.
+        genres: indices of K genres.
 
     Returns:
         (K, H, W) float32.
+
+    Raises:
+        TypeError: the branch is not an EmbeddingHead on embeddings of posters.
     """
     branch_input, network = model.inputs[branch], model.network.branches[branch]
     if not isinstance(branch_input, EmbeddingInput) or not isinstance(network, EmbeddingHead):
@@ -83,7 +87,7 @@ def evidence(
         raise TypeError(f"the encoder of branch {branch} looks at no posters")
     size = (pixels.shape[0], pixels.shape[1])
     found = np.zeros((len(genres), *size), dtype=np.float32)
-    # Tensors of inference mode have no gradients.
+    # Tensors made in inference mode can't have gradients.
     with torch.inference_mode(False), torch.enable_grad():
         features = encoder.feature_map(pixels[None])
         last = features.map.detach().clone().requires_grad_()
@@ -111,7 +115,7 @@ def evidence(
 
 
 def spread_out(level: Tensor, size: tuple[int, int]) -> Tensor:
-    """(h, w) amounts spread over H x W places as bilinear interpolation does; the sum stays."""
+    """Spread (h, w) amounts over H x W places by bilinear weights, keeping their sum."""
     rows, columns = (
         _spreading(few, many, level) for few, many in zip(level.shape, size, strict=True)
     )
@@ -119,7 +123,7 @@ def spread_out(level: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _spreading(few: int, many: int, like: Tensor) -> Tensor:
-    """(many, few), to which places each of a few goes and with what share of it."""
+    """(many, few) shares in which each of few amounts is spread over many places."""
     unit = torch.eye(few, device=like.device, dtype=like.dtype)[None]
     shares = F.interpolate(unit, many, mode="linear", align_corners=False)[0].T
     return shares / shares.sum(0)

@@ -1,4 +1,4 @@
-"""What an explanation of a branch is, and what can make one."""
+"""Explanations of a branch, and the interface of the classes that make them."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from genre_lightning.inputs.part import Part
 
 @dataclass(frozen=True)
 class TextPart:
-    """A word of a text, or a title's release year, and what it adds.
+    """A word of a text, or a title's release year, and its contributions to the logits.
 
     Attributes:
-        text: as written ("Schindler's"), "released in 1993" for the year.
+        text: as written ("Schindler's"), or "released in 1993" for the year.
         kind: "word" or "year".
-        span: start and end of its characters in the text; None where normalisation has changed the
-            text too much to tell.
+        span: start and end of its characters in the text; None if normalisation has changed the
+            text too much to locate them.
         contributions: (G,) float64, added to the logits.
     """
 
@@ -38,13 +38,13 @@ class TextPart:
 
 @dataclass(frozen=True)
 class TextExplanation:
-    """What each part of a text adds to the logits of its branch.
+    """The contributions of a text's parts to the logits of a branch.
 
     Attributes:
-        method: how it was found, for people, such as "integrated gradients, exact".
+        method: name of the method for people, such as "integrated gradients, exact".
         text: as given.
-        parts: words, or groups of them, in their order, then the year where there is one that the
-            model looks at. A word that the model does not know is there with zeros.
+        parts: words, or groups of words, in the order of the text, then the year if the model looks
+            at it. Words that the model does not know have contributions of zero.
         exact: whether the parts sum to ``total``.
         total: (G,) float64, the branch's part of the score.
     """
@@ -56,18 +56,19 @@ class TextExplanation:
     total: np.ndarray
 
     def weighted(self, weights: np.ndarray) -> TextExplanation:
-        """The same with all that is added multiplied by (G,) weights."""
+        """Return a copy with all contributions multiplied by (G,) weights."""
         parts = [replace(part, contributions=part.contributions * weights) for part in self.parts]
         return replace(self, parts=tuple(parts), total=self.total * weights)
 
     def ranked(self, genre: int, count: int | None = None) -> list[tuple[str, float]]:
-        """The words that matter most for a genre, for or against it, first.
+        """Words and their contributions to a genre, those with the largest magnitude first.
 
-        A word that occurs several times is listed once, with the sum; one that adds 0 is left out.
+        A word that occurs several times is listed once, with the sum of its contributions. Words
+        that add 0 are left out.
 
         Args:
-            genre: its place in the model's genres.
-            count: how many; None for all.
+            genre: index in the model's genres.
+            count: the most words to return; None for all.
         """
         written: dict[str, str] = {}
         added: dict[str, float] = {}
@@ -82,15 +83,15 @@ class TextExplanation:
 
 @dataclass(frozen=True)
 class ImageExplanation:
-    """Where in an image the evidence for a genre lies.
+    """Heat maps of where in an image the evidence for a genre lies.
 
     Attributes:
-        method: how it is found, for people, such as "Grad-CAM".
-        image: as given; heat maps are laid over it by
-            :func:`genre_lightning.explain.pictures.heat_pictures`.
-        heat_maps: K places of genres to (K, H, W) float32 in [0, 1], over the whole image squeezed
-            to H x W. A map of zeros says that nothing speaks for the genre. Raises IndexError where
-            there is no such genre.
+        method: name of the method for people, such as "Grad-CAM".
+        image: as given; :func:`genre_lightning.explain.pictures.heat_pictures` overlays heat maps
+            on it.
+        heat_maps: function from K genre indices to (K, H, W) float32 in [0, 1], over the whole
+            image resized to H x W. A map of zeros means no evidence for the genre. Raises
+            IndexError for a genre that does not exist.
         num_genres: G, of the model.
     """
 
@@ -100,19 +101,19 @@ class ImageExplanation:
     num_genres: int
 
     def __getstate__(self) -> dict[str, Any]:
-        """What is pickled: the maps of all genres, in place of the model that computes them."""
+        """Pickle the maps of all genres instead of the model that computes them."""
         computed = self.heat_maps(range(self.num_genres))
         return {**self.__dict__, "heat_maps": ComputedHeatMaps(computed)}
 
 
 @dataclass(frozen=True)
 class ComputedHeatMaps:
-    """The ``heat_maps`` of an :class:`ImageExplanation`, (G, H, W), without the model."""
+    """Precomputed ``heat_maps`` of an :class:`ImageExplanation`, (G, H, W), without the model."""
 
     maps: np.ndarray
 
     def __call__(self, genres: Sequence[int]) -> np.ndarray:
-        """(K, H, W) of these genres."""
+        """The (K, H, W) maps of these genres."""
         check_genres(genres, len(self.maps))
         return self.maps[list(genres)]
 
@@ -121,12 +122,12 @@ BranchExplanation = TextExplanation | ImageExplanation
 
 
 class Explainer(ABC):
-    """Takes apart what a branch of one kind says.
+    """Explains the logits of one kind of branch.
 
-    To add one: a final class with these methods, and a line in ``explain/table.py``.
+    To add an explainer, write a final class with these methods and list it in ``explain/table.py``.
 
     Attributes:
-        method: how it does it, for people.
+        method: name of the method for people.
         gives: "words" or "heat map".
     """
 
@@ -135,29 +136,30 @@ class Explainer(ABC):
 
     @abstractmethod
     def baseline(self, model: TrainedModel, branch: str) -> np.ndarray | None:
-        """(G,) float64 logits of a value that says nothing, such as an empty text.
+        """(G,) float64 logits of an uninformative value, such as an empty text.
 
-        They are part of the bias of every movie that has the column. None for no such value.
+        They are part of the bias of every movie that has the column. None without such a value.
         """
 
     @abstractmethod
     def explain(
         self, model: TrainedModel, branch: str, value: Value, budget: int | None = None
     ) -> BranchExplanation | None:
-        """Explain what a branch says of a value; None where its input finds nothing in it.
+        """Explain the logits of a branch; None if its input finds nothing in the value.
 
         Args:
-            model: in evaluation mode, as ``load_model`` gives it.
-            branch: its name.
-            value: of the branch's column, as for the ``read`` of its input, whose errors it raises.
-            budget: the most values that may be encoded for it, where many explanations are wanted;
-                what can't be told word by word is then told by groups of words. Of encoders that
-                cost much, fewer are. None for the explainer's own limit.
+            model: in evaluation mode, as returned by ``load_model``.
+            branch: name of the branch.
+            value: of the branch's column, as passed to the ``read`` of its input, whose errors it
+                raises.
+            budget: the most values to encode for this explanation, fewer for costly encoders, when
+                many explanations are needed; words are then grouped to stay within it. None for the
+                explainer's own limit.
         """
 
 
 def read_columns(model: TrainedModel, columns: Mapping[str, Value | None]) -> dict[str, Any]:
-    """By branch, what its input reads in its column; None for a branch whose column is absent."""
+    """Read a movie's columns with the input of each branch; None for an absent column."""
     found: dict[str, Any] = dict.fromkeys(model.inputs)
     for column in model.columns:
         found |= read_column(model.inputs, column, columns.get(column))
@@ -165,17 +167,23 @@ def read_columns(model: TrainedModel, columns: Mapping[str, Value | None]) -> di
 
 
 def encode_one(model: TrainedModel, branch: str, item: Any) -> Part:
-    """The prepared part of one movie for one branch, from what the branch's input read."""
+    """The prepared part of one movie for one branch.
+
+    Args:
+        model: of the branch.
+        branch: name of the branch.
+        item: the result of the ``read`` of the branch's input.
+    """
     inputs = {branch: model.inputs[branch]}
     return encode_items(inputs, {branch: [item]}, model.device)[branch]
 
 
 @torch.inference_mode()
 def branch_logits(model: TrainedModel, branch: str, part: Part) -> np.ndarray:
-    """(P, G) float64, what one branch says of a prepared part."""
+    """(P, G) float64 logits of one branch for a prepared part."""
     return float64(model.network.branches[branch](**part.numbers).float())
 
 
 def float64(values: Tensor) -> np.ndarray:
-    """The same numbers as an array of float64."""
+    """Convert a tensor to a float64 array."""
     return np.asarray(values.detach().double().cpu().numpy())

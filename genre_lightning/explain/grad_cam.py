@@ -1,6 +1,6 @@
-"""Where in a poster a network on its pixels sees evidence: Grad-CAM (Selvaraju et al. 2017).
+"""Grad-CAM heat maps of a poster for networks on its pixels (Selvaraju et al. 2017).
 
-Heat maps show where the evidence lies and don't add up to anything.
+The maps show where the evidence lies; their values don't sum to the logits.
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ from genre_lightning.models.members import networks_of
 from genre_lightning.models.poster_encoder import PosterEncoder
 from genre_lightning.models.poster_resnet import PosterResNet
 
-#: The least height and width of features from which a heat map is made, where there are any such.
+#: Smallest height and width of the features used for a heat map, if a network has such features.
 _MIN_SIDE = 7
 
 
 @final
 class GradCamExplainer(Explainer):
-    """Heat maps over a poster.
+    """Explains a branch on posters by Grad-CAM heat maps.
 
     Args:
-        see: a network and one prepared poster, (1, 3, H, W), to the features (1, C, h, w) at which
-            the maps are taken, which require gradients, and the logits (G,) computed from them.
+        see: function from a network and one prepared poster, (1, 3, H, W), to the features
+            (1, C, h, w) for the maps, which require gradients, and the logits (G,) computed from
+            them.
     """
 
     method: ClassVar[str] = "Grad-CAM"
@@ -42,7 +43,7 @@ class GradCamExplainer(Explainer):
         self.see = see
 
     def baseline(self, model: TrainedModel, branch: str) -> None:
-        """None: no poster says nothing."""
+        """None, as there is no uninformative poster."""
 
     def explain(
         self, model: TrainedModel, branch: str, value: Value, budget: int | None = None
@@ -51,7 +52,7 @@ class GradCamExplainer(Explainer):
         networks = networks_of(model.network.branches[branch])
 
         def heat_maps(genres: Sequence[int]) -> np.ndarray:
-            # Prepared here: tensors of inference mode have no gradients.
+            # Prepared inside this block: tensors made in inference mode can't have gradients.
             with torch.inference_mode(False), torch.enable_grad():
                 prepared = encode_one(model, branch, pixels).numbers["pixels"]
                 seen = [self.see(network, prepared) for network in networks]
@@ -66,16 +67,16 @@ def grad_cam(
     """Grad-CAM: features weighted by how much each channel raises a genre's logit.
 
     Args:
-        seen: of each network of a branch, whose logits are averaged, features (1, C, h, w), which
+        seen: for each network whose logits the branch averages, the features (1, C, h, w), which
             require gradients, and the logits (G,) computed from them.
-        genres: places of K genres.
+        genres: indices of K genres.
         size: H and W of the maps.
 
     Returns:
         (K, H, W) float32 in [0, 1], see :func:`genre_lightning.explain.heat.scale_heat`.
 
     Raises:
-        IndexError: there is no such genre.
+        IndexError: a genre does not exist.
     """
     places, logits = seen[0]
     check_genres(genres, len(logits))
@@ -84,17 +85,18 @@ def grad_cam(
         for number, genre in enumerate(genres):
             (gradient,) = torch.autograd.grad(logits[genre], features, retain_graph=True)
             weights = gradient.mean(dim=(2, 3), keepdim=True)
-            # Summed with its sign: what one network says for a genre another may say against it.
+            # Summed before negative values are cut off: evidence of one network for a genre can
+            # cancel that of another against it.
             maps[number] += (weights * features).sum(1)[0].detach().cpu()
     return scale_heat(maps, size)
 
 
 def see_stages(network: PosterResNet, prepared: Tensor) -> tuple[Tensor, Tensor]:
-    """For :class:`GradCamExplainer`, of a ``PosterResNet``.
+    """The ``see`` of :class:`GradCamExplainer` for a ``PosterResNet``.
 
-    Taken at the deepest block of its stages whose features still have 7 x 7 places (as in the
-    paper's networks), not at the last one, which may have 2 x 2: those tell little of where, and
-    blanking what they call hot lowers the logit less.
+    Takes the features of the deepest block that still has 7 x 7 places, as in the paper's
+    networks. The last block can have only 2 x 2, which locates little, and blanking the hot regions
+    of its maps lowers the logit less.
     """
     probe, tap = _tapped(network)
     logits = probe(prepared)[0]
@@ -102,7 +104,7 @@ def see_stages(network: PosterResNet, prepared: Tensor) -> tuple[Tensor, Tensor]
 
 
 def see_encoder(network: PosterEncoder, prepared: Tensor) -> tuple[Tensor, Tensor]:
-    """For :class:`GradCamExplainer`, of a ``PosterEncoder``: before its encoder pools."""
+    """The ``see`` of :class:`GradCamExplainer` for a ``PosterEncoder``: features before pooling."""
     with torch.no_grad():
         before = compute_feature_map(network.encoder, prepared, network.name)
     features = before.map.detach().clone().requires_grad_()
@@ -111,7 +113,7 @@ def see_encoder(network: PosterEncoder, prepared: Tensor) -> tuple[Tensor, Tenso
 
 
 class _Tap(nn.Module):
-    """Runs blocks one after another, keeping the features from which gradients are wanted."""
+    """Runs blocks in sequence and keeps the features whose gradients are needed."""
 
     def __init__(self, blocks: nn.Sequential) -> None:
         super().__init__()
@@ -133,9 +135,9 @@ class _Tap(nn.Module):
 
 
 def _tapped(network: PosterResNet) -> tuple[PosterResNet, _Tap]:
-    """A copy of a network, sharing its weights, whose ``stages`` keep their features.
+    """A copy of a network with shared weights, whose ``stages`` keep their features.
 
-    A hook on the network itself would also see what other threads run through it.
+    A hook on the network itself would also record the calls of other threads.
     """
     tap = _Tap(network.stages)
     probe = copy.copy(network)

@@ -1,4 +1,4 @@
-"""Heat maps of any branch: genres that there are, evidence for them alone, each scaled to 1."""
+"""Heat maps from the evidence of any branch, and a check of the genres asked for."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor
 
 
 def check_genres(genres: Sequence[int], count: int) -> None:
-    """Refuse a genre that there is not.
+    """Check that genre indices are in range.
 
     Raises:
-        IndexError: naming it.
+        IndexError: an index is out of range; the message names it.
     """
     for genre in genres:
         if not 0 <= genre < count:
@@ -22,17 +22,17 @@ def check_genres(genres: Sequence[int], count: int) -> None:
 
 
 def scale_heat(evidence: np.ndarray | Tensor, size: tuple[int, int]) -> np.ndarray:
-    """Heat maps of what each place says.
+    """Heat maps of the evidence at each place.
 
-    Only evidence for a genre is shown. Each map is scaled to a maximum of 1, so maps tell places
-    and not amounts.
+    Only evidence for a genre is kept. Each map is scaled to a maximum of 1, so maps show places and
+    not amounts.
 
     Args:
-        evidence: (K, h, w) float32, for and against a genre.
+        evidence: (K, h, w) float32, positive for a genre and negative against it.
         size: H and W of the maps.
 
     Returns:
-        (K, H, W) float32 in [0, 1]; zeros for a genre that nothing speaks for.
+        (K, H, W) float32 in [0, 1]; zeros for a genre without positive evidence.
     """
     heat = torch.relu(torch.as_tensor(evidence))[:, None].float()
     if not len(heat):

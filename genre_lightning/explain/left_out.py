@@ -1,8 +1,8 @@
-"""What each word of a text adds where its branch sees a frozen encoder's vector of the whole text.
+"""Contributions of each word of a text to a branch on a frozen encoder's vector of the whole text.
 
-Words are left out one at a time, and the text that is left is embedded again (Li et al. 2016,
-"Understanding neural networks through representation erasure"). Two words that say the same cover
-for each other, so the changes don't sum to the branch's part.
+Words are left out one at a time, and the remaining text is embedded again (Li et al. 2016,
+"Understanding neural networks through representation erasure"). Redundant words can replace each
+other, so the changes don't sum to the branch's part.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from genre_lightning.inputs.encode import encode_items
 from genre_lightning.inputs.input import Value
 from genre_lightning.inputs.poster_text import text_input
 
-#: The most texts that are embedded for one explanation, and the most words of them all: some ten
-#: seconds of MiniLM on one core. A text of more than 140 words loses several of them at once; for
-#: an encoder that costs seven times as much, one of more than 53.
+#: The most texts to embed for one explanation, and their total number of words: about ten seconds
+#: of MiniLM on one core. In texts of more than 140 words, several words are left out together; for
+#: an encoder that costs seven times as much, in texts of more than 53.
 MAX_TEXTS, MAX_WORDS = 400, 20_000
-#: A budget is of MiniLM's texts. A costlier encoder has fewer, but no less than these.
+#: A budget counts texts for MiniLM. A costlier encoder gets fewer, but at least this many.
 MIN_TEXTS = 6
 
-# What is between spaces, dashes and the bars of a list of names. In scripts written without them,
-# each character: kana and Han.
+# Runs of characters between spaces, dashes and the bars of a list. In kana and Han, which are
+# written without spaces, single characters.
 _WRITTEN = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\s|\u2013\u2014\u3040-\u30ff\u3400-\u9fff]+")
 _WORD = re.compile(r"\w(?:.*\w)?", re.DOTALL)
 
 
 @final
 class LeftOutExplainer(Explainer):
-    """The words of a text that is embedded, each by leaving it out."""
+    """Explains the words of an embedded text by leaving each out."""
 
     method: ClassVar[str] = "leave one out: what is lost without the word"
     gives: ClassVar[str] = "words"
 
     def baseline(self, model: TrainedModel, branch: str) -> np.ndarray | None:
-        """The logits of the average vector of train, where the network knows it."""
+        """The logits of the average training vector, if the network has stored it."""
         return average_logits(model, branch)
 
     def explain(
@@ -60,15 +60,15 @@ class LeftOutExplainer(Explainer):
         most = min(afforded or MAX_TEXTS, MAX_TEXTS, MAX_WORDS // cost // max(1, len(words)))
         groups = group_words(words, most)
         without = [leave_out(text, group) for group in groups]
-        # All in one call of the encoder, which makes batches of them. A text of which nothing is
-        # left counts as absent: the branch then says nothing, beyond its baseline.
+        # One call, so that the encoder can batch the texts. A text without any words left counts
+        # as absent: the branch then gives its baseline.
         asked = [text, *(left for left in without if left)]
         part = encode_items({branch: branch_input}, {branch: asked}, model.device)[branch]
         whole, *found = branch_logits(model, branch, part)
         baseline = self.baseline(model, branch)
         nothing = np.zeros_like(whole) if baseline is None else baseline
         seen = iter(found)
-        # Of a poster, its words are what is shown.
+        # For a poster, the text shown is the words read on it.
         given = text if branch_input.of == "poster" else value
         spans = as_given(given, text, groups)
         parts = []
@@ -81,10 +81,19 @@ class LeftOutExplainer(Explainer):
 def as_given(
     given: str, seen: str, groups: Sequence[Sequence[tuple[int, int]]]
 ) -> list[tuple[int, int] | None]:
-    """Where groups of words of the text that the encoder sees stand in the text as given.
+    """Locate groups of words of the text that the encoder sees in the text as given.
 
-    Words are the same in both, in another order maybe, and some may be left out; of equal ones the
-    first is the first. None for words that stand apart or are not in it.
+    The encoder's text can have the words in a different order and lack some of them. Equal words
+    are matched in order.
+
+    Args:
+        given: text as given.
+        seen: text that the encoder sees.
+        groups: start and end in ``seen`` of each word of each group.
+
+    Returns:
+        Start and end of each group in ``given``; None if its words are not adjacent there or are
+        missing.
     """
     if given == seen:
         return [(group[0][0], group[-1][1]) for group in groups]
@@ -105,7 +114,7 @@ def as_given(
 
 
 def find_words(text: str) -> list[tuple[int, int]]:
-    """Start and end of each word, without the punctuation around it; what has none is no word."""
+    """Start and end of each word without surrounding punctuation; skips punctuation by itself."""
     words = []
     for written in _WRITTEN.finditer(text):
         if word := _WORD.search(written[0]):
@@ -114,13 +123,13 @@ def find_words(text: str) -> list[tuple[int, int]]:
 
 
 def group_words(words: Sequence[tuple[int, int]], most: int) -> list[list[tuple[int, int]]]:
-    """Consecutive words together, as few as make no more than ``most`` groups."""
+    """Group consecutive words, as few per group as gives at most ``most`` groups."""
     size = -(-len(words) // max(1, most)) or 1
     return [list(words[start : start + size]) for start in range(0, len(words), size)]
 
 
 def leave_out(text: str, words: Sequence[tuple[int, int]]) -> str:
-    """The text without consecutive words, the punctuation that touches them, and a space."""
+    """Remove consecutive words from a text, with the adjoining punctuation and the space after."""
     start, end = words[0][0], words[-1][1]
     for written in _WRITTEN.finditer(text):
         if written.start() <= start < written.end():

@@ -1,4 +1,4 @@
-"""Why a model scores one movie as it does: the parts of its score, and each branch taken apart."""
+"""Explain a movie's scores: the parts of each score, and the explanations of the branches."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from genre_lightning.inputs.input import Value
 
 @dataclass(frozen=True)
 class MovieExplanation:
-    """Why a model scores one movie as it does.
+    """Explanation of a model's scores for one movie.
 
     Attributes:
-        genres: the G genres, in the order of all numbers.
-        labels: by branch, what to call it.
-        parts: what the logits are made of.
-        branches: by branch that the movie has the column of, what explains it; branches that can't
-            be taken apart, or find nothing, are not among them.
+        genres: the G genres, in the order of all arrays.
+        labels: by branch, a name for people.
+        parts: of the logits.
+        branches: by branch, its explanation. Branches that can't be explained, whose column the
+            movie lacks, or that find nothing in it, are left out.
         absent: the branches whose column the movie lacks.
     """
 
@@ -34,16 +34,16 @@ class MovieExplanation:
 
 
 def explain_movie(model: TrainedModel, columns: Mapping[str, Value | None]) -> MovieExplanation:
-    """Explain what a model says of one movie.
+    """Explain a model's scores for one movie.
 
     Args:
-        model: in evaluation mode, as ``load_model`` gives it.
-        columns: the movie's values by column, each as for the ``read`` of an input; columns that
-            the model does not look at are ignored.
+        model: in evaluation mode, as returned by ``load_model``.
+        columns: the movie's values by column, each as passed to the ``read`` of an input; columns
+            that the model does not look at are ignored.
 
     Raises:
         InputError: a value can't be read.
-        TypeError: a value is of a type that no such column has.
+        TypeError: a value has the wrong type for its column.
     """
     parts = score_parts(model, columns)
     branches = {}

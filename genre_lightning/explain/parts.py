@@ -1,9 +1,9 @@
-"""What a score is made of: a bias, and what each branch adds.
+"""Decompose a score into a bias and the parts of the branches.
 
-Logits are summed, so a score splits exactly into what the model says of any movie that has the same
-columns (the bias), what each branch adds, with the weights that stacking gives it, and what the
-scores of all genres add then, by stacking and by label sets. ``explain/table.py`` takes a branch's
-part further apart.
+Logits are summed, so a score splits exactly into a bias, which is the same for all movies with the
+same columns; the part of each branch, weighted by stacking; and the contribution of the scores of
+all genres through stacking and label sets (co-occurrence). ``explain/table.py`` explains the part
+of a single branch.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from genre_lightning.inputs.part import Part
 
 @dataclass(frozen=True)
 class ScoreParts:
-    """What a movie's logits are made of.
+    """The parts of a movie's logits.
 
     Attributes:
-        bias: (G,) float64, the model's prior and the baseline of each branch whose column the
+        bias: (G,) float64, the model's prior plus the baseline of each branch whose column the
             movie has, such as the logits of an empty text.
-        branches: by branch, (G,) float64, what it adds; zeros where the column is absent.
-        cooccurrence: (G,) float64, what the scores of all genres add, by stacking and by label
+        branches: by branch, the (G,) float64 that it adds; zeros if the column is absent.
+        cooccurrence: (G,) float64, added by the scores of all genres through stacking and label
             sets; None for a model with neither.
     """
 
@@ -40,14 +40,14 @@ class ScoreParts:
 
     @property
     def logits(self) -> np.ndarray:
-        """(G,) float64, the sum."""
+        """(G,) float64, the sum of all parts."""
         total = self.bias
         for part in self.branches.values():
             total = total + part
         return total if self.cooccurrence is None else total + self.cooccurrence
 
     def cooccurrence_of(self, genre: int) -> dict[str, float]:
-        """Of the genre at a place, under its name for programs; empty for a model without."""
+        """Co-occurrence of one genre, by index, as a JSON entry; empty for a model without it."""
         if self.cooccurrence is None:
             return {}
         return {"cooccurrence": float(self.cooccurrence[genre])}
@@ -57,24 +57,24 @@ def score_parts(model: TrainedModel, columns: Mapping[str, Value | None]) -> Sco
     """Split the logits of one movie into the bias and the part of each branch.
 
     Args:
-        model: in evaluation mode, as ``load_model`` gives it.
-        columns: the movie's values by column, each as for the ``read`` of an input; columns that
-            the model does not look at are ignored.
+        model: in evaluation mode, as returned by ``load_model``.
+        columns: the movie's values by column, each as passed to the ``read`` of an input; columns
+            that the model does not look at are ignored.
 
     Raises:
         InputError: a value can't be read.
-        TypeError: a value is of a type that no such column has.
+        TypeError: a value has the wrong type for its column.
     """
     items = {branch: [item] for branch, item in read_columns(model, columns).items()}
     return split_encoded(model, encode_items(model.inputs, items, model.device))
 
 
 def split_encoded(model: TrainedModel, parts: Mapping[str, Part]) -> ScoreParts:
-    """The parts of a score of a movie that is encoded already.
+    """Split the logits of one movie that has already been encoded.
 
     Args:
         model: in evaluation mode.
-        parts: of one movie, of :func:`genre_lightning.inputs.encode.encode_items`.
+        parts: of one movie, as returned by :func:`genre_lightning.inputs.encode.encode_items`.
     """
     return split_logits(
         model,
@@ -88,12 +88,12 @@ def split_encoded(model: TrainedModel, parts: Mapping[str, Part]) -> ScoreParts:
 def split_logits(
     model: TrainedModel, logits: Mapping[str, np.ndarray | None], fold: int | None = None
 ) -> ScoreParts:
-    """The parts of a score whose branches have been computed already.
+    """Split the logits of one movie, given the logits of its branches.
 
     Args:
         model: in evaluation mode.
-        logits: by branch, (G,) of one movie; None where the column is absent.
-        fold: of the movie, where the member of its fold scored it; None otherwise.
+        logits: by branch, (G,) of one movie; None if the column is absent.
+        fold: of the movie, if the member of this fold scored it; None otherwise.
     """
     bias = float64(model.network.prior)
     parts, in_sum = {}, {}
@@ -122,15 +122,16 @@ def split_logits(
 
 
 def branch_labels(inputs: Mapping[str, Input]) -> dict[str, str]:
-    """What to call each branch: by its column, or by its own name where that says more.
+    """Labels of the branches for people: the column's name, or the branch's own if that is clearer.
 
-    It does where several branches look at the column, and where they look movies up by their id.
+    The branch's own name is clearer if several branches look at the column, or for vectors by movie
+    id.
     """
     columns = [branch_input.column for branch_input in inputs.values()]
 
     def label(branch: str, branch_input: Input) -> str:
         column = branch_input.column
-        # Another branch may have the column's name for its own.
+        # Another branch may be named like this column.
         clear = columns.count(column) == 1 and (column not in inputs or branch == column)
         return column if clear and branch_input.of != "id" else branch
 

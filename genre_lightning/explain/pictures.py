@@ -14,8 +14,8 @@ from genre_lightning.inputs.decode import upright_size
 from genre_lightning.inputs.input import Value
 from genre_lightning.inputs.pixels import read_poster
 
-#: Colours of a heat map from cold to hot, evenly spaced: matplotlib's "inferno", whose lightness
-#: grows evenly and which colour-blind people read as well.
+#: Evenly spaced colours of a heat map from cold to hot: matplotlib's "inferno", which is
+#: perceptually uniform and readable for colour-blind people.
 _INFERNO = np.array(
     [
         (0, 0, 4),
@@ -29,26 +29,26 @@ _INFERNO = np.array(
     ],
     dtype=np.float32,
 )
-#: Share of the colour where it is hottest.
+#: Opacity of the colours where the map is hottest.
 _STRENGTH = 0.65
 
 
 def heat_pictures(
     explanation: ImageExplanation, genres: Sequence[int], side: int = 512
 ) -> list[Image.Image]:
-    """An image in its own proportions with each of K genres' heat map laid over it.
+    """Overlay the heat maps of K genres on an image, in its original proportions.
 
     Args:
         explanation: of the image.
-        genres: places of K genres in the model's genres.
-        side: the longer side of the pictures in pixels.
+        genres: indices of K genres in the model's genres.
+        side: longer side of the pictures in pixels.
 
     Returns:
         K RGB pictures.
 
     Raises:
         InputError: the image can't be read.
-        IndexError: there is no such genre.
+        IndexError: a genre does not exist.
     """
     width, height = proportions(explanation.image)
     scale = side / max(width, height)
@@ -58,12 +58,12 @@ def heat_pictures(
 
 
 def lay_over(image: np.ndarray, heat: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    """A squeezed image with a heat map laid over it, in the proportions that it has.
+    """Overlay a heat map on a distorted image, and restore the proportions of the original.
 
     Args:
         image: (H, W, 3) uint8 RGB, the whole image.
-        heat: (h, w) float32 in [0, 1], over the whole image as well.
-        size: width and height of the picture.
+        heat: (h, w) float32 in [0, 1], also over the whole image.
+        size: width and height of the picture to return.
     """
     height, width = image.shape[:2]
     big = Image.fromarray(heat).resize((width, height), Image.Resampling.BILINEAR)
@@ -71,14 +71,14 @@ def lay_over(image: np.ndarray, heat: np.ndarray, size: tuple[int, int]) -> Imag
 
 
 def overlay(image: np.ndarray, heat: np.ndarray) -> Image.Image:
-    """An image with a heat map laid over it: where it is cold the image is seen in dim gray.
+    """Overlay a heat map on an image, which is dim gray where the map is cold.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         heat: (H, W) in [0, 1], one map of :class:`ImageExplanation`.
 
     Raises:
-        ValueError: they differ in size.
+        ValueError: the image and the map differ in size.
     """
     if heat.shape != image.shape[:2]:
         raise ValueError(f"a heat map of {heat.shape} for an image of {image.shape[:2]}")
@@ -95,7 +95,7 @@ def overlay(image: np.ndarray, heat: np.ndarray) -> Image.Image:
 
 
 def proportions(image: Value) -> tuple[int, int]:
-    """Width and height of an image as one sees it: as for :func:`read_poster`, and readable."""
+    """Width and height of an upright image, given as for :func:`read_poster` and readable."""
     if isinstance(image, np.ndarray):
         return image.shape[1], image.shape[0]
     return upright_size(Path(image) if isinstance(image, (str, os.PathLike)) else image)

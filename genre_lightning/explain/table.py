@@ -1,7 +1,7 @@
-"""What can explain a branch, by the kind of its input and the class of its network.
+"""The table of explainers, by the kind of a branch's input and the class of its network.
 
-To add one, write a final class of :class:`genre_lightning.explain.explainer.Explainer` and list it
-here.
+To add one, write a final subclass of :class:`genre_lightning.explain.explainer.Explainer` and list
+it here.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from genre_lightning.models.poster_resnet import PosterResNet
 from genre_lightning.models.terms_linear import TermsLinear
 from genre_lightning.models.terms_mlp import TermsMLP
 
-#: Kind of the input, kind of its column, class of the network.
+#: By kind of the input, kind of its column and class of the network.
 EXPLAINERS: Mapping[tuple[str, str, type[nn.Module]], Explainer] = {
     ("terms", "text", TermsMLP): TermsExplainer(),
     ("terms", "text", TermsLinear): TermsExplainer(),
@@ -48,7 +48,7 @@ EXPLAINERS: Mapping[tuple[str, str, type[nn.Module]], Explainer] = {
 
 
 def find_explainer(model: TrainedModel, branch: str) -> Explainer | None:
-    """What can explain this branch; None where nothing can.
+    """Return the explainer of a branch; None if the branch can't be explained.
 
     Raises:
         ValueError: the model has no such branch.
@@ -65,22 +65,22 @@ def find_explainer(model: TrainedModel, branch: str) -> Explainer | None:
 def explain_branch(
     model: TrainedModel, branch: str, value: Value | None, budget: int | None = None
 ) -> BranchExplanation | None:
-    """Explain what one branch says of a movie.
+    """Explain the part of one branch in a movie's score.
 
     Args:
-        model: in evaluation mode, as ``load_model`` gives it.
-        branch: its name.
-        value: of the branch's column; None, or an empty text, for a movie that lacks it.
+        model: in evaluation mode, as returned by ``load_model``.
+        branch: name of the branch.
+        value: of the branch's column; None or an empty text for a movie that lacks it.
         budget: see :meth:`Explainer.explain`.
 
     Returns:
         A :class:`~genre_lightning.explain.explainer.TextExplanation` or an
-        :class:`~genre_lightning.explain.explainer.ImageExplanation`; None where the column is
-        absent, or the branch's input finds nothing in it: there is nothing to explain.
+        :class:`~genre_lightning.explain.explainer.ImageExplanation`; None if the column is absent
+        or the branch's input finds nothing in it.
 
     Raises:
         ValueError: the model has no such branch.
-        TypeError: a branch of this kind can't be explained, or the value is of a wrong type.
+        TypeError: branches of this kind can't be explained, or the value has the wrong type.
         InputError: the value can't be read.
     """
     explainer = find_explainer(model, branch)
@@ -99,11 +99,11 @@ def explain_branch(
 
 
 def branch_weights(model: TrainedModel, branch: str, fold: int | None = None) -> np.ndarray:
-    """(G,) float64, what the logits of a branch are multiplied by.
+    """(G,) float64 stacking weights of a branch's logits; ones for a model without stacking.
 
     Args:
-        model: whose branch it is.
-        branch: its name.
+        model: of the branch.
+        branch: name of the branch.
         fold: of a movie in validation by folds; None in prediction.
     """
     if model.network.stacking is None:

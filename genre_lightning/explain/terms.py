@@ -1,7 +1,7 @@
-"""What each word of a text adds, where its branch is a ``TermsMLP`` or linear on TF-IDF terms.
+"""Contributions of each word of a text to a ``TermsMLP`` or ``TermsLinear`` on TF-IDF terms.
 
-Integrated Gradients (Sundararajan et al. 2017, "Axiomatic attribution for deep networks") from the
-empty text: the parts sum exactly to the change of the logits.
+Computed by Integrated Gradients (Sundararajan et al. 2017, "Axiomatic attribution for deep
+networks") with the empty text as the baseline: the parts sum exactly to the change of the logits.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from genre_lightning.models.members import networks_of
 from genre_lightning.models.terms_linear import TermsLinear
 from genre_lightning.models.terms_mlp import TermsMLP
 
-#: How far parts may be from their sum: rounding of float32 logits.
+#: Tolerated rounding error between the sum of the parts and the float32 logits.
 _TOLERANCE = 1e-4
 
 
 @final
 class TermsExplainer(Explainer):
-    """The words of a text, or the items of a list, by Integrated Gradients from an empty one."""
+    """Explains the words of a text, or the items of a list, by Integrated Gradients."""
 
     method: ClassVar[str] = "integrated gradients, exact"
     gives: ClassVar[str] = "words"
@@ -52,7 +52,7 @@ class TermsExplainer(Explainer):
         """See :class:`Explainer`.
 
         Raises:
-            RuntimeError: the terms do not sum to the branch's part.
+            RuntimeError: the contributions do not sum to the branch's part.
         """
         branch_input, _ = _halves(model, branch)
         text = model.inputs[branch].read(value)
@@ -64,24 +64,26 @@ class TermsExplainer(Explainer):
 def term_contributions(
     model: TrainedModel, branch: str, text: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What each term of a text adds to the logits of its branch.
+    """Contributions of each term of a text to the logits of its branch.
 
-    On the straight way from the empty text to this one every hidden unit's input changes linearly,
-    so a ReLU switches at most once and the gradients' integral has a closed form: nothing is
-    sampled. Of a linear network it is each term's weight.
+    On the straight path from the empty text to this one, every hidden unit's input changes
+    linearly. A ReLU therefore switches at most once, and the integral of the gradients has a closed
+    form that needs no sampling. For a linear network, a contribution is the term's weight times
+    its coefficients.
 
     Returns:
-        (T,) int64, columns of the vocabulary; (T, G) float64, what each adds; (G,) float64, the
-        logits of the text less those of the empty one, which is what they sum to.
+        (T,) int64, the terms' columns in the vocabulary; (T, G) float64, their contributions; (G,)
+        float64, the sum of these: the logits of the text minus those of the empty text.
 
     Raises:
-        RuntimeError: they don't: the network has changed and this file has not.
+        RuntimeError: the contributions do not sum to this difference, because the network has
+            changed and this file has not.
     """
     _, networks = _halves(model, branch)
     part = encode_one(model, branch, text)
     columns, weights = part.numbers["indices"], part.numbers["weights"]
     with torch.inference_mode():
-        # Their logits are averaged, so what each term adds is the average too.
+        # The networks' logits are averaged, and so are the contributions.
         each = [_contributions(network, columns, weights) for network in networks]
     contributions = np.mean(each, axis=0)
     whole = branch_logits(model, branch, part)[0]
@@ -96,7 +98,7 @@ def term_contributions(
 
 
 def _halves(model: TrainedModel, branch: str) -> tuple[TermsInput, list[TermsMLP | TermsLinear]]:
-    """The input of a branch, and its networks, whose logits are averaged."""
+    """The input of a branch, and the networks whose logits it averages."""
     branch_input = text_input(model.inputs[branch])
     networks = networks_of(model.network.branches[branch])
     known = [network for network in networks if isinstance(network, (TermsMLP, TermsLinear))]
@@ -108,7 +110,7 @@ def _halves(model: TrainedModel, branch: str) -> tuple[TermsInput, list[TermsMLP
 def _contributions(
     network: TermsMLP | TermsLinear, columns: torch.Tensor, weights: torch.Tensor
 ) -> np.ndarray:
-    """(T, G) float64, what T columns add to the logits of one network."""
+    """(T, G) float64 contributions of T columns to the logits of one network."""
     if isinstance(network, TermsMLP):
         return _integrated_gradients(network, columns, weights)
     rows = network.embed.weight[columns].double()
@@ -121,19 +123,19 @@ def _integrated_gradients(
 ) -> np.ndarray:
     """(T, G) float64 contributions of T columns; see :func:`term_contributions`.
 
-    The network is ``head(relu(norm(sum of weights * embed)))``, BatchNorm with stored statistics,
-    plus, where it has a ``skip``, an embedding bag straight to the logits.
+    The network is ``head(relu(norm(sum of weights * embed)))``, where ``norm`` is a BatchNorm with
+    stored statistics. If the network has a ``skip``, an embedding bag is added to the logits.
     """
     weights = weights.double()[:, None]
     norm = network.norm
     if norm.running_mean is None or norm.running_var is None:
         raise TypeError("the BatchNorm of a TermsMLP keeps no statistics")
     scale = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
-    # Each term's share in the input of each hidden unit, and the input of an empty text.
+    # Each term's share of the input of each hidden unit, and the input for an empty text.
     shares = weights * network.embed.weight[columns].double() * scale
     start = norm.bias.double() - norm.running_mean.double() * scale
     way = shares.sum(0)
-    # Which share of the way from start to start + way a unit is on, its input above zero.
+    # The share of the path from start to start + way on which a unit is active.
     crossing = torch.where(way != 0, -start / way, torch.zeros_like(way)).clamp(0.0, 1.0)
     on = torch.where(way > 0, 1.0 - crossing, crossing)
     on = torch.where(way == 0, (start > 0).double(), on)
@@ -146,7 +148,7 @@ def _integrated_gradients(
 def _words(
     vectorizer: TermVectorizer, text: str, columns: np.ndarray, contributions: np.ndarray
 ) -> tuple[TextPart, ...]:
-    """Sum the terms' (T, G) contributions over the words and the year of a text."""
+    """Distribute the terms' (T, G) contributions among the words and the year of a text."""
     normalised, year = vectorizer.normalise(text)
     if vectorizer.analyzer == "item":
         words, spans, year_span = *_item_spans(text), None
@@ -172,16 +174,17 @@ def _shared_out(
     columns: np.ndarray,
     contributions: np.ndarray,
 ) -> np.ndarray:
-    """(W, G) float64, what each word of a normalised text gets of its terms' contributions.
+    """(W, G) float64 contributions of the W words of a normalised text.
 
-    A term's contribution is divided among the places where it stands, equally, and there among the
-    words it covers, by characters: an n-gram within a word goes to that word alone.
+    A term's contribution is divided equally among its occurrences, and within an occurrence among
+    the words it covers in proportion to the characters covered. An n-gram inside a word therefore
+    counts for that word alone.
     """
     result = np.zeros((len(words), contributions.shape[1]))
     located = vectorizer.locate(text)
     if not located:
         return result
-    # Number of the word that each character belongs to, -1 for what stands between two.
+    # Index of the word that each character belongs to, -1 between words.
     owner = np.full(len(text), -1, dtype=np.int64)
     lengths = np.array([len(word) for word in words])
     starts = np.cumsum(lengths + 1) - lengths - 1
@@ -190,7 +193,7 @@ def _shared_out(
 
     column, start, end = np.array(located, dtype=np.int64).T
     spaces = np.array([not (owner[a:b] >= 0).any() for _, a, b in located])
-    # A lone space belongs to the words beside it.
+    # A term of spaces alone counts for the words beside it.
     start = np.where(spaces, np.maximum(start - 1, 0), start)
     end = np.where(spaces, np.minimum(end + 1, len(text)), end)
     # One entry for each character of each occurrence of a term.
@@ -200,10 +203,10 @@ def _shared_out(
     word = owner[character]
     occurrence, word = occurrence[word >= 0], word[word >= 0]
     covered = np.bincount(occurrence, minlength=len(size))
-    term = np.searchsorted(columns, column)  # decades, which come last, are not among the located
+    term = np.searchsorted(columns, column)  # decades come last and are never located
     times = np.bincount(term, minlength=len(columns))
     share = 1.0 / (covered[occurrence] * times[term[occurrence]])
-    # Summed by term and word first: a term covers a word with several characters.
+    # Summed by term and word first, as a term covers several characters of a word.
     pair, place = np.unique(term[occurrence] * len(words) + word, return_inverse=True)
     terms, owners = np.divmod(pair, len(words))
     np.add.at(result, owners, np.bincount(place, share)[:, None] * contributions[terms])
@@ -211,7 +214,7 @@ def _shared_out(
 
 
 def _item_spans(text: str) -> tuple[list[str], list[tuple[int, int] | None]]:
-    """The normalised items of a list and where they stand in it; empty ones are left out."""
+    """The normalised items of a list and their spans in the text, without empty items."""
     names: list[str] = []
     spans: list[tuple[int, int] | None] = []
     start = 0
@@ -228,10 +231,17 @@ def _item_spans(text: str) -> tuple[list[str], list[tuple[int, int] | None]]:
 def word_spans(
     text: str, words: Sequence[str]
 ) -> tuple[list[tuple[int, int] | None], tuple[int, int] | None]:
-    """Where the words of a normalised text, and the year left out of it, stand in the text.
+    """Locate the words of a normalised text, and the year that was removed, in the original text.
 
-    Found by normalising it character by character. Where that gives other words, as it may in
-    scripts whose letters change with their neighbours, nothing is known: None for each.
+    The text is normalised character by character. If this gives different words, as it can in
+    scripts whose letters change with their neighbours, all spans are None.
+
+    Args:
+        text: the original text.
+        words: of the normalised text.
+
+    Returns:
+        Start and end of each word, and of the year; None for an unknown span or no year.
     """
     pieces = {character: _piece(character) for character in set(text)}
     found: list[tuple[list[str], int, int]] = []
@@ -251,8 +261,8 @@ def word_spans(
     extra = len(names) - len(words)
     if extra < 0:
         return [None] * len(words), None
-    # All words but the year's are the same before and after it. The year is the last part in
-    # brackets, so of equal words the last one is it.
+    # Apart from the year, the words are the same in both. The year is the last part in brackets, so
+    # the longest common start leaves the last of equal words to the year.
     kept = _common(names, words)
     if kept + _common(names[::-1], words[::-1]) < len(words):
         return [None] * len(words), None
@@ -263,14 +273,14 @@ def word_spans(
 
 
 def _piece(character: str) -> str | None:
-    """What becomes of a character of a word, maybe nothing; None for a gap between words."""
+    """The normalised form of a character, possibly empty; None for a gap between words."""
     piece = normalise_title(character)[0]
-    # Between two letters an apostrophe, which leaves nothing, is told from a gap.
+    # An apostrophe also normalises to nothing; put between two letters, only a gap leaves a space.
     return None if not piece and " " in normalise_title(f"a{character}b")[0] else piece
 
 
 def _common(first: Sequence[str], second: Sequence[str]) -> int:
-    """How many items two lists have in common from their start."""
+    """Length of the common prefix of two lists."""
     pairs = zip(first, second, strict=False)
     return next(
         (place for place, (one, other) in enumerate(pairs) if one != other),

@@ -1,4 +1,4 @@
-"""What the release year of a title adds, where a branch looks at nothing else of it."""
+"""Contribution of a title's release year to a branch that looks only at the year."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from genre_lightning.inputs.titles import normalise_title
 
 @final
 class YearExplainer(Explainer):
-    """The year is all that the branch sees, so the branch's part is the year's."""
+    """Explains a branch by the year, its only input: the whole part of the branch is the year's."""
 
     method: ClassVar[str] = "the year alone, exact"
     gives: ClassVar[str] = "words"
 
     def baseline(self, model: TrainedModel, branch: str) -> None:
-        """None: no year says nothing."""
+        """None, as there is no uninformative year."""
 
     def explain(
         self, model: TrainedModel, branch: str, value: Value, budget: int | None = None

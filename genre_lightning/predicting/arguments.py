@@ -1,6 +1,6 @@
-"""The arguments of ``genre-predict`` and whether they make sense together.
+"""The arguments of ``genre-predict`` and checks that they fit together.
 
-Nothing heavy is imported here: a slip is told before PyTorch is loaded.
+Imports nothing heavy, so that mistakes are reported before PyTorch is loaded.
 """
 
 from __future__ import annotations
@@ -24,32 +24,34 @@ examples:
   genre-predict card best.ckpt --out card.md
 """
 
-#: In the place of a file: standard input and output.
+#: Instead of a file: standard input or output.
 STREAM = Path("-")
 
-#: Options for one movie, and the columns that they give.
+#: Options for one movie, each named like its column.
 FLAGS = ("title", "poster", "synopsis")
 
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """What ``genre-predict`` was asked to do: one movie, a CSV file or a folder.
+    """Options of ``genre-predict`` for one movie, a CSV file or a folder.
 
     Attributes:
-        checkpoint: the file.
-        columns: of one movie, by name, as given; empty for many movies. The poster is a path.
-        csv: to read; ``STREAM`` for standard input.
-        folder: of posters.
+        checkpoint: a file or folder, or "last"; see :func:`add_checkpoint`.
+        columns: values of one movie, by name, as given; empty for many movies. The poster is a
+            path.
+        csv: file to read; ``STREAM`` for standard input.
+        folder: folder of posters.
         out: CSV to write; ``STREAM`` for standard output.
         json: print JSON.
-        explain: say why.
-        explain_out: where heat maps go.
-        device: None to choose.
-        workers: None for one per core.
-        encoder: names of encoders that the checkpoint may use beyond our own table.
-        ask: run folder of genre-ask whose server is asked about the movies; None to ask nobody.
-        ask_url: of that server, where it is another one by now.
-        api_key_env: name of the environment variable that holds its key.
+        explain: also print the reasons.
+        explain_out: folder for the heat maps; None for the poster's folder.
+        device: name of a device; None for the default.
+        workers: number of threads; None for one per core.
+        encoder: names of encoders outside this project's table that the checkpoint may use.
+        ask: run folder of genre-ask whose language model is asked about the movies; None to ask
+            none.
+        ask_url: address of the server, if not that of the run.
+        api_key_env: name of the environment variable that holds the server's key.
     """
 
     checkpoint: Path
@@ -70,7 +72,7 @@ class PredictOptions:
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What ``genre-predict export`` was asked to write; at least one of the three."""
+    """Options of ``genre-predict export``; at least one of onnx, weights and out is given."""
 
     checkpoint: Path
     onnx: Path | None
@@ -83,14 +85,14 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class CardOptions:
-    """What ``genre-predict card`` was asked to write.
+    """Options of ``genre-predict card``.
 
     Attributes:
-        checkpoint: the file.
-        out: the file to write; None for standard output.
-        scores: folders that evaluate.py wrote, besides those beside the checkpoint.
-        licence: of the model; None for none chosen.
-        encoder: names of encoders that the checkpoint may use beyond our own table.
+        checkpoint: a file or folder, or "last"; see :func:`add_checkpoint`.
+        out: file to write; None for standard output.
+        scores: folders that evaluate.py wrote, in addition to those beside the checkpoint.
+        licence: of the model; None if none is chosen.
+        encoder: names of encoders outside this project's table that the checkpoint may use.
     """
 
     checkpoint: Path
@@ -101,7 +103,7 @@ class CardOptions:
 
 
 def parse_predict(arguments: Sequence[str]) -> PredictOptions:
-    """Parse the arguments; exits with 2 where they make no sense."""
+    """Parse the arguments; exits with 2 if they are invalid."""
     parser = _predict_parser()
     options = parser.parse_args(arguments)
     given = [(name, getattr(options, name)) for name in FLAGS]
@@ -135,7 +137,7 @@ def parse_predict(arguments: Sequence[str]) -> PredictOptions:
 
 
 def parse_export(arguments: Sequence[str]) -> ExportOptions:
-    """Parse the arguments; exits with 2 where they make no sense."""
+    """Parse the arguments; exits with 2 if they are invalid."""
     parser = argparse.ArgumentParser(
         prog="genre-predict export",
         description="Write a model as an ONNX file with its vocabulary as JSON, as a small "
@@ -174,7 +176,7 @@ def parse_export(arguments: Sequence[str]) -> ExportOptions:
 
 
 def parse_card(arguments: Sequence[str]) -> CardOptions:
-    """Parse the arguments; exits with 2 where they make no sense."""
+    """Parse the arguments; exits with 2 if they are invalid."""
     parser = argparse.ArgumentParser(
         prog="genre-predict card",
         description="Write a model card in Markdown: data, scores, thresholds, encoders and their "
@@ -191,7 +193,7 @@ def parse_card(arguments: Sequence[str]) -> CardOptions:
 
 
 def _add_card(parser: argparse.ArgumentParser) -> None:
-    """The options of a model card."""
+    """Add the options of a model card."""
     parser.add_argument(
         "--scores",
         type=Path,
@@ -295,7 +297,7 @@ def _predict_parser() -> argparse.ArgumentParser:
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
-    """The argument ``checkpoint``, for :func:`genre_lightning.runs.ckpt_path.best_checkpoint`."""
+    """Add ``checkpoint``, an argument of :func:`genre_lightning.runs.ckpt_path.best_checkpoint`."""
     parser.add_argument(
         "checkpoint",
         metavar="CKPT",
@@ -306,7 +308,7 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
 
 
 def add_encoder(parser: argparse.ArgumentParser) -> None:
-    """The option ``--encoder``, for the ``encoders`` of ``GenrePredictor.from_checkpoint``."""
+    """Add ``--encoder``, for the ``encoders`` of ``GenrePredictor.from_checkpoint``."""
     parser.add_argument(
         "--encoder",
         action="append",

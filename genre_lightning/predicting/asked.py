@@ -1,4 +1,4 @@
-"""New movies for a model with a branch of a language model's answers: its server is asked."""
+"""Answers of a language model about new movies, for a model with a branch on such answers."""
 
 from __future__ import annotations
 
@@ -25,28 +25,29 @@ from genre_lightning.runs.lock import locked
 if TYPE_CHECKING:
     from genre_lightning.predicting.predictor import GenrePredictor, Prediction
 
-#: Movies asked about together, over requests at once: while the last of them is waited for, the
-#: server has less to do.
+#: Movies asked about together, as a multiple of the concurrent requests. The server has less to do
+#: while the last requests of a chunk are pending, so small chunks are slower.
 _CHUNKS = 8
 
 
 @final
 class AskedMovies:
-    """Asks about movies as a run of genre-ask did, and hands the answers to the model.
+    """Asks about movies with the settings of a genre-ask run, and passes the answers to the model.
 
     Args:
         predictor: of the model.
-        folder: of the run, whose server, model, prompt and parameters are used.
-        url: of the server, where it is another one by now; None for the run's.
-        api_key_env: name of the environment variable that holds the key. It is not taken from the
-            run's folder, which may be untrusted.
+        folder: run folder, whose server, language model, prompt and parameters are used.
+        url: address of the server, if it has changed; None for that of the run.
+        api_key_env: name of the environment variable that holds the key. It is not read from the
+            run folder, which may be untrusted.
 
     Attributes:
-        shows: columns that the language model is shown, and what they hold.
+        shows: columns shown to the language model, each with its kind: "text" or "poster".
 
     Raises:
-        CommandError: the model has no such branch, or of other genres.
-        UserError: the folder is no run of genre-ask.
+        CommandError: the model does not have exactly one branch of answers, or this branch was
+            trained on a different number of genres.
+        UserError: the folder is not a run of genre-ask, or the address or key can't be used.
     """
 
     def __init__(
@@ -69,16 +70,19 @@ class AskedMovies:
         if width != len(self.questioner.genres):
             raise CommandError(
                 f"{folder}: its answers are about {len(self.questioner.genres)} genres, and the "
-                f"branch {branches[0]} was trained on {width} numbers a movie"
+                f"branch {branches[0]} was trained on {width} numbers per movie"
             )
         trained_on = Path(str(branch_input.state().get("path", "")))
         if trained_on.parent.name != folder.resolve().name:
-            note(f"the branch {branches[0]} was trained on the answers of {trained_on.parent}")
+            note(
+                f"the branch {branches[0]} was trained on the answers of {trained_on.parent}, "
+                f"not of {folder}"
+            )
         self.predictor = predictor
         self.folder = folder
         self.shows = {name: "poster" if name == POSTER else "text" for name in self.questioner.show}
         self.key_env = api_key_env
-        read_key(api_key_env, "--api-key-env")  # told before any movie is read
+        read_key(api_key_env, "--api-key-env")  # reports a missing key before any movie is read
         self.url = check_url(url, "--ask-url") if url else self.questioner.base_url
         note(f"asking {self.questioner.model} at {self.url}")
         self._column = branch_input.column
@@ -86,18 +90,19 @@ class AskedMovies:
 
     @property
     def columns(self) -> dict[str, str]:
-        """All columns that are of use, and what they hold: the model's, and those shown."""
+        """All columns that are used, with their kinds: the model's, and those of :attr:`shows`."""
         return {**self.predictor.model.given_columns, **self.shows}
 
     def predictions(
         self, movies: Iterable[Mapping[str, Any]], errors: str = "raise"
     ) -> Generator[tuple[Prediction, str], None, None]:
-        """Predictions in order, each with what the language model gave as its reason.
+        """Yield predictions in order, each with the language model's reason for its answer.
 
-        A movie without an answer is predicted without it, and the prediction's ``problem`` says so.
+        A movie without an answer is predicted from its other columns, and the prediction's
+        ``problem`` says so.
 
         Raises:
-            Exception: those of :meth:`GenrePredictor.stream`; UserError by the server.
+            Exception: as :meth:`GenrePredictor.stream`; UserError for errors of the server.
         """
         for prediction in self.predictor.stream(self._with_answers(movies), errors):
             record = self._done.popleft()
@@ -107,9 +112,11 @@ class AskedMovies:
             yield prediction, record.why
 
     def with_answer(self, movie: Mapping[str, Any]) -> tuple[dict[str, Any], str, str | None]:
-        """The columns of one movie with its answer, as the model takes them; why; and the problem.
+        """Ask about one movie.
 
-        Where there is no answer the problem tells why not, else it is None.
+        Returns:
+            The columns that the model takes, including the answer; the reason for the answer; and
+            the problem if there is no answer, None otherwise.
         """
         (given,) = self._with_answers([movie])
         record = self._done.popleft()
@@ -167,5 +174,5 @@ async def _entered(asker: Asker, movies: list[Movie], records: dict[int, Record]
 def _poster(path: Path) -> PosterFile:
     poster = PosterFile.at(path)
     if not poster.exists:
-        note(f"{path}: can't be read (no such file): the language model goes without")
+        note(f"{path}: can't be read (no such file): not shown to the language model")
     return poster

@@ -1,6 +1,6 @@
-"""The command ``genre-predict``: genres of one movie, of a CSV file, of a folder of posters.
+"""The command ``genre-predict``: genres of one movie, a CSV file or a folder of posters.
 
-Nothing heavy is imported before the arguments are known to make sense.
+Nothing heavy is imported before the arguments have been checked.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Returns:
-        0; 1 for what the user can fix, with a message on standard error; 130 for Ctrl-C. Exits
-        with 2 where the arguments make no sense.
+        0 on success; 1 for an error that the user can fix, with a message on standard error; 130
+        for Ctrl-C. Exits with 2 if the arguments are invalid.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # what its encoding lacks is escaped
+    if isinstance(sys.stdout, io.TextIOWrapper):  # escape what its encoding lacks
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         if arguments[:1] == ["export"]:
@@ -39,14 +39,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # Who reads the output has had enough. Python would complain once more when it exits.
+        # The reader has closed the pipe. Without this, Python would print an error at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 
 def _predict(arguments: Sequence[str]) -> int:
     options = parse_predict(arguments)
-    # Starting a GPU takes longer than one movie takes without it.
+    # For one movie, starting the GPU takes longer than predicting on the CPU.
     device = options.device or ("cpu" if options.columns else "auto")
 
     with kept_imports():
@@ -54,7 +54,8 @@ def _predict(arguments: Sequence[str]) -> int:
 
         from genre_lightning.predicting.predictor import GenrePredictor
 
-        # One movie is done before a second thread has started; many are spread by the predictor.
+        # One movie is done before a second thread has started; the predictor spreads many over
+        # threads of its own.
         torch.set_num_threads(1)
         predictor = GenrePredictor.from_checkpoint(
             best_checkpoint(options.checkpoint), device, options.workers, options.encoder

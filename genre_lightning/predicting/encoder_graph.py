@@ -1,4 +1,4 @@
-"""Frozen encoders in an exported graph: posters go in as pixels, texts as token ids."""
+"""Pretrained encoders in an exported graph: posters as pixels, texts as token ids."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from genre_lightning.predicting.pixel_graph import (
     with_black_poster,
 )
 
-#: What Hugging Face's libraries, also those of other languages, make a tokenizer of.
+#: The file from which Hugging Face's libraries, in any language, load a tokenizer.
 TOKENIZER = "tokenizer.json"
 
 
 def embedding_graph(branch_input: EmbeddingInput) -> InputGraph:
-    """The graph of an encoder of posters or of texts."""
+    """The graph of a poster or text encoder."""
     encoder = branch_input.load()
     if isinstance(encoder, ImageEncoder):
         return EmbeddedPosterGraph(branch_input, encoder)
@@ -39,10 +39,10 @@ def embedding_graph(branch_input: EmbeddingInput) -> InputGraph:
 
 
 def traced_quickly(module: nn.Module, size: tuple[int, int]) -> nn.Module:
-    """A copy of an image network, the same but for rounding, that is traced in half the time.
+    """A copy of an image network, equal up to rounding, that is traced in half the time.
 
-    The exporter takes long over each BatchNorm, over what is computed in place, and over tensors
-    with channels last in memory. None of it is of use in a graph.
+    The exporter is slow on BatchNorms, in-place operations and channels-last tensors, none of which
+    help in a graph.
     """
     quick = fold_batch_norms(module, drawn_posters(size))
     if quick is module:
@@ -63,14 +63,14 @@ class PosterEncoderGraph(nn.Module):
         self.head = network.head
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(P, G) logits, as those of the network but for rounding."""
+        """(P, G) logits, equal to those of the network up to rounding."""
         logits: Tensor = self.head(torch.flatten(self.encoder(pixels), 1))
         return logits
 
 
 @final
 class EmbeddedPosterGraph(InputGraph):
-    """Posters are plain pixels of the encoder's size; normalising them is part of the graph."""
+    """Posters as plain pixels in the encoder's size; the graph normalises them."""
 
     def __init__(self, branch_input: EmbeddingInput, encoder: ImageEncoder) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class EmbeddedPosterGraph(InputGraph):
         self.normalise = NormalisePixels(encoder.colours)
 
     def forward(self, *numbers: Tensor) -> Mapping[str, Tensor]:
-        """A black poster comes after the others."""
+        """Append a black poster and embed all."""
         (given,) = numbers
         pixels = self.normalise(with_black_poster(given))
         return {"vectors": self.encoder.vectors(pixels, self.module)}
@@ -97,7 +97,8 @@ class EmbeddedPosterGraph(InputGraph):
         return _not_rounded(self.branch_input, values)
 
     def examples(self, count: int) -> list[Any]:
-        # Blocks of few colours are more like posters than noise, which all encoders find alike.
+        # Blocks of a few colours resemble posters more than noise does, and encoders give all noise
+        # images nearly the same vector.
         height, width = self.encoder.size
         drawn = np.random.default_rng(0).integers(0, 256, (count, 6, 4, 3), np.uint8)
         rows, columns = np.arange(height) * 6 // height, np.arange(width) * 4 // width
@@ -106,7 +107,7 @@ class EmbeddedPosterGraph(InputGraph):
 
 @final
 class EmbeddedTextGraph(InputGraph):
-    """Texts are tokenised outside of the graph, by the tokenizer that is written beside it."""
+    """Texts as token ids, made outside of the graph by the tokenizer that is written beside it."""
 
     def __init__(self, branch_input: EmbeddingInput, encoder: TextEncoder) -> None:
         super().__init__()
@@ -135,7 +136,7 @@ class EmbeddedTextGraph(InputGraph):
         self.about["prompt"] += branch_input.prompt
         if branch_input.natural:
             self.about |= {
-                "title": "as one says it: see docs/deployment.md",
+                "title": "in natural word order: see docs/deployment.md",
                 "year": branch_input.year,
             }
         with tempfile.TemporaryDirectory() as folder:
@@ -143,13 +144,13 @@ class EmbeddedTextGraph(InputGraph):
             self.files = {TOKENIZER: (Path(folder) / TOKENIZER).read_bytes()}
 
     def forward(self, *numbers: Tensor) -> Mapping[str, Tensor]:
-        """A text of padding comes after the others."""
+        """Append a text of padding and embed all."""
         ids, mask, offsets = numbers
         one_more = (0, 0, 0, 1)
         chunks = self.module(F.pad(ids, one_more), F.pad(mask, one_more, value=1))
         count = torch.ones_like(ids[:, 0]).sum(0, keepdim=True)
         starts = torch.cat([offsets, count])
-        # A text's vector is the mean of its chunks.
+        # A text's vector is the mean of its chunks' vectors.
         member = membership(chunks[:, 0], starts)
         return {"vectors": member @ chunks / member.sum(1, keepdim=True)}
 
@@ -171,7 +172,7 @@ class EmbeddedTextGraph(InputGraph):
 
     def examples(self, count: int) -> list[Any]:
         words = ("A thief", "a cop", "two sisters", "love", "war", "in space", "hunts", "and", "?")
-        # The fifth alone is of more than one chunk: each batch that has it costs seconds.
+        # Only the fifth has more than one chunk: each batch that contains it takes seconds.
         lengths = (40, 3, 1, 7, 250, 12)
         return [
             " ".join(words[(n + 5 * k) % len(words)] for k in range(lengths[n % len(lengths)]))
@@ -180,9 +181,10 @@ class EmbeddedTextGraph(InputGraph):
 
 
 def _not_rounded(branch_input: EmbeddingInput, values: Sequence[Any]) -> Numbers:
-    """As prediction does it, but for the rounding to what a store holds, which no graph can follow.
+    """The network arguments as in prediction, without rounding the vectors to float16.
 
-    Two libraries that differ in the last digit may round a number either way.
+    A graph can't reproduce this rounding: where two libraries differ in the last digit, they may
+    round a number in different directions.
     """
     if not values:
         return branch_input.prepare(branch_input.encode([]), None)

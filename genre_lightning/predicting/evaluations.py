@@ -1,4 +1,4 @@
-"""Evaluations of a checkpoint: what evaluate.py wrote, read back and checked against it."""
+"""Evaluations of a checkpoint: read what evaluate.py wrote and check it against the model."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from genre_lightning.runs.ckpt_path import CONFIG_FOLDER
 from genre_lightning.scoring.metrics import genre_metrics
 
 PREDICTIONS = "predictions.csv"
-#: Rounding of the scores in a predictions.csv with six decimals, as older ones have them.
+#: Rounding error of scores with six decimals, as in the predictions.csv of older versions.
 _ROUNDING = 1e-6
-#: The most that a metric of predictions.csv may differ from that of metrics.json.
+#: Tolerated difference between a metric of predictions.csv and that in metrics.json.
 _METRIC_TOLERANCE = 1e-3
 
 
@@ -37,15 +37,15 @@ class CardError(UserError):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What evaluate.py wrote of a checkpoint.
+    """An evaluation of a checkpoint by evaluate.py.
 
     Attributes:
-        folder: its run folder.
+        folder: of the evaluation.
         split: "train", "val" or "test".
-        other_data: name of the reader where other data was named; None for the checkpoint's own.
-        metrics: of ``metrics.json``.
-        scores: (N, G) float32, those of ``predictions.csv``.
-        targets: (N, G) float32 zeros and ones.
+        other_data: name of the reader, if evaluated on other data; None for the checkpoint's own.
+        metrics: from ``metrics.json``.
+        scores: (N, G) float32, from ``predictions.csv``.
+        targets: (N, G) float32 zeros and ones, from ``predictions.csv``.
     """
 
     folder: Path
@@ -57,11 +57,11 @@ class Evaluation:
 
 
 def read_evaluation(folder: Path, model: TrainedModel) -> Evaluation:
-    """Read a folder that evaluate.py wrote, and make sure that it is of this model.
+    """Read a folder that evaluate.py wrote, and check that it belongs to this model.
 
     Raises:
-        CardError: a file is missing or damaged, or the predictions are not this model's: its genres
-            or thresholds are others.
+        CardError: a file is missing or damaged, or the predictions are not this model's: their
+            genres or thresholds differ.
     """
     config_file = folder / CONFIG_FOLDER / "config.yaml"
     config = _read(config_file, yaml.safe_load)
@@ -79,7 +79,11 @@ def read_evaluation(folder: Path, model: TrainedModel) -> Evaluation:
 
 
 def _read(path: Path, parse: Callable[[str], Any]) -> Any:
-    """What a function makes of a file's text; CardError where there is no such file or content."""
+    """Parse the text of a file.
+
+    Raises:
+        CardError: the file is missing, can't be read or can't be parsed.
+    """
     try:
         return parse(path.read_text("utf-8"))
     except FileNotFoundError:
@@ -97,10 +101,10 @@ def _read_metrics(path: Path) -> dict[str, float]:
 
 
 def _read_predictions(path: Path, model: TrainedModel) -> tuple[np.ndarray, np.ndarray]:
-    """(N, G) float32 scores and targets of a predictions.csv, if its predictions are this model's.
+    """Read (N, G) float32 scores and targets from a predictions.csv of this model.
 
     Raises:
-        CardError: they are not, or the file can't be read.
+        CardError: the file can't be read, or its predictions are not this model's.
     """
     rows = _read(path, lambda text: list(csv.reader(io.StringIO(text))))
     width = len(model.genres)
@@ -132,7 +136,7 @@ def _read_predictions(path: Path, model: TrainedModel) -> tuple[np.ndarray, np.n
 
 
 def _undo_rounding(scores: np.ndarray, predicted: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    """The scores, those moved back that rounding has carried over a threshold."""
+    """Move scores that rounding has carried across a threshold back to the right side."""
     below = np.nextafter(thresholds, np.float32(-1))
     moved = np.where(predicted > 0, np.maximum(scores, thresholds), np.minimum(scores, below))
     return moved.astype(np.float32)
@@ -145,7 +149,7 @@ def _check_metrics(
     targets: np.ndarray,
     thresholds: Tensor,
 ) -> None:
-    """Refuse a metrics.json that is of other predictions."""
+    """Refuse a metrics.json that does not match the predictions."""
     again = genre_metrics(torch.from_numpy(scores), torch.from_numpy(targets), thresholds)
     for name in METRICS:
         if abs(again[name] - metrics.get(name, -1.0)) > _METRIC_TOLERANCE:

@@ -1,9 +1,9 @@
 """A trained model as ONNX, checked against PyTorch before it is kept.
 
-Beside ``model.onnx`` is written ``model.vocabulary.json``, which says all that a program needs to
-use it: ``inputs`` and ``outputs`` of the graph by name, ``genres``, ``thresholds``, and for each
-branch its ``column`` and what turns a value into numbers. Posters are plain pixels. Texts become
-terms outside of the graph, by the branch's ``vectorizer``; without PyTorch, as in these lines::
+``model.vocabulary.json`` is written beside ``model.onnx``. It holds all that a program needs to use
+the graph: its ``inputs`` and ``outputs`` by name, ``genres``, ``thresholds``, and for each branch
+its ``column`` and the data that turns a value into numbers. Posters are plain pixels. Texts become
+terms outside of the graph, through the branch's ``vectorizer``. This example needs no PyTorch::
 
     import json, numpy as np, onnxruntime
     from genre_lightning.inputs.vectorizer import TermVectorizer
@@ -16,11 +16,11 @@ terms outside of the graph, by the branch's ``vectorizer``; without PyTorch, as 
         "title_tfidf.offsets": rows.indptr[:-1], "title_tfidf.weights": rows.weights})
     # A branch without a value: rows and numbers of length 0.
 
-Frozen encoders are in the graph. One of texts takes token ids, which ``NAME.BRANCH.tokenizer.json``
-makes of a text, also without Python (Hugging Face's tokenizers, transformers.js); ``prefix``,
-``suffix``, ``max_tokens``, ``padding`` and ``prompt`` of the branch, and the description of its
-inputs, tell how. Their vectors are not rounded to float16 on the way, as the predictor's are, whose
-logits therefore differ by some .001.
+The graph contains frozen encoders. A text encoder takes token ids from the tokenizer
+``NAME.BRANCH.tokenizer.json``, which also works without Python (Hugging Face's tokenizers,
+transformers.js), as described by ``prefix``, ``suffix``, ``max_tokens``, ``padding`` and ``prompt``
+of the branch and by the description of its inputs. The graph does not round the encoders' vectors
+to float16 as the predictor does, so their logits differ by about 0.001.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from genre_lightning.predicting.graph import OUTPUTS, ExportedNetwork
 from genre_lightning.predicting.input_graph import ExportError
 
 TOLERANCE = 1e-4
-#: What sums of float32 probabilities may differ by, near 1.
+#: Tolerated difference between sums of float32 probabilities near 1.
 _LAST_BITS = 8 * np.finfo(np.float32).eps
 OPSET = 18
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -58,13 +58,13 @@ _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export has written.
+    """The files of an export and the result of its check.
 
     Attributes:
         onnx: the graph with its weights.
-        beside: further files; the first is JSON, the vocabulary.
-        movies: number of movies it was checked on.
-        difference: the largest difference from PyTorch's logits.
+        beside: further files; the first is the vocabulary, in JSON.
+        movies: number of movies in the check.
+        difference: largest difference from PyTorch's logits and scores.
     """
 
     onnx: Path
@@ -74,14 +74,14 @@ class Exported:
 
 
 def export_onnx(model: TrainedModel, path: Path) -> Exported:
-    """Write a model as ``path`` and its vocabulary beside it as ``NAME.vocabulary.json``.
+    """Write a model to ``path`` and its vocabulary beside it as ``NAME.vocabulary.json``.
 
-    The graph is run with onnxruntime on batches of several kinds and compared with PyTorch first;
+    The graph is first run with onnxruntime on batches of several kinds and compared with PyTorch;
     nothing is written unless they agree to 1e-4.
 
     Raises:
-        ExportError: a package is missing, a branch can't be exported, the file can't be written,
-            or the graph gives other numbers.
+        ExportError: a package is missing, a branch can't be exported, a file can't be written, or
+            the graph's results differ from PyTorch's.
     """
     missing = [name for name in _PACKAGES if find_spec(name) is None]
     if missing:
@@ -102,7 +102,7 @@ def export_onnx(model: TrainedModel, path: Path) -> Exported:
     for branch, own in graph.inputs.items():
         beside |= {f"{path.stem}.{branch}.{name}": data for name, data in own.files.items()}
     try:
-        # In a folder of its own, in which the exporter may leave what it likes.
+        # A temporary folder also collects any other files that the exporter leaves.
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
             whole = Path(folder) / path.name
             _write_graph(graph, whole, describe(model, graph))
@@ -119,13 +119,14 @@ def export_onnx(model: TrainedModel, path: Path) -> Exported:
 def describe(
     model: TrainedModel, graph: ExportedNetwork, stem: str | None = None
 ) -> dict[str, Any]:
-    """What a program needs to know to use the graph; plain data.
+    """Describe the graph for programs that use it, as plain data.
 
     Args:
-        model: that was exported.
-        graph: of it.
-        stem: that the names of files beside the graph begin with; then what turns values into
-            numbers is told as well, such as the terms of a text. None for neither.
+        model: the exported model.
+        graph: of the model.
+        stem: prefix of the names of files beside the graph; with it, the description includes the
+            data that turns values into numbers, such as the vocabulary of terms. None to leave
+            both out.
     """
     branches: dict[str, dict[str, Any]] = {
         name: {"column": branch_input.column, "kind": branch_input.kind, "of": branch_input.of}
@@ -148,11 +149,11 @@ def describe(
 
 
 def _write_graph(graph: ExportedNetwork, path: Path, metadata: Mapping[str, Any]) -> None:
-    """Trace the network into an ONNX file that holds its weights and metadata."""
+    """Trace the network and write an ONNX file with its weights and the metadata."""
     import onnx
 
     movies = _movies(graph, 3)
-    # Two movies of three have each column: no two dimensions are of the same length by rule.
+    # Each column is in two of three movies, so the exporter can't take two dimensions for equal.
     sample = graph.feed([movies[0], {}, movies[2]])
     dims = {name: torch.export.Dim(name) for names in graph.varying() for name in names}
     shapes = [{axis: dims[n] for axis, n in enumerate(names)} for names in graph.varying()]
@@ -183,10 +184,10 @@ def _write_graph(graph: ExportedNetwork, path: Path, metadata: Mapping[str, Any]
 
 
 def _simplify(model: Any) -> None:
-    """What ``torch.onnx.export(optimize=True)`` does, but for its search of patterns to rewrite.
+    """Simplify as ``torch.onnx.export(optimize=True)`` does, without its pattern rewriting.
 
-    That takes the square of the number of nodes, minutes for a language model, and onnxruntime
-    finds such patterns itself when it loads the file.
+    The search for patterns is quadratic in the number of nodes and takes minutes for a language
+    model; onnxruntime does its own when it loads the file.
 
     Args:
         model: an ``onnx_ir.Model``, changed in place.
@@ -212,7 +213,7 @@ def _simplify(model: Any) -> None:
 
 @contextlib.contextmanager
 def _torchvision_not_missed() -> Iterator[None]:
-    """The exporter warns that torchvision's operations can't be exported. We have none of them."""
+    """Silence the exporter's warning about torchvision's operations, which no model here uses."""
 
     def other(record: logging.LogRecord) -> bool:
         return not record.getMessage().startswith("torchvision is not installed")
@@ -226,12 +227,12 @@ def _torchvision_not_missed() -> Iterator[None]:
 
 
 def _check(graph: ExportedNetwork, model: TrainedModel, path: Path) -> tuple[int, float]:
-    """Compare the file with the model itself; the number of movies and the largest difference."""
+    """Compare the file with the model; return the number of movies and the largest difference."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    # Not one for each core, which wait for work without a pause.
+    # The default is a thread per core, each of which busy-waits for work.
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [entry.name for entry in session.get_inputs()]
@@ -247,10 +248,11 @@ def _check(graph: ExportedNetwork, model: TrainedModel, path: Path) -> tuple[int
         wanted = ACTIVATIONS[model.activation](expected).numpy()
         of_logits = np.abs(logits - expected.numpy())
         of_scores = np.abs(scores - wanted).max()
-        # By numpy, whose maximum is nan where anything is: max() would pass it over.
+        # NumPy's maximum propagates NaN; Python's max() could ignore it.
         worst = float(np.max([worst, of_logits.max(), of_scores]))
         if model.network.label_sets is not None:
-            # These logits are log-odds of scores, whose last bit is much of what is left to 1.
+            # These logits are log-odds of scores: near a score of 1, the last bit of the score
+            # changes the log-odds a lot.
             rounding = _LAST_BITS / np.maximum(1 - wanted, np.finfo(np.float32).eps)
             of_logits = of_logits - rounding
         beyond = float(np.max([beyond, of_logits.max(), of_scores]))
@@ -263,7 +265,7 @@ def _check(graph: ExportedNetwork, model: TrainedModel, path: Path) -> tuple[int
 def _reference(
     graph: ExportedNetwork, model: TrainedModel, movies: Sequence[Mapping[str, Any]]
 ) -> Tensor:
-    """(B, G) logits of the network itself, of the numbers that the inputs themselves give it."""
+    """(B, G) logits of the network for the arguments that the inputs themselves compute."""
     parts = {}
     for name, own in graph.inputs.items():
         rows = [row for row, movie in enumerate(movies) if movie.get(name) is not None]
@@ -275,21 +277,21 @@ def _reference(
 
 
 def _movies(graph: ExportedNetwork, count: int) -> list[dict[str, Any]]:
-    """Movies that have all columns: their values by branch."""
+    """Example movies that have all columns, as values by branch."""
     columns = {name: own.examples(count) for name, own in graph.inputs.items()}
     return [{name: values[n] for name, values in columns.items()} for n in range(count)]
 
 
 def _batches(graph: ExportedNetwork) -> Iterator[list[dict[str, Any]]]:
-    """Batches of every kind: one movie and many, with all columns, with some and with none."""
+    """Batches of every kind: of one or many movies, with all, some or no columns."""
     many = _movies(graph, 6)
     yield many[1:2]
-    yield many[4:5]  # where a text may be longer than an encoder takes at once
+    yield many[4:5]  # its texts may be longer than an encoder's maximum length
     yield [{}]
     for branch in graph.inputs:
         yield [{branch: many[1][branch]}]
         yield [{name: value for name, value in many[1].items() if name != branch}]
-        # In one movie of each batch only, and not in the first one.
+        # Only one movie of the batch, and not the first, has the column.
         yield [{}, {branch: many[0][branch]}, {}]
     yield [many[5], {}, many[0], many[1], {}]
     places = {name: place for place, name in enumerate(graph.inputs)}

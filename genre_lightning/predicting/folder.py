@@ -1,4 +1,4 @@
-"""A model to be given away: a folder with ONNX, tokenizers, weights and a card."""
+"""A folder to publish a model: ONNX graph, tokenizers, weights and model card."""
 
 from __future__ import annotations
 
@@ -20,23 +20,25 @@ WEIGHTS = "model.ckpt"
 def export_folder(
     checkpoint: Path, folder: Path, scores: Sequence[Path] = (), licence: str | None = None
 ) -> list[str]:
-    """Write a folder with all that somebody else needs of a model; whole or not there.
+    """Write a folder with all that is needed to use a model; completely or not at all.
 
     Args:
         checkpoint: the file.
-        folder: to write; nothing, or an empty folder, may be there.
-        scores: as for :func:`genre_lightning.predicting.model_card.model_card`.
-        licence: likewise.
+        folder: to write; must not exist, or be empty.
+        scores: folders that evaluate.py wrote; the ``evaluations`` of
+            :func:`genre_lightning.predicting.model_card.model_card`.
+        licence: of the model, as an SPDX identifier; None if none is chosen.
 
     Returns:
-        The names of its files: the card ``README.md``, the graph ``model.onnx``, beside it
-        ``model.vocabulary.json`` and a tokenizer for each encoder of texts, and ``model.ckpt``, the
+        The names of the files: the card ``README.md``, the graph ``model.onnx`` with
+        ``model.vocabulary.json`` and a tokenizer for each text encoder, and ``model.ckpt``, the
         checkpoint without what only training needs.
 
     Raises:
-        CheckpointError: ``checkpoint`` is none of this project.
+        CheckpointError: ``checkpoint`` is not a checkpoint of this project.
         CardError: one of ``scores`` is damaged, or of another model.
-        ExportError: something is there already, can't be exported, or can't be written.
+        ExportError: the folder exists and is not empty, or can't be written; or the model can't be
+            exported.
     """
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ExportError(f"{folder} is there already: name a new folder")

@@ -1,12 +1,12 @@
-"""A trained model in operations that ONNX has: what prediction does on the device, as one graph.
+"""A trained model as one graph of ONNX operations: what prediction does on the device.
 
-Inputs of the graph are ``movies`` and, for each branch, ``BRANCH.rows`` and the numbers of its
-input, such as ``title_tfidf.indices``. What an input kind does to them before the network, and
-which of its work is left to whoever uses the graph, stands in one place for each kind:
-:data:`INPUT_GRAPHS`.
-A network that ONNX can't take as it is has another form in :data:`NETWORK_GRAPHS`.
+The graph's inputs are ``movies`` and, for each branch, ``BRANCH.rows`` and the numbers of its
+input, such as ``title_tfidf.indices``. :data:`INPUT_GRAPHS` lists, for each kind of input, the
+:class:`InputGraph` that defines what the graph does with these numbers before the network, and what
+is left to the user of the graph. A network that ONNX can't represent directly has a replacement in
+:data:`NETWORK_GRAPHS`.
 
-To export a new kind of input, write a final class of
+To export a new kind of input, write a final subclass of
 :class:`genre_lightning.predicting.input_graph.InputGraph` and list it.
 """
 
@@ -47,20 +47,20 @@ from genre_lightning.predicting.pixel_graph import (
     with_black_poster,
 )
 
-#: The graph's first input, and what it and the rows of each branch hold.
+#: Name of the graph's first input; descriptions of this input and of each branch's rows.
 MOVIES = "movies"
 MOVIES_ARE = "(B,) int64, the numbers 0 to B - 1 of the movies to score"
 ROWS_ARE = "(P,) int64, which of the movies each row of this branch belongs to; none twice"
 #: Outputs of the graph.
 OUTPUTS = {
     "logits": "(B, G) float32",
-    "scores": "(B, G) float32 in [0, 1]; a genre is predicted from its threshold on",
+    "scores": "(B, G) float32 in [0, 1]; a genre is predicted if its score reaches its threshold",
 }
 
 
 @final
 class TermsGraph(InputGraph):
-    """Terms are looked up outside of the graph; see :class:`TermsInput` for the numbers."""
+    """Terms, looked up outside of the graph; see :class:`TermsInput` for the numbers."""
 
     def __init__(self, branch_input: TermsInput) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class TermsGraph(InputGraph):
         self.files = {}
 
     def forward(self, *numbers: Tensor) -> Mapping[str, Tensor]:
-        """A text without terms comes after the others."""
+        """Append a text without terms."""
         indices, offsets, weights = numbers
         end = torch.ones_like(indices).sum(0, keepdim=True)
         return {"indices": indices, "offsets": torch.cat([offsets, end]), "weights": weights}
@@ -94,7 +94,7 @@ class TermsGraph(InputGraph):
 
 @final
 class PixelsGraph(InputGraph):
-    """Posters are plain pixels: averaging and normalising them is part of the graph."""
+    """Posters as plain pixels; the graph shrinks and normalises them."""
 
     def __init__(self, branch_input: PixelsInput) -> None:
         super().__init__()
@@ -106,10 +106,10 @@ class PixelsGraph(InputGraph):
         self.normalise = NormalisePixels(branch_input.colours)
 
     def forward(self, *numbers: Tensor) -> Mapping[str, Tensor]:
-        """A black poster comes after the others."""
+        """Append a black poster."""
         (given,) = numbers
         pixels = with_black_poster(given)
-        # Rounded as on decoding, whose pixels are whole numbers.
+        # Rounded to whole numbers, as decoding does.
         pixels = (F.avg_pool2d(pixels, self.branch_input.shrink) + 0.5).floor()
         pixels = F.avg_pool2d(pixels, self.branch_input.rest)
         return {"pixels": self.normalise(pixels)}
@@ -129,7 +129,7 @@ class PixelsGraph(InputGraph):
 
 
 class _RowsOfNumbers(InputGraph, ABC):
-    """Vectors are made outside of the graph and go in as they are."""
+    """Vectors, computed outside of the graph and passed on unchanged."""
 
     def __init__(self, branch_input: Input, what: str) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ class _RowsOfNumbers(InputGraph, ABC):
         self.files = {}
 
     def forward(self, *numbers: Tensor) -> Mapping[str, Tensor]:
-        """A vector of zeros comes after the others."""
+        """Append a vector of zeros."""
         (vectors,) = numbers
         blank = torch.zeros_like(vectors[:1].sum(0, keepdim=True))
         return {"vectors": torch.cat([vectors, blank])}
@@ -154,7 +154,7 @@ class _RowsOfNumbers(InputGraph, ABC):
 
 @final
 class VectorsGraph(_RowsOfNumbers):
-    """Vectors of the user's own."""
+    """Vectors that the user provides."""
 
     def __init__(self, branch_input: VectorsInput) -> None:
         super().__init__(branch_input, "of the file that the model was trained with")
@@ -167,7 +167,7 @@ class VectorsGraph(_RowsOfNumbers):
 
 @final
 class YearGraph(_RowsOfNumbers):
-    """Years that titles tell, as bumps."""
+    """Release years from titles, as vectors of Gaussian bumps."""
 
     def __init__(self, branch_input: YearInput) -> None:
         super().__init__(
@@ -186,13 +186,13 @@ class YearGraph(_RowsOfNumbers):
 
 
 def poster_text_graph(branch_input: PosterTextInput) -> InputGraph:
-    """That of a text: the words are read outside of the graph."""
+    """The graph of the input's text; the words are read from the poster outside of the graph."""
     graph = INPUT_GRAPHS[type(branch_input.text)](branch_input.text)
     graph.about = {**graph.about, "text": "the words on the poster: see docs/deployment.md"}
     return graph
 
 
-#: By kind of input. What isn't here can't be exported yet.
+#: By class of input. Inputs that are not listed can't be exported yet.
 INPUT_GRAPHS: Mapping[type[Input], Callable[[Any], InputGraph]] = {
     TermsInput: TermsGraph,
     PixelsInput: PixelsGraph,
@@ -204,10 +204,10 @@ INPUT_GRAPHS: Mapping[type[Input], Callable[[Any], InputGraph]] = {
 
 
 def _embedding_bag(table: Tensor, indices: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
-    """An embedding bag, which ONNX has not: (P, D) weighted sums of a table's rows.
+    """An embedding bag, which ONNX lacks: (P, D) weighted sums of a table's rows.
 
-    The rows are gathered, weighted, and summed by a product with the (P, L) matrix that tells
-    which term is in which text.
+    The rows are gathered and weighted, then summed by a product with the (P, L) matrix of which
+    term is in which text.
     """
     return membership(indices, offsets) @ (table[indices] * weights[:, None])
 
@@ -221,7 +221,7 @@ class TermsMLPGraph(nn.Module):
         self.network = network
 
     def forward(self, indices: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
-        """(P, G) logits, as those of the network."""
+        """(P, G) logits, equal to those of the network."""
         network = self.network
         hidden = _embedding_bag(network.embed.weight, indices, offsets, weights)
         logits: Tensor = network.head(torch.relu(network.norm(hidden)))
@@ -239,13 +239,13 @@ class TermsLinearGraph(nn.Module):
         self.network = network
 
     def forward(self, indices: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
-        """(P, G) logits, as those of the network."""
+        """(P, G) logits, equal to those of the network."""
         network = self.network
         logits = _embedding_bag(network.embed.weight, indices, offsets, weights) + network.head.bias
         return logits.view(-1, network.members, network.num_genres).mean(dim=1)
 
 
-#: By class of network. One that isn't here is taken as it is.
+#: By class of network. Networks that are not listed are exported unchanged.
 NETWORK_GRAPHS: Mapping[type[nn.Module], type[Any]] = {
     TermsMLP: TermsMLPGraph,
     TermsLinear: TermsLinearGraph,
@@ -254,13 +254,13 @@ NETWORK_GRAPHS: Mapping[type[nn.Module], type[Any]] = {
 
 
 class ExportedNetwork(nn.Module):
-    """A model whose forward takes all the graph's inputs and gives logits and scores.
+    """The module to export: it maps all inputs of the graph to logits and scores.
 
     Args:
         model: on the CPU, in evaluation mode.
 
     Attributes:
-        inputs: by branch, how its input looks in the graph.
+        inputs: by branch, the graph of its input.
 
     Raises:
         ExportError: an input is of a kind that can't be exported.
@@ -280,7 +280,7 @@ class ExportedNetwork(nn.Module):
             form = NETWORK_GRAPHS.get(type(network))
             networks[name] = network if form is None else form(network)
         self.inputs = inputs
-        # So that the constants of both are in the graph.
+        # Registered as modules so that the graph contains their constants.
         self.prepare = nn.ModuleDict(inputs)
         self.networks = nn.ModuleDict(networks)
         self.activation = ACTIVATIONS[model.activation]
@@ -293,7 +293,7 @@ class ExportedNetwork(nn.Module):
         return [MOVIES, *(name for name in self.described_inputs() if name != MOVIES)]
 
     def described_inputs(self) -> dict[str, str]:
-        """By name, what each of the graph's inputs holds."""
+        """Descriptions of the graph's inputs, by name."""
         described = {MOVIES: MOVIES_ARE}
         for branch, graph in self.inputs.items():
             described[f"{branch}.rows"] = ROWS_ARE
@@ -301,7 +301,7 @@ class ExportedNetwork(nn.Module):
         return described
 
     def varying(self) -> list[tuple[str, ...]]:
-        """For each of the graph's inputs, names of its first dimensions, which vary."""
+        """For each of the graph's inputs, the names of its leading dimensions of variable size."""
         found: list[tuple[str, ...]] = [(MOVIES,)]
         for branch, graph in self.inputs.items():
             found.append((f"{branch}_rows",))
@@ -309,7 +309,7 @@ class ExportedNetwork(nn.Module):
         return found
 
     def feed(self, movies: Sequence[Mapping[str, Any]]) -> list[Tensor]:
-        """The graph's inputs for movies, each its values by branch."""
+        """The graph's inputs for movies, each given as its values by branch."""
         fed = [torch.arange(len(movies))]
         for branch, graph in self.inputs.items():
             rows = [row for row, movie in enumerate(movies) if movie.get(branch) is not None]
@@ -319,7 +319,7 @@ class ExportedNetwork(nn.Module):
         return fed
 
     def forward(self, fed: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """(B, G) logits and scores of what :meth:`feed` gives."""
+        """(B, G) logits and scores from the output of :meth:`feed`."""
         movies, *others = fed
         total = self.prior + torch.zeros_like(movies, dtype=torch.float32)[:, None]
         branch_logits: dict[str, Tensor] = {}

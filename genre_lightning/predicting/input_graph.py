@@ -1,4 +1,4 @@
-"""What every kind of input is in an exported graph."""
+"""The interface of every kind of input in an exported graph."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class ExportError(UserError):
 
 
 class InputGraph(nn.Module, ABC):
-    """How one kind of input looks in the graph.
+    """One kind of input in the graph.
 
     Attributes:
-        sizes: for each of its numbers, by name, its first dimensions, those that vary: "rows" for P
-            or a word of its own, the same for those that are always as long.
-        inputs: what each of them holds, for whoever uses the graph.
-        about: plain data that whoever uses the graph needs to make them.
-        files: contents of further files by name, to be written beside the graph.
+        sizes: for each of the input's numbers, by name, the names of its leading dimensions of
+            variable size: "rows" for P, or another word. Equal names mean equal sizes.
+        inputs: a description of each of these numbers for users of the graph.
+        about: plain data that users of the graph need to compute these numbers.
+        files: contents of further files, by name, to write beside the graph.
     """
 
     sizes: Mapping[str, tuple[str, ...]]
@@ -36,37 +36,37 @@ class InputGraph(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, *numbers: Tensor) -> Mapping[str, Tensor]:
-        """In the graph: P rows of numbers as given to what the network takes, of P + 1 rows.
+        """In the graph: turn P rows of numbers into P + 1 rows of network arguments.
 
-        The last one belongs to no movie, so that no operation is ever given none.
+        The last row belongs to no movie; with it, no operation gets an empty tensor.
         """
 
     @abstractmethod
     def numbers(self, values: Sequence[Any]) -> dict[str, Tensor]:
-        """Outside of it: what the graph takes for P values of the column."""
+        """Outside of the graph: compute its inputs for P values of the column."""
 
     @abstractmethod
     def reference(self, values: Sequence[Any]) -> Numbers:
-        """By the input itself: what the network is given for P values of the column."""
+        """The network arguments that the input itself computes for P values of the column."""
 
     @abstractmethod
     def examples(self, count: int) -> list[Any]:
-        """Values of the column, to trace and to check with."""
+        """Example values of the column for tracing and checking the graph."""
 
 
 def as_predicted(branch_input: Input, values: Sequence[Any]) -> Numbers:
-    """What every prediction gives a network for P values of a column."""
+    """The network arguments that prediction computes for P values of a column."""
     return branch_input.prepare(
         branch_input.encode([branch_input.read(value) for value in values]), None
     )
 
 
 def membership(items: Tensor, starts: Tensor) -> Tensor:
-    """(P, L) float32: 1 where an item is of a row, the last one that starts at or before it.
+    """(P, L) float32: 1 where an item belongs to a row, the last one that starts at or before it.
 
     Args:
-        items: (L,) numbers, of all P rows, one row's after another's.
-        starts: (P,) int64, where each row starts among them.
+        items: (L,) numbers of all P rows, concatenated.
+        starts: (P,) int64, where each row starts among the items.
     """
     place = torch.ones_like(items).cumsum(0) - 1
     row = (place[None, :] >= starts[:, None]).long().sum(0) - 1

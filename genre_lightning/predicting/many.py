@@ -1,4 +1,4 @@
-"""The genres of many movies: of a CSV file, of a folder of posters."""
+"""Predict the genres of many movies: of a CSV file or of a folder of posters."""
 
 from __future__ import annotations
 
@@ -33,27 +33,28 @@ if TYPE_CHECKING:
     from genre_lightning.predicting.asked import AskedMovies
     from genre_lightning.predicting.predictor import GenrePredictor, Prediction
 
-#: Columns that the output has before the scores of each genre.
+#: Columns of the output before the genres' scores.
 ADDED = ("predicted", "problem")
-#: What JSON has beside the columns of a row.
+#: Keys of the JSON output besides the columns of a row.
 JSON_ADDED = ("genres", "scores", "thresholds", "problem")
-#: Genres that are named in a note.
+#: The most genres named in a note.
 MAX_NAMED = 5
 
 
 def predict_csv(
     predictor: GenrePredictor, source: Path, out: Path | None, asked: AskedMovies | None = None
 ) -> None:
-    """Write what a CSV held and the predictions, row by row, as a CSV or as lines of JSON.
+    """Write the rows of a CSV with their predictions, as a CSV or as lines of JSON.
 
     Args:
         predictor: of the model.
         source: CSV to read; ``STREAM`` for standard input.
-        out: CSV to write, another one; ``STREAM`` for standard output; None to print JSON.
-        asked: asks a language model about the movies; None to ask nobody.
+        out: CSV to write, a different file; ``STREAM`` for standard output; None to print JSON.
+        asked: asks a language model about the movies; None to ask none.
 
     Raises:
-        CommandError: it can't be read or written, or has no column that the model looks at.
+        CommandError: a file can't be read or written, or the CSV has no column that the model looks
+            at.
     """
     if out is not None and out.exists() and source.exists() and out.samefile(source):
         raise CommandError(f"{out}: --out is the file that --csv reads; name another one")
@@ -86,12 +87,15 @@ def predict_csv(
 
 
 def _check_header(predictor: GenrePredictor, rows: MovieRows, added: Sequence[str]) -> None:
-    """Refuse a header that is of no use, and note what of it is left out.
+    """Refuse an unusable header, and note which of its columns are ignored.
 
     Args:
         predictor: of the model.
         rows: of the CSV.
-        added: names that the output adds beside the scores.
+        added: names of the columns that the output adds, apart from the scores.
+
+    Raises:
+        CommandError: the CSV already has one of ``added``, or no column that the model looks at.
     """
     for name in added:
         if name in rows.names:
@@ -122,7 +126,7 @@ def _note_columns_like_genres(
 
 
 def _is_poster(path: Path) -> bool:
-    """By its name; the heat maps of --explain, which lie beside their posters, are none."""
+    """Whether a file name is that of a poster and not of a heat map that --explain wrote."""
     name = path.name.lower()
     return name.endswith(POSTER_SUFFIXES) and not (
         name.startswith(".") or (HEAT_MAP in name and name.endswith(".png"))
@@ -136,17 +140,18 @@ def predict_folder(
     json_lines: bool,
     asked: AskedMovies | None = None,
 ) -> None:
-    """Print the genres of each poster of a folder, or write them as CSV.
+    """Print the genres of each poster in a folder, or write them as CSV.
 
     Args:
         predictor: of the model.
-        folder: posters named by title.
+        folder: of posters whose file names are the titles.
         out: CSV to write; ``STREAM`` for standard output; None to print.
         json_lines: print JSON.
-        asked: asks a language model about the movies; None to ask nobody.
+        asked: asks a language model about the movies; None to ask none.
 
     Raises:
-        CommandError: it can't be read or written, holds no poster, or the model looks at neither.
+        CommandError: the folder can't be read or contains no poster, the output can't be written,
+            or the model looks at neither titles nor posters.
     """
     try:
         files = sorted(path for path in folder.iterdir() if not path.is_dir())
@@ -159,11 +164,11 @@ def predict_folder(
     if not {TITLE, POSTER} & set(of_use):
         raise CommandError(
             f"the model has no branch for titles or posters ({looks_at(predictor)}): "
-            "use --csv in place of --folder"
+            "use --csv instead of --folder"
         )
     if len(posters) < len(files):
         others = len(files) - len(posters)
-        are = "1 file is no poster" if others == 1 else f"{others} files are no posters"
+        are = "1 file is not a poster" if others == 1 else f"{others} files are not posters"
         note(f"{folder}: {are}, left out")
     if POSTER not in of_use:
         note("the model has no branch for posters: only the file names are used")
@@ -199,7 +204,7 @@ def predict_folder(
 
 
 def _columns_of_use(predictor: GenrePredictor, asked: AskedMovies | None) -> dict[str, str]:
-    """The columns that somebody looks at, and what they hold: "text" or "poster"."""
+    """The columns that the models look at, each with its kind: "text" or "poster"."""
     return predictor.model.given_columns if asked is None else asked.columns
 
 
@@ -212,7 +217,7 @@ def _predictions(
 
 
 def _columns(predictor: GenrePredictor, others: Iterable[str]) -> list[str]:
-    """What the output adds beside other columns; titles and posters may be among them."""
+    """Names of the columns that the output adds, distinct from those of the other columns."""
     return [*ADDED, *score_columns(predictor.genres, [TITLE, POSTER, *others, *ADDED])]
 
 

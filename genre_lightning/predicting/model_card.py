@@ -1,7 +1,7 @@
 """A model card in Markdown: what a checkpoint was trained on, how it scores, and its limits.
 
-Every number is read: from the checkpoint, from ``result.json`` of its run, from what evaluate.py
-wrote. What none of them tells is said to be unknown.
+Every number comes from the checkpoint, from ``result.json`` of its run, or from an evaluation by
+evaluate.py. The card says so where a value is not recorded.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ from genre_lightning.runs.ckpt_path import BEST
 from genre_lightning.runs.result import read_result
 from genre_lightning.wording import listed
 
-#: A genre of fewer training movies is named among the limits.
+#: Genres with fewer training movies are named among the limits.
 FEW_TO_LEARN = 50
-#: Names of metrics at the Hugging Face hub, by how ours begin.
+#: Names of metrics on the Hugging Face hub, by the prefix of ours.
 _HUB_METRICS = {
     "f1": "f1",
     "precision": "precision",
@@ -70,18 +70,19 @@ def model_card(
     licence: str | None = None,
     given: Path | None = None,
 ) -> str:
-    """The model card of a checkpoint, as Markdown with the YAML that the Hugging Face hub reads.
+    """The model card of a checkpoint, as Markdown with YAML front matter for the Hugging Face hub.
 
     Args:
-        checkpoint: the file. In a run folder, its ``result.json`` is read, the runs beside it that
-            differ by the seed alone, and the evaluations in folders below it.
+        checkpoint: the file. If it is in a run folder, the card also uses the run's
+            ``result.json``, the runs beside it that differ only in the seed, and the evaluations in
+            the run folder.
         evaluations: further folders that evaluate.py wrote.
-        licence: of the model, as an identifier of SPDX; None where nobody has chosen one.
-        given: the file with the same weights that whoever reads the card has in place of it, beside
-            the ONNX files; None for the checkpoint itself, without them.
+        licence: of the model, as an SPDX identifier; None if none is chosen.
+        given: the copy of the checkpoint that is published with the card and the ONNX files; None
+            if the checkpoint itself is, without ONNX.
 
     Raises:
-        CheckpointError: it is no checkpoint of this project.
+        CheckpointError: ``checkpoint`` is not a checkpoint of this project.
         CardError: one of ``evaluations`` is damaged, or of another model.
     """
     content = read_checkpoint(checkpoint, mmap=True)
@@ -139,13 +140,13 @@ def model_card(
 def _find_evaluations(
     checkpoint: Path, run: Path | None, named: Sequence[Path], model: TrainedModel
 ) -> tuple[list[Evaluation], list[str]]:
-    """The evaluations that the user names, and those beside the checkpoint.
+    """Read the evaluations that the user names and those beside the checkpoint.
 
     Returns:
-        The evaluations, and a sentence on each one beside the checkpoint that can't be used.
+        The evaluations, and a note on each evaluation beside the checkpoint that can't be used.
 
     Raises:
-        CardError: one that is named can't be used.
+        CardError: a named evaluation can't be used.
     """
     found = [read_evaluation(folder, model) for folder in named]
     notes: list[str] = []
@@ -156,13 +157,13 @@ def _find_evaluations(
         try:
             found.append(read_evaluation(folder, model))
         except CardError as error:
-            # Beside last.ckpt there may well be those of best.ckpt.
+            # Not an error: the folders beside last.ckpt can hold evaluations of best.ckpt.
             notes.append(f"Left out: {str(error).replace(str(folder.parent), '.')}.")
     return found, notes
 
 
 def _render(values: Mapping[str, Any]) -> str:
-    """The template ``model_card.md.j2`` with these values, without needless blank lines."""
+    """Render the template ``model_card.md.j2``, without repeated blank lines."""
     environment = Environment(
         autoescape=False, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         keep_trailing_newline=True, finalize=_to_markdown,
@@ -174,10 +175,10 @@ def _render(values: Mapping[str, Any]) -> str:
 
 
 def write_model_card(path: Path, card: str) -> None:
-    """Write a card, whole or not at all.
+    """Write a card, completely or not at all.
 
     Raises:
-        CardError: it can't be written.
+        CardError: the file can't be written.
     """
     try:
         with whole_file(path) as file:
@@ -187,7 +188,7 @@ def write_model_card(path: Path, card: str) -> None:
 
 
 def _run_of(checkpoint: Path) -> Path | None:
-    """The run folder that a checkpoint lies in."""
+    """The run folder of a checkpoint; None if it is not in one."""
     run = checkpoint.resolve().parent.parent
     return (
         run if checkpoint.resolve().parent == (run / BEST).parent and is_run_folder(run) else None
@@ -195,17 +196,17 @@ def _run_of(checkpoint: Path) -> Path | None:
 
 
 def _evaluation_folders(checkpoint: Path, run: Path | None) -> list[Path]:
-    """The folders beside a checkpoint that hold predictions."""
+    """The folders beside a checkpoint, or in its run folder, that hold predictions."""
     tops = [checkpoint.resolve().parent, *([] if run is None else [run])]
     places = [place for top in tops for place in (top, *sorted(top.iterdir())) if place.is_dir()]
     return [place for place in dict.fromkeys(places) if (place / PREDICTIONS).is_file()]
 
 
 def _runs_by_seed(run: Path) -> list[Run]:
-    """The completed runs beside a run, itself included, that differ from it by the seed alone."""
+    """The completed runs beside a run, itself included, that differ from it only in the seed."""
     this = read_run(run, run.name)
     if this is None or this.monitor is None:
-        return []  # too little is left of it: its settings can't be compared
+        return []  # too little of the run is left to compare its settings
     beside = [path for path in run.parent.iterdir() if path.is_dir() and is_run_folder(path)]
     groups = compare_runs(find_runs(beside)).groups
     (own,) = (group for group in groups if any(each.folder == run for each in group.runs))
@@ -215,18 +216,18 @@ def _runs_by_seed(run: Path) -> list[Run]:
 
 
 def _to_markdown(value: Any) -> str:
-    """What the template writes of a value: it may come from an untrusted checkpoint."""
+    """Escape a value for the template, as it may come from an untrusted checkpoint."""
     return value if isinstance(value, Markup) else in_markdown(one_line(value))
 
 
 def _dataset_name(data: Mapping[str, Any]) -> str:
-    """Its name: the reader's, and the file's where the reader is told one."""
+    """The reader's name, with that of the dataset's file if the settings have one."""
     reader, path = str(data.get("reader", "unknown")), data.get("path")
     return reader if path is None else f"{reader} ({Path(str(path)).name})"
 
 
 def _usage(model: TrainedModel, file: str) -> str:
-    """Three lines of Python that predict."""
+    """Example code for prediction, three lines of Python."""
     examples = {"title": '["Heat (1995)"]', "poster": 'posters=["heat.jpg"]'}
     arguments = []
     for column, of in model.columns.items():
@@ -246,7 +247,7 @@ def _usage(model: TrainedModel, file: str) -> str:
 def _front_matter(
     model: TrainedModel, scored: Sequence[ScoreTable], licence: str | None, name: str
 ) -> str:
-    """The YAML at the top, as the Hugging Face hub reads it."""
+    """The YAML front matter, in the format of the Hugging Face hub."""
     tasks = {"text": "text-classification", "poster": "image-classification"}
     kinds = set(model.columns.values())
     task = tasks.get(next(iter(kinds)), "other") if len(kinds) == 1 else "other"
@@ -266,9 +267,9 @@ def _hub_result(model: TrainedModel, table: ScoreTable, task: str) -> dict[str, 
     """The scores on the test split as an entry of the hub's ``model-index``.
 
     Args:
-        model: whose scores these are.
+        model: the scored model.
         table: of the test split.
-        task: the hub's name for what the model does.
+        task: the hub's name for the model's task.
     """
     other = None if table.evaluation is None else table.evaluation.other_data
     return {

@@ -1,4 +1,4 @@
-"""Scores on a model card: overall, of each split, and genre by genre."""
+"""Scores on a model card: overall for each split, and per genre."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from genre_lightning.report.statistics import (
 )
 from genre_lightning.scoring.metrics import per_genre_metrics
 
-#: A genre whose scores come from fewer movies than this is named among the limits.
+#: Genres scored on fewer movies are named among the limits.
 FEW_TO_SCORE = 20
 
 
@@ -38,8 +38,8 @@ class ScoreRow:
         label: of the metric, for people.
         name: of the metric.
         value: in [0, 1].
-        interval: over the movies; None where there are no predictions to resample.
-        seeds: the values of runs that differ by the seed alone; empty for none.
+        interval: over the movies; None without predictions to resample.
+        seeds: the values of runs that differ only in the seed; empty for none.
     """
 
     label: str
@@ -50,26 +50,26 @@ class ScoreRow:
 
     @property
     def mean(self) -> float:
-        """Of the seeds."""
+        """Mean over the seeds."""
         return statistics.fmean(self.seeds)
 
     @property
     def sd(self) -> float:
-        """Standard deviation over the seeds, of the sample."""
+        """Sample standard deviation over the seeds."""
         return statistics.stdev(self.seeds)
 
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """A table of scores, and where they come from.
+    """A table of scores and their source.
 
     Attributes:
-        split: whose scores these are.
-        num_movies: of the split; None where it is not known.
+        split: the scored split.
+        num_movies: in the split; None if not known.
         rows: one for each metric.
-        evaluation: where they were read; None for the run's ``result.json``.
-        resamples: behind the intervals.
-        seeds: of the runs that the rows' ``seeds`` are of.
+        evaluation: source of the scores; None for the run's ``result.json``.
+        resamples: number of bootstrap resamples for the intervals.
+        seeds: of the runs whose values are the rows' ``seeds``.
     """
 
     split: str
@@ -86,13 +86,13 @@ def score_tables(
     result: Mapping[str, Any] | None,
     runs: Sequence[Run],
 ) -> Iterator[ScoreTable]:
-    """Tables of the test split, of validation and of train, where anything is known of them.
+    """Yield tables of the test, validation and training splits that have scores.
 
     Args:
-        model: whose scores these are.
-        evaluations: of this model. Those on its own data are told before those on other data.
-        result: of its run; told where no evaluation is on the model's own data.
-        runs: that differ by the seed alone; empty for none.
+        model: the scored model.
+        evaluations: of this model. Those on its own data come before those on other data.
+        result: of the model's run, used for a split without an evaluation on the model's own data.
+        runs: that differ only in the seed; empty for none.
     """
     for split in ("test", "val", "train"):
         by_seed = {
@@ -116,11 +116,11 @@ def score_tables(
 
 @dataclass(frozen=True)
 class _OverSeeds:
-    """What runs that differ by the seed alone have scored on a split.
+    """The scores on a split of runs that differ only in the seed.
 
     Attributes:
-        seeds: of the runs; empty where not all of them have every score.
-        values: by the name of the metric, one of each run; empty likewise.
+        seeds: of the runs; empty unless all runs have all scores.
+        values: by metric name, one value per run; empty unless all runs have all scores.
     """
 
     seeds: Sequence[Any]
@@ -133,7 +133,7 @@ _NO_SEEDS = _OverSeeds((), {})
 def _evaluated_table(
     model: TrainedModel, evaluation: Evaluation, over_seeds: _OverSeeds
 ) -> ScoreTable:
-    """The scores that evaluate.py found, with intervals over its movies."""
+    """The scores of an evaluation, with intervals over its movies."""
     resamples = num_resamples(*evaluation.scores.shape)
     drawn = bootstrap(
         evaluation.scores, evaluation.targets, model.thresholds.numpy(), resamples=resamples
@@ -154,7 +154,7 @@ def _evaluated_table(
 
 
 def _recorded_table(split: str, recorded: Mapping[str, Any], over_seeds: _OverSeeds) -> ScoreTable:
-    """The scores that ``result.json`` of the run tells of a split, as far as they are numbers."""
+    """The scores of a split in the run's ``result.json``, without values that are not numbers."""
     rows = [
         ScoreRow(label, name, value, None, over_seeds.values.get(name, ()))
         for name, label in METRICS.items()
@@ -165,7 +165,7 @@ def _recorded_table(split: str, recorded: Mapping[str, Any], over_seeds: _OverSe
 
 
 def scores_markup(table: ScoreTable) -> Markup:
-    """The table in Markdown, with the columns of what is known."""
+    """The table in Markdown, with columns for the intervals and the seeds if these are known."""
     heads = ["metric", "value"]
     heads += ["95% interval"] if table.evaluation is not None else []
     heads += ["over seeds"] if table.seeds else []
@@ -179,7 +179,7 @@ def scores_markup(table: ScoreTable) -> Markup:
 
 
 def genre_table(model: TrainedModel, table: ScoreTable | None) -> Markup:
-    """Genre by genre: training movies, threshold, and scores where there are predictions."""
+    """A row per genre: threshold, training movies, and the scores of an evaluation if given."""
     counts, total = model.loss.get("genre_counts"), model.loss.get("num_movies")
     heads = ["genre", "threshold"]
     rows = [
@@ -203,7 +203,7 @@ def genre_table(model: TrainedModel, table: ScoreTable | None) -> Markup:
             support = int(found["support"][g])
             row.append(f"{support:,}")
             for name in ("f1", "ap"):
-                # Without a movie that has the genre a dash, as in the report.
+                # NaN shows as a dash if no movie has the genre, as in the report.
                 score = float(found[name][g]) if support else math.nan
                 resampled = drawn[name][:, g]
                 value = (
@@ -216,7 +216,7 @@ def genre_table(model: TrainedModel, table: ScoreTable | None) -> Markup:
 
 
 def scored_by_few(model: TrainedModel, table: ScoreTable | None) -> list[str]:
-    """The genres whose scores come from few movies, each with their number."""
+    """The genres scored on few movies, each with the number of movies."""
     if table is None or table.evaluation is None:
         return []
     support = table.evaluation.targets.sum(axis=0).astype(int).tolist()

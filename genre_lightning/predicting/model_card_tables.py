@@ -1,4 +1,4 @@
-"""Tables of a model card: branches, encoders, settings, and what the file is."""
+"""Tables of a model card: branches, encoders, settings and the checkpoint file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from genre_lightning.page.markdown import markdown_table
 from genre_lightning.runs.settings import is_path
 from genre_lightning.wording import printable
 
-#: Settings of the training that a card shows; the others are told elsewhere on it, or in the run.
+#: Training settings that a card shows; the others are elsewhere on the card, or in the run folder.
 SHOWN = (
     "optimizer.*", "scheduler.*", "loss.*", "training.*", "seed", "monitor", "start_from_priors",
     "label_sets", "data.batch_size", "model.dropout", "model.members", "model.branches.*.lr_scale",
@@ -31,24 +31,24 @@ SHOWN = (
 def table_markup(
     heads: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[str]
 ) -> Markup:
-    """A table in Markdown, whose cells may come from an untrusted checkpoint.
+    """A Markdown table, whose cells may come from an untrusted checkpoint.
 
     Args:
-        heads: of its columns.
-        rows: a cell for each column; one that is no ``Markup`` shows as it is, on one line.
-        left: heads of the columns that are not numbers.
+        heads: of the columns.
+        rows: a cell for each column; a cell that is not ``Markup`` is shown literally, on one line.
+        left: heads of the left-aligned columns, which hold no numbers.
     """
     shown = [[cell if isinstance(cell, Markup) else one_line(cell) for cell in r] for r in rows]
     return Markup("\n".join(markdown_table(heads, shown, left)))
 
 
 def one_line(value: Any) -> str:
-    """A value as text without line breaks or characters that can't be shown."""
+    """A value as text without line breaks or unprintable characters."""
     return printable(" ".join(str(value).split()))
 
 
 def branch_table(model: TrainedModel) -> Markup:
-    """What each branch looks at, by which input and network, and how many weights it has."""
+    """A row per branch: its column, input, network and number of weights."""
     rows = []
     for name, branch_input in model.inputs.items():
         network = model.network.description["branches"][name]["name"]
@@ -65,7 +65,7 @@ def branch_table(model: TrainedModel) -> Markup:
 
 @dataclass(frozen=True)
 class EncoderRow:
-    """A row of the table of encoders; None for what is not recorded."""
+    """A row of the table of encoders; None for values that are not recorded."""
 
     name: str
     branch: str
@@ -75,7 +75,7 @@ class EncoderRow:
 
 
 def encoder_rows(model: TrainedModel) -> Iterator[EncoderRow]:
-    """The pretrained encoders that the model needs, or was trained from."""
+    """The pretrained encoders that the model uses frozen or was fine-tuned from."""
     for name, branch_input in model.inputs.items():
         spec = getattr(branch_input, "spec", None)
         if isinstance(spec, EncoderSpec):
@@ -86,11 +86,11 @@ def encoder_rows(model: TrainedModel) -> Iterator[EncoderRow]:
         if isinstance(encoder, str):
             known = ENCODERS.get(encoder)
             licence = None if known is None else known.licence
-            yield EncoderRow(encoder, name, licence, None, "trained on, and part of the checkpoint")
+            yield EncoderRow(encoder, name, licence, None, "fine-tuned, and part of the checkpoint")
 
 
 def encoder_table(model: TrainedModel) -> Markup | None:
-    """The pretrained encoders with their licences and sources; None for a model without any."""
+    """The pretrained encoders with their licences and sources; None if the model has none."""
     rows = [
         [
             each.name,
@@ -106,18 +106,18 @@ def encoder_table(model: TrainedModel) -> Markup | None:
 
 
 def _source(spec: EncoderSpec) -> str:
-    """Where the weights of an encoder come from."""
+    """The source of an encoder's weights."""
     if isinstance(spec.origin, Packaged):
         return f"the package {spec.origin.package}"
     if isinstance(spec.origin, Hub):
         revision = f" at {spec.origin.revision}" if spec.origin.revision else ""
         return f"{spec.origin.repository} at the Hugging Face hub{revision}"
-    return "a file of whoever trained it"
+    return "a file of the model's owner"
 
 
 def split_table(data: Mapping[str, Any]) -> Markup:
-    """How the dataset was read and split, by the settings that the checkpoint recorded."""
-    # Of a path its last part alone: which folders the owner has is not told with a model.
+    """The settings for reading and splitting the dataset, as recorded in the checkpoint."""
+    # Only the last part of a path: a published card must not reveal its owner's folders.
     shown = [
         (name, Path(str(value)).name if is_path(f"data.{name}") else str(value))
         for name, value in data.items()
@@ -127,10 +127,10 @@ def split_table(data: Mapping[str, Any]) -> Markup:
 
 
 def settings_table(training: Any) -> Markup | None:
-    """What the checkpoint recorded of how it was trained, as far as a card shows it.
+    """The training settings in :data:`SHOWN`; None if the checkpoint has no training settings.
 
     Args:
-        training: that entry of the checkpoint, as it was read; without settings there is no table.
+        training: the checkpoint's entry on its training, unchecked.
     """
     settings = training.get("settings") if isinstance(training, Mapping) else None
     if not isinstance(settings, Mapping):
@@ -148,7 +148,7 @@ def settings_table(training: Any) -> Markup | None:
 
 
 def file_table(checkpoint: Path, content: Mapping[str, Any], result: Mapping[str, Any]) -> Markup:
-    """What the file is, and how long and with what it was trained."""
+    """The checkpoint file, and the duration and library versions of its training."""
     epoch = content.get("epoch")
     rows = [
         ("file", f"{checkpoint.name}, {checkpoint.stat().st_size / 2**20:.1f} MiB"),

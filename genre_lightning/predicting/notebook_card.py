@@ -1,4 +1,4 @@
-"""How a notebook shows a prediction: one movie's card, as HTML that needs nothing else."""
+"""A notebook's view of a prediction: one movie's card, as self-contained HTML."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reason:
-    """Why a genre has its score: its logit is the sum of ``bias`` and the parts of ``branches``.
+    """The reason for a genre's score: its logit is the sum of ``bias`` and ``branches``.
 
-    The last of them is co-occurrence, where the model looks at that.
+    The last entry of ``branches`` is co-occurrence, if the model uses it.
     """
 
     genre: str
@@ -47,16 +47,16 @@ def card_html(
     explanation: MovieExplanation | None,
     explained: Sequence[str],
 ) -> str:
-    """A prediction as a card: poster, scores with thresholds, and why, where that is known.
+    """A prediction as a card: poster, scores with thresholds, and the reasons if explained.
 
     Args:
         title: of the movie.
-        problem: what was left out of it.
-        predicted: the genres predicted.
-        scores: of all genres, in the order in which they are shown.
+        problem: why a column, or the whole movie, was left out; None if nothing was.
+        predicted: the predicted genres.
+        scores: of all genres, in the order to show them.
         thresholds: of all genres.
-        poster: of the movie.
-        explanation: of its scores.
+        poster: of the movie; None without one.
+        explanation: of the scores; None without one.
         explained: the genres whose reasons are shown.
     """
     picture, no_poster = (None, "") if poster is None else thumbnail(poster)

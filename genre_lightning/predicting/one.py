@@ -1,4 +1,4 @@
-"""The genres of one movie, and why."""
+"""Predict and explain the genres of one movie."""
 
 from __future__ import annotations
 
@@ -28,22 +28,23 @@ if TYPE_CHECKING:
     from genre_lightning.predicting.asked import AskedMovies
     from genre_lightning.predicting.predictor import GenrePredictor, Prediction
 
-#: Words of a text that are printed for a genre; JSON has all.
+#: The most words of a text that are printed for a genre; JSON has all of them.
 _WORDS = 12
 
 
 def predict_one(
     predictor: GenrePredictor, options: PredictOptions, asked: AskedMovies | None = None
 ) -> None:
-    """Print the genres of a movie whose columns are arguments.
+    """Print the genres of the movie given by the command's options.
 
     Args:
         predictor: of the model.
         options: of the command.
-        asked: asks a language model about the movie; None to ask nobody.
+        asked: asks a language model about the movie; None to ask none.
 
     Raises:
-        CommandError: the model can see nothing of it, or a column can't be read.
+        CommandError: the model has no branch for any given column, a value can't be read, or a heat
+            map can't be written.
     """
     kinds = predictor.columns if asked is None else {**predictor.columns, **asked.shows}
     seen: dict[str, Any] = _seen(predictor, options, kinds)
@@ -81,20 +82,20 @@ def predict_one(
 def _seen(
     predictor: GenrePredictor, options: PredictOptions, kinds: Mapping[str, str]
 ) -> dict[str, str]:
-    """Those of the given columns that are of use, by what they hold."""
+    """The given columns that are in ``kinds``, which holds each usable column's kind."""
     given = options.columns
     seen = {name: value for name, value in given.items() if name in kinds}
     for name, value in given.items():
         if kinds.get(name) == "id":
             raise CommandError(f"the column {name} is a vector by movie id: it can't be given here")
-        # Also where it is left out: a slip in the name would go unnoticed.
+        # Checked even if the poster is left out, as a mistyped path would go unnoticed.
         if name == POSTER and name not in kinds and not Path(value).exists():
             raise CommandError(f"{value}: can't be read (no such file)")
     if not seen:
         raise CommandError(
             f"{options.checkpoint} has no branch for {', '.join(given)}: {looks_at(predictor)}"
         )
-    # Said and not refused where another one is left: the same command then serves every model.
+    # A note and not an error, so that the same command works for every model.
     for name in given:
         if name not in kinds:
             note_left_out(predictor, name)
@@ -107,14 +108,14 @@ def _explain(
     columns: Mapping[str, str],
     folder: Path | None,
 ) -> dict[str, Any]:
-    """Explain the predicted genres, or the three nearest to it where none is predicted.
+    """Explain the predicted genres, or the three closest to their threshold if there are none.
 
     Returns:
-        ``genres``: for each its ``logit``, which is ``bias`` and the numbers of ``branches``
-        summed, with ``cooccurrence`` where the model looks at that, and by branch ``words`` and
-        ``heat_maps``; ``methods``: by branch, how; ``exact``: the branches whose words sum to their
-        part; ``labels``: what people call each branch; and ``absent``: the branches whose column
-        was not given.
+        ``genres``: for each genre its ``logit``, the sum of ``bias``, the numbers of ``branches``
+        and, if the model uses co-occurrence, ``cooccurrence``; and by branch, ``words`` and
+        ``heat_maps``. ``methods``: by branch, the explanation method. ``exact``: the branches whose
+        words sum to their part. ``labels``: by branch, a name for people. ``absent``: the branches
+        whose column was not given.
     """
     from genre_lightning.explain.explainer import ImageExplanation
     from genre_lightning.explain.movie import explain_movie
@@ -141,7 +142,7 @@ def _explain(
         branch_input = model.inputs[branch]
         methods[branch] = found.method
         if isinstance(found, ImageExplanation):
-            # More than one branch may look at the same poster.
+            # Several branches can look at the same poster: each needs its own file names.
             several = (
                 sum(other.column == branch_input.column for other in model.inputs.values()) > 1
             )
@@ -174,12 +175,12 @@ def _rounded(value: Any) -> float:
 def _save_heat_maps(
     found: ImageExplanation, start: Path, names: Sequence[str], places: Sequence[int]
 ) -> list[Path]:
-    """Write a picture for each of K genres; the files' names begin with ``start``."""
+    """Write a heat map for each of K genres, to files whose names begin with ``start``."""
     from genre_lightning.explain.pictures import heat_pictures
 
     paths: list[Path] = []
     for name, picture in zip(names, heat_pictures(found, places), strict=True):
-        # A genre's name is whatever the checkpoint says.
+        # The checkpoint may be untrusted, so a genre's name may be unsafe as a file name.
         slug = re.sub(r"[^\w-]+", "_", name)[:80]
         path = start.with_name(f"{start.name}{HEAT_MAP}{slug}.png")
         if path in paths:

@@ -1,4 +1,4 @@
-"""Pixels of posters in an exported graph."""
+"""Poster pixels in an exported graph."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from genre_lightning.inputs.colours import Colours, normalisation
 
 
 def pixels_described(size: tuple[int, int]) -> str:
-    """What the graph takes of posters of a size, (H, W)."""
+    """Describe the graph's input of posters of size (H, W)."""
     height, width = size
     return f"(P, {height}, {width}, 3) uint8 RGB, each poster stretched to that size"
 
 
 def with_black_poster(pixels: Tensor) -> Tensor:
-    """(P, H, W, 3) uint8 to (P + 1, 3, H, W) float32: a black poster comes after the others."""
+    """(P, H, W, 3) uint8 to (P + 1, 3, H, W) float32, with a black poster appended."""
     blank = torch.zeros_like(pixels[:1].sum(0, keepdim=True, dtype=torch.int64))
     return torch.cat([pixels.float(), blank.float()]).permute(0, 3, 1, 2)
 
 
 class NormalisePixels(nn.Module):
-    """(P, 3, H, W) float32 of 0..255 to normalised ones, by constants of the graph."""
+    """Normalises (P, 3, H, W) float32 pixels in 0..255, with constants that the graph contains."""
 
     def __init__(self, colours: Colours) -> None:
         super().__init__()

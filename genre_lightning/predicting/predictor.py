@@ -1,7 +1,7 @@
 """Movies to scores: a trained model as a function of titles, posters and other columns.
 
-What a prediction needs is imported here and no more: neither Lightning nor scikit-learn, so that
-one prediction starts about as fast as PyTorch itself.
+Imports only what a prediction needs, so neither Lightning nor scikit-learn: a single prediction
+starts about as fast as PyTorch itself.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ from genre_lightning.wording import listed
 if TYPE_CHECKING:
     from genre_lightning.explain.movie import MovieExplanation
 
-#: The columns of the arguments ``titles`` and ``posters``.
+#: The columns that the arguments ``titles`` and ``posters`` stand for.
 TITLE, POSTER = "title", "poster"
 
-#: A movie: its values by column; or title and poster. None for what there is not.
+#: A movie: its values by column, or (title, poster). None for a missing value.
 Movie: TypeAlias = Mapping[str, Value | None] | tuple[Value | None, Value | None]
 
-#: Movies that go through the network at once. More is not faster on a CPU, and needs more memory.
+#: Movies per forward pass. Larger batches are not faster on a CPU, and need more memory.
 BATCH_SIZE = 16
 
 
 class _Scored(NamedTuple):
-    """What the model makes of one movie.
+    """The scores of one movie.
 
     Attributes:
         title: as given.
-        scores: (G,) float32; None where the model could see nothing of the movie.
+        scores: (G,) float32; None if no branch could read anything of the movie.
         problem: as in :class:`Prediction`.
     """
 
@@ -61,7 +61,7 @@ class _Scored(NamedTuple):
 
 
 class PredictionError(UserError, ValueError):
-    """A movie of which the model can see nothing; the message says which one and why."""
+    """A movie, column or device that the model can't use; the message says which one and why."""
 
 
 @dataclass(frozen=True)
@@ -70,16 +70,17 @@ class Prediction:
 
     Attributes:
         title: as given.
-        genres: those whose score reaches their threshold, the highest score first.
-        scores: of every genre, in the model's order, each in [0, 1]; empty if the model could see
-            nothing of the movie, which ``problem`` then tells.
-        problem: why a poster or another column, or the whole movie, was left out; None if nothing
+        genres: the predicted genres, whose score reaches their threshold; highest score first.
+        scores: the score of every genre in [0, 1], in the model's order; empty if the model could
+            not use any column of the movie, in which case ``problem`` says why.
+        problem: why a column, such as the poster, or the whole movie was left out; None if nothing
             was.
-        thresholds: of every genre, the score from which on it is predicted.
-        poster: as given to :meth:`GenrePredictor.predict`, to be shown; None for none.
-        explanation: why, where that was asked for.
+        thresholds: the threshold of every genre; scores equal to it also count as predicted.
+        poster: as given to :meth:`GenrePredictor.predict`, for display; None without one.
+        explanation: the reasons for the scores, if requested.
 
-    A notebook shows it as a card: the poster, scores with their thresholds, and the explanation.
+    Notebooks show a prediction as a card with the poster, the scores and thresholds, and the
+    explanation.
     """
 
     title: str | None
@@ -91,11 +92,11 @@ class Prediction:
     explanation: MovieExplanation | None = field(default=None, repr=False, compare=False)
 
     def ranked(self) -> list[tuple[str, float]]:
-        """All genres with their scores, the highest first."""
+        """All genres with their scores, highest score first."""
         return sorted(self.scores.items(), key=lambda item: -item[1])
 
     def explained_genres(self) -> list[str]:
-        """The genres to explain: those predicted, or the three nearest to it where none is."""
+        """The predicted genres, or the three closest to their threshold if there are none."""
         distance = {genre: self.thresholds[genre] - score for genre, score in self.scores.items()}
         return list(self.genres) or sorted(distance, key=lambda genre: distance[genre])[:3]
 
@@ -115,15 +116,15 @@ class Prediction:
 
 
 class GenrePredictor:
-    """Predicts genres of movies from the columns that a model looks at, or some of them.
+    """Predicts the genres of movies from all or some of the columns that a model looks at.
 
-    One predictor serves any number of threads at once, and processes forked from the one that
-    loaded it; other processes take a pickled one. More than one movie is spread over threads of its
-    own, each of which reads and scores a batch on one core.
+    A predictor is thread-safe and also works in forked processes; it can be pickled for other
+    processes. Several movies are spread over a pool of worker threads, each of which reads and
+    scores whole batches on one core.
 
     Args:
-        model: of :func:`genre_lightning.checkpoint.model.load_model`.
-        workers: threads that read and score; None for one per core.
+        model: as returned by :func:`genre_lightning.checkpoint.model.load_model`.
+        workers: number of worker threads; None for one per core.
     """
 
     def __init__(self, model: TrainedModel, workers: int | None = None) -> None:
@@ -156,17 +157,18 @@ class GenrePredictor:
         """Load a predictor from a checkpoint file alone.
 
         Args:
-            path: such as ``runs/.../checkpoints/best.ckpt``. The file may be untrusted: nothing in
-                it is run.
-            device: "auto" for a GPU where there is one, or any device of PyTorch.
-            workers: threads that read and score; None for one per core.
-            encoders: names of pretrained encoders beyond our own table that you let it use, as in
-                the configuration it was trained with: ``timm:resnet18.a1_in1k``.
+            path: such as ``runs/.../checkpoints/best.ckpt``. The file may be untrusted: no code in
+                it is executed.
+            device: "auto" for a GPU if available, or any PyTorch device.
+            workers: number of worker threads; None for one per core.
+            encoders: pretrained encoders outside this project's table that the checkpoint is
+                allowed to use, named as in its training config: ``timm:resnet18.a1_in1k``.
 
         Raises:
-            CheckpointError: it is no checkpoint of this project, or damaged.
-            PredictionError: there is no such device.
-            EncoderError: an encoder of no known name, or one that is not there.
+            CheckpointError: the file is not a checkpoint of this project, or is damaged.
+            PredictionError: the device does not exist.
+            EncoderError: an encoder's name is unknown, or its weights are not available.
+            TypeError: ``encoders`` is a single string.
         """
         if isinstance(encoders, str):
             raise TypeError(f"encoders must be a list, also for a single one: [{encoders!r}]")
@@ -175,17 +177,17 @@ class GenrePredictor:
 
     @property
     def genres(self) -> tuple[str, ...]:
-        """The G genres it knows about, in the order of :meth:`scores`."""
+        """The G genres of the model, in the order of :meth:`scores`."""
         return self.model.genres
 
     @property
     def thresholds(self) -> dict[str, float]:
-        """The score from which on each genre is predicted."""
+        """The threshold of each genre, which is predicted if its score is at least as high."""
         return dict(zip(self.genres, self.model.thresholds.tolist(), strict=True))
 
     @property
     def columns(self) -> dict[str, str]:
-        """The columns that the model looks at, and what they hold: "text", "poster" or "id"."""
+        """The columns that the model looks at, each with its kind: "text", "poster" or "id"."""
         return dict(self._columns)
 
     def predict(
@@ -200,27 +202,27 @@ class GenrePredictor:
         """Predict the genres of N movies.
 
         Args:
-            titles: N values of the column ``title``, best with the year, "Heat (1995)"; None, ""
-                or the nan and NA of pandas for a movie without. None in place of the list for none
-                at all.
-            posters: N values of the column ``poster``: paths, encoded images, open images, (H, W,
-                3) uint8 pixels; None for a movie without.
-            errors: "raise", or "report" to go on without a value that can't be read and to say so
-                in the prediction's ``problem``.
-            explain: whether to say why, in each prediction's ``explanation``; it takes longer than
-                predicting.
-            columns: N values each of further columns, by name: ``synopsis=[...]``.
+            titles: N values of the column ``title``, best with the year: "Heat (1995)". None, "",
+                NaN or pandas' NA for a movie without a title. None instead of a list if no movie
+                has a title.
+            posters: N values of the column ``poster``: paths, encoded images, open images or
+                (H, W, 3) uint8 pixels; None for a movie without a poster.
+            errors: "raise", or "report" to skip values that can't be read and describe them in the
+                prediction's ``problem``.
+            explain: whether to fill in each prediction's ``explanation``; this takes longer than
+                the prediction itself.
+            columns: N values for each further column, by name: ``synopsis=[...]``.
 
         Returns:
             N predictions, in order.
 
         Raises:
-            InputError: a value can't be read; names it. A PosterError for a poster. Not with
-                errors="report".
-            PredictionError: the model can't see anything of a movie (not with errors="report"); a
-                column that the model does not look at.
-            ValueError: the columns differ in length; an unknown value of ``errors``.
-            TypeError: a value is of a type that its column can't have.
+            InputError: a value can't be read; the message names it. PosterError for a poster. Not
+                raised with errors="report".
+            PredictionError: a movie has no column that the model can use (not raised with
+                errors="report"), or a column is one that the model does not look at.
+            ValueError: the columns differ in length, or ``errors`` has an unknown value.
+            TypeError: a value has the wrong type for its column.
         """
         movies = self._by_movie(titles, posters, columns)
         predictions = list(self._predictions(movies, errors, self._batch_size(len(movies))))
@@ -234,7 +236,7 @@ class GenrePredictor:
         ]
 
     def _explain(self, movie: Mapping[str, Value | None]) -> MovieExplanation:
-        """Why a movie that could be predicted has its scores; what can't be read is left out."""
+        """Explain the scores of a movie that could be predicted, without its unreadable values."""
         from genre_lightning.explain.movie import explain_movie
 
         _, unread = self._read(1, movie, strict=False)
@@ -249,7 +251,10 @@ class GenrePredictor:
         posters: Sequence[Value | None] | None = None,
         **columns: Sequence[Value | None] | None,
     ) -> np.ndarray:
-        """(N, G) float32 scores in [0, 1] of N movies; arguments and errors of :meth:`predict`."""
+        """Return the (N, G) float32 scores in [0, 1] of N movies.
+
+        Arguments and errors are those of :meth:`predict`.
+        """
         movies = self._by_movie(titles, posters, columns)
         scored = self._score_movies(movies, True, self._batch_size(len(movies)))
         scores = [movie.scores for movie in scored]
@@ -258,19 +263,19 @@ class GenrePredictor:
     def stream(
         self, movies: Iterable[Movie], errors: str = "raise"
     ) -> Generator[Prediction, None, None]:
-        """Predict the genres of any number of movies, in memory that does not grow with them.
+        """Predict the genres of any number of movies in constant memory.
 
         Args:
-            movies: (title, poster) of each, or its values by column; consumed a few batches ahead
-                of the predictions.
+            movies: (title, poster) pairs or mappings of column to value; consumed a few batches
+                ahead of the predictions.
             errors: as for :meth:`predict`.
 
         Yields:
             Predictions, in order.
 
         Raises:
-            TypeError: a movie is neither of the two.
-            Exception: those of :meth:`predict`.
+            TypeError: a movie is neither a pair nor a mapping.
+            Exception: as :meth:`predict`.
         """
         return self._predictions(movies, errors, BATCH_SIZE)
 
@@ -278,16 +283,16 @@ class GenrePredictor:
         self, movies: Iterable[Movie], errors: str, batch_size: int
     ) -> Generator[Prediction, None, None]:
         if errors not in ("raise", "report"):
-            raise ValueError(f'errors is "raise" or "report", not {errors!r}')
+            raise ValueError(f'errors must be "raise" or "report", not {errors!r}')
         for scored in self._score_movies(movies, errors == "raise", batch_size):
             yield self._prediction(scored)
 
     def predict_encoded(self, title: str | None, parts: Mapping[str, Part]) -> Prediction:
-        """Predict the genres of one movie that is encoded already.
+        """Predict the genres of one movie that has already been encoded.
 
         Args:
-            title: for the prediction to name.
-            parts: of one movie, of :func:`genre_lightning.inputs.encode.encode_items`.
+            title: the title to store in the prediction.
+            parts: of one movie, as returned by :func:`genre_lightning.inputs.encode.encode_items`.
         """
         self._notice_fork()
         (scores,) = self._score(parts, 1)
@@ -304,7 +309,7 @@ class GenrePredictor:
         return Prediction(title, genres, by_genre, problem, self._thresholds_by_genre)
 
     def _batch_size(self, movies: int) -> int:
-        """The batch size that gives every worker some of a known number of movies."""
+        """The batch size that spreads a known number of movies over all workers."""
         return max(1, min(BATCH_SIZE, -(-movies // self.workers)))
 
     def _by_movie(
@@ -313,11 +318,11 @@ class GenrePredictor:
         posters: Sequence[Value | None] | None,
         columns: Mapping[str, Sequence[Value | None] | None],
     ) -> list[Mapping[str, Value | None]]:
-        """The arguments of :meth:`predict`, a list a column, as the columns of each movie."""
+        """Turn the arguments of :meth:`predict`, one list per column, into one dict per movie."""
         for name in columns:
             if name not in self._columns:
                 raise PredictionError(self._unknown(name))
-        # How the caller wrote each column, for messages.
+        # Under the names that the caller used, for messages.
         given = {"titles": titles, "posters": posters, **columns}
         lists = {
             name: _values(name, values) for name, values in given.items() if values is not None
@@ -341,12 +346,12 @@ class GenrePredictor:
     def _score_movies(
         self, movies: Iterable[Movie], strict: bool, batch_size: int
     ) -> Iterator[_Scored]:
-        """Read and score movies, in order; each worker takes whole batches.
+        """Read and score movies in order; each worker takes whole batches.
 
         Args:
-            movies: as for :meth:`stream`; up to a batch for each worker, and one more, ahead.
-            strict: raise where a value can't be read, or a movie can't be seen.
-            batch_size: movies in a batch.
+            movies: as for :meth:`stream`; consumed one batch per worker, plus one, ahead.
+            strict: raise an error for a value that can't be read or a movie that can't be scored.
+            batch_size: movies per batch.
         """
         self._notice_fork()
         numbered = ((number, _by_column(number, movie)) for number, movie in enumerate(movies, 1))
@@ -357,7 +362,7 @@ class GenrePredictor:
                     batch = list(islice(numbered, batch_size))
                     if not batch:
                         break
-                    if not waiting and len(batch) == 1:  # a single movie needs no threads
+                    if not waiting and len(batch) == 1:  # threads don't pay off for a single movie
                         yield from self._score_batch(batch, strict)
                         continue
                     waiting.append(self._workers().submit(self._score_batch, batch, strict))
@@ -400,7 +405,11 @@ class GenrePredictor:
     def _read(
         self, number: int, movie: Mapping[str, Value | None], strict: bool
     ) -> tuple[dict[str, Any], dict[str, str]]:
-        """What each branch takes of a movie, None for nothing; and the problem of each column."""
+        """Read a movie's columns.
+
+        Returns:
+            By branch, what its input read, None for nothing; and by column, why it can't be read.
+        """
         for column, value in movie.items():
             if column not in self._columns and not is_absent(value):
                 raise PredictionError(
@@ -424,16 +433,16 @@ class GenrePredictor:
 
     @torch.inference_mode()
     def _score(self, parts: Mapping[str, Part], num_movies: int) -> np.ndarray:
-        """(B, G) float32 scores of B movies, of each of which some branch has a part."""
+        """(B, G) float32 scores of B movies, each of which has a row in some branch's part."""
         logits = self.model.network(parts, num_movies)
         scores = ACTIVATIONS[self.model.activation](logits)
         return np.asarray(scores.cpu().numpy())
 
     def _notice_fork(self) -> None:
-        """Wait for no thread of the process that this one was forked from: it has none of them.
+        """Forget the parent's threads after a fork, as the child process does not have them.
 
-        Those of PyTorch are not started again either, so a forked process computes on one core, as
-        those of a ``DataLoader`` do.
+        PyTorch does not restart its own threads either, so a forked process computes on one core,
+        like the workers of a ``DataLoader``.
         """
         if self._process != os.getpid():
             torch.set_num_threads(1)
@@ -442,7 +451,7 @@ class GenrePredictor:
             self._process = os.getpid()
 
     def __getstate__(self) -> dict[str, Any]:
-        """What is pickled: all but the threads, of which each process has its own."""
+        """Leave out the threads and the lock, which can't be pickled."""
         return {**self.__dict__, "_pool": None, "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -451,22 +460,22 @@ class GenrePredictor:
     def _workers(self) -> ThreadPoolExecutor:
         with self._lock:
             if self._pool is None:
-                Image.init()  # loads the formats: not while several threads ask for them
+                Image.init()  # load the image formats now, not from several threads at once
                 self._pool = one_core_threads(self.workers, "genre-predictor")
             return self._pool
 
 
 def find_device(device: str | torch.device) -> torch.device:
-    """Where to compute: "auto" is a GPU where there is one.
+    """Return the device of this name; "auto" is a GPU if available.
 
     Raises:
-        PredictionError: there is no such device.
+        PredictionError: the device does not exist or can't be used.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(device)
-        torch.empty(0, device=found).cpu()  # "meta" has no numbers to give back
+        torch.empty(0, device=found).cpu()  # fails for "meta", which holds no data
     except TypeError as error:
         raise PredictionError(
             f'device must be a name such as "cpu", "cuda" or "auto", not {device!r}'
@@ -492,42 +501,42 @@ def _by_column(number: int, movie: Any) -> Mapping[str, Value | None]:
 
 
 def _values(name: str, values: Any) -> list[Any]:
-    """The values of a column that the caller gave, None for what pandas says there is not.
+    """Return the values passed for a column as a list, with None for missing values of pandas.
 
     Args:
         name: of the argument.
-        values: what was given for it. A column of pandas is taken in order, whatever its index.
+        values: of the argument. A pandas column is read in order, whatever its index.
 
     Raises:
-        TypeError: it is a single value, or no list of values.
+        TypeError: ``values`` is a single value, or not a list of values.
     """
     if isinstance(values, (str, bytes, os.PathLike, Image.Image)):
         raise TypeError(f"{name} must be a list, also for a single movie: [{values!r}]")
     if isinstance(values, (Mapping, Set)):
         raise TypeError(f"{name} must be a list, not of type {type(values).__name__}")
-    if hasattr(values, "columns"):  # a table, of which a loop would give the columns' names
+    if hasattr(values, "columns"):  # a table: iterating over it gives column names
         raise TypeError(
             f"{name} must be a list or one column of a table, not a "
             f"{type(values).__name__}, which has several: table[NAME]"
         )
     try:
         iterator = iter(values)
-    except TypeError as error:  # a number, or an array of no axis
+    except TypeError as error:  # a number, or a 0-d array
         raise TypeError(f"{name} must be a list, not of type {type(values).__name__}") from error
     return list(map(_or_none, iterator))
 
 
 def _or_none(value: Any) -> Any:
-    """The value; None for the nan, NaT and NA by which pandas says that there is none."""
+    """Return the value, or None for NaN and for pandas' NaT and NA."""
     if isinstance(value, (float, np.floating)):
         return None if np.isnan(value) else value
-    pandas = sys.modules.get("pandas")  # where nobody has imported it, nothing is its NA
+    pandas = sys.modules.get("pandas")  # not imported: no value can be its NA
     nones = [getattr(pandas, name, None) for name in ("NA", "NaT")]
     return None if any(value is none for none in nones) else value
 
 
 def _name_of_value(value: Value, column: str, number: int, of: str) -> str:
-    """How messages call a value, that of the movie of this number."""
+    """The name of a movie's value in messages; movies are numbered from 1."""
     if of == "poster":
         if isinstance(value, (str, os.PathLike)):
             return os.fspath(value)

@@ -1,4 +1,4 @@
-"""What the command prints of a prediction: lines for people, JSON for programs."""
+"""The command's output for a prediction: lines for people, JSON for programs."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ if TYPE_CHECKING:
     from genre_lightning.predicting.predictor import GenrePredictor, Prediction
 
 
-#: Stands in the name of a heat map's file, between the poster's and the genre's.
+#: Separates the poster's name from the genre's in the file name of a heat map.
 HEAT_MAP = ".why-"
 
 
 class CommandError(UserError):
-    """What keeps the command from doing what it was asked to."""
+    """A reason why the command can't do what it was asked to."""
 
 
 def note(text: str) -> None:
-    """Say something beside the answer, on standard error."""
+    """Print a note on standard error, apart from the answer."""
     print(f"note: {text}", file=sys.stderr)
 
 
 def note_left_out(predictor: GenrePredictor, column: str) -> None:
-    """Say that a column that was given is of no use to the model."""
+    """Note that the model ignores a column that was given."""
     note(f"the model has no branch for the column {column} ({looks_at(predictor)}): left out")
 
 
 def looks_at(predictor: GenrePredictor) -> str:
-    """Such as "it looks at title, poster"."""
+    """The model's columns in words: "it looks at title, poster"."""
     return f"it looks at {', '.join(predictor.columns)}"
 
 
 def score_line(predictor: GenrePredictor, prediction: Prediction, genre: str) -> str:
-    """A genre, its score and threshold, marked where it is predicted."""
+    """A line with a genre, its score and its threshold, marked if the genre is predicted."""
     mark = "*" if genre in prediction.genres else " "
     score, threshold = prediction.scores[genre], predictor.thresholds[genre]
     digits = digits_beside(score, threshold)
@@ -48,7 +48,7 @@ def score_line(predictor: GenrePredictor, prediction: Prediction, genre: str) ->
 
 
 def short_lines(predictor: GenrePredictor, prediction: Prediction) -> Iterator[str]:
-    """The genres predicted, or the likeliest one where none is."""
+    """Lines with any problem and the predicted genres, or the top one if there are none."""
     if prediction.problem:
         yield f"  problem: {printable(prediction.problem)}"
     for genre, _ in prediction.ranked()[: max(1, len(prediction.genres))]:
@@ -58,12 +58,12 @@ def short_lines(predictor: GenrePredictor, prediction: Prediction) -> Iterator[s
 def as_json(
     predictor: GenrePredictor, prediction: Prediction, columns: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """One movie's answer as plain data: its columns by name, then what the model says.
+    """One movie as plain data: its columns by name, then the prediction.
 
     Args:
         predictor: of the model.
         prediction: of the movie.
-        columns: as given; those that the model looks at and that are not among them are null.
+        columns: as given; the model's other columns are null.
     """
     given = {**dict.fromkeys(predictor.columns), **columns}
     return {
@@ -79,5 +79,5 @@ def as_json(
 
 
 def _scores(values: Mapping[str, float]) -> dict[str, float]:
-    """As in a CSV: with the digits that tell a score from its threshold."""
+    """Round scores as in a CSV, to enough digits to distinguish a score from its threshold."""
     return {genre: float(score_cell(value)) for genre, value in values.items()}

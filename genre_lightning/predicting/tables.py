@@ -1,4 +1,4 @@
-"""CSV of movies in and out: row by row, in memory that does not grow with the file."""
+"""Read and write CSV files of movies, row by row in constant memory."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from genre_lightning.wording import counted
 
 
 class MovieRows:
-    """The rows of a CSV file, kept from when they are read until their prediction is there.
+    """The rows of a CSV file, each kept until its prediction is done.
 
-    Names of columns count in any case, as in a dataset. Apostrophes that guard cells against
-    spreadsheets are taken off.
+    Column names are case-insensitive, as in a dataset. Apostrophes that guard cells against
+    spreadsheets are removed.
 
     Args:
-        file: UTF-8, opened for bytes.
-        path: of the file; posters lie relative to it. ``STREAM`` for standard input, whose posters
-            lie relative to the current folder.
-        columns: the columns to look for, and what they hold: "text" or "poster".
+        file: UTF-8, opened in binary mode.
+        path: of the file; poster paths are relative to it. ``STREAM`` for standard input, whose
+            poster paths are relative to the current folder.
+        columns: the columns to look for, each with its kind: "text" or "poster".
 
     Attributes:
         name: of the file, for messages.
-        header: names of all its columns, as written.
-        names: the same without blanks around them, in lower case.
-        found: by column of ``columns``, its place in a row.
+        header: names of all columns, as written.
+        names: the same, stripped and in lower case.
+        found: by name, the index in a row of each of ``columns`` that the file has.
 
     Raises:
         CommandError: the header can't be read, or names a column twice.
@@ -56,7 +56,7 @@ class MovieRows:
             itertools.chain([first], lines), delimiter=self._delimiter, strict=True
         )
         self._waiting: deque[list[str]] = deque()
-        self._ended = 0  # the last line of the row before
+        self._ended = 0  # number of the previous row's last line
         self.header = self._next() or []
         self.names = [name.strip().lower() for name in self.header]
         for name in self.names:
@@ -69,7 +69,7 @@ class MovieRows:
         }
 
     def movies(self) -> Iterator[dict[str, str | Path | None]]:
-        """The columns of each row, None for what is empty."""
+        """The values of each row by column, None for an empty cell."""
         while (row := self._next()) is not None:
             if not row:  # an empty line
                 continue
@@ -82,11 +82,11 @@ class MovieRows:
             yield {column: self._value(column, row[place]) for column, place in self.found.items()}
 
     def next_done(self) -> list[str]:
-        """The row that the next prediction belongs to."""
+        """Remove and return the row of the next prediction."""
         return self._waiting.popleft()
 
     def named(self, row: Sequence[str]) -> dict[str, str | None]:
-        """A row's cells by column, None for what is empty; those of ``columns`` are called so."""
+        """A row's cells by name (as in ``columns``, else the header); None for an empty cell."""
         names = [*self.header]
         for column, place in self.found.items():
             names[place] = column
@@ -96,12 +96,12 @@ class MovieRows:
         text = text_of(column, cell.strip())
         if not text:
             return None
-        # An address stays as it is written: a path would lose one of its slashes.
+        # Don't make a path of a URL: it would lose one of its slashes.
         is_file = self.columns[column] == "poster" and not OF_THE_WEB.search(text)
         return self.folder / text if is_file else text
 
     def _lines(self, file: IO[bytes]) -> Iterator[str]:
-        # Decoded one by one, so that the line that can't be is known by its number.
+        # Decoded line by line, so that an error can name the line's number.
         for number, line in enumerate(file, 1):
             if number == 1 and (other := other_file(line)) is not None:
                 raise CommandError(f"{self.name} {other}")
@@ -122,7 +122,7 @@ class MovieRows:
         try:
             row = next(self._reader, None)
         except csv.Error as error:
-            # A row may have several lines: the one in which it begins is looked for.
+            # A row can span several lines: report the one where it begins.
             raise CommandError(f"{self.name}:{self._ended + 1}: {csv_problem(error)}") from error
         self._ended = self._reader.line_num
         return None if row is None else [unguard(cell) for cell in row]
@@ -130,7 +130,11 @@ class MovieRows:
 
 @contextmanager
 def reading(path: Path) -> Iterator[IO[bytes]]:
-    """A file opened for bytes, or standard input."""
+    """Open a file, or standard input, in binary mode.
+
+    Raises:
+        CommandError: the file can't be opened.
+    """
     if path == STREAM:
         yield sys.stdin.buffer
         return
@@ -144,13 +148,18 @@ def reading(path: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[Any]:
-    """A CSV writer, to standard output or to a file that is whole or not there.
+    """Give a CSV writer to standard output, or to a file that is written completely or not at all.
 
-    It appears under its name once the block has ended, and not if that raises or is killed.
+    The file appears under its name when the block has ended, and not at all if the block raises or
+    the process is killed.
+
+    Raises:
+        CommandError: the file can't be written.
     """
     if path == STREAM:
-        if isinstance(sys.stdout, io.TextIOWrapper):  # as we read it, whatever the terminal has
-            # A name of a file may be no text; where the encoding alone is given, that is an error.
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # UTF-8 like the input, whatever the terminal uses. File names may hold bytes that are
+            # not UTF-8, which raise an error by default.
             sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
         yield _csv_writer(sys.stdout)
         sys.stdout.flush()
@@ -163,20 +172,20 @@ def writing(path: Path) -> Iterator[Any]:
 
 
 def _csv_writer(file: IO[str]) -> Any:
-    # Not csv's \r\n, which other commands of a pipe would take for a part of the last cell.
+    # The default is \r\n, whose \r other commands in a pipe would add to the last cell.
     return csv.writer(file, lineterminator="\n")
 
 
 @contextmanager
 def _stopped_in_order() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl-C does, so that what is half written is cleared away."""
+    """Let SIGTERM end the block as Ctrl-C does, so that partly written files are removed."""
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
     try:
         previous = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not the main thread, which alone gets signals
+    except ValueError:  # only the main thread can handle signals
         yield
         return
     try:
@@ -187,7 +196,7 @@ def _stopped_in_order() -> Iterator[None]:
 
 @contextmanager
 def predicting_progress(file: IO[bytes], path: Path) -> Iterator[Callable[[], object]]:
-    """Progress by how much of a file has been read; none of a pipe, which may have any length.
+    """Show progress as the share of a file that has been read; none for a pipe of unknown length.
 
     Yields:
         A function to call after each movie.

@@ -1,4 +1,4 @@
-"""A checkpoint without what only training needs: a third of the size, or less."""
+"""Checkpoints without what only training needs: a third of the size, or less."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from genre_lightning.checkpoint.card import CHECKPOINT_KEY, read_checkpoint
 from genre_lightning.checkpoint.writing import write_checkpoint
 from genre_lightning.errors import UserError
 
-#: What is kept: the weights, what rebuilds the model, and where training stood.
+#: Entries to keep: the weights, the model's description, and the epoch and step of training.
 KEPT = (CHECKPOINT_KEY, "state_dict", "epoch", "global_step", "pytorch-lightning_version")
 
 
@@ -17,15 +17,15 @@ class WeightsError(UserError):
 
 
 def export_weights(source: Path, path: Path) -> None:
-    """Write a checkpoint that predicts and evaluates the same, and from which nothing resumes.
+    """Write a copy of a checkpoint for prediction and evaluation; training can't resume from it.
 
     Args:
-        source: a checkpoint.
-        path: of the file to write, another one; whole or not there.
+        source: the checkpoint.
+        path: file to write, different from ``source``; written completely or not at all.
 
     Raises:
-        CheckpointError: ``source`` is no checkpoint of this project.
-        WeightsError: ``path`` can't be written.
+        CheckpointError: ``source`` is not a checkpoint of this project.
+        WeightsError: ``path`` can't be written, is ``source``, or does not end in .ckpt.
     """
     if path.exists() and source.exists() and path.samefile(source):
         raise WeightsError(f"{path} is the checkpoint itself; name another file")
@@ -33,7 +33,7 @@ def export_weights(source: Path, path: Path) -> None:
         raise WeightsError(f"{path}: the name must end in .ckpt")
     checkpoint = read_checkpoint(source, mmap=True)
     slim = {name: checkpoint[name] for name in KEPT if name in checkpoint}
-    # Each tensor on its own: a view would take along all that it is a view of.
+    # Cloned, because saving a view would save its whole storage.
     slim["state_dict"] = {name: value.clone() for name, value in slim["state_dict"].items()}
     try:
         write_checkpoint(slim, path)

@@ -1,30 +1,30 @@
-"""What the page's API answers: the model, a movie's genres and why, a heat map.
+"""The web API of the page: the model, a movie's genres with the reasons, and heat maps.
 
-Other programs can use it as well. Columns go by their names everywhere.
+Other programs can use it as well. Columns have the same names everywhere.
 
 ``GET /api/model``
-    What the model is: ``checkpoint`` (the file's name), ``genres`` (G names), ``activation``,
-    ``max_poster_bytes``, ``max_characters``; ``columns``: for each that can be given ``name``,
-    ``of`` ("text" or "poster"), ``long`` (more than a line) and ``year`` (whether a year in
-    brackets counts); ``branches``: for each ``name``, ``column`` and ``label``.
+    Describes the model: ``checkpoint`` (the file's name), ``genres`` (G names), ``activation``,
+    ``max_poster_bytes``, ``max_characters``; ``columns``: for each usable column ``name``, ``of``
+    ("text" or "poster"), ``long`` (whether its text can have several lines) and ``year`` (whether
+    the model uses a year in brackets); ``branches``: for each ``name``, ``column`` and ``label``.
 
-``POST /api/predict``, a JSON object as the body: texts, and images in base64, by column
-    ``columns``: of each column that the model looks at the text, true for an image, or null;
-    ``problems``: by column, why it was left out; ``predicted`` (names of the genres whose score
-    reaches their threshold, the highest score first) and ``genres``: for each of the G, the highest
-    score first, ``name``, ``score``, ``threshold``, ``predicted``, and the exact parts of its
-    logit: ``logit`` = ``bias`` + the numbers of ``branches``, + ``cooccurrence`` where the model
-    looks at the scores of all genres. ``explanations``: for each branch that saw something
-    ``kind``: "words", with ``parts`` that have ``text``, ``kind`` ("word" or "year"), ``span`` (its
-    characters in the text, or null) and ``adds`` (to the logit of each genre, by name) and
-    ``exact`` (whether these sum to the branch's part); "heat map", which ``/api/heat`` draws; or
-    "none", with the reason in ``problem``. The former two have ``method``.
+``POST /api/predict``, with a JSON object as the body: texts, and images in base64, by column
+    ``columns``: for each column of the model the text, true for an image, or null; ``problems``:
+    by column, why it was left out; ``predicted``: names of the genres whose score reaches their
+    threshold, highest score first; and ``genres``: for each of the G genres, highest score first,
+    ``name``, ``score``, ``threshold``, ``predicted``, and the exact parts of its logit: ``logit`` =
+    ``bias`` + the numbers of ``branches`` + ``cooccurrence``, if the model relates the scores of
+    all genres. ``explanations``: for each branch that read something, ``kind``: "words", with
+    ``text``, ``parts``, each of which has ``text``, ``kind`` ("word" or "year"), ``span`` (its
+    characters in the text, or null) and ``adds`` (to the logit of each genre, by name), and
+    ``exact`` (whether the parts sum to the branch's part); "heat map", which ``/api/heat`` draws;
+    or "none", with the reason in ``problem``. "words" and "heat map" also have ``method``.
 
-``POST /api/heat?branch=NAME&genre=NAME``, an image file's bytes as the body
-    A PNG: the image with the heat map of this genre laid over it.
+``POST /api/heat?branch=NAME&genre=NAME``, with the bytes of an image file as the body
+    A PNG: the image overlaid with the heat map of this genre.
 
-Errors have a status from 400 on and the body ``{"error": {"code": ..., "message": ...}}``; codes:
-``nothing_given``, ``no_branch``, ``text_too_long``, ``too_large``, ``not_an_image``,
+Errors have a status of 400 or above and the body ``{"error": {"code": ..., "message": ...}}``;
+codes: ``nothing_given``, ``no_branch``, ``text_too_long``, ``too_large``, ``not_an_image``,
 ``bad_request``, ``unknown_genre``, ``unknown_branch``, ``not_explained``, ``wrong_host``,
 ``wrong_origin``, ``http`` and ``failed``. With curl:
 ``curl -d '{"title": "Heat (1995)"}' http://127.0.0.1:7860/api/predict``.
@@ -50,11 +50,11 @@ if TYPE_CHECKING:
 MAX_POSTER_BYTES = 16 * 2**20
 MAX_CHARACTERS = 20_000
 
-#: Longer side of a heat map's picture in pixels: twice as large as it is shown, for sharp screens.
+#: Longer side of a heat map in pixels: twice its size on the page, for high-resolution screens.
 _PICTURE_SIDE = 512
-#: Half of a surrogate pair, as an emoji that was cut leaves it; no text that can be written has it.
+#: Half of a surrogate pair, as a truncated emoji leaves it, which can't be encoded as UTF-8.
 _LONE = re.compile("[\ud800-\udfff]")
-#: Texts that may be embedded to explain one branch: the page waits for the answer.
+#: The most texts to embed for explaining one branch; few, as the page waits for the answer.
 _TEXTS = 48
 
 
@@ -62,7 +62,7 @@ class ApiError(Exception):
     """A request that can't be answered.
 
     Args:
-        status: of HTTP.
+        status: HTTP status.
         code: for programs, one of those in the module's docstring.
         message: for people.
     """
@@ -75,14 +75,14 @@ class ApiError(Exception):
 
 
 def max_body_bytes(predictor: GenrePredictor) -> int:
-    """What the largest honest movie takes: posters in base64, any character escaped."""
+    """Size of the largest valid request: posters in base64, all characters escaped."""
     kinds = list(predictor.model.given_columns.values())
     posters, texts = kinds.count("poster"), kinds.count("text")
     return posters * (-(-MAX_POSTER_BYTES // 3) * 4) + texts * MAX_CHARACTERS * 12 + 2**16
 
 
 def describe(predictor: GenrePredictor, checkpoint: str) -> dict[str, Any]:
-    """What ``/api/model`` answers, see the module's docstring."""
+    """The response of ``/api/model``; see the module's docstring."""
     from genre_lightning.explain.parts import branch_labels
 
     inputs = predictor.model.inputs
@@ -110,17 +110,17 @@ def describe(predictor: GenrePredictor, checkpoint: str) -> dict[str, Any]:
 
 
 def read_movie(predictor: GenrePredictor, body: bytes) -> dict[str, str | bytes]:
-    """The columns of a request that hold something: texts, and encoded images.
+    """Parse a request to its non-empty columns: texts and encoded images.
 
     Raises:
-        ApiError: it is no JSON object of such, or too large.
+        ApiError: the body is not a JSON object of such columns, or a column is too large.
     """
     try:
         given = json.loads(body or b"{}")
     except (ValueError, RecursionError) as error:
-        raise ApiError(400, "bad_request", "The body is no JSON.") from error
+        raise ApiError(400, "bad_request", "The body is not JSON.") from error
     if not isinstance(given, dict):
-        raise ApiError(400, "bad_request", "The body is no JSON object of columns by name.")
+        raise ApiError(400, "bad_request", "The body is not a JSON object of columns by name.")
     kinds = predictor.model.given_columns
     movie: dict[str, str | bytes] = {}
     for name, value in given.items():
@@ -128,10 +128,10 @@ def read_movie(predictor: GenrePredictor, body: bytes) -> dict[str, str | bytes]
             continue
         texts = [name, value] if isinstance(value, str) and kinds.get(name) != "poster" else [name]
         if any(map(_LONE.search, texts)):
-            message = f"The column {name!a:.100} has half of a character in it: write it again."
+            message = f"The column {name!a:.100} contains half of a character: enter it again."
             raise ApiError(400, "bad_request", message)
         if not isinstance(value, str):
-            raise ApiError(400, "bad_request", f"The column {name:.100} is no text.")
+            raise ApiError(400, "bad_request", f"The column {name:.100} is not a text.")
         if kinds.get(name) == "poster":
             movie[name] = _image(name, value)
             continue
@@ -148,13 +148,15 @@ def read_movie(predictor: GenrePredictor, body: bytes) -> dict[str, str | bytes]
 
 
 def _image(name: str, text: str) -> bytes:
-    """The encoded image that a request has in base64."""
+    """Decode a base64 image of a request.
+
+    Raises:
+        ApiError: the text is not base64, or the image is too large.
+    """
     try:
         image = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        message = (
-            f"The {name} is not in base64 alone, without line ends and without data: before it."
-        )
+        message = f"The {name} is not plain base64, without line breaks and without a data: prefix."
         raise ApiError(400, "bad_request", message) from error
     if len(image) > MAX_POSTER_BYTES:
         raise too_large()
@@ -162,7 +164,7 @@ def _image(name: str, text: str) -> bytes:
 
 
 def too_large() -> ApiError:
-    """What a poster is told that is too large."""
+    """The error for a poster that is too large."""
     return ApiError(
         413,
         "too_large",
@@ -171,7 +173,7 @@ def too_large() -> ApiError:
 
 
 def too_large_movie(predictor: GenrePredictor) -> ApiError:
-    """What a request is told that is larger than any honest movie."""
+    """The error for a request that is larger than any valid one."""
     most = {
         "poster": f"a poster may have up to {MAX_POSTER_BYTES // 2**20} MB",
         "text": f"a text up to {MAX_CHARACTERS:,} characters",
@@ -182,14 +184,14 @@ def too_large_movie(predictor: GenrePredictor) -> ApiError:
 
 
 def predict_movie(predictor: GenrePredictor, movie: Mapping[str, str | bytes]) -> dict[str, Any]:
-    """What ``/api/predict`` answers, see the module's docstring.
+    """The response of ``/api/predict``; see the module's docstring.
 
     Args:
         predictor: of the model.
-        movie: texts, and encoded images, by column, none of them empty.
+        movie: texts and encoded images by column, none of them empty.
 
     Raises:
-        ApiError: it can't be answered.
+        ApiError: the request can't be answered.
     """
     from genre_lightning.explain.parts import split_encoded
     from genre_lightning.inputs.encode import encode_items
@@ -210,9 +212,9 @@ def predict_movie(predictor: GenrePredictor, movie: Mapping[str, str | bytes]) -
     if not seen:
         raise ApiError(415, "not_an_image", " ".join(problems.values()))
     seeing = [branch for branch, item in items.items() if item is not None]
-    if not seeing:  # such as a title without a year, where that alone counts
+    if not seeing:  # such as a title without a year, for a model on the year alone
         raise ApiError(400, "nothing_given", f"There is {nothing_of(list(kinds))}.")
-    # Once: a pretrained encoder takes longer than all the rest.
+    # Encoded only once, as a pretrained encoder takes longer than all the rest.
     encoded = encode_items(
         model.inputs, {branch: [item] for branch, item in items.items()}, model.device
     )
@@ -248,7 +250,7 @@ def predict_movie(predictor: GenrePredictor, movie: Mapping[str, str | bytes]) -
 
 
 def _wanted(kinds: Mapping[str, str]) -> str:
-    """What to do on the page: "type the title or synopsis or choose the poster"."""
+    """What the user can do: "type the title or synopsis or choose the poster"."""
     texts = [name for name, of in kinds.items() if of == "text"]
     posters = [name for name, of in kinds.items() if of == "poster"]
     wanted = [f"type the {listed(texts, 'or')}"] if texts else []
@@ -257,14 +259,18 @@ def _wanted(kinds: Mapping[str, str]) -> str:
 
 
 def _shown(value: str | bytes | None) -> str | bool | None:
-    """A column as the answer has it: a text, True for a poster, None for what is not there."""
+    """A column's value in the response: a text, True for a poster, None for a missing value."""
     return True if isinstance(value, bytes) else value
 
 
 def _read(
     predictor: GenrePredictor, movie: Mapping[str, str | bytes]
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """What each branch sees of a movie, None for nothing; and by column, why it can't be read."""
+    """Read a movie's columns.
+
+    Returns:
+        By branch, what its input read, None for nothing; and by column, why it can't be read.
+    """
     from genre_lightning.errors import InputError
     from genre_lightning.inputs.encode import read_column
 
@@ -282,7 +288,7 @@ def _read(
 
 
 def _explain(predictor: GenrePredictor, branch: str, value: str | bytes) -> dict[str, Any]:
-    """What a branch saw in its column: words at once; a heat map is asked for by itself."""
+    """The explanation of a branch: words at once; heat maps are requested separately."""
     from genre_lightning.explain.explainer import TextExplanation
     from genre_lightning.explain.table import explain_branch, find_explainer
 
@@ -312,16 +318,16 @@ def _explain(predictor: GenrePredictor, branch: str, value: str | bytes) -> dict
 
 
 def heat_picture(predictor: GenrePredictor, branch: str, genre: str, image: bytes) -> bytes:
-    """What ``/api/heat`` answers: a PNG.
+    """The response of ``/api/heat``: a PNG.
 
     Args:
         predictor: of the model.
         branch: name of a branch that looks at posters.
-        genre: its name.
+        genre: name of the genre.
         image: encoded; empty for none.
 
     Raises:
-        ApiError: it can't be answered.
+        ApiError: the request can't be answered.
     """
     from genre_lightning.errors import InputError
     from genre_lightning.explain.explainer import ImageExplanation
@@ -348,5 +354,5 @@ def heat_picture(predictor: GenrePredictor, branch: str, genre: str, image: byte
     except TypeError as error:
         raise ApiError(422, "not_explained", f"{error}.") from error
     png = io.BytesIO()
-    pictures[0].save(png, "PNG", compress_level=1)  # it goes no further than this machine
+    pictures[0].save(png, "PNG", compress_level=1)  # fast: it is usually not sent over a network
     return png.getvalue()

@@ -1,9 +1,9 @@
 """The page and its API as an ASGI application.
 
-The page is the plain HTML, CSS and JavaScript of ``webapp/page``; ``webapp/api.py`` says what the
-API answers. A request is counted as it comes in, refused as soon as it is too large, and kept in
-memory alone: a poster is never part of a form, whose parts would go to temporary files. Nothing is
-written to disk, logged or sent anywhere.
+The page is the plain HTML, CSS and JavaScript of ``webapp/page``; ``webapp/api.py`` documents the
+API. A request is rejected as soon as it exceeds the size limit, and is kept in memory only: posters
+are not sent as forms, whose parts would go to temporary files. Nothing is written to disk, logged
+or sent anywhere.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
-    # What people look up is nobody's business later on; and a new version's page is seen at once.
+    # For privacy, and so that a new version of the page is shown at once.
     "Cache-Control": "no-store",
 }
 
@@ -50,8 +50,8 @@ def build_app(predictor: GenrePredictor, checkpoint: str, hosts: Sequence[str] =
 
     Args:
         predictor: of the model to try.
-        checkpoint: what the page calls the model.
-        hosts: names this machine is called by, besides localhost and IP addresses.
+        checkpoint: name of the model on the page.
+        hosts: host names of this machine, besides localhost and IP addresses.
     """
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
@@ -59,7 +59,8 @@ def build_app(predictor: GenrePredictor, checkpoint: str, hosts: Sequence[str] =
     from starlette.responses import JSONResponse, Response
     from starlette.routing import Route
 
-    # More at once would only take turns on the cores, each with a decoded poster in memory.
+    # More concurrent requests would only compete for the cores, each with a decoded poster in
+    # memory.
     turns = asyncio.Semaphore(predictor.workers)
 
     async def in_thread(work: Callable[..., _Answer], *arguments: Any) -> _Answer:
@@ -93,11 +94,11 @@ def build_app(predictor: GenrePredictor, checkpoint: str, hosts: Sequence[str] =
 
     def not_found(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        # Which methods an address takes is among them.
+        # The headers include the allowed methods.
         return _error(error.status_code, "http", f"{error.detail}.", error.headers)
 
     def gone(request: Request, error: Exception) -> Response:
-        return Response(status_code=400)  # nobody reads it
+        return Response(status_code=400)  # the client is gone: nobody reads this
 
     def failed(request: Request, error: Exception) -> Response:
         return _error(500, "failed", "The model failed on this movie; the terminal says more.")
@@ -116,15 +117,16 @@ def build_app(predictor: GenrePredictor, checkpoint: str, hosts: Sequence[str] =
             Exception: failed,
         },
     )
-    return _Guard(app, hosts)  # outermost, so that failures too have its headers
+    return _Guard(app, hosts)  # outermost, so that failures also get its headers
 
 
 class _Guard:
-    """Turns away what other web pages send here, and adds the headers to every answer.
+    """Rejects requests from other web pages, and adds the security headers to every response.
 
-    A page elsewhere can point a name of its own at this machine and then read what it is served
-    (DNS rebinding). That takes a name, so a host is let through if it is an IP address or a name
-    we go by. Such a page can also send without reading: that says so in its Origin.
+    A foreign page can point its own domain name at this machine and then read the responses (DNS
+    rebinding). Only hosts that are an IP address or one of our names are therefore accepted. A
+    foreign page can also send requests without reading the responses: their Origin header gives
+    them away.
     """
 
     def __init__(self, app: ASGIApp, names: Sequence[str]) -> None:
@@ -151,7 +153,7 @@ class _Guard:
             )
             app = _error(400, "wrong_host", message)
         elif origin is not None and origin.partition("://")[2].lower() != host.lower():
-            app = _error(403, "wrong_origin", "Only this page itself may ask.")
+            app = _error(403, "wrong_origin", "Only this page itself may send requests.")
         await app(scope, receive, send_with_headers)
 
     def _is_ours(self, host: str) -> bool:
@@ -177,7 +179,7 @@ def _error(
 
 
 async def _read_body(request: Request, most: int, too_large: api.ApiError) -> bytes:
-    """The body; refused with ``too_large`` as soon as it is known to be that."""
+    """Read the body; raises ``too_large`` as soon as it exceeds ``most`` bytes."""
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > most:
         raise too_large

@@ -1,4 +1,4 @@
-"""The command ``genre-demo``: a page on this machine to try a trained model with."""
+"""The command ``genre-demo``: a local web page to try a trained model."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ if TYPE_CHECKING:
 
     from genre_lightning.predicting.predictor import GenrePredictor
 
-#: How long requests under way may take once the command is told to end.
+#: How many seconds running requests may take after the command is asked to end.
 _SECONDS_TO_END = 3
 
 
 class DemoError(UserError):
-    """What keeps the command from serving the page."""
+    """A reason why the command can't serve the page."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command until Ctrl-C.
 
     Returns:
-        0 after Ctrl-C, 130 for one before the page was there; 1 for what the user can fix, with a
-        message on standard error. Exits with 2 where the arguments make no sense.
+        0 after Ctrl-C, or 130 if pressed before the page is served; 1 for an error that the user
+        can fix, with a message on standard error. Exits with 2 if the arguments are invalid.
     """
     options = _parser().parse_args(arguments)
     try:
@@ -92,7 +92,7 @@ def _port(text: str) -> int:
 
 def _serve(options: argparse.Namespace) -> int:
     _check_extra()
-    # Before the model is loaded: a port in use is then known at once.
+    # Opened before the model is loaded, so that a port in use is reported at once.
     listener = open_port(options.host, options.port)
     with listener:
         from genre_lightning.predicting.predictor import GenrePredictor
@@ -113,9 +113,9 @@ def _serve(options: argparse.Namespace) -> int:
             )
         print(f"{checkpoint.name} can be tried at {url} (Ctrl-C ends)", flush=True)
         if options.browser and _has_screen():
-            # On its own thread: some browsers are waited for.
+            # In its own thread, as some browsers block until they are closed.
             threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
-        with contextlib.suppress(KeyboardInterrupt):  # raised once all is ended in order
+        with contextlib.suppress(KeyboardInterrupt):  # raised after a clean shutdown
             build_server(app).run(sockets=[listener])
     return 0
 
@@ -140,10 +140,12 @@ def _check_extra() -> None:
 
 
 def open_port(host: str, port: int) -> socket.socket:
-    """A socket that listens on an address: nobody else can have it, and who comes early waits.
+    """Open a socket that listens on an address.
+
+    From then on no other program can use the port, and early connections wait.
 
     Raises:
-        DemoError: there is no such address here, or the port is in use.
+        DemoError: the address does not exist here, or the port is in use.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
@@ -153,10 +155,10 @@ def open_port(host: str, port: int) -> socket.socket:
         raise DemoError(f"--host {host}: there is no such address ({error})") from error
     listener = socket.socket(family, kind, protocol)
     try:
-        if os.name == "posix":  # elsewhere it would let two programs have the same port
+        if os.name == "posix":  # on Windows, two programs could then share the port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen()  # two can bind one address; only one of them listens
+        listener.listen()  # two sockets can bind one address, but only one can listen
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:
@@ -169,7 +171,7 @@ def open_port(host: str, port: int) -> socket.socket:
 
 
 def page_url(address: str, port: int) -> str:
-    """Where a browser on this machine finds the page of a server listening on an IP address."""
+    """The page's URL for a browser on this machine, for a server that listens on an IP address."""
     ip = ipaddress.ip_address(address)
     if ip.is_unspecified:
         ip = ipaddress.ip_address("127.0.0.1" if ip.version == 4 else "::1")
@@ -177,14 +179,14 @@ def page_url(address: str, port: int) -> str:
 
 
 def _has_screen() -> bool:
-    """Whether a browser would open a window, not take over the terminal."""
+    """Whether a browser would open a window instead of taking over the terminal."""
     if sys.platform in ("win32", "darwin"):
         return True
     return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
 def build_server(app: ASGIApp) -> Server:
-    """The server of the page, for sockets handed to its ``run``. It logs nothing but failures."""
+    """The page's server, whose ``run`` takes sockets. It logs only warnings and errors."""
     import uvicorn
 
     return uvicorn.Server(

@@ -545,7 +545,7 @@ def test_a_folder_is_predicted_by_file_names(
     assert found[0]["scores"] == pytest.approx(alien.scores, abs=1e-5)
     assert found[2]["problem"] is not None
     assert "3 movies, 1 with a problem" in captured.err
-    assert ": 1 file is no poster, left out" in captured.err
+    assert ": 1 file is not a poster, left out" in captured.err
 
 
 def test_heat_maps_are_no_posters_and_a_link_that_leads_nowhere_is_told(

@@ -240,7 +240,7 @@ def test_a_card_by_itself_names_no_files_that_are_not_there(tiny_checkpoint: Pat
 def test_other_data_is_told(tiny_checkpoint: Path, tmp_path: Path):
     write_evaluation(tmp_path / "scored", tiny_checkpoint, data={"reader": "ml1m", "root": "x"})
     card = model_card(tiny_checkpoint, [tmp_path / "scored"])
-    assert "These are other data than the model was trained on: ml1m." in card
+    assert "These movies are not from the model's own dataset, but from: ml1m." in card
 
 
 @pytest.mark.parametrize("licence", ["", " ", "mit\nor so", "mit\u2028"], ids=repr)
@@ -327,7 +327,7 @@ def test_seeds_have_a_spread(trained_run: Path, tmp_path: Path):
     text = section(model_card(tmp_path / "seed=1" / "checkpoints" / "best.ckpt"), "### Test split")
     mean = sum(values.values()) / 3
     sd = math.sqrt(sum((value - mean) ** 2 for value in values.values()) / 2)
-    assert "3 trainings that differ by the seed alone (0, 1, 2)" in " ".join(text.split())
+    assert "3 training runs that differ only in the seed (0, 1, 2)" in " ".join(text.split())
     (table,) = tables(text)
     assert table["F1, micro"] == {
         "metric": "F1, micro", "value": "0.500", "over seeds": f"{mean:.3f} ± {sd:.3f}",
@@ -408,7 +408,7 @@ def test_every_kind_of_model_has_a_card(
             sha256 = row["SHA-256 of the weights"]
             assert sha256 == ("–" if kind == "finetuned" else ENCODERS[name].sha256)
     assert "Not scored" in card and "does not hold the settings" in card
-    assert "does not tell on how many movies" in card
+    assert "does not record on how many movies" in card
     tags = hub_data(card).tags
     assert set(model.columns) <= set(tags)
     (use,) = [block for block in card.split("```") if block.startswith("python\n")]

@@ -504,7 +504,7 @@ def test_a_poster_that_one_branch_cannot_read_is_left_out_by_all(
             r"poster 1 is a \(4, 5\) array of float64, not \(H, W, 3\) of uint8$",
         ),
         ((["Heat"], [3]), TypeError, "poster 1 is of type int"),
-        ((["Heat"], None, "ignore"), ValueError, "errors is"),
+        ((["Heat"], None, "ignore"), ValueError, "errors must be"),
     ],
 )
 def test_wrong_arguments(predictor: GenrePredictor, arguments: tuple, error: type, text: str):

@@ -207,7 +207,7 @@ def test_what_is_not_base64_alone_is_told_what_that_is(served: Served, poster: b
     text = base64.encodebytes(poster).decode() if not before else base64.b64encode(poster).decode()
     answer = served.ask("POST", "/api/predict", movie(poster=before + text))
     assert (answer.status, answer.code) == (400, "bad_request")
-    assert "without line ends and without data:" in answer.json()["error"]["message"]
+    assert "without line breaks and without a data: prefix" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("column", ["title", "poster"])

@@ -421,7 +421,9 @@ def test_of_a_long_text_the_words_that_matter_are_listed(contexts: Contexts, wid
         assert len(words) == len({word.lower() for word in words}) <= 13
         parts = column(page, "#parts")
         assert sum(words.values()) == pytest.approx(parts["Synopsis"], abs=0.07)
-        expect(page.locator(".reason .hint")).to_contain_text("knows nothing of: Unknown, words")
+        expect(page.locator(".reason .hint")).to_contain_text(
+            "Unknown to the model: Unknown, words"
+        )
         field = page.get_by_label("Synopsis").bounding_box()
         assert field is not None and field["height"] <= 300
         read = page.locator(".long .marked")

@@ -1,24 +1,24 @@
-// The page's behaviour: asks the API of genre_lightning/webapp/api.py and shows what it answers.
-// Names and texts come from files and people, so they only ever become text, never markup.
+// The page's behaviour: calls the API of genre_lightning/webapp/api.py and shows its responses.
+// Names and texts come from files and users, so they are only inserted as text, never as markup.
 "use strict";
 
 const at = (id) => document.getElementById(id);
 const narrow = matchMedia("(max-width: 65.99rem)"); // no column for the reasons, as in page.css
 const onePerRow = matchMedia("(max-width: 43.99rem)");
-const MANY_WORDS = 12; // of a long text, how many are listed
+const MANY_WORDS = 12; // the most words of a text that are listed
 const LONG_WORD = 60; // characters; the text above the list has the whole word
 
-let model = null; // what /api/model says
-let answer = null; // what /api/predict says, of `asked`
+let model = null; // response of /api/model
+let answer = null; // response of /api/predict
 let asked = {}; // the files that the answer is about, by column
 let chosen = null; // name of the genre that is explained
-let asking = null; // AbortController of the question under way
-let looking = null; // and of the heat maps
-let started = null; // the promise of the model
+let asking = null; // AbortController of the running prediction
+let looking = null; // AbortController of the running heat maps
+let started = null; // promise of the model
 const fields = new Map(); // column -> its field
-const heats = new Map(); // branch and genre -> address of its heat map
+const heats = new Map(); // branch and genre -> URL of the heat map
 
-/** What went wrong, in words for people, and under its name for programs: see webapp/api.py. */
+/** An error with a message for people and a code for programs; see webapp/api.py. */
 class Problem extends Error {
   constructor(message, code = "") {
     super(message);
@@ -33,7 +33,7 @@ function make(tag, className, text) {
   return element;
 }
 
-/** A name or a word that may be written from right to left: it turns nothing round beside it. */
+/** A name or word, isolated so that right-to-left script does not reorder the text around it. */
 function isolated(text, className = "") {
   return make("bdi", className, text);
 }
@@ -53,7 +53,7 @@ function signed(value) {
   return (value < 0 ? "\u2212" : "+") + text;
 }
 
-/** A score and its threshold, with as many digits as a score below it needs not to look equal. */
+/** A score and its threshold, with enough digits for a score below the threshold to look so. */
 function written(score, threshold) {
   for (let digits = 2; ; digits += 1) {
     const [one, other] = [score.toFixed(digits), threshold.toFixed(digits)];
@@ -67,7 +67,7 @@ function called(name) {
   return words.charAt(0).toUpperCase() + words.slice(1);
 }
 
-/** Asks the server; a Problem says in words for people what went wrong. */
+/** Sends a request to the server; throws a Problem with a message for people if it fails. */
 async function ask(address, options) {
   let response;
   try {
@@ -83,12 +83,12 @@ async function ask(address, options) {
     const { message, code } = (await response.json()).error;
     problem = new Problem(message, code);
   } catch {
-    // Not an answer of ours: the status has to do.
+    // Not a response of our API: only the status is known.
   }
   throw problem;
 }
 
-/** A file that was changed or removed after it was chosen can't be read any more. */
+/** Throws a Problem for a file that was changed or removed after it was chosen. */
 async function readable(file) {
   try {
     await file.slice(0, 1).arrayBuffer();
@@ -112,7 +112,7 @@ function complain(message) {
 
 // ---- the movie: a field for each column that the model looks at
 
-/** A field of a text. */
+/** A text field. */
 class TextField {
   constructor({ name, long, year }) {
     this.name = name;
@@ -146,7 +146,7 @@ class TextField {
     }
   }
 
-  /** As high as its text, up to a height from which on it scrolls (page.css). */
+  /** Fits the height to the text, up to the maximum in page.css, above which it scrolls. */
   grow() {
     this.text.style.height = "auto";
     this.text.style.height = `${this.text.scrollHeight + 2}px`;
@@ -168,7 +168,7 @@ class TextField {
   complain() {}
 }
 
-/** A field of a picture. */
+/** A picture field. */
 class PosterField {
   constructor({ name }) {
     this.name = name;
@@ -247,7 +247,7 @@ function megabytes() {
   return model.max_poster_bytes / 2 ** 20;
 }
 
-/** The poster field that a dropped or pasted picture is for: the one under it, or the first. */
+/** The poster field for a dropped or pasted picture: the one that contains the target, or the first. */
 function pictureField(target) {
   const posters = [...fields.values()].filter((field) => field instanceof PosterField);
   return posters.find((field) => field.box.contains(target)) ?? posters[0];
@@ -262,11 +262,11 @@ function take(files, target) {
 
 document.addEventListener("paste", (event) => {
   const files = [...(event.clipboardData?.files ?? [])];
-  if (!files.length) return; // text goes where the cursor is
+  if (!files.length) return; // pasted text goes to the cursor
   event.preventDefault();
   take(files, event.target);
 });
-// A picture that misses the field must not replace the page.
+// A picture dropped beside the field must not replace the page.
 let inside = 0;
 for (const name of ["dragenter", "dragover", "dragleave", "drop"]) {
   document.addEventListener(name, (event) => {
@@ -316,7 +316,7 @@ async function predict() {
     if (error.name === "AbortError") return;
     if (!(error instanceof Problem)) throw error;
     if (asking !== mine) return;
-    // A picture's problem is told beside it; of several, the message names none.
+    // Shown beside the picture if there is only one, as the message does not name the picture.
     const pictures = [...fields.values()].filter((field) => field instanceof PosterField && !field.empty);
     const beside = error.code === "not_an_image" && pictures.length === 1;
     for (const field of fields.values()) field.complain("");
@@ -333,7 +333,7 @@ async function predict() {
 
 // ---- the genres
 
-/** No answer is better than one that belongs to another movie. */
+/** Hides the answer, which may belong to another movie. */
 function forget() {
   asking?.abort();
   looking?.abort();
@@ -355,12 +355,12 @@ function tell() {
     summary.textContent = "No genre reaches its threshold.";
   }
   const lost = Object.keys(answer.problems).map((name) => name.replaceAll("_", " "));
-  if (lost.length) summary.append(" Told without the ", ...listed(lost, " and the "), ", which can't be read.");
+  if (lost.length) summary.append(" Predicted without the ", ...listed(lost, " and the "), ", which can't be read.");
   const why = at("why");
-  at("why-place").append(why); // out of the list, before that is replaced
+  at("why-place").append(why); // moved out of the list before the list is replaced
   at("bars").replaceChildren(...answer.genres.map(row));
   at("genres").hidden = false;
-  // Where the reasons stand among the genres, they'd hide them unasked.
+  // On a narrow page the reasons are inside the list and would hide genres, so nothing is chosen.
   if (narrow.matches) {
     chosen = null;
     why.hidden = true;
@@ -370,7 +370,7 @@ function tell() {
   if (onePerRow.matches) at("answer").scrollIntoView();
 }
 
-/** The genre to explain unasked: the one explained before if it is named again, or the first. */
+/** The genre to explain by default: the previous one if it is predicted again, or the first. */
 function first() {
   const still = answer.genres.find((genre) => genre.name === chosen && genre.predicted);
   return still?.name ?? answer.predicted[0] ?? answer.genres[0].name;
@@ -416,7 +416,7 @@ function pick(name) {
   look(genre);
 }
 
-/** On a narrow page the reasons stand right under their genre, which stays where it was touched. */
+/** Puts the reasons under their genre on a narrow page, and keeps the genre where it was touched. */
 function place(item) {
   const before = item.getBoundingClientRect().top;
   const scrolled = at("why").parentElement !== at("why-place");
@@ -429,7 +429,7 @@ narrow.addEventListener("change", () => {
   else pick(first());
 });
 
-/** A branch's colour, by its place: page.css has so many. */
+/** The class for a branch's colour, by its index; page.css has six. */
 function colour(index) {
   return `branch-${index % 6}`;
 }
@@ -472,7 +472,7 @@ function wordsReason(branch, found, genre) {
   const reason = copy("words-reason");
   reason.dataset.branch = branch.name;
   const [heading, marked, list, hint] = ["h3", ".marked", ".words", ".hint"].map((each) => reason.querySelector(each));
-  // Of a poster, the words that were read on it.
+  // For a poster, found.text is the words that were read on it.
   const text = found.text ?? answer.columns[branch.column];
   const label = branch.label.replaceAll("_", " ");
   heading.replaceChildren("Words of the ", isolated(label));
@@ -487,7 +487,7 @@ function wordsReason(branch, found, genre) {
   mark(marked, text, words);
   const long = text.length > 120;
   reason.classList.toggle("long", long);
-  if (long) marked.tabIndex = 0; // it may scroll, so the keys have to reach it
+  if (long) marked.tabIndex = 0; // it can scroll, so it must be reachable by keyboard
   const ranked = ranking(words);
   const shown = ranked.slice(0, MANY_WORDS);
   const rows = shown.map(([word, adds]) => [direction(adds), brief(word), adds]);
@@ -507,18 +507,18 @@ function wordsReason(branch, found, genre) {
   else {
     hint.append(`They add up to ${sum}, what the `, isolated(label), ` adds (${found.method}).`);
     if (unknown.length)
-      hint.append(" The model knows nothing of: ", ...listed(unknown.slice(0, MANY_WORDS).map(brief)), `${others}.`);
+      hint.append(" Unknown to the model: ", ...listed(unknown.slice(0, MANY_WORDS).map(brief)), `${others}.`);
   }
   return reason;
 }
 
-/** A word to stand in a list: text without a space may go on for thousands of characters. */
+/** A word shortened for a list, as text without spaces can have thousands of characters. */
 function brief(word) {
   const letters = [...word];
   return letters.length > LONG_WORD ? `${letters.slice(0, LONG_WORD - 1).join("")}…` : word;
 }
 
-/** Each word once, with the sum of what it adds, the most important first. */
+/** Each word once, with the sum of its contributions, largest magnitude first. */
 function ranking(words) {
   const sums = new Map();
   for (const { text, adds } of words) {
@@ -529,10 +529,10 @@ function ranking(words) {
   return [...sums.values()].filter(([, adds]) => adds !== 0).sort((a, b) => Math.abs(b[1]) - Math.abs(a[1]));
 }
 
-/** Marks the words in their text, as strongly as they count. */
+/** Marks the words in their text, with a strength in proportion to their contributions. */
 function mark(place, text, words) {
   const most = Math.max(...words.map((word) => Math.abs(word.adds)), 0) || 1;
-  // Places are counted in characters, of which some are two in a string here.
+  // Spans count code points, some of which are two units of a JavaScript string.
   const letters = Array.from(text);
   const pieces = [];
   let done = 0;
@@ -540,7 +540,7 @@ function mark(place, text, words) {
     const [start, end] = word.span;
     if (start < done) continue;
     pieces.push(letters.slice(done, start).join(""));
-    const strong = Math.abs(word.adds) >= most / 10; // in a long text nearly every word adds a little
+    const strong = Math.abs(word.adds) >= most / 10; // nearly every word of a long text adds a little
     const marked = make("mark", strong ? direction(word.adds) : "", letters.slice(start, end).join(""));
     marked.style.setProperty("--strength", Math.abs(word.adds) / most);
     pieces.push(marked);
@@ -555,7 +555,7 @@ function direction(value) {
   return value > 0 ? "for" : "against";
 }
 
-/** Bars to the right and left of zero, on one scale. */
+/** Bars to the right and left of zero, on a common scale. */
 function swings(list, rows) {
   const values = rows.map(([, , value]) => value);
   const least = Math.min(0, ...values);
@@ -623,7 +623,7 @@ async function draw(branch, genre, mine) {
 
 // ---- the model
 
-/** Asks once what the model is, and builds a field for each of its columns. */
+/** Requests the model once, and builds a field for each of its columns. */
 function meet() {
   started ??= greet().catch((error) => {
     started = null;
