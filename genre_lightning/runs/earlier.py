@@ -23,8 +23,8 @@ OF_THE_RUN = ("ckpt_path", "hydra", "sweep")
 def with_earlier_overrides(arguments: Sequence[str]) -> list[str]:
     """Add the overrides of the run that ``ckpt_path`` refers to, if it is a run folder.
 
-    New overrides replace earlier ones of the same setting. The remaining earlier ones are inserted
-    before ``ckpt_path=``. Nothing is added if ``ckpt_path`` is a file, whatever its folder, or for
+    New overrides replace earlier ones of the same setting. The remaining earlier ones come before
+    all new ones, which may change a setting that they add. Nothing is added if ``ckpt_path`` is a file, whatever its folder, or for
     a sweep.
 
     Args:
@@ -35,7 +35,8 @@ def with_earlier_overrides(arguments: Sequence[str]) -> list[str]:
     """
     if not any(argument.startswith("ckpt_path=") for argument in arguments):
         return list(arguments)
-    given = {setting.key_or_group: setting for setting in _overrides(arguments)}
+    new = _overrides(arguments)
+    given = {setting.key_or_group: setting for setting in new}
     chosen = given.get("ckpt_path")
     if chosen is None or {"-m", "--multirun"} & set(arguments):
         return list(arguments)
@@ -56,7 +57,7 @@ def with_earlier_overrides(arguments: Sequence[str]) -> list[str]:
         if not _is_of_the_run(setting) and not _is_replaced(setting, given)
     ]
     options = [] if "--config-dir" in arguments else _own_options(runtime)
-    place = arguments.index(str(chosen.input_line))
+    place = arguments.index(str(new[0].input_line))
     return [*options, *arguments[:place], *earlier, *arguments[place:]]
 
 

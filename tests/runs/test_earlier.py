@@ -52,7 +52,10 @@ def test_all_come_first(named: str, run: Path) -> None:
 )
 def test_what_is_given_now_counts(given: str, kept: list[str], run: Path) -> None:
     last = f"ckpt_path={run}"
-    assert with_earlier_overrides([given, last]) == [given, *kept, last]
+    assert with_earlier_overrides([given, last]) == [*kept, given, last]
+    assert with_earlier_overrides([last, given]) == [*kept, last, given]
+    option = ["--config-dir", "own"]
+    assert with_earlier_overrides([*option, given, last]) == [*option, *kept, given, last]
 
 
 def test_paths_are_those_of_the_folder_where_it_began(
