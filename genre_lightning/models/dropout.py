@@ -11,7 +11,7 @@ _ALL_BITS = (torch.iinfo(torch.int64).min, None)
 
 
 class Dropout(nn.Dropout):
-    """:class:`torch.nn.Dropout`, faster on a CPU: 64 random bits decide about four numbers.
+    """:class:`torch.nn.Dropout`, faster on a CPU: 64 random bits serve four numbers.
 
     PyTorch draws once for each number, which took most of a training step over encoder vectors;
     this takes a fifth of that time. ``p`` is rounded to a multiple of 1 / 65,536.

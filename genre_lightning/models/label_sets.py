@@ -144,7 +144,7 @@ class LabelSets:
         return torch.cat([self.block_logits(*block) for block in blocks])
 
     def block_logits(self, logits: Tensor, folds: Tensor | None = None) -> Tensor:
-        """Compute :meth:`logits` of few enough movies to compare with all sets in memory."""
+        """Compute :meth:`logits` of a batch small enough to compare with all sets at once."""
         sets, unseen = self.sets.to(logits.device), self.unseen.to(logits.device)
         powers = logits @ sets.T
         if folds is None:

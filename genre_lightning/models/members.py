@@ -45,7 +45,7 @@ class MemberLinear(nn.Module):
         return torch.addmm(self.bias.view(self.members, -1)[member], rows, self.weight[member])
 
     def forward_subset(self, rows: Tensor, kept: Tensor) -> Tensor:
-        """Map (P, D) to (M, P, G) by some inputs alone: ``kept``, (M, K) int64, by member.
+        """Map (P, D) to (M, P, G), each member by its own inputs ``kept`` alone, (M, K) int64.
 
         The sums are scaled by D / K, so that they have the size of those over all inputs.
         """

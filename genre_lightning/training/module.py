@@ -400,7 +400,7 @@ def _check_members(network: Fusion, folds: int) -> None:
 
 
 def _check_relations(network: Fusion, activation: str, stacking: bool) -> None:
-    """Refuse stacking and label sets where the loss or the number of genres does not allow them.
+    """Refuse stacking and label sets if the loss or the number of genres does not allow them.
 
     Args:
         network: with its label sets, if any.
