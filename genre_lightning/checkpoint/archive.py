@@ -117,12 +117,12 @@ def _check_directory(file: BufferedReader) -> None:
     different contents.
     """
     if file.read(4) != b"PK\3\4":
-        raise ArchiveError("not a checkpoint, or a truncated one (no zip begins there)")
+        raise ArchiveError("not a checkpoint, or a truncated one (it does not begin like a zip)")
     size = file.seek(0, 2)
     file.seek(max(0, size - 98))
     tail = file.read()
     if len(tail) < 98 or tail[-22:-18] != b"PK\5\6" or tail[-2:] != b"\0\0":
-        raise ArchiveError("not a checkpoint, or a truncated one (no zip ends there)")
+        raise ArchiveError("not a checkpoint, or a truncated one (it does not end like a zip)")
     length, start = struct.unpack("<LL", tail[-10:-2])
     end = size - 22
     if tail[-42:-38] == b"PK\6\7":  # zip64: the large form of the same record, which takes priority
@@ -279,7 +279,7 @@ class _Interpreter:
     def _tuple(self, count: int) -> None:
         items = tuple(self.stack[-count:])
         if len(items) < count:
-            raise ArchiveError("its plain data is damaged (a tuple of too little)")
+            raise ArchiveError("its plain data is damaged (a tuple with too few items)")
         self.stack[-count:] = [items]
 
     def _append(self, items: list[Any]) -> None:
@@ -316,9 +316,9 @@ class _Interpreter:
     def _load_storage(self) -> None:
         kind, storage_type, key, location, numbers = self.stack.pop()
         if kind != "storage" or type(location) is not str or type(storage_type) is not _Global:
-            raise ArchiveError("refused: it refers to data in a way of its own")
+            raise ArchiveError("refused: it refers to data in an unusual way")
         if type(numbers) is not int or numbers < 0 or type(key) is not str:
-            raise ArchiveError("a tensor's size is no number")
+            raise ArchiveError("a tensor's size is not a number")
         if self.sizes.get(key) != numbers * _STORAGES[storage_type.name]:
             raise ArchiveError(
                 f"a tensor claims {numbers} numbers, and its record has "

@@ -93,8 +93,8 @@ def _training_state(path: str | Path, checkpoint: Mapping[str, Any]) -> dict[str
     for entry, kind in entries.items():
         if not isinstance(checkpoint.get(entry), kind):
             raise CheckpointError(
-                f"{path}: it has no {entry!r}, so training can't resume from it; last.ckpt of the "
-                "run has"
+                f"{path}: it has no {entry!r}, so training can't resume from it; use last.ckpt of "
+                "the run"
             )
     training: dict[str, Any] = checkpoint[TRAINING_KEY]
     return training

@@ -41,7 +41,7 @@ def read_branches(listed: Mapping[str, Any]) -> dict[str, Branch]:
         name: _read(name, dict(branch)) for name, branch in listed.items() if branch is not None
     }
     if not found:
-        raise UserError("model/branch lists no branch; give some: 'model/branch=[title_tfidf]'")
+        raise UserError("model/branch lists no branch; list one: 'model/branch=[title_tfidf]'")
     return found
 
 
@@ -82,7 +82,7 @@ def _one_form(where: str, branch: dict[str, Any]) -> dict[str, Any]:
         return form
     spec = resolve(encoder, trusted=True)
     if spec.size is None or spec.mean is None or spec.std is None:
-        raise UserError(f"{where}.encoder={encoder} looks at no posters")
+        raise UserError(f"{where}.encoder={encoder} is not an image encoder")
     for name, own in (("size", spec.size), ("mean", spec.mean), ("std", spec.std)):
         if form["input"].get(name) is None:
             form["input"][name] = list(own)

@@ -105,11 +105,11 @@ class LabelSets:
         if not all(isinstance(each, list) and each for each in (sets, only, unseen)):
             raise ValueError("they are not lists")
         if len(sets) > MAX_SETS or len(only) != len(sets):
-            raise ValueError(f"they are {len(sets)} sets, {len(only)} of which are told apart")
+            raise ValueError(f"there are {len(sets)} sets, and folds of {len(only)} sets")
         if not all(type(share) is float and 0 < share <= 1 for share in unseen):
-            raise ValueError("how likely others are is not told by shares")
+            raise ValueError("unseen holds numbers that are not shares")
         if not all(type(fold) is int and -1 <= fold < len(unseen) - 1 for fold in only):
-            raise ValueError("they are of folds that there are not")
+            raise ValueError("they name folds that do not exist")
         made = torch.zeros(len(sets), num_genres)
         for row, genres in enumerate(sets):
             if not isinstance(genres, list) or not all(

@@ -218,7 +218,7 @@ def complete_description(
         # ModuleDict refuses the names of its own attributes.
         usable = isinstance(name, str) and _BRANCH_NAME.fullmatch(name)
         if not usable or hasattr(nn.ModuleDict, name):
-            raise ValueError(f"model.branches.{name!s:.100}: a branch can't be called so")
+            raise ValueError(f"model.branches.{name!s:.100}: not a valid name of a branch")
     return {
         "num_genres": num_genres,
         "branches": {

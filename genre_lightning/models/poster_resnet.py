@@ -80,7 +80,7 @@ class PosterResNet(nn.Module):
         if len(size) != 2 or min(size) < least:
             raise ValueError(
                 f"posters of {' x '.join(map(str, size))} pixels are too small: this network "
-                f"takes no less than {least} x {least}"
+                f"needs at least {least} x {least}"
             )
         self.stem = nn.Sequential(
             nn.Conv2d(3, widths[0], stem_kernel, stem_stride, padding, bias=False),

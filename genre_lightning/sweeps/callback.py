@@ -50,7 +50,7 @@ from genre_lightning.sweeps.processes import check_started
 WRITTEN = ("multirun.yaml", "sweep.json", "study.db", ".sweep.lock")
 #: Seconds between two reads of the jobs' journal.
 LOOK_EVERY = 0.2
-RESUMES = "The same command resumes it: what is finished is not run again."
+RESUMES = "The same command resumes it: finished jobs are not run again."
 
 
 class SweepCallback(Callback):
@@ -318,10 +318,10 @@ def _begin_worker(command: int) -> None:
 def _check_swept(keys: Iterable[str], overrides: Iterable[Override]) -> None:
     """Refuse a sweep over a setting that changes no result, or over no values."""
     for key in filter(changes_no_result, keys):
-        raise UserError(f"{key} changes no result, so there is no sweep over it")
+        raise UserError(f"{key} changes no result, so it can't be swept")
     for override in overrides:
         if override.is_discrete_sweep() and not list(override.sweep_string_iterator()):
-            raise UserError(f"{override.input_line} holds no value, so there is no job")
+            raise UserError(f"{override.input_line} has no values, so there are no jobs")
 
 
 def _log_scales(overrides: Mapping[str, Override]) -> dict[str, bool]:

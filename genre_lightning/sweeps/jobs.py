@@ -166,9 +166,7 @@ def _run(
 
     def check_unchanged() -> None:
         if not is_member() and read_result(folder) != found:
-            raise TakenError(
-                f"another process has trained in {folder} just now: give the command again"
-            )
+            raise TakenError(f"another process has just trained in {folder}: run the command again")
 
     overrides = list(HydraConfig.get().overrides.task)
     recorded = recorded_run(folder, cfg.monitor, cfg.seed, overrides, check_unchanged)

@@ -97,8 +97,8 @@ def check_started(job: Any) -> None:
         )
     if not any(override.startswith("hydra.run.dir=") for override in job.overrides.hydra):
         raise UserError(
-            "the processes of a run share its folder: name it by hydra.run.dir=FOLDER, since by "
-            "default each would name one after the time at which it started"
+            "the processes of a run share its folder: set hydra.run.dir=FOLDER, since by default "
+            "each process would name its own folder after its start time"
         )
 
 

@@ -84,8 +84,8 @@ def study_errors(folder: Path) -> Iterator[None]:
         if reason is None:
             raise
         raise UserError(
-            f"{folder / FILE} could not be read or written: {reason}. Where the disk is full, make "
-            "room; what is finished is in the run folders, too"
+            f"{folder / FILE} could not be read or written: {reason}. If the disk is full, make "
+            "room; finished runs are in their run folders, too"
         ) from error
 
 

@@ -50,4 +50,4 @@ def fit_errors_told(
             ) from error
         if ckpt_path is None or history.started or isinstance(error, UserError):
             raise
-        raise CheckpointError(f"{ckpt_path}: can't go on from it: {error}") from error
+        raise CheckpointError(f"{ckpt_path}: can't resume from it: {error}") from error

@@ -186,7 +186,7 @@ class GenreModule(pl.LightningModule):
             raise UserError("optimizer=lbfgs trains in one process: set trainer.devices=1")
         if self.uses_lbfgs and self.trainer.gradient_clip_val:
             raise UserError(
-                "optimizer=lbfgs finds no optimum by gradients that are cut: set "
+                "optimizer=lbfgs finds no optimum with clipped gradients: set "
                 "trainer.gradient_clip_val=null"
             )
 
@@ -271,7 +271,7 @@ class GenreModule(pl.LightningModule):
         if not bool(torch.isfinite(values).all()):
             raise DivergedError(
                 f"training has diverged: the loss is not finite at epoch {self.current_epoch}. "
-                "Lower optimizer.lr, or bound the steps by trainer.gradient_clip_val=1"
+                "Lower optimizer.lr, or clip the gradients with trainer.gradient_clip_val=1"
             )
 
     def on_validation_epoch_end(self) -> None:
@@ -329,7 +329,7 @@ class GenreModule(pl.LightningModule):
         steps = self.trainer.estimated_stepping_batches
         if math.isinf(steps):
             raise SettingError(
-                "trainer.max_epochs=-1: the scheduler needs to know an end: add trainer.max_steps"
+                "trainer.max_epochs=-1: the scheduler needs a known end: set trainer.max_steps"
             )
         try:
             scheduler = self.make_scheduler(optimizer, total_steps=int(steps))

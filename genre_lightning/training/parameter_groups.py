@@ -64,6 +64,6 @@ def check_scales(key: str, scales: Mapping[str, Any], branches: list[str]) -> No
     """
     for name, scale in scales.items():
         if name not in branches:
-            raise UserError(f"{key} of {name}: the model has {', '.join(branches)}")
+            raise UserError(f"{key} of {name}: the model only has {', '.join(branches)}")
         if not isinstance(scale, (int, float)) or not 0 <= scale <= 1e6:
             raise UserError(f"model.branches.{name}.{key}={scale} is not a number from 0 to 1e6")

@@ -312,7 +312,7 @@ class Resume(Checkpoint):
             return
         self.signal = number
         if is_first_process():
-            print("\nstopping after this step; once more to stop at once", flush=True)
+            print("\nstopping after this step; interrupt again to stop at once", flush=True)
             for tell in when_stopping:
                 tell()
 
