@@ -48,7 +48,7 @@ def test_two_commands_in_one_run_folder(
     assert str(run) in sentence and "Traceback" not in text
     assert any(
         words in sentence
-        for words in ("another process is training", "holds a run already", "has trained in")
+        for words in ("another process is running", "holds a run already", "has just trained in")
     )
     # All that is there is of the one.
     result = recorded(run)

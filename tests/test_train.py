@@ -422,7 +422,7 @@ def test_fewer_epochs_than_it_has_are_refused(
     path = trained_run / "checkpoints" / "last.ckpt"
     overrides = tiny_overrides(f"ckpt_path={path}", "trainer.max_epochs=1")
     with pytest.raises(
-        CheckpointError, match=r"last\.ckpt: can't go on from it: it has 2 epochs.*max_epochs=1"
+        CheckpointError, match=r"last\.ckpt: can't resume from it: it has 2 epochs.*max_epochs=1"
     ):
         train_here(tmp_path, overrides)
 

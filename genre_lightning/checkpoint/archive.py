@@ -1,10 +1,10 @@
 """The container of a checkpoint: a zip with one pickle of plain data and the bytes of tensors.
 
-``torch.load(weights_only=True)`` runs no code that a file names, and yet a file can do harm to it:
-exhaust memory or time, or, where its version compares no sizes, have it read past the data. So the
-file is looked through first, by an interpreter that knows what ``torch.save`` writes and makes
+``torch.load(weights_only=True)`` runs no code that a file names, but a file can still do harm:
+exhaust memory or time, or make a version of PyTorch that doesn't compare sizes read past the data.
+So the file is checked first, by an interpreter that knows what ``torch.save`` writes and builds
 nothing but strings, numbers and containers of them. The bytes of the tensors are compared with the
-zip's own checksums, so that a file that has rotted is refused, and not loaded with other weights.
+zip's own checksums, so that a corrupted file is refused instead of loaded with other weights.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from pathlib import Path
 from typing import Any
 
 MAX_PLAIN_BYTES = 64 * 2**20
-#: Steps of the pickle, each of which takes about a microsecond, and what lies on its stack: a
-#: pickle of one byte a step is refused after a part of it. A fine-tuned encoder with a thousand
-#: weights has about 80,000 steps; vocabularies are single strings.
+#: Steps of the pickle, of about a microsecond each, and items on its stack: a pickle of one-byte
+#: steps is refused before its end. A fine-tuned encoder with a thousand weights has about 80,000
+#: steps; vocabularies are single strings.
 MAX_STEPS = 300_000
 MAX_STACK = 20_000
-#: Items and characters of the plain data, repeated ones counted each time: a few lists that hold
-#: each other many times over have more of them than there are atoms.
+#: Items and characters of the plain data, repeated ones counted each time: a few lists that contain
+#: each other repeatedly can expand to astronomically many.
 MAX_ITEMS = 300_000
 MAX_CHARACTERS = 2 * MAX_PLAIN_BYTES
 MAX_DEPTH = 32
 _DATA = "data/"
-#: By such keys Hydra and Lightning are told what to import.
+#: Keys that tell Hydra and Lightning what to import.
 FORBIDDEN_KEYS = frozenset({"_target_", "_instantiator", "_partial_", "_args_", "_recursive_"})
 
 _HUGE = "its plain data is larger than that of any honest checkpoint"
@@ -56,22 +56,22 @@ _NUMBERS_AND_STRINGS = frozenset(
 
 
 class ArchiveError(ValueError):
-    """A file that ``torch.save`` never wrote; the message says what is wrong, without its name."""
+    """Not an intact file from ``torch.save``; the message says why, without the file's name."""
 
 
 def check_archive(path: Path, unread: Collection[str] = ()) -> None:
-    """Look through a file before ``torch.load`` may have it.
+    """Check a file before it is passed to ``torch.load``.
 
     Args:
         path: of the file.
-        unread: entries whose tensors nobody will look at, and whose bytes are not compared with
-            their checksums.
+        unread: entries whose tensors will not be used, so that their bytes are not compared with
+            the checksums.
 
     Raises:
-        ArchiveError: it is no zip that ``torch.save`` writes, is compressed, claims more bytes or
-            numbers than it has, its pickle does more than build plain data and tensors, or bytes of
-            it have changed since they were written.
-        OSError: it can't be read.
+        ArchiveError: the file is not a zip that ``torch.save`` writes, is compressed, claims more
+            bytes or numbers than it has, has a pickle that does more than build plain data and
+            tensors, or has bytes that have changed since they were written.
+        OSError: the file can't be read.
     """
     try:
         with path.open("rb") as file:
@@ -94,7 +94,7 @@ def check_archive(path: Path, unread: Collection[str] = ()) -> None:
 
 
 def _plain_data(data: bytes, records: Mapping[str, zipfile.ZipInfo]) -> Any:
-    """What the pickle builds, checked, a stand-in for each tensor."""
+    """Return the checked result of the pickle, with a stand-in for each tensor."""
     sizes = {
         name.removeprefix(_DATA): entry.file_size
         for name, entry in records.items()
@@ -111,21 +111,21 @@ def _plain_data(data: bytes, records: Mapping[str, zipfile.ZipInfo]) -> Any:
 
 
 def _check_directory(file: BufferedReader) -> None:
-    """One directory, at the very end, directly after the data: what every zip reader finds.
+    """Require one directory at the very end, directly after the data, where every reader finds it.
 
-    Readers look for it in different ways, so that a file can be made that shows them different
-    contents.
+    Zip readers search for the directory in different ways, so a crafted file can show them
+    different contents.
     """
     if file.read(4) != b"PK\3\4":
-        raise ArchiveError("not a checkpoint, or a truncated one (no zip begins there)")
+        raise ArchiveError("not a checkpoint, or a truncated one (it does not begin like a zip)")
     size = file.seek(0, 2)
     file.seek(max(0, size - 98))
     tail = file.read()
     if len(tail) < 98 or tail[-22:-18] != b"PK\5\6" or tail[-2:] != b"\0\0":
-        raise ArchiveError("not a checkpoint, or a truncated one (no zip ends there)")
+        raise ArchiveError("not a checkpoint, or a truncated one (it does not end like a zip)")
     length, start = struct.unpack("<LL", tail[-10:-2])
     end = size - 22
-    if tail[-42:-38] == b"PK\6\7":  # the large form of the same record, which then counts
+    if tail[-42:-38] == b"PK\6\7":  # zip64: the large form of the same record, which takes priority
         end = size - 98
         if tail[:4] != b"PK\6\6" or struct.unpack("<Q", tail[-34:-26])[0] != end:
             raise ArchiveError("its zip directory is damaged")
@@ -135,9 +135,9 @@ def _check_directory(file: BufferedReader) -> None:
 
 
 def _check_entries(archive: zipfile.ZipFile, file_size: int) -> dict[str, zipfile.ZipInfo]:
-    """The entries by name, without the folder that ``torch.save`` puts all of them in."""
+    """Return the entries by name, without the folder in which ``torch.save`` puts all of them."""
     entries = archive.infolist()
-    # torch.save never compresses: an entry that would grow on reading is somebody's bomb.
+    # torch.save never compresses, so an entry that would grow on reading is a zip bomb.
     if any(
         entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size
         for entry in entries
@@ -162,10 +162,10 @@ def _check_entries(archive: zipfile.ZipFile, file_size: int) -> dict[str, zipfil
 def _check_places(
     file: BufferedReader, records: Mapping[str, zipfile.ZipInfo], end: int
 ) -> dict[str, int]:
-    """Each entry's bytes lie before the directory: torch maps them into memory unread.
+    """Require each entry's bytes to lie before the directory: torch maps them without reading.
 
     Returns:
-        Where they start.
+        Where each entry's bytes start, by name.
     """
     starts = {}
     for name, entry in records.items():
@@ -180,7 +180,7 @@ def _check_places(
 
 
 def _check_sum(file: BufferedReader, start: int, entry: zipfile.ZipInfo) -> None:
-    """The bytes are those that were written, by the checksum that the zip has of them."""
+    """Refuse an entry whose bytes don't match its checksum in the zip."""
     checksum, left = 0, entry.file_size
     buffer = memoryview(bytearray(min(2**20, max(left, 1))))
     file.seek(start)
@@ -207,13 +207,13 @@ class _Storage:
 
 @dataclass(frozen=True)
 class _TensorStandIn:
-    """Where a tensor will be, of the numbers of a storage."""
+    """Stands in for a tensor whose numbers are in the storage ``key``."""
 
     key: str
 
 
 def _storages(value: Any) -> Iterator[str]:
-    """Keys of the storages of all tensors in plain data that has been checked."""
+    """Yield the storage keys of all tensors in checked plain data."""
     if isinstance(value, _TensorStandIn):
         yield value.key
     elif isinstance(value, dict):
@@ -228,7 +228,7 @@ class _Interpreter:
     """Runs a pickle of protocol 2 as ``torch.save`` writes it, and refuses everything else.
 
     Args:
-        sizes: bytes of each record of tensor data, by its key.
+        sizes: size in bytes of each record of tensor data, by key.
     """
 
     def __init__(self, sizes: dict[str, int]) -> None:
@@ -238,7 +238,7 @@ class _Interpreter:
         self.memo: dict[int, Any] = {}
 
     def run(self, data: bytes) -> Any:
-        """The plain data, a stand-in for each tensor."""
+        """Return the plain data, with a stand-in for each tensor."""
         argument: Any
         for step, (opcode, argument, _) in enumerate(pickletools.genops(data)):
             if step > MAX_STEPS or len(self.stack) > MAX_STACK or len(self.marks) > MAX_DEPTH:
@@ -279,7 +279,7 @@ class _Interpreter:
     def _tuple(self, count: int) -> None:
         items = tuple(self.stack[-count:])
         if len(items) < count:
-            raise ArchiveError("its plain data is damaged (a tuple of too little)")
+            raise ArchiveError("its plain data is damaged (a tuple with too few items)")
         self.stack[-count:] = [items]
 
     def _append(self, items: list[Any]) -> None:
@@ -293,7 +293,7 @@ class _Interpreter:
         if type(target) is not dict:
             raise ArchiveError(f"refused: it sets items of a {type(target).__name__}")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            # A tuple of tuples of ... could take for ever to hash.
+            # Nested tuples could take forever to hash.
             if not isinstance(key, (str, int)):
                 raise ArchiveError(f"it has a key of type {type(key).__name__}")
             target[key] = value
@@ -308,7 +308,7 @@ class _Interpreter:
             raise ArchiveError("refused: it calls something with unusual arguments")
 
     def _build(self) -> None:
-        # Of an OrderedDict's attributes torch.save stores this one. Others would hide its methods.
+        # torch.save stores only this attribute of an OrderedDict. Others could hide its methods.
         state, target = self.stack.pop(), self.stack[-1]
         if type(target) is not dict or type(state) is not dict or set(state) - {"_metadata"}:
             raise ArchiveError("refused: it sets attributes of its data")
@@ -316,9 +316,9 @@ class _Interpreter:
     def _load_storage(self) -> None:
         kind, storage_type, key, location, numbers = self.stack.pop()
         if kind != "storage" or type(location) is not str or type(storage_type) is not _Global:
-            raise ArchiveError("refused: it refers to data in a way of its own")
+            raise ArchiveError("refused: it refers to data in an unusual way")
         if type(numbers) is not int or numbers < 0 or type(key) is not str:
-            raise ArchiveError("a tensor's size is no number")
+            raise ArchiveError("a tensor's size is not a number")
         if self.sizes.get(key) != numbers * _STORAGES[storage_type.name]:
             raise ArchiveError(
                 f"a tensor claims {numbers} numbers, and its record has "
@@ -347,7 +347,7 @@ class _Interpreter:
 def _check_tensor(
     storage: Any, offset: Any, shape: Any, strides: Any, requires_grad: Any, hooks: Any
 ) -> _TensorStandIn:
-    """A tensor's numbers are in its storage, each once (torch would make room for what is not)."""
+    """Require a tensor's numbers to be in its storage, each once: torch would allocate others."""
     numbers = [offset, *shape, *strides]
     if type(storage) is not _Storage or not all(type(n) is int and n >= 0 for n in numbers):
         raise ArchiveError("a tensor's shape is not made of numbers")
@@ -363,14 +363,14 @@ def _check_tensor(
 
 
 class _PlainCheck:
-    """Nothing but numbers, strings, tensors, lists, tuples and dicts, not nested absurdly."""
+    """Allows only numbers, strings, tensors, lists, tuples and dicts, within limits of nesting."""
 
     def __init__(self) -> None:
         self.items = 0
         self.characters = 0
 
     def check(self, value: Any, where: str, depth: int = 0) -> None:
-        """Raise ArchiveError, naming the place, for what is not plain."""
+        """Raise ArchiveError, naming the place, if ``value`` is not plain data."""
         if depth > MAX_DEPTH:
             raise ArchiveError(f"{where:.80}... is nested too deeply")
         self.items += 1

@@ -1,9 +1,9 @@
-"""What a checkpoint says of its model, checked with suspicion.
+"""A checkpoint's description of its model, and its checks.
 
 A checkpoint is Lightning's own file plus one entry, ``genre_lightning``, which describes the
-network and the inputs by short names and numbers. A file can be untrusted, so reading one never
+network and the inputs by short names and numbers. A file can be untrusted. So reading one never
 imports, instantiates or calls anything that the file names, allocates nothing that the weights in
-the file don't account for, and either gives a checkpoint or raises :class:`CheckpointError`.
+the file don't account for, and either returns a checkpoint or raises :class:`CheckpointError`.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from genre_lightning.scoring.thresholds import check_threshold_fit
 
 CHECKPOINT_KEY = "genre_lightning"
 CHECKPOINT_FORMAT = 4
-#: What training resumes from, beyond what Lightning saves (training/callbacks/resume.py).
+#: The state for resuming that Lightning doesn't save (training/callbacks/resume.py).
 TRAINING_KEY = "training_state"
 
-#: Everything the trainer writes. An entry beyond these was put there by somebody else: Lightning
-#: acts on some (``hyper_parameters`` with an ``_instantiator``), so none is let through.
+#: All entries that the trainer writes. Any other was added by somebody else and is refused, since
+#: Lightning acts on some (``hyper_parameters`` with an ``_instantiator``).
 KNOWN_ENTRIES = frozenset(
     {
         CHECKPOINT_KEY,
@@ -51,19 +51,19 @@ KNOWN_ENTRIES = frozenset(
         "callbacks",
         "optimizer_states",
         "lr_schedulers",
-        "current_model_state",  # these two by Lightning's weight averaging
+        "current_model_state",  # this and the next from Lightning's weight averaging
         "averaging_state",
         "MixedPrecision",
         "MovieDataModule",
     }
 )
 
-#: What predicting needs nothing of, and is most of the file.
+#: Entries that prediction doesn't need, and that make up most of the file.
 _LARGE = ("optimizer_states",)
 
 
 class CheckpointError(UserError, ValueError):
-    """A file that is no checkpoint of ours, is damaged, or does not fit; the message names it."""
+    """A file that is not a checkpoint of ours, is damaged, or doesn't fit; the message names it."""
 
 
 def read_checkpoint(path: str | Path, mmap: bool = False) -> dict[str, Any]:
@@ -71,16 +71,15 @@ def read_checkpoint(path: str | Path, mmap: bool = False) -> dict[str, Any]:
 
     Args:
         path: of the file.
-        mmap: leave the tensors in the file until they are looked at; it must not change meanwhile.
-            Those of the optimizer, which are not to be looked at then, may have changed since they
-            were written; any others are refused.
+        mmap: leave the tensors in the file until they are used; the file must not change meanwhile.
+            The optimizer's tensors must then not be used, since their checksums are not compared.
 
     Returns:
-        Its entries: numbers, strings, lists, dicts and CPU tensors; the ``genre_lightning`` entry
-        is complete and consistent with the weights.
+        The file's entries: numbers, strings, lists, dicts and CPU tensors; the ``genre_lightning``
+        entry is complete and consistent with the weights.
 
     Raises:
-        CheckpointError: for anything but a whole checkpoint of this project.
+        CheckpointError: the file is not a complete checkpoint of this project.
     """
     path = Path(path)
     try:
@@ -90,13 +89,13 @@ def read_checkpoint(path: str | Path, mmap: bool = False) -> dict[str, Any]:
 
 
 def network_weights(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The network's part of a GenreModule's ``state_dict``, under the network's own names."""
+    """Return the network's part of a GenreModule's ``state_dict``, by the network's own names."""
     prefix = "network."
     return {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
 
 
 def _load(path: Path, mmap: bool) -> Any:
-    """What a file holds, loaded as plain data; arguments and errors of :func:`read_checkpoint`."""
+    """Load a file as plain data; arguments and errors as for :func:`read_checkpoint`."""
     try:
         if path.is_dir():
             raise CheckpointError("it is a folder; name the file, such as checkpoints/best.ckpt")
@@ -121,17 +120,17 @@ def _load(path: Path, mmap: bool) -> Any:
         OverflowError,
         AssertionError,
     ) as error:
-        # The first line alone: torch goes on to recommend weights_only=False, the very thing
-        # that would run a payload.
+        # The first line alone: the rest of torch's message recommends weights_only=False, which
+        # would run malicious code.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"refused: not loadable as plain data ({reason:.200})") from error
 
 
 def _check_entries(checkpoint: Any) -> dict[str, Any]:
-    """Refuse what is no checkpoint of this project, or whose card and weights don't fit together.
+    """Refuse anything but a checkpoint of this project whose card and weights fit together.
 
     Raises:
-        CheckpointError: without the name of the file.
+        CheckpointError: its message doesn't name the file.
     """
     if not isinstance(checkpoint, dict):
         raise CheckpointError(f"it holds a {type(checkpoint).__name__}, not a checkpoint")
@@ -153,7 +152,7 @@ def _check_entries(checkpoint: Any) -> dict[str, Any]:
 
 
 def _mapping(card: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """An entry of the card that must be a mapping by names."""
+    """Return an entry of the card that must be a mapping with string keys."""
     value = card.get(key)
     if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
         raise CheckpointError(f"{CHECKPOINT_KEY}.{key} is missing or not a mapping")
@@ -161,16 +160,16 @@ def _mapping(card: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def check_card(card: dict[str, Any]) -> tuple[Fusion, dict[str, Input]]:
-    """Check the description of a model: a file's on reading, and a run's own before it starts.
+    """Check a model's description: a file's when it is read, and a run's own before it starts.
 
     Args:
         card: the ``genre_lightning`` entry; its network's description is completed in place.
 
     Returns:
-        The network without memory for its weights, and the inputs by branch.
+        The network on the meta device, and the inputs by branch.
 
     Raises:
-        CheckpointError: naming what a model can't be rebuilt from.
+        CheckpointError: naming the part that can't be rebuilt.
     """
     if card.get("format") != CHECKPOINT_FORMAT:
         raise CheckpointError(
@@ -205,7 +204,7 @@ def check_card(card: dict[str, Any]) -> tuple[Fusion, dict[str, Input]]:
 
 
 def _check_inputs(card: Mapping[str, Any]) -> dict[str, Input]:
-    """The inputs that a card describes, by branch."""
+    """Rebuild the inputs that a card describes, by branch."""
     texts = _mapping(card, "inputs")
     if len(texts) > MAX_BRANCHES:
         raise CheckpointError(f"it has {len(texts)} inputs, more than {MAX_BRANCHES}")
@@ -220,12 +219,12 @@ def _check_inputs(card: Mapping[str, Any]) -> dict[str, Input]:
 
 
 def _check_values(card: Mapping[str, Any]) -> None:
-    """Refuse genres, thresholds, activation, loss or data that no training has written."""
+    """Refuse genres, thresholds, activation, loss or data that training would never write."""
     genres = card.get("genres")
     if (
         not isinstance(genres, list)
         or not genres
-        # Names are shown on terminals, which take some characters for commands.
+        # Names are shown on terminals, which interpret some characters as commands.
         or not all(isinstance(genre, str) and genre and genre.isprintable() for genre in genres)
         or len(set(genres)) != len(genres)
     ):
@@ -236,7 +235,7 @@ def _check_values(card: Mapping[str, Any]) -> None:
     if not all(type(t) is float and 0 <= t <= 1 for t in thresholds):
         raise CheckpointError("its thresholds are not numbers in 0..1")
     try:
-        # Files from before it could be chosen do not say.
+        # Older files have no threshold_fit.
         check_threshold_fit(**card.get("threshold_fit", {}))
     except (TypeError, SettingError) as error:
         raise CheckpointError(f"how its thresholds were fitted is not known: {error}") from error
@@ -246,7 +245,7 @@ def _check_values(card: Mapping[str, Any]) -> None:
     data = _mapping(card, "data")
     if not all(type(v) in (str, int, float, bool, type(None)) for v in data.values()):
         raise CheckpointError("its data is not described by names and numbers")
-    if not isinstance(card.get("learnt_from"), str | None):  # older files do not tell
+    if not isinstance(card.get("learnt_from"), str | None):  # missing in older files
         raise CheckpointError("the movies that it has learnt from are not named by a key")
     content = card.get("content", {})  # likewise
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content.values()):
@@ -264,11 +263,11 @@ def _check_values(card: Mapping[str, Any]) -> None:
 
 
 def _check_weights(state: Any, wanted: Mapping[str, Tensor]) -> None:
-    """Refuse weights that the network can't take.
+    """Refuse weights that don't fit the network or are not finite.
 
     Args:
         state: the ``state_dict`` of the checkpoint.
-        wanted: tensors of the network's shapes and types by name, without memory.
+        wanted: meta tensors with the network's shapes and dtypes, by name.
     """
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         raise CheckpointError("it has no weights")

@@ -23,19 +23,20 @@ from genre_lightning.models.networks import fill_constants
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """What a checkpoint rebuilds.
+    """A model rebuilt from a checkpoint.
 
     Attributes:
-        network: in evaluation mode, on the device asked for.
-        activation: key of ``models.fusion.ACTIVATIONS`` that turns logits into scores.
+        network: in evaluation mode, on the requested device.
+        activation: key in ``models.fusion.ACTIVATIONS`` of the function from logits to scores.
         loss: description of the loss it was trained with, for ``losses.build_loss``.
         genres: G names, in the order of the logits.
-        thresholds: (G,) float32, on the CPU; a genre is predicted where its score reaches its own.
+        thresholds: (G,) float32, on the CPU; a genre is predicted if its score reaches its
+            threshold.
         inputs: by branch, fitted.
-        data: plain description of the dataset it was trained on; a claim of the file, not checked.
-        shows: the columns it looks at and what they hold, where its inputs do not tell them.
-        threshold_fit: how the thresholds were fitted, arguments of ``fit_thresholds``.
-        learnt_from: ``MovieDataModule.learnt_from`` in its training; None where it is not told.
+        data: plain description of the training dataset, as the file claims; not checked.
+        shows: the columns that the model reads and what they hold, if its inputs don't say so.
+        threshold_fit: how the thresholds were fitted, as arguments of ``fit_thresholds``.
+        learnt_from: ``MovieDataModule.learnt_from`` in training; None if the file doesn't say.
     """
 
     network: Fusion
@@ -51,19 +52,19 @@ class TrainedModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """The network's device."""
         return self.network.prior.device
 
     @property
     def columns(self) -> dict[str, str]:
-        """The columns that the model looks at, and what they hold: "text", "poster" or "id"."""
+        """The columns that the model reads, and what they hold: "text", "poster" or "id"."""
         if self.shows is not None:
             return dict(self.shows)
         return {branch_input.column: branch_input.of for branch_input in self.inputs.values()}
 
     @property
     def given_columns(self) -> dict[str, str]:
-        """Those of ``columns`` that any movie can have: all but vectors by movie id."""
+        """The columns of ``columns`` that any movie can have: all but vectors by movie id."""
         return {name: kind for name, kind in self.columns.items() if kind != "id"}
 
 
@@ -73,15 +74,15 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> TrainedM
     Raises:
         CheckpointError: see :func:`read_checkpoint`.
     """
-    # Mapped into memory: the optimizer's state, twice the size of the weights, is then not read.
-    # The weights are copied before this returns.
+    # Memory-mapped, so that the optimizer's state, twice the size of the weights, is not read. The
+    # weights are copied before this returns.
     return rebuild(read_checkpoint(path, mmap=True), device)
 
 
 def rebuild(checkpoint: Mapping[str, Any], device: torch.device | str = "cpu") -> TrainedModel:
-    """The model of what :func:`read_checkpoint` gave."""
+    """Rebuild the model from the result of :func:`read_checkpoint`."""
     card = checkpoint[CHECKPOINT_KEY]
-    # The sketch takes over copies of the weights: none is drawn, only to be overwritten.
+    # The sketch takes copies of the weights, so that none are initialised only to be overwritten.
     network, inputs = check_card(card)
     network.description = card["network"]
     wanted = network.state_dict()

@@ -1,4 +1,4 @@
-"""From which checkpoint a training may resume, and what of it Lightning may act on."""
+"""Checks before resuming from a checkpoint, and limits on what Lightning takes from it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from genre_lightning.files import whole_file
 from genre_lightning.models.fusion import Fusion
 from genre_lightning.wording import first_few
 
-#: Changed settings that a message names.
+#: Most changed settings that a message names.
 MAX_NAMED_SETTINGS = 5
 
 
@@ -30,15 +30,14 @@ def check_resumable(
     settings: Mapping[str, Any],
     may_change: Callable[[str], bool],
 ) -> dict[str, Any]:
-    """Refuse to resume from a bad file, or one whose model, data or settings differ from ours.
+    """Refuse to resume from a bad file, or one whose model, data or settings differ.
 
     Args:
         path: of the checkpoint.
         inputs: ``MovieDataModule.describe()`` of the run that would resume.
         network: of that run.
         settings: of that run, from :func:`genre_lightning.training.callbacks.resume.run_settings`.
-        may_change: whether a setting of the checkpoint may be another; some that were stored once
-            may.
+        may_change: whether a setting may differ; earlier versions stored some that may.
 
     Returns:
         The checkpoint.
@@ -51,7 +50,7 @@ def check_resumable(
     theirs = _stored_settings(training)
     changed = [] if theirs is None else _changed_settings(theirs, settings, may_change)
     other_movies = card.get("learnt_from") not in (None, inputs["learnt_from"])
-    # Where data are set otherwise, that is told below.
+    # A changed setting of data is reported below.
     if other_movies and not any(name.startswith("data.") for name in changed):
         raise CheckpointError(
             f"{path}: its movies of train and validation are not those of this run, by id, title "
@@ -79,10 +78,10 @@ def check_resumable(
 
 
 def _training_state(path: str | Path, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """What our callback stored of the training, of a checkpoint that has all that resuming needs.
+    """Return what our callback stored, if the checkpoint has all that resuming needs.
 
     Raises:
-        CheckpointError: an entry is missing or of the wrong kind.
+        CheckpointError: an entry is missing or has the wrong type.
     """
     entries = {
         "optimizer_states": list,
@@ -94,25 +93,25 @@ def _training_state(path: str | Path, checkpoint: Mapping[str, Any]) -> dict[str
     for entry, kind in entries.items():
         if not isinstance(checkpoint.get(entry), kind):
             raise CheckpointError(
-                f"{path}: it has no {entry!r}, so training can't resume from it; last.ckpt of the "
-                "run has"
+                f"{path}: it has no {entry!r}, so training can't resume from it; use last.ckpt of "
+                "the run"
             )
     training: dict[str, Any] = checkpoint[TRAINING_KEY]
     return training
 
 
 def _stored_settings(training: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The settings that a training has stored; None where they are not what a training stores."""
+    """Return the stored settings; None if training would not have stored such settings."""
     settings = training.get("settings")
     if not isinstance(settings, dict) or _holds_tensor(settings):
         return None
-    # Names are shown on terminals, which take some characters for commands.
+    # Names are shown on terminals, which interpret some characters as commands.
     named = all(isinstance(name, str) and name.isprintable() for name in settings)
     return settings if named else None
 
 
 def _holds_tensor(value: Any) -> bool:
-    """Whether a tensor, which can't be compared as other values are, is anywhere in plain data."""
+    """Whether plain data contains a tensor, which can't be compared like other values."""
     if isinstance(value, Mapping):
         return any(_holds_tensor(item) for item in value.values())
     if isinstance(value, list | tuple):
@@ -123,11 +122,11 @@ def _holds_tensor(value: Any) -> bool:
 def _check_same_model(
     path: str | Path, card: Mapping[str, Any], inputs: Mapping[str, Any], network: Fusion
 ) -> None:
-    """Refuse a checkpoint of other genres, inputs or another network.
+    """Refuse a checkpoint with other genres, other inputs or another network.
 
     Args:
         path: of the checkpoint.
-        card: its description.
+        card: the checkpoint's description.
         inputs: as in :func:`check_resumable`.
         network: likewise.
 
@@ -155,7 +154,7 @@ def _check_same_model(
 def _check_same_content(
     path: str | Path, card: Mapping[str, Any], inputs: Mapping[str, Any]
 ) -> None:
-    """Refuse a checkpoint whose branches have read other texts, posters or vectors.
+    """Refuse a checkpoint whose branches were trained on other texts, posters or vectors.
 
     The arguments are those of :func:`_check_same_model`.
 
@@ -163,7 +162,7 @@ def _check_same_content(
         CheckpointError: naming the file of vectors, or the column.
     """
     for branch, key in inputs["content"].items():
-        if card.get("content", {}).get(branch, key) != key:  # older files do not tell
+        if card.get("content", {}).get(branch, key) != key:  # older files don't store it
             state = json.loads(inputs["inputs"][branch])
             read = state.get("path", f"the column {state['column']}")
             raise CheckpointError(
@@ -176,7 +175,7 @@ def _check_same_content(
 def _changed_settings(
     theirs: Mapping[str, Any], ours: Mapping[str, Any], may_change: Callable[[str], bool]
 ) -> list[str]:
-    """The names of settings whose values differ, sorted, without those that may change."""
+    """Return the sorted names of settings that differ, without those that may change."""
     absent = object()
     return [
         name
@@ -194,14 +193,14 @@ def _shown(settings: Mapping[str, Any], name: str) -> str:
 
 
 def copy_best(checkpoint: Mapping[str, Any], path: str | Path, folder: Path) -> None:
-    """Take the best checkpoint so far along, where a run resumes in another folder.
+    """Copy the best checkpoint so far if a run resumes in another folder.
 
-    Copied is the file beside ``path`` that has the name, and the score inside, that ``checkpoint``
-    tells, if it is a checkpoint of ours. Any other is left where it is, and forgotten.
+    It is the file beside ``path`` with the name and the score that ``checkpoint`` records, provided
+    that it is a checkpoint of ours. Any other file is ignored.
 
     Args:
-        checkpoint: of :func:`check_resumable`.
-        path: its file.
+        checkpoint: from :func:`check_resumable`.
+        path: the file of ``checkpoint``.
         folder: of this run's checkpoints.
     """
     beside = Path(path).resolve().parent
@@ -216,7 +215,7 @@ def copy_best(checkpoint: Mapping[str, Any], path: str | Path, folder: Path) -> 
 
 
 def _saver_states(checkpoint: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """The states of ModelCheckpoint callbacks, by their keys."""
+    """Return the states of ModelCheckpoint callbacks with their keys."""
     return [
         (key, state)
         for key, state in checkpoint["callbacks"].items()
@@ -225,9 +224,9 @@ def _saver_states(checkpoint: Mapping[str, Any]) -> list[tuple[str, dict[str, An
 
 
 def _best_inside(key: str, state: Mapping[str, Any], folder: Path) -> Path | None:
-    """The best checkpoint by its name in ``folder``, if that is the very one ``state`` knows.
+    """Return the best checkpoint in ``folder``, found by name, if it is the one in ``state``.
 
-    After a kill it can be one that was saved later: its own record of the score tells.
+    After a kill it can be one that was saved later, which its own record of the score shows.
     """
     place = folder / Path(str(state.get("best_model_path", ""))).name
     if place.suffix != ".ckpt":
@@ -260,13 +259,13 @@ def _difference(theirs: Any, ours: Any, key: str = "") -> str:
 def keep_paths_inside(checkpoint: dict[str, Any], folder: Path) -> None:
     """Make ModelCheckpoint resume with the checkpoints of ``folder`` alone, found by file name.
 
-    Lightning deletes the file that was best before, with all that is in it, once a better one is
-    written, at the path the checkpoint names: an untrusted checkpoint could name any, and that of
-    a moved run names old places. A best file that isn't in the folder, or that was saved later, is
-    forgotten: the epochs that follow make another.
+    Once a better checkpoint is written, Lightning deletes whatever is at the path that the loaded
+    one records as the best: an untrusted checkpoint could name any path, even a folder, and a
+    moved run's names its old place. A best file that isn't in the folder, or that was saved later,
+    is forgotten: later epochs write another.
 
     Args:
-        checkpoint: of :func:`read_checkpoint`, changed in place.
+        checkpoint: from :func:`read_checkpoint`, changed in place.
         folder: of this run's checkpoints.
     """
     for key, state in _saver_states(checkpoint):

@@ -1,4 +1,4 @@
-"""Writing a checkpoint, whole or not at all, with an error that says what went wrong."""
+"""Writing a checkpoint, completely or not at all, with an error that says what went wrong."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from genre_lightning.files import whole_file
 
 
 def write_checkpoint(content: Mapping[str, Any], path: Path) -> None:
-    """Write what ``torch.load(weights_only=True)`` reads back.
+    """Write a file that ``torch.load(weights_only=True)`` can read.
 
     Args:
         content: tensors and plain data.
@@ -18,7 +18,7 @@ def write_checkpoint(content: Mapping[str, Any], path: Path) -> None:
 
     Raises:
         FullDiskError: the disk is full.
-        OSError: it could not be written for another reason.
+        OSError: the file could not be written for another reason.
     """
     import torch
 
@@ -26,8 +26,8 @@ def write_checkpoint(content: Mapping[str, Any], path: Path) -> None:
         try:
             torch.save(content, file)
         except RuntimeError as error:
-            # "unexpected pos 36465024 vs 36464912": PyTorch still ends its zip after an error of
-            # the system, or a second Ctrl-C, finds that bytes are missing, and tells that.
+            # "unexpected pos 36465024 vs 36464912": after a system error or a second Ctrl-C PyTorch
+            # still closes its zip, finds that bytes are missing, and reports that instead.
             if error.__context__ is None:
                 raise
             raise error.__context__ from None

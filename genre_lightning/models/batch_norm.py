@@ -1,4 +1,4 @@
-"""BatchNorm where a batch may have a single row."""
+"""BatchNorm for batches that can have a single row."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from genre_lightning.errors import SettingError
 
 
 def check_batch_size(branches: nn.ModuleDict, batch_size: int) -> None:
-    """Refuse to train BatchNorm of vectors on single movies, whose statistics it would never learn.
+    """Refuse batches of one movie, from which ``BatchNorm1d`` would never learn its statistics.
 
     Raises:
-        SettingError: naming the branches that have one.
+        SettingError: naming the branches that have a ``BatchNorm1d``.
     """
     normed = [
         name
@@ -30,10 +30,10 @@ def check_batch_size(branches: nn.ModuleDict, batch_size: int) -> None:
 
 
 def batch_norm(norm: nn.BatchNorm1d, rows: Tensor) -> Tensor:
-    """Normalise (P, D) rows; a single one by the running statistics, in training too.
+    """Normalise (P, D) rows; a single row by the running statistics, even in training.
 
-    The variance of one number is nothing to divide by. A part of a batch has one row where only
-    one of its movies has the column.
+    A single row has no variance to divide by. A part has one row when only one movie of the batch
+    has the column.
     """
     if norm.training and len(rows) == 1:
         return _as_before(norm, rows)
@@ -43,10 +43,10 @@ def batch_norm(norm: nn.BatchNorm1d, rows: Tensor) -> Tensor:
 
 @final
 class PixelNorm(nn.BatchNorm2d):
-    """BatchNorm of (P, C, H, W); a single pixel by the running statistics, in training too.
+    """BatchNorm of (P, C, H, W); a single pixel by the running statistics, even in training.
 
-    The last layers may see one pixel of each poster, and a part of a batch has one poster where
-    only one of its movies has any.
+    The last layers can have one pixel per poster, and a part has one poster when only one movie of
+    the batch has a poster.
     """
 
     def forward(self, input: Tensor) -> Tensor:

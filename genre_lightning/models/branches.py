@@ -1,4 +1,4 @@
-"""The branches that a configuration lists: which input and which network each has."""
+"""The branches that a configuration lists, each with its input and network."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Branch:
     Attributes:
         input: ``kind`` and arguments, for :func:`genre_lightning.inputs.table.build_input`.
         network: ``name`` and arguments, for :func:`genre_lightning.models.networks.build_network`.
-        lr_scale: learning rate over that of the optimizer; 0 freezes the branch.
-        l2: of the penalty of ``optimizer=lbfgs``; other optimizers don't look at it.
+        lr_scale: factor of the optimizer's learning rate; 0 freezes the branch.
+        l2: factor of the penalty of ``optimizer=lbfgs``; other optimizers ignore it.
     """
 
     input: Mapping[str, Any]
@@ -27,25 +27,26 @@ class Branch:
 
 
 def read_branches(listed: Mapping[str, Any]) -> dict[str, Branch]:
-    """The branches by name, in their order; those set to null are left out.
+    """Return the branches by name, in their order, without those set to null.
 
-    A branch that has ``finetune`` has two forms, ``frozen`` and ``finetuned``; ``encoder`` names
-    the image encoder of both, and posters then are of its size and colours, unless the form's input
-    names others. A branch that reads a file may name it by ``path``, without ``input``.
+    A branch with ``finetune`` has two forms, ``frozen`` and ``finetuned``, and ``encoder`` names
+    the image encoder of both. The finetuned form takes the size, mean and std of its posters from
+    the encoder, unless its input sets them. A branch that reads a file can have ``path`` beside
+    its ``input`` instead of within it.
 
     Raises:
-        UserError: there is none, or one that is not made of an input and a network.
+        UserError: no branch is listed, or a branch is not made of an input and a network.
     """
     found = {
         name: _read(name, dict(branch)) for name, branch in listed.items() if branch is not None
     }
     if not found:
-        raise UserError("model/branch lists no branch; give some: 'model/branch=[title_tfidf]'")
+        raise UserError("model/branch lists no branch; list one: 'model/branch=[title_tfidf]'")
     return found
 
 
 def _read(name: str, branch: dict[str, Any]) -> Branch:
-    """One branch, checked for what all branches have."""
+    """Read one branch and check the keys that all branches have."""
     where = f"model.branches.{name}"
     if "finetune" in branch:
         branch = _one_form(where, branch)
@@ -61,10 +62,10 @@ def _read(name: str, branch: dict[str, Any]) -> Branch:
 
 
 def _one_form(where: str, branch: dict[str, Any]) -> dict[str, Any]:
-    """A branch with ``finetune`` as one without: its form ``frozen`` or ``finetuned``.
+    """Replace a branch with ``finetune`` by its form ``frozen`` or ``finetuned``.
 
     Args:
-        where: names the branch, for messages.
+        where: key of the branch, for messages.
         branch: as configured, with ``finetune``, ``encoder``, ``frozen`` and ``finetuned``.
     """
     from genre_lightning.inputs.encoders.table import resolve
@@ -81,7 +82,7 @@ def _one_form(where: str, branch: dict[str, Any]) -> dict[str, Any]:
         return form
     spec = resolve(encoder, trusted=True)
     if spec.size is None or spec.mean is None or spec.std is None:
-        raise UserError(f"{where}.encoder={encoder} looks at no posters")
+        raise UserError(f"{where}.encoder={encoder} is not an image encoder")
     for name, own in (("size", spec.size), ("mean", spec.mean), ("std", spec.std)):
         if form["input"].get(name) is None:
             form["input"][name] = list(own)

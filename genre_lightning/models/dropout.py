@@ -1,4 +1,4 @@
-"""Dropout that takes less time on a CPU, and one that saves arithmetic."""
+"""Dropout that is faster on a CPU, and dropout of inputs that saves arithmetic."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-#: Bounds of whole numbers of 64 random bits, as ``Tensor.random_`` takes them.
+#: Arguments of ``Tensor.random_`` that make all 64 bits of an integer random.
 _ALL_BITS = (torch.iinfo(torch.int64).min, None)
 
 
 class Dropout(nn.Dropout):
-    """:class:`torch.nn.Dropout`, for many numbers: on a CPU four are made of 64 random bits.
+    """:class:`torch.nn.Dropout`, faster on a CPU: 64 random bits serve four numbers.
 
-    PyTorch draws each number by itself, which took most of a training step over vectors of
-    encoders; this takes a fifth of it. A share of 1 / 65,536 is the finest there is.
+    PyTorch draws once for each number, which took most of a training step over encoder vectors;
+    this takes a fifth of that time. ``p`` is rounded to a multiple of 1 / 65,536.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -24,13 +24,13 @@ class Dropout(nn.Dropout):
 
 
 class InputDropout(nn.Module):
-    """Leaves out inputs of a layer, the same ones for all rows of a batch.
+    """Drops inputs of a layer, the same ones for all rows of a batch.
 
-    So the layer need not be computed for them: with 0.5 it has half of its arithmetic (Graham,
-    Reizenstein & Robinson 2015, "Efficient batchwise dropout training using submatrices").
+    The layer is not computed for dropped inputs: with ``p=0.5`` it takes half of the arithmetic
+    (Graham, Reizenstein & Robinson 2015, "Efficient batchwise dropout training using submatrices").
 
     Args:
-        p: share of the inputs that are left out, in [0, 1).
+        p: share of the inputs that are dropped, in [0, 1).
     """
 
     def __init__(self, p: float) -> None:
@@ -38,7 +38,7 @@ class InputDropout(nn.Module):
         self.p = p
 
     def forward(self, members: int, width: int, device: torch.device) -> Tensor | None:
-        """(M, K) int64, the inputs of 0 to ``width`` that each member keeps; None for all."""
+        """Return (M, K) int64, the inputs in [0, width) that each member keeps; None for all."""
         kept = max(1, round(width * (1 - self.p)))
         if not self.training or kept == width:
             return None
@@ -46,15 +46,15 @@ class InputDropout(nn.Module):
         return torch.stack(orders)[:, :kept]
 
 
-#: Modules that draw at random in training.
+#: Modules whose output is random in training.
 DROPOUTS = (nn.Dropout, InputDropout)
 
 
 def _noise(like: Tensor, kept: float) -> Tensor:
-    """1 / kept with the probability ``kept``, else 0; of the shape and type of ``like``."""
+    """Draw 1 / kept with probability ``kept``, else 0, in the shape and dtype of ``like``."""
     count = like.numel()
     drawn = torch.empty(-(-count // 4), dtype=torch.int64).random_(*_ALL_BITS)
     below = max(1, round(kept * 2**16))
-    # By NumPy, which compares in a third of the time.
+    # NumPy compares in a third of PyTorch's time.
     bits = drawn.numpy().view(np.uint16)[:count]
     return torch.from_numpy(bits < below).view(like.shape).to(like.dtype).mul_(2**16 / below)

@@ -1,4 +1,4 @@
-"""Vectors, such as those of a frozen encoder, to logits."""
+"""A head on vectors, such as those of a frozen encoder."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ NORMS = ("batch", "layer", "none")
 class EmbeddingHead(nn.Module):
     """A linear layer, or one hidden layer and a linear one, over normalised vectors.
 
-    Encoders give numbers of any size, and a rate and a decay that suit one would not suit another:
-    so each feature is normalised first, by BatchNorm without learnt scale, as linear probes of
-    self-supervised encoders do (He et al. 2022, "Masked autoencoders", appendix A). A linear layer
-    alone then sees them divided by the root of D, of a length of about 1 as TF-IDF rows have: one
-    penalty suits encoders of any width, and L-BFGS converges sooner where all branches are alike.
+    Encoders differ in the scale of their features, so one learning rate and weight decay would not
+    suit them all. Each feature is therefore normalised first, by BatchNorm without learnt scale, as
+    in linear probes of self-supervised encoders (He et al. 2022, "Masked autoencoders", appendix
+    A). Without a hidden layer the normalised vectors are divided by sqrt(D), so that their length
+    is about 1, like that of TF-IDF rows: one penalty then suits encoders of any width, and L-BFGS
+    converges sooner, since all branches have the same scale.
 
     Args:
         num_genres: G, the number of logits.
-        width: D, of the vectors.
+        width: D, the size of the vectors.
         hidden: width of the hidden layer; 0 for none.
         norm: "batch" normalises each feature over the movies, "layer" each vector over its
-            features, "none" nothing.
-        input_dropout: share of the features that a member does not see in a step, in [0, 1).
+            features; "none" leaves them as they are.
+        input_dropout: share of the features that each member drops in a step, in [0, 1).
         dropout: probability of zeroing a hidden unit, in [0, 1).
         members: M, see ``models/members.py``.
     """
@@ -54,11 +55,11 @@ class EmbeddingHead(nn.Module):
         self.drop = Dropout(dropout)
         self.head = MemberLinear(members, hidden or width, num_genres)
         if not hidden:
-            # As a logistic regression begins: whatever is not learnt stays nothing.
+            # As in a logistic regression: a weight that is never trained then has no effect.
             nn.init.zeros_(self.head.weight)
 
     def lr_scales(self) -> dict[str, float]:
-        """More for weights of scaled rows, so that a rate means what it would without the scale."""
+        """Return learning-rate factors by parameter, which make up for the scaling of the rows."""
         return {"head.weight": 1 / self.scale} if self.scale != 1.0 else {}
 
     def forward(
@@ -68,10 +69,11 @@ class EmbeddingHead(nn.Module):
 
         Args:
             vectors: (P, D) float32.
-            per_member: see :func:`genre_lightning.models.members.combine_members`; so is ``folds``.
+            per_member: see :func:`genre_lightning.models.members.combine_members`.
+            folds: likewise.
 
         Returns:
-            (P, G) logits; (M, P, G) where they are wanted ``per_member``.
+            (P, G) logits; (M, P, G) with ``per_member``.
         """
         rows = vectors
         if self.norm is not None:
@@ -91,13 +93,13 @@ class EmbeddingHead(nn.Module):
         if self.hidden is not None:
             rows = torch.relu(rows)
             if self.drop.training:
-                # Drawn once for all members: their hidden units have nothing in common.
+                # One mask serves all members, since their hidden units have nothing in common.
                 rows = rows * self.drop(rows.new_ones(rows.shape[1:]))
             rows = self.head(rows)
         return combine_members(rows, per_member, folds)
 
     def _forward_member(self, rows: Tensor, member: int) -> Tensor:
-        """(P, D) normalised rows to the (P, G) logits of one member."""
+        """Map (P, D) normalised rows to the (P, G) logits of one member."""
         if self.hidden is not None:
             rows = self.drop(torch.relu(self.hidden.forward_member(rows, member)))
         return self.head.forward_member(rows, member)

@@ -13,7 +13,7 @@ from genre_lightning.models.label_sets import LabelSets
 from genre_lightning.models.members import networks_of
 from genre_lightning.models.stacking import Stacking
 
-#: How a (B, G) array of logits becomes scores in [0, 1], by the name a checkpoint stores.
+#: Functions from (B, G) logits to scores in [0, 1], by the name that a checkpoint stores.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
     "softmax": lambda logits: torch.softmax(logits, dim=-1),
@@ -24,12 +24,12 @@ class Fusion(nn.Module):
     """The sum of a prior and of the logits of each branch.
 
     A movie that lacks a branch's column gets nothing from that branch: it is not in the branch's
-    part of the batch, and its logits are those of the others.
+    part of the batch, and its logits come from the other branches.
 
     Args:
         num_genres: G.
         branches: networks by branch, in the order in which they are summed. Each maps the numbers
-            of its part to (P, G) logits, and its last layer is a linear one called ``head``.
+            of its part to (P, G) logits, and its last layer is linear and called ``head``.
 
     Raises:
         ValueError: there is no branch.
@@ -43,12 +43,12 @@ class Fusion(nn.Module):
         self.branches = nn.ModuleDict(dict(branches))
         #: Plain data that rebuilds this network; set by :func:`build_network`.
         self.description: dict[str, Any] = {}
-        #: (G,) what every movie's logits start from; zero unless training set it. Constant.
+        #: (G,) logits that every movie starts from. Constant; zero unless training has set it.
         self.prior: Tensor
         self.register_buffer("prior", torch.zeros(num_genres))
-        #: What is added to the sum in prediction; None unless training has fitted it.
+        #: Correction of the sum in prediction; None unless training has fitted it.
         self.stacking: Stacking | None = None
-        #: The sets of genres that a movie may have; None for all.
+        #: The sets of genres that a movie can have; None for all.
         self.label_sets: LabelSets | None = None
 
     @property
@@ -58,12 +58,12 @@ class Fusion(nn.Module):
 
     @torch.no_grad()
     def start_from_priors(self, genre_counts: Sequence[int], num_movies: int) -> None:
-        """Let the logits start from the log-odds of each genre among the training movies.
+        """Set the prior to the log-odds of each genre among the training movies.
 
-        Otherwise the first steps go into learning that most movies lack most genres, and the rare
-        genres start from a flood of negatives (Lin et al. 2017, section 3.3). A movie about which
-        the branches know nothing, as one without a poster in a poster-only network, then scores as
-        often as the genre occurs. The output biases of the branches start from zero.
+        Otherwise the first steps are spent on learning that most movies lack most genres, and rare
+        genres are swamped by negatives (Lin et al. 2017, section 3.3). A movie without any of the
+        branches' columns, such as one without a poster in a poster-only network, then gets each
+        genre's frequency as its score. The output biases of the branches are set to zero.
 
         Args:
             genre_counts: (G,) training movies that have each genre.
@@ -78,7 +78,7 @@ class Fusion(nn.Module):
     def forward(
         self, parts: Mapping[str, Part], num_movies: int, folds: Tensor | None = None
     ) -> Tensor:
-        """Score a batch in prediction; training looks at the sum alone.
+        """Score a batch in prediction; training uses the sum alone.
 
         Args:
             parts: prepared, by branch.
@@ -91,7 +91,7 @@ class Fusion(nn.Module):
         return self.final_logits(self.branch_logits(parts, num_movies, folds), folds)
 
     def total(self, branch_logits: Mapping[str, Tensor]) -> Tensor:
-        """(B, G) logits: the prior and those of each branch, summed. The only place that sums."""
+        """Return (B, G) logits: the sum of the prior and the branches. The only place that sums."""
         total = self.prior
         for logits in branch_logits.values():
             total = total + logits
@@ -100,10 +100,10 @@ class Fusion(nn.Module):
     def final_logits(
         self, branch_logits: Mapping[str, Tensor], folds: Tensor | None = None
     ) -> Tensor:
-        """(B, G) logits by which a movie is scored: the sum, stacking and label sets.
+        """Return (B, G) logits for scoring: the sum, with stacking and label sets applied.
 
         Args:
-            branch_logits: of all branches or some, (B, G) each.
+            branch_logits: (B, G) of each branch, of all branches or some.
             folds: see :meth:`branch_logits`.
         """
         logits = self.total(branch_logits)
@@ -114,13 +114,14 @@ class Fusion(nn.Module):
     def branch_logits(
         self, parts: Mapping[str, Part], num_movies: int, folds: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """The logits of each branch.
+        """Return the logits of each branch.
 
         Args:
             parts: prepared, by branch.
             num_movies: B.
-            folds: (B,) int64, for validation by folds: the member that has not learnt from a movie
-                alone scores it; -1 for a movie that all score. None where all score all.
+            folds: (B,) int64, for validation by folds: only the member trained without a movie's
+                fold scores the movie; -1 for a movie that all members score. None if all members
+                score all movies.
 
         Returns:
             By branch, (B, G) float32 logits, zero for a movie that lacks the column. In training
@@ -134,7 +135,7 @@ class Fusion(nn.Module):
     def _member_arguments(
         self, branch: nn.Module, part: Part, folds: Tensor | None
     ) -> dict[str, Any]:
-        """How a branch combines its members, see ``members.combine_members``."""
+        """Return the arguments for combining a branch's members, see ``combine_members``."""
         if num_members(branch) == 1:
             return {}
         if self.training:
@@ -144,19 +145,19 @@ class Fusion(nn.Module):
     def _logits(
         self, branch: nn.Module, part: Part, num_movies: int, folds: Tensor | None
     ) -> Tensor:
-        """The logits of one branch for all movies of a batch, see :meth:`branch_logits`."""
+        """Return one branch's logits for all movies of a batch, see :meth:`branch_logits`."""
         if len(part) == 0:
             nothing = torch.zeros(num_movies, self.num_genres, device=self.prior.device)
             if not torch.is_grad_enabled():
                 return nothing
-            # Distributed training waits for a gradient of every parameter on every rank, also on
-            # one whose share of the batch lacks the column.
+            # Distributed training waits for a gradient of every parameter on every rank, even on a
+            # rank whose movies all lack the column.
             used = [parameter.sum() for parameter in branch.parameters() if parameter.requires_grad]
             return nothing + 0.0 * torch.stack(used).sum() if used else nothing
         arguments = self._member_arguments(branch, part, folds)
         found = branch(**part.numbers, **arguments)
-        # A single column would be added to every genre. Only what is known without the data is
-        # looked at, so that the network can be traced for any number of movies.
+        # Broadcasting would add a single column to every genre. Only sizes that don't depend on the
+        # data are checked, so that the network can be traced for any number of movies.
         if not isinstance(found, Tensor) or found.ndim < 2 or found.shape[-1] != self.num_genres:
             shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise ValueError(
@@ -171,5 +172,5 @@ class Fusion(nn.Module):
 
 
 def num_members(branch: nn.Module) -> int:
-    """M of a branch; 1 for a network that has no members."""
+    """Return M of a branch; 1 for a network without members."""
     return int(getattr(branch, "members", 1))

@@ -1,15 +1,16 @@
-"""Which genres go together: a movie has one of the sets of genres that movies of train have.
+"""Label sets: scores over the sets of genres that occur in train.
 
-The sum takes each genre by itself, so it knows neither that a movie has at least one nor that few
-of the 2^G sets of genres ever occur. Here the probability of a set is proportional to exp(sum of
-the logits of its genres), as it is where each genre is taken by itself, but only sets that occur in
-train are possible: "supported inference" (Ghamrawi and McCallum 2005, "Collective multi-label
-classification"). The score of a genre is the probability of all sets that have it. Nothing is
-learnt.
+The sum scores each genre independently, so it knows neither that a movie has at least one genre nor
+that few of the 2^G sets of genres ever occur. Here the probability of a set is proportional to
+exp(sum of the logits of its genres), as for independent genres, but only sets that occur in train
+are possible: "supported inference" (Ghamrawi and McCallum 2005, "Collective multi-label
+classification"). The score of a genre is the total probability of the sets that contain it. Nothing
+is learnt.
 
-A new movie may have a set that no movie of train has. How likely that is tells the share of movies
-whose set occurs once (Good 1953, "The population frequencies of species"). For that share of a
-score all sets of at least one genre are possible.
+A new movie can have a set that no training movie has. The probability of this is estimated by the
+share of training movies whose set occurs once (Good 1953, "The population frequencies of species").
+For that share of a score all sets of at least one genre are possible, or all sets if a training
+movie has no genre.
 """
 
 from __future__ import annotations
@@ -22,34 +23,34 @@ import numpy as np
 import torch
 from torch import Tensor
 
-#: The most frequent that are kept: a batch is compared with each of them.
+#: Number of sets kept, the most frequent ones: a batch is compared with each of them.
 MAX_SETS = 20_000
 #: Scores stay this far from 0 and 1, so that their log-odds are finite.
 _LEAST = 1e-6
-#: Log-odds below which a probability is exp() of them.
+#: Log-odds below which sigmoid() equals exp() in float32.
 _NEVER = -20.0
-#: Movies by sets that are looked at together: 64 MiB of float32.
+#: Size of the (movies, sets) matrix that is computed at once: 64 MiB of float32.
 _BLOCK = 2**24
 
 
 @dataclass(frozen=True)
 class LabelSets:
-    """The S sets of train's movies.
+    """The S sets of genres of the training movies.
 
-    No module: nothing of it is learnt by an optimizer.
+    Not an ``nn.Module``: the optimizer learns none of it.
 
     Attributes:
         sets: (S, G) float32, 1 for the genres of a set; the most frequent first.
-        only: (S,) int64, the fold that has all movies of a set, which is unknown to whoever has not
-            seen that fold; -1 for a set that is in several.
-        unseen: (M + 1,) float32, how likely a movie has none of the sets: of each fold, for one who
-            has not seen it, and at the end for one who has seen all.
+        only: (S,) int64, the fold that has all movies of a set, so that a member trained without
+            this fold doesn't know the set; -1 for a set that is in several folds.
+        unseen: (M + 1,) float32, probability that a movie has none of the sets: entry m for the
+            member trained without fold m, the last entry for training on all folds.
     """
 
     sets: Tensor
     only: Tensor
     unseen: Tensor
-    #: Whether every set has a genre. Not looked up in the tensor: a graph is made of what is.
+    #: Whether every set has a genre. A plain bool, so that a traced graph holds it as a constant.
     never_empty: bool = field(init=False)
 
     def __post_init__(self) -> None:
@@ -57,11 +58,11 @@ class LabelSets:
 
     @classmethod
     def from_targets(cls, targets: np.ndarray, folds: np.ndarray | None = None) -> LabelSets:
-        """The sets of genres of the training movies, the most frequent first.
+        """Collect the sets of genres of the training movies, the most frequent first.
 
         Args:
             targets: (N, G) zeros and ones, N at least 1.
-            folds: (N,) int64 of 0..M-1, for validation by folds.
+            folds: (N,) int64 in 0..M-1, for validation by folds.
         """
         found, number, counts = np.unique(
             targets.astype(bool), axis=0, return_inverse=True, return_counts=True
@@ -87,14 +88,14 @@ class LabelSets:
 
     @classmethod
     def from_lists(cls, lists: Any, num_genres: int) -> LabelSets | None:
-        """Read what :meth:`to_lists` gave, which may be untrusted; None stays None.
+        """Read the output of :meth:`to_lists`, which can be untrusted; None stays None.
 
         Args:
-            lists: of a file.
+            lists: from a checkpoint.
             num_genres: G.
 
         Raises:
-            ValueError: it is anything else, or of other genres.
+            ValueError: ``lists`` is not such an output, or has other genres.
         """
         if lists is None:
             return None
@@ -104,11 +105,11 @@ class LabelSets:
         if not all(isinstance(each, list) and each for each in (sets, only, unseen)):
             raise ValueError("they are not lists")
         if len(sets) > MAX_SETS or len(only) != len(sets):
-            raise ValueError(f"they are {len(sets)} sets, {len(only)} of which are told apart")
+            raise ValueError(f"there are {len(sets)} sets, and folds of {len(only)} sets")
         if not all(type(share) is float and 0 < share <= 1 for share in unseen):
-            raise ValueError("how likely others are is not told by shares")
+            raise ValueError("unseen holds numbers that are not shares")
         if not all(type(fold) is int and -1 <= fold < len(unseen) - 1 for fold in only):
-            raise ValueError("they are of folds that there are not")
+            raise ValueError("they name folds that do not exist")
         made = torch.zeros(len(sets), num_genres)
         for row, genres in enumerate(sets):
             if not isinstance(genres, list) or not all(
@@ -119,7 +120,7 @@ class LabelSets:
         return cls(made, torch.tensor(only), torch.tensor(unseen, dtype=torch.float32))
 
     def to_lists(self) -> dict[str, list[Any]]:
-        """Plain data, for a checkpoint: a set by the places of its genres."""
+        """Return plain data for a checkpoint, each set as the indices of its genres."""
         return {
             "sets": [genres.nonzero().flatten().tolist() for genres in self.sets],
             "only": self.only.tolist(),
@@ -127,12 +128,12 @@ class LabelSets:
         }
 
     def logits(self, logits: Tensor, folds: Tensor | None = None) -> Tensor:
-        """The log-odds of each genre, given that a movie has one of the sets.
+        """Return the log-odds of each genre, given which sets are possible.
 
         Args:
-            logits: (B, G) of each genre by itself.
-            folds: (B,) int64, the fold that has not been seen for each movie, -1 for a movie for
-                which all have; None for all movies.
+            logits: (B, G), of independent genres.
+            folds: (B,) int64, the fold whose member scores each movie, trained without that fold;
+                -1 for a movie that all members score. None if all members score all movies.
 
         Returns:
             (B, G) float32.
@@ -143,13 +144,13 @@ class LabelSets:
         return torch.cat([self.block_logits(*block) for block in blocks])
 
     def block_logits(self, logits: Tensor, folds: Tensor | None = None) -> Tensor:
-        """As :meth:`logits`, of movies for each of which all sets fit into memory."""
+        """Compute :meth:`logits` of a batch small enough to compare with all sets at once."""
         sets, unseen = self.sets.to(logits.device), self.unseen.to(logits.device)
         powers = logits @ sets.T
         if folds is None:
             share = unseen[-1]
         else:
-            # Of -1 the last share, and no set is left out.
+            # A fold of -1 takes the last share and leaves out no set.
             share = unseen[folds][:, None]
             left_out = (self.only.to(logits.device) == folds[:, None]) & (folds >= 0)[:, None]
             powers = powers.masked_fill(left_out, -torch.inf)
@@ -160,25 +161,26 @@ class LabelSets:
 
 
 def _at_least_one(logits: Tensor) -> Tensor:
-    """(B, G) probabilities of each genre by itself, given that there is at least one."""
-    # Where none is likely only their proportions matter, and exp() must not make zeros of all.
+    """Return (B, G) probabilities of independent genres, given that a movie has at least one."""
+    # Where all genres are unlikely only their ratios matter. Raising all logits alike keeps these,
+    # and keeps exp() from underflowing.
     likely = logits + (_NEVER - logits.amax(dim=1, keepdim=True)).clamp(min=0)
     nothing = torch.nn.functional.softplus(likely).sum(dim=1, keepdim=True)
     return _sigmoid(likely) / -torch.expm1(-nothing)
 
 
 def _sigmoid(logits: Tensor) -> Tensor:
-    """The same with the relative precision of small ones kept, as ONNX Runtime's is not."""
+    """Compute sigmoid with the relative precision of small values, which ONNX Runtime's loses."""
     return torch.exp(-torch.nn.functional.softplus(-logits))
 
 
 def _unseen(counts: np.ndarray, kept: np.ndarray) -> float:
-    """How likely a further movie has none of the sets that are kept.
+    """Estimate the probability that a new movie has none of the kept sets.
 
     Args:
-        counts: (S,) movies that have been seen of each set.
+        counts: (S,) training movies that have each set.
         kept: (S,) bool.
     """
-    # Of no movie, or of movies whose sets occur more often, it would be 0 or undefined.
+    # The ones keep it above 0 when no set occurs once, and defined when there are no movies.
     once = counts[kept & (counts == 1)].sum() + counts[~kept].sum()
     return float((once + 1) / (counts.sum() + 1))

@@ -1,12 +1,13 @@
-"""Several networks of one kind side by side, averaged where they predict.
+"""Ensembles: several networks of one kind side by side, averaged in prediction.
 
-Members differ in their first weights and in what dropout draws, and each is trained by a loss of
-its own, so that their mean is better than one of them (Lakshminarayanan et al. 2017, "Simple and
-scalable predictive uncertainty estimation using deep ensembles"). Their logits are averaged, so
-the model stays a sum of branches. They see the same batches, which are gathered once.
+Members differ in their initial weights and dropout masks, and each is trained with its own loss, so
+that their mean is better than a single member (Lakshminarayanan et al. 2017, "Simple and scalable
+predictive uncertainty estimation using deep ensembles"). Their logits are averaged, so the model
+stays a sum of branches. They see the same batches, which are gathered once.
 
-With ``data.folds`` each member also leaves out one fold of train, on which it alone is validated
-("cross-fitting"): all of train is learnt from, and all of it is honest validation.
+With ``data.folds`` each member is trained without one fold of train, and is the only one to score
+it in validation ("cross-fitting"): all of train is used for training, and all of it for validation
+by a member that hasn't seen it.
 """
 
 from __future__ import annotations
@@ -32,26 +33,26 @@ class MemberLinear(nn.Module):
         bound = 1 / math.sqrt(width)
         self.members = members
         self.weight = nn.Parameter(torch.empty(members, width, outputs).uniform_(-bound, bound))
-        # Of one dimension, as every bias is: they are not decayed.
+        # One-dimensional like every bias, so that weight decay skips it.
         self.bias = nn.Parameter(torch.empty(members * outputs).uniform_(-bound, bound))
 
     def forward(self, rows: Tensor) -> Tensor:
-        """(M, P, D) to (M, P, G)."""
+        """Map (M, P, D) to (M, P, G)."""
         return torch.baddbmm(self.bias.view(self.members, 1, -1), rows, self.weight)
 
     def forward_member(self, rows: Tensor, member: int) -> Tensor:
-        """(P, D) to (P, G) by one member."""
+        """Map (P, D) to (P, G) by one member."""
         return torch.addmm(self.bias.view(self.members, -1)[member], rows, self.weight[member])
 
     def forward_subset(self, rows: Tensor, kept: Tensor) -> Tensor:
-        """(P, D) to (M, P, G) by the inputs ``kept`` alone, (M, K) int64, a member's own each.
+        """Map (P, D) to (M, P, G), each member by its own inputs ``kept`` alone, (M, K) int64.
 
-        They count D / K times, so that the sums are of the size that they have by all inputs.
+        The sums are scaled by D / K, so that they have the size of those over all inputs.
         """
         members, width, outputs = self.weight.shape
         number = kept + width * torch.arange(members, device=kept.device)[:, None]
         weight = self.weight.view(-1, outputs).index_select(0, number.flatten())
-        # By index_select: indexing by brackets takes several times as long along a row.
+        # Indexing by brackets takes several times as long along a row.
         inputs = rows.index_select(1, kept.flatten()).view(len(rows), members, -1).transpose(0, 1)
         return torch.baddbmm(
             self.bias.view(members, 1, -1),
@@ -64,13 +65,13 @@ class MemberLinear(nn.Module):
 def combine_members(
     logits: Tensor, per_member: bool = False, folds: Tensor | None = None
 ) -> Tensor:
-    """The members' logits as one: their mean, or for each row those of one member.
+    """Combine the members' logits: by their mean, or by one member for each row.
 
     Args:
         logits: (M, P, G).
-        per_member: leave them as they are, as training needs them.
-        folds: (P,) int64, the fold that each row is in, whose member has not learnt from it and
-            alone scores it; -1 for the mean of all. None for the mean of all in every row.
+        per_member: return the logits unchanged, as training needs them.
+        folds: (P,) int64, the fold of each row, which only the member trained without that fold
+            scores; -1 for the mean of all members. None for the mean in every row.
 
     Returns:
         (P, G); (M, P, G) with ``per_member``.
@@ -86,12 +87,12 @@ def combine_members(
 def score_by_fold(
     score: Callable[[Tensor, int], Tensor], rows: Tensor, folds: Tensor, members: int
 ) -> Tensor:
-    """Each row scored by the member of its fold alone, as :func:`combine_members` chooses it.
+    """Score each row by the member of its fold alone, as :func:`combine_members` chooses it.
 
     Args:
-        score: (P, D) rows and the number of a member to (P, G).
+        score: maps (P, D) rows and a member's number to (P, G).
         rows: (P, D).
-        folds: (P,) int64 in 0..M-1, of each row.
+        folds: (P,) int64 in 0..M-1, the fold of each row.
         members: M.
 
     Returns:
@@ -103,10 +104,10 @@ def score_by_fold(
 
 
 class Ensemble(nn.Module):
-    """M networks side by side, for a class that has no members of its own.
+    """M networks side by side, for a class that has no ``members`` argument.
 
     Args:
-        networks: M of one class and size, each with first weights of its own.
+        networks: M of one class and size, each with its own initial weights.
     """
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:
@@ -115,7 +116,7 @@ class Ensemble(nn.Module):
         self.networks = nn.ModuleList(networks)
 
     def lr_scales(self) -> dict[str, float]:
-        """The learning rates that the networks ask for, by the names of parameters here."""
+        """Return the networks' ``lr_scales`` by the parameter names of this module."""
         return {
             f"networks.{number}.{name}": scale
             for number, network in enumerate(self.networks)
@@ -125,11 +126,11 @@ class Ensemble(nn.Module):
     def forward(
         self, per_member: bool = False, folds: Tensor | None = None, **numbers: Tensor
     ) -> Tensor:
-        """Logits of an input's numbers, see :func:`combine_members`."""
+        """Return the logits of an input's numbers, see :func:`combine_members`."""
         logits = torch.stack([network(**numbers) for network in self.networks])
         return combine_members(logits, per_member, folds)
 
 
 def networks_of(branch: nn.Module) -> list[nn.Module]:
-    """The networks whose logits an :class:`Ensemble` averages; any other branch is its only one."""
+    """Return the networks of an :class:`Ensemble`; of any other branch, the branch alone."""
     return list(branch.networks) if isinstance(branch, Ensemble) else [branch]

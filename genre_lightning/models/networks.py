@@ -1,9 +1,9 @@
-"""The networks by name, and the model that a list of branches describes.
+"""The table of networks, and building a model from a list of branches.
 
-To add a network, write a module whose constructor takes ``num_genres``, what its input gives
-(:meth:`genre_lightning.inputs.input.Input.network_arguments`) and numbers or lists of them, whose
-``forward`` takes the input's numbers by name, and whose last layer is called ``head``; list it
-here.
+To add a network, write a module and list it here. Its constructor takes ``num_genres``, the
+arguments from its input (:meth:`genre_lightning.inputs.input.Input.network_arguments`), and numbers
+or lists of numbers; its ``forward`` takes the input's numbers by name; its last layer is called
+``head``.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ class NetworkType:
     """A kind of network that a branch can have.
 
     Attributes:
-        factory: the class; its arguments are plain numbers, and lists of them.
+        factory: the class; its arguments are numbers, lists of numbers, and words.
         takes: what its input must give: "terms", "pixels" or "vectors".
-        limits: inclusive range of each argument, the words it may be, or what tells whether it may
-            be a word. A description can come from an untrusted checkpoint, so nothing is built that
-            no honest network needs.
+        limits: by argument, its inclusive range, the words it can be, or a function that says
+            whether it can be a word. A description can come from an untrusted checkpoint, so only
+            sizes that an honest network needs are allowed.
     """
 
     factory: type[nn.Module]
@@ -129,22 +129,22 @@ def build_network(
     inputs: Mapping[str, Input],
     **shared: Any,
 ) -> Fusion:
-    """Build a model from its branches: what ``conf/model`` holds.
+    """Build a model from its branches, as ``conf/model`` describes them.
 
     Args:
         num_genres: G.
         branches: by branch, ``{"name": a key of NETWORKS, argument: number, ...}``, in the order
             in which they are summed.
-        inputs: of the same branches; they tell the networks what they will be given.
-        shared: arguments of every network that takes them and names none of its own, such as
-            ``dropout`` and ``members``; None for none.
+        inputs: of the same branches; they set the sizes that the networks take.
+        shared: arguments for every network that takes them and doesn't set them itself, such as
+            ``dropout`` and ``members``; None leaves the network's default.
 
     Returns:
         A :class:`Fusion` with freshly initialised weights; its ``description`` is the complete
         plain data from which :func:`sketch_network` rebuilds it.
 
     Raises:
-        ValueError: for a bad description, before anything large is allocated.
+        ValueError: the description is bad; raised before anything large is allocated.
     """
     check_takes(branches, inputs)
     described = {
@@ -159,7 +159,7 @@ def build_network(
             f"model.members: the branches have {' and '.join(map(str, sorted(members)))} members; "
             "those that have more than one must have as many, since each one is trained on the sum"
         )
-    sketch_network(description)  # refuses too many parameters before they take memory
+    sketch_network(description)  # refuses too many parameters before allocating them
     network = _assemble(description)
     network.description = description
     for module in network.modules():
@@ -169,9 +169,9 @@ def build_network(
 
 
 def _own_arguments(branch: str, network: Mapping[str, Any]) -> dict[str, Any]:
-    """A network's configuration without what belongs to the one that it has taken the place of.
+    """Drop arguments of a branch's default network that the chosen one doesn't take.
 
-    Whoever names another network on the command line leaves the former one's arguments behind.
+    They stay in the configuration when the command line only changes the network's name.
     """
     network_type = NETWORKS.get(network.get("name", ""))
     if network_type is None:
@@ -195,18 +195,18 @@ def _own_arguments(branch: str, network: Mapping[str, Any]) -> dict[str, Any]:
 def complete_description(
     num_genres: Any, branches: Any, shared: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Check a model's networks and fill in every default, so that the result alone rebuilds it.
+    """Check a model's networks and fill in every default, so that the result alone rebuilds them.
 
     Args:
         num_genres: G.
-        branches: by branch, a network's name and arguments, those that its input gives included.
+        branches: by branch, a network's name and arguments, including those from its input.
         shared: as for :func:`build_network`.
 
     Returns:
         Plain data with the keys ``num_genres`` and ``branches``.
 
     Raises:
-        ValueError: naming the key that is unknown, of a wrong type or out of its range.
+        ValueError: naming the key that is unknown, of the wrong type or out of range.
     """
     if type(num_genres) is not int or not 1 <= num_genres <= MAX_GENRES:
         raise ValueError(
@@ -215,10 +215,10 @@ def complete_description(
     if not isinstance(branches, dict) or not 1 <= len(branches) <= MAX_BRANCHES:
         raise ValueError(f"a model has 1 to {MAX_BRANCHES} branches by name")
     for name in branches:
-        # A name that a dict's method has can't be a module's.
+        # ModuleDict refuses the names of its own attributes.
         usable = isinstance(name, str) and _BRANCH_NAME.fullmatch(name)
         if not usable or hasattr(nn.ModuleDict, name):
-            raise ValueError(f"model.branches.{name!s:.100}: a branch can't be called so")
+            raise ValueError(f"model.branches.{name!s:.100}: not a valid name of a branch")
     return {
         "num_genres": num_genres,
         "branches": {
@@ -229,7 +229,7 @@ def complete_description(
 
 
 def check_fit(description: Mapping[str, Any], inputs: Mapping[str, Input]) -> None:
-    """Refuse a model whose networks and inputs do not belong together.
+    """Refuse a model whose networks and inputs do not fit together.
 
     Raises:
         ValueError: naming the branch.
@@ -248,11 +248,11 @@ def check_fit(description: Mapping[str, Any], inputs: Mapping[str, Input]) -> No
 
 
 def check_takes(branches: Mapping[str, Mapping[str, Any]], inputs: Mapping[str, Input]) -> None:
-    """Refuse a network that takes other numbers than its input, which need not be fitted, gives.
+    """Refuse a network that takes other numbers than its input gives.
 
     Args:
-        branches: see :func:`build_network`, which tells of a name that there is not.
-        inputs: of the same branches.
+        branches: see :func:`build_network`, which refuses unknown names.
+        inputs: of the same branches; they need not be fitted.
 
     Raises:
         ValueError: naming the branch.
@@ -277,17 +277,17 @@ def _check_takes(branch: str, network: str, branch_input: Input) -> None:
 
 
 def _complete_network(key: str, network: Any, shared: Mapping[str, Any]) -> dict[str, Any]:
-    """One network's name and all of its arguments, each checked.
+    """Return one network's name and all of its arguments, each checked.
 
-    An argument's value is that of ``network``, else that of ``shared``, else the class's default.
+    An argument's value comes from ``network``, else from ``shared``, else from the class's default.
 
     Args:
         key: of the network in the configuration, for messages.
-        network: ``name`` and arguments; it may be untrusted.
+        network: ``name`` and arguments; can be untrusted.
         shared: as for :func:`build_network`.
 
     Raises:
-        ValueError: naming the key that is unknown, missing, of a wrong type or out of its range.
+        ValueError: naming the key that is unknown, missing, of the wrong type or out of range.
     """
     if not isinstance(network, Mapping):
         raise ValueError(f"{key} must be a mapping with a name, not {network!r:.100}")
@@ -308,7 +308,7 @@ def _complete_network(key: str, network: Any, shared: Mapping[str, Any]) -> dict
             )
         if default is parameter.empty and argument not in network:
             raise ValueError(f"{key}: {name} needs {argument}")
-        if default is parameter.empty:  # then it only tells the type to check for
+        if default is parameter.empty:  # stands for the expected type alone
             default = (0,) if "Sequence" in str(parameter.annotation) else 0
         complete[argument] = _checked_argument(
             f"{key}.{argument}",
@@ -317,7 +317,7 @@ def _complete_network(key: str, network: Any, shared: Mapping[str, Any]) -> dict
             network_type.limits[argument],
         )
     if "members" not in network_type.limits:
-        # A network whose class has none of its own is copied; one copy needs no word.
+        # Ensemble repeats such a network; a single one needs no entry.
         members = network.get("members", shared.get("members") or 1)
         members = _checked_argument(f"{key}.members", members, 1, (1, MAX_MEMBERS))
         if members > 1:
@@ -330,16 +330,16 @@ def _complete_network(key: str, network: Any, shared: Mapping[str, Any]) -> dict
 
 
 def _checked_argument(key: str, value: Any, default: Any, limits: Limits) -> Any:
-    """The value of one argument of a network, as its class takes it.
+    """Check one argument of a network and return it as the class takes it.
 
     Args:
         key: of the argument, for messages.
-        value: may be untrusted.
-        default: the value must be of its type; for a float a whole number will do.
-        limits: see :class:`NetworkType`; of a list, those of each item.
+        value: can be untrusted.
+        default: the value must have its type; an int can stand for a float.
+        limits: see :class:`NetworkType`; for a list, those of each item.
 
     Raises:
-        ValueError: it is of another type or outside of its limits.
+        ValueError: the value has another type or is outside of its limits.
     """
     if callable(limits):
         if type(value) is not str or not limits(value):
@@ -364,9 +364,9 @@ def _checked_argument(key: str, value: Any, default: Any, limits: Limits) -> Any
 
 
 class _SkipInit(TorchFunctionMode):
-    """Leaves weights as they are instead of drawing them.
+    """Skips the initialisation of weights.
 
-    On the meta device there is nothing to draw, and asking for it makes PyTorch import its
+    On the meta device there is nothing to initialise, and trying to makes PyTorch import its
     compiler, which takes longer than importing PyTorch itself.
     """
 
@@ -374,7 +374,7 @@ class _SkipInit(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        # Most of torch.nn.init asks here as a whole, the rest for the method it comes down to.
+        # Most functions of torch.nn.init are intercepted here, the others by the method they call.
         from_init = getattr(func, "__module__", None) == "torch.nn.init"
         if from_init or func in (Tensor.normal_, Tensor.uniform_):
             return args[0] if args else kwargs["tensor"]
@@ -382,10 +382,10 @@ class _SkipInit(TorchFunctionMode):
 
 
 def sketch_network(description: Mapping[str, Any]) -> Fusion:
-    """The network of a complete description without memory for its weights (meta device).
+    """Build the network of a complete description on the meta device, without allocating weights.
 
     Raises:
-        ValueError: it would have more than ``MAX_PARAMETERS`` parameters.
+        ValueError: the network would have more than ``MAX_PARAMETERS`` parameters.
     """
     with torch.device("meta"), _SkipInit():
         sketch = _assemble(description)
@@ -398,10 +398,10 @@ def sketch_network(description: Mapping[str, Any]) -> Fusion:
 
 
 def fill_constants(network: Fusion) -> None:
-    """Compute what a sketch lacks after its weights are loaded, on the device of those.
+    """Compute the buffers that a sketch still lacks after its weights are loaded, on their device.
 
     Some image encoders have buffers that follow from the architecture, such as positions within a
-    window. No checkpoint holds them.
+    window. Checkpoints do not hold them.
     """
     left = [name for name, buffer in network.named_buffers() if buffer.is_meta]
     if not left:
@@ -415,7 +415,7 @@ def fill_constants(network: Fusion) -> None:
 
 
 def _assemble(description: Mapping[str, Any]) -> Fusion:
-    """The network of a complete description, with weights where PyTorch puts new ones now."""
+    """Build the network of a complete description on PyTorch's current default device."""
     branches: dict[str, nn.Module] = {}
     for name, network in description["branches"].items():
         arguments = {key: value for key, value in network.items() if key != "name"}

@@ -1,4 +1,4 @@
-"""A pretrained image network that is trained on."""
+"""A pretrained image encoder that is fine-tuned."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from genre_lightning.inputs.encoders.table import architecture_spec, resolve
 class PosterEncoder(nn.Module):
     """An image encoder of timm with a linear layer on its pooled features.
 
-    It is built without weights; :meth:`load_pretrained` loads those that training starts from. A
-    checkpoint then holds all of them.
+    It is built without pretrained weights; :meth:`load_pretrained` loads those that training starts
+    from. A checkpoint holds all weights.
 
     Args:
         num_genres: G, the number of logits.
         size: H and W of the posters.
         encoder: a name that :func:`genre_lightning.inputs.encoders.table.is_image_encoder` takes.
         dropout: probability of zeroing a pooled feature, in [0, 1).
-        layer_decay: learning rate of each layer over that of the layer after it, so that the first
-            layers, which know most, change least (Clark et al. 2020, "ELECTRA", section 3.2).
-        frozen_layers: so many of the first layers keep their weights: their rate is 0.
-        encoder_lr: learning rate of the encoder's last layer over that of the linear layer.
+        layer_decay: learning rate of each layer relative to the next layer's, so that the first
+            layers, the most general ones, change least (Clark et al. 2020, "ELECTRA", section 3.2).
+        frozen_layers: number of first layers that keep their weights: their learning rate is 0.
+        encoder_lr: learning rate of the encoder's last layer relative to the linear layer's.
     """
 
     def __init__(
@@ -50,19 +50,19 @@ class PosterEncoder(nn.Module):
         self.drop = nn.Dropout(dropout)
         self.head = nn.Linear(int(self.encoder.head_hidden_size), num_genres)  # type: ignore[arg-type]
         nn.init.zeros_(self.head.weight)
-        self.train()  # Lightning leaves the modes as it finds them
+        self.train()  # Lightning does not change the modes of modules
 
     def load_pretrained(self) -> None:
-        """Load the encoder's weights, which the user's own configuration names.
+        """Load the encoder's pretrained weights, named by the user's own configuration.
 
         Raises:
-            EncoderError: they are not there.
+            EncoderError: the weights are not there.
         """
         found = open_encoder(resolve(self.name, trusted=True, size=self.size))
         self.encoder.load_state_dict(found.module.state_dict())
 
     def lr_scales(self) -> dict[str, float]:
-        """The learning rate of each parameter of the encoder over that of the head."""
+        """Return the learning rate of each encoder parameter relative to the head's."""
         layers = _layers(self.encoder)
         last = max(layers.values())
         place = {
@@ -79,7 +79,7 @@ class PosterEncoder(nn.Module):
         }
 
     def train(self, mode: bool = True) -> PosterEncoder:
-        """Set the mode; BatchNorm keeps the statistics that it was pretrained with."""
+        """Set the mode; the encoder's BatchNorm keeps its pretrained statistics."""
         super().train(mode)
         for module in self.encoder.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -90,7 +90,7 @@ class PosterEncoder(nn.Module):
         """Score posters.
 
         Args:
-            pixels: (P, 3, H, W) float, normalised as the encoder wants.
+            pixels: (P, 3, H, W) float, normalised as the encoder expects.
 
         Returns:
             (P, G) logits.
@@ -101,9 +101,9 @@ class PosterEncoder(nn.Module):
 
 
 def _layers(encoder: Any) -> dict[str, int]:
-    """Which layer each parameter is of, counted from the posters on, as timm has it.
+    """Return the layer of each parameter, as timm counts them from the input on.
 
-    By ``timm.optim``, whose import takes 2 seconds, only where timm doesn't know the network.
+    ``timm.optim``, whose import takes 2 seconds, is used only if the network has no groups itself.
     """
     if hasattr(encoder, "group_matcher"):
         from timm.models import group_parameters

@@ -17,7 +17,7 @@ class ResidualBlock(nn.Module):
     Args:
         inputs: channels in.
         outputs: channels out.
-        stride: of the first convolution; the skip follows with average pooling and a 1x1
+        stride: of the first convolution; the skip matches it by average pooling and a 1x1
             convolution (ResNet-D, He et al. 2019), so that no pixel is dropped.
     """
 
@@ -38,7 +38,7 @@ class ResidualBlock(nn.Module):
         self.skip = nn.Sequential(*skip)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(P, inputs, H, W) to (P, outputs, H / stride, W / stride)."""
+        """Map (P, inputs, H, W) to (P, outputs, H / stride, W / stride)."""
         y = F.relu(self.norm1(self.conv1(x)))
         return F.relu(self.norm2(self.conv2(y)) + self.skip(x))
 
@@ -75,12 +75,12 @@ class PosterResNet(nn.Module):
         if len(widths) != len(blocks):
             raise ValueError(f"widths {list(widths)} and blocks {list(blocks)} differ in length")
         padding = max(0, stem_kernel - stem_stride + 1) // 2
-        # The stages always leave a pixel, the stem not.
+        # The stages always leave at least one pixel; the stem might not.
         least = max(1, stem_kernel - 2 * padding)
         if len(size) != 2 or min(size) < least:
             raise ValueError(
                 f"posters of {' x '.join(map(str, size))} pixels are too small: this network "
-                f"takes no less than {least} x {least}"
+                f"needs at least {least} x {least}"
             )
         self.stem = nn.Sequential(
             nn.Conv2d(3, widths[0], stem_kernel, stem_stride, padding, bias=False),

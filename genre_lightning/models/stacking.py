@@ -1,4 +1,4 @@
-"""The layer on top of the sum: weights of the branches, and what the scores of all genres add."""
+"""Stacking on top of the sum: weights of the branches, and effects of genres on each other."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from genre_lightning.models.members import combine_members
 class Stacking:
     """The weights of stacking, one set for each of M folds of train; new movies get their mean.
 
-    See :mod:`genre_lightning.scoring.stacking`. No module: it is fitted on validation as the
-    thresholds are, so an optimizer or an average of weights has nothing to do with it.
+    See :mod:`genre_lightning.scoring.stacking`. Not an ``nn.Module``: it is fitted on validation
+    like the thresholds, so neither the optimizer nor weight averaging may change it.
 
     Attributes:
         branches: by branch, (M, G) float32 weights of its logits.
-        genres: (M, G, G) float32; row g is what each genre's score adds to the logit of genre g.
-        offsets: (M, G) float32.
+        genres: (M, G, G) float32; row g weighs the scores of all genres in the logit of genre g.
+        offsets: (M, G) float32, added to the logits.
     """
 
     branches: dict[str, Tensor]
@@ -34,21 +34,21 @@ class Stacking:
     def from_arrays(
         cls, names: list[str], branches: np.ndarray, genres: np.ndarray, offsets: np.ndarray
     ) -> Stacking:
-        """From the names of K branches, and (M, K, G), (M, G, G) and (M, G) arrays of floats."""
+        """Build from the names of K branches and (M, K, G), (M, G, G) and (M, G) float arrays."""
         of, *rest = (torch.from_numpy(each).float() for each in (branches, genres, offsets))
         return cls(dict(zip(names, of.unbind(1), strict=True)), *rest)
 
     @classmethod
     def from_lists(cls, lists: Any, names: list[str], num_genres: int) -> Stacking | None:
-        """Read what :meth:`to_lists` gave, which may be untrusted; None stays None.
+        """Read the output of :meth:`to_lists`, which can be untrusted; None stays None.
 
         Args:
-            lists: of a file.
+            lists: from a checkpoint.
             names: of the network's branches.
             num_genres: G.
 
         Raises:
-            ValueError: it is anything else, or of other branches or another number of genres.
+            ValueError: ``lists`` is not such an output, or has other branches or another G.
         """
         if lists is None:
             return None
@@ -66,7 +66,7 @@ class Stacking:
         return cls(branches, genres, offsets)
 
     def to_lists(self) -> dict[str, Any]:
-        """Plain data, for a checkpoint."""
+        """Return plain data for a checkpoint."""
         return {
             "branches": {name: weights.tolist() for name, weights in self.branches.items()},
             "genres": self.genres.tolist(),
@@ -74,13 +74,13 @@ class Stacking:
         }
 
     def weighted(self, branch: str, logits: Tensor, folds: Tensor | None = None) -> Tensor:
-        """A branch's logits times its weights.
+        """Return a branch's logits times its weights.
 
         Args:
-            branch: its name.
+            branch: name of the branch.
             logits: (B, G), of the branch.
-            folds: (B,) int64, the fold whose weights are taken for each movie, -1 for the mean;
-                None for the mean for all.
+            folds: (B,) int64, the fold whose weights each movie gets, -1 for their mean; None for
+                the mean for all movies.
 
         Returns:
             (B, G).
@@ -91,10 +91,10 @@ class Stacking:
         return logits * combine_members(weights[:, None].expand(-1, len(folds), -1), folds=folds)
 
     def cooccurrence(self, total: Tensor, folds: Tensor | None = None) -> Tensor:
-        """(B, G) what the scores of all genres add to the logit of each.
+        """Return (B, G), what the scores of all genres add to each genre's logit.
 
         Args:
-            total: (B, G) sums of the prior and the branches, without weights.
+            total: (B, G) unweighted sums of the prior and the branches.
             folds: see :meth:`weighted`.
         """
         genres, offsets = self.genres.to(total.device), self.offsets.to(total.device)
@@ -106,7 +106,7 @@ class Stacking:
     def correction(
         self, total: Tensor, branch_logits: Mapping[str, Tensor], folds: Tensor | None = None
     ) -> Tensor:
-        """(B, G) what is added to the sums ``total`` of some branches."""
+        """Return (B, G), what stacking adds to ``total``, the prior and the given branches."""
         found = self.cooccurrence(total, folds)
         for name, logits in branch_logits.items():
             found = found + (self.weighted(name, logits, folds) - logits)

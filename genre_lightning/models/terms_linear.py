@@ -10,7 +10,7 @@ from genre_lightning.models.members import combine_members
 
 
 class _Bias(nn.Module):
-    """What is added whatever the terms are."""
+    """The bias of the logits, a module so that it is called ``head.bias``."""
 
     def __init__(self, outputs: int) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class TermsLinear(nn.Module):
     Args:
         num_genres: G, the number of logits.
         vocabulary_size: V, the width of the TF-IDF vector.
-        input_dropout: probability of leaving out a term, in [0, 1).
+        input_dropout: probability of dropping a term, in [0, 1).
         members: M, see ``models/members.py``.
     """
 
@@ -56,10 +56,11 @@ class TermsLinear(nn.Module):
             indices: (L,) int64, the non-zero columns of all P texts, one text after another.
             offsets: (P,) int64, where each text starts in ``indices``.
             weights: (L,) float32, the TF-IDF weight of each column.
-            per_member: see :func:`genre_lightning.models.members.combine_members`; so is ``folds``.
+            per_member: see :func:`genre_lightning.models.members.combine_members`.
+            folds: likewise.
 
         Returns:
-            (P, G) logits; (M, P, G) where they are wanted ``per_member``.
+            (P, G) logits; (M, P, G) with ``per_member``.
         """
         weights = weights.to(self.embed.weight.dtype)
         if self.members > 1 and self.input_drop.training and self.input_drop.p > 0:
@@ -71,7 +72,10 @@ class TermsLinear(nn.Module):
         return combine_members(logits, per_member, folds)
 
     def _varied(self, indices: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
-        """(P, M * G) where each member leaves out terms of its own: they start from one point."""
+        """Return (P, M * G) sums where each member drops other terms.
+
+        All members start from zero weights, so nothing else would make them differ.
+        """
         drawn = self.input_drop(weights[:, None, None].expand(-1, self.members, 1))
         terms = nn.functional.embedding(indices, self.embed.weight)
         terms = (terms.view(-1, self.members, self.num_genres) * drawn).flatten(1)

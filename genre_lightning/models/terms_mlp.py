@@ -12,16 +12,17 @@ class TermsMLP(nn.Module):
     """Two fully connected layers with BatchNorm, ReLU and Dropout over sparse TF-IDF rows.
 
     The first layer is the product of a (P, V) TF-IDF matrix with a (V, hidden) weight. A title has
-    some tens of non-zero columns out of V, so the product is taken as a weighted embedding bag over
-    those alone: the same numbers as ``nn.Linear(V, hidden, bias=False)``, without a (P, V) array.
+    a few dozen non-zero columns out of V, so the product is computed as a weighted embedding bag
+    over those alone: the same numbers as ``nn.Linear(V, hidden, bias=False)``, without a (P, V)
+    array.
 
     Args:
         num_genres: G, the number of logits.
         vocabulary_size: V, the width of the TF-IDF vector.
         hidden: width of the hidden layer.
         dropout: probability of zeroing a hidden unit, in [0, 1).
-        skip: add a linear layer straight from the terms to the logits, which starts at zero: the
-            hidden layer then learns what a linear model can't tell.
+        skip: add a linear layer from the terms to the logits, initialised to zero; the hidden layer
+            then learns what a linear model can't.
     """
 
     def __init__(
@@ -37,8 +38,8 @@ class TermsMLP(nn.Module):
         self.norm = nn.BatchNorm1d(hidden)
         self.drop = nn.Dropout(dropout)
         self.head = nn.Linear(hidden, num_genres)
-        # N(0, 1), the default, is meant for look-ups: before BatchNorm only the size of a step
-        # against that of the weight counts, and against such weights the usual steps are too small.
+        # The default, N(0, 1), is meant for look-ups. Before BatchNorm only the step size relative
+        # to the weights matters, and for such large weights the usual steps are too small.
         nn.init.normal_(self.embed.weight, std=0.05)
         self.skip: nn.EmbeddingBag | None = None
         if skip:
@@ -56,7 +57,7 @@ class TermsMLP(nn.Module):
         Returns:
             (P, G) logits.
         """
-        # An embedding bag takes weights of its own dtype only, which autocast does not arrange.
+        # An embedding bag only takes weights of its own dtype, and autocast doesn't convert them.
         weights = weights.to(self.embed.weight.dtype)
         hidden = self.embed(indices, offsets, per_sample_weights=weights)
         hidden = self.drop(torch.relu(batch_norm(self.norm, hidden)))

@@ -1,4 +1,4 @@
-"""What a sweep does beside its jobs: a line for each, signals, the leaderboard, the exit code."""
+"""What a sweep does besides its jobs: a line for each, signals, the leaderboard, the exit code."""
 
 from __future__ import annotations
 
@@ -46,30 +46,30 @@ from genre_lightning.sweeps.composing import compose_what_jobs_share_once
 from genre_lightning.sweeps.journal import SAME, Journal, line
 from genre_lightning.sweeps.processes import check_started
 
-#: Files of a sweep's folder that are there before any job is.
+#: Files in a sweep's folder before any job starts.
 WRITTEN = ("multirun.yaml", "sweep.json", "study.db", ".sweep.lock")
-#: Seconds between two looks at what the jobs have written.
+#: Seconds between two reads of the jobs' journal.
 LOOK_EVERY = 0.2
-RESUMES = "The same command resumes it: what is finished is not run again."
+RESUMES = "The same command resumes it: finished jobs are not run again."
 
 
 class SweepCallback(Callback):
-    """What a sweep does beside its jobs: a line for each, the leaderboard, the exit code.
+    """What a sweep does besides its jobs: a line for each, the leaderboard, the exit code.
 
-    One sweep is run by one command at a time. Ctrl-C, SIGTERM and a terminal that is closed let the
-    running jobs save and end, and start no other; a second Ctrl-C or SIGTERM ends all at once.
-    Should the command be killed, its jobs in other processes of this machine end as well. Not
-    those of Slurm, which are no processes of the command.
+    Only one command at a time can run a sweep. On Ctrl-C, SIGTERM or a closed terminal the running
+    jobs save and end, and no others start; a second Ctrl-C or SIGTERM ends all at once. If the
+    command is killed, its jobs in other processes on this machine end as well. Slurm's jobs do not,
+    since they are not processes of the command.
     """
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The copies that go to other processes do nothing else.
+        # Copies of the callback in other processes do only this.
         return _in_a_job, (os.getpid(), socket.gethostname())
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         try:
             self._start(config)
-        except (UserError, OSError) as error:  # of which Hydra would make a warning
+        except (UserError, OSError) as error:  # which Hydra would turn into a warning
             raise SystemExit(f"error: {error}") from None
 
     def _start(self, config: DictConfig) -> None:
@@ -78,7 +78,7 @@ class SweepCallback(Callback):
         keys = [key for key, override in overrides.items() if override.is_sweep_override()]
         _check_swept(keys, overrides.values())
         self.folder = Path(config.hydra.sweep.dir)
-        # Of a study; what it refuses leaves everything as it is.
+        # Only studies have n_trials. A study is checked before anything is written.
         chosen = config.hydra.sweeper.get("n_trials")
         if chosen is None:
             self.total = _number_of_jobs(overrides.values())
@@ -87,7 +87,7 @@ class SweepCallback(Callback):
         self._take_folder()
         self._write_command(config, keys, overrides)
         self._begin_watching()
-        # Of Optuna's jobs none is composed to be checked before.
+        # Optuna's jobs are not composed beforehand to check them.
         checks_first = config.hydra.sweeper._target_.endswith(".BasicSweeper")
         self.compose_again = compose_what_jobs_share_once(keep=checks_first)
         when_stopping.append(self._tell_of_stop)
@@ -101,8 +101,8 @@ class SweepCallback(Callback):
         at_end.callback(self._end)
 
     def _take_folder(self) -> None:
-        """Make the sweep's folder if needed, and hold it as the one command that runs there."""
-        from filelock import FileLock, Timeout  # a single run, or none, does without
+        """Create the sweep's folder if needed, and lock it for this command."""
+        from filelock import FileLock, Timeout  # not needed without a sweep
 
         self.made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -133,23 +133,23 @@ class SweepCallback(Callback):
         }
         with whole_file(self.folder / "sweep.json") as file:
             json.dump(command, file, indent=2)
-        # Hydra does so next, and where the disk is full without a word on what to do.
+        # Hydra does so next, but its error for a full disk doesn't say what to do.
         with whole_file(self.folder / "multirun.yaml") as file:
             file.write(OmegaConf.to_yaml(config))
 
     def _begin_watching(self) -> None:
-        """Show from now on what the jobs write to the journal."""
+        """Start to show what the jobs write to the journal."""
         self.journal = Journal(self.folder)
         self.journal.path.unlink(missing_ok=True)
-        self.terminal = sys.stdout  # in a job it is something else
+        self.terminal = sys.stdout  # within a job, stdout is redirected
         self.shown = self.ended = 0
         self.over = threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)
         self.thread.start()
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        # Hydra keeps what every job returns until the end of the sweep. Its configurations, of a
-        # quarter of a megabyte, are asked for by nobody.
+        # Hydra keeps what every job returns until the end of the sweep. Nothing uses the
+        # configurations in it, which take a quarter of a megabyte.
         job_return.cfg = job_return.hydra_cfg = None
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
@@ -160,7 +160,7 @@ class SweepCallback(Callback):
         except FullDiskError as error:
             raise SystemExit(f"error: {error}. {RESUMES}") from None
         except Exception as error:
-            traceback.print_exc()  # Hydra would make a warning of it
+            traceback.print_exc()  # Hydra would turn it into a warning
             raise SystemExit(1) from error
         code = self._summary()
         if code:
@@ -183,7 +183,7 @@ class SweepCallback(Callback):
         print_leaderboard(comparison, Console(markup=False, emoji=False))
 
     def _summary(self) -> int:
-        """Print what became of the jobs; return the exit code."""
+        """Print a summary of the jobs; return the exit code."""
         events = [event for event in self.journal.read() if event["status"] != "started"]
         counts = Counter(event["status"] for event in events)
         stops = [event["code"] for event in events if event["status"] == "stopping"]
@@ -229,7 +229,7 @@ class SweepCallback(Callback):
         events = self.journal.read()
 
         def job(event: Mapping[str, Any]) -> tuple[Any, Any]:
-            # By its process as well: of two with the same values one ends at once.
+            # The process is needed, too: of two jobs with the same values one ends at once.
             return event.get("folder"), event.get("pid")
 
         ended = {job(event) for event in events if event["status"] != "started"}
@@ -248,7 +248,7 @@ class SweepCallback(Callback):
         print("Stopping: the running jobs save and end.", file=self.terminal, flush=True)
 
     def _end(self) -> None:
-        """Leave nothing that goes on in this process, however the sweep has ended."""
+        """Stop everything that the sweep has started in this process, however it has ended."""
         ended = self.over.is_set()
         self._stop_watching()
         self.lock.release()
@@ -260,33 +260,33 @@ class SweepCallback(Callback):
         print(f"The sweep has not ended. {RESUMES}", file=self.terminal, flush=True)
 
     def _undo(self) -> None:
-        """Leave nothing of a sweep whose first job could not even be configured."""
+        """Remove the new folder of a sweep whose first job could not be configured."""
         if self.folder not in self.made:
             return
         for name in WRITTEN:
             (self.folder / name).unlink(missing_ok=True)
-        with suppress(OSError):  # no longer empty: someone else needs it
+        with suppress(OSError):  # not empty: something else uses it
             for path in self.made:
                 path.rmdir()
 
     def _first(self, overrides: Iterable[Override]) -> dict[str, Any]:
-        """Of the first command that ran this sweep: what was the same for all jobs, and where."""
+        """Return the first command's settings of all jobs, and the folder in which it was given."""
         try:
             before = read_command(self.folder)
         except FileNotFoundError:
             here = Path.cwd()
             fixed = result_settings(overrides, here)
-            # As a way from there, which stays where both are moved.
+            # A relative path stays valid if both folders are moved.
             return {"fixed": fixed, "given_in": os.path.relpath(here, self.folder)}
         return {key: before[key] for key in ("fixed", "given_in") if key in before}
 
 
 def _in_a_job(command: int, host: str) -> SweepCallback:
-    """What a process that runs a job is given of the callback.
+    """Unpickle the callback in a process that runs a job, and let the process end with the command.
 
     Args:
-        command: number of the process that runs the sweep.
-        host: its machine.
+        command: ID of the process that runs the sweep.
+        host: name of that process's machine.
     """
     if host == socket.gethostname() and not under_slurm():
         end_with(command)
@@ -294,10 +294,10 @@ def _in_a_job(command: int, host: str) -> SweepCallback:
 
 
 def _have_workers_end_with_us() -> None:
-    """Have joblib's worker processes end with this one, those that wait for a job as well.
+    """Make joblib's worker processes end with this one, even those that wait for a job.
 
-    Left alone, they wait for minutes, or for ever: each of them holds both ends of the pipe that
-    jobs come through, and the lock that they ask before they end may have died with the command.
+    Otherwise they wait for minutes, or forever: each of them holds both ends of the pipe that jobs
+    come through, and the lock that they need before they end may have died with the command.
     """
     from joblib import register_parallel_backend
     from joblib.parallel import LokyBackend
@@ -309,23 +309,23 @@ def _have_workers_end_with_us() -> None:
 
 def _begin_worker(command: int) -> None:
     end_with(command)
-    # These reach every process of a terminal. The command answers them, and tells the jobs.
+    # These reach every process of a terminal. The command handles them, and signals the jobs.
     for name in ("SIGINT", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def _check_swept(keys: Iterable[str], overrides: Iterable[Override]) -> None:
-    """Refuse a sweep over what changes no result, or over no value at all."""
+    """Refuse a sweep over a setting that changes no result, or over no values."""
     for key in filter(changes_no_result, keys):
-        raise UserError(f"{key} changes no result, so there is no sweep over it")
+        raise UserError(f"{key} changes no result, so it can't be swept")
     for override in overrides:
         if override.is_discrete_sweep() and not list(override.sweep_string_iterator()):
-            raise UserError(f"{override.input_line} holds no value, so there is no job")
+            raise UserError(f"{override.input_line} has no values, so there are no jobs")
 
 
 def _log_scales(overrides: Mapping[str, Override]) -> dict[str, bool]:
-    """Keys that are drawn from a range, and whether its scale is logarithmic."""
+    """Return the keys that are drawn from a range, and whether its scale is logarithmic."""
     drawn: dict[str, Any] = {
         key: override.value() for key, override in overrides.items() if override.is_interval_sweep()
     }
@@ -333,7 +333,7 @@ def _log_scales(overrides: Mapping[str, Override]) -> dict[str, bool]:
 
 
 def _trials_so_far(folder: Path, hydra: Any, overrides: Iterable[Override]) -> int:
-    """How many trials the study has that this command continues, refused if it can't be."""
+    """Count the trials of the study that this command continues; refuse it if it can't."""
     try:
         from genre_lightning.sweeps.study import search_space, study_errors, trials_so_far
     except ModuleNotFoundError as error:
@@ -345,7 +345,7 @@ def _trials_so_far(folder: Path, hydra: Any, overrides: Iterable[Override]) -> i
 
 
 def _number_of_jobs(overrides: Iterable[Override]) -> int:
-    """Of a grid."""
+    """Return the number of jobs of a grid."""
     return math.prod(
         sum(1 for _ in override.sweep_string_iterator()) if override.is_discrete_sweep() else 1
         for override in overrides

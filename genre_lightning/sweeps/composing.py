@@ -1,4 +1,4 @@
-"""The configurations of a sweep's jobs: each composed once, and what is common to them too."""
+"""Composing the configuration of each of a sweep's jobs, and their common part, only once."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from omegaconf.errors import OmegaConfBaseException
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
-#: Configurations that are kept between the two times that Hydra asks for them, of about 1 MB each.
+#: Most configurations kept between Hydra's two requests for them, of about 1 MB each.
 MAX_KEPT = 64
 
 
 def compose_what_jobs_share_once(keep: bool) -> Callable[[], None]:
-    """Have Hydra read the files of a sweep's configuration once for all jobs that read the same.
+    """Make Hydra read a sweep's configuration files once for all jobs that use the same files.
 
-    Before any job starts Hydra composes all of them, so that an override which can't be used is
-    told at once, and then each again to run it. That takes .15 s each time, as long as an epoch
-    over embeddings, and most of it goes into the choice of files. What was read is kept here for
-    each choice of groups, and a job's plain values are set in a copy of it.
+    Before any job starts, Hydra composes all jobs, so that an invalid override is reported at once,
+    and later composes each one again to run it. That takes 0.15 s each time, as long as an epoch
+    over embeddings, most of it for the choice of files. So the configuration of each choice of
+    groups is kept, and a job's plain values are set in a copy.
 
-    It holds for the rest of the process, or until it is undone; a second call changes nothing.
+    This holds for the rest of the process, or until it is undone; a second call changes nothing.
 
     Args:
-        keep: a configuration that was composed to be checked until it is composed to be run, where
-            this process does both.
+        keep: keep a configuration that was composed for the check until the job runs, if this
+            process does both.
 
     Returns:
-        What undoes it, at the end of the sweep.
+        A function that undoes this, for the end of the sweep.
     """
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
@@ -64,10 +64,10 @@ class _Shared:
     """What the jobs of one sweep have in common.
 
     Args:
-        loader: Hydra's, of the sweep.
+        loader: Hydra's config loader, of the sweep.
         master: the sweep's configuration.
         compose: Hydra's own ``load_sweep_config``.
-        most_kept: how many jobs' configurations are kept for a second time.
+        most_kept: most jobs whose configurations are kept for a second request.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class _Shared:
         self.loader, self.master, self.most_kept = loader, master, most_kept
         self.sweep = _sweep_of(loader, master)
         self._compose = compose
-        # With the groups in the folders of hydra.searchpath.
+        # Includes the groups in the folders of hydra.searchpath.
         _, self._repository = loader._parse_overrides_and_create_caching_repo(
             master.hydra.job.config_name, list(master.hydra.overrides.hydra)
         )
@@ -84,12 +84,12 @@ class _Shared:
         self._chosen: dict[tuple[str, ...], DictConfig] = {}
         self._parsed: dict[str, Override] = {}
         self._kept: dict[tuple[str, ...], DictConfig] = {}
-        #: Jobs that were composed before. One that is there twice is then composed twice to be run:
-        #: Hydra makes a configuration that it runs read-only.
+        #: Jobs that were composed before. A job that the sweep has twice is composed anew for each
+        #: run, since Hydra makes a configuration that it runs read-only.
         self._known: set[tuple[str, ...]] = set()
 
     def compose(self, overrides: list[str]) -> DictConfig:
-        """What Hydra's ``load_sweep_config`` gives for a job's overrides."""
+        """Return what Hydra's ``load_sweep_config`` returns for a job's overrides."""
         from hydra.errors import HydraException
 
         key = tuple(overrides)
@@ -99,7 +99,7 @@ class _Shared:
         try:
             found = self._composed(overrides)
         except (HydraException, OmegaConfBaseException):
-            # The error as Hydra tells it.
+            # Let Hydra raise its own error.
             found = self._compose(self.loader, self.master, overrides)
         if key not in self._known and len(self._kept) < self.most_kept:
             self._kept[key] = found
@@ -125,7 +125,7 @@ class _Shared:
             item_sep=named.item_sep,
             exclude_keys=named.exclude_keys,
         )
-        # Values such as ${now:} stay those of the sweep.
+        # Values such as ${now:} are those of the sweep.
         OmegaConf.copy_cache(from_config=self.master, to_config=cfg)
         return cfg
 
@@ -137,7 +137,7 @@ class _Shared:
         return self._parsed[line]
 
     def _sets_a_value(self, override: Override) -> bool:
-        """Whether an override chooses no file, of this program's configuration or of Hydra's."""
+        """Whether an override sets a value, and chooses no config file of ours or of Hydra's."""
         return (
             override.package is None
             and not override.is_hydra_override()
@@ -146,7 +146,7 @@ class _Shared:
 
 
 def _sweep_of(loader: Any, master: DictConfig) -> tuple[Any, ...]:
-    """What tells a sweep from another of the same process: a worker's jobs have copies of both."""
+    """Return what identifies a sweep, even where a worker's jobs have copies of both arguments."""
     hydra = master.hydra
     folders = tuple((part.provider, part.path) for part in loader.get_search_path().get_path())
     return (hydra.sweep.dir, hydra.job.config_name, tuple(hydra.overrides.hydra), folders)

@@ -1,4 +1,4 @@
-"""Which GPU a job takes, where several jobs run side by side on a machine with several."""
+"""Choosing a GPU for a job when several jobs run at once on a machine with several GPUs."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pathlib import Path
 
 @contextmanager
 def claimed(names: Sequence[str], folder: Path, start: int = 0) -> Iterator[int]:
-    """Hold one of several devices, one that fewest hold, while the block runs.
+    """Claim the least used of several devices while the block runs.
 
-    A claim is a lock on a file, so that of a process that dies goes back by itself.
+    A claim is a file lock, so it is released when its process dies.
 
     Args:
         names: of the devices; the same device has the same name in every process.
-        folder: of the lock files, shared by all that claim; made if needed.
+        folder: of the lock files, shared by all processes; created if needed.
         start: where in ``names`` to begin looking, e.g. the job's number.
 
     Yields:
@@ -44,12 +44,12 @@ def claimed(names: Sequence[str], folder: Path, start: int = 0) -> Iterator[int]
 
 
 def gpu_names(count: int) -> list[str]:
-    """Names of this process's GPUs: those of CUDA_VISIBLE_DEVICES where it is set."""
+    """Return the names of this process's GPUs, by CUDA_VISIBLE_DEVICES if it is set."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     numbers = visible.split(",") if visible else [str(number) for number in range(count)]
     return [f"gpu-{number.strip()}" for number in numbers[:count]]
 
 
 def claims_folder() -> Path:
-    """This machine's folder for this user's claims: GPUs are shared between sweeps, too."""
+    """Return this user's folder of claims on this machine, since sweeps share its GPUs."""
     return Path(tempfile.gettempdir()) / f"genre-lightning-{getpass.getuser()}"

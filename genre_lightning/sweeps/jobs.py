@@ -1,8 +1,8 @@
-"""A job of a sweep, or a single run: whether it has to run, and what it does beside training.
+"""A job of a sweep, or a single run: whether it has to run, and what it does besides training.
 
-Hydra's sweepers and launchers are used as they are. Every job decides for itself, from its folder,
-whether it has to run, so the same holds in one process, in several and on a cluster. Nothing heavy
-is imported before a job really trains.
+Hydra's sweepers and launchers are used unchanged. Every job decides from its own folder whether it
+has to run, so jobs work alike in one process, in several and on a cluster. Nothing heavy is
+imported before a job really trains.
 """
 
 from __future__ import annotations
@@ -50,46 +50,46 @@ from genre_lightning.sweeps.processes import (
 
 Train = Callable[[DictConfig, Path, dict[str, Any]], None]
 
-#: The sweep whose jobs this process runs, and what they have in common.
+#: The command whose jobs this process runs, and what these jobs share.
 _shared: tuple[Any, dict[str, Any]] = (None, {})
 
 
 def shared_by_jobs() -> dict[str, Any]:
-    """What a job leaves to those of the same command that this process runs after it.
+    """Return the dict that the jobs of one command share within this process.
 
-    Empty at the first job. For a run that is no job of a sweep it is a new one at each call.
+    It is empty at the first job. A run that is not a job of a sweep gets a new one at each call.
     """
     command, shared = _shared
     return {} if command is None else shared
 
 
 def _share_within(command: object) -> None:
-    """Forget what jobs of another command have left; None for a run that is no job."""
+    """Forget what jobs of another command shared; ``command`` is None outside of a sweep."""
     global _shared
     if command is None or command != _shared[0]:
         _shared = (command, {})
 
 
 def run_job(cfg: DictConfig, train: Train) -> float | None:
-    """Run one training, by itself or as a job of a sweep, and leave its story in the run folder.
+    """Run one training, by itself or as a job of a sweep, and record it in the run folder.
 
-    A job of a sweep that is finished is not run again, and one that has a ``last.ckpt`` is resumed
-    from it. One that fails is recorded, and the others still run. What it prints goes into a file
-    in its folder.
+    A finished job of a sweep is not run again, and a job that has a ``last.ckpt`` resumes from it.
+    A failure is recorded, and the other jobs still run. A job's output goes into a file in its
+    folder.
 
     Args:
         cfg: the composed configuration.
-        train: fits the model and fills the result, given configuration, run folder and result.
+        train: fits the model and fills in the result, given configuration, run folder and result.
 
     Returns:
         The monitored value; None for a job without one.
     """
     share_cores()
-    # Where the disk is full the log has a line less: what could not be written ends the run.
+    # On a full disk a log line is dropped silently: a file that can't be written ends the run.
     logging.raiseExceptions = False
     job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)
-    # What is no training, such as genre-ask, says itself how it ended.
+    # Commands that don't train, such as genre-ask, report their end themselves.
     talks = is_first_process() and not is_member() and "ckpt_path" in cfg
     alone = job.mode != RunMode.MULTIRUN or is_member()
     try:
@@ -111,12 +111,12 @@ def run_job(cfg: DictConfig, train: Train) -> float | None:
 
 
 def _told(error: UserError | OSError, folder: Path, alone: bool) -> str:
-    """What the user is told of an error: of one of the system as well, and how a run goes on.
+    """Return the message for an error, with the command that resumes the run if there is one.
 
     Args:
-        error: either kind.
+        error: a UserError, or the system's error for a full disk.
         folder: the run folder.
-        alone: the run is no job of a sweep.
+        alone: the run is not a job of a sweep.
     """
     if not isinstance(error, UserError):
         error = full_disk(Path(str(error.filename or folder)), error)
@@ -126,24 +126,24 @@ def _told(error: UserError | OSError, folder: Path, alone: bool) -> str:
 
 
 def run_once(cfg: DictConfig, train: Train) -> Mapping[str, Any]:
-    """Run one training that is no job of a sweep.
+    """Run one training that is not a job of a sweep.
 
     Args:
         cfg: see :func:`run_job`.
         train: see :func:`run_job`.
 
     Returns:
-        What its ``result.json`` holds.
+        The content of its ``result.json``.
 
     Raises:
-        UserError: it can't be run here, or with these settings.
+        UserError: it can't run here, or with these settings.
     """
     job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)
     _share_within(None)
     check_started(job)
     found = None if is_member() else read_result(folder)
-    # What can't be resumed from a checkpoint, such as genre-ask, goes on in its folder.
+    # Commands without checkpoints, such as genre-ask, continue in their folder.
     if not is_member() and "ckpt_path" in cfg:
         cfg.ckpt_path = starting_point(cfg.ckpt_path, folder)
     return _run(cfg, train, folder, found)
@@ -152,13 +152,13 @@ def run_once(cfg: DictConfig, train: Train) -> Mapping[str, Any]:
 def _run(
     cfg: DictConfig, train: Train, folder: Path, found: Mapping[str, Any] | None
 ) -> Mapping[str, Any]:
-    """Train here, or in as many processes as the trainer asks for; give what was recorded.
+    """Train here, or in as many processes as the trainer asks for; return the recorded result.
 
     Args:
         cfg: the configuration.
         train: as in :func:`run_job`.
         folder: the run folder.
-        found: what its ``result.json`` said when it was decided how this run begins.
+        found: the content of its ``result.json`` when it was decided how this run starts.
     """
     count = processes_to_start(cfg.get("trainer") or {})
     if count > 0:
@@ -166,21 +166,19 @@ def _run(
 
     def check_unchanged() -> None:
         if not is_member() and read_result(folder) != found:
-            raise TakenError(
-                f"another process has trained in {folder} just now: give the command again"
-            )
+            raise TakenError(f"another process has just trained in {folder}: run the command again")
 
     overrides = list(HydraConfig.get().overrides.task)
     recorded = recorded_run(folder, cfg.monitor, cfg.seed, overrides, check_unchanged)
     with recorded as result, quiet_libraries():
-        check_settings(cfg)  # of a job of a sweep they are known only now
+        check_settings(cfg)  # those of a sweep's job are known only now
         with written_config(cfg, folder) if is_first_process() else nullcontext():
             train(cfg, folder, result)
     return result
 
 
 def _run_in_sweep(cfg: DictConfig, train: Train, folder: Path) -> float | None:
-    """Run one job of a sweep where it has to run, and write to the sweep's journal how it went.
+    """Run one job of a sweep if it has to run, and write its outcome to the sweep's journal.
 
     Args:
         cfg: see :func:`run_job`.
@@ -188,11 +186,11 @@ def _run_in_sweep(cfg: DictConfig, train: Train, folder: Path) -> float | None:
         folder: of the job.
 
     Returns:
-        The monitored value, also of a job that was finished before; None for one that has failed,
+        The monitored value, also of a job that was already finished; None for a job that failed,
         was interrupted, or runs elsewhere.
 
     Raises:
-        KeyboardInterrupt: Slurm has interrupted it.
+        KeyboardInterrupt: the job was interrupted under Slurm.
         SystemExit: likewise.
     """
     job = HydraConfig.get()
@@ -213,7 +211,7 @@ def _run_in_sweep(cfg: DictConfig, train: Train, folder: Path) -> float | None:
             reporter.tell("stopping", code=stop.code if isinstance(stop, SystemExit) else 130)
     except TakenError:
         reporter.tell_taken()
-    except Exception as error:  # noqa: BLE001 - recorded and told at the end: the others still run
+    except Exception as error:  # noqa: BLE001 - recorded and reported; the other jobs still run
         reporter.tell("failed", error=f"{type(error).__name__}: {error}")
     finally:
         _free_memory()
@@ -221,11 +219,11 @@ def _run_in_sweep(cfg: DictConfig, train: Train, folder: Path) -> float | None:
 
 
 class _JobReporter:
-    """Writes to a sweep's journal what becomes of one job, and which process says so.
+    """Writes one job's events to the sweep's journal, with the process that reports them.
 
     Args:
         journal: of the sweep.
-        label: what the terminal calls the job.
+        label: name of the job in the terminal.
         folder: of the job.
     """
 
@@ -236,7 +234,7 @@ class _JobReporter:
         self._process = {"pid": os.getpid(), "host": socket.gethostname()}
 
     def is_process_of(self, event: Mapping[str, Any]) -> bool:
-        """Whether this process is the one of an event or of the sweep's command."""
+        """Whether an event, or the sweep's command, is of this process."""
         return self._process == {key: event[key] for key in self._process}
 
     def tell(self, status: str, **more: Any) -> None:
@@ -248,7 +246,7 @@ class _JobReporter:
         self.journal.write(status, job=self._label, folder=self._folder, **self._process, **more)
 
     def tell_taken(self) -> None:
-        """Write that another process trains in the folder: for this command or for another."""
+        """Write that another process trains in the folder, for this command or another one."""
         started = [event for event in self.journal.read() if event["status"] == "started"]
         elsewhere = [event["folder"] for event in started if not self.is_process_of(event)]
         self.tell(SAME if self._folder in elsewhere else "running elsewhere")
@@ -269,13 +267,13 @@ def _train_if_needed(
         cfg: see :func:`run_job`.
         train: see :func:`run_job`.
         folder: of the job.
-        reporter: is told what was decided, and the score.
+        reporter: gets the decision and the score.
 
     Returns:
         The monitored value; None where the job was not trained.
 
     Raises:
-        TakenError: another process has begun to train it meanwhile.
+        TakenError: another process has meanwhile begun to train it.
         Exception: whatever the training raises.
     """
     earlier = read_result(folder)
@@ -312,12 +310,12 @@ def _train_if_needed(
 
 
 def _score(result: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a job's result that its event tells."""
+    """Return the part of a job's result that its event reports."""
     return {"monitor": result["monitor"], "monitor_value": result["monitor_value"]}
 
 
 def _epochs(folder: Path) -> int:
-    """Epochs that a run has behind it."""
+    """Return the number of epochs that a run has finished."""
     try:
         with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
             return sum(1 for row in csv.DictReader(file) if row.get("seconds"))
@@ -327,7 +325,7 @@ def _epochs(folder: Path) -> int:
 
 @contextmanager
 def _output_into(path: Path) -> Iterator[None]:
-    """Send what is printed, warned and raised to a file, to which Hydra already sends the log."""
+    """Redirect output, warnings and tracebacks to the file to which Hydra already logs."""
     root = logging.getLogger()
     for handler in root.handlers[:]:
         if type(handler) is logging.StreamHandler:
@@ -336,14 +334,14 @@ def _output_into(path: Path) -> Iterator[None]:
         try:
             yield
         except Exception:
-            with suppress(FullDiskError):  # the error under way says more
+            with suppress(FullDiskError):  # the error being raised says more
                 traceback.print_exc()
             raise
 
 
 @contextmanager
 def _own_gpu(cfg: DictConfig, number: int) -> Iterator[None]:
-    """Give the job a GPU that fewest jobs use, where there are several and it wants any one."""
+    """Give the job the least used GPU, if there are several and it asks for any one of them."""
     if cfg.get("trainer") is None:
         yield
         return
@@ -361,7 +359,7 @@ def _own_gpu(cfg: DictConfig, number: int) -> Iterator[None]:
 
 
 def _free_memory() -> None:
-    """Give back what the job held; its network and data are rings of references."""
+    """Free the job's memory; its network and data contain reference cycles."""
     gc.collect()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():

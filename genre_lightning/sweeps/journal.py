@@ -1,4 +1,4 @@
-"""jobs.jsonl: what the jobs of a sweep tell each other and the terminal."""
+"""jobs.jsonl: events of a sweep's jobs, for the other jobs and the terminal."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from genre_lightning.files import AppendedText
 from genre_lightning.runs.naming import chosen_overrides, read_command
 from genre_lightning.wording import counted
 
-#: What becomes of a job whose values another job of the same command has: that one trains.
+#: Status of a job with the same values as another job of the command, which trains instead.
 SAME = "same as another job"
 
 
 class Journal:
-    """What the jobs of one command tell each other and the terminal: a line of JSON for each event.
+    """The events of one command's jobs, a line of JSON each.
 
     Args:
         sweep: the sweep's folder.
@@ -38,7 +38,7 @@ class Journal:
             file.write("\n" * self._is_torn() + line)
 
     def _is_torn(self) -> bool:
-        """Whether the last line is not whole, since the disk was full."""
+        """Whether the last line is incomplete, because the disk was full."""
         with self.path.open("rb") as file:
             if not file.seek(0, os.SEEK_END):
                 return False
@@ -46,7 +46,7 @@ class Journal:
             return file.read() != b"\n"
 
     def read(self) -> list[dict[str, Any]]:
-        """All events, but for lines that are not whole."""
+        """Return all events, except incomplete lines."""
         text = self.path.read_text("utf-8") if self.path.exists() else ""
         found = []
         for line in text.splitlines(True):
@@ -56,18 +56,18 @@ class Journal:
         return found
 
     def is_stopped(self, fail_fast: bool) -> bool:
-        """Whether no further job is to start."""
+        """Whether no further job may start."""
         reasons = {"stopping", "failed"} if fail_fast else {"stopping"}
         return any(event["status"] in reasons for event in self.read())
 
 
 def job_label(overrides: Sequence[str], sweep: Path) -> str:
-    """What the terminal calls a job: its overrides of the swept keys."""
+    """Return a job's name in the terminal: its overrides of the swept keys."""
     return chosen_overrides(overrides, read_command(sweep)["keys"]) or "defaults"
 
 
 def line(event: Mapping[str, Any], number: int, total: int) -> str:
-    """What the terminal shows of a job that has ended."""
+    """Return the terminal's line for a job that has ended."""
     parts = [f"[{number}/{total}] {event['job']}"]
     if event.get("pruned"):
         parts.append("pruned")

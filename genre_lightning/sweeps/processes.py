@@ -1,8 +1,8 @@
-"""Several processes that train one model: how many, and starting those of this machine.
+"""Training one model in several processes: how many, and starting them on this machine.
 
 The processes of a run are started by torchrun, which ends all of them once one has failed. Each
-executes the entry script with the very configuration of the job, so that a job of a sweep and a
-single run are started alike.
+executes the entry script with the job's exact configuration, so that a job of a sweep and a single
+run are started alike.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ MEMBER_VARIABLE = "GENRE_LIGHTNING_PROCESS"
 
 
 class ProcessError(UserError):
-    """A run of several processes of which one failed; the message is that of the first to fail."""
+    """A process of a run has failed; the message is that of the first one to fail."""
 
 
 def processes_to_start(trainer: Mapping[str, Any]) -> int:
-    """How many processes this one has to start for a trainer: 0 where it trains by itself.
+    """Return how many processes to start for a trainer; 0 if this process trains by itself.
 
     Args:
         trainer: ``cfg.trainer``. Processes are started for a strategy named "ddp...", one for each
             of ``devices``, unless torchrun or Slurm's srun has started them already.
 
     Raises:
-        UserError: some are on other machines, where only torchrun or srun starts any.
+        UserError: some belong on other machines, where only torchrun or srun can start them.
     """
     if not str(trainer.get("strategy", "")).startswith("ddp") or _are_started():
         return 0
@@ -60,7 +60,7 @@ def processes_to_start(trainer: Mapping[str, Any]) -> int:
     devices = trainer["devices"]
     if isinstance(devices, int) and devices > 0:
         return devices
-    # Only now: the process that starts others has no other need of it.
+    # Imported only here: the process that starts others doesn't need Lightning otherwise.
     from pytorch_lightning.accelerators import CPUAccelerator, CUDAAccelerator
 
     on_gpu = trainer["accelerator"] != "cpu" and CUDAAccelerator.is_available()
@@ -76,12 +76,12 @@ def _are_started() -> bool:
 
 
 def is_member() -> bool:
-    """Whether this process is one of those of :func:`run_in_processes`."""
+    """Whether this process was started by :func:`run_in_processes`."""
     return MEMBER_VARIABLE in os.environ
 
 
 def check_started(job: Any) -> None:
-    """Refuse what processes that torchrun or srun has started can't do together.
+    """Refuse a job that processes started by torchrun or srun can't run together.
 
     Args:
         job: ``HydraConfig.get()``.
@@ -97,8 +97,8 @@ def check_started(job: Any) -> None:
         )
     if not any(override.startswith("hydra.run.dir=") for override in job.overrides.hydra):
         raise UserError(
-            "the processes of a run share its folder: name it by hydra.run.dir=FOLDER, since by "
-            "default each would name one after the time at which it started"
+            "the processes of a run share its folder: set hydra.run.dir=FOLDER, since by default "
+            "each process would name its own folder after its start time"
         )
 
 
@@ -107,26 +107,26 @@ def run_in_processes(
 ) -> dict[str, Any]:
     """Run this job in ``count`` processes on this machine, and wait until all have ended.
 
-    Every process calls the entry script's main function with ``cfg``, under the ``HydraConfig`` of
-    this one. Ctrl-C and SIGTERM let them save and end; should this process be killed, they end as
-    well.
+    Every process calls the entry script's main function with ``cfg``, under this process's
+    ``HydraConfig``. On Ctrl-C and SIGTERM the processes save and end; if this process is killed,
+    they end as well.
 
     Args:
         count: number of processes.
         script: the entry script, decorated by ``hydra.main``.
         cfg: the job's configuration, without Hydra's own.
-        folder: the run folder, in which the first of them records the run.
+        folder: the run folder, in which the first process records the run.
 
     Returns:
-        What it has recorded.
+        The recorded result.
 
     Raises:
-        ProcessError: one has failed, and so have all; ``result.json`` names the error.
+        ProcessError: a process has failed, which ended all; ``result.json`` names the error.
     """
     job = copy.deepcopy(cfg)
     with open_dict(job):
         job.hydra = HydraConfig.get()
-    # Slurm's variables would have Lightning take the processes for tasks of srun.
+    # Slurm's variables would make Lightning take the processes for tasks of srun.
     env = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
     with TemporaryDirectory() as place:
         job_file, error_file = Path(place) / "job.pickle", Path(place) / "error.json"
@@ -135,16 +135,16 @@ def run_in_processes(
         agent = subprocess.Popen(
             [
                 *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-                # By default in a folder of its own, which it does not remove.
+                # By default torchrun makes a log folder that it does not remove.
                 *(f"--nproc-per-node={count}", f"--log-dir={place}/logs"),
                 *("-m", __name__, str(script), str(job_file)),
             ],
             env=env,
-            # Never written to: it ends when this process does, which the others see.
+            # Never written to: it closes when this process ends, which the others notice.
             stdin=subprocess.PIPE,
-            stdout=sys.stdout,  # which may be a file by now
+            stdout=sys.stdout,  # can be a file by now
             stderr=sys.stderr,
-            # Ctrl-C reaches this process alone, which hands it on as SIGTERM.
+            # Ctrl-C reaches this process alone, which passes it on as SIGTERM.
             start_new_session=True,
         )
         try:
@@ -160,30 +160,30 @@ def run_in_processes(
         result = read_result(folder) or {}
         if status != 0:
             error = _first_error(error_file)
-            with suppress(FullDiskError):  # which the error may tell already
+            with suppress(FullDiskError):  # which the error may already report
                 write_result(folder, {**result, "status": "failed", "error": error})
             raise ProcessError(error)
         return result
 
 
 def _first_error(file: Path) -> str:
-    """What torchrun says the processes failed of."""
+    """Return the message of the process that failed first, as torchrun recorded it."""
     if not file.is_file():
         return "a process of the run was killed or ended without a message; see its output"
     return str(json.loads(file.read_text("utf-8"))["message"]["message"])
 
 
 def main() -> None:
-    """What torchrun executes: the entry script's main function, with the configuration handed on.
+    """Run the entry script's main function with the given configuration, as torchrun executes it.
 
-    An error is left for torchrun and thereby for the process that started it, whose own end is
-    noticed here.
+    An error is recorded for torchrun, and so for the process that started it. If that process ends,
+    this one ends, too.
     """
     script, job_file = sys.argv[1:]
     threading.Thread(target=_end_with_starter, args=(Path(job_file).parent,), daemon=True).start()
     job = pickle.loads(Path(job_file).read_bytes())  # noqa: S301 - written by run_in_processes
     setup_globals()
-    if job.hydra.mode == RunMode.RUN:  # of a sweep's job all output goes into the log already
+    if job.hydra.mode == RunMode.RUN:  # a sweep's job already has all output in its log
         configure_log(job.hydra.job_logging, job.hydra.verbose)
     HydraConfig.instance().set_config(job)
     cfg = copy.deepcopy(job)
@@ -194,7 +194,7 @@ def main() -> None:
 
 def _end_with_starter(place: Path) -> None:
     os.read(0, 1)  # not sys.stdin, whose lock would be held when the interpreter ends
-    shutil.rmtree(place, ignore_errors=True)  # the starter's, which may have been killed
+    shutil.rmtree(place, ignore_errors=True)  # of the starter, which may have been killed
     os._exit(1)
 
 

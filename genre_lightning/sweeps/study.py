@@ -27,22 +27,22 @@ NAME = "study"
 #: Seconds to wait for another process that writes the file.
 MAX_WAIT_SECONDS = 60
 
-# Of a sweep the terminal shows one line a job, and what Optuna says can be read in the file.
+# The terminal shows one line per job of a sweep. What Optuna would log is in the study file.
 optuna.logging.set_verbosity(logging.WARNING)
 
 
-#: Study files, by what tells one from another, that this process has found to be whole.
+#: Study files that this process has checked, by path, device and inode.
 _known: set[tuple[Path, int, int]] = set()
 
 
 def storage(folder: Path) -> optuna.storages.RDBStorage:
-    """The study file of a sweep's folder, made if needed.
+    """Open the study file of a sweep's folder, created if needed.
 
-    Each epoch of a trial opens it. Whether it has all tables and is of this version of Optuna, for
-    which Optuna executes twenty scripts in .1 s, is asked at the first time alone.
+    Each epoch of a trial opens it. Optuna's check of its tables and version, which executes twenty
+    scripts in 0.1 s, is made only the first time.
 
     Raises:
-        UserError: it is of another version.
+        UserError: the file is of another version of Optuna.
     """
     file = (folder / FILE).resolve()
     known = _identity(file) in _known
@@ -53,7 +53,7 @@ def storage(folder: Path) -> optuna.storages.RDBStorage:
             skip_compatibility_check=known,
             skip_table_creation=known,
         )
-    except RuntimeError as error:  # which says what to install
+    except RuntimeError as error:  # whose message says what to install
         raise UserError(f"{folder / FILE}: {error}") from error
     _known.add(_identity(file))
     return found
@@ -69,28 +69,28 @@ def _identity(file: Path) -> tuple[Path, int, int]:
 
 @contextmanager
 def study_errors(folder: Path) -> Iterator[None]:
-    """Have what goes wrong with the study file told as an error that names it.
+    """Turn errors in reading or writing the study file into an error that names it.
 
     Raises:
-        UserError: it could not be read or written, e.g. since the disk is full.
+        UserError: the file could not be read or written, e.g. because the disk is full.
     """
     try:
         yield
     except Exception as error:
-        # Optuna wraps SQLAlchemy's error, which wraps that of sqlite; while it makes the tables it
-        # lets the former through.
+        # Optuna wraps SQLAlchemy's error, which wraps sqlite's. While it creates the tables, it
+        # does not wrap SQLAlchemy's.
         cause = error.__cause__
         reason = cause if isinstance(cause, sqlite3.Error) else getattr(cause, "orig", None)
         if reason is None:
             raise
         raise UserError(
-            f"{folder / FILE} could not be read or written: {reason}. Where the disk is full, make "
-            "room; what is finished is in the run folders, too"
+            f"{folder / FILE} could not be read or written: {reason}. If the disk is full, make "
+            "room; finished runs are in their run folders, too"
         ) from error
 
 
 class RoundingSampler(optuna.samplers.TPESampler):
-    """TPE whose numbers have four digits, since folders are named by them."""
+    """TPE with numbers rounded to four significant digits, since they are part of folder names."""
 
     def sample_relative(
         self,
@@ -119,14 +119,14 @@ def _rounded(value: Any, distribution: BaseDistribution) -> Any:
 
 
 def distribution(override: Override) -> BaseDistribution:
-    """What an override of a sweep draws values from.
+    """Return the distribution from which a sweep's override draws values.
 
     ``interval(a, b)`` is a range of numbers, ``tag(log, interval(a, b))`` one on a logarithmic
-    scale, ``int(interval(a, b))`` one of whole numbers; everything else, ``choice(a, b)`` and
-    ``range(a, b)`` included, is a choice without an order.
+    scale, ``int(interval(a, b))`` one of whole numbers; everything else, including ``choice(a, b)``
+    and ``range(a, b)``, is an unordered choice.
 
     Raises:
-        UserError: it is no range, e.g. since it ends where it begins, or before.
+        UserError: the range is not valid, e.g. because it ends before it begins.
     """
     sweep: Any = override.value()  # which has no types
     if not isinstance(override.value(), IntervalSweep):
@@ -139,7 +139,7 @@ def distribution(override: Override) -> BaseDistribution:
 
 
 def search_space(overrides: Iterable[Override]) -> dict[str, BaseDistribution]:
-    """What each swept key draws values from."""
+    """Return the distribution of each swept key."""
     return {
         str(override.get_key_element()): distribution(override)
         for override in overrides
@@ -148,17 +148,17 @@ def search_space(overrides: Iterable[Override]) -> dict[str, BaseDistribution]:
 
 
 def trials_so_far(folder: Path, command: str, space: Mapping[str, BaseDistribution]) -> int:
-    """How many trials the study of a folder has, those that have failed left out.
+    """Count the trials of a folder's study, without failed and waiting ones.
 
     Nothing is written.
 
     Args:
-        folder: the sweep's.
+        folder: the sweep's folder.
         command: see :class:`Trials`.
         space: see :class:`Trials`.
 
     Raises:
-        UserError: the study is of another command, or draws from something else.
+        UserError: the study is of another command, or drew from other distributions.
     """
     file = folder / FILE
     if not file.is_file():
@@ -188,14 +188,14 @@ def trials_so_far(folder: Path, command: str, space: Mapping[str, BaseDistributi
 
 
 class Trials:
-    """The trials of one command that runs a study, which :func:`trials_so_far` has not refused.
+    """The trials of a command that runs a study and was accepted by :func:`trials_so_far`.
 
     Args:
-        folder: the sweep's.
-        command: what must be the same for trials to be compared; that of the first command counts.
+        folder: the sweep's folder.
+        command: see ``runs.naming.command_name``; must be the same for trials to be comparable.
         space: distributions of the parameters.
-        maximize: whether more of the monitored value is better.
-        startup_trials: drawn at random before TPE begins.
+        maximize: whether a higher monitored value is better.
+        startup_trials: number of random trials before TPE starts.
         seed: of the sampler; the same trials are drawn whether the study is interrupted or not.
     """
 
@@ -230,20 +230,20 @@ class Trials:
         return self.study.get_trials(deepcopy=False, states=states)
 
     def _repeated(self) -> set[int]:
-        """Failed trials that have been, or will be, tried again as others."""
+        """Return numbers of failed trials that have been, or will be, repeated as new trials."""
         trials = self.study.get_trials(deepcopy=False)
         return {trial.user_attrs["again"] for trial in trials if "again" in trial.user_attrs}
 
     def finished(self) -> list[FrozenTrial]:
-        """Those with a value, pruned ones included, oldest first."""
+        """Return the trials with a value, including pruned ones, oldest first."""
         return self._of(TrialState.COMPLETE, TrialState.PRUNED)
 
     def unfinished(self) -> list[FrozenTrial]:
-        """Those that were begun, oldest first."""
+        """Return the trials that have begun but not ended, oldest first."""
         return self._of(TrialState.RUNNING)
 
     def ask(self, total: int) -> bool:
-        """Begin another trial, unless there are ``total`` already."""
+        """Begin another trial, unless there are ``total`` already; return whether it was begun."""
         begun = len(self.study.get_trials(deepcopy=False)) - len(self._of(TrialState.WAITING))
         repeated = len(self._repeated())
         if begun - repeated >= total:
@@ -255,14 +255,14 @@ class Trials:
         return True
 
     def tell(self, number: int, result: Mapping[str, Any]) -> bool:
-        """Record what became of a trial.
+        """Record the outcome of a trial.
 
         Args:
             number: of the trial.
-            result: what ``result.json`` of its run holds, maybe nothing.
+            result: the content of its run's ``result.json``; empty if there is none.
 
         Returns:
-            Whether it has ended; an interrupted one has not.
+            Whether the trial has ended; an interrupted one has not.
         """
         if result.get("status") == "failed":
             self.study.tell(number, state=TrialState.FAIL)

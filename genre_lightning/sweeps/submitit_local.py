@@ -1,4 +1,4 @@
-"""Processes of submitit on this machine, which leave a terminal's signals to the command."""
+"""Submitit's processes on this machine, which leave a terminal's signals to the command."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from submitit.local import local
 def start_controllers_apart() -> Callable[[], None]:
     """Keep a terminal's signals from the processes that submitit starts from now on.
 
-    The command answers them, and tells the jobs. At Ctrl-C the process in which submitit waits for
-    a job ends by a traceback, and kills the job before it has saved.
+    The command handles them, and signals the jobs. Otherwise, at Ctrl-C, the process in which
+    submitit waits for a job ends with a traceback, and kills the job before it has saved.
 
     Returns:
-        What undoes it.
+        A function that undoes this.
     """
     changed: Any = local
     start = changed.start_controller
 
     def start_controller(**how: Any) -> Any:
-        # What is blocked here is blocked for good in a process that is started meanwhile.
+        # A process that is started meanwhile inherits the blocked signals for good.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
         try:
             return start(**how)

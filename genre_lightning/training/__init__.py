@@ -1,4 +1,4 @@
-"""Training with Lightning. Lightning is imported here first, and lean."""
+"""Training with Lightning, which is imported here first, without parts that are not used."""
 
 from genre_lightning.lean_imports import load_lightning
 

@@ -1,4 +1,4 @@
-"""What a user is told where fitting fails for a reason that is not the program's own."""
+"""Clear messages for errors in fitting that are not bugs of the program."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ class FullMemoryError(TrainingError):
 def fit_errors_told(
     trainer: Trainer, history: History, batch_size: int | None, ckpt_path: str | Path | None
 ) -> Iterator[None]:
-    """Turn errors of the trainer's settings, of the checkpoint and of memory into a sentence each.
+    """Turn errors of the trainer's settings, the checkpoint and memory into clear messages.
 
     Args:
-        trainer: fits in the block.
-        history: its callback; tells whether a first batch has begun.
+        trainer: fits within the ``with`` block.
+        history: the trainer's callback, which knows whether the first batch has begun.
         batch_size: movies in a batch; None for all of train.
-        ckpt_path: the checkpoint that is resumed; None for none.
+        ckpt_path: the checkpoint to resume from; None for none.
 
     Raises:
-        SettingError: Lightning does not take the trainer's settings.
+        SettingError: Lightning refuses the trainer's settings.
         CheckpointError: the checkpoint can't be restored.
-        FullMemoryError: PyTorch found no room on the device or in the computer's memory.
+        FullMemoryError: the device or the computer ran out of memory.
     """
     try:
         yield
@@ -50,4 +50,4 @@ def fit_errors_told(
             ) from error
         if ckpt_path is None or history.started or isinstance(error, UserError):
             raise
-        raise CheckpointError(f"{ckpt_path}: can't go on from it: {error}") from error
+        raise CheckpointError(f"{ckpt_path}: can't resume from it: {error}") from error

@@ -1,4 +1,4 @@
-"""L-BFGS with an L2 penalty: linear heads are brought to their optimum in some dozens of passes."""
+"""L-BFGS with an L2 penalty, which takes linear heads to their optimum in a few dozen passes."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from torch import Tensor
 class LBFGS(torch.optim.LBFGS):
     """PyTorch's L-BFGS (Liu and Nocedal 1989) with a line search and an L2 penalty.
 
-    The loss of linear heads over fixed vectors is convex, and where all of train fits into one
-    batch its optimum is found without a learning rate to tune. It is a logistic regression for all
-    genres and branches at once.
+    The loss of linear heads on fixed vectors is convex, and if all of train fits into one batch its
+    optimum is found without a learning rate to tune. This is a logistic regression for all genres
+    and branches at once.
 
     Args:
-        params: parameters, or groups of them. Of a group, ``weight_decay`` is the penalty's factor:
-            half of it times the sum of squares is added to the loss. Those of a group whose ``lr``
-            is 0 stay as they are.
+        params: parameters or parameter groups. A group's ``weight_decay`` is the factor of its
+            penalty: half of it times the sum of squares is added to the loss. A group with ``lr`` 0
+            is not changed.
         lr: first step that each line search tries; the result hardly depends on it.
-        weight_decay: of parameters whose group names none.
-        max_iter: iterations a step, each of which looks at the batch once or a few times.
-        history_size: iterations by which the curvature is estimated.
+        weight_decay: of groups that do not set it.
+        max_iter: iterations per step, each of which evaluates the batch once or a few times.
+        history_size: number of past iterations from which the curvature is estimated.
     """
 
     def __init__(
@@ -48,17 +48,17 @@ class LBFGS(torch.optim.LBFGS):
             lr=lr,
             max_iter=max_iter,
             history_size=history_size,
-            # Of a mean over movies and genres, whose gradients are small.
+            # The loss is a mean over movies and genres, so its gradients are small.
             tolerance_grad=1e-9,
             line_search_fn="strong_wolfe",
         )
         self.defaults["weight_decay"] = weight_decay
 
     def step(self, closure: Callable[[], Any]) -> Any:  # type: ignore[override]
-        """Up to ``max_iter`` iterations on the loss that ``closure`` computes and differentiates.
+        """Run up to ``max_iter`` iterations on the loss that ``closure`` computes with gradients.
 
         Raises:
-            RuntimeError: the closure gave no loss.
+            RuntimeError: the closure returned no loss.
         """
 
         def penalized() -> Tensor:

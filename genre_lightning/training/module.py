@@ -1,4 +1,4 @@
-"""The LightningModule: one training step, one validation step, and the thresholds between."""
+"""The LightningModule: the training step, the validation step, and fitting the thresholds."""
 
 from __future__ import annotations
 
@@ -32,47 +32,47 @@ from genre_lightning.training.parameter_groups import check_scales, parameter_gr
 
 
 class DivergedError(TrainingError):
-    """Training that went to infinity; the message says when and what to change."""
+    """Training has diverged; the message says when and what to change."""
 
 
 class GenreModule(pl.LightningModule):
     """Trains a network on batches of movies and fits its decision thresholds on validation.
 
-    Its metrics are ``train/loss`` and, for each validation epoch, ``val/`` and every name that
-    :func:`genre_lightning.scoring.metrics.genre_metrics` gives. Loggers get them from
+    Its metrics are ``train/loss`` and, for each validation, ``val/`` plus every name that
+    :func:`genre_lightning.scoring.metrics.genre_metrics` returns. Loggers get them from
     :class:`genre_lightning.training.callbacks.epoch_log.EpochLog`, not from Lightning.
 
     Args:
         network: built by :func:`genre_lightning.models.networks.build_network`.
         loss: built by :func:`genre_lightning.scoring.losses.build_loss`; maps (B, G) logits and
-            (B, G) targets to a scalar, and its ``activation`` names the scores it trains.
-        optimizer: makes an optimizer of parameters or of groups of them.
-        scheduler: makes a per-step schedule of ``(optimizer, total_steps=...)``; None for none.
+            (B, G) targets to a scalar, and its ``activation`` names the function to scores.
+        optimizer: builds an optimizer from parameters or parameter groups.
+        scheduler: builds a per-step schedule from ``(optimizer, total_steps=...)``; None for none.
         inputs: plain data about how inputs are prepared (``MovieDataModule.describe()``), stored in
             every checkpoint.
         thresholds: method of :func:`genre_lightning.scoring.thresholds.fit_thresholds`.
         micro_weight: likewise.
-        stacking: weigh each branch's logits of each genre, and add what the scores of all genres
-            tell of it, see :mod:`genre_lightning.scoring.stacking`. It is fitted for each fold on
-            all others, so it takes validation by folds (a part of train is too small) and is left
-            out without.
-        lr_scales: by branch, its learning rate over the optimizer's; 1 for a branch that is not
-            named. What weight decay takes off in a step stays the same. A sparse linear layer fits
-            the training titles within a few epochs, a convolutional network needs many; at one rate
-            the titles are overfitted before the posters are learnt. 0 freezes a branch: its weights
-            and its BatchNorm's statistics stay as they are.
-        l2: by branch, what the penalty of its weights is multiplied by where the optimizer is
-            L-BFGS. With 1, and vectors of length 1, a branch is a logistic regression with
+        stacking: weigh each branch's logits by genre, and let the scores of all genres correct
+            each genre's, see :mod:`genre_lightning.scoring.stacking`. It is fitted for each fold on
+            all other folds, so it needs validation by folds (a validation split is too small), and
+            is left out without it.
+        lr_scales: by branch, factor of the optimizer's learning rate; 1 for a branch that is not
+            named. Weight decay has the same effect in a step as without the factor. A sparse linear
+            layer fits the training titles within a few epochs, a convolutional network needs many;
+            with one rate the titles are overfitted before the posters are learnt. 0 freezes a
+            branch: its weights and its BatchNorm statistics do not change.
+        l2: by branch, factor of the penalty of its weights if the optimizer is L-BFGS. With 1, and
+            vectors of length 1, a branch is a logistic regression with
             C = 1 / ``optimizer.weight_decay``.
-        num_movies: of train; L-BFGS needs it.
+        num_movies: number of training movies; needed by L-BFGS.
         decay_vectors: apply weight decay to biases and BatchNorm as well.
         branch_loss: weight of the losses of each branch alone, added to the loss of the sum, so
-            that no branch stops learning once the others fit the training movies. A branch's is
-            taken over the movies that have its column.
-        drop_columns: probability of a movie to lose a column in a step, and with it what every
-            branch says of that column, so that a movie that lacks one in prediction is scored well,
-            too (Neverova et al. 2016, "ModDrop"). No movie loses all that it is looked at by.
-        folds: of train by which is validated, as the batches tell; 1 for none.
+            that no branch stops learning once the others fit the training movies. A branch's loss
+            is taken over the movies that have its column.
+        drop_columns: probability that a movie loses a column in a step, and with it the logits of
+            every branch on that column, so that movies that lack a column are scored well, too
+            (Neverova et al. 2016, "ModDrop"). No movie loses all of its columns.
+        folds: number of folds of train in the batches, for validation by folds; 1 for none.
         channels_last: keep convolutions in the memory layout in which they run fastest.
         compile: compile every branch with ``torch.compile``.
     """
@@ -131,10 +131,10 @@ class GenreModule(pl.LightningModule):
         self.fits_stacking = stacking and self.by_folds
         _check_relations(network, self.activation, self.fits_stacking)
         self.collector = LogitCollector(len(network.branches), network.num_genres)
-        # A metric of our own, whose sums a checkpoint in mid-epoch can take along.
+        # Our own metric, so that a mid-epoch checkpoint can store its sums.
         self.train_loss = MeanMetric(nan_strategy="disable")
         self._train_loss_logged = False
-        # Not a buffer: weight averaging would average it, and it belongs to the scores just seen.
+        # Not a buffer: weight averaging would average it, but it fits the last validation's scores.
         self.thresholds = torch.full((network.num_genres,), 0.5)
         _, read = check_card(self._card())
         self.columns = {name: branch_input.column for name, branch_input in read.items()}
@@ -146,19 +146,19 @@ class GenreModule(pl.LightningModule):
         # Built once here, so that wrong settings are refused before training, and for its defaults.
         probe = self._make_optimizer(network.parameters())
         self.optimizer_defaults = probe.defaults
-        #: Whether each step looks at all of train several times, so nothing may be drawn at random.
+        #: Whether each step evaluates all of train several times, so nothing may be random.
         self.uses_lbfgs = isinstance(probe, LBFGS)
-        # Lightning leaves the modes as it finds them.
+        # Lightning does not change the modes of modules.
         self.train()
 
     def _frozen(self) -> list[str]:
-        """The branches that are not trained."""
+        """Return the names of the branches that are not trained."""
         return [name for name, scale in self.lr_scales.items() if scale == 0]
 
     def train(self, mode: bool = True) -> GenreModule:
-        """Set the mode of all but the frozen branches, which stay as if predicting.
+        """Set the mode of all branches but the frozen ones, which stay in evaluation mode.
 
-        L-BFGS has no use for dropout: each look at the batch would be at another loss.
+        With L-BFGS, dropout stays off as well: each evaluation of a batch must give the same loss.
         """
         super().train(mode)
         for name in self._frozen():
@@ -170,7 +170,7 @@ class GenreModule(pl.LightningModule):
         return self
 
     def setup(self, stage: str) -> None:
-        """Refuse a trainer whose precision the batches can't have."""
+        """Refuse a trainer with an unsupported precision."""
         words, holds = RULES["trainer.precision"]
         if not holds(self.trainer.precision):
             raise SettingError(f"trainer.precision={self.trainer.precision} must be {words}")
@@ -186,7 +186,7 @@ class GenreModule(pl.LightningModule):
             raise UserError("optimizer=lbfgs trains in one process: set trainer.devices=1")
         if self.uses_lbfgs and self.trainer.gradient_clip_val:
             raise UserError(
-                "optimizer=lbfgs finds no optimum by gradients that are cut: set "
+                "optimizer=lbfgs finds no optimum with clipped gradients: set "
                 "trainer.gradient_clip_val=null"
             )
 
@@ -194,17 +194,17 @@ class GenreModule(pl.LightningModule):
         self._train_loss_logged = False
 
     def training_step(self, batch: MovieBatch, batch_idx: int) -> Tensor:
-        """The loss of a batch, and the mean of them over the epoch."""
+        """Return the loss of a batch, and update the epoch's mean."""
         loss = self.batch_loss(batch)
-        self.train_loss.update(loss.detach())  # unweighted: all batches are of one size
+        self.train_loss.update(loss.detach())  # unweighted: all batches have the same size
         if not self._train_loss_logged:
-            # Once: at the epoch's end Lightning asks the metric, and each call takes a millisecond.
+            # Once is enough: Lightning reads the metric at the epoch's end, and a call takes 1 ms.
             self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, logger=False)
             self._train_loss_logged = True
         return loss
 
     def batch_loss(self, batch: MovieBatch) -> Tensor:
-        """The loss of the summed logits, and of each branch where ``branch_loss`` asks for it."""
+        """Return the loss of the summed logits, plus the weighted loss of each branch alone."""
         network, targets = self.network, batch.targets
         branches = self._apply_column_dropout(network.branch_logits(batch.parts, len(batch)), batch)
         loss = self._loss(network.total(branches), targets, batch.folds)
@@ -221,12 +221,12 @@ class GenreModule(pl.LightningModule):
     def _apply_column_dropout(
         self, branches: Mapping[str, Tensor], batch: MovieBatch
     ) -> Mapping[str, Tensor]:
-        """The logits of the branches, without the columns that some movies lose in this step."""
+        """Return the branches' logits, zero where a movie loses the column in this step."""
         if not self.drop_columns or len(set(self.columns.values())) < 2:
             return branches
         names = list(dict.fromkeys(self.columns.values()))
         device = batch.targets.device
-        seed = seed_for("dropped columns", batch.seed)  # not by that of augmentation
+        seed = seed_for("dropped columns", batch.seed)  # independent of augmentation
         generator = torch.Generator(device=device).manual_seed(seed)
         drawn = torch.rand(len(batch), len(names), generator=generator, device=device)
         kept = drawn >= self.drop_columns
@@ -234,16 +234,16 @@ class GenreModule(pl.LightningModule):
         there = torch.zeros_like(kept)
         for name, number in column.items():
             there[batch.parts[name].rows, number] = True
-        # A movie that would lose all that it has loses nothing.
+        # A movie that would lose all of its columns keeps them.
         kept = (kept | ~(kept & there).any(dim=1, keepdim=True)).float()
         return {
             name: logits * kept[:, column[name]].unsqueeze(-1) for name, logits in branches.items()
         }
 
     def _loss(self, logits: Tensor, targets: Tensor, folds: Tensor) -> Tensor:
-        """The loss of (B, G) logits; of (M, B, G), the mean over the members.
+        """Return the loss of (B, G) logits; of (M, B, G), the mean over the members.
 
-        A member has no loss on the movies of its own fold.
+        A member's loss leaves out the movies of its own fold.
         """
         if logits.ndim == 3:
             targets = targets.expand(len(logits), -1, -1)
@@ -257,25 +257,25 @@ class GenreModule(pl.LightningModule):
         return loss
 
     def validation_step(self, batch: MovieBatch, batch_idx: int) -> None:
-        """Collect the logits of the branches; nothing is computed of it before the epoch's end."""
+        """Collect the logits of the branches, for the metrics at the end of validation."""
         folds = batch.folds if self.by_folds else None
         branches = self.network.branch_logits(batch.parts, len(batch), folds)
         branch_logits = torch.stack(list(branches.values()), dim=1)
         self.collector.update(branch_logits, batch.targets, batch.folds)
 
     def on_train_epoch_end(self) -> None:
-        """Stop a training that has diverged."""
+        """Stop if training has diverged."""
         self._check_finite(self.trainer.callback_metrics["train/loss"])
 
     def _check_finite(self, values: Tensor) -> None:
         if not bool(torch.isfinite(values).all()):
             raise DivergedError(
                 f"training has diverged: the loss is not finite at epoch {self.current_epoch}. "
-                "Lower optimizer.lr, or bound the steps by trainer.gradient_clip_val=1"
+                "Lower optimizer.lr, or clip the gradients with trainer.gradient_clip_val=1"
             )
 
     def on_validation_epoch_end(self) -> None:
-        """Fit stacking and thresholds to what was collected, and log every metric."""
+        """Fit stacking and thresholds to the collected logits, and log every metric."""
         branch_logits, targets, folds = self.collector.collected()
         self.collector.reset()
         self._check_finite(branch_logits)
@@ -291,8 +291,8 @@ class GenreModule(pl.LightningModule):
         self.thresholds = fit_thresholds(scores, targets, **self.threshold_fit).cpu()
         metrics = genre_metrics(scores, targets, self.thresholds.to(scores.device))
         metrics["loss"] = float(self.loss(logits, targets.float()))
-        # Not by self.log_dict, whose bookkeeping takes as long as the metrics. The collector has
-        # gathered them, so they are the same on every rank already.
+        # The bookkeeping of self.log_dict takes as long as the metrics. The collector has gathered
+        # the logits of all ranks, so the metrics are already the same on every rank.
         self.trainer.callback_metrics.update(
             {
                 f"val/{name}": torch.tensor(value, device=self.device)
@@ -301,7 +301,7 @@ class GenreModule(pl.LightningModule):
         )
 
     def build_optimizer(self) -> Optimizer:
-        """The optimizer of all branches, each parameter with its own rate and decay."""
+        """Build the optimizer of all branches, with learning rate and decay by parameter."""
         decay_scales = None
         if self.uses_lbfgs:
             decay_scales = {name: l2 / self._num_targets() for name, l2 in self.l2.items()}
@@ -316,7 +316,7 @@ class GenreModule(pl.LightningModule):
         return self._make_optimizer(groups)
 
     def _make_optimizer(self, parameters: Iterable[Any]) -> Optimizer:
-        """SettingError where the optimizer's arguments make no sense."""
+        """Build an optimizer; raise SettingError if it refuses its arguments."""
         try:
             return self.make_optimizer(parameters)
         except (TypeError, ValueError) as error:
@@ -329,7 +329,7 @@ class GenreModule(pl.LightningModule):
         steps = self.trainer.estimated_stepping_batches
         if math.isinf(steps):
             raise SettingError(
-                "trainer.max_epochs=-1: the scheduler needs to know an end: add trainer.max_steps"
+                "trainer.max_epochs=-1: the scheduler needs a known end: set trainer.max_steps"
             )
         try:
             scheduler = self.make_scheduler(optimizer, total_steps=int(steps))
@@ -346,19 +346,19 @@ class GenreModule(pl.LightningModule):
         }
 
     def _num_targets(self) -> int:
-        """Targets that an epoch's loss is the mean of, over all members."""
+        """Return the number of targets that an epoch's loss averages, over all members."""
         if self.num_movies is None:
             raise ValueError("L-BFGS needs num_movies")
         members = max(num_members(branch) for branch in self.network.branches.values())
-        # By folds, each movie is left out by one member.
+        # With folds, one member leaves out each movie.
         return self.num_movies * (members - self.by_folds) * self.network.num_genres
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what rebuilds the model, as plain data."""
+        """Add the plain data that rebuilds the model."""
         checkpoint[CHECKPOINT_KEY] = self._card()
 
     def _card(self) -> dict[str, Any]:
-        """Plain data that rebuilds the model, see :mod:`genre_lightning.checkpoint.card`."""
+        """Return plain data that rebuilds the model, see :mod:`genre_lightning.checkpoint.card`."""
         stacking, label_sets = self.network.stacking, self.network.label_sets
         return {
             "format": CHECKPOINT_FORMAT,
@@ -373,7 +373,7 @@ class GenreModule(pl.LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up what the last validation fitted, until the next."""
+        """Restore what the last validation fitted, until the next one."""
         saver = self.trainer.checkpoint_callback
         if isinstance(saver, ModelCheckpoint) and saver.dirpath is not None:
             keep_paths_inside(checkpoint, Path(saver.dirpath))
@@ -385,10 +385,10 @@ class GenreModule(pl.LightningModule):
 
 
 def _check_members(network: Fusion, folds: int) -> None:
-    """Refuse branches that have not one member for each fold.
+    """Refuse branches that do not have one member for each fold.
 
     Raises:
-        UserError: naming the first of them.
+        UserError: naming the first such branch.
     """
     for name, branch in network.branches.items():
         if num_members(branch) != folds:
@@ -400,7 +400,7 @@ def _check_members(network: Fusion, folds: int) -> None:
 
 
 def _check_relations(network: Fusion, activation: str, stacking: bool) -> None:
-    """Refuse stacking and label sets where the loss or the number of genres does not allow them.
+    """Refuse stacking and label sets if the loss or the number of genres does not allow them.
 
     Args:
         network: with its label sets, if any.

@@ -1,4 +1,4 @@
-"""What an optimizer is given: the parameters of each branch, with their rate and their decay."""
+"""Parameter groups: the parameters of each branch, with their learning rate and weight decay."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ def parameter_groups(
     decay_scales: Mapping[str, float] | None = None,
     decay_vectors: bool = False,
 ) -> list[dict[str, Any]]:
-    """Each branch's matrices and vectors, with their share of the optimizer's own settings.
+    """Group each branch's matrices and vectors, with scaled learning rate and weight decay.
 
     Args:
         branches: in the order in which the optimizer's state is stored.
         lr: of the optimizer.
         weight_decay: likewise.
-        lr_scales: by branch, what the rate is multiplied by; 0 for a branch that is not trained. A
-            network may have further ones for some parameters, by its method ``lr_scales``, such as
-            less for its first layers.
-        decay_scales: by branch, what weight decay is multiplied by. None divides it by the scale of
-            the rate, so that what it takes off in a step stays the same.
+        lr_scales: by branch, factor of the learning rate; 0 for a branch that is not trained. A
+            network's method ``lr_scales`` can add factors by parameter, such as smaller ones for
+            its first layers.
+        decay_scales: by branch, factor of weight decay. None divides weight decay by the factor of
+            the learning rate, so that its effect in a step stays the same.
         decay_vectors: apply weight decay to biases and BatchNorm as well.
     """
     groups = []
@@ -57,13 +57,13 @@ def parameter_groups(
 
 
 def check_scales(key: str, scales: Mapping[str, Any], branches: list[str]) -> None:
-    """Refuse scales that are no numbers from 0 on, or of branches that there are not.
+    """Refuse scales that are not numbers from 0 to 1e6, or that name an unknown branch.
 
     Raises:
-        UserError: naming the setting, ``key`` of a branch.
+        UserError: naming the branch and its setting ``key``.
     """
     for name, scale in scales.items():
         if name not in branches:
-            raise UserError(f"{key} of {name}: the model has {', '.join(branches)}")
+            raise UserError(f"{key} of {name}: the model only has {', '.join(branches)}")
         if not isinstance(scale, (int, float)) or not 0 <= scale <= 1e6:
             raise UserError(f"model.branches.{name}.{key}={scale} is not a number from 0 to 1e6")

@@ -409,7 +409,7 @@ BAD_VALUES: dict[str, tuple[Change, str]] = {
         "1 to 64 branches",
     ),
     "branch argument": (card("network", "branches", "title_tfidf", "x", value=1), "network"),
-    "branch of a strange name": (card("network", "branches", "a.b", value={}), "can't be called"),
+    "branch of a strange name": (card("network", "branches", "a.b", value={}), "not a valid name"),
     "network argument": (card("network", "x", value=1), "network"),
     "network key": (card("network", 1, value=1), "network"),
     "vocabularies differ": (title("vocabulary_size", value=300), "made for vocabulary_size 256"),

@@ -124,7 +124,9 @@ def test_other_sizes_and_words_of_a_branch() -> None:
     assert read.input["mean"] == pytest.approx([127 / 255] * 3)
     branch["finetuned"]["input"]["size"] = [64, 48]
     assert read_branches({"b": copy.deepcopy(branch)})["b"].input["size"] == [64, 48]
-    with pytest.raises(UserError, match=r"model\.branches\.b\.encoder=minilm looks at no posters"):
+    with pytest.raises(
+        UserError, match=r"model\.branches\.b\.encoder=minilm is not an image encoder"
+    ):
         read_branches({"b": {**copy.deepcopy(branch), "encoder": "minilm"}})
     with pytest.raises(UserError, match=r"model\.branches\.b\.finetune=maybe"):
         read_branches({"b": {**copy.deepcopy(branch), "finetune": "maybe"}})

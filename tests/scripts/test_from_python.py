@@ -88,7 +88,7 @@ def test_what_cannot_be_trained_is_an_error(
 
 
 def test_a_list_of_no_branches_is_an_error() -> None:
-    with pytest.raises(UserError, match=r"model/branch lists no branch; give some"):
+    with pytest.raises(UserError, match=r"model/branch lists no branch; list one"):
         genre_lightning.train(["model/branch=[]", "data.num_movies=100"])
 
 

@@ -216,7 +216,7 @@ def test_fail_fast_starts_no_other(sweep_here: Sweep, tmp_path: Path) -> None:
     [
         (["checkpoint_every_n_steps=1,2"], "checkpoint_every_n_steps changes no result"),
         (["logger=none,csv"], "logger changes no result"),
-        (["seed=range(2,2)", "optimizer.lr=1,2"], "seed=range(2,2) holds no value"),
+        (["seed=range(2,2)", "optimizer.lr=1,2"], "seed=range(2,2) has no values"),
     ],
     ids=["checkpoints", "logger", "empty"],
 )

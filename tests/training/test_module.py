@@ -377,7 +377,7 @@ def test_a_scale_of_nothing_freezes_a_branch(
         ({"title": float("inf")}, r"model\.branches\.title\.lr_scale=inf"),
         ({"title": "fast"}, r"model\.branches\.title\.lr_scale=fast"),
         ({"title": None}, r"model\.branches\.title\.lr_scale=None"),
-        ({"cast": 1.0}, "lr_scale of cast: the model has title, poster"),
+        ({"cast": 1.0}, "lr_scale of cast: the model only has title, poster"),
         ({"title": 0, "poster": 0.0}, "every branch has lr_scale=0"),
     ],
     ids=repr,

@@ -50,5 +50,5 @@ def test_a_branch_that_is_not_trained_is_not_decayed() -> None:
 def test_scales_that_make_no_sense_are_refused(scale: Any) -> None:
     with pytest.raises(UserError, match=r"model\.branches\.a\.l2="):
         check_scales("l2", {"a": scale}, ["a"])
-    with pytest.raises(UserError, match="l2 of b: the model has a"):
+    with pytest.raises(UserError, match="l2 of b: the model only has a"):
         check_scales("l2", {"b": 1.0}, ["a"])

@@ -1,4 +1,4 @@
-"""How checkpoints are written: whole files only, and in another thread where that saves time."""
+"""Writing checkpoints: complete files only, and in another thread where that saves time."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from genre_lightning.checkpoint.card import CHECKPOINT_KEY, TRAINING_KEY
 from genre_lightning.checkpoint.writing import write_checkpoint
 from genre_lightning.files import temporary_name, whole_file
 
-#: Entries that are made for one checkpoint alone, or never changed.
+#: Entries that need no copy: they are made for one checkpoint alone, or never change.
 _OWN = (CHECKPOINT_KEY, TRAINING_KEY)
 
 
 class WholeFileIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and moves it there when it is whole and on the disk.
+    """Writes a checkpoint beside its target and renames it once it is complete and on disk.
 
-    Lightning's own way moves it from the folder for temporary files, often another file system,
-    where moving is copying and a kill leaves half a file. Lightning's ``AsyncCheckpointIO`` writes
-    in another thread and removes at once, so that for a while there is neither the old file nor the
-    new one; here one thread does all of it, in order.
+    Lightning moves it from the folder for temporary files, often on another file system, where a
+    move is a copy and a kill leaves half a file. Lightning's ``AsyncCheckpointIO`` writes in
+    another thread but removes files at once, so that for a while neither the old file nor the new
+    one exists; here one thread does both, in order.
 
-    Where epochs take less than a second, writing each would take a good part of the time. What is
-    to be saved within ``min_seconds`` of a write of the same file is copied and held back, and only
-    the newest of each file is written: with the first state that is saved later, or by
-    :meth:`finish`.
+    If epochs take less than a second, writing every checkpoint would take a good part of the time.
+    A checkpoint that is saved within ``min_seconds`` of the last write of its file is copied and
+    held back. Only the newest one of each file is written: with the next checkpoint that is due, or
+    by :meth:`finish`.
 
     Args:
         background: copy the state and write the copy in another thread, while training
-            continues. No state is copied before the one before it is on the disk. What goes wrong
-            there is raised by the next call, :meth:`teardown` at the latest, and nothing is done
-            after it.
-        min_seconds: between two writes of a file; 0 to write everything at once.
+            continues. A state that is due is copied once the one before it is on disk. An error in
+            the thread is raised by the next save that is due, :meth:`teardown` at the latest, and
+            the work after it is not done.
+        min_seconds: between two writes of a file; 0 writes everything at once.
 
     Attributes:
         slim: name of the file that is written without the optimizer's state; None for no such file.
@@ -56,7 +56,7 @@ class WholeFileIO(TorchCheckpointIO):
         self.newest: tuple[Path, Any] | None = None
         #: When each file was written, in seconds of the monotonic clock.
         self._written: dict[Path, float] = {}
-        #: What each file will be: a checkpoint, or None for one that is to be removed.
+        #: Held back: the checkpoint to write to each file, or None for a file to remove.
         self._held: dict[Path, dict[str, Any] | None] = {}
         self._after: list[Callable[[], None]] = []
         self._thread: ThreadPoolExecutor | None = None
@@ -70,7 +70,7 @@ class WholeFileIO(TorchCheckpointIO):
         entry = checkpoint.get(TRAINING_KEY)
         if path.name == self.slim:
             checkpoint = {k: value for k, value in checkpoint.items() if k != "optimizer_states"}
-            entry = None  # no other file is the same
+            entry = None  # no other file has the same content
         if self.is_due(path):
             self._held.pop(path, None)
             self._write_held()
@@ -83,15 +83,15 @@ class WholeFileIO(TorchCheckpointIO):
         self.newest = path, entry
 
     def is_due(self, path: Path) -> bool:
-        """Whether a state that is saved now would be written, not held back."""
+        """Whether a checkpoint that is saved now would be written, not held back."""
         elapsed = time.monotonic() - self._written.get(path, -math.inf)
-        # A new name is taken at once: Lightning looks which ones are.
+        # A new file is written at once: Lightning looks up which names are taken.
         return elapsed >= self.min_seconds or not path.exists()
 
     def link(self, path: Path) -> None:
-        """Give the newest file a second name, or copy it where the file system has none to give.
+        """Hard-link the newest file to ``path``, or copy it if the file system has no hard links.
 
-        The two part as soon as one of them is written again, since that makes another file.
+        Writing one of the two later doesn't change the other, since a write makes a new file.
         """
         if self.newest is None:
             raise RuntimeError("nothing was saved")
@@ -115,9 +115,9 @@ class WholeFileIO(TorchCheckpointIO):
         return loaded
 
     def then(self, work: Callable[[], None]) -> None:
-        """Do something once all that was asked for before is done.
+        """Run ``work`` once everything requested before is done.
 
-        What is held back with a checkpoint is forgotten once that of a later one is.
+        Work that waits for a held-back checkpoint is replaced by the work of a later one.
         """
         if self._held:
             self._after = [work]
@@ -125,7 +125,7 @@ class WholeFileIO(TorchCheckpointIO):
             self._do(work)
 
     def _hold(self, path: Path, checkpoint: dict[str, Any] | None) -> None:
-        # At the end: what a file tells of another one is on the disk before it.
+        # Moved to the end of the order of writing, so that a file comes after those it refers to.
         self._held.pop(path, None)
         self._held[path] = checkpoint
 
@@ -158,7 +158,7 @@ class WholeFileIO(TorchCheckpointIO):
         self._asked.append(self._thread.submit(_unless_failed, before, work))
 
     def finish(self) -> None:
-        """Write what was held back, and wait until all that was asked for is done.
+        """Write what was held back, and wait until everything requested is done.
 
         Raises:
             FullDiskError: the disk is full.
@@ -173,7 +173,7 @@ class WholeFileIO(TorchCheckpointIO):
             work.result()
 
     def teardown(self) -> None:
-        """Called by Lightning at the end, whatever ended it."""
+        """Finish and stop the thread; called by Lightning at the end, even after an error."""
         try:
             self.finish()
         finally:
@@ -184,7 +184,7 @@ class WholeFileIO(TorchCheckpointIO):
 
 def _unless_failed(before: Future[None] | None, work: Callable[[], None]) -> None:
     if before is not None:
-        before.result()  # is done: one thread does one after the other
+        before.result()  # already done: the one thread works in order
     work()
 
 
@@ -193,7 +193,7 @@ def _link(source: Path, path: Path) -> None:
     try:
         os.link(source, temporary)
         os.replace(temporary, path)
-    except OSError:  # not every file system has second names
+    except OSError:  # not every file system has hard links
         with source.open("rb") as content, whole_file(path, "wb") as file:
             shutil.copyfileobj(content, file)
     finally:
@@ -201,16 +201,16 @@ def _link(source: Path, path: Path) -> None:
 
 
 def _state_now(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """A copy, which stays as it is while training goes on."""
+    """Copy a checkpoint, so that it doesn't change while training continues."""
     return {key: value if key in _OWN else _copied(value) for key, value in checkpoint.items()}
 
 
 def _copied(value: Any) -> Any:
-    """The value as it is now, its tensors on the CPU."""
+    """Copy a value, with its tensors on the CPU."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
-        same = copy.copy(value)  # of its class, with the attributes that a state_dict has
+        same = copy.copy(value)  # keeps the class and the attributes of a state_dict
         same.update((key, _copied(item)) for key, item in value.items())
         return same
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Hands every logger the rows of metrics.csv, each of them once, also over a resume."""
+"""Logging the rows of metrics.csv to every logger, each row once, even if a run is resumed."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 
 from genre_lightning.training.callbacks.history import History
 
-#: The x-axis of every chart in W&B, as Lightning calls it. W&B's own step can't be: it counts on
-#: over everything logged, and a run that is synced from two folders has its second half shifted.
+#: The x-axis of every chart in W&B, under Lightning's name. W&B's own step is unsuitable: it counts
+#: everything logged, which shifts the second half of a run that is synced from two folders.
 WANDB_STEP = "trainer/global_step"
 
 
 class EpochLog(Callback):
-    """Logs each row of ``metrics.csv``, one row and one moment for all loggers.
+    """Logs each row of ``metrics.csv`` to all loggers at once.
 
-    Lightning logs the metrics of an epoch in two parts, the second of them after the checkpoint is
-    written, so that a kill in between leaves a hole. Here a row is logged before that. Where a run
-    is resumed, a logger gets what it does not have yet of the rows before and of those run again.
+    Lightning logs the metrics of an epoch in two parts, the second one after the checkpoint is
+    written, so that a kill in between leaves a gap. Here a row is logged before the checkpoint is
+    written. When a run is resumed, each logger gets only the rows that it doesn't have yet.
 
     Args:
-        history: what writes ``metrics.csv``; it comes before this callback.
+        history: writes ``metrics.csv``, and comes before this callback.
     """
 
     def __init__(self, history: History) -> None:
@@ -35,7 +35,7 @@ class EpochLog(Callback):
         self._seen = 0
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        # Before History takes away the rows of epochs that are to be run again.
+        # Before History drops the rows of epochs that will be run again.
         if self.history.path.exists():
             with self.history.path.open(newline="") as file:
                 self.found = [int(row["step"]) for row in csv.DictReader(file)]
@@ -45,11 +45,11 @@ class EpochLog(Callback):
             return
         kept = int(self.history.rows[-1]["step"]) if self.history.rows else -1
         if self.found and self.found[-1] > kept:
-            self.found.pop()  # the process may have ended between writing it and logging it
+            self.found.pop()  # a kill may have come between writing and logging it
         here = self.found[-1] if self.found else -1
         for logger in trainer.loggers:
             if isinstance(logger, CSVLogger):
-                logged = -1.0  # it begins its file anew
+                logged = -1.0  # it starts a new file
             elif not isinstance(logger, WandbLogger):
                 logged = here
             elif logger.experiment.resumed:

@@ -1,4 +1,4 @@
-"""metrics.csv: a row for each epoch and each validation within one, kept over a resume."""
+"""metrics.csv: a row for each epoch and each mid-epoch validation, kept when a run is resumed."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from genre_lightning.files import whole_file
 class History(Callback):
     """Writes ``metrics.csv`` and measures how fast training runs.
 
-    Lightning's own CSV logger deletes the file it finds, so a resumed run would lose its first
-    epochs. This one keeps the rows before the epoch it resumes with, and replaces the file in one
-    step, so that a kill leaves the old rows or the new ones. The rows are part of each checkpoint,
-    so that a run resumed in another folder keeps them, and none is left of an epoch that is run
-    again.
+    Lightning's own CSV logger deletes an existing file, so a resumed run would lose its first
+    epochs. This callback keeps the rows before the epoch it resumes with, and replaces the file in
+    one step, so that a kill leaves either the old rows or the new ones. Each checkpoint contains
+    the rows, so that a run resumed in another folder keeps them, and rows of an epoch that is run
+    again are dropped.
 
-    A validation in the midst of an epoch has a row of its own, without ``seconds`` and without what
-    is known at the epoch's end alone; one after the last batch stands in the epoch's row.
+    A mid-epoch validation has its own row, without ``seconds`` and without values that are only
+    known at the epoch's end; a validation after the last batch is part of the epoch's row.
 
     Args:
         folder: the run folder.
 
     Attributes:
-        started: a first batch has begun; what was to be restored is.
-        validated: there was a validation in the epoch in progress, or in the one that has ended.
+        started: the first batch has begun, so any checkpoint has been restored.
+        validated: there was a validation in the current epoch, or in the one that has just ended.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -49,7 +49,7 @@ class History(Callback):
 
     @property
     def samples_per_second(self) -> float | None:
-        """Training movies per second, validation left out; None before an epoch."""
+        """Training movies per second, without validation; None before the first batch."""
         return self.samples / self.seconds if self.seconds > 0 else None
 
     def state_dict(self) -> dict[str, Any]:
@@ -71,7 +71,7 @@ class History(Callback):
         self._unwritten = state_dict.get("unwritten", self.validated)
 
     def _elapsed(self) -> float:
-        """Seconds of the epoch in progress, 0 between epochs."""
+        """Return the seconds of the current epoch, 0 between epochs."""
         now = time.perf_counter()
         return self._epoch_before + (now - self._epoch_began if self._epoch_began else 0.0)
 
@@ -118,8 +118,8 @@ class History(Callback):
         self._add_row(trainer, seconds)
 
     def _add_row(self, trainer: pl.Trainer, seconds: float | None) -> None:
-        """Write down an epoch that took so long, or a validation in its midst: None."""
-        # Without a validation its values are still there, of one before; so are those of training.
+        """Add the row of an epoch that took ``seconds``, or of a mid-epoch validation if None."""
+        # callback_metrics still holds the values of the last validation and the last epoch.
         values = {
             name: float(value)
             for name, value in sorted(trainer.callback_metrics.items())
@@ -142,7 +142,7 @@ class History(Callback):
             self._write()
 
     def _write(self) -> None:
-        # The fullest row is an epoch's: names stand in its order.
+        # The fullest row is that of an epoch, and sets the order of the columns.
         fullest_first = sorted(self.rows, key=len, reverse=True)
         columns = list(dict.fromkeys(name for row in fullest_first for name in row))
         with whole_file(self.path) as file:

@@ -1,4 +1,4 @@
-"""What the terminal shows of a training: a line an epoch, with the loss and the score."""
+"""Training progress in the terminal: a line per epoch, with the loss and the score."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from torch import Tensor
 
 from genre_lightning.training.callbacks.history import History
 
-#: Batches after which the loss is read: on a GPU that waits for the device.
+#: Batches between two reads of the loss, each of which waits for a GPU to finish.
 READ_EVERY = 10
 
 
 class Progress(RichProgressBar):
     """Lightning's bar, with the training loss, the monitored value and the best one so far.
 
-    The line of an epoch stays when it has ended. The loss is that of the last batches while an
-    epoch lasts, and the epoch's mean at its end. In a notebook, where a bar would need further
-    packages, there are the lines alone.
+    The line of an epoch stays after its end. The loss is that of a recent batch during an epoch,
+    and the epoch's mean at its end. A notebook shows the lines alone, since a bar would need
+    further packages.
 
     Args:
-        monitor: name of the value that tells the best checkpoint.
+        monitor: name of the metric that selects the best checkpoint.
     """
 
     def __init__(self, monitor: str) -> None:
@@ -73,7 +73,7 @@ class Progress(RichProgressBar):
         super().on_train_epoch_end(trainer, pl_module)
 
     def _get_train_description(self, current_epoch: int) -> str:
-        # Lightning's own has an epoch of -2 where there is no end.
+        # Lightning's own text has a last epoch of -2 if training has no end.
         text = epoch_of(current_epoch, self.trainer.max_epochs)
         return f"{text:{len(self.validation_description)}}"
 
@@ -87,7 +87,7 @@ class Progress(RichProgressBar):
         return {name: float(value) for name, value in values.items() if value is not None}
 
     def _best(self, trainer: pl.Trainer, value: Tensor | None) -> float | Tensor | None:
-        """Of this epoch and of those before; the checkpoint is saved later in an epoch."""
+        """Return the best value up to this epoch, whose own checkpoint is not saved yet."""
         saver = trainer.checkpoint_callback
         if not isinstance(saver, ModelCheckpoint) or saver.best_model_score is None:
             return value
@@ -99,5 +99,5 @@ class Progress(RichProgressBar):
 
 
 def epoch_of(epoch: int, max_epochs: int | None) -> str:
-    """The epoch, counted from 0, and the last one: "Epoch 3/9"; alone where there is no end."""
+    """Return "Epoch 3/9", the epoch and the last one, counted from 0; "Epoch 3" without an end."""
     return f"Epoch {epoch}/{max_epochs - 1}" if max_epochs and max_epochs > 0 else f"Epoch {epoch}"

@@ -1,4 +1,4 @@
-"""Stopping the runs of a study that are worse than most others."""
+"""Stopping runs of a study that are worse than most others."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from pytorch_lightning.callbacks import Callback
 class Pruning(Callback):
     """Reports each epoch's value to the study and ends a run that falls behind the others.
 
-    A run ends where its best value so far is worse than the median of what the finished ones had
-    reached by the same epoch (Golovin et al. 2017). A resumed run reports no epoch twice.
+    A run ends if its best value so far is worse than the median of the values that the finished
+    runs had at the same epoch (Golovin et al. 2017). A resumed run reports no epoch twice.
 
     Args:
-        folder: the sweep's, with the study file.
+        folder: the sweep's folder, which holds the study file.
         trial: number of this run's trial.
-        monitor: what is reported.
-        startup_trials: runs that must have ended before any is stopped.
-        warmup_epochs: epochs that every run is given.
+        monitor: name of the reported value.
+        startup_trials: number of runs that must have finished before any is stopped.
+        warmup_epochs: number of epochs in which no run is stopped.
 
     Attributes:
-        pruned: the run has been ended.
+        pruned: the run has been stopped.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class Pruning(Callback):
         startup_trials: int = 5,
         warmup_epochs: int = 0,
     ) -> None:
-        # Optuna is an extra, and only a run that reports has need of it.
+        # Optuna is an extra, and only a run that reports needs it.
         from optuna.pruners import MedianPruner
 
         self.folder = Path(folder)

@@ -1,4 +1,4 @@
-"""Resuming a training exactly where it stopped: what is saved beyond Lightning's own, and when."""
+"""Resuming training exactly where it stopped: what is saved beyond Lightning's state, and when."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ from genre_lightning.training.callbacks.checkpoint_io import WholeFileIO
 
 
 class Interrupted(SystemExit):
-    """A signal ended the training, after its step was finished and saved."""
+    """A signal ended training, after the current step was finished and saved."""
 
 
 def run_settings(config: Mapping[str, Any], *, precision: str, world_size: int) -> dict[str, Any]:
-    """The settings that must stay the same when a run is resumed, by their flat dotted names.
+    """Return the settings that must not change when a run is resumed, by flat dotted names.
 
     Args:
         config: plain data, resolved.
-        precision: the one that "auto" became.
+        precision: the one in use, to which "auto" was resolved.
         world_size: number of processes that train together.
     """
     settings = {
@@ -55,32 +55,32 @@ def run_settings(config: Mapping[str, Any], *, precision: str, world_size: int) 
 
 
 class Resume(Checkpoint):
-    """Keeps ``checkpoints/last.ckpt`` at the newest state from which a run can be resumed exactly.
+    """Keeps ``checkpoints/last.ckpt`` at the newest state from which a run can resume exactly.
 
-    For a trainer whose checkpoints are written by :class:`WholeFileIO`.
+    The trainer must write its checkpoints by :class:`WholeFileIO`.
 
-    It is saved at the end of each epoch, every ``every_n_steps`` optimizer steps, and at the end of
-    the step in which SIGTERM, Ctrl-C or SIGHUP arrives, which then ends the run by
-    :class:`Interrupted`; the same signal once more ends it at once. Within ``min_seconds`` of
-    :class:`WholeFileIO` after a save, only a new best, the last epoch and a signal cause another
-    one. Under Slurm Lightning answers SIGTERM, and the signal on which it queues the job again; the
-    latter is held back to a step's end. A state between a batch and the validation that follows it
-    is never saved, since Lightning can't resume from there: what is due then is saved after the
-    validation.
+    The state is saved at the end of each epoch, every ``every_n_steps`` optimizer steps, and at the
+    end of the step in which SIGTERM, Ctrl-C or SIGHUP arrives. The signal then ends the run with
+    :class:`Interrupted`; the same signal a second time ends it at once. Within ``min_seconds`` of
+    the last save (see :class:`WholeFileIO`), only a new best, the last epoch and a signal cause
+    another one. Under Slurm, Lightning handles SIGTERM and the signal on which it requeues the job;
+    the latter is held back until the end of a step. A state between a batch and the validation
+    after it is never saved, since Lightning can't resume from there: a save that is due then is
+    made after the validation.
 
-    A training that ``max_steps`` or ``max_time`` of the trainer ends in mid-epoch is saved as in
-    mid-epoch, so that with more of them it trains the rest of that epoch.
+    If the trainer's ``max_steps`` or ``max_time`` ends training in mid-epoch, the state is saved as
+    a mid-epoch one, so that with a higher limit the rest of that epoch is trained.
 
-    Every checkpoint, the best one's as well, gets an entry of plain data with what Lightning leaves
-    out: the state of all random generators, the sums behind ``train/loss`` and the number of
-    threads, of each process; the last metrics; whether the training was stopped early; the
-    settings; the W&B run.
+    Every checkpoint, including the best, gets an entry of plain data with what Lightning leaves
+    out: for each process, the state of all random generators, the sums behind ``train/loss`` and
+    the number of threads; the last metrics; whether training was stopped early; the settings; the
+    W&B run.
 
     Args:
         folder: the run folder.
-        result: what ``result.json`` will hold; its W&B run is stored as well.
+        result: the future content of ``result.json``; its W&B run is stored as well.
         settings: from :func:`run_settings`.
-        every_n_steps: None for no more than each epoch.
+        every_n_steps: None saves at the end of epochs only.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Resume(Checkpoint):
         self._threads_before: int | None = None
         self._newest: tuple[Any, Any] | None = None
         self._handlers: dict[int, Any] = {}
-        #: Lightning's handlers by which Slurm queues a job again, until one was called.
+        #: Lightning's handlers that requeue a Slurm job, by signal; empty once one was called.
         self._queuing: dict[int, Any] = {}
         self._queue_again = False
         self._began = time.perf_counter()
@@ -109,11 +109,11 @@ class Resume(Checkpoint):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         saver = trainer.checkpoint_callback
         if isinstance(saver, ModelCheckpoint) and saver.save_weights_only:
-            # Lightning would leave out its score as well, by which a resumed run knows the file.
+            # Lightning would also leave out the score, by which a resumed run recognises the file.
             saver.save_weights_only = False
             _checkpoint_io(trainer).slim = f"{saver.filename}.ckpt"
 
-    # What is saved, and how it comes back.
+    # Saving and restoring the state.
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -121,7 +121,8 @@ class Resume(Checkpoint):
         module: Any = pl_module
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         if _in_epoch(trainer) and trainer.is_last_batch:
-            # In the validation after it: no step will follow, for which Lightning would compute it.
+            # In the validation after the last batch: a resumed run has no step left in the epoch
+            # for which Lightning would compute it.
             metrics["train/loss"] = float(module.train_loss.compute())
         out_of_time = _is_out_of_time(trainer)
         own = self._process_state(trainer, pl_module)
@@ -132,7 +133,7 @@ class Resume(Checkpoint):
         checkpoint[TRAINING_KEY] = entry = {
             "settings": self.settings,
             "wandb_run_id": self.result.get("wandb_run_id"),
-            # Where it is out of time, its timer will tell again, unless it is given more.
+            # If time is over, the timer stops a resumed run as well, unless it is given more time.
             "should_stop": trainer.should_stop and not out_of_time,
             "metrics": metrics,
             "processes": ranks,
@@ -166,7 +167,7 @@ class Resume(Checkpoint):
         self._restored = checkpoint[TRAINING_KEY]
         trainer.should_stop = bool(self._restored["should_stop"])
         saver = trainer.checkpoint_callback
-        if isinstance(saver, ModelCheckpoint):  # it saves this, and does not load it
+        if isinstance(saver, ModelCheckpoint):  # which saves current_score but doesn't load it
             state = checkpoint["callbacks"].get(saver.state_key, {})
             saver.current_score = state.get("current_score")
         done = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
@@ -179,7 +180,7 @@ class Resume(Checkpoint):
             self._restore(trainer, pl_module, self._restored)
             self._restored = None
         if trainer.is_global_zero:
-            for leftover in self.path.parent.glob(".*.ckpt.*"):  # of a kill while saving
+            for leftover in self.path.parent.glob(".*.ckpt.*"):  # from a kill while saving
                 leftover.unlink()
         self._catch_signals()
 
@@ -188,7 +189,7 @@ class Resume(Checkpoint):
             {name: torch.tensor(value) for name, value in saved["metrics"].items()}
         )
         state = saved["processes"][trainer.global_rank]
-        # Lightning would do so, had it not made the loader earlier, to count the steps.
+        # Lightning doesn't do this, since it made the loader earlier, to count the steps.
         _loader(trainer).load_state_dict(state["position"])
         if "train_loss" in state:
             for held, value in zip(_sums(module), state["train_loss"], strict=True):
@@ -199,14 +200,14 @@ class Resume(Checkpoint):
         np.random.set_state((kind, np.array(words, dtype=np.uint32), *numbers))
         torch.set_rng_state(state["torch"])
         device = trainer.strategy.root_device.type
-        if device in state:  # not where it was trained on another kind of device
+        if device in state:  # missing if the run was trained on another kind of device
             getattr(torch, device).set_rng_state(state[device])
-        # A sum has another order with another number of threads.
+        # The number of threads determines the order of sums, and so their rounding.
         if "OMP_NUM_THREADS" not in os.environ and "threads" in state:
             self._threads_before = torch.get_num_threads()
             torch.set_num_threads(min(state["threads"], num_cores()))
 
-    # When it is saved.
+    # When to save.
 
     def on_train_batch_end(
         self,
@@ -220,24 +221,24 @@ class Resume(Checkpoint):
             self._save_between_steps(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Where the training is to stop, the epoch ends here.
+        # If training is to stop, the epoch ends here, and its end is saved instead.
         if not (trainer.sanity_checking or trainer.should_stop):
             self._save_between_steps(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Where the last step cuts the epoch, its state was saved before Lightning called it done.
+        # If the last step cuts the epoch, its state was saved before Lightning counted it as done.
         cut = not trainer.is_last_batch and _is_last_step(trainer)
         ends = not cut and _is_last_epoch(trainer)
         self._save(trainer, due=not cut, ends=ends, epoch_end=True)
 
     def _write(self, trainer: pl.Trainer, epoch_end: bool, may_wait: bool) -> bool:
-        """Write the state; or link to it, where this epoch's end was just saved as the best.
+        """Write the state, or link to the best checkpoint if it was just saved at this epoch's end.
 
         Args:
-            may_wait: for a later state, where the file is new.
+            may_wait: don't write if ``last.ckpt`` was written less than ``min_seconds`` ago.
 
         Returns:
-            False where it waits: a copy of it would be for nothing.
+            False if nothing was written: a copy of the state would only be replaced later.
         """
         io = _checkpoint_io(trainer)  # writes in the first process alone
         if epoch_end and self._newest is not None and self._newest[0] == _moment(trainer):
@@ -252,7 +253,7 @@ class Resume(Checkpoint):
         return True
 
     def _validates_next(self, trainer: pl.Trainer) -> bool:
-        """Whether the next thing after this batch, which is not an epoch's last, is validation."""
+        """Whether validation comes right after this batch, which is not an epoch's last one."""
         done = trainer.fit_loop.batch_idx + 1
         if trainer.check_val_every_n_epoch is None:
             done = trainer.fit_loop.total_batch_idx + 1
@@ -260,7 +261,7 @@ class Resume(Checkpoint):
         return False if not every else done % every == 0
 
     def _save_between_steps(self, trainer: pl.Trainer) -> None:
-        """Save what is due, where the optimizer has taken all batches in and there are more."""
+        """Save if due, unless batches wait for an optimizer step or the epoch has no more."""
         done = trainer.fit_loop.batch_idx + 1
         if trainer.is_last_batch or done % trainer.accumulate_grad_batches:
             return
@@ -268,9 +269,9 @@ class Resume(Checkpoint):
         self._save(trainer, due=bool(due), ends=_is_last_step(trainer))
 
     def _save(self, trainer: pl.Trainer, due: bool, ends: bool, epoch_end: bool = False) -> None:
-        # Looked at once: another signal may come at any moment.
+        # Read only once, since another signal can come at any moment.
         stop, queue = self.signal is not None, self._queue_again
-        if trainer.world_size > 1:  # what one process was told all do, at the same step
+        if trainer.world_size > 1:  # a signal to one process stops all, at the same step
             stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
             if self._queuing:
                 queue = trainer.strategy.reduce_boolean_decision(queue, all=False)
@@ -280,12 +281,12 @@ class Resume(Checkpoint):
             if is_first_process():
                 seconds = round(self._seconds + time.perf_counter() - self._began, 3)
                 self.result["epochs"] = epochs_done(trainer)
-                # Once what it tells of is on the disk.
+                # Only once the state that it describes is on disk.
                 io.then(partial(write_result, self.folder, {**self.result, "seconds": seconds}))
             if stop or queue:
                 io.finish()
         if queue:
-            io.min_seconds = 0.0  # the handler saves, and has the job queued again
+            io.min_seconds = 0.0  # the handler saves, and requeues the job
             (number, handler), *_ = self._queuing.items()
             self._queue_again, self._queuing = False, {}  # once is enough
             handler(number, None)
@@ -299,7 +300,7 @@ class Resume(Checkpoint):
         if not self._handlers or not under_slurm():
             return
         for number in (signal.SIGUSR1, signal.SIGUSR2):
-            # Lightning would save its own checkpoint at once, in the midst of a step.
+            # Lightning would save its own checkpoint at once, in the middle of a step.
             if type(signal.getsignal(number)).__module__.startswith("pytorch_lightning"):
                 self._handlers[number] = signal.signal(number, self._hold_back)
                 self._queuing[number] = self._handlers[number]
@@ -307,11 +308,11 @@ class Resume(Checkpoint):
     def _caught(self, number: int, frame: FrameType | None) -> None:
         if self.signal == number:
             raise Interrupted(128 + number)
-        if self.signal is not None:  # Ctrl-C reaches all processes of a sweep, and is handed on
+        if self.signal is not None:  # a sweep's Ctrl-C reaches its jobs, and is passed on to them
             return
         self.signal = number
         if is_first_process():
-            print("\nstopping after this step; once more to stop at once", flush=True)
+            print("\nstopping after this step; interrupt again to stop at once", flush=True)
             for tell in when_stopping:
                 tell()
 
@@ -319,7 +320,7 @@ class Resume(Checkpoint):
         self._queue_again = bool(self._queuing)
 
     def _release(self) -> None:
-        """Signals and threads are as they were before."""
+        """Restore the signal handlers and the number of threads."""
         release_signals(self._handlers)
         self._handlers = {}
         if self._threads_before is not None:
@@ -335,7 +336,7 @@ class Resume(Checkpoint):
         self._release()
         if not isinstance(exception, SIGTERMException):
             return
-        # Lightning raises it at a step's end, where SIGTERM was left to it, and means exit code 0.
+        # Lightning raises it at a step's end if it handles SIGTERM itself, with exit code 0.
         exception.code = 128 + signal.SIGTERM
         if trainer.world_size == 1:
             batches = trainer.fit_loop.batch_idx + 1
@@ -344,9 +345,9 @@ class Resume(Checkpoint):
 
 
 def epochs_done(trainer: pl.Trainer) -> int:
-    """Epochs that are done, also where a run was resumed after its last one.
+    """Return the number of epochs that are done, even if a run was resumed after its last one.
 
-    The trainer's ``current_epoch`` is one behind then.
+    The trainer's ``current_epoch`` is one too low then.
     """
     progress: Any = trainer.fit_loop.epoch_progress.current
     return int(progress.processed)
@@ -366,12 +367,12 @@ def _in_epoch(trainer: pl.Trainer) -> bool:
 
 
 def _is_last_step(trainer: pl.Trainer) -> bool:
-    """Whether ``trainer.max_steps`` are done."""
+    """Whether ``trainer.max_steps`` optimizer steps are done."""
     return 0 <= trainer.max_steps <= trainer.global_step
 
 
 def _is_out_of_time(trainer: pl.Trainer) -> bool:
-    """Whether ``trainer.max_time`` is over, for all processes; a collective call with a timer."""
+    """Whether ``trainer.max_time`` is over, the same in all processes; collective with a timer."""
     held: Any = trainer
     left = [timer.time_remaining() for timer in held.callbacks if isinstance(timer, Timer)]
     over = trainer.should_stop and any(each is not None and each <= 0 for each in left)
@@ -379,7 +380,7 @@ def _is_out_of_time(trainer: pl.Trainer) -> bool:
 
 
 def _moment(trainer: pl.Trainer) -> tuple[int, int]:
-    """Optimizer steps and epochs that are done."""
+    """Return the numbers of optimizer steps and of epochs that are done."""
     return trainer.global_step, epochs_done(trainer)
 
 
