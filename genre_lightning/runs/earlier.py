@@ -24,8 +24,8 @@ def with_earlier_overrides(arguments: Sequence[str]) -> list[str]:
     """Add the overrides of the run that ``ckpt_path`` refers to, if it is a run folder.
 
     New overrides replace earlier ones of the same setting. The remaining earlier ones come before
-    all new ones, which may change a setting that they add. Nothing is added if ``ckpt_path`` is a file, whatever its folder, or for
-    a sweep.
+    all new ones, which may change a setting that they add. Nothing is added if ``ckpt_path`` is a
+    file, whatever its folder, or for a sweep.
 
     Args:
         arguments: arguments of train.py, with paths quoted.
