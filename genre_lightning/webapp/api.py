@@ -41,7 +41,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from genre_lightning.inputs.terms import TermsInput
-from genre_lightning.predicting.predictor import TITLE, nothing_of
+from genre_lightning.predicting.predictor import TITLE, missing_columns_message
 from genre_lightning.wording import listed
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ def predict_movie(predictor: GenrePredictor, movie: Mapping[str, str | bytes]) -
         raise ApiError(415, "not_an_image", " ".join(problems.values()))
     seeing = [branch for branch, item in items.items() if item is not None]
     if not seeing:  # such as a title without a year, for a model on the year alone
-        raise ApiError(400, "nothing_given", f"There is {nothing_of(list(kinds))}.")
+        raise ApiError(400, "nothing_given", f"There is {missing_columns_message(list(kinds))}.")
     # Encoded only once, as a pretrained encoder takes longer than all the rest.
     encoded = encode_items(
         model.inputs, {branch: [item] for branch, item in items.items()}, model.device

@@ -31,7 +31,7 @@ from genre_lightning.models import networks
 from genre_lightning.movies.readers import BIASES, READERS
 from genre_lightning.predicting.command import main
 from genre_lightning.predicting.evaluations import CardError
-from genre_lightning.predicting.model_card import FEW_TO_LEARN, model_card
+from genre_lightning.predicting.model_card import MIN_TRAINING_MOVIES, model_card
 from genre_lightning.predicting.predictor import GenrePredictor
 from tests.kinds import without_weights
 from tests.pictures import NOISE, encoded
@@ -279,7 +279,7 @@ def test_a_card_of_a_run_tells_its_numbers(trained_run: Path, capsys: pytest.Cap
     for name, count, threshold in zip(entry["genres"], counts, entry["thresholds"], strict=True):
         assert genres[name]["training movies"] == f"{count} ({100 * count / total:.1f}%)"
         assert genres[name]["threshold"] == f"{threshold:.3f}"
-        assert (f"{name} ({count})" in section(card, "## Limits")) is (count < FEW_TO_LEARN)
+        assert (f"{name} ({count})" in section(card, "## Limits")) is (count < MIN_TRAINING_MOVIES)
     facts, settings = tables(section(card, "## Training"))
     assert facts["SHA-256"]["what"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     assert facts["version of torch"]["what"] == result["versions"]["torch"]
