@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from genre_lightning.checkpoint.model import TrainedModel, load_model
-from genre_lightning.explain.embedded_poster import evidence, spread_out
+from genre_lightning.explain.embedded_poster import evidence, upsample_keeping_sum
 from genre_lightning.explain.explainer import ImageExplanation
 from genre_lightning.explain.parts import score_parts
 from genre_lightning.explain.table import explain_branch
@@ -128,17 +128,17 @@ def test_heat_maps_are_the_evidence_for_a_genre(linear: TrainedModel):
 
 
 @pytest.mark.parametrize(
-    ("few", "many"),
+    ("size_in", "size_out"),
     [((3, 2), (72, 48)), ((5, 4), (72, 48)), ((72, 48), (72, 48)), ((1, 1), (4, 6))],
 )
-def test_spreading_keeps_the_sum(few: tuple[int, int], many: tuple[int, int]):
-    level = torch.randn(few, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found = spread_out(level, many)
-    assert found.shape == many
+def test_spreading_keeps_the_sum(size_in: tuple[int, int], size_out: tuple[int, int]):
+    level = torch.randn(size_in, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = upsample_keeping_sum(level, size_out)
+    assert found.shape == size_out
     assert float(found.sum()) == pytest.approx(float(level.sum()), abs=1e-9)
-    if many[0] % few[0] == many[1] % few[1] == 0:
-        big = torch.nn.functional.interpolate(level[None, None], many, mode="bilinear")[0, 0]
-        scale = many[0] * many[1] / (few[0] * few[1])
+    if size_out[0] % size_in[0] == size_out[1] % size_in[1] == 0:
+        big = torch.nn.functional.interpolate(level[None, None], size_out, mode="bilinear")[0, 0]
+        scale = size_out[0] * size_out[1] / (size_in[0] * size_in[1])
         torch.testing.assert_close(found, big / scale, atol=1e-9, rtol=1e-6)
 
 

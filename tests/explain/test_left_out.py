@@ -11,7 +11,7 @@ import torch
 from genre_lightning.checkpoint.model import TrainedModel, load_model
 from genre_lightning.explain import left_out
 from genre_lightning.explain.explainer import TextExplanation
-from genre_lightning.explain.left_out import as_given, find_words, group_words, leave_out
+from genre_lightning.explain.left_out import find_words, group_words, leave_out, locate_groups
 from genre_lightning.explain.parts import score_parts
 from genre_lightning.explain.table import explain_branch
 from genre_lightning.inputs.embedding import EmbeddingInput
@@ -186,7 +186,7 @@ def test_a_word_goes_with_its_punctuation(text: str, word: str, left: str):
 
 
 @pytest.mark.parametrize(
-    ("given", "seen", "most", "found"),
+    ("original", "encoded", "max_groups", "expected"),
     [
         ("Heat (1995)", "Heat", 9, ["Heat"]),
         ("Great Caper, The (1981)", "The Great Caper", 9, ["The", "Great", "Caper"]),
@@ -196,10 +196,10 @@ def test_a_word_goes_with_its_punctuation(text: str, word: str, left: str):
     ],
 )
 def test_words_stand_where_they_were_given(
-    given: str, seen: str, most: int, found: list[str | None]
+    original: str, encoded: str, max_groups: int, expected: list[str | None]
 ):
-    spans = as_given(given, seen, group_words(find_words(seen), most))
-    assert [span and given[slice(*span)] for span in spans] == found
+    spans = locate_groups(original, encoded, group_words(find_words(encoded), max_groups))
+    assert [span and original[slice(*span)] for span in spans] == expected
     assert len({span for span in spans if span}) == len([span for span in spans if span])
 
 
@@ -218,9 +218,11 @@ def test_a_title_is_explained_as_it_is_said(embedded: TrainedModel):
     np.testing.assert_allclose(found.parts[1].contributions, lost, atol=1e-4)
 
 
-@pytest.mark.parametrize(("words", "most"), [(0, 4), (3, 4), (4, 4), (5, 4), (400, 7), (9, 0)])
-def test_groups_hold_every_word_once(words: int, most: int):
+@pytest.mark.parametrize(
+    ("words", "max_groups"), [(0, 4), (3, 4), (4, 4), (5, 4), (400, 7), (9, 0)]
+)
+def test_groups_hold_every_word_once(words: int, max_groups: int):
     spans = [(n, n + 1) for n in range(words)]
-    groups = group_words(spans, most)
+    groups = group_words(spans, max_groups)
     assert [span for group in groups for span in group] == spans
-    assert len(groups) <= max(1, most)
+    assert len(groups) <= max(1, max_groups)
