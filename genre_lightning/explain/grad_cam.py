@@ -125,8 +125,8 @@ class _FeatureTap(nn.Module):
         with torch.no_grad():
             for block in self.blocks:
                 outputs.append(block(outputs[-1] if outputs else x))
-        fine = [n for n, y in enumerate(outputs) if min(y.shape[2:]) >= _MIN_SIDE]
-        chosen = fine[-1] if fine else 0
+        large_enough = [n for n, y in enumerate(outputs) if min(y.shape[2:]) >= _MIN_SIDE]
+        chosen = large_enough[-1] if large_enough else 0
         self.features = outputs[chosen].detach().requires_grad_()
         y = self.features
         for block in self.blocks[chosen + 1 :]:

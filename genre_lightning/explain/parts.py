@@ -132,7 +132,7 @@ def branch_labels(inputs: Mapping[str, Input]) -> dict[str, str]:
     def label(branch: str, branch_input: Input) -> str:
         column = branch_input.column
         # Another branch may be named like this column.
-        clear = columns.count(column) == 1 and (column not in inputs or branch == column)
-        return column if clear and branch_input.of != "id" else branch
+        is_unambiguous = columns.count(column) == 1 and (column not in inputs or branch == column)
+        return column if is_unambiguous and branch_input.of != "id" else branch
 
     return {branch: label(branch, branch_input) for branch, branch_input in inputs.items()}

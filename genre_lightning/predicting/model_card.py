@@ -88,12 +88,14 @@ def model_card(
     content = read_checkpoint(checkpoint, mmap=True)
     model = rebuild(content)
     run = _find_run_folder(checkpoint)
-    found, notes = _find_evaluations(checkpoint, run, evaluations, model)
+    scored_evaluations, notes = _find_evaluations(checkpoint, run, evaluations, model)
     result = None if run is None else read_result(run)
     if result is not None and run is not None and checkpoint.name != Path(BEST).name:
         notes.append(f"The scores in {run.name}/result.json are of {BEST}, not of this file.")
         result = {**result, "val": {}, "test": {}, "monitor_value": None}
-    all_tables = list(score_tables(model, found, result, [] if run is None else _runs_by_seed(run)))
+    all_tables = list(
+        score_tables(model, scored_evaluations, result, [] if run is None else _runs_by_seed(run))
+    )
     per_genre = next((table for table in all_tables if table.evaluation is not None), None)
     counts = model.loss.get("genre_counts")
     name = f"Movie genres from {listed(list(model.columns))}"

@@ -148,11 +148,11 @@ def _explain(
         methods[branch] = branch_explanation.method
         if isinstance(branch_explanation, ImageExplanation):
             # Several branches can look at the same poster: each needs its own file names.
-            several = (
+            is_shared = (
                 sum(other.column == branch_input.column for other in model.inputs.values()) > 1
             )
             poster = Path(columns[branch_input.column])
-            start = (folder or poster.parent) / (poster.stem + (f".{branch}" if several else ""))
+            start = (folder or poster.parent) / (poster.stem + (f".{branch}" if is_shared else ""))
             files = _save_heat_maps(branch_explanation, start, names, indices)
             for name, path in zip(names, files, strict=True):
                 genres[name]["heat_maps"][branch] = str(path)

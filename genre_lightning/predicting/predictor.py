@@ -533,8 +533,8 @@ def _or_none(value: Any) -> Any:
     if isinstance(value, (float, np.floating)):
         return None if np.isnan(value) else value
     pandas = sys.modules.get("pandas")  # not imported: no value can be its NA
-    nones = [getattr(pandas, name, None) for name in ("NA", "NaT")]
-    return None if any(value is none for none in nones) else value
+    na_values = [getattr(pandas, name, None) for name in ("NA", "NaT")]
+    return None if any(value is na for na in na_values) else value
 
 
 def _value_name(value: Value, column: str, number: int, kind: str) -> str:
