@@ -56,7 +56,7 @@ def movie_table(
     kinds = model.given_columns
     posters = [name for name, kind in kinds.items() if kind == "poster"]
     texts = ["title", *(name for name in kinds if name not in ("title", *posters))]
-    complete = np.stack([has.numpy() for has in scores.has.values()]).all(axis=0)
+    complete = np.stack([has.numpy() for has in scores.has_column.values()]).all(axis=0)
     shown = np.flatnonzero(complete if complete.any() else np.ones_like(complete))
     shown = shown[np.linspace(0, len(shown) - 1, min(count, len(shown))).astype(np.int64)]
     predicted = scores.scores >= model.thresholds

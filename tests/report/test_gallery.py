@@ -48,7 +48,7 @@ def test_each_list_holds_what_it_says_surest_first():
         dtype=np.float32,
     )
     targets = np.array([[1, 0], [1, 0], [1, 1], [0, 0], [1, 0], [0, 0], [1, 1]])
-    found = most_confident(scores, targets, THRESHOLDS, count=5)
+    found = most_confident(scores, targets, THRESHOLDS, max_picks=5)
     assert found["right"] == [Pick(0, 0), Pick(1, 0), Pick(6, 1)]
     assert found["invented"] == [Pick(3, 1)]
     assert found["missed"] == [Pick(4, 0), Pick(2, 1)]
@@ -58,7 +58,7 @@ def test_no_list_is_filled_by_one_genre_or_shows_a_movie_twice():
     generator = np.random.default_rng(0)
     scores = generator.random((200, 3)).astype(np.float32)
     targets = generator.random((200, 3)) < 0.4
-    found = most_confident(scores, targets, np.full(3, 0.5), count=5, per_genre=2)
+    found = most_confident(scores, targets, np.full(3, 0.5), max_picks=5, max_per_genre=2)
     for picks in found.values():
         assert len(picks) == 5
         assert len({pick.index for pick in picks}) == 5
@@ -66,7 +66,7 @@ def test_no_list_is_filled_by_one_genre_or_shows_a_movie_twice():
 
 
 def test_nothing_to_show_is_no_error():
-    found = most_confident(np.zeros((4, 2), np.float32), np.zeros((4, 2)), THRESHOLDS, count=3)
+    found = most_confident(np.zeros((4, 2), np.float32), np.zeros((4, 2)), THRESHOLDS, max_picks=3)
     assert found == {"right": [], "invented": [], "missed": []}
 
 
@@ -183,7 +183,7 @@ def test_a_branch_that_nothing_explains_still_has_its_part(make_case: Any):
     case.model.network.branches["picture"] = Unknown()
     found = by_label(card_of(case, 0))
     assert found["poster"].part == pytest.approx(expected["poster"].part)
-    assert found["poster"].heat is None and not found["poster"].nothing_speaks
+    assert found["poster"].heat is None and not found["poster"].no_evidence
 
 
 def open_uri(uri: str) -> Image.Image:
@@ -201,14 +201,14 @@ def test_cards_say_why_there_is_no_poster(two_branches: Any, number: int, what: 
     found = by_label(card)["poster"]
     assert card.no_poster == what and found.absent == bool(what)
     if what:
-        assert card.poster is None and found.heat is None and not found.nothing_speaks
+        assert card.poster is None and found.heat is None and not found.no_evidence
         assert found.part == 0.0
         return
     assert card.poster is not None
     assert open_uri(card.poster).size == (160, 240)  # of 40 x 60
     if found.heat is not None:
         assert open_uri(found.heat).size == (160, 240)
-    assert (found.heat is None) == found.nothing_speaks
+    assert (found.heat is None) == found.no_evidence
 
 
 def test_a_poster_that_has_gone_since_has_no_heat_map(make_case: Any):
