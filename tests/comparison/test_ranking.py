@@ -222,7 +222,7 @@ def test_runs_on_different_data_have_ranks_of_their_own(tmp_path: Path):
     assert [(g.rank, g.runs[0].name) for g in found.groups] == [
         (1, "1"), (2, "0"), (1, "3"), (2, "2"),
     ]  # fmt: skip
-    assert [group.runs[0].name for group in found.firsts] == ["1", "3"]
+    assert [group.runs[0].name for group in found.best_groups] == ["1", "3"]
     assert group_shades(found) == [1.0, 0.0, 1.0, 0.0]
     text = printed(found)
     assert f"Best of data=demo: {tmp_path}/1" in text and f"Best of data=ml1m: {tmp_path}/3" in text
@@ -261,7 +261,7 @@ def test_what_makes_data_different(
         hydra["hydra"]["runtime"]["cwd"] = "/started/here"
         file.write_text(yaml.safe_dump(hydra))
     found = compare([tmp_path])
-    assert (len({group.data for group in found.groups}) == 1) is same
+    assert (len({group.dataset for group in found.groups}) == 1) is same
     assert any("different data" in note for note in found.notes) is not same
     # Nor is there a column for one place that is written in two ways.
     differs = [key for key in {**one, **other} if one.get(key) != other.get(key)]
@@ -289,5 +289,5 @@ def test_a_share_of_test_that_changes_no_movies_makes_no_ranks_of_its_own(
         write_run(tmp_path / name, {"data.test_fraction": share}, learnt_from=movies)
     found = compare([tmp_path])
     assert [group.settings for group in found.groups] == [(0.2,), (0.3,)]
-    assert len({group.data for group in found.groups}) == (1 if same else 2)
+    assert len({group.dataset for group in found.groups}) == (1 if same else 2)
     assert any("different data" in note for note in found.notes) is not same
