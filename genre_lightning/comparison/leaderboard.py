@@ -21,7 +21,7 @@ from genre_lightning.comparison.text import (
     format_value,
 )
 from genre_lightning.files import whole_file
-from genre_lightning.page.markdown import in_markdown, markdown_table
+from genre_lightning.page.markdown import escape_markdown, markdown_table
 from genre_lightning.runs.quoting import below_here, shell_command
 from genre_lightning.wording import printable, shortened, shown_time
 
@@ -241,13 +241,13 @@ def markdown(comparison: Comparison) -> str:
     """Return the tables of ranked groups and unfinished runs as Markdown."""
     better = "higher" if comparison.mode == "max" else "lower"
     headings, rows = ranked_table(comparison)
-    parts = [f"{in_markdown(comparison.metric)}, {better} is better", ""]
+    parts = [f"{escape_markdown(comparison.metric)}, {better} is better", ""]
     parts += markdown_table(headings, rows, LEFT_ALIGNED)
     headings, rows = unfinished_table(comparison)
     if rows:
         parts += ["", "Not finished:", "", *markdown_table(headings, rows, LEFT_ALIGNED)]
     for note in comparison.notes:
-        parts += ["", in_markdown(note)]
+        parts += ["", escape_markdown(note)]
     return "\n".join(parts) + "\n"
 
 

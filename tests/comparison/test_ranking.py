@@ -206,8 +206,8 @@ def test_lists_of_branches_are_one_key(tmp_path: Path) -> None:
 def test_movies_that_changed_between_runs_are_told(keys: tuple[str | None, ...], tmp_path: Path):
     for number, key in enumerate(keys):
         write_run(tmp_path / str(number), {"optimizer.lr": number}, learnt_from=key)
-    told = [note for note in compare([tmp_path]).notes if "have changed between runs" in note]
-    assert len(told) == (keys == ("a", "b"))
+    notes = [note for note in compare([tmp_path]).notes if "have changed between runs" in note]
+    assert len(notes) == (keys == ("a", "b"))
 
 
 def test_runs_on_different_data_have_ranks_of_their_own(tmp_path: Path):

@@ -105,7 +105,7 @@ def test_that_of_a_fold_is_the_fit_on_all_others() -> None:
 
 def test_movies_that_are_taken_in_blocks_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = fit_stacking(*drawn(500, seed=8))
-    monkeypatch.setattr(stacking, "_BLOCK", 15 * 70)  # of 15 products a movie, 70 movies
+    monkeypatch.setattr(stacking, "_BLOCK_NUMBERS", 15 * 70)  # of 15 products a movie, 70 movies
     for part, wanted in zip(fit_stacking(*drawn(500, seed=8)), expected, strict=True):
         np.testing.assert_allclose(part, wanted, atol=1e-9)
 
