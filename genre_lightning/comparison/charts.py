@@ -17,7 +17,7 @@ from markupsafe import Markup, escape
 from genre_lightning.comparison.run import Setting, format_setting, setting
 from genre_lightning.comparison.swept import distinct_settings, setting_order
 from genre_lightning.page.document import isolated
-from genre_lightning.page.svg import Scale, circle, line, svg, words
+from genre_lightning.page.svg import Scale, circle, line, svg, svg_text
 from genre_lightning.wording import shortened
 
 #: More points would not change how a curve looks.
@@ -89,11 +89,13 @@ def curves(
     parts = []
     for tick in ticks:
         parts.append(line("grid", x.start, y(tick), x.end, y(tick)))
-        parts.append(words("tick", x.start - 7, y(tick) + 3.5, _format_tick(tick, ticks), "end"))
+        parts.append(svg_text("tick", x.start - 7, y(tick) + 3.5, _format_tick(tick, ticks), "end"))
     for tick in _integer_ticks(x.low, last_epoch):
-        parts.append(words("tick", x(tick), y.start + (20 if large else 15), f"{tick}", "middle"))
+        parts.append(
+            svg_text("tick", x(tick), y.start + (20 if large else 15), f"{tick}", "middle")
+        )
     parts.append(line("axis", x.start, y.start, x.end, y.start))
-    parts.append(words("axis-name", (x.start + x.end) / 2, height - 3, "epoch", "middle"))
+    parts.append(svg_text("axis-name", (x.start + x.end) / 2, height - 3, "epoch", "middle"))
     parts.append(
         # Values above the frame are clipped; the sides leave room for a ring.
         f'<svg class="plot" x="{x.start - 4}" y="{y.end}" width="{x.end - x.start + 8}"'
@@ -209,10 +211,10 @@ def parallel(
     for number, (name, axis) in enumerate(named_axes):
         x = 64 + spacing * number
         parts.append(line("axis", x, axis_top, x, axis_bottom))
-        parts.append(words("label", x, 16, shortened(name, 19), "middle"))
+        parts.append(svg_text("label", x, 16, shortened(name, 19), "middle"))
         for y, text in axis.ticks(int(min(spacing / 8, 48))):
             parts.append(line("axis", x - 3, y, x + 3, y))
-            parts.append(words("tick halo", x + 7, y + 3.5, text))
+            parts.append(svg_text("tick halo", x + 7, y + 3.5, text))
     return svg("Settings and metric of each group of runs", width, height, parts, css=css)
 
 

@@ -81,16 +81,17 @@ def find_runs(folders: Sequence[Path]) -> list[Run]:
 
 
 def _run_folders(tree: Path) -> Iterator[Path]:
-    found: set[Path] = set()  # runs, whose loggers can write a metrics.csv further down
+    run_folders: set[Path] = set()  # runs, whose loggers can write a metrics.csv further down
     for path, folders, _ in os.walk(tree):
         folder = Path(path)
         folders[:] = sorted(
             name for name in folders if not name.startswith(".") and name not in SKIPPED_FOLDERS
         )
         if is_run_folder(folder) and (
-            found.isdisjoint(folder.parents) or any((folder / file).exists() for file in RUN_FILES)
+            run_folders.isdisjoint(folder.parents)
+            or any((folder / file).exists() for file in RUN_FILES)
         ):
-            found.add(folder)
+            run_folders.add(folder)
             yield folder
 
 

@@ -206,7 +206,7 @@ class MovieLoader:
 
     def __iter__(self) -> Iterator[MovieBatch]:
         """The epoch's batches; while one group is in use, the data of the next is read ahead."""
-        items, first_batch = list(self.order), self.order.first
+        items, first_batch = list(self.order), self.order.first_batch
         groups = [
             items[start : start + self.group_size]
             for start in range(0, len(items), self.group_size)
@@ -221,7 +221,7 @@ class MovieLoader:
                 )
             for index, batch in enumerate(self.prepare_group(group), first_index):
                 if index >= first_batch:
-                    self.order.given = index + 1
+                    self.order.num_yielded = index + 1
                     yield batch
 
     def prepare_group(self, rows_and_seeds: Sequence[tuple[np.ndarray, int]]) -> list[MovieBatch]:

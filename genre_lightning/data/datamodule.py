@@ -196,9 +196,9 @@ class MovieDataModule(pl.LightningDataModule):
         self.genres = movies.genres
         #: Features as each branch opened them, by branch. ``features`` also masks posters that
         #: another branch could not read.
-        self._opened: dict[str, Features] = {}
+        self._opened_features: dict[str, Features] = {}
         #: Notes on branches without data, by branch.
-        self._empty: dict[str, str] = {}
+        self._empty_branches: dict[str, str] = {}
         store = Store(self.cache_dir, self.workers)
         new_branches = [
             branch for branch in self.inputs if not self._reuse_features(branch, previous)
@@ -207,8 +207,8 @@ class MovieDataModule(pl.LightningDataModule):
         values = {branch: self._values(movies, branch) for branch in new_branches}
         for branch in new_branches:
             self._open_branch(branch, values.pop(branch), store)
-            movies.check_id_numbering(self._opened[branch].unknown)
-        if len(self._empty) == len(self.inputs) > 0:
+            movies.check_id_numbering(self._opened_features[branch].unknown)
+        if len(self._empty_branches) == len(self.inputs) > 0:
             columns = dict.fromkeys(branch_input.column for branch_input in self.inputs.values())
             raise DataError(
                 f"no movie of the dataset has any column that the model looks at: "
@@ -225,9 +225,9 @@ class MovieDataModule(pl.LightningDataModule):
         )
         if previous is None or previous_branch is None:
             return False
-        self._opened[branch] = previous._opened[previous_branch]
-        if previous_branch in previous._empty:
-            self._empty[branch] = previous._empty[previous_branch]
+        self._opened_features[branch] = previous._opened_features[previous_branch]
+        if previous_branch in previous._empty_branches:
+            self._empty_branches[branch] = previous._empty_branches[previous_branch]
         return True
 
     def _open_branch(self, branch: str, values: Sequence[Any], store: Store) -> None:
@@ -242,16 +242,16 @@ class MovieDataModule(pl.LightningDataModule):
             check_features(branch_input, features, len(values))
         except ValueError as error:
             raise DataError(f"model.branches.{branch}: {error}") from error
-        self._opened[branch] = features
+        self._opened_features[branch] = features
 
     def _without_unreadable(self, branch: str) -> Features:
         """A branch's features without posters that another branch could not read.
 
         :func:`genre_lightning.inputs.encode.read_column` does the same for a single movie.
         """
-        features, branch_input = self._opened[branch], self.inputs[branch]
+        features, branch_input = self._opened_features[branch], self.inputs[branch]
         indices_of_branches = [
-            self._opened[name].place
+            self._opened_features[name].place
             for name, other_input in self.inputs.items()
             if branch_input.of == "poster" and other_input.column == branch_input.column
         ]
@@ -268,7 +268,10 @@ class MovieDataModule(pl.LightningDataModule):
 
     def _branch_with_input(self, branch_input: Input) -> str | None:
         """The first branch that has this very input object; None if there is none."""
-        return next((name for name, own in self.inputs.items() if own is branch_input), None)
+        return next(
+            (name for name, module_input in self.inputs.items() if module_input is branch_input),
+            None,
+        )
 
     def _read(self) -> MovieSet:
         movies = read_movies(self.reader, **self.options)
@@ -279,17 +282,17 @@ class MovieDataModule(pl.LightningDataModule):
         return movies
 
     def _split(self, movies: MovieSet) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        given = [movie.split for movie in movies.movies]
+        named_splits = [movie.split for movie in movies.movies]
         return stored_splits(
             self.cache_dir,
-            given,
+            named_splits,
             self.labels,
             val_fraction=self.val_fraction,
             test_fraction=self.test_fraction,
             folds=self.folds,
             seed=self.split_seed,
             # A dataset that is only scored can have no movies to train on.
-            needs_train=self.wanted_genres is None or not {"train", None}.isdisjoint(given),
+            needs_train=self.wanted_genres is None or not {"train", None}.isdisjoint(named_splits),
         )
 
     @property
@@ -324,7 +327,9 @@ class MovieDataModule(pl.LightningDataModule):
                 f"the branch {branch} {problem}; there are {', '.join(movies.columns())}. Add the "
                 "column with data.columns=FILE.csv, or choose a model without this branch"
             )
-        self._empty[branch] = f"{problem}: it {'learns' if is_training else 'contributes'} nothing"
+        self._empty_branches[branch] = (
+            f"{problem}: it {'learns' if is_training else 'contributes'} nothing"
+        )
         return values
 
     def make_resident(self, device: torch.device) -> None:
@@ -489,7 +494,7 @@ class MovieDataModule(pl.LightningDataModule):
         hash_by_column: dict[str, str] = {}
         hashes = {}
         for branch, branch_input in self.inputs.items():
-            features, column = self._opened[branch], branch_input.column
+            features, column = self._opened_features[branch], branch_input.column
             if branch_input.of == "id" and features.dense is not None:
                 indices = features.place[rows]
                 present = indices[indices >= 0]
@@ -578,7 +583,9 @@ class MovieDataModule(pl.LightningDataModule):
 
     def empty_branch_notes(self) -> list[str]:
         """A sentence on each branch whose column no movie has (in training, no movie of train)."""
-        return [f"the branch {branch} {problem}" for branch, problem in self._empty.items()]
+        return [
+            f"the branch {branch} {problem}" for branch, problem in self._empty_branches.items()
+        ]
 
     def describe(self) -> dict[str, Any]:
         """Plain data: where the movies came from and how they were prepared, for the checkpoint."""

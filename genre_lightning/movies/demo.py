@@ -251,22 +251,22 @@ def draw_poster(rng: np.random.Generator, genres: Iterable[str], height: int) ->
     image = Image.fromarray(canvas)
     draw = ImageDraw.Draw(image)
 
-    def place() -> tuple[int, int]:
+    def random_point() -> tuple[int, int]:
         return int(rng.integers(0, width)), int(rng.integers(0, height))
 
-    def colour(low: int, high: int) -> tuple[int, int, int]:
+    def random_colour(low: int, high: int) -> tuple[int, int, int]:
         red, green, blue = rng.integers(low, high, 3).tolist()
         return red, green, blue
 
     for _ in range(int(rng.integers(2, 6))):  # distractors
-        x, y = place()
+        x, y = random_point()
         w, h = (rng.integers(15, 70, 2) * unit).tolist()
         shape = draw.ellipse if rng.random() < 0.5 else draw.rectangle
-        shape((x - w / 2, y - h / 2, x + w / 2, y + h / 2), fill=colour(40, 190))
+        shape((x - w / 2, y - h / 2, x + w / 2, y + h / 2), fill=random_colour(40, 190))
     if "Comedy" in shown:
         for _ in range(int(rng.integers(30, 50))):
-            (x, y), r = place(), float(rng.integers(4, 9)) * unit
-            draw.ellipse((x - r, y - r, x + r, y + r), fill=colour(120, 256))
+            (x, y), r = random_point(), float(rng.integers(4, 9)) * unit
+            draw.ellipse((x - r, y - r, x + r, y + r), fill=random_colour(120, 256))
     if "Action" in shown:
         step = float(rng.integers(26, 38)) * unit
         slant = height * float(rng.choice([-0.6, 0.6]))
@@ -282,7 +282,7 @@ def draw_poster(rng: np.random.Generator, genres: Iterable[str], height: int) ->
         for y in np.arange(rng.random() * step, height, step).tolist():
             draw.line((0, y, width, y), fill=neon, width=thickness)
         for _ in range(3):
-            (x, y), r = place(), float(rng.integers(15, 35)) * unit
+            (x, y), r = random_point(), float(rng.integers(15, 35)) * unit
             draw.ellipse((x - r, y - r, x + r, y + r), outline=neon, width=2 * thickness)
     if "Horror" in shown:
         image = image.point([int(level * 0.35) for level in range(256)] * 3)
@@ -292,7 +292,9 @@ def draw_poster(rng: np.random.Generator, genres: Iterable[str], height: int) ->
             half_width, length = 5.5 * unit, float(rng.integers(60, 210)) * unit
             draw.polygon([(x - half_width, 0), (x + half_width, 0), (x, length)], fill=blood)
     title_y = float(rng.choice([0.06, 0.86])) * height  # where a real poster has its lettering
-    draw.rectangle((width * 0.1, title_y, width * 0.9, title_y + 16 * unit), fill=colour(0, 256))
+    draw.rectangle(
+        (width * 0.1, title_y, width * 0.9, title_y + 16 * unit), fill=random_colour(0, 256)
+    )
 
     grain = rng.integers(-14, 15, (height, width, 1), dtype=np.int16)
     pixels = (np.asarray(image, dtype=np.int16) + grain).clip(0, 255).astype(np.uint8)

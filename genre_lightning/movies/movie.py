@@ -167,8 +167,8 @@ class MovieSet:
 
     def columns(self) -> tuple[str, ...]:
         """The columns that at least one movie has, ``title`` and ``poster`` first."""
-        found = {name for movie in self.movies for name in movie.columns}
-        return tuple(sorted(found, key=lambda name: (name != "title", name != "poster", name)))
+        names = {name for movie in self.movies for name in movie.columns}
+        return tuple(sorted(names, key=lambda name: (name != "title", name != "poster", name)))
 
     def check_id_numbering(self, unknown: Mapping[str, str]) -> None:
         """Refuse a file that numbers movies from 0 or 1 if the dataset's ids are row numbers.

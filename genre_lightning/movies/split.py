@@ -89,8 +89,8 @@ def _draw_split(
             f"data.{name}_fraction={fraction} of {len(rows)} movies leaves the "
             f"{name if count == 0 else 'train'} split empty; change it or add movies"
         )
-    taken = stratified_subset(labels[rows], count, seed)
-    return rows[~taken], rows[taken]
+    is_taken = stratified_subset(labels[rows], count, seed)
+    return rows[~is_taken], rows[is_taken]
 
 
 def fold_movies(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:

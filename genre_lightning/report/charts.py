@@ -14,7 +14,7 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from genre_lightning.page.document import isolated
-from genre_lightning.page.svg import Scale, circle, line, svg, words
+from genre_lightning.page.svg import Scale, circle, line, svg, svg_text
 from genre_lightning.report.statistics import Interval, Reliability
 from genre_lightning.wording import shortened
 
@@ -212,9 +212,9 @@ def reliability_panel(name: str, bins: Reliability, *, large: bool = False) -> M
     if large:
         for power in range(0, int(max_log_count) + 1):
             y = bottom - histogram_height * math.log10(1 + 10**power) / max_log_count
-            parts.append(words("tick", frame.x(0) - 5, y + 3, f"{10**power:,}", anchor="end"))
+            parts.append(svg_text("tick", frame.x(0) - 5, y + 3, f"{10**power:,}", anchor="end"))
         parts.append(
-            words("axis-name", frame.x(0.5), bottom + 15, "cells per bin, log scale", "middle")
+            svg_text("axis-name", frame.x(0.5), bottom + 15, "cells per bin, log scale", "middle")
         )
     return svg(name, frame.width, bottom + (20 if large else 2), parts)
 
@@ -229,7 +229,7 @@ def heat_map(name: str, shares: np.ndarray, labels: Sequence[str]) -> Markup:
     parts = []
     for i, label in enumerate(labels):
         middle = edge + cell_size * (i + 0.5)
-        parts.append(words("tick", edge - 5, middle + 3.5, short[i], anchor="end"))
+        parts.append(svg_text("tick", edge - 5, middle + 3.5, short[i], anchor="end"))
         parts.append(
             f'<text class="tick" transform="translate({middle + 3.5:.1f} {edge - 5}) rotate(-90)">'
             f"{escape(short[i])}</text>"
@@ -262,9 +262,9 @@ class _Square:
             yield line("grid", left, self.y(tick), right, self.y(tick))
             yield line("grid", self.x(tick), low, self.x(tick), high)
         for tick, text in ((0.0, "0"), (0.5, "0.5"), (1.0, "1")):
-            yield words("tick", self.x(tick), low + 13, text, "middle")
-            yield words("tick", left - 5, self.y(tick) + 3.5, text, "end")
-        yield words("axis-name", (left + right) / 2, low + 27, x_name, "middle")
+            yield svg_text("tick", self.x(tick), low + 13, text, "middle")
+            yield svg_text("tick", left - 5, self.y(tick) + 3.5, text, "end")
+        yield svg_text("axis-name", (left + right) / 2, low + 27, x_name, "middle")
         yield (
             f'<text class="axis-name" text-anchor="middle"'
             f' transform="translate(10 {(low + high) / 2:.1f}) rotate(-90)">{escape(y_name)}</text>'

@@ -70,8 +70,8 @@ def most_confident(
         scores: (N, G) float32 in [0, 1].
         targets: (N, G) zeros and ones.
         thresholds: (G,) float32.
-        max_picks: most movies in a list, each once.
-        max_per_genre: most movies in a list for the same genre, so that no genre fills it.
+        max_picks: maximum number of movies in a list, each once.
+        max_per_genre: maximum number of them for the same genre, so that no genre fills a list.
 
     Returns:
         "right": all genres of the movie are correct, ordered by its least confident predicted
@@ -103,8 +103,8 @@ def _select_picks(
         rows: (n,) the movie of each prediction.
         genres: (n,) its genre.
         confidence: (n,) its distance from the threshold.
-        max_picks: most picks.
-        max_per_genre: most picks of one genre.
+        max_picks: maximum number of picks.
+        max_per_genre: maximum number of picks of one genre.
     """
     picks: list[Pick] = []
     picks_of_genre: Counter[int] = Counter()

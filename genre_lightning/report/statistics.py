@@ -346,7 +346,8 @@ def precision_recall_steps(
     Args:
         scores: (N,) floats.
         targets: (N,) zeros and ones, at least one of them 1.
-        max_points: most points; a longer curve is thinned to this many steps of equal recall.
+        max_points: maximum number of points; a longer curve is thinned to as many steps of equal
+            recall.
 
     Returns:
         (recall, precision), both (K,) float64, recall ascending to 1.

@@ -253,7 +253,7 @@ def test_an_epoch_goes_on_where_it_stopped(given: int, group_size: int, many: Mo
     groups.clear()
     second.load_state_dict(state)
     second.order.set_epoch(2)
-    assert len(second.order) - second.order.first == len(rest) == 6 - given
+    assert len(second.order) - second.order.first_batch == len(rest) == 6 - given
     assert all(same(*pair) for pair in zip(second, rest, strict=True))
     # Each batch among the same others, since sums may differ in the last bit otherwise.
     assert groups == (unbroken[given // group_size :] if given < 6 else [])

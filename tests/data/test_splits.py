@@ -12,11 +12,11 @@ from genre_lightning.data.splits import stored_splits
 LABELS = (np.arange(80).reshape(40, 2) % 3 == 0).astype(np.uint8)
 
 
-def draw_splits(folder: Path, given: list[str | None], **options: Any) -> Any:
+def draw_splits(folder: Path, named_splits: list[str | None], **options: Any) -> Any:
     settings: dict[str, Any] = {
         "val_fraction": 0.2, "test_fraction": 0.2, "folds": 1, "seed": 0, "needs_train": True,
     }  # fmt: skip
-    return stored_splits(folder, given, LABELS, **{**settings, **options})
+    return stored_splits(folder, named_splits, LABELS, **{**settings, **options})
 
 
 def test_they_are_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
