@@ -182,7 +182,7 @@ def test_many_genres_stay_small(make_case: Callable[..., Any]):
     assert len(html.encode()) < 3_000_000
 
 
-def test_names_from_right_to_left_turn_nothing_round(make_case: Callable[..., Any]):
+def test_right_to_left_names_are_isolated(make_case: Callable[..., Any]):
     html = render(make_case(["דרמה", "كوميديا 2", "Action", "(אימה)"]))
     assert html.count("דרמה") > 10
     assert not_isolated(html) == []

@@ -186,7 +186,7 @@ def test_calibrated_probabilities_sum_to_the_positives_of_each_genre() -> None:
         pytest.param(np.full((6, 2), 1.0), np.ones((6, 2)), id="all-positive"),
     ],
 )
-def test_calibration_ends_where_nothing_can_be_told(scores, truth) -> None:
+def test_calibration_ends_for_uninformative_scores(scores, truth) -> None:
     probabilities = calibrate(scores.astype(np.float32), truth, 1.0)
     assert np.isfinite(probabilities).all()
     assert ((probabilities >= 0) & (probabilities <= 1)).all()

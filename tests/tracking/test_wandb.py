@@ -250,7 +250,7 @@ def test_a_failed_run_is_one_and_the_next_is_its_own(
 @pytest.mark.parametrize(
     ("error", "code"), [(KeyboardInterrupt(), 255), (SystemExit(143), 255), (OSError("full"), 1)]
 )
-def test_however_it_ends(
+def test_the_exit_code_and_state_of_each_ending(
     error: BaseException, code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "a run"
