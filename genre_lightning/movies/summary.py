@@ -84,7 +84,7 @@ def universal_genre_notes(table: DatasetTable) -> list[str]:
         return []
     they_are = "it is" if len(universal) == 1 else "they are"
     return [
-        f"every movie of train has {_the_genres(universal)}: {they_are} predicted for any movie, "
+        f"every movie of train has {_list_genres(universal)}: {they_are} predicted for any movie, "
         "and high scores there mean nothing; add negative examples"
     ]
 
@@ -97,7 +97,7 @@ def unlearnable_genre_notes(table: DatasetTable) -> list[str]:
         return []
     they = "it" if len(unlearnable) == 1 else "they"
     return [
-        f"no movie of train has {_the_genres(unlearnable)}: {they} can't be learnt, which lowers "
+        f"no movie of train has {_list_genres(unlearnable)}: {they} can't be learnt, which lowers "
         "averages over genres"
     ]
 
@@ -121,7 +121,7 @@ def unread_column_notes(columns: Sequence[str], read: Collection[str]) -> list[s
     ]
 
 
-def _the_genres(names: Sequence[str]) -> str:
+def _list_genres(names: Sequence[str]) -> str:
     """The first of some names in a sentence: "the genre Drama", "the genres Drama, War"."""
     genres = "genre" if len(names) == 1 else "genres"
     return f"the {genres} {first_few(names, MAX_NAMED)}"
