@@ -157,5 +157,5 @@ def typical_batch(data: MovieDataModule, device: torch.device) -> MovieBatch:
         rows, _ = item
         return sum(abs(has[rows].sum() - own) for has, own in zip(there, wanted, strict=True))
 
-    (batch,) = loader.ready([min(loader.order, key=distance)])
+    (batch,) = loader.prepare_group([min(loader.order, key=distance)])
     return batch

@@ -149,5 +149,5 @@ def score_answers(
         scores=found,
         targets=torch.from_numpy(data.labels[rows].astype(np.float32)),
         branch_logits={BRANCH: part},
-        has={BRANCH: has},
+        has_column={BRANCH: has},
     )

@@ -25,7 +25,7 @@ from genre_lightning.files import whole_file
 from genre_lightning.inputs.encoders.table import ENCODERS
 from genre_lightning.movies.readers import BIASES
 from genre_lightning.movies.split_names import SPLIT_WORDS
-from genre_lightning.page.markdown import code, in_markdown
+from genre_lightning.page.markdown import code, escape_markdown
 from genre_lightning.predicting.evaluations import (
     PREDICTIONS,
     CardError,
@@ -224,7 +224,7 @@ def _runs_by_seed(run: Path) -> list[Run]:
 
 def _to_markdown(value: Any) -> str:
     """Escape a value for the template, as it may come from an untrusted checkpoint."""
-    return value if isinstance(value, Markup) else in_markdown(one_line(value))
+    return value if isinstance(value, Markup) else escape_markdown(one_line(value))
 
 
 def _dataset_name(data: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from genre_lightning import __version__
 from genre_lightning.checkpoint.model import TrainedModel
 from genre_lightning.inputs.encoders.spec import EncoderSpec, Hub, Packaged
 from genre_lightning.inputs.encoders.table import ENCODERS
-from genre_lightning.movies.readers import MADE_IN
+from genre_lightning.movies.readers import GENERATED_FOLDER_OPTION
 from genre_lightning.page.markdown import markdown_table
 from genre_lightning.runs.settings import is_path
 from genre_lightning.wording import printable
@@ -129,7 +129,7 @@ def split_table(data: Mapping[str, Any]) -> Markup:
     shown = [
         (name, Path(str(value)).name if is_path(f"data.{name}") else str(value))
         for name, value in data.items()
-        if name not in ("reader", "path", MADE_IN.get(data.get("reader", "")))
+        if name not in ("reader", "path", GENERATED_FOLDER_OPTION.get(data.get("reader", "")))
     ]
     return table_markup(("setting", "value"), shown, ("setting", "value"))
 

@@ -15,8 +15,8 @@ from typing import IO, Any
 
 from genre_lightning.cells import text_of, unguard
 from genre_lightning.files import whole_file
-from genre_lightning.movies.movie import OF_THE_WEB
-from genre_lightning.movies.table import csv_problem, delimiter_of, other_file, quotes_hint
+from genre_lightning.movies.movie import URL_PATTERN
+from genre_lightning.movies.table import csv_problem, delimiter_of, quotes_hint, wrong_format
 from genre_lightning.predicting.arguments import STREAM
 from genre_lightning.predicting.printing import CommandError
 from genre_lightning.progress import progress
@@ -99,13 +99,13 @@ class MovieRows:
         if not text:
             return None
         # Don't make a path of a URL: it would lose one of its slashes.
-        is_file = self.columns[column] == "poster" and not OF_THE_WEB.search(text)
+        is_file = self.columns[column] == "poster" and not URL_PATTERN.search(text)
         return self.folder / text if is_file else text
 
     def _lines(self, file: IO[bytes]) -> Iterator[str]:
         # Decoded line by line, so that an error can name the line's number.
         for number, line in enumerate(file, 1):
-            if number == 1 and (other := other_file(line)) is not None:
+            if number == 1 and (other := wrong_format(line)) is not None:
                 raise CommandError(f"{self.name} {other}")
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
