@@ -115,7 +115,7 @@ def thumbnail(poster: PosterFile | Value) -> tuple[Image.Image | None, str]:
     try:
         image = poster.read_bytes() if isinstance(poster, PosterFile) else poster
         pixels = read_poster(image, (THUMBNAIL_HEIGHT, THUMBNAIL_HEIGHT))
-        width, height = proportions(image)
+        width, height = upright_dimensions(image)
     except (OSError, InputError) as error:
         is_missing = any(isinstance(cause, FileNotFoundError) for cause in (error, error.__cause__))
         return None, "poster not there" if is_missing else "poster unreadable"
