@@ -109,10 +109,10 @@ def test_a_branch_sees_movies(
             WRITTEN.get(branch_input.column) or [m.value(branch_input.column) for m in movies][:4]
         )
     features = branch_input.open(values, ALL, Store(tmp_path / "cache", 1, False))
-    rows = np.flatnonzero(features.place >= 0)
+    rows = np.flatnonzero(features.row_index >= 0)
     assert len(rows) >= 3
     network = build_network(3, {name: branch.network}, {name: branch_input}, members=2, dropout=0.5)
-    numbers, _ = features.gather(features.place[rows], np.array([len(rows)]))
+    numbers, _ = features.gather(features.row_index[rows], np.array([len(rows)]))
     for training in (True, False):
         seeds = [(len(rows), 1)] if training else None
         part = Part(torch.from_numpy(rows), branch_input.prepare(numbers, seeds))

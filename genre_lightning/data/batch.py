@@ -127,7 +127,7 @@ class MovieBatches:
         """Ask the system to start reading what these rows need, without waiting for it."""
         for name, features in self.features.items():
             if name not in self.resident:
-                places = features.place[rows]
+                places = features.row_index[rows]
                 features.read_ahead(places[places >= 0])
 
     def gather(self, items: Sequence[tuple[np.ndarray, int]]) -> BatchGroup:
@@ -156,7 +156,7 @@ class MovieBatches:
             begins: (K,) int64, where each batch begins in ``rows``.
         """
         features = self.features[name]
-        places = features.place[rows]
+        places = features.row_index[rows]
         there = np.flatnonzero(places >= 0)
         places = places[there]
         counts = np.diff(np.searchsorted(there, ends), prepend=0)

@@ -241,15 +241,15 @@ class MovieDataModule(pl.LightningDataModule):
         """
         own, branch_input = self._opened[branch], self.inputs[branch]
         others = [
-            self._opened[name].place
+            self._opened[name].row_index
             for name, other in self.inputs.items()
             if branch_input.of == "poster" and other.column == branch_input.column
         ]
-        place = np.where(np.any([other < 0 for other in others], axis=0), -1, own.place)
-        if np.array_equal(place, own.place):
+        place = np.where(np.any([other < 0 for other in others], axis=0), -1, own.row_index)
+        if np.array_equal(place, own.row_index):
             return own
         features = copy(own)
-        features.place = place
+        features.row_index = place
         return features
 
     def branch_of(self, branch_input: Input) -> str | None:
@@ -373,7 +373,7 @@ class MovieDataModule(pl.LightningDataModule):
         A column that no branch reads is not opened, so every value in it counts as present.
         """
         places = [
-            self.features[branch].place
+            self.features[branch].row_index
             for branch, opened in self.inputs.items()
             if opened.column == column
         ]
@@ -477,7 +477,7 @@ class MovieDataModule(pl.LightningDataModule):
         for branch, branch_input in self.inputs.items():
             features, column = self._opened[branch], branch_input.column
             if branch_input.of == "id" and features.dense is not None:
-                places = features.place[rows]
+                places = features.row_index[rows]
                 held = places[places >= 0]
                 # At most 100,000 vectors: hashing a million would take seconds.
                 some = features.dense[held[:: 1 + len(held) // 100_000]]

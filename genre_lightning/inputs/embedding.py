@@ -37,7 +37,7 @@ from genre_lightning.inputs.input import (
     Store,
     check_keys,
     check_text,
-    seed_for,
+    derive_seed,
 )
 from genre_lightning.inputs.masked import Masked, Unreadable
 from genre_lightning.inputs.one_core import one_core_threads
@@ -344,7 +344,7 @@ class EmbeddingInput(Input):
             torch.randint(
                 vectors.shape[1],
                 (number,),
-                generator=torch.Generator().manual_seed(seed_for(purpose, seed)),
+                generator=torch.Generator().manual_seed(derive_seed(purpose, seed)),
             )
             for number, seed in seeds
         ]

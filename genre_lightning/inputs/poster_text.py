@@ -64,7 +64,7 @@ class PosterTextInput(Input):
         made = TEXT_INPUTS[text["kind"]]
         arguments = {name: value for name, value in text.items() if name != "kind"}
         try:
-            check_arguments(made, arguments, apart_from=("column",))
+            check_arguments(made, arguments, exclude=("column",))
             self._set(column, made(column=column, **arguments), None)
         except EncoderError:
             raise

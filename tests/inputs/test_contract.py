@@ -42,12 +42,16 @@ def one(kind: str, tmp_path: Path) -> Opened:
 
 def gathered(one: Opened, *batches: list[int]) -> JoinedPart:
     """The numbers of batches of movies, end to end, as MovieBatches gathers them."""
-    places = one.features.place[np.array([row for batch in batches for row in batch], dtype=int)]
+    row_index = one.features.row_index[
+        np.array([row for batch in batches for row in batch], dtype=int)
+    ]
     counts = np.array(
-        [(one.features.place[np.array(batch, dtype=int)] >= 0).sum() for batch in batches]
+        [(one.features.row_index[np.array(batch, dtype=int)] >= 0).sum() for batch in batches]
     )
-    rows = [n for batch in batches for n, row in enumerate(batch) if one.features.place[row] >= 0]
-    numbers, lengths = one.features.gather(places[places >= 0], counts)
+    rows = [
+        n for batch in batches for n, row in enumerate(batch) if one.features.row_index[row] >= 0
+    ]
+    numbers, lengths = one.features.gather(row_index[row_index >= 0], counts)
     part = Part(torch.tensor(rows, dtype=torch.int64), numbers)
     return JoinedPart(part, counts.tolist(), lengths)
 
@@ -74,32 +78,32 @@ def test_it_says_what_it_is(kind: str, one: Opened) -> None:
     json.dumps(one.input.network_arguments())
 
 
-def test_a_movie_without_the_column_has_no_place(one: Opened) -> None:
-    place = one.features.place
-    assert place.dtype == np.int64 and place.shape == (NUM_MOVIES,)
-    assert (place < 0).tolist() == [False, True, False, False, False, True]
-    assert sorted(place[place >= 0].tolist()) == [0, 1, 2, 3]
+def test_a_movie_without_the_column_has_no_row(one: Opened) -> None:
+    row_index = one.features.row_index
+    assert row_index.dtype == np.int64 and row_index.shape == (NUM_MOVIES,)
+    assert (row_index < 0).tolist() == [False, True, False, False, False, True]
+    assert sorted(row_index[row_index >= 0].tolist()) == [0, 1, 2, 3]
     assert list(one.features.unreadable) == []
     check_features(one.input, one.features, NUM_MOVIES)
 
 
 @pytest.mark.parametrize(
-    ("dense", "place", "said"),
+    ("dense", "row_index", "message"),
     [
-        ((4, 7), [0, -1, 1, 2], r"YearInput\.open gave a place of int64 and shape \(4,\), not of"),
-        ((4, 7), [0.0, -1, 1, 2, 3, -1], r"a place of float64 and shape \(6,\), not of int64"),
-        ((4, 7), [0, -1, 1, 2, 4, -1], r"places up to 4, and numbers for 4$"),
+        ((4, 7), [0, -1, 1, 2], r"YearInput\.open gave a row_index of int64 and shape \(4,\), not"),
+        ((4, 7), [0.0, -1, 1, 2, 3, -1], r"a row_index of float64 and shape \(6,\), not of int64"),
+        ((4, 7), [0, -1, 1, 2, 4, -1], r"rows up to 4, and numbers for 4$"),
         ((4, 6), [0, -1, 1, 2, 3, -1], r"vectors \(1, 6\) float32 for one .* \(1, 7\) float32"),
     ],
-    ids=["a place for some", "no whole numbers", "a place too many", "another width"],
+    ids=["rows for some", "no whole numbers", "a row too many", "another width"],
 )
 def test_numbers_that_an_input_does_not_promise_are_refused(
-    dense: tuple[int, int], place: list[float], said: str, tmp_path: Path
+    dense: tuple[int, int], row_index: list[float], message: str, tmp_path: Path
 ) -> None:
     branch_input = opened("year", tmp_path).input
     assert branch_input.network_arguments() == {"width": 7}
-    features = DenseFeatures("vectors", np.ones(dense, np.float32), np.array(place))
-    with pytest.raises(ValueError, match=said):
+    features = DenseFeatures("vectors", np.ones(dense, np.float32), np.array(row_index))
+    with pytest.raises(ValueError, match=message):
         check_features(branch_input, features, NUM_MOVIES)
 
 
@@ -107,7 +111,7 @@ def test_numbers_that_an_input_does_not_promise_are_refused(
 def test_vectors_are_float32(dtype: Any, tmp_path: Path) -> None:
     one = opened("year", tmp_path)
     assert one.features.dense is not None
-    features = DenseFeatures("vectors", one.features.dense.astype(dtype), one.features.place)
+    features = DenseFeatures("vectors", one.features.dense.astype(dtype), one.features.row_index)
     with pytest.raises(ValueError, match=rf"vectors \(1, \d+\) {np.dtype(dtype).name} for one"):
         check_features(one.input, features, NUM_MOVIES)
 
@@ -126,15 +130,15 @@ def test_what_is_gathered_is_what_is_encoded(one: Opened) -> None:
     assert equal(part.numbers, one.input.prepare(stored, None))
 
 
-def test_dense_numbers_are_counted_by_place(one: Opened) -> None:
+def test_dense_numbers_are_gathered_by_row(one: Opened) -> None:
     dense = one.features.dense
     if dense is None:
         return
-    places = np.array([2, 0])
-    numbers, _ = one.features.gather(places, np.array([2]))
+    rows = np.array([2, 0])
+    numbers, _ = one.features.gather(rows, np.array([2]))
     assert list(numbers) == [one.features.name]
-    np.testing.assert_array_equal(numbers[one.features.name].numpy(), dense[places])
-    one.features.read_ahead(places)
+    np.testing.assert_array_equal(numbers[one.features.name].numpy(), dense[rows])
+    one.features.read_ahead(rows)
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["as they are", "varied"])
@@ -193,8 +197,8 @@ def test_a_second_opening_finds_the_same(kind: str, one: Opened, tmp_path: Path)
     before = files()
     again = KINDS[kind].make(tmp_path)
     features = again.open(one.values, TRAIN, one.store)
-    np.testing.assert_array_equal(features.place, one.features.place)
-    numbers, lengths = features.gather(features.place[[0, 2, 3, 4]], np.array([3, 1]))
+    np.testing.assert_array_equal(features.row_index, one.features.row_index)
+    numbers, lengths = features.gather(features.row_index[[0, 2, 3, 4]], np.array([3, 1]))
     joined = gathered(one, [0, 2, 3], [4])
     assert equal(numbers, joined.part.numbers) and lengths == joined.lengths
     assert state_to_text(again) == state_to_text(one.input) and files() == before
@@ -220,7 +224,7 @@ def test_the_state_rebuilds_it(one: Opened) -> None:
     # What is fitted learns nothing from other movies.
     features = rebuilt.open(one.values[2:], np.array([0, 1]), one.store)
     assert state_to_text(rebuilt) == text
-    numbers, _ = features.gather(features.place[[0, 1]], np.array([2]))
+    numbers, _ = features.gather(features.row_index[[0, 1]], np.array([2]))
     assert equal(numbers, gathered(one, [2, 3]).part.numbers)
 
 

@@ -88,7 +88,7 @@ def fake_text(monkeypatch: pytest.MonkeyPatch) -> FakeText:
 def test_posters_are_those_of_the_encoder(posters: list[PosterFile], store: Store) -> None:
     branch_input = lite0()
     features = branch_input.open([posters[0], None, *posters[1:]], np.arange(4), store)
-    assert features.place.tolist() == [0, -1, 1, 2] and features.dense is not None
+    assert features.row_index.tolist() == [0, -1, 1, 2] and features.dense is not None
     pixels = np.stack([whole(file) for file in posters])
     found = open_encoder(resolve("lite0", size=SIZE))
     assert isinstance(found, ImageEncoder)
@@ -118,7 +118,7 @@ def test_texts_are_those_of_the_encoder(fake_text: FakeText, store: Store) -> No
     branch_input = EmbeddingInput("synopsis", "minilm")
     values = ["b", None, "a", "", "b", "a longer one\nof two lines", "a"]
     features = branch_input.open(values, ALL, store)
-    assert features.place.tolist() == [0, -1, 1, -1, 0, 2, 1]
+    assert features.row_index.tolist() == [0, -1, 1, -1, 0, 2, 1]
     assert features.dense is not None and features.dense.dtype == np.float16
     wanted = plain_loop([b"b", b"a", b"a longer one\nof two lines"])
     np.testing.assert_array_equal(features.dense, wanted)
@@ -129,7 +129,7 @@ def test_texts_are_those_of_the_encoder(fake_text: FakeText, store: Store) -> No
 
 def test_a_dataset_without_any_text(fake_text: FakeText, store: Store) -> None:
     features = EmbeddingInput("synopsis", "minilm").open([None, ""], ALL[:2], store)
-    assert features.place.tolist() == [-1, -1] and features.dense is not None
+    assert features.row_index.tolist() == [-1, -1] and features.dense is not None
     assert features.dense.shape == (0, 1, WIDTH) and fake_text.calls == []
 
 
@@ -140,7 +140,7 @@ def test_real_texts(store: Store) -> None:
     branch_input = EmbeddingInput("title", "minilm")
     values = ["Heat (1995)", None, "Léon", "Heat (1995)"]
     features = branch_input.open(values, ALL, store)
-    assert features.place.tolist() == [0, -1, 1, 0] and features.dense is not None
+    assert features.row_index.tolist() == [0, -1, 1, 0] and features.dense is not None
     encoded = branch_input.encode(["Heat (1995)", "Léon"])["vectors"]
     np.testing.assert_array_equal(features.dense, encoded.numpy())
     assert branch_input.network_arguments() == {"width": 384}
@@ -225,7 +225,7 @@ def test_unreadable_posters_are_masked_and_named(
         values.append(locate(path))
     values += [PosterFile(tmp_path / "none.jpg", None, -1, 0), None, posters[1]]
     features = lite0().open(values, np.arange(len(values)), store)
-    assert (features.place >= 0).nonzero()[0].tolist() == [0, len(values) - 1]
+    assert (features.row_index >= 0).nonzero()[0].tolist() == [0, len(values) - 1]
     reasons = dict(features.unreadable)
     assert len(reasons) == len(BROKEN) + 1
     for name in BROKEN:
@@ -244,11 +244,11 @@ def test_a_poster_that_can_be_read_later(
     content = posters[1].read_bytes()
     posters[1].path.unlink()  # gone since the reader saw it
     first = lite0().open(posters, ALL, store)
-    assert first.place.tolist() == [0, -1, 1] and "can't be read" in first.unreadable[0][1]
+    assert first.row_index.tolist() == [0, -1, 1] and "can't be read" in first.unreadable[0][1]
     posters[1].path.write_bytes(content)
     with caplog.at_level(logging.WARNING):
         second = lite0().open(posters, ALL, store)
-    assert second.place.tolist() == [0, 1, 2] and list(second.unreadable) == []
+    assert second.row_index.tolist() == [0, 1, 2] and list(second.unreadable) == []
     assert "can be now" in caplog.text
 
 
@@ -257,7 +257,7 @@ def test_a_huge_file_is_not_read(posters: list[PosterFile], store: Store, tmp_pa
     with path.open("wb") as file:
         file.truncate(2**40)  # takes no space
     features = lite0().open([posters[0], locate(path)], ALL[:2], store)
-    assert features.place.tolist() == [0, -1] and "bytes" in features.unreadable[0][1]
+    assert features.row_index.tolist() == [0, -1] and "bytes" in features.unreadable[0][1]
 
 
 def test_numbers_that_float16_does_not_hold_are_refused(
@@ -502,7 +502,7 @@ def test_a_prompt_stands_before_every_text_and_vectors_are_kept_apart(store: Sto
     encoder = open_encoder("minilm")
     for branch_input, before in ((asked, "A movie called "), (bare, "")):
         features = found[branch_input]
-        assert features.dense is not None and features.place.tolist() == [0, -1, -1, 1]
+        assert features.dense is not None and features.row_index.tolist() == [0, -1, -1, 1]
         wanted = encoder.embed([f"{before}The Godfather", f"{before}Alien"])  # type: ignore[arg-type]
         np.testing.assert_allclose(features.dense[:, 0], wanted, atol=2e-3)
         np.testing.assert_array_equal(
@@ -511,7 +511,7 @@ def test_a_prompt_stands_before_every_text_and_vectors_are_kept_apart(store: Sto
     # A title of nothing but its year has no name: the same in a dataset as in a prediction.
     for branch_input in (asked, bare):
         assert branch_input.read("(1995)") is None and branch_input.read("  ") is None
-        assert branch_input.open(["(1995)", "  "], ALL[:2], store).place.tolist() == [-1, -1]
+        assert branch_input.open(["(1995)", "  "], ALL[:2], store).row_index.tolist() == [-1, -1]
     rebuilt = input_from_text(state_to_text(asked))
     assert rebuilt.state() == asked.state() and rebuilt.state()["prompt"] == "A movie called "
 
@@ -543,7 +543,7 @@ def test_a_prompt_stands_behind_every_text(store: Store) -> None:
     encoder = open_encoder("minilm")
     assert isinstance(encoder, TextEncoder)
     wanted = encoder.embed(["Is The Godfather (1972) a comedy?", "Is Alien a comedy?"])
-    assert features.dense is not None and features.place.tolist() == [0, -1, 1]
+    assert features.dense is not None and features.row_index.tolist() == [0, -1, 1]
     np.testing.assert_allclose(features.dense[:, 0], wanted, atol=2e-3)
     other = EmbeddingInput("title", "minilm", natural=True, year=True, prompt="Is ")
     again = other.open(titles, ALL, store)

@@ -72,9 +72,9 @@ def test_cache_holds_each_movies_poster(tmp_path, workers):
     listed = [None if n is None else posters[n] for n in wanted]
     cache = open_cache(listed, tmp_path / "cache", workers=workers)
     assert cache.dense.shape == (4, 8, 8, 3) and cache.dense.dtype == np.uint8
-    assert cache.place.dtype == np.int64 and list(cache.unreadable) == []
+    assert cache.row_index.dtype == np.int64 and list(cache.unreadable) == []
     assert not cache.dense.flags.writeable
-    for n, row in zip(wanted, cache.place, strict=True):
+    for n, row in zip(wanted, cache.row_index, strict=True):
         assert (row == -1) if n is None else (cache.dense[row] == 10 * n).all()
 
 
@@ -86,7 +86,7 @@ def test_pixels_are_those_of_decode_poster(tmp_path):
         cache = open_cache(files, tmp_path, 16, 4, shrink)
         for n, file in enumerate(files):
             wanted = decode_poster(file.read_bytes(), 16, shrink)
-            np.testing.assert_array_equal(cache.dense[cache.place[n]], wanted)
+            np.testing.assert_array_equal(cache.dense[cache.row_index[n]], wanted)
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -102,8 +102,8 @@ def test_broken_posters_are_masked_and_listed(tmp_path):
         good = [0, *range(len(posters))[-5:-3]]
         assert len(cache.dense) == 3
         for n, place in enumerate(good):
-            assert (cache.dense[cache.place[place]] == 10 * n).all()
-        masked = np.delete(cache.place, good)
+            assert (cache.dense[cache.row_index[place]] == 10 * n).all()
+        masked = np.delete(cache.row_index, good)
         assert (masked == -1).all()
         listed = dict(cache.unreadable)
         assert len(listed) == len(BROKEN) + 2
@@ -119,7 +119,7 @@ def test_a_cache_without_a_poster(tmp_path, posters):
     for _ in range(2):
         cache = open_cache(listed, tmp_path / "cache")
         assert cache.dense.shape == (0, 8, 8, 3)
-        assert cache.place.tolist() == [-1] * len(posters)
+        assert cache.row_index.tolist() == [-1] * len(posters)
 
 
 def test_a_second_opening_decodes_nothing(tmp_path, decodes):
@@ -159,7 +159,7 @@ def test_whatever_changes_pixels_or_rows_changes_the_cache(tmp_path, change, mon
         monkeypatch.setattr(cache_module, "DECODER_VERSION", -1)
     after = open_cache([locate(file.path) for file in posters], tmp_path / "cache", size)
     assert folder_of(after) != folder_of(before)
-    for row, file in zip(after.place, posters, strict=True):
+    for row, file in zip(after.row_index, posters, strict=True):
         np.testing.assert_array_equal(after.dense[row], decode_poster(file.path, size))
 
 
@@ -174,7 +174,7 @@ def test_posters_in_a_zip(tmp_path):
             for info in archive.infolist()
         ]
     cache = open_cache(files, tmp_path / "cache")
-    assert cache.place.tolist() == [0, 1, 2, 3, -1, 4]
+    assert cache.row_index.tolist() == [0, 1, 2, 3, -1, 4]
     assert cache.dense[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 5]
     assert [name for name, _ in cache.unreadable] == [f"{tmp_path / 'posters.zip'}:in/4.png"]
 
@@ -201,7 +201,7 @@ def test_a_damaged_cache_is_noticed_and_built_anew(tmp_path, caplog, damage):
     with caplog.at_level(logging.WARNING):
         cache = open_cache(posters, tmp_path / "cache")
     assert "rebuilding" in caplog.text and str(folder) in caplog.text
-    assert cache.dense[cache.place, 0, 0, 0].tolist() == [0, 10, 20, 30]
+    assert cache.dense[cache.row_index, 0, 0, 0].tolist() == [0, 10, 20, 30]
     assert caches(tmp_path / "cache") == [folder.name]
 
 
@@ -210,10 +210,10 @@ def test_a_poster_that_could_not_be_read_is_tried_again(tmp_path, decodes):
     (tmp_path / "1.png").rename(tmp_path / "away")
     for _ in range(2):
         cache = open_cache(posters, tmp_path / "cache")
-        assert cache.place.tolist() == [0, -1, 1]
+        assert cache.row_index.tolist() == [0, -1, 1]
     assert len(decodes) == 2  # while it is away, the others are not decoded again
     (tmp_path / "away").rename(tmp_path / "1.png")
-    assert open_cache(posters, tmp_path / "cache").place.tolist() == [0, 1, 2]
+    assert open_cache(posters, tmp_path / "cache").row_index.tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("wrong", [{"size": 0}, {"shrink": 9}, {"workers": 0}], ids=str)
@@ -272,7 +272,7 @@ for n in range(8):
     status = path.stat()
     files.append(Slow(path, None, status.st_size, status.st_mtime_ns))
 cache = open_poster_cache(files, size=(8, 8), store=Store(folder / "cache", workers=2))
-print(cache.dense[cache.place, 0, 0, 0].tolist())
+print(cache.dense[cache.row_index, 0, 0, 0].tolist())
 """
 
 
@@ -309,7 +309,7 @@ def test_a_killed_builder_leaves_no_half_cache(tmp_path):
     (left,) = caches(tmp_path / "cache")
     assert ".tmp-" in left
     cache = open_cache(files, tmp_path / "cache")
-    assert cache.dense[cache.place, 0, 0, 0].tolist() == [10 * n for n in range(8)]
+    assert cache.dense[cache.row_index, 0, 0, 0].tolist() == [10 * n for n in range(8)]
     assert caches(tmp_path / "cache") == [folder_of(cache).name]
 
 
@@ -359,7 +359,7 @@ def test_real_posters(ml1m_root, tmp_path):
     cache = open_cache(files, tmp_path, size=32, workers=None)
     assert len(cache.dense) == len(files) == 3256 and list(cache.unreadable) == []
     colourless = 0
-    for file, row in zip(files, cache.place, strict=True):
+    for file, row in zip(files, cache.row_index, strict=True):
         gray = np.ptp(cache.dense[row], axis=2).max() == 0
         with Image.open(io.BytesIO(file.read_bytes())) as image:
             if image.mode == "L":

@@ -96,7 +96,7 @@ def test_refused_posters_are_masked_counted_and_named(tmp_path: Path) -> None:
     store = Store(tmp_path / "cache", workers=2, progress=False)
     values = [locate(path) for path in paths]
     features = PixelsInput(size=32).open(values, np.arange(4), store)
-    assert features.place.tolist() == [-1, -1, -1, 0]
+    assert features.row_index.tolist() == [-1, -1, -1, 0]
     assert [name for name, _ in features.unreadable] == [str(path) for path in paths[:3]]
 
 

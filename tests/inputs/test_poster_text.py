@@ -92,8 +92,8 @@ def test_a_dataset_gets_what_a_movie_gets(kind: str, posters: list[Path], store:
     branch_input = PosterTextInput("poster", text)
 
     features = branch_input.open([locate(path) for path in posters], ALL, store)
-    assert features.place.tolist() == [0, 1, 2]
-    stored, _ = features.gather(features.place, np.array([3]))
+    assert features.row_index.tolist() == [0, 1, 2]
+    stored, _ = features.gather(features.row_index, np.array([3]))
     rebuilt = input_from_text(state_to_text(branch_input))
     assert isinstance(rebuilt, PosterTextInput)
     for one in (branch_input, rebuilt):
@@ -121,7 +121,7 @@ def test_posters_are_read_once(
     changed = PosterTextInput("poster", TERMS)
     again = changed.open([*files[:2], locate(posters[2])], ALL, store)
     assert read == ["JAWS"]
-    assert again.place.tolist() == first.place.tolist()
+    assert again.row_index.tolist() == first.row_index.tolist()
     assert "jaws" in terms_of(changed)
 
 
@@ -150,7 +150,7 @@ def test_what_was_read_before_a_kill_is_not_read_again(
     last = 70
     features = PosterTextInput("poster", TERMS).open(files, np.arange(70), store)
     assert sorted(read) == [64, 65, 66, 67, 68, 69]
-    assert features.place.tolist() == list(range(70))
+    assert features.row_index.tolist() == list(range(70))
 
 
 def test_damaged_weights_are_told_and_nothing_is_downloaded(
@@ -184,7 +184,7 @@ def test_a_poster_that_can_not_be_read_is_named_and_left_out(
     features = PosterTextInput("poster", TERMS).open(
         [locate(posters[0]), None, locate(posters[1]), locate(posters[2])], np.arange(4), store
     )
-    assert (features.place < 0).tolist() == [False, True, True, False]
+    assert (features.row_index < 0).tolist() == [False, True, True, False]
     ((name, reason),) = features.unreadable
     assert name.endswith("plain.png") and "not an image of a known format" in reason
 

@@ -157,7 +157,7 @@ def opened(
 ) -> tuple[np.ndarray, np.ndarray]:
     features = branch_input.open(ids, np.arange(1), Store(folder))
     assert features.dense is not None
-    return features.dense, features.place
+    return features.dense, features.row_index
 
 
 def test_vectors_are_found_by_id(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ TRAIN = np.array([0, 1, 2, 3])
 
 def opened(branch_input: YearInput, folder: Path) -> np.ndarray:
     features = branch_input.open(TITLES, TRAIN, Store(folder))
-    assert features.place.tolist() == [0, -1, 1, -1, 2, 3, -1]
+    assert features.row_index.tolist() == [0, -1, 1, -1, 2, 3, -1]
     assert features.dense is not None
     return features.dense
 
