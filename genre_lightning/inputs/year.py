@@ -20,7 +20,7 @@ from genre_lightning.inputs.input import (
     check_text,
 )
 from genre_lightning.inputs.part import Numbers
-from genre_lightning.inputs.titles import checked_years, normalise_title
+from genre_lightning.inputs.titles import check_years, normalise_title
 
 
 @final
@@ -120,5 +120,5 @@ class YearInput(Input):
     def from_state(cls, state: Mapping[str, Any]) -> YearInput:
         check_keys(state, ("column", "spacing", "width", "years"))
         instance = cls(state["column"], state["spacing"], state["width"])
-        instance.years = checked_years(state["years"])
+        instance.years = check_years(state["years"])
         return instance

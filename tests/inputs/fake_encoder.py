@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genre_lightning.inputs.embedding_cache import Embedded, Source, content_hash
+from genre_lightning.inputs.embedding_cache import Embeddings, Source, content_hash
 from genre_lightning.inputs.masked import Masked
 
 WIDTH = 5
@@ -53,25 +53,27 @@ class Counted:
             for c in self.contents[start:stop]
         ]
 
-    def embed(self, items: Sequence[int], tell: Callable[[float], object]) -> Embedded:
+    def embed(self, items: Sequence[int], report_progress: Callable[[float], object]) -> Embeddings:
         self.before()
         contents = [self.contents[index] for index in items]
         self.embedded += contents
         masked = [
-            Masked(place, f"{one.decode()} is broken", self.unreadable[one])
-            for place, one in enumerate(contents)
-            if one in self.unreadable
+            Masked(position, f"{content.decode()} is broken", self.unreadable[content])
+            for position, content in enumerate(contents)
+            if content in self.unreadable
         ]
-        tell(0.5)
-        kept = [one for one in contents if one not in self.unreadable]
-        return Embedded(plain_loop(kept, self.views), masked)
+        report_progress(0.5)
+        readable = [content for content in contents if content not in self.unreadable]
+        return Embeddings(plain_loop(readable, self.views), masked)
 
-    def recovered(self, index: int) -> str | None:
-        one = self.contents[index]
-        return None if one in self.unreadable else f"{one.decode()} can be read now"
+    def recovered_reason(self, index: int) -> str | None:
+        content = self.contents[index]
+        return None if content in self.unreadable else f"{content.decode()} can be read now"
 
     def source(self) -> Source:
-        return Source(len(self.contents), self.hashes, self.embed, [self.contents], self.recovered)
+        return Source(
+            len(self.contents), self.hashes, self.embed, [self.contents], self.recovered_reason
+        )
 
 
 class FakeText:
@@ -86,8 +88,8 @@ class FakeText:
     def embed(
         self,
         texts: Sequence[str],
-        after: str = "",
-        tell: Callable[[float], object] | None = None,
+        prompt_after: str = "",
+        report_progress: Callable[[float], object] | None = None,
     ) -> Tensor:
         self.calls += texts
         return torch.from_numpy(plain_loop([t.encode() for t in texts])[:, 0]).float()

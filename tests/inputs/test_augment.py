@@ -124,7 +124,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("height_width", [(32, 32), (24, 16), (5, 7)], ids=str)
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_each_poster_is_changed_as_drawn(setting, height_width, pool, monkeypatch):
-    monkeypatch.setattr(augment_module, "_PIXELS", 2000)  # a few posters at a time
+    monkeypatch.setattr(augment_module, "_CHUNK_PIXELS", 2000)  # a few posters at a time
     posters = noise(20, *height_width)
     augment = PosterAugment(**SETTINGS[setting])
     draws = augment.draw(posters, seeded())
@@ -207,7 +207,7 @@ def test_the_whole_poster_as_a_crop_is_the_mean_of_squares():
     whole = torch.tensor([[0, 0, 32, 24]]).expand(5, -1)
     augment = PosterAugment(**OFF)
     off = augment.draw(posters, seeded())
-    result = augment._changed(posters, dataclasses.replace(off, crop=whole), 2)
+    result = augment._apply_draws(posters, dataclasses.replace(off, crop=whole), 2)
     torch.testing.assert_close(result, normalise_posters(posters, 2), atol=1e-4, rtol=0)
 
 

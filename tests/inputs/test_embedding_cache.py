@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from genre_lightning.inputs import embedding_cache
-from genre_lightning.inputs.embedding_cache import Embedded, open_embeddings
+from genre_lightning.inputs.embedding_cache import Embeddings, open_embeddings
 from genre_lightning.inputs.input import Store
 from genre_lightning.store import CacheError
 from tests.inputs.fake_encoder import WIDTH, Counted, plain_loop
@@ -42,11 +42,11 @@ def store(folder: Path) -> Store:
     return Store(folder / "cache", workers=1, progress=False)
 
 
-def opened(items: Counted, folder: Path, key: str = KEY) -> Embedded:
+def opened(items: Counted, folder: Path, key: str = KEY) -> Embeddings:
     return open_embeddings(items.source(), key, (items.views, WIDTH), "embedding", store(folder))
 
 
-def check(items: Counted, folder: Path, key: str = KEY) -> Embedded:
+def check(items: Counted, folder: Path, key: str = KEY) -> Embeddings:
     """Open, and compare with the plain loop."""
     found = opened(items, folder, key)
     readable = [one for one in items.contents if one not in items.unreadable]

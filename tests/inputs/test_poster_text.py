@@ -162,7 +162,7 @@ def test_damaged_weights_are_told_and_nothing_is_downloaded(
     monkeypatch.syspath_prepend(str(tmp_path))
     damaged = Packaged("rapidocr", "damaged_ocr", "det.onnx")
     monkeypatch.setitem(ocr._WEIGHTS, "Det", damaged)
-    monkeypatch.setattr(ocr, "_opened", threading.local())
+    monkeypatch.setattr(ocr, "_thread_state", threading.local())
     with pytest.raises(EncoderError, match=r"'ocr' are damaged .*det\.onnx.*: install rapidocr"):
         ocr.read_words(np.full((*ocr.SIZE, 3), 7, np.uint8))
 
@@ -172,7 +172,7 @@ def test_a_package_that_the_ocr_lacks_is_named(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "pyclipper", None)  # as if it were not installed
     for name in [name for name in sys.modules if name.startswith("rapidocr.ch_ppocr_det")]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setattr(ocr, "_opened", threading.local())
+    monkeypatch.setattr(ocr, "_thread_state", threading.local())
     with pytest.raises(EncoderError, match="'ocr' needs pyclipper, which is not installed"):
         ocr.read_words(np.full((*ocr.SIZE, 3), 8, np.uint8))
 

@@ -248,7 +248,7 @@ def resolve(
     return spec if size is None else _resized(spec, size)
 
 
-def trust_from_checkpoint(
+def resolve_from_checkpoint(
     name: Any,
     sha256: Any,
     *,
@@ -276,7 +276,7 @@ def trust_from_checkpoint(
             f"the checkpoint has {sha256!r:.80} as the hash of the weights of encoder {name!r}"
         )
     if spec.sha256 is not None:
-        check_sha256(spec, found=spec.sha256, wanted=sha256)
+        check_sha256(spec, actual=spec.sha256, expected=sha256)
     return replace(spec, sha256=sha256)
 
 
@@ -367,23 +367,23 @@ def _folder_spec(path: Path) -> EncoderSpec:
     return EncoderSpec(name=f"folder:{path.name}", kind="text", origin=Local(str(path)))
 
 
-_VOUCHED: dict[str, EncoderSpec] = {}
+_TRUSTED: dict[str, EncoderSpec] = {}
 
 
-def vouch(spec: EncoderSpec) -> None:
+def trust_encoder(spec: EncoderSpec) -> None:
     """Allow checkpoints in this process to name an encoder that the user has named."""
-    _VOUCHED[spec.name] = spec
+    _TRUSTED[spec.name] = spec
 
 
-def vouch_for(names: Sequence[str]) -> None:
+def trust_encoders(names: Sequence[str]) -> None:
     """Allow checkpoints in this process to name these encoders, which the user has named."""
     for name in names:
-        vouch(resolve(name, trusted=True))
+        trust_encoder(resolve(name, trusted=True))
 
 
-def vouched() -> dict[str, EncoderSpec]:
+def trusted_encoders() -> dict[str, EncoderSpec]:
     """Return the encoders that this process's user has named, for ``allow`` of :func:`resolve`."""
-    return {name: spec for name, spec in _VOUCHED.items() if name not in ENCODERS}
+    return {name: spec for name, spec in _TRUSTED.items() if name not in ENCODERS}
 
 
 def is_image_encoder(name: str) -> bool:

@@ -14,7 +14,7 @@ import torch
 from genre_lightning.inputs.encoders import opening
 from genre_lightning.inputs.encoders.opening import open_encoder
 from genre_lightning.inputs.encoders.spec import EncoderError
-from genre_lightning.inputs.encoders.table import ENCODERS, resolve, trust_from_checkpoint
+from genre_lightning.inputs.encoders.table import ENCODERS, resolve, resolve_from_checkpoint
 from tests.forking import run_command
 from tests.inputs.encoders.opened import OTHER_HASH
 
@@ -131,19 +131,19 @@ def test_other_weights_are_refused_naming_both_hashes(name: str):
         lambda: open_encoder(name, expected_sha256=OTHER_HASH),
         lambda: open_encoder(replace(ENCODERS[name], sha256=OTHER_HASH)),
         lambda: open_encoder(name, expected_sha256="random-0"),
-        lambda: trust_from_checkpoint(name, OTHER_HASH),
+        lambda: resolve_from_checkpoint(name, OTHER_HASH),
     ):
         with pytest.raises(EncoderError, match=f"{name}.*{known}") as caught:
             open_it()
         assert OTHER_HASH in str(caught.value) or "random-0" in str(caught.value)
-    assert open_encoder(trust_from_checkpoint(name, known), expected_sha256=known).sha256 == known
+    assert open_encoder(resolve_from_checkpoint(name, known), expected_sha256=known).sha256 == known
 
 
 def test_random_weights_are_not_taken_for_trained_ones():
-    spec = trust_from_checkpoint("clip", OTHER_HASH)
+    spec = resolve_from_checkpoint("clip", OTHER_HASH)
     with pytest.raises(EncoderError, match=f"random-0.*{OTHER_HASH}"):
         open_encoder(spec, random_weights=True)
-    spec = trust_from_checkpoint("clip", "random-0")
+    spec = resolve_from_checkpoint("clip", "random-0")
     assert open_encoder(spec, random_weights=True).sha256 == "random-0"
 
 

@@ -78,7 +78,7 @@ def test_what_stands_behind_a_text_stands_behind_each_chunk(minilm: TextEncoder,
     tail = minilm.tokenize([asked]).input_ids[0, 1:]
     # Four words, a question mark and the two special tokens: 249 are left.
     assert len(tail) == 6 and len(ids) == -(-words // 249)
-    described = minilm.tokens_described(asked)
+    described = minilm.tokenizer_settings(asked)
     assert described["suffix"] == tail.tolist() and described["prefix"] == [ids[0, 0]]
     for row in ids:
         row = row[row != 0]
@@ -103,7 +103,7 @@ def test_a_text_s_vector_does_not_depend_on_the_others(
     alone = torch.cat([minilm.embed([text]) for text in texts])
     for tokens, some in ((1, 4096), (100_000, 2)):
         monkeypatch.setattr("genre_lightning.inputs.encoders.texts.CPU_TOKENS", tokens)
-        monkeypatch.setattr("genre_lightning.inputs.encoders.texts._TEXTS", some)
+        monkeypatch.setattr("genre_lightning.inputs.encoders.texts._TEXTS_PER_CHUNK", some)
         torch.testing.assert_close(minilm.embed(texts[::-1]), alone.flip(0), atol=1e-5, rtol=0)
 
 

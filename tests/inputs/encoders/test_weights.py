@@ -11,7 +11,7 @@ import pytest
 
 from genre_lightning.inputs.encoders.opening import open_encoder
 from genre_lightning.inputs.encoders.spec import EncoderError, Local, Packaged
-from genre_lightning.inputs.encoders.table import ENCODERS, resolve, trust_from_checkpoint
+from genre_lightning.inputs.encoders.table import ENCODERS, resolve, resolve_from_checkpoint
 from genre_lightning.inputs.encoders.texts import TextEncoder
 from genre_lightning.inputs.encoders.weights import find_weights, hash_weights, weights_sha256
 from tests.inputs.encoders.opened import COMMIT, OTHER_HASH, SHORT, TOWERS, copy_minilm
@@ -53,7 +53,7 @@ def test_a_checkpoint_starts_no_download(name: str, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", pytest.fail)
     with pytest.raises(EncoderError, match=f"{name}.*not on this machine.*hf download timm/vit_"):
-        open_encoder(trust_from_checkpoint(name, OTHER_HASH))
+        open_encoder(resolve_from_checkpoint(name, OTHER_HASH))
     assert asked == [True]
 
 
@@ -94,7 +94,7 @@ def test_a_folder_in_place_of_the_hub(tmp_path: Path, monkeypatch: pytest.Monkey
         with pytest.raises(EncoderError, match=f"{found}.*{ENCODERS['mpnet'].sha256}"):
             open_encoder(spec)
     take_small_mpnet(folder, monkeypatch)
-    encoder = open_encoder(trust_from_checkpoint("mpnet", found, stages=True))
+    encoder = open_encoder(resolve_from_checkpoint("mpnet", found, stages=True))
     assert isinstance(encoder, TextEncoder)
     assert (encoder.name, encoder.sha256, encoder.width) == ("mpnet", found, 64)
     from sentence_transformers import SentenceTransformer
