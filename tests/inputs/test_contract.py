@@ -65,12 +65,12 @@ def equal(some: Any, other: Any) -> bool:
 
 def test_each_kind_is_tested() -> None:
     assert set(INPUTS) == set(KINDS), "a new input needs a line in tests/kinds.py"
-    for kind, made in INPUTS.items():
-        assert made.kind == kind
-        assert made.__final__, "an input is final"  # type: ignore[attr-defined]
+    for kind, input_class in INPUTS.items():
+        assert input_class.kind == kind
+        assert input_class.__final__, "an input is final"  # type: ignore[attr-defined]
 
 
-def test_it_says_what_it_is(kind: str, one: Opened) -> None:
+def test_inputs_describe_themselves(kind: str, one: Opened) -> None:
     assert one.input.gives in ("terms", "pixels", "vectors")
     assert one.input.of in ("text", "poster", "id")
     assert is_column_name(one.input.column)
@@ -116,7 +116,7 @@ def test_vectors_are_float32(dtype: Any, tmp_path: Path) -> None:
         check_features(one.input, features, NUM_MOVIES)
 
 
-def test_what_is_gathered_is_what_is_encoded(one: Opened) -> None:
+def test_gathered_numbers_equal_encoded_ones(one: Opened) -> None:
     rows = [4, 0, 2, 3, 0]
     stored = gathered(one, rows).part.numbers
     encoded = one.input.encode([one.items[row] for row in rows])
@@ -156,7 +156,7 @@ def test_joined_batches_are_those_alone(training: bool, one: Opened) -> None:
         assert equal(part.numbers, one.input.prepare(alone.numbers, [own] if training else None))
 
 
-def test_a_seed_tells_all(one: Opened) -> None:
+def test_equal_seeds_give_equal_numbers(one: Opened) -> None:
     numbers = gathered(one, [0, 2, 3]).part.numbers
     kept = {name: value.clone() for name, value in numbers.items()}
     state = torch.random.get_rng_state()
@@ -175,13 +175,13 @@ def test_no_movie_at_all(one: Opened) -> None:
     for name, value in empty.items():
         assert value.dtype == full[name].dtype and value.shape[1:] == full[name].shape[1:]
     for seeds in (None, [], [(0, 3)]):
-        prepared, wanted = one.input.prepare(empty, seeds), one.input.prepare(full, None)
+        prepared, expected = one.input.prepare(empty, seeds), one.input.prepare(full, None)
         for name, value in prepared.items():
-            assert len(value) == 0 and value.dtype == wanted[name].dtype
-            assert value.shape[1:] == wanted[name].shape[1:]
+            assert len(value) == 0 and value.dtype == expected[name].dtype
+            assert value.shape[1:] == expected[name].shape[1:]
 
 
-def test_nothing_but_train_is_learnt_from(kind: str, one: Opened, tmp_path: Path) -> None:
+def test_only_train_is_learnt_from(kind: str, one: Opened, tmp_path: Path) -> None:
     other = KINDS[kind].make(tmp_path)
     values = list(one.values)
     values[3] = values[2]  # held out
@@ -189,7 +189,7 @@ def test_nothing_but_train_is_learnt_from(kind: str, one: Opened, tmp_path: Path
     assert state_to_text(other) == state_to_text(one.input)
 
 
-def test_a_second_opening_finds_the_same(kind: str, one: Opened, tmp_path: Path) -> None:
+def test_opening_twice_gives_the_same(kind: str, one: Opened, tmp_path: Path) -> None:
     def files() -> dict[str, int]:
         found = [path for path in one.store.folder.rglob("*") if path.suffix != ".lock"]
         return {str(path): path.stat().st_mtime_ns for path in found if path.is_file()}
@@ -290,7 +290,7 @@ def test_unknown_settings_are_refused_by_key(kind: str) -> None:
         build_input("b", {"kind": kind, "nothing": 1})
 
 
-def test_a_class_that_lacks_a_method_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_class_that_lacks_a_method_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     class Half(Input):
         kind = "half"
 
@@ -308,13 +308,13 @@ def test_a_setting_that_is_not_given_is_named_by_key() -> None:
 def test_a_setting_of_a_wrong_type_is_shown_with_its_value(setting: dict[str, Any]) -> None:
     with pytest.raises(UserError) as caught:
         build_input("b", {"kind": "terms", "column": "title", **setting})
-    (name, value), said = *setting.items(), str(caught.value)
-    assert said.startswith("model.branches.b.input has a value of a wrong type (column=title, ")
-    assert f"{name}={value}" in said
+    (name, value), message = *setting.items(), str(caught.value)
+    assert message.startswith("model.branches.b.input has a value of a wrong type (column=title, ")
+    assert f"{name}={value}" in message
 
 
 @pytest.mark.parametrize("kind", [None, "os.system", "", ["terms"]], ids=repr)
-def test_an_unknown_kind_is_refused_with_those_there_are(kind: Any) -> None:
+def test_an_unknown_kind_is_refused_naming_the_known_ones(kind: Any) -> None:
     with pytest.raises(UserError, match=r"model\.branches\.b\.input\.kind=.*terms, pixels"):
         build_input("b", {"kind": kind})
 

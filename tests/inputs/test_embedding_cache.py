@@ -1,4 +1,4 @@
-"""Embeddings are computed once, and a cache is whole or not there."""
+"""Embeddings are computed once, and a cache folder is complete or absent."""
 
 from __future__ import annotations
 
@@ -48,28 +48,28 @@ def opened(items: Counted, folder: Path, key: str = KEY) -> Embeddings:
 
 def check(items: Counted, folder: Path, key: str = KEY) -> Embeddings:
     """Open, and compare with the plain loop."""
-    found = opened(items, folder, key)
-    readable = [one for one in items.contents if one not in items.unreadable]
-    assert found.vectors.dtype == np.float16
-    np.testing.assert_array_equal(found.vectors, plain_loop(readable, items.views))
-    return found
+    embeddings = opened(items, folder, key)
+    readable = [content for content in items.contents if content not in items.unreadable]
+    assert embeddings.vectors.dtype == np.float16
+    np.testing.assert_array_equal(embeddings.vectors, plain_loop(readable, items.views))
+    return embeddings
 
 
 def folders(folder: Path) -> list[Path]:
     """Finished caches; and nothing else is there but empty locks of those."""
-    found = sorted((folder / "cache").glob("[!.]*"))
+    paths = sorted((folder / "cache").glob("[!.]*"))
     hidden = {path.name for path in (folder / "cache").glob(".*")}
-    assert hidden <= {f".{path.name}.lock" for path in found}
+    assert hidden <= {f".{path.name}.lock" for path in paths}
     assert not any((folder / "cache" / name).stat().st_size for name in hidden)
-    return found
+    return paths
 
 
 @pytest.mark.parametrize("views", [1, 3])
 @pytest.mark.parametrize("count", [0, 1, CHUNK, CHUNK + 1, 3 * CHUNK + 2])
 def test_rows_are_those_of_a_plain_loop(count: int, views: int, tmp_path: Path) -> None:
     items = Counted(names(count), views)
-    found = check(items, tmp_path)
-    assert found.vectors.shape == (count, views, WIDTH) and found.masked == []
+    embeddings = check(items, tmp_path)
+    assert embeddings.vectors.shape == (count, views, WIDTH) and embeddings.masked == []
     assert items.embedded == items.contents
     again = Counted(names(count), views)
     check(again, tmp_path)
@@ -110,15 +110,15 @@ def test_unreadable_items_are_masked_and_named(tmp_path: Path) -> None:
     # Three copies of one that is broken, beside good ones, and one of a chunk of its own.
     items = Counted([b"a", b"bad", b"b", b"bad", b"c", b"bad", b"d", b"worse", b"e"])
     items.unreadable = {b"bad": False, b"worse": False}
-    found = check(items, tmp_path)
-    assert [index for index, _, _ in found.masked] == [1, 3, 5, 7]
-    assert {reason for _, reason, _ in found.masked} == {"bad is broken", "worse is broken"}
+    embeddings = check(items, tmp_path)
+    assert [index for index, _, _ in embeddings.masked] == [1, 3, 5, 7]
+    assert {reason for _, reason, _ in embeddings.masked} == {"bad is broken", "worse is broken"}
     again = Counted(items.contents)
     again.unreadable = items.unreadable
-    assert check(again, tmp_path).masked == found.masked and again.embedded == []
+    assert check(again, tmp_path).masked == embeddings.masked and again.embedded == []
 
 
-def test_what_can_be_read_later_is_embedded_then(
+def test_items_that_become_readable_are_embedded(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     items = Counted(names(6))
@@ -133,7 +133,7 @@ def test_what_can_be_read_later_is_embedded_then(
     folders(tmp_path)
 
 
-def test_what_could_not_be_hashed_and_can_be_read_has_its_own_row(tmp_path: Path) -> None:
+def test_unhashed_items_have_their_own_rows(tmp_path: Path) -> None:
     items = Counted(names(11))
     items.unhashed = {b"item 1", b"item 2", b"item 9"}
     check(items, tmp_path)
@@ -143,11 +143,11 @@ def test_what_could_not_be_hashed_and_can_be_read_has_its_own_row(tmp_path: Path
     assert sorted(other.embedded) == [b"item 1", b"item 2", b"item 9"]
 
 
-@pytest.mark.parametrize("which", ["first", "last"])
-def test_one_beside_it_that_stays_unreadable(which: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("unreadable", ["first", "last"])
+def test_an_unhashed_item_beside_an_unreadable_one(unreadable: str, tmp_path: Path) -> None:
     items = Counted(names(4))
     items.unhashed = {b"item 1"}
-    items.unreadable = {b"item 0" if which == "first" else b"item 3": True}
+    items.unreadable = {b"item 0" if unreadable == "first" else b"item 3": True}
     assert len(check(items, tmp_path).masked) == 1
 
 
@@ -167,8 +167,8 @@ def _build(folder: Path, count: int, kill_in: int | None, log: Path, wait: float
             os.kill(os.getpid(), signal.SIGKILL)
 
     items.before = before
-    found = opened(items, folder)
-    np.testing.assert_array_equal(found.vectors, plain_loop(items.contents))
+    embeddings = opened(items, folder)
+    np.testing.assert_array_equal(embeddings.vectors, plain_loop(items.contents))
     log.write_text(str(len(items.embedded)))
 
 
@@ -179,7 +179,7 @@ def start(*arguments: Any) -> multiprocessing.Process:
 
 
 @pytest.mark.parametrize("kill_in", [1, 3, 5])
-def test_a_killed_build_is_taken_up(kill_in: int, tmp_path: Path) -> None:
+def test_a_killed_build_is_continued(kill_in: int, tmp_path: Path) -> None:
     process = start(tmp_path, 4 * CHUNK + 1, kill_in, tmp_path / "log")
     process.join()
     assert process.exitcode == -signal.SIGKILL
@@ -240,7 +240,7 @@ def test_two_datasets_of_one_encoder_at_once(tmp_path: Path) -> None:
     assert len(folders(tmp_path)) == 2
 
 
-def test_what_raises_while_embedding_leaves_no_cache(tmp_path: Path) -> None:
+def test_an_error_while_embedding_leaves_no_cache(tmp_path: Path) -> None:
     items = Counted(names(3 * CHUNK))
     calls = iter([None, None, ValueError("no number")])
 
@@ -261,9 +261,9 @@ def test_what_raises_while_embedding_leaves_no_cache(tmp_path: Path) -> None:
 # Damage.
 
 
-def flip(path: Path, place: int = 3) -> None:
+def flip(path: Path, offset: int = 3) -> None:
     data = bytearray(path.read_bytes())
-    data[place] ^= 1
+    data[offset] ^= 1
     path.write_bytes(data)
 
 
@@ -296,7 +296,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damage_is_noticed_and_mended(
+def test_damage_is_detected_and_repaired(
     damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     items = Counted(names(6))
@@ -314,7 +314,7 @@ def test_damage_is_noticed_and_mended(
 
 
 @pytest.mark.parametrize("content", [None, b"", b"x" * 95], ids=["gone", "empty", "too short"])
-def test_without_hashes_it_is_good_for_its_own_dataset(
+def test_a_cache_without_hashes_serves_only_its_own_dataset(
     content: bytes | None, tmp_path: Path
 ) -> None:
     items = Counted(names(6))
@@ -346,7 +346,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
-def test_a_full_disk_is_told_and_leaves_nothing_half(
+def test_a_full_disk_is_reported_and_leaves_no_partial_cache(
     small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(embedding_cache, "CHUNK", 1024)
@@ -373,5 +373,5 @@ def test_files_of_a_cache_are_not_written_to(tmp_path: Path) -> None:
     (folder,) = folders(tmp_path)
     for path in folder.iterdir():
         path.chmod(stat.S_IREAD)
-    found = check(items, tmp_path)
-    assert not found.vectors.flags.writeable
+    embeddings = check(items, tmp_path)
+    assert not embeddings.vectors.flags.writeable

@@ -68,13 +68,13 @@ def decodes(monkeypatch) -> list[bytes]:
 @pytest.mark.parametrize("workers", [1, 3, None])
 def test_cache_holds_each_movies_poster(tmp_path, workers):
     posters = make_posters(tmp_path, 20)
-    wanted = [3, None, 0, 19, None, 3, 7]
-    listed = [None if n is None else posters[n] for n in wanted]
+    numbers = [3, None, 0, 19, None, 3, 7]
+    listed = [None if n is None else posters[n] for n in numbers]
     cache = open_cache(listed, tmp_path / "cache", workers=workers)
     assert cache.dense.shape == (4, 8, 8, 3) and cache.dense.dtype == np.uint8
     assert cache.row_index.dtype == np.int64 and list(cache.unreadable) == []
     assert not cache.dense.flags.writeable
-    for n, row in zip(wanted, cache.row_index, strict=True):
+    for n, row in zip(numbers, cache.row_index, strict=True):
         assert (row == -1) if n is None else (cache.dense[row] == 10 * n).all()
 
 
@@ -85,8 +85,8 @@ def test_pixels_are_those_of_decode_poster(tmp_path):
     for shrink in (1, 2):  # each in a cache of its own
         cache = open_cache(files, tmp_path, 16, 4, shrink)
         for n, file in enumerate(files):
-            wanted = decode_poster(file.read_bytes(), 16, shrink)
-            np.testing.assert_array_equal(cache.dense[cache.row_index[n]], wanted)
+            expected = decode_poster(file.read_bytes(), 16, shrink)
+            np.testing.assert_array_equal(cache.dense[cache.row_index[n]], expected)
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -101,8 +101,8 @@ def test_broken_posters_are_masked_and_listed(tmp_path):
         cache = open_cache(posters, tmp_path / "cache")
         good = [0, *range(len(posters))[-5:-3]]
         assert len(cache.dense) == 3
-        for n, place in enumerate(good):
-            assert (cache.dense[cache.row_index[place]] == 10 * n).all()
+        for n, row in enumerate(good):
+            assert (cache.dense[cache.row_index[row]] == 10 * n).all()
         masked = np.delete(cache.row_index, good)
         assert (masked == -1).all()
         listed = dict(cache.unreadable)
@@ -182,7 +182,7 @@ def test_posters_in_a_zip(tmp_path):
 @pytest.mark.parametrize(
     "damage", ["shorter", "longer", "no pixels", "meta cut", "no meta", "another meta"]
 )
-def test_a_damaged_cache_is_noticed_and_built_anew(tmp_path, caplog, damage):
+def test_a_damaged_cache_is_rebuilt(tmp_path, caplog, damage):
     posters = make_posters(tmp_path, 4)
     folder = folder_of(open_cache(posters, tmp_path / "cache"))
     pixels, meta = folder / "images.u8", folder / "meta.json"
@@ -217,7 +217,7 @@ def test_a_poster_that_could_not_be_read_is_tried_again(tmp_path, decodes):
 
 
 @pytest.mark.parametrize("wrong", [{"size": 0}, {"shrink": 9}, {"workers": 0}], ids=str)
-def test_senseless_numbers_are_refused(tmp_path, wrong):
+def test_arguments_out_of_range_are_refused(tmp_path, wrong):
     with pytest.raises(ValueError, match=r"at least 1|between 1 and"):
         open_cache([], tmp_path, **wrong)
 
@@ -228,7 +228,7 @@ def test_a_bar_is_shown_on_a_terminal_only(tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_posters_that_are_no_squares(tmp_path):
+def test_posters_that_are_not_square(tmp_path):
     posters = make_posters(tmp_path, 3)
     store = Store(tmp_path / "cache", workers=1, progress=False)
     tall = open_poster_cache(posters, size=(12, 8), shrink=2, store=store)
@@ -239,7 +239,7 @@ def test_posters_that_are_no_squares(tmp_path):
     )
 
 
-def test_batches_are_gathered_by_place(tmp_path):
+def test_batches_are_gathered_by_row(tmp_path):
     cache = open_cache([*make_posters(tmp_path, 4), None], tmp_path / "cache")
     numbers, lengths = cache.gather(np.array([3, 0, 3]), np.array([2, 0, 1]))
     assert numbers["pixels"][:, 0, 0, 0].tolist() == [30, 0, 30]
@@ -293,9 +293,9 @@ def test_of_two_processes_one_builds_and_both_use_it(tmp_path):
     first = start(tmp_path, 0.2)
     wait_for_reads(tmp_path, 1, first)
     second = start(tmp_path, 0.2)
-    wanted = f"{[10 * n for n in range(8)]}\n"
-    assert first.communicate(timeout=60)[0] == wanted
-    assert second.communicate(timeout=60)[0] == wanted
+    expected = f"{[10 * n for n in range(8)]}\n"
+    assert first.communicate(timeout=60)[0] == expected
+    assert second.communicate(timeout=60)[0] == expected
     assert (tmp_path / "reads").stat().st_size == 8
     assert len(caches(tmp_path / "cache")) == 1
 
@@ -314,7 +314,7 @@ def test_a_killed_builder_leaves_no_half_cache(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no resource limits")
-def test_a_disk_that_takes_no_more_is_a_clear_error(tmp_path):
+def test_a_full_disk_is_a_clear_error(tmp_path):
     import resource
 
     files = make_posters(tmp_path, 20)
@@ -332,16 +332,16 @@ def test_a_disk_that_takes_no_more_is_a_clear_error(tmp_path):
 def test_memory_does_not_grow_with_the_number_of_posters(tmp_path):
     import tracemalloc
 
-    def peak(num: int) -> int:
+    def peak_bytes(num: int) -> int:
         files = make_posters(tmp_path / str(num), num)
         tracemalloc.start()
         open_cache(files, tmp_path / "cache", size=128, workers=1)
-        _, most = tracemalloc.get_traced_memory()
+        _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-        return most
+        return peak
 
-    peak(2)  # what is only imported on first use
-    more, less = peak(200), peak(20)
+    peak_bytes(2)  # what is only imported on first use
+    more, less = peak_bytes(200), peak_bytes(20)
     assert more - less < 180 * 128 * 128 * 3 / 10
 
 

@@ -74,11 +74,11 @@ def test_too_much_is_refused_with_the_reason_before_it_is_decoded(
 
 
 @pytest.mark.parametrize("name", HONEST)
-def test_what_is_unusual_and_honest_is_decoded(name: str) -> None:
+def test_unusual_valid_files_are_decoded(name: str) -> None:
     assert decode_poster(HONEST[name](), 32).shape == (32, 32, 3)
 
 
-def test_a_reader_that_is_kept_busy_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_decoding_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(poster_limits, "MAX_SECONDS", 0.05)
     with pytest.raises(PosterError, match="takes more than"):
         decode_poster(bmp_in_runs(1500, 1500), 32)

@@ -56,7 +56,7 @@ def test_the_lines_are_read_from_the_top(posters: list[Path]) -> None:
     assert branch_input.read(posters[1]) == NO_WORDS
 
 
-def test_reading_leaves_the_smallest_numbers_to_others(posters: list[Path]) -> None:
+def test_denormals_are_flushed_only_while_reading(posters: list[Path]) -> None:
     smallest = torch.full((8,), 1e-40)
     assert PosterTextInput("poster", TERMS).read(posters[2]) == "TOY STORY"
     assert (smallest * 1 > 0).all()
@@ -69,25 +69,27 @@ def test_a_poster_of_any_shape_is_read(shape: tuple[int, int]) -> None:
     assert PosterTextInput("poster", TERMS).read(pixels) == NO_WORDS
 
 
-def test_what_is_too_long_ends_with_a_whole_character(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Found:
+def test_long_words_are_cut_at_a_whole_character(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Result:
         txts, scores = ("é" * 400, "lost"), (0.9, 0.9)
 
-    monkeypatch.setattr(ocr, "_engine", lambda: lambda pixels, **steps: Found())
+    monkeypatch.setattr(ocr, "_engine", lambda: lambda pixels, **steps: Result())
     words = ocr.read_words(np.zeros((*ocr.SIZE, 3), np.uint8))
     assert words == "é" * 256 and len(words.encode()) == ocr.MAX_BYTES
 
 
 def test_uncertain_lines_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Found:
+    class Result:
         txts, scores = ("WALT  DISNEY", "PNSEX", "TOY\tSTORY"), (0.95, 0.6, 0.8)
 
-    monkeypatch.setattr(ocr, "_engine", lambda: lambda pixels, **steps: Found())
+    monkeypatch.setattr(ocr, "_engine", lambda: lambda pixels, **steps: Result())
     assert ocr.read_words(np.ones((*ocr.SIZE, 3), np.uint8)) == "WALT DISNEY. TOY STORY"
 
 
 @pytest.mark.parametrize("kind", ["terms", "embedding"])
-def test_a_dataset_gets_what_a_movie_gets(kind: str, posters: list[Path], store: Store) -> None:
+def test_datasets_and_new_movies_get_the_same_numbers(
+    kind: str, posters: list[Path], store: Store
+) -> None:
     text = TERMS if kind == "terms" else {"kind": "embedding", "encoder": "minilm"}
     branch_input = PosterTextInput("poster", text)
 
@@ -153,7 +155,7 @@ def test_what_was_read_before_a_kill_is_not_read_again(
     assert features.row_index.tolist() == list(range(70))
 
 
-def test_damaged_weights_are_told_and_nothing_is_downloaded(
+def test_damaged_weights_are_reported_and_nothing_is_downloaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "damaged_ocr").mkdir()
@@ -203,7 +205,7 @@ def test_other_weights_are_refused(posters: list[Path], store: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         (None, r"\.text: its kind must be one of terms, embedding$"),
         ({"kind": "pixels"}, r"\.text: its kind must be one of terms, embedding$"),
@@ -216,8 +218,8 @@ def test_other_weights_are_refused(posters: list[Path], store: Store) -> None:
     ],
     ids=["nothing", "pixels", "unknown", "column", "range", "lacking", "of posters", "no encoder"],
 )
-def test_wrong_settings_are_refused_by_name(text: Any, said: str) -> None:
-    with pytest.raises(UserError, match=rf"model\.branches\.b\.input.*{said}"):
+def test_wrong_settings_are_refused_by_name(text: Any, message: str) -> None:
+    with pytest.raises(UserError, match=rf"model\.branches\.b\.input.*{message}"):
         build_input("b", {"kind": "poster_text", "column": "poster", "text": text})
 
 

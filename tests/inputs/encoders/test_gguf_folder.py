@@ -72,8 +72,8 @@ def cut(file: Path, folder: Path, count: int = 3) -> list[Path]:
 
 def pooled(tokens: np.ndarray) -> np.ndarray:
     """The mean weighted by place, and the last one."""
-    place = np.arange(1, len(tokens) + 1)
-    return np.concatenate([place @ tokens / place.sum(), tokens[-1]])
+    position = np.arange(1, len(tokens) + 1)
+    return np.concatenate([position @ tokens / position.sum(), tokens[-1]])
 
 
 @pytest.fixture(scope="module")
@@ -205,13 +205,13 @@ def test_the_copy_without_a_vocabulary_is_otherwise_the_same(
     expected = {name: value for name, value in expected.items() if not name.startswith("GGUF.")}
     del expected["tokenizer.ggml.tokens"], expected["tokenizer.ggml.scores"]
     expected.setdefault("llama.vocab_size", 3)
-    found = {name: field.contents() for name, field in other.fields.items()}
-    assert {n: value for n, value in found.items() if not n.startswith("GGUF.")} == expected
+    copied_fields = {name: field.contents() for name, field in other.fields.items()}
+    assert {n: value for n, value in copied_fields.items() if not n.startswith("GGUF.")} == expected
     assert other.alignment == one.alignment == (alignment or 32)
     assert [tensor.name for tensor in other.tensors] == ["one", "two", "three"]
-    for given, copied in zip(one.tensors, other.tensors, strict=True):
-        assert copied.tensor_type == given.tensor_type
-        np.testing.assert_array_equal(copied.data, given.data)
+    for original, copied in zip(one.tensors, other.tensors, strict=True):
+        assert copied.tensor_type == original.tensor_type
+        np.testing.assert_array_equal(copied.data, original.data)
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
@@ -243,9 +243,9 @@ def test_what_reads_it_is_not_installed(
     library: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = packaged(model, tmp_path, monkeypatch)
-    found = importlib.util.find_spec
+    find_spec = importlib.util.find_spec
     monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == library else found(name)
+        importlib.util, "find_spec", lambda name: None if name == library else find_spec(name)
     )
     with pytest.raises(EncoderError, match=rf"needs {library}.*\[pretrained\]"):
         open_encoder(spec)

@@ -50,7 +50,7 @@ def test_import_is_light():
     ],
     ids=lambda value: str(value),
 )
-def test_what_is_not_installed_is_said_in_one_sentence(
+def test_missing_libraries_are_named_in_one_sentence(
     encoder: str, absent: str, named: str, tmp_path: Path
 ):
     code = (
@@ -108,10 +108,10 @@ def test_opening_prints_nothing_asks_no_network_and_imports_little(tmp_path: Pat
 
 
 def test_opened_once():
-    found: list[object] = []
+    opened: list[object] = []
     threads = [
         threading.Thread(
-            target=lambda: found.append(open_encoder("lite0", random_weights=True, seed=99))
+            target=lambda: opened.append(open_encoder("lite0", random_weights=True, seed=99))
         )
         for _ in range(4)
     ]
@@ -119,7 +119,7 @@ def test_opened_once():
         thread.start()
     for thread in threads:
         thread.join()
-    assert len({id(encoder) for encoder in found}) == 1
+    assert len({id(encoder) for encoder in opened}) == 1
     assert open_encoder(resolve("lite0", trusted=True)) is open_encoder("lite0")
 
 
@@ -139,7 +139,7 @@ def test_other_weights_are_refused_naming_both_hashes(name: str):
     assert open_encoder(resolve_from_checkpoint(name, known), expected_sha256=known).sha256 == known
 
 
-def test_random_weights_are_not_taken_for_trained_ones():
+def test_random_weights_are_not_mistaken_for_trained_ones():
     spec = resolve_from_checkpoint("clip", OTHER_HASH)
     with pytest.raises(EncoderError, match=f"random-0.*{OTHER_HASH}"):
         open_encoder(spec, random_weights=True)

@@ -76,7 +76,7 @@ def test_a_checkpoint_names_nothing_but_the_table(name: Any, monkeypatch: pytest
         open_encoder(name)
 
 
-def test_a_checkpoint_s_encoder_may_be_vouched_for(tmp_path: Path):
+def test_a_checkpoint_may_name_a_trusted_encoder(tmp_path: Path):
     folder = copy_minilm(tmp_path)
     mine = resolve(f"folder:{folder}", trusted=True)
     assert str(tmp_path) not in mine.name

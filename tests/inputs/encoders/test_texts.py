@@ -72,18 +72,18 @@ def test_a_long_text_is_the_mean_of_its_chunks(minilm: TextEncoder, words: int):
 
 
 @pytest.mark.parametrize("words", [1, 249, 250, 499])
-def test_what_stands_behind_a_text_stands_behind_each_chunk(minilm: TextEncoder, words: int):
-    asked = " is it a comedy?"
-    ids = minilm.tokenize(["night " * words], asked).input_ids
-    tail = minilm.tokenize([asked]).input_ids[0, 1:]
+def test_prompt_after_is_appended_to_each_chunk(minilm: TextEncoder, words: int):
+    prompt_after = " is it a comedy?"
+    ids = minilm.tokenize(["night " * words], prompt_after).input_ids
+    tail = minilm.tokenize([prompt_after]).input_ids[0, 1:]
     # Four words, a question mark and the two special tokens: 249 are left.
     assert len(tail) == 6 and len(ids) == -(-words // 249)
-    described = minilm.tokenizer_settings(asked)
+    described = minilm.tokenizer_settings(prompt_after)
     assert described["suffix"] == tail.tolist() and described["prefix"] == [ids[0, 0]]
     for row in ids:
         row = row[row != 0]
         assert row[-6:].tolist() == tail.tolist() and len(row) <= minilm.max_tokens
-    (vector,) = minilm.embed(["night " * words], asked)
+    (vector,) = minilm.embed(["night " * words], prompt_after)
     with torch.no_grad():
         mask = torch.from_numpy((ids != 0).astype(np.int64))
         torch.testing.assert_close(
@@ -147,7 +147,7 @@ def test_texts_from_several_threads(minilm: TextEncoder):
         torch.testing.assert_close(vectors, expected, atol=1e-5, rtol=0)
 
 
-def test_it_tells_how_far_it_is_within_a_few_thousand_texts(
+def test_progress_is_reported_within_a_few_thousand_texts(
     minilm: TextEncoder, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(texts_module, "CPU_TOKENS", 32)

@@ -86,17 +86,17 @@ def test_weights_that_went_missing(tmp_path: Path):
 
 def test_a_folder_in_place_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = write_small_mpnet(tmp_path / "mpnet")
-    found = hash_weights(folder)
+    sha256 = hash_weights(folder)
     monkeypatch.setenv("GENRE_LIGHTNING_ENCODERS", str(tmp_path))
     for spec in (resolve("mpnet", trusted=True), resolve("mpnet")):
         assert find_weights(spec) == folder
         # Whatever lies there, it is all-mpnet-base-v2 or it is refused.
-        with pytest.raises(EncoderError, match=f"{found}.*{ENCODERS['mpnet'].sha256}"):
+        with pytest.raises(EncoderError, match=f"{sha256}.*{ENCODERS['mpnet'].sha256}"):
             open_encoder(spec)
     take_small_mpnet(folder, monkeypatch)
-    encoder = open_encoder(resolve_from_checkpoint("mpnet", found, stages=True))
+    encoder = open_encoder(resolve_from_checkpoint("mpnet", sha256, stages=True))
     assert isinstance(encoder, TextEncoder)
-    assert (encoder.name, encoder.sha256, encoder.width) == ("mpnet", found, 64)
+    assert (encoder.name, encoder.sha256, encoder.width) == ("mpnet", sha256, 64)
     from sentence_transformers import SentenceTransformer
 
     expected = SentenceTransformer(str(folder), device="cpu").encode(SHORT)
