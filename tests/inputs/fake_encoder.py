@@ -1,4 +1,4 @@
-"""A text or image encoder of a few numbers, which counts what it embeds."""
+"""A fake encoder with short vectors, which records what it embeds."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ def vector(content: bytes, views: int = 1) -> np.ndarray:
 
 
 def plain_loop(contents: Sequence[bytes], views: int = 1) -> np.ndarray:
-    """(N, V, D): what a cache of these items has to hold."""
+    """The expected content of a cache of these items, (N, V, D)."""
     rows = [vector(content, views) for content in contents]
     return np.stack(rows) if rows else np.zeros((0, views, WIDTH), dtype=np.float16)
 
 
 class Counted:
-    """Items that are bytes, and how often each was embedded.
+    """A source of byte strings that records which of them were embedded.
 
     Attributes:
         embedded: contents, in the order in which they were embedded.
         before: called before a few items are embedded.
-        unreadable: contents that can't be read, with whether trying again may help.
-        unhashed: contents that can't be read to be hashed, and can be when they are embedded.
+        unreadable: contents that can't be read, with whether they may recover.
+        unhashed: contents that can't be read for hashing but can be read for embedding.
     """
 
     def __init__(self, contents: Sequence[bytes], views: int = 1) -> None:
@@ -77,7 +77,7 @@ class Counted:
 
 
 class FakeText:
-    """In the place of a text encoder."""
+    """Stands in for a text encoder."""
 
     def __init__(self) -> None:
         self.name = "minilm"

@@ -50,7 +50,7 @@ def test_normalising_is_mean_and_deviation(layout, num):
 @pytest.mark.parametrize("pool", [2, 3, 4, 7, 12])
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
 def test_pooling_is_the_mean_of_squares(layout, pool):
-    # 12 x 12 white pixels sum up to more than 16 bits hold.
+    # The sum of 12 x 12 white pixels overflows 16 bits.
     posters = noise(3, 25, 38).clamp(min=200).contiguous(memory_format=layout)
     result = normalise_posters(posters, pool)
     high, crop_width = 25 // pool, 38 // pool
@@ -147,7 +147,7 @@ def test_each_poster_is_changed_as_drawn(setting, height_width, pool, monkeypatc
 
 
 def test_nothing_is_read_back_from_the_device():
-    # A tensor on "meta" has a shape and no numbers: reading one back is an error.
+    # A tensor on "meta" has a shape but no numbers, so reading one back raises an error.
     posters = torch.empty(4, 3, 16, 16, dtype=torch.uint8, device="meta")
     for pool in (1, 2):
         shape = (4, 3, 16 // pool, 16 // pool)
@@ -238,7 +238,7 @@ def test_crops_lie_inside_and_keep_the_share_and_aspect_asked_for():
     area, aspect = crop_height * crop_width / 200**2, crop_width / crop_height
     assert 0.38 < area.min() < 0.45 and 0.95 < area.max() <= 1.0
     assert 0.78 < aspect.min() < 0.85 and 1.2 < aspect.max() < 1.27
-    # All places are reached, the edges too.
+    # Crops reach all positions, including the edges.
     slack = 200 - crop_width
     assert (left[slack > 20] == 0).any() and (left == slack)[slack > 20].any()
 

@@ -1,4 +1,4 @@
-"""What every input of the table keeps to."""
+"""The contract that every input of the table keeps."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def one(kind: str, tmp_path: Path) -> Opened:
 
 
 def gathered(one: Opened, *batches: list[int]) -> JoinedPart:
-    """The numbers of batches of movies, end to end, as MovieBatches gathers them."""
+    """The concatenated numbers of batches of movies, as MovieBatches gathers them."""
     row_index = one.features.row_index[
         np.array([row for batch in batches for row in batch], dtype=int)
     ]
@@ -123,7 +123,7 @@ def test_gathered_numbers_equal_encoded_ones(one: Opened) -> None:
     assert list(stored) == list(encoded)
     if all(stored[name].shape == encoded[name].shape for name in stored):
         assert equal(stored, encoded)
-    else:  # the store has views for training beside what is predicted from
+    else:  # stored vectors have further views for training
         assert one.input.kind == "embedding"
     part = one.part([5, *rows, 1])
     assert part.rows.tolist() == [1, 2, 3, 4, 5]
@@ -143,7 +143,7 @@ def test_dense_numbers_are_gathered_by_row(one: Opened) -> None:
 
 @pytest.mark.parametrize("training", [False, True], ids=["as they are", "varied"])
 def test_joined_batches_are_those_alone(training: bool, one: Opened) -> None:
-    # The second has no movie with the column, the last a single one.
+    # The second batch has no movie with the column, the last batch has one.
     batches = [[0, 1, 2], [5, 1], [4, 3, 0], [1, 2]]
     joined = gathered(one, *batches)
     seeds = [(count, 7 + k) for k, count in enumerate(joined.counts)]
@@ -204,7 +204,7 @@ def test_opening_twice_gives_the_same(kind: str, one: Opened, tmp_path: Path) ->
     assert state_to_text(again) == state_to_text(one.input) and files() == before
 
 
-# What a checkpoint carries.
+# State in checkpoints.
 
 
 def test_the_state_rebuilds_it(one: Opened) -> None:
@@ -221,7 +221,7 @@ def test_the_state_rebuilds_it(one: Opened) -> None:
         for branch_input in (rebuilt, one.input)
     ]
     assert equal(*prepared)
-    # What is fitted learns nothing from other movies.
+    # A fitted input learns nothing from other movies.
     features = rebuilt.open(one.values[2:], np.array([0, 1]), one.store)
     assert state_to_text(rebuilt) == text
     numbers, _ = features.gather(features.row_index[[0, 1]], np.array([2]))
@@ -232,7 +232,7 @@ def deep(depth: int = 10**5) -> str:
     return "[" * depth + "]" * depth
 
 
-#: JSON in the place of a value.
+#: JSON values that replace a valid one.
 HOSTILE = [
     "null", "true", "-1", "0", "9", "1.5", "1e308", "1e999", "NaN", "-Infinity", "9" * 60,
     "1" + "0" * 30, '""', '"x"', '"os.system"', '"' + "x" * 10**6 + '"', "[]", "[[]]", "[null]",
@@ -253,7 +253,7 @@ def test_a_hostile_value_is_refused_or_harmless(value: str, one: Opened) -> None
             except ValueError as error:
                 assert len(str(error)) < 2000, key
                 continue
-        # What is let through is as good as what was written here.
+        # An accepted state behaves like one that was written by this program.
         written = state_to_text(rebuilt)
         assert state_to_text(input_from_text(written)) == written, key
         rebuilt.network_arguments()
@@ -272,7 +272,7 @@ def test_missing_and_unknown_keys_are_refused_by_name(one: Opened) -> None:
         assert len(str(caught.value)) < 500
 
 
-# Values never seen before.
+# Values of new movies.
 
 
 def test_what_can_not_be_read_is_refused(kind: str, one: Opened) -> None:
@@ -282,7 +282,7 @@ def test_what_can_not_be_read_is_refused(kind: str, one: Opened) -> None:
         assert 0 < len(str(caught.value)) < 500
 
 
-# As the configuration gives it.
+# Settings from the configuration.
 
 
 def test_unknown_settings_are_refused_by_key(kind: str) -> None:

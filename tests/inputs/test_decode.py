@@ -1,4 +1,4 @@
-"""Posters of any format to pixels, and those that can't be."""
+"""Decoding of posters of any format to pixels, and posters that can't be decoded."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def test_the_first_frame_of_an_animation_counts(form):
     assert_quarters(decode_poster(data, 16), [RED] * 4)
 
 
-# What a camera held that way would have stored, by the definition of the tag (EXIF 2.32, 4.6.4).
+# The pixels that a camera held that way would store, by the tag's definition (EXIF 2.32, 4.6.4).
 STORED = {
     1: [RED, GREEN, BLUE, WHITE],
     2: [GREEN, RED, WHITE, BLUE],

@@ -66,7 +66,7 @@ def whole(file: PosterFile, size: tuple[int, int] = SIZE) -> np.ndarray:
 
 
 def ulps(one: Any, other: Any) -> int:
-    """By how many steps of float16 two arrays differ at most, near zero by absolute size."""
+    """The maximum difference of two arrays in float16 steps; near zero, steps are absolute."""
     a, b = (np.asarray(x).astype(np.float16) for x in (one, other))
     step = np.spacing(np.maximum(np.abs(a), np.float16(0.05))).astype(np.float64)
     return int((np.abs(a.astype(np.float64) - b.astype(np.float64)) / step).max(initial=0))
@@ -82,7 +82,7 @@ def fake_text(monkeypatch: pytest.MonkeyPatch) -> FakeText:
     return fake
 
 
-# What is stored is what is computed.
+# Stored vectors equal computed ones.
 
 
 def test_poster_vectors_are_the_encoders_output(posters: list[PosterFile], store: Store) -> None:
@@ -96,7 +96,7 @@ def test_poster_vectors_are_the_encoders_output(posters: list[PosterFile], store
     encoded = branch_input.encode([branch_input.read(file.path) for file in posters])["vectors"]
     assert encoded.dtype == torch.float16
     np.testing.assert_array_equal(features.dense, encoded.numpy())
-    # Alone they differ by rounding.
+    # Vectors of single posters differ by rounding.
     for n, file in enumerate(posters):
         assert (
             ulps(
@@ -315,13 +315,13 @@ def test_a_view_is_drawn_by_seed(posters: list[PosterFile], store: Store) -> Non
     assert torch.equal(drawn, branch_input.prepare(numbers, [(240, 7)])["vectors"])
     assert not torch.equal(drawn, branch_input.prepare(numbers, [(240, 8)])["vectors"])
     assert torch.equal(torch.random.get_rng_state(), state)
-    # Every view comes, about as often.
+    # All views are drawn about equally often.
     view_index = [
         int((dense[row].astype(np.float32) == vector.numpy()).all(axis=1).argmax())
         for row, vector in zip(rows, drawn, strict=True)
     ]
     assert np.bincount(view_index, minlength=3).min() > 50
-    # However batches are grouped.
+    # The grouping of batches makes no difference.
     joined = branch_input.prepare(numbers, [(100, 1), (0, 2), (140, 3)])["vectors"]
     alone = [
         branch_input.prepare({"vectors": numbers["vectors"][start:end]}, [(end - start, seed)])[
@@ -348,7 +348,7 @@ def test_views_are_independent_of_other_draws_of_the_batch(
         for each in (one, other)
     )
     by_the_seed = torch.randint(3, (600,), generator=torch.Generator().manual_seed(7))
-    # A third agrees by chance.
+    # A third of the draws agree by chance.
     for agreed in (own == by_the_seed, own == second):
         assert float(agreed.float().mean()) == pytest.approx(1 / 3, abs=0.08)
 
@@ -361,7 +361,7 @@ def test_texts_have_one_view() -> None:
             lite0(views=views)
 
 
-# What a checkpoint carries.
+# State in checkpoints.
 
 
 @pytest.mark.parametrize(
@@ -421,7 +421,7 @@ def test_other_weights_are_refused_naming_both_hashes(monkeypatch: pytest.Monkey
 
 
 def random_timm(monkeypatch: pytest.MonkeyPatch) -> EmbeddingInput:
-    """An encoder of timm that no table names, with random weights: nothing can be downloaded."""
+    """A timm encoder that is in no table, with random weights, since tests can't download any."""
 
     def opened(spec: Any, device: Any, sha256: Any) -> Any:
         return open_encoder(replace(spec, sha256=None), device, random_weights=True)
@@ -509,7 +509,7 @@ def test_prompt_is_put_before_every_text_and_has_its_own_cache(store: Store) -> 
         np.testing.assert_array_equal(
             branch_input.encode([branch_input.read(titles[0])])["vectors"][0], features.dense[0]
         )
-    # A title of nothing but its year has no name: the same in a dataset as in a prediction.
+    # A title that is only a year counts as absent, in a dataset and in a prediction.
     for branch_input in (prompted, plain):
         assert branch_input.read("(1995)") is None and branch_input.read("  ") is None
         assert branch_input.open(["(1995)", "  "], ALL[:2], store).row_index.tolist() == [-1, -1]
@@ -519,7 +519,7 @@ def test_prompt_is_put_before_every_text_and_has_its_own_cache(store: Store) -> 
 
 @pytest.mark.parametrize("natural", [False, True])
 def test_surrounding_whitespace_is_stripped(natural: bool) -> None:
-    # A CSV's cells lose them before training; those of a new movie are as somebody pasted them.
+    # Cells of a CSV are stripped before training, but new movies' texts can be pasted.
     branch_input = EmbeddingInput("synopsis", "minilm", natural=natural)
     assert (
         branch_input.read("\t A thief plans.\r\n\n")
@@ -551,7 +551,7 @@ def test_prompt_after_is_put_behind_every_text(store: Store) -> None:
     assert again.dense is not None and np.abs(again.dense[:] - features.dense[:]).max() > 0.01
     rebuilt = input_from_text(state_to_text(prompted))
     assert isinstance(rebuilt, EmbeddingInput) and rebuilt.state() == prompted.state()
-    # Both, as they were embedded: one text alone may round otherwise.
+    # Embedded together, as in the dataset: one text alone can be rounded differently.
     items = [rebuilt.read(title) for title in titles if title]
     np.testing.assert_array_equal(rebuilt.encode(items)["vectors"], features.dense)
 

@@ -56,7 +56,7 @@ def check(items: Counted, folder: Path, key: str = KEY) -> Embeddings:
 
 
 def folders(folder: Path) -> list[Path]:
-    """Finished caches; and nothing else is there but empty locks of those."""
+    """The complete cache folders, checked to have only their empty lock files beside them."""
     paths = sorted((folder / "cache").glob("[!.]*"))
     hidden = {path.name for path in (folder / "cache").glob(".*")}
     assert hidden <= {f".{path.name}.lock" for path in paths}
@@ -99,7 +99,7 @@ def test_other_encoders_are_kept_apart(tmp_path: Path) -> None:
 
 
 def test_same_content_is_embedded_once(tmp_path: Path) -> None:
-    # Within a chunk, and in a later one.
+    # Repetitions within a chunk and across chunks.
     items = Counted([b"a", b"b", b"a", b"a", b"c", b"b", b"a", b"d", b"d", b"a"])
     check(items, tmp_path)
     assert items.embedded == [b"a", b"b", b"c", b"d"]
@@ -107,7 +107,7 @@ def test_same_content_is_embedded_once(tmp_path: Path) -> None:
 
 
 def test_unreadable_items_are_masked_and_named(tmp_path: Path) -> None:
-    # Three copies of one that is broken, beside good ones, and one of a chunk of its own.
+    # Three copies of a broken item among readable ones, and another broken one in a later chunk.
     items = Counted([b"a", b"bad", b"b", b"bad", b"c", b"bad", b"d", b"worse", b"e"])
     items.unreadable = {b"bad": False, b"worse": False}
     embeddings = check(items, tmp_path)
@@ -137,7 +137,7 @@ def test_unhashed_items_have_their_own_rows(tmp_path: Path) -> None:
     items = Counted(names(11))
     items.unhashed = {b"item 1", b"item 2", b"item 9"}
     check(items, tmp_path)
-    # It can't be found again, and nothing else is taken for it.
+    # Items without a hash can't be looked up later, and are not confused with each other.
     other = Counted([b"item 3", b"item 2", b"item 1", b"item 9", b"item 0"])
     check(other, tmp_path)
     assert sorted(other.embedded) == [b"item 1", b"item 2", b"item 9"]
@@ -151,7 +151,7 @@ def test_an_unhashed_item_beside_an_unreadable_one(unreadable: str, tmp_path: Pa
     assert len(check(items, tmp_path).masked) == 1
 
 
-# Killed, and two at once.
+# Killed processes, and concurrent ones.
 
 
 def _build(folder: Path, count: int, kill_in: int | None, log: Path, wait: float = 0.0) -> None:
@@ -196,7 +196,7 @@ def test_parts_of_another_dataset_stay(tmp_path: Path) -> None:
     process.join()
     parts = set((tmp_path / "cache").glob("embeddings*_part-*"))
     assert len(parts) == 3
-    # A smaller dataset, embedded and opened again.
+    # A smaller dataset is embedded, then opened from its cache.
     for _ in range(2):
         check(Counted(names(3 * CHUNK, 100)), tmp_path)
         assert set((tmp_path / "cache").glob("embeddings*_part-*")) == parts
@@ -230,7 +230,7 @@ def test_two_processes_at_once(tmp_path: Path) -> None:
 
 
 def test_two_datasets_of_one_encoder_at_once(tmp_path: Path) -> None:
-    # One ends while the other is at work, and removes its own parts alone.
+    # One process ends while the other still works, and removes only its own parts.
     logs = [tmp_path / "log 0", tmp_path / "log 1"]
     long = start(tmp_path, 6 * CHUNK, None, logs[0], 0.1)
     short = start(tmp_path, 2 * CHUNK, None, logs[1], 0.05)
@@ -342,7 +342,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
         pytest.skip("no disk of our own: mounting is not allowed here")
     yield disk
-    # Arrays mapped into memory hold it until they are gone.
+    # Memory-mapped arrays keep the disk busy until they are deleted.
     subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 

@@ -1,4 +1,4 @@
-"""Posters in the store: decoded once, whole or not there, the broken ones masked and named."""
+"""The poster cache: decoded once, complete or absent, with broken posters masked and named."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ def open_cache(
 
 
 def folder_of(cache: DenseFeatures) -> Path:
-    """Where its pixels lie."""
+    """The folder with the cache's pixels."""
     assert isinstance(cache.dense, np.memmap) and cache.dense.filename is not None
     return Path(cache.dense.filename).parent
 
 
 def caches(cache_dir: Path) -> list[str]:
-    """All that lies there, finished or not, apart from locks."""
+    """Names of all cache folders, complete or not, without lock files."""
     return [path.name for path in cache_dir.iterdir() if not path.name.endswith(".lock")]
 
 
 @pytest.fixture
 def decodes(monkeypatch) -> list[bytes]:
-    """What has been handed to the decoder."""
+    """The files that the decoder has been called with."""
     seen: list[bytes] = []
 
     def counting(source: bytes, size: tuple[int, int], shrink: int) -> np.ndarray:
@@ -82,7 +82,7 @@ def test_pixels_are_those_of_decode_poster(tmp_path):
     for n in range(30):
         (tmp_path / f"{n}.jpg").write_bytes(encoded(NOISE.rotate(n), "JPEG"))
     files = [locate(tmp_path / f"{n}.jpg") for n in range(30)]
-    for shrink in (1, 2):  # each in a cache of its own
+    for shrink in (1, 2):  # each has its own cache
         cache = open_cache(files, tmp_path, 16, 4, shrink)
         for n, file in enumerate(files):
             expected = decode_poster(file.read_bytes(), 16, shrink)
@@ -248,8 +248,8 @@ def test_batches_are_gathered_by_row(tmp_path):
     assert numbers["pixels"].shape == (0, 8, 8, 3) and lengths == {"pixels": [0]}
 
 
-# Run by other processes: opens a cache of posters each of which tells that it is read, by one more
-# byte in a file, and takes its time.
+# Run by other processes: opens a cache of slow posters, each of which appends a byte to a file when
+# it is read.
 PROGRAM = """
 import sys, time
 from pathlib import Path

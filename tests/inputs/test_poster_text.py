@@ -1,4 +1,4 @@
-"""The words on posters: read by the real networks, stored, and given to inputs of texts."""
+"""The words on posters: read by the real networks, stored, and passed to text inputs."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ ANALYZERS = {
 
 
 def dense(titles: SparseRows, width: int) -> np.ndarray:
-    """(N, V) by the definition of the format; refuses a column given twice."""
+    """Densify to (N, V) by the definition of the format; refuses duplicate columns."""
     result = np.zeros((len(titles), width), dtype=np.float32)
     for row in range(len(titles)):
         part = slice(titles.indptr[row], titles.indptr[row + 1])

@@ -1,4 +1,4 @@
-"""Numbers that the user brings."""
+"""Vectors from a user's file."""
 
 from __future__ import annotations
 

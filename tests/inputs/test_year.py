@@ -25,7 +25,7 @@ def opened(branch_input: YearInput, folder: Path) -> np.ndarray:
 
 
 def by_hand(year: int, first: int, last: int, spacing: int, width: float) -> list[float]:
-    """One vector, as a plain loop."""
+    """The expected vector of one year, by a plain loop."""
     year = min(max(year, first), last)
     centres, centre = [], first
     while centre < last + spacing:
@@ -40,7 +40,7 @@ def by_hand(year: int, first: int, last: int, spacing: int, width: float) -> lis
 def test_against_a_plain_loop(spacing: int, width: float, tmp_path: Path) -> None:
     branch_input = YearInput("title", spacing, width)
     vectors = opened(branch_input, tmp_path)
-    # Train has 1979 and 1995: the years outside of it count as those.
+    # Train has 1979 and 1995; years outside this range are clamped to it.
     expected = [by_hand(y, 1979, 1995, spacing, width) for y in (1979, 1995, 1956, 2020)]
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(vectors, expected, rtol=1e-6, atol=1e-7)

@@ -1,4 +1,4 @@
-"""Image encoders against the networks that their weights come from, and what they refuse."""
+"""Image encoders compared with the networks that their weights come from, and refused input."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_head_of_feature_map_is_embed(name: str):
     features.map.requires_grad_()
     vectors = encoder.head(features)
     torch.testing.assert_close(vectors, encoder.embed(pixels), atol=1e-5, rtol=1e-5)
-    # Every place has its part in the vector: else there is nothing to draw on the poster.
+    # Every position contributes to the vector, so heat maps can be drawn on the poster.
     (gradient,) = torch.autograd.grad(vectors.square().sum(), features.map)
     assert bool((gradient.abs().sum(1) > 0).all())
 
@@ -247,7 +247,7 @@ def test_a_user_s_weights_file(tmp_path: Path, classes: int | None):
 
 
 def test_weights_resized_to_posters(tmp_path: Path):
-    """A transformer's weights are fitted to another number of places, as timm does it."""
+    """A transformer's position embeddings are resized to another number of patches, as by timm."""
     import timm
     from safetensors.torch import save_file
 

@@ -1,4 +1,4 @@
-"""Opening encoders: once, only with the right weights, and with little imported."""
+"""Encoders are opened once, only with the right weights, and with few imports."""
 
 from __future__ import annotations
 
@@ -149,10 +149,10 @@ def test_random_weights_are_not_mistaken_for_trained_ones():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["lite0", "minilm"])
-def test_opening_takes_no_random_numbers_from_a_training(
+def test_opening_leaves_the_global_generator_alone(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that has to compute vectors ends as one that finds them in the cache."""
+    """Training ends the same whether vectors are computed or read from the cache."""
     monkeypatch.setattr(opening, "_OPEN", {})
     torch.manual_seed(0)
     before = torch.get_rng_state()

@@ -1,4 +1,4 @@
-"""The names of encoders, and what checkpoints and users may name."""
+"""The names of encoders, and which of them checkpoints and users may use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text encoders against sentence-transformers, and what they refuse."""
+"""Text encoders compared with sentence-transformers, and refused input."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def minilm() -> TextEncoder:
 
 
 def reference(texts: list[str]) -> np.ndarray:
-    """What sentence-transformers makes of texts."""
+    """The vectors that sentence-transformers computes for texts."""
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(
@@ -76,7 +76,7 @@ def test_prompt_after_is_appended_to_each_chunk(minilm: TextEncoder, words: int)
     prompt_after = " is it a comedy?"
     ids = minilm.tokenize(["night " * words], prompt_after).input_ids
     tail = minilm.tokenize([prompt_after]).input_ids[0, 1:]
-    # Four words, a question mark and the two special tokens: 249 are left.
+    # Four words, a question mark and the two special tokens leave 249 of 256.
     assert len(tail) == 6 and len(ids) == -(-words // 249)
     described = minilm.tokenizer_settings(prompt_after)
     assert described["suffix"] == tail.tolist() and described["prefix"] == [ids[0, 0]]
