@@ -78,14 +78,14 @@ def decode_poster(
     height, width = (size, size) if isinstance(size, int) else size
     if isinstance(source, Image.Image):
         with _as_poster_error():
-            needed = check_image(source, source.size)
-            return _to_pixels(source, (height, width), shrink, needed)
+            num_bytes = check_image(source, source.size)
+            return _to_pixels(source, (height, width), shrink, num_bytes)
     data = _read(source)
     with _as_poster_error(empty=not data), _open_image(data) as (image, extra_bytes):
         full_size = image.size
         image.draft(None, (max(height, width), max(height, width)))
-        needed = check_image(image, full_size, extra_bytes)
-        return _to_pixels(image, (height, width), shrink, needed)
+        num_bytes = check_image(image, full_size, extra_bytes)
+        return _to_pixels(image, (height, width), shrink, num_bytes)
 
 
 def upright_size(source: bytes | Path | Image.Image) -> tuple[int, int]:
@@ -130,9 +130,11 @@ def _as_poster_error(empty: bool = False) -> Iterator[None]:
         raise PosterError(_error_reason(error, empty)) from error
 
 
-def _to_pixels(image: Image.Image, size: tuple[int, int], shrink: int, needed: int) -> np.ndarray:
+def _to_pixels(
+    image: Image.Image, size: tuple[int, int], shrink: int, num_bytes: int
+) -> np.ndarray:
     height, width = size
-    with _large_lock if needed > _LARGE_BYTES else contextlib.nullcontext():
+    with _large_lock if num_bytes > _LARGE_BYTES else contextlib.nullcontext():
         image.load()
         orientation = _orientation(image)
         sideways = orientation in _SIDEWAYS

@@ -215,7 +215,7 @@ class EmbeddingInput(Input):
                 self._float16_vectors([unique[i] for i in indices], report_progress), []
             ),
             quick_key=[unique],
-            chunk=_text_chunk_size(unique),
+            chunk_size=_text_chunk_size(unique),
         )
         cache = open_embeddings(
             source, self._key(), self._shape(), f"embedding {self.column}", store

@@ -32,12 +32,12 @@ from genre_lightning.store import changed, content_key, remove_stored, stored_fo
 _VECTORS, _HASHES, _META = "vectors.f16", "hashes.b16", "meta.json"
 _HASH_BYTES = 16
 #: Stands for the hash of an item without one; no content hashes to it.
-_UNKNOWN = bytes(_HASH_BYTES)
+_NO_HASH = bytes(_HASH_BYTES)
 #: Errors that reading a damaged folder can raise.
-_DAMAGED = (OSError, ValueError, TypeError, LookupError)
+_DAMAGE_ERRORS = (OSError, ValueError, TypeError, LookupError)
 #: Items that are embedded and saved together, unless their source sets another number: the most
 #: that a kill can lose.
-CHUNK = 256
+DEFAULT_CHUNK_SIZE = 256
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,8 @@ class Source:
         quick_key: identifies all content without reading it: equal keys mean equal content.
         recovered_reason: returns why a folder that masks this item is out of date, or None; called
             only for items that may recover.
-        chunk: number of items that are embedded and saved together; None for ``CHUNK``.
+        chunk_size: number of items that are embedded and saved together; None for
+            ``DEFAULT_CHUNK_SIZE``.
     """
 
     count: int
@@ -73,7 +74,7 @@ class Source:
     embed: Callable[[Sequence[int], Callable[[float], object]], Embeddings]
     quick_key: Sequence[Any]
     recovered_reason: Callable[[int], str | None] = lambda index: None
-    chunk: int | None = None
+    chunk_size: int | None = None
 
 
 def content_hash(content: bytes) -> bytes:
@@ -120,7 +121,7 @@ def open_embeddings(
             (folder / _VECTORS).open("wb") as file,
             progress(description, source.count, store.progress) as update,
         ):
-            chunk_size = source.chunk or CHUNK
+            chunk_size = source.chunk_size or DEFAULT_CHUNK_SIZE
             for start in range(0, source.count, chunk_size):
                 stop = min(start + chunk_size, source.count)
 
@@ -130,8 +131,8 @@ def open_embeddings(
                     update(start + share * size)
 
                 chunk = _embed_chunk(source, start, stop, known, report_progress)
-                if chunk.new and stop - start < source.count:
-                    part = _save_part(store.folder, parts, chunk.new)
+                if chunk.computed and stop - start < source.count:
+                    part = _save_part(store.folder, parts, chunk.computed)
                     known.add(part)
                 if chunk.vectors:
                     file.write(np.stack(chunk.vectors).astype(np.float16).tobytes())
@@ -156,15 +157,15 @@ class _Chunk:
 
     Attributes:
         vectors: (V, D) float16 of each readable item, in order.
-        hashes: content hashes of the same items; ``_UNKNOWN`` for an item without one.
+        hashes: content hashes of the same items; ``_NO_HASH`` for an item without one.
         masked: the unreadable items.
-        new: the vectors that were computed now and not looked up, by content hash.
+        computed: the vectors that were computed now and not looked up, by content hash.
     """
 
     vectors: list[np.ndarray]
     hashes: list[bytes]
     masked: list[Masked]
-    new: dict[bytes, np.ndarray]
+    computed: dict[bytes, np.ndarray]
 
 
 def _embed_chunk(
@@ -199,9 +200,9 @@ def _embed_chunk(
             continue
         chunk.vectors.append(result)
         # An item that became readable only after hashing has no hash.
-        chunk.hashes.append(digest or _UNKNOWN)
+        chunk.hashes.append(digest or _NO_HASH)
         if digest in first_index:
-            chunk.new[digest] = result
+            chunk.computed[digest] = result
     return chunk
 
 
@@ -239,11 +240,11 @@ def _read_embeddings(
             return
         digests = _read_hashes(folder)
         vectors = _map_vectors(folder, count, shape)
-    except _DAMAGED:
+    except _DAMAGE_ERRORS:
         return
     if len(digests) == count:
         for row, digest in enumerate(digests):
-            if digest != _UNKNOWN:
+            if digest != _NO_HASH:
                 yield digest, (vectors, row)
 
 
@@ -279,13 +280,13 @@ def _remove_parts(cache_dir: Path, name: str, folder: Path) -> None:
         return
     try:
         digests = set(_read_hashes(folder))
-    except _DAMAGED:
+    except _DAMAGE_ERRORS:
         return
     for part in part_folders:
         try:
             if not digests.issuperset(_read_hashes(part)):
                 continue
-        except _DAMAGED:
+        except _DAMAGE_ERRORS:
             pass  # a damaged part is useless, so it is removed
         remove_stored(part)
 
@@ -315,7 +316,7 @@ def _read_meta(folder: Path) -> dict[str, Any]:
 
 
 def _read_checked_meta(folder: Path, shape: tuple[int, int]) -> dict[str, Any]:
-    """Return a folder's metadata; raise one of ``_DAMAGED`` if its vectors don't match."""
+    """Return a folder's metadata; raise one of ``_DAMAGE_ERRORS`` if its vectors don't match."""
     meta = _read_meta(folder)
     size = (folder / _VECTORS).stat().st_size
     expected_size = meta["count"] * shape[0] * shape[1] * 2
@@ -330,7 +331,7 @@ def _unusable_reason(
     """Return why a folder can't be used (for the items of a source, if given), or None."""
     try:
         meta = _read_checked_meta(folder, shape)
-    except _DAMAGED as error:
+    except _DAMAGE_ERRORS as error:
         return f"damaged ({error})"
     if source is None:
         return None

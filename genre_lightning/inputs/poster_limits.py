@@ -143,18 +143,18 @@ def check_image(image: Image.Image, size: tuple[int, int], extra_bytes: int = 0)
     if image.format == "WEBP":
         bytes_per_pixel = _WEBP_BYTES
     elif image.format == "TIFF":
-        bytes_per_pixel += _tiff_bytes(cast("TiffImageFile", image))
+        bytes_per_pixel += _tiff_bytes_per_pixel(cast("TiffImageFile", image))
     elif image.format == "BMP" and any("rle" in tile[0] for tile in cast("ImageFile", image).tile):
         bytes_per_pixel += _BMP_RLE_BYTES
-    needed = image.width * image.height * bytes_per_pixel + extra_bytes
-    _check_bytes(needed, width, height, image.format or "an image")
-    return needed
+    num_bytes = image.width * image.height * bytes_per_pixel + extra_bytes
+    _check_bytes(num_bytes, width, height, image.format or "an image")
+    return num_bytes
 
 
-def _check_bytes(needed: int, width: int, height: int, kind: str) -> None:
-    if needed > MAX_BYTES:
+def _check_bytes(num_bytes: int, width: int, height: int, kind: str) -> None:
+    if num_bytes > MAX_BYTES:
         raise PosterError(
-            f"{width} x {height} pixels as {kind} take {needed / 1e6:,.0f} MB, more than "
+            f"{width} x {height} pixels as {kind} take {num_bytes / 1e6:,.0f} MB, more than "
             f"{MAX_BYTES / 1e6:,.0f}"
         )
 
@@ -279,12 +279,12 @@ def _directory(
         )
 
 
-def _tiff_bytes(image: TiffImageFile) -> int:
+def _tiff_bytes_per_pixel(image: TiffImageFile) -> int:
     """Return bytes per pixel for unpacking and rotating a TIFF, which can be a single strip."""
-    needed = 0
+    num_bytes = 0
     if image.info.get("compression") != "raw":
         bits = image.tag_v2.get(_BITS, (1,))
-        needed += -(-max(sum(bits), bits[0] * image.tag_v2.get(_SAMPLES, 1)) // 8)
+        num_bytes += -(-max(sum(bits), bits[0] * image.tag_v2.get(_SAMPLES, 1)) // 8)
     if image.tag_v2.get(_ORIENTATION, 1) != 1:
-        needed += 4
-    return needed
+        num_bytes += 4
+    return num_bytes

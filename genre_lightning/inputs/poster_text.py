@@ -106,7 +106,7 @@ class PosterTextInput(Input):
                 ),
                 quick_key=files_key(files),
                 recovered_reason=lambda index: recovered_reason(files[index]),
-                chunk=CHUNK_SIZE,
+                chunk_size=CHUNK_SIZE,
             )
             description = f"reading words, {self.column}"
             cache = open_embeddings(source, key, (1, MAX_BYTES), description, store)

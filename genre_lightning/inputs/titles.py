@@ -60,7 +60,7 @@ def normalise_title(title: str) -> tuple[str, int | None]:
     if not title.isascii():
         title = unicodedata.normalize("NFKC", title)
     year = None
-    match = _last_year(title)
+    match = _match_last_year(title)
     if match is not None:
         year = int(match[1])
         title = f"{title[: match.start()]} {title[match.end() :]}"
@@ -77,7 +77,7 @@ def natural_title(title: str, year: bool = False) -> str:
     enfants perdus, La) (1995)"` gives `"The City of Lost Children (La Cité des enfants perdus)"`,
     followed by `" (1995)"` with ``year``.
     """
-    year_match = _last_year(title)
+    year_match = _match_last_year(title)
     if year_match is not None:
         title = title[: year_match.start()] + title[year_match.end() :]
 
@@ -107,6 +107,6 @@ def check_years(years: Any) -> tuple[int, int]:
     return years[0], years[1]
 
 
-def _last_year(title: str) -> re.Match[str] | None:
+def _match_last_year(title: str) -> re.Match[str] | None:
     """Match the last year in its own brackets; group 1 is the year without the brackets."""
     return next(reversed(list(_YEAR.finditer(title))), None)

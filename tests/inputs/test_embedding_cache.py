@@ -31,7 +31,7 @@ CHUNK = 4
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedding_cache, "CHUNK", CHUNK)
+    monkeypatch.setattr(embedding_cache, "DEFAULT_CHUNK_SIZE", CHUNK)
 
 
 def names(count: int, first: int = 0) -> list[bytes]:
@@ -155,7 +155,7 @@ def test_an_unhashed_item_beside_an_unreadable_one(unreadable: str, tmp_path: Pa
 
 
 def _build(folder: Path, count: int, kill_in: int | None, log: Path, wait: float = 0.0) -> None:
-    embedding_cache.CHUNK = CHUNK
+    embedding_cache.DEFAULT_CHUNK_SIZE = CHUNK
     items = Counted(names(count))
     calls = 0
 
@@ -349,7 +349,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_is_reported_and_leaves_no_partial_cache(
     small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedding_cache, "CHUNK", 1024)
+    monkeypatch.setattr(embedding_cache, "DEFAULT_CHUNK_SIZE", 1024)
     with pytest.raises(CacheError, match="No space left"):
         opened(Counted(names(20_000)), small_disk)
     whole = [path for path in (small_disk / "cache").glob("[!.]*") if "_part-" not in path.name]

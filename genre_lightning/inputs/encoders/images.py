@@ -315,8 +315,8 @@ class ImageEncoder:
         vectors = torch.empty((len(pixels), self.width), device=self.device)
         with torch.inference_mode():
             for start in range(0, len(pixels), batch):
-                vectors_of_batch = self._fast_vectors(self.normalise(pixels[start : start + batch]))
-                vectors[start : start + batch] = vectors_of_batch
+                batch_vectors = self._fast_vectors(self.normalise(pixels[start : start + batch]))
+                vectors[start : start + batch] = batch_vectors
         return vectors
 
     def embed_normalised(self, posters: Tensor) -> Tensor:

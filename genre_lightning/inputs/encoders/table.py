@@ -63,7 +63,7 @@ def _lite(
     )
 
 
-def _tower(
+def _vision_transformer(
     name: str,
     architecture: str,
     width: int,
@@ -157,7 +157,7 @@ ENCODERS: dict[str, EncoderSpec] = {
         # The next three are tested with random weights and have not been scored, since tests don't
         # download weights. Radford et al. 2021: the vector before the projection, as in its linear
         # probes. CLIP and SigLIP learnt their position embeddings for a square, which is kept.
-        _tower(
+        _vision_transformer(
             "clip",
             "vit_base_patch32_clip_224.openai",
             768,
@@ -166,7 +166,7 @@ ENCODERS: dict[str, EncoderSpec] = {
             (0.26862954, 0.26130258, 0.27577711),
         ),
         # Zhai et al. 2023.
-        _tower(
+        _vision_transformer(
             "siglip",
             "vit_base_patch16_siglip_224.webli",
             768,
@@ -175,7 +175,7 @@ ENCODERS: dict[str, EncoderSpec] = {
             (0.5, 0.5, 0.5),
         ),
         # Oquab et al. 2024, designed for sizes that differ from training: 24 x 16 patches.
-        _tower(
+        _vision_transformer(
             "dinov2",
             "vit_small_patch14_dinov2.lvd142m",
             384,

@@ -213,7 +213,7 @@ class TextEncoder:
         return {
             "prompt": self._prompt,
             "prefix": list(self._prefix),
-            "suffix": self._ending(prompt_after),
+            "suffix": self._chunk_suffix(prompt_after),
             "max_tokens": self.max_tokens,
             "padding": self._padding,
         }
@@ -222,7 +222,7 @@ class TextEncoder:
         """Write the tokenizer in the format of Hugging Face's libraries (``tokenizer.json``)."""
         self._tokenizer.save_pretrained(str(folder))
 
-    def _ending(self, prompt_after: str) -> list[int]:
+    def _chunk_suffix(self, prompt_after: str) -> list[int]:
         """Return the token ids that end every chunk."""
         prompt_ids = self._ids([prompt_after], special=False)[0] if prompt_after else []
         return [*prompt_ids, *self._suffix]
@@ -232,8 +232,8 @@ class TextEncoder:
         if not texts:
             return []
         all_ids = self._ids([self._prompt + text for text in texts], special=False)
-        ending = self._ending(prompt_after)
-        max_text_tokens = self.max_tokens - len(self._prefix) - len(ending)
+        suffix = self._chunk_suffix(prompt_after)
+        max_text_tokens = self.max_tokens - len(self._prefix) - len(suffix)
         if max_text_tokens < 1:
             raise EncoderError(
                 f"{prompt_after!r:.80} leaves no room for a text in the {self.max_tokens} tokens "
@@ -246,7 +246,7 @@ class TextEncoder:
             starts = [number * length + min(number, longer) for number in range(count + 1)]
             result.append(
                 [
-                    [*self._prefix, *ids[start:end], *ending]
+                    [*self._prefix, *ids[start:end], *suffix]
                     for start, end in itertools.pairwise(starts)
                 ]
             )
