@@ -22,15 +22,8 @@ from genre_lightning.inputs.vectors import VectorsInput
 from genre_lightning.inputs.year import YearInput
 
 INPUTS: dict[str, type[Input]] = {
-    input_class.kind: input_class
-    for input_class in (
-        TermsInput,
-        PixelsInput,
-        EmbeddingInput,
-        YearInput,
-        VectorsInput,
-        PosterTextInput,
-    )
+    cls.kind: cls
+    for cls in (TermsInput, PixelsInput, EmbeddingInput, YearInput, VectorsInput, PosterTextInput)
 }
 
 #: Maximum numbers of brackets and commas in the text of a legitimate state.
