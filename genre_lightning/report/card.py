@@ -12,7 +12,7 @@ from PIL import Image
 from genre_lightning.errors import InputError
 from genre_lightning.explain.explainer import BranchExplanation, ImageExplanation, TextExplanation
 from genre_lightning.explain.parts import ScoreParts
-from genre_lightning.explain.pictures import lay_over, proportions
+from genre_lightning.explain.pictures import overlay_resized, upright_dimensions
 from genre_lightning.inputs.input import Value
 from genre_lightning.inputs.pixels import read_poster
 from genre_lightning.movies.movie import PosterFile
@@ -87,7 +87,7 @@ def branch_card(
         (places,) = found.heat_maps([genre])
         nothing_speaks = not places.any()
         if not nothing_speaks:
-            heat = data_uri(lay_over(np.asarray(picture), places, picture.size))
+            heat = data_uri(overlay_resized(np.asarray(picture), places, picture.size))
     return BranchCard(
         label=label,
         absent=not present,
@@ -115,7 +115,7 @@ def thumbnail(poster: PosterFile | Value) -> tuple[Image.Image | None, str]:
     try:
         image = poster.read_bytes() if isinstance(poster, PosterFile) else poster
         pixels = read_poster(image, (HEIGHT, HEIGHT))
-        width, height = proportions(image)
+        width, height = upright_dimensions(image)
     except (OSError, InputError) as error:
         gone = any(isinstance(each, FileNotFoundError) for each in (error, error.__cause__))
         return None, "poster not there" if gone else "poster unreadable"
