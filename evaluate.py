@@ -41,7 +41,7 @@ def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> di
         from genre_lightning.data.datamodule import MovieDataModule
         from genre_lightning.errors import UserError
         from genre_lightning.files import whole_file
-        from genre_lightning.inputs.encoders.table import vouch_for
+        from genre_lightning.inputs.encoders.table import trust_encoders
         from genre_lightning.predicting.predictor import find_device
         from genre_lightning.report.evaluation import (
             print_genre_table,
@@ -53,7 +53,7 @@ def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> di
         from genre_lightning.runs.quoting import shell_command
 
     set_threads()
-    vouch_for(cfg.encoders)
+    trust_encoders(cfg.encoders)
     device = find_device(cfg.device)
     torch.set_float32_matmul_precision("high")
     checkpoint = best_checkpoint(cfg.ckpt_path)

@@ -30,15 +30,15 @@ def score_subset(
     model: TrainedModel, data: MovieDataModule, present: tuple[str, ...], split: str
 ) -> list[float]:
     """The metrics of a split when its movies have only the columns in ``present``."""
-    places = {name: features.place for name, features in data.features.items()}
+    row_indices = {name: features.row_index for name, features in data.features.items()}
     try:
         for name, branch_input in model.inputs.items():
             if branch_input.column not in present:
-                data.features[name].place = np.full_like(places[name], -1)
+                data.features[name].row_index = np.full_like(row_indices[name], -1)
         metrics = split_metrics(model, score_split(model, data, split))
     finally:
-        for name, place in places.items():
-            data.features[name].place = place
+        for name, row_index in row_indices.items():
+            data.features[name].row_index = row_index
     return [metrics[name] for name in METRICS]
 
 

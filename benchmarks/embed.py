@@ -161,7 +161,7 @@ def _forward(
         batches = [(some,) for some in encoder.normalise(pixels).split(size)]
         network: Callable[..., Any] = encoder.vectors
     else:
-        tokens = encoder.tokenize(branch_input.prompted(values), branch_input.prompt_after)
+        tokens = encoder.tokenize(branch_input.add_prompt(values), branch_input.prompt_after)
         ids, mask = (torch.from_numpy(part) for part in (tokens.input_ids, tokens.attention_mask))
         lengths = mask.sum(1)
         order = lengths.argsort()

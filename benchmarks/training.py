@@ -150,7 +150,7 @@ def repeated(run: Callable[[], object], times: int) -> Callable[[], float]:
 def typical_batch(data: MovieDataModule, device: torch.device) -> MovieBatch:
     """A prepared training batch on the device, with about the mean number of values per column."""
     loader = data.loader("train", shuffle=True, device=device)
-    there = [features.place >= 0 for features in data.features.values()]
+    there = [features.row_index >= 0 for features in data.features.values()]
     wanted = [has[data.splits["train"]].mean() * data.train_batch_size() for has in there]
 
     def distance(item: tuple[np.ndarray, int]) -> float:

@@ -96,7 +96,7 @@ class UsualDataset(Dataset[dict[str, Tensor]]):
         features = data.features[title]
         if not isinstance(features, TermsFeatures):
             raise TypeError("titles are compared as terms")
-        self.titles = features.rows.take(features.place[rows])
+        self.titles = features.rows.take(features.row_index[rows])
         self.labels = torch.from_numpy(data.labels[rows].astype(np.float32))
         self.vocabulary_size = data.inputs[title].network_arguments()["vocabulary_size"]
         pixels = pixels_of(data)

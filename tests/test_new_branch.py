@@ -58,9 +58,9 @@ class LettersInput(Input):
         texts = [value for value in values if value]
         if self.most is None:
             self.most = max(self._counts([values[row] or ""]).max() for row in train)
-        there = np.array([bool(value) for value in values])
-        place = np.where(there, np.cumsum(there) - 1, -1)
-        return DenseFeatures("counts", self._counts(texts), place)
+        present = np.array([bool(value) for value in values])
+        row_index = np.where(present, np.cumsum(present) - 1, -1)
+        return DenseFeatures("counts", self._counts(texts), row_index)
 
     def _counts(self, texts: Sequence[str]) -> np.ndarray:
         counts = [[text.lower().count(letter) for letter in self.only] for text in texts]

@@ -26,7 +26,7 @@ from genre_lightning.models.branches import Branch, read_branches
 from genre_lightning.models.networks import build_network
 from genre_lightning.movies.readers import read_movies
 from tests.forking import Command, run_command
-from tests.inputs.encoders.small_mpnet import take_small_mpnet, write_small_mpnet
+from tests.inputs.encoders.small_mpnet import use_small_mpnet, write_small_mpnet
 from tests.missing import skip_without
 
 skip_without("timm", "sentence_transformers")
@@ -81,7 +81,7 @@ def test_a_branch_sees_movies(
         key = "path" if name == "answers" else "input.path"
         overrides.append(f"model.branches.{name}.{key}={tmp_path / 'v.npz'}")
     if name.endswith("_mpnet"):
-        take_small_mpnet(write_small_mpnet(tmp_path / "mpnet"), monkeypatch)
+        use_small_mpnet(write_small_mpnet(tmp_path / "mpnet"), monkeypatch)
     if option != name:
         overrides.append(f"model.branches.{name}.finetune=true")
     branch = listed(*overrides)[name]
@@ -109,10 +109,10 @@ def test_a_branch_sees_movies(
             WRITTEN.get(branch_input.column) or [m.value(branch_input.column) for m in movies][:4]
         )
     features = branch_input.open(values, ALL, Store(tmp_path / "cache", 1, False))
-    rows = np.flatnonzero(features.place >= 0)
+    rows = np.flatnonzero(features.row_index >= 0)
     assert len(rows) >= 3
     network = build_network(3, {name: branch.network}, {name: branch_input}, members=2, dropout=0.5)
-    numbers, _ = features.gather(features.place[rows], np.array([len(rows)]))
+    numbers, _ = features.gather(features.row_index[rows], np.array([len(rows)]))
     for training in (True, False):
         seeds = [(len(rows), 1)] if training else None
         part = Part(torch.from_numpy(rows), branch_input.prepare(numbers, seeds))

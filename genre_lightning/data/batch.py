@@ -127,7 +127,7 @@ class MovieBatches:
         """Ask the system to start reading what these rows need, without waiting for it."""
         for name, features in self.features.items():
             if name not in self.resident:
-                indices = features.place[rows]
+                indices = features.row_index[rows]
                 features.read_ahead(indices[indices >= 0])
 
     def gather(self, rows_and_seeds: Sequence[tuple[np.ndarray, int]]) -> BatchGroup:
@@ -156,7 +156,7 @@ class MovieBatches:
             starts: (K,) int64, where each batch begins in ``rows``.
         """
         features = self.features[name]
-        indices = features.place[rows]
+        indices = features.row_index[rows]
         present = np.flatnonzero(indices >= 0)
         indices = indices[present]
         counts = np.diff(np.searchsorted(present, ends), prepend=0)

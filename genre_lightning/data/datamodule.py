@@ -251,19 +251,19 @@ class MovieDataModule(pl.LightningDataModule):
         """
         features, branch_input = self._opened_features[branch], self.inputs[branch]
         indices_of_branches = [
-            self._opened_features[name].place
+            self._opened_features[name].row_index
             for name, other_input in self.inputs.items()
             if branch_input.of == "poster" and other_input.column == branch_input.column
         ]
         index = np.where(
             np.any([index < 0 for index in indices_of_branches], axis=0),
             -1,
-            features.place,
+            features.row_index,
         )
-        if np.array_equal(index, features.place):
+        if np.array_equal(index, features.row_index):
             return features
         masked = copy(features)
-        masked.place = index
+        masked.row_index = index
         return masked
 
     def _branch_with_input(self, branch_input: Input) -> str | None:
@@ -392,7 +392,7 @@ class MovieDataModule(pl.LightningDataModule):
         A column that no branch reads is not opened, so every value in it counts as present.
         """
         indices = [
-            self.features[branch].place
+            self.features[branch].row_index
             for branch, branch_input in self.inputs.items()
             if branch_input.column == column
         ]
@@ -496,7 +496,7 @@ class MovieDataModule(pl.LightningDataModule):
         for branch, branch_input in self.inputs.items():
             features, column = self._opened_features[branch], branch_input.column
             if branch_input.of == "id" and features.dense is not None:
-                indices = features.place[rows]
+                indices = features.row_index[rows]
                 present = indices[indices >= 0]
                 # At most 100,000 vectors: hashing a million would take seconds.
                 sampled = features.dense[present[:: 1 + len(present) // 100_000]]

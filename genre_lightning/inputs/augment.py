@@ -19,11 +19,11 @@ Generators: TypeAlias = torch.Generator | Sequence[tuple[int, torch.Generator | 
 
 #: Random numbers drawn per poster: more than are used, so that adding a change leaves the draws of
 #: the existing ones as they are.
-_DRAWS = 12
+_NUM_DRAWS = 12
 
 #: Pixels that go through all operations together on a CPU: few enough to stay in its cache, and
 #: enough for the work to outweigh the overhead of the calls.
-_PIXELS = 2**17
+_CHUNK_PIXELS = 2**17
 
 
 def normalise_posters(posters: Tensor, pool: int = 1, colours: Colours = IMAGENET) -> Tensor:
@@ -36,44 +36,44 @@ def normalise_posters(posters: Tensor, pool: int = 1, colours: Colours = IMAGENE
 
     Returns: (P, 3, H // pool, W // pool) float32, channels last in memory where ``posters`` is.
     """
-    pixels = _pooled(posters, pool)
+    pixels = _average_pool(posters, pool)
     scale, bias = normalisation(colours, posters.device)
     if pixels.device.type == "cpu" and pixels.is_contiguous(memory_format=torch.channels_last):
         # Rows of W * 3 numbers, since an inner loop over three channels is slow.
         result = torch.empty_like(pixels, dtype=torch.float32)
-        rows = result.permute(0, 2, 3, 1).flatten(2)
+        result_rows = result.permute(0, 2, 3, 1).flatten(2)
         scale, bias = scale.repeat(pixels.shape[3]), bias.repeat(pixels.shape[3])
-        given = pixels.permute(0, 2, 3, 1).flatten(2)
-        for part, source in zip(rows.split(8), given.split(8), strict=True):
+        source_rows = pixels.permute(0, 2, 3, 1).flatten(2)
+        for part, source in zip(result_rows.split(8), source_rows.split(8), strict=True):
             torch.addcmul(bias, part.copy_(source), scale, out=part)
         return result
     return torch.addcmul(bias.view(3, 1, 1), pixels.float(), scale.view(3, 1, 1))
 
 
-def _pooled(posters: Tensor, pool: int) -> Tensor:
+def _average_pool(posters: Tensor, pool: int) -> Tensor:
     """Average squares of pixels: (P, 3, H // pool, W // pool) float32; unchanged if pool is 1."""
     if pool == 1:
         return posters
     num, _, height, width = posters.shape
-    high, wide = height // pool, width // pool
+    out_height, out_width = height // pool, width // pool
     if num == 0:  # an empty batch can have any height and width, even less than pool
-        return posters.new_zeros((0, 3, high, wide), dtype=torch.float32)
+        return posters.new_zeros((0, 3, out_height, out_width), dtype=torch.float32)
     channels_last = posters.is_contiguous(memory_format=torch.channels_last)
     if posters.device.type != "cpu" or not channels_last or pool**2 * 255 >= 2**15:
         return F.avg_pool2d(posters.float(), pool)
     # Several times faster than avg_pool2d: sum whole rows as small integers, then sum neighbouring
     # columns at every offset, and pick every pool-th column at the end.
-    rows = posters[:, :, : high * pool, : wide * pool].permute(0, 2, 3, 1)
-    lines = rows.reshape(num, high, pool, wide * pool * 3)
+    rows = posters[:, :, : out_height * pool, : out_width * pool].permute(0, 2, 3, 1)
+    lines = rows.reshape(num, out_height, pool, out_width * pool * 3)
     total = lines[:, :, 0].to(torch.int16)
     for line in lines.unbind(2)[1:]:
         total += line
-    length = 3 * (wide * pool - pool + 1)
+    length = 3 * (out_width * pool - pool + 1)
     run = total[:, :, :length].clone()
     for column in range(1, pool):
         run += total[:, :, 3 * column : 3 * column + length]
-    strides = (high * length, length, 3 * pool, 1)
-    summed = run.as_strided((num, high, wide, 3), strides).to(torch.float32)
+    strides = (out_height * length, length, 3 * pool, 1)
+    summed = run.as_strided((num, out_height, out_width, 3), strides).to(torch.float32)
     return summed.mul_(1 / pool**2).permute(0, 3, 1, 2)
 
 
@@ -143,11 +143,11 @@ class PosterAugment(nn.Module):
         num, _, height, width = posters.shape
         size = (num, height // pool, width // pool, 3)
         result = torch.empty(size, device=posters.device).permute(0, 3, 1, 2)
-        few = num if posters.device.type != "cpu" else _PIXELS // (size[1] * size[2])
-        few = max(1, few)
-        for start in range(0, num, few):
-            part = slice(start, start + few)
-            result[part] = self._changed(posters[part], draws.part(part), pool)
+        chunk_size = num if posters.device.type != "cpu" else _CHUNK_PIXELS // (size[1] * size[2])
+        chunk_size = max(1, chunk_size)
+        for start in range(0, num, chunk_size):
+            chunk = slice(start, start + chunk_size)
+            result[chunk] = self._apply_draws(posters[chunk], draws.select(chunk), pool)
         return result
 
     def draw(self, posters: Tensor, generator: Generators = None) -> Draws:
@@ -157,26 +157,26 @@ class PosterAugment(nn.Module):
             generator = [(len(posters), generator)]
         drawn = [
             torch.rand(
-                num, _DRAWS, generator=one, device=posters.device if one is None else one.device
+                num, _NUM_DRAWS, generator=rng, device=posters.device if rng is None else rng.device
             )
-            for num, one in generator
+            for num, rng in generator
         ]
         u = list(torch.cat(drawn).to(posters.device, non_blocking=True).unbind(1))
         mirrored = u[0] < self.flip
         crop = None
         if self.crop < 1 or self.aspect > 1:
             area = self.crop + u[1] * (1 - self.crop)
-            crop = _boxes(area, _stretch(u[2], self.aspect), u[3], u[4], height, width)
+            crop = _crop_boxes(area, _aspect_ratio(u[2], self.aspect), u[3], u[4], height, width)
         return Draws(mirrored if self.flip > 0 else None, crop)
 
-    def _changed(self, posters: Tensor, draws: Draws, pool: int) -> Tensor:
+    def _apply_draws(self, posters: Tensor, draws: Draws, pool: int) -> Tensor:
         """Apply the changes, in a few operations that don't synchronise with the device."""
         if draws.crop is None:
-            pixels = _pooled(posters, pool).float()
+            pixels = _average_pool(posters, pool).float()
             if draws.mirrored is not None:
                 pixels = torch.where(draws.mirrored[:, None, None, None], pixels.flip(3), pixels)
         else:
-            pixels = _stretched(posters, draws.crop, draws.mirrored, pool)
+            pixels = _crop_and_resize(posters, draws.crop, draws.mirrored, pool)
         scale, bias = normalisation(self.colours, pixels.device)
         return torch.addcmul(bias.view(3, 1, 1), pixels, scale.view(3, 1, 1))
 
@@ -194,35 +194,37 @@ class Draws:
     mirrored: Tensor | None
     crop: Tensor | None
 
-    def part(self, some: slice) -> Draws:
+    def select(self, index: slice) -> Draws:
         """Select the changes to some of the posters."""
         values = (getattr(self, field.name) for field in fields(self))
-        return Draws(*(None if value is None else value[some] for value in values))
+        return Draws(*(None if value is None else value[index] for value in values))
 
 
-def _stretch(u: Tensor, most: float) -> Tensor:
-    """Map u in 0..1 to a width : height in 1 / most to most, log-uniformly if u is uniform."""
-    return torch.exp((2 * u - 1) * math.log(most))
+def _aspect_ratio(u: Tensor, max_ratio: float) -> Tensor:
+    """Map u in 0..1 to a width : height in 1 / max_ratio to max_ratio, evenly in its logarithm."""
+    return torch.exp((2 * u - 1) * math.log(max_ratio))
 
 
-def _boxes(area: Tensor, aspect: Tensor, y: Tensor, x: Tensor, height: int, width: int) -> Tensor:
+def _crop_boxes(
+    area: Tensor, aspect: Tensor, y: Tensor, x: Tensor, height: int, width: int
+) -> Tensor:
     """Return boxes with these shares of the area, aspects and positions in 0..1: (P, 4) int64."""
-    tall = (height * (area / aspect).sqrt()).round().clamp(1, height)
-    wide = (width * (area * aspect).sqrt()).round().clamp(1, width)
-    top = torch.minimum((y * (height - tall + 1)).floor(), height - tall)
-    left = torch.minimum((x * (width - wide + 1)).floor(), width - wide)
-    return torch.stack([top, left, tall, wide], dim=1).long()
+    box_height = (height * (area / aspect).sqrt()).round().clamp(1, height)
+    box_width = (width * (area * aspect).sqrt()).round().clamp(1, width)
+    top = torch.minimum((y * (height - box_height + 1)).floor(), height - box_height)
+    left = torch.minimum((x * (width - box_width + 1)).floor(), width - box_width)
+    return torch.stack([top, left, box_height, box_width], dim=1).long()
 
 
-def _stretched(posters: Tensor, crop: Tensor, mirrored: Tensor | None, pool: int) -> Tensor:
+def _crop_and_resize(posters: Tensor, crop: Tensor, mirrored: Tensor | None, pool: int) -> Tensor:
     """Crop the posters, resize the parts to the size of the result and mirror them: float32.
 
     Gives the numbers of ``F.interpolate(mode="bilinear")`` on each part.
     """
     num, _, height, width = posters.shape
-    top, left, tall, wide = crop.unbind(1)
-    y = _places(top, tall, height, height // pool)
-    x = _places(left, wide, width, width // pool)
+    top, left, crop_height, crop_width = crop.unbind(1)
+    y = _sample_positions(top, crop_height, height, height // pool)
+    x = _sample_positions(left, crop_width, width, width // pool)
     if mirrored is not None:
         x = torch.where(mirrored[:, None], x.flip(1), x)
     shape = (num, height // pool, width // pool)
@@ -230,12 +232,12 @@ def _stretched(posters: Tensor, crop: Tensor, mirrored: Tensor | None, pool: int
     return F.grid_sample(posters.float(), grid, padding_mode="border", align_corners=False)
 
 
-def _places(start: Tensor, length: Tensor, size: int, out: int) -> Tensor:
+def _sample_positions(start: Tensor, length: Tensor, size: int, out: int) -> Tensor:
     """Return (P, out) float32 positions in -1..1 that spread ``out`` samples over each part.
 
     ``start``, ``length`` and ``size`` are in pixels of the poster's side.
     """
     step = (length / out)[:, None]
-    inside = (torch.arange(out, device=start.device) + 0.5) * step - 0.5
-    inside = torch.minimum(inside.clamp(min=0), (length - 1)[:, None])
-    return (2 * (start[:, None] + inside) + 1) / size - 1
+    offsets = (torch.arange(out, device=start.device) + 0.5) * step - 0.5
+    offsets = torch.minimum(offsets.clamp(min=0), (length - 1)[:, None])
+    return (2 * (start[:, None] + offsets) + 1) / size - 1

@@ -30,7 +30,7 @@ DECODER_VERSION = 1
 #: Posters that take more bytes than this are decoded one at a time, so that memory use does not
 #: grow with the number of threads.
 _LARGE_BYTES = 32_000_000
-_large = threading.Lock()
+_large_lock = threading.Lock()
 #: Pixels that are converted at a time.
 _BAND_PIXELS = 1_000_000
 #: As for ``Image.resize``; from 3 on, averaging whole squares first makes no visible difference.
@@ -77,15 +77,15 @@ def decode_poster(
     """
     height, width = (size, size) if isinstance(size, int) else size
     if isinstance(source, Image.Image):
-        with _told_reason():
-            needed = check_image(source, source.size)
-            return _pixels(source, (height, width), shrink, needed)
+        with _as_poster_error():
+            num_bytes = check_image(source, source.size)
+            return _to_pixels(source, (height, width), shrink, num_bytes)
     data = _read(source)
-    with _told_reason(empty=not data), _opened(data) as (image, further):
-        whole = image.size
+    with _as_poster_error(empty=not data), _open_image(data) as (image, extra_bytes):
+        full_size = image.size
         image.draft(None, (max(height, width), max(height, width)))
-        needed = check_image(image, whole, further)
-        return _pixels(image, (height, width), shrink, needed)
+        num_bytes = check_image(image, full_size, extra_bytes)
+        return _to_pixels(image, (height, width), shrink, num_bytes)
 
 
 def upright_size(source: bytes | Path | Image.Image) -> tuple[int, int]:
@@ -93,7 +93,7 @@ def upright_size(source: bytes | Path | Image.Image) -> tuple[int, int]:
     if isinstance(source, Image.Image):
         size, orientation = source.size, _orientation(source)
     else:
-        with _opened(_read(source)) as (image, _):
+        with _open_image(_read(source)) as (image, _):
             size, orientation = image.size, _orientation(image)
     return (size[1], size[0]) if orientation in _SIDEWAYS else size
 
@@ -110,73 +110,77 @@ def _read(source: bytes | str | Path) -> bytes:
 
 
 @contextlib.contextmanager
-def _opened(data: bytes) -> Iterator[tuple[Image.Image, int]]:
+def _open_image(data: bytes) -> Iterator[tuple[Image.Image, int]]:
     """Open an image without decoding it; yield it and the bytes it takes in addition to its pixels.
 
     This is the only place where poster files are opened.
     """
-    extra = check_file(data)
+    decoder_bytes = check_file(data)
     with Image.open(MeteredBytes(data), formats=FORMATS) as image:
-        yield image, extra + len(data)
+        yield image, decoder_bytes + len(data)
 
 
 @contextlib.contextmanager
-def _told_reason(empty: bool = False) -> Iterator[None]:
+def _as_poster_error(empty: bool = False) -> Iterator[None]:
     try:
         yield
     except PosterError:
         raise
     except Exception as error:  # on a damaged file Pillow raises anything
-        raise PosterError(_reason(error, empty)) from error
+        raise PosterError(_error_reason(error, empty)) from error
 
 
-def _pixels(image: Image.Image, size: tuple[int, int], shrink: int, needed: int) -> np.ndarray:
+def _to_pixels(
+    image: Image.Image, size: tuple[int, int], shrink: int, num_bytes: int
+) -> np.ndarray:
     height, width = size
-    with _large if needed > _LARGE_BYTES else contextlib.nullcontext():
+    with _large_lock if num_bytes > _LARGE_BYTES else contextlib.nullcontext():
         image.load()
         orientation = _orientation(image)
-        turned = orientation in _SIDEWAYS
-        small = _stretched(image, (height, width) if turned else (width, height))
-    if small.mode == "RGBA":
-        small = Image.alpha_composite(Image.new("RGBA", small.size, "white"), small).convert("RGB")
+        sideways = orientation in _SIDEWAYS
+        resized = _resize(image, (height, width) if sideways else (width, height))
+    if resized.mode == "RGBA":
+        resized = Image.alpha_composite(Image.new("RGBA", resized.size, "white"), resized).convert(
+            "RGB"
+        )
     if orientation in _UPRIGHT:
         # After resizing, with which transposing commutes: there are fewer pixels to move.
-        small = small.transpose(_UPRIGHT[orientation])
+        resized = resized.transpose(_UPRIGHT[orientation])
     if shrink > 1:
         box = (0, 0, width // shrink * shrink, height // shrink * shrink)
-        small = small.reduce(shrink, box=box)
-    return np.array(small)
+        resized = resized.reduce(shrink, box=box)
+    return np.array(resized)
 
 
-def _stretched(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Resize to RGB or RGBA with bicubic resampling, as ``Image.resize`` with ``_REDUCING_GAP``.
 
     Works on bands of rows, so that no second copy of a large image is made.
     """
     mode = "RGBA" if image.has_transparency_data else "RGB"
     premultiplied = {"RGBA": "RGBa", "RGB": "RGB"}[mode]
-    across, down = (
-        int(whole / side / _REDUCING_GAP) or 1 for whole, side in zip(image.size, size, strict=True)
+    factor_x, factor_y = (
+        int(full / side / _REDUCING_GAP) or 1 for full, side in zip(image.size, size, strict=True)
     )
     if image.width * image.height <= _BAND_PIXELS:
         return _to_8_bit_colour(image, mode).resize(
             size, Image.Resampling.BICUBIC, reducing_gap=_REDUCING_GAP
         )
-    averaged = across > 1 or down > 1
+    averaging = factor_x > 1 or factor_y > 1
     # Without averaging, each band is resized horizontally first, as Pillow does.
-    width = -(-image.width // across) if averaged else size[0]
-    joined = Image.new(premultiplied, (width, -(-image.height // down)))
-    rows = max(1, _BAND_PIXELS // (image.width * down)) * down
+    width = -(-image.width // factor_x) if averaging else size[0]
+    canvas = Image.new(premultiplied, (width, -(-image.height // factor_y)))
+    rows = max(1, _BAND_PIXELS // (image.width * factor_y)) * factor_y
     for top in range(0, image.height, rows):
         band = image.crop((0, top, image.width, min(top + rows, image.height)))
         band = _to_8_bit_colour(band, mode).convert(premultiplied)
-        if averaged:
-            band = band.reduce((across, down))
+        if averaging:
+            band = band.reduce((factor_x, factor_y))
         else:
             band = band.resize((width, band.height), Image.Resampling.BICUBIC)
-        joined.paste(band, (0, top // down))
-    box = (0, 0, image.width / across if averaged else width, image.height / down)
-    return joined.resize(size, Image.Resampling.BICUBIC, box=box).convert(mode)
+        canvas.paste(band, (0, top // factor_y))
+    box = (0, 0, image.width / factor_x if averaging else width, image.height / factor_y)
+    return canvas.resize(size, Image.Resampling.BICUBIC, box=box).convert(mode)
 
 
 def _orientation(image: Image.Image) -> Any:
@@ -203,7 +207,7 @@ def _to_8_bit_colour(image: Image.Image, mode: str) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def _reason(error: Exception, empty: bool) -> str:
+def _error_reason(error: Exception, empty: bool) -> str:
     if empty:
         return "empty file"
     if isinstance(error, Image.UnidentifiedImageError):

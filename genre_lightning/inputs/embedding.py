@@ -16,7 +16,7 @@ from genre_lightning.cores import num_cores
 from genre_lightning.inputs.augment import PosterAugment
 from genre_lightning.inputs.decode import DECODER_VERSION
 from genre_lightning.inputs.embedding_cache import (
-    Embedded,
+    Embeddings,
     Source,
     content_hash,
     file_hash,
@@ -26,7 +26,12 @@ from genre_lightning.inputs.encoders.gguf_folder import FOLDER_VERSION
 from genre_lightning.inputs.encoders.images import CPU_POSTERS, GPU_POSTERS, ImageEncoder
 from genre_lightning.inputs.encoders.opening import open_encoder
 from genre_lightning.inputs.encoders.spec import EncoderError, EncoderSpec, Gguf
-from genre_lightning.inputs.encoders.table import resolve, trust_from_checkpoint, vouch, vouched
+from genre_lightning.inputs.encoders.table import (
+    resolve,
+    resolve_from_checkpoint,
+    trust_encoder,
+    trusted_encoders,
+)
 from genre_lightning.inputs.encoders.texts import TextEncoder
 from genre_lightning.inputs.encoders.weights import weights_sha256
 from genre_lightning.inputs.input import (
@@ -37,7 +42,7 @@ from genre_lightning.inputs.input import (
     Store,
     check_keys,
     check_text,
-    seed_for,
+    derive_seed,
 )
 from genre_lightning.inputs.masked import Masked, Unreadable
 from genre_lightning.inputs.one_core import one_core_threads
@@ -45,11 +50,11 @@ from genre_lightning.inputs.part import Numbers
 from genre_lightning.inputs.pixels import read_poster
 from genre_lightning.inputs.plain_text import is_plain_text
 from genre_lightning.inputs.poster_cache import (
+    cached_rows,
     decode_file,
     decode_files,
     files_key,
-    places_of,
-    recovered,
+    recovered_reason,
     unique_files,
 )
 from genre_lightning.inputs.titles import natural_title
@@ -64,9 +69,9 @@ EMBEDDING_VERSIONS = {"text": 1, "poster": 2}
 _MAX_TEXTS, _MAX_CHARACTERS = 4_096, 250_000
 MAX_VIEWS = 64
 MAX_PROMPT = 200
-_KEYS = ("column", "encoder", "size", "stages", "views", "natural", "sha256", "width")
+_STATE_KEYS = ("column", "encoder", "size", "stages", "views", "natural", "sha256", "width")
 #: Keys that states of earlier versions lack, and that are only written if set.
-_LATER_KEYS = ("year", "prompt", "prompt_after")
+_OPTIONAL_STATE_KEYS = ("year", "prompt", "prompt_after")
 
 
 @final
@@ -115,10 +120,10 @@ class EmbeddingInput(Input):
         year: bool = False,
     ) -> None:
         spec = resolve(encoder, trusted=True, weights=weights, size=size, stages=stages)
-        vouch(spec)
-        self._set(column, spec, views, natural, prompt, prompt_after, year)
+        trust_encoder(spec)
+        self._configure(column, spec, views, natural, prompt, prompt_after, year)
 
-    def _set(
+    def _configure(
         self,
         column: str,
         spec: EncoderSpec,
@@ -186,9 +191,9 @@ class EmbeddingInput(Input):
             EncoderError: the encoder is not available, or its weights differ.
         """
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        found = open_encoder(self.spec, device, self.sha256)
-        self.sha256, self.width = found.sha256, found.width
-        return found
+        encoder = open_encoder(self.spec, device, self.sha256)
+        self.sha256, self.width = encoder.sha256, encoder.width
+        return encoder
 
     def open(self, values: Sequence[Any], train: np.ndarray, store: Store) -> Features:
         if self.sha256 is None:
@@ -197,67 +202,77 @@ class EmbeddingInput(Input):
             self.load()
         if self.of == "poster":
             return self._open_posters(values, store)
-        read = [None if value is None else self.read(value) for value in values]
-        texts = [value for value in read if value is not None]
+        items = [None if value is None else self.read(value) for value in values]
+        texts = [value for value in items if value is not None]
         unique = list(dict.fromkeys(texts))
-        number = {text: index for index, text in enumerate(unique)}
+        index_of = {text: index for index, text in enumerate(unique)}
         source = Source(
             count=len(unique),
             hashes=lambda start, stop: [
                 content_hash(text.encode("utf-8", "surrogatepass")) for text in unique[start:stop]
             ],
-            embed=lambda items, tell: Embedded(self._vectors([unique[i] for i in items], tell), []),
+            embed=lambda indices, report_progress: Embeddings(
+                self._float16_vectors([unique[i] for i in indices], report_progress), []
+            ),
             quick_key=[unique],
-            chunk=_texts_at_once(unique),
+            chunk_size=_text_chunk_size(unique),
         )
         cache = open_embeddings(
             source, self._key(), self._shape(), f"embedding {self.column}", store
         )
-        place = np.array([-1 if value is None else number[value] for value in read], np.int64)
-        return DenseFeatures("vectors", cache.vectors, place)
+        row_index = np.array(
+            [-1 if value is None else index_of[value] for value in items], np.int64
+        )
+        return DenseFeatures("vectors", cache.vectors, row_index)
 
     def _open_posters(self, values: Sequence[PosterFile | None], store: Store) -> Features:
-        files, named = unique_files(values)
-        posters = _Posters(self, files, store)
+        files, file_index = unique_files(values)
+        posters = _PosterSource(self, files, store)
         source = Source(
             count=len(files),
             hashes=posters.hashes,
             embed=posters.embed,
             quick_key=files_key(files),
-            recovered=lambda index: recovered(files[index]),
+            recovered_reason=lambda index: recovered_reason(files[index]),
         )
         cache = open_embeddings(
             source, self._key(), self._shape(), f"embedding {self.column}", store
         )
-        place, unreadable = places_of(files, named, cache.masked)
-        return DenseFeatures("vectors", cache.vectors, place, unreadable)
+        row_index, unreadable = cached_rows(files, file_index, cache.masked)
+        return DenseFeatures("vectors", cache.vectors, row_index, unreadable)
 
     def _key(self) -> str:
         """Return the cache's key: a hash of all settings that change the vectors of equal items."""
         # Architectures that differ only in padding can load the same weights.
         architecture = self.spec.architecture
-        how = (EMBEDDING_VERSIONS[self.of], self.sha256, architecture, self.views, self.spec.stages)
+        settings = (
+            EMBEDDING_VERSIONS[self.of],
+            self.sha256,
+            architecture,
+            self.views,
+            self.spec.stages,
+        )
         if self.of == "text":
             origin = self.spec.origin
-            made = [FOLDER_VERSION, origin.blocks] if isinstance(origin, Gguf) else []
-            return content_key(*how, *made, *self._prompts().values())
+            conversion = [FOLDER_VERSION, origin.blocks] if isinstance(origin, Gguf) else []
+            return content_key(*settings, *conversion, *self._prompts().values())
         colours = (list(self.spec.mean or ()), list(self.spec.std or ()))
-        return content_key(*how, DECODER_VERSION, list(self.size), *colours)
+        return content_key(*settings, DECODER_VERSION, list(self.size), *colours)
 
     def _prompts(self) -> dict[str, Any]:
         """Return the prompts that are set, for the cache's key and the state.
 
         Empty if none is set, so that caches and checkpoints from before prompts stay valid.
         """
-        given = {"prompt": self.prompt, "prompt_after": self.prompt_after}
+        prompts = {"prompt": self.prompt, "prompt_after": self.prompt_after}
         if self.prompt_after:
-            return given
+            return prompts
         return {"prompt": self.prompt} if self.prompt else {}
 
     def _shape(self) -> tuple[int, int]:
         return self.views, int(self.network_arguments()["width"])
 
-    def no_vectors(self) -> np.ndarray:
+    def empty_vectors(self) -> np.ndarray:
         """Return an empty array of vectors, (0, V, D) float16."""
         return np.zeros((0, *self._shape()), dtype=np.float16)
 
@@ -282,29 +297,29 @@ class EmbeddingInput(Input):
         if not items:
             empty = torch.zeros(0, 1, int(self.network_arguments()["width"]), dtype=torch.float16)
             return {"vectors": empty}
-        return {"vectors": torch.from_numpy(self._vectors(items))}
+        return {"vectors": torch.from_numpy(self._float16_vectors(items))}
 
-    def _vectors(
-        self, items: Sequence[Any], tell: Callable[[float], object] | None = None
+    def _float16_vectors(
+        self, items: Sequence[Any], report_progress: Callable[[float], object] | None = None
     ) -> np.ndarray:
         """Return (P, 1, D) float16 vectors of P whole values."""
-        return _half(self.vectors(items, tell), self.spec.name)[:, None]
+        return _to_float16(self.vectors(items, report_progress), self.spec.name)[:, None]
 
     def vectors(
-        self, items: Sequence[Any], tell: Callable[[float], object] | None = None
+        self, items: Sequence[Any], report_progress: Callable[[float], object] | None = None
     ) -> Tensor:
         """Return the encoder's (P, D) float32 vectors of P values, before rounding for the cache.
 
         Args:
             items: at least one, each from :meth:`read`.
-            tell: for texts, see :meth:`TextEncoder.embed`.
+            report_progress: for texts, see :meth:`TextEncoder.embed`.
         """
-        found = self.load()
-        if isinstance(found, TextEncoder):
-            return found.embed(self.prompted(items), self.prompt_after, tell)
-        return found.embed(np.stack(items))
+        encoder = self.load()
+        if isinstance(encoder, TextEncoder):
+            return encoder.embed(self.add_prompt(items), self.prompt_after, report_progress)
+        return encoder.embed(np.stack(items))
 
-    def prompted(self, items: Sequence[str]) -> list[str]:
+    def add_prompt(self, items: Sequence[str]) -> list[str]:
         """Put ``prompt`` before texts from :meth:`read`; the encoder appends ``prompt_after``."""
         return [self.prompt + item for item in items]
 
@@ -313,11 +328,11 @@ class EmbeddingInput(Input):
 
         The hashes of the posters seed the random parts.
         """
-        whole = self._vectors(items)
+        whole = self._float16_vectors(items)
         if self.views == 1:
             return whole
-        found = self.load()
-        if not isinstance(found, ImageEncoder):
+        encoder = self.load()
+        if not isinstance(encoder, ImageEncoder):
             raise RuntimeError("only posters have views")
         pixels = torch.from_numpy(np.stack(items)).permute(0, 3, 1, 2)
         stacked = [whole]
@@ -325,13 +340,13 @@ class EmbeddingInput(Input):
             # View 1 is the whole poster, mirrored; later views are parts.
             crop = 1.0 if view == 1 else 0.6
             aspect = 1.0 if view == 1 else 1.16
-            augment = PosterAugment(float(view % 2), crop, aspect, found.colours)
+            augment = PosterAugment(float(view % 2), crop, aspect, encoder.colours)
             generators = [
                 (1, torch.Generator().manual_seed(int.from_bytes(digest[:7], "little") + view))
                 for digest in hashes
             ]
-            vectors = found.embed_normalised(augment(pixels, generators))
-            stacked.append(_half(vectors, found.name)[:, None])
+            vectors = encoder.embed_normalised(augment(pixels, generators))
+            stacked.append(_to_float16(vectors, encoder.name)[:, None])
         return np.concatenate(stacked, axis=1)
 
     def prepare(self, numbers: Numbers, seeds: Sequence[tuple[int, int]] | None) -> Numbers:
@@ -340,15 +355,15 @@ class EmbeddingInput(Input):
             return {"vectors": vectors[:, 0].float()}
         # Not the batch's own seed, which already draws the augmentation of pixels.
         purpose = f"view of {self.column} for {self.spec.name}"
-        drawn = [
+        views = [
             torch.randint(
                 vectors.shape[1],
                 (number,),
-                generator=torch.Generator().manual_seed(seed_for(purpose, seed)),
+                generator=torch.Generator().manual_seed(derive_seed(purpose, seed)),
             )
             for number, seed in seeds
         ]
-        view = torch.cat(drawn).to(vectors.device, non_blocking=True)
+        view = torch.cat(views).to(vectors.device, non_blocking=True)
         row = torch.arange(len(vectors), device=vectors.device)
         return {"vectors": vectors[row, view].float()}
 
@@ -368,21 +383,21 @@ class EmbeddingInput(Input):
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> EmbeddingInput:
-        check_keys(state, (*_KEYS, *(key for key in _LATER_KEYS if key in state)))
+        check_keys(state, (*_STATE_KEYS, *(key for key in _OPTIONAL_STATE_KEYS if key in state)))
         width = state["width"]
         if type(width) is not int or not 1 <= width <= MAX_WIDTH:
             raise ValueError(f"width: {width!r:.100} is not in 1..{MAX_WIDTH}")
-        spec = trust_from_checkpoint(
+        spec = resolve_from_checkpoint(
             state["encoder"],
             state["sha256"],
             size=state["size"],
             stages=state["stages"],
-            allow=vouched(),
+            allow=trusted_encoders(),
         )
         if spec.kind == "image" and state["size"] is None:
             raise ValueError("size: an encoder of posters needs one")
-        made = cls.__new__(cls)
-        made._set(
+        instance = cls.__new__(cls)
+        instance._configure(
             state["column"],
             spec,
             state["views"],
@@ -391,13 +406,13 @@ class EmbeddingInput(Input):
             state.get("prompt_after", ""),
             state.get("year", False),
         )
-        if made.width not in (None, width):
-            raise ValueError(f"width: the encoder {spec.name!r} has {made.width}, not {width}")
-        made.width = width
-        return made
+        if instance.width not in (None, width):
+            raise ValueError(f"width: the encoder {spec.name!r} has {instance.width}, not {width}")
+        instance.width = width
+        return instance
 
 
-class _Posters:
+class _PosterSource:
     """The posters of a dataset as items to embed, with only a few in memory at a time.
 
     Args:
@@ -418,28 +433,28 @@ class _Posters:
         self._hashes = {index: file_hash(self.files[index]) for index in range(start, stop)}
         return list(self._hashes.values())
 
-    def embed(self, items: Sequence[int], tell: Callable[[float], object]) -> Embedded:
+    def embed(self, items: Sequence[int], report_progress: Callable[[float], object]) -> Embeddings:
         masked: list[Masked] = []
-        vectors = [self.branch_input.no_vectors()]
+        vectors = [self.branch_input.empty_vectors()]
         done = 0
-        for few in self._groups(items):
-            masked += few.masked
-            vectors.append(few.vectors)
-            done += len(few.vectors) + len(few.masked)
-            tell(done / len(items))
-        return Embedded(np.concatenate(vectors), masked)
+        for batch in self._embed_batches(items):
+            masked += batch.masked
+            vectors.append(batch.vectors)
+            done += len(batch.vectors) + len(batch.masked)
+            report_progress(done / len(items))
+        return Embeddings(np.concatenate(vectors), masked)
 
-    def _groups(self, items: Sequence[int]) -> Iterator[Embedded]:
+    def _embed_batches(self, items: Sequence[int]) -> Iterator[Embeddings]:
         """Yield the items' embeddings, a few at a time; masked ones by position in ``items``."""
         files = [self.files[index] for index in items]
         if self.branch_input.load().device.type == "cpu":
             # Each thread decodes and embeds its own few posters, so no thread waits for another.
             workers = min(self.workers, torch.get_num_threads())
 
-            def embed_from(start: int) -> Embedded:
-                few = files[start : start + CPU_POSTERS]
-                decoded = [decode_file(file, self.branch_input.size) for file in few]
-                return self._embed_few(items, start, decoded)
+            def embed_from(start: int) -> Embeddings:
+                batch = files[start : start + CPU_POSTERS]
+                decoded = [decode_file(file, self.branch_input.size) for file in batch]
+                return self._embed_batch(items, start, decoded)
 
             Image.init()  # loads the formats before several threads need them
             with one_core_threads(workers, "posters") as pool:
@@ -447,35 +462,35 @@ class _Posters:
             return
         decoded = decode_files(files, self.branch_input.size, 1, self.workers)
         for start in range(0, len(items), GPU_POSTERS):
-            yield self._embed_few(items, start, list(islice(decoded, GPU_POSTERS)))
+            yield self._embed_batch(items, start, list(islice(decoded, GPU_POSTERS)))
 
-    def _embed_few(
+    def _embed_batch(
         self, items: Sequence[int], start: int, decoded: Sequence[np.ndarray | Unreadable]
-    ) -> Embedded:
+    ) -> Embeddings:
         masked: list[Masked] = []
-        found: list[np.ndarray] = []
+        pixels: list[np.ndarray] = []
         hashes: list[bytes] = []
-        for place, result in enumerate(decoded, start):
+        for position, result in enumerate(decoded, start):
             if isinstance(result, np.ndarray):
-                found.append(result)
-                hashes.append(self._hashes[items[place]] or b"\0" * 16)
+                pixels.append(result)
+                hashes.append(self._hashes[items[position]] or b"\0" * 16)
             else:
-                masked.append(Masked(place, *result))
+                masked.append(Masked(position, *result))
         vectors = (
-            self.branch_input.embed_views(found, hashes)
-            if found
-            else self.branch_input.no_vectors()
+            self.branch_input.embed_views(pixels, hashes)
+            if pixels
+            else self.branch_input.empty_vectors()
         )
-        return Embedded(vectors, masked)
+        return Embeddings(vectors, masked)
 
 
-def _texts_at_once(texts: Sequence[str]) -> int:
+def _text_chunk_size(texts: Sequence[str]) -> int:
     """Return how many texts are embedded and saved together, from their average length."""
     characters = sum(map(len, texts))
     return max(1, min(_MAX_TEXTS, _MAX_CHARACTERS * len(texts) // max(1, characters)))
 
 
-def _half(vectors: Tensor, encoder: str) -> np.ndarray:
+def _to_float16(vectors: Tensor, encoder: str) -> np.ndarray:
     """Convert an encoder's vectors, on any device, to a (P, D) float16 array.
 
     Raises:

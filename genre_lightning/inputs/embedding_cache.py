@@ -21,7 +21,7 @@ from genre_lightning.inputs.input import Store
 from genre_lightning.inputs.masked import (
     Masked,
     Unreadable,
-    first_recovered,
+    first_recovered_reason,
     masked_from_json,
 )
 from genre_lightning.inputs.poster_limits import MAX_FILE_BYTES
@@ -32,16 +32,16 @@ from genre_lightning.store import changed, content_key, remove_stored, stored_fo
 _VECTORS, _HASHES, _META = "vectors.f16", "hashes.b16", "meta.json"
 _HASH_BYTES = 16
 #: Stands for the hash of an item without one; no content hashes to it.
-_UNKNOWN = bytes(_HASH_BYTES)
+_NO_HASH = bytes(_HASH_BYTES)
 #: Errors that reading a damaged folder can raise.
-_DAMAGED = (OSError, ValueError, TypeError, LookupError)
+_DAMAGE_ERRORS = (OSError, ValueError, TypeError, LookupError)
 #: Items that are embedded and saved together, unless their source sets another number: the most
 #: that a kill can lose.
-CHUNK = 256
+DEFAULT_CHUNK_SIZE = 256
 
 
 @dataclass(frozen=True)
-class Embedded:
+class Embeddings:
     """Embeddings of some or all items.
 
     Attributes:
@@ -63,17 +63,18 @@ class Source:
         embed: computes the embeddings of the items at these positions, and reports progress as a
             share of them.
         quick_key: identifies all content without reading it: equal keys mean equal content.
-        recovered: returns why a folder that masks this item is out of date, or None; called only
-            for items that may recover.
-        chunk: number of items that are embedded and saved together; None for ``CHUNK``.
+        recovered_reason: returns why a folder that masks this item is out of date, or None; called
+            only for items that may recover.
+        chunk_size: number of items that are embedded and saved together; None for
+            ``DEFAULT_CHUNK_SIZE``.
     """
 
     count: int
     hashes: Callable[[int, int], list[bytes | None]]
-    embed: Callable[[Sequence[int], Callable[[float], object]], Embedded]
+    embed: Callable[[Sequence[int], Callable[[float], object]], Embeddings]
     quick_key: Sequence[Any]
-    recovered: Callable[[int], str | None] = lambda index: None
-    chunk: int | None = None
+    recovered_reason: Callable[[int], str | None] = lambda index: None
+    chunk_size: int | None = None
 
 
 def content_hash(content: bytes) -> bytes:
@@ -92,15 +93,15 @@ def file_hash(file: PosterFile) -> bytes | None:
 
 
 def open_embeddings(
-    source: Source, encoder_key: str, shape: tuple[int, int], what: str, store: Store
-) -> Embedded:
+    source: Source, encoder_key: str, shape: tuple[int, int], description: str, store: Store
+) -> Embeddings:
     """Return the embeddings of all items, computing those that no earlier run has computed.
 
     Args:
         source: the items.
         encoder_key: identifies the encoder, its weights and the preprocessing of items.
         shape: (V, D).
-        what: describes the work, for the progress display.
+        description: describes the work, for the progress display.
         store: where caches are kept.
 
     Returns:
@@ -113,23 +114,25 @@ def open_embeddings(
     parts = f"{name}_part"
 
     def build(folder: Path) -> None:
-        known = _Known(store.folder, (name, parts), shape)
+        known = _KnownEmbeddings(store.folder, (name, parts), shape)
         hashes: list[bytes] = []
         masked: list[Masked] = []
         with (
             (folder / _VECTORS).open("wb") as file,
-            progress(what, source.count, store.progress) as update,
+            progress(description, source.count, store.progress) as update,
         ):
-            chunk_size = source.chunk or CHUNK
+            chunk_size = source.chunk_size or DEFAULT_CHUNK_SIZE
             for start in range(0, source.count, chunk_size):
                 stop = min(start + chunk_size, source.count)
 
-                def tell(share: float, start: int = start, size: int = stop - start) -> None:
+                def report_progress(
+                    share: float, start: int = start, size: int = stop - start
+                ) -> None:
                     update(start + share * size)
 
-                chunk = _embed_chunk(source, start, stop, known, tell)
-                if chunk.new and stop - start < source.count:
-                    part = _keep_part(store.folder, parts, chunk.new)
+                chunk = _embed_chunk(source, start, stop, known, report_progress)
+                if chunk.computed and stop - start < source.count:
+                    part = _save_part(store.folder, parts, chunk.computed)
                     known.add(part)
                 if chunk.vectors:
                     file.write(np.stack(chunk.vectors).astype(np.float16).tobytes())
@@ -140,12 +143,12 @@ def open_embeddings(
 
     key = content_key(encoder_key, *source.quick_key)
     folder = stored_folder(
-        store.folder, name, key, build, lambda folder: _damage(folder, shape, source)
+        store.folder, name, key, build, lambda folder: _unusable_reason(folder, shape, source)
     )
     _remove_parts(store.folder.expanduser(), parts, folder)
     meta = _read_meta(folder)
-    vectors = _map(folder, meta["count"], shape)
-    return Embedded(vectors, meta["masked"])
+    vectors = _map_vectors(folder, meta["count"], shape)
+    return Embeddings(vectors, meta["masked"])
 
 
 @dataclass(frozen=True)
@@ -154,29 +157,33 @@ class _Chunk:
 
     Attributes:
         vectors: (V, D) float16 of each readable item, in order.
-        hashes: content hashes of the same items; ``_UNKNOWN`` for an item without one.
+        hashes: content hashes of the same items; ``_NO_HASH`` for an item without one.
         masked: the unreadable items.
-        new: the vectors that were computed now and not looked up, by content hash.
+        computed: the vectors that were computed now and not looked up, by content hash.
     """
 
     vectors: list[np.ndarray]
     hashes: list[bytes]
     masked: list[Masked]
-    new: dict[bytes, np.ndarray]
+    computed: dict[bytes, np.ndarray]
 
 
 def _embed_chunk(
-    source: Source, start: int, stop: int, known: _Known, tell: Callable[[float], object]
+    source: Source,
+    start: int,
+    stop: int,
+    known: _KnownEmbeddings,
+    report_progress: Callable[[float], object],
 ) -> _Chunk:
     """Return the embeddings of items start to stop, computing each unknown content once."""
     digests = dict(enumerate(source.hashes(start, stop), start))
     # The first item of each content to compute; an item without a hash counts as unique content.
-    first: dict[bytes | int, int] = {}
+    first_index: dict[bytes | int, int] = {}
     for index, digest in digests.items():
         if digest is None or digest not in known:
-            first.setdefault(digest or index, index)
-    unique = list(first.values())
-    computed = source.embed(unique, tell) if unique else Embedded(np.zeros(0), [])
+            first_index.setdefault(digest or index, index)
+    unique = list(first_index.values())
+    computed = source.embed(unique, report_progress) if unique else Embeddings(np.zeros(0), [])
     results: dict[int, np.ndarray | Unreadable] = {
         unique[item.position]: Unreadable(item.reason, item.may_recover) for item in computed.masked
     }
@@ -187,23 +194,23 @@ def _embed_chunk(
         if digest is not None and digest in known:
             result: np.ndarray | Unreadable = known[digest]
         else:
-            result = results[first[digest or index]]
+            result = results[first_index[digest or index]]
         if isinstance(result, Unreadable):
             chunk.masked.append(Masked(index, *result))
             continue
         chunk.vectors.append(result)
         # An item that became readable only after hashing has no hash.
-        chunk.hashes.append(digest or _UNKNOWN)
-        if digest in first:
-            chunk.new[digest] = result
+        chunk.hashes.append(digest or _NO_HASH)
+        if digest in first_index:
+            chunk.computed[digest] = result
     return chunk
 
 
-class _Known:
+class _KnownEmbeddings:
     """Embeddings in earlier folders of the same encoder, by content hash."""
 
     def __init__(self, cache_dir: Path, names: Sequence[str], shape: tuple[int, int]) -> None:
-        self._found: dict[bytes, tuple[np.ndarray, int]] = {}
+        self._location: dict[bytes, tuple[np.ndarray, int]] = {}
         self._shape = shape
         for name in names:
             for folder in sorted(cache_dir.expanduser().glob(f"{name}-*")):
@@ -211,33 +218,33 @@ class _Known:
 
     def add(self, folder: Path) -> None:
         """Add a folder's embeddings."""
-        for digest, place in _readable(folder, self._shape):
-            self._found.setdefault(digest, place)
+        for digest, location in _read_embeddings(folder, self._shape):
+            self._location.setdefault(digest, location)
 
     def __contains__(self, digest: bytes) -> bool:
-        return digest in self._found
+        return digest in self._location
 
     def __getitem__(self, digest: bytes) -> np.ndarray:
-        vectors, row = self._found[digest]
-        found: np.ndarray = vectors[row]
-        return found
+        vectors, row = self._location[digest]
+        embedding: np.ndarray = vectors[row]
+        return embedding
 
 
-def _readable(
+def _read_embeddings(
     folder: Path, shape: tuple[int, int]
 ) -> Iterator[tuple[bytes, tuple[np.ndarray, int]]]:
     """Yield a folder's embeddings by hash; none if it is damaged or has just been removed."""
     try:
-        count = _read_whole(folder, shape)["count"]
+        count = _read_checked_meta(folder, shape)["count"]
         if changed(folder):
             return
         digests = _read_hashes(folder)
-        vectors = _map(folder, count, shape)
-    except _DAMAGED:
+        vectors = _map_vectors(folder, count, shape)
+    except _DAMAGE_ERRORS:
         return
     if len(digests) == count:
         for row, digest in enumerate(digests):
-            if digest != _UNKNOWN:
+            if digest != _NO_HASH:
                 yield digest, (vectors, row)
 
 
@@ -246,7 +253,7 @@ def _read_hashes(folder: Path) -> list[bytes]:
     return [data[start : start + _HASH_BYTES] for start in range(0, len(data), _HASH_BYTES)]
 
 
-def _keep_part(cache_dir: Path, name: str, embeddings: Mapping[bytes, np.ndarray]) -> Path:
+def _save_part(cache_dir: Path, name: str, embeddings: Mapping[bytes, np.ndarray]) -> Path:
     """Save a few embeddings for a later build.
 
     Args:
@@ -262,29 +269,29 @@ def _keep_part(cache_dir: Path, name: str, embeddings: Mapping[bytes, np.ndarray
         _write_index(folder, digests, shape, [])
 
     return stored_folder(
-        cache_dir, name, content_key(digests), build, lambda folder: _damage(folder, shape)
+        cache_dir, name, content_key(digests), build, lambda folder: _unusable_reason(folder, shape)
     )
 
 
-def _remove_parts(cache_dir: Path, name: str, whole: Path) -> None:
+def _remove_parts(cache_dir: Path, name: str, folder: Path) -> None:
     """Remove the parts whose embeddings are all in a folder; other datasets may need the rest."""
-    found = list(cache_dir.glob(f"{name}-*"))
-    if not found:
+    part_folders = list(cache_dir.glob(f"{name}-*"))
+    if not part_folders:
         return
     try:
-        held = set(_read_hashes(whole))
-    except _DAMAGED:
+        digests = set(_read_hashes(folder))
+    except _DAMAGE_ERRORS:
         return
-    for part in found:
+    for part in part_folders:
         try:
-            if not held.issuperset(_read_hashes(part)):
+            if not digests.issuperset(_read_hashes(part)):
                 continue
-        except _DAMAGED:
+        except _DAMAGE_ERRORS:
             pass  # a damaged part is useless, so it is removed
         remove_stored(part)
 
 
-def _map(folder: Path, count: int, shape: tuple[int, int]) -> np.ndarray:
+def _map_vectors(folder: Path, count: int, shape: tuple[int, int]) -> np.ndarray:
     if not count:  # an empty file can't be mapped
         return np.zeros((0, *shape), dtype=np.float16)
     return np.memmap(folder / _VECTORS, dtype=np.float16, mode="r", shape=(count, *shape))
@@ -308,24 +315,26 @@ def _read_meta(folder: Path) -> dict[str, Any]:
     }
 
 
-def _read_whole(folder: Path, shape: tuple[int, int]) -> dict[str, Any]:
-    """Return a folder's metadata; raise one of ``_DAMAGED`` if its vectors don't match."""
+def _read_checked_meta(folder: Path, shape: tuple[int, int]) -> dict[str, Any]:
+    """Return a folder's metadata; raise one of ``_DAMAGE_ERRORS`` if its vectors don't match."""
     meta = _read_meta(folder)
     size = (folder / _VECTORS).stat().st_size
-    wanted = meta["count"] * shape[0] * shape[1] * 2
-    if meta["shape"] != shape or size != wanted:
-        raise ValueError(f"{_VECTORS} has {size:,} bytes, not {wanted:,}")
+    expected_size = meta["count"] * shape[0] * shape[1] * 2
+    if meta["shape"] != shape or size != expected_size:
+        raise ValueError(f"{_VECTORS} has {size:,} bytes, not {expected_size:,}")
     return meta
 
 
-def _damage(folder: Path, shape: tuple[int, int], source: Source | None = None) -> str | None:
+def _unusable_reason(
+    folder: Path, shape: tuple[int, int], source: Source | None = None
+) -> str | None:
     """Return why a folder can't be used (for the items of a source, if given), or None."""
     try:
-        meta = _read_whole(folder, shape)
-    except _DAMAGED as error:
+        meta = _read_checked_meta(folder, shape)
+    except _DAMAGE_ERRORS as error:
         return f"damaged ({error})"
     if source is None:
         return None
     if meta["count"] + len(meta["masked"]) != source.count:
         return f"it has {meta['count']} items and {len(meta['masked'])} masked ones"
-    return first_recovered(meta["masked"], source.recovered)
+    return first_recovered_reason(meta["masked"], source.recovered_reason)

@@ -54,6 +54,6 @@ def encode_items(
         rows = [row for row, item in enumerate(items[name]) if item is not None]
         numbers = branch_input.encode([items[name][row] for row in rows])
         moved = {key: value.to(device) for key, value in numbers.items()}
-        place = torch.tensor(rows, dtype=torch.int64, device=device)
-        parts[name] = Part(place, branch_input.prepare(moved, None))
+        row_index = torch.tensor(rows, dtype=torch.int64, device=device)
+        parts[name] = Part(row_index, branch_input.prepare(moved, None))
     return parts

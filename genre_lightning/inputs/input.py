@@ -42,15 +42,15 @@ class Features(ABC):
     """An input's numbers for all N movies of a dataset.
 
     Attributes:
-        place: (N,) int64, the position of each movie's numbers; -1 for a movie without.
+        row_index: (N,) int64, the row of each movie's numbers; -1 for a movie without.
         unreadable: name and reason of each value that exists but could not be read.
-        dense: the numbers as one array, indexed by ``place`` along its first dimension, which can
-            then be kept on the training device; None for other kinds of numbers.
+        dense: the numbers as one array, indexed by ``row_index`` along its first dimension, which
+            can then be kept on the training device; None for other kinds of numbers.
         name: the key of the dense numbers among the network's arguments.
         unknown: ids in a user's file that no movie has, each with its origin, for messages.
     """
 
-    place: np.ndarray
+    row_index: np.ndarray
     unreadable: Sequence[tuple[str, str]]
     dense: np.ndarray | None
     name: str
@@ -58,13 +58,13 @@ class Features(ABC):
 
     @abstractmethod
     def gather(
-        self, places: np.ndarray, counts: np.ndarray
+        self, rows: np.ndarray, counts: np.ndarray
     ) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
         """Gather the numbers of K batches, concatenated.
 
         Args:
-            places: (P,) int64, positions of the movies that have numbers, batch after batch.
-            counts: (K,) int64, number of places in each batch.
+            rows: (P,) int64, rows of the movies that have numbers, batch after batch.
+            counts: (K,) int64, number of rows in each batch.
 
         Returns:
             The tensors by name, and by the same names the K batches' lengths along the first
@@ -72,8 +72,8 @@ class Features(ABC):
         """
 
     @abstractmethod
-    def read_ahead(self, places: np.ndarray) -> None:
-        """Ask the operating system to start reading these places into memory; do not wait."""
+    def read_ahead(self, rows: np.ndarray) -> None:
+        """Ask the operating system to start reading these rows into memory; do not wait."""
 
 
 class DenseFeatures(Features):
@@ -81,8 +81,8 @@ class DenseFeatures(Features):
 
     Args:
         name: the network's argument that takes the numbers.
-        dense: (M, ...), one row per place.
-        place: see :class:`Features`.
+        dense: (M, ...), one row per movie that has numbers, or per file that movies share.
+        row_index: see :class:`Features`.
         unreadable: see :class:`Features`.
     """
 
@@ -92,26 +92,26 @@ class DenseFeatures(Features):
         self,
         name: str,
         dense: np.ndarray,
-        place: np.ndarray,
+        row_index: np.ndarray,
         unreadable: Sequence[tuple[str, str]] = (),
     ) -> None:
         self.name = name
         self.dense = dense
-        self.place = place
+        self.row_index = row_index
         self.unreadable = unreadable
 
     def gather(
-        self, places: np.ndarray, counts: np.ndarray
+        self, rows: np.ndarray, counts: np.ndarray
     ) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
         import torch
 
-        taken = np.take(self.dense, places, axis=0)
-        return {self.name: torch.from_numpy(taken)}, {self.name: counts.tolist()}
+        gathered = np.take(self.dense, rows, axis=0)
+        return {self.name: torch.from_numpy(gathered)}, {self.name: counts.tolist()}
 
-    def read_ahead(self, places: np.ndarray) -> None:
+    def read_ahead(self, rows: np.ndarray) -> None:
         from genre_lightning.store import advise
 
-        advise(self.dense, places)
+        advise(self.dense, rows)
 
 
 class Input(ABC):
@@ -203,7 +203,7 @@ class Input(ABC):
 def check_features(branch_input: Input, features: Features, num_movies: int) -> None:
     """Check that an input's numbers are as it declares them, before a network fails on them.
 
-    All places are checked, and for vectors also the numbers of one movie.
+    All of ``row_index`` is checked, and for vectors also the numbers of one movie.
 
     Args:
         branch_input: the input.
@@ -214,20 +214,21 @@ def check_features(branch_input: Input, features: Features, num_movies: int) -> 
         ValueError: naming the class and what it should have returned.
     """
     name = type(branch_input).__name__
-    place = features.place
-    if place.shape != (num_movies,) or place.dtype != np.int64:
+    row_index = features.row_index
+    if row_index.shape != (num_movies,) or row_index.dtype != np.int64:
         raise ValueError(
-            f"{name}.open gave a place of {place.dtype} and shape {place.shape}, not of int64 and "
-            f"shape ({num_movies},): one for each movie, -1 for those without the column"
+            f"{name}.open gave a row_index of {row_index.dtype} and shape {row_index.shape}, not "
+            f"of int64 and shape ({num_movies},): one row for each movie, -1 for those without the "
+            "column"
         )
-    there = place[place >= 0]
-    if features.dense is not None and len(there) and there.max() >= len(features.dense):
+    rows = row_index[row_index >= 0]
+    if features.dense is not None and len(rows) and rows.max() >= len(features.dense):
         raise ValueError(
-            f"{name}.open gave places up to {there.max()}, and numbers for {len(features.dense)}"
+            f"{name}.open gave rows up to {rows.max()}, and numbers for {len(features.dense)}"
         )
-    if branch_input.gives != "vectors" or not len(there):
+    if branch_input.gives != "vectors" or not len(rows):
         return
-    numbers, _ = features.gather(there[:1], np.array([1]))
+    numbers, _ = features.gather(rows[:1], np.array([1]))
     prepared = {
         key: (tuple(value.shape), str(value.dtype).removeprefix("torch."))
         for key, value in branch_input.prepare(numbers, None).items()
@@ -241,7 +242,7 @@ def check_features(branch_input: Input, features: Features, num_movies: int) -> 
         )
 
 
-def seed_for(purpose: str, seed: int) -> int:
+def derive_seed(purpose: str, seed: int) -> int:
     """Derive a seed for one kind of random draws, independent of other kinds.
 
     Args:
@@ -254,8 +255,8 @@ def seed_for(purpose: str, seed: int) -> int:
     return int.from_bytes(digest, "little") >> 2
 
 
-def number_present(present: Sequence[bool]) -> np.ndarray:
-    """Number the movies that have a value, for :attr:`Features.place`.
+def build_row_index(present: Sequence[bool]) -> np.ndarray:
+    """Number the movies that have a value, for :attr:`Features.row_index`.
 
     Args:
         present: for each of N movies, whether it has a value.
@@ -263,31 +264,31 @@ def number_present(present: Sequence[bool]) -> np.ndarray:
     Returns:
         (N,) int64: 0, 1, 2, ... for the movies that have a value, -1 for the others.
     """
-    has = np.array(present, dtype=bool)
-    return np.where(has, np.cumsum(has) - 1, -1).astype(np.int64)
+    mask = np.array(present, dtype=bool)
+    return np.where(mask, np.cumsum(mask) - 1, -1).astype(np.int64)
 
 
 def check_arguments(
-    made: type[Input], arguments: Collection[str], apart_from: Collection[str] = ()
+    input_class: type[Input], arguments: Collection[str], exclude: Collection[str] = ()
 ) -> None:
     """Check a configuration's arguments for unknown and missing ones.
 
     Args:
-        made: class of the input.
+        input_class: class of the input.
         arguments: names of the arguments in the configuration.
-        apart_from: arguments of the class that a configuration can't set.
+        exclude: arguments of the class that a configuration can't set.
 
     Raises:
         ValueError: naming the argument.
     """
-    parameters = inspect.signature(made).parameters.items()
-    known = {name: parameter for name, parameter in parameters if name not in apart_from}
+    parameters = inspect.signature(input_class).parameters.items()
+    known = {name: parameter for name, parameter in parameters if name not in exclude}
     for name in arguments:
         if name not in known:
-            raise ValueError(f"{name}: the input {made.kind} has {', '.join(known)}")
+            raise ValueError(f"{name}: the input {input_class.kind} has {', '.join(known)}")
     for name, parameter in known.items():
         if parameter.default is parameter.empty and name not in arguments:
-            raise ValueError(f"{name} has to be given: the input {made.kind} needs it")
+            raise ValueError(f"{name} has to be given: the input {input_class.kind} needs it")
 
 
 def check_text(value: Value) -> str:

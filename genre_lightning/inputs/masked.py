@@ -33,16 +33,18 @@ class Masked(NamedTuple):
     may_recover: bool
 
 
-def first_recovered(masked: Iterable[Masked], recovered: Callable[[int], str | None]) -> str | None:
+def first_recovered_reason(
+    masked: Iterable[Masked], recovered_reason: Callable[[int], str | None]
+) -> str | None:
     """Return why a cache is out of date if one of its masked items is readable now, else None.
 
     Args:
         masked: masked items of the cache.
-        recovered: returns the reason for the item at a position, or None; called only for items
-            that may recover.
+        recovered_reason: returns the reason for the item at a position, or None; called only for
+            items that may recover.
     """
-    hopeful = (item.position for item in masked if item.may_recover)
-    return next(filter(None, map(recovered, hopeful)), None)
+    positions = (item.position for item in masked if item.may_recover)
+    return next(filter(None, map(recovered_reason, positions)), None)
 
 
 def masked_from_json(entries: Iterable[Sequence[Any]]) -> list[Masked]:

@@ -33,7 +33,7 @@ MIN_SCORE = 0.8
 #: Bytes of UTF-8. Lines are ordered from the top, so mostly the credits at the bottom are cut off.
 MAX_BYTES = 512
 #: Separates two lines.
-BETWEEN = ". "
+LINE_SEPARATOR = ". "
 
 _PACKAGE = "rapidocr"
 _WEIGHTS = {
@@ -41,10 +41,10 @@ _WEIGHTS = {
     for part in ("Det", "Rec")
 }
 #: Number of posters whose words are kept in memory.
-_KEPT = 64
-_opened = threading.local()
-_lock = threading.Lock()
-_read: OrderedDict[bytes, str] = OrderedDict()
+_CACHE_SIZE = 64
+_thread_state = threading.local()
+_cache_lock = threading.Lock()
+_words_cache: OrderedDict[bytes, str] = OrderedDict()
 
 
 @cache
@@ -65,7 +65,7 @@ def _find_weights() -> dict[str, Path]:
 
 
 def read_words(pixels: np.ndarray) -> str:
-    """Read the lines on a poster from the top, joined by ``BETWEEN``.
+    """Read the lines on a poster from the top, joined by ``LINE_SEPARATOR``.
 
     The words of the last few posters are kept in memory, since several branches, and an
     explanation, ask for the same ones.
@@ -80,24 +80,29 @@ def read_words(pixels: np.ndarray) -> str:
         EncoderError: the package or one of its dependencies isn't installed or is damaged.
     """
     digest = content_hash(pixels.tobytes())
-    with _lock:
-        if digest in _read:
-            return _read[digest]
+    with _cache_lock:
+        if digest in _words_cache:
+            return _words_cache[digest]
     words = _recognise(pixels)
-    with _lock:
-        _read[digest] = words
-        while len(_read) > _KEPT:
-            _read.popitem(last=False)
+    with _cache_lock:
+        _words_cache[digest] = words
+        while len(_words_cache) > _CACHE_SIZE:
+            _words_cache.popitem(last=False)
     return words
 
 
 def _recognise(pixels: np.ndarray) -> str:
     engine = _engine()
-    told = import_library("onnxruntime.capi.onnxruntime_pybind11_state", "ocr")
+    errors = import_library("onnxruntime.capi.onnxruntime_pybind11_state", "ocr")
     try:
         with _denormals_as_zero():
-            found = engine(pixels[:, :, ::-1], use_det=True, use_cls=False, use_rec=True)
-    except (told.Fail, told.InvalidArgument, told.InvalidGraph, told.InvalidProtobuf) as error:
+            result = engine(pixels[:, :, ::-1], use_det=True, use_cls=False, use_rec=True)
+    except (
+        errors.Fail,
+        errors.InvalidArgument,
+        errors.InvalidGraph,
+        errors.InvalidProtobuf,
+    ) as error:
         # Raised when the weights are first opened; rapidocr wraps errors of running a network.
         raise EncoderError(
             f"the weights of encoder 'ocr' are damaged ({error}): install {_PACKAGE} again"
@@ -105,10 +110,10 @@ def _recognise(pixels: np.ndarray) -> str:
     lines = [
         # Single spaces only, as in every other text that is put between prompts.
         " ".join(line.split())
-        for line, score in zip(found.txts or (), found.scores or (), strict=True)
+        for line, score in zip(result.txts or (), result.scores or (), strict=True)
         if score >= MIN_SCORE
     ]
-    return BETWEEN.join(lines).encode("utf-8")[:MAX_BYTES].decode("utf-8", "ignore")
+    return LINE_SEPARATOR.join(lines).encode("utf-8")[:MAX_BYTES].decode("utf-8", "ignore")
 
 
 @contextmanager
@@ -128,7 +133,7 @@ def _denormals_as_zero() -> Iterator[None]:
 
 def _engine() -> Any:
     """Return this thread's OCR engine; an engine holds state while it works."""
-    if not hasattr(_opened, "engine"):
+    if not hasattr(_thread_state, "engine"):
         library = import_library(f"{_PACKAGE}.main", "ocr")
         engine = library.RapidOCR(
             params={
@@ -146,5 +151,5 @@ def _engine() -> Any:
                 "EngineConfig.onnxruntime.inter_op_num_threads": 1,
             }
         )
-        _opened.engine = engine
-    return _opened.engine
+        _thread_state.engine = engine
+    return _thread_state.engine

@@ -21,21 +21,21 @@ def one_core_threads(workers: int, name: str) -> ThreadPoolExecutor:
     pool = ThreadPoolExecutor(
         workers,
         thread_name_prefix=name,
-        initializer=_take_one_core,
+        initializer=_use_one_core,
         initargs=(torch.get_num_threads(),),
     )
     # All workers start before this returns: a thread that is started elsewhere while a worker sets
     # its number of cores would inherit that number.
-    begun = threading.Barrier(workers)
-    for future in [pool.submit(begun.wait) for _ in range(workers)]:
+    all_started = threading.Barrier(workers)
+    for future in [pool.submit(all_started.wait) for _ in range(workers)]:
         future.result()
     return pool
 
 
-def _take_one_core(others: int) -> None:
-    """Let PyTorch use one core in this thread, and as many as before in others."""
+def _use_one_core(num_threads: int) -> None:
+    """Let PyTorch use one core in this thread, and ``num_threads`` in threads that start later."""
     torch.set_num_threads(1)
     # This also sets the default of threads that start later; another thread resets the default.
-    thread = threading.Thread(target=torch.set_num_threads, args=(others,))
+    thread = threading.Thread(target=torch.set_num_threads, args=(num_threads,))
     thread.start()
     thread.join()

@@ -29,10 +29,10 @@ class Part:
     def __len__(self) -> int:
         return self.rows.shape[0]
 
-    def map_tensors(self, change: Callable[[Tensor], Tensor]) -> Part:
+    def map_tensors(self, function: Callable[[Tensor], Tensor]) -> Part:
         """Return the part with a function applied to every tensor, such as a move to a device."""
-        numbers = {name: change(value) for name, value in self.numbers.items()}
-        return Part(change(self.rows), numbers)
+        numbers = {name: function(value) for name, value in self.numbers.items()}
+        return Part(function(self.rows), numbers)
 
 
 @dataclass(frozen=True)
@@ -49,17 +49,17 @@ class JoinedPart:
     counts: Sequence[int]
     lengths: Mapping[str, Sequence[int]]
 
-    def map_tensors(self, change: Callable[[Tensor], Tensor]) -> JoinedPart:
+    def map_tensors(self, function: Callable[[Tensor], Tensor]) -> JoinedPart:
         """Return the joined part with a function applied to every tensor."""
-        return replace(self, part=self.part.map_tensors(change))
+        return replace(self, part=self.part.map_tensors(function))
 
     def parts(self) -> list[Part]:
         """Return the K parts, as views."""
-        rows = self.part.rows.split(list(self.counts))
+        row_chunks = self.part.rows.split(list(self.counts))
         numbers = {
             name: value.split(list(self.lengths[name])) for name, value in self.part.numbers.items()
         }
         return [
-            Part(own, {name: shares[k] for name, shares in numbers.items()})
-            for k, own in enumerate(rows)
+            Part(rows, {name: chunks[k] for name, chunks in numbers.items()})
+            for k, rows in enumerate(row_chunks)
         ]

@@ -122,7 +122,7 @@ class PixelsInput(Input):
         return 1 if self.pool == 1 else self.pool // 2
 
     @property
-    def rest(self) -> int:
+    def device_pool(self) -> int:
         """The factor of ``pool`` that is averaged on the device."""
         return self.pool // self.shrink
 
@@ -131,7 +131,7 @@ class PixelsInput(Input):
         return True
 
     def network_arguments(self) -> dict[str, Any]:
-        height, width = (side // self.shrink // self.rest for side in self.size)
+        height, width = (side // self.shrink // self.device_pool for side in self.size)
         return {"size": [height, width]}
 
     def bytes_per_movie(self) -> int:
@@ -152,12 +152,12 @@ class PixelsInput(Input):
     def prepare(self, numbers: Numbers, seeds: Sequence[tuple[int, int]] | None) -> Numbers:
         pixels = numbers["pixels"].permute(0, 3, 1, 2)
         if seeds is None or self.augment is None or len(pixels) == 0:
-            return {"pixels": normalise_posters(pixels, self.rest, self.colours)}
+            return {"pixels": normalise_posters(pixels, self.device_pool, self.colours)}
         generators = [
             (number, torch.Generator(device=pixels.device).manual_seed(seed))
             for number, seed in seeds
         ]
-        return {"pixels": self.augment(pixels, generators, self.rest)}
+        return {"pixels": self.augment(pixels, generators, self.device_pool)}
 
     def state(self) -> dict[str, Any]:
         return {

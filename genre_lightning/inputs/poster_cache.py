@@ -24,7 +24,7 @@ from genre_lightning.inputs.input import DenseFeatures, Store
 from genre_lightning.inputs.masked import (
     Masked,
     Unreadable,
-    first_recovered,
+    first_recovered_reason,
     masked_from_json,
 )
 from genre_lightning.inputs.poster_limits import MAX_FILE_BYTES, PosterError
@@ -73,7 +73,7 @@ def open_poster_cache(
         raise ValueError(f"shrink ({shrink}) must lie between 1 and size ({min(size)})")
     if store.workers is not None and store.workers < 1:
         raise ValueError(f"workers ({store.workers}) must be at least 1")
-    files, named = unique_files(posters)
+    files, file_index = unique_files(posters)
     # One number for a square, to match the keys of existing caches.
     side = size[0] if size[0] == size[1] else list(size)
     key = content_key(DECODER_VERSION, side, shrink, *files_key(files))
@@ -83,18 +83,18 @@ def open_poster_cache(
 
     shape = (size[0] // shrink, size[1] // shrink, 3)
     folder = stored_folder(
-        store.folder, "posters", key, build, lambda folder: _damage(folder, files, shape)
+        store.folder, "posters", key, build, lambda folder: _unusable_reason(folder, files, shape)
     )
     meta = _read_meta(folder)
     masked = meta["masked"]
-    place, unreadable = places_of(files, named, masked)
+    row_index, unreadable = cached_rows(files, file_index, masked)
     count = (meta["count"], *shape)
     images = (
         np.memmap(folder / _IMAGES, dtype=np.uint8, mode="r", shape=count)
         if meta["count"]
         else np.zeros(count, dtype=np.uint8)  # an empty file can't be mapped
     )
-    return DenseFeatures("pixels", images, place, unreadable)
+    return DenseFeatures("pixels", images, row_index, unreadable)
 
 
 def unique_files(posters: Sequence[PosterFile | None]) -> tuple[list[PosterFile], np.ndarray]:
@@ -103,44 +103,44 @@ def unique_files(posters: Sequence[PosterFile | None]) -> tuple[list[PosterFile]
     Returns:
         M files, and (N,) int64, the index of each movie's file; -1 for a movie without a poster.
     """
-    index: dict[str, int] = {}
+    index_of: dict[str, int] = {}
     files: list[PosterFile] = []
-    named = np.full(len(posters), -1, dtype=np.int64)
-    for row, (place, poster) in enumerate(zip(_places(posters), posters, strict=True)):
+    file_index = np.full(len(posters), -1, dtype=np.int64)
+    for row, (key, poster) in enumerate(zip(_file_keys(posters), posters, strict=True)):
         if poster is None:
             continue
-        if place not in index:
-            index[place] = len(files)
+        if key not in index_of:
+            index_of[key] = len(files)
             files.append(poster)
-        named[row] = index[place]
-    return files, named
+        file_index[row] = index_of[key]
+    return files, file_index
 
 
 def files_key(files: Sequence[PosterFile]) -> tuple[list[str], np.ndarray]:
     """Return the files' part of a cache's key: path, size and stamp of each."""
     stamps = np.array([(file.size, file.stamp) for file in files], dtype=np.int64)
-    return _places(files), stamps
+    return _file_keys(files), stamps
 
 
-def places_of(
-    files: Sequence[PosterFile], named: np.ndarray, masked: Sequence[Masked]
+def cached_rows(
+    files: Sequence[PosterFile], file_index: np.ndarray, masked: Sequence[Masked]
 ) -> tuple[np.ndarray, list[tuple[str, str]]]:
     """Find each movie's poster in a cache that holds all files except the masked ones.
 
     Args:
         files: M poster files.
-        named: (N,) int64, the index of each movie's file, see :func:`unique_files`.
+        file_index: (N,) int64, the index of each movie's file, see :func:`unique_files`.
         masked: files that could not be read.
 
     Returns:
         (N,) int64, -1 for none; name and reason of each masked poster.
     """
-    found = np.full(len(files), -1, dtype=np.int64)
+    cached_row = np.full(len(files), -1, dtype=np.int64)
     readable = np.ones(len(files), dtype=bool)
     readable[[item.position for item in masked]] = False
-    found[readable] = np.arange(readable.sum())
-    place = np.where(named >= 0, found[named], -1) if files else named
-    return place, [(files[item.position].name, item.reason) for item in masked]
+    cached_row[readable] = np.arange(readable.sum())
+    row_index = np.where(file_index >= 0, cached_row[file_index], -1) if files else file_index
+    return row_index, [(files[item.position].name, item.reason) for item in masked]
 
 
 def to_device(images: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -154,27 +154,27 @@ def to_device(images: np.ndarray, device: torch.device) -> torch.Tensor:
     import torch  # not needed to decode a poster
 
     copy = torch.empty(images.shape, dtype=torch.from_numpy(images[:0].copy()).dtype, device=device)
-    size = max(1, _PART_BYTES * len(images) // max(1, images.nbytes))
-    for start in range(0, len(images), size):
-        part = np.array(images[start : start + size])  # PyTorch wants a writable array
-        copy[start : start + size] = torch.from_numpy(part)
+    chunk_size = max(1, _PART_BYTES * len(images) // max(1, images.nbytes))
+    for start in range(0, len(images), chunk_size):
+        chunk = np.array(images[start : start + chunk_size])  # PyTorch wants a writable array
+        copy[start : start + chunk_size] = torch.from_numpy(chunk)
     return copy
 
 
-def _places(posters: Sequence[PosterFile | None]) -> list[str]:
+def _file_keys(posters: Sequence[PosterFile | None]) -> list[str]:
     """Return a string per poster, independent of how the folder's path is written; "" for None."""
     parents: dict[str, str] = {}
-    places = []
+    keys = []
     for poster in posters:
         if poster is None:
-            places.append("")
+            keys.append("")
             continue
         parent, name = os.path.split(poster.path)
         if parent not in parents:
             parents[parent] = os.path.realpath(parent)
         member = "" if poster.member is None else f"\0{poster.member}"
-        places.append(f"{parents[parent]}{os.sep}{name}{member}")
-    return places
+        keys.append(f"{parents[parent]}{os.sep}{name}{member}")
+    return keys
 
 
 def _decode_all(
@@ -208,15 +208,15 @@ def decode_files(
         For each file in order its pixels, or why it has none.
     """
     Image.init()  # loads the formats before several threads need them
-    waiting: deque[Future[np.ndarray | Unreadable]] = deque()
+    pending: deque[Future[np.ndarray | Unreadable]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="posters")
     try:
         for file in files:
-            if len(waiting) >= 8 * workers:
-                yield waiting.popleft().result()
-            waiting.append(pool.submit(decode_file, file, size, shrink))
-        while waiting:
-            yield waiting.popleft().result()
+            if len(pending) >= 8 * workers:
+                yield pending.popleft().result()
+            pending.append(pool.submit(decode_file, file, size, shrink))
+        while pending:
+            yield pending.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -239,7 +239,7 @@ def decode_file(
         return Unreadable(str(error), may_recover=False)
 
 
-def recovered(file: PosterFile) -> str | None:
+def recovered_reason(file: PosterFile) -> str | None:
     """Return why a cache that masks this file is out of date if it is readable now, else None."""
     try:
         file.read_bytes()
@@ -253,16 +253,20 @@ def _read_meta(folder: Path) -> dict[str, Any]:
     return {"count": int(meta["count"]), "masked": masked_from_json(meta["masked"])}
 
 
-def _damage(folder: Path, files: Sequence[PosterFile], shape: tuple[int, int, int]) -> str | None:
+def _unusable_reason(
+    folder: Path, files: Sequence[PosterFile], shape: tuple[int, int, int]
+) -> str | None:
     """Return why a cache folder can't be used (truncated files, recovered posters), or None."""
     try:
         meta = _read_meta(folder)
-        found = (folder / _IMAGES).stat().st_size
+        size = (folder / _IMAGES).stat().st_size
     except (OSError, ValueError, TypeError, KeyError) as error:
         return f"damaged ({error})"
     if meta["count"] + len(meta["masked"]) != len(files):
         return f"it has {meta['count']} posters and {len(meta['masked'])} masked, of {len(files)}"
-    wanted = meta["count"] * math.prod(shape)
-    if found != wanted:
-        return f"{_IMAGES} has {found:,} bytes, not {wanted:,}"
-    return first_recovered(meta["masked"], lambda position: recovered(files[position]))
+    expected_size = meta["count"] * math.prod(shape)
+    if size != expected_size:
+        return f"{_IMAGES} has {size:,} bytes, not {expected_size:,}"
+    return first_recovered_reason(
+        meta["masked"], lambda position: recovered_reason(files[position])
+    )

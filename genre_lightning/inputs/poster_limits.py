@@ -86,7 +86,7 @@ class MeteredBytes(io.BytesIO):
 
     def __init__(self, data: bytes) -> None:
         super().__init__(data)
-        self._end = time.thread_time() + MAX_SECONDS
+        self._deadline = time.thread_time() + MAX_SECONDS
 
     def read(self, size: int | None = -1, /) -> bytes:
         """Read bytes, as from any file.
@@ -94,7 +94,7 @@ class MeteredBytes(io.BytesIO):
         Raises:
             PosterError: the thread has worked for more than ``MAX_SECONDS``.
         """
-        if time.thread_time() > self._end:
+        if time.thread_time() > self._deadline:
             raise PosterError(f"it takes more than {MAX_SECONDS:.0f} s to decode")
         return super().read(size)
 
@@ -119,13 +119,14 @@ def check_file(data: bytes) -> int:
     return 0
 
 
-def check_image(image: Image.Image, size: tuple[int, int], further: int = 0) -> int:
+def check_image(image: Image.Image, size: tuple[int, int], extra_bytes: int = 0) -> int:
     """Check an image that is open but not decoded yet.
 
     Args:
         image: the open image, after ``draft``.
         size: width and height before ``draft``.
-        further: bytes in addition to the pixels: the file, and the result of :func:`check_file`.
+        extra_bytes: bytes in addition to the pixels: the file, and the result of
+            :func:`check_file`.
 
     Returns:
         Bytes that decoding takes.
@@ -138,22 +139,22 @@ def check_image(image: Image.Image, size: tuple[int, int], further: int = 0) -> 
         raise PosterError(f"{width} x {height} pixels, more than {MAX_PIXELS:,}")
     if max(width, height) > MAX_SIDE:
         raise PosterError(f"{width} x {height} pixels, a side of more than {MAX_SIDE:,}")
-    each = _MODE_BYTES.get(image.mode, 4)
+    bytes_per_pixel = _MODE_BYTES.get(image.mode, 4)
     if image.format == "WEBP":
-        each = _WEBP_BYTES
+        bytes_per_pixel = _WEBP_BYTES
     elif image.format == "TIFF":
-        each += _tiff_bytes(cast("TiffImageFile", image))
+        bytes_per_pixel += _tiff_bytes_per_pixel(cast("TiffImageFile", image))
     elif image.format == "BMP" and any("rle" in tile[0] for tile in cast("ImageFile", image).tile):
-        each += _BMP_RLE_BYTES
-    needed = image.width * image.height * each + further
-    _check_bytes(needed, width, height, image.format or "an image")
-    return needed
+        bytes_per_pixel += _BMP_RLE_BYTES
+    num_bytes = image.width * image.height * bytes_per_pixel + extra_bytes
+    _check_bytes(num_bytes, width, height, image.format or "an image")
+    return num_bytes
 
 
-def _check_bytes(needed: int, width: int, height: int, kind: str) -> None:
-    if needed > MAX_BYTES:
+def _check_bytes(num_bytes: int, width: int, height: int, kind: str) -> None:
+    if num_bytes > MAX_BYTES:
         raise PosterError(
-            f"{width} x {height} pixels as {kind} take {needed / 1e6:,.0f} MB, more than "
+            f"{width} x {height} pixels as {kind} take {num_bytes / 1e6:,.0f} MB, more than "
             f"{MAX_BYTES / 1e6:,.0f}"
         )
 
@@ -163,59 +164,61 @@ def _check_jpeg(data: bytes) -> int:
 
     Other damage is left to the decoder.
     """
-    blocks_of: dict[int, int] = {}
+    component_blocks: dict[int, int] = {}
     progressive = False
-    scans = visits = exif = held = 0
-    place = 2
-    while (found := _MARKER.search(data, place)) is not None:
-        marker, place = found[1][0], found.end()
+    num_scans = num_blocks = exif_bytes = coefficient_bytes = 0
+    position = 2
+    while (match := _MARKER.search(data, position)) is not None:
+        marker, position = match[1][0], match.end()
         if marker in (_TEM, _SOI):
             continue
         if marker == _EOI:
             break
-        length = int.from_bytes(data[place : place + 2])
-        body = data[place + 2 : place + length]
+        length = int.from_bytes(data[position : position + 2])
+        body = data[position + 2 : position + length]
         if length < 2 or len(body) < length - 2:
             break
-        place += length
+        position += length
         if marker in _FRAMES:
             if marker not in (_BASELINE, _EXTENDED, _PROGRESSIVE):
                 raise PosterError(f"an unsupported kind of JPEG (SOF{marker - _BASELINE})")
-            if blocks_of:
+            if component_blocks:
                 raise PosterError("damaged: a JPEG with two frames")
             progressive = marker == _PROGRESSIVE
-            blocks_of = _blocks(body)
+            component_blocks = _count_blocks(body)
         elif marker == _APP1 and body[:4] == b"Exif":
-            exif += len(body)
-            if exif > MAX_TABLE_BYTES:
+            exif_bytes += len(body)
+            if exif_bytes > MAX_TABLE_BYTES:
                 raise PosterError(f"its EXIF takes more than {MAX_TABLE_BYTES:,} bytes")
         elif marker == _SOS and body:
             components = body[1 : 1 + 2 * body[0] : 2]
-            shown = [blocks_of.get(number, MAX_BLOCKS) for number in components]
-            scans += 1
-            visits += sum(shown)
-            if progressive or len(shown) < len(blocks_of):
-                held = sum(blocks_of.values()) * _BYTES_PER_BLOCK
-            if scans > MAX_SCANS:
+            scan_blocks = [component_blocks.get(component, MAX_BLOCKS) for component in components]
+            num_scans += 1
+            num_blocks += sum(scan_blocks)
+            if progressive or len(scan_blocks) < len(component_blocks):
+                coefficient_bytes = sum(component_blocks.values()) * _BYTES_PER_BLOCK
+            if num_scans > MAX_SCANS:
                 raise PosterError(f"a JPEG of more than {MAX_SCANS} scans")
-            if visits > MAX_BLOCKS:
+            if num_blocks > MAX_BLOCKS:
                 raise PosterError(
-                    f"the {scans} scans of a JPEG cover more than {MAX_BLOCKS:,} blocks"
+                    f"the {num_scans} scans of a JPEG cover more than {MAX_BLOCKS:,} blocks"
                 )
-    return held
+    return coefficient_bytes
 
 
-def _blocks(frame: bytes) -> dict[int, int]:
+def _count_blocks(frame: bytes) -> dict[int, int]:
     """Return the number of 8 x 8 blocks of each component, by the component's number."""
     if len(frame) < 6 or len(frame) < 6 + 3 * frame[5]:
         return {}
     height, width = struct.unpack(">HH", frame[1:5])
-    parts = [frame[6 + 3 * n : 9 + 3 * n] for n in range(frame[5])]
-    sampling = {number: (both >> 4, both & 15) for number, both, _ in parts}
-    across = max((a for a, _ in sampling.values()), default=1) or 1
-    down = max((d for _, d in sampling.values()), default=1) or 1
-    units = -(-width // (8 * across)) * -(-height // (8 * down))
-    return {number: units * a * d for number, (a, d) in sampling.items()}
+    components = [frame[6 + 3 * n : 9 + 3 * n] for n in range(frame[5])]
+    sampling = {number: (factors >> 4, factors & 15) for number, factors, _ in components}
+    max_horizontal = max((horizontal for horizontal, _ in sampling.values()), default=1) or 1
+    max_vertical = max((vertical for _, vertical in sampling.values()), default=1) or 1
+    units = -(-width // (8 * max_horizontal)) * -(-height // (8 * max_vertical))
+    return {
+        number: units * horizontal * vertical for number, (horizontal, vertical) in sampling.items()
+    }
 
 
 def _check_webp(data: bytes) -> None:
@@ -238,16 +241,16 @@ def _check_tiff(data: bytes) -> None:
     order: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
     if data[:4] not in (b"II*\0", b"MM\0*"):
         raise PosterError("not an image of a known format: an unsupported kind of TIFF")
-    starts, seen, numbers, texts = [int.from_bytes(data[4:8], order)], set[int](), 0, 0
+    starts, seen, number_bytes, text_bytes = [int.from_bytes(data[4:8], order)], set[int](), 0, 0
     while starts:
         start = starts.pop()
         if start in seen or len(seen) > len(_DIRECTORIES):
             raise PosterError("damaged: a TIFF whose directories form a cycle")
         seen.add(start)
-        for tag, kind, many, value in _directory(data, start, order):
-            numbers += many * _TYPE_BYTES.get(kind, 0)
-            texts += many if kind in _TEXT_TYPES else 0
-            if numbers > MAX_TABLE_BYTES or texts > len(data):
+        for tag, kind, count, value in _directory(data, start, order):
+            number_bytes += count * _TYPE_BYTES.get(kind, 0)
+            text_bytes += count if kind in _TEXT_TYPES else 0
+            if number_bytes > MAX_TABLE_BYTES or text_bytes > len(data):
                 raise PosterError(f"the tables of a TIFF take more than {MAX_TABLE_BYTES:,} bytes")
             if tag in _DIRECTORIES:
                 starts.append(value)
@@ -264,8 +267,8 @@ def _directory(
 ) -> Iterator[tuple[int, int, int, int]]:
     """Yield tag, type, count, and value or offset of each entry."""
     count = int.from_bytes(data[start : start + 2], order)
-    for place in range(start + 2, start + 2 + 12 * count, 12):
-        entry = data[place : place + 12]
+    for position in range(start + 2, start + 2 + 12 * count, 12):
+        entry = data[position : position + 12]
         kind = int.from_bytes(entry[2:4], order)
         value = entry[8:10] if kind == _SHORT else entry[8:12]
         yield (
@@ -276,12 +279,12 @@ def _directory(
         )
 
 
-def _tiff_bytes(image: TiffImageFile) -> int:
+def _tiff_bytes_per_pixel(image: TiffImageFile) -> int:
     """Return bytes per pixel for unpacking and rotating a TIFF, which can be a single strip."""
-    needed = 0
+    num_bytes = 0
     if image.info.get("compression") != "raw":
         bits = image.tag_v2.get(_BITS, (1,))
-        needed += -(-max(sum(bits), bits[0] * image.tag_v2.get(_SAMPLES, 1)) // 8)
+        num_bytes += -(-max(sum(bits), bits[0] * image.tag_v2.get(_SAMPLES, 1)) // 8)
     if image.tag_v2.get(_ORIENTATION, 1) != 1:
-        needed += 4
-    return needed
+        num_bytes += 4
+    return num_bytes

@@ -13,7 +13,7 @@ from torch import Tensor
 from genre_lightning.cores import num_cores
 from genre_lightning.inputs.decode import DECODER_VERSION
 from genre_lightning.inputs.embedding import EmbeddingInput
-from genre_lightning.inputs.embedding_cache import Embedded, Source, file_hash, open_embeddings
+from genre_lightning.inputs.embedding_cache import Embeddings, Source, file_hash, open_embeddings
 from genre_lightning.inputs.encoders.spec import EncoderError
 from genre_lightning.inputs.input import Features, Input, Store, check_arguments, check_keys
 from genre_lightning.inputs.masked import Masked, Unreadable
@@ -21,10 +21,10 @@ from genre_lightning.inputs.ocr import MAX_BYTES, OCR_VERSION, SIZE, ocr_sha256,
 from genre_lightning.inputs.part import Numbers
 from genre_lightning.inputs.pixels import read_poster
 from genre_lightning.inputs.poster_cache import (
+    cached_rows,
     decode_file,
     files_key,
-    places_of,
-    recovered,
+    recovered_reason,
     unique_files,
 )
 from genre_lightning.inputs.terms import TermsInput
@@ -32,7 +32,7 @@ from genre_lightning.movies.movie import PosterFile
 from genre_lightning.store import content_key
 
 #: Posters whose words are read and saved together, so that a killed process loses only seconds.
-AT_ONCE = 64
+CHUNK_SIZE = 64
 #: Text inputs that can take the words.
 TEXT_INPUTS: Mapping[str, type[TermsInput] | type[EmbeddingInput]] = {
     TermsInput.kind: TermsInput,
@@ -61,17 +61,19 @@ class PosterTextInput(Input):
         settings: Any = text  # a configuration can hold any type
         if not isinstance(settings, Mapping) or settings.get("kind") not in TEXT_INPUTS:
             raise ValueError(f"text: its kind must be one of {', '.join(TEXT_INPUTS)}")
-        made = TEXT_INPUTS[text["kind"]]
+        input_class = TEXT_INPUTS[text["kind"]]
         arguments = {name: value for name, value in text.items() if name != "kind"}
         try:
-            check_arguments(made, arguments, apart_from=("column",))
-            self._set(column, made(column=column, **arguments), None)
+            check_arguments(input_class, arguments, exclude=("column",))
+            self._configure(column, input_class(column=column, **arguments), None)
         except EncoderError:
             raise
         except ValueError as error:
             raise ValueError(f"text.{error}") from error
 
-    def _set(self, column: str, text: TermsInput | EmbeddingInput, sha256: str | None) -> None:
+    def _configure(
+        self, column: str, text: TermsInput | EmbeddingInput, sha256: str | None
+    ) -> None:
         """Keep the settings from a configuration or a checkpoint."""
         if text.of != "text":
             raise ValueError("encoder: the words on posters need an encoder of texts")
@@ -92,23 +94,25 @@ class PosterTextInput(Input):
 
     def open(self, values: Sequence[Any], train: np.ndarray, store: Store) -> Features:
         self._check_weights()
-        files, named = unique_files(values)
+        files, file_index = unique_files(values)
         # A text is stored as a row of its bytes, so that the cache of embeddings serves words too.
         key = content_key("words", OCR_VERSION, self.sha256, DECODER_VERSION, list(SIZE))
         with ThreadPoolExecutor(store.workers or num_cores(), thread_name_prefix="words") as pool:
             source = Source(
                 count=len(files),
                 hashes=lambda start, stop: [file_hash(file) for file in files[start:stop]],
-                embed=lambda items, tell: _read_files([files[n] for n in items], pool, tell),
+                embed=lambda items, report_progress: _embed_words(
+                    [files[n] for n in items], pool, report_progress
+                ),
                 quick_key=files_key(files),
-                recovered=lambda index: recovered(files[index]),
-                chunk=AT_ONCE,
+                recovered_reason=lambda index: recovered_reason(files[index]),
+                chunk_size=CHUNK_SIZE,
             )
-            what = f"reading words, {self.column}"
-            cache = open_embeddings(source, key, (1, MAX_BYTES), what, store)
-        place, unreadable = places_of(files, named, cache.masked)
+            description = f"reading words, {self.column}"
+            cache = open_embeddings(source, key, (1, MAX_BYTES), description, store)
+        row_index, unreadable = cached_rows(files, file_index, cache.masked)
         words = [_to_text(row) for row in cache.vectors[:, 0]]
-        texts = [None if row < 0 else words[row] for row in place.tolist()]
+        texts = [None if row < 0 else words[row] for row in row_index.tolist()]
         features = self.text.open(texts, train, store)
         features.unreadable = unreadable
         return features
@@ -119,14 +123,14 @@ class PosterTextInput(Input):
         Raises:
             EncoderError: the weights differ, or are not installed.
         """
-        found = ocr_sha256()
-        if self.sha256 not in (None, found):
+        installed = ocr_sha256()
+        if self.sha256 not in (None, installed):
             raise EncoderError(
                 "the model was trained on words of posters that were read with other weights "
-                f"(SHA-256 {self.sha256}; the installed rapidocr has {found}): install the version "
-                "of rapidocr that it was trained with"
+                f"(SHA-256 {self.sha256}; the installed rapidocr has {installed}): install the "
+                "version of rapidocr that it was trained with"
             )
-        self.sha256 = found
+        self.sha256 = installed
 
     def read(self, value: Any) -> str:
         """Read the words on a poster; ``NO_WORDS`` if there are none."""
@@ -156,14 +160,14 @@ class PosterTextInput(Input):
             raise ValueError(f"sha256: {sha256!r:.100} is not 64 hex digits")
         if type(text) is not dict or text.get("kind") not in TEXT_INPUTS:
             raise ValueError(f"text: its kind is none of {', '.join(TEXT_INPUTS)}")
-        inner = {name: value for name, value in text.items() if name != "kind"}
-        if "column" in inner:
+        text_state = {name: value for name, value in text.items() if name != "kind"}
+        if "column" in text_state:
             raise ValueError("text: unknown key 'column'")
-        made = cls.__new__(cls)
+        instance = cls.__new__(cls)
         column = state["column"]
-        read = TEXT_INPUTS[text["kind"]].from_state({"column": column, **inner})
-        made._set(column, read, sha256)
-        return made
+        text_input = TEXT_INPUTS[text["kind"]].from_state({"column": column, **text_state})
+        instance._configure(column, text_input, sha256)
+        return instance
 
 
 def text_input(branch_input: Input) -> Input:
@@ -171,25 +175,27 @@ def text_input(branch_input: Input) -> Input:
     return branch_input.text if isinstance(branch_input, PosterTextInput) else branch_input
 
 
-def _read_files(
-    files: Sequence[PosterFile], pool: ThreadPoolExecutor, tell: Callable[[float], object]
-) -> Embedded:
+def _embed_words(
+    files: Sequence[PosterFile],
+    pool: ThreadPoolExecutor,
+    report_progress: Callable[[float], object],
+) -> Embeddings:
     """Read the words of some posters, several in parallel, as rows of bytes."""
     rows: list[np.ndarray] = []
     masked: list[Masked] = []
     Image.init()  # loads the formats before several threads need them
 
-    def words_of(file: PosterFile) -> str | Unreadable:
+    def read_file(file: PosterFile) -> str | Unreadable:
         pixels = decode_file(file, SIZE)
         return read_words(pixels) if isinstance(pixels, np.ndarray) else pixels
 
-    for number, found in enumerate(pool.map(words_of, files)):
-        if isinstance(found, str):
-            rows.append(_to_row(found))
+    for position, result in enumerate(pool.map(read_file, files)):
+        if isinstance(result, str):
+            rows.append(_to_row(result))
         else:
-            masked.append(Masked(number, *found))
-        tell((number + 1) / len(files))
-    return Embedded(np.array(rows, np.float16).reshape(len(rows), 1, MAX_BYTES), masked)
+            masked.append(Masked(position, *result))
+        report_progress((position + 1) / len(files))
+    return Embeddings(np.array(rows, np.float16).reshape(len(rows), 1, MAX_BYTES), masked)
 
 
 def _to_row(words: str) -> np.ndarray:

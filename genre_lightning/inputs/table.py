@@ -22,8 +22,8 @@ from genre_lightning.inputs.vectors import VectorsInput
 from genre_lightning.inputs.year import YearInput
 
 INPUTS: dict[str, type[Input]] = {
-    made.kind: made
-    for made in (TermsInput, PixelsInput, EmbeddingInput, YearInput, VectorsInput, PosterTextInput)
+    cls.kind: cls
+    for cls in (TermsInput, PixelsInput, EmbeddingInput, YearInput, VectorsInput, PosterTextInput)
 }
 
 #: Maximum numbers of brackets and commas in the text of a legitimate state.
@@ -45,16 +45,16 @@ def build_input(branch: str, settings: Mapping[str, Any]) -> Input:
     kind = settings.get("kind")
     if not isinstance(kind, str) or kind not in INPUTS:
         raise UserError(f"{where}.kind={kind!s:.100} is none of {', '.join(INPUTS)}")
-    made = INPUTS[kind]
-    if inspect.isabstract(made):
-        lacking = ", ".join(sorted(made.__abstractmethods__))
-        raise UserError(f"{where}.kind={kind}: its class {made.__name__} lacks {lacking}")
+    input_class = INPUTS[kind]
+    if inspect.isabstract(input_class):
+        missing = ", ".join(sorted(input_class.__abstractmethods__))
+        raise UserError(f"{where}.kind={kind}: its class {input_class.__name__} lacks {missing}")
     arguments = {name: value for name, value in settings.items() if name != "kind"}
     try:
-        check_arguments(made, arguments)
+        check_arguments(input_class, arguments)
         if "column" in arguments and not is_column_name(arguments["column"]):
             raise ValueError(f"column={arguments['column']!r} is not a valid name of a column")
-        return made(**arguments)
+        return input_class(**arguments)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     except TypeError as error:  # the message does not name the argument

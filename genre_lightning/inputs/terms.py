@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from genre_lightning.errors import InputError
-from genre_lightning.inputs.input import Features, Input, Store, check_text, number_present
+from genre_lightning.inputs.input import Features, Input, Store, build_row_index, check_text
 from genre_lightning.inputs.part import Numbers
 from genre_lightning.inputs.vectorizer import SparseRows, TermVectorizer
 from genre_lightning.store import content_key, save_array, stored_folder
@@ -27,30 +27,30 @@ class TermsFeatures(Features):
 
     Args:
         rows: one row per movie that has the text.
-        place: see :class:`Features`.
+        row_index: see :class:`Features`.
     """
 
-    def __init__(self, rows: SparseRows, place: np.ndarray) -> None:
+    def __init__(self, rows: SparseRows, row_index: np.ndarray) -> None:
         self.rows = rows
-        self.place = place
+        self.row_index = row_index
         self.unreadable = ()
         self.dense = None
         self.name = ""
 
     def gather(
-        self, places: np.ndarray, counts: np.ndarray
+        self, rows: np.ndarray, counts: np.ndarray
     ) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
-        taken = self.rows.take(places)
+        gathered = self.rows.take(rows)
         ends = np.cumsum(counts)
-        begins = ends - counts
-        entries = (taken.indptr[ends] - taken.indptr[begins]).tolist()
-        within = taken.indptr[:-1] - np.repeat(taken.indptr[begins], counts)
+        starts = ends - counts
+        num_terms = (gathered.indptr[ends] - gathered.indptr[starts]).tolist()
+        offsets = gathered.indptr[:-1] - np.repeat(gathered.indptr[starts], counts)
         return (
-            _numbers(taken.indices, within, taken.weights),
-            {"indices": entries, "offsets": counts.tolist(), "weights": entries},
+            _numbers(gathered.indices, offsets, gathered.weights),
+            {"indices": num_terms, "offsets": counts.tolist(), "weights": num_terms},
         )
 
-    def read_ahead(self, places: np.ndarray) -> None:
+    def read_ahead(self, rows: np.ndarray) -> None:
         """Do nothing: the rows are in memory."""
 
 
@@ -97,16 +97,16 @@ class TermsInput(Input):
         return 1024  # some tens of terms
 
     def open(self, values: Sequence[str | None], train: np.ndarray, store: Store) -> Features:
-        place = number_present([bool(value) for value in values])
+        row_index = build_row_index([bool(value) for value in values])
         texts = [value for value in values if value]
         if self.fitted:  # by the run whose checkpoint is being evaluated
-            return TermsFeatures(self.vectorizer.transform(texts), place)
-        learnt = place[train]
-        learnt = learnt[learnt >= 0]
+            return TermsFeatures(self.vectorizer.transform(texts), row_index)
+        train_rows = row_index[train]
+        train_rows = train_rows[train_rows >= 0]
 
         def build(folder: Path) -> None:
             try:
-                self.vectorizer.fit([texts[index] for index in learnt])
+                self.vectorizer.fit([texts[index] for index in train_rows])
             except ValueError as error:
                 raise InputError(f"column {self.column}: {error}") from error
             rows = self.vectorizer.transform(texts)
@@ -117,12 +117,12 @@ class TermsInput(Input):
                 json.dumps(self.vectorizer.state_dict()), encoding="utf-8"
             )
 
-        key = content_key("terms", FEATURES_VERSION, texts, learnt, self.vectorizer.settings())
+        key = content_key("terms", FEATURES_VERSION, texts, train_rows, self.vectorizer.settings())
         folder = stored_folder(store.folder, "terms", key, build)
         state = json.loads((folder / "vectorizer.json").read_text(encoding="utf-8"))
         self.vectorizer = TermVectorizer.from_state_dict(state)
         parts = (np.load(folder / f"{name}.npy") for name in ("indptr", "indices", "weights"))
-        return TermsFeatures(SparseRows(*parts), place)
+        return TermsFeatures(SparseRows(*parts), row_index)
 
     def read(self, value: Any) -> str:
         return check_text(value)
@@ -139,11 +139,11 @@ class TermsInput(Input):
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> TermsInput:
-        made = cls(state["column"])
-        made.vectorizer = TermVectorizer.from_state_dict(
+        instance = cls(state["column"])
+        instance.vectorizer = TermVectorizer.from_state_dict(
             {name: value for name, value in state.items() if name != "column"}
         )
-        return made
+        return instance
 
 
 def _numbers(indices: np.ndarray, offsets: np.ndarray, weights: np.ndarray) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ _ARTICLES = (
     *("the", "a", "an", "la", "le", "les", "l'", "un", "une", "el", "los", "las"),
     *("il", "lo", "gli", "der", "die", "das", "ein", "eine", "den", "det", "het"),
 )
-_BEHIND = re.compile(
+_TRAILING_ARTICLE = re.compile(
     rf"([^()\[\]]+?),\s+({'|'.join(_ARTICLES)})(?=\s*(?:[(\[]|[)\]]|$))", re.IGNORECASE
 )
 
@@ -60,10 +60,10 @@ def normalise_title(title: str) -> tuple[str, int | None]:
     if not title.isascii():
         title = unicodedata.normalize("NFKC", title)
     year = None
-    found = _last_year(title)
-    if found is not None:
-        year = int(found[1])
-        title = f"{title[: found.start()]} {title[found.end() :]}"
+    match = _match_last_year(title)
+    if match is not None:
+        year = int(match[1])
+        title = f"{title[: match.start()]} {title[match.end() :]}"
     text = title.lower()
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)
@@ -77,21 +77,21 @@ def natural_title(title: str, year: bool = False) -> str:
     enfants perdus, La) (1995)"` gives `"The City of Lost Children (La Cité des enfants perdus)"`,
     followed by `" (1995)"` with ``year``.
     """
-    found = _last_year(title)
-    if found is not None:
-        title = title[: found.start()] + title[found.end() :]
+    year_match = _match_last_year(title)
+    if year_match is not None:
+        title = title[: year_match.start()] + title[year_match.end() :]
 
-    def front(match: re.Match[str]) -> str:
+    def move_article(match: re.Match[str]) -> str:
         words, article = match[1], match[2]
         stripped = words.lstrip()
         lead = words[: len(words) - len(stripped)]
         return f"{lead}{article}{'' if article.endswith(chr(39)) else ' '}{stripped}"
 
-    natural = " ".join(_BEHIND.sub(front, title).split())
-    return f"{natural} ({found[1]})" if found is not None and year else natural
+    natural = " ".join(_TRAILING_ARTICLE.sub(move_article, title).split())
+    return f"{natural} ({year_match[1]})" if year_match is not None and year else natural
 
 
-def checked_years(years: Any) -> tuple[int, int]:
+def check_years(years: Any) -> tuple[int, int]:
     """Check the first and last year that an input saw in train, which can be untrusted.
 
     Raises:
@@ -107,6 +107,6 @@ def checked_years(years: Any) -> tuple[int, int]:
     return years[0], years[1]
 
 
-def _last_year(title: str) -> re.Match[str] | None:
+def _match_last_year(title: str) -> re.Match[str] | None:
     """Match the last year in its own brackets; group 1 is the year without the brackets."""
     return next(reversed(list(_YEAR.finditer(title))), None)

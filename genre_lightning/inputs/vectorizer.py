@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from genre_lightning.inputs.titles import checked_years, normalise_title
+from genre_lightning.inputs.titles import check_years, normalise_title
 
 #: Centres of the soft decade features, one column each: the last columns of V.
 DECADES = tuple(range(1910, 2030, 10))
@@ -65,8 +65,8 @@ class SparseRows:
         indptr = np.zeros(len(rows) + 1, dtype=np.int64)
         np.cumsum(lengths, out=indptr[1:])
         # Each entry's old position is its position in the result, shifted by its row's old start.
-        places = np.arange(indptr[-1]) + np.repeat(starts - indptr[:-1], lengths)
-        return SparseRows(indptr, self.indices[places], self.weights[places])
+        positions = np.arange(indptr[-1]) + np.repeat(starts - indptr[:-1], lengths)
+        return SparseRows(indptr, self.indices[positions], self.weights[positions])
 
 
 class TermVectorizer:
@@ -113,10 +113,10 @@ class TermVectorizer:
                 f"ngram_range: shortest and longest length from 1 to {MAX_NGRAM}, "
                 f"not {list(ngram_range[:9])}"
             )
-        least = len(DECADES) + 1 if decade else 1
-        if not least <= vocabulary_size <= MAX_VOCABULARY_SIZE:
+        min_size = len(DECADES) + 1 if decade else 1
+        if not min_size <= vocabulary_size <= MAX_VOCABULARY_SIZE:
             raise ValueError(
-                f"vocabulary_size: {vocabulary_size} is not in {least} to {MAX_VOCABULARY_SIZE}"
+                f"vocabulary_size: {vocabulary_size} is not in {min_size} to {MAX_VOCABULARY_SIZE}"
             )
         if not 0 < decade_weight <= 1000:
             raise ValueError(f"decade_weight: {decade_weight} must be above 0 and at most 1000")
@@ -157,9 +157,9 @@ class TermVectorizer:
         """
         from sklearn.feature_extraction.text import TfidfVectorizer
 
-        parts = [self.normalise(title) for title in titles]
-        texts = [text for text, _ in parts]
-        years = [year for _, year in parts if year is not None]
+        normalised = [self.normalise(title) for title in titles]
+        texts = [text for text, _ in normalised]
+        years = [year for _, year in normalised if year is not None]
         if not any(True for text in texts for _ in self._ngrams(text)):
             raise ValueError(f"no text of the {len(titles)} given has a term to learn")
         vectorizer = TfidfVectorizer(
@@ -215,9 +215,9 @@ class TermVectorizer:
             `text[start:end]`. The spaces that "char_wb" adds around words are not part of the text,
             so a term that is only padding has start == end.
         """
-        found = _SPANS[self.analyzer](text, *self.ngram_range)
-        column = self._column_of
-        return [(column[term], start, end) for term, start, end in found if term in column]
+        spans = _SPANS[self.analyzer](text, *self.ngram_range)
+        column_of = self._column_of
+        return [(column_of[term], start, end) for term, start, end in spans if term in column_of]
 
     def name(self, column: int) -> str:
         """Return a column's term, or its decade's year ("1990"); "" for an unused column.
@@ -279,16 +279,16 @@ class TermVectorizer:
                 "the one that this program writes"
             )
         _check_types("ngram_range", state["ngram_range"], int)
-        names = ("vocabulary_size", "analyzer", "ngram_range", "sublinear_tf", "decade")
+        arguments = ("vocabulary_size", "analyzer", "ngram_range", "sublinear_tf", "decade")
         try:
             vectorizer = cls(
-                **{name: state[name] for name in names}, decade_weight=state["decade_weight"]
+                **{name: state[name] for name in arguments}, decade_weight=state["decade_weight"]
             )
         except ValueError as error:
             raise ValueError(f"terms: {error}") from None
         if state["terms"] is not None:
             try:
-                years = None if state["years"] is None else checked_years(state["years"])
+                years = None if state["years"] is None else check_years(state["years"])
             except ValueError as error:
                 raise ValueError(f"terms: {error}") from None
             _check_types("idf", state["idf"], float)
@@ -323,21 +323,21 @@ class TermVectorizer:
 
     def _transform_chunk(self, titles: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return n titles' row lengths (n,) int64, columns (L,) int32 and weights (L,) float32."""
-        column = self._column_of.get
+        column_of = self._column_of.get
         ngrams = self._ngrams
         # A word's n-grams do not depend on its neighbours, so a chunk looks up each word once.
-        known: dict[str, list[int]] = {}
+        cached: dict[str, list[int]] = {}
         columns: list[int] = []
         ends = [0]
         years: list[int | None] = []
         for title in titles:
             text, year = self.normalise(title)
             for piece in text.split() if self.analyzer == "char_wb" else (text,):
-                found = known.get(piece)
-                if found is None:
-                    found = [c for c in map(column, ngrams(piece)) if c is not None]
-                    known[piece] = found
-                columns += found
+                piece_columns = cached.get(piece)
+                if piece_columns is None:
+                    piece_columns = [c for c in map(column_of, ngrams(piece)) if c is not None]
+                    cached[piece] = piece_columns
+                columns += piece_columns
             ends.append(len(columns))
             years.append(year)
 
@@ -355,7 +355,7 @@ class TermVectorizer:
         norms = np.sqrt(np.bincount(rows, weights * weights, minlength=len(titles)))
         weights /= norms[rows]
         if self.decade and self._years is not None:
-            decade_rows, decade_columns, decade_weights = self._decades(years)
+            decade_rows, decade_columns, decade_weights = self._decade_entries(years)
             rows = np.concatenate([rows, decade_rows])
             indices = np.concatenate([indices, decade_columns])
             weights = np.concatenate([weights, decade_weights])
@@ -367,16 +367,18 @@ class TermVectorizer:
             weights.astype(np.float32),
         )
 
-    def _decades(self, years: Sequence[int | None]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _decade_entries(
+        self, years: Sequence[int | None]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return rows, columns and weights of a few titles' decade features, of equal length."""
         if self._years is None:
             raise RuntimeError("fitting has seen no year")
         rows = np.array([row for row, year in enumerate(years) if year is not None], dtype=np.int64)
-        known = np.array([year for year in years if year is not None], dtype=np.float64)
-        known = known.clip(*self._years).clip(DECADES[0], DECADES[-1])
-        place = (known - DECADES[0]) / 10.0
-        lower = np.floor(place).astype(np.int64)
-        upper_weight = place - lower
+        known_years = np.array([year for year in years if year is not None], dtype=np.float64)
+        known_years = known_years.clip(*self._years).clip(DECADES[0], DECADES[-1])
+        position = (known_years - DECADES[0]) / 10.0
+        lower = np.floor(position).astype(np.int64)
+        upper_weight = position - lower
         # Both neighbours of each year; zero weights (from a year at a centre) are dropped below.
         rows = np.repeat(rows, 2)
         columns = np.stack([lower, lower + 1], axis=1).ravel() + self._num_term_columns()

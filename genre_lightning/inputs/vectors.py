@@ -34,7 +34,7 @@ MAX_BRACKETS = 8
 MIN_PROBABILITY = 0.005
 
 #: Errors that reading a damaged .npz, or a file that is not one, can raise.
-_NO_ARRAYS = (*DAMAGED_ZIP, TypeError, AttributeError, MemoryError, SyntaxError, LookupError)
+_NPZ_ERRORS = (*DAMAGED_ZIP, TypeError, AttributeError, MemoryError, SyntaxError, LookupError)
 
 
 def read_vectors(path: Path) -> tuple[list[str], np.ndarray]:
@@ -71,8 +71,8 @@ def read_vectors(path: Path) -> tuple[list[str], np.ndarray]:
         )
     counts = Counter(ids)
     if len(counts) < len(ids):
-        ((twice, _),) = counts.most_common(1)
-        raise InputError(f"{path}: the id {twice!r:.200} comes more than once")
+        ((duplicate, _),) = counts.most_common(1)
+        raise InputError(f"{path}: the id {duplicate!r:.200} comes more than once")
     return ids, x
 
 
@@ -86,10 +86,12 @@ def _read_npz(path: Path) -> tuple[list[str], np.ndarray]:
             ids, x = file["ids"], file["x"]
         if ids.ndim != 1 or ids.dtype.kind not in "USiu" or x.dtype.kind not in "fiu":
             raise InputError(f"{path}: ids must be strings or integers, and x numbers")
-        names = [one.decode() if isinstance(one, bytes) else str(one) for one in ids.tolist()]
+        names = [
+            value.decode() if isinstance(value, bytes) else str(value) for value in ids.tolist()
+        ]
     except InputError:
         raise
-    except _NO_ARRAYS as error:
+    except _NPZ_ERRORS as error:
         raise InputError(f"{path}: not an .npz of plain arrays ({error!s:.300})") from error
     return names, x
 
@@ -107,14 +109,14 @@ def _read_csv(path: Path) -> tuple[list[str], np.ndarray]:
         header = [cell.strip().lower() for cell in next(reader, [])]
         if header.count("id") != 1 or len(header) < 2:
             raise InputError(f"{path}:1: one column id and columns of numbers are needed")
-        place = header.index("id")
+        id_column = header.index("id")
         for cells in reader:
             if not cells:
                 continue
             if len(cells) != len(header):
-                found = f"{len(cells)} cells, but the header has {len(header)}"
-                raise InputError(f"{path}:{reader.line_num}: {found}")
-            ids.append(unguard(cells.pop(place).strip()))
+                problem = f"{len(cells)} cells, but the header has {len(header)}"
+                raise InputError(f"{path}:{reader.line_num}: {problem}")
+            ids.append(unguard(cells.pop(id_column).strip()))
             rows.append([float(cell) for cell in cells])
     except InputError:
         raise
@@ -153,9 +155,9 @@ class VectorsInput(Input):
             absolute = str(Path(path).expanduser().resolve())
         except (OSError, RuntimeError, TypeError, ValueError):  # a loop of links, an unknown ~user
             raise ValueError(f"path: {path!r:.200} is not a valid path") from None
-        self._set(absolute, log_odds)
+        self._configure(absolute, log_odds)
 
-    def _set(self, path: str, log_odds: bool) -> None:
+    def _configure(self, path: str, log_odds: bool) -> None:
         """Check and keep the settings from a configuration or a checkpoint.
 
         Raises:
@@ -195,9 +197,9 @@ class VectorsInput(Input):
                 f"{self.width}"
             )
         self.width = x.shape[1]
-        row = {one: place for place, one in enumerate(ids)}
-        place = np.array([row.get(str(value), -1) for value in values], dtype=np.int64)
-        if len(values) and (place < 0).all():
+        row_of = {identifier: row for row, identifier in enumerate(ids)}
+        row_index = np.array([row_of.get(str(value), -1) for value in values], dtype=np.int64)
+        if len(values) and (row_index < 0).all():
             raise InputError(
                 f"{self.path}: none of its {len(ids):,} ids is in the dataset, whose ids are such "
                 f"as {values[0]!r}"
@@ -206,8 +208,8 @@ class VectorsInput(Input):
             if x.min(initial=0) < 0 or x.max(initial=0) > 1:
                 raise InputError(f"{self.path}: log_odds needs probabilities in 0..1")
             x = _log_odds(x)
-        features = DenseFeatures("vectors", x, place)
-        features.unknown = dict.fromkeys(row.keys() - set(values), f"{self.path}, ids")
+        features = DenseFeatures("vectors", x, row_index)
+        features.unknown = dict.fromkeys(row_of.keys() - set(values), f"{self.path}, ids")
         return features
 
     def read(self, value: Any) -> np.ndarray:
@@ -260,7 +262,7 @@ class VectorsInput(Input):
         width = state["width"]
         if type(width) is not int or not 1 <= width <= MAX_WIDTH:
             raise ValueError(f"width: {width!r:.100} is not in 1..{MAX_WIDTH}")
-        made = cls.__new__(cls)
-        made._set(state["path"], state["log_odds"])
-        made.width = width
-        return made
+        instance = cls.__new__(cls)
+        instance._configure(state["path"], state["log_odds"])
+        instance.width = width
+        return instance

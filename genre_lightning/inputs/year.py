@@ -15,12 +15,12 @@ from genre_lightning.inputs.input import (
     Features,
     Input,
     Store,
+    build_row_index,
     check_keys,
     check_text,
-    number_present,
 )
 from genre_lightning.inputs.part import Numbers
-from genre_lightning.inputs.titles import checked_years, normalise_title
+from genre_lightning.inputs.titles import check_years, normalise_title
 
 
 @final
@@ -73,40 +73,40 @@ class YearInput(Input):
         return 256
 
     def open(self, values: Sequence[str | None], train: np.ndarray, store: Store) -> Features:
-        found = [normalise_title(value)[1] if value else None for value in values]
+        years = [normalise_title(value)[1] if value else None for value in values]
         if self.years is None:
-            seen = [year for row in train.tolist() if (year := found[row]) is not None]
-            if not seen:
+            train_years = [year for row in train.tolist() if (year := years[row]) is not None]
+            if not train_years:
                 raise InputError(
                     f"column {self.column}: no text of train has a year in brackets, as in "
                     '"Heat (1995)"'
                 )
-            self.years = min(seen), max(seen)
-        place = number_present([year is not None for year in found])
-        known = [year for year in found if year is not None]
-        return DenseFeatures("vectors", self._bumps(known), place)
+            self.years = min(train_years), max(train_years)
+        row_index = build_row_index([year is not None for year in years])
+        known = [year for year in years if year is not None]
+        return DenseFeatures("vectors", self._encode_years(known), row_index)
 
     def read(self, value: Any) -> int | None:
         """Return a text's year; None if there is none, which counts as lacking the column."""
         return normalise_title(check_text(value))[1]
 
     def encode(self, items: Sequence[int]) -> dict[str, Tensor]:
-        return {"vectors": torch.from_numpy(self._bumps(items))}
+        return {"vectors": torch.from_numpy(self._encode_years(items))}
 
     def prepare(self, numbers: Numbers, seeds: Sequence[tuple[int, int]] | None) -> Numbers:
         return numbers
 
-    def _bumps(self, years: Sequence[int]) -> np.ndarray:
+    def _encode_years(self, years: Sequence[int]) -> np.ndarray:
         """Return the vectors of P years, (P, K) float32."""
         if self.years is None:
             raise RuntimeError("open() comes first")
         centres = self.centres
-        known = np.array(years, dtype=np.float64).clip(*self.years)
-        exponent = -0.5 * ((known[:, None] - centres) / self.width) ** 2
+        clamped = np.array(years, dtype=np.float64).clip(*self.years)
+        exponent = -0.5 * ((clamped[:, None] - centres) / self.width) ** 2
         # Scale the nearest centre to 1: narrow Gaussians could underflow to 0 at all centres.
-        bumps = np.exp(exponent - exponent.max(axis=1, keepdims=True, initial=-np.inf))
-        scaled: np.ndarray = bumps / np.linalg.norm(bumps, axis=1, keepdims=True)
-        return scaled.astype(np.float32)
+        weights = np.exp(exponent - exponent.max(axis=1, keepdims=True, initial=-np.inf))
+        vectors: np.ndarray = weights / np.linalg.norm(weights, axis=1, keepdims=True)
+        return vectors.astype(np.float32)
 
     def state(self) -> dict[str, Any]:
         return {
@@ -119,6 +119,6 @@ class YearInput(Input):
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> YearInput:
         check_keys(state, ("column", "spacing", "width", "years"))
-        made = cls(state["column"], state["spacing"], state["width"])
-        made.years = checked_years(state["years"])
-        return made
+        instance = cls(state["column"], state["spacing"], state["width"])
+        instance.years = check_years(state["years"])
+        return instance

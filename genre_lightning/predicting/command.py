@@ -83,9 +83,9 @@ def _export(arguments: Sequence[str]) -> int:
     options = parse_export(arguments)
     checkpoint = best_checkpoint(options.checkpoint)
 
-    from genre_lightning.inputs.encoders.table import vouch_for
+    from genre_lightning.inputs.encoders.table import trust_encoders
 
-    vouch_for(options.encoder)
+    trust_encoders(options.encoder)
     if options.weights is not None:
         from genre_lightning.predicting.weights import export_weights
 
@@ -117,10 +117,10 @@ def _card(arguments: Sequence[str]) -> int:
     options = parse_card(arguments)
     checkpoint = best_checkpoint(options.checkpoint)
 
-    from genre_lightning.inputs.encoders.table import vouch_for
+    from genre_lightning.inputs.encoders.table import trust_encoders
     from genre_lightning.predicting.model_card import model_card, write_model_card
 
-    vouch_for(options.encoder)
+    trust_encoders(options.encoder)
     card = model_card(checkpoint, options.scores, options.licence)
     if options.out is None:
         sys.stdout.write(card)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genre_lightning.inputs.embedding import EmbeddingInput
-from genre_lightning.inputs.encoders.folding import drawn_posters, fold_batch_norms
+from genre_lightning.inputs.encoders.folding import fold_batch_norms, random_posters
 from genre_lightning.inputs.encoders.images import ImageEncoder
 from genre_lightning.inputs.encoders.texts import TextEncoder
 from genre_lightning.inputs.part import Numbers
@@ -44,7 +44,7 @@ def simplify_for_tracing(module: nn.Module, size: tuple[int, int]) -> nn.Module:
     The exporter is slow on BatchNorms, in-place operations and channels-last tensors, none of which
     help in a graph.
     """
-    simplified = fold_batch_norms(module, drawn_posters(size))
+    simplified = fold_batch_norms(module, random_posters(size))
     if simplified is module:
         simplified = copy.deepcopy(module)
     for layer in simplified.modules():
@@ -131,7 +131,7 @@ class EmbeddedTextGraph(InputGraph):
         }
         self.about = {
             "encoder": encoder.name,
-            **encoder.tokens_described(branch_input.prompt_after),
+            **encoder.tokenizer_settings(branch_input.prompt_after),
         }
         self.about["prompt"] += branch_input.prompt
         if branch_input.natural:
@@ -155,7 +155,7 @@ class EmbeddedTextGraph(InputGraph):
         return {"vectors": chunk_weights @ chunks / chunk_weights.sum(1, keepdim=True)}
 
     def numbers(self, values: Sequence[Any]) -> dict[str, Tensor]:
-        texts = self.branch_input.prompted([self.branch_input.read(value) for value in values])
+        texts = self.branch_input.add_prompt([self.branch_input.read(value) for value in values])
         tokens = self.encoder.tokenize(texts, self.branch_input.prompt_after)
         ids, mask = tokens.input_ids, tokens.attention_mask
         if not len(ids):

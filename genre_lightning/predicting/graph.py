@@ -111,7 +111,7 @@ class PixelsGraph(InputGraph):
         pixels = append_black_poster(posters)
         # Rounded to whole numbers, as decoding does.
         pixels = (F.avg_pool2d(pixels, self.branch_input.shrink) + 0.5).floor()
-        pixels = F.avg_pool2d(pixels, self.branch_input.rest)
+        pixels = F.avg_pool2d(pixels, self.branch_input.device_pool)
         return {"pixels": self.normalise(pixels)}
 
     def numbers(self, values: Sequence[Any]) -> dict[str, Tensor]:

@@ -26,7 +26,7 @@ from genre_lightning.checkpoint.model import TrainedModel, load_model
 from genre_lightning.cores import num_cores
 from genre_lightning.errors import InputError, UserError
 from genre_lightning.inputs.encode import encode_items, is_absent, read_column
-from genre_lightning.inputs.encoders.table import vouch_for
+from genre_lightning.inputs.encoders.table import trust_encoders
 from genre_lightning.inputs.input import Value
 from genre_lightning.inputs.one_core import one_core_threads
 from genre_lightning.inputs.part import Part
@@ -172,7 +172,7 @@ class GenrePredictor:
         """
         if isinstance(encoders, str):
             raise TypeError(f"encoders must be a list, also for a single one: [{encoders!r}]")
-        vouch_for(encoders)
+        trust_encoders(encoders)
         return cls(load_model(Path(path), find_device(device)), workers)
 
     @property

@@ -19,7 +19,7 @@ from genre_lightning.checkpoint.card import CHECKPOINT_FORMAT, CHECKPOINT_KEY, c
 from genre_lightning.checkpoint.resuming import keep_paths_inside
 from genre_lightning.data.batch import MovieBatch
 from genre_lightning.errors import SettingError, TrainingError, UserError
-from genre_lightning.inputs.input import seed_for
+from genre_lightning.inputs.input import derive_seed
 from genre_lightning.models.dropout import DROPOUTS
 from genre_lightning.models.fusion import ACTIVATIONS, Fusion, num_members
 from genre_lightning.models.stacking import Stacking
@@ -226,7 +226,7 @@ class GenreModule(pl.LightningModule):
             return branches
         names = list(dict.fromkeys(self.columns.values()))
         device = batch.targets.device
-        seed = seed_for("dropped columns", batch.seed)  # independent of augmentation
+        seed = derive_seed("dropped columns", batch.seed)  # independent of augmentation
         generator = torch.Generator(device=device).manual_seed(seed)
         drawn = torch.rand(len(batch), len(names), generator=generator, device=device)
         kept = drawn >= self.drop_columns

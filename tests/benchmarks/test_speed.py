@@ -212,7 +212,7 @@ def of(data: MovieDataModule, rows: np.ndarray) -> MovieBatch:
 def test_the_typical_batch_has_posters_as_often_as_all(tiny):
     data, _ = tiny
     batch = typical_batch(data, torch.device("cpu"))
-    share = (data.features["poster_resnet"].place[data.splits["train"]] >= 0).mean()
+    share = (data.features["poster_resnet"].row_index[data.splits["train"]] >= 0).mean()
     assert len(batch) == data.batch_size
     assert abs(len(batch.parts["poster_resnet"]) - share * len(batch)) < 3
     assert len(batch.parts["title_tfidf"]) == len(batch)

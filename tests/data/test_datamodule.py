@@ -84,7 +84,7 @@ def module(
 def titles_of(data: MovieDataModule, rows: np.ndarray) -> list[np.ndarray]:
     features = data.features["title"]
     assert isinstance(features, TermsFeatures)
-    taken = features.rows.take(features.place[rows])
+    taken = features.rows.take(features.row_index[rows])
     return [taken.indptr, taken.indices, taken.weights]
 
 
@@ -97,7 +97,7 @@ def posters_of(data: MovieDataModule) -> DenseFeatures:
 def train_features(data: MovieDataModule) -> list[np.ndarray]:
     """Titles, posters and labels of the training movies in order."""
     rows = data.splits["train"]
-    places = posters_of(data).place[rows]
+    places = posters_of(data).row_index[rows]
     return [
         rows, *titles_of(data, rows), places >= 0,
         np.array(posters_of(data).dense[places[places >= 0]]), data.labels[rows],
@@ -451,7 +451,7 @@ def test_joined_columns_reach_the_branches(write: Write, columns: Path, tmp_path
     inputs: dict[str, Input] = {"title": terms(), "plot": synopsis()}
     data = module(write("movies"), tmp_path / "cache", inputs, columns=str(columns))
     data.setup()
-    assert (data.features["plot"].place >= 0).tolist() == [n % 3 == 0 for n in range(20)]
+    assert (data.features["plot"].row_index >= 0).tolist() == [n % 3 == 0 for n in range(20)]
     assert (data.states("synopsis") == "present").sum() == 7
     (batch,) = data.batches.gather([(np.array([1, 3, 0]), 0)]).batches()
     assert batch.parts["plot"].rows.tolist() == [1, 2]
@@ -466,7 +466,7 @@ def test_joined_columns_reach_the_branches(write: Write, columns: Path, tmp_path
         described, inputs=data.inputs, cache_dir=tmp_path / "cache"
     )
     same.setup()
-    np.testing.assert_array_equal(same.features["plot"].place, data.features["plot"].place)
+    np.testing.assert_array_equal(same.features["plot"].row_index, data.features["plot"].row_index)
 
 
 def test_a_warm_start_of_a_column_does_nothing_again(
@@ -802,7 +802,7 @@ def test_vectors_counted_by_the_user_are_not_joined_to_row_numbers(
     data = module(write("movies"), tmp_path / "cache", {"asked": VectorsInput(str(path))})
     if begin == 2:  # the numbers of the rows, as genre-ask writes them
         data.setup()
-        np.testing.assert_array_equal(data.features["asked"].place, np.arange(len(SPLITS)))
+        np.testing.assert_array_equal(data.features["asked"].row_index, np.arange(len(SPLITS)))
         return
     message = rf"answers\.npz, ids: the dataset has no column id, .*from 2 on, and {begin} is none"
     with pytest.raises(DataError, match=message):
@@ -930,19 +930,19 @@ def test_a_poster_that_one_branch_cannot_read_is_left_out_by_all(
     both = module(path, tmp_path / "cache", {"small": small, "title": terms(), "large": large})
     both.setup()
     for branch in ("small", "large"):
-        assert np.flatnonzero(both.features[branch].place < 0).tolist() == [0, 3, 10, 17]
-    assert both.features["title"].place[0] >= 0
+        assert np.flatnonzero(both.features[branch].row_index < 0).tolist() == [0, 3, 10, 17]
+    assert both.features["title"].row_index[0] >= 0
     assert both.states("poster")[[0, 1, 3]].tolist() == ["unreadable", "present", "missing"]
     assert sum("0.png (32000 x 1900 pixels" in str(line) for line in both.summary()) == 1
     # A job of a sweep without the other branch takes what was opened, with that poster.
     alone = module(path, tmp_path / "cache", {"small": small})
     alone.reuse(both)
     alone.setup()
-    assert np.flatnonzero(alone.features["small"].place < 0).tolist() == [3, 10, 17]
+    assert np.flatnonzero(alone.features["small"].row_index < 0).tolist() == [3, 10, 17]
     again = module(path, tmp_path / "cache", {"small": small, "large": large})
     again.reuse(both)
     again.setup()
-    assert np.flatnonzero(again.features["small"].place < 0).tolist() == [0, 3, 10, 17]
+    assert np.flatnonzero(again.features["small"].row_index < 0).tolist() == [0, 3, 10, 17]
 
 
 # Genres of a model.

@@ -493,7 +493,7 @@ def test_the_input_of_the_page_works(tmp_path: Path) -> None:
     branch_input = made.from_state(made(column="title").state())  # type: ignore[call-arg]
     values = ["Heat (1995)", None, "Up"]
     features = branch_input.open(values, np.array([0, 2]), Store(tmp_path))
-    assert features.place.tolist() == [0, -1, 1] and features.dense is not None
+    assert features.row_index.tolist() == [0, -1, 1] and features.dense is not None
     encoded = branch_input.encode([branch_input.read("Heat (1995)"), branch_input.read("Up")])
     assert np.array_equal(encoded["vectors"].numpy(), features.dense)
     assert branch_input.encode([])["vectors"].shape == (0, 2)

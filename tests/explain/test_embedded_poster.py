@@ -165,7 +165,7 @@ def test_an_encoder_that_pools_by_attention_has_heat_maps(
         encoder = open_encoder(spec, random_weights=True)
     assert isinstance(encoder, ImageEncoder)
     monkeypatch.setattr(embedding, "open_encoder", lambda *arguments: encoder)
-    monkeypatch.setattr(embedding, "trust_from_checkpoint", lambda *arguments, **more: spec)
+    monkeypatch.setattr(embedding, "resolve_from_checkpoint", lambda *arguments, **more: spec)
     branch_input = EmbeddingInput("poster", "lite0")
     branch_input.spec, branch_input.sha256, branch_input.width = spec, encoder.sha256, encoder.width
     model = load_model(make_checkpoint(more={"eye": (branch_input, LINEAR)}, poster=None, seed=1))

@@ -17,9 +17,9 @@ from tests.kinds import opened, without_weights
 def numbers(features: Features) -> list[np.ndarray]:
     if isinstance(features, TermsFeatures):
         rows = features.rows
-        return [features.place, rows.indptr, rows.indices, rows.weights]
+        return [features.row_index, rows.indptr, rows.indices, rows.weights]
     assert features.dense is not None
-    return [features.place, np.array(features.dense)]
+    return [features.row_index, np.array(features.dense)]
 
 
 @pytest.mark.parametrize("kind", ["terms", "pixels", "embedding"])

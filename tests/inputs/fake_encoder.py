@@ -1,4 +1,4 @@
-"""A text or image encoder of a few numbers, which counts what it embeds."""
+"""A fake encoder with short vectors, which records what it embeds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genre_lightning.inputs.embedding_cache import Embedded, Source, content_hash
+from genre_lightning.inputs.embedding_cache import Embeddings, Source, content_hash
 from genre_lightning.inputs.masked import Masked
 
 WIDTH = 5
@@ -24,19 +24,19 @@ def vector(content: bytes, views: int = 1) -> np.ndarray:
 
 
 def plain_loop(contents: Sequence[bytes], views: int = 1) -> np.ndarray:
-    """(N, V, D): what a cache of these items has to hold."""
+    """The expected content of a cache of these items, (N, V, D)."""
     rows = [vector(content, views) for content in contents]
     return np.stack(rows) if rows else np.zeros((0, views, WIDTH), dtype=np.float16)
 
 
 class Counted:
-    """Items that are bytes, and how often each was embedded.
+    """A source of byte strings that records which of them were embedded.
 
     Attributes:
         embedded: contents, in the order in which they were embedded.
         before: called before a few items are embedded.
-        unreadable: contents that can't be read, with whether trying again may help.
-        unhashed: contents that can't be read to be hashed, and can be when they are embedded.
+        unreadable: contents that can't be read, with whether they may recover.
+        unhashed: contents that can't be read for hashing but can be read for embedding.
     """
 
     def __init__(self, contents: Sequence[bytes], views: int = 1) -> None:
@@ -53,29 +53,31 @@ class Counted:
             for c in self.contents[start:stop]
         ]
 
-    def embed(self, items: Sequence[int], tell: Callable[[float], object]) -> Embedded:
+    def embed(self, items: Sequence[int], report_progress: Callable[[float], object]) -> Embeddings:
         self.before()
         contents = [self.contents[index] for index in items]
         self.embedded += contents
         masked = [
-            Masked(place, f"{one.decode()} is broken", self.unreadable[one])
-            for place, one in enumerate(contents)
-            if one in self.unreadable
+            Masked(position, f"{content.decode()} is broken", self.unreadable[content])
+            for position, content in enumerate(contents)
+            if content in self.unreadable
         ]
-        tell(0.5)
-        kept = [one for one in contents if one not in self.unreadable]
-        return Embedded(plain_loop(kept, self.views), masked)
+        report_progress(0.5)
+        readable = [content for content in contents if content not in self.unreadable]
+        return Embeddings(plain_loop(readable, self.views), masked)
 
-    def recovered(self, index: int) -> str | None:
-        one = self.contents[index]
-        return None if one in self.unreadable else f"{one.decode()} can be read now"
+    def recovered_reason(self, index: int) -> str | None:
+        content = self.contents[index]
+        return None if content in self.unreadable else f"{content.decode()} can be read now"
 
     def source(self) -> Source:
-        return Source(len(self.contents), self.hashes, self.embed, [self.contents], self.recovered)
+        return Source(
+            len(self.contents), self.hashes, self.embed, [self.contents], self.recovered_reason
+        )
 
 
 class FakeText:
-    """In the place of a text encoder."""
+    """Stands in for a text encoder."""
 
     def __init__(self) -> None:
         self.name = "minilm"
@@ -86,8 +88,8 @@ class FakeText:
     def embed(
         self,
         texts: Sequence[str],
-        after: str = "",
-        tell: Callable[[float], object] | None = None,
+        prompt_after: str = "",
+        report_progress: Callable[[float], object] | None = None,
     ) -> Tensor:
         self.calls += texts
         return torch.from_numpy(plain_loop([t.encode() for t in texts])[:, 0]).float()

@@ -39,26 +39,26 @@ def colours(normalised: Tensor) -> Tensor:
 def test_normalising_is_mean_and_deviation(layout, num):
     posters = noise(num).contiguous(memory_format=layout)
     result = normalise_posters(posters)
-    wanted = (posters.numpy() / 255 - np.array(POSTER_MEAN).reshape(3, 1, 1)) / np.array(
+    expected = (posters.numpy() / 255 - np.array(POSTER_MEAN).reshape(3, 1, 1)) / np.array(
         POSTER_STD
     ).reshape(3, 1, 1)
     assert result.dtype == torch.float32 and result.shape == posters.shape
     assert result.is_contiguous(memory_format=layout)
-    np.testing.assert_allclose(result.numpy(), wanted, atol=1e-6)
+    np.testing.assert_allclose(result.numpy(), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("pool", [2, 3, 4, 7, 12])
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
 def test_pooling_is_the_mean_of_squares(layout, pool):
-    # 12 x 12 white pixels sum up to more than 16 bits hold.
+    # The sum of 12 x 12 white pixels overflows 16 bits.
     posters = noise(3, 25, 38).clamp(min=200).contiguous(memory_format=layout)
     result = normalise_posters(posters, pool)
-    high, wide = 25 // pool, 38 // pool
-    squares = posters[:, :, : high * pool, : wide * pool].numpy().astype(float)
-    means = squares.reshape(3, 3, high, pool, wide, pool).mean((3, 5))
-    assert result.dtype == torch.float32 and result.shape == (3, 3, high, wide)
+    high, crop_width = 25 // pool, 38 // pool
+    squares = posters[:, :, : high * pool, : crop_width * pool].numpy().astype(float)
+    means = squares.reshape(3, 3, high, pool, crop_width, pool).mean((3, 5))
+    assert result.dtype == torch.float32 and result.shape == (3, 3, high, crop_width)
     np.testing.assert_allclose(colours(result).numpy() * 255, means, atol=1e-3)
-    assert normalise_posters(posters[:0], pool).shape == (0, 3, high, wide)
+    assert normalise_posters(posters[:0], pool).shape == (0, 3, high, crop_width)
     assert normalise_posters(posters[:0, :, :1, :1], pool).shape == (0, 3, 0, 0)
 
 
@@ -124,7 +124,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("height_width", [(32, 32), (24, 16), (5, 7)], ids=str)
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_each_poster_is_changed_as_drawn(setting, height_width, pool, monkeypatch):
-    monkeypatch.setattr(augment_module, "_PIXELS", 2000)  # a few posters at a time
+    monkeypatch.setattr(augment_module, "_CHUNK_PIXELS", 2000)  # a few posters at a time
     posters = noise(20, *height_width)
     augment = PosterAugment(**SETTINGS[setting])
     draws = augment.draw(posters, seeded())
@@ -135,19 +135,19 @@ def test_each_poster_is_changed_as_drawn(setting, height_width, pool, monkeypatc
     for n, poster in enumerate(posters.double()):
         part = poster
         if draws.crop is not None:
-            top, left, tall, wide = draws.crop[n].tolist()
-            part = poster[:, top : top + tall, left : left + wide]
+            top, left, crop_height, crop_width = draws.crop[n].tolist()
+            part = poster[:, top : top + crop_height, left : left + crop_width]
             part = F.interpolate(part[None], size, mode="bilinear", align_corners=False)[0]
         elif pool > 1:
             part = F.avg_pool2d(part, pool)
         if draws.mirrored is not None and draws.mirrored[n]:
             part = part.flip(2)
-        wanted = (part / 255 - MEAN) / STD
-        torch.testing.assert_close(result[n].double(), wanted, atol=5e-4, rtol=0)
+        expected = (part / 255 - MEAN) / STD
+        torch.testing.assert_close(result[n].double(), expected, atol=5e-4, rtol=0)
 
 
 def test_nothing_is_read_back_from_the_device():
-    # A tensor on "meta" has a shape and no numbers: reading one back is an error.
+    # A tensor on "meta" has a shape but no numbers, so reading one back raises an error.
     posters = torch.empty(4, 3, 16, 16, dtype=torch.uint8, device="meta")
     for pool in (1, 2):
         shape = (4, 3, 16 // pool, 16 // pool)
@@ -184,10 +184,16 @@ def test_crop_stretches_a_part_over_the_whole():
     crop = augment.draw(posters, seeded()).crop
     result = colours(augment(posters, seeded())) * 255
     assert crop is not None
-    for poster, (top, left, tall, wide), found in zip(posters, crop.tolist(), result, strict=True):
-        part = poster.permute(1, 2, 0).numpy()[top : top + tall, left : left + wide].astype(float)
-        wanted = stretched(part, 13, 11).transpose(2, 0, 1)
-        np.testing.assert_allclose(found.numpy(), wanted, atol=0.02)
+    for poster, (top, left, crop_height, crop_width), actual in zip(
+        posters, crop.tolist(), result, strict=True
+    ):
+        part = (
+            poster.permute(1, 2, 0)
+            .numpy()[top : top + crop_height, left : left + crop_width]
+            .astype(float)
+        )
+        expected = stretched(part, 13, 11).transpose(2, 0, 1)
+        np.testing.assert_allclose(actual.numpy(), expected, atol=0.02)
 
 
 def test_a_crop_is_stretched_to_half_the_size():
@@ -196,10 +202,16 @@ def test_a_crop_is_stretched_to_half_the_size():
     crop = augment.draw(posters, seeded()).crop
     result = colours(augment(posters, seeded(), 2)) * 255
     assert crop is not None and result.shape == (6, 3, 12, 18)
-    for poster, (top, left, tall, wide), found in zip(posters, crop.tolist(), result, strict=True):
-        part = poster.permute(1, 2, 0).numpy()[top : top + tall, left : left + wide].astype(float)
-        wanted = stretched(part, 12, 18).transpose(2, 0, 1)
-        np.testing.assert_allclose(found.numpy(), wanted, atol=0.02)
+    for poster, (top, left, crop_height, crop_width), actual in zip(
+        posters, crop.tolist(), result, strict=True
+    ):
+        part = (
+            poster.permute(1, 2, 0)
+            .numpy()[top : top + crop_height, left : left + crop_width]
+            .astype(float)
+        )
+        expected = stretched(part, 12, 18).transpose(2, 0, 1)
+        np.testing.assert_allclose(actual.numpy(), expected, atol=0.02)
 
 
 def test_the_whole_poster_as_a_crop_is_the_mean_of_squares():
@@ -207,7 +219,7 @@ def test_the_whole_poster_as_a_crop_is_the_mean_of_squares():
     whole = torch.tensor([[0, 0, 32, 24]]).expand(5, -1)
     augment = PosterAugment(**OFF)
     off = augment.draw(posters, seeded())
-    result = augment._changed(posters, dataclasses.replace(off, crop=whole), 2)
+    result = augment._apply_draws(posters, dataclasses.replace(off, crop=whole), 2)
     torch.testing.assert_close(result, normalise_posters(posters, 2), atol=1e-4, rtol=0)
 
 
@@ -220,14 +232,14 @@ def test_crops_lie_inside_and_keep_the_share_and_aspect_asked_for():
     posters = noise(1, 200, 200).expand(3000, -1, -1, -1)
     crop = PosterAugment(**{**OFF, "crop": 0.4, "aspect": 1.25}).draw(posters, seeded()).crop
     assert crop is not None
-    top, left, tall, wide = crop.double().unbind(1)
+    top, left, crop_height, crop_width = crop.double().unbind(1)
     assert (top >= 0).all() and (left >= 0).all()
-    assert (top + tall <= 200).all() and (left + wide <= 200).all()
-    area, aspect = tall * wide / 200**2, wide / tall
+    assert (top + crop_height <= 200).all() and (left + crop_width <= 200).all()
+    area, aspect = crop_height * crop_width / 200**2, crop_width / crop_height
     assert 0.38 < area.min() < 0.45 and 0.95 < area.max() <= 1.0
     assert 0.78 < aspect.min() < 0.85 and 1.2 < aspect.max() < 1.27
-    # All places are reached, the edges too.
-    slack = 200 - wide
+    # Crops reach all positions, including the edges.
+    slack = 200 - crop_width
     assert (left[slack > 20] == 0).any() and (left == slack)[slack > 20].any()
 
 
@@ -250,11 +262,11 @@ def test_several_batches_in_one_are_those_alone():
 def test_other_colours_to_normalise_by(training):
     colours = Colours((0.5, 0.25, 0.75), (0.1, 0.2, 0.5))
     if training:
-        found = PosterAugment(**OFF, colours=colours)(noise(), seeded())
+        actual = PosterAugment(**OFF, colours=colours)(noise(), seeded())
     else:
-        found = normalise_posters(noise(), colours=colours)
+        actual = normalise_posters(noise(), colours=colours)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (colours.mean, colours.std))
-    torch.testing.assert_close(found, (noise() / 255 - mean) / std, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(actual, (noise() / 255 - mean) / std, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What every input of the table keeps to."""
+"""The contract that every input of the table keeps."""
 
 from __future__ import annotations
 
@@ -41,13 +41,17 @@ def one(kind: str, tmp_path: Path) -> Opened:
 
 
 def gathered(one: Opened, *batches: list[int]) -> JoinedPart:
-    """The numbers of batches of movies, end to end, as MovieBatches gathers them."""
-    places = one.features.place[np.array([row for batch in batches for row in batch], dtype=int)]
+    """The concatenated numbers of batches of movies, as MovieBatches gathers them."""
+    row_index = one.features.row_index[
+        np.array([row for batch in batches for row in batch], dtype=int)
+    ]
     counts = np.array(
-        [(one.features.place[np.array(batch, dtype=int)] >= 0).sum() for batch in batches]
+        [(one.features.row_index[np.array(batch, dtype=int)] >= 0).sum() for batch in batches]
     )
-    rows = [n for batch in batches for n, row in enumerate(batch) if one.features.place[row] >= 0]
-    numbers, lengths = one.features.gather(places[places >= 0], counts)
+    rows = [
+        n for batch in batches for n, row in enumerate(batch) if one.features.row_index[row] >= 0
+    ]
+    numbers, lengths = one.features.gather(row_index[row_index >= 0], counts)
     part = Part(torch.tensor(rows, dtype=torch.int64), numbers)
     return JoinedPart(part, counts.tolist(), lengths)
 
@@ -61,12 +65,12 @@ def equal(some: Any, other: Any) -> bool:
 
 def test_each_kind_is_tested() -> None:
     assert set(INPUTS) == set(KINDS), "a new input needs a line in tests/kinds.py"
-    for kind, made in INPUTS.items():
-        assert made.kind == kind
-        assert made.__final__, "an input is final"  # type: ignore[attr-defined]
+    for kind, input_class in INPUTS.items():
+        assert input_class.kind == kind
+        assert input_class.__final__, "an input is final"  # type: ignore[attr-defined]
 
 
-def test_it_says_what_it_is(kind: str, one: Opened) -> None:
+def test_inputs_describe_themselves(kind: str, one: Opened) -> None:
     assert one.input.gives in ("terms", "pixels", "vectors")
     assert one.input.of in ("text", "poster", "id")
     assert is_column_name(one.input.column)
@@ -74,32 +78,32 @@ def test_it_says_what_it_is(kind: str, one: Opened) -> None:
     json.dumps(one.input.network_arguments())
 
 
-def test_a_movie_without_the_column_has_no_place(one: Opened) -> None:
-    place = one.features.place
-    assert place.dtype == np.int64 and place.shape == (NUM_MOVIES,)
-    assert (place < 0).tolist() == [False, True, False, False, False, True]
-    assert sorted(place[place >= 0].tolist()) == [0, 1, 2, 3]
+def test_a_movie_without_the_column_has_no_row(one: Opened) -> None:
+    row_index = one.features.row_index
+    assert row_index.dtype == np.int64 and row_index.shape == (NUM_MOVIES,)
+    assert (row_index < 0).tolist() == [False, True, False, False, False, True]
+    assert sorted(row_index[row_index >= 0].tolist()) == [0, 1, 2, 3]
     assert list(one.features.unreadable) == []
     check_features(one.input, one.features, NUM_MOVIES)
 
 
 @pytest.mark.parametrize(
-    ("dense", "place", "said"),
+    ("dense", "row_index", "message"),
     [
-        ((4, 7), [0, -1, 1, 2], r"YearInput\.open gave a place of int64 and shape \(4,\), not of"),
-        ((4, 7), [0.0, -1, 1, 2, 3, -1], r"a place of float64 and shape \(6,\), not of int64"),
-        ((4, 7), [0, -1, 1, 2, 4, -1], r"places up to 4, and numbers for 4$"),
+        ((4, 7), [0, -1, 1, 2], r"YearInput\.open gave a row_index of int64 and shape \(4,\), not"),
+        ((4, 7), [0.0, -1, 1, 2, 3, -1], r"a row_index of float64 and shape \(6,\), not of int64"),
+        ((4, 7), [0, -1, 1, 2, 4, -1], r"rows up to 4, and numbers for 4$"),
         ((4, 6), [0, -1, 1, 2, 3, -1], r"vectors \(1, 6\) float32 for one .* \(1, 7\) float32"),
     ],
-    ids=["a place for some", "no whole numbers", "a place too many", "another width"],
+    ids=["rows for some", "no whole numbers", "a row too many", "another width"],
 )
 def test_numbers_that_an_input_does_not_promise_are_refused(
-    dense: tuple[int, int], place: list[float], said: str, tmp_path: Path
+    dense: tuple[int, int], row_index: list[float], message: str, tmp_path: Path
 ) -> None:
     branch_input = opened("year", tmp_path).input
     assert branch_input.network_arguments() == {"width": 7}
-    features = DenseFeatures("vectors", np.ones(dense, np.float32), np.array(place))
-    with pytest.raises(ValueError, match=said):
+    features = DenseFeatures("vectors", np.ones(dense, np.float32), np.array(row_index))
+    with pytest.raises(ValueError, match=message):
         check_features(branch_input, features, NUM_MOVIES)
 
 
@@ -107,39 +111,39 @@ def test_numbers_that_an_input_does_not_promise_are_refused(
 def test_vectors_are_float32(dtype: Any, tmp_path: Path) -> None:
     one = opened("year", tmp_path)
     assert one.features.dense is not None
-    features = DenseFeatures("vectors", one.features.dense.astype(dtype), one.features.place)
+    features = DenseFeatures("vectors", one.features.dense.astype(dtype), one.features.row_index)
     with pytest.raises(ValueError, match=rf"vectors \(1, \d+\) {np.dtype(dtype).name} for one"):
         check_features(one.input, features, NUM_MOVIES)
 
 
-def test_what_is_gathered_is_what_is_encoded(one: Opened) -> None:
+def test_gathered_numbers_equal_encoded_ones(one: Opened) -> None:
     rows = [4, 0, 2, 3, 0]
     stored = gathered(one, rows).part.numbers
     encoded = one.input.encode([one.items[row] for row in rows])
     assert list(stored) == list(encoded)
     if all(stored[name].shape == encoded[name].shape for name in stored):
         assert equal(stored, encoded)
-    else:  # the store has views for training beside what is predicted from
+    else:  # stored vectors have further views for training
         assert one.input.kind == "embedding"
     part = one.part([5, *rows, 1])
     assert part.rows.tolist() == [1, 2, 3, 4, 5]
     assert equal(part.numbers, one.input.prepare(stored, None))
 
 
-def test_dense_numbers_are_counted_by_place(one: Opened) -> None:
+def test_dense_numbers_are_gathered_by_row(one: Opened) -> None:
     dense = one.features.dense
     if dense is None:
         return
-    places = np.array([2, 0])
-    numbers, _ = one.features.gather(places, np.array([2]))
+    rows = np.array([2, 0])
+    numbers, _ = one.features.gather(rows, np.array([2]))
     assert list(numbers) == [one.features.name]
-    np.testing.assert_array_equal(numbers[one.features.name].numpy(), dense[places])
-    one.features.read_ahead(places)
+    np.testing.assert_array_equal(numbers[one.features.name].numpy(), dense[rows])
+    one.features.read_ahead(rows)
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["as they are", "varied"])
 def test_joined_batches_are_those_alone(training: bool, one: Opened) -> None:
-    # The second has no movie with the column, the last a single one.
+    # The second batch has no movie with the column, the last batch has one.
     batches = [[0, 1, 2], [5, 1], [4, 3, 0], [1, 2]]
     joined = gathered(one, *batches)
     seeds = [(count, 7 + k) for k, count in enumerate(joined.counts)]
@@ -152,7 +156,7 @@ def test_joined_batches_are_those_alone(training: bool, one: Opened) -> None:
         assert equal(part.numbers, one.input.prepare(alone.numbers, [own] if training else None))
 
 
-def test_a_seed_tells_all(one: Opened) -> None:
+def test_equal_seeds_give_equal_numbers(one: Opened) -> None:
     numbers = gathered(one, [0, 2, 3]).part.numbers
     kept = {name: value.clone() for name, value in numbers.items()}
     state = torch.random.get_rng_state()
@@ -171,13 +175,13 @@ def test_no_movie_at_all(one: Opened) -> None:
     for name, value in empty.items():
         assert value.dtype == full[name].dtype and value.shape[1:] == full[name].shape[1:]
     for seeds in (None, [], [(0, 3)]):
-        prepared, wanted = one.input.prepare(empty, seeds), one.input.prepare(full, None)
+        prepared, expected = one.input.prepare(empty, seeds), one.input.prepare(full, None)
         for name, value in prepared.items():
-            assert len(value) == 0 and value.dtype == wanted[name].dtype
-            assert value.shape[1:] == wanted[name].shape[1:]
+            assert len(value) == 0 and value.dtype == expected[name].dtype
+            assert value.shape[1:] == expected[name].shape[1:]
 
 
-def test_nothing_but_train_is_learnt_from(kind: str, one: Opened, tmp_path: Path) -> None:
+def test_only_train_is_learnt_from(kind: str, one: Opened, tmp_path: Path) -> None:
     other = KINDS[kind].make(tmp_path)
     values = list(one.values)
     values[3] = values[2]  # held out
@@ -185,7 +189,7 @@ def test_nothing_but_train_is_learnt_from(kind: str, one: Opened, tmp_path: Path
     assert state_to_text(other) == state_to_text(one.input)
 
 
-def test_a_second_opening_finds_the_same(kind: str, one: Opened, tmp_path: Path) -> None:
+def test_opening_twice_gives_the_same(kind: str, one: Opened, tmp_path: Path) -> None:
     def files() -> dict[str, int]:
         found = [path for path in one.store.folder.rglob("*") if path.suffix != ".lock"]
         return {str(path): path.stat().st_mtime_ns for path in found if path.is_file()}
@@ -193,14 +197,14 @@ def test_a_second_opening_finds_the_same(kind: str, one: Opened, tmp_path: Path)
     before = files()
     again = KINDS[kind].make(tmp_path)
     features = again.open(one.values, TRAIN, one.store)
-    np.testing.assert_array_equal(features.place, one.features.place)
-    numbers, lengths = features.gather(features.place[[0, 2, 3, 4]], np.array([3, 1]))
+    np.testing.assert_array_equal(features.row_index, one.features.row_index)
+    numbers, lengths = features.gather(features.row_index[[0, 2, 3, 4]], np.array([3, 1]))
     joined = gathered(one, [0, 2, 3], [4])
     assert equal(numbers, joined.part.numbers) and lengths == joined.lengths
     assert state_to_text(again) == state_to_text(one.input) and files() == before
 
 
-# What a checkpoint carries.
+# State in checkpoints.
 
 
 def test_the_state_rebuilds_it(one: Opened) -> None:
@@ -217,10 +221,10 @@ def test_the_state_rebuilds_it(one: Opened) -> None:
         for branch_input in (rebuilt, one.input)
     ]
     assert equal(*prepared)
-    # What is fitted learns nothing from other movies.
+    # A fitted input learns nothing from other movies.
     features = rebuilt.open(one.values[2:], np.array([0, 1]), one.store)
     assert state_to_text(rebuilt) == text
-    numbers, _ = features.gather(features.place[[0, 1]], np.array([2]))
+    numbers, _ = features.gather(features.row_index[[0, 1]], np.array([2]))
     assert equal(numbers, gathered(one, [2, 3]).part.numbers)
 
 
@@ -228,7 +232,7 @@ def deep(depth: int = 10**5) -> str:
     return "[" * depth + "]" * depth
 
 
-#: JSON in the place of a value.
+#: JSON values that replace a valid one.
 HOSTILE = [
     "null", "true", "-1", "0", "9", "1.5", "1e308", "1e999", "NaN", "-Infinity", "9" * 60,
     "1" + "0" * 30, '""', '"x"', '"os.system"', '"' + "x" * 10**6 + '"', "[]", "[[]]", "[null]",
@@ -249,7 +253,7 @@ def test_a_hostile_value_is_refused_or_harmless(value: str, one: Opened) -> None
             except ValueError as error:
                 assert len(str(error)) < 2000, key
                 continue
-        # What is let through is as good as what was written here.
+        # An accepted state behaves like one that was written by this program.
         written = state_to_text(rebuilt)
         assert state_to_text(input_from_text(written)) == written, key
         rebuilt.network_arguments()
@@ -268,7 +272,7 @@ def test_missing_and_unknown_keys_are_refused_by_name(one: Opened) -> None:
         assert len(str(caught.value)) < 500
 
 
-# Values never seen before.
+# Values of new movies.
 
 
 def test_what_can_not_be_read_is_refused(kind: str, one: Opened) -> None:
@@ -278,7 +282,7 @@ def test_what_can_not_be_read_is_refused(kind: str, one: Opened) -> None:
         assert 0 < len(str(caught.value)) < 500
 
 
-# As the configuration gives it.
+# Settings from the configuration.
 
 
 def test_unknown_settings_are_refused_by_key(kind: str) -> None:
@@ -286,7 +290,7 @@ def test_unknown_settings_are_refused_by_key(kind: str) -> None:
         build_input("b", {"kind": kind, "nothing": 1})
 
 
-def test_a_class_that_lacks_a_method_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_class_that_lacks_a_method_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     class Half(Input):
         kind = "half"
 
@@ -304,13 +308,13 @@ def test_a_setting_that_is_not_given_is_named_by_key() -> None:
 def test_a_setting_of_a_wrong_type_is_shown_with_its_value(setting: dict[str, Any]) -> None:
     with pytest.raises(UserError) as caught:
         build_input("b", {"kind": "terms", "column": "title", **setting})
-    (name, value), said = *setting.items(), str(caught.value)
-    assert said.startswith("model.branches.b.input has a value of a wrong type (column=title, ")
-    assert f"{name}={value}" in said
+    (name, value), message = *setting.items(), str(caught.value)
+    assert message.startswith("model.branches.b.input has a value of a wrong type (column=title, ")
+    assert f"{name}={value}" in message
 
 
 @pytest.mark.parametrize("kind", [None, "os.system", "", ["terms"]], ids=repr)
-def test_an_unknown_kind_is_refused_with_those_there_are(kind: Any) -> None:
+def test_an_unknown_kind_is_refused_naming_the_known_ones(kind: Any) -> None:
     with pytest.raises(UserError, match=r"model\.branches\.b\.input\.kind=.*terms, pixels"):
         build_input("b", {"kind": kind})
 

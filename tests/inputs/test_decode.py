@@ -1,4 +1,4 @@
-"""Posters of any format to pixels, and those that can't be."""
+"""Decoding of posters of any format to pixels, and posters that can't be decoded."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def quarters(pixels: np.ndarray) -> np.ndarray:
     return pixels[[low, low, high, high], [low, high, low, high]].astype(int)
 
 
-def assert_quarters(pixels: np.ndarray, wanted, tolerance: int = 12) -> None:
-    np.testing.assert_allclose(quarters(pixels), np.array(wanted), atol=tolerance)
+def assert_quarters(pixels: np.ndarray, expected, tolerance: int = 12) -> None:
+    np.testing.assert_allclose(quarters(pixels), np.array(expected), atol=tolerance)
 
 
 def gray_of(colour: tuple[int, int, int]) -> int:
@@ -75,8 +75,8 @@ def test_cmyk_and_gray_and_black_and_white(form):
     if form != "JPEG":
         bits = Image.fromarray(np.asarray(picture().convert("L")) > 100)
         assert bits.mode == "1"
-        wanted = [[255 * (gray_of(colour) > 100)] * 3 for colour in (RED, GREEN, BLUE, WHITE)]
-        assert_quarters(decode_poster(encoded(bits, form), 32), wanted)
+        expected = [[255 * (gray_of(colour) > 100)] * 3 for colour in (RED, GREEN, BLUE, WHITE)]
+        assert_quarters(decode_poster(encoded(bits, form), 32), expected)
 
 
 def test_transparent_parts_are_white():
@@ -163,7 +163,7 @@ def test_the_first_frame_of_an_animation_counts(form):
     assert_quarters(decode_poster(data, 16), [RED] * 4)
 
 
-# What a camera held that way would have stored, by the definition of the tag (EXIF 2.32, 4.6.4).
+# The pixels that a camera held that way would store, by the tag's definition (EXIF 2.32, 4.6.4).
 STORED = {
     1: [RED, GREEN, BLUE, WHITE],
     2: [GREEN, RED, WHITE, BLUE],
@@ -182,8 +182,8 @@ def test_orientation(orientation, form):
     colours = STORED[orientation]
     size = (64, 96) if orientation < 5 else (96, 64)
     image = Image.new("RGB", size)
-    for place, colour in enumerate(colours):
-        left, top = (place % 2) * size[0] // 2, (place // 2) * size[1] // 2
+    for position, colour in enumerate(colours):
+        left, top = (position % 2) * size[0] // 2, (position // 2) * size[1] // 2
         image.paste(colour, (left, top, left + size[0] // 2, top + size[1] // 2))
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -216,8 +216,8 @@ def test_shrinking_is_the_rounded_mean_of_squares(size, shrink):
     whole = decode_poster(encoded(NOISE), size)
     side = size // shrink
     squares = whole[: side * shrink, : side * shrink].reshape(side, shrink, side, shrink, 3)
-    wanted = np.floor(squares.mean((1, 3)) + 0.5)
-    np.testing.assert_array_equal(decode_poster(encoded(NOISE), size, shrink), wanted)
+    expected = np.floor(squares.mean((1, 3)) + 0.5)
+    np.testing.assert_array_equal(decode_poster(encoded(NOISE), size, shrink), expected)
 
 
 def test_a_large_jpeg_looks_as_if_decoded_whole():
@@ -233,10 +233,10 @@ def test_a_large_jpeg_looks_as_if_decoded_whole():
 def test_sources_agree(tmp_path):
     data = encoded(picture(), "JPEG")
     (tmp_path / "poster.jpg").write_bytes(data)
-    wanted = decode_poster(data, 32)
+    expected = decode_poster(data, 32)
     for path in (tmp_path / "poster.jpg", str(tmp_path / "poster.jpg")):
-        np.testing.assert_array_equal(decode_poster(path, 32), wanted)
-    np.testing.assert_array_equal(decode_poster(Image.open(io.BytesIO(data)), 32), wanted)
+        np.testing.assert_array_equal(decode_poster(path, 32), expected)
+    np.testing.assert_array_equal(decode_poster(Image.open(io.BytesIO(data)), 32), expected)
 
 
 def test_an_open_image_is_not_changed():
@@ -262,8 +262,8 @@ def test_a_bomb_is_refused_before_it_is_decoded(form, error, monkeypatch):
         data = with_size(encoded(Image.new("RGB", (8, 8))), 10_000, 10_000)
     else:
         data = encoded(Image.new("RGB", (8, 8)), "JPEG")
-        place = data.index(b"\xff\xc0") + 5
-        data = data[:place] + struct.pack(">HH", 10_000, 10_000) + data[place + 4 :]
+        position = data.index(b"\xff\xc0") + 5
+        data = data[:position] + struct.pack(">HH", 10_000, 10_000) + data[position + 4 :]
 
     def load(self: ImageFile.ImageFile) -> None:
         raise AssertionError("decoded")

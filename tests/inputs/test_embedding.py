@@ -66,7 +66,7 @@ def whole(file: PosterFile, size: tuple[int, int] = SIZE) -> np.ndarray:
 
 
 def ulps(one: Any, other: Any) -> int:
-    """By how many steps of float16 two arrays differ at most, near zero by absolute size."""
+    """The maximum difference of two arrays in float16 steps; near zero, steps are absolute."""
     a, b = (np.asarray(x).astype(np.float16) for x in (one, other))
     step = np.spacing(np.maximum(np.abs(a), np.float16(0.05))).astype(np.float64)
     return int((np.abs(a.astype(np.float64) - b.astype(np.float64)) / step).max(initial=0))
@@ -82,21 +82,21 @@ def fake_text(monkeypatch: pytest.MonkeyPatch) -> FakeText:
     return fake
 
 
-# What is stored is what is computed.
+# Stored vectors equal computed ones.
 
 
-def test_posters_are_those_of_the_encoder(posters: list[PosterFile], store: Store) -> None:
+def test_poster_vectors_are_the_encoders_output(posters: list[PosterFile], store: Store) -> None:
     branch_input = lite0()
     features = branch_input.open([posters[0], None, *posters[1:]], np.arange(4), store)
-    assert features.place.tolist() == [0, -1, 1, 2] and features.dense is not None
+    assert features.row_index.tolist() == [0, -1, 1, 2] and features.dense is not None
     pixels = np.stack([whole(file) for file in posters])
-    found = open_encoder(resolve("lite0", size=SIZE))
-    assert isinstance(found, ImageEncoder)
-    np.testing.assert_array_equal(features.dense[:, 0], found.embed(pixels).half().numpy())
+    encoder = open_encoder(resolve("lite0", size=SIZE))
+    assert isinstance(encoder, ImageEncoder)
+    np.testing.assert_array_equal(features.dense[:, 0], encoder.embed(pixels).half().numpy())
     encoded = branch_input.encode([branch_input.read(file.path) for file in posters])["vectors"]
     assert encoded.dtype == torch.float16
     np.testing.assert_array_equal(features.dense, encoded.numpy())
-    # Alone they differ by rounding.
+    # Vectors of single posters differ by rounding.
     for n, file in enumerate(posters):
         assert (
             ulps(
@@ -114,22 +114,22 @@ def test_the_size_is_the_encoders_unless_another_is_asked_for() -> None:
             lite0(size=size)
 
 
-def test_texts_are_those_of_the_encoder(fake_text: FakeText, store: Store) -> None:
+def test_text_vectors_are_the_encoders_output(fake_text: FakeText, store: Store) -> None:
     branch_input = EmbeddingInput("synopsis", "minilm")
     values = ["b", None, "a", "", "b", "a longer one\nof two lines", "a"]
     features = branch_input.open(values, ALL, store)
-    assert features.place.tolist() == [0, -1, 1, -1, 0, 2, 1]
+    assert features.row_index.tolist() == [0, -1, 1, -1, 0, 2, 1]
     assert features.dense is not None and features.dense.dtype == np.float16
-    wanted = plain_loop([b"b", b"a", b"a longer one\nof two lines"])
-    np.testing.assert_array_equal(features.dense, wanted)
+    expected = plain_loop([b"b", b"a", b"a longer one\nof two lines"])
+    np.testing.assert_array_equal(features.dense, expected)
     assert sorted(fake_text.calls) == ["a", "a longer one\nof two lines", "b"]
     encoded = branch_input.encode([branch_input.read(text) for text in ("a", "b")])["vectors"]
-    np.testing.assert_array_equal(encoded.numpy(), wanted[[1, 0]])
+    np.testing.assert_array_equal(encoded.numpy(), expected[[1, 0]])
 
 
 def test_a_dataset_without_any_text(fake_text: FakeText, store: Store) -> None:
     features = EmbeddingInput("synopsis", "minilm").open([None, ""], ALL[:2], store)
-    assert features.place.tolist() == [-1, -1] and features.dense is not None
+    assert features.row_index.tolist() == [-1, -1] and features.dense is not None
     assert features.dense.shape == (0, 1, WIDTH) and fake_text.calls == []
 
 
@@ -140,7 +140,7 @@ def test_real_texts(store: Store) -> None:
     branch_input = EmbeddingInput("title", "minilm")
     values = ["Heat (1995)", None, "Léon", "Heat (1995)"]
     features = branch_input.open(values, ALL, store)
-    assert features.place.tolist() == [0, -1, 1, 0] and features.dense is not None
+    assert features.row_index.tolist() == [0, -1, 1, 0] and features.dense is not None
     encoded = branch_input.encode(["Heat (1995)", "Léon"])["vectors"]
     np.testing.assert_array_equal(features.dense, encoded.numpy())
     assert branch_input.network_arguments() == {"width": 384}
@@ -197,14 +197,14 @@ def test_other_settings_are_other_caches(
     assert len(list(store.folder.glob("embeddings_*-*"))) == 2
 
 
-def test_architectures_with_the_same_weights_are_told_apart() -> None:
+def test_architectures_with_the_same_weights_have_different_keys() -> None:
     one = lite0()
     other = lite0()
     other.spec = replace(other.spec, architecture="efficientnet_lite0")
     assert one._key() != other._key()
 
 
-def test_what_is_kept_of_the_same_language_model_is_told_apart() -> None:
+def test_keeping_other_blocks_of_a_language_model_changes_the_key() -> None:
     one, other = EmbeddingInput("title", "gemma"), EmbeddingInput("title", "gemma")
     assert one._key() == other._key()
     assert isinstance(other.spec.origin, Gguf)
@@ -225,7 +225,7 @@ def test_unreadable_posters_are_masked_and_named(
         values.append(locate(path))
     values += [PosterFile(tmp_path / "none.jpg", None, -1, 0), None, posters[1]]
     features = lite0().open(values, np.arange(len(values)), store)
-    assert (features.place >= 0).nonzero()[0].tolist() == [0, len(values) - 1]
+    assert (features.row_index >= 0).nonzero()[0].tolist() == [0, len(values) - 1]
     reasons = dict(features.unreadable)
     assert len(reasons) == len(BROKEN) + 1
     for name in BROKEN:
@@ -244,11 +244,11 @@ def test_a_poster_that_can_be_read_later(
     content = posters[1].read_bytes()
     posters[1].path.unlink()  # gone since the reader saw it
     first = lite0().open(posters, ALL, store)
-    assert first.place.tolist() == [0, -1, 1] and "can't be read" in first.unreadable[0][1]
+    assert first.row_index.tolist() == [0, -1, 1] and "can't be read" in first.unreadable[0][1]
     posters[1].path.write_bytes(content)
     with caplog.at_level(logging.WARNING):
         second = lite0().open(posters, ALL, store)
-    assert second.place.tolist() == [0, 1, 2] and list(second.unreadable) == []
+    assert second.row_index.tolist() == [0, 1, 2] and list(second.unreadable) == []
     assert "can be now" in caplog.text
 
 
@@ -257,7 +257,7 @@ def test_a_huge_file_is_not_read(posters: list[PosterFile], store: Store, tmp_pa
     with path.open("wb") as file:
         file.truncate(2**40)  # takes no space
     features = lite0().open([posters[0], locate(path)], ALL[:2], store)
-    assert features.place.tolist() == [0, -1] and "bytes" in features.unreadable[0][1]
+    assert features.row_index.tolist() == [0, -1] and "bytes" in features.unreadable[0][1]
 
 
 def test_numbers_that_float16_does_not_hold_are_refused(
@@ -279,12 +279,12 @@ def test_the_first_view_is_the_whole_and_the_second_its_mirror(
     single = lite0().open(posters, ALL, store).dense
     assert views is not None and single is not None and views.shape == (3, 4, 1280)
     np.testing.assert_array_equal(views[:, :1], single)
-    found = open_encoder(resolve("lite0", size=SIZE))
-    assert isinstance(found, ImageEncoder)
+    encoder = open_encoder(resolve("lite0", size=SIZE))
+    assert isinstance(encoder, ImageEncoder)
     mirrored = np.stack([whole(file)[:, ::-1] for file in posters])
-    np.testing.assert_allclose(views[:, 1], found.embed(mirrored).half().numpy(), atol=5e-3)
-    for one in views:
-        assert len({row.tobytes() for row in one}) == 4
+    np.testing.assert_allclose(views[:, 1], encoder.embed(mirrored).half().numpy(), atol=5e-3)
+    for poster_views in views:
+        assert len({row.tobytes() for row in poster_views}) == 4
 
 
 def test_views_do_not_depend_on_the_other_posters(
@@ -315,24 +315,24 @@ def test_a_view_is_drawn_by_seed(posters: list[PosterFile], store: Store) -> Non
     assert torch.equal(drawn, branch_input.prepare(numbers, [(240, 7)])["vectors"])
     assert not torch.equal(drawn, branch_input.prepare(numbers, [(240, 8)])["vectors"])
     assert torch.equal(torch.random.get_rng_state(), state)
-    # Every view comes, about as often.
-    which = [
-        int((dense[row].astype(np.float32) == one.numpy()).all(axis=1).argmax())
-        for row, one in zip(rows, drawn, strict=True)
+    # All views are drawn about equally often.
+    view_index = [
+        int((dense[row].astype(np.float32) == vector.numpy()).all(axis=1).argmax())
+        for row, vector in zip(rows, drawn, strict=True)
     ]
-    assert np.bincount(which, minlength=3).min() > 50
-    # However batches are grouped.
+    assert np.bincount(view_index, minlength=3).min() > 50
+    # The grouping of batches makes no difference.
     joined = branch_input.prepare(numbers, [(100, 1), (0, 2), (140, 3)])["vectors"]
     alone = [
-        branch_input.prepare({"vectors": numbers["vectors"][begin:end]}, [(end - begin, seed)])[
+        branch_input.prepare({"vectors": numbers["vectors"][start:end]}, [(end - start, seed)])[
             "vectors"
         ]
-        for begin, end, seed in ((0, 100, 1), (100, 240, 3))
+        for start, end, seed in ((0, 100, 1), (100, 240, 3))
     ]
     assert torch.equal(joined, torch.cat(alone))
 
 
-def test_views_are_drawn_apart_from_other_draws_of_the_batch(
+def test_views_are_independent_of_other_draws_of_the_batch(
     posters: list[PosterFile], store: Store
 ) -> None:
     one, other = lite0(views=3), EmbeddingInput("still", "lite0", size=list(SIZE), views=3)
@@ -348,7 +348,7 @@ def test_views_are_drawn_apart_from_other_draws_of_the_batch(
         for each in (one, other)
     )
     by_the_seed = torch.randint(3, (600,), generator=torch.Generator().manual_seed(7))
-    # A third agrees by chance.
+    # A third of the draws agree by chance.
     for agreed in (own == by_the_seed, own == second):
         assert float(agreed.float().mean()) == pytest.approx(1 / 3, abs=0.08)
 
@@ -361,7 +361,7 @@ def test_texts_have_one_view() -> None:
             lite0(views=views)
 
 
-# What a checkpoint carries.
+# State in checkpoints.
 
 
 @pytest.mark.parametrize(
@@ -399,29 +399,29 @@ def test_texts_have_one_view() -> None:
     ids=lambda value: str(value)[:30],
 )
 def test_a_hostile_state_is_refused(key: str, value: Any, message: str) -> None:
-    given = lite0()
-    state = {**json.loads(state_to_text(given)), key: value}
+    branch_input = lite0()
+    state = {**json.loads(state_to_text(branch_input)), key: value}
     with pytest.raises(ValueError, match=message):
         input_from_text(json.dumps(state))
 
 
 def test_other_weights_are_refused_naming_both_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
-    trained, here = "1" * 64, ENCODERS["lite0"].sha256
+    trained, known = "1" * 64, ENCODERS["lite0"].sha256
     state = {**json.loads(state_to_text(lite0())), "sha256": trained}
     with pytest.raises(ValueError, match=trained) as caught:
         input_from_text(json.dumps(state))
-    assert here is not None and here in str(caught.value)
+    assert known is not None and known in str(caught.value)
     # An encoder whose hash the table doesn't know is compared when it is opened.
     monkeypatch.setitem(ENCODERS, "lite0", replace(ENCODERS["lite0"], sha256=None))
     branch_input = input_from_text(json.dumps(state))
     assert isinstance(branch_input, EmbeddingInput)
     with pytest.raises(UserError, match=trained) as refused:
         branch_input.load()
-    assert here in str(refused.value)
+    assert known in str(refused.value)
 
 
 def random_timm(monkeypatch: pytest.MonkeyPatch) -> EmbeddingInput:
-    """An encoder of timm that no table names, with random weights: nothing can be downloaded."""
+    """A timm encoder that is in no table, with random weights, since tests can't download any."""
 
     def opened(spec: Any, device: Any, sha256: Any) -> Any:
         return open_encoder(replace(spec, sha256=None), device, random_weights=True)
@@ -432,7 +432,7 @@ def random_timm(monkeypatch: pytest.MonkeyPatch) -> EmbeddingInput:
 
 
 @pytest.mark.slow
-def test_an_encoder_that_the_user_named_is_rebuilt_in_his_process_alone(
+def test_an_encoder_that_the_user_named_is_rebuilt_in_this_process_only(
     posters: list[PosterFile], store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     branch_input = random_timm(monkeypatch)
@@ -492,33 +492,34 @@ def test_a_configuration_is_refused_by_key(settings: dict[str, Any], message: st
 # Prompts.
 
 
-def test_a_prompt_stands_before_every_text_and_vectors_are_kept_apart(store: Store) -> None:
+def test_prompt_is_put_before_every_text_and_has_its_own_cache(store: Store) -> None:
     titles = ["Godfather, The (1972)", None, "", "Alien (1979)"]
-    asked = EmbeddingInput("title", "minilm", natural=True, prompt="A movie called ")
-    bare = EmbeddingInput("title", "minilm", natural=True)
-    found = {
-        branch_input: branch_input.open(titles, ALL, store) for branch_input in (asked, bare, asked)
+    prompted = EmbeddingInput("title", "minilm", natural=True, prompt="A movie called ")
+    plain = EmbeddingInput("title", "minilm", natural=True)
+    opened = {
+        branch_input: branch_input.open(titles, ALL, store)
+        for branch_input in (prompted, plain, prompted)
     }
     encoder = open_encoder("minilm")
-    for branch_input, before in ((asked, "A movie called "), (bare, "")):
-        features = found[branch_input]
-        assert features.dense is not None and features.place.tolist() == [0, -1, -1, 1]
-        wanted = encoder.embed([f"{before}The Godfather", f"{before}Alien"])  # type: ignore[arg-type]
-        np.testing.assert_allclose(features.dense[:, 0], wanted, atol=2e-3)
+    for branch_input, prompt in ((prompted, "A movie called "), (plain, "")):
+        features = opened[branch_input]
+        assert features.dense is not None and features.row_index.tolist() == [0, -1, -1, 1]
+        expected = encoder.embed([f"{prompt}The Godfather", f"{prompt}Alien"])  # type: ignore[arg-type]
+        np.testing.assert_allclose(features.dense[:, 0], expected, atol=2e-3)
         np.testing.assert_array_equal(
             branch_input.encode([branch_input.read(titles[0])])["vectors"][0], features.dense[0]
         )
-    # A title of nothing but its year has no name: the same in a dataset as in a prediction.
-    for branch_input in (asked, bare):
+    # A title that is only a year counts as absent, in a dataset and in a prediction.
+    for branch_input in (prompted, plain):
         assert branch_input.read("(1995)") is None and branch_input.read("  ") is None
-        assert branch_input.open(["(1995)", "  "], ALL[:2], store).place.tolist() == [-1, -1]
-    rebuilt = input_from_text(state_to_text(asked))
-    assert rebuilt.state() == asked.state() and rebuilt.state()["prompt"] == "A movie called "
+        assert branch_input.open(["(1995)", "  "], ALL[:2], store).row_index.tolist() == [-1, -1]
+    rebuilt = input_from_text(state_to_text(prompted))
+    assert rebuilt.state() == prompted.state() and rebuilt.state()["prompt"] == "A movie called "
 
 
 @pytest.mark.parametrize("natural", [False, True])
-def test_blanks_around_a_text_say_nothing(natural: bool) -> None:
-    # A CSV's cells lose them before training; those of a new movie are as somebody pasted them.
+def test_surrounding_whitespace_is_stripped(natural: bool) -> None:
+    # Cells of a CSV are stripped before training, but new movies' texts can be pasted.
     branch_input = EmbeddingInput("synopsis", "minilm", natural=natural)
     assert (
         branch_input.read("\t A thief plans.\r\n\n")
@@ -529,33 +530,33 @@ def test_blanks_around_a_text_say_nothing(natural: bool) -> None:
 
 
 @pytest.mark.parametrize("natural", [False, True])
-def test_an_accent_is_the_same_as_a_character_of_its_own(natural: bool) -> None:
+def test_accents_are_normalised(natural: bool) -> None:
     branch_input = EmbeddingInput("title", "minilm", natural=natural)
     assert branch_input.read("Ame\u0301lie") == branch_input.read("Am\u00e9lie") == "Am\u00e9lie"
 
 
-def test_a_prompt_stands_behind_every_text(store: Store) -> None:
+def test_prompt_after_is_put_behind_every_text(store: Store) -> None:
     titles = ["Godfather, The (1972)", None, "Alien"]
-    asked = EmbeddingInput(
+    prompted = EmbeddingInput(
         "title", "minilm", natural=True, year=True, prompt="Is ", prompt_after=" a comedy?"
     )
-    features = asked.open(titles, ALL, store)
+    features = prompted.open(titles, ALL, store)
     encoder = open_encoder("minilm")
     assert isinstance(encoder, TextEncoder)
-    wanted = encoder.embed(["Is The Godfather (1972) a comedy?", "Is Alien a comedy?"])
-    assert features.dense is not None and features.place.tolist() == [0, -1, 1]
-    np.testing.assert_allclose(features.dense[:, 0], wanted, atol=2e-3)
+    expected = encoder.embed(["Is The Godfather (1972) a comedy?", "Is Alien a comedy?"])
+    assert features.dense is not None and features.row_index.tolist() == [0, -1, 1]
+    np.testing.assert_allclose(features.dense[:, 0], expected, atol=2e-3)
     other = EmbeddingInput("title", "minilm", natural=True, year=True, prompt="Is ")
     again = other.open(titles, ALL, store)
     assert again.dense is not None and np.abs(again.dense[:] - features.dense[:]).max() > 0.01
-    rebuilt = input_from_text(state_to_text(asked))
-    assert isinstance(rebuilt, EmbeddingInput) and rebuilt.state() == asked.state()
-    # Both, as they were embedded: one text alone may round otherwise.
-    read = [rebuilt.read(title) for title in titles if title]
-    np.testing.assert_array_equal(rebuilt.encode(read)["vectors"], features.dense)
+    rebuilt = input_from_text(state_to_text(prompted))
+    assert isinstance(rebuilt, EmbeddingInput) and rebuilt.state() == prompted.state()
+    # Embedded together, as in the dataset: one text alone can be rounded differently.
+    items = [rebuilt.read(title) for title in titles if title]
+    np.testing.assert_array_equal(rebuilt.encode(items)["vectors"], features.dense)
 
 
-def test_a_checkpoint_of_before_there_were_prompts_has_none() -> None:
+def test_a_checkpoint_from_before_prompts_has_none() -> None:
     state = EmbeddingInput("title", "minilm").state()
     assert not {"prompt", "prompt_after", "year"} & set(state)
     rebuilt = input_from_text(json.dumps({"kind": "embedding", **state}))
@@ -571,7 +572,7 @@ def by_hand(module: Any, posters: torch.Tensor) -> Callable[[], torch.Tensor]:
         with torch.inference_mode():
             intermediates = module.forward_intermediates(posters, intermediates_only=True)
             pooled = module.forward_head(module.forward_features(posters))
-        return torch.cat([pooled, *(one.mean(dim=(2, 3)) for one in intermediates)], dim=1)
+        return torch.cat([pooled, *(stage.mean(dim=(2, 3)) for stage in intermediates)], dim=1)
 
     return compute
 
@@ -583,10 +584,10 @@ def test_stages_are_the_means_of_timms_features(posters: list[PosterFile], store
     assert dense.shape[2] == 1280 + 16 + 24 + 40 + 112 + 320
     plain = lite0().open(posters, ALL, store).dense
     assert plain is not None and ulps(dense[..., :1280], plain) <= 1
-    found = open_encoder(resolve("lite0", size=SIZE))
-    assert isinstance(found, ImageEncoder)
-    pixels = found.normalise(np.stack([whole(file) for file in posters]))
-    np.testing.assert_allclose(dense[:, 0], by_hand(found.module, pixels)(), atol=2e-3, rtol=2e-3)
+    encoder = open_encoder(resolve("lite0", size=SIZE))
+    assert isinstance(encoder, ImageEncoder)
+    pixels = encoder.normalise(np.stack([whole(file) for file in posters]))
+    np.testing.assert_allclose(dense[:, 0], by_hand(encoder.module, pixels)(), atol=2e-3, rtol=2e-3)
     rebuilt = input_from_text(state_to_text(branch_input))
     assert rebuilt.network_arguments() == branch_input.network_arguments()
 
@@ -595,13 +596,13 @@ def test_stages_are_the_means_of_timms_features(posters: list[PosterFile], store
 @pytest.mark.parametrize("name", [name for name, spec in ENCODERS.items() if spec.kind == "image"])
 def test_the_width_is_known_before_anything_is_imported(name: str) -> None:
     spec = resolve(name, trusted=True, stages=True, size=(64, 64) if "lite" in name else None)
-    found = open_encoder(spec, random_weights=True)
-    assert found.width == spec.vector_width
+    encoder = open_encoder(spec, random_weights=True)
+    assert encoder.width == spec.vector_width
     plain = open_encoder(replace(spec, stages=False), random_weights=True)
-    assert isinstance(found, ImageEncoder) and isinstance(plain, ImageEncoder)
-    assert plain.module is found.module  # opened once
-    pixels = np.random.default_rng(0).integers(0, 256, (2, *found.size, 3), dtype=np.uint8)
-    with_stages, without = found.embed(pixels), plain.embed(pixels)
+    assert isinstance(encoder, ImageEncoder) and isinstance(plain, ImageEncoder)
+    assert plain.module is encoder.module  # opened once
+    pixels = np.random.default_rng(0).integers(0, 256, (2, *encoder.size, 3), dtype=np.uint8)
+    with_stages, without = encoder.embed(pixels), plain.embed(pixels)
     assert without.shape[1] == spec.width
     torch.testing.assert_close(with_stages[:, : without.shape[1]], without, atol=1e-4, rtol=1e-3)
 
@@ -610,18 +611,20 @@ def test_the_width_is_known_before_anything_is_imported(name: str) -> None:
 def test_stages_of_the_users_own_encoders(name: str) -> None:
     spec = resolve(f"timm:{name}", trusted=True, stages=True)
     assert spec.vector_width is None
-    found = open_encoder(spec, random_weights=True)
-    assert isinstance(found, ImageEncoder)
-    pixels = np.random.default_rng(0).integers(0, 256, (2, *found.size, 3), dtype=np.uint8)
-    vectors = found.embed(pixels)
-    assert vectors.shape == (2, found.width) and vectors.isfinite().all()
+    encoder = open_encoder(spec, random_weights=True)
+    assert isinstance(encoder, ImageEncoder)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, *encoder.size, 3), dtype=np.uint8)
+    vectors = encoder.embed(pixels)
+    assert vectors.shape == (2, encoder.width) and vectors.isfinite().all()
     stages = 4 if "vit" in name else None
-    module: Any = found.module
+    module: Any = encoder.module
     with torch.inference_mode():
-        x = found.normalise(pixels)
-        between = module.forward_intermediates(x, indices=stages, intermediates_only=True)
-        wanted = torch.cat([module(x), *(one.mean(dim=(2, 3)) for one in between)], dim=1)
-    torch.testing.assert_close(vectors, wanted, atol=1e-5, rtol=1e-4)
+        x = encoder.normalise(pixels)
+        intermediates = module.forward_intermediates(x, indices=stages, intermediates_only=True)
+        expected = torch.cat(
+            [module(x), *(stage.mean(dim=(2, 3)) for stage in intermediates)], dim=1
+        )
+    torch.testing.assert_close(vectors, expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.slow
@@ -630,9 +633,9 @@ def test_stages_of_a_text_are_the_means_of_its_last_blocks() -> None:
 
     spec = resolve("minilm", trusted=True, stages=True)
     texts = ["Heat", "A thief plans one last robbery, and a detective follows him.", ""]
-    found = open_encoder(spec)
-    vectors = found.embed(texts)  # type: ignore[arg-type]
-    assert vectors.shape == (3, spec.vector_width) and found.width == spec.vector_width
+    encoder = open_encoder(spec)
+    vectors = encoder.embed(texts)  # type: ignore[arg-type]
+    assert vectors.shape == (3, spec.vector_width) and encoder.width == spec.vector_width
     plain = open_encoder(replace(spec, stages=False)).embed(texts)  # type: ignore[arg-type]
     torch.testing.assert_close(vectors[:, : plain.shape[1]], plain, atol=1e-5, rtol=1e-4)
     folder = str(find_weights(spec))
@@ -643,8 +646,8 @@ def test_stages_of_a_text_are_the_means_of_its_last_blocks() -> None:
                 **tokenizer(text, return_tensors="pt"), output_hidden_states=True
             ).hidden_states
         means = [blocks[number][0].mean(dim=0) for number in (3, 4, 5)]
-        wanted = torch.cat([mean / mean.norm() for mean in means])
-        torch.testing.assert_close(vectors[row, plain.shape[1] :], wanted, atol=1e-5, rtol=1e-4)
+        expected = torch.cat([mean / mean.norm() for mean in means])
+        torch.testing.assert_close(vectors[row, plain.shape[1] :], expected, atol=1e-5, rtol=1e-4)
 
 
 def test_posters_that_are_prepared_already() -> None:

@@ -1,4 +1,4 @@
-"""Embeddings are computed once, and a cache is whole or not there."""
+"""Embeddings are computed once, and a cache folder is complete or absent."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from genre_lightning.inputs import embedding_cache
-from genre_lightning.inputs.embedding_cache import Embedded, open_embeddings
+from genre_lightning.inputs.embedding_cache import Embeddings, open_embeddings
 from genre_lightning.inputs.input import Store
 from genre_lightning.store import CacheError
 from tests.inputs.fake_encoder import WIDTH, Counted, plain_loop
@@ -31,7 +31,7 @@ CHUNK = 4
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedding_cache, "CHUNK", CHUNK)
+    monkeypatch.setattr(embedding_cache, "DEFAULT_CHUNK_SIZE", CHUNK)
 
 
 def names(count: int, first: int = 0) -> list[bytes]:
@@ -42,34 +42,34 @@ def store(folder: Path) -> Store:
     return Store(folder / "cache", workers=1, progress=False)
 
 
-def opened(items: Counted, folder: Path, key: str = KEY) -> Embedded:
+def opened(items: Counted, folder: Path, key: str = KEY) -> Embeddings:
     return open_embeddings(items.source(), key, (items.views, WIDTH), "embedding", store(folder))
 
 
-def check(items: Counted, folder: Path, key: str = KEY) -> Embedded:
+def check(items: Counted, folder: Path, key: str = KEY) -> Embeddings:
     """Open, and compare with the plain loop."""
-    found = opened(items, folder, key)
-    readable = [one for one in items.contents if one not in items.unreadable]
-    assert found.vectors.dtype == np.float16
-    np.testing.assert_array_equal(found.vectors, plain_loop(readable, items.views))
-    return found
+    embeddings = opened(items, folder, key)
+    readable = [content for content in items.contents if content not in items.unreadable]
+    assert embeddings.vectors.dtype == np.float16
+    np.testing.assert_array_equal(embeddings.vectors, plain_loop(readable, items.views))
+    return embeddings
 
 
 def folders(folder: Path) -> list[Path]:
-    """Finished caches; and nothing else is there but empty locks of those."""
-    found = sorted((folder / "cache").glob("[!.]*"))
+    """The complete cache folders, checked to have only their empty lock files beside them."""
+    paths = sorted((folder / "cache").glob("[!.]*"))
     hidden = {path.name for path in (folder / "cache").glob(".*")}
-    assert hidden <= {f".{path.name}.lock" for path in found}
+    assert hidden <= {f".{path.name}.lock" for path in paths}
     assert not any((folder / "cache" / name).stat().st_size for name in hidden)
-    return found
+    return paths
 
 
 @pytest.mark.parametrize("views", [1, 3])
 @pytest.mark.parametrize("count", [0, 1, CHUNK, CHUNK + 1, 3 * CHUNK + 2])
 def test_rows_are_those_of_a_plain_loop(count: int, views: int, tmp_path: Path) -> None:
     items = Counted(names(count), views)
-    found = check(items, tmp_path)
-    assert found.vectors.shape == (count, views, WIDTH) and found.masked == []
+    embeddings = check(items, tmp_path)
+    assert embeddings.vectors.shape == (count, views, WIDTH) and embeddings.masked == []
     assert items.embedded == items.contents
     again = Counted(names(count), views)
     check(again, tmp_path)
@@ -99,7 +99,7 @@ def test_other_encoders_are_kept_apart(tmp_path: Path) -> None:
 
 
 def test_same_content_is_embedded_once(tmp_path: Path) -> None:
-    # Within a chunk, and in a later one.
+    # Repetitions within a chunk and across chunks.
     items = Counted([b"a", b"b", b"a", b"a", b"c", b"b", b"a", b"d", b"d", b"a"])
     check(items, tmp_path)
     assert items.embedded == [b"a", b"b", b"c", b"d"]
@@ -107,18 +107,18 @@ def test_same_content_is_embedded_once(tmp_path: Path) -> None:
 
 
 def test_unreadable_items_are_masked_and_named(tmp_path: Path) -> None:
-    # Three copies of one that is broken, beside good ones, and one of a chunk of its own.
+    # Three copies of a broken item among readable ones, and another broken one in a later chunk.
     items = Counted([b"a", b"bad", b"b", b"bad", b"c", b"bad", b"d", b"worse", b"e"])
     items.unreadable = {b"bad": False, b"worse": False}
-    found = check(items, tmp_path)
-    assert [index for index, _, _ in found.masked] == [1, 3, 5, 7]
-    assert {reason for _, reason, _ in found.masked} == {"bad is broken", "worse is broken"}
+    embeddings = check(items, tmp_path)
+    assert [index for index, _, _ in embeddings.masked] == [1, 3, 5, 7]
+    assert {reason for _, reason, _ in embeddings.masked} == {"bad is broken", "worse is broken"}
     again = Counted(items.contents)
     again.unreadable = items.unreadable
-    assert check(again, tmp_path).masked == found.masked and again.embedded == []
+    assert check(again, tmp_path).masked == embeddings.masked and again.embedded == []
 
 
-def test_what_can_be_read_later_is_embedded_then(
+def test_items_that_become_readable_are_embedded(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     items = Counted(names(6))
@@ -133,29 +133,29 @@ def test_what_can_be_read_later_is_embedded_then(
     folders(tmp_path)
 
 
-def test_what_could_not_be_hashed_and_can_be_read_has_its_own_row(tmp_path: Path) -> None:
+def test_unhashed_items_have_their_own_rows(tmp_path: Path) -> None:
     items = Counted(names(11))
     items.unhashed = {b"item 1", b"item 2", b"item 9"}
     check(items, tmp_path)
-    # It can't be found again, and nothing else is taken for it.
+    # Items without a hash can't be looked up later, and are not confused with each other.
     other = Counted([b"item 3", b"item 2", b"item 1", b"item 9", b"item 0"])
     check(other, tmp_path)
     assert sorted(other.embedded) == [b"item 1", b"item 2", b"item 9"]
 
 
-@pytest.mark.parametrize("which", ["first", "last"])
-def test_one_beside_it_that_stays_unreadable(which: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("unreadable", ["first", "last"])
+def test_an_unhashed_item_beside_an_unreadable_one(unreadable: str, tmp_path: Path) -> None:
     items = Counted(names(4))
     items.unhashed = {b"item 1"}
-    items.unreadable = {b"item 0" if which == "first" else b"item 3": True}
+    items.unreadable = {b"item 0" if unreadable == "first" else b"item 3": True}
     assert len(check(items, tmp_path).masked) == 1
 
 
-# Killed, and two at once.
+# Killed processes, and concurrent ones.
 
 
 def _build(folder: Path, count: int, kill_in: int | None, log: Path, wait: float = 0.0) -> None:
-    embedding_cache.CHUNK = CHUNK
+    embedding_cache.DEFAULT_CHUNK_SIZE = CHUNK
     items = Counted(names(count))
     calls = 0
 
@@ -167,8 +167,8 @@ def _build(folder: Path, count: int, kill_in: int | None, log: Path, wait: float
             os.kill(os.getpid(), signal.SIGKILL)
 
     items.before = before
-    found = opened(items, folder)
-    np.testing.assert_array_equal(found.vectors, plain_loop(items.contents))
+    embeddings = opened(items, folder)
+    np.testing.assert_array_equal(embeddings.vectors, plain_loop(items.contents))
     log.write_text(str(len(items.embedded)))
 
 
@@ -179,7 +179,7 @@ def start(*arguments: Any) -> multiprocessing.Process:
 
 
 @pytest.mark.parametrize("kill_in", [1, 3, 5])
-def test_a_killed_build_is_taken_up(kill_in: int, tmp_path: Path) -> None:
+def test_a_killed_build_is_continued(kill_in: int, tmp_path: Path) -> None:
     process = start(tmp_path, 4 * CHUNK + 1, kill_in, tmp_path / "log")
     process.join()
     assert process.exitcode == -signal.SIGKILL
@@ -196,7 +196,7 @@ def test_parts_of_another_dataset_stay(tmp_path: Path) -> None:
     process.join()
     parts = set((tmp_path / "cache").glob("embeddings*_part-*"))
     assert len(parts) == 3
-    # A smaller dataset, embedded and opened again.
+    # A smaller dataset is embedded, then opened from its cache.
     for _ in range(2):
         check(Counted(names(3 * CHUNK, 100)), tmp_path)
         assert set((tmp_path / "cache").glob("embeddings*_part-*")) == parts
@@ -230,7 +230,7 @@ def test_two_processes_at_once(tmp_path: Path) -> None:
 
 
 def test_two_datasets_of_one_encoder_at_once(tmp_path: Path) -> None:
-    # One ends while the other is at work, and removes its own parts alone.
+    # One process ends while the other still works, and removes only its own parts.
     logs = [tmp_path / "log 0", tmp_path / "log 1"]
     long = start(tmp_path, 6 * CHUNK, None, logs[0], 0.1)
     short = start(tmp_path, 2 * CHUNK, None, logs[1], 0.05)
@@ -240,7 +240,7 @@ def test_two_datasets_of_one_encoder_at_once(tmp_path: Path) -> None:
     assert len(folders(tmp_path)) == 2
 
 
-def test_what_raises_while_embedding_leaves_no_cache(tmp_path: Path) -> None:
+def test_an_error_while_embedding_leaves_no_cache(tmp_path: Path) -> None:
     items = Counted(names(3 * CHUNK))
     calls = iter([None, None, ValueError("no number")])
 
@@ -261,9 +261,9 @@ def test_what_raises_while_embedding_leaves_no_cache(tmp_path: Path) -> None:
 # Damage.
 
 
-def flip(path: Path, place: int = 3) -> None:
+def flip(path: Path, offset: int = 3) -> None:
     data = bytearray(path.read_bytes())
-    data[place] ^= 1
+    data[offset] ^= 1
     path.write_bytes(data)
 
 
@@ -296,7 +296,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damage_is_noticed_and_mended(
+def test_damage_is_detected_and_repaired(
     damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     items = Counted(names(6))
@@ -314,7 +314,7 @@ def test_damage_is_noticed_and_mended(
 
 
 @pytest.mark.parametrize("content", [None, b"", b"x" * 95], ids=["gone", "empty", "too short"])
-def test_without_hashes_it_is_good_for_its_own_dataset(
+def test_a_cache_without_hashes_serves_only_its_own_dataset(
     content: bytes | None, tmp_path: Path
 ) -> None:
     items = Counted(names(6))
@@ -342,14 +342,14 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
         pytest.skip("no disk of our own: mounting is not allowed here")
     yield disk
-    # Arrays mapped into memory hold it until they are gone.
+    # Memory-mapped arrays keep the disk busy until they are deleted.
     subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
-def test_a_full_disk_is_told_and_leaves_nothing_half(
+def test_a_full_disk_is_reported_and_leaves_no_partial_cache(
     small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedding_cache, "CHUNK", 1024)
+    monkeypatch.setattr(embedding_cache, "DEFAULT_CHUNK_SIZE", 1024)
     with pytest.raises(CacheError, match="No space left"):
         opened(Counted(names(20_000)), small_disk)
     whole = [path for path in (small_disk / "cache").glob("[!.]*") if "_part-" not in path.name]
@@ -373,5 +373,5 @@ def test_files_of_a_cache_are_not_written_to(tmp_path: Path) -> None:
     (folder,) = folders(tmp_path)
     for path in folder.iterdir():
         path.chmod(stat.S_IREAD)
-    found = check(items, tmp_path)
-    assert not found.vectors.flags.writeable
+    embeddings = check(items, tmp_path)
+    assert not embeddings.vectors.flags.writeable

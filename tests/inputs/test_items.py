@@ -24,15 +24,15 @@ def vectorizer(**more: object) -> TermVectorizer:
     return TermVectorizer(**{**settings, **more})  # type: ignore[arg-type]
 
 
-def matrix(given: TermVectorizer, texts: list[str]) -> csr_matrix:
-    rows = given.transform(texts)
-    shape = (len(texts), given.vocabulary_size)
+def matrix(fitted: TermVectorizer, texts: list[str]) -> csr_matrix:
+    rows = fitted.transform(texts)
+    shape = (len(texts), fitted.vocabulary_size)
     return csr_matrix((rows.weights, rows.indices, rows.indptr), shape=shape)
 
 
 @pytest.mark.parametrize("sublinear_tf", [False, True])
 def test_against_scikit_learn(sublinear_tf: bool) -> None:
-    given = vectorizer(sublinear_tf=sublinear_tf).fit(CASTS)
+    fitted = vectorizer(sublinear_tf=sublinear_tf).fit(CASTS)
 
     def names(text: str) -> list[str]:
         parts = (part.strip().lower() for part in text.split("|"))
@@ -40,12 +40,12 @@ def test_against_scikit_learn(sublinear_tf: bool) -> None:
         return [part.translate(gone) for part in parts if part]
 
     oracle = TfidfVectorizer(analyzer=names, sublinear_tf=sublinear_tf, norm="l2")
-    wanted = oracle.fit_transform(CASTS)
+    expected = oracle.fit_transform(CASTS)
     columns = oracle.get_feature_names_out()
-    assert given.terms is not None and sorted(given.terms) == sorted(columns)
-    order = [given.terms.index(name) for name in columns]
+    assert fitted.terms is not None and sorted(fitted.terms) == sorted(columns)
+    order = [fitted.terms.index(name) for name in columns]
     np.testing.assert_allclose(
-        matrix(given, CASTS).toarray()[:, order], wanted.toarray(), rtol=1e-6, atol=1e-7
+        matrix(fitted, CASTS).toarray()[:, order], expected.toarray(), rtol=1e-6, atol=1e-7
     )
 
 
@@ -55,29 +55,31 @@ def test_ngrams_of_items_are_left_out_without_a_warning(recwarn: pytest.Warnings
 
 
 def test_a_name_is_whole_and_its_spelling_does_not_matter() -> None:
-    given = vectorizer().fit(CASTS)
-    assert given.terms is not None and "tom hanks" in given.terms and "tom" not in given.terms
-    rows = matrix(given, ["tom  hanks", "Tom Hanks|Nobody Known", "Tom", "Hanks|Tom", ""]).toarray()
+    fitted = vectorizer().fit(CASTS)
+    assert fitted.terms is not None and "tom hanks" in fitted.terms and "tom" not in fitted.terms
+    rows = matrix(
+        fitted, ["tom  hanks", "Tom Hanks|Nobody Known", "Tom", "Hanks|Tom", ""]
+    ).toarray()
     np.testing.assert_array_equal(rows[0], rows[1])
     assert rows[0].any() and not rows[2:].any()
 
 
 def test_a_year_in_a_name_is_no_decade() -> None:
-    given = vectorizer().fit(["Cast of Heat (1995)|Al Pacino"])
-    assert given.normalise("Heat (1995)|B")[1] is None
+    fitted = vectorizer().fit(["Cast of Heat (1995)|Al Pacino"])
+    assert fitted.normalise("Heat (1995)|B")[1] is None
 
 
 def test_names_are_located_where_they_stand() -> None:
-    given = vectorizer().fit(CASTS)
-    text = given.normalise("Nobody|Al Pacino|Val Kilmer")[0]
-    found = [(given.name(column), text[start:end]) for column, start, end in given.locate(text)]
+    fitted = vectorizer().fit(CASTS)
+    text = fitted.normalise("Nobody|Al Pacino|Val Kilmer")[0]
+    found = [(fitted.name(column), text[start:end]) for column, start, end in fitted.locate(text)]
     assert found == [("al pacino", "al pacino"), ("val kilmer", "val kilmer")]
 
 
 def test_the_state_rebuilds_it() -> None:
-    given = vectorizer().fit(CASTS)
-    rebuilt = TermVectorizer.from_state_dict(given.state_dict())
-    assert (matrix(rebuilt, CASTS) != matrix(given, CASTS)).nnz == 0
+    fitted = vectorizer().fit(CASTS)
+    rebuilt = TermVectorizer.from_state_dict(fitted.state_dict())
+    assert (matrix(rebuilt, CASTS) != matrix(fitted, CASTS)).nnz == 0
 
 
 def test_without_any_name() -> None:

@@ -1,4 +1,4 @@
-"""Posters in the store: decoded once, whole or not there, the broken ones masked and named."""
+"""The poster cache: decoded once, complete or absent, with broken posters masked and named."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ def open_cache(
 
 
 def folder_of(cache: DenseFeatures) -> Path:
-    """Where its pixels lie."""
+    """The folder with the cache's pixels."""
     assert isinstance(cache.dense, np.memmap) and cache.dense.filename is not None
     return Path(cache.dense.filename).parent
 
 
 def caches(cache_dir: Path) -> list[str]:
-    """All that lies there, finished or not, apart from locks."""
+    """Names of all cache folders, complete or not, without lock files."""
     return [path.name for path in cache_dir.iterdir() if not path.name.endswith(".lock")]
 
 
 @pytest.fixture
 def decodes(monkeypatch) -> list[bytes]:
-    """What has been handed to the decoder."""
+    """The files that the decoder has been called with."""
     seen: list[bytes] = []
 
     def counting(source: bytes, size: tuple[int, int], shrink: int) -> np.ndarray:
@@ -68,13 +68,13 @@ def decodes(monkeypatch) -> list[bytes]:
 @pytest.mark.parametrize("workers", [1, 3, None])
 def test_cache_holds_each_movies_poster(tmp_path, workers):
     posters = make_posters(tmp_path, 20)
-    wanted = [3, None, 0, 19, None, 3, 7]
-    listed = [None if n is None else posters[n] for n in wanted]
+    numbers = [3, None, 0, 19, None, 3, 7]
+    listed = [None if n is None else posters[n] for n in numbers]
     cache = open_cache(listed, tmp_path / "cache", workers=workers)
     assert cache.dense.shape == (4, 8, 8, 3) and cache.dense.dtype == np.uint8
-    assert cache.place.dtype == np.int64 and list(cache.unreadable) == []
+    assert cache.row_index.dtype == np.int64 and list(cache.unreadable) == []
     assert not cache.dense.flags.writeable
-    for n, row in zip(wanted, cache.place, strict=True):
+    for n, row in zip(numbers, cache.row_index, strict=True):
         assert (row == -1) if n is None else (cache.dense[row] == 10 * n).all()
 
 
@@ -82,11 +82,11 @@ def test_pixels_are_those_of_decode_poster(tmp_path):
     for n in range(30):
         (tmp_path / f"{n}.jpg").write_bytes(encoded(NOISE.rotate(n), "JPEG"))
     files = [locate(tmp_path / f"{n}.jpg") for n in range(30)]
-    for shrink in (1, 2):  # each in a cache of its own
+    for shrink in (1, 2):  # each has its own cache
         cache = open_cache(files, tmp_path, 16, 4, shrink)
         for n, file in enumerate(files):
-            wanted = decode_poster(file.read_bytes(), 16, shrink)
-            np.testing.assert_array_equal(cache.dense[cache.place[n]], wanted)
+            expected = decode_poster(file.read_bytes(), 16, shrink)
+            np.testing.assert_array_equal(cache.dense[cache.row_index[n]], expected)
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -101,9 +101,9 @@ def test_broken_posters_are_masked_and_listed(tmp_path):
         cache = open_cache(posters, tmp_path / "cache")
         good = [0, *range(len(posters))[-5:-3]]
         assert len(cache.dense) == 3
-        for n, place in enumerate(good):
-            assert (cache.dense[cache.place[place]] == 10 * n).all()
-        masked = np.delete(cache.place, good)
+        for n, row in enumerate(good):
+            assert (cache.dense[cache.row_index[row]] == 10 * n).all()
+        masked = np.delete(cache.row_index, good)
         assert (masked == -1).all()
         listed = dict(cache.unreadable)
         assert len(listed) == len(BROKEN) + 2
@@ -119,7 +119,7 @@ def test_a_cache_without_a_poster(tmp_path, posters):
     for _ in range(2):
         cache = open_cache(listed, tmp_path / "cache")
         assert cache.dense.shape == (0, 8, 8, 3)
-        assert cache.place.tolist() == [-1] * len(posters)
+        assert cache.row_index.tolist() == [-1] * len(posters)
 
 
 def test_a_second_opening_decodes_nothing(tmp_path, decodes):
@@ -159,7 +159,7 @@ def test_whatever_changes_pixels_or_rows_changes_the_cache(tmp_path, change, mon
         monkeypatch.setattr(cache_module, "DECODER_VERSION", -1)
     after = open_cache([locate(file.path) for file in posters], tmp_path / "cache", size)
     assert folder_of(after) != folder_of(before)
-    for row, file in zip(after.place, posters, strict=True):
+    for row, file in zip(after.row_index, posters, strict=True):
         np.testing.assert_array_equal(after.dense[row], decode_poster(file.path, size))
 
 
@@ -174,7 +174,7 @@ def test_posters_in_a_zip(tmp_path):
             for info in archive.infolist()
         ]
     cache = open_cache(files, tmp_path / "cache")
-    assert cache.place.tolist() == [0, 1, 2, 3, -1, 4]
+    assert cache.row_index.tolist() == [0, 1, 2, 3, -1, 4]
     assert cache.dense[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 5]
     assert [name for name, _ in cache.unreadable] == [f"{tmp_path / 'posters.zip'}:in/4.png"]
 
@@ -182,7 +182,7 @@ def test_posters_in_a_zip(tmp_path):
 @pytest.mark.parametrize(
     "damage", ["shorter", "longer", "no pixels", "meta cut", "no meta", "another meta"]
 )
-def test_a_damaged_cache_is_noticed_and_built_anew(tmp_path, caplog, damage):
+def test_a_damaged_cache_is_rebuilt(tmp_path, caplog, damage):
     posters = make_posters(tmp_path, 4)
     folder = folder_of(open_cache(posters, tmp_path / "cache"))
     pixels, meta = folder / "images.u8", folder / "meta.json"
@@ -201,7 +201,7 @@ def test_a_damaged_cache_is_noticed_and_built_anew(tmp_path, caplog, damage):
     with caplog.at_level(logging.WARNING):
         cache = open_cache(posters, tmp_path / "cache")
     assert "rebuilding" in caplog.text and str(folder) in caplog.text
-    assert cache.dense[cache.place, 0, 0, 0].tolist() == [0, 10, 20, 30]
+    assert cache.dense[cache.row_index, 0, 0, 0].tolist() == [0, 10, 20, 30]
     assert caches(tmp_path / "cache") == [folder.name]
 
 
@@ -210,14 +210,14 @@ def test_a_poster_that_could_not_be_read_is_tried_again(tmp_path, decodes):
     (tmp_path / "1.png").rename(tmp_path / "away")
     for _ in range(2):
         cache = open_cache(posters, tmp_path / "cache")
-        assert cache.place.tolist() == [0, -1, 1]
+        assert cache.row_index.tolist() == [0, -1, 1]
     assert len(decodes) == 2  # while it is away, the others are not decoded again
     (tmp_path / "away").rename(tmp_path / "1.png")
-    assert open_cache(posters, tmp_path / "cache").place.tolist() == [0, 1, 2]
+    assert open_cache(posters, tmp_path / "cache").row_index.tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("wrong", [{"size": 0}, {"shrink": 9}, {"workers": 0}], ids=str)
-def test_senseless_numbers_are_refused(tmp_path, wrong):
+def test_arguments_out_of_range_are_refused(tmp_path, wrong):
     with pytest.raises(ValueError, match=r"at least 1|between 1 and"):
         open_cache([], tmp_path, **wrong)
 
@@ -228,7 +228,7 @@ def test_a_bar_is_shown_on_a_terminal_only(tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_posters_that_are_no_squares(tmp_path):
+def test_posters_that_are_not_square(tmp_path):
     posters = make_posters(tmp_path, 3)
     store = Store(tmp_path / "cache", workers=1, progress=False)
     tall = open_poster_cache(posters, size=(12, 8), shrink=2, store=store)
@@ -239,7 +239,7 @@ def test_posters_that_are_no_squares(tmp_path):
     )
 
 
-def test_batches_are_gathered_by_place(tmp_path):
+def test_batches_are_gathered_by_row(tmp_path):
     cache = open_cache([*make_posters(tmp_path, 4), None], tmp_path / "cache")
     numbers, lengths = cache.gather(np.array([3, 0, 3]), np.array([2, 0, 1]))
     assert numbers["pixels"][:, 0, 0, 0].tolist() == [30, 0, 30]
@@ -248,8 +248,8 @@ def test_batches_are_gathered_by_place(tmp_path):
     assert numbers["pixels"].shape == (0, 8, 8, 3) and lengths == {"pixels": [0]}
 
 
-# Run by other processes: opens a cache of posters each of which tells that it is read, by one more
-# byte in a file, and takes its time.
+# Run by other processes: opens a cache of slow posters, each of which appends a byte to a file when
+# it is read.
 PROGRAM = """
 import sys, time
 from pathlib import Path
@@ -272,7 +272,7 @@ for n in range(8):
     status = path.stat()
     files.append(Slow(path, None, status.st_size, status.st_mtime_ns))
 cache = open_poster_cache(files, size=(8, 8), store=Store(folder / "cache", workers=2))
-print(cache.dense[cache.place, 0, 0, 0].tolist())
+print(cache.dense[cache.row_index, 0, 0, 0].tolist())
 """
 
 
@@ -293,9 +293,9 @@ def test_of_two_processes_one_builds_and_both_use_it(tmp_path):
     first = start(tmp_path, 0.2)
     wait_for_reads(tmp_path, 1, first)
     second = start(tmp_path, 0.2)
-    wanted = f"{[10 * n for n in range(8)]}\n"
-    assert first.communicate(timeout=60)[0] == wanted
-    assert second.communicate(timeout=60)[0] == wanted
+    expected = f"{[10 * n for n in range(8)]}\n"
+    assert first.communicate(timeout=60)[0] == expected
+    assert second.communicate(timeout=60)[0] == expected
     assert (tmp_path / "reads").stat().st_size == 8
     assert len(caches(tmp_path / "cache")) == 1
 
@@ -309,12 +309,12 @@ def test_a_killed_builder_leaves_no_half_cache(tmp_path):
     (left,) = caches(tmp_path / "cache")
     assert ".tmp-" in left
     cache = open_cache(files, tmp_path / "cache")
-    assert cache.dense[cache.place, 0, 0, 0].tolist() == [10 * n for n in range(8)]
+    assert cache.dense[cache.row_index, 0, 0, 0].tolist() == [10 * n for n in range(8)]
     assert caches(tmp_path / "cache") == [folder_of(cache).name]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no resource limits")
-def test_a_disk_that_takes_no_more_is_a_clear_error(tmp_path):
+def test_a_full_disk_is_a_clear_error(tmp_path):
     import resource
 
     files = make_posters(tmp_path, 20)
@@ -332,16 +332,16 @@ def test_a_disk_that_takes_no_more_is_a_clear_error(tmp_path):
 def test_memory_does_not_grow_with_the_number_of_posters(tmp_path):
     import tracemalloc
 
-    def peak(num: int) -> int:
+    def peak_bytes(num: int) -> int:
         files = make_posters(tmp_path / str(num), num)
         tracemalloc.start()
         open_cache(files, tmp_path / "cache", size=128, workers=1)
-        _, most = tracemalloc.get_traced_memory()
+        _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-        return most
+        return peak
 
-    peak(2)  # what is only imported on first use
-    more, less = peak(200), peak(20)
+    peak_bytes(2)  # what is only imported on first use
+    more, less = peak_bytes(200), peak_bytes(20)
     assert more - less < 180 * 128 * 128 * 3 / 10
 
 
@@ -359,7 +359,7 @@ def test_real_posters(ml1m_root, tmp_path):
     cache = open_cache(files, tmp_path, size=32, workers=None)
     assert len(cache.dense) == len(files) == 3256 and list(cache.unreadable) == []
     colourless = 0
-    for file, row in zip(files, cache.place, strict=True):
+    for file, row in zip(files, cache.row_index, strict=True):
         gray = np.ptp(cache.dense[row], axis=2).max() == 0
         with Image.open(io.BytesIO(file.read_bytes())) as image:
             if image.mode == "L":

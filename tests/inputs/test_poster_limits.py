@@ -1,4 +1,4 @@
-"""What a poster may cost: refused before it is decoded, and measured in a process of its own."""
+"""Limits on the cost of decoding: checked before decoding, and measured in a separate process."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from genre_lightning.inputs.poster_limits import PosterError
 from tests.fuzz.hostile import HONEST, POSTERS, bmp_in_runs, jpeg_with_scans, png_with_text
 from tests.pictures import encoded, locate
 
-#: Decodes files and tells of each the reason or None, and the memory beyond what there was before.
-#: Beside each is written what became of it.
+#: Decodes files; prints for each the reason for refusing it, or None, and the additional memory.
+#: Decoded pixels are written beside each file.
 PROGRAM = """
 import json, sys
 import numpy as np
@@ -36,26 +36,26 @@ def memory(name):
 
 Image.init()
 before = memory("VmRSS")
-found = {}
+results = {}
 for path in sys.argv[1:]:
     open("/proc/self/clear_refs", "w").write("5")
     try:
         decoded, reason = decode_poster(path, 256), None
     except PosterError as error:
         decoded, reason = None, str(error)
-    found[path] = reason, memory("VmHWM") - before
+    results[path] = reason, memory("VmHWM") - before
     if decoded is not None:
         np.save(path + ".npy", decoded)
-print(json.dumps(found))
+print(json.dumps(results))
 """
 
 
 def measured(files: dict[str, Path]) -> dict[str, tuple[str | None, int]]:
-    """The reason, or None, and the bytes that each took."""
+    """For each file the reason for refusing it, or None, and the bytes that decoding took."""
     command = [sys.executable, "-c", PROGRAM, *map(str, files.values())]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    found = json.loads(done.stdout)
-    return {name: tuple(found[str(path)]) for name, path in files.items()}
+    results = json.loads(done.stdout)
+    return {name: tuple(results[str(path)]) for name, path in files.items()}
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -74,11 +74,11 @@ def test_too_much_is_refused_with_the_reason_before_it_is_decoded(
 
 
 @pytest.mark.parametrize("name", HONEST)
-def test_what_is_unusual_and_honest_is_decoded(name: str) -> None:
+def test_unusual_valid_files_are_decoded(name: str) -> None:
     assert decode_poster(HONEST[name](), 32).shape == (32, 32, 3)
 
 
-def test_a_reader_that_is_kept_busy_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_decoding_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(poster_limits, "MAX_SECONDS", 0.05)
     with pytest.raises(PosterError, match="takes more than"):
         decode_poster(bmp_in_runs(1500, 1500), 32)
@@ -96,11 +96,13 @@ def test_refused_posters_are_masked_counted_and_named(tmp_path: Path) -> None:
     store = Store(tmp_path / "cache", workers=2, progress=False)
     values = [locate(path) for path in paths]
     features = PixelsInput(size=32).open(values, np.arange(4), store)
-    assert features.place.tolist() == [-1, -1, -1, 0]
+    assert features.row_index.tolist() == [-1, -1, -1, 0]
     assert [name for name, _ in features.unreadable] == [str(path) for path in paths[:3]]
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells of memory")
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from /proc"
+)
 def test_no_hostile_file_takes_much_memory(tmp_path: Path) -> None:
     files = {}
     for number, (name, (make, _)) in enumerate(POSTERS.items()):
@@ -114,7 +116,9 @@ def test_no_hostile_file_takes_much_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells of memory")
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from /proc"
+)
 def test_a_photo_of_24_million_pixels_is_decoded_in_little_memory(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (500, 750, 3), dtype=np.uint8)
     photo = Image.fromarray(noise).resize((6000, 4000), Image.Resampling.BILINEAR)
@@ -123,7 +127,7 @@ def test_a_photo_of_24_million_pixels_is_decoded_in_little_memory(tmp_path: Path
     saved = {
         "progressive": (photo, "JPEG", {"quality": 90, "progressive": True, "subsampling": 0}),
         "baseline": (photo, "JPEG", {"quality": 90}),
-        # The quickest that is still compressed, and not compressed.
+        # The fastest compression, and none.
         "png": (photo, "PNG", {"compress_type": zlib.Z_HUFFMAN_ONLY}),
         "transparent png": (transparent, "PNG", {"compress_level": 0}),
         "16 bits": (Image.new("I;16", (6000, 4000), 30_000), "PNG", {"compress_level": 1}),

@@ -1,4 +1,4 @@
-"""The words on posters: read by the real networks, stored, and given to inputs of texts."""
+"""The words on posters: read by the real networks, stored, and passed to text inputs."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_the_lines_are_read_from_the_top(posters: list[Path]) -> None:
     assert branch_input.read(posters[1]) == NO_WORDS
 
 
-def test_reading_leaves_the_smallest_numbers_to_others(posters: list[Path]) -> None:
+def test_denormals_are_flushed_only_while_reading(posters: list[Path]) -> None:
     smallest = torch.full((8,), 1e-40)
     assert PosterTextInput("poster", TERMS).read(posters[2]) == "TOY STORY"
     assert (smallest * 1 > 0).all()
@@ -69,31 +69,33 @@ def test_a_poster_of_any_shape_is_read(shape: tuple[int, int]) -> None:
     assert PosterTextInput("poster", TERMS).read(pixels) == NO_WORDS
 
 
-def test_what_is_too_long_ends_with_a_whole_character(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Found:
+def test_long_words_are_cut_at_a_whole_character(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Result:
         txts, scores = ("é" * 400, "lost"), (0.9, 0.9)
 
-    monkeypatch.setattr(ocr, "_engine", lambda: lambda pixels, **steps: Found())
+    monkeypatch.setattr(ocr, "_engine", lambda: lambda pixels, **steps: Result())
     words = ocr.read_words(np.zeros((*ocr.SIZE, 3), np.uint8))
     assert words == "é" * 256 and len(words.encode()) == ocr.MAX_BYTES
 
 
 def test_uncertain_lines_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Found:
+    class Result:
         txts, scores = ("WALT  DISNEY", "PNSEX", "TOY\tSTORY"), (0.95, 0.6, 0.8)
 
-    monkeypatch.setattr(ocr, "_engine", lambda: lambda pixels, **steps: Found())
+    monkeypatch.setattr(ocr, "_engine", lambda: lambda pixels, **steps: Result())
     assert ocr.read_words(np.ones((*ocr.SIZE, 3), np.uint8)) == "WALT DISNEY. TOY STORY"
 
 
 @pytest.mark.parametrize("kind", ["terms", "embedding"])
-def test_a_dataset_gets_what_a_movie_gets(kind: str, posters: list[Path], store: Store) -> None:
+def test_datasets_and_new_movies_get_the_same_numbers(
+    kind: str, posters: list[Path], store: Store
+) -> None:
     text = TERMS if kind == "terms" else {"kind": "embedding", "encoder": "minilm"}
     branch_input = PosterTextInput("poster", text)
 
     features = branch_input.open([locate(path) for path in posters], ALL, store)
-    assert features.place.tolist() == [0, 1, 2]
-    stored, _ = features.gather(features.place, np.array([3]))
+    assert features.row_index.tolist() == [0, 1, 2]
+    stored, _ = features.gather(features.row_index, np.array([3]))
     rebuilt = input_from_text(state_to_text(branch_input))
     assert isinstance(rebuilt, PosterTextInput)
     for one in (branch_input, rebuilt):
@@ -121,7 +123,7 @@ def test_posters_are_read_once(
     changed = PosterTextInput("poster", TERMS)
     again = changed.open([*files[:2], locate(posters[2])], ALL, store)
     assert read == ["JAWS"]
-    assert again.place.tolist() == first.place.tolist()
+    assert again.row_index.tolist() == first.row_index.tolist()
     assert "jaws" in terms_of(changed)
 
 
@@ -150,10 +152,10 @@ def test_what_was_read_before_a_kill_is_not_read_again(
     last = 70
     features = PosterTextInput("poster", TERMS).open(files, np.arange(70), store)
     assert sorted(read) == [64, 65, 66, 67, 68, 69]
-    assert features.place.tolist() == list(range(70))
+    assert features.row_index.tolist() == list(range(70))
 
 
-def test_damaged_weights_are_told_and_nothing_is_downloaded(
+def test_damaged_weights_are_reported_and_nothing_is_downloaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "damaged_ocr").mkdir()
@@ -162,7 +164,7 @@ def test_damaged_weights_are_told_and_nothing_is_downloaded(
     monkeypatch.syspath_prepend(str(tmp_path))
     damaged = Packaged("rapidocr", "damaged_ocr", "det.onnx")
     monkeypatch.setitem(ocr._WEIGHTS, "Det", damaged)
-    monkeypatch.setattr(ocr, "_opened", threading.local())
+    monkeypatch.setattr(ocr, "_thread_state", threading.local())
     with pytest.raises(EncoderError, match=r"'ocr' are damaged .*det\.onnx.*: install rapidocr"):
         ocr.read_words(np.full((*ocr.SIZE, 3), 7, np.uint8))
 
@@ -172,7 +174,7 @@ def test_a_package_that_the_ocr_lacks_is_named(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "pyclipper", None)  # as if it were not installed
     for name in [name for name in sys.modules if name.startswith("rapidocr.ch_ppocr_det")]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setattr(ocr, "_opened", threading.local())
+    monkeypatch.setattr(ocr, "_thread_state", threading.local())
     with pytest.raises(EncoderError, match="'ocr' needs pyclipper, which is not installed"):
         ocr.read_words(np.full((*ocr.SIZE, 3), 8, np.uint8))
 
@@ -184,7 +186,7 @@ def test_a_poster_that_can_not_be_read_is_named_and_left_out(
     features = PosterTextInput("poster", TERMS).open(
         [locate(posters[0]), None, locate(posters[1]), locate(posters[2])], np.arange(4), store
     )
-    assert (features.place < 0).tolist() == [False, True, True, False]
+    assert (features.row_index < 0).tolist() == [False, True, True, False]
     ((name, reason),) = features.unreadable
     assert name.endswith("plain.png") and "not an image of a known format" in reason
 
@@ -203,7 +205,7 @@ def test_other_weights_are_refused(posters: list[Path], store: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         (None, r"\.text: its kind must be one of terms, embedding$"),
         ({"kind": "pixels"}, r"\.text: its kind must be one of terms, embedding$"),
@@ -216,8 +218,8 @@ def test_other_weights_are_refused(posters: list[Path], store: Store) -> None:
     ],
     ids=["nothing", "pixels", "unknown", "column", "range", "lacking", "of posters", "no encoder"],
 )
-def test_wrong_settings_are_refused_by_name(text: Any, said: str) -> None:
-    with pytest.raises(UserError, match=rf"model\.branches\.b\.input.*{said}"):
+def test_wrong_settings_are_refused_by_name(text: Any, message: str) -> None:
+    with pytest.raises(UserError, match=rf"model\.branches\.b\.input.*{message}"):
         build_input("b", {"kind": "poster_text", "column": "poster", "text": text})
 
 

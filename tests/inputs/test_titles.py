@@ -8,7 +8,7 @@ from genre_lightning.inputs.titles import natural_title, normalise_title
 
 
 @pytest.mark.parametrize(
-    ("title", "said"),
+    ("title", "expected"),
     [
         ("Godfather, The (1972)", "The Godfather"),
         ("Heat (1995)", "Heat"),
@@ -25,12 +25,12 @@ from genre_lightning.inputs.titles import natural_title, normalise_title
         ("", ""),
     ],
 )
-def test_as_one_says_it(title: str, said: str):
-    assert natural_title(title) == said
+def test_natural_title(title: str, expected: str):
+    assert natural_title(title) == expected
 
 
 @pytest.mark.parametrize(
-    ("title", "said"),
+    ("title", "expected"),
     [
         ("Godfather, The (1972)", "The Godfather (1972)"),
         ("2001: A Space Odyssey [ 1968–1970 ]", "2001: A Space Odyssey (1968)"),
@@ -38,8 +38,8 @@ def test_as_one_says_it(title: str, said: str):
         ("Heat", "Heat"),
     ],
 )
-def test_with_the_year_behind(title: str, said: str):
-    assert natural_title(title, year=True) == said
+def test_natural_title_with_year(title: str, expected: str):
+    assert natural_title(title, year=True) == expected
 
 
 @pytest.mark.parametrize(

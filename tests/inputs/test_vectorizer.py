@@ -52,7 +52,7 @@ ANALYZERS = {
 
 
 def dense(titles: SparseRows, width: int) -> np.ndarray:
-    """(N, V) by the definition of the format; refuses a column given twice."""
+    """Densify to (N, V) by the definition of the format; refuses duplicate columns."""
     result = np.zeros((len(titles), width), dtype=np.float32)
     for row in range(len(titles)):
         part = slice(titles.indptr[row], titles.indptr[row + 1])
@@ -79,14 +79,14 @@ def test_equals_scikit_learn(name, width, sublinear):
     )
     oracle.fit([normalise_title(title)[0] for title in TITLES])
     for titles in (TITLES, UNSEEN):
-        found = vectorizer.transform(titles)
-        wanted = oracle.transform([normalise_title(title)[0] for title in titles]).toarray()
-        result = dense(found, width)
-        num_terms = wanted.shape[1]
-        np.testing.assert_allclose(result[:, :num_terms], wanted, rtol=1e-6, atol=1e-9)
+        rows = vectorizer.transform(titles)
+        expected = oracle.transform([normalise_title(title)[0] for title in titles]).toarray()
+        result = dense(rows, width)
+        num_terms = expected.shape[1]
+        np.testing.assert_allclose(result[:, :num_terms], expected, rtol=1e-6, atol=1e-9)
         assert not result[:, num_terms:].any()
-        assert found.indptr.dtype == np.int64 and found.indices.dtype == np.int32
-        assert found.weights.dtype == np.float32 and (found.weights != 0).all()
+        assert rows.indptr.dtype == np.int64 and rows.indices.dtype == np.int32
+        assert rows.weights.dtype == np.float32 and (rows.weights != 0).all()
 
 
 def test_equals_scikit_learn_on_real_titles(ml1m_root):
@@ -99,9 +99,9 @@ def test_equals_scikit_learn_on_real_titles(ml1m_root):
         analyzer="char_wb", ngram_range=(2, 5), max_features=2000, sublinear_tf=True
     )
     texts = [normalise_title(title)[0] for title in titles]
-    wanted = oracle.fit(texts[:400]).transform(texts).toarray()
+    expected = oracle.fit(texts[:400]).transform(texts).toarray()
     np.testing.assert_allclose(
-        dense(vectorizer.transform(titles), 2000), wanted, rtol=1e-6, atol=1e-9
+        dense(vectorizer.transform(titles), 2000), expected, rtol=1e-6, atol=1e-9
     )
 
 
@@ -115,7 +115,7 @@ def test_chunks_do_not_show():
 
 
 @pytest.mark.parametrize(
-    ("year", "wanted"),
+    ("year", "expected"),
     [
         (1990, {1990: 1.0}),
         (1994, {1990: 0.6, 2000: 0.4}),
@@ -129,14 +129,14 @@ def test_chunks_do_not_show():
     ],
     ids=str,
 )
-def test_decades(year, wanted):
+def test_decades(year, expected):
     seen = ["first (1912)", "last (2005)", "other"]
     vectorizer = TermVectorizer(50, decade_weight=2.0).fit(seen)
     title = "first" if year is None else f"first ({year})"
     row = dense(vectorizer.transform([title]), 50)[0]
-    found = dict(zip(DECADES, row[-len(DECADES) :].tolist(), strict=True))
+    weights = dict(zip(DECADES, row[-len(DECADES) :].tolist(), strict=True))
     for centre in DECADES:
-        assert found[centre] == pytest.approx(2.0 * wanted.get(centre, 0.0)), centre
+        assert weights[centre] == pytest.approx(2.0 * expected.get(centre, 0.0)), centre
     without = TermVectorizer(50 - len(DECADES), decade=False).fit(seen)
     np.testing.assert_array_equal(
         row[: -len(DECADES)], dense(without.transform([title]), 50 - len(DECADES))[0]
@@ -195,8 +195,8 @@ def test_transform_before_fit_is_refused():
 def test_take(rows):
     titles = TermVectorizer(300).fit(TITLES).transform(TITLES)
     taken = titles.take(rows)
-    wanted = dense(titles, 300)[np.asarray(rows, dtype=np.int64)]
-    np.testing.assert_array_equal(dense(taken, 300), wanted)
+    expected = dense(titles, 300)[np.asarray(rows, dtype=np.int64)]
+    np.testing.assert_array_equal(dense(taken, 300), expected)
 
 
 @pytest.mark.parametrize("row", [-1, 15])

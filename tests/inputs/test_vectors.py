@@ -1,4 +1,4 @@
-"""Numbers that the user brings."""
+"""Vectors from a user's file."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ IDS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
-@pytest.mark.parametrize("ids", IDS)
-def test_npz(ids: str, dtype: Any, tmp_path: Path) -> None:
-    path = saved(tmp_path / "v.npz", ids=IDS[ids], x=X.astype(dtype))
-    found, x = read_vectors(path)
-    assert found == ["7", "x", "30"] and x.dtype == np.float32
+@pytest.mark.parametrize("id_type", IDS)
+def test_npz(id_type: str, dtype: Any, tmp_path: Path) -> None:
+    path = saved(tmp_path / "v.npz", ids=IDS[id_type], x=X.astype(dtype))
+    ids, x = read_vectors(path)
+    assert ids == ["7", "x", "30"] and x.dtype == np.float32
     np.testing.assert_array_equal(x, X)
 
 
 def test_npz_of_whole_numbers(tmp_path: Path) -> None:
     path = saved(tmp_path / "v.npz", ids=np.array([7, 30]), x=np.array([[1, 2], [3, 4]], np.uint8))
-    found, x = read_vectors(path)
-    assert found == ["7", "30"]
+    ids, x = read_vectors(path)
+    assert ids == ["7", "30"]
     np.testing.assert_array_equal(x, [[1, 2], [3, 4]])
 
 
@@ -59,8 +59,8 @@ def test_npz_of_whole_numbers(tmp_path: Path) -> None:
     ids=["plain", "with a mark", "of Windows", "id elsewhere"],
 )
 def test_csv(text: str, tmp_path: Path) -> None:
-    found, x = read_vectors(written(tmp_path / "v.csv", text))
-    assert found == ["7", "x", "30"] and x.dtype == np.float32
+    ids, x = read_vectors(written(tmp_path / "v.csv", text))
+    assert ids == ["7", "x", "30"] and x.dtype == np.float32
     np.testing.assert_array_equal(x, X)
 
 
@@ -109,9 +109,9 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("which", BAD)
-def test_a_bad_npz_is_named(which: str, tmp_path: Path) -> None:
-    arrays, message = BAD[which]
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_npz_is_named(case: str, tmp_path: Path) -> None:
+    arrays, message = BAD[case]
     path = saved(tmp_path / "v.npz", **arrays)
     with pytest.raises(InputError, match=message) as caught:
         read_vectors(path)
@@ -157,15 +157,15 @@ def opened(
 ) -> tuple[np.ndarray, np.ndarray]:
     features = branch_input.open(ids, np.arange(1), Store(folder))
     assert features.dense is not None
-    return features.dense, features.place
+    return features.dense, features.row_index
 
 
 def test_vectors_are_found_by_id(tmp_path: Path) -> None:
     path = written(tmp_path / "v.csv", CSV)
     branch_input = VectorsInput(str(path))
-    dense, place = opened(branch_input, ["30", "unknown", "7", "7"], tmp_path)
-    np.testing.assert_array_equal(dense[place[[0, 2, 3]]], X[[2, 0, 0]])
-    assert place[1] == -1 and branch_input.network_arguments() == {"width": 3}
+    dense, row_index = opened(branch_input, ["30", "unknown", "7", "7"], tmp_path)
+    np.testing.assert_array_equal(dense[row_index[[0, 2, 3]]], X[[2, 0, 0]])
+    assert row_index[1] == -1 and branch_input.network_arguments() == {"width": 3}
     assert branch_input.column == "id"
 
 
@@ -178,9 +178,9 @@ def test_no_id_of_the_dataset_is_in_it(tmp_path: Path) -> None:
 def test_log_odds(tmp_path: Path) -> None:
     p = np.array([[0.0, 1.0, 0.5], [0.25, 0.9, 0.005], [1e-9, 0.75, 0.1]])
     path = saved(tmp_path / "v.npz", ids=IDS["strings"], x=p)
-    dense, place = opened(VectorsInput(str(path), log_odds=True), ["7", "x", "30"], tmp_path)
+    dense, row_index = opened(VectorsInput(str(path), log_odds=True), ["7", "x", "30"], tmp_path)
     assert dense.dtype == np.float32
-    np.testing.assert_allclose(dense[place], logit(p.clip(0.005, 0.995)), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(dense[row_index], logit(p.clip(0.005, 0.995)), rtol=1e-5, atol=1e-6)
     for bad in (p - 0.5, p + 0.5):
         saved(path, ids=IDS["strings"], x=bad)
         with pytest.raises(InputError, match=r"probabilities in 0\.\.1"):
@@ -273,8 +273,10 @@ def test_what_is_no_vector_is_refused(value: Any, error: type[Exception]) -> Non
 def test_a_folder_that_is_named_by_a_list(tmp_path: Path) -> None:
     folder = tmp_path / "show=[title,poster]"
     folder.mkdir()
-    given = VectorsInput(str(saved(folder / "v.npz", ids=IDS["strings"], x=X)))
-    opened(given, ["7"], tmp_path)
-    assert state_to_text(input_from_text(state_to_text(given))) == state_to_text(given)
+    branch_input = VectorsInput(str(saved(folder / "v.npz", ids=IDS["strings"], x=X)))
+    opened(branch_input, ["7"], tmp_path)
+    assert state_to_text(input_from_text(state_to_text(branch_input))) == state_to_text(
+        branch_input
+    )
     with pytest.raises(ValueError, match="brackets"):
         VectorsInput(str(tmp_path / ("[" * 9)))

@@ -19,13 +19,13 @@ TRAIN = np.array([0, 1, 2, 3])
 
 def opened(branch_input: YearInput, folder: Path) -> np.ndarray:
     features = branch_input.open(TITLES, TRAIN, Store(folder))
-    assert features.place.tolist() == [0, -1, 1, -1, 2, 3, -1]
+    assert features.row_index.tolist() == [0, -1, 1, -1, 2, 3, -1]
     assert features.dense is not None
     return features.dense
 
 
 def by_hand(year: int, first: int, last: int, spacing: int, width: float) -> list[float]:
-    """One vector, as a plain loop."""
+    """The expected vector of one year, by a plain loop."""
     year = min(max(year, first), last)
     centres, centre = [], first
     while centre < last + spacing:
@@ -39,22 +39,22 @@ def by_hand(year: int, first: int, last: int, spacing: int, width: float) -> lis
 @pytest.mark.parametrize(("spacing", "width"), [(5, 5.0), (1, 2.0), (10, 3), (100, 20.0)])
 def test_against_a_plain_loop(spacing: int, width: float, tmp_path: Path) -> None:
     branch_input = YearInput("title", spacing, width)
-    found = opened(branch_input, tmp_path)
-    # Train has 1979 and 1995: the years outside of it count as those.
-    wanted = [by_hand(y, 1979, 1995, spacing, width) for y in (1979, 1995, 1956, 2020)]
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-7)
-    assert branch_input.network_arguments() == {"width": len(wanted[0])}
-    np.testing.assert_array_equal(found[0], found[2])
-    np.testing.assert_array_equal(found[1], found[3])
+    vectors = opened(branch_input, tmp_path)
+    # Train has 1979 and 1995; years outside this range are clamped to it.
+    expected = [by_hand(y, 1979, 1995, spacing, width) for y in (1979, 1995, 1956, 2020)]
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(vectors, expected, rtol=1e-6, atol=1e-7)
+    assert branch_input.network_arguments() == {"width": len(expected[0])}
+    np.testing.assert_array_equal(vectors[0], vectors[2])
+    np.testing.assert_array_equal(vectors[1], vectors[3])
 
 
-def test_narrow_bumps_far_from_every_centre_are_numbers(tmp_path: Path) -> None:
+def test_narrow_gaussians_do_not_underflow(tmp_path: Path) -> None:
     branch_input = YearInput("title", spacing=100, width=0.1)
     branch_input.open(["a (1900)", "b (2000)", "c (1949)"], np.arange(3), Store(tmp_path))
     for year in range(1890, 2010):
-        (found,) = branch_input.encode([year])["vectors"].numpy()
-        assert np.isfinite(found).all() and np.linalg.norm(found) == pytest.approx(1)
+        (vector,) = branch_input.encode([year])["vectors"].numpy()
+        assert np.isfinite(vector).all() and np.linalg.norm(vector) == pytest.approx(1)
 
 
 def test_near_years_have_like_vectors(tmp_path: Path) -> None:
@@ -82,9 +82,9 @@ def test_one_year_in_train(tmp_path: Path) -> None:
 
 
 def test_the_state_rebuilds_it(tmp_path: Path) -> None:
-    given = YearInput("title", 3, 2.5)
-    before = opened(given, tmp_path)
-    rebuilt = input_from_text(state_to_text(given))
+    branch_input = YearInput("title", 3, 2.5)
+    before = opened(branch_input, tmp_path)
+    rebuilt = input_from_text(state_to_text(branch_input))
     features = rebuilt.open(TITLES, np.array([5]), Store(tmp_path))  # learns nothing any more
     np.testing.assert_array_equal(features.dense, before)
 

@@ -24,7 +24,7 @@ from genre_lightning.predicting.command import main
 from genre_lightning.predicting.export import export_onnx
 from genre_lightning.predicting.graph import INPUT_GRAPHS, ExportedNetwork
 from genre_lightning.predicting.input_graph import ExportError
-from tests.inputs.encoders.small_mpnet import take_small_mpnet, write_small_mpnet
+from tests.inputs.encoders.small_mpnet import use_small_mpnet, write_small_mpnet
 from tests.pictures import write_poster
 
 # Tracing a graph takes seconds.
@@ -67,7 +67,7 @@ def small_mpnet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A model of one block instead of all-mpnet-base-v2, as each block takes a second to trace."""
     pytest.importorskip("sentence_transformers")
     with pytest.MonkeyPatch.context() as patch:
-        take_small_mpnet(write_small_mpnet(tmp_path_factory.mktemp("e") / "mpnet", 1), patch)
+        use_small_mpnet(write_small_mpnet(tmp_path_factory.mktemp("e") / "mpnet", 1), patch)
         yield
 
 

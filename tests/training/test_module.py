@@ -209,7 +209,7 @@ def test_a_batch_with_few_posters_or_none(
 ) -> None:
     module = make(branch_loss=0.5)
     module.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
-    place = data.features["poster"].place
+    place = data.features["poster"].row_index
     without = [row for row in data.splits["train"].tolist() if place[row] < 0]
     seen = [row for row in data.splits["train"].tolist() if place[row] >= 0]
     batch = some(data, [*without[:5], *seen[:posters]])

@@ -44,15 +44,15 @@ def compute_feature_map(module: nn.Module, posters: Tensor, name: str) -> Featur
         EncoderError: the architecture has no such map.
     """
     if not _reads_class_token(module):
-        return _from_layout(module, module.forward_features(posters), name)  # type: ignore[operator]
-    caught: list[Tensor] = []
-    last = module.get_submodule("blocks")[-1]  # type: ignore[index]
-    hook = last.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
+        return _to_feature_map(module, module.forward_features(posters), name)  # type: ignore[operator]
+    captured: list[Tensor] = []
+    last_block = module.get_submodule("blocks")[-1]  # type: ignore[index]
+    hook = last_block.register_forward_pre_hook(lambda _, inputs: captured.append(inputs[0]))
     try:
         module.forward_features(posters)  # type: ignore[operator]
     finally:
         hook.remove()
-    return _from_layout(module, caught[0], name)
+    return _to_feature_map(module, captured[0], name)
 
 
 def pool_feature_map(module: nn.Module, features: FeatureMap) -> Tensor:
@@ -60,17 +60,17 @@ def pool_feature_map(module: nn.Module, features: FeatureMap) -> Tensor:
 
     Gradients reach the features.
     """
-    laid_out = features.map
+    hidden = features.map
     if _layout(module) == "NHWC":
-        laid_out = laid_out.permute(0, 2, 3, 1)
+        hidden = hidden.permute(0, 2, 3, 1)
     elif _layout(module) == "NLC":
-        laid_out = laid_out.flatten(2).transpose(1, 2)
+        hidden = hidden.flatten(2).transpose(1, 2)
         if features.prefix is not None:
-            laid_out = torch.cat([features.prefix, laid_out], dim=1)
+            hidden = torch.cat([features.prefix, hidden], dim=1)
     if _reads_class_token(module):
-        laid_out = module.get_submodule("blocks")[-1](laid_out)  # type: ignore[index]
-        laid_out = module.get_submodule("norm")(laid_out)
-    vectors: Tensor = module.forward_head(laid_out)  # type: ignore[operator]
+        hidden = module.get_submodule("blocks")[-1](hidden)  # type: ignore[index]
+        hidden = module.get_submodule("norm")(hidden)
+    vectors: Tensor = module.forward_head(hidden)  # type: ignore[operator]
     return vectors
 
 
@@ -102,7 +102,7 @@ def _reads_class_token(module: nn.Module) -> bool:
     return getattr(module, "global_pool", None) == "token"
 
 
-def _from_layout(module: nn.Module, features: Tensor, name: str) -> FeatureMap:
+def _to_feature_map(module: nn.Module, features: Tensor, name: str) -> FeatureMap:
     """Convert features in the network's layout to a map."""
     if _layout(module) == "NHWC":
         features = features.permute(0, 3, 1, 2)
@@ -110,11 +110,11 @@ def _from_layout(module: nn.Module, features: Tensor, name: str) -> FeatureMap:
         if features.ndim != 4:
             raise EncoderError(f"the encoder {name!r} has no feature map to draw on a poster")
         return FeatureMap(features)
-    prefix = int(module.num_prefix_tokens)  # type: ignore[arg-type]
+    num_prefix = int(module.num_prefix_tokens)  # type: ignore[arg-type]
     grid = module.get_submodule("patch_embed").grid_size
-    if type(module).__name__ != "VisionTransformer" or features.shape[1] != prefix + (
+    if type(module).__name__ != "VisionTransformer" or features.shape[1] != num_prefix + (
         grid[0] * grid[1]  # type: ignore[index]
     ):
         raise EncoderError(f"the encoder {name!r} has no feature map to draw on a poster")
-    places = features[:, prefix:].transpose(1, 2).unflatten(2, tuple(grid))  # type: ignore[arg-type]
-    return FeatureMap(places, features[:, :prefix] if prefix else None)
+    patch_map = features[:, num_prefix:].transpose(1, 2).unflatten(2, tuple(grid))  # type: ignore[arg-type]
+    return FeatureMap(patch_map, features[:, :num_prefix] if num_prefix else None)

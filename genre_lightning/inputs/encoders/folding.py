@@ -20,7 +20,7 @@ _NORMS = ("BatchNorm2d", "BatchNormAct2d")
 _TOLERANCE = 1e-4
 
 
-def drawn_posters(size: tuple[int, int]) -> Tensor:
+def random_posters(size: tuple[int, int]) -> Tensor:
     """Return a fixed random input, (1, 3, H, W) float32, to test a network with."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn((1, 3, *size), generator=generator)
@@ -40,7 +40,7 @@ def fold_batch_norms(module: nn.Module, posters: Tensor) -> nn.Module:
     if not any(type(layer).__name__ in _NORMS for layer in module.modules()):
         return module  # avoids copying a transformer, which takes time and memory
     folded = copy.deepcopy(module)
-    pairs = _pairs(folded, posters)
+    pairs = _conv_norm_pairs(folded, posters)
     if not pairs:
         return module
     for convolution, name in pairs:
@@ -54,31 +54,31 @@ def fold_batch_norms(module: nn.Module, posters: Tensor) -> nn.Module:
             norm.weight,
             norm.bias,
         )
-        rest = [norm.drop, norm.act] if type(norm).__name__ == "BatchNormAct2d" else []
-        parent, _, own = name.rpartition(".")
-        setattr(folded.get_submodule(parent), own, nn.Sequential(*rest))
+        remaining = [norm.drop, norm.act] if type(norm).__name__ == "BatchNormAct2d" else []
+        parent, _, attribute = name.rpartition(".")
+        setattr(folded.get_submodule(parent), attribute, nn.Sequential(*remaining))
     folded = folded.requires_grad_(False).to(memory_format=torch.channels_last)
-    expected, found = module(posters), folded(posters)
+    expected, actual = module(posters), folded(posters)
     scale = float(expected.abs().max())
-    if not torch.allclose(found, expected, rtol=_TOLERANCE, atol=_TOLERANCE * scale):
+    if not torch.allclose(actual, expected, rtol=_TOLERANCE, atol=_TOLERANCE * scale):
         return module
     return folded
 
 
-def _pairs(module: nn.Module, posters: Tensor) -> list[tuple[nn.Conv2d, str]]:
+def _conv_norm_pairs(module: nn.Module, posters: Tensor) -> list[tuple[nn.Conv2d, str]]:
     """Return convolutions with the name of the BatchNorm that follows, if both are used once."""
-    given: dict[int, tuple[Any, Tensor]] = {}
+    outputs: dict[int, tuple[Any, Tensor]] = {}
     pairs: list[tuple[Any, str]] = []
     uses: dict[nn.Module, int] = {}
 
     def after_convolution(layer: nn.Module, _: Any, output: Tensor) -> None:
         uses[layer] = uses.get(layer, 0) + 1
-        given[id(output)] = (layer, output)  # keeps the tensor alive, so that its id stays unique
+        outputs[id(output)] = (layer, output)  # keeps the tensor alive, so that its id stays unique
 
     def before_norm(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         uses[layer] = uses.get(layer, 0) + 1
-        if id(inputs[0]) in given:
-            pairs.append((given[id(inputs[0])][0], names[layer]))
+        if id(inputs[0]) in outputs:
+            pairs.append((outputs[id(inputs[0])][0], names[layer]))
 
     names = {layer: name for name, layer in module.named_modules()}
     hooks = []

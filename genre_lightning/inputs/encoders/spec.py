@@ -131,16 +131,16 @@ class EncoderSpec:
         return self.width + sum(self.stage_widths)
 
 
-def check_sha256(spec: EncoderSpec, found: str, wanted: str) -> None:
+def check_sha256(spec: EncoderSpec, actual: str, expected: str) -> None:
     """Check the hash of the weights.
 
     Raises:
         EncoderError: the hashes differ; the message has both.
     """
-    if found != wanted:
+    if actual != expected:
         origin = spec.origin
         package = f" ({origin.package})" if isinstance(origin, (Packaged, Gguf)) else ""
         raise EncoderError(
-            f"the weights of encoder {spec.name!r}{package} have the SHA-256 {found}, but those "
-            f"with which the checkpoint was trained have {wanted}: install those, or train again"
+            f"the weights of encoder {spec.name!r}{package} have the SHA-256 {actual}, but those "
+            f"with which the checkpoint was trained have {expected}: install those, or train again"
         )

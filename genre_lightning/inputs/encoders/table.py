@@ -63,7 +63,7 @@ def _lite(
     )
 
 
-def _tower(
+def _vision_transformer(
     name: str,
     architecture: str,
     width: int,
@@ -157,7 +157,7 @@ ENCODERS: dict[str, EncoderSpec] = {
         # The next three are tested with random weights and have not been scored, since tests don't
         # download weights. Radford et al. 2021: the vector before the projection, as in its linear
         # probes. CLIP and SigLIP learnt their position embeddings for a square, which is kept.
-        _tower(
+        _vision_transformer(
             "clip",
             "vit_base_patch32_clip_224.openai",
             768,
@@ -166,7 +166,7 @@ ENCODERS: dict[str, EncoderSpec] = {
             (0.26862954, 0.26130258, 0.27577711),
         ),
         # Zhai et al. 2023.
-        _tower(
+        _vision_transformer(
             "siglip",
             "vit_base_patch16_siglip_224.webli",
             768,
@@ -175,7 +175,7 @@ ENCODERS: dict[str, EncoderSpec] = {
             (0.5, 0.5, 0.5),
         ),
         # Oquab et al. 2024, designed for sizes that differ from training: 24 x 16 patches.
-        _tower(
+        _vision_transformer(
             "dinov2",
             "vit_small_patch14_dinov2.lvd142m",
             384,
@@ -248,7 +248,7 @@ def resolve(
     return spec if size is None else _resized(spec, size)
 
 
-def trust_from_checkpoint(
+def resolve_from_checkpoint(
     name: Any,
     sha256: Any,
     *,
@@ -276,7 +276,7 @@ def trust_from_checkpoint(
             f"the checkpoint has {sha256!r:.80} as the hash of the weights of encoder {name!r}"
         )
     if spec.sha256 is not None:
-        check_sha256(spec, found=spec.sha256, wanted=sha256)
+        check_sha256(spec, actual=spec.sha256, expected=sha256)
     return replace(spec, sha256=sha256)
 
 
@@ -367,23 +367,23 @@ def _folder_spec(path: Path) -> EncoderSpec:
     return EncoderSpec(name=f"folder:{path.name}", kind="text", origin=Local(str(path)))
 
 
-_VOUCHED: dict[str, EncoderSpec] = {}
+_TRUSTED: dict[str, EncoderSpec] = {}
 
 
-def vouch(spec: EncoderSpec) -> None:
+def trust_encoder(spec: EncoderSpec) -> None:
     """Allow checkpoints in this process to name an encoder that the user has named."""
-    _VOUCHED[spec.name] = spec
+    _TRUSTED[spec.name] = spec
 
 
-def vouch_for(names: Sequence[str]) -> None:
+def trust_encoders(names: Sequence[str]) -> None:
     """Allow checkpoints in this process to name these encoders, which the user has named."""
     for name in names:
-        vouch(resolve(name, trusted=True))
+        trust_encoder(resolve(name, trusted=True))
 
 
-def vouched() -> dict[str, EncoderSpec]:
+def trusted_encoders() -> dict[str, EncoderSpec]:
     """Return the encoders that this process's user has named, for ``allow`` of :func:`resolve`."""
-    return {name: spec for name, spec in _VOUCHED.items() if name not in ENCODERS}
+    return {name: spec for name, spec in _TRUSTED.items() if name not in ENCODERS}
 
 
 def is_image_encoder(name: str) -> bool:

@@ -29,7 +29,7 @@ CPU_TOKENS = 1_024
 GPU_TOKENS = 65_536
 
 #: Texts that are tokenised before any of them is embedded.
-_TEXTS = 4_096
+_TEXTS_PER_CHUNK = 4_096
 
 
 class Tokens(NamedTuple):
@@ -102,8 +102,8 @@ class TextEncoder:
         width = int(model.get_embedding_dimension())
         if spec.width is not None and spec.width != width:
             raise EncoderError(f"the encoder {spec.name!r} gives {width} numbers, not {spec.width}")
-        stages, each = _text_stages(model, spec) if spec.stages else (0, 0)
-        self.width = width + stages * each
+        stages, stage_width = _text_stages(model, spec) if spec.stages else (0, 0)
+        self.width = width + stages * stage_width
         self.module = TextModule(model, stages).eval().requires_grad_(False)
         self._tokenizer = model.tokenizer
         # Tokenizers hold state and fail if two threads use one.
@@ -116,8 +116,8 @@ class TextEncoder:
     def embed(
         self,
         texts: Sequence[str],
-        after: str = "",
-        tell: Callable[[float], object] | None = None,
+        prompt_after: str = "",
+        report_progress: Callable[[float], object] | None = None,
     ) -> Tensor:
         """Turn texts into vectors.
 
@@ -126,78 +126,85 @@ class TextEncoder:
 
         Args:
             texts: N texts. The vector of an empty text comes from the special tokens alone.
-            after: appended to every chunk of every text.
-            tell: called now and then, from any thread, with the share that is done, from 0 to 1.
+            prompt_after: appended to every chunk of every text.
+            report_progress: called now and then, from any thread, with the share that is done, from
+                0 to 1.
 
         Returns: (N, D) float32 on the encoder's device. Other texts in the call affect a text's
             vector only by rounding.
         """
         vectors = torch.zeros((len(texts), self.width), device=self.device)
-        for start in range(0, len(texts), _TEXTS):
-            some = self._chunks(texts[start : start + _TEXTS], after)
+        for start in range(0, len(texts), _TEXTS_PER_CHUNK):
+            text_chunks = self._chunks(texts[start : start + _TEXTS_PER_CHUNK], prompt_after)
 
-            def tell_of_all(share: float, before: int = start, count: int = len(some)) -> None:
-                if tell is not None:
-                    tell((before + share * count) / len(texts))
+            def report_overall(
+                share: float, before: int = start, count: int = len(text_chunks)
+            ) -> None:
+                if report_progress is not None:
+                    report_progress((before + share * count) / len(texts))
 
-            vectors[start : start + _TEXTS] = self._embed_chunks(some, tell_of_all)
+            vectors[start : start + _TEXTS_PER_CHUNK] = self._embed_chunks(
+                text_chunks, report_overall
+            )
         return vectors
 
     def _embed_chunks(
-        self, texts: list[list[list[int]]], tell: Callable[[float], object]
+        self, texts: list[list[list[int]]], report_progress: Callable[[float], object]
     ) -> Tensor:
         """Return (P, D) float32 vectors of P texts, each the mean over its chunks.
 
         Args:
             texts: for each text at least one chunk, for each chunk its token ids.
-            tell: see :meth:`embed`.
+            report_progress: see :meth:`embed`.
         """
         rows = [row for row, chunks in enumerate(texts) for _ in chunks]
         chunks = [chunk for chunks in texts for chunk in chunks]
         # Batch chunks of similar length, since padding costs as much as text.
         order = sorted(range(len(chunks)), key=lambda number: len(chunks[number]))
-        seen = torch.empty((len(chunks), self.width), device=self.device)
+        chunk_vectors = torch.empty((len(chunks), self.width), device=self.device)
         budget = CPU_TOKENS if self.device.type == "cpu" else GPU_TOKENS
         batches = []
         while order:
-            batch = max(1, budget // max(1, len(chunks[order[-1]])))
+            batch_size = max(1, budget // max(1, len(chunks[order[-1]])))
             # The longest come first, so that a lack of memory shows at once.
-            batches.append(order[-batch:])
-            order = order[:-batch]
+            batches.append(order[-batch_size:])
+            order = order[:-batch_size]
 
         tokens, lock, done = max(1, sum(map(len, chunks))), threading.Lock(), 0
 
-        def embed(some: list[int]) -> None:
+        def embed(batch: list[int]) -> None:
             nonlocal done
-            ids, mask = self._pad([chunks[number] for number in some])
+            ids, mask = self._pad([chunks[number] for number in batch])
             with torch.inference_mode():
-                seen[some] = self.module(
+                chunk_vectors[batch] = self.module(
                     torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
                 )
             with lock:  # progress by tokens, since the longest texts come first
                 done += int(mask.sum())
-                tell(done / tokens)
+                report_progress(done / tokens)
 
         workers = min(torch.get_num_threads(), len(batches))
         if self.device.type == "cpu" and workers > 1:
             with one_core_threads(workers, "texts") as pool:
                 list(pool.map(embed, batches))
         else:
-            for some in batches:
-                embed(some)
+            for batch in batches:
+                embed(batch)
         index = torch.tensor(rows, dtype=torch.int64, device=self.device)
         counts = torch.bincount(index, minlength=len(texts)).unsqueeze(1)
-        sums = torch.zeros((len(texts), self.width), device=self.device).index_add_(0, index, seen)
+        sums = torch.zeros((len(texts), self.width), device=self.device).index_add_(
+            0, index, chunk_vectors
+        )
         return sums / counts
 
-    def tokenize(self, texts: Sequence[str], after: str = "") -> Tokens:
+    def tokenize(self, texts: Sequence[str], prompt_after: str = "") -> Tokens:
         """Tokenise texts for ``module``; :meth:`embed` averages the vectors of a text's rows."""
-        texts_chunks = self._chunks(texts, after)
-        rows = [row for row, chunks in enumerate(texts_chunks) for _ in chunks]
-        ids, mask = self._pad([chunk for chunks in texts_chunks for chunk in chunks])
+        text_chunks = self._chunks(texts, prompt_after)
+        rows = [row for row, chunks in enumerate(text_chunks) for _ in chunks]
+        ids, mask = self._pad([chunk for chunks in text_chunks for chunk in chunks])
         return Tokens(ids, mask, np.array(rows, dtype=np.int64))
 
-    def tokens_described(self, after: str = "") -> dict[str, Any]:
+    def tokenizer_settings(self, prompt_after: str = "") -> dict[str, Any]:
         """Return what a program without this library needs, besides the tokenizer, to tokenise.
 
         ``prompt`` is put before every text; ``prefix`` and ``suffix`` are token ids around every
@@ -206,7 +213,7 @@ class TextEncoder:
         return {
             "prompt": self._prompt,
             "prefix": list(self._prefix),
-            "suffix": self._ending(after),
+            "suffix": self._chunk_suffix(prompt_after),
             "max_tokens": self.max_tokens,
             "padding": self._padding,
         }
@@ -215,31 +222,31 @@ class TextEncoder:
         """Write the tokenizer in the format of Hugging Face's libraries (``tokenizer.json``)."""
         self._tokenizer.save_pretrained(str(folder))
 
-    def _ending(self, after: str) -> list[int]:
+    def _chunk_suffix(self, prompt_after: str) -> list[int]:
         """Return the token ids that end every chunk."""
-        asked = self._ids([after], special=False)[0] if after else []
-        return [*asked, *self._suffix]
+        prompt_ids = self._ids([prompt_after], special=False)[0] if prompt_after else []
+        return [*prompt_ids, *self._suffix]
 
-    def _chunks(self, texts: Sequence[str], after: str) -> list[list[list[int]]]:
+    def _chunks(self, texts: Sequence[str], prompt_after: str) -> list[list[list[int]]]:
         """Return the token ids of each chunk of each text, special tokens included."""
         if not texts:
             return []
         all_ids = self._ids([self._prompt + text for text in texts], special=False)
-        ending = self._ending(after)
-        room = self.max_tokens - len(self._prefix) - len(ending)
-        if room < 1:
+        suffix = self._chunk_suffix(prompt_after)
+        max_text_tokens = self.max_tokens - len(self._prefix) - len(suffix)
+        if max_text_tokens < 1:
             raise EncoderError(
-                f"{after!r:.80} leaves no room for a text in the {self.max_tokens} tokens of "
-                f"encoder {self.name!r}"
+                f"{prompt_after!r:.80} leaves no room for a text in the {self.max_tokens} tokens "
+                f"of encoder {self.name!r}"
             )
         result = []
         for ids in all_ids:
-            count = max(1, -(-len(ids) // room))
+            count = max(1, -(-len(ids) // max_text_tokens))
             length, longer = divmod(len(ids), count)
             starts = [number * length + min(number, longer) for number in range(count + 1)]
             result.append(
                 [
-                    [*self._prefix, *ids[start:end], *ending]
+                    [*self._prefix, *ids[start:end], *suffix]
                     for start, end in itertools.pairwise(starts)
                 ]
             )
@@ -263,11 +270,11 @@ class TextEncoder:
 
     def _special_tokens(self) -> tuple[list[int], list[int]]:
         """Return the ids of the special tokens before and after a text."""
-        (bare,), (dressed,) = self._ids(["a"], special=False), self._ids(["a"], special=True)
-        for start in range(len(dressed) - len(bare) + 1):
-            end = start + len(bare)
-            if dressed[start:end] == bare:
-                return dressed[:start], dressed[end:]
+        (plain,), (with_special,) = self._ids(["a"], special=False), self._ids(["a"], special=True)
+        for start in range(len(with_special) - len(plain) + 1):
+            end = start + len(plain)
+            if with_special[start:end] == plain:
+                return with_special[:start], with_special[end:]
         raise EncoderError(
             f"the tokenizer of encoder {self.name!r} changes a text's own tokens when it adds "
             "special ones"
@@ -336,10 +343,14 @@ def _check_text_folder(folder: Path) -> None:
     if not any(name.endswith(".safetensors") for name in files):
         raise EncoderError(f"{folder} holds no safetensors file")
     for part in {Path(name).parent for name in files}:
-        inside = folder / part
-        pickled = [name for name in ("pytorch_model.bin", "model.bin") if (inside / name).exists()]
-        if pickled and not any(inside.glob("*.safetensors")):
-            raise EncoderError(f"{inside / pickled[0]} is not a safetensors file: convert it first")
+        part_folder = folder / part
+        pickled = [
+            name for name in ("pytorch_model.bin", "model.bin") if (part_folder / name).exists()
+        ]
+        if pickled and not any(part_folder.glob("*.safetensors")):
+            raise EncoderError(
+                f"{part_folder / pickled[0]} is not a safetensors file: convert it first"
+            )
     config = folder / "config.json"
     if config.exists() and "auto_map" in json.loads(config.read_text("utf-8")):
         raise EncoderError(f"the model in {folder} brings its own code, which is never run")
@@ -352,8 +363,8 @@ def _draw_weights(model: nn.Module, seed: int) -> None:
         for module in model.modules():
             for name, parameter in module.named_parameters(recurse=False):
                 if parameter.ndim > 1:
-                    drawn = torch.randn(parameter.shape, generator=generator)
-                    parameter.copy_(0.02 * drawn)
+                    noise = torch.randn(parameter.shape, generator=generator)
+                    parameter.copy_(0.02 * noise)
                 else:
                     parameter.fill_(1.0 if name == "weight" else 0.0)
 

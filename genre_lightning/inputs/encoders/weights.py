@@ -56,10 +56,10 @@ def find_packaged(origin: Packaged, encoder: str) -> Path:
     Raises:
         EncoderError: the package is not installed, or lacks the file.
     """
-    found = find_module(origin.module)
-    if found is None or not found.submodule_search_locations:
+    module_spec = find_module(origin.module)
+    if module_spec is None or not module_spec.submodule_search_locations:
         raise not_installed(origin.package, encoder)
-    path = Path(found.submodule_search_locations[0]) / origin.path
+    path = Path(module_spec.submodule_search_locations[0]) / origin.path
     if not path.exists():
         raise EncoderError(
             f"the package {origin.package} lacks {origin.path}, the weights of encoder "
@@ -128,11 +128,11 @@ def _find_at_hub(spec: EncoderSpec, origin: Hub) -> Path:
         raise EncoderError(
             f"the weights of encoder {spec.name!r} are not on this machine and can't be downloaded "
             f"from {origin.repository} at the Hugging Face hub ({type(error).__name__}): connect "
-            f"to it once{_instead(spec)}"
+            f"to it once{_alternatives(spec)}"
         ) from error
 
 
-def _instead(spec: EncoderSpec) -> str:
+def _alternatives(spec: EncoderSpec) -> str:
     """Return the message's part about alternatives to the hub."""
     if spec.name in ENCODERS:
         return f", or name a folder that holds them in {ENCODERS_FOLDER}, see the documentation"
@@ -141,11 +141,11 @@ def _instead(spec: EncoderSpec) -> str:
 
 def _http_errors() -> tuple[type[Exception], ...]:
     """Return the base errors of the HTTP libraries that huggingface_hub can use."""
-    found: list[type[Exception]] = []
+    errors: list[type[Exception]] = []
     for name in ("httpx2", "httpx"):
         if find_module(name) is not None:
-            found.append(importlib.import_module(name).HTTPError)
-    return tuple(found)
+            errors.append(importlib.import_module(name).HTTPError)
+    return tuple(errors)
 
 
 def hash_weights(path: Path) -> str:
@@ -166,10 +166,10 @@ def weights_sha256(spec: EncoderSpec) -> str:
 
     Packaged weights have a known hash; others are read (and downloaded if allowed).
     """
-    return spec.sha256 if spec.sha256 is not None else found_sha256(spec)
+    return spec.sha256 if spec.sha256 is not None else compute_sha256(spec)
 
 
-def found_sha256(spec: EncoderSpec) -> str:
+def compute_sha256(spec: EncoderSpec) -> str:
     """Return the hash of the weights on this machine; for GGUF, of the file and not the folder."""
     if isinstance(spec.origin, Gguf):
         return hash_parts(_find_parts(spec, spec.origin))

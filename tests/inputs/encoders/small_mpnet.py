@@ -1,4 +1,4 @@
-"""A folder of all-mpnet-base-v2's kind in its place: its weights can't be had where tests run."""
+"""A small random model in place of all-mpnet-base-v2, whose weights tests can't download."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WIDTH = 16
 
 
 def write_small_mpnet(folder: Path, blocks: int = 4) -> Path:
-    """A few blocks of random weights, with MiniLM's tokenizer."""
+    """Write an MPNet of a few random blocks, with MiniLM's tokenizer."""
     from transformers import MPNetConfig, MPNetModel
 
     shutil.copytree(find_weights(ENCODERS["minilm"]), folder)
@@ -33,11 +33,11 @@ def write_small_mpnet(folder: Path, blocks: int = 4) -> Path:
     return folder
 
 
-def take_small_mpnet(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the table take a folder ``FOLDER/mpnet`` for all-mpnet-base-v2."""
+def use_small_mpnet(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Patch the table so that a folder ``FOLDER/mpnet`` counts as all-mpnet-base-v2."""
     monkeypatch.setenv("GENRE_LIGHTNING_ENCODERS", str(folder.parent))
     blocks = json.loads((folder / "config.json").read_text("utf-8"))["num_hidden_layers"]
-    # Encoders that are open are known by what their specs say: so those of one block differ.
+    # Opened encoders are cached by their specs, so the spec has to depend on the number of blocks.
     stages = (WIDTH,) * min(3, blocks - 1)
     spec = replace(ENCODERS["mpnet"], sha256=hash_weights(folder), width=WIDTH, stage_widths=stages)
     monkeypatch.setitem(ENCODERS, "mpnet", spec)

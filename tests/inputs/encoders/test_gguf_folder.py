@@ -1,4 +1,4 @@
-"""Language models out of GGUF files against llama.cpp, which reads them itself."""
+"""Language models converted from GGUF files, compared with llama.cpp, which reads them directly."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.ask.tiny_llama import LAYERS, write_model
 
 TEXTS = ["Heat", "A thief and a cop, in Los Angeles."]
 
-#: In a process of its own: llama.cpp's server ends with it.
+#: Run in a separate process, since llama.cpp's server only ends with its process.
 LLAMA_CPP = """
 import json, sys, urllib.request, xllamacpp
 params = xllamacpp.CommonParams()
@@ -43,14 +43,14 @@ params.hostnames = ["127.0.0.1"]
 params.port = 0
 server = xllamacpp.Server(params)
 for text in json.loads(sys.argv[2]):
-    asked = json.dumps({"content": text, "embd_normalize": -1}).encode()
-    with urllib.request.urlopen(f"{server.listening_address}/embedding", asked) as answer:
+    request = json.dumps({"content": text, "embd_normalize": -1}).encode()
+    with urllib.request.urlopen(f"{server.listening_address}/embedding", request) as answer:
         print(json.dumps(json.load(answer)[0]["embedding"]))
 """
 
 
 def llama_cpp(model: Path, texts: list[str]) -> list[np.ndarray]:
-    """(L, D) of each text, what llama.cpp has for its tokens after the last block."""
+    """(L, D) of each text: llama.cpp's outputs of the last block, one row per token."""
     done = subprocess.run(
         [sys.executable, "-c", LLAMA_CPP, model, json.dumps(texts)],
         capture_output=True,
@@ -71,9 +71,9 @@ def cut(file: Path, folder: Path, count: int = 3) -> list[Path]:
 
 
 def pooled(tokens: np.ndarray) -> np.ndarray:
-    """The mean weighted by place, and the last one."""
-    place = np.arange(1, len(tokens) + 1)
-    return np.concatenate([place @ tokens / place.sum(), tokens[-1]])
+    """The mean over tokens, weighted by position, followed by the last token's vector."""
+    position = np.arange(1, len(tokens) + 1)
+    return np.concatenate([position @ tokens / position.sum(), tokens[-1]])
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def packaged(
     model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, blocks: int = LAYERS, **facts: Any
 ) -> EncoderSpec:
-    """A model in a package of its own, as those of PyPI are."""
+    """Install a model as a package, as models on PyPI are."""
     package = folder / "tiny_model"
     package.mkdir()
     (package / "__init__.py").write_text("raise RuntimeError('imported')", "utf-8")
@@ -96,7 +96,7 @@ def packaged(
         tuple(Packaged("tiny-model", "tiny_model", part.name) for part in parts),
         blocks,
     )
-    # An encoder that is open is not opened again: each test has one of its own.
+    # Encoders are opened once per process, so each test needs a different name.
     return EncoderSpec(name=folder.name, kind="text", origin=origin, **facts)
 
 
@@ -113,7 +113,7 @@ def test_vectors_are_those_of_llama_cpp(
         TEXTS, encoder.embed(TEXTS).numpy(), llama_cpp(model, TEXTS), strict=True
     ):
         assert len(tokens) > 2 and encoder.tokenize([text]).input_ids.shape == (1, len(tokens))
-        # It keeps keys and values as float16, and we keep weights so.
+        # llama.cpp rounds keys and values to float16, and the folder's weights are float16.
         np.testing.assert_allclose(vector, pooled(tokens), atol=2e-2)
 
 
@@ -124,7 +124,7 @@ def test_the_last_blocks_are_left_out(
     spec = packaged(model, tmp_path, monkeypatch, blocks=1)
     encoder = open_encoder(spec)
     assert isinstance(encoder, TextEncoder)
-    # The same weights are drawn for what a smaller model has.
+    # The blocks of a smaller model are drawn with the same weights.
     monkeypatch.setattr("tests.ask.tiny_llama.LAYERS", 1)
     shorter = tmp_path / "shorter.gguf"
     write_model(shorter)
@@ -149,7 +149,7 @@ def test_a_model_is_made_a_folder_once(
     before = (folder / "model.safetensors").stat().st_mtime_ns
     assert gguf_folder("tiny", parts, sha256, None) == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
-    # A damaged one is noticed.
+    # A damaged folder is rebuilt.
     damaged = bytearray((folder / "model.safetensors").read_bytes())
     whole = bytes(damaged)
     damaged[-1] ^= 1
@@ -205,13 +205,13 @@ def test_the_copy_without_a_vocabulary_is_otherwise_the_same(
     expected = {name: value for name, value in expected.items() if not name.startswith("GGUF.")}
     del expected["tokenizer.ggml.tokens"], expected["tokenizer.ggml.scores"]
     expected.setdefault("llama.vocab_size", 3)
-    found = {name: field.contents() for name, field in other.fields.items()}
-    assert {n: value for n, value in found.items() if not n.startswith("GGUF.")} == expected
+    copied_fields = {name: field.contents() for name, field in other.fields.items()}
+    assert {n: value for n, value in copied_fields.items() if not n.startswith("GGUF.")} == expected
     assert other.alignment == one.alignment == (alignment or 32)
     assert [tensor.name for tensor in other.tensors] == ["one", "two", "three"]
-    for given, copied in zip(one.tensors, other.tensors, strict=True):
-        assert copied.tensor_type == given.tensor_type
-        np.testing.assert_array_equal(copied.data, given.data)
+    for original, copied in zip(one.tensors, other.tensors, strict=True):
+        assert copied.tensor_type == original.tensor_type
+        np.testing.assert_array_equal(copied.data, original.data)
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
@@ -243,9 +243,9 @@ def test_what_reads_it_is_not_installed(
     library: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = packaged(model, tmp_path, monkeypatch)
-    found = importlib.util.find_spec
+    find_spec = importlib.util.find_spec
     monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == library else found(name)
+        importlib.util, "find_spec", lambda name: None if name == library else find_spec(name)
     )
     with pytest.raises(EncoderError, match=rf"needs {library}.*\[pretrained\]"):
         open_encoder(spec)

@@ -1,4 +1,4 @@
-"""Image encoders against the networks that their weights come from, and what they refuse."""
+"""Image encoders compared with the networks that their weights come from, and refused input."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_lite_names_map_one_to_one(name: str):
     }
 
 
-def test_lite_in_the_namesake_with_other_padding_fits_and_is_wrong():
+def test_lite_weights_fit_the_model_with_other_padding_but_are_wrong():
     import timm
 
     state = torch.load(find_weights(ENCODERS["lite0"]), weights_only=True)
@@ -109,9 +109,9 @@ def test_normalise(name: str):
     expected = torch.stack(
         [(scaled[:, c] - colours.mean[c]) / colours.std[c] for c in range(3)], dim=1
     )
-    for given in (pixels, pixels.permute(0, 3, 1, 2).contiguous(), pixels.numpy()):
+    for layout in (pixels, pixels.permute(0, 3, 1, 2).contiguous(), pixels.numpy()):
         torch.testing.assert_close(
-            encoder.normalise(given).double(), expected, atol=2e-6, rtol=1e-5
+            encoder.normalise(layout).double(), expected, atol=2e-6, rtol=1e-5
         )
 
 
@@ -160,12 +160,12 @@ def test_head_of_feature_map_is_embed(name: str):
     features.map.requires_grad_()
     vectors = encoder.head(features)
     torch.testing.assert_close(vectors, encoder.embed(pixels), atol=1e-5, rtol=1e-5)
-    # Every place has its part in the vector: else there is nothing to draw on the poster.
+    # Every position contributes to the vector, so heat maps can be drawn on the poster.
     (gradient,) = torch.autograd.grad(vectors.square().sum(), features.map)
     assert bool((gradient.abs().sum(1) > 0).all())
 
 
-def test_feature_map_of_a_transformer_lies_as_the_poster_does():
+def test_feature_map_of_a_transformer_keeps_the_posters_layout():
     encoder = image_encoder("dinov2")
     pixels = posters(encoder, 1)
     changed = pixels.clone()
@@ -174,7 +174,7 @@ def test_feature_map_of_a_transformer_lies_as_the_poster_does():
     assert int(difference.flatten().argmax()) == encoder.size[1] // 14 - 1
 
 
-def test_vectors_serve_gradients():
+def test_vectors_can_be_used_with_gradients():
     encoder = image_encoder("lite0")
     head = torch.nn.Linear(encoder.width, 2)
     head(encoder.embed(posters(encoder, 1))).sum().backward()
@@ -247,7 +247,7 @@ def test_a_user_s_weights_file(tmp_path: Path, classes: int | None):
 
 
 def test_weights_resized_to_posters(tmp_path: Path):
-    """A transformer's weights are fitted to another number of places, as timm does it."""
+    """A transformer's position embeddings are resized to another number of patches, as by timm."""
     import timm
     from safetensors.torch import save_file
 

@@ -1,4 +1,4 @@
-"""Opening encoders: once, only with the right weights, and with little imported."""
+"""Encoders are opened once, only with the right weights, and with few imports."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from genre_lightning.inputs.encoders import opening
 from genre_lightning.inputs.encoders.opening import open_encoder
 from genre_lightning.inputs.encoders.spec import EncoderError
-from genre_lightning.inputs.encoders.table import ENCODERS, resolve, trust_from_checkpoint
+from genre_lightning.inputs.encoders.table import ENCODERS, resolve, resolve_from_checkpoint
 from tests.forking import run_command
 from tests.inputs.encoders.opened import OTHER_HASH
 
@@ -50,7 +50,7 @@ def test_import_is_light():
     ],
     ids=lambda value: str(value),
 )
-def test_what_is_not_installed_is_said_in_one_sentence(
+def test_missing_libraries_are_named_in_one_sentence(
     encoder: str, absent: str, named: str, tmp_path: Path
 ):
     code = (
@@ -108,10 +108,10 @@ def test_opening_prints_nothing_asks_no_network_and_imports_little(tmp_path: Pat
 
 
 def test_opened_once():
-    found: list[object] = []
+    opened: list[object] = []
     threads = [
         threading.Thread(
-            target=lambda: found.append(open_encoder("lite0", random_weights=True, seed=99))
+            target=lambda: opened.append(open_encoder("lite0", random_weights=True, seed=99))
         )
         for _ in range(4)
     ]
@@ -119,7 +119,7 @@ def test_opened_once():
         thread.start()
     for thread in threads:
         thread.join()
-    assert len({id(encoder) for encoder in found}) == 1
+    assert len({id(encoder) for encoder in opened}) == 1
     assert open_encoder(resolve("lite0", trusted=True)) is open_encoder("lite0")
 
 
@@ -131,28 +131,28 @@ def test_other_weights_are_refused_naming_both_hashes(name: str):
         lambda: open_encoder(name, expected_sha256=OTHER_HASH),
         lambda: open_encoder(replace(ENCODERS[name], sha256=OTHER_HASH)),
         lambda: open_encoder(name, expected_sha256="random-0"),
-        lambda: trust_from_checkpoint(name, OTHER_HASH),
+        lambda: resolve_from_checkpoint(name, OTHER_HASH),
     ):
         with pytest.raises(EncoderError, match=f"{name}.*{known}") as caught:
             open_it()
         assert OTHER_HASH in str(caught.value) or "random-0" in str(caught.value)
-    assert open_encoder(trust_from_checkpoint(name, known), expected_sha256=known).sha256 == known
+    assert open_encoder(resolve_from_checkpoint(name, known), expected_sha256=known).sha256 == known
 
 
-def test_random_weights_are_not_taken_for_trained_ones():
-    spec = trust_from_checkpoint("clip", OTHER_HASH)
+def test_random_weights_are_not_mistaken_for_trained_ones():
+    spec = resolve_from_checkpoint("clip", OTHER_HASH)
     with pytest.raises(EncoderError, match=f"random-0.*{OTHER_HASH}"):
         open_encoder(spec, random_weights=True)
-    spec = trust_from_checkpoint("clip", "random-0")
+    spec = resolve_from_checkpoint("clip", "random-0")
     assert open_encoder(spec, random_weights=True).sha256 == "random-0"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["lite0", "minilm"])
-def test_opening_takes_no_random_numbers_from_a_training(
+def test_opening_leaves_the_global_generator_alone(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that has to compute vectors ends as one that finds them in the cache."""
+    """Training ends the same whether vectors are computed or read from the cache."""
     monkeypatch.setattr(opening, "_OPEN", {})
     torch.manual_seed(0)
     before = torch.get_rng_state()

@@ -1,4 +1,4 @@
-"""The names of encoders, and what checkpoints and users may name."""
+"""The names of encoders, and which of them checkpoints and users may use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from genre_lightning.inputs.encoders import table
 from genre_lightning.inputs.encoders.images import ImageEncoder, build_image_module
 from genre_lightning.inputs.encoders.opening import open_encoder
 from genre_lightning.inputs.encoders.spec import EncoderError, Gguf, Hub, Packaged
-from genre_lightning.inputs.encoders.table import ENCODERS, resolve, trust_from_checkpoint
+from genre_lightning.inputs.encoders.table import ENCODERS, resolve, resolve_from_checkpoint
 from genre_lightning.inputs.encoders.weights import hash_weights
 from tests.inputs.encoders.opened import COMMIT, OTHER_HASH, copy_minilm, image_encoder, posters
 
@@ -49,7 +49,7 @@ def test_table():
 @pytest.mark.parametrize("sha256", [None, 3, "", "random", "random-x", "A" * 64, OTHER_HASH + "0"])
 def test_a_checkpoint_s_hash_is_a_hash(sha256: Any):
     with pytest.raises(EncoderError, match="of the weights of encoder 'clip'"):
-        trust_from_checkpoint("clip", sha256)
+        resolve_from_checkpoint("clip", sha256)
 
 
 @pytest.mark.parametrize(
@@ -71,20 +71,20 @@ def test_a_checkpoint_s_hash_is_a_hash(sha256: Any):
 def test_a_checkpoint_names_nothing_but_the_table(name: Any, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(table, "import_library", lambda *_: pytest.fail("imports a library"))
     with pytest.raises(EncoderError, match=r"name the encoder yourself|an encoder must be a name"):
-        trust_from_checkpoint(name, OTHER_HASH)
+        resolve_from_checkpoint(name, OTHER_HASH)
     with pytest.raises(EncoderError):
         open_encoder(name)
 
 
-def test_a_checkpoint_s_encoder_may_be_vouched_for(tmp_path: Path):
+def test_a_checkpoint_may_name_a_trusted_encoder(tmp_path: Path):
     folder = copy_minilm(tmp_path)
     mine = resolve(f"folder:{folder}", trusted=True)
     assert str(tmp_path) not in mine.name
-    spec = trust_from_checkpoint(mine.name, hash_weights(folder), allow={mine.name: mine})
+    spec = resolve_from_checkpoint(mine.name, hash_weights(folder), allow={mine.name: mine})
     encoder = open_encoder(spec)
     assert (encoder.name, encoder.width) == (f"folder:{folder.name}", 384)
     with pytest.raises(EncoderError, match=f"{ENCODERS['minilm'].sha256}.*{OTHER_HASH}"):
-        open_encoder(trust_from_checkpoint(mine.name, OTHER_HASH, allow={mine.name: mine}))
+        open_encoder(resolve_from_checkpoint(mine.name, OTHER_HASH, allow={mine.name: mine}))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Text encoders against sentence-transformers, and what they refuse."""
+"""Text encoders compared with sentence-transformers, and refused input."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def minilm() -> TextEncoder:
 
 
 def reference(texts: list[str]) -> np.ndarray:
-    """What sentence-transformers makes of texts."""
+    """The vectors that sentence-transformers computes for texts."""
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(
@@ -72,18 +72,18 @@ def test_a_long_text_is_the_mean_of_its_chunks(minilm: TextEncoder, words: int):
 
 
 @pytest.mark.parametrize("words", [1, 249, 250, 499])
-def test_what_stands_behind_a_text_stands_behind_each_chunk(minilm: TextEncoder, words: int):
-    asked = " is it a comedy?"
-    ids = minilm.tokenize(["night " * words], asked).input_ids
-    tail = minilm.tokenize([asked]).input_ids[0, 1:]
-    # Four words, a question mark and the two special tokens: 249 are left.
+def test_prompt_after_is_appended_to_each_chunk(minilm: TextEncoder, words: int):
+    prompt_after = " is it a comedy?"
+    ids = minilm.tokenize(["night " * words], prompt_after).input_ids
+    tail = minilm.tokenize([prompt_after]).input_ids[0, 1:]
+    # Four words, a question mark and the two special tokens leave 249 of 256.
     assert len(tail) == 6 and len(ids) == -(-words // 249)
-    described = minilm.tokens_described(asked)
+    described = minilm.tokenizer_settings(prompt_after)
     assert described["suffix"] == tail.tolist() and described["prefix"] == [ids[0, 0]]
     for row in ids:
         row = row[row != 0]
         assert row[-6:].tolist() == tail.tolist() and len(row) <= minilm.max_tokens
-    (vector,) = minilm.embed(["night " * words], asked)
+    (vector,) = minilm.embed(["night " * words], prompt_after)
     with torch.no_grad():
         mask = torch.from_numpy((ids != 0).astype(np.int64))
         torch.testing.assert_close(
@@ -103,7 +103,7 @@ def test_a_text_s_vector_does_not_depend_on_the_others(
     alone = torch.cat([minilm.embed([text]) for text in texts])
     for tokens, some in ((1, 4096), (100_000, 2)):
         monkeypatch.setattr("genre_lightning.inputs.encoders.texts.CPU_TOKENS", tokens)
-        monkeypatch.setattr("genre_lightning.inputs.encoders.texts._TEXTS", some)
+        monkeypatch.setattr("genre_lightning.inputs.encoders.texts._TEXTS_PER_CHUNK", some)
         torch.testing.assert_close(minilm.embed(texts[::-1]), alone.flip(0), atol=1e-5, rtol=0)
 
 
@@ -147,7 +147,7 @@ def test_texts_from_several_threads(minilm: TextEncoder):
         torch.testing.assert_close(vectors, expected, atol=1e-5, rtol=0)
 
 
-def test_it_tells_how_far_it_is_within_a_few_thousand_texts(
+def test_progress_is_reported_within_a_few_thousand_texts(
     minilm: TextEncoder, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(texts_module, "CPU_TOKENS", 32)

@@ -1,4 +1,4 @@
-"""Where weights are found, and their hash."""
+"""Locating the weights of encoders, and hashing them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import pytest
 
 from genre_lightning.inputs.encoders.opening import open_encoder
 from genre_lightning.inputs.encoders.spec import EncoderError, Local, Packaged
-from genre_lightning.inputs.encoders.table import ENCODERS, resolve, trust_from_checkpoint
+from genre_lightning.inputs.encoders.table import ENCODERS, resolve, resolve_from_checkpoint
 from genre_lightning.inputs.encoders.texts import TextEncoder
 from genre_lightning.inputs.encoders.weights import find_weights, hash_weights, weights_sha256
 from tests.inputs.encoders.opened import COMMIT, OTHER_HASH, SHORT, TOWERS, copy_minilm
-from tests.inputs.encoders.small_mpnet import take_small_mpnet, write_small_mpnet
+from tests.inputs.encoders.small_mpnet import use_small_mpnet, write_small_mpnet
 
 
 @pytest.mark.parametrize("name", ["lite0", "lite2", "minilm"])
@@ -53,7 +53,7 @@ def test_a_checkpoint_starts_no_download(name: str, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", pytest.fail)
     with pytest.raises(EncoderError, match=f"{name}.*not on this machine.*hf download timm/vit_"):
-        open_encoder(trust_from_checkpoint(name, OTHER_HASH))
+        open_encoder(resolve_from_checkpoint(name, OTHER_HASH))
     assert asked == [True]
 
 
@@ -61,7 +61,7 @@ def test_without_a_network_a_download_says_so(tmp_path: Path, monkeypatch: pytes
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    # The tests' own guard refuses the connection.
+    # The test suite blocks connections.
     with pytest.raises(
         EncoderError,
         match=r"'dinov2' are not on this machine and can't be downloaded from timm/vit_small.*: "
@@ -70,7 +70,7 @@ def test_without_a_network_a_download_says_so(tmp_path: Path, monkeypatch: pytes
         open_encoder(resolve("dinov2", trusted=True))
     with pytest.raises(EncoderError, match=r"connect to it once, or pass weights=FILE"):
         open_encoder(resolve("timm:test_vit.r160_in1k", trusted=True))
-    # Another name than below: what a process has opened stays open.
+    # Not the name used below, since encoders stay open for the whole process.
     with pytest.raises(EncoderError, match=r"can't be downloaded from org/other .*: connect to it"):
         open_encoder(resolve(f"st:org/other@{COMMIT}", trusted=True))
 
@@ -86,22 +86,22 @@ def test_weights_that_went_missing(tmp_path: Path):
 
 def test_a_folder_in_place_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = write_small_mpnet(tmp_path / "mpnet")
-    found = hash_weights(folder)
+    sha256 = hash_weights(folder)
     monkeypatch.setenv("GENRE_LIGHTNING_ENCODERS", str(tmp_path))
     for spec in (resolve("mpnet", trusted=True), resolve("mpnet")):
         assert find_weights(spec) == folder
-        # Whatever lies there, it is all-mpnet-base-v2 or it is refused.
-        with pytest.raises(EncoderError, match=f"{found}.*{ENCODERS['mpnet'].sha256}"):
+        # A folder with other weights than all-mpnet-base-v2's is refused.
+        with pytest.raises(EncoderError, match=f"{sha256}.*{ENCODERS['mpnet'].sha256}"):
             open_encoder(spec)
-    take_small_mpnet(folder, monkeypatch)
-    encoder = open_encoder(trust_from_checkpoint("mpnet", found, stages=True))
+    use_small_mpnet(folder, monkeypatch)
+    encoder = open_encoder(resolve_from_checkpoint("mpnet", sha256, stages=True))
     assert isinstance(encoder, TextEncoder)
-    assert (encoder.name, encoder.sha256, encoder.width) == ("mpnet", found, 64)
+    assert (encoder.name, encoder.sha256, encoder.width) == ("mpnet", sha256, 64)
     from sentence_transformers import SentenceTransformer
 
     expected = SentenceTransformer(str(folder), device="cpu").encode(SHORT)
     np.testing.assert_allclose(encoder.embed(SHORT)[:, :16].numpy(), expected, atol=1e-5)
-    # Towers are a file each.
+    # The weights of vision transformers are single files.
     (tmp_path / "clip.safetensors").touch()
     assert find_weights(resolve("clip")) == tmp_path / "clip.safetensors"
     with pytest.raises(EncoderError, match="the weights of encoder 'siglip' are not on this"):
@@ -109,7 +109,7 @@ def test_a_folder_in_place_of_the_hub(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_weights_from_the_hub_s_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """What is on this machine is loaded without a question to the network."""
+    """Weights in the hub's cache are loaded without a request to the hub."""
     import huggingface_hub
 
     folder = copy_minilm(tmp_path)
