@@ -11,8 +11,8 @@ from genre_lightning.cores import set_threads
 from genre_lightning.garbage import kept_imports
 from genre_lightning.runs.ckpt_path import run_directory
 from genre_lightning.runs.command_line import command
-from genre_lightning.runs.earlier import with_earlier_overrides
-from genre_lightning.runs.instantiating import make_parts, refused_settings
+from genre_lightning.runs.earlier import add_earlier_overrides
+from genre_lightning.runs.instantiating import make_parts, setting_errors
 from genre_lightning.sweeps.jobs import run_job, shared_by_jobs
 
 if TYPE_CHECKING:
@@ -52,13 +52,13 @@ def make_data(cfg: DictConfig) -> MovieDataModule:
 
     seed_everything(cfg.seed, verbose=False)
     listed = listed_branches(cfg)
-    with refused_settings("data"):
+    with setting_errors("data"):
         wanted = {name: branch.input for name, branch in listed.items()}
         settings = cast("dict[str, Any]", OmegaConf.to_container(cfg.data, resolve=True))
         shared: SharedData = shared_by_jobs().setdefault("data", SharedData())
         inputs = shared.inputs(settings, wanted)
         data: MovieDataModule = instantiate(cfg.data, inputs=inputs, seed=cfg.seed)
-    with refused_settings("model"):  # before spending minutes on computing vectors or words
+    with setting_errors("model"):  # before spending minutes on computing vectors or words
         check_takes({name: branch.network for name, branch in listed.items()}, inputs)
     shared.open(data)
     return data
@@ -81,7 +81,7 @@ def make_module(cfg: DictConfig, data: MovieDataModule) -> GenreModule:
         "genre_counts": data.genre_counts().tolist(),
         "num_movies": len(data.splits["train"]),
     }
-    with refused_settings("model"):
+    with setting_errors("model"):
         network = build_network(
             cfg.num_genres,
             {name: branch.network for name, branch in listed.items()},
@@ -94,9 +94,9 @@ def make_module(cfg: DictConfig, data: MovieDataModule) -> GenreModule:
         network.start_from_priors(**counts)
     if cfg.label_sets:
         network.label_sets = LabelSets.from_targets(*data.train_labels())
-    with refused_settings("loss"):
+    with setting_errors("loss"):
         loss = instantiate(cfg.loss, **counts)
-    with refused_settings("training"):
+    with setting_errors("training"):
         return GenreModule(
             network,
             loss,
@@ -187,7 +187,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         callbacks = [each for each in callbacks if not isinstance(each, ProgressBar)]
     precision = chosen_precision(cfg)
     history = History(folder)
-    with refused_settings("trainer"):
+    with setting_errors("trainer"):
         trainer = instantiate(
             cfg.trainer,
             precision=precision,
@@ -250,7 +250,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         log_outcome(loggers, trainer.global_step, model, data, scores, result, Path(best))
 
 
-@command(CONF, "train", with_earlier_overrides)
+@command(CONF, "train", add_earlier_overrides)
 def main(cfg: DictConfig) -> float | None:
     """Run one training, alone or as a job of a sweep; return the monitored value."""
     return run_job(cfg, train)

@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from benchmarks.measure import REPOSITORY
 from genre_lightning.data.batch import MovieBatch
 from genre_lightning.data.datamodule import MovieDataModule
-from genre_lightning.runs.composing import faster_configuration
+from genre_lightning.runs.composing import speed_up_composition
 from genre_lightning.training.module import GenreModule
 from train import chosen_precision, make_data, make_module, trains_on_gpu
 
@@ -33,7 +33,7 @@ def data_overrides(root: Path | None) -> list[str]:
 def compose_config(root: Path | None, overrides: Sequence[str]) -> DictConfig:
     """The configuration that ``train.py`` would compose."""
     with (
-        faster_configuration(),
+        speed_up_composition(),
         initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"),
     ):
         return compose("train", [*data_overrides(root), *overrides])

@@ -12,7 +12,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import OmegaConf
 
 from genre_lightning.runs.checks import check_folder, check_settings
-from genre_lightning.runs.command_line import command, folder_of, refusing
+from genre_lightning.runs.command_line import command, exit_on_user_error, folder_of
 from genre_lightning.runs.naming import sweep_name, sweep_overrides
 from genre_lightning.runs.quoting import shell_command
 from genre_lightning.scripts import CONF
@@ -107,12 +107,12 @@ class CheckAsking(Callback):
     """Refuses an invalid configuration of genre-ask before a folder is created."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        with refusing():
+        with exit_on_user_error():
             check_request(config)
             check_folder(folder_of(config, "run"))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        with refusing():
+        with exit_on_user_error():
             overrides = sweep_overrides(config.hydra)
             check_request(config, [key for key, o in overrides.items() if o.is_sweep_override()])
             check_folder(folder_of(config, "sweep"))

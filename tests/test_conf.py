@@ -29,7 +29,7 @@ from genre_lightning.inputs.table import INPUTS, build_input
 from genre_lightning.inputs.vectors import VectorsInput
 from genre_lightning.inputs.year import YearInput
 from genre_lightning.models.networks import NETWORKS, NetworkType, build_network
-from genre_lightning.runs.composing import faster_configuration
+from genre_lightning.runs.composing import speed_up_composition
 from tests.kinds import without_weights
 from train import listed_branches
 
@@ -60,7 +60,7 @@ def small_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def composed(name: str, overrides: list[str]) -> DictConfig:
     # As the commands do.
-    with faster_configuration(), initialize_config_dir(str(CONF), version_base="1.3"):
+    with speed_up_composition(), initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose(name, overrides, return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)
     return cfg

@@ -24,7 +24,7 @@ from genre_lightning.checkpoint.model import load_model
 from genre_lightning.data.datamodule import MovieDataModule
 from genre_lightning.errors import SettingError, UserError
 from genre_lightning.report.evaluation import score_split
-from genre_lightning.runs.config_errors import also_options_of
+from genre_lightning.runs.config_errors import searchpath_override
 from genre_lightning.scoring.losses import BCELoss
 from genre_lightning.training.module import DivergedError
 from tests.forking import Command
@@ -635,7 +635,7 @@ def test_a_saver_of_ones_own_does_not_tell_the_best_epoch(
         "  save_top_k: -1\n"
         "  monitor: val/loss\n"
     )
-    own = [also_options_of(tmp_path / "own"), "callbacks=first"]
+    own = [searchpath_override(tmp_path / "own"), "callbacks=first"]
     result = train_here(tmp_path / "run", tiny_overrides(*own, model="title"))
     assert len(list((tmp_path / "run" / "every").iterdir())) == 2
     assert result["best_checkpoint"] == "checkpoints/best.ckpt"

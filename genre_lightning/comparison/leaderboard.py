@@ -22,7 +22,7 @@ from genre_lightning.comparison.text import (
 )
 from genre_lightning.files import whole_file
 from genre_lightning.page.markdown import in_markdown, markdown_table
-from genre_lightning.runs.quoting import below_here, shell_command
+from genre_lightning.runs.quoting import relative_to_cwd, shell_command
 from genre_lightning.wording import printable, shortened, shown_time
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def print_leaderboard(comparison: Comparison, console: Console) -> None:
         console.print(f"and {len(unfinished) - MAX_UNFINISHED} more have not finished")
     for group in comparison.firsts:
         of_data = data_name(group, comparison)
-        place = shell_command(printable(str(below_here(best_run(group, comparison).folder))))
+        place = shell_command(printable(str(relative_to_cwd(best_run(group, comparison).folder))))
         console.print(Text(f"Best{of_data and f' of {of_data}'}: {place}"), soft_wrap=True)
     for note in comparison.notes:
         console.print(Text(f"Note: {note}"), soft_wrap=True)

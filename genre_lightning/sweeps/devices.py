@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 @contextmanager
-def claimed(names: Sequence[str], folder: Path, start: int = 0) -> Iterator[int]:
+def claim_device(names: Sequence[str], folder: Path, start: int = 0) -> Iterator[int]:
     """Claim the least used of several devices while the block runs.
 
     A claim is a file lock, so it is released when its process dies.

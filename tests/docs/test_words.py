@@ -39,7 +39,7 @@ from genre_lightning.movies.manifest import read_manifest
 from genre_lightning.movies.movie import DataError
 from genre_lightning.movies.readers import READERS
 from genre_lightning.predicting.arguments import parse_card, parse_export, parse_predict
-from genre_lightning.runs.composing import faster_configuration
+from genre_lightning.runs.composing import speed_up_composition
 from genre_lightning.scoring import losses
 from genre_lightning.scoring.losses import LOSSES
 from genre_lightning.webapp import server
@@ -169,7 +169,7 @@ def of(*programs: str) -> list[Any]:
 
 
 def composed(config: str, overrides: list[str]) -> DictConfig:
-    with faster_configuration(), initialize_config_dir(str(CONF), version_base="1.3"):
+    with speed_up_composition(), initialize_config_dir(str(CONF), version_base="1.3"):
         return compose(config, overrides, return_hydra_config=True)
 
 

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genre_lightning.runs.naming import (
-    LONGEST_NAME,
+    MAX_NAME_BYTES,
+    changed_settings,
     folder_name,
     job_folder,
-    other_settings,
     sweep_name,
 )
 
@@ -33,12 +33,12 @@ def test_an_easy_name_stays(text: str, name: str) -> None:
     assert folder_name(text) == name
 
 
-@given(st.lists(st.text("ab/-~é:. $", max_size=LONGEST_NAME * 2), unique=True, max_size=5))
+@given(st.lists(st.text("ab/-~é:. $", max_size=MAX_NAME_BYTES * 2), unique=True, max_size=5))
 def test_different_texts_have_different_names(texts: list[str]) -> None:
     names = {folder_name(text) for text in texts}
     assert len(names) == len(texts)
     for name in names:
-        assert 0 < len(name.encode()) <= LONGEST_NAME and name.isprintable()
+        assert 0 < len(name.encode()) <= MAX_NAME_BYTES and name.isprintable()
         assert not set(name) & set("/\\:*?\"'<>|$ ")
 
 
@@ -145,7 +145,7 @@ def test_a_file_is_the_same_however_it_is_told(
 
 def test_what_a_run_was_resumed_with() -> None:
     job = ["optimizer.lr=1e-3", "data.path=movies.csv", "sweep.name=s"]
-    assert other_settings(job, job) == ""
+    assert changed_settings(job, job) == ""
     resumed = ["optimizer.lr=0.001", "data.path=/there/movies.csv", "ckpt_path=runs/s/x"]
     resumed += ["trainer.max_epochs=3", "trainer.max_epochs=7", "logger=csv"]
-    assert other_settings(resumed, job) == "trainer.max_epochs=7"
+    assert changed_settings(resumed, job) == "trainer.max_epochs=7"

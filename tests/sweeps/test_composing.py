@@ -14,15 +14,15 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from genre_lightning.runs.composing import faster_configuration
-from genre_lightning.sweeps.composing import compose_what_jobs_share_once
+from genre_lightning.runs.composing import speed_up_composition
+from genre_lightning.sweeps.composing import cache_job_configs
 
 plain = ConfigLoaderImpl.load_sweep_config
 
 
 @pytest.fixture(autouse=True, scope="module")
 def as_in_commands() -> Iterator[None]:
-    with faster_configuration():
+    with speed_up_composition():
         yield
 
 
@@ -48,7 +48,7 @@ def loader_of(repository: Path) -> ConfigLoaderImpl:
 def sharing() -> Iterator[Callable[..., None]]:
     """Starts what is tested, and ends it after the test."""
     undos = []
-    yield lambda keep: undos.append(compose_what_jobs_share_once(keep=keep))
+    yield lambda keep: undos.append(cache_job_configs(keep=keep))
     for undo in undos:
         undo()
     assert ConfigLoaderImpl.load_sweep_config is plain

@@ -289,7 +289,7 @@ def test_a_sweep_that_is_stopped_before_its_first_job(
         Journal(sweep).write("stopping", code=130)
         return lambda: None
 
-    monkeypatch.setattr("genre_lightning.sweeps.callback.compose_what_jobs_share_once", stop)
+    monkeypatch.setattr("genre_lightning.sweeps.callback.cache_job_configs", stop)
     code, output = sweep_here("-m", "optimizer.lr=1e-2,1e-3")
     assert code == 130 and "2 not started" in output and "Traceback" not in output
     assert not (sweep / "leaderboard.csv").exists()

@@ -28,7 +28,7 @@ from optuna.distributions import (
 from optuna.trial import TrialState
 
 from genre_lightning.errors import UserError
-from genre_lightning.sweeps.study import FILE, NAME, Trials, distribution, storage, trials_so_far
+from genre_lightning.sweeps.study import FILE, NAME, Trials, count_trials, distribution, storage
 from genre_lightning.training.callbacks.pruning import Pruning
 from tests.forking import Command, run_command
 
@@ -167,16 +167,16 @@ OTHER_KIND = {"optimizer.lr": CategoricalDistribution(("1",))}
 def test_what_can_not_be_compared_is_refused(
     name: str, space: Any, message: str, tmp_path: Path
 ) -> None:
-    assert trials_so_far(tmp_path, "a", LR) == 0
+    assert count_trials(tmp_path, "a", LR) == 0
     study = trials(tmp_path)
     study.ask(2)
     study.tell(0, completed(0.5))
     before = (tmp_path / FILE).read_bytes()
     with pytest.raises(UserError, match=message):
-        trials_so_far(tmp_path, name, space)
+        count_trials(tmp_path, name, space)
     assert (tmp_path / FILE).read_bytes() == before
     wider = {"optimizer.lr": FloatDistribution(1e-5, 1, log=True)}
-    assert trials_so_far(tmp_path, "a", wider) == 1
+    assert count_trials(tmp_path, "a", wider) == 1
 
 
 # Pruning.

@@ -159,13 +159,13 @@ def test_processes_of_others_need_one_folder(monkeypatch: pytest.MonkeyPatch) ->
     def job(mode: RunMode, *overrides: str) -> Any:
         return SimpleNamespace(mode=mode, overrides=SimpleNamespace(hydra=list(overrides)))
 
-    processes.check_started(job(RunMode.MULTIRUN))
+    processes.check_distributed_launch(job(RunMode.MULTIRUN))
     monkeypatch.setenv("RANK", "1")
-    processes.check_started(job(RunMode.RUN, "hydra.run.dir=here"))
+    processes.check_distributed_launch(job(RunMode.RUN, "hydra.run.dir=here"))
     with pytest.raises(UserError, match=r"hydra\.run\.dir=FOLDER"):
-        processes.check_started(job(RunMode.RUN))
+        processes.check_distributed_launch(job(RunMode.RUN))
     with pytest.raises(UserError, match="without torchrun"):
-        processes.check_started(job(RunMode.MULTIRUN, "hydra.run.dir=here"))
+        processes.check_distributed_launch(job(RunMode.MULTIRUN, "hydra.run.dir=here"))
 
 
 SCRIPT = """

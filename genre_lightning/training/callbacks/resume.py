@@ -26,8 +26,8 @@ from genre_lightning.runs.process import (
     ending_signals,
     is_first_process,
     release_signals,
+    stop_callbacks,
     under_slurm,
-    when_stopping,
 )
 from genre_lightning.runs.result import write_result
 from genre_lightning.runs.settings import flat_settings, may_change_on_resume
@@ -313,7 +313,7 @@ class Resume(Checkpoint):
         self.signal = number
         if is_first_process():
             print("\nstopping after this step; interrupt again to stop at once", flush=True)
-            for tell in when_stopping:
+            for tell in stop_callbacks:
                 tell()
 
     def _hold_back(self, number: int, frame: FrameType | None) -> None:
