@@ -174,7 +174,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         from genre_lightning.training.callbacks.history import History
         from genre_lightning.training.callbacks.pruning import Pruning
         from genre_lightning.training.callbacks.resume import Resume, epochs_done, run_settings
-        from genre_lightning.training.fit_errors import fit_errors_told
+        from genre_lightning.training.fit_errors import clear_fit_errors
 
     # Names of genres and files must not be interpreted as markup.
     console = Console(markup=False, emoji=False, quiet=not is_first_process())
@@ -222,7 +222,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     trainer.callbacks += [resume, LoggersStayOpen()]
     with open_loggers(cfg, folder, result) as loggers:
         trainer.loggers = loggers
-        with fit_errors_told(trainer, history, cfg.data.batch_size, ckpt_path):
+        with clear_fit_errors(trainer, history, cfg.data.batch_size, ckpt_path):
             trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
 
         best = trainer.checkpoint_callback.best_model_path

@@ -35,16 +35,16 @@ class LBFGS(torch.optim.LBFGS):
         max_iter: int = 25,
         history_size: int = 20,
     ) -> None:
-        trained: list[Tensor] = []
+        trainable: list[Tensor] = []
         self._penalties: list[float] = []
         for item in params:
             group: dict[str, Any] = item if isinstance(item, dict) else {"params": [item]}
             if group.get("lr", lr) > 0:
-                trained += group["params"]
+                trainable += group["params"]
                 penalty = float(group.get("weight_decay", weight_decay))
                 self._penalties += [penalty] * len(group["params"])
         super().__init__(
-            trained,
+            trainable,
             lr=lr,
             max_iter=max_iter,
             history_size=history_size,

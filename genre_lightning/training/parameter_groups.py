@@ -37,13 +37,13 @@ def parameter_groups(
         find_scales = getattr(branch, "lr_scales", None)
         scales = find_scales() if callable(find_scales) else {}
         named = list(branch.named_parameters())
-        for share in dict.fromkeys(scales.get(key, 1.0) for key, _ in named):
-            scale = lr_scales[name] * share
+        for factor in dict.fromkeys(scales.get(key, 1.0) for key, _ in named):
+            scale = lr_scales[name] * factor
             for vectors in (False, True):
-                chosen = [
+                parameters = [
                     parameter
                     for key, parameter in named
-                    if scales.get(key, 1.0) == share and (parameter.ndim <= 1) == vectors
+                    if scales.get(key, 1.0) == factor and (parameter.ndim <= 1) == vectors
                 ]
                 decay = 0.0 if vectors and not decay_vectors else weight_decay
                 if decay_scales is not None:
@@ -51,7 +51,11 @@ def parameter_groups(
                 elif scale:
                     decay /= scale
                 groups.append(
-                    {"params": chosen, "lr": lr * scale, "weight_decay": decay if scale else 0.0}
+                    {
+                        "params": parameters,
+                        "lr": lr * scale,
+                        "weight_decay": decay if scale else 0.0,
+                    }
                 )
     return groups
 

@@ -49,7 +49,7 @@ def test_what_is_written_is_the_state_as_it_was(state: dict[str, Any], tmp_path:
     at_once.save_checkpoint(state, tmp_path / "at once")
     wanted = copy.deepcopy(state["state_dict"])
     gate = Gate()
-    later.then(gate)
+    later.run_when_saved(gate)
     # Saved while the gate is shut, and so written after the changes below.
     asked, later._asked = later._asked, []
     later.save_checkpoint(state, tmp_path / "later")
@@ -82,10 +82,10 @@ def test_nothing_is_removed_before_what_replaces_it_is_there(
     io.finish()
     gate = Gate()
     seen: list[list[str]] = []
-    io.then(gate)
+    io.run_when_saved(gate)
     asked, io._asked = io._asked, []  # or the next would wait for the gate
     io.save_checkpoint(state, new)
-    io.then(lambda: seen.append(sorted(path.name for path in tmp_path.iterdir())))
+    io.run_when_saved(lambda: seen.append(sorted(path.name for path in tmp_path.iterdir())))
     io.link(link)
     io.remove_checkpoint(old)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["old"]
@@ -120,7 +120,7 @@ def test_what_is_held_back_is_the_newest_of_each_file(
         io.save_checkpoint(of_epoch(state, score), best if improved else last)
         if improved:
             io.link(last)
-        io.then(partial(note, score))
+        io.run_when_saved(partial(note, score))
 
     epoch(0.1, improved=True)
     io._wait()
