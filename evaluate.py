@@ -58,15 +58,15 @@ def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> di
     torch.set_float32_matmul_precision("high")
     checkpoint = best_checkpoint(cfg.ckpt_path)
     model = load_model(checkpoint, device)
-    fixed: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         "inputs": model.inputs,
         "genres": model.genres,
         "cache_dir": cfg.cache_dir,
     }
     data = (
-        MovieDataModule.from_description(model.data, **fixed)
+        MovieDataModule.from_description(model.data, **arguments)
         if cfg.get("data") is None
-        else instantiate(cfg.data, **fixed)
+        else instantiate(cfg.data, **arguments)
     )
     data.setup()
     if not len(data.splits[cfg.split]):

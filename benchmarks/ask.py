@@ -42,7 +42,7 @@ from benchmarks.measure import (
     spread,
 )
 from genre_lightning.ask.answer import answer_schema
-from genre_lightning.ask.answer_file import NAME, AnswerFile
+from genre_lightning.ask.answer_file import ANSWER_FILE_NAME, AnswerFile
 from genre_lightning.ask.poster import PosterFormat
 from genre_lightning.ask.question import Prompt, Questioner
 from genre_lightning.ask.run import ServerSettings, ask_rows
@@ -134,7 +134,7 @@ def ask(url: str, movies: MovieSet, folder: Path) -> float:
         prompt=Prompt("plain", "Judge.", "{{ columns['title'] }}"),
         poster=CountedFormat(),
     )
-    with AnswerFile(folder / NAME) as answer_file:
+    with AnswerFile(folder / ANSWER_FILE_NAME) as answer_file:
         started = time.perf_counter()
         answers = ask_rows(
             movies,

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from genre_lightning.comparison.leaderboard import compare, ranked_table
-from genre_lightning.genre_ask import long_form
+from genre_lightning.genre_ask import expand_override
 from genre_lightning.predicting.command import main as predict
 from tests.ask.conftest import start_llama  # noqa: F401 - a fixture
 from tests.ask.loopback import Answer, Loopback, good, said, serving
@@ -62,8 +62,8 @@ def result_of(run: Path) -> dict[str, Any]:
 
 
 def test_model_is_short_for_its_name() -> None:
-    assert long_form("model=a,b") == "model.name=a,b"
-    assert [long_form(one) for one in ("model.name=a", "+model=x", "data=demo")] == [
+    assert expand_override("model=a,b") == "model.name=a,b"
+    assert [expand_override(one) for one in ("model.name=a", "+model=x", "data=demo")] == [
         "model.name=a", "+model=x", "data=demo",
     ]  # fmt: skip
 
@@ -123,8 +123,8 @@ def test_the_whole_way(
     with (run / "per_genre.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 8
     page = (run / "report.html").read_text("utf-8")
-    whys = [line["why"] for line in answered if line["why"] in page]
-    assert whys and ">why</bdi></b>" in page and "tokens" in page
+    answer_reasons = [line["why"] for line in answered if line["why"] in page]
+    assert answer_reasons and ">why</bdi></b>" in page and "tokens" in page
     with np.load(run / "answers.npz") as file:
         assert set(file["ids"]) == {line["id"] for line in answered}
         by_id = dict(zip(file["ids"].tolist(), file["x"].tolist(), strict=True))

@@ -13,7 +13,7 @@ from genre_lightning.inputs.embedding_cache import open_embeddings
 from genre_lightning.inputs.input import Store
 from genre_lightning.inputs.poster_cache import open_poster_cache
 from genre_lightning.predicting.tables import predicting_progress
-from genre_lightning.progress import Lines
+from genre_lightning.progress import ProgressLines
 from tests.inputs.fake_encoder import WIDTH, Counted
 from tests.pictures import locate
 
@@ -29,7 +29,7 @@ class Clock:
 def test_lines_are_far_apart_and_tell_the_time_that_is_left() -> None:
     said: list[str] = []
     clock = Clock()
-    lines = Lines("decoding posters", 4000, said.append, clock)
+    lines = ProgressLines("decoding posters", 4000, said.append, clock)
     for second in range(1, 95):
         clock.now += 1
         lines.update(10 * second, ", 2 broken")
@@ -43,7 +43,7 @@ def test_lines_are_far_apart_and_tell_the_time_that_is_left() -> None:
 def test_a_long_job_has_fewer_lines() -> None:
     said: list[str] = []
     clock = Clock()
-    lines = Lines("embedding", 360_000, said.append, clock)
+    lines = ProgressLines("embedding", 360_000, said.append, clock)
     for second in range(1, 36_001):
         clock.now += 1
         lines.update(10 * second)
@@ -53,7 +53,7 @@ def test_a_long_job_has_fewer_lines() -> None:
 def test_only_what_is_done_meanwhile_tells_the_speed() -> None:
     said: list[str] = []
     clock = Clock()
-    lines = Lines("embedding", 1000, said.append, clock)
+    lines = ProgressLines("embedding", 1000, said.append, clock)
     for done in (100, 900, 900, 910, 910.6):  # the first once an encoder is loaded
         clock.now += 31
         lines.update(done)
@@ -67,8 +67,8 @@ def test_only_what_is_done_meanwhile_tells_the_speed() -> None:
 
 @pytest.fixture
 def line_at_each_update(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "EVERY", 0)
-    monkeypatch.setattr(progress, "SHARE", 0)
+    monkeypatch.setattr(progress, "MIN_SECONDS", 0)
+    monkeypatch.setattr(progress, "MIN_SHARE", 0)
 
 
 @pytest.mark.usefixtures("line_at_each_update")

@@ -23,7 +23,7 @@ from genre_lightning.comparison.text import (
 from genre_lightning.files import whole_file
 from genre_lightning.page.markdown import in_markdown, markdown_table
 from genre_lightning.runs.quoting import relative_to_cwd, shell_command
-from genre_lightning.wording import printable, shortened, shown_time
+from genre_lightning.wording import format_duration, printable, shortened
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -142,7 +142,7 @@ def ranked_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     done = [[run for run in group.runs if run.completed] for group in ranked]
     columns.append(["epochs", *(_range([run.epochs for run in runs]) for runs in done)])
     seconds = [sum(run.number("seconds") or 0.0 for run in runs) / len(runs) for runs in done]
-    columns.append(["time", *map(shown_time, seconds)])
+    columns.append(["time", *map(format_duration, seconds)])
     heads, *rows = map(list, zip(*columns, strict=True))
     return heads, rows
 

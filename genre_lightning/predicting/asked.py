@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-from genre_lightning.ask.answer_file import NAME, AnswerFile, Record
+from genre_lightning.ask.answer_file import ANSWER_FILE_NAME, AnswerFile, Record
 from genre_lightning.ask.asking import Asker
 from genre_lightning.ask.question import POSTER
 from genre_lightning.ask.run import ServerSettings, load_questioner
@@ -145,7 +145,7 @@ class AskedMovies:
             keep = os.access(self.folder, os.W_OK)
             if keep:
                 stack.enter_context(locked(self.folder))
-            answer_file = stack.enter_context(AnswerFile(self.folder / NAME, keep=keep))
+            answer_file = stack.enter_context(AnswerFile(self.folder / ANSWER_FILE_NAME, keep=keep))
             server = settings.connect(self.url, self.key_env, "--ask-url", "--api-key-env")
             asker = Asker(
                 self.questioner, server, answer_file, concurrency=settings.concurrency, say=note,

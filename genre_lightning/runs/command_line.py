@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from genre_lightning.errors import UserError
-from genre_lightning.files import FULL, full_disk
+from genre_lightning.files import FULL_DISK_ERRNOS, full_disk
 from genre_lightning.runs.checks import check_data, check_folder, check_settings
 from genre_lightning.runs.ckpt_path import best_checkpoint, last_checkpoint, starting_point
 from genre_lightning.runs.composing import (
@@ -135,7 +135,7 @@ def command(
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 raise SystemExit(1) from None
             except OSError as error:
-                if error.errno not in FULL:
+                if error.errno not in FULL_DISK_ERRNOS:
                     raise
                 path = Path(str(error.filename or "."))  # a file of Hydra or a library
                 raise SystemExit(f"error: {full_disk(path, error)}") from None

@@ -131,7 +131,7 @@ def _explain_unknown_setting(
         return f"there is no setting {key}{hint}"
     if parent and siblings:
         return f"there is no setting {key}; {parent} has {', '.join(siblings)}, and {how_to_add}"
-    closest = closest_name(key, known, likeness=0.75)
+    closest = closest_name(key, known, min_similarity=0.75)
     if closest is not None:
         return f"there is no setting {key}{did_you_mean(closest)}"
     return f"there is no setting {key}; --help shows all, and {how_to_add}"

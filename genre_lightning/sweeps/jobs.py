@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from genre_lightning.cores import share_cores
 from genre_lightning.errors import UserError
-from genre_lightning.files import FULL, AppendedText, FullDiskError, full_disk
+from genre_lightning.files import FULL_DISK_ERRNOS, AppendedText, FullDiskError, full_disk
 from genre_lightning.garbage import kept_imports
 from genre_lightning.quiet import quiet_libraries
 from genre_lightning.runs.checks import check_settings
@@ -97,7 +97,9 @@ def run_job(cfg: DictConfig, train: Train) -> float | None:
             return _run_in_sweep(cfg, train, folder)
         result = run_once(cfg, train)
     except (UserError, OSError) as error:
-        if is_spawned_process() or not (isinstance(error, UserError) or error.errno in FULL):
+        if is_spawned_process() or not (
+            isinstance(error, UserError) or error.errno in FULL_DISK_ERRNOS
+        ):
             raise
         raise SystemExit(f"error: {_error_message(error, folder, is_single)}") from None
     except SystemExit:

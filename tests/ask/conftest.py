@@ -22,7 +22,7 @@ def loopback() -> Iterator[Loopback]:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries wait for milliseconds."""
-    monkeypatch.setattr(asked_server, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(asked_server, "FIRST_BACKOFF", 0.01)
 
 
 @pytest.fixture(scope="session")

@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from genre_lightning.ask.answer_file import NAME, AnswerFile
+from genre_lightning.ask.answer_file import ANSWER_FILE_NAME, AnswerFile
 from genre_lightning.ask.rate_limit import BudgetError
 from genre_lightning.ask.run import (
     Answers,
     ServerSettings,
+    answer_reasons,
     ask_rows,
     check_shown,
     load_questioner,
     open_answer_file,
     save_questioner,
     unanswered_line,
-    whys,
 )
 from genre_lightning.ask.server import ServerError
 from genre_lightning.errors import UserError
@@ -70,7 +70,7 @@ def test_the_bar_has_movies_tokens_and_time_left(loopback: Loopback, tmp_path: P
             np.testing.assert_allclose(
                 answers.scores[row], [wanted[genre] / 100 for genre in GENRES], rtol=1e-6
             )
-            assert whys(answers, answer_file, np.array([row])) == {row: wanted["why"]}
+            assert answer_reasons(answers, answer_file, np.array([row])) == {row: wanted["why"]}
     (failed,) = answers.failed
     line = unanswered_line(MOVIES, "test", ROWS, answers)
     assert line == (
@@ -118,7 +118,7 @@ def test_books_of_other_runs_are_found(loopback: Loopback, tmp_path: Path) -> No
     with open_answer_file(second, None) as answer_file:
         assert len(answer_file) == 0
     with open_answer_file(first, str(tmp_path / "runs")) as answer_file:
-        assert answer_file.path == first / NAME and len(answer_file) == 5
+        assert answer_file.path == first / ANSWER_FILE_NAME and len(answer_file) == 5
 
 
 def _made(folder: Path) -> Path:

@@ -11,7 +11,7 @@ from scipy.special import expit, logit
 from sklearn.metrics import f1_score
 
 from genre_lightning.ask.question import Questioner
-from genre_lightning.ask.scoring import calibrated, save_answers, score_answers
+from genre_lightning.ask.scoring import fit_calibrated_model, save_answers, score_answers
 from genre_lightning.checkpoint.model import TrainedModel
 from genre_lightning.data.datamodule import MovieDataModule
 from genre_lightning.errors import UserError
@@ -45,7 +45,7 @@ def scored(
 ) -> tuple[TrainedModel, SplitScores, SplitScores, Questioner]:
     given = questioner(genres=data.genres, answers=kind)
     val, test = data.splits["val"], data.splits["test"]
-    model = calibrated(given, data, val, found[val])
+    model = fit_calibrated_model(given, data, val, found[val])
     return (
         model,
         score_answers(model, given, data, "val", val, found[val]),
@@ -132,7 +132,7 @@ def test_probabilities_of_tokens_keep_their_order_near_0_and_1(
 def test_nothing_to_calibrate_by(data: MovieDataModule, answers: np.ndarray) -> None:
     val = data.splits["val"]
     with pytest.raises(UserError, match=r"none of the .* validation movies has an answer"):
-        calibrated(
+        fit_calibrated_model(
             questioner(genres=data.genres),
             data,
             val,

@@ -17,12 +17,12 @@ from genre_lightning.ask.server import (
     ChatServer,
     Reply,
     RequestRefused,
+    RetriesExhausted,
     ServerError,
-    Unanswered,
     check_url,
     read_key,
     retry_after,
-    server_words,
+    server_message,
 )
 from genre_lightning.errors import UserError
 from tests.ask.loopback import Answer, Loopback, completion, said
@@ -93,7 +93,7 @@ def test_a_web_page_in_the_middle_is_tried_again(loopback: Loopback, quick: None
 
 def test_tries_have_an_end(loopback: Loopback, quick: None) -> None:
     loopback.answer = lambda number, body: Answer(500, body=b'{"error": {"message": "no VRAM"}}')
-    with pytest.raises(Unanswered, match=r"^the server says: 500, no VRAM$"):
+    with pytest.raises(RetriesExhausted, match=r"^the server says: 500, no VRAM$"):
         chat(loopback, retries=3)
     assert len(loopback.requests) == 4
 
@@ -106,7 +106,7 @@ def test_waits_double(loopback: Loopback, monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(RateLimit, "pause", note)
     loopback.answer = lambda number, body: Answer(500)
-    with pytest.raises(Unanswered):
+    with pytest.raises(RetriesExhausted):
         chat(loopback, retries=9)
     for number, seconds in enumerate(waits):
         longest = min(60, 2**number)
@@ -218,7 +218,7 @@ def test_a_refused_request_is_not_sent_again(status: int, text: str, loopback: L
 def test_the_key_is_in_no_message(status: int, loopback: Loopback, quick: None) -> None:
     words = {"error": {"message": f"Incorrect API key provided: {KEY}."}}
     loopback.answer = lambda number, body: Answer(status, body=json.dumps(words).encode())
-    with pytest.raises((ServerError, RequestRefused, Unanswered)) as caught:
+    with pytest.raises((ServerError, RequestRefused, RetriesExhausted)) as caught:
         chat(loopback, api_key=KEY, key_name="THE_KEY", retries=1)
     error: BaseException | None = caught.value
     assert "[key]" in str(error)
@@ -287,4 +287,4 @@ def test_a_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
     ],
 )
 def test_the_servers_words(text: str, words: str) -> None:
-    assert server_words(text) == words
+    assert server_message(text) == words
