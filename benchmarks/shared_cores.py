@@ -1,4 +1,4 @@
-"""Trainings that share the cores with other processes, with default variables.
+"""Trainings that share the cores with other processes, with default settings.
 
     python -m benchmarks.shared_cores --root data/ml1m
     python -m benchmarks.shared_cores --root data/ml1m --load 8
