@@ -52,32 +52,32 @@ def unbroken(
     repository: Path, run_overrides: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, int]:
     """A run on a disk with room, copied from it, and the bytes that it needs there."""
-    place = tmp_path_factory.mktemp("unbroken")
-    with small_disk(place / "disk", LARGE) as disk:
+    folder = tmp_path_factory.mktemp("unbroken")
+    with small_disk(folder / "disk", LARGE) as disk:
         run = disk.folder / "run"
         code, text = done(
-            repository, "train", place / "here", [*run_overrides, f"hydra.run.dir={run}"]
+            repository, "train", folder / "here", [*run_overrides, f"hydra.run.dir={run}"]
         )
         assert code == 0, text
-        shutil.copytree(run, place / "copy")
+        shutil.copytree(run, folder / "copy")
         # While one checkpoint is written the one before is still there.
-        most = disk.used + (run / "checkpoints" / "last.ckpt").stat().st_size
-    return place / "copy", most
+        peak = disk.used + (run / "checkpoints" / "last.ckpt").stat().st_size
+    return folder / "copy", peak
 
 
 def test_under_the_run_folder(
     repository: Path, run_overrides: list[str], unbroken: tuple[Path, int], tmp_path: Path
 ) -> None:
-    whole, most = unbroken
+    whole, peak = unbroken
     points = set()
-    for size in steps(8192, most, 6):
-        place = tmp_path / str(size)
-        with small_disk(place / "disk", size) as disk:
+    for size in steps(8192, peak, 6):
+        folder = tmp_path / str(size)
+        with small_disk(folder / "disk", size) as disk:
             run = disk.folder / "run"
             command = [*run_overrides, f"hydra.run.dir={run}"]
-            code, text = done(repository, "train", place / "here", command)
+            code, text = done(repository, "train", folder / "here", command)
             if code == 0:
-                assert size > 0.8 * most, text
+                assert size > 0.8 * peak, text
                 continue
             assert code == 1
             sentence = told(text, disk)
@@ -88,7 +88,7 @@ def test_under_the_run_folder(
             # The same command; with what the message says where there is a run to go on with.
             more = re.findall(r"go on by (ckpt_path=\S+)", sentence)
             assert bool(more) == (run / "checkpoints" / "last.ckpt").exists()
-            code, text = done(repository, "train", place / "here", [*command, *more])
+            code, text = done(repository, "train", folder / "here", [*command, *more])
             assert code == 0, text
             assert_same_run(whole, run)
     # It was full at different points.
@@ -103,9 +103,9 @@ def test_under_the_cache(repository: Path, tiny_overrides: Overrides, tmp_path: 
         command = [*base, f"data.cache_dir={disk.folder}/cache", f"hydra.run.dir={whole}"]
         code, text = done(repository, "train", tmp_path / "here", command)
         assert code == 0, text
-        most = disk.used
+        peak = disk.used
     failed = 0
-    for size in steps(8192, most - 4096, 4):
+    for size in steps(8192, peak - 4096, 4):
         with small_disk(tmp_path / f"{size}", size) as disk:
             cache, run = disk.folder / "cache", tmp_path / f"run-{size}"
             command = [*base, f"data.cache_dir={cache}", f"hydra.run.dir={run}"]
@@ -151,9 +151,9 @@ def test_under_a_sweep(repository: Path, tiny_overrides: Overrides, tmp_path: Pa
     with small_disk(tmp_path / "measured", LARGE) as disk:
         code, text = done(repository, "train", tmp_path / "here", line(disk.folder / "sweep"))
         assert code == 0, text
-        most = disk.used
+        peak = disk.used
     completed = set()
-    for size in steps(8192, most - 4096, 4):
+    for size in steps(8192, peak - 4096, 4):
         with small_disk(tmp_path / f"{size}", size) as disk:
             sweep = disk.folder / "sweep"
             code, text = done(repository, "train", tmp_path / "here", line(sweep))
@@ -182,9 +182,9 @@ def test_under_an_evaluation(repository: Path, trained_run: Path, tmp_path: Path
     with small_disk(tmp_path / "measured", LARGE) as disk:
         code, text = done(repository, "evaluate", tmp_path / "here", line(disk.folder / "e"))
         assert code == 0, text
-        most, names = disk.used, {path.name for path in (disk.folder / "e").iterdir()}
+        peak, names = disk.used, {path.name for path in (disk.folder / "e").iterdir()}
     with small_disk(tmp_path / "disk", 8192) as disk:
-        for size in steps(8192, most - 4096, 3):
+        for size in steps(8192, peak - 4096, 3):
             disk.change(f"size={max(size, disk.used)}")
             code, text = done(repository, "evaluate", tmp_path / "here", line(disk.folder / "e"))
             assert code == 1, text

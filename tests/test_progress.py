@@ -82,13 +82,13 @@ def test_caches_tell_how_far_they_are_where_there_is_no_terminal(
     posters = [locate(tmp_path / f"{number}.png") for number in range(3)]
     open_poster_cache(posters, size=(8, 8), store=store)
     open_embeddings(Counted([b"a", b"b"]).source(), "key", (1, WIDTH), "embedding title", store)
-    said = capsys.readouterr().err.splitlines()
+    output = capsys.readouterr().err.splitlines()
     if not shown:
-        assert said == []
+        assert output == []
         return
     for line in ("decoding posters: 2 of 3, about", "decoding posters: 3 of 3, about 0 s left"):
-        assert sum(one.startswith(line) for one in said) == 1
-    assert any(one.startswith("embedding title: 2 of 2, about") for one in said)
+        assert sum(one.startswith(line) for one in output) == 1
+    assert any(one.startswith("embedding title: 2 of 2, about") for one in output)
     # What is there already needs no word.
     open_poster_cache(posters, size=(8, 8), store=store)
     assert capsys.readouterr().err == ""
@@ -104,8 +104,8 @@ def test_predicting_tells_how_much_of_the_file_was_read(
         next(file)
         for _ in file:
             update()
-    said = capsys.readouterr().err.splitlines()
-    assert [line.partition(", about")[0] for line in said] == [
+    output = capsys.readouterr().err.splitlines()
+    assert [line.partition(", about")[0] for line in output] == [
         "predicting: 16 of 21 bytes, 2 movies",
         "predicting: 21 of 21 bytes, 3 movies",
     ]

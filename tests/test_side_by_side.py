@@ -29,21 +29,21 @@ def test_two_commands_in_one_run_folder(
     repository: Path, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    places = {seed: tmp_path / f"seed{seed}" for seed in (1, 2)}
+    folders = {seed: tmp_path / f"seed{seed}" for seed in (1, 2)}
     processes = {
         seed: command_apart(
-            repository, "train", place,
+            repository, "train", folder,
             tiny_overrides(f"seed={seed}", f"hydra.run.dir={run}", model="title"),
         )
-        for seed, place in places.items()
+        for seed, folder in folders.items()
     }  # fmt: skip
     for process in processes.values():
         process.join()
     codes = {seed: process.exitcode for seed, process in processes.items()}
-    assert sorted(codes.values(), key=str) == [0, 1], [printed(p) for p in places.values()]
+    assert sorted(codes.values(), key=str) == [0, 1], [printed(p) for p in folders.values()]
     (won,) = (seed for seed, code in codes.items() if code == 0)
     (lost,) = (seed for seed, code in codes.items() if code == 1)
-    text = printed(places[lost])
+    text = printed(folders[lost])
     (sentence,) = (line for line in text.splitlines() if line.startswith("error: "))
     assert str(run) in sentence and "Traceback" not in text
     assert any(
@@ -62,11 +62,11 @@ def test_two_commands_for_one_sweep(
     repository: Path, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
     line = ["-m", *tiny_overrides(model="title"), "seed=1,2,3", f"hydra.sweep.dir={tmp_path}/sweep"]
-    places = [tmp_path / name for name in ("a", "b")]
-    processes = [command_apart(repository, "train", place, line) for place in places]
+    folders = [tmp_path / name for name in ("a", "b")]
+    processes = [command_apart(repository, "train", folder, line) for folder in folders]
     for process in processes:
         process.join()
-    texts = [printed(place) for place in places]
+    texts = [printed(folder) for folder in folders]
     codes = [process.exitcode for process in processes]
     assert sorted(codes, key=str) == [0, 1], texts
     lost = texts[codes.index(1)]

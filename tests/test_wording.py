@@ -13,8 +13,8 @@ from genre_lightning.wording import counted, first_few, listed, printable, short
     ids=["empty", "fits", "one more", "not ASCII"],
 )
 def test_it_has_as_many_characters_at_most(text: str, most: int, expected: str) -> None:
-    found = shortened(text, most)
-    assert found == expected and len(found) <= most
+    actual = shortened(text, most)
+    assert actual == expected and len(actual) <= most
 
 
 def test_one_is_not_the_plural() -> None:

@@ -66,11 +66,11 @@ def test_the_bar_has_movies_tokens_and_time_left(loopback: Loopback, tmp_path: P
     for body in loopback.requests:
         row = int(body["messages"][-1]["content"].split()[2])
         if row not in answers.failed:
-            wanted = scores_of(body)
+            expected = scores_of(body)
             np.testing.assert_allclose(
-                answers.scores[row], [wanted[genre] / 100 for genre in GENRES], rtol=1e-6
+                answers.scores[row], [expected[genre] / 100 for genre in GENRES], rtol=1e-6
             )
-            assert answer_reasons(answers, answer_file, np.array([row])) == {row: wanted["why"]}
+            assert answer_reasons(answers, answer_file, np.array([row])) == {row: expected["why"]}
     (failed,) = answers.failed
     line = unanswered_line(MOVIES, "test", ROWS, answers)
     assert line == (
@@ -128,8 +128,8 @@ def _made(folder: Path) -> Path:
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     save_questioner(tmp_path, questioner(), ask_again=1)
-    found, more = load_questioner(tmp_path)
-    assert found.to_plain() == questioner().to_plain() and more == {"ask_again": 1}
+    loaded, more = load_questioner(tmp_path)
+    assert loaded.to_plain() == questioner().to_plain() and more == {"ask_again": 1}
 
 
 def test_columns_that_there_are_not() -> None:

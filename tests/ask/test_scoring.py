@@ -59,9 +59,9 @@ def test_the_file_is_read_by_the_input_vectors(
 ) -> None:
     ids = [movie.id for movie in data.movie_set.movies]
     save_answers(tmp_path / "answers.npz", ids, answers, data.genres)
-    found, x = read_vectors(tmp_path / "answers.npz")
+    stored, x = read_vectors(tmp_path / "answers.npz")
     there = ~np.isnan(answers).any(axis=1)
-    assert found == [one for one, has in zip(ids, there, strict=True) if has]
+    assert stored == [one for one, has in zip(ids, there, strict=True) if has]
     np.testing.assert_array_equal(x, answers[there])
     with np.load(tmp_path / "answers.npz") as file:
         assert tuple(file["genres"].tolist()) == data.genres
@@ -76,8 +76,8 @@ def test_scores_are_the_projects_calibration_of_the_answers(
     clipped = {s: answers[rows[s]][there[s]].clip(0.005, 0.995).astype(np.float64) for s in rows}
     targets = data.labels[rows["val"]][there["val"]]
     fitted = fit_calibration(clipped["val"], targets)
-    wanted = expit(fitted.logits(clipped["test"]))
-    np.testing.assert_allclose(test.scores[there["test"]], wanted, atol=1e-5)
+    expected = expit(fitted.logits(clipped["test"]))
+    np.testing.assert_allclose(test.scores[there["test"]], expected, atol=1e-5)
     assert test.has["answers"].tolist() == there["test"].tolist()
     cuts = fit_thresholds(val.scores[there["val"]], torch.from_numpy(targets))
     torch.testing.assert_close(model.thresholds, cuts)
@@ -93,8 +93,8 @@ def test_the_calibration_is_a_logistic_regression() -> None:
     scores = expit(1.3 * targets - 0.4 + draw.normal(size=targets.shape))
     fitted = fit_calibration(scores, targets, strength=1e9)
     oracle = LogisticRegression(C=1e6).fit(logit(scores), targets[:, 0])
-    wanted = oracle.decision_function(logit(scores))
-    np.testing.assert_allclose(fitted.logits(scores)[:, 0], wanted, atol=5e-3)
+    expected = oracle.decision_function(logit(scores))
+    np.testing.assert_allclose(fitted.logits(scores)[:, 0], expected, atol=5e-3)
 
 
 def test_a_movie_without_an_answer_counts_as_wrong(

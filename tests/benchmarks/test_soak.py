@@ -18,9 +18,9 @@ from tests.forking import Command
 def test_the_slope_is_that_of_least_squares() -> None:
     draw = np.random.default_rng(0)
     values = 800_000 + 3.5 * np.arange(90) + draw.normal(0, 20, 90)
-    wanted, covariance = np.polyfit(np.arange(90), values, 1, cov=True)
-    found, error = slope(list(values))
-    assert found == pytest.approx(wanted[0], rel=1e-6)
+    expected, covariance = np.polyfit(np.arange(90), values, 1, cov=True)
+    actual, error = slope(list(values))
+    assert actual == pytest.approx(expected[0], rel=1e-6)
     assert error == pytest.approx(covariance[0, 0] ** 0.5, rel=1e-6)
 
 

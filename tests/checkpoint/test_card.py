@@ -136,9 +136,9 @@ def test_another_format_is_refused_with_one_sentence(
 ) -> None:
     with pytest.raises(CheckpointError) as caught:
         load_model(forged(card("format", value=older)))
-    told = str(caught.value)
-    assert f"its format is {older!r}, and this version reads 4: train it again with this" in told
-    assert "\n" not in told and len(told) < 500
+    message = str(caught.value)
+    assert f"its format is {older!r}, and this version reads 4: train it again with this" in message
+    assert "\n" not in message and len(message) < 500
 
 
 def test_what_the_format_before_looked_like_is_refused_alike(honest: Path, tmp_path: Path) -> None:

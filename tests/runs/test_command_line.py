@@ -272,8 +272,8 @@ def test_what_can_be_monitored_is_what_validation_gives() -> None:
 
     from genre_lightning.scoring.metrics import genre_metrics
 
-    found = genre_metrics(torch.rand(4, 3), torch.eye(4, 3), torch.full((3,), 0.5))
-    assert {f"val/{name}" for name in (*found, "loss")} == set(MONITORED)
+    metrics = genre_metrics(torch.rand(4, 3), torch.eye(4, 3), torch.full((3,), 0.5))
+    assert {f"val/{name}" for name in (*metrics, "loss")} == set(MONITORED)
 
 
 def test_an_option_of_an_extra_says_what_to_install(repository: Path) -> None:

@@ -81,8 +81,8 @@ def test_a_run_is_composed_once_and_is_what_hydra_composes(
     loads.clear()
     with compose_once(), use_libyaml():
         assert hydra.get_mode("train", overrides) == RunMode.RUN
-        found = composed_to_run(hydra, overrides)
-    assert (found, loads) == (expected, [RunMode.RUN])
+        actual = composed_to_run(hydra, overrides)
+    assert (actual, loads) == (expected, [RunMode.RUN])
 
 
 def test_what_was_composed_is_for_the_run_that_asked_for_it(hydra: Hydra) -> None:
@@ -137,8 +137,8 @@ def test_interpolations_stand_for_the_same(
 def test_without_copies_hydra_composes_the_same(overrides: list[str], hydra: Hydra) -> None:
     expected = composed_to_run(hydra, overrides)
     with avoid_copies_of_defaults():
-        found = [composed_to_run(hydra, overrides) for _ in range(2)]
-    assert found == [expected, expected]
+        actual = [composed_to_run(hydra, overrides) for _ in range(2)]
+    assert actual == [expected, expected]
 
 
 def test_choices_that_a_users_defaults_ask_for_are_known(tmp_path: Path) -> None:

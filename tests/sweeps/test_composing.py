@@ -102,9 +102,9 @@ def test_errors_are_hydras(
     with pytest.raises(HydraException) as expected:
         loader.load_sweep_config(master, job)
     sharing(keep=True)
-    with pytest.raises(type(expected.value)) as found:
+    with pytest.raises(type(expected.value)) as actual:
         loader.load_sweep_config(master, job)
-    assert str(found.value) == str(expected.value)
+    assert str(actual.value) == str(expected.value)
 
 
 def test_another_sweep_of_the_process_has_its_own(

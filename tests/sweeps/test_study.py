@@ -267,8 +267,8 @@ def test_a_study_that_is_killed_and_continued(command: list[str], tmp_path: Path
     process = Command(command, tmp_path, start_new_session=True)
     try:
         deadline = time.monotonic() + 300
-        while sum(found["status"] == "completed" for found in results(folder)) < 2 or not any(
-            found["status"] == "interrupted" for found in results(folder)
+        while sum(result["status"] == "completed" for result in results(folder)) < 2 or not any(
+            result["status"] == "interrupted" for result in results(folder)
         ):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.02)
@@ -288,20 +288,20 @@ def test_a_study_that_is_killed_and_continued(command: list[str], tmp_path: Path
     assert f"{len(done)} already finished" in ended.stdout
     assert all(path.stat().st_mtime_ns == time for path, time in done.items())
     assert set(before) <= set(folder.glob("*/result.json"))
-    found = results(folder)
-    assert Counter(result["status"] for result in found) == {"completed": 6}
+    stored = results(folder)
+    assert Counter(result["status"] for result in stored) == {"completed": 6}
     kept = read(folder)
     assert len(kept) == 6
     # What the study says is what the runs say.
     for trial in kept:
         drawn = {f"{key}={value}" for key, value in trial.params.items()}
-        (result,) = (result for result in found if drawn <= set(result["overrides"]))
+        (result,) = (result for result in stored if drawn <= set(result["overrides"]))
         assert result["pruned"] == (trial.state == TrialState.PRUNED)
         assert result["epochs"] == len(trial.intermediate_values)
         assert (result["epochs"] < 5) == result["pruned"]
         if not result["pruned"]:
             assert trial.value == result["monitor_value"]
-    assert any(result["pruned"] for result in found)
+    assert any(result["pruned"] for result in stored)
     assert (folder / "leaderboard.csv").is_file()
 
 

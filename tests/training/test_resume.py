@@ -349,8 +349,8 @@ def test_files_that_may_not_grow(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         patch.undo()
-    found = recorded(tmp_path)
-    assert found["status"] == "failed" and "last.ckpt" in found["error"]
+    result = recorded(tmp_path)
+    assert result["status"] == "failed" and "last.ckpt" in result["error"]
     assert read_checkpoint(last)["global_step"] == 2
 
 

@@ -47,7 +47,7 @@ class Gate:
 def test_what_is_written_is_the_state_as_it_was(state: dict[str, Any], tmp_path: Path) -> None:
     at_once, later = WholeFileIO(), WholeFileIO(background=True)
     at_once.save_checkpoint(state, tmp_path / "at once")
-    wanted = copy.deepcopy(state["state_dict"])
+    expected = copy.deepcopy(state["state_dict"])
     gate = Gate()
     later.run_when_saved(gate)
     # Saved while the gate is shut, and so written after the changes below.
@@ -62,7 +62,7 @@ def test_what_is_written_is_the_state_as_it_was(state: dict[str, Any], tmp_path:
     later.teardown()
     assert asked[0].done()
     one, two = (torch.load(tmp_path / name, weights_only=True) for name in ("at once", "later"))
-    assert torch.equal(two["state_dict"]["0.weight"], wanted["0.weight"])
+    assert torch.equal(two["state_dict"]["0.weight"], expected["0.weight"])
     assert isinstance(two["state_dict"], OrderedDict)
     assert two["state_dict"]._metadata == state["state_dict"]._metadata  # type: ignore[attr-defined]
     stride = one["state_dict"]["0.weight"].stride()
