@@ -81,8 +81,8 @@ def test_as_a_user_from_another_folder(
     report = (tmp_path / "out" / "report.html").read_text("utf-8")
     assert "that the checkpoint was trained on" not in report and ">demo: 120 movies<" in report
     if sys.platform == "linux":  # where PyTorch has GNU's OpenMP, which tells what it goes by
-        told = told_by_openmp(script, overrides, tmp_path, env)
-        assert "GOMP_SPINCOUNT = '10000'" in told
+        settings = told_by_openmp(script, overrides, tmp_path, env)
+        assert "GOMP_SPINCOUNT = '10000'" in settings
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
@@ -192,14 +192,14 @@ def test_a_test_split_that_would_hold_movies_of_train_is_refused(
     checkpoint = torch.load(best(trained_run), weights_only=True)
     card = checkpoint[CHECKPOINT_KEY]
     card["data"] = {"reader": "manifest", "path": str(path)}
-    told = tmp_path / "told.ckpt"
-    torch.save(checkpoint, told)
+    described = tmp_path / "described.ckpt"
+    torch.save(checkpoint, described)
     with pytest.raises(DataError, match="it would hold movies that the checkpoint has learnt from"):
-        evaluate_here(told)
+        evaluate_here(described)
     assert not (tmp_path / "evaluation").exists()
     card["learnt_from"] = None  # as files of before have it
-    torch.save(checkpoint, told)
-    assert evaluate_here(told)["num_movies"] == 6
+    torch.save(checkpoint, described)
+    assert evaluate_here(described)["num_movies"] == 6
 
 
 def test_branches_are_not_compared_on_movies_that_were_learnt_from(
@@ -224,8 +224,8 @@ def test_a_setting_of_the_split_without_effect_is_told(
     demo = ["data=demo", "data.num_movies=120", "data.poster_height=48", "gallery=0"]
     for changed in ([], ["data.test_fraction=0.5"]):
         evaluate_here(best(trained_run), *demo, *changed)
-        told = "note: data.test_fraction=0.5 is ignored: the dataset says which movies are test"
-        assert (told in " ".join(capsys.readouterr().out.split())) is bool(changed)
+        note = "note: data.test_fraction=0.5 is ignored: the dataset says which movies are test"
+        assert (note in " ".join(capsys.readouterr().out.split())) is bool(changed)
 
 
 def test_an_unknown_genre_is_named(

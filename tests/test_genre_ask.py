@@ -23,7 +23,7 @@ from genre_lightning.comparison.leaderboard import compare, ranked_table
 from genre_lightning.genre_ask import expand_override
 from genre_lightning.predicting.command import main as predict
 from tests.ask.conftest import start_llama  # noqa: F401 - a fixture
-from tests.ask.loopback import Answer, Loopback, good, said, serving
+from tests.ask.loopback import Answer, Loopback, good, reply, serving
 from tests.forking import Command
 
 KEY = "sk-test-0123456789abcdef"
@@ -80,7 +80,7 @@ def test_the_whole_way(
     """Asked, scored, compared, learnt from beside other branches, and asked about new movies."""
 
     def answer(number: int, body: dict[str, Any]) -> Answer:
-        return said("no JSON") if "Silence" in json.dumps(body["messages"][-1]) else good(body)
+        return reply("no JSON") if "Silence" in json.dumps(body["messages"][-1]) else good(body)
 
     loopback.answer = answer
     out = ended(

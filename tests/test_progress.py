@@ -27,13 +27,13 @@ class Clock:
 
 
 def test_lines_are_far_apart_and_tell_the_time_that_is_left() -> None:
-    said: list[str] = []
+    printed: list[str] = []
     clock = Clock()
-    lines = ProgressLines("decoding posters", 4000, said.append, clock)
+    lines = ProgressLines("decoding posters", 4000, printed.append, clock)
     for second in range(1, 95):
         clock.now += 1
         lines.update(10 * second, ", 2 broken")
-    assert said == [
+    assert printed == [
         "decoding posters: 300 of 4,000, 2 broken, about 370 s left",
         "decoding posters: 600 of 4,000, 2 broken, about 340 s left",
         "decoding posters: 900 of 4,000, 2 broken, about 310 s left",
@@ -41,23 +41,23 @@ def test_lines_are_far_apart_and_tell_the_time_that_is_left() -> None:
 
 
 def test_a_long_job_has_fewer_lines() -> None:
-    said: list[str] = []
+    printed: list[str] = []
     clock = Clock()
-    lines = ProgressLines("embedding", 360_000, said.append, clock)
+    lines = ProgressLines("embedding", 360_000, printed.append, clock)
     for second in range(1, 36_001):
         clock.now += 1
         lines.update(10 * second)
-    assert 50 < len(said) < 120
+    assert 50 < len(printed) < 120
 
 
 def test_only_what_is_done_meanwhile_tells_the_speed() -> None:
-    said: list[str] = []
+    printed: list[str] = []
     clock = Clock()
-    lines = ProgressLines("embedding", 1000, said.append, clock)
+    lines = ProgressLines("embedding", 1000, printed.append, clock)
     for done in (100, 900, 900, 910, 910.6):  # the first once an encoder is loaded
         clock.now += 31
         lines.update(done)
-    assert said == [
+    assert printed == [
         "embedding: 900 of 1,000, about 4 s left",
         "embedding: 900 of 1,000",
         "embedding: 910 of 1,000, about 279 s left",

@@ -78,7 +78,7 @@ def test_two_commands_for_one_sweep(
 # A cache.
 
 
-def tell_and_wait(told: Path, builders: int) -> None:
+def build_and_wait(builders_file: Path, builders: int) -> None:
     """Have the first so many processes that build the poster cache never end it."""
     from genre_lightning.inputs import poster_cache
 
@@ -86,9 +86,9 @@ def tell_and_wait(told: Path, builders: int) -> None:
 
     def decode_all(*arguments: Any) -> None:
         build(*arguments)
-        with told.open("a") as file:
+        with builders_file.open("a") as file:
             file.write(f"{os.getpid()}\n")
-        if len(told.read_text().splitlines()) <= builders:
+        if len(builders_file.read_text().splitlines()) <= builders:
             time.sleep(600)
 
     poster_cache._decode_all = decode_all  # type: ignore[assignment]
@@ -97,17 +97,19 @@ def tell_and_wait(told: Path, builders: int) -> None:
 def test_of_three_that_need_a_cache_two_are_killed_while_they_build_it(
     repository: Path, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
-    cache, told = tmp_path / "cache", tmp_path / "told"
-    told.touch()
+    cache, builders_file = tmp_path / "cache", tmp_path / "builders_file"
+    builders_file.touch()
     overrides = tiny_overrides("trainer.max_epochs=1", f"data.cache_dir={cache}")
     runs = [tmp_path / name for name in ("a", "b", "c")]
-    processes = [train_apart(repository, run, overrides, tell_and_wait, told, 2) for run in runs]
+    processes = [
+        train_apart(repository, run, overrides, build_and_wait, builders_file, 2) for run in runs
+    ]
 
     def printed_by_all() -> str:
         return "".join((tmp_path / f"{run.name}.log").read_text() for run in runs)
 
     def builders() -> list[str]:
-        return told.read_text().splitlines()
+        return builders_file.read_text().splitlines()
 
     for count in (1, 2):
         wait_until(partial(_are, builders, count), 120, printed_by_all)
@@ -123,7 +125,7 @@ def test_of_three_that_need_a_cache_two_are_killed_while_they_build_it(
     # The others go on with what the third has built.
     for run, code in zip(runs, codes, strict=True):
         if code != 0:
-            process = train_apart(repository, run, overrides, tell_and_wait, told, 0)
+            process = train_apart(repository, run, overrides, build_and_wait, builders_file, 0)
             process.join()
             assert process.exitcode == 0, printed_by_all()
             assert_same_run(run, runs[codes.index(0)])

@@ -103,8 +103,10 @@ def test_ctrl_c_is_an_interruption_to_go_on_after(
     assert result["status"] == "interrupted" and result["test"] == {}
     epochs = torch.load(found[0], weights_only=True)["epoch"] + 1
     # In its own folder, though the time is another, and with its own settings.
-    said, command = output.splitlines()[-2:]
-    assert said == "Interrupted. To resume it:" and shlex.split(command)[-1].endswith(folder.name)
+    first_line, command = output.splitlines()[-2:]
+    assert first_line == "Interrupted. To resume it:" and shlex.split(command)[-1].endswith(
+        folder.name
+    )
     process = started(
         repository, [*shlex.split(command)[2:], f"trainer.max_epochs={epochs}"], tmp_path
     )

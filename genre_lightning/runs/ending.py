@@ -75,8 +75,8 @@ def script_command(name: str) -> list[str]:
 def installed_command(name: str) -> list[str]:
     """An installed command: its name, or its path if the PATH does not lead to it."""
     own_path = Path(sys.executable).with_name(name)
-    found = shutil.which(name)
-    if own_path.exists() and (found is None or Path(found) != own_path):
+    on_path = shutil.which(name)
+    if own_path.exists() and (on_path is None or Path(on_path) != own_path):
         return [_executable(own_path)]
     return [name]
 

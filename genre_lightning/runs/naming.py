@@ -127,8 +127,11 @@ def sweep_overrides(hydra: Any) -> dict[str, Override]:
         hydra: ``cfg.hydra``.
     """
     ready_made = hydra.sweeper.get("params") or {}
-    given = [*(f"{key}={value}" for key, value in ready_made.items()), *hydra.overrides.task]
-    return {key_of(override): override for override in read_overrides(given)}
+    all_overrides = [
+        *(f"{key}={value}" for key, value in ready_made.items()),
+        *hydra.overrides.task,
+    ]
+    return {key_of(override): override for override in read_overrides(all_overrides)}
 
 
 def command_name(hydra: Any) -> str:

@@ -27,8 +27,8 @@ def shell_command(*words: str | Path) -> str:
 
 def relative_to_cwd(path: Path) -> Path:
     """A path for display: relative if it is below the current folder."""
-    here = Path.cwd()
-    return path.relative_to(here) if path.is_relative_to(here) and path != here else path
+    cwd = Path.cwd()
+    return path.relative_to(cwd) if path.is_relative_to(cwd) and path != cwd else path
 
 
 def _quoted(word: str) -> str:

@@ -1,4 +1,4 @@
-"""What a sweep does besides its jobs: a line for each, signals, the leaderboard, the exit code."""
+"""Hydra callback of a sweep: progress lines, signals, the leaderboard and the exit code."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ RESUME_HINT = "The same command resumes it: finished jobs are not run again."
 
 
 class SweepCallback(Callback):
-    """What a sweep does besides its jobs: a line for each, the leaderboard, the exit code.
+    """Prints a line per job, handles signals, writes the leaderboard and sets the exit code.
 
     Only one command at a time can run a sweep. On Ctrl-C, SIGTERM or a closed terminal the running
     jobs save and end, and no others start; a second Ctrl-C or SIGTERM ends all at once. If the

@@ -1,4 +1,4 @@
-"""Composing the configuration of each of a sweep's jobs, and their common part, only once."""
+"""A cache of the configurations of a sweep's jobs, so that each is composed only once."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def cache_job_configs(keep: bool) -> Callable[[], None]:
 
 
 class _ConfigCache:
-    """What the jobs of one sweep have in common.
+    """Cached configurations of the jobs of one sweep.
 
     Args:
         loader: Hydra's config loader, of the sweep.
@@ -137,7 +137,7 @@ class _ConfigCache:
         return self._parsed[line]
 
     def _is_plain_value(self, override: Override) -> bool:
-        """Whether an override sets a value, and chooses no config file of ours or of Hydra's."""
+        """Whether an override sets a value, rather than choosing a config file."""
         return (
             override.package is None
             and not override.is_hydra_override()
@@ -146,7 +146,7 @@ class _ConfigCache:
 
 
 def _sweep_identity(loader: Any, master: DictConfig) -> tuple[Any, ...]:
-    """Return what identifies a sweep, even where a worker's jobs have copies of both arguments."""
+    """Return a key that identifies the sweep; equal for copies of both arguments, as in workers."""
     hydra = master.hydra
     search_path = tuple(
         (source.provider, source.path) for source in loader.get_search_path().get_path()

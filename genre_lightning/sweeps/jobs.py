@@ -1,4 +1,4 @@
-"""A job of a sweep, or a single run: whether it has to run, and what it does besides training.
+"""Running a job of a sweep or a single run: whether it has to run, its lock, log and result.
 
 Hydra's sweepers and launchers are used unchanged. Every job decides from its own folder whether it
 has to run, so jobs work alike in one process, in several and on a cluster. Nothing heavy is

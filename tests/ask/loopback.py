@@ -67,7 +67,7 @@ def good(body: Mapping[str, Any], after: float = 0.0) -> Answer:
     return Answer(body=text.encode(), after=after)
 
 
-def said(content: str | None, **more: Any) -> Answer:
+def reply(content: str | None, **more: Any) -> Answer:
     """A completion with this content."""
     return Answer(body=json.dumps(completion(content, **more)).encode())
 

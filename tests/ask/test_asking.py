@@ -24,7 +24,7 @@ from genre_lightning.ask.server import ChatServer, ServerError
 from genre_lightning.errors import UserError
 from genre_lightning.movies.movie import Movie
 from tests.ask.asked_movies import ask, drawn, movie, prompt, questioner
-from tests.ask.loopback import GENRES, Answer, Loopback, good, said, scores_of
+from tests.ask.loopback import GENRES, Answer, Loopback, good, reply, scores_of
 
 MOVIES = [movie(number) for number in range(30)]
 
@@ -75,7 +75,7 @@ def test_a_poster_is_encoded_once_and_not_again_for_an_answer_that_is_there(
 
     monkeypatch.setattr(posters.PosterFormat, "encode", counted)
     movies = [movie(n, drawn(tmp_path / f"{n}.png", seed=n)) for n in range(6)]
-    failing = {0: Answer(500), 1: said("no JSON"), 2: Answer(drop=True)}
+    failing = {0: Answer(500), 1: reply("no JSON"), 2: Answer(drop=True)}
     loopback.answer = lambda number, body: failing.get(number) or good(body)
     records = ask(loopback, movies, tmp_path / "answers.jsonl")
     assert len(encoded) == 6 and set(encoded.values()) == {1}
@@ -104,11 +104,11 @@ def test_what_is_missing_or_unreadable_is_not_shown(loopback: Loopback, tmp_path
 @pytest.mark.parametrize(
     "bad",
     [
-        said("I think it is a drama."),
-        said(json.dumps({"Drama": 80})),
-        said('{"Action": 1, "Com', finish="length"),
-        said(json.dumps(dict.fromkeys(GENRES, 1) | {"why": "x"}), finish="length"),
-        said(None),
+        reply("I think it is a drama."),
+        reply(json.dumps({"Drama": 80})),
+        reply('{"Action": 1, "Com', finish="length"),
+        reply(json.dumps(dict.fromkeys(GENRES, 1) | {"why": "x"}), finish="length"),
+        reply(None),
         Answer(500, body=b'{"error": {"message": "The model produced output that does not fit"}}'),
     ],
     ids=["schema ignored", "in part", "cut off", "cut off at its end", "no text", "by llama.cpp"],
@@ -135,7 +135,7 @@ def test_what_never_fits_is_recorded_as_failed_and_asked_again_by_the_next_comma
 
     def answer(number: int, body: dict[str, Any]) -> Answer:
         text = body["messages"][-1]["content"]
-        return said("no", finish="length") if "Movie 3 " in text else good(body)
+        return reply("no", finish="length") if "Movie 3 " in text else good(body)
 
     loopback.answer = answer
     records = ask(loopback, MOVIES[:6], path)
@@ -170,7 +170,7 @@ def test_a_server_that_refuses_the_first_refuses_all(loopback: Loopback) -> None
 
 
 def test_many_movies_without_an_answer_end_the_run(loopback: Loopback, tmp_path: Path) -> None:
-    loopback.answer = lambda number, body: good(body) if number < 4 else said("No.")
+    loopback.answer = lambda number, body: good(body) if number < 4 else reply("No.")
     with pytest.raises(UserError, match=r"5 movies in a row .*not JSON: 'No.'.*give_up"):
         ask(loopback, MOVIES, tmp_path / "a.jsonl", concurrency=1, give_up_after=5)
     assert len(loopback.requests) == 4 + 5 * 3
@@ -311,7 +311,7 @@ def test_logprobs_give_the_share_of_yes(loopback: Loopback) -> None:
         (genre,) = (g for g in GENRES if f"the genre {g}?" in body["messages"][-1]["content"])
         yes = chance[genre] * 0.8
         tokens = {"Yes": math.log(yes) if yes else -100.0, "No": math.log(0.8 - yes)}
-        return said("Yes", finish="length", tokens=tokens)
+        return reply("Yes", finish="length", tokens=tokens)
 
     loopback.answer = answer
     records = ask(loopback, MOVIES[:3], answers="logprobs", show=["title"])
@@ -321,7 +321,7 @@ def test_logprobs_give_the_share_of_yes(loopback: Loopback) -> None:
 
 
 def test_a_server_without_logprobs_is_told_at_once(loopback: Loopback) -> None:
-    loopback.answer = lambda number, body: said("Yes")
+    loopback.answer = lambda number, body: reply("Yes")
     with pytest.raises(ServerError, match=r"no token probabilities.*answers=json"):
         ask(loopback, MOVIES, answers="logprobs", show=["title"], concurrency=1)
     assert len(loopback.requests) == 1

@@ -184,8 +184,8 @@ def test_logprobs_asks_about_each_genre() -> None:
         assert f"the genre {genre}?" in body["messages"][-1]["content"]
         assert (body["max_tokens"], body["logprobs"], body["top_logprobs"]) == (1, True, 20)
         assert "response_format" not in body and "JSON" not in text_of(body)
-        said = [m["content"] for m in body["messages"] if m["role"] == "assistant"]
-        assert said == ["yes" if genre in one.genres else "no" for one in shown[:8]]
+        replies = [m["content"] for m in body["messages"] if m["role"] == "assistant"]
+        assert replies == ["yes" if genre in one.genres else "no" for one in shown[:8]]
 
 
 def key_of(given: Questioner, image: str | None = "d", **columns: str) -> str:

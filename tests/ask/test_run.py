@@ -29,7 +29,7 @@ from genre_lightning.ask.server import ServerError
 from genre_lightning.errors import UserError
 from genre_lightning.movies.movie import MovieSet
 from tests.ask.asked_movies import movie, questioner
-from tests.ask.loopback import GENRES, Answer, Loopback, good, said, scores_of
+from tests.ask.loopback import GENRES, Answer, Loopback, good, reply, scores_of
 
 MOVIES = MovieSet([movie(number) for number in range(12)], GENRES)
 ROWS = np.arange(2, 12, 2)
@@ -56,7 +56,7 @@ def asked(
 
 
 def test_the_bar_has_movies_tokens_and_time_left(loopback: Loopback, tmp_path: Path) -> None:
-    loopback.answer = lambda number, body: said("No.") if number == 2 else good(body)
+    loopback.answer = lambda number, body: reply("No.") if number == 2 else good(body)
     answers, shown, answer_file = asked(loopback, tmp_path, concurrency=1)
     last = shown.replace("\r", "\n").strip().splitlines()[-1]
     assert re.search(r"asking .* 5 of 5 movies, 600 tokens, 1 without answer 0:00:00", last)
@@ -94,16 +94,16 @@ def test_what_ends_a_run_says_how_to_go_on(loopback: Loopback, tmp_path: Path) -
 
 
 def test_no_answer_at_all(loopback: Loopback, tmp_path: Path) -> None:
-    loopback.answer = lambda number, body: said("No.")
+    loopback.answer = lambda number, body: reply("No.")
     with pytest.raises(ServerError, match=r"no movie has an answer; the first: .*not JSON"):
         asked(loopback, tmp_path)
 
 
 def test_a_server_that_counts_no_tokens(loopback: Loopback, tmp_path: Path) -> None:
     def answer(number: int, body: dict[str, Any]) -> Answer:
-        told = json.loads(good(body).body)
-        del told["usage"]
-        return Answer(body=json.dumps(told).encode())
+        answer = json.loads(good(body).body)
+        del answer["usage"]
+        return Answer(body=json.dumps(answer).encode())
 
     loopback.answer = answer
     answers, _, _ = asked(loopback, tmp_path)

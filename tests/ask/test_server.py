@@ -25,7 +25,7 @@ from genre_lightning.ask.server import (
     server_message,
 )
 from genre_lightning.errors import UserError
-from tests.ask.loopback import Answer, Loopback, completion, said
+from tests.ask.loopback import Answer, Loopback, completion, reply
 
 BODY = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
 KEY = "sk-test-0123456789abcdef"
@@ -45,15 +45,15 @@ def chat(loopback: Loopback | str, before: int = 0, **settings: Any) -> Reply:
 
 
 def first(bad: Answer, then: Answer | None = None) -> Callable[[int, Any], Answer]:
-    return lambda number, body: (then or said("well")) if number else bad
+    return lambda number, body: (then or reply("well")) if number else bad
 
 
 def test_a_reply(loopback: Loopback) -> None:
-    loopback.answer = lambda number, body: said("well", tokens={"yes": -0.5, "no": -1.0})
-    reply = chat(loopback, api_key=KEY)
-    assert (reply.content, reply.finish_reason) == ("well", "stop")
-    assert (reply.prompt_tokens, reply.completion_tokens) == (100, 20)
-    assert reply.first_tokens == [("yes", -0.5), ("no", -1.0)] and 0 < reply.seconds < 5
+    loopback.answer = lambda number, body: reply("well", tokens={"yes": -0.5, "no": -1.0})
+    received = chat(loopback, api_key=KEY)
+    assert (received.content, received.finish_reason) == ("well", "stop")
+    assert (received.prompt_tokens, received.completion_tokens) == (100, 20)
+    assert received.first_tokens == [("yes", -0.5), ("no", -1.0)] and 0 < received.seconds < 5
     assert loopback.requests == [BODY]
     assert loopback.headers[0]["Authorization"] == f"Bearer {KEY}"
 
@@ -87,7 +87,7 @@ def test_trouble_is_tried_again(bad: Answer, loopback: Loopback, quick: None) ->
 
 def test_a_web_page_in_the_middle_is_tried_again(loopback: Loopback, quick: None) -> None:
     page = Answer(body=b"<!DOCTYPE html><html><title>Bad gateway</title></html>")
-    loopback.answer = lambda number, body: page if number == 1 else said("well")
+    loopback.answer = lambda number, body: page if number == 1 else reply("well")
     assert chat(loopback, before=1).content == "well"
 
 
@@ -228,7 +228,7 @@ def test_the_key_is_in_no_message(status: int, loopback: Loopback, quick: None) 
 
 
 def test_the_key_is_in_no_answer(loopback: Loopback) -> None:
-    loopback.answer = lambda number, body: said(f"You sent {KEY}")
+    loopback.answer = lambda number, body: reply(f"You sent {KEY}")
     assert chat(loopback, api_key=KEY).content == "You sent [key]"
 
 

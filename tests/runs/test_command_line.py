@@ -27,10 +27,10 @@ for name, arguments in json.loads(sys.stdin.read()):
     sys.argv = [name + ".py", *arguments]
     try:
         importlib.import_module(name).main()
-        said = "it runs"
+        message = "it runs"
     except SystemExit as end:
-        said = str(end.code)
-    print(json.dumps(said))
+        message = str(end.code)
+    print(json.dumps(message))
 print(json.dumps("torch" in sys.modules))
 """
 
@@ -116,7 +116,7 @@ EVALUATIONS = {
 
 
 @pytest.fixture(scope="module")
-def said(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], str]:
+def messages(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], str]:
     """What each slip ends with, all of them in one process; and whether it has imported PyTorch."""
     repository = Path(__file__).resolve().parents[2]
     folder = tmp_path_factory.mktemp("slips")
@@ -139,8 +139,10 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], str]
 
 
 @pytest.mark.parametrize("slip", SLIPS)
-def test_a_slip_of_a_training_is_one_sentence(slip: str, said: dict[tuple[str, str], str]) -> None:
-    text = said["train", slip]
+def test_a_slip_of_a_training_is_one_sentence(
+    slip: str, messages: dict[tuple[str, str], str]
+) -> None:
+    text = messages["train", slip]
     assert text.startswith("error: ") and SLIPS[slip] in text and "\n" not in text
 
 
@@ -205,9 +207,9 @@ def test_numbers_of_genre_ask_out_of_range(key: str) -> None:
 
 @pytest.mark.parametrize("slip", EVALUATIONS)
 def test_a_slip_of_an_evaluation_is_one_sentence(
-    slip: str, said: dict[tuple[str, str], str]
+    slip: str, messages: dict[tuple[str, str], str]
 ) -> None:
-    text = said["evaluate", slip]
+    text = messages["evaluate", slip]
     assert text.startswith("error: ") and EVALUATIONS[slip] in text and "\n" not in text
 
 
@@ -234,7 +236,7 @@ def test_options_stand_anywhere(arguments: str, repository: Path, tmp_path: Path
     ids=lambda words: words[0].partition("=")[0],
 )
 @pytest.mark.parametrize(
-    ("slip", "said"),
+    ("slip", "message"),
     [
         (["model/branch=[mime]"], "model/branch=mime: there is no such option; did you mean mine?"),
         (["model/branch=[mine]", "model.branches.mine.input.colum=x"], "mine.input.column?"),
@@ -245,7 +247,7 @@ def test_options_stand_anywhere(arguments: str, repository: Path, tmp_path: Path
 )
 def test_options_of_one_s_own_are_known(
     slip: list[str],
-    said: str,
+    message: str,
     folder: list[str],
     repository: Path,
     tmp_path: Path,
@@ -258,13 +260,13 @@ def test_options_of_one_s_own_are_known(
     own.write_text(given.replace("branches.title_linear", "branches.mine"))
     named = [word.format(tmp_path / "of my own") for word in folder]
     done = run_command([repository / "train.py", *slip, *named], tmp_path)
-    assert done.returncode == 1 and said in done.stderr, done.stderr
+    assert done.returncode == 1 and message in done.stderr, done.stderr
 
 
 def test_a_sweep_is_not_printed_as_a_configuration(repository: Path, tmp_path: Path) -> None:
     ended = run_command([repository / "train.py", "-m", "seed=1,2", "--cfg", "job"], tmp_path)
-    said = "error: --multirun and --cfg exclude each other: leave one out"
-    assert ended.returncode == 1 and ended.stderr.strip() == said
+    expected = "error: --multirun and --cfg exclude each other: leave one out"
+    assert ended.returncode == 1 and ended.stderr.strip() == expected
 
 
 def test_what_can_be_monitored_is_what_validation_gives() -> None:
@@ -291,5 +293,5 @@ def test_the_sweeper_alone_is_told_what_sets_it(
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)  # which shows the traceback, too
     arguments = ["-m", "hydra/sweeper=optuna", "seed=1,2"]
     done = run_command([repository / "train.py", *arguments], tmp_path)
-    said = "error: hydra/sweeper=optuna gets its settings from sweep=optuna: use that instead"
-    assert done.returncode == 1 and done.stderr.rstrip().endswith(said)
+    expected = "error: hydra/sweeper=optuna gets its settings from sweep=optuna: use that instead"
+    assert done.returncode == 1 and done.stderr.rstrip().endswith(expected)

@@ -238,7 +238,7 @@ def test_libyaml_reads_any_text_that_was_written() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("a: 1\nb: 2\na: 3\n", "found duplicate key a"),
         ("a: [1\n", r"line 2, column 1"),
@@ -246,12 +246,12 @@ def test_libyaml_reads_any_text_that_was_written() -> None:
     ],
     ids=["twice", "open", "object"],
 )
-def test_libyaml_refuses_what_omegaconf_refuses(text: str, said: str, tmp_path: Path) -> None:
+def test_libyaml_refuses_what_omegaconf_refuses(text: str, message: str, tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(text)
-    with pytest.raises(yaml.YAMLError, match=said):
+    with pytest.raises(yaml.YAMLError, match=message):
         OmegaConf.load(file)
-    with use_libyaml(), pytest.raises(yaml.YAMLError, match=said) as found:
+    with use_libyaml(), pytest.raises(yaml.YAMLError, match=message) as found:
         OmegaConf.load(file)
     assert str(file) in str(found.value)
 

@@ -21,7 +21,7 @@ plain = ConfigLoaderImpl.load_sweep_config
 
 
 @pytest.fixture(autouse=True, scope="module")
-def as_in_commands() -> Iterator[None]:
+def fast_composition() -> Iterator[None]:
     with speed_up_composition():
         yield
 

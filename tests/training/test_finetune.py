@@ -162,6 +162,6 @@ def test_resuming_is_exact(
         ],
         "timm",
     )
-    said = "".join(log.read_text()[-3000:] for log in tmp_path.glob("*.log"))
-    assert ended == [0, -9, -9, 0], said
+    logs = "".join(log.read_text()[-3000:] for log in tmp_path.glob("*.log"))
+    assert ended == [0, -9, -9, 0], logs
     assert_same_run(whole, killed)
