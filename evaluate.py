@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 
 from genre_lightning.cores import set_threads, share_cores
-from genre_lightning.garbage import kept_imports
+from genre_lightning.garbage import freeze_imports
 from genre_lightning.runs.command_line import command
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> di
     Returns:
         The metrics.
     """
-    with kept_imports():
+    with freeze_imports():
         from datetime import datetime
 
         import torch

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 from omegaconf import OmegaConf
 
 from genre_lightning.cores import set_threads
-from genre_lightning.garbage import kept_imports
+from genre_lightning.garbage import freeze_imports
 from genre_lightning.runs.ckpt_path import run_directory
 from genre_lightning.runs.command_line import command
 from genre_lightning.runs.earlier import add_earlier_overrides
@@ -152,7 +152,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         result: content of ``result.json``.
     """
     # Imported here, so that --help, --cfg and completion don't wait for PyTorch.
-    with kept_imports():
+    with freeze_imports():
         from genre_lightning.lean_imports import load_lightning
 
         load_lightning()

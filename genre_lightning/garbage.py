@@ -39,7 +39,7 @@ def without_garbage_collection() -> Iterator[None]:
 
 
 @contextmanager
-def kept_imports() -> Iterator[None]:
+def freeze_imports() -> Iterator[None]:
     """Import with the collector off, and exclude all existing objects from later collections.
 
     Each collection would take .1 s or more. There is one after each job of a sweep, and several at

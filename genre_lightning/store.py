@@ -210,7 +210,7 @@ def remove_stored(folder: Path) -> None:
         lock.release()
 
 
-def advise(array: np.ndarray, rows: np.ndarray) -> None:
+def prefetch_rows(array: np.ndarray, rows: np.ndarray) -> None:
     """Ask the system to prefetch rows of a large memory-mapped array.
 
     Otherwise, if the file is larger than memory, each page is waited for. Small arrays are in

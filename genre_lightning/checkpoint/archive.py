@@ -63,7 +63,7 @@ def check_archive(path: Path, unread: Collection[str] = ()) -> None:
     """Check a file before it is passed to ``torch.load``.
 
     Args:
-        path: of the file.
+        path: path of the file.
         unread: entries whose tensors will not be used, so that their bytes are not compared with
             the checksums.
 

@@ -70,7 +70,7 @@ def read_checkpoint(path: str | Path, mmap: bool = False) -> dict[str, Any]:
     """Read and check a checkpoint file.
 
     Args:
-        path: of the file.
+        path: path of the file.
         mmap: leave the tensors in the file until they are used; the file must not change meanwhile.
             The optimizer's tensors must then not be used, since their checksums are not compared.
 

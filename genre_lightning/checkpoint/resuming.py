@@ -33,10 +33,11 @@ def check_resumable(
     """Refuse to resume from a bad file, or one whose model, data or settings differ.
 
     Args:
-        path: of the checkpoint.
+        path: path of the checkpoint.
         inputs: ``MovieDataModule.describe()`` of the run that would resume.
-        network: of that run.
-        settings: of that run, from :func:`genre_lightning.training.callbacks.resume.run_settings`.
+        network: that run's network.
+        settings: that run's settings, see
+            :func:`genre_lightning.training.callbacks.resume.run_settings`.
         may_change: whether a setting may differ; earlier versions stored some that may.
 
     Returns:
@@ -126,10 +127,10 @@ def _check_same_model(
     """Refuse a checkpoint with other genres, other inputs or another network.
 
     Args:
-        path: of the checkpoint.
+        path: path of the checkpoint.
         card: the checkpoint's description.
-        inputs: as in :func:`check_resumable`.
-        network: likewise.
+        inputs: see :func:`check_resumable`.
+        network: see :func:`check_resumable`.
 
     Raises:
         CheckpointError: naming the first difference.
@@ -202,7 +203,7 @@ def copy_best(checkpoint: Mapping[str, Any], path: str | Path, folder: Path) -> 
     Args:
         checkpoint: from :func:`check_resumable`.
         path: the file of ``checkpoint``.
-        folder: of this run's checkpoints.
+        folder: folder of this run's checkpoints.
     """
     source_folder = Path(path).resolve().parent
     if source_folder == folder.resolve():
@@ -269,7 +270,7 @@ def keep_paths_inside(checkpoint: dict[str, Any], folder: Path) -> None:
 
     Args:
         checkpoint: from :func:`read_checkpoint`, changed in place.
-        folder: of this run's checkpoints.
+        folder: folder of this run's checkpoints.
     """
     for key, state in _saver_states(checkpoint):
         best = _find_best(key, state, folder)

@@ -109,9 +109,9 @@ class DenseFeatures(Features):
         return {self.name: torch.from_numpy(taken)}, {self.name: counts.tolist()}
 
     def read_ahead(self, places: np.ndarray) -> None:
-        from genre_lightning.store import advise
+        from genre_lightning.store import prefetch_rows
 
-        advise(self.dense, places)
+        prefetch_rows(self.dense, places)
 
 
 class Input(ABC):

@@ -135,7 +135,7 @@ def build_network(
         num_genres: G.
         branches: by branch, ``{"name": a key of NETWORKS, argument: number, ...}``, in the order
             in which they are summed.
-        inputs: of the same branches; they set the sizes that the networks take.
+        inputs: inputs of the same branches; they set the sizes that the networks take.
         shared: arguments for every network that takes them and doesn't set them itself, such as
             ``dropout`` and ``members``; None leaves the network's default.
 
@@ -252,7 +252,7 @@ def check_takes(branches: Mapping[str, Mapping[str, Any]], inputs: Mapping[str, 
 
     Args:
         branches: see :func:`build_network`, which refuses unknown names.
-        inputs: of the same branches; they need not be fitted.
+        inputs: inputs of the same branches; they need not be fitted.
 
     Raises:
         ValueError: naming the branch.
@@ -284,7 +284,7 @@ def _complete_network(key: str, network: Any, shared: Mapping[str, Any]) -> dict
     An argument's value comes from ``network``, else from ``shared``, else from the class's default.
 
     Args:
-        key: of the network in the configuration, for messages.
+        key: key of the network in the configuration, for messages.
         network: ``name`` and arguments; can be untrusted.
         shared: as for :func:`build_network`.
 
@@ -335,7 +335,7 @@ def _checked_argument(key: str, value: Any, default: Any, limits: Limits) -> Any
     """Check one argument of a network and return it as the class takes it.
 
     Args:
-        key: of the argument, for messages.
+        key: key of the argument, for messages.
         value: can be untrusted.
         default: the value must have its type; an int can stand for a float.
         limits: see :class:`NetworkType`; for a list, those of each item.

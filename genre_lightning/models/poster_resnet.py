@@ -17,7 +17,7 @@ class ResidualBlock(nn.Module):
     Args:
         inputs: channels in.
         outputs: channels out.
-        stride: of the first convolution; the skip matches it by average pooling and a 1x1
+        stride: stride of the first convolution; the skip matches it by average pooling and a 1x1
             convolution (ResNet-D, He et al. 2019), so that no pixel is dropped.
     """
 

@@ -44,7 +44,7 @@ class Stacking:
 
         Args:
             lists: from a checkpoint.
-            names: of the network's branches.
+            names: names of the network's branches.
             num_genres: G.
 
         Raises:

@@ -57,7 +57,7 @@ class TermsLinear(nn.Module):
             offsets: (P,) int64, where each text starts in ``indices``.
             weights: (L,) float32, the TF-IDF weight of each column.
             per_member: see :func:`genre_lightning.models.members.combine_members`.
-            folds: likewise.
+            folds: see :func:`genre_lightning.models.members.combine_members`.
 
         Returns:
             (P, G) logits; (M, P, G) with ``per_member``.

@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from genre_lightning.cores import share_cores
 from genre_lightning.errors import UserError
 from genre_lightning.files import FULL_DISK_ERRNOS, AppendedText, FullDiskError, full_disk
-from genre_lightning.garbage import kept_imports
+from genre_lightning.garbage import freeze_imports
 from genre_lightning.quiet import quiet_libraries
 from genre_lightning.runs.checks import check_settings
 from genre_lightning.runs.ckpt_path import LAST, starting_point
@@ -159,7 +159,7 @@ def _run(
 
     Args:
         cfg: the configuration.
-        train: as in :func:`run_job`.
+        train: see :func:`run_job`.
         folder: the run folder.
         earlier: the content of its ``result.json`` when it was decided how this run starts.
     """
@@ -188,7 +188,7 @@ def _run_in_sweep(cfg: DictConfig, train: Train, folder: Path) -> float | None:
     Args:
         cfg: see :func:`run_job`.
         train: see :func:`run_job`.
-        folder: of the job.
+        folder: the job's folder.
 
     Returns:
         The monitored value, also of a job that was already finished; None for a job that failed,
@@ -196,7 +196,7 @@ def _run_in_sweep(cfg: DictConfig, train: Train, folder: Path) -> float | None:
 
     Raises:
         KeyboardInterrupt: the job was interrupted under Slurm.
-        SystemExit: likewise.
+        SystemExit: the job was stopped by a signal under Slurm.
     """
     job = HydraConfig.get()
     sweep = Path(job.runtime.cwd) / job.sweep.dir
@@ -227,9 +227,9 @@ class _JobReporter:
     """Writes one job's events to the sweep's journal, with the process that reports them.
 
     Args:
-        journal: of the sweep.
+        journal: the sweep's journal.
         label: name of the job in the terminal.
-        folder: of the job.
+        folder: the job's folder.
     """
 
     def __init__(self, journal: Journal, label: str, folder: Path) -> None:
@@ -271,7 +271,7 @@ def _train_if_needed(
     Args:
         cfg: see :func:`run_job`.
         train: see :func:`run_job`.
-        folder: of the job.
+        folder: the job's folder.
         reporter: gets the decision and the score.
 
     Returns:
@@ -350,7 +350,7 @@ def _claim_gpu(cfg: DictConfig, number: int) -> Iterator[None]:
     if cfg.get("trainer") is None:
         yield
         return
-    with kept_imports():
+    with freeze_imports():
         import torch
 
     count = torch.cuda.device_count()

@@ -196,7 +196,7 @@ class Trials:
         space: distributions of the parameters.
         maximize: whether a higher monitored value is better.
         startup_trials: number of random trials before TPE starts.
-        seed: of the sampler; the same trials are drawn whether the study is interrupted or not.
+        seed: seed of the sampler; an interruption does not change which trials are drawn.
     """
 
     def __init__(
@@ -258,7 +258,7 @@ class Trials:
         """Record the outcome of a trial.
 
         Args:
-            number: of the trial.
+            number: number of the trial.
             result: the content of its run's ``result.json``; empty if there is none.
 
         Returns:

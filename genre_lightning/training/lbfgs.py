@@ -22,7 +22,7 @@ class LBFGS(torch.optim.LBFGS):
             penalty: half of it times the sum of squares is added to the loss. A group with ``lr`` 0
             is not changed.
         lr: first step that each line search tries; the result hardly depends on it.
-        weight_decay: of groups that do not set it.
+        weight_decay: weight decay of groups that do not set it.
         max_iter: iterations per step, each of which evaluates the batch once or a few times.
         history_size: number of past iterations from which the curvature is estimated.
     """

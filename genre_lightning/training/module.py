@@ -51,7 +51,7 @@ class GenreModule(pl.LightningModule):
         inputs: plain data about how inputs are prepared (``MovieDataModule.describe()``), stored in
             every checkpoint.
         thresholds: method of :func:`genre_lightning.scoring.thresholds.fit_thresholds`.
-        micro_weight: likewise.
+        micro_weight: see :func:`genre_lightning.scoring.thresholds.fit_thresholds`.
         stacking: weigh each branch's logits by genre, and let the scores of all genres correct
             each genre's, see :mod:`genre_lightning.scoring.stacking`. It is fitted for each fold on
             all other folds, so it needs validation by folds (a validation split is too small), and
@@ -404,7 +404,7 @@ def _check_genre_relations(network: Fusion, activation: str, stacking: bool) -> 
 
     Args:
         network: with its label sets, if any.
-        activation: of the loss.
+        activation: name of the loss's activation.
         stacking: whether stacking is fitted.
 
     Raises:

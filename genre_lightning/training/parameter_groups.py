@@ -23,8 +23,8 @@ def parameter_groups(
 
     Args:
         branches: in the order in which the optimizer's state is stored.
-        lr: of the optimizer.
-        weight_decay: likewise.
+        lr: the optimizer's learning rate.
+        weight_decay: the optimizer's weight decay.
         lr_scales: by branch, factor of the learning rate; 0 for a branch that is not trained. A
             network's method ``lr_scales`` can add factors by parameter, such as smaller ones for
             its first layers.
