@@ -160,7 +160,7 @@ def test_a_hostile_checkpoint_is_not_resumed(
 # In this process, since importing takes longer than training.
 
 
-def test_a_seed_tells_all(
+def test_the_same_seed_gives_the_same_result(
     train_here: Train, tiny_overrides: Overrides, trained_run: Path, tmp_path: Path
 ) -> None:
     first = recorded(trained_run)

@@ -1,4 +1,4 @@
-"""Asking about many movies: each once, so many at once, and what happens when it goes wrong."""
+"""Asking about many movies: once each, limited concurrency, and failures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is asked: prompts in their variants, examples, the schema, and keys that tell them apart."""
+"""Questions: variants of prompts, examples, the schema, and keys that identify them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Limits, against a clock that the test turns."""
+"""Rate limits, with a fake clock."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Clock:
 def run_requests(
     rate_limit: RateLimit, clock: Clock, count: int, tokens: int | None = None
 ) -> list[float]:
-    """When requests were allowed, one after the other, each sent as soon as it may be."""
+    """Times at which successive requests were allowed, each sent as soon as possible."""
     allowed = []
 
     async def run() -> None:

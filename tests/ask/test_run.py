@@ -1,4 +1,4 @@
-"""What the user sees of a run: the bar, what is unanswered, and how to go on."""
+"""A run over a dataset: progress bar, unanswered movies, and how to continue."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_a_server_that_counts_no_tokens(loopback: Loopback, tmp_path: Path) -> N
     assert answers.tokens_per_movie is None and answers.seconds_per_movie
 
 
-def test_books_of_other_runs_are_found(loopback: Loopback, tmp_path: Path) -> None:
+def test_answer_files_of_other_runs_are_found(loopback: Loopback, tmp_path: Path) -> None:
     asked(loopback, first := _made(tmp_path / "runs" / "asks" / "a"))
     second = _made(tmp_path / "runs" / "sweeps" / "s" / "b")
     with open_answer_file(second, str(tmp_path / "runs")) as answer_file:

@@ -1,4 +1,4 @@
-"""Answers as a model: calibrated as by scikit-learn; movies without an answer count as wrong."""
+"""Calibrated scores of answers, against scikit-learn; unanswered movies count as wrong."""
 
 from __future__ import annotations
 

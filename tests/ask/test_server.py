@@ -1,4 +1,4 @@
-"""A server that misbehaves, and what the user reads of it."""
+"""Servers that misbehave, and the messages about them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ KEY = "sk-test-0123456789abcdef"
 
 
 def chat(loopback: Loopback | str, before: int = 0, **settings: Any) -> Reply:
-    """The answer to one request, after some others."""
+    """Send ``before`` requests, and return the reply to the next one."""
 
     async def run() -> Reply:
         url = loopback if isinstance(loopback, str) else loopback.url
@@ -189,7 +189,7 @@ def test_a_redirect_is_not_followed(loopback: Loopback) -> None:
         chat(loopback, api_key=KEY)
 
 
-def test_nobody_there() -> None:
+def test_a_server_that_does_not_answer() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"

@@ -1,4 +1,4 @@
-"""The soak, on four jobs; and that what it looks for would be found."""
+"""The soak benchmark on four jobs, and its checks on damaged results."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_the_slope_is_that_of_least_squares() -> None:
 
 
 @pytest.mark.slow
-def test_a_short_one(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_soak(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     import benchmarks.soak as soak
 
     def start(sweep: Sweep) -> Command:

@@ -152,7 +152,7 @@ def test_joined_batches_are_those_alone(training: bool, one: Opened) -> None:
         assert equal(part.numbers, one.input.prepare(alone.numbers, [own] if training else None))
 
 
-def test_a_seed_tells_all(one: Opened) -> None:
+def test_the_same_seed_gives_the_same_result(one: Opened) -> None:
     numbers = gathered(one, [0, 2, 3]).part.numbers
     kept = {name: value.clone() for name, value in numbers.items()}
     state = torch.random.get_rng_state()

@@ -1,4 +1,4 @@
-"""BatchNorm over one number takes the running statistics, everywhere else PyTorch's own."""
+"""BatchNorm: running statistics for a single row, else the same as PyTorch's."""
 
 from __future__ import annotations
 

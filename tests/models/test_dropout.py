@@ -1,4 +1,4 @@
-"""Our dropout by its statistics; and dropout of inputs."""
+"""Statistics of dropout, and dropout of inputs."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ def test_members_begin_and_drop_out_apart() -> None:
 @pytest.mark.parametrize("hidden", [0, 4])
 @pytest.mark.parametrize("members", [1, 3])
 def test_left_out_inputs_count_as_zeros_and_the_rest_for_more(hidden: int, members: int) -> None:
-    """Beside the same layers on rows with zeros, in what they give and what they learn."""
+    """Same outputs and gradients as the same layers on rows with zeros."""
     network = head(hidden=hidden, norm="layer", input_dropout=0.5, members=members).train()
     first = network.head if network.hidden is None else network.hidden
     torch.manual_seed(1)

@@ -1,4 +1,4 @@
-"""The sum of branches, on parts made by hand."""
+"""The sum of branches, on hand-made parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores over the sets of genres of train: a plain loop says what they are."""
+"""Scores over the label sets of train, against a plain loop."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LOGITS = torch.tensor([[0.3, -1.2, 0.8], [-9.0, -8.0, -10.0], [4.0, 5.0, 3.0], [
 
 
 def chances(logits: list[float], targets: np.ndarray) -> list[float]:
-    """Of each genre, by going through all sets."""
+    """Probability of each genre, by a plain loop over all sets."""
     seen = [tuple(row) for row in targets.tolist()]
     sets = set(seen)
     share = (sum(seen.count(one) == 1 for one in sets) + 1) / (len(seen) + 1)

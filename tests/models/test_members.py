@@ -1,4 +1,4 @@
-"""Several networks side by side, through the whole of a model."""
+"""Ensembles of networks side by side, in a whole model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A pretrained image network that is trained on."""
+"""A pretrained image encoder that is fine-tuned."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The layer on top of the sum: whose part is taken for which movie, and what is read of a file."""
+"""Stacking on top of the sum: weights by fold, and reading them from a checkpoint."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ P, V, G = 7, 30, 3
 
 
 def sparse(seed: int = 0) -> tuple[np.ndarray, dict[str, torch.Tensor]]:
-    """(P, V) dense, some rows of it empty, and the same as the network takes it."""
+    """(P, V) dense rows, some of them empty, and the same as the network's sparse arguments."""
     rows = random_sparse(P, V, 0.2, format="csr", rng=np.random.default_rng(seed)).toarray()
     rows[[0, 3, P - 1]] = 0
     positions = [np.flatnonzero(row) for row in rows]

@@ -1,4 +1,4 @@
-"""Slips: one sentence, before PyTorch is imported and before a folder is made."""
+"""User errors: one sentence, before PyTorch is imported and before a folder is created."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ EVALUATIONS = {
 
 @pytest.fixture(scope="module")
 def messages(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], str]:
-    """What each slip ends with, all of them in one process; and whether it has imported PyTorch."""
+    """Message of each user error, all raised in one process, which must not import PyTorch."""
     repository = Path(__file__).resolve().parents[2]
     folder = tmp_path_factory.mktemp("slips")
     (folder / "file").write_text("")
@@ -279,7 +279,7 @@ def test_what_can_be_monitored_is_what_validation_gives() -> None:
 
 
 def test_an_option_of_an_extra_says_what_to_install(repository: Path) -> None:
-    """As Hydra has it where the extra is not installed."""
+    """Hydra's error if the extra is not installed."""
     error = MissingConfigException("Could not find 'hydra/launcher/submitit_slurm'")
     assert explain_error(error, repository / "conf", "train", []) == (
         "hydra/launcher=submitit_slurm needs a package that is not installed: "

@@ -1,4 +1,4 @@
-"""One composition a command, and faster parsing, beside what Hydra and OmegaConf do themselves."""
+"""Composing only once and parsing faster, against Hydra's and OmegaConf's own results."""
 
 from __future__ import annotations
 

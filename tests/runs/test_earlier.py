@@ -1,4 +1,4 @@
-"""Overrides that a resumed run takes over from before."""
+"""Overrides of the earlier run that a resumed run keeps."""
 
 from __future__ import annotations
 

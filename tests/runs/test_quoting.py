@@ -1,4 +1,4 @@
-"""Commands that are printed, and arguments as they are pasted."""
+"""Printed commands that can be pasted into a shell, and quoting of paths for Hydra."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TEXTS = st.text("ab01 =,'\"\\$!`(){}[]:/.~;|*?#é-", min_size=1, max_size=12)
 
 
 def read(argument: str) -> object:
-    """What a run has in its configuration, given this override."""
+    """Value in a run's configuration, given this override."""
     value = OverridesParser.create().parse_override(argument).value()
     return OmegaConf.create({"key": value}).key
 

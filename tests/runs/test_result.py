@@ -1,4 +1,4 @@
-"""result.json tells how a run ended, however it ended; its folder is locked meanwhile."""
+"""result.json: the outcome of every kind of end, and the lock of the run folder."""
 
 from __future__ import annotations
 

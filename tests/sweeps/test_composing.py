@@ -1,4 +1,4 @@
-"""What is kept of a sweep's configurations, beside what Hydra composes by itself."""
+"""Cached configurations of a sweep's jobs, against those that Hydra composes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def loader_of(repository: Path) -> ConfigLoaderImpl:
 
 @pytest.fixture
 def sharing() -> Iterator[Callable[..., None]]:
-    """Starts what is tested, and ends it after the test."""
+    """Enables the cache for a test."""
     undos = []
     yield lambda keep: undos.append(cache_job_configs(keep=keep))
     for undo in undos:

@@ -1,4 +1,4 @@
-"""Claims on GPUs, by real processes and without any GPU."""
+"""Claims on GPUs by real processes, without any GPU."""
 
 from __future__ import annotations
 

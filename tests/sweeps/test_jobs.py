@@ -1,4 +1,4 @@
-"""Sweeps: what is run, what is not run again, what the terminal and the exit code say."""
+"""Sweeps: which jobs run, terminal output and exit codes."""
 
 from __future__ import annotations
 

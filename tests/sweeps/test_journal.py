@@ -1,4 +1,4 @@
-"""What jobs tell each other and the terminal."""
+"""The journal of a sweep's jobs, and its lines in the terminal."""
 
 from __future__ import annotations
 

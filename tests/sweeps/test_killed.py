@@ -1,4 +1,4 @@
-"""Commands that are killed, and whose terminal is closed: nothing goes on without them."""
+"""Commands that are killed or lose their terminal leave no process behind."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class Command:
 
 
 class Terminal:
-    """Reads what is printed to a terminal, which would have no room for it all."""
+    """Reads a terminal's output, so that its buffer does not fill up."""
 
     def __init__(self, screen: int, output: int) -> None:
         self.screen = screen

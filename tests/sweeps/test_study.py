@@ -1,4 +1,4 @@
-"""sweep=optuna: studies that choose, prune, survive and are continued."""
+"""sweep=optuna: studies that choose, prune, survive a kill and are continued."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ class Strategy:
 
 
 class Loop:
-    """What the callback sees of a trainer."""
+    """The part of a trainer that the callback uses."""
 
     max_epochs = 10
     is_global_zero = True

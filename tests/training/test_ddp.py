@@ -1,4 +1,4 @@
-"""Several processes that train one model: real ones, joined by gloo on the CPU."""
+"""Distributed training in several processes, joined by gloo on the CPU."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _as_rank(rank: int, port: int, function: str, *arguments: Any) -> None:
 def fit(
     cache: Path, size: int, nodes: int, **more: Any
 ) -> tuple[pl.Trainer, GenreModule, MovieDataModule]:
-    """A title model without anything of which two halves of a batch tell less than the whole."""
+    """Fit a title model without BatchNorm, so that a batch can be split between processes."""
     data = MovieDataModule(
         "demo", {"title": TermsInput("title", 128, decade=True)}, batch_size=size,
         cache_dir=cache, root=str(cache), num_movies=109, poster_height=32,

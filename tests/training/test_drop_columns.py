@@ -59,7 +59,7 @@ def module(data: MovieDataModule, drop_columns: float, *names: str, **more: Any)
 
 
 def kept(own: GenreModule, batch: MovieBatch) -> dict[str, torch.Tensor]:
-    """By branch, (B,) whether it says anything of a movie; all of them do that have the column."""
+    """By branch, (B,) whether its logits are not zero: all movies that keep the column."""
     own.train()
     branch_logits = own.network.branch_logits(batch.parts, len(batch))
     dropped = own._apply_column_dropout(branch_logits, batch)

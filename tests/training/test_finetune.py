@@ -1,4 +1,4 @@
-"""A pretrained image network trained on, from the command to the checkpoint; and exact resume."""
+"""Fine-tuning of a pretrained image encoder, from the command to the checkpoint; exact resume."""
 
 from __future__ import annotations
 

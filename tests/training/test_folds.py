@@ -1,4 +1,4 @@
-"""Validation by folds of train: who has learnt from which movie, and who speaks of it."""
+"""Validation by folds of train: each movie is scored by the member trained without it."""
 
 from __future__ import annotations
 

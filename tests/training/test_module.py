@@ -136,7 +136,7 @@ def test_one_branch_has_one_loss(
 
 
 class Waits(TorchDispatchMode):
-    """Notes what is copied to another device at once, so that a GPU may run empty."""
+    """Records blocking copies to another device, which make a GPU wait."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Learning rates step by step, against the formula written out."""
+"""Learning rates by step, against the formula."""
 
 from __future__ import annotations
 

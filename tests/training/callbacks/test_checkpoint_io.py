@@ -1,4 +1,4 @@
-"""Checkpoints are written whole, in order, and as the state was when it was to be saved."""
+"""Checkpoints are written completely, in order, and with the state at the time of the save."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from genre_lightning.training.callbacks.checkpoint_io import WholeFileIO
 
 @pytest.fixture
 def state() -> dict[str, Any]:
-    """Like Lightning's, with what a step changes in place."""
+    """A checkpoint like Lightning's, with tensors that a step changes in place."""
     network = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 3), torch.nn.BatchNorm2d(3))
     network = network.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameters())
@@ -35,7 +35,7 @@ def state() -> dict[str, Any]:
 
 
 class Gate:
-    """Work that lasts until it is let go on."""
+    """Work that blocks until it is released."""
 
     def __init__(self) -> None:
         self.open = threading.Event()

@@ -1,4 +1,4 @@
-"""metrics.csv: a row for each epoch, whole, and kept when a run is resumed."""
+"""metrics.csv: a row per epoch, complete, and kept when a run is resumed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from genre_lightning.training.callbacks.history import History
 
 
 def trainer(epoch: int, resumed: bool = False, rank: int = 0, **metrics: float) -> Any:
-    """What the callback looks at."""
+    """The part of a trainer that the callback uses."""
     return SimpleNamespace(
         current_epoch=epoch,
         global_step=10 * (epoch + 1),

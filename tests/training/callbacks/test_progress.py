@@ -1,4 +1,4 @@
-"""What the terminal shows of a training."""
+"""Progress of a training in the terminal."""
 
 from __future__ import annotations
 
