@@ -334,4 +334,4 @@ def test_what_extending_adds_trains(clone: Callable[[Path], Path], shell: Shell)
         assert block.language == "sh" and "tagline" in block.runnable, block.line
         done = shell.run(block.runnable, folder)
         assert done.returncode == 0, f"{block.line}: {done.stdout}"
-    assert len(left) == 2
+    assert len(left) == 1

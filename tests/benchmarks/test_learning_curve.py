@@ -1,0 +1,49 @@
+"""The learning curve on a small dataset."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.learning_curve import main
+from tests.benchmarks.test_baselines import made_up_movies, write_ml1m
+
+
+@pytest.mark.slow
+def test_subsets_grow_and_share_no_movie_with_those_that_are_scored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    movie_set = made_up_movies()
+    write_ml1m(tmp_path / "ml1m", movie_set)
+    out = tmp_path / "out"
+    root = ["--root", str(tmp_path / "ml1m"), "--models", "title", "--out", str(out)]
+    sizes = ["--sizes", "40", "120", "--subsets", "1", "--held-out", "60"]
+    main([*root, *sizes, "--extra", "data.batch_size=16"])
+    lines = capsys.readouterr().out.splitlines()
+    movies = {}
+    for size in (40, 120):
+        with (out / f"{size}-0.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        movies[size] = {
+            split: {row["id"] for row in rows if row["split"] == split}
+            for split in ("train", "test")
+        }
+        result = json.loads((out / f"title-{size}-0" / "result.json").read_text())
+        score = result["test"]["map_macro"]
+        assert result["test"]["num_movies"] == 60
+        assert any(line.startswith(f"| title | {size} | {score:.3f} ± ") for line in lines)
+    assert movies[40]["train"] < movies[120]["train"] and len(movies[120]["train"]) == 120
+    assert movies[40]["test"] == movies[120]["test"]
+    assert not movies[120]["train"] & movies[120]["test"]
+    tested = {movie.id for movie in movie_set.movies if movie.split == "test"}
+    assert not tested & (movies[120]["train"] | movies[120]["test"])
+    line = json.loads(lines[-1])
+    # A word tells each genre, so more movies tell more of them.
+    assert line["figure"] == pytest.approx(score, abs=1e-5) and line["ratio"] > 1
+    assert set(line) >= {"figure", "ratio", "n", "spread", "aim"}
+    with pytest.raises(SystemExit):
+        main([*root, "--sizes", "200", "--held-out", "60"])
+    assert "train has 240 movies, fewer than 200 to learn from and 60" in capsys.readouterr().err
