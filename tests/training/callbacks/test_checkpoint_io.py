@@ -51,7 +51,7 @@ def test_what_is_written_is_the_state_as_it_was(state: dict[str, Any], tmp_path:
     gate = Gate()
     later.run_when_saved(gate)
     # Saved while the gate is shut, and so written after the changes below.
-    asked, later._asked = later._asked, []
+    asked, later._futures = later._futures, []
     later.save_checkpoint(state, tmp_path / "later")
     for tensor in state["state_dict"].values():
         tensor.zero_()
@@ -83,7 +83,7 @@ def test_nothing_is_removed_before_what_replaces_it_is_there(
     gate = Gate()
     seen: list[list[str]] = []
     io.run_when_saved(gate)
-    asked, io._asked = io._asked, []  # or the next would wait for the gate
+    asked, io._futures = io._futures, []  # or the next would wait for the gate
     io.save_checkpoint(state, new)
     io.run_when_saved(lambda: seen.append(sorted(path.name for path in tmp_path.iterdir())))
     io.link(link)
