@@ -71,13 +71,13 @@ def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> di
     data.setup()
     if not len(data.splits[cfg.split]):
         raise UserError(f"split={cfg.split}: no movie of the dataset is in it")
-    notes = data.changed_notes(cfg.split, model.data, model.learnt_from)
+    notes = data.changed_data_notes(cfg.split, model.data, model.learnt_from)
     scores = score_split(model, data, cfg.split, device, cfg.batch_size)
     metrics = write_evaluation(folder, model, data, scores)
     validation = scores if cfg.split == "val" else None
     if validation is None and len(model.inputs) > 1 and len(data.splits["val"]):
         # Validation scores are needed to compare the branches fairly.
-        if data.holds_learnt("val", model.data, model.learnt_from):
+        if data.contains_training_movies("val", model.data, model.learnt_from):
             notes.append(
                 "the report does not compare the branches: val is drawn with other settings than "
                 "in training, and contains movies that the model was trained on; split=val shows "
@@ -97,7 +97,7 @@ def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> di
     print_genre_table(model, scores, metrics, console)
     notes += data.empty_branch_notes()
     if cfg.get("data") is not None:
-        notes += data.left_out_notes() + data.random_split_notes(cfg.split)
+        notes += data.ignored_setting_notes() + data.random_split_notes(cfg.split)
     for note in notes:
         console.print(f"note: {note}", soft_wrap=True)
     console.print(f"written to {shell_command(folder)}", soft_wrap=True)

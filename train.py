@@ -169,7 +169,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         from genre_lightning.runs.ckpt_path import last_checkpoint
         from genre_lightning.runs.process import is_first_process
         from genre_lightning.runs.settings import may_change_on_resume
-        from genre_lightning.tracking.loggers import LoggersStayOpen, log_outcome, open_loggers
+        from genre_lightning.tracking.loggers import KeepLoggersOpen, log_outcome, open_loggers
         from genre_lightning.training.callbacks.epoch_log import EpochLog
         from genre_lightning.training.callbacks.history import History
         from genre_lightning.training.callbacks.pruning import Pruning
@@ -219,7 +219,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         if is_first_process():
             copy_best(checkpoint, ckpt_path, folder / "checkpoints")
     resume = Resume(folder, result, settings, cfg.checkpoint_every_n_steps)
-    trainer.callbacks += [resume, LoggersStayOpen()]
+    trainer.callbacks += [resume, KeepLoggersOpen()]
     with open_loggers(cfg, folder, result) as loggers:
         trainer.loggers = loggers
         with clear_fit_errors(trainer, history, cfg.data.batch_size, ckpt_path):

@@ -160,5 +160,5 @@ def typical_batch(data: MovieDataModule, device: torch.device) -> MovieBatch:
             for has, mean_count in zip(has_column, mean_counts, strict=True)
         )
 
-    (batch,) = loader.ready([min(loader.order, key=distance)])
+    (batch,) = loader.prepare_group([min(loader.order, key=distance)])
     return batch

@@ -248,8 +248,8 @@ def test_a_missing_poster_adds_nothing(trained_run: Path, manifest: Any, tmp_pat
     assert 0 < missing.sum() < len(missing)
     title, poster = (scores.branch_logits[name] for name in ("title_tfidf", "poster_resnet"))
     assert not poster[missing].any() and poster[~missing].any(dim=1).all()
-    assert title.any(dim=1).all() and scores.has["title_tfidf"].all()
-    assert torch.equal(scores.has["poster_resnet"], ~missing)
+    assert title.any(dim=1).all() and scores.has_column["title_tfidf"].all()
+    assert torch.equal(scores.has_column["poster_resnet"], ~missing)
     # Their logits are those of the others, to the last bit.
     prior = model.network.prior
     assert torch.equal(scores.logits[missing], (prior + title)[missing])

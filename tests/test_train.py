@@ -545,7 +545,7 @@ def test_a_column_of_ones_own_is_a_branch(
     )
     data.setup()
     scores = score_split(model, data, "test")
-    has = scores.has["synopsis_tfidf"]
+    has = scores.has_column["synopsis_tfidf"]
     assert 0 < has.sum() < len(has)
     assert has.tolist() == (data.states("synopsis")[scores.rows] == "present").tolist()
     own = scores.branch_logits["synopsis_tfidf"]

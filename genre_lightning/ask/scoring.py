@@ -151,5 +151,5 @@ def score_answers(
         scores=final_scores,
         targets=torch.from_numpy(data.labels[rows].astype(np.float32)),
         branch_logits={BRANCH: part},
-        has={BRANCH: answered},
+        has_column={BRANCH: answered},
     )

@@ -14,10 +14,10 @@ from itertools import pairwise
 
 from markupsafe import Markup, escape
 
-from genre_lightning.comparison.run import Setting, setting, shown_setting
+from genre_lightning.comparison.run import Setting, format_setting, setting
 from genre_lightning.comparison.swept import distinct_settings, setting_order
 from genre_lightning.page.document import isolated
-from genre_lightning.page.svg import Scale, circle, line, svg, words
+from genre_lightning.page.svg import Scale, circle, line, svg, svg_text
 from genre_lightning.wording import shortened
 
 #: More points would not change how a curve looks.
@@ -27,11 +27,11 @@ MAX_POINTS = 200
 MAX_NAMED_VALUES = 9
 MIN_GAP = 15
 #: More axes than this need a wider drawing.
-MANY_AXES = 6
+MAX_NARROW_AXES = 6
 #: Positive numbers are on a logarithmic scale if the largest is this many times the smallest,
-DECADES = 100
+MIN_LOG_RATIO = 100
 #: or this many times and they are more evenly spaced on that scale.
-EVEN_LOGS = 4
+MIN_EVEN_LOG_RATIO = 4
 
 
 @dataclass(frozen=True)
@@ -76,22 +76,26 @@ def curves(
     """
     width, height = (620, 474) if large else (330, 214)
     values = [y for _, points in series for _, y in points]
-    low, high = _frame(values)
-    places = [x for _, points in series for x, _ in points]
-    epochs = max(places, default=1)
+    low, high = _axis_range(values)
+    epochs = [x for _, points in series for x, _ in points]
+    last_epoch = max(epochs, default=1)
     ticks = _ticks(low, high, 5)
     low, high = min(low, ticks[0]), max(high, ticks[-1])
-    first, last = (min([1, *places]), epochs) if epochs > 1 else (min([0.5, *places]), 1.5)
-    x = Scale(first, last, 62 if large else 44, width - 8)
+    x_low, x_high = (
+        (min([1, *epochs]), last_epoch) if last_epoch > 1 else (min([0.5, *epochs]), 1.5)
+    )
+    x = Scale(x_low, x_high, 62 if large else 44, width - 8)
     y = Scale(low, high, height - (48 if large else 34), 10)
     parts = []
     for tick in ticks:
         parts.append(line("grid", x.start, y(tick), x.end, y(tick)))
-        parts.append(words("tick", x.start - 7, y(tick) + 3.5, _shown(tick, ticks), "end"))
-    for tick in _whole_ticks(x.low, epochs):
-        parts.append(words("tick", x(tick), y.start + (20 if large else 15), f"{tick}", "middle"))
+        parts.append(svg_text("tick", x.start - 7, y(tick) + 3.5, _format_tick(tick, ticks), "end"))
+    for tick in _integer_ticks(x.low, last_epoch):
+        parts.append(
+            svg_text("tick", x(tick), y.start + (20 if large else 15), f"{tick}", "middle")
+        )
     parts.append(line("axis", x.start, y.start, x.end, y.start))
-    parts.append(words("axis-name", (x.start + x.end) / 2, height - 3, "epoch", "middle"))
+    parts.append(svg_text("axis-name", (x.start + x.end) / 2, height - 3, "epoch", "middle"))
     parts.append(
         # Values above the frame are clipped; the sides leave room for a ring.
         f'<svg class="plot" x="{x.start - 4}" y="{y.end}" width="{x.end - x.start + 8}"'
@@ -99,12 +103,12 @@ def curves(
         f' {y.start - y.end}"><g class="lines">'
     )
     # the best last, on top of the others
-    for mark, points in sorted(series, key=lambda each: each[0].shade or -1.0):
+    for mark, points in sorted(series, key=lambda item: item[0].shade or -1.0):
         if not points:
             continue
         step = math.ceil(len(points) / MAX_POINTS)
-        drawn = [*points[:-1:step], points[-1]]
-        path = "L".join(f"{x(epoch):.1f} {y(value):.1f}" for epoch, value in drawn)
+        kept_points = [*points[:-1:step], points[-1]]
+        path = "L".join(f"{x(epoch):.1f} {y(value):.1f}" for epoch, value in kept_points)
         parts.append(f'{mark.opening}<path class="curve" d="M{path}"/>')
         if len(points) == 1 or mark.status != "completed":
             parts.append(circle("end", x(points[-1][0]), y(points[-1][1]), 3.2))
@@ -115,40 +119,43 @@ def curves(
 
 def spread(rows: Sequence[tuple[Mark, Sequence[float]]]) -> Markup:
     """A row for each group: a dot for each run, a tick at the mean, a line of one sd each way."""
-    low, high = _frame([value for _, values in rows for value in values])
+    low, high = _axis_range([value for _, values in rows for value in values])
     ticks = _ticks(low, high, 6)
     x = Scale(min(low, ticks[0]), max(high, ticks[-1]), 0, 100)
     height = 26
     grid = "".join(
-        f'<line class="grid" x1="{x(t):.2f}%" x2="{x(t):.2f}%" y1="0" y2="{height}"/>'
-        for t in ticks
+        f'<line class="grid" x1="{x(tick):.2f}%" x2="{x(tick):.2f}%" y1="0" y2="{height}"/>'
+        for tick in ticks
     )
     parts = []
     for mark, values in rows:
-        drawn = []
+        shapes = []
         mean = statistics.fmean(values)
         if len(values) > 1:
             sd = statistics.stdev(values)
-            ends = (max(mean - sd, x.low), min(mean + sd, x.high))
-            drawn.append(
-                f'<line class="whisker" x1="{x(ends[0]):.2f}%" x2="{x(ends[1]):.2f}%"'
+            low, high = max(mean - sd, x.low), min(mean + sd, x.high)
+            shapes.append(
+                f'<line class="whisker" x1="{x(low):.2f}%" x2="{x(high):.2f}%"'
                 f' y1="{height / 2}" y2="{height / 2}"/>'
                 f'<line class="mean" x1="{x(mean):.2f}%" x2="{x(mean):.2f}%" y1="5" y2="21"/>'
             )
-        drawn += [f'<circle class="dot" cx="{x(v):.2f}%" cy="{height / 2}" r="4"/>' for v in values]
+        shapes += [
+            f'<circle class="dot" cx="{x(value):.2f}%" cy="{height / 2}" r="4"/>'
+            for value in values
+        ]
         parts.append(
             f'<div class="spread-row" data-g="{mark.group}"><span class="row-label">'
             f'{isolated(mark.name)}</span><svg height="{height}" aria-hidden="true">{grid}'
-            f"{mark.opening}{''.join(drawn)}</g></svg></div>"
+            f"{mark.opening}{''.join(shapes)}</g></svg></div>"
         )
-    numbers = "".join(
+    tick_labels = "".join(
         f'<text class="tick{" half" if number % 2 else ""}" x="{x(tick):.2f}%" y="13"'
-        f' text-anchor="middle">{_shown(tick, ticks)}</text>'
+        f' text-anchor="middle">{_format_tick(tick, ticks)}</text>'
         for number, tick in enumerate(ticks)
     )
     parts.append(
         f'<div class="spread-row" aria-hidden="true"><span></span>'
-        f'<svg height="16">{numbers}</svg></div>'
+        f'<svg height="16">{tick_labels}</svg></div>'
     )
     stacked = " stacked" if max(len(mark.name) for mark, _ in rows) > 18 else ""
     return Markup(
@@ -172,21 +179,26 @@ def parallel(
             without a mean ends before the last axis.
         log_scales: by key, whether its scale is logarithmic; the values decide for other keys.
     """
-    css = "parallel many" if len(keys) > MANY_AXES else "parallel"
-    gap = max(790 / len(keys), 120)
-    width, height = 64 + gap * len(keys) + 80, 360
-    top, bottom = 34.0, height - 18.0
+    css = "parallel many" if len(keys) > MAX_NARROW_AXES else "parallel"
+    spacing = max(790 / len(keys), 120)
+    width, height = 64 + spacing * len(keys) + 80, 360
+    axis_top, axis_bottom = 34.0, height - 18.0
     axes = [
-        _Axis([settings[k] for _, settings, _ in rows], bottom, top, (log_scales or {}).get(key))
+        _Axis(
+            [settings[k] for _, settings, _ in rows],
+            axis_bottom,
+            axis_top,
+            (log_scales or {}).get(key),
+        )
         for k, key in enumerate(keys)
     ]
     means = [mean for _, _, mean in rows if mean is not None]
-    last = _Axis(list(means), bottom, top, logs=False) if means else None
+    metric_axis = _Axis(list(means), axis_bottom, axis_top, log_scale=False) if means else None
     parts = ['<g class="lines">']
     for mark, settings, mean in sorted(rows, key=lambda each: each[0].shade or -1.0):
-        points = [(64 + gap * k, axis(settings[k])) for k, axis in enumerate(axes)]
-        if mean is not None and last is not None:
-            points.append((64 + gap * len(keys), last(mean)))
+        points = [(64 + spacing * k, axis(settings[k])) for k, axis in enumerate(axes)]
+        if mean is not None and metric_axis is not None:
+            points.append((64 + spacing * len(keys), metric_axis(mean)))
         path = f"M{points[0][0]:.1f} {points[0][1]:.1f}"
         for (x0, y0), (x1, y1) in pairwise(points):
             middle = (x0 + x1) / 2
@@ -195,14 +207,14 @@ def parallel(
             f'{mark.opening}<path class="curve" d="{path}"/><title>{escape(mark.name)}</title></g>'
         )
     parts.append("</g>")
-    named = [*zip(keys, axes, strict=True), *([(metric, last)] if last else [])]
-    for number, (name, axis) in enumerate(named):
-        x = 64 + gap * number
-        parts.append(line("axis", x, top, x, bottom))
-        parts.append(words("label", x, 16, shortened(name, 19), "middle"))
-        for at, text in axis.ticks(int(min(gap / 8, 48))):
-            parts.append(line("axis", x - 3, at, x + 3, at))
-            parts.append(words("tick halo", x + 7, at + 3.5, text))
+    named_axes = [*zip(keys, axes, strict=True), *([(metric, metric_axis)] if metric_axis else [])]
+    for number, (name, axis) in enumerate(named_axes):
+        x = 64 + spacing * number
+        parts.append(line("axis", x, axis_top, x, axis_bottom))
+        parts.append(svg_text("label", x, 16, shortened(name, 19), "middle"))
+        for y, text in axis.ticks(int(min(spacing / 8, 48))):
+            parts.append(line("axis", x - 3, y, x + 3, y))
+            parts.append(svg_text("tick halo", x + 7, y + 3.5, text))
     return svg("Settings and metric of each group of runs", width, height, parts, css=css)
 
 
@@ -213,75 +225,77 @@ class _Axis:
         values: of all lines.
         start: lower end in pixels.
         end: upper end in pixels.
-        logs: whether the scale is logarithmic; None to decide by the numbers.
+        log_scale: whether the scale is logarithmic; None to decide by the numbers.
     """
 
     def __init__(
-        self, values: Sequence[Setting], start: float, end: float, logs: bool | None = None
+        self, values: Sequence[Setting], start: float, end: float, log_scale: bool | None = None
     ) -> None:
         distinct = distinct_settings(values)
         numbers = [
-            float(v) for v in distinct if isinstance(v, (int, float)) and not isinstance(v, bool)
+            float(value)
+            for value in distinct
+            if isinstance(value, (int, float)) and not isinstance(value, bool)
         ]
         self.start = start
         self.named = distinct
-        self.places = {setting_order(value): number for number, value in enumerate(distinct)}
+        self.index_of = {setting_order(value): number for number, value in enumerate(distinct)}
         self.scale: Scale | None = None
         self.even = Scale(-0.5, len(distinct) - 0.5, start, end)
         if not numbers or len(numbers) + (None in distinct) < len(distinct):
             return
         self.numbers = numbers
-        self.log = numbers[0] > 0 and (_look_drawn_from_logs(numbers) if logs is None else logs)
-        low, high = self._measure(numbers[0]), self._measure(numbers[-1])
+        self.log = numbers[0] > 0 and (_fits_log_scale(numbers) if log_scale is None else log_scale)
+        low, high = self._to_scale(numbers[0]), self._to_scale(numbers[-1])
         if high == low:
             low, high = low - 0.5, high + 0.5
         self.scale = Scale(low, high, start - (30 if None in distinct else 0), end)
 
-    def _measure(self, number: float) -> float:
+    def _to_scale(self, number: float) -> float:
         return math.log10(number) if self.log else number
 
     def __call__(self, value: Setting) -> float:
         if self.scale is None:
-            return self.even(self.places[setting_order(value)])
+            return self.even(self.index_of[setting_order(value)])
         if value is None:
             return self.start
-        return self.scale(self._measure(float(value)))
+        return self.scale(self._to_scale(float(value)))
 
-    def ticks(self, most: int) -> Iterator[tuple[float, str]]:
-        """Yield positions and labels; text labels have at most ``most`` characters."""
+    def ticks(self, max_characters: int) -> Iterator[tuple[float, str]]:
+        """Yield positions and labels; text labels have at most ``max_characters`` characters."""
         if self.scale is None:
             step = math.ceil(len(self.named) / 16)
-            for number in range(0, len(self.named), step):
-                value = self.named[number]
-                text = "–" if value is None else shortened(shown_setting(value), most)
-                yield self.even(number), text
+            for index in range(0, len(self.named), step):
+                value = self.named[index]
+                text = "–" if value is None else shortened(format_setting(value), max_characters)
+                yield self.even(index), text
             return
         if None in self.named:
             yield self.start, "–"
-        places = [self(number) for number in self.numbers]
-        gaps = [below - above for below, above in pairwise(places)]
-        if len(places) <= MAX_NAMED_VALUES and min(gaps, default=MIN_GAP) >= MIN_GAP:
-            yield from zip(places, map(shown_setting, map(setting, self.numbers)), strict=True)
+        positions = [self(number) for number in self.numbers]
+        gaps = [below - above for below, above in pairwise(positions)]
+        if len(positions) <= MAX_NAMED_VALUES and min(gaps, default=MIN_GAP) >= MIN_GAP:
+            yield from zip(positions, map(format_setting, map(setting, self.numbers)), strict=True)
             return
         low, high = self.scale.low, self.scale.high
         if not self.log:
             ticks = [tick for tick in _ticks(low, high, 5) if low <= tick <= high]
-            yield from ((self.scale(tick), _shown(tick, ticks)) for tick in ticks)
+            yield from ((self.scale(tick), _format_tick(tick, ticks)) for tick in ticks)
             return
         for tick in _log_ticks(low, high):
             yield self.scale(math.log10(tick)), f"{tick:.6g}"
 
 
-def _look_drawn_from_logs(numbers: Sequence[float]) -> bool:
+def _fits_log_scale(numbers: Sequence[float]) -> bool:
     """Whether ascending positive numbers suit a logarithmic scale better than a linear one."""
-    share = numbers[-1] / numbers[0]
-    if len(numbers) < 3 or share < EVEN_LOGS:
+    ratio = numbers[-1] / numbers[0]
+    if len(numbers) < 3 or ratio < MIN_EVEN_LOG_RATIO:
         return False  # with two numbers, both scales look the same
     logs = list(map(math.log, numbers))
-    return share >= DECADES or _unevenness(logs) < _unevenness(numbers)
+    return ratio >= MIN_LOG_RATIO or _gap_variation(logs) < _gap_variation(numbers)
 
 
-def _unevenness(numbers: Sequence[float]) -> float:
+def _gap_variation(numbers: Sequence[float]) -> float:
     """Coefficient of variation of the gaps between ascending numbers."""
     gaps = [above - below for below, above in pairwise(numbers)]
     return statistics.pstdev(gaps) / statistics.fmean(gaps)
@@ -297,15 +311,15 @@ def _log_ticks(low: float, high: float) -> Iterator[float]:
                 yield step * 10.0**decade
 
 
-def _frame(values: Sequence[float]) -> tuple[float, float]:
+def _axis_range(values: Sequence[float]) -> tuple[float, float]:
     """Ends of an axis: of all values, except high outliers that would flatten the rest."""
     if not values:
         return 0.0, 1.0
-    ordered = sorted(values)
-    low, high = ordered[0], ordered[-1]
-    usual = ordered[int(0.95 * (len(ordered) - 1))]
-    if high - low > 5 * (usual - low) > 0:
-        high = low + 1.3 * (usual - low)
+    sorted_values = sorted(values)
+    low, high = sorted_values[0], sorted_values[-1]
+    percentile_95 = sorted_values[int(0.95 * (len(sorted_values) - 1))]
+    if high - low > 5 * (percentile_95 - low) > 0:
+        high = low + 1.3 * (percentile_95 - low)
     if high == low:
         margin = abs(high) * 0.05 or 0.5
         return low - margin, high + margin
@@ -314,21 +328,25 @@ def _frame(values: Sequence[float]) -> tuple[float, float]:
 
 def _ticks(low: float, high: float, count: int) -> list[float]:
     """About ``count`` evenly spaced round numbers that cover [low, high]."""
-    raw = (high - low) / count
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [number * step for number in range(first, last + 1)]
+    raw_step = (high - low) / count
+    magnitude = 10.0 ** math.floor(math.log10(raw_step))
+    step = next(
+        multiple * magnitude
+        for multiple in (1, 2, 5, 10)
+        if multiple * magnitude >= raw_step * 0.999
+    )
+    first_index, last_index = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [index * step for index in range(first_index, last_index + 1)]
 
 
-def _whole_ticks(low: float, high: float) -> list[int]:
+def _integer_ticks(low: float, high: float) -> list[int]:
     step = max(round(_ticks(0, max(high - low, 1), 6)[1]), 1)
     first = math.ceil(low / step) * step
     ticks = [*range(first, int(high) + 1, step)]
     return ticks if step == 1 or low % step == 0 else [math.ceil(low), *ticks]
 
 
-def _shown(tick: float, ticks: Sequence[float]) -> str:
+def _format_tick(tick: float, ticks: Sequence[float]) -> str:
     step = abs(ticks[1] - ticks[0]) if len(ticks) > 1 else abs(tick) or 1.0
     if max(map(abs, ticks)) >= 1e5 or step < 1e-6:
         return f"{tick:.3g}"

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING
 from genre_lightning.cells import guarded
 from genre_lightning.comparison.ranking import COSTS, Comparison, compare_runs
 from genre_lightning.comparison.reading import find_runs
-from genre_lightning.comparison.run import Setting, metric_names, shown_setting
-from genre_lightning.comparison.swept import SEED
+from genre_lightning.comparison.run import Setting, format_setting, metric_names
+from genre_lightning.comparison.swept import SEED_KEY
 from genre_lightning.comparison.text import (
     best_run,
     data_name,
     describe,
-    shown_cost,
-    shown_value,
+    format_cost,
+    format_value,
 )
 from genre_lightning.files import whole_file
-from genre_lightning.page.markdown import in_markdown, markdown_table
+from genre_lightning.page.markdown import escape_markdown, markdown_table
 from genre_lightning.runs.quoting import relative_to_cwd, shell_command
 from genre_lightning.wording import format_duration, printable, shortened
 
@@ -36,11 +36,11 @@ MAX_UNFINISHED = 10
 #: Minimum width of run names in the terminal; they are wider if there is room.
 MIN_NAME_WIDTH = 16
 #: Heading of the column of run names.
-RUN = "run"
+RUN_HEADING = "run"
 #: Headings of the columns without numbers in leaderboard.md.
-LEFT = (RUN, "status", "error")
+LEFT_ALIGNED = (RUN_HEADING, "status", "error")
 #: The setting that is kept if there is no room for all.
-LR = "optimizer.lr"
+LR_KEY = "optimizer.lr"
 CSV_RESULTS = ("seconds", "train_samples_per_second", "num_parameters", *COSTS)
 
 
@@ -84,33 +84,37 @@ def print_leaderboard(comparison: Comparison, console: Console) -> None:
     from rich.text import Text
 
     table = ranked_table(comparison)
-    keep = ("rank", RUN, comparison.key_label(LR), comparison.metric)
+    keep = ("rank", RUN_HEADING, comparison.key_label(LR_KEY), comparison.metric)
     rows = [table[0], *table[1][:MAX_ROWS]]
-    last = (*map(comparison.key_label, comparison.data_keys), *comparison.columns)
-    columns, left_out = _fitting(rows, console.width, keep, last)
+    drop_last = (*map(comparison.key_label, comparison.data_keys), *comparison.columns)
+    columns, dropped = _fit_columns(rows, console.width, keep, drop_last)
     better = "higher" if comparison.mode == "max" else "lower"
-    shown = Table(title=Text(f"{comparison.metric}, {better} is better"), title_justify="left")
-    for head, *_ in columns:
-        shown.add_column(Text(head), justify="left" if head == RUN else "right", overflow="fold")
+    rich_table = Table(title=Text(f"{comparison.metric}, {better} is better"), title_justify="left")
+    for heading, *_ in columns:
+        rich_table.add_column(
+            Text(heading), justify="left" if heading == RUN_HEADING else "right", overflow="fold"
+        )
     for cells in list(zip(*columns, strict=True))[1:]:
-        shown.add_row(*map(Text, cells))
+        rich_table.add_row(*map(Text, cells))
     if table[1]:
-        console.print(shown)
+        console.print(rich_table)
     if len(table[1]) > MAX_ROWS:
         console.print(f"and {len(table[1]) - MAX_ROWS} more, in the leaderboard's files")
-    if left_out:
-        console.print(Text(f"No room here, but in the leaderboard's files: {', '.join(left_out)}"))
+    if dropped:
+        console.print(Text(f"No room here, but in the leaderboard's files: {', '.join(dropped)}"))
     unfinished = unfinished_table(comparison)[1]
-    for status, name, epochs, so_far, error in unfinished[:MAX_UNFINISHED]:
-        console.print(Text(f"{status}: {name}, epochs: {epochs}, best so far: {so_far}"))
+    for status, name, epochs, best_so_far, error in unfinished[:MAX_UNFINISHED]:
+        console.print(Text(f"{status}: {name}, epochs: {epochs}, best so far: {best_so_far}"))
         if error:
             console.print(Padding(Text(error), (0, 0, 0, 4)))
     if len(unfinished) > MAX_UNFINISHED:
         console.print(f"and {len(unfinished) - MAX_UNFINISHED} more have not finished")
-    for group in comparison.firsts:
-        of_data = data_name(group, comparison)
-        place = shell_command(printable(str(relative_to_cwd(best_run(group, comparison).folder))))
-        console.print(Text(f"Best{of_data and f' of {of_data}'}: {place}"), soft_wrap=True)
+    for group in comparison.best_groups:
+        dataset = data_name(group, comparison)
+        best_folder = shell_command(
+            printable(str(relative_to_cwd(best_run(group, comparison).folder)))
+        )
+        console.print(Text(f"Best{dataset and f' of {dataset}'}: {best_folder}"), soft_wrap=True)
     for note in comparison.notes:
         console.print(Text(f"Note: {note}"), soft_wrap=True)
 
@@ -124,31 +128,35 @@ def ranked_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     settings = list(zip(*(group.settings for group in ranked), strict=True))
     columns: list[list[str]] = [
         ["rank", *(str(group.rank) for group in ranked)],
-        [RUN, *(best_run(group, comparison).name for group in ranked)],
+        [RUN_HEADING, *(best_run(group, comparison).name for group in ranked)],
     ]
     for key, values in zip(comparison.keys, settings, strict=False):
-        texts = list(map(shown_setting, values))
+        texts = list(map(format_setting, values))
         if len(set(texts)) > 1 or len(ranked) == 1:
             columns.append([comparison.key_label(key), *texts])
-    columns.append([comparison.metric, *(shown_value(group.mean) for group in ranked)])
+    columns.append([comparison.metric, *(format_value(group.mean) for group in ranked)])
     if comparison.has_spread:
         sizes = [(len(group.values), len(group.runs)) for group in ranked]
-        columns.append(["sd", *(shown_value(group.sd) for group in ranked)])
-        columns.append(["n", *(f"{n}" if n == of else f"{n} of {of}" for n, of in sizes)])
+        columns.append(["sd", *(format_value(group.sd) for group in ranked)])
+        columns.append(["n", *(f"{n}" if n == total else f"{n} of {total}" for n, total in sizes)])
     for name in comparison.columns:
-        columns.append([name, *(shown_value(group.mean_of(name)) for group in ranked)])
+        columns.append([name, *(format_value(group.mean_of(name)) for group in ranked)])
     for name, heading in comparison.costs.items():
-        columns.append([heading, *(shown_cost(group.mean_number(name)) for group in ranked)])
-    done = [[run for run in group.runs if run.completed] for group in ranked]
-    columns.append(["epochs", *(_range([run.epochs for run in runs]) for runs in done)])
-    seconds = [sum(run.number("seconds") or 0.0 for run in runs) / len(runs) for runs in done]
+        columns.append([heading, *(format_cost(group.mean_number(name)) for group in ranked)])
+    completed_runs = [[run for run in group.runs if run.completed] for group in ranked]
+    columns.append(
+        ["epochs", *(_format_range([run.epochs for run in runs]) for runs in completed_runs)]
+    )
+    seconds = [
+        sum(run.number("seconds") or 0.0 for run in runs) / len(runs) for runs in completed_runs
+    ]
     columns.append(["time", *map(format_duration, seconds)])
-    heads, *rows = map(list, zip(*columns, strict=True))
-    return heads, rows
+    headings, *rows = map(list, zip(*columns, strict=True))
+    return headings, rows
 
 
-def _fitting(
-    rows: Sequence[Sequence[str]], width: int, keep: Sequence[str], last: Sequence[str]
+def _fit_columns(
+    rows: Sequence[Sequence[str]], width: int, keep: Sequence[str], drop_last: Sequence[str]
 ) -> tuple[list[list[str]], list[str]]:
     """Return the columns that fit into a width, and the headings of those that don't.
 
@@ -158,35 +166,35 @@ def _fitting(
         rows: the headings first.
         width: of the terminal, in characters.
         keep: headings of columns that are never dropped.
-        last: headings of columns that are dropped after all others.
+        drop_last: headings of columns that are dropped after all others.
     """
     columns = [list(cells) for cells in zip(*rows, strict=True)]
-    names = next(column for column in columns if column[0] == RUN)
-    left_out: list[str] = []
+    name_column = next(column for column in columns if column[0] == RUN_HEADING)
+    dropped: list[str] = []
 
-    def room() -> int:
+    def available_width() -> int:
         """Width left for the names of runs."""
-        others = [column for column in columns if column is not names]
+        others = [column for column in columns if column is not name_column]
         return width - 1 - 3 - sum(3 + max(map(len, column)) for column in others)
 
-    others_last = sorted(columns, key=lambda column: column[0] not in last)
-    for column in reversed(others_last):
-        if room() >= min(MIN_NAME_WIDTH, max(map(len, names))):
+    by_priority = sorted(columns, key=lambda column: column[0] not in drop_last)
+    for column in reversed(by_priority):
+        if available_width() >= min(MIN_NAME_WIDTH, max(map(len, name_column))):
             break
         if column[0] not in keep:
             columns.remove(column)
-            left_out.insert(0, column[0])
-    most = max(room(), MIN_NAME_WIDTH)
-    names[:] = [_in_the_middle(name, most) for name in names]
-    return columns, left_out
+            dropped.insert(0, column[0])
+    max_width = max(available_width(), MIN_NAME_WIDTH)
+    name_column[:] = [_shorten_middle(name, max_width) for name in name_column]
+    return columns, dropped
 
 
-def _in_the_middle(text: str, most: int) -> str:
+def _shorten_middle(text: str, max_width: int) -> str:
     """Cut the middle out of a longer text: names of runs differ at either end."""
-    if len(text) <= most:
+    if len(text) <= max_width:
         return text
-    end = (most - 1) // 2
-    return f"{text[: most - 1 - end]}…{text[-end:]}"
+    tail = (max_width - 1) // 2
+    return f"{text[: max_width - 1 - tail]}…{text[-tail:]}"
 
 
 def unfinished_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
@@ -196,13 +204,13 @@ def unfinished_table(comparison: Comparison) -> tuple[list[str], list[list[str]]
             run.status,
             describe(run, comparison),
             f"{run.epochs}" + (f" of {run.epochs_planned}" if run.epochs_planned else ""),
-            shown_value(run.value(comparison.metric)),
+            format_value(run.value(comparison.metric)),
             shortened(run.error or "", MAX_ERROR_CHARACTERS),
         ]
         for run in comparison.runs
         if not run.completed
     ]
-    return ["status", RUN, "epochs", "best so far", "error"], rows
+    return ["status", RUN_HEADING, "epochs", "best so far", "error"], rows
 
 
 def csv_rows(comparison: Comparison) -> Iterator[list[object]]:
@@ -213,20 +221,20 @@ def csv_rows(comparison: Comparison) -> Iterator[list[object]]:
     """
     metric = comparison.metric
     runs = comparison.runs
-    names = [name for name in metric_names(runs) if name != metric]
-    extra = [name for name in comparison.columns if name not in (metric, *names)]
+    metrics_of_runs = [name for name in metric_names(runs) if name != metric]
+    extra_names = [name for name in comparison.columns if name not in (metric, *metrics_of_runs)]
     yield [
-        "rank", RUN, "status", metric, "mean", "sd", "n", *comparison.keys, SEED, "epochs",
-        "best_epoch", *CSV_RESULTS, *names, *extra, "error", "folder",
+        "rank", RUN_HEADING, "status", metric, "mean", "sd", "n", *comparison.keys, SEED_KEY,
+        "epochs", "best_epoch", *CSV_RESULTS, *metrics_of_runs, *extra_names, "error", "folder",
     ]  # fmt: skip
     for group in comparison.groups:
         for run in group.runs:
-            of_group = [group.mean, group.sd, len(group.values)] if run.completed else [None] * 3
+            group_cells = [group.mean, group.sd, len(group.values)] if run.completed else [None] * 3
             yield [
-                group.rank_of(run), run.name, run.status, run.value(metric), *of_group,
+                group.rank_of(run), run.name, run.status, run.value(metric), *group_cells,
                 *map(_cell, group.settings),
                 _cell(run.seed), run.epochs, run.best_epoch,
-                *map(run.number, CSV_RESULTS), *map(run.value, [*names, *extra]),
+                *map(run.number, CSV_RESULTS), *map(run.value, [*metrics_of_runs, *extra_names]),
                 run.error, printable(str(run.folder)),
             ]  # fmt: skip
 
@@ -234,21 +242,21 @@ def csv_rows(comparison: Comparison) -> Iterator[list[object]]:
 def markdown(comparison: Comparison) -> str:
     """Return the tables of ranked groups and unfinished runs as Markdown."""
     better = "higher" if comparison.mode == "max" else "lower"
-    heads, rows = ranked_table(comparison)
-    parts = [f"{in_markdown(comparison.metric)}, {better} is better", ""]
-    parts += markdown_table(heads, rows, LEFT)
-    heads, rows = unfinished_table(comparison)
+    headings, rows = ranked_table(comparison)
+    parts = [f"{escape_markdown(comparison.metric)}, {better} is better", ""]
+    parts += markdown_table(headings, rows, LEFT_ALIGNED)
+    headings, rows = unfinished_table(comparison)
     if rows:
-        parts += ["", "Not finished:", "", *markdown_table(heads, rows, LEFT)]
+        parts += ["", "Not finished:", "", *markdown_table(headings, rows, LEFT_ALIGNED)]
     for note in comparison.notes:
-        parts += ["", in_markdown(note)]
+        parts += ["", escape_markdown(note)]
     return "\n".join(parts) + "\n"
 
 
-def _range(counts: Sequence[int]) -> str:
+def _format_range(counts: Sequence[int]) -> str:
     low, high = min(counts), max(counts)
     return f"{low}" if low == high else f"{low}–{high}"
 
 
 def _cell(value: Setting) -> object:
-    return shown_setting(value) if isinstance(value, bool) else value
+    return format_setting(value) if isinstance(value, bool) else value

@@ -12,16 +12,16 @@ from markupsafe import Markup
 from genre_lightning.comparison import charts
 from genre_lightning.comparison.charts import Mark
 from genre_lightning.comparison.ranking import Comparison, Group
-from genre_lightning.comparison.run import Run, Setting, shown_setting
+from genre_lightning.comparison.run import Run, Setting, format_setting
 from genre_lightning.comparison.swept import distinct_settings, setting_of, setting_order
 from genre_lightning.comparison.text import (
-    MAX_KEYS_TOLD,
+    MAX_NAMED_KEYS,
     data_name,
     describe,
+    format_cost,
+    format_value,
     group_name,
     short_name,
-    shown_cost,
-    shown_value,
 )
 from genre_lightning.page.document import render_page
 from genre_lightning.wording import counted, format_duration
@@ -51,11 +51,11 @@ class HeatMap:
     rows: list[tuple[Setting, list[int | None]]]
 
 
-def render_leaderboard(comparison: Comparison, made: datetime) -> str:
+def render_leaderboard(comparison: Comparison, created: datetime) -> str:
     """Render the page as HTML."""
     shades = group_shades(comparison)
-    grid = heat_map(comparison)
-    several = len(comparison.groups) > 1
+    heat = heat_map(comparison)
+    has_several_groups = len(comparison.groups) > 1
     ranked = [group for group in comparison.groups if group.rank is not None]
     counts = Counter(run.status for run in comparison.runs)
     return render_page(
@@ -63,10 +63,10 @@ def render_leaderboard(comparison: Comparison, made: datetime) -> str:
         "leaderboard",
         filters={
             "counted": counted,
-            "value": shown_value,
-            "setting": shown_setting,
+            "value": format_value,
+            "setting": format_setting,
             "time": format_duration,
-            "cost": shown_cost,
+            "cost": format_cost,
             "seconds_of": _seconds,
             "breakable": _breakable,
         },
@@ -79,18 +79,18 @@ def render_leaderboard(comparison: Comparison, made: datetime) -> str:
         names=[group_name(group, comparison) for group in comparison.groups],
         short_names=[short_name(group, comparison) for group in comparison.groups],
         short_head=" · ".join(map(comparison.key_label, comparison.keys))
-        if 2 < len(comparison.keys) <= MAX_KEYS_TOLD
+        if 2 < len(comparison.keys) <= MAX_NAMED_KEYS
         else "",
         shades=shades,
         counts=counts,
         seeds=distinct_settings(run.seed for run in comparison.runs),
-        heat=grid,
+        heat=heat,
         parallel=_parallel(comparison, shades)
-        if several and comparison.keys and not grid
+        if has_several_groups and comparison.keys and not heat
         else None,
         spread=_spread(comparison, ranked, shades) if ranked else None,
-        most_spread=MAX_SPREAD_ROWS,
-        most_named=MAX_CURVE_BUTTONS,
+        max_spread_rows=MAX_SPREAD_ROWS,
+        max_curve_buttons=MAX_CURVE_BUTTONS,
         curves=_curves(comparison, shades),
         unfinished=[run for run in comparison.runs if not run.completed],
         describe=lambda run: describe(run, comparison),
@@ -98,7 +98,7 @@ def render_leaderboard(comparison: Comparison, made: datetime) -> str:
         setting_of=setting_of,
         run_rows=run_rows(comparison),
         seconds=sum(map(_seconds, comparison.runs)),
-        made=made.strftime("%Y-%m-%d %H:%M %Z").strip(),
+        made=created.strftime("%Y-%m-%d %H:%M %Z").strip(),
     )
 
 
@@ -110,14 +110,14 @@ def group_shades(comparison: Comparison) -> list[float | None]:
     means: dict[int, list[float]] = {}
     for group in comparison.groups:
         if group.mean is not None:
-            means.setdefault(group.data, []).append(group.mean)
+            means.setdefault(group.dataset, []).append(group.mean)
 
     def shade(group: Group) -> float | None:
         if group.mean is None:
             return None
-        low, high = min(means[group.data]), max(means[group.data])
-        share = 1.0 if low == high else (group.mean - low) / (high - low)
-        return share if comparison.mode == "max" or low == high else 1.0 - share
+        low, high = min(means[group.dataset]), max(means[group.dataset])
+        shade = 1.0 if low == high else (group.mean - low) / (high - low)
+        return shade if comparison.mode == "max" or low == high else 1.0 - shade
 
     return [shade(group) for group in comparison.groups]
 
@@ -129,22 +129,22 @@ def heat_map(comparison: Comparison) -> HeatMap | None:
     rows, columns = (
         distinct_settings(group.settings[k] for group in comparison.groups) for k in (0, 1)
     )
-    cells = len(rows) * len(columns)
-    if max(len(rows), len(columns)) > MAX_MAP_SIDE or 2 * len(comparison.groups) < cells:
+    num_cells = len(rows) * len(columns)
+    if max(len(rows), len(columns)) > MAX_MAP_SIDE or 2 * len(comparison.groups) < num_cells:
         return None
-    places = {
-        tuple(map(setting_order, group.settings)): number
-        for number, group in enumerate(comparison.groups)
+    index_of_settings = {
+        tuple(map(setting_order, group.settings)): index
+        for index, group in enumerate(comparison.groups)
     }
 
-    def place(*settings: Setting) -> int | None:
-        return places.get(tuple(map(setting_order, settings)))
+    def group_index(*settings: Setting) -> int | None:
+        return index_of_settings.get(tuple(map(setting_order, settings)))
 
     return HeatMap(
         comparison.key_label(comparison.keys[0]),
         comparison.key_label(comparison.keys[1]),
         columns,
-        [(row, [place(row, column) for column in columns]) for row in rows],
+        [(row, [group_index(row, column) for column in columns]) for row in rows],
     )
 
 
@@ -163,8 +163,8 @@ def _is_number(value: Setting) -> bool:
 
 def _curves(comparison: Comparison, shades: list[float | None]) -> list[tuple[str, Markup]]:
     runs = [
-        (run, Mark(g, number, shades[g], describe(run, comparison), run.status))
-        for number, (g, run) in enumerate(run_rows(comparison))
+        (run, Mark(g, run_number, shades[g], describe(run, comparison), run.status))
+        for run_number, (g, run) in enumerate(run_rows(comparison))
     ]
     panels: list[tuple[str, Markup]] = []
     for metric in dict.fromkeys([comparison.metric, "val/loss", "train/loss"]):

@@ -21,7 +21,7 @@ from genre_lightning.comparison.swept import (
     setting_of,
     setting_order,
     swept_keys,
-    with_paths_alike,
+    unify_paths,
 )
 from genre_lightning.errors import UserError
 from genre_lightning.runs.settings import usual_mode
@@ -40,7 +40,7 @@ class Group:
         values: the metric of the completed runs that have it, in the order of ``runs``.
         mean: of the values; None if there are none.
         sd: sample standard deviation of the values; None for fewer than two.
-        data: number of the dataset that the runs are scored on.
+        dataset: number of the dataset that the runs are scored on.
         rank: among groups on the same dataset; 1 is best, ties share a rank; None without a mean.
     """
 
@@ -49,11 +49,11 @@ class Group:
     values: tuple[float, ...]
     mean: float | None
     sd: float | None
-    data: int = 0
+    dataset: int = 0
     rank: int | None = None
 
     @property
-    def named_by(self) -> Run:
+    def representative(self) -> Run:
         """The run that the group is named by: the first completed one if any, else the first."""
         return next((run for run in self.runs if run.completed), self.runs[0])
 
@@ -110,13 +110,13 @@ class Comparison:
         return any(len(group.runs) > 1 for group in self.groups)
 
     @property
-    def firsts(self) -> list[Group]:
+    def best_groups(self) -> list[Group]:
         """The best group on each dataset."""
-        best: dict[int, Group] = {}
+        best_by_dataset: dict[int, Group] = {}
         for group in self.groups:
             if group.rank is not None:
-                best.setdefault(group.data, group)
-        return list(best.values())
+                best_by_dataset.setdefault(group.dataset, group)
+        return list(best_by_dataset.values())
 
     @property
     def log_scales(self) -> dict[str, bool]:
@@ -136,9 +136,9 @@ class Comparison:
         """Return the shortest unique ending of a key: "lr" of "optimizer.lr"."""
         parts = key.split(".")
         # "name" and "_target_" mean nothing without the part before them
-        least = 2 if parts[-1] in ("name", "_target_") else 1
-        for count in range(least, len(parts) + 1):
-            label = ".".join(parts[-count:])
+        min_parts = 2 if parts[-1] in ("name", "_target_") else 1
+        for num_parts in range(min_parts, len(parts) + 1):
+            label = ".".join(parts[-num_parts:])
             if sum(f".{other}".endswith(f".{label}") for other in self.keys) == 1:
                 return label
         return key
@@ -164,27 +164,36 @@ def compare_runs(
     """
     notes = [note for run in runs for note in run.notes]
     if metric is None:
-        metric = _watched_metric(runs, notes)
+        metric = _monitored_metric(runs, notes)
     elif all(run.value(metric) is None for run in runs):
-        raise UserError(_no_metric(metric, runs))
+        raise UserError(_missing_metric_message(metric, runs))
     for name in columns:
         if all(run.value(name) is None for run in runs):
-            notes.append(f"The column {name} is empty: {_no_metric(name, runs)}")
+            notes.append(f"The column {name} is empty: {_missing_metric_message(name, runs)}")
     if mode is None:
-        mode = _watched_mode(runs, metric, notes)
+        mode = _monitored_mode(runs, metric, notes)
     if metric.startswith("test/"):
         notes.append(
             "Ranked by the test split: a run chosen this way is no longer tested by it. "
             "Choose by the validation split."
         )
-    runs = with_paths_alike(runs)
+    runs = unify_paths(runs)
     keys = swept_keys(runs)
-    data, differing = number_datasets(runs)
-    parts = _same_settings(runs, keys)
-    groups = _rank([_group(keys, tuple(part), metric, data) for part in parts], mode)
-    notes += [*_doubts(groups), *(_other_movies(groups, metric) or _changed_movies(groups))]
-    data_keys = [key for key in keys if key == "data" or key in differing] or differing
-    if differing:
+    dataset_numbers, data_settings = number_datasets(runs)
+    runs_by_settings = _split_by_settings(runs, keys)
+    groups = _rank(
+        [
+            _make_group(keys, tuple(runs_of_group), metric, dataset_numbers)
+            for runs_of_group in runs_by_settings
+        ],
+        mode,
+    )
+    notes += [
+        *_uncertainty_notes(groups),
+        *(_movie_count_notes(groups, metric) or _changed_dataset_notes(groups)),
+    ]
+    data_keys = [key for key in keys if key == "data" or key in data_settings] or data_settings
+    if data_settings:
         notes.append(
             f"The runs are on different data ({', '.join(data_keys)}), whose scores can't be "
             "compared: each dataset has its own ranks."
@@ -193,7 +202,7 @@ def compare_runs(
         runs=tuple(run for group in groups for run in group.runs),
         groups=tuple(groups),
         keys=tuple(keys),
-        data_keys=tuple(data_keys) if differing else (),
+        data_keys=tuple(data_keys) if data_settings else (),
         metric=metric,
         mode=mode,
         columns=tuple(columns),
@@ -201,14 +210,14 @@ def compare_runs(
     )
 
 
-def _watched_metric(runs: Sequence[Run], notes: list[str]) -> str:
+def _monitored_metric(runs: Sequence[Run], notes: list[str]) -> str:
     """Return the metric that most runs monitor; add a note if others monitor a different one."""
-    watched = Counter(run.monitor for run in runs if run.monitor)
-    if not watched:
+    monitored = Counter(run.monitor for run in runs if run.monitor)
+    if not monitored:
         raise UserError("no run names the metric that it monitors: choose one with --metric NAME")
-    metric = watched.most_common(1)[0][0]
-    if len(watched) > 1:
-        counts = ", ".join(f"{name} in {count}" for name, count in watched.items())
+    metric = monitored.most_common(1)[0][0]
+    if len(monitored) > 1:
+        counts = ", ".join(f"{name} in {count}" for name, count in monitored.items())
         notes.append(
             f"The runs monitor different values ({counts}); ranked by {metric}. "
             "--metric NAME chooses another."
@@ -216,11 +225,11 @@ def _watched_metric(runs: Sequence[Run], notes: list[str]) -> str:
     return metric
 
 
-def _watched_mode(runs: Sequence[Run], metric: str, notes: list[str]) -> str:
+def _monitored_mode(runs: Sequence[Run], metric: str, notes: list[str]) -> str:
     """Return the mode of most runs that monitor the metric; add a note if they disagree."""
     # A run without a value does not count: its settings may have been refused.
-    watching = [run for run in runs if run.monitor == metric]
-    modes = Counter(run.mode for run in watching if run.value(metric) is not None)
+    monitoring = [run for run in runs if run.monitor == metric]
+    modes = Counter(run.mode for run in monitoring if run.value(metric) is not None)
     mode = modes.most_common(1)[0][0] if modes else usual_mode(metric)
     if len(modes) > 1:
         notes.append(
@@ -229,36 +238,36 @@ def _watched_mode(runs: Sequence[Run], metric: str, notes: list[str]) -> str:
     return mode
 
 
-def _no_metric(metric: str, runs: Sequence[Run]) -> str:
+def _missing_metric_message(metric: str, runs: Sequence[Run]) -> str:
     split = "test" if metric.startswith("test/") else "val"
     return f"no run has {metric}; there are: {', '.join(metric_names(runs, split)) or 'none'}"
 
 
-def _same_settings(runs: Sequence[Run], keys: Sequence[str]) -> list[list[Run]]:
+def _split_by_settings(runs: Sequence[Run], keys: Sequence[str]) -> list[list[Run]]:
     """Split the runs into parts with the same values of these keys, each sorted by seed."""
 
-    def place(run: Run) -> tuple[tuple[int, float, str], ...]:
+    def settings_key(run: Run) -> tuple[tuple[int, float, str], ...]:
         return tuple(setting_order(setting_of(run, key)) for key in keys)
 
-    def in_part(run: Run) -> tuple[tuple[int, float, str], str]:
+    def seed_and_name(run: Run) -> tuple[tuple[int, float, str], str]:
         return setting_order(run.seed), run.name
 
-    ordered = sorted(runs, key=place)
-    return [sorted(part, key=in_part) for _, part in groupby(ordered, key=place)]
+    sorted_runs = sorted(runs, key=settings_key)
+    return [sorted(group, key=seed_and_name) for _, group in groupby(sorted_runs, key=settings_key)]
 
 
-def _group(
-    keys: Sequence[str], runs: tuple[Run, ...], metric: str, data: Mapping[Path, int]
+def _make_group(
+    keys: Sequence[str], runs: tuple[Run, ...], metric: str, dataset_numbers: Mapping[Path, int]
 ) -> Group:
-    found = [run.value(metric) for run in runs if run.completed]
-    values = tuple(value for value in found if value is not None)
+    run_values = [run.value(metric) for run in runs if run.completed]
+    values = tuple(value for value in run_values if value is not None)
     return Group(
         settings=tuple(setting_of(runs[0], key) for key in keys),
         runs=runs,
         values=values,
         mean=_mean(values),
         sd=statistics.stdev(values) if len(values) > 1 else None,
-        data=data[runs[0].folder],
+        dataset=dataset_numbers[runs[0].folder],
     )
 
 
@@ -266,64 +275,66 @@ def _rank(groups: Sequence[Group], mode: str) -> list[Group]:
     """Rank the groups, one dataset after another; groups without a mean come last."""
     sign = -1 if mode == "max" else 1
     ranked: list[Group] = []
-    for data in sorted({group.data for group in groups}):
-        own = [group for group in groups if group.data == data and group.mean is not None]
-        own.sort(key=lambda group: sign * (group.mean or 0.0))
-        means = [group.mean for group in own]
-        ranked += [replace(group, rank=means.index(group.mean) + 1) for group in own]
+    for dataset in sorted({group.dataset for group in groups}):
+        ranked_here = [
+            group for group in groups if group.dataset == dataset and group.mean is not None
+        ]
+        ranked_here.sort(key=lambda group: sign * (group.mean or 0.0))
+        means = [group.mean for group in ranked_here]
+        ranked += [replace(group, rank=means.index(group.mean) + 1) for group in ranked_here]
     order = (*UNFINISHED, "completed")
-    others = sorted((g for g in groups if g.mean is None), key=lambda g: order.index(g.status))
-    return [*ranked, *others]
+    unranked = sorted((g for g in groups if g.mean is None), key=lambda g: order.index(g.status))
+    return [*ranked, *unranked]
 
 
-def _other_movies(groups: Sequence[Group], metric: str) -> list[str]:
+def _movie_count_notes(groups: Sequence[Group], metric: str) -> list[str]:
     """Note if the metric is over fewer movies in some runs on the same data."""
     split = metric.partition("/")[0]
-    counts = _by_data(groups, lambda run: run.value(f"{split}/num_movies"))
+    counts_by_dataset = _values_by_dataset(groups, lambda run: run.value(f"{split}/num_movies"))
     return [
-        f"{metric} is over {min(found):,.0f} to {max(found):,.0f} movies: values over different "
+        f"{metric} is over {min(counts):,.0f} to {max(counts):,.0f} movies: values over different "
         "movies can't be compared exactly."
-        for found in counts.values()
-        if len(found) > 1
+        for counts in counts_by_dataset.values()
+        if len(counts) > 1
     ]
 
 
-def _changed_movies(groups: Sequence[Group]) -> list[str]:
+def _changed_dataset_notes(groups: Sequence[Group]) -> list[str]:
     """Note if the dataset has changed between runs, although its settings and size are the same."""
 
-    def learnt_from(run: Run) -> str | None:
-        key = run.result.get("learnt_from")
-        return key if isinstance(key, str) else None  # the file may be untrusted
+    def training_hash(run: Run) -> str | None:
+        value = run.result.get("learnt_from")
+        return value if isinstance(value, str) else None  # the file may be untrusted
 
-    if all(len(keys) < 2 for keys in _by_data(groups, learnt_from).values()):
+    if all(len(hashes) < 2 for hashes in _values_by_dataset(groups, training_hash).values()):
         return []
     return [
         "The movies or their genres have changed between runs: values can't be compared exactly."
     ]
 
 
-def _by_data(groups: Sequence[Group], value: Callable[[Run], Any]) -> dict[int, set[Any]]:
+def _values_by_dataset(groups: Sequence[Group], value: Callable[[Run], Any]) -> dict[int, set[Any]]:
     """By dataset, the distinct values of its completed runs, without None."""
     values: dict[int, set[Any]] = {}
     for group in groups:
-        of_group = {value(run) for run in group.runs if run.completed} - {None}
-        values.setdefault(group.data, set()).update(of_group)
+        group_values = {value(run) for run in group.runs if run.completed} - {None}
+        values.setdefault(group.dataset, set()).update(group_values)
     return values
 
 
-def _doubts(groups: Sequence[Group]) -> list[str]:
+def _uncertainty_notes(groups: Sequence[Group]) -> list[str]:
     """Note means over different numbers of runs, and runs that repeat a seed."""
-    doubts = []
+    notes = []
     sizes = {len(group.values) for group in groups if group.values}
     if len(sizes) > 1:
-        doubts.append(
+        notes.append(
             f"Means are over {min(sizes)} to {max(sizes)} runs: those over few are less certain."
         )
-    again = 0
+    num_repeated = 0
     for group in groups:
         seeds = [run.seed for run in group.runs if run.completed]
-        again += len(seeds) - len(set(seeds))
-    if again:
-        runs = "1 run repeats" if again == 1 else f"{again} runs repeat"
-        doubts.append(f"{runs} the settings and the seed of another.")
-    return doubts
+        num_repeated += len(seeds) - len(set(seeds))
+    if num_repeated:
+        repeats = "1 run repeats" if num_repeated == 1 else f"{num_repeated} runs repeat"
+        notes.append(f"{repeats} the settings and the seed of another.")
+    return notes

@@ -24,22 +24,22 @@ from genre_lightning.runs.settings import changes_no_result, flat_settings
 from genre_lightning.wording import printable
 
 #: Folders to skip: they hold no runs, but files of loggers with the same names as a run's.
-NOT_SEARCHED = ("checkpoints", "wandb")
+SKIPPED_FOLDERS = ("checkpoints", "wandb")
 #: A run's folder holds one of these, or at least its history.
 RUN_FILES = ("result.json", f"{CONFIG_FOLDER}/overrides.yaml")
-HISTORY = "metrics.csv"
+HISTORY_FILE = "metrics.csv"
 #: Prefix of config groups in Hydra's record of a run.
-CHOICE = "choices."
+CHOICE_PREFIX = "choices."
 #: A sweep's file, in the parent folder of its runs.
-SWEEP = "sweep.json"
+SWEEP_FILE = "sweep.json"
 #: The key of conf/ask.yaml that names the language model.
-LANGUAGE_MODEL = "model.name"
+LANGUAGE_MODEL_KEY = "model.name"
 #: Far more than a config has.
 MAX_CONFIG_BYTES = 4 * 2**20
 #: A reference to another setting: ${optimizer.lr}, ${oc.select:model.recipe.folds,1}.
-ELSEWHERE = re.compile(r"\$\{(?:(oc\.select):)?\s*([\w./-]+)\s*(?:,([^${}]*))?\}")
+REFERENCE = re.compile(r"\$\{(?:(oc\.select):)?\s*([\w./-]+)\s*(?:,([^${}]*))?\}")
 #: Settings that callbacks refer to: if runs differ in one, each callback would add a column.
-MONITORING = ("monitor", "monitor_mode")
+MONITOR_KEYS = ("monitor", "monitor_mode")
 #: Longest chain of references to follow; a longer one is taken for a cycle.
 MAX_REFERENCES = 8
 
@@ -49,54 +49,55 @@ def find_runs(folders: Sequence[Path]) -> list[Run]:
 
     Args:
         folders: run folders, a sweep's folder, or any tree of them. A run's folder holds one of
-            ``RUN_FILES``, or ``HISTORY`` if it is not below another run's folder. Files among them
-            are skipped: a shell's ``sweep/*`` includes the leaderboard.
+            ``RUN_FILES``, or ``HISTORY_FILE`` if it is not below another run's folder. Files among
+            them are skipped: a shell's ``sweep/*`` includes the leaderboard.
 
     Raises:
         UserError: a folder does not exist, or there is no run in any of them.
     """
-    found: dict[Path, None] = {}
+    run_folders: dict[Path, None] = {}
     for folder in folders:
         if not folder.is_dir():
             if folder.is_file() and any(other.is_dir() for other in folders):
                 continue
             raise UserError(f"{folder} is not a folder")
-        found |= dict.fromkeys(_run_folders(folder.resolve()))
-    paths = sorted(found)
+        run_folders |= dict.fromkeys(_run_folders(folder.resolve()))
+    paths = sorted(run_folders)
     base = Path(os.path.commonpath({path.parent for path in paths})) if paths else Path()
     names = [printable(path.relative_to(base).as_posix()) for path in paths]
     runs = [run for path, name in zip(paths, names, strict=True) if (run := read_run(path, name))]
     if not runs:
-        asked = ", ".join(map(str, folders))
+        searched = ", ".join(map(str, folders))
         if paths:
             raise UserError(
-                f"no run in {asked}, only output of evaluate.py, whose numbers are in "
+                f"no run in {searched}, only output of evaluate.py, whose numbers are in "
                 "metrics.json and report.html. Name the folders of the runs that were evaluated; "
                 "--column test/map_macro shows their scores on the test split"
             )
         raise UserError(
-            f"no run in {asked}: a run's folder holds {', '.join(RUN_FILES)} or {HISTORY}"
+            f"no run in {searched}: a run's folder holds {', '.join(RUN_FILES)} or {HISTORY_FILE}"
         )
     return runs
 
 
 def _run_folders(tree: Path) -> Iterator[Path]:
-    within: set[Path] = set()  # runs, whose loggers can write a metrics.csv further down
-    for name, folders, _ in os.walk(tree):
-        folder = Path(name)
+    run_folders: set[Path] = set()  # runs, whose loggers can write a metrics.csv further down
+    for path, folders, _ in os.walk(tree):
+        folder = Path(path)
         folders[:] = sorted(
-            each for each in folders if not each.startswith(".") and each not in NOT_SEARCHED
+            name for name in folders if not name.startswith(".") and name not in SKIPPED_FOLDERS
         )
         if is_run_folder(folder) and (
-            within.isdisjoint(folder.parents) or any((folder / file).exists() for file in RUN_FILES)
+            run_folders.isdisjoint(folder.parents)
+            or any((folder / file).exists() for file in RUN_FILES)
         ):
-            within.add(folder)
+            run_folders.add(folder)
             yield folder
 
 
 def is_run_folder(folder: Path) -> bool:
     """Whether a folder holds a file that a run writes."""
-    return any((folder / name).exists() for name in (*RUN_FILES, HISTORY))
+    return any((folder / name).exists() for name in (*RUN_FILES, HISTORY_FILE))
 
 
 def read_run(folder: Path, name: str) -> Run | None:
@@ -112,7 +113,7 @@ def read_run(folder: Path, name: str) -> Run | None:
         )
         status = "damaged"
     config = _read_yaml(folder / CONFIG_FOLDER / "config.yaml", _settings, notes)
-    history = _read_history(folder / HISTORY, notes)
+    history = _read_history(folder / HISTORY_FILE, notes)
     if (
         result is None
         and status != "damaged"
@@ -121,33 +122,33 @@ def read_run(folder: Path, name: str) -> Run | None:
         and "monitor" not in config
     ):
         return None
-    pairs = _read_yaml(folder / CONFIG_FOLDER / "overrides.yaml", _override_pairs, notes)
+    overrides = _read_yaml(folder / CONFIG_FOLDER / "overrides.yaml", _override_pairs, notes)
     runtime = _read_yaml(folder / CONFIG_FOLDER / "hydra.yaml", _runtime, notes) or {}
     choices = {
-        name.removeprefix(CHOICE): value
+        name.removeprefix(CHOICE_PREFIX): value
         for name, value in runtime.items()
-        if name.startswith(CHOICE)
+        if name.startswith(CHOICE_PREFIX)
     }
-    if pairs is None:
-        given = (result or {}).get("overrides")
-        pairs = _override_pairs(given) if isinstance(given, list) else {}
+    if overrides is None:
+        recorded = (result or {}).get("overrides")
+        overrides = _override_pairs(recorded) if isinstance(recorded, list) else {}
     # The name of a language model is shown as its choice of conf/model.
-    named = {**pairs, **(config or {})}.get(LANGUAGE_MODEL)
-    if named is not None:
-        choices = {"model": None, **choices} | {"model": named}
-        for settings in (config, pairs):
-            (settings or {}).pop(LANGUAGE_MODEL, None)
+    language_model = {**overrides, **(config or {})}.get(LANGUAGE_MODEL_KEY)
+    if language_model is not None:
+        choices = {"model": None, **choices} | {"model": language_model}
+        for settings in (config, overrides):
+            (settings or {}).pop(LANGUAGE_MODEL_KEY, None)
     return Run(
         folder=folder,
         name=name,
         status="running" if is_running(folder) else status,
         result=result or {},
-        settings=config or pairs,
+        settings=config or overrides,
         choices=choices | _branches(config or {}),
-        overridden=frozenset(pairs),
+        overridden=frozenset(overrides),
         has_config=bool(config),
         history=history,
-        started_in=str(runtime.get("cwd", "")),
+        working_dir=str(runtime.get("cwd", "")),
         log_scales=_log_scales(folder.parent),
         notes=tuple(map(printable, notes)),
     )
@@ -191,15 +192,15 @@ def _settings(config: Any) -> dict[str, Setting]:
     Without OmegaConf, which would put environment variables into a page if a config refers to them.
     """
     flat = flat_settings(config)
-    found = {}
+    resolved_settings = {}
     for name, value in flat.items():
-        known, value = _looked_up(value, flat)
-        if known:
-            found[printable(name)] = setting(value)
-    return found
+        is_resolved, value = _resolve(value, flat)
+        if is_resolved:
+            resolved_settings[printable(name)] = setting(value)
+    return resolved_settings
 
 
-def _looked_up(value: Any, flat: Mapping[str, Any]) -> tuple[bool, Any]:
+def _resolve(value: Any, flat: Mapping[str, Any]) -> tuple[bool, Any]:
     """Resolve a value that can be a reference; return whether it is known, and the value.
 
     References to settings that change no result, such as a cache folder, and to what the run
@@ -208,15 +209,15 @@ def _looked_up(value: Any, flat: Mapping[str, Any]) -> tuple[bool, Any]:
     for _ in range(MAX_REFERENCES):
         if not isinstance(value, str) or "${" not in value:
             return True, value
-        reference = ELSEWHERE.fullmatch(value)
-        if reference is None:
+        match = REFERENCE.fullmatch(value)
+        if match is None:
             return False, None
-        selects, name, default = reference.groups()
-        if name in MONITORING or changes_no_result(name):
+        is_select, name, default = match.groups()
+        if name in MONITOR_KEYS or changes_no_result(name):
             return False, None
         if name in flat:
             value = flat[name]
-        elif selects:
+        elif is_select:
             value = None if default is None else yaml.safe_load(default)
         else:
             return False, None
@@ -232,7 +233,7 @@ def _log_scales(sweep: Path) -> dict[str, bool]:
 
     Empty if the folder is not a sweep's or can't be read, since it only sets the scale of an axis.
     """
-    path = sweep / SWEEP
+    path = sweep / SWEEP_FILE
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
             return {}
@@ -256,8 +257,8 @@ def _override_pairs(overrides: Any) -> dict[str, Setting]:
         raise TypeError(f"it must be a list, not {type(overrides).__name__}")
     pairs = {}
     for override in overrides:
-        key, equals, value = str(override).partition("=")
-        if equals:
+        key, separator, value = str(override).partition("=")
+        if separator:
             try:
                 parsed = yaml.safe_load(value)
             except yaml.YAMLError:
@@ -269,30 +270,32 @@ def _override_pairs(overrides: Any) -> dict[str, Setting]:
 def _read_history(path: Path, notes: list[str]) -> list[dict[str, float]]:
     """Read the rows, in order. Empty cells and an incomplete last row are skipped."""
     rows: dict[tuple[float, bool, float], dict[str, float]] = {}
-    wrong: list[int] = []
+    invalid_rows: list[int] = []
     number = 0
     try:
         with path.open(encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file)
             for number, cells in enumerate(reader, start=2):
                 row = {}
-                for name, text in cells.items():
-                    value = number_or_none(text)
+                for name, cell in cells.items():
+                    value = number_or_none(cell)
                     if name is not None and value is not None:
                         row[printable(name)] = value
                 if None in cells or None in cells.values() or not _is_count(row.get("epoch")):
-                    wrong.append(number)
+                    invalid_rows.append(number)
                 else:
                     rows[row["epoch"], "seconds" in row, row.get("step", 0.0)] = row
     except FileNotFoundError:
         return []
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         notes.append(f"{path} can't be read beyond row {max(number, 1)}: {error}")
-    if wrong and wrong[-1] == number:
-        wrong.pop()
-    if wrong:
-        notes.append(f"{path}: rows without an epoch were skipped, the first is row {wrong[0]}")
-    return [rows[place] for place in sorted(rows)]
+    if invalid_rows and invalid_rows[-1] == number:
+        invalid_rows.pop()
+    if invalid_rows:
+        notes.append(
+            f"{path}: rows without an epoch were skipped, the first is row {invalid_rows[0]}"
+        )
+    return [rows[key] for key in sorted(rows)]
 
 
 def _is_count(value: float | None) -> bool:

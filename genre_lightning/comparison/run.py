@@ -30,7 +30,7 @@ class Run:
         choices: the choices of config groups, such as "model" to "fusion".
         overridden: keys named on the command line.
         has_config: whether ``settings`` are those of a config, which is complete.
-        started_in: the folder that relative paths refer to; "" if unknown.
+        working_dir: the folder that relative paths refer to; "" if unknown.
         log_scales: by key that the sweep draws from a range, whether the scale is logarithmic.
         history: rows of ``metrics.csv`` in order, without empty cells; only rows at the end of an
             epoch have ``seconds``, not those of a validation within an epoch.
@@ -45,7 +45,7 @@ class Run:
     choices: Mapping[str, Setting] = field(default_factory=dict)
     overridden: frozenset[str] = frozenset()
     has_config: bool = False
-    started_in: str = ""
+    working_dir: str = ""
     log_scales: Mapping[str, bool] = field(default_factory=dict)
     history: Sequence[Mapping[str, float]] = ()
     notes: tuple[str, ...] = ()
@@ -80,8 +80,8 @@ class Run:
     @property
     def epochs(self) -> int:
         """Number of epochs trained."""
-        last = self._epoch_rows()[-1:]
-        return int(max(*(row["epoch"] + 1 for row in last), 0, self.number("epochs") or 0))
+        last_rows = self._epoch_rows()[-1:]
+        return int(max(*(row["epoch"] + 1 for row in last_rows), 0, self.number("epochs") or 0))
 
     @property
     def epochs_planned(self) -> int | None:
@@ -118,14 +118,16 @@ class Run:
 
         Fractions are unknown until the first epoch has ended.
         """
-        ends = self._epoch_rows()
-        steps = ends[-1].get("step", 0) / (ends[-1]["epoch"] + 1) if ends else 0
+        epoch_rows = self._epoch_rows()
+        steps_per_epoch = (
+            epoch_rows[-1].get("step", 0) / (epoch_rows[-1]["epoch"] + 1) if epoch_rows else 0
+        )
         points = []
         for row in self.history:
             if metric in row and "seconds" in row:
                 points.append((row["epoch"] + 1, row[metric]))
-            elif metric in row and steps and "step" in row:
-                points.append((row["step"] / steps, row[metric]))
+            elif metric in row and steps_per_epoch and "step" in row:
+                points.append((row["step"] / steps_per_epoch, row[metric]))
         return points
 
     def _epoch_rows(self) -> list[Mapping[str, float]]:
@@ -136,8 +138,8 @@ class Run:
         rows = [row for row in self.history if monitor in row]
         if not rows:
             return None
-        pick = min if self.mode == "min" else max
-        return pick(rows, key=lambda row: row[monitor])
+        best = min if self.mode == "min" else max
+        return best(rows, key=lambda row: row[monitor])
 
 
 def metric_names(runs: Sequence[Run], split: str = "val") -> list[str]:
@@ -164,11 +166,11 @@ def setting(value: Any) -> Setting:
     if isinstance(value, (int, float)):  # inf, nan and the like have no place on an axis
         return str(value) if number_or_none(value) is None else value
     if isinstance(value, (list, tuple)):
-        return f"[{', '.join(shown_setting(setting(each)) for each in value)}]"
+        return f"[{', '.join(format_setting(setting(item)) for item in value)}]"
     return printable(str(value))
 
 
-def shown_setting(value: Setting) -> str:
+def format_setting(value: Setting) -> str:
     """Format a setting, numbers to four digits: 0.001, 1e-05, true, null."""
     if value is None:
         return "null"

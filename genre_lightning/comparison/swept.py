@@ -11,43 +11,48 @@ from genre_lightning.cells import SEPARATOR
 from genre_lightning.comparison.run import Run, Setting
 from genre_lightning.runs.settings import changes_no_result, is_path
 
-SEED = "seed"
+SEED_KEY = "seed"
 #: Settings of the data that change neither the movies that are scored nor their genres.
-SAME_MOVIES = ("data.batch_size", "data.columns")
+NON_DATASET_KEYS = ("data.batch_size", "data.columns")
 #: Settings for which this value means the same as null.
-AS_NULL = {"data.genre_separator": SEPARATOR}
+NULL_EQUIVALENTS = {"data.genre_separator": SEPARATOR}
 #: Not compared: it follows from what a run monitors.
-MODE = "monitor_mode"
+MODE_KEY = "monitor_mode"
 
 
-def with_paths_alike(runs: Sequence[Run]) -> list[Run]:
+def unify_paths(runs: Sequence[Run]) -> list[Run]:
     """Give each file or folder the same path in all runs, however a run has written it.
 
     This is the shortest path that was written for it and for nothing else, or else the full path.
     """
-    written: dict[tuple[str, str], set[str]] = {}
-    meant: dict[tuple[str, str], set[str]] = {}
-    places = [
+    spellings: dict[tuple[str, str], set[str]] = {}
+    paths_of_spelling: dict[tuple[str, str], set[str]] = {}
+    paths_of_runs = [
         {
-            key: os.path.normpath(os.path.join(run.started_in, os.path.expanduser(value)))
+            key: os.path.normpath(os.path.join(run.working_dir, os.path.expanduser(value)))
             for key, value in run.settings.items()
             if is_path(key) and isinstance(value, str)
         }
         for run in runs
     ]
-    for run, found in zip(runs, places, strict=True):
-        for key, place in found.items():
+    for run, paths in zip(runs, paths_of_runs, strict=True):
+        for key, path in paths.items():
             value = str(run.settings[key])
-            written.setdefault((key, place), set()).add(value)
-            meant.setdefault((key, value), set()).add(place)
+            spellings.setdefault((key, path), set()).add(value)
+            paths_of_spelling.setdefault((key, value), set()).add(path)
 
-    def shown(key: str, place: str) -> str:
-        own = [value for value in written[key, place] if len(meant[key, value]) == 1]
-        return min(own, key=lambda value: (len(value), value), default=place)
+    def shortest_unique(key: str, path: str) -> str:
+        unambiguous = [
+            value for value in spellings[key, path] if len(paths_of_spelling[key, value]) == 1
+        ]
+        return min(unambiguous, key=lambda value: (len(value), value), default=path)
 
     return [
-        replace(run, settings={**run.settings, **{key: shown(key, found[key]) for key in found}})
-        for run, found in zip(runs, places, strict=True)
+        replace(
+            run,
+            settings={**run.settings, **{key: shortest_unique(key, paths[key]) for key in paths}},
+        )
+        for run, paths in zip(runs, paths_of_runs, strict=True)
     ]
 
 
@@ -61,42 +66,52 @@ def swept_keys(runs: Sequence[Run]) -> list[str]:
     """
     settings = [{**run.settings, **run.choices} for run in runs]
     # In a run without a config, a key that it does not name can have any value.
-    complete = [each for each, run in zip(settings, runs, strict=True) if run.has_config]
-    complete = complete or settings
+    complete_settings = [
+        run_settings for run_settings, run in zip(settings, runs, strict=True) if run.has_config
+    ]
+    complete_settings = complete_settings or settings
     groups = {key: None for run in runs for key in run.choices}
-    names = {key: None for each in settings for key in each}
-    named = {key for run in runs for key in run.overridden}
+    keys = {key: None for run_settings in settings for key in run_settings}
+    overridden = {key for run in runs for key in run.overridden}
 
-    def differs(key: str) -> bool:
-        values = {_comparable(each[key]) for each in settings if key in each}
+    def has_several_values(key: str) -> bool:
+        values = {
+            _comparable(run_settings[key]) for run_settings in settings if key in run_settings
+        }
         if key in groups:
             return len(values) > 1
-        return len(values) > 1 or len({_comparable(each.get(key)) for each in complete}) > 1
+        return (
+            len(values) > 1
+            or len({_comparable(run_settings.get(key)) for run_settings in complete_settings}) > 1
+        )
 
-    def follows(key: str, choices: Sequence[str]) -> bool:
+    def is_determined_by(key: str, choices: Sequence[str]) -> bool:
         """Whether these choices of groups determine the value of a key."""
         by_choice: dict[object, set[object]] = {}
-        for each in complete:
-            choice = tuple(_comparable(each.get(name)) for name in choices)
-            by_choice.setdefault(choice, set()).add(_comparable(each.get(key)))
+        for run_settings in complete_settings:
+            choice = tuple(_comparable(run_settings.get(name)) for name in choices)
+            by_choice.setdefault(choice, set()).add(_comparable(run_settings.get(key)))
         return all(len(values) == 1 for values in by_choice.values())
 
     def is_compared(key: str) -> bool:
-        return key not in (SEED, MODE) and not changes_no_result(key)
+        return key not in (SEED_KEY, MODE_KEY) and not changes_no_result(key)
 
-    different = [key for key in names if is_compared(key) and differs(key)]
+    differing = [key for key in keys if is_compared(key) and has_several_values(key)]
     # an experiment chooses for other groups, so it comes first
-    first = sorted((key for key in different if key in groups), key=lambda key: key != "experiment")
+    group_keys = sorted(
+        (key for key in differing if key in groups), key=lambda key: key != "experiment"
+    )
     choices: list[str] = []
-    for key in first:
-        if key in named or not (choices and follows(key, choices)):
+    for key in group_keys:
+        if key in overridden or not (choices and is_determined_by(key, choices)):
             choices.append(key)
     rest = [
         key
-        for key in different
-        if key not in groups and (key in named or not (choices and follows(key, choices)))
+        for key in differing
+        if key not in groups
+        and (key in overridden or not (choices and is_determined_by(key, choices)))
     ]
-    return [*choices, *sorted(rest, key=lambda key: key not in named)]
+    return [*choices, *sorted(rest, key=lambda key: key not in overridden)]
 
 
 def setting_of(run: Run, key: str) -> Setting:
@@ -121,11 +136,11 @@ def _comparable(value: Setting) -> object:
     return type(value) is bool, value
 
 
-def _tells_data(key: str) -> bool:
+def _identifies_dataset(key: str) -> bool:
     """Whether a setting determines the movies, genres or splits."""
     group, _, name = key.partition(".")
-    same = key in SAME_MOVIES or name.startswith("_") or changes_no_result(key)
-    return group == "data" and name != "" and not same
+    keeps_dataset = key in NON_DATASET_KEYS or name.startswith("_") or changes_no_result(key)
+    return group == "data" and name != "" and not keeps_dataset
 
 
 def number_datasets(runs: Sequence[Run]) -> tuple[dict[Path, int], list[str]]:
@@ -136,41 +151,41 @@ def number_datasets(runs: Sequence[Run]) -> tuple[dict[Path, int], list[str]]:
     names its test split ignores it.
 
     Args:
-        runs: from :func:`with_paths_alike`.
+        runs: from :func:`unify_paths`.
 
     Returns:
         The number of each run's dataset, by folder; and the settings of the data in which runs
         differ.
     """
-    shares: dict[str, Setting] = {}
+    first_fractions: dict[str, Setting] = {}
 
-    def as_it_counts(run: Run, key: str, value: Setting) -> Setting:
-        movies = run.result.get("learnt_from")
-        if key == "data.test_fraction" and isinstance(movies, str):
-            return shares.setdefault(movies, value)
-        return _as_null(key, value)
+    def effective_value(run: Run, key: str, value: Setting) -> Setting:
+        training_hash = run.result.get("learnt_from")
+        if key == "data.test_fraction" and isinstance(training_hash, str):
+            return first_fractions.setdefault(training_hash, value)
+        return _null_if_equivalent(key, value)
 
     data_settings = [
         {
-            key: _comparable(as_it_counts(run, key, value))
+            key: _comparable(effective_value(run, key, value))
             for key, value in run.settings.items()
-            if _tells_data(key)
+            if _identifies_dataset(key)
         }
         for run in runs
     ]
     keys = [
         key
-        for key in dict.fromkeys(key for each in data_settings for key in each)
-        if len({each[key] for each in data_settings if key in each}) > 1
+        for key in dict.fromkeys(key for settings in data_settings for key in settings)
+        if len({settings[key] for settings in data_settings if key in settings}) > 1
     ]
-    numbers: dict[tuple[object, ...], int] = {}
-    by_folder = {
-        run.folder: numbers.setdefault(tuple(map(each.get, keys)), len(numbers))
-        for run, each in zip(runs, data_settings, strict=True)
+    dataset_numbers: dict[tuple[object, ...], int] = {}
+    number_of_folder = {
+        run.folder: dataset_numbers.setdefault(tuple(map(settings.get, keys)), len(dataset_numbers))
+        for run, settings in zip(runs, data_settings, strict=True)
     }
-    return by_folder, keys
+    return number_of_folder, keys
 
 
-def _as_null(key: str, value: Setting) -> Setting:
+def _null_if_equivalent(key: str, value: Setting) -> Setting:
     """Return a setting of the data, or None if its value means the same."""
-    return None if value == AS_NULL.get(key) else value
+    return None if value == NULL_EQUIVALENTS.get(key) else value

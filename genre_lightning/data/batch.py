@@ -15,7 +15,7 @@ from genre_lightning.inputs.input import Features
 from genre_lightning.inputs.part import JoinedPart, Part
 
 #: Name of the indices that stand in for dense features already on the device.
-PLACES = "places"
+FEATURE_INDEX = "feature_index"
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,11 @@ class BatchGroup:
         parts = {name: joined.parts() for name, joined in self.parts.items()}
         sizes = list(self.sizes)
         targets, rows, folds = (
-            column.split(sizes) for column in (self.targets, self.rows, self.folds)
+            tensor.split(sizes) for tensor in (self.targets, self.rows, self.folds)
         )
         return [
             MovieBatch(
-                {name: shares[k] for name, shares in parts.items()},
+                {name: batch_parts[k] for name, batch_parts in parts.items()},
                 targets[k],
                 rows[k],
                 folds[k],
@@ -109,7 +109,7 @@ class MovieBatches:
 
     Attributes:
         resident: dense features kept whole on the training device, by branch. Batches then hold
-            ``places``, indices into these features, instead of the numbers.
+            ``feature_index``, indices into these features, instead of the numbers.
     """
 
     def __init__(
@@ -127,13 +127,13 @@ class MovieBatches:
         """Ask the system to start reading what these rows need, without waiting for it."""
         for name, features in self.features.items():
             if name not in self.resident:
-                places = features.place[rows]
-                features.read_ahead(places[places >= 0])
+                indices = features.place[rows]
+                features.read_ahead(indices[indices >= 0])
 
-    def gather(self, items: Sequence[tuple[np.ndarray, int]]) -> BatchGroup:
+    def gather(self, rows_and_seeds: Sequence[tuple[np.ndarray, int]]) -> BatchGroup:
         """Gather batches from ``(rows, seed)`` pairs: rows (B,) int64 and an augmentation seed."""
-        rows = np.concatenate([rows for rows, _ in items])
-        sizes = np.array([len(rows) for rows, _ in items])
+        rows = np.concatenate([rows for rows, _ in rows_and_seeds])
+        sizes = np.array([len(rows) for rows, _ in rows_and_seeds])
         ends = np.cumsum(sizes)
         return BatchGroup(
             {name: self._part(name, rows, ends, ends - sizes) for name in self.features},
@@ -141,11 +141,11 @@ class MovieBatches:
             rows=torch.from_numpy(rows),
             folds=torch.from_numpy(self.folds[rows]),
             sizes=sizes.tolist(),
-            seeds=[seed for _, seed in items],
+            seeds=[seed for _, seed in rows_and_seeds],
         )
 
     def _part(
-        self, name: str, rows: np.ndarray, ends: np.ndarray, begins: np.ndarray
+        self, name: str, rows: np.ndarray, ends: np.ndarray, starts: np.ndarray
     ) -> JoinedPart:
         """The input of one branch for K batches.
 
@@ -153,20 +153,20 @@ class MovieBatches:
             name: name of the branch.
             rows: (n,) int64, the movies of all batches, one batch after another.
             ends: (K,) int64, where each batch ends in ``rows``.
-            begins: (K,) int64, where each batch begins in ``rows``.
+            starts: (K,) int64, where each batch begins in ``rows``.
         """
         features = self.features[name]
-        places = features.place[rows]
-        there = np.flatnonzero(places >= 0)
-        places = places[there]
-        counts = np.diff(np.searchsorted(there, ends), prepend=0)
-        within = there - np.repeat(begins, counts)
+        indices = features.place[rows]
+        present = np.flatnonzero(indices >= 0)
+        indices = indices[present]
+        counts = np.diff(np.searchsorted(present, ends), prepend=0)
+        rows_in_batch = present - np.repeat(starts, counts)
         if name in self.resident:
-            numbers = {PLACES: torch.from_numpy(places)}
-            lengths = {PLACES: counts.tolist()}
+            numbers = {FEATURE_INDEX: torch.from_numpy(indices)}
+            lengths = {FEATURE_INDEX: counts.tolist()}
         else:
-            numbers, lengths = features.gather(places, counts)
-        return JoinedPart(Part(torch.from_numpy(within), numbers), counts.tolist(), lengths)
+            numbers, lengths = features.gather(indices, counts)
+        return JoinedPart(Part(torch.from_numpy(rows_in_batch), numbers), counts.tolist(), lengths)
 
 
 class MovieLoader:
@@ -206,22 +206,27 @@ class MovieLoader:
 
     def __iter__(self) -> Iterator[MovieBatch]:
         """The epoch's batches; while one group is in use, the data of the next is read ahead."""
-        items, first = list(self.order), self.order.first
-        groups = [items[at : at + self.group_size] for at in range(0, len(items), self.group_size)]
-        for number, group in enumerate(groups):
-            begin = number * self.group_size
-            if begin + len(group) <= first:
+        items, first_batch = list(self.order), self.order.first_batch
+        groups = [
+            items[start : start + self.group_size]
+            for start in range(0, len(items), self.group_size)
+        ]
+        for group_number, group in enumerate(groups):
+            first_index = group_number * self.group_size
+            if first_index + len(group) <= first_batch:
                 continue
-            if self.order.shuffle and number + 1 < len(groups):
-                self.batches.read_ahead(np.concatenate([rows for rows, _ in groups[number + 1]]))
-            for place, batch in enumerate(self.ready(group), begin):
-                if place >= first:
-                    self.order.given = place + 1
+            if self.order.shuffle and group_number + 1 < len(groups):
+                self.batches.read_ahead(
+                    np.concatenate([rows for rows, _ in groups[group_number + 1]])
+                )
+            for index, batch in enumerate(self.prepare_group(group), first_index):
+                if index >= first_batch:
+                    self.order.num_yielded = index + 1
                     yield batch
 
-    def ready(self, items: Sequence[tuple[np.ndarray, int]]) -> list[MovieBatch]:
+    def prepare_group(self, rows_and_seeds: Sequence[tuple[np.ndarray, int]]) -> list[MovieBatch]:
         """Gather and prepare several items of the order together."""
-        group = self.batches.gather(items)
+        group = self.batches.gather(rows_and_seeds)
         return (group if self.prepare is None else self.prepare(group)).batches()
 
     def state_dict(self) -> dict[str, int]:

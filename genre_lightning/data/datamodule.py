@@ -16,8 +16,14 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from genre_lightning.data.batch import PLACES, BatchGroup, MovieBatches, MovieLoader, map_tensors
-from genre_lightning.data.description import describe_source, expanded, read_source, same_source
+from genre_lightning.data.batch import (
+    FEATURE_INDEX,
+    BatchGroup,
+    MovieBatches,
+    MovieLoader,
+    map_tensors,
+)
+from genre_lightning.data.description import describe_source, expand_path, read_source, same_source
 from genre_lightning.data.order import BatchOrder
 from genre_lightning.data.splits import MAX_FOLDS, stored_splits
 from genre_lightning.inputs.input import Features, Input, Store, check_features
@@ -31,16 +37,16 @@ from genre_lightning.movies.summary import (
     absent_posters,
     column_states,
     dataset_table,
+    duplicate_movie_notes,
     render_table,
-    repeated_notes,
-    same_for_all_notes,
-    unlearnt_notes,
-    unread_notes,
+    universal_genre_notes,
+    unlearnable_genre_notes,
+    unread_column_notes,
 )
 from genre_lightning.store import DEFAULT_CACHE_DIR, content_key
 
 #: Maximum number of batches that are gathered and prepared at once, as one group.
-MAX_GROUP = 16
+MAX_GROUP_BATCHES = 16
 #: Maximum size of a group's network inputs in any branch, in bytes: about a CPU's cache.
 MAX_GROUP_BYTES_ON_CPU = 3 * 2**20
 #: The same on a GPU.
@@ -113,8 +119,8 @@ class MovieDataModule(pl.LightningDataModule):
         if not 0 <= resident_share <= 1:
             raise DataError(f"data.resident_share={resident_share} must lie between 0 and 1")
         self.reader = reader
-        self.options = {name: expanded(name, value) for name, value in options.items()}
-        self.columns = expanded("columns", columns)
+        self.options = {name: expand_path(name, value) for name, value in options.items()}
+        self.columns = expand_path("columns", columns)
         self.inputs = dict(inputs)
         self.batch_size = batch_size
         self.val_fraction = val_fraction
@@ -130,7 +136,7 @@ class MovieDataModule(pl.LightningDataModule):
         self.resident_share = resident_share
         self.wanted_genres = None if genres is None else tuple(genres)
         self._movie_set: MovieSet | None = None
-        self._earlier: MovieDataModule | None = None
+        self._previous: MovieDataModule | None = None
 
     @classmethod
     def from_description(
@@ -152,17 +158,17 @@ class MovieDataModule(pl.LightningDataModule):
         source = read_source(description, defaults, cache_dir)
         return cls(cache_dir=cache_dir, **arguments, **source)
 
-    def reuse(self, earlier: MovieDataModule) -> None:
+    def reuse(self, previous: MovieDataModule) -> None:
         """Reuse what another data module has opened, instead of opening it again.
 
         Call this before :meth:`setup`. It reuses the movies, their split, and the features of
         each input object that both modules share.
 
         Args:
-            earlier: already set up, with the same dataset, split and cache. Batch settings and
+            previous: already set up, with the same dataset, split and cache. Batch settings and
                 branches may differ.
         """
-        self._earlier = earlier
+        self._previous = previous
 
     def setup(self, stage: str | None = None) -> None:
         """Read, split, fit and open, once; before training, copy features to the trainer's device.
@@ -179,45 +185,49 @@ class MovieDataModule(pl.LightningDataModule):
     def _open(self) -> None:
         if not 0 <= self.split_seed < 2**32:
             raise DataError(f"data.split_seed={self.split_seed} must lie between 0 and 2**32 - 1")
-        earlier, self._earlier = self._earlier, None
-        if earlier is None:
+        previous, self._previous = self._previous, None
+        if previous is None:
             movies = self._read()
             self.labels = encode_genres(movies.movies, movies.genres)
             self.splits, folds = self._split(movies)
         else:
-            movies, self.labels = earlier.movie_set, earlier.labels
-            self.splits, folds = earlier.splits, earlier.batches.folds
+            movies, self.labels = previous.movie_set, previous.labels
+            self.splits, folds = previous.splits, previous.batches.folds
         self.genres = movies.genres
         #: Features as each branch opened them, by branch. ``features`` also masks posters that
         #: another branch could not read.
-        self._opened: dict[str, Features] = {}
+        self._opened_features: dict[str, Features] = {}
         #: Notes on branches without data, by branch.
-        self._empty: dict[str, str] = {}
+        self._empty_branches: dict[str, str] = {}
         store = Store(self.cache_dir, self.workers)
-        new = [branch for branch in self.inputs if not self._take_over(branch, earlier)]
+        new_branches = [
+            branch for branch in self.inputs if not self._reuse_features(branch, previous)
+        ]
         # Report a missing column before an encoder spends minutes on the other branches.
-        values = {branch: self._values(movies, branch) for branch in new}
-        for branch in new:
+        values = {branch: self._values(movies, branch) for branch in new_branches}
+        for branch in new_branches:
             self._open_branch(branch, values.pop(branch), store)
-            movies.check_not_counted(self._opened[branch].unknown)
-        if len(self._empty) == len(self.inputs) > 0:
+            movies.check_id_numbering(self._opened_features[branch].unknown)
+        if len(self._empty_branches) == len(self.inputs) > 0:
             columns = dict.fromkeys(branch_input.column for branch_input in self.inputs.values())
             raise DataError(
                 f"no movie of the dataset has any column that the model looks at: "
                 f"{', '.join(columns)}. Add further columns with data.columns=FILE.csv"
             )
-        self.features = {name: self._as_all_read(name) for name in self.inputs}
+        self.features = {name: self._without_unreadable(name) for name in self.inputs}
         self.batches = MovieBatches(self.features, self.labels, folds)
         self._movie_set = movies
 
-    def _take_over(self, branch: str, earlier: MovieDataModule | None) -> bool:
-        """Take a branch's features from ``earlier``; return False if it lacks this input."""
-        same = None if earlier is None else earlier.branch_of(self.inputs[branch])
-        if earlier is None or same is None:
+    def _reuse_features(self, branch: str, previous: MovieDataModule | None) -> bool:
+        """Take a branch's features from ``previous``; return False if it lacks this input."""
+        previous_branch = (
+            None if previous is None else previous._branch_with_input(self.inputs[branch])
+        )
+        if previous is None or previous_branch is None:
             return False
-        self._opened[branch] = earlier._opened[same]
-        if same in earlier._empty:
-            self._empty[branch] = earlier._empty[same]
+        self._opened_features[branch] = previous._opened_features[previous_branch]
+        if previous_branch in previous._empty_branches:
+            self._empty_branches[branch] = previous._empty_branches[previous_branch]
         return True
 
     def _open_branch(self, branch: str, values: Sequence[Any], store: Store) -> None:
@@ -232,29 +242,36 @@ class MovieDataModule(pl.LightningDataModule):
             check_features(branch_input, features, len(values))
         except ValueError as error:
             raise DataError(f"model.branches.{branch}: {error}") from error
-        self._opened[branch] = features
+        self._opened_features[branch] = features
 
-    def _as_all_read(self, branch: str) -> Features:
+    def _without_unreadable(self, branch: str) -> Features:
         """A branch's features without posters that another branch could not read.
 
         :func:`genre_lightning.inputs.encode.read_column` does the same for a single movie.
         """
-        own, branch_input = self._opened[branch], self.inputs[branch]
-        others = [
-            self._opened[name].place
-            for name, other in self.inputs.items()
-            if branch_input.of == "poster" and other.column == branch_input.column
+        features, branch_input = self._opened_features[branch], self.inputs[branch]
+        indices_of_branches = [
+            self._opened_features[name].place
+            for name, other_input in self.inputs.items()
+            if branch_input.of == "poster" and other_input.column == branch_input.column
         ]
-        place = np.where(np.any([other < 0 for other in others], axis=0), -1, own.place)
-        if np.array_equal(place, own.place):
-            return own
-        features = copy(own)
-        features.place = place
-        return features
+        index = np.where(
+            np.any([index < 0 for index in indices_of_branches], axis=0),
+            -1,
+            features.place,
+        )
+        if np.array_equal(index, features.place):
+            return features
+        masked = copy(features)
+        masked.place = index
+        return masked
 
-    def branch_of(self, branch_input: Input) -> str | None:
+    def _branch_with_input(self, branch_input: Input) -> str | None:
         """The first branch that has this very input object; None if there is none."""
-        return next((name for name, own in self.inputs.items() if own is branch_input), None)
+        return next(
+            (name for name, module_input in self.inputs.items() if module_input is branch_input),
+            None,
+        )
 
     def _read(self) -> MovieSet:
         movies = read_movies(self.reader, **self.options)
@@ -265,17 +282,17 @@ class MovieDataModule(pl.LightningDataModule):
         return movies
 
     def _split(self, movies: MovieSet) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        given = [movie.split for movie in movies.movies]
+        named_splits = [movie.split for movie in movies.movies]
         return stored_splits(
             self.cache_dir,
-            given,
+            named_splits,
             self.labels,
             val_fraction=self.val_fraction,
             test_fraction=self.test_fraction,
             folds=self.folds,
             seed=self.split_seed,
             # A dataset that is only scored can have no movies to train on.
-            needs_train=self.wanted_genres is None or not {"train", None}.isdisjoint(given),
+            needs_train=self.wanted_genres is None or not {"train", None}.isdisjoint(named_splits),
         )
 
     @property
@@ -292,25 +309,27 @@ class MovieDataModule(pl.LightningDataModule):
         """
         branch_input = self.inputs[branch]
         values = [movie.value(branch_input.column) for movie in movies.movies]
-        held = {"poster" if isinstance(value, PosterFile) else "text" for value in values if value}
-        if branch_input.of in ("poster", "text") and held - {branch_input.of}:
-            others = "texts" if branch_input.of == "poster" else "posters"
+        kinds = {"poster" if isinstance(value, PosterFile) else "text" for value in values if value}
+        if branch_input.of in ("poster", "text") and kinds - {branch_input.of}:
+            other_kind = "texts" if branch_input.of == "poster" else "posters"
             raise DataError(
                 f"model.branches.{branch}.input.column: the input {branch_input.kind} reads "
-                f"{branch_input.of}s, but the column {branch_input.column!r} holds {others}"
+                f"{branch_input.of}s, but the column {branch_input.column!r} holds {other_kind}"
             )
-        has = np.array([getattr(value, "exists", value is not None) for value in values])
-        trains = self.wanted_genres is None
-        among = "train" if trains and has.any() else "the dataset"
-        if has[self.splits["train"]].any() if trains else has.any():
+        has_value = np.array([getattr(value, "exists", value is not None) for value in values])
+        is_training = self.wanted_genres is None
+        searched = "train" if is_training and has_value.any() else "the dataset"
+        if has_value[self.splits["train"]].any() if is_training else has_value.any():
             return values
-        lacking = f"looks at the column {branch_input.column!r}, which no movie of {among} has"
-        if trains and branch_input.of != "poster":
+        problem = f"looks at the column {branch_input.column!r}, which no movie of {searched} has"
+        if is_training and branch_input.of != "poster":
             raise DataError(
-                f"the branch {branch} {lacking}; there are {', '.join(movies.columns())}. Add the "
+                f"the branch {branch} {problem}; there are {', '.join(movies.columns())}. Add the "
                 "column with data.columns=FILE.csv, or choose a model without this branch"
             )
-        self._empty[branch] = f"{lacking}: it {'learns' if trains else 'contributes'} nothing"
+        self._empty_branches[branch] = (
+            f"{problem}: it {'learns' if is_training else 'contributes'} nothing"
+        )
         return values
 
     def make_resident(self, device: torch.device) -> None:
@@ -372,21 +391,21 @@ class MovieDataModule(pl.LightningDataModule):
 
         A column that no branch reads is not opened, so every value in it counts as present.
         """
-        places = [
+        indices = [
             self.features[branch].place
-            for branch, opened in self.inputs.items()
-            if opened.column == column
+            for branch, branch_input in self.inputs.items()
+            if branch_input.column == column
         ]
-        return column_states(self.movie_set.movies, column, places[0] if places else None)
+        return column_states(self.movie_set.movies, column, indices[0] if indices else None)
 
     def summary(self) -> list[Table | str]:
         """What to show before training: the dataset table, notes, and posters that are left out."""
         movies = self.movie_set
-        looked_at = [
+        read_columns = [
             branch_input.column for branch_input in self.inputs.values() if branch_input.of != "id"
         ]
-        shown = dict.fromkeys(["poster", *looked_at])
-        states = {column: self.states(column) for column in shown}
+        columns = dict.fromkeys(["poster", *read_columns])
+        states = {column: self.states(column) for column in columns}
         splits = dict(self.splits)
         if self.validates_by_folds:
             splits.pop("val")
@@ -394,18 +413,18 @@ class MovieDataModule(pl.LightningDataModule):
         lines: list[Table | str] = [render_table(table, title=f"Dataset: {self.reader}")]
         if self.validates_by_folds:
             lines.append(f"validation: {self.folds} folds of train")
-        lines += self.left_out_notes()
-        learnt_from = len(self.splits["train"])
-        if self.inputs and self.batch_size is not None and self.batch_size > learnt_from:
+        lines += self.ignored_setting_notes()
+        num_train = len(self.splits["train"])
+        if self.inputs and self.batch_size is not None and self.batch_size > num_train:
             lines.append(
-                f"data.batch_size={self.batch_size} is more than the {learnt_from} movies of "
+                f"data.batch_size={self.batch_size} is more than the {num_train} movies of "
                 "train: an epoch is one batch of all of them"
             )
         lines += movies.notes
-        lines += unlearnt_notes(table)
-        lines += same_for_all_notes(table)
-        lines += repeated_notes(movies.movies, self.splits)
-        lines += unread_notes(movies.columns(), looked_at)
+        lines += unlearnable_genre_notes(table)
+        lines += universal_genre_notes(table)
+        lines += duplicate_movie_notes(movies.movies, self.splits)
+        lines += unread_column_notes(movies.columns(), read_columns)
         lines += self.empty_branch_notes()
         lines += [f"poster not there: {name}" for name in absent_posters(movies.movies)]
         unreadable = dict(
@@ -418,35 +437,35 @@ class MovieDataModule(pl.LightningDataModule):
         ]
         return lines
 
-    def left_out_notes(self) -> list[str]:
+    def ignored_setting_notes(self) -> list[str]:
         """A sentence on each split setting that has no effect on this dataset."""
         notes = []
         if self.folds > 1 and not self.validates_by_folds:
             notes.append(
                 f"data.folds={self.folds} is ignored: the dataset says which movies are val"
             )
-        usual = inspect.signature(type(self)).parameters
+        parameters = inspect.signature(type(self)).parameters
         for split in ("val", "test"):
             name = f"{split}_fraction"
-            given = getattr(self, name)
-            if given == usual[name].default:
+            value = getattr(self, name)
+            if value == parameters[name].default:
                 continue
             if split == "val" and self.validates_by_folds:
                 notes.append(
-                    f"data.{name}={given} is ignored: validation uses folds; data.folds=1 holds "
+                    f"data.{name}={value} is ignored: validation uses folds; data.folds=1 holds "
                     "out a part of train"
                 )
             elif not self._is_drawn(split):
                 notes.append(
-                    f"data.{name}={given} is ignored: the dataset says which movies are {split}"
+                    f"data.{name}={value} is ignored: the dataset says which movies are {split}"
                 )
         return notes
 
     def _is_drawn(self, split: str) -> bool:
         """Whether a split is drawn here, rather than named by the dataset."""
-        given = {movie.split for movie in self.movie_set.movies}
+        named_splits = {movie.split for movie in self.movie_set.movies}
         # Validation is drawn from train even if every row names a split.
-        return split not in given and (split == "val" or None in given)
+        return split not in named_splits and (split == "val" or None in named_splits)
 
     def random_split_notes(self, split: str) -> list[str]:
         """A sentence if a split was drawn at random; none if the dataset names its movies."""
@@ -472,24 +491,26 @@ class MovieDataModule(pl.LightningDataModule):
         Posters are hashed by their sizes in bytes: their times change when a dataset is copied.
         """
         rows = np.union1d(self.splits["train"], self.splits["val"])
-        by_column: dict[str, str] = {}
-        keys = {}
+        hash_by_column: dict[str, str] = {}
+        hashes = {}
         for branch, branch_input in self.inputs.items():
-            features, column = self._opened[branch], branch_input.column
+            features, column = self._opened_features[branch], branch_input.column
             if branch_input.of == "id" and features.dense is not None:
-                places = features.place[rows]
-                held = places[places >= 0]
+                indices = features.place[rows]
+                present = indices[indices >= 0]
                 # At most 100,000 vectors: hashing a million would take seconds.
-                some = features.dense[held[:: 1 + len(held) // 100_000]]
-                keys[branch] = content_key(places >= 0, some)
+                sampled = features.dense[present[:: 1 + len(present) // 100_000]]
+                hashes[branch] = content_key(indices >= 0, sampled)
                 continue
-            if column not in by_column:
+            if column not in hash_by_column:
                 values = [self.movie_set.movies[row].value(column) for row in rows]
-                by_column[column] = content_key([getattr(each, "size", each) for each in values])
-            keys[branch] = by_column[column]
-        return keys
+                hash_by_column[column] = content_key(
+                    [getattr(value, "size", value) for value in values]
+                )
+            hashes[branch] = hash_by_column[column]
+        return hashes
 
-    def holds_learnt(
+    def contains_training_movies(
         self, split: str, trained_on: Mapping[str, Any], learnt_from: str | None
     ) -> bool:
         """Whether a split is drawn from a model's training dataset, but not as in its training.
@@ -503,60 +524,68 @@ class MovieDataModule(pl.LightningDataModule):
         """
         if learnt_from is None or not self._is_drawn(split):
             return False
-        here = self.source()
+        source = self.source()
         if learnt_from != self.learnt_from:
-            return same_source(here, trained_on, apart_from=SPLIT_SETTINGS)
+            return same_source(source, trained_on, ignore=SPLIT_SETTINGS)
         return split == "val" and any(
-            trained_on.get(name, here[name]) != here[name] for name in VAL_SETTINGS
+            trained_on.get(name, source[name]) != source[name] for name in VAL_SETTINGS
         )
 
-    def changed_notes(
+    def changed_data_notes(
         self, split: str, trained_on: Mapping[str, Any], learnt_from: str | None
     ) -> list[str]:
         """A sentence if a model was trained on other movies from the same place; none otherwise.
 
-        Takes the arguments of :meth:`holds_learnt`.
+        Takes the arguments of :meth:`contains_training_movies`.
 
         Raises:
             DataError: the split holds movies that the model has learnt from.
         """
-        here = self.source()
-        place = here.get("path", here.get("root"))
-        if self.holds_learnt(split, trained_on, learnt_from):
-            had = " ".join(
+        source = self.source()
+        location = source.get("path", source.get("root"))
+        if self.contains_training_movies(split, trained_on, learnt_from):
+            settings = " ".join(
                 f"data.{name}={trained_on[name]!r:.30}"
                 for name in SPLIT_SETTINGS
                 if name in trained_on
             )
             raise DataError(
-                f"split={split}: drawn from {place}, it would hold movies that the checkpoint has "
-                "learnt from. The movies have changed since training, or the settings of the split "
-                f"differ. Use the settings of training{had and f' ({had})'} or other movies, or "
-                f"add a column split that says which movies are {split}"
+                f"split={split}: drawn from {location}, it would hold movies that the checkpoint "
+                "has learnt from. The movies have changed since training, or the settings of the "
+                f"split differ. Use the settings of training{settings and f' ({settings})'} or "
+                f"other movies, or add a column split that says which movies are {split}"
             )
         if learnt_from in (None, self.learnt_from):
             return []
-        number, trained = (each.get("num_movies") for each in (here, trained_on))
-        if here["reader"] == trained_on.get("reader") == "demo" and number != trained:
+        num_movies, num_trained = (
+            description.get("num_movies") for description in (source, trained_on)
+        )
+        if source["reader"] == trained_on.get("reader") == "demo" and num_movies != num_trained:
             # A movie's index determines its genres and poster, and the last ones are test.
-            enough = isinstance(number, int) and isinstance(trained, int) and number > trained
-            if split == "test" and enough:
+            has_new_movies = (
+                isinstance(num_movies, int)
+                and isinstance(num_trained, int)
+                and num_movies > num_trained
+            )
+            if split == "test" and has_new_movies:
                 return []
             return [
                 f"demo movies are generated by their number, so those of {split} have genres and "
                 "posters that the checkpoint has learnt from, and the score is too good. For a "
-                f"fair one, use split=test and data.num_movies above its {trained!r:.30}"
+                f"fair one, use split=test and data.num_movies above its {num_trained!r:.30}"
             ]
-        if not same_source(here, trained_on, apart_from=SPLIT_SETTINGS):
+        if not same_source(source, trained_on, ignore=SPLIT_SETTINGS):
             return []
         return [
-            f"the movies of train and val in {place} are not those that the checkpoint was "
+            f"the movies of train and val in {location} are not those that the checkpoint was "
             f"trained on: the score is fair only if it has learnt from none of {split}"
         ]
 
     def empty_branch_notes(self) -> list[str]:
         """A sentence on each branch whose column no movie has (in training, no movie of train)."""
-        return [f"the branch {branch} {lacking}" for branch, lacking in self._empty.items()]
+        return [
+            f"the branch {branch} {problem}" for branch, problem in self._empty_branches.items()
+        ]
 
     def describe(self) -> dict[str, Any]:
         """Plain data: where the movies came from and how they were prepared, for the checkpoint."""
@@ -635,11 +664,18 @@ class MovieDataModule(pl.LightningDataModule):
         )
         if device is None:
             return MovieLoader(self.batches, order)
-        target = torch.device(device)
-        most = MAX_GROUP_BYTES_ON_CPU if target.type == "cpu" else MAX_GROUP_BYTES_ON_GPU
-        group_size = max(1, min(MAX_GROUP, most // (batch_size * self._bytes_per_movie())))
+        target_device = torch.device(device)
+        max_bytes = (
+            MAX_GROUP_BYTES_ON_CPU if target_device.type == "cpu" else MAX_GROUP_BYTES_ON_GPU
+        )
+        group_size = max(
+            1, min(MAX_GROUP_BATCHES, max_bytes // (batch_size * self._bytes_per_movie()))
+        )
         return MovieLoader(
-            self.batches, order, lambda group: self._prepare(group, target, shuffle), group_size
+            self.batches,
+            order,
+            lambda group: self._prepare(group, target_device, shuffle),
+            group_size,
         )
 
     def train_batch_size(self) -> int:
@@ -668,8 +704,8 @@ class MovieDataModule(pl.LightningDataModule):
         parts = {}
         for name, joined in moved.parts.items():
             numbers = joined.part.numbers
-            if PLACES in numbers:  # the dense features are on the device already
-                rows = self.batches.resident[name].index_select(0, numbers[PLACES])
+            if FEATURE_INDEX in numbers:  # the dense features are on the device already
+                rows = self.batches.resident[name].index_select(0, numbers[FEATURE_INDEX])
                 numbers = {self.features[name].name: rows}
             seeds = list(zip(joined.counts, group.seeds, strict=True)) if training else None
             prepared = self.inputs[name].prepare(numbers, seeds)
@@ -678,18 +714,18 @@ class MovieDataModule(pl.LightningDataModule):
         return replace(moved, parts=parts)
 
 
-def _with_genres(movies: MovieSet, wanted: tuple[str, ...]) -> MovieSet:
+def _with_genres(movies: MovieSet, model_genres: tuple[str, ...]) -> MovieSet:
     """The same movies with the label order of a trained model.
 
     Raises:
         DataError: the dataset has a genre that the model lacks.
     """
-    unknown = [genre for genre in movies.genres if genre not in wanted]
+    unknown = [genre for genre in movies.genres if genre not in model_genres]
     if unknown:
         # Readers can list genres that no movie has.
         where = next((m.where for m in movies.movies if not set(unknown).isdisjoint(m.genres)), "")
         raise DataError(
             f"the model does not know the dataset's genre(s) {', '.join(unknown)}"
-            f"{where and f', first at {where}'}; it was trained on {', '.join(wanted)}"
+            f"{where and f', first at {where}'}; it was trained on {', '.join(model_genres)}"
         )
-    return replace(movies, genres=wanted)
+    return replace(movies, genres=model_genres)

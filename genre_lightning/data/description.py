@@ -9,16 +9,16 @@ from typing import Any
 
 from genre_lightning.cells import SEPARATOR
 from genre_lightning.movies.movie import DataError
-from genre_lightning.movies.readers import MADE_IN, READERS
+from genre_lightning.movies.readers import GENERATED_FOLDER_OPTION, READERS
 
 #: Options that are paths.
 PATHS = ("root", "path", "columns")
 #: Options that a checkpoint does not record and must not set: it can't start a download.
 NOT_DESCRIBED = ("download",)
-_USUAL_SEPARATOR = ("genre_separator", SEPARATOR)
+_DEFAULT_SEPARATOR = ("genre_separator", SEPARATOR)
 
 
-def expanded(name: str, value: Any) -> Any:
+def expand_path(name: str, value: Any) -> Any:
     """An option's value, with ~ expanded if it is a path."""
     return str(Path(value).expanduser()) if name in PATHS and value is not None else value
 
@@ -36,12 +36,12 @@ def describe_source(reader: str, options: Mapping[str, Any]) -> dict[str, Any]:
             source[key] = str(Path(source[key]).resolve())
     for key in NOT_DESCRIBED:
         source.pop(key, None)
-    source.pop(MADE_IN.get(reader, ""), None)
+    source.pop(GENERATED_FOLDER_OPTION.get(reader, ""), None)
     return {"reader": reader, **source}
 
 
 def same_source(
-    one: Mapping[str, Any], other: Mapping[str, Any], *, apart_from: Collection[str] = ()
+    source: Mapping[str, Any], other: Mapping[str, Any], *, ignore: Collection[str] = ()
 ) -> bool:
     """Whether two descriptions name the same movies, genres and splits.
 
@@ -49,19 +49,19 @@ def same_source(
     earlier versions described, is ignored.
 
     Args:
-        one: a description from :func:`describe_source`, with split settings.
+        source: a description from :func:`describe_source`, with split settings.
         other: likewise.
-        apart_from: names that are not compared.
+        ignore: names that are not compared.
     """
     first, second = (
         {
             name: value
             for name, value in description.items()
-            if name not in apart_from
-            and (name, value) != _USUAL_SEPARATOR
-            and name != MADE_IN.get(description.get("reader", ""))
+            if name not in ignore
+            and (name, value) != _DEFAULT_SEPARATOR
+            and name != GENERATED_FOLDER_OPTION.get(description.get("reader", ""))
         }
-        for description in (one, other)
+        for description in (source, other)
     )
     return first == second
 
@@ -83,20 +83,25 @@ def read_source(
     reader = source.pop("reader", None)
     if reader not in READERS:
         raise DataError(f"the checkpoint's dataset is of an unknown kind, {reader!r:.100}")
-    made_in = MADE_IN.get(reader)
-    if made_in is not None:  # generated again here, wherever training had generated them
-        source[made_in] = str(cache_dir)
+    folder_option = GENERATED_FOLDER_OPTION.get(reader)
+    if folder_option is not None:  # generated again here, wherever training had generated them
+        source[folder_option] = str(cache_dir)
     parameters = inspect.signature(READERS[reader]).parameters
-    known = {**defaults, **{name: parameter.default for name, parameter in parameters.items()}}
+    known_defaults = {
+        **defaults,
+        **{name: parameter.default for name, parameter in parameters.items()},
+    }
     for name, value in source.items():
-        default = known.get(name)
-        wanted = type(default) if isinstance(default, (bool, int, float)) else str
-        fits = type(value) is wanted or (wanted is float and type(value) is int)
-        if name not in known or name in NOT_DESCRIBED or not fits:
+        default = known_defaults.get(name)
+        expected_type = type(default) if isinstance(default, (bool, int, float)) else str
+        has_expected_type = type(value) is expected_type or (
+            expected_type is float and type(value) is int
+        )
+        if name not in known_defaults or name in NOT_DESCRIBED or not has_expected_type:
             raise DataError(
                 f"the checkpoint's dataset has an option {name!r:.100} that no {reader} has"
             )
-        if name in PATHS and name != made_in and not _is_there(value):
+        if name in PATHS and name != folder_option and not _exists(value):
             raise DataError(
                 f"the checkpoint was trained on movies at {value:.500}, where there are none; "
                 f"say where they are: data={reader} data.{name}=..."
@@ -104,9 +109,9 @@ def read_source(
     return {"reader": reader, **source}
 
 
-def _is_there(place: str) -> bool:
+def _exists(path: str) -> bool:
     """Whether a path names a file or a folder, not a device or a pipe that never ends."""
     try:
-        return Path(place).is_file() or Path(place).is_dir()
+        return Path(path).is_file() or Path(path).is_dir()
     except (OSError, ValueError):  # too long, or with a character that no path can have
         return False

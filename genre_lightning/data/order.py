@@ -27,7 +27,7 @@ class BatchOrder:
         world_size: number of processes that share an epoch.
 
     Attributes:
-        given: number of the epoch's batches handed out so far; the loader updates it.
+        num_yielded: number of the epoch's batches handed out so far; the loader updates it.
         repeats: whether every epoch repeats the batches of the first, to check that a network can
             overfit a few of them.
 
@@ -63,24 +63,24 @@ class BatchOrder:
                 f"{len(rows)} movies can't be shared among {world_size} processes in batches of "
                 f"{batch_size}: use fewer processes, or another data.batch_size in training"
             )
-        self.given = 0
+        self.num_yielded = 0
         self.repeats = False
-        self._given_before = (0, 0)
+        self._resume_from = (0, 0)
 
     def state_dict(self) -> dict[str, int]:
-        """The epoch, and how many of its batches this process has been given."""
-        return {"epoch": self.epoch, "given": self.given}
+        """The epoch, and how many of its batches this process has been handed."""
+        return {"epoch": self.epoch, "given": self.num_yielded}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Skip the batches of the saved epoch that were given before.
+        """Skip the batches of the saved epoch that were handed out before.
 
         Raises:
             ValueError: an epoch has fewer batches.
         """
-        epoch, given = int(state["epoch"]), int(state["given"])
-        if not 0 <= given <= len(self):
-            raise ValueError(f"batch {given} of an epoch of {len(self)}")
-        self._given_before = (epoch, given)
+        epoch, num_yielded = int(state["epoch"]), int(state["given"])
+        if not 0 <= num_yielded <= len(self):
+            raise ValueError(f"batch {num_yielded} of an epoch of {len(self)}")
+        self._resume_from = (epoch, num_yielded)
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch; Lightning calls this as each epoch begins."""
@@ -90,27 +90,27 @@ class BatchOrder:
         if self.shuffle:
             # A dataset smaller than one batch still makes one batch.
             return max(1, len(self.rows) // (self.batch_size * self.world_size))
-        largest_share = -(-len(self.rows) // self.world_size)
-        return -(-largest_share // self.batch_size)
+        largest_shard = -(-len(self.rows) // self.world_size)
+        return -(-largest_shard // self.batch_size)
 
     @property
-    def first(self) -> int:
+    def first_batch(self) -> int:
         """Index of the batch that the epoch starts with."""
-        epoch, given = self._given_before
-        return given if epoch == self.epoch else 0
+        epoch, num_yielded = self._resume_from
+        return num_yielded if epoch == self.epoch else 0
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, int]]:
         """Each batch of the epoch: its rows, (B,) int64, and its augmentation seed."""
         if not self.shuffle:
-            own = self.rows[self.rank :: self.world_size]
+            shard = self.rows[self.rank :: self.world_size]
             if len(self):
-                yield from ((rows, 0) for rows in np.array_split(own, len(self)))
+                yield from ((rows, 0) for rows in np.array_split(shard, len(self)))
             return
         epoch = 0 if self.repeats else self.epoch
         order = np.random.default_rng([self.seed, epoch]).permutation(self.rows)
-        own = order[self.rank :: self.world_size]
+        shard = order[self.rank :: self.world_size]
         # Ranks would differ in length if world_size doesn't divide the number of movies.
-        own = own[: len(order) // self.world_size]
+        shard = shard[: len(order) // self.world_size]
         seeds = np.random.default_rng([self.seed, epoch, self.rank, 1])
         for start in range(0, len(self) * self.batch_size, self.batch_size):
-            yield own[start : start + self.batch_size], int(seeds.integers(2**62))
+            yield shard[start : start + self.batch_size], int(seeds.integers(2**62))

@@ -11,15 +11,15 @@ from genre_lightning.inputs.input import Input
 from genre_lightning.inputs.table import build_input
 
 #: Settings of a data module that change neither the movies nor their split.
-OF_ONE_JOB = ("batch_size", "device_resident", "resident_share")
+PER_JOB_SETTINGS = ("batch_size", "device_resident", "resident_share")
 
 
 class SharedData:
     """Keeps what the last job opened, so that the next job can reuse it.
 
-    The movies and their split are reused if all data settings except ``OF_ONE_JOB`` are the same.
-    Each fitted input with the same settings is then reused too, with its features. A dataset that
-    changes while a sweep runs is therefore seen as it was at the start.
+    The movies and their split are reused if all data settings except ``PER_JOB_SETTINGS`` are the
+    same. Each fitted input with the same settings is then reused too, with its features. A dataset
+    that changes while a sweep runs is therefore seen as it was at the start.
     """
 
     def __init__(self) -> None:
@@ -39,22 +39,22 @@ class SharedData:
         Raises:
             UserError: see :func:`build_input`.
         """
-        settings = {key: value for key, value in settings.items() if key not in OF_ONE_JOB}
+        settings = {key: value for key, value in settings.items() if key not in PER_JOB_SETTINGS}
         if self._data is None or settings != self._settings:
             self._settings, self._inputs, self._data = settings, {}, None
-        keys = {branch: repr(given) for branch, given in branches.items()}
-        found = {
-            branch: self._inputs.get(keys[branch]) or build_input(branch, given)
-            for branch, given in branches.items()
+        keys = {branch: repr(input_settings) for branch, input_settings in branches.items()}
+        inputs = {
+            branch: self._inputs.get(keys[branch]) or build_input(branch, input_settings)
+            for branch, input_settings in branches.items()
         }
-        self._inputs = {keys[branch]: given for branch, given in found.items()}
-        return found
+        self._inputs = {keys[branch]: branch_input for branch, branch_input in inputs.items()}
+        return inputs
 
     def open(self, data: MovieDataModule) -> None:
         """Set up the data module that was built with the last settings and inputs."""
-        earlier, self._data = self._data, None
-        if earlier is not None:
-            data.reuse(earlier)
+        previous, self._data = self._data, None
+        if previous is not None:
+            data.reuse(previous)
         data.setup()
         # A copy: once fitting starts, the original holds the trainer and hence the network.
         self._data = copy.copy(data)

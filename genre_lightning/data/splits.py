@@ -17,7 +17,7 @@ MAX_FOLDS = 64
 
 def stored_splits(
     cache_dir: Path,
-    given: list[str | None],
+    named_splits: list[str | None],
     labels: np.ndarray,
     *,
     val_fraction: float,
@@ -30,7 +30,7 @@ def stored_splits(
 
     Args:
         cache_dir: where splits are stored.
-        given: (N,) "train", "val", "test", or None for a movie that is still to be assigned.
+        named_splits: (N,) "train", "val", "test", or None for a movie that is still to be assigned.
         labels: (N, G) uint8.
         val_fraction: share of train to hold out if no movie is given to "val".
         test_fraction: share of the unassigned movies to hold out if no movie is given to "test".
@@ -43,27 +43,27 @@ def stored_splits(
         The int64 row numbers of each split, by name; and each movie's fold, (N,) int64, -1 for a
         movie in no fold.
     """
-    by_folds = folds > 1 and "val" not in given and needs_train
-    held_out = None if by_folds else val_fraction
-    fractions = (held_out, test_fraction, seed)
-    kind = (folds,) if by_folds else () if needs_train else ("no train",)
-    key = content_key("split", SPLIT_VERSION, given, labels, *fractions, *kind)
+    uses_folds = folds > 1 and "val" not in named_splits and needs_train
+    fraction_held_out = None if uses_folds else val_fraction
+    settings = (fraction_held_out, test_fraction, seed)
+    variant = (folds,) if uses_folds else () if needs_train else ("no train",)
+    key = content_key("split", SPLIT_VERSION, named_splits, labels, *settings, *variant)
 
     def build(folder: Path) -> None:
         splits = split_movies(
-            given,
+            named_splits,
             labels,
-            val_fraction=held_out,
+            val_fraction=fraction_held_out,
             test_fraction=test_fraction,
             seed=seed,
             needs_train=needs_train,
         )
-        fold = np.full(len(given), -1, dtype=np.int64)
-        if by_folds:
+        fold_of_movie = np.full(len(named_splits), -1, dtype=np.int64)
+        if uses_folds:
             train = splits["train"]
-            fold[train] = fold_movies(labels[train], folds, seed)
+            fold_of_movie[train] = fold_movies(labels[train], folds, seed)
             splits["val"] = train
-        save_array(folder / "fold.npy", fold)
+        save_array(folder / "fold.npy", fold_of_movie)
         for name, rows in splits.items():
             save_array(folder / f"{name}.npy", rows)
 

@@ -47,11 +47,11 @@ class EmbeddedPosterExplainer(Explainer):
 
         def heat_maps(genres: Sequence[int]) -> np.ndarray:
             check_genres(genres, len(model.genres))
-            found = torch.from_numpy(evidence(model, branch, pixels, genres))
+            maps = torch.from_numpy(evidence(model, branch, pixels, genres))
             # Averaged over cells, as the first levels give single pixels, for and against the genre
             # side by side.
             height, width = (max(1, side // _CELL) for side in pixels.shape[:2])
-            cells = F.adaptive_avg_pool2d(found[None], (height, width))[0]
+            cells = F.adaptive_avg_pool2d(maps[None], (height, width))[0]
             return scale_heat(cells, pixels.shape[:2])
 
         return ImageExplanation(self.method, value, heat_maps, len(model.genres))
@@ -86,7 +86,7 @@ def evidence(
     if not isinstance(encoder, ImageEncoder):
         raise TypeError(f"the encoder of branch {branch} looks at no posters")
     size = (pixels.shape[0], pixels.shape[1])
-    found = np.zeros((len(genres), *size), dtype=np.float32)
+    maps = np.zeros((len(genres), *size), dtype=np.float32)
     # Tensors made in inference mode can't have gradients.
     with torch.inference_mode(False), torch.enable_grad():
         features = encoder.feature_map(pixels[None])
@@ -96,34 +96,35 @@ def evidence(
         vector = torch.cat([pooled, *(stage.mean(dim=(2, 3)) for stage in stages)], dim=1)
         widths = [pooled.shape[1], *(stage.shape[1] for stage in stages)]
         average = average_vector(network)
-        usual = torch.zeros_like(vector[0]) if average is None else average.to(vector.device)
+        reference = torch.zeros_like(vector[0]) if average is None else average.to(vector.device)
         logits = network(vector.to(model.device))[0]
-        for number, genre in enumerate(genres):
-            at_places, gradient = torch.autograd.grad(
+        for row, genre in enumerate(genres):
+            map_gradient, gradient = torch.autograd.grad(
                 logits[genre], [last, vector], retain_graph=True
             )
-            levels = [(at_places * last)[0].sum(0)]
+            levels = [(map_gradient * last)[0].sum(0)]
             levels += [
                 torch.einsum("c,chw->hw", weights, stage[0]) / stage[0, 0].numel()
                 for weights, stage in zip(gradient[0].split(widths)[1:], stages, strict=True)
             ]
-            offsets = (gradient[0] * usual).split(widths)
+            offsets = (gradient[0] * reference).split(widths)
             for level, offset in zip(levels, offsets, strict=True):
                 level = level - offset.sum() / level.numel()
-                found[number] += spread_out(level.detach(), size).cpu().numpy()
-    return found
+                maps[row] += upsample_keeping_sum(level.detach(), size).cpu().numpy()
+    return maps
 
 
-def spread_out(level: Tensor, size: tuple[int, int]) -> Tensor:
+def upsample_keeping_sum(level: Tensor, size: tuple[int, int]) -> Tensor:
     """Spread (h, w) amounts over H x W places by bilinear weights, keeping their sum."""
     rows, columns = (
-        _spreading(few, many, level) for few, many in zip(level.shape, size, strict=True)
+        _upsampling_matrix(size_in, size_out, level)
+        for size_in, size_out in zip(level.shape, size, strict=True)
     )
     return rows @ level @ columns.T
 
 
-def _spreading(few: int, many: int, like: Tensor) -> Tensor:
+def _upsampling_matrix(size_in: int, size_out: int, like: Tensor) -> Tensor:
     """(many, few) shares in which each of few amounts is spread over many places."""
-    unit = torch.eye(few, device=like.device, dtype=like.dtype)[None]
-    shares = F.interpolate(unit, many, mode="linear", align_corners=False)[0].T
+    unit = torch.eye(size_in, device=like.device, dtype=like.dtype)[None]
+    shares = F.interpolate(unit, size_out, mode="linear", align_corners=False)[0].T
     return shares / shares.sum(0)

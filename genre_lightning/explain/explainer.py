@@ -70,15 +70,15 @@ class TextExplanation:
             genre: index in the model's genres.
             count: the most words to return; None for all.
         """
-        written: dict[str, str] = {}
-        added: dict[str, float] = {}
+        spelling: dict[str, str] = {}
+        sums: dict[str, float] = {}
         for part in self.parts:
             word = part.text.casefold()
-            written.setdefault(word, part.text)
-            added[word] = added.get(word, 0.0) + float(part.contributions[genre])
-        found = [(written[word], value) for word, value in added.items() if value != 0]
-        found.sort(key=lambda word: -abs(word[1]))
-        return found[:count]
+            spelling.setdefault(word, part.text)
+            sums[word] = sums.get(word, 0.0) + float(part.contributions[genre])
+        ranking = [(spelling[word], value) for word, value in sums.items() if value != 0]
+        ranking.sort(key=lambda word: -abs(word[1]))
+        return ranking[:count]
 
 
 @dataclass(frozen=True)
@@ -160,10 +160,10 @@ class Explainer(ABC):
 
 def read_columns(model: TrainedModel, columns: Mapping[str, Value | None]) -> dict[str, Any]:
     """Read a movie's columns with the input of each branch; None for an absent column."""
-    found: dict[str, Any] = dict.fromkeys(model.inputs)
+    items: dict[str, Any] = dict.fromkeys(model.inputs)
     for column in model.columns:
-        found |= read_column(model.inputs, column, columns.get(column))
-    return found
+        items |= read_column(model.inputs, column, columns.get(column))
+    return items
 
 
 def encode_one(model: TrainedModel, branch: str, item: Any) -> Part:

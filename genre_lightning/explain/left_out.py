@@ -30,12 +30,12 @@ MIN_TEXTS = 6
 
 # Runs of characters between spaces, dashes and the bars of a list. In kana and Han, which are
 # written without spaces, single characters.
-_WRITTEN = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\s|\u2013\u2014\u3040-\u30ff\u3400-\u9fff]+")
+_TOKEN = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\s|\u2013\u2014\u3040-\u30ff\u3400-\u9fff]+")
 _WORD = re.compile(r"\w(?:.*\w)?", re.DOTALL)
 
 
 @final
-class LeftOutExplainer(Explainer):
+class LeaveOneOutExplainer(Explainer):
     """Explains the words of an embedded text by leaving each out."""
 
     method: ClassVar[str] = "leave one out: what is lost without the word"
@@ -54,32 +54,32 @@ class LeftOutExplainer(Explainer):
         if text is None:
             return None
         words = find_words(text)
-        encodes = text_input(branch_input)
-        cost = encodes.spec.cost if isinstance(encodes, EmbeddingInput) else 1
-        afforded = max(MIN_TEXTS, budget // cost) if budget and cost > 1 else budget
-        most = min(afforded or MAX_TEXTS, MAX_TEXTS, MAX_WORDS // cost // max(1, len(words)))
-        groups = group_words(words, most)
-        without = [leave_out(text, group) for group in groups]
+        encoding_input = text_input(branch_input)
+        cost = encoding_input.spec.cost if isinstance(encoding_input, EmbeddingInput) else 1
+        max_texts = max(MIN_TEXTS, budget // cost) if budget and cost > 1 else budget
+        max_groups = min(max_texts or MAX_TEXTS, MAX_TEXTS, MAX_WORDS // cost // max(1, len(words)))
+        groups = group_words(words, max_groups)
+        shortened = [leave_out(text, group) for group in groups]
         # One call, so that the encoder can batch the texts. A text without any words left counts
         # as absent: the branch then gives its baseline.
-        asked = [text, *(left for left in without if left)]
-        part = encode_items({branch: branch_input}, {branch: asked}, model.device)[branch]
-        whole, *found = branch_logits(model, branch, part)
+        texts = [text, *(rest for rest in shortened if rest)]
+        part = encode_items({branch: branch_input}, {branch: texts}, model.device)[branch]
+        full_logits, *logits = branch_logits(model, branch, part)
         baseline = self.baseline(model, branch)
-        nothing = np.zeros_like(whole) if baseline is None else baseline
-        seen = iter(found)
+        reference = np.zeros_like(full_logits) if baseline is None else baseline
+        remaining = iter(logits)
         # For a poster, the text shown is the words read on it.
-        given = text if branch_input.of == "poster" else value
-        spans = as_given(given, text, groups)
+        shown = text if branch_input.of == "poster" else value
+        spans = locate_groups(shown, text, groups)
         parts = []
-        for group, left, span in zip(groups, without, spans, strict=True):
-            lost = whole - (next(seen) if left else nothing)
-            parts.append(TextPart(text[group[0][0] : group[-1][1]], "word", span, lost))
-        return TextExplanation(self.method, given, tuple(parts), False, whole - nothing)
+        for group, rest, span in zip(groups, shortened, spans, strict=True):
+            contributions = full_logits - (next(remaining) if rest else reference)
+            parts.append(TextPart(text[group[0][0] : group[-1][1]], "word", span, contributions))
+        return TextExplanation(self.method, shown, tuple(parts), False, full_logits - reference)
 
 
-def as_given(
-    given: str, seen: str, groups: Sequence[Sequence[tuple[int, int]]]
+def locate_groups(
+    original: str, encoded: str, groups: Sequence[Sequence[tuple[int, int]]]
 ) -> list[tuple[int, int] | None]:
     """Locate groups of words of the text that the encoder sees in the text as given.
 
@@ -87,27 +87,27 @@ def as_given(
     are matched in order.
 
     Args:
-        given: text as given.
-        seen: text that the encoder sees.
-        groups: start and end in ``seen`` of each word of each group.
+        original: text as given.
+        encoded: text that the encoder sees.
+        groups: start and end in ``encoded`` of each word of each group.
 
     Returns:
-        Start and end of each group in ``given``; None if its words are not adjacent there or are
+        Start and end of each group in ``original``; None if its words are not adjacent there or are
         missing.
     """
-    if given == seen:
+    if original == encoded:
         return [(group[0][0], group[-1][1]) for group in groups]
-    words = find_words(given)
-    left = {
-        text: [n for n, w in enumerate(words) if given[slice(*w)] == text]
-        for text in {given[slice(*word)] for word in words}
+    words = find_words(original)
+    unused = {
+        text: [n for n, w in enumerate(words) if original[slice(*w)] == text]
+        for text in {original[slice(*word)] for word in words}
     }
     spans: list[tuple[int, int] | None] = []
     for group in groups:
-        places = [(left.get(seen[slice(*word)]) or [-1]).pop(0) for word in group]
-        together = places == list(range(places[0], places[0] + len(places)))
-        if together and places[0] >= 0:
-            spans.append((words[places[0]][0], words[places[-1]][1]))
+        indices = [(unused.get(encoded[slice(*word)]) or [-1]).pop(0) for word in group]
+        adjacent = indices == list(range(indices[0], indices[0] + len(indices)))
+        if adjacent and indices[0] >= 0:
+            spans.append((words[indices[0]][0], words[indices[-1]][1]))
         else:
             spans.append(None)
     return spans
@@ -116,24 +116,24 @@ def as_given(
 def find_words(text: str) -> list[tuple[int, int]]:
     """Start and end of each word without surrounding punctuation; skips punctuation by itself."""
     words = []
-    for written in _WRITTEN.finditer(text):
-        if word := _WORD.search(written[0]):
-            words.append((written.start() + word.start(), written.start() + word.end()))
+    for token in _TOKEN.finditer(text):
+        if word := _WORD.search(token[0]):
+            words.append((token.start() + word.start(), token.start() + word.end()))
     return words
 
 
-def group_words(words: Sequence[tuple[int, int]], most: int) -> list[list[tuple[int, int]]]:
-    """Group consecutive words, as few per group as gives at most ``most`` groups."""
-    size = -(-len(words) // max(1, most)) or 1
+def group_words(words: Sequence[tuple[int, int]], max_groups: int) -> list[list[tuple[int, int]]]:
+    """Group consecutive words, as few per group as gives at most ``max_groups`` groups."""
+    size = -(-len(words) // max(1, max_groups)) or 1
     return [list(words[start : start + size]) for start in range(0, len(words), size)]
 
 
 def leave_out(text: str, words: Sequence[tuple[int, int]]) -> str:
     """Remove consecutive words from a text, with the adjoining punctuation and the space after."""
     start, end = words[0][0], words[-1][1]
-    for written in _WRITTEN.finditer(text):
-        if written.start() <= start < written.end():
-            start = written.start()
-        if written.start() < end <= written.end():
-            end = written.end()
+    for token in _TOKEN.finditer(text):
+        if token.start() <= start < token.end():
+            start = token.start()
+        if token.start() < end <= token.end():
+            end = token.end()
     return f"{text[:start]}{text[end:].lstrip()}".rstrip() if start else text[end:].strip()

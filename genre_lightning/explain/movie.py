@@ -53,9 +53,9 @@ def explain_movie(model: TrainedModel, columns: Mapping[str, Value | None]) -> M
         if is_absent(value):
             absent.add(branch)
         elif find_explainer(model, branch) is not None:
-            found = explain_branch(model, branch, value)
-            if found is not None:
-                branches[branch] = found
+            explanation = explain_branch(model, branch, value)
+            if explanation is not None:
+                branches[branch] = explanation
     return MovieExplanation(
         model.genres, branch_labels(model.inputs), parts, branches, frozenset(absent)
     )

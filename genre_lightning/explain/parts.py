@@ -96,25 +96,25 @@ def split_logits(
         fold: of the movie, if the member of this fold scored it; None otherwise.
     """
     bias = float64(model.network.prior)
-    parts, in_sum = {}, {}
+    parts, summands = {}, {}
     for branch in model.inputs:
-        found = logits[branch]
+        own_logits = logits[branch]
         parts[branch] = np.zeros_like(bias)
-        in_sum[branch] = parts[branch] if found is None else found
-        if found is None:
+        summands[branch] = parts[branch] if own_logits is None else own_logits
+        if own_logits is None:
             continue
         weights = branch_weights(model, branch, fold)
         explainer = find_explainer(model, branch)
         baseline = None if explainer is None else explainer.baseline(model, branch)
-        parts[branch] = weights * found
+        parts[branch] = weights * own_logits
         if baseline is not None:
             bias = bias + weights * baseline
             parts[branch] = parts[branch] - weights * baseline
     if not model.network.relates_genres:
         return ScoreParts(bias, parts)
     rows = {
-        branch: torch.from_numpy(found)[None].float().to(model.device)
-        for branch, found in in_sum.items()
+        branch: torch.from_numpy(own_logits)[None].float().to(model.device)
+        for branch, own_logits in summands.items()
     }
     folds = None if fold is None else torch.tensor([fold], device=model.device)
     final = float64(model.network.final_logits(rows, folds)[0])
@@ -132,7 +132,7 @@ def branch_labels(inputs: Mapping[str, Input]) -> dict[str, str]:
     def label(branch: str, branch_input: Input) -> str:
         column = branch_input.column
         # Another branch may be named like this column.
-        clear = columns.count(column) == 1 and (column not in inputs or branch == column)
-        return column if clear and branch_input.of != "id" else branch
+        is_unambiguous = columns.count(column) == 1 and (column not in inputs or branch == column)
+        return column if is_unambiguous and branch_input.of != "id" else branch
 
     return {branch: label(branch, branch_input) for branch, branch_input in inputs.items()}

@@ -30,7 +30,7 @@ _INFERNO = np.array(
     dtype=np.float32,
 )
 #: Opacity of the colours where the map is hottest.
-_STRENGTH = 0.65
+_MAX_OPACITY = 0.65
 
 
 def heat_pictures(
@@ -50,14 +50,14 @@ def heat_pictures(
         InputError: the image can't be read.
         IndexError: a genre does not exist.
     """
-    width, height = proportions(explanation.image)
+    width, height = upright_dimensions(explanation.image)
     scale = side / max(width, height)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    shown = read_poster(explanation.image, (side, side))
-    return [lay_over(shown, heat, size) for heat in explanation.heat_maps(genres)]
+    poster = read_poster(explanation.image, (side, side))
+    return [overlay_resized(poster, heat, size) for heat in explanation.heat_maps(genres)]
 
 
-def lay_over(image: np.ndarray, heat: np.ndarray, size: tuple[int, int]) -> Image.Image:
+def overlay_resized(image: np.ndarray, heat: np.ndarray, size: tuple[int, int]) -> Image.Image:
     """Overlay a heat map on a distorted image, and restore the proportions of the original.
 
     Args:
@@ -66,8 +66,8 @@ def lay_over(image: np.ndarray, heat: np.ndarray, size: tuple[int, int]) -> Imag
         size: width and height of the picture to return.
     """
     height, width = image.shape[:2]
-    big = Image.fromarray(heat).resize((width, height), Image.Resampling.BILINEAR)
-    return overlay(image, np.asarray(big)).resize(size, Image.Resampling.LANCZOS)
+    resized = Image.fromarray(heat).resize((width, height), Image.Resampling.BILINEAR)
+    return overlay(image, np.asarray(resized)).resize(size, Image.Resampling.LANCZOS)
 
 
 def overlay(image: np.ndarray, heat: np.ndarray) -> Image.Image:
@@ -82,19 +82,19 @@ def overlay(image: np.ndarray, heat: np.ndarray) -> Image.Image:
     """
     if heat.shape != image.shape[:2]:
         raise ValueError(f"a heat map of {heat.shape} for an image of {image.shape[:2]}")
-    place = np.clip(heat, 0.0, 1.0) * (len(_INFERNO) - 1)
+    position = np.clip(heat, 0.0, 1.0) * (len(_INFERNO) - 1)
     steps = np.arange(len(_INFERNO))
-    colours = np.stack([np.interp(place, steps, _INFERNO[:, c]) for c in range(3)], axis=-1)
+    colours = np.stack([np.interp(position, steps, _INFERNO[:, c]) for c in range(3)], axis=-1)
     pixels = image.astype(np.float32)
     gray = pixels @ np.array((0.299, 0.587, 0.114), dtype=np.float32)
     share = np.clip(heat, 0.0, 1.0)[..., None]
     base = 0.75 * gray[..., None] * (1 - share) + pixels * share
-    alpha = _STRENGTH * (0.25 + 0.75 * share)
+    alpha = _MAX_OPACITY * (0.25 + 0.75 * share)
     mixed = base * (1 - alpha) + colours * alpha
     return Image.fromarray(np.clip(np.round(mixed), 0, 255).astype(np.uint8))
 
 
-def proportions(image: Value) -> tuple[int, int]:
+def upright_dimensions(image: Value) -> tuple[int, int]:
     """Width and height of an upright image, given as for :func:`read_poster` and readable."""
     if isinstance(image, np.ndarray):
         return image.shape[1], image.shape[0]

@@ -19,8 +19,8 @@ from genre_lightning.explain.explainer import (
     TextExplanation,
     float64,
 )
-from genre_lightning.explain.grad_cam import GradCamExplainer, see_encoder, see_stages
-from genre_lightning.explain.left_out import LeftOutExplainer
+from genre_lightning.explain.grad_cam import GradCamExplainer, encoder_features, resnet_features
+from genre_lightning.explain.left_out import LeaveOneOutExplainer
 from genre_lightning.explain.terms import TermsExplainer
 from genre_lightning.explain.year import YearExplainer
 from genre_lightning.inputs.encode import is_absent
@@ -37,13 +37,13 @@ EXPLAINERS: Mapping[tuple[str, str, type[nn.Module]], Explainer] = {
     ("terms", "text", TermsMLP): TermsExplainer(),
     ("terms", "text", TermsLinear): TermsExplainer(),
     ("year", "text", EmbeddingHead): YearExplainer(),
-    ("embedding", "text", EmbeddingHead): LeftOutExplainer(),
+    ("embedding", "text", EmbeddingHead): LeaveOneOutExplainer(),
     ("embedding", "poster", EmbeddingHead): EmbeddedPosterExplainer(),
     ("poster_text", "poster", TermsMLP): TermsExplainer(),
     ("poster_text", "poster", TermsLinear): TermsExplainer(),
-    ("poster_text", "poster", EmbeddingHead): LeftOutExplainer(),
-    ("pixels", "poster", PosterResNet): GradCamExplainer(see_stages),
-    ("pixels", "poster", PosterEncoder): GradCamExplainer(see_encoder),
+    ("poster_text", "poster", EmbeddingHead): LeaveOneOutExplainer(),
+    ("pixels", "poster", PosterResNet): GradCamExplainer(resnet_features),
+    ("pixels", "poster", PosterEncoder): GradCamExplainer(encoder_features),
 }
 
 
@@ -90,11 +90,11 @@ def explain_branch(
         raise TypeError(f"branch {branch}: {kind} can't be explained")
     if is_absent(value):
         return None
-    found = explainer.explain(model, branch, value, budget)
+    explanation = explainer.explain(model, branch, value, budget)
     return (
-        found.weighted(branch_weights(model, branch))
-        if isinstance(found, TextExplanation)
-        else found
+        explanation.weighted(branch_weights(model, branch))
+        if isinstance(explanation, TextExplanation)
+        else explanation
     )
 
 

@@ -54,10 +54,10 @@ class TermsExplainer(Explainer):
         Raises:
             RuntimeError: the contributions do not sum to the branch's part.
         """
-        branch_input, _ = _halves(model, branch)
+        branch_input, _ = _terms_branch(model, branch)
         text = model.inputs[branch].read(value)
         columns, contributions, total = term_contributions(model, branch, text)
-        parts = _words(branch_input.vectorizer, text, columns, contributions)
+        parts = _text_parts(branch_input.vectorizer, text, columns, contributions)
         return TextExplanation(self.method, text, parts, True, total)
 
 
@@ -79,17 +79,17 @@ def term_contributions(
         RuntimeError: the contributions do not sum to this difference, because the network has
             changed and this file has not.
     """
-    _, networks = _halves(model, branch)
+    _, networks = _terms_branch(model, branch)
     part = encode_one(model, branch, text)
     columns, weights = part.numbers["indices"], part.numbers["weights"]
     with torch.inference_mode():
         # The networks' logits are averaged, and so are the contributions.
-        each = [_contributions(network, columns, weights) for network in networks]
-    contributions = np.mean(each, axis=0)
-    whole = branch_logits(model, branch, part)[0]
-    total = whole - branch_logits(model, branch, encode_one(model, branch, ""))[0]
+        per_network = [_contributions(network, columns, weights) for network in networks]
+    contributions = np.mean(per_network, axis=0)
+    logits = branch_logits(model, branch, part)[0]
+    total = logits - branch_logits(model, branch, encode_one(model, branch, ""))[0]
     error = float(np.abs(contributions.sum(0) - total).max(initial=0.0))
-    if error > _TOLERANCE * max(1.0, float(np.abs(whole).max(initial=0.0))):
+    if error > _TOLERANCE * max(1.0, float(np.abs(logits).max(initial=0.0))):
         raise RuntimeError(
             f"the terms of branch {branch} differ from their sum by {error:.2g}: "
             f"{type(networks[0]).__name__} has changed and explain/terms.py has not"
@@ -97,14 +97,16 @@ def term_contributions(
     return columns.cpu().numpy(), contributions, total
 
 
-def _halves(model: TrainedModel, branch: str) -> tuple[TermsInput, list[TermsMLP | TermsLinear]]:
+def _terms_branch(
+    model: TrainedModel, branch: str
+) -> tuple[TermsInput, list[TermsMLP | TermsLinear]]:
     """The input of a branch, and the networks whose logits it averages."""
     branch_input = text_input(model.inputs[branch])
     networks = networks_of(model.network.branches[branch])
-    known = [network for network in networks if isinstance(network, (TermsMLP, TermsLinear))]
-    if not isinstance(branch_input, TermsInput) or len(known) < len(networks):
+    supported = [network for network in networks if isinstance(network, (TermsMLP, TermsLinear))]
+    if not isinstance(branch_input, TermsInput) or len(supported) < len(networks):
         raise TypeError(f"branch {branch} is neither a TermsMLP nor a TermsLinear on terms")
-    return branch_input, known
+    return branch_input, supported
 
 
 def _contributions(
@@ -134,18 +136,18 @@ def _integrated_gradients(
     # Each term's share of the input of each hidden unit, and the input for an empty text.
     shares = weights * network.embed.weight[columns].double() * scale
     start = norm.bias.double() - norm.running_mean.double() * scale
-    way = shares.sum(0)
-    # The share of the path from start to start + way on which a unit is active.
-    crossing = torch.where(way != 0, -start / way, torch.zeros_like(way)).clamp(0.0, 1.0)
-    on = torch.where(way > 0, 1.0 - crossing, crossing)
-    on = torch.where(way == 0, (start > 0).double(), on)
-    contributions = (shares * on) @ network.head.weight.double().T
+    change = shares.sum(0)
+    # The share of the path from start to start + change on which a unit is active.
+    crossing = torch.where(change != 0, -start / change, torch.zeros_like(change)).clamp(0.0, 1.0)
+    active = torch.where(change > 0, 1.0 - crossing, crossing)
+    active = torch.where(change == 0, (start > 0).double(), active)
+    contributions = (shares * active) @ network.head.weight.double().T
     if network.skip is not None:
         contributions = contributions + weights * network.skip.weight[columns].double()
     return float64(contributions)
 
 
-def _words(
+def _text_parts(
     vectorizer: TermVectorizer, text: str, columns: np.ndarray, contributions: np.ndarray
 ) -> tuple[TextPart, ...]:
     """Distribute the terms' (T, G) contributions among the words and the year of a text."""
@@ -155,19 +157,19 @@ def _words(
     else:
         words = normalised.split()
         spans, year_span = word_spans(text, words)
-    added = _shared_out(vectorizer, normalised, words, columns, contributions)
+    word_contributions = _word_contributions(vectorizer, normalised, words, columns, contributions)
     parts = [
         TextPart(word if span is None else text[slice(*span)], "word", span, values)
-        for word, span, values in zip(words, spans, added, strict=True)
+        for word, span, values in zip(words, spans, word_contributions, strict=True)
     ]
-    of_year = [t for t, column in enumerate(columns.tolist()) if vectorizer.is_decade(column)]
-    if of_year:
-        values = contributions[of_year].sum(0)
+    year_terms = [t for t, column in enumerate(columns.tolist()) if vectorizer.is_decade(column)]
+    if year_terms:
+        values = contributions[year_terms].sum(0)
         parts.append(TextPart(f"released in {year}", "year", year_span, values))
     return tuple(parts)
 
 
-def _shared_out(
+def _word_contributions(
     vectorizer: TermVectorizer,
     text: str,
     words: Sequence[str],
@@ -204,12 +206,12 @@ def _shared_out(
     occurrence, word = occurrence[word >= 0], word[word >= 0]
     covered = np.bincount(occurrence, minlength=len(size))
     term = np.searchsorted(columns, column)  # decades come last and are never located
-    times = np.bincount(term, minlength=len(columns))
-    share = 1.0 / (covered[occurrence] * times[term[occurrence]])
+    num_occurrences = np.bincount(term, minlength=len(columns))
+    share = 1.0 / (covered[occurrence] * num_occurrences[term[occurrence]])
     # Summed by term and word first, as a term covers several characters of a word.
-    pair, place = np.unique(term[occurrence] * len(words) + word, return_inverse=True)
+    pair, inverse = np.unique(term[occurrence] * len(words) + word, return_inverse=True)
     terms, owners = np.divmod(pair, len(words))
-    np.add.at(result, owners, np.bincount(place, share)[:, None] * contributions[terms])
+    np.add.at(result, owners, np.bincount(inverse, share)[:, None] * contributions[terms])
     return result
 
 
@@ -243,46 +245,46 @@ def word_spans(
     Returns:
         Start and end of each word, and of the year; None for an unknown span or no year.
     """
-    pieces = {character: _piece(character) for character in set(text)}
-    found: list[tuple[list[str], int, int]] = []
+    pieces = {character: _normalise_character(character) for character in set(text)}
+    located: list[tuple[list[str], int, int]] = []
     open_word = False
     for index, character in enumerate(text):
         piece = pieces[character]
         if piece is None:
             open_word = False
         elif piece and open_word:
-            word, start, _ = found[-1]
+            word, start, _ = located[-1]
             word.append(piece)
-            found[-1] = (word, start, index + 1)
+            located[-1] = (word, start, index + 1)
         elif piece:
-            found.append(([piece], index, index + 1))
+            located.append(([piece], index, index + 1))
             open_word = True
-    names = [unicodedata.normalize("NFKC", "".join(word)) for word, _, _ in found]
-    extra = len(names) - len(words)
+    normalised = [unicodedata.normalize("NFKC", "".join(word)) for word, _, _ in located]
+    extra = len(normalised) - len(words)
     if extra < 0:
         return [None] * len(words), None
     # Apart from the year, the words are the same in both. The year is the last part in brackets, so
     # the longest common start leaves the last of equal words to the year.
-    kept = _common(names, words)
-    if kept + _common(names[::-1], words[::-1]) < len(words):
+    prefix = _common_prefix_length(normalised, words)
+    if prefix + _common_prefix_length(normalised[::-1], words[::-1]) < len(words):
         return [None] * len(words), None
-    spans = [(start, end) for _, start, end in found]
-    left_out = spans[kept : kept + extra]
-    year = (left_out[0][0], left_out[-1][1]) if left_out else None
-    return [*spans[:kept], *spans[kept + extra :]], year
+    spans = [(start, end) for _, start, end in located]
+    year_spans = spans[prefix : prefix + extra]
+    year = (year_spans[0][0], year_spans[-1][1]) if year_spans else None
+    return [*spans[:prefix], *spans[prefix + extra :]], year
 
 
-def _piece(character: str) -> str | None:
+def _normalise_character(character: str) -> str | None:
     """The normalised form of a character, possibly empty; None for a gap between words."""
     piece = normalise_title(character)[0]
     # An apostrophe also normalises to nothing; put between two letters, only a gap leaves a space.
     return None if not piece and " " in normalise_title(f"a{character}b")[0] else piece
 
 
-def _common(first: Sequence[str], second: Sequence[str]) -> int:
+def _common_prefix_length(first: Sequence[str], second: Sequence[str]) -> int:
     """Length of the common prefix of two lists."""
     pairs = zip(first, second, strict=False)
     return next(
-        (place for place, (one, other) in enumerate(pairs) if one != other),
+        (index for index, (left, right) in enumerate(pairs) if left != right),
         min(len(first), len(second)),
     )

@@ -18,7 +18,7 @@ from genre_lightning.inputs.decode import PosterError, decode_poster
 from genre_lightning.inputs.input import Features, Input, Store, check_keys
 from genre_lightning.inputs.part import Numbers
 from genre_lightning.inputs.poster_cache import open_poster_cache
-from genre_lightning.movies.movie import OF_THE_WEB
+from genre_lightning.movies.movie import URL_PATTERN
 
 #: Minimum and maximum height and width of decoded posters.
 SIZES = (8, 4096)
@@ -59,7 +59,7 @@ def read_poster(value: Any, size: tuple[int, int], shrink: int = 1) -> np.ndarra
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = getattr(error, "strerror", None) or error
         if isinstance(error, FileNotFoundError):
-            of_the_web = OF_THE_WEB.search(str(value))
+            of_the_web = URL_PATTERN.search(str(value))
             reason = "a web address, which is not fetched" if of_the_web else "no such file"
         raise PosterError(f"can't be read ({reason})") from error
 

@@ -26,17 +26,17 @@ def join_columns(movie_set: MovieSet, path: str | Path) -> MovieSet:
     """
     path = Path(path).expanduser()
     columns, rows = read_table(path, ("id",))
-    added = [name for name in columns if name != "id"]
-    if not added:
+    new_columns = [name for name in columns if name != "id"]
+    if not new_columns:
         raise DataError(f"{path.name}:1: there is no column besides id, so nothing to join")
-    taken = {*RESERVED, *movie_set.columns()}
-    for name in added:
-        if name in taken:
+    existing_columns = {*RESERVED, *movie_set.columns()}
+    for name in new_columns:
+        if name in existing_columns:
             raise DataError(
                 f"{path.name}:1: the dataset has a column {name!r} already; rename this one"
             )
     by_id: dict[str, dict[str, str]] = {}
-    first: dict[str, str] = {}
+    where_of_id: dict[str, str] = {}
     for row in rows:
         cells = dict(row.cells)
         movie_id = cells.pop("id")
@@ -44,27 +44,29 @@ def join_columns(movie_set: MovieSet, path: str | Path) -> MovieSet:
             raise DataError(f"{row.where}, column id: empty")
         if movie_id in by_id:
             raise DataError(
-                f"{row.where}, column id: {movie_id!r} is already the id at {first[movie_id]}"
+                f"{row.where}, column id: {movie_id!r} is already the id at {where_of_id[movie_id]}"
             )
         by_id[movie_id] = {name: text_of(name, cell) for name, cell in cells.items()}
-        first[movie_id] = row.where
+        where_of_id[movie_id] = row.where
     movies = [
         replace(movie, columns={**movie.columns, **without_empty(by_id.pop(movie.id, {}))})
         for movie in movie_set.movies
     ]
-    if len(by_id) == len(first):
+    if len(by_id) == len(where_of_id):
         example = next(iter(by_id), "none")
         raise DataError(
-            f"{path.name}: none of its {len(first):,} ids is in the dataset, whose first id is "
-            f"{movie_set.movies[0].id!r}; the first here is {example!r}"
+            f"{path.name}: none of its {len(where_of_id):,} ids is in the dataset, whose first id "
+            f"is {movie_set.movies[0].id!r}; the first here is {example!r}"
         )
-    movie_set.check_not_counted({movie_id: f"{first[movie_id]}, column id" for movie_id in by_id})
+    movie_set.check_id_numbering(
+        {movie_id: f"{where_of_id[movie_id]}, column id" for movie_id in by_id}
+    )
     notes = movie_set.notes
     if by_id:
-        number = len(by_id)
+        count = len(by_id)
         notes = (
             *notes,
-            f"{path.name}: {number:,} row{'s are' if number > 1 else ' is'} of movies that the "
-            f"dataset does not have, first {first[next(iter(by_id))]}: left out",
+            f"{path.name}: {count:,} row{'s are' if count > 1 else ' is'} of movies that "
+            f"the dataset does not have, first {where_of_id[next(iter(by_id))]}: left out",
         )
     return replace(movie_set, movies=movies, notes=notes)

@@ -32,7 +32,7 @@ from genre_lightning.movies.movie import (
 from genre_lightning.store import content_key, stored_folder
 
 # Raise it when the drawing changes, so that posters stored by an earlier version are not used.
-DRAWING = 1
+DRAWING_VERSION = 1
 
 GENRES = ("Action", "Comedy", "Drama", "Horror", "Romance", "Sci-Fi", "Thriller", "Western")
 TITLE_GENRES = ("Drama", "Romance", "Thriller", "Western")
@@ -58,8 +58,8 @@ CORRELATION = {
     ("Comedy", "Drama"): -0.30,
     ("Comedy", "Horror"): -0.25,
 }
-SHOWN = 0.93  # chance that a movie shows a genre it has
-FALSELY_SHOWN = 0.03  # chance that it shows one it doesn't have
+SHOW_PROBABILITY = 0.93  # chance that a movie shows a genre it has
+FALSE_SHOW_PROBABILITY = 0.03  # chance that it shows one it doesn't have
 
 
 def _words(text: str) -> list[str]:
@@ -153,11 +153,17 @@ def read_demo(
                 pass
 
     def check(folder: Path) -> str | None:
-        there = set(os.listdir(folder))
-        gone = [i for i in with_poster.tolist() if _poster_name(i) not in there]
-        return f"{len(gone)} posters are gone, {_poster_name(gone[0])} first" if gone else None
+        existing = set(os.listdir(folder))
+        missing = [i for i in with_poster.tolist() if _poster_name(i) not in existing]
+        return (
+            f"{len(missing)} posters are gone, {_poster_name(missing[0])} first"
+            if missing
+            else None
+        )
 
-    key = content_key("demo", DRAWING, num_movies, seed, poster_height, float(missing_posters))
+    key = content_key(
+        "demo", DRAWING_VERSION, num_movies, seed, poster_height, float(missing_posters)
+    )
     folder = stored_folder(root, "demo", key, build, check)
     posters = {index: PosterFile.at(folder / _poster_name(index)) for index in with_poster.tolist()}
     movies = [
@@ -193,7 +199,7 @@ def draw_labels(rng: np.random.Generator, num_movies: int) -> np.ndarray:
 def compose_title(rng: np.random.Generator, genres: Iterable[str]) -> str:
     """A title in MovieLens' form, ``"Kiss of Vienna, The (1963)"``, that shows TITLE_GENRES."""
     own = [genre for genre in TITLE_GENRES if genre in genres]
-    words = [_pick(rng, WORDS[genre]) for genre in _shown(rng, own, TITLE_GENRES)]
+    words = [_pick(rng, WORDS[genre]) for genre in _draw_shown_genres(rng, own, TITLE_GENRES)]
     words = [words[i] for i in rng.permutation(len(words))]
     adjective, noun = _pick(rng, ADJECTIVES), _pick(rng, NOUNS)
     name, place = _pick(rng, NAMES), _pick(rng, PLACES)
@@ -230,7 +236,9 @@ def draw_poster(rng: np.random.Generator, genres: Iterable[str], height: int) ->
     """
     width = height * 2 // 3
     unit = height / 256.0
-    shown = _shown(rng, [genre for genre in POSTER_GENRES if genre in genres], POSTER_GENRES)
+    shown = _draw_shown_genres(
+        rng, [genre for genre in POSTER_GENRES if genre in genres], POSTER_GENRES
+    )
 
     # Sky and ground: a gradient between two colours.
     if "Comedy" in shown:
@@ -241,50 +249,52 @@ def draw_poster(rng: np.random.Generator, genres: Iterable[str], height: int) ->
     background = ends[0] * (1.0 - slope) + ends[1] * slope  # (H, 1, 3)
     canvas = np.repeat(background, width, axis=1).clip(0, 255).astype(np.uint8)
     image = Image.fromarray(canvas)
-    pen = ImageDraw.Draw(image)
+    draw = ImageDraw.Draw(image)
 
-    def place() -> tuple[int, int]:
+    def random_point() -> tuple[int, int]:
         return int(rng.integers(0, width)), int(rng.integers(0, height))
 
-    def colour(low: int, high: int) -> tuple[int, int, int]:
+    def random_colour(low: int, high: int) -> tuple[int, int, int]:
         red, green, blue = rng.integers(low, high, 3).tolist()
         return red, green, blue
 
     for _ in range(int(rng.integers(2, 6))):  # distractors
-        x, y = place()
+        x, y = random_point()
         w, h = (rng.integers(15, 70, 2) * unit).tolist()
-        shape = pen.ellipse if rng.random() < 0.5 else pen.rectangle
-        shape((x - w / 2, y - h / 2, x + w / 2, y + h / 2), fill=colour(40, 190))
+        shape = draw.ellipse if rng.random() < 0.5 else draw.rectangle
+        shape((x - w / 2, y - h / 2, x + w / 2, y + h / 2), fill=random_colour(40, 190))
     if "Comedy" in shown:
         for _ in range(int(rng.integers(30, 50))):
-            (x, y), r = place(), float(rng.integers(4, 9)) * unit
-            pen.ellipse((x - r, y - r, x + r, y + r), fill=colour(120, 256))
+            (x, y), r = random_point(), float(rng.integers(4, 9)) * unit
+            draw.ellipse((x - r, y - r, x + r, y + r), fill=random_colour(120, 256))
     if "Action" in shown:
         step = float(rng.integers(26, 38)) * unit
-        lean = height * float(rng.choice([-0.6, 0.6]))
+        slant = height * float(rng.choice([-0.6, 0.6]))
         fill = (235, int(rng.integers(20, 80)), 20)
         for x in np.arange(-height + rng.random() * step, width + height, step).tolist():
-            pen.line((x, 0, x + lean, height), fill=fill, width=max(1, round(8 * unit)))
+            draw.line((x, 0, x + slant, height), fill=fill, width=max(1, round(8 * unit)))
     if "Sci-Fi" in shown:
         neon = (int(rng.integers(0, 60)), int(rng.integers(210, 256)), int(rng.integers(190, 256)))
         step = float(rng.integers(18, 28)) * unit
-        thick = max(1, round(3 * unit))
+        thickness = max(1, round(3 * unit))
         for x in np.arange(rng.random() * step, width, step).tolist():
-            pen.line((x, 0, x, height), fill=neon, width=thick)
+            draw.line((x, 0, x, height), fill=neon, width=thickness)
         for y in np.arange(rng.random() * step, height, step).tolist():
-            pen.line((0, y, width, y), fill=neon, width=thick)
+            draw.line((0, y, width, y), fill=neon, width=thickness)
         for _ in range(3):
-            (x, y), r = place(), float(rng.integers(15, 35)) * unit
-            pen.ellipse((x - r, y - r, x + r, y + r), outline=neon, width=2 * thick)
+            (x, y), r = random_point(), float(rng.integers(15, 35)) * unit
+            draw.ellipse((x - r, y - r, x + r, y + r), outline=neon, width=2 * thickness)
     if "Horror" in shown:
         image = image.point([int(level * 0.35) for level in range(256)] * 3)
-        pen = ImageDraw.Draw(image)
+        draw = ImageDraw.Draw(image)
         blood = (int(rng.integers(150, 200)), 0, int(rng.integers(0, 30)))
         for x in np.arange(0.0, width, 16 * unit).tolist():
-            half, length = 5.5 * unit, float(rng.integers(60, 210)) * unit
-            pen.polygon([(x - half, 0), (x + half, 0), (x, length)], fill=blood)
+            half_width, length = 5.5 * unit, float(rng.integers(60, 210)) * unit
+            draw.polygon([(x - half_width, 0), (x + half_width, 0), (x, length)], fill=blood)
     title_y = float(rng.choice([0.06, 0.86])) * height  # where a real poster has its lettering
-    pen.rectangle((width * 0.1, title_y, width * 0.9, title_y + 16 * unit), fill=colour(0, 256))
+    draw.rectangle(
+        (width * 0.1, title_y, width * 0.9, title_y + 16 * unit), fill=random_colour(0, 256)
+    )
 
     grain = rng.integers(-14, 15, (height, width, 1), dtype=np.int16)
     pixels = (np.asarray(image, dtype=np.int16) + grain).clip(0, 255).astype(np.uint8)
@@ -293,12 +303,14 @@ def draw_poster(rng: np.random.Generator, genres: Iterable[str], height: int) ->
     return buffer.getvalue()
 
 
-def _shown(rng: np.random.Generator, own: list[str], among: tuple[str, ...]) -> list[str]:
-    chance = rng.random(len(among))
+def _draw_shown_genres(
+    rng: np.random.Generator, own: list[str], candidates: tuple[str, ...]
+) -> list[str]:
+    draws = rng.random(len(candidates))
     return [
         genre
-        for genre, value in zip(among, chance, strict=True)
-        if value < (SHOWN if genre in own else FALSELY_SHOWN)
+        for genre, draw in zip(candidates, draws, strict=True)
+        if draw < (SHOW_PROBABILITY if genre in own else FALSE_SHOW_PROBABILITY)
     ]
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from genre_lightning.cells import SEPARATOR, names_in_list, text_of
 from genre_lightning.movies.movie import (
-    OF_THE_WEB,
+    URL_PATTERN,
     DataError,
     Movie,
     MovieSet,
@@ -36,7 +36,7 @@ REQUIRED = ("title", "genres")
 #: Columns that are not text for a branch.
 RESERVED = ("genres", "split", "id")
 #: Beginning of a list that could not be parsed.
-LIST = re.compile(r"\[\s*[\"'{]")
+LIST_START = re.compile(r"\[\s*[\"'{]")
 #: Other separators that files use between genres.
 OTHER_SEPARATORS = (",", ";", "/")
 #: Another separator is assumed if splitting by it gives at most this share of the genres that ours
@@ -67,22 +67,22 @@ def read_manifest(path: str | Path, genre_separator: str | None = None) -> Movie
     columns, rows = read_table(path, REQUIRED)
     if genre_separator is None:
         _check_separator(rows)
-    separator = SEPARATOR if genre_separator is None else _checked_separator(genre_separator)
+    separator = SEPARATOR if genre_separator is None else _validated_separator(genre_separator)
     movies = [_parse_row(row, path, separator) for row in rows]
-    of_the_web = [row for row in rows if OF_THE_WEB.search(row.cells.get("poster", ""))]
+    url_rows = [row for row in rows if URL_PATTERN.search(row.cells.get("poster", ""))]
     if not movies:
         raise DataError(f"{path.name} has a header but no movies")
     genres = tuple(sorted({g for movie in movies for g in movie.genres}))
     notes = []
-    without = [movie for movie in movies if not movie.genres]
-    if genres and without:
+    unlabelled = [movie for movie in movies if not movie.genres]
+    if genres and unlabelled:
         movies = [movie for movie in movies if movie.genres]
         notes.append(
-            f"{without[0].where}, column genres: empty, so the movie is left out"
-            f"{f', the first of {len(without):,}' if len(without) > 1 else ''}"
+            f"{unlabelled[0].where}, column genres: empty, so the movie is left out"
+            f"{f', the first of {len(unlabelled):,}' if len(unlabelled) > 1 else ''}"
         )
-    if of_the_web:
-        first, count = of_the_web[0], len(of_the_web)
+    if url_rows:
+        first, count = url_rows[0], len(url_rows)
         notes.append(
             f"{first.where}, column poster: {first.cells['poster']:.200} is a URL"
             f"{f', the first of {count:,}' if count > 1 else ''}. URLs are not fetched, so these "
@@ -96,9 +96,9 @@ def read_manifest(path: str | Path, genre_separator: str | None = None) -> Movie
 
 def _check_spelling(movie_set: MovieSet) -> None:
     """Refuse genres that differ only in spelling: they would be learnt and scored as two."""
-    spelt: dict[str, str] = {}
+    first_spelling: dict[str, str] = {}
     for genre in movie_set.genres:
-        other = spelt.setdefault(_as_read(genre), genre)
+        other = first_spelling.setdefault(_normalized_genre(genre), genre)
         if other != genre:
             first, second = (
                 next(movie.where for movie in movie_set.movies if name in movie.genres)
@@ -109,16 +109,16 @@ def _check_spelling(movie_set: MovieSet) -> None:
             )
 
 
-def _as_read(genre: str) -> str:
+def _normalized_genre(genre: str) -> str:
     """A genre with its case, whitespace and forms of characters (full or half width) normalised."""
     return " ".join(unicodedata.normalize("NFKC", genre).casefold().split())
 
 
-def _checked_separator(given: Any) -> str:
-    if isinstance(given, str) and given:
-        return given
+def _validated_separator(separator: Any) -> str:
+    if isinstance(separator, str) and separator:
+        return separator
     raise DataError(
-        f"data.genre_separator={given} must be text that separates genres, such as {SEPARATOR}"
+        f"data.genre_separator={separator} must be text that separates genres, such as {SEPARATOR}"
     )
 
 
@@ -128,27 +128,36 @@ def _check_separator(rows: Sequence[Row]) -> None:
     The name of a genre can contain a comma or a slash. But if such a character joins genres,
     splitting by it leaves far fewer distinct genres.
     """
-    different = {row.cells["genres"] for row in rows}
+    distinct_cells = {row.cells["genres"] for row in rows}
 
-    def found(separator: str) -> tuple[set[str], list[Row]]:
-        genres = {g for cell in different for g in _split_genres(cell, separator)}
+    def split_by(separator: str) -> tuple[set[str], list[Row]]:
+        genres = {g for cell in distinct_cells for g in _split_genres(cell, separator)}
         return genres, [row for row in rows if separator in row.cells["genres"]]
 
-    ours, our_rows = found(SEPARATOR)
+    default_genres, default_rows = split_by(SEPARATOR)
     # Many names contain spaces, so a space is only considered if there is no other candidate.
-    there = [mark for mark in OTHER_SEPARATORS if any(mark in cell for cell in different)]
-    others = {separator: found(separator) for separator in there or " "}
+    candidates = [
+        candidate
+        for candidate in OTHER_SEPARATORS
+        if any(candidate in cell for cell in distinct_cells)
+    ]
+    others = {separator: split_by(separator) for separator in candidates or " "}
     best = min(others, key=lambda separator: len(others[separator][0]))
-    genres, joined = others[best]
-    fewer = len(genres) <= FEWER_GENRES * len(ours)
-    if not joined or not fewer or len(our_rows) > FEWER_CELLS * len(joined):
+    genres, joined_rows = others[best]
+    has_fewer_genres = len(genres) <= FEWER_GENRES * len(default_genres)
+    if (
+        not joined_rows
+        or not has_fewer_genres
+        or len(default_rows) > FEWER_CELLS * len(joined_rows)
+    ):
         return
-    more = f" and {len(joined) - 1:,} more" if len(joined) > 1 else ""
+    more = f" and {len(joined_rows) - 1:,} more" if len(joined_rows) > 1 else ""
     raise DataError(
-        f"{joined[0].where}, column genres: {joined[0].cells['genres']!r:.80}{more}: "
+        f"{joined_rows[0].where}, column genres: {joined_rows[0].cells['genres']!r:.80}{more}: "
         f"genres seem to be joined by {best!r} here, not by {SEPARATOR!r}. Split them there "
         f"with \"data.genre_separator='{best}'\" ({len(genres):,} genres instead of "
-        f"{len(ours):,}), or keep them as they are with \"data.genre_separator='{SEPARATOR}'\""
+        f"{len(default_genres):,}), or keep them as they are with "
+        f"\"data.genre_separator='{SEPARATOR}'\""
     )
 
 
@@ -178,10 +187,10 @@ def _parse_row(row: Row, manifest: Path, separator: str) -> Movie:
         if name not in (*RESERVED, "poster") and (text := text_of(name, cell))
     }
     poster = text_of("poster", cells.get("poster", ""))
-    if poster and not OF_THE_WEB.search(poster):
+    if poster and not URL_PATTERN.search(poster):
         columns["poster"] = PosterFile.at(manifest.parent / poster)
     genres = _split_genres(cells["genres"], separator)
-    if genres and LIST.match(genres[0]):
+    if genres and LIST_START.match(genres[0]):
         raise DataError(
             f"{row.where}, column genres: {cells['genres']!r:.80} begins like a list but can't be "
             f"read as one; write its genres joined by {SEPARATOR}, as in Action|Comedy"

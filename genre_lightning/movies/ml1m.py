@@ -39,9 +39,9 @@ LAYOUT = (
     "(or movies.dat and ml1m-images/ID.jpg), at the top or below one prefix such as content/dataset"
 )
 SPLIT_FILES = {"movies_train.dat": "train", "movies_test.dat": "test"}
-WHOLE_FILE = "movies.dat"
+UNSPLIT_FILE = "movies.dat"
 #: A folder with any of these files is a dataset.
-MOVIE_FILES = (*SPLIT_FILES, WHOLE_FILE)
+MOVIE_FILES = (*SPLIT_FILES, UNSPLIT_FILE)
 GENRES_FILE = "genres.txt"
 POSTER_FOLDERS = ("ml1m-images", "images", "posters")
 POSTER_SUFFIXES = (".jpg", ".jpeg", ".png")  # in order of preference
@@ -73,10 +73,10 @@ def read_ml1m(root: str | Path, download: bool = False) -> MovieSet:
 
     names = [name for name in SPLIT_FILES if name in source.texts]
     if len(names) == 1:
-        absent = next(name for name in SPLIT_FILES if name not in source.texts)
-        raise DataError(f"{source.name} has {names[0]} but no {absent}; expected: {LAYOUT}")
+        missing_file = next(name for name in SPLIT_FILES if name not in source.texts)
+        raise DataError(f"{source.name} has {names[0]} but no {missing_file}; expected: {LAYOUT}")
     movies: list[Movie] = []
-    for name in names or [WHOLE_FILE]:
+    for name in names or [UNSPLIT_FILE]:
         split = SPLIT_FILES.get(name)
         movies += _parse_movies(_decode(source.texts[name]), name, split, source.posters)
     if GENRES_FILE in source.texts:

@@ -44,22 +44,24 @@ def read_mmimdb(root: str | Path) -> MovieSet:
     root = Path(root).expanduser()
     splits = _read_splits(root)
     files = _files(root / "dataset")
-    others: Counter[str] = Counter()
+    other_genres: Counter[str] = Counter()
     movies: list[Movie] = []
-    without = 0
+    num_without_genres = 0
     for name, ids in splits.items():
         for movie_id in ids:
-            movie = _read_movie(root, files, movie_id, SPLIT_OF_NAME[name], others)
+            movie = _read_movie(root, files, movie_id, SPLIT_OF_NAME[name], other_genres)
             if movie is None:
-                without += 1
+                num_without_genres += 1
             else:
                 movies.append(movie)
     notes = []
-    if others:
-        common = ", ".join(f"{genre} {count:,}" for genre, count in others.most_common(5))
+    if other_genres:
+        common = ", ".join(f"{genre} {count:,}" for genre, count in other_genres.most_common(5))
         notes.append(f"genres that are not of the benchmark's 23, left out: {common}")
-    if without:
-        notes.append(f"movies without a genre of the benchmark's 23, left out: {without:,}")
+    if num_without_genres:
+        notes.append(
+            f"movies without a genre of the benchmark's 23, left out: {num_without_genres:,}"
+        )
     movie_set = MovieSet(movies, GENRES, tuple(notes))
     check_movies(movie_set)
     return movie_set
@@ -102,7 +104,7 @@ def _read_movie(
     files: dict[str, os.DirEntry[str]],
     movie_id: str,
     split: str,
-    others: Counter[str],
+    other_genres: Counter[str],
 ) -> Movie | None:
     """Read one movie; None if it has no genre of the benchmark. Counts its other genres."""
     where = f"{movie_id}.json"
@@ -110,11 +112,13 @@ def _read_movie(
     title = entry.get("title")
     if not isinstance(title, str) or not title.strip():
         raise DataError(f"{where}, key title: empty, or not a text")
-    named = entry.get("genres")
-    if not isinstance(named, list) or not all(isinstance(genre, str) for genre in named):
+    listed_genres = entry.get("genres")
+    if not isinstance(listed_genres, list) or not all(
+        isinstance(genre, str) for genre in listed_genres
+    ):
         raise DataError(f"{where}, key genres: not a list of texts")
-    others.update(genre for genre in named if genre not in GENRES)
-    genres = tuple(dict.fromkeys(genre for genre in named if genre in GENRES))
+    other_genres.update(genre for genre in listed_genres if genre not in GENRES)
+    genres = tuple(dict.fromkeys(genre for genre in listed_genres if genre in GENRES))
     if not genres:
         return None
     plot = entry.get("plot", [])

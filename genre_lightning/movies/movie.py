@@ -36,7 +36,7 @@ DAMAGED_ZIP = (
     OverflowError,
 )
 #: A poster that is a URL, not a file. Converting a URL to a path removes one of its slashes.
-OF_THE_WEB = re.compile(r"(^|/)https?:/", re.IGNORECASE)
+URL_PATTERN = re.compile(r"(^|/)https?:/", re.IGNORECASE)
 
 
 class DataError(UserError, ValueError):
@@ -167,10 +167,10 @@ class MovieSet:
 
     def columns(self) -> tuple[str, ...]:
         """The columns that at least one movie has, ``title`` and ``poster`` first."""
-        found = {name for movie in self.movies for name in movie.columns}
-        return tuple(sorted(found, key=lambda name: (name != "title", name != "poster", name)))
+        names = {name for movie in self.movies for name in movie.columns}
+        return tuple(sorted(names, key=lambda name: (name != "title", name != "poster", name)))
 
-    def check_not_counted(self, unknown: Mapping[str, str]) -> None:
+    def check_id_numbering(self, unknown: Mapping[str, str]) -> None:
         """Refuse a file that numbers movies from 0 or 1 if the dataset's ids are row numbers.
 
         Args:
@@ -179,12 +179,12 @@ class MovieSet:
         Raises:
             DataError: the file's rows would be joined to the wrong movies.
         """
-        if self.ids_are_rows and (counted := {"0", "1"} & unknown.keys()):
+        if self.ids_are_rows and (positions := {"0", "1"} & unknown.keys()):
             raise DataError(
-                f"{unknown[min(counted)]}: the dataset has no column id, so the ids of its "
-                f"movies are row numbers, from {self.movies[0].id} on, and {min(counted)} is none "
-                "of them: the rows would be joined to the wrong movies. Add a column id to both "
-                "files"
+                f"{unknown[min(positions)]}: the dataset has no column id, so the ids of its "
+                f"movies are row numbers, from {self.movies[0].id} on, and {min(positions)} is "
+                "none of them: the rows would be joined to the wrong movies. Add a column id to "
+                "both files"
             )
 
 

@@ -25,7 +25,7 @@ READERS: dict[str, Callable[..., MovieSet]] = {
 }
 
 #: Readers that generate their movies, the same everywhere, and the option that names the folder.
-MADE_IN = {"demo": "root"}
+GENERATED_FOLDER_OPTION = {"demo": "root"}
 
 #: Biases that a model takes over from a dataset, for its model card. A user's own dataset has no
 #: entry.

@@ -54,9 +54,9 @@ def split_movies(
     unknown = sorted({str(split) for split in splits if split is not None} - set(SPLITS))
     if unknown:
         raise DataError(f"unknown split {unknown[0]!r}; there is {', '.join(SPLITS)}")
-    given = np.array(["" if split is None else split for split in splits], dtype="<U5")
-    rows = {split: np.flatnonzero(given == split) for split in SPLITS}
-    unassigned = np.flatnonzero(given == "")
+    assigned = np.array(["" if split is None else split for split in splits], dtype="<U5")
+    rows = {split: np.flatnonzero(assigned == split) for split in SPLITS}
+    unassigned = np.flatnonzero(assigned == "")
 
     if not len(rows["test"]):
         if not len(unassigned):
@@ -64,17 +64,17 @@ def split_movies(
                 "the test split is empty: no movie is marked test, and none is left unassigned to "
                 "take it from; mark some test, or leave some cells of the column split empty"
             )
-        unassigned, rows["test"] = _take(unassigned, labels, "test", test_fraction, seed)
+        unassigned, rows["test"] = _draw_split(unassigned, labels, "test", test_fraction, seed)
     rows["train"] = np.sort(np.concatenate([rows["train"], unassigned]))
     if not len(rows["train"]):
         if needs_train:
             raise DataError("the train split is empty: every movie is marked val or test")
     elif not len(rows["val"]) and val_fraction is not None:
-        rows["train"], rows["val"] = _take(rows["train"], labels, "val", val_fraction, seed)
+        rows["train"], rows["val"] = _draw_split(rows["train"], labels, "val", val_fraction, seed)
     return {split: rows[split].astype(np.int64) for split in SPLITS}
 
 
-def _take(
+def _draw_split(
     rows: np.ndarray, labels: np.ndarray, name: str, fraction: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Split ``rows`` into the rest and a stratified fraction of them, both sorted."""
@@ -89,8 +89,8 @@ def _take(
             f"data.{name}_fraction={fraction} of {len(rows)} movies leaves the "
             f"{name if count == 0 else 'train'} split empty; change it or add movies"
         )
-    taken = stratified_subset(labels[rows], count, seed)
-    return rows[~taken], rows[taken]
+    is_taken = stratified_subset(labels[rows], count, seed)
+    return rows[~is_taken], rows[is_taken]
 
 
 def fold_movies(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
@@ -111,10 +111,10 @@ def fold_movies(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
     present = np.asarray(labels) != 0
     padded = np.concatenate([present, np.zeros((len(present), 2), dtype=bool)], axis=1)
     splitter = MultilabelStratifiedKFold(folds, shuffle=True, random_state=seed)
-    fold = np.full(len(present), -1, dtype=np.int64)
-    for number, (_, rows) in enumerate(splitter.split(np.zeros(len(present)), padded.astype(int))):
-        fold[rows] = number
-    return fold
+    fold_of_movie = np.full(len(present), -1, dtype=np.int64)
+    for fold, (_, rows) in enumerate(splitter.split(np.zeros(len(present)), padded.astype(int))):
+        fold_of_movie[rows] = fold
+    return fold_of_movie
 
 
 def stratified_subset(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -135,26 +135,26 @@ def stratified_subset(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
     splitter = MultilabelStratifiedShuffleSplit(
         n_splits=1, test_size=count, train_size=len(present) - count, random_state=seed
     )
-    _, drawn = next(splitter.split(np.zeros(len(present)), padded.astype(np.uint8)))
-    taken = np.zeros(len(present), dtype=bool)
-    taken[drawn] = True
-    _fix_size(taken, present.astype(np.float64), count)
-    return taken
+    _, drawn_rows = next(splitter.split(np.zeros(len(present)), padded.astype(np.uint8)))
+    is_taken = np.zeros(len(present), dtype=bool)
+    is_taken[drawn_rows] = True
+    _fix_size(is_taken, present.astype(np.float64), count)
+    return is_taken
 
 
-def _fix_size(taken: np.ndarray, labels: np.ndarray, count: int) -> None:
+def _fix_size(is_taken: np.ndarray, labels: np.ndarray, count: int) -> None:
     """Add or remove rows (in place) until ``count`` are taken.
 
     Stratification prefers balanced labels over exact sizes, so it can be some rows off. Each step
     moves the row that keeps the taken label counts closest (least squares) to their share of all.
     """
-    wanted = labels.sum(axis=0) * (count / len(labels))
-    excess = labels[taken].sum(axis=0) - wanted  # (G,)
-    for _ in range(abs(int(taken.sum()) - count)):
-        out = taken.sum() > count
-        sign = -1.0 if out else 1.0
-        candidates = np.flatnonzero(taken == out)
+    target_counts = labels.sum(axis=0) * (count / len(labels))
+    excess = labels[is_taken].sum(axis=0) - target_counts  # (G,)
+    for _ in range(abs(int(is_taken.sum()) - count)):
+        is_removing = is_taken.sum() > count
+        sign = -1.0 if is_removing else 1.0
+        candidates = np.flatnonzero(is_taken == is_removing)
         cost = ((excess + sign * labels[candidates]) ** 2).sum(axis=1)
         row = candidates[np.argmin(cost)]
-        taken[row] = not out
+        is_taken[row] = not is_removing
         excess = excess + sign * labels[row]

@@ -15,7 +15,7 @@ from genre_lightning.wording import first_few
 STATES = ("present", "missing", "unreadable")
 #: Held-out movies that repeat one of train are reported from this share on. Fewer hardly change a
 #: score, and can match by chance, as some demo movies do.
-MANY_REPEATED = 0.01
+MIN_DUPLICATE_SHARE = 0.01
 #: Maximum number of genres, or of columns, that a sentence names.
 MAX_NAMED = 5
 
@@ -38,21 +38,21 @@ class DatasetTable:
 
 
 def column_states(
-    movies: Sequence[Movie], column: str, place: np.ndarray | None = None
+    movies: Sequence[Movie], column: str, index: np.ndarray | None = None
 ) -> np.ndarray:
     """Each movie's state of a column, (N,) str: "present", "missing" or "unreadable".
 
     Args:
         movies: N movies.
         column: name of the column.
-        place: (N,) int64, -1 for a value that could not be read; None if values were not opened.
+        index: (N,) int64, -1 for a value that could not be read; None if values were not opened.
     """
-    there = np.array([_is_there(movie, column) for movie in movies], dtype=bool)
-    read = there if place is None else place >= 0
-    return np.where(read, "present", np.where(there, "unreadable", "missing"))
+    exists = np.array([_has_value(movie, column) for movie in movies], dtype=bool)
+    is_read = exists if index is None else index >= 0
+    return np.where(is_read, "present", np.where(exists, "unreadable", "missing"))
 
 
-def _is_there(movie: Movie, column: str) -> bool:
+def _has_value(movie: Movie, column: str) -> bool:
     value = movie.value(column)
     return value.exists if isinstance(value, PosterFile) else bool(value)
 
@@ -62,47 +62,47 @@ def absent_posters(movies: Sequence[Movie]) -> list[str]:
 
     If none of several exists, only the first is listed: the folder is probably wrong.
     """
-    named = [
+    posters = [
         (f"{movie.where}: {poster.name}", poster.exists)
         for movie in movies
         for poster in movie.columns.values()
         if isinstance(poster, PosterFile)
     ]
-    absent = [name for name, there in named if not there]
-    if len(absent) == len(named) > 1:
-        return [f"{absent[0]}, nor any other of the {len(named):,} that the dataset names"]
-    return absent
+    missing = [name for name, exists in posters if not exists]
+    if len(missing) == len(posters) > 1:
+        return [f"{missing[0]}, nor any other of the {len(posters):,} that the dataset names"]
+    return missing
 
 
-def same_for_all_notes(table: DatasetTable) -> list[str]:
+def universal_genre_notes(table: DatasetTable) -> list[str]:
     """A sentence on the genres that every movie of train has, if any."""
     train = table.splits.index("train")
-    everywhere = [
+    universal = [
         genre for genre, counts in table.genres if counts[train] == table.movies[train] > 0
     ]
-    if not everywhere:
+    if not universal:
         return []
-    they_are = "it is" if len(everywhere) == 1 else "they are"
+    they_are = "it is" if len(universal) == 1 else "they are"
     return [
-        f"every movie of train has {_the_genres(everywhere)}: {they_are} predicted for any movie, "
+        f"every movie of train has {_list_genres(universal)}: {they_are} predicted for any movie, "
         "and high scores there mean nothing; add negative examples"
     ]
 
 
-def unlearnt_notes(table: DatasetTable) -> list[str]:
+def unlearnable_genre_notes(table: DatasetTable) -> list[str]:
     """A sentence on the genres that can't be learnt, since no movie of train has them, if any."""
     train = table.splits.index("train")
-    unlearnt = [genre for genre, counts in table.genres if not counts[train] and any(counts)]
-    if not unlearnt:
+    unlearnable = [genre for genre, counts in table.genres if not counts[train] and any(counts)]
+    if not unlearnable:
         return []
-    they = "it" if len(unlearnt) == 1 else "they"
+    they = "it" if len(unlearnable) == 1 else "they"
     return [
-        f"no movie of train has {_the_genres(unlearnt)}: {they} can't be learnt, which lowers "
+        f"no movie of train has {_list_genres(unlearnable)}: {they} can't be learnt, which lowers "
         "averages over genres"
     ]
 
 
-def unread_notes(columns: Sequence[str], read: Collection[str]) -> list[str]:
+def unread_column_notes(columns: Sequence[str], read: Collection[str]) -> list[str]:
     """Name the further text columns that no branch reads, in a sentence, if there are any.
 
     Args:
@@ -121,33 +121,33 @@ def unread_notes(columns: Sequence[str], read: Collection[str]) -> list[str]:
     ]
 
 
-def _the_genres(names: Sequence[str]) -> str:
+def _list_genres(names: Sequence[str]) -> str:
     """The first of some names in a sentence: "the genre Drama", "the genres Drama, War"."""
     genres = "genre" if len(names) == 1 else "genres"
     return f"the {genres} {first_few(names, MAX_NAMED)}"
 
 
-def repeated_notes(movies: Sequence[Movie], splits: Mapping[str, np.ndarray]) -> list[str]:
+def duplicate_movie_notes(movies: Sequence[Movie], splits: Mapping[str, np.ndarray]) -> list[str]:
     """A sentence on held-out movies that also seem to be in train, if there are many.
 
     A movie with several posters can be in several rows. Rows with the same title and genres are
     taken for one movie; the title alone would match remakes too.
     """
-    learnt = {_as_one(movies[row]): row for row in reversed(splits["train"])}
+    train_rows = {_movie_key(movies[row]): row for row in reversed(splits["train"])}
     held_out = np.setdiff1d(np.concatenate([splits["val"], splits["test"]]), splits["train"])
-    again = [row for row in held_out if _as_one(movies[row]) in learnt]
-    if not again or len(again) < MANY_REPEATED * len(held_out):
+    duplicates = [row for row in held_out if _movie_key(movies[row]) in train_rows]
+    if not duplicates or len(duplicates) < MIN_DUPLICATE_SHARE * len(held_out):
         return []
-    first, same = movies[again[0]], movies[learnt[_as_one(movies[again[0]])]]
-    have = "has" if len(again) == 1 else "have"
+    first, original = movies[duplicates[0]], movies[train_rows[_movie_key(movies[duplicates[0]])]]
+    verb = "has" if len(duplicates) == 1 else "have"
     return [
-        f"{len(again):,} of the {len(held_out):,} held-out movies {have} the title and genres of "
-        f"a movie of train, such as {first.where} and {same.where}: if they are the same movie, "
-        "scores are too good. Give all rows of a movie the same split"
+        f"{len(duplicates):,} of the {len(held_out):,} held-out movies {verb} the title and genres "
+        f"of a movie of train, such as {first.where} and {original.where}: if they are the same "
+        "movie, scores are too good. Give all rows of a movie the same split"
     ]
 
 
-def _as_one(movie: Movie) -> tuple[str, frozenset[str]]:
+def _movie_key(movie: Movie) -> tuple[str, frozenset[str]]:
     return " ".join(movie.title.casefold().split()), frozenset(movie.genres)
 
 
@@ -172,18 +172,20 @@ def dataset_table(
         unknown = sorted(set(np.unique(values).tolist()) - set(STATES))
         if unknown:
             raise ValueError(f"{column}: unknown state {unknown[0]!r}; {', '.join(STATES)}")
-    rows = list(splits.values())
-    counts = [np.asarray(labels[row], dtype=np.int64).sum(axis=0) for row in rows]
+    rows_of_splits = list(splits.values())
+    counts_of_splits = [
+        np.asarray(labels[row], dtype=np.int64).sum(axis=0) for row in rows_of_splits
+    ]
     return DatasetTable(
         splits=tuple(splits),
-        movies=tuple(len(row) for row in rows),
+        movies=tuple(len(row) for row in rows_of_splits),
         columns={
-            (column, state): tuple(int((values[row] == state).sum()) for row in rows)
+            (column, state): tuple(int((values[row] == state).sum()) for row in rows_of_splits)
             for column, values in states.items()
             for state in STATES
         },
         genres=tuple(
-            (genre, tuple(int(count[g]) for count in counts))
+            (genre, tuple(int(count[g]) for count in counts_of_splits))
             for g, genre in enumerate(movie_set.genres)
         ),
     )

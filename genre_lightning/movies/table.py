@@ -74,7 +74,7 @@ def read_table(path: Path, required: Sequence[str]) -> tuple[list[str], list[Row
     columns: list[str] = []
     rows: list[Row] = []
     try:
-        for number, cells in _numbered(reader):
+        for number, cells in _numbered_rows(reader):
             if number == 1:
                 columns = _check_header(cells, file, required)
                 continue
@@ -88,8 +88,8 @@ def read_table(path: Path, required: Sequence[str]) -> tuple[list[str], list[Row
                     f"{where}: {len(cells)} cells, but the header has {len(columns)}; "
                     f"{quotes_hint(delimiter)}"
                 )
-            named = {name: cell for name, cell in zip(columns, cells, strict=True) if name}
-            rows.append(Row(number, where, named))
+            row_cells = {name: cell for name, cell in zip(columns, cells, strict=True) if name}
+            rows.append(Row(number, where, row_cells))
     except csv.Error as error:
         where = f"{file}:{number + 1} (line {reader.line_num})"
         raise DataError(f"{where}: {csv_problem(error)}") from error
@@ -109,7 +109,7 @@ _PROBLEMS = {
 
 
 #: Files that users mistake for a CSV: their first bytes, and what to do.
-_OTHER_FILES = (
+_WRONG_FORMATS = (
     (rb"\x1f\x8b", "is compressed by gzip: unpack it first"),
     (rb"BZh[1-9]1AY&SY", "is compressed by bzip2: unpack it first"),
     (rb"\xfd7zXZ\0", "is compressed by xz: unpack it first"),
@@ -120,9 +120,9 @@ _OTHER_FILES = (
 )
 
 
-def other_file(data: bytes) -> str | None:
+def wrong_format(data: bytes) -> str | None:
     """What a file with these first bytes is, and what to do; None if it can be a CSV."""
-    return next((advice for start, advice in _OTHER_FILES if re.match(start, data)), None)
+    return next((advice for start, advice in _WRONG_FORMATS if re.match(start, data)), None)
 
 
 def csv_problem(error: csv.Error) -> str:
@@ -151,7 +151,7 @@ def _is_unquoted(text: str) -> bool:
     return len({line.count("\t") for line in lines}) == 1
 
 
-def _numbered(reader: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:
+def _numbered_rows(reader: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:
     for number, cells in enumerate(reader, start=1):
         stripped = [cell.strip() for cell in cells]
         # Few cells are guarded, so the others skip the check.
@@ -164,8 +164,8 @@ def _read_text(path: Path) -> str:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"can't read {path}: {reason}") from error
-    if (other := other_file(data)) is not None:
-        raise DataError(f"{path.name} {other}")
+    if (problem := wrong_format(data)) is not None:
+        raise DataError(f"{path.name} {problem}")
     if b"\0" in data:
         line = data.count(b"\n", 0, data.index(b"\0")) + 1
         raise DataError(

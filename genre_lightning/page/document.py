@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-_HERE = "genre_lightning.page"
+_PACKAGE = "genre_lightning.page"
 
 
 def render_page(
@@ -30,9 +30,9 @@ def render_page(
     loaded. ``styles`` are further style sheets of this folder, such as "card.css".
     """
     folder = resources.files(package)
-    style = "".join(_read(_HERE, sheet) for sheet in ("page.css", *styles))
+    style = "".join(_read(_PACKAGE, sheet) for sheet in ("page.css", *styles))
     style += _read(package, f"{name}.css")
-    script = _read(_HERE, "sort.js")
+    script = _read(_PACKAGE, "sort.js")
     if (folder / f"{name}.js").is_file():
         script += _read(package, f"{name}.js")
     return _render(
@@ -59,7 +59,7 @@ def render_fragment(
     The package's template ``NAME.html.j2`` extends our ``fragment.html.j2``. The styles are those
     of :func:`render_page` without ``page.css``, and only apply to the fragment. There is no script.
     """
-    style = "".join(_read(_HERE, sheet) for sheet in styles) + _read(package, f"{name}.css")
+    style = "".join(_read(_PACKAGE, sheet) for sheet in styles) + _read(package, f"{name}.css")
     return _render(package, name, filters, style=Markup(style), **values)
 
 
@@ -74,7 +74,7 @@ def _render(
 def _environment(package: str, filters: tuple[tuple[str, Callable[..., Any]], ...]) -> Environment:
     """Create the environment that compiles templates, once for all pages of a kind."""
     environment = Environment(
-        loader=ChoiceLoader([PackageLoader(package, "."), PackageLoader(_HERE, ".")]),
+        loader=ChoiceLoader([PackageLoader(package, "."), PackageLoader(_PACKAGE, ".")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 from markupsafe import Markup
 
 
-def in_markdown(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """Escape Markdown, HTML and links in a text; ``Markup`` stays as it is."""
     if isinstance(text, Markup):
         return text
@@ -24,15 +24,19 @@ def code(text: str) -> Markup:
 
 
 def markdown_table(
-    heads: Sequence[str], rows: Sequence[Sequence[str]], left: Collection[str]
+    headings: Sequence[str], rows: Sequence[Sequence[str]], left_aligned: Collection[str]
 ) -> Iterator[str]:
     """Yield the lines of a table.
 
     Args:
-        heads: headings of the columns.
+        headings: headings of the columns.
         rows: a cell for each column.
-        left: headings of the left-aligned columns, which are not numbers.
+        left_aligned: headings of the left-aligned columns, which are not numbers.
     """
-    sides = ["---" if head in left else "---:" for head in heads]
-    for cells in (map(in_markdown, heads), sides, *(map(in_markdown, row) for row in rows)):
+    alignments = ["---" if heading in left_aligned else "---:" for heading in headings]
+    for cells in (
+        map(escape_markdown, headings),
+        alignments,
+        *(map(escape_markdown, row) for row in rows),
+    ):
         yield f"| {' | '.join(cells)} |"

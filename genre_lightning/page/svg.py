@@ -41,7 +41,7 @@ def circle(css: str, x: float, y: float, radius: float) -> str:
     return f'<circle class="{css}" cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}"/>'
 
 
-def words(css: str, x: float, y: float, text: str, anchor: str = "start") -> str:
+def svg_text(css: str, x: float, y: float, text: str, anchor: str = "start") -> str:
     """Text with a CSS class."""
     return (
         f'<text class="{css}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'

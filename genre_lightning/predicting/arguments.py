@@ -28,7 +28,7 @@ examples:
 STREAM = Path("-")
 
 #: Options for one movie, each named like its column.
-FLAGS = ("title", "poster", "synopsis")
+COLUMN_FLAGS = ("title", "poster", "synopsis")
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def parse_predict(arguments: Sequence[str]) -> PredictOptions:
     """Parse the arguments; exits with 2 if they are invalid."""
     parser = _predict_parser()
     options = parser.parse_args(arguments)
-    given = [(name, getattr(options, name)) for name in FLAGS]
+    given = [(name, getattr(options, name)) for name in COLUMN_FLAGS]
     pairs = [(name, value) for name, value in given if value is not None] + options.column
     columns = dict(pairs)
     for name in columns:
@@ -131,9 +131,9 @@ def parse_predict(arguments: Sequence[str]) -> PredictOptions:
         parser.error("--explain-out needs --explain")
     if options.ask is None and (options.ask_url or options.api_key_env):
         parser.error("--ask-url and --api-key-env need --ask")
-    held = {name: value for name, value in columns.items() if value.strip()}
-    others = {k: v for k, v in vars(options).items() if k not in (*FLAGS, "column")}
-    return PredictOptions(columns=held, **others)
+    non_empty = {name: value for name, value in columns.items() if value.strip()}
+    others = {k: v for k, v in vars(options).items() if k not in (*COLUMN_FLAGS, "column")}
+    return PredictOptions(columns=non_empty, **others)
 
 
 def parse_export(arguments: Sequence[str]) -> ExportOptions:
@@ -166,7 +166,7 @@ def parse_export(arguments: Sequence[str]) -> ExportOptions:
         help="write a new folder with model.onnx, its vocabulary and tokenizers, model.ckpt, and "
         "the model card as README.md",
     )
-    _add_card(parser)
+    _add_card_options(parser)
     options = parser.parse_args(arguments)
     if options.onnx is None and options.weights is None and options.out is None:
         parser.error("give --onnx, --weights or --out")
@@ -188,11 +188,11 @@ def parse_card(arguments: Sequence[str]) -> CardOptions:
     parser.add_argument(
         "--out", type=Path, metavar="FILE.md", help="file to write (default: print the card)"
     )
-    _add_card(parser)
+    _add_card_options(parser)
     return CardOptions(**vars(parser.parse_args(arguments)))
 
 
-def _add_card(parser: argparse.ArgumentParser) -> None:
+def _add_card_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of a model card."""
     parser.add_argument(
         "--scores",
@@ -204,7 +204,7 @@ def _add_card(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--licence",
-        type=_one_line,
+        type=_licence_id,
         metavar="ID",
         help="the licence under which you publish the model: mit, apache-2.0, ...",
     )
@@ -226,7 +226,7 @@ def _predict_parser() -> argparse.ArgumentParser:
     parser.add_argument("--synopsis", metavar="TEXT", help="summary of the plot")
     parser.add_argument(
         "--column",
-        type=_named,
+        type=_column_value,
         action="append",
         default=[],
         metavar="NAME=TEXT",
@@ -289,7 +289,7 @@ def _predict_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--workers",
-        type=_positive,
+        type=_positive_int,
         metavar="N",
         help="number of threads (default: one per core)",
     )
@@ -319,14 +319,14 @@ def add_encoder(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _named(text: str) -> tuple[str, str]:
+def _column_value(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not name.strip() or not equals:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=TEXT")
     return name.strip(), value
 
 
-def _one_line(text: str) -> str:
+def _licence_id(text: str) -> str:
     if not text.strip() or not text.isprintable():
         raise argparse.ArgumentTypeError(
             f"{text!r} is empty, or more than a line: give an identifier such as mit, or leave it "
@@ -335,7 +335,7 @@ def _one_line(text: str) -> str:
     return text.strip()
 
 
-def _positive(text: str) -> int:
+def _positive_int(text: str) -> int:
     try:
         value = int(text)
     except ValueError:

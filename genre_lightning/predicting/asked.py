@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 #: Movies asked about together, as a multiple of the concurrent requests. The server has less to do
 #: while the last requests of a chunk are pending, so small chunks are slower.
-_CHUNKS = 8
+_CHUNK_FACTOR = 8
 
 
 @final
-class AskedMovies:
+class MovieAsker:
     """Asks about movies with the settings of a genre-ask run, and passes the answers to the model.
 
     Args:
@@ -42,7 +42,7 @@ class AskedMovies:
             run folder, which may be untrusted.
 
     Attributes:
-        shows: columns shown to the language model, each with its kind: "text" or "poster".
+        shown_columns: columns shown to the language model, each with its kind: "text" or "poster".
 
     Raises:
         CommandError: the model does not have exactly one branch of answers, or this branch was
@@ -57,7 +57,7 @@ class AskedMovies:
         url: str | None = None,
         api_key_env: str | None = None,
     ) -> None:
-        self.questioner, self.again = load_questioner(folder)
+        self.questioner, self.retry_arguments = load_questioner(folder)
         inputs = predictor.model.inputs
         branches = [name for name, branch_input in inputs.items() if branch_input.of == "id"]
         if len(branches) != 1:
@@ -80,18 +80,20 @@ class AskedMovies:
             )
         self.predictor = predictor
         self.folder = folder
-        self.shows = {name: "poster" if name == POSTER else "text" for name in self.questioner.show}
+        self.shown_columns = {
+            name: "poster" if name == POSTER else "text" for name in self.questioner.show
+        }
         self.key_env = api_key_env
         read_key(api_key_env, "--api-key-env")  # reports a missing key before any movie is read
         self.url = check_url(url, "--ask-url") if url else self.questioner.base_url
         note(f"asking {self.questioner.model} at {self.url}")
         self._column = branch_input.column
-        self._done: deque[Record] = deque()
+        self._records: deque[Record] = deque()
 
     @property
     def columns(self) -> dict[str, str]:
-        """All columns that are used, with their kinds: the model's, and those of :attr:`shows`."""
-        return {**self.predictor.model.given_columns, **self.shows}
+        """All columns in use, with their kinds: the model's, and :attr:`shown_columns`."""
+        return {**self.predictor.model.given_columns, **self.shown_columns}
 
     def predictions(
         self, movies: Iterable[Mapping[str, Any]], errors: str = "raise"
@@ -105,7 +107,7 @@ class AskedMovies:
             Exception: as :meth:`GenrePredictor.stream`; UserError for errors of the server.
         """
         for prediction in self.predictor.stream(self._with_answers(movies), errors):
-            record = self._done.popleft()
+            record = self._records.popleft()
             if record.failed is not None:
                 problems = [prediction.problem, f"no answer: {record.failed}"]
                 prediction = replace(prediction, problem="; ".join(filter(None, problems)))
@@ -119,20 +121,20 @@ class AskedMovies:
             the problem if there is no answer, None otherwise.
         """
         (given,) = self._with_answers([movie])
-        record = self._done.popleft()
+        record = self._records.popleft()
         return given, record.why, record.failed
 
     def _with_answers(self, movies: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
         known = self.predictor.columns
         numbered = enumerate(movies)
         with self._asker() as (runner, asker):
-            while chunk := list(islice(numbered, _CHUNKS * asker.concurrency)):
+            while chunk := list(islice(numbered, _CHUNK_FACTOR * asker.concurrency)):
                 records: dict[int, Record] = {}
-                asked = [self._movie(number, movie) for number, movie in chunk]
-                runner.run(_entered(asker, asked, records))
-                for place, (_, movie) in enumerate(chunk):
-                    record = records[place]
-                    self._done.append(record)
+                asked_movies = [self._movie(number, movie) for number, movie in chunk]
+                runner.run(_run_asker(asker, asked_movies, records))
+                for index, (_, movie) in enumerate(chunk):
+                    record = records[index]
+                    self._records.append(record)
                     given = {name: value for name, value in movie.items() if name in known}
                     if record.scores is not None:
                         given[self._column] = [record.scores[g] for g in self.questioner.genres]
@@ -142,14 +144,16 @@ class AskedMovies:
     def _asker(self) -> Iterator[tuple[asyncio.Runner, Asker]]:
         settings = ServerSettings()
         with ExitStack() as stack:
-            keep = os.access(self.folder, os.W_OK)
-            if keep:
+            is_writable = os.access(self.folder, os.W_OK)
+            if is_writable:
                 stack.enter_context(locked(self.folder))
-            answer_file = stack.enter_context(AnswerFile(self.folder / ANSWER_FILE_NAME, keep=keep))
+            answer_file = stack.enter_context(
+                AnswerFile(self.folder / ANSWER_FILE_NAME, keep=is_writable)
+            )
             server = settings.connect(self.url, self.key_env, "--ask-url", "--api-key-env")
             asker = Asker(
                 self.questioner, server, answer_file, concurrency=settings.concurrency, say=note,
-                **self.again,
+                **self.retry_arguments,
             )  # fmt: skip
             stack.callback(asker.close)
             yield stack.enter_context(asyncio.Runner()), asker
@@ -157,16 +161,16 @@ class AskedMovies:
                 note(f"unreadable, not shown: {name} ({reason})")
 
     def _movie(self, number: int, columns: Mapping[str, Value | None]) -> Movie:
-        found: dict[str, str | PosterFile] = {}
-        for name, of in self.shows.items():
+        shown: dict[str, str | PosterFile] = {}
+        for name, kind in self.shown_columns.items():
             value = columns.get(name)
             if value is None:
                 continue
-            found[name] = _poster(Path(value)) if of == "poster" else str(value)
-        return Movie(f"predicted {number + 1}", found, (), None, "")
+            shown[name] = _poster(Path(value)) if kind == "poster" else str(value)
+        return Movie(f"predicted {number + 1}", shown, (), None, "")
 
 
-async def _entered(asker: Asker, movies: list[Movie], records: dict[int, Record]) -> None:
+async def _run_asker(asker: Asker, movies: list[Movie], records: dict[int, Record]) -> None:
     async with asker.server:
         await asker.run(movies, records.__setitem__)
 

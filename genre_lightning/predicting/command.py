@@ -60,22 +60,22 @@ def _predict(arguments: Sequence[str]) -> int:
         predictor = GenrePredictor.from_checkpoint(
             best_checkpoint(options.checkpoint), device, options.workers, options.encoder
         )
-    asked = None
+    movie_asker = None
     if options.ask is not None:
-        from genre_lightning.predicting.asked import AskedMovies
+        from genre_lightning.predicting.asked import MovieAsker
 
-        asked = AskedMovies(predictor, options.ask, options.ask_url, options.api_key_env)
+        movie_asker = MovieAsker(predictor, options.ask, options.ask_url, options.api_key_env)
     if options.columns:
         from genre_lightning.predicting.one import predict_one
 
-        predict_one(predictor, options, asked)
+        predict_one(predictor, options, movie_asker)
     else:
         from genre_lightning.predicting.many import predict_csv, predict_folder
 
         if options.csv is not None:
-            predict_csv(predictor, options.csv, options.out, asked)
+            predict_csv(predictor, options.csv, options.out, movie_asker)
         elif options.folder is not None:
-            predict_folder(predictor, options.folder, options.out, options.json, asked)
+            predict_folder(predictor, options.folder, options.out, options.json, movie_asker)
     return 0
 
 
@@ -98,7 +98,7 @@ def _export(arguments: Sequence[str]) -> int:
 
         exported = export_onnx(load_model(checkpoint), options.onnx)
         print(f"{shell_command(exported.onnx)} ({exported.onnx.stat().st_size / 2**20:.1f} MiB)")
-        for path in exported.beside:
+        for path in exported.extra_files:
             print(shell_command(path))
         print(
             f"checked on {exported.movies} movies: logits differ from PyTorch's "

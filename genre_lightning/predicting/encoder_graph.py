@@ -19,11 +19,11 @@ from genre_lightning.inputs.encoders.images import ImageEncoder
 from genre_lightning.inputs.encoders.texts import TextEncoder
 from genre_lightning.inputs.part import Numbers
 from genre_lightning.models.poster_encoder import PosterEncoder
-from genre_lightning.predicting.input_graph import InputGraph, membership
+from genre_lightning.predicting.input_graph import InputGraph, membership_matrix
 from genre_lightning.predicting.pixel_graph import (
     NormalisePixels,
-    pixels_described,
-    with_black_poster,
+    append_black_poster,
+    describe_pixels,
 )
 
 #: The file from which Hugging Face's libraries, in any language, load a tokenizer.
@@ -38,19 +38,19 @@ def embedding_graph(branch_input: EmbeddingInput) -> InputGraph:
     return EmbeddedTextGraph(branch_input, encoder)
 
 
-def traced_quickly(module: nn.Module, size: tuple[int, int]) -> nn.Module:
+def simplify_for_tracing(module: nn.Module, size: tuple[int, int]) -> nn.Module:
     """A copy of an image network, equal up to rounding, that is traced in half the time.
 
     The exporter is slow on BatchNorms, in-place operations and channels-last tensors, none of which
     help in a graph.
     """
-    quick = fold_batch_norms(module, drawn_posters(size))
-    if quick is module:
-        quick = copy.deepcopy(module)
-    for layer in quick.modules():
+    simplified = fold_batch_norms(module, drawn_posters(size))
+    if simplified is module:
+        simplified = copy.deepcopy(module)
+    for layer in simplified.modules():
         if getattr(layer, "inplace", False):
             layer.inplace = False  # type: ignore[assignment]
-    return quick.to(memory_format=torch.contiguous_format)
+    return simplified.to(memory_format=torch.contiguous_format)
 
 
 @final
@@ -59,7 +59,7 @@ class PosterEncoderGraph(nn.Module):
 
     def __init__(self, network: PosterEncoder) -> None:
         super().__init__()
-        self.encoder = traced_quickly(network.encoder, network.size)
+        self.encoder = simplify_for_tracing(network.encoder, network.size)
         self.head = network.head
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -76,17 +76,17 @@ class EmbeddedPosterGraph(InputGraph):
         super().__init__()
         self.branch_input = branch_input
         self.encoder = encoder
-        self.module = traced_quickly(encoder.module, encoder.size)
+        self.module = simplify_for_tracing(encoder.module, encoder.size)
         self.sizes = {"pixels": ("rows",)}
-        self.inputs = {"pixels": pixels_described(encoder.size)}
+        self.inputs = {"pixels": describe_pixels(encoder.size)}
         self.about = {"encoder": encoder.name, "size": list(encoder.size)}
         self.files = {}
         self.normalise = NormalisePixels(encoder.colours)
 
     def forward(self, *numbers: Tensor) -> Mapping[str, Tensor]:
         """Append a black poster and embed all."""
-        (given,) = numbers
-        pixels = self.normalise(with_black_poster(given))
+        (posters,) = numbers
+        pixels = self.normalise(append_black_poster(posters))
         return {"vectors": self.encoder.vectors(pixels, self.module)}
 
     def numbers(self, values: Sequence[Any]) -> dict[str, Tensor]:
@@ -94,15 +94,15 @@ class EmbeddedPosterGraph(InputGraph):
         return {"pixels": torch.from_numpy(pixels.reshape(-1, *self.encoder.size, 3))}
 
     def reference(self, values: Sequence[Any]) -> Numbers:
-        return _not_rounded(self.branch_input, values)
+        return _unrounded_arguments(self.branch_input, values)
 
     def examples(self, count: int) -> list[Any]:
         # Blocks of a few colours resemble posters more than noise does, and encoders give all noise
         # images nearly the same vector.
         height, width = self.encoder.size
-        drawn = np.random.default_rng(0).integers(0, 256, (count, 6, 4, 3), np.uint8)
+        blocks = np.random.default_rng(0).integers(0, 256, (count, 6, 4, 3), np.uint8)
         rows, columns = np.arange(height) * 6 // height, np.arange(width) * 4 // width
-        return list(drawn[:, rows][:, :, columns])
+        return list(blocks[:, rows][:, :, columns])
 
 
 @final
@@ -146,13 +146,13 @@ class EmbeddedTextGraph(InputGraph):
     def forward(self, *numbers: Tensor) -> Mapping[str, Tensor]:
         """Append a text of padding and embed all."""
         ids, mask, offsets = numbers
-        one_more = (0, 0, 0, 1)
-        chunks = self.module(F.pad(ids, one_more), F.pad(mask, one_more, value=1))
+        extra_row = (0, 0, 0, 1)
+        chunks = self.module(F.pad(ids, extra_row), F.pad(mask, extra_row, value=1))
         count = torch.ones_like(ids[:, 0]).sum(0, keepdim=True)
         starts = torch.cat([offsets, count])
         # A text's vector is the mean of its chunks' vectors.
-        member = membership(chunks[:, 0], starts)
-        return {"vectors": member @ chunks / member.sum(1, keepdim=True)}
+        chunk_weights = membership_matrix(chunks[:, 0], starts)
+        return {"vectors": chunk_weights @ chunks / chunk_weights.sum(1, keepdim=True)}
 
     def numbers(self, values: Sequence[Any]) -> dict[str, Tensor]:
         texts = self.branch_input.prompted([self.branch_input.read(value) for value in values])
@@ -168,7 +168,7 @@ class EmbeddedTextGraph(InputGraph):
         }
 
     def reference(self, values: Sequence[Any]) -> Numbers:
-        return _not_rounded(self.branch_input, values)
+        return _unrounded_arguments(self.branch_input, values)
 
     def examples(self, count: int) -> list[Any]:
         words = ("A thief", "a cop", "two sisters", "love", "war", "in space", "hunts", "and", "?")
@@ -180,7 +180,7 @@ class EmbeddedTextGraph(InputGraph):
         ]
 
 
-def _not_rounded(branch_input: EmbeddingInput, values: Sequence[Any]) -> Numbers:
+def _unrounded_arguments(branch_input: EmbeddingInput, values: Sequence[Any]) -> Numbers:
     """The network arguments as in prediction, without rounding the vectors to float16.
 
     A graph can't reproduce this rounding: where two libraries differ in the last digit, they may

@@ -109,8 +109,8 @@ def _read_predictions(path: Path, model: TrainedModel) -> tuple[np.ndarray, np.n
     rows = _read(path, lambda text: list(csv.reader(io.StringIO(text))))
     width = len(model.genres)
     header = [unguard(cell) for cell in rows[0]] if rows else []
-    is_of_these_genres = header[-width:] == score_columns(model.genres, header[:-width])
-    if header[2:4] != ["true", "predicted"] or not is_of_these_genres:
+    has_model_genres = header[-width:] == score_columns(model.genres, header[:-width])
+    if header[2:4] != ["true", "predicted"] or not has_model_genres:
         raise CardError(f"{path}: its genres are not those of the checkpoint")
     column_of = {genre: column for column, genre in enumerate(model.genres)}
     separator = separator_of(model.genres)
@@ -138,8 +138,8 @@ def _read_predictions(path: Path, model: TrainedModel) -> tuple[np.ndarray, np.n
 def _undo_rounding(scores: np.ndarray, predicted: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
     """Move scores that rounding has carried across a threshold back to the right side."""
     below = np.nextafter(thresholds, np.float32(-1))
-    moved = np.where(predicted > 0, np.maximum(scores, thresholds), np.minimum(scores, below))
-    return moved.astype(np.float32)
+    corrected = np.where(predicted > 0, np.maximum(scores, thresholds), np.minimum(scores, below))
+    return corrected.astype(np.float32)
 
 
 def _check_metrics(
@@ -150,10 +150,10 @@ def _check_metrics(
     thresholds: Tensor,
 ) -> None:
     """Refuse a metrics.json that does not match the predictions."""
-    again = genre_metrics(torch.from_numpy(scores), torch.from_numpy(targets), thresholds)
+    recomputed = genre_metrics(torch.from_numpy(scores), torch.from_numpy(targets), thresholds)
     for name in METRICS:
-        if abs(again[name] - metrics.get(name, -1.0)) > _METRIC_TOLERANCE:
+        if abs(recomputed[name] - metrics.get(name, -1.0)) > _METRIC_TOLERANCE:
             raise CardError(
                 f"{path}: its {name} is {metrics.get(name)}, and that of {PREDICTIONS} "
-                f"{again[name]:.4f}: evaluate the checkpoint again"
+                f"{recomputed[name]:.4f}: evaluate the checkpoint again"
             )

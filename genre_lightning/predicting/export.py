@@ -51,29 +51,29 @@ from genre_lightning.predicting.input_graph import ExportError
 
 TOLERANCE = 1e-4
 #: Tolerated difference between sums of float32 probabilities near 1.
-_LAST_BITS = 8 * np.finfo(np.float32).eps
+_SCORE_ROUNDING = 8 * np.finfo(np.float32).eps
 OPSET = 18
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 @dataclass(frozen=True)
-class Exported:
+class OnnxExport:
     """The files of an export and the result of its check.
 
     Attributes:
         onnx: the graph with its weights.
-        beside: further files; the first is the vocabulary, in JSON.
+        extra_files: further files; the first is the vocabulary, in JSON.
         movies: number of movies in the check.
         difference: largest difference from PyTorch's logits and scores.
     """
 
     onnx: Path
-    beside: tuple[Path, ...]
+    extra_files: tuple[Path, ...]
     movies: int
     difference: float
 
 
-def export_onnx(model: TrainedModel, path: Path) -> Exported:
+def export_onnx(model: TrainedModel, path: Path) -> OnnxExport:
     """Write a model to ``path`` and its vocabulary beside it as ``NAME.vocabulary.json``.
 
     The graph is first run with onnxruntime on batches of several kinds and compared with PyTorch;
@@ -94,26 +94,28 @@ def export_onnx(model: TrainedModel, path: Path) -> Exported:
     if not path.parent.is_dir():
         raise ExportError(f"{path}: there is no folder {path.parent}")
     graph = ExportedNetwork(model).eval()
-    beside = {
+    extra_files = {
         path.with_suffix(".vocabulary.json").name: json.dumps(
             describe(model, graph, path.stem), ensure_ascii=False
         ).encode()
     }
-    for branch, own in graph.inputs.items():
-        beside |= {f"{path.stem}.{branch}.{name}": data for name, data in own.files.items()}
+    for branch, input_graph in graph.inputs.items():
+        extra_files |= {
+            f"{path.stem}.{branch}.{name}": data for name, data in input_graph.files.items()
+        }
     try:
         # A temporary folder also collects any other files that the exporter leaves.
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-            whole = Path(folder) / path.name
-            _write_graph(graph, whole, describe(model, graph))
-            movies, difference = _check(graph, model, whole)
-            for name, data in beside.items():
+            partial = Path(folder) / path.name
+            _write_graph(graph, partial, describe(model, graph))
+            movies, difference = _check(graph, model, partial)
+            for name, data in extra_files.items():
                 (Path(folder) / name).write_bytes(data)
-            for name in (path.name, *beside):
+            for name in (path.name, *extra_files):
                 os.replace(Path(folder) / name, path.with_name(name))
     except OSError as error:
         raise ExportError(f"{path}: can't be written ({error.strerror or error})") from error
-    return Exported(path, tuple(map(path.with_name, beside)), movies, difference)
+    return OnnxExport(path, tuple(map(path.with_name, extra_files)), movies, difference)
 
 
 def describe(
@@ -133,12 +135,12 @@ def describe(
         for name, branch_input in model.inputs.items()
     }
     if stem is not None:
-        for name, own in graph.inputs.items():
-            branches[name] |= own.about
-            if own.files:
-                branches[name]["files"] = {key: f"{stem}.{name}.{key}" for key in own.files}
+        for name, input_graph in graph.inputs.items():
+            branches[name] |= input_graph.about
+            if input_graph.files:
+                branches[name]["files"] = {key: f"{stem}.{name}.{key}" for key in input_graph.files}
     return {
-        "inputs": graph.described_inputs(),
+        "inputs": graph.input_descriptions(),
         "outputs": OUTPUTS,
         "genres": list(model.genres),
         "thresholds": [float(value) for value in model.thresholds],
@@ -152,13 +154,19 @@ def _write_graph(graph: ExportedNetwork, path: Path, metadata: Mapping[str, Any]
     """Trace the network and write an ONNX file with its weights and the metadata."""
     import onnx
 
-    movies = _movies(graph, 3)
+    movies = _example_movies(graph, 3)
     # Each column is in two of three movies, so the exporter can't take two dimensions for equal.
     sample = graph.feed([movies[0], {}, movies[2]])
-    dims = {name: torch.export.Dim(name) for names in graph.varying() for name in names}
-    shapes = [{axis: dims[n] for axis, n in enumerate(names)} for names in graph.varying()]
+    dims = {name: torch.export.Dim(name) for names in graph.dynamic_dimensions() for name in names}
+    shapes = [
+        {axis: dims[n] for axis, n in enumerate(names)} for names in graph.dynamic_dimensions()
+    ]
     printed = io.StringIO()  # the exporter reports its progress
-    with contextlib.redirect_stdout(printed), warnings.catch_warnings(), _torchvision_not_missed():
+    with (
+        contextlib.redirect_stdout(printed),
+        warnings.catch_warnings(),
+        _without_torchvision_warning(),
+    ):
         warnings.simplefilter("ignore")  # about its own future
         program = torch.onnx.export(
             graph,
@@ -197,7 +205,7 @@ def _simplify(model: Any) -> None:
 
     passes.InlinePass()(model)
     fold_constants_ir(model)
-    for tidy in (
+    for graph_pass in (
         passes.RemoveUnusedNodesPass(),
         passes.RemoveUnusedFunctionsPass(),
         passes.RemoveUnusedOpsetsPass(),
@@ -208,22 +216,22 @@ def _simplify(model: Any) -> None:
         passes.OutputFixPass(),
         passes.NameFixPass(),
     ):
-        tidy(model)
+        graph_pass(model)
 
 
 @contextlib.contextmanager
-def _torchvision_not_missed() -> Iterator[None]:
+def _without_torchvision_warning() -> Iterator[None]:
     """Silence the exporter's warning about torchvision's operations, which no model here uses."""
 
-    def other(record: logging.LogRecord) -> bool:
+    def is_unrelated(record: logging.LogRecord) -> bool:
         return not record.getMessage().startswith("torchvision is not installed")
 
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
-    logger.addFilter(other)
+    logger.addFilter(is_unrelated)
     try:
         yield
     finally:
-        logger.removeFilter(other)
+        logger.removeFilter(is_unrelated)
 
 
 def _check(graph: ExportedNetwork, model: TrainedModel, path: Path) -> tuple[int, float]:
@@ -238,28 +246,30 @@ def _check(graph: ExportedNetwork, model: TrainedModel, path: Path) -> tuple[int
     names = [entry.name for entry in session.get_inputs()]
     if sorted(names) != sorted(graph.input_names()):
         raise ExportError(f"the graph's inputs are {', '.join(names)}: not written")
-    movies, worst, beyond = 0, 0.0, 0.0
-    for batch in _batches(graph):
-        fed = graph.feed(batch)
+    movies, max_difference, max_excess = 0, 0.0, 0.0
+    for batch in _check_batches(graph):
+        tensors = graph.feed(batch)
         with torch.inference_mode():
             expected = _reference(graph, model, batch)
-        feed = dict(zip(graph.input_names(), (value.numpy() for value in fed), strict=True))
+        feed = dict(zip(graph.input_names(), (value.numpy() for value in tensors), strict=True))
         logits, scores = session.run(list(OUTPUTS), feed)
-        wanted = ACTIVATIONS[model.activation](expected).numpy()
-        of_logits = np.abs(logits - expected.numpy())
-        of_scores = np.abs(scores - wanted).max()
+        expected_scores = ACTIVATIONS[model.activation](expected).numpy()
+        logit_errors = np.abs(logits - expected.numpy())
+        score_error = np.abs(scores - expected_scores).max()
         # NumPy's maximum propagates NaN; Python's max() could ignore it.
-        worst = float(np.max([worst, of_logits.max(), of_scores]))
+        max_difference = float(np.max([max_difference, logit_errors.max(), score_error]))
         if model.network.label_sets is not None:
             # These logits are log-odds of scores: near a score of 1, the last bit of the score
             # changes the log-odds a lot.
-            rounding = _LAST_BITS / np.maximum(1 - wanted, np.finfo(np.float32).eps)
-            of_logits = of_logits - rounding
-        beyond = float(np.max([beyond, of_logits.max(), of_scores]))
+            rounding = _SCORE_ROUNDING / np.maximum(1 - expected_scores, np.finfo(np.float32).eps)
+            logit_errors = logit_errors - rounding
+        max_excess = float(np.max([max_excess, logit_errors.max(), score_error]))
         movies += len(logits)
-    if not beyond <= TOLERANCE:
-        raise ExportError(f"the graph's logits differ from PyTorch's by {worst:.2g}: not written")
-    return movies, worst
+    if not max_excess <= TOLERANCE:
+        raise ExportError(
+            f"the graph's logits differ from PyTorch's by {max_difference:.2g}: not written"
+        )
+    return movies, max_difference
 
 
 def _reference(
@@ -267,36 +277,37 @@ def _reference(
 ) -> Tensor:
     """(B, G) logits of the network for the arguments that the inputs themselves compute."""
     parts = {}
-    for name, own in graph.inputs.items():
+    for name, input_graph in graph.inputs.items():
         rows = [row for row, movie in enumerate(movies) if movie.get(name) is not None]
         parts[name] = Part(
-            torch.tensor(rows, dtype=torch.int64), own.reference([movies[r][name] for r in rows])
+            torch.tensor(rows, dtype=torch.int64),
+            input_graph.reference([movies[r][name] for r in rows]),
         )
     logits: Tensor = model.network(parts, len(movies))
     return logits
 
 
-def _movies(graph: ExportedNetwork, count: int) -> list[dict[str, Any]]:
+def _example_movies(graph: ExportedNetwork, count: int) -> list[dict[str, Any]]:
     """Example movies that have all columns, as values by branch."""
-    columns = {name: own.examples(count) for name, own in graph.inputs.items()}
+    columns = {name: input_graph.examples(count) for name, input_graph in graph.inputs.items()}
     return [{name: values[n] for name, values in columns.items()} for n in range(count)]
 
 
-def _batches(graph: ExportedNetwork) -> Iterator[list[dict[str, Any]]]:
+def _check_batches(graph: ExportedNetwork) -> Iterator[list[dict[str, Any]]]:
     """Batches of every kind: of one or many movies, with all, some or no columns."""
-    many = _movies(graph, 6)
-    yield many[1:2]
-    yield many[4:5]  # its texts may be longer than an encoder's maximum length
+    movies = _example_movies(graph, 6)
+    yield movies[1:2]
+    yield movies[4:5]  # its texts may be longer than an encoder's maximum length
     yield [{}]
     for branch in graph.inputs:
-        yield [{branch: many[1][branch]}]
-        yield [{name: value for name, value in many[1].items() if name != branch}]
+        yield [{branch: movies[1][branch]}]
+        yield [{name: value for name, value in movies[1].items() if name != branch}]
         # Only one movie of the batch, and not the first, has the column.
-        yield [{}, {branch: many[0][branch]}, {}]
-    yield [many[5], {}, many[0], many[1], {}]
-    places = {name: place for place, name in enumerate(graph.inputs)}
+        yield [{}, {branch: movies[0][branch]}, {}]
+    yield [movies[5], {}, movies[0], movies[1], {}]
+    branch_indices = {name: index for index, name in enumerate(graph.inputs)}
     yield [
-        {name: value for name, value in movie.items() if (n + places[name]) % 3}
-        for n, movie in enumerate(many)
+        {name: value for name, value in movie.items() if (n + branch_indices[name]) % 3}
+        for n, movie in enumerate(movies)
     ]
-    yield many
+    yield movies

@@ -45,12 +45,12 @@ def export_folder(
     if not folder.absolute().parent.is_dir():
         raise ExportError(f"{folder}: there is no folder {folder.absolute().parent}")
     try:
-        with whole_folder(folder.absolute()) as place:
-            export_weights(checkpoint, place / WEIGHTS)
-            card = model_card(checkpoint, scores, licence, place / WEIGHTS)
-            write_model_card(place / CARD, card)
-            export_onnx(load_model(checkpoint), place / GRAPH)
-            names = sorted(path.name for path in place.iterdir())
+        with whole_folder(folder.absolute()) as partial:
+            export_weights(checkpoint, partial / WEIGHTS)
+            card = model_card(checkpoint, scores, licence, partial / WEIGHTS)
+            write_model_card(partial / CARD, card)
+            export_onnx(load_model(checkpoint), partial / GRAPH)
+            names = sorted(path.name for path in partial.iterdir())
     except OSError as error:
         raise ExportError(f"{folder}: can't be written ({error.strerror or error})") from error
     return names

@@ -38,19 +38,19 @@ from genre_lightning.predicting.encoder_graph import PosterEncoderGraph, embeddi
 from genre_lightning.predicting.input_graph import (
     ExportError,
     InputGraph,
-    as_predicted,
-    membership,
+    membership_matrix,
+    prediction_arguments,
 )
 from genre_lightning.predicting.pixel_graph import (
     NormalisePixels,
-    pixels_described,
-    with_black_poster,
+    append_black_poster,
+    describe_pixels,
 )
 
 #: Name of the graph's first input; descriptions of this input and of each branch's rows.
 MOVIES = "movies"
-MOVIES_ARE = "(B,) int64, the numbers 0 to B - 1 of the movies to score"
-ROWS_ARE = "(P,) int64, which of the movies each row of this branch belongs to; none twice"
+MOVIES_DESCRIPTION = "(B,) int64, the numbers 0 to B - 1 of the movies to score"
+ROWS_DESCRIPTION = "(P,) int64, which of the movies each row of this branch belongs to; none twice"
 #: Outputs of the graph.
 OUTPUTS = {
     "logits": "(B, G) float32",
@@ -84,12 +84,12 @@ class TermsGraph(InputGraph):
         return self.branch_input.encode([self.branch_input.read(value) for value in values])
 
     def reference(self, values: Sequence[Any]) -> Numbers:
-        return as_predicted(self.branch_input, values)
+        return prediction_arguments(self.branch_input, values)
 
     def examples(self, count: int) -> list[Any]:
         terms = self.branch_input.vectorizer.terms or ["a"]
-        known = [f"{terms[n * 7919 % len(terms)]} {n} ({1920 + n % 100})" for n in range(count)]
-        return [*("?", "Heat (1995)"), *known][:count]
+        titles = [f"{terms[n * 7919 % len(terms)]} {n} ({1920 + n % 100})" for n in range(count)]
+        return [*("?", "Heat (1995)"), *titles][:count]
 
 
 @final
@@ -100,15 +100,15 @@ class PixelsGraph(InputGraph):
         super().__init__()
         self.branch_input = branch_input
         self.sizes = {"pixels": ("rows",)}
-        self.inputs = {"pixels": pixels_described(branch_input.size)}
+        self.inputs = {"pixels": describe_pixels(branch_input.size)}
         self.about = {"size": list(branch_input.size)}
         self.files = {}
         self.normalise = NormalisePixels(branch_input.colours)
 
     def forward(self, *numbers: Tensor) -> Mapping[str, Tensor]:
         """Append a black poster."""
-        (given,) = numbers
-        pixels = with_black_poster(given)
+        (posters,) = numbers
+        pixels = append_black_poster(posters)
         # Rounded to whole numbers, as decoding does.
         pixels = (F.avg_pool2d(pixels, self.branch_input.shrink) + 0.5).floor()
         pixels = F.avg_pool2d(pixels, self.branch_input.rest)
@@ -119,24 +119,24 @@ class PixelsGraph(InputGraph):
         return {"pixels": torch.from_numpy(pixels)}
 
     def reference(self, values: Sequence[Any]) -> Numbers:
-        return as_predicted(self.branch_input, values)
+        return prediction_arguments(self.branch_input, values)
 
     def examples(self, count: int) -> list[Any]:
-        drawn = np.random.default_rng(0).integers(
+        posters = np.random.default_rng(0).integers(
             0, 256, (count, *self.branch_input.size, 3), np.uint8
         )
-        return list(drawn)
+        return list(posters)
 
 
-class _RowsOfNumbers(InputGraph, ABC):
+class _DenseGraph(InputGraph, ABC):
     """Vectors, computed outside of the graph and passed on unchanged."""
 
-    def __init__(self, branch_input: Input, what: str) -> None:
+    def __init__(self, branch_input: Input, description: str) -> None:
         super().__init__()
         self.branch_input = branch_input
         self.width = int(branch_input.network_arguments()["width"])
         self.sizes = {"vectors": ("rows",)}
-        self.inputs = {"vectors": f"(P, {self.width}) float32, {what}"}
+        self.inputs = {"vectors": f"(P, {self.width}) float32, {description}"}
         self.files = {}
 
     def forward(self, *numbers: Tensor) -> Mapping[str, Tensor]:
@@ -149,11 +149,11 @@ class _RowsOfNumbers(InputGraph, ABC):
         return self.branch_input.encode([self.branch_input.read(value) for value in values])
 
     def reference(self, values: Sequence[Any]) -> Numbers:
-        return as_predicted(self.branch_input, values)
+        return prediction_arguments(self.branch_input, values)
 
 
 @final
-class VectorsGraph(_RowsOfNumbers):
+class VectorsGraph(_DenseGraph):
     """Vectors that the user provides."""
 
     def __init__(self, branch_input: VectorsInput) -> None:
@@ -161,12 +161,12 @@ class VectorsGraph(_RowsOfNumbers):
         self.about = {"width": self.width, "log_odds": branch_input.log_odds}
 
     def examples(self, count: int) -> list[Any]:
-        drawn = np.random.default_rng(0).normal(size=(count, self.width)).astype(np.float32)
-        return list(drawn)
+        vectors = np.random.default_rng(0).normal(size=(count, self.width)).astype(np.float32)
+        return list(vectors)
 
 
 @final
-class YearGraph(_RowsOfNumbers):
+class YearGraph(_DenseGraph):
     """Release years from titles, as vectors of Gaussian bumps."""
 
     def __init__(self, branch_input: YearInput) -> None:
@@ -209,7 +209,7 @@ def _embedding_bag(table: Tensor, indices: Tensor, offsets: Tensor, weights: Ten
     The rows are gathered and weighted, then summed by a product with the (P, L) matrix of which
     term is in which text.
     """
-    return membership(indices, offsets) @ (table[indices] * weights[:, None])
+    return membership_matrix(indices, offsets) @ (table[indices] * weights[:, None])
 
 
 @final
@@ -277,8 +277,8 @@ class ExportedNetwork(nn.Module):
                 )
             inputs[name] = INPUT_GRAPHS[type(branch_input)](branch_input)
             network = model.network.branches[name]
-            form = NETWORK_GRAPHS.get(type(network))
-            networks[name] = network if form is None else form(network)
+            graph_class = NETWORK_GRAPHS.get(type(network))
+            networks[name] = network if graph_class is None else graph_class(network)
         self.inputs = inputs
         # Registered as modules so that the graph contains their constants.
         self.prepare = nn.ModuleDict(inputs)
@@ -290,46 +290,46 @@ class ExportedNetwork(nn.Module):
 
     def input_names(self) -> list[str]:
         """The names of the graph's inputs, in order."""
-        return [MOVIES, *(name for name in self.described_inputs() if name != MOVIES)]
+        return [MOVIES, *(name for name in self.input_descriptions() if name != MOVIES)]
 
-    def described_inputs(self) -> dict[str, str]:
+    def input_descriptions(self) -> dict[str, str]:
         """Descriptions of the graph's inputs, by name."""
-        described = {MOVIES: MOVIES_ARE}
+        described = {MOVIES: MOVIES_DESCRIPTION}
         for branch, graph in self.inputs.items():
-            described[f"{branch}.rows"] = ROWS_ARE
+            described[f"{branch}.rows"] = ROWS_DESCRIPTION
             described |= {f"{branch}.{name}": text for name, text in graph.inputs.items()}
         return described
 
-    def varying(self) -> list[tuple[str, ...]]:
+    def dynamic_dimensions(self) -> list[tuple[str, ...]]:
         """For each of the graph's inputs, the names of its leading dimensions of variable size."""
-        found: list[tuple[str, ...]] = [(MOVIES,)]
+        names: list[tuple[str, ...]] = [(MOVIES,)]
         for branch, graph in self.inputs.items():
-            found.append((f"{branch}_rows",))
-            found += [tuple(f"{branch}_{size}" for size in sizes) for sizes in graph.sizes.values()]
-        return found
+            names.append((f"{branch}_rows",))
+            names += [tuple(f"{branch}_{size}" for size in sizes) for sizes in graph.sizes.values()]
+        return names
 
     def feed(self, movies: Sequence[Mapping[str, Any]]) -> list[Tensor]:
         """The graph's inputs for movies, each given as its values by branch."""
-        fed = [torch.arange(len(movies))]
+        tensors = [torch.arange(len(movies))]
         for branch, graph in self.inputs.items():
             rows = [row for row, movie in enumerate(movies) if movie.get(branch) is not None]
             numbers = graph.numbers([movies[row][branch] for row in rows])
-            fed.append(torch.tensor(rows, dtype=torch.int64))
-            fed += [numbers[name] for name in graph.sizes]
-        return fed
+            tensors.append(torch.tensor(rows, dtype=torch.int64))
+            tensors += [numbers[name] for name in graph.sizes]
+        return tensors
 
-    def forward(self, fed: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def forward(self, tensors: list[Tensor]) -> tuple[Tensor, Tensor]:
         """(B, G) logits and scores from the output of :meth:`feed`."""
-        movies, *others = fed
+        movies, *remaining = tensors
         total = self.prior + torch.zeros_like(movies, dtype=torch.float32)[:, None]
         branch_logits: dict[str, Tensor] = {}
         for branch, graph in self.inputs.items():
-            rows, *rest = others
-            numbers, others = rest[: len(graph.sizes)], rest[len(graph.sizes) :]
+            rows, *rest = remaining
+            numbers, remaining = rest[: len(graph.sizes)], rest[len(graph.sizes) :]
             logits = self.networks[branch](**graph(*numbers))
-            there = (rows[None, :] == movies[:, None]).float()
-            nobody = torch.zeros_like(movies, dtype=torch.float32)[:, None]
-            branch_logits[branch] = torch.cat([there, nobody], dim=1) @ logits
+            is_row_of = (rows[None, :] == movies[:, None]).float()
+            padding_column = torch.zeros_like(movies, dtype=torch.float32)[:, None]
+            branch_logits[branch] = torch.cat([is_row_of, padding_column], dim=1) @ logits
             total = total + branch_logits[branch]
         if self.stacking is not None:
             total = total + self.stacking.correction(total, branch_logits)

@@ -54,21 +54,21 @@ class InputGraph(nn.Module, ABC):
         """Example values of the column for tracing and checking the graph."""
 
 
-def as_predicted(branch_input: Input, values: Sequence[Any]) -> Numbers:
+def prediction_arguments(branch_input: Input, values: Sequence[Any]) -> Numbers:
     """The network arguments that prediction computes for P values of a column."""
     return branch_input.prepare(
         branch_input.encode([branch_input.read(value) for value in values]), None
     )
 
 
-def membership(items: Tensor, starts: Tensor) -> Tensor:
+def membership_matrix(items: Tensor, starts: Tensor) -> Tensor:
     """(P, L) float32: 1 where an item belongs to a row, the last one that starts at or before it.
 
     Args:
         items: (L,) numbers of all P rows, concatenated.
         starts: (P,) int64, where each row starts among the items.
     """
-    place = torch.ones_like(items).cumsum(0) - 1
-    row = (place[None, :] >= starts[:, None]).long().sum(0) - 1
+    position = torch.ones_like(items).cumsum(0) - 1
+    row = (position[None, :] >= starts[:, None]).long().sum(0) - 1
     rows = torch.ones_like(starts).cumsum(0) - 1
     return (row[None, :] == rows[:, None]).float()

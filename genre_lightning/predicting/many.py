@@ -12,37 +12,37 @@ from genre_lightning.cells import guard, score_cell, score_columns, separator_of
 from genre_lightning.inputs.poster_limits import POSTER_SUFFIXES
 from genre_lightning.predicting.predictor import POSTER, TITLE
 from genre_lightning.predicting.printing import (
-    HEAT_MAP,
+    HEAT_MAP_INFIX,
     CommandError,
     as_json,
-    looks_at,
+    describe_columns,
     note,
-    note_left_out,
-    short_lines,
+    note_ignored_column,
+    summary_lines,
 )
 from genre_lightning.predicting.tables import (
     MovieRows,
+    open_input,
+    open_output,
     predicting_progress,
-    reading,
-    writing,
 )
 from genre_lightning.runs.quoting import shell_command
 from genre_lightning.wording import counted, first_few, printable
 
 if TYPE_CHECKING:
-    from genre_lightning.predicting.asked import AskedMovies
+    from genre_lightning.predicting.asked import MovieAsker
     from genre_lightning.predicting.predictor import GenrePredictor, Prediction
 
 #: Columns of the output before the genres' scores.
-ADDED = ("predicted", "problem")
+ADDED_COLUMNS = ("predicted", "problem")
 #: Keys of the JSON output besides the columns of a row.
-JSON_ADDED = ("genres", "scores", "thresholds", "problem")
+ADDED_JSON_KEYS = ("genres", "scores", "thresholds", "problem")
 #: The most genres named in a note.
 MAX_NAMED = 5
 
 
 def predict_csv(
-    predictor: GenrePredictor, source: Path, out: Path | None, asked: AskedMovies | None = None
+    predictor: GenrePredictor, source: Path, out: Path | None, movie_asker: MovieAsker | None = None
 ) -> None:
     """Write the rows of a CSV with their predictions, as a CSV or as lines of JSON.
 
@@ -50,7 +50,7 @@ def predict_csv(
         predictor: of the model.
         source: CSV to read; ``STREAM`` for standard input.
         out: CSV to write, a different file; ``STREAM`` for standard output; None to print JSON.
-        asked: asks a language model about the movies; None to ask none.
+        movie_asker: asks a language model about the movies; None to ask none.
 
     Raises:
         CommandError: a file can't be read or written, or the CSV has no column that the model looks
@@ -59,14 +59,14 @@ def predict_csv(
     if out is not None and out.exists() and source.exists() and out.samefile(source):
         raise CommandError(f"{out}: --out is the file that --csv reads; name another one")
     movies = problems = 0
-    with reading(source) as file, predicting_progress(file, source) as update:
-        kinds = _columns_of_use(predictor, asked)
+    with open_input(source) as file, predicting_progress(file, source) as update:
+        kinds = _usable_columns(predictor, movie_asker)
         rows = MovieRows(file, source, kinds)
-        _check_header(predictor, rows, JSON_ADDED if out is None else ADDED)
+        _check_header(predictor, rows, ADDED_JSON_KEYS if out is None else ADDED_COLUMNS)
 
         def counted_predictions() -> Iterator[Prediction]:
             nonlocal movies, problems
-            for prediction in _predictions(predictor, rows.movies(), asked):
+            for prediction in _predictions(predictor, rows.movies(), movie_asker):
                 movies += 1
                 problems += prediction.problem is not None
                 yield prediction
@@ -74,15 +74,19 @@ def predict_csv(
 
         if out is None:
             for prediction in counted_predictions():
-                print(json.dumps(as_json(predictor, prediction, rows.named(rows.next_done()))))
+                print(
+                    json.dumps(as_json(predictor, prediction, rows.cells_by_name(rows.pop_row())))
+                )
         else:
-            added = _columns(predictor, {*kinds, *rows.names})
+            added = _added_columns(predictor, {*kinds, *rows.names})
             _note_separator(predictor)
             _note_columns_like_genres(predictor, rows, added)
-            with writing(out) as writer:
+            with open_output(out) as writer:
                 writer.writerow([*map(guard, rows.header), *map(guard, added)])
                 for prediction in counted_predictions():
-                    writer.writerow([*map(guard, rows.next_done()), *_cells(predictor, prediction)])
+                    writer.writerow(
+                        [*map(guard, rows.pop_row()), *_prediction_cells(predictor, prediction)]
+                    )
     _print_summary(movies, problems, out)
 
 
@@ -103,25 +107,25 @@ def _check_header(predictor: GenrePredictor, rows: MovieRows, added: Sequence[st
                 f"{rows.name}: it has a column {name!r}, which the output adds: rename it or "
                 "leave it out"
             )
-    if not rows.found:
+    if not rows.positions:
         raise CommandError(
             f"{rows.name}: it has none of the columns {', '.join(rows.columns)} that the model "
             f"looks at; its first line is {','.join(rows.header)[:200]!r}"
         )
     for name in (TITLE, POSTER):
         if name in rows.names and name not in rows.columns:
-            note_left_out(predictor, name)
+            note_ignored_column(predictor, name)
 
 
 def _note_columns_like_genres(
     predictor: GenrePredictor, rows: MovieRows, added: Sequence[str]
 ) -> None:
-    given = [genre for genre in predictor.genres if genre.lower() in rows.names]
-    if given:
-        head = added[len(ADDED) + predictor.genres.index(given[0])]
+    clashing = [genre for genre in predictor.genres if genre.lower() in rows.names]
+    if clashing:
+        score_column = added[len(ADDED_COLUMNS) + predictor.genres.index(clashing[0])]
         note(
-            f"{rows.name} has columns named like genres ({first_few(given, MAX_NAMED)}): they "
-            f"stay as they are, and the scores of {given[0]} are in the column {head!r}"
+            f"{rows.name} has columns named like genres ({first_few(clashing, MAX_NAMED)}): they "
+            f"stay as they are, and the scores of {clashing[0]} are in the column {score_column!r}"
         )
 
 
@@ -129,7 +133,7 @@ def _is_poster(path: Path) -> bool:
     """Whether a file name is that of a poster and not of a heat map that --explain wrote."""
     name = path.name.lower()
     return name.endswith(POSTER_SUFFIXES) and not (
-        name.startswith(".") or (HEAT_MAP in name and name.endswith(".png"))
+        name.startswith(".") or (HEAT_MAP_INFIX in name and name.endswith(".png"))
     )
 
 
@@ -138,7 +142,7 @@ def predict_folder(
     folder: Path,
     out: Path | None,
     json_lines: bool,
-    asked: AskedMovies | None = None,
+    movie_asker: MovieAsker | None = None,
 ) -> None:
     """Print the genres of each poster in a folder, or write them as CSV.
 
@@ -147,7 +151,7 @@ def predict_folder(
         folder: of posters whose file names are the titles.
         out: CSV to write; ``STREAM`` for standard output; None to print.
         json_lines: print JSON.
-        asked: asks a language model about the movies; None to ask none.
+        movie_asker: asks a language model about the movies; None to ask none.
 
     Raises:
         CommandError: the folder can't be read or contains no poster, the output can't be written,
@@ -160,34 +164,36 @@ def predict_folder(
     posters = [path for path in files if _is_poster(path)]
     if not posters:
         raise CommandError(f"{folder}: no poster in it ({', '.join(POSTER_SUFFIXES)})")
-    of_use = _columns_of_use(predictor, asked)
-    if not {TITLE, POSTER} & set(of_use):
+    usable = _usable_columns(predictor, movie_asker)
+    if not {TITLE, POSTER} & set(usable):
         raise CommandError(
-            f"the model has no branch for titles or posters ({looks_at(predictor)}): "
+            f"the model has no branch for titles or posters ({describe_columns(predictor)}): "
             "use --csv instead of --folder"
         )
     if len(posters) < len(files):
-        others = len(files) - len(posters)
-        are = "1 file is not a poster" if others == 1 else f"{others} files are not posters"
-        note(f"{folder}: {are}, left out")
-    if POSTER not in of_use:
+        num_others = len(files) - len(posters)
+        skipped = (
+            "1 file is not a poster" if num_others == 1 else f"{num_others} files are not posters"
+        )
+        note(f"{folder}: {skipped}, left out")
+    if POSTER not in usable:
         note("the model has no branch for posters: only the file names are used")
 
     def movies() -> Iterator[dict[str, str | Path]]:
         for path in posters:
             given: dict[str, str | Path] = {TITLE: path.stem, POSTER: path}
-            yield {name: value for name, value in given.items() if name in of_use}
+            yield {name: value for name, value in given.items() if name in usable}
 
-    predictions = _predictions(predictor, movies(), asked)
+    predictions = _predictions(predictor, movies(), movie_asker)
     problems = 0
     if out is not None:
         _note_separator(predictor)
-        with writing(out) as writer:
-            writer.writerow([TITLE, POSTER, *map(guard, _columns(predictor, of_use))])
+        with open_output(out) as writer:
+            writer.writerow([TITLE, POSTER, *map(guard, _added_columns(predictor, usable))])
             for path, prediction in zip(posters, predictions, strict=True):
                 problems += prediction.problem is not None
                 names = [guard(path.stem), guard(path.name)]
-                writer.writerow([*names, *_cells(predictor, prediction)])
+                writer.writerow([*names, *_prediction_cells(predictor, prediction)])
     else:
         for number, (path, prediction) in enumerate(zip(posters, predictions, strict=True)):
             problems += prediction.problem is not None
@@ -198,27 +204,30 @@ def predict_folder(
             if number:
                 print()
             print(printable(path.stem))
-            for line in short_lines(predictor, prediction):
+            for line in summary_lines(predictor, prediction):
                 print(line)
     _print_summary(len(posters), problems, out)
 
 
-def _columns_of_use(predictor: GenrePredictor, asked: AskedMovies | None) -> dict[str, str]:
+def _usable_columns(predictor: GenrePredictor, movie_asker: MovieAsker | None) -> dict[str, str]:
     """The columns that the models look at, each with its kind: "text" or "poster"."""
-    return predictor.model.given_columns if asked is None else asked.columns
+    return predictor.model.given_columns if movie_asker is None else movie_asker.columns
 
 
 def _predictions(
-    predictor: GenrePredictor, movies: Iterable[Mapping[str, Any]], asked: AskedMovies | None
+    predictor: GenrePredictor, movies: Iterable[Mapping[str, Any]], movie_asker: MovieAsker | None
 ) -> Iterator[Prediction]:
-    if asked is None:
+    if movie_asker is None:
         return predictor.stream(movies, errors="report")
-    return (prediction for prediction, _ in asked.predictions(movies, errors="report"))
+    return (prediction for prediction, _ in movie_asker.predictions(movies, errors="report"))
 
 
-def _columns(predictor: GenrePredictor, others: Iterable[str]) -> list[str]:
+def _added_columns(predictor: GenrePredictor, others: Iterable[str]) -> list[str]:
     """Names of the columns that the output adds, distinct from those of the other columns."""
-    return [*ADDED, *score_columns(predictor.genres, [TITLE, POSTER, *others, *ADDED])]
+    return [
+        *ADDED_COLUMNS,
+        *score_columns(predictor.genres, [TITLE, POSTER, *others, *ADDED_COLUMNS]),
+    ]
 
 
 def _note_separator(predictor: GenrePredictor) -> None:
@@ -228,7 +237,7 @@ def _note_separator(predictor: GenrePredictor) -> None:
         note(f"in the column predicted {separator!r} joins genres: {genre!r} has a '|' in it")
 
 
-def _cells(predictor: GenrePredictor, prediction: Prediction) -> list[str]:
+def _prediction_cells(predictor: GenrePredictor, prediction: Prediction) -> list[str]:
     scores = [
         score_cell(prediction.scores[genre]) if prediction.scores else ""
         for genre in predictor.genres
@@ -244,5 +253,5 @@ def _print_summary(movies: int, problems: int, out: Path | None) -> None:
         text += (
             f", {problems} with a problem (a poster that can't be read, or nothing to predict from)"
         )
-    place = "" if out is None or str(out) == "-" else f"; written to {shell_command(out)}"
-    print(text + place, file=sys.stderr)
+    destination = "" if out is None or str(out) == "-" else f"; written to {shell_command(out)}"
+    print(text + destination, file=sys.stderr)

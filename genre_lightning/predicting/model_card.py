@@ -25,7 +25,7 @@ from genre_lightning.files import whole_file
 from genre_lightning.inputs.encoders.table import ENCODERS
 from genre_lightning.movies.readers import BIASES
 from genre_lightning.movies.split_names import SPLIT_WORDS
-from genre_lightning.page.markdown import code, in_markdown
+from genre_lightning.page.markdown import code, escape_markdown
 from genre_lightning.predicting.evaluations import (
     PREDICTIONS,
     CardError,
@@ -33,11 +33,11 @@ from genre_lightning.predicting.evaluations import (
     read_evaluation,
 )
 from genre_lightning.predicting.model_card_scores import (
-    FEW_TO_SCORE,
+    MIN_SCORED_MOVIES,
     ScoreTable,
     genre_table,
+    rarely_scored_genres,
     score_tables,
-    scored_by_few,
     scores_markup,
 )
 from genre_lightning.predicting.model_card_tables import (
@@ -54,7 +54,7 @@ from genre_lightning.runs.result import read_result
 from genre_lightning.wording import listed
 
 #: Genres with fewer training movies are named among the limits.
-FEW_TO_LEARN = 50
+MIN_TRAINING_MOVIES = 50
 #: Names of metrics on the Hugging Face hub, by the prefix of ours.
 _HUB_METRICS = {
     "f1": "f1",
@@ -68,7 +68,7 @@ def model_card(
     checkpoint: Path,
     evaluations: Sequence[Path] = (),
     licence: str | None = None,
-    given: Path | None = None,
+    published: Path | None = None,
 ) -> str:
     """The model card of a checkpoint, as Markdown with YAML front matter for the Hugging Face hub.
 
@@ -78,8 +78,8 @@ def model_card(
             the run folder.
         evaluations: further folders that evaluate.py wrote.
         licence: of the model, as an SPDX identifier; None if none is chosen.
-        given: the copy of the checkpoint that is published with the card and the ONNX files; None
-            if the checkpoint itself is, without ONNX.
+        published: the copy of the checkpoint that is published with the card and the ONNX files;
+            None if the checkpoint itself is, without ONNX.
 
     Raises:
         CheckpointError: ``checkpoint`` is not a checkpoint of this project.
@@ -87,31 +87,33 @@ def model_card(
     """
     content = read_checkpoint(checkpoint, mmap=True)
     model = rebuild(content)
-    run = _run_of(checkpoint)
-    found, notes = _find_evaluations(checkpoint, run, evaluations, model)
+    run = _find_run_folder(checkpoint)
+    scored_evaluations, notes = _find_evaluations(checkpoint, run, evaluations, model)
     result = None if run is None else read_result(run)
     if result is not None and run is not None and checkpoint.name != Path(BEST).name:
         notes.append(f"The scores in {run.name}/result.json are of {BEST}, not of this file.")
         result = {**result, "val": {}, "test": {}, "monitor_value": None}
-    scored = list(score_tables(model, found, result, [] if run is None else _runs_by_seed(run)))
-    per_genre = next((table for table in scored if table.evaluation is not None), None)
+    all_tables = list(
+        score_tables(model, scored_evaluations, result, [] if run is None else _runs_by_seed(run))
+    )
+    per_genre = next((table for table in all_tables if table.evaluation is not None), None)
     counts = model.loss.get("genre_counts")
     name = f"Movie genres from {listed(list(model.columns))}"
-    file = given or checkpoint
+    file = published or checkpoint
     values = {
         "name": name,
-        "front": Markup(_front_matter(model, scored, licence, name)),
+        "front_matter": Markup(_front_matter(model, all_tables, licence, name)),
         "genre_names": model.genres,
         "columns": list(model.columns),
         "use": Markup(_usage(model, file.name)),
-        "has_graph": given is not None,
+        "has_graph": published is not None,
         "dataset": _dataset_name(model.data),
         "splitting": split_table(model.data),
         "num_train": model.loss.get("num_movies"),
         "has_counts": counts is not None,
         "genres": genre_table(model, per_genre),
         "per_genre": per_genre,
-        "scored": [(table, scores_markup(table)) for table in scored],
+        "scored": [(table, scores_markup(table)) for table in all_tables],
         "split_words": SPLIT_WORDS,
         "notes": notes,
         "branches": branch_table(model),
@@ -120,17 +122,17 @@ def model_card(
         "result": result or {},
         "facts": file_table(file, content, result or {}),
         "licence": licence,
-        "rare": [
+        "rare_genres": [
             f"{genre} ({count})"
             for genre, count in zip(model.genres, counts or (), strict=counts is not None)
-            if count < FEW_TO_LEARN
+            if count < MIN_TRAINING_MOVIES
         ],
-        "few_to_learn": FEW_TO_LEARN,
+        "min_training_movies": MIN_TRAINING_MOVIES,
         "stacked": model.network.stacking is not None,
-        "related": model.network.relates_genres,
+        "relates_genres": model.network.relates_genres,
         "label_sets": model.network.label_sets,
-        "unsure": scored_by_few(model, per_genre),
-        "few_to_score": FEW_TO_SCORE,
+        "rarely_scored": rarely_scored_genres(model, per_genre),
+        "min_scored_movies": MIN_SCORED_MOVIES,
         "bias": BIASES.get(str(model.data.get("reader"))),
         "texts": [name for name, of in model.columns.items() if of == "text"],
     }
@@ -138,7 +140,7 @@ def model_card(
 
 
 def _find_evaluations(
-    checkpoint: Path, run: Path | None, named: Sequence[Path], model: TrainedModel
+    checkpoint: Path, run: Path | None, named_folders: Sequence[Path], model: TrainedModel
 ) -> tuple[list[Evaluation], list[str]]:
     """Read the evaluations that the user names and those beside the checkpoint.
 
@@ -148,18 +150,18 @@ def _find_evaluations(
     Raises:
         CardError: a named evaluation can't be used.
     """
-    found = [read_evaluation(folder, model) for folder in named]
+    usable = [read_evaluation(folder, model) for folder in named_folders]
     notes: list[str] = []
-    resolved = {folder.resolve() for folder in named}
+    resolved = {folder.resolve() for folder in named_folders}
     for folder in _evaluation_folders(checkpoint, run):
         if folder.resolve() in resolved:
             continue
         try:
-            found.append(read_evaluation(folder, model))
+            usable.append(read_evaluation(folder, model))
         except CardError as error:
             # Not an error: the folders beside last.ckpt can hold evaluations of best.ckpt.
             notes.append(f"Left out: {str(error).replace(str(folder.parent), '.')}.")
-    return found, notes
+    return usable, notes
 
 
 def _render(values: Mapping[str, Any]) -> str:
@@ -187,7 +189,7 @@ def write_model_card(path: Path, card: str) -> None:
         raise CardError(f"{path}: can't be written ({error.strerror or error})") from error
 
 
-def _run_of(checkpoint: Path) -> Path | None:
+def _find_run_folder(checkpoint: Path) -> Path | None:
     """The run folder of a checkpoint; None if it is not in one."""
     run = checkpoint.resolve().parent.parent
     return (
@@ -197,27 +199,32 @@ def _run_of(checkpoint: Path) -> Path | None:
 
 def _evaluation_folders(checkpoint: Path, run: Path | None) -> list[Path]:
     """The folders beside a checkpoint, or in its run folder, that hold predictions."""
-    tops = [checkpoint.resolve().parent, *([] if run is None else [run])]
-    places = [place for top in tops for place in (top, *sorted(top.iterdir())) if place.is_dir()]
-    return [place for place in dict.fromkeys(places) if (place / PREDICTIONS).is_file()]
+    parents = [checkpoint.resolve().parent, *([] if run is None else [run])]
+    folders = [
+        folder
+        for parent in parents
+        for folder in (parent, *sorted(parent.iterdir()))
+        if folder.is_dir()
+    ]
+    return [folder for folder in dict.fromkeys(folders) if (folder / PREDICTIONS).is_file()]
 
 
 def _runs_by_seed(run: Path) -> list[Run]:
     """The completed runs beside a run, itself included, that differ from it only in the seed."""
-    this = read_run(run, run.name)
-    if this is None or this.monitor is None:
+    own_run = read_run(run, run.name)
+    if own_run is None or own_run.monitor is None:
         return []  # too little of the run is left to compare its settings
-    beside = [path for path in run.parent.iterdir() if path.is_dir() and is_run_folder(path)]
-    groups = compare_runs(find_runs(beside)).groups
-    (own,) = (group for group in groups if any(each.folder == run for each in group.runs))
-    seeds = {each.seed: each for each in own.runs if each.completed}
-    seeds |= {each.seed: each for each in own.runs if each.completed and each.folder == run}
+    siblings = [path for path in run.parent.iterdir() if path.is_dir() and is_run_folder(path)]
+    groups = compare_runs(find_runs(siblings)).groups
+    (own_group,) = (group for group in groups if any(each.folder == run for each in group.runs))
+    seeds = {each.seed: each for each in own_group.runs if each.completed}
+    seeds |= {each.seed: each for each in own_group.runs if each.completed and each.folder == run}
     return list(seeds.values()) if len(seeds) > 1 else []
 
 
 def _to_markdown(value: Any) -> str:
     """Escape a value for the template, as it may come from an untrusted checkpoint."""
-    return value if isinstance(value, Markup) else in_markdown(one_line(value))
+    return value if isinstance(value, Markup) else escape_markdown(one_line(value))
 
 
 def _dataset_name(data: Mapping[str, Any]) -> str:
@@ -235,8 +242,8 @@ def _usage(model: TrainedModel, file: str) -> str:
         plain = f"{column}={value}" if column.isidentifier() else f"**{{{column!r}: {value}}}"
         arguments.append(examples.get(column, plain))
     arguments.sort(key=lambda argument: not argument.startswith("["))
-    foreign = sorted({each.name for each in encoder_rows(model) if each.name not in ENCODERS})
-    allowed = f", encoders={foreign!r}" if foreign else ""
+    unlisted = sorted({each.name for each in encoder_rows(model) if each.name not in ENCODERS})
+    allowed = f", encoders={unlisted!r}" if unlisted else ""
     return (
         "from genre_lightning import GenrePredictor\n"
         f"predictor = GenrePredictor.from_checkpoint({file!r}{allowed})\n"
@@ -245,7 +252,7 @@ def _usage(model: TrainedModel, file: str) -> str:
 
 
 def _front_matter(
-    model: TrainedModel, scored: Sequence[ScoreTable], licence: str | None, name: str
+    model: TrainedModel, all_tables: Sequence[ScoreTable], licence: str | None, name: str
 ) -> str:
     """The YAML front matter, in the format of the Hugging Face hub."""
     tasks = {"text": "text-classification", "poster": "image-classification"}
@@ -257,9 +264,9 @@ def _front_matter(
         front["pipeline_tag"] = task
     front["tags"] = ["movies", "genres", "multi-label-classification", *sorted(model.columns)]
     front["metrics"] = ["f1", "precision", "recall"]
-    on_test = next((table for table in scored if table.split == "test"), None)
-    if on_test is not None:
-        front["model-index"] = [{"name": name, "results": [_hub_result(model, on_test, task)]}]
+    test_table = next((table for table in all_tables if table.split == "test"), None)
+    if test_table is not None:
+        front["model-index"] = [{"name": name, "results": [_hub_result(model, test_table, task)]}]
     return yaml.safe_dump(front, sort_keys=False, allow_unicode=True).rstrip("\n")
 
 
@@ -271,12 +278,12 @@ def _hub_result(model: TrainedModel, table: ScoreTable, task: str) -> dict[str, 
         table: of the test split.
         task: the hub's name for the model's task.
     """
-    other = None if table.evaluation is None else table.evaluation.other_data
+    other_data = None if table.evaluation is None else table.evaluation.other_data
     return {
         "task": {"type": task, "name": "multi-label classification of genres"},
         "dataset": {
-            "name": _dataset_name(model.data) if other is None else other,
-            "type": str(model.data.get("reader", "unknown")) if other is None else other,
+            "name": _dataset_name(model.data) if other_data is None else other_data,
+            "type": str(model.data.get("reader", "unknown")) if other_data is None else other_data,
             "split": "test",
         },
         "metrics": [

@@ -27,7 +27,7 @@ from genre_lightning.report.statistics import (
 from genre_lightning.scoring.metrics import per_genre_metrics
 
 #: Genres scored on fewer movies are named among the limits.
-FEW_TO_SCORE = 20
+MIN_SCORED_MOVIES = 20
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def score_tables(
             for name in METRICS
         }
         complete = bool(runs) and all(len(values) == len(runs) for values in by_seed.values())
-        over_seeds = _OverSeeds([each.seed for each in runs], by_seed) if complete else _NO_SEEDS
+        over_seeds = _SeedScores([each.seed for each in runs], by_seed) if complete else _NO_SEEDS
         of_split = [each for each in evaluations if each.split == split]
         own_data = [each for each in of_split if each.other_data is None]
         for evaluation in own_data:
@@ -115,7 +115,7 @@ def score_tables(
 
 
 @dataclass(frozen=True)
-class _OverSeeds:
+class _SeedScores:
     """The scores on a split of runs that differ only in the seed.
 
     Attributes:
@@ -127,15 +127,15 @@ class _OverSeeds:
     values: Mapping[str, Sequence[float]]
 
 
-_NO_SEEDS = _OverSeeds((), {})
+_NO_SEEDS = _SeedScores((), {})
 
 
 def _evaluated_table(
-    model: TrainedModel, evaluation: Evaluation, over_seeds: _OverSeeds
+    model: TrainedModel, evaluation: Evaluation, over_seeds: _SeedScores
 ) -> ScoreTable:
     """The scores of an evaluation, with intervals over its movies."""
     resamples = num_resamples(*evaluation.scores.shape)
-    drawn = bootstrap(
+    resampled = bootstrap(
         evaluation.scores, evaluation.targets, model.thresholds.numpy(), resamples=resamples
     ).metrics
     rows = [
@@ -143,7 +143,7 @@ def _evaluated_table(
             label,
             name,
             evaluation.metrics[name],
-            interval(evaluation.metrics[name], drawn[name]),
+            interval(evaluation.metrics[name], resampled[name]),
             over_seeds.values.get(name, ()),
         )
         for name, label in METRICS.items()
@@ -153,7 +153,7 @@ def _evaluated_table(
     )
 
 
-def _recorded_table(split: str, recorded: Mapping[str, Any], over_seeds: _OverSeeds) -> ScoreTable:
+def _recorded_table(split: str, recorded: Mapping[str, Any], over_seeds: _SeedScores) -> ScoreTable:
     """The scores of a split in the run's ``result.json``, without values that are not numbers."""
     rows = [
         ScoreRow(label, name, value, None, over_seeds.values.get(name, ()))
@@ -166,56 +166,56 @@ def _recorded_table(split: str, recorded: Mapping[str, Any], over_seeds: _OverSe
 
 def scores_markup(table: ScoreTable) -> Markup:
     """The table in Markdown, with columns for the intervals and the seeds if these are known."""
-    heads = ["metric", "value"]
-    heads += ["95% interval"] if table.evaluation is not None else []
-    heads += ["over seeds"] if table.seeds else []
+    header = ["metric", "value"]
+    header += ["95% interval"] if table.evaluation is not None else []
+    header += ["over seeds"] if table.seeds else []
     rows = []
     for row in table.rows:
         cells = [row.label, number(row.value)]
         cells += [span(row.interval)] if row.interval is not None else []
         cells += [f"{number(row.mean)} ± {number(row.sd)}"] if table.seeds else []
         rows.append(cells)
-    return table_markup(heads, rows, ("metric",))
+    return table_markup(header, rows, ("metric",))
 
 
 def genre_table(model: TrainedModel, table: ScoreTable | None) -> Markup:
     """A row per genre: threshold, training movies, and the scores of an evaluation if given."""
     counts, total = model.loss.get("genre_counts"), model.loss.get("num_movies")
-    heads = ["genre", "threshold"]
+    header = ["genre", "threshold"]
     rows = [
         [genre, number(float(threshold))]
         for genre, threshold in zip(model.genres, model.thresholds, strict=True)
     ]
     if counts is not None:
-        heads.append("training movies")
+        header.append("training movies")
         for row, count in zip(rows, counts, strict=True):
             row.append(f"{count:,} ({count / total:.1%})" if total else f"{count:,}")
     if table is not None and table.evaluation is not None:
-        heads += [f"{table.split} movies", "F1", "95% of F1", "average precision", "95% of it"]
+        header += [f"{table.split} movies", "F1", "95% of F1", "average precision", "95% of it"]
         scores, targets = table.evaluation.scores, table.evaluation.targets
-        found = per_genre_metrics(
+        per_genre = per_genre_metrics(
             torch.from_numpy(scores), torch.from_numpy(targets), model.thresholds
         )
-        drawn = bootstrap(
+        resamples = bootstrap(
             scores, targets, model.thresholds.numpy(), resamples=table.resamples
         ).per_genre
         for g, row in enumerate(rows):
-            support = int(found["support"][g])
+            support = int(per_genre["support"][g])
             row.append(f"{support:,}")
             for name in ("f1", "ap"):
                 # NaN shows as a dash if no movie has the genre, as in the report.
-                score = float(found[name][g]) if support else math.nan
-                resampled = drawn[name][:, g]
+                score = float(per_genre[name][g]) if support else math.nan
+                resampled = resamples[name][:, g]
                 value = (
                     ap_interval(score, resampled, len(scores))
                     if name == "ap"
                     else interval(score, resampled)
                 )
                 row += [number(value.value), span(value)]
-    return table_markup(heads, rows, ("genre",))
+    return table_markup(header, rows, ("genre",))
 
 
-def scored_by_few(model: TrainedModel, table: ScoreTable | None) -> list[str]:
+def rarely_scored_genres(model: TrainedModel, table: ScoreTable | None) -> list[str]:
     """The genres scored on few movies, each with the number of movies."""
     if table is None or table.evaluation is None:
         return []
@@ -223,5 +223,5 @@ def scored_by_few(model: TrainedModel, table: ScoreTable | None) -> list[str]:
     return [
         f"{genre} ({count})"
         for genre, count in zip(model.genres, support, strict=True)
-        if count < FEW_TO_SCORE
+        if count < MIN_SCORED_MOVIES
     ]

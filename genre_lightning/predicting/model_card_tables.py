@@ -15,13 +15,13 @@ from genre_lightning import __version__
 from genre_lightning.checkpoint.model import TrainedModel
 from genre_lightning.inputs.encoders.spec import EncoderSpec, Hub, Packaged
 from genre_lightning.inputs.encoders.table import ENCODERS
-from genre_lightning.movies.readers import MADE_IN
+from genre_lightning.movies.readers import GENERATED_FOLDER_OPTION
 from genre_lightning.page.markdown import markdown_table
 from genre_lightning.runs.settings import is_path
 from genre_lightning.wording import printable
 
 #: Training settings that a card shows; the others are elsewhere on the card, or in the run folder.
-SHOWN = (
+SHOWN_SETTINGS = (
     "optimizer.*", "scheduler.*", "loss.*", "training.*", "seed", "monitor", "start_from_priors",
     "label_sets", "data.batch_size", "model.dropout", "model.members", "model.branches.*.lr_scale",
     "model.branches.*.l2", "trainer.precision", "trainer.gradient_clip_val", "number of processes",
@@ -29,17 +29,17 @@ SHOWN = (
 
 
 def table_markup(
-    heads: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[str]
+    header: Sequence[str], rows: Sequence[Sequence[str]], left_aligned: Sequence[str]
 ) -> Markup:
     """A Markdown table, whose cells may come from an untrusted checkpoint.
 
     Args:
-        heads: of the columns.
+        header: of the columns.
         rows: a cell for each column; a cell that is not ``Markup`` is shown literally, on one line.
-        left: heads of the left-aligned columns, which hold no numbers.
+        left_aligned: headers of the left-aligned columns, which hold no numbers.
     """
     shown = [[cell if isinstance(cell, Markup) else one_line(cell) for cell in r] for r in rows]
-    return Markup("\n".join(markdown_table(heads, shown, left)))
+    return Markup("\n".join(markdown_table(header, shown, left_aligned)))
 
 
 def one_line(value: Any) -> str:
@@ -52,15 +52,23 @@ def branch_table(model: TrainedModel) -> Markup:
     rows = []
     for name, branch_input in model.inputs.items():
         network = model.network.description["branches"][name]["name"]
-        weights = sum(each.numel() for each in model.network.branches[name].parameters())
-        gives = ", ".join(
+        num_weights = sum(
+            parameter.numel() for parameter in model.network.branches[name].parameters()
+        )
+        sizes = ", ".join(
             f"{key} {value}" for key, value in branch_input.network_arguments().items()
         )
         rows.append(
-            [name, branch_input.column, f"{branch_input.kind} ({gives})", network, f"{weights:,}"]
+            [
+                name,
+                branch_input.column,
+                f"{branch_input.kind} ({sizes})",
+                network,
+                f"{num_weights:,}",
+            ]
         )
-    heads = ("branch", "column", "input", "network", "weights")
-    return table_markup(heads, rows, heads[:-1])
+    header = ("branch", "column", "input", "network", "weights")
+    return table_markup(header, rows, header[:-1])
 
 
 @dataclass(frozen=True)
@@ -93,16 +101,16 @@ def encoder_table(model: TrainedModel) -> Markup | None:
     """The pretrained encoders with their licences and sources; None if the model has none."""
     rows = [
         [
-            each.name,
-            each.branch,
-            each.licence or "not recorded: ask its publisher",
-            each.source,
-            each.sha256 or "–",
+            row.name,
+            row.branch,
+            row.licence or "not recorded: ask its publisher",
+            row.source,
+            row.sha256 or "–",
         ]
-        for each in encoder_rows(model)
+        for row in encoder_rows(model)
     ]
-    heads = ("encoder", "branch", "licence", "weights", "SHA-256 of the weights")
-    return table_markup(heads, rows, heads) if rows else None
+    header = ("encoder", "branch", "licence", "weights", "SHA-256 of the weights")
+    return table_markup(header, rows, header) if rows else None
 
 
 def _source(spec: EncoderSpec) -> str:
@@ -121,13 +129,13 @@ def split_table(data: Mapping[str, Any]) -> Markup:
     shown = [
         (name, Path(str(value)).name if is_path(f"data.{name}") else str(value))
         for name, value in data.items()
-        if name not in ("reader", "path", MADE_IN.get(data.get("reader", "")))
+        if name not in ("reader", "path", GENERATED_FOLDER_OPTION.get(data.get("reader", "")))
     ]
     return table_markup(("setting", "value"), shown, ("setting", "value"))
 
 
 def settings_table(training: Any) -> Markup | None:
-    """The training settings in :data:`SHOWN`; None if the checkpoint has no training settings.
+    """The training settings in :data:`SHOWN_SETTINGS`; None if the checkpoint has none.
 
     Args:
         training: the checkpoint's entry on its training, unchecked.
@@ -137,7 +145,7 @@ def settings_table(training: Any) -> Markup | None:
         return None
     shown = []
     for name, value in settings.items():
-        if not isinstance(name, str) or not any(fnmatchcase(name, each) for each in SHOWN):
+        if not isinstance(name, str) or not any(fnmatchcase(name, each) for each in SHOWN_SETTINGS):
             continue
         if name.endswith("._target_"):
             name = name.removesuffix("._target_")

@@ -78,26 +78,26 @@ def card_html(
         poster=None if picture is None else data_uri(picture),
         no_poster=no_poster,
         reasons=reasons,
-        methods=list(dict.fromkeys(found.method for found in methods.values())),
+        methods=list(dict.fromkeys(branch.method for branch in methods.values())),
     )
 
 
 def _reason(explanation: MovieExplanation, genre: str, picture: Image.Image | None) -> Reason:
-    place = explanation.genres.index(genre)
+    genre_index = explanation.genres.index(genre)
     return Reason(
         genre,
-        float(explanation.parts.logits[place]),
-        float(explanation.parts.bias[place]),
+        float(explanation.parts.logits[genre_index]),
+        float(explanation.parts.bias[genre_index]),
         [
             branch_card(
                 label,
                 branch not in explanation.absent,
-                float(explanation.parts.branches[branch][place]),
-                place,
+                float(explanation.parts.branches[branch][genre_index]),
+                genre_index,
                 explanation.branches.get(branch),
                 picture,
             )
             for branch, label in explanation.labels.items()
         ]
-        + cooccurrence_card(explanation.parts, place),
+        + cooccurrence_card(explanation.parts, genre_index),
     )

@@ -12,12 +12,12 @@ from genre_lightning.errors import InputError
 from genre_lightning.predicting.arguments import PredictOptions
 from genre_lightning.predicting.predictor import POSTER
 from genre_lightning.predicting.printing import (
-    HEAT_MAP,
+    HEAT_MAP_INFIX,
     CommandError,
     as_json,
-    looks_at,
+    describe_columns,
     note,
-    note_left_out,
+    note_ignored_column,
     score_line,
 )
 from genre_lightning.runs.quoting import shell_command
@@ -25,50 +25,54 @@ from genre_lightning.wording import printable
 
 if TYPE_CHECKING:
     from genre_lightning.explain.explainer import ImageExplanation
-    from genre_lightning.predicting.asked import AskedMovies
+    from genre_lightning.predicting.asked import MovieAsker
     from genre_lightning.predicting.predictor import GenrePredictor, Prediction
 
 #: The most words of a text that are printed for a genre; JSON has all of them.
-_WORDS = 12
+_MAX_WORDS = 12
 
 
 def predict_one(
-    predictor: GenrePredictor, options: PredictOptions, asked: AskedMovies | None = None
+    predictor: GenrePredictor, options: PredictOptions, movie_asker: MovieAsker | None = None
 ) -> None:
     """Print the genres of the movie given by the command's options.
 
     Args:
         predictor: of the model.
         options: of the command.
-        asked: asks a language model about the movie; None to ask none.
+        movie_asker: asks a language model about the movie; None to ask none.
 
     Raises:
         CommandError: the model has no branch for any given column, a value can't be read, or a heat
             map can't be written.
     """
-    kinds = predictor.columns if asked is None else {**predictor.columns, **asked.shows}
-    seen: dict[str, Any] = _seen(predictor, options, kinds)
-    why = ""
+    kinds = (
+        predictor.columns
+        if movie_asker is None
+        else {**predictor.columns, **movie_asker.shown_columns}
+    )
+    values: dict[str, Any] = _usable_values(predictor, options, kinds)
+    reason = ""
     try:
-        if asked is not None:
-            seen, why, problem = asked.with_answer(seen)
+        if movie_asker is not None:
+            values, reason, problem = movie_asker.with_answer(values)
             if problem:
                 note(f"no answer: {problem}")
-        (prediction,) = predictor.stream([seen])
+        (prediction,) = predictor.stream([values])
         explanation = None
         if options.explain:
-            explanation = _explain(predictor, prediction, seen, options.explain_out)
+            explanation = _explain(predictor, prediction, values, options.explain_out)
     except InputError as error:
         raise CommandError(str(error)) from error
     if options.json:
         entry = as_json(predictor, prediction, options.columns)
-        if asked is not None:
-            entry["why"] = why or None
+        if movie_asker is not None:
+            entry["why"] = reason or None
         print(json.dumps(entry | ({"explanation": explanation} if explanation else {})))
         return
     print(" + ".join(options.columns.values()))
-    if asked is not None and why:
-        print(f"{asked.questioner.model}: {printable(' '.join(why.split()))}")
+    if movie_asker is not None and reason:
+        print(f"{movie_asker.questioner.model}: {printable(' '.join(reason.split()))}")
     for genre, _ in prediction.ranked():
         print(score_line(predictor, prediction, genre))
         if explanation is not None and genre in explanation["genres"]:
@@ -79,27 +83,28 @@ def predict_one(
             print(line)
 
 
-def _seen(
+def _usable_values(
     predictor: GenrePredictor, options: PredictOptions, kinds: Mapping[str, str]
 ) -> dict[str, str]:
     """The given columns that are in ``kinds``, which holds each usable column's kind."""
     given = options.columns
-    seen = {name: value for name, value in given.items() if name in kinds}
+    usable = {name: value for name, value in given.items() if name in kinds}
     for name, value in given.items():
         if kinds.get(name) == "id":
             raise CommandError(f"the column {name} is a vector by movie id: it can't be given here")
         # Checked even if the poster is left out, as a mistyped path would go unnoticed.
         if name == POSTER and name not in kinds and not Path(value).exists():
             raise CommandError(f"{value}: can't be read (no such file)")
-    if not seen:
+    if not usable:
         raise CommandError(
-            f"{options.checkpoint} has no branch for {', '.join(given)}: {looks_at(predictor)}"
+            f"{options.checkpoint} has no branch for {', '.join(given)}: "
+            f"{describe_columns(predictor)}"
         )
     # A note and not an error, so that the same command works for every model.
     for name in given:
         if name not in kinds:
-            note_left_out(predictor, name)
-    return seen
+            note_ignored_column(predictor, name)
+    return usable
 
 
 def _explain(
@@ -122,42 +127,42 @@ def _explain(
 
     model = predictor.model
     names = prediction.explained_genres()
-    places = [predictor.genres.index(name) for name in names]
+    indices = [predictor.genres.index(name) for name in names]
     explanation = explain_movie(model, columns)
     parts = explanation.parts
     genres: dict[str, dict[str, Any]] = {
         name: {
-            "logit": _rounded(parts.logits[place]),
-            "bias": _rounded(parts.bias[place]),
-            "branches": {name: _rounded(part[place]) for name, part in parts.branches.items()},
-            **{key: _rounded(part) for key, part in parts.cooccurrence_of(place).items()},
+            "logit": _rounded(parts.logits[index]),
+            "bias": _rounded(parts.bias[index]),
+            "branches": {name: _rounded(part[index]) for name, part in parts.branches.items()},
+            **{key: _rounded(part) for key, part in parts.cooccurrence_of(index).items()},
             "words": {},
             "heat_maps": {},
         }
-        for name, place in zip(names, places, strict=True)
+        for name, index in zip(names, indices, strict=True)
     }
     methods: dict[str, str] = {}
     exact: list[str] = []
-    for branch, found in explanation.branches.items():
+    for branch, branch_explanation in explanation.branches.items():
         branch_input = model.inputs[branch]
-        methods[branch] = found.method
-        if isinstance(found, ImageExplanation):
+        methods[branch] = branch_explanation.method
+        if isinstance(branch_explanation, ImageExplanation):
             # Several branches can look at the same poster: each needs its own file names.
-            several = (
+            is_shared = (
                 sum(other.column == branch_input.column for other in model.inputs.values()) > 1
             )
             poster = Path(columns[branch_input.column])
-            start = (folder or poster.parent) / (poster.stem + (f".{branch}" if several else ""))
-            files = _save_heat_maps(found, start, names, places)
+            start = (folder or poster.parent) / (poster.stem + (f".{branch}" if is_shared else ""))
+            files = _save_heat_maps(branch_explanation, start, names, indices)
             for name, path in zip(names, files, strict=True):
                 genres[name]["heat_maps"][branch] = str(path)
         else:
-            if found.exact:
+            if branch_explanation.exact:
                 exact.append(branch)
-            for name, place in zip(names, places, strict=True):
+            for name, index in zip(names, indices, strict=True):
                 genres[name]["words"][branch] = [
-                    {"text": part.text, "adds": _rounded(part.contributions[place])}
-                    for part in found.parts
+                    {"text": part.text, "adds": _rounded(part.contributions[index])}
+                    for part in branch_explanation.parts
                 ]
     return {
         "genres": genres,
@@ -173,18 +178,18 @@ def _rounded(value: Any) -> float:
 
 
 def _save_heat_maps(
-    found: ImageExplanation, start: Path, names: Sequence[str], places: Sequence[int]
+    explanation: ImageExplanation, start: Path, names: Sequence[str], indices: Sequence[int]
 ) -> list[Path]:
     """Write a heat map for each of K genres, to files whose names begin with ``start``."""
     from genre_lightning.explain.pictures import heat_pictures
 
     paths: list[Path] = []
-    for name, picture in zip(names, heat_pictures(found, places), strict=True):
+    for name, picture in zip(names, heat_pictures(explanation, indices), strict=True):
         # The checkpoint may be untrusted, so a genre's name may be unsafe as a file name.
         slug = re.sub(r"[^\w-]+", "_", name)[:80]
-        path = start.with_name(f"{start.name}{HEAT_MAP}{slug}.png")
+        path = start.with_name(f"{start.name}{HEAT_MAP_INFIX}{slug}.png")
         if path in paths:
-            path = start.with_name(f"{start.name}{HEAT_MAP}{slug}_{len(paths) + 1}.png")
+            path = start.with_name(f"{start.name}{HEAT_MAP_INFIX}{slug}_{len(paths) + 1}.png")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             picture.save(path)
@@ -198,42 +203,44 @@ def _save_heat_maps(
 
 
 def _genre_lines(explanation: Mapping[str, Any], genre: str) -> Iterator[str]:
-    found, labels = explanation["genres"][genre], explanation["labels"]
-    terms = [f"bias {found['bias']:+.2f}"]
+    entry, labels = explanation["genres"][genre], explanation["labels"]
+    terms = [f"bias {entry['bias']:+.2f}"]
     terms += [
         f"no {labels[name]}" if name in explanation["absent"] else f"{labels[name]} {adds:+.2f}"
-        for name, adds in found["branches"].items()
+        for name, adds in entry["branches"].items()
     ]
-    if "cooccurrence" in found:
-        terms.append(f"co-occurrence {found['cooccurrence']:+.2f}")
-    yield f"logit {found['logit']:+.2f} = {', '.join(terms)}"
-    for branch, words in found["words"].items():
+    if "cooccurrence" in entry:
+        terms.append(f"co-occurrence {entry['cooccurrence']:+.2f}")
+    yield f"logit {entry['logit']:+.2f} = {', '.join(terms)}"
+    for branch, words in entry["words"].items():
         sums: dict[str, float] = {}
         for word in words:
             sums[word["text"]] = sums.get(word["text"], 0.0) + word["adds"]
         ranked = sorted(sums.items(), key=lambda word: -abs(word[1]))
-        shown = [f"{text} {adds:+.2f}" for text, adds in ranked[:_WORDS]]
-        if rest := ranked[_WORDS:]:
+        shown = [f"{text} {adds:+.2f}" for text, adds in ranked[:_MAX_WORDS]]
+        if rest := ranked[_MAX_WORDS:]:
             others = f" {sum(adds for _, adds in rest):+.2f}"
             shown.append(f"{len(rest)} more" + (others if branch in explanation["exact"] else ""))
         if shown:
             yield f"{labels[branch]}: {', '.join(shown)}"
-    for branch, path in found["heat_maps"].items():
+    for branch, path in entry["heat_maps"].items():
         yield f"heat map of {labels[branch]}: {shell_command(path)}"
 
 
 def _method_lines(explanation: Mapping[str, Any]) -> Iterator[str]:
-    others = any("cooccurrence" in found for found in explanation["genres"].values())
+    has_cooccurrence = any("cooccurrence" in entry for entry in explanation["genres"].values())
     yield (
         "The logit is the sum of the bias, of what each branch adds, and of co-occurrence: what "
         "the scores of all genres add."
-        if others
+        if has_cooccurrence
         else "The logit is the sum of the bias and of what each branch adds."
     )
     labels = explanation["labels"]
-    pictured = {name for found in explanation["genres"].values() for name in found["heat_maps"]}
+    with_heat_map = {
+        name for entry in explanation["genres"].values() for name in entry["heat_maps"]
+    }
     for branch, method in explanation["methods"].items():
-        if branch in pictured:
+        if branch in with_heat_map:
             yield f"{labels[branch]}: the heat map shows where, not how much ({method})"
         elif branch in explanation["exact"]:
             yield f"{labels[branch]}: its words add up to its part ({method})"

@@ -8,13 +8,13 @@ from torch import Tensor, nn
 from genre_lightning.inputs.colours import Colours, normalisation
 
 
-def pixels_described(size: tuple[int, int]) -> str:
+def describe_pixels(size: tuple[int, int]) -> str:
     """Describe the graph's input of posters of size (H, W)."""
     height, width = size
     return f"(P, {height}, {width}, 3) uint8 RGB, each poster stretched to that size"
 
 
-def with_black_poster(pixels: Tensor) -> Tensor:
+def append_black_poster(pixels: Tensor) -> Tensor:
     """(P, H, W, 3) uint8 to (P + 1, 3, H, W) float32, with a black poster appended."""
     blank = torch.zeros_like(pixels[:1].sum(0, keepdim=True, dtype=torch.int64))
     return torch.cat([pixels.float(), blank.float()]).permute(0, 3, 1, 2)

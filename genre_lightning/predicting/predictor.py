@@ -224,7 +224,7 @@ class GenrePredictor:
             ValueError: the columns differ in length, or ``errors`` has an unknown value.
             TypeError: a value has the wrong type for its column.
         """
-        movies = self._by_movie(titles, posters, columns)
+        movies = self._to_movies(titles, posters, columns)
         predictions = list(self._predictions(movies, errors, self._batch_size(len(movies))))
         return [
             replace(
@@ -255,7 +255,7 @@ class GenrePredictor:
 
         Arguments and errors are those of :meth:`predict`.
         """
-        movies = self._by_movie(titles, posters, columns)
+        movies = self._to_movies(titles, posters, columns)
         scored = self._score_movies(movies, True, self._batch_size(len(movies)))
         scores = [movie.scores for movie in scored]
         return np.array(scores, dtype=np.float32).reshape(len(scores), len(self.genres))
@@ -294,7 +294,7 @@ class GenrePredictor:
             title: the title to store in the prediction.
             parts: of one movie, as returned by :func:`genre_lightning.inputs.encode.encode_items`.
         """
-        self._notice_fork()
+        self._reset_after_fork()
         (scores,) = self._score(parts, 1)
         return self._prediction(_Scored(title, scores, None))
 
@@ -312,7 +312,7 @@ class GenrePredictor:
         """The batch size that spreads a known number of movies over all workers."""
         return max(1, min(BATCH_SIZE, -(-movies // self.workers)))
 
-    def _by_movie(
+    def _to_movies(
         self,
         titles: Sequence[str | None] | None,
         posters: Sequence[Value | None] | None,
@@ -321,11 +321,13 @@ class GenrePredictor:
         """Turn the arguments of :meth:`predict`, one list per column, into one dict per movie."""
         for name in columns:
             if name not in self._columns:
-                raise PredictionError(self._unknown(name))
+                raise PredictionError(self._unknown_column_message(name))
         # Under the names that the caller used, for messages.
         given = {"titles": titles, "posters": posters, **columns}
         lists = {
-            name: _values(name, values) for name, values in given.items() if values is not None
+            name: _column_values(name, values)
+            for name, values in given.items()
+            if values is not None
         }
         if not lists:
             raise ValueError(f"none of {listed(['titles', 'posters', *columns])} is given")
@@ -333,14 +335,14 @@ class GenrePredictor:
         for name, other in others:
             if other != count:
                 raise ValueError(f"{count} {first}, but {other} {name}")
-        names = {"titles": TITLE, "posters": POSTER}
-        for argument, name in names.items():
+        column_names = {"titles": TITLE, "posters": POSTER}
+        for argument, name in column_names.items():
             if argument in lists and name in columns:
                 raise TypeError(f"the column {name} is given twice, as {argument} and as {name}")
-        by_column = {names.get(name, name): values for name, values in lists.items()}
+        by_column = {column_names.get(name, name): values for name, values in lists.items()}
         return [{name: values[n] for name, values in by_column.items()} for n in range(count)]
 
-    def _unknown(self, column: str) -> str:
+    def _unknown_column_message(self, column: str) -> str:
         return f"the model does not look at {column!r}: it looks at {', '.join(self._columns)}"
 
     def _score_movies(
@@ -353,24 +355,24 @@ class GenrePredictor:
             strict: raise an error for a value that can't be read or a movie that can't be scored.
             batch_size: movies per batch.
         """
-        self._notice_fork()
-        numbered = ((number, _by_column(number, movie)) for number, movie in enumerate(movies, 1))
-        waiting: deque[Future[list[_Scored]]] = deque()
+        self._reset_after_fork()
+        numbered = ((number, _to_mapping(number, movie)) for number, movie in enumerate(movies, 1))
+        pending: deque[Future[list[_Scored]]] = deque()
         try:
             while True:
-                while len(waiting) <= self.workers:
+                while len(pending) <= self.workers:
                     batch = list(islice(numbered, batch_size))
                     if not batch:
                         break
-                    if not waiting and len(batch) == 1:  # threads don't pay off for a single movie
+                    if not pending and len(batch) == 1:  # threads don't pay off for a single movie
                         yield from self._score_batch(batch, strict)
                         continue
-                    waiting.append(self._workers().submit(self._score_batch, batch, strict))
-                if not waiting:
+                    pending.append(self._thread_pool().submit(self._score_batch, batch, strict))
+                if not pending:
                     return
-                yield from waiting.popleft().result()
+                yield from pending.popleft().result()
         finally:
-            for future in waiting:
+            for future in pending:
                 future.cancel()
 
     def _score_batch(
@@ -378,27 +380,27 @@ class GenrePredictor:
     ) -> list[_Scored]:
         """Read and score a batch of numbered movies."""
         problems: list[str | None] = []
-        seen: list[int] = []
+        readable: list[int] = []
         items: dict[str, list[Any]] = {name: [] for name in self.model.inputs}
-        for place, (number, movie) in enumerate(batch):
+        for index, (number, movie) in enumerate(batch):
             read, unread = self._read(number, movie, strict)
             reasons = list(unread.values())
             if any(item is not None for item in read.values()):
-                seen.append(place)
+                readable.append(index)
                 for name, item in read.items():
                     items[name].append(item)
             else:
-                lacking = [column for column in self._columns if column not in unread]
-                if lacking:
-                    reasons.append(nothing_of(lacking))
+                absent = [column for column in self._columns if column not in unread]
+                if absent:
+                    reasons.append(missing_columns_message(absent))
                 if strict:
                     raise PredictionError(f"movie {number}: {'; '.join(reasons)}")
             problems.append("; ".join(reasons) or None)
         scores: list[np.ndarray | None] = [None] * len(batch)
-        if seen:
+        if readable:
             parts = encode_items(self.model.inputs, items, self.model.device)
-            for place, row in zip(seen, self._score(parts, len(seen)), strict=True):
-                scores[place] = row
+            for index, row in zip(readable, self._score(parts, len(readable)), strict=True):
+                scores[index] = row
         titles = [movie.get(TITLE) for _, movie in batch]
         return list(map(_Scored, titles, scores, problems))
 
@@ -413,19 +415,19 @@ class GenrePredictor:
         for column, value in movie.items():
             if column not in self._columns and not is_absent(value):
                 raise PredictionError(
-                    f"movie {number} has a {column}, and {self._unknown(column)}; leave {column} "
-                    "out (None) to predict without it"
+                    f"movie {number} has a {column}, and {self._unknown_column_message(column)}; "
+                    f"leave {column} out (None) to predict without it"
                 )
         read: dict[str, Any] = dict.fromkeys(self.model.inputs)
         problems: dict[str, str] = {}
-        for column, of in self._columns.items():
+        for column, kind in self._columns.items():
             value = movie.get(column)
             try:
                 read |= read_column(self.model.inputs, column, value)
             except TypeError as error:
                 raise TypeError(f"{column} {number} is {error}") from error
             except InputError as error:
-                reason = f"{_name_of_value(value, column, number, of)}: {error}"
+                reason = f"{_value_name(value, column, number, kind)}: {error}"
                 if strict:
                     raise type(error)(reason) from error
                 problems[column] = reason
@@ -438,7 +440,7 @@ class GenrePredictor:
         scores = ACTIVATIONS[self.model.activation](logits)
         return np.asarray(scores.cpu().numpy())
 
-    def _notice_fork(self) -> None:
+    def _reset_after_fork(self) -> None:
         """Forget the parent's threads after a fork, as the child process does not have them.
 
         PyTorch does not restart its own threads either, so a forked process computes on one core,
@@ -457,7 +459,7 @@ class GenrePredictor:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.Lock(), _process=os.getpid())
 
-    def _workers(self) -> ThreadPoolExecutor:
+    def _thread_pool(self) -> ThreadPoolExecutor:
         with self._lock:
             if self._pool is None:
                 Image.init()  # load the image formats now, not from several threads at once
@@ -474,8 +476,8 @@ def find_device(device: str | torch.device) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        found = torch.device(device)
-        torch.empty(0, device=found).cpu()  # fails for "meta", which holds no data
+        resolved = torch.device(device)
+        torch.empty(0, device=resolved).cpu()  # fails for "meta", which holds no data
     except TypeError as error:
         raise PredictionError(
             f'device must be a name such as "cpu", "cuda" or "auto", not {device!r}'
@@ -485,10 +487,10 @@ def find_device(device: str | torch.device) -> torch.device:
         raise PredictionError(
             f"device {str(device)!r} can't be used here ({reason}); name another one, or auto"
         ) from error
-    return found
+    return resolved
 
 
-def _by_column(number: int, movie: Any) -> Mapping[str, Value | None]:
+def _to_mapping(number: int, movie: Any) -> Mapping[str, Value | None]:
     if isinstance(movie, Mapping):
         return {name: _or_none(value) for name, value in movie.items()}
     if not isinstance(movie, (tuple, list)) or len(movie) != 2:
@@ -500,7 +502,7 @@ def _by_column(number: int, movie: Any) -> Mapping[str, Value | None]:
     return {TITLE: _or_none(title), POSTER: _or_none(poster)}
 
 
-def _values(name: str, values: Any) -> list[Any]:
+def _column_values(name: str, values: Any) -> list[Any]:
     """Return the values passed for a column as a list, with None for missing values of pandas.
 
     Args:
@@ -531,13 +533,13 @@ def _or_none(value: Any) -> Any:
     if isinstance(value, (float, np.floating)):
         return None if np.isnan(value) else value
     pandas = sys.modules.get("pandas")  # not imported: no value can be its NA
-    nones = [getattr(pandas, name, None) for name in ("NA", "NaT")]
-    return None if any(value is none for none in nones) else value
+    na_values = [getattr(pandas, name, None) for name in ("NA", "NaT")]
+    return None if any(value is na for na in na_values) else value
 
 
-def _name_of_value(value: Value, column: str, number: int, of: str) -> str:
+def _value_name(value: Value, column: str, number: int, kind: str) -> str:
     """The name of a movie's value in messages; movies are numbered from 1."""
-    if of == "poster":
+    if kind == "poster":
         if isinstance(value, (str, os.PathLike)):
             return os.fspath(value)
         if name := getattr(value, "filename", None):
@@ -545,6 +547,6 @@ def _name_of_value(value: Value, column: str, number: int, of: str) -> str:
     return f"the {column} of movie {number}"
 
 
-def nothing_of(columns: Sequence[str]) -> str:
+def missing_columns_message(columns: Sequence[str]) -> str:
     """Why a movie without these can't be predicted: "no title and no poster to predict from"."""
     return f"{listed([f'no {column}' for column in columns])} to predict from"

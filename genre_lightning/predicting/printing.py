@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 #: Separates the poster's name from the genre's in the file name of a heat map.
-HEAT_MAP = ".why-"
+HEAT_MAP_INFIX = ".why-"
 
 
 class CommandError(UserError):
@@ -29,12 +29,14 @@ def note(text: str) -> None:
     print(f"note: {text}", file=sys.stderr)
 
 
-def note_left_out(predictor: GenrePredictor, column: str) -> None:
+def note_ignored_column(predictor: GenrePredictor, column: str) -> None:
     """Note that the model ignores a column that was given."""
-    note(f"the model has no branch for the column {column} ({looks_at(predictor)}): left out")
+    note(
+        f"the model has no branch for the column {column} ({describe_columns(predictor)}): left out"
+    )
 
 
-def looks_at(predictor: GenrePredictor) -> str:
+def describe_columns(predictor: GenrePredictor) -> str:
     """The model's columns in words: "it looks at title, poster"."""
     return f"it looks at {', '.join(predictor.columns)}"
 
@@ -47,7 +49,7 @@ def score_line(predictor: GenrePredictor, prediction: Prediction, genre: str) ->
     return f"{mark} {genre}: {number(score, digits)}  (from {number(threshold, digits)})"
 
 
-def short_lines(predictor: GenrePredictor, prediction: Prediction) -> Iterator[str]:
+def summary_lines(predictor: GenrePredictor, prediction: Prediction) -> Iterator[str]:
     """Lines with any problem and the predicted genres, or the top one if there are none."""
     if prediction.problem:
         yield f"  problem: {printable(prediction.problem)}"

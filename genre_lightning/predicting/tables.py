@@ -15,8 +15,8 @@ from typing import IO, Any
 
 from genre_lightning.cells import text_of, unguard
 from genre_lightning.files import whole_file
-from genre_lightning.movies.movie import OF_THE_WEB
-from genre_lightning.movies.table import csv_problem, delimiter_of, other_file, quotes_hint
+from genre_lightning.movies.movie import URL_PATTERN
+from genre_lightning.movies.table import csv_problem, delimiter_of, quotes_hint, wrong_format
 from genre_lightning.predicting.arguments import STREAM
 from genre_lightning.predicting.printing import CommandError
 from genre_lightning.progress import progress
@@ -39,7 +39,7 @@ class MovieRows:
         name: of the file, for messages.
         header: names of all columns, as written.
         names: the same, stripped and in lower case.
-        found: by name, the index in a row of each of ``columns`` that the file has.
+        positions: by name, the index in a row of each of ``columns`` that the file has.
 
     Raises:
         CommandError: the header can't be read, or names a column twice.
@@ -55,14 +55,14 @@ class MovieRows:
         self._reader = csv.reader(
             itertools.chain([first], lines), delimiter=self._delimiter, strict=True
         )
-        self._waiting: deque[list[str]] = deque()
-        self._ended = 0  # number of the previous row's last line
-        self.header = self._next() or []
+        self._pending: deque[list[str]] = deque()
+        self._last_line = 0  # number of the previous row's last line
+        self.header = self._next_row() or []
         self.names = [name.strip().lower() for name in self.header]
         for name in self.names:
             if name and self.names.count(name) > 1:
                 raise CommandError(f"{self.name}: it has two columns named {name!r}")
-        self.found = {
+        self.positions = {
             column: self.names.index(column.lower())
             for column in columns
             if column.lower() in self.names
@@ -70,7 +70,7 @@ class MovieRows:
 
     def movies(self) -> Iterator[dict[str, str | Path | None]]:
         """The values of each row by column, None for an empty cell."""
-        while (row := self._next()) is not None:
+        while (row := self._next_row()) is not None:
             if not row:  # an empty line
                 continue
             if len(row) != len(self.header):
@@ -78,18 +78,20 @@ class MovieRows:
                     f"{self.name}:{self._reader.line_num}: {len(row)} values for "
                     f"{len(self.header)} columns; {quotes_hint(self._delimiter)}"
                 )
-            self._waiting.append(row)
-            yield {column: self._value(column, row[place]) for column, place in self.found.items()}
+            self._pending.append(row)
+            yield {
+                column: self._value(column, row[index]) for column, index in self.positions.items()
+            }
 
-    def next_done(self) -> list[str]:
+    def pop_row(self) -> list[str]:
         """Remove and return the row of the next prediction."""
-        return self._waiting.popleft()
+        return self._pending.popleft()
 
-    def named(self, row: Sequence[str]) -> dict[str, str | None]:
+    def cells_by_name(self, row: Sequence[str]) -> dict[str, str | None]:
         """A row's cells by name (as in ``columns``, else the header); None for an empty cell."""
         names = [*self.header]
-        for column, place in self.found.items():
-            names[place] = column
+        for column, index in self.positions.items():
+            names[index] = column
         return {name: cell or None for name, cell in zip(names, row, strict=True) if name}
 
     def _value(self, column: str, cell: str) -> str | Path | None:
@@ -97,13 +99,13 @@ class MovieRows:
         if not text:
             return None
         # Don't make a path of a URL: it would lose one of its slashes.
-        is_file = self.columns[column] == "poster" and not OF_THE_WEB.search(text)
+        is_file = self.columns[column] == "poster" and not URL_PATTERN.search(text)
         return self.folder / text if is_file else text
 
     def _lines(self, file: IO[bytes]) -> Iterator[str]:
         # Decoded line by line, so that an error can name the line's number.
         for number, line in enumerate(file, 1):
-            if number == 1 and (other := other_file(line)) is not None:
+            if number == 1 and (other := wrong_format(line)) is not None:
                 raise CommandError(f"{self.name} {other}")
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -118,18 +120,20 @@ class MovieRows:
                 )
             yield text
 
-    def _next(self) -> list[str] | None:
+    def _next_row(self) -> list[str] | None:
         try:
             row = next(self._reader, None)
         except csv.Error as error:
             # A row can span several lines: report the one where it begins.
-            raise CommandError(f"{self.name}:{self._ended + 1}: {csv_problem(error)}") from error
-        self._ended = self._reader.line_num
+            raise CommandError(
+                f"{self.name}:{self._last_line + 1}: {csv_problem(error)}"
+            ) from error
+        self._last_line = self._reader.line_num
         return None if row is None else [unguard(cell) for cell in row]
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[IO[bytes]]:
+def open_input(path: Path) -> Iterator[IO[bytes]]:
     """Open a file, or standard input, in binary mode.
 
     Raises:
@@ -147,7 +151,7 @@ def reading(path: Path) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[Any]:
+def open_output(path: Path) -> Iterator[Any]:
     """Give a CSV writer to standard output, or to a file that is written completely or not at all.
 
     The file appears under its name when the block has ended, and not at all if the block raises or
@@ -165,7 +169,7 @@ def writing(path: Path) -> Iterator[Any]:
         sys.stdout.flush()
         return
     try:
-        with _stopped_in_order(), whole_file(path) as file:
+        with _sigterm_as_interrupt(), whole_file(path) as file:
             yield _csv_writer(file)
     except OSError as error:
         raise CommandError(f"{path}: can't be written ({error.strerror or error})") from error
@@ -177,7 +181,7 @@ def _csv_writer(file: IO[str]) -> Any:
 
 
 @contextmanager
-def _stopped_in_order() -> Iterator[None]:
+def _sigterm_as_interrupt() -> Iterator[None]:
     """Let SIGTERM end the block as Ctrl-C does, so that partly written files are removed."""
 
     def stop(*_: object) -> None:

@@ -9,7 +9,7 @@ from genre_lightning.checkpoint.writing import write_checkpoint
 from genre_lightning.errors import UserError
 
 #: Entries to keep: the weights, the model's description, and the epoch and step of training.
-KEPT = (CHECKPOINT_KEY, "state_dict", "epoch", "global_step", "pytorch-lightning_version")
+KEPT_KEYS = (CHECKPOINT_KEY, "state_dict", "epoch", "global_step", "pytorch-lightning_version")
 
 
 class WeightsError(UserError):
@@ -32,7 +32,7 @@ def export_weights(source: Path, path: Path) -> None:
     if path.suffix != ".ckpt":
         raise WeightsError(f"{path}: the name must end in .ckpt")
     checkpoint = read_checkpoint(source, mmap=True)
-    slim = {name: checkpoint[name] for name in KEPT if name in checkpoint}
+    slim = {name: checkpoint[name] for name in KEPT_KEYS if name in checkpoint}
     # Cloned, because saving a view would save its whole storage.
     slim["state_dict"] = {name: value.clone() for name, value in slim["state_dict"].items()}
     try:

@@ -56,7 +56,7 @@ def branch_section(
     model: TrainedModel,
     scores: SplitScores,
     validation: SplitScores | None,
-    fitted: Bootstrap,
+    model_bootstrap: Bootstrap,
     order: Sequence[int],
 ) -> dict[str, Any] | None:
     """Return the template's values; None for a model with one branch, or without validation.
@@ -65,7 +65,7 @@ def branch_section(
         model: the model that was scored.
         scores: of the split.
         validation: scores of the validation split, to fit thresholds; None if there are none.
-        fitted: resamples of the whole model on the whole split.
+        model_bootstrap: resamples of the whole model on the whole split.
         order: genre indices in the order of the chart.
     """
     if len(model.inputs) == 1 or validation is None:
@@ -76,15 +76,15 @@ def branch_section(
         {
             "name": group.name,
             "num_movies": int(group.rows.sum()),
-            "rows": _rows(subsets, labels, scores, group.rows, fitted),
+            "rows": _table_rows(subsets, labels, scores, group.rows, model_bootstrap),
         }
         for group in movie_groups(model, scores)
     ]
-    complete = torch.stack(list(scores.has.values())).all(dim=0)
+    complete = torch.stack(list(scores.has_column.values())).all(dim=0)
     return {
         "groups": groups,
         "kinds": [(charts.branch_kind(k), label) for k, label in enumerate(labels.values())],
-        "chart": _chart(subsets, labels, scores.targets, complete, model, order),
+        "chart": _precision_chart(subsets, labels, scores.targets, complete, model, order),
         "chart_movies": int(complete.sum()),
     }
 
@@ -99,51 +99,55 @@ def score_subsets(
     column of at least one of its branches.
     """
     branches = tuple(model.inputs)
-    chosen = [
+    selections = [
         *((branch,) for branch in branches),
         *(tuple(other for other in branches if other != branch) for branch in branches),
     ]
-    subsets = {}
-    for some in dict.fromkeys(chosen):
-        seen = torch.stack([validation.has[branch] for branch in some]).any(dim=0)
+    subset_scores = {}
+    for subset in dict.fromkeys(selections):
+        has_input = torch.stack([validation.has_column[branch] for branch in subset]).any(dim=0)
         thresholds = model.thresholds
-        if bool(seen.any()):
-            found = _scores(model, validation, some)[seen]
-            thresholds = fit_thresholds(found, validation.targets[seen], **model.threshold_fit)
-        subsets[some] = SubsetScores(_scores(model, scores, some), thresholds)
-    return {**subsets, branches: SubsetScores(scores.scores, model.thresholds)}
+        if bool(has_input.any()):
+            val_scores = _score_subset(model, validation, subset)[has_input]
+            thresholds = fit_thresholds(
+                val_scores, validation.targets[has_input], **model.threshold_fit
+            )
+        subset_scores[subset] = SubsetScores(_score_subset(model, scores, subset), thresholds)
+    return {**subset_scores, branches: SubsetScores(scores.scores, model.thresholds)}
 
 
-def _scores(model: TrainedModel, scores: SplitScores, branches: Sequence[str]) -> Tensor:
-    chosen = {name: scores.branch_logits[name].to(model.device) for name in branches}
+def _score_subset(model: TrainedModel, scores: SplitScores, branches: Sequence[str]) -> Tensor:
+    branch_logits = {name: scores.branch_logits[name].to(model.device) for name in branches}
     folds = None if scores.folds is None else scores.folds.to(model.device)
     with torch.inference_mode():
-        return ACTIVATIONS[model.activation](model.network.final_logits(chosen, folds)).cpu()
+        return ACTIVATIONS[model.activation](model.network.final_logits(branch_logits, folds)).cpu()
 
 
 def movie_groups(model: TrainedModel, scores: SplitScores) -> list[Group]:
     """All movies and, if some lack a column, those with all columns and those without each."""
-    has: dict[str, Tensor] = {}
+    has_column: dict[str, Tensor] = {}
     for branch, branch_input in model.inputs.items():
-        rows = scores.has[branch]
-        alike = all(
-            torch.equal(rows, scores.has[other])
+        rows = scores.has_column[branch]
+        same_movies = all(
+            torch.equal(rows, scores.has_column[other])
             for other, other_input in model.inputs.items()
             if other_input.column == branch_input.column
         )
         # A branch that looks up ids, or that can use only some values of a column, is listed by its
         # own name instead of the column's.
-        has[branch_input.column if alike and branch_input.of != "id" else branch] = rows
+        has_column[branch_input.column if same_movies and branch_input.of != "id" else branch] = (
+            rows
+        )
     groups = [Group("All movies", torch.ones(len(scores.rows), dtype=torch.bool))]
-    lacking = [column for column, rows in has.items() if not bool(rows.all())]
-    complete = torch.stack(list(has.values())).all(dim=0)
-    if lacking:
-        groups.append(Group(f"With {listed(lacking)}", complete))
-        groups += [Group(f"Without {column}", ~has[column]) for column in lacking]
+    incomplete = [column for column, rows in has_column.items() if not bool(rows.all())]
+    is_complete = torch.stack(list(has_column.values())).all(dim=0)
+    if incomplete:
+        groups.append(Group(f"With {listed(incomplete)}", is_complete))
+        groups += [Group(f"Without {column}", ~has_column[column]) for column in incomplete]
     return [
         group
-        for place, group in enumerate(groups)
-        if place == 0 or (bool(group.rows.any()) and not bool(group.rows.all()))
+        for index, group in enumerate(groups)
+        if index == 0 or (bool(group.rows.any()) and not bool(group.rows.all()))
     ]
 
 
@@ -168,16 +172,16 @@ def shown_subsets(labels: Mapping[str, str], scores: SplitScores, movies: Tensor
         scores: of the split.
         movies: (N,) bool, the group's movies.
     """
-    everything = tuple(labels)
-    present = [name for name in labels if bool(scores.has[name][movies].any())]
+    all_branches = tuple(labels)
+    present = [name for name in labels if bool(scores.has_column[name][movies].any())]
     labelled: dict[str, tuple[str, ...]] = {}
     without: dict[str, tuple[str, ...]] = {}
     if len(present) > 1:
         for name in present:
-            if bool(scores.has[name][movies].all()):
-                labelled[_title(f"{labels[name]} alone")] = (name,)
+            if bool(scores.has_column[name][movies].all()):
+                labelled[_capitalized(f"{labels[name]} alone")] = (name,)
         for name in present:
-            others = tuple(other for other in everything if other != name)
+            others = tuple(other for other in all_branches if other != name)
             if len(present) == 2:
                 # With two branches, all but one is the other alone, which can already have a row.
                 others = tuple(other for other in present if other != name)
@@ -185,16 +189,18 @@ def shown_subsets(labels: Mapping[str, str], scores: SplitScores, movies: Tensor
                 labelled[f"All but {labels[name]}"] = others
             if others in labelled.values():
                 without[name] = others
-    labelled[_together([labels[name] for name in present], len(everything))] = everything
+    labelled[_all_branches_label([labels[name] for name in present], len(all_branches))] = (
+        all_branches
+    )
     return ShownSubsets(labelled, without)
 
 
-def _rows(
+def _table_rows(
     subsets: Mapping[tuple[str, ...], SubsetScores],
     labels: Mapping[str, str],
     scores: SplitScores,
     movies: Tensor,
-    fitted: Bootstrap,
+    model_bootstrap: Bootstrap,
 ) -> list[dict[str, Any]]:
     """The table's rows for a group of movies: subsets of branches, then the gain from each branch.
 
@@ -203,56 +209,58 @@ def _rows(
         labels: of all branches.
         scores: of the split.
         movies: (N,) bool, the group's movies.
-        fitted: see :func:`branch_section`.
+        model_bootstrap: see :func:`branch_section`.
     """
-    everything = tuple(labels)
+    all_branches = tuple(labels)
     shown = shown_subsets(labels, scores, movies)
     targets = scores.targets[movies]
-    values, resampled = {}, {}
-    for some in shown.labelled.values():
-        subset = subsets[some]
-        found = subset.scores[movies]
-        values[some] = genre_metrics(found, targets, subset.thresholds)
-        if some == everything and bool(movies.all()):
-            resampled[some] = fitted.metrics
+    metrics, resampled = {}, {}
+    for subset in shown.labelled.values():
+        subset_scores = subsets[subset]
+        scores_of_group = subset_scores.scores[movies]
+        metrics[subset] = genre_metrics(scores_of_group, targets, subset_scores.thresholds)
+        if subset == all_branches and bool(movies.all()):
+            resampled[subset] = model_bootstrap.metrics
             continue
-        resampled[some] = bootstrap(
-            found.numpy(),
+        resampled[subset] = bootstrap(
+            scores_of_group.numpy(),
             targets.numpy(),
-            subset.thresholds.numpy(),
-            resamples=fitted.resamples,
-            seed=fitted.seed,
+            subset_scores.thresholds.numpy(),
+            resamples=model_bootstrap.resamples,
+            seed=model_bootstrap.seed,
             micro="map_micro" in METRICS,
         ).metrics
 
-    def difference(metric: str, others: tuple[str, ...]) -> Interval:
+    def gain(metric: str, others: tuple[str, ...]) -> Interval:
         # Both use the same draws of movies, so the differences are paired.
         return interval(
-            values[everything][metric] - values[others][metric],
-            resampled[everything][metric] - resampled[others][metric],
-            least=-1.0,
+            metrics[all_branches][metric] - metrics[others][metric],
+            resampled[all_branches][metric] - resampled[others][metric],
+            minimum=-1.0,
         )
 
     rows: list[dict[str, Any]] = [
         {
             "label": label,
             "gain": False,
-            "values": [interval(values[some][m], resampled[some][m]) for m in METRICS],
+            "values": [
+                interval(metrics[subset][metric], resampled[subset][metric]) for metric in METRICS
+            ],
         }
-        for label, some in shown.labelled.items()
+        for label, subset in shown.labelled.items()
     ]
     rows += [
         {
             "label": f"Gain from {labels[name]}",
             "gain": True,
-            "values": [difference(m, others) for m in METRICS],
+            "values": [gain(metric, others) for metric in METRICS],
         }
         for name, others in shown.without.items()
     ]
     return rows
 
 
-def _chart(
+def _precision_chart(
     subsets: Mapping[tuple[str, ...], SubsetScores],
     labels: Mapping[str, str],
     targets: Tensor,
@@ -264,14 +272,14 @@ def _chart(
     if not bool(movies.any()):
         return None
     kinds: dict[tuple[str, ...], str] = {
-        (name,): charts.branch_kind(place) for place, name in enumerate(labels)
+        (name,): charts.branch_kind(index) for index, name in enumerate(labels)
     }
     kinds[tuple(labels)] = "model"
     precisions = {
-        kind: per_genre_metrics(subsets[some].scores[movies], targets[movies], model.thresholds)[
+        kind: per_genre_metrics(subsets[subset].scores[movies], targets[movies], model.thresholds)[
             "ap"
         ]
-        for some, kind in kinds.items()
+        for subset, kind in kinds.items()
     }
     rows = [
         (model.genres[g], [Mark(kind, ap[g].item()) for kind, ap in precisions.items()])
@@ -284,13 +292,15 @@ def _chart(
     )
 
 
-def _together(present: Sequence[str], branches: int) -> str:
+def _all_branches_label(present: Sequence[str], num_branches: int) -> str:
     """Label of the whole model for movies that have the columns of these branches only."""
     if len(present) > 2:
-        return "All branches" if len(present) == branches else "All other branches"
-    return _title(" + ".join(present) if len(present) > 1 else f"{(*present, 'prior')[0]} alone")
+        return "All branches" if len(present) == num_branches else "All other branches"
+    return _capitalized(
+        " + ".join(present) if len(present) > 1 else f"{(*present, 'prior')[0]} alone"
+    )
 
 
-def _title(text: str) -> str:
+def _capitalized(text: str) -> str:
     """Capitalise the first letter, except of a name such as title_minilm."""
     return text if "_" in text.split(maxsplit=1)[0] else text[:1].upper() + text[1:]

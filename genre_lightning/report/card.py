@@ -12,22 +12,22 @@ from PIL import Image
 from genre_lightning.errors import InputError
 from genre_lightning.explain.explainer import BranchExplanation, ImageExplanation, TextExplanation
 from genre_lightning.explain.parts import ScoreParts
-from genre_lightning.explain.pictures import lay_over, proportions
+from genre_lightning.explain.pictures import overlay_resized, upright_dimensions
 from genre_lightning.inputs.input import Value
 from genre_lightning.inputs.pixels import read_poster
 from genre_lightning.movies.movie import PosterFile
 from genre_lightning.wording import shortened
 
 #: Height of a thumbnail in pixels; about twice the displayed height.
-HEIGHT = 240
-_QUALITY = 72
+THUMBNAIL_HEIGHT = 240
+_JPEG_QUALITY = 72
 #: Label of the part of a logit that comes from the scores of all genres.
 CO_OCCURRENCE = "co-occurrence"
 #: Number of words shown of a text, and the least that each adds: less would be displayed as 0.00.
-_WORDS = 5
-_SHOWN = 0.005
+_MAX_WORDS = 5
+_MIN_CONTRIBUTION = 0.005
 #: Characters shown of a word, as in webapp/page/page.js: text without spaces can have thousands.
-_LONG_WORD = 60
+_MAX_WORD_CHARACTERS = 60
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class BranchCard:
         words: the words of a text that matter most, with what each adds.
         other_words: what the remaining words add; None if words don't sum to the part.
         heat: data: URI of an image that shows the evidence for the genre; None without one.
-        nothing_speaks: whether the branch read an image without any evidence for the genre.
+        no_evidence: whether the branch read an image without any evidence for the genre.
     """
 
     label: str
@@ -50,7 +50,7 @@ class BranchCard:
     words: list[tuple[str, float]]
     other_words: float | None
     heat: str | None
-    nothing_speaks: bool
+    no_evidence: bool
 
 
 def branch_card(
@@ -58,7 +58,7 @@ def branch_card(
     present: bool,
     part: float,
     genre: int,
-    found: BranchExplanation | None,
+    explanation: BranchExplanation | None,
     picture: Image.Image | None,
 ) -> BranchCard:
     """Build the card of one branch.
@@ -68,34 +68,34 @@ def branch_card(
         present: whether the movie has the branch's column.
         part: what the branch adds to the genre's logit.
         genre: the genre's index.
-        found: the branch's explanation; None if there is none.
+        explanation: the branch's explanation; None if there is none.
         picture: thumbnail to lay a heat map over; None for no heat map.
     """
     words: list[tuple[str, float]] = []
-    others = heat = None
-    nothing_speaks = False
-    if isinstance(found, TextExplanation):
-        ranked = found.ranked(genre)
+    other_words = heat = None
+    no_evidence = False
+    if isinstance(explanation, TextExplanation):
+        ranked = explanation.ranked(genre)
         words = [
-            (shortened(text, _LONG_WORD), value)
-            for text, value in ranked[:_WORDS]
-            if abs(value) >= _SHOWN
+            (shortened(text, _MAX_WORD_CHARACTERS), value)
+            for text, value in ranked[:_MAX_WORDS]
+            if abs(value) >= _MIN_CONTRIBUTION
         ]
-        if found.exact:
-            others = sum(value for _, value in ranked[len(words) :])
-    elif isinstance(found, ImageExplanation) and picture is not None:
-        (places,) = found.heat_maps([genre])
-        nothing_speaks = not places.any()
-        if not nothing_speaks:
-            heat = data_uri(lay_over(np.asarray(picture), places, picture.size))
+        if explanation.exact:
+            other_words = sum(value for _, value in ranked[len(words) :])
+    elif isinstance(explanation, ImageExplanation) and picture is not None:
+        (heat_map,) = explanation.heat_maps([genre])
+        no_evidence = not heat_map.any()
+        if not no_evidence:
+            heat = data_uri(overlay_resized(np.asarray(picture), heat_map, picture.size))
     return BranchCard(
         label=label,
         absent=not present,
         part=part,
         words=words,
-        other_words=others,
+        other_words=other_words,
         heat=heat,
-        nothing_speaks=nothing_speaks,
+        no_evidence=no_evidence,
     )
 
 
@@ -114,18 +114,18 @@ def thumbnail(poster: PosterFile | Value) -> tuple[Image.Image | None, str]:
     """
     try:
         image = poster.read_bytes() if isinstance(poster, PosterFile) else poster
-        pixels = read_poster(image, (HEIGHT, HEIGHT))
-        width, height = proportions(image)
+        pixels = read_poster(image, (THUMBNAIL_HEIGHT, THUMBNAIL_HEIGHT))
+        width, height = upright_dimensions(image)
     except (OSError, InputError) as error:
-        gone = any(isinstance(each, FileNotFoundError) for each in (error, error.__cause__))
-        return None, "poster not there" if gone else "poster unreadable"
+        is_missing = any(isinstance(cause, FileNotFoundError) for cause in (error, error.__cause__))
+        return None, "poster not there" if is_missing else "poster unreadable"
     # Very wide or tall images are squeezed so that they don't break the page.
-    size = (round(HEIGHT * min(max(width / height, 0.5), 1.0)), HEIGHT)
+    size = (round(THUMBNAIL_HEIGHT * min(max(width / height, 0.5), 1.0)), THUMBNAIL_HEIGHT)
     return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC), ""
 
 
 def data_uri(image: Image.Image) -> str:
     """Encode the image as a JPEG in a data: URI."""
     buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, "JPEG", quality=_QUALITY, optimize=True)
+    image.convert("RGB").save(buffer, "JPEG", quality=_JPEG_QUALITY, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -14,13 +14,13 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from genre_lightning.page.document import isolated
-from genre_lightning.page.svg import Scale, circle, line, svg, words
+from genre_lightning.page.svg import Scale, circle, line, svg, svg_text
 from genre_lightning.report.statistics import Interval, Reliability
 from genre_lightning.wording import shortened
 
 _TICKS = (0.0, 0.25, 0.5, 0.75, 1.0)
 #: Characters shown of a genre's name beside a heat map.
-_NAME = 22
+_MAX_NAME_CHARACTERS = 22
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,11 @@ def dot_rows(name: str, rows: Sequence[tuple[str, Sequence[Mark]]]) -> Markup:
     height = 24
     parts = []
     for label, marks in rows:
-        lines = [_share_line("grid", tick / top, tick / top, 0, height) for tick in ticks]
-        drawn = [_share_mark(mark, top, height / 2) for mark in marks]
+        lines = [_percent_line("grid", tick / top, tick / top, 0, height) for tick in ticks]
+        shapes = [_percent_mark(mark, top, height / 2) for mark in marks]
         parts.append(
             f'<span class="row-label">{isolated(label)}</span>'
-            f'<svg aria-hidden="true" height="{height}">{"".join(lines + drawn)}</svg>'
+            f'<svg aria-hidden="true" height="{height}">{"".join(lines + shapes)}</svg>'
         )
     numbers = "".join(
         f'<text class="tick{" half" if tenth % 2 else ""}" x="{100 * tick / top:.2f}%" y="13"'
@@ -73,43 +73,43 @@ def dot_rows(name: str, rows: Sequence[tuple[str, Sequence[Mark]]]) -> Markup:
     )
 
 
-def _share_line(css: str, x1: float, x2: float, y1: float, y2: float) -> str:
+def _percent_line(css: str, x1: float, x2: float, y1: float, y2: float) -> str:
     return (
         f'<line class="{css}" x1="{100 * x1:.2f}%" x2="{100 * x2:.2f}%" y1="{y1:g}" y2="{y2:g}"/>'
     )
 
 
-def _share_mark(mark: Mark, top: float, y: float) -> str:
+def _percent_mark(mark: Mark, top: float, y: float) -> str:
     if mark.value != mark.value:
         return ""
-    at = mark.value / top
+    x = mark.value / top
     if mark.kind in ("constant", "prior"):
-        return _share_line(f"mark {mark.kind}", at, at, y - 8, y + 8)
+        return _percent_line(f"mark {mark.kind}", x, x, y - 8, y + 8)
     whisker = ""
     if mark.low == mark.low:
-        whisker = _share_line(f"whisker {mark.kind}", mark.low / top, mark.high / top, y, y)
-    return f'{whisker}<svg class="at" x="{100 * at:.2f}%" y="{y:g}">{_shape(mark.kind)}</svg>'
+        whisker = _percent_line(f"whisker {mark.kind}", mark.low / top, mark.high / top, y, y)
+    return f'{whisker}<svg class="at" x="{100 * x:.2f}%" y="{y:g}">{_shape(mark.kind)}</svg>'
 
 
 _SQUARE = '<rect class="mark {kind}" x="-3.5" y="-3.5" width="7" height="7"/>'
 _DIAMOND = '<path class="mark {kind}" d="M0 -5L5 0L0 5L-5 0Z"/>'
-_UP = '<path class="mark {kind}" d="M0 -5L4.8 3.6L-4.8 3.6Z"/>'
-_DOWN = '<path class="mark {kind}" d="M0 5L4.8 -3.6L-4.8 -3.6Z"/>'
+_TRIANGLE_UP = '<path class="mark {kind}" d="M0 -5L4.8 3.6L-4.8 3.6Z"/>'
+_TRIANGLE_DOWN = '<path class="mark {kind}" d="M0 5L4.8 -3.6L-4.8 -3.6Z"/>'
 #: Shapes of the kinds that are not circles; some come both filled and empty (report.css).
 _SHAPES = {
     **dict.fromkeys(("branch2", "branch5"), _SQUARE),
     **dict.fromkeys(("branch3", "branch6"), _DIAMOND),
-    **dict.fromkeys(("branch4", "branch8"), _UP),
-    **dict.fromkeys(("branch7", "branch9"), _DOWN),
+    **dict.fromkeys(("branch4", "branch8"), _TRIANGLE_UP),
+    **dict.fromkeys(("branch7", "branch9"), _TRIANGLE_DOWN),
     "branch10": '<path class="mark {kind}" d="M-4 -4L4 4M-4 4L4 -4"/>',
     "branch11": '<path class="mark {kind}" d="M-5 0L5 0M0 -5L0 5"/>',
     "branch12": '<rect class="mark {kind}" x="-5" y="-1.8" width="10" height="3.6"/>',
 }
 
 
-def branch_kind(place: int) -> str:
+def branch_kind(index: int) -> str:
     """Mark kind of a model's branch, by its index; the kinds repeat after twelve."""
-    return f"branch{place % 12 + 1}"
+    return f"branch{index % 12 + 1}"
 
 
 def _shape(kind: str) -> str:
@@ -120,12 +120,12 @@ def _shape(kind: str) -> str:
 def legend(kind: str) -> Markup:
     """A mark for the legend below a chart; "interval" is the model's mark with a whisker."""
     if kind in ("constant", "prior"):
-        drawn = f'<line class="mark {kind}" x1="0" y1="-7" x2="0" y2="7"/>'
+        shape = f'<line class="mark {kind}" x1="0" y1="-7" x2="0" y2="7"/>'
     elif kind == "interval":
-        drawn = line("whisker model", -10, 0, 10, 0) + _shape("model")
+        shape = line("whisker model", -10, 0, 10, 0) + _shape("model")
     else:
-        drawn = _shape(kind)
-    return Markup(f'<svg viewBox="-11 -7 22 14" aria-hidden="true">{drawn}</svg>')
+        shape = _shape(kind)
+    return Markup(f'<svg viewBox="-11 -7 22 14" aria-hidden="true">{shape}</svg>')
 
 
 def small_interval(name: str, value: Interval) -> Markup:
@@ -159,14 +159,16 @@ def precision_recall_panel(
     """
     frame = _Square(196, 176)
     path = [f"M{frame.x(0):.1f} {frame.y(precision[0]):.1f}"]
-    at = 0.0
+    previous_recall = 0.0
     for r, p in zip(recall.tolist(), precision.tolist(), strict=True):
-        path.append(f"L{frame.x(at):.1f} {frame.y(p):.1f}L{frame.x(r):.1f} {frame.y(p):.1f}")
-        at = r
-    base = frame.y(prevalence)
+        path.append(
+            f"L{frame.x(previous_recall):.1f} {frame.y(p):.1f}L{frame.x(r):.1f} {frame.y(p):.1f}"
+        )
+        previous_recall = r
+    chance_y = frame.y(prevalence)
     parts = [
         *frame.axes("recall", "precision"),
-        line("chance", frame.x(0), base, frame.x(1), base),
+        line("chance", frame.x(0), chance_y, frame.x(1), chance_y),
         f'<path class="curve" d="{"".join(path)}"/>',
     ]
     if point is not None:
@@ -183,8 +185,8 @@ def reliability_panel(name: str, bins: Reliability, *, large: bool = False) -> M
         large: twice the size, with an axis for the counts.
     """
     frame = _Square(380, 360) if large else _Square(196, 176)
-    strip = 74 if large else 26
-    ink = 1.0 if large else 0.75
+    histogram_height = 74 if large else 26
+    dot_scale = 1.0 if large else 0.75
     parts = [
         *frame.axes("mean score", "share that is true"),
         line("chance", frame.x(0), frame.y(0), frame.x(1), frame.y(1)),
@@ -194,53 +196,54 @@ def reliability_panel(name: str, bins: Reliability, *, large: bool = False) -> M
         parts.append(
             line("whisker model", x, frame.y(float(bins.low[k])), x, frame.y(float(bins.high[k])))
         )
-        parts.append(circle("mark model", x, frame.y(float(bins.frequency[k])), 4.5 * ink))
-    top = frame.height + (8 if large else 2)
+        parts.append(circle("mark model", x, frame.y(float(bins.frequency[k])), 4.5 * dot_scale))
+    bottom = frame.height + (8 if large else 2) + histogram_height
     # a log scale, since counts span orders of magnitude: most scores of most models are near 0
-    most = math.log10(1 + int(bins.count.max()))
+    max_log_count = math.log10(1 + int(bins.count.max()))
     for k, count in enumerate(bins.count.tolist()):
-        size = strip * math.log10(1 + count) / most
+        bar_height = histogram_height * math.log10(1 + count) / max_log_count
         left, right = frame.x(bins.edges[k]), frame.x(bins.edges[k + 1])
         parts.append(
-            f'<rect class="count" x="{left + 0.5:.1f}" y="{top + strip - size:.1f}"'
-            f' width="{right - left - 1:.1f}" height="{size:.1f}">'
+            f'<rect class="count" x="{left + 0.5:.1f}" y="{bottom - bar_height:.1f}"'
+            f' width="{right - left - 1:.1f}" height="{bar_height:.1f}">'
             f"<title>{bins.edges[k]:.1f} to {bins.edges[k + 1]:.1f}: {count:,}</title></rect>"
         )
-    parts.append(line("axis", frame.x(0), top + strip, frame.x(1), top + strip))
+    parts.append(line("axis", frame.x(0), bottom, frame.x(1), bottom))
     if large:
-        for power in range(0, int(most) + 1):
-            y = top + strip - strip * math.log10(1 + 10**power) / most
-            parts.append(words("tick", frame.x(0) - 5, y + 3, f"{10**power:,}", anchor="end"))
+        for power in range(0, int(max_log_count) + 1):
+            y = bottom - histogram_height * math.log10(1 + 10**power) / max_log_count
+            parts.append(svg_text("tick", frame.x(0) - 5, y + 3, f"{10**power:,}", anchor="end"))
         parts.append(
-            words("axis-name", frame.x(0.5), top + strip + 15, "cells per bin, log scale", "middle")
+            svg_text("axis-name", frame.x(0.5), bottom + 15, "cells per bin, log scale", "middle")
         )
-    return svg(name, frame.width, top + strip + (20 if large else 2), parts)
+    return svg(name, frame.width, bottom + (20 if large else 2), parts)
 
 
 def heat_map(name: str, shares: np.ndarray, labels: Sequence[str]) -> Markup:
     """A square of labelled, coloured cells for (G, G) shares in [0, 1]; nan is left blank."""
-    cell = 18 if len(labels) <= 20 else 14
+    cell_size = 18 if len(labels) <= 20 else 14
     # Long labels would leave no room for the cells, whose titles have the full names.
-    short = [shortened(name, _NAME) for name in labels]
+    short = [shortened(name, _MAX_NAME_CHARACTERS) for name in labels]
     edge = 10 + int(6.6 * max(map(len, short)))
-    size = edge + cell * len(labels) + 2
+    size = edge + cell_size * len(labels) + 2
     parts = []
     for i, label in enumerate(labels):
-        middle = edge + cell * (i + 0.5)
-        parts.append(words("tick", edge - 5, middle + 3.5, short[i], anchor="end"))
+        middle = edge + cell_size * (i + 0.5)
+        parts.append(svg_text("tick", edge - 5, middle + 3.5, short[i], anchor="end"))
         parts.append(
             f'<text class="tick" transform="translate({middle + 3.5:.1f} {edge - 5}) rotate(-90)">'
             f"{escape(short[i])}</text>"
         )
         for j, other in enumerate(labels):
-            share = float(shares[i, j])
-            place = f'x="{edge + cell * j}" y="{edge + cell * i}" width="{cell}" height="{cell}"'
-            if share != share:
-                parts.append(f'<rect class="cell none" {place}/>')
+            value = float(shares[i, j])
+            x, y = edge + cell_size * j, edge + cell_size * i
+            position = f'x="{x}" y="{y}" width="{cell_size}" height="{cell_size}"'
+            if value != value:
+                parts.append(f'<rect class="cell none" {position}/>')
                 continue
             parts.append(
-                f'<rect class="cell" style="--v:{share:.2f}" {place}>'
-                f"<title>{escape(label)}, {escape(other)}: {share:.0%}</title></rect>"
+                f'<rect class="cell" style="--v:{value:.2f}" {position}>'
+                f"<title>{escape(label)}, {escape(other)}: {value:.0%}</title></rect>"
             )
     return svg(name, size, size, parts)
 
@@ -259,9 +262,9 @@ class _Square:
             yield line("grid", left, self.y(tick), right, self.y(tick))
             yield line("grid", self.x(tick), low, self.x(tick), high)
         for tick, text in ((0.0, "0"), (0.5, "0.5"), (1.0, "1")):
-            yield words("tick", self.x(tick), low + 13, text, "middle")
-            yield words("tick", left - 5, self.y(tick) + 3.5, text, "end")
-        yield words("axis-name", (left + right) / 2, low + 27, x_name, "middle")
+            yield svg_text("tick", self.x(tick), low + 13, text, "middle")
+            yield svg_text("tick", left - 5, self.y(tick) + 3.5, text, "end")
+        yield svg_text("axis-name", (left + right) / 2, low + 27, x_name, "middle")
         yield (
             f'<text class="axis-name" text-anchor="middle"'
             f' transform="translate(10 {(low + high) / 2:.1f}) rotate(-90)">{escape(y_name)}</text>'

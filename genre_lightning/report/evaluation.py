@@ -36,7 +36,7 @@ class SplitScores:
         targets: (N, G) float32 multi-hot.
         branch_logits: by branch, (N, G) float32, its part of the summed logits; zero for a movie
             that lacks its column.
-        has: by branch, (N,) bool, whether the movie has its column.
+        has_column: by branch, (N,) bool, whether the movie has its column.
         folds: (N,) int64 if each movie was scored by the member of its fold, else None.
     """
 
@@ -46,7 +46,7 @@ class SplitScores:
     scores: Tensor
     targets: Tensor
     branch_logits: dict[str, Tensor]
-    has: dict[str, Tensor]
+    has_column: dict[str, Tensor]
     folds: Tensor | None = None
 
 
@@ -67,10 +67,10 @@ def score_split(
         device: where to compute.
         batch_size: None for that of validation; another can change the last digit of scores.
     """
-    found: list[tuple[Tensor, ...]] = []
+    outputs: list[tuple[Tensor, ...]] = []
     collected_folds: list[Tensor] = []
     branches: dict[str, list[Tensor]] = {name: [] for name in model.inputs}
-    has: dict[str, list[Tensor]] = {name: [] for name in model.inputs}
+    has_column: dict[str, list[Tensor]] = {name: [] for name in model.inputs}
     model.network.eval()
     for batch in data.loader(split, batch_size=batch_size, device=device):
         folds = batch.folds if split != "test" and data.validates_by_folds else None
@@ -78,11 +78,15 @@ def score_split(
         logits = model.network.final_logits(parts, folds)
         scores = ACTIVATIONS[model.activation](logits)
         collected_folds += [] if folds is None else [folds]
-        found.append((batch.rows, logits, scores, batch.targets))
+        outputs.append((batch.rows, logits, scores, batch.targets))
         for name, part in parts.items():
             branches[name].append(part)
-            has[name].append(torch.isin(torch.arange(len(batch)), batch.parts[name].rows.cpu()))
-    rows, logits, scores, targets = (torch.cat(column).cpu() for column in zip(*found, strict=True))
+            has_column[name].append(
+                torch.isin(torch.arange(len(batch)), batch.parts[name].rows.cpu())
+            )
+    rows, logits, scores, targets = (
+        torch.cat(tensors).cpu() for tensors in zip(*outputs, strict=True)
+    )
     return SplitScores(
         split=split,
         rows=rows,
@@ -90,7 +94,7 @@ def score_split(
         scores=scores,
         targets=targets,
         branch_logits={name: torch.cat(values).cpu() for name, values in branches.items()},
-        has={name: torch.cat(values) for name, values in has.items()},
+        has_column={name: torch.cat(values) for name, values in has_column.items()},
         folds=torch.cat(collected_folds).cpu() if collected_folds else None,
     )
 
@@ -159,20 +163,22 @@ def write_evaluation(
     with whole_file(folder / "predictions.csv") as file:
         table = csv.writer(file)
         columns = [name for name in model.columns if name != "title"]
-        heads = ["id", "title", "true", "predicted", *(f"has_{name}" for name in columns)]
-        table.writerow(guarded([*heads, *score_columns(model.genres, heads)]))
+        header = ["id", "title", "true", "predicted", *(f"has_{name}" for name in columns)]
+        table.writerow(guarded([*header, *score_columns(model.genres, header)]))
         separator = separator_of(model.genres)
-        present = [data.states(name) == "present" for name in columns]
+        is_present = [data.states(name) == "present" for name in columns]
         for row, values, target in zip(
             scores.rows.tolist(), scores.scores, scores.targets, strict=True
         ):
             predicted = values >= model.thresholds
             names = [
-                separator.join(genre for genre, on in zip(model.genres, mask, strict=True) if on)
+                separator.join(
+                    genre for genre, is_set in zip(model.genres, mask, strict=True) if is_set
+                )
                 for mask in (target > 0, predicted)
             ]
-            numbers = map(score_cell, values.tolist())
+            score_cells = map(score_cell, values.tolist())
             movie = movies[row]
-            there = [int(states[row]) for states in present]
-            table.writerow([*guarded([movie.id, movie.title, *names]), *there, *numbers])
+            has_flags = [int(states[row]) for states in is_present]
+            table.writerow([*guarded([movie.id, movie.title, *names]), *has_flags, *score_cells])
     return metrics

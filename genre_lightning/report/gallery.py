@@ -29,11 +29,11 @@ from genre_lightning.report.evaluation import SplitScores
 
 _EPS = 1e-6
 #: A card shows the true, the predicted and this many of the likeliest genres.
-_LIKELIEST = 3
+_NUM_LIKELIEST = 3
 #: Most texts to embed to explain one branch of a card: with 24, two dozen cards take half a minute.
-_TEXTS = 24
+_MAX_EXPLAIN_TEXTS = 24
 #: Characters shown of a text other than the title.
-_SHORT = 160
+_MAX_TEXT_CHARACTERS = 160
 
 
 @dataclass(frozen=True)
@@ -51,18 +51,18 @@ class Pick:
 
 def margins(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
     """Return how far each score lies above its threshold, in logits: (N, G) float64."""
-    above, below = (
-        logit(np.clip(share.astype(np.float64), _EPS, 1 - _EPS)) for share in (scores, thresholds)
+    score_logits, threshold_logits = (
+        logit(np.clip(values.astype(np.float64), _EPS, 1 - _EPS)) for values in (scores, thresholds)
     )
-    return np.asarray(above - below)
+    return np.asarray(score_logits - threshold_logits)
 
 
 def most_confident(
     scores: np.ndarray,
     targets: np.ndarray,
     thresholds: np.ndarray,
-    count: int,
-    per_genre: int = 2,
+    max_picks: int,
+    max_per_genre: int = 2,
 ) -> dict[str, list[Pick]]:
     """Pick the predictions farthest from their thresholds in logits, on the right or wrong side.
 
@@ -70,8 +70,8 @@ def most_confident(
         scores: (N, G) float32 in [0, 1].
         targets: (N, G) zeros and ones.
         thresholds: (G,) float32.
-        count: most movies in a list, each once.
-        per_genre: most movies in a list for the same genre, so that no genre fills it.
+        max_picks: maximum number of movies in a list, each once.
+        max_per_genre: maximum number of them for the same genre, so that no genre fills a list.
 
     Returns:
         "right": all genres of the movie are correct, ordered by its least confident predicted
@@ -82,37 +82,40 @@ def most_confident(
     margin = margins(scores, thresholds)
 
     exact = np.flatnonzero((truth == predicted).all(axis=1) & predicted.any(axis=1))
-    least_sure = np.where(predicted[exact], margin[exact], np.inf)
-    genre = least_sure.argmin(axis=1)
-    cells = {"right": (exact, genre, least_sure.min(axis=1, initial=np.inf))}
+    min_margin = np.where(predicted[exact], margin[exact], np.inf)
+    genre = min_margin.argmin(axis=1)
+    candidates = {"right": (exact, genre, min_margin.min(axis=1, initial=np.inf))}
     for name, mask in (("invented", predicted & ~truth), ("missed", truth & ~predicted)):
         rows, columns = np.nonzero(mask)
-        cells[name] = (rows, columns, np.abs(margin[rows, columns]))
-    return {name: _spread(*parts, count, per_genre) for name, parts in cells.items()}
+        candidates[name] = (rows, columns, np.abs(margin[rows, columns]))
+    return {
+        name: _select_picks(*arrays, max_picks, max_per_genre)
+        for name, arrays in candidates.items()
+    }
 
 
-def _spread(
-    rows: np.ndarray, genres: np.ndarray, sureness: np.ndarray, count: int, per_genre: int
+def _select_picks(
+    rows: np.ndarray, genres: np.ndarray, confidence: np.ndarray, max_picks: int, max_per_genre: int
 ) -> list[Pick]:
     """Pick the surest predictions, spread over movies and genres as in :func:`most_confident`.
 
     Args:
         rows: (n,) the movie of each prediction.
         genres: (n,) its genre.
-        sureness: (n,) its distance from the threshold.
-        count: most picks.
-        per_genre: most picks of one genre.
+        confidence: (n,) its distance from the threshold.
+        max_picks: maximum number of picks.
+        max_per_genre: maximum number of picks of one genre.
     """
     picks: list[Pick] = []
-    shown: Counter[int] = Counter()
-    seen: set[int] = set()
-    for place in np.argsort(-sureness, kind="stable"):
-        row, genre = int(rows[place]), int(genres[place])
-        if row not in seen and shown[genre] < per_genre:
-            seen.add(row)
-            shown[genre] += 1
+    picks_of_genre: Counter[int] = Counter()
+    seen_rows: set[int] = set()
+    for index in np.argsort(-confidence, kind="stable"):
+        row, genre = int(rows[index]), int(genres[index])
+        if row not in seen_rows and picks_of_genre[genre] < max_per_genre:
+            seen_rows.add(row)
+            picks_of_genre[genre] += 1
             picks.append(Pick(row, genre))
-        if len(picks) == count:
+        if len(picks) == max_picks:
             break
     return picks
 
@@ -179,7 +182,11 @@ def make_card(
     return Card(
         title=movie.title,
         texts=_texts(model, movie)
-        + [(heading, said[row]) for heading, said in (remarks or {}).items() if said.get(row)],
+        + [
+            (heading, texts_by_row[row])
+            for heading, texts_by_row in (remarks or {}).items()
+            if texts_by_row.get(row)
+        ],
         genre=model.genres[pick.genre],
         score=float(scores.scores[pick.index, pick.genre]),
         threshold=float(model.thresholds[pick.genre]),
@@ -201,7 +208,7 @@ def make_card(
 def _texts(model: TrainedModel, movie: Movie) -> list[tuple[str, str]]:
     """The model's text columns other than the title, and their shortened values."""
     return [
-        (column, textwrap.shorten(str(movie.value(column)), _SHORT, placeholder=" …"))
+        (column, textwrap.shorten(str(movie.value(column)), _MAX_TEXT_CHARACTERS, placeholder=" …"))
         for column, kind in model.columns.items()
         if kind == "text" and column != "title" and movie.value(column)
     ]
@@ -215,29 +222,29 @@ def _genre_scores(model: TrainedModel, scores: SplitScores, index: int) -> list[
         scores: of the split.
         index: the movie's index in ``scores``.
     """
-    values, truth = scores.scores[index].numpy(), scores.targets[index].numpy() > 0
+    values, is_true = scores.scores[index].numpy(), scores.targets[index].numpy() > 0
     thresholds = model.thresholds.numpy()
     predicted = values >= thresholds
     order = np.argsort(-values, kind="stable").tolist()
-    shown = truth | predicted
-    shown[order[:_LIKELIEST]] = True
+    is_shown = is_true | predicted
+    is_shown[order[:_NUM_LIKELIEST]] = True
     verdicts = {(True, True): "hit", (False, True): "invented", (True, False): "missed"}
     return [
         GenreScore(
             model.genres[g],
             float(values[g]),
             float(thresholds[g]),
-            verdicts.get((bool(truth[g]), bool(predicted[g])), ""),
+            verdicts.get((bool(is_true[g]), bool(predicted[g])), ""),
         )
         for g in order
-        if shown[g]
+        if is_shown[g]
     ]
 
 
 def _score_parts(model: TrainedModel, scores: SplitScores, index: int) -> ScoreParts:
     """Split the logits of the movie at ``index`` into the parts of the branches."""
     logits = {
-        branch: values[index].numpy() if bool(scores.has[branch][index]) else None
+        branch: values[index].numpy() if bool(scores.has_column[branch][index]) else None
         for branch, values in scores.branch_logits.items()
     }
     fold = None if scores.folds is None else int(scores.folds[index])
@@ -264,14 +271,14 @@ def _branch_cards(
     """
     cards = []
     for branch, label in branch_labels(model.inputs).items():
-        has = bool(scores.has[branch][pick.index])
+        present = bool(scores.has_column[branch][pick.index])
         cards.append(
             branch_card(
                 label,
-                has,
+                present,
                 float(parts.branches[branch][pick.genre]),
                 pick.genre,
-                _explain(model, movie, branch) if has else None,
+                _explain(model, movie, branch) if present else None,
                 pictures.get(model.inputs[branch].column),
             )
         )
@@ -284,7 +291,7 @@ def _explain(model: TrainedModel, movie: Movie, branch: str) -> BranchExplanatio
     if find_explainer(model, branch) is None:
         return None
     if not isinstance(value, PosterFile):
-        return explain_branch(model, branch, value, _TEXTS)
+        return explain_branch(model, branch, value, _MAX_EXPLAIN_TEXTS)
     try:
         return explain_branch(model, branch, value.read_bytes())
     except (OSError, PosterError):  # the poster was readable when the cache was made
@@ -304,14 +311,16 @@ def make_gallery(
     movies that it did not answer are left out.
     """
     values, truth = scores.scores.numpy(), scores.targets.numpy()
-    places = np.arange(len(values))
+    indices = np.arange(len(values))
     if remarks is not None:
-        places = np.flatnonzero(np.stack([has.numpy() for has in scores.has.values()]).any(axis=0))
-    picks = most_confident(values[places], truth[places], model.thresholds.numpy(), count)
+        indices = np.flatnonzero(
+            np.stack([present.numpy() for present in scores.has_column.values()]).any(axis=0)
+        )
+    picks = most_confident(values[indices], truth[indices], model.thresholds.numpy(), count)
     return {
         name: [
-            make_card(model, data, scores, Pick(int(places[pick.index]), pick.genre), remarks)
-            for pick in chosen
+            make_card(model, data, scores, Pick(int(indices[pick.index]), pick.genre), remarks)
+            for pick in picks_of_list
         ]
-        for name, chosen in picks.items()
+        for name, picks_of_list in picks.items()
     }

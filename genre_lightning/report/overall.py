@@ -36,7 +36,7 @@ def overall_section(
     model: TrainedModel,
     data: MovieDataModule,
     scores: SplitScores,
-    fitted: Bootstrap,
+    model_bootstrap: Bootstrap,
 ) -> dict[str, Any]:
     """Return the template's values for the whole split.
 
@@ -44,39 +44,39 @@ def overall_section(
         model: the model that was scored.
         data: set up.
         scores: of the split.
-        fitted: resamples at the model's own thresholds.
+        model_bootstrap: resamples at the model's own thresholds.
     """
     metrics = genre_metrics(scores.scores, scores.targets, model.thresholds)
-    half_way = torch.full_like(model.thresholds, 0.5)
-    at_half = bootstrap(
+    half_thresholds = torch.full_like(model.thresholds, 0.5)
+    half_bootstrap = bootstrap(
         scores.scores.numpy(),
         scores.targets.numpy(),
-        half_way.numpy(),
-        resamples=fitted.resamples,
-        seed=fitted.seed,
+        half_thresholds.numpy(),
+        resamples=model_bootstrap.resamples,
+        seed=model_bootstrap.seed,
     ).metrics
-    baselines = _baselines(data, scores, half_way)
+    baselines = _baselines(data, scores, half_thresholds)
     rows: list[dict[str, Any]] = []
     for key, label in METRICS.items():
-        ranking = key.startswith("map")
-        half_value = metrics[key if ranking else f"{key}_at_0.5"]
+        is_ranking = key.startswith("map")
+        half_value = metrics[key if is_ranking else f"{key}_at_0.5"]
         rows.append(
             {
                 "key": key,
                 "label": label,
-                "fitted": interval(metrics[key], fitted.metrics[key]),
-                "half": None if ranking else interval(half_value, at_half[key]),
-                **{name: found.metrics[key] for name, found in baselines.items()},
+                "fitted": interval(metrics[key], model_bootstrap.metrics[key]),
+                "half": None if is_ranking else interval(half_value, half_bootstrap[key]),
+                **{name: baseline.metrics[key] for name, baseline in baselines.items()},
                 "prior_half": (
                     None
-                    if ranking or not baselines
+                    if is_ranking or not baselines
                     else baselines["prior"].metrics[f"{key}_at_0.5"]
                 ),
             }
         )
-    beside = ", beside the constant and the prior baseline" if baselines else ""
+    baseline_note = ", beside the constant and the prior baseline" if baselines else ""
     chart = charts.dot_rows(
-        f"Scores of the model with 95% intervals{beside}",
+        f"Scores of the model with 95% intervals{baseline_note}",
         [
             (
                 row["label"],
@@ -94,7 +94,8 @@ def overall_section(
         "headline": [row for row in rows if row["key"] in HEADLINE],
         "chart": chart,
         "baselines": {
-            name: [model.genres[g] for g in found.predicts] for name, found in baselines.items()
+            name: [model.genres[g] for g in baseline.predicts]
+            for name, baseline in baselines.items()
         },
     }
 
@@ -107,7 +108,7 @@ class _Baseline(NamedTuple):
 
 
 def _baselines(
-    data: MovieDataModule, scores: SplitScores, half_way: torch.Tensor
+    data: MovieDataModule, scores: SplitScores, half_thresholds: torch.Tensor
 ) -> dict[str, _Baseline]:
     """The constant and the prior, fitted on the dataset's train and val; empty without them."""
     train, val = data.splits["train"], data.splits["val"]
@@ -115,18 +116,18 @@ def _baselines(
         return {}
     counts = data.genre_counts()
     chosen = best_constant(counts, len(train))
-    constant = torch.zeros_like(half_way)
+    constant = torch.zeros_like(half_thresholds)
     constant[torch.from_numpy(chosen)] = 1.0
     prior = torch.from_numpy((counts / len(train)).astype(np.float32))
     val_labels = torch.from_numpy(data.labels[val].astype(np.float32))
-    cuts = fit_thresholds(prior.expand(len(val), -1), val_labels, DEFAULT_METHOD)
-    everywhere = scores.targets.shape
+    prior_thresholds = fit_thresholds(prior.expand(len(val), -1), val_labels, DEFAULT_METHOD)
+    shape = scores.targets.shape
     return {
         "constant": _Baseline(
-            chosen, genre_metrics(constant.expand(everywhere), scores.targets, half_way)
+            chosen, genre_metrics(constant.expand(shape), scores.targets, half_thresholds)
         ),
         "prior": _Baseline(
-            np.flatnonzero((prior >= cuts).numpy()),
-            genre_metrics(prior.expand(everywhere), scores.targets, cuts),
+            np.flatnonzero((prior >= prior_thresholds).numpy()),
+            genre_metrics(prior.expand(shape), scores.targets, prior_thresholds),
         ),
     }

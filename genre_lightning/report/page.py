@@ -22,7 +22,7 @@ from genre_lightning.report.evaluation import SplitScores
 from genre_lightning.report.gallery import make_gallery
 from genre_lightning.report.numbers import number, signed, span
 from genre_lightning.report.overall import overall_section
-from genre_lightning.report.per_genre import calibration, curves, genre_table, pairs
+from genre_lightning.report.per_genre import calibration, curves, genre_pairs, genre_table
 from genre_lightning.report.statistics import bootstrap, num_resamples
 from genre_lightning.runs.result import package_versions
 from genre_lightning.wording import counted
@@ -31,7 +31,7 @@ from genre_lightning.wording import counted
 MAX_PANELS = 40
 MAX_PAIRED_GENRES = 28
 #: Default number of movies in each list of the gallery.
-GALLERY = 6
+GALLERY_SIZE = 6
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def render_report(
     origin: Origin,
     validation: SplitScores | None = None,
     remarks: Mapping[str, Mapping[int, str]] | None = None,
-    gallery: int = GALLERY,
+    gallery: int = GALLERY_SIZE,
 ) -> str:
     """Render the report as one HTML file that needs no network.
 
@@ -79,7 +79,7 @@ def render_report(
         remarks: further texts of the gallery by heading, then by the movie's index in the dataset.
         gallery: movies in each list of the gallery; 0 for no gallery.
     """
-    fitted = bootstrap(
+    model_bootstrap = bootstrap(
         scores.scores.numpy(),
         scores.targets.numpy(),
         model.thresholds.numpy(),
@@ -100,26 +100,26 @@ def render_report(
             "legend_mark": charts.legend,
         },
         facts=_facts(model, data, scores, origin),
-        caution=_caution(model, data, scores.split),
+        caution=_warning(model, data, scores.split),
         split=SPLIT_WORDS[scores.split],
         num_movies=len(scores.rows),
-        resamples=fitted.resamples,
-        seed=fitted.seed,
+        resamples=model_bootstrap.resamples,
+        seed=model_bootstrap.seed,
         origin=origin,
         versions=package_versions(),
         activation=model.activation,
-        overall=overall_section(model, data, scores, fitted),
-        genres=genre_table(model, scores, fitted, by_support),
+        overall=overall_section(model, data, scores, model_bootstrap),
+        genres=genre_table(model, scores, model_bootstrap, by_support),
         curves=curves(model, scores, panels),
         calibration=calibration(model, scores, panels),
-        pairs=pairs(model, scores, by_support[:MAX_PAIRED_GENRES]),
-        branches=branch_section(model, scores, validation, fitted, panels.tolist()),
+        pairs=genre_pairs(model, scores, by_support[:MAX_PAIRED_GENRES]),
+        branches=branch_section(model, scores, validation, model_bootstrap, panels.tolist()),
         branch_names=list(model.inputs),
         stacked=model.network.stacking is not None,
         related=model.network.relates_genres,
         num_genres=len(model.genres),
-        most_panels=MAX_PANELS,
-        most_paired=MAX_PAIRED_GENRES,
+        max_panels=MAX_PANELS,
+        max_paired_genres=MAX_PAIRED_GENRES,
         gallery=make_gallery(model, data, scores, gallery, remarks) if gallery else None,
         methods=_methods(model, list(model.inputs) if gallery else []),
     )
@@ -127,11 +127,11 @@ def render_report(
 
 def _methods(model: TrainedModel, branches: Sequence[str]) -> dict[str, list[str]]:
     """Methods that explain these branches, by their kind of output: "words" or "heat map"."""
-    found: dict[str, list[str]] = {"words": [], "heat map": []}
+    methods: dict[str, list[str]] = {"words": [], "heat map": []}
     for explainer in (find_explainer(model, branch) for branch in branches):
-        if explainer is not None and explainer.method not in found[explainer.gives]:
-            found[explainer.gives].append(explainer.method)
-    return found
+        if explainer is not None and explainer.method not in methods[explainer.gives]:
+            methods[explainer.gives].append(explainer.method)
+    return methods
 
 
 def _facts(
@@ -139,8 +139,8 @@ def _facts(
 ) -> list[tuple[str, str]]:
     digest = hashlib.sha256(origin.checkpoint.read_bytes()).hexdigest()[:12]
     source = data.source()
-    place = Path(source.get("root") or source.get("path") or data.reader).name
-    name = data.reader if place == data.reader else f"{data.reader} ({place})"
+    location = Path(source.get("root") or source.get("path") or data.reader).name
+    name = data.reader if location == data.reader else f"{data.reader} ({location})"
     return [
         ("Movies", f"{len(scores.rows):,}, the {SPLIT_WORDS[scores.split]} split"),
         ("Data set", f"{name}: {len(data.movie_set.movies):,} movies"),
@@ -168,7 +168,7 @@ def _column_fact(data: MovieDataModule, scores: SplitScores, column: str) -> str
     )
 
 
-def _caution(model: TrainedModel, data: MovieDataModule, split: str) -> str:
+def _warning(model: TrainedModel, data: MovieDataModule, split: str) -> str:
     if split == "train":
         return "The model was trained on movies of a training split: these numbers flatter it."
     if split == "val":
@@ -177,7 +177,7 @@ def _caution(model: TrainedModel, data: MovieDataModule, split: str) -> str:
             "Where these are the same movies, as they are unless other data was named, the numbers "
             "flatter the model; the test split gives fair ones."
         )
-    same_movies = model.learnt_from in (None, data.learnt_from)
-    if not same_movies or not same_source(data.source(), model.data):
+    trained_on_same_movies = model.learnt_from in (None, data.learnt_from)
+    if not trained_on_same_movies or not same_source(data.source(), model.data):
         return "This is not the data, or not the split, that the checkpoint was trained on."
     return ""

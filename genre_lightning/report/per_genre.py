@@ -24,7 +24,7 @@ from genre_lightning.scoring.metrics import per_genre_metrics
 
 
 def genre_table(
-    model: TrainedModel, scores: SplitScores, fitted: Bootstrap, order: np.ndarray
+    model: TrainedModel, scores: SplitScores, model_bootstrap: Bootstrap, order: np.ndarray
 ) -> list[dict[str, Any]]:
     """Build a row for each genre, in the order of the genre indices ``order``."""
     columns = per_genre_metrics(scores.scores, scores.targets, model.thresholds)
@@ -37,7 +37,7 @@ def genre_table(
             row["recall"] = row["f1"] = math.nan
         if not predicted[g]:
             row["precision"] = math.nan
-        f1 = interval(row["f1"], fitted.per_genre["f1"][:, g])
+        f1 = interval(row["f1"], model_bootstrap.per_genre["f1"][:, g])
         name = f"F1 of {model.genres[g]}: {number(f1.value)}"
         name += f", 95% interval {span(f1)}" if span(f1) else ""
         chart = charts.small_interval(name, f1) if row["support"] else ""
@@ -121,7 +121,7 @@ def _bin_rows(bins: Reliability) -> list[dict[str, Any]]:
     ]
 
 
-def pairs(model: TrainedModel, scores: SplitScores, order: np.ndarray) -> dict[str, Any]:
+def genre_pairs(model: TrainedModel, scores: SplitScores, order: np.ndarray) -> dict[str, Any]:
     """Count which of the genres in ``order`` are true together and predicted together."""
     names = [model.genres[g] for g in order]
     true = (scores.targets.numpy() > 0)[:, order]
@@ -139,7 +139,7 @@ def pairs(model: TrainedModel, scores: SplitScores, order: np.ndarray) -> dict[s
     differences = predicted_pairs - true_pairs
     upper = [(i, j) for i in range(len(names)) for j in range(i + 1, len(names))]
 
-    def listed(more: bool) -> list[dict[str, Any]]:
+    def largest_differences(more: bool) -> list[dict[str, Any]]:
         sign = 1 if more else -1
         ranked = sorted(upper, key=lambda pair: -sign * differences[pair])
         return [
@@ -159,6 +159,6 @@ def pairs(model: TrainedModel, scores: SplitScores, order: np.ndarray) -> dict[s
         "predicted": charts.heat_map(
             "Co-occurrence of predicted genres", row_shares(predicted_pairs), names
         ),
-        "more": listed(True),
-        "fewer": listed(False),
+        "more": largest_differences(True),
+        "fewer": largest_differences(False),
     }

@@ -18,9 +18,9 @@ LEVEL = 0.95
 _Z = 1.959963984540054
 
 #: Most cells (movie x genre x resample) of a bootstrap: a few seconds for 100,000 movies.
-_WORK = 60_000_000
+_MAX_CELLS = 60_000_000
 #: Cells held in memory at once.
-_BLOCK = 8_000_000
+_BLOCK_CELLS = 8_000_000
 
 
 @dataclass(frozen=True)
@@ -52,22 +52,26 @@ class Bootstrap:
 
 def num_resamples(num_movies: int, num_genres: int) -> int:
     """Number of resamples to draw: fewer for many movies, whose intervals are narrow anyway."""
-    return int(np.clip(_WORK // max(1, num_movies * num_genres), 100, 1000))
+    return int(np.clip(_MAX_CELLS // max(1, num_movies * num_genres), 100, 1000))
 
 
-def resample_counts(num_movies: int, resamples: int, seed: int, most: int) -> Iterator[np.ndarray]:
-    """Yield blocks (K, N) float32, K <= ``most``, of how often each resample draws each movie.
+def resample_counts(
+    num_movies: int, resamples: int, seed: int, max_block: int
+) -> Iterator[np.ndarray]:
+    """Yield blocks (K, N) float32, K <= ``max_block``, of how often each resample draws each movie.
 
-    A resample is N draws with replacement. The draws depend on ``seed`` but not on ``most``, so
-    metrics of two predictions for the same movies are paired, resample by resample.
+    A resample is N draws with replacement. The draws depend on ``seed`` but not on ``max_block``,
+    so metrics of two predictions for the same movies are paired, resample by resample.
     """
     generator = np.random.default_rng(seed)
-    for start in range(0, resamples, most):
-        k = min(most, resamples - start)
-        drawn = generator.integers(num_movies, size=(k, num_movies))
-        drawn += np.arange(k)[:, None] * num_movies  # separate resamples, to count them at once
-        counts = np.bincount(drawn.ravel(), minlength=k * num_movies)
-        yield counts.reshape(k, num_movies).astype(np.float32)
+    for start in range(0, resamples, max_block):
+        block_size = min(max_block, resamples - start)
+        drawn = generator.integers(num_movies, size=(block_size, num_movies))
+        drawn += (
+            np.arange(block_size)[:, None] * num_movies
+        )  # separate resamples, to count them at once
+        counts = np.bincount(drawn.ravel(), minlength=block_size * num_movies)
+        yield counts.reshape(block_size, num_movies).astype(np.float32)
 
 
 def bootstrap(
@@ -101,8 +105,8 @@ def bootstrap(
     hits = decisions * truth
     # one matrix product counts true positives, predictions and positives of each resample
     table = np.concatenate([hits, decisions, truth], axis=1)
-    size = decisions.sum(axis=1) + truth.sum(axis=1)
-    row_f1 = _ratio(2 * hits.sum(axis=1), size)
+    num_labels = decisions.sum(axis=1) + truth.sum(axis=1)
+    row_f1 = _safe_divide(2 * hits.sum(axis=1), num_labels)
     rankings = [_Ranking(scores[:, [g]], truth[:, [g]]) for g in range(num_genres)]
     micro_ranking = _Ranking(scores, truth) if micro else None
 
@@ -110,9 +114,9 @@ def bootstrap(
     f1_samples = np.empty(resamples)
     ap = np.empty((resamples, num_genres))
     map_micro = np.full(resamples, np.nan)
-    block = max(1, _BLOCK // (num_movies * num_genres))
+    block_size = max(1, _BLOCK_CELLS // (num_movies * num_genres))
     stop = 0
-    for drawn in resample_counts(num_movies, resamples, seed, most=block):
+    for drawn in resample_counts(num_movies, resamples, seed, max_block=block_size):
         start, stop = stop, stop + len(drawn)
         weights = np.ascontiguousarray(drawn.T)
         counts[start:stop] = weights.T @ table
@@ -122,27 +126,27 @@ def bootstrap(
         if micro_ranking is not None:
             map_micro[start:stop] = np.nan_to_num(micro_ranking.average_precision(weights))
 
-    found, predicted, positive = np.split(counts, 3, axis=1)
+    true_positives, predicted, positives = np.split(counts, 3, axis=1)
     per_genre = {
-        "f1": _ratio(2 * found, predicted + positive),
-        "precision": _ratio(found, predicted),
-        "recall": _ratio(found, positive),
+        "f1": _safe_divide(2 * true_positives, predicted + positives),
+        "precision": _safe_divide(true_positives, predicted),
+        "recall": _safe_divide(true_positives, positives),
         "ap": ap,
     }
-    totals = [part.sum(axis=1) for part in (found, predicted, positive)]
-    share = _ratio(positive, totals[2][:, None])
+    totals = [part.sum(axis=1) for part in (true_positives, predicted, positives)]
+    share = _safe_divide(positives, totals[2][:, None])
     has_ap = ~np.isnan(ap)
     metrics = {
-        "f1_micro": _ratio(2 * totals[0], totals[1] + totals[2]),
+        "f1_micro": _safe_divide(2 * totals[0], totals[1] + totals[2]),
         "f1_macro": per_genre["f1"].mean(axis=1),
         "f1_weighted": (per_genre["f1"] * share).sum(axis=1),
         "f1_samples": f1_samples,
-        "precision_micro": _ratio(totals[0], totals[1]),
+        "precision_micro": _safe_divide(totals[0], totals[1]),
         "precision_macro": per_genre["precision"].mean(axis=1),
-        "recall_micro": _ratio(totals[0], totals[2]),
+        "recall_micro": _safe_divide(totals[0], totals[2]),
         "recall_macro": per_genre["recall"].mean(axis=1),
         "map_micro": map_micro,
-        "map_macro": _ratio(np.nansum(ap, axis=1), has_ap.sum(axis=1)),
+        "map_macro": _safe_divide(np.nansum(ap, axis=1), has_ap.sum(axis=1)),
     }
     return Bootstrap(metrics, per_genre, resamples, seed)
 
@@ -160,31 +164,35 @@ class _Ranking:
 
     def __init__(self, scores: np.ndarray, truth: np.ndarray) -> None:
         columns = scores.shape[1]
-        flat, positive = scores.ravel(), truth.ravel() > 0
+        flat, is_positive = scores.ravel(), truth.ravel() > 0
         order = np.argsort(-flat, kind="stable")
-        flat, positive = flat[order], positive[order]
+        flat, is_positive = flat[order], is_positive[order]
         step_ends = np.flatnonzero(np.append(flat[1:] != flat[:-1], True))
-        step = np.searchsorted(step_ends, np.flatnonzero(positive))  # of each positive
-        met, first = np.unique(step, return_index=True)
-        ends = step_ends[met]
+        positive_step_index = np.searchsorted(
+            step_ends, np.flatnonzero(is_positive)
+        )  # of each positive
+        positive_steps, first_positives = np.unique(positive_step_index, return_index=True)
+        ends = step_ends[positive_steps]
         movies = order // columns
         # Sparse matrices of ones: multiplied by weights, they sum over ranges of the ranking
         # without a copy of the weights in that order.
-        self.found = _sums(movies[positive], np.append(first, positive.sum()), len(scores))
+        self.positive_matrix = _sums(
+            movies[is_positive], np.append(first_positives, is_positive.sum()), len(scores)
+        )
         ranked = movies[: ends[-1] + 1 if len(ends) else 0]
-        self.ranked = _sums(ranked, np.append(0, ends + 1), len(scores))
+        self.ranked_matrix = _sums(ranked, np.append(0, ends + 1), len(scores))
 
     def average_precision(self, weights: np.ndarray) -> np.ndarray:
         """Return (R,) float64 for movie weights (N, R); nan where no positive has weight."""
-        if not self.found.shape[0]:
+        if not self.positive_matrix.shape[0]:
             return np.full(weights.shape[1], np.nan)
-        found = self.found @ weights
-        ranked = self.ranked @ weights
+        step_hits = self.positive_matrix @ weights
+        num_ranked = self.ranked_matrix @ weights
         # float64 from here on: float32 can't count beyond 2^24 cells
-        hits = np.cumsum(found, axis=0, dtype=np.float64)
-        precision = _ratio(hits, np.cumsum(ranked, axis=0, dtype=np.float64))
+        cumulative_hits = np.cumsum(step_hits, axis=0, dtype=np.float64)
+        precision = _safe_divide(cumulative_hits, np.cumsum(num_ranked, axis=0, dtype=np.float64))
         with np.errstate(invalid="ignore"):
-            result: np.ndarray = (found * precision).sum(axis=0) / hits[-1]
+            result: np.ndarray = (step_hits * precision).sum(axis=0) / cumulative_hits[-1]
         return result
 
 
@@ -194,7 +202,7 @@ def _sums(rows: np.ndarray, ends: np.ndarray, num_movies: int) -> csr_matrix:
     return csr_matrix((ones, rows, ends), shape=(len(ends) - 1, num_movies))
 
 
-def interval(value: float, resampled: np.ndarray, least: float = 0.0) -> Interval:
+def interval(value: float, resampled: np.ndarray, minimum: float = 0.0) -> Interval:
     """The basic bootstrap interval of an estimate: the resamples' quantiles, mirrored at it.
 
     Mirroring corrects a bias: a resample repeats movies, which raises the average precision of rare
@@ -208,7 +216,7 @@ def interval(value: float, resampled: np.ndarray, least: float = 0.0) -> Interva
     Args:
         value: the estimate, which always lies inside the interval.
         resampled: (R,) values of the resamples; nans are ignored.
-        least: lower limit of the estimate; the upper limit is 1.
+        minimum: lower limit of the estimate; the upper limit is 1.
 
     Source: Davison & Hinkley 1997, "Bootstrap Methods and their Application", section 5.2.
     """
@@ -218,7 +226,7 @@ def interval(value: float, resampled: np.ndarray, least: float = 0.0) -> Interva
     low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(
         value,
-        float(np.clip(2 * value - high, least, value)),
+        float(np.clip(2 * value - high, minimum, value)),
         float(np.clip(2 * value - low, value, 1.0)),
     )
 
@@ -244,10 +252,10 @@ def ap_interval(value: float, resampled: np.ndarray, num_movies: int) -> Interva
     resampled = resampled[~np.isnan(resampled)]
     if not len(resampled) or np.isnan(value) or np.ptp(resampled) == 0:
         return Interval(value, float("nan"), float("nan"))
-    most = 1 - 0.5 / num_movies
-    middle = logit(min(value, most))
-    half = _Z * float(np.std(logit(np.minimum(resampled, most))))
-    low, high = expit([middle - half, middle + half])
+    max_value = 1 - 0.5 / num_movies
+    centre = logit(min(value, max_value))
+    half_width = _Z * float(np.std(logit(np.minimum(resampled, max_value))))
+    low, high = expit([centre - half_width, centre + half_width])
     return Interval(value, min(value, float(low)), max(value, float(high)))
 
 
@@ -262,8 +270,8 @@ def best_constant(counts: np.ndarray, num_movies: int) -> np.ndarray:
         (k,) int64, the k most frequent genres, most frequent first; k >= 1.
     """
     order = np.argsort(-counts, kind="stable")
-    k = np.arange(1, len(order) + 1)
-    f1 = 2 * np.cumsum(counts[order]) / (num_movies * k + counts.sum())
+    num_predicted = np.arange(1, len(order) + 1)
+    f1 = 2 * np.cumsum(counts[order]) / (num_movies * num_predicted + counts.sum())
     best: np.ndarray = order[: int(np.argmax(f1)) + 1]
     return best
 
@@ -310,24 +318,24 @@ def reliability(scores: np.ndarray, targets: np.ndarray, num_bins: int = 10) -> 
         mean_score = np.bincount(bins, weights=flat, minlength=num_bins) / count
         frequency = np.bincount(bins, weights=truth, minlength=num_bins) / count
         centre = (frequency + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
-        half = np.sqrt(frequency * (1 - frequency) / count + _Z**2 / (4 * count**2))
-        half = half * _Z / (1 + _Z**2 / count)
-    filled = count > 0
-    gaps = np.abs(mean_score - frequency)[filled]
+        half_width = np.sqrt(frequency * (1 - frequency) / count + _Z**2 / (4 * count**2))
+        half_width = half_width * _Z / (1 + _Z**2 / count)
+    is_filled = count > 0
+    gaps = np.abs(mean_score - frequency)[is_filled]
     return Reliability(
         edges=np.linspace(0, 1, num_bins + 1),
         count=count,
         mean_score=mean_score,
         frequency=frequency,
-        low=np.clip(centre - half, 0, 1),
-        high=np.clip(centre + half, 0, 1),
-        ece=float((gaps * count[filled]).sum() / len(flat)),
+        low=np.clip(centre - half_width, 0, 1),
+        high=np.clip(centre + half_width, 0, 1),
+        ece=float((gaps * count[is_filled]).sum() / len(flat)),
         brier=float(((flat - truth) ** 2).mean()),
     )
 
 
 def precision_recall_steps(
-    scores: np.ndarray, targets: np.ndarray, most: int = 120
+    scores: np.ndarray, targets: np.ndarray, max_points: int = 120
 ) -> tuple[np.ndarray, np.ndarray]:
     """The precision-recall curve of one genre, as steps.
 
@@ -338,7 +346,8 @@ def precision_recall_steps(
     Args:
         scores: (N,) floats.
         targets: (N,) zeros and ones, at least one of them 1.
-        most: most points; a longer curve is thinned to this many steps of equal recall.
+        max_points: maximum number of points; a longer curve is thinned to as many steps of equal
+            recall.
 
     Returns:
         (recall, precision), both (K,) float64, recall ascending to 1.
@@ -347,17 +356,17 @@ def precision_recall_steps(
     order = np.argsort(-scores, kind="stable")
     ranked, hits = scores[order], np.cumsum(positive[order])
     ends = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))
-    found = hits[ends]
-    kept = np.diff(found, prepend=0) > 0
-    recall = found[kept] / hits[-1]
-    precision = found[kept] / (ends[kept] + 1)
-    if len(recall) <= most:
+    hits_at_ends = hits[ends]
+    is_kept = np.diff(hits_at_ends, prepend=0) > 0
+    recall = hits_at_ends[is_kept] / hits[-1]
+    precision = hits_at_ends[is_kept] / (ends[is_kept] + 1)
+    if len(recall) <= max_points:
         return recall, precision
     # mean precision over each step of recall, from the area under the curve up to the step's ends
-    ends_of_stretches = np.linspace(0, 1, most + 1)
+    recall_edges = np.linspace(0, 1, max_points + 1)
     area = np.append(0, np.cumsum(np.diff(recall, prepend=0) * precision))
-    upto = np.interp(ends_of_stretches, np.append(0, recall), area)
-    return ends_of_stretches[1:], np.diff(upto) * most
+    area_up_to = np.interp(recall_edges, np.append(0, recall), area)
+    return recall_edges[1:], np.diff(area_up_to) * max_points
 
 
 def cooccurrence(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -368,10 +377,16 @@ def cooccurrence(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 def row_shares(counts: np.ndarray) -> np.ndarray:
     """Divide each row of co-occurrence counts by its diagonal: (G, G) float64, nan if that is 0."""
-    return _ratio(counts, np.diag(counts)[:, None], undefined=np.nan)
+    return _safe_divide(counts, np.diag(counts)[:, None], undefined=np.nan)
 
 
-def _ratio(top: np.ndarray, bottom: np.ndarray, undefined: float = 0.0) -> np.ndarray:
+def _safe_divide(
+    numerator: np.ndarray, denominator: np.ndarray, undefined: float = 0.0
+) -> np.ndarray:
     """Divide; ``undefined`` where the divisor is 0, as with scikit-learn's ``zero_division``."""
-    top, bottom = np.broadcast_arrays(np.asarray(top, float), np.asarray(bottom, float))
-    return np.divide(top, bottom, out=np.full(top.shape, undefined), where=bottom != 0)
+    numerator, denominator = np.broadcast_arrays(
+        np.asarray(numerator, float), np.asarray(denominator, float)
+    )
+    return np.divide(
+        numerator, denominator, out=np.full(numerator.shape, undefined), where=denominator != 0
+    )

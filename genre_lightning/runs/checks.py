@@ -240,14 +240,14 @@ def check_data(data: Mapping[str, Any], swept: Container[str]) -> None:
             is invalid, with a message that names the file, row and column.
     """
     # Imported here, since a single run does not need it before PyTorch.
-    from genre_lightning.movies.readers import MADE_IN
+    from genre_lightning.movies.readers import GENERATED_FOLDER_OPTION
 
     if "data" in swept or "experiment" in swept:  # the jobs may have other files
         return
     for key in PATHS:
         group, _, name = key.partition(".")
         path = data.get(name) if group == "data" else None
-        is_generated = name == MADE_IN.get(data["reader"]) or (
+        is_generated = name == GENERATED_FOLDER_OPTION.get(data["reader"]) or (
             name == "root" and data.get("download")
         )
         if path is None or is_generated or key in swept:

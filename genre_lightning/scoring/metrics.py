@@ -81,7 +81,7 @@ def per_genre_metrics(scores: Tensor, targets: Tensor, thresholds: Tensor) -> di
     scores, targets, thresholds = _prepare(scores, targets, thresholds)
     num_genres = scores.shape[1]
     predicted = (scores >= thresholds).long()
-    by_decision = {
+    metric_functions = {
         "f1": multilabel_f1_score,
         "precision": multilabel_precision,
         "recall": multilabel_recall,
@@ -91,7 +91,7 @@ def per_genre_metrics(scores: Tensor, targets: Tensor, thresholds: Tensor) -> di
         name: metric(predicted, targets, num_genres, average="none", validate_args=False).reshape(
             num_genres
         )
-        for name, metric in by_decision.items()
+        for name, metric in metric_functions.items()
     }
     table["ap"] = _average_precisions(scores, targets)
     table["support"] = targets.sum(dim=0)
@@ -133,14 +133,14 @@ class LogitCollector(Metric):
                 f"logits {tuple(logits.shape)} must be {(rows, *self.shape)} and targets "
                 f"{tuple(targets.shape)} {(rows, self.shape[1])}, as there are {rows} folds"
             )
-        self._keep(logits.detach().float(), targets.detach().to(torch.uint8), folds)
+        self._append(logits.detach().float(), targets.detach().to(torch.uint8), folds)
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
         """Gather the states of all processes; torchmetrics calls this before ``compute``."""
         # by default, torchmetrics sends a 1-d float tensor for a rank without rows, which cannot be
         # concatenated with the others
         if isinstance(self.logits, list) and not self.logits:
-            self._keep(*self._no_rows())
+            self._append(*self._no_rows())
         super().sync(*args, **kwargs)
 
     def compute(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -158,7 +158,7 @@ class LogitCollector(Metric):
             folds.reshape(-1),
         )
 
-    def _keep(self, logits: Tensor, targets: Tensor, folds: Tensor) -> None:
+    def _append(self, logits: Tensor, targets: Tensor, folds: Tensor) -> None:
         for state, rows in ((self.logits, logits), (self.targets, targets), (self.folds, folds)):
             assert isinstance(state, list)
             state.append(rows)
@@ -176,34 +176,34 @@ def _decision_metrics(predicted: Tensor, targets: Tensor) -> dict[str, float]:
     # Equal to torchmetrics to the last bit, but its functions would count eight times instead of
     # once.
     hits = predicted & targets.bool()
-    genres = [counted.sum(dim=0) for counted in (hits, predicted, targets)]
-    rows = [counted.sum(dim=1) for counted in (hits, predicted, targets)]
+    genres = [cells.sum(dim=0) for cells in (hits, predicted, targets)]
+    rows = [cells.sum(dim=1) for cells in (hits, predicted, targets)]
     support = genres[2].float()
     f1 = _f1(*genres)
     metrics = {"f1_samples": _mean(_f1(*rows))}
     metrics["f1_micro"] = float(_f1(*(counts.sum() for counts in genres)))
     metrics["f1_macro"] = _mean(f1)
-    metrics["f1_weighted"] = float(_divided(support * f1, support.sum()).sum())
-    hit, *others = (counts.float() for counts in genres)
-    hit_in_all, *others_in_all = (counts.sum().float() for counts in genres)
-    for name, of in zip(("precision", "recall"), others_in_all, strict=True):
-        metrics[f"{name}_micro"] = float(_divided(hit_in_all, of))
-    for name, of in zip(("precision", "recall"), others, strict=True):
-        metrics[f"{name}_macro"] = _mean(_divided(hit, of))
+    metrics["f1_weighted"] = float(_safe_divide(support * f1, support.sum()).sum())
+    hits_by_genre, *totals_by_genre = (counts.float() for counts in genres)
+    all_hits, *all_totals = (counts.sum().float() for counts in genres)
+    for name, total in zip(("precision", "recall"), all_totals, strict=True):
+        metrics[f"{name}_micro"] = float(_safe_divide(all_hits, total))
+    for name, total in zip(("precision", "recall"), totals_by_genre, strict=True):
+        metrics[f"{name}_macro"] = _mean(_safe_divide(hits_by_genre, total))
     return metrics
 
 
 def _f1(hits: Tensor, predicted: Tensor, positives: Tensor) -> Tensor:
-    return _divided((2.0 * hits).float(), (predicted + positives).float())
+    return _safe_divide((2.0 * hits).float(), (predicted + positives).float())
 
 
 def _mean(values: Tensor) -> float:
     return float((values / len(values)).sum())
 
 
-def _divided(above: Tensor, below: Tensor) -> Tensor:
+def _safe_divide(numerator: Tensor, denominator: Tensor) -> Tensor:
     """Quotient as float32, 0 where the divisor is 0."""
-    return torch.where(below > 0, above / below, 0.0)
+    return torch.where(denominator > 0, numerator / denominator, 0.0)
 
 
 def _average_precisions(scores: Tensor, targets: Tensor) -> Tensor:

@@ -30,11 +30,11 @@ BRANCH_STRENGTH = 3.0
 #: More genres take too long: the size of all Hessians grows with the third power of their number.
 MAX_STACKED_GENRES = 100
 
-_STEPS = 100
+_MAX_STEPS = 100
 # Newton's method stops when a step would lower each genre's cost by less than half of this.
-_DECREASE = 1e-10
+_MIN_DECREASE = 1e-10
 # Numbers held in memory at once: 256 MiB of float64.
-_BLOCK = 2**25
+_BLOCK_NUMBERS = 2**25
 
 
 class Stacked(NamedTuple):
@@ -83,10 +83,10 @@ def fit_stacking_by_folds(
     regressions = _Regressions(logits, branch_logits, targets)
     # Each fold's optimum is near that of all movies, so a few steps from there are enough.
     start = regressions.solve()
-    found = [
+    parameters = [
         regressions.solve((folds != fold).astype(np.float64), start) for fold in range(num_folds)
     ]
-    return regressions.unpack(np.stack(found))
+    return regressions.unpack(np.stack(parameters))
 
 
 class _Regressions:
@@ -106,51 +106,54 @@ class _Regressions:
         counts = [self.num_shared, self.branch_logits.shape[2]]
         self.precision = np.repeat([STRENGTH, BRANCH_STRENGTH], counts)
         self.upper = np.triu_indices(self.num_shared)
-        rows = max(1, _BLOCK // len(self.upper[0]))
+        rows = max(1, _BLOCK_NUMBERS // len(self.upper[0]))
         self.blocks = [slice(start, start + rows) for start in range(0, len(logits), rows)]
-        self.products = self._products(self.blocks[0]) if len(self.blocks) == 1 else None
+        self.products = self._pair_products(self.blocks[0]) if len(self.blocks) == 1 else None
 
-    def unpack(self, found: np.ndarray) -> Stacked:
+    def unpack(self, parameters: np.ndarray) -> Stacked:
         """Split parameters (..., G, G + 1 + K) into weights."""
-        genres, offsets = found[..., : self.num_shared - 1], found[..., self.num_shared - 1]
-        return Stacked(1 + np.moveaxis(found[..., self.num_shared :], -1, -2), genres, offsets)
+        genres, offsets = (
+            parameters[..., : self.num_shared - 1],
+            parameters[..., self.num_shared - 1],
+        )
+        return Stacked(1 + np.moveaxis(parameters[..., self.num_shared :], -1, -2), genres, offsets)
 
     def solve(
-        self, counted: np.ndarray | None = None, start: np.ndarray | None = None
+        self, movie_weights: np.ndarray | None = None, start: np.ndarray | None = None
     ) -> np.ndarray:
         """Return the optimal parameters (G, G + 1 + K).
 
         Args:
-            counted: (N,) weight of each movie; None for 1.
+            movie_weights: (N,) weight of each movie; None for 1.
             start: (G, G + 1 + K) initial parameters; None for zeros.
         """
         num_genres, num_movies = self.logits.shape
-        counts = np.ones(num_movies) if counted is None else counted
-        found = np.zeros((num_genres, len(self.precision))) if start is None else start.copy()
-        now = np.full(num_genres, np.inf)
-        step = np.zeros_like(found)
-        for _ in range(_STEPS):
-            sums = self.logits + found[:, : self.num_shared] @ self.inputs.T
-            sums += (self.branch_logits @ found[:, self.num_shared :, None])[..., 0]
-            cost = log_losses(sums, self.targets) @ counts + found**2 @ self.precision / 2
+        weights = np.ones(num_movies) if movie_weights is None else movie_weights
+        parameters = np.zeros((num_genres, len(self.precision))) if start is None else start.copy()
+        previous_cost = np.full(num_genres, np.inf)
+        step = np.zeros_like(parameters)
+        for _ in range(_MAX_STEPS):
+            sums = self.logits + parameters[:, : self.num_shared] @ self.inputs.T
+            sums += (self.branch_logits @ parameters[:, self.num_shared :, None])[..., 0]
+            cost = log_losses(sums, self.targets) @ weights + parameters**2 @ self.precision / 2
             # A full step can overshoot: halve it for the genres whose cost has risen.
-            worse = cost > now * (1 + 1e-12)
-            if worse.any():
-                step[worse] /= 2
-                found[worse] += step[worse]
+            has_risen = cost > previous_cost * (1 + 1e-12)
+            if has_risen.any():
+                step[has_risen] /= 2
+                parameters[has_risen] += step[has_risen]
                 continue
-            now = cost
+            previous_cost = cost
             scores = expit(sums)
-            residuals = (scores - self.targets) * counts
-            gradient = found * self.precision
+            residuals = (scores - self.targets) * weights
+            gradient = parameters * self.precision
             gradient[:, : self.num_shared] += residuals @ self.inputs
             gradient[:, self.num_shared :] += (residuals[:, None] @ self.branch_logits)[:, 0]
-            hessian = self._hessian(scores * (1 - scores) * counts)
+            hessian = self._hessian(scores * (1 - scores) * weights)
             step = np.linalg.solve(hessian, gradient[..., None])[..., 0]
-            if (gradient * step).sum(axis=1).max() < _DECREASE:
+            if (gradient * step).sum(axis=1).max() < _MIN_DECREASE:
                 break
-            found -= step
-        return found
+            parameters -= step
+        return parameters
 
     def _hessian(self, curvature: np.ndarray) -> np.ndarray:
         """Hessians (G, W, W) of all genres, W = G + 1 + K, for curvatures (G, N) of the cells."""
@@ -158,23 +161,23 @@ class _Regressions:
         branches = slice(self.num_shared, None)
         hessian = np.empty((len(curvature), len(self.precision), len(self.precision)))
         rows, columns = self.upper
-        hessian[:, rows, columns] = hessian[:, columns, rows] = self._summed(curvature)
-        bent = (self.branch_logits * curvature[..., None]).transpose(0, 2, 1)
-        hessian[:, branches, branches] = bent @ self.branch_logits
-        hessian[:, branches, shared] = bent @ self.inputs
+        hessian[:, rows, columns] = hessian[:, columns, rows] = self._shared_hessians(curvature)
+        weighted_branches = (self.branch_logits * curvature[..., None]).transpose(0, 2, 1)
+        hessian[:, branches, branches] = weighted_branches @ self.branch_logits
+        hessian[:, branches, shared] = weighted_branches @ self.inputs
         hessian[:, shared, branches] = hessian[:, branches, shared].transpose(0, 2, 1)
         return hessian + np.diag(self.precision)
 
-    def _summed(self, curvature: np.ndarray) -> np.ndarray:
+    def _shared_hessians(self, curvature: np.ndarray) -> np.ndarray:
         """Upper triangles (G, pairs) of the shared inputs' block in all Hessians.
 
         Each is a weighted sum of the same products, so one matrix product computes all of them.
         """
         if self.products is not None:
             return np.asarray(curvature @ self.products)
-        return sum(curvature[:, rows] @ self._products(rows) for rows in self.blocks)
+        return sum(curvature[:, rows] @ self._pair_products(rows) for rows in self.blocks)
 
-    def _products(self, rows: slice) -> np.ndarray:
+    def _pair_products(self, rows: slice) -> np.ndarray:
         """Products (rows, pairs) of every pair of shared inputs, for some of the movies."""
-        first, second = (self.inputs[rows, places] for places in self.upper)
+        first, second = (self.inputs[rows, indices] for indices in self.upper)
         return np.ascontiguousarray(first * second)

@@ -90,14 +90,14 @@ def fit_thresholds(
     if method != "shared" and present.any():
         values, labels, shared = values[:, present], labels[:, present], thresholds[present]
         if method == "expected":
-            found = best_mixed_cuts(values, calibrate(values, labels, strength), micro_weight)
+            cuts = best_mixed_cuts(values, calibrate(values, labels, strength), micro_weight)
         else:
-            found = best_f1_cuts(values, labels)
+            cuts = best_f1_cuts(values, labels)
             if method == "shrunk":
                 count = labels.sum(axis=0)
                 trust = count / (count + strength)
-                found = _sigmoid(trust * _logit(found) + (1 - trust) * _logit(shared))
-        thresholds[present] = found
+                cuts = _sigmoid(trust * _logit(cuts) + (1 - trust) * _logit(shared))
+        thresholds[present] = cuts
     return torch.from_numpy(thresholds.astype(np.float32)).to(scores.device)
 
 
@@ -150,30 +150,30 @@ def best_mixed_cuts(scores: np.ndarray, targets: np.ndarray, micro_weight: float
     genres = np.arange(num_genres)
     counts = np.arange(len(hits))
     positives = hits[-1].sum()
-    allowed = f1 >= 0
+    is_separable = f1 >= 0
 
-    def mixed(taken: np.ndarray) -> float:
-        micro = 2 * hits[taken, genres].sum() / (taken.sum() + positives)
-        return float(micro_weight * micro + (1 - micro_weight) * f1[taken, genres].mean())
+    def mixed_f1(num_taken: np.ndarray) -> float:
+        micro = 2 * hits[num_taken, genres].sum() / (num_taken.sum() + positives)
+        return float(micro_weight * micro + (1 - micro_weight) * f1[num_taken, genres].mean())
 
-    def ascend(taken: np.ndarray) -> np.ndarray:
+    def ascend(num_taken: np.ndarray) -> np.ndarray:
         for _ in range(50):  # about 5 are enough
-            before = taken.copy()
+            previous = num_taken.copy()
             for g in range(num_genres):
-                other_hits = hits[taken, genres].sum() - hits[taken[g], g]
-                other_taken = taken.sum() - taken[g]
-                micro = 2 * (other_hits + hits[:, g]) / (other_taken + counts + positives)
-                gain = micro_weight * micro + (1 - micro_weight) * f1[:, g] / num_genres
-                taken[g] = np.where(allowed[:, g], gain, -1.0).argmax()
-            if (taken == before).all():
+                hits_of_others = hits[num_taken, genres].sum() - hits[num_taken[g], g]
+                taken_of_others = num_taken.sum() - num_taken[g]
+                micro = 2 * (hits_of_others + hits[:, g]) / (taken_of_others + counts + positives)
+                objective = micro_weight * micro + (1 - micro_weight) * f1[:, g] / num_genres
+                num_taken[g] = np.where(is_separable[:, g], objective, -1.0).argmax()
+            if (num_taken == previous).all():
                 break
-        return taken
+        return num_taken
 
     pooled = np.sort(targets, axis=None)[::-1]
     pooled_f1 = pooled.cumsum() / (np.arange(1, pooled.size + 1) + pooled.sum())
-    common = (targets >= pooled[pooled_f1.argmax()]).sum(axis=0)
-    ends = [ascend(f1.argmax(axis=0)), ascend(common)]
-    return _place_cuts(ordered, max(ends, key=mixed))
+    common_taken = (targets >= pooled[pooled_f1.argmax()]).sum(axis=0)
+    optima = [ascend(f1.argmax(axis=0)), ascend(common_taken)]
+    return _place_cuts(ordered, max(optima, key=mixed_f1))
 
 
 def calibrate(scores: np.ndarray, targets: np.ndarray, strength: float) -> np.ndarray:
@@ -227,17 +227,17 @@ def fit_calibration(
     precision = np.concatenate([[1e-2, 1e-2], np.full(num_genres, strength + 1e-2)])
     parameters = np.concatenate([[1.0, 0.0], np.zeros(num_genres)])
 
-    def cells(parameters: np.ndarray) -> np.ndarray:
+    def calibrated_logits(parameters: np.ndarray) -> np.ndarray:
         return parameters[0] * logits + parameters[1] + parameters[2:]
 
     def cost(parameters: np.ndarray) -> float:
-        z = cells(parameters)
+        z = calibrated_logits(parameters)
         return float(log_losses(z, targets).sum() + (precision * parameters**2).sum() / 2)
 
-    now = cost(parameters)
+    current_cost = cost(parameters)
     for _ in range(100):
-        found = _sigmoid(cells(parameters))
-        residual, curvature = found - targets, found * (1 - found)
+        probabilities = _sigmoid(calibrated_logits(parameters))
+        residual, curvature = probabilities - targets, probabilities * (1 - probabilities)
         gradient = precision * parameters
         gradient += np.concatenate(
             [[(residual * logits).sum(), residual.sum()], residual.sum(axis=0)]
@@ -257,12 +257,12 @@ def fit_calibration(
         if decrease < 1e-9:
             break
         # far from the optimum a full step can overshoot: halve it until the cost falls
-        size = 1.0
-        after = cost(parameters - step)
-        while after > now - 1e-4 * size * decrease and size > 1e-9:
-            size /= 2
-            after = cost(parameters - size * step)
-        parameters, now = parameters - size * step, after
+        step_size = 1.0
+        new_cost = cost(parameters - step)
+        while new_cost > current_cost - 1e-4 * step_size * decrease and step_size > 1e-9:
+            step_size /= 2
+            new_cost = cost(parameters - step_size * step)
+        parameters, current_cost = parameters - step_size * step, new_cost
     return Calibration(mean, sd, parameters[0], parameters[1], parameters[2:])
 
 
@@ -281,23 +281,23 @@ def _f1_of_cuts(
     """
     order = np.argsort(-scores, axis=0, kind="stable")
     ordered = np.take_along_axis(scores, order, axis=0)
-    none = np.zeros((1, scores.shape[1]))
-    hits = np.concatenate([none, np.take_along_axis(targets, order, axis=0).cumsum(axis=0)])
-    taken = np.arange(len(hits))[:, None]
-    f1 = 2 * hits / np.maximum(taken + hits[-1], _EPS)
+    zero_hits = np.zeros((1, scores.shape[1]))
+    hits = np.concatenate([zero_hits, np.take_along_axis(targets, order, axis=0).cumsum(axis=0)])
+    num_taken = np.arange(len(hits))[:, None]
+    f1 = 2 * hits / np.maximum(num_taken + hits[-1], _EPS)
     f1[1:-1][ordered[:-1] == ordered[1:]] = -1
     return f1, hits, ordered
 
 
-def _place_cuts(ordered: np.ndarray, taken: np.ndarray) -> np.ndarray:
-    """Thresholds (C,) float32 that admit the first ``taken`` scores, midway to the next one.
+def _place_cuts(ordered: np.ndarray, num_taken: np.ndarray) -> np.ndarray:
+    """Thresholds (C,) float32 that admit the first ``num_taken`` scores, midway to the next one.
 
     ``ordered`` (N, C) is extended by the float after 1 above the first score and 0 below the last.
     """
     above_all = np.full_like(ordered[:1], np.nextafter(np.float32(1), np.float32(2)))
     bounds = np.concatenate([above_all, ordered, np.zeros_like(ordered[:1])])
     columns = np.arange(ordered.shape[1])
-    high, low = bounds[taken, columns], bounds[taken + 1, columns]
+    high, low = bounds[num_taken, columns], bounds[num_taken + 1, columns]
     cuts = ((low.astype(np.float64) + high) / 2).astype(np.float32)
     # adjacent float32 values have no number between them: the upper one is then the threshold
     return np.where(cuts > low, cuts, high)

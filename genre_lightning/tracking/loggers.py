@@ -90,14 +90,14 @@ class RunLogger(WandbLogger):
         self.log_checkpoint = log_checkpoint
         self.resumes = False
 
-    def choose_id(self, earlier: str | None) -> str:
+    def choose_id(self, previous_id: str | None) -> str:
         """Choose the run's id: the configured one, that of the resumed training, or a new one."""
         if self._wandb_init["resume"] == "never":
-            earlier = None
-        chosen: str = self._wandb_init["id"] or earlier or _new_id()
-        self.resumes = chosen == earlier
-        self._wandb_init["id"] = chosen
-        return chosen
+            previous_id = None
+        run_id: str = self._wandb_init["id"] or previous_id or _new_id()
+        self.resumes = run_id == previous_id
+        self._wandb_init["id"] = run_id
+        return run_id
 
     def begin(self, name: str | None, group: str | None) -> Run:
         """Start or resume the run; ``name`` and ``group`` are used if the config has none.
@@ -108,8 +108,10 @@ class RunLogger(WandbLogger):
         import wandb
 
         _check_data_folder()
-        known = self._wandb_init
-        known.update(name=known.get("name") or name, group=known.get("group") or group)
+        init_arguments = self._wandb_init
+        init_arguments.update(
+            name=init_arguments.get("name") or name, group=init_arguments.get("group") or group
+        )
         try:
             return self.experiment
         except wandb.Error as error:
@@ -136,7 +138,7 @@ class RunLogger(WandbLogger):
         if offline:
             folders = sorted(Path(str(self.save_dir), "wandb").glob(f"offline-run-*-{run.id}"))
             command = shell_command("wandb", "sync", *folders)
-            _say(f"W&B: logged offline; to upload it: {command}")
+            _print_line(f"W&B: logged offline; to upload it: {command}")
 
 
 def _check_data_folder() -> None:
@@ -169,7 +171,7 @@ def tensorboard_logger(save_dir: str, name: str, version: str = "") -> TensorBoa
     return TensorBoardLogger(save_dir, name=name, version=version)
 
 
-class LoggersStayOpen(Callback):
+class KeepLoggersOpen(Callback):
     """Keeps Lightning from closing the loggers after training, as the final scores come later."""
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -192,28 +194,28 @@ def open_loggers(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> Itera
             starts.
 
     Yields:
-        The loggers, for a trainer with :class:`LoggersStayOpen`. They are closed after the block; a
+        The loggers, for a trainer with :class:`KeepLoggersOpen`. They are closed after the block; a
         W&B run ends as finished, failed or interrupted, like the block.
     """
     loggers = make_parts("logger", cfg.get("logger") or {}, Logger)  # type: ignore[type-abstract]
-    outcome = 1
+    exit_code = 1
     try:
         for logger in loggers:
-            _begin(logger, cfg, folder, result)
+            _begin_logging(logger, cfg, folder, result)
         yield loggers
-        outcome = 0
+        exit_code = 0
     except (KeyboardInterrupt, SystemExit):
-        outcome = 255  # as W&B itself reports a Ctrl-C
+        exit_code = 255  # as W&B itself reports a Ctrl-C
         raise
     finally:
         for logger in loggers:
             if isinstance(logger, RunLogger):
-                logger.finish(outcome)
+                logger.finish(exit_code)
             else:
-                logger.finalize("failed" if outcome else "success")
+                logger.finalize("failed" if exit_code else "success")
 
 
-def _begin(logger: Logger, cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
+def _begin_logging(logger: Logger, cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     if not is_first_process():
         return
     settings = flat_config(cfg)
@@ -320,5 +322,5 @@ def _wandb_mode(offline: bool | None) -> str | None:
     return "offline"
 
 
-def _say(line: str) -> None:
+def _print_line(line: str) -> None:
     Console(markup=False, emoji=False, highlight=False).print(line, soft_wrap=True)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def log_report(
-    run: Run, model: TrainedModel, data: MovieDataModule, scores: SplitScores, movies: int
+    run: Run, model: TrainedModel, data: MovieDataModule, scores: SplitScores, num_movies: int
 ) -> None:
     """Log tables and curves of the best checkpoint, all in one row.
 
@@ -31,12 +31,12 @@ def log_report(
         model: of the best checkpoint.
         data: the data that was scored.
         scores: of the validation split.
-        movies: number of movies in the table of movies.
+        num_movies: number of movies in the table of movies.
     """
     genres = genre_table(model, scores)
     run.log(
         {
-            "val_best/posters": movie_table(model, data, scores, movies),
+            "val_best/posters": movie_table(model, data, scores, num_movies),
             "val_best/genres": genres,
             "val_best/f1_by_genre": wandb.plot.bar(genres, "genre", "f1", title="F1 by genre"),
             "val_best/precision_recall": precision_recall_chart(model, scores),
@@ -45,7 +45,7 @@ def log_report(
 
 
 def movie_table(
-    model: TrainedModel, data: MovieDataModule, scores: SplitScores, count: int
+    model: TrainedModel, data: MovieDataModule, scores: SplitScores, num_movies: int
 ) -> wandb.Table:
     """A table of movies spread evenly over the split, the same in every run on the same data.
 
@@ -56,23 +56,23 @@ def movie_table(
     kinds = model.given_columns
     posters = [name for name, kind in kinds.items() if kind == "poster"]
     texts = ["title", *(name for name in kinds if name not in ("title", *posters))]
-    complete = np.stack([has.numpy() for has in scores.has.values()]).all(axis=0)
-    shown = np.flatnonzero(complete if complete.any() else np.ones_like(complete))
-    shown = shown[np.linspace(0, len(shown) - 1, min(count, len(shown))).astype(np.int64)]
+    is_complete = np.stack([rows.numpy() for rows in scores.has_column.values()]).all(axis=0)
+    shown = np.flatnonzero(is_complete if is_complete.any() else np.ones_like(is_complete))
+    shown = shown[np.linspace(0, len(shown) - 1, min(num_movies, len(shown))).astype(np.int64)]
     predicted = scores.scores >= model.thresholds
 
     def names(mask: Any) -> str:
-        return ", ".join(genre for genre, on in zip(model.genres, mask, strict=True) if on)
+        return ", ".join(genre for genre, is_set in zip(model.genres, mask, strict=True) if is_set)
 
     table = wandb.Table(columns=[*posters, *texts, "true", "predicted", *model.genres])
-    for place in shown.tolist():
-        movie = data.movie_set.movies[int(scores.rows[place])]
+    for index in shown.tolist():
+        movie = data.movie_set.movies[int(scores.rows[index])]
         table.add_data(
             *(_picture(movie.value(name)) for name in posters),
             *(movie.value(name) or "" for name in texts),
-            names(scores.targets[place] > 0),
-            names(predicted[place]),
-            *scores.scores[place].tolist(),
+            names(scores.targets[index] > 0),
+            names(predicted[index]),
+            *scores.scores[index].tolist(),
         )
     return table
 
@@ -88,9 +88,12 @@ def genre_table(model: TrainedModel, scores: SplitScores) -> wandb.Table:
     rows = genre_rows(model, scores)
     table = wandb.Table(columns=list(rows[0]))
     for row in rows:
-        undefined = (isinstance(value, float) and math.isnan(value) for value in row.values())
+        undefined = (isinstance(cell, float) and math.isnan(cell) for cell in row.values())
         table.add_data(
-            *(None if skip else v for v, skip in zip(row.values(), undefined, strict=True))
+            *(
+                None if is_undefined else value
+                for value, is_undefined in zip(row.values(), undefined, strict=True)
+            )
         )
     return table
 

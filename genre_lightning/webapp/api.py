@@ -41,7 +41,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from genre_lightning.inputs.terms import TermsInput
-from genre_lightning.predicting.predictor import TITLE, nothing_of
+from genre_lightning.predicting.predictor import TITLE, missing_columns_message
 from genre_lightning.wording import listed
 
 if TYPE_CHECKING:
@@ -53,9 +53,9 @@ MAX_CHARACTERS = 20_000
 #: Longer side of a heat map in pixels: twice its size on the page, for high-resolution screens.
 _PICTURE_SIDE = 512
 #: Half of a surrogate pair, as a truncated emoji leaves it, which can't be encoded as UTF-8.
-_LONE = re.compile("[\ud800-\udfff]")
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 #: The most texts to embed for explaining one branch; few, as the page waits for the answer.
-_TEXTS = 48
+_MAX_TEXTS = 48
 
 
 class ApiError(Exception):
@@ -97,8 +97,8 @@ def describe(predictor: GenrePredictor, checkpoint: str) -> dict[str, Any]:
         "genres": list(predictor.genres),
         "activation": predictor.model.activation,
         "columns": [
-            {"name": name, "of": of, "long": name != TITLE, "year": name in years}
-            for name, of in predictor.model.given_columns.items()
+            {"name": name, "of": kind, "long": name != TITLE, "year": name in years}
+            for name, kind in predictor.model.given_columns.items()
         ],
         "branches": [
             {"name": name, "column": branch_input.column, "label": labels[name]}
@@ -127,13 +127,13 @@ def read_movie(predictor: GenrePredictor, body: bytes) -> dict[str, str | bytes]
         if value is None or value == "":
             continue
         texts = [name, value] if isinstance(value, str) and kinds.get(name) != "poster" else [name]
-        if any(map(_LONE.search, texts)):
+        if any(map(_LONE_SURROGATE.search, texts)):
             message = f"The column {name!a:.100} contains half of a character: enter it again."
             raise ApiError(400, "bad_request", message)
         if not isinstance(value, str):
             raise ApiError(400, "bad_request", f"The column {name:.100} is not a text.")
         if kinds.get(name) == "poster":
-            movie[name] = _image(name, value)
+            movie[name] = _decode_image(name, value)
             continue
         if len(value) > MAX_CHARACTERS:
             raise ApiError(
@@ -147,7 +147,7 @@ def read_movie(predictor: GenrePredictor, body: bytes) -> dict[str, str | bytes]
     return movie
 
 
-def _image(name: str, text: str) -> bytes:
+def _decode_image(name: str, text: str) -> bytes:
     """Decode a base64 image of a request.
 
     Raises:
@@ -159,11 +159,11 @@ def _image(name: str, text: str) -> bytes:
         message = f"The {name} is not plain base64, without line breaks and without a data: prefix."
         raise ApiError(400, "bad_request", message) from error
     if len(image) > MAX_POSTER_BYTES:
-        raise too_large()
+        raise poster_too_large()
     return image
 
 
-def too_large() -> ApiError:
+def poster_too_large() -> ApiError:
     """The error for a poster that is too large."""
     return ApiError(
         413,
@@ -172,14 +172,14 @@ def too_large() -> ApiError:
     )
 
 
-def too_large_movie(predictor: GenrePredictor) -> ApiError:
+def request_too_large(predictor: GenrePredictor) -> ApiError:
     """The error for a request that is larger than any valid one."""
-    most = {
+    limit_by_kind = {
         "poster": f"a poster may have up to {MAX_POSTER_BYTES // 2**20} MB",
         "text": f"a text up to {MAX_CHARACTERS:,} characters",
     }
-    held = predictor.model.given_columns.values()
-    limits = listed([limit for of, limit in most.items() if of in held])
+    kinds = predictor.model.given_columns.values()
+    limits = listed([limit for kind, limit in limit_by_kind.items() if kind in kinds])
     return ApiError(413, "too_large", f"This request is too large: {limits}.")
 
 
@@ -199,21 +199,23 @@ def predict_movie(predictor: GenrePredictor, movie: Mapping[str, str | bytes]) -
     kinds = predictor.model.given_columns
     for name in movie:
         if name not in kinds:
-            wanted = ", ".join(kinds)
-            message = f"This model has no branch for the {name:.100}: it looks at {wanted}."
+            known = ", ".join(kinds)
+            message = f"This model has no branch for the {name:.100}: it looks at {known}."
             raise ApiError(422, "no_branch", message)
     if not movie:
         raise ApiError(
-            400, "nothing_given", f"There is nothing to predict from yet: {_wanted(kinds)}."
+            400,
+            "nothing_given",
+            f"There is nothing to predict from yet: {_input_instructions(kinds)}.",
         )
     model = predictor.model
-    items, problems = _read(predictor, movie)
-    seen = {name: value for name, value in movie.items() if name not in problems}
-    if not seen:
+    items, problems = _read_columns(predictor, movie)
+    readable = {name: value for name, value in movie.items() if name not in problems}
+    if not readable:
         raise ApiError(415, "not_an_image", " ".join(problems.values()))
-    seeing = [branch for branch, item in items.items() if item is not None]
-    if not seeing:  # such as a title without a year, for a model on the year alone
-        raise ApiError(400, "nothing_given", f"There is {nothing_of(list(kinds))}.")
+    active_branches = [branch for branch, item in items.items() if item is not None]
+    if not active_branches:  # such as a title without a year, for a model on the year alone
+        raise ApiError(400, "nothing_given", f"There is {missing_columns_message(list(kinds))}.")
     # Encoded only once, as a pretrained encoder takes longer than all the rest.
     encoded = encode_items(
         model.inputs, {branch: [item] for branch, item in items.items()}, model.device
@@ -224,46 +226,46 @@ def predict_movie(predictor: GenrePredictor, movie: Mapping[str, str | bytes]) -
     thresholds = predictor.thresholds
     genres = []
     for name, score in prediction.ranked():
-        place = predictor.genres.index(name)
+        index = predictor.genres.index(name)
         genres.append(
             {
                 "name": name,
                 "score": score,
                 "threshold": thresholds[name],
                 "predicted": name in prediction.genres,
-                "logit": float(parts.logits[place]),
-                "bias": float(parts.bias[place]),
-                "branches": {key: float(part[place]) for key, part in parts.branches.items()},
-                **parts.cooccurrence_of(place),
+                "logit": float(parts.logits[index]),
+                "bias": float(parts.bias[index]),
+                "branches": {key: float(part[index]) for key, part in parts.branches.items()},
+                **parts.cooccurrence_of(index),
             }
         )
     return {
-        "columns": {name: _shown(seen.get(name)) for name in kinds},
+        "columns": {name: _response_value(readable.get(name)) for name in kinds},
         "problems": problems,
         "predicted": list(prediction.genres),
         "genres": genres,
         "explanations": {
-            branch: _explain(predictor, branch, seen[model.inputs[branch].column])
-            for branch in seeing
+            branch: _explain(predictor, branch, readable[model.inputs[branch].column])
+            for branch in active_branches
         },
     }
 
 
-def _wanted(kinds: Mapping[str, str]) -> str:
+def _input_instructions(kinds: Mapping[str, str]) -> str:
     """What the user can do: "type the title or synopsis or choose the poster"."""
-    texts = [name for name, of in kinds.items() if of == "text"]
-    posters = [name for name, of in kinds.items() if of == "poster"]
-    wanted = [f"type the {listed(texts, 'or')}"] if texts else []
-    wanted += [f"choose the {listed(posters, 'or')}"] if posters else []
-    return listed(wanted, "or")
+    texts = [name for name, kind in kinds.items() if kind == "text"]
+    posters = [name for name, kind in kinds.items() if kind == "poster"]
+    instructions = [f"type the {listed(texts, 'or')}"] if texts else []
+    instructions += [f"choose the {listed(posters, 'or')}"] if posters else []
+    return listed(instructions, "or")
 
 
-def _shown(value: str | bytes | None) -> str | bool | None:
+def _response_value(value: str | bytes | None) -> str | bool | None:
     """A column's value in the response: a text, True for a poster, None for a missing value."""
     return True if isinstance(value, bytes) else value
 
 
-def _read(
+def _read_columns(
     predictor: GenrePredictor, movie: Mapping[str, str | bytes]
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Read a movie's columns.
@@ -282,8 +284,8 @@ def _read(
             items |= read_column(inputs, column, value)
         except InputError as error:
             is_poster = isinstance(value, bytes)
-            what = "This file can't be read as a picture" if is_poster else "Left out"
-            problems[column] = f"{what}: {error}."
+            prefix = "This file can't be read as a picture" if is_poster else "Left out"
+            problems[column] = f"{prefix}: {error}."
     return items, problems
 
 
@@ -296,15 +298,15 @@ def _explain(predictor: GenrePredictor, branch: str, value: str | bytes) -> dict
     if explainer is not None and explainer.gives == "heat map":
         return {"kind": "heat map", "method": explainer.method}
     try:
-        found = explain_branch(predictor.model, branch, value, _TEXTS)
+        explanation = explain_branch(predictor.model, branch, value, _MAX_TEXTS)
     except TypeError as error:
         return {"kind": "none", "problem": f"{error}."}
-    assert isinstance(found, TextExplanation)
+    assert isinstance(explanation, TextExplanation)
     return {
         "kind": "words",
-        "text": found.text,
-        "method": found.method,
-        "exact": found.exact,
+        "text": explanation.text,
+        "method": explanation.method,
+        "exact": explanation.exact,
         "parts": [
             {
                 "text": part.text,
@@ -312,7 +314,7 @@ def _explain(predictor: GenrePredictor, branch: str, value: str | bytes) -> dict
                 "span": part.span,
                 "adds": dict(zip(predictor.genres, part.contributions.tolist(), strict=True)),
             }
-            for part in found.parts
+            for part in explanation.parts
         ],
     }
 
@@ -344,10 +346,10 @@ def heat_picture(predictor: GenrePredictor, branch: str, genre: str, image: byte
     if not image:
         raise ApiError(400, "nothing_given", "There is no image to draw the heat map on.")
     try:
-        found = explain_branch(predictor.model, branch, image)
-        if not isinstance(found, ImageExplanation):
+        explanation = explain_branch(predictor.model, branch, image)
+        if not isinstance(explanation, ImageExplanation):
             raise TypeError(f"branch {branch} has no heat maps")
-        pictures = heat_pictures(found, [predictor.genres.index(genre)], _PICTURE_SIDE)
+        pictures = heat_pictures(explanation, [predictor.genres.index(genre)], _PICTURE_SIDE)
     except InputError as error:
         message = f"This file can't be read as a picture: {error}."
         raise ApiError(415, "not_an_image", message) from error

@@ -42,7 +42,7 @@ _HEADERS = {
     "Cache-Control": "no-store",
 }
 
-_Answer = TypeVar("_Answer")
+_Result = TypeVar("_Result")
 
 
 def build_app(predictor: GenrePredictor, checkpoint: str, hosts: Sequence[str] = ()) -> ASGIApp:
@@ -61,12 +61,12 @@ def build_app(predictor: GenrePredictor, checkpoint: str, hosts: Sequence[str] =
 
     # More concurrent requests would only compete for the cores, each with a decoded poster in
     # memory.
-    turns = asyncio.Semaphore(predictor.workers)
+    slots = asyncio.Semaphore(predictor.workers)
 
-    async def in_thread(work: Callable[..., _Answer], *arguments: Any) -> _Answer:
+    async def in_thread(work: Callable[..., _Result], *arguments: Any) -> _Result:
         from starlette.concurrency import run_in_threadpool
 
-        async with turns:
+        async with slots:
             return await run_in_threadpool(work, *arguments)
 
     def page_file(name: str, kind: str) -> Callable[[Request], Response]:
@@ -77,30 +77,30 @@ def build_app(predictor: GenrePredictor, checkpoint: str, hosts: Sequence[str] =
         return JSONResponse(api.describe(predictor, checkpoint))
 
     async def predict(request: Request) -> Response:
-        too_large = api.too_large_movie(predictor)
+        too_large = api.request_too_large(predictor)
         body = await _read_body(request, api.max_body_bytes(predictor), too_large)
         movie = await in_thread(api.read_movie, predictor, body)
         return JSONResponse(await in_thread(api.predict_movie, predictor, movie))
 
     async def heat(request: Request) -> Response:
         branch, genre = (request.query_params.get(name, "") for name in ("branch", "genre"))
-        image = await _read_body(request, api.MAX_POSTER_BYTES, api.too_large())
+        image = await _read_body(request, api.MAX_POSTER_BYTES, api.poster_too_large())
         picture = await in_thread(api.heat_picture, predictor, branch, genre, image)
         return Response(picture, media_type="image/png")
 
-    def refused(request: Request, error: Exception) -> Response:
+    def handle_api_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, api.ApiError)
         return _error(error.status, error.code, error.message)
 
-    def not_found(request: Request, error: Exception) -> Response:
+    def handle_http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         # The headers include the allowed methods.
         return _error(error.status_code, "http", f"{error.detail}.", error.headers)
 
-    def gone(request: Request, error: Exception) -> Response:
+    def handle_disconnect(request: Request, error: Exception) -> Response:
         return Response(status_code=400)  # the client is gone: nobody reads this
 
-    def failed(request: Request, error: Exception) -> Response:
+    def handle_failure(request: Request, error: Exception) -> Response:
         return _error(500, "failed", "The model failed on this movie; the terminal says more.")
 
     app = Starlette(
@@ -111,10 +111,10 @@ def build_app(predictor: GenrePredictor, checkpoint: str, hosts: Sequence[str] =
             Route("/api/heat", heat, methods=["POST"]),
         ],
         exception_handlers={
-            api.ApiError: refused,
-            HTTPException: not_found,
-            ClientDisconnect: gone,
-            Exception: failed,
+            api.ApiError: handle_api_error,
+            HTTPException: handle_http_error,
+            ClientDisconnect: handle_disconnect,
+            Exception: handle_failure,
         },
     )
     return _Guard(app, hosts)  # outermost, so that failures also get its headers
@@ -147,7 +147,7 @@ class _Guard:
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         host, origin = headers.get(b"host", ""), headers.get(b"origin")
         app = self.app
-        if not self._is_ours(host):
+        if not self._is_own_host(host):
             message = (
                 "This page can only be opened by its IP address or by localhost, not by this name."
             )
@@ -156,11 +156,11 @@ class _Guard:
             app = _error(403, "wrong_origin", "Only this page itself may send requests.")
         await app(scope, receive, send_with_headers)
 
-    def _is_ours(self, host: str) -> bool:
-        found = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]]+)(:\d+)?", host)
-        if found is None:
+    def _is_own_host(self, host: str) -> bool:
+        match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]]+)(:\d+)?", host)
+        if match is None:
             return False
-        name = found[1].lower().rstrip(".")
+        name = match[1].lower().rstrip(".")
         if name in self.names:
             return True
         try:
@@ -178,14 +178,14 @@ def _error(
     return JSONResponse({"error": {"code": code, "message": message}}, status, headers)
 
 
-async def _read_body(request: Request, most: int, too_large: api.ApiError) -> bytes:
-    """Read the body; raises ``too_large`` as soon as it exceeds ``most`` bytes."""
+async def _read_body(request: Request, max_bytes: int, too_large: api.ApiError) -> bytes:
+    """Read the body; raises ``too_large`` as soon as it exceeds ``max_bytes`` bytes."""
     declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > most:
+    if declared.isdigit() and int(declared) > max_bytes:
         raise too_large
     received = bytearray()
     async for chunk in request.stream():
         received += chunk
-        if len(received) > most:
+        if len(received) > max_bytes:
             raise too_large
     return bytes(received)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from genre_lightning.predicting.predictor import GenrePredictor
 
 #: How many seconds running requests may take after the command is asked to end.
-_SECONDS_TO_END = 3
+_SHUTDOWN_SECONDS = 3
 
 
 class DemoError(UserError):
@@ -199,7 +199,7 @@ def build_server(app: ASGIApp) -> Server:
             access_log=False,
             log_level="warning",
             server_header=False,
-            timeout_graceful_shutdown=_SECONDS_TO_END,
+            timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
         )
     )
 

@@ -76,9 +76,9 @@ def test_scores_are_the_projects_calibration_of_the_answers(
     clipped = {s: answers[rows[s]][there[s]].clip(0.005, 0.995).astype(np.float64) for s in rows}
     targets = data.labels[rows["val"]][there["val"]]
     fitted = fit_calibration(clipped["val"], targets)
-    expected = expit(fitted.logits(clipped["test"]))
-    np.testing.assert_allclose(test.scores[there["test"]], expected, atol=1e-5)
-    assert test.has["answers"].tolist() == there["test"].tolist()
+    wanted = expit(fitted.logits(clipped["test"]))
+    np.testing.assert_allclose(test.scores[there["test"]], wanted, atol=1e-5)
+    assert test.has_column["answers"].tolist() == there["test"].tolist()
     cuts = fit_thresholds(val.scores[there["val"]], torch.from_numpy(targets))
     torch.testing.assert_close(model.thresholds, cuts)
     # Calibrated: as sure on the whole as it is right.
@@ -101,7 +101,7 @@ def test_a_movie_without_an_answer_counts_as_wrong(
     data: MovieDataModule, answers: np.ndarray
 ) -> None:
     model, _, test, _ = scored(data, answers)
-    lacking = ~test.has["answers"]
+    lacking = ~test.has_column["answers"]
     assert lacking.any() and not test.scores[lacking].any()
     predicted = test.scores >= model.thresholds
     assert not predicted[lacking].any() and predicted[~lacking].any()

@@ -205,7 +205,7 @@ def tiny(tiny_overrides: Callable[..., list[str]]):
 
 def of(data: MovieDataModule, rows: np.ndarray) -> MovieBatch:
     """These movies as a batch that is ready."""
-    (batch,) = data.loader("train", device="cpu").ready([(rows, 0)])
+    (batch,) = data.loader("train", device="cpu").prepare_group([(rows, 0)])
     return batch
 
 

@@ -23,9 +23,9 @@ def test_no_run_is_an_error_that_says_what_one_is(
         (tmp_path / ".hydra" / "overrides.yaml").write_text("[]\n")
     folder = tmp_path / "none" if present == "missing" else tmp_path
     assert command.main([str(folder)]) == 1
-    said = capsys.readouterr().err
-    assert ("is not a folder" if present == "missing" else "no run in") in said
-    assert ("only output of evaluate.py" in said) is (present == "evaluation")
+    error = capsys.readouterr().err
+    assert ("is not a folder" if present == "missing" else "no run in") in error
+    assert ("only output of evaluate.py" in error) is (present == "evaluation")
 
 
 def test_the_command_writes_into_a_sweep_and_never_into_a_run(
@@ -62,9 +62,9 @@ def test_where_nothing_can_be_written_another_folder_is_asked_for(
     out = tmp_path / "file"
     out.write_text("")
     assert command.main([str(sweep), "--out", str(out)]) == 1
-    told = capsys.readouterr().err
-    assert told.startswith(f"error: {out}: the leaderboard can't be written there (")
-    assert told.endswith("); name another folder with --out\n")
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {out}: the leaderboard can't be written there (")
+    assert error.endswith("); name another folder with --out\n")
 
 
 def test_it_needs_neither_torch_nor_lightning(sweep: Path, tmp_path: Path, repository: Path):

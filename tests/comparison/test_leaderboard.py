@@ -95,7 +95,7 @@ def test_what_stays_at_80_columns(tmp_path: Path):
     assert all(len(line) <= 80 for line in text.splitlines() if line.startswith("│"))
 
 
-def test_the_best_can_be_pasted(tmp_path: Path):
+def test_the_path_of_the_best_run_can_be_pasted(tmp_path: Path):
     write_run(tmp_path / "branch=[a,b] x=1" / "run")
     (line,) = [each for each in printed(compare([tmp_path])).splitlines() if "Best" in each]
     label, place = shlex.split(line)
@@ -111,7 +111,7 @@ def test_keys_that_do_not_fit_are_left_to_the_files(tmp_path: Path, wide: bool):
     assert ("No room here" in text) is not wide
 
 
-def test_what_tells_datasets_apart_goes_last(tmp_path: Path):
+def test_settings_of_the_data_are_dropped_last(tmp_path: Path):
     for number in range(4):
         settings = {"data.path": f"{number % 2}.csv"}
         choices = {"model": f"a_model_with_a_long_name_{number // 2}"}

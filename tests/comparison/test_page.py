@@ -56,7 +56,7 @@ def open_page(
     contexts: Callable[..., BrowserContext], pages: dict[str, Path]
 ) -> Iterator[Callable[..., Page]]:
     """Opens a leaderboard, offline; when the test is over nothing may have gone wrong in it."""
-    troubles: list[str] = []
+    errors: list[str] = []
     opened = []
 
     def open_it(
@@ -68,22 +68,22 @@ def open_page(
         page.emulate_media(
             color_scheme="dark" if scheme == "dark" else "light", reduced_motion="reduce"
         )
-        page.on("console", lambda message: troubles.append(message.text))
-        page.on("pageerror", lambda error: troubles.append(str(error)))
-        page.on("request", lambda request: asked.append(request.url))
+        page.on("console", lambda message: errors.append(message.text))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("request", lambda request: requests.append(request.url))
         page.goto(pages[name].as_uri())
         return page
 
-    asked: list[str] = []
+    requests: list[str] = []
     yield open_it
     for page in opened:
         page.close()
-    assert troubles == []
-    known = {path.as_uri() for path in pages.values()}
-    assert [url for url in asked if not url.startswith("data:") and url not in known] == []
+    assert errors == []
+    page_urls = {path.as_uri() for path in pages.values()}
+    assert [url for url in requests if not url.startswith("data:") and url not in page_urls] == []
 
 
-def test_names_from_right_to_left_turn_nothing_round(tmp_path: Path):
+def test_right_to_left_names_are_isolated(tmp_path: Path):
     for number, word in enumerate(("דרמה", "كوميديا! 2", "Action")):
         for other in ("א", "b"):
             settings = {"model.kind": word, "model.other": other}

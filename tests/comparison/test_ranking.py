@@ -18,7 +18,7 @@ from tests.comparison.written_runs import best_of, printed, write_run
 
 
 def test_groups_are_ranked_by_the_mean_over_seeds(sweep: Path):
-    found = compare([sweep])
+    comparison = compare([sweep])
     expected: dict[tuple[float, float], list[float]] = {}
     for folder in sweep.iterdir():
         if (folder / "result.json").exists() and "failed" not in (
@@ -27,68 +27,75 @@ def test_groups_are_ranked_by_the_mean_over_seeds(sweep: Path):
             parts = dict(part.split("=") for part in folder.name.split(","))
             key = (float(parts["model.dropout"]), float(parts["optimizer.lr"]))
             expected.setdefault(key, []).append(best_of(folder))
-    assert found.keys == ("model.dropout", "optimizer.lr") and found.metric == "val/map_macro"
-    assert {group.settings: sorted(group.values) for group in found.groups} == {
+    assert (
+        comparison.keys == ("model.dropout", "optimizer.lr")
+        and comparison.metric == "val/map_macro"
+    )
+    assert {group.settings: sorted(group.values) for group in comparison.groups} == {
         key: sorted(values) for key, values in expected.items()
     }
-    for group in found.groups:
+    for group in comparison.groups:
         values = expected[group.settings]  # type: ignore[index]
         assert group.mean == pytest.approx(sum(values) / len(values), rel=1e-12)
         if len(values) == 2:  # of two values the sample deviation is their distance over sqrt 2
             assert group.sd == pytest.approx(abs(values[0] - values[1]) / math.sqrt(2), rel=1e-9)
         else:
             assert group.sd is None
-    means = [group.mean for group in found.groups]
+    means = [group.mean for group in comparison.groups]
     assert means == sorted(means, reverse=True)  # type: ignore[type-var]
-    assert [group.rank for group in found.groups] == list(range(1, 10))
-    assert {run.status for run in found.runs} == {"completed", "failed", "interrupted"}
+    assert [group.rank for group in comparison.groups] == list(range(1, 10))
+    assert {run.status for run in comparison.runs} == {"completed", "failed", "interrupted"}
 
 
 @pytest.mark.parametrize("same", [("0.001", 1e-3), ("1e-3", 0.001), (1, 1.0), ("1e3", 1000)])
 def test_numbers_are_compared_as_numbers(tmp_path: Path, same: tuple[Any, Any]):
     for number, value in enumerate(same):
         write_run(tmp_path / str(number), {"optimizer.lr": value, "seed": number})
-    found = compare([tmp_path])
-    assert found.keys == () and len(found.groups) == 1 and len(found.groups[0].values) == 2
+    comparison = compare([tmp_path])
+    assert (
+        comparison.keys == ()
+        and len(comparison.groups) == 1
+        and len(comparison.groups[0].values) == 2
+    )
 
 
-def test_what_is_true_is_not_one(tmp_path: Path):
+def test_true_and_1_are_different_settings(tmp_path: Path):
     write_run(tmp_path / "a", {"model.skip": True})
     write_run(tmp_path / "b", {"model.skip": 1})
     assert compare([tmp_path]).keys == ("model.skip",)
 
 
-def test_a_setting_may_have_no_end(tmp_path: Path):
+def test_a_setting_may_be_infinite_or_nan(tmp_path: Path):
     for number, clip in enumerate((math.inf, -math.inf, math.nan, math.nan, 10**400, 1.0)):
         settings = {"trainer.clip": clip, "optimizer.lr": number % 2, "model.dropout": 0.1 * number}
         write_run(tmp_path / f"run{number}", settings, [0.1 * number])
-    found = compare([tmp_path])
-    write_leaderboard(tmp_path, found)
-    clips = {group.settings[found.keys.index("trainer.clip")] for group in found.groups}
+    comparison = compare([tmp_path])
+    write_leaderboard(tmp_path, comparison)
+    clips = {group.settings[comparison.keys.index("trainer.clip")] for group in comparison.groups}
     assert clips == {"inf", "-inf", "nan", str(10**400), 1}
 
 
-def test_a_map_tells_true_from_one(tmp_path: Path):
+def test_a_heat_map_distinguishes_true_from_1(tmp_path: Path):
     values: dict[tuple[str, float], list[float]] = {}
     for skip in (True, 1, False, 0, None):
         for lr in (0.1, 0.2):
             values[str(skip), lr] = [0.01 * len(values) + 0.1]
             settings = {"model.skip": skip, "optimizer.lr": lr}
             write_run(tmp_path / f"{skip} {lr}", settings, values[str(skip), lr])
-    found = compare([tmp_path])
-    grid = heat_map(found)
+    comparison = compare([tmp_path])
+    grid = heat_map(comparison)
     assert grid is not None and len(grid.rows) == 5
     for row, cells in grid.rows:
-        means = [None if g is None else found.groups[g].mean for g in cells]
+        means = [None if g is None else comparison.groups[g].mean for g in cells]
         assert means == [values[str(row), lr][0] for lr in (0.1, 0.2)]
 
 
-def test_places_are_no_settings(tmp_path: Path):
+def test_paths_of_output_and_caches_are_not_compared(tmp_path: Path):
     for name in ("a", "b"):
         places = {"ckpt_path": name, "data.cache_dir": name, "logger.save_dir": name, "seed": name}
         write_run(tmp_path / name, places)
-    found = compare([tmp_path])
-    assert found.keys == () and len(found.groups) == 1
+    comparison = compare([tmp_path])
+    assert comparison.keys == () and len(comparison.groups) == 1
 
 
 def test_a_config_group_stands_for_the_keys_it_sets(tmp_path: Path):
@@ -107,9 +114,12 @@ def test_runs_without_a_config_are_told_apart_by_their_overrides(tmp_path: Path)
         shutil.rmtree(folder / ".hydra")
     whole = write_run(tmp_path / "whole", {"optimizer.lr": 0.001, "seed": 4})
     (whole / ".hydra" / "hydra.yaml").unlink()
-    found = compare([tmp_path])
-    assert found.keys == ("optimizer.lr",)
-    assert {group.settings[0]: len(group.runs) for group in found.groups} == {0.001: 2, 0.01: 1}
+    comparison = compare([tmp_path])
+    assert comparison.keys == ("optimizer.lr",)
+    assert {group.settings[0]: len(group.runs) for group in comparison.groups} == {
+        0.001: 2,
+        0.01: 1,
+    }
 
 
 def test_a_repeated_seed_is_said(tmp_path: Path):
@@ -130,11 +140,11 @@ def test_a_loss_is_better_when_it_is_smaller(tmp_path: Path):
     for lr, value in ((0.1, 0.5), (0.2, 0.7)):
         own = {"optimizer.lr": lr, "monitor": "val/loss", "monitor_mode": "min"}
         write_run(tmp_path / str(lr), own, [value, 0.9], monitor_value=value)
-    found = compare([tmp_path])
-    assert (found.metric, found.mode) == ("val/loss", "min")
-    assert [group.settings for group in found.groups] == [(0.1,), (0.2,)]
+    comparison = compare([tmp_path])
+    assert (comparison.metric, comparison.mode) == ("val/loss", "min")
+    assert [group.settings for group in comparison.groups] == [(0.1,), (0.2,)]
     # the best epoch is the one with the smallest loss, 1 - value
-    assert [run.best_epoch for run in found.runs] == [2, 2]
+    assert [run.best_epoch for run in comparison.runs] == [2, 2]
 
 
 def test_different_monitors_are_said_and_a_metric_can_be_chosen(tmp_path: Path):
@@ -142,18 +152,18 @@ def test_different_monitors_are_said_and_a_metric_can_be_chosen(tmp_path: Path):
     write_run(tmp_path / "b", {"optimizer.lr": 0.2}, [0.6])
     loss = {"optimizer.lr": 0.3, "monitor": "val/loss", "monitor_mode": "min"}
     write_run(tmp_path / "c", loss, [0.7], monitor_value=0.3)
-    found = compare([tmp_path])
-    assert found.metric == "val/map_macro" and found.keys == ("monitor", "optimizer.lr")
-    assert [group.mean for group in found.groups] == [0.7, 0.6, 0.5]
-    assert any("val/loss in 1" in note for note in found.notes)
+    comparison = compare([tmp_path])
+    assert comparison.metric == "val/map_macro" and comparison.keys == ("monitor", "optimizer.lr")
+    assert [group.mean for group in comparison.groups] == [0.7, 0.6, 0.5]
+    assert any("val/loss in 1" in note for note in comparison.notes)
     chosen = compare([tmp_path], metric="val/f1_micro")
     assert [group.mean for group in chosen.groups] == [0.35, 0.3, 0.25] and chosen.notes == ()
     with pytest.raises(UserError, match="no run has val/f2; there are: val/f1_micro, val/loss"):
         compare([tmp_path], metric="val/f2")
     with pytest.raises(UserError, match="no run has test/f2; there are: test/map_macro"):
         compare([tmp_path], metric="test/f2")
-    found = compare([tmp_path], columns=["val/loss", "f1_micro"])
-    assert [note for note in found.notes if "column" in note] == [
+    comparison = compare([tmp_path], columns=["val/loss", "f1_micro"])
+    assert [note for note in comparison.notes if "column" in note] == [
         "The column f1_micro is empty: no run has f1_micro; there are: val/f1_micro, val/loss, "
         "val/map_macro"
     ]
@@ -172,9 +182,9 @@ def test_what_runs_monitor_is_one_column_and_such_runs_are_not_seeds_of_each_oth
     write_run(tmp_path / "a", {**callbacks, "seed": 0}, [0.5])
     write_run(tmp_path / "b", {**callbacks, **loss, "seed": 1}, [0.1], monitor_value=0.9)
     write_run(tmp_path / "c", {**callbacks, **pruning, "seed": 2}, [0.7])
-    found = compare([tmp_path], metric="val/map_macro")
-    assert found.keys == ("monitor",)
-    assert [(group.settings, len(group.runs)) for group in found.groups] == [
+    comparison = compare([tmp_path], metric="val/map_macro")
+    assert comparison.keys == ("monitor",)
+    assert [(group.settings, len(group.runs)) for group in comparison.groups] == [
         (("val/map_macro",), 2),
         (("val/loss",), 1),
     ]
@@ -190,9 +200,9 @@ def test_lists_of_branches_are_one_key(tmp_path: Path) -> None:
         ("both", {"title_tfidf": title, "poster_resnet": poster}),
     ):
         write_run(tmp_path / name, {"model.branches": branches})
-    found = compare([tmp_path])
-    assert found.keys == ("model/branch",)
-    assert {group.settings for group in found.groups} == {
+    comparison = compare([tmp_path])
+    assert comparison.keys == ("model/branch",)
+    assert {group.settings for group in comparison.groups} == {
         ("title_tfidf",),
         ("poster_resnet",),
         ("title_tfidf + poster_resnet",),
@@ -206,8 +216,8 @@ def test_lists_of_branches_are_one_key(tmp_path: Path) -> None:
 def test_movies_that_changed_between_runs_are_told(keys: tuple[str | None, ...], tmp_path: Path):
     for number, key in enumerate(keys):
         write_run(tmp_path / str(number), {"optimizer.lr": number}, learnt_from=key)
-    told = [note for note in compare([tmp_path]).notes if "have changed between runs" in note]
-    assert len(told) == (keys == ("a", "b"))
+    notes = [note for note in compare([tmp_path]).notes if "have changed between runs" in note]
+    assert len(notes) == (keys == ("a", "b"))
 
 
 def test_runs_on_different_data_have_ranks_of_their_own(tmp_path: Path):
@@ -217,14 +227,16 @@ def test_runs_on_different_data_have_ranks_of_their_own(tmp_path: Path):
         write_run(folder, settings, [number / 10], choices={"data": reader})
         overrides = yaml.safe_dump([f"data={reader}", f"optimizer.lr={lr}"])
         (folder / ".hydra" / "overrides.yaml").write_text(overrides)
-    found = compare([tmp_path])
-    assert found.data_keys == ("data",) and any("different data (data)" in n for n in found.notes)
-    assert [(g.rank, g.runs[0].name) for g in found.groups] == [
+    comparison = compare([tmp_path])
+    assert comparison.data_keys == ("data",) and any(
+        "different data (data)" in n for n in comparison.notes
+    )
+    assert [(g.rank, g.runs[0].name) for g in comparison.groups] == [
         (1, "1"), (2, "0"), (1, "3"), (2, "2"),
     ]  # fmt: skip
-    assert [group.runs[0].name for group in found.firsts] == ["1", "3"]
-    assert group_shades(found) == [1.0, 0.0, 1.0, 0.0]
-    text = printed(found)
+    assert [group.runs[0].name for group in comparison.best_groups] == ["1", "3"]
+    assert group_shades(comparison) == [1.0, 0.0, 1.0, 0.0]
+    text = printed(comparison)
     assert f"Best of data=demo: {tmp_path}/1" in text and f"Best of data=ml1m: {tmp_path}/3" in text
 
 
@@ -260,13 +272,13 @@ def test_what_makes_data_different(
         hydra = yaml.safe_load(file.read_text())
         hydra["hydra"]["runtime"]["cwd"] = "/started/here"
         file.write_text(yaml.safe_dump(hydra))
-    found = compare([tmp_path])
-    assert (len({group.data for group in found.groups}) == 1) is same
-    assert any("different data" in note for note in found.notes) is not same
+    comparison = compare([tmp_path])
+    assert (len({group.dataset for group in comparison.groups}) == 1) is same
+    assert any("different data" in note for note in comparison.notes) is not same
     # Nor is there a column for one place that is written in two ways.
     differs = [key for key in {**one, **other} if one.get(key) != other.get(key)]
     if same and differs == ["data.root"]:
-        assert found.keys == () and [group.settings for group in found.groups] == [()]
+        assert comparison.keys == () and [group.settings for group in comparison.groups] == [()]
 
 
 def test_paths_from_different_folders(tmp_path: Path):
@@ -287,7 +299,7 @@ def test_a_share_of_test_that_changes_no_movies_makes_no_ranks_of_its_own(
     for name, share in (("a", 0.2), ("b", 0.3)):
         movies = "of both" if same else name
         write_run(tmp_path / name, {"data.test_fraction": share}, learnt_from=movies)
-    found = compare([tmp_path])
-    assert [group.settings for group in found.groups] == [(0.2,), (0.3,)]
-    assert len({group.data for group in found.groups}) == (1 if same else 2)
-    assert any("different data" in note for note in found.notes) is not same
+    comparison = compare([tmp_path])
+    assert [group.settings for group in comparison.groups] == [(0.2,), (0.3,)]
+    assert len({group.dataset for group in comparison.groups}) == (1 if same else 2)
+    assert any("different data" in note for note in comparison.notes) is not same

@@ -83,9 +83,7 @@ def test_only_run_folders_are_taken(tmp_path: Path):
     assert read_run(evaluation.parent, "evaluation") is None
 
 
-def test_a_value_that_stands_elsewhere_is_looked_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_references_to_other_settings_are_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("A_SECRET", "told")
     settings = {
         "model.recipe": {"lr": 0.25, "chain": "${optimizer.lr}"},

@@ -67,10 +67,10 @@ def write_run(
         f"{epoch},{8 * epoch + 8},0.5,{1.0 - value!r},{value!r},{0.6 - 0.1 * epoch!r}"
         for epoch, value in enumerate(values)
     ]
-    head = "epoch,step,seconds,val/loss,val/map_macro,train/loss"
-    (folder / "metrics.csv").write_text("\n".join([head, *rows, ""]), "utf-8")
+    header = "epoch,step,seconds,val/loss,val/map_macro,train/loss"
+    (folder / "metrics.csv").write_text("\n".join([header, *rows, ""]), "utf-8")
     if status is not None:
-        told: dict[str, Any] = {
+        contents: dict[str, Any] = {
             "status": status,
             "monitor": config["monitor"],
             "seconds": 10.0,
@@ -78,14 +78,14 @@ def write_run(
         }
         if status == "completed" and values:
             best = max(values)
-            told = {
+            contents = {
                 "monitor_value": best,
                 "epochs": len(values),
                 "val": {"map_macro": best, "f1_micro": best / 2, "loss": 1 - best},
                 "test": {"map_macro": best - 0.01},
-                **told,
+                **contents,
             }
-        write_result(folder, told)
+        write_result(folder, contents)
     return folder
 
 

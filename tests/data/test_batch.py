@@ -13,7 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from genre_lightning.data.batch import PLACES, BatchGroup, MovieBatch, MovieBatches, MovieLoader
+from genre_lightning.data.batch import (
+    FEATURE_INDEX,
+    BatchGroup,
+    MovieBatch,
+    MovieBatches,
+    MovieLoader,
+)
 from genre_lightning.data.order import BatchOrder
 from genre_lightning.inputs.input import DenseFeatures
 from genre_lightning.inputs.poster_cache import to_device
@@ -116,12 +122,12 @@ def test_what_is_resident_is_named_by_its_place(batches: MovieBatches, pixels: n
     carried = gathered(batches, rows, 7)
     batches.resident = {"poster_resnet": to_device(pixels, torch.device("cpu"))}
     waiting = gathered(batches, rows, 7)
-    assert list(waiting.parts["poster_resnet"].numbers) == [PLACES]
+    assert list(waiting.parts["poster_resnet"].numbers) == [FEATURE_INDEX]
     assert waiting.parts["poster_resnet"].rows.tolist() == [0, 2, 3]
-    taken = batches.resident["poster_resnet"][waiting.parts["poster_resnet"].numbers[PLACES]]
+    taken = batches.resident["poster_resnet"][waiting.parts["poster_resnet"].numbers[FEATURE_INDEX]]
     assert torch.equal(taken, carried.parts["poster_resnet"].numbers["pixels"])
     without = gathered(batches, np.array([1, 4]), 7).parts["poster_resnet"]
-    assert len(without) == 0 and len(without.numbers[PLACES]) == 0
+    assert len(without) == 0 and len(without.numbers[FEATURE_INDEX]) == 0
 
 
 def test_pixels_reach_a_device_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,7 +253,7 @@ def test_an_epoch_goes_on_where_it_stopped(given: int, group_size: int, many: Mo
     groups.clear()
     second.load_state_dict(state)
     second.order.set_epoch(2)
-    assert len(second.order) - second.order.first == len(rest) == 6 - given
+    assert len(second.order) - second.order.first_batch == len(rest) == 6 - given
     assert all(same(*pair) for pair in zip(second, rest, strict=True))
     # Each batch among the same others, since sums may differ in the last bit otherwise.
     assert groups == (unbroken[given // group_size :] if given < 6 else [])

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from genre_lightning.data.batch import MovieBatch
-from genre_lightning.data.datamodule import MAX_GROUP, MovieDataModule
+from genre_lightning.data.datamodule import MAX_GROUP_BATCHES, MovieDataModule
 from genre_lightning.errors import InputError
 from genre_lightning.inputs.augment import normalise_posters
 from genre_lightning.inputs.embedding import EmbeddingInput
@@ -236,7 +236,7 @@ def test_batches_prepared_together_are_those_prepared_alone(write: Write, tmp_pa
         gathered = list(data.loader(split, training, batch_size=2))
         together = data.loader(split, training, batch_size=2, device="cpu")
         ready = list(together)
-        assert together.group_size == MAX_GROUP
+        assert together.group_size == MAX_GROUP_BATCHES
         assert len(gathered) > 1
         for alone, batch in zip(gathered, ready, strict=True):
             part = alone.parts["poster"]
@@ -497,7 +497,7 @@ def test_a_column_that_no_movie_has_is_refused_with_what_there_is(
 
 
 @pytest.mark.parametrize(
-    ("branch_input", "said"),
+    ("branch_input", "message"),
     [
         (PixelsInput("title", 8), "pixels reads posters, but the column 'title' holds texts"),
         (TermsInput("poster"), "terms reads texts, but the column 'poster' holds posters"),
@@ -505,10 +505,12 @@ def test_a_column_that_no_movie_has_is_refused_with_what_there_is(
     ids=["posters", "texts"],
 )
 def test_a_column_of_another_kind_is_refused(
-    branch_input: Input, said: str, write: Write, tmp_path: Path
+    branch_input: Input, message: str, write: Write, tmp_path: Path
 ) -> None:
     data = module(write("movies"), tmp_path / "cache", {"b": branch_input})
-    with pytest.raises(DataError, match=rf"^model\.branches\.b\.input\.column: the input {said}$"):
+    with pytest.raises(
+        DataError, match=rf"^model\.branches\.b\.input\.column: the input {message}$"
+    ):
         data.setup()
 
 
@@ -573,10 +575,10 @@ def test_posters_that_are_not_there_are_told(tmp_path: Path) -> None:
         "the branch poster looks at the column 'poster', which no movie of the dataset has: it "
         "learns nothing"
     ]
-    told = [part for part in data.summary() if isinstance(part, str)]
+    lines = [part for part in data.summary() if isinstance(part, str)]
     # Not one is there: the first of them stands for all.
-    assert sum("p0.jpg, nor any other of the 4" in line for line in told) == 1
-    assert not any("p3.jpg" in line for line in told) and data.empty_branch_notes()[0] in told
+    assert sum("p0.jpg, nor any other of the 4" in line for line in lines) == 1
+    assert not any("p3.jpg" in line for line in lines) and data.empty_branch_notes()[0] in lines
 
 
 def test_movies_to_be_scored_may_be_all_of_a_dataset(tmp_path: Path) -> None:
@@ -593,8 +595,8 @@ def test_movies_to_be_scored_may_be_all_of_a_dataset(tmp_path: Path) -> None:
         return data
 
     trained = opened("")
-    (said,) = trained.random_split_notes("test")
-    assert said.startswith("test: 4 of 20 movies, drawn with data.split_seed=0")
+    (note,) = trained.random_split_notes("test")
+    assert note.startswith("test: 4 of 20 movies, drawn with data.split_seed=0")
     given: dict[str, Any] = {"genres": trained.genres, "inputs": trained.inputs}
     for folds in (1, 5):
         scored = opened("test", **given, folds=folds)
@@ -635,16 +637,16 @@ def test_movies_learnt_from_are_not_drawn_to_be_scored(change: str, tmp_path: Pa
         given["split_seed"] = 1
     elif change == "synopsis":
         rows[0][3] = "no matter"
-    told = (card["data"], card["learnt_from"])
+    training_data = (card["data"], card["learnt_from"])
     elsewhere = opened(tmp_path / "other.csv", **given)
-    assert elsewhere.changed_notes("test", *told) == []
+    assert elsewhere.changed_data_notes("test", *training_data) == []
     scored = opened(path, **given)
-    assert scored.changed_notes("test", card["data"], None) == []  # of an older checkpoint
+    assert scored.changed_data_notes("test", card["data"], None) == []  # of an older checkpoint
     if change in ("none", "synopsis"):
-        assert scored.changed_notes("test", *told) == []
+        assert scored.changed_data_notes("test", *training_data) == []
         return
     with pytest.raises(DataError, match=r"split=test: drawn from .*movies\.csv, it would hold"):
-        scored.changed_notes("test", *told)
+        scored.changed_data_notes("test", *training_data)
 
 
 @pytest.mark.parametrize("changed", ["val_fraction", "split_seed", "folds", "nothing"])
@@ -666,16 +668,16 @@ def test_validation_drawn_by_other_settings_than_in_training_is_refused(
         card, kept = trained.describe(), {"split_seed": 4}
     scored = module(path, tmp_path / "cache", trained.inputs, genres=trained.genres, **kept)
     scored.setup()
-    told = (card["data"], card["learnt_from"])
-    assert scored.changed_notes("test", *told) == []
-    assert scored.holds_learnt("val", *told) is (changed != "nothing")
+    training_data = (card["data"], card["learnt_from"])
+    assert scored.changed_data_notes("test", *training_data) == []
+    assert scored.contains_training_movies("val", *training_data) is (changed != "nothing")
     if changed == "nothing":
-        assert scored.changed_notes("val", *told) == []
+        assert scored.changed_data_notes("val", *training_data) == []
         return
     with pytest.raises(
         DataError, match=rf"^split=val: .* training \(.*data\.{changed}={card['data'][changed]}"
     ):
-        scored.changed_notes("val", *told)
+        scored.changed_data_notes("val", *training_data)
 
 
 def test_folds_that_a_named_validation_leaves_out_are_told(write: Write, tmp_path: Path) -> None:
@@ -688,13 +690,13 @@ def test_folds_that_a_named_validation_leaves_out_are_told(write: Write, tmp_pat
 def test_a_share_of_validation_beside_folds_is_told(write: Write, tmp_path: Path) -> None:
     path = write("movies")
     path.write_text(path.read_text().replace(",val\n", ",train\n"))
-    for folds, told in ((3, True), (1, False)):
+    for folds, is_reported in ((3, True), (1, False)):
         options = {"folds": folds, "val_fraction": 0.3}
         data = module(path, tmp_path / "cache", {"title": terms()}, **options)
         data.setup()
         lines = [line for line in data.summary() if isinstance(line, str)]
         begin = "data.val_fraction=0.3 is ignored: validation uses folds"
-        assert any(line.startswith(begin) for line in lines) is told
+        assert any(line.startswith(begin) for line in lines) is is_reported
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
@@ -702,15 +704,15 @@ def test_a_share_of_a_named_split_is_told(split: str, write: Write, tmp_path: Pa
     share = {f"{split}_fraction": 0.3}
     named = module(write("movies"), tmp_path / "cache", {"title": terms()}, **share)
     named.setup()
-    told = f"data.{split}_fraction=0.3 is ignored: the dataset says which movies are {split}"
+    note = f"data.{split}_fraction=0.3 is ignored: the dataset says which movies are {split}"
     assert {movie.split for movie in named.movie_set.movies} >= {split}
-    assert told in named.summary()
+    assert note in named.summary()
     path = write("drawn")
     rows = [row.rpartition(",")[0] for row in path.read_text().splitlines()]
     path.write_text("\n".join(rows))
     drawn = module(path, tmp_path / "cache", {"title": terms()}, **share)
     drawn.setup()
-    assert told not in drawn.summary()
+    assert note not in drawn.summary()
 
 
 def test_of_a_split_that_is_given_changed_movies_are_told(write: Write, tmp_path: Path) -> None:
@@ -721,12 +723,12 @@ def test_of_a_split_that_is_given_changed_movies_are_told(write: Write, tmp_path
     path.write_text(path.read_text().replace(",train", ",val", 1))
     moved = module(path, tmp_path / "cache", data.inputs, genres=data.genres)
     moved.setup()
-    assert moved.changed_notes("test", card["data"], card["learnt_from"]) == []
+    assert moved.changed_data_notes("test", card["data"], card["learnt_from"]) == []
     path.write_text(path.read_text().replace(",train", ",test", 1))
     changed = module(path, tmp_path / "cache", data.inputs, genres=data.genres)
     changed.setup()
-    (said,) = changed.changed_notes("test", card["data"], card["learnt_from"])
-    assert said.startswith(f"the movies of train and val in {path} are not those that")
+    (note,) = changed.changed_data_notes("test", card["data"], card["learnt_from"])
+    assert note.startswith(f"the movies of train and val in {path} are not those that")
 
 
 def test_demo_movies_that_were_learnt_from_are_told(tmp_path: Path) -> None:
@@ -742,7 +744,7 @@ def test_demo_movies_that_were_learnt_from_are_told(tmp_path: Path) -> None:
 
     trained = demo(60)
     card = trained.describe()
-    told = card["data"], card["learnt_from"]
+    training_data = card["data"], card["learnt_from"]
     fixed = {"inputs": trained.inputs, "genres": trained.genres}
     fewer, more = demo(30, **fixed), demo(90, **fixed)
 
@@ -756,7 +758,7 @@ def test_demo_movies_that_were_learnt_from_are_told(tmp_path: Path) -> None:
     ):  # fmt: skip
         movies = [data.movie_set.movies[row] for row in data.splits[split]]
         assert bool(posters(movies) & learnt) == leaks or data is trained
-        notes = data.changed_notes(split, *told)
+        notes = data.changed_data_notes(split, *training_data)
         begin = "demo movies are generated by their number"
         assert [note.startswith(begin) for note in notes] == [True] * leaks
 
@@ -786,8 +788,8 @@ def test_two_branches_may_look_at_one_column(write: Write, tmp_path: Path) -> No
     lines = [line for line in data.summary() if isinstance(line, str)]
     assert len(lines) == len(set(lines))  # what can't be read is named once
     count = len(data.splits["train"])
-    said = f"data.batch_size={data.batch_size} is more than the {count} movies of train"
-    assert any(line.startswith(said) for line in lines) is (data.train_batch_size() > count)
+    message = f"data.batch_size={data.batch_size} is more than the {count} movies of train"
+    assert any(line.startswith(message) for line in lines) is (data.train_batch_size() > count)
 
 
 @pytest.mark.parametrize("begin", [0, 1, 2])
@@ -822,7 +824,7 @@ def test_an_input_that_does_not_keep_its_promise_is_named(
 def test_it_describes_itself(write: Write, tmp_path: Path, monkeypatch: Any) -> None:
     path = write("movies")
     monkeypatch.chdir(path.parent)
-    # None, as in conf/data/manifest.yaml, is said by no checkpoint.
+    # None, as in conf/data/manifest.yaml, is stored in no checkpoint.
     data = module(Path("movies.csv"), tmp_path / "cache", val_fraction=0.25, genre_separator=None)
     data.setup()
     described = data.describe()
@@ -958,6 +960,6 @@ def test_labels_follow_the_models_genres(write: Write, tmp_path: Path) -> None:
 
 def test_a_genre_that_the_model_does_not_know_is_named(write: Write, tmp_path: Path) -> None:
     data = module(write("movies"), tmp_path / "cache", genres=["B", "C"])
-    said = r"does not know the dataset's genre\(s\) A, first at movies\.csv:2; .*B, C"
-    with pytest.raises(DataError, match=said):
+    message = r"does not know the dataset's genre\(s\) A, first at movies\.csv:2; .*B, C"
+    with pytest.raises(DataError, match=message):
         data.setup()

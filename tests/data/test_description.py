@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from genre_lightning.data.description import describe_source, expanded, read_source, same_source
+from genre_lightning.data.description import describe_source, expand_path, read_source, same_source
 from genre_lightning.movies.movie import DataError
 
 DEFAULTS: dict[str, Any] = {"columns": None, "val_fraction": 0.15}
@@ -59,5 +59,5 @@ def test_demo_movies_are_the_same_wherever_they_were_made() -> None:
 
 def test_only_paths_are_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert expanded("root", "~/movies") == str(tmp_path / "movies")
-    assert expanded("genre_separator", "~") == "~" and expanded("columns", None) is None
+    assert expand_path("root", "~/movies") == str(tmp_path / "movies")
+    assert expand_path("genre_separator", "~") == "~" and expand_path("columns", None) is None

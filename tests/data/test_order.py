@@ -27,7 +27,7 @@ def test_an_order_that_repeats_has_the_first_epoch_again_whole() -> None:
     for epoch, begins_with in ((4, 2), (5, 0)):
         order.set_epoch(epoch)
         assert [(rows.tolist(), seed) for rows, seed in order] == first
-        assert order.first == begins_with
+        assert order.first_batch == begins_with
 
 
 def test_order_and_seeds_depend_on_nothing_but_seed_and_epoch() -> None:

@@ -1,4 +1,4 @@
-"""Models to explain, and what a branch says on its own."""
+"""Models to explain, and the logits of single branches."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ SYNOPSIS = "A crew in deep space. A beast hunts the crew, one by one; space is s
 
 @pytest.fixture(scope="session")
 def tiny(tiny_checkpoint: Path) -> TrainedModel:
-    """Branches on title and poster; not to be changed."""
+    """Branches on title and poster; tests must not change it."""
     return load_model(tiny_checkpoint)
 
 
 @pytest.fixture(scope="session")
 def three(make_checkpoint: Callable[..., Path]) -> TrainedModel:
-    """Branches on the synopsis and twice on the poster, with stacking and label sets on top."""
+    """Branches on title, synopsis and twice on the poster, with stacking and label sets."""
     words = TermsInput("synopsis", vocabulary_size=64, analyzer="word", ngram_range=[1, 1])
     words.vectorizer.fit([SYNOPSIS, "Toys in space", "A cop hunts one thief."])
     more: dict[str, Any] = {
@@ -46,7 +46,7 @@ def draw_poster(seed: int = 0, size: tuple[int, int] = (32, 32)) -> np.ndarray:
 
 
 def text_logits(model: TrainedModel, branch: str, text: str) -> torch.Tensor:
-    """(G,) of one branch, by its vectorizer and its network alone."""
+    """(G,) logits of one branch, from its vectorizer and its network alone."""
     branch_input = model.inputs[branch]
     assert isinstance(branch_input, TermsInput)
     row = branch_input.vectorizer.transform([text])

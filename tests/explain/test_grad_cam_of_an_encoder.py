@@ -26,7 +26,7 @@ def trained(make_checkpoint: Callable[..., Path]) -> TrainedModel:
     model = load_model(make_checkpoint(more={"eye": branch}, poster=None))
     network = model.network.branches["eye"]
     assert isinstance(network, PosterEncoder)
-    network.load_pretrained()  # the weights that are drawn kill every unit
+    network.load_pretrained()  # with random weights, every unit is dead
     return model
 
 
@@ -48,7 +48,7 @@ def test_heat_maps_are_class_activation_maps(trained: TrainedModel):
         np.testing.assert_allclose(shown, (big / big.max().clamp(min=1e-9)).numpy(), atol=1e-4)
 
 
-def test_heat_maps_can_be_asked_for_where_nothing_is_to_be_learnt(trained: TrainedModel):
+def test_heat_maps_work_in_inference_mode(trained: TrainedModel):
     found = explain_branch(trained, "eye", draw_poster(0, SIZE))
     assert isinstance(found, ImageExplanation)
     expected = found.heat_maps([1])

@@ -11,7 +11,7 @@ import torch
 from genre_lightning.checkpoint.model import TrainedModel, load_model
 from genre_lightning.explain import left_out
 from genre_lightning.explain.explainer import TextExplanation
-from genre_lightning.explain.left_out import as_given, find_words, group_words, leave_out
+from genre_lightning.explain.left_out import find_words, group_words, leave_out, locate_groups
 from genre_lightning.explain.parts import score_parts
 from genre_lightning.explain.table import explain_branch
 from genre_lightning.inputs.embedding import EmbeddingInput
@@ -29,8 +29,8 @@ def embedded(make_checkpoint: Callable[..., Path]) -> TrainedModel:
         {"name": "embedding_head", "norm": "none", "hidden": 8},
     )
     title = EmbeddingInput("title", "minilm", natural=True, prompt="A movie called ")
-    said = (title, {"name": "embedding_head"})
-    more = {"plot": plot, "bare": bare, "said": said}
+    natural = (title, {"name": "embedding_head"})
+    more = {"plot": plot, "bare": bare, "natural": natural}
     return load_model(make_checkpoint(more=more, seed=3))
 
 
@@ -42,8 +42,8 @@ def explained(
     return found
 
 
-def one_by_one(model: TrainedModel, branch: str, text: str) -> np.ndarray:
-    """(G,) of one text, embedded alone."""
+def single_text_logits(model: TrainedModel, branch: str, text: str) -> np.ndarray:
+    """(G,) logits of one text, embedded alone."""
     branch_input = model.inputs[branch]
     with torch.no_grad():
         vectors = branch_input.prepare(branch_input.encode([text]), None)["vectors"]
@@ -54,15 +54,15 @@ def one_by_one(model: TrainedModel, branch: str, text: str) -> np.ndarray:
 @pytest.mark.parametrize(("branch", "scale"), [("plot", 384**-0.5), ("bare", 1.0)])
 def test_words_equal_a_plain_loop(embedded: TrainedModel, branch: str, scale: float):
     found = explained(embedded, SYNOPSIS, branch)
-    whole = one_by_one(embedded, branch, SYNOPSIS)
-    # What it is without each word, written out by other means.
-    written = SYNOPSIS.split()
-    assert len(found.parts) == len(written)
-    for place, (part, word) in enumerate(zip(found.parts, written, strict=True)):
+    full = single_text_logits(embedded, branch, SYNOPSIS)
+    # Each word left out by a plain loop.
+    words = SYNOPSIS.split()
+    assert len(found.parts) == len(words)
+    for index, (part, word) in enumerate(zip(found.parts, words, strict=True)):
         assert part.text == word.strip(".,;()") and part.kind == "word"
-        rest = " ".join(written[:place] + written[place + 1 :])
-        lost = whole - one_by_one(embedded, branch, rest)
-        # Vectors are float16, and a linear head sees them scaled.
+        rest = " ".join(words[:index] + words[index + 1 :])
+        lost = full - single_text_logits(embedded, branch, rest)
+        # Vectors are float16, and a linear head scales them.
         np.testing.assert_allclose(part.contributions, lost, atol=1e-4 * scale)
     assert not found.exact and "leave one out" in found.method
     assert any(np.abs(part.contributions).max() > 2e-3 * scale for part in found.parts)
@@ -74,7 +74,9 @@ def test_the_total_is_the_branchs_part(embedded: TrainedModel, branch: str):
     found = explained(embedded, SYNOPSIS, branch)
     np.testing.assert_allclose(found.total, parts.branches[branch], atol=1e-4)
     network = embedded.network.branches
-    at_once = one_by_one(embedded, "plot", SYNOPSIS) + one_by_one(embedded, "bare", SYNOPSIS)
+    at_once = single_text_logits(embedded, "plot", SYNOPSIS) + single_text_logits(
+        embedded, "bare", SYNOPSIS
+    )
     np.testing.assert_allclose(parts.logits, network_prior(embedded) + at_once, atol=1e-4)
     assert set(network) >= {"plot", "bare"}
 
@@ -83,7 +85,7 @@ def network_prior(model: TrainedModel) -> np.ndarray:
     return model.network.prior.double().numpy()
 
 
-def test_the_baseline_is_what_the_average_vector_says(embedded: TrainedModel):
+def test_the_baseline_is_the_logits_of_the_average_vector(embedded: TrainedModel):
     head = embedded.network.branches["plot"].get_submodule("head")
     bias = head.get_parameter("bias").detach()
     without = score_parts(embedded, {"title": "Heat"})
@@ -107,9 +109,9 @@ def test_a_budget_leaves_groups_of_words_out(embedded: TrainedModel):
         "one by one; space is",
         "silent (1979",
     ]
-    last = one_by_one(embedded, "plot", SYNOPSIS.removesuffix(" silent (1979)."))
-    whole = one_by_one(embedded, "plot", SYNOPSIS)
-    np.testing.assert_allclose(found.parts[-1].contributions, whole - last, atol=1e-4)
+    last = single_text_logits(embedded, "plot", SYNOPSIS.removesuffix(" silent (1979)."))
+    full = single_text_logits(embedded, "plot", SYNOPSIS)
+    np.testing.assert_allclose(found.parts[-1].contributions, full - last, atol=1e-4)
 
 
 @pytest.mark.parametrize(("budget", "groups"), [(None, 18), (24, 6), (3, 6)])
@@ -127,19 +129,19 @@ def test_a_costly_encoder_embeds_fewer_texts(
 
 
 def test_long_texts_are_bounded(embedded: TrainedModel, monkeypatch: pytest.MonkeyPatch):
-    asked: list[int] = []
+    batch_sizes: list[int] = []
     encode = EmbeddingInput.encode
 
     def count(self: EmbeddingInput, items: list[str]) -> dict[str, torch.Tensor]:
-        asked.append(len(items))
+        batch_sizes.append(len(items))
         return {"vectors": torch.zeros(len(items), 1, 384, dtype=torch.float16)}
 
     monkeypatch.setattr(EmbeddingInput, "encode", count)
     for words in (1, 140, 141, 300, 5_000, 50_000):
         text = " ".join(f"w{n}" for n in range(words))
         found = explained(embedded, text)
-        (texts,) = asked
-        asked.clear()
+        (texts,) = batch_sizes
+        batch_sizes.clear()
         assert len(found.parts) <= left_out.MAX_TEXTS and texts <= len(found.parts) + 1
         assert len(found.parts) == words or words > 140
         assert len(found.parts) * words <= left_out.MAX_WORDS or len(found.parts) == 1
@@ -161,7 +163,7 @@ def test_long_texts_are_bounded(embedded: TrainedModel, monkeypatch: pytest.Monk
         ("... !", []),
     ],
 )
-def test_words_are_found_where_they_stand(text: str, words: list[str]):
+def test_words_are_located(text: str, words: list[str]):
     spans = find_words(text)
     assert [text[start:end] for start, end in spans] == words
     assert spans == sorted(spans)
@@ -180,13 +182,13 @@ def test_words_are_found_where_they_stand(text: str, words: list[str]):
         ("Heat", "Heat", ""),
     ],
 )
-def test_a_word_goes_with_its_punctuation(text: str, word: str, left: str):
+def test_a_word_is_removed_with_its_punctuation(text: str, word: str, left: str):
     (span,) = [one for one in find_words(text) if text[slice(*one)] == word]
     assert leave_out(text, [span]) == left
 
 
 @pytest.mark.parametrize(
-    ("given", "seen", "most", "found"),
+    ("original", "encoded", "max_groups", "expected"),
     [
         ("Heat (1995)", "Heat", 9, ["Heat"]),
         ("Great Caper, The (1981)", "The Great Caper", 9, ["The", "Great", "Caper"]),
@@ -195,17 +197,17 @@ def test_a_word_goes_with_its_punctuation(text: str, word: str, left: str):
         ("a b", "a c", 9, ["a", None]),
     ],
 )
-def test_words_stand_where_they_were_given(
-    given: str, seen: str, most: int, found: list[str | None]
+def test_groups_are_located_in_the_original_text(
+    original: str, encoded: str, max_groups: int, expected: list[str | None]
 ):
-    spans = as_given(given, seen, group_words(find_words(seen), most))
-    assert [span and given[slice(*span)] for span in spans] == found
+    spans = locate_groups(original, encoded, group_words(find_words(encoded), max_groups))
+    assert [span and original[slice(*span)] for span in spans] == expected
     assert len({span for span in spans if span}) == len([span for span in spans if span])
 
 
-def test_a_title_is_explained_as_it_is_said(embedded: TrainedModel):
+def test_a_title_is_explained_in_natural_word_order(embedded: TrainedModel):
     title = "Muppet Caper, The (1981)"
-    found = explained(embedded, title, "said")
+    found = explained(embedded, title, "natural")
     assert found.text == title
     assert [part.text for part in found.parts] == ["The", "Muppet", "Caper"]
     assert [part.span and title[slice(*part.span)] for part in found.parts] == [
@@ -213,14 +215,16 @@ def test_a_title_is_explained_as_it_is_said(embedded: TrainedModel):
         "Muppet",
         "Caper",
     ]
-    whole = one_by_one(embedded, "said", "The Muppet Caper")
-    lost = whole - one_by_one(embedded, "said", "The Caper")
+    full = single_text_logits(embedded, "natural", "The Muppet Caper")
+    lost = full - single_text_logits(embedded, "natural", "The Caper")
     np.testing.assert_allclose(found.parts[1].contributions, lost, atol=1e-4)
 
 
-@pytest.mark.parametrize(("words", "most"), [(0, 4), (3, 4), (4, 4), (5, 4), (400, 7), (9, 0)])
-def test_groups_hold_every_word_once(words: int, most: int):
+@pytest.mark.parametrize(
+    ("words", "max_groups"), [(0, 4), (3, 4), (4, 4), (5, 4), (400, 7), (9, 0)]
+)
+def test_groups_hold_every_word_once(words: int, max_groups: int):
     spans = [(n, n + 1) for n in range(words)]
-    groups = group_words(spans, most)
+    groups = group_words(spans, max_groups)
     assert [span for group in groups for span in group] == spans
-    assert len(groups) <= max(1, most)
+    assert len(groups) <= max(1, max_groups)

@@ -94,7 +94,7 @@ def test_parts_add_up_to_what_the_network_answers(three: TrainedModel, absent: t
     ]
 
 
-def test_logits_that_are_there_already_are_split_alike(three: TrainedModel):
+def test_split_logits_agrees_with_score_parts(three: TrainedModel):
     pixels = draw_poster()
     expected = score_parts(three, {"poster": pixels, "synopsis": SYNOPSIS})
     weights = branch_weights(three, "other_eye")
@@ -127,12 +127,12 @@ def test_a_model_of_one_branch(make_checkpoint: Callable[..., Path]):
     [np.zeros((32, 32), np.uint8), np.zeros((32, 32, 4), np.uint8), np.zeros((32, 32, 3))],
     ids=["gray", "four channels", "float"],
 )
-def test_what_is_no_poster_is_refused(tiny: TrainedModel, bad: np.ndarray):
+def test_arrays_that_are_no_posters_are_refused(tiny: TrainedModel, bad: np.ndarray):
     with pytest.raises(TypeError, match="uint8"):
         score_parts(tiny, {"poster": bad})
 
 
-def test_branches_are_called_by_their_columns_where_that_is_clear():
+def test_branches_are_labelled_by_their_column_if_that_is_clear():
     assert branch_labels({"a": TermsInput("title"), "b": PixelsInput()}) == {
         "a": "title",
         "b": "poster",

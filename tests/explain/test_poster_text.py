@@ -1,4 +1,4 @@
-"""The words on a poster, each with what it adds."""
+"""Contributions of the words on a poster."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ def model(make_checkpoint: Callable[..., Path]) -> TrainedModel:
     words = PosterTextInput("poster", TERMS)
     assert isinstance(words.text, TermsInput)
     words.text.vectorizer.fit(["John Wayne rides", "Rio Bravo", "a rose"])
-    said = PosterTextInput("poster", {"kind": "embedding", "encoder": "minilm"})
-    said.text.load()  # type: ignore[union-attr]
-    words.sha256 = said.sha256 = ocr_sha256()
+    embedded = PosterTextInput("poster", {"kind": "embedding", "encoder": "minilm"})
+    embedded.text.load()  # type: ignore[union-attr]
+    words.sha256 = embedded.sha256 = ocr_sha256()
     more: dict[str, Any] = {
         "words": (words, {"name": "terms_linear"}),
-        "said": (said, {"name": "embedding_head"}),
+        "embedded": (embedded, {"name": "embedding_head"}),
     }
     return load_model(make_checkpoint(title=None, poster=None, more=more, seed=4))
 
 
-@pytest.mark.parametrize("branch", ["words", "said"])
+@pytest.mark.parametrize("branch", ["words", "embedded"])
 def test_each_word_has_its_part(branch: str, model: TrainedModel, tmp_path: Path) -> None:
     poster = write_poster(tmp_path / "poster.png", *LINES)
     found = explain_branch(model, branch, poster)
@@ -51,10 +51,10 @@ def test_each_word_has_its_part(branch: str, model: TrainedModel, tmp_path: Path
 
     def logits(text: str) -> np.ndarray:
         part = encode_items({branch: model.inputs[branch]}, {branch: [text]})[branch]
-        said: np.ndarray = model.network.branches[branch](**part.numbers).detach().numpy()[0]
-        return said
+        values: np.ndarray = model.network.branches[branch](**part.numbers).detach().numpy()[0]
+        return values
 
-    if branch == "words":  # they add up to what the branch says
+    if branch == "words":  # they sum to the branch's part
         total = sum(part.contributions for part in found.parts)
         np.testing.assert_allclose(total, logits(found.text) - logits(""), atol=1e-5)
     else:
@@ -64,6 +64,6 @@ def test_each_word_has_its_part(branch: str, model: TrainedModel, tmp_path: Path
 
 
 def test_a_poster_without_words_says_so(model: TrainedModel, tmp_path: Path) -> None:
-    found = explain_branch(model, "said", write_poster(tmp_path / "plain.png"))
+    found = explain_branch(model, "embedded", write_poster(tmp_path / "plain.png"))
     assert isinstance(found, TextExplanation)
     assert found.text == "(no words)"

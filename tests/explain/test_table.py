@@ -1,4 +1,4 @@
-"""Explain or refuse: every pair of input and network is in the table, or says that it is not."""
+"""The table of explainers, and the errors for branches that are not in it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.explain.conftest import POSTER, TITLE, draw_poster
 
 
 class Unknown(nn.Module):
-    """A network that nothing explains."""
+    """A network without an explainer."""
 
     def forward(self, **numbers: Tensor) -> Tensor:
         return torch.ones(1, 4)
@@ -31,7 +31,7 @@ class Unknown(nn.Module):
 
 @pytest.fixture
 def strange(tiny_checkpoint: Path) -> TrainedModel:
-    """A model whose poster branch is one that nothing explains."""
+    """A model whose poster branch has no explainer."""
     model = load_model(tiny_checkpoint)
     model.network.branches[POSTER] = Unknown()
     return model
@@ -44,13 +44,13 @@ def test_a_branch_that_nothing_explains_is_refused_by_name(strange: TrainedModel
     assert isinstance(explain_branch(strange, TITLE, "Heat"), TextExplanation)
 
 
-def test_its_part_of_a_score_is_told_all_the_same(strange: TrainedModel):
+def test_a_branch_without_an_explainer_still_has_its_part(strange: TrainedModel):
     parts = score_parts(strange, {"title": "Heat", "poster": draw_poster()})
     np.testing.assert_array_equal(parts.branches[POSTER], np.ones(4))
     np.testing.assert_array_equal(parts.bias, score_parts(strange, {"title": "Heat"}).bias)
 
 
-def test_a_subclass_is_not_taken_for_what_it_derives_from(tiny: TrainedModel):
+def test_a_subclass_does_not_inherit_an_explainer(tiny: TrainedModel):
     model = copy.copy(tiny)
     network = copy.copy(tiny.network)
     network._modules = dict(network._modules)
@@ -96,7 +96,7 @@ def test_explaining_leaves_the_model_as_it_was(tiny_checkpoint: Path):
     assert all(parameter.grad is None for parameter in model.network.parameters())
 
 
-def test_the_table_names_what_there_is():
+def test_the_table_lists_known_inputs_and_networks():
     networks = {network.factory for network in NETWORKS.values()}
     for (kind, of, network), explainer in EXPLAINERS.items():
         assert kind in INPUTS and network in networks and of in ("text", "poster")

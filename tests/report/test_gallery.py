@@ -48,26 +48,28 @@ def test_each_list_holds_what_it_says_surest_first():
         dtype=np.float32,
     )
     targets = np.array([[1, 0], [1, 0], [1, 1], [0, 0], [1, 0], [0, 0], [1, 1]])
-    found = most_confident(scores, targets, THRESHOLDS, count=5)
-    assert found["right"] == [Pick(0, 0), Pick(1, 0), Pick(6, 1)]
-    assert found["invented"] == [Pick(3, 1)]
-    assert found["missed"] == [Pick(4, 0), Pick(2, 1)]
+    picks_by_list = most_confident(scores, targets, THRESHOLDS, max_picks=5)
+    assert picks_by_list["right"] == [Pick(0, 0), Pick(1, 0), Pick(6, 1)]
+    assert picks_by_list["invented"] == [Pick(3, 1)]
+    assert picks_by_list["missed"] == [Pick(4, 0), Pick(2, 1)]
 
 
 def test_no_list_is_filled_by_one_genre_or_shows_a_movie_twice():
     generator = np.random.default_rng(0)
     scores = generator.random((200, 3)).astype(np.float32)
     targets = generator.random((200, 3)) < 0.4
-    found = most_confident(scores, targets, np.full(3, 0.5), count=5, per_genre=2)
-    for picks in found.values():
+    picks_by_list = most_confident(scores, targets, np.full(3, 0.5), max_picks=5, max_per_genre=2)
+    for picks in picks_by_list.values():
         assert len(picks) == 5
         assert len({pick.index for pick in picks}) == 5
         assert max(np.bincount([pick.genre for pick in picks])) <= 2
 
 
 def test_nothing_to_show_is_no_error():
-    found = most_confident(np.zeros((4, 2), np.float32), np.zeros((4, 2)), THRESHOLDS, count=3)
-    assert found == {"right": [], "invented": [], "missed": []}
+    picks_by_list = most_confident(
+        np.zeros((4, 2), np.float32), np.zeros((4, 2)), THRESHOLDS, max_picks=3
+    )
+    assert picks_by_list == {"right": [], "invented": [], "missed": []}
 
 
 def card_of(case: Any, number: int, genre: int = 0) -> Card:
@@ -144,9 +146,9 @@ def test_a_movie_of_a_fold_has_the_stacking_of_that_fold(
         assert card.logit == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize("which", ["two_branches", "three_branches"])
-def test_a_card_explains_the_score_it_shows(which: str, request: pytest.FixtureRequest):
-    case = request.getfixturevalue(which)
+@pytest.mark.parametrize("fixture_name", ["two_branches", "three_branches"])
+def test_a_card_explains_the_score_it_shows(fixture_name: str, request: pytest.FixtureRequest):
+    case = request.getfixturevalue(fixture_name)
     card = card_of(case, 0, 1)
     assert card.score == pytest.approx(1 / (1 + np.exp(-card.logit)), abs=1e-5)
     movie = case.data.movie_set.movies[int(case.scores.rows[0])]
@@ -166,11 +168,15 @@ def test_texts_that_the_model_looks_at_are_shown_in_short(two_branches: Any, thr
 
 
 def test_a_column_that_a_movie_lacks_adds_nothing(three_branches: Any):
-    found = by_label(card_of(three_branches, 5))  # neither poster nor synopsis
-    assert [branch.absent for branch in found.values()] == [False, True, True]
+    branch_cards = by_label(card_of(three_branches, 5))  # neither poster nor synopsis
+    assert [branch.absent for branch in branch_cards.values()] == [False, True, True]
     for name in ("poster", "synopsis"):
-        assert (found[name].part, found[name].words, found[name].heat) == (0.0, [], None)
-    assert found["title"].words
+        assert (branch_cards[name].part, branch_cards[name].words, branch_cards[name].heat) == (
+            0.0,
+            [],
+            None,
+        )
+    assert branch_cards["title"].words
 
 
 def test_a_branch_that_nothing_explains_still_has_its_part(make_case: Any):
@@ -181,9 +187,9 @@ def test_a_branch_that_nothing_explains_still_has_its_part(make_case: Any):
     case = make_case(["Action", "Comedy", "Drama"])
     expected = by_label(card_of(case, 0))
     case.model.network.branches["picture"] = Unknown()
-    found = by_label(card_of(case, 0))
-    assert found["poster"].part == pytest.approx(expected["poster"].part)
-    assert found["poster"].heat is None and not found["poster"].nothing_speaks
+    branch_cards = by_label(card_of(case, 0))
+    assert branch_cards["poster"].part == pytest.approx(expected["poster"].part)
+    assert branch_cards["poster"].heat is None and not branch_cards["poster"].no_evidence
 
 
 def open_uri(uri: str) -> Image.Image:
@@ -193,31 +199,31 @@ def open_uri(uri: str) -> Image.Image:
 
 
 @pytest.mark.parametrize(
-    ("number", "what"),
+    ("number", "reason"),
     [(0, ""), (3, "poster unreadable"), (4, "poster not there"), (5, "no poster")],
 )
-def test_cards_say_why_there_is_no_poster(two_branches: Any, number: int, what: str):
+def test_cards_say_why_there_is_no_poster(two_branches: Any, number: int, reason: str):
     card = card_of(two_branches, number)
-    found = by_label(card)["poster"]
-    assert card.no_poster == what and found.absent == bool(what)
-    if what:
-        assert card.poster is None and found.heat is None and not found.nothing_speaks
-        assert found.part == 0.0
+    branch_card = by_label(card)["poster"]
+    assert card.no_poster == reason and branch_card.absent == bool(reason)
+    if reason:
+        assert card.poster is None and branch_card.heat is None and not branch_card.no_evidence
+        assert branch_card.part == 0.0
         return
     assert card.poster is not None
     assert open_uri(card.poster).size == (160, 240)  # of 40 x 60
-    if found.heat is not None:
-        assert open_uri(found.heat).size == (160, 240)
-    assert (found.heat is None) == found.nothing_speaks
+    if branch_card.heat is not None:
+        assert open_uri(branch_card.heat).size == (160, 240)
+    assert (branch_card.heat is None) == branch_card.no_evidence
 
 
 def test_a_poster_that_has_gone_since_has_no_heat_map(make_case: Any):
     case = make_case(["Action", "Comedy", "Drama"])
     (case.manifest.parent / "test0.png").unlink()
     card = card_of(case, 0)
-    found = by_label(card)["poster"]
-    assert card.no_poster == "poster not there" and found.heat is None
-    assert not found.absent and found.part != 0.0
+    branch_card = by_label(card)["poster"]
+    assert card.no_poster == "poster not there" and branch_card.heat is None
+    assert not branch_card.absent and branch_card.part != 0.0
 
 
 def save(path: Path, size: tuple[int, int], **options: Any) -> PosterFile:

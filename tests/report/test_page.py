@@ -122,8 +122,8 @@ def test_the_gallery_has_as_many_movies_as_are_asked_for(two_branches: Any, coun
     lists = html.split('<ul class="cards"')[1:]
     shown = [cards.count('<li class="card">') for cards in lists]
     assert len(shown) == 3 * count and max(shown, default=0) == count
-    for said in ('id="gallery"', 'href="#gallery"', "Grad-CAM", "integrated gradients"):
-        assert (said in html) == (count > 0), said
+    for text in ('id="gallery"', 'href="#gallery"', "Grad-CAM", "integrated gradients"):
+        assert (text in html) == (count > 0), text
 
 
 def test_branches_are_compared_where_there_is_a_validation_split(two_branches: Any):
@@ -182,7 +182,7 @@ def test_many_genres_stay_small(make_case: Callable[..., Any]):
     assert len(html.encode()) < 3_000_000
 
 
-def test_names_from_right_to_left_turn_nothing_round(make_case: Callable[..., Any]):
+def test_right_to_left_names_are_isolated(make_case: Callable[..., Any]):
     html = render(make_case(["דרמה", "كوميديا 2", "Action", "(אימה)"]))
     assert html.count("דרמה") > 10
     assert not_isolated(html) == []
@@ -286,7 +286,7 @@ def open_page(
     contexts: Callable[..., BrowserContext], page_file: Path
 ) -> Iterator[Callable[..., Page]]:
     """Opens the report, offline; when the test is over nothing may have gone wrong in it."""
-    troubles: list[str] = []
+    errors: list[str] = []
     requests: list[str] = []
     pages = []
 
@@ -295,8 +295,8 @@ def open_page(
         pages.append(page)
         page.set_viewport_size({"width": width, "height": 800})
         page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
-        page.on("console", lambda message: troubles.append(message.text))
-        page.on("pageerror", lambda error: troubles.append(str(error)))
+        page.on("console", lambda message: errors.append(message.text))
+        page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("request", lambda request: requests.append(request.url))
         page.goto(page_file.as_uri())
         return page
@@ -304,7 +304,7 @@ def open_page(
     yield open_it
     for page in pages:
         page.close()
-    assert troubles == []
+    assert errors == []
     assert [url for url in requests if not url.startswith("data:")] == [page_file.as_uri()]
 
 

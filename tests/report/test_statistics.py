@@ -47,7 +47,7 @@ def test_bootstrap_is_the_metrics_of_each_resample(digits: int):
     scores[:, 0] *= 0.9
     result = bootstrap(scores, targets, thresholds, resamples=12, seed=5)
     without = 0
-    for r, (counts,) in enumerate(resample_counts(40, 12, seed=5, most=1)):
+    for r, (counts,) in enumerate(resample_counts(40, 12, seed=5, max_block=1)):
         rows = np.repeat(np.arange(40), counts.astype(int))
         s, t = scores[rows], targets[rows]
         predicted = (s >= thresholds).astype(int)
@@ -87,7 +87,7 @@ def test_bootstrap_names_are_those_of_the_metrics():
 def test_bootstrap_does_not_depend_on_how_much_is_held_at_once(monkeypatch: pytest.MonkeyPatch):
     scores, targets = draw(50, [0.4, 0.1], seed=1)
     whole = bootstrap(scores, targets, np.full(2, 0.4), resamples=9, seed=2)
-    monkeypatch.setattr(statistics, "_BLOCK", 200)  # two resamples at once
+    monkeypatch.setattr(statistics, "_BLOCK_CELLS", 200)  # two resamples at once
     pieces = bootstrap(scores, targets, np.full(2, 0.4), resamples=9, seed=2)
     for name, values in whole.metrics.items():
         np.testing.assert_allclose(pieces.metrics[name], values, rtol=1e-6, err_msg=name)
@@ -117,10 +117,10 @@ def test_bootstrap_of_a_split_without_positives():
 
 
 def test_resamples_are_draws_with_replacement_and_repeatable():
-    (drawn,) = resample_counts(30, 5, seed=4, most=9)
+    (drawn,) = resample_counts(30, 5, seed=4, max_block=9)
     assert all(counts.sum() == 30 and counts.min() >= 0 for counts in drawn)
     assert any((a != b).any() for a, b in itertools.pairwise(drawn))
-    in_blocks = list(resample_counts(30, 5, seed=4, most=2))
+    in_blocks = list(resample_counts(30, 5, seed=4, max_block=2))
     assert list(map(len, in_blocks)) == [2, 2, 1]
     np.testing.assert_array_equal(drawn, np.concatenate(in_blocks))
 
@@ -134,7 +134,7 @@ def test_interval_mirrors_the_quantiles_and_holds_the_estimate():
     assert beyond.low <= 0.1 == beyond.high
     assert np.isnan(interval(float("nan"), resampled).low)
     assert np.isnan(interval(0.5, np.array([np.nan])).high)
-    assert interval(-0.5, np.array([-0.9, -0.1]), least=-1.0).low == pytest.approx(-0.88)
+    assert interval(-0.5, np.array([-0.9, -0.1]), minimum=-1.0).low == pytest.approx(-0.88)
 
 
 def test_intervals_of_map_hold_the_truth_where_genres_are_rare():
@@ -250,7 +250,7 @@ def test_precision_recall_steps_are_scikit_learns(digits: int):
 
 def test_a_thinned_curve_keeps_its_area():
     scores, targets = draw(5000, [0.3], seed=9)
-    recall, precision = precision_recall_steps(scores[:, 0], targets[:, 0], most=50)
+    recall, precision = precision_recall_steps(scores[:, 0], targets[:, 0], max_points=50)
     assert len(recall) == 50 and (precision <= 1 + 1e-12).all()
     area = (np.diff(recall, prepend=0) * precision).sum()
     assert area == pytest.approx(average_precision_score(targets[:, 0], scores[:, 0]))

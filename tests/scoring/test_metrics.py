@@ -68,14 +68,14 @@ def oracle(scores: Tensor, targets: Tensor, thresholds: Tensor) -> dict[str, flo
     truth, values = targets.numpy(), scores.numpy()
     metrics: dict[str, float] = {}
     for suffix, cuts in [("", thresholds.numpy()), ("_at_0.5", np.float32(0.5))]:
-        said = (values >= cuts).astype(int)
+        predicted = (values >= cuts).astype(int)
         if (
             truth.shape[1] == 1
         ):  # one column is a binary problem to scikit-learn: micro and macro of the positive class
-            both = [f(truth[:, 0], said[:, 0], zero_division=0) for f in SCORERS]
+            both = [f(truth[:, 0], predicted[:, 0], zero_division=0) for f in SCORERS]
             f1, precision, recall = (float(value) for value in both)
             rows = f1_score(
-                np.c_[truth, truth], np.c_[said, said], average="samples", zero_division=0
+                np.c_[truth, truth], np.c_[predicted, predicted], average="samples", zero_division=0
             )
             metrics |= {f"f1_{a}{suffix}": f1 for a in ("micro", "macro", "weighted")}
             metrics[f"f1_samples{suffix}"] = float(rows)
@@ -84,14 +84,14 @@ def oracle(scores: Tensor, targets: Tensor, thresholds: Tensor) -> dict[str, flo
             continue
         for average in ("micro", "macro", "weighted", "samples"):
             metrics[f"f1_{average}{suffix}"] = f1_score(
-                truth, said, average=average, zero_division=0
+                truth, predicted, average=average, zero_division=0
             )
         for average in ("micro", "macro"):
             metrics[f"precision_{average}{suffix}"] = precision_score(
-                truth, said, average=average, zero_division=0
+                truth, predicted, average=average, zero_division=0
             )
             metrics[f"recall_{average}{suffix}"] = recall_score(
-                truth, said, average=average, zero_division=0
+                truth, predicted, average=average, zero_division=0
             )
     present = truth.any(axis=0)
     with warnings.catch_warnings():
@@ -121,9 +121,9 @@ def test_metrics_per_genre_are_those_of_scikit_learn(name: str) -> None:
     assert list(table) == ["f1", "precision", "recall", "ap", "support", "threshold"]
     for g in range(scores.shape[1]):
         truth, values = targets[:, g].numpy(), scores[:, g].numpy()
-        said = (values >= thresholds[g].numpy()).astype(int)
+        predicted = (values >= thresholds[g].numpy()).astype(int)
         for key, scorer in zip(("f1", "precision", "recall"), SCORERS, strict=True):
-            expected = scorer(truth, said, zero_division=0)
+            expected = scorer(truth, predicted, zero_division=0)
             assert float(table[key][g]) == pytest.approx(expected, abs=1e-6), (key, g)
         assert int(table["support"][g]) == truth.sum()
         assert float(table["threshold"][g]) == float(thresholds[g])

@@ -90,7 +90,7 @@ def test_far_from_the_start_it_is_still_an_optimum(scale: float) -> None:
     assert np.abs(slopes).max() < 1e-3
 
 
-def test_that_of_a_fold_is_the_fit_on_all_others() -> None:
+def test_the_stacking_of_a_fold_is_fitted_on_all_other_folds() -> None:
     logits, branch_logits, labels = drawn(600, seed=6)
     folds = np.random.default_rng(7).integers(0, 3, 600)
     # The last of them has no movie, as where validation looks at a few movies alone.
@@ -103,14 +103,14 @@ def test_that_of_a_fold_is_the_fit_on_all_others() -> None:
             np.testing.assert_allclose(part[fold], wanted, atol=1e-5)
 
 
-def test_movies_that_are_taken_in_blocks_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_of_movies_give_the_same_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = fit_stacking(*drawn(500, seed=8))
-    monkeypatch.setattr(stacking, "_BLOCK", 15 * 70)  # of 15 products a movie, 70 movies
+    monkeypatch.setattr(stacking, "_BLOCK_NUMBERS", 15 * 70)  # of 15 products a movie, 70 movies
     for part, wanted in zip(fit_stacking(*drawn(500, seed=8)), expected, strict=True):
         np.testing.assert_allclose(part, wanted, atol=1e-9)
 
 
-def test_what_the_sum_does_not_know_is_found_and_helps_on_other_movies() -> None:
+def test_stacking_lowers_the_loss_on_other_movies() -> None:
     found = fit_stacking(*drawn(4000, seed=3))
     assert found.genres[1, 0] > 1.5
     others = [found.genres[g, h] for g in range(4) for h in range(4) if g != h and g != 1]
@@ -123,7 +123,7 @@ def test_what_the_sum_does_not_know_is_found_and_helps_on_other_movies() -> None
         assert log_loss(stacked[:, genre], labels[:, genre]) < before - 0.02
 
 
-def test_sums_that_say_all_are_left_nearly_as_they_are() -> None:
+def test_stacking_changes_little_where_the_sums_are_enough() -> None:
     logits, branch_logits, labels = drawn(4000, seed=5, together=0.0)
     found = fit_stacking(logits, branch_logits, labels)
     changed = applied(found, logits, branch_logits) - logits

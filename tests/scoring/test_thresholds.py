@@ -34,9 +34,9 @@ def random_case(
 
 
 def f1_at(scores: np.ndarray, positives: np.ndarray, cut: float) -> float:
-    said = scores >= np.float32(cut)
-    hits = int((said & positives).sum())
-    return 2 * hits / max(int(said.sum() + positives.sum()), 1)
+    predicted = scores >= np.float32(cut)
+    hits = int((predicted & positives).sum())
+    return 2 * hits / max(int(predicted.sum() + positives.sum()), 1)
 
 
 def best_f1_by_trying(scores: Tensor, positives: Tensor) -> float:
@@ -123,9 +123,9 @@ def mixed_f1(scores: np.ndarray, truth: np.ndarray, cuts: np.ndarray, micro_weig
     """Plain micro and macro F1 of possibly soft labels."""
     hits, both = [], []
     for g in range(scores.shape[1]):
-        said = scores[:, g] >= cuts[g]
-        hits.append(2 * float(truth[said, g].sum()))
-        both.append(float(said.sum()) + float(truth[:, g].sum()))
+        predicted = scores[:, g] >= cuts[g]
+        hits.append(2 * float(truth[predicted, g].sum()))
+        both.append(float(predicted.sum()) + float(truth[:, g].sum()))
     macro = sum(h / b for h, b in zip(hits, both, strict=True)) / len(hits)
     return micro_weight * sum(hits) / sum(both) + (1 - micro_weight) * macro
 
@@ -186,7 +186,7 @@ def test_calibrated_probabilities_sum_to_the_positives_of_each_genre() -> None:
         pytest.param(np.full((6, 2), 1.0), np.ones((6, 2)), id="all-positive"),
     ],
 )
-def test_calibration_ends_where_nothing_can_be_told(scores, truth) -> None:
+def test_calibration_ends_for_uninformative_scores(scores, truth) -> None:
     probabilities = calibrate(scores.astype(np.float32), truth, 1.0)
     assert np.isfinite(probabilities).all()
     assert ((probabilities >= 0) & (probabilities <= 1)).all()
@@ -205,9 +205,9 @@ def test_expected_predicts_no_genre_whose_every_movie_would_cost_too_much() -> N
 def test_expected_does_not_mind_how_the_scores_are_stretched() -> None:
     scores, targets = random_case(400)
     stretched = torch.sigmoid(3 * torch.logit(scores) + 2)
-    said = scores >= fit_thresholds(scores, targets, "expected")
-    said_stretched = stretched >= fit_thresholds(stretched, targets, "expected")
-    assert float((said != said_stretched).float().mean()) < 0.005
+    predicted = scores >= fit_thresholds(scores, targets, "expected")
+    predicted_stretched = stretched >= fit_thresholds(stretched, targets, "expected")
+    assert float((predicted != predicted_stretched).float().mean()) < 0.005
 
 
 def test_expected_serves_micro_and_macro_on_movies_it_has_not_seen() -> None:
@@ -223,9 +223,9 @@ def test_expected_serves_micro_and_macro_on_movies_it_has_not_seen() -> None:
         scores = torch.sigmoid(known - tendency)
         fit, rest = slice(400), slice(400, None)
         for method in METHODS:
-            said = scores[rest] >= fit_thresholds(scores[fit], targets[fit], method)
+            predicted = scores[rest] >= fit_thresholds(scores[fit], targets[fit], method)
             mean[method] += [
-                f1_score(targets[rest], said, average=average, zero_division=0)
+                f1_score(targets[rest], predicted, average=average, zero_division=0)
                 for average in ("micro", "macro")
             ]
     micro, macro = ({method: mean[method][i] / 60 for method in METHODS} for i in (0, 1))

@@ -46,7 +46,7 @@ def scalars(folder: Path, name: str) -> list[tuple[int, float]]:
         ("[csv,tensorboard,wandb]", ["csv", "tensorboard", "wandb"]),
     ],
 )
-def test_several_at_once(chosen: str, keys: list[str], repository: Path) -> None:
+def test_several_loggers_at_once(chosen: str, keys: list[str], repository: Path) -> None:
     with initialize_config_dir(str(repository / "conf"), version_base="1.3"):
         cfg = compose("train", [f"logger={chosen}"])
     assert list(cfg.logger) == keys

@@ -218,12 +218,14 @@ def test_the_title_is_shown_in_any_case(
     case = make_case(["Action", "Comedy", "Drama"], branches)
     table = movie_table(case.model, case.data, case.scores, 100)
     assert table.columns[:-5] == columns
-    assert len(table.data) == int(case.scores.has[branches[0]].sum())
+    assert len(table.data) == int(case.scores.has_column[branches[0]].sum())
 
 
 def test_movies_are_shown_where_none_has_every_column(three_branches: Any) -> None:
-    nothing = torch.zeros_like(three_branches.scores.has["plot"])
-    scores = replace(three_branches.scores, has={**three_branches.scores.has, "plot": nothing})
+    nothing = torch.zeros_like(three_branches.scores.has_column["plot"])
+    scores = replace(
+        three_branches.scores, has_column={**three_branches.scores.has_column, "plot": nothing}
+    )
     table = movie_table(three_branches.model, three_branches.data, scores, 100)
     assert len(table.data) == 24
     # Four name no poster, one names one that is not there, one a damaged one.
@@ -248,7 +250,7 @@ def test_a_failed_run_is_one_and_the_next_is_its_own(
 @pytest.mark.parametrize(
     ("error", "code"), [(KeyboardInterrupt(), 255), (SystemExit(143), 255), (OSError("full"), 1)]
 )
-def test_however_it_ends(
+def test_the_exit_code_and_state_of_each_ending(
     error: BaseException, code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "a run"

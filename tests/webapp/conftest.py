@@ -44,7 +44,7 @@ def poster_file(poster: bytes, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture(scope="module")
 def wider(make_checkpoint: Callable[..., Path]) -> GenrePredictor:
-    """Of a model that looks at title, poster and synopsis, with stacking and label sets."""
+    """A predictor on title, poster and synopsis, with stacking and label sets."""
     synopsis = TermsInput("synopsis", vocabulary_size=64, analyzer="word", ngram_range=(1, 1))
     synopsis.vectorizer.fit(["A thief plans a last heist.", "Toys live happily."])
     more = {"plot": (synopsis, {"name": "terms_mlp", "hidden": 8})}

@@ -1,4 +1,4 @@
-"""What the API answers, over real connections."""
+"""Responses of the API over real connections."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def test_scores_are_the_predictors_and_parts_add_up(
     answer = served.ask("POST", "/api/predict", movie(title=title, poster=image))
     assert answer.status == 200
     found = answer.json()
-    (wanted,) = predictor.predict([title], [image])
+    (expected,) = predictor.predict([title], [image])
     assert found["columns"] == {"title": title, "poster": True if with_poster else None}
     assert found["problems"] == {}
-    assert found["predicted"] == list(wanted.genres)
-    assert [genre["name"] for genre in found["genres"]] == [name for name, _ in wanted.ranked()]
+    assert found["predicted"] == list(expected.genres)
+    assert [genre["name"] for genre in found["genres"]] == [name for name, _ in expected.ranked()]
     explained = found["explanations"]
     assert set(explained) == {
         *(["title_tfidf"] if with_title else []),
@@ -43,9 +43,9 @@ def test_scores_are_the_predictors_and_parts_add_up(
     }
     for genre in found["genres"]:
         name, branches = genre["name"], genre["branches"]
-        assert genre["score"] == pytest.approx(wanted.scores[name], abs=1e-6)
+        assert genre["score"] == pytest.approx(expected.scores[name], abs=1e-6)
         assert genre["threshold"] == predictor.thresholds[name]
-        assert genre["predicted"] == (name in wanted.genres)
+        assert genre["predicted"] == (name in expected.genres)
         parts = genre["bias"] + sum(branches.values())
         assert parts == pytest.approx(genre["logit"], abs=1e-9)
         assert 1 / (1 + np.exp(-parts)) == pytest.approx(genre["score"], abs=1e-5)
@@ -86,9 +86,9 @@ def test_a_model_of_more_columns_is_asked_by_their_names(wider: GenrePredictor, 
         found = server.ask("POST", "/api/predict", body).json()
         assert found["columns"] == {"title": None, "poster": True, "synopsis": "A thief."}
         assert set(found["explanations"]) == {"poster_resnet", "plot"}
-        (wanted,) = wider.predict(None, [poster], synopsis=["A thief."])
+        (expected,) = wider.predict(None, [poster], synopsis=["A thief."])
         scores = {genre["name"]: genre["score"] for genre in found["genres"]}
-        assert scores == pytest.approx(wanted.scores, abs=1e-6)
+        assert scores == pytest.approx(expected.scores, abs=1e-6)
         for genre in found["genres"]:
             parts = genre["bias"] + sum(genre["branches"].values()) + genre["cooccurrence"]
             assert parts == pytest.approx(genre["logit"], abs=1e-9)
@@ -106,8 +106,8 @@ def test_a_broken_poster_leaves_the_title_its_answer(served: Served, predictor: 
     assert list(found["problems"]) == ["poster"]
     assert found["problems"]["poster"].startswith("This file can't be read as a picture: not an")
     assert list(found["explanations"]) == ["title_tfidf"]
-    (wanted,) = predictor.predict(["Heat (1995)"])
-    assert {g["name"]: g["score"] for g in found["genres"]} == pytest.approx(wanted.scores)
+    (expected,) = predictor.predict(["Heat (1995)"])
+    assert {g["name"]: g["score"] for g in found["genres"]} == pytest.approx(expected.scores)
 
 
 def test_a_poster_is_read_and_encoded_once(
@@ -142,7 +142,7 @@ def test_a_branch_that_can_not_be_explained_says_why(
     assert (answer.status, answer.code) == (422, "not_explained")
 
 
-def test_what_the_model_is(served: Served, predictor: GenrePredictor):
+def test_the_model_endpoint_describes_the_model(served: Served, predictor: GenrePredictor):
     found = served.ask("GET", "/api/model").json()
     assert found["genres"] == list(predictor.genres)
     assert found["checkpoint"] == "tiny.ckpt"
@@ -190,20 +190,22 @@ def test_heat_maps_have_the_posters_proportions_and_differ(served: Served, poste
         ("/../demo.py", None, 404, "http"),
     ],
 )
-def test_what_can_not_be_answered(
+def test_invalid_requests_are_refused(
     served: Served, path: str, body: bytes | str | None, status: int, code: str
 ):
     answer = served.ask("POST", path, body)
     assert (answer.status, answer.code) == (status, code)
 
 
-def test_a_method_that_an_address_does_not_take_is_told_which_it_takes(served: Served):
+def test_a_wrong_method_is_answered_with_the_allowed_ones(served: Served):
     assert served.ask("GET", "/api/predict").headers["allow"] == "POST"
     assert set(served.ask("POST", "/api/model").headers["allow"].split(", ")) == {"GET", "HEAD"}
 
 
 @pytest.mark.parametrize("before", ["", "data:image/png;base64,"])
-def test_what_is_not_base64_alone_is_told_what_that_is(served: Served, poster: bytes, before: str):
+def test_anything_but_plain_base64_is_refused_with_the_reason(
+    served: Served, poster: bytes, before: str
+):
     text = base64.encodebytes(poster).decode() if not before else base64.b64encode(poster).decode()
     answer = served.ask("POST", "/api/predict", movie(poster=before + text))
     assert (answer.status, answer.code) == (400, "bad_request")

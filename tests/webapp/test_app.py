@@ -1,4 +1,4 @@
-"""What is let in, how much of it, and what every answer carries."""
+"""Which requests the server accepts, up to which size, and the headers of its responses."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def test_a_declared_size_above_the_limit_is_refused_before_any_of_it_is_sent(
         answer.begin()
         assert answer.status == 413
         message = json.load(answer)["error"]["message"]
-    told = "a poster may have up to 16 MB and a text up to 20,000 characters."
-    assert message == f"This request is too large: {told}"
+    limits = "a poster may have up to 16 MB and a text up to 20,000 characters."
+    assert message == f"This request is too large: {limits}"
 
 
 def test_an_undeclared_size_is_refused_once_above_the_limit(
@@ -42,7 +42,7 @@ def test_an_undeclared_size_is_refused_once_above_the_limit(
         connection.sendall(
             b"POST /api/predict HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
         )
-        # Never ended: an answer comes because the limit is passed, not because all was read.
+        # The body never ends: the server answers because the limit is exceeded.
         for _ in range(max_body_bytes(predictor) // len(chunk) + 1):
             connection.sendall(b"%x\r\n%b\r\n" % (len(chunk), chunk))
         assert connection.recv(100).startswith(b"HTTP/1.1 413 ")
@@ -123,7 +123,7 @@ def test_every_answer_forbids_other_sources(served: Served, path: str):
     assert "access-control-allow-origin" not in headers and "server" not in headers
 
 
-def test_a_failure_is_told_and_does_not_end_the_server(
+def test_a_failure_is_reported_and_does_not_end_the_server(
     make_checkpoint: Callable[..., Path], capfd: pytest.CaptureFixture[str]
 ):
     broken = GenrePredictor.from_checkpoint(make_checkpoint(), "cpu")

@@ -1,4 +1,4 @@
-"""The page, as a person uses it: its look in a real browser."""
+"""The page as a user operates it, in a real browser."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ HOSTILE = '<img src=x onerror="window.hit=1"><script>window.hit=1</script> & "He
 
 @pytest.fixture
 def page(contexts: Contexts, served: Served) -> Iterator[Page]:
-    """The page, opened; afterwards nothing may have gone elsewhere or wrong."""
+    """The open page; afterwards, checks that it sent no foreign requests and logged no errors."""
     with open_page(contexts(), served.url) as opened:
         yield opened
 
@@ -52,7 +52,7 @@ def open_page(context: BrowserContext, url: str, scheme: str = "light") -> Itera
     opened.on("pageerror", lambda error: errors.append(str(error)))
     opened.on(
         "console",
-        # Answers from 400 on are logged by the browser itself.
+        # The browser itself logs responses with status 400 and above.
         lambda message: (
             errors.append(message.text)
             if message.type == "error" and "Failed to load resource" not in message.text
@@ -118,26 +118,26 @@ def test_title_and_poster_give_bars_and_reasons(
     page.get_by_label("Poster", exact=True).set_input_files(poster_file)
     expect(page.locator(".preview")).to_be_visible()
     page.get_by_role("button", name="Name the genres").click()
-    (wanted,) = predictor.predict([title], [poster])
-    for name in wanted.genres:
+    (expected,) = predictor.predict([title], [poster])
+    for name in expected.genres:
         expect(page.get_by_role("status")).to_contain_text(name)
     expect(page.locator("#bars li")).to_have_count(4)
-    assert column(page, "#bars") == {name: round(s, 2) for name, s in wanted.ranked()}
+    assert column(page, "#bars") == {name: round(s, 2) for name, s in expected.ranked()}
     named = page.locator("#bars .named .name").all_inner_texts()
-    assert set(named) == set(wanted.genres)
-    for name, score in wanted.scores.items():
+    assert set(named) == set(expected.genres)
+    for name, score in expected.scores.items():
         bar = page.locator("#bars li", has_text=name).locator(".bar")
         drawn = bar.evaluate("(e) => [e.style.getPropertyValue('--score'), e.offsetWidth]")
         assert float(drawn[0]) == pytest.approx(score, abs=1e-6) and drawn[1] > 50
 
-    other = next(name for name, _ in reversed(wanted.ranked()))
+    other = next(name for name, _ in reversed(expected.ranked()))
     page.locator("#bars label", has_text=other).click()
     expect(page.get_by_role("heading", name=f"Why {other}")).to_be_visible()
-    expect(page.locator("#why-score")).to_contain_text(f"{wanted.scores[other]:.2f}")
+    expect(page.locator("#why-score")).to_contain_text(f"{expected.scores[other]:.2f}")
     parts = column(page, "#parts")
     assert list(parts) == ["Bias", "Title", "Poster", "Sum"]
     assert sum(parts.values()) - 2 * parts["Sum"] == pytest.approx(0, abs=0.021)
-    assert 1 / (1 + np.exp(-parts["Sum"])) == pytest.approx(wanted.scores[other], abs=0.005)
+    assert 1 / (1 + np.exp(-parts["Sum"])) == pytest.approx(expected.scores[other], abs=0.005)
     words = column(page, ".words")
     assert {"Living", "Dead", "Night", "the", "of"} <= set(words)
     assert sum(words.values()) == pytest.approx(parts["Title"], abs=0.005 * (len(words) + 1))
@@ -177,7 +177,7 @@ def test_a_file_that_is_no_picture(page: Page, tmp_path: Path):
     page.get_by_label("Poster", exact=True).set_input_files(path)
     problem = page.get_by_role("alert").first
     expect(problem).to_contain_text("can't be read as a picture")
-    # The title has its answer all the same.
+    # The title alone is still predicted.
     expect(page.locator("#genres")).to_be_visible()
     expect(page.locator("#summary")).to_contain_text("without the poster, which can't be read")
     expect(page.locator(".marked")).to_have_text("Heat (1995)")
@@ -187,7 +187,7 @@ def test_a_file_that_is_no_picture(page: Page, tmp_path: Path):
     expect(page.locator("#summary")).not_to_contain_text("without")
     page.get_by_label("Title").fill("")
     page.get_by_label("Poster", exact=True).set_input_files(path)
-    # Beside the poster, where its other problems are told, and only there.
+    # Only beside the poster, like its other problems.
     expect(problem).to_contain_text("can't be read as a picture")
     expect(page.locator("#problem")).to_be_empty()
     expect(page.locator("#genres")).to_be_hidden()
@@ -240,7 +240,7 @@ def test_any_title_is_text_and_stays_itself(page: Page, title: str):
     assert page.locator("#why img[src=x], #why script").count() == 0
 
 
-def test_a_score_just_below_its_threshold_is_told_from_it(
+def test_a_score_just_below_its_threshold_is_shown_as_below(
     page: Page, monkeypatch: pytest.MonkeyPatch
 ):
     predict = api.predict_movie
@@ -360,8 +360,8 @@ def test_every_column_of_the_model_has_a_field_and_reasons(
         headings = page.locator(".reason h3").all_inner_texts()
         assert headings == ["Where in the poster", "Words of the synopsis"]
         text = page.get_by_label("Synopsis").input_value()
-        (wanted,) = wider.predict(None, [poster], synopsis=[text])
-        assert column(page, "#bars") == {name: round(s, 2) for name, s in wanted.ranked()}
+        (expected,) = wider.predict(None, [poster], synopsis=[text])
+        assert column(page, "#bars") == {name: round(s, 2) for name, s in expected.ranked()}
         expect(page.locator(".marked")).to_have_text(text.strip())
         assert "thief" in column(page, ".words")
 
@@ -382,7 +382,7 @@ def test_a_text_that_is_too_long_is_refused_and_not_cut(contexts: Contexts, wide
         expect(page.locator("#genres")).to_be_hidden()
 
 
-def test_a_word_without_end_leaves_the_page_in_shape(page: Page):
+def test_a_very_long_word_does_not_break_the_layout(page: Page):
     title = "Alien" * 4_000
     ask(page, title)
     expect(page.locator("#genres")).to_be_visible()
@@ -392,7 +392,7 @@ def test_a_word_without_end_leaves_the_page_in_shape(page: Page):
     assert page.evaluate("document.documentElement.scrollHeight") < 4_000
 
 
-def test_names_from_right_to_left_turn_nothing_round(
+def test_right_to_left_names_do_not_reorder_the_page(
     contexts: Contexts, make_checkpoint: Callable[..., Path], poster_file: Path
 ):
     path = make_checkpoint()

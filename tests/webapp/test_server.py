@@ -41,7 +41,7 @@ def test_the_command_serves_until_ctrl_c(tiny_checkpoint: Path, repository: Path
         assert found is not None
         served = Served(int(found[1]), process.terminate)
         assert served.ask("POST", "/api/predict", movie(title="Heat")).status == 200
-        taken = subprocess.run(
+        second = subprocess.run(
             command(str(tiny_checkpoint), "--port", found[1]),
             capture_output=True,
             text=True,
@@ -52,8 +52,8 @@ def test_the_command_serves_until_ctrl_c(tiny_checkpoint: Path, repository: Path
         assert (process.returncode, out, err) == (0, "", "")
     finally:
         process.kill()
-    assert taken.returncode == 1
-    assert f"error: port {found[1]} is in use" in taken.stderr and "--port" in taken.stderr
+    assert second.returncode == 1
+    assert f"error: port {found[1]} is in use" in second.stderr and "--port" in second.stderr
 
 
 def test_without_the_extra_it_says_what_to_install(

@@ -2,7 +2,7 @@
 // Names and texts come from files and users, so they are only inserted as text, never as markup.
 "use strict";
 
-const at = (id) => document.getElementById(id);
+const byId = (id) => document.getElementById(id);
 const narrow = matchMedia("(max-width: 65.99rem)"); // no column for the reasons, as in page.css
 const onePerRow = matchMedia("(max-width: 43.99rem)");
 const MANY_WORDS = 12; // the most words of a text that are listed
@@ -10,13 +10,13 @@ const LONG_WORD = 60; // characters; the text above the list has the whole word
 
 let model = null; // response of /api/model
 let answer = null; // response of /api/predict
-let asked = {}; // the files that the answer is about, by column
-let chosen = null; // name of the genre that is explained
-let asking = null; // AbortController of the running prediction
-let looking = null; // AbortController of the running heat maps
-let started = null; // promise of the model
+let answerFiles = {}; // the files that the answer is about, by column
+let selectedGenre = null; // name of the genre that is explained
+let predictionRequest = null; // AbortController of the running prediction
+let heatMapRequest = null; // AbortController of the running heat maps
+let modelPromise = null; // promise of the model
 const fields = new Map(); // column -> its field
-const heats = new Map(); // branch and genre -> URL of the heat map
+const heatMapUrls = new Map(); // branch and genre -> URL of the heat map
 
 /** An error with a message for people and a code for programs; see webapp/api.py. */
 class Problem extends Error {
@@ -26,7 +26,7 @@ class Problem extends Error {
   }
 }
 
-function make(tag, className, text) {
+function createElement(tag, className, text) {
   const element = document.createElement(tag);
   if (className) element.className = className;
   if (text !== undefined) element.textContent = text;
@@ -35,7 +35,7 @@ function make(tag, className, text) {
 
 /** A name or word, isolated so that right-to-left script does not reorder the text around it. */
 function isolated(text, className = "") {
-  return make("bdi", className, text);
+  return createElement("bdi", className, text);
 }
 
 /** Names in a sentence, as nodes to append. */
@@ -43,8 +43,8 @@ function listed(names, join = ", ") {
   return names.flatMap((name, index) => [...(index ? [join] : []), isolated(name)]);
 }
 
-function copy(id) {
-  return at(id).content.firstElementChild.cloneNode(true);
+function cloneTemplate(id) {
+  return byId(id).content.firstElementChild.cloneNode(true);
 }
 
 function signed(value) {
@@ -54,7 +54,7 @@ function signed(value) {
 }
 
 /** A score and its threshold, with enough digits for a score below the threshold to look so. */
-function written(score, threshold) {
+function formatScores(score, threshold) {
   for (let digits = 2; ; digits += 1) {
     const [one, other] = [score.toFixed(digits), threshold.toFixed(digits)];
     if (score >= threshold || one !== other || digits === 9) return [one, other];
@@ -62,7 +62,7 @@ function written(score, threshold) {
 }
 
 /** A column's name as people write it: "screen_play" is "Screen play". */
-function called(name) {
+function displayName(name) {
   const words = name.replaceAll("_", " ");
   return words.charAt(0).toUpperCase() + words.slice(1);
 }
@@ -75,7 +75,7 @@ async function ask(address, options) {
     if (response.ok) return response;
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    if (options?.body instanceof Blob) await readable(options.body);
+    if (options?.body instanceof Blob) await checkReadable(options.body);
     throw new Problem("The server does not answer. Is genre-demo still running in its terminal?");
   }
   let problem = new Problem(`The server answered with an error (${response.status}).`);
@@ -89,7 +89,7 @@ async function ask(address, options) {
 }
 
 /** Throws a Problem for a file that was changed or removed after it was chosen. */
-async function readable(file) {
+async function checkReadable(file) {
   try {
     await file.slice(0, 1).arrayBuffer();
   } catch {
@@ -97,7 +97,7 @@ async function readable(file) {
   }
 }
 
-function inBase64(file) {
+function toBase64(file) {
   return new Promise((resolve, reject) => {
     const reader = new FileReader();
     reader.onload = () => resolve(reader.result.slice(reader.result.indexOf(",") + 1));
@@ -106,8 +106,8 @@ function inBase64(file) {
   });
 }
 
-function complain(message) {
-  at("problem").textContent = message;
+function showProblem(message) {
+  byId("problem").textContent = message;
 }
 
 // ---- the movie: a field for each column that the model looks at
@@ -116,14 +116,14 @@ function complain(message) {
 class TextField {
   constructor({ name, long, year }) {
     this.name = name;
-    this.box = copy("text-field");
-    this.text = make(long ? "textarea" : "input");
+    this.box = cloneTemplate("text-field");
+    this.text = createElement(long ? "textarea" : "input");
     this.text.id = `column-${name}`;
     this.text.dir = "auto";
     this.text.autocomplete = "off";
     this.text.spellcheck = false;
     const label = this.box.querySelector("label");
-    label.append(isolated(called(name)));
+    label.append(isolated(displayName(name)));
     label.htmlFor = this.text.id;
     label.after(this.text);
     const hint = this.box.querySelector(".hint");
@@ -132,7 +132,7 @@ class TextField {
       this.text.rows = 2;
       this.text.addEventListener("input", () => this.grow());
       this.text.addEventListener("keydown", (event) => {
-        if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) at("movie").requestSubmit();
+        if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) byId("movie").requestSubmit();
       });
     } else {
       this.text.type = "text";
@@ -165,7 +165,7 @@ class TextField {
     return this.text.value;
   }
 
-  complain() {}
+  showProblem() {}
 }
 
 /** A picture field. */
@@ -173,7 +173,7 @@ class PosterField {
   constructor({ name }) {
     this.name = name;
     this.file = null;
-    this.box = copy("poster-field");
+    this.box = cloneTemplate("poster-field");
     const find = (selector) => this.box.querySelector(selector);
     [this.drop, this.preview, this.dropText] = [".drop", ".preview", ".drop-text"].map(find);
     [this.input, this.hint, this.remove, this.problem] = ["input", ".hint", ".quiet", ".problem"].map(find);
@@ -181,7 +181,7 @@ class PosterField {
     this.hint.id = `${this.input.id}-hint`;
     this.input.setAttribute("aria-describedby", this.hint.id);
     const label = find("label");
-    label.append(isolated(called(name)));
+    label.append(isolated(displayName(name)));
     label.htmlFor = this.input.id;
     this.remove.textContent = `Remove the ${name.replaceAll("_", " ")}`;
     this.show(null);
@@ -196,10 +196,10 @@ class PosterField {
     });
     this.remove.addEventListener("click", () => {
       this.show(null);
-      this.complain("");
-      complain("");
+      this.showProblem("");
+      showProblem("");
       this.input.focus();
-      if ([...fields.values()].every((field) => field.empty)) forget();
+      if ([...fields.values()].every((field) => field.empty)) clearAnswer();
       else predict();
     });
   }
@@ -209,10 +209,10 @@ class PosterField {
   }
 
   async value() {
-    return inBase64(this.file);
+    return toBase64(this.file);
   }
 
-  complain(message) {
+  showProblem(message) {
     this.problem.textContent = message;
   }
 
@@ -228,15 +228,15 @@ class PosterField {
   }
 
   choose(files) {
-    this.complain("");
-    complain("");
-    if (files.length === 0) return this.complain("That was no file. Save the picture first, then choose it here.");
-    if (files.length > 1) return this.complain("One picture at a time, please.");
+    this.showProblem("");
+    showProblem("");
+    if (files.length === 0) return this.showProblem("That was no file. Save the picture first, then choose it here.");
+    if (files.length > 1) return this.showProblem("One picture at a time, please.");
     const [file] = files;
-    if (file.size === 0) return this.complain(`${file.name} is empty.`);
+    if (file.size === 0) return this.showProblem(`${file.name} is empty.`);
     if (file.size > model.max_poster_bytes) {
       const size = (file.size / 2 ** 20).toFixed(1);
-      return this.complain(`${file.name} is too large: ${size} MB, and a poster may have up to ${megabytes()} MB.`);
+      return this.showProblem(`${file.name} is too large: ${size} MB, and a poster may have up to ${megabytes()} MB.`);
     }
     this.show(file);
     predict();
@@ -253,80 +253,80 @@ function pictureField(target) {
   return posters.find((field) => field.box.contains(target)) ?? posters[0];
 }
 
-function take(files, target) {
-  if (!model) return complain("The server has not answered yet. Reload the page to try again.");
+function chooseFiles(files, target) {
+  if (!model) return showProblem("The server has not answered yet. Reload the page to try again.");
   const field = pictureField(target);
   if (field) field.choose(files);
-  else complain("This model does not look at pictures.");
+  else showProblem("This model does not look at pictures.");
 }
 
 document.addEventListener("paste", (event) => {
   const files = [...(event.clipboardData?.files ?? [])];
   if (!files.length) return; // pasted text goes to the cursor
   event.preventDefault();
-  take(files, event.target);
+  chooseFiles(files, event.target);
 });
 // A picture dropped beside the field must not replace the page.
-let inside = 0;
+let dragDepth = 0;
 for (const name of ["dragenter", "dragover", "dragleave", "drop"]) {
   document.addEventListener(name, (event) => {
     const text = event.target.matches?.("input[type=text], textarea") && !event.dataTransfer.types.includes("Files");
     if (text) return;
     event.preventDefault();
-    if (name === "dragenter") inside += 1;
-    if (name === "dragleave") inside -= 1;
+    if (name === "dragenter") dragDepth += 1;
+    if (name === "dragleave") dragDepth -= 1;
     if (name === "drop") {
-      inside = 0;
-      take([...event.dataTransfer.files], event.target);
+      dragDepth = 0;
+      chooseFiles([...event.dataTransfer.files], event.target);
     }
-    for (const box of document.querySelectorAll(".drop")) box.classList.toggle("over", inside > 0);
+    for (const box of document.querySelectorAll(".drop")) box.classList.toggle("over", dragDepth > 0);
   });
 }
 
-at("movie").addEventListener("submit", (event) => {
+byId("movie").addEventListener("submit", (event) => {
   event.preventDefault();
   predict();
 });
 
 async function predict() {
-  asking?.abort();
-  const mine = (asking = new AbortController());
-  complain("");
-  at("answer").setAttribute("aria-busy", "true");
-  at("why").setAttribute("aria-busy", "true");
+  predictionRequest?.abort();
+  const request = (predictionRequest = new AbortController());
+  showProblem("");
+  byId("answer").setAttribute("aria-busy", "true");
+  byId("why").setAttribute("aria-busy", "true");
   try {
-    await meet();
-    const about = {};
+    await loadModel();
+    const files = {};
     const movie = {};
     for (const [name, field] of fields) {
       if (field.empty) continue;
-      if (field instanceof PosterField) about[name] = field.file;
+      if (field instanceof PosterField) files[name] = field.file;
       movie[name] = await field.value();
     }
-    if (mine.signal.aborted) return;
-    const options = { method: "POST", body: JSON.stringify(movie), signal: mine.signal };
-    const found = await (await ask("api/predict", options)).json();
-    for (const [name, field] of fields) field.complain(found.problems[name] ?? "");
-    answer = found;
-    asked = about;
-    for (const address of heats.values()) URL.revokeObjectURL(address);
-    heats.clear();
-    tell();
+    if (request.signal.aborted) return;
+    const options = { method: "POST", body: JSON.stringify(movie), signal: request.signal };
+    const response = await (await ask("api/predict", options)).json();
+    for (const [name, field] of fields) field.showProblem(response.problems[name] ?? "");
+    answer = response;
+    answerFiles = files;
+    for (const address of heatMapUrls.values()) URL.revokeObjectURL(address);
+    heatMapUrls.clear();
+    showAnswer();
   } catch (error) {
     if (error.name === "AbortError") return;
     if (!(error instanceof Problem)) throw error;
-    if (asking !== mine) return;
+    if (predictionRequest !== request) return;
     // Shown beside the picture if there is only one, as the message does not name the picture.
     const pictures = [...fields.values()].filter((field) => field instanceof PosterField && !field.empty);
     const beside = error.code === "not_an_image" && pictures.length === 1;
-    for (const field of fields.values()) field.complain("");
-    if (beside) pictures[0].complain(error.message);
-    else complain(error.message);
-    forget();
+    for (const field of fields.values()) field.showProblem("");
+    if (beside) pictures[0].showProblem(error.message);
+    else showProblem(error.message);
+    clearAnswer();
   } finally {
-    if (asking === mine) {
-      at("answer").removeAttribute("aria-busy");
-      at("why").removeAttribute("aria-busy");
+    if (predictionRequest === request) {
+      byId("answer").removeAttribute("aria-busy");
+      byId("why").removeAttribute("aria-busy");
     }
   }
 }
@@ -334,65 +334,65 @@ async function predict() {
 // ---- the genres
 
 /** Hides the answer, which may belong to another movie. */
-function forget() {
-  asking?.abort();
-  looking?.abort();
+function clearAnswer() {
+  predictionRequest?.abort();
+  heatMapRequest?.abort();
   answer = null;
-  at("answer").removeAttribute("aria-busy");
-  at("genres").hidden = true;
-  at("why").hidden = true;
-  at("summary").textContent = "Nothing to show.";
+  byId("answer").removeAttribute("aria-busy");
+  byId("genres").hidden = true;
+  byId("why").hidden = true;
+  byId("summary").textContent = "Nothing to show.";
 }
 
-function tell() {
-  const named = answer.genres.filter((genre) => genre.predicted);
-  const summary = at("summary");
-  if (named.length) {
-    const list = make("strong");
-    list.append(...listed(named.map((genre) => genre.name)));
-    summary.replaceChildren(list, ` ${named.length > 1 ? "reach their thresholds" : "reaches its threshold"}.`);
+function showAnswer() {
+  const predicted = answer.genres.filter((genre) => genre.predicted);
+  const summary = byId("summary");
+  if (predicted.length) {
+    const list = createElement("strong");
+    list.append(...listed(predicted.map((genre) => genre.name)));
+    summary.replaceChildren(list, ` ${predicted.length > 1 ? "reach their thresholds" : "reaches its threshold"}.`);
   } else {
     summary.textContent = "No genre reaches its threshold.";
   }
-  const lost = Object.keys(answer.problems).map((name) => name.replaceAll("_", " "));
-  if (lost.length) summary.append(" Predicted without the ", ...listed(lost, " and the "), ", which can't be read.");
-  const why = at("why");
-  at("why-place").append(why); // moved out of the list before the list is replaced
-  at("bars").replaceChildren(...answer.genres.map(row));
-  at("genres").hidden = false;
+  const unreadable = Object.keys(answer.problems).map((name) => name.replaceAll("_", " "));
+  if (unreadable.length) summary.append(" Predicted without the ", ...listed(unreadable, " and the "), ", which can't be read.");
+  const why = byId("why");
+  byId("why-place").append(why); // moved out of the list before the list is replaced
+  byId("bars").replaceChildren(...answer.genres.map(genreRow));
+  byId("genres").hidden = false;
   // On a narrow page the reasons are inside the list and would hide genres, so nothing is chosen.
   if (narrow.matches) {
-    chosen = null;
+    selectedGenre = null;
     why.hidden = true;
   } else {
-    pick(first());
+    selectGenre(defaultGenre());
   }
-  if (onePerRow.matches) at("answer").scrollIntoView();
+  if (onePerRow.matches) byId("answer").scrollIntoView();
 }
 
 /** The genre to explain by default: the previous one if it is predicted again, or the first. */
-function first() {
-  const still = answer.genres.find((genre) => genre.name === chosen && genre.predicted);
-  return still?.name ?? answer.predicted[0] ?? answer.genres[0].name;
+function defaultGenre() {
+  const previous = answer.genres.find((genre) => genre.name === selectedGenre && genre.predicted);
+  return previous?.name ?? answer.predicted[0] ?? answer.genres[0].name;
 }
 
-function row(genre) {
-  const item = make("li", genre.predicted ? "named" : "");
-  const label = make("label");
-  const radio = make("input");
+function genreRow(genre) {
+  const item = createElement("li", genre.predicted ? "named" : "");
+  const label = createElement("label");
+  const radio = createElement("input");
   radio.type = "radio";
   radio.name = "genre";
   radio.value = genre.name;
   const score = genre.score.toFixed(2);
   const verdict = genre.predicted ? "named" : "not named";
-  const [precise, threshold] = written(genre.score, genre.threshold);
+  const [precise, threshold] = formatScores(genre.score, genre.threshold);
   radio.setAttribute("aria-label", `${genre.name} ${precise}, ${verdict}, threshold ${threshold}`);
-  radio.addEventListener("change", () => pick(genre.name));
-  const bar = make("span", "bar");
+  radio.addEventListener("change", () => selectGenre(genre.name));
+  const bar = createElement("span", "bar");
   bar.style.setProperty("--score", genre.score);
   bar.style.setProperty("--threshold", genre.threshold);
   const name = isolated(genre.name, "name");
-  const value = make("span", "value", score);
+  const value = createElement("span", "value", score);
   label.title = `score ${precise}, threshold ${threshold}`;
   label.append(radio, name, bar, value);
   item.append(label);
@@ -401,57 +401,57 @@ function row(genre) {
 
 // ---- the reasons
 
-function pick(name) {
-  chosen = name;
+function selectGenre(name) {
+  selectedGenre = name;
   const genre = answer.genres.find((each) => each.name === name);
-  let held = null;
-  for (const item of at("bars").children) {
+  let selectedItem = null;
+  for (const item of byId("bars").children) {
     const radio = item.querySelector("input");
     radio.checked = radio.value === name;
     item.classList.toggle("chosen", radio.checked);
-    if (radio.checked) held = item;
+    if (radio.checked) selectedItem = item;
   }
   explain(genre);
-  place(held);
-  look(genre);
+  moveReasons(selectedItem);
+  loadHeatMaps(genre);
 }
 
 /** Puts the reasons under their genre on a narrow page, and keeps the genre where it was touched. */
-function place(item) {
-  const before = item.getBoundingClientRect().top;
-  const scrolled = at("why").parentElement !== at("why-place");
-  (narrow.matches ? item : at("why-place")).append(at("why"));
-  if (narrow.matches && scrolled) scrollBy(0, item.getBoundingClientRect().top - before);
+function moveReasons(item) {
+  const oldTop = item.getBoundingClientRect().top;
+  const wasInList = byId("why").parentElement !== byId("why-place");
+  (narrow.matches ? item : byId("why-place")).append(byId("why"));
+  if (narrow.matches && wasInList) scrollBy(0, item.getBoundingClientRect().top - oldTop);
 }
 narrow.addEventListener("change", () => {
   if (!answer) return;
-  if (chosen !== null) place(document.querySelector("#bars .chosen"));
-  else pick(first());
+  if (selectedGenre !== null) moveReasons(document.querySelector("#bars .chosen"));
+  else selectGenre(defaultGenre());
 });
 
 /** The class for a branch's colour, by its index; page.css has six. */
-function colour(index) {
+function branchClass(index) {
   return `branch-${index % 6}`;
 }
 
 function explain(genre) {
   const { name } = genre;
-  const [score, threshold] = written(genre.score, genre.threshold);
-  at("why").hidden = false;
-  at("why-heading").replaceChildren("Why ", isolated(name), genre.predicted ? "" : " is not named");
-  at("why-score").textContent =
+  const [score, threshold] = formatScores(genre.score, genre.threshold);
+  byId("why").hidden = false;
+  byId("why-heading").replaceChildren("Why ", isolated(name), genre.predicted ? "" : " is not named");
+  byId("why-score").textContent =
     `Score ${score}, ${genre.predicted ? "at or above" : "below"} its threshold of ${threshold}.`;
 
   const parts = [["bias", "Bias", genre.bias]];
   model.branches.forEach((branch, index) => {
-    const seen = branch.name in answer.explanations;
-    const label = seen ? called(branch.label) : `No ${branch.label.replaceAll("_", " ")}`;
-    parts.push([colour(index), label, genre.branches[branch.name]]);
+    const hasColumn = branch.name in answer.explanations;
+    const label = hasColumn ? displayName(branch.label) : `No ${branch.label.replaceAll("_", " ")}`;
+    parts.push([branchClass(index), label, genre.branches[branch.name]]);
   });
   if (genre.cooccurrence !== undefined) parts.push(["cooccurrence", "Co-occurrence", genre.cooccurrence]);
   parts.push(["total", "Sum", genre.logit]);
-  swings(at("parts"), parts);
-  at("parts-hint").textContent =
+  drawBars(byId("parts"), parts);
+  byId("parts-hint").textContent =
     "Bias is what the model says of any movie that has these columns, before it looks at them; the parts add up exactly. " +
     (genre.cooccurrence === undefined ? "" : "Co-occurrence is what the scores of all genres add. ") +
     (model.activation === "softmax"
@@ -460,94 +460,94 @@ function explain(genre) {
 
   const reasons = [];
   for (const branch of model.branches) {
-    const found = answer.explanations[branch.name];
-    if (!found) continue;
-    if (found.kind === "heat map") reasons.push(heatReason(branch, found, genre));
-    else reasons.push(wordsReason(branch, found, genre));
+    const explanation = answer.explanations[branch.name];
+    if (!explanation) continue;
+    if (explanation.kind === "heat map") reasons.push(heatReason(branch, explanation, genre));
+    else reasons.push(wordsReason(branch, explanation, genre));
   }
-  at("reasons").replaceChildren(...reasons);
+  byId("reasons").replaceChildren(...reasons);
 }
 
-function wordsReason(branch, found, genre) {
-  const reason = copy("words-reason");
+function wordsReason(branch, explanation, genre) {
+  const reason = cloneTemplate("words-reason");
   reason.dataset.branch = branch.name;
-  const [heading, marked, list, hint] = ["h3", ".marked", ".words", ".hint"].map((each) => reason.querySelector(each));
+  const [heading, markedText, list, hint] = ["h3", ".marked", ".words", ".hint"].map((each) => reason.querySelector(each));
   // For a poster, found.text is the words that were read on it.
-  const text = found.text ?? answer.columns[branch.column];
+  const text = explanation.text ?? answer.columns[branch.column];
   const label = branch.label.replaceAll("_", " ");
   heading.replaceChildren("Words of the ", isolated(label));
-  if (found.kind === "none") {
-    heading.replaceChildren(isolated(called(branch.label)));
-    if (typeof text === "string") marked.textContent = text;
+  if (explanation.kind === "none") {
+    heading.replaceChildren(isolated(displayName(branch.label)));
+    if (typeof text === "string") markedText.textContent = text;
     list.remove();
-    hint.textContent = found.problem;
+    hint.textContent = explanation.problem;
     return reason;
   }
-  const words = found.parts.map((word) => ({ ...word, adds: word.adds[genre.name] }));
-  mark(marked, text, words);
+  const words = explanation.parts.map((word) => ({ ...word, adds: word.adds[genre.name] }));
+  markWords(markedText, text, words);
   const long = text.length > 120;
   reason.classList.toggle("long", long);
-  if (long) marked.tabIndex = 0; // it can scroll, so it must be reachable by keyboard
-  const ranked = ranking(words);
+  if (long) markedText.tabIndex = 0; // it can scroll, so it must be reachable by keyboard
+  const ranked = rankWords(words);
   const shown = ranked.slice(0, MANY_WORDS);
-  const rows = shown.map(([word, adds]) => [direction(adds), brief(word), adds]);
+  const rows = shown.map(([word, adds]) => [direction(adds), shorten(word), adds]);
   const rest = ranked.slice(MANY_WORDS);
-  if (rest.length && found.exact) {
+  if (rest.length && explanation.exact) {
     const sum = rest.reduce((total, [, adds]) => total + adds, 0);
     rows.push([direction(sum), `${rest.length} more`, sum]);
   }
-  swings(list, rows);
+  drawBars(list, rows);
   const known = new Set(ranked.map(([word]) => word.toLowerCase()));
   const unknown = [...new Set(words.filter((word) => word.adds === 0 && !known.has(word.text.toLowerCase())).map((word) => word.text))];
   const others = unknown.length > MANY_WORDS ? " and others" : "";
   const sum = signed(genre.branches[branch.name]);
   if (!ranked.length) hint.append("The model knows none of these words.");
-  else if (!found.exact)
-    hint.append("The ", isolated(label), ` adds ${sum} as a whole; its words don't add up to that (${found.method}).`);
+  else if (!explanation.exact)
+    hint.append("The ", isolated(label), ` adds ${sum} as a whole; its words don't add up to that (${explanation.method}).`);
   else {
-    hint.append(`They add up to ${sum}, what the `, isolated(label), ` adds (${found.method}).`);
+    hint.append(`They add up to ${sum}, what the `, isolated(label), ` adds (${explanation.method}).`);
     if (unknown.length)
-      hint.append(" Unknown to the model: ", ...listed(unknown.slice(0, MANY_WORDS).map(brief)), `${others}.`);
+      hint.append(" Unknown to the model: ", ...listed(unknown.slice(0, MANY_WORDS).map(shorten)), `${others}.`);
   }
   return reason;
 }
 
 /** A word shortened for a list, as text without spaces can have thousands of characters. */
-function brief(word) {
+function shorten(word) {
   const letters = [...word];
   return letters.length > LONG_WORD ? `${letters.slice(0, LONG_WORD - 1).join("")}…` : word;
 }
 
 /** Each word once, with the sum of its contributions, largest magnitude first. */
-function ranking(words) {
+function rankWords(words) {
   const sums = new Map();
   for (const { text, adds } of words) {
     const key = text.toLowerCase();
-    const [written, sum] = sums.get(key) ?? [text, 0];
-    sums.set(key, [written, sum + adds]);
+    const [spelling, sum] = sums.get(key) ?? [text, 0];
+    sums.set(key, [spelling, sum + adds]);
   }
   return [...sums.values()].filter(([, adds]) => adds !== 0).sort((a, b) => Math.abs(b[1]) - Math.abs(a[1]));
 }
 
 /** Marks the words in their text, with a strength in proportion to their contributions. */
-function mark(place, text, words) {
-  const most = Math.max(...words.map((word) => Math.abs(word.adds)), 0) || 1;
+function markWords(target, text, words) {
+  const maxAdds = Math.max(...words.map((word) => Math.abs(word.adds)), 0) || 1;
   // Spans count code points, some of which are two units of a JavaScript string.
   const letters = Array.from(text);
   const pieces = [];
-  let done = 0;
+  let position = 0;
   for (const word of words.filter((each) => each.span).sort((a, b) => a.span[0] - b.span[0])) {
     const [start, end] = word.span;
-    if (start < done) continue;
-    pieces.push(letters.slice(done, start).join(""));
-    const strong = Math.abs(word.adds) >= most / 10; // nearly every word of a long text adds a little
-    const marked = make("mark", strong ? direction(word.adds) : "", letters.slice(start, end).join(""));
-    marked.style.setProperty("--strength", Math.abs(word.adds) / most);
+    if (start < position) continue;
+    pieces.push(letters.slice(position, start).join(""));
+    const strong = Math.abs(word.adds) >= maxAdds / 10; // nearly every word of a long text adds a little
+    const marked = createElement("mark", strong ? direction(word.adds) : "", letters.slice(start, end).join(""));
+    marked.style.setProperty("--strength", Math.abs(word.adds) / maxAdds);
     pieces.push(marked);
-    done = end;
+    position = end;
   }
-  pieces.push(letters.slice(done).join(""));
-  place.replaceChildren(...pieces);
+  pieces.push(letters.slice(position).join(""));
+  target.replaceChildren(...pieces);
 }
 
 function direction(value) {
@@ -556,26 +556,26 @@ function direction(value) {
 }
 
 /** Bars to the right and left of zero, on a common scale. */
-function swings(list, rows) {
+function drawBars(list, rows) {
   const values = rows.map(([, , value]) => value);
-  const least = Math.min(0, ...values);
-  const range = Math.max(0, ...values) - least || 1;
+  const minimum = Math.min(0, ...values);
+  const range = Math.max(0, ...values) - minimum || 1;
   const share = (value) => `${(value / range) * 100}%`;
   list.replaceChildren(
     ...rows.map(([kind, name, value]) => {
-      const item = make("li", kind);
-      const bar = make("span", "swing");
-      bar.style.setProperty("--zero", share(-least));
-      bar.style.setProperty("--from", share(Math.min(0, value) - least));
+      const item = createElement("li", kind);
+      const bar = createElement("span", "swing");
+      bar.style.setProperty("--zero", share(-minimum));
+      bar.style.setProperty("--from", share(Math.min(0, value) - minimum));
       bar.style.setProperty("--size", share(Math.abs(value)));
-      item.append(isolated(name, "name"), bar, make("span", "value", signed(value)));
+      item.append(isolated(name, "name"), bar, createElement("span", "value", signed(value)));
       return item;
     }),
   );
 }
 
-function heatReason(branch, found, genre) {
-  const reason = copy("heat-reason");
+function heatReason(branch, explanation, genre) {
+  const reason = cloneTemplate("heat-reason");
   reason.dataset.branch = branch.name;
   const label = branch.label.replaceAll("_", " ");
   reason.querySelector("h3").append("Where in the ", isolated(label));
@@ -583,32 +583,32 @@ function heatReason(branch, found, genre) {
   const caption = reason.querySelector("figcaption");
   if (genre.branches[branch.name] < 0)
     caption.append("As a whole the ", isolated(label), " speaks against ", isolated(genre.name), "; the map shows what speaks for it. ");
-  caption.append("Bright: where the ", isolated(label), " speaks for ", isolated(genre.name), ` (${found.method}). It shows where, not how much.`);
+  caption.append("Bright: where the ", isolated(label), " speaks for ", isolated(genre.name), ` (${explanation.method}). It shows where, not how much.`);
   return reason;
 }
 
-async function look(genre) {
-  looking?.abort();
-  const mine = (looking = new AbortController());
+async function loadHeatMaps(genre) {
+  heatMapRequest?.abort();
+  const request = (heatMapRequest = new AbortController());
   for (const branch of model.branches) {
     if (answer.explanations[branch.name]?.kind !== "heat map") continue;
-    await draw(branch, genre, mine);
-    if (looking !== mine) return;
+    await drawHeatMap(branch, genre, request);
+    if (heatMapRequest !== request) return;
   }
 }
 
-async function draw(branch, genre, mine) {
-  const reason = [...at("reasons").children].find((each) => each.dataset.branch === branch.name);
+async function drawHeatMap(branch, genre, request) {
+  const reason = [...byId("reasons").children].find((each) => each.dataset.branch === branch.name);
   const image = reason.querySelector("img");
   const key = JSON.stringify([branch.name, genre.name]);
-  if (!heats.has(key)) {
+  if (!heatMapUrls.has(key)) {
     image.setAttribute("aria-busy", "true");
     try {
       const query = new URLSearchParams({ branch: branch.name, genre: genre.name });
-      const options = { method: "POST", body: asked[branch.column], signal: mine.signal };
+      const options = { method: "POST", body: answerFiles[branch.column], signal: request.signal };
       const picture = await (await ask(`api/heat?${query}`, options)).blob();
-      if (looking !== mine) return;
-      heats.set(key, URL.createObjectURL(picture));
+      if (heatMapRequest !== request) return;
+      heatMapUrls.set(key, URL.createObjectURL(picture));
     } catch (error) {
       if (error.name === "AbortError") return;
       if (!(error instanceof Problem)) throw error;
@@ -616,7 +616,7 @@ async function draw(branch, genre, mine) {
       return;
     }
   }
-  image.src = heats.get(key);
+  image.src = heatMapUrls.get(key);
   image.hidden = false;
   image.removeAttribute("aria-busy");
 }
@@ -624,29 +624,29 @@ async function draw(branch, genre, mine) {
 // ---- the model
 
 /** Requests the model once, and builds a field for each of its columns. */
-function meet() {
-  started ??= greet().catch((error) => {
-    started = null;
+function loadModel() {
+  modelPromise ??= fetchModel().catch((error) => {
+    modelPromise = null;
     throw error;
   });
-  return started;
+  return modelPromise;
 }
 
-async function greet() {
+async function fetchModel() {
   model = await (await ask("api/model")).json();
   for (const column of model.columns) {
     const field = column.of === "poster" ? new PosterField(column) : new TextField(column);
     fields.set(column.name, field);
-    at("fields").append(field.box);
+    byId("fields").append(field.box);
   }
   const names = model.columns.map((column) => column.name.replaceAll("_", " "));
   const last = names.pop();
   const number = model.genres.length;
   const what = names.length ? `${names.join(", ")} or ${last}, or ${names.length > 1 ? "several of them" : "both"}` : last;
-  at("about").textContent = `Give the movie's ${what}. ${model.checkpoint} names what it sees among ${number} genre${number === 1 ? "" : "s"}, and why.`;
+  byId("about").textContent = `Give the movie's ${what}. ${model.checkpoint} names what it sees among ${number} genre${number === 1 ? "" : "s"}, and why.`;
 }
 
-meet().catch((error) => {
+loadModel().catch((error) => {
   if (!(error instanceof Problem)) throw error;
-  complain(error.message);
+  showProblem(error.message);
 });
