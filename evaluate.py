@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 
 from genre_lightning.cores import set_threads, share_cores
-from genre_lightning.garbage import kept_imports
+from genre_lightning.garbage import freeze_imports
 from genre_lightning.runs.command_line import command
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> di
     Returns:
         The metrics.
     """
-    with kept_imports():
+    with freeze_imports():
         from datetime import datetime
 
         import torch
@@ -58,15 +58,15 @@ def evaluate(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> di
     torch.set_float32_matmul_precision("high")
     checkpoint = best_checkpoint(cfg.ckpt_path)
     model = load_model(checkpoint, device)
-    fixed: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         "inputs": model.inputs,
         "genres": model.genres,
         "cache_dir": cfg.cache_dir,
     }
     data = (
-        MovieDataModule.from_description(model.data, **fixed)
+        MovieDataModule.from_description(model.data, **arguments)
         if cfg.get("data") is None
-        else instantiate(cfg.data, **fixed)
+        else instantiate(cfg.data, **arguments)
     )
     data.setup()
     if not len(data.splits[cfg.split]):

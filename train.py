@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, cast
 from omegaconf import OmegaConf
 
 from genre_lightning.cores import set_threads
-from genre_lightning.garbage import kept_imports
+from genre_lightning.garbage import freeze_imports
 from genre_lightning.runs.ckpt_path import run_directory
 from genre_lightning.runs.command_line import command
-from genre_lightning.runs.earlier import with_earlier_overrides
-from genre_lightning.runs.instantiating import make_parts, refused_settings
+from genre_lightning.runs.earlier import add_earlier_overrides
+from genre_lightning.runs.instantiating import make_parts, setting_errors
 from genre_lightning.sweeps.jobs import run_job, shared_by_jobs
 
 if TYPE_CHECKING:
@@ -29,12 +29,12 @@ CONF = Path(__file__).resolve().with_name("conf")
 OmegaConf.register_new_resolver("run_folder", run_directory, use_cache=True, replace=True)
 
 
-def listed_branches(cfg: DictConfig) -> dict[str, Branch]:
+def configured_branches(cfg: DictConfig) -> dict[str, Branch]:
     """The configured branches by name."""
     from genre_lightning.models.branches import read_branches
 
-    listed = cfg.model.get("branches")  # an empty list of branches leaves no key
-    plain = {} if listed is None else OmegaConf.to_container(listed, resolve=True)
+    branches = cfg.model.get("branches")  # an empty list of branches leaves no key
+    plain = {} if branches is None else OmegaConf.to_container(branches, resolve=True)
     return read_branches(cast("dict[str, Any]", plain))
 
 
@@ -51,15 +51,15 @@ def make_data(cfg: DictConfig) -> MovieDataModule:
     from genre_lightning.models.networks import check_takes
 
     seed_everything(cfg.seed, verbose=False)
-    listed = listed_branches(cfg)
-    with refused_settings("data"):
-        wanted = {name: branch.input for name, branch in listed.items()}
+    branches = configured_branches(cfg)
+    with setting_errors("data"):
+        input_configs = {name: branch.input for name, branch in branches.items()}
         settings = cast("dict[str, Any]", OmegaConf.to_container(cfg.data, resolve=True))
         shared: SharedData = shared_by_jobs().setdefault("data", SharedData())
-        inputs = shared.inputs(settings, wanted)
+        inputs = shared.inputs(settings, input_configs)
         data: MovieDataModule = instantiate(cfg.data, inputs=inputs, seed=cfg.seed)
-    with refused_settings("model"):  # before spending minutes on computing vectors or words
-        check_takes({name: branch.network for name, branch in listed.items()}, inputs)
+    with setting_errors("model"):  # before spending minutes on computing vectors or words
+        check_takes({name: branch.network for name, branch in branches.items()}, inputs)
     shared.open(data)
     return data
 
@@ -76,15 +76,15 @@ def make_module(cfg: DictConfig, data: MovieDataModule) -> GenreModule:
 
     torch.set_float32_matmul_precision("high")
     cfg.num_genres = len(data.genres)
-    listed = listed_branches(cfg)
+    branches = configured_branches(cfg)
     counts = {
         "genre_counts": data.genre_counts().tolist(),
         "num_movies": len(data.splits["train"]),
     }
-    with refused_settings("model"):
+    with setting_errors("model"):
         network = build_network(
             cfg.num_genres,
-            {name: branch.network for name, branch in listed.items()},
+            {name: branch.network for name, branch in branches.items()},
             data.inputs,
             dropout=cfg.model.dropout,
             members=cfg.model.members,
@@ -94,9 +94,9 @@ def make_module(cfg: DictConfig, data: MovieDataModule) -> GenreModule:
         network.start_from_priors(**counts)
     if cfg.label_sets:
         network.label_sets = LabelSets.from_targets(*data.train_labels())
-    with refused_settings("loss"):
+    with setting_errors("loss"):
         loss = instantiate(cfg.loss, **counts)
-    with refused_settings("training"):
+    with setting_errors("training"):
         return GenreModule(
             network,
             loss,
@@ -104,8 +104,8 @@ def make_module(cfg: DictConfig, data: MovieDataModule) -> GenreModule:
             instantiate(cfg.scheduler),
             inputs=data.describe(),
             folds=data.folds if data.validates_by_folds else 1,
-            lr_scales={name: branch.lr_scale for name, branch in listed.items()},
-            l2={name: branch.l2 for name, branch in listed.items()},
+            lr_scales={name: branch.lr_scale for name, branch in branches.items()},
+            l2={name: branch.l2 for name, branch in branches.items()},
             num_movies=counts["num_movies"],
             **cfg.training,
         )
@@ -130,8 +130,8 @@ def saves_in_background(cfg: DictConfig) -> bool:
 
     On a CPU the writing thread and the training share the cores, so nothing is gained.
     """
-    wanted = cfg.checkpoint_in_background
-    return trains_on_gpu(cfg) if wanted == "auto" else bool(wanted)
+    setting = cfg.checkpoint_in_background
+    return trains_on_gpu(cfg) if setting == "auto" else bool(setting)
 
 
 def make_checkpoint_io(cfg: DictConfig) -> WholeFileIO:
@@ -152,7 +152,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         result: content of ``result.json``.
     """
     # Imported here, so that --help, --cfg and completion don't wait for PyTorch.
-    with kept_imports():
+    with freeze_imports():
         from genre_lightning.lean_imports import load_lightning
 
         load_lightning()
@@ -174,7 +174,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         from genre_lightning.training.callbacks.history import History
         from genre_lightning.training.callbacks.pruning import Pruning
         from genre_lightning.training.callbacks.resume import Resume, epochs_done, run_settings
-        from genre_lightning.training.fit_errors import fit_errors_told
+        from genre_lightning.training.fit_errors import clear_fit_errors
 
     # Names of genres and files must not be interpreted as markup.
     console = Console(markup=False, emoji=False, quiet=not is_first_process())
@@ -184,17 +184,17 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     parts = {"checkpoint": cfg.callbacks.checkpoint, **cfg.callbacks}
     callbacks = make_parts("callbacks", parts, Callback)
     if not cfg.trainer.enable_progress_bar:
-        callbacks = [each for each in callbacks if not isinstance(each, ProgressBar)]
+        callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
     precision = chosen_precision(cfg)
     history = History(folder)
-    with refused_settings("trainer"):
+    with setting_errors("trainer"):
         trainer = instantiate(
             cfg.trainer,
             precision=precision,
             callbacks=[history, EpochLog(history), *callbacks],
             logger=False,  # see open_loggers
             # If there is none, Lightning must not add its own.
-            enable_progress_bar=any(isinstance(each, ProgressBar) for each in callbacks),
+            enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
             plugins=[make_checkpoint_io(cfg)],
         )
     data = make_data(cfg)
@@ -222,7 +222,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     trainer.callbacks += [resume, KeepLoggersOpen()]
     with open_loggers(cfg, folder, result) as loggers:
         trainer.loggers = loggers
-        with fit_errors_told(trainer, history, cfg.data.batch_size, ckpt_path):
+        with clear_fit_errors(trainer, history, cfg.data.batch_size, ckpt_path):
             trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
 
         best = trainer.checkpoint_callback.best_model_path
@@ -242,15 +242,15 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         device = trainer.strategy.root_device
         model = load_model(best, device)
         scores = {split: score_split(model, data, split, device) for split in ("val", "test")}
-        for split, found in scores.items():
-            result[split] = split_metrics(model, found)
-            print_genre_table(model, found, result[split], console)
+        for split, split_scores in scores.items():
+            result[split] = split_metrics(model, split_scores)
+            print_genre_table(model, split_scores, result[split], console)
         # Over the whole split, even if training validated on a part of it.
         result["monitor_value"] = result["val"][cfg.monitor.removeprefix("val/")]
         log_outcome(loggers, trainer.global_step, model, data, scores, result, Path(best))
 
 
-@command(CONF, "train", with_earlier_overrides)
+@command(CONF, "train", add_earlier_overrides)
 def main(cfg: DictConfig) -> float | None:
     """Run one training, alone or as a job of a sweep; return the monitored value."""
     return run_job(cfg, train)

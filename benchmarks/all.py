@@ -53,7 +53,7 @@ AIM_ON_FIGURE = ("first_step", "frozen_run")
 NEEDS_ROOT = ("first_step", "frozen_run", "frozen_sweep", "frozen_step", "ensemble")
 
 
-def reached(name: str, line: dict[str, Any]) -> bool:
+def reached_aim(name: str, line: dict[str, Any]) -> bool:
     """Whether a benchmark reached its aim, according to its JSON line."""
     value = line["figure"] if name in AIM_ON_FIGURE else line["ratio"]
     if value is None:
@@ -63,14 +63,14 @@ def reached(name: str, line: dict[str, Any]) -> bool:
 
 def table_row(name: str, line: dict[str, Any]) -> str:
     """One row of the README's table."""
-    on = f"{line['aim_is']} {line['aim']:g}" + (f" {line['unit']}" * (name in AIM_ON_FIGURE))
+    aim = f"{line['aim_is']} {line['aim']:g}" + (f" {line['unit']}" * (name in AIM_ON_FIGURE))
     ratio = "" if line["ratio"] is None else f"{line['ratio']:.3g}"
     cells = [
         f"`{name}`: {BENCHMARKS[name][1]}",
         f"{line['figure']:.4g} {line['unit']}",
         ratio,
-        on,
-        "yes" if reached(name, line) else "no",
+        aim,
+        "yes" if reached_aim(name, line) else "no",
         f"{line['n']}, {line['spread']:.2g}",
     ]
     return f"| {' | '.join(cells)} |"
@@ -124,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"\n{text}")
     if args.out is not None:
         args.out.write_text(text, encoding="utf-8")
-    count = sum(line is not None and reached(name, line) for name, line in lines.items())
+    count = sum(line is not None and reached_aim(name, line) for name, line in lines.items())
     print(json_line(count, count / max(1, len(lines)), len(lines), 0.0, 1.0, aim_is="at least"))
     if None in lines.values():
         raise SystemExit(1)

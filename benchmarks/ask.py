@@ -42,7 +42,7 @@ from benchmarks.measure import (
     spread,
 )
 from genre_lightning.ask.answer import answer_schema
-from genre_lightning.ask.answer_file import NAME, AnswerFile
+from genre_lightning.ask.answer_file import ANSWER_FILE_NAME, AnswerFile
 from genre_lightning.ask.poster import PosterFormat
 from genre_lightning.ask.question import Prompt, Questioner
 from genre_lightning.ask.run import ServerSettings, ask_rows
@@ -50,20 +50,20 @@ from genre_lightning.movies.demo import read_demo
 from genre_lightning.movies.movie import MovieSet
 
 AIM = 0.95
-SECONDS, AT_ONCE = 0.2, 8
-MOST = AT_ONCE / SECONDS
-MANY, FEW = 10_000, 1_000
+ANSWER_SECONDS, CONCURRENCY = 0.2, 8
+MAX_RATE = CONCURRENCY / ANSWER_SECONDS
+MANY_MOVIES, FEW_MOVIES = 10_000, 1_000
 
 
 async def serve(seconds: float) -> None:
     """Print an address with a free port of this machine, and answer there until terminated."""
-    places = asyncio.Semaphore(AT_ONCE)
+    slots = asyncio.Semaphore(CONCURRENCY)
 
     async def answer(request: web.Request) -> web.Response:
         body = await request.json()
         properties = body["response_format"]["json_schema"]["schema"]["properties"]
         content = {name: "a guess" if name == "why" else 50 for name in properties}
-        async with places:
+        async with slots:
             await asyncio.sleep(seconds)
         message = {"role": "assistant", "content": json.dumps(content)}
         usage = {"prompt_tokens": 500, "completion_tokens": 100}
@@ -97,16 +97,16 @@ def bare_loops(url: str, count: int) -> float:
     """Seconds of sending the same request ``count`` times, eight at once, and reading answers."""
     schema = answer_schema(["Drama"])
     body = {"messages": [], "response_format": {"json_schema": {"schema": schema}}}
-    left = iter(range(count))
+    remaining = iter(range(count))
 
     async def loop(session: ClientSession) -> None:
-        for _ in left:
+        for _ in remaining:
             async with session.post(f"{url}/chat/completions", json=body) as response:
                 await response.json()
 
     async def loops() -> None:
         async with ClientSession() as session:
-            await asyncio.gather(*(loop(session) for _ in range(AT_ONCE)))
+            await asyncio.gather(*(loop(session) for _ in range(CONCURRENCY)))
 
     started = time.perf_counter()
     asyncio.run(loops())
@@ -134,14 +134,14 @@ def ask(url: str, movies: MovieSet, folder: Path) -> float:
         prompt=Prompt("plain", "Judge.", "{{ columns['title'] }}"),
         poster=CountedFormat(),
     )
-    with AnswerFile(folder / NAME) as answer_file:
+    with AnswerFile(folder / ANSWER_FILE_NAME) as answer_file:
         started = time.perf_counter()
         answers = ask_rows(
             movies,
             np.arange(len(movies.movies)),
             questioner,
             answer_file,
-            ServerSettings(concurrency=AT_ONCE),
+            ServerSettings(concurrency=CONCURRENCY),
             Console(quiet=True),
         )
         seconds = time.perf_counter() - started
@@ -149,17 +149,17 @@ def ask(url: str, movies: MovieSet, folder: Path) -> float:
     return seconds
 
 
-def repeated(movies: MovieSet, count: int) -> MovieSet:
+def repeat_movies(movies: MovieSet, count: int) -> MovieSet:
     """``count`` movies with unique titles, which reuse the posters of ``movies``."""
-    made = []
+    repeats = []
     for number in range(count):
         movie = movies.movies[number % len(movies.movies)]
         columns = {**movie.columns, "title": f"{movie.title} {number}"}
-        made.append(replace(movie, id=str(number), columns=columns))
-    return replace(movies, movies=made)
+        repeats.append(replace(movie, id=str(number), columns=columns))
+    return replace(movies, movies=repeats)
 
 
-def most_memory() -> float:
+def peak_memory_mib() -> float:
     """The peak memory of this process, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
@@ -169,41 +169,47 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argument_parser(__doc__, n=3, training=False)
     parser.add_argument("--movies", type=int, default=400, help="movies per turn; default 400")
     parser.add_argument(
-        "--many", type=int, default=MANY, help=f"movies for the memory; default {MANY}"
+        "--many",
+        type=int,
+        default=MANY_MOVIES,
+        help=f"movies for the memory; default {MANY_MOVIES}",
     )
     parser.add_argument("--serve", type=float, metavar="SECONDS", help="run as the server")
     args = parser.parse_args(arguments)
     if args.serve is not None:
         asyncio.run(serve(args.serve))
         return
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         movies = read_demo(folder / "cache", num_movies=args.movies)
         turns = iter(range(args.n + 1))
 
-        def asked() -> float:
-            (own := folder / f"turn-{next(turns)}").mkdir()
+        def ask_in_new_folder() -> float:
+            (own_folder := folder / f"turn-{next(turns)}").mkdir()
             CountedFormat.count = 0
-            return ask(url, movies, own)
+            return ask(url, movies, own_folder)
 
-        with served(SECONDS) as url:
-            sides = {"asking": asked, "bare loops": lambda: bare_loops(url, args.movies)}
+        with served(ANSWER_SECONDS) as url:
+            sides = {
+                "asking": ask_in_new_folder,
+                "bare loops": lambda: bare_loops(url, args.movies),
+            }
             seconds = by_turns(sides, args.n)
-        shown = sum("poster" in movie.columns for movie in movies.movies)
-        encoded = CountedFormat.count / shown
-        rates = {name: [args.movies / each for each in side] for name, side in seconds.items()}
-        print_table(rates, "answers/s", f"{args.movies} movies, {MOST:.0f}/s at most", digits=2)
+        num_posters = sum("poster" in movie.columns for movie in movies.movies)
+        encoded = CountedFormat.count / num_posters
+        rates = {name: [args.movies / value for value in side] for name, side in seconds.items()}
+        print_table(rates, "answers/s", f"{args.movies} movies, {MAX_RATE:.0f}/s at most", digits=2)
         with served(0.0) as url:
-            few = min(FEW, args.many)
+            few = min(FEW_MOVIES, args.many)
             (folder / "few").mkdir()
-            ask(url, repeated(movies, few), folder / "few")
-            before = most_memory()
+            ask(url, repeat_movies(movies, few), folder / "few")
+            before = peak_memory_mib()
             (folder / "many").mkdir()
-            whole = ask(url, repeated(movies, args.many), folder / "many")
-        grown = most_memory() - before
+            many_seconds = ask(url, repeat_movies(movies, args.many), folder / "many")
+        growth = peak_memory_mib() - before
     print(
-        f"{args.many:,} movies in {whole:.0f} s at a server that answers at once: "
-        f"{grown:.1f} MiB more than {few:,} movies, of {before:.0f}"
+        f"{args.many:,} movies in {many_seconds:.0f} s at a server that answers at once: "
+        f"{growth:.1f} MiB more than {few:,} movies, of {before:.0f}"
     )
     shares = ratios(rates["asking"], rates["bare loops"])
     figure = statistics.median(rates["asking"])
@@ -216,9 +222,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             AIM,
             unit="answers/s",
             aim_is="at least",
-            of_forty=figure / MOST,
+            of_forty=figure / MAX_RATE,
             encoded=encoded,
-            memory_mib=grown,
+            memory_mib=growth,
             many=args.many,
         )
     )

@@ -85,9 +85,9 @@ def score_baselines(
     for name in FEATURES:
         train, val, scored = title_features(name, titles["train"], titles["val"], titles[split])
         fits = [regression_scores(train, truth["train"], [val, scored], c) for c in c_values]
-        chosen = int(np.argmax([mean_average_precision(truth["val"], fit[0]) for fit in fits]))
-        val_scores, scores = fits[chosen]
-        setting = f"C={c_values[chosen]:g}"
+        best = int(np.argmax([mean_average_precision(truth["val"], fit[0]) for fit in fits]))
+        val_scores, scores = fits[best]
+        setting = f"C={c_values[best]:g}"
         results += _scored_lines(f"{name} TF-IDF + LR", setting, val_scores, scores, truth, split)
     prior = truth["train"].mean(axis=0, dtype=np.float32)
     results += _scored_lines(

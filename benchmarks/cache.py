@@ -56,7 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             movies = read_movies("ml1m", root=str(args.root)).movies
             posters = [movie.value("poster") for movie in movies]
-            files = [p for p in posters if isinstance(p, PosterFile) and p.exists]
+            files = [
+                poster for poster in posters if isinstance(poster, PosterFile) and poster.exists
+            ]
 
         def build() -> None:
             with tempfile.TemporaryDirectory(dir=folder) as cache_dir:
@@ -83,14 +85,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         seconds = by_turns(sides, args.n)
     rates = {name: [len(files) / value for value in side] for name, side in seconds.items()}
     print_table(rates, "posters/s", f"{len(files)} posters to {args.size} x {args.size}", digits=0)
-    alone = max(list(rates)[1:], key=lambda name: statistics.median(rates[name]))
-    found = ratios(rates["cache"], rates[alone])
+    fastest_decoding = max(list(rates)[1:], key=lambda name: statistics.median(rates[name]))
+    turn_ratios = ratios(rates["cache"], rates[fastest_decoding])
     print(
         json_line(
             statistics.median(rates["cache"]),
-            statistics.median(found),
+            statistics.median(turn_ratios),
             args.n,
-            spread(found),
+            spread(turn_ratios),
             AIM,
             unit="posters/s",
             aim_is="at least",

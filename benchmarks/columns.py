@@ -23,7 +23,7 @@ METRICS = ("map_macro", "f1_micro", "f1_macro")
 
 def subsets(columns: list[str]) -> list[tuple[str, ...]]:
     """Every nonempty subset, smallest first."""
-    return [chosen for size in range(1, len(columns) + 1) for chosen in combinations(columns, size)]
+    return [subset for size in range(1, len(columns) + 1) for subset in combinations(columns, size)]
 
 
 def score_subset(
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--split", default="test", choices=("train", "val", "test"))
     parser.add_argument("--cache-dir", default="~/.cache/genre-lightning")
     options = parser.parse_args()
-    found: dict[tuple[str, ...], list[list[float]]] = {}
+    scores: dict[tuple[str, ...], list[list[float]]] = {}
     for path in options.checkpoints:
         model = load_model(path)
         data = MovieDataModule.from_description(
@@ -57,15 +57,19 @@ def main() -> None:
         )
         data.setup()
         for present in subsets(list(dict.fromkeys(model.columns))):
-            found.setdefault(present, []).append(score_subset(model, data, present, options.split))
+            scores.setdefault(present, []).append(score_subset(model, data, present, options.split))
     print("| columns | mAP | micro F1 | macro F1 |\n| --- | --- | --- | --- |")
-    for present, rows in found.items():
+    for present, rows in scores.items():
         values = np.array(rows)
         means, deviations = values.mean(axis=0), values.std(axis=0, ddof=min(1, len(rows) - 1))
         cells = [f"{m:.3f} ± {d:.3f}" for m, d in zip(means, deviations, strict=True)]
         print(f"| {' + '.join(present)} | {' | '.join(cells)} |")
-    whole = [row[0] for row in list(found.values())[-1]]
-    print(json_line(sum(whole) / len(whole), None, len(whole), spread(whole), None))
+    all_columns = [row[0] for row in list(scores.values())[-1]]
+    print(
+        json_line(
+            sum(all_columns) / len(all_columns), None, len(all_columns), spread(all_columns), None
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from benchmarks.measure import (
     REPOSITORY,
     argument_parser,
     by_turns,
-    environment_of_commands,
+    command_environment,
     hardware,
     json_line,
     spread,
@@ -47,10 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--columns", type=Path, help="CSV with synopsis, cast and director by id")
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, help="default: all possible ones")
     args = parser.parse_args(arguments)
-    able = [name for name, (_, texts) in RECIPES.items() if args.columns or not texts]
-    chosen = args.recipes or able
-    if lacking := [name for name in chosen if name not in able]:
-        parser.error(f"{lacking[0]} needs --columns")
+    possible = [name for name, (_, texts) in RECIPES.items() if args.columns or not texts]
+    chosen = args.recipes or possible
+    if missing := [name for name in chosen if name not in possible]:
+        parser.error(f"{missing[0]} needs --columns")
     rows = {}
     for name in chosen:
         overrides, texts = RECIPES[name]
@@ -75,19 +75,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _seconds(train: list[str], n: int) -> dict[str, list[float]]:
     """Seconds of the first training, the second and an evaluation, each once per turn."""
-    with tempfile.TemporaryDirectory() as place, environment_of_commands() as environment:
+    with tempfile.TemporaryDirectory() as temporary, command_environment() as environment:
         # Not timed: compiles the imported modules.
         run_command([*train, "--cfg", "job"], environment)
         turns = iter(range(n))
         folder = Path()
 
         def timed(run: str, *command: str) -> None:
-            own = {**environment, "GENRE_LIGHTNING_CACHE": str(folder / "cache")}
-            run_command([*command, f"hydra.run.dir={folder / run}"], own)
+            run_environment = {**environment, "GENRE_LIGHTNING_CACHE": str(folder / "cache")}
+            run_command([*command, f"hydra.run.dir={folder / run}"], run_environment)
 
         def first() -> None:
             nonlocal folder
-            folder = Path(place) / str(next(turns))
+            folder = Path(temporary) / str(next(turns))
             timed("first", *train)
 
         def evaluate() -> None:

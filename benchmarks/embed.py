@@ -61,48 +61,46 @@ def main(arguments: Sequence[str] | None = None) -> None:
         def text(column: str) -> EmbeddingInput:
             return EmbeddingInput(column, args.text_encoder, prompt_after=args.prompt_after)
 
-        given = {
+        inputs = {
             "posters": EmbeddingInput("poster", "lite2", stages=True),
             "titles": text("title"),
         }
         if args.columns is not None:
             with args.columns.open(newline="", encoding="utf-8") as file:
-                found = [row["synopsis"] for row in csv.DictReader(file) if row["synopsis"]]
-            values["synopses"] = found[: args.synopses]
-            given["synopses"] = text("synopsis")
+                synopses = [row["synopsis"] for row in csv.DictReader(file) if row["synopsis"]]
+            values["synopses"] = synopses[: args.synopses]
+            inputs["synopses"] = text("synopsis")
 
         def fill(name: str) -> None:
             with tempfile.TemporaryDirectory(dir=folder) as cache_dir:
                 train = np.ones(len(values[name]), dtype=bool)
-                given[name].open(values[name], train, Store(Path(cache_dir), progress=False))
+                inputs[name].open(values[name], train, Store(Path(cache_dir), progress=False))
 
         sides: dict[str, Callable[[], None]] = {}
         for name in values:
             fill(name)  # downloads and loads the encoder
             sides[f"{name}: cache"] = partial(fill, name)
-            sides[f"{name}: bare"] = best_forward(given[name], values[name])
+            sides[f"{name}: bare"] = best_forward(inputs[name], values[name])
         seconds = by_turns(sides, args.n)
     rates = {
         name: [len(values[name.split(":")[0]]) / value for value in side]
         for name, side in seconds.items()
     }
     print_table(rates, "a second", f"{num_cores()} cores", digits=1)
-    found_ratios = {
-        name: ratios(rates[f"{name}: cache"], rates[f"{name}: bare"]) for name in values
-    }
-    medians = {name: statistics.median(each) for name, each in found_ratios.items()}
-    least = min(medians, key=lambda name: medians[name])
+    turn_ratios = {name: ratios(rates[f"{name}: cache"], rates[f"{name}: bare"]) for name in values}
+    medians = {name: statistics.median(each) for name, each in turn_ratios.items()}
+    slowest = min(medians, key=lambda name: medians[name])
     print(
         json_line(
             statistics.median(rates["posters: cache"]),
-            medians[least],
+            medians[slowest],
             args.n,
-            spread(found_ratios[least]),
+            spread(turn_ratios[slowest]),
             AIM,
             unit="posters/s",
             aim_is="at least",
             ratios={name: round(value, 3) for name, value in medians.items()},
-            spreads={name: round(spread(each), 3) for name, each in found_ratios.items()},
+            spreads={name: round(spread(each), 3) for name, each in turn_ratios.items()},
             rates={name: round(statistics.median(rates[f"{name}: cache"]), 1) for name in values},
         )
     )
@@ -116,8 +114,8 @@ def _movies(
         return [poster_file(path) for path in drawn], compose_titles(titles)
     movies = read_movies("ml1m", root=str(root)).movies
     files = [movie.value("poster") for movie in movies]
-    found = [file for file in files if isinstance(file, PosterFile) and file.exists]
-    return found[:posters], [movie.title for movie in movies][:titles]
+    readable = [file for file in files if isinstance(file, PosterFile) and file.exists]
+    return readable[:posters], [movie.title for movie in movies][:titles]
 
 
 def best_forward(branch_input: EmbeddingInput, values: Sequence[Any]) -> Callable[[], None]:
@@ -135,7 +133,7 @@ def best_forward(branch_input: EmbeddingInput, values: Sequence[Any]) -> Callabl
         for workers in {1, num_cores()}
     }
     seconds = by_turns(trials, 2)  # type: ignore[arg-type]
-    best = min(trials, key=lambda how: min(seconds[how]))  # type: ignore[index]
+    best = min(trials, key=lambda setting: min(seconds[setting]))  # type: ignore[index]
     what = "posters" if branch_input.of == "poster" else "tokens"
     shared = "each batch on all cores" if best[1] == 1 else "a batch a core"
     print(
@@ -158,7 +156,7 @@ def _forward(
     batches: list[tuple[torch.Tensor, ...]]
     if isinstance(encoder, ImageEncoder):
         pixels = np.stack([branch_input.read(file.read_bytes()) for file in values])
-        batches = [(some,) for some in encoder.normalise(pixels).split(size)]
+        batches = [(batch,) for batch in encoder.normalise(pixels).split(size)]
         network: Callable[..., Any] = encoder.vectors
     else:
         tokens = encoder.tokenize(branch_input.add_prompt(values), branch_input.prompt_after)
@@ -168,8 +166,8 @@ def _forward(
         batches = []
         while len(order):
             longest = int(lengths[order[-1]])
-            some, order = order[-max(1, size // longest) :], order[: -max(1, size // longest)]
-            batches.append((ids[some, :longest].contiguous(), mask[some, :longest].contiguous()))
+            batch, order = order[-max(1, size // longest) :], order[: -max(1, size // longest)]
+            batches.append((ids[batch, :longest].contiguous(), mask[batch, :longest].contiguous()))
         network = encoder.module
 
     def compute(batch: tuple[torch.Tensor, ...]) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from benchmarks.measure import (
     argument_parser,
     by_turns,
-    environment_of_commands,
+    command_environment,
     json_line,
     print_table,
     ratios,
@@ -37,27 +37,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     train = train_command(args.root, ["model=pretrained", "data.folds=1", *args.overrides])
     epochs: dict[int, list[float]] = {MEMBERS: [], 1: []}
-    with tempfile.TemporaryDirectory() as place, environment_of_commands() as environment:
+    with tempfile.TemporaryDirectory() as temporary, command_environment() as environment:
 
         def whole_run(members: int) -> None:
-            folder = Path(place) / f"{members}-{len(epochs[members])}"
+            folder = Path(temporary) / f"{members}-{len(epochs[members])}"
             run([*train, f"model.members={members}", f"hydra.run.dir={folder}"], environment)
             epochs[members].append(epoch_seconds(folder))
 
         # Not timed: fills the caches and compiles the imported modules.
-        run([*train, "trainer.max_epochs=1", f"hydra.run.dir={place}/first"], environment)
+        run([*train, "trainer.max_epochs=1", f"hydra.run.dir={temporary}/first"], environment)
         sides = {"one checkpoint": lambda: whole_run(MEMBERS), "one of eight": lambda: whole_run(1)}
         seconds = by_turns(sides, args.n, uncounted=0)
     print_table(seconds, "s", f"{MEMBERS} members", digits=2)
-    eight = [MEMBERS * each for each in seconds["one of eight"]]
-    found = ratios(seconds["one checkpoint"], eight)
+    eight_runs = [MEMBERS * each for each in seconds["one of eight"]]
+    turn_ratios = ratios(seconds["one checkpoint"], eight_runs)
     fits = ratios(epochs[MEMBERS], [MEMBERS * each for each in epochs[1]])
     print(
         json_line(
             statistics.median(seconds["one checkpoint"]),
-            statistics.median(found),
+            statistics.median(turn_ratios),
             args.n,
-            spread(found),
+            spread(turn_ratios),
             AIM,
             unit="s",
             aim_is="at most",

@@ -31,7 +31,7 @@ from genre_lightning.data.batch import MovieBatch
 from genre_lightning.data.datamodule import MovieDataModule
 
 
-class Turns(pl.LightningDataModule):
+class AlternatingData(pl.LightningDataModule):
     """Alternates epochs of the training split with epochs of one batch that is on the device."""
 
     def __init__(self, data: MovieDataModule, resident: MovieBatch) -> None:
@@ -40,10 +40,10 @@ class Turns(pl.LightningDataModule):
         self.resident = resident
 
     def train_dataloader(self) -> Iterable[MovieBatch]:
-        real = self.data.loader("train", shuffle=True, device=self.resident.rows.device)
+        loader = self.data.loader("train", shuffle=True, device=self.resident.rows.device)
         if self.trainer is not None and self.trainer.current_epoch % 2:
-            return DataLoader([self.resident] * len(real), batch_size=None)  # type: ignore[arg-type]
-        return real
+            return DataLoader([self.resident] * len(loader), batch_size=None)  # type: ignore[arg-type]
+        return loader
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         limit_val_batches=0,
         reload_dataloaders_every_n_epochs=1,
     )
-    trainer.fit(module, datamodule=Turns(data, typical_batch(data, device)))
+    trainer.fit(module, datamodule=AlternatingData(data, typical_batch(data, device)))
     samples = len(data.loader("train", shuffle=True)) * min(
         data.train_batch_size(), len(data.splits["train"])
     )
@@ -69,13 +69,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "one resident batch": [samples / seconds for seconds in timer.seconds[3::2]],
     }
     print_table(rates, "samples/s", f"{device}, batch {data.train_batch_size()}", digits=1)
-    found = ratios(*rates.values())
+    turn_ratios = ratios(*rates.values())
     print(
         json_line(
             statistics.median(rates["real batches"]),
-            statistics.median(found),
+            statistics.median(turn_ratios),
             args.n,
-            spread(found),
+            spread(turn_ratios),
             aim_against_arithmetic(device),
             unit="samples/s",
             aim_is="at least",

@@ -23,7 +23,7 @@ import pytorch_lightning as pl
 from benchmarks.measure import (
     argument_parser,
     by_turns,
-    environment_of_commands,
+    command_environment,
     json_line,
     print_table,
     ratios,
@@ -63,20 +63,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     train = train_command(args.root, ["model=pretrained", *args.overrides])
     epochs: list[float] = []
-    with tempfile.TemporaryDirectory() as place, environment_of_commands() as environment:
-        modules = f"{place}/modules.json"
+    with tempfile.TemporaryDirectory() as temporary, command_environment() as environment:
+        modules = f"{temporary}/modules.json"
 
         def whole_run() -> None:
-            folder = Path(place) / f"run-{len(epochs)}"
+            folder = Path(temporary) / f"run-{len(epochs)}"
             run([*train, f"hydra.run.dir={folder}"], environment)
             epochs.append(epoch_seconds(folder))
 
-        listing = [
+        list_modules = [
             "+callbacks.modules._target_=benchmarks.frozen_run.ModuleList",
             f"+callbacks.modules.path={modules}",
         ]
         # Not timed: fills the caches and compiles the imported modules.
-        run([*train, f"hydra.run.dir={place}/first", *listing], environment)
+        run([*train, f"hydra.run.dir={temporary}/first", *list_modules], environment)
         imports = [sys.executable, "-c", IMPORTS, modules]
         seconds = by_turns(
             {"run": whole_run, "imports": partial(run, imports, environment)}, args.n, uncounted=0

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from benchmarks.measure import (
     argument_parser,
-    environment_of_commands,
+    command_environment,
     json_line,
     print_table,
     ratios,
@@ -51,11 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     space = [f"{key}={','.join(values)}" for key, values in SPACE.items()]
     launcher = ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={count}"] * (count > 1)
     seconds: dict[str, list[float]] = {"command": [], "epochs of all jobs": []}
-    with tempfile.TemporaryDirectory() as place, environment_of_commands() as environment:
+    with tempfile.TemporaryDirectory() as temporary, command_environment() as environment:
         # Not timed: fills the caches and compiles the imported modules.
-        run([*train, "trainer.max_epochs=1", f"hydra.run.dir={place}/first"], environment)
+        run([*train, "trainer.max_epochs=1", f"hydra.run.dir={temporary}/first"], environment)
         for turn in range(args.n):
-            sweep = Path(place) / f"sweep-{turn}"
+            sweep = Path(temporary) / f"sweep-{turn}"
             started = time.perf_counter()
             run([*train, *space, *launcher, f"hydra.sweep.dir={sweep}", "-m"], environment)
             seconds["command"].append(time.perf_counter() - started)
@@ -63,13 +63,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 folders = [Path(row["folder"]) for row in csv.DictReader(file)]
             seconds["epochs of all jobs"].append(sum(map(epoch_seconds, folders)))
     print_table(seconds, "s", f"{len(folders)} jobs, {count} at a time", digits=1)
-    found = ratios(seconds["command"], [each / count for each in seconds["epochs of all jobs"]])
+    turn_ratios = ratios(
+        seconds["command"], [each / count for each in seconds["epochs of all jobs"]]
+    )
     print(
         json_line(
             statistics.median(seconds["command"]),
-            statistics.median(found),
+            statistics.median(turn_ratios),
             args.n,
-            spread(found),
+            spread(turn_ratios),
             AIM,
             unit="s",
             aim_is="at most",

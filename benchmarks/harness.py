@@ -134,13 +134,13 @@ def compare_with_loop(
     device = device_of(cfg)
     print_table(seconds, "s", f"{args.epochs} epochs, {device}, batch {data.train_batch_size()}")
     samples = args.epochs * len(data.splits["train"])
-    found = ratios(seconds["bare loop"], seconds["trainer.fit"])
+    turn_ratios = ratios(seconds["bare loop"], seconds["trainer.fit"])
     print(
         json_line(
             samples / statistics.median(seconds["trainer.fit"]),
-            statistics.median(found),
+            statistics.median(turn_ratios),
             args.n,
-            spread(found),
+            spread(turn_ratios),
             aim_against_arithmetic(device) if aim is None else aim,
             unit="samples/s",
             aim_is="at least",

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.measure import environment_of_commands, hardware, json_line, spread
+from benchmarks.measure import command_environment, hardware, json_line, spread
 from benchmarks.scores import COLUMNS, Run
 from genre_lightning.movies.ml1m import read_ml1m
 from genre_lightning.movies.movie import Movie, PosterFile
@@ -29,8 +29,8 @@ def write_subset(path: Path, learnt: Sequence[Movie], held_out: Sequence[Movie])
     """Write movies as a CSV for ``data=manifest``.
 
     Args:
-        path: of the CSV.
-        learnt: the movies of the split train.
+        path: path of the CSV.
+        learnt: movies of the split train.
         held_out: the movies of the split test.
     """
     with path.open("w", newline="", encoding="utf-8") as file:
@@ -39,11 +39,11 @@ def write_subset(path: Path, learnt: Sequence[Movie], held_out: Sequence[Movie])
         for split, movies in (("train", learnt), ("test", held_out)):
             for movie in movies:
                 poster = movie.value("poster")
-                path_of_poster = ""
+                poster_path = ""
                 if isinstance(poster, PosterFile) and poster.exists:
-                    path_of_poster = str(poster.path)
+                    poster_path = str(poster.path)
                 genres = "|".join(movie.genres)
-                writer.writerow([movie.id, movie.title, path_of_poster, genres, split])
+                writer.writerow([movie.id, movie.title, poster_path, genres, split])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rest = order[args.held_out :]
     columns = [] if args.columns is None else [f"data.columns={Path(args.columns).resolve()}"]
     results: dict[tuple[str, int], list[dict[str, float]]] = {}
-    with environment_of_commands() as environment:
+    with command_environment() as environment:
         for size in args.sizes:
             for subset in range(args.subsets):
                 # A larger subset contains the smaller ones of the same number.

@@ -32,9 +32,9 @@ from benchmarks.measure import argument_parser, by_turns, json_line, print_table
 from benchmarks.training import (
     compose_config,
     device_of,
-    repeated,
     resident_step,
     synchronise,
+    time_repeatedly,
 )
 from train import chosen_precision
 
@@ -81,19 +81,19 @@ class ByteCounter(TorchDispatchMode):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         schema = func._schema
-        given = dict(zip((argument.name for argument in schema.arguments), args, strict=False))
-        given.update(kwargs)
+        values = dict(zip((argument.name for argument in schema.arguments), args, strict=False))
+        values.update(kwargs)
         aliased = [output.alias_info for output in schema.returns]
         if any(info is not None and not info.is_write for info in aliased):
             return result  # a view moves no data
         count = 0
         for argument in schema.arguments:
-            written = argument.alias_info is not None and argument.alias_info.is_write
+            is_written = argument.alias_info is not None and argument.alias_info.is_write
             # An in-place argument is also read, unless it is only overwritten. A fused optimizer
             # writes to the gradients only with a gradient scaler.
-            once = func._opname in ("zero_", "fill_", "copy_") or argument.name == "grads"
-            times = 2 if written and not once else 1
-            count += times * _bytes(given.get(argument.name))
+            is_write_only = func._opname in ("zero_", "fill_", "copy_") or argument.name == "grads"
+            num_accesses = 2 if is_written and not is_write_only else 1
+            count += num_accesses * _bytes(values.get(argument.name))
         if not any(info is not None for info in aliased):
             count += _bytes(result)
         self.bytes[str(func._opname)] += count
@@ -105,20 +105,25 @@ def _bytes(value: Any) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def least_seconds(
+def min_seconds_by_part(
     run: Callable[[], object], flops_per_second: float, bytes_per_second: float
 ) -> dict[str, tuple[float, float, float]]:
     """FLOP, bytes and least possible seconds of a step, by part."""
-    with FlopCounterMode(display=False) as flops, ByteCounter() as moved:
+    with FlopCounterMode(display=False) as flops, ByteCounter() as byte_counter:
         run()
-    counted = {str(op).split(".")[-1]: n for op, n in flops.get_flop_counts()["Global"].items()}
+    flops_by_operation = {
+        str(op).split(".")[-1]: n for op, n in flops.get_flop_counts()["Global"].items()
+    }
     parts: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
-    for name in {*counted, *moved.bytes}:
-        operations, size = float(counted.get(name, 0)), float(moved.bytes.get(name, 0))
-        least = max(operations / flops_per_second, size / bytes_per_second)
+    for name in {*flops_by_operation, *byte_counter.bytes}:
+        operations, size = (
+            float(flops_by_operation.get(name, 0)),
+            float(byte_counter.bytes.get(name, 0)),
+        )
+        bound = max(operations / flops_per_second, size / bytes_per_second)
         sums = parts[part_of([name])]
-        for place, value in enumerate((operations, size, least)):
-            sums[place] += value
+        for index, value in enumerate((operations, size, bound)):
+            sums[index] += value
     return {part: (sums[0], sums[1], sums[2]) for part, sums in parts.items()}
 
 
@@ -142,8 +147,10 @@ def profiled(run: Callable[[], None], steps: int, device: torch.device) -> dict[
         while caller is not None:
             callers.append(caller.name)
             caller = caller.cpu_parent
-        own = event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
-        seconds[part_of(callers)] += own / 1e6 / steps
+        self_microseconds = (
+            event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
+        )
+        seconds[part_of(callers)] += self_microseconds / 1e6 / steps
     seconds[OUTSIDE] = elapsed / steps - sum(seconds.values())
     return dict(seconds)
 
@@ -165,15 +172,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     seconds = by_turns(
         {
-            "step": repeated(step, args.steps),
-            "matrix product": repeated(lambda: matrix @ matrix, 10),
-            "copy": repeated(lambda: other.copy_(block), 3),
+            "step": time_repeatedly(step, args.steps),
+            "matrix product": time_repeatedly(lambda: matrix @ matrix, 10),
+            "copy": time_repeatedly(lambda: other.copy_(block), 3),
         },
         args.n,
     )
     milliseconds = {name: [1000 * value for value in side] for name, side in seconds.items()}
-    seen = ", ".join(f"{name} {len(part)}" for name, part in batch.parts.items())
-    note = f"{device}, batch {cfg.data.batch_size}, of which {seen}"
+    sizes = ", ".join(f"{name} {len(part)}" for name, part in batch.parts.items())
+    note = f"{device}, batch {cfg.data.batch_size}, of which {sizes}"
     print_table(milliseconds, "ms", note, digits=2)
     rates = [2 * width**3 / value for value in seconds["matrix product"]]
     bandwidths = [2 * block.numel() * block.element_size() / value for value in seconds["copy"]]
@@ -181,17 +188,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     kind = "bfloat16" if bf16 else "float32"
     print(f"{kind} matrices: {rate / 1e12:.3f} TFLOP/s; memory: {bandwidth / 1e9:.1f} GB/s\n")
 
-    taken = profiled(step, args.steps, device)
-    least = least_seconds(step, rate, bandwidth)
-    totals = [sum(values) for values in zip(*least.values(), strict=True)]
-    counted = {**least, WHOLE: totals}
-    order = sorted(taken, key=lambda part: -taken[part])
+    profiled_seconds = profiled(step, args.steps, device)
+    bounds = min_seconds_by_part(step, rate, bandwidth)
+    totals = [sum(values) for values in zip(*bounds.values(), strict=True)]
+    all_bounds = {**bounds, WHOLE: totals}
+    order = sorted(profiled_seconds, key=lambda part: -profiled_seconds[part])
     print("| | ms, profiled | GFLOP | MB | least ms | least / profiled |")
     print("| --- | --- | --- | --- | --- | --- |")
-    for part, spent in [*((part, taken[part]) for part in order), (WHOLE, sum(taken.values()))]:
+    for part, spent in [
+        *((part, profiled_seconds[part]) for part in order),
+        (WHOLE, sum(profiled_seconds.values())),
+    ]:
         cells = [f"{1000 * spent:.2f}", "", "", "", ""]
-        if part in counted:
-            operations, size, needed = counted[part]
+        if part in all_bounds:
+            operations, size, needed = all_bounds[part]
             cells[1:3] = f"{operations / 1e9:.3f}", f"{size / 1e6:.1f}"
             cells[3:5] = f"{1000 * needed:.2f}", f"{needed / spent:.2f}"
         print(f"| {part} | {' | '.join(cells)} |")
@@ -208,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             bytes=totals[1],
             flop_per_second=rate,
             bytes_per_second=bandwidth,
-            profiled_ms={part: round(1000 * value, 3) for part, value in taken.items()},
+            profiled_ms={part: round(1000 * value, 3) for part, value in profiled_seconds.items()},
         )
     )
 

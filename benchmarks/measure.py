@@ -64,8 +64,8 @@ def by_turns(
     for turn in range(n + uncounted):
         for name, run in sides.items():
             started = time.perf_counter()
-            own = run()
-            elapsed = time.perf_counter() - started if own is None else own
+            returned = run()
+            elapsed = time.perf_counter() - started if returned is None else returned
             if turn >= uncounted:
                 seconds[name].append(elapsed)
     return seconds
@@ -77,7 +77,7 @@ def alternate(commands: Mapping[str, Sequence[str]], n: int) -> dict[str, list[f
     Raises:
         RuntimeError: a command failed; the message has the end of its output.
     """
-    with environment_of_commands() as environment:
+    with command_environment() as environment:
         sides = {name: partial(run, command, environment) for name, command in commands.items()}
         return by_turns(sides, n)
 
@@ -90,8 +90,8 @@ def output_of(command: Sequence[str], environment: Mapping[str, str]) -> str:
     """
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        printed = (done.stderr or done.stdout)[-2000:]
-        raise RuntimeError(f"{shell_command(*command)} failed:\n{printed}")
+        output = (done.stderr or done.stdout)[-2000:]
+        raise RuntimeError(f"{shell_command(*command)} failed:\n{output}")
     return done.stdout
 
 
@@ -101,7 +101,7 @@ def run(command: Sequence[str], environment: Mapping[str, str]) -> None:
 
 
 @contextmanager
-def environment_of_commands() -> Iterator[dict[str, str]]:
+def command_environment() -> Iterator[dict[str, str]]:
     """The environment for timed commands: it finds this package, and allows cached bytecode.
 
     Users have cached bytecode from the second start on. With PYTHONDONTWRITEBYTECODE, every start

@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         posters = [
             branch_input for branch_input in model.inputs.values() if branch_input.of == "poster"
         ]
-        read = [_read(predictor, batch) for batch in batches[:8]]
+        read_batches = [_read(predictor, batch) for batch in batches[:8]]
 
         def predict() -> None:
             for _ in predictor.stream(movies, errors="report"):
@@ -91,7 +91,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         def score(number: int) -> None:
             count = len(batches[number])
-            items = {name: values[:count] for name, values in read[number % len(read)].items()}
+            items = {
+                name: values[:count]
+                for name, values in read_batches[number % len(read_batches)].items()
+            }
             with torch.inference_mode():
                 model.network(encode_items(model.inputs, items, model.device), count)
 
@@ -105,8 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for branch_input in model.inputs.values():
             encodes, seen = text_input(branch_input), values[branch_input.column]
             if isinstance(encodes, EmbeddingInput):
-                words = encodes is not branch_input
-                seen = [branch_input.read(path) for path in seen] if words else seen
+                reads_words = encodes is not branch_input
+                seen = [branch_input.read(path) for path in seen] if reads_words else seen
                 forwards.append(best_forward(encodes, seen))
 
         def encode() -> None:
@@ -126,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         (decoding + network) / whole if forwards else decoding / (whole - network)
         for whole, decoding, network in turns
     ]
-    plain = statistics.median(decoding / whole for whole, decoding, _ in turns)
+    plain_ratio = statistics.median(decoding / whole for whole, decoding, _ in turns)
     figure = len(paths) / statistics.median(seconds["prediction"])
     ratio = statistics.median(ratios)
     print(
@@ -138,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             AIM_WITH_ENCODERS if forwards else AIM,
             unit="movies/s",
             aim_is="at least",
-            plain_ratio=plain,
+            plain_ratio=plain_ratio,
         )
     )
 

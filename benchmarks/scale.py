@@ -37,7 +37,7 @@ import numpy as np
 
 from benchmarks.measure import (
     argument_parser,
-    environment_of_commands,
+    command_environment,
     hardware,
     json_line,
     output_of,
@@ -85,8 +85,8 @@ def make_movies(folder: Path, count: int, seed: int = 0) -> Path:
                 (posters / str(number // 10_000)).mkdir()
             poster = posters / str(number // 10_000) / f"{number}.jpg"
             shutil.copyfile(drawings[number % len(drawings)], poster)
-            has = np.flatnonzero(rng.random(NUM_GENRES) < chance)
-            genres = "|".join(f"Genre {g}" for g in (has if len(has) else [0]))
+            genre_numbers = np.flatnonzero(rng.random(NUM_GENRES) < chance)
+            genres = "|".join(f"Genre {g}" for g in (genre_numbers if len(genre_numbers) else [0]))
             writer.writerow([number, title, poster.relative_to(folder), genres])
     return folder / "movies.csv"
 
@@ -105,13 +105,13 @@ def make_movies_with_vectors(folder: Path, count: int, seed: int = 0) -> Path:
         writer.writerow(["id", "title", "poster", "genres", "synopsis"])
         for start in range(0, count, 10_000):
             size = min(10_000, count - start)
-            has = rng.random((size, NUM_GENRES)) < chance
-            has[~has.any(1), 0] = True
-            drawn = rng.integers(len(phrases), size=(size, 18)).tolist()
+            has_genre = rng.random((size, NUM_GENRES)) < chance
+            has_genre[~has_genre.any(1), 0] = True
+            phrase_numbers = rng.integers(len(phrases), size=(size, 18)).tolist()
             years = rng.integers(1920, 2001, size).tolist()
             for row in range(size):
-                first, second, *rest = (phrases[number] for number in drawn[row])
-                genres = "|".join(f"Genre {g}" for g in np.flatnonzero(has[row]))
+                first, second, *rest = (phrases[number] for number in phrase_numbers[row])
+                genres = "|".join(f"Genre {g}" for g in np.flatnonzero(has_genre[row]))
                 title = f"{first} {second} ({years[row]})"
                 writer.writerow([start + row, title, "", genres, " ".join(rest)])
     vectors = rng.standard_normal((count, WIDTH), dtype=np.float32)
@@ -135,15 +135,15 @@ def make_mmimdb(folder: Path, count: int, seed: int = 0) -> Path:
     phrases = [title.rsplit(" ", 1)[0] for title in titles[count:]]
     ids = [f"{number:07}" for number in range(count)]
     for number, movie_id in enumerate(ids):
-        has = np.flatnonzero(rng.random(len(names)) < chance)
-        drawn = [phrases[place] for place in rng.integers(len(phrases), size=40)]
+        genre_numbers = np.flatnonzero(rng.random(len(names)) < chance)
+        words = [phrases[index] for index in rng.integers(len(phrases), size=40)]
         entry = {
             "title": titles[number].rsplit(" ", 1)[0],
             "year": int(rng.integers(1890, 2018)),
-            "genres": [names[place] for place in has] or ["Drama"],
-            "plot": [" ".join(drawn[:10]), " ".join(drawn)],
+            "genres": [names[index] for index in genre_numbers] or ["Drama"],
+            "plot": [" ".join(words[:10]), " ".join(words)],
             # The real files also contain much that the reader ignores.
-            "cast": [{"name": name, "personID": name} for name in drawn],
+            "cast": [{"name": name, "personID": name} for name in words],
         }
         (dataset / f"{movie_id}.json").write_text(json.dumps(entry), "utf-8")
         (dataset / f"{movie_id}.jpeg").write_bytes(drawings[number % len(drawings)])
@@ -167,15 +167,15 @@ def time_parts(manifest: Path, cache_dir: Path) -> dict[str, float]:
     from genre_lightning.inputs.terms import TermsInput
     from genre_lightning.inputs.vectors import VectorsInput
 
-    spent: dict[str, float] = {}
+    seconds: dict[str, float] = {}
 
-    def clock(name: str, function: Any) -> Any:
+    def timed_as(name: str, function: Any) -> Any:
         def timed(*args: Any, **kwargs: Any) -> Any:
             started = time.perf_counter()
             try:
                 return function(*args, **kwargs)
             finally:
-                spent[name] = spent.get(name, 0.0) + time.perf_counter() - started
+                seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - started
 
         return timed
 
@@ -188,8 +188,8 @@ def time_parts(manifest: Path, cache_dir: Path) -> dict[str, float]:
         ("split", splits, "split_movies"),
         posters,
     ):
-        setattr(module, attribute, clock(name, getattr(module, attribute)))
-    before, private = _resident_mib("VmRSS"), _resident_mib("RssAnon")
+        setattr(module, attribute, timed_as(name, getattr(module, attribute)))
+    resident_before, private_before = _resident_mib("VmRSS"), _resident_mib("RssAnon")
     inputs: dict[str, Input] = {
         "title": TermsInput("title", 8192, "char_wb", (2, 5), sublinear_tf=True, decade=True)
     }
@@ -206,15 +206,15 @@ def time_parts(manifest: Path, cache_dir: Path) -> dict[str, float]:
     data.setup()
     setup = time.perf_counter() - started
     # The rest is text features; keys and labels cost next to nothing.
-    rest = setup - sum(spent.values())
+    text_seconds = setup - sum(seconds.values())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {
-        **{name: spent.get(name, 0.0) for name in ("reader", "split", "posters")},
-        "texts": rest,
+        **{name: seconds.get(name, 0.0) for name in ("reader", "split", "posters")},
+        "texts": text_seconds,
         "setup": setup,
         "peak_mib": peak,
-        "before_mib": before,
-        "held_mib": _resident_mib("RssAnon") - private,
+        "before_mib": resident_before,
+        "held_mib": _resident_mib("RssAnon") - private_before,
     }
 
 
@@ -224,11 +224,13 @@ def _resident_mib(field: str) -> float:
     return int(next(line for line in lines if line.startswith(field)).split()[1]) / 1024
 
 
-def run_part(manifest: Path, cache_dir: Path, environment: Mapping[str, str]) -> dict[str, float]:
+def run_time_parts(
+    manifest: Path, cache_dir: Path, environment: Mapping[str, str]
+) -> dict[str, float]:
     """Run :func:`time_parts` in its own process."""
     command = [sys.executable, "-m", "benchmarks.scale", "--time", str(manifest), str(cache_dir)]
-    found: dict[str, float] = json.loads(output_of(command, environment).splitlines()[-1])
-    return found
+    measured: dict[str, float] = json.loads(output_of(command, environment).splitlines()[-1])
+    return measured
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -250,13 +252,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args.sizes = args.sizes or SIZES[kind]
     cold: dict[int, list[dict[str, float]]] = {size: [] for size in args.sizes}
     warm: dict[int, list[dict[str, float]]] = {size: [] for size in args.sizes}
-    with tempfile.TemporaryDirectory() as folder, environment_of_commands() as environment:
+    with tempfile.TemporaryDirectory() as folder, command_environment() as environment:
         manifests = {size: make(Path(folder) / str(size), size) for size in args.sizes}
         for _ in range(args.n):
             for size, manifest in manifests.items():
                 with tempfile.TemporaryDirectory(dir=folder) as cache_dir:
-                    cold[size].append(run_part(manifest, Path(cache_dir), environment))
-                    warm[size].append(run_part(manifest, Path(cache_dir), environment))
+                    cold[size].append(run_time_parts(manifest, Path(cache_dir), environment))
+                    warm[size].append(run_time_parts(manifest, Path(cache_dir), environment))
 
     def median(runs: Sequence[dict[str, float]], key: str) -> float:
         return statistics.median(run[key] for run in runs)
@@ -273,25 +275,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"{statistics.median(beyond):.0f}",
         ]
         print(f"| {size} | {' | '.join(cells)} |")
-    least, most = min(args.sizes), max(args.sizes)
+    smallest, largest = min(args.sizes), max(args.sizes)
     per_movie = {
         size: {part: [run[part] / size for run in cold[size]] for part in (*PARTS, "setup")}
-        for size in (least, most)
+        for size in (smallest, largest)
     }
-    found = ratios(per_movie[most]["setup"], per_movie[least]["setup"])
+    turn_ratios = ratios(per_movie[largest]["setup"], per_movie[smallest]["setup"])
     print(
         json_line(
-            median(warm[most], "setup"),
-            statistics.median(found),
+            median(warm[largest], "setup"),
+            statistics.median(turn_ratios),
             args.n,
-            spread(found),
+            spread(turn_ratios),
             AIM,
             unit="s",
             aim_is="at most",
             aim_warm_seconds=AIM_WARM_SECONDS[kind],
             growth={
                 part: round(
-                    statistics.median(ratios(per_movie[most][part], per_movie[least][part])), 3
+                    statistics.median(ratios(per_movie[largest][part], per_movie[smallest][part])),
+                    3,
                 )
                 for part in PARTS
             },

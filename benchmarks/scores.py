@@ -27,7 +27,7 @@ from typing import Any
 
 from benchmarks.measure import (
     REPOSITORY,
-    environment_of_commands,
+    command_environment,
     hardware,
     json_line,
     spread,
@@ -38,7 +38,7 @@ AIM_MAP = 0.30
 COLUMNS = ("map_macro", "f1_micro", "f1_macro")
 
 
-def listed(*branches: str) -> str:
+def branch_override(*branches: str) -> str:
     """The override that makes a model the sum of these branches."""
     return f"model/branch=[{','.join(branches)}]"
 
@@ -51,7 +51,7 @@ WITHOUT_WORDS = (
 #: The branches of model=full.
 FULL = (*WITHOUT_WORDS, "poster_text_tfidf", "poster_text_gemma")
 #: Adds cast and director, as terms only.
-EVERYTHING = listed(*WITHOUT_WORDS, "cast", "director")
+EVERYTHING = branch_override(*WITHOUT_WORDS, "cast", "director")
 #: L-BFGS reaches the same optimum from any seed, so let the folds of train vary with the seed.
 OWN_FOLDS = "data.split_seed=${seed}"
 TITLE, POSTER = "model.branches.title_tfidf", "model.branches.poster_resnet"
@@ -87,11 +87,11 @@ VARIANTS: dict[str, list[str]] = {
 #: The contribution of each branch of model=full: the branch alone, and all others without it.
 BRANCHES: dict[str, list[str]] = {
     "full": ["model=full", OWN_FOLDS],
-    **{f"only_{name}": ["model=full", listed(name), OWN_FOLDS] for name in FULL},
+    **{f"only_{name}": ["model=full", branch_override(name), OWN_FOLDS] for name in FULL},
     **{
         f"without_{name}": [
             "model=full",
-            listed(*(other for other in FULL if other != name)),
+            branch_override(*(other for other in FULL if other != name)),
             OWN_FOLDS,
         ]
         for name in FULL
@@ -137,9 +137,9 @@ class Run:
         Raises:
             RuntimeError: training failed; its output is in ``output.txt`` of the run folder.
         """
-        done = self.result()
-        if done is not None:
-            return done
+        result = self.result()
+        if result is not None:
+            return result
         self.folder.mkdir(parents=True, exist_ok=True)
         command = [
             sys.executable,
@@ -155,11 +155,11 @@ class Run:
             subprocess.run(
                 command, env=environment, stdout=file, stderr=subprocess.STDOUT, check=False
             )
-        done = self.result()
-        if done is None:
+        result = self.result()
+        if result is None:
             raise RuntimeError(f"{self.variant} with seed {self.seed} failed: see {output}")
-        print(f"{self.variant} seed {self.seed}: {done['seconds']:.0f} s", flush=True)
-        return done
+        print(f"{self.variant} seed {self.seed}: {result['seconds']:.0f} s", flush=True)
+        return result
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -193,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = max(1, (cores or 1) // args.jobs)
-    with environment_of_commands() as environment, ThreadPoolExecutor(args.jobs) as pool:
+    with command_environment() as environment, ThreadPoolExecutor(args.jobs) as pool:
         environment["OMP_NUM_THREADS"] = str(threads)
         results = dict(
             zip(
@@ -208,13 +208,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("| variant | mAP | micro F1 | macro F1 | s a run |\n| --- | --- | --- | --- | --- |")
     means: dict[str, list[float]] = {}
     for name in names:
-        chosen = [results[name, seed] for seed in args.seeds]
+        variant_results = [results[name, seed] for seed in args.seeds]
         cells = []
         for column in COLUMNS:
-            values = [run[args.split][column] for run in chosen]
+            values = [run[args.split][column] for run in variant_results]
             means.setdefault(name, []).append(sum(values) / len(values))
             cells.append(f"{means[name][-1]:.3f} ± {spread(values):.3f}")
-        seconds = sum(run["seconds"] for run in chosen) / len(chosen)
+        seconds = sum(run["seconds"] for run in variant_results) / len(variant_results)
         print(f"| {name} | {' | '.join(cells)} | {seconds:.0f} |")
     first = [results[names[0], seed][args.split]["map_macro"] for seed in args.seeds]
     second = means[names[min(1, len(names) - 1)]][0]

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from benchmarks.measure import (
     REPOSITORY,
     argument_parser,
-    environment_of_commands,
+    command_environment,
     json_line,
     print_table,
     run,
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     build(cfg)  # fills the cache
     seconds = []
     command = [sys.executable, str(REPOSITORY / "train.py"), *data_overrides(args.root), *overrides]
-    with tempfile.TemporaryDirectory() as folder, environment_of_commands() as environment:
+    with tempfile.TemporaryDirectory() as folder, command_environment() as environment:
         # Not timed: compiles the imported modules.
         run([*command, "trainer.max_epochs=1", f"hydra.run.dir={folder}/first"], environment)
         for turn in range(args.n):

@@ -24,7 +24,7 @@ from pathlib import Path
 from benchmarks.measure import (
     argument_parser,
     by_turns,
-    environment_of_commands,
+    command_environment,
     json_line,
     print_table,
     ratios,
@@ -75,14 +75,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--load", type=int, default=4, help="busy processes; default 4")
     args = parser.parse_args(arguments)
     train = train_command(args.root, [*args.overrides, f"trainer.max_epochs={args.epochs}"])
-    with tempfile.TemporaryDirectory() as place, environment_of_commands() as environment:
+    with tempfile.TemporaryDirectory() as temporary, command_environment() as environment:
         for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
             environment.pop(name, None)
         one_thread = {**environment, "OMP_NUM_THREADS": "1"}
-        places = iter(Path(place) / str(number) for number in range(10**6))
+        run_folders = iter(Path(temporary) / str(number) for number in range(10**6))
 
         def command() -> list[str]:
-            return [*train, f"hydra.run.dir={next(places)}"]
+            return [*train, f"hydra.run.dir={next(run_folders)}"]
 
         def at_once() -> None:
             run_at_once([command(), command()], environment)
@@ -91,9 +91,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             run(command(), environment)
             run(command(), environment)
 
-        def loaded(given: Mapping[str, str]) -> None:
+        def loaded(variables: Mapping[str, str]) -> None:
             with load(args.load):
-                run(command(), given)
+                run(command(), variables)
 
         run(command(), environment)  # fills the cache
         seconds = by_turns(
@@ -108,10 +108,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     print_table(seconds, "s", f"{args.epochs} epochs, load {os.getloadavg()[0]:.1f}", digits=1)
     together, apart, beside, single = seconds.values()
-    found = ratios(together, apart)
+    turn_ratios = ratios(together, apart)
     print(
         json_line(
-            statistics.median(together), statistics.median(found), args.n, spread(found), AIM,
+            statistics.median(together), statistics.median(turn_ratios), args.n,
+            spread(turn_ratios), AIM,
             unit="s", aim_is="at most",
             loaded_ratio=statistics.median(ratios(beside, single)),
             loaded_spread=spread(ratios(beside, single)), loaded_aim=LOADED_AIM,

@@ -36,7 +36,7 @@ import pytorch_lightning as pl
 from benchmarks.measure import (
     REPOSITORY,
     argument_parser,
-    environment_of_commands,
+    command_environment,
     hardware,
     json_line,
 )
@@ -158,13 +158,13 @@ def check_jobs(sweep: Path, jobs: int, lost: Sequence[str]) -> None:
     Raises:
         SoakError: a job did not, or partial files are left.
     """
-    found = results(sweep)
-    states = Counter(result["status"] for result in found.values())
+    runs = results(sweep)
+    states = Counter(result["status"] for result in runs.values())
     if states != {"completed": jobs} or lost:
         raise SoakError(f"of {jobs} jobs {dict(states)}; completed ones that changed: {lost}")
-    left = [path for path in sweep.rglob(".*.*") if path.suffix[1:].isdigit()]
-    if left:
-        raise SoakError(f"left half written: {', '.join(map(str, left))}")
+    unfinished = [path for path in sweep.rglob(".*.*") if path.suffix[1:].isdigit()]
+    if unfinished:
+        raise SoakError(f"left half written: {', '.join(map(str, unfinished))}")
 
 
 def check_leaderboard(sweep: Path) -> None:
@@ -197,9 +197,9 @@ def slope(values: Sequence[float]) -> tuple[float, float]:
     n = len(values)
     x = [number - (n - 1) / 2 for number in range(n)]
     mean, squares = statistics.fmean(values), sum(each * each for each in x)
-    found = sum(a * (b - mean) for a, b in zip(x, values, strict=True)) / squares
-    rest = sum((b - mean - found * a) ** 2 for a, b in zip(x, values, strict=True))
-    return found, (rest / max(1, n - 2) / squares) ** 0.5
+    estimate = sum(a * (b - mean) for a, b in zip(x, values, strict=True)) / squares
+    residuals = sum((b - mean - estimate * a) ** 2 for a, b in zip(x, values, strict=True))
+    return estimate, (residuals / max(1, n - 2) / squares) ** 0.5
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -216,17 +216,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{hardware()}, {jobs} jobs, {args.kills} kills, moments drawn from {seed}", flush=True)
     rates = [f"{1e-3 * 10 ** (2 * number / args.rates):.4g}" for number in range(args.rates)]
     started = time.perf_counter()
-    with tempfile.TemporaryDirectory() as place, environment_of_commands() as environment:
-        folder, notes = Path(place) / "sweep", Path(place) / "notes"
-        notes.touch()
+    with tempfile.TemporaryDirectory() as temporary, command_environment() as environment:
+        folder, gauge_file = Path(temporary) / "sweep", Path(temporary) / "notes"
+        gauge_file.touch()
         command = [
             *(sys.executable, str(REPOSITORY / "train.py"), "-m", *TINY, *args.overrides),
             *(f"optimizer.lr={','.join(rates)}", f"seed=range(0,{args.seeds})"),
-            *(f"hydra.sweep.dir={folder}", f"data.cache_dir={place}/cache"),
+            *(f"hydra.sweep.dir={folder}", f"data.cache_dir={temporary}/cache"),
             # Hydra composes all jobs of a batch before it runs the first: half a minute for 200.
             "hydra.sweeper.max_batch_size=10",
             "+callbacks.gauge._target_=benchmarks.soak.Gauge",
-            f"+callbacks.gauge.path={notes}",
+            f"+callbacks.gauge.path={gauge_file}",
         ]
         sweep = Sweep(command, folder, environment, draw)
         for kill in range(args.kills):
@@ -236,15 +236,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sweep.kill_after(draw.randint(0, min(share, left)), seconds=2.0)
             print(f"kill {kill + 1}: {len(completed(folder))} jobs completed", flush=True)
         killed = len(completed(folder))
-        before = notes.read_text().splitlines()
+        before = gauge_file.read_text().splitlines()
         sweep.finish()
-        lines = [line.split() for line in notes.read_text().splitlines()[len(before) :]]
+        lines = [line.split() for line in gauge_file.read_text().splitlines()[len(before) :]]
         # The process with the most jobs, since joblib uses several.
         process, _ = Counter(line[0] for line in lines).most_common(1)[0]
-        own = [(int(memory), int(files)) for number, memory, files in lines if number == process]
-        counted = own[len(own) // 10 :]
+        gauges = [(int(memory), int(files)) for number, memory, files in lines if number == process]
+        counted = gauges[len(gauges) // 10 :]
         memory = [float(kib) for kib, _ in counted]
-        files = [number for _, number in own]
+        files = [number for _, number in gauges]
         tenth = max(1, len(memory) // 10)
         first, last = statistics.fmean(memory[:tenth]), statistics.fmean(memory[-tenth:])
         growth, error = slope(memory)

@@ -43,10 +43,10 @@ main()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Time all three sides and print the table."""
     args = argument_parser(__doc__, n=15, training=False).parse_args(arguments)
-    with tempfile.TemporaryDirectory() as place:
-        program = Path(place) / "program.py"
+    with tempfile.TemporaryDirectory() as temporary:
+        program = Path(temporary) / "program.py"
         program.write_text(PROGRAM, encoding="utf-8")
-        (Path(place) / "config.yaml").write_text("key: 1\n", encoding="utf-8")
+        (Path(temporary) / "config.yaml").write_text("key: 1\n", encoding="utf-8")
         commands = {
             "train.py --cfg job": [sys.executable, str(REPOSITORY / "train.py"), "--cfg", "job"],
             "program of one key": [sys.executable, str(program), "--cfg", "job"],
@@ -54,14 +54,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         }
         seconds = alternate(commands, args.n)
     print_table(seconds, "s")
-    ours, least, imported = seconds.values()
-    found = ratios(ours, least)
+    ours, minimal, imported = seconds.values()
+    turn_ratios = ratios(ours, minimal)
     print(
         json_line(
             statistics.median(ours),
-            statistics.median(found),
+            statistics.median(turn_ratios),
             args.n,
-            spread(found),
+            spread(turn_ratios),
             AIM,
             unit="s",
             aim_is="at most",

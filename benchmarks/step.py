@@ -26,7 +26,7 @@ from benchmarks.measure import (
     ratios,
     spread,
 )
-from benchmarks.training import compose_config, device_of, repeated, resident_step
+from benchmarks.training import compose_config, device_of, resident_step, time_repeatedly
 
 PLAIN = "eager, NCHW, float32"
 
@@ -41,7 +41,7 @@ def make_side(
         cfg.training.compile = compiled
         cfg.optimizer.fused = fused
     step, _ = resident_step(cfg, bf16=bf16)
-    return repeated(step, steps)
+    return time_repeatedly(step, steps)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

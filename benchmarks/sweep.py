@@ -23,7 +23,7 @@ import pytorch_lightning as pl
 
 from benchmarks.measure import (
     argument_parser,
-    environment_of_commands,
+    command_environment,
     json_line,
     print_table,
     ratios,
@@ -76,34 +76,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
     seconds: dict[str, list[float]] = {"command": [], "imports": [], "six fits": []}
     imports = [sys.executable, "-c", IMPORTS]
     train = train_command(args.root, overrides)
-    with tempfile.TemporaryDirectory() as place, environment_of_commands() as environment:
+    with tempfile.TemporaryDirectory() as temporary, command_environment() as environment:
         # Not timed: compiles the imported modules.
-        run([*train, "trainer.max_epochs=1", f"hydra.run.dir={place}/first"], environment)
+        run([*train, "trainer.max_epochs=1", f"hydra.run.dir={temporary}/first"], environment)
         for turn in range(args.n):
-            fits = Path(place) / f"fits-{turn}"
+            fits = Path(temporary) / f"fits-{turn}"
             seconds["imports"].append(timed(imports, environment))
             command = [
                 *train,
                 f"seed={','.join(map(str, SEEDS))}",
-                f"hydra.sweep.dir={place}/sweep-{turn}",
+                f"hydra.sweep.dir={temporary}/sweep-{turn}",
                 "+callbacks.fit_timer._target_=benchmarks.sweep.FitTimer",
                 f"+callbacks.fit_timer.path={fits}",
                 "-m",
             ]
             seconds["command"].append(timed(command, environment))
-            each = [float(line) for line in fits.read_text().split()]
-            if len(each) != len(SEEDS):
-                raise RuntimeError(f"{len(each)} fits of {len(SEEDS)} were done")
-            seconds["six fits"].append(sum(each))
+            fit_seconds = [float(line) for line in fits.read_text().split()]
+            if len(fit_seconds) != len(SEEDS):
+                raise RuntimeError(f"{len(fit_seconds)} fits of {len(SEEDS)} were done")
+            seconds["six fits"].append(sum(fit_seconds))
     print_table(seconds, "s", f"{cfg.trainer.max_epochs} epochs a job", digits=2)
-    less = [a - b for a, b in zip(seconds["command"], seconds["imports"], strict=True)]
-    found = ratios(less, seconds["six fits"])
+    beyond_imports = [a - b for a, b in zip(seconds["command"], seconds["imports"], strict=True)]
+    turn_ratios = ratios(beyond_imports, seconds["six fits"])
     print(
         json_line(
             statistics.median(seconds["command"]),
-            statistics.median(found),
+            statistics.median(turn_ratios),
             args.n,
-            spread(found),
+            spread(turn_ratios),
             AIM,
             unit="s",
             aim_is="at most",

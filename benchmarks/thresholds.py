@@ -65,7 +65,7 @@ def compare_methods(
     if not 0 < num_fit < len(scores):
         raise ValueError(f"num_fit is {num_fit}; it must be from 1 to {len(scores) - 1}")
     generator = np.random.default_rng(seed)
-    found: dict[str, list[list[float]]] = {method: [] for method in methods}
+    f1_scores: dict[str, list[list[float]]] = {method: [] for method in methods}
     for _ in range(repeats):
         order = generator.permutation(len(scores))
         fit, rest = order[:num_fit], order[num_fit:]
@@ -73,14 +73,14 @@ def compare_methods(
             thresholds = fit_thresholds(
                 torch.from_numpy(scores[fit]), torch.from_numpy(labels[fit]), method
             )
-            said = scores[rest] >= thresholds.numpy()
-            found[method].append(
+            predicted = scores[rest] >= thresholds.numpy()
+            f1_scores[method].append(
                 [
-                    float(f1_score(labels[rest], said, average=average, zero_division=0))
+                    float(f1_score(labels[rest], predicted, average=average, zero_division=0))
                     for average in ("micro", "macro")
                 ]
             )
-    return {method: np.array(values) for method, values in found.items()}
+    return {method: np.array(values) for method, values in f1_scores.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -93,12 +93,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     movie_set = read_movies("ml1m", root=options.root)
     scores, labels = cross_validated_scores(movie_set, options.features)
-    found = compare_methods(scores, labels, num_fit=options.num_fit, repeats=options.repeats)
+    f1_scores = compare_methods(scores, labels, num_fit=options.num_fit, repeats=options.repeats)
 
     print(f"{options.num_fit} movies to fit, {len(scores) - options.num_fit} to score")
     print(f"{'method':12} {'micro F1':>9} {'macro F1':>9} {'mean':>7} {'sd':>7}")
-    means = {method: float(values.mean()) for method, values in found.items()}
-    for method, values in found.items():
+    means = {method: float(values.mean()) for method, values in f1_scores.items()}
+    for method, values in f1_scores.items():
         micro, macro = values.mean(axis=0)
         spread = values.mean(axis=1).std()
         print(f"{method:12} {micro:9.4f} {macro:9.4f} {means[method]:7.4f} {spread:7.4f}")
@@ -109,13 +109,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "figure": round(means[DEFAULT_METHOD], 4),
                 "ratio": round(means[DEFAULT_METHOD] / max(means["shared"], means["per_genre"]), 4),
                 "n": options.repeats,
-                "spread": round(float(found[DEFAULT_METHOD].mean(axis=1).std()), 4),
+                "spread": round(float(f1_scores[DEFAULT_METHOD].mean(axis=1).std()), 4),
                 "aim": AIM_RATIO,
                 "results": {
                     method: dict(
                         zip(("f1_micro", "f1_macro"), map(float, values.mean(axis=0)), strict=True)
                     )
-                    for method, values in found.items()
+                    for method, values in f1_scores.items()
                 },
             }
         )

@@ -25,7 +25,7 @@ from benchmarks.measure import (
     ratios,
     spread,
 )
-from benchmarks.training import build, compose_config, device_of, repeated, typical_batch
+from benchmarks.training import build, compose_config, device_of, time_repeatedly, typical_batch
 from genre_lightning.inputs.part import Part
 from genre_lightning.models.fusion import Fusion
 from genre_lightning.models.terms_mlp import TermsMLP
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             module.zero_grad()
             module(**inputs).sum().backward()
 
-        return repeated(run, args.steps)
+        return time_repeatedly(run, args.steps)
 
     sides = {
         "sparse branch": timed(branch, **part.numbers),
@@ -83,13 +83,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     seconds = by_turns(sides, args.n)
     milliseconds = {name: [1000 * value for value in side] for name, side in seconds.items()}
     print_table(milliseconds, "ms", f"{device}, {name}, batch {len(part)}, V = {width}")
-    found = ratios(seconds["dense layer"], seconds["sparse branch"])
+    turn_ratios = ratios(seconds["dense layer"], seconds["sparse branch"])
     print(
         json_line(
             statistics.median(milliseconds["sparse branch"]),
-            statistics.median(found),
+            statistics.median(turn_ratios),
             args.n,
-            spread(found),
+            spread(turn_ratios),
             AIM,
             unit="ms",
             aim_is="at least",

@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from benchmarks.measure import REPOSITORY
 from genre_lightning.data.batch import MovieBatch
 from genre_lightning.data.datamodule import MovieDataModule
-from genre_lightning.runs.composing import faster_configuration
+from genre_lightning.runs.composing import speed_up_composition
 from genre_lightning.training.module import GenreModule
 from train import chosen_precision, make_data, make_module, trains_on_gpu
 
@@ -33,7 +33,7 @@ def data_overrides(root: Path | None) -> list[str]:
 def compose_config(root: Path | None, overrides: Sequence[str]) -> DictConfig:
     """The configuration that ``train.py`` would compose."""
     with (
-        faster_configuration(),
+        speed_up_composition(),
         initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"),
     ):
         return compose("train", [*data_overrides(root), *overrides])
@@ -133,7 +133,7 @@ def resident_step(cfg: DictConfig, *, bf16: bool) -> tuple[Callable[[], None], M
     return step, batch
 
 
-def repeated(run: Callable[[], object], times: int) -> Callable[[], float]:
+def time_repeatedly(run: Callable[[], object], times: int) -> Callable[[], float]:
     """A side for ``by_turns``: calls ``run`` ``times`` times; returns the seconds per call."""
 
     def side() -> float:
@@ -150,12 +150,15 @@ def repeated(run: Callable[[], object], times: int) -> Callable[[], float]:
 def typical_batch(data: MovieDataModule, device: torch.device) -> MovieBatch:
     """A prepared training batch on the device, with about the mean number of values per column."""
     loader = data.loader("train", shuffle=True, device=device)
-    there = [features.row_index >= 0 for features in data.features.values()]
-    wanted = [has[data.splits["train"]].mean() * data.train_batch_size() for has in there]
+    has_column = [features.row_index >= 0 for features in data.features.values()]
+    mean_counts = [has[data.splits["train"]].mean() * data.train_batch_size() for has in has_column]
 
     def distance(item: tuple[np.ndarray, int]) -> float:
         rows, _ = item
-        return sum(abs(has[rows].sum() - own) for has, own in zip(there, wanted, strict=True))
+        return sum(
+            abs(has[rows].sum() - mean_count)
+            for has, mean_count in zip(has_column, mean_counts, strict=True)
+        )
 
     (batch,) = loader.prepare_group([min(loader.order, key=distance)])
     return batch

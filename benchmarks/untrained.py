@@ -38,8 +38,8 @@ def write_checkpoint(path: Path, num_genres: int = 18, overrides: Sequence[str] 
     with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
         cfg = compose("train", list(overrides))
     model: Any = OmegaConf.to_container(cfg.model, resolve=True)
-    listed = read_branches(model.pop("branches"))
-    inputs = {name: build_input(name, branch.input) for name, branch in listed.items()}
+    branches = read_branches(model.pop("branches"))
+    inputs = {name: build_input(name, branch.input) for name, branch in branches.items()}
     titles = compose_titles(4000)
     for branch_input in inputs.values():
         text = text_input(branch_input)
@@ -51,7 +51,7 @@ def write_checkpoint(path: Path, num_genres: int = 18, overrides: Sequence[str] 
             train = np.arange(len(titles))
             with tempfile.TemporaryDirectory() as folder:
                 text.open(titles, train, Store(Path(folder), progress=False))
-    networks = {name: branch.network for name, branch in listed.items()}
+    networks = {name: branch.network for name, branch in branches.items()}
     network = build_network(
         num_genres, networks, inputs, dropout=model["dropout"], members=model["members"]
     )

@@ -248,13 +248,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     note = f"{device}, batch {data.train_batch_size()}, {side} x {side}"
     print_table(seconds, "s an epoch", note, digits=2)
     best = min(list(seconds)[1:], key=lambda name: statistics.median(seconds[name]))
-    found = ratios(seconds[best], seconds["ours"])
+    turn_ratios = ratios(seconds[best], seconds["ours"])
     print(
         json_line(
             statistics.median(seconds["ours"]),
-            statistics.median(found),
+            statistics.median(turn_ratios),
             args.n,
-            spread(found),
+            spread(turn_ratios),
             AIM_CPU if device.type == "cpu" else AIM_GPU,
             unit="s",
             aim_is="at least",

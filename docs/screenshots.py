@@ -31,7 +31,7 @@ from genre_lightning.errors import UserError
 from genre_lightning.movies.demo import POSTER_GENRES, TITLE_GENRES, read_demo
 from genre_lightning.movies.movie import Movie, PosterFile
 from genre_lightning.predicting.predictor import POSTER, TITLE, GenrePredictor
-from genre_lightning.runs.quoting import override, shell_command
+from genre_lightning.runs.quoting import format_override, shell_command
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 #: CSS pixels, each one pixel of the picture.
@@ -60,7 +60,7 @@ def train_demo(folder: Path) -> Path:
         ScreenshotError: training failed, after saying why.
     """
     script = str(REPOSITORY / "train.py")
-    command = [sys.executable, script, "data=demo", override("hydra.run.dir", folder)]
+    command = [sys.executable, script, "data=demo", format_override("hydra.run.dir", folder)]
     done = subprocess.run(command, check=False)
     if done.returncode != 0:
         raise ScreenshotError(f"train.py ended with {done.returncode}; what it said is above")

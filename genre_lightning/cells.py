@@ -24,7 +24,7 @@ _SEPARATORS = f"{SEPARATOR};,/~^"
 
 
 #: Markers for missing values, as written by databases, pandas and MovieLens.
-_NOTHING = frozenset(
+_MISSING = frozenset(
     (r"\N", "NaN", "nan", "None", "NULL", "null", "N/A", "n/a", "NA", "<NA>", "(no genres listed)")
 )
 _LIST = re.compile(r"\[\s*(\]|[\"'{].*\]$)", re.DOTALL)
@@ -61,7 +61,7 @@ def text_of(column: str, cell: str) -> str:
     if column == "title":
         return cell
     names = names_in_list(cell)
-    return SEPARATOR.join(names) if names is not None else "" if cell in _NOTHING else cell
+    return SEPARATOR.join(names) if names is not None else "" if cell in _MISSING else cell
 
 
 def guard(text: str) -> str:
@@ -94,8 +94,8 @@ def score_cell(score: float) -> str:
 
 def separator_of(genres: Sequence[str]) -> str:
     """A separator that is in none of these genres: ``|`` if possible."""
-    usable = (mark for mark in _SEPARATORS if not any(mark in genre for genre in genres))
-    return next(usable, "\n")
+    unused = (mark for mark in _SEPARATORS if not any(mark in genre for genre in genres))
+    return next(unused, "\n")
 
 
 def score_columns(genres: Sequence[str], others: Iterable[str]) -> list[str]:
@@ -104,10 +104,10 @@ def score_columns(genres: Sequence[str], others: Iterable[str]) -> list[str]:
     A name that equals another column's, ignoring case, gets a prefix, as in "genre title".
     """
     taken = {name.lower() for name in others}
-    heads = []
+    headers = []
     for genre in genres:
-        head = genre
-        while head.lower() in taken or (head != genre and head in genres):
-            head = f"genre {head}"
-        heads.append(head)
-    return heads
+        header = genre
+        while header.lower() in taken or (header != genre and header in genres):
+            header = f"genre {header}"
+        headers.append(header)
+    return headers

@@ -71,10 +71,10 @@ def core_use(stat: str | None = None) -> CoreUse | None:
             stat = _STAT.read_text("ascii")
         except OSError:
             return None
-    wanted = {f"cpu{number}" for number in core_ids()}
+    core_names = {f"cpu{number}" for number in core_ids()}
     lines = [line.split() for line in stat.splitlines()]
     # user, nice, system, idle, iowait, ...: a core that waits for a disk counts as idle.
-    ticks = sum(int(line[4]) + int(line[5]) for line in lines if line and line[0] in wanted)
+    ticks = sum(int(line[4]) + int(line[5]) for line in lines if line and line[0] in core_names)
     times = os.times()
     own = times.user + times.system + times.children_user + times.children_system
     return CoreUse(time.perf_counter(), ticks / os.sysconf("SC_CLK_TCK"), own)
@@ -94,13 +94,13 @@ def num_threads(cores: int, before: CoreUse, after: CoreUse) -> int:
     seconds = after.now - before.now
     if seconds < MIN_SECONDS:
         return cores
-    others = cores - (after.idle - before.idle + after.own - before.own) / seconds
-    if others <= OTHERS_SHARE * cores:
+    busy = cores - (after.idle - before.idle + after.own - before.own) / seconds
+    if busy <= OTHERS_SHARE * cores:
         return cores
-    return max(1, round(cores - others))
+    return max(1, round(cores - busy))
 
 
-_at_start: CoreUse | None = None
+_use_at_start: CoreUse | None = None
 
 
 def share_cores() -> None:
@@ -111,10 +111,10 @@ def share_cores() -> None:
     PyTorch is already imported (a notebook, or the second job of a sweep in one process), or if the
     system does not report the cores' use.
     """
-    global _at_start
+    global _use_at_start
     limit_spinning()
     if "OMP_NUM_THREADS" not in os.environ and "torch" not in sys.modules:
-        _at_start = core_use()
+        _use_at_start = core_use()
 
 
 def set_threads() -> int:
@@ -122,12 +122,12 @@ def set_threads() -> int:
 
     By then the command has spent seconds on imports, enough for a measurement.
     """
-    global _at_start
+    global _use_at_start
     import torch
 
-    after = None if _at_start is None else core_use()
-    if _at_start is not None and after is not None:
+    after = None if _use_at_start is None else core_use()
+    if _use_at_start is not None and after is not None:
         cores = min(num_cores(), torch.get_num_threads())
-        torch.set_num_threads(num_threads(cores, _at_start, after))
-        _at_start = None
+        torch.set_num_threads(num_threads(cores, _use_at_start, after))
+        _use_at_start = None
     return torch.get_num_threads()

@@ -15,7 +15,7 @@ from typing import IO, Any, BinaryIO, Literal, TextIO, overload
 from genre_lightning.errors import UserError
 
 #: Error codes: no space left, quota exceeded, file too large.
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL_DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _TEMPORARY = re.compile(r"\..+\.(?P<process>[0-9]+)")
 
@@ -90,8 +90,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
             yield temporary
             for file in temporary.rglob("*"):
                 if file.is_file():
-                    with file.open("rb") as written:
-                        os.fsync(written.fileno())
+                    with file.open("rb") as opened:
+                        os.fsync(opened.fileno())
             temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -132,7 +132,7 @@ def full_disk(path: Path, error: OSError) -> FullDiskError:
 
     Args:
         path: path of the file.
-        error: the system's error, with an ``errno`` in ``FULL``.
+        error: the system's error, with an ``errno`` in ``FULL_DISK_ERRNOS``.
     """
     free = shutil.disk_usage(path.parent).free
     return FullDiskError(
@@ -154,7 +154,7 @@ def full_disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno not in FULL_DISK_ERRNOS:
             raise
         raise full_disk(path, error) from error
 
@@ -181,10 +181,10 @@ class AppendedText(io.TextIOBase):
         Raises:
             FullDiskError: the disk is full.
         """
-        left = memoryview(text.encode("utf-8", "backslashreplace"))
+        remaining = memoryview(text.encode("utf-8", "backslashreplace"))
         with full_disk_errors(self.path):
-            while left:
-                left = left[self._file.write(left) :]
+            while remaining:
+                remaining = remaining[self._file.write(remaining) :]
         return len(text)
 
     def writable(self) -> bool:

@@ -12,7 +12,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import OmegaConf
 
 from genre_lightning.runs.checks import check_folder, check_settings
-from genre_lightning.runs.command_line import command, folder_of, refusing
+from genre_lightning.runs.command_line import command, exit_on_user_error, folder_of
 from genre_lightning.runs.naming import sweep_name, sweep_overrides
 from genre_lightning.runs.quoting import shell_command
 from genre_lightning.scripts import CONF
@@ -49,7 +49,7 @@ def ask_folder(model: str | None, overrides: Sequence[str], sweeper: Mapping[str
 OmegaConf.register_new_resolver("ask_folder", ask_folder, replace=True)
 
 
-def long_form(override: str) -> str:
+def expand_override(override: str) -> str:
     """Expand ``model=NAME`` to ``model.name=NAME``; Hydra would look for a file NAME.yaml."""
     return re.sub(r"^model=", "model.name=", override)
 
@@ -67,7 +67,12 @@ def ask(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     # PyTorch.
     from rich.console import Console
 
-    from genre_lightning.ask.run import open_answer_file, save_questioner, unanswered_line, whys
+    from genre_lightning.ask.run import (
+        answer_reasons,
+        open_answer_file,
+        save_questioner,
+        unanswered_line,
+    )
     from genre_lightning.lean_imports import load_lightning
 
     load_lightning()
@@ -79,27 +84,27 @@ def ask(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     data = open_movies(cfg, console)
     rows = rows_by_split(cfg, data)
     questioner = build_questioner(cfg, data)
-    again = {"ask_again": cfg.ask_again, "again_temperature": cfg.again_temperature}
-    save_questioner(folder, questioner, **again)
+    retry_settings = {"ask_again": cfg.ask_again, "again_temperature": cfg.again_temperature}
+    save_questioner(folder, questioner, **retry_settings)
     with (
         open_loggers(cfg, folder, result) as loggers,
         open_answer_file(folder, cfg.reuse) as answer_file,
     ):
-        answers = ask_splits(cfg, data, rows, questioner, answer_file, console, again)
-        file = store_answers(folder, data, rows, answers, result)
+        answers = ask_splits(cfg, data, rows, questioner, answer_file, console, retry_settings)
+        answers_path = store_answers(folder, data, rows, answers, result)
         model, scores = score_splits(cfg, data, rows, questioner, answers, result, console)
-        for split, chosen in rows.items():
-            if line := unanswered_line(data.movie_set, split, chosen, answers):
+        for split, split_rows in rows.items():
+            if line := unanswered_line(data.movie_set, split, split_rows, answers):
                 console.print(line, soft_wrap=True)
         result["monitor_value"] = result["val"][cfg.monitor.removeprefix("val/")]
 
         scored = scores[cfg.split]
         write_evaluation(folder, model, data, scored)
-        remarks = {"why": whys(answers, answer_file, rows[cfg.split])}
-        report(folder, file, questioner, model, data, scored, remarks, result)
+        remarks = {"why": answer_reasons(answers, answer_file, rows[cfg.split])}
+        report(folder, answers_path, questioner, model, data, scored, remarks, result)
         for logger in loggers:
             logger.log_metrics(logged_values(cfg.monitor, result), step=0)
-        log_outcome(loggers, 0, model, data, scores, result, file)
+        log_outcome(loggers, 0, model, data, scores, result, answers_path)
     console.print(f"written to {shell_command(folder)}", soft_wrap=True)
 
 
@@ -107,12 +112,12 @@ class CheckAsking(Callback):
     """Refuses an invalid configuration of genre-ask before a folder is created."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        with refusing():
+        with exit_on_user_error():
             check_request(config)
             check_folder(folder_of(config, "run"))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        with refusing():
+        with exit_on_user_error():
             overrides = sweep_overrides(config.hydra)
             check_request(config, [key for key, o in overrides.items() if o.is_sweep_override()])
             check_folder(folder_of(config, "sweep"))
@@ -216,7 +221,7 @@ def ask_splits(
     questioner: Questioner,
     answer_file: AnswerFile,
     console: Console,
-    again: Mapping[str, Any],
+    retry_settings: Mapping[str, Any],
 ) -> Answers:
     """Ask about the movies of all splits, validation first."""
     import numpy as np
@@ -232,7 +237,7 @@ def ask_splits(
         ServerSettings(**settings),
         console,
         api_key_env=cfg.api_key_env,
-        **again,
+        **retry_settings,
     )
 
 
@@ -269,25 +274,25 @@ def score_splits(
 
     Adds the metrics to ``result``.
     """
-    from genre_lightning.ask.scoring import calibrated, score_answers
+    from genre_lightning.ask.scoring import fit_calibrated_model, score_answers
     from genre_lightning.report.evaluation import print_genre_table, split_metrics
 
-    model = calibrated(questioner, data, rows["val"], answers.scores[rows["val"]])
+    model = fit_calibrated_model(questioner, data, rows["val"], answers.scores[rows["val"]])
     scores = {
         split: score_answers(
             model, questioner, data, split, rows[split], answers.scores[rows[split]]
         )
         for split in dict.fromkeys(("val", cfg.split))
     }
-    for split, found in scores.items():
-        result[split] = split_metrics(model, found)
-        print_genre_table(model, found, result[split], console)
+    for split, split_scores in scores.items():
+        result[split] = split_metrics(model, split_scores)
+        print_genre_table(model, split_scores, result[split], console)
     return model, scores
 
 
 def report(
     folder: Path,
-    file: Path,
+    answers_path: Path,
     questioner: Questioner,
     model: TrainedModel,
     data: MovieDataModule,
@@ -302,7 +307,7 @@ def report(
     from genre_lightning.report.page import Origin, render_report
 
     origin = Origin(
-        checkpoint=file,
+        checkpoint=answers_path,
         command=shell_command("genre-ask", *result["overrides"]),
         created=datetime.now().astimezone(),
         name=questioner.model,
@@ -316,8 +321,8 @@ def report(
 def logged_values(monitor: str, result: Mapping[str, Any]) -> dict[str, float]:
     """Values for the loggers: the monitored value, and the cost per movie."""
     costs = {name: result[name] for name in ("tokens_per_movie", "seconds_per_movie")}
-    known = {name: value for name, value in costs.items() if value is not None}
-    return {monitor: result["monitor_value"], **known}
+    reported = {name: value for name, value in costs.items() if value is not None}
+    return {monitor: result["monitor_value"], **reported}
 
 
 def facts(questioner: Questioner, result: dict[str, Any], split: str) -> list[tuple[str, str]]:
@@ -339,7 +344,7 @@ def facts(questioner: Questioner, result: dict[str, Any], split: str) -> list[tu
     return rows
 
 
-def prepared(arguments: Sequence[str]) -> list[str]:
+def prepare_arguments(arguments: Sequence[str]) -> list[str]:
     """Return the arguments in the form that Hydra reads.
 
     Raises:
@@ -352,10 +357,10 @@ def prepared(arguments: Sequence[str]) -> list[str]:
             from genre_lightning.ask.server import read_key
 
             read_key(variable)
-    return [long_form(argument) for argument in arguments]
+    return [expand_override(argument) for argument in arguments]
 
 
-@command(CONF, "ask", prepared)
+@command(CONF, "ask", prepare_arguments)
 def main(cfg: DictConfig) -> float | None:
     """Run as a single run or as a job of a sweep; return the monitored value."""
     return run_job(cfg, ask)

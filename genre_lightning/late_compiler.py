@@ -38,11 +38,11 @@ def install() -> None:
     stand_in = LateCompiler()
     sys.modules[NAME] = stand_in
     torch._dynamo = stand_in
-    sys.meta_path.insert(0, _Submodules())
-    torch.use_deterministic_algorithms = _only_to_change(torch.use_deterministic_algorithms)
+    sys.meta_path.insert(0, _SubmoduleFinder())
+    torch.use_deterministic_algorithms = _skip_if_unchanged(torch.use_deterministic_algorithms)
 
 
-def _only_to_change(use: Callable[..., None]) -> Callable[..., None]:
+def _skip_if_unchanged(use: Callable[..., None]) -> Callable[..., None]:
     """Wrap ``torch.use_deterministic_algorithms`` to skip calls that would change nothing.
 
     The function imports Inductor to pass the setting on, and every trainer calls it, usually
@@ -70,27 +70,29 @@ def _load() -> ModuleType:
     import torch
 
     if isinstance(sys.modules.get(NAME), LateCompiler):
-        sys.meta_path[:] = [each for each in sys.meta_path if not isinstance(each, _Submodules)]
+        sys.meta_path[:] = [
+            finder for finder in sys.meta_path if not isinstance(finder, _SubmoduleFinder)
+        ]
         del sys.modules[NAME]
         sys.modules.pop(UTILS, None)
         vars(torch).pop("_dynamo", None)
     module = importlib.import_module(NAME)
-    while _TOLD:
-        name, fn = _TOLD.pop(0)
+    while _DEFERRED:
+        name, fn = _DEFERRED.pop(0)
         getattr(module, name)(fn)
     if APART in sys.modules:
         setattr(module, APART.rpartition(".")[2], sys.modules[APART])
     return module
 
 
-class _WhatWasCompiled(type):
+class _OptimizedModuleMeta(type):
     def __instancecheck__(cls, instance: object) -> bool:
         module = _loaded()
         return module is not None and isinstance(instance, module.OptimizedModule)
 
 
 @final
-class _OptimizedModule(metaclass=_WhatWasCompiled):
+class _OptimizedModule(metaclass=_OptimizedModuleMeta):
     """Stand-in for ``OptimizedModule``; has no instances until something is compiled."""
 
 
@@ -115,7 +117,7 @@ def _disable(
 
 
 #: Names of the compiler's decorators, and functions to apply them to once it is loaded.
-_TOLD: list[tuple[str, Callable[..., Any]]] = []
+_DEFERRED: list[tuple[str, Callable[..., Any]]] = []
 
 
 def _late_decorator(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -126,7 +128,7 @@ def _late_decorator(name: str) -> Callable[[Callable[..., Any]], Callable[..., A
         if module is not None:
             decorated: Callable[..., Any] = getattr(module, name)(fn)
             return decorated
-        _TOLD.append((name, fn))
+        _DEFERRED.append((name, fn))
         return fn
 
     return decorate
@@ -164,7 +166,7 @@ class LateCompiler(ModuleType):
 
     def __init__(self) -> None:
         super().__init__(NAME, __doc__)
-        # Makes it a package; _Submodules finds its modules.
+        # Makes it a package; _SubmoduleFinder finds its modules.
         self.__path__ = []
 
     def __getattr__(self, name: str) -> Any:
@@ -215,7 +217,7 @@ class _LateUtils(ModuleType):
 
 
 @final
-class _Submodules(MetaPathFinder):
+class _SubmoduleFinder(MetaPathFinder):
     """Imports the compiler before any of its modules, except for ``UTILS`` and ``APART``."""
 
     def find_spec(
@@ -224,19 +226,19 @@ class _Submodules(MetaPathFinder):
         if not fullname.startswith(f"{NAME}."):
             return None
         if fullname == UTILS:
-            return ModuleSpec(fullname, _AlreadyThere(_LateUtils()))
+            return ModuleSpec(fullname, _ExistingModuleLoader(_LateUtils()))
         if fullname == APART:
             import torch
 
             return PathFinder.find_spec(fullname, [f"{torch.__path__[0]}/_dynamo"])
         compiler = _load()
         if fullname in sys.modules:
-            return ModuleSpec(fullname, _AlreadyThere(sys.modules[fullname]))
+            return ModuleSpec(fullname, _ExistingModuleLoader(sys.modules[fullname]))
         return PathFinder.find_spec(fullname, compiler.__path__)
 
 
 @final
-class _AlreadyThere(Loader):
+class _ExistingModuleLoader(Loader):
     """Loader that returns an existing module."""
 
     def __init__(self, module: ModuleType) -> None:

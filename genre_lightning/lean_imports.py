@@ -18,7 +18,7 @@ from genre_lightning.garbage import without_garbage_collection
 
 
 @contextmanager
-def without(*packages: str) -> Iterator[None]:
+def hide_packages(*packages: str) -> Iterator[None]:
     """Let Lightning and torchmetrics import as if some packages were not installed.
 
     If they are installed, torchmetrics imports torchvision, and with it PyTorch's compiler, and
@@ -32,12 +32,12 @@ def without(*packages: str) -> Iterator[None]:
     """
     is_met = RequirementCache.__bool__
 
-    def is_met_and_wanted(self: RequirementCache) -> bool:
+    def is_met_and_not_hidden(self: RequirementCache) -> bool:
         if self.requirement and Requirement(self.requirement).name in packages:
             return False
         return is_met(self)
 
-    RequirementCache.__bool__ = is_met_and_wanted  # type: ignore[method-assign]
+    RequirementCache.__bool__ = is_met_and_not_hidden  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -49,7 +49,7 @@ def load_lightning() -> None:
     with without_garbage_collection():
         late_compiler.install()
         _load_flop_counter()
-        with without("torchvision", "transformers", "matplotlib"), _without_signals():
+        with hide_packages("torchvision", "transformers", "matplotlib"), _without_scipy_signal():
             import torchmetrics  # noqa: F401
 
 
@@ -62,7 +62,7 @@ def _load_flop_counter() -> None:
     jit = ModuleType("triton.runtime.jit")
     vars(jit)["JITFunction"] = type("JITFunction", (), {})
     stand_ins = {name: ModuleType(name) for name in ("triton", "triton.runtime")}
-    with _standing_in({**stand_ins, jit.__name__: jit}):
+    with _replace_modules({**stand_ins, jit.__name__: jit}):
         import torch.utils.flop_counter  # noqa: F401
 
 
@@ -72,7 +72,7 @@ def without_wandb() -> Iterator[None]:
 
     timm needs it only for logging, which is not used here.
     """
-    with _standing_in({"wandb": None}):
+    with _replace_modules({"wandb": None}):
         yield
 
 
@@ -90,7 +90,7 @@ def late_scikit_learn() -> Iterator[None]:
     vars(metrics)["pairwise_distances"] = _pairwise_distances
     for module in (package, metrics):
         module.__spec__ = ModuleSpec(module.__name__, None)
-    with _standing_in({"sklearn": package, "sklearn.metrics": metrics}):
+    with _replace_modules({"sklearn": package, "sklearn.metrics": metrics}):
         yield
 
 
@@ -99,7 +99,7 @@ def _pairwise_distances(*arguments: Any, **options: Any) -> Any:
 
 
 @contextmanager
-def _without_signals() -> Iterator[None]:
+def _without_scipy_signal() -> Iterator[None]:
     """Let torchmetrics import without ``scipy.signal``.
 
     torchmetrics restores ``scipy.signal.hamming``, which SciPy has moved, for an audio package. For
@@ -108,26 +108,26 @@ def _without_signals() -> Iterator[None]:
     """
     patched = ModuleType("scipy.signal")
     vars(patched)["hamming"] = None
-    with _standing_in({"scipy.signal": patched}):
+    with _replace_modules({"scipy.signal": patched}):
         yield
 
 
 @contextmanager
-def _standing_in(modules: dict[str, ModuleType | None]) -> Iterator[None]:
+def _replace_modules(modules: dict[str, ModuleType | None]) -> Iterator[None]:
     """Replace modules in the block, by None to hide one, unless any is already imported."""
     if not modules.keys().isdisjoint(sys.modules):
         yield
         return
-    known: dict[str, Any] = sys.modules
-    known.update(modules)
+    imported: dict[str, Any] = sys.modules
+    imported.update(modules)
     try:
         yield
     finally:
         for name, module in modules.items():
-            if known.get(name, known) is not module:
+            if imported.get(name, imported) is not module:
                 continue
-            del known[name]
-            package, _, own = name.rpartition(".")
+            del imported[name]
+            package, _, attribute = name.rpartition(".")
             # An import also sets the module as an attribute of its package.
-            if module is not None and vars(known.get(package, sys)).get(own) is module:
-                del vars(known[package])[own]
+            if module is not None and vars(imported.get(package, sys)).get(attribute) is module:
+                del vars(imported[package])[attribute]

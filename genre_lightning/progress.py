@@ -9,21 +9,21 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
-from genre_lightning.wording import shown_time
+from genre_lightning.wording import format_duration
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 #: Minimum seconds between two lines, and minimum share of the elapsed time; the longer applies.
-EVERY, SHARE = 30, 0.05
+MIN_SECONDS, MIN_SHARE = 30, 0.05
 
 
-def how_far(done: float, total: int, more: str) -> str:
+def progress_text(done: float, total: int, more: str) -> str:
     """Progress as text, such as "300 of 4,000, 2 broken"."""
     return f"{int(done):,} of {total:,}{more}"
 
 
-class Lines:
+class ProgressLines:
     """Progress as occasional lines, for the log of an unattended job.
 
     Args:
@@ -46,8 +46,8 @@ class Lines:
         self._clock = clock
         self._lock = threading.Lock()
         self._begun = clock()
-        self._next = self._begun + EVERY
-        self._before: tuple[float, float] | None = None
+        self._next = self._begun + MIN_SECONDS
+        self._last: tuple[float, float] | None = None
 
     def update(self, done: float, more: str = "") -> None:
         """Print a line if it is time for one; can be called from any thread.
@@ -58,20 +58,21 @@ class Lines:
         """
         with self._lock:
             now = self._clock()
-            if self._before is None:  # excludes setup time, such as loading an encoder
-                self._before = now, done
+            if self._last is None:  # excludes setup time, such as loading an encoder
+                self._last = now, done
                 return
             if now < self._next:
                 return
             # Only the speed since the previous line counts: work that an earlier run has done is
             # skipped in no time.
-            took, gained = now - self._before[0], done - self._before[1]
-            left = ""
-            if gained > 0:
-                left = f", about {shown_time((self.total - done) * took / gained)} left"
-            self._say(f"{self.what}: {how_far(done, self.total, more)}{left}")
-            self._before = now, done
-            self._next = now + max(EVERY, SHARE * (now - self._begun))
+            seconds, advance = now - self._last[0], done - self._last[1]
+            remaining = ""
+            if advance > 0:
+                estimate = (self.total - done) * seconds / advance
+                remaining = f", about {format_duration(estimate)} left"
+            self._say(f"{self.what}: {progress_text(done, self.total, more)}{remaining}")
+            self._last = now, done
+            self._next = now + max(MIN_SECONDS, MIN_SHARE * (now - self._begun))
 
 
 @contextmanager
@@ -87,7 +88,7 @@ def progress(
         console: where to show it; None for standard error.
 
     Yields:
-        A function with the arguments of :meth:`Lines.update`; can be called from any thread.
+        A function with the arguments of :meth:`ProgressLines.update`, for any thread.
     """
     if not shown:
         yield lambda done, more="": None
@@ -100,17 +101,17 @@ def progress(
     if console is None:
         console = Console(stderr=True, markup=False, emoji=False, highlight=False)
     if not console.is_terminal:
-        yield Lines(what, total, partial(console.print, soft_wrap=True)).update
+        yield ProgressLines(what, total, partial(console.print, soft_wrap=True)).update
         return
     bar = rich.progress.Progress(
         rich.progress.TextColumn(what),
         rich.progress.BarColumn(),
-        rich.progress.TextColumn("{task.fields[how_far]}", markup=False),
+        rich.progress.TextColumn("{task.fields[progress_text]}", markup=False),
         rich.progress.TimeRemainingColumn(),
         console=console,
     )
     with bar:
-        task = bar.add_task(what, total=total, how_far=how_far(0, total, ""))
+        task = bar.add_task(what, total=total, progress_text=progress_text(0, total, ""))
         yield lambda done, more="": bar.update(
-            task, completed=done, how_far=how_far(done, total, more)
+            task, completed=done, progress_text=progress_text(done, total, more)
         )

@@ -36,15 +36,15 @@ WARNINGS = (
 def quiet_libraries() -> Iterator[None]:
     """Hide these messages and warnings while the block runs."""
     logger = logging.getLogger(LIGHTNING_LOGGER)
-    logger.addFilter(_is_news)
+    logger.addFilter(_should_show)
     try:
         with warnings.catch_warnings():
             for message in WARNINGS:
                 warnings.filterwarnings("ignore", message)
             yield
     finally:
-        logger.removeFilter(_is_news)
+        logger.removeFilter(_should_show)
 
 
-def _is_news(record: logging.LogRecord) -> bool:
+def _should_show(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith(LIGHTNING_NOTES)

@@ -43,7 +43,7 @@ SMALL_BYTES = 64 * 2**20
 _NAME = re.compile(r"[A-Za-z0-9_]+")
 _KEY = re.compile(r"[0-9a-f]{8,128}")
 _LEFTOVER = re.compile(r"\.(?P<folder>[A-Za-z0-9_]+-[0-9a-f]+)\.tmp-[0-9a-f]+")
-_SUMS = "checksums.json"
+_CHECKSUMS = "checksums.json"
 _NOT_WRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 
 
@@ -63,7 +63,7 @@ def content_key(*parts: Any) -> str:
         into a key.
     """
     digest = hashlib.blake2b(digest_size=16)
-    _feed(digest.update, list(parts))
+    _hash_part(digest.update, list(parts))
     return digest.hexdigest()
 
 
@@ -96,11 +96,11 @@ def stored_folder(
     cache_dir = Path(cache_dir).expanduser()
     folder = cache_dir / f"{name}-{key}"
 
-    def wrong() -> str | None:
-        return (check(folder) if check is not None else None) or changed(folder)
+    def find_fault() -> str | None:
+        return (check(folder) if check is not None else None) or find_changed_file(folder)
 
-    if folder.is_dir() and wrong() is None:
-        _adopt(folder)
+    if folder.is_dir() and find_fault() is None:
+        _add_missing_checksums(folder)
         return folder  # the usual case; takes no lock, so it works in a read-only cache
     lock = _lock(cache_dir, folder.name)
     try:
@@ -115,13 +115,13 @@ def stored_folder(
     try:
         _remove_leftovers(cache_dir, own=folder.name)
         if folder.is_dir():
-            reason = wrong()
+            reason = find_fault()
             if reason is None:
                 return folder  # the process we waited for has built it
             logger.warning("rebuilding %s: %s", folder, reason)
         _build(folder, build)
     except OSError as error:
-        if isinstance(error, CacheError) or not _is_ours(error, cache_dir):
+        if isinstance(error, CacheError) or not _is_cache_failure(error, cache_dir):
             raise
         raise _cache_error(cache_dir, error) from error
     finally:
@@ -129,27 +129,27 @@ def stored_folder(
     return folder
 
 
-def changed(folder: Path) -> str | None:
+def find_changed_file(folder: Path) -> str | None:
     """Return which file of a :func:`stored_folder` has changed since it was built; None for none.
 
     Folders built by earlier versions have no checksums and are not checked.
     """
     try:
-        sums = json.loads((folder / _SUMS).read_text(encoding="utf-8"))
+        sums = json.loads((folder / _CHECKSUMS).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        return f"{_SUMS} can't be read ({error})"
+        return f"{_CHECKSUMS} can't be read ({error})"
     if not isinstance(sums, dict):
-        return f"{_SUMS} is damaged"
-    for name, wanted in sums.items():
+        return f"{_CHECKSUMS} is damaged"
+    for name, expected in sums.items():
         try:
-            found = _sum(folder / name)
+            actual = _checksum(folder / name)
         except FileNotFoundError:
             return f"{name} is gone"
         except (OSError, ValueError) as error:  # ValueError: a NUL in the name
             return f"{name} can't be read ({error})"
-        if found != wanted:
+        if actual != expected:
             return f"{name} has changed since it was written"
     return None
 
@@ -164,7 +164,7 @@ def save_array(path: Path, array: np.ndarray) -> None:
     path.write_bytes(content.getbuffer())
 
 
-def _sum(path: Path) -> list[int]:
+def _checksum(path: Path) -> list[int]:
     """Size and CRC-32 of a file."""
     size = checksum = 0
     buffer = bytearray(2**20)
@@ -176,19 +176,19 @@ def _sum(path: Path) -> list[int]:
     return [size, checksum]
 
 
-def _write_sums(folder: Path) -> None:
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != _SUMS)
-    sums = {path.relative_to(folder).as_posix(): _sum(path) for path in paths}
-    temporary = folder / f".{_SUMS}.{os.getpid()}"
+def _write_checksums(folder: Path) -> None:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != _CHECKSUMS)
+    sums = {path.relative_to(folder).as_posix(): _checksum(path) for path in paths}
+    temporary = folder / f".{_CHECKSUMS}.{os.getpid()}"
     temporary.write_text(json.dumps(sums), encoding="utf-8")
-    os.replace(temporary, folder / _SUMS)
+    os.replace(temporary, folder / _CHECKSUMS)
 
 
-def _adopt(folder: Path) -> None:
+def _add_missing_checksums(folder: Path) -> None:
     """Add the missing checksums to a folder of an earlier version, if it can be written."""
-    if not (folder / _SUMS).exists():
+    if not (folder / _CHECKSUMS).exists():
         with suppress(OSError):
-            _write_sums(folder)
+            _write_checksums(folder)
 
 
 def remove_stored(folder: Path) -> None:
@@ -210,7 +210,7 @@ def remove_stored(folder: Path) -> None:
         lock.release()
 
 
-def advise(array: np.ndarray, rows: np.ndarray) -> None:
+def prefetch_rows(array: np.ndarray, rows: np.ndarray) -> None:
     """Ask the system to prefetch rows of a large memory-mapped array.
 
     Otherwise, if the file is larger than memory, each page is waited for. Small arrays are in
@@ -235,7 +235,7 @@ def _build(folder: Path, build: Callable[[Path], None]) -> None:
     temporary.mkdir()
     try:
         build(temporary)
-        _write_sums(temporary)
+        _write_checksums(temporary)
         if folder.is_dir():  # damaged; renamed first, so that no process sees it half removed
             damaged = folder.rename(_temporary(folder))
             shutil.rmtree(damaged, ignore_errors=True)
@@ -279,7 +279,7 @@ def _lock(cache_dir: Path, folder_name: str) -> BaseFileLock:
     return FileLock(cache_dir / f".{folder_name}.lock")
 
 
-def _is_ours(error: OSError, cache_dir: Path) -> bool:
+def _is_cache_failure(error: OSError, cache_dir: Path) -> bool:
     """Whether an error is a failure to write the cache, rather than an error elsewhere."""
     if error.errno in _NOT_WRITABLE:
         return True
@@ -296,7 +296,7 @@ def _cache_error(cache_dir: Path, error: OSError) -> CacheError:
     )
 
 
-def _feed(update: Callable[[bytes], object], part: Any) -> None:
+def _hash_part(update: Callable[[bytes], object], part: Any) -> None:
     """Hash one part as type, length and content, so that different parts give different bytes."""
     if isinstance(part, np.generic):
         part = part.item()
@@ -318,13 +318,13 @@ def _feed(update: Callable[[bytes], object], part: Any) -> None:
                 data = item.encode("utf-8", "surrogatepass")
                 update(b"str:%d:%b" % (len(data), data))
             else:
-                _feed(update, item)
+                _hash_part(update, item)
         return
     elif isinstance(part, Mapping):
         update(b"dict:%d:" % len(part))
         for name in sorted(part):
-            _feed(update, name)
-            _feed(update, part[name])
+            _hash_part(update, name)
+            _hash_part(update, part[name])
         return
     elif isinstance(part, np.ndarray) and not part.dtype.hasobject:
         update(f"array:{part.dtype.str}:{part.shape}:".encode())

@@ -17,9 +17,9 @@ def listed(names: Sequence[str], last: str = "and") -> str:
     return f"{', '.join(others)} {last} {end}" if others else end
 
 
-def first_few(texts: Sequence[str], most: int, join: str = ", ") -> str:
+def first_few(texts: Sequence[str], max_count: int, join: str = ", ") -> str:
     """Join the first texts, and count the others: "A, B and 3 more"."""
-    shown, more = join.join(texts[:most]), len(texts) - most
+    shown, more = join.join(texts[:max_count]), len(texts) - max_count
     return f"{shown} and {more} more" if more > 0 else shown
 
 
@@ -28,9 +28,9 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def closest_name(name: str, known: Iterable[str], likeness: float = 0.6) -> str | None:
-    """The most similar known name; None if no name's similarity, in 0..1, reaches ``likeness``."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=likeness)
+def closest_name(name: str, known: Iterable[str], min_similarity: float = 0.6) -> str | None:
+    """The most similar known name; None if none is as similar as ``min_similarity``, in 0..1."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=min_similarity)
     return close[0] if close else None
 
 
@@ -39,9 +39,9 @@ def did_you_mean(name: str | None) -> str:
     return "" if name is None else f"; did you mean {name}?"
 
 
-def shortened(text: str, most: int) -> str:
+def shortened(text: str, max_characters: int) -> str:
     """Shorten text to a maximum number of characters, with "…" at the end if it was longer."""
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+    return text if len(text) <= max_characters else f"{text[: max_characters - 1]}…"
 
 
 def printable(text: str) -> str:
@@ -49,11 +49,12 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(
-        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text
     )
 
 
-def shown_time(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """A duration for people: 420 s, 14 min, 2 h 05; in seconds for less than 10 minutes."""
     if seconds < 600:
         return f"{seconds:.0f} s"

@@ -112,12 +112,14 @@ class OptunaSweeper(Sweeper):
             returns += self.launcher.launch(
                 [job(trial) for trial in batch], initial_job_idx=batch[0].number
             )
-            told = [trials.tell(t.number, read_result(folder(t)) or {}) for t in batch]
-            if not any(told):
+            has_ended = [trials.tell(t.number, read_result(folder(t)) or {}) for t in batch]
+            if not any(has_ended):
                 break
         return returns
 
 
 def consecutive(trials: Sequence[Any]) -> list[Any]:
     """The leading trials whose numbers are consecutive."""
-    return [trial for place, trial in enumerate(trials) if trial.number == trials[0].number + place]
+    return [
+        trial for offset, trial in enumerate(trials) if trial.number == trials[0].number + offset
+    ]

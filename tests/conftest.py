@@ -148,7 +148,7 @@ def apart_from_sweeps() -> Iterator[None]:
     yield
     HydraConfig.instance().cfg = before
     if jobs := sys.modules.get("genre_lightning.sweeps.jobs"):
-        jobs._share_within(None)
+        jobs._reset_shared_data(None)
 
 
 @pytest.fixture(autouse=True)

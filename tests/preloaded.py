@@ -8,7 +8,7 @@ import sys
 from hydra import compose, initialize_config_dir
 
 from genre_lightning.lean_imports import load_lightning
-from genre_lightning.runs.composing import faster_configuration
+from genre_lightning.runs.composing import speed_up_composition
 
 load_lightning()
 for name in (
@@ -57,7 +57,7 @@ sys.modules["PIL.Image"].init()  # its formats
 # Hydra looks for its plugins once in a process, and its parsers learn from what they have parsed.
 conf = importlib.import_module("train").CONF
 with (
-    faster_configuration(),
+    speed_up_composition(),
     initialize_config_dir(str(conf), version_base="1.3"),
 ):
     compose("train", ["model=fusion", "++data.num_movies=120"], return_hydra_config=True)

@@ -33,13 +33,13 @@ def train_in(repository: Path, folder: Path, overrides: list[str]) -> dict[str, 
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import open_dict
 
-    from genre_lightning.runs.composing import faster_configuration
+    from genre_lightning.runs.composing import speed_up_composition
     from genre_lightning.runs.result import recorded_run
     from train import train
 
     folder.mkdir(parents=True, exist_ok=True)
     before = HydraConfig.instance().cfg
-    with faster_configuration():
+    with speed_up_composition():
         with initialize_config_dir(str(repository / "conf"), version_base="1.3"):
             cfg = compose("train", overrides, return_hydra_config=True)
         with open_dict(cfg):

@@ -29,9 +29,9 @@ from genre_lightning.inputs.table import INPUTS, build_input
 from genre_lightning.inputs.vectors import VectorsInput
 from genre_lightning.inputs.year import YearInput
 from genre_lightning.models.networks import NETWORKS, NetworkType, build_network
-from genre_lightning.runs.composing import faster_configuration
+from genre_lightning.runs.composing import speed_up_composition
 from tests.kinds import without_weights
-from train import listed_branches
+from train import configured_branches
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
@@ -60,7 +60,7 @@ def small_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def composed(name: str, overrides: list[str]) -> DictConfig:
     # As the commands do.
-    with faster_configuration(), initialize_config_dir(str(CONF), version_base="1.3"):
+    with speed_up_composition(), initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose(name, overrides, return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)
     return cfg
@@ -83,7 +83,7 @@ def learn(branch_input: Input) -> None:
 
 def described(cfg: DictConfig) -> dict[str, Any]:
     """The branches of a configuration as a model's description, built without data."""
-    listed = listed_branches(cfg)
+    listed = configured_branches(cfg)
     inputs = {name: build_input(name, branch.input) for name, branch in listed.items()}
     for given in inputs.values():
         if isinstance(given, (VectorsInput, YearInput, EmbeddingInput)):
@@ -278,7 +278,7 @@ def test_a_network_by_another_name_is_built_with_a_warning(
     cfg = composed("train", ["model.branches.title_tfidf.network.name=terms_other"])
     assert described(cfg)["title_tfidf"]["name"] == "terms_other" and not caplog.messages
     # Its learning-rate scale, which is its branch's, stays.
-    assert listed_branches(cfg)["title_tfidf"].lr_scale == 0.15
+    assert configured_branches(cfg)["title_tfidf"].lr_scale == 0.15
     # The ResNet's arguments stay in the configuration, and are left out.
     limits = {"size": (1, 4096), "hidden": (1, 9)}
     monkeypatch.setitem(NETWORKS, "pixels_mlp", NetworkType(OfPixels, "pixels", limits))

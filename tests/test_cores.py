@@ -100,11 +100,11 @@ def beside_busy_processes(repository: Path) -> dict[str | None, list[int]]:
     try:
         time.sleep(0.1)
         # PyTorch takes the set number as it is loaded, or is told it by the process that forks.
-        told = Command(["-c", WATCH], repository, {**env, "OMP_NUM_THREADS": "2"})
+        limited = Command(["-c", WATCH], repository, {**env, "OMP_NUM_THREADS": "2"})
         chosen = subprocess.run(
             [sys.executable, "-c", WATCH], cwd=repository, env=env, text=True, capture_output=True
         )
-        printed = {None: chosen.stdout, "2": told.communicate()[0]}
+        printed = {None: chosen.stdout, "2": limited.communicate()[0]}
         return {given: [*map(int, text.split())] for given, text in printed.items()}
     finally:
         for process in busy:
@@ -141,5 +141,5 @@ def test_threads_of_a_training_soon_sleep_unless_told_otherwise(
     command = repository / "train.py", tiny_overrides("trainer.max_epochs=1", model="title")
     env = {**os.environ, **given}
     # One is a whole training: PyTorch loads what the others load.
-    told = told_by_openmp(*command, tmp_path, env, whole=not given)
-    assert f"GOMP_SPINCOUNT = '{count}'" in told
+    settings = told_by_openmp(*command, tmp_path, env, whole=not given)
+    assert f"GOMP_SPINCOUNT = '{count}'" in settings

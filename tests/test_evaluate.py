@@ -73,16 +73,16 @@ def test_as_a_user_from_another_folder(
     overrides = ["ckpt_path=moved.ckpt", "hydra.run.dir=out", "device=cpu"]
     done = run_command([script, *overrides], tmp_path, env)
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "out" / "metrics.json").read_text("utf-8"))
-    assert found == recorded(trained_run)["test"]
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text("utf-8"))
+    assert metrics == recorded(trained_run)["test"]
     for name in ("per_genre.csv", "predictions.csv", "report.html"):
         assert (tmp_path / "out" / name).is_file()
     # Its demo movies were made in another cache, and are the same.
     report = (tmp_path / "out" / "report.html").read_text("utf-8")
     assert "that the checkpoint was trained on" not in report and ">demo: 120 movies<" in report
     if sys.platform == "linux":  # where PyTorch has GNU's OpenMP, which tells what it goes by
-        told = told_by_openmp(script, overrides, tmp_path, env)
-        assert "GOMP_SPINCOUNT = '10000'" in told
+        settings = told_by_openmp(script, overrides, tmp_path, env)
+        assert "GOMP_SPINCOUNT = '10000'" in settings
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
@@ -99,14 +99,14 @@ def test_the_same_data_given_again(trained_run: Path, evaluate_here: Evaluate) -
 def test_the_batch_size_changes_nothing_to_speak_of(
     size: int, trained_run: Path, evaluate_here: Evaluate
 ) -> None:
-    found = evaluate_here(best(trained_run), f"batch_size={size}")
-    assert found == pytest.approx(recorded(trained_run)["test"], abs=1e-5)
+    metrics = evaluate_here(best(trained_run), f"batch_size={size}")
+    assert metrics == pytest.approx(recorded(trained_run)["test"], abs=1e-5)
 
 
 def test_the_files_agree_with_scikit_learn(
     trained_run: Path, evaluate_here: Evaluate, tmp_path: Path
 ) -> None:
-    found = evaluate_here(best(trained_run))
+    metrics = evaluate_here(best(trained_run))
     model = load_model(best(trained_run))
     rows = table(tmp_path / "evaluation" / "predictions.csv")
     assert list(rows[0]) == ["id", "title", "true", "predicted", "has_poster", *model.genres]
@@ -115,12 +115,12 @@ def test_the_files_agree_with_scikit_learn(
         np.array([[genre in row[column].split("|") for genre in model.genres] for row in rows])
         for column in ("true", "predicted")
     )
-    assert len(rows) == found["num_movies"] == 24
+    assert len(rows) == metrics["num_movies"] == 24
     near = np.abs(scores - model.thresholds.numpy()) < 1e-6
     np.testing.assert_array_equal(predicted | near, (scores >= model.thresholds.numpy()) | near)
     for average in ("micro", "macro", "weighted", "samples"):
         expected = f1_score(true, predicted, average=average, zero_division=0)
-        assert found[f"f1_{average}"] == pytest.approx(expected, abs=1e-6)
+        assert metrics[f"f1_{average}"] == pytest.approx(expected, abs=1e-6)
     for row, column in zip(table(tmp_path / "evaluation" / "per_genre.csv"), range(8), strict=True):
         assert row["genre"] == model.genres[column]
         assert int(float(row["support"])) == true[:, column].sum()
@@ -143,8 +143,8 @@ def test_a_model_card_says_the_same_as_the_report(
     text = card.split("### Test split")[1].split("### ")[0]
     for name in ("f1_micro", "f1_macro", "map_macro", "recall_micro"):
         row = rf"\| {re.escape(METRICS[name])} \| ([\d.]+) \| ([\d.]+ to [\d.]+) \|"
-        (found,) = re.findall(row, text)
-        assert found[0] == f"{metrics[name]:.3f}" and found[1] in report
+        (cells,) = re.findall(row, text)
+        assert cells[0] == f"{metrics[name]:.3f}" and cells[1] in report
 
 
 @pytest.fixture
@@ -173,8 +173,8 @@ def test_other_data_with_genres_in_another_order(
 ) -> None:
     genres = ["Western", "Comedy", "Action"]
     path = manifest(genres)
-    found = evaluate_here(best(trained_run), "data=manifest", f"data.path={path}")
-    assert found["num_movies"] == 6
+    metrics = evaluate_here(best(trained_run), "data=manifest", f"data.path={path}")
+    assert metrics["num_movies"] == 6
     for row in table(tmp_path / "evaluation" / "predictions.csv"):
         assert row["true"] == genres[int(row["id"][1:]) % 3]
         assert row["has_poster"] == str(int(int(row["id"][1:]) % 3 != 0))
@@ -192,14 +192,14 @@ def test_a_test_split_that_would_hold_movies_of_train_is_refused(
     checkpoint = torch.load(best(trained_run), weights_only=True)
     card = checkpoint[CHECKPOINT_KEY]
     card["data"] = {"reader": "manifest", "path": str(path)}
-    told = tmp_path / "told.ckpt"
-    torch.save(checkpoint, told)
+    described = tmp_path / "described.ckpt"
+    torch.save(checkpoint, described)
     with pytest.raises(DataError, match="it would hold movies that the checkpoint has learnt from"):
-        evaluate_here(told)
+        evaluate_here(described)
     assert not (tmp_path / "evaluation").exists()
     card["learnt_from"] = None  # as files of before have it
-    torch.save(checkpoint, told)
-    assert evaluate_here(told)["num_movies"] == 6
+    torch.save(checkpoint, described)
+    assert evaluate_here(described)["num_movies"] == 6
 
 
 def test_branches_are_not_compared_on_movies_that_were_learnt_from(
@@ -209,8 +209,8 @@ def test_branches_are_not_compared_on_movies_that_were_learnt_from(
     compared = {}
     for changed in ([], ["data.split_seed=0", "data.val_fraction=0.3"]):
         evaluate_here(best(trained_run), *demo, *changed)
-        said = " ".join(capsys.readouterr().out.split())
-        assert ("the report does not compare the branches" in said) is bool(changed)
+        output = " ".join(capsys.readouterr().out.split())
+        assert ("the report does not compare the branches" in output) is bool(changed)
         report = (tmp_path / "evaluation" / "report.html").read_text("utf-8")
         compared[bool(changed)] = "branch-table" in report
     assert compared == {False: True, True: False}
@@ -224,8 +224,8 @@ def test_a_setting_of_the_split_without_effect_is_told(
     demo = ["data=demo", "data.num_movies=120", "data.poster_height=48", "gallery=0"]
     for changed in ([], ["data.test_fraction=0.5"]):
         evaluate_here(best(trained_run), *demo, *changed)
-        told = "note: data.test_fraction=0.5 is ignored: the dataset says which movies are test"
-        assert (told in " ".join(capsys.readouterr().out.split())) is bool(changed)
+        note = "note: data.test_fraction=0.5 is ignored: the dataset says which movies are test"
+        assert (note in " ".join(capsys.readouterr().out.split())) is bool(changed)
 
 
 def test_an_unknown_genre_is_named(
@@ -318,6 +318,6 @@ def test_names_are_not_read_as_markup(
         rows.writerow(["title", "poster", "genres"])
         for movie in data.movie_set.movies:
             rows.writerow([movie.title, "", "|".join(renamed[g] for g in movie.genres)])
-    found = evaluate_here(tmp_path / "markup.ckpt", "data=manifest", f"data.path={path}")
+    metrics = evaluate_here(tmp_path / "markup.ckpt", "data=manifest", f"data.path={path}")
     assert "[/Comedy]" in capsys.readouterr().out
-    assert not any(math.isnan(value) for value in found.values())
+    assert not any(math.isnan(value) for value in metrics.values())

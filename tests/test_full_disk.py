@@ -25,7 +25,7 @@ def steps(first: int, last: int, count: int) -> list[int]:
     return [first + (last - first) * number // (count - 1) for number in range(count)]
 
 
-def told(text: str, disk: Disk) -> str:
+def error_line(text: str, disk: Disk) -> str:
     """The one sentence of an error; it names something on the disk."""
     assert "Traceback" not in text and "unexpected pos" not in text, text
     lines = [line for line in text.splitlines() if line.startswith("error: ")]
@@ -34,7 +34,9 @@ def told(text: str, disk: Disk) -> str:
     return lines[0]
 
 
-def done(repository: Path, script: str, place: Path, overrides: list[str]) -> tuple[int, str]:
+def run_command(
+    repository: Path, script: str, place: Path, overrides: list[str]
+) -> tuple[int, str]:
     """Exit code of a command, and what it printed."""
     process = command_apart(repository, script, place, overrides)
     process.join()
@@ -52,35 +54,35 @@ def unbroken(
     repository: Path, run_overrides: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, int]:
     """A run on a disk with room, copied from it, and the bytes that it needs there."""
-    place = tmp_path_factory.mktemp("unbroken")
-    with small_disk(place / "disk", LARGE) as disk:
+    folder = tmp_path_factory.mktemp("unbroken")
+    with small_disk(folder / "disk", LARGE) as disk:
         run = disk.folder / "run"
-        code, text = done(
-            repository, "train", place / "here", [*run_overrides, f"hydra.run.dir={run}"]
+        code, text = run_command(
+            repository, "train", folder / "here", [*run_overrides, f"hydra.run.dir={run}"]
         )
         assert code == 0, text
-        shutil.copytree(run, place / "copy")
+        shutil.copytree(run, folder / "copy")
         # While one checkpoint is written the one before is still there.
-        most = disk.used + (run / "checkpoints" / "last.ckpt").stat().st_size
-    return place / "copy", most
+        peak = disk.used + (run / "checkpoints" / "last.ckpt").stat().st_size
+    return folder / "copy", peak
 
 
 def test_under_the_run_folder(
     repository: Path, run_overrides: list[str], unbroken: tuple[Path, int], tmp_path: Path
 ) -> None:
-    whole, most = unbroken
+    whole, peak = unbroken
     points = set()
-    for size in steps(8192, most, 6):
-        place = tmp_path / str(size)
-        with small_disk(place / "disk", size) as disk:
+    for size in steps(8192, peak, 6):
+        folder = tmp_path / str(size)
+        with small_disk(folder / "disk", size) as disk:
             run = disk.folder / "run"
             command = [*run_overrides, f"hydra.run.dir={run}"]
-            code, text = done(repository, "train", place / "here", command)
+            code, text = run_command(repository, "train", folder / "here", command)
             if code == 0:
-                assert size > 0.8 * most, text
+                assert size > 0.8 * peak, text
                 continue
             assert code == 1
-            sentence = told(text, disk)
+            sentence = error_line(text, disk)
             points.add(re.sub(r".*/run/(\S+) could not.*", r"\1", sentence))
             names = [path.name for path in run.rglob(".*") if path.is_file()]
             assert set(names) <= {".lock"}, names
@@ -88,7 +90,7 @@ def test_under_the_run_folder(
             # The same command; with what the message says where there is a run to go on with.
             more = re.findall(r"go on by (ckpt_path=\S+)", sentence)
             assert bool(more) == (run / "checkpoints" / "last.ckpt").exists()
-            code, text = done(repository, "train", place / "here", [*command, *more])
+            code, text = run_command(repository, "train", folder / "here", [*command, *more])
             assert code == 0, text
             assert_same_run(whole, run)
     # It was full at different points.
@@ -101,23 +103,23 @@ def test_under_the_cache(repository: Path, tiny_overrides: Overrides, tmp_path: 
     with small_disk(tmp_path / "measured", LARGE) as disk:
         whole = tmp_path / "whole"
         command = [*base, f"data.cache_dir={disk.folder}/cache", f"hydra.run.dir={whole}"]
-        code, text = done(repository, "train", tmp_path / "here", command)
+        code, text = run_command(repository, "train", tmp_path / "here", command)
         assert code == 0, text
-        most = disk.used
+        peak = disk.used
     failed = 0
-    for size in steps(8192, most - 4096, 4):
+    for size in steps(8192, peak - 4096, 4):
         with small_disk(tmp_path / f"{size}", size) as disk:
             cache, run = disk.folder / "cache", tmp_path / f"run-{size}"
             command = [*base, f"data.cache_dir={cache}", f"hydra.run.dir={run}"]
-            code, text = done(repository, "train", tmp_path / "here", command)
+            code, text = run_command(repository, "train", tmp_path / "here", command)
             if code == 0:
                 continue
             failed += 1
-            told(text, disk)
+            error_line(text, disk)
             assert not list(cache.glob(".*tmp*"))
             before = {path.name: path.stat().st_mtime_ns for path in cache.iterdir()}
             disk.change(f"size={LARGE}")
-            code, text = done(repository, "train", tmp_path / "here", command)
+            code, text = run_command(repository, "train", tmp_path / "here", command)
             assert code == 0, text
             # Not the checkpoints, which tell where the movies are: the demo's are in the cache.
             assert rows(whole) == rows(run)
@@ -149,14 +151,16 @@ def test_under_a_sweep(repository: Path, tiny_overrides: Overrides, tmp_path: Pa
         return ["-m", *base, "seed=1,2", f"hydra.sweep.dir={folder}"]
 
     with small_disk(tmp_path / "measured", LARGE) as disk:
-        code, text = done(repository, "train", tmp_path / "here", line(disk.folder / "sweep"))
+        code, text = run_command(
+            repository, "train", tmp_path / "here", line(disk.folder / "sweep")
+        )
         assert code == 0, text
-        most = disk.used
+        peak = disk.used
     completed = set()
-    for size in steps(8192, most - 4096, 4):
+    for size in steps(8192, peak - 4096, 4):
         with small_disk(tmp_path / f"{size}", size) as disk:
             sweep = disk.folder / "sweep"
-            code, text = done(repository, "train", tmp_path / "here", line(sweep))
+            code, text = run_command(repository, "train", tmp_path / "here", line(sweep))
             assert code == 1 and "Traceback" not in text, text
             assert "No space left on device" in text, text
             if not text.startswith("error: "):
@@ -165,7 +169,7 @@ def test_under_a_sweep(repository: Path, tiny_overrides: Overrides, tmp_path: Pa
             before = finished(sweep)
             completed.add(len(before))
             disk.change(f"size={LARGE}")
-            code, text = done(repository, "train", tmp_path / "here", line(sweep))
+            code, text = run_command(repository, "train", tmp_path / "here", line(sweep))
             assert code == 0, text
             after = finished(sweep)
             assert len(after) == 2 and {name: after[name] for name in before} == before
@@ -180,17 +184,19 @@ def test_under_an_evaluation(repository: Path, trained_run: Path, tmp_path: Path
         return [f"ckpt_path={trained_run}", f"hydra.run.dir={folder}"]
 
     with small_disk(tmp_path / "measured", LARGE) as disk:
-        code, text = done(repository, "evaluate", tmp_path / "here", line(disk.folder / "e"))
+        code, text = run_command(repository, "evaluate", tmp_path / "here", line(disk.folder / "e"))
         assert code == 0, text
-        most, names = disk.used, {path.name for path in (disk.folder / "e").iterdir()}
+        peak, names = disk.used, {path.name for path in (disk.folder / "e").iterdir()}
     with small_disk(tmp_path / "disk", 8192) as disk:
-        for size in steps(8192, most - 4096, 3):
+        for size in steps(8192, peak - 4096, 3):
             disk.change(f"size={max(size, disk.used)}")
-            code, text = done(repository, "evaluate", tmp_path / "here", line(disk.folder / "e"))
+            code, text = run_command(
+                repository, "evaluate", tmp_path / "here", line(disk.folder / "e")
+            )
             assert code == 1, text
-            told(text, disk)
+            error_line(text, disk)
         disk.change(f"size={LARGE}")
-        code, text = done(repository, "evaluate", tmp_path / "here", line(disk.folder / "e"))
+        code, text = run_command(repository, "evaluate", tmp_path / "here", line(disk.folder / "e"))
         assert code == 0, text
         assert {path.name for path in (disk.folder / "e").iterdir()} == names
 
@@ -206,11 +212,11 @@ def test_under_a_study(repository: Path, tiny_overrides: Overrides, tmp_path: Pa
         sweep = disk.folder / "sweep"
         for size in (32 * 1024, 128 * 1024):
             disk.change(f"size={size}")
-            code, text = done(repository, "train", tmp_path / "here", line(sweep))
+            code, text = run_command(repository, "train", tmp_path / "here", line(sweep))
             assert code == 1 and "Traceback" not in text, text
             assert str(sweep) in text and re.search("disk is full|No space left", text), text
         disk.change(f"size={LARGE}")
-        code, text = done(repository, "train", tmp_path / "here", line(sweep))
+        code, text = run_command(repository, "train", tmp_path / "here", line(sweep))
         assert code == 0, text
         results: list[Any] = [json.loads(p.read_text()) for p in sweep.glob("*/result.json")]
         assert [result["status"] for result in results] == ["completed"] * 2

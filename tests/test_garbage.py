@@ -40,12 +40,12 @@ def test_nothing_is_searched_within_and_garbage_is_found_after() -> None:
             within = Ring()
             rings.append(weakref.ref(within))
             within = None
-            made: list[list[int]] = [[] for _ in range(100_000)]
+            created: list[list[int]] = [[] for _ in range(100_000)]
         finally:
             gc.callbacks.pop()
     assert searches == [] and gc.isenabled() and gc.get_freeze_count() == 0
     # With the oldest, so that no search of the young walks through them.
-    assert gc.get_count()[0] < 50_000 < len(made)
+    assert gc.get_count()[0] < 50_000 < len(created)
     gc.collect()
     assert [ring() for ring in rings] == [None, None]
 
@@ -56,8 +56,8 @@ def test_what_someone_froze_or_switched_off_stays_so() -> None:
     frozen = gc.get_freeze_count()
     with without_garbage_collection(), without_garbage_collection():
         assert not gc.isenabled()
-        made: list[list[int]] = [[] for _ in range(100_000)]
-    del made
+        created: list[list[int]] = [[] for _ in range(100_000)]
+    del created
     assert gc.isenabled() and gc.get_freeze_count() == frozen > 0
     gc.disable()
     try:

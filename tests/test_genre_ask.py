@@ -20,10 +20,10 @@ import numpy as np
 import pytest
 
 from genre_lightning.comparison.leaderboard import compare, ranked_table
-from genre_lightning.genre_ask import long_form
+from genre_lightning.genre_ask import expand_override
 from genre_lightning.predicting.command import main as predict
 from tests.ask.conftest import start_llama  # noqa: F401 - a fixture
-from tests.ask.loopback import Answer, Loopback, good, said, serving
+from tests.ask.loopback import Answer, Loopback, good, reply, serving
 from tests.forking import Command
 
 KEY = "sk-test-0123456789abcdef"
@@ -62,8 +62,8 @@ def result_of(run: Path) -> dict[str, Any]:
 
 
 def test_model_is_short_for_its_name() -> None:
-    assert long_form("model=a,b") == "model.name=a,b"
-    assert [long_form(one) for one in ("model.name=a", "+model=x", "data=demo")] == [
+    assert expand_override("model=a,b") == "model.name=a,b"
+    assert [expand_override(one) for one in ("model.name=a", "+model=x", "data=demo")] == [
         "model.name=a", "+model=x", "data=demo",
     ]  # fmt: skip
 
@@ -80,7 +80,7 @@ def test_the_whole_way(
     """Asked, scored, compared, learnt from beside other branches, and asked about new movies."""
 
     def answer(number: int, body: dict[str, Any]) -> Answer:
-        return said("no JSON") if "Silence" in json.dumps(body["messages"][-1]) else good(body)
+        return reply("no JSON") if "Silence" in json.dumps(body["messages"][-1]) else good(body)
 
     loopback.answer = answer
     out = ended(
@@ -123,8 +123,8 @@ def test_the_whole_way(
     with (run / "per_genre.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 8
     page = (run / "report.html").read_text("utf-8")
-    whys = [line["why"] for line in answered if line["why"] in page]
-    assert whys and ">why</bdi></b>" in page and "tokens" in page
+    answer_reasons = [line["why"] for line in answered if line["why"] in page]
+    assert answer_reasons and ">why</bdi></b>" in page and "tokens" in page
     with np.load(run / "answers.npz") as file:
         assert set(file["ids"]) == {line["id"] for line in answered}
         by_id = dict(zip(file["ids"].tolist(), file["x"].tolist(), strict=True))

@@ -10,8 +10,8 @@ import pytest
 def test_lightning_imports_without_what_the_encoders_brought():
     code = (
         "import sys\n"
-        "from genre_lightning.lean_imports import without\n"
-        "with without('torchvision', 'transformers'):\n"
+        "from genre_lightning.lean_imports import hide_packages\n"
+        "with hide_packages('torchvision', 'transformers'):\n"
         "    import pytorch_lightning, torchmetrics\n"
         "print(sorted({'torchvision', 'transformers'} & set(sys.modules)))\n"
         "from lightning_utilities.core.imports import RequirementCache\n"

@@ -172,9 +172,9 @@ def test_it_goes_from_training_to_the_page(
 
     with torch.inference_mode():
         branch_logits = model.network.branch_logits(encode_items(model.inputs, items), 2)
-        wanted = torch.sigmoid(model.network.total(branch_logits))
+        expected = torch.sigmoid(model.network.total(branch_logits))
     assert branch_logits["spelling"][0].any() and not branch_logits["spelling"][1].any()
-    np.testing.assert_allclose(scores, wanted.numpy(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(scores, expected.numpy(), rtol=1e-5, atol=1e-6)
     with pytest.raises(InputError, match="it has no letter"):
         predictor.predict(["1984"])
 

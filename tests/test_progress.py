@@ -13,7 +13,7 @@ from genre_lightning.inputs.embedding_cache import open_embeddings
 from genre_lightning.inputs.input import Store
 from genre_lightning.inputs.poster_cache import open_poster_cache
 from genre_lightning.predicting.tables import predicting_progress
-from genre_lightning.progress import Lines
+from genre_lightning.progress import ProgressLines
 from tests.inputs.fake_encoder import WIDTH, Counted
 from tests.pictures import locate
 
@@ -27,13 +27,13 @@ class Clock:
 
 
 def test_lines_are_far_apart_and_tell_the_time_that_is_left() -> None:
-    said: list[str] = []
+    printed: list[str] = []
     clock = Clock()
-    lines = Lines("decoding posters", 4000, said.append, clock)
+    lines = ProgressLines("decoding posters", 4000, printed.append, clock)
     for second in range(1, 95):
         clock.now += 1
         lines.update(10 * second, ", 2 broken")
-    assert said == [
+    assert printed == [
         "decoding posters: 300 of 4,000, 2 broken, about 370 s left",
         "decoding posters: 600 of 4,000, 2 broken, about 340 s left",
         "decoding posters: 900 of 4,000, 2 broken, about 310 s left",
@@ -41,23 +41,23 @@ def test_lines_are_far_apart_and_tell_the_time_that_is_left() -> None:
 
 
 def test_a_long_job_has_fewer_lines() -> None:
-    said: list[str] = []
+    printed: list[str] = []
     clock = Clock()
-    lines = Lines("embedding", 360_000, said.append, clock)
+    lines = ProgressLines("embedding", 360_000, printed.append, clock)
     for second in range(1, 36_001):
         clock.now += 1
         lines.update(10 * second)
-    assert 50 < len(said) < 120
+    assert 50 < len(printed) < 120
 
 
 def test_only_what_is_done_meanwhile_tells_the_speed() -> None:
-    said: list[str] = []
+    printed: list[str] = []
     clock = Clock()
-    lines = Lines("embedding", 1000, said.append, clock)
+    lines = ProgressLines("embedding", 1000, printed.append, clock)
     for done in (100, 900, 900, 910, 910.6):  # the first once an encoder is loaded
         clock.now += 31
         lines.update(done)
-    assert said == [
+    assert printed == [
         "embedding: 900 of 1,000, about 4 s left",
         "embedding: 900 of 1,000",
         "embedding: 910 of 1,000, about 279 s left",
@@ -67,8 +67,8 @@ def test_only_what_is_done_meanwhile_tells_the_speed() -> None:
 
 @pytest.fixture
 def line_at_each_update(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "EVERY", 0)
-    monkeypatch.setattr(progress, "SHARE", 0)
+    monkeypatch.setattr(progress, "MIN_SECONDS", 0)
+    monkeypatch.setattr(progress, "MIN_SHARE", 0)
 
 
 @pytest.mark.usefixtures("line_at_each_update")
@@ -82,13 +82,13 @@ def test_caches_tell_how_far_they_are_where_there_is_no_terminal(
     posters = [locate(tmp_path / f"{number}.png") for number in range(3)]
     open_poster_cache(posters, size=(8, 8), store=store)
     open_embeddings(Counted([b"a", b"b"]).source(), "key", (1, WIDTH), "embedding title", store)
-    said = capsys.readouterr().err.splitlines()
+    output = capsys.readouterr().err.splitlines()
     if not shown:
-        assert said == []
+        assert output == []
         return
     for line in ("decoding posters: 2 of 3, about", "decoding posters: 3 of 3, about 0 s left"):
-        assert sum(one.startswith(line) for one in said) == 1
-    assert any(one.startswith("embedding title: 2 of 2, about") for one in said)
+        assert sum(one.startswith(line) for one in output) == 1
+    assert any(one.startswith("embedding title: 2 of 2, about") for one in output)
     # What is there already needs no word.
     open_poster_cache(posters, size=(8, 8), store=store)
     assert capsys.readouterr().err == ""
@@ -104,8 +104,8 @@ def test_predicting_tells_how_much_of_the_file_was_read(
         next(file)
         for _ in file:
             update()
-    said = capsys.readouterr().err.splitlines()
-    assert [line.partition(", about")[0] for line in said] == [
+    output = capsys.readouterr().err.splitlines()
+    assert [line.partition(", about")[0] for line in output] == [
         "predicting: 16 of 21 bytes, 2 movies",
         "predicting: 21 of 21 bytes, 3 movies",
     ]

@@ -29,21 +29,21 @@ def test_two_commands_in_one_run_folder(
     repository: Path, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    places = {seed: tmp_path / f"seed{seed}" for seed in (1, 2)}
+    folders = {seed: tmp_path / f"seed{seed}" for seed in (1, 2)}
     processes = {
         seed: command_apart(
-            repository, "train", place,
+            repository, "train", folder,
             tiny_overrides(f"seed={seed}", f"hydra.run.dir={run}", model="title"),
         )
-        for seed, place in places.items()
+        for seed, folder in folders.items()
     }  # fmt: skip
     for process in processes.values():
         process.join()
     codes = {seed: process.exitcode for seed, process in processes.items()}
-    assert sorted(codes.values(), key=str) == [0, 1], [printed(p) for p in places.values()]
+    assert sorted(codes.values(), key=str) == [0, 1], [printed(p) for p in folders.values()]
     (won,) = (seed for seed, code in codes.items() if code == 0)
     (lost,) = (seed for seed, code in codes.items() if code == 1)
-    text = printed(places[lost])
+    text = printed(folders[lost])
     (sentence,) = (line for line in text.splitlines() if line.startswith("error: "))
     assert str(run) in sentence and "Traceback" not in text
     assert any(
@@ -62,11 +62,11 @@ def test_two_commands_for_one_sweep(
     repository: Path, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
     line = ["-m", *tiny_overrides(model="title"), "seed=1,2,3", f"hydra.sweep.dir={tmp_path}/sweep"]
-    places = [tmp_path / name for name in ("a", "b")]
-    processes = [command_apart(repository, "train", place, line) for place in places]
+    folders = [tmp_path / name for name in ("a", "b")]
+    processes = [command_apart(repository, "train", folder, line) for folder in folders]
     for process in processes:
         process.join()
-    texts = [printed(place) for place in places]
+    texts = [printed(folder) for folder in folders]
     codes = [process.exitcode for process in processes]
     assert sorted(codes, key=str) == [0, 1], texts
     lost = texts[codes.index(1)]
@@ -78,7 +78,7 @@ def test_two_commands_for_one_sweep(
 # A cache.
 
 
-def tell_and_wait(told: Path, builders: int) -> None:
+def build_and_wait(builders_file: Path, builders: int) -> None:
     """Have the first so many processes that build the poster cache never end it."""
     from genre_lightning.inputs import poster_cache
 
@@ -86,9 +86,9 @@ def tell_and_wait(told: Path, builders: int) -> None:
 
     def decode_all(*arguments: Any) -> None:
         build(*arguments)
-        with told.open("a") as file:
+        with builders_file.open("a") as file:
             file.write(f"{os.getpid()}\n")
-        if len(told.read_text().splitlines()) <= builders:
+        if len(builders_file.read_text().splitlines()) <= builders:
             time.sleep(600)
 
     poster_cache._decode_all = decode_all  # type: ignore[assignment]
@@ -97,17 +97,19 @@ def tell_and_wait(told: Path, builders: int) -> None:
 def test_of_three_that_need_a_cache_two_are_killed_while_they_build_it(
     repository: Path, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
-    cache, told = tmp_path / "cache", tmp_path / "told"
-    told.touch()
+    cache, builders_file = tmp_path / "cache", tmp_path / "builders_file"
+    builders_file.touch()
     overrides = tiny_overrides("trainer.max_epochs=1", f"data.cache_dir={cache}")
     runs = [tmp_path / name for name in ("a", "b", "c")]
-    processes = [train_apart(repository, run, overrides, tell_and_wait, told, 2) for run in runs]
+    processes = [
+        train_apart(repository, run, overrides, build_and_wait, builders_file, 2) for run in runs
+    ]
 
     def printed_by_all() -> str:
         return "".join((tmp_path / f"{run.name}.log").read_text() for run in runs)
 
     def builders() -> list[str]:
-        return told.read_text().splitlines()
+        return builders_file.read_text().splitlines()
 
     for count in (1, 2):
         wait_until(partial(_are, builders, count), 120, printed_by_all)
@@ -123,7 +125,7 @@ def test_of_three_that_need_a_cache_two_are_killed_while_they_build_it(
     # The others go on with what the third has built.
     for run, code in zip(runs, codes, strict=True):
         if code != 0:
-            process = train_apart(repository, run, overrides, tell_and_wait, told, 0)
+            process = train_apart(repository, run, overrides, build_and_wait, builders_file, 0)
             process.join()
             assert process.exitcode == 0, printed_by_all()
             assert_same_run(run, runs[codes.index(0)])

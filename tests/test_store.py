@@ -14,7 +14,13 @@ import numpy as np
 import pytest
 
 from genre_lightning.errors import UserError
-from genre_lightning.store import CacheError, changed, content_key, save_array, stored_folder
+from genre_lightning.store import (
+    CacheError,
+    content_key,
+    find_changed_file,
+    save_array,
+    stored_folder,
+)
 
 KEY = "0123456789abcdef"
 
@@ -113,10 +119,10 @@ def test_a_changed_file_has_the_folder_built_anew(tmp_path, caplog, damage):
         file.unlink()
     else:
         (folder / "checksums.json").write_text("[]")
-    assert changed(folder)
+    assert find_changed_file(folder)
     with caplog.at_level(logging.WARNING):
         again = stored_folder(tmp_path, "thing", KEY, write("good"))
-    assert again == folder and file.read_text() == "good" and changed(folder) is None
+    assert again == folder and file.read_text() == "good" and find_changed_file(folder) is None
     named = "checksums.json" if damage == "sums" else "file"
     assert f"rebuilding {folder}: {named} " in caplog.text
 
@@ -126,7 +132,7 @@ def test_a_folder_of_an_earlier_version_gets_its_checksums(tmp_path):
     (folder / "checksums.json").unlink()
     assert stored_folder(tmp_path, "thing", KEY, write("other")) == folder
     (folder / "file").write_text("gooe")
-    assert changed(folder) == "file has changed since it was written"
+    assert find_changed_file(folder) == "file has changed since it was written"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")

@@ -24,7 +24,7 @@ from genre_lightning.checkpoint.model import load_model
 from genre_lightning.data.datamodule import MovieDataModule
 from genre_lightning.errors import SettingError, UserError
 from genre_lightning.report.evaluation import score_split
-from genre_lightning.runs.config_errors import also_options_of
+from genre_lightning.runs.config_errors import searchpath_override
 from genre_lightning.scoring.losses import BCELoss
 from genre_lightning.training.module import DivergedError
 from tests.forking import Command
@@ -64,21 +64,21 @@ def started(repository: Path, overrides: list[str], cwd: Path) -> Command:
 def test_what_a_run_leaves(trained_run: Path) -> None:
     for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "metrics.csv", "result.json"):
         assert (trained_run / name).is_file()
-    found = recorded(trained_run)
-    assert found["status"] == "completed" and found["monitor"] == "val/map_macro"
-    assert found["epochs"] == 2 and found["seed"] == 0
-    assert found["train_samples_per_second"] > 0 and found["seconds"] > 0
+    result = recorded(trained_run)
+    assert result["status"] == "completed" and result["monitor"] == "val/map_macro"
+    assert result["epochs"] == 2 and result["seed"] == 0
+    assert result["train_samples_per_second"] > 0 and result["seconds"] > 0
     model = load_model(trained_run / "checkpoints" / "best.ckpt")
-    assert found["num_parameters"] == sum(p.numel() for p in model.network.parameters())
+    assert result["num_parameters"] == sum(p.numel() for p in model.network.parameters())
     for split in ("val", "test"):
-        assert set(found[split]) >= METRICS
-        assert all(isinstance(value, (int, float)) for value in found[split].values())
-    assert found["test"]["num_movies"] == 24
+        assert set(result[split]) >= METRICS
+        assert all(isinstance(value, (int, float)) for value in result[split].values())
+    assert result["test"]["num_movies"] == 24
     # What is best by the monitor is what was scored.
     with (trained_run / "metrics.csv").open(newline="") as file:
         best = max(float(row["val/map_macro"]) for row in csv.DictReader(file))
-    assert found["monitor_value"] == pytest.approx(best)
-    assert found["val"]["map_macro"] == pytest.approx(best)
+    assert result["monitor_value"] == pytest.approx(best)
+    assert result["val"]["map_macro"] == pytest.approx(best)
 
 
 @pytest.mark.slow
@@ -103,8 +103,10 @@ def test_ctrl_c_is_an_interruption_to_go_on_after(
     assert result["status"] == "interrupted" and result["test"] == {}
     epochs = torch.load(found[0], weights_only=True)["epoch"] + 1
     # In its own folder, though the time is another, and with its own settings.
-    said, command = output.splitlines()[-2:]
-    assert said == "Interrupted. To resume it:" and shlex.split(command)[-1].endswith(folder.name)
+    first_line, command = output.splitlines()[-2:]
+    assert first_line == "Interrupted. To resume it:" and shlex.split(command)[-1].endswith(
+        folder.name
+    )
     process = started(
         repository, [*shlex.split(command)[2:], f"trainer.max_epochs={epochs}"], tmp_path
     )
@@ -150,15 +152,15 @@ def test_a_hostile_checkpoint_is_not_resumed(
     assert "error: hostile.ckpt: refused: it names code" in errors
     assert "Traceback" not in errors and "weights_only=False" not in errors
     assert not (tmp_path / "marker").exists()
-    found = recorded(tmp_path / "run")
-    assert found["status"] == "failed" and "hostile.ckpt" in found["error"]
+    result = recorded(tmp_path / "run")
+    assert result["status"] == "failed" and "hostile.ckpt" in result["error"]
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 # In this process, since importing takes longer than training.
 
 
-def test_a_seed_tells_all(
+def test_the_same_seed_gives_the_same_result(
     train_here: Train, tiny_overrides: Overrides, trained_run: Path, tmp_path: Path
 ) -> None:
     first = recorded(trained_run)
@@ -246,8 +248,8 @@ def test_a_bad_option_fails(
     with pytest.raises(UserError, match=message):
         plus = "++" if override.split("=")[0].endswith("hiden") else ""
         train_here(tmp_path, tiny_overrides("++data.num_movies=30", plus + override, model="title"))
-    found = recorded(tmp_path)
-    assert found["status"] == "failed" and re.search(message, found["error"])
+    result = recorded(tmp_path)
+    assert result["status"] == "failed" and re.search(message, result["error"])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
@@ -565,9 +567,9 @@ def test_an_unread_column_is_named_with_the_overrides_that_read_it(
     train_here(tmp_path / "without", overrides)
     printed = " ".join(capsys.readouterr().out.split())
     note = r"no branch reads the column synopsis\. To add one: (\S+) (\S+)"
-    found = re.search(note, printed)
-    assert found
-    train_here(tmp_path / "with", [*overrides, *found.groups()])
+    match = re.search(note, printed)
+    assert match
+    train_here(tmp_path / "with", [*overrides, *match.groups()])
     assert "no branch reads" not in capsys.readouterr().out
     model = load_model(tmp_path / "with" / "checkpoints" / "best.ckpt")
     assert list(model.network.branches) == ["title_tfidf", "poster_resnet", "synopsis"]
@@ -635,7 +637,7 @@ def test_a_saver_of_ones_own_does_not_tell_the_best_epoch(
         "  save_top_k: -1\n"
         "  monitor: val/loss\n"
     )
-    own = [also_options_of(tmp_path / "own"), "callbacks=first"]
+    own = [searchpath_override(tmp_path / "own"), "callbacks=first"]
     result = train_here(tmp_path / "run", tiny_overrides(*own, model="title"))
     assert len(list((tmp_path / "run" / "every").iterdir())) == 2
     assert result["best_checkpoint"] == "checkpoints/best.ckpt"
@@ -657,10 +659,10 @@ def test_the_monitored_value_is_of_all_of_validation(
     data.setup()
     scores = score_split(model, data, "val")
     true, given = scores.targets.numpy(), scores.scores.numpy()
-    there = [column for column in range(true.shape[1]) if true[:, column].any()]
-    expected = [average_precision_score(true[:, column], given[:, column]) for column in there]
+    has_column = [column for column in range(true.shape[1]) if true[:, column].any()]
+    expected = [average_precision_score(true[:, column], given[:, column]) for column in has_column]
     assert len(true) > 8
-    assert result["monitor_value"] == pytest.approx(sum(expected) / len(there), abs=1e-4)
+    assert result["monitor_value"] == pytest.approx(sum(expected) / len(has_column), abs=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from genre_lightning.wording import counted, first_few, listed, printable, short
     ids=["empty", "fits", "one more", "not ASCII"],
 )
 def test_it_has_as_many_characters_at_most(text: str, most: int, expected: str) -> None:
-    found = shortened(text, most)
-    assert found == expected and len(found) <= most
+    actual = shortened(text, most)
+    assert actual == expected and len(actual) <= most
 
 
 def test_one_is_not_the_plural() -> None:
@@ -41,7 +41,7 @@ def test_a_terminal_obeys_nothing_that_is_printable() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "said"), [(0, ""), (1, "a"), (3, "a; b; c"), (4, "a; b; c and 1 more")]
+    ("count", "expected"), [(0, ""), (1, "a"), (3, "a; b; c"), (4, "a; b; c and 1 more")]
 )
-def test_the_first_few_and_how_many_more(count: int, said: str) -> None:
-    assert first_few(list("abcde")[:count], 3, "; ") == said
+def test_the_first_few_and_how_many_more(count: int, expected: str) -> None:
+    assert first_few(list("abcde")[:count], 3, "; ") == expected

@@ -12,11 +12,11 @@ from genre_lightning.errors import UserError
 
 #: Key of the model's reason, beside those of the genres.
 WHY = "why"
-HIGHEST = 100
+MAX_SCORE = 100
 #: Maximum number of characters of ``why`` that are kept.
 MAX_WHY_CHARACTERS = 1000
 
-_THOUGHT = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
+_THINKING = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
 _FENCE = re.compile(r"^[ \t]*```(?:json)?[ \t]*\n(.*?)\n?```[ \t]*$", re.DOTALL | re.MULTILINE)
 
 
@@ -44,7 +44,7 @@ def answer_schema(genres: Sequence[str], why_max_length: int | None = None) -> d
     why: dict[str, Any] = {"type": "string"}
     if why_max_length is not None:
         why["maxLength"] = why_max_length
-    number = {"type": "integer", "minimum": 0, "maximum": HIGHEST}
+    number = {"type": "integer", "minimum": 0, "maximum": MAX_SCORE}
     return {
         "type": "object",
         "properties": {**{genre: dict(number) for genre in genres}, WHY: why},
@@ -64,39 +64,39 @@ def read_answer(content: str, genres: Sequence[str]) -> tuple[tuple[float, ...],
     Raises:
         AnswerError: the answer does not match the schema.
     """
-    text = _THOUGHT.sub("", content)
+    text = _THINKING.sub("", content)
     fenced = _FENCE.findall(text)
     try:
         pairs = json.loads(fenced[0] if len(fenced) == 1 else text, object_pairs_hook=list)
     except (ValueError, RecursionError):
-        raise AnswerError(f"not JSON: {_shown(content)}") from None
+        raise AnswerError(f"not JSON: {_quote(content)}") from None
     if not isinstance(pairs, list) or not all(isinstance(pair, tuple) for pair in pairs):
-        raise AnswerError(f"not a JSON object: {_shown(content)}")
-    found = dict(pairs)
-    if len(found) < len(pairs):
+        raise AnswerError(f"not a JSON object: {_quote(content)}")
+    answer = dict(pairs)
+    if len(answer) < len(pairs):
         raise AnswerError("duplicate key")
-    wanted = {*genres, WHY}
-    missing = [name for name in (*genres, WHY) if name not in found]
+    expected = {*genres, WHY}
+    missing = [name for name in (*genres, WHY) if name not in answer]
     if missing:
         raise AnswerError(f"missing key {missing[0]!r}")
-    if unknown := [name for name in found if name not in wanted]:
-        raise AnswerError(f"unknown key {_shown(unknown[0])}")
-    why = found[WHY]
+    if unknown := [name for name in answer if name not in expected]:
+        raise AnswerError(f"unknown key {_quote(unknown[0])}")
+    why = answer[WHY]
     if not isinstance(why, str):
         raise AnswerError(f"{WHY!r} is not text")
     # Lone surrogates can't be encoded in UTF-8.
-    said = why.encode("utf-8", "replace").decode("utf-8").strip()[:MAX_WHY_CHARACTERS]
-    return tuple(_score(genre, found[genre]) for genre in genres), said
+    reason = why.encode("utf-8", "replace").decode("utf-8").strip()[:MAX_WHY_CHARACTERS]
+    return tuple(_score(genre, answer[genre]) for genre in genres), reason
 
 
 def _score(genre: str, value: Any) -> float:
     # As in JSON Schema, 85.0 is an integer and true is not.
-    whole = type(value) is int or (type(value) is float and value.is_integer())
-    if not whole or not 0 <= value <= HIGHEST:
+    is_whole = type(value) is int or (type(value) is float and value.is_integer())
+    if not is_whole or not 0 <= value <= MAX_SCORE:
         raise AnswerError(
-            f"{genre!r} is {_shown(json.dumps(value))}, not a whole number in 0..{HIGHEST}"
+            f"{genre!r} is {_quote(json.dumps(value))}, not a whole number in 0..{MAX_SCORE}"
         )
-    return float(value) / HIGHEST
+    return float(value) / MAX_SCORE
 
 
 def yes_share(tokens: Sequence[tuple[str, float]]) -> float:
@@ -123,6 +123,6 @@ def yes_share(tokens: Sequence[tuple[str, float]]) -> float:
     return sums["yes"] / total
 
 
-def _shown(text: str) -> str:
+def _quote(text: str) -> str:
     """The beginning of a model's text, in one line."""
     return repr(" ".join(text.split())[:80])

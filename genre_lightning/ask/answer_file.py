@@ -13,7 +13,7 @@ from genre_lightning.errors import UserError
 
 #: Maximum length of a line; an answer has a few hundred bytes.
 MAX_LINE_BYTES = 2**20
-NAME = "answers.jsonl"
+ANSWER_FILE_NAME = "answers.jsonl"
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class AnswerFile:
         self.path = path
         self.keep = keep
         self.images: dict[str, str] = {}
-        self._places: dict[str, tuple[Path, int]] = {}
+        self._locations: dict[str, tuple[Path, int]] = {}
         self._file: int | None = None
         for other in others:
             self._index(other)
@@ -91,17 +91,17 @@ class AnswerFile:
             self._file = None
 
     def __contains__(self, key: str) -> bool:
-        return key in self._places
+        return key in self._locations
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._locations)
 
     def find(self, key: str) -> Record | None:
         """Return the answer to a question; None if there is none."""
-        place = self._places.get(key)
-        if place is None:
+        location = self._locations.get(key)
+        if location is None:
             return None
-        path, offset = place
+        path, offset = location
         try:
             with path.open("rb") as file:
                 file.seek(offset)
@@ -113,7 +113,7 @@ class AnswerFile:
 
     def is_own(self, key: str) -> bool:
         """Whether an answer is in this run's own file."""
-        return key in self._places and self._places[key][0] == self.path
+        return key in self._locations and self._locations[key][0] == self.path
 
     def add(self, records: Sequence[Record]) -> None:
         """Append records, and return once they are on disk.
@@ -141,7 +141,7 @@ class AnswerFile:
                 "before is kept"
             ) from error
         for record, line in zip(records, lines, strict=True):
-            self._note(record, self.path, start)
+            self._register(record, self.path, start)
             start += len(line)
 
     def _end_line(self, file: int) -> None:
@@ -153,17 +153,17 @@ class AnswerFile:
     def _index(self, path: Path) -> None:
         try:
             for offset, record in _lines(path):
-                self._note(record, path, offset)
+                self._register(record, path, offset)
         except FileNotFoundError:
             return
         except OSError as error:
             raise UserError(f"{path}: can't be read ({error.strerror or error})") from error
 
-    def _note(self, record: Record, path: Path, offset: int) -> None:
+    def _register(self, record: Record, path: Path, offset: int) -> None:
         if record.poster is not None and record.image is not None:
             self.images[record.poster] = record.image
         if record.scores is not None:
-            self._places[record.key] = (path, offset)
+            self._locations[record.key] = (path, offset)
 
 
 def _write(file: int, data: bytes) -> None:
@@ -190,25 +190,25 @@ def _read(line: bytes) -> Record | None:
         record = Record(**entry)
     except (ValueError, TypeError, RecursionError):
         return None
-    return record if _is_sound(record) else None
+    return record if _is_valid_record(record) else None
 
 
-def _is_sound(record: Any) -> bool:
+def _is_valid_record(record: Any) -> bool:
     """Whether every field has the right type and range."""
 
-    def number(value: Any) -> bool:
+    def is_number(value: Any) -> bool:
         return type(value) in (int, float) and 0 <= value < float("inf")
 
     texts = (record.id, record.key, record.why)
-    maybe_texts = (record.failed, record.poster, record.image)
+    optional_texts = (record.failed, record.poster, record.image)
     counts = (record.prompt_tokens, record.completion_tokens)
     scores = {} if record.scores is None else record.scores
     return (
         all(type(text) is str for text in texts)
-        and all(text is None or type(text) is str for text in maybe_texts)
+        and all(text is None or type(text) is str for text in optional_texts)
         and isinstance(scores, dict)
-        and all(number(score) and score <= 1 for score in scores.values())
+        and all(is_number(score) and score <= 1 for score in scores.values())
         and type(record.asks) is int
-        and number(record.seconds)
+        and is_number(record.seconds)
         and all(count is None or (type(count) is int and count >= 0) for count in counts)
     )

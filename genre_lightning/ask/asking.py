@@ -20,8 +20,8 @@ from genre_lightning.ask.server import (
     ChatServer,
     Reply,
     RequestRefused,
+    RetriesExhausted,
     ServerError,
-    Unanswered,
     cancel_all,
 )
 from genre_lightning.cores import num_cores
@@ -35,7 +35,7 @@ REFUSED_AT_FIRST = 3
 MAX_ENCODER_THREADS = 4
 
 #: Called with a movie's number and its record.
-Tell = Callable[[int, Record], None]
+OnRecord = Callable[[int, Record], None]
 Read = TypeVar("Read")
 Item = TypeVar("Item")
 #: Pairs of a movie's number and an item; None marks the end.
@@ -66,7 +66,7 @@ class Question:
 
 
 @dataclass
-class _Used:
+class _Usage:
     """Total cost of the replies about one movie."""
 
     asks: int = 0
@@ -77,8 +77,8 @@ class _Used:
         self.asks += 1
         self.seconds += reply.seconds
         for name in ("prompt_tokens", "completion_tokens"):
-            count, before = getattr(reply, name), self.tokens.get(name)
-            self.tokens[name] = before if count is None else (before or 0) + count
+            count, total = getattr(reply, name), self.tokens.get(name)
+            self.tokens[name] = total if count is None else (total or 0) + count
 
 
 @dataclass(frozen=True)
@@ -139,24 +139,24 @@ class Asker:
         self._encoders = ThreadPoolExecutor(
             min(MAX_ENCODER_THREADS, num_cores()), thread_name_prefix="poster-encoder"
         )
-        self._in_a_row = 0
-        self._under_way = 0
-        self._had_tokens = False
-        self._end: UserError | None = None
-        self._stop_code = 0
+        self._consecutive_failures = 0
+        self._num_pending = 0
+        self._has_probabilities = False
+        self._error: UserError | None = None
+        self._exit_code = 0
 
     def close(self) -> None:
         """End the threads that encode posters."""
         self._encoders.shutdown(cancel_futures=True)
 
-    async def run(self, movies: Iterable[Movie], tell: Tell) -> None:
+    async def run(self, movies: Iterable[Movie], on_record: OnRecord) -> None:
         """Ask about movies; memory use does not grow with the number of movies.
 
         Answers received before an error are kept.
 
         Args:
             movies: consumed a few ahead of the requests.
-            tell: called with each movie's number and record once the record is on disk.
+            on_record: called with each movie's number and record once the record is on disk.
 
         Raises:
             ServerError: the server can't be used.
@@ -164,34 +164,34 @@ class Asker:
             Interrupted: Ctrl-C or SIGTERM; pending requests were awaited, unless there was a
                 second signal.
         """
-        ready: _Queue[Question] = asyncio.Queue(self.concurrency)
+        questions: _Queue[Question] = asyncio.Queue(self.concurrency)
         to_write: _Queue[_Pending] = asyncio.Queue(4 * self.concurrency)
         numbered = enumerate(movies)
         feeders = [
-            asyncio.create_task(self._feed(numbered, ready, to_write))
+            asyncio.create_task(self._feed(numbered, questions, to_write))
             for _ in range(MAX_ENCODER_THREADS)
         ]
         workers = [
-            asyncio.create_task(self._work(ready, to_write)) for _ in range(self.concurrency)
+            asyncio.create_task(self._work(questions, to_write)) for _ in range(self.concurrency)
         ]
-        writer = asyncio.create_task(self._write(to_write, tell))
+        writer = asyncio.create_task(self._write(to_write, on_record))
 
         async def finish() -> None:
             await asyncio.gather(*feeders)
             for _ in workers:
-                await ready.put(None)
+                await questions.put(None)
             await asyncio.gather(*workers)
             await to_write.put(None)
 
         tasks = [*feeders, *workers, asyncio.create_task(finish())]
-        over = asyncio.ensure_future(
+        all_done = asyncio.ensure_future(
             asyncio.wait([*tasks, writer], return_when=asyncio.FIRST_EXCEPTION)
         )
         try:
-            with self._signals(over):
-                await over
+            with self._handle_signals(all_done):
+                await all_done
         except asyncio.CancelledError:
-            if not self._stop_code:
+            if not self._exit_code:
                 raise
         finally:
             await cancel_all(tasks)
@@ -201,65 +201,65 @@ class Asker:
         for task in (writer, *tasks):
             if not task.cancelled() and (error := task.exception()) is not None:
                 raise error
-        if self._stop_code:
-            raise Interrupted(self._stop_code)
-        if self._end is not None:
-            raise self._end
+        if self._exit_code:
+            raise Interrupted(self._exit_code)
+        if self._error is not None:
+            raise self._error
 
     @contextmanager
-    def _signals(self, over: asyncio.Future[Any]) -> Iterator[None]:
+    def _handle_signals(self, all_done: asyncio.Future[Any]) -> Iterator[None]:
         """On Ctrl-C or SIGTERM, let pending requests finish; a second signal cancels them."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
         loop = asyncio.get_running_loop()
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
         def stop(number: int) -> None:
-            if self._stop_code:
-                over.cancel()
+            if self._exit_code:
+                all_done.cancel()
                 return
-            self._stop_code = 128 + number
+            self._exit_code = 128 + number
             self.server.rate_limit.stop.set()
-            if self._under_way:
+            if self._num_pending:
                 self.say(
-                    f"Stopping: waiting for {self._under_way} pending answers; press Ctrl-C again "
-                    "to discard them."
+                    f"Stopping: waiting for {self._num_pending} pending answers; press Ctrl-C "
+                    "again to discard them."
                 )
 
-        for number in before:
+        for number in handlers:
             loop.add_signal_handler(number, stop, number)
         try:
             yield
         finally:
-            for number, handler in before.items():
+            for number, handler in handlers.items():
                 loop.remove_signal_handler(number)
                 signal.signal(number, handler)
 
     async def _feed(
         self,
         numbered: Iterator[tuple[int, Movie]],
-        ready: _Queue[Question],
+        questions: _Queue[Question],
         to_write: _Queue[_Pending],
     ) -> None:
         """Look movies up, and queue questions about those without an answer."""
         for number, movie in numbered:
             if self.server.rate_limit.stop.is_set():
                 return
-            looked_up = await self.look_up(movie)
-            if isinstance(looked_up, Record):
-                await to_write.put((number, _Pending(looked_up)))
+            result = await self.look_up(movie)
+            if isinstance(result, Record):
+                await to_write.put((number, _Pending(result)))
             else:
-                await ready.put((number, looked_up))
+                await questions.put((number, result))
 
-    async def _work(self, ready: _Queue[Question], to_write: _Queue[_Pending]) -> None:
+    async def _work(self, questions: _Queue[Question], to_write: _Queue[_Pending]) -> None:
         """Ask one question after another."""
         stop = self.server.rate_limit.stop
-        while (entry := await ready.get()) is not None:
+        while (entry := await questions.get()) is not None:
             number, question = entry
             if stop.is_set():
                 continue
-            self._under_way += 1
+            self._num_pending += 1
             try:
                 record = await self.ask(question)
             except Stopped:
@@ -268,48 +268,51 @@ class Asker:
                 self._give_up(error)
                 continue
             finally:
-                self._under_way -= 1
+                self._num_pending -= 1
             pending = _Pending(record)
             await to_write.put((number, pending))
             # So a killed process loses at most `concurrency` answers.
             await pending.written.wait()
             self._count_failure(record)
 
-    async def _write(self, to_write: _Queue[_Pending], tell: Tell) -> None:
-        """Write all waiting records to disk at once, then report them to ``tell``."""
-        over = False
-        while not over:
+    async def _write(self, to_write: _Queue[_Pending], on_record: OnRecord) -> None:
+        """Write all waiting records to disk at once, then report them to ``on_record``."""
+        is_last = False
+        while not is_last:
             entries = [await to_write.get()]
             while not to_write.empty():
                 entries.append(to_write.get_nowait())
-            over = None in entries
-            there = [entry for entry in entries if entry is not None]
+            is_last = None in entries
+            waiting = [entry for entry in entries if entry is not None]
             if self.answer_file is not None:
-                records = [pending.record for _, pending in there]
+                records = [pending.record for _, pending in waiting]
                 asked = [record for record in records if record.key]
                 new = [record for record in asked if not self.answer_file.is_own(record.key)]
                 if new:
                     await asyncio.to_thread(self.answer_file.add, new)
-            for number, pending in there:
+            for number, pending in waiting:
                 pending.written.set()
-                tell(number, pending.record)
+                on_record(number, pending.record)
 
     def _count_failure(self, record: Record) -> None:
         """Stop the run if too many movies in a row had no answer."""
-        self._in_a_row = self._in_a_row + 1 if record.failed is not None else 0
-        if not self.server.answered and self._in_a_row >= REFUSED_AT_FIRST:
+        self._consecutive_failures = (
+            self._consecutive_failures + 1 if record.failed is not None else 0
+        )
+        if not self.server.answered and self._consecutive_failures >= REFUSED_AT_FIRST:
             self._give_up(ServerError(f"{self.server.base_url}: {record.failed}"))
-        elif self.give_up_after is not None and self._in_a_row >= self.give_up_after:
+        elif self.give_up_after is not None and self._consecutive_failures >= self.give_up_after:
             self._give_up(
                 UserError(
-                    f"{self._in_a_row} movies in a row had no usable answer (the last one: "
-                    f"{record.failed}); set server.give_up_after=null to continue anyway"
+                    f"{self._consecutive_failures} movies in a row had no usable answer "
+                    f"(the last one: {record.failed}); set server.give_up_after=null to continue "
+                    "anyway"
                 )
             )
 
     def _give_up(self, error: UserError) -> None:
         """Start no further requests, and let :meth:`run` raise the first such error."""
-        self._end = self._end or error
+        self._error = self._error or error
         self.server.rate_limit.stop.set()
 
     async def look_up(self, movie: Movie) -> Question | Record:
@@ -325,15 +328,15 @@ class Asker:
             # Avoids decoding the poster again if there is an answer.
             image = None if self.answer_file is None else self.answer_file.images.get(fingerprint)
             if image is not None:
-                known = self._find(movie.id, self.questioner.key(movie.id, texts, image))
-                if known is not None:
-                    return known
+                answer = self._find(movie.id, self.questioner.key(movie.id, texts, image))
+                if answer is not None:
+                    return answer
             sent = await self.encode(poster)
         if sent is None:
             fingerprint = None
         if not texts and sent is None:
-            nothing = " and ".join(f"no {name}" for name in self.questioner.show)
-            return Record(movie.id, "", None, failed=f"it has {nothing} to show")
+            missing = " and ".join(f"no {name}" for name in self.questioner.show)
+            return Record(movie.id, "", None, failed=f"it has {missing} to show")
         key = self.questioner.key(movie.id, texts, None if sent is None else sent.digest)
         return self._find(movie.id, key) or Question(movie.id, key, texts, sent, fingerprint)
 
@@ -362,21 +365,23 @@ class Asker:
             ServerError, BudgetError, Stopped: raised by
                 :meth:`genre_lightning.ask.server.ChatServer.chat`.
         """
-        used = _Used()
+        usage = _Usage()
         genres = self.questioner.genres
         scores: dict[str, float] | None = None
         why, failed = "", None
         bodies = self.questioner.bodies(question.id, question.texts, question.poster)
         try:
             if self.questioner.answers == "json":
-                found, why = await self._fitting(next(bodies), self._read_json, used)
-                scores = dict(zip(genres, found, strict=True))
+                values, why = await self._ask_until_valid(next(bodies), self._read_json, usage)
+                scores = dict(zip(genres, values, strict=True))
             else:
-                shares = [await self._fitting(body, self._read_token, used) for body in bodies]
-                scores = dict(zip(genres, shares, strict=True))
+                probabilities = [
+                    await self._ask_until_valid(body, self._read_token, usage) for body in bodies
+                ]
+                scores = dict(zip(genres, probabilities, strict=True))
         except AnswerError as error:
             failed = f"its answer is invalid: {error}"
-        except (RequestRefused, Unanswered) as error:
+        except (RequestRefused, RetriesExhausted) as error:
             failed = str(error)
         return Record(
             id=question.id,
@@ -384,29 +389,29 @@ class Asker:
             scores=scores,
             why=why,
             failed=failed,
-            asks=used.asks,
-            prompt_tokens=used.tokens.get("prompt_tokens"),
-            completion_tokens=used.tokens.get("completion_tokens"),
-            seconds=round(used.seconds, 3),
+            asks=usage.asks,
+            prompt_tokens=usage.tokens.get("prompt_tokens"),
+            completion_tokens=usage.tokens.get("completion_tokens"),
+            seconds=round(usage.seconds, 3),
             poster=question.fingerprint,
             image=None if question.poster is None else question.poster.digest,
         )
 
-    async def _fitting(
-        self, body: Mapping[str, Any], read: Callable[[Reply], Read], used: _Used
+    async def _ask_until_valid(
+        self, body: Mapping[str, Any], read: Callable[[Reply], Read], usage: _Usage
     ) -> Read:
         """Return what ``read`` makes of the first valid reply."""
         for again in range(self.ask_again + 1):
             try:
-                reply = await self.server.chat(self._varied(body, again))
-                used.add(reply)
+                reply = await self.server.chat(self._vary_request(body, again))
+                usage.add(reply)
                 return read(reply)
             except AnswerError:
                 if again == self.ask_again:
                     raise
         raise AssertionError("unreachable")
 
-    def _varied(self, body: Mapping[str, Any], again: int) -> Mapping[str, Any]:
+    def _vary_request(self, body: Mapping[str, Any], again: int) -> Mapping[str, Any]:
         """The same request with another seed and temperature, so that the answer can differ."""
         if not again:
             return body
@@ -429,11 +434,11 @@ class Asker:
 
     def _read_token(self, reply: Reply) -> float:
         if reply.first_tokens is None:
-            if not self._had_tokens:
+            if not self._has_probabilities:
                 raise ServerError(
                     f"{self.server.base_url} returns no token probabilities, which "
                     "answers=logprobs needs: use answers=json"
                 )
             raise AnswerError("it has no token probabilities")
-        self._had_tokens = True
+        self._has_probabilities = True
         return yes_share(reply.first_tokens)

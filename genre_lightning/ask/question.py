@@ -10,7 +10,7 @@ from typing import Any, final
 from jinja2 import StrictUndefined, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from genre_lightning.ask.answer import HIGHEST, WHY, answer_schema, check_genres
+from genre_lightning.ask.answer import MAX_SCORE, WHY, answer_schema, check_genres
 from genre_lightning.ask.poster import PosterFormat, SentPoster
 from genre_lightning.errors import UserError
 from genre_lightning.movies.movie import Movie, PosterFile
@@ -19,7 +19,7 @@ from genre_lightning.store import content_key
 #: Part of every question's key: increment it when the same settings give a different question.
 QUESTION_VERSION = 1
 #: One JSON object with 0 to 100 for each genre; or the probability of yes against no per genre.
-ANSWERS = ("json", "logprobs")
+ANSWER_FORMATS = ("json", "logprobs")
 POSTER = "poster"
 MAX_EXAMPLES = 64
 
@@ -81,7 +81,7 @@ class Questioner:
         prompt: templates.
         examples: train movies, one more than are shown, as a substitute when an example is itself
             the movie in question.
-        answers: one of ``ANSWERS``.
+        answers: one of ``ANSWER_FORMATS``.
         parameters: parameters of each request, such as temperature and max_tokens; None values are
             left out.
         why_max_length: see :func:`genre_lightning.ask.answer.answer_schema`.
@@ -108,8 +108,8 @@ class Questioner:
         poster: PosterFormat | None = None,
     ) -> None:
         check_genres(genres)
-        if answers not in ANSWERS:
-            raise UserError(f"answers={answers} must be one of {', '.join(ANSWERS)}")
+        if answers not in ANSWER_FORMATS:
+            raise UserError(f"answers={answers} must be one of {', '.join(ANSWER_FORMATS)}")
         if not show or len(set(show)) < len(show):
             names = ",".join(map(str, show))
             raise UserError(f"show=[{names}] must name one or more columns, each once")
@@ -128,8 +128,8 @@ class Questioner:
         self.why_max_length = why_max_length
         self.top_logprobs = top_logprobs
         self.poster = poster or PosterFormat()
-        taken = {"model", "messages", "stream", "response_format", "logprobs", "top_logprobs"}
-        for name in sorted(taken & set(self.parameters)):
+        reserved = {"model", "messages", "stream", "response_format", "logprobs", "top_logprobs"}
+        for name in sorted(reserved & set(self.parameters)):
             raise UserError(f"parameters.{name}: that is set by the command itself")
         environment = ImmutableSandboxedEnvironment(
             undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -158,12 +158,12 @@ class Questioner:
         """The bodies of a movie's requests: one in all, or one per genre."""
         if self.answers == "json":
             schema = answer_schema(self.genres, self.why_max_length)
-            named = {"name": "genres", "strict": True, "schema": schema}
+            json_schema = {"name": "genres", "strict": True, "schema": schema}
             yield {
                 "model": self.model,
                 "messages": self.messages(texts, poster, None, movie_id),
                 **self.parameters,
-                "response_format": {"type": "json_schema", "json_schema": named},
+                "response_format": {"type": "json_schema", "json_schema": json_schema},
             }
             return
         for genre in self.genres:
@@ -171,12 +171,12 @@ class Questioner:
                 "model": self.model,
                 "messages": self.messages(texts, poster, genre, movie_id),
                 **self.parameters,
-                self._limit(): 1,
+                self._length_parameter(): 1,
                 "logprobs": True,
                 "top_logprobs": self.top_logprobs,
             }
 
-    def _limit(self) -> str:
+    def _length_parameter(self) -> str:
         """Name of the parameter that limits the answer's length for this model."""
         newer = "max_completion_tokens"
         return newer if newer in self.parameters else "max_tokens"
@@ -199,7 +199,7 @@ class Questioner:
         Raises:
             UserError: a template can't be rendered, for example because of an unknown name.
         """
-        given = {
+        variables = {
             "genres": list(self.genres),
             "definitions": {g: d for g, d in self.prompt.definitions.items() if g in self.genres},
             "answers": self.answers,
@@ -207,25 +207,31 @@ class Questioner:
         }
         others = [example for example in self.examples if example.id != movie_id]
         try:
-            system = self._system.render(given).strip()
-            said: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
+            system = self._system.render(variables).strip()
+            conversation: list[dict[str, Any]] = (
+                [{"role": "system", "content": system}] if system else []
+            )
             for example in others[: self.prompt.examples]:
-                said.append(self._turn(given, example.columns, example.poster, genre))
-                said.append({"role": "assistant", "content": self._right(example, genre)})
-            said.append(self._turn(given, texts, poster, genre))
+                conversation.append(
+                    self._user_message(variables, example.columns, example.poster, genre)
+                )
+                conversation.append(
+                    {"role": "assistant", "content": self._correct_answer(example, genre)}
+                )
+            conversation.append(self._user_message(variables, texts, poster, genre))
         except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
             raise UserError(f"prompt={self.prompt.name}: {error}") from error
-        return said
+        return conversation
 
-    def _turn(
+    def _user_message(
         self,
-        given: Mapping[str, Any],
+        variables: Mapping[str, Any],
         texts: Mapping[str, str],
         poster: SentPoster | None,
         genre: str | None,
     ) -> dict[str, Any]:
         text = self._user.render(
-            {**given, "columns": dict(texts), "poster": poster is not None, "genre": genre}
+            {**variables, "columns": dict(texts), "poster": poster is not None, "genre": genre}
         ).strip()
         if poster is None:
             # Servers of text-only models may not accept a list of parts.
@@ -233,10 +239,10 @@ class Questioner:
         image = {"type": "image_url", "image_url": {"url": poster.url}}
         return {"role": "user", "content": [{"type": "text", "text": text}, image]}
 
-    def _right(self, example: Example, genre: str | None) -> str:
+    def _correct_answer(self, example: Example, genre: str | None) -> str:
         if genre is not None:
             return "yes" if genre in example.genres else "no"
-        numbers = {name: HIGHEST * (name in example.genres) for name in self.genres}
+        numbers = {name: MAX_SCORE * (name in example.genres) for name in self.genres}
         why = f"It is known as {', '.join(example.genres)}."
         return json.dumps({**numbers, WHY: why}, ensure_ascii=False)
 
@@ -248,15 +254,15 @@ class Questioner:
             texts: the movie's texts, by column.
             image: digest of the encoded poster; None for none.
         """
-        sent = None if image is None else SentPoster(image, image)
-        shown = [
+        stand_in = None if image is None else SentPoster(image, image)
+        digests = [
             None if example.poster is None else example.poster.digest
             for example in self.examples
             if example.id != movie_id
         ]
-        bodies = list(self.bodies(movie_id, texts, sent))
+        bodies = list(self.bodies(movie_id, texts, stand_in))
         for body in bodies:
-            _replace_images(body["messages"][:-1], iter(shown))
+            _replace_images(body["messages"][:-1], iter(digests))
         # Hashing one text takes a tenth of the time of hashing its parts.
         text = json.dumps(bodies, sort_keys=True)
         return content_key("question", QUESTION_VERSION, self.base_url, self.answers, text)

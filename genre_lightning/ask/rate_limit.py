@@ -67,7 +67,7 @@ class RateLimit:
         self._recent: deque[Turn] = deque()
         self._order = asyncio.Lock()
 
-    async def turn(self) -> Turn:
+    async def acquire(self) -> Turn:
         """Wait until a request may be sent.
 
         Raises:
@@ -81,12 +81,12 @@ class RateLimit:
                 if seconds <= 0:
                     break
                 await self.pause(seconds)
-            turn = Turn(self._clock(), self._expected())
+            turn = Turn(self._clock(), self._expected_tokens())
             self._recent.append(turn)
             self.requests += 1
             return turn
 
-    def took(self, turn: Turn, tokens: int | None) -> None:
+    def record_tokens(self, turn: Turn, tokens: int | None) -> None:
         """Record how many tokens a request took; None if the server did not report it."""
         if tokens is None:
             return
@@ -108,7 +108,7 @@ class RateLimit:
         if limit is not None and len(self._recent) >= limit:
             free = max(free, self._recent[len(self._recent) - limit].at + MINUTE)
         if self.tokens_per_minute is not None:
-            excess = sum(turn.tokens for turn in self._recent) + self._expected()
+            excess = sum(turn.tokens for turn in self._recent) + self._expected_tokens()
             excess -= self.tokens_per_minute
             for turn in self._recent:
                 if excess <= 0:
@@ -129,7 +129,7 @@ class RateLimit:
             return
         raise Stopped
 
-    def _expected(self) -> float:
+    def _expected_tokens(self) -> float:
         return self.tokens / self._num_known if self._num_known else 0.0
 
     def _check_total(self) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from genre_lightning.ask.answer_file import NAME, AnswerFile, Record
+from genre_lightning.ask.answer_file import ANSWER_FILE_NAME, AnswerFile, Record
 from genre_lightning.ask.asking import Asker, Interrupted
 from genre_lightning.ask.poster import PosterFormat
 from genre_lightning.ask.question import POSTER, Example, Prompt, Questioner
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 #: File in a run folder with everything needed to ask the same questions again.
-ASKED = "asked.json"
+QUESTIONS_FILE = "asked.json"
 #: Maximum number of movies without an answer that the terminal names.
 MAX_NAMED_MOVIES = 5
 
@@ -144,8 +144,8 @@ def choose_rows(rows: np.ndarray, limit: int | None) -> np.ndarray:
     """
     if limit is None:
         return rows
-    drawn: np.ndarray = np.random.default_rng(0).permutation(len(rows))[:limit]
-    return np.sort(rows[drawn])
+    chosen: np.ndarray = np.random.default_rng(0).permutation(len(rows))[:limit]
+    return np.sort(rows[chosen])
 
 
 def check_shown(movies: MovieSet, show: Sequence[str]) -> None:
@@ -191,8 +191,8 @@ def draw_examples(
     if not prompt.examples:
         return []
     texts = [name for name in show if name != POSTER]
-    pictured = prompt.example_posters and POSTER in show
-    if not texts and not pictured:
+    with_posters = prompt.example_posters and POSTER in show
+    if not texts and not with_posters:
         raise UserError(
             f"prompt={prompt.name} shows examples, but with show=[{POSTER}] they have nothing to "
             "show: set prompt.example_posters=true to show their posters"
@@ -204,7 +204,7 @@ def draw_examples(
         if not all(isinstance(text, str) and text for text in columns.values()):
             continue
         sent = None
-        if pictured:
+        if with_posters:
             file = movie.value(POSTER)
             if not isinstance(file, PosterFile) or not file.exists:
                 continue
@@ -212,8 +212,8 @@ def draw_examples(
                 sent = poster.encode(file.read_bytes())
             except (OSError, PosterError):
                 continue
-        named = {name: str(text) for name, text in columns.items()}
-        examples.append(Example(movie.id, named, movie.genres, sent))
+        shown = {name: str(text) for name, text in columns.items()}
+        examples.append(Example(movie.id, shown, movie.genres, sent))
         if len(examples) > prompt.examples:
             return examples
     raise UserError(
@@ -224,17 +224,19 @@ def draw_examples(
 
 def open_answer_file(folder: Path, reuse: str | None) -> AnswerFile:
     """Open the answers of a run folder, and those of the runs below ``reuse``."""
-    own = folder / NAME
+    own = folder / ANSWER_FILE_NAME
     others: list[Path] = []
     if reuse is not None and Path(reuse).is_dir():
-        found = (path for path in Path(reuse).rglob(NAME) if path.resolve() != own.resolve())
-        others = sorted(found, key=lambda path: path.stat().st_mtime)
+        paths = (
+            path for path in Path(reuse).rglob(ANSWER_FILE_NAME) if path.resolve() != own.resolve()
+        )
+        others = sorted(paths, key=lambda path: path.stat().st_mtime)
     return AnswerFile(own, others)
 
 
 def save_questioner(folder: Path, questioner: Questioner, **more: Any) -> None:
     """Write what is needed to ask the same questions again; ``more`` are arguments of the asker."""
-    with whole_file(folder / ASKED) as file:
+    with whole_file(folder / QUESTIONS_FILE) as file:
         file.write(json.dumps({"questioner": questioner.to_plain(), **more}, indent=2) + "\n")
 
 
@@ -244,12 +246,14 @@ def load_questioner(folder: Path) -> tuple[Questioner, dict[str, Any]]:
     Raises:
         UserError: the file is missing or damaged.
     """
-    path = folder / ASKED
+    path = folder / QUESTIONS_FILE
     try:
         plain = json.loads(path.read_text("utf-8"))
         return Questioner.from_plain(plain.pop("questioner")), plain
     except FileNotFoundError:
-        raise UserError(f"{folder} has no {ASKED}, so it is not a run of genre-ask") from None
+        raise UserError(
+            f"{folder} has no {QUESTIONS_FILE}, so it is not a run of genre-ask"
+        ) from None
     except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
         raise UserError(f"{path}: can't be used: {str(error)[:300]}") from error
 
@@ -299,12 +303,12 @@ def ask_rows(
     try:
         asyncio.run(_ask(asker, server, movies, rows, answers, genres, console))
     except Interrupted:
-        console.print(f"Stopped. {_kept(answers, rows, answer_file)}", soft_wrap=True)
+        console.print(f"Stopped. {_resume_hint(answers, rows, answer_file)}", soft_wrap=True)
         raise
     except UserError as error:
         if not answers.keys:
             raise
-        raise type(error)(f"{error}. {_kept(answers, rows, answer_file)}") from error
+        raise type(error)(f"{error}. {_resume_hint(answers, rows, answer_file)}") from error
     finally:
         asker.close()
         for name, reason in asker.unreadable.items():
@@ -329,16 +333,16 @@ async def _ask(
         with progress("asking", len(rows), console=console) as update:
             done = itertools.count(1)
 
-            def tell(number: int, record: Record) -> None:
+            def on_record(number: int, record: Record) -> None:
                 answers.add(int(rows[number]), record, genres)
                 tokens = answers.prompt_tokens + answers.completion_tokens
                 failed = len(answers.failed)
                 update(next(done), f" movies, {tokens:,} tokens, {failed} without answer")
 
-            await asker.run((movies.movies[row] for row in rows.tolist()), tell)
+            await asker.run((movies.movies[row] for row in rows.tolist()), on_record)
 
 
-def _kept(answers: Answers, rows: np.ndarray, answer_file: AnswerFile) -> str:
+def _resume_hint(answers: Answers, rows: np.ndarray, answer_file: AnswerFile) -> str:
     return (
         f"{len(answers.keys):,} of {len(rows):,} movies have an answer, in "
         f"{shell_command(answer_file.path)}; run the same command again to continue"
@@ -350,18 +354,20 @@ def unanswered_line(movies: MovieSet, split: str, rows: np.ndarray, answers: Ans
     failed = [row for row in rows.tolist() if row in answers.failed]
     if not failed:
         return None
-    why = [f"{movies.movies[row].id} ({answers.failed[row]})" for row in failed]
+    reasons = [f"{movies.movies[row].id} ({answers.failed[row]})" for row in failed]
     return (
         f"{split}: {len(failed):,} of {len(rows):,} movies have no answer and count as wrong: "
-        f"{first_few(why, MAX_NAMED_MOVIES, '; ')}"
+        f"{first_few(reasons, MAX_NAMED_MOVIES, '; ')}"
     )
 
 
-def whys(answers: Answers, answer_file: AnswerFile, rows: np.ndarray) -> Mapping[int, str]:
+def answer_reasons(
+    answers: Answers, answer_file: AnswerFile, rows: np.ndarray
+) -> Mapping[int, str]:
     """The model's reasons, by the movie's row."""
-    found = {}
+    reasons = {}
     for row in rows.tolist():
         record = answer_file.find(answers.keys[row]) if row in answers.keys else None
         if record is not None and record.why:
-            found[row] = record.why
-    return found
+            reasons[row] = record.why
+    return reasons

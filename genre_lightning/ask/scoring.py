@@ -24,7 +24,7 @@ from genre_lightning.scoring.thresholds import Calibration, fit_calibration, fit
 BRANCH = "answers"
 FILE = "answers.npz"
 #: Score of a movie without an answer in the loss; everywhere else it scores 0.
-_NOTHING = 1e-6
+_UNANSWERED_SCORE = 1e-6
 
 
 def save_answers(path: Path, ids: Sequence[str], scores: np.ndarray, genres: Sequence[str]) -> None:
@@ -46,7 +46,7 @@ def save_answers(path: Path, ids: Sequence[str], scores: np.ndarray, genres: Seq
         )
 
 
-def calibrated(
+def fit_calibrated_model(
     questioner: Questioner, data: MovieDataModule, rows: np.ndarray, scores: np.ndarray
 ) -> TrainedModel:
     """Fit a model that maps answers to scores, and its thresholds, on validation movies.
@@ -86,17 +86,17 @@ def calibrated(
         data=data.source(),
         shows={name: "poster" if name == POSTER else "text" for name in questioner.show},
     )
-    found = _clipped(scores[answered], questioner.answers)
+    clipped = _clip(scores[answered], questioner.answers)
     targets = data.labels[rows[answered]].astype(np.float64)
-    _set(model, fit_calibration(found, targets))
-    found_scores = score_answers(model, questioner, data, "val", rows, scores)
+    _set_weights(model, fit_calibration(clipped, targets))
+    val_scores = score_answers(model, questioner, data, "val", rows, scores)
     model.thresholds.copy_(
-        fit_thresholds(found_scores.scores[answered], found_scores.targets[answered])
+        fit_thresholds(val_scores.scores[answered], val_scores.targets[answered])
     )
     return model
 
 
-def _set(model: TrainedModel, calibration: Calibration) -> None:
+def _set_weights(model: TrainedModel, calibration: Calibration) -> None:
     """Set the network's weights so that it maps log-odds to calibrated logits."""
     slope = calibration.slope / calibration.sd
     head = model.network.branches[BRANCH]
@@ -108,10 +108,10 @@ def _set(model: TrainedModel, calibration: Calibration) -> None:
         model.network.prior.copy_(torch.from_numpy(bias))
 
 
-def _clipped(scores: np.ndarray, answers: str) -> np.ndarray:
+def _clip(scores: np.ndarray, answers: str) -> np.ndarray:
     """Clip scores away from 0 and 1; those of JSON answers by half of their rounding step."""
-    least = MIN_PROBABILITY if answers == "json" else _NOTHING
-    return scores.clip(least, 1 - least)
+    margin = MIN_PROBABILITY if answers == "json" else _UNANSWERED_SCORE
+    return scores.clip(margin, 1 - margin)
 
 
 def score_answers(
@@ -127,27 +127,29 @@ def score_answers(
     A movie without an answer scores 0 for every genre, so that no genre is predicted.
 
     Args:
-        model: the result of :func:`calibrated`.
+        model: the result of :func:`fit_calibrated_model`.
         questioner: the questioner that got the answers.
         data: data module, already set up.
         split: "train", "val" or "test".
         rows: (N,) int64, rows of the movies that were asked about.
         scores: (N, G) float32 in [0, 1]; a row of nan for a movie without an answer.
     """
-    has = torch.from_numpy(~np.isnan(scores).any(axis=1))
-    clipped = torch.from_numpy(_clipped(np.nan_to_num(scores, nan=0.5), questioner.answers))
+    answered = torch.from_numpy(~np.isnan(scores).any(axis=1))
+    clipped = torch.from_numpy(_clip(np.nan_to_num(scores, nan=0.5), questioner.answers))
     with torch.inference_mode():
         part: Tensor = model.network.branches[BRANCH](vectors=torch.logit(clipped.double()).float())
-        part = part * has[:, None]
+        part = part * answered[:, None]
         logits = model.network.total({BRANCH: part})
-        logits = torch.where(has[:, None], logits, torch.logit(torch.tensor(_NOTHING)))
-        found = ACTIVATIONS[model.activation](logits) * has[:, None]
+        logits = torch.where(
+            answered[:, None], logits, torch.logit(torch.tensor(_UNANSWERED_SCORE))
+        )
+        final_scores = ACTIVATIONS[model.activation](logits) * answered[:, None]
     return SplitScores(
         split=split,
         rows=torch.from_numpy(rows),
         logits=logits,
-        scores=found,
+        scores=final_scores,
         targets=torch.from_numpy(data.labels[rows].astype(np.float32)),
         branch_logits={BRANCH: part},
-        has_column={BRANCH: has},
+        has_column={BRANCH: answered},
     )

@@ -28,9 +28,9 @@ MAX_ANSWER_BYTES = 16 * 2**20
 #: Maximum number of characters quoted from the server in a message.
 MAX_QUOTED_CHARACTERS = 300
 #: Seconds to wait before the second try, and the maximum that doubling reaches.
-FIRST_WAIT, LONGEST_BACKOFF = 1.0, 60.0
+FIRST_BACKOFF, MAX_BACKOFF = 1.0, 60.0
 #: Timeout, conflict, too early, too many: the same request may be answered later.
-_LATER = (408, 409, 425, 429)
+_RETRYABLE_STATUSES = (408, 409, 425, 429)
 _HTML = re.compile(r"\s*<(?:!doctype|html)", re.IGNORECASE)
 _TAGS = re.compile(r"<(?:style|script).*?</(?:style|script)>|<[^>]*>", re.DOTALL | re.IGNORECASE)
 
@@ -43,11 +43,11 @@ class RequestRefused(Exception):
     """The server refuses this request, perhaps only this one; the message quotes the server."""
 
 
-class Unanswered(Exception):
+class RetriesExhausted(Exception):
     """A request failed on every try; the message is the reason of the last failure."""
 
 
-class _TryAgain(Exception):
+class _RetryableError(Exception):
     """A try failed that may succeed later; ``wait`` is the server's wait in seconds, if any."""
 
     def __init__(self, reason: str, wait: float | None = None) -> None:
@@ -180,7 +180,7 @@ class ChatServer:
             # The caller limits the number of concurrent requests.
             connector=aiohttp.TCPConnector(limit=0),
             # Use the environment's proxy, except for a server on this machine.
-            trust_env=not _is_here(self.base_url),
+            trust_env=not _is_local(self.base_url),
         )
         return self
 
@@ -203,33 +203,33 @@ class ChatServer:
             ServerError: the server can't be used.
             RequestRefused: the server refuses this request.
             AnswerError: the server rejects the model's answer.
-            Unanswered: all tries failed.
+            RetriesExhausted: all tries failed.
             BudgetError: the budget of requests or tokens is used up.
             Stopped: the user ended the command while the request was waiting.
         """
         for attempt in range(self.retries + 1):
-            turn = await self.rate_limit.turn()
+            turn = await self.rate_limit.acquire()
             started = time.monotonic()
             try:
                 data = await self._post(body)
                 reply = _reply(data, time.monotonic() - started)
-            except _TryAgain as error:
+            except _RetryableError as error:
                 if attempt == self.retries:
-                    raise Unanswered(str(error)) from None
+                    raise RetriesExhausted(str(error)) from None
                 await self._wait(error, attempt)
                 continue
             self.answered = True
             counts = (reply.prompt_tokens, reply.completion_tokens)
             tokens = None if counts == (None, None) else sum(filter(None, counts))
-            self.rate_limit.took(turn, tokens)
+            self.rate_limit.record_tokens(turn, tokens)
             return reply
         raise AssertionError("unreachable")
 
-    async def _wait(self, error: _TryAgain, attempt: int) -> None:
+    async def _wait(self, error: _RetryableError, attempt: int) -> None:
         if error.wait is None:
-            longest = min(LONGEST_BACKOFF, FIRST_WAIT * 2**attempt)
+            max_wait = min(MAX_BACKOFF, FIRST_BACKOFF * 2**attempt)
             # Jitter, so that requests that failed together are not retried together.
-            await self.rate_limit.pause(longest * random.uniform(0.5, 1.0))
+            await self.rate_limit.pause(max_wait * random.uniform(0.5, 1.0))
             return
         if error.wait > self.longest_wait:
             raise ServerError(
@@ -248,17 +248,17 @@ class ChatServer:
                 text = await self._text(response)
                 status, headers = response.status, response.headers
         except TimeoutError:
-            raise _TryAgain(f"no answer within {self.timeout:g} seconds") from None
+            raise _RetryableError(f"no answer within {self.timeout:g} seconds") from None
         except (aiohttp.ClientConnectorError, aiohttp.InvalidURL) as error:
-            reason = self._hidden(f"{self.base_url} can't be reached ({error})")
+            reason = self._redact(f"{self.base_url} can't be reached ({error})")
             if not self.answered:
                 raise ServerError(
                     f"{reason}: is the server running, and is {self._url_setting} its address?"
                 ) from None
-            raise _TryAgain(reason) from None
+            raise _RetryableError(reason) from None
         except (aiohttp.ClientError, ConnectionError) as error:
-            reason = self._hidden(str(error) or type(error).__name__)
-            raise _TryAgain(f"the connection broke ({reason})") from None
+            reason = self._redact(str(error) or type(error).__name__)
+            raise _RetryableError(f"the connection broke ({reason})") from None
         if status != 200:
             raise await self._refusal(status, text, headers)
         return self._json(text)
@@ -269,9 +269,9 @@ class ChatServer:
         async for part in response.content.iter_chunked(2**16):
             size += len(part)
             if size > MAX_ANSWER_BYTES:
-                raise _TryAgain(f"its answer has more than {MAX_ANSWER_BYTES:,} bytes")
+                raise _RetryableError(f"its answer has more than {MAX_ANSWER_BYTES:,} bytes")
             parts.append(part)
-        return self._hidden(b"".join(parts).decode("utf-8", "replace"))
+        return self._redact(b"".join(parts).decode("utf-8", "replace"))
 
     def _json(self, text: str) -> Mapping[str, Any]:
         try:
@@ -279,40 +279,42 @@ class ChatServer:
         except (ValueError, RecursionError):
             if _HTML.match(text) and not self.answered:
                 raise ServerError(
-                    f"{self.base_url} answers with a web page, not with JSON ({_plain(text)}): "
-                    "is base_url right? It usually ends in /v1"
+                    f"{self.base_url} answers with a web page, not with JSON "
+                    f"({_plain_text(text)}): is base_url right? It usually ends in /v1"
                 ) from None
-            raise _TryAgain(f"its answer is not valid JSON: {_plain(text) or 'empty'}") from None
+            raise _RetryableError(
+                f"its answer is not valid JSON: {_plain_text(text) or 'empty'}"
+            ) from None
         if not isinstance(data, dict):
-            raise _TryAgain(f"its answer is not a JSON object: {_plain(text)}")
+            raise _RetryableError(f"its answer is not a JSON object: {_plain_text(text)}")
         if data.get("error"):
-            raise _TryAgain(f"the server says: {server_words(text)}")
+            raise _RetryableError(f"the server says: {server_message(text)}")
         return data
 
     async def _refusal(self, status: int, text: str, headers: Mapping[str, str]) -> Exception:
         """Return the exception for a status other than 200."""
-        words = f"{status}, {server_words(text) or 'without a message'}"
+        message = f"{status}, {server_message(text) or 'without a message'}"
         if status in (401, 403):
             key = (
                 "it may need a key: name the environment variable that holds one in api_key_env"
                 if self._key is None
                 else f"it refuses the key in {self._key_name or 'the environment'}"
             )
-            return ServerError(f"{self.base_url}: {key} (the server says: {words})")
+            return ServerError(f"{self.base_url}: {key} (the server says: {message})")
         if status in (404, 405, 501) or 300 <= status < 400:
             if location := headers.get("Location"):
-                words += f", go to {self._hidden(location)[:MAX_QUOTED_CHARACTERS]}"
+                message += f", go to {self._redact(location)[:MAX_QUOTED_CHARACTERS]}"
             return ServerError(
                 f"{self.base_url} has no such model, or no chat/completions{await self._models()}; "
-                f"base_url usually ends in /v1 (the server says: {words})"
+                f"base_url usually ends in /v1 (the server says: {message})"
             )
         # llama.cpp reports an invalid answer with status 500, also if the answer was cut off.
         if re.search(r"model produced output", text):
-            return AnswerError(f"the server says: {words}")
+            return AnswerError(f"the server says: {message}")
         # llama.cpp also uses status 500 to refuse an image.
-        if (status < 500 and status not in _LATER) or re.search(r"not support", text):
-            return RequestRefused(f"the server says: {words}")
-        return _TryAgain(f"the server says: {words}", retry_after(headers))
+        if (status < 500 and status not in _RETRYABLE_STATUSES) or re.search(r"not support", text):
+            return RequestRefused(f"the server says: {message}")
+        return _RetryableError(f"the server says: {message}", retry_after(headers))
 
     async def _models(self) -> str:
         """List the server's models for a message about a missing one; "" if not available."""
@@ -327,16 +329,16 @@ class ChatServer:
             names = [str(entry["id"])[:80] for entry in listed][:8]
         except (aiohttp.ClientError, TimeoutError, OSError, LookupError, TypeError, ValueError):
             return ""
-        except _TryAgain:
+        except _RetryableError:
             return ""
         return f" (it has {', '.join(names)})" if names else ""
 
-    def _hidden(self, text: str) -> str:
+    def _redact(self, text: str) -> str:
         """Return the text without the key, which a server may repeat."""
         return text if self._key is None else text.replace(self._key, "[key]")
 
 
-def _is_here(url: str) -> bool:
+def _is_local(url: str) -> bool:
     host = urlsplit(url).hostname or ""
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -344,19 +346,19 @@ def _is_here(url: str) -> bool:
         return host == "localhost"
 
 
-def server_words(text: str) -> str:
+def server_message(text: str) -> str:
     """Return a server's error in one line: the message in the JSON, or else the whole text."""
     try:
         data = json.loads(text)
     except (ValueError, RecursionError):
-        return _plain(text)
-    for name in ("error", "detail", "message"):
-        if isinstance(data, dict) and data.get(name):
-            data = data[name]
-    return _plain(data if isinstance(data, str) else json.dumps(data))
+        return _plain_text(text)
+    for key in ("error", "detail", "message"):
+        if isinstance(data, dict) and data.get(key):
+            data = data[key]
+    return _plain_text(data if isinstance(data, str) else json.dumps(data))
 
 
-def _plain(text: str) -> str:
+def _plain_text(text: str) -> str:
     """Return the text without tags and control characters, shortened."""
     words = " ".join(_TAGS.sub(" ", text).split())
     shown = "".join(c if c.isprintable() else "?" for c in words)
@@ -379,7 +381,7 @@ def _reply(data: Mapping[str, Any], seconds: float) -> Reply:
     """Make a reply from the server's JSON, without trusting any part of it."""
     choices = data.get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        raise _TryAgain("its answer has no choices")
+        raise _RetryableError("its answer has no choices")
     choice = choices[0]
     message = choice.get("message")
     content = message.get("content") if isinstance(message, dict) else None

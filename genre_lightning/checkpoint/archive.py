@@ -36,7 +36,7 @@ _DATA = "data/"
 #: Keys that tell Hydra and Lightning what to import.
 FORBIDDEN_KEYS = frozenset({"_target_", "_instantiator", "_partial_", "_args_", "_recursive_"})
 
-_HUGE = "its plain data is larger than that of any honest checkpoint"
+_TOO_LARGE = "its plain data is larger than that of any honest checkpoint"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 _STORAGES = {
@@ -63,7 +63,7 @@ def check_archive(path: Path, unread: Collection[str] = ()) -> None:
     """Check a file before it is passed to ``torch.load``.
 
     Args:
-        path: of the file.
+        path: path of the file.
         unread: entries whose tensors will not be used, so that their bytes are not compared with
             the checksums.
 
@@ -78,15 +78,15 @@ def check_archive(path: Path, unread: Collection[str] = ()) -> None:
             _check_directory(file)
             with zipfile.ZipFile(file) as archive:
                 records = _check_entries(archive, path.stat().st_size)
-                starts = _check_places(file, records, archive.start_dir)
+                starts = _entry_offsets(file, records, archive.start_dir)
                 plain = _plain_data(archive.read(records["data.pkl"]), records)
-            looked_at = plain
+            used = plain
             if isinstance(plain, dict):
-                looked_at = {name: entry for name, entry in plain.items() if name not in unread}
-            keys = set(_storages(looked_at))
+                used = {name: entry for name, entry in plain.items() if name not in unread}
+            keys = set(_storages(used))
             for name, entry in records.items():
                 if not name.startswith(_DATA) or name.removeprefix(_DATA) in keys:
-                    _check_sum(file, starts[name], entry)
+                    _check_checksum(file, starts[name], entry)
     except (zipfile.BadZipFile, struct.error, RuntimeError, ValueError, EOFError) as error:
         if isinstance(error, ArchiveError):
             raise
@@ -155,11 +155,11 @@ def _check_entries(archive: zipfile.ZipFile, file_size: int) -> dict[str, zipfil
     if "data.pkl" not in records:
         raise ArchiveError("it holds no data.pkl")
     if records["data.pkl"].file_size > MAX_PLAIN_BYTES:
-        raise ArchiveError(_HUGE)
+        raise ArchiveError(_TOO_LARGE)
     return records
 
 
-def _check_places(
+def _entry_offsets(
     file: BufferedReader, records: Mapping[str, zipfile.ZipInfo], end: int
 ) -> dict[str, int]:
     """Require each entry's bytes to lie before the directory: torch maps them without reading.
@@ -179,15 +179,15 @@ def _check_places(
     return starts
 
 
-def _check_sum(file: BufferedReader, start: int, entry: zipfile.ZipInfo) -> None:
+def _check_checksum(file: BufferedReader, start: int, entry: zipfile.ZipInfo) -> None:
     """Refuse an entry whose bytes don't match its checksum in the zip."""
-    checksum, left = 0, entry.file_size
-    buffer = memoryview(bytearray(min(2**20, max(left, 1))))
+    checksum, remaining = 0, entry.file_size
+    buffer = memoryview(bytearray(min(2**20, max(remaining, 1))))
     file.seek(start)
-    while left and (count := file.readinto(buffer[: min(left, len(buffer))])):
+    while remaining and (count := file.readinto(buffer[: min(remaining, len(buffer))])):
         checksum = zlib.crc32(buffer[:count], checksum)
-        left -= count
-    if left or checksum != entry.CRC:
+        remaining -= count
+    if remaining or checksum != entry.CRC:
         raise ArchiveError(
             f"damaged: the bytes of its entry {entry.filename!r:.100} have changed since they were "
             "written; take another copy of it"
@@ -242,7 +242,7 @@ class _Interpreter:
         argument: Any
         for step, (opcode, argument, _) in enumerate(pickletools.genops(data)):
             if step > MAX_STEPS or len(self.stack) > MAX_STACK or len(self.marks) > MAX_DEPTH:
-                raise ArchiveError(_HUGE)
+                raise ArchiveError(_TOO_LARGE)
             name = opcode.name
             if name in _NUMBERS_AND_STRINGS:
                 self.stack.append(argument)
@@ -375,7 +375,7 @@ class _PlainCheck:
             raise ArchiveError(f"{where:.80}... is nested too deeply")
         self.items += 1
         if self.items > MAX_ITEMS or self.characters > MAX_CHARACTERS:
-            raise ArchiveError(_HUGE)
+            raise ArchiveError(_TOO_LARGE)
         if isinstance(value, dict):
             for key, item in value.items():
                 if key in FORBIDDEN_KEYS:

@@ -70,7 +70,7 @@ def read_checkpoint(path: str | Path, mmap: bool = False) -> dict[str, Any]:
     """Read and check a checkpoint file.
 
     Args:
-        path: of the file.
+        path: path of the file.
         mmap: leave the tensors in the file until they are used; the file must not change meanwhile.
             The optimizer's tensors must then not be used, since their checksums are not compared.
 
@@ -252,32 +252,32 @@ def _check_values(card: Mapping[str, Any]) -> None:
         raise CheckpointError("what its branches have read is not named by keys")
     loss = _mapping(card, "loss")
     try:
-        built = build_loss(**loss)
+        loss_module = build_loss(**loss)
         counts = loss.get("genre_counts")
         if counts is not None and len(counts) != len(genres):
             raise ValueError(f"{len(counts)} genre_counts for {len(genres)} genres")
     except (TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"its loss can't be rebuilt: {str(error)[:500]}") from error
-    if built.activation != activation:
+    if loss_module.activation != activation:
         raise CheckpointError(f"its activation {activation!r} is not that of its loss")
 
 
-def _check_weights(state: Any, wanted: Mapping[str, Tensor]) -> None:
+def _check_weights(state: Any, expected: Mapping[str, Tensor]) -> None:
     """Refuse weights that don't fit the network or are not finite.
 
     Args:
         state: the ``state_dict`` of the checkpoint.
-        wanted: meta tensors with the network's shapes and dtypes, by name.
+        expected: meta tensors with the network's shapes and dtypes, by name.
     """
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         raise CheckpointError("it has no weights")
     if not all(name.startswith("network.") for name in state):
         raise CheckpointError("it has weights of more than a network")
     weights = network_weights(state)
-    missing, unknown = sorted(set(wanted) - set(weights)), sorted(set(weights) - set(wanted))
+    missing, unknown = sorted(set(expected) - set(weights)), sorted(set(weights) - set(expected))
     if missing or unknown:
         raise CheckpointError(f"its weights don't fit its network: {(missing or unknown)[0]:.200}")
-    for name, sketch in wanted.items():
+    for name, sketch in expected.items():
         value = weights[name]
         if not isinstance(value, Tensor) or value.shape != sketch.shape:
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__

@@ -85,9 +85,9 @@ def rebuild(checkpoint: Mapping[str, Any], device: torch.device | str = "cpu") -
     # The sketch takes copies of the weights, so that none are initialised only to be overwritten.
     network, inputs = check_card(card)
     network.description = card["network"]
-    wanted = network.state_dict()
+    expected = network.state_dict()
     weights = {
-        name: value.to(device=device, dtype=wanted[name].dtype, copy=True)
+        name: value.to(device=device, dtype=expected[name].dtype, copy=True)
         for name, value in network_weights(checkpoint["state_dict"]).items()
     }
     network.load_state_dict(weights, assign=True)

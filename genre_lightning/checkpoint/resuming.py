@@ -33,10 +33,11 @@ def check_resumable(
     """Refuse to resume from a bad file, or one whose model, data or settings differ.
 
     Args:
-        path: of the checkpoint.
+        path: path of the checkpoint.
         inputs: ``MovieDataModule.describe()`` of the run that would resume.
-        network: of that run.
-        settings: of that run, from :func:`genre_lightning.training.callbacks.resume.run_settings`.
+        network: that run's network.
+        settings: that run's settings, see
+            :func:`genre_lightning.training.callbacks.resume.run_settings`.
         may_change: whether a setting may differ; earlier versions stored some that may.
 
     Returns:
@@ -66,7 +67,8 @@ def check_resumable(
         )
     if changed:
         differences = [
-            f"{name} ({_shown(theirs, name)} there, {_shown(settings, name)} here)"
+            f"{name} ({_format_setting(theirs, name)} there, "
+            f"{_format_setting(settings, name)} here)"
             for name in changed
         ]
         raise CheckpointError(
@@ -125,10 +127,10 @@ def _check_same_model(
     """Refuse a checkpoint with other genres, other inputs or another network.
 
     Args:
-        path: of the checkpoint.
+        path: path of the checkpoint.
         card: the checkpoint's description.
-        inputs: as in :func:`check_resumable`.
-        network: likewise.
+        inputs: see :func:`check_resumable`.
+        network: see :func:`check_resumable`.
 
     Raises:
         CheckpointError: naming the first difference.
@@ -143,9 +145,9 @@ def _check_same_model(
             continue
         if key == "inputs":
             stored, ours = _read_states(stored), _read_states(inputs["inputs"])
-        differ = "differs" if key == "network" else "differ"
+        verb = "differs" if key == "network" else "differ"
         raise CheckpointError(
-            f"{path}: its {key} {differ} from this run's ({_difference(stored, ours)}); "
+            f"{path}: its {key} {verb} from this run's ({_difference(stored, ours)}); "
             "resume with the data and model it was trained with, or start anew without "
             "ckpt_path"
         )
@@ -164,10 +166,10 @@ def _check_same_content(
     for branch, key in inputs["content"].items():
         if card.get("content", {}).get(branch, key) != key:  # older files don't store it
             state = json.loads(inputs["inputs"][branch])
-            read = state.get("path", f"the column {state['column']}")
+            source = state.get("path", f"the column {state['column']}")
             raise CheckpointError(
-                f"{path}: {read}, which the branch {branch} reads, has changed since for movies of "
-                "train or validation; resume with the data it was trained with, or start anew "
+                f"{path}: {source}, which the branch {branch} reads, has changed since for movies "
+                "of train or validation; resume with the data it was trained with, or start anew "
                 "without ckpt_path"
             )
 
@@ -188,7 +190,7 @@ def _read_states(texts: Mapping[str, str]) -> dict[str, Any]:
     return {name: json.loads(text) for name, text in texts.items()}
 
 
-def _shown(settings: Mapping[str, Any], name: str) -> str:
+def _format_setting(settings: Mapping[str, Any], name: str) -> str:
     return f"{settings[name]!r:.100}" if name in settings else "not set"
 
 
@@ -201,13 +203,13 @@ def copy_best(checkpoint: Mapping[str, Any], path: str | Path, folder: Path) -> 
     Args:
         checkpoint: from :func:`check_resumable`.
         path: the file of ``checkpoint``.
-        folder: of this run's checkpoints.
+        folder: folder of this run's checkpoints.
     """
-    beside = Path(path).resolve().parent
-    if beside == folder.resolve():
+    source_folder = Path(path).resolve().parent
+    if source_folder == folder.resolve():
         return
     for key, state in _saver_states(checkpoint):
-        best = _best_inside(key, state, beside)
+        best = _find_best(key, state, source_folder)
         if best is not None and not (folder / best.name).exists():
             folder.mkdir(parents=True, exist_ok=True)
             with whole_file(folder / best.name, "wb") as file:
@@ -223,26 +225,28 @@ def _saver_states(checkpoint: Mapping[str, Any]) -> list[tuple[str, dict[str, An
     ]
 
 
-def _best_inside(key: str, state: Mapping[str, Any], folder: Path) -> Path | None:
+def _find_best(key: str, state: Mapping[str, Any], folder: Path) -> Path | None:
     """Return the best checkpoint in ``folder``, found by name, if it is the one in ``state``.
 
     After a kill it can be one that was saved later, which its own record of the score shows.
     """
-    place = folder / Path(str(state.get("best_model_path", ""))).name
-    if place.suffix != ".ckpt":
+    path = folder / Path(str(state.get("best_model_path", ""))).name
+    if path.suffix != ".ckpt":
         return None
     try:
-        if not place.is_file():
+        if not path.is_file():
             return None
-        callbacks = read_checkpoint(place, mmap=True).get("callbacks")
+        callbacks = read_checkpoint(path, mmap=True).get("callbacks")
     except (CheckpointError, OSError):
         return None
-    own = callbacks.get(key) if isinstance(callbacks, dict) else None
-    if not isinstance(own, dict):
+    own_state = callbacks.get(key) if isinstance(callbacks, dict) else None
+    if not isinstance(own_state, dict):
         return None
-    scores = own.get("best_model_score"), state.get("best_model_score")
-    same = all(isinstance(s, Tensor) and s.numel() == 1 for s in scores) and scores[0] == scores[1]
-    return place if same else None
+    scores = own_state.get("best_model_score"), state.get("best_model_score")
+    same_score = (
+        all(isinstance(s, Tensor) and s.numel() == 1 for s in scores) and scores[0] == scores[1]
+    )
+    return path if same_score else None
 
 
 def _difference(theirs: Any, ours: Any, key: str = "") -> str:
@@ -266,10 +270,10 @@ def keep_paths_inside(checkpoint: dict[str, Any], folder: Path) -> None:
 
     Args:
         checkpoint: from :func:`read_checkpoint`, changed in place.
-        folder: of this run's checkpoints.
+        folder: folder of this run's checkpoints.
     """
     for key, state in _saver_states(checkpoint):
-        best = _best_inside(key, state, folder)
+        best = _find_best(key, state, folder)
         name = "" if best is None else str(best)
         score = None if best is None else state["best_model_score"]
         state["best_model_path"] = state["kth_best_model_path"] = name

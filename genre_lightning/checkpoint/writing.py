@@ -14,7 +14,7 @@ def write_checkpoint(content: Mapping[str, Any], path: Path) -> None:
 
     Args:
         content: tensors and plain data.
-        path: of the file.
+        path: path of the file.
 
     Raises:
         FullDiskError: the disk is full.

@@ -22,8 +22,8 @@ from genre_lightning.comparison.text import (
 )
 from genre_lightning.files import whole_file
 from genre_lightning.page.markdown import escape_markdown, markdown_table
-from genre_lightning.runs.quoting import below_here, shell_command
-from genre_lightning.wording import printable, shortened, shown_time
+from genre_lightning.runs.quoting import relative_to_cwd, shell_command
+from genre_lightning.wording import format_duration, printable, shortened
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -111,7 +111,9 @@ def print_leaderboard(comparison: Comparison, console: Console) -> None:
         console.print(f"and {len(unfinished) - MAX_UNFINISHED} more have not finished")
     for group in comparison.best_groups:
         dataset = data_name(group, comparison)
-        best_folder = shell_command(printable(str(below_here(best_run(group, comparison).folder))))
+        best_folder = shell_command(
+            printable(str(relative_to_cwd(best_run(group, comparison).folder)))
+        )
         console.print(Text(f"Best{dataset and f' of {dataset}'}: {best_folder}"), soft_wrap=True)
     for note in comparison.notes:
         console.print(Text(f"Note: {note}"), soft_wrap=True)
@@ -148,7 +150,7 @@ def ranked_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     seconds = [
         sum(run.number("seconds") or 0.0 for run in runs) / len(runs) for runs in completed_runs
     ]
-    columns.append(["time", *map(shown_time, seconds)])
+    columns.append(["time", *map(format_duration, seconds)])
     headings, *rows = map(list, zip(*columns, strict=True))
     return headings, rows
 

@@ -24,7 +24,7 @@ from genre_lightning.comparison.text import (
     short_name,
 )
 from genre_lightning.page.document import render_page
-from genre_lightning.wording import counted, shown_time
+from genre_lightning.wording import counted, format_duration
 
 #: Most rows in the chart of the spread.
 MAX_SPREAD_ROWS = 40
@@ -65,7 +65,7 @@ def render_leaderboard(comparison: Comparison, created: datetime) -> str:
             "counted": counted,
             "value": format_value,
             "setting": format_setting,
-            "time": shown_time,
+            "time": format_duration,
             "cost": format_cost,
             "seconds_of": _seconds,
             "breakable": _breakable,

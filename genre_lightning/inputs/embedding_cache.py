@@ -27,7 +27,7 @@ from genre_lightning.inputs.masked import (
 from genre_lightning.inputs.poster_limits import MAX_FILE_BYTES
 from genre_lightning.movies.movie import PosterFile
 from genre_lightning.progress import progress
-from genre_lightning.store import changed, content_key, remove_stored, stored_folder
+from genre_lightning.store import content_key, find_changed_file, remove_stored, stored_folder
 
 _VECTORS, _HASHES, _META = "vectors.f16", "hashes.b16", "meta.json"
 _HASH_BYTES = 16
@@ -236,7 +236,7 @@ def _read_embeddings(
     """Yield a folder's embeddings by hash; none if it is damaged or has just been removed."""
     try:
         count = _read_checked_meta(folder, shape)["count"]
-        if changed(folder):
+        if find_changed_file(folder):
             return
         digests = _read_hashes(folder)
         vectors = _map_vectors(folder, count, shape)

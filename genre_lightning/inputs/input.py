@@ -109,9 +109,9 @@ class DenseFeatures(Features):
         return {self.name: torch.from_numpy(gathered)}, {self.name: counts.tolist()}
 
     def read_ahead(self, rows: np.ndarray) -> None:
-        from genre_lightning.store import advise
+        from genre_lightning.store import prefetch_rows
 
-        advise(self.dense, rows)
+        prefetch_rows(self.dense, rows)
 
 
 class Input(ABC):

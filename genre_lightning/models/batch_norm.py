@@ -17,15 +17,15 @@ def check_batch_size(branches: nn.ModuleDict, batch_size: int) -> None:
     Raises:
         SettingError: naming the branches that have a ``BatchNorm1d``.
     """
-    normed = [
+    with_batch_norm = [
         name
         for name, branch in branches.items()
         if any(isinstance(module, nn.BatchNorm1d) for module in branch.modules())
     ]
-    if batch_size == 1 and normed:
+    if batch_size == 1 and with_batch_norm:
         raise SettingError(
-            f"data.batch_size=1: the BatchNorm of {', '.join(normed)} needs at least 2 movies in a "
-            "batch"
+            f"data.batch_size=1: the BatchNorm of {', '.join(with_batch_norm)} needs at least 2 "
+            "movies in a batch"
         )
 
 
@@ -36,7 +36,7 @@ def batch_norm(norm: nn.BatchNorm1d, rows: Tensor) -> Tensor:
     has the column.
     """
     if norm.training and len(rows) == 1:
-        return _as_before(norm, rows)
+        return _normalize_by_running_statistics(norm, rows)
     normalised: Tensor = norm(rows)
     return normalised
 
@@ -51,11 +51,11 @@ class PixelNorm(nn.BatchNorm2d):
 
     def forward(self, input: Tensor) -> Tensor:
         if self.training and input.numel() == input.shape[1]:
-            return _as_before(self, input)
+            return _normalize_by_running_statistics(self, input)
         return super().forward(input)
 
 
-def _as_before(norm: _BatchNorm, values: Tensor) -> Tensor:
+def _normalize_by_running_statistics(norm: _BatchNorm, values: Tensor) -> Tensor:
     return F.batch_norm(
         values, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps
     )

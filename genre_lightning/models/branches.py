@@ -37,19 +37,19 @@ def read_branches(listed: Mapping[str, Any]) -> dict[str, Branch]:
     Raises:
         UserError: no branch is listed, or a branch is not made of an input and a network.
     """
-    found = {
+    branches = {
         name: _read(name, dict(branch)) for name, branch in listed.items() if branch is not None
     }
-    if not found:
+    if not branches:
         raise UserError("model/branch lists no branch; list one: 'model/branch=[title_tfidf]'")
-    return found
+    return branches
 
 
 def _read(name: str, branch: dict[str, Any]) -> Branch:
     """Read one branch and check the keys that all branches have."""
     where = f"model.branches.{name}"
     if "finetune" in branch:
-        branch = _one_form(where, branch)
+        branch = _resolve_finetune(where, branch)
     if "path" in branch and isinstance(branch.get("input"), Mapping):
         branch["input"] = {**branch["input"], "path": branch.pop("path")}
     for key in ("input", "network"):
@@ -61,7 +61,7 @@ def _read(name: str, branch: dict[str, Any]) -> Branch:
     return Branch(**branch)
 
 
-def _one_form(where: str, branch: dict[str, Any]) -> dict[str, Any]:
+def _resolve_finetune(where: str, branch: dict[str, Any]) -> dict[str, Any]:
     """Replace a branch with ``finetune`` by its form ``frozen`` or ``finetuned``.
 
     Args:
@@ -83,8 +83,8 @@ def _one_form(where: str, branch: dict[str, Any]) -> dict[str, Any]:
     spec = resolve(encoder, trusted=True)
     if spec.size is None or spec.mean is None or spec.std is None:
         raise UserError(f"{where}.encoder={encoder} is not an image encoder")
-    for name, own in (("size", spec.size), ("mean", spec.mean), ("std", spec.std)):
+    for name, value in (("size", spec.size), ("mean", spec.mean), ("std", spec.std)):
         if form["input"].get(name) is None:
-            form["input"][name] = list(own)
+            form["input"][name] = list(value)
     form["network"] = {**form["network"], "encoder": encoder}
     return form

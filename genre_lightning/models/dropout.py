@@ -20,7 +20,7 @@ class Dropout(nn.Dropout):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training or not 0 < self.p < 1 or input.device.type != "cpu":
             return super().forward(input)
-        return input * _noise(input, 1 - self.p)
+        return input * _scaled_mask(input, 1 - self.p)
 
 
 class InputDropout(nn.Module):
@@ -50,11 +50,12 @@ class InputDropout(nn.Module):
 DROPOUTS = (nn.Dropout, InputDropout)
 
 
-def _noise(like: Tensor, kept: float) -> Tensor:
-    """Draw 1 / kept with probability ``kept``, else 0, in the shape and dtype of ``like``."""
-    count = like.numel()
-    drawn = torch.empty(-(-count // 4), dtype=torch.int64).random_(*_ALL_BITS)
-    below = max(1, round(kept * 2**16))
+def _scaled_mask(input: Tensor, keep_probability: float) -> Tensor:
+    """Draw 1 / p with the probability p of keeping, else 0, in shape and dtype of ``input``."""
+    count = input.numel()
+    random_bits = torch.empty(-(-count // 4), dtype=torch.int64).random_(*_ALL_BITS)
+    threshold = max(1, round(keep_probability * 2**16))
     # NumPy compares in a third of PyTorch's time.
-    bits = drawn.numpy().view(np.uint16)[:count]
-    return torch.from_numpy(bits < below).view(like.shape).to(like.dtype).mul_(2**16 / below)
+    bits = random_bits.numpy().view(np.uint16)[:count]
+    mask = torch.from_numpy(bits < threshold).view(input.shape)
+    return mask.to(input.dtype).mul_(2**16 / threshold)

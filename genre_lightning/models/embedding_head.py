@@ -70,7 +70,7 @@ class EmbeddingHead(nn.Module):
         Args:
             vectors: (P, D) float32.
             per_member: see :func:`genre_lightning.models.members.combine_members`.
-            folds: likewise.
+            folds: see :func:`genre_lightning.models.members.combine_members`.
 
         Returns:
             (P, G) logits; (M, P, G) with ``per_member``.

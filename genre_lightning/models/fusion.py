@@ -147,28 +147,28 @@ class Fusion(nn.Module):
     ) -> Tensor:
         """Return one branch's logits for all movies of a batch, see :meth:`branch_logits`."""
         if len(part) == 0:
-            nothing = torch.zeros(num_movies, self.num_genres, device=self.prior.device)
+            zeros = torch.zeros(num_movies, self.num_genres, device=self.prior.device)
             if not torch.is_grad_enabled():
-                return nothing
+                return zeros
             # Distributed training waits for a gradient of every parameter on every rank, even on a
             # rank whose movies all lack the column.
-            used = [parameter.sum() for parameter in branch.parameters() if parameter.requires_grad]
-            return nothing + 0.0 * torch.stack(used).sum() if used else nothing
+            sums = [parameter.sum() for parameter in branch.parameters() if parameter.requires_grad]
+            return zeros + 0.0 * torch.stack(sums).sum() if sums else zeros
         arguments = self._member_arguments(branch, part, folds)
-        found = branch(**part.numbers, **arguments)
+        output = branch(**part.numbers, **arguments)
         # Broadcasting would add a single column to every genre. Only sizes that don't depend on the
         # data are checked, so that the network can be traced for any number of movies.
-        if not isinstance(found, Tensor) or found.ndim < 2 or found.shape[-1] != self.num_genres:
-            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        if not isinstance(output, Tensor) or output.ndim < 2 or output.shape[-1] != self.num_genres:
+            shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise ValueError(
                 f"a network of class {type(branch).__name__} gives {shape}; it must give (P, G) "
                 f"logits, here ({len(part)}, {self.num_genres})"
             )
-        logits = found.float()
+        logits = output.float()
         if len(part) == num_movies:
             return logits
-        everywhere = logits.new_zeros(*logits.shape[:-2], num_movies, self.num_genres)
-        return everywhere.index_add(-2, part.rows, logits)
+        all_logits = logits.new_zeros(*logits.shape[:-2], num_movies, self.num_genres)
+        return all_logits.index_add(-2, part.rows, logits)
 
 
 def num_members(branch: nn.Module) -> int:

@@ -26,9 +26,9 @@ from torch import Tensor
 #: Number of sets kept, the most frequent ones: a batch is compared with each of them.
 MAX_SETS = 20_000
 #: Scores stay this far from 0 and 1, so that their log-odds are finite.
-_LEAST = 1e-6
+_MIN_SCORE = 1e-6
 #: Log-odds below which sigmoid() equals exp() in float32.
-_NEVER = -20.0
+_MAX_EXP_LOGIT = -20.0
 #: Size of the (movies, sets) matrix that is computed at once: 64 MiB of float32.
 _BLOCK = 2**24
 
@@ -64,26 +64,28 @@ class LabelSets:
             targets: (N, G) zeros and ones, N at least 1.
             folds: (N,) int64 in 0..M-1, for validation by folds.
         """
-        found, number, counts = np.unique(
+        unique, set_index, counts = np.unique(
             targets.astype(bool), axis=0, return_inverse=True, return_counts=True
         )
-        number = number.reshape(-1)
+        set_index = set_index.reshape(-1)
         order = np.argsort(-counts, kind="stable")[:MAX_SETS]
-        kept = np.zeros(len(found), dtype=bool)
+        kept = np.zeros(len(unique), dtype=bool)
         kept[order] = True
-        only = np.full(len(found), -1)
-        outside = []
+        only = np.full(len(unique), -1)
+        unseen = []
         if folds is not None:
             members = int(folds.max()) + 1
-            by_fold = np.zeros((len(found), members), dtype=np.int64)
-            np.add.at(by_fold, (number, folds), 1)
-            single = (by_fold > 0).sum(axis=1) == 1
-            only[single] = by_fold[single].argmax(axis=1)
-            outside = [_unseen(counts - by_fold[:, fold], kept) for fold in range(members)]
+            by_fold = np.zeros((len(unique), members), dtype=np.int64)
+            np.add.at(by_fold, (set_index, folds), 1)
+            in_one_fold = (by_fold > 0).sum(axis=1) == 1
+            only[in_one_fold] = by_fold[in_one_fold].argmax(axis=1)
+            unseen = [
+                _unseen_probability(counts - by_fold[:, fold], kept) for fold in range(members)
+            ]
         return cls(
-            torch.from_numpy(found[order]).float(),
+            torch.from_numpy(unique[order]).float(),
             torch.from_numpy(only[order]),
-            torch.tensor([*outside, _unseen(counts, kept)], dtype=torch.float32),
+            torch.tensor([*unseen, _unseen_probability(counts, kept)], dtype=torch.float32),
         )
 
     @classmethod
@@ -110,14 +112,14 @@ class LabelSets:
             raise ValueError("unseen holds numbers that are not shares")
         if not all(type(fold) is int and -1 <= fold < len(unseen) - 1 for fold in only):
             raise ValueError("they name folds that do not exist")
-        made = torch.zeros(len(sets), num_genres)
+        membership = torch.zeros(len(sets), num_genres)
         for row, genres in enumerate(sets):
             if not isinstance(genres, list) or not all(
                 type(genre) is int and 0 <= genre < num_genres for genre in genres
             ):
                 raise ValueError(f"a set is not of the {num_genres} genres: {genres!r:.100}")
-            made[row, genres] = 1
-        return cls(made, torch.tensor(only), torch.tensor(unseen, dtype=torch.float32))
+            membership[row, genres] = 1
+        return cls(membership, torch.tensor(only), torch.tensor(unseen, dtype=torch.float32))
 
     def to_lists(self) -> dict[str, list[Any]]:
         """Return plain data for a checkpoint, each set as the indices of its genres."""
@@ -146,27 +148,27 @@ class LabelSets:
     def block_logits(self, logits: Tensor, folds: Tensor | None = None) -> Tensor:
         """Compute :meth:`logits` of a batch small enough to compare with all sets at once."""
         sets, unseen = self.sets.to(logits.device), self.unseen.to(logits.device)
-        powers = logits @ sets.T
+        set_logits = logits @ sets.T
         if folds is None:
             share = unseen[-1]
         else:
             # A fold of -1 takes the last share and leaves out no set.
             share = unseen[folds][:, None]
             left_out = (self.only.to(logits.device) == folds[:, None]) & (folds >= 0)[:, None]
-            powers = powers.masked_fill(left_out, -torch.inf)
-        among = torch.softmax(powers, dim=1) @ sets
-        others = _at_least_one(logits) if self.never_empty else _sigmoid(logits)
-        scores = (1 - share) * among + share * others
-        return torch.logit(scores, _LEAST)
+            set_logits = set_logits.masked_fill(left_out, -torch.inf)
+        seen_scores = torch.softmax(set_logits, dim=1) @ sets
+        unseen_scores = _scores_given_any_genre(logits) if self.never_empty else _sigmoid(logits)
+        scores = (1 - share) * seen_scores + share * unseen_scores
+        return torch.logit(scores, _MIN_SCORE)
 
 
-def _at_least_one(logits: Tensor) -> Tensor:
+def _scores_given_any_genre(logits: Tensor) -> Tensor:
     """Return (B, G) probabilities of independent genres, given that a movie has at least one."""
     # Where all genres are unlikely only their ratios matter. Raising all logits alike keeps these,
     # and keeps exp() from underflowing.
-    likely = logits + (_NEVER - logits.amax(dim=1, keepdim=True)).clamp(min=0)
-    nothing = torch.nn.functional.softplus(likely).sum(dim=1, keepdim=True)
-    return _sigmoid(likely) / -torch.expm1(-nothing)
+    shifted = logits + (_MAX_EXP_LOGIT - logits.amax(dim=1, keepdim=True)).clamp(min=0)
+    no_genre = torch.nn.functional.softplus(shifted).sum(dim=1, keepdim=True)
+    return _sigmoid(shifted) / -torch.expm1(-no_genre)
 
 
 def _sigmoid(logits: Tensor) -> Tensor:
@@ -174,7 +176,7 @@ def _sigmoid(logits: Tensor) -> Tensor:
     return torch.exp(-torch.nn.functional.softplus(-logits))
 
 
-def _unseen(counts: np.ndarray, kept: np.ndarray) -> float:
+def _unseen_probability(counts: np.ndarray, kept: np.ndarray) -> float:
     """Estimate the probability that a new movie has none of the kept sets.
 
     Args:

@@ -50,8 +50,8 @@ class MemberLinear(nn.Module):
         The sums are scaled by D / K, so that they have the size of those over all inputs.
         """
         members, width, outputs = self.weight.shape
-        number = kept + width * torch.arange(members, device=kept.device)[:, None]
-        weight = self.weight.view(-1, outputs).index_select(0, number.flatten())
+        index = kept + width * torch.arange(members, device=kept.device)[:, None]
+        weight = self.weight.view(-1, outputs).index_select(0, index.flatten())
         # Indexing by brackets takes several times as long along a row.
         inputs = rows.index_select(1, kept.flatten()).view(len(rows), members, -1).transpose(0, 1)
         return torch.baddbmm(
@@ -80,8 +80,8 @@ def combine_members(
         return logits
     if folds is None:
         return logits.mean(dim=0)
-    one = logits[folds, torch.arange(len(folds), device=folds.device)]
-    return one if bool((folds >= 0).all()) else torch.where(folds[:, None] < 0, logits.mean(0), one)
+    own = logits[folds, torch.arange(len(folds), device=folds.device)]
+    return own if bool((folds >= 0).all()) else torch.where(folds[:, None] < 0, logits.mean(0), own)
 
 
 def score_by_fold(
@@ -99,8 +99,9 @@ def score_by_fold(
         (P, G).
     """
     order = folds.argsort()
-    pieces = rows[order].split(torch.bincount(folds, minlength=members).tolist())
-    return torch.cat([score(piece, m) for m, piece in enumerate(pieces)])[order.argsort()]
+    rows_by_fold = rows[order].split(torch.bincount(folds, minlength=members).tolist())
+    scores = [score(fold_rows, member) for member, fold_rows in enumerate(rows_by_fold)]
+    return torch.cat(scores)[order.argsort()]
 
 
 class Ensemble(nn.Module):

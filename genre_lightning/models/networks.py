@@ -135,7 +135,7 @@ def build_network(
         num_genres: G.
         branches: by branch, ``{"name": a key of NETWORKS, argument: number, ...}``, in the order
             in which they are summed.
-        inputs: of the same branches; they set the sizes that the networks take.
+        inputs: inputs of the same branches; they set the sizes that the networks take.
         shared: arguments for every network that takes them and doesn't set them itself, such as
             ``dropout`` and ``members``; None leaves the network's default.
 
@@ -148,7 +148,7 @@ def build_network(
     """
     check_takes(branches, inputs)
     described = {
-        name: {**_own_arguments(name, network), **inputs[name].network_arguments()}
+        name: {**_drop_unused_arguments(name, network), **inputs[name].network_arguments()}
         for name, network in branches.items()
     }
     description = complete_description(num_genres, described, shared)
@@ -168,7 +168,7 @@ def build_network(
     return network
 
 
-def _own_arguments(branch: str, network: Mapping[str, Any]) -> dict[str, Any]:
+def _drop_unused_arguments(branch: str, network: Mapping[str, Any]) -> dict[str, Any]:
     """Drop arguments of a branch's default network that the chosen one doesn't take.
 
     They stay in the configuration when the command line only changes the network's name.
@@ -176,20 +176,20 @@ def _own_arguments(branch: str, network: Mapping[str, Any]) -> dict[str, Any]:
     network_type = NETWORKS.get(network.get("name", ""))
     if network_type is None:
         return dict(network)
-    left_out = [
+    unused = [
         argument
         for argument in network
         if argument not in {*network_type.limits, "members"}
         and any(argument in other.limits for other in NETWORKS.values())
     ]
-    if left_out:
+    if unused:
         logger.warning(
             "model.branches.%s: the network %s takes no %s: left out",
             branch,
             network["name"],
-            ", ".join(left_out),
+            ", ".join(unused),
         )
-    return {argument: value for argument, value in network.items() if argument not in left_out}
+    return {argument: value for argument, value in network.items() if argument not in unused}
 
 
 def complete_description(
@@ -216,8 +216,8 @@ def complete_description(
         raise ValueError(f"a model has 1 to {MAX_BRANCHES} branches by name")
     for name in branches:
         # ModuleDict refuses the names of its own attributes.
-        usable = isinstance(name, str) and _BRANCH_NAME.fullmatch(name)
-        if not usable or hasattr(nn.ModuleDict, name):
+        is_valid = isinstance(name, str) and _BRANCH_NAME.fullmatch(name)
+        if not is_valid or hasattr(nn.ModuleDict, name):
             raise ValueError(f"model.branches.{name!s:.100}: not a valid name of a branch")
     return {
         "num_genres": num_genres,
@@ -252,14 +252,14 @@ def check_takes(branches: Mapping[str, Mapping[str, Any]], inputs: Mapping[str, 
 
     Args:
         branches: see :func:`build_network`, which refuses unknown names.
-        inputs: of the same branches; they need not be fitted.
+        inputs: inputs of the same branches; they need not be fitted.
 
     Raises:
         ValueError: naming the branch.
     """
-    for name, asked in branches.items():
-        if asked.get("name") in NETWORKS:
-            _check_takes(name, asked["name"], inputs[name])
+    for name, network in branches.items():
+        if network.get("name") in NETWORKS:
+            _check_takes(name, network["name"], inputs[name])
 
 
 def _check_takes(branch: str, network: str, branch_input: Input) -> None:
@@ -267,7 +267,9 @@ def _check_takes(branch: str, network: str, branch_input: Input) -> None:
     takes = NETWORKS[network].takes
     if branch_input.gives != takes:
         fitting = ", ".join(
-            name for name, one in NETWORKS.items() if one.takes == branch_input.gives
+            name
+            for name, network_type in NETWORKS.items()
+            if network_type.takes == branch_input.gives
         )
         raise ValueError(
             f"model.branches.{branch}: the network {network} takes {takes}, and the input "
@@ -282,7 +284,7 @@ def _complete_network(key: str, network: Any, shared: Mapping[str, Any]) -> dict
     An argument's value comes from ``network``, else from ``shared``, else from the class's default.
 
     Args:
-        key: of the network in the configuration, for messages.
+        key: key of the network in the configuration, for messages.
         network: ``name`` and arguments; can be untrusted.
         shared: as for :func:`build_network`.
 
@@ -333,7 +335,7 @@ def _checked_argument(key: str, value: Any, default: Any, limits: Limits) -> Any
     """Check one argument of a network and return it as the class takes it.
 
     Args:
-        key: of the argument, for messages.
+        key: key of the argument, for messages.
         value: can be untrusted.
         default: the value must have its type; an int can stand for a float.
         limits: see :class:`NetworkType`; for a list, those of each item.
@@ -353,11 +355,11 @@ def _checked_argument(key: str, value: Any, default: Any, limits: Limits) -> Any
         if not isinstance(value, (list, tuple)) or not 1 <= len(value) <= 16:
             raise ValueError(f"{key} must be a list of 1 to 16 numbers, not {value!r:.100}")
         return [_checked_argument(key, item, default[0], limits) for item in value]
-    wanted = (int, float) if isinstance(default, float) else (type(default),)
-    if type(value) not in wanted:
-        kind = wanted[-1].__name__
-        article = "an" if kind == "int" else "a"
-        raise ValueError(f"{key} must be {article} {kind}, not {value!r:.100}")
+    allowed_types = (int, float) if isinstance(default, float) else (type(default),)
+    if type(value) not in allowed_types:
+        type_name = allowed_types[-1].__name__
+        article = "an" if type_name == "int" else "a"
+        raise ValueError(f"{key} must be {article} {type_name}, not {value!r:.100}")
     if not limits[0] <= value <= limits[1]:  # also refuses nan
         raise ValueError(f"{key} is {value!r}, outside {limits[0]}..{limits[1]}")
     return float(value) if isinstance(default, float) else value
@@ -389,10 +391,10 @@ def sketch_network(description: Mapping[str, Any]) -> Fusion:
     """
     with torch.device("meta"), _SkipInit():
         sketch = _assemble(description)
-    parameters = sum(parameter.numel() for parameter in sketch.parameters())
-    if parameters > MAX_PARAMETERS:
+    num_parameters = sum(parameter.numel() for parameter in sketch.parameters())
+    if num_parameters > MAX_PARAMETERS:
         raise ValueError(
-            f"the network would have {parameters:,} parameters, over {MAX_PARAMETERS:,}"
+            f"the network would have {num_parameters:,} parameters, over {MAX_PARAMETERS:,}"
         )
     return sketch
 
@@ -403,15 +405,15 @@ def fill_constants(network: Fusion) -> None:
     Some image encoders have buffers that follow from the architecture, such as positions within a
     window. Checkpoints do not hold them.
     """
-    left = [name for name, buffer in network.named_buffers() if buffer.is_meta]
-    if not left:
+    missing = [name for name, buffer in network.named_buffers() if buffer.is_meta]
+    if not missing:
         return
     with torch.random.fork_rng(devices=[]):
         computed = dict(_assemble(network.description).named_buffers())
-    for name in left:
-        owner, _, own = name.rpartition(".")
+    for name in missing:
+        owner, _, buffer_name = name.rpartition(".")
         value = computed[name].to(network.prior.device)
-        network.get_submodule(owner).register_buffer(own, value, persistent=False)
+        network.get_submodule(owner).register_buffer(buffer_name, value, persistent=False)
 
 
 def _assemble(description: Mapping[str, Any]) -> Fusion:

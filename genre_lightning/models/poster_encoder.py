@@ -58,24 +58,24 @@ class PosterEncoder(nn.Module):
         Raises:
             EncoderError: the weights are not there.
         """
-        found = open_encoder(resolve(self.name, trusted=True, size=self.size))
-        self.encoder.load_state_dict(found.module.state_dict())
+        pretrained = open_encoder(resolve(self.name, trusted=True, size=self.size))
+        self.encoder.load_state_dict(pretrained.module.state_dict())
 
     def lr_scales(self) -> dict[str, float]:
         """Return the learning rate of each encoder parameter relative to the head's."""
         layers = _layers(self.encoder)
         last = max(layers.values())
-        place = {
+        layer_of = {
             name: layers.get(name, last)
             for name, parameter in self.encoder.named_parameters()
             if parameter.requires_grad
         }
-        frozen = sorted(set(place.values()))[: self.frozen_layers]
+        frozen = sorted(set(layer_of.values()))[: self.frozen_layers]
         return {
             f"encoder.{name}": 0.0
             if layer in frozen
             else self.layer_decay ** (last - layer) * self.encoder_lr
-            for name, layer in place.items()
+            for name, layer in layer_of.items()
         }
 
     def train(self, mode: bool = True) -> PosterEncoder:

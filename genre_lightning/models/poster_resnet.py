@@ -17,7 +17,7 @@ class ResidualBlock(nn.Module):
     Args:
         inputs: channels in.
         outputs: channels out.
-        stride: of the first convolution; the skip matches it by average pooling and a 1x1
+        stride: stride of the first convolution; the skip matches it by average pooling and a 1x1
             convolution (ResNet-D, He et al. 2019), so that no pixel is dropped.
     """
 
@@ -76,11 +76,11 @@ class PosterResNet(nn.Module):
             raise ValueError(f"widths {list(widths)} and blocks {list(blocks)} differ in length")
         padding = max(0, stem_kernel - stem_stride + 1) // 2
         # The stages always leave at least one pixel; the stem might not.
-        least = max(1, stem_kernel - 2 * padding)
-        if len(size) != 2 or min(size) < least:
+        min_side = max(1, stem_kernel - 2 * padding)
+        if len(size) != 2 or min(size) < min_side:
             raise ValueError(
                 f"posters of {' x '.join(map(str, size))} pixels are too small: this network "
-                f"needs at least {least} x {least}"
+                f"needs at least {min_side} x {min_side}"
             )
         self.stem = nn.Sequential(
             nn.Conv2d(3, widths[0], stem_kernel, stem_stride, padding, bias=False),

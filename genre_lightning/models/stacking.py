@@ -35,8 +35,8 @@ class Stacking:
         cls, names: list[str], branches: np.ndarray, genres: np.ndarray, offsets: np.ndarray
     ) -> Stacking:
         """Build from the names of K branches and (M, K, G), (M, G, G) and (M, G) float arrays."""
-        of, *rest = (torch.from_numpy(each).float() for each in (branches, genres, offsets))
-        return cls(dict(zip(names, of.unbind(1), strict=True)), *rest)
+        weights, *rest = (torch.from_numpy(each).float() for each in (branches, genres, offsets))
+        return cls(dict(zip(names, weights.unbind(1), strict=True)), *rest)
 
     @classmethod
     def from_lists(cls, lists: Any, names: list[str], num_genres: int) -> Stacking | None:
@@ -44,7 +44,7 @@ class Stacking:
 
         Args:
             lists: from a checkpoint.
-            names: of the network's branches.
+            names: names of the network's branches.
             num_genres: G.
 
         Raises:
@@ -56,12 +56,12 @@ class Stacking:
             raise ValueError("it is not made of branches, genres and offsets")
         if not isinstance(lists["branches"], dict) or list(lists["branches"]) != names:
             raise ValueError(f"its branches are not {', '.join(names)}")
-        genres, offsets = _read(lists["genres"]), _read(lists["offsets"])
-        branches = {name: _read(weights) for name, weights in lists["branches"].items()}
+        genres, offsets = _read_tensor(lists["genres"]), _read_tensor(lists["offsets"])
+        branches = {name: _read_tensor(weights) for name, weights in lists["branches"].items()}
         members = len(offsets) if offsets.ndim else 0
         shapes = [tuple(each.shape) for each in (genres, offsets, *branches.values())]
-        one = (members, num_genres)
-        if not members or shapes != [(members, num_genres, num_genres), one, *[one] * len(names)]:
+        shape = (members, num_genres)
+        if not members or shapes != [(*shape, num_genres), shape, *[shape] * len(names)]:
             raise ValueError(f"its shapes {shapes} are not those of {num_genres} genres")
         return cls(branches, genres, offsets)
 
@@ -100,24 +100,24 @@ class Stacking:
         genres, offsets = self.genres.to(total.device), self.offsets.to(total.device)
         if folds is None:
             return torch.sigmoid(total) @ genres.mean(dim=0).T + offsets.mean(dim=0)
-        each = torch.sigmoid(total) @ genres.transpose(1, 2) + offsets[:, None]
-        return combine_members(each, folds=folds)
+        by_fold = torch.sigmoid(total) @ genres.transpose(1, 2) + offsets[:, None]
+        return combine_members(by_fold, folds=folds)
 
     def correction(
         self, total: Tensor, branch_logits: Mapping[str, Tensor], folds: Tensor | None = None
     ) -> Tensor:
         """Return (B, G), what stacking adds to ``total``, the prior and the given branches."""
-        found = self.cooccurrence(total, folds)
+        added = self.cooccurrence(total, folds)
         for name, logits in branch_logits.items():
-            found = found + (self.weighted(name, logits, folds) - logits)
-        return found
+            added = added + (self.weighted(name, logits, folds) - logits)
+        return added
 
 
-def _read(lists: Any) -> Tensor:
+def _read_tensor(lists: Any) -> Tensor:
     try:
-        found = torch.tensor(lists, dtype=torch.float32)
+        tensor = torch.tensor(lists, dtype=torch.float32)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise ValueError(f"it is not made of numbers: {error!s:.200}") from error
-    if not bool(found.isfinite().all()):
+    if not bool(tensor.isfinite().all()):
         raise ValueError("it holds numbers that are not finite")
-    return found
+    return tensor

@@ -57,29 +57,29 @@ class TermsLinear(nn.Module):
             offsets: (P,) int64, where each text starts in ``indices``.
             weights: (L,) float32, the TF-IDF weight of each column.
             per_member: see :func:`genre_lightning.models.members.combine_members`.
-            folds: likewise.
+            folds: see :func:`genre_lightning.models.members.combine_members`.
 
         Returns:
             (P, G) logits; (M, P, G) with ``per_member``.
         """
         weights = weights.to(self.embed.weight.dtype)
         if self.members > 1 and self.input_drop.training and self.input_drop.p > 0:
-            sums = self._varied(indices, offsets, weights)
+            sums = self._drop_terms_per_member(indices, offsets, weights)
         else:
             weights = self.input_drop(weights)
             sums = self.embed(indices, offsets, per_sample_weights=weights)
         logits = (sums + self.head.bias).view(-1, self.members, self.num_genres).transpose(0, 1)
         return combine_members(logits, per_member, folds)
 
-    def _varied(self, indices: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
+    def _drop_terms_per_member(self, indices: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
         """Return (P, M * G) sums where each member drops other terms.
 
         All members start from zero weights, so nothing else would make them differ.
         """
-        drawn = self.input_drop(weights[:, None, None].expand(-1, self.members, 1))
+        kept_weights = self.input_drop(weights[:, None, None].expand(-1, self.members, 1))
         terms = nn.functional.embedding(indices, self.embed.weight)
-        terms = (terms.view(-1, self.members, self.num_genres) * drawn).flatten(1)
-        number = torch.bucketize(
+        terms = (terms.view(-1, self.members, self.num_genres) * kept_weights).flatten(1)
+        text_index = torch.bucketize(
             torch.arange(len(indices), device=offsets.device), offsets, right=True
         )
-        return terms.new_zeros(len(offsets), terms.shape[1]).index_add(0, number - 1, terms)
+        return terms.new_zeros(len(offsets), terms.shape[1]).index_add(0, text_index - 1, terms)

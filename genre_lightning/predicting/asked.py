@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-from genre_lightning.ask.answer_file import NAME, AnswerFile, Record
+from genre_lightning.ask.answer_file import ANSWER_FILE_NAME, AnswerFile, Record
 from genre_lightning.ask.asking import Asker
 from genre_lightning.ask.question import POSTER
 from genre_lightning.ask.run import ServerSettings, load_questioner
@@ -147,7 +147,9 @@ class MovieAsker:
             is_writable = os.access(self.folder, os.W_OK)
             if is_writable:
                 stack.enter_context(locked(self.folder))
-            answer_file = stack.enter_context(AnswerFile(self.folder / NAME, keep=is_writable))
+            answer_file = stack.enter_context(
+                AnswerFile(self.folder / ANSWER_FILE_NAME, keep=is_writable)
+            )
             server = settings.connect(self.url, self.key_env, "--ask-url", "--api-key-env")
             asker = Asker(
                 self.questioner, server, answer_file, concurrency=settings.concurrency, say=note,

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from genre_lightning.errors import UserError
-from genre_lightning.garbage import kept_imports
+from genre_lightning.garbage import freeze_imports
 from genre_lightning.predicting.arguments import parse_card, parse_export, parse_predict
 from genre_lightning.runs.ckpt_path import best_checkpoint
 from genre_lightning.runs.quoting import shell_command
@@ -49,7 +49,7 @@ def _predict(arguments: Sequence[str]) -> int:
     # For one movie, starting the GPU takes longer than predicting on the CPU.
     device = options.device or ("cpu" if options.columns else "auto")
 
-    with kept_imports():
+    with freeze_imports():
         import torch
 
         from genre_lightning.predicting.predictor import GenrePredictor

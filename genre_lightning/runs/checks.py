@@ -116,7 +116,7 @@ NO_EFFECT = {
     "trainer.plugins": "a training brings its own",
 }
 #: Callbacks of Lightning that don't work here, and what to do instead.
-UNFIT_CALLBACKS = {
+UNSUPPORTED_CALLBACKS = {
     "LearningRateFinder": "has no learning rate to set here: find one by a sweep, "
     "-m optimizer.lr=1e-4,1e-3,1e-2 or sweep=optuna",
     "BatchSizeFinder": "changes the batch size of a run and not its settings: set data.batch_size",
@@ -124,9 +124,9 @@ UNFIT_CALLBACKS = {
     "pytorch_lightning.callbacks.EMAWeightAveraging, whose averages are validated and saved",
 }
 #: Filled in by the run itself.
-FILLED_IN = ("num_genres",)
+SET_BY_RUN = ("num_genres",)
 #: Settings that every training needs.
-NEEDED = (
+REQUIRED = (
     "data", "model", "loss", "optimizer", "scheduler", "trainer", "callbacks", "training",
     "monitor", "monitor_mode", "seed",
 )  # fmt: skip
@@ -156,17 +156,17 @@ def check_settings(cfg: DictConfig, swept: Container[str] = ()) -> None:
     assert isinstance(plain, dict)
     plain.pop("hydra", None)
     if "num_genres" in plain:  # the configuration of a training
-        for key in NEEDED:
+        for key in REQUIRED:
             if plain.get(key) is None:
                 raise SettingError(f"{key} can't be left out of a training")
     for key in _missing(plain):
-        if key not in FILLED_IN and key not in swept:
+        if key not in SET_BY_RUN and key not in swept:
             raise SettingError(f"{key} has to be given: {key}=...")
-    for key, (words, holds) in RULES.items():
+    for key, (requirement, is_valid) in RULES.items():
         value = OmegaConf.select(cfg, key)
-        if value is not None and not holds(value):
+        if value is not None and not is_valid(value):
             close = closest_name(str(value), SPLITS) if key == "split" else None
-            raise SettingError(f"{key}={value} must be {words}{did_you_mean(close)}")
+            raise SettingError(f"{key}={value} must be {requirement}{did_you_mean(close)}")
     for key, instead in NO_EFFECT.items():
         if OmegaConf.select(cfg, key) is not None:
             raise SettingError(f"{key} can't be set: {instead}")
@@ -189,8 +189,8 @@ def _check_classes(group: str, parts: Mapping[str, Any]) -> None:
 def _check_callbacks(cfg: DictConfig, callbacks: Mapping[str, Any]) -> None:
     for name, part in callbacks.items():
         package, _, kind = str(part["_target_"] if part else "").rpartition(".")
-        if package.startswith(("pytorch_lightning", "lightning")) and kind in UNFIT_CALLBACKS:
-            raise SettingError(f"callbacks.{name}: {kind} {UNFIT_CALLBACKS[kind]}")
+        if package.startswith(("pytorch_lightning", "lightning")) and kind in UNSUPPORTED_CALLBACKS:
+            raise SettingError(f"callbacks.{name}: {kind} {UNSUPPORTED_CALLBACKS[kind]}")
     checkpoint = callbacks.get("checkpoint")
     if not checkpoint:
         raise SettingError(
@@ -213,17 +213,17 @@ def _missing(config: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{key}"
 
 
-def _check_monitor(monitor: Any, mode: str, of: str) -> None:
+def _check_monitor(monitor: Any, mode: str, prefix: str) -> None:
     if monitor not in MONITORED:
         close = closest_name(str(monitor), MONITORED)
         raise SettingError(
-            f"{of}monitor={monitor} is not a validation metric{did_you_mean(close)}; choose one of "
-            f"{', '.join(MONITORED)}"
+            f"{prefix}monitor={monitor} is not a validation metric{did_you_mean(close)}; choose "
+            f"one of {', '.join(MONITORED)}"
         )
     if mode != usual_mode(monitor):
-        key, does = (f"{of}mode", "stop at") if of else ("monitor_mode", "keep")
+        key, action = (f"{prefix}mode", "stop at") if prefix else ("monitor_mode", "keep")
         raise SettingError(
-            f"{of}monitor={monitor} with {key}={mode} would {does} the worst epoch: add "
+            f"{prefix}monitor={monitor} with {key}={mode} would {action} the worst epoch: add "
             f"{key}={usual_mode(monitor)}"
         )
 
@@ -247,14 +247,14 @@ def check_data(data: Mapping[str, Any], swept: Container[str]) -> None:
     for key in PATHS:
         group, _, name = key.partition(".")
         path = data.get(name) if group == "data" else None
-        made = name == GENERATED_FOLDER_OPTION.get(data["reader"]) or (
+        is_generated = name == GENERATED_FOLDER_OPTION.get(data["reader"]) or (
             name == "root" and data.get("download")
         )
-        if path is None or made or key in swept:
+        if path is None or is_generated or key in swept:
             continue
         if not os.path.lexists(Path(str(path)).expanduser()):
-            fetched = name == "root" and "download" in data
-            hint = "; data.download=true fetches it" if fetched else ""
+            can_download = name == "root" and "download" in data
+            hint = "; data.download=true fetches it" if can_download else ""
             raise SettingError(f"{key}={path}: there is no such file or folder{hint}")
     _check_tables(data, swept)
 
@@ -282,12 +282,12 @@ def check_folder(folder: str | Path) -> None:
     Raises:
         SettingError: the folder can't be used; the message names it and the reason.
     """
-    place = Path(folder).absolute()
-    there = next(path for path in (place, *place.parents) if os.path.lexists(path))
-    if not there.is_dir():
-        reason = f"{there} is not a folder"
-    elif not os.access(there, os.W_OK | os.X_OK):
-        reason = f"{there} is read-only"
+    target = Path(folder).absolute()
+    existing = next(path for path in (target, *target.parents) if os.path.lexists(path))
+    if not existing.is_dir():
+        reason = f"{existing} is not a folder"
+    elif not os.access(existing, os.W_OK | os.X_OK):
+        reason = f"{existing} is read-only"
     else:
         return
     raise SettingError(f"the run can't be written to {folder}, since {reason}: name another folder")

@@ -40,15 +40,15 @@ def resolve_run(ckpt_path: str | Path, file: str) -> Path | None:
                 "sweeps are ignored)"
             )
         return max(runs, key=lambda path: path.stat().st_mtime).parent.parent
-    place = Path(ckpt_path)
-    if not place.is_dir():
+    folder = Path(ckpt_path)
+    if not folder.is_dir():
         return None
-    if (place / file).is_file():
-        return place
-    runs = [] if (place / "result.json").is_file() else list(place.rglob(file))
+    if (folder / file).is_file():
+        return folder
+    runs = [] if (folder / "result.json").is_file() else list(folder.rglob(file))
     if not runs:
-        raise UserError(f"ckpt_path={ckpt_path}: there is no {file} in {place} or below")
-    return runs[0].parent.parent if len(runs) == 1 else _best_of(runs, ckpt_path)
+        raise UserError(f"ckpt_path={ckpt_path}: there is no {file} in {folder} or below")
+    return runs[0].parent.parent if len(runs) == 1 else _best_run(runs, ckpt_path)
 
 
 def _is_job(run: Path) -> bool:
@@ -89,9 +89,9 @@ def best_checkpoint(ckpt_path: str | Path) -> Path:
     return Path(ckpt_path) if run is None else run / BEST
 
 
-def _best_of(found: list[Path], ckpt_path: str | Path) -> Path:
+def _best_run(checkpoints: list[Path], ckpt_path: str | Path) -> Path:
     """Return the best completed run among those with these checkpoints."""
-    results = {path.parent.parent: read_result(path.parent.parent) for path in found}
+    results = {path.parent.parent: read_result(path.parent.parent) for path in checkpoints}
     scored = {
         run: result
         for run, result in results.items()
@@ -101,7 +101,8 @@ def _best_of(found: list[Path], ckpt_path: str | Path) -> Path:
     }
     if not scored:
         raise UserError(
-            f"ckpt_path={ckpt_path}: no run in it has completed; name one of its {len(found)} runs"
+            f"ckpt_path={ckpt_path}: no run in it has completed; name one of its "
+            f"{len(checkpoints)} runs"
         )
     monitors = sorted({str(result["monitor"]) for result in scored.values()})
     if len(monitors) > 1:
@@ -124,12 +125,12 @@ def _were_validated_on_different_movies(results: Iterable[Mapping[str, Any]]) ->
     Results of older versions don't identify the movies. With folds, ``learnt_from`` is the same as
     without, but validation is larger, so the number of validation movies is compared, too.
     """
-    learnt_from, numbers = set(), set()
+    learnt_from, num_movies = set(), set()
     for result in results:
         scores = result.get("val")
         learnt_from.add(result.get("learnt_from"))
-        numbers.add(scores.get("num_movies") if isinstance(scores, Mapping) else None)
-    return any(len(said - {None}) > 1 for said in (learnt_from, numbers))
+        num_movies.add(scores.get("num_movies") if isinstance(scores, Mapping) else None)
+    return any(len(values - {None}) > 1 for values in (learnt_from, num_movies))
 
 
 def run_directory(ckpt_path: str | None, default: str) -> str:

@@ -19,24 +19,24 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from genre_lightning.errors import UserError
-from genre_lightning.files import FULL, full_disk
+from genre_lightning.files import FULL_DISK_ERRNOS, full_disk
 from genre_lightning.runs.checks import check_data, check_folder, check_settings
 from genre_lightning.runs.ckpt_path import best_checkpoint, last_checkpoint, starting_point
 from genre_lightning.runs.composing import (
-    composed_once,
-    faster_configuration,
-    known_to_be_a_sweep,
-    ranges_as_written,
+    compose_once,
+    exact_decimal_ranges,
+    skip_mode_check,
+    speed_up_composition,
 )
 from genre_lightning.runs.config_errors import VERSION_BASE, explain_error
 from genre_lightning.runs.naming import sweep_overrides
-from genre_lightning.runs.quoting import with_paths_quoted
+from genre_lightning.runs.quoting import quote_paths
 
 #: "1" makes Hydra raise the errors that it would print, and shows all tracebacks.
 FULL_ERROR = "HYDRA_FULL_ERROR"
 
 #: Launchers whose jobs can run on machines with other files.
-ELSEWHERE = (".SlurmLauncher", ".RayLauncher")
+REMOTE_LAUNCHERS = (".SlurmLauncher", ".RayLauncher")
 
 #: Cleanup at the end of a command, also after an error. Hydra calls its callbacks at the end of a
 #: sweep only if nothing was raised.
@@ -105,29 +105,29 @@ def command(
         def run(cfg: DictConfig | None = None) -> Any:
             if cfg is not None:
                 return function(cfg)
-            given, shown = sys.argv[1:], os.environ.get(FULL_ERROR)
+            original_arguments, full_error = sys.argv[1:], os.environ.get(FULL_ERROR)
             os.environ[FULL_ERROR] = "1"  # so that errors are raised here instead of printed
             try:
-                sys.argv[1:] = prepare(with_paths_quoted(_overrides_first(given)))
+                sys.argv[1:] = prepare(quote_paths(_move_overrides_first(original_arguments)))
                 options = {argument for argument in sys.argv[1:] if argument.startswith("-")}
-                composing: Callable[[], AbstractContextManager[None]]
-                composing = nullcontext if options else composed_once
+                composition: Callable[[], AbstractContextManager[None]]
+                composition = nullcontext if options else compose_once
                 if options & {"-m", "--multirun"}:
-                    composing = known_to_be_a_sweep
+                    composition = skip_mode_check
                 with (
                     plain_errors(conf, config, sys.argv[1:]),
-                    faster_configuration(),
-                    composing(),
-                    ranges_as_written(),
+                    speed_up_composition(),
+                    composition(),
+                    exact_decimal_ranges(),
                     at_end,
                 ):
                     main()
             except UserError as error:
-                if shown == "1" and error.__cause__ is not None:
+                if full_error == "1" and error.__cause__ is not None:
                     raise
                 raise SystemExit(f"error: {error}") from None
             except KeyboardInterrupt:
-                if shown == "1":
+                if full_error == "1":
                     raise
                 raise SystemExit(130) from None
             except BrokenPipeError:
@@ -135,22 +135,22 @@ def command(
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 raise SystemExit(1) from None
             except OSError as error:
-                if error.errno not in FULL:
+                if error.errno not in FULL_DISK_ERRNOS:
                     raise
                 path = Path(str(error.filename or "."))  # a file of Hydra or a library
                 raise SystemExit(f"error: {full_disk(path, error)}") from None
             finally:
-                sys.argv[1:] = given
+                sys.argv[1:] = original_arguments
                 os.environ.pop(FULL_ERROR)
-                if shown is not None:
-                    os.environ[FULL_ERROR] = shown
+                if full_error is not None:
+                    os.environ[FULL_ERROR] = full_error
 
         return run
 
     return decorate
 
 
-def _overrides_first(arguments: Sequence[str]) -> list[str]:
+def _move_overrides_first(arguments: Sequence[str]) -> list[str]:
     """Put overrides before options, since Hydra refuses ``model=title -m seed=1,2``."""
     options = list(arguments)
     parsed = get_args_parser().parse_intermixed_args(options)
@@ -166,7 +166,7 @@ class CheckTraining(Callback):
     """Refuses an invalid configuration of train.py before a folder is created."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        with refusing():
+        with exit_on_user_error():
             check_settings(config)
             folder = folder_of(config, "run")
             check_folder(folder)
@@ -175,11 +175,11 @@ class CheckTraining(Callback):
                 _check_file(last_checkpoint(start, folder))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        with refusing():
+        with exit_on_user_error():
             overrides = sweep_overrides(config.hydra)
             swept = [key for key, override in overrides.items() if override.is_sweep_override()]
             check_settings(config, swept)
-            if not config.hydra.launcher._target_.endswith(ELSEWHERE):
+            if not config.hydra.launcher._target_.endswith(REMOTE_LAUNCHERS):
                 check_data(config.data, swept)
             check_folder(folder_of(config, "sweep"))
 
@@ -188,14 +188,14 @@ class CheckEvaluation(Callback):
     """Refuses an invalid configuration of evaluate.py before a folder is created."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        with refusing():
+        with exit_on_user_error():
             check_settings(config)
             check_folder(folder_of(config, "run"))
             _check_file(best_checkpoint(config.ckpt_path))
 
 
 @contextmanager
-def refusing() -> Iterator[None]:
+def exit_on_user_error() -> Iterator[None]:
     """End the command on a :class:`UserError` in a callback."""
     try:
         yield

@@ -26,39 +26,43 @@ def write_config(cfg: DictConfig, folder: Path) -> None:
     Raises:
         FullDiskError: the disk is full.
     """
-    place = folder / CONFIG_FOLDER
-    place.mkdir(exist_ok=True)
-    remove_unfinished(place)
+    config_folder = folder / CONFIG_FOLDER
+    config_folder.mkdir(exist_ok=True)
+    remove_unfinished(config_folder)
     _write(
         {
-            place / "config.yaml": OmegaConf.to_yaml(cfg),
-            place / "hydra.yaml": OmegaConf.to_yaml(HydraConfig.instance().cfg),
-            place / "overrides.yaml": OmegaConf.to_yaml(HydraConfig.get().overrides.task),
+            config_folder / "config.yaml": OmegaConf.to_yaml(cfg),
+            config_folder / "hydra.yaml": OmegaConf.to_yaml(HydraConfig.instance().cfg),
+            config_folder / "overrides.yaml": OmegaConf.to_yaml(HydraConfig.get().overrides.task),
         }
     )
 
 
 @contextmanager
-def written_config(cfg: DictConfig, folder: Path) -> Iterator[None]:
+def recorded_config(cfg: DictConfig, folder: Path) -> Iterator[None]:
     """Write the configuration of the training attempt in the block.
 
     A run is resumed from these files and its newest checkpoint, which must belong together. So if
     the block fails before it has written a checkpoint, for example because a setting can't be
     changed on resume, the previous attempt's files are restored.
     """
-    last, place = folder / LAST, folder / CONFIG_FOLDER
-    newest = _written_at(last)
-    before = {path: path.read_text("utf-8") for path in place.glob("*.yaml")} if newest else {}
+    last, config_folder = folder / LAST, folder / CONFIG_FOLDER
+    modified_at = _modified_at(last)
+    previous_files = (
+        {path: path.read_text("utf-8") for path in config_folder.glob("*.yaml")}
+        if modified_at
+        else {}
+    )
     write_config(cfg, folder)
     try:
         yield
     except BaseException:
-        if newest == _written_at(last):
-            _write(before)
+        if modified_at == _modified_at(last):
+            _write(previous_files)
         raise
 
 
-def _written_at(path: Path) -> int | None:
+def _modified_at(path: Path) -> int | None:
     return path.stat().st_mtime_ns if path.is_file() else None
 
 

@@ -27,7 +27,7 @@ from genre_lightning.wording import closest_name, did_you_mean
 
 #: Version of Hydra whose behaviour the configuration is written for.
 VERSION_BASE = "1.3"
-_FOLDERS = "hydra.searchpath"
+_SEARCH_PATH = "hydra.searchpath"
 #: Options that need an extra of the package.
 EXTRAS = {
     ("hydra/launcher", "submitit_slurm"): "slurm",
@@ -35,10 +35,10 @@ EXTRAS = {
 }
 
 
-def also_options_of(folder: str | Path) -> str:
+def searchpath_override(folder: str | Path) -> str:
     """The override that adds the options in a folder."""
-    place = str(Path(folder).resolve()).replace("'", "\\'")
-    return f"{_FOLDERS}=['file://{place}']"
+    path = str(Path(folder).resolve()).replace("'", "\\'")
+    return f"{_SEARCH_PATH}=['file://{path}']"
 
 
 def explain_error(error: Exception, conf: str | Path, config: str, arguments: Sequence[str]) -> str:
@@ -59,13 +59,13 @@ def explain_error(error: Exception, conf: str | Path, config: str, arguments: Se
         return str(error.__cause__)
     text = str(error)
     # "find" for a single option, "load" for an option in a list.
-    found = re.search(r"Could not (?:find|load) '([\w/]+)/([^/']+)'", text)
-    if isinstance(error, MissingConfigException) and found:
-        return _no_option(found[1], found[2], conf, config, arguments)
-    if found := re.match(r"Could not override '(.+?)'", text):
-        return _unknown(found[1], conf, config, arguments)
-    if found := re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(.+?)'", text):
-        return f"{found[1]} names several values: -m sweeps over them, and key=[a,b] is a list"
+    match = re.search(r"Could not (?:find|load) '([\w/]+)/([^/']+)'", text)
+    if isinstance(error, MissingConfigException) and match:
+        return _explain_unknown_option(match[1], match[2], conf, config, arguments)
+    if match := re.match(r"Could not override '(.+?)'", text):
+        return _explain_unknown_setting(match[1], conf, config, arguments)
+    if match := re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(.+?)'", text):
+        return f"{match[1]} names several values: -m sweeps over them, and key=[a,b] is a list"
     if "Interpolation key 'sweep.n_trials' not found" in text:
         return "hydra/sweeper=optuna gets its settings from sweep=optuna: use that instead"
     if isinstance(error.__cause__, OmegaConfBaseException):
@@ -77,7 +77,7 @@ def explain_error(error: Exception, conf: str | Path, config: str, arguments: Se
     return " ".join(" ".join(lines).split())
 
 
-def _no_option(
+def _explain_unknown_option(
     group: str, option: str, conf: str | Path, config: str, arguments: Sequence[str]
 ) -> str:
     if extra := EXTRAS.get((group, option)):
@@ -89,66 +89,70 @@ def _no_option(
         options = (
             GlobalHydra.instance()
             .config_loader()
-            .get_group_options(group, config_name=config, overrides=_own_folders(arguments))
+            .get_group_options(
+                group, config_name=config, overrides=_searchpath_overrides(arguments)
+            )
         )
     hint = did_you_mean(closest_name(option, options))
     return f"{group}={option}: there is no such option{hint or '.'} There are {', '.join(options)}"
 
 
-def _unknown(key: str, conf: str | Path, config: str, arguments: Sequence[str]) -> str:
-    folders = _own_folders(arguments)
+def _explain_unknown_setting(
+    key: str, conf: str | Path, config: str, arguments: Sequence[str]
+) -> str:
+    folders = _searchpath_overrides(arguments)
     overrides = [a for a in arguments if re.match(r"~|[\w+].*=", a) and a not in folders]
     others = [override for override in overrides if not _sets(override, key)]
     with initialize_config_dir(str(conf), version_base=VERSION_BASE):
         groups = list(_groups(GlobalHydra.instance().config_loader()))
         choices = [other for other in others if any(_sets(other, group) for group in groups)]
-        for chosen in (others, choices, []):
+        for candidates in (others, choices, []):
             # Fails on another mistake, which is reported once the user has fixed this one.
             with suppress(HydraException):
-                composed = compose(config, [*folders, *chosen], return_hydra_config=True)
+                composed = compose(config, [*folders, *candidates], return_hydra_config=True)
                 break
     plain = OmegaConf.to_container(composed, resolve=False)
     assert isinstance(plain, dict)
     known = [*groups, *_keys(plain)]
-    adds = f"+{key}=... adds one"
-    if ends := [name for name in known if name.endswith(f".{key}")]:  # optimizer.lr for lr
-        nearest = min(ends, key=lambda name: name.count("."))
+    how_to_add = f"+{key}=... adds one"
+    if same_ending := [name for name in known if name.endswith(f".{key}")]:  # optimizer.lr for lr
+        nearest = min(same_ending, key=lambda name: name.count("."))
         return f"there is no setting {key}{did_you_mean(nearest)}"
-    there, lacking = _parted(key, set(known))
-    beside = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == there]
-    first, _, rest = lacking.partition(".")
-    close = closest_name(first, beside)
-    if close is not None:
-        beginning = f"{there}.{close}".strip(".")
-        meant = f"{beginning}.{rest}"
-        hint = did_you_mean(meant if meant in known else beginning)
-        if "_target_" in beside:  # the class can have arguments that the config does not list
-            hint = f"{hint} {adds}"
+    parent, remainder = _split_key(key, set(known))
+    siblings = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == parent]
+    first, _, rest = remainder.partition(".")
+    closest = closest_name(first, siblings)
+    if closest is not None:
+        corrected = f"{parent}.{closest}".strip(".")
+        suggestion = f"{corrected}.{rest}"
+        hint = did_you_mean(suggestion if suggestion in known else corrected)
+        if "_target_" in siblings:  # the class can have arguments that the config does not list
+            hint = f"{hint} {how_to_add}"
         return f"there is no setting {key}{hint}"
-    if there and beside:
-        return f"there is no setting {key}; {there} has {', '.join(beside)}, and {adds}"
-    close = closest_name(key, known, likeness=0.75)
-    if close is not None:
-        return f"there is no setting {key}{did_you_mean(close)}"
-    return f"there is no setting {key}; --help shows all, and {adds}"
+    if parent and siblings:
+        return f"there is no setting {key}; {parent} has {', '.join(siblings)}, and {how_to_add}"
+    closest = closest_name(key, known, min_similarity=0.75)
+    if closest is not None:
+        return f"there is no setting {key}{did_you_mean(closest)}"
+    return f"there is no setting {key}; --help shows all, and {how_to_add}"
 
 
-def _parted(key: str, known: Collection[str]) -> tuple[str, str]:
+def _split_key(key: str, known: Collection[str]) -> tuple[str, str]:
     """Split a key after its longest known prefix, as in ("model", "branchs.title")."""
     names = key.split(".")
     for count in range(len(names) - 1, 0, -1):
-        there = ".".join(names[:count])
-        if there in known:
-            return there, ".".join(names[count:])
+        prefix = ".".join(names[:count])
+        if prefix in known:
+            return prefix, ".".join(names[count:])
     return "", key
 
 
-def _own_folders(arguments: Sequence[str]) -> list[str]:
+def _searchpath_overrides(arguments: Sequence[str]) -> list[str]:
     """Overrides that add the user's folder of options, given by --config-dir or an override."""
     folder = get_args_parser().parse_known_args(arguments)[0].config_dir
     if folder is not None:
-        return [also_options_of(folder)]
-    return [argument for argument in arguments if _sets(argument, _FOLDERS)]
+        return [searchpath_override(folder)]
+    return [argument for argument in arguments if _sets(argument, _SEARCH_PATH)]
 
 
 def _sets(argument: str, key: str) -> bool:

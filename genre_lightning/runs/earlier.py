@@ -13,14 +13,14 @@ from omegaconf import OmegaConf
 
 from genre_lightning.errors import UserError
 from genre_lightning.runs.ckpt_path import CONFIG_FOLDER, LAST, resolve_run
-from genre_lightning.runs.quoting import override
+from genre_lightning.runs.quoting import format_override
 from genre_lightning.runs.settings import is_path
 
 #: Settings about a run's place and its sweep, not about what it trains.
-OF_THE_RUN = ("ckpt_path", "hydra", "sweep")
+RUN_SPECIFIC = ("ckpt_path", "hydra", "sweep")
 
 
-def with_earlier_overrides(arguments: Sequence[str]) -> list[str]:
+def add_earlier_overrides(arguments: Sequence[str]) -> list[str]:
     """Add the overrides of the run that ``ckpt_path`` refers to, if it is a run folder.
 
     New overrides replace earlier ones of the same setting. The remaining earlier ones come before
@@ -36,70 +36,70 @@ def with_earlier_overrides(arguments: Sequence[str]) -> list[str]:
     if not any(argument.startswith("ckpt_path=") for argument in arguments):
         return list(arguments)
     new = _overrides(arguments)
-    given = {setting.key_or_group: setting for setting in new}
-    chosen = given.get("ckpt_path")
-    if chosen is None or {"-m", "--multirun"} & set(arguments):
+    new_by_key = {setting.key_or_group: setting for setting in new}
+    ckpt_override = new_by_key.get("ckpt_path")
+    if ckpt_override is None or {"-m", "--multirun"} & set(arguments):
         return list(arguments)
-    ckpt_path, folder = chosen.value(), given.get("hydra.run.dir")
+    ckpt_path, folder = ckpt_override.value(), new_by_key.get("hydra.run.dir")
     if ckpt_path is None:
         return list(arguments)
     if ckpt_path == "last" and folder is not None:
         run: Path | None = Path(str(folder.value()))
     else:
         run = resolve_run(str(ckpt_path), LAST)
-    written = None if run is None else run / CONFIG_FOLDER / "overrides.yaml"
-    if written is None or not written.is_file():
+    overrides_file = None if run is None else run / CONFIG_FOLDER / "overrides.yaml"
+    if overrides_file is None or not overrides_file.is_file():
         return list(arguments)
-    runtime = _runtime(written.with_name("hydra.yaml"))
+    runtime = _runtime(overrides_file.with_name("hydra.yaml"))
     earlier = [
-        _as_there(setting, runtime.get("cwd"))
-        for setting in _read(written)
-        if not _is_of_the_run(setting) and not _is_replaced(setting, given)
+        _resolve_path(setting, runtime.get("cwd"))
+        for setting in _read(overrides_file)
+        if not _is_run_specific(setting) and not _is_replaced(setting, new_by_key)
     ]
-    options = [] if "--config-dir" in arguments else _own_options(runtime)
-    place = arguments.index(str(new[0].input_line))
-    return [*options, *arguments[:place], *earlier, *arguments[place:]]
+    options = [] if "--config-dir" in arguments else _config_dir_arguments(runtime)
+    position = arguments.index(str(new[0].input_line))
+    return [*options, *arguments[:position], *earlier, *arguments[position:]]
 
 
 def _overrides(arguments: Sequence[str]) -> list[Override]:
     """The arguments that are valid overrides."""
-    found = []
+    overrides = []
     for argument in arguments:
         if not argument.startswith("-"):
             try:
-                found += OverridesParser.create().parse_overrides([argument])
+                overrides += OverridesParser.create().parse_overrides([argument])
             except HydraException:
                 continue  # the value of an option, or a mistake that Hydra will report
-    return found
+    return overrides
 
 
-def _read(written: Path) -> list[Override]:
-    lines: Any = OmegaConf.to_container(OmegaConf.load(written))
+def _read(file: Path) -> list[Override]:
+    lines: Any = OmegaConf.to_container(OmegaConf.load(file))
     try:
         overrides: list[Override] = OverridesParser.create().parse_overrides(list(lines or []))
     except (HydraException, TypeError, ValueError) as error:
-        raise UserError(f"{written} can't be read: {error}") from error
+        raise UserError(f"{file} can't be read: {error}") from error
     for setting in overrides:
         if "_target_" in str(setting.input_line):
             raise UserError(
-                f"{written} names code to run, {setting.input_line}: if you trust it, resume from "
+                f"{file} names code to run, {setting.input_line}: if you trust it, resume from "
                 "the checkpoint file and give all overrides"
             )
     return overrides
 
 
-def _is_of_the_run(setting: Override) -> bool:
+def _is_run_specific(setting: Override) -> bool:
     key = setting.key_or_group.replace("/", ".")
-    return key.partition(".")[0] in OF_THE_RUN
+    return key.partition(".")[0] in RUN_SPECIFIC
 
 
-def _is_replaced(setting: Override, given: dict[str, Override]) -> bool:
+def _is_replaced(setting: Override, new_by_key: dict[str, Override]) -> bool:
     """Whether a given override replaces this one, rather than changing a setting that it adds."""
-    new = given.get(setting.key_or_group)
+    new = new_by_key.get(setting.key_or_group)
     return new is not None and (new.is_add() or not setting.is_add())
 
 
-def _as_there(setting: Override, cwd: str | None) -> str:
+def _resolve_path(setting: Override, cwd: str | None) -> str:
     """An override with a path as it was meant in the earlier command's working directory.
 
     A relative path refers to that directory if it exists there, or else to the current one.
@@ -107,18 +107,18 @@ def _as_there(setting: Override, cwd: str | None) -> str:
     line, key, path = str(setting.input_line), setting.get_key_element(), setting.value()
     if cwd is None or Path(cwd) == Path.cwd() or not is_path(key.lstrip("+")):
         return line
-    there = Path(cwd) / Path(str(path)).expanduser()
-    return override(key, there) if there.exists() else line
+    from_cwd = Path(cwd) / Path(str(path)).expanduser()
+    return format_override(key, from_cwd) if from_cwd.exists() else line
 
 
-def _runtime(written: Path) -> Mapping[str, Any]:
+def _runtime(file: Path) -> Mapping[str, Any]:
     """Hydra's record of the earlier command: its working directory and folders of options."""
-    hydra: Any = OmegaConf.to_container(OmegaConf.load(written)) if written.is_file() else {}
+    hydra: Any = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else {}
     runtime: Mapping[str, Any] = hydra.get("hydra", {}).get("runtime", {})
     return runtime
 
 
-def _own_options(runtime: Mapping[str, Any]) -> list[str]:
+def _config_dir_arguments(runtime: Mapping[str, Any]) -> list[str]:
     """The earlier command's own folder of options, as arguments; empty for none."""
     for source in runtime.get("config_sources", []):
         # --config-dir, and the config_dir of genre_lightning.train.

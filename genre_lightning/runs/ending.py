@@ -11,11 +11,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from genre_lightning.runs.ckpt_path import LAST
-from genre_lightning.runs.quoting import below_here, override, shell_command
+from genre_lightning.runs.quoting import format_override, relative_to_cwd, shell_command
 from genre_lightning.wording import counted
 
 
-def ending(folder: Path, result: Mapping[str, Any], cfg: DictConfig) -> str:
+def completed_message(folder: Path, result: Mapping[str, Any], cfg: DictConfig) -> str:
     """The last lines of a completed run.
 
     Args:
@@ -23,17 +23,21 @@ def ending(folder: Path, result: Mapping[str, Any], cfg: DictConfig) -> str:
         result: content of the run's ``result.json``.
         cfg: the run's configuration, for the columns that the model reads.
     """
-    place = below_here(folder)
+    shown_folder = relative_to_cwd(folder)
     epochs = counted(result["epochs"], "epoch")
-    lines = [f"Run: {shell_command(place)} ({epochs}, {result['seconds']:.0f} s)"]
-    checkpoint = place / result["best_checkpoint"]
+    lines = [f"Run: {shell_command(shown_folder)} ({epochs}, {result['seconds']:.0f} s)"]
+    checkpoint = shown_folder / result["best_checkpoint"]
     score = f"{result['monitor']} {result['monitor_value']:.4f}"
-    runs = Path("runs") if place.parts[0] == "runs" else place.parent
-    movie = _movie(cfg)
+    runs = Path("runs") if shown_folder.parts[0] == "runs" else shown_folder.parent
+    movie = _example_movie(cfg)
     commands = (
-        shell_command(*script("evaluate"), override("ckpt_path", checkpoint)),
-        *([shell_command(*program("genre-predict"), checkpoint, *movie)] if movie else []),
-        shell_command(*program("genre-compare"), runs),
+        shell_command(*script_command("evaluate"), format_override("ckpt_path", checkpoint)),
+        *(
+            [shell_command(*installed_command("genre-predict"), checkpoint, *movie)]
+            if movie
+            else []
+        ),
+        shell_command(*installed_command("genre-compare"), runs),
     )
     lines += [
         f"Best checkpoint, {score}: {shell_command(checkpoint)}",
@@ -43,45 +47,47 @@ def ending(folder: Path, result: Mapping[str, Any], cfg: DictConfig) -> str:
     return "\n".join(lines)
 
 
-def how_to_resume(folder: Path) -> str:
+def interrupted_message(folder: Path) -> str:
     """The last lines of an interrupted run."""
     if not (folder / LAST).is_file():
-        return f"Interrupted before anything was saved in {shell_command(below_here(folder))}"
-    command = shell_command(*script("train"), override("ckpt_path", below_here(folder)))
+        return f"Interrupted before anything was saved in {shell_command(relative_to_cwd(folder))}"
+    command = shell_command(
+        *script_command("train"), format_override("ckpt_path", relative_to_cwd(folder))
+    )
     return f"Interrupted. To resume it:\n  {command}"
 
 
-def script(name: str) -> list[str]:
+def script_command(name: str) -> list[str]:
     """The command of train.py or evaluate.py, in the form in which this process was started.
 
     Args:
         name: "train" or "evaluate".
     """
-    called = Path(sys.argv[0])
-    if called.suffix != ".py":
-        return program(f"genre-{name}")
-    found = shutil.which("python")
-    is_ours = found is not None and Path(found).parent == Path(sys.executable).parent
-    place = below_here((Path.cwd() / called).with_name(f"{name}.py"))
-    return ["python" if is_ours else _executable(Path(sys.executable)), str(place)]
+    entry_script = Path(sys.argv[0])
+    if entry_script.suffix != ".py":
+        return installed_command(f"genre-{name}")
+    python = shutil.which("python")
+    is_same_python = python is not None and Path(python).parent == Path(sys.executable).parent
+    path = relative_to_cwd((Path.cwd() / entry_script).with_name(f"{name}.py"))
+    return ["python" if is_same_python else _executable(Path(sys.executable)), str(path)]
 
 
-def program(name: str) -> list[str]:
+def installed_command(name: str) -> list[str]:
     """An installed command: its name, or its path if the PATH does not lead to it."""
-    beside = Path(sys.executable).with_name(name)
-    found = shutil.which(name)
-    if beside.exists() and (found is None or Path(found) != beside):
-        return [_executable(beside)]
+    own_path = Path(sys.executable).with_name(name)
+    on_path = shutil.which(name)
+    if own_path.exists() and (on_path is None or Path(on_path) != own_path):
+        return [_executable(own_path)]
     return [name]
 
 
 def _executable(path: Path) -> str:
     """A program's path, with at least one slash so that a shell does not search the PATH."""
-    place = below_here(path)
-    return str(place) if len(place.parts) > 1 else f"./{place}"
+    shown = relative_to_cwd(path)
+    return str(shown) if len(shown.parts) > 1 else f"./{shown}"
 
 
-def _movie(cfg: DictConfig) -> list[str]:
+def _example_movie(cfg: DictConfig) -> list[str]:
     """Options of genre-predict for an example movie; none for a model of vectors alone."""
     branches = OmegaConf.to_container(cfg.model.branches, resolve=True)
     columns = set(_columns(branches))

@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 
 from genre_lightning.errors import SettingError, UserError
 
-Made = TypeVar("Made")
+Part = TypeVar("Part")
 
 
 @contextmanager
-def refused_settings(part: str) -> Iterator[None]:
+def setting_errors(part: str) -> Iterator[None]:
     """Turn a constructor's errors about its arguments, which are settings, into a user error.
 
     Args:
@@ -36,7 +36,7 @@ def refused_settings(part: str) -> Iterator[None]:
         raise SettingError(str(error) if "." in str(error) else f"{part}: {error}") from error
 
 
-def make_parts(group: str, choices: Mapping[str, Any], kind: type[Made]) -> list[Made]:
+def make_parts(group: str, choices: Mapping[str, Any], base_class: type[Part]) -> list[Part]:
     """Instantiate the callbacks or the loggers in a group of the configuration.
 
     Args:
@@ -49,16 +49,16 @@ def make_parts(group: str, choices: Mapping[str, Any], kind: type[Made]) -> list
     """
     from hydra.utils import instantiate
 
-    made = []
+    parts = []
     for name, choice in choices.items():
         if not choice:
             continue
-        with refused_settings(f"{group}.{name}"):
+        with setting_errors(f"{group}.{name}"):
             part = instantiate(choice)
-        if not isinstance(part, kind):
+        if not isinstance(part, base_class):
             raise SettingError(
                 f"{group}.{name}: {choice['_target_']} makes a {type(part).__name__}, which is not "
-                f"a {kind.__name__} of Lightning"
+                f"a {base_class.__name__} of Lightning"
             )
-        made.append(part)
-    return made
+        parts.append(part)
+    return parts

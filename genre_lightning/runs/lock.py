@@ -11,7 +11,7 @@ from genre_lightning.errors import UserError
 LOCK = ".lock"
 
 
-class TakenError(UserError):
+class FolderInUseError(UserError):
     """Another process is training in a run folder, or has just finished doing so."""
 
 
@@ -39,7 +39,7 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold the lock of a run folder while the block runs.
 
     Raises:
-        TakenError: another process holds it.
+        FolderInUseError: another process holds it.
     """
     from filelock import FileLock, Timeout
 
@@ -48,7 +48,7 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise TakenError(
+        raise FolderInUseError(
             f"another process is running in {folder}: wait for it or stop it, or name another "
             "folder with hydra.run.dir"
         ) from None

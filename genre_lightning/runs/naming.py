@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from genre_lightning.runs.settings import changes_no_result, is_path
 
 #: Maximum bytes of a folder's name; file systems allow 255.
-LONGEST_NAME = 200
+MAX_NAME_BYTES = 200
 
 
 def folder_name(text: str, shown: str | None = None) -> str:
@@ -35,9 +35,9 @@ def folder_name(text: str, shown: str | None = None) -> str:
         shown: shorter text to show; None for ``text``.
     """
     name = re.sub(r"[^\w.,=+@()\[\]-]", "-", text if shown is None else shown)
-    if name != text or len(name.encode()) > LONGEST_NAME:
+    if name != text or len(name.encode()) > MAX_NAME_BYTES:
         digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
-        cut = name.encode("utf-8", "replace")[: LONGEST_NAME - len(digest) - 1]
+        cut = name.encode("utf-8", "replace")[: MAX_NAME_BYTES - len(digest) - 1]
         name = f"{cut.decode('utf-8', 'ignore')}~{digest}"
     return name or "defaults"
 
@@ -46,7 +46,7 @@ def sweep_name(
     given: str | None,
     overrides: Sequence[str],
     sweeper: Mapping[str, Any],
-    seen_from: Path | None = None,
+    base_folder: Path | None = None,
 ) -> str:
     """Name of a sweep: the given name, or else one made from the command.
 
@@ -58,30 +58,30 @@ def sweep_name(
         given: the user's name; None for none.
         overrides: the command's overrides.
         sweeper: ``cfg.hydra.sweeper``.
-        seen_from: see :func:`_setting`; None for the current folder.
+        base_folder: see :func:`_value_in_name`; None for the current folder.
     """
     if given is not None:
         return given
-    seen_from = seen_from or Path.cwd()
-    ready = sweeper.get("params") or {}
+    base_folder = base_folder or Path.cwd()
+    ready_made = sweeper.get("params") or {}
     named: list[str] = []
     swept: list[str] = []
     others: dict[str, str] = {}
-    for override in parsed(overrides):
+    for override in read_overrides(overrides):
         key = key_of(override)
         if key == "sweep":
             named.append(value_of(override))
-        elif override.is_sweep_override() and (key in ready or changes_no_result(key)):
+        elif override.is_sweep_override() and (key in ready_made or changes_no_result(key)):
             continue
         elif override.is_sweep_override():
-            swept.append(_shown(key))
+            swept.append(_shown_key(key))
         elif not changes_no_result(key):
-            others[key] = _setting(override, seen_from)
+            others[key] = _value_in_name(override, base_folder)
 
-    def joined(values: Mapping[str, str]) -> str:
+    def join(values: Mapping[str, str]) -> str:
         return ",".join([*named, *sorted([*swept, *_pairs(values)])])
 
-    return folder_name(joined(others), joined(_without_folders(others)))
+    return folder_name(join(others), join(_shorten_paths(others)))
 
 
 def job_folder(overrides: Sequence[str], sweep: str) -> str:
@@ -97,11 +97,11 @@ def job_folder(overrides: Sequence[str], sweep: str) -> str:
         sweep: the sweep's folder.
     """
     first = read_command(Path(sweep))["fixed"]
-    own = result_settings(parsed(overrides), first_place(Path(sweep)))
-    differ = {key: value for key, value in own.items() if first.get(key) != value}
-    differ |= {key: "default" for key in first if key not in own}
+    own = result_settings(read_overrides(overrides), first_working_directory(Path(sweep)))
+    differences = {key: value for key, value in own.items() if first.get(key) != value}
+    differences |= {key: "default" for key in first if key not in own}
     return folder_name(
-        ",".join(sorted(_pairs(differ))), ",".join(sorted(_pairs(_without_folders(differ))))
+        ",".join(sorted(_pairs(differences))), ",".join(sorted(_pairs(_shorten_paths(differences))))
     )
 
 
@@ -111,13 +111,13 @@ OmegaConf.register_new_resolver("sweep_name", sweep_name, use_cache=True, replac
 OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
 
 
-def parsed(overrides: Iterable[str]) -> list[Override]:
+def read_overrides(overrides: Iterable[str]) -> list[Override]:
     """Read overrides as Hydra does."""
     loader = (
         GlobalHydra.instance().config_loader() if GlobalHydra.instance().is_initialized() else None
     )
-    found: list[Override] = OverridesParser.create(loader).parse_overrides(list(overrides))
-    return found
+    parsed: list[Override] = OverridesParser.create(loader).parse_overrides(list(overrides))
+    return parsed
 
 
 def sweep_overrides(hydra: Any) -> dict[str, Override]:
@@ -126,9 +126,12 @@ def sweep_overrides(hydra: Any) -> dict[str, Override]:
     Args:
         hydra: ``cfg.hydra``.
     """
-    ready = hydra.sweeper.get("params") or {}
-    given = [*(f"{key}={value}" for key, value in ready.items()), *hydra.overrides.task]
-    return {key_of(override): override for override in parsed(given)}
+    ready_made = hydra.sweeper.get("params") or {}
+    all_overrides = [
+        *(f"{key}={value}" for key, value in ready_made.items()),
+        *hydra.overrides.task,
+    ]
+    return {key_of(override): override for override in read_overrides(all_overrides)}
 
 
 def command_name(hydra: Any) -> str:
@@ -137,8 +140,8 @@ def command_name(hydra: Any) -> str:
     Args:
         hydra: ``cfg.hydra``.
     """
-    seen_from = first_place(Path(hydra.sweep.dir))
-    return sweep_name(None, hydra.overrides.task, hydra.sweeper, seen_from)
+    base_folder = first_working_directory(Path(hydra.sweep.dir))
+    return sweep_name(None, hydra.overrides.task, hydra.sweeper, base_folder)
 
 
 def key_of(override: Override) -> str:
@@ -153,23 +156,25 @@ def value_of(override: Override) -> str:
     return value
 
 
-def _setting(override: Override, seen_from: Path) -> str:
+def _value_in_name(override: Override, base_folder: Path) -> str:
     """The value for use in names; the same for all ways to write the same path.
 
     Args:
         override: an override of any setting.
-        seen_from: paths below this folder become relative to it, all others absolute.
+        base_folder: paths below this folder become relative to it, all others absolute.
     """
     value: Any = override.value()
     text = value.text if isinstance(value, QuotedString) else value
     if not is_path(key_of(override)) or not isinstance(text, str) or "${" in text:
         return value_of(override)
     path = Path(text).expanduser().absolute()
-    place = path.resolve() if path.name == ".." else path.parent.resolve() / path.name
-    return str(place.relative_to(seen_from) if place.is_relative_to(seen_from) else place)
+    resolved = path.resolve() if path.name == ".." else path.parent.resolve() / path.name
+    return str(
+        resolved.relative_to(base_folder) if resolved.is_relative_to(base_folder) else resolved
+    )
 
 
-def first_place(sweep: Path) -> Path:
+def first_working_directory(sweep: Path) -> Path:
     """Working directory of a sweep's first command; the current one if there was none yet."""
     try:
         given_in = read_command(sweep).get("given_in")
@@ -180,16 +185,16 @@ def first_place(sweep: Path) -> Path:
     return Path(os.path.normpath(sweep.absolute() / given_in)).resolve()
 
 
-def _shown(key: str) -> str:
+def _shown_key(key: str) -> str:
     """The key for use in a folder name: "branch" for ``model/branch``, without the slash."""
     return "branch" if key == "model/branch" else key
 
 
 def _pairs(values: Mapping[str, str]) -> list[str]:
-    return [f"{_shown(key)}={value}" for key, value in values.items()]
+    return [f"{_shown_key(key)}={value}" for key, value in values.items()]
 
 
-def _without_folders(values: Mapping[str, str]) -> dict[str, str]:
+def _shorten_paths(values: Mapping[str, str]) -> dict[str, str]:
     """The values, with paths shortened to their last part."""
     return {
         key: PurePath(value.strip("'\"")).name if is_path(key) else value
@@ -197,21 +202,21 @@ def _without_folders(values: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def result_settings(overrides: Iterable[Override], seen_from: Path) -> dict[str, str]:
+def result_settings(overrides: Iterable[Override], base_folder: Path) -> dict[str, str]:
     """Values by key of the overrides that can change a result and are not swept.
 
     Args:
         overrides: overrides of a command or a job.
-        seen_from: see :func:`_setting`.
+        base_folder: see :func:`_value_in_name`.
     """
     return {
-        key: _setting(override, seen_from)
+        key: _value_in_name(override, base_folder)
         for override in overrides
         if not override.is_sweep_override() and not changes_no_result(key := key_of(override))
     }
 
 
-def other_settings(earlier: Sequence[str], now: Sequence[str]) -> str:
+def changed_settings(earlier: Sequence[str], now: Sequence[str]) -> str:
     """The settings in which a resumed run differs from its job, such as "trainer.max_epochs=30".
 
     Paths are left out, since a resume can write them differently.
@@ -220,19 +225,19 @@ def other_settings(earlier: Sequence[str], now: Sequence[str]) -> str:
         earlier: overrides of the existing run.
         now: overrides of the job whose folder the run is in.
     """
-    here = result_settings(parsed(now), Path.cwd())
-    there = result_settings(parsed(earlier), Path.cwd())
+    current = result_settings(read_overrides(now), Path.cwd())
+    previous = result_settings(read_overrides(earlier), Path.cwd())
     return ",".join(
-        f"{_shown(key)}={value}"
-        for key, value in sorted(there.items())
-        if here.get(key) != value and not is_path(key)
+        f"{_shown_key(key)}={value}"
+        for key, value in sorted(previous.items())
+        if current.get(key) != value and not is_path(key)
     )
 
 
-def chosen_overrides(overrides: Sequence[str], keys: Sequence[str]) -> str:
+def format_overrides(overrides: Sequence[str], keys: Sequence[str]) -> str:
     """The overrides of some keys, as a job's name in the terminal and W&B."""
-    values = {key_of(override): value_of(override) for override in parsed(overrides)}
-    return ",".join(f"{_shown(key)}={values[key]}" for key in sorted(keys) if key in values)
+    values = {key_of(override): value_of(override) for override in read_overrides(overrides)}
+    return ",".join(f"{_shown_key(key)}={values[key]}" for key in sorted(keys) if key in values)
 
 
 def read_command(sweep: Path) -> dict[str, Any]:

@@ -17,13 +17,13 @@ from typing import Any
 from genre_lightning.files import is_alive
 
 #: Seconds between checks whether a process has ended, if the system can't notify us.
-_LOOK_EVERY = 1.0
+_POLL_SECONDS = 1.0
 
 #: Called when a training begins to stop because of a signal. A sweep in this process uses this to
 #: tell the user, since the job's output goes into a file.
-when_stopping: list[Callable[[], None]] = []
+stop_callbacks: list[Callable[[], None]] = []
 
-_waited_for: set[int] = set()
+_watched_processes: set[int] = set()
 
 
 def is_first_process() -> bool:
@@ -66,13 +66,13 @@ def catch_signals(
     if threading.current_thread() is not threading.main_thread():
         return {}
 
-    def answer(number: int, frame: FrameType | None) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
         if hasattr(signal, "SIGHUP") and number == signal.SIGHUP:
             signal.signal(number, signal.SIG_IGN)
-            _leave_terminal()
+            _redirect_closed_terminal()
         handler(number, frame)
 
-    return {number: signal.signal(number, answer) for number in signals}
+    return {number: signal.signal(number, handle) for number in signals}
 
 
 def release_signals(handlers: dict[int, Any]) -> None:
@@ -83,20 +83,20 @@ def release_signals(handlers: dict[int, Any]) -> None:
 
 
 @contextmanager
-def signals_raise() -> Iterator[None]:
+def raise_on_signals() -> Iterator[None]:
     """Make the signals that end a run raise SystemExit in the block, with their exit code."""
 
-    def leave(number: int, frame: object) -> None:
+    def exit_with_code(number: int, frame: object) -> None:
         raise SystemExit(128 + number)
 
-    handlers = catch_signals(ending_signals(), leave)
+    handlers = catch_signals(ending_signals(), exit_with_code)
     try:
         yield
     finally:
         release_signals(handlers)
 
 
-def _leave_terminal() -> None:
+def _redirect_closed_terminal() -> None:
     """Redirect output from a closed terminal to nowhere, since printing there raises an error."""
     import termios
 
@@ -105,15 +105,15 @@ def _leave_terminal() -> None:
             termios.tcgetattr(stream)
         except termios.error as error:
             if error.args[0] == errno.EIO:
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, stream)
-                os.close(nowhere)
+                devnull = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(devnull, stream)
+                os.close(devnull)
 
 
 # Processes that end together.
 
 
-def end_with(process: int) -> None:
+def exit_when_process_ends(process: int) -> None:
     """End this process as soon as another process on this machine has ended for any reason.
 
     It exits immediately, without cleanup, as if killed. Files on disk stay complete, and the run
@@ -123,13 +123,13 @@ def end_with(process: int) -> None:
         process: id of the other process. If that has already ended, this process ends now. This
             process's own id has no effect.
     """
-    if process == os.getpid() or process in _waited_for or os.name != "posix":
+    if process == os.getpid() or process in _watched_processes or os.name != "posix":
         return
-    _waited_for.add(process)
-    threading.Thread(target=_end_after, args=(process,), daemon=True).start()
+    _watched_processes.add(process)
+    threading.Thread(target=_exit_after, args=(process,), daemon=True).start()
 
 
-def _end_after(process: int) -> None:
+def _exit_after(process: int) -> None:
     _wait_for_end(process)
     os._exit(1)
 
@@ -146,13 +146,13 @@ def _wait_for_end(process: int) -> None:
             with select.kqueue() as queue:
                 queue.control([select.kevent(process, kind, select.KQ_EV_ADD, what)], 1)
         else:
-            _look_for_end(process)
+            _poll_until_end(process)
     except ProcessLookupError:
         return
     except OSError:  # old kernels, or containers that forbid it
-        _look_for_end(process)
+        _poll_until_end(process)
 
 
-def _look_for_end(process: int) -> None:
+def _poll_until_end(process: int) -> None:
     while is_alive(process):
-        time.sleep(_LOOK_EVERY)
+        time.sleep(_POLL_SECONDS)

@@ -20,15 +20,15 @@ def shell_command(*words: str | Path) -> str:
 
     Args:
         words: the command and its arguments, such as ``"genre-predict", checkpoint``. Use
-            :func:`override` for a Hydra override.
+            :func:`format_override` for a Hydra override.
     """
     return " ".join(_quoted(str(word)) for word in words)
 
 
-def below_here(path: Path) -> Path:
+def relative_to_cwd(path: Path) -> Path:
     """A path for display: relative if it is below the current folder."""
-    here = Path.cwd()
-    return path.relative_to(here) if path.is_relative_to(here) and path != here else path
+    cwd = Path.cwd()
+    return path.relative_to(cwd) if path.is_relative_to(cwd) and path != cwd else path
 
 
 def _quoted(word: str) -> str:
@@ -38,29 +38,29 @@ def _quoted(word: str) -> str:
     return shlex.quote(word)
 
 
-def override(key: str, value: str | Path) -> str:
+def format_override(key: str, value: str | Path) -> str:
     """``key=value``, quoted where necessary so that Hydra reads exactly this text."""
     from hydra.core.override_parser.types import Quote, QuotedString  # not needed for shell_command
 
     text = str(value)
-    if "${" not in text and _is_read_as_it_is(text):
+    if "${" not in text and _is_read_unchanged(text):
         return f"{key}={text}"
     # OmegaConf would resolve ${} as an interpolation, even in quotes.
     literal = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
     return f"{key}={QuotedString(literal, Quote.single).with_quotes()}"
 
 
-def with_paths_quoted(arguments: Sequence[str]) -> list[str]:
+def quote_paths(arguments: Sequence[str]) -> list[str]:
     """Add the quotes that paths in Hydra arguments need.
 
     "=", "," and blanks have other meanings in Hydra's grammar. A path's value is quoted if it
     exists, if Hydra can't parse it, or if Hydra would read it as a sweep over a setting that can't
     be swept. Everything else is unchanged, including quotes, interpolations and sweeps.
     """
-    return [_with_path_quoted(argument) for argument in arguments]
+    return [_quote_path(argument) for argument in arguments]
 
 
-def _with_path_quoted(argument: str) -> str:
+def _quote_path(argument: str) -> str:
     from hydra.core.override_parser.types import Sweep
     from hydra.errors import HydraException
 
@@ -69,15 +69,15 @@ def _with_path_quoted(argument: str) -> str:
     if not value or not is_path(name):
         return argument
     if os.path.lexists(os.path.expanduser(value)):
-        return override(key, value)
+        return format_override(key, value)
     try:
         is_sweep = isinstance(_read_value(value), Sweep)
     except HydraException:
-        return override(key, value)
-    return override(key, value) if is_sweep and changes_no_result(name) else argument
+        return format_override(key, value)
+    return format_override(key, value) if is_sweep and changes_no_result(name) else argument
 
 
-def _is_read_as_it_is(text: str) -> bool:
+def _is_read_unchanged(text: str) -> bool:
     from hydra.errors import HydraException
 
     try:

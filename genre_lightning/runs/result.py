@@ -16,7 +16,7 @@ from genre_lightning import __version__
 from genre_lightning.errors import TrainingError, UserError
 from genre_lightning.files import remove_unfinished, whole_file
 from genre_lightning.runs.lock import locked
-from genre_lightning.runs.process import is_first_process, signals_raise
+from genre_lightning.runs.process import is_first_process, raise_on_signals
 
 PACKAGES = (
     "torch",
@@ -49,7 +49,7 @@ def recorded_run(
     monitor: str,
     seed: int,
     overrides: list[str],
-    ready: Callable[[], object] = lambda: None,
+    check: Callable[[], object] = lambda: None,
 ) -> Iterator[dict[str, Any]]:
     """Keep ``result.json`` correct while the block runs and after it ends, even if it fails.
 
@@ -64,7 +64,7 @@ def recorded_run(
         monitor: name of the value that determines the best checkpoint.
         seed: the run's seed.
         overrides: overrides of the command line.
-        ready: called once the folder is locked, before anything in it is changed. If it raises an
+        check: called once the folder is locked, before anything in it is changed. If it raises an
             error, the folder stays unchanged.
 
     Yields:
@@ -78,31 +78,31 @@ def recorded_run(
     """
     result = _new_result(monitor, seed, overrides)
     if not is_first_process():
-        with signals_raise():
+        with raise_on_signals():
             yield result
         return
-    with locked(folder), signals_raise():
-        ready()
-        for place in (folder, folder / "checkpoints"):
-            remove_unfinished(place)
+    with locked(folder), raise_on_signals():
+        check()
+        for path in (folder, folder / "checkpoints"):
+            remove_unfinished(path)
         earlier = read_result(folder) or {}
         _continue_from(earlier, result)
         if earlier.get("status") != "completed":
             write_result(folder, result)
-        at_start = read_result(folder)
-        before, started = result["seconds"], time.perf_counter()
+        initial = read_result(folder)
+        earlier_seconds, started = result["seconds"], time.perf_counter()
         try:
             yield result
             result["status"] = "completed"
         except BaseException as error:
-            result["seconds"] = _seconds_since(started, before)
+            result["seconds"] = _seconds_since(started, earlier_seconds)
             # On a full disk the file keeps the status "interrupted", which is correct, and the
             # original error says more than one about this file.
             with suppress(OSError, UserError):
-                begun = read_result(folder) != at_start
+                begun = read_result(folder) != initial
                 _write_unfinished(folder, result, earlier, begun, error)
             raise
-        result["seconds"] = _seconds_since(started, before)
+        result["seconds"] = _seconds_since(started, earlier_seconds)
         write_result(folder, result)
 
 
@@ -134,9 +134,9 @@ def _continue_from(earlier: Mapping[str, Any], result: dict[str, Any]) -> None:
     result["wandb_run_id"] = earlier.get("wandb_run_id")
 
 
-def _seconds_since(started: float, before: float) -> float:
-    """Seconds of all attempts: ``before``, and this one's since ``started`` (perf_counter)."""
-    return round(before + time.perf_counter() - started, 3)
+def _seconds_since(started: float, earlier_seconds: float) -> float:
+    """Seconds of all attempts; ``started`` is the perf_counter at the start of this one."""
+    return round(earlier_seconds + time.perf_counter() - started, 3)
 
 
 def _write_unfinished(

@@ -20,11 +20,11 @@ from genre_lightning.page.document import render_fragment
 from genre_lightning.report.numbers import number
 from genre_lightning.runs.ckpt_path import BEST
 from genre_lightning.runs.command_line import plain_errors
-from genre_lightning.runs.composing import composed_once, faster_configuration
-from genre_lightning.runs.config_errors import VERSION_BASE, also_options_of
-from genre_lightning.runs.earlier import with_earlier_overrides
-from genre_lightning.runs.naming import key_of, parsed
-from genre_lightning.runs.quoting import below_here, with_paths_quoted
+from genre_lightning.runs.composing import compose_once, speed_up_composition
+from genre_lightning.runs.config_errors import VERSION_BASE, searchpath_override
+from genre_lightning.runs.earlier import add_earlier_overrides
+from genre_lightning.runs.naming import key_of, read_overrides
+from genre_lightning.runs.quoting import quote_paths, relative_to_cwd
 from genre_lightning.scripts import CONF
 from genre_lightning.sweeps.jobs import run_once
 
@@ -78,14 +78,14 @@ class TrainedRun:
 
     def __repr__(self) -> str:
         # The whole result would be too long.
-        return f"TrainedRun({str(below_here(self.folder))!r}, {self.result['status']})"
+        return f"TrainedRun({str(relative_to_cwd(self.folder))!r}, {self.result['status']})"
 
     def _repr_html_(self) -> str:
         return render_fragment(
             "genre_lightning.scripts",
             "run",
             filters={"number": number},
-            folder=below_here(self.folder),
+            folder=relative_to_cwd(self.folder),
             result=self.result,
             metrics=SHOWN_METRICS,
             splits={
@@ -139,26 +139,26 @@ def train(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -
         except UserError as error:
             refused.append(error)  # if raised, Hydra would print its own line about it
 
-    given = with_earlier_overrides(with_paths_quoted(given))
+    given = add_earlier_overrides(quote_paths(given))
     if given[:1] == ["--config-dir"]:
         config_dir = config_dir or given[1]
         given = given[2:]
     if config_dir is not None:
         if not Path(config_dir).is_dir():  # Hydra would ignore it
             raise UserError(f"config_dir={config_dir}: there is no such folder")
-        given.append(also_options_of(config_dir))
+        given.append(searchpath_override(config_dir))
     try:
         with (
             plain_errors(CONF, "train", given),
-            faster_configuration(),
-            composed_once(),
+            speed_up_composition(),
+            compose_once(),
             initialize_config_dir(str(CONF), version_base=VERSION_BASE, job_name="train"),
         ):
             hydra = GlobalHydra.instance().hydra
             assert hydra is not None
             if hydra.get_mode("train", given) == RunMode.MULTIRUN:
                 raise UserError(ONE_RUN)
-            for override in parsed(given):
+            for override in read_overrides(given):
                 if override.is_sweep_override():
                     raise UserError(
                         f"{override.input_line} names several values: {ONE_RUN}. "

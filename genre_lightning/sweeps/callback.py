@@ -1,4 +1,4 @@
-"""What a sweep does besides its jobs: a line for each, signals, the leaderboard, the exit code."""
+"""Hydra callback of a sweep: progress lines, signals, the leaderboard and the exit code."""
 
 from __future__ import annotations
 
@@ -34,27 +34,27 @@ from genre_lightning.runs.naming import (
 )
 from genre_lightning.runs.process import (
     catch_signals,
-    end_with,
     ending_signals,
+    exit_when_process_ends,
     release_signals,
+    stop_callbacks,
     under_slurm,
-    when_stopping,
 )
 from genre_lightning.runs.quoting import shell_command
 from genre_lightning.runs.settings import changes_no_result
-from genre_lightning.sweeps.composing import compose_what_jobs_share_once
-from genre_lightning.sweeps.journal import SAME, Journal, line
-from genre_lightning.sweeps.processes import check_started
+from genre_lightning.sweeps.composing import cache_job_configs
+from genre_lightning.sweeps.journal import SAME_JOB, Journal, event_line
+from genre_lightning.sweeps.processes import check_distributed_launch
 
 #: Files in a sweep's folder before any job starts.
-WRITTEN = ("multirun.yaml", "sweep.json", "study.db", ".sweep.lock")
+SWEEP_FILES = ("multirun.yaml", "sweep.json", "study.db", ".sweep.lock")
 #: Seconds between two reads of the jobs' journal.
-LOOK_EVERY = 0.2
-RESUMES = "The same command resumes it: finished jobs are not run again."
+POLL_SECONDS = 0.2
+RESUME_HINT = "The same command resumes it: finished jobs are not run again."
 
 
 class SweepCallback(Callback):
-    """What a sweep does besides its jobs: a line for each, the leaderboard, the exit code.
+    """Prints a line per job, handles signals, writes the leaderboard and sets the exit code.
 
     Only one command at a time can run a sweep. On Ctrl-C, SIGTERM or a closed terminal the running
     jobs save and end, and no others start; a second Ctrl-C or SIGTERM ends all at once. If the
@@ -64,7 +64,7 @@ class SweepCallback(Callback):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Copies of the callback in other processes do only this.
-        return _in_a_job, (os.getpid(), socket.gethostname())
+        return _restore_in_job, (os.getpid(), socket.gethostname())
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         try:
@@ -73,38 +73,42 @@ class SweepCallback(Callback):
             raise SystemExit(f"error: {error}") from None
 
     def _start(self, config: DictConfig) -> None:
-        check_started(config.hydra)
+        check_distributed_launch(config.hydra)
         overrides = sweep_overrides(config.hydra)
         keys = [key for key, override in overrides.items() if override.is_sweep_override()]
         _check_swept(keys, overrides.values())
         self.folder = Path(config.hydra.sweep.dir)
         # Only studies have n_trials. A study is checked before anything is written.
-        chosen = config.hydra.sweeper.get("n_trials")
-        if chosen is None:
-            self.total = _number_of_jobs(overrides.values())
+        num_trials = config.hydra.sweeper.get("n_trials")
+        if num_trials is None:
+            self.total = _num_jobs(overrides.values())
         else:
-            self.total = max(chosen, _trials_so_far(self.folder, config.hydra, overrides.values()))
-        self._take_folder()
+            self.total = max(
+                num_trials, _count_trials(self.folder, config.hydra, overrides.values())
+            )
+        self._lock_folder()
         self._write_command(config, keys, overrides)
         self._begin_watching()
         # Optuna's jobs are not composed beforehand to check them.
         checks_first = config.hydra.sweeper._target_.endswith(".BasicSweeper")
-        self.compose_again = compose_what_jobs_share_once(keep=checks_first)
-        when_stopping.append(self._tell_of_stop)
+        self.restore_composition = cache_job_configs(keep=checks_first)
+        stop_callbacks.append(self._report_stop)
         self.handlers = catch_signals({signal.SIGTERM, *ending_signals()}, self._stop)
         if config.hydra.launcher._target_.endswith(".JoblibLauncher"):
-            _have_workers_end_with_us()
+            _end_workers_with_command()
         if config.hydra.launcher._target_.endswith(".LocalLauncher"):  # of submitit
-            from genre_lightning.sweeps.submitit_local import start_controllers_apart
+            from genre_lightning.sweeps.submitit_local import shield_controllers_from_signals
 
-            at_end.callback(start_controllers_apart())
+            at_end.callback(shield_controllers_from_signals())
         at_end.callback(self._end)
 
-    def _take_folder(self) -> None:
+    def _lock_folder(self) -> None:
         """Create the sweep's folder if needed, and lock it for this command."""
         from filelock import FileLock, Timeout  # not needed without a sweep
 
-        self.made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
+        self.created_folders = [
+            path for path in (self.folder, *self.folder.parents) if not path.exists()
+        ]
         self.folder.mkdir(parents=True, exist_ok=True)
         self.lock = FileLock(self.folder / ".sweep.lock", timeout=0)
         try:
@@ -125,7 +129,7 @@ class SweepCallback(Callback):
             "overrides": list(config.hydra.overrides.task),
             "keys": keys,
             "log_scales": _log_scales(overrides),
-            **self._first(overrides.values()),
+            **self._first_command(overrides.values()),
             "total": self.total,
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "pid": os.getpid(),
@@ -143,7 +147,7 @@ class SweepCallback(Callback):
         self.journal.path.unlink(missing_ok=True)
         self.terminal = sys.stdout  # within a job, stdout is redirected
         self.shown = self.ended = 0
-        self.over = threading.Event()
+        self.watch_ended = threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)
         self.thread.start()
 
@@ -158,7 +162,7 @@ class SweepCallback(Callback):
         try:
             self._leaderboard()
         except FullDiskError as error:
-            raise SystemExit(f"error: {error}. {RESUMES}") from None
+            raise SystemExit(f"error: {error}. {RESUME_HINT}") from None
         except Exception as error:
             traceback.print_exc()  # Hydra would turn it into a warning
             raise SystemExit(1) from error
@@ -193,34 +197,34 @@ class SweepCallback(Callback):
         if resumed:
             parts.append(f"{resumed} of them resumed")
         print(f"{shell_command(self.folder)}: {', '.join(parts)}")
-        if set(counts) <= {"completed", "already finished", SAME}:
+        if set(counts) <= {"completed", "already finished", SAME_JOB}:
             return 0
-        print(RESUMES, flush=True)
+        print(RESUME_HINT, flush=True)
         return int(stops[0] or 1) if stops else 1
 
     def _stop_watching(self) -> None:
         release_signals(self.handlers)
-        if self._tell_of_stop in when_stopping:
-            when_stopping.remove(self._tell_of_stop)
-        self.compose_again()
-        self.over.set()
+        if self._report_stop in stop_callbacks:
+            stop_callbacks.remove(self._report_stop)
+        self.restore_composition()
+        self.watch_ended.set()
         self.thread.join()
 
     def _watch(self) -> None:
-        while not self.over.wait(LOOK_EVERY):
+        while not self.watch_ended.wait(POLL_SECONDS):
             self._show()
 
     def _show(self) -> None:
         events = self.journal.read()
         if events and not self.shown:
-            place = shell_command(self.folder)
-            text = f"Sweep {self.folder.name}: {self.total} jobs in {place}"
+            folder = shell_command(self.folder)
+            text = f"Sweep {self.folder.name}: {self.total} jobs in {folder}"
             print(text, file=self.terminal, flush=True)
         for event in events[self.shown :]:
             if event["status"] in ("started", "stopping", "not started"):
                 continue
             self.ended += 1
-            print(line(event, self.ended, self.total), file=self.terminal, flush=True)
+            print(event_line(event, self.ended, self.total), file=self.terminal, flush=True)
         self.shown = len(events)
 
     def _stop(self, number: int, frame: object) -> None:
@@ -228,60 +232,60 @@ class SweepCallback(Callback):
         self.journal.write("stopping", code=128 + number)
         events = self.journal.read()
 
-        def job(event: Mapping[str, Any]) -> tuple[Any, Any]:
+        def job_of(event: Mapping[str, Any]) -> tuple[Any, Any]:
             # The process is needed, too: of two jobs with the same values one ends at once.
             return event.get("folder"), event.get("pid")
 
-        ended = {job(event) for event in events if event["status"] != "started"}
+        ended = {job_of(event) for event in events if event["status"] != "started"}
         for event in events:
-            elsewhere = (
+            is_other_process = (
                 event.get("pid") != os.getpid() and event.get("host") == socket.gethostname()
             )
-            if event["status"] == "started" and job(event) not in ended and elsewhere:
+            if event["status"] == "started" and job_of(event) not in ended and is_other_process:
                 try:
                     os.kill(event["pid"], signal.SIGTERM)
                 except ProcessLookupError:
                     continue
-        self._tell_of_stop()
+        self._report_stop()
 
-    def _tell_of_stop(self) -> None:
+    def _report_stop(self) -> None:
         print("Stopping: the running jobs save and end.", file=self.terminal, flush=True)
 
     def _end(self) -> None:
         """Stop everything that the sweep has started in this process, however it has ended."""
-        ended = self.over.is_set()
+        ended = self.watch_ended.is_set()
         self._stop_watching()
         self.lock.release()
         if ended:
             return
         if not self.journal.read():
-            self._undo()
+            self._remove_folder()
             return
-        print(f"The sweep has not ended. {RESUMES}", file=self.terminal, flush=True)
+        print(f"The sweep has not ended. {RESUME_HINT}", file=self.terminal, flush=True)
 
-    def _undo(self) -> None:
+    def _remove_folder(self) -> None:
         """Remove the new folder of a sweep whose first job could not be configured."""
-        if self.folder not in self.made:
+        if self.folder not in self.created_folders:
             return
-        for name in WRITTEN:
+        for name in SWEEP_FILES:
             (self.folder / name).unlink(missing_ok=True)
         with suppress(OSError):  # not empty: something else uses it
-            for path in self.made:
+            for path in self.created_folders:
                 path.rmdir()
 
-    def _first(self, overrides: Iterable[Override]) -> dict[str, Any]:
+    def _first_command(self, overrides: Iterable[Override]) -> dict[str, Any]:
         """Return the first command's settings of all jobs, and the folder in which it was given."""
         try:
-            before = read_command(self.folder)
+            first = read_command(self.folder)
         except FileNotFoundError:
-            here = Path.cwd()
-            fixed = result_settings(overrides, here)
+            cwd = Path.cwd()
+            fixed = result_settings(overrides, cwd)
             # A relative path stays valid if both folders are moved.
-            return {"fixed": fixed, "given_in": os.path.relpath(here, self.folder)}
-        return {key: before[key] for key in ("fixed", "given_in") if key in before}
+            return {"fixed": fixed, "given_in": os.path.relpath(cwd, self.folder)}
+        return {key: first[key] for key in ("fixed", "given_in") if key in first}
 
 
-def _in_a_job(command: int, host: str) -> SweepCallback:
+def _restore_in_job(command: int, host: str) -> SweepCallback:
     """Unpickle the callback in a process that runs a job, and let the process end with the command.
 
     Args:
@@ -289,11 +293,11 @@ def _in_a_job(command: int, host: str) -> SweepCallback:
         host: name of that process's machine.
     """
     if host == socket.gethostname() and not under_slurm():
-        end_with(command)
+        exit_when_process_ends(command)
     return SweepCallback()
 
 
-def _have_workers_end_with_us() -> None:
+def _end_workers_with_command() -> None:
     """Make joblib's worker processes end with this one, even those that wait for a job.
 
     Otherwise they wait for minutes, or forever: each of them holds both ends of the pipe that jobs
@@ -303,12 +307,12 @@ def _have_workers_end_with_us() -> None:
     from joblib.parallel import LokyBackend
 
     register_parallel_backend(
-        "loky", partial(LokyBackend, initializer=_begin_worker, initargs=(os.getpid(),))
+        "loky", partial(LokyBackend, initializer=_init_worker, initargs=(os.getpid(),))
     )
 
 
-def _begin_worker(command: int) -> None:
-    end_with(command)
+def _init_worker(command: int) -> None:
+    exit_when_process_ends(command)
     # These reach every process of a terminal. The command handles them, and signals the jobs.
     for name in ("SIGINT", "SIGHUP"):
         if hasattr(signal, name):
@@ -326,25 +330,25 @@ def _check_swept(keys: Iterable[str], overrides: Iterable[Override]) -> None:
 
 def _log_scales(overrides: Mapping[str, Override]) -> dict[str, bool]:
     """Return the keys that are drawn from a range, and whether its scale is logarithmic."""
-    drawn: dict[str, Any] = {
+    intervals: dict[str, Any] = {
         key: override.value() for key, override in overrides.items() if override.is_interval_sweep()
     }
-    return {key: "log" in values.tags for key, values in drawn.items()}
+    return {key: "log" in values.tags for key, values in intervals.items()}
 
 
-def _trials_so_far(folder: Path, hydra: Any, overrides: Iterable[Override]) -> int:
+def _count_trials(folder: Path, hydra: Any, overrides: Iterable[Override]) -> int:
     """Count the trials of the study that this command continues; refuse it if it can't."""
     try:
-        from genre_lightning.sweeps.study import search_space, study_errors, trials_so_far
+        from genre_lightning.sweeps.study import count_trials, search_space, study_errors
     except ModuleNotFoundError as error:
         if error.name != "optuna":
             raise
         raise UserError('this sweep needs Optuna: pip install "genre-lightning[optuna]"') from error
     with study_errors(folder):
-        return trials_so_far(folder, command_name(hydra), search_space(overrides))
+        return count_trials(folder, command_name(hydra), search_space(overrides))
 
 
-def _number_of_jobs(overrides: Iterable[Override]) -> int:
+def _num_jobs(overrides: Iterable[Override]) -> int:
     """Return the number of jobs of a grid."""
     return math.prod(
         sum(1 for _ in override.sweep_string_iterator()) if override.is_discrete_sweep() else 1

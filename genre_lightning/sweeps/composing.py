@@ -1,4 +1,4 @@
-"""Composing the configuration of each of a sweep's jobs, and their common part, only once."""
+"""A cache of the configurations of a sweep's jobs, so that each is composed only once."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from omegaconf.errors import OmegaConfBaseException
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
-#: Most configurations kept between Hydra's two requests for them, of about 1 MB each.
-MAX_KEPT = 64
+#: Maximum number of configurations kept between Hydra's two requests for them, of about 1 MB each.
+MAX_CACHED = 64
 
 
-def compose_what_jobs_share_once(keep: bool) -> Callable[[], None]:
+def cache_job_configs(keep: bool) -> Callable[[], None]:
     """Make Hydra read a sweep's configuration files once for all jobs that use the same files.
 
     Before any job starts, Hydra composes all jobs, so that an invalid override is reported at once,
@@ -31,99 +31,99 @@ def compose_what_jobs_share_once(keep: bool) -> Callable[[], None]:
             process does both.
 
     Returns:
-        A function that undoes this, for the end of the sweep.
+        A function that restores Hydra's own method, for the end of the sweep.
     """
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
-    changed: Any = ConfigLoaderImpl
-    compose = changed.load_sweep_config
+    loader_class: Any = ConfigLoaderImpl
+    compose = loader_class.load_sweep_config
     if hasattr(compose, "undo"):
         undo: Callable[[], None] = compose.undo
         return undo
-    shared: _Shared | None = None
+    cache: _ConfigCache | None = None
 
     def load_sweep_config(
         self: Any, master_config: DictConfig, sweep_overrides: Sequence[str]
     ) -> DictConfig:
-        nonlocal shared
-        if shared is None or shared.sweep != _sweep_of(self, master_config):
-            shared = _Shared(self, master_config, compose, MAX_KEPT if keep else 0)
-        return shared.compose(list(sweep_overrides))
+        nonlocal cache
+        if cache is None or cache.sweep != _sweep_identity(self, master_config):
+            cache = _ConfigCache(self, master_config, compose, MAX_CACHED if keep else 0)
+        return cache.compose(list(sweep_overrides))
 
-    def undo_it() -> None:
-        nonlocal shared
-        shared = None
-        changed.load_sweep_config = compose
+    def restore() -> None:
+        nonlocal cache
+        cache = None
+        loader_class.load_sweep_config = compose
 
-    load_sweep_config.undo = undo_it  # type: ignore[attr-defined]
-    changed.load_sweep_config = load_sweep_config
-    return undo_it
+    load_sweep_config.undo = restore  # type: ignore[attr-defined]
+    loader_class.load_sweep_config = load_sweep_config
+    return restore
 
 
-class _Shared:
-    """What the jobs of one sweep have in common.
+class _ConfigCache:
+    """Cached configurations of the jobs of one sweep.
 
     Args:
         loader: Hydra's config loader, of the sweep.
         master: the sweep's configuration.
         compose: Hydra's own ``load_sweep_config``.
-        most_kept: most jobs whose configurations are kept for a second request.
+        max_cached: maximum number of jobs whose configurations are kept for a second request.
     """
 
     def __init__(
-        self, loader: Any, master: DictConfig, compose: Callable[..., DictConfig], most_kept: int
+        self, loader: Any, master: DictConfig, compose: Callable[..., DictConfig], max_cached: int
     ) -> None:
-        self.loader, self.master, self.most_kept = loader, master, most_kept
-        self.sweep = _sweep_of(loader, master)
+        self.loader, self.master, self.max_cached = loader, master, max_cached
+        self.sweep = _sweep_identity(loader, master)
         self._compose = compose
         # Includes the groups in the folders of hydra.searchpath.
         _, self._repository = loader._parse_overrides_and_create_caching_repo(
             master.hydra.job.config_name, list(master.hydra.overrides.hydra)
         )
         #: The configuration by the overrides that choose files.
-        self._chosen: dict[tuple[str, ...], DictConfig] = {}
+        self._by_files: dict[tuple[str, ...], DictConfig] = {}
         self._parsed: dict[str, Override] = {}
-        self._kept: dict[tuple[str, ...], DictConfig] = {}
+        self._cached: dict[tuple[str, ...], DictConfig] = {}
         #: Jobs that were composed before. A job that the sweep has twice is composed anew for each
         #: run, since Hydra makes a configuration that it runs read-only.
-        self._known: set[tuple[str, ...]] = set()
+        self._requested: set[tuple[str, ...]] = set()
 
     def compose(self, overrides: list[str]) -> DictConfig:
         """Return what Hydra's ``load_sweep_config`` returns for a job's overrides."""
         from hydra.errors import HydraException
 
         key = tuple(overrides)
-        found = self._kept.pop(key, None)
-        if found is not None:
-            return found
+        cfg = self._cached.pop(key, None)
+        if cfg is not None:
+            return cfg
         try:
-            found = self._composed(overrides)
+            cfg = self._compose_from_files(overrides)
         except (HydraException, OmegaConfBaseException):
             # Let Hydra raise its own error.
-            found = self._compose(self.loader, self.master, overrides)
-        if key not in self._known and len(self._kept) < self.most_kept:
-            self._kept[key] = found
-        self._known.add(key)
-        return found
+            cfg = self._compose(self.loader, self.master, overrides)
+        if key not in self._requested and len(self._cached) < self.max_cached:
+            self._cached[key] = cfg
+        self._requested.add(key)
+        return cfg
 
-    def _composed(self, overrides: list[str]) -> DictConfig:
+    def _compose_from_files(self, overrides: list[str]) -> DictConfig:
         from hydra._internal.config_loader_impl import get_overrides_dirname
 
         parsed = {line: self._parse(line) for line in overrides}
-        values = [line for line in overrides if self._sets_a_value(parsed[line])]
+        values = [line for line in overrides if self._is_plain_value(parsed[line])]
         choices = tuple(line for line in overrides if line not in values)
-        if choices not in self._chosen:
-            self._chosen[choices] = self._compose(self.loader, self.master, list(choices))
-        cfg = copy.deepcopy(self._chosen[choices])
+        if choices not in self._by_files:
+            self._by_files[choices] = self._compose(self.loader, self.master, list(choices))
+        cfg = copy.deepcopy(self._by_files[choices])
         self.loader._apply_overrides_to_config([parsed[line] for line in values], cfg)
         task = [line for line in overrides if not parsed[line].is_hydra_override()]
         cfg.hydra.overrides.task = task
-        named = cfg.hydra.job.config.override_dirname
+        dirname_config = cfg.hydra.job.config.override_dirname
         cfg.hydra.job.override_dirname = get_overrides_dirname(
             overrides=[parsed[line] for line in task],
-            kv_sep=named.kv_sep,
-            item_sep=named.item_sep,
-            exclude_keys=named.exclude_keys,
+            kv_sep=dirname_config.kv_sep,
+            item_sep=dirname_config.item_sep,
+            exclude_keys=dirname_config.exclude_keys,
         )
         # Values such as ${now:} are those of the sweep.
         OmegaConf.copy_cache(from_config=self.master, to_config=cfg)
@@ -136,8 +136,8 @@ class _Shared:
             (self._parsed[line],) = OverridesParser.create().parse_overrides([line])
         return self._parsed[line]
 
-    def _sets_a_value(self, override: Override) -> bool:
-        """Whether an override sets a value, and chooses no config file of ours or of Hydra's."""
+    def _is_plain_value(self, override: Override) -> bool:
+        """Whether an override sets a value, rather than choosing a config file."""
         return (
             override.package is None
             and not override.is_hydra_override()
@@ -145,8 +145,10 @@ class _Shared:
         )
 
 
-def _sweep_of(loader: Any, master: DictConfig) -> tuple[Any, ...]:
-    """Return what identifies a sweep, even where a worker's jobs have copies of both arguments."""
+def _sweep_identity(loader: Any, master: DictConfig) -> tuple[Any, ...]:
+    """Return a key that identifies the sweep; equal for copies of both arguments, as in workers."""
     hydra = master.hydra
-    folders = tuple((part.provider, part.path) for part in loader.get_search_path().get_path())
-    return (hydra.sweep.dir, hydra.job.config_name, tuple(hydra.overrides.hydra), folders)
+    search_path = tuple(
+        (source.provider, source.path) for source in loader.get_search_path().get_path()
+    )
+    return (hydra.sweep.dir, hydra.job.config_name, tuple(hydra.overrides.hydra), search_path)

@@ -12,14 +12,14 @@ from pathlib import Path
 
 
 @contextmanager
-def claimed(names: Sequence[str], folder: Path, start: int = 0) -> Iterator[int]:
+def claim_device(names: Sequence[str], folder: Path, start: int = 0) -> Iterator[int]:
     """Claim the least used of several devices while the block runs.
 
     A claim is a file lock, so it is released when its process dies.
 
     Args:
-        names: of the devices; the same device has the same name in every process.
-        folder: of the lock files, shared by all processes; created if needed.
+        names: names of the devices; the same device has the same name in every process.
+        folder: folder of the lock files, shared by all processes; created if needed.
         start: where in ``names`` to begin looking, e.g. the job's number.
 
     Yields:

@@ -1,4 +1,4 @@
-"""A job of a sweep, or a single run: whether it has to run, and what it does besides training.
+"""Running a job of a sweep or a single run: whether it has to run, its lock, log and result.
 
 Hydra's sweepers and launchers are used unchanged. Every job decides from its own folder whether it
 has to run, so jobs work alike in one process, in several and on a cluster. Nothing heavy is
@@ -26,24 +26,24 @@ from omegaconf import DictConfig, OmegaConf
 
 from genre_lightning.cores import share_cores
 from genre_lightning.errors import UserError
-from genre_lightning.files import FULL, AppendedText, FullDiskError, full_disk
-from genre_lightning.garbage import kept_imports
+from genre_lightning.files import FULL_DISK_ERRNOS, AppendedText, FullDiskError, full_disk
+from genre_lightning.garbage import freeze_imports
 from genre_lightning.quiet import quiet_libraries
 from genre_lightning.runs.checks import check_settings
 from genre_lightning.runs.ckpt_path import LAST, starting_point
-from genre_lightning.runs.config import written_config
-from genre_lightning.runs.ending import ending, how_to_resume
-from genre_lightning.runs.lock import TakenError, is_running
-from genre_lightning.runs.naming import other_settings, read_command
+from genre_lightning.runs.config import recorded_config
+from genre_lightning.runs.ending import completed_message, interrupted_message
+from genre_lightning.runs.lock import FolderInUseError, is_running
+from genre_lightning.runs.naming import changed_settings, read_command
 from genre_lightning.runs.process import is_first_process
-from genre_lightning.runs.quoting import below_here, override, shell_command
+from genre_lightning.runs.quoting import format_override, relative_to_cwd, shell_command
 from genre_lightning.runs.result import read_result, recorded_run
-from genre_lightning.sweeps.composing import compose_what_jobs_share_once
-from genre_lightning.sweeps.devices import claimed, claims_folder, gpu_names
-from genre_lightning.sweeps.journal import SAME, Journal, job_label
+from genre_lightning.sweeps.composing import cache_job_configs
+from genre_lightning.sweeps.devices import claim_device, claims_folder, gpu_names
+from genre_lightning.sweeps.journal import SAME_JOB, Journal, job_label
 from genre_lightning.sweeps.processes import (
-    check_started,
-    is_member,
+    check_distributed_launch,
+    is_spawned_process,
     processes_to_start,
     run_in_processes,
 )
@@ -63,7 +63,7 @@ def shared_by_jobs() -> dict[str, Any]:
     return {} if command is None else shared
 
 
-def _share_within(command: object) -> None:
+def _reset_shared_data(command: object) -> None:
     """Forget what jobs of another command shared; ``command`` is None outside of a sweep."""
     global _shared
     if command is None or command != _shared[0]:
@@ -90,38 +90,41 @@ def run_job(cfg: DictConfig, train: Train) -> float | None:
     job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)
     # Commands that don't train, such as genre-ask, report their end themselves.
-    talks = is_first_process() and not is_member() and "ckpt_path" in cfg
-    alone = job.mode != RunMode.MULTIRUN or is_member()
+    shows_message = is_first_process() and not is_spawned_process() and "ckpt_path" in cfg
+    is_single = job.mode != RunMode.MULTIRUN or is_spawned_process()
     try:
-        if not alone:
+        if not is_single:
             return _run_in_sweep(cfg, train, folder)
         result = run_once(cfg, train)
     except (UserError, OSError) as error:
-        if is_member() or not (isinstance(error, UserError) or error.errno in FULL):
+        if is_spawned_process() or not (
+            isinstance(error, UserError) or error.errno in FULL_DISK_ERRNOS
+        ):
             raise
-        raise SystemExit(f"error: {_told(error, folder, alone)}") from None
+        raise SystemExit(f"error: {_error_message(error, folder, is_single)}") from None
     except SystemExit:
-        if talks and alone:
-            print(how_to_resume(folder), flush=True)
+        if shows_message and is_single:
+            print(interrupted_message(folder), flush=True)
         raise
-    if talks:
-        print(ending(folder, result, cfg), flush=True)
+    if shows_message:
+        print(completed_message(folder, result, cfg), flush=True)
     value: float | None = result["monitor_value"]
     return value
 
 
-def _told(error: UserError | OSError, folder: Path, alone: bool) -> str:
+def _error_message(error: UserError | OSError, folder: Path, is_single: bool) -> str:
     """Return the message for an error, with the command that resumes the run if there is one.
 
     Args:
         error: a UserError, or the system's error for a full disk.
         folder: the run folder.
-        alone: the run is not a job of a sweep.
+        is_single: the run is not a job of a sweep.
     """
     if not isinstance(error, UserError):
         error = full_disk(Path(str(error.filename or folder)), error)
-    if isinstance(error, FullDiskError) and alone and (folder / LAST).is_file():
-        return f"{error}. Then go on by {shell_command(override('ckpt_path', below_here(folder)))}"
+    if isinstance(error, FullDiskError) and is_single and (folder / LAST).is_file():
+        resume = shell_command(format_override("ckpt_path", relative_to_cwd(folder)))
+        return f"{error}. Then go on by {resume}"
     return str(error)
 
 
@@ -140,39 +143,41 @@ def run_once(cfg: DictConfig, train: Train) -> Mapping[str, Any]:
     """
     job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)
-    _share_within(None)
-    check_started(job)
-    found = None if is_member() else read_result(folder)
+    _reset_shared_data(None)
+    check_distributed_launch(job)
+    earlier = None if is_spawned_process() else read_result(folder)
     # Commands without checkpoints, such as genre-ask, continue in their folder.
-    if not is_member() and "ckpt_path" in cfg:
+    if not is_spawned_process() and "ckpt_path" in cfg:
         cfg.ckpt_path = starting_point(cfg.ckpt_path, folder)
-    return _run(cfg, train, folder, found)
+    return _run(cfg, train, folder, earlier)
 
 
 def _run(
-    cfg: DictConfig, train: Train, folder: Path, found: Mapping[str, Any] | None
+    cfg: DictConfig, train: Train, folder: Path, earlier: Mapping[str, Any] | None
 ) -> Mapping[str, Any]:
     """Train here, or in as many processes as the trainer asks for; return the recorded result.
 
     Args:
         cfg: the configuration.
-        train: as in :func:`run_job`.
+        train: see :func:`run_job`.
         folder: the run folder.
-        found: the content of its ``result.json`` when it was decided how this run starts.
+        earlier: the content of its ``result.json`` when it was decided how this run starts.
     """
     count = processes_to_start(cfg.get("trainer") or {})
     if count > 0:
         return run_in_processes(count, inspect.getfile(train), cfg, folder)
 
     def check_unchanged() -> None:
-        if not is_member() and read_result(folder) != found:
-            raise TakenError(f"another process has just trained in {folder}: run the command again")
+        if not is_spawned_process() and read_result(folder) != earlier:
+            raise FolderInUseError(
+                f"another process has just trained in {folder}: run the command again"
+            )
 
     overrides = list(HydraConfig.get().overrides.task)
     recorded = recorded_run(folder, cfg.monitor, cfg.seed, overrides, check_unchanged)
     with recorded as result, quiet_libraries():
         check_settings(cfg)  # those of a sweep's job are known only now
-        with written_config(cfg, folder) if is_first_process() else nullcontext():
+        with recorded_config(cfg, folder) if is_first_process() else nullcontext():
             train(cfg, folder, result)
     return result
 
@@ -183,7 +188,7 @@ def _run_in_sweep(cfg: DictConfig, train: Train, folder: Path) -> float | None:
     Args:
         cfg: see :func:`run_job`.
         train: see :func:`run_job`.
-        folder: of the job.
+        folder: the job's folder.
 
     Returns:
         The monitored value, also of a job that was already finished; None for a job that failed,
@@ -191,28 +196,28 @@ def _run_in_sweep(cfg: DictConfig, train: Train, folder: Path) -> float | None:
 
     Raises:
         KeyboardInterrupt: the job was interrupted under Slurm.
-        SystemExit: likewise.
+        SystemExit: the job was stopped by a signal under Slurm.
     """
     job = HydraConfig.get()
     sweep = Path(job.runtime.cwd) / job.sweep.dir
     command = read_command(sweep)
-    compose_what_jobs_share_once(keep=False)  # for the next job of this process, if it is a worker
-    _share_within([str(sweep), *(command[key] for key in ("host", "pid", "started"))])
+    cache_job_configs(keep=False)  # for the next job of this process, if it is a worker
+    _reset_shared_data([str(sweep), *(command[key] for key in ("host", "pid", "started"))])
     reporter = _JobReporter(Journal(sweep), job_label(job.overrides.task, sweep), folder)
     cfg.sweep.name = command["name"]
     _hide_progress_bar(cfg)
     try:
         return _train_if_needed(cfg, train, folder, reporter)
     except (KeyboardInterrupt, SystemExit) as stop:
-        reporter.tell("interrupted")
+        reporter.report("interrupted")
         if "SLURM_JOB_ID" in os.environ:
             raise  # the job may be queued again
         if reporter.is_process_of(command):
-            reporter.tell("stopping", code=stop.code if isinstance(stop, SystemExit) else 130)
-    except TakenError:
-        reporter.tell_taken()
+            reporter.report("stopping", code=stop.code if isinstance(stop, SystemExit) else 130)
+    except FolderInUseError:
+        reporter.report_in_use()
     except Exception as error:  # noqa: BLE001 - recorded and reported; the other jobs still run
-        reporter.tell("failed", error=f"{type(error).__name__}: {error}")
+        reporter.report("failed", error=f"{type(error).__name__}: {error}")
     finally:
         _free_memory()
     return None
@@ -222,9 +227,9 @@ class _JobReporter:
     """Writes one job's events to the sweep's journal, with the process that reports them.
 
     Args:
-        journal: of the sweep.
+        journal: the sweep's journal.
         label: name of the job in the terminal.
-        folder: of the job.
+        folder: the job's folder.
     """
 
     def __init__(self, journal: Journal, label: str, folder: Path) -> None:
@@ -237,7 +242,7 @@ class _JobReporter:
         """Whether an event, or the sweep's command, is of this process."""
         return self._process == {key: event[key] for key in self._process}
 
-    def tell(self, status: str, **more: Any) -> None:
+    def report(self, status: str, **more: Any) -> None:
         """Write an event.
 
         Raises:
@@ -245,11 +250,11 @@ class _JobReporter:
         """
         self.journal.write(status, job=self._label, folder=self._folder, **self._process, **more)
 
-    def tell_taken(self) -> None:
+    def report_in_use(self) -> None:
         """Write that another process trains in the folder, for this command or another one."""
         started = [event for event in self.journal.read() if event["status"] == "started"]
         elsewhere = [event["folder"] for event in started if not self.is_process_of(event)]
-        self.tell(SAME if self._folder in elsewhere else "running elsewhere")
+        self.report(SAME_JOB if self._folder in elsewhere else "running elsewhere")
 
 
 def _hide_progress_bar(cfg: DictConfig) -> None:
@@ -266,39 +271,39 @@ def _train_if_needed(
     Args:
         cfg: see :func:`run_job`.
         train: see :func:`run_job`.
-        folder: of the job.
+        folder: the job's folder.
         reporter: gets the decision and the score.
 
     Returns:
         The monitored value; None where the job was not trained.
 
     Raises:
-        TakenError: another process has meanwhile begun to train it.
+        FolderInUseError: another process has meanwhile begun to train it.
         Exception: whatever the training raises.
     """
     earlier = read_result(folder)
     if earlier is not None and earlier["status"] == "completed":
-        asked = HydraConfig.get().overrides.task
-        changed = other_settings(earlier.get("overrides", []), asked)
-        reporter.tell("already finished", changed=changed, **_score(earlier))
+        overrides = HydraConfig.get().overrides.task
+        changed = changed_settings(earlier.get("overrides", []), overrides)
+        reporter.report("already finished", changed=changed, **_score(earlier))
         value: float | None = earlier["monitor_value"]
         return value
     if reporter.journal.is_stopped(cfg.sweep.fail_fast):
-        reporter.tell("not started")
+        reporter.report("not started")
         return None
     if is_running(folder):
-        reporter.tell_taken()
+        reporter.report_in_use()
         return None
-    reporter.tell("started")
+    reporter.report("started")
     epochs = None
     last = folder / LAST
     if last.exists():
         cfg.ckpt_path = str(last)
-        epochs = _epochs(folder)
+        epochs = _num_epochs(folder)
     job = HydraConfig.get().job
-    with _output_into(folder / f"{job.name}.log"), _own_gpu(cfg, job.num):
+    with _redirect_output(folder / f"{job.name}.log"), _claim_gpu(cfg, job.num):
         result = _run(cfg, train, folder, earlier)
-    reporter.tell(
+    reporter.report(
         "completed",
         resumed=epochs,
         seconds=result["seconds"],
@@ -314,7 +319,7 @@ def _score(result: Mapping[str, Any]) -> dict[str, Any]:
     return {"monitor": result["monitor"], "monitor_value": result["monitor_value"]}
 
 
-def _epochs(folder: Path) -> int:
+def _num_epochs(folder: Path) -> int:
     """Return the number of epochs that a run has finished."""
     try:
         with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
@@ -324,7 +329,7 @@ def _epochs(folder: Path) -> int:
 
 
 @contextmanager
-def _output_into(path: Path) -> Iterator[None]:
+def _redirect_output(path: Path) -> Iterator[None]:
     """Redirect output, warnings and tracebacks to the file to which Hydra already logs."""
     root = logging.getLogger()
     for handler in root.handlers[:]:
@@ -340,20 +345,20 @@ def _output_into(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _own_gpu(cfg: DictConfig, number: int) -> Iterator[None]:
+def _claim_gpu(cfg: DictConfig, number: int) -> Iterator[None]:
     """Give the job the least used GPU, if there are several and it asks for any one of them."""
     if cfg.get("trainer") is None:
         yield
         return
-    with kept_imports():
+    with freeze_imports():
         import torch
 
     count = torch.cuda.device_count()
-    wants = cfg.trainer.accelerator in ("auto", "gpu", "cuda") and cfg.trainer.devices in (1, "1")
-    if not wants or count < 2:
+    any_gpu = cfg.trainer.accelerator in ("auto", "gpu", "cuda") and cfg.trainer.devices in (1, "1")
+    if not any_gpu or count < 2:
         yield
         return
-    with claimed(gpu_names(count), claims_folder(), number % count) as index:
+    with claim_device(gpu_names(count), claims_folder(), number % count) as index:
         cfg.trainer.devices = [index]
         yield
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from genre_lightning.files import AppendedText
-from genre_lightning.runs.naming import chosen_overrides, read_command
+from genre_lightning.runs.naming import format_overrides, read_command
 from genre_lightning.wording import counted
 
 #: Status of a job with the same values as another job of the command, which trains instead.
-SAME = "same as another job"
+SAME_JOB = "same as another job"
 
 
 class Journal:
@@ -48,12 +48,12 @@ class Journal:
     def read(self) -> list[dict[str, Any]]:
         """Return all events, except incomplete lines."""
         text = self.path.read_text("utf-8") if self.path.exists() else ""
-        found = []
+        events = []
         for line in text.splitlines(True):
             if line.endswith("}\n"):
                 with suppress(json.JSONDecodeError):
-                    found.append(json.loads(line))
-        return found
+                    events.append(json.loads(line))
+        return events
 
     def is_stopped(self, fail_fast: bool) -> bool:
         """Whether no further job may start."""
@@ -63,10 +63,10 @@ class Journal:
 
 def job_label(overrides: Sequence[str], sweep: Path) -> str:
     """Return a job's name in the terminal: its overrides of the swept keys."""
-    return chosen_overrides(overrides, read_command(sweep)["keys"]) or "defaults"
+    return format_overrides(overrides, read_command(sweep)["keys"]) or "defaults"
 
 
-def line(event: Mapping[str, Any], number: int, total: int) -> str:
+def event_line(event: Mapping[str, Any], number: int, total: int) -> str:
     """Return the terminal's line for a job that has ended."""
     parts = [f"[{number}/{total}] {event['job']}"]
     if event.get("pruned"):

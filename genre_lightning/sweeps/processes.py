@@ -29,11 +29,11 @@ from omegaconf import DictConfig, open_dict
 
 from genre_lightning.errors import UserError
 from genre_lightning.files import FullDiskError
-from genre_lightning.runs.process import signals_raise
+from genre_lightning.runs.process import raise_on_signals
 from genre_lightning.runs.result import read_result, write_result
 
 #: Environment variable, set in the processes that :func:`run_in_processes` starts.
-MEMBER_VARIABLE = "GENRE_LIGHTNING_PROCESS"
+SPAWNED_VARIABLE = "GENRE_LIGHTNING_PROCESS"
 
 
 class ProcessError(UserError):
@@ -50,7 +50,7 @@ def processes_to_start(trainer: Mapping[str, Any]) -> int:
     Raises:
         UserError: some belong on other machines, where only torchrun or srun can start them.
     """
-    if not str(trainer.get("strategy", "")).startswith("ddp") or _are_started():
+    if not str(trainer.get("strategy", "")).startswith("ddp") or _has_distributed_launcher():
         return 0
     if trainer.get("num_nodes", 1) > 1:
         raise UserError(
@@ -70,17 +70,17 @@ def processes_to_start(trainer: Mapping[str, Any]) -> int:
     return len(accelerator.get_parallel_devices(accelerator.parse_devices(devices)))
 
 
-def _are_started() -> bool:
-    by_srun = int(os.environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in os.environ
-    return "RANK" in os.environ or by_srun
+def _has_distributed_launcher() -> bool:
+    under_srun = int(os.environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in os.environ
+    return "RANK" in os.environ or under_srun
 
 
-def is_member() -> bool:
+def is_spawned_process() -> bool:
     """Whether this process was started by :func:`run_in_processes`."""
-    return MEMBER_VARIABLE in os.environ
+    return SPAWNED_VARIABLE in os.environ
 
 
-def check_started(job: Any) -> None:
+def check_distributed_launch(job: Any) -> None:
     """Refuse a job that processes started by torchrun or srun can't run together.
 
     Args:
@@ -89,7 +89,7 @@ def check_started(job: Any) -> None:
     Raises:
         UserError: they would write to different folders, or run the same sweep several times.
     """
-    if not _are_started() or is_member():
+    if not _has_distributed_launcher() or is_spawned_process():
         return
     if job.mode == RunMode.MULTIRUN:
         raise UserError(
@@ -128,15 +128,15 @@ def run_in_processes(
         job.hydra = HydraConfig.get()
     # Slurm's variables would make Lightning take the processes for tasks of srun.
     env = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
-    with TemporaryDirectory() as place:
-        job_file, error_file = Path(place) / "job.pickle", Path(place) / "error.json"
+    with TemporaryDirectory() as temporary:
+        job_file, error_file = Path(temporary) / "job.pickle", Path(temporary) / "error.json"
         job_file.write_bytes(pickle.dumps(job))
-        env |= {MEMBER_VARIABLE: "1", "TORCHELASTIC_ERROR_FILE": str(error_file)}
+        env |= {SPAWNED_VARIABLE: "1", "TORCHELASTIC_ERROR_FILE": str(error_file)}
         agent = subprocess.Popen(
             [
                 *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
                 # By default torchrun makes a log folder that it does not remove.
-                *(f"--nproc-per-node={count}", f"--log-dir={place}/logs"),
+                *(f"--nproc-per-node={count}", f"--log-dir={temporary}/logs"),
                 *("-m", __name__, str(script), str(job_file)),
             ],
             env=env,
@@ -148,7 +148,7 @@ def run_in_processes(
             start_new_session=True,
         )
         try:
-            with signals_raise():
+            with raise_on_signals():
                 status = agent.wait()
         except BaseException:
             agent.terminate()
@@ -180,7 +180,7 @@ def main() -> None:
     this one ends, too.
     """
     script, job_file = sys.argv[1:]
-    threading.Thread(target=_end_with_starter, args=(Path(job_file).parent,), daemon=True).start()
+    threading.Thread(target=_exit_with_parent, args=(Path(job_file).parent,), daemon=True).start()
     job = pickle.loads(Path(job_file).read_bytes())  # noqa: S301 - written by run_in_processes
     setup_globals()
     if job.hydra.mode == RunMode.RUN:  # a sweep's job already has all output in its log
@@ -192,9 +192,9 @@ def main() -> None:
     runpy.run_path(script)["main"](cfg)
 
 
-def _end_with_starter(place: Path) -> None:
+def _exit_with_parent(temporary: Path) -> None:
     os.read(0, 1)  # not sys.stdin, whose lock would be held when the interpreter ends
-    shutil.rmtree(place, ignore_errors=True)  # of the starter, which may have been killed
+    shutil.rmtree(temporary, ignore_errors=True)  # of the starter, which may have been killed
     os._exit(1)
 
 

@@ -32,7 +32,7 @@ optuna.logging.set_verbosity(logging.WARNING)
 
 
 #: Study files that this process has checked, by path, device and inode.
-_known: set[tuple[Path, int, int]] = set()
+_checked_files: set[tuple[Path, int, int]] = set()
 
 
 def storage(folder: Path) -> optuna.storages.RDBStorage:
@@ -45,18 +45,18 @@ def storage(folder: Path) -> optuna.storages.RDBStorage:
         UserError: the file is of another version of Optuna.
     """
     file = (folder / FILE).resolve()
-    known = _identity(file) in _known
+    is_checked = _identity(file) in _checked_files
     try:
-        found = optuna.storages.RDBStorage(
+        opened = optuna.storages.RDBStorage(
             f"sqlite:///{file}",
             engine_kwargs={"connect_args": {"timeout": MAX_WAIT_SECONDS}},
-            skip_compatibility_check=known,
-            skip_table_creation=known,
+            skip_compatibility_check=is_checked,
+            skip_table_creation=is_checked,
         )
     except RuntimeError as error:  # whose message says what to install
         raise UserError(f"{folder / FILE}: {error}") from error
-    _known.add(_identity(file))
-    return found
+    _checked_files.add(_identity(file))
+    return opened
 
 
 def _identity(file: Path) -> tuple[Path, int, int]:
@@ -147,7 +147,7 @@ def search_space(overrides: Iterable[Override]) -> dict[str, BaseDistribution]:
     }
 
 
-def trials_so_far(folder: Path, command: str, space: Mapping[str, BaseDistribution]) -> int:
+def count_trials(folder: Path, command: str, space: Mapping[str, BaseDistribution]) -> int:
     """Count the trials of a folder's study, without failed and waiting ones.
 
     Nothing is written.
@@ -188,7 +188,7 @@ def trials_so_far(folder: Path, command: str, space: Mapping[str, BaseDistributi
 
 
 class Trials:
-    """The trials of a command that runs a study and was accepted by :func:`trials_so_far`.
+    """The trials of a command that runs a study and was accepted by :func:`count_trials`.
 
     Args:
         folder: the sweep's folder.
@@ -196,7 +196,7 @@ class Trials:
         space: distributions of the parameters.
         maximize: whether a higher monitored value is better.
         startup_trials: number of random trials before TPE starts.
-        seed: of the sampler; the same trials are drawn whether the study is interrupted or not.
+        seed: seed of the sampler; an interruption does not change which trials are drawn.
     """
 
     def __init__(
@@ -222,11 +222,11 @@ class Trials:
         for trial in self.unfinished():
             if set(trial.params) != set(space):  # killed while its values were drawn
                 self.study.tell(trial.number, state=TrialState.FAIL)
-        for trial in self._of(TrialState.FAIL):
+        for trial in self._in_state(TrialState.FAIL):
             if trial.number not in self._repeated():
                 self.study.enqueue_trial(trial.params, user_attrs={"again": trial.number})
 
-    def _of(self, *states: TrialState) -> list[FrozenTrial]:
+    def _in_state(self, *states: TrialState) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False, states=states)
 
     def _repeated(self) -> set[int]:
@@ -236,15 +236,15 @@ class Trials:
 
     def finished(self) -> list[FrozenTrial]:
         """Return the trials with a value, including pruned ones, oldest first."""
-        return self._of(TrialState.COMPLETE, TrialState.PRUNED)
+        return self._in_state(TrialState.COMPLETE, TrialState.PRUNED)
 
     def unfinished(self) -> list[FrozenTrial]:
         """Return the trials that have begun but not ended, oldest first."""
-        return self._of(TrialState.RUNNING)
+        return self._in_state(TrialState.RUNNING)
 
     def ask(self, total: int) -> bool:
         """Begin another trial, unless there are ``total`` already; return whether it was begun."""
-        begun = len(self.study.get_trials(deepcopy=False)) - len(self._of(TrialState.WAITING))
+        begun = len(self.study.get_trials(deepcopy=False)) - len(self._in_state(TrialState.WAITING))
         repeated = len(self._repeated())
         if begun - repeated >= total:
             return False
@@ -258,7 +258,7 @@ class Trials:
         """Record the outcome of a trial.
 
         Args:
-            number: of the trial.
+            number: number of the trial.
             result: the content of its run's ``result.json``; empty if there is none.
 
         Returns:

@@ -9,7 +9,7 @@ from typing import Any
 from submitit.local import local
 
 
-def start_controllers_apart() -> Callable[[], None]:
+def shield_controllers_from_signals() -> Callable[[], None]:
     """Keep a terminal's signals from the processes that submitit starts from now on.
 
     The command handles them, and signals the jobs. Otherwise, at Ctrl-C, the process in which
@@ -18,16 +18,16 @@ def start_controllers_apart() -> Callable[[], None]:
     Returns:
         A function that undoes this.
     """
-    changed: Any = local
-    start = changed.start_controller
+    module: Any = local
+    start = module.start_controller
 
-    def start_controller(**how: Any) -> Any:
+    def start_controller(**arguments: Any) -> Any:
         # A process that is started meanwhile inherits the blocked signals for good.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
         try:
-            return start(**how)
+            return start(**arguments)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
-    changed.start_controller = start_controller
-    return lambda: setattr(changed, "start_controller", start)
+    module.start_controller = start_controller
+    return lambda: setattr(module, "start_controller", start)

@@ -25,7 +25,7 @@ from genre_lightning.data.datamodule import MovieDataModule
 from genre_lightning.errors import UserError
 from genre_lightning.report.evaluation import SplitScores
 from genre_lightning.runs.instantiating import make_parts
-from genre_lightning.runs.naming import chosen_overrides, read_command
+from genre_lightning.runs.naming import format_overrides, read_command
 from genre_lightning.runs.process import is_first_process
 from genre_lightning.runs.quoting import shell_command
 from genre_lightning.runs.result import write_result
@@ -303,7 +303,7 @@ def _name_and_group(
     hydra = HydraConfig.get() if HydraConfig.initialized() else None
     if hydra is None or hydra.mode != RunMode.MULTIRUN:
         return run_name(overrides), None
-    name = chosen_overrides(overrides, read_command(folder.parent)["keys"])
+    name = format_overrides(overrides, read_command(folder.parent)["keys"])
     named = OmegaConf.select(cfg, "sweep.name")
     return name[:_NAME_LENGTH] or None, str(named or folder.parent.name)
 

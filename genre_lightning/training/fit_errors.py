@@ -20,7 +20,7 @@ class FullMemoryError(TrainingError):
 
 
 @contextmanager
-def fit_errors_told(
+def clear_fit_errors(
     trainer: Trainer, history: History, batch_size: int | None, ckpt_path: str | Path | None
 ) -> Iterator[None]:
     """Turn errors of the trainer's settings, the checkpoint and memory into clear messages.
@@ -42,11 +42,12 @@ def fit_errors_told(
         raise SettingError(f"trainer: {error}") from error
     except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
-            asked = str(error).partition("\n")[0]
+            first_line = str(error).partition("\n")[0]
             size = "null, all of train" if batch_size is None else batch_size
             raise FullMemoryError(
                 f"the memory is full, training on {trainer.strategy.root_device}: lower "
-                f"data.batch_size (it is {size}), or take a smaller network. PyTorch says: {asked}"
+                f"data.batch_size (it is {size}), or take a smaller network. PyTorch says: "
+                f"{first_line}"
             ) from error
         if ckpt_path is None or history.started or isinstance(error, UserError):
             raise

@@ -22,7 +22,7 @@ class LBFGS(torch.optim.LBFGS):
             penalty: half of it times the sum of squares is added to the loss. A group with ``lr`` 0
             is not changed.
         lr: first step that each line search tries; the result hardly depends on it.
-        weight_decay: of groups that do not set it.
+        weight_decay: weight decay of groups that do not set it.
         max_iter: iterations per step, each of which evaluates the batch once or a few times.
         history_size: number of past iterations from which the curvature is estimated.
     """
@@ -35,16 +35,16 @@ class LBFGS(torch.optim.LBFGS):
         max_iter: int = 25,
         history_size: int = 20,
     ) -> None:
-        trained: list[Tensor] = []
+        trainable: list[Tensor] = []
         self._penalties: list[float] = []
         for item in params:
             group: dict[str, Any] = item if isinstance(item, dict) else {"params": [item]}
             if group.get("lr", lr) > 0:
-                trained += group["params"]
+                trainable += group["params"]
                 penalty = float(group.get("weight_decay", weight_decay))
                 self._penalties += [penalty] * len(group["params"])
         super().__init__(
-            trained,
+            trainable,
             lr=lr,
             max_iter=max_iter,
             history_size=history_size,

@@ -51,7 +51,7 @@ class GenreModule(pl.LightningModule):
         inputs: plain data about how inputs are prepared (``MovieDataModule.describe()``), stored in
             every checkpoint.
         thresholds: method of :func:`genre_lightning.scoring.thresholds.fit_thresholds`.
-        micro_weight: likewise.
+        micro_weight: see :func:`genre_lightning.scoring.thresholds.fit_thresholds`.
         stacking: weigh each branch's logits by genre, and let the scores of all genres correct
             each genre's, see :mod:`genre_lightning.scoring.stacking`. It is fitted for each fold on
             all other folds, so it needs validation by folds (a validation split is too small), and
@@ -129,19 +129,19 @@ class GenreModule(pl.LightningModule):
             )
         self.activation = str(loss.activation)
         self.fits_stacking = stacking and self.by_folds
-        _check_relations(network, self.activation, self.fits_stacking)
+        _check_genre_relations(network, self.activation, self.fits_stacking)
         self.collector = LogitCollector(len(network.branches), network.num_genres)
         # Our own metric, so that a mid-epoch checkpoint can store its sums.
         self.train_loss = MeanMetric(nan_strategy="disable")
         self._train_loss_logged = False
         # Not a buffer: weight averaging would average it, but it fits the last validation's scores.
         self.thresholds = torch.full((network.num_genres,), 0.5)
-        _, read = check_card(self._card())
-        self.columns = {name: branch_input.column for name, branch_input in read.items()}
+        _, built_inputs = check_card(self._card())
+        self.columns = {name: branch_input.column for name, branch_input in built_inputs.items()}
         if compile:
             for branch in network.branches.values():
                 branch.compile()
-        for name in self._frozen():
+        for name in self._frozen_branches():
             network.branches[name].requires_grad_(False)
         # Built once here, so that wrong settings are refused before training, and for its defaults.
         probe = self._make_optimizer(network.parameters())
@@ -151,7 +151,7 @@ class GenreModule(pl.LightningModule):
         # Lightning does not change the modes of modules.
         self.train()
 
-    def _frozen(self) -> list[str]:
+    def _frozen_branches(self) -> list[str]:
         """Return the names of the branches that are not trained."""
         return [name for name, scale in self.lr_scales.items() if scale == 0]
 
@@ -161,7 +161,7 @@ class GenreModule(pl.LightningModule):
         With L-BFGS, dropout stays off as well: each evaluation of a batch must give the same loss.
         """
         super().train(mode)
-        for name in self._frozen():
+        for name in self._frozen_branches():
             self.network.branches[name].eval()
         if self.uses_lbfgs:
             for module in self.network.modules():
@@ -171,9 +171,9 @@ class GenreModule(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Refuse a trainer with an unsupported precision."""
-        words, holds = RULES["trainer.precision"]
-        if not holds(self.trainer.precision):
-            raise SettingError(f"trainer.precision={self.trainer.precision} must be {words}")
+        requirement, is_valid = RULES["trainer.precision"]
+        if not is_valid(self.trainer.precision):
+            raise SettingError(f"trainer.precision={self.trainer.precision} must be {requirement}")
 
     def on_train_start(self) -> None:
         self._train_loss_logged = False
@@ -228,14 +228,14 @@ class GenreModule(pl.LightningModule):
         device = batch.targets.device
         seed = derive_seed("dropped columns", batch.seed)  # independent of augmentation
         generator = torch.Generator(device=device).manual_seed(seed)
-        drawn = torch.rand(len(batch), len(names), generator=generator, device=device)
-        kept = drawn >= self.drop_columns
+        noise = torch.rand(len(batch), len(names), generator=generator, device=device)
+        kept = noise >= self.drop_columns
         column = {name: names.index(self.columns[name]) for name in branches}
-        there = torch.zeros_like(kept)
-        for name, number in column.items():
-            there[batch.parts[name].rows, number] = True
+        has_column = torch.zeros_like(kept)
+        for name, index in column.items():
+            has_column[batch.parts[name].rows, index] = True
         # A movie that would lose all of its columns keeps them.
-        kept = (kept | ~(kept & there).any(dim=1, keepdim=True)).float()
+        kept = (kept | ~(kept & has_column).any(dim=1, keepdim=True)).float()
         return {
             name: logits * kept[:, column[name]].unsqueeze(-1) for name, logits in branches.items()
         }
@@ -249,8 +249,8 @@ class GenreModule(pl.LightningModule):
             targets = targets.expand(len(logits), -1, -1)
             if self.by_folds:
                 member = torch.arange(len(logits), device=logits.device)
-                learnt = folds != member[:, None]
-                logits, targets = logits[learnt], targets[learnt]
+                is_trained_on = folds != member[:, None]
+                logits, targets = logits[is_trained_on], targets[is_trained_on]
             else:
                 logits, targets = logits.flatten(0, 1), targets.flatten(0, 1)
         loss: Tensor = self.loss(logits, targets)
@@ -283,9 +283,9 @@ class GenreModule(pl.LightningModule):
         branches = dict(zip(network.branches, branch_logits.unbind(1), strict=True))
         if self.fits_stacking:
             arrays = (network.total(branches), branch_logits, targets, folds)
-            numbers = (each.cpu().numpy() for each in arrays)
-            found = fit_stacking_by_folds(*numbers, num_folds=self.folds)
-            network.stacking = Stacking.from_arrays(list(branches), *found)
+            numpy_arrays = (array.cpu().numpy() for array in arrays)
+            fitted = fit_stacking_by_folds(*numpy_arrays, num_folds=self.folds)
+            network.stacking = Stacking.from_arrays(list(branches), *fitted)
         logits = network.final_logits(branches, folds if self.by_folds else None)
         scores = ACTIVATIONS[self.activation](logits)
         self.thresholds = fit_thresholds(scores, targets, **self.threshold_fit).cpu()
@@ -399,22 +399,22 @@ def _check_members(network: Fusion, folds: int) -> None:
             )
 
 
-def _check_relations(network: Fusion, activation: str, stacking: bool) -> None:
+def _check_genre_relations(network: Fusion, activation: str, stacking: bool) -> None:
     """Refuse stacking and label sets if the loss or the number of genres does not allow them.
 
     Args:
         network: with its label sets, if any.
-        activation: of the loss.
+        activation: name of the loss's activation.
         stacking: whether stacking is fitted.
 
     Raises:
         UserError: naming the setting.
     """
-    for key, wanted in (
+    for key, enabled in (
         ("training.stacking", stacking),
         ("label_sets", network.label_sets is not None),
     ):
-        if wanted and activation != "sigmoid":
+        if enabled and activation != "sigmoid":
             raise UserError(
                 f"{key}=true needs a loss that scores each genre by itself, such as loss=bce; "
                 f"set {key}=false"

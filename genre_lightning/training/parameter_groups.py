@@ -23,8 +23,8 @@ def parameter_groups(
 
     Args:
         branches: in the order in which the optimizer's state is stored.
-        lr: of the optimizer.
-        weight_decay: likewise.
+        lr: the optimizer's learning rate.
+        weight_decay: the optimizer's weight decay.
         lr_scales: by branch, factor of the learning rate; 0 for a branch that is not trained. A
             network's method ``lr_scales`` can add factors by parameter, such as smaller ones for
             its first layers.
@@ -37,13 +37,13 @@ def parameter_groups(
         find_scales = getattr(branch, "lr_scales", None)
         scales = find_scales() if callable(find_scales) else {}
         named = list(branch.named_parameters())
-        for share in dict.fromkeys(scales.get(key, 1.0) for key, _ in named):
-            scale = lr_scales[name] * share
+        for factor in dict.fromkeys(scales.get(key, 1.0) for key, _ in named):
+            scale = lr_scales[name] * factor
             for vectors in (False, True):
-                chosen = [
+                parameters = [
                     parameter
                     for key, parameter in named
-                    if scales.get(key, 1.0) == share and (parameter.ndim <= 1) == vectors
+                    if scales.get(key, 1.0) == factor and (parameter.ndim <= 1) == vectors
                 ]
                 decay = 0.0 if vectors and not decay_vectors else weight_decay
                 if decay_scales is not None:
@@ -51,7 +51,11 @@ def parameter_groups(
                 elif scale:
                     decay /= scale
                 groups.append(
-                    {"params": chosen, "lr": lr * scale, "weight_decay": decay if scale else 0.0}
+                    {
+                        "params": parameters,
+                        "lr": lr * scale,
+                        "weight_decay": decay if scale else 0.0,
+                    }
                 )
     return groups
 

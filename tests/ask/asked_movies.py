@@ -1,4 +1,4 @@
-"""Movies to ask about, and what asks about them."""
+"""Movies to ask about, and helpers that ask."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def ask(
     others: Sequence[Path] = (),
     **settings: Any,
 ) -> dict[int, Record]:
-    """What is found of movies, by number; in ``found`` also where it ends with an error."""
+    """Ask and return the records by movie number; ``found`` gets them even after an error."""
     url = loopback if isinstance(loopback, str) else loopback.url
     found = {} if found is None else found
     server = ChatServer(url, rate_limit=rate_limit, retries=retries, timeout=timeout)

@@ -1,4 +1,4 @@
-"""Servers to ask: one of the tests' own, and llama.cpp's."""
+"""Fixtures: a scripted server on loopback, and a llama.cpp server."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def loopback() -> Iterator[Loopback]:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Retries wait for milliseconds."""
-    monkeypatch.setattr(asked_server, "FIRST_WAIT", 0.01)
+    """Make retries wait only milliseconds."""
+    monkeypatch.setattr(asked_server, "FIRST_BACKOFF", 0.01)
 
 
 @pytest.fixture(scope="session")
 def start_llama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., str]]:
-    """Starts llama.cpp's server with a tiny model; `start_llama("--blind")` with one without eyes.
+    """Starts llama.cpp's server with a tiny model; `start_llama("--blind")` for one without images.
 
     Gives its address, up to /v1.
     """
@@ -58,5 +58,5 @@ def start_llama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[.
 
 @pytest.fixture(scope="session")
 def llama(start_llama: Callable[..., str]) -> str:
-    """Address of llama.cpp's server with a tiny model that sees."""
+    """Address of llama.cpp's server with a tiny multimodal model."""
     return start_llama()

@@ -1,4 +1,4 @@
-"""A server of the tests' own, on loopback: it answers as it is told to, well or badly."""
+"""A scripted server on loopback, which can also answer wrongly."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GENRES = ("Action", "Comedy", "Drama", "Horror")
 
 @dataclass
 class Answer:
-    """What is sent back.
+    """A response to send.
 
     Attributes:
         status, headers, body: of the response.
@@ -62,12 +62,12 @@ def scores_of(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def good(body: Mapping[str, Any], after: float = 0.0) -> Answer:
-    """The answer of a server that does as it should."""
+    """A valid response."""
     text = json.dumps(completion(json.dumps(scores_of(body))))
     return Answer(body=text.encode(), after=after)
 
 
-def said(content: str | None, **more: Any) -> Answer:
+def reply(content: str | None, **more: Any) -> Answer:
     """A completion with this content."""
     return Answer(body=json.dumps(completion(content, **more)).encode())
 

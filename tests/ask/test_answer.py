@@ -1,4 +1,4 @@
-"""What fits the schema and what does not, and probabilities of yes."""
+"""Checks of answers against the schema, and the probability of yes."""
 
 from __future__ import annotations
 

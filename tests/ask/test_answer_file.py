@@ -1,4 +1,4 @@
-"""answers.jsonl: whole lines, found again, whatever happened to the process."""
+"""answers.jsonl: complete lines that are found again after any crash."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.M
     assert path.read_bytes() == before
 
 
-def test_a_book_that_keeps_nothing(tmp_path: Path) -> None:
+def test_an_answer_file_that_is_only_read(tmp_path: Path) -> None:
     with AnswerFile(tmp_path / "answers.jsonl", keep=False) as answer_file:
         answer_file.add([answer("a")])
     assert not any(tmp_path.iterdir())

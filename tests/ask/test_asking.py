@@ -1,4 +1,4 @@
-"""Asking about many movies: each once, so many at once, and what happens when it goes wrong."""
+"""Asking about many movies: once each, limited concurrency, and failures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from genre_lightning.ask.server import ChatServer, ServerError
 from genre_lightning.errors import UserError
 from genre_lightning.movies.movie import Movie
 from tests.ask.asked_movies import ask, drawn, movie, prompt, questioner
-from tests.ask.loopback import GENRES, Answer, Loopback, good, said, scores_of
+from tests.ask.loopback import GENRES, Answer, Loopback, good, reply, scores_of
 
 MOVIES = [movie(number) for number in range(30)]
 
@@ -33,16 +33,16 @@ def test_each_movie_is_asked_about_once_and_no_more_at_once_than_allowed(
     loopback: Loopback, tmp_path: Path
 ) -> None:
     loopback.answer = lambda number, body: good(body, after=0.02)
-    found = ask(loopback, MOVIES, tmp_path / "answers.jsonl", concurrency=5)
+    actual = ask(loopback, MOVIES, tmp_path / "answers.jsonl", concurrency=5)
     assert len(loopback.requests) == 30 and len(set(loopback.shown())) == 30
     assert loopback.most == 5
-    assert sorted(found) == list(range(30))
+    assert sorted(actual) == list(range(30))
     by_title = {text.split("\n")[0]: body for text, body in
                 zip(loopback.shown(), loopback.requests, strict=True)}  # fmt: skip
-    for number, record in found.items():
-        wanted = scores_of(by_title[f"Title: Movie {number} (1990)"])
-        why = wanted.pop("why")
-        assert record.scores == {genre: value / 100 for genre, value in wanted.items()}
+    for number, record in actual.items():
+        expected = scores_of(by_title[f"Title: Movie {number} (1990)"])
+        why = expected.pop("why")
+        assert record.scores == {genre: value / 100 for genre, value in expected.items()}
         assert (record.id, record.why, record.failed) == (str(number), why, None)
         assert (record.asks, record.tokens) == (1, 120)
 
@@ -75,13 +75,13 @@ def test_a_poster_is_encoded_once_and_not_again_for_an_answer_that_is_there(
 
     monkeypatch.setattr(posters.PosterFormat, "encode", counted)
     movies = [movie(n, drawn(tmp_path / f"{n}.png", seed=n)) for n in range(6)]
-    failing = {0: Answer(500), 1: said("no JSON"), 2: Answer(drop=True)}
+    failing = {0: Answer(500), 1: reply("no JSON"), 2: Answer(drop=True)}
     loopback.answer = lambda number, body: failing.get(number) or good(body)
-    found = ask(loopback, movies, tmp_path / "answers.jsonl")
+    records = ask(loopback, movies, tmp_path / "answers.jsonl")
     assert len(encoded) == 6 and set(encoded.values()) == {1}
-    assert len({record.image for record in found.values()}) == 6
+    assert len({record.image for record in records.values()}) == 6
     assert len(loopback.requests) == 9
-    assert ask(loopback, movies, tmp_path / "answers.jsonl") == found
+    assert ask(loopback, movies, tmp_path / "answers.jsonl") == records
     assert set(encoded.values()) == {1} and len(loopback.requests) == 9
 
 
@@ -91,24 +91,24 @@ def test_what_is_missing_or_unreadable_is_not_shown(loopback: Loopback, tmp_path
     poster = drawn(tmp_path / "a.png")
     bad = posters.PosterFile(broken, None, 8, 1)
     movies = [movie(0, poster), movie(1, bad), movie(2), Movie("3", {}, ("Drama",), None, "")]
-    found = ask(loopback, movies, tmp_path / "answers.jsonl")
-    assert [found[n].failed for n in range(4)] == [
+    records = ask(loopback, movies, tmp_path / "answers.jsonl")
+    assert [records[n].failed for n in range(4)] == [
         None, None, None, "it has no title and no poster to show",
     ]  # fmt: skip
     pictured = [isinstance(body["messages"][-1]["content"], list) for body in loopback.requests]
     assert Counter(pictured) == {True: 1, False: 2}
-    found = ask(loopback, movies, show=["poster"])
-    assert [found[n].failed for n in range(4)] == [None, *["it has no poster to show"] * 3]
+    records = ask(loopback, movies, show=["poster"])
+    assert [records[n].failed for n in range(4)] == [None, *["it has no poster to show"] * 3]
 
 
 @pytest.mark.parametrize(
     "bad",
     [
-        said("I think it is a drama."),
-        said(json.dumps({"Drama": 80})),
-        said('{"Action": 1, "Com', finish="length"),
-        said(json.dumps(dict.fromkeys(GENRES, 1) | {"why": "x"}), finish="length"),
-        said(None),
+        reply("I think it is a drama."),
+        reply(json.dumps({"Drama": 80})),
+        reply('{"Action": 1, "Com', finish="length"),
+        reply(json.dumps(dict.fromkeys(GENRES, 1) | {"why": "x"}), finish="length"),
+        reply(None),
         Answer(500, body=b'{"error": {"message": "The model produced output that does not fit"}}'),
     ],
     ids=["schema ignored", "in part", "cut off", "cut off at its end", "no text", "by llama.cpp"],
@@ -117,15 +117,15 @@ def test_what_does_not_fit_is_asked_again_by_another_draw(
     bad: Answer, loopback: Loopback, tmp_path: Path
 ) -> None:
     loopback.answer = lambda number, body: bad if number < 2 else good(body)
-    found = ask(loopback, MOVIES[:1], tmp_path / "a.jsonl")
-    assert found[0].scores is not None and found[0].failed is None
+    records = ask(loopback, MOVIES[:1], tmp_path / "a.jsonl")
+    assert records[0].scores is not None and records[0].failed is None
     drawn_by = [(body["temperature"], body["seed"]) for body in loopback.requests]
     assert drawn_by == [(0, 5), (0.7, 6), (0.7, 7)]
     kept = [{k: v for k, v in body.items() if k not in ("temperature", "seed")}
             for body in loopback.requests]  # fmt: skip
     assert kept[0] == kept[1] == kept[2]
     # Tokens of what was thrown away were paid for, too.
-    assert found[0].tokens == (120 if bad.status == 500 else 360)
+    assert records[0].tokens == (120 if bad.status == 500 else 360)
 
 
 def test_what_never_fits_is_recorded_as_failed_and_asked_again_by_the_next_command(
@@ -135,12 +135,12 @@ def test_what_never_fits_is_recorded_as_failed_and_asked_again_by_the_next_comma
 
     def answer(number: int, body: dict[str, Any]) -> Answer:
         text = body["messages"][-1]["content"]
-        return said("no", finish="length") if "Movie 3 " in text else good(body)
+        return reply("no", finish="length") if "Movie 3 " in text else good(body)
 
     loopback.answer = answer
-    found = ask(loopback, MOVIES[:6], path)
-    assert [number for number, record in found.items() if record.failed] == [3]
-    assert "cut off" in str(found[3].failed) and found[3].asks == 3
+    records = ask(loopback, MOVIES[:6], path)
+    assert [number for number, record in records.items() if record.failed] == [3]
+    assert "cut off" in str(records[3].failed) and records[3].asks == 3
     (line,) = [one for one in path.read_text().splitlines() if '"scores": null' in one]
     assert json.loads(line)["id"] == "3" and "cut off" in json.loads(line)["failed"]
     loopback.answer = lambda number, body: good(body)
@@ -154,8 +154,8 @@ def test_one_movie_that_the_server_refuses_does_not_end_the_run(loopback: Loopba
         return Answer(400, body=b'{"error": "too long"}') if refused else good(body)
 
     loopback.answer = answer
-    found = ask(loopback, MOVIES[:8], concurrency=1)
-    assert {n: r.failed for n, r in found.items() if r.failed} == {
+    records = ask(loopback, MOVIES[:8], concurrency=1)
+    assert {n: r.failed for n, r in records.items() if r.failed} == {
         3: "the server says: 400, too long"
     }
 
@@ -170,12 +170,12 @@ def test_a_server_that_refuses_the_first_refuses_all(loopback: Loopback) -> None
 
 
 def test_many_movies_without_an_answer_end_the_run(loopback: Loopback, tmp_path: Path) -> None:
-    loopback.answer = lambda number, body: good(body) if number < 4 else said("No.")
+    loopback.answer = lambda number, body: good(body) if number < 4 else reply("No.")
     with pytest.raises(UserError, match=r"5 movies in a row .*not JSON: 'No.'.*give_up"):
         ask(loopback, MOVIES, tmp_path / "a.jsonl", concurrency=1, give_up_after=5)
     assert len(loopback.requests) == 4 + 5 * 3
-    found = ask(loopback, MOVIES, concurrency=4, give_up_after=None, ask_again=0)
-    assert sum(record.failed is not None for record in found.values()) == 30
+    records = ask(loopback, MOVIES, concurrency=4, give_up_after=None, ask_again=0)
+    assert sum(record.failed is not None for record in records.values()) == 30
 
 
 def test_a_server_that_has_gone_ends_the_run_and_what_was_answered_is_kept(
@@ -183,10 +183,10 @@ def test_a_server_that_has_gone_ends_the_run_and_what_was_answered_is_kept(
 ) -> None:
     path = tmp_path / "answers.jsonl"
     loopback.answer = lambda number, body: good(body) if number < 10 else Answer(drop=True)
-    found: dict[int, Record] = {}
+    records: dict[int, Record] = {}
     with pytest.raises(UserError, match=r"in a row"):
-        ask(loopback, MOVIES, path, found=found, concurrency=2, retries=1, give_up_after=3)
-    answered = [number for number, record in found.items() if record.failed is None]
+        ask(loopback, MOVIES, path, found=records, concurrency=2, retries=1, give_up_after=3)
+    answered = [number for number, record in records.items() if record.failed is None]
     assert len(answered) == 10
     loopback.answer = lambda number, body: good(body)
     before = len(loopback.requests)
@@ -196,17 +196,17 @@ def test_a_server_that_has_gone_ends_the_run_and_what_was_answered_is_kept(
 
 def test_a_budget_is_kept_and_what_was_paid_for_is_kept(loopback: Loopback, tmp_path: Path) -> None:
     loopback.answer = lambda number, body: good(body, after=0.05)
-    found: dict[int, Record] = {}
+    records: dict[int, Record] = {}
     with pytest.raises(BudgetError, match=r"server.max_requests=7 is used up"):
         ask(
             loopback,
             MOVIES,
             tmp_path / "a.jsonl",
-            found=found,
+            found=records,
             rate_limit=RateLimit(max_requests=7),
         )
-    assert len(loopback.requests) == len(found) == 7
-    assert all(record.failed is None for record in found.values())
+    assert len(loopback.requests) == len(records) == 7
+    assert all(record.failed is None for record in records.values())
 
 
 def test_a_disk_that_is_full_ends_the_run(
@@ -216,10 +216,10 @@ def test_a_disk_that_is_full_ends_the_run(
         raise UserError("answers.jsonl can't be written (No space left on device)")
 
     monkeypatch.setattr(AnswerFile, "add", full)
-    found: dict[int, Record] = {}
+    records: dict[int, Record] = {}
     with pytest.raises(UserError, match=r"No space left"):
-        ask(loopback, MOVIES, tmp_path / "a.jsonl", found=found)
-    assert not found
+        ask(loopback, MOVIES, tmp_path / "a.jsonl", found=records)
+    assert not records
 
 
 def test_a_movie_counts_only_when_it_is_on_the_disk(
@@ -235,9 +235,9 @@ def test_a_movie_counts_only_when_it_is_on_the_disk(
                 wrong.append(number)
             super().__setitem__(number, record)
 
-    found = Found()
-    ask(loopback, MOVIES, path, found=found)
-    assert len(found) == 30 and wrong == []
+    records = Found()
+    ask(loopback, MOVIES, path, found=records)
+    assert len(records) == 30 and wrong == []
 
 
 def test_no_more_is_asked_than_a_kill_may_lose(
@@ -275,11 +275,11 @@ def test_a_signal_waits_for_what_is_under_way(
         os.kill(os.getpid(), number)
 
     threading.Thread(target=stop).start()
-    found: dict[int, Record] = {}
+    records: dict[int, Record] = {}
     with pytest.raises(Interrupted) as caught:
-        ask(loopback, MOVIES, tmp_path / "a.jsonl", found=found, concurrency=3)
+        ask(loopback, MOVIES, tmp_path / "a.jsonl", found=records, concurrency=3)
     assert caught.value.code == 128 + number
-    assert len(found) == len(loopback.requests) == 3
+    assert len(records) == len(loopback.requests) == 3
     assert "waiting for 3 pending answers" in capsys.readouterr().out
     assert signal.getsignal(number) is handler
 
@@ -311,17 +311,17 @@ def test_logprobs_give_the_share_of_yes(loopback: Loopback) -> None:
         (genre,) = (g for g in GENRES if f"the genre {g}?" in body["messages"][-1]["content"])
         yes = chance[genre] * 0.8
         tokens = {"Yes": math.log(yes) if yes else -100.0, "No": math.log(0.8 - yes)}
-        return said("Yes", finish="length", tokens=tokens)
+        return reply("Yes", finish="length", tokens=tokens)
 
     loopback.answer = answer
-    found = ask(loopback, MOVIES[:3], answers="logprobs", show=["title"])
-    for record in found.values():
+    records = ask(loopback, MOVIES[:3], answers="logprobs", show=["title"])
+    for record in records.values():
         assert record.scores == pytest.approx(chance, abs=1e-9)
         assert (record.asks, record.tokens, record.why) == (4, 480, "")
 
 
 def test_a_server_without_logprobs_is_told_at_once(loopback: Loopback) -> None:
-    loopback.answer = lambda number, body: said("Yes")
+    loopback.answer = lambda number, body: reply("Yes")
     with pytest.raises(ServerError, match=r"no token probabilities.*answers=json"):
         ask(loopback, MOVIES, answers="logprobs", show=["title"], concurrency=1)
     assert len(loopback.requests) == 1
@@ -333,7 +333,7 @@ def test_a_server_without_logprobs_is_told_at_once(loopback: Loopback) -> None:
 def test_llama_answers_by_the_schema_and_sees_the_poster(llama: str, tmp_path: Path) -> None:
     movies = [movie(0, drawn(tmp_path / f"{n}.png", seed=n)) for n in range(3)]
     movies.append(movie(0))
-    found = ask(
+    records = ask(
         llama,
         movies,
         tmp_path / "a.jsonl",
@@ -342,22 +342,22 @@ def test_llama_answers_by_the_schema_and_sees_the_poster(llama: str, tmp_path: P
         parameters={"temperature": 0, "max_tokens": 2000, "seed": 1},
         model="tiny-llava",
     )
-    answers = [found[n].scores for n in range(4)]
+    answers = [records[n].scores for n in range(4)]
     assert all(scores is not None and list(scores) == list(GENRES) for scores in answers)
-    assert all(found[n].tokens and len(found[n].why) <= 20 for n in range(4))
+    assert all(records[n].tokens and len(records[n].why) <= 20 for n in range(4))
     # The same title each time: what differs was seen.
-    assert len({json.dumps([found[n].scores, found[n].why]) for n in range(4)}) > 1
+    assert len({json.dumps([records[n].scores, records[n].why]) for n in range(4)}) > 1
     assert ask(llama, movies[:1], show=["title", "poster"], why_max_length=20,
                parameters={"temperature": 0, "max_tokens": 2000, "seed": 1},
                model="tiny-llava")[0].scores == answers[0]  # fmt: skip
 
 
 def test_llama_gives_probabilities(llama: str) -> None:
-    found = ask(llama, MOVIES[:1], answers="logprobs", show=["title"], model="tiny-llava",
+    records = ask(llama, MOVIES[:1], answers="logprobs", show=["title"], model="tiny-llava",
                 top_logprobs=300)  # fmt: skip
-    assert found[0].failed is None and found[0].scores is not None
-    assert all(0 < share < 1 for share in found[0].scores.values())
-    assert len(set(found[0].scores.values())) > 1
+    assert records[0].failed is None and records[0].scores is not None
+    assert all(0 < share < 1 for share in records[0].scores.values())
+    assert len(set(records[0].scores.values())) > 1
 
 
 def test_llama_without_eyes_says_so(start_llama: Callable[..., str], tmp_path: Path) -> None:
@@ -370,27 +370,27 @@ def test_memory_does_not_grow_with_the_number_of_movies(
     loopback: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     poster = drawn(tmp_path / "a.png", size=(300, 450))
-    made: list[int] = []
+    created: list[int] = []
 
     def movies() -> Iterator[Movie]:
         for number in range(120):
-            made.append(number)
+            created.append(number)
             yield movie(number, poster)
 
-    most = 0
+    max_alive = 0
     bodies = Questioner.bodies
 
     def counted(self: Questioner, *arguments: Any) -> Any:
-        nonlocal most
-        most = max(most, len(made) - len(loopback.requests))
+        nonlocal max_alive
+        max_alive = max(max_alive, len(created) - len(loopback.requests))
         return bodies(self, *arguments)
 
     monkeypatch.setattr(Questioner, "bodies", counted)
     loopback.answer = lambda number, body: good(body, after=0.005)
-    found = ask(loopback, movies(), tmp_path / "a.jsonl", concurrency=4)  # type: ignore[arg-type]
-    assert len(found) == 120
+    records = ask(loopback, movies(), tmp_path / "a.jsonl", concurrency=4)  # type: ignore[arg-type]
+    assert len(records) == 120
     # Those being encoded, those waiting and those under way: not all that there are.
-    assert most <= 4 + 4 + 4 + 1
+    assert max_alive <= 4 + 4 + 4 + 1
 
 
 def test_numbers_out_of_range(loopback: Loopback) -> None:

@@ -1,4 +1,4 @@
-"""What is asked: prompts in their variants, examples, the schema, and keys that tell them apart."""
+"""Questions: variants of prompts, examples, the schema, and keys that identify them."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ def test_a_poster_looks_the_same(tmp_path: Path) -> None:
     pixels = np.stack([np.tile(ramp, (300, 1))] * 3, axis=2)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     data = PosterFormat(side=200).encode((tmp_path / "a.png").read_bytes()).url.partition(",")[2]
-    found = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))), dtype=float)
-    wanted = np.linspace(0, 255, 200)
-    assert np.abs(found[..., 0] - wanted).max() < 6
+    actual = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))), dtype=float)
+    expected = np.linspace(0, 255, 200)
+    assert np.abs(actual[..., 0] - expected).max() < 6
 
 
 def test_what_is_no_poster(tmp_path: Path) -> None:
@@ -72,8 +72,8 @@ def test_what_is_no_poster(tmp_path: Path) -> None:
 def test_a_fingerprint_changes_with_file_and_format(tmp_path: Path) -> None:
     one, other = drawn(tmp_path / "a.png"), drawn(tmp_path / "b.png")
     kinds = [PosterFormat(), PosterFormat(side=100), PosterFormat(quality=50)]
-    found = {kind.fingerprint(poster) for kind in kinds for poster in (one, other)}
-    assert len(found) == 6 and PosterFormat().fingerprint(one) in found
+    fingerprints = {kind.fingerprint(poster) for kind in kinds for poster in (one, other)}
+    assert len(fingerprints) == 6 and PosterFormat().fingerprint(one) in fingerprints
 
 
 def test_zero_shot_shows_the_columns_that_are_chosen(tmp_path: Path) -> None:
@@ -136,9 +136,9 @@ def test_few_shot_shows_examples_with_answers_that_fit() -> None:
     (body,) = asked(questioner(prompt=prompt("few_shot"), examples=shown, show=["title"]))
     turns = body["messages"][1:-1]
     assert [turn["role"] for turn in turns] == ["user", "assistant"] * 8
-    for place, example in enumerate(shown[:8]):
-        assert example.columns["title"] in turns[2 * place]["content"]
-        scores, _ = read_answer(turns[2 * place + 1]["content"], GENRES)
+    for index, example in enumerate(shown[:8]):
+        assert example.columns["title"] in turns[2 * index]["content"]
+        scores, _ = read_answer(turns[2 * index + 1]["content"], GENRES)
         named = {g for g, s in zip(GENRES, scores, strict=True) if s == 1}
         assert named == set(example.genres)
 
@@ -184,8 +184,8 @@ def test_logprobs_asks_about_each_genre() -> None:
         assert f"the genre {genre}?" in body["messages"][-1]["content"]
         assert (body["max_tokens"], body["logprobs"], body["top_logprobs"]) == (1, True, 20)
         assert "response_format" not in body and "JSON" not in text_of(body)
-        said = [m["content"] for m in body["messages"] if m["role"] == "assistant"]
-        assert said == ["yes" if genre in one.genres else "no" for one in shown[:8]]
+        replies = [m["content"] for m in body["messages"] if m["role"] == "assistant"]
+        assert replies == ["yes" if genre in one.genres else "no" for one in shown[:8]]
 
 
 def key_of(given: Questioner, image: str | None = "d", **columns: str) -> str:

@@ -1,4 +1,4 @@
-"""Limits, against a clock that the test turns."""
+"""Rate limits, with a fake clock."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Clock:
 def run_requests(
     rate_limit: RateLimit, clock: Clock, count: int, tokens: int | None = None
 ) -> list[float]:
-    """When requests were allowed, one after the other, each sent as soon as it may be."""
+    """Times at which successive requests were allowed, each sent as soon as possible."""
     allowed = []
 
     async def run() -> None:
@@ -30,9 +30,9 @@ def run_requests(
 
         rate_limit.pause = turned  # type: ignore[method-assign]
         for _ in range(count):
-            turn = await rate_limit.turn()
+            turn = await rate_limit.acquire()
             allowed.append(clock.now)
-            rate_limit.took(turn, tokens)
+            rate_limit.record_tokens(turn, tokens)
             clock.now += 0.5
 
     asyncio.run(run())
@@ -89,12 +89,12 @@ def test_a_stop_ends_waiting() -> None:
     async def run() -> None:
         rate_limit = RateLimit()
         rate_limit.hold(3600)
-        waiting = asyncio.create_task(rate_limit.turn())
+        waiting = asyncio.create_task(rate_limit.acquire())
         await asyncio.sleep(0)
         rate_limit.stop.set()
         with pytest.raises(Stopped):
             await asyncio.wait_for(waiting, 5)
         with pytest.raises(Stopped):
-            await rate_limit.turn()
+            await rate_limit.acquire()
 
     asyncio.run(run())

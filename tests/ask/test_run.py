@@ -1,4 +1,4 @@
-"""What the user sees of a run: the bar, what is unanswered, and how to go on."""
+"""A run over a dataset: progress bar, unanswered movies, and how to continue."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from genre_lightning.ask.answer_file import NAME, AnswerFile
+from genre_lightning.ask.answer_file import ANSWER_FILE_NAME, AnswerFile
 from genre_lightning.ask.rate_limit import BudgetError
 from genre_lightning.ask.run import (
     Answers,
     ServerSettings,
+    answer_reasons,
     ask_rows,
     check_shown,
     load_questioner,
     open_answer_file,
     save_questioner,
     unanswered_line,
-    whys,
 )
 from genre_lightning.ask.server import ServerError
 from genre_lightning.errors import UserError
 from genre_lightning.movies.movie import MovieSet
 from tests.ask.asked_movies import movie, questioner
-from tests.ask.loopback import GENRES, Answer, Loopback, good, said, scores_of
+from tests.ask.loopback import GENRES, Answer, Loopback, good, reply, scores_of
 
 MOVIES = MovieSet([movie(number) for number in range(12)], GENRES)
 ROWS = np.arange(2, 12, 2)
@@ -56,7 +56,7 @@ def asked(
 
 
 def test_the_bar_has_movies_tokens_and_time_left(loopback: Loopback, tmp_path: Path) -> None:
-    loopback.answer = lambda number, body: said("No.") if number == 2 else good(body)
+    loopback.answer = lambda number, body: reply("No.") if number == 2 else good(body)
     answers, shown, answer_file = asked(loopback, tmp_path, concurrency=1)
     last = shown.replace("\r", "\n").strip().splitlines()[-1]
     assert re.search(r"asking .* 5 of 5 movies, 600 tokens, 1 without answer 0:00:00", last)
@@ -66,11 +66,11 @@ def test_the_bar_has_movies_tokens_and_time_left(loopback: Loopback, tmp_path: P
     for body in loopback.requests:
         row = int(body["messages"][-1]["content"].split()[2])
         if row not in answers.failed:
-            wanted = scores_of(body)
+            expected = scores_of(body)
             np.testing.assert_allclose(
-                answers.scores[row], [wanted[genre] / 100 for genre in GENRES], rtol=1e-6
+                answers.scores[row], [expected[genre] / 100 for genre in GENRES], rtol=1e-6
             )
-            assert whys(answers, answer_file, np.array([row])) == {row: wanted["why"]}
+            assert answer_reasons(answers, answer_file, np.array([row])) == {row: expected["why"]}
     (failed,) = answers.failed
     line = unanswered_line(MOVIES, "test", ROWS, answers)
     assert line == (
@@ -94,23 +94,23 @@ def test_what_ends_a_run_says_how_to_go_on(loopback: Loopback, tmp_path: Path) -
 
 
 def test_no_answer_at_all(loopback: Loopback, tmp_path: Path) -> None:
-    loopback.answer = lambda number, body: said("No.")
+    loopback.answer = lambda number, body: reply("No.")
     with pytest.raises(ServerError, match=r"no movie has an answer; the first: .*not JSON"):
         asked(loopback, tmp_path)
 
 
 def test_a_server_that_counts_no_tokens(loopback: Loopback, tmp_path: Path) -> None:
     def answer(number: int, body: dict[str, Any]) -> Answer:
-        told = json.loads(good(body).body)
-        del told["usage"]
-        return Answer(body=json.dumps(told).encode())
+        answer = json.loads(good(body).body)
+        del answer["usage"]
+        return Answer(body=json.dumps(answer).encode())
 
     loopback.answer = answer
     answers, _, _ = asked(loopback, tmp_path)
     assert answers.tokens_per_movie is None and answers.seconds_per_movie
 
 
-def test_books_of_other_runs_are_found(loopback: Loopback, tmp_path: Path) -> None:
+def test_answer_files_of_other_runs_are_found(loopback: Loopback, tmp_path: Path) -> None:
     asked(loopback, first := _made(tmp_path / "runs" / "asks" / "a"))
     second = _made(tmp_path / "runs" / "sweeps" / "s" / "b")
     with open_answer_file(second, str(tmp_path / "runs")) as answer_file:
@@ -118,7 +118,7 @@ def test_books_of_other_runs_are_found(loopback: Loopback, tmp_path: Path) -> No
     with open_answer_file(second, None) as answer_file:
         assert len(answer_file) == 0
     with open_answer_file(first, str(tmp_path / "runs")) as answer_file:
-        assert answer_file.path == first / NAME and len(answer_file) == 5
+        assert answer_file.path == first / ANSWER_FILE_NAME and len(answer_file) == 5
 
 
 def _made(folder: Path) -> Path:
@@ -128,8 +128,8 @@ def _made(folder: Path) -> Path:
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     save_questioner(tmp_path, questioner(), ask_again=1)
-    found, more = load_questioner(tmp_path)
-    assert found.to_plain() == questioner().to_plain() and more == {"ask_again": 1}
+    loaded, more = load_questioner(tmp_path)
+    assert loaded.to_plain() == questioner().to_plain() and more == {"ask_again": 1}
 
 
 def test_columns_that_there_are_not() -> None:

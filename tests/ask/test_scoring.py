@@ -1,4 +1,4 @@
-"""Answers as a model: calibrated as by scikit-learn; movies without an answer count as wrong."""
+"""Calibrated scores of answers, against scikit-learn; unanswered movies count as wrong."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scipy.special import expit, logit
 from sklearn.metrics import f1_score
 
 from genre_lightning.ask.question import Questioner
-from genre_lightning.ask.scoring import calibrated, save_answers, score_answers
+from genre_lightning.ask.scoring import fit_calibrated_model, save_answers, score_answers
 from genre_lightning.checkpoint.model import TrainedModel
 from genre_lightning.data.datamodule import MovieDataModule
 from genre_lightning.errors import UserError
@@ -45,7 +45,7 @@ def scored(
 ) -> tuple[TrainedModel, SplitScores, SplitScores, Questioner]:
     given = questioner(genres=data.genres, answers=kind)
     val, test = data.splits["val"], data.splits["test"]
-    model = calibrated(given, data, val, found[val])
+    model = fit_calibrated_model(given, data, val, found[val])
     return (
         model,
         score_answers(model, given, data, "val", val, found[val]),
@@ -59,9 +59,9 @@ def test_the_file_is_read_by_the_input_vectors(
 ) -> None:
     ids = [movie.id for movie in data.movie_set.movies]
     save_answers(tmp_path / "answers.npz", ids, answers, data.genres)
-    found, x = read_vectors(tmp_path / "answers.npz")
+    stored, x = read_vectors(tmp_path / "answers.npz")
     there = ~np.isnan(answers).any(axis=1)
-    assert found == [one for one, has in zip(ids, there, strict=True) if has]
+    assert stored == [one for one, has in zip(ids, there, strict=True) if has]
     np.testing.assert_array_equal(x, answers[there])
     with np.load(tmp_path / "answers.npz") as file:
         assert tuple(file["genres"].tolist()) == data.genres
@@ -93,8 +93,8 @@ def test_the_calibration_is_a_logistic_regression() -> None:
     scores = expit(1.3 * targets - 0.4 + draw.normal(size=targets.shape))
     fitted = fit_calibration(scores, targets, strength=1e9)
     oracle = LogisticRegression(C=1e6).fit(logit(scores), targets[:, 0])
-    wanted = oracle.decision_function(logit(scores))
-    np.testing.assert_allclose(fitted.logits(scores)[:, 0], wanted, atol=5e-3)
+    expected = oracle.decision_function(logit(scores))
+    np.testing.assert_allclose(fitted.logits(scores)[:, 0], expected, atol=5e-3)
 
 
 def test_a_movie_without_an_answer_counts_as_wrong(
@@ -132,7 +132,7 @@ def test_probabilities_of_tokens_keep_their_order_near_0_and_1(
 def test_nothing_to_calibrate_by(data: MovieDataModule, answers: np.ndarray) -> None:
     val = data.splits["val"]
     with pytest.raises(UserError, match=r"none of the .* validation movies has an answer"):
-        calibrated(
+        fit_calibrated_model(
             questioner(genres=data.genres),
             data,
             val,

@@ -1,4 +1,4 @@
-"""A server that misbehaves, and what the user reads of it."""
+"""Servers that misbehave, and the messages about them."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from genre_lightning.ask.server import (
     ChatServer,
     Reply,
     RequestRefused,
+    RetriesExhausted,
     ServerError,
-    Unanswered,
     check_url,
     read_key,
     retry_after,
-    server_words,
+    server_message,
 )
 from genre_lightning.errors import UserError
-from tests.ask.loopback import Answer, Loopback, completion, said
+from tests.ask.loopback import Answer, Loopback, completion, reply
 
 BODY = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
 KEY = "sk-test-0123456789abcdef"
 
 
 def chat(loopback: Loopback | str, before: int = 0, **settings: Any) -> Reply:
-    """The answer to one request, after some others."""
+    """Send ``before`` requests, and return the reply to the next one."""
 
     async def run() -> Reply:
         url = loopback if isinstance(loopback, str) else loopback.url
@@ -45,15 +45,15 @@ def chat(loopback: Loopback | str, before: int = 0, **settings: Any) -> Reply:
 
 
 def first(bad: Answer, then: Answer | None = None) -> Callable[[int, Any], Answer]:
-    return lambda number, body: (then or said("well")) if number else bad
+    return lambda number, body: (then or reply("well")) if number else bad
 
 
 def test_a_reply(loopback: Loopback) -> None:
-    loopback.answer = lambda number, body: said("well", tokens={"yes": -0.5, "no": -1.0})
-    reply = chat(loopback, api_key=KEY)
-    assert (reply.content, reply.finish_reason) == ("well", "stop")
-    assert (reply.prompt_tokens, reply.completion_tokens) == (100, 20)
-    assert reply.first_tokens == [("yes", -0.5), ("no", -1.0)] and 0 < reply.seconds < 5
+    loopback.answer = lambda number, body: reply("well", tokens={"yes": -0.5, "no": -1.0})
+    received = chat(loopback, api_key=KEY)
+    assert (received.content, received.finish_reason) == ("well", "stop")
+    assert (received.prompt_tokens, received.completion_tokens) == (100, 20)
+    assert received.first_tokens == [("yes", -0.5), ("no", -1.0)] and 0 < received.seconds < 5
     assert loopback.requests == [BODY]
     assert loopback.headers[0]["Authorization"] == f"Bearer {KEY}"
 
@@ -87,13 +87,13 @@ def test_trouble_is_tried_again(bad: Answer, loopback: Loopback, quick: None) ->
 
 def test_a_web_page_in_the_middle_is_tried_again(loopback: Loopback, quick: None) -> None:
     page = Answer(body=b"<!DOCTYPE html><html><title>Bad gateway</title></html>")
-    loopback.answer = lambda number, body: page if number == 1 else said("well")
+    loopback.answer = lambda number, body: page if number == 1 else reply("well")
     assert chat(loopback, before=1).content == "well"
 
 
 def test_tries_have_an_end(loopback: Loopback, quick: None) -> None:
     loopback.answer = lambda number, body: Answer(500, body=b'{"error": {"message": "no VRAM"}}')
-    with pytest.raises(Unanswered, match=r"^the server says: 500, no VRAM$"):
+    with pytest.raises(RetriesExhausted, match=r"^the server says: 500, no VRAM$"):
         chat(loopback, retries=3)
     assert len(loopback.requests) == 4
 
@@ -106,7 +106,7 @@ def test_waits_double(loopback: Loopback, monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(RateLimit, "pause", note)
     loopback.answer = lambda number, body: Answer(500)
-    with pytest.raises(Unanswered):
+    with pytest.raises(RetriesExhausted):
         chat(loopback, retries=9)
     for number, seconds in enumerate(waits):
         longest = min(60, 2**number)
@@ -189,7 +189,7 @@ def test_a_redirect_is_not_followed(loopback: Loopback) -> None:
         chat(loopback, api_key=KEY)
 
 
-def test_nobody_there() -> None:
+def test_a_server_that_does_not_answer() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
@@ -218,7 +218,7 @@ def test_a_refused_request_is_not_sent_again(status: int, text: str, loopback: L
 def test_the_key_is_in_no_message(status: int, loopback: Loopback, quick: None) -> None:
     words = {"error": {"message": f"Incorrect API key provided: {KEY}."}}
     loopback.answer = lambda number, body: Answer(status, body=json.dumps(words).encode())
-    with pytest.raises((ServerError, RequestRefused, Unanswered)) as caught:
+    with pytest.raises((ServerError, RequestRefused, RetriesExhausted)) as caught:
         chat(loopback, api_key=KEY, key_name="THE_KEY", retries=1)
     error: BaseException | None = caught.value
     assert "[key]" in str(error)
@@ -228,7 +228,7 @@ def test_the_key_is_in_no_message(status: int, loopback: Loopback, quick: None) 
 
 
 def test_the_key_is_in_no_answer(loopback: Loopback) -> None:
-    loopback.answer = lambda number, body: said(f"You sent {KEY}")
+    loopback.answer = lambda number, body: reply(f"You sent {KEY}")
     assert chat(loopback, api_key=KEY).content == "You sent [key]"
 
 
@@ -287,4 +287,4 @@ def test_a_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
     ],
 )
 def test_the_servers_words(text: str, words: str) -> None:
-    assert server_words(text) == words
+    assert server_message(text) == words

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.limits import OTHER, OUTSIDE, ByteCounter, least_seconds, main, part_of
+from benchmarks.limits import OTHER, OUTSIDE, ByteCounter, main, min_seconds_by_part, part_of
 
 X, Y = torch.ones(100), torch.ones(100)
 
@@ -45,14 +45,14 @@ def test_the_least_time_is_that_of_the_slower_limit() -> None:
     a, b = torch.ones(64, 32), torch.ones(32, 16)
     flop, size = 2 * 64 * 32 * 16, 4 * (64 * 32 + 32 * 16 + 64 * 16)
     for rate, bandwidth, seconds in ((1.0, 1e9, flop / 1), (1e9, 1.0, size / 1)):
-        parts = least_seconds(lambda: torch.mm(a, b), rate, bandwidth)
+        parts = min_seconds_by_part(lambda: torch.mm(a, b), rate, bandwidth)
         assert parts == {"linear layers": (flop, size, seconds)}
 
 
 def test_the_arithmetic_of_a_backward_pass_counts() -> None:
     conv, x = nn.Conv2d(3, 8, 3, padding=1, bias=False), torch.ones(2, 3, 16, 16)
     x.requires_grad_()
-    flop, _, _ = least_seconds(lambda: conv(x).sum().backward(), 1.0, 1.0)["convolutions"]
+    flop, _, _ = min_seconds_by_part(lambda: conv(x).sum().backward(), 1.0, 1.0)["convolutions"]
     assert flop == 3 * 2 * (2 * 8 * 16 * 16) * (3 * 3 * 3)
 
 

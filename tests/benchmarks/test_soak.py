@@ -1,4 +1,4 @@
-"""The soak, on four jobs; and that what it looks for would be found."""
+"""The soak benchmark on four jobs, and its checks on damaged results."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from tests.forking import Command
 def test_the_slope_is_that_of_least_squares() -> None:
     draw = np.random.default_rng(0)
     values = 800_000 + 3.5 * np.arange(90) + draw.normal(0, 20, 90)
-    wanted, covariance = np.polyfit(np.arange(90), values, 1, cov=True)
-    found, error = slope(list(values))
-    assert found == pytest.approx(wanted[0], rel=1e-6)
+    expected, covariance = np.polyfit(np.arange(90), values, 1, cov=True)
+    actual, error = slope(list(values))
+    assert actual == pytest.approx(expected[0], rel=1e-6)
     assert error == pytest.approx(covariance[0, 0] ** 0.5, rel=1e-6)
 
 
 @pytest.mark.slow
-def test_a_short_one(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_soak(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     import benchmarks.soak as soak
 
     def start(sweep: Sweep) -> Command:

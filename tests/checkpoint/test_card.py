@@ -1,4 +1,4 @@
-"""Checkpoints: complete enough to rebuild a model alone, and harmless whoever wrote the file."""
+"""Checkpoints: enough to rebuild a model alone, and safe to load from an untrusted source."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def honest(trained_run: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def content(honest: Path) -> dict[str, Any]:
-    """The honest checkpoint's; not to be changed."""
+    """Content of the honest checkpoint; tests must not change it."""
     loaded: dict[str, Any] = torch.load(honest, weights_only=True)
     return loaded
 
@@ -112,7 +112,7 @@ def copy_zip(
 
 
 def with_pickle(source: Path, target: Path, data: bytes) -> Path:
-    """The same archive around another pickle."""
+    """The same archive with another pickle."""
     return copy_zip(source, target, lambda n, old: data if n.endswith("data.pkl") else old)
 
 
@@ -136,9 +136,9 @@ def test_another_format_is_refused_with_one_sentence(
 ) -> None:
     with pytest.raises(CheckpointError) as caught:
         load_model(forged(card("format", value=older)))
-    told = str(caught.value)
-    assert f"its format is {older!r}, and this version reads 4: train it again with this" in told
-    assert "\n" not in told and len(told) < 500
+    message = str(caught.value)
+    assert f"its format is {older!r}, and this version reads 4: train it again with this" in message
+    assert "\n" not in message and len(message) < 500
 
 
 def test_what_the_format_before_looked_like_is_refused_alike(honest: Path, tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_what_the_format_before_looked_like_is_refused_alike(honest: Path, tmp_p
 
 
 class Payload:
-    """Pickles as a call."""
+    """Pickled as a function call."""
 
     def __init__(self, function: Any, *arguments: Any) -> None:
         self.call = (function, arguments)

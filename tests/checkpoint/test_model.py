@@ -80,7 +80,7 @@ def test_what_it_looks_at(make_checkpoint: Callable[..., Path]) -> None:
     assert both.thresholds.dtype == torch.float32 and both.genres[0] == "Action"
 
 
-def test_nothing_is_drawn_for_it(make_checkpoint: Callable[..., Path]) -> None:
+def test_loading_draws_no_random_numbers(make_checkpoint: Callable[..., Path]) -> None:
     path = make_checkpoint()
     state = torch.random.get_rng_state()
     model = load_model(path)

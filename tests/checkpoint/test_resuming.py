@@ -1,4 +1,4 @@
-"""What of a checkpoint a training that goes on may act on."""
+"""Limits on what a resumed training takes from a checkpoint."""
 
 from __future__ import annotations
 

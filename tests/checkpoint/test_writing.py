@@ -1,4 +1,4 @@
-"""A disk that is full at any point of a checkpoint."""
+"""Writing a checkpoint to a disk that becomes full at any point."""
 
 from __future__ import annotations
 

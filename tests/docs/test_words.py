@@ -29,7 +29,7 @@ from torch import nn
 import genre_lightning.runs.naming  # noqa: F401 - the resolvers
 import train
 from genre_lightning.comparison import command as comparing
-from genre_lightning.genre_ask import long_form
+from genre_lightning.genre_ask import expand_override
 from genre_lightning.inputs.encoders.table import ENCODERS
 from genre_lightning.inputs.input import Input, Store
 from genre_lightning.inputs.table import INPUTS
@@ -39,7 +39,7 @@ from genre_lightning.movies.manifest import read_manifest
 from genre_lightning.movies.movie import DataError
 from genre_lightning.movies.readers import READERS
 from genre_lightning.predicting.arguments import parse_card, parse_export, parse_predict
-from genre_lightning.runs.composing import faster_configuration
+from genre_lightning.runs.composing import speed_up_composition
 from genre_lightning.scoring import losses
 from genre_lightning.scoring.losses import LOSSES
 from genre_lightning.webapp import server
@@ -169,7 +169,7 @@ def of(*programs: str) -> list[Any]:
 
 
 def composed(config: str, overrides: list[str]) -> DictConfig:
-    with faster_configuration(), initialize_config_dir(str(CONF), version_base="1.3"):
+    with speed_up_composition(), initialize_config_dir(str(CONF), version_base="1.3"):
         return compose(config, overrides, return_hydra_config=True)
 
 
@@ -255,7 +255,7 @@ def test_a_training_composes(arguments: list[str]) -> None:
         cfg = composed("train", job)
         missing = {key for key, value in flat(cfg) if value == "???"}
         assert missing == {"num_genres"}, f"{missing} must be given"
-        assert train.listed_branches(cfg)
+        assert train.configured_branches(cfg)
 
 
 @pytest.mark.parametrize("arguments", of("python", "evaluate.py"))
@@ -267,7 +267,7 @@ def test_an_evaluation_composes(arguments: list[str]) -> None:
 
 @pytest.mark.parametrize("arguments", of("genre-ask"))
 def test_a_question_composes(arguments: list[str]) -> None:
-    arguments = [long_form(argument) for argument in arguments if argument != "-m"]
+    arguments = [expand_override(argument) for argument in arguments if argument != "-m"]
     for job in jobs(arguments):
         if not any(override.startswith("base_url=") for override in job):
             job = [*job, "base_url=URL", "model.name=NAME"]

@@ -1,4 +1,4 @@
-"""BatchNorm over one number takes the running statistics, everywhere else PyTorch's own."""
+"""BatchNorm: running statistics for a single row, else the same as PyTorch's."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from genre_lightning.models.poster_resnet import PosterResNet
 
 
 def norm() -> nn.BatchNorm1d:
-    made = nn.BatchNorm1d(3)
+    norm_layer = nn.BatchNorm1d(3)
     with torch.no_grad():
-        made.weight.copy_(torch.tensor([1.0, 2.0, 3.0]))
-        made.running_mean.copy_(torch.tensor([0.5, 0.0, -0.5]))  # type: ignore[union-attr]
-        made.running_var.copy_(torch.tensor([4.0, 1.0, 0.25]))  # type: ignore[union-attr]
-    return made
+        norm_layer.weight.copy_(torch.tensor([1.0, 2.0, 3.0]))
+        norm_layer.running_mean.copy_(torch.tensor([0.5, 0.0, -0.5]))  # type: ignore[union-attr]
+        norm_layer.running_var.copy_(torch.tensor([4.0, 1.0, 0.25]))  # type: ignore[union-attr]
+    return norm_layer
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "predicting"])
@@ -33,9 +33,9 @@ def test_a_single_row_is_normalised_by_what_was_seen_before() -> None:
     values = torch.tensor([[1.0, 2.0, 3.0]], requires_grad=True)
     training = norm()
     before = {name: value.clone() for name, value in training.state_dict().items()}
-    found = batch_norm(training, values)
-    torch.testing.assert_close(found, norm().eval()(values))
-    found.sum().backward()
+    normalised = batch_norm(training, values)
+    torch.testing.assert_close(normalised, norm().eval()(values))
+    normalised.sum().backward()
     assert values.grad is not None and training.weight.grad is not None
     assert all(torch.equal(before[name], value) for name, value in training.state_dict().items())
 

@@ -1,4 +1,4 @@
-"""What every network of the table keeps to, with every input that it can have."""
+"""Contract of every network in the table, with every input that it takes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Our dropout by its statistics; and dropout of inputs."""
+"""Statistics of dropout, and dropout of inputs."""
 
 from __future__ import annotations
 
@@ -58,19 +58,21 @@ def test_nothing_is_drawn_in_evaluation() -> None:
 def test_inputs_are_left_out_in_their_share_and_each_as_often(p: float) -> None:
     torch.manual_seed(0)
     dropout = InputDropout(p)
-    found = [dropout(3, 50, torch.device("cpu")) for _ in range(400)]
+    actual = [dropout(3, 50, torch.device("cpu")) for _ in range(400)]
     if p == 0.0:
-        assert found == [None] * 400
+        assert actual == [None] * 400
         return
     counts = torch.zeros(3, 50)
-    for kept in found:
+    for kept in actual:
         assert kept is not None and kept.shape == (3, max(1, round(50 * (1 - p))))
         for member, row in enumerate(kept.tolist()):
             assert len(set(row)) == len(row)
             counts[member, row] += 1
-    expected = 400 * found[0].shape[1] / 50
+    expected = 400 * actual[0].shape[1] / 50
     assert (counts - expected).abs().max() < 5 * expected**0.5
-    assert any(set(kept[0].tolist()) != set(kept[1].tolist()) for kept in found if kept is not None)
+    assert any(
+        set(kept[0].tolist()) != set(kept[1].tolist()) for kept in actual if kept is not None
+    )
 
 
 def test_all_inputs_are_seen_in_evaluation() -> None:

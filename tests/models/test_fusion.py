@@ -1,4 +1,4 @@
-"""The sum of branches, on parts made by hand."""
+"""The sum of branches, on hand-made parts."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def batch(posters: int = 2) -> dict[str, Part]:
 
 
 @pytest.mark.parametrize(
-    ("gives", "said"),
+    ("gives", "message"),
     [
         (lambda rows: torch.zeros(rows, 1), r"\(4, 1\)"),
         (lambda rows: torch.zeros(3), r"\(3,\)"),
@@ -63,14 +63,14 @@ def batch(posters: int = 2) -> dict[str, Part]:
     ],
     ids=["one logit", "no movies", "two things", "nothing"],
 )
-def test_what_is_no_logits_of_all_genres_is_refused(gives: Any, said: str) -> None:
+def test_what_is_no_logits_of_all_genres_is_refused(gives: Any, message: str) -> None:
     class Odd(nn.Module):
         def forward(self, vectors: torch.Tensor) -> Any:
             return gives(len(vectors))
 
     network = Fusion(3, {"title": Odd()})
     parts = {"title": Part(torch.arange(4), {"vectors": torch.zeros(4, 2)})}
-    with pytest.raises(ValueError, match=rf"class Odd gives {said}; .* logits, here \(4, 3\)"):
+    with pytest.raises(ValueError, match=rf"class Odd gives {message}; .* logits, here \(4, 3\)"):
         network(parts, 4)
 
 

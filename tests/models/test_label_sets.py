@@ -1,4 +1,4 @@
-"""Scores over the sets of genres of train: a plain loop says what they are."""
+"""Scores over the label sets of train, against a plain loop."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LOGITS = torch.tensor([[0.3, -1.2, 0.8], [-9.0, -8.0, -10.0], [4.0, 5.0, 3.0], [
 
 
 def chances(logits: list[float], targets: np.ndarray) -> list[float]:
-    """Of each genre, by going through all sets."""
+    """Probability of each genre, by a plain loop over all sets."""
     seen = [tuple(row) for row in targets.tolist()]
     sets = set(seen)
     share = (sum(seen.count(one) == 1 for one in sets) + 1) / (len(seen) + 1)
@@ -46,16 +46,16 @@ def chances(logits: list[float], targets: np.ndarray) -> list[float]:
 @pytest.mark.parametrize("empty", [False, True], ids=["one at least", "none allowed"])
 def test_a_score_is_the_probability_of_the_sets_that_have_the_genre(empty: bool) -> None:
     targets = np.concatenate([TARGETS, np.zeros((2, 3))]) if empty else TARGETS
-    found = torch.sigmoid(LabelSets.from_targets(targets).logits(LOGITS))
-    for row, logits in zip(found, LOGITS.tolist(), strict=True):
+    scores = torch.sigmoid(LabelSets.from_targets(targets).logits(LOGITS))
+    for row, logits in zip(scores, LOGITS.tolist(), strict=True):
         assert row.tolist() == pytest.approx(chances(logits, targets), abs=1e-5)
 
 
 def test_what_a_fold_alone_has_is_unknown_to_whoever_has_not_seen_it() -> None:
     sets = LabelSets.from_targets(TARGETS, FOLDS)
     folds = torch.tensor([0, 1, -1, 0])
-    found = torch.sigmoid(sets.logits(LOGITS, folds))
-    for row, logits, fold in zip(found, LOGITS.tolist(), folds.tolist(), strict=True):
+    actual = torch.sigmoid(sets.logits(LOGITS, folds))
+    for row, logits, fold in zip(actual, LOGITS.tolist(), folds.tolist(), strict=True):
         seen = np.not_equal(FOLDS, fold)
         expected = chances(logits, TARGETS[seen])
         assert row.tolist() == pytest.approx(expected, abs=1e-5)
@@ -82,10 +82,10 @@ def test_many_movies_are_looked_at_some_at_a_time(monkeypatch: pytest.MonkeyPatc
     sets, folds = LabelSets.from_targets(TARGETS, FOLDS), torch.tensor([0, 1, -1, 0])
     expected = sets.logits(LOGITS), sets.logits(LOGITS, folds)
     monkeypatch.setattr("genre_lightning.models.label_sets._BLOCK", 3 * len(sets.sets))
-    for found, whole in zip(
+    for actual, whole in zip(
         (sets.logits(LOGITS), sets.logits(LOGITS, folds)), expected, strict=True
     ):
-        torch.testing.assert_close(found, whole)
+        torch.testing.assert_close(actual, whole)
     assert sets.logits(LOGITS[:0]).shape == (0, 3)
 
 

@@ -1,4 +1,4 @@
-"""Several networks side by side, through the whole of a model."""
+"""Ensembles of networks side by side, in a whole model."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> MovieDataModule:
 def network(data: MovieDataModule, members: int, **more: Any) -> Fusion:
     torch.manual_seed(0)
     networks = {name: {**one, **more.get(name, {})} for name, one in NETWORKS.items()}
-    made = build_network(len(data.genres), networks, data.inputs, members=members, dropout=0.0)
+    fusion = build_network(len(data.genres), networks, data.inputs, members=members, dropout=0.0)
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in fusion.parameters():
             parameter.normal_(0.0, 0.3)
-    return made
+    return fusion
 
 
 def batch(data: MovieDataModule) -> MovieBatch:
@@ -59,8 +59,8 @@ def batch(data: MovieDataModule) -> MovieBatch:
 
 def test_models_members_reach_every_network_that_has_them(data: MovieDataModule) -> None:
     described = network(data, 3).description["branches"]
-    found = {name: one.get("members") for name, one in described.items()}
-    assert found == {"terms": 3, "year": 3, "mlp": 3, "poster": 3}
+    members = {name: one.get("members") for name, one in described.items()}
+    assert members == {"terms": 3, "year": 3, "mlp": 3, "poster": 3}
     own = network(data, 3, terms={"members": 1}).description["branches"]
     assert own["terms"]["members"] == 1 and own["year"]["members"] == 3
 
@@ -72,23 +72,23 @@ def test_branches_of_different_numbers_of_members_are_refused(data: MovieDataMod
 
 def test_with_and_without_members_sum(data: MovieDataModule) -> None:
     single = {"mlp": {"members": 1}, "poster": {"members": 1}}
-    made, some = network(data, 3, **single), batch(data)
-    assert 0 < len(some.parts["poster"]) < len(some)
-    made.train()
-    by_branch = made.branch_logits(some.parts, len(some))
+    ensemble, movies = network(data, 3, **single), batch(data)
+    assert 0 < len(movies.parts["poster"]) < len(movies)
+    ensemble.train()
+    by_branch = ensemble.branch_logits(movies.parts, len(movies))
     g = len(data.genres)
     shapes = {name: tuple(logits.shape) for name, logits in by_branch.items()}
     assert shapes == {
-        "terms": (3, len(some), g),
-        "year": (3, len(some), g),
-        "mlp": (len(some), g),
-        "poster": (len(some), g),
+        "terms": (3, len(movies), g),
+        "year": (3, len(movies), g),
+        "mlp": (len(movies), g),
+        "poster": (len(movies), g),
     }
-    total = made.total(by_branch)
-    assert total.shape == (3, len(some), g)
+    total = ensemble.total(by_branch)
+    assert total.shape == (3, len(movies), g)
     for m in range(3):
         alone = (
-            made.prior
+            ensemble.prior
             + by_branch["terms"][m]
             + by_branch["year"][m]
             + by_branch["mlp"]
@@ -98,49 +98,49 @@ def test_with_and_without_members_sum(data: MovieDataModule) -> None:
 
 
 def test_predicting_averages_the_logits(data: MovieDataModule) -> None:
-    made, some = network(data, 3), batch(data)
-    made.eval()
-    predicted = made(some.parts, len(some))
-    for module in made.train().modules():
+    ensemble, movies = network(data, 3), batch(data)
+    ensemble.eval()
+    predicted = ensemble(movies.parts, len(movies))
+    for module in ensemble.train().modules():
         if isinstance(module, DROPOUTS):
             module.p = 0.0
         elif isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             module.eval()
-    each = made.total(made.branch_logits(some.parts, len(some)))
+    each = ensemble.total(ensemble.branch_logits(movies.parts, len(movies)))
     assert each.shape == (3, *predicted.shape)
     torch.testing.assert_close(each.mean(0), predicted, atol=1e-5, rtol=1e-5)
 
 
-def module(data: MovieDataModule, made: Fusion, loss: str = "bce", **more: Any) -> GenreModule:
+def module(data: MovieDataModule, fusion: Fusion, loss: str = "bce", **more: Any) -> GenreModule:
     counts = {"genre_counts": data.genre_counts().tolist(), "num_movies": 70}
     try:
         built = build_loss(loss, **counts)
     except (TypeError, ValueError):
         built = build_loss(loss)
     optimizer = partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1)
-    return GenreModule(made, built, optimizer, inputs=data.describe(), **more)
+    return GenreModule(fusion, built, optimizer, inputs=data.describe(), **more)
 
 
 @pytest.mark.parametrize("branch_loss", [0.0, 0.5])
 def test_the_loss_is_the_mean_of_the_members_own(data: MovieDataModule, branch_loss: float) -> None:
-    made, some = network(data, 3), batch(data)
-    own = module(data, made, branch_loss=branch_loss)
+    ensemble, movies = network(data, 3), batch(data)
+    own = module(data, ensemble, branch_loss=branch_loss)
     own.log = lambda *arguments, **named: None  # type: ignore[method-assign]
-    for one in made.modules():
+    for one in ensemble.modules():
         if isinstance(one, DROPOUTS):
             one.p = 0.0
-    found = own.training_step(some, 0)
+    actual = own.training_step(movies, 0)
     with torch.no_grad():
-        by_branch = made.branch_logits(some.parts, len(some))
+        by_branch = ensemble.branch_logits(movies.parts, len(movies))
 
     def member(name: str, m: int) -> torch.Tensor:
         return by_branch[name][m] if by_branch[name].ndim == 3 else by_branch[name]
 
-    wanted = np.mean(
+    expected = np.mean(
         [
             float(
                 F.binary_cross_entropy_with_logits(
-                    made.prior + sum(member(name, m) for name in by_branch), some.targets
+                    ensemble.prior + sum(member(name, m) for name in by_branch), movies.targets
                 )
             )
             for m in range(3)
@@ -148,18 +148,18 @@ def test_the_loss_is_the_mean_of_the_members_own(data: MovieDataModule, branch_l
     )
     if branch_loss:
         for name in by_branch:
-            rows = some.parts[name].rows
-            wanted += branch_loss * np.mean(
+            rows = movies.parts[name].rows
+            expected += branch_loss * np.mean(
                 [
                     float(
                         F.binary_cross_entropy_with_logits(
-                            (made.prior + member(name, m))[rows], some.targets[rows]
+                            (ensemble.prior + member(name, m))[rows], movies.targets[rows]
                         )
                     )
                     for m in range(3)
                 ]
             )
-    assert found.item() == pytest.approx(wanted, rel=1e-5)
+    assert actual.item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -174,11 +174,11 @@ def test_every_loss_takes_members(data: MovieDataModule, loss: str) -> None:
 
 
 def test_no_gradient_of_one_member_reaches_another(data: MovieDataModule) -> None:
-    made, some = network(data, 3), batch(data)
-    made.train()
-    total = made.total(made.branch_logits(some.parts, len(some)))
+    ensemble, movies = network(data, 3), batch(data)
+    ensemble.train()
+    total = ensemble.total(ensemble.branch_logits(movies.parts, len(movies)))
     total[1].square().sum().backward()
-    head = made.branches["year"].get_parameter("head.weight").grad
+    head = ensemble.branches["year"].get_parameter("head.weight").grad
     assert head is not None and head[1].any() and not head[[0, 2]].any()
 
 
@@ -186,11 +186,13 @@ def test_a_checkpoint_with_members_rebuilds(data: MovieDataModule, tmp_path: Pat
     from genre_lightning.checkpoint.card import CHECKPOINT_KEY
     from genre_lightning.checkpoint.model import load_model
 
-    made, some = network(data, 3), batch(data)
-    own = module(data, made)
+    ensemble, movies = network(data, 3), batch(data)
+    own = module(data, ensemble)
     checkpoint: dict[str, Any] = {
         "epoch": 0, "global_step": 0, "state_dict": own.state_dict(), CHECKPOINT_KEY: own._card(),
     }  # fmt: skip
     torch.save(checkpoint, tmp_path / "m.ckpt")
     loaded = load_model(tmp_path / "m.ckpt").network
-    assert torch.equal(loaded(some.parts, len(some)), made.eval()(some.parts, len(some)))
+    assert torch.equal(
+        loaded(movies.parts, len(movies)), ensemble.eval()(movies.parts, len(movies))
+    )

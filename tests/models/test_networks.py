@@ -1,4 +1,4 @@
-"""What a description of branches may ask for."""
+"""Checks of the description of a model's branches."""
 
 from __future__ import annotations
 

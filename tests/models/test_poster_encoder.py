@@ -1,4 +1,4 @@
-"""A pretrained image network that is trained on."""
+"""A pretrained image encoder that is fine-tuned."""
 
 from __future__ import annotations
 
@@ -43,31 +43,33 @@ def posters(number: int = 3) -> torch.Tensor:
 def test_it_starts_from_the_packages_weights() -> None:
     made = network()
     made.load_pretrained()
-    found = open_encoder(resolve("lite0", trusted=True, size=SIZE))
-    assert isinstance(found, ImageEncoder)
+    pretrained = open_encoder(resolve("lite0", trusted=True, size=SIZE))
+    assert isinstance(pretrained, ImageEncoder)
     x = posters()
-    torch.testing.assert_close(made.eval().encoder(x), found.module(x), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(made.eval().encoder(x), pretrained.module(x), atol=1e-4, rtol=1e-4)
     assert not made.head.weight.any()
     # Those of the opened encoder, which others use, stay as they are.
-    before = copy.deepcopy(found.module.state_dict())
+    before = copy.deepcopy(pretrained.module.state_dict())
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(1.0)
-    assert all(torch.equal(value, before[key]) for key, value in found.module.state_dict().items())
+    assert all(
+        torch.equal(value, before[key]) for key, value in pretrained.module.state_dict().items()
+    )
     assert all(parameter.requires_grad for parameter in made.parameters())
 
 
 @pytest.mark.parametrize("layer_decay", [0.7, 1.0])
 @pytest.mark.parametrize("frozen_layers", [0, 1, 4])
 def test_rates_by_layer(frozen_layers: int, layer_decay: float) -> None:
-    found = network(
+    actual = network(
         layer_decay=layer_decay, frozen_layers=frozen_layers, encoder_lr=0.2
     ).lr_scales()
     # The stem, each block, and what follows the last block together with it.
     layers = ["conv_stem bn1"]
     layers += [f"blocks.{s}.{b}" for s, count in enumerate(BLOCKS) for b in range(count)]
     layers[-1] += " conv_head bn2"
-    wanted = {}
+    expected = {}
     for name, _ in network().encoder.named_parameters():
         (layer,) = (
             n
@@ -75,8 +77,8 @@ def test_rates_by_layer(frozen_layers: int, layer_decay: float) -> None:
             if any(name.startswith(f"{p}.") for p in text.split())
         )
         depth = len(layers) - 1 - layer
-        wanted[f"encoder.{name}"] = 0.0 if layer < frozen_layers else 0.2 * layer_decay**depth
-    assert found == pytest.approx(wanted)
+        expected[f"encoder.{name}"] = 0.0 if layer < frozen_layers else 0.2 * layer_decay**depth
+    assert actual == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -88,27 +90,27 @@ def test_rates_of_timms_own_grouping(which: str, monkeypatch: pytest.MonkeyPatch
     name = which.split(",")[0]
     if name != which:  # a network that doesn't tell its layers
         monkeypatch.delattr(type(timm.create_model(name.split(".")[0])), "group_matcher")
-    made = PosterEncoder(3, [160, 160], f"timm:{name}", layer_decay=0.5, encoder_lr=1.0)
+    encoder = PosterEncoder(3, [160, 160], f"timm:{name}", layer_decay=0.5, encoder_lr=1.0)
     fresh = timm.create_model(name.split(".")[0], num_classes=0)
     optim = importlib.import_module("timm.optim")
     groups = optim.param_groups_layer_decay(fresh, layer_decay=0.5)
     scale = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
-    wanted = {f"encoder.{key}": scale[id(p)] for key, p in fresh.named_parameters()}
-    assert made.lr_scales() == wanted and len(set(wanted.values())) > 2
+    expected = {f"encoder.{key}": scale[id(p)] for key, p in fresh.named_parameters()}
+    assert encoder.lr_scales() == expected and len(set(expected.values())) > 2
 
 
 def test_batch_norm_keeps_its_statistics_from_the_start_on() -> None:
-    made = network()
-    made.load_pretrained()
-    before = copy.deepcopy(made.state_dict())
+    encoder = network()
+    encoder.load_pretrained()
+    before = copy.deepcopy(encoder.state_dict())
     for _ in range(2):
-        made(posters()).sum().backward()
-        norms = [m for m in made.modules() if isinstance(m, nn.BatchNorm2d)]
-        assert norms and not any(norm.training for norm in norms) and made.training
-        assert made.drop.training and made.encoder.training
-        for key, value in made.state_dict().items():
+        encoder(posters()).sum().backward()
+        norms = [m for m in encoder.modules() if isinstance(m, nn.BatchNorm2d)]
+        assert norms and not any(norm.training for norm in norms) and encoder.training
+        assert encoder.drop.training and encoder.encoder.training
+        for key, value in encoder.state_dict().items():
             assert torch.equal(value, before[key]), key
-        made.eval().train()
+        encoder.eval().train()
 
 
 def test_other_sizes_and_words_of_a_branch() -> None:
@@ -140,14 +142,14 @@ def test_a_checkpoint_of_an_encoder_with_constants_rebuilds(
     side = 224 if "224" in name else 160
     given: dict[str, Input] = {"b": PixelsInput(size=side)}
     monkeypatch.setattr(PosterEncoder, "load_pretrained", lambda self: None)  # not here
-    made = build_network(2, {"b": {"name": "poster_encoder", "encoder": f"timm:{name}"}}, given)
+    encoder = build_network(2, {"b": {"name": "poster_encoder", "encoder": f"timm:{name}"}}, given)
     with torch.no_grad():
-        made.branches["b"].get_parameter("head.weight").normal_()
+        encoder.branches["b"].get_parameter("head.weight").normal_()
     loss = build_loss("bce")
     checkpoint = {
-        "state_dict": {f"network.{key}": value for key, value in made.state_dict().items()},
+        "state_dict": {f"network.{key}": value for key, value in encoder.state_dict().items()},
         CHECKPOINT_KEY: {
-            "format": CHECKPOINT_FORMAT, "network": made.description, "genres": ["a", "b"],
+            "format": CHECKPOINT_FORMAT, "network": encoder.description, "genres": ["a", "b"],
             "activation": loss.activation, "loss": loss.description, "thresholds": [0.5, 0.5],
             "inputs": {"b": state_to_text(given["b"])}, "data": {"reader": "demo"},
         },
@@ -157,7 +159,7 @@ def test_a_checkpoint_of_an_encoder_with_constants_rebuilds(
     assert torch.equal(torch.random.get_rng_state(), state)
     assert not any(value.is_meta for value in [*loaded.buffers(), *loaded.parameters()])
     x = torch.randn(2, 3, side, side)
-    torch.testing.assert_close(loaded.branches["b"](x), made.eval().branches["b"](x))
+    torch.testing.assert_close(loaded.branches["b"](x), encoder.eval().branches["b"](x))
 
 
 @pytest.mark.parametrize(

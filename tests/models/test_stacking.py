@@ -1,4 +1,4 @@
-"""The layer on top of the sum: whose part is taken for which movie, and what is read of a file."""
+"""Stacking on top of the sum: weights by fold, and reading them from a checkpoint."""
 
 from __future__ import annotations
 
@@ -29,24 +29,27 @@ def drawn(members: int = 3, genres: int = 3) -> Stacking:
 @pytest.mark.parametrize("folds", [None, [2, 0, 1, 2], [1, -1, 0, -1]], ids=str)
 @pytest.mark.parametrize("names", [NAMES, ["poster"], []], ids=str)
 def test_what_is_added_is_that_of_a_plain_loop(folds: list[int] | None, names: list[str]) -> None:
-    found = drawn()
+    stacking = drawn()
     total = torch.linspace(-3, 4, 12).reshape(4, 3)
     by_branch = {
-        name: torch.linspace(-1, place + 1, 12).reshape(4, 3) for place, name in enumerate(names)
+        name: torch.linspace(-1, position + 1, 12).reshape(4, 3)
+        for position, name in enumerate(names)
     }
-    added = found.correction(total, by_branch, None if folds is None else torch.tensor(folds))
+    added = stacking.correction(total, by_branch, None if folds is None else torch.tensor(folds))
     for row in range(4):
         member = -1 if folds is None else folds[row]
         chosen = range(3) if member < 0 else [member]
         for genre in range(3):
             expected = [
-                float(found.offsets[m, genre])
+                float(stacking.offsets[m, genre])
                 + sum(
-                    float(found.genres[m, genre, other]) / (1 + math.exp(-float(total[row, other])))
+                    float(stacking.genres[m, genre, other])
+                    / (1 + math.exp(-float(total[row, other])))
                     for other in range(3)
                 )
                 + sum(
-                    (float(found.branches[name][m, genre]) - 1) * float(by_branch[name][row, genre])
+                    (float(stacking.branches[name][m, genre]) - 1)
+                    * float(by_branch[name][row, genre])
                     for name in names
                 )
                 for m in chosen
@@ -59,23 +62,25 @@ def test_the_network_adds_it_to_the_sum_and_training_sees_the_sum() -> None:
     parts = batch()
     by_branch = network.branch_logits(parts, 4)
     sums = network(parts, 4)
-    network.stacking = found = drawn(genres=network.num_genres)
-    assert torch.equal(network(parts, 4), sums + found.correction(sums, by_branch))
+    network.stacking = stacking = drawn(genres=network.num_genres)
+    assert torch.equal(network(parts, 4), sums + stacking.correction(sums, by_branch))
     assert torch.equal(network.total(by_branch), sums)
     folds = torch.tensor([0, 1, 2, 0])
-    assert torch.equal(network(parts, 4, folds), sums + found.correction(sums, by_branch, folds))
+    assert torch.equal(network(parts, 4, folds), sums + stacking.correction(sums, by_branch, folds))
     posters = {"poster": by_branch["poster"]}
     alone = network.total(posters)
-    assert torch.equal(network.final_logits(posters), alone + found.correction(alone, posters))
+    assert torch.equal(network.final_logits(posters), alone + stacking.correction(alone, posters))
     assert not any("stacking" in name for name in network.state_dict())
 
 
 def test_plain_data_brings_it_back_to_the_bit() -> None:
-    found = drawn()
-    again = Stacking.from_lists(copy.deepcopy(found.to_lists()), NAMES, 3)
+    stacking = drawn()
+    again = Stacking.from_lists(copy.deepcopy(stacking.to_lists()), NAMES, 3)
     assert again is not None
-    assert torch.equal(again.genres, found.genres) and torch.equal(again.offsets, found.offsets)
-    assert all(torch.equal(again.branches[name], found.branches[name]) for name in NAMES)
+    assert torch.equal(again.genres, stacking.genres) and torch.equal(
+        again.offsets, stacking.offsets
+    )
+    assert all(torch.equal(again.branches[name], stacking.branches[name]) for name in NAMES)
     assert Stacking.from_lists(None, NAMES, 3) is None
 
 

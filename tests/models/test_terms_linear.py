@@ -15,13 +15,13 @@ P, V, G = 7, 30, 3
 
 
 def sparse(seed: int = 0) -> tuple[np.ndarray, dict[str, torch.Tensor]]:
-    """(P, V) dense, some rows of it empty, and the same as the network takes it."""
+    """(P, V) dense rows, some of them empty, and the same as the network's sparse arguments."""
     rows = random_sparse(P, V, 0.2, format="csr", rng=np.random.default_rng(seed)).toarray()
     rows[[0, 3, P - 1]] = 0
-    places = [np.flatnonzero(row) for row in rows]
-    counts = np.array([len(place) for place in places])
+    positions = [np.flatnonzero(row) for row in rows]
+    counts = np.array([len(position) for position in positions])
     numbers = {
-        "indices": torch.from_numpy(np.concatenate(places)),
+        "indices": torch.from_numpy(np.concatenate(positions)),
         "offsets": torch.from_numpy(np.cumsum(counts) - counts),
         "weights": torch.from_numpy(rows[rows != 0]).float(),
     }
@@ -30,61 +30,63 @@ def sparse(seed: int = 0) -> tuple[np.ndarray, dict[str, torch.Tensor]]:
 
 def network(**more: Any) -> TermsLinear:
     torch.manual_seed(0)
-    made = TermsLinear(G, V, **{"input_dropout": 0.0, **more})
+    linear = TermsLinear(G, V, **{"input_dropout": 0.0, **more})
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in linear.parameters():
             parameter.normal_()
-    return made
+    return linear
 
 
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("members", [1, 3])
 def test_against_dense_matrices(members: int, training: bool) -> None:
     dense, numbers = sparse()
-    made = network(members=members).train(training)
-    table = made.embed.weight.detach().double().numpy()
-    wanted = dense @ table + made.head.bias.detach().double().numpy()
+    linear = network(members=members).train(training)
+    table = linear.embed.weight.detach().double().numpy()
+    wanted = dense @ table + linear.head.bias.detach().double().numpy()
     wanted = wanted.reshape(P, members, G).transpose(1, 0, 2)
-    found = made(**numbers, per_member=training)
-    assert found.shape == ((members, P, G) if training else (P, G))
+    actual = linear(**numbers, per_member=training)
+    assert actual.shape == ((members, P, G) if training else (P, G))
     np.testing.assert_allclose(
-        found.detach(), wanted if training else wanted.mean(0), rtol=1e-5, atol=1e-5
+        actual.detach(), wanted if training else wanted.mean(0), rtol=1e-5, atol=1e-5
     )
     # The gradient is that of the dense product, too.
-    (found * torch.arange(G)).sum().backward()
+    (actual * torch.arange(G)).sum().backward()
     gradient = np.tile(np.arange(G) / (1 if training else members), members)
     expected = dense.sum(0)[:, None] * gradient
-    assert made.embed.weight.grad is not None
-    np.testing.assert_allclose(made.embed.weight.grad, expected, rtol=1e-5, atol=1e-5)
+    assert linear.embed.weight.grad is not None
+    np.testing.assert_allclose(linear.embed.weight.grad, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("members", [1, 2])
 def test_no_text_at_all(members: int) -> None:
     none = torch.zeros(0, dtype=torch.int64)
-    made = network(members=members)
+    linear = network(members=members)
     for training in (False, True):
-        found = made.train(training)(none, none, torch.zeros(0), per_member=training)
-        assert found.shape[-2:] == (0, G)
-        found = made(none, torch.zeros(2, dtype=torch.int64), torch.zeros(0), per_member=training)
-        bias = made.head.bias.view(members, 1, G)
+        logits = linear.train(training)(none, none, torch.zeros(0), per_member=training)
+        assert logits.shape[-2:] == (0, G)
+        logits = linear(
+            none, torch.zeros(2, dtype=torch.int64), torch.zeros(0), per_member=training
+        )
+        bias = linear.head.bias.view(members, 1, G)
         torch.testing.assert_close(
-            found if training else found[None],
+            logits if training else logits[None],
             (bias if training else bias.mean(0, keepdim=True)).expand(-1, 2, -1),
         )
 
 
 def test_terms_are_left_out_in_training_by_each_member_alone() -> None:
-    made = TermsLinear(G, V, input_dropout=0.5, members=2)
+    linear = TermsLinear(G, V, input_dropout=0.5, members=2)
     with torch.no_grad():
-        made.embed.weight.fill_(1.0)
+        linear.embed.weight.fill_(1.0)
     _, numbers = sparse()
     numbers["weights"] = torch.ones_like(numbers["weights"])
     torch.manual_seed(0)
-    one, other = made.train()(**numbers, per_member=True)
+    one, other = linear.train()(**numbers, per_member=True)
     assert not torch.equal(one, other)
     # Kept ones count double, so sums are even numbers.
     assert not (one % 2).any() and not (other % 2).any()
-    assert torch.equal(made.eval()(**numbers), made.eval()(**numbers))
+    assert torch.equal(linear.eval()(**numbers), linear.eval()(**numbers))
 
 
 def test_it_starts_from_nothing() -> None:

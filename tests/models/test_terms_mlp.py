@@ -1,4 +1,4 @@
-"""The sparse title layer against the dense one it stands for."""
+"""The sparse title layer, against the equivalent dense one."""
 
 from __future__ import annotations
 

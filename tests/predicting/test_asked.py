@@ -16,7 +16,7 @@ from genre_lightning.ask.run import save_questioner
 from genre_lightning.inputs.vectors import VectorsInput
 from genre_lightning.predicting.command import main
 from tests.ask.asked_movies import questioner
-from tests.ask.loopback import GENRES, Answer, Loopback, good, said, scores_of, serving
+from tests.ask.loopback import GENRES, Answer, Loopback, good, reply, scores_of, serving
 
 HEAD = {"name": "embedding_head", "hidden": 0, "norm": "none", "input_dropout": 0.0}
 
@@ -61,7 +61,7 @@ def test_a_csv_is_asked_about_and_a_movie_without_an_answer_says_so(
     table.write_text("\n".join(["title", *titles, ""]))
 
     def answer(number: int, body: dict[str, Any]) -> Answer:
-        return said("No.") if "Heat 4 " in json.dumps(body) else good(body)
+        return reply("No.") if "Heat 4 " in json.dumps(body) else good(body)
 
     loopback.answer = answer
     assert main([str(checkpoint), "--csv", str(table), "--out", "-", "--ask", str(run)]) == 0

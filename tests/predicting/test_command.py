@@ -477,8 +477,8 @@ def test_progress_is_printed_as_lines_without_a_terminal(
     capsys: pytest.CaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(progress, "EVERY", 0)
-    monkeypatch.setattr(progress, "SHARE", 0)
+    monkeypatch.setattr(progress, "MIN_SECONDS", 0)
+    monkeypatch.setattr(progress, "MIN_SHARE", 0)
     source, out = tmp_path / "in.csv", tmp_path / "out.csv"
     source.write_text("title\n" + "Heat\n" * 3000)
     assert main([str(tiny_checkpoint), "--csv", str(source), "--out", str(out)]) == 0

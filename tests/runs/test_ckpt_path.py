@@ -1,4 +1,4 @@
-"""Which checkpoint and which folder a run begins with."""
+"""Resolution of ckpt_path to a checkpoint and a run folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Slips: one sentence, before PyTorch is imported and before a folder is made."""
+"""User errors: one sentence, before PyTorch is imported and before a folder is created."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ for name, arguments in json.loads(sys.stdin.read()):
     sys.argv = [name + ".py", *arguments]
     try:
         importlib.import_module(name).main()
-        said = "it runs"
+        message = "it runs"
     except SystemExit as end:
-        said = str(end.code)
-    print(json.dumps(said))
+        message = str(end.code)
+    print(json.dumps(message))
 print(json.dumps("torch" in sys.modules))
 """
 
-SLIPS = {
+MISTAKES = {
     "optimizer.lr=abc": "optimizer.lr=abc must be a number above 0",
     "optimizer.lr=-1": "optimizer.lr=-1 must be a number above 0",
     "optimizer.lr=nan": "optimizer.lr=nan must be a number above 0",
@@ -116,15 +116,18 @@ EVALUATIONS = {
 
 
 @pytest.fixture(scope="module")
-def said(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], str]:
-    """What each slip ends with, all of them in one process; and whether it has imported PyTorch."""
+def messages(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], str]:
+    """Message of each user error, all raised in one process, which must not import PyTorch."""
     repository = Path(__file__).resolve().parents[2]
     folder = tmp_path_factory.mktemp("slips")
     (folder / "file").write_text("")
-    calls = [("train", slip.split()) for slip in SLIPS]
+    calls = [("train", mistake.split()) for mistake in MISTAKES]
     calls += [
-        ("evaluate", [slip, *(["ckpt_path=file"] if "ckpt" not in slip else [])] if slip else [])
-        for slip in EVALUATIONS
+        (
+            "evaluate",
+            [mistake, *(["ckpt_path=file"] if "ckpt" not in mistake else [])] if mistake else [],
+        )
+        for mistake in EVALUATIONS
     ]
     env = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}
     done = subprocess.run(
@@ -134,14 +137,18 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], str]
     assert done.returncode == 0 and done.stderr == "", done.stdout + done.stderr
     *ends, torch = map(json.loads, done.stdout.splitlines())
     assert not torch and [path.name for path in folder.iterdir()] == ["file"]
-    names = [("train", slip) for slip in SLIPS] + [("evaluate", slip) for slip in EVALUATIONS]
+    names = [("train", mistake) for mistake in MISTAKES] + [
+        ("evaluate", mistake) for mistake in EVALUATIONS
+    ]
     return dict(zip(names, ends, strict=True))
 
 
-@pytest.mark.parametrize("slip", SLIPS)
-def test_a_slip_of_a_training_is_one_sentence(slip: str, said: dict[tuple[str, str], str]) -> None:
-    text = said["train", slip]
-    assert text.startswith("error: ") and SLIPS[slip] in text and "\n" not in text
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_of_a_training_is_one_sentence(
+    mistake: str, messages: dict[tuple[str, str], str]
+) -> None:
+    text = messages["train", mistake]
+    assert text.startswith("error: ") and MISTAKES[mistake] in text and "\n" not in text
 
 
 def test_a_sweep_is_not_refused_for_files_that_it_makes_or_that_only_its_jobs_have() -> None:
@@ -195,20 +202,20 @@ COUNTS = (
 
 @pytest.mark.parametrize("key", [*COUNTS, "train_limit", "server.retries", "server.timeout"])
 def test_numbers_of_genre_ask_out_of_range(key: str) -> None:
-    slips = [-1, "9", True] + [0] * (key in (*COUNTS, "server.timeout"))
-    for slip in slips + [1.5] * (key != "server.timeout"):
+    mistakes = [-1, "9", True] + [0] * (key in (*COUNTS, "server.timeout"))
+    for mistake in mistakes + [1.5] * (key != "server.timeout"):
         cfg = OmegaConf.create()
-        OmegaConf.update(cfg, key, slip)
-        with pytest.raises(SettingError, match=rf"^{key}={slip} must be a "):
+        OmegaConf.update(cfg, key, mistake)
+        with pytest.raises(SettingError, match=rf"^{key}={mistake} must be a "):
             check_settings(cfg)
 
 
-@pytest.mark.parametrize("slip", EVALUATIONS)
-def test_a_slip_of_an_evaluation_is_one_sentence(
-    slip: str, said: dict[tuple[str, str], str]
+@pytest.mark.parametrize("mistake", EVALUATIONS)
+def test_a_mistake_of_an_evaluation_is_one_sentence(
+    mistake: str, messages: dict[tuple[str, str], str]
 ) -> None:
-    text = said["evaluate", slip]
-    assert text.startswith("error: ") and EVALUATIONS[slip] in text and "\n" not in text
+    text = messages["evaluate", mistake]
+    assert text.startswith("error: ") and EVALUATIONS[mistake] in text and "\n" not in text
 
 
 @pytest.mark.parametrize(
@@ -234,7 +241,7 @@ def test_options_stand_anywhere(arguments: str, repository: Path, tmp_path: Path
     ids=lambda words: words[0].partition("=")[0],
 )
 @pytest.mark.parametrize(
-    ("slip", "said"),
+    ("mistake", "message"),
     [
         (["model/branch=[mime]"], "model/branch=mime: there is no such option; did you mean mine?"),
         (["model/branch=[mine]", "model.branches.mine.input.colum=x"], "mine.input.column?"),
@@ -244,8 +251,8 @@ def test_options_stand_anywhere(arguments: str, repository: Path, tmp_path: Path
     ],
 )
 def test_options_of_one_s_own_are_known(
-    slip: list[str],
-    said: str,
+    mistake: list[str],
+    message: str,
     folder: list[str],
     repository: Path,
     tmp_path: Path,
@@ -257,14 +264,14 @@ def test_options_of_one_s_own_are_known(
     given = (repository / "conf" / "model" / "branch" / "title_linear.yaml").read_text()
     own.write_text(given.replace("branches.title_linear", "branches.mine"))
     named = [word.format(tmp_path / "of my own") for word in folder]
-    done = run_command([repository / "train.py", *slip, *named], tmp_path)
-    assert done.returncode == 1 and said in done.stderr, done.stderr
+    done = run_command([repository / "train.py", *mistake, *named], tmp_path)
+    assert done.returncode == 1 and message in done.stderr, done.stderr
 
 
 def test_a_sweep_is_not_printed_as_a_configuration(repository: Path, tmp_path: Path) -> None:
     ended = run_command([repository / "train.py", "-m", "seed=1,2", "--cfg", "job"], tmp_path)
-    said = "error: --multirun and --cfg exclude each other: leave one out"
-    assert ended.returncode == 1 and ended.stderr.strip() == said
+    expected = "error: --multirun and --cfg exclude each other: leave one out"
+    assert ended.returncode == 1 and ended.stderr.strip() == expected
 
 
 def test_what_can_be_monitored_is_what_validation_gives() -> None:
@@ -272,12 +279,12 @@ def test_what_can_be_monitored_is_what_validation_gives() -> None:
 
     from genre_lightning.scoring.metrics import genre_metrics
 
-    found = genre_metrics(torch.rand(4, 3), torch.eye(4, 3), torch.full((3,), 0.5))
-    assert {f"val/{name}" for name in (*found, "loss")} == set(MONITORED)
+    metrics = genre_metrics(torch.rand(4, 3), torch.eye(4, 3), torch.full((3,), 0.5))
+    assert {f"val/{name}" for name in (*metrics, "loss")} == set(MONITORED)
 
 
 def test_an_option_of_an_extra_says_what_to_install(repository: Path) -> None:
-    """As Hydra has it where the extra is not installed."""
+    """Hydra's error if the extra is not installed."""
     error = MissingConfigException("Could not find 'hydra/launcher/submitit_slurm'")
     assert explain_error(error, repository / "conf", "train", []) == (
         "hydra/launcher=submitit_slurm needs a package that is not installed: "
@@ -291,5 +298,5 @@ def test_the_sweeper_alone_is_told_what_sets_it(
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)  # which shows the traceback, too
     arguments = ["-m", "hydra/sweeper=optuna", "seed=1,2"]
     done = run_command([repository / "train.py", *arguments], tmp_path)
-    said = "error: hydra/sweeper=optuna gets its settings from sweep=optuna: use that instead"
-    assert done.returncode == 1 and done.stderr.rstrip().endswith(said)
+    expected = "error: hydra/sweeper=optuna gets its settings from sweep=optuna: use that instead"
+    assert done.returncode == 1 and done.stderr.rstrip().endswith(expected)

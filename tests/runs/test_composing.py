@@ -1,4 +1,4 @@
-"""One composition a command, and faster parsing, beside what Hydra and OmegaConf do themselves."""
+"""Composing only once and parsing faster, against Hydra's and OmegaConf's own results."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from omegaconf import OmegaConf, read_write
 from omegaconf.errors import GrammarParseError
 
 from genre_lightning.runs.composing import (
-    composed_once,
-    defaults_without_copies,
-    faster_configuration,
-    interpolations_parsed_once,
-    known_to_be_a_sweep,
-    ranges_as_written,
-    read_by_libyaml,
+    avoid_copies_of_defaults,
+    cache_parsed_interpolations,
+    compose_once,
+    exact_decimal_ranges,
+    skip_mode_check,
+    speed_up_composition,
+    use_libyaml,
 )
 
 plain_load, plain_yaml = ConfigLoaderImpl.load_configuration, omegaconf._utils.get_yaml_loader
@@ -79,14 +79,14 @@ def test_a_run_is_composed_once_and_is_what_hydra_composes(
 ) -> None:
     expected = composed_to_run(hydra, overrides)
     loads.clear()
-    with composed_once(), read_by_libyaml():
+    with compose_once(), use_libyaml():
         assert hydra.get_mode("train", overrides) == RunMode.RUN
-        found = composed_to_run(hydra, overrides)
-    assert (found, loads) == (expected, [RunMode.RUN])
+        actual = composed_to_run(hydra, overrides)
+    assert (actual, loads) == (expected, [RunMode.RUN])
 
 
 def test_what_was_composed_is_for_the_run_that_asked_for_it(hydra: Hydra) -> None:
-    with composed_once():
+    with compose_once():
         hydra.get_mode("train", ["seed=1"])
         assert composed_to_run(hydra, ["seed=2"])["seed"] == 2
         hydra.get_mode("train", ["seed=1"])
@@ -96,7 +96,7 @@ def test_what_was_composed_is_for_the_run_that_asked_for_it(hydra: Hydra) -> Non
 
 
 def test_a_configuration_that_says_it_is_a_sweeps_is_left_to_hydra(hydra: Hydra) -> None:
-    with composed_once():
+    with compose_once():
         assert hydra.get_mode("train", ["hydra.mode=MULTIRUN", "seed=1,2"]) == RunMode.MULTIRUN
         assert hydra.get_mode("train", ["seed=1,2"]) is None
         with pytest.raises(HydraException, match="Ambiguous value"):
@@ -106,7 +106,7 @@ def test_a_configuration_that_says_it_is_a_sweeps_is_left_to_hydra(hydra: Hydra)
 def test_a_command_of_a_sweep_composes_no_configuration_to_know_that(
     hydra: Hydra, loads: list[RunMode]
 ) -> None:
-    with known_to_be_a_sweep():
+    with skip_mode_check():
         # With None, Hydra goes by -m.
         assert hydra.get_mode("train", ["seed=1,2"]) is None
     assert loads == []
@@ -128,7 +128,7 @@ def test_interpolations_stand_for_the_same(
 
     expected = resolved()
     assert expected["callbacks"]["checkpoint"]["monitor"] == "val/loss"
-    with interpolations_parsed_once():
+    with cache_parsed_interpolations():
         assert resolved() == expected
         assert resolved() == expected
 
@@ -136,9 +136,9 @@ def test_interpolations_stand_for_the_same(
 @pytest.mark.parametrize("overrides", RUNS, ids=["none", "values", "groups", "hydras", "mode"])
 def test_without_copies_hydra_composes_the_same(overrides: list[str], hydra: Hydra) -> None:
     expected = composed_to_run(hydra, overrides)
-    with defaults_without_copies():
-        found = [composed_to_run(hydra, overrides) for _ in range(2)]
-    assert found == [expected, expected]
+    with avoid_copies_of_defaults():
+        actual = [composed_to_run(hydra, overrides) for _ in range(2)]
+    assert actual == [expected, expected]
 
 
 def test_choices_that_a_users_defaults_ask_for_are_known(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_choices_that_a_users_defaults_ask_for_are_known(tmp_path: Path) -> None
 
     expected = composed()
     assert [each["c"]["z"] for each in expected] == [1, 4, 4]
-    with defaults_without_copies():
+    with avoid_copies_of_defaults():
         assert composed() == expected
 
 
@@ -175,7 +175,7 @@ def test_folders_that_one_configuration_adds_are_not_searched_for_another(tmp_pa
     (tmp_path / "more" / "e" / "one.yaml").write_text("key: 1\n")
     added = [f"hydra.searchpath=['{tmp_path / 'more'}']", "+e=one"]
     with (
-        defaults_without_copies(),
+        avoid_copies_of_defaults(),
         initialize_config_dir(str(tmp_path), version_base="1.3"),
     ):
         for _ in range(2):
@@ -184,7 +184,7 @@ def test_folders_that_one_configuration_adds_are_not_searched_for_another(tmp_pa
 
 
 def test_an_interpolation_that_was_parsed_is_resolved_each_time() -> None:
-    with interpolations_parsed_once():
+    with cache_parsed_interpolations():
         cfg = OmegaConf.create({"a": 1, "b": "${a}", "c": "x${.a}${b}"})
         assert (cfg.b, cfg.c) == (1, "x11")
         cfg.a = 2
@@ -219,7 +219,7 @@ def test_libyaml_reads_what_omegaconf_reads(repository: Path) -> None:
     assert len(files) > 60
     texts = [SCALARS, *(file.read_text() for file in files)]
     expected = [repr(yaml.load(text, Loader=plain_yaml())) for text in texts]
-    with read_by_libyaml():
+    with use_libyaml():
         fast = omegaconf._utils.get_yaml_loader()
         assert issubclass(fast, yaml.cyaml.CParser)
         assert [repr(yaml.load(text, Loader=fast)) for text in texts] == expected
@@ -233,12 +233,12 @@ def test_libyaml_reads_any_text_that_was_written() -> None:
     ]
     numbers = [1, 1.5, 1e-3, float("inf"), True, None]
     cfg = OmegaConf.create({"texts": texts, "numbers": numbers})
-    with faster_configuration():
+    with speed_up_composition():
         assert OmegaConf.create(OmegaConf.to_yaml(cfg)) == cfg
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("a: 1\nb: 2\na: 3\n", "found duplicate key a"),
         ("a: [1\n", r"line 2, column 1"),
@@ -246,12 +246,12 @@ def test_libyaml_reads_any_text_that_was_written() -> None:
     ],
     ids=["twice", "open", "object"],
 )
-def test_libyaml_refuses_what_omegaconf_refuses(text: str, said: str, tmp_path: Path) -> None:
+def test_libyaml_refuses_what_omegaconf_refuses(text: str, message: str, tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(text)
-    with pytest.raises(yaml.YAMLError, match=said):
+    with pytest.raises(yaml.YAMLError, match=message):
         OmegaConf.load(file)
-    with read_by_libyaml(), pytest.raises(yaml.YAMLError, match=said) as found:
+    with use_libyaml(), pytest.raises(yaml.YAMLError, match=message) as found:
         OmegaConf.load(file)
     assert str(file) in str(found.value)
 
@@ -269,5 +269,5 @@ def test_libyaml_refuses_what_omegaconf_refuses(text: str, said: str, tmp_path: 
 )
 def test_a_range_holds_the_numbers_that_one_would_write(text: str, wanted: str) -> None:
     (override,) = OverridesParser.create().parse_overrides([f"a={text}"])
-    with ranges_as_written():
+    with exact_decimal_ranges():
         assert list(override.sweep_string_iterator()) == wanted.split()

@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
 from genre_lightning.comparison.reading import read_run
-from genre_lightning.runs.config import written_config
+from genre_lightning.runs.config import recorded_config
 
 
 def composed(repository: Path, overrides: list[str]) -> DictConfig:
@@ -37,7 +37,7 @@ def test_what_is_written_is_what_a_comparison_reads(repository: Path, tmp_path: 
     (tmp_path / ".hydra").mkdir()
     (tmp_path / ".hydra" / f".config.yaml.{ended.pid}").write_text("half of")
     cfg = composed(repository, ["optimizer.lr=0.125", "loss=focal"])
-    with written_config(cfg, tmp_path):
+    with recorded_config(cfg, tmp_path):
         pass
     names = {"config.yaml", "hydra.yaml", "overrides.yaml"}
     assert set(os.listdir(tmp_path / ".hydra")) == names
@@ -57,7 +57,7 @@ def test_an_attempt_that_saves_no_checkpoint_leaves_the_configuration_of_the_one
         overrides = [f"optimizer.lr={rate}"]
         with (
             pytest.raises(error, match=rate),
-            written_config(composed(repository, overrides), tmp_path),
+            recorded_config(composed(repository, overrides), tmp_path),
         ):
             assert asked(tmp_path) == overrides
             if checkpoint is not None:

@@ -1,4 +1,4 @@
-"""Overrides that a resumed run takes over from before."""
+"""Overrides of the earlier run that a resumed run keeps."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from genre_lightning.errors import UserError
-from genre_lightning.runs.earlier import with_earlier_overrides
+from genre_lightning.runs.earlier import add_earlier_overrides
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def written(
 
 @pytest.mark.parametrize("named", ["runs/2026/one", "runs/2026", "last", "'runs/2026/one'"])
 def test_all_come_first(named: str, run: Path) -> None:
-    assert with_earlier_overrides([f"ckpt_path={named}", "trainer.max_epochs=9"]) == [
+    assert add_earlier_overrides([f"ckpt_path={named}", "trainer.max_epochs=9"]) == [
         "model=title", "optimizer.lr=0.01", "+data.more=1",
         f"ckpt_path={named}", "trainer.max_epochs=9",
     ]  # fmt: skip
@@ -52,10 +52,10 @@ def test_all_come_first(named: str, run: Path) -> None:
 )
 def test_what_is_given_now_counts(given: str, kept: list[str], run: Path) -> None:
     last = f"ckpt_path={run}"
-    assert with_earlier_overrides([given, last]) == [*kept, given, last]
-    assert with_earlier_overrides([last, given]) == [*kept, last, given]
+    assert add_earlier_overrides([given, last]) == [*kept, given, last]
+    assert add_earlier_overrides([last, given]) == [*kept, last, given]
     option = ["--config-dir", "own"]
-    assert with_earlier_overrides([*option, given, last]) == [*option, *kept, given, last]
+    assert add_earlier_overrides([*option, given, last]) == [*option, *kept, given, last]
 
 
 def test_paths_are_those_of_the_folder_where_it_began(
@@ -68,9 +68,9 @@ def test_paths_are_those_of_the_folder_where_it_began(
     (began / "3").write_text("")
     last = f"ckpt_path={run}"
     monkeypatch.chdir(began)
-    assert with_earlier_overrides([last]) == [*paths, last]
+    assert add_earlier_overrides([last]) == [*paths, last]
     monkeypatch.chdir(tmp_path)
-    assert with_earlier_overrides([last]) == [
+    assert add_earlier_overrides([last]) == [
         f"data.path={began}/my movies.csv", "+data.columns=gone.csv",
         f"data.root={Path.home()}", "seed=3", last,
     ]  # fmt: skip
@@ -82,15 +82,15 @@ def test_what_made_it_a_job_is_left_behind(tmp_path: Path) -> None:
         ["sweep=lr_dropout", "sweep.name=s", "hydra.launcher.n_jobs=2", "hydra/launcher=joblib",
          "ckpt_path=other.ckpt", "seed=3"],
     )  # fmt: skip
-    assert with_earlier_overrides([f"ckpt_path={job}"]) == ["seed=3", f"ckpt_path={job}"]
+    assert add_earlier_overrides([f"ckpt_path={job}"]) == ["seed=3", f"ckpt_path={job}"]
 
 
 def test_the_folder_of_options_too(tmp_path: Path) -> None:
     run = written(tmp_path / "run", ["seed=3"], own="own")
     last = f"ckpt_path={run}"
-    assert with_earlier_overrides([last]) == ["--config-dir", "own", "seed=3", last]
+    assert add_earlier_overrides([last]) == ["--config-dir", "own", "seed=3", last]
     given = ["--config-dir", "other", last]
-    assert with_earlier_overrides(given) == ["--config-dir", "other", "seed=3", last]
+    assert add_earlier_overrides(given) == ["--config-dir", "other", "seed=3", last]
 
 
 @pytest.mark.parametrize(
@@ -107,12 +107,12 @@ def test_the_folder_of_options_too(tmp_path: Path) -> None:
     ids=" ".join,
 )
 def test_nothing_is_taken_over(arguments: list[str], run: Path) -> None:
-    assert with_earlier_overrides(arguments) == arguments
+    assert add_earlier_overrides(arguments) == arguments
 
 
 def test_last_in_a_folder_of_its_own(run: Path) -> None:
     given = ["ckpt_path=last", f"hydra.run.dir={run}"]
-    assert with_earlier_overrides(given)[0] == "model=title"
+    assert add_earlier_overrides(given)[0] == "model=title"
 
 
 @pytest.mark.parametrize(
@@ -122,4 +122,4 @@ def test_last_in_a_folder_of_its_own(run: Path) -> None:
 def test_what_is_not_taken_over(overrides: list[str], message: str, tmp_path: Path) -> None:
     run = written(tmp_path / "run", overrides)
     with pytest.raises(UserError, match=message):
-        with_earlier_overrides([f"ckpt_path={run}"])
+        add_earlier_overrides([f"ckpt_path={run}"])

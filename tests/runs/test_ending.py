@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from genre_lightning.runs.ending import ending, how_to_resume
+from genre_lightning.runs.ending import completed_message, interrupted_message
 
 RESULT = {
     "epochs": 3,
@@ -35,7 +35,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_comes_next(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "day" / "one"
-    assert ending(folder, RESULT, looks_at("title", "poster")).splitlines() == [
+    assert completed_message(folder, RESULT, looks_at("title", "poster")).splitlines() == [
         "Run: runs/day/one (3 epochs, 4 s)",
         "Best checkpoint, val/loss 0.2500: runs/day/one/checkpoints/best.ckpt",
         "Next:",
@@ -46,7 +46,7 @@ def test_what_comes_next(tmp_path: Path) -> None:
 
 
 def test_nothing_is_to_be_predicted_of_a_model_of_vectors_alone(tmp_path: Path) -> None:
-    lines = ending(tmp_path / "one", {**RESULT, "epochs": 1}, looks_at()).splitlines()
+    lines = completed_message(tmp_path / "one", {**RESULT, "epochs": 1}, looks_at()).splitlines()
     assert lines[0] == "Run: one (1 epoch, 4 s)"
     assert [line.split()[0] for line in lines[3:]] == ["genre-evaluate", "genre-compare"]
 
@@ -59,19 +59,19 @@ def test_nothing_is_to_be_predicted_of_a_model_of_vectors_alone(tmp_path: Path) 
     ],
 )
 def test_of_a_column_that_the_model_looks_at(columns: tuple[str, ...], options: str) -> None:
-    lines = ending(Path("/elsewhere/one"), RESULT, looks_at(*columns)).splitlines()
+    lines = completed_message(Path("/elsewhere/one"), RESULT, looks_at(*columns)).splitlines()
     assert lines[4] == f"  genre-predict /elsewhere/one/checkpoints/best.ckpt {options}"
     assert lines[5] == "  genre-compare /elsewhere"
 
 
 def test_how_to_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "a=1,b"
-    assert how_to_resume(folder) == "Interrupted before anything was saved in a=1,b"
+    assert interrupted_message(folder) == "Interrupted before anything was saved in a=1,b"
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "checkpoints" / "last.ckpt").write_text("")
-    _, command = how_to_resume(folder).splitlines()
+    _, command = interrupted_message(folder).splitlines()
     assert command == "  genre-train \"ckpt_path='a=1,b'\""
     # As train.py was called, by an interpreter that is not the shell's.
     monkeypatch.setattr(sys, "argv", ["clone/train.py"])
-    _, command = how_to_resume(folder).splitlines()
+    _, command = interrupted_message(folder).splitlines()
     assert command == "  ./python clone/train.py \"ckpt_path='a=1,b'\""

@@ -25,7 +25,7 @@ def test_parts_are_made_in_order_and_null_is_none(tmp_path: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("choice", "said"),
+    ("choice", "message"),
     [
         ({"_target_": "mine.PrintRate"}, r"^callbacks\.own: .*No module named 'mine'"),
         ({"_target_": "pytorch_lightning.Callbakc"}, r"^callbacks\.own: .*Callbakc"),
@@ -38,7 +38,9 @@ def test_parts_are_made_in_order_and_null_is_none(tmp_path: Any) -> None:
     ],
     ids=["module", "class", "argument", "another kind", "a logger"],
 )
-def test_a_class_that_can_t_be_used_is_told_by_its_key(choice: dict[str, Any], said: str) -> None:
-    with pytest.raises(SettingError, match=said) as caught:
+def test_a_class_that_can_t_be_used_is_told_by_its_key(
+    choice: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SettingError, match=message) as caught:
         make_parts("callbacks", OmegaConf.create({"own": choice}), Callback)
     assert "\n" not in str(caught.value)

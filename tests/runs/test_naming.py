@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genre_lightning.runs.naming import (
-    LONGEST_NAME,
+    MAX_NAME_BYTES,
+    changed_settings,
     folder_name,
     job_folder,
-    other_settings,
     sweep_name,
 )
 
@@ -33,12 +33,12 @@ def test_an_easy_name_stays(text: str, name: str) -> None:
     assert folder_name(text) == name
 
 
-@given(st.lists(st.text("ab/-~é:. $", max_size=LONGEST_NAME * 2), unique=True, max_size=5))
+@given(st.lists(st.text("ab/-~é:. $", max_size=MAX_NAME_BYTES * 2), unique=True, max_size=5))
 def test_different_texts_have_different_names(texts: list[str]) -> None:
     names = {folder_name(text) for text in texts}
     assert len(names) == len(texts)
     for name in names:
-        assert 0 < len(name.encode()) <= LONGEST_NAME and name.isprintable()
+        assert 0 < len(name.encode()) <= MAX_NAME_BYTES and name.isprintable()
         assert not set(name) & set("/\\:*?\"'<>|$ ")
 
 
@@ -78,8 +78,8 @@ def test_a_sweep_is_found_again(other: list[str]) -> None:
 def test_other_settings_are_another_sweep(overrides: list[str], name: str) -> None:
     params = {"optimizer.lr": "1,2", "model.dropout": "0.1,0.2"}
     sweeper = {"params": params} if "sweep=lr_dropout" in overrides else NO_PARAMS
-    found = sweep_name(None, overrides, sweeper)
-    assert found == name or ("~" in name and found.startswith(name.partition("~")[0]))
+    actual = sweep_name(None, overrides, sweeper)
+    assert actual == name or ("~" in name and actual.startswith(name.partition("~")[0]))
 
 
 def test_of_a_path_its_end_is_in_a_name() -> None:
@@ -112,8 +112,8 @@ def test_a_job_is_named_by_what_differs_from_the_first_command(
     monkeypatch.chdir(tmp_path)
     fixed = {"data": "ml1m", "data.root": "/a/ml1m", "seed": "3"}
     (tmp_path / "sweep.json").write_text(json.dumps({"fixed": fixed, "given_in": "."}))
-    found = job_folder(overrides, str(tmp_path))
-    assert found == name or (name.endswith("~") and found.startswith(name))
+    actual = job_folder(overrides, str(tmp_path))
+    assert actual == name or (name.endswith("~") and actual.startswith(name))
 
 
 def test_a_file_is_the_same_however_it_is_told(
@@ -128,24 +128,24 @@ def test_a_file_is_the_same_however_it_is_told(
         swept = f"model.branches.mine.path={path}"
         return job_folder([f"data.path={path}"], sweep), job_folder([swept], sweep)
 
-    wanted = ("defaults", "data.path=default,model.branches.mine.path=a.csv")
+    expected = ("defaults", "data.path=default,model.branches.mine.path=a.csv")
     monkeypatch.chdir(tmp_path / "here")
     for path in ("a.csv", "'a.csv'", "./a.csv", "../here/a.csv", str(tmp_path / "here" / "a.csv")):
-        assert names(path, "sweep") == wanted
+        assert names(path, "sweep") == expected
         assert sweep_name(None, [f"data.path={path}"], NO_PARAMS) == "data.path=a.csv"
     monkeypatch.chdir(tmp_path / "there")
     for path in ("../here/a.csv", str(tmp_path / "here" / "a.csv")):
-        assert names(path, "../here/sweep") == wanted
+        assert names(path, "../here/sweep") == expected
     assert names("a.csv", "../here/sweep")[0].startswith("data.path=a.csv~")
     # A project that is moved takes its sweeps along.
     (tmp_path / "here").rename(tmp_path / "moved")
     monkeypatch.chdir(tmp_path / "moved")
-    assert names("a.csv", "sweep") == wanted
+    assert names("a.csv", "sweep") == expected
 
 
 def test_what_a_run_was_resumed_with() -> None:
     job = ["optimizer.lr=1e-3", "data.path=movies.csv", "sweep.name=s"]
-    assert other_settings(job, job) == ""
+    assert changed_settings(job, job) == ""
     resumed = ["optimizer.lr=0.001", "data.path=/there/movies.csv", "ckpt_path=runs/s/x"]
     resumed += ["trainer.max_epochs=3", "trainer.max_epochs=7", "logger=csv"]
-    assert other_settings(resumed, job) == "trainer.max_epochs=7"
+    assert changed_settings(resumed, job) == "trainer.max_epochs=7"

@@ -14,17 +14,17 @@ import pytest
 
 from genre_lightning.runs.process import (
     catch_signals,
-    end_with,
     ending_signals,
+    exit_when_process_ends,
+    raise_on_signals,
     release_signals,
-    signals_raise,
 )
 
 FOLLOWER = """
 import sys, time
-from genre_lightning.runs.process import end_with
+from genre_lightning.runs.process import exit_when_process_ends
 
-end_with(int(sys.argv[1]))
+exit_when_process_ends(int(sys.argv[1]))
 print("waiting", flush=True)
 time.sleep(int(sys.argv[2]))
 """
@@ -70,7 +70,7 @@ def test_one_that_is_no_more_ends_it_now(start: Any) -> None:
 def test_one_that_ends_by_itself_waits_for_nobody(start: Any) -> None:
     follower = start(FOLLOWER, os.getpid(), 0)
     assert follower.wait(30) == 0
-    end_with(os.getpid())  # or these tests would end here
+    exit_when_process_ends(os.getpid())  # or these tests would end here
 
 
 def test_nohup_is_heeded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +101,7 @@ def test_a_terminal_that_is_closed_signals_more_than_once() -> None:
 def test_hanging_up_ends_the_block() -> None:
     before = signal.getsignal(signal.SIGHUP)
     try:
-        with pytest.raises(SystemExit) as caught, signals_raise():
+        with pytest.raises(SystemExit) as caught, raise_on_signals():
             os.kill(os.getpid(), signal.SIGHUP)
             signal.pause()
         assert caught.value.code == 128 + signal.SIGHUP

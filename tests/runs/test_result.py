@@ -1,4 +1,4 @@
-"""result.json tells how a run ended, however it ended; its folder is locked meanwhile."""
+"""result.json: the outcome of every kind of end, and the lock of the run folder."""
 
 from __future__ import annotations
 
@@ -28,12 +28,14 @@ def recorded(folder: Path) -> Any:
 def test_a_completed_run(tmp_path: Path) -> None:
     with recorded_run(tmp_path, "val/loss", 3, ["seed=3"]) as result:
         result["val"] = {"loss": 0.5}
-    found = recorded(tmp_path)
-    assert set(found) == KEYS
-    assert found["status"] == "completed" and found["monitor"] == "val/loss"
-    assert found["seed"] == 3 and found["overrides"] == ["seed=3"] and found["val"]["loss"] == 0.5
-    assert found["seconds"] >= 0
-    assert {"python", "torch", "pytorch-lightning", "genre-lightning"} <= set(found["versions"])
+    actual = recorded(tmp_path)
+    assert set(actual) == KEYS
+    assert actual["status"] == "completed" and actual["monitor"] == "val/loss"
+    assert (
+        actual["seed"] == 3 and actual["overrides"] == ["seed=3"] and actual["val"]["loss"] == 0.5
+    )
+    assert actual["seconds"] >= 0
+    assert {"python", "torch", "pytorch-lightning", "genre-lightning"} <= set(actual["versions"])
 
 
 @pytest.mark.parametrize(
@@ -50,10 +52,10 @@ def test_other_ends(error: BaseException, status: str, tmp_path: Path) -> None:
     with pytest.raises(type(error)), recorded_run(tmp_path, "m", 0, []) as result:
         result["epochs"] = 2
         raise error
-    found = recorded(tmp_path)
-    assert found["status"] == status and found["epochs"] == 2
+    actual = recorded(tmp_path)
+    assert actual["status"] == status and actual["epochs"] == 2
     if status == "failed":
-        assert found["error"] == f"{type(error).__name__}: {error}"
+        assert actual["error"] == f"{type(error).__name__}: {error}"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
@@ -103,9 +105,9 @@ def test_attempts_add_up(tmp_path: Path) -> None:
     write_result(tmp_path, {**recorded(tmp_path), "seconds": 100.0})
     with recorded_run(tmp_path, "m", 0, []) as result:
         assert result["wandb_run_id"] == "abc"
-    found = recorded(tmp_path)
-    assert found["attempts"] == 2 and 100 <= found["seconds"] < 200
-    assert found["status"] == "completed" and "error" not in found
+    actual = recorded(tmp_path)
+    assert actual["attempts"] == 2 and 100 <= actual["seconds"] < 200
+    assert actual["status"] == "completed" and "error" not in actual
 
 
 @pytest.mark.parametrize("begun", [True, False])
@@ -119,11 +121,11 @@ def test_a_completed_run_stays_so_until_it_resumes(begun: bool, tmp_path: Path) 
             write_result(tmp_path, result)
             assert recorded(tmp_path)["status"] == "interrupted"
         raise UserError("why")
-    found = recorded(tmp_path)
+    actual = recorded(tmp_path)
     if begun:
-        assert found["status"] == "failed" and found["attempts"] == 2 and found["test"] == {}
+        assert actual["status"] == "failed" and actual["attempts"] == 2 and actual["test"] == {}
     else:
-        assert found == before
+        assert actual == before
 
 
 @pytest.mark.parametrize(
@@ -145,12 +147,12 @@ def test_a_refused_attempt_to_resume_leaves_the_story_of_those_before(
         if begun:
             write_result(tmp_path, {**result, "epochs": 4})
         raise error
-    found = recorded(tmp_path)
+    actual = recorded(tmp_path)
     if type(error) is UserError and not begun:
-        assert found == before
+        assert actual == before
     else:
-        assert (found["status"], found["attempts"], found["seed"]) == ("failed", 2, 1)
-        assert str(error) in found["error"]
+        assert (actual["status"], actual["attempts"], actual["seed"]) == ("failed", 2, 1)
+        assert str(error) in actual["error"]
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{}", '{"status": "odd"}', "\xff"], ids=repr)

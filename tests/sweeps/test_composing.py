@@ -1,4 +1,4 @@
-"""What is kept of a sweep's configurations, beside what Hydra composes by itself."""
+"""Cached configurations of a sweep's jobs, against those that Hydra composes."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from genre_lightning.runs.composing import faster_configuration
-from genre_lightning.sweeps.composing import compose_what_jobs_share_once
+from genre_lightning.runs.composing import speed_up_composition
+from genre_lightning.sweeps.composing import cache_job_configs
 
 plain = ConfigLoaderImpl.load_sweep_config
 
 
 @pytest.fixture(autouse=True, scope="module")
-def as_in_commands() -> Iterator[None]:
-    with faster_configuration():
+def fast_composition() -> Iterator[None]:
+    with speed_up_composition():
         yield
 
 
@@ -46,9 +46,9 @@ def loader_of(repository: Path) -> ConfigLoaderImpl:
 
 @pytest.fixture
 def sharing() -> Iterator[Callable[..., None]]:
-    """Starts what is tested, and ends it after the test."""
+    """Enables the cache for a test."""
     undos = []
-    yield lambda keep: undos.append(compose_what_jobs_share_once(keep=keep))
+    yield lambda keep: undos.append(cache_job_configs(keep=keep))
     for undo in undos:
         undo()
     assert ConfigLoaderImpl.load_sweep_config is plain
@@ -102,9 +102,9 @@ def test_errors_are_hydras(
     with pytest.raises(HydraException) as expected:
         loader.load_sweep_config(master, job)
     sharing(keep=True)
-    with pytest.raises(type(expected.value)) as found:
+    with pytest.raises(type(expected.value)) as actual:
         loader.load_sweep_config(master, job)
-    assert str(found.value) == str(expected.value)
+    assert str(actual.value) == str(expected.value)
 
 
 def test_another_sweep_of_the_process_has_its_own(

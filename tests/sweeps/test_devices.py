@@ -1,4 +1,4 @@
-"""Claims on GPUs, by real processes and without any GPU."""
+"""Claims on GPUs by real processes, without any GPU."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from genre_lightning.sweeps.devices import claimed, gpu_names
+from genre_lightning.sweeps.devices import claim_device, gpu_names
 
 Claim = Callable[[int], tuple[subprocess.Popen[str], int]]
 
@@ -18,9 +18,9 @@ Claim = Callable[[int], tuple[subprocess.Popen[str], int]]
 HOLDER = """
 import sys
 from pathlib import Path
-from genre_lightning.sweeps.devices import claimed
+from genre_lightning.sweeps.devices import claim_device
 
-with claimed(["gpu-0", "gpu-1"], Path(sys.argv[1]), int(sys.argv[2])) as index:
+with claim_device(["gpu-0", "gpu-1"], Path(sys.argv[1]), int(sys.argv[2])) as index:
     print(index, flush=True)
     sys.stdin.read()
 """
@@ -54,13 +54,13 @@ def test_jobs_are_shared_out_evenly(claim: Claim, tmp_path: Path) -> None:
     killed.kill()
     killed.wait()
     for start in (0, 1):
-        with claimed(["gpu-0", "gpu-1"], tmp_path, start) as index:
+        with claim_device(["gpu-0", "gpu-1"], tmp_path, start) as index:
             assert index == freed
 
 
 def test_a_claim_ends_with_its_block(tmp_path: Path) -> None:
     for _ in range(3):
-        with claimed(["a", "b"], tmp_path) as one, claimed(["a", "b"], tmp_path) as two:
+        with claim_device(["a", "b"], tmp_path) as one, claim_device(["a", "b"], tmp_path) as two:
             assert (one, two) == (0, 1)
 
 

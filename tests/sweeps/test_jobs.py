@@ -1,4 +1,4 @@
-"""Sweeps: what is run, what is not run again, what the terminal and the exit code say."""
+"""Sweeps: which jobs run, terminal output and exit codes."""
 
 from __future__ import annotations
 
@@ -289,7 +289,7 @@ def test_a_sweep_that_is_stopped_before_its_first_job(
         Journal(sweep).write("stopping", code=130)
         return lambda: None
 
-    monkeypatch.setattr("genre_lightning.sweeps.callback.compose_what_jobs_share_once", stop)
+    monkeypatch.setattr("genre_lightning.sweeps.callback.cache_job_configs", stop)
     code, output = sweep_here("-m", "optimizer.lr=1e-2,1e-3")
     assert code == 130 and "2 not started" in output and "Traceback" not in output
     assert not (sweep / "leaderboard.csv").exists()
@@ -490,8 +490,8 @@ def test_jobs_side_by_side(
     assert "1 completed, 1 failed" in output or "1 failed, 1 completed" in output
     assert "leaked" not in output + errors  # nanobind's word for what is not freed at the end
     assert "optimizer.lr=1e+30  failed: DivergedError: " in output
-    found = jobs(tmp_path / "runs" / "sweeps" / "s")
-    assert {lr: recorded(folder)["status"] for lr, folder in found.items()} == {
+    folders = jobs(tmp_path / "runs" / "sweeps" / "s")
+    assert {lr: recorded(folder)["status"] for lr, folder in folders.items()} == {
         "0.01": "completed",
         "1e+30": "failed",
     }
@@ -550,9 +550,9 @@ def test_jobs_that_share_what_is_opened_score_as_runs_alone(
     keys = ("val", "test", "monitor_value", "epochs", "num_parameters")
     assert sweep_here("-m", "seed=0,1", "data.split_seed=0,1")[0] == 0
     for folder in sorted((tmp_path / "runs/sweeps/s").glob("*/")):
-        told = json.loads((folder / "result.json").read_text())
+        stored = json.loads((folder / "result.json").read_text())
         alone = tmp_path / "alone" / folder.name
-        given = [o for o in told["overrides"] if o.startswith(("seed=", "data.split_seed="))]
-        assert sweep_here(*given, f"hydra.run.dir={alone}")[0] == 0
+        overrides = [o for o in stored["overrides"] if o.startswith(("seed=", "data.split_seed="))]
+        assert sweep_here(*overrides, f"hydra.run.dir={alone}")[0] == 0
         again = json.loads((alone / "result.json").read_text())
-        assert {key: told[key] for key in keys} == {key: again[key] for key in keys}
+        assert {key: stored[key] for key in keys} == {key: again[key] for key in keys}

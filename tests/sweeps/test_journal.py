@@ -1,4 +1,4 @@
-"""What jobs tell each other and the terminal."""
+"""The journal of a sweep's jobs, and its lines in the terminal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from genre_lightning.files import FullDiskError
-from genre_lightning.sweeps.journal import Journal, line
+from genre_lightning.sweeps.journal import Journal, event_line
 from tests.disks import small_disk
 
 
@@ -40,7 +40,7 @@ from tests.disks import small_disk
     ids=lambda value: value["status"] if isinstance(value, dict) else "",
 )  # fmt: skip
 def test_the_line_of_a_job(event: dict[str, Any], text: str) -> None:
-    assert line({"job": "seed=1", **event}, 3, 9) == text
+    assert event_line({"job": "seed=1", **event}, 3, 9) == text
 
 
 def test_half_a_line_of_the_journal_is_left_for_later(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Commands that are killed, and whose terminal is closed: nothing goes on without them."""
+"""Commands that are killed or lose their terminal leave no process behind."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class Command:
 
 
 class Terminal:
-    """Reads what is printed to a terminal, which would have no room for it all."""
+    """Reads a terminal's output, so that its buffer does not fill up."""
 
     def __init__(self, screen: int, output: int) -> None:
         self.screen = screen
@@ -182,8 +182,10 @@ def test_jobs_end_with_the_command(launcher: str, start: Start, tmp_path: Path) 
     line = ("-m", "sweep.name=s", "seed=1,2", *LAUNCHERS[launcher])
 
     def are_training() -> bool:
-        found = jobs(sweep).values()
-        return len(found) == 2 and all((f / "checkpoints" / "last.ckpt").exists() for f in found)
+        folders = jobs(sweep).values()
+        return len(folders) == 2 and all(
+            (f / "checkpoints" / "last.ckpt").exists() for f in folders
+        )
 
     forked = launcher != "ray"  # whose own program starts its workers
     command = start(*line, forked=forked)
@@ -249,8 +251,8 @@ def test_a_closed_terminal_is_an_interruption(how: str, start: Start, tmp_path: 
     count = 2 if how == "joblib" else 1
 
     def runs() -> list[Path]:
-        found = [single] if how == "run" else jobs(sweep).values()
-        return [folder for folder in found if (folder / "checkpoints" / "last.ckpt").exists()]
+        folders = [single] if how == "run" else jobs(sweep).values()
+        return [folder for folder in folders if (folder / "checkpoints" / "last.ckpt").exists()]
 
     # Once by Python, which sets itself up at a terminal.
     every = "checkpoint_every_n_steps=1000"

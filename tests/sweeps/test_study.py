@@ -1,4 +1,4 @@
-"""sweep=optuna: studies that choose, prune, survive and are continued."""
+"""sweep=optuna: studies that choose, prune, survive a kill and are continued."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from optuna.distributions import (
 from optuna.trial import TrialState
 
 from genre_lightning.errors import UserError
-from genre_lightning.sweeps.study import FILE, NAME, Trials, distribution, storage, trials_so_far
+from genre_lightning.sweeps.study import FILE, NAME, Trials, count_trials, distribution, storage
 from genre_lightning.training.callbacks.pruning import Pruning
 from tests.forking import Command, run_command
 
@@ -167,16 +167,16 @@ OTHER_KIND = {"optimizer.lr": CategoricalDistribution(("1",))}
 def test_what_can_not_be_compared_is_refused(
     name: str, space: Any, message: str, tmp_path: Path
 ) -> None:
-    assert trials_so_far(tmp_path, "a", LR) == 0
+    assert count_trials(tmp_path, "a", LR) == 0
     study = trials(tmp_path)
     study.ask(2)
     study.tell(0, completed(0.5))
     before = (tmp_path / FILE).read_bytes()
     with pytest.raises(UserError, match=message):
-        trials_so_far(tmp_path, name, space)
+        count_trials(tmp_path, name, space)
     assert (tmp_path / FILE).read_bytes() == before
     wider = {"optimizer.lr": FloatDistribution(1e-5, 1, log=True)}
-    assert trials_so_far(tmp_path, "a", wider) == 1
+    assert count_trials(tmp_path, "a", wider) == 1
 
 
 # Pruning.
@@ -188,7 +188,7 @@ class Strategy:
 
 
 class Loop:
-    """What the callback sees of a trainer."""
+    """The part of a trainer that the callback uses."""
 
     max_epochs = 10
     is_global_zero = True
@@ -267,8 +267,8 @@ def test_a_study_that_is_killed_and_continued(command: list[str], tmp_path: Path
     process = Command(command, tmp_path, start_new_session=True)
     try:
         deadline = time.monotonic() + 300
-        while sum(found["status"] == "completed" for found in results(folder)) < 2 or not any(
-            found["status"] == "interrupted" for found in results(folder)
+        while sum(result["status"] == "completed" for result in results(folder)) < 2 or not any(
+            result["status"] == "interrupted" for result in results(folder)
         ):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.02)
@@ -288,20 +288,20 @@ def test_a_study_that_is_killed_and_continued(command: list[str], tmp_path: Path
     assert f"{len(done)} already finished" in ended.stdout
     assert all(path.stat().st_mtime_ns == time for path, time in done.items())
     assert set(before) <= set(folder.glob("*/result.json"))
-    found = results(folder)
-    assert Counter(result["status"] for result in found) == {"completed": 6}
+    stored = results(folder)
+    assert Counter(result["status"] for result in stored) == {"completed": 6}
     kept = read(folder)
     assert len(kept) == 6
     # What the study says is what the runs say.
     for trial in kept:
         drawn = {f"{key}={value}" for key, value in trial.params.items()}
-        (result,) = (result for result in found if drawn <= set(result["overrides"]))
+        (result,) = (result for result in stored if drawn <= set(result["overrides"]))
         assert result["pruned"] == (trial.state == TrialState.PRUNED)
         assert result["epochs"] == len(trial.intermediate_values)
         assert (result["epochs"] < 5) == result["pruned"]
         if not result["pruned"]:
             assert trial.value == result["monitor_value"]
-    assert any(result["pruned"] for result in found)
+    assert any(result["pruned"] for result in stored)
     assert (folder / "leaderboard.csv").is_file()
 
 

@@ -1,4 +1,4 @@
-"""Several processes that train one model: real ones, joined by gloo on the CPU."""
+"""Distributed training in several processes, joined by gloo on the CPU."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _as_rank(rank: int, port: int, function: str, *arguments: Any) -> None:
 def fit(
     cache: Path, size: int, nodes: int, **more: Any
 ) -> tuple[pl.Trainer, GenreModule, MovieDataModule]:
-    """A title model without anything of which two halves of a batch tell less than the whole."""
+    """Fit a title model without BatchNorm, so that a batch can be split between processes."""
     data = MovieDataModule(
         "demo", {"title": TermsInput("title", 128, decade=True)}, batch_size=size,
         cache_dir=cache, root=str(cache), num_movies=109, poster_height=32,
@@ -100,14 +100,14 @@ def test_two_halves_of_a_batch_train_as_the_whole(tmp_path: Path) -> None:
     # Odd shares: the ranks differ in movies, though not in batches.
     assert len(data.splits["val"]) % 2 == 1 and trainer.global_step >= 8
     assert in_two(half, tmp_path, tmp_path) == [0, 0]
-    wanted = {name: value.item() for name, value in trainer.callback_metrics.items()}
-    found = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
-    for state, values, steps in found:
+    expected = {name: value.item() for name, value in trainer.callback_metrics.items()}
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    for state, values, steps in ranks:
         assert steps == trainer.global_step
         for name, weight in module.network.state_dict().items():
             torch.testing.assert_close(state[name], weight, rtol=1e-4, atol=1e-6)
-        assert values == pytest.approx(wanted, rel=1e-4)
-    assert found[0][1] == found[1][1], "the ranks would disagree on which epoch is best"
+        assert values == pytest.approx(expected, rel=1e-4)
+    assert ranks[0][1] == ranks[1][1], "the ranks would disagree on which epoch is best"
 
 
 def fail_alone(rank: int, cache: Path) -> None:
@@ -159,13 +159,13 @@ def test_processes_of_others_need_one_folder(monkeypatch: pytest.MonkeyPatch) ->
     def job(mode: RunMode, *overrides: str) -> Any:
         return SimpleNamespace(mode=mode, overrides=SimpleNamespace(hydra=list(overrides)))
 
-    processes.check_started(job(RunMode.MULTIRUN))
+    processes.check_distributed_launch(job(RunMode.MULTIRUN))
     monkeypatch.setenv("RANK", "1")
-    processes.check_started(job(RunMode.RUN, "hydra.run.dir=here"))
+    processes.check_distributed_launch(job(RunMode.RUN, "hydra.run.dir=here"))
     with pytest.raises(UserError, match=r"hydra\.run\.dir=FOLDER"):
-        processes.check_started(job(RunMode.RUN))
+        processes.check_distributed_launch(job(RunMode.RUN))
     with pytest.raises(UserError, match="without torchrun"):
-        processes.check_started(job(RunMode.MULTIRUN, "hydra.run.dir=here"))
+        processes.check_distributed_launch(job(RunMode.MULTIRUN, "hydra.run.dir=here"))
 
 
 SCRIPT = """
@@ -229,8 +229,8 @@ def test_one_that_fails_ends_all(start: Any, tmp_path: Path) -> None:
     process = start("failing")
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 1 and "ProcessError: UserError: no movies here" in errors
-    found = json.loads((tmp_path / "result.json").read_text())
-    assert found["status"] == "failed" and found["error"] == "UserError: no movies here"
+    stored = json.loads((tmp_path / "result.json").read_text())
+    assert stored["status"] == "failed" and stored["error"] == "UserError: no movies here"
     assert ended(int((tmp_path / "0.pid").read_text()))
 
 
@@ -268,11 +268,11 @@ def test_a_sweep_of_runs_in_two_processes(
     ]
     process = run_command(command, tmp_path, timeout=500)
     assert process.returncode != 0
-    diverged, found = (
+    diverged, stored = (
         json.loads((tmp_path / "sweep" / job / "result.json").read_text()) for job in "01"
     )
     assert diverged["status"] == "failed" and "not finite at epoch 0" in diverged["error"]
-    assert found["status"] == "completed", process.stderr
+    assert stored["status"] == "completed", process.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["sweep"]
 
     # One process, the checkpoint and the whole of each split: the same numbers.
@@ -285,13 +285,13 @@ def test_a_sweep_of_runs_in_two_processes(
     data.setup()
     assert len(data.splits["val"]) % 2 == 1
     for split in ("val", "test"):
-        assert found[split] == split_metrics(model, score_split(model, data, split))
+        assert stored[split] == split_metrics(model, score_split(model, data, split))
     # And those which both processes have logged together.
     with (folder / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["0", "1"]
     best = max(rows, key=lambda row: float(row["val/map_macro"]))
-    for name, value in found["val"].items():
+    for name, value in stored["val"].items():
         if name != "num_movies":
             assert float(best[f"val/{name}"]) == pytest.approx(value, rel=1e-5), name
 

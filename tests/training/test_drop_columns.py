@@ -59,7 +59,7 @@ def module(data: MovieDataModule, drop_columns: float, *names: str, **more: Any)
 
 
 def kept(own: GenreModule, batch: MovieBatch) -> dict[str, torch.Tensor]:
-    """By branch, (B,) whether it says anything of a movie; all of them do that have the column."""
+    """By branch, (B,) whether its logits are not zero: all movies that keep the column."""
     own.train()
     branch_logits = own.network.branch_logits(batch.parts, len(batch))
     dropped = own._apply_column_dropout(branch_logits, batch)
@@ -74,9 +74,9 @@ def kept(own: GenreModule, batch: MovieBatch) -> dict[str, torch.Tensor]:
 
 
 def seen(batch: MovieBatch, name: str) -> torch.Tensor:
-    there = torch.zeros(len(batch), dtype=torch.bool)
-    there[batch.parts[name].rows] = True
-    return there
+    has_column = torch.zeros(len(batch), dtype=torch.bool)
+    has_column[batch.parts[name].rows] = True
+    return has_column
 
 
 def test_columns_go_as_a_whole_and_never_all_that_a_movie_has(
@@ -87,21 +87,23 @@ def test_columns_go_as_a_whole_and_never_all_that_a_movie_has(
     # Each title has a year.
     assert seen(batch, "year").all() and seen(batch, "terms").all()
     for seed in range(20):
-        found = kept(own, replace(batch, seed=seed))
-        assert torch.equal(found["terms"], found["year"])
+        kept_movies = kept(own, replace(batch, seed=seed))
+        assert torch.equal(kept_movies["terms"], kept_movies["year"])
         poster = seen(batch, "poster")
-        assert not found["poster"][~poster].any()
+        assert not kept_movies["poster"][~poster].any()
         # Whoever has a title alone keeps it.
-        assert found["terms"][~poster].all()
-        assert (found["terms"] | found["poster"]).all()
+        assert kept_movies["terms"][~poster].all()
+        assert (kept_movies["terms"] | kept_movies["poster"]).all()
 
 
 def test_each_column_goes_as_often_as_asked_for(data: MovieDataModule, batch: MovieBatch) -> None:
     own, poster = module(data, 0.3), seen(batch, "poster")
     share = []
     for seed in range(60):
-        found = kept(own, replace(batch, seed=seed))
-        share.append([float(found[name][poster].float().mean()) for name in ("terms", "poster")])
+        kept_movies = kept(own, replace(batch, seed=seed))
+        share.append(
+            [float(kept_movies[name][poster].float().mean()) for name in ("terms", "poster")]
+        )
     # Not dropped, or dropped together with the other one: 0.7 + 0.3 * 0.3.
     for one in torch.tensor(share).mean(dim=0).tolist():
         assert one == pytest.approx(0.79, abs=0.02)
@@ -129,8 +131,8 @@ def test_what_is_dropped_is_not_drawn_as_augmentation_is(
         # By the batch's own seed, as PosterAugment draws.
         drawn = torch.rand(len(batch), 2, generator=torch.Generator().manual_seed(seed)) >= 0.5
         by_the_seed = drawn[:, 0] | ~drawn.any(dim=1)
-        found = kept(own, replace(batch, seed=seed))["terms"]
-        agreed.append(float((found == by_the_seed)[poster].float().mean()))
+        kept_movies = kept(own, replace(batch, seed=seed))["terms"]
+        agreed.append(float((kept_movies == by_the_seed)[poster].float().mean()))
     # By chance: both keep it, 0.75 ** 2, or both don't.
     assert sum(agreed) / len(agreed) == pytest.approx(0.625, abs=0.05)
 

@@ -1,4 +1,4 @@
-"""A pretrained image network trained on, from the command to the checkpoint; and exact resume."""
+"""Fine-tuning of a pretrained image encoder, from the command to the checkpoint; exact resume."""
 
 from __future__ import annotations
 
@@ -162,6 +162,6 @@ def test_resuming_is_exact(
         ],
         "timm",
     )
-    said = "".join(log.read_text()[-3000:] for log in tmp_path.glob("*.log"))
-    assert ended == [0, -9, -9, 0], said
+    logs = "".join(log.read_text()[-3000:] for log in tmp_path.glob("*.log"))
+    assert ended == [0, -9, -9, 0], logs
     assert_same_run(whole, killed)

@@ -1,4 +1,4 @@
-"""Validation by folds of train: who has learnt from which movie, and who speaks of it."""
+"""Validation by folds of train: each movie is scored by the member trained without it."""
 
 from __future__ import annotations
 
@@ -132,8 +132,8 @@ def test_in_validation_the_member_that_is_blind_to_a_movie_speaks_alone(data: Mo
 
     total = network.prior + sum(per_member(name, part) for name, part in batch.parts.items())
     expected = torch.stack([total[int(fold), row] for row, fold in enumerate(batch.folds)])
-    found = network(batch.parts, len(batch), batch.folds)
-    assert torch.allclose(found, expected, atol=1e-5)
+    actual = network(batch.parts, len(batch), batch.folds)
+    assert torch.allclose(actual, expected, atol=1e-5)
     mean = network(batch.parts, len(batch))
     assert torch.allclose(mean, total.mean(dim=0), atol=1e-5)
 
@@ -156,8 +156,8 @@ def test_stacking_of_a_fold_is_fitted_on_the_others(
 ):
     module, trainer = stacked
     network = module.network.eval()
-    found = network.stacking
-    assert found is not None and len(found.offsets) == FOLDS
+    stacking = network.stacking
+    assert stacking is not None and len(stacking.offsets) == FOLDS
     rows = data.splits["val"]
     (batch,) = data.loader("val", batch_size=len(rows), device="cpu")
     with torch.inference_mode():
@@ -169,12 +169,12 @@ def test_stacking_of_a_fold_is_fitted_on_the_others(
         expected = fit_stacking(
             *(each[others].numpy() for each in (sums, by_branch, batch.targets))
         )
-        np.testing.assert_allclose(found.genres[fold], expected.genres, atol=1e-4)
-        np.testing.assert_allclose(found.offsets[fold], expected.offsets, atol=1e-4)
+        np.testing.assert_allclose(stacking.genres[fold], expected.genres, atol=1e-4)
+        np.testing.assert_allclose(stacking.offsets[fold], expected.offsets, atol=1e-4)
         answer = sums[own].numpy() + expit(sums[own].numpy()) @ expected.genres.T + expected.offsets
         for place, name in enumerate(branches):
             weights = expected.branches[place]
-            np.testing.assert_allclose(found.branches[name][fold], weights, atol=1e-4)
+            np.testing.assert_allclose(stacking.branches[name][fold], weights, atol=1e-4)
             answer += (weights - 1) * by_branch[own, place].numpy()
         np.testing.assert_allclose(logits[own].numpy(), answer, atol=1e-3)
     scores = torch.sigmoid(logits)
@@ -194,10 +194,10 @@ def test_a_checkpoint_scores_with_it_as_training_did(
     trainer.save_checkpoint(tmp_path / "best.ckpt")
     model = load_model(tmp_path / "best.ckpt")
     assert model.threshold_fit == {"method": "expected", "micro_weight": 0.3}
-    found = split_metrics(model, score_split(model, data, "val"))
+    metrics = split_metrics(model, score_split(model, data, "val"))
     for name, value in trainer.callback_metrics.items():
         if name.startswith("val/"):
-            assert found[name.removeprefix("val/")] == pytest.approx(float(value), abs=1e-6), name
+            assert metrics[name.removeprefix("val/")] == pytest.approx(float(value), abs=1e-6), name
     # Resuming goes on from it, until the next validation.
     fresh = module_of(data, network_of(data), stacking=True)
     fresh._trainer = trainer
@@ -221,10 +221,10 @@ def test_label_sets_of_a_fold_are_those_of_the_others(data: MovieDataModule, tmp
     trainer.save_checkpoint(tmp_path / "best.ckpt")
     model = load_model(tmp_path / "best.ckpt")
     scores = score_split(model, data, "val")
-    found = split_metrics(model, scores)
+    metrics = split_metrics(model, scores)
     for name, value in trainer.callback_metrics.items():
         if name.startswith("val/"):
-            assert found[name.removeprefix("val/")] == pytest.approx(float(value), abs=1e-6), name
+            assert metrics[name.removeprefix("val/")] == pytest.approx(float(value), abs=1e-6), name
     assert scores.folds is not None
     sums = model.network.total(scores.branch_logits)
     train = data.labels[data.splits["train"]]

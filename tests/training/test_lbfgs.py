@@ -29,7 +29,7 @@ L2 = {"words": 0.5, "year": 2.0}
 @pytest.fixture
 def data(tmp_path: Path) -> MovieDataModule:
     inputs: dict[str, Input] = {"words": TermsInput("title", 64), "year": YearInput()}
-    made = MovieDataModule(
+    module_data = MovieDataModule(
         "demo",
         inputs,
         root=str(tmp_path),
@@ -39,8 +39,8 @@ def data(tmp_path: Path) -> MovieDataModule:
         cache_dir=tmp_path,
         folds=3,
     )
-    made.setup()
-    return made
+    module_data.setup()
+    return module_data
 
 
 def module_of(data: MovieDataModule, **changes: Any) -> GenreModule:

@@ -107,7 +107,7 @@ def test_the_loss_of_a_step(
     batch = prepared(data)
     seen = batch.parts["poster"].rows
     assert 0 < len(seen) < len(batch)
-    found = module.training_step(batch, 0)
+    actual = module.training_step(batch, 0)
 
     branch_logits = module.network.branch_logits(batch.parts, len(batch))
     title, poster, prior = branch_logits["title"], branch_logits["poster"], module.network.prior
@@ -119,7 +119,7 @@ def test_the_loss_of_a_step(
         for row in seen.tolist()
     ]
     expected = expected + weight * sum(cells) / len(cells)
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(actual, expected)
 
 
 @pytest.mark.parametrize("branch", ["title", "poster"])
@@ -136,7 +136,7 @@ def test_one_branch_has_one_loss(
 
 
 class Waits(TorchDispatchMode):
-    """Notes what is copied to another device at once, so that a GPU may run empty."""
+    """Records blocking copies to another device, which make a GPU wait."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -317,11 +317,11 @@ def test_every_parameter_is_trained_once(
 ) -> None:
     module = make(*names, lr_scales={"title": 0.25} if "title" in names else {})
     groups = module.build_optimizer().param_groups
-    found = [parameter for group in groups for parameter in group["params"]]
-    assert len(found) == len({id(parameter) for parameter in found})
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    assert len(parameters) == len({id(parameter) for parameter in parameters})
     # In the order of the list, as the optimizer's state is stored.
     own = [p for name in names for p in module.network.branches[name].parameters()]
-    assert {id(p) for p in found} == {id(p) for p in own} and len(groups) == 2 * len(names)
+    assert {id(p) for p in parameters} == {id(p) for p in own} and len(groups) == 2 * len(names)
 
 
 @pytest.mark.parametrize("decay_vectors", [False, True])

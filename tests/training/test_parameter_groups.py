@@ -34,9 +34,9 @@ def test_vectors_are_decayed_where_asked_for() -> None:
 
 
 def test_decay_may_have_a_scale_of_its_own() -> None:
-    found = groups(decay_scales={"plain": 3.0, "scaled": 5.0})
+    actual = groups(decay_scales={"plain": 3.0, "scaled": 5.0})
     expected = [(0.2, 0.03), (0.2, 0.0), (0.01, 0.05), (0.02, 0.0)]
-    assert found == [pytest.approx(pair) for pair in expected]
+    assert actual == [pytest.approx(pair) for pair in expected]
 
 
 def test_a_branch_that_is_not_trained_is_not_decayed() -> None:

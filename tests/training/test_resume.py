@@ -1,4 +1,4 @@
-"""A run that is killed, wherever and how often, is resumed as if it had not been."""
+"""A killed run that is resumed gives the same result as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -349,8 +349,8 @@ def test_files_that_may_not_grow(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         patch.undo()
-    found = recorded(tmp_path)
-    assert found["status"] == "failed" and "last.ckpt" in found["error"]
+    result = recorded(tmp_path)
+    assert result["status"] == "failed" and "last.ckpt" in result["error"]
     assert read_checkpoint(last)["global_step"] == 2
 
 
@@ -597,7 +597,7 @@ def test_a_frozen_branch_goes_on_exactly(
 
 @pytest.mark.slow
 def test_lbfgs_goes_on_exactly(repository: Path, tiny_overrides: Overrides, tmp_path: Path) -> None:
-    """What it knows of the curvature goes along."""
+    """The checkpoint contains the curvature estimate."""
     overrides = [
         *(override for override in tiny_overrides() if "model." not in override),
         "model/branch=[title_linear,title_year]",
@@ -625,7 +625,7 @@ def test_lbfgs_goes_on_exactly(repository: Path, tiny_overrides: Overrides, tmp_
 
 
 class Threads(pl.Callback):
-    """Notes with how many threads each step is computed."""
+    """Records the number of threads of each step."""
 
     def __init__(self, path: str) -> None:
         self.path = Path(path)
@@ -641,7 +641,7 @@ def test_as_many_threads_as_before(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """They decide in which order numbers are added."""
+    """The number of threads decides the order of additions."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     notes = tmp_path / "threads"
     settings = [

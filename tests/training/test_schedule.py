@@ -1,4 +1,4 @@
-"""Learning rates step by step, against the formula written out."""
+"""Learning rates by step, against the formula."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def two_groups() -> torch.optim.Optimizer:
 @pytest.mark.parametrize("final", [0.0, 0.2])
 @pytest.mark.parametrize("total", [2, 10, 101])
 def test_warmup_then_cosine(total: int, final: float) -> None:
-    found = rates(warmup_cosine(two_groups(), total, 0.2, final), total + 3)
+    actual = rates(warmup_cosine(two_groups(), total, 0.2, final), total + 3)
     warmup = max(1, round(0.2 * total))
-    for step, (first, second) in enumerate(found):
+    for step, (first, second) in enumerate(actual):
         if step < warmup:
             expected = (step + 1) / warmup
         elif step >= total:

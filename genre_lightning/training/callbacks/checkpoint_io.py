@@ -21,7 +21,7 @@ from genre_lightning.checkpoint.writing import write_checkpoint
 from genre_lightning.files import temporary_name, whole_file
 
 #: Entries that need no copy: they are made for one checkpoint alone, or never change.
-_OWN = (CHECKPOINT_KEY, TRAINING_KEY)
+_NOT_COPIED = (CHECKPOINT_KEY, TRAINING_KEY)
 
 
 class WholeFileIO(TorchCheckpointIO):
@@ -60,7 +60,7 @@ class WholeFileIO(TorchCheckpointIO):
         self._held: dict[Path, dict[str, Any] | None] = {}
         self._after: list[Callable[[], None]] = []
         self._thread: ThreadPoolExecutor | None = None
-        self._asked: list[Future[None]] = []
+        self._futures: list[Future[None]] = []
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
@@ -76,10 +76,10 @@ class WholeFileIO(TorchCheckpointIO):
             self._write_held()
             if self.background:
                 self._wait()
-                checkpoint = _state_now(checkpoint)
+                checkpoint = _snapshot(checkpoint)
             self._write(checkpoint, path)
         else:
-            self._hold(path, _state_now(checkpoint))
+            self._hold(path, _snapshot(checkpoint))
         self.newest = path, entry
 
     def is_due(self, path: Path) -> bool:
@@ -101,20 +101,20 @@ class WholeFileIO(TorchCheckpointIO):
         else:
             self._held.pop(path, None)
             self._written[path] = time.monotonic()
-            self._do(partial(_link, newest, path))
+            self._submit(partial(_link, newest, path))
 
     def remove_checkpoint(self, path: str | Path) -> None:
         if self._held:
             self._hold(Path(path), None)
         else:
-            self._do(partial(super().remove_checkpoint, path))
+            self._submit(partial(super().remove_checkpoint, path))
 
     def load_checkpoint(self, *arguments: Any, **options: Any) -> dict[str, Any]:
         self.finish()
         loaded: dict[str, Any] = super().load_checkpoint(*arguments, **options)
         return loaded
 
-    def then(self, work: Callable[[], None]) -> None:
+    def run_when_saved(self, work: Callable[[], None]) -> None:
         """Run ``work`` once everything requested before is done.
 
         Work that waits for a held-back checkpoint is replaced by the work of a later one.
@@ -122,7 +122,7 @@ class WholeFileIO(TorchCheckpointIO):
         if self._held:
             self._after = [work]
         else:
-            self._do(work)
+            self._submit(work)
 
     def _hold(self, path: Path, checkpoint: dict[str, Any] | None) -> None:
         # Moved to the end of the order of writing, so that a file comes after those it refers to.
@@ -135,27 +135,27 @@ class WholeFileIO(TorchCheckpointIO):
         written: dict[int, Path] = {}
         for path, checkpoint in held.items():
             if checkpoint is None:
-                self._do(partial(super().remove_checkpoint, path))
+                self._submit(partial(super().remove_checkpoint, path))
             elif id(checkpoint) in written:
-                self._do(partial(_link, written[id(checkpoint)], path))
+                self._submit(partial(_link, written[id(checkpoint)], path))
             else:
                 written[id(checkpoint)] = path
                 self._write(checkpoint, path)
         for work in after:
-            self._do(work)
+            self._submit(work)
 
     def _write(self, checkpoint: dict[str, Any], path: Path) -> None:
         self._written[path] = time.monotonic()
-        self._do(partial(write_checkpoint, checkpoint, path))
+        self._submit(partial(write_checkpoint, checkpoint, path))
 
-    def _do(self, work: Callable[[], None]) -> None:
+    def _submit(self, work: Callable[[], None]) -> None:
         if not self.background:
             work()
             return
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
-        before = self._asked[-1] if self._asked else None
-        self._asked.append(self._thread.submit(_unless_failed, before, work))
+        previous = self._futures[-1] if self._futures else None
+        self._futures.append(self._thread.submit(_run_after, previous, work))
 
     def finish(self) -> None:
         """Write what was held back, and wait until everything requested is done.
@@ -168,9 +168,9 @@ class WholeFileIO(TorchCheckpointIO):
         self._wait()
 
     def _wait(self) -> None:
-        asked, self._asked = self._asked, []
-        for work in asked:
-            work.result()
+        futures, self._futures = self._futures, []
+        for future in futures:
+            future.result()
 
     def teardown(self) -> None:
         """Finish and stop the thread; called by Lightning at the end, even after an error."""
@@ -182,9 +182,9 @@ class WholeFileIO(TorchCheckpointIO):
                 self._thread = None
 
 
-def _unless_failed(before: Future[None] | None, work: Callable[[], None]) -> None:
-    if before is not None:
-        before.result()  # already done: the one thread works in order
+def _run_after(previous: Future[None] | None, work: Callable[[], None]) -> None:
+    if previous is not None:
+        previous.result()  # already done: the one thread works in order
     work()
 
 
@@ -200,19 +200,22 @@ def _link(source: Path, path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _state_now(checkpoint: dict[str, Any]) -> dict[str, Any]:
+def _snapshot(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """Copy a checkpoint, so that it doesn't change while training continues."""
-    return {key: value if key in _OWN else _copied(value) for key, value in checkpoint.items()}
+    return {
+        key: value if key in _NOT_COPIED else _copy_to_cpu(value)
+        for key, value in checkpoint.items()
+    }
 
 
-def _copied(value: Any) -> Any:
+def _copy_to_cpu(value: Any) -> Any:
     """Copy a value, with its tensors on the CPU."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
-        same = copy.copy(value)  # keeps the class and the attributes of a state_dict
-        same.update((key, _copied(item)) for key, item in value.items())
-        return same
+        copied = copy.copy(value)  # keeps the class and the attributes of a state_dict
+        copied.update((key, _copy_to_cpu(item)) for key, item in value.items())
+        return copied
     if isinstance(value, (list, tuple)):
-        return type(value)([_copied(item) for item in value])
+        return type(value)([_copy_to_cpu(item) for item in value])
     return value

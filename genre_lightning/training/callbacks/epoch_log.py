@@ -30,34 +30,34 @@ class EpochLog(Callback):
 
     def __init__(self, history: History) -> None:
         self.history = history
-        self.found: list[int] = []
-        self.logged: list[float] = []
-        self._seen = 0
+        self.stored_steps: list[int] = []
+        self.last_logged: list[float] = []
+        self._num_logged = 0
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         # Before History drops the rows of epochs that will be run again.
         if self.history.path.exists():
             with self.history.path.open(newline="") as file:
-                self.found = [int(row["step"]) for row in csv.DictReader(file)]
+                self.stored_steps = [int(row["step"]) for row in csv.DictReader(file)]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        kept = int(self.history.rows[-1]["step"]) if self.history.rows else -1
-        if self.found and self.found[-1] > kept:
-            self.found.pop()  # a kill may have come between writing and logging it
-        here = self.found[-1] if self.found else -1
+        last_kept = int(self.history.rows[-1]["step"]) if self.history.rows else -1
+        if self.stored_steps and self.stored_steps[-1] > last_kept:
+            self.stored_steps.pop()  # a kill may have come between writing and logging it
+        last_stored = self.stored_steps[-1] if self.stored_steps else -1
         for logger in trainer.loggers:
             if isinstance(logger, CSVLogger):
                 logged = -1.0  # it starts a new file
             elif not isinstance(logger, WandbLogger):
-                logged = here
+                logged = last_stored
             elif logger.experiment.resumed:
                 logged = float(logger.experiment.summary.get(WANDB_STEP, -1))
             else:  # offline, or a server that does not say
-                logged = max(here, kept) if getattr(logger, "resumes", True) else -1
-            self.logged.append(logged)
-        self._seen = 0
+                logged = max(last_stored, last_kept) if getattr(logger, "resumes", True) else -1
+            self.last_logged.append(logged)
+        self._num_logged = 0
         self._log_new(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -69,14 +69,14 @@ class EpochLog(Callback):
             self._log_new(trainer)
 
     def _log_new(self, trainer: pl.Trainer) -> None:
-        for row in self.history.rows[self._seen :]:
+        for row in self.history.rows[self._num_logged :]:
             self._log(trainer.loggers, row)
-        self._seen = len(self.history.rows)
+        self._num_logged = len(self.history.rows)
 
     def _log(self, loggers: Sequence[Logger], row: Mapping[str, Any]) -> None:
         values = {name: float(value) for name, value in row.items() if value not in ("", None)}
         step = int(values.pop("step"))
-        for logger, logged in zip(loggers, self.logged, strict=True):
+        for logger, logged in zip(loggers, self.last_logged, strict=True):
             if step > logged:
                 logger.log_metrics(values, step=step)
                 logger.save()

@@ -44,8 +44,8 @@ class History(Callback):
         self.validated = False
         self._unwritten = False  # no row has the last validation yet
         self._epoch_began = 0.0
-        self._batches_ended = 0.0
-        self._epoch_before = 0.0
+        self._last_batch_end = 0.0
+        self._earlier_seconds = 0.0
 
     @property
     def samples_per_second(self) -> float | None:
@@ -66,25 +66,25 @@ class History(Callback):
         self.rows = [dict(row) for row in state_dict["rows"]]
         self.samples = state_dict["samples"]
         self.seconds = state_dict["seconds"]
-        self._epoch_before = state_dict["epoch_seconds"]
+        self._earlier_seconds = state_dict["epoch_seconds"]
         self.validated = state_dict.get("validated", False)
         self._unwritten = state_dict.get("unwritten", self.validated)
 
     def _elapsed(self) -> float:
         """Return the seconds of the current epoch, 0 between epochs."""
         now = time.perf_counter()
-        return self._epoch_before + (now - self._epoch_began if self._epoch_began else 0.0)
+        return self._earlier_seconds + (now - self._epoch_began if self._epoch_began else 0.0)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.rows and trainer.is_global_zero:
             self._write()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._epoch_began = self._batches_ended = time.perf_counter()
+        self._epoch_began = self._last_batch_end = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._epoch_began = self._batches_ended = time.perf_counter()
-        self._epoch_before = 0.0
+        self._epoch_began = self._last_batch_end = time.perf_counter()
+        self._earlier_seconds = 0.0
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: MovieBatch, batch_idx: int
@@ -97,7 +97,7 @@ class History(Callback):
         self.validated = self._unwritten = not trainer.sanity_checking
         if trainer.state.fn == TrainerFn.FITTING and self.validated and not trainer.is_last_batch:
             self._add_row(trainer, None)
-        self._batches_ended = time.perf_counter()
+        self._last_batch_end = time.perf_counter()
 
     def on_train_batch_end(
         self,
@@ -109,12 +109,12 @@ class History(Callback):
     ) -> None:
         now = time.perf_counter()
         self.samples += len(batch) * trainer.world_size
-        self.seconds += now - self._batches_ended
-        self._batches_ended = now
+        self.seconds += now - self._last_batch_end
+        self._last_batch_end = now
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         seconds = self._elapsed()
-        self._epoch_began = self._epoch_before = 0.0
+        self._epoch_began = self._earlier_seconds = 0.0
         self._add_row(trainer, seconds)
 
     def _add_row(self, trainer: pl.Trainer, seconds: float | None) -> None:

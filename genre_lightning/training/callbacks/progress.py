@@ -69,19 +69,19 @@ class Progress(RichProgressBar):
         if self.lines and trainer.is_global_zero:
             values = self.get_metrics(trainer, pl_module)
             shown = "  ".join(f"{name}: {value:.3f}" for name, value in values.items())
-            print(f"{epoch_of(trainer.current_epoch, trainer.max_epochs)}  {shown}")
+            print(f"{epoch_label(trainer.current_epoch, trainer.max_epochs)}  {shown}")
         super().on_train_epoch_end(trainer, pl_module)
 
     def _get_train_description(self, current_epoch: int) -> str:
         # Lightning's own text has a last epoch of -2 if training has no end.
-        text = epoch_of(current_epoch, self.trainer.max_epochs)
+        text = epoch_label(current_epoch, self.trainer.max_epochs)
         return f"{text:{len(self.validation_description)}}"
 
     def get_metrics(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        history = next(found for found in callbacks if isinstance(found, History))
+        history = next(callback for callback in callbacks if isinstance(callback, History))
         value = trainer.callback_metrics.get(self.monitor) if history.validated else None
         values = {"loss": self.loss, self.monitor: value, "best": self._best(trainer, value)}
         return {name: float(value) for name, value in values.items() if value is not None}
@@ -91,13 +91,13 @@ class Progress(RichProgressBar):
         saver = trainer.checkpoint_callback
         if not isinstance(saver, ModelCheckpoint) or saver.best_model_score is None:
             return value
-        before = saver.best_model_score
+        best = saver.best_model_score
         if value is None:
-            return before
+            return best
         better = max if saver.mode == "max" else min
-        return better(float(before), float(value))
+        return better(float(best), float(value))
 
 
-def epoch_of(epoch: int, max_epochs: int | None) -> str:
+def epoch_label(epoch: int, max_epochs: int | None) -> str:
     """Return "Epoch 3/9", the epoch and the last one, counted from 0; "Epoch 3" without an end."""
     return f"Epoch {epoch}/{max_epochs - 1}" if max_epochs and max_epochs > 0 else f"Epoch {epoch}"

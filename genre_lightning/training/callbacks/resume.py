@@ -26,8 +26,8 @@ from genre_lightning.runs.process import (
     ending_signals,
     is_first_process,
     release_signals,
+    stop_callbacks,
     under_slurm,
-    when_stopping,
 )
 from genre_lightning.runs.result import write_result
 from genre_lightning.runs.settings import flat_settings, may_change_on_resume
@@ -97,12 +97,12 @@ class Resume(Checkpoint):
         self.path = self.folder / "checkpoints" / "last.ckpt"
         self.signal: int | None = None
         self._restored: dict[str, Any] | None = None
-        self._threads_before: int | None = None
-        self._newest: tuple[Any, Any] | None = None
+        self._original_threads: int | None = None
+        self._last_saved: tuple[Any, Any] | None = None
         self._handlers: dict[int, Any] = {}
         #: Lightning's handlers that requeue a Slurm job, by signal; empty once one was called.
-        self._queuing: dict[int, Any] = {}
-        self._queue_again = False
+        self._requeue_handlers: dict[int, Any] = {}
+        self._requeue_requested = False
         self._began = time.perf_counter()
         self._seconds = float(result.get("seconds") or 0.0)
 
@@ -120,29 +120,29 @@ class Resume(Checkpoint):
     ) -> None:
         module: Any = pl_module
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        if _in_epoch(trainer) and trainer.is_last_batch:
+        if _is_in_epoch(trainer) and trainer.is_last_batch:
             # In the validation after the last batch: a resumed run has no step left in the epoch
             # for which Lightning would compute it.
             metrics["train/loss"] = float(module.train_loss.compute())
         out_of_time = _is_out_of_time(trainer)
-        own = self._process_state(trainer, pl_module)
-        ranks = [own]
+        state = self._process_state(trainer, pl_module)
+        states = [state]
         if trainer.world_size > 1:
-            ranks = [{}] * trainer.world_size
-            torch.distributed.all_gather_object(ranks, own)
+            states = [{}] * trainer.world_size
+            torch.distributed.all_gather_object(states, state)
         checkpoint[TRAINING_KEY] = entry = {
             "settings": self.settings,
             "wandb_run_id": self.result.get("wandb_run_id"),
             # If time is over, the timer stops a resumed run as well, unless it is given more time.
             "should_stop": trainer.should_stop and not out_of_time,
             "metrics": metrics,
-            "processes": ranks,
+            "processes": states,
         }
-        if out_of_time and not trainer.is_last_batch and not _in_epoch(trainer):
+        if out_of_time and not trainer.is_last_batch and not _is_in_epoch(trainer):
             # Lightning counts the epoch as done, though it has batches left.
             for count in checkpoint["loops"]["fit_loop"]["epoch_progress"].values():
                 count["processed"] -= 1
-        self._newest = _moment(trainer), entry
+        self._last_saved = _training_position(trainer), entry
 
     def _process_state(self, trainer: pl.Trainer, module: Any) -> dict[str, Any]:
         version, keys, gauss = random.getstate()
@@ -171,9 +171,9 @@ class Resume(Checkpoint):
             state = checkpoint["callbacks"].get(saver.state_key, {})
             saver.current_score = state.get("current_score")
         done = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-        most = trainer.max_epochs
-        if most is not None and 0 <= most < done:
-            raise ValueError(f"it has {done} epochs, and trainer.max_epochs={most}")
+        max_epochs = trainer.max_epochs
+        if max_epochs is not None and 0 <= max_epochs < done:
+            raise ValueError(f"it has {done} epochs, and trainer.max_epochs={max_epochs}")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._restored is not None:
@@ -192,8 +192,8 @@ class Resume(Checkpoint):
         # Lightning doesn't do this, since it made the loader earlier, to count the steps.
         _loader(trainer).load_state_dict(state["position"])
         if "train_loss" in state:
-            for held, value in zip(_sums(module), state["train_loss"], strict=True):
-                held.fill_(value)
+            for total, value in zip(_sums(module), state["train_loss"], strict=True):
+                total.fill_(value)
         version, keys, gauss = state["python"]
         random.setstate((version, tuple(keys), gauss))
         kind, words, *numbers = state["numpy"]
@@ -204,7 +204,7 @@ class Resume(Checkpoint):
             getattr(torch, device).set_rng_state(state[device])
         # The number of threads determines the order of sums, and so their rounding.
         if "OMP_NUM_THREADS" not in os.environ and "threads" in state:
-            self._threads_before = torch.get_num_threads()
+            self._original_threads = torch.get_num_threads()
             torch.set_num_threads(min(state["threads"], num_cores()))
 
     # When to save.
@@ -227,9 +227,9 @@ class Resume(Checkpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # If the last step cuts the epoch, its state was saved before Lightning counted it as done.
-        cut = not trainer.is_last_batch and _is_last_step(trainer)
-        ends = not cut and _is_last_epoch(trainer)
-        self._save(trainer, due=not cut, ends=ends, epoch_end=True)
+        is_cut = not trainer.is_last_batch and _is_last_step(trainer)
+        training_ends = not is_cut and _is_last_epoch(trainer)
+        self._save(trainer, due=not is_cut, training_ends=training_ends, epoch_end=True)
 
     def _write(self, trainer: pl.Trainer, epoch_end: bool, may_wait: bool) -> bool:
         """Write the state, or link to the best checkpoint if it was just saved at this epoch's end.
@@ -241,8 +241,12 @@ class Resume(Checkpoint):
             False if nothing was written: a copy of the state would only be replaced later.
         """
         io = _checkpoint_io(trainer)  # writes in the first process alone
-        if epoch_end and self._newest is not None and self._newest[0] == _moment(trainer):
-            linked = io.newest is not None and io.newest[1] is self._newest[1]
+        if (
+            epoch_end
+            and self._last_saved is not None
+            and self._last_saved[0] == _training_position(trainer)
+        ):
+            linked = io.newest is not None and io.newest[1] is self._last_saved[1]
             if linked:
                 io.link(self.path)
             if trainer.strategy.broadcast(linked):
@@ -257,8 +261,8 @@ class Resume(Checkpoint):
         done = trainer.fit_loop.batch_idx + 1
         if trainer.check_val_every_n_epoch is None:
             done = trainer.fit_loop.total_batch_idx + 1
-        every = trainer.val_check_batch
-        return False if not every else done % every == 0
+        interval = trainer.val_check_batch
+        return False if not interval else done % interval == 0
 
     def _save_between_steps(self, trainer: pl.Trainer) -> None:
         """Save if due, unless batches wait for an optimizer step or the epoch has no more."""
@@ -266,29 +270,33 @@ class Resume(Checkpoint):
         if trainer.is_last_batch or done % trainer.accumulate_grad_batches:
             return
         due = self.every_n_steps and trainer.global_step % self.every_n_steps == 0
-        self._save(trainer, due=bool(due), ends=_is_last_step(trainer))
+        self._save(trainer, due=bool(due), training_ends=_is_last_step(trainer))
 
-    def _save(self, trainer: pl.Trainer, due: bool, ends: bool, epoch_end: bool = False) -> None:
+    def _save(
+        self, trainer: pl.Trainer, due: bool, training_ends: bool, epoch_end: bool = False
+    ) -> None:
         # Read only once, since another signal can come at any moment.
-        stop, queue = self.signal is not None, self._queue_again
+        stop, requeue = self.signal is not None, self._requeue_requested
         if trainer.world_size > 1:  # a signal to one process stops all, at the same step
             stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
-            if self._queuing:
-                queue = trainer.strategy.reduce_boolean_decision(queue, all=False)
+            if self._requeue_handlers:
+                requeue = trainer.strategy.reduce_boolean_decision(requeue, all=False)
         io = _checkpoint_io(trainer)
-        must = stop or queue or ends
-        if (due or must) and self._write(trainer, epoch_end, may_wait=not must):
+        is_required = stop or requeue or training_ends
+        if (due or is_required) and self._write(trainer, epoch_end, may_wait=not is_required):
             if is_first_process():
                 seconds = round(self._seconds + time.perf_counter() - self._began, 3)
                 self.result["epochs"] = epochs_done(trainer)
                 # Only once the state that it describes is on disk.
-                io.then(partial(write_result, self.folder, {**self.result, "seconds": seconds}))
-            if stop or queue:
+                io.run_when_saved(
+                    partial(write_result, self.folder, {**self.result, "seconds": seconds})
+                )
+            if stop or requeue:
                 io.finish()
-        if queue:
+        if requeue:
             io.min_seconds = 0.0  # the handler saves, and requeues the job
-            (number, handler), *_ = self._queuing.items()
-            self._queue_again, self._queuing = False, {}  # once is enough
+            (number, handler), *_ = self._requeue_handlers.items()
+            self._requeue_requested, self._requeue_handlers = False, {}  # once is enough
             handler(number, None)
         if stop:
             raise Interrupted(128 + (self.signal or signal.SIGTERM))
@@ -296,16 +304,16 @@ class Resume(Checkpoint):
     # Signals.
 
     def _catch_signals(self) -> None:
-        self._handlers = catch_signals(ending_signals(), self._caught)
+        self._handlers = catch_signals(ending_signals(), self._handle_signal)
         if not self._handlers or not under_slurm():
             return
         for number in (signal.SIGUSR1, signal.SIGUSR2):
             # Lightning would save its own checkpoint at once, in the middle of a step.
             if type(signal.getsignal(number)).__module__.startswith("pytorch_lightning"):
-                self._handlers[number] = signal.signal(number, self._hold_back)
-                self._queuing[number] = self._handlers[number]
+                self._handlers[number] = signal.signal(number, self._request_requeue)
+                self._requeue_handlers[number] = self._handlers[number]
 
-    def _caught(self, number: int, frame: FrameType | None) -> None:
+    def _handle_signal(self, number: int, frame: FrameType | None) -> None:
         if self.signal == number:
             raise Interrupted(128 + number)
         if self.signal is not None:  # a sweep's Ctrl-C reaches its jobs, and is passed on to them
@@ -313,27 +321,27 @@ class Resume(Checkpoint):
         self.signal = number
         if is_first_process():
             print("\nstopping after this step; interrupt again to stop at once", flush=True)
-            for tell in when_stopping:
-                tell()
+            for callback in stop_callbacks:
+                callback()
 
-    def _hold_back(self, number: int, frame: FrameType | None) -> None:
-        self._queue_again = bool(self._queuing)
+    def _request_requeue(self, number: int, frame: FrameType | None) -> None:
+        self._requeue_requested = bool(self._requeue_handlers)
 
-    def _release(self) -> None:
+    def _restore_process(self) -> None:
         """Restore the signal handlers and the number of threads."""
         release_signals(self._handlers)
         self._handlers = {}
-        if self._threads_before is not None:
-            torch.set_num_threads(self._threads_before)
-            self._threads_before = None
+        if self._original_threads is not None:
+            torch.set_num_threads(self._original_threads)
+            self._original_threads = None
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._release()
+        self._restore_process()
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        self._release()
+        self._restore_process()
         if not isinstance(exception, SIGTERMException):
             return
         # Lightning raises it at a step's end if it handles SIGTERM itself, with exit code 0.
@@ -355,12 +363,12 @@ def epochs_done(trainer: pl.Trainer) -> int:
 
 def _is_last_epoch(trainer: pl.Trainer) -> bool:
     """Whether training ends with the epoch that has just ended."""
-    most = trainer.max_epochs
-    all_done = most is not None and 0 <= most <= epochs_done(trainer)
+    max_epochs = trainer.max_epochs
+    all_done = max_epochs is not None and 0 <= max_epochs <= epochs_done(trainer)
     return trainer.should_stop or all_done or _is_last_step(trainer)
 
 
-def _in_epoch(trainer: pl.Trainer) -> bool:
+def _is_in_epoch(trainer: pl.Trainer) -> bool:
     """Whether an epoch has begun and not ended; its last batch may be done."""
     progress: Any = trainer.fit_loop.epoch_progress.current
     return bool(progress.processed < progress.ready)
@@ -373,13 +381,15 @@ def _is_last_step(trainer: pl.Trainer) -> bool:
 
 def _is_out_of_time(trainer: pl.Trainer) -> bool:
     """Whether ``trainer.max_time`` is over, the same in all processes; collective with a timer."""
-    held: Any = trainer
-    left = [timer.time_remaining() for timer in held.callbacks if isinstance(timer, Timer)]
-    over = trainer.should_stop and any(each is not None and each <= 0 for each in left)
-    return bool(trainer.strategy.broadcast(over)) if left else False
+    untyped: Any = trainer
+    remaining = [timer.time_remaining() for timer in untyped.callbacks if isinstance(timer, Timer)]
+    is_over = trainer.should_stop and any(
+        seconds is not None and seconds <= 0 for seconds in remaining
+    )
+    return bool(trainer.strategy.broadcast(is_over)) if remaining else False
 
 
-def _moment(trainer: pl.Trainer) -> tuple[int, int]:
+def _training_position(trainer: pl.Trainer) -> tuple[int, int]:
     """Return the numbers of optimizer steps and of epochs that are done."""
     return trainer.global_step, epochs_done(trainer)
 

@@ -1,4 +1,4 @@
-"""Checkpoints are written whole, in order, and as the state was when it was to be saved."""
+"""Checkpoints are written completely, in order, and with the state at the time of the save."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from genre_lightning.training.callbacks.checkpoint_io import WholeFileIO
 
 @pytest.fixture
 def state() -> dict[str, Any]:
-    """Like Lightning's, with what a step changes in place."""
+    """A checkpoint like Lightning's, with tensors that a step changes in place."""
     network = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 3), torch.nn.BatchNorm2d(3))
     network = network.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameters())
@@ -35,7 +35,7 @@ def state() -> dict[str, Any]:
 
 
 class Gate:
-    """Work that lasts until it is let go on."""
+    """Work that blocks until it is released."""
 
     def __init__(self) -> None:
         self.open = threading.Event()
@@ -47,11 +47,11 @@ class Gate:
 def test_what_is_written_is_the_state_as_it_was(state: dict[str, Any], tmp_path: Path) -> None:
     at_once, later = WholeFileIO(), WholeFileIO(background=True)
     at_once.save_checkpoint(state, tmp_path / "at once")
-    wanted = copy.deepcopy(state["state_dict"])
+    expected = copy.deepcopy(state["state_dict"])
     gate = Gate()
-    later.then(gate)
+    later.run_when_saved(gate)
     # Saved while the gate is shut, and so written after the changes below.
-    asked, later._asked = later._asked, []
+    asked, later._futures = later._futures, []
     later.save_checkpoint(state, tmp_path / "later")
     for tensor in state["state_dict"].values():
         tensor.zero_()
@@ -62,7 +62,7 @@ def test_what_is_written_is_the_state_as_it_was(state: dict[str, Any], tmp_path:
     later.teardown()
     assert asked[0].done()
     one, two = (torch.load(tmp_path / name, weights_only=True) for name in ("at once", "later"))
-    assert torch.equal(two["state_dict"]["0.weight"], wanted["0.weight"])
+    assert torch.equal(two["state_dict"]["0.weight"], expected["0.weight"])
     assert isinstance(two["state_dict"], OrderedDict)
     assert two["state_dict"]._metadata == state["state_dict"]._metadata  # type: ignore[attr-defined]
     stride = one["state_dict"]["0.weight"].stride()
@@ -82,10 +82,10 @@ def test_nothing_is_removed_before_what_replaces_it_is_there(
     io.finish()
     gate = Gate()
     seen: list[list[str]] = []
-    io.then(gate)
-    asked, io._asked = io._asked, []  # or the next would wait for the gate
+    io.run_when_saved(gate)
+    asked, io._futures = io._futures, []  # or the next would wait for the gate
     io.save_checkpoint(state, new)
-    io.then(lambda: seen.append(sorted(path.name for path in tmp_path.iterdir())))
+    io.run_when_saved(lambda: seen.append(sorted(path.name for path in tmp_path.iterdir())))
     io.link(link)
     io.remove_checkpoint(old)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["old"]
@@ -120,7 +120,7 @@ def test_what_is_held_back_is_the_newest_of_each_file(
         io.save_checkpoint(of_epoch(state, score), best if improved else last)
         if improved:
             io.link(last)
-        io.then(partial(note, score))
+        io.run_when_saved(partial(note, score))
 
     epoch(0.1, improved=True)
     io._wait()

@@ -1,4 +1,4 @@
-"""metrics.csv: a row for each epoch, whole, and kept when a run is resumed."""
+"""metrics.csv: a row per epoch, complete, and kept when a run is resumed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from genre_lightning.training.callbacks.history import History
 
 
 def trainer(epoch: int, resumed: bool = False, rank: int = 0, **metrics: float) -> Any:
-    """What the callback looks at."""
+    """The part of a trainer that the callback uses."""
     return SimpleNamespace(
         current_epoch=epoch,
         global_step=10 * (epoch + 1),
@@ -49,12 +49,12 @@ def test_rows_of_epochs(tmp_path: Path) -> None:
     history.on_train_start(trainer(0), None)  # type: ignore[arg-type]
     run_epoch(history, trainer(0, loss=1.0))
     run_epoch(history, trainer(1, loss=0.5, late=3.0))
-    found = rows(tmp_path)
-    assert [row["epoch"] for row in found] == ["0", "1"]
-    assert [row["step"] for row in found] == ["10", "20"]
-    assert [row["loss"] for row in found] == ["1.0", "0.5"]
-    assert [row["late"] for row in found] == ["", "3.0"]
-    assert found[0]["lr"] == "0.2"
+    history_rows = rows(tmp_path)
+    assert [row["epoch"] for row in history_rows] == ["0", "1"]
+    assert [row["step"] for row in history_rows] == ["10", "20"]
+    assert [row["loss"] for row in history_rows] == ["1.0", "0.5"]
+    assert [row["late"] for row in history_rows] == ["", "3.0"]
+    assert history_rows[0]["lr"] == "0.2"
     assert history.samples == 20
     assert (history.samples_per_second or 0) > 0
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
@@ -65,10 +65,10 @@ def test_an_epoch_without_a_validation_has_no_scores_of_one_before(
 ) -> None:
     overrides = tiny_overrides("trainer.max_epochs=5", model="title")
     result = train_here(tmp_path, [*overrides, "+trainer.check_val_every_n_epoch=2"])
-    found = rows(tmp_path)
-    assert [bool(row["val/map_macro"]) for row in found] == [False, True, False, True, False]
-    assert all(row["train/loss"] for row in found)
-    scores = [float(row["val/map_macro"] or 0) for row in found]
+    history_rows = rows(tmp_path)
+    assert [bool(row["val/map_macro"]) for row in history_rows] == [False, True, False, True, False]
+    assert all(row["train/loss"] for row in history_rows)
+    scores = [float(row["val/map_macro"] or 0) for row in history_rows]
     assert result["monitor_value"] == pytest.approx(max(scores))
 
 
@@ -92,14 +92,14 @@ def test_each_validation_of_an_epoch_has_a_row_also_after_a_resume(
     def known(folder: Path) -> list[dict[str, str]]:
         return [{k: v for k, v in row.items() if k != "seconds"} for row in rows(folder)]
 
-    found = rows(whole)
-    assert [row["epoch"] for row in found] == ["0", "0", "1", "1", "2", "2"]
-    assert len({row["step"] for row in found}) == 6
-    for within, end in zip(found[::2], found[1::2], strict=True):
+    history_rows = rows(whole)
+    assert [row["epoch"] for row in history_rows] == ["0", "0", "1", "1", "2", "2"]
+    assert len({row["step"] for row in history_rows}) == 6
+    for within, end in zip(history_rows[::2], history_rows[1::2], strict=True):
         assert within["val/map_macro"] and not within["seconds"] and not within["train/loss"]
         assert end["train/loss"] and end["seconds"]
         assert bool(end["val/map_macro"]) is at_the_end
-    values = [float(row["val/map_macro"]) for row in found if row["val/map_macro"]]
+    values = [float(row["val/map_macro"]) for row in history_rows if row["val/map_macro"]]
     assert len(set(values)) > 1 and scored["monitor_value"] == pytest.approx(max(values))
     assert known(parts) == known(whole) and known(best) == known(whole)
 
@@ -169,10 +169,10 @@ def test_one_process_of_many_writes(tmp_path: Path) -> None:
 
 
 def test_in_a_real_run(trained_run: Path) -> None:
-    found = rows(trained_run)
-    assert [row["epoch"] for row in found] == ["0", "1"]
+    history_rows = rows(trained_run)
+    assert [row["epoch"] for row in history_rows] == ["0", "1"]
     for name in ("train/loss", "val/loss", "val/map_macro", "lr", "seconds"):
-        assert all(float(row[name]) >= 0 for row in found)
+        assert all(float(row[name]) >= 0 for row in history_rows)
 
 
 def test_in_a_real_run_that_resumes(

@@ -1,4 +1,4 @@
-"""What the terminal shows of a training."""
+"""Progress of a training in the terminal."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from genre_lightning.training.callbacks.progress import Progress, epoch_of
+from genre_lightning.training.callbacks.progress import Progress, epoch_label
 
 
 @pytest.mark.parametrize(
@@ -15,7 +15,7 @@ from genre_lightning.training.callbacks.progress import Progress, epoch_of
 def test_an_epoch_is_told_with_the_last_one_where_there_is_one(
     max_epochs: int | None, text: str
 ) -> None:
-    assert epoch_of(3, max_epochs) == text
+    assert epoch_label(3, max_epochs) == text
     progress = Progress("val/loss")
     progress._trainer = Mock(max_epochs=max_epochs)
     assert progress._get_train_description(3).strip() == text
