@@ -178,39 +178,24 @@ def stretched(part: np.ndarray, height: int, width: int) -> np.ndarray:
     return result
 
 
-def test_crop_stretches_a_part_over_the_whole():
-    augment = PosterAugment(**{**OFF, "crop": 0.2, "aspect": 1.5})
-    posters = noise(4, 13, 11)
-    crop = augment.draw(posters, seeded()).crop
-    result = colours(augment(posters, seeded())) * 255
-    assert crop is not None
+@pytest.mark.parametrize(
+    ("crop", "shape", "shrink"),
+    [(0.2, (4, 13, 11), 1), (0.4, (6, 24, 36), 2)],
+    ids=["over the whole", "to half the size"],
+)
+def test_a_crop_is_stretched(crop: float, shape: tuple[int, int, int], shrink: int):
+    augment = PosterAugment(**{**OFF, "crop": crop, "aspect": 1.5})
+    posters = noise(*shape)
+    boxes = augment.draw(posters, seeded()).crop
+    result = colours(augment(posters, seeded(), shrink)) * 255
+    count, height, width = shape[0], shape[1] // shrink, shape[2] // shrink
+    assert boxes is not None and result.shape == (count, 3, height, width)
     for poster, (top, left, crop_height, crop_width), actual in zip(
-        posters, crop.tolist(), result, strict=True
+        posters, boxes.tolist(), result, strict=True
     ):
-        part = (
-            poster.permute(1, 2, 0)
-            .numpy()[top : top + crop_height, left : left + crop_width]
-            .astype(float)
-        )
-        expected = stretched(part, 13, 11).transpose(2, 0, 1)
-        np.testing.assert_allclose(actual.numpy(), expected, atol=0.02)
-
-
-def test_a_crop_is_stretched_to_half_the_size():
-    augment = PosterAugment(**{**OFF, "crop": 0.4, "aspect": 1.5})
-    posters = noise(6, 24, 36)
-    crop = augment.draw(posters, seeded()).crop
-    result = colours(augment(posters, seeded(), 2)) * 255
-    assert crop is not None and result.shape == (6, 3, 12, 18)
-    for poster, (top, left, crop_height, crop_width), actual in zip(
-        posters, crop.tolist(), result, strict=True
-    ):
-        part = (
-            poster.permute(1, 2, 0)
-            .numpy()[top : top + crop_height, left : left + crop_width]
-            .astype(float)
-        )
-        expected = stretched(part, 12, 18).transpose(2, 0, 1)
+        pixels = poster.permute(1, 2, 0).numpy().astype(float)
+        part = pixels[top : top + crop_height, left : left + crop_width]
+        expected = stretched(part, height, width).transpose(2, 0, 1)
         np.testing.assert_allclose(actual.numpy(), expected, atol=0.02)
 
 
