@@ -103,7 +103,7 @@ def test_the_words_on_a_poster_are_shown_with_what_they_add(
     with serving(model) as server, open_page(contexts(), server.url) as page:
         poster = write_poster(tmp_path / "poster.png", "RIO BRAVO", "JOHN WAYNE")
         page.get_by_label("Poster", exact=True).set_input_files(poster)
-        page.get_by_role("button", name="Name the genres").click()
+        page.get_by_role("button", name="Predict genres").click()
         reason = page.locator("[data-branch=poster_words]")
         expect(reason.locator(".marked")).to_have_text("RIO BRAVO. JOHN WAYNE")
         expect(reason.locator("mark.for, mark.against").first).to_be_visible()
@@ -117,14 +117,14 @@ def test_title_and_poster_give_bars_and_reasons(
     page.get_by_label("Title").fill(title)
     page.get_by_label("Poster", exact=True).set_input_files(poster_file)
     expect(page.locator(".preview")).to_be_visible()
-    page.get_by_role("button", name="Name the genres").click()
+    page.get_by_role("button", name="Predict genres").click()
     (expected,) = predictor.predict([title], [poster])
     for name in expected.genres:
         expect(page.get_by_role("status")).to_contain_text(name)
     expect(page.locator("#bars li")).to_have_count(4)
     assert column(page, "#bars") == {name: round(s, 2) for name, s in expected.ranked()}
-    named = page.locator("#bars .named .name").all_inner_texts()
-    assert set(named) == set(expected.genres)
+    predicted = page.locator("#bars .predicted .name").all_inner_texts()
+    assert set(predicted) == set(expected.genres)
     for name, score in expected.scores.items():
         bar = page.locator("#bars li", has_text=name).locator(".bar")
         drawn = bar.evaluate("(e) => [e.style.getPropertyValue('--score'), e.offsetWidth]")
@@ -193,7 +193,7 @@ def test_a_file_that_is_no_picture(page: Page, tmp_path: Path):
     expect(page.locator("#genres")).to_be_hidden()
     page.get_by_role("button", name="Remove the poster").click()
     expect(problem).to_be_empty()
-    page.get_by_role("button", name="Name the genres").click()
+    page.get_by_role("button", name="Predict genres").click()
     expect(page.locator("#problem")).to_contain_text("type the title or choose the poster")
     expect(problem).to_be_empty()
 
@@ -204,7 +204,7 @@ def test_too_large_and_empty_files_and_nothing_at_all(page: Page, tmp_path: Path
         file.truncate(MAX_POSTER_BYTES + 1)
     empty.touch()
     alert = page.get_by_role("alert").first
-    page.get_by_role("button", name="Name the genres").click()
+    page.get_by_role("button", name="Predict genres").click()
     expect(page.locator("#problem")).to_contain_text("type the title or choose the poster")
     page.get_by_label("Poster", exact=True).set_input_files(large)
     expect(alert).to_contain_text("large.png is too large")
@@ -256,7 +256,7 @@ def test_a_score_just_below_its_threshold_is_shown_as_below(
     first = page.locator("#bars li").first
     expect(first.locator("label")).to_have_attribute("title", "score 0.211, threshold 0.212")
     label = first.locator("input").get_attribute("aria-label")
-    assert label is not None and label.endswith(" 0.211, not named, threshold 0.212")
+    assert label is not None and label.endswith(" 0.211, not predicted, threshold 0.212")
 
 
 def test_a_server_that_is_gone(contexts: Contexts, predictor: GenrePredictor):
@@ -370,12 +370,12 @@ def test_a_text_that_is_too_long_is_refused_and_not_cut(contexts: Contexts, wide
     with serving(wider) as server, open_page(contexts(), server.url) as page:
         synopsis = page.get_by_label("Synopsis")
         synopsis.fill("🎬" * MAX_CHARACTERS)  # two code units each, and one character
-        page.get_by_role("button", name="Name the genres").click()
+        page.get_by_role("button", name="Predict genres").click()
         expect(page.locator("#genres")).to_be_visible()
         synopsis.fill("")
         synopsis.focus()
         page.keyboard.insert_text("a" * (MAX_CHARACTERS + 1))
-        page.get_by_role("button", name="Name the genres").click()
+        page.get_by_role("button", name="Predict genres").click()
         expect(page.locator("#problem")).to_have_text(
             "The synopsis has 20,001 characters; up to 20,000 are read."
         )
@@ -415,7 +415,7 @@ def test_of_a_long_text_the_words_that_matter_are_listed(contexts: Contexts, wid
     known = "A thief plans a last heist. Toys live happily. "
     with serving(wider) as server, open_page(contexts(), server.url) as page:
         page.get_by_label("Synopsis").fill(known * 30 + "Unknown " + "words " * 20)
-        page.get_by_role("button", name="Name the genres").click()
+        page.get_by_role("button", name="Predict genres").click()
         expect(page.locator("#genres")).to_be_visible()
         words = column(page, ".words")
         assert len(words) == len({word.lower() for word in words}) <= 13

@@ -377,14 +377,14 @@ function defaultGenre() {
 }
 
 function genreRow(genre) {
-  const item = createElement("li", genre.predicted ? "named" : "");
+  const item = createElement("li", genre.predicted ? "predicted" : "");
   const label = createElement("label");
   const radio = createElement("input");
   radio.type = "radio";
   radio.name = "genre";
   radio.value = genre.name;
   const score = genre.score.toFixed(2);
-  const verdict = genre.predicted ? "named" : "not named";
+  const verdict = genre.predicted ? "predicted" : "not predicted";
   const [precise, threshold] = formatScores(genre.score, genre.threshold);
   radio.setAttribute("aria-label", `${genre.name} ${precise}, ${verdict}, threshold ${threshold}`);
   radio.addEventListener("change", () => selectGenre(genre.name));
@@ -438,7 +438,7 @@ function explain(genre) {
   const { name } = genre;
   const [score, threshold] = formatScores(genre.score, genre.threshold);
   byId("why").hidden = false;
-  byId("why-heading").replaceChildren("Why ", isolated(name), genre.predicted ? "" : " is not named");
+  byId("why-heading").replaceChildren("Why ", isolated(name), genre.predicted ? "" : " is not predicted");
   byId("why-score").textContent =
     `Score ${score}, ${genre.predicted ? "at or above" : "below"} its threshold of ${threshold}.`;
 
@@ -452,7 +452,7 @@ function explain(genre) {
   parts.push(["total", "Sum", genre.logit]);
   drawBars(byId("parts"), parts);
   byId("parts-hint").textContent =
-    "Bias is what the model says of any movie that has these columns, before it looks at them; the parts add up exactly. " +
+    "Bias is the model's score for any movie with these columns, before it reads them; the parts add up exactly. " +
     (genre.cooccurrence === undefined ? "" : "Co-occurrence is what the scores of all genres add. ") +
     (model.activation === "softmax"
       ? "The sums of all genres share a total of 1 among them (softmax); the score is this genre's share."
@@ -643,7 +643,7 @@ async function fetchModel() {
   const last = names.pop();
   const number = model.genres.length;
   const what = names.length ? `${names.join(", ")} or ${last}, or ${names.length > 1 ? "several of them" : "both"}` : last;
-  byId("about").textContent = `Give the movie's ${what}. ${model.checkpoint} names what it sees among ${number} genre${number === 1 ? "" : "s"}, and why.`;
+  byId("about").textContent = `Enter a movie's ${what}. ${model.checkpoint} predicts which of ${number} genre${number === 1 ? "" : "s"} the movie has, and shows why.`;
 }
 
 loadModel().catch((error) => {
