@@ -176,6 +176,10 @@ def browser() -> Iterator[Browser]:
         find_chromium()
     except BrowserError as error:
         pytest.skip(str(error))
+    from playwright.sync_api import expect
+
+    # How long to wait says nothing about the page: five seconds, the default, pass on a busy machine.
+    expect.set_options(timeout=60_000)
     with open_chromium() as chromium:
         yield chromium
 

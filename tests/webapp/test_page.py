@@ -47,7 +47,7 @@ def open_page(context: BrowserContext, url: str, scheme: str = "light") -> Itera
 
     context.on("request", note)
     opened = context.new_page()
-    opened.set_default_timeout(10_000)
+    opened.set_default_timeout(60_000)
     opened.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
     opened.on("pageerror", lambda error: errors.append(str(error)))
     opened.on(
@@ -145,7 +145,7 @@ def test_title_and_poster_give_bars_and_reasons(
     assert sizes == sorted(sizes, reverse=True)
     assert page.locator(".marked").inner_text() == title
     assert page.locator(".marked mark", has_text="Living").count() == 1
-    heat = page.get_by_alt_text(f"bright where it speaks for {other}")
+    heat = page.get_by_alt_text(f"bright where the evidence for {other} lies")
     expect(heat).to_have_attribute("src", re.compile("^blob:"))
     assert heat.evaluate("(image) => image.decode().then(() => image.naturalHeight)") == 512
 

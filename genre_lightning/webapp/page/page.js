@@ -579,11 +579,11 @@ function heatReason(branch, explanation, genre) {
   reason.dataset.branch = branch.name;
   const label = branch.label.replaceAll("_", " ");
   reason.querySelector("h3").append("Where in the ", isolated(label));
-  reason.querySelector("img").alt = `The ${label}, bright where it speaks for ${genre.name}`;
+  reason.querySelector("img").alt = `The ${label}, bright where the evidence for ${genre.name} lies`;
   const caption = reason.querySelector("figcaption");
   if (genre.branches[branch.name] < 0)
-    caption.append("As a whole the ", isolated(label), " speaks against ", isolated(genre.name), "; the map shows what speaks for it. ");
-  caption.append("Bright: where the ", isolated(label), " speaks for ", isolated(genre.name), ` (${explanation.method}). It shows where, not how much.`);
+    caption.append("As a whole the ", isolated(label), " is evidence against ", isolated(genre.name), "; the map shows where the evidence for it lies. ");
+  caption.append("Bright: where the evidence for ", isolated(genre.name), ` lies (${explanation.method}). It shows where, not how much.`);
   return reason;
 }
 
