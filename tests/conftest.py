@@ -178,7 +178,7 @@ def browser() -> Iterator[Browser]:
         pytest.skip(str(error))
     from playwright.sync_api import expect
 
-    # How long to wait says nothing about the page: five seconds, the default, pass on a busy machine.
+    # On a busy machine, a page can take longer than the five seconds of the default.
     expect.set_options(timeout=60_000)
     with open_chromium() as chromium:
         yield chromium
