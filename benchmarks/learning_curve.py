@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.measure import command_environment, hardware, json_line, spread
-from benchmarks.scores import COLUMNS, Run
+from benchmarks.scores import Run, score_cells
 from genre_lightning.movies.ml1m import read_ml1m
 from genre_lightning.movies.movie import Movie, PosterFile
 
@@ -93,11 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("| model | movies | mAP | micro F1 | macro F1 |\n| --- | --- | --- | --- | --- |")
     for model in args.models:
         for size in args.sizes:
-            cells = []
-            for column in COLUMNS:
-                values = [scores[column] for scores in results[model, size]]
-                cells.append(f"{np.mean(values):.3f} ± {spread(values):.3f}")
-            print(f"| {model} | {size:,} | {' | '.join(cells)} |")
+            print(f"| {model} | {size:,} | {score_cells(results[model, size])} |")
     few, many = (
         [scores["map_macro"] for scores in results[args.models[0], size]]
         for size in (min(args.sizes), max(args.sizes))

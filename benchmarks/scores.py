@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -162,6 +163,12 @@ class Run:
         return result
 
 
+def score_cells(scores: Sequence[Mapping[str, float]]) -> str:
+    """Mean and standard deviation of each metric in ``COLUMNS``, as cells of a Markdown row."""
+    values = [[metrics[column] for metrics in scores] for column in COLUMNS]
+    return " | ".join(f"{statistics.fmean(each):.3f} ± {spread(each):.3f}" for each in values)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train what is missing and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -206,22 +213,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"\n{args.split}, n = {len(args.seeds)} seed(s), mean ± sd; {hardware()}, ", end="")
     print(f"{args.jobs} at a time on {threads} thread(s) each")
     print("| variant | mAP | micro F1 | macro F1 | s a run |\n| --- | --- | --- | --- | --- |")
-    means: dict[str, list[float]] = {}
     for name in names:
         variant_results = [results[name, seed] for seed in args.seeds]
-        cells = []
-        for column in COLUMNS:
-            values = [run[args.split][column] for run in variant_results]
-            means.setdefault(name, []).append(sum(values) / len(values))
-            cells.append(f"{means[name][-1]:.3f} ± {spread(values):.3f}")
-        seconds = sum(run["seconds"] for run in variant_results) / len(variant_results)
-        print(f"| {name} | {' | '.join(cells)} | {seconds:.0f} |")
-    first = [results[names[0], seed][args.split]["map_macro"] for seed in args.seeds]
-    second = means[names[min(1, len(names) - 1)]][0]
+        cells = score_cells([run[args.split] for run in variant_results])
+        seconds = statistics.fmean(run["seconds"] for run in variant_results)
+        print(f"| {name} | {cells} | {seconds:.0f} |")
+    first, second = (
+        [results[name, seed][args.split]["map_macro"] for seed in args.seeds]
+        for name in (names[0], names[min(1, len(names) - 1)])
+    )
     print(
         json_line(
-            means[names[0]][0],
-            means[names[0]][0] / second,
+            statistics.fmean(first),
+            statistics.fmean(first) / statistics.fmean(second),
             len(first),
             spread(first),
             AIM_MAP,
