@@ -8,21 +8,22 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.learning_curve import main
 from tests.benchmarks.test_baselines import made_up_movies, write_ml1m
+from tests.forking import REPOSITORY, run_command
 
 
 @pytest.mark.slow
-def test_subsets_grow_and_share_no_movie_with_those_that_are_scored(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_subsets_grow_and_share_no_movie_with_those_that_are_scored(tmp_path: Path) -> None:
     movie_set = made_up_movies()
     write_ml1m(tmp_path / "ml1m", movie_set)
     out = tmp_path / "out"
-    root = ["--root", str(tmp_path / "ml1m"), "--models", "title", "--out", str(out)]
-    sizes = ["--sizes", "40", "120", "--subsets", "1", "--held-out", "60"]
-    main([*root, *sizes, "--extra", "data.batch_size=16"])
-    lines = capsys.readouterr().out.splitlines()
+    command = ["-m", "benchmarks.learning_curve", "--root", tmp_path / "ml1m", "--out", out]
+    command += ["--models", "title", "--subsets", 1, "--held-out", 60]
+    finished = run_command(
+        [*command, "--sizes", 40, 120, "--extra", "data.batch_size=16"], REPOSITORY
+    )
+    assert finished.returncode == 0, finished.stderr
+    lines = finished.stdout.splitlines()
     movies = {}
     for size in (40, 120):
         with (out / f"{size}-0.csv").open(newline="") as file:
@@ -44,6 +45,6 @@ def test_subsets_grow_and_share_no_movie_with_those_that_are_scored(
     # A word tells each genre, so more movies tell more of them.
     assert line["figure"] == pytest.approx(score, abs=1e-5) and line["ratio"] > 1
     assert set(line) >= {"figure", "ratio", "n", "spread", "aim"}
-    with pytest.raises(SystemExit):
-        main([*root, "--sizes", "200", "--held-out", "60"])
-    assert "train has 240 movies, fewer than 200 to learn from and 60" in capsys.readouterr().err
+    refused = run_command([*command, "--sizes", 200], REPOSITORY)
+    assert refused.returncode == 2
+    assert "train has 240 movies, fewer than 200 to learn from and 60" in refused.stderr
