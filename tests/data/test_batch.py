@@ -1,4 +1,4 @@
-"""Batches hold what their rows say, one by one or gathered together."""
+"""Batches hold the data of their rows, gathered one at a time or as a group."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from genre_lightning.inputs.terms import TermsFeatures
 from genre_lightning.inputs.vectorizer import SparseRows
 from genre_lightning.store import SMALL_BYTES
 
-#: Place of each movie's title, of five, and poster, of four; -1 for none.
+#: Index of each movie's title (of 5) and poster (of 4); -1 for none.
 TITLES = np.array([0, 1, 2, 3, -1, 4])
 POSTERS = np.array([2, -1, 0, 1, -1, 3])
 
@@ -49,13 +49,13 @@ def pixels(tmp_path: Path) -> np.ndarray:
     return mapped
 
 
-def gathered(batches: MovieBatches, rows: np.ndarray, seed: int) -> MovieBatch:
+def gather_one(batches: MovieBatches, rows: np.ndarray, seed: int) -> MovieBatch:
     (batch,) = batches.gather([(rows, seed)]).batches()
     return batch
 
 
-def batches_of(dense: np.ndarray, pixels: np.ndarray, movies: np.ndarray) -> MovieBatches:
-    """Six different movies, in this order and as often."""
+def make_batches(dense: np.ndarray, pixels: np.ndarray, movies: np.ndarray) -> MovieBatches:
+    """The batches of a dataset with the given movies, each one of six."""
     indptr = np.concatenate([[0], np.cumsum((dense > 0).sum(axis=1))])
     rows, columns = np.nonzero(dense)
     titles = SparseRows(indptr, columns.astype(np.int32), dense[rows, columns])
@@ -70,23 +70,23 @@ def batches_of(dense: np.ndarray, pixels: np.ndarray, movies: np.ndarray) -> Mov
 
 @pytest.fixture
 def batches(dense: np.ndarray, pixels: np.ndarray) -> MovieBatches:
-    return batches_of(dense, pixels, np.arange(6))
+    return make_batches(dense, pixels, np.arange(6))
 
 
 @pytest.fixture
-def many(dense: np.ndarray, pixels: np.ndarray) -> MovieBatches:
-    """50 movies: each of the six, again and again."""
-    return batches_of(dense, pixels, np.arange(50) % 6)
+def batches_of_50(dense: np.ndarray, pixels: np.ndarray) -> MovieBatches:
+    """50 movies: the six, repeated."""
+    return make_batches(dense, pixels, np.arange(50) % 6)
 
 
-def same(one: MovieBatch, other: MovieBatch) -> bool:
-    if one.seed != other.seed or list(one.parts) != list(other.parts):
+def equal_batches(batch: MovieBatch, other: MovieBatch) -> bool:
+    if batch.seed != other.seed or list(batch.parts) != list(other.parts):
         return False
-    pairs = [(one.targets, other.targets), (one.rows, other.rows)]
-    for mine, its in ((one.parts[name], other.parts[name]) for name in one.parts):
-        assert list(mine.numbers) == list(its.numbers)
-        pairs += [(mine.rows, its.rows)]
-        pairs += [(mine.numbers[name], its.numbers[name]) for name in mine.numbers]
+    pairs = [(batch.targets, other.targets), (batch.rows, other.rows)]
+    for part, other_part in ((batch.parts[name], other.parts[name]) for name in batch.parts):
+        assert list(part.numbers) == list(other_part.numbers)
+        pairs += [(part.rows, other_part.rows)]
+        pairs += [(part.numbers[name], other_part.numbers[name]) for name in part.numbers]
     return all(torch.equal(*pair) and pair[0].dtype == pair[1].dtype for pair in pairs)
 
 
@@ -94,7 +94,7 @@ def test_a_batch_holds_its_rows_titles_posters_and_labels(
     batches: MovieBatches, dense: np.ndarray, pixels: np.ndarray
 ) -> None:
     rows = np.array([5, 1, 4, 2, 0])
-    batch = gathered(batches, rows, 7)
+    batch = gather_one(batches, rows, 7)
     titles, posters = batch.parts["title_tfidf"], batch.parts["poster_resnet"]
     assert titles.rows.tolist() == [0, 1, 3, 4] and len(titles) == 4
     indices, weights = titles.numbers["indices"], titles.numbers["weights"]
@@ -111,26 +111,26 @@ def test_a_batch_holds_its_rows_titles_posters_and_labels(
     assert len(batch) == 5 and batch.seed == 7
 
 
-def test_the_batch_does_not_look_at_the_store(batches: MovieBatches) -> None:
-    batch = gathered(batches, np.array([0, 2]), 0)
-    batch.parts["poster_resnet"].numbers["pixels"].zero_()  # the file is read-only
-    assert gathered(batches, np.array([0, 2]), 0).parts["poster_resnet"].numbers["pixels"].any()
+def test_a_batch_is_a_copy_of_the_stored_data(batches: MovieBatches) -> None:
+    batch = gather_one(batches, np.array([0, 2]), 0)
+    batch.parts["poster_resnet"].numbers["pixels"].zero_()  # the stored file is read-only
+    assert gather_one(batches, np.array([0, 2]), 0).parts["poster_resnet"].numbers["pixels"].any()
 
 
-def test_what_is_resident_is_named_by_its_place(batches: MovieBatches, pixels: np.ndarray) -> None:
+def test_resident_features_are_gathered_by_index(batches: MovieBatches, pixels: np.ndarray) -> None:
     rows = np.array([5, 1, 2, 0])
-    carried = gathered(batches, rows, 7)
+    expected = gather_one(batches, rows, 7)
     batches.resident = {"poster_resnet": to_device(pixels, torch.device("cpu"))}
-    waiting = gathered(batches, rows, 7)
-    assert list(waiting.parts["poster_resnet"].numbers) == [FEATURE_INDEX]
-    assert waiting.parts["poster_resnet"].rows.tolist() == [0, 2, 3]
-    taken = batches.resident["poster_resnet"][waiting.parts["poster_resnet"].numbers[FEATURE_INDEX]]
-    assert torch.equal(taken, carried.parts["poster_resnet"].numbers["pixels"])
-    without = gathered(batches, np.array([1, 4]), 7).parts["poster_resnet"]
-    assert len(without) == 0 and len(without.numbers[FEATURE_INDEX]) == 0
+    batch = gather_one(batches, rows, 7)
+    assert list(batch.parts["poster_resnet"].numbers) == [FEATURE_INDEX]
+    assert batch.parts["poster_resnet"].rows.tolist() == [0, 2, 3]
+    actual = batches.resident["poster_resnet"][batch.parts["poster_resnet"].numbers[FEATURE_INDEX]]
+    assert torch.equal(actual, expected.parts["poster_resnet"].numbers["pixels"])
+    empty = gather_one(batches, np.array([1, 4]), 7).parts["poster_resnet"]
+    assert len(empty) == 0 and len(empty.numbers[FEATURE_INDEX]) == 0
 
 
-def test_pixels_reach_a_device_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pixels_are_copied_to_a_device_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (7, 4, 4, 3), dtype=np.uint8)
     monkeypatch.setattr("genre_lightning.inputs.poster_cache._PART_BYTES", 100)  # two posters
     assert torch.equal(to_device(pixels, torch.device("cpu")), torch.from_numpy(pixels))
@@ -139,17 +139,17 @@ def test_pixels_reach_a_device_in_parts(monkeypatch: pytest.MonkeyPatch) -> None
     assert torch.equal(to_device(half, torch.device("cpu")), torch.from_numpy(half))
 
 
-def test_absent_parts_are_empty(batches: MovieBatches) -> None:
-    batch = gathered(batches, np.array([4]), 0)
+def test_parts_without_any_movie_are_empty(batches: MovieBatches) -> None:
+    batch = gather_one(batches, np.array([4]), 0)
     titles, posters = batch.parts["title_tfidf"], batch.parts["poster_resnet"]
     assert len(titles) == len(posters) == 0 and len(batch) == 1
     assert titles.numbers["offsets"].tolist() == titles.numbers["indices"].tolist() == []
     assert posters.numbers["pixels"].shape == (0, 5, 5, 3)
 
 
-def test_a_batch_moves_whole(batches: MovieBatches) -> None:
-    batch = gathered(batches, np.array([5, 1, 2, 0]), 7)
-    assert batch.to("cpu") is batch  # nothing is copied for nothing
+def test_to_device_moves_every_tensor(batches: MovieBatches) -> None:
+    batch = gather_one(batches, np.array([5, 1, 2, 0]), 7)
+    assert batch.to("cpu") is batch  # no copy if already there
     moved = batch.to("meta")
     tensors = [moved.targets, moved.rows]
     for part in moved.parts.values():
@@ -160,44 +160,44 @@ def test_a_batch_moves_whole(batches: MovieBatches) -> None:
 
 @pytest.mark.parametrize("resident", [False, True])
 @pytest.mark.parametrize("left_out", ["nothing", "title_tfidf", "poster_resnet"])
-def test_batches_gathered_together_are_those_gathered_alone(
-    left_out: str, resident: bool, many: MovieBatches, pixels: np.ndarray
+def test_batches_gathered_in_a_group_equal_those_gathered_alone(
+    left_out: str, resident: bool, batches_of_50: MovieBatches, pixels: np.ndarray
 ) -> None:
-    many.features.pop(left_out, None)
+    batches_of_50.features.pop(left_out, None)
     if resident and left_out != "poster_resnet":
-        many.resident = {"poster_resnet": to_device(pixels, torch.device("cpu"))}
-    # The second has neither title nor poster, the last is smaller.
+        batches_of_50.resident = {"poster_resnet": to_device(pixels, torch.device("cpu"))}
+    # The second batch has no titles or posters, the last is smaller.
     items = [
         (np.array(rows), seed) for seed, rows in enumerate([[5, 1, 2], [4, 10], [0, 1, 3], [7]])
     ]
-    group = many.gather(items)
-    alone = [gathered(many, *item) for item in items]
+    group = batches_of_50.gather(items)
+    alone = [gather_one(batches_of_50, *item) for item in items]
     assert [batch.seed for batch in group.batches()] == [0, 1, 2, 3]
-    assert all(same(*pair) for pair in zip(group.batches(), alone, strict=True))
+    assert all(equal_batches(*pair) for pair in zip(group.batches(), alone, strict=True))
     assert [len(batch) for batch in group.batches()] == [3, 2, 3, 1]
     if left_out != "title_tfidf":
         assert len(alone[1].parts["title_tfidf"]) == 0
 
 
 @pytest.mark.parametrize("given", [0, 3, 4])
-def test_a_group_is_announced_while_the_one_before_is_in_use(
-    given: int, many: MovieBatches, monkeypatch: pytest.MonkeyPatch
+def test_the_next_group_is_read_ahead(
+    num_yielded: int, batches_of_50: MovieBatches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    announced: list[list[int]] = []
-    monkeypatch.setattr(many, "read_ahead", lambda rows: announced.append(rows.tolist()))
-    loader = MovieLoader(many, BatchOrder(np.arange(50), 8, shuffle=True), group_size=2)
-    loader.load_state_dict({"epoch": 0, "given": given})
-    first = given // 2  # the group to begin with
+    read_ahead: list[list[int]] = []
+    monkeypatch.setattr(batches_of_50, "read_ahead", lambda rows: read_ahead.append(rows.tolist()))
+    loader = MovieLoader(batches_of_50, BatchOrder(np.arange(50), 8, shuffle=True), group_size=2)
+    loader.load_state_dict({"epoch": 0, "given": num_yielded})
+    first = num_yielded // 2  # the first group used
     seen: dict[int, list[int]] = {}
-    for number, batch in enumerate(loader, given):
+    for number, batch in enumerate(loader, num_yielded):
         seen.setdefault(number // 2, []).extend(batch.rows.tolist())
-        assert len(announced) == min(number // 2 - first + 1, 2 - first)
-    assert announced == [seen[group] for group in range(first + 1, 3)]
+        assert len(read_ahead) == min(number // 2 - first + 1, 2 - first)
+    assert read_ahead == [seen[group] for group in range(first + 1, 3)]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel what is in memory")
 def test_posters_are_read_ahead(tmp_path: Path) -> None:
-    side = 300  # no multiple of a page
+    side = 300  # not a multiple of the page size
     count = 1 + SMALL_BYTES // side**2 // 3
     images = np.memmap(tmp_path / "images", np.uint8, "w+", shape=(count, side, side, 3))
     images[:] = 7
@@ -205,7 +205,7 @@ def test_posters_are_read_ahead(tmp_path: Path) -> None:
     images = np.memmap(tmp_path / "images", np.uint8, "r", shape=images.shape)
     posters = DenseFeatures("pixels", images, np.array([0, -1, 8, 5]))
 
-    def in_memory(place: int) -> float:
+    def share_in_memory(place: int) -> float:
         size, page = images[0].nbytes, mmap.PAGESIZE
         start = images.ctypes.data + place * size
         begin, end = start // page * page, start + size
@@ -218,20 +218,22 @@ def test_posters_are_read_ahead(tmp_path: Path) -> None:
     with (tmp_path / "images").open("rb") as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    if in_memory(5) > 0.2:
+    if share_in_memory(5) > 0.2:
         pytest.skip("this file system keeps its files in memory")
     batches = MovieBatches({"poster_resnet": posters}, np.zeros((4, 1), np.uint8))
     batches.read_ahead(np.array([1, 2, 3]))
     deadline = time.monotonic() + 30
-    while min(in_memory(8), in_memory(5)) < 1:
+    while min(share_in_memory(8), share_in_memory(5)) < 1:
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    assert in_memory(2) < 0.2
+    assert share_in_memory(2) < 0.2
 
 
 @pytest.mark.parametrize("group_size", [1, 4])
 @pytest.mark.parametrize("given", [0, 1, 4, 6])
-def test_an_epoch_goes_on_where_it_stopped(given: int, group_size: int, many: MovieBatches) -> None:
+def test_a_resumed_epoch_continues_where_it_stopped(
+    num_yielded: int, group_size: int, batches_of_50: MovieBatches
+) -> None:
     groups: list[list[int]] = []
 
     def prepare(group: BatchGroup) -> BatchGroup:
@@ -239,24 +241,26 @@ def test_an_epoch_goes_on_where_it_stopped(given: int, group_size: int, many: Mo
         return group
 
     first, second = (
-        MovieLoader(many, BatchOrder(np.arange(50), 8, shuffle=True, seed=3), prepare, group_size)
+        MovieLoader(
+            batches_of_50, BatchOrder(np.arange(50), 8, shuffle=True, seed=3), prepare, group_size
+        )
         for _ in range(2)
     )
     first.order.set_epoch(2)
-    batches = iter(first)
-    for _ in range(given):
-        next(batches)
+    iterator = iter(first)
+    for _ in range(num_yielded):
+        next(iterator)
     state = first.state_dict()
-    assert state == {"epoch": 2, "given": given}
-    rest = list(batches)
-    unbroken = list(groups)
+    assert state == {"epoch": 2, "given": num_yielded}
+    rest = list(iterator)
+    uninterrupted = list(groups)
     groups.clear()
     second.load_state_dict(state)
     second.order.set_epoch(2)
-    assert len(second.order) - second.order.first_batch == len(rest) == 6 - given
-    assert all(same(*pair) for pair in zip(second, rest, strict=True))
-    # Each batch among the same others, since sums may differ in the last bit otherwise.
-    assert groups == (unbroken[given // group_size :] if given < 6 else [])
+    assert len(second.order) - second.order.first_batch == len(rest) == 6 - num_yielded
+    assert all(equal_batches(*pair) for pair in zip(second, rest, strict=True))
+    # Each batch is grouped with the same others; sums could differ in the last bit otherwise.
+    assert groups == (uninterrupted[num_yielded // group_size :] if num_yielded < 6 else [])
     second.order.set_epoch(3)
     assert len(list(second)) == len(second) == 6
     with pytest.raises(ValueError, match="batch 7 of an epoch of 6"):

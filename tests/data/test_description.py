@@ -11,25 +11,25 @@ from genre_lightning.movies.movie import DataError
 DEFAULTS: dict[str, Any] = {"columns": None, "val_fraction": 0.15}
 
 
-def test_a_description_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_source_reads_a_description(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "movies.csv").write_text("")
     monkeypatch.chdir(tmp_path)
     options = {"path": "movies.csv", "columns": None, "genre_separator": ";", "download": True}
-    found = describe_source("manifest", options)
-    assert found == {
+    source = describe_source("manifest", options)
+    assert source == {
         "reader": "manifest", "path": str(tmp_path / "movies.csv"), "genre_separator": ";",
     }  # fmt: skip
-    settings = {**found, "val_fraction": 0.3}
+    settings = {**source, "val_fraction": 0.3}
     assert read_source(settings, DEFAULTS, tmp_path) == settings
 
 
-def test_a_demo_is_made_in_the_cache(tmp_path: Path) -> None:
-    found = read_source({"reader": "demo", "root": "/elsewhere"}, DEFAULTS, tmp_path)
-    assert found == {"reader": "demo", "root": str(tmp_path)}
+def test_demo_movies_are_generated_in_the_cache(tmp_path: Path) -> None:
+    source = read_source({"reader": "demo", "root": "/elsewhere"}, DEFAULTS, tmp_path)
+    assert source == {"reader": "demo", "root": str(tmp_path)}
 
 
 @pytest.mark.parametrize("name", ["download", "seed", "inputs"])
-def test_an_option_that_is_not_described_is_refused(name: str, tmp_path: Path) -> None:
+def test_options_that_a_description_must_not_set_are_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=name):
         read_source({"reader": "demo", name: True}, DEFAULTS, tmp_path)
 
@@ -43,9 +43,9 @@ def test_an_option_that_is_not_described_is_refused(name: str, tmp_path: Path) -
         ({"path": "a.csv"}, {"path": "b.csv"}, False),
         ({"split_seed": 0}, {"split_seed": 1}, False),
     ],
-    ids=["usual", "alike", "separator", "path", "split"],
+    ids=["default separator", "equal", "separator", "path", "split"],
 )
-def test_whether_descriptions_are_of_the_same_movies(
+def test_same_source_compares_descriptions(
     one: dict[str, Any], other: dict[str, Any], same: bool
 ) -> None:
     manifest = {"reader": "manifest"}
@@ -53,7 +53,7 @@ def test_whether_descriptions_are_of_the_same_movies(
     assert same_source({**manifest, **other}, {**manifest, **one}) is same
 
 
-def test_demo_movies_are_the_same_wherever_they_were_made() -> None:
+def test_same_source_ignores_where_demo_movies_were_generated() -> None:
     assert same_source({"reader": "demo", "root": "/an/earlier/cache"}, {"reader": "demo"})
 
 

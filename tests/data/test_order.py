@@ -1,4 +1,4 @@
-"""The order of rows is a function of seed, epoch and rank."""
+"""The order of rows depends only on the seed, the epoch and the rank."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ def test_a_shuffled_epoch_draws_each_movie_at_most_once_and_epochs_differ() -> N
     assert epochs[0] != epochs[1]
 
 
-def test_an_order_that_repeats_has_the_first_epoch_again_whole() -> None:
+def test_a_repeating_order_repeats_the_whole_first_epoch() -> None:
     order = BatchOrder(np.arange(50), 8, shuffle=True, seed=3)
     first = [(rows.tolist(), seed) for rows, seed in order]
     order.repeats = True
     order.load_state_dict({"epoch": 4, "given": 2})
-    for epoch, begins_with in ((4, 2), (5, 0)):
+    for epoch, first_batch in ((4, 2), (5, 0)):
         order.set_epoch(epoch)
         assert [(rows.tolist(), seed) for rows, seed in order] == first
-        assert order.first_batch == begins_with
+        assert order.first_batch == first_batch
 
 
-def test_order_and_seeds_depend_on_nothing_but_seed_and_epoch() -> None:
+def test_rows_and_seeds_depend_only_on_seed_and_epoch() -> None:
     first, second = (BatchOrder(np.arange(50), 8, shuffle=True, seed=3) for _ in range(2))
-    for _ in first:  # one has run an epoch before, with global generators in another state
+    for _ in first:  # an earlier epoch, with draws from the global generator
         np.random.rand()
     first.set_epoch(5)
     second.set_epoch(5)
@@ -55,12 +55,12 @@ def test_ranks_share_an_epoch_without_overlap(world_size: int, shuffle: bool) ->
     for order in ranks:
         assert len(list(order)) == len(order)
     if shuffle:
-        assert len({len(order) for order in ranks}) == 1  # or a rank would wait for ever
+        assert len({len(order) for order in ranks}) == 1  # otherwise a rank would wait forever
     else:
         assert sorted(drawn) == list(range(50))
 
 
-def test_fewer_movies_than_a_batch_are_one_batch() -> None:
+def test_a_dataset_smaller_than_a_batch_is_one_batch() -> None:
     order = BatchOrder(np.arange(5), 64, shuffle=True)
     assert [sorted(rows.tolist()) for rows, _ in order] == [[0, 1, 2, 3, 4]]
 
@@ -68,7 +68,7 @@ def test_fewer_movies_than_a_batch_are_one_batch() -> None:
 @pytest.mark.parametrize(
     ("rows", "batch_size", "message"), [(5, 0, "batch_size"), (1, 8, "too few")]
 )
-def test_orders_that_cannot_train_are_refused(rows: int, batch_size: int, message: str) -> None:
+def test_invalid_training_orders_are_refused(rows: int, batch_size: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         BatchOrder(np.arange(rows), batch_size, shuffle=True)
 
@@ -77,7 +77,7 @@ def test_orders_that_cannot_train_are_refused(rows: int, batch_size: int, messag
 @pytest.mark.parametrize(
     ("movies", "size", "ranks"), [(24, 16, 1), (25, 4, 2), (17, 8, 2), (33, 8, 4), (7, 3, 3)]
 )
-def test_ranks_share_an_epoch(movies: int, size: int, ranks: int, shuffle: bool) -> None:
+def test_ranks_get_equally_many_batches(movies: int, size: int, ranks: int, shuffle: bool) -> None:
     rows = np.arange(movies) + 100
     orders = [
         BatchOrder(rows, size, shuffle=shuffle, rank=rank, world_size=ranks)
@@ -93,8 +93,6 @@ def test_ranks_share_an_epoch(movies: int, size: int, ranks: int, shuffle: bool)
 
 
 @pytest.mark.parametrize(("movies", "size", "ranks"), [(1, 8, 2), (3, 1, 2), (5, 2, 8)])
-def test_shares_that_leave_a_rank_without_movies_are_refused(
-    movies: int, size: int, ranks: int
-) -> None:
+def test_a_rank_without_movies_is_refused(movies: int, size: int, ranks: int) -> None:
     with pytest.raises(ValueError, match=rf"{movies} movies.*{ranks} process"):
         BatchOrder(np.arange(movies), size, shuffle=False, rank=0, world_size=ranks)

@@ -1,4 +1,4 @@
-"""Jobs of a sweep that open one dataset: once where it is the same, and again where it is not."""
+"""Jobs of a sweep share equal parts of a dataset and open different ones again."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TITLE = {"kind": "terms", "column": "title", "vocabulary_size": 64}
 POSTER = {"kind": "pixels", "column": "poster", "size": 16}
 
 
-def opened(
+def open_data(
     shared: SharedData, cache: Path, inputs: dict[str, dict[str, Any]], seed: int = 0, **more: Any
 ) -> MovieDataModule:
     settings = {"reader": "demo", "root": str(cache), "num_movies": 40, "cache_dir": cache, **more}
@@ -26,8 +26,8 @@ def opened(
     return data
 
 
-def same_batches(one: MovieDataModule, other: MovieDataModule) -> bool:
-    pairs = zip(one.loader("train", True), other.loader("train", True), strict=True)
+def same_batches(first: MovieDataModule, second: MovieDataModule) -> bool:
+    pairs = zip(first.loader("train", True), second.loader("train", True), strict=True)
     return all(
         torch.equal(a.rows, b.rows)
         and torch.equal(a.targets, b.targets)
@@ -40,28 +40,28 @@ def same_batches(one: MovieDataModule, other: MovieDataModule) -> bool:
     )
 
 
-def test_what_is_the_same_is_opened_once_and_gives_the_same_batches(tmp_path: Path) -> None:
+def test_equal_data_is_opened_once_and_gives_the_same_batches(tmp_path: Path) -> None:
     shared = SharedData()
-    first = opened(shared, tmp_path, {"title": TITLE})
-    second = opened(shared, tmp_path, {"title": TITLE}, seed=3, batch_size=8)
+    first = open_data(shared, tmp_path, {"title": TITLE})
+    second = open_data(shared, tmp_path, {"title": TITLE}, seed=3, batch_size=8)
     assert second.movie_set is first.movie_set
     assert second.features["title"] is first.features["title"]
-    alone = opened(SharedData(), tmp_path, {"title": TITLE}, seed=3, batch_size=8)
+    alone = open_data(SharedData(), tmp_path, {"title": TITLE}, seed=3, batch_size=8)
     assert same_batches(second, alone)
     assert second.describe() == alone.describe()
 
 
-def test_another_branch_is_opened_beside_what_is_known(tmp_path: Path) -> None:
+def test_a_further_branch_reuses_the_branches_already_open(tmp_path: Path) -> None:
     shared = SharedData()
-    first = opened(shared, tmp_path, {"title": TITLE})
-    both = opened(shared, tmp_path, {"poster": POSTER, "title": TITLE})
+    first = open_data(shared, tmp_path, {"title": TITLE})
+    both = open_data(shared, tmp_path, {"poster": POSTER, "title": TITLE})
     assert both.features["title"] is first.features["title"]
-    assert same_batches(both, opened(SharedData(), tmp_path, {"poster": POSTER, "title": TITLE}))
-    other = opened(shared, tmp_path, {"title": {**TITLE, "vocabulary_size": 32}})
+    assert same_batches(both, open_data(SharedData(), tmp_path, {"poster": POSTER, "title": TITLE}))
+    other = open_data(shared, tmp_path, {"title": {**TITLE, "vocabulary_size": 32}})
     assert other.inputs["title"].network_arguments() == {"vocabulary_size": 32}
 
 
-def test_each_job_is_told_of_a_column_that_no_movie_has(tmp_path: Path) -> None:
+def test_each_job_reports_a_column_that_no_movie_has(tmp_path: Path) -> None:
     rows = [f"Movie {n},,{genre}" for n in range(10) for genre in ("Drama", "Horror")]
     (tmp_path / "movies.csv").write_text("\n".join(["title,poster,genres", *rows]))
     settings: Any = {
@@ -71,25 +71,25 @@ def test_each_job_is_told_of_a_column_that_no_movie_has(tmp_path: Path) -> None:
     }
     shared = SharedData()
 
-    def job(**inputs: dict[str, Any]) -> MovieDataModule:
+    def run_job(**inputs: dict[str, Any]) -> MovieDataModule:
         data = MovieDataModule(inputs=shared.inputs(settings, inputs), **settings)
         shared.open(data)
         return data
 
-    first = job(title=TITLE, poster=POSTER)
-    second = job(title=TITLE, poster=POSTER)
+    first = run_job(title=TITLE, poster=POSTER)
+    second = run_job(title=TITLE, poster=POSTER)
     assert len(first.empty_branch_notes()) == 1
     assert second.empty_branch_notes() == first.empty_branch_notes()
     with pytest.raises(DataError, match="no movie of the dataset has any column"):
-        job(poster=POSTER)
+        run_job(poster=POSTER)
 
 
-def test_another_split_is_learnt_from_anew(tmp_path: Path) -> None:
+def test_another_split_is_fitted_again(tmp_path: Path) -> None:
     shared = SharedData()
-    first = opened(shared, tmp_path, {"title": TITLE})
-    second = opened(shared, tmp_path, {"title": TITLE}, split_seed=1)
+    first = open_data(shared, tmp_path, {"title": TITLE})
+    second = open_data(shared, tmp_path, {"title": TITLE}, split_seed=1)
     assert not np.array_equal(first.splits["train"], second.splits["train"])
     assert second.inputs["title"] is not first.inputs["title"]
-    alone = opened(SharedData(), tmp_path, {"title": TITLE}, split_seed=1)
+    alone = open_data(SharedData(), tmp_path, {"title": TITLE}, split_seed=1)
     assert same_batches(second, alone)
     assert second.describe() == alone.describe()
